@@ -1,0 +1,65 @@
+# Two commands are all that a fresh checkout needs, with nothing there but make and Python 3.11 or newer:
+#
+#   make demo     train a small model on the text that comes with pyro_seq, and show what it has learned
+#   make test     lint, types and tests
+#
+# Both set up .venv by themselves, which takes no time the second time. With another Python: make test PYTHON=python3.12
+
+PYTHON  ?= python3
+WORKERS ?= 2#   processes that share the tests; 0 runs them in this one
+ARGS    ?=#     more arguments for pytest, or for pyroseq demo
+
+WORKERS := $(strip $(WORKERS))
+venv := .venv
+python := $(venv)/bin/python
+pip := $(python) -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+# An environment is as good as the files that it was made from, and belongs to the folder in which it was made.
+key := $(shell { pwd; cat setup.cfg constraints.txt; } | cksum | cut -d ' ' -f 1)
+installed := $(venv)/.installed-$(key)
+installed_dev := $(venv)/.installed-dev-$(key)
+
+version = $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0] + " " + "ok" * (sys.version_info[:2] >= (3, 11)))' 2>/dev/null)
+refusal = pyro_seq needs Python 3.11 or newer, and $(PYTHON) is $(or $(strip $(version)),not there): name another one, PYTHON=python3.12
+
+.PHONY: demo test lint types bench clean
+
+demo: $(installed)
+	@$(venv)/bin/pyroseq demo $(ARGS)
+
+# -P keeps this folder off sys.path, where models, guides and cli would be packages of their own.
+test: $(installed_dev) lint types
+	@$(python) -P -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(installed_dev)
+	@$(python) -m ruff check --quiet .
+	@$(python) -m ruff format --quiet --check .
+
+types: $(installed_dev)
+	@$(python) tools/typecheck.py
+
+bench: $(installed)
+	@for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do \
+		echo "== $$script"; $(python) $$script || exit 1; done
+
+clean:
+	rm -rf .venv build dist pyro_seq.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The build takes setuptools from the environment, which torch needs anyway: no second one is fetched, and constraints.txt holds
+# for it too, whatever the version of pip.
+define environment
+@$(if $(filter ok,$(version)),,$(error $(refusal)))echo "Setting up $(venv) for $(1); the first time, torch alone takes minutes to fetch"
+@$(PYTHON) -m venv $(venv)
+@rm -f $(venv)/.installed-*
+@$(pip) setuptools
+@$(pip) --no-build-isolation --editable "$(2)"
+endef
+
+$(installed):
+	$(call environment,pyroseq,.)
+	@touch $@
+
+$(installed_dev):
+	$(call environment,pyroseq and its tests,.[dev])
+	@touch $@ $(installed)

@@ -1,0 +1,75 @@
+"""`pyroseq demo`: the whole way, on the text that comes with the package."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import click
+
+from pyro_seq.cli.common import DEVICE, SEED, pick_device
+
+PROMPT = "The "
+
+
+@click.command()
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where to keep the run; a new folder in demo-runs/ if not given.",
+)
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="How long to train.")
+@SEED
+@DEVICE
+def demo(run_dir: Path | None, minutes: float, seed: int, device: str) -> None:
+    """Train on a small bundled text for a minute; samples before and after, scores of a real and of a scrambled line."""
+    from importlib.resources import as_file, files
+
+    import torch
+
+    from pyro_seq.domains import text
+    from pyro_seq.domains.text_runs import begin
+    from pyro_seq.settings import override
+
+    run_dir, where = run_dir or _new_folder(), pick_device(device)
+    settings = override(text.TextSettings(), {"training.max_minutes": minutes, "training.valid_every": 100}, "demo")
+    with as_file(files("pyro_seq.data") / "fable.txt") as corpus:
+        read = text.read_corpora(settings.text, corpus)
+        click.echo(f"The corpus is {len(read.train) + len(read.valid):,} characters of small fables, the last tenth kept for validation.")
+        torch.manual_seed(seed)
+        untrained = text.TextModel(text.new_pair(settings, read.vocabulary), read.vocabulary, settings, torch.device("cpu"))
+        untrained.pair.train(False)
+        _show("Before training, the model writes:", next(text.generate(untrained, length=200)))
+        click.echo(f"\nTraining for {minutes:g} minute{'s' * (minutes != 1)} …")
+        begin(run_dir, settings, {"train": corpus, "valid_fraction": 0.1}, seed=seed, device=where)
+    trained = text.load(run_dir, where)
+    torch.manual_seed(seed)
+    _show(
+        f"After training, it goes on from {PROMPT!r}:",
+        PROMPT + next(text.generate(trained, length=400, prompt=PROMPT, temperature=0.8)),
+    )
+
+    line = max(trained.vocabulary.decode(read.valid).splitlines()[1:-1], key=len)[:200]
+    scrambled = "".join(random.Random(seed).sample(line, len(line)))
+    click.echo("\nHow likely is a line that it has not seen, and the same line scrambled?")
+    for shown in (line, scrambled):
+        scored = text.score_symbols(trained, trained.vocabulary.encode(shown))
+        click.echo(f"  {scored.bits_per_character:6.3f} bits per character   {shown[:80]}{'…' * (len(shown) > 80)}")
+    click.echo(f"\nThe run is in {run_dir}. What comes next:")
+    click.echo(f"  pyroseq text generate --run-dir {run_dir} --prompt 'Once ' --temperature 0.7")
+    click.echo(f"  pyroseq text evaluate --run-dir {run_dir} --eval-corpus README.md")
+    click.echo(f"  tensorboard --logdir {run_dir}")
+
+
+def _new_folder() -> Path:
+    """The first of demo-runs/1, demo-runs/2, … that does not exist."""
+    number = 1
+    while (folder := Path("demo-runs") / str(number)).exists():
+        number += 1
+    return folder
+
+
+def _show(title: str, sample: str) -> None:
+    click.echo(f"\n{title}\n")
+    click.echo("\n".join("    " + line for line in sample.splitlines()))

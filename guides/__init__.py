@@ -1,0 +1,7 @@
+"""Inference networks, one file each, named after their model; a model without latents has `no_guide`."""
+
+from pyro_seq.guides.iseq import ISEQGuide
+from pyro_seq.guides.srnn import SRNNGuide
+from pyro_seq.pair import no_guide
+
+__all__ = ["ISEQGuide", "SRNNGuide", "no_guide"]

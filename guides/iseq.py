@@ -1,0 +1,84 @@
+"""The inference network of ISEQ: two recurrences, one after the other, so that each q(z_t) sees the whole sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.encoders import Encoder
+from pyro_seq.networks import NormalNet, concatenate
+from pyro_seq.recurrence import Recurrence
+from pyro_seq.sequence_guide import SequenceGuide
+from pyro_seq.sequence_model import SequenceModel
+
+
+class ISEQGuide(SequenceGuide):
+    r"""f_t = RNN(f_{t-1}, [enc(x_t), u_t]); e_t = RNN(e_{t+1}, f_t); q(z_t | e_t).
+
+        z_1           z_t
+         ^             ^
+         |             |
+        e_1 <-------- e_t
+         ^             ^
+         |             |
+        f_1 --------> f_t
+         ^             ^
+         |             |
+     [x_1, u_1]    [x_t, u_t]
+
+    Args:
+        model: the `models.ISEQ` whose latents it infers.
+        encoder: x_t → features.
+        num_inputs: size of the side inputs u_t, 0 if there are none.
+        hidden_size, num_layers, cell: of both recurrences.
+        latent_sizes: hidden layers of q's network.
+        dropout: applied to what the forward recurrence sees, in training.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        encoder: Encoder,
+        *,
+        num_inputs: int = 0,
+        cell: str = "lstm",
+        hidden_size: int = 256,
+        num_layers: int = 1,
+        latent_sizes: Sequence[int] = (64,),
+        activation: str = "relu",
+        positive: str = "softplus",
+        epsilon: float = 1e-4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(model)
+        self.encoder = encoder
+        inputs = encoder.num_features + num_inputs
+        self.forwards = Recurrence(inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+        self.backwards = Recurrence(hidden_size, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+        self.network = NormalNet(hidden_size, latent_sizes, model.latent_size, activation=activation, positive=positive, epsilon=epsilon)
+        self.dropout = nn.Dropout(dropout)
+
+    def initial_carried(self, *lead: int) -> Any:
+        """f_0 = 0."""
+        return self.forwards.initial(*lead)
+
+    def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """e_t, which has seen every observation."""
+        encoded = self.encoder(batch.values)
+        seen = encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
+        f, carried = self.forwards(self.dropout(seen), carried)
+        e, _ = self.backwards(batch.reverse(f))
+        return (batch.reverse(e),), carried
+
+    def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
+        """q(z_t | e_t)."""
+        return self.network(*evidence)
+
+    def sample_path(self, evidence: tuple[Tensor, ...], noise: Tensor, first: Tensor) -> Tensor:
+        """All steps at once, since z_t does not depend on z_{t-1}."""
+        normal = self.network(*evidence)
+        return normal.loc + normal.scale * noise

@@ -1,0 +1,86 @@
+"""The inference network of SRNN: a backward recurrence over the observations, then a chain of posteriors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.encoders import Encoder
+from pyro_seq.models.srnn import SRNN
+from pyro_seq.networks import NormalNet, concatenate
+from pyro_seq.paths import sample_path
+from pyro_seq.recurrence import Recurrence
+from pyro_seq.sequence_guide import SequenceGuide
+
+
+class SRNNGuide(SequenceGuide):
+    r"""e_t = RNN(e_{t+1}, [enc(x_t), u_t]); q(z_t | e_t, z_{t-1}).
+
+        z_0 -> z_1 ------> z_t
+                ^           ^
+                |           |
+               e_1 <------ e_t
+                ^           ^
+                |           |
+            [x_1, u_1]  [x_t, u_t]
+
+    Sequential Neural Models with Stochastic Layers (arXiv 1605.07571, sec. 3.2). With `residual` the posterior's mean is the prior's
+    plus a correction, mu_q = mu_p(d_t, z_{t-1}) + delta(e_t, z_{t-1}) (eq. 11): it starts as a small change of the prior, which
+    keeps the latents in use.
+
+    Args:
+        model: the `models.SRNN` whose latents it infers.
+        encoder: x_t → features.
+        num_inputs: size of the side inputs u_t, 0 if there are none.
+        hidden_size, num_layers, cell: of the backward recurrence.
+        latent_sizes: hidden layers of q's network.
+        dropout: applied to what the recurrence sees, in training.
+        residual: whether q's mean is the prior's plus a correction.
+    """
+
+    def __init__(
+        self,
+        model: SRNN,
+        encoder: Encoder,
+        *,
+        num_inputs: int = 0,
+        cell: str = "lstm",
+        hidden_size: int = 256,
+        num_layers: int = 1,
+        latent_sizes: Sequence[int] = (64,),
+        activation: str = "relu",
+        positive: str = "softplus",
+        epsilon: float = 1e-4,
+        dropout: float = 0.0,
+        residual: bool = True,
+    ) -> None:
+        super().__init__(model)
+        self.encoder, self.residual = encoder, residual
+        self.backwards = Recurrence(encoder.num_features + num_inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+        size = model.latent_size
+        self.network = NormalNet(hidden_size + size, latent_sizes, size, activation=activation, positive=positive, epsilon=epsilon)
+        self.dropout = nn.Dropout(dropout)
+
+    def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """e_t, which has seen x_{t:T}, and for the residual mean the model's d_t."""
+        encoded = self.encoder(batch.values)
+        seen = encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
+        e, _ = self.backwards(batch.reverse(self.dropout(seen)))
+        e = batch.reverse(e)
+        return ((e, self.model.history(batch)[0]) if self.residual else (e,)), carried
+
+    def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
+        """q(z_t | e_t, z_{t-1})."""
+        e, *d = evidence
+        shift = self.model.transition(d[0], previous).loc if d else None
+        return self.network(e, previous, shift=shift)
+
+    def sample_path(self, evidence: tuple[Tensor, ...], noise: Tensor, first: Tensor) -> Tensor:
+        """The chain of posteriors, in one kernel."""
+        e, *d = evidence
+        prior: Any = self.model.prior if d else None
+        return sample_path(noise, first, self.network, e, prior, d[0] if d else None)

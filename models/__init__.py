@@ -1,0 +1,7 @@
+"""Generative models, one file each; a model's file reads as its page in the paper."""
+
+from pyro_seq.models.iseq import ISEQ
+from pyro_seq.models.rnn import RNN
+from pyro_seq.models.srnn import SRNN
+
+__all__ = ["ISEQ", "RNN", "SRNN"]

@@ -1,0 +1,68 @@
+"""ISEQ: a sequential variational autoencoder whose latents are independent over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_seq.contexts import Context
+from pyro_seq.emissions import Emission
+from pyro_seq.networks import MLP, concatenate
+from pyro_seq.recurrence import Recurrence
+from pyro_seq.sequence_model import Layout, SequenceModel
+
+
+class ISEQ(SequenceModel):
+    r"""z_t ~ N(0, I); d_t = RNN(d_{t-1}, [c_t, z_t]); x_t ~ p(x_t | d_t).
+
+        x_1             x_t
+         ^               ^
+         |               |
+        d_1 ----------> d_t
+         ^               ^
+         |               |
+      [c_1, z_1]      [c_t, z_t]
+
+    The model `independent_sequence` of VAE-Seq (Google, 2018). Its guide is `guides.ISEQGuide`.
+
+    Args:
+        emission: p(x_t | features).
+        context: c_t, what a step may look at.
+        latent_size: Z, the size of z_t.
+        cell: `lstm` or `gru`, with `hidden_size` units in each of `num_layers` layers.
+        decoder_sizes: hidden layers between d_t and the emission.
+        dropout: applied to [c_t, z_t], between layers, and to d_t, in training.
+    """
+
+    def __init__(
+        self,
+        emission: Emission,
+        context: Context,
+        *,
+        latent_size: int = 16,
+        cell: str = "lstm",
+        hidden_size: int = 256,
+        num_layers: int = 1,
+        decoder_sizes: Sequence[int] = (),
+        activation: str = "relu",
+        dropout: float = 0.0,
+        layout: Layout = "path",
+    ) -> None:
+        super().__init__(emission, context, layout=layout)
+        self.latent_size = latent_size
+        inputs = context.num_features + latent_size
+        self.recurrence = Recurrence(inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+        self.decoder = MLP(hidden_size, decoder_sizes, emission.num_features, activation=activation)
+        self.dropout = nn.Dropout(dropout)
+
+    def initial_carried(self, *lead: int) -> Any:
+        """d_0 = 0."""
+        return self.recurrence.initial(*lead)
+
+    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+        """d_t = RNN(d_{t-1}, [c_t, z_t]), then the features of p(x_t | d_t); the prior N(0, I) is the base class's."""
+        assert latents is not None
+        d, carried = self.recurrence(self.dropout(concatenate(h, latents)), carried)
+        return self.decoder(self.dropout(d)), carried

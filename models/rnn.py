@@ -1,0 +1,66 @@
+"""A recurrent network without latents: the autoregressive model that the others have to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_seq.contexts import Context
+from pyro_seq.emissions import Emission
+from pyro_seq.networks import MLP
+from pyro_seq.recurrence import Recurrence
+from pyro_seq.sequence_model import Layout, SequenceModel
+
+
+class RNN(SequenceModel):
+    r"""d_t = RNN(d_{t-1}, c_t); x_t ~ p(x_t | d_t).
+
+        x_1           x_t
+         ^             ^
+         |             |
+        d_1 --------> d_t
+         ^             ^
+         |             |
+        c_1           c_t        (c_t: the context, usually x_{t-1})
+
+    Its likelihood is exact: log p(x_{1:T}) = sum_t log p(x_t | x_{<t}). The guide is empty (`guides.no_guide`).
+
+    Args:
+        emission: p(x_t | features).
+        context: c_t, what a step may look at.
+        cell: `lstm` or `gru`, with `hidden_size` units in each of `num_layers` layers.
+        decoder_sizes: hidden layers between d_t and the emission.
+        dropout: applied to c_t, between layers, and to d_t, in training.
+    """
+
+    def __init__(
+        self,
+        emission: Emission,
+        context: Context,
+        *,
+        cell: str = "lstm",
+        hidden_size: int = 256,
+        num_layers: int = 1,
+        decoder_sizes: Sequence[int] = (),
+        activation: str = "relu",
+        dropout: float = 0.0,
+        layout: Layout = "path",
+    ) -> None:
+        super().__init__(emission, context, layout=layout)
+        self.recurrence = Recurrence(context.num_features, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+        self.decoder = MLP(hidden_size, decoder_sizes, emission.num_features, activation=activation)
+        self.dropout = nn.Dropout(dropout)
+
+    def initial_carried(self, *lead: int) -> Any:
+        """d_0 = 0."""
+        return self.recurrence.initial(*lead)
+
+    def recur(self, contexts: Tensor, carried: Any) -> tuple[Tensor, Any]:
+        """d_t = RNN(d_{t-1}, c_t)."""
+        return self.recurrence(self.dropout(contexts), carried)
+
+    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+        """The features of p(x_t | d_t)."""
+        return self.decoder(self.dropout(h)), carried

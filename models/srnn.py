@@ -1,0 +1,87 @@
+"""SRNN: a stochastic recurrent network, whose latents form a chain beside a deterministic recurrence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from pyro_seq.contexts import Context
+from pyro_seq.emissions import Emission
+from pyro_seq.networks import MLP, NormalNet, concatenate
+from pyro_seq.recurrence import Recurrence
+from pyro_seq.sequence_model import Layout, SequenceModel
+
+
+class SRNN(SequenceModel):
+    r"""d_t = RNN(d_{t-1}, c_t); z_t ~ p(z_t | d_t, z_{t-1}); x_t ~ p(x_t | d_t, z_t).
+
+        z_0 -> z_1 ------> z_t
+             ^  |        ^  |
+             |  v        |  v
+             | x_1       | x_t
+             |  ^        |  ^
+            d_1 -------> d_t
+             ^            ^
+             |            |
+            c_1          c_t
+
+    Sequential Neural Models with Stochastic Layers (arXiv 1605.07571, sec. 3.1, eq. 2-6), with z_0 = 0 and a context c_t in place of
+    the paper's input u_t. Its guide is `guides.SRNNGuide`.
+
+    Args:
+        emission: p(x_t | features).
+        context: c_t, what a step may look at.
+        latent_size: Z, the size of z_t.
+        latent_sizes: hidden layers of the prior's network.
+        cell: `lstm` or `gru`, with `hidden_size` units in each of `num_layers` layers.
+        decoder_sizes: hidden layers between [d_t, z_t] and the emission.
+        positive, epsilon: how the prior's scale is kept positive.
+        dropout: applied to c_t, between layers, and to d_t, in training.
+    """
+
+    def __init__(
+        self,
+        emission: Emission,
+        context: Context,
+        *,
+        latent_size: int = 16,
+        latent_sizes: Sequence[int] = (64,),
+        cell: str = "lstm",
+        hidden_size: int = 256,
+        num_layers: int = 1,
+        decoder_sizes: Sequence[int] = (),
+        activation: str = "relu",
+        positive: str = "softplus",
+        epsilon: float = 1e-4,
+        dropout: float = 0.0,
+        layout: Layout = "path",
+    ) -> None:
+        super().__init__(emission, context, layout=layout)
+        self.latent_size = latent_size
+        self.recurrence = Recurrence(context.num_features, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+        self.prior = NormalNet(
+            hidden_size + latent_size, latent_sizes, latent_size, activation=activation, positive=positive, epsilon=epsilon
+        )
+        self.decoder = MLP(hidden_size + latent_size, decoder_sizes, emission.num_features, activation=activation)
+        self.dropout = nn.Dropout(dropout)
+
+    def initial_carried(self, *lead: int) -> Any:
+        """d_0 = 0."""
+        return self.recurrence.initial(*lead)
+
+    def recur(self, contexts: Tensor, carried: Any) -> tuple[Tensor, Any]:
+        """d_t = RNN(d_{t-1}, c_t)."""
+        d, carried = self.recurrence(self.dropout(contexts), carried)
+        return self.dropout(d), carried
+
+    def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
+        """p(z_t | d_t, z_{t-1})."""
+        return self.prior(h, previous)
+
+    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+        """The features of p(x_t | d_t, z_t)."""
+        assert latents is not None
+        return self.decoder(concatenate(h, latents)), carried

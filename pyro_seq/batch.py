@@ -1,0 +1,232 @@
+"""`SequenceBatch`: sequences of unequal length side by side, and the Pyro idioms that go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from copy import copy
+from typing import Any, TypeVar
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_seq.errors import UserError
+from pyro_seq.trees import map_tensors
+
+Values = Tensor | dict[str, Tensor]
+T = TypeVar("T")
+
+
+class SequenceBatch:
+    """N sequences x_{1:T}, padded to the longest, and what a pair may know of them.
+
+    Args:
+        values: observations `[N, T, *event]`, a dict of such tensors for a named group, or `None` for "to be sampled".
+        lengths: number of steps of each sequence `[N]`, between 0 and T; `None` if all have T steps.
+        inputs: side inputs u_{1:T} `[N, T, C]` that the model may look at but does not explain.
+        state: what came before the first step, as the model and the guide returned it (`{"model": …, "guide": …}`); `None` at
+            a sequence's beginning. So a long document is worked through in windows.
+        num_steps: T, where neither `values` nor `inputs` tells it.
+
+    Padding is zeroed on the way in, so nothing that stands there can reach a loss or a gradient. NaN and infinities in the active
+    part are refused with `UserError`, as are shapes that do not fit.
+    """
+
+    def __init__(
+        self,
+        values: Values | None,
+        lengths: Tensor | Sequence[int] | None = None,
+        *,
+        inputs: Tensor | None = None,
+        state: Any = None,
+        num_steps: int | None = None,
+    ) -> None:
+        named = _named_values(values) | ({} if inputs is None else {"inputs": inputs})
+        size, steps, device = _common_shape(named, lengths)
+        self.lengths = _whole_numbers(size, steps, device, lengths)
+        shortest, longest = (int(self.lengths.min()), int(self.lengths.max())) if size else (0, 0)
+        self.num_steps: int = steps if steps is not None else longest if num_steps is None else num_steps
+        if shortest < 0 or longest > self.num_steps:
+            raise UserError(f"lengths of a SequenceBatch must lie in 0…{self.num_steps}, got {shortest}…{longest}")
+        self.is_full = shortest == self.num_steps
+        self.state = state
+        self._memo: dict[Hashable, Any] | None = None
+        self._mask = torch.arange(self.num_steps, device=self.lengths.device) < self.lengths.unsqueeze(-1)
+        self.inputs = None if inputs is None else self._cleaned("inputs", inputs)
+        if isinstance(values, dict):
+            self.values: Values | None = {name: self._cleaned(name, value) for name, value in values.items()}
+        else:
+            self.values = None if values is None else self._cleaned("values", values)
+
+    def _cleaned(self, name: str, tensor: Tensor) -> Tensor:
+        mask = self._mask[(..., *(None,) * (tensor.dim() - 2))]
+        if tensor.is_floating_point():
+            wrong = ~tensor.detach().isfinite() & mask
+            if wrong.any():
+                where = wrong.nonzero()[0]
+                row, step = where[:2].tolist()
+                found = tensor[tuple(where)].item()
+                raise UserError(f"{name} of a SequenceBatch must be finite: sequence {row}, step {step} holds {found}")
+        return tensor if self.is_full else torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+
+    @classmethod
+    def of(cls, sequences: Iterable[Tensor], *, inputs: Iterable[Tensor] | None = None) -> SequenceBatch:
+        """The batch of sequences `[T_n, *event]` of any lengths, padded, with side inputs `[T_n, C]` if given."""
+        sequences = list(sequences)
+        if not sequences:
+            raise UserError("a SequenceBatch needs at least one sequence")
+        padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+        padded_inputs = None if inputs is None else torch.nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
+        return cls(padded, [len(sequence) for sequence in sequences], inputs=padded_inputs)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __repr__(self) -> str:
+        values = {name: list(tensor.shape) for name, tensor in _named_values(self.values).items()} or "to be sampled"
+        return f"SequenceBatch({len(self)} sequences, {self.num_steps} steps, {values})"
+
+    # what a model and a guide say at each step
+
+    @property
+    def mask(self) -> Tensor:
+        """Which steps belong to a sequence: `[N, T]`, `True` up to each length."""
+        return self._mask
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.lengths.device
+
+    @property
+    def num_observations(self) -> int:
+        """Steps in all, padding left out: what figures per step are divided by."""
+        return int(self.lengths.sum())
+
+    def plate(self) -> AbstractContextManager[Any]:
+        """The plate of the sequences: `pyro.plate("sequences", N, dim=-1)`."""
+        return pyro.plate("sequences", len(self), dim=-1)
+
+    def steps(self) -> Iterable[int]:
+        """The time loop: `pyro.markov(range(T))`."""
+        return pyro.markov(range(self.num_steps))
+
+    def active(self, t: int) -> AbstractContextManager[Any]:
+        """A `poutine.mask` that leaves out the sequences that have ended before step `t` (counted from 0)."""
+        active: Any = self._mask[:, t]
+        return poutine.mask(mask=active)
+
+    def at(self, t: int) -> Any:
+        """The observations of step `t`, `[N, *event]` (a dict of such for a named group), or `None` when they are to be sampled."""
+        return None if self.values is None else map_tensors(lambda value: value[:, t], self.values)
+
+    def inputs_at(self, t: int) -> Tensor | None:
+        """The side inputs of step `t`, `[N, C]`."""
+        return None if self.inputs is None else self.inputs[:, t]
+
+    def reverse(self, sequence: Tensor) -> Tensor:
+        """Each sequence of `[*lead, N, T, F]` turned round within its own length; padding stays where it is.
+
+        Its own inverse: a backward recurrence is `reverse(recurrence(reverse(x)))`.
+        """
+        if self.is_full:
+            return sequence.flip(-2)
+        steps = torch.arange(self.num_steps, device=self.device)
+        source = torch.where(self._mask, self.lengths.unsqueeze(-1) - 1 - steps, steps)
+        flat = (source + self.num_steps * torch.arange(len(self), device=self.device).unsqueeze(-1)).flatten()
+        return sequence.flatten(-3, -2).index_select(-2, flat).view(sequence.shape)
+
+    def last(self, sequence: Tensor, before: Tensor, event_dim: int = 1) -> Tensor:
+        """The entry of `[*lead, N, T, *event]` at each sequence's last step, or `before` `[*lead, N, *event]` if it has no step."""
+        time = sequence.dim() - 1 - event_dim
+        if self.is_full and self.num_steps:
+            return sequence.select(time, self.num_steps - 1)
+        lead, event = sequence.shape[:time], sequence.shape[time + 1 :]
+        extended = torch.cat([before.expand(*lead, *event).unsqueeze(time), sequence], time)
+        index = self.lengths.view(-1, *(1,) * (event_dim + 1)).expand(*lead, 1, *event)
+        return extended.take_along_dim(index, time).squeeze(time)
+
+    # what the tools do with a batch
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """`compute()`, computed once for a batch that is `remembering()`: what the model and its guide both need of the same batch."""
+        if self._memo is None:
+            return compute()
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]
+
+    def remembering(self) -> SequenceBatch:
+        """The same batch with a fresh memory for `once`.
+
+        Good for a single evaluation of a single set of parameters: what it remembers is part of that evaluation's graph.
+        """
+        batch = copy(self)
+        batch._memo = {}
+        return batch
+
+    def without_values(self) -> SequenceBatch:
+        """The same batch with its observations left to be sampled."""
+        batch = copy(self)
+        batch.values = None
+        return batch
+
+    def with_state(self, state: Any) -> SequenceBatch:
+        """The same batch, preceded by what led to `state`."""
+        batch = copy(self)
+        batch.state = state
+        return batch
+
+    def repeat(self, particles: int) -> SequenceBatch:
+        """Every sequence `particles` times, the copies of one sequence side by side: `[N * particles, T, …]`."""
+        return self._mapped(lambda tensor: tensor.repeat_interleave(particles, 0))
+
+    def select(self, index: Tensor | slice) -> SequenceBatch:
+        """The sequences at `index`."""
+        return self._mapped(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str) -> SequenceBatch:
+        """The batch with all its tensors on `device`."""
+        return self._mapped(lambda tensor: tensor.to(device))
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> SequenceBatch:
+        """Every tensor of the batch mapped along its first dimension; already clean, so nothing is checked again."""
+        batch = copy(self)
+        parts = (self.values, self.inputs, self.lengths, self._mask, self.state)
+        batch.values, batch.inputs, batch.lengths, batch._mask, batch.state = map_tensors(function, parts)
+        batch._memo = None
+        return batch
+
+
+def _named_values(values: Values | None) -> dict[str, Tensor]:
+    if values is None:
+        return {}
+    return dict(values) if isinstance(values, dict) else {"values": values}
+
+
+def _common_shape(named: dict[str, Tensor], lengths: Tensor | Sequence[int] | None) -> tuple[int, int | None, torch.device]:
+    """(N, T, device) that all tensors share; T is `None` where only the lengths are given."""
+    for name, tensor in named.items():
+        if tensor.dim() < 2:
+            raise UserError(f"{name} of a SequenceBatch must be [N, T, …], got shape {list(tensor.shape)}")
+    if len({tensor.shape[:2] for tensor in named.values()}) > 1:
+        described = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in named.items())
+        raise UserError(f"values and inputs of a SequenceBatch must agree in [N, T], got {described}")
+    if named:
+        first = next(iter(named.values()))
+        return first.shape[0], first.shape[1], first.device
+    if lengths is None:
+        raise UserError("a SequenceBatch without values and inputs needs lengths")
+    return len(lengths), None, lengths.device if isinstance(lengths, Tensor) else torch.device("cpu")
+
+
+def _whole_numbers(size: int, steps: int | None, device: torch.device, lengths: Tensor | Sequence[int] | None) -> Tensor:
+    """The lengths `[N]` as a tensor on the device."""
+    if lengths is None:
+        return torch.full((size,), steps or 0, device=device)
+    checked = torch.as_tensor(lengths, device=device)
+    if checked.shape != (size,) or checked.is_floating_point():
+        raise UserError(f"lengths of a SequenceBatch must be {size} whole numbers, got {list(checked.shape)} {checked.dtype}")
+    return checked.long()

@@ -1,0 +1,151 @@
+"""Contexts c_t: what a step may look at before its observation is known.
+
+A context is a recurrence without parameters of its own over the observations: `features(state, u_t)` before x_t is known, then
+`observe(state, x_t)`. `over` is the same for all steps of known observations at once (teacher forcing).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.encoders import Encoder
+from pyro_seq.errors import UserError
+from pyro_seq.networks import concatenate
+from pyro_seq.trees import map_tensors
+
+
+class Context(nn.Module):
+    """The base of all contexts; `num_features` is the size of c_t."""
+
+    num_features: int
+
+    def initial(self, *lead: int) -> Any:
+        """The state before the first step of `lead` sequences."""
+        return ()
+
+    def features(self, state: Any, inputs: Tensor | None) -> Tensor:
+        """c_t `[*lead, num_features]` from the state before step t and the side inputs u_t `[*lead, C]`."""
+        raise TypeError(f"{type(self).__name__} must define features(state, inputs)")
+
+    def observe(self, state: Any, observation: Any) -> Any:
+        """The state after x_t `[*lead, *event]`."""
+        return state
+
+    def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
+        """(c_{1:T} `[N, T, num_features]`, the state after each sequence's last step), equal to stepping through the batch."""
+        raise TypeError(f"{type(self).__name__} must define over(batch, state)")
+
+
+class LastObservations(Context):
+    """The encodings of the last `count` observations, the most recent one last, optionally passed through a `combiner`.
+
+    c_t = combiner([enc(x_{t-n}), …, enc(x_{t-1})]); before a sequence's beginning an encoding is zero.
+
+    Args:
+        encoder: x_t → features.
+        count: n, how far back a step looks.
+        combiner: a module `[..., n * F]` → `[..., combiner.output_size]`, for instance `networks.MLP`.
+    """
+
+    def __init__(self, encoder: Encoder, count: int = 1, combiner: nn.Module | None = None) -> None:
+        super().__init__()
+        if count < 1:
+            raise ValueError(f"LastObservations must look back at least 1 step, got {count}")
+        self.encoder, self.count, self.combiner = encoder, count, combiner
+        sizes = count * encoder.num_features
+        self.num_features = sizes if combiner is None else int(combiner.output_size)  # type: ignore[arg-type]
+
+    def initial(self, *lead: int) -> dict[str, Any]:
+        """Blank observations `[*lead, n, *event]` and, for each, whether it was observed."""
+        device = next((parameter.device for parameter in self.parameters()), None)
+        known = torch.zeros(*lead, self.count, dtype=torch.bool, device=device)
+        return {"observations": self.encoder.blank(*lead, self.count, device=device), "known": known}
+
+    def features(self, state: Any, inputs: Tensor | None) -> Tensor:
+        """c_t from the last n observations."""
+        encoded = self.encoder(state["observations"]) * state["known"].unsqueeze(-1)
+        return self._combine(encoded.flatten(-2))
+
+    def observe(self, state: Any, observation: Any) -> Any:
+        """The window of n observations moved on by one."""
+        lead = state["known"].dim() - 1
+
+        def move(window: Tensor, latest: Tensor) -> Tensor:
+            return torch.cat([window.narrow(lead, 1, self.count - 1), latest.to(window.dtype).unsqueeze(lead)], lead)
+
+        known = move(state["known"], torch.ones_like(state["known"][..., 0]))
+        return {"observations": map_tensors(move, state["observations"], observation), "known": known}
+
+    def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
+        """All steps at once: the n encodings before each step, from the observations shifted by 1 … n."""
+        history = map_tensors(lambda before, x: torch.cat([before, x.to(before.dtype)], 1), state["observations"], batch.values)
+        known = torch.cat([state["known"], batch.mask], 1)
+        steps = batch.num_steps
+        last = batch.lengths.unsqueeze(-1) + torch.arange(self.count, device=batch.device)
+        after = {
+            "observations": map_tensors(lambda x: x[torch.arange(len(batch), device=batch.device).unsqueeze(-1), last], history),
+            "known": known.gather(1, last),
+        }
+        length = self.count + steps - 1
+        encoded = self.encoder(map_tensors(lambda x: x[:, :length], history)) * known[:, :length].unsqueeze(-1)
+        return self._combine(torch.cat([encoded[:, i : i + steps] for i in range(self.count)], -1)), after
+
+    def _combine(self, encoded: Tensor) -> Tensor:
+        return encoded if self.combiner is None else self.combiner(encoded)
+
+
+class PreviousObservation(LastObservations):
+    """The encoding of the observation before: c_t = enc(x_{t-1}), zero at a sequence's beginning."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder, count=1)
+
+
+class SideInputs(Context):
+    """The side inputs: c_t = u_t, or enc(u_t) with an encoder of events of shape `[size]`."""
+
+    def __init__(self, size: int, encoder: Encoder | None = None) -> None:
+        super().__init__()
+        self.size, self.encoder = size, encoder
+        self.num_features = size if encoder is None else encoder.num_features
+
+    def features(self, state: Any, inputs: Tensor | None) -> Tensor:
+        """u_t; raises `UserError` if the batch has none, or of another size."""
+        if inputs is None or inputs.shape[-1] != self.size:
+            got = "none" if inputs is None else f"{inputs.shape[-1]}"
+            raise UserError(f"this model's context wants side inputs of size {self.size}, the batch has {got}")
+        return inputs if self.encoder is None else self.encoder(inputs)
+
+    def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
+        """u_{1:T}."""
+        return self.features(state, batch.inputs), state
+
+
+class Chain(Context):
+    """Several contexts at once, their features side by side."""
+
+    def __init__(self, *contexts: Context) -> None:
+        super().__init__()
+        self.contexts: Any = nn.ModuleList(contexts)
+        self.num_features = sum(context.num_features for context in contexts)
+
+    def initial(self, *lead: int) -> tuple[Any, ...]:
+        """The contexts' states."""
+        return tuple(context.initial(*lead) for context in self.contexts)
+
+    def features(self, state: Any, inputs: Tensor | None) -> Tensor:
+        """The contexts' features, in order."""
+        return concatenate(*(context.features(part, inputs) for context, part in zip(self.contexts, state, strict=True)))
+
+    def observe(self, state: Any, observation: Any) -> tuple[Any, ...]:
+        """Every context observes."""
+        return tuple(context.observe(part, observation) for context, part in zip(self.contexts, state, strict=True))
+
+    def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
+        """The contexts' features over all steps, side by side."""
+        parts = [context.over(batch, part) for context, part in zip(self.contexts, state, strict=True)]
+        return concatenate(*(features for features, _ in parts)), tuple(after for _, after in parts)

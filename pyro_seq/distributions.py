@@ -1,0 +1,115 @@
+"""Sequence-shaped distributions: a whole latent path as one value, in the way of `pyro.distributions.GaussianHMM`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints, kl_divergence, register_kl
+
+Conditional = Callable[[Tensor, slice], dist.Normal]
+Sampler = Callable[[Tensor, Tensor], Tensor]
+
+
+class MarkovPath(TorchDistribution):
+    """A path z_{1:T} of vectors with a normal conditional at each step: p(z_{1:T}) = prod_t N(z_t; loc_t(z_{t-1}), scale_t(z_{t-1})).
+
+    The density of a given path needs no loop: every conditional is computed at once from the path shifted by one step. Only
+    sampling is sequential.
+
+    Args:
+        first: z_0 `[*batch, Z]`.
+        conditional: `conditional(previous, steps)` is the normal of batch shape `[*batch, S, Z]` of z at the given slice of S steps,
+            from the latents before each of them `[*batch, S, Z]`.
+        num_steps: T.
+        active: `[*batch, T]`, `False` where a step is padding and its density left out; `None` for no padding.
+        sampler: a faster equal of the loop over `conditional`: `sampler(noise [*batch, T, Z], first [*batch, Z])` is the path that
+            standard normal noise becomes, z_t = loc_t + scale_t noise_t.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own form)
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = True
+
+    def __init__(
+        self,
+        first: Tensor,
+        conditional: Conditional,
+        num_steps: int,
+        *,
+        active: Tensor | None = None,
+        sampler: Sampler | None = None,
+    ) -> None:
+        self.first, self.conditional, self.num_steps, self.active = first, conditional, num_steps, active
+        self.sampler = self._by_steps if sampler is None else sampler
+        self._latest: tuple[Tensor, dist.Normal] | None = None
+        self._sampled: Tensor | None = None
+        super().__init__(first.shape[:-1], torch.Size([num_steps, first.shape[-1]]), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: object = None) -> MarkovPath:
+        """The same distribution with more batch dimensions on the left, or broadcast ones."""
+        first = self.first.expand(*batch_shape, self.first.shape[-1])
+        sampler = None if self.sampler == self._by_steps else self.sampler
+        return MarkovPath(first, self.conditional, self.num_steps, active=self.active, sampler=sampler)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """A path `[*sample_shape, *batch, T, Z]`, differentiable in everything that the conditionals are computed from."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        first = self.first.expand(*shape, self.first.shape[-1])
+        noise = torch.randn(*shape, *self.event_shape, dtype=first.dtype, device=first.device)
+        self._sampled = self.sampler(noise, first)
+        return self._sampled
+
+    def _by_steps(self, noise: Tensor, first: Tensor) -> Tensor:
+        path, previous = [], first.unsqueeze(-2)
+        for t in range(self.num_steps):
+            normal = self.conditional(previous, slice(t, t + 1))
+            previous = normal.loc + normal.scale * noise[..., t : t + 1, :]
+            path.append(previous)
+        return torch.cat(path, -2) if path else noise
+
+    def at(self, path: Tensor) -> dist.Normal:
+        """The conditionals that a path meets: a normal of batch shape `[*batch, T, Z]`."""
+        if self._latest is None or self._latest[0] is not path:
+            first = self.first.unsqueeze(-2).expand(*path.shape[:-2], 1, path.shape[-1])
+            previous = torch.cat([first, path[..., :-1, :]], -2)
+            self._latest = path, self.conditional(previous, slice(None))
+        return self._latest[1]
+
+    def step_log_prob(self, path: Tensor) -> Tensor:
+        """log p(z_t | z_{t-1}) of each step of a path, `[*batch, T]`, in nats; zero at padding."""
+        return self.masked(self.at(path).log_prob(path).sum(-1))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(z_{1:T}) `[*batch]`, in nats."""
+        return self.step_log_prob(value).sum(-1)
+
+    def masked(self, steps: Tensor) -> Tensor:
+        """Figures per step `[*batch, T]`, those at padding set to zero."""
+        return steps if self.active is None else torch.where(self.active, steps, steps.new_zeros(()))
+
+    @property
+    def latest_sample(self) -> Tensor:
+        """The path that was sampled last: the one at which a divergence from this distribution is evaluated."""
+        if self._sampled is None:
+            raise NotImplementedError("the divergence between two Markov paths is evaluated at a sample of the first: sample it")
+        return self._sampled
+
+
+def step_kl(q: MarkovPath, p: MarkovPath) -> Tensor:
+    """KL(q(z_t | z_{t-1}) || p(z_t | z_{t-1})) `[*batch, T, Z]` in nats, at q's latest sample; padding is not masked."""
+    path = q.latest_sample
+    return kl_divergence(q.at(path), p.at(path))
+
+
+@register_kl(MarkovPath, MarkovPath)
+def _kl_markov_paths(q: MarkovPath, p: MarkovPath) -> Tensor:
+    """Sum over steps of the divergence between the conditionals at q's latest sample: unbiased for KL(q || p).
+
+    It is the Monte Carlo estimate with each step's own noise integrated out, which lowers its variance.
+    """
+    return q.masked(step_kl(q, p).sum(-1)).sum(-1)

@@ -1,0 +1,88 @@
+"""Text runs in their folders: begin one, go on with one; the bundled presets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyro_seq.domains.text import KIND, TextModel, TextSettings, read_corpora, train
+from pyro_seq.domains.vocabulary import Vocabulary, read_bytes
+from pyro_seq.errors import UserError
+from pyro_seq.runs import RunFolder
+from pyro_seq.settings import flatten, override
+
+PRESETS: dict[str, dict[str, Any]] = {"default": {}, "best": {}}
+
+
+def begin(run_dir: Path, settings: TextSettings, corpora: Mapping[str, Any], *, seed: int, **options: Any) -> TextModel:
+    """Begin a run in a folder and train it; `corpora` are the arguments of `read_corpora` besides its settings.
+
+    The folder keeps the settings, the vocabulary, and where the corpora lie with their fingerprints. Nothing is written before the
+    corpora have been read and found sound.
+    """
+    run = RunFolder(run_dir, KIND)
+    if run.exists():
+        run.create({}, {})  # says that a run is there
+    read = read_corpora(settings.text, **corpora)
+    _check_window(len(read.train), settings, corpora["train"])
+    files = {name: corpora[name] for name in ("train", "valid") if corpora.get(name) is not None}
+    data = {
+        "seed": seed,
+        "valid_fraction": corpora["valid_fraction"],
+        "files": {name: {"path": str(Path(path).resolve()), "sha256": fingerprint(path)} for name, path in files.items()},
+    }
+    run.create(dict(flatten(settings)), {"vocabulary.json": read.vocabulary.to_json(), "corpora.json": data})
+    return train(read, settings, run, seed=seed, **options)
+
+
+def go_on(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), corpus: Path | None = None, **options: Any) -> TextModel:
+    """Go on with the run of a folder from its last checkpoint.
+
+    Args:
+        run_dir: the folder.
+        changes: settings that may change, how long to train, by dotted name.
+        fixed: names of options that were given though a run's settings cannot change: refused.
+        corpus: where the training corpus lies now, if it has moved.
+        options: of `train`.
+
+    Raises `UserError` if the folder holds no run, or a corpus is not the one that the run was begun with.
+    """
+    run = RunFolder(run_dir, KIND)
+    where = str(run_dir / "run.json")
+    settings = override(TextSettings(), run.settings(), where)
+    if fixed:
+        named = ", ".join("--set" if name == "words" else f"--{name}" for name in fixed)
+        raise UserError(f"{named}: a run goes on with the settings it was begun with; only --num-steps and --max-minutes may change")
+    settings = override(settings, changes, "--resume")
+    document = run.read_json("corpora.json")
+    try:
+        files = {name: (Path(entry["path"]), str(entry["sha256"])) for name, entry in document["files"].items()}
+        seed, fraction = int(document["seed"]), float(document["valid_fraction"])
+        train_path = files["train"][0]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{run_dir / 'corpora.json'} is damaged") from None
+    paths = {name: path for name, (path, _) in files.items()} | ({"train": corpus} if corpus is not None else {"train": train_path})
+    for name, path in paths.items():
+        if fingerprint(path) != files[name][1]:
+            raise UserError(f"{path} is not the {name} corpus that the run in {run_dir} was begun with: its contents differ")
+    vocabulary = Vocabulary.from_json(run.read_json("vocabulary.json"), run_dir / "vocabulary.json")
+    read = read_corpora(settings.text, valid_fraction=fraction, vocabulary=vocabulary, **paths)
+    if changes:
+        run.write_json("run.json", {**run.read_json("run.json"), "settings": dict(flatten(settings))})
+    return train(read, settings, run, seed=seed, resume=True, **options)
+
+
+def fingerprint(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    for chunk in read_bytes(Path(path)):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_window(length: int, settings: TextSettings, path: Path) -> None:
+    window = settings.text.window
+    if length < window:
+        raise UserError(f"{path} leaves {length:,} symbols to train on, fewer than one window of {window:,}: lower text.window")

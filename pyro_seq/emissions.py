@@ -1,0 +1,206 @@
+"""Emissions p(x_t | features): which distribution an observation has, as a function of features that a model computes.
+
+An emission says how many features it wants (`num_features`), what one observation looks like (`event_shape`) and which
+distribution given features describe. `Independent` makes a vector of events of one, `Joint` a named group of several; music and
+games are compositions of these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_seq.errors import UserError
+from pyro_seq.networks import Positive
+
+Distribution = Any  # a pyro TorchDistribution, or a dict of them for a Joint
+
+
+class Emission(nn.Module):
+    """p(x_t | features); the base of all emissions.
+
+    `forward(features [..., num_features])` is a distribution of batch shape `[...]` and event shape `event_shape`. An emission may
+    have parameters of its own (an autoregressive one does); those here have none: a model's own network computes the features.
+    """
+
+    num_features: int
+    event_shape: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None  # of an observation; None for the default floating-point type
+    filler: float = 0.0  # a value within the support, for padding
+
+    def forward(self, features: Tensor) -> Distribution:
+        """The distribution of x_t."""
+        raise TypeError(f"{type(self).__name__} must define forward(features)")
+
+    def prepare(self, values: Any, mask: Tensor) -> Any:
+        """Observations `[N, T, *event]` as the distribution takes them: of its dtype, padding (not `mask`) inside the support.
+
+        A density of minus infinity at a padded step would turn into NaN gradients, however it is masked afterwards.
+        """
+        if values.shape[2:] != self.event_shape:
+            expected, got = list(self.event_shape), list(values.shape[2:])
+            raise UserError(f"{type(self).__name__} observations must have event shape {expected}, got {got}")
+        if self.dtype is not None or not values.is_floating_point():
+            values = values.to(self.dtype or torch.get_default_dtype())
+        if self.filler == 0.0:
+            return values
+        return torch.where(mask[(..., *(None,) * len(self.event_shape))], values, values.new_tensor(self.filler))
+
+    def stack(self, observations: Sequence[Any], mask: Tensor | None = None) -> Any:
+        """The observations of T steps `[*lead, *event]` as one sequence `[*lead, T, *event]`, zero where the mask is `False`."""
+        events = len(self.event_shape)
+        values = torch.stack(list(observations), observations[0].dim() - events)
+        return values if mask is None else torch.where(mask[(..., *(None,) * events)], values, values.new_zeros(()))
+
+
+class Categorical(Emission):
+    """One of `num_categories` symbols, 0 … num_categories - 1: p(x = k) = softmax(features)_k."""
+
+    dtype = torch.long
+
+    def __init__(self, num_categories: int) -> None:
+        super().__init__()
+        self.num_features = self.num_categories = _positive("num_categories", num_categories)
+
+    def forward(self, features: Tensor) -> dist.Categorical:
+        """Logits `[..., num_categories]`."""
+        return dist.Categorical(logits=features)
+
+
+class Bernoulli(Emission):
+    """A yes or no, 1 or 0: p(x = 1) = sigmoid(feature)."""
+
+    num_features = 1
+
+    def forward(self, features: Tensor) -> dist.Bernoulli:
+        """Logits `[..., 1]`."""
+        return dist.Bernoulli(logits=features.squeeze(-1))
+
+
+class Binomial(Emission):
+    """How many of `total_count` trials succeeded, each with probability sigmoid(feature)."""
+
+    num_features = 1
+
+    def __init__(self, total_count: int) -> None:
+        super().__init__()
+        self.total_count = _positive("total_count", total_count)
+
+    def forward(self, features: Tensor) -> dist.Binomial:
+        """Logits `[..., 1]`."""
+        return dist.Binomial(total_count=self.total_count, logits=features.squeeze(-1))
+
+
+class Normal(Emission):
+    """A real number: N(f_1, positive(f_2)), the second argument being the scale."""
+
+    num_features = 2
+
+    def __init__(self, *, positive: str = "softplus", epsilon: float = 1e-3) -> None:
+        super().__init__()
+        self.positive = Positive(positive, epsilon)
+
+    def forward(self, features: Tensor) -> dist.Normal:
+        """Location and raw scale `[..., 2]`."""
+        return dist.Normal(features[..., 0], self.positive(features[..., 1]))
+
+
+class Beta(Emission):
+    """A number between 0 and 1: Beta(positive(f_1), positive(f_2)), the two concentrations."""
+
+    num_features = 2
+    filler = 0.5
+
+    def __init__(self, *, positive: str = "softplus", epsilon: float = 1e-3) -> None:
+        super().__init__()
+        self.positive = Positive(positive, epsilon)
+
+    def forward(self, features: Tensor) -> dist.Beta:
+        """Raw concentrations `[..., 2]`."""
+        concentration1, concentration0 = self.positive(features).unbind(-1)
+        return dist.Beta(concentration1, concentration0)
+
+
+class Independent(Emission):
+    """A vector (or array) of events, each with features of its own: p(x | f) = prod_i p_i(x_i | f_i).
+
+    Args:
+        event: the emission of one entry.
+        shape: the shape of the vector, a number or a sequence of numbers.
+    """
+
+    def __init__(self, event: Emission, shape: int | Sequence[int]) -> None:
+        super().__init__()
+        self.event = event
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        for size in self.shape:
+            _positive("shape", size)
+        self.event_shape = (*self.shape, *event.event_shape)
+        self.num_features = math.prod(self.shape) * event.num_features
+        self.dtype, self.filler = event.dtype, event.filler
+
+    def forward(self, features: Tensor) -> Distribution:
+        """The entries' features one after the other `[..., prod(shape) * event.num_features]`."""
+        return self.event(features.unflatten(-1, (*self.shape, self.event.num_features))).to_event(len(self.shape))
+
+
+class Joint(Emission):
+    """A named group of observations, independent given the features: p({x^a, x^b} | f) = p_a(x^a | f_a) p_b(x^b | f_b).
+
+    Observations are dicts of tensors by the same names; `forward` returns a dict of distributions. Groups do not nest.
+    """
+
+    def __init__(self, emissions: Mapping[str, Emission]) -> None:
+        super().__init__()
+        if not emissions or any(isinstance(emission, Joint) for emission in emissions.values()):
+            raise ValueError("Joint takes at least one emission by name, none of them a Joint")
+        self.emissions: Any = nn.ModuleDict(emissions)
+        self.sizes = [emission.num_features for emission in emissions.values()]
+        self.num_features = sum(self.sizes)
+
+    def forward(self, features: Tensor) -> dict[str, Distribution]:
+        """The emissions' features one after the other, in the group's order."""
+        parts = features.split(self.sizes, -1)
+        return {name: emission(part) for (name, emission), part in zip(self.emissions.items(), parts, strict=True)}
+
+    def prepare(self, values: Any, mask: Tensor) -> dict[str, Tensor]:
+        """Each observation as its own emission takes it; raises `UserError` if the names differ."""
+        if not isinstance(values, dict) or set(values) != set(self.emissions):
+            got = sorted(values) if isinstance(values, dict) else "one tensor"
+            raise UserError(f"this Joint emission observes {sorted(self.emissions)}, got {got}")
+        return {name: emission.prepare(values[name], mask) for name, emission in self.emissions.items()}
+
+    def stack(self, observations: Sequence[Any], mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Each member's observations as one sequence."""
+        return {name: emission.stack([step[name] for step in observations], mask) for name, emission in self.emissions.items()}
+
+
+def observe(name: str, distribution: Distribution, obs: Any = None) -> Any:
+    """The `pyro.sample` statement of an observation; for a named group one statement a member, at `{name}_{member}`.
+
+    Returns the value (a dict of values for a group); `obs=None` samples it.
+    """
+    if not isinstance(distribution, dict):
+        return pyro.sample(name, distribution, obs=obs)
+    return {
+        member: pyro.sample(f"{name}_{member}", part, obs=None if obs is None else obs[member]) for member, part in distribution.items()
+    }
+
+
+def over_time(distribution: Distribution, mask: Tensor | None) -> Distribution:
+    """Steps `[..., T]` made one event: log p(x_{1:T}) = sum_t mask_t log p(x_t); `mask` `[..., T]` leaves padding out."""
+    if isinstance(distribution, dict):
+        return {name: over_time(part, mask) for name, part in distribution.items()}
+    return (distribution if mask is None else distribution.mask(mask)).to_event(1)
+
+
+def _positive(name: str, number: int) -> int:
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number

@@ -1,0 +1,26 @@
+"""A user's mistake, said in one line, and the nearest right word for a wrong one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can put right: what was wrong, where, and what would be right, in one line.
+
+    The command prints the line and ends with exit code 2; from Python it is a `ValueError` like any other.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known word, else the list of those known; the tail of an error message."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if not near:  # a dotted name's last part may be right though its group is wrong
+        tails = {k.rsplit(".", 1)[-1]: k for k in known}
+        tail = difflib.get_close_matches(word.rsplit(".", 1)[-1], tails, n=1, cutoff=0.7)
+        near = [tails[tail[0]]] if tail else []
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return "; known are " + ", ".join(sorted(known)) if known else ""

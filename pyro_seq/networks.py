@@ -1,0 +1,127 @@
+"""The feed-forward parts that every model and guide is made of: activations, positive projections, multilayer perceptrons.
+
+All of them work on the last dimension and leave any number of leading dimensions alone, so the same network serves one step
+`[N, F]`, a whole path `[N, T, F]` and a batch of particles `[K, N, T, F]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_seq.errors import did_you_mean
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "identity": nn.Identity,
+    "leaky_relu": nn.LeakyReLU,
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+POSITIVE: dict[str, Callable[[Tensor], Tensor]] = {"exp": torch.exp, "softplus": functional.softplus}
+
+
+def activation(name: str) -> nn.Module:
+    """The elementwise activation called `name`; raises `ValueError` naming the nearest known one."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}{did_you_mean(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+class Positive(nn.Module):
+    """Maps the reals to numbers above `epsilon`: `softplus(x) + epsilon` or `exp(x) + epsilon`.
+
+    The epsilon keeps a scale away from zero, where a density has no upper bound and a gradient no lower one.
+    """
+
+    def __init__(self, kind: str = "softplus", epsilon: float = 1e-4) -> None:
+        super().__init__()
+        if kind not in POSITIVE:
+            raise ValueError(f"unknown positive projection {kind!r}{did_you_mean(kind, POSITIVE)}")
+        if not epsilon >= 0:
+            raise ValueError(f"epsilon of a positive projection must be at least 0, got {epsilon}")
+        self.kind, self.epsilon = kind, epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Real numbers of any shape to numbers above epsilon."""
+        return POSITIVE[self.kind](x) + self.epsilon
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        return f"{self.kind}, epsilon={self.epsilon}"
+
+
+class MLP(nn.Sequential):
+    """Linear layers of the given `hidden_sizes`, each followed by the activation, then a linear one of `output_size` if given.
+
+    `[..., input_size]` to `[..., output_size]`; without `output_size` the last hidden layer is the output, and without hidden
+    layers either, the input is.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_sizes: Sequence[int] = (), output_size: int | None = None, *, activation: str = "relu"
+    ) -> None:
+        layers: list[nn.Module] = []
+        size = input_size
+        for hidden in hidden_sizes:
+            layers += [nn.Linear(size, hidden), _activation(activation)]
+            size = hidden
+        if output_size is not None:
+            layers.append(nn.Linear(size, output_size))
+        super().__init__(*layers)
+        self.input_size, self.output_size = input_size, size if output_size is None else output_size
+
+
+_activation = activation  # the name is an argument of MLP's, as everywhere else a user meets it
+
+
+class NormalNet(nn.Module):
+    """A diagonal normal whose location and scale are computed from features: `N(loc(f), scale(f))`, `f` the inputs side by side.
+
+    Called with tensors `[..., F_i]` (their sizes adding up to `input_size`), it returns a `Normal` of batch shape `[..., size]`;
+    the last dimension is left as a batch dimension, so that per-dimension densities stay visible (`.to_event(1)` makes it a vector).
+    `shift`, if given, is added to the location: the residual posterior mean of SRNN (arXiv 1605.07571, eq. 11).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_sizes: Sequence[int],
+        size: int,
+        *,
+        activation: str = "relu",
+        positive: str = "softplus",
+        epsilon: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.mlp = MLP(input_size, hidden_sizes, 2 * size, activation=activation)
+        self.positive = Positive(positive, epsilon)
+
+    def forward(self, *inputs: Tensor, shift: Tensor | None = None) -> dist.Normal:
+        """The normal of batch shape `[..., size]`."""
+        loc, raw_scale = full_precision(self.mlp(concatenate(*inputs))).chunk(2, -1)
+        return dist.Normal(loc if shift is None else loc + shift, self.positive(raw_scale))
+
+
+def concatenate(*inputs: Tensor) -> Tensor:
+    """Features side by side in the last dimension, leading dimensions broadcast; inputs without features are left out."""
+    present = [x for x in inputs if x.shape[-1]]
+    if len(present) < 2:
+        return present[0] if present else inputs[0]
+    lead = torch.broadcast_shapes(*(x.shape[:-1] for x in present))
+    return torch.cat([x.expand(*lead, x.shape[-1]) for x in present], -1)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """A network's output as at least float32: products may be taken in bfloat16, densities may not."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,0 +1,153 @@
+"""Objectives beside Pyro's own: free bits, and a record of the parts that an evidence lower bound was made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.util import torch_item
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_seq.distributions import MarkovPath
+
+
+class FreeBits_ELBO(Trace_ELBO):
+    """An ELBO whose divergence costs nothing below `nats` per step and sequence: E[log p(x | z)] - sum_l max(nats * n, KL_l).
+
+    (Kingma et al. 2016, arXiv 1606.04934, sec. C.8, with one group of latents per latent site l and the expectation over the
+    minibatch.) n is the number of steps that the site covers in the batch; a divergence below the threshold has no gradient, so the
+    latents are not pushed into the prior before they have become useful.
+    KL_l is the Monte Carlo estimate log q - log p, or analytic at each step with `analytic_kl`. The latents must be reparameterised.
+
+    Args:
+        nats: the free nats per step.
+        analytic_kl: integrate each step's own noise out, as `TraceMeanField_ELBO` does.
+    """
+
+    def __init__(self, nats: float, *, analytic_kl: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not nats >= 0 or not math.isfinite(nats):
+            raise ValueError(f"free bits must be a finite number of nats, at least 0, got {nats}")
+        self.nats, self.analytic_kl = nats, analytic_kl
+
+    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """The negative of the bound, as a tensor."""
+        losses = []
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            value = sum((site["log_prob_sum"] for site in _observed(model_trace)), torch.zeros(()))
+            for name, q_site in _latent(guide_trace):
+                if not q_site["fn"].has_rsample:
+                    raise ValueError(f"free bits need reparameterised latents, and site {name!r} is not")
+                p_site = model_trace.nodes[name]
+                kl, covered = self._divergence(q_site, p_site), _covered(q_site)
+                value = value - torch.maximum(kl, self.nats * covered * q_site["scale"])
+            losses.append(-value / self.num_particles)
+        return torch.stack(losses).sum()
+
+    def _divergence(self, q_site: dict[str, Any], p_site: dict[str, Any]) -> Tensor:
+        if not self.analytic_kl:
+            return q_site["log_prob_sum"] - p_site["log_prob_sum"]
+        kl = kl_divergence(q_site["fn"], p_site["fn"])
+        mask = q_site["mask"]
+        return q_site["scale"] * (kl if mask is None else torch.where(torch.as_tensor(mask), kl, kl.new_zeros(()))).sum()
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """The negative of the bound, as a number."""
+        with torch.no_grad():
+            return torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """The negative of the bound, its gradient accumulated on the parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return torch_item(loss)
+
+
+def _covered(site: dict[str, Any]) -> Tensor:
+    """How many (sequence, step) pairs a latent site covers: active steps of a path, unmasked sequences of a single step."""
+    distribution = site["fn"]
+    batch = site["log_prob"]
+    if isinstance(distribution, MarkovPath):
+        steps = torch.ones(*batch.shape, distribution.num_steps, device=batch.device)
+        return distribution.masked(steps).sum()
+    mask = site["mask"]
+    return torch.ones_like(batch).sum() if mask is None else torch.as_tensor(mask).expand(batch.shape).to(batch.dtype).sum()
+
+
+def _observed(trace: Any) -> list[dict[str, Any]]:
+    return [site for site in trace.nodes.values() if site["type"] == "sample" and site["is_observed"]]
+
+
+def _latent(trace: Any) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]]
+
+
+def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> ELBO:
+    """The objective by name: `trace` (`Trace_ELBO`, Monte Carlo) or `mean_field` (`TraceMeanField_ELBO`, analytic divergence)."""
+    if kind not in ("trace", "mean_field"):
+        raise ValueError(f"the objective must be 'trace' or 'mean_field', got {kind!r}")
+    if free_bits > 0:
+        return FreeBits_ELBO(free_bits, analytic_kl=kind == "mean_field", num_particles=num_particles, max_plate_nesting=1)
+    return (Trace_ELBO if kind == "trace" else TraceMeanField_ELBO)(num_particles=num_particles, max_plate_nesting=1)
+
+
+@dataclass
+class Parts:
+    """What a bound was made of, in nats and not scaled: log-likelihood E[log p(x | z)] and divergence E[log q(z) - log p(z)]."""
+
+    log_likelihood: float = 0.0
+    kl: float = 0.0
+
+
+class Recorder:
+    """Keeps the traces' figures of every evaluation of an ELBO: its parts, and where the first non-finite value stood."""
+
+    def __init__(self, elbo: ELBO) -> None:
+        self._sums: list[tuple[Tensor, Tensor]] = []
+        self._traces: tuple[Any, Any] | None = None
+        if hasattr(elbo, "_get_trace"):
+            inner = elbo._get_trace
+
+            def recorded(model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+                traces = inner(model, guide, args, kwargs)
+                self._record(*traces)
+                return traces
+
+            elbo._get_trace = recorded  # type: ignore[method-assign]
+
+    def _record(self, model_trace: Any, guide_trace: Any) -> None:
+        self._traces = model_trace, guide_trace
+        with torch.no_grad():
+            zero = torch.zeros(())
+            likelihood = sum((_unscaled(site) for site in _observed(model_trace)), zero)
+            kl = sum((_unscaled(site) - _unscaled(model_trace.nodes[name]) for name, site in _latent(guide_trace)), zero)
+        self._sums.append((likelihood, kl))
+
+    def take(self) -> Parts:
+        """The parts, averaged over the particles of all evaluations since the last call; lets go of the graphs."""
+        sums, self._sums, self._traces = self._sums, [], None
+        if not sums:
+            return Parts()
+        return Parts(*(sum(float(part[i]) for part in sums) / len(sums) for i in range(2)))
+
+    def first_non_finite(self) -> str | None:
+        """In words, the first site of the last evaluation with a value or log-density that is not finite."""
+        for trace, side in zip(self._traces or (), ("model", "guide"), strict=False):
+            for name, site in trace.nodes.items():
+                if site["type"] != "sample":
+                    continue
+                for what in ("value", "log_prob"):
+                    tensor = site.get(what)
+                    if isinstance(tensor, Tensor) and not tensor.isfinite().all():
+                        return f"the {what.replace('_', ' ')} of site {name!r} in the {side}"
+        return None
+
+
+def _unscaled(site: dict[str, Any]) -> Tensor:
+    return site["log_prob_sum"].detach() / site["scale"]

@@ -1,0 +1,150 @@
+"""One torch optimiser over all parameters of a pair, behind the interface that `pyro.infer.SVI` expects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+def learning_rate_factor(progress: float, *, schedule: str, floor: float = 0.0, warmup: float = 0.0) -> float:
+    """What the learning rate is multiplied by at a fraction of the run: linear warm-up, then the schedule down to `floor`."""
+    if progress < warmup:
+        return progress / warmup
+    rest = min(1.0, (progress - warmup) / max(1e-12, 1.0 - warmup))
+    if schedule == "cosine":
+        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * rest))
+    if schedule == "linear":
+        return floor + (1.0 - floor) * (1.0 - rest)
+    if schedule != "constant":
+        raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
+    return 1.0
+
+
+class NonFiniteGradient(ArithmeticError):
+    """A gradient is infinite or NaN; the message names the parameter."""
+
+
+class JointOptimiser(PyroOptim):
+    """AdamW over all parameters at once, with one global gradient norm, penalties, and an average of the weights.
+
+    `SVI` calls it with the set of parameters that a step touched, as it does with Pyro's own optimisers, of which there would be one
+    for each parameter. A step is: the gradient of the penalties added, `l1 |w|_1 + l2/2 |w|_2^2` over weight matrices (parameters of
+    at least two dimensions); the gradient rescaled so that its norm over all parameters is at most `clip_norm`; AdamW (decoupled
+    `weight_decay`, on weight matrices); then the average a <- decay * a + (1 - decay) * w, with decay min(average, (1 + n)/(10 + n))
+    at the n-th step, so that it forgets the beginning.
+
+    Args:
+        parameters: unconstrained parameters by name, in a fixed order.
+        learning_rate, betas: of Adam.
+        clip_norm: the largest global gradient norm, 0 for no limit.
+        average: the average's decay, 0 for none.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, Tensor],
+        *,
+        learning_rate: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        clip_norm: float = 0.0,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        average: float = 0.0,
+    ) -> None:
+        self.parameters, self.learning_rate = parameters, learning_rate
+        self.clip_norm, self.l1, self.l2, self.average_decay = clip_norm, l1, l2, average
+        self.steps, self.gradient_norm = 0, 0.0
+        self.matrices = [p for p in parameters.values() if p.dim() >= 2]
+        others = [p for p in parameters.values() if p.dim() < 2]
+        groups = [{"params": self.matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        kept = [group for group in groups if group["params"]]
+        self.optimiser = torch.optim.AdamW(kept, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
+        self.averages = [p.detach().clone() for p in parameters.values()] if average > 0 else []
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        """A step with the gradients that stand on the parameters."""
+        known = {id(p) for p in self.parameters.values()}
+        if any(id(p) not in known for p in params):
+            raise RuntimeError("a parameter appeared after the first step: register all parameters on the first batch")
+        with torch.no_grad():
+            self._penalise()
+        self.gradient_norm = self._clip()
+        if not math.isfinite(self.gradient_norm):
+            raise NonFiniteGradient(self._first_non_finite())
+        self.optimiser.step()
+        self.steps += 1
+        if self.averages:
+            decay = min(self.average_decay, (1 + self.steps) / (10 + self.steps))
+            with torch.no_grad():
+                torch._foreach_lerp_(self.averages, list(self.parameters.values()), 1.0 - decay)
+
+    def _penalise(self) -> None:
+        for p in self.matrices if self.l1 > 0 or self.l2 > 0 else ():
+            if p.grad is not None:
+                p.grad.add_(p.sign(), alpha=self.l1).add_(p, alpha=self.l2)
+
+    def _clip(self) -> float:
+        """The global gradient norm before clipping."""
+        touched = [p for p in self.parameters.values() if p.grad is not None]
+        if not touched:
+            return 0.0
+        limit = self.clip_norm if self.clip_norm > 0 else math.inf
+        return float(torch.nn.utils.clip_grad_norm_(touched, limit))
+
+    def _first_non_finite(self) -> str:
+        for name, p in self.parameters.items():
+            if p.grad is not None and not p.grad.isfinite().all():
+                return f"the gradient of parameter {name.replace('$$$', '.')!r}"
+        return "the gradient norm"
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Set the learning rate to `factor` times its base."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate * factor
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the parameters hold their averages, if there are any."""
+        kept = [p.detach().clone() for p in self.parameters.values()] if self.averages else []
+        self._assign(self.averages)
+        try:
+            yield
+        finally:
+            self._assign(kept)
+
+    def keep_averages(self) -> None:
+        """Put the averages, if there are any, in the parameters' place."""
+        self._assign(self.averages)
+
+    def _assign(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for p, value in zip(self.parameters.values(), values, strict=False):
+                p.copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs, as a tree of tensors and numbers."""
+        moments = self.optimiser.state_dict()["state"]
+        return {"steps": self.steps, "moments": moments, "averages": list(self.averages)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`; raises `ValueError` if it is of other parameters."""
+        whole = self.optimiser.state_dict()
+        shapes = [p.shape for group in self.optimiser.param_groups for p in group["params"]]
+        for index, moments in state["moments"].items():
+            if not 0 <= index < len(shapes) or any(moments[key].shape != shapes[index] for key in ("exp_avg", "exp_avg_sq")):
+                raise ValueError("the optimiser's state is of other parameters")
+        if [a.shape for a in state["averages"]] != [a.shape for a in self.averages]:
+            raise ValueError("the averaged weights are of other parameters")
+        self.optimiser.load_state_dict({"state": state["moments"], "param_groups": whole["param_groups"]})
+        self.steps = state["steps"]
+        for average, value in zip(self.averages, state["averages"], strict=True):
+            average.copy_(value)

@@ -1,0 +1,74 @@
+"""`Pair`: a model and a guide, with the weights of both, wherever these are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.errors import UserError
+from pyro_seq.runs import load_weights
+
+Stochastic = Callable[[SequenceBatch], Any]
+
+
+def no_guide(batch: SequenceBatch) -> None:
+    """The guide of a model without latents: nothing to infer, and the ELBO is the exact log-likelihood."""
+
+
+class Pair:
+    """Any model and guide: callables on a `SequenceBatch` that are valid Pyro (functions, `nn.Module`s, `PyroModule`s).
+
+    Pyro registers parameters by name in one global store, where two pairs with the same names would silently share them; inside
+    `scope()` the store holds this pair's parameters alone. All tools work inside it.
+    """
+
+    def __init__(self, model: Stochastic, guide: Stochastic = no_guide) -> None:
+        self.model, self.guide = model, guide
+        self._store: Any = {"params": {}, "constraints": {}}
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Inside, Pyro's parameter store is this pair's own."""
+        with pyro.get_param_store().scope(self._store):
+            yield
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Those of model and guide that are modules, by the names `model` and `guide`."""
+        sides = {"model": self.model, "guide": self.guide}
+        return {name: side for name, side in sides.items() if isinstance(side, nn.Module)}
+
+    def train(self, mode: bool = True) -> None:
+        """Put the modules into training (or, with `False`, evaluation) mode."""
+        for module in self.modules().values():
+            module.train(mode)
+
+    def to(self, device: torch.device | str) -> Pair:
+        """Move the modules to a device."""
+        for module in self.modules().values():
+            module.to(device)
+        return self
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """All weights: the modules' states, and the parameters that functions keep in Pyro's store, unconstrained; inside `scope()`."""
+        modules = self.modules()
+        owned = {id(p) for module in modules.values() for p in module.parameters()}
+        free = {name: p.detach() for name, p in pyro.get_param_store().named_parameters() if id(p) not in owned}
+        return {name: module.state_dict() for name, module in modules.items()} | {"store": free}
+
+    def load_weights(self, weights: Any, where: str | Path) -> None:
+        """Take over what `weights()` gave; inside `scope()`, and for functions' parameters after a first call has registered them.
+
+        Raises `UserError` if names or shapes differ or a number is not finite.
+        """
+        parts = self.weights()
+        if not isinstance(weights, dict) or set(weights) != set(parts):
+            raise UserError(f"{where} does not fit this pair: it holds {sorted(weights) if isinstance(weights, dict) else 'no weights'}")
+        for name, target in parts.items():
+            load_weights(target, weights[name], where)

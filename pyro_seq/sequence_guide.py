@@ -1,0 +1,95 @@
+"""`SequenceGuide`: an inference network declared by its equations, run in the same two layouts as its model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.distributions import MarkovPath
+from pyro_seq.sequence_model import Outcome, SequenceModel
+from pyro_seq.trees import map_tensors
+
+
+class SequenceGuide(nn.Module):
+    """The guide of a `SequenceModel`: q(z_{1:T} | x_{1:T}) = prod_t q(z_t | evidence_t, z_{t-1}).
+
+    A subclass declares `gather` (everything that the observations say, for all steps) and `posterior` (one chunk of steps).
+    The guide may use the model's own equations (`self.model`); the model's parameters stay the model's.
+    """
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        self._model = (model,)  # in a tuple, so that the model's parameters are not registered a second time here
+
+    @property
+    def model(self) -> SequenceModel:
+        """The model whose latents this guide infers."""
+        return self._model[0]
+
+    # the equations
+
+    def initial_carried(self, *lead: int) -> Any:
+        """The state of the recurrences that run forward in time, before the first step."""
+        return ()
+
+    def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """(the evidence, a tuple of tensors `[N, T, E_i]`, and what is carried to the next window)."""
+        raise TypeError(f"{type(self).__name__} must define gather(batch, carried)")
+
+    def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
+        """q(z_t | evidence_t, z_{t-1}): a normal of batch shape `[*lead, T, Z]`, for a chunk of steps."""
+        raise TypeError(f"{type(self).__name__} must define posterior(evidence, previous)")
+
+    def sample_path(self, evidence: tuple[Tensor, ...], noise: Tensor, first: Tensor) -> Tensor:
+        """The path `[*lead, T, Z]` that noise becomes: z_t = loc_t + scale_t noise_t, z_0 = first; by default step by step."""
+        path, previous = [], first.unsqueeze(-2)
+        for t in range(noise.shape[-2]):
+            normal = self.posterior(tuple(part[..., t : t + 1, :] for part in evidence), previous)
+            previous = normal.loc + normal.scale * noise[..., t : t + 1, :]
+            path.append(previous)
+        return torch.cat(path, -2) if path else noise
+
+    # running them
+
+    def forward(self, batch: SequenceBatch) -> Outcome:
+        """The Pyro guide q(z | x) of the batch, in the layout of its model."""
+        pyro.module(type(self).__name__, self)
+        size = self.model.latent_size
+        if batch.state is None:
+            parameter = next(self.parameters())
+            first = torch.zeros(len(batch), size, dtype=parameter.dtype, device=parameter.device)
+            state = {"latent": first, "carried": self.initial_carried(len(batch))}
+        else:
+            state = batch.state["guide"]
+        evidence, carried = self.gather(batch, state["carried"])
+        with batch.plate():
+            run = self._path if self.model.layout == "path" else self._steps
+            latents = run(batch, evidence, state["latent"])
+        return Outcome(None, latents, {"latent": batch.last(latents, state["latent"]), "carried": carried})
+
+    def _path(self, batch: SequenceBatch, evidence: tuple[Tensor, ...], first: Tensor) -> Tensor:
+        def conditional(previous: Tensor, steps: slice) -> dist.Normal:
+            return self.posterior(tuple(part[..., steps, :] for part in evidence), previous)
+
+        posterior = MarkovPath(
+            first,
+            conditional,
+            batch.num_steps,
+            active=None if batch.is_full else batch.mask,
+            sampler=lambda noise, first: self.sample_path(evidence, noise, first),
+        )
+        return pyro.sample("z", posterior)
+
+    def _steps(self, batch: SequenceBatch, evidence: tuple[Tensor, ...], previous: Tensor) -> Tensor:
+        latents = []
+        for t in batch.steps():
+            with batch.active(t):
+                posterior = self.posterior(map_tensors(lambda part, t=t: part[..., t, :], evidence), previous)
+                previous = pyro.sample(f"z_{t}", posterior.to_event(1))
+            latents.append(previous)
+        return torch.stack(latents, -2)

@@ -1,0 +1,170 @@
+"""`SequenceModel`: a generative model declared by its equations, which the core runs in two layouts of equal density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.contexts import Context
+from pyro_seq.distributions import MarkovPath
+from pyro_seq.emissions import Distribution, Emission, observe, over_time
+from pyro_seq.networks import full_precision
+from pyro_seq.trees import map_tensors
+
+Layout = Literal["path", "steps"]
+
+
+class Outcome(NamedTuple):
+    """What a model or guide returns: the observations, the latents `[*lead, N, T, Z]` and the state after each last step."""
+
+    values: Any
+    latents: Tensor | None
+    state: Any
+
+
+class SequenceModel(nn.Module):
+    """A model of sequences with deterministic recurrences and, per step, an optional latent vector z_t.
+
+    A subclass declares three equations. Each of them takes a chunk of steps `[*lead, T, …]`; a chunk may be one step long.
+
+    - `recur(c, carried)`: what is computed before z_t is known, from the contexts c_t (`contexts.Context`): h_t.
+    - `transition(h, z_{t-1})`: the prior p(z_t | h_t, z_{t-1}), a normal; not needed without latents (`latent_size` 0).
+    - `decode(h, z, carried)`: the emission's features.
+
+    `carried` is the recurrences' state (`initial_carried`), a tree of tensors `[*lead, …]`. From these the core runs
+
+    - layout `path` (the default): one site `z` for the latent path and one site `x` for the observations, the recurrences over all
+      steps in one kernel. With `values=None` there is nothing to teacher-force, and the steps layout runs.
+    - layout `steps`: the `pyro.markov` loop with sites `z_0, x_0, z_1, x_1, …`; valid under every Pyro handler.
+
+    A named group of observations (`emissions.Joint`) has a site for each member, `x_{member}` or `x_{t}_{member}`.
+    Calling the model returns an `Outcome`, whose state the next window's batch may carry.
+    """
+
+    latent_size: int = 0
+
+    def __init__(self, emission: Emission, context: Context, *, layout: Layout = "path") -> None:
+        super().__init__()
+        if layout not in ("path", "steps"):
+            raise ValueError(f"layout must be 'path' or 'steps', got {layout!r}")
+        self.emission, self.context, self.layout = emission, context, layout
+
+    # the equations
+
+    def initial_carried(self, *lead: int) -> Any:
+        """The recurrences' state before the first step."""
+        return ()
+
+    def recur(self, contexts: Tensor, carried: Any) -> tuple[Tensor, Any]:
+        """(h_t `[*lead, T, H]`, carried) from c_t `[*lead, T, C]`; by default the contexts themselves."""
+        return contexts, carried
+
+    def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
+        """p(z_t | h_t, z_{t-1}): a normal of batch shape `[*lead, T, Z]`; by default N(0, 1)."""
+        zeros = h.new_zeros(*torch.broadcast_shapes(h.shape[:-1], previous.shape[:-1]), self.latent_size)
+        return dist.Normal(zeros, torch.ones_like(zeros))
+
+    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+        """(features of p(x_t | …) `[*lead, T, emission.num_features]`, carried)."""
+        raise TypeError(f"{type(self).__name__} must define decode(h, latents, carried)")
+
+    # running them
+
+    def initial(self, *lead: int) -> dict[str, Any]:
+        """The state before the first step of `lead` sequences: what the context remembers, z_0 = 0, and the recurrences'."""
+        parameter = next(self.parameters())
+        latent = torch.zeros(*lead, self.latent_size, dtype=parameter.dtype, device=parameter.device)
+        return {"context": self.context.initial(*lead), "latent": latent, "carried": self.initial_carried(*lead)}
+
+    def state_before(self, batch: SequenceBatch) -> dict[str, Any]:
+        """The state that the batch's first step starts from."""
+        return self.initial(len(batch)) if batch.state is None else batch.state["model"]
+
+    def forward(self, batch: SequenceBatch) -> Outcome:
+        """The Pyro model p(x, z) of the batch."""
+        pyro.module(type(self).__name__, self)
+        return self._path(batch) if self.layout == "path" and batch.values is not None else self._steps(batch)
+
+    def history(self, batch: SequenceBatch) -> tuple[Tensor, Any, Any]:
+        """(h_{1:T} `[N, T, H]`, carried, the context's state), given the batch's observations: what does not depend on latents."""
+
+        def compute() -> tuple[Tensor, Any, Any]:
+            state = self.state_before(batch)
+            contexts, remembered = self.context.over(batch, state["context"])
+            return *self.recur(contexts, state["carried"]), remembered
+
+        return batch.once((id(self), "history"), compute)
+
+    def _path(self, batch: SequenceBatch) -> Outcome:
+        state = self.state_before(batch)
+        mask = None if batch.is_full else batch.mask
+        h, carried, remembered = self.history(batch)
+        with batch.plate():
+            latents = None
+            if self.latent_size:
+                prior = MarkovPath(
+                    state["latent"],
+                    lambda previous, steps: self.transition(h[..., steps, :], previous),
+                    batch.num_steps,
+                    active=mask,
+                )
+                latents = pyro.sample("z", prior)
+            features, carried = self.decode(h, latents, carried)
+            observe("x", over_time(self.emission(full_precision(features)), mask), obs=self.emission.prepare(batch.values, batch.mask))
+        latent = state["latent"] if latents is None else batch.last(latents, state["latent"])
+        return Outcome(batch.values, latents, {"context": remembered, "latent": latent, "carried": carried})
+
+    def _steps(self, batch: SequenceBatch) -> Outcome:
+        state = self.state_before(batch)
+        values: list[Any] = []
+        latents: list[Any] = []
+        observed = None if batch.values is None else self.emission.prepare(batch.values, batch.mask)
+        with batch.plate():
+            for t in batch.steps():
+                with batch.active(t):
+                    x, z, state = self._step(t, state, batch.inputs_at(t), _at(observed, t))
+                values.append(x)
+                latents.append(z)
+        if observed is None and values:
+            observed = self.emission.stack(values, batch.mask)
+        return Outcome(observed, torch.stack(latents, -2) if self.latent_size and latents else None, state)
+
+    def _step(self, t: int, state: Any, inputs: Tensor | None, obs: Any) -> tuple[Any, Tensor | None, Any]:
+        def draw_latent(prior: Any) -> Tensor:
+            return pyro.sample(f"z_{t}", prior.to_event(1))
+
+        def draw_observation(emission: Distribution) -> Any:
+            return observe(f"x_{t}", emission, obs=obs)
+
+        return self.advance(state, inputs, draw_latent, draw_observation)
+
+    def advance(
+        self,
+        state: dict[str, Any],
+        inputs: Tensor | None,
+        draw_latent: Callable[[dist.Normal], Tensor],
+        draw_observation: Callable[[Distribution], Any],
+    ) -> tuple[Any, Tensor | None, dict[str, Any]]:
+        """One step: (x_t, z_t, the state after it), the two drawn from their distributions as the caller says."""
+        contexts = self.context.features(state["context"], inputs).unsqueeze(-2)
+        h, carried = self.recur(contexts, state["carried"])
+        latent = draw_latent(self.transition(h.squeeze(-2), state["latent"])) if self.latent_size else None
+        features, carried = self.decode(h, None if latent is None else latent.unsqueeze(-2), carried)
+        x = draw_observation(self.emission(full_precision(features).squeeze(-2)))
+        after = {
+            "context": self.context.observe(state["context"], x),
+            "latent": state["latent"] if latent is None else latent,
+            "carried": carried,
+        }
+        return x, latent, after
+
+
+def _at(values: Any, t: int) -> Any:
+    """The observations of step t `[N, *event]` of `[N, T, *event]`, `None` of `None`."""
+    return map_tensors(lambda x: x[:, t], values)

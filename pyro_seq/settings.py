@@ -1,0 +1,168 @@
+"""Typed hyper-parameters under dotted names: one table of defaults, overridden by a file and by `key=value` words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyro_seq.errors import UserError, did_you_mean
+
+S = TypeVar("S")
+
+
+def at_least(low: float, default: Any, text: str) -> Any:
+    """A setting with a default, a description and a lowest allowed value."""
+    return _setting(default, text, low=low)
+
+
+def above(low: float, default: Any, text: str) -> Any:
+    """A setting that must be greater than `low`."""
+    return _setting(default, text, low=low, strict=True)
+
+
+def between(low: float, high: float, default: Any, text: str) -> Any:
+    """A setting that must lie in [low, high]."""
+    return _setting(default, text, low=low, high=high)
+
+
+def one_of(choices: Iterable[str], default: Any, text: str) -> Any:
+    """A setting that is one of some words."""
+    return _setting(default, text, choices=tuple(choices))
+
+
+def described(default: Any, text: str) -> Any:
+    """A setting with a default and a description."""
+    return _setting(default, text)
+
+
+def _setting(default: Any, text: str, **rules: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"text": text, **rules})
+
+
+def flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a dataclass of dataclasses as (dotted name, value), in order."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from flatten(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def described_settings(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Every setting as (dotted name, value, what it means)."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from described_settings(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value, field.metadata.get("text", "")
+
+
+def override(settings: S, changes: Mapping[str, Any], source: str) -> S:
+    """The settings with some dotted names changed; `source` says in errors where the changes come from.
+
+    Raises `UserError` for an unknown name (with its nearest match), a value of the wrong type, or one out of range.
+    """
+    known = dict(flatten(settings))
+    for name, value in changes.items():
+        if name not in known:
+            raise UserError(f"{source}: unknown setting {name!r}{did_you_mean(name, known)}")
+        settings = _replace(settings, name.split("."), value, f"{source}: {name}")
+    return settings
+
+
+def _replace(settings: S, path: list[str], value: Any, where: str) -> S:
+    head, *rest = path
+    if rest:
+        return dataclasses.replace(settings, **{head: _replace(getattr(settings, head), rest, value, where)})  # type: ignore[type-var]
+    field = next(field for field in dataclasses.fields(settings) if field.name == head)  # type: ignore[arg-type]
+    kind = typing.get_type_hints(type(settings))[head]
+    return dataclasses.replace(settings, **{head: _checked(_converted(value, kind, where), field.metadata, where)})  # type: ignore[type-var]
+
+
+def _converted(value: Any, kind: Any, where: str) -> Any:
+    """The value as the setting's type; a string may spell any type."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "")):
+            return None
+        return _converted(value, next(a for a in arguments if a is not type(None)), where)
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [part for part in str(value).strip("[]() ").split(",") if part.strip()]
+        return tuple(_converted(item, arguments[0], where) for item in items)
+    expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[kind]
+    try:
+        if kind is bool:
+            return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
+        if kind is int and (isinstance(value, bool) or (isinstance(value, float) and not value.is_integer())):
+            raise ValueError
+        if kind is float and isinstance(value, bool):
+            raise ValueError
+        return kind(value)
+    except (ValueError, KeyError, TypeError, OverflowError):
+        raise UserError(f"{where} must be {expected}, got {value!r}") from None
+
+
+def _checked(value: Any, rules: Mapping[str, Any], where: str) -> Any:
+    for item in value if isinstance(value, tuple) else (value,):
+        if item is None:
+            continue
+        if "choices" in rules and item not in rules["choices"]:
+            raise UserError(f"{where} must be one of {', '.join(rules['choices'])}, got {item!r}{did_you_mean(item, rules['choices'])}")
+        low, high = rules.get("low"), rules.get("high")
+        if isinstance(item, float) and item != item:
+            raise UserError(f"{where} must be a number, got nan")
+        if high is not None and not low <= item <= high:
+            raise UserError(f"{where} must lie in [{low}, {high}], got {item}")
+        if low is not None and (item <= low if rules.get("strict") else item < low):
+            raise UserError(f"{where} must be {'greater than' if rules.get('strict') else 'at least'} {low}, got {item}")
+    return value
+
+
+def parse_words(words: Iterable[str]) -> dict[str, str]:
+    """`key=value` words as a dict; raises `UserError` for a word without `=`."""
+    changes = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--set takes key=value, got {word!r}")
+        changes[key.strip()] = value.strip()
+    return changes
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The dotted settings of a TOML or JSON file, given as nested tables or as dotted names; raises `UserError` if it is neither."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--config {path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"--config {path} must hold a table of settings")
+    return dict(_dotted(tree))
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_toml(settings: Any) -> str:
+    """The whole table as TOML with dotted names, one a line with its meaning: a file that `--config` takes."""
+    lines = []
+    for name, value, text in described_settings(settings):
+        shown = '"none"' if value is None else json.dumps(list(value) if isinstance(value, tuple) else value)
+        lines.append(f"{name} = {shown}".ljust(44) + f"  # {text}" if text else f"{name} = {shown}")
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""Nested tuples, lists and dicts of tensors: what a carried state, a named group of observations or a checkpoint is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
+    """`tree` with every tensor replaced by `function(tensor, *tensors at the same place in the others)`; anything else stays."""
+    if isinstance(tree, Tensor):
+        return function(tree, *others)
+    if isinstance(tree, dict):
+        return {key: map_tensors(function, value, *(other[key] for other in others)) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        mapped = [map_tensors(function, value, *(other[i] for other in others)) for i, value in enumerate(tree)]
+        return type(tree)(mapped)
+    return tree
+
+
+def detach(tree: Any) -> Any:
+    """The tree cut off from the graph that computed it: what truncated back-propagation carries into the next window."""
+    return map_tensors(Tensor.detach, tree)
+
+
+def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+    """(the tree's form as JSON can hold it, its tensors by dotted path), which `unflatten` puts together again.
+
+    Dicts may have numbers as keys, and tuples stay tuples; leaves are tensors, numbers, strings, booleans and `None`.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def form(node: Any, path: str) -> Any:
+        if isinstance(node, Tensor):
+            tensors[path] = node
+            return {"tensor": path}
+        if isinstance(node, dict):
+            return {"dict": [[key, form(value, f"{path}.{key}" if path else str(key))] for key, value in node.items()]}
+        if isinstance(node, (tuple, list)):
+            kind = "tuple" if isinstance(node, tuple) else "list"
+            return {kind: [form(value, f"{path}.{i}" if path else str(i)) for i, value in enumerate(node)]}
+        if node is None or isinstance(node, (bool, int, float, str)):
+            return node
+        raise TypeError(f"{path} is a {type(node).__name__}, which a tree of tensors cannot hold")
+
+    return form(tree, ""), tensors
+
+
+def unflatten(form: Any, tensors: dict[str, Tensor]) -> Any:
+    """The tree of a form and tensors that `flatten` gave; raises `KeyError` or `ValueError` if they do not fit each other."""
+    if not isinstance(form, dict):
+        return form
+    if set(form) == {"tensor"}:
+        return tensors[form["tensor"]]
+    if set(form) == {"dict"}:
+        return {key: unflatten(value, tensors) for key, value in form["dict"]}
+    if set(form) == {"tuple"}:
+        return tuple(unflatten(value, tensors) for value in form["tuple"])
+    if set(form) == {"list"}:
+        return [unflatten(value, tensors) for value in form["list"]]
+    raise ValueError(f"not the form of a tree: {sorted(form)}")
