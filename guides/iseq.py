@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.encoders import Encoder
-from pyro_seq.networks import NormalNet, concatenate
+from pyro_seq.networks import NormalNet, SequenceDropout, concatenate
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_guide import SequenceGuide
 from pyro_seq.sequence_model import SequenceModel
@@ -36,7 +36,8 @@ class ISEQGuide(SequenceGuide):
         num_inputs: size of the side inputs u_t, 0 if there are none.
         hidden_size, num_layers, cell: of both recurrences.
         latent_sizes: hidden layers of q's network.
-        dropout: applied to what the forward recurrence sees, in training.
+        dropout: between the recurrent layers, in training.
+        input_dropout: on what the recurrence sees, the same features at all steps of a sequence, in training.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class ISEQGuide(SequenceGuide):
         positive: str = "softplus",
         epsilon: float = 1e-4,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
     ) -> None:
         super().__init__(model)
         self.encoder = encoder
@@ -60,7 +62,7 @@ class ISEQGuide(SequenceGuide):
         self.forwards = Recurrence(inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
         self.backwards = Recurrence(hidden_size, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
         self.network = NormalNet(hidden_size, latent_sizes, model.latent_size, activation=activation, positive=positive, epsilon=epsilon)
-        self.dropout = nn.Dropout(dropout)
+        self.drop_input = SequenceDropout(input_dropout)
 
     def initial_carried(self, *lead: int) -> Any:
         """f_0 = 0."""
@@ -70,7 +72,7 @@ class ISEQGuide(SequenceGuide):
         """e_t, which has seen every observation."""
         encoded = self.encoder(batch.values)
         seen = encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
-        f, carried = self.forwards(self.dropout(seen), carried)
+        f, carried = self.forwards(self.drop_input(seen), carried)
         e, _ = self.backwards(batch.reverse(f))
         return (batch.reverse(e),), carried
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.encoders import Encoder
 from pyro_seq.models.srnn import SRNN
-from pyro_seq.networks import NormalNet, concatenate
+from pyro_seq.networks import NormalNet, SequenceDropout, concatenate
 from pyro_seq.paths import sample_path
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_guide import SequenceGuide
@@ -38,7 +38,8 @@ class SRNNGuide(SequenceGuide):
         num_inputs: size of the side inputs u_t, 0 if there are none.
         hidden_size, num_layers, cell: of the backward recurrence.
         latent_sizes: hidden layers of q's network.
-        dropout: applied to what the recurrence sees, in training.
+        dropout: between the recurrent layers, in training.
+        input_dropout: on what the recurrence sees, the same features at all steps of a sequence, in training.
         residual: whether q's mean is the prior's plus a correction.
     """
 
@@ -56,6 +57,7 @@ class SRNNGuide(SequenceGuide):
         positive: str = "softplus",
         epsilon: float = 1e-4,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
         residual: bool = True,
     ) -> None:
         super().__init__(model)
@@ -63,13 +65,13 @@ class SRNNGuide(SequenceGuide):
         self.backwards = Recurrence(encoder.num_features + num_inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
         size = model.latent_size
         self.network = NormalNet(hidden_size + size, latent_sizes, size, activation=activation, positive=positive, epsilon=epsilon)
-        self.dropout = nn.Dropout(dropout)
+        self.drop_input = SequenceDropout(input_dropout)
 
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
         """e_t, which has seen x_{t:T}, and for the residual mean the model's d_t."""
         encoded = self.encoder(batch.values)
         seen = encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
-        e, _ = self.backwards(batch.reverse(self.dropout(seen)))
+        e, _ = self.backwards(batch.reverse(self.drop_input(seen)))
         e = batch.reverse(e)
         return ((e, self.model.history(batch)[0]) if self.residual else (e,)), carried
 

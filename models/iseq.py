@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_seq.contexts import Context
 from pyro_seq.emissions import Emission
-from pyro_seq.networks import MLP, concatenate
+from pyro_seq.networks import MLP, SequenceDropout, concatenate
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_model import Layout, SequenceModel
 
@@ -33,7 +33,8 @@ class ISEQ(SequenceModel):
         latent_size: Z, the size of z_t.
         cell: `lstm` or `gru`, with `hidden_size` units in each of `num_layers` layers.
         decoder_sizes: hidden layers between d_t and the emission.
-        dropout: applied to [c_t, z_t], between layers, and to d_t, in training.
+        dropout: between the recurrent layers, in training.
+        input_dropout, output_dropout: on [c_t, z_t] and on d_t, the same features at all steps of a sequence, in training.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class ISEQ(SequenceModel):
         decoder_sizes: Sequence[int] = (),
         activation: str = "relu",
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
         layout: Layout = "path",
     ) -> None:
         super().__init__(emission, context, layout=layout)
@@ -55,7 +58,7 @@ class ISEQ(SequenceModel):
         inputs = context.num_features + latent_size
         self.recurrence = Recurrence(inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
         self.decoder = MLP(hidden_size, decoder_sizes, emission.num_features, activation=activation)
-        self.dropout = nn.Dropout(dropout)
+        self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
 
     def initial_carried(self, *lead: int) -> Any:
         """d_0 = 0."""
@@ -64,5 +67,5 @@ class ISEQ(SequenceModel):
     def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
         """d_t = RNN(d_{t-1}, [c_t, z_t]), then the features of p(x_t | d_t); the prior N(0, I) is the base class's."""
         assert latents is not None
-        d, carried = self.recurrence(self.dropout(concatenate(h, latents)), carried)
-        return self.decoder(self.dropout(d)), carried
+        d, carried = self.recurrence(self.drop_input(concatenate(h, latents)), carried)
+        return self.decoder(self.drop_output(d)), carried

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_seq.contexts import Context
 from pyro_seq.emissions import Emission
-from pyro_seq.networks import MLP
+from pyro_seq.networks import MLP, SequenceDropout
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_model import Layout, SequenceModel
 
@@ -32,7 +32,8 @@ class RNN(SequenceModel):
         context: c_t, what a step may look at.
         cell: `lstm` or `gru`, with `hidden_size` units in each of `num_layers` layers.
         decoder_sizes: hidden layers between d_t and the emission.
-        dropout: applied to c_t, between layers, and to d_t, in training.
+        dropout: between the recurrent layers, in training.
+        input_dropout, output_dropout: on c_t and on d_t, the same features at all steps of a sequence, in training.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class RNN(SequenceModel):
         decoder_sizes: Sequence[int] = (),
         activation: str = "relu",
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
         layout: Layout = "path",
     ) -> None:
         super().__init__(emission, context, layout=layout)
         self.recurrence = Recurrence(context.num_features, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
         self.decoder = MLP(hidden_size, decoder_sizes, emission.num_features, activation=activation)
-        self.dropout = nn.Dropout(dropout)
+        self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
 
     def initial_carried(self, *lead: int) -> Any:
         """d_0 = 0."""
@@ -59,8 +62,8 @@ class RNN(SequenceModel):
 
     def recur(self, contexts: Tensor, carried: Any) -> tuple[Tensor, Any]:
         """d_t = RNN(d_{t-1}, c_t)."""
-        return self.recurrence(self.dropout(contexts), carried)
+        return self.recurrence(self.drop_input(contexts), carried)
 
     def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
         """The features of p(x_t | d_t)."""
-        return self.decoder(self.dropout(h)), carried
+        return self.decoder(self.drop_output(h)), carried

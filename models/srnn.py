@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_seq.contexts import Context
 from pyro_seq.emissions import Emission
-from pyro_seq.networks import MLP, NormalNet, concatenate
+from pyro_seq.networks import MLP, NormalNet, SequenceDropout, concatenate
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_model import Layout, SequenceModel
 
@@ -39,7 +39,8 @@ class SRNN(SequenceModel):
         cell: `lstm` or `gru`, with `hidden_size` units in each of `num_layers` layers.
         decoder_sizes: hidden layers between [d_t, z_t] and the emission.
         positive, epsilon: how the prior's scale is kept positive.
-        dropout: applied to c_t, between layers, and to d_t, in training.
+        dropout: between the recurrent layers, in training.
+        input_dropout, output_dropout: on c_t and on d_t, the same features at all steps of a sequence, in training.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class SRNN(SequenceModel):
         positive: str = "softplus",
         epsilon: float = 1e-4,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
         layout: Layout = "path",
     ) -> None:
         super().__init__(emission, context, layout=layout)
@@ -66,7 +69,7 @@ class SRNN(SequenceModel):
             hidden_size + latent_size, latent_sizes, latent_size, activation=activation, positive=positive, epsilon=epsilon
         )
         self.decoder = MLP(hidden_size + latent_size, decoder_sizes, emission.num_features, activation=activation)
-        self.dropout = nn.Dropout(dropout)
+        self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
 
     def initial_carried(self, *lead: int) -> Any:
         """d_0 = 0."""
@@ -74,8 +77,8 @@ class SRNN(SequenceModel):
 
     def recur(self, contexts: Tensor, carried: Any) -> tuple[Tensor, Any]:
         """d_t = RNN(d_{t-1}, c_t)."""
-        d, carried = self.recurrence(self.dropout(contexts), carried)
-        return self.dropout(d), carried
+        d, carried = self.recurrence(self.drop_input(contexts), carried)
+        return self.drop_output(d), carried
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
         """p(z_t | d_t, z_{t-1})."""

@@ -113,6 +113,30 @@ class NormalNet(nn.Module):
         return dist.Normal(loc if shift is None else loc + shift, self.positive(raw_scale))
 
 
+class SequenceDropout(nn.Module):
+    """Dropout with one mask for all steps of a sequence (Gal & Ghahramani 2016, arXiv 1512.05287), in training only.
+
+    `[*lead, T, F]` to the same: each feature of each sequence is zeroed with probability `p` at every step, or scaled by 1 / (1 - p).
+    A recurrence then sees the same features missing all along, rather than others at each step.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"a dropout probability must lie in [0, 1), got {p}")
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The features with some of them dropped."""
+        if not self.training or self.p == 0:
+            return x
+        return x * x.new_empty(*x.shape[:-2], 1, x.shape[-1]).bernoulli_(1 - self.p).div_(1 - self.p)
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        return f"p={self.p}"
+
+
 def concatenate(*inputs: Tensor) -> Tensor:
     """Features side by side in the last dimension, leading dimensions broadcast; inputs without features are left out."""
     present = [x for x in inputs if x.shape[-1]]
@@ -125,3 +149,11 @@ def concatenate(*inputs: Tensor) -> Tensor:
 def full_precision(x: Tensor) -> Tensor:
     """A network's output as at least float32: products may be taken in bfloat16, densities may not."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def fast_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies matrices faster in it (a GPU that has it, a CPU with matrix tiles), else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return torch.bfloat16 if device.type == "cpu" and tiles is not None and tiles() else torch.float32

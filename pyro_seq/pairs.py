@@ -25,9 +25,11 @@ class ModelSettings:
 
     kind: str = one_of(("rnn", "iseq", "srnn"), "rnn", "rnn: no latents; iseq: latents independent over time; srnn: a chain of latents")
     cell: str = one_of(sorted(KINDS), "lstm", "recurrent cell")
-    hidden_size: int = between(1, 65_536, 256, "units of each recurrent layer")
+    hidden_size: int = between(1, 65_536, 512, "units of each recurrent layer")
     num_layers: int = between(1, 64, 1, "recurrent layers")
-    dropout: float = between(0, 0.99, 0.0, "dropout on recurrent layers' inputs and outputs, in training")
+    dropout: float = between(0, 0.99, 0.0, "dropout between recurrent layers, in training")
+    input_dropout: float = between(0, 0.99, 0.2, "dropout on what the recurrences see, the same features at all steps of a sequence")
+    output_dropout: float = between(0, 0.99, 0.4, "dropout on what the model's recurrence gives, likewise")
     decoder_sizes: tuple[int, ...] = at_least(1, (), "hidden layers between the recurrence and the emission")
     latent_size: int = between(1, 65_536, 16, "size of z_t")
     latent_sizes: tuple[int, ...] = at_least(1, (64,), "hidden layers of the networks of z_t's prior and posterior")
@@ -67,7 +69,7 @@ def make_pair(settings: ModelSettings, parts: Parts) -> Pair:
 def _common(s: ModelSettings) -> dict[str, Any]:
     """What recurrences of models and guides share."""
     sizes = {"cell": s.cell, "hidden_size": s.hidden_size, "num_layers": s.num_layers}
-    return sizes | {"dropout": s.dropout, "activation": s.activation}
+    return sizes | {"dropout": s.dropout, "input_dropout": s.input_dropout, "activation": s.activation}
 
 
 def _latents(s: ModelSettings) -> dict[str, Any]:
@@ -76,7 +78,8 @@ def _latents(s: ModelSettings) -> dict[str, Any]:
 
 
 def _model(kind: type[SequenceModel], s: ModelSettings, parts: Parts, context: Context, **more: Any) -> Any:
-    return kind(parts.emission, context, decoder_sizes=s.decoder_sizes, layout=s.layout, **_common(s), **more)  # type: ignore[call-arg, arg-type]
+    options: dict[str, Any] = {"decoder_sizes": s.decoder_sizes, "output_dropout": s.output_dropout, "layout": s.layout} | _common(s) | more
+    return kind(parts.emission, context, **options)
 
 
 def _rnn(s: ModelSettings, parts: Parts, context: Context) -> Pair:

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from pyro_seq.errors import did_you_mean
+from pyro_seq.networks import full_precision
 
 State = tuple[Tensor, ...]
 
@@ -90,8 +91,9 @@ class Recurrence(nn.Module):
         """The forward pass for one batch dimension, `[N, T, input_size]`, by the kernel that suits the call."""
         if inputs.shape[1] == 1:
             return self._step(inputs, state)
-        if self.kind == "gru" and inputs.device.type == "cpu" and torch.is_grad_enabled() and not _autocast(inputs):
-            return self._gru(inputs, state)
+        if self.kind == "gru" and inputs.device.type == "cpu" and torch.is_grad_enabled():
+            with torch.autocast("cpu", enabled=False):  # its preallocated buffers know only one type
+                return self._gru(full_precision(inputs), tuple(full_precision(s) for s in state))
         h, *c = (s.transpose(0, 1).contiguous() for s in state)
         outputs, final = self.rnn(inputs, (h, *c) if c else h)
         return outputs, tuple(s.transpose(0, 1) for s in (final if c else (final,)))
@@ -181,8 +183,3 @@ class _GRULayer(torch.autograd.Function):
         grad_products = torch.cat([slopes[..., : 2 * size], adjoint[1:] * through_n], -1)
         grad_weight = slopes.flatten(0, 1).t() @ previous.flatten(0, 1)
         return grad_products, adjoint[0], grad_weight, slopes.sum((0, 1))
-
-
-def _autocast(x: Tensor) -> bool:
-    """Whether mixed precision is on where `x` is: preallocated buffers know only one type."""
-    return torch.is_autocast_enabled(x.device.type)

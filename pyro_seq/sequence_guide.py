@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions import MarkovPath
+from pyro_seq.networks import full_precision
 from pyro_seq.sequence_model import Outcome, SequenceModel
 from pyro_seq.trees import map_tensors
 
@@ -76,12 +77,16 @@ class SequenceGuide(nn.Module):
         def conditional(previous: Tensor, steps: slice) -> dist.Normal:
             return self.posterior(tuple(part[..., steps, :] for part in evidence), previous)
 
+        def sampler(noise: Tensor, first: Tensor) -> Tensor:
+            with torch.autocast(noise.device.type, enabled=False):  # a chain of many steps, each of little work
+                return self.sample_path(tuple(full_precision(part) for part in evidence), noise, first)
+
         posterior = MarkovPath(
             first,
             conditional,
             batch.num_steps,
             active=None if batch.is_full else batch.mask,
-            sampler=lambda noise, first: self.sample_path(evidence, noise, first),
+            sampler=sampler,
         )
         return pyro.sample("z", posterior)
 

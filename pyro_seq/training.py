@@ -19,6 +19,7 @@ from pyro_seq.annealing import ScaleLatents, kl_strength
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.monitoring import Events, MetricsFile, Progress, count, duration
+from pyro_seq.networks import fast_precision
 from pyro_seq.objectives import Recorder, make_elbo
 from pyro_seq.optimisation import JointOptimiser, NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
@@ -168,7 +169,8 @@ class Trainer:
     # one step
 
     def _loop(self) -> None:
-        precision = getattr(torch, self.settings.precision)
+        device = next(iter(self.optimiser.parameters.values())).device
+        precision = fast_precision(device) if self.settings.precision == "auto" else getattr(torch, self.settings.precision)
         recorded_model, recorded_guide = _Recorded(self.pair.model, precision), _Recorded(self.pair.guide, precision)
         svi = SVI(recorded_model, recorded_guide, self.optimiser, loss=self.elbo.loss, loss_and_grads=self._loss_and_grads)
         started = saved = self._shown_at = time.monotonic()

@@ -8,6 +8,8 @@ from pyro_seq.annealing import SCHEDULES as KL_SCHEDULES
 from pyro_seq.optimisation import SCHEDULES as LEARNING_RATE_SCHEDULES
 from pyro_seq.settings import above, at_least, between, one_of
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -15,12 +17,12 @@ class TrainingSettings:
 
     num_steps: int = at_least(1, 10_000, "parameter updates at most")
     max_minutes: float | None = above(0, None, "minutes of training at most, over all resumptions; none for no limit")
-    learning_rate: float = above(0, 2e-3, "AdamW's learning rate, at its highest")
-    schedule: str = one_of(LEARNING_RATE_SCHEDULES, "constant", "learning rate over the run, as a fraction of steps or minutes")
-    floor: float = between(0, 1, 0.0, "where the schedule ends, as a fraction of the learning rate")
-    warmup: float = between(0, 0.99, 0.0, "fraction of the run over which the learning rate rises from 0")
+    learning_rate: float = above(0, 6e-3, "AdamW's learning rate, at its highest")
+    schedule: str = one_of(LEARNING_RATE_SCHEDULES, "linear", "learning rate over the run, as a fraction of steps or minutes")
+    floor: float = between(0, 1, 0.02, "where the schedule ends, as a fraction of the learning rate")
+    warmup: float = between(0, 0.99, 0.02, "fraction of the run over which the learning rate rises from 0")
     beta1: float = between(0, 0.9999, 0.9, "AdamW's decay of the gradient's mean")
-    beta2: float = between(0, 0.99999, 0.999, "AdamW's decay of the gradient's square")
+    beta2: float = between(0, 0.99999, 0.99, "AdamW's decay of the gradient's square")
     weight_decay: float = at_least(0, 0.0, "AdamW's decoupled weight decay, on weight matrices")
     l1: float = at_least(0, 0.0, "penalty l1 |w|_1 on weight matrices, in nats per step of a sequence")
     l2: float = at_least(0, 0.0, "penalty l2/2 |w|^2 on weight matrices, in nats per step of a sequence")
@@ -32,7 +34,7 @@ class TrainingSettings:
     kl_start: float = between(1e-12, 1, 1e-3, "the divergence's strength at the first step")
     kl_steps: int = at_least(1, 2_000, "steps until the strength is 1/2 (half_life) or 1 (linear)")
     free_bits: float = at_least(0, 0.0, "nats of divergence per step of a sequence that cost nothing")
-    precision: str = one_of(("float32", "bfloat16"), "float32", "number format of the networks' products in training")
+    precision: str = one_of(PRECISIONS, "auto", "of the networks' products in training; auto: bfloat16 where the processor has it")
     log_every: int = at_least(1, 100, "steps between lines of the metrics file and scalars in TensorBoard")
     valid_every: int = at_least(1, 500, "steps between validations")
     sample_every: int = at_least(0, 1_000, "steps between samples and histograms in TensorBoard; 0: never")
