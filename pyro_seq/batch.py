@@ -28,10 +28,10 @@ class SequenceBatch:
         inputs: side inputs u_{1:T} `[N, T, C]` that the model may look at but does not explain.
         state: what came before the first step, as the model and the guide returned it (`{"model": …, "guide": …}`); `None` at
             a sequence's beginning. So a long document is worked through in windows.
-        num_steps: T, where neither `values` nor `inputs` tells it.
+        num_steps: T, where neither `values` nor `inputs` tells it; by default the longest of `lengths`.
 
     Padding is zeroed on the way in, so nothing that stands there can reach a loss or a gradient. NaN and infinities in the active
-    part are refused with `UserError`, as are shapes that do not fit.
+    part are refused with `UserError`, as are shapes that do not fit; sequences and steps are counted from 0.
     """
 
     def __init__(
@@ -43,8 +43,9 @@ class SequenceBatch:
         state: Any = None,
         num_steps: int | None = None,
     ) -> None:
-        named = _named_values(values) | ({} if inputs is None else {"inputs": inputs})
-        size, steps, device = _common_shape(named, lengths)
+        size, steps, device = _common_shape(_named_values(values), inputs, lengths)
+        if steps is not None and num_steps not in (None, steps):
+            raise UserError(f"values and inputs of this SequenceBatch have {steps} steps, but num_steps is {num_steps}")
         self.lengths = _whole_numbers(size, steps, device, lengths)
         shortest, longest = (int(self.lengths.min()), int(self.lengths.max())) if size else (0, 0)
         self.num_steps: int = steps if steps is not None else longest if num_steps is None else num_steps
@@ -74,12 +75,13 @@ class SequenceBatch:
     @classmethod
     def of(cls, sequences: Iterable[Tensor], *, inputs: Iterable[Tensor] | None = None) -> SequenceBatch:
         """The batch of sequences `[T_n, *event]` of any lengths, padded, with side inputs `[T_n, C]` if given."""
-        sequences = list(sequences)
-        if not sequences:
-            raise UserError("a SequenceBatch needs at least one sequence")
-        padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-        padded_inputs = None if inputs is None else torch.nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
-        return cls(padded, [len(sequence) for sequence in sequences], inputs=padded_inputs)
+        padded, lengths = _padded("sequences", sequences)
+        if inputs is None:
+            return cls(padded, lengths)
+        padded_inputs, input_lengths = _padded("inputs", inputs)
+        if input_lengths != lengths:
+            raise UserError(f"sequences and inputs of a SequenceBatch must have equal lengths, got {lengths} and {input_lengths}")
+        return cls(padded, lengths, inputs=padded_inputs)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -106,7 +108,7 @@ class SequenceBatch:
         return int(self.lengths.sum())
 
     def plate(self) -> AbstractContextManager[Any]:
-        """The plate of the sequences: `pyro.plate("sequences", N, dim=-1)`."""
+        """The plate of the sequences: `pyro.plate("sequences", N, dim=-1)`; a model takes it once, and may enter it again."""
         return pyro.plate("sequences", len(self), dim=-1)
 
     def steps(self) -> Iterable[int]:
@@ -180,11 +182,11 @@ class SequenceBatch:
         return batch
 
     def repeat(self, particles: int) -> SequenceBatch:
-        """Every sequence `particles` times, the copies of one sequence side by side: `[N * particles, T, …]`."""
+        """Every sequence (and its state) `particles` times, the copies of one sequence side by side: `[N * particles, T, …]`."""
         return self._mapped(lambda tensor: tensor.repeat_interleave(particles, 0))
 
     def select(self, index: Tensor | slice) -> SequenceBatch:
-        """The sequences at `index`."""
+        """The sequences (and their states) at `index`: whole numbers, a mask `[N]` or a slice; still T steps long."""
         return self._mapped(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> SequenceBatch:
@@ -206,16 +208,32 @@ def _named_values(values: Values | None) -> dict[str, Tensor]:
     return dict(values) if isinstance(values, dict) else {"values": values}
 
 
-def _common_shape(named: dict[str, Tensor], lengths: Tensor | Sequence[int] | None) -> tuple[int, int | None, torch.device]:
+def _padded(name: str, sequences: Iterable[Tensor]) -> tuple[Tensor, list[int]]:
+    """(sequences `[T_n, *event]` as one tensor `[N, T, *event]`, their lengths)."""
+    sequences = list(sequences)
+    if not sequences:
+        raise UserError(f"a SequenceBatch needs at least one sequence, got no {name}")
+    shapes = [list(sequence.shape) for sequence in sequences]
+    if any(not shape or shape[1:] != shapes[0][1:] for shape in shapes):
+        raise UserError(f"{name} of a SequenceBatch must be [T_n, *event] with one event shape, got {shapes}")
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), [len(sequence) for sequence in sequences]
+
+
+def _common_shape(
+    values: dict[str, Tensor], inputs: Tensor | None, lengths: Tensor | Sequence[int] | None
+) -> tuple[int, int | None, torch.device]:
     """(N, T, device) that all tensors share; T is `None` where only the lengths are given."""
-    for name, tensor in named.items():
+    for name, tensor in values.items():
         if tensor.dim() < 2:
             raise UserError(f"{name} of a SequenceBatch must be [N, T, …], got shape {list(tensor.shape)}")
-    if len({tensor.shape[:2] for tensor in named.values()}) > 1:
-        described = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in named.items())
+    if inputs is not None and inputs.dim() != 3:
+        raise UserError(f"inputs of a SequenceBatch must be [N, T, C], got shape {list(inputs.shape)}")
+    given = [*values.items(), *([] if inputs is None else [("inputs", inputs)])]
+    if len({tensor.shape[:2] for _, tensor in given}) > 1:
+        described = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in given)
         raise UserError(f"values and inputs of a SequenceBatch must agree in [N, T], got {described}")
-    if named:
-        first = next(iter(named.values()))
+    if given:
+        first = given[0][1]
         return first.shape[0], first.shape[1], first.device
     if lengths is None:
         raise UserError("a SequenceBatch without values and inputs needs lengths")
@@ -227,6 +245,6 @@ def _whole_numbers(size: int, steps: int | None, device: torch.device, lengths: 
     if lengths is None:
         return torch.full((size,), steps or 0, device=device)
     checked = torch.as_tensor(lengths, device=device)
-    if checked.shape != (size,) or checked.is_floating_point():
+    if checked.shape != (size,) or checked.is_floating_point() or checked.dtype == torch.bool:
         raise UserError(f"lengths of a SequenceBatch must be {size} whole numbers, got {list(checked.shape)} {checked.dtype}")
     return checked.long()

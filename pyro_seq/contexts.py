@@ -22,6 +22,16 @@ class Context(nn.Module):
     """The base of all contexts; `num_features` is the size of c_t."""
 
     num_features: int
+    _place: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("_place", torch.empty(0), persistent=False)  # where the module lies, which may have no parameters
+
+    @property
+    def device(self) -> torch.device:
+        """Where the context's states lie."""
+        return self._place.device
 
     def initial(self, *lead: int) -> Any:
         """The state before the first step of `lead` sequences."""
@@ -61,9 +71,8 @@ class LastObservations(Context):
 
     def initial(self, *lead: int) -> dict[str, Any]:
         """Blank observations `[*lead, n, *event]` and, for each, whether it was observed."""
-        device = next((parameter.device for parameter in self.parameters()), None)
-        known = torch.zeros(*lead, self.count, dtype=torch.bool, device=device)
-        return {"observations": self.encoder.blank(*lead, self.count, device=device), "known": known}
+        known = torch.zeros(*lead, self.count, dtype=torch.bool, device=self.device)
+        return {"observations": self.encoder.blank(*lead, self.count, device=self.device), "known": known}
 
     def features(self, state: Any, inputs: Tensor | None) -> Tensor:
         """c_t from the last n observations."""

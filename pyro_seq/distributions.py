@@ -19,7 +19,8 @@ class MarkovPath(TorchDistribution):
     """A path z_{1:T} of vectors with a normal conditional at each step: p(z_{1:T}) = prod_t N(z_t; loc_t(z_{t-1}), scale_t(z_{t-1})).
 
     The density of a given path needs no loop: every conditional is computed at once from the path shifted by one step. Only
-    sampling is sequential.
+    sampling is sequential. The conditionals of a path are kept for as long as it is the one asked about, so that a density and a
+    divergence at the same path share them: make a new MarkovPath when the parameters have changed, as a model's every call does.
 
     Args:
         first: z_0 `[*batch, Z]`.
@@ -46,7 +47,7 @@ class MarkovPath(TorchDistribution):
     ) -> None:
         self.first, self.conditional, self.num_steps, self.active = first, conditional, num_steps, active
         self.sampler = self._by_steps if sampler is None else sampler
-        self._latest: tuple[Tensor, dist.Normal] | None = None
+        self._latest: tuple[Tensor, Any, dist.Normal] | None = None
         self._sampled: Tensor | None = None
         super().__init__(first.shape[:-1], torch.Size([num_steps, first.shape[-1]]), validate_args=False)
 
@@ -74,11 +75,12 @@ class MarkovPath(TorchDistribution):
 
     def at(self, path: Tensor) -> dist.Normal:
         """The conditionals that a path meets: a normal of batch shape `[*batch, T, Z]`."""
-        if self._latest is None or self._latest[0] is not path:
+        condition = torch.is_grad_enabled(), None if path.is_inference() else path._version
+        if self._latest is None or self._latest[0] is not path or self._latest[1] != condition:
             first = self.first.unsqueeze(-2).expand(*path.shape[:-2], 1, path.shape[-1])
             previous = torch.cat([first, path[..., :-1, :]], -2)
-            self._latest = path, self.conditional(previous, slice(None))
-        return self._latest[1]
+            self._latest = path, condition, self.conditional(previous, slice(None))
+        return self._latest[2]
 
     def step_log_prob(self, path: Tensor) -> Tensor:
         """log p(z_t | z_{t-1}) of each step of a path, `[*batch, T]`, in nats; zero at padding."""

@@ -26,7 +26,7 @@ class Encoder(nn.Module):
 
     def blank(self, *lead: int, device: torch.device | None = None) -> Any:
         """Observations of zeros `[*lead, *event_shape]`: what stands before a sequence's first step."""
-        return torch.zeros(*lead, *self.event_shape, dtype=self.dtype, device=device)
+        return torch.zeros((*lead, *self.event_shape), dtype=self.dtype, device=device)
 
     def forward(self, values: Any) -> Tensor:
         """The features."""
@@ -86,8 +86,9 @@ class MLP(Encoder):
         self.num_features = self.layers.output_size
 
     def forward(self, values: Tensor) -> Tensor:
-        """`[..., size]` to `[..., hidden_sizes[-1]]`."""
-        return self.layers(values)
+        """`[..., size]` of any type to `[..., hidden_sizes[-1]]`."""
+        weight = next(self.layers.parameters(), None)
+        return self.layers(values.to(torch.get_default_dtype() if weight is None else weight.dtype))
 
 
 class Sequential(Encoder):
@@ -95,6 +96,8 @@ class Sequential(Encoder):
 
     def __init__(self, *encoders: Encoder) -> None:
         super().__init__()
+        if not encoders:
+            raise ValueError("Sequential takes at least one encoder")
         for first, second in pairwise(encoders):
             if second.event_shape != (first.num_features,):
                 raise ValueError(
@@ -105,7 +108,11 @@ class Sequential(Encoder):
         self.event_shape, self.dtype = encoders[0].event_shape, encoders[0].dtype
         self.num_features = encoders[-1].num_features
 
-    def forward(self, values: Tensor) -> Tensor:
+    def blank(self, *lead: int, device: torch.device | None = None) -> Any:
+        """What the first encoder, which may be a `Group`, sees before a sequence's first step."""
+        return self.encoders[0].blank(*lead, device=device)
+
+    def forward(self, values: Any) -> Tensor:
         """`[..., *event_shape]` of the first encoder to `[..., num_features]` of the last."""
         for encoder in self.encoders:
             values = encoder(values)

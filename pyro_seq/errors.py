@@ -13,14 +13,21 @@ class UserError(ValueError):
     """
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known word, else the list of those known; the tail of an error message."""
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like a wrong one, or `None` if none is; of dotted names, the last part may decide."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if not near:  # a dotted name's last part may be right though its group is wrong
         tails = {k.rsplit(".", 1)[-1]: k for k in known}
         tail = difflib.get_close_matches(word.rsplit(".", 1)[-1], tails, n=1, cutoff=0.7)
         near = [tails[tail[0]]] if tail else []
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    return near[0] if near else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known word, else the list of those known; the tail of an error message."""
+    known = list(known)
+    near = nearest(word, known)
+    if near is not None:
+        return f"; did you mean {near!r}?"
     return "; known are " + ", ".join(sorted(known)) if known else ""

@@ -8,21 +8,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import torch_item
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_seq.distributions import MarkovPath
+from pyro_seq.distributions import MarkovPath, step_kl
 
 
 class FreeBits_ELBO(Trace_ELBO):
-    """An ELBO whose divergence costs nothing below `nats` per step and sequence: E[log p(x | z)] - sum_l max(nats * n, KL_l).
+    """An ELBO whose divergence costs nothing below `nats` per step and sequence: E[log p(x | z)] - sum_l max(nats n_l, KL_l).
 
-    (Kingma et al. 2016, arXiv 1606.04934, sec. C.8, with one group of latents per latent site l and the expectation over the
-    minibatch.) n is the number of steps that the site covers in the batch; a divergence below the threshold has no gradient, so the
-    latents are not pushed into the prior before they have become useful.
-    KL_l is the Monte Carlo estimate log q - log p, or analytic at each step with `analytic_kl`. The latents must be reparameterised.
+    (Kingma et al. 2016, arXiv 1606.04934, sec. C.8.) A group of latents l is one latent of one step, over the whole minibatch: a site
+    `z_t`, or step t of a `MarkovPath`, so both layouts have the same bound. n_l is the number of sequences that have that step; a
+    divergence below the threshold has no gradient, so the latents are not pushed into the prior before they have become useful.
+    KL_l is the Monte Carlo estimate log q - log p, or analytic given the step before with `analytic_kl`.
+
+    Raises `ValueError` for latents that are not reparameterised, or that only one of model and guide samples.
 
     Args:
         nats: the free nats per step.
@@ -40,21 +43,34 @@ class FreeBits_ELBO(Trace_ELBO):
         losses = []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             value = sum((site["log_prob_sum"] for site in _observed(model_trace)), torch.zeros(()))
-            for name, q_site in _latent(guide_trace):
+            p_sites, q_sites = dict(_latent(model_trace)), dict(_latent(guide_trace))
+            if alone := sorted(p_sites.keys() ^ q_sites.keys()):
+                raise ValueError(f"free bits need every latent in both model and guide, and site {alone[0]!r} is in one of them alone")
+            for name, q_site in q_sites.items():
                 if not q_site["fn"].has_rsample:
                     raise ValueError(f"free bits need reparameterised latents, and site {name!r} is not")
-                p_site = model_trace.nodes[name]
-                kl, covered = self._divergence(q_site, p_site), _covered(q_site)
-                value = value - torch.maximum(kl, self.nats * covered * q_site["scale"])
+                kl, covered = self._groups(q_site, p_sites[name])
+                value = value - torch.maximum(kl, self.nats * covered).sum()
             losses.append(-value / self.num_particles)
         return torch.stack(losses).sum()
 
-    def _divergence(self, q_site: dict[str, Any], p_site: dict[str, Any]) -> Tensor:
-        if not self.analytic_kl:
-            return q_site["log_prob_sum"] - p_site["log_prob_sum"]
-        kl = kl_divergence(q_site["fn"], p_site["fn"])
-        mask = q_site["mask"]
-        return q_site["scale"] * (kl if mask is None else torch.where(torch.as_tensor(mask), kl, kl.new_zeros(()))).sum()
+    def _groups(self, q_site: dict[str, Any], p_site: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """(divergence, number of sequences) of each group of a site's latents, scaled and masked: `[T]` for a path, else `[]`."""
+        q, p, path = q_site["fn"], p_site["fn"], q_site["value"]
+        of_path = isinstance(q, MarkovPath) and isinstance(p, MarkovPath)
+        scale, mask = (x.unsqueeze(-1) if of_path and isinstance(x, Tensor) and x.dim() else x for x in (q_site["scale"], q_site["mask"]))
+        if self.analytic_kl:
+            kl = step_kl(q, p).sum(-1) if of_path else kl_divergence(q, p)
+        elif of_path:
+            kl = q.step_log_prob(path) - p.step_log_prob(path)
+        else:
+            kl = q_site["unscaled_log_prob"] - p_site["unscaled_log_prob"]
+
+        def total(x: Tensor) -> Tensor:
+            x = scale_and_mask(x, scale, mask)
+            return q.masked(x).reshape(-1, q.num_steps).sum(0) if of_path else x.sum()
+
+        return total(kl), total(torch.ones_like(kl))
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """The negative of the bound, as a number."""
@@ -67,17 +83,6 @@ class FreeBits_ELBO(Trace_ELBO):
         if loss.requires_grad:
             loss.backward()
         return torch_item(loss)
-
-
-def _covered(site: dict[str, Any]) -> Tensor:
-    """How many (sequence, step) pairs a latent site covers: active steps of a path, unmasked sequences of a single step."""
-    distribution = site["fn"]
-    batch = site["log_prob"]
-    if isinstance(distribution, MarkovPath):
-        steps = torch.ones(*batch.shape, distribution.num_steps, device=batch.device)
-        return distribution.masked(steps).sum()
-    mask = site["mask"]
-    return torch.ones_like(batch).sum() if mask is None else torch.as_tensor(mask).expand(batch.shape).to(batch.dtype).sum()
 
 
 def _observed(trace: Any) -> list[dict[str, Any]]:
@@ -99,7 +104,10 @@ def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> E
 
 @dataclass
 class Parts:
-    """What a bound was made of, in nats and not scaled: log-likelihood E[log p(x | z)] and divergence E[log q(z) - log p(z)]."""
+    """What a bound was made of, in nats and not scaled: log-likelihood E[log p(x | z)] and divergence E[log q(z) - log p(z)].
+
+    Their difference is the evidence lower bound; latents that only one side has count in the divergence.
+    """
 
     log_likelihood: float = 0.0
     kl: float = 0.0
@@ -110,6 +118,7 @@ class Recorder:
 
     def __init__(self, elbo: ELBO) -> None:
         self._sums: list[tuple[Tensor, Tensor]] = []
+        self._particles = elbo.num_particles if getattr(elbo, "vectorize_particles", False) else 1  # of one pair of traces
         self._traces: tuple[Any, Any] | None = None
         if hasattr(elbo, "_get_trace"):
             inner = elbo._get_trace
@@ -126,8 +135,9 @@ class Recorder:
         with torch.no_grad():
             zero = torch.zeros(())
             likelihood = sum((_unscaled(site) for site in _observed(model_trace)), zero)
-            kl = sum((_unscaled(site) - _unscaled(model_trace.nodes[name]) for name, site in _latent(guide_trace)), zero)
-        self._sums.append((likelihood, kl))
+            kl = sum((_unscaled(site) for _, site in _latent(guide_trace)), zero)
+            kl = sum((-_unscaled(site) for _, site in _latent(model_trace)), kl)
+        self._sums.append((likelihood / self._particles, kl / self._particles))
 
     def take(self) -> Parts:
         """The parts, averaged over the particles of all evaluations since the last call; lets go of the graphs."""
@@ -137,8 +147,11 @@ class Recorder:
         return Parts(*(sum(float(part[i]) for part in sums) / len(sums) for i in range(2)))
 
     def first_non_finite(self) -> str | None:
-        """In words, the first site of the last evaluation with a value or log-density that is not finite."""
-        for trace, side in zip(self._traces or (), ("model", "guide"), strict=False):
+        """In words, the first site of the last evaluation, which begins with the guide, whose value or log-density is not finite."""
+        model_trace, guide_trace = self._traces or (None, None)
+        for trace, side in ((guide_trace, "guide"), (model_trace, "model")):
+            if trace is None:
+                return None
             for name, site in trace.nodes.items():
                 if site["type"] != "sample":
                     continue
@@ -150,4 +163,5 @@ class Recorder:
 
 
 def _unscaled(site: dict[str, Any]) -> Tensor:
-    return site["log_prob_sum"].detach() / site["scale"]
+    log_prob: Tensor = scale_and_mask(site["unscaled_log_prob"].detach(), mask=site["mask"])
+    return log_prob.sum()

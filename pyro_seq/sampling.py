@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_seq.emissions import Distribution
+from pyro_seq.emissions import Distribution, LazyCategorical
 from pyro_seq.errors import UserError
 from pyro_seq.sequence_model import SequenceModel
 
@@ -17,6 +18,7 @@ from pyro_seq.sequence_model import SequenceModel
 def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: int | None = None) -> Distribution:
     """A discrete distribution p^(1/temperature), normalised, among its `top_k` most probable values (of a `Categorical`).
 
+    A value that ties with the k-th stays. As the temperature falls to 0 the most probable value alone is left.
     A named group is sharpened member by member. Raises `UserError` for a distribution that is not made of `Categorical`s and
     `Bernoulli`s, or settings out of range.
     """
@@ -32,9 +34,11 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
         inner = sharpened(distribution.base_dist, temperature=temperature, top_k=top_k)
         return inner.to_event(distribution.reinterpreted_batch_ndims)
     if isinstance(distribution, torch.distributions.Categorical):
-        return dist.Categorical(logits=_among_top(distribution.logits / temperature, top_k), validate_args=False)
+        logits = distribution.logits - distribution.logits.amax(-1, keepdim=True)  # so that no temperature makes all of them infinite
+        return LazyCategorical(_among_top(logits / _at_least_tiny(temperature, logits), top_k), validate_args=False)
     if isinstance(distribution, torch.distributions.Bernoulli) and top_k is None:
-        return dist.Bernoulli(logits=distribution.logits / temperature, validate_args=False)
+        logits = distribution.logits
+        return dist.Bernoulli(logits=logits / _at_least_tiny(temperature, logits), validate_args=False)
     what = "temperature" if top_k is None else "top-k"
     raise UserError(f"{what} does not apply to a {type(distribution).__name__} emission")
 
@@ -44,6 +48,11 @@ def _among_top(logits: Tensor, top_k: int | None) -> Tensor:
         return logits
     threshold = logits.topk(top_k, -1).values[..., -1:]
     return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def _at_least_tiny(temperature: float, logits: Tensor) -> float:
+    """The temperature as a number that the logits can be divided by."""
+    return max(temperature, torch.finfo(logits.dtype).tiny)
 
 
 def draw(distribution: Distribution) -> Any:
@@ -68,10 +77,17 @@ def sample_steps(
         state: the model's state before the first (`model.initial(*lead)`, or a `filtered_state`'s `model`).
         inputs: side inputs `[*lead, num_steps, C]`.
         adjust: what is done to each emission distribution before it is sampled, for instance `sharpened`.
+
+    Raises `UserError`, at the first step, for less than one step or fewer side inputs than steps.
     """
+    if num_steps < 1:
+        raise UserError(f"the number of steps to sample must be at least 1, got {num_steps}")
+    if inputs is not None and inputs.shape[-2] < num_steps:
+        raise UserError(f"{num_steps} steps to sample need as many side inputs, got {inputs.shape[-2]}")
     for t in range(num_steps):
         u = None if inputs is None else inputs[..., t, :]
-        x, _, state = model.advance(state, u, lambda prior: prior.sample(), lambda emission: draw(adjust(emission)))
+        with pyro.validation_enabled(t == 0):  # the other steps' distributions have the first one's form
+            x, _, state = model.advance(state, u, lambda prior: prior.sample(), lambda emission: draw(adjust(emission)))
         yield x
 
 

@@ -19,7 +19,7 @@ from pyro_seq.pair import Pair
 from pyro_seq.trees import detach, map_tensors
 
 STEP_SITE = re.compile(r"_(\d+)(?:_\D.*)?$")
-CHUNK_ROWS = 512  # particles of all sequences that are worked on at once: bounds memory
+CHUNK_STEPS = 65_536  # steps of particles that are worked on at once: bounds memory
 
 
 @dataclass
@@ -62,20 +62,29 @@ def score(pair: Pair, batch: SequenceBatch, *, samples: int = 1, state: Any = No
     the ELBO for K = 1. A step's share is the difference of the bound between prefixes of the sequence. Over windows (pass each window
     the `state` of the score before it) the K particles go on, resampled when their effective number falls below K/2: a particle
     filter whose proposals are whole windows; the estimate of the likelihood itself stays unbiased.
-    The standard error is by the delta method, windows taken as independent.
+    The standard error is by the delta method, windows taken as independent. Densities count as they are, whatever `poutine.scale` says.
 
-    Raises `UserError` for a batch without steps to score.
+    Args:
+        pair: any model and guide.
+        batch: N sequences, or the next window of each; a first window may start from a state of its own (`batch.state`).
+        samples: K; later windows have as many as the first.
+        state: the `state` of the score of the window before.
+
+    Raises `UserError` for a batch without steps to score, for a site that only one of model and guide samples (but the guide's may be
+    marked `is_auxiliary`, as in Pyro), and for a site that belongs to no step.
     """
-    if batch.values is None or batch.num_steps == 0:
+    if batch.values is None or batch.num_steps == 0 or len(batch) == 0:
         raise UserError("there is nothing to score: the batch has no observations")
-    n, carried, log_weights = len(batch), None, None
+    n, log_weights = len(batch), None
     if state is not None:
-        samples, carried, log_weights = state["samples"], state["carried"], state["log_weights"]
+        samples, log_weights = state["samples"], state["log_weights"]
     if samples < 1:
         raise UserError(f"the number of samples must be at least 1, got {samples}")
-    particles = batch.repeat(samples).with_state(carried)
+    particles = batch.repeat(samples)
+    if state is not None:
+        particles = particles.with_state(state["carried"])
     rows, outcomes, exact = [], [], True
-    for chunk in _chunks(particles, CHUNK_ROWS):
+    for chunk in _chunks(particles, max(1, CHUNK_STEPS // batch.num_steps)):
         steps, outcome, chunk_exact = _weights(pair, chunk)
         exact &= chunk_exact
         if exact and samples > 1:  # all particles of a pair without latents are equal: one is enough
@@ -131,15 +140,26 @@ def filtered_state(pair: Pair, windows: Iterable[SequenceBatch], *, samples: int
     """States after each of N sequences, `draws` of each side by side: what continuations start from, inside the pair's `scope()`.
 
     The latents are drawn from an estimate of the filter p(z_T | x_{1:T}): `samples` particles of the guide, drawn by their weights.
+    Raises `UserError` if there are no windows, or the sequences are not of equal length: then there would be no one step to go on from.
     """
     state: Any = None
-    for scored in score_document(pair, windows, samples=samples):
+    for scored in score_document(pair, _all_full(windows), samples=samples):
         state = scored.state
+    if state is None:
+        raise UserError("there is no state to go on from: no window was given")
     if state["log_weights"] is None:
         return map_tensors(lambda x: x.repeat_interleave(draws, 0), state["carried"])
     chosen = torch.multinomial(state["log_weights"].exp(), draws, replacement=True)
     flat = (chosen + state["samples"] * torch.arange(len(chosen), device=chosen.device).unsqueeze(-1)).flatten()
     return map_tensors(lambda x: x[flat], state["carried"])
+
+
+def _all_full(windows: Iterable[SequenceBatch]) -> Iterator[SequenceBatch]:
+    for window in windows:
+        if not window.mask.all():
+            got = f"{window.lengths.tolist()} steps of a window of {window.num_steps}"
+            raise UserError(f"sequences to go on from must be of equal length, got {got}")
+        yield window
 
 
 def _first_particles(state: Any, n: int) -> Any:
@@ -161,29 +181,46 @@ def _weights(pair: Pair, batch: SequenceBatch) -> tuple[Tensor, Any, bool]:
     exact = True
     for trace, sign in ((guide_trace, -1.0), (model_trace, 1.0)):
         for name, site in trace.nodes.items():
-            if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
+            infer = site.get("infer") or {}
+            if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample" or infer.get("_deterministic"):
                 continue
-            if trace is model_trace and not site["is_observed"] and name not in guide_trace:
-                raise UserError(f"the guide has no site {name!r}, which the model samples")
+            if not site["is_observed"] and not infer.get("is_auxiliary"):
+                if name not in guide_trace:
+                    raise UserError(f"the guide has no site {name!r}, which the model samples")
+                if name not in model_trace:
+                    raise UserError(f"the model has no site {name!r}, which the guide samples")
             exact &= bool(site["is_observed"])
-            _add(steps, name, site, sign, batch.num_steps)
+            _add(steps, name, site, sign, trace)
     model_state, guide_state = (getattr(trace.nodes["_RETURN"]["value"], "state", None) for trace in (model_trace, guide_trace))
     return steps, detach({"model": model_state, "guide": guide_state}), exact
 
 
-def _add(steps: Tensor, name: str, site: Any, sign: float, num_steps: int) -> None:
-    """Add the log-density of a site to the steps it belongs to."""
-    fn, value = site["fn"], site["value"]
+def _add(steps: Tensor, name: str, site: Any, sign: float, trace: Any) -> None:
+    """Add a site's log-density to the steps `[N, T]` that it belongs to."""
+    fn, value, mask, num_steps = site["fn"], site["value"], site["mask"], steps.shape[-1]
+    over_steps = fn.event_shape[:1] == (num_steps,)
     step = STEP_SITE.search(name)
-    if step and int(step[1]) < num_steps:
-        log_prob = fn.log_prob(value)
-        if site["mask"] is not None:
-            log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, log_prob.new_zeros(()))
-        steps[:, int(step[1])] += sign * log_prob
-    elif isinstance(fn, MarkovPath):
-        steps += sign * fn.step_log_prob(value)
-    elif isinstance(fn, torch.distributions.Independent) and fn.event_shape[0] == num_steps:
+    if isinstance(fn, MarkovPath):
+        log_prob = fn.step_log_prob(value)
+    elif step and int(step[1]) < num_steps and not (over_steps and _stands_alone(name, step, trace, num_steps)):
+        steps[:, int(step[1])] += sign * _by_row(fn.log_prob(value), mask, 1)
+        return
+    elif isinstance(fn, torch.distributions.Independent) and over_steps:
         inner, within = fn.base_dist.log_prob(value), fn.reinterpreted_batch_ndims - 1
-        steps += sign * (inner.sum(tuple(range(-within, 0))) if within else inner)
+        log_prob = inner.sum(tuple(range(-within, 0))) if within else inner
     else:
         raise UserError(f"site {name!r} belongs to no step: name it for its step (x_0, x_1, …), or give it an event over all steps")
+    steps += sign * _by_row(log_prob, None if mask is None else torch.as_tensor(mask).unsqueeze(-1), 2)
+
+
+def _stands_alone(name: str, step: re.Match[str], trace: Any, num_steps: int) -> bool:
+    """Whether the number in a site's name is no step after all (`x_track_1`), since other steps have no such site."""
+    return any(f"{name[: step.start(1)]}{t}{name[step.end(1) :]}" not in trace for t in range(num_steps))
+
+
+def _by_row(log_prob: Tensor, mask: Any, dims: int) -> Tensor:
+    """Log-densities `[*plates, N]` or `[*plates, N, T]` with the plates inside a sequence summed out, those masked set to zero."""
+    if mask is not None:
+        log_prob = torch.where(torch.as_tensor(mask, device=log_prob.device), log_prob, log_prob.new_zeros(()))
+    plates = tuple(range(log_prob.dim() - dims))
+    return log_prob.sum(plates) if plates else log_prob

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pyro_seq.errors import UserError, did_you_mean
+from pyro_seq.errors import UserError, did_you_mean, nearest
 
 S = TypeVar("S")
 
@@ -103,7 +104,7 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
             return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
         if kind is int and (isinstance(value, bool) or (isinstance(value, float) and not value.is_integer())):
             raise ValueError
-        if kind is float and isinstance(value, bool):
+        if (kind is float and isinstance(value, bool)) or (kind is str and not isinstance(value, str)):
             raise ValueError
         return kind(value)
     except (ValueError, KeyError, TypeError, OverflowError):
@@ -115,10 +116,12 @@ def _checked(value: Any, rules: Mapping[str, Any], where: str) -> Any:
         if item is None:
             continue
         if "choices" in rules and item not in rules["choices"]:
-            raise UserError(f"{where} must be one of {', '.join(rules['choices'])}, got {item!r}{did_you_mean(item, rules['choices'])}")
+            near = nearest(item, rules["choices"])
+            advice = f"; did you mean {near!r}?" if near else ""
+            raise UserError(f"{where} must be one of {', '.join(rules['choices'])}, got {item!r}{advice}")
         low, high = rules.get("low"), rules.get("high")
-        if isinstance(item, float) and item != item:
-            raise UserError(f"{where} must be a number, got nan")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise UserError(f"{where} must be a finite number, got {item}")
         if high is not None and not low <= item <= high:
             raise UserError(f"{where} must lie in [{low}, {high}], got {item}")
         if low is not None and (item <= low if rules.get("strict") else item < low):
@@ -139,13 +142,14 @@ def parse_words(words: Iterable[str]) -> dict[str, str]:
 
 def read_file(path: Path) -> dict[str, Any]:
     """The dotted settings of a TOML or JSON file, given as nested tables or as dotted names; raises `UserError` if it is neither."""
+    kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
-        text = path.read_text(encoding="utf-8")
-        tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
+        tree = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"--config {path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+        raise UserError(f"--config {path} is not valid {kind}: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"--config {path} must hold a table of settings")
     return dict(_dotted(tree))
@@ -163,6 +167,6 @@ def to_toml(settings: Any) -> str:
     """The whole table as TOML with dotted names, one a line with its meaning: a file that `--config` takes."""
     lines = []
     for name, value, text in described_settings(settings):
-        shown = '"none"' if value is None else json.dumps(list(value) if isinstance(value, tuple) else value)
+        shown = '"none"' if value is None else json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
         lines.append(f"{name} = {shown}".ljust(44) + f"  # {text}" if text else f"{name} = {shown}")
     return "\n".join(lines)

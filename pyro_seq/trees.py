@@ -16,7 +16,7 @@ def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any
         return {key: map_tensors(function, value, *(other[key] for other in others)) for key, value in tree.items()}
     if isinstance(tree, (tuple, list)):
         mapped = [map_tensors(function, value, *(other[i] for other in others)) for i, value in enumerate(tree)]
-        return type(tree)(mapped)
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)  # a named tuple takes them one by one
     return tree
 
 
@@ -28,15 +28,20 @@ def detach(tree: Any) -> Any:
 def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     """(the tree's form as JSON can hold it, its tensors by dotted path), which `unflatten` puts together again.
 
-    Dicts may have numbers as keys, and tuples stay tuples; leaves are tensors, numbers, strings, booleans and `None`.
+    Dicts may have numbers as keys, and tuples stay tuples (a named one loses its names); leaves are tensors, numbers, strings,
+    booleans and `None`. Raises `TypeError` for anything else.
     """
     tensors: dict[str, Tensor] = {}
 
     def form(node: Any, path: str) -> Any:
         if isinstance(node, Tensor):
+            while path in tensors:  # {"a.b": x, "a": {"b": y}}
+                path += "'"
             tensors[path] = node
             return {"tensor": path}
         if isinstance(node, dict):
+            if wrong := [key for key in node if not isinstance(key, (str, int, float))]:
+                raise TypeError(f"{path or 'the tree'} has the key {wrong[0]!r}, which is neither a word nor a number")
             return {"dict": [[key, form(value, f"{path}.{key}" if path else str(key))] for key, value in node.items()]}
         if isinstance(node, (tuple, list)):
             kind = "tuple" if isinstance(node, tuple) else "list"
@@ -49,7 +54,10 @@ def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def unflatten(form: Any, tensors: dict[str, Tensor]) -> Any:
-    """The tree of a form and tensors that `flatten` gave; raises `KeyError` or `ValueError` if they do not fit each other."""
+    """The tree of a form and tensors that `flatten` gave.
+
+    Raises `KeyError`, `TypeError` or `ValueError` if they do not fit each other.
+    """
     if not isinstance(form, dict):
         return form
     if set(form) == {"tensor"}:

@@ -1,0 +1,414 @@
+"""Scoring: exact where there are no latents; estimates against a linear-Gaussian model, whose likelihood is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_seq import scoring
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.contexts import PreviousObservation
+from pyro_seq.distributions import MarkovPath
+from pyro_seq.emissions import Categorical, Joint, Normal
+from pyro_seq.encoders import Flatten, Group, OneHot
+from pyro_seq.errors import UserError
+from pyro_seq.guides import SRNNGuide
+from pyro_seq.models import RNN, SRNN
+from pyro_seq.pair import Pair
+from pyro_seq.scoring import filtered_state, score, score_document
+
+A, Q, C, R = 0.8, 0.6, 1.0, 1.0  # z_t = A z_{t-1} + Q noise, x_t = C z_t + R noise
+STATIONARY = Q / math.sqrt(1 - A**2)
+
+
+@pytest.fixture(autouse=True)
+def _float64(float64: None) -> None:
+    pass
+
+
+# a linear-Gaussian pair, written as a page of Pyro
+
+
+class Result(NamedTuple):
+    state: Any
+
+
+def transition(z: Tensor | None, n: int) -> dist.Normal:
+    return dist.Normal(torch.zeros(n), STATIONARY) if z is None else dist.Normal(A * z, Q)
+
+
+def before(batch: SequenceBatch, side: str) -> Tensor | None:
+    return None if batch.state is None else batch.state[side]
+
+
+def model(batch: SequenceBatch) -> Result:
+    z = before(batch, "model")
+    with batch.plate():
+        for t in batch.steps():
+            with batch.active(t):
+                z = pyro.sample(f"z_{t}", transition(z, len(batch)))
+                pyro.sample(f"x_{t}", dist.Normal(C * z, R), obs=batch.at(t))
+    return Result(z)
+
+
+def prior_guide(batch: SequenceBatch) -> Result:
+    z = before(batch, "guide")
+    with batch.plate():
+        for t in batch.steps():
+            with batch.active(t):
+                z = pyro.sample(f"z_{t}", transition(z, len(batch)))
+    return Result(z)
+
+
+def posterior(x: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of z_{1:T} given x_{1:length}, from the joint Gaussian."""
+    steps = torch.arange(len(x), dtype=x.dtype)
+    z = STATIONARY**2 * A ** (steps[:, None] - steps).abs()
+    seen = torch.linalg.inv(C**2 * z[:length, :length] + R**2 * torch.eye(length))
+    gain = C * z[:, :length] @ seen
+    return gain @ x[:length], z - gain @ (C * z[:length])
+
+
+def exact_guide(batch: SequenceBatch) -> Result:
+    """q(z_t | z_{t-1}, x_{1:T}), the conditionals of the exact posterior, which is a Markov chain."""
+    assert isinstance(batch.values, Tensor)
+    moments = [posterior(x, int(n)) for x, n in zip(batch.values, batch.lengths, strict=True)]
+    m, s = torch.stack([m for m, _ in moments]), torch.stack([s for _, s in moments])
+    z: Tensor = torch.zeros(len(batch))
+    with batch.plate():
+        for t in batch.steps():
+            with batch.active(t):
+                slope = s[:, t, t - 1] / s[:, t - 1, t - 1] if t else torch.zeros(())
+                loc = m[:, t] + (slope * (z - m[:, t - 1]) if t else 0)
+                variance = s[:, t, t] - (slope * s[:, t, t - 1] if t else 0)
+                z = pyro.sample(f"z_{t}", dist.Normal(loc, variance.sqrt()))
+    return Result(z)
+
+
+def exact_log_likelihood(x: Tensor, lengths: list[int]) -> Tensor:
+    """log p(x_{1:length}) `[N]`, by the joint Gaussian of the observations."""
+    results = []
+    for row, n in zip(x, lengths, strict=True):
+        steps = torch.arange(n, dtype=x.dtype)
+        covariance = C**2 * STATIONARY**2 * A ** (steps[:, None] - steps).abs() + R**2 * torch.eye(n)
+        results.append(dist.MultivariateNormal(torch.zeros(n), covariance).log_prob(row[:n]) if n else torch.zeros(()))
+    return torch.stack(results)
+
+
+def copies(x: Tensor, n: int) -> SequenceBatch:
+    return SequenceBatch(x.expand(n, -1))
+
+
+def windows(batch: SequenceBatch, *edges: int) -> Iterator[SequenceBatch]:
+    """The batch cut at the edges."""
+    for start, stop in zip([0, *edges], [*edges, batch.num_steps], strict=True):
+        values = {k: v[:, start:stop] for k, v in batch.values.items()} if isinstance(batch.values, dict) else batch.values[:, start:stop]
+        yield SequenceBatch(values, (batch.lengths - start).clamp(0, stop - start))
+
+
+X = torch.tensor([0.4, -1.1, 1.3, 0.7], dtype=torch.float64)
+
+
+class TestExact:
+    """Without latents."""
+
+    @pytest.fixture
+    def rnn(self) -> RNN:
+        return RNN(Categorical(4), PreviousObservation(OneHot(4)), hidden_size=5, num_layers=2, decoder_sizes=(3,)).eval()
+
+    @pytest.fixture
+    def batch(self) -> SequenceBatch:
+        return SequenceBatch(torch.randint(4, (5, 7)), [7, 3, 0, 1, 6])
+
+    def by_hand(self, rnn: RNN, batch: SequenceBatch) -> Tensor:
+        """log p(x_t | x_{<t}) `[N, T]`, sequence by sequence."""
+        expected = torch.zeros(len(batch), batch.num_steps)
+        for n, length in enumerate(batch.lengths.tolist()):
+            if length:
+                x = batch.values[n, :length]
+                shifted = torch.cat([torch.zeros(1, 4), torch.eye(4)[x[:-1]]])
+                outputs, _ = rnn.recurrence.rnn(shifted.unsqueeze(0))
+                log_probs = rnn.decoder(outputs[0]).log_softmax(-1)
+                expected[n, :length] = log_probs[torch.arange(length), x]
+        return expected.detach()
+
+    @pytest.mark.parametrize("layout", ["path", "steps"])
+    def test_is_the_teacher_forced_likelihood(self, rnn: RNN, batch: SequenceBatch, layout: Any) -> None:
+        rnn.layout = layout
+        scored = score(Pair(rnn), batch)
+        expected = self.by_hand(rnn, batch)
+        torch.testing.assert_close(scored.steps, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(scored.log_likelihood, expected.sum(-1))
+        assert scored.exact and scored.samples == 1 and not scored.standard_error.any() and not scored.steps.requires_grad
+
+    @pytest.mark.parametrize("samples", [1, 5])
+    @pytest.mark.parametrize("edges", [(1,), (3, 6), (2, 2, 5)])
+    def test_windows_equal_one_pass(self, rnn: RNN, batch: SequenceBatch, edges: tuple[int, ...], samples: int) -> None:
+        if 2 in edges:
+            edges = (2, 5)
+        parts = list(score_document(Pair(rnn), windows(batch, *edges), samples=samples))
+        torch.testing.assert_close(torch.cat([part.steps for part in parts], 1), self.by_hand(rnn, batch), rtol=1e-10, atol=1e-12)
+        assert all(part.exact and part.samples == 1 for part in parts)
+
+    def test_a_first_window_with_a_state_of_its_own(self, rnn: RNN, batch: SequenceBatch) -> None:
+        first, second = windows(batch, 3)
+        carried = score(Pair(rnn), first).state["carried"]
+        for samples in (1, 4):
+            scored = score(Pair(rnn), second.with_state(carried), samples=samples)
+            torch.testing.assert_close(scored.steps, self.by_hand(rnn, batch)[:, 3:], rtol=1e-10, atol=1e-12)
+
+    def test_particles_are_not_wasted(self, rnn: RNN, batch: SequenceBatch) -> None:
+        with mock.patch.object(scoring, "CHUNK_STEPS", 8):
+            scored = score(Pair(rnn), batch, samples=100)
+        torch.testing.assert_close(scored.steps, self.by_hand(rnn, batch), rtol=1e-10, atol=1e-12)
+        assert scored.samples == 1 and scored.state["carried"]["model"]["latent"].shape[0] == len(batch)
+
+    def test_states_to_go_on_from(self, rnn: RNN, batch: SequenceBatch) -> None:
+        full = SequenceBatch(batch.values)
+        state = filtered_state(Pair(rnn), windows(full, 3), samples=5, draws=2)["model"]
+        expected = rnn(full).state
+        torch.testing.assert_close(state["carried"][0], expected["carried"][0].repeat_interleave(2, 0))
+        assert state["context"]["observations"].squeeze(-1).tolist() == [x for x in batch.values[:, -1].tolist() for _ in range(2)]
+
+
+class TestBounds:
+    """With latents, against the exact likelihood."""
+
+    def test_the_oracle_is_pyros(self) -> None:
+        normals = (dist.Normal(torch.zeros(1), scale).to_event(1) for scale in (STATIONARY, Q, R))
+        first, noise, observation = normals
+        hmm = dist.GaussianHMM(first, torch.tensor([[A]]), noise, torch.tensor([[C]]), observation, duration=4)
+        torch.testing.assert_close(exact_log_likelihood(X[None], [4])[0], hmm.log_prob(X.unsqueeze(-1)))
+
+    @pytest.mark.parametrize("samples", [1, 3])
+    def test_is_exact_with_the_exact_posterior(self, samples: int) -> None:
+        lengths = [4, 1, 0, 3]
+        batch = SequenceBatch(torch.randn(4, 4), lengths)
+        scored = score(Pair(model, exact_guide), batch, samples=samples)
+        torch.testing.assert_close(scored.log_likelihood, exact_log_likelihood(batch.values, lengths), rtol=0, atol=1e-9)
+        assert not scored.exact and scored.samples == samples
+        assert scored.standard_error.isnan().all() if samples == 1 else (scored.standard_error < 1e-9).all()
+        assert not scored.steps[~batch.mask].any(), "nothing at padding"
+
+    def test_standard_errors_are_calibrated(self) -> None:
+        n, samples = 400, 200
+        scored = score(Pair(model, prior_guide), copies(X, n), samples=samples)
+        z = (scored.log_likelihood - exact_log_likelihood(X[None], [4])) / scored.standard_error
+        # four standard errors: 4 / sqrt(400) for the mean, which is low by half a standard error squared, and 4 / sqrt(800)
+        assert z.mean().abs() < 0.2 + 0.5 * scored.standard_error.mean()
+        assert abs(z.std() - 1) < 0.15
+
+    def test_a_step_s_share_is_the_bound_s_growth(self) -> None:
+        """With the prior as guide every prefix is a bound of its own, and a good one with many particles."""
+        scored = score(Pair(model, prior_guide), copies(X, 50), samples=400)
+        totals = torch.stack([exact_log_likelihood(X[None], [t + 1])[0] for t in range(4)])
+        expected = torch.diff(totals, prepend=torch.zeros(1))
+        error = scored.steps.std(0) / math.sqrt(50)
+        assert ((scored.steps.mean(0) - expected).abs() < 4 * error + 0.01).all()
+        assert (error < 0.05).all()
+
+    def test_more_particles_are_a_tighter_bound(self) -> None:
+        means = []
+        for samples in (1, 4, 32):
+            scored = score(Pair(model, prior_guide), copies(X, 1000), samples=samples).log_likelihood
+            means.append((scored.mean(), scored.std() / math.sqrt(1000)))
+        exact = exact_log_likelihood(X[None], [4])[0]
+        for (low, a), (high, b) in zip(means, [*means[1:], (exact, torch.zeros(()))], strict=True):
+            assert low + 4 * (a + b) < high or (high is exact and low < exact + 4 * a)
+
+    @pytest.mark.parametrize("edges", [(), (1, 2), (1, 2, 3)])
+    def test_windows_estimate_the_likelihood_without_bias(self, edges: tuple[int, ...]) -> None:
+        """Resampled between windows or not: the mean of exp(estimate - exact) is 1."""
+        n, samples = 3000, 8
+        parts = list(score_document(Pair(model, prior_guide), windows(copies(X, n), *edges), samples=samples))
+        total = sum(part.log_likelihood for part in parts)
+        ratio = (total - exact_log_likelihood(X[None], [4])).exp()
+        assert (ratio.mean() - 1).abs() < 4 * ratio.std() / math.sqrt(n)
+        for part in parts[:-1]:
+            resampled = (part.state["log_weights"] == -math.log(samples)).all(-1)
+            assert 0 < resampled.sum() < n, "both happen"
+            torch.testing.assert_close(part.state["log_weights"].exp().sum(-1), torch.ones(n))
+
+    def test_resampling_lowers_the_spread(self) -> None:
+        """A long sequence: whole-path weights degenerate, a filter's do not; and its standard errors are honest."""
+        torch.manual_seed(1)
+        x, n = torch.randn(24) * 1.2, 200
+        exact = exact_log_likelihood(x[None], [24])
+        at_once = score(Pair(model, prior_guide), copies(x, n), samples=64).log_likelihood
+        parts = list(score_document(Pair(model, prior_guide), windows(copies(x, n), *range(1, 24)), samples=64))
+        filtered, error = sum(p.log_likelihood for p in parts), sum(p.variance for p in parts).sqrt()
+        assert filtered.std() < 0.5 * at_once.std()
+        z = (filtered - exact) / error
+        assert 0.7 < z.std() < 1.3  # 200 of them; the windows are nearly independent
+
+    def test_chunks_change_nothing_but_the_draws(self) -> None:
+        batch = SequenceBatch(torch.randn(3, 4), [4, 2, 3])
+        with mock.patch.object(scoring, "CHUNK_STEPS", 8):
+            scored = score(Pair(model, exact_guide), batch, samples=3)
+        torch.testing.assert_close(scored.log_likelihood, exact_log_likelihood(batch.values, [4, 2, 3]), rtol=0, atol=1e-9)
+        assert scored.state["carried"]["model"].shape == (9,)
+
+    def test_states_are_draws_from_the_filter(self) -> None:
+        n, draws = 500, 3
+        mean, covariance = posterior(X, 4)
+        law = dist.Normal(mean[-1], covariance[-1, -1].sqrt())
+        exact = filtered_state(Pair(model, exact_guide), [copies(X, n * 4)], samples=4, draws=1)["model"]
+        assert exact.shape == (n * 4,)
+        weighted = filtered_state(Pair(model, prior_guide), windows(copies(X, n), 2), samples=100, draws=draws)["model"]
+        assert weighted.shape == (n * draws,)
+        for z, count in ((exact, 4 * n), (weighted.view(n, draws)[:, 0], n)):
+            assert (z.mean() - law.mean).abs() < 4 * law.stddev / math.sqrt(count) + 0.005
+            assert (z.var() / law.variance - 1).abs() < 4 * math.sqrt(2 / count) + 0.01
+
+
+class TestSystematicResampling:
+    def test_counts(self) -> None:
+        """Each particle is drawn floor(K w) or ceil(K w) times, K w times in the mean."""
+        weights = torch.rand(3, 6).softmax(-1)
+        weights[2] = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0, 0.0])
+        draws = torch.stack([scoring._systematic(weights) for _ in range(4000)])
+        counts = torch.nn.functional.one_hot(draws, 6).sum(-2).double()
+        expected = 6 * weights
+        assert (counts >= (expected - 1e-9).floor()).all() and (counts <= (expected + 1e-9).ceil()).all()
+        error = 0.5 / math.sqrt(4000)  # a count has a spread of one half at most
+        assert ((counts.mean(0) - expected).abs() < 4 * error).all()
+
+
+class TestLayouts:
+    """A path's site and the steps' sites are shares of the same steps."""
+
+    @pytest.mark.parametrize("batch", [SequenceBatch(torch.tensor([[0, 1, 2], [2, 0, 0]]), [3, 2])])
+    def test_agree_step_by_step(self, batch: SequenceBatch) -> None:
+        model = SRNN(Categorical(3), PreviousObservation(OneHot(3)), latent_size=3, latent_sizes=(3,), hidden_size=3)
+        guide = SRNNGuide(model, OneHot(3), hidden_size=3, latent_sizes=(3,))
+        path_trace = poutine.trace(guide).get_trace(batch)
+        path = score(Pair(model, poutine.replay(guide, trace=path_trace)), batch)
+        model.layout = "steps"
+        steps_trace = poutine.trace(guide).get_trace(batch)
+        for t in range(3):
+            steps_trace.nodes[f"z_{t}"]["value"] = path_trace.nodes["z"]["value"][:, t]
+        steps = score(Pair(model, poutine.replay(guide, trace=steps_trace)), batch)
+        torch.testing.assert_close(path.steps, steps.steps, rtol=1e-10, atol=1e-12)
+        assert not path.exact and path.steps[0].all()
+
+    @pytest.mark.parametrize("names", [("a", "b"), ("track_0", "track_1"), ("note_2", "b"), ("a_2_b", "track_0")])
+    @pytest.mark.parametrize("layout", ["path", "steps"])
+    def test_groups_whose_names_hold_numbers(self, names: tuple[str, str], layout: Any) -> None:
+        values = [torch.randint(3, (2, 4)), torch.randn(2, 4)]
+        batch = SequenceBatch(dict(zip(names, values, strict=True)), [4, 3])
+        torch.manual_seed(3)
+        emission = Joint(dict(zip(names, (Categorical(3), Normal()), strict=True)))
+        encoder = Group(dict(zip(names, (OneHot(3), Flatten(())), strict=True)))
+        rnn = RNN(emission, PreviousObservation(encoder), hidden_size=3, layout=layout)
+        trace = poutine.trace(rnn).get_trace(batch)
+        total = trace.log_prob_sum()
+        steps = score(Pair(rnn), batch).steps
+        torch.testing.assert_close(steps.sum(), total.detach())
+        assert steps[batch.mask].all() and not steps[~batch.mask].any(), "every step has its share"
+
+
+class TestCustomPairs:
+    @staticmethod
+    def nothing(batch: SequenceBatch) -> None:
+        """A guide without sites."""
+
+    def test_masks_plates_and_deterministic_sites(self) -> None:
+        batch = SequenceBatch(torch.randn(2, 3, 5), [3, 1])
+        keep = torch.tensor([True, False])
+
+        def by_steps(batch: SequenceBatch) -> None:
+            with pyro.plate("features", 5, dim=-2), batch.plate(), poutine.mask(mask=keep):
+                for t in batch.steps():
+                    with batch.active(t):
+                        rate = pyro.deterministic(f"rate_{t}", torch.zeros(5, 2))
+                        pyro.sample(f"x_{t}", dist.Normal(rate, 1.0), obs=batch.at(t).t())
+
+        def by_path(batch: SequenceBatch) -> None:
+            with batch.plate(), poutine.mask(mask=keep):
+                pyro.deterministic("rate", torch.zeros(2))
+                steps = dist.Normal(torch.zeros(2, 3, 5), 1.0).to_event(1).mask(batch.mask)
+                pyro.sample("x", steps.to_event(1), obs=batch.values)
+
+        expected = (dist.Normal(0.0, 1.0).log_prob(batch.values).sum(-1) * batch.mask) * keep.unsqueeze(-1)
+        torch.testing.assert_close(score(Pair(by_steps), batch).steps, expected)
+        torch.testing.assert_close(score(Pair(by_path), batch).steps, expected)
+
+    def test_a_path_with_a_mask(self) -> None:
+        keep = torch.tensor([True, False])
+
+        def latent() -> None:
+            with poutine.mask(mask=keep):
+                pyro.sample("z", MarkovPath(torch.zeros(2, 1), lambda previous, steps: dist.Normal(previous, 1.0), 3))
+
+        def guide(batch: SequenceBatch) -> None:
+            with batch.plate(), poutine.scale(scale=2.0):
+                latent()
+
+        def both(batch: SequenceBatch) -> None:
+            with batch.plate():
+                latent()
+                pyro.sample("x", dist.Normal(torch.zeros(2, 3), 1.0).to_event(1), obs=batch.values)
+
+        batch = SequenceBatch(torch.randn(2, 3))
+        torch.testing.assert_close(score(Pair(both, guide), batch).steps, dist.Normal(0.0, 1.0).log_prob(batch.values))
+
+    def test_auxiliary_variables_of_the_guide(self) -> None:
+        """x ~ N(0, 1) and a latent that is no more than a copy of the guide's own noise."""
+
+        def pair_model(batch: SequenceBatch) -> None:
+            with batch.plate():
+                pyro.sample("z_0", dist.Normal(torch.zeros(2), 1.0))
+                pyro.sample("x_0", dist.Normal(torch.zeros(2), 1.0), obs=batch.at(0))
+
+        def guide(batch: SequenceBatch) -> None:
+            with batch.plate():
+                u = pyro.sample("u_0", dist.Normal(torch.zeros(2), 1.0), infer={"is_auxiliary": True})
+                pyro.sample("z_0", dist.Delta(u))
+
+        batch = SequenceBatch(torch.randn(2, 1))
+        scored = score(Pair(pair_model, guide), batch)
+        torch.testing.assert_close(scored.log_likelihood, dist.Normal(0.0, 1.0).log_prob(batch.values[:, 0]))
+
+    def test_sites_of_one_side(self) -> None:
+        batch = copies(X, 2)
+        with pytest.raises(UserError, match=r"^the guide has no site 'z_0', which the model samples$"):
+            score(Pair(model, self.nothing), batch)
+
+        def observed(batch: SequenceBatch) -> None:
+            with batch.plate():
+                for t in batch.steps():
+                    pyro.sample(f"x_{t}", dist.Normal(torch.zeros(2), 1.0), obs=batch.at(t))
+
+        with pytest.raises(UserError, match=r"^the model has no site 'z_0', which the guide samples$"):
+            score(Pair(observed, prior_guide), batch)
+
+    @pytest.mark.parametrize("name", ["x", "x_4", "x_", "x4", "x_1a"])
+    def test_sites_of_no_step(self, name: str) -> None:
+        def outside(batch: SequenceBatch) -> None:
+            with batch.plate():
+                pyro.sample(name, dist.Normal(torch.zeros(2), 1.0), obs=batch.at(0))
+
+        with pytest.raises(UserError, match=f"^site '{name}' belongs to no step: name it for its step"):
+            score(Pair(outside), copies(X, 2))
+
+    def test_nothing_to_score(self) -> None:
+        pair = Pair(model, prior_guide)
+        for batch in (SequenceBatch(None, [3]), SequenceBatch(torch.zeros(2, 0)), SequenceBatch(torch.zeros(0, 3))):
+            with pytest.raises(UserError, match="there is nothing to score"):
+                score(pair, batch)
+        with pytest.raises(UserError, match="at least 1, got 0"):
+            score(pair, copies(X, 2), samples=0)
+        assert list(score_document(pair, [])) == []
+        with pytest.raises(UserError, match="no window was given"):
+            filtered_state(pair, [])
+        with pytest.raises(UserError, match=r"must be of equal length, got \[4, 3\] steps of a window of 4"):
+            filtered_state(pair, [SequenceBatch(torch.zeros(2, 4), [4, 3])])
