@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -12,7 +14,10 @@ from pyro_seq.cli.demo import demo
 from pyro_seq.cli.text import text
 from pyro_seq.errors import UserError
 
-INTERRUPTED = 130
+WRONG, INTERRUPTED = 2, 130
+LONGEST_MESSAGE = 2_000
+OUT_OF_MEMORY = "out of memory: less is needed with lower text.batch_size, text.window, model.hidden_size, --samples or --num-samples"
+NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # of newer versions of click
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -27,26 +32,34 @@ pyroseq.add_command(demo)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a user's mistake, a full disk or an unreadable file is one line on stderr and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
     try:
         code = pyroseq.main(args=arguments, prog_name="pyroseq", standalone_mode=False)
     except click.exceptions.Abort:
         _fail("interrupted", INTERRUPTED)
+    except NO_ARGUMENTS as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(WRONG)
     except click.ClickException as error:
-        _fail(error.format_message() + _help_hint(error), 2)
-    except UserError as error:
-        _fail(str(error), 2)
-    except KeyboardInterrupt as error:
-        _fail(str(error) or "interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        sys.stderr.close()
-        sys.exit(1)
+        _fail(error.format_message() + _help_hint(error), WRONG)
+    except (UserError, UnicodeError) as error:
+        _fail(str(error), WRONG)
     except MemoryError:
-        _fail("out of memory: lower text.batch_size, text.window or model.hidden_size", 2)
+        _fail(OUT_OF_MEMORY, WRONG)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 2)
+        _fail(f"{where}{error.strerror or error}", WRONG)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail(OUT_OF_MEMORY, WRONG)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _help_hint(error: click.ClickException) -> str:
@@ -54,6 +67,10 @@ def _help_hint(error: click.ClickException) -> str:
     return f" (see {context.command_path} --help)" if context is not None else ""
 
 
-def _fail(message: str, code: int) -> None:
-    sys.stderr.write(f"pyroseq: {' '.join(message.split())}\n")
+def _fail(message: str, code: int) -> NoReturn:
+    """One line on stderr, whatever stands in the message, and the end."""
+    line = " ".join(part.strip() for part in message.splitlines())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line[:LONGEST_MESSAGE])
+    with contextlib.suppress(OSError, ValueError):  # nobody listens
+        click.echo(f"pyroseq: {shown}{'…' * (len(line) > LONGEST_MESSAGE)}", err=True)
     sys.exit(code)

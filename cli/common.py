@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import shlex
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,14 +17,21 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-RUN_DIR = click.option(
-    "--run-dir",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The run folder: everything that a training keeps.",
-)
-SEED = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of all randomness.")
+FILE = click.Path(path_type=Path)
+
+
+def run_dir_option(*, required: bool = True) -> Callable[[F], F]:
+    """The option of the run folder."""
+    return click.option(
+        "--run-dir",
+        required=required,
+        type=FILE,
+        metavar="DIR",
+        help="The run folder: everything that a training keeps.",
+    )
+
+
+SEED = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default="0", metavar="N", help="Seed of all randomness.")
 DEVICE = click.option(
     "--device",
     default="auto",
@@ -34,7 +45,7 @@ def training_options(command: F) -> F:
     """The options of every program's `train`."""
     for option in reversed(
         [
-            RUN_DIR,
+            run_dir_option(required=False),  # not for --print-config; `train` asks for it
             click.option("--num-steps", type=click.IntRange(1), metavar="N", help="Parameter updates at most (training.num_steps)."),
             click.option(
                 "--max-minutes",
@@ -42,13 +53,9 @@ def training_options(command: F) -> F:
                 metavar="M",
                 help="Minutes at most (training.max_minutes).",
             ),
-            click.option(
-                "--config",
-                type=click.Path(path_type=Path),
-                metavar="FILE",
-                help="Settings as TOML or JSON, as --print-config shows them.",
-            ),
+            click.option("--config", type=FILE, metavar="FILE", help="Settings as TOML or JSON, as --print-config shows them."),
             click.option("--set", "words", multiple=True, metavar="KEY=VALUE", help="One setting; after --config, and as often as needed."),
+            click.option("--print-config", is_flag=True, help="Show all settings, resolved, as TOML, and stop."),
             SEED,
             DEVICE,
             click.option("--resume", is_flag=True, help="Go on where the run in --run-dir stopped."),
@@ -59,6 +66,32 @@ def training_options(command: F) -> F:
     return command
 
 
+def given_options(*names: str) -> list[str]:
+    """Those of the parameters `names` that stand on the command line, as they are written there."""
+    context = click.get_current_context()
+    given = [name for name in names if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE]
+    return [parameter.opts[0] for parameter in context.command.params if parameter.name in given]
+
+
+@contextmanager
+def resumable(run_dir: Path, how: str) -> Iterator[None]:
+    """Where Ctrl-C or SIGTERM stops a training: say how to go on with it, and end with the exit code that the signal has in a shell."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
+        if (run_dir / "run.json").exists():
+            click.echo(f"pyroseq: stopped; the run is kept, go on with: {how}", err=True)
+        else:
+            click.echo("pyroseq: stopped before the run had begun", err=True)
+        raise click.exceptions.Exit(128 + number) from None
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
+
+
 def pick_device(name: str) -> torch.device:
     """The device of that name; raises `UserError` if there is none."""
     import torch
@@ -67,9 +100,11 @@ def pick_device(name: str) -> torch.device:
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|(cuda|mps)(:\d{1,4})?", name):
+        raise UserError(f"--device must be auto, cpu, cuda, cuda:1 … or mps, got {name!r}")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} is not to be had: {str(error).splitlines()[0]}") from None
     return device

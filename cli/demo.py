@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pyro_seq.cli.common import DEVICE, SEED, pick_device
+from pyro_seq.cli.common import DEVICE, FILE, SEED, pick_device, quoted, resumable
 
 PROMPT = "The "
 
@@ -15,15 +15,18 @@ PROMPT = "The "
 @click.command()
 @click.option(
     "--run-dir",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="DIR",
     help="Where to keep the run; a new folder in demo-runs/ if not given.",
 )
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="How long to train.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=1.0, show_default="1", metavar="M", help="How long to train.")
 @SEED
 @DEVICE
 def demo(run_dir: Path | None, minutes: float, seed: int, device: str) -> None:
-    """Train on a small bundled text for a minute; samples before and after, scores of a real and of a scrambled line."""
+    """Train on a small bundled text for a minute, and see what it learns.
+
+    Shows samples before and after, and the scores of a line that the model has not seen and of the same line scrambled.
+    """
     from importlib.resources import as_file, files
 
     import torch
@@ -42,7 +45,8 @@ def demo(run_dir: Path | None, minutes: float, seed: int, device: str) -> None:
         untrained.pair.train(False)
         _show("Before training, the model writes:", next(text.generate(untrained, length=200)))
         click.echo(f"\nTraining for {minutes:g} minute{'s' * (minutes != 1)} …")
-        begin(run_dir, settings, {"train": corpus, "valid_fraction": 0.1}, seed=seed, device=where)
+        with resumable(run_dir, f"pyroseq text train --run-dir {quoted(run_dir)} --resume"):
+            begin(run_dir, settings, {"train": corpus, "valid_fraction": 0.1}, seed=seed, device=where)
     trained = text.load(run_dir, where)
     torch.manual_seed(seed)
     _show(
@@ -57,9 +61,10 @@ def demo(run_dir: Path | None, minutes: float, seed: int, device: str) -> None:
         scored = text.score_symbols(trained, trained.vocabulary.encode(shown))
         click.echo(f"  {scored.bits_per_character:6.3f} bits per character   {shown[:80]}{'…' * (len(shown) > 80)}")
     click.echo(f"\nThe run is in {run_dir}. What comes next:")
-    click.echo(f"  pyroseq text generate --run-dir {run_dir} --prompt 'Once ' --temperature 0.7")
-    click.echo(f"  pyroseq text evaluate --run-dir {run_dir} --eval-corpus README.md")
-    click.echo(f"  tensorboard --logdir {run_dir}")
+    folder = quoted(run_dir)
+    click.echo(f"  pyroseq text generate --run-dir {folder} --prompt 'Once ' --temperature 0.7")
+    click.echo(f"  pyroseq text evaluate --run-dir {folder} --eval-corpus YOUR_TEXT")
+    click.echo(f"  tensorboard --logdir {folder}")
 
 
 def _new_folder() -> Path:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import DEVICE, RUN_DIR, SEED, pick_device, training_options
+from pyro_seq.cli.common import DEVICE, FILE, SEED, given_options, pick_device, quoted, resumable, run_dir_option, training_options
 
 if TYPE_CHECKING:
     from pyro_seq.domains.text import TextScore, TextSettings
 
-FILE = click.Path(path_type=Path)
+MOST_SYMBOLS, MOST_SAMPLES = 10**9, 10**6
 
 
 @click.group()
 def text() -> None:
-    """Text: train a character or byte model, generate from it, and learn how likely a text is under it."""
+    """Train on a text, generate from it, score other texts."""
 
 
 @text.command()
@@ -30,12 +33,12 @@ def text() -> None:
     type=click.FloatRange(0, 0.9),
     default=0.1,
     show_default=True,
-    help="Of the corpus, its end: kept for validation.",
+    metavar="P",
+    help="How much of the training corpus, at its end, is kept for validation.",
 )
 @click.option("--vocab-corpus", type=FILE, metavar="F", help="The text whose characters make the vocabulary; else the training corpus.")
 @click.option("--model", metavar="rnn|iseq|srnn", help="Which pair (model.kind).")
 @click.option("--preset", metavar="NAME", help="Bundled settings to start from: default, best.")
-@click.option("--print-config", is_flag=True, help="Show the resolved settings as TOML, and stop.")
 @training_options
 def train(
     train_corpus: Path | None,
@@ -43,7 +46,7 @@ def train(
     valid_fraction: float,
     vocab_corpus: Path | None,
     print_config: bool,
-    run_dir: Path,
+    run_dir: Path | None,
     seed: int,
     device: str,
     resume: bool,
@@ -55,32 +58,32 @@ def train(
     Settings come from the defaults or a preset, then --config, then --set and the options that stand for a setting. Ctrl-C saves a
     checkpoint; --resume goes on from it, with the settings and the corpora that the run was begun with.
     """
-    from pyro_seq.domains.text_runs import begin, go_on
-
     if print_config:
         from pyro_seq.settings import to_toml
 
         click.echo(to_toml(resolve(**settings)))
         return
-    where = pick_device(device)
-    options = {"device": where, "quiet": quiet}
-    if resume:
-        changes = {"training.num_steps": settings["num_steps"], "training.max_minutes": settings["max_minutes"]}
-        given = [name for name in ("config", "words", "model", "preset") if settings[name]]
-        trained = go_on(run_dir, {k: v for k, v in changes.items() if v is not None}, fixed=given, corpus=train_corpus, **options)
-    else:
-        if train_corpus is None:
-            raise click.UsageError("--train-corpus is missing: the text to learn from")
-        corpora = {
-            "train": train_corpus,
-            "valid": valid_corpus,
-            "valid_fraction": valid_fraction,
-            "vocabulary_from": vocab_corpus,
-        }
-        trained = begin(run_dir, resolve(**settings), corpora, seed=seed, **options)
+    if run_dir is None:
+        raise click.UsageError("--run-dir is missing: the folder to keep the run in", click.get_current_context())
+    if train_corpus is None and not resume:
+        raise click.UsageError("--train-corpus is missing: the text to learn from", click.get_current_context())
+
+    from pyro_seq.domains.text_runs import begin, go_on
+
+    where = f"--run-dir {quoted(run_dir)}" + (f" --device {device}" if device != "auto" else "")
+    with resumable(run_dir, f"pyroseq text train {where} --resume"):
+        options = {"device": pick_device(device), "quiet": quiet}
+        if resume:
+            changes = {"training.num_steps": settings["num_steps"], "training.max_minutes": settings["max_minutes"]}
+            changes = {name: value for name, value in changes.items() if value is not None}
+            fixed = given_options("config", "words", "model", "preset", "seed", "valid_fraction", "vocab_corpus")
+            trained = go_on(run_dir, changes, fixed=fixed, corpus=train_corpus, valid=valid_corpus, **options)
+        else:
+            corpora = {"train": train_corpus, "valid": valid_corpus, "valid_fraction": valid_fraction, "vocabulary_from": vocab_corpus}
+            trained = begin(run_dir, resolve(**settings), corpora, seed=seed, **options)
     if not quiet:
-        click.echo(f"done: the run is in {run_dir} ({trained.step} steps)", err=True)
-        click.echo(f"next: pyroseq text generate --run-dir {run_dir} --length 500", err=True)
+        click.echo(f"done after {trained.step:,} steps; the run is in {run_dir}", err=True)
+        click.echo(f"next: pyroseq text generate --run-dir {quoted(run_dir)}", err=True)
 
 
 def resolve(
@@ -113,15 +116,17 @@ def resolve(
 
 
 @text.command()
-@RUN_DIR
-@click.option("--length", type=click.IntRange(1), default=500, show_default=True, metavar="N", help="Characters of each sample.")
-@click.option("--num-samples", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="How many samples.")
+@run_dir_option()
+@click.option(
+    "--length", type=click.IntRange(1, MOST_SYMBOLS), default=500, show_default="500", metavar="N", help="Symbols of each sample."
+)
+@click.option("--num-samples", type=click.IntRange(1, MOST_SAMPLES), default=1, show_default="1", metavar="N", help="How many samples.")
 @click.option("--prompt", default="", metavar="S", help="Text to continue.")
 @click.option(
     "--temperature",
-    type=float,
+    type=click.FloatRange(0, min_open=True),
     default=1.0,
-    show_default=True,
+    show_default="1",
     metavar="T",
     help="Below 1: likelier symbols; above 1: rarer ones.",
 )
@@ -149,21 +154,29 @@ def generate(
     loaded = load(run_dir, pick_device(device))
     torch.manual_seed(seed)
     samples = generate_text(loaded, length=length, num_samples=num_samples, prompt=prompt, temperature=temperature, top_k=top_k)
+    shown = prompt.encode(errors="surrogateescape").decode(errors="replace")  # where it was not UTF-8, at level byte
     for i, sample in enumerate(samples):
         if as_json:
-            click.echo(json.dumps(prompt + sample, ensure_ascii=False))
+            click.echo(json.dumps(shown + sample, ensure_ascii=False))
         else:
             if num_samples > 1:
                 click.echo(f"{'' if i == 0 else chr(10)}=== sample {i + 1} of {num_samples}")
-            click.echo(prompt + sample)
+            click.echo(shown + sample)
 
 
 @text.command()
-@RUN_DIR
+@run_dir_option()
 @click.option("--eval-corpus", required=True, type=FILE, metavar="F", help="The text to score.")
-@click.option("--samples", type=click.IntRange(1), default=16, show_default=True, metavar="K", help="Particles, for pairs with latents.")
+@click.option(
+    "--samples",
+    type=click.IntRange(1, MOST_SAMPLES),
+    default=16,
+    show_default="16",
+    metavar="K",
+    help="Particles, for pairs with latents; more make the bound tighter.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
-@click.option("--per-character", type=FILE, metavar="FILE", help="Write each symbol with its nats to a file.")
+@click.option("--per-character", type=FILE, metavar="FILE", help="Write each symbol with its nats to a file (- for standard output).")
 @SEED
 @DEVICE
 def evaluate(run_dir: Path, eval_corpus: Path, samples: int, as_json: bool, per_character: Path | None, seed: int, device: str) -> None:
@@ -172,16 +185,30 @@ def evaluate(run_dir: Path, eval_corpus: Path, samples: int, as_json: bool, per_
 
     from pyro_seq.domains.text import evaluate as evaluate_text
     from pyro_seq.domains.text import load
-    from pyro_seq.runs import replacing
 
     loaded = load(run_dir, pick_device(device))
     torch.manual_seed(seed)
     if per_character is None:
         scored = evaluate_text(loaded, eval_corpus, samples=samples)
     else:
-        with replacing(per_character) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        with _opened(per_character) as file:
             scored = evaluate_text(loaded, eval_corpus, samples=samples, per_character=file)
-    click.echo(json.dumps(dataclasses.asdict(scored)) if as_json else report(scored, loaded.vocabulary.level))
+    click.echo(json.dumps(dataclasses.asdict(scored), allow_nan=False) if as_json else report(scored, loaded.vocabulary.level))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
+    """A file to write, which is replaced as a whole; standard output, a device or a pipe is written to as it stands."""
+    from pyro_seq.runs import replacing
+
+    if str(path) in ("-", "/dev/stdout"):  # not to be opened: where it is a file, that would be cut to nothing
+        yield sys.stdout
+    elif path.exists() and not path.is_file() and not path.is_dir():
+        with open(path, "w", encoding="utf-8") as file:
+            yield file
+    else:
+        with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            yield file
 
 
 def report(score: TextScore, level: str) -> str:

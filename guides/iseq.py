@@ -9,6 +9,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.distributions import Sampler
 from pyro_seq.encoders import Encoder
 from pyro_seq.networks import NormalNet, SequenceDropout, concatenate
 from pyro_seq.recurrence import Recurrence
@@ -80,7 +81,11 @@ class ISEQGuide(SequenceGuide):
         """q(z_t | e_t)."""
         return self.network(*evidence)
 
-    def sample_path(self, evidence: tuple[Tensor, ...], noise: Tensor, first: Tensor) -> Tensor:
+    def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler:
         """All steps at once, since z_t does not depend on z_{t-1}."""
-        normal = self.network(*evidence)
-        return normal.loc + normal.scale * noise
+
+        def sample(noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+            normal = self.network(*evidence)
+            return normal.loc + normal.scale * noise, normal.scale.expand_as(noise)
+
+        return sample

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.distributions import Sampler
 from pyro_seq.encoders import Encoder
 from pyro_seq.models.srnn import SRNN
 from pyro_seq.networks import NormalNet, SequenceDropout, concatenate
@@ -81,8 +82,8 @@ class SRNNGuide(SequenceGuide):
         shift = self.model.transition(d[0], previous).loc if d else None
         return self.network(e, previous, shift=shift)
 
-    def sample_path(self, evidence: tuple[Tensor, ...], noise: Tensor, first: Tensor) -> Tensor:
+    def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler:
         """The chain of posteriors, in one kernel."""
         e, *d = evidence
         prior: Any = self.model.prior if d else None
-        return sample_path(noise, first, self.network, e, prior, d[0] if d else None)
+        return lambda noise, first: sample_path(noise, first, self.network, e, prior, d[0] if d else None)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
 Conditional = Callable[[Tensor, slice], dist.Normal]
-Sampler = Callable[[Tensor, Tensor], Tensor]
+Sampler = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class MarkovPath(TorchDistribution):
@@ -28,8 +28,8 @@ class MarkovPath(TorchDistribution):
             from the latents before each of them `[*batch, S, Z]`.
         num_steps: T.
         active: `[*batch, T]`, `False` where a step is padding and its density left out; `None` for no padding.
-        sampler: a faster equal of the loop over `conditional`: `sampler(noise [*batch, T, Z], first [*batch, Z])` is the path that
-            standard normal noise becomes, z_t = loc_t + scale_t noise_t.
+        sampler: a faster equal of the loop over `conditional`: `sampler(noise [*batch, T, Z], first [*batch, Z])` are the path that
+            standard normal noise becomes, z_t = loc_t + scale_t noise_t, and its scales.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own form)
@@ -62,20 +62,23 @@ class MarkovPath(TorchDistribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         first = self.first.expand(*shape, self.first.shape[-1])
         noise = torch.randn(*shape, *self.event_shape, dtype=first.dtype, device=first.device)
-        self._sampled = self.sampler(noise, first)
+        self._sampled, scale = self.sampler(noise, first)
+        # the conditionals that this path has met are known from its noise: a density at it needs no second pass
+        self._latest = self._sampled, _condition(self._sampled), dist.Normal(self._sampled - scale * noise, scale, validate_args=False)
         return self._sampled
 
-    def _by_steps(self, noise: Tensor, first: Tensor) -> Tensor:
-        path, previous = [], first.unsqueeze(-2)
+    def _by_steps(self, noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        path, scales, previous = [], [], first.unsqueeze(-2)
         for t in range(self.num_steps):
             normal = self.conditional(previous, slice(t, t + 1))
             previous = normal.loc + normal.scale * noise[..., t : t + 1, :]
             path.append(previous)
-        return torch.cat(path, -2) if path else noise
+            scales.append(normal.scale.expand_as(previous))
+        return (torch.cat(path, -2), torch.cat(scales, -2)) if path else (noise, noise)
 
     def at(self, path: Tensor) -> dist.Normal:
         """The conditionals that a path meets: a normal of batch shape `[*batch, T, Z]`."""
-        condition = torch.is_grad_enabled(), None if path.is_inference() else path._version
+        condition = _condition(path)
         if self._latest is None or self._latest[0] is not path or self._latest[1] != condition:
             first = self.first.unsqueeze(-2).expand(*path.shape[:-2], 1, path.shape[-1])
             previous = torch.cat([first, path[..., :-1, :]], -2)
@@ -100,6 +103,11 @@ class MarkovPath(TorchDistribution):
         if self._sampled is None:
             raise NotImplementedError("the divergence between two Markov paths is evaluated at a sample of the first: sample it")
         return self._sampled
+
+
+def _condition(path: Tensor) -> tuple[bool, int | None]:
+    """What must not have changed for the conditionals of a path to hold still: whether a graph is recorded, and the path's version."""
+    return torch.is_grad_enabled(), None if path.is_inference() else path._version
 
 
 def step_kl(q: MarkovPath, p: MarkovPath) -> Tensor:

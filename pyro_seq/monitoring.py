@@ -2,16 +2,64 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from torch import Tensor
 
 from pyro_seq.errors import UserError
+
+FLUSH_SECONDS = 10.0
+HISTOGRAM_BINS = 64
+
+
+class AppendedFile:
+    """A file that grows, unbuffered: what is written is there at once, and a full disk is noticed by the write that meets it."""
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        """Open the file, cut back to its first `size` bytes; raises `UserError` if it has fewer or cannot be written."""
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115 (closed by close)
+            if os.fstat(self._file.fileno()).st_size < size:
+                self.close()
+                raise UserError(f"{path} is shorter than the run's checkpoint says: it was changed since")
+            self._file.truncate(size)
+            self._file.seek(size)
+        except OSError as error:
+            raise self._cannot(error) from None
+
+    def write(self, data: bytes) -> None:
+        """Write all of it."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except OSError as error:
+            raise self._cannot(error) from None
+
+    def flush(self) -> int:
+        """Bring everything to the disk; the size of the file."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._cannot(error) from None
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close."""
+        self._file.close()
+
+    def _cannot(self, error: OSError) -> UserError:
+        return UserError(f"cannot write {self.path}: {error.strerror or error}")
 
 
 class MetricsFile:
@@ -22,77 +70,106 @@ class MetricsFile:
 
     def __init__(self, path: Path, size: int = 0) -> None:
         """Open the file, cut back to its first `size` bytes: what was written after the last checkpoint is written again."""
-        try:
-            self._file: IO[bytes] = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 (closed by close)
-            if os.fstat(self._file.fileno()).st_size < size:
-                raise UserError(f"{path} is shorter than the run's checkpoint says: it was changed since")
-            self._file.truncate(size)
-            self._file.seek(size)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from None
+        self._file = AppendedFile(path, size)
 
     def write(self, **figures: Any) -> None:
-        """One line."""
-        self._file.write((json.dumps(figures) + "\n").encode())
+        """One line; a figure that is not finite is null, as JSON has no word for it."""
+        finite = {name: None if isinstance(value, float) and not abs(value) < float("inf") else value for name, value in figures.items()}
+        self._file.write((json.dumps(finite) + "\n").encode())
 
     def flush(self) -> int:
         """Bring all lines to the disk; the size of the file."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        return self._file.flush()
 
     def close(self) -> None:
-        """Flush and close."""
+        """Close."""
         self._file.close()
 
 
 class Events:
-    """TensorBoard's events of a run; without a folder, nothing."""
+    """TensorBoard's events of a run; without a folder, nothing.
+
+    `torch.utils.tensorboard.SummaryWriter` writes from a thread, whose failure on a full disk would be a traceback; this one writes
+    where it is called.
+    """
 
     def __init__(self, folder: Path | None, step: int = 0) -> None:
         """Open the events; on a resumed run those after `step` are superseded."""
-        self._writer: Any = None
-        if folder is not None:
-            from torch.utils.tensorboard import SummaryWriter
+        self._file: AppendedFile | None = None
+        if folder is None:
+            return
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
 
-            self._writer = SummaryWriter(str(folder), purge_step=step or None)
+        self._event, self._summary = Event, summary
+        self._pending = io.BytesIO()
+        self._records = RecordWriter(self._pending)
+        self._flushed = time.monotonic()
+        self._file = AppendedFile(folder / f"events.out.tfevents.{time.time_ns():019}.{socket.gethostname()}.{os.getpid()}")
+        self._add(step=step + 1, file_version="brain.Event:2")
+        self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        try:
+            self.flush()
+        except UserError:
+            self._file.close()
+            raise
 
     def scalars(self, step: int, figures: dict[str, float]) -> None:
         """Figures by tag."""
-        if self._writer is not None:
+        if self._file is not None:
             for tag, value in figures.items():
-                self._writer.add_scalar(tag, value, step)
+                self._add(step=step, summary=self._summary.scalar(tag, value))
 
     def histograms(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Distributions of the entries of tensors, by tag."""
-        if self._writer is not None:
+        """Distributions of the entries of tensors, by tag; of those that are finite."""
+        if self._file is not None:
             for tag, tensor in tensors.items():
-                self._writer.add_histogram(tag, tensor.detach().float().cpu(), step)
+                values = tensor.detach().float().cpu().numpy()
+                if values.size and np.isfinite(values).all():
+                    self._add(step=step, summary=self._summary.histogram(tag, values, HISTOGRAM_BINS))
 
     def text(self, step: int, texts: dict[str, str]) -> None:
         """Texts by tag, shown as they are."""
-        if self._writer is not None:
+        if self._file is not None:
             for tag, text in texts.items():
                 indented = "\n".join("    " + line for line in text.splitlines())  # Markdown's form of verbatim text
-                self._writer.add_text(tag, indented, step)
+                self._add(step=step, summary=self._summary.text(tag, indented))
+
+    def _add(self, **what: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **what).SerializeToString())
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
-        """Bring all events to the disk."""
-        if self._writer is not None:
-            self._writer.flush()
+        """Write all events; raises `UserError` if that fails."""
+        if self._file is not None:
+            data = self._pending.getvalue()
+            self._pending.seek(0)
+            self._pending.truncate()
+            self._flushed = time.monotonic()
+            self._file.write(data)
 
     def close(self) -> None:
         """Flush and close."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            try:
+                self.flush()
+            finally:
+                self._file.close()
+                self._file = None
 
 
 class Progress:
-    """A line on stderr: rewritten in place on a terminal, and every `interval` seconds a new one elsewhere."""
+    """A line on stderr: rewritten in place on a terminal, and every `interval` seconds a new one elsewhere.
+
+    Nobody reading it any more is no reason to end a run: it falls silent.
+    """
 
     def __init__(self, *, quiet: bool = False, interval: float = 10.0, stream: IO[str] | None = None) -> None:
-        self.quiet, self.stream = quiet, stream or sys.stderr
-        self.in_place = self.stream.isatty()
+        self.stream: IO[str] | None = stream or sys.stderr
+        self.quiet = quiet or self.stream is None
+        self.in_place = self.stream is not None and self.stream.isatty()
         self.interval = 0.5 if self.in_place else interval
         self._next = 0.0
         self._width = 0
@@ -103,23 +180,32 @@ class Progress:
 
     def show(self, line: str) -> None:
         """Show the line now."""
-        if self.quiet:
-            return
         self._next = time.monotonic() + self.interval
         if self.in_place:
-            self.stream.write("\r" + line.ljust(self._width))
+            self._write("\r" + line.ljust(self._width))
             self._width = len(line)
         else:
-            self.stream.write(line + "\n")
-        self.stream.flush()
+            self._write(line + "\n")
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        if self.quiet:
-            return
-        self.stream.write(("\r" + " " * self._width + "\r" if self.in_place and self._width else "") + line + "\n")
+        self.end()
+        self._write(line + "\n")
+
+    def end(self) -> None:
+        """Clear the line that is rewritten in place, so that something else can be written there."""
+        if self._width:
+            self._write("\r" + " " * self._width + "\r")
         self._width = 0
-        self.stream.flush()
+
+    def _write(self, text: str) -> None:
+        if self.quiet or self.stream is None:
+            return
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):  # ValueError: closed
+            self.quiet = True
 
 
 def duration(seconds: float) -> str:

@@ -36,10 +36,11 @@ class JointOptimiser(PyroOptim):
     """AdamW over all parameters at once, with one global gradient norm, penalties, and an average of the weights.
 
     `SVI` calls it with the set of parameters that a step touched, as it does with Pyro's own optimisers, of which there would be one
-    for each parameter. A step is: the gradient of the penalties added, `l1 |w|_1 + l2/2 |w|_2^2` over weight matrices (parameters of
-    at least two dimensions); the gradient rescaled so that its norm over all parameters is at most `clip_norm`; AdamW (decoupled
-    `weight_decay`, on weight matrices); then the average a <- decay * a + (1 - decay) * w, with decay min(average, (1 + n)/(10 + n))
-    at the n-th step, so that it forgets the beginning.
+    for each parameter. A step is: the gradients that stand on the parameters times `gradient_scale` (1/n turns those of a sum into
+    those of a mean); the gradient of the penalties added, `l1 |w|_1 + l2/2 |w|_2^2` over weight matrices (parameters of at least two
+    dimensions); the gradient rescaled so that its norm over all parameters is at most `clip_norm`; AdamW (decoupled `weight_decay`,
+    on weight matrices); then the average a <- decay * a + (1 - decay) * w, with decay min(average, (1 + n)/(10 + n)) at the n-th
+    step, so that it forgets the beginning. Gradients are gone after a step, and before the first.
 
     Args:
         parameters: unconstrained parameters by name, in a fixed order.
@@ -62,54 +63,70 @@ class JointOptimiser(PyroOptim):
     ) -> None:
         self.parameters, self.learning_rate = parameters, learning_rate
         self.clip_norm, self.l1, self.l2, self.average_decay = clip_norm, l1, l2, average
-        self.steps, self.gradient_norm = 0, 0.0
+        self.steps, self.gradient_norm, self.gradient_scale = 0, 0.0, 1.0
+        self._known = {id(p) for p in parameters.values()}
         self.matrices = [p for p in parameters.values() if p.dim() >= 2]
         others = [p for p in parameters.values() if p.dim() < 2]
         groups = [{"params": self.matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         kept = [group for group in groups if group["params"]]
         self.optimiser = torch.optim.AdamW(kept, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
         self.averages = [p.detach().clone() for p in parameters.values()] if average > 0 else []
+        self.optimiser.zero_grad()
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """A step with the gradients that stand on the parameters."""
-        known = {id(p) for p in self.parameters.values()}
-        if any(id(p) not in known for p in params):
+        if any(id(p) not in self._known for p in params):
             raise RuntimeError("a parameter appeared after the first step: register all parameters on the first batch")
         with torch.no_grad():
-            self._penalise()
-        self.gradient_norm = self._clip()
-        if not math.isfinite(self.gradient_norm):
-            raise NonFiniteGradient(self._first_non_finite())
+            self._scale_and_clip()
         self.optimiser.step()
+        self.optimiser.zero_grad()
         self.steps += 1
         if self.averages:
             decay = min(self.average_decay, (1 + self.steps) / (10 + self.steps))
             with torch.no_grad():
                 torch._foreach_lerp_(self.averages, list(self.parameters.values()), 1.0 - decay)
 
+    def _scale_and_clip(self) -> None:
+        """The gradients scaled, penalised and clipped; raises `NonFiniteGradient`."""
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if not gradients:
+            self.gradient_norm = 0.0
+            return
+        scale = self.gradient_scale
+        if self.l1 > 0 or self.l2 > 0:
+            torch._foreach_mul_(gradients, scale)
+            scale = 1.0
+            self._penalise()
+        norms = [norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)]
+        self.gradient_norm = scale * float(torch.linalg.vector_norm(torch.stack(norms)))
+        if not math.isfinite(self.gradient_norm):
+            raise NonFiniteGradient(self._first_non_finite())
+        if self.clip_norm > 0:
+            scale *= min(1.0, self.clip_norm / (self.gradient_norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_ has it
+        if scale != 1.0:  # one pass over memory for both
+            torch._foreach_mul_(gradients, scale)
+
     def _penalise(self) -> None:
-        for p in self.matrices if self.l1 > 0 or self.l2 > 0 else ():
+        for p in self.matrices:
             if p.grad is not None:
                 p.grad.add_(p.sign(), alpha=self.l1).add_(p, alpha=self.l2)
-
-    def _clip(self) -> float:
-        """The global gradient norm before clipping."""
-        touched = [p for p in self.parameters.values() if p.grad is not None]
-        if not touched:
-            return 0.0
-        limit = self.clip_norm if self.clip_norm > 0 else math.inf
-        return float(torch.nn.utils.clip_grad_norm_(touched, limit))
 
     def _first_non_finite(self) -> str:
         for name, p in self.parameters.items():
             if p.grad is not None and not p.grad.isfinite().all():
-                return f"the gradient of parameter {name.replace('$$$', '.')!r}"
+                return f"the gradient of parameter {name!r}"
         return "the gradient norm"
 
     def scale_learning_rate(self, factor: float) -> None:
         """Set the learning rate to `factor` times its base."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate * factor
+
+    @property
+    def current_learning_rate(self) -> float:
+        """The learning rate of the latest step."""
+        return float(self.optimiser.param_groups[0]["lr"])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -32,12 +32,22 @@ class Pair:
     def __init__(self, model: Stochastic, guide: Stochastic = no_guide) -> None:
         self.model, self.guide = model, guide
         self._store: Any = {"params": {}, "constraints": {}}
+        self._inside = False
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Inside, Pyro's parameter store is this pair's own."""
-        with pyro.get_param_store().scope(self._store):
+        """Inside, Pyro's parameter store is this pair's own, also after an error; may be nested."""
+        if self._inside:
             yield
+            return
+        store = pyro.get_param_store()
+        with store.scope(self._store):
+            self._inside = True
+            try:
+                yield
+            finally:
+                self._inside = False
+                self._store.update(store.get_state())
 
     def modules(self) -> dict[str, nn.Module]:
         """Those of model and guide that are modules, by the names `model` and `guide`."""
@@ -55,20 +65,37 @@ class Pair:
             module.to(device)
         return self
 
+    def parameters(self) -> dict[str, Tensor]:
+        """All that training may change, unconstrained, by name; inside `scope()`, after a first call has registered functions' parameters.
+
+        The modules' own parameters are taken from them, not from the store, where one of the model and one of the guide that have
+        the same name would be one entry.
+        """
+        named: dict[int, tuple[str, Tensor]] = {}
+        for side, module in self.modules().items():
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad:
+                    named.setdefault(id(parameter), (f"{side}.{name}", parameter))
+        return dict(named.values()) | self._free()
+
+    def _free(self) -> dict[str, Tensor]:
+        """The parameters in Pyro's store that belong to no module: those of functions."""
+        owned = {id(p) for module in self.modules().values() for p in module.parameters()}
+        return {name: p for name, p in pyro.get_param_store().named_parameters() if id(p) not in owned}
+
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """All weights: the modules' states, and the parameters that functions keep in Pyro's store, unconstrained; inside `scope()`."""
-        modules = self.modules()
-        owned = {id(p) for module in modules.values() for p in module.parameters()}
-        free = {name: p.detach() for name, p in pyro.get_param_store().named_parameters() if id(p) not in owned}
-        return {name: module.state_dict() for name, module in modules.items()} | {"store": free}
+        free = {name: p.detach() for name, p in self._free().items()}
+        return {name: dict(module.state_dict()) for name, module in self.modules().items()} | {"store": free}
 
     def load_weights(self, weights: Any, where: str | Path) -> None:
         """Take over what `weights()` gave; inside `scope()`, and for functions' parameters after a first call has registered them.
 
-        Raises `UserError` if names or shapes differ or a number is not finite.
+        Raises `UserError` if names or shapes differ or a number is not finite; then nothing was taken over.
         """
         parts = self.weights()
-        if not isinstance(weights, dict) or set(weights) != set(parts):
-            raise UserError(f"{where} does not fit this pair: it holds {sorted(weights) if isinstance(weights, dict) else 'no weights'}")
-        for name, target in parts.items():
-            load_weights(target, weights[name], where)
+        if not isinstance(weights, dict) or set(weights) != set(parts) or not all(isinstance(part, dict) for part in weights.values()):
+            what = sorted(weights) if isinstance(weights, dict) else "no weights"
+            raise UserError(f"{where} does not fit this pair: it holds {what}, not {sorted(parts)}")
+        target, found = ({f"{side}.{name}": w for side, part in whole.items() for name, w in part.items()} for whole in (parts, weights))
+        load_weights(target, found, where)

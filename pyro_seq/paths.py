@@ -31,8 +31,10 @@ def sample_path(
     posterior_features: Tensor,
     prior: NormalNet | None = None,
     prior_features: Tensor | None = None,
-) -> Tensor:
-    """The path `z_1 … z_T` `[*lead, T, Z]` that standard normal `noise` `[*lead, T, Z]` gives from `first` = z_0 `[*lead, Z]`.
+) -> tuple[Tensor, Tensor]:
+    """The path `z_1 … z_T` that standard normal `noise` `[*lead, T, Z]` gives from `first` = z_0 `[*lead, Z]`, and its scales.
+
+    Both are `[*lead, T, Z]`; with them and the noise the density of the path is known, log q(z) = sum log N(noise) - log scale.
 
     `posterior` sees `posterior_features` `[*lead, T, E]` and the z before, side by side in this order. With a `prior`, which
     sees `prior_features` `[*lead, T, D]` and the z before, the prior's location is added to the posterior's: the residual
@@ -55,7 +57,7 @@ def sample_path(
     if len(known) < len(networks) or steps == 0 or torch.is_autocast_enabled(noise.device.type):
         return sample_path_by_steps(noise, first, posterior, posterior_features, prior, prior_features)
     layers, activations = known[0] if len(known) == 1 else _merged(known[0], known[1], size)
-    path: Tensor = _SamplePath.apply(
+    path, scale = _SamplePath.apply(
         [len(layer.weights) for layer in layers],
         activations,
         posterior.positive,
@@ -64,7 +66,7 @@ def sample_path(
         *(layer.bias for layer in layers),
         *(weight for layer in layers for weight in layer.weights),
     )
-    return path.transpose(0, 1).reshape(*lead, steps, size)
+    return path.transpose(0, 1).reshape(*lead, steps, size), scale.transpose(0, 1).reshape(*lead, steps, size)
 
 
 def sample_path_by_steps(
@@ -74,9 +76,9 @@ def sample_path_by_steps(
     posterior_features: Tensor,
     prior: NormalNet | None = None,
     prior_features: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """What `sample_path` computes, step by step under autograd: its definition, for any networks with a NormalNet's call."""
-    z, path = first, []
+    z, path, scales = first, [], []
     for t in range(noise.shape[-2]):
         shift = None
         if prior is not None and prior_features is not None:
@@ -84,7 +86,8 @@ def sample_path_by_steps(
         step = posterior(concatenate(posterior_features[..., t, :], z), shift=shift)
         z = step.loc + step.scale * noise[..., t, :]
         path.append(z)
-    return torch.stack(path, -2) if path else noise
+        scales.append(step.scale.expand_as(z))
+    return (torch.stack(path, -2), torch.stack(scales, -2)) if path else (noise, noise)
 
 
 class _Layer(NamedTuple):
@@ -167,7 +170,7 @@ def _side_by_side(left: Elementwise, right: Elementwise, width: int) -> Elementw
 
 
 class _SamplePath(torch.autograd.Function):
-    """The path `[T, N, Z]` of one network with the given layers, in the terms of `_Network`.
+    """The path and scales `[T, N, Z]` of one network with the given layers, in the terms of `_Network`.
 
     The forward pass keeps the values before each activation. The backward pass takes from them, for all steps at once, every
     elementwise derivative; its loop holds nothing but the adjoint of z, carried back through the weights; the gradients of the
@@ -183,7 +186,7 @@ class _SamplePath(torch.autograd.Function):
         noise: Tensor,
         first: Tensor,
         *parameters: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         biases, weights = parameters[: len(blocks)], _grouped(parameters[len(blocks) :], blocks)
         values = [bias.expand(*noise.shape[:2], -1).clone(memory_format=torch.contiguous_format) for bias in biases]
         loc, raw_scale = values[-1].chunk(2, -1)
@@ -192,11 +195,12 @@ class _SamplePath(torch.autograd.Function):
         _run(values, weights, activations, first, (loc, raw_scale, noise, path), POSITIVE[positive.kind])
         ctx.save_for_backward(noise, first, path, *values, *parameters[len(blocks) :])
         ctx.blocks, ctx.activations, ctx.positive = blocks, activations, positive
-        return path
+        ctx.set_materialize_grads(False)
+        return path, positive(raw_scale.contiguous())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, grad_scale: Tensor | None) -> tuple[Tensor | None, ...]:
         noise, first, path, *rest = ctx.saved_tensors
         values, weights = rest[: len(ctx.blocks)], _grouped(rest[len(ctx.blocks) :], ctx.blocks)
         inputs = [torch.cat([first[None], path[:-1]])]  # of each layer, for all steps
@@ -208,8 +212,9 @@ class _SamplePath(torch.autograd.Function):
         scale, slope = _with_slope(POSITIVE[ctx.positive.kind], values[-1].chunk(2, -1)[1])
         slopes.append(torch.cat([torch.ones_like(noise), noise * slope], -1))
 
-        adjoint = torch.cat([torch.zeros_like(first[None]), grad])  # dL/dz_t for t = 0 … T, complete from the end backwards
-        _carry_back(adjoint, slopes, weights)
+        # dL/dz_t for t = 0 … T, complete from the end backwards
+        adjoint = torch.cat([torch.zeros_like(first[None]), torch.zeros_like(noise) if grad is None else grad])
+        _carry_back(adjoint, slopes, weights, None if grad_scale is None else grad_scale * slope)
         grad_biases = [slopes[0], *(slope.sum((0, 1)) for slope in slopes[1:])]
         grad_weights = [
             grad_rows.flatten(0, 1).t() @ columns.flatten(0, 1)
@@ -252,14 +257,19 @@ def _run(
         z = torch.addcmul(loc, project(raw_scale.contiguous()), noise, out=z_t)
 
 
-def _carry_back(adjoint: Tensor, slopes: Sequence[Tensor], weights: Sequence[Sequence[Tensor]]) -> None:
-    """Completes the adjoint `[T + 1, N, Z]` of z in place, and turns the slopes `[T, N, S]` into gradients of the values."""
+def _carry_back(adjoint: Tensor, slopes: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], direct: Tensor | None) -> None:
+    """Completes the adjoint `[T + 1, N, Z]` of z in place, and turns the slopes `[T, N, S]` into gradients of the values.
+
+    `direct` `[T, N, Z]` is the part of the raw scales' gradients that does not come through z.
+    """
     z = adjoint.unbind()
     ends = slopes[-1].unflatten(-1, (2, -1)).unbind()
     gradients = [_by_step(slope, [len(w) for w in group]) for slope, group in zip(slopes, weights, strict=True)]
     before = [_by_step(slope, [w.shape[1] for w in group]) for slope, group in zip(slopes[:-1], weights[1:], strict=True)]
     for t in range(len(ends) - 1, -1, -1):
         ends[t].mul_(z[t + 1][:, None])
+        if direct is not None:
+            ends[t][:, 1].add_(direct[t])
         for k in range(len(weights) - 1, 0, -1):
             for target, gradient, weight in zip(before[k - 1], gradients[k], weights[k], strict=True):
                 target[t].mul_(gradient[t] @ weight)

@@ -7,6 +7,7 @@ operation of every step, one autograd function per layer (`_GRULayer`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class Recurrence(nn.Module):
         self.kind, self.input_size, self.hidden_size, self.output_size = kind, input_size, hidden_size, hidden_size
         # PyTorch warns of a dropout that has no two layers to stand between
         between = dropout if num_layers > 1 else 0.0
+        self._merged: dict[int, tuple[Any, Tensor, Tensor]] = {}  # weights of single steps by layer, and what they were made from
         self.rnn = KINDS[kind](input_size, hidden_size, num_layers, dropout=between, batch_first=True)
         if kind == "lstm" and forget_bias is not None:
             forget = slice(hidden_size, 2 * hidden_size)  # PyTorch's gates come as input, forget, cell, output
@@ -76,7 +78,7 @@ class Recurrence(nn.Module):
         *lead, steps, _ = inputs.shape
         if state is None:
             state = self.initial(*lead)
-        elif any(list(s.shape[:-2]) != lead for s in state):
+        elif any(s.shape[:-2] != inputs.shape[:-2] for s in state):
             lead = list(torch.broadcast_shapes(lead, *(s.shape[:-2] for s in state)))
             inputs = inputs.expand(*lead, *inputs.shape[-2:])
             state = tuple(s.expand(*lead, *s.shape[-2:]) for s in state)
@@ -108,12 +110,30 @@ class Recurrence(nn.Module):
             previous = [s[:, layer] for s in state]
             if self.kind == "gru":
                 states.append((torch.gru_cell(x, previous[0], *weights),))
+            elif not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
+                states.append(self._lstm_cell(layer, weights, x, *previous))
             else:
                 states.append(torch.lstm_cell(x, previous, *weights))
             x = states[-1][0]
         if len(states) == 1:  # a view: the copy would be felt
             return x[:, None], tuple(s[:, None] for s in states[0])
         return x[:, None], tuple(torch.stack(parts, 1) for parts in zip(*states, strict=True))
+
+    def _lstm_cell(self, layer: int, weights: Sequence[Tensor], x: Tensor, h: Tensor, c: Tensor) -> State:
+        """(h, c) after one step without gradients: one product with [x, h] and one sigmoid for three gates, up to a third faster."""
+        made_from = None if weights[0].is_inference() else [(w.data_ptr(), w._version) for w in weights]
+        if made_from is None or self._merged.get(layer, (None,))[0] != made_from:
+            weight_ih, weight_hh, bias_ih, bias_hh = weights
+            size = self.hidden_size
+            order = torch.arange(4 * size, device=x.device).view(4, size)[[0, 1, 3, 2]].flatten()  # the cell's gate, which has a tanh, last
+            weight = torch.cat([weight_ih, weight_hh], 1)[order].t().contiguous()
+            self._merged[layer] = made_from, weight, (bias_ih + bias_hh)[order]
+        _, weight, bias = self._merged[layer]
+        gates = torch.addmm(bias, torch.cat([x, h], 1), weight)
+        gates[:, : 3 * self.hidden_size].sigmoid_()
+        i, f, o, candidate = gates.chunk(4, 1)
+        c = torch.addcmul(f * c, i, candidate.tanh_())
+        return o * c.tanh(), c
 
     def _gru(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """A GRU over `[N, T, input_size]`, layer by layer, in the layout `[T, N, F]` of `_GRULayer`."""

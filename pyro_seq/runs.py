@@ -5,10 +5,11 @@
     last.safetensors      the checkpoint that a run goes on from: weights, optimiser, random state, position in the data
     best.safetensors      the weights with the lowest validation loss: what samples and scores are made with
     metrics.jsonl         one line a measurement; equal for equal runs, however often interrupted
-    tensorboard/          events; samples/ generated samples
+    tensorboard/          events, with samples
+    .lock                 held by the process that writes the run
 
-Files are written under a temporary name, flushed to the disk and renamed. Nothing is ever unpickled: tensors are safetensors, the
-rest JSON.
+Files are written in a temporary folder beside them, flushed to the disk and renamed. Nothing is ever unpickled: tensors are
+safetensors, the rest JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import contextlib
 import fcntl
 import json
 import os
+import re
+import shutil
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +35,10 @@ from pyro_seq.errors import UserError
 from pyro_seq.trees import flatten, unflatten
 
 FORMAT = 1
-MAX_JSON_BYTES = 256 * 2**20
+MAX_JSON_BYTES = 16 * 2**20  # a vocabulary of all of Unicode takes 13 MiB
+WRITING = ".writing-"
+METADATA = "pyro_seq"
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RunFolder:
@@ -39,6 +46,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path, kind: str) -> None:
         self.path, self.kind = Path(path), kind
+        self._lock = self.path / ".lock"
+        self._held = False
 
     def __str__(self) -> str:
         return str(self.path)
@@ -67,29 +76,44 @@ class RunFolder:
         """Whether a run was begun here."""
         return (self.path / "run.json").exists()
 
-    def create(self, settings: dict[str, Any], documents: dict[str, Any]) -> None:
-        """Begin a run: its settings and the domain's documents are written; raises `UserError` if the folder holds a run."""
+    def check_free(self, *documents: str) -> None:
+        """Raise `UserError` unless a run with these documents can be begun here, and nothing is overwritten by it."""
         if self.exists():
             raise UserError(f"{self.path} already holds a run: add --resume to go on with it, or choose another --run-dir")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--run-dir {self.path} is a file, not a folder")
+        names = [self.best.name, self.last.name, self.metrics.name]
+        if not self._lock.exists():  # else documents without run.json are what a run killed as it began has left
+            names += documents
+        for name in names:
+            if (self.path / name).exists():
+                raise UserError(f"{self.path} holds {name} but no run.json: choose another --run-dir, so that nothing is overwritten")
+
+    def create(self, settings: dict[str, Any], documents: dict[str, Any]) -> None:
+        """Begin a run: its settings and the domain's documents are written, all or none; inside `locked()`.
+
+        Raises `UserError` if the folder holds a run or cannot be written.
+        """
+        self.check_free(*documents)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the run folder {self.path}: {error.strerror}") from None
-        for name, document in documents.items():
-            self.write_json(name, document)
-        self.write_json("run.json", {"format": FORMAT, "kind": self.kind, "settings": settings})  # last: now the run exists
+            for name, document in documents.items():
+                self.write_json(name, document)
+            self.write_json("run.json", {"format": FORMAT, "kind": self.kind, "settings": settings})  # last: now the run exists
+        except UserError:
+            for name in documents:
+                (self.path / name).unlink(missing_ok=True)
+            raise
 
     def settings(self) -> dict[str, Any]:
         """The settings of the run; raises `UserError` if the folder is missing, of another kind or from a newer version."""
         if not self.path.is_dir():
-            raise UserError(f"no run folder at {self.path}")
+            what = "it is a file" if self.path.exists() else "there is nothing"
+            raise UserError(f"no run folder at {self.path}: {what}")
         if not self.exists():
             raise UserError(f"{self.path} holds no run (run.json is missing); train one there first")
         run = self.read_json("run.json")
         version, kind = run.get("format"), run.get("kind")
-        if not isinstance(version, int) or not isinstance(run.get("settings"), dict):
+        if type(version) is not int or version < 1 or not isinstance(run.get("settings"), dict):
             raise UserError(f"{self.path / 'run.json'} is damaged: it has no format or no settings")
         if version > FORMAT:
             raise UserError(f"{self.path} was written by a newer version of pyro_seq (format {version}, this one reads {FORMAT})")
@@ -104,9 +128,13 @@ class RunFolder:
             if path.stat().st_size > MAX_JSON_BYTES:
                 raise ValueError("it is too large")
             document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{self.path} is incomplete: {name} is missing") from None
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
+        except RecursionError:
+            raise UserError(f"{path} is damaged: it is nested too deeply") from None
+        except ValueError as error:
             raise UserError(f"{path} is damaged: {error}") from None
         if not isinstance(document, dict):
             raise UserError(f"{path} is damaged: it does not hold an object")
@@ -114,66 +142,113 @@ class RunFolder:
 
     def write_json(self, name: str, document: dict[str, Any]) -> None:
         """Write a JSON document of the run, whole or not at all."""
+        text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
+        escaped = SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)  # of file names that are not UTF-8
         with replacing(self.path / name) as temporary:
-            temporary.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(escaped, encoding="utf-8")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for writing; raises `UserError` if another process holds it."""
-        with open(self.path / "run.json", "rb") as handle:
+        """Hold the run for writing, in a folder that is made if need be; may be nested.
+
+        Raises `UserError` if another process holds it or the folder cannot be written.
+        """
+        if self._held:
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = open(self._lock, "wb")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {self.path}: {error.strerror}") from None
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise UserError(f"{self.path} is being written by another process") from None
-            yield
+            except OSError:  # a file system without locks
+                pass
+            for left in self.path.glob(f"{WRITING}*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which then takes the place of `path`, whole and flushed to the disk, or leaves it as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A temporary path to write to, which then takes the place of `path`, whole and flushed to the disk, or leaves it as it was.
+
+    Where `path` is a link, what it points to is replaced. Raises `UserError` if anything cannot be written.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a directory")
+    untouched = "; what was there before is untouched" if path.exists() else ""
+    folder = None
     try:
+        folder = Path(tempfile.mkdtemp(prefix=WRITING, dir=path.parent))
+        temporary = folder / path.name
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would keep its files to their owner
         yield temporary
-        for flushed in (temporary, path.parent):
-            if flushed == path.parent:
-                os.replace(temporary, path)
-            descriptor = os.open(flushed, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        temporary.chmod(mode)
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; what was there before is untouched") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}{untouched}") from error
     except safetensors.SafetensorError as error:
-        raise UserError(f"cannot write {path}: {error}; what was there before is untouched") from error
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        raise UserError(f"cannot write {path}: {os.strerror(int(number[1])) if number else error}{untouched}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_tree(path: Path, tree: Any) -> None:
-    """A tree of tensors and plain values as one safetensors file, its form in the file's metadata; whole or not at all."""
+    """A tree of tensors and plain values as one safetensors file, its form in the file's metadata; whole or not at all.
+
+    Equal trees make equal bytes.
+    """
     form, tensors = flatten(tree)
     unshared = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        safetensors.torch.save_file(unshared, temporary, metadata={"format": str(FORMAT), "tree": json.dumps(form)})
+        # one key, since safetensors writes several in an order of its own
+        safetensors.torch.save_file(unshared, temporary, metadata={METADATA: json.dumps({"format": FORMAT, "tree": form})})
 
 
 def load_tree(path: Path) -> Any:
     """The tree that `save_tree` wrote; raises `UserError` if the file is missing, damaged or something else."""
     try:
+        with open(path, "rb"):  # says why it cannot be read, which safetensors does not
+            pass
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if "tree" not in metadata:
+            if METADATA not in metadata:
                 raise UserError(f"{path} is not a checkpoint of pyro_seq")
-            if int(metadata.get("format", "0")) > FORMAT:
+            document = json.loads(metadata[METADATA])
+            if int(document["format"]) > FORMAT:
                 raise UserError(f"{path} was written by a newer version of pyro_seq")
-            return unflatten(json.loads(metadata["tree"]), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return unflatten(document["tree"], {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except UserError:
         raise
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, struct.error) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
 
 def load_weights(target: dict[str, Tensor], weights: Any, where: str | Path) -> None:
@@ -189,7 +264,9 @@ def load_weights(target: dict[str, Tensor], weights: Any, where: str | Path) -> 
         if value.shape != target[name].shape:
             found, wanted = list(value.shape), list(target[name].shape)
             raise UserError(f"{where} does not fit this model: weight {name!r} has shape {found}, not {wanted}")
-        if value.is_floating_point() and not value.isfinite().all():
+        if value.is_floating_point() != target[name].is_floating_point():
+            raise UserError(f"{where} does not fit this model: weight {name!r} is {value.dtype}, not {target[name].dtype}")
+        if value.is_floating_point() and not value.to(target[name].dtype).isfinite().all():
             raise UserError(f"{where} is damaged: weight {name!r} is not finite")
     with torch.no_grad():
         for name, value in weights.items():

@@ -14,6 +14,8 @@ from pyro_seq.emissions import Distribution, LazyCategorical
 from pyro_seq.errors import UserError
 from pyro_seq.sequence_model import SequenceModel
 
+AHEAD = 64  # steps that are drawn between two looks at Pyro's global settings
+
 
 def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: int | None = None) -> Distribution:
     """A discrete distribution p^(1/temperature), normalised, among its `top_k` most probable values (of a `Categorical`).
@@ -69,7 +71,7 @@ def sample_steps(
     inputs: Tensor | None = None,
     adjust: Callable[[Distribution], Distribution] = lambda distribution: distribution,
 ) -> Iterator[Any]:
-    """Sample step after step, without Pyro's handlers: x_t `[*lead, *event]` for t = 1 … num_steps.
+    """Sample step after step, without Pyro's handlers: x_t `[*lead, *event]` for t = 1 … num_steps, drawn a few steps ahead.
 
     Args:
         model: any model declared by its equations, in evaluation mode.
@@ -84,11 +86,17 @@ def sample_steps(
         raise UserError(f"the number of steps to sample must be at least 1, got {num_steps}")
     if inputs is not None and inputs.shape[-2] < num_steps:
         raise UserError(f"{num_steps} steps to sample need as many side inputs, got {inputs.shape[-2]}")
-    for t in range(num_steps):
-        u = None if inputs is None else inputs[..., t, :]
-        with pyro.validation_enabled(t == 0):  # the other steps' distributions have the first one's form
-            x, _, state = model.advance(state, u, lambda prior: prior.sample(), lambda emission: draw(adjust(emission)))
-        yield x
+    start = 0
+    while start < num_steps:
+        end = min(num_steps, start + AHEAD) if start else 1
+        steps = []
+        with pyro.validation_enabled(start == 0):  # the other steps' distributions have the first one's form
+            for t in range(start, end):
+                u = None if inputs is None else inputs[..., t, :]
+                x, _, state = model.advance(state, u, lambda prior: prior.sample(), lambda emission: draw(adjust(emission)))
+                steps.append(x)
+        yield from steps
+        start = end
 
 
 def sample_sequences(model: SequenceModel, num_steps: int, **options: Any) -> Any:

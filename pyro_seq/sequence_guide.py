@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.distributions import MarkovPath
+from pyro_seq.distributions import MarkovPath, Sampler
+from pyro_seq.errors import UserError
 from pyro_seq.networks import full_precision
 from pyro_seq.sequence_model import Outcome, SequenceModel
 from pyro_seq.trees import map_tensors
@@ -46,19 +47,16 @@ class SequenceGuide(nn.Module):
         """q(z_t | evidence_t, z_{t-1}): a normal of batch shape `[*lead, T, Z]`, for a chunk of steps."""
         raise TypeError(f"{type(self).__name__} must define posterior(evidence, previous)")
 
-    def sample_path(self, evidence: tuple[Tensor, ...], noise: Tensor, first: Tensor) -> Tensor:
-        """The path `[*lead, T, Z]` that noise becomes: z_t = loc_t + scale_t noise_t, z_0 = first; by default step by step."""
-        path, previous = [], first.unsqueeze(-2)
-        for t in range(noise.shape[-2]):
-            normal = self.posterior(tuple(part[..., t : t + 1, :] for part in evidence), previous)
-            previous = normal.loc + normal.scale * noise[..., t : t + 1, :]
-            path.append(previous)
-        return torch.cat(path, -2) if path else noise
+    def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler | None:
+        """A faster equal of stepping through `posterior` (see `MarkovPath`), if there is one."""
+        return None
 
     # running them
 
     def forward(self, batch: SequenceBatch) -> Outcome:
         """The Pyro guide q(z | x) of the batch, in the layout of its model."""
+        if batch.values is None:
+            raise UserError(f"{type(self).__name__} infers latents from observations, and the batch has none")
         pyro.module(type(self).__name__, self)
         size = self.model.latent_size
         if batch.state is None:
@@ -67,9 +65,10 @@ class SequenceGuide(nn.Module):
             state = {"latent": first, "carried": self.initial_carried(len(batch))}
         else:
             state = batch.state["guide"]
-        evidence, carried = self.gather(batch, state["carried"])
+        gathered, carried = self.gather(batch, state["carried"])
+        evidence = tuple(full_precision(part) for part in gathered)  # a chain of many steps, each of little work
         with batch.plate():
-            run = self._path if self.model.layout == "path" else self._steps
+            run = self._path if self.model.layout == "path" and batch.num_steps else self._steps
             latents = run(batch, evidence, state["latent"])
         return Outcome(None, latents, {"latent": batch.last(latents, state["latent"]), "carried": carried})
 
@@ -77,18 +76,15 @@ class SequenceGuide(nn.Module):
         def conditional(previous: Tensor, steps: slice) -> dist.Normal:
             return self.posterior(tuple(part[..., steps, :] for part in evidence), previous)
 
-        def sampler(noise: Tensor, first: Tensor) -> Tensor:
-            with torch.autocast(noise.device.type, enabled=False):  # a chain of many steps, each of little work
-                return self.sample_path(tuple(full_precision(part) for part in evidence), noise, first)
-
         posterior = MarkovPath(
             first,
             conditional,
             batch.num_steps,
             active=None if batch.is_full else batch.mask,
-            sampler=sampler,
+            sampler=self.sampler(evidence),
         )
-        return pyro.sample("z", posterior)
+        with torch.autocast(first.device.type, enabled=False):
+            return pyro.sample("z", posterior)
 
     def _steps(self, batch: SequenceBatch, evidence: tuple[Tensor, ...], previous: Tensor) -> Tensor:
         latents = []
@@ -97,4 +93,4 @@ class SequenceGuide(nn.Module):
                 posterior = self.posterior(map_tensors(lambda part, t=t: part[..., t, :], evidence), previous)
                 previous = pyro.sample(f"z_{t}", posterior.to_event(1))
             latents.append(previous)
-        return torch.stack(latents, -2)
+        return torch.stack(latents, -2) if latents else previous.new_zeros(len(batch), 0, self.model.latent_size)

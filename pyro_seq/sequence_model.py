@@ -21,7 +21,11 @@ Layout = Literal["path", "steps"]
 
 
 class Outcome(NamedTuple):
-    """What a model or guide returns: the observations, the latents `[*lead, N, T, Z]` and the state after each last step."""
+    """What a model or guide returns: the observations, the latents `[*lead, N, T, Z]` and the state after the last step.
+
+    The state is what a following window starts from, so it is that of sequences that fill the batch's T steps; nothing follows a
+    sequence that ended before.
+    """
 
     values: Any
     latents: Tensor | None
@@ -67,7 +71,7 @@ class SequenceModel(nn.Module):
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
         """p(z_t | h_t, z_{t-1}): a normal of batch shape `[*lead, T, Z]`; by default N(0, 1)."""
-        zeros = h.new_zeros(*torch.broadcast_shapes(h.shape[:-1], previous.shape[:-1]), self.latent_size)
+        zeros = previous.new_zeros(*torch.broadcast_shapes(h.shape[:-1], previous.shape[:-1]), self.latent_size)
         return dist.Normal(zeros, torch.ones_like(zeros))
 
     def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
@@ -89,7 +93,7 @@ class SequenceModel(nn.Module):
     def forward(self, batch: SequenceBatch) -> Outcome:
         """The Pyro model p(x, z) of the batch."""
         pyro.module(type(self).__name__, self)
-        return self._path(batch) if self.layout == "path" and batch.values is not None else self._steps(batch)
+        return self._path(batch) if self.layout == "path" and batch.values is not None and batch.num_steps else self._steps(batch)
 
     def history(self, batch: SequenceBatch) -> tuple[Tensor, Any, Any]:
         """(h_{1:T} `[N, T, H]`, carried, the context's state), given the batch's observations: what does not depend on latents."""
@@ -125,6 +129,7 @@ class SequenceModel(nn.Module):
         values: list[Any] = []
         latents: list[Any] = []
         observed = None if batch.values is None else self.emission.prepare(batch.values, batch.mask)
+        complete = batch.values
         with batch.plate():
             for t in batch.steps():
                 with batch.active(t):
@@ -132,8 +137,8 @@ class SequenceModel(nn.Module):
                 values.append(x)
                 latents.append(z)
         if observed is None and values:
-            observed = self.emission.stack(values, batch.mask)
-        return Outcome(observed, torch.stack(latents, -2) if self.latent_size and latents else None, state)
+            complete = self.emission.stack(values, batch.mask)
+        return Outcome(complete, torch.stack(latents, -2) if self.latent_size and latents else None, state)
 
     def _step(self, t: int, state: Any, inputs: Tensor | None, obs: Any) -> tuple[Any, Tensor | None, Any]:
         def draw_latent(prior: Any) -> Tensor:
@@ -157,12 +162,21 @@ class SequenceModel(nn.Module):
         latent = draw_latent(self.transition(h.squeeze(-2), state["latent"])) if self.latent_size else None
         features, carried = self.decode(h, None if latent is None else latent.unsqueeze(-2), carried)
         x = draw_observation(self.emission(full_precision(features).squeeze(-2)))
-        after = {
-            "context": self.context.observe(state["context"], x),
-            "latent": state["latent"] if latent is None else latent,
-            "carried": carried,
-        }
+        remembered, before = state["context"], state["latent"]
+        lead = _lead(self.emission, x)
+        if len(lead) >= before.dim():  # plates around the model have added dimensions to x, so what is remembered gets them too
+            own = before.dim() - 1
+            remembered, before = map_tensors(lambda old: old.expand(*lead, *old.shape[own:]), (remembered, before))
+        after = {"context": self.context.observe(remembered, x), "latent": before if latent is None else latent, "carried": carried}
         return x, latent, after
+
+
+def _lead(emission: Any, x: Any) -> torch.Size:
+    """The batch dimensions of an observation, or of the first one in a named group."""
+    if isinstance(x, dict):
+        name, x = next(iter(x.items()))
+        emission = emission.emissions[name]
+    return x.shape[: x.dim() - len(emission.event_shape)]
 
 
 def _at(values: Any, t: int) -> Any:

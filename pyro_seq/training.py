@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,18 +12,19 @@ from typing import Any, NoReturn, Protocol
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO, SVI
+from torch import Tensor
 
 from pyro_seq.annealing import ScaleLatents, kl_strength
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
-from pyro_seq.monitoring import Events, MetricsFile, Progress, count, duration
+from pyro_seq.interruption import Interruption
 from pyro_seq.networks import fast_precision
 from pyro_seq.objectives import Recorder, make_elbo
 from pyro_seq.optimisation import JointOptimiser, NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
 from pyro_seq.runs import RunFolder, load_tree, save_tree
+from pyro_seq.training_log import TrainingLog
 from pyro_seq.training_settings import TrainingSettings
 from pyro_seq.trees import detach, map_tensors
 
@@ -70,12 +71,12 @@ class Trainer:
     two runs share, decide its length).
 
     Args:
-        pair: model and guide; `fit` leaves the trained (if asked for, averaged) weights in them.
+        pair: model and guide; `fit` leaves the trained (if asked for, averaged) weights in them, the best ones if there is validation.
         batches: the training data.
         settings: hyper-parameters.
         run: where to keep checkpoints and metrics; `None` for nowhere.
         hooks: validation and samples.
-        elbo: the objective, in place of the settings'.
+        elbo: the objective, in place of the settings'; an object of its own for every trainer.
         quiet: no progress on stderr.
     """
 
@@ -94,16 +95,16 @@ class Trainer:
         self.hooks = hooks or Hooks()
         self.elbo: Any = elbo or make_elbo(settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits)
         self.recorder = Recorder(self.elbo)
-        self.progress = Progress(quiet=quiet)
+        self.log = TrainingLog(units=self.hooks.units, bits=self.hooks.bits, quiet=quiet)
         self.step = 0
         self.minutes = 0.0  # of training, over all resumptions
         self.best_loss = math.inf
         self.validations_since_best = 0
         self.validated = 0  # the step of the last validation
         self.carried: Any = None  # the states that the next batch starts from, if it goes on
-        self._sums: dict[str, float] = {}  # since the last line of metrics
+        self._best: Any = None  # the best weights, where there is no run to keep them
         self._optimiser: JointOptimiser | None = None
-        self._interrupted = False
+        self._interruption = Interruption()
 
     @property
     def optimiser(self) -> JointOptimiser:
@@ -114,44 +115,29 @@ class Trainer:
     def fit(self, *, resume: bool = False) -> None:
         """Train until the settings say so, early stopping does, or Ctrl-C is pressed (then a checkpoint is saved first).
 
-        With `resume` it goes on from the run's last checkpoint. Raises `NonFinite` when a value is not finite, and
-        `KeyboardInterrupt` after Ctrl-C.
+        With `resume` it goes on from the run's last checkpoint. Raises `NonFinite` when a value is not finite, `UserError` for a pair
+        that cannot be trained, and `KeyboardInterrupt` (with the signal's number) after Ctrl-C or SIGTERM.
         """
+        self._interruption.wished = 0
         with ExitStack() as stack:
             stack.enter_context(self.pair.scope())
             if self.run is not None:
                 stack.enter_context(self.run.locked())
-            self._prepare(resume)
-            self.metrics = MetricsFile(self.run.metrics, self._metrics_size) if self.run else None
-            self.events = Events(self.run.tensorboard if self.run else None, self.step)
-            if self.metrics:
-                stack.callback(self.metrics.close)
-            stack.callback(self.events.close)
-            stack.enter_context(self._interruptible())
+            metrics_size = self._prepare(resume)
+            stack.enter_context(self.log.opened(self.run, size=metrics_size, step=self.step))
+            stack.enter_context(self._interruption.noticed())
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")  # the error that follows says more
             self._loop()
             self._finish()
-        if self._interrupted:
-            raise KeyboardInterrupt
+        if self._interruption.wished:
+            raise KeyboardInterrupt(self._interruption.wished)
 
-    def _prepare(self, resume: bool) -> None:
-        """Find the parameters on a first batch, make the optimiser, and go back to the last checkpoint if there is one."""
-        state = self.batches.state()
-        random = torch.get_rng_state()
-        batch, _ = self.batches.draw()
-        self.pair.train()
-        # the first batch is checked in full, the others not: Pyro's validation costs a quarter of each step
-        with pyro.validation_enabled(), torch.no_grad(), poutine.trace(param_only=True) as capture:
-            self.elbo.loss(self.pair.model, self.pair.guide, batch)
-        self.recorder.take()
-        sites: Any = capture.trace.nodes
-        parameters = {name: site["value"].unconstrained() for name, site in sites.items()}
-        if not parameters:
-            raise UserError("this pair has no parameters to train")
-        self.batches.load_state(state)
-        torch.set_rng_state(random)
+    def _prepare(self, resume: bool) -> int:
+        """Make the optimiser, and go back to the last checkpoint if there is one; the size of the metrics so far."""
         s = self.settings
         self._optimiser = JointOptimiser(
-            parameters,
+            self._find_parameters(),
             learning_rate=s.learning_rate,
             betas=(s.beta1, s.beta2),
             weight_decay=s.weight_decay,
@@ -160,29 +146,61 @@ class Trainer:
             l2=s.l2,
             average=s.average,
         )
-        self._metrics_size = 0
         if resume and self.run is not None and self.run.last.exists():
-            self._load(load_tree(self.run.last))
-        elif self.run is not None:
-            self._save()  # so that a run killed before its first checkpoint starts from the same weights
+            size = self._load(load_tree(self.run.last))
+            self.log.progress.say(f"going on after step {self.step}")
+            return size
+        self._save()  # so that a run killed before its first checkpoint starts from the same weights
+        return 0
+
+    def _find_parameters(self) -> dict[str, Tensor]:
+        """The pair's parameters, all of them registered by an evaluation of the first batch, which leaves no other trace."""
+        before = self.pair.parameters()
+        self._check_finite(before)
+        self._try_next(self.pair.model, self.pair.guide)
+        parameters = self.pair.parameters()
+        left = {id(parameter) for parameter in parameters.values()}
+        for name, parameter in before.items():
+            if id(parameter) not in left:
+                raise UserError(f"parameter {name!r} was replaced by another one of its name in Pyro's store: model and guide share it")
+        if not pyro.get_param_store().keys():
+            raise UserError("this pair registers no parameters with Pyro (pyro.param, pyro.module): there is nothing to train")
+        return parameters
+
+    def _try_next(self, model: Any, guide: Any, carried: Any = None) -> None:
+        """Evaluate the next batch, and leave everything as it was, but for the parameters that this registers."""
+        batches, random = self.batches.state(), torch.get_rng_state()
+        batch, follows = self.batches.draw()
+        self.pair.train()
+        # the first batch is checked in full, the others not: Pyro's validation costs a quarter of each step
+        with pyro.validation_enabled(), torch.no_grad():
+            self.elbo.loss(model, guide, batch.with_state(carried if follows else None))
+        self.recorder.take()
+        self.batches.load_state(batches)
+        torch.set_rng_state(random)
 
     # one step
 
-    def _loop(self) -> None:
+    def _recorded(self) -> tuple[_Recorded, _Recorded]:
+        """Model and guide in the precision of training."""
         device = next(iter(self.optimiser.parameters.values())).device
         precision = fast_precision(device) if self.settings.precision == "auto" else getattr(torch, self.settings.precision)
-        recorded_model, recorded_guide = _Recorded(self.pair.model, precision), _Recorded(self.pair.guide, precision)
+        return _Recorded(self.pair.model, precision), _Recorded(self.pair.guide, precision)
+
+    def _loop(self) -> None:
+        recorded_model, recorded_guide = self._recorded()
         svi = SVI(recorded_model, recorded_guide, self.optimiser, loss=self.elbo.loss, loss_and_grads=self._loss_and_grads)
-        started = saved = self._shown_at = time.monotonic()
+        # particles one after the other are each back-propagated by themselves, so they cannot share a part of the graph
+        shares = getattr(self.elbo, "num_particles", 1) == 1 or getattr(self.elbo, "vectorize_particles", False)
+        started = saved = time.monotonic()
         minutes_before = self.minutes
-        self._shown_units = 0
         with pyro.validation_enabled(False):
             while not self._done():
                 batch, follows = self.batches.draw()
-                batch = batch.with_state(self.carried if follows else None).remembering()
-                self.optimiser.scale_learning_rate(self._learning_rate_factor())
+                batch = batch.with_state(self.carried if follows else None)
+                self.optimiser.scale_learning_rate(self._learning_rate_factor(self.step + 1))
                 try:
-                    loss = svi.step(batch)
+                    loss = svi.step(batch.remembering() if shares else batch)
                 except NonFiniteGradient as error:
                     self._stop(str(error))
                 self.carried = {"model": recorded_model.state, "guide": recorded_guide.state}
@@ -197,24 +215,27 @@ class Trainer:
 
     def _loss_and_grads(self, model: Any, guide: Any, batch: SequenceBatch) -> float:
         """The objective per observation, and its gradient; stops before the optimiser does if it is not finite."""
-        with poutine.scale(scale=1.0 / max(1, batch.num_observations)), ScaleLatents(self._kl_strength()):
-            loss = self.elbo.loss_and_grads(model, guide, batch)
+        per_observation = 1.0 / max(1, batch.num_observations)
+        with ScaleLatents(self._kl_strength(self.step)):
+            loss = self.elbo.loss_and_grads(model, guide, batch) * per_observation
+        self.optimiser.gradient_scale = per_observation  # not a scale of the densities: not every objective is linear in them
         if not math.isfinite(loss):
             self._stop(self.recorder.first_non_finite() or "the loss")
         return loss
 
-    def _stop(self, where: str) -> NoReturn:
-        kept = f"; the last good checkpoint is {self.run.last}" if self.run else ""
+    def _stop(self, where: str, *, after: bool = False) -> NoReturn:
+        """End a training that met a value that is not finite in the step under way, or in the one done `after` it was."""
+        kept = f"; the last good checkpoint is {self.run.last}" if self.run and self.run.last.exists() else ""
         advice = "a lower training.learning_rate or training.clip_norm may help"
-        raise NonFinite(f"step {self.step + 1}: {where} is not finite{kept}; {advice}")
+        raise NonFinite(f"step {self.step + (not after)}: {where} is not finite{kept}; {advice}")
 
-    def _kl_strength(self) -> float:
+    def _kl_strength(self, step: int) -> float:
         s = self.settings
-        return kl_strength(self.step, schedule=s.kl_schedule, start=s.kl_start, steps=s.kl_steps)
+        return kl_strength(step, schedule=s.kl_schedule, start=s.kl_start, steps=s.kl_steps)
 
-    def _learning_rate_factor(self) -> float:
+    def _learning_rate_factor(self, step: int) -> float:
         s = self.settings
-        return learning_rate_factor(self._fraction(self.step + 1), schedule=s.schedule, floor=s.floor, warmup=s.warmup)
+        return learning_rate_factor(self._fraction(step), schedule=s.schedule, floor=s.floor, warmup=s.warmup)
 
     def _fraction(self, step: int) -> float:
         """How much of the run is over at a step: by steps or minutes, whichever is further."""
@@ -223,13 +244,13 @@ class Trainer:
 
     def _done(self) -> bool:
         early = 0 < self.settings.patience <= self.validations_since_best
-        return self._interrupted or early or self._fraction(self.step) >= 1.0
+        return bool(self._interruption.wished) or early or self._fraction(self.step) >= 1.0
 
     # what is seen of it
 
     def _account(self, batch: SequenceBatch, loss: float) -> None:
-        """Add a step to the running figures, and report them when it is time."""
-        parts, n = self.recorder.take(), max(1, batch.num_observations)
+        """Count a step's figures, and report them when it is time."""
+        parts, n, s = self.recorder.take(), max(1, batch.num_observations), self.settings
         figures = {
             "loss": loss,
             "log_likelihood": parts.log_likelihood / n,
@@ -237,42 +258,16 @@ class Trainer:
             "elbo": (parts.log_likelihood - parts.kl) / n,
             "gradient_norm": self.optimiser.gradient_norm,
         }
-        for name, value in (figures | {"steps": 1.0, "units": float(n)}).items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._shown_units += n
-        if self.progress.due():
-            self._show(figures)
-        s = self.settings
+        self.log.add(figures, n)
+        self.log.show(self.step, s.num_steps, figures, fraction=self._fraction(self.step), minutes=self.minutes)
         if self.step % s.log_every == 0:
-            steps = self._sums["steps"]
-            means = {name: self._sums[name] / steps for name in figures}
-            means["kl_strength"] = self._kl_strength()
-            means["learning_rate"] = s.learning_rate * self._learning_rate_factor()
-            self._sums = {}
-            self._report("train", means)
+            rates = {"kl_strength": self._kl_strength(self.step - 1), "learning_rate": self.optimiser.current_learning_rate}
+            self.log.report(self.step, "train", self.log.take_means() | rates)
         if s.sample_every and self.step % s.sample_every == 0:
-            self.events.histograms(self.step, {f"parameters/{n.replace('$$$', '.')}": p for n, p in self.optimiser.parameters.items()})
+            self.log.histograms(self.step, self.optimiser.parameters)
             if self.hooks.samples:
                 with self._evaluating():
-                    self.events.text(self.step, self.hooks.samples())
-
-    def _report(self, split: str, figures: dict[str, float]) -> None:
-        if self.metrics:
-            self.metrics.write(step=self.step, split=split, **figures)
-        self.events.scalars(self.step, {f"{split}/{name}": value for name, value in figures.items()})
-
-    def _show(self, figures: dict[str, float]) -> None:
-        elapsed = time.monotonic() - self._shown_at
-        speed = self._shown_units / max(elapsed, 1e-9)
-        self._shown_at, self._shown_units = time.monotonic(), 0
-        fraction = self._fraction(self.step)
-        left = duration(self.minutes * 60 * (1 - fraction) / fraction) if fraction > 0 else "?"
-        bits = -figures["elbo"] / math.log(2)
-        self.progress.show(
-            f"step {self.step}/{self.settings.num_steps}  loss {figures['loss']:.3f}  {bits:.3f} {self.hooks.bits}  "
-            f"{count(speed)} {self.hooks.units}/s  {left} left"
-        )
-        self.events.scalars(self.step, {f"speed/{self.hooks.units}_per_second": speed})
+                    self.log.events.text(self.step, self.hooks.samples())
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -292,39 +287,52 @@ class Trainer:
         with self._evaluating():
             figures = self.hooks.validate()
             self.validated = self.step
-            self._report("valid", figures)
+            self.log.report(self.step, "valid", figures)
             self.validations_since_best += 1
             better = figures["loss"] < self.best_loss
             if better:
                 self.best_loss, self.validations_since_best = figures["loss"], 0
-                if self.run is not None:
-                    save_tree(self.run.best, {"step": self.step, "weights": self.pair.weights()})
+                self._keep_best()
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        self.progress.say(f"step {self.step}  validation {shown}{'  (best so far)' if better else ''}")
+        self.log.progress.say(f"step {self.step}  validation {shown}{'  (best so far)' if better else ''}")
 
     def _finish(self) -> None:
         """Validate what has not been, keep the last checkpoint, and leave the best weights in the pair."""
-        if self._interrupted:
+        if self._interruption.wished:
             self._save()
             return
         if self.step != self.validated:
             self._validate()
         self._save()
-        if self.run is not None and self.hooks.validate is None:
+        if self.hooks.validate is None:
             with self.optimiser.averaged():
-                save_tree(self.run.best, {"step": self.step, "weights": self.pair.weights()})
+                self._keep_best()
         if self.run is not None and self.run.best.exists():
             self.pair.load_weights(load_tree(self.run.best)["weights"], self.run.best)
-        elif self.optimiser.averages:
-            self.optimiser.keep_averages()
+        elif self._best is not None:
+            self.pair.load_weights(self._best, "the best weights")
         self.pair.train(False)
+
+    def _keep_best(self) -> None:
+        """Keep the weights that stand in the pair as the best ones."""
+        self._check_finite(self.optimiser.parameters)
+        if self.run is not None:
+            save_tree(self.run.best, {"step": self.step, "weights": self.pair.weights()})
+        else:
+            self._best = map_tensors(torch.clone, self.pair.weights())
 
     # checkpoints
 
+    def _check_finite(self, parameters: dict[str, Tensor]) -> None:
+        """Stop before weights that are not finite take the place of good ones."""
+        for name, parameter in parameters.items():
+            if not parameter.isfinite().all():
+                self._stop(f"parameter {name!r}", after=True)
+
     def _save(self) -> None:
+        self._check_finite(self.optimiser.parameters)
         if self.run is None:
             return
-        metrics = getattr(self, "metrics", None)
         save_tree(
             self.run.last,
             {
@@ -336,9 +344,9 @@ class Trainer:
                 "weights": self.pair.weights(),
                 "optimiser": self.optimiser.state(),
                 "batches": self.batches.state(),
-                "carried": detach(self.carried),
-                "sums": self._sums,
-                "metrics_size": metrics.flush() if metrics else 0,
+                "carried": self.carried,
+                "sums": self.log.sums,
+                "metrics_size": self.log.flush(),
                 "random": {"cpu": torch.get_rng_state()} | self._cuda_random(),
             },
         )
@@ -346,7 +354,8 @@ class Trainer:
     def _cuda_random(self) -> dict[str, Any]:
         return {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
 
-    def _load(self, saved: Any) -> None:
+    def _load(self, saved: Any) -> int:
+        """Go on from what `_save` wrote; the size of the metrics then."""
         assert self.run is not None
         try:
             self.pair.load_weights(saved["weights"], self.run.last)
@@ -357,35 +366,17 @@ class Trainer:
             self.step, self.minutes = int(saved["step"]), float(saved["minutes"])
             self.best_loss = math.inf if saved["best_loss"] is None else float(saved["best_loss"])
             self.validations_since_best, self.validated = int(saved["validations_since_best"]), int(saved["validated"])
-            self._sums, self._metrics_size = dict(saved["sums"]), int(saved["metrics_size"])
+            self.log.sums = {str(name): float(total) for name, total in saved["sums"].items()}
+            self._try_next(*self._recorded(), self.carried)
             torch.set_rng_state(saved["random"]["cpu"])
             if torch.cuda.is_available() and "cuda" in saved["random"]:
                 torch.cuda.set_rng_state_all(saved["random"]["cuda"])
+            return int(saved["metrics_size"])
         except UserError:
             raise
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise UserError(f"{self.run.last} is not a checkpoint of this run: {type(error).__name__} {error}") from None
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the loop after the step under way; a second Ctrl-C ends it at once."""
-
-        def note(number: int, frame: object) -> None:
-            if self._interrupted:
-                raise KeyboardInterrupt
-            self._interrupted = True
-
-        previous = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                previous[number] = signal.signal(number, note)
-        except ValueError:  # not in the main thread, which alone receives signals
-            pass
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            why = f"{type(error).__name__} {error}".splitlines()[0]
+            raise UserError(f"{self.run.last} is not a checkpoint of this run: {why}") from None
 
 
 class _Recorded:

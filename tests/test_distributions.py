@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
@@ -158,12 +159,13 @@ class TestSamples:
         linear = Linear()
         by_loop = linear.path()
 
-        def sampler(noise: Tensor, first: Tensor) -> Tensor:
+        def sampler(noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
             previous, steps = first, []
             for t in range(STEPS):
                 previous = previous @ linear.a.t() + linear.b[:, t] + linear.s[:, t] * noise[..., t, :]
                 steps.append(previous)
-            return torch.stack(steps, -2)
+            path = torch.stack(steps, -2)
+            return path, linear.s.expand_as(path)
 
         by_sampler = linear.path(sampler=sampler)
         results = []
@@ -174,6 +176,18 @@ class TestSamples:
             results.append((z, *grads))
         for other in results[1:]:
             torch.testing.assert_close(other, results[0])
+
+    def test_density_of_its_own_sample_needs_no_second_pass(self) -> None:
+        """log q(z(noise)) from the noise alone equals the density of any equal path, in value and in every gradient."""
+        net = NormalNet(SIZE, (4,), SIZE)
+        path = MarkovPath(torch.randn(N, SIZE), lambda previous, steps: net(previous), STEPS)
+        z = path.rsample()
+        with mock.patch.object(path, "conditional", side_effect=AssertionError("computed again")):
+            own = path.log_prob(z)
+        other = path.log_prob(z.clone())
+        torch.testing.assert_close(own, other)
+        mine, its = (torch.autograd.grad(log_prob.sum(), list(net.parameters()), retain_graph=True) for log_prob in (own, other))
+        torch.testing.assert_close(mine, its)
 
     def test_latest_sample(self) -> None:
         path = Linear().path()

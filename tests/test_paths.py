@@ -53,11 +53,19 @@ def assert_equal_paths(
 
     leaves = [a for a in arguments if isinstance(a, Tensor)]
     leaves += [p for a in arguments if isinstance(a, nn.Module) for p in a.parameters()]
-    weight = torch.randn_like(expected)
-    actual_grads, expected_grads = (
-        torch.autograd.grad((path * weight).sum(), leaves, allow_unused=True, materialize_grads=True) for path in (actual, expected)
-    )
-    torch.testing.assert_close(actual_grads, expected_grads, rtol=1e-10, atol=1e-11)
+    for on_path, on_scale in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
+        weight = torch.randn_like(expected[0])
+        actual_grads, expected_grads = (
+            torch.autograd.grad(
+                sum((part * weight * on).sum() for part, on in ((path, on_path), (scale.log(), on_scale)) if on),
+                leaves,
+                allow_unused=True,
+                materialize_grads=True,
+                retain_graph=True,
+            )
+            for path, scale in (actual, expected)
+        )
+        torch.testing.assert_close(actual_grads, expected_grads, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
@@ -91,8 +99,8 @@ def test_batch_dimensions_broadcast() -> None:
 
 def test_short_paths() -> None:
     assert_equal_paths(net(3), net(2), steps=1)
-    assert sample_path(random(4, 0, SIZE), random(4, SIZE), net(3), random(4, 0, 3)).shape == (4, 0, SIZE)
-    assert sample_path(random(0, 5, SIZE), random(0, SIZE), net(3), random(0, 5, 3)).shape == (0, 5, SIZE)
+    assert sample_path(random(4, 0, SIZE), random(4, SIZE), net(3), random(4, 0, 3))[0].shape == (4, 0, SIZE)
+    assert sample_path(random(0, 5, SIZE), random(0, SIZE), net(3), random(0, 5, 3))[0].shape == (0, 5, SIZE)
 
 
 def test_other_forms_are_stepped_through() -> None:
@@ -112,12 +120,12 @@ def test_other_forms_are_stepped_through() -> None:
 def test_gradcheck() -> None:
     posterior, prior = net(1, (2,), activation="tanh"), net(1, (2, 3), activation="gelu")
     inputs = [random(2, 3, SIZE), random(2, SIZE), random(2, 3, 1), random(2, 3, 1)]
-    assert torch.autograd.gradcheck(lambda noise, first, e, d: sample_path(noise, first, posterior, e, prior, d), inputs)
+    assert torch.autograd.gradcheck(lambda noise, first, e, d: sample_path(noise, first, posterior, e, prior, d), inputs)  # both outputs
 
 
 def test_second_derivatives_raise() -> None:
     noise = random(2, 3, SIZE)
-    path = sample_path(noise, random(2, SIZE), net(1), random(2, 3, 1))
+    path, _ = sample_path(noise, random(2, SIZE), net(1), random(2, 3, 1))
     (grad,) = torch.autograd.grad(path.square().sum(), noise, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()

@@ -147,6 +147,7 @@ class TestShapes:
         first = next(steps)
         assert first.shape == (2,) and torch.is_grad_enabled(), "a generator at rest leaves the outside alone"
         assert len(list(steps)) == 2
+        assert len(list(sample_steps(rnn, 200, state=rnn.initial(2)))) == 200
         for wrong in (0, -1):
             with pytest.raises(UserError, match=f"at least 1, got {wrong}"):
                 sample_sequences(rnn, wrong, state=rnn.initial(2))

@@ -5,112 +5,48 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import pyro
 import torch
 from numpy.typing import NDArray
 
-from pyro_seq.contexts import PreviousObservation
+from pyro_seq.domains.text_model import KIND, CorpusSettings, TextModel, TextSettings, load, new_pair, scoring_window
 from pyro_seq.domains.text_windows import TextWindows, document_windows
-from pyro_seq.domains.vocabulary import LEVELS, Vocabulary
-from pyro_seq.emissions import Categorical
-from pyro_seq.encoders import Embedding
+from pyro_seq.domains.vocabulary import Vocabulary, quoted
 from pyro_seq.errors import UserError
-from pyro_seq.pair import Pair
-from pyro_seq.pairs import ModelSettings, Parts, make_pair
-from pyro_seq.runs import RunFolder, load_tree
+from pyro_seq.monitoring import Progress
+from pyro_seq.runs import RunFolder
 from pyro_seq.sampling import sample_steps, sharpened
 from pyro_seq.scoring import filtered_state, score_document
-from pyro_seq.sequence_model import SequenceModel
-from pyro_seq.settings import between, described, one_of, override
 from pyro_seq.training import Hooks, Trainer
-from pyro_seq.training_settings import TrainingSettings
 
-KIND = "text"
+__all__ = [
+    "KIND",
+    "Corpora",
+    "CorpusSettings",
+    "TextModel",
+    "TextScore",
+    "TextSettings",
+    "evaluate",
+    "generate",
+    "load",
+    "new_pair",
+    "read_corpora",
+    "score_symbols",
+    "train",
+    "validate",
+]
+
 VALIDATION_STREAMS = 16
+SAMPLED_ROWS, SAMPLED_SYMBOLS = 256, 2**26  # samples drawn side by side, and symbols of all of them: bounds memory
+DIVERGED = "its weights are too large, as after a training that diverged"
+NOT_FINITE = ("probability tensor", "satisfy the constraint", "index out of range")  # what torch says of NaN and what is drawn from it
 NATS_TO_BITS = 1 / math.log(2)
-
-
-@dataclass(frozen=True)
-class CorpusSettings:
-    """How text becomes symbols, and symbols become batches."""
-
-    level: str = one_of(LEVELS, "char", "char: Unicode characters; byte: the bytes of any file")
-    vocabulary_size: int = between(1, 1_114_112, 10_000, "distinct characters at most; the others share buckets")
-    oov_buckets: int = between(0, 1_000_000, 1, "symbols that characters outside the vocabulary share")
-    embedding_size: int = between(1, 65_536, 64, "size of a symbol's embedding")
-    batch_size: int = between(1, 65_536, 64, "windows side by side")
-    window: int = between(1, 1_000_000, 64, "symbols in a window")
-    carry: bool = described(True, "states go on from window to window (truncated back-propagation); false: each window starts afresh")
-
-
-@dataclass(frozen=True)
-class TextSettings:
-    """All hyper-parameters of a text run."""
-
-    text: CorpusSettings = field(default_factory=CorpusSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-
-
-@dataclass
-class TextModel:
-    """A trained pair with its vocabulary; made by `load`."""
-
-    pair: Pair
-    vocabulary: Vocabulary
-    settings: TextSettings
-    device: torch.device
-    step: int = 0
-
-    @property
-    def model(self) -> SequenceModel:
-        """The generative model."""
-        assert isinstance(self.pair.model, SequenceModel)
-        return self.pair.model
-
-
-def new_pair(settings: TextSettings, vocabulary: Vocabulary) -> Pair:
-    """A pair over the symbols of a vocabulary, with new weights: each symbol is embedded, and a step sees the one before it."""
-    size = len(vocabulary)
-    parts = Parts(
-        emission=Categorical(size),
-        encoder=lambda: Embedding(size, settings.text.embedding_size),
-        context=PreviousObservation,
-    )
-    return make_pair(settings.model, parts)
-
-
-def load(run_dir: Path, device: torch.device | str = "cpu") -> TextModel:
-    """The best weights of a run; raises `UserError` if it is missing, half-written, damaged, of another kind or version."""
-    run = RunFolder(run_dir, KIND)
-    settings = override(TextSettings(), run.settings(), f"{run_dir / 'run.json'}")
-    vocabulary = Vocabulary.from_json(run.read_json("vocabulary.json"), run_dir / "vocabulary.json")
-    path = run.best if run.best.exists() else run.last
-    if not path.exists():
-        raise UserError(f"{run_dir} has no weights yet: train it first, or go on with --resume")
-    saved = load_tree(path)
-    if not isinstance(saved, dict) or not isinstance(saved.get("weights"), dict):
-        raise UserError(f"{path} is damaged: it holds no weights")
-    with torch.device("meta"):  # shapes are compared before any memory is taken for them
-        expected = new_pair(settings, vocabulary)
-    _compare_shapes(expected, saved["weights"], path)
-    pair = new_pair(settings, vocabulary)
-    with pair.scope():
-        pair.load_weights(saved["weights"], path)
-    pair.train(False)
-    return TextModel(pair.to(device), vocabulary, settings, torch.device(device), int(saved.get("step", 0)))
-
-
-def _compare_shapes(expected: Pair, weights: dict[str, Any], where: Path) -> None:
-    for side, module in expected.modules().items():
-        found = weights.get(side)
-        for name, tensor in module.state_dict().items():
-            if not isinstance(found, dict) or name not in found or found[name].shape != tensor.shape:
-                shape = list(found[name].shape) if isinstance(found, dict) and name in found else "missing"
-                raise UserError(f"{where} does not fit run.json: weight {side}.{name} is {shape}, not {list(tensor.shape)}")
 
 
 # training
@@ -139,6 +75,8 @@ def read_corpora(
     The vocabulary is counted from the training file or another one, or taken as given. Raises `UserError` for files that are empty,
     too short for a window, or cannot be read.
     """
+    if not 0 <= valid_fraction < 1:
+        raise UserError(f"the fraction kept for validation must lie in [0, 1), got {valid_fraction}")
     if vocabulary is None:
         source = vocabulary_from or train
         vocabulary = Vocabulary.of_file(source, level=settings.level, size=settings.vocabulary_size, oov_buckets=settings.oov_buckets)
@@ -177,6 +115,9 @@ def train(
         units="characters" if s.level == "char" else "bytes",
         bits="bpc" if s.level == "char" else "bits/byte",
     )
+    sizes = f"{len(corpora.train):,} {hooks.units} to train on, {len(corpora.valid):,} to validate on, {len(corpora.vocabulary):,} symbols"
+    parameters = sum(p.numel() for module in pair.modules().values() for p in module.parameters())
+    Progress(quiet=quiet).say(f"{sizes}; {settings.model.kind} with {parameters:,} parameters")
     trainer = Trainer(pair, batches, settings.training, run=run, hooks=hooks, quiet=quiet)
     trainer.fit(resume=resume)
     text.step = trainer.step
@@ -185,14 +126,9 @@ def train(
 
 def validate(text: TextModel, symbols: NDArray[Any]) -> dict[str, float]:
     """Nats and bits per character of held-out symbols, read in several streams side by side; the ELBO for pairs with latents."""
-    windows = document_windows(symbols, window=_scoring_window(text), streams=VALIDATION_STREAMS, device=text.device)
+    windows = document_windows(symbols, window=scoring_window(text), streams=VALIDATION_STREAMS, device=text.device)
     nats = -sum(float(scored.steps.sum()) for scored in score_document(text.pair, windows)) / len(symbols)
     return {"loss": nats, "bits": nats * NATS_TO_BITS}
-
-
-def _scoring_window(text: TextModel) -> int:
-    """Windows of scoring: a guide sees what it saw in training; without latents the length changes nothing but the speed."""
-    return text.settings.text.window if text.model.latent_size else max(1_000, text.settings.text.window)
 
 
 def _previews(text: TextModel, corpora: Corpora) -> dict[str, str]:
@@ -216,21 +152,40 @@ def generate(
         raise UserError(f"length and number of samples must be at least 1, got {length} and {num_samples}")
     unknown = text.vocabulary.unknown(prompt)
     if unknown:
-        raise UserError(f"the prompt has characters that the model has never seen: {unknown!r}")
-    model = text.model
-    if prompt:
-        windows = document_windows(text.vocabulary.encode(prompt), window=_scoring_window(text), device=text.device)
-        with text.pair.scope():
-            state = filtered_state(text.pair, windows, draws=num_samples)["model"]
-    else:
-        state = model.initial(num_samples)
+        raise UserError(f"the prompt has characters that the model has never seen: {quoted(unknown)}")
 
     def adjust(distribution: Any) -> Any:
         return sharpened(distribution, temperature=temperature, top_k=top_k)
 
-    steps = list(sample_steps(model, length, state=state, adjust=adjust))
-    for row in torch.stack(steps, 1).cpu().numpy():
-        yield text.vocabulary.decode(row)
+    most = max(1, min(SAMPLED_ROWS, SAMPLED_SYMBOLS // length))
+    for first in range(0, num_samples, most):
+        rows = min(most, num_samples - first)
+        for symbols in _sample_symbols(text, rows, length, prompt, adjust):
+            yield text.vocabulary.decode(symbols)
+
+
+def _sample_symbols(text: TextModel, rows: int, length: int, prompt: str, adjust: Any) -> NDArray[Any]:
+    """`[rows, length]` new symbols, each row after the prompt."""
+    sampled = np.empty((rows, length), dtype=text.vocabulary.dtype)
+    try:
+        with text.pair.scope(), pyro.validation_enabled(False):
+            steps = sample_steps(text.model, length, state=_state_after(text, rows, prompt), adjust=adjust)
+            for start in range(0, length, 1_000):
+                block = torch.stack(list(islice(steps, 1_000)), 1)
+                sampled[:, start : start + block.shape[1]] = block.cpu().numpy()
+    except (IndexError, RuntimeError, ValueError) as error:
+        if isinstance(error, UserError) or not any(words in str(error) for words in NOT_FINITE):
+            raise
+        raise UserError(f"the model's probabilities are not finite: {DIVERGED}") from None
+    return sampled
+
+
+def _state_after(text: TextModel, rows: int, prompt: str) -> Any:
+    """The model's state after the prompt, for each of the rows."""
+    if not prompt:
+        return text.model.initial(rows)
+    windows = document_windows(text.vocabulary.encode(prompt), window=scoring_window(text), device=text.device)
+    return filtered_state(text.pair, windows, draws=rows)["model"]
 
 
 # scoring
@@ -287,14 +242,16 @@ def score_symbols(
     total, variance, exact, used, position = 0.0, 0.0, True, 1, 0
     if per_character:
         per_character.write("position\tsymbol\tnats\n")
-    with text.pair.scope():
-        windows = document_windows(symbols, window=_scoring_window(text), device=text.device)
+    with text.pair.scope(), pyro.validation_enabled(False):
+        windows = document_windows(symbols, window=scoring_window(text), device=text.device)
         for scored in score_document(text.pair, windows, samples=samples):
             total += float(scored.steps.double().sum())
             variance += float(scored.variance.sum())
             exact, used = scored.exact, scored.samples
             if per_character:
                 position = _write_steps(per_character, text.vocabulary, symbols, position, scored.steps[0].tolist())
+    if not math.isfinite(total):
+        raise UserError(f"the log-likelihood of this text is not finite: {DIVERGED}")
     nats = -total / len(symbols)
     return TextScore(
         characters=len(symbols),
@@ -304,7 +261,7 @@ def score_symbols(
         perplexity=math.exp(min(nats, 700.0)),
         estimate="exact" if exact else "bound",
         samples=used,
-        standard_error=None if math.isnan(variance) else math.sqrt(variance),
+        standard_error=math.sqrt(variance) if math.isfinite(variance) else None,
         unknown=unknown,
     )
 
@@ -315,6 +272,6 @@ def _write_steps(file: IO[str], vocabulary: Vocabulary, symbols: NDArray[Any], p
         shown = (
             symbol if vocabulary.level == "byte" else json.dumps(vocabulary.decode(symbols[position : position + 1]), ensure_ascii=False)
         )
-        file.write(f"{position}\t{shown}\t{-log_prob:.6f}\n")
+        file.write(f"{position}\t{shown}\t{0.0 - log_prob:.9g}\n")
         position += 1
     return position

@@ -13,6 +13,8 @@ from pyro_seq.errors import UserError
 from pyro_seq.runs import RunFolder
 from pyro_seq.settings import flatten, override
 
+DOCUMENTS = ("vocabulary.json", "corpora.json")
+
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "best": {}}
 
 
@@ -23,8 +25,7 @@ def begin(run_dir: Path, settings: TextSettings, corpora: Mapping[str, Any], *, 
     corpora have been read and found sound.
     """
     run = RunFolder(run_dir, KIND)
-    if run.exists():
-        run.create({}, {})  # says that a run is there
+    run.check_free(*DOCUMENTS)
     read = read_corpora(settings.text, **corpora)
     _check_window(len(read.train), settings, corpora["train"])
     files = {name: corpora[name] for name in ("train", "valid") if corpora.get(name) is not None}
@@ -33,45 +34,67 @@ def begin(run_dir: Path, settings: TextSettings, corpora: Mapping[str, Any], *, 
         "valid_fraction": corpora["valid_fraction"],
         "files": {name: {"path": str(Path(path).resolve()), "sha256": fingerprint(path)} for name, path in files.items()},
     }
-    run.create(dict(flatten(settings)), {"vocabulary.json": read.vocabulary.to_json(), "corpora.json": data})
-    return train(read, settings, run, seed=seed, **options)
+    with run.locked():
+        run.create(dict(flatten(settings)), dict(zip(DOCUMENTS, (read.vocabulary.to_json(), data), strict=True)))
+        return train(read, settings, run, seed=seed, **options)
 
 
-def go_on(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), corpus: Path | None = None, **options: Any) -> TextModel:
+def go_on(
+    run_dir: Path,
+    changes: Mapping[str, Any],
+    *,
+    fixed: Sequence[str] = (),
+    corpus: Path | None = None,
+    valid: Path | None = None,
+    **options: Any,
+) -> TextModel:
     """Go on with the run of a folder from its last checkpoint.
 
     Args:
         run_dir: the folder.
         changes: settings that may change, how long to train, by dotted name.
         fixed: names of options that were given though a run's settings cannot change: refused.
-        corpus: where the training corpus lies now, if it has moved.
+        corpus, valid: where the training and validation corpora lie now, if they have moved.
         options: of `train`.
 
     Raises `UserError` if the folder holds no run, or a corpus is not the one that the run was begun with.
     """
     run = RunFolder(run_dir, KIND)
-    where = str(run_dir / "run.json")
-    settings = override(TextSettings(), run.settings(), where)
+    settings = override(TextSettings(), run.settings(), str(run_dir / "run.json"))
     if fixed:
-        named = ", ".join("--set" if name == "words" else f"--{name}" for name in fixed)
-        raise UserError(f"{named}: a run goes on with the settings it was begun with; only --num-steps and --max-minutes may change")
+        raise UserError(f"{', '.join(fixed)}: a run goes on with what it was begun with; only --num-steps and --max-minutes may change")
     settings = override(settings, changes, "--resume")
+    with run.locked():
+        if not run.last.exists() and run.best.exists():
+            raise UserError(f"{run_dir} is incomplete: {run.last.name} is missing, so training cannot go on")
+        seed, fraction, files = _read_corpora_json(run)
+        for name, moved in (("train", corpus), ("valid", valid)):
+            if moved is not None and name not in files:
+                raise UserError(f"{moved}: the run in {run_dir} was begun without a corpus to validate on")
+            if moved is not None:
+                files[name] = (moved, files[name][1])
+        for name, (path, digest) in files.items():
+            if fingerprint(path) != digest:
+                raise UserError(f"{path} is not the {name} corpus that the run in {run_dir} was begun with: its contents differ")
+        vocabulary = Vocabulary.from_json(run.read_json("vocabulary.json"), run_dir / "vocabulary.json")
+        paths = {name: path for name, (path, _) in files.items()}
+        read = read_corpora(settings.text, valid_fraction=fraction, vocabulary=vocabulary, **paths)
+        if changes:
+            run.write_json("run.json", {**run.read_json("run.json"), "settings": dict(flatten(settings))})
+        return train(read, settings, run, seed=seed, resume=True, **options)
+
+
+def _read_corpora_json(run: RunFolder) -> tuple[int, float, dict[str, tuple[Path, str]]]:
+    """(seed, fraction kept for validation, path and fingerprint of each corpus) that a run was begun with."""
     document = run.read_json("corpora.json")
     try:
         files = {name: (Path(entry["path"]), str(entry["sha256"])) for name, entry in document["files"].items()}
         seed, fraction = int(document["seed"]), float(document["valid_fraction"])
-        train_path = files["train"][0]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{run_dir / 'corpora.json'} is damaged") from None
-    paths = {name: path for name, (path, _) in files.items()} | ({"train": corpus} if corpus is not None else {"train": train_path})
-    for name, path in paths.items():
-        if fingerprint(path) != files[name][1]:
-            raise UserError(f"{path} is not the {name} corpus that the run in {run_dir} was begun with: its contents differ")
-    vocabulary = Vocabulary.from_json(run.read_json("vocabulary.json"), run_dir / "vocabulary.json")
-    read = read_corpora(settings.text, valid_fraction=fraction, vocabulary=vocabulary, **paths)
-    if changes:
-        run.write_json("run.json", {**run.read_json("run.json"), "settings": dict(flatten(settings))})
-    return train(read, settings, run, seed=seed, resume=True, **options)
+        if not {"train"} <= set(files) <= {"train", "valid"} or not 0 <= seed < 2**63 or not 0 <= fraction < 1:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+        raise UserError(f"{run.path / 'corpora.json'} is damaged") from None
+    return seed, fraction, files
 
 
 def fingerprint(path: Path) -> str:

@@ -61,12 +61,16 @@ class TextWindows:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`; raises `ValueError` if the stream could not stand there."""
-        if not -1 <= state["position"] <= self.length:
-            raise ValueError(f"position {state['position']} lies outside the corpus, which is not the one that the run was trained on")
-        self.position = int(state["position"])
-        words = {key: int(value) for key, value in state["words"].items()}
-        spare = {"has_uint32": int(state["has_uint32"]), "uinteger": int(state["uinteger"])}
-        self.random.bit_generator.state = {"bit_generator": "PCG64", "state": words, **spare}
+        try:
+            position = int(state["position"])
+            words = {key: int(state["words"][key]) for key in ("state", "inc")}
+            spare = {"has_uint32": int(state["has_uint32"]), "uinteger": int(state["uinteger"])}
+            self.random.bit_generator.state = {"bit_generator": "PCG64", "state": words, **spare}
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"it is no state of windows: {type(error).__name__} {error}") from None
+        if not -1 <= position <= self.length:
+            raise ValueError(f"position {position} lies outside the corpus, which is not the one that the run was trained on")
+        self.position = position
 
 
 def document_windows(

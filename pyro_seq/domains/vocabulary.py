@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,13 +38,18 @@ class Vocabulary:
 
     @classmethod
     def of_file(cls, path: Path, *, level: str = "char", size: int = 10_000, oov_buckets: int = 1) -> Vocabulary:
-        """The vocabulary of a file, its `size` most frequent characters (the lower code point first where equally frequent)."""
+        """The vocabulary of a file, its `size` most frequent characters (the lower code point first where equally frequent).
+
+        Raises `UserError` if the file cannot be read, is empty, or is not UTF-8 at level `char`.
+        """
         if level == "byte":
             return cls("byte")
         counts = np.zeros(CODE_POINTS, dtype=np.int64)
         for chunk in read_text(path):
             counts += np.bincount(_code_points(chunk), minlength=CODE_POINTS)
         present = np.flatnonzero(counts)
+        if not len(present):
+            raise UserError(f"{path} is empty: there is no character in it")
         chosen = present[np.argsort(-counts[present], kind="stable")][:size]
         return cls("char", "".join(map(chr, chosen)), oov_buckets)
 
@@ -57,10 +63,13 @@ class Vocabulary:
         level: Any = document.get("level")
         characters: Any = document.get("characters")
         buckets: Any = document.get("oov_buckets")
-        sound = level in LEVELS and isinstance(characters, str) and isinstance(buckets, int) and 0 <= buckets <= CODE_POINTS
-        if not sound or len(set(characters)) != len(characters):
+        sound = level in LEVELS and isinstance(characters, str) and type(buckets) is int and 0 <= buckets <= CODE_POINTS
+        if not sound or len(set(characters)) != len(characters) or any("\ud800" <= c <= "\udfff" for c in characters):
             raise UserError(f"{where} is damaged: it is no vocabulary")
-        return cls(level, characters, buckets)
+        vocabulary = cls(level, characters, buckets)
+        if not len(vocabulary):
+            raise UserError(f"{where} is damaged: it has no symbols")
+        return vocabulary
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -68,9 +77,12 @@ class Vocabulary:
         return np.min_scalar_type(max(0, len(self) - 1))
 
     def encode(self, text: str) -> NDArray[Any]:
-        """The numbers of a text's symbols; -1 where a character is unknown and there are no buckets."""
+        """The numbers of a text's symbols; -1 where a character is unknown and there are no buckets.
+
+        Bytes that the command line could not decode (Python's surrogate escapes) are themselves again at level `byte`.
+        """
         if self.level == "byte":
-            return np.frombuffer(text.encode(), dtype=np.uint8)
+            return np.frombuffer(text.encode(errors="surrogateescape"), dtype=np.uint8)
         points = _code_points(text)
         symbols = self._table()[points]
         if self.oov_buckets:
@@ -102,9 +114,11 @@ class Vocabulary:
             encoded = np.frombuffer(chunk, dtype=np.uint8) if isinstance(chunk, bytes) else self.encode(chunk)
             if encoded.size and encoded.min() < 0:
                 missing = self.unknown(str(chunk))
-                raise UserError(f"{path}: the vocabulary has no symbol for {missing[:10]!r} and no out-of-vocabulary bucket")
+                raise UserError(f"{path}: the vocabulary has no symbol for {quoted(missing)}, and no bucket for other characters")
             if self.level == "char":
                 buckets += int((encoded >= len(self.characters)).sum())
+            if length + len(encoded) > len(symbols):
+                raise UserError(f"{path} grew while it was read: copy it first")
             symbols[length : length + len(encoded)] = encoded
             length += len(encoded)
         return symbols[:length], buckets
@@ -120,14 +134,24 @@ def _code_points(text: str) -> NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 
+def quoted(characters: str, most: int = 10) -> str:
+    """Characters in quotation marks for a message, the first few where there are many."""
+    return repr(characters[:most]) + (f" and {len(characters) - most:,} more" if len(characters) > most else "")
+
+
 def file_size(path: Path) -> int:
-    """A file's size in bytes; raises `UserError` if it is missing, a directory or unreadable."""
+    """A file's size in bytes; raises `UserError` if it is missing, a directory, a pipe or unreadable."""
     try:
-        if path.is_dir():
-            raise UserError(f"{path} is a directory, not a text file")
-        return path.stat().st_size
+        status = path.stat()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # a path with a NUL in it
+        raise UserError(f"cannot read {str(path)!r}: {error}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{path} is a directory, not a text file")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is a pipe or a device, and a text is read more than once: write it to a file first")
+    return status.st_size
 
 
 def read_bytes(path: Path) -> Iterator[bytes]:
@@ -151,11 +175,9 @@ def read_text(path: Path) -> Iterator[str]:
         try:
             return decoder.decode(chunk, final)
         except UnicodeDecodeError as error:
-            offset = consumed - pending + error.start
-            byte = error.object[error.start]
-            raise UserError(
-                f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset} ({error.reason}); text.level=byte reads any file"
-            ) from None
+            offset, byte = consumed - pending + error.start, error.object[error.start]
+            advice = "text.level=byte reads any file"
+            raise UserError(f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset} ({error.reason}); {advice}") from None
 
     for chunk in read_bytes(path):
         text = decoded(chunk)

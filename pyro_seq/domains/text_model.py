@@ -1,0 +1,114 @@
+"""A text model: its hyper-parameters, the pair that they describe, and how one is loaded from a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_seq.contexts import PreviousObservation
+from pyro_seq.domains.vocabulary import LEVELS, Vocabulary
+from pyro_seq.emissions import Categorical
+from pyro_seq.encoders import Embedding
+from pyro_seq.errors import UserError
+from pyro_seq.pair import Pair
+from pyro_seq.pairs import ModelSettings, Parts, make_pair
+from pyro_seq.runs import RunFolder, load_tree
+from pyro_seq.sequence_model import SequenceModel
+from pyro_seq.settings import between, described, one_of, override
+from pyro_seq.training_settings import TrainingSettings
+
+KIND = "text"
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """How text becomes symbols, and symbols become batches."""
+
+    level: str = one_of(LEVELS, "char", "char: Unicode characters; byte: the bytes of any file")
+    vocabulary_size: int = between(1, 1_114_112, 10_000, "distinct characters at most; the others share buckets")
+    oov_buckets: int = between(0, 1_000_000, 1, "symbols that characters outside the vocabulary share")
+    embedding_size: int = between(1, 65_536, 64, "size of a symbol's embedding")
+    batch_size: int = between(1, 65_536, 64, "windows side by side")
+    window: int = between(1, 1_000_000, 64, "symbols in a window")
+    carry: bool = described(True, "states go on from window to window (truncated back-propagation); false: each window starts afresh")
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """All hyper-parameters of a text run."""
+
+    text: CorpusSettings = field(default_factory=CorpusSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+@dataclass
+class TextModel:
+    """A trained pair with its vocabulary; made by `load`."""
+
+    pair: Pair
+    vocabulary: Vocabulary
+    settings: TextSettings
+    device: torch.device
+    step: int = 0
+
+    @property
+    def model(self) -> SequenceModel:
+        """The generative model."""
+        assert isinstance(self.pair.model, SequenceModel)
+        return self.pair.model
+
+
+def new_pair(settings: TextSettings, vocabulary: Vocabulary) -> Pair:
+    """A pair over the symbols of a vocabulary, with new weights: each symbol is embedded, and a step sees the one before it."""
+    size = len(vocabulary)
+    parts = Parts(
+        emission=Categorical(size),
+        encoder=lambda: Embedding(size, settings.text.embedding_size),
+        context=PreviousObservation,
+    )
+    return make_pair(settings.model, parts)
+
+
+def load(run_dir: Path, device: torch.device | str = "cpu") -> TextModel:
+    """The best weights of a run; raises `UserError` if it is missing, half-written, damaged, of another kind or version."""
+    run = RunFolder(run_dir, KIND)
+    settings = override(TextSettings(), run.settings(), f"{run_dir / 'run.json'}")
+    vocabulary = Vocabulary.from_json(run.read_json("vocabulary.json"), run_dir / "vocabulary.json")
+    path = run.best if run.best.exists() else run.last
+    if not path.exists():
+        raise UserError(f"{run_dir} has no weights yet: train it first, or go on with --resume")
+    saved = load_tree(path)
+    if not isinstance(saved, dict) or not isinstance(saved.get("weights"), dict) or type(saved.get("step")) is not int:
+        raise UserError(f"{path} is damaged: it holds no weights")
+    try:
+        with torch.device("meta"):  # shapes are compared before any memory is taken for them
+            expected = new_pair(settings, vocabulary)
+    except (RuntimeError, OverflowError, TypeError, MemoryError):
+        raise UserError(f"{run_dir / 'run.json'} is damaged: no model can have these sizes") from None
+    _compare_shapes(expected, saved["weights"], path)
+    pair = new_pair(settings, vocabulary)
+    with pair.scope():
+        pair.load_weights(saved["weights"], path)
+    pair.train(False)
+    return TextModel(pair.to(device), vocabulary, settings, torch.device(device), saved["step"])
+
+
+def _compare_shapes(expected: Pair, weights: dict[str, Any], where: Path) -> None:
+    for side, module in expected.modules().items():
+        found = weights.get(side)
+        for name, tensor in module.state_dict().items():
+            weight = found.get(name) if isinstance(found, dict) else None
+            if not isinstance(weight, torch.Tensor):
+                raise UserError(f"{where} does not fit run.json and vocabulary.json: weight {side}.{name} is missing")
+            if weight.shape != tensor.shape:
+                shapes = f"has shape {list(weight.shape)}, not {list(tensor.shape)}"
+                raise UserError(f"{where} does not fit run.json and vocabulary.json: weight {side}.{name} {shapes}")
+
+
+def scoring_window(text: TextModel) -> int:
+    """Windows of scoring: a guide sees what it saw in training; without latents the length changes nothing but the speed."""
+    return text.settings.text.window if text.model.latent_size else max(1_000, text.settings.text.window)

@@ -1,0 +1,88 @@
+"""What is seen of a training: means in the metrics file and TensorBoard, and a line of progress on stderr."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from pyro_seq.monitoring import Events, MetricsFile, Progress, count, duration
+from pyro_seq.runs import RunFolder
+
+
+class TrainingLog:
+    """Keeps running sums of each step's figures, and writes their means and everything else that is measured.
+
+    Args:
+        units: what one step of a sequence is, in the plural.
+        bits: the name of bits per such step.
+        quiet: no progress on stderr.
+    """
+
+    def __init__(self, *, units: str, bits: str, quiet: bool) -> None:
+        self.units, self.bits = units, bits
+        self.progress = Progress(quiet=quiet)
+        self.sums: dict[str, float] = {}  # since the last means, and of how many steps
+        self.metrics: MetricsFile | None = None
+        self.events = Events(None)
+        self._units_shown, self._shown_at = 0, time.monotonic()
+
+    @contextmanager
+    def opened(self, run: RunFolder | None, *, size: int, step: int) -> Iterator[None]:
+        """Inside, what is logged goes to the run, after the first `size` bytes of its metrics and up to `step` of its events."""
+        self._units_shown, self._shown_at = 0, time.monotonic()
+        if run is not None:
+            self.metrics, self.events = MetricsFile(run.metrics, size), Events(run.tensorboard, step)
+        try:
+            yield
+        finally:
+            self.progress.end()
+            events, self.events = self.events, Events(None)
+            if self.metrics is not None:
+                self.metrics.close()
+                self.metrics = None
+            events.close()
+
+    def flush(self) -> int:
+        """Bring metrics and events to the disk; the metrics' size in bytes."""
+        self.events.flush()
+        return self.metrics.flush() if self.metrics is not None else 0
+
+    def add(self, figures: dict[str, float], units: int) -> None:
+        """Count a step's figures."""
+        for name, value in (figures | {"steps": 1.0}).items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self._units_shown += units
+
+    def take_means(self) -> dict[str, float]:
+        """The means of the figures since the last call."""
+        sums, self.sums = self.sums, {}
+        steps = sums.pop("steps")
+        return {name: total / steps for name, total in sums.items()}
+
+    def report(self, step: int, split: str, figures: dict[str, float]) -> None:
+        """Write figures to the metrics and to TensorBoard."""
+        if self.metrics is not None:
+            self.metrics.write(step=step, split=split, **figures)
+        self.events.scalars(step, {f"{split}/{name}": value for name, value in figures.items()})
+
+    def histograms(self, step: int, parameters: dict[str, Tensor]) -> None:
+        """The parameters' distributions."""
+        self.events.histograms(step, {f"parameters/{name}": parameter for name, parameter in parameters.items()})
+
+    def show(self, step: int, num_steps: int, figures: dict[str, float], *, fraction: float, minutes: float) -> None:
+        """The line of progress, if it is time for one."""
+        if not self.progress.due():
+            return
+        now = time.monotonic()
+        speed = self._units_shown / max(now - self._shown_at, 1e-9)
+        self._units_shown, self._shown_at = 0, now
+        left = duration(minutes * 60 * (1 - fraction) / fraction) if fraction > 0 else "?"
+        bits = -figures["elbo"] / math.log(2)
+        self.progress.show(
+            f"step {step}/{num_steps}  loss {figures['loss']:.3f}  {bits:.3f} {self.bits}  {count(speed)} {self.units}/s  {left} left"
+        )
+        self.events.scalars(step, {f"speed/{self.units}_per_second": speed})
