@@ -210,7 +210,7 @@ def main() -> None:
 
     print(f"a training step: {SEQUENCES} sequences of {STEPS} steps")
     stock_svi = SVI(stock.model, stock.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), Trace_ELBO())
-    optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
 
     def torch_step() -> None:
         optimiser.zero_grad()

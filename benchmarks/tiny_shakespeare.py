@@ -29,7 +29,7 @@ BARS = {"default": 1.54, "best": 1.47}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="default", choices=sorted(PRESETS))
+    parser.add_argument("--preset", default="default", choices=sorted(BARS))
     parser.add_argument("--model", choices=("rnn", "iseq", "srnn"))
     parser.add_argument("--minutes", type=float, help="of training; default 5, or what the preset says")
     parser.add_argument("--seed", type=int, default=0)
@@ -39,7 +39,7 @@ def main() -> None:
 
     text = data_file("text/tinyshakespeare.txt").read_text(encoding="utf-8")
     settings = override(TextSettings(), PRESETS[arguments.preset], arguments.preset)
-    minutes = arguments.minutes or settings.training.max_minutes or 5.0
+    minutes = arguments.minutes or (5.0 if arguments.preset == "default" else None)
     changes = {"model.kind": arguments.model or settings.model.kind, "training.max_minutes": minutes}
     settings = override(settings, changes | parse_words(arguments.words), "--set")
     print(machine(), flush=True)

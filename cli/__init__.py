@@ -16,7 +16,7 @@ from pyro_seq.errors import UserError
 
 WRONG, INTERRUPTED = 2, 130
 LONGEST_MESSAGE = 2_000
-OUT_OF_MEMORY = "out of memory: less is needed with lower text.batch_size, text.window, model.hidden_size, --samples or --num-samples"
+OUT_OF_MEMORY = "out of memory: a smaller batch, window or model needs less, and so do fewer samples"
 NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # of newer versions of click
 
 

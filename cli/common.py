@@ -55,7 +55,9 @@ def training_options(command: F) -> F:
             ),
             click.option("--config", type=FILE, metavar="FILE", help="Settings as TOML or JSON, as --print-config shows them."),
             click.option("--set", "words", multiple=True, metavar="KEY=VALUE", help="One setting; after --config, and as often as needed."),
-            click.option("--print-config", is_flag=True, help="Show all settings, resolved, as TOML, and stop."),
+            click.option(
+                "--print-config", is_flag=True, help="Show all settings, resolved, as TOML, and stop; with --resume those of the run."
+            ),
             SEED,
             DEVICE,
             click.option("--resume", is_flag=True, help="Go on where the run in --run-dir stopped."),
@@ -100,8 +102,8 @@ def pick_device(name: str) -> torch.device:
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|(cuda|mps)(:\d{1,4})?", name):
-        raise UserError(f"--device must be auto, cpu, cuda, cuda:1 … or mps, got {name!r}")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", name):
+        raise UserError(f"--device must be auto, cpu, cuda, or cuda:N for the GPU of that number, got {name!r}")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

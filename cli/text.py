@@ -38,7 +38,7 @@ def text() -> None:
 )
 @click.option("--vocab-corpus", type=FILE, metavar="F", help="The text whose characters make the vocabulary; else the training corpus.")
 @click.option("--model", metavar="rnn|iseq|srnn", help="Which pair (model.kind).")
-@click.option("--preset", metavar="NAME", help="Bundled settings to start from: default, best.")
+@click.option("--preset", metavar="NAME", help="Bundled settings to start from: default, best, quick.")
 @training_options
 def train(
     train_corpus: Path | None,
@@ -58,7 +58,10 @@ def train(
     Settings come from the defaults or a preset, then --config, then --set and the options that stand for a setting. Ctrl-C saves a
     checkpoint; --resume goes on from it, with the settings and the corpora that the run was begun with.
     """
-    if print_config:
+    if valid_corpus is not None and given_options("valid_fraction"):
+        message = "--valid-corpus and --valid-fraction exclude each other: the validation text is a file or a part of the training corpus"
+        raise click.UsageError(message, click.get_current_context())
+    if print_config and not resume:
         from pyro_seq.settings import to_toml
 
         click.echo(to_toml(resolve(**settings)))
@@ -68,15 +71,20 @@ def train(
     if train_corpus is None and not resume:
         raise click.UsageError("--train-corpus is missing: the text to learn from", click.get_current_context())
 
-    from pyro_seq.domains.text_runs import begin, go_on
+    from pyro_seq.domains.text_runs import begin, go_on, settings_of
 
+    changes = {"training.num_steps": settings["num_steps"], "training.max_minutes": settings["max_minutes"]}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    fixed = given_options("config", "words", "model", "preset", "seed", "valid_fraction", "vocab_corpus")
+    if print_config:
+        from pyro_seq.settings import to_toml
+
+        click.echo(to_toml(settings_of(run_dir, changes, fixed=fixed)))
+        return
     where = f"--run-dir {quoted(run_dir)}" + (f" --device {device}" if device != "auto" else "")
     with resumable(run_dir, f"pyroseq text train {where} --resume"):
         options = {"device": pick_device(device), "quiet": quiet}
         if resume:
-            changes = {"training.num_steps": settings["num_steps"], "training.max_minutes": settings["max_minutes"]}
-            changes = {name: value for name, value in changes.items() if value is not None}
-            fixed = given_options("config", "words", "model", "preset", "seed", "valid_fraction", "vocab_corpus")
             trained = go_on(run_dir, changes, fixed=fixed, corpus=train_corpus, valid=valid_corpus, **options)
         else:
             corpora = {"train": train_corpus, "valid": valid_corpus, "valid_fraction": valid_fraction, "vocabulary_from": vocab_corpus}

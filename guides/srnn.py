@@ -82,8 +82,10 @@ class SRNNGuide(SequenceGuide):
         shift = self.model.transition(d[0], previous).loc if d else None
         return self.network(e, previous, shift=shift)
 
-    def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler:
-        """The chain of posteriors, in one kernel."""
+    def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler | None:
+        """The chain of posteriors, in one kernel, unless a subclass has equations of its own."""
         e, *d = evidence
+        if type(self).posterior is not SRNNGuide.posterior or (d and type(self.model).transition is not SRNN.transition):
+            return None
         prior: Any = self.model.prior if d else None
         return lambda noise, first: sample_path(noise, first, self.network, e, prior, d[0] if d else None)

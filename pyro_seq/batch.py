@@ -172,13 +172,13 @@ class SequenceBatch:
     def without_values(self) -> SequenceBatch:
         """The same batch with its observations left to be sampled."""
         batch = copy(self)
-        batch.values = None
+        batch.values, batch._memo = None, None
         return batch
 
     def with_state(self, state: Any) -> SequenceBatch:
         """The same batch, preceded by what led to `state`."""
         batch = copy(self)
-        batch.state = state
+        batch.state, batch._memo = state, None
         return batch
 
     def repeat(self, particles: int) -> SequenceBatch:

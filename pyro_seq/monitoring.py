@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from pyro_seq.errors import UserError
+from pyro_seq.runs import open_no_link
 
 FLUSH_SECONDS = 10.0
 HISTOGRAM_BINS = 64
@@ -24,11 +25,11 @@ class AppendedFile:
     """A file that grows, unbuffered: what is written is there at once, and a full disk is noticed by the write that meets it."""
 
     def __init__(self, path: Path, size: int = 0) -> None:
-        """Open the file, cut back to its first `size` bytes; raises `UserError` if it has fewer or cannot be written."""
+        """Open the file, cut back to its first `size` bytes; raises `UserError` if it has fewer, is a link or cannot be written."""
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115 (closed by close)
+            self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0, opener=open_no_link)  # noqa: SIM115 (closed by close)
             if os.fstat(self._file.fileno()).st_size < size:
                 self.close()
                 raise UserError(f"{path} is shorter than the run's checkpoint says: it was changed since")

@@ -6,7 +6,8 @@ All of them work on the last dimension and leave any number of leading dimension
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import pyro.distributions as dist
 import torch
@@ -109,7 +110,8 @@ class NormalNet(nn.Module):
 
     def forward(self, *inputs: Tensor, shift: Tensor | None = None) -> dist.Normal:
         """The normal of batch shape `[..., size]`."""
-        loc, raw_scale = full_precision(self.mlp(concatenate(*inputs))).chunk(2, -1)
+        with torch.autocast(inputs[0].device.type, enabled=False):  # what one side rounds and the other does not is a divergence
+            loc, raw_scale = self.mlp(concatenate(*map(full_precision, inputs))).chunk(2, -1)
         # elementwise functions are several times slower on a slice than on its copy
         return dist.Normal(loc if shift is None else loc + shift, self.positive(raw_scale.contiguous()))
 
@@ -118,7 +120,8 @@ class SequenceDropout(nn.Module):
     """Dropout with one mask for all steps of a sequence (Gal & Ghahramani 2016, arXiv 1512.05287), in training only.
 
     `[*lead, T, F]` to the same: each feature of each sequence is zeroed with probability `p` at every step, or scaled by 1 / (1 - p).
-    A recurrence then sees the same features missing all along, rather than others at each step.
+    A recurrence then sees the same features missing all along, rather than others at each step. What is computed step by step, in
+    chunks of one, needs `same_features`.
     """
 
     def __init__(self, p: float) -> None:
@@ -126,12 +129,27 @@ class SequenceDropout(nn.Module):
         if not 0 <= p < 1:
             raise ValueError(f"a dropout probability must lie in [0, 1), got {p}")
         self.p = p
+        self._holding = False
+        self._held: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The features with some of them dropped."""
         if not self.training or self.p == 0:
             return x
-        return x * x.new_empty(*x.shape[:-2], 1, x.shape[-1]).bernoulli_(1 - self.p).div_(1 - self.p)
+        mask = self._held
+        if mask is None or mask.shape[:-2] != x.shape[:-2]:
+            mask = x.new_empty(*x.shape[:-2], 1, x.shape[-1]).bernoulli_(1 - self.p).div_(1 - self.p)
+            self._held = mask if self._holding else None
+        return x * mask
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Inside, all calls have the mask of the first."""
+        self._holding, self._held = True, None
+        try:
+            yield
+        finally:
+            self._holding, self._held = False, None
 
     def extra_repr(self) -> str:
         """What `repr` shows."""
@@ -152,8 +170,26 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def fast_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies matrices faster in it (a GPU that has it, a CPU with matrix tiles), else float32."""
+@contextmanager
+def same_features(module: nn.Module) -> Iterator[None]:
+    """Inside, every `SequenceDropout` of the module drops the same features in all its calls: those of the steps of one sequence."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            if isinstance(part, SequenceDropout):
+                stack.enter_context(part.hold())
+        yield
+
+
+WORTH_CASTING = 2**17  # entries of a weight matrix from which bfloat16 gains more than casting costs: an LSTM of 182 units
+
+
+def fast_precision(device: torch.device, largest: int) -> torch.dtype:
+    """bfloat16 where the device multiplies matrices faster in it (a GPU that has it, a CPU with matrix tiles), else float32.
+
+    `largest` is the number of entries of the largest weight matrix: small ones are not worth casting.
+    """
+    if largest < WORTH_CASTING:
+        return torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)

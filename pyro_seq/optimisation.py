@@ -138,10 +138,6 @@ class JointOptimiser(PyroOptim):
         finally:
             self._assign(kept)
 
-    def keep_averages(self) -> None:
-        """Put the averages, if there are any, in the parameters' place."""
-        self._assign(self.averages)
-
     def _assign(self, values: list[Tensor]) -> None:
         with torch.no_grad():
             for p, value in zip(self.parameters.values(), values, strict=False):
@@ -153,15 +149,39 @@ class JointOptimiser(PyroOptim):
         return {"steps": self.steps, "moments": moments, "averages": list(self.averages)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `ValueError` if it is of other parameters."""
+        """Go on from `state()`; raises `ValueError`, and changes nothing, if it is damaged or of other parameters."""
         whole = self.optimiser.state_dict()
-        shapes = [p.shape for group in self.optimiser.param_groups for p in group["params"]]
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        if type(state["steps"]) is not int or state["steps"] < 0:
+            raise ValueError(f"the optimiser's number of steps is {state['steps']!r}")
         for index, moments in state["moments"].items():
-            if not 0 <= index < len(shapes) or any(moments[key].shape != shapes[index] for key in ("exp_avg", "exp_avg_sq")):
+            if type(index) is not int or not 0 <= index < len(parameters):
                 raise ValueError("the optimiser's state is of other parameters")
+            _check_moments(moments, parameters[index])
         if [a.shape for a in state["averages"]] != [a.shape for a in self.averages]:
             raise ValueError("the averaged weights are of other parameters")
+        if not all(_is_finite(saved, average) for saved, average in zip(state["averages"], self.averages, strict=True)):
+            raise ValueError("the averaged weights are not finite")
         self.optimiser.load_state_dict({"state": state["moments"], "param_groups": whole["param_groups"]})
         self.steps = state["steps"]
         for average, value in zip(self.averages, state["averages"], strict=True):
             average.copy_(value)
+
+
+def _check_moments(moments: dict[str, Tensor], parameter: Tensor) -> None:
+    """Raise `ValueError` unless these are AdamW's moments of such a parameter: what a step could be made with."""
+    if not isinstance(moments, dict) or set(moments) != {"step", "exp_avg", "exp_avg_sq"}:
+        raise ValueError("the optimiser's state has no step, exp_avg or exp_avg_sq, or more than these")
+    if not all(isinstance(value, Tensor) for value in moments.values()) or moments["step"].numel() != 1:
+        raise ValueError("the optimiser's moments are not tensors, or their step is not one number")
+    if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
+        raise ValueError("the optimiser's state is of other parameters")
+    if not all(_is_finite(value, parameter) for value in moments.values()):
+        raise ValueError("the optimiser's moments are not finite")
+    if bool((moments["step"] < 0).any() or (moments["exp_avg_sq"] < 0).any()):
+        raise ValueError("the optimiser's second moments or steps are negative")
+
+
+def _is_finite(saved: Tensor, target: Tensor) -> bool:
+    """Whether every number is finite in the type that it is going to have."""
+    return bool(saved.to(target.dtype).isfinite().all())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
@@ -22,32 +23,63 @@ def no_guide(batch: SequenceBatch) -> None:
     """The guide of a model without latents: nothing to infer, and the ELBO is the exact log-likelihood."""
 
 
+class _TakeOver(Messenger):
+    """Copies a parameter from another state of Pyro's store at the moment that a function asks for it and has none of its own."""
+
+    def __init__(self, state: Any) -> None:
+        super().__init__()
+        self.state = state
+
+    def _pyro_param(self, msg: Any) -> None:
+        name, store = msg["name"], pyro.get_param_store()
+        if name in self.state["params"] and name not in store:
+            original = self.state["params"][name]
+            copied = original.detach().clone().requires_grad_(original.requires_grad)
+            store.set_state({"params": {name: copied}, "constraints": {name: self.state["constraints"][name]}})
+
+
 class Pair:
     """Any model and guide: callables on a `SequenceBatch` that are valid Pyro (functions, `nn.Module`s, `PyroModule`s).
 
     Pyro registers parameters by name in one global store, where two pairs with the same names would silently share them; inside
     `scope()` the store holds this pair's parameters alone. All tools work inside it.
+
+    Two functions trained by hand, with their parameters in Pyro's store as it stands outside of any scope, make a pair of what was
+    learnt: a parameter that they ask for inside `scope()` for the first time is a copy of the one of its name outside, if there is
+    one. Nothing else is taken over, nothing outside is changed, and a pair with a module in it takes over nothing: modules hold
+    their own parameters, and names in the store that are theirs could be another module's.
     """
+
+    _entered: ClassVar[list[Pair]] = []  # the pairs whose scopes are open; the last one's parameters are in Pyro's store
 
     def __init__(self, model: Stochastic, guide: Stochastic = no_guide) -> None:
         self.model, self.guide = model, guide
         self._store: Any = {"params": {}, "constraints": {}}
-        self._inside = False
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Inside, Pyro's parameter store is this pair's own, also after an error; may be nested."""
-        if self._inside:
+        """Inside, Pyro's parameter store is this pair's own, also after an error; may be nested, also in and around other pairs'."""
+        around = self._entered[-1] if self._entered else None
+        if around is self:
             yield
             return
         store = pyro.get_param_store()
-        with store.scope(self._store):
-            self._inside = True
-            try:
+        outside: Any = store.get_state()
+        if around is not None:  # should its scope be entered again in here, it finds what it has registered so far
+            around._store.update(outside)
+            outside = around._store
+        trained_by_hand = around is None and outside["params"] and not self.modules()
+        store.clear()
+        store.set_state(self._store)
+        self._entered.append(self)
+        try:
+            with _TakeOver(outside) if trained_by_hand else nullcontext():
                 yield
-            finally:
-                self._inside = False
-                self._store.update(store.get_state())
+        finally:
+            self._entered.pop()
+            self._store.update(store.get_state())
+            store.clear()
+            store.set_state(outside)
 
     def modules(self) -> dict[str, nn.Module]:
         """Those of model and guide that are modules, by the names `model` and `guide`."""
@@ -58,6 +90,17 @@ class Pair:
         """Put the modules into training (or, with `False`, evaluation) mode."""
         for module in self.modules().values():
             module.train(mode)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the modules are in evaluation mode; afterwards each module and submodule is in its own mode again."""
+        modes = [(part, part.training) for module in self.modules().values() for part in module.modules()]
+        self.train(False)
+        try:
+            yield
+        finally:
+            for part, mode in modes:
+                part.training = mode
 
     def to(self, device: torch.device | str) -> Pair:
         """Move the modules to a device."""

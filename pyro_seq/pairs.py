@@ -16,7 +16,7 @@ from pyro_seq.networks import ACTIVATIONS, POSITIVE
 from pyro_seq.pair import Pair
 from pyro_seq.recurrence import KINDS
 from pyro_seq.sequence_model import SequenceModel
-from pyro_seq.settings import above, at_least, between, described, one_of
+from pyro_seq.settings import above, between, described, one_of
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class ModelSettings:
     dropout: float = between(0, 0.99, 0.0, "dropout between recurrent layers, in training")
     input_dropout: float = between(0, 0.99, 0.2, "dropout on what the recurrences see, the same features at all steps of a sequence")
     output_dropout: float = between(0, 0.99, 0.4, "dropout on what the model's recurrence gives, likewise")
-    decoder_sizes: tuple[int, ...] = at_least(1, (), "hidden layers between the recurrence and the emission")
+    decoder_sizes: tuple[int, ...] = between(1, 65_536, (), "hidden layers between the recurrence and the emission")
     latent_size: int = between(1, 65_536, 16, "size of z_t")
-    latent_sizes: tuple[int, ...] = at_least(1, (64,), "hidden layers of the networks of z_t's prior and posterior")
+    latent_sizes: tuple[int, ...] = between(1, 65_536, (64,), "hidden layers of the networks of z_t's prior and posterior")
     residual: bool = described(True, "srnn: the posterior's mean is the prior's plus a correction")
     activation: str = one_of(sorted(ACTIVATIONS), "relu", "of hidden layers")
     positive: str = one_of(sorted(POSITIVE), "softplus", "how scales are kept positive")

@@ -33,6 +33,10 @@ class Recurrence(nn.Module):
     A state is `(h, c)` for an LSTM and `(h,)` for a GRU, each `[*lead, num_layers, hidden_size]`: batch dimensions first, so
     that a carried state is selected, repeated and detached like any other tensor of a batch.
 
+    Single steps of an LSTM without gradients use weights merged once. They are merged anew when a parameter has been replaced or
+    changed in place (an optimiser's step, `load_state_dict`, `to`), after `train()` or `eval()`, and after a call with gradients. A
+    change that PyTorch does not count (`parameter.data.mul_(…)`) between two single steps is seen after one of these.
+
     Raises `ValueError` for an unknown `kind`.
     """
 
@@ -60,6 +64,15 @@ class Recurrence(nn.Module):
                 for _, _, bias_ih, bias_hh in self.rnn.all_weights:
                     bias_ih[forget] = forget_bias - bias_hh[forget]
 
+    def train(self, mode: bool = True) -> Recurrence:
+        """As `nn.Module.train`; what single steps have prepared is forgotten."""
+        self._merged.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Recurrence:
+        self._merged.clear()
+        return super()._apply(fn, recurse)
+
     def initial(self, *lead: int) -> State:
         """The zero state of the batch dimensions `lead`: tensors `[*lead, num_layers, hidden_size]`, on the module's device."""
         like = self.rnn.all_weights[0][0]
@@ -75,6 +88,8 @@ class Recurrence(nn.Module):
         """
         if inputs.shape[-1] != self.input_size:
             raise ValueError(f"a recurrence over {self.input_size} features was given inputs of shape {list(inputs.shape)}")
+        if torch.is_grad_enabled():
+            self._merged.clear()
         *lead, steps, _ = inputs.shape
         if state is None:
             state = self.initial(*lead)

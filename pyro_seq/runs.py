@@ -15,12 +15,12 @@ safetensors, the rest JSON.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import re
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,7 +158,7 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = open(self._lock, "wb")  # noqa: SIM115 (closed below)
+            handle = open(self._lock, "ab", opener=open_no_link)  # noqa: SIM115 (closed below)
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.path}: {error.strerror}") from None
         with handle:
@@ -208,6 +208,16 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def open_no_link(path: str, flags: int) -> int:
+    """An opener for `open` that refuses a symbolic link, through which a folder from elsewhere could have any file overwritten."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP or not os.path.islink(path):
+            raise
+        raise OSError(error.errno, f"{os.path.basename(path)} is a symbolic link; remove it", path) from None
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -228,8 +238,11 @@ def save_tree(path: Path, tree: Any) -> None:
         safetensors.torch.save_file(unshared, temporary, metadata={METADATA: json.dumps({"format": FORMAT, "tree": form})})
 
 
-def load_tree(path: Path) -> Any:
-    """The tree that `save_tree` wrote; raises `UserError` if the file is missing, damaged or something else."""
+def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
+    """The tree that `save_tree` wrote; raises `UserError` if the file is missing, damaged or something else.
+
+    With `shapes_only` the tensors are not read: they lie on torch's meta device, as float32, and take no memory.
+    """
     try:
         with open(path, "rb"):  # says why it cannot be read, which safetensors does not
             pass
@@ -238,16 +251,23 @@ def load_tree(path: Path) -> Any:
             if METADATA not in metadata:
                 raise UserError(f"{path} is not a checkpoint of pyro_seq")
             document = json.loads(metadata[METADATA])
-            if int(document["format"]) > FORMAT:
+            version = document["format"]
+            if type(version) is not int or version < 1:
+                raise UserError(f"{path} is damaged: its format is {version!r}, which no version writes")
+            if version > FORMAT:
                 raise UserError(f"{path} was written by a newer version of pyro_seq")
-            return unflatten(document["tree"], {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+            def tensor(name: str) -> Tensor:
+                return torch.empty(file.get_slice(name).get_shape(), device="meta") if shapes_only else file.get_tensor(name)
+
+            return unflatten(document["tree"], {name: tensor(name) for name in file.keys()})  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except UserError:
         raise
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, struct.error) as error:
+    except (safetensors.SafetensorError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
 

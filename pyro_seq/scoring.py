@@ -20,6 +20,7 @@ from pyro_seq.trees import detach, map_tensors
 
 STEP_SITE = re.compile(r"_(\d+)(?:_\D.*)?$")
 CHUNK_STEPS = 65_536  # steps of particles that are worked on at once: bounds memory
+FEATURES = 128  # of an emission; where a step has more of them, fewer steps are worked on at once
 
 
 @dataclass
@@ -29,7 +30,8 @@ class Score:
     Attributes:
         steps: `[N, T]`, each step's share log p(x_t | x_{<t}); zero at padding. A row's sum is the sequence's log-likelihood.
         variance: `[N]`, the Monte Carlo variance of the row sums; 0 for exact figures, NaN if one sample cannot tell.
-        exact: whether the pair has no latents, so that nothing was estimated; else the figure is a lower bound in expectation.
+        exact: whether there were no latents, here and in the windows before, so that nothing was estimated; else the figure is a lower
+            bound in expectation.
         samples: K, the number of particles for each sequence.
         state: what the next window starts from: the particles, resampled where few of them carried the weight.
     """
@@ -53,15 +55,17 @@ class Score:
 
 @torch.no_grad()
 def score(pair: Pair, batch: SequenceBatch, *, samples: int = 1, state: Any = None) -> Score:
-    r"""Score the sequences of a batch, or their next window, inside the pair's `scope()`.
+    r"""Score the sequences of a batch, or their next window, by the pair's own parameters (`Pair.scope`) in evaluation mode.
 
     Without latents the figure is exact. With latents it is the importance-weighted bound (Burda et al. 2016, arXiv 1509.00519)
 
         log (1/K) sum_k w_k,   w_k = p(x, z_k) / q(z_k | x),   z_k ~ q,
 
-    the ELBO for K = 1. A step's share is the difference of the bound between prefixes of the sequence. Over windows (pass each window
-    the `state` of the score before it) the K particles go on, resampled when their effective number falls below K/2: a particle
-    filter whose proposals are whole windows; the estimate of the likelihood itself stays unbiased.
+    the ELBO for K = 1. A step's share is the difference of the bound between prefixes of the sequence. A latent of a whole sequence, a
+    site of batch shape `[N]` that is named for no step, counts at the first step of each window that samples it.
+
+    Over windows (pass each window the `state` of the score before it) the K particles go on, resampled when their effective number
+    falls below K/2: a particle filter whose proposals are whole windows; the estimate of the likelihood itself stays unbiased.
     The standard error is by the delta method, windows taken as independent. Densities count as they are, whatever `poutine.scale` says.
 
     Args:
@@ -71,7 +75,7 @@ def score(pair: Pair, batch: SequenceBatch, *, samples: int = 1, state: Any = No
         state: the `state` of the score of the window before.
 
     Raises `UserError` for a batch without steps to score, for a site that only one of model and guide samples (but the guide's may be
-    marked `is_auxiliary`, as in Pyro), and for a site that belongs to no step.
+    marked `is_auxiliary`, as in Pyro), for an observed site that belongs to no step, and for a site that all sequences share.
     """
     if batch.values is None or batch.num_steps == 0 or len(batch) == 0:
         raise UserError("there is nothing to score: the batch has no observations")
@@ -80,15 +84,13 @@ def score(pair: Pair, batch: SequenceBatch, *, samples: int = 1, state: Any = No
         samples, log_weights = state["samples"], state["log_weights"]
     if samples < 1:
         raise UserError(f"the number of samples must be at least 1, got {samples}")
-    particles = batch.repeat(samples)
-    if state is not None:
-        particles = particles.with_state(state["carried"])
-    rows, outcomes, exact = [], [], True
-    for chunk in _chunks(particles, max(1, CHUNK_STEPS // batch.num_steps)):
-        steps, outcome, chunk_exact = _weights(pair, chunk)
+    rows, outcomes, exact = [], [], log_weights is None
+    for chunk in _chunks(batch, samples, state, _chunk_size(pair, batch.num_steps)):
+        with pair.scope(), pair.evaluating():
+            steps, outcome, chunk_exact = _weights(pair, chunk)
         exact &= chunk_exact
         if exact and samples > 1:  # all particles of a pair without latents are equal: one is enough
-            return score(pair, batch, samples=1, state=None if state is None else _first_particles(state, n))
+            return score(pair, batch)
         rows.append(steps)
         outcomes.append(outcome)
     carried = map_tensors(lambda *parts: torch.cat(parts), outcomes[0], *outcomes[1:])
@@ -137,7 +139,7 @@ def score_document(pair: Pair, windows: Iterable[SequenceBatch], *, samples: int
 
 
 def filtered_state(pair: Pair, windows: Iterable[SequenceBatch], *, samples: int = 16, draws: int = 1) -> Any:
-    """States after each of N sequences, `draws` of each side by side: what continuations start from, inside the pair's `scope()`.
+    """States after each of N sequences, `draws` of each side by side: what continuations start from.
 
     The latents are drawn from an estimate of the filter p(z_T | x_{1:T}): `samples` particles of the guide, drawn by their weights.
     Raises `UserError` if there are no windows, or the sequences are not of equal length: then there would be no one step to go on from.
@@ -162,14 +164,17 @@ def _all_full(windows: Iterable[SequenceBatch]) -> Iterator[SequenceBatch]:
         yield window
 
 
-def _first_particles(state: Any, n: int) -> Any:
-    stride = state["samples"]
-    return {"samples": 1, "carried": map_tensors(lambda x: x[::stride][:n], state["carried"]), "log_weights": None}
+def _chunk_size(pair: Pair, num_steps: int) -> int:
+    """How many particles of so many steps are worked on at once."""
+    features = getattr(getattr(pair.model, "emission", None), "num_features", 0)
+    return max(1, CHUNK_STEPS * FEATURES // max(FEATURES, features) // num_steps)
 
 
-def _chunks(batch: SequenceBatch, rows: int) -> Iterator[SequenceBatch]:
-    for start in range(0, len(batch), rows):
-        yield batch.select(slice(start, start + rows))
+def _chunks(batch: SequenceBatch, samples: int, state: Any, size: int) -> Iterator[SequenceBatch]:
+    """Every sequence `samples` times, side by side, in batches of `size`, each particle with its state if there is one."""
+    for particles in torch.arange(len(batch) * samples, device=batch.device).split(size):
+        chunk = batch.select(particles // samples)
+        yield chunk if state is None else chunk.with_state(map_tensors(lambda x, chosen=particles: x[chosen], state["carried"]))
 
 
 def _weights(pair: Pair, batch: SequenceBatch) -> tuple[Tensor, Any, bool]:
@@ -203,14 +208,17 @@ def _add(steps: Tensor, name: str, site: Any, sign: float, trace: Any) -> None:
     if isinstance(fn, MarkovPath):
         log_prob = fn.step_log_prob(value)
     elif step and int(step[1]) < num_steps and not (over_steps and _stands_alone(name, step, trace, num_steps)):
-        steps[:, int(step[1])] += sign * _by_row(fn.log_prob(value), mask, 1)
+        steps[:, int(step[1])] += sign * _by_row(name, fn.log_prob(value), mask, steps[:, 0])
         return
     elif isinstance(fn, torch.distributions.Independent) and over_steps:
         inner, within = fn.base_dist.log_prob(value), fn.reinterpreted_batch_ndims - 1
         log_prob = inner.sum(tuple(range(-within, 0))) if within else inner
+    elif not site["is_observed"]:  # every prefix of the sequence depends on it
+        steps[:, 0] += sign * _by_row(name, fn.log_prob(value), mask, steps[:, 0])
+        return
     else:
         raise UserError(f"site {name!r} belongs to no step: name it for its step (x_0, x_1, …), or give it an event over all steps")
-    steps += sign * _by_row(log_prob, None if mask is None else torch.as_tensor(mask).unsqueeze(-1), 2)
+    steps += sign * _by_row(name, log_prob, None if mask is None else torch.as_tensor(mask).unsqueeze(-1), steps)
 
 
 def _stands_alone(name: str, step: re.Match[str], trace: Any, num_steps: int) -> bool:
@@ -218,9 +226,14 @@ def _stands_alone(name: str, step: re.Match[str], trace: Any, num_steps: int) ->
     return any(f"{name[: step.start(1)]}{t}{name[step.end(1) :]}" not in trace for t in range(num_steps))
 
 
-def _by_row(log_prob: Tensor, mask: Any, dims: int) -> Tensor:
+def _by_row(name: str, log_prob: Tensor, mask: Any, like: Tensor) -> Tensor:
     """Log-densities `[*plates, N]` or `[*plates, N, T]` with the plates inside a sequence summed out, those masked set to zero."""
+    if log_prob.shape[-like.dim() :] != like.shape:
+        shape = list(log_prob.shape[: log_prob.dim() + 1 - like.dim()])
+        raise UserError(
+            f"site {name!r} has batch shape {shape}, not one entry for each sequence: only sites in the batch's plate can be scored"
+        )
     if mask is not None:
         log_prob = torch.where(torch.as_tensor(mask, device=log_prob.device), log_prob, log_prob.new_zeros(()))
-    plates = tuple(range(log_prob.dim() - dims))
+    plates = tuple(range(log_prob.dim() - like.dim()))
     return log_prob.sum(plates) if plates else log_prob

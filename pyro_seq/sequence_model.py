@@ -14,7 +14,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context
 from pyro_seq.distributions import MarkovPath
 from pyro_seq.emissions import Distribution, Emission, observe, over_time
-from pyro_seq.networks import full_precision
+from pyro_seq.networks import full_precision, same_features
 from pyro_seq.trees import map_tensors
 
 Layout = Literal["path", "steps"]
@@ -130,7 +130,7 @@ class SequenceModel(nn.Module):
         latents: list[Any] = []
         observed = None if batch.values is None else self.emission.prepare(batch.values, batch.mask)
         complete = batch.values
-        with batch.plate():
+        with batch.plate(), same_features(self):
             for t in batch.steps():
                 with batch.active(t):
                     x, z, state = self._step(t, state, batch.inputs_at(t), _at(observed, t))

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pyro_seq.errors import UserError, did_you_mean, nearest
 
 S = TypeVar("S")
+MOST_ITEMS = 64  # of a setting that is a list: hidden layers, and no one has more
 
 
 def at_least(low: float, default: Any, text: str) -> Any:
@@ -97,6 +98,8 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
         return _converted(value, next(a for a in arguments if a is not type(None)), where)
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [part for part in str(value).strip("[]() ").split(",") if part.strip()]
+        if len(items) > MOST_ITEMS:
+            raise UserError(f"{where} must have at most {MOST_ITEMS} items, got {len(items)}")
         return tuple(_converted(item, arguments[0], where) for item in items)
     expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[kind]
     try:

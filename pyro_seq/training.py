@@ -13,19 +13,20 @@ from typing import Any, NoReturn, Protocol
 import pyro
 import torch
 from pyro.infer import ELBO, SVI
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_seq.annealing import ScaleLatents, kl_strength
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.interruption import Interruption
-from pyro_seq.networks import fast_precision
+from pyro_seq.networks import fast_precision, full_precision
 from pyro_seq.objectives import Recorder, make_elbo
 from pyro_seq.optimisation import JointOptimiser, NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
 from pyro_seq.runs import RunFolder, load_tree, save_tree
+from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.training_log import TrainingLog
-from pyro_seq.training_settings import TrainingSettings
+from pyro_seq.training_settings import PRECISIONS, TrainingSettings
 from pyro_seq.trees import detach, map_tensors
 
 
@@ -102,6 +103,7 @@ class Trainer:
         self.validations_since_best = 0
         self.validated = 0  # the step of the last validation
         self.carried: Any = None  # the states that the next batch starts from, if it goes on
+        self._precision = "float32"
         self._best: Any = None  # the best weights, where there is no run to keep them
         self._optimiser: JointOptimiser | None = None
         self._interruption = Interruption()
@@ -123,11 +125,15 @@ class Trainer:
             stack.enter_context(self.pair.scope())
             if self.run is not None:
                 stack.enter_context(self.run.locked())
+                if not resume and self.run.last.exists():
+                    raise UserError(f"{self.run} holds a training: go on with it (resume), or train into another folder")
             metrics_size = self._prepare(resume)
             stack.enter_context(self.log.opened(self.run, size=metrics_size, step=self.step))
             stack.enter_context(self._interruption.noticed())
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")  # the error that follows says more
+            # the first batch has been checked in full, the others are not: Pyro's validation costs a quarter of each step
+            stack.enter_context(pyro.validation_enabled(False))
             self._loop()
             self._finish()
         if self._interruption.wished:
@@ -146,6 +152,7 @@ class Trainer:
             l2=s.l2,
             average=s.average,
         )
+        self._precision = self._choose_precision()
         if resume and self.run is not None and self.run.last.exists():
             size = self._load(load_tree(self.run.last))
             self.log.progress.say(f"going on after step {self.step}")
@@ -169,22 +176,35 @@ class Trainer:
 
     def _try_next(self, model: Any, guide: Any, carried: Any = None) -> None:
         """Evaluate the next batch, and leave everything as it was, but for the parameters that this registers."""
-        batches, random = self.batches.state(), torch.get_rng_state()
+        batches, random = self.batches.state(), self._random_state()
+        buffers = [(buffer, buffer.clone()) for module in self.pair.modules().values() for buffer in module.buffers()]
         batch, follows = self.batches.draw()
         self.pair.train()
-        # the first batch is checked in full, the others not: Pyro's validation costs a quarter of each step
         with pyro.validation_enabled(), torch.no_grad():
             self.elbo.loss(model, guide, batch.with_state(carried if follows else None))
+            for buffer, before in buffers:  # running statistics
+                buffer.copy_(before)
         self.recorder.take()
         self.batches.load_state(batches)
-        torch.set_rng_state(random)
+        self._set_random_state(random)
 
     # one step
 
+    def _choose_precision(self) -> str:
+        """The settings' precision; `auto` is for models that keep their densities in full precision, and for matrices worth it."""
+        if self.settings.precision != "auto":
+            return self.settings.precision
+        if not isinstance(self.pair.model, SequenceModel):
+            return "float32"
+        modules = [part for module in self.pair.modules().values() for part in module.modules()]
+        looked_up = {id(part.weight) for part in modules if isinstance(part, nn.Embedding)}
+        multiplied = [p for p in self.optimiser.parameters.values() if id(p) not in looked_up]
+        largest = max(multiplied, key=Tensor.numel, default=torch.zeros(0))
+        return str(fast_precision(largest.device, largest.numel())).removeprefix("torch.")
+
     def _recorded(self) -> tuple[_Recorded, _Recorded]:
         """Model and guide in the precision of training."""
-        device = next(iter(self.optimiser.parameters.values())).device
-        precision = fast_precision(device) if self.settings.precision == "auto" else getattr(torch, self.settings.precision)
+        precision = getattr(torch, self._precision)
         return _Recorded(self.pair.model, precision), _Recorded(self.pair.guide, precision)
 
     def _loop(self) -> None:
@@ -194,24 +214,23 @@ class Trainer:
         shares = getattr(self.elbo, "num_particles", 1) == 1 or getattr(self.elbo, "vectorize_particles", False)
         started = saved = time.monotonic()
         minutes_before = self.minutes
-        with pyro.validation_enabled(False):
-            while not self._done():
-                batch, follows = self.batches.draw()
-                batch = batch.with_state(self.carried if follows else None)
-                self.optimiser.scale_learning_rate(self._learning_rate_factor(self.step + 1))
-                try:
-                    loss = svi.step(batch.remembering() if shares else batch)
-                except NonFiniteGradient as error:
-                    self._stop(str(error))
-                self.carried = {"model": recorded_model.state, "guide": recorded_guide.state}
-                self.step += 1
-                self.minutes = minutes_before + (time.monotonic() - started) / 60
-                self._account(batch, loss)
-                if self.step % self.settings.valid_every == 0:
-                    self._validate()
-                if self.run is not None and time.monotonic() - saved >= self.settings.checkpoint_seconds:
-                    self._save()
-                    saved = time.monotonic()
+        while not self._done():
+            batch, follows = self.batches.draw()
+            batch = batch.with_state(self.carried if follows else None)
+            self.optimiser.scale_learning_rate(self._learning_rate_factor(self.step + 1))
+            try:
+                loss = svi.step(batch.remembering() if shares else batch)
+            except NonFiniteGradient as error:
+                self._stop(str(error))
+            self.carried = {"model": recorded_model.state, "guide": recorded_guide.state}
+            self.step += 1
+            self.minutes = minutes_before + (time.monotonic() - started) / 60
+            self._account(batch, loss)
+            if self.step % self.settings.valid_every == 0:
+                self._validate()
+            if self.run is not None and time.monotonic() - saved >= self.settings.checkpoint_seconds:
+                self._save()
+                saved = time.monotonic()
 
     def _loss_and_grads(self, model: Any, guide: Any, batch: SequenceBatch) -> float:
         """The objective per observation, and its gradient; stops before the optimiser does if it is not finite."""
@@ -287,6 +306,9 @@ class Trainer:
         with self._evaluating():
             figures = self.hooks.validate()
             self.validated = self.step
+            if not math.isfinite(figures["loss"]):
+                self._check_finite(self.optimiser.parameters)
+                self._stop("the validation loss", after=True)
             self.log.report(self.step, "valid", figures)
             self.validations_since_best += 1
             better = figures["loss"] < self.best_loss
@@ -347,12 +369,19 @@ class Trainer:
                 "carried": self.carried,
                 "sums": self.log.sums,
                 "metrics_size": self.log.flush(),
-                "random": {"cpu": torch.get_rng_state()} | self._cuda_random(),
+                "random": self._random_state(),
+                "precision": self._precision,
             },
         )
 
-    def _cuda_random(self) -> dict[str, Any]:
-        return {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
+    def _random_state(self) -> dict[str, Any]:
+        cuda = {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
+        return {"cpu": torch.get_rng_state()} | cuda
+
+    def _set_random_state(self, state: dict[str, Any]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if torch.cuda.is_available() and "cuda" in state:
+            torch.cuda.set_rng_state_all(state["cuda"])
 
     def _load(self, saved: Any) -> int:
         """Go on from what `_save` wrote; the size of the metrics then."""
@@ -367,10 +396,11 @@ class Trainer:
             self.best_loss = math.inf if saved["best_loss"] is None else float(saved["best_loss"])
             self.validations_since_best, self.validated = int(saved["validations_since_best"]), int(saved["validated"])
             self.log.sums = {str(name): float(total) for name, total in saved["sums"].items()}
+            if saved["precision"] not in PRECISIONS[1:]:
+                raise ValueError(f"precision {saved['precision']!r}")
+            self._precision = saved["precision"]  # as the run was begun, also where another would be chosen now
             self._try_next(*self._recorded(), self.carried)
-            torch.set_rng_state(saved["random"]["cpu"])
-            if torch.cuda.is_available() and "cuda" in saved["random"]:
-                torch.cuda.set_rng_state_all(saved["random"]["cuda"])
+            self._set_random_state(saved["random"])
             return int(saved["metrics_size"])
         except UserError:
             raise
@@ -389,5 +419,5 @@ class _Recorded:
         mixed = self.precision != torch.float32
         with torch.autocast(batch.device.type, dtype=self.precision) if mixed else nullcontext():
             outcome = self.inner(batch)
-        self.state = detach(getattr(outcome, "state", None))
+        self.state = map_tensors(full_precision, detach(getattr(outcome, "state", None)))
         return outcome

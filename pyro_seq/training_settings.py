@@ -34,7 +34,7 @@ class TrainingSettings:
     kl_start: float = between(1e-12, 1, 1e-3, "the divergence's strength at the first step")
     kl_steps: int = at_least(1, 2_000, "steps until the strength is 1/2 (half_life) or 1 (linear)")
     free_bits: float = at_least(0, 0.0, "nats of divergence per step of a sequence that cost nothing")
-    precision: str = one_of(PRECISIONS, "auto", "of the networks' products in training; auto: bfloat16 where the processor has it")
+    precision: str = one_of(PRECISIONS, "auto", "of the networks' products in training; auto: bfloat16 where it is faster")
     log_every: int = at_least(1, 100, "steps between lines of the metrics file and scalars in TensorBoard")
     valid_every: int = at_least(1, 500, "steps between validations")
     sample_every: int = at_least(0, 1_000, "steps between samples and histograms in TensorBoard; 0: never")

@@ -113,6 +113,10 @@ def test_text_to_score(tmp_path: Path, spoilt: Path, refused: Callable[..., str]
         (["text", "train", "--preset", "bets"], "unknown preset 'bets'; did you mean 'best'?"),
         (["text", "train", "--device", "gpu"], "--device must be auto, cpu, cuda"),
         (["text", "train", "--device", "meta"], "--device must be auto, cpu, cuda"),
+        (["text", "train", "--device", "mps"], "--device must be auto, cpu, cuda, or cuda:N"),
+        (["text", "train", "--device", "cpu:0"], "--device must be auto, cpu, cuda"),
+        (["text", "train", "--valid-corpus", "v", "--valid-fraction", 0.1], "--valid-corpus and --valid-fraction exclude each other"),
+        (["text", "train", "--set", "training.kl_schedule=half_life", "--set", "training.kl_start=0.6"], "training.kl_start: "),
         (["text", "train", "--device", "cuda:99"], "--device cuda:99 is not to be had"),
         (["text", "train", "--set", "model.hiden_size=3"], "--set: unknown setting 'model.hiden_size'; did you mean 'model.hidden_size'?"),
         (["text", "train", "--set", "hidden_size=3"], "did you mean 'model.hidden_size'?"),
@@ -150,7 +154,17 @@ def test_wrong_options(trained: Path, corpus: Path, tmp_path: Path, refused: Cal
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize("words", [["train"], ["train", "--run-dir", "r"], ["generate"], ["evaluate"], ["evaluate", "--run-dir", "r"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train"],
+        ["train", "--run-dir", "r"],
+        ["train", "--print-config", "--resume"],
+        ["generate"],
+        ["evaluate"],
+        ["evaluate", "--run-dir", "r"],
+    ],
+)
 def test_missing_options_are_named_with_where_to_read_more(refused: Callable[..., str], words: list[str]) -> None:
     line = refused("text", *words)
     assert "missing" in line.lower() and line.endswith(f"(see pyroseq text {words[0]} --help)")

@@ -248,3 +248,10 @@ class TestInPyro:
         assert isinstance(batch.values, dict) and batch.inputs is not None
         assert batch.at(1)["b"].equal(batch.values["b"][:, 1]) and set(batch.at(1)) == {"a", "b"}
         assert batch.inputs_at(2).equal(batch.inputs[:, 2])  # type: ignore[union-attr]
+
+
+def test_a_batch_of_another_state_remembers_nothing() -> None:
+    remembering = SequenceBatch(torch.zeros(2, 3)).remembering()
+    assert remembering.once("key", lambda: 1) == 1 == remembering.once("key", lambda: 2)
+    for other in (remembering.with_state({}), remembering.without_values(), remembering.remembering(), remembering.repeat(2)):
+        assert other.once("key", lambda: 3) == 3

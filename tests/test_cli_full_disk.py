@@ -72,4 +72,4 @@ def test_out_of_memory(spoilt: Path, refused: Callable[..., str], monkeypatch: p
             raise error
 
         monkeypatch.setattr("pyro_seq.domains.text.generate", fail)
-        assert refused("text", "generate", "--run-dir", spoilt).startswith("out of memory: less is needed with lower text.batch_size")
+        assert refused("text", "generate", "--run-dir", spoilt).startswith("out of memory: a smaller batch, window or model")

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,16 @@ def test_print_config_needs_no_run_and_is_a_config(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out == shown
     assert pyroseq("text", "train", "--print-config", "--config", tmp_path / "c.toml", "--set", "model.kind=iseq") == 0
     assert 'model.kind = "iseq"' in capsys.readouterr().out
+
+
+def test_print_config_of_a_run_shows_its_own_settings(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert pyroseq("text", "train", "--print-config", "--resume", "--run-dir", run, "--num-steps", 99) == 0
+    out, err = capsys.readouterr()
+    shown = tomllib.loads(out)
+    assert err == "" and shown["training"]["num_steps"] == 99
+    assert shown["model"]["kind"] == run.name and shown["model"]["hidden_size"] == 8 and shown["training"]["max_minutes"] == "none"
+    assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
 def test_resume_goes_on_and_more_steps_may_be_asked_for(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ from pyro_seq import Pair, SequenceBatch, UserError
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions import Normal
 from pyro_seq.encoders import Flatten
-from pyro_seq.guides import no_guide
+from pyro_seq.guides import SRNNGuide, no_guide
+from pyro_seq.models import SRNN
 from pyro_seq.pairs import ModelSettings, Parts, make_pair
 
 LAYOUTS = ("path", "steps")
@@ -195,3 +196,39 @@ def test_analytic_divergence(name: str, layout: str) -> None:
     assert (mean.abs() < 4 * error).all()
     assert (error > 0).all()
     assert samples[:, 2].var() < samples[:, 0].var()
+
+
+# the kernel that samples the chain
+
+
+class ShiftedPrior(SRNN):
+    """A prior of its own: SRNN's, moved."""
+
+    def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
+        prior = super().transition(h, previous)
+        return dist.Normal(prior.loc + 3.0, prior.scale)
+
+
+class ShiftedPosterior(SRNNGuide):
+    """A posterior of its own: SRNNGuide's, moved."""
+
+    def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
+        q = super().posterior(evidence, previous)
+        return dist.Normal(q.loc + 3.0, q.scale)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize(("model_class", "guide_class"), [(SRNN, SRNNGuide), (ShiftedPrior, SRNNGuide), (SRNN, ShiftedPosterior)])
+def test_samples_are_of_the_declared_posterior(model_class: Any, guide_class: Any, residual: bool) -> None:
+    """The path is what the same noise becomes step by step, and a subclass's own equations hold there too."""
+    sizes: dict[str, Any] = {"hidden_size": 4, "latent_sizes": (3,)}
+    model = model_class(Normal(), PreviousObservation(Flatten(())), latent_size=2, **sizes)
+    guide = guide_class(model, Flatten(()), residual=residual, **sizes)
+    evidence, _ = guide.gather(SequenceBatch(torch.randn(3, 4)), guide.initial_carried(3))
+    assert (guide.sampler(evidence) is None) == (guide_class is ShiftedPosterior or (residual and model_class is ShiftedPrior))
+    trace = poutine.trace(guide).get_trace(SequenceBatch(torch.randn(3, 4)))
+    site = trace.nodes["z"]
+    noise, first = torch.randn(3, 4, 2), torch.zeros(3, 2)
+    path, _ = site["fn"].sampler(noise, first)
+    conditional = site["fn"].conditional(torch.cat([first.unsqueeze(1), path[:, :-1]], 1), slice(None))
+    torch.testing.assert_close(path, conditional.loc + conditional.scale * noise, rtol=1e-10, atol=1e-12)

@@ -53,6 +53,16 @@ def test_metrics_that_were_cut_are_refused(tmp_path: Path) -> None:
     assert (tmp_path / "m").read_text() == "x"
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_metrics_that_are_a_link_are_refused(tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "diary").write_text("dear diary")
+    (tmp_path / "m").symlink_to(tmp_path / "diary")
+    with pytest.raises(UserError, match=r"cannot write .*/m: m is a symbolic link; remove it$"):
+        MetricsFile(tmp_path / "m")
+    assert (tmp_path / "diary").read_text() == "dear diary" if there else not (tmp_path / "diary").exists()
+
+
 def test_metrics_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     with pytest.raises(UserError, match="cannot write"):

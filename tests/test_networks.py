@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_seq import networks
-from pyro_seq.networks import ACTIVATIONS, MLP, NormalNet, Positive, activation, concatenate, full_precision
+from pyro_seq.networks import ACTIVATIONS, MLP, NormalNet, Positive, SequenceDropout, activation, concatenate, full_precision, same_features
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
@@ -76,7 +75,7 @@ class TestNormalNet:
 
 class TestSequenceDropout:
     def test_one_mask_for_all_steps(self) -> None:
-        dropout = networks.SequenceDropout(0.25)
+        dropout = SequenceDropout(0.25)
         kept = dropout(torch.ones(200, 5, 40))
         assert kept.equal(kept[:, :1].expand_as(kept))
         rate = (kept[:, 0] == 0).float().mean()
@@ -87,7 +86,7 @@ class TestSequenceDropout:
     @pytest.mark.parametrize("p", [-0.1, 1.0, math.nan])
     def test_probabilities(self, p: float) -> None:
         with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
-            networks.SequenceDropout(p)
+            SequenceDropout(p)
 
 
 def test_concatenate() -> None:
@@ -101,3 +100,15 @@ def test_gradients_reach_every_parameter() -> None:
     normal = net(torch.randn(5, 3))
     (normal.loc.sum() + normal.scale.sum()).backward()
     assert all(isinstance(p, nn.Parameter) and p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_same_features_are_dropped_at_all_steps() -> None:
+    """One mask for a whole sequence, whether its steps come at once or, inside `same_features`, one after the other."""
+    drop = SequenceDropout(0.5)
+    at_once = drop(torch.ones(6, 5, 8))
+    assert (at_once == at_once[:, :1]).all()
+    with same_features(nn.Sequential(drop)):
+        steps = [drop(torch.ones(6, 1, 8)) for _ in range(5)]
+    assert all(torch.equal(step, steps[0]) for step in steps)
+    assert {0.0, 2.0} == set(steps[0].unique().tolist())
+    assert not torch.equal(drop(torch.ones(6, 1, 8)), steps[0])

@@ -114,6 +114,59 @@ def test_states_of_others_are_refused() -> None:
         joint(network()).load_state(optimiser.state())
 
 
+def spoil(state: dict[str, Any], how: str) -> None:
+    moments = state["moments"][0]
+    if how == "no step":
+        del moments["step"]
+    elif how == "more moments":
+        moments["max_exp_avg_sq"] = moments["exp_avg_sq"]
+    elif how == "step of many":
+        moments["step"] = torch.ones(2)
+    elif how == "plain step":
+        moments["step"] = 1.0
+    elif how == "step that is not finite":
+        moments["step"].fill_(math.nan)
+    elif how == "moment that is not finite":
+        moments["exp_avg"][0, 0] = math.inf
+    elif how == "negative square":
+        moments["exp_avg_sq"][0, 0] = -1.0
+    elif how == "average that is not finite":
+        state["averages"][0][0, 0] = math.nan
+    elif how == "key":
+        state["moments"]["0"] = moments
+    else:
+        state["steps"] = {"steps in words": "3", "half a step": 0.5, "negative steps": -1}[how]
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("no step", "has no step, exp_avg or exp_avg_sq"),
+        ("more moments", "or more than these"),
+        ("step of many", "their step is not one number"),
+        ("plain step", "are not tensors"),
+        ("step that is not finite", "the optimiser's moments are not finite"),
+        ("moment that is not finite", "the optimiser's moments are not finite"),
+        ("negative square", "are negative"),
+        ("average that is not finite", "the averaged weights are not finite"),
+        ("key", "is of other parameters"),
+        ("steps in words", "number of steps is '3'"),
+        ("half a step", "number of steps is 0.5"),
+        ("negative steps", "number of steps is -1"),
+    ],
+)
+def test_damaged_states_are_refused(how: str, says: str) -> None:
+    module = network()
+    optimiser = joint(module, average=0.9)
+    step(optimiser, module, 0)
+    state = copy.deepcopy(optimiser.state())
+    spoil(state, how)
+    other = joint(network(), average=0.9)
+    with pytest.raises(ValueError, match=says):
+        other.load_state(state)
+    assert other.steps == 0 and not other.state()["moments"]
+
+
 def test_a_parameter_that_appears_later() -> None:
     module = network()
     optimiser = joint(module)

@@ -153,6 +153,77 @@ def test_scopes_nest() -> None:
         assert set(pair.weights()["store"]) == {"loc", "scale", "posterior"}
 
 
+def test_scopes_of_other_pairs_nest() -> None:
+    """One pair inside another inside the first: each time its own parameters, with all that they were registered or changed to."""
+
+    def loc() -> float:
+        return float(pyro.param("loc").detach())
+
+    first, second = Pair(model, guide), Pair(model, guide)
+    with first.scope():
+        pyro.param("loc", torch.tensor(1.0))
+        with second.scope():
+            assert not pyro.get_param_store().keys()
+            pyro.param("loc", torch.tensor(2.0))
+            with first.scope():
+                assert loc() == 1.0
+                pyro.param("more", torch.tensor(3.0))
+            assert loc() == 2.0 and set(pyro.get_param_store().keys()) == {"loc"}
+        assert loc() == 1.0 and set(pyro.get_param_store().keys()) == {"loc", "more"}
+    with second.scope():
+        assert loc() == 2.0 and set(pyro.get_param_store().keys()) == {"loc"}
+    with first.scope():
+        assert set(pyro.get_param_store().keys()) == {"loc", "more"}
+    assert not pyro.get_param_store().keys()
+
+
+def test_functions_take_over_what_was_trained_by_hand(tmp_path: Path) -> None:
+    """What they ask for, and no other name; copies, with their constraints; saved and loaded as any other parameters."""
+    pyro.param("unrelated", torch.zeros(3))
+    pyro.param("loc", torch.tensor(5.0))
+    pyro.param("scale", torch.tensor(0.25), constraint=dist.constraints.positive)
+    pair = called(Pair(model, guide))
+    with pair.scope():
+        assert set(pair.weights()["store"]) == set(pair.parameters()) == {"loc", "scale", "posterior"}
+        assert float(pyro.param("loc").detach()) == 5.0 and float(pyro.param("scale").detach()) == 0.25
+        assert all(p.is_leaf and p.requires_grad for p in pair.parameters().values())
+        for parameter in pair.parameters().values():
+            parameter.data.add_(1.0)
+        save_tree(tmp_path / "weights", pair.weights())
+    assert float(pyro.param("loc").detach()) == 5.0, "what stands outside is left alone"
+    with pair.scope():
+        assert float(pyro.param("loc").detach()) == 6.0, "taken over once"
+    pyro.clear_param_store()
+    other = called(Pair(model, guide))
+    with other.scope():
+        other.load_weights(load_tree(tmp_path / "weights"), tmp_path / "weights")
+        assert float(pyro.param("loc").detach()) == 6.0
+
+
+@pytest.mark.parametrize("kind", ["modules", "pyro modules", "a module and a function"])
+def test_pairs_with_modules_take_over_nothing(kind: str) -> None:
+    called_outside = KINDS[kind]()
+    Trace_ELBO().loss(called_outside.model, called_outside.guide, BATCH)  # names of the same modules, in Pyro's own store
+    with pyro.get_param_store().scope():
+        expected = called(KINDS[kind]())
+        with expected.scope():
+            names = {side: set(part) for side, part in expected.weights().items()}
+    pair = called(KINDS[kind]())
+    outside = {id(p) for _, p in pyro.get_param_store().named_parameters()}
+    with pair.scope():
+        assert {side: set(part) for side, part in pair.weights().items()} == names
+        assert not outside & {id(p) for p in pair.parameters().values()}
+
+
+def test_evaluating_gives_each_module_its_mode_back() -> None:
+    pair = KINDS["modules"]()
+    pair.model.linear.eval()
+    with pytest.raises(KeyError), pair.evaluating():
+        assert not pair.model.training and not pair.guide.linear.training
+        raise KeyError
+    assert pair.model.training and not pair.model.linear.training and pair.guide.linear.training
+
+
 def test_mode_and_device() -> None:
     pair = KINDS["modules"]()
     pair.train(False)

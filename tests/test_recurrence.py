@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -158,6 +160,30 @@ def test_initial_state_is_zero_and_batch_first() -> None:
     inputs = torch.randn(3, 4, 3, dtype=torch.double)
     torch.testing.assert_close(lstm(inputs), lstm(inputs, lstm.initial(3)))
     assert lstm.output_size == 4
+
+
+WAYS: dict[str, Any] = {
+    "train": lambda module: module.train(),
+    "eval, of the module around it": lambda module: nn.Sequential(module).eval(),
+    "a whole sequence with gradients": lambda module: module(torch.zeros(1, 2, 3, dtype=torch.double)),
+    "a move": lambda module: module.to("cpu"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_single_steps_see_weights_changed_behind_pytorchs_back(way: str) -> None:
+    module = recurrence("lstm", num_layers=2)
+    inputs = torch.randn(2, 1, 3, dtype=torch.double)
+    with torch.no_grad():
+        before, _ = module(inputs)
+    for parameter in module.parameters():
+        parameter.data.mul_(2.0)
+    WAYS[way](module)
+    with torch.no_grad():
+        after, _ = module(inputs)
+    expected, _ = by_torch(module, inputs, module.initial(2))
+    torch.testing.assert_close(after, expected, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(before, after)
 
 
 def test_mixed_precision_runs() -> None:

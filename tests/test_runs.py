@@ -62,6 +62,14 @@ def test_tree_survives_a_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["t.safetensors"]
 
 
+def test_shapes_are_read_without_the_tensors(tmp_path: Path) -> None:
+    save_tree(tmp_path / "t", TREE)
+    tree = load_tree(tmp_path / "t", shapes_only=True)
+    for found, saved in ((tree["weights"]["model"]["w"], (2, 3)), (tree["moments"][0]["step"], ()), (tree["carried"][0], (0, 4))):
+        assert found.is_meta and found.shape == saved
+    assert tree["step"] == 3 and tree["carried"][2] == [True, "é", 1e-300]
+
+
 def test_equal_trees_make_equal_bytes(tmp_path: Path) -> None:
     code = "import sys, torch; from pyro_seq.runs import save_tree; save_tree(__import__('pathlib').Path(sys.argv[1]), eval(sys.argv[2]))"
     tree = "{'b': torch.arange(3.), 'a': {0: torch.ones(2), 'c': 1.5}, 'd': torch.ones(2, dtype=torch.bfloat16)}"
@@ -174,6 +182,9 @@ DAMAGES = {
     "metadata {}": "is damaged",
     'metadata {"format": 1}': "is damaged",
     'metadata {"format": null, "tree": 3}': "is damaged",
+    'metadata {"format": "1", "tree": 3}': "is damaged",
+    'metadata {"format": true, "tree": 3}': "is damaged",
+    'metadata {"format": 1e999, "tree": 3}': "is damaged",
     "no JSON": "is damaged",
     '{"tensor": "absent"}': "is damaged",
     '{"tensor": ["w"]}': "is damaged",
@@ -304,6 +315,18 @@ def test_only_one_process_writes_a_run(run: RunFolder) -> None:
         refused = subprocess.run(words, capture_output=True, text=True)
     assert "is being written by another process" in refused.stderr and not refused.stdout
     assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "held\n"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_lock_that_is_a_link_is_refused(run: RunFolder, tmp_path: Path, there: bool) -> None:
+    target = tmp_path / "diary"
+    if there:
+        target.write_text("dear diary")
+    (run.path / ".lock").unlink(missing_ok=True)
+    (run.path / ".lock").symlink_to(target)
+    with pytest.raises(UserError, match=r"cannot write the run folder .*: \.lock is a symbolic link; remove it$"), run.locked():
+        pytest.fail("the lock was held")
+    assert target.read_text() == "dear diary" if there else not target.exists()
 
 
 def test_what_a_killed_process_was_writing_is_cleared_away(run: RunFolder) -> None:

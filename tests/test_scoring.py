@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from pyro_seq import scoring
@@ -270,6 +271,111 @@ class TestBounds:
             assert (z.var() / law.variance - 1).abs() < 4 * math.sqrt(2 / count) + 0.01
 
 
+class TestParticles:
+    """What goes on from window to window, and how much is worked on at once."""
+
+    def test_a_window_without_latents_keeps_the_particles(self) -> None:
+        """One latent in the first window, which both windows' observations depend on; its exact posterior is the guide."""
+
+        def shared(batch: SequenceBatch) -> Result:
+            z = before(batch, "model")
+            with batch.plate():
+                if z is None:
+                    z = pyro.sample("z_0", dist.Normal(torch.zeros(len(batch)), 1.0))
+                for t in batch.steps():
+                    pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=batch.at(t))
+            return Result(z)
+
+        def guide(batch: SequenceBatch) -> Result:
+            z = before(batch, "guide")
+            if z is None:
+                with batch.plate():
+                    z = pyro.sample("z_0", dist.Normal(torch.full((len(batch),), 0.2), 0.8))
+            return Result(z)
+
+        n, samples = 2000, 20
+        parts = list(score_document(Pair(shared, guide), windows(copies(X, n), 2), samples=samples))
+        law = dist.MultivariateNormal(torch.zeros(4), torch.eye(4) + 1)
+        ratio = (parts[0].log_likelihood + parts[1].log_likelihood - law.log_prob(X)).exp()
+        assert (ratio.mean() - 1).abs() < 4 * ratio.std() / math.sqrt(n)
+        assert not parts[1].exact and parts[1].samples == samples and parts[1].variance.all()
+        assert parts[1].state["log_weights"].shape == (n, samples)
+
+    @pytest.mark.parametrize(("num_features", "sizes"), [(2, [4, 4, 1]), (300, [1] * 9)])
+    def test_chunks_are_bounded(self, num_features: int, sizes: list[int]) -> None:
+        """3 sequences of 2 steps, 3 particles each, with 8 steps at once; fewer if a step has many features."""
+        seen: list[list[float]] = []
+
+        class Model(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.emission = Categorical(num_features)
+
+            def forward(self, batch: SequenceBatch) -> Result:
+                seen.append(batch.values[:, 0].tolist())
+                return model(batch)
+
+        batch = SequenceBatch(torch.arange(6.0).view(3, 2))
+        with mock.patch.object(scoring, "CHUNK_STEPS", 8):
+            scored = score(Pair(Model(), prior_guide), batch, samples=3)
+        assert [len(rows) for rows in seen] == sizes
+        assert [row for rows in seen for row in rows] == [0, 0, 0, 2, 2, 2, 4, 4, 4]
+        assert scored.state["carried"]["model"].shape == (9,)
+
+
+class TestModes:
+    """What a pair is scored with."""
+
+    def test_dropout_is_off_and_each_module_s_mode_comes_back(self) -> None:
+        rnn = RNN(Categorical(4), PreviousObservation(OneHot(4)), hidden_size=5, input_dropout=0.5, output_dropout=0.5)
+        rnn.decoder.eval()
+        modes = {name: part.training for name, part in rnn.named_modules()}
+        batch, pair = SequenceBatch(torch.randint(4, (5, 7))), Pair(rnn)
+        in_training = score(pair, batch).steps
+        assert {name: part.training for name, part in rnn.named_modules()} == modes and rnn.training
+        torch.testing.assert_close(in_training, score(Pair(rnn.eval()), batch).steps, rtol=0, atol=0)
+        with pytest.raises(UserError):
+            score(Pair(rnn.train(), prior_guide), batch)
+        assert rnn.training and rnn.decoder.training
+
+    def test_the_pairs_own_parameters(self) -> None:
+        def located(batch: SequenceBatch) -> Result:
+            loc = pyro.param("loc", torch.tensor(0.0))
+            with batch.plate():
+                for t in batch.steps():
+                    pyro.sample(f"x_{t}", dist.Normal(loc, 1.0), obs=batch.at(t))
+            return Result(loc.detach().expand(len(batch)))
+
+        pair, batch = Pair(located), copies(X, 2)
+        with pair.scope():
+            pyro.param("loc", torch.tensor(3.0))
+        torch.testing.assert_close(score(pair, batch).steps, dist.Normal(3.0, 1.0).log_prob(batch.values))
+        assert filtered_state(pair, [batch])["model"].tolist() == [3.0, 3.0]
+        assert not pyro.get_param_store().keys()
+
+    def test_functions_trained_by_hand(self) -> None:
+        """Stock SVI in Pyro's own store, then a score of the functions: it is that of what was learnt."""
+
+        def located(batch: SequenceBatch) -> None:
+            loc = pyro.param("loc", torch.tensor(0.0))
+            scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+            with batch.plate():
+                for t in batch.steps():
+                    pyro.sample(f"x_{t}", dist.Normal(loc, scale), obs=batch.at(t))
+
+        def nothing(batch: SequenceBatch) -> None:
+            """A guide without sites."""
+
+        batch = copies(X, 2)
+        svi = SVI(located, nothing, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+        for _ in range(10):
+            svi.step(batch)
+        loc, scale = (pyro.param(name).detach() for name in ("loc", "scale"))
+        assert loc > 0.1 and scale != 1
+        torch.testing.assert_close(score(Pair(located, nothing), batch).steps, dist.Normal(loc, scale).log_prob(batch.values))
+        assert pyro.param("loc").detach() == loc, "outside, nothing has changed"
+
+
 class TestSystematicResampling:
     def test_counts(self) -> None:
         """Each particle is drawn floor(K w) or ceil(K w) times, K w times in the mean."""
@@ -377,6 +483,56 @@ class TestCustomPairs:
         batch = SequenceBatch(torch.randn(2, 1))
         scored = score(Pair(pair_model, guide), batch)
         torch.testing.assert_close(scored.log_likelihood, dist.Normal(0.0, 1.0).log_prob(batch.values[:, 0]))
+
+    @pytest.mark.parametrize("name", ["z", "z_9", "sentence"])
+    def test_a_latent_of_a_whole_sequence(self, name: str) -> None:
+        """A sentence VAE, z ~ N(0, 1), x_t ~ N(z, 1), with its exact posterior as guide."""
+        lengths = torch.tensor([4, 2, 1])
+        batch = SequenceBatch(torch.randn(3, 4), lengths)
+
+        def sentences(batch: SequenceBatch) -> None:
+            with batch.plate():
+                z = pyro.sample(name, dist.Normal(torch.zeros(2), 1.0).to_event(1))[..., 0]
+                for t in batch.steps():
+                    with batch.active(t):
+                        pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=batch.at(t))
+
+        def guide(batch: SequenceBatch) -> None:
+            precision = batch.lengths + 1.0
+            loc = torch.stack([batch.values.sum(-1) / precision, torch.zeros(len(batch))], -1)
+            scale = torch.stack([precision.rsqrt(), torch.ones(len(batch))], -1)
+            with batch.plate():
+                pyro.sample(name, dist.Normal(loc, scale).to_event(1))
+
+        laws = [dist.MultivariateNormal(torch.zeros(n), torch.eye(n) + 1) for n in lengths.tolist()]
+        expected = torch.stack([law.log_prob(x[:n]) for law, x, n in zip(laws, batch.values, lengths, strict=True)])
+        scored = score(Pair(sentences, guide), batch, samples=3)
+        torch.testing.assert_close(scored.log_likelihood, expected, rtol=0, atol=1e-9)
+        assert not scored.exact and not scored.steps[~batch.mask].any()
+
+    @pytest.mark.parametrize("name", ["w", "w_0"])
+    @pytest.mark.parametrize("size", [(), (1,), (2,)])
+    def test_what_all_sequences_share_is_refused(self, name: str, size: tuple[int, ...]) -> None:
+        """One density for all of them is no share of each."""
+
+        def shared(batch: SequenceBatch) -> None:
+            pyro.sample(name, dist.Normal(torch.zeros(size), 1.0))
+
+        def both(batch: SequenceBatch) -> None:
+            shared(batch)
+            with batch.plate():
+                for t in batch.steps():
+                    pyro.sample(f"x_{t}", dist.Normal(torch.zeros(3), 1.0), obs=batch.at(t))
+
+        with pytest.raises(UserError, match=rf"^site '{name}' has batch shape \[{size[0] if size else ''}\], not one entry for each"):
+            score(Pair(both, shared), copies(X, 3))
+
+    def test_a_path_that_all_sequences_share_is_refused(self) -> None:
+        def path(batch: SequenceBatch) -> None:
+            pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+
+        with pytest.raises(UserError, match=r"^site 'z' has batch shape \[\], not one entry for each sequence"):
+            score(Pair(path, path), copies(X, 3))
 
     def test_sites_of_one_side(self) -> None:
         batch = copies(X, 2)

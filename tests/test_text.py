@@ -25,6 +25,7 @@ from pyro_seq.domains.text import (
     score_symbols,
     validate,
 )
+from pyro_seq.domains.text_model import SCORING_WINDOW, scoring_window
 from pyro_seq.domains.text_windows import document_windows
 from pyro_seq.domains.vocabulary import Vocabulary
 from pyro_seq.errors import UserError
@@ -95,6 +96,11 @@ def test_document_longer_than_a_window_is_one_document(monkeypatch: pytest.Monke
     whole = score_symbols(text, symbols).log_likelihood
     monkeypatch.setattr(module, "scoring_window", lambda text: 7)
     assert score_symbols(text, symbols).log_likelihood == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "length"), [("rnn", SCORING_WINDOW), ("iseq", 5_000)])
+def test_scoring_window_is_bounded_without_latents(kind: str, length: int) -> None:
+    assert scoring_window(text_model(kind, **{"text.window": 5_000})) == length
 
 
 @pytest.mark.parametrize("kind", ["iseq", "srnn"])

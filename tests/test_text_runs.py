@@ -107,6 +107,13 @@ def test_only_one_process_begins_a_run(tmp_path: Path, corpora: dict[str, Any]) 
         assert not other.exists()
 
 
+def test_settings_that_do_not_go_together_leave_nothing(tmp_path: Path, corpora: dict[str, Any]) -> None:
+    wrong = override(SETTINGS, {"training.kl_schedule": "half_life", "training.kl_start": 0.5}, "")
+    with pytest.raises(UserError, match=r"^training\.kl_start: the half_life schedule .* must start below that, got 0\.5"):
+        begin(tmp_path / "r", wrong, corpora, seed=0, **OPTIONS)
+    assert not (tmp_path / "r").exists()
+
+
 def test_run_begun_meanwhile_is_not_overwritten(tmp_path: Path, corpora: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def read_slowly(*arguments: Any, **options: Any) -> Any:
         monkeypatch.undo()

@@ -15,7 +15,7 @@ import pyro
 import torch
 from numpy.typing import NDArray
 
-from pyro_seq.domains.text_model import KIND, CorpusSettings, TextModel, TextSettings, load, new_pair, scoring_window
+from pyro_seq.domains.text_model import KIND, CorpusSettings, TextModel, TextSettings, load, new_pair, pair_for, scoring_window
 from pyro_seq.domains.text_windows import TextWindows, document_windows
 from pyro_seq.domains.vocabulary import Vocabulary, quoted
 from pyro_seq.errors import UserError
@@ -105,7 +105,8 @@ def train(
 ) -> TextModel:
     """Train on corpora, keeping the run in its folder, and return the best model; with `resume`, go on with the folder's run."""
     torch.manual_seed(seed)
-    pair = new_pair(settings, corpora.vocabulary).to(device)
+    going_on = resume and run.last.exists()
+    pair = (pair_for(settings, corpora.vocabulary, run.last) if going_on else new_pair(settings, corpora.vocabulary)).to(device)
     text = TextModel(pair, corpora.vocabulary, settings, torch.device(device))
     s = settings.text
     batches = TextWindows(corpora.train, batch_size=s.batch_size, window=s.window, carry=s.carry, seed=seed, device=device)

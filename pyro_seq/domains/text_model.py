@@ -21,6 +21,7 @@ from pyro_seq.settings import between, described, one_of, override
 from pyro_seq.training_settings import TrainingSettings
 
 KIND = "text"
+SCORING_WINDOW = 1_000  # symbols at once, of pairs without latents
 
 
 @dataclass(frozen=True)
@@ -81,20 +82,29 @@ def load(run_dir: Path, device: torch.device | str = "cpu") -> TextModel:
     path = run.best if run.best.exists() else run.last
     if not path.exists():
         raise UserError(f"{run_dir} has no weights yet: train it first, or go on with --resume")
+    pair = pair_for(settings, vocabulary, path)
     saved = load_tree(path)
-    if not isinstance(saved, dict) or not isinstance(saved.get("weights"), dict) or type(saved.get("step")) is not int:
-        raise UserError(f"{path} is damaged: it holds no weights")
-    try:
-        with torch.device("meta"):  # shapes are compared before any memory is taken for them
-            expected = new_pair(settings, vocabulary)
-    except (RuntimeError, OverflowError, TypeError, MemoryError):
-        raise UserError(f"{run_dir / 'run.json'} is damaged: no model can have these sizes") from None
-    _compare_shapes(expected, saved["weights"], path)
-    pair = new_pair(settings, vocabulary)
     with pair.scope():
         pair.load_weights(saved["weights"], path)
     pair.train(False)
     return TextModel(pair.to(device), vocabulary, settings, torch.device(device), saved["step"])
+
+
+def pair_for(settings: TextSettings, vocabulary: Vocabulary, path: Path) -> Pair:
+    """A new pair for the weights of a checkpoint, which are not read yet; raises `UserError` if they are not such a pair's.
+
+    Shapes are compared before any memory is taken for them: run.json may ask for more than there is.
+    """
+    saved = load_tree(path, shapes_only=True)
+    if not isinstance(saved, dict) or not isinstance(saved.get("weights"), dict) or type(saved.get("step")) is not int:
+        raise UserError(f"{path} is damaged: it holds no weights")
+    try:
+        with torch.device("meta"):
+            expected = new_pair(settings, vocabulary)
+    except (RuntimeError, OverflowError, TypeError, MemoryError):
+        raise UserError(f"{path.parent / 'run.json'} is damaged: no model can have these sizes") from None
+    _compare_shapes(expected, saved["weights"], path)
+    return new_pair(settings, vocabulary)
 
 
 def _compare_shapes(expected: Pair, weights: dict[str, Any], where: Path) -> None:
@@ -110,5 +120,5 @@ def _compare_shapes(expected: Pair, weights: dict[str, Any], where: Path) -> Non
 
 
 def scoring_window(text: TextModel) -> int:
-    """Windows of scoring: a guide sees what it saw in training; without latents the length changes nothing but the speed."""
-    return text.settings.text.window if text.model.latent_size else max(1_000, text.settings.text.window)
+    """Windows of scoring: a guide sees what it saw in training; without latents the length changes nothing but speed and memory."""
+    return text.settings.text.window if text.model.latent_size else SCORING_WINDOW

@@ -7,25 +7,46 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyro_seq.annealing import kl_strength
 from pyro_seq.domains.text import KIND, TextModel, TextSettings, read_corpora, train
 from pyro_seq.domains.vocabulary import Vocabulary, read_bytes
 from pyro_seq.errors import UserError
+from pyro_seq.objectives import make_elbo
 from pyro_seq.runs import RunFolder
 from pyro_seq.settings import flatten, override
+from pyro_seq.training_settings import TrainingSettings
 
 DOCUMENTS = ("vocabulary.json", "corpora.json")
 
-PRESETS: dict[str, dict[str, Any]] = {"default": {}, "best": {}}
+# settings that differ from the defaults, by dotted name
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "best": {  # the best we know for a corpus of about a million characters; what it reaches is in benchmarks/README.md
+        "model.hidden_size": 768,
+        "model.output_dropout": 0.5,
+        "training.learning_rate": 4e-3,
+        "training.num_steps": 5_000,
+        "training.valid_every": 250,
+    },
+    "quick": {  # for a minute, or for a corpus of some hundred thousand characters
+        "model.hidden_size": 256,
+        "model.input_dropout": 0.1,
+        "model.output_dropout": 0.3,
+        "text.batch_size": 32,
+        "training.valid_every": 250,
+    },
+}
 
 
 def begin(run_dir: Path, settings: TextSettings, corpora: Mapping[str, Any], *, seed: int, **options: Any) -> TextModel:
     """Begin a run in a folder and train it; `corpora` are the arguments of `read_corpora` besides its settings.
 
-    The folder keeps the settings, the vocabulary, and where the corpora lie with their fingerprints. Nothing is written before the
-    corpora have been read and found sound.
+    The folder keeps the settings, the vocabulary, and where the corpora lie with their fingerprints. Nothing is written before settings
+    and corpora have been found sound.
     """
     run = RunFolder(run_dir, KIND)
     run.check_free(*DOCUMENTS)
+    _check_training(settings.training)
     read = read_corpora(settings.text, **corpora)
     _check_window(len(read.train), settings, corpora["train"])
     files = {name: corpora[name] for name in ("train", "valid") if corpora.get(name) is not None}
@@ -59,11 +80,7 @@ def go_on(
 
     Raises `UserError` if the folder holds no run, or a corpus is not the one that the run was begun with.
     """
-    run = RunFolder(run_dir, KIND)
-    settings = override(TextSettings(), run.settings(), str(run_dir / "run.json"))
-    if fixed:
-        raise UserError(f"{', '.join(fixed)}: a run goes on with what it was begun with; only --num-steps and --max-minutes may change")
-    settings = override(settings, changes, "--resume")
+    run, settings = RunFolder(run_dir, KIND), settings_of(run_dir, changes, fixed=fixed)
     with run.locked():
         if not run.last.exists() and run.best.exists():
             raise UserError(f"{run_dir} is incomplete: {run.last.name} is missing, so training cannot go on")
@@ -82,6 +99,14 @@ def go_on(
         if changes:
             run.write_json("run.json", {**run.read_json("run.json"), "settings": dict(flatten(settings))})
         return train(read, settings, run, seed=seed, resume=True, **options)
+
+
+def settings_of(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = ()) -> TextSettings:
+    """The settings that the run of a folder goes on with; arguments and errors are those of `go_on`."""
+    settings = override(TextSettings(), RunFolder(run_dir, KIND).settings(), str(run_dir / "run.json"))
+    if fixed:
+        raise UserError(f"{', '.join(fixed)}: a run goes on with what it was begun with; only --num-steps and --max-minutes may change")
+    return override(settings, changes, "--resume")
 
 
 def _read_corpora_json(run: RunFolder) -> tuple[int, float, dict[str, tuple[Path, str]]]:
@@ -103,6 +128,18 @@ def fingerprint(path: Path) -> str:
     for chunk in read_bytes(Path(path)):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def _check_training(settings: TrainingSettings) -> None:
+    """Raise `UserError` for settings that do not go together though each of them is in its range."""
+    try:
+        kl_strength(0, schedule=settings.kl_schedule, start=settings.kl_start, steps=settings.kl_steps)
+    except ValueError as error:
+        raise UserError(f"training.kl_start: {error}") from None
+    try:
+        make_elbo(settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits)
+    except ValueError as error:
+        raise UserError(f"training.objective and training.free_bits: {error}") from None
 
 
 def _check_window(length: int, settings: TextSettings, path: Path) -> None:
