@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 # Threads that wait for each other by spinning keep each other from running where something else wants a core: on two cores with two
-# other processes, fifty times slower. Passive waiting costs next to nothing on a quiet machine. It must be set before torch is loaded.
+# other processes, fifty times slower. Passive waiting costs a tenth on a quiet machine. It must be set before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch

@@ -117,15 +117,23 @@ def kill_at_random(folder: Path, corpus: Path, changes: dict[str, Any], kills: i
     seconds = time.monotonic() - begun
     moments = random.Random(seed)
     last = folder / "killed" / "last.safetensors"
-    reached = []
-    for _ in range(kills):
+    reached: list[int | None] = []
+    found: list[str] = []
+    pace = 1.0  # a busy machine is now faster, now slower than it was for the unbroken run
+    while len(reached) < kills:
         child = forked(lambda: train(folder / "killed", corpus, changes))
-        time.sleep(moments.uniform(0, BEGINNING + 1.2 * seconds / kills))
+        time.sleep(moments.uniform(0, BEGINNING + pace * 1.2 * seconds / kills))
         os.kill(child, signal.SIGKILL)
         if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-            reached.append(runs.load_tree(last)["step"] if last.exists() else None)
+            step = runs.load_tree(last)["step"] if last.exists() else None
+            pace *= 1.3 if reached and step == reached[-1] else 1.0
+            reached.append(step)
+        else:  # it came to its end first, and is killed all over again
+            found += differences(folder / "unbroken", folder / "killed")
+            shutil.rmtree(folder / "killed")
+            pace /= 2
     finish(forked(lambda: train(folder / "killed", corpus, changes)))
-    return {"killed at": reached, "differences": differences(folder / "unbroken", folder / "killed")}
+    return {"killed at": reached, "differences": found + differences(folder / "unbroken", folder / "killed")}
 
 
 def kill_at_writes(folder: Path, corpus: Path, changes: dict[str, Any]) -> dict[str, Any]:
