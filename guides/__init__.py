@@ -2,6 +2,7 @@
 
 from pyro_seq.guides.iseq import ISEQGuide
 from pyro_seq.guides.srnn import SRNNGuide
+from pyro_seq.guides.vrnn import VRNNGuide
 from pyro_seq.pair import no_guide
 
-__all__ = ["ISEQGuide", "SRNNGuide", "no_guide"]
+__all__ = ["ISEQGuide", "SRNNGuide", "VRNNGuide", "no_guide"]

@@ -3,5 +3,6 @@
 from pyro_seq.models.iseq import ISEQ
 from pyro_seq.models.rnn import RNN
 from pyro_seq.models.srnn import SRNN
+from pyro_seq.models.vrnn import VRNN
 
-__all__ = ["ISEQ", "RNN", "SRNN"]
+__all__ = ["ISEQ", "RNN", "SRNN", "VRNN"]

@@ -60,7 +60,7 @@ class RNN(SequenceModel):
         """d_0 = 0."""
         return self.recurrence.initial(*lead)
 
-    def recur(self, contexts: Tensor, carried: Any) -> tuple[Tensor, Any]:
+    def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
         """d_t = RNN(d_{t-1}, c_t)."""
         return self.recurrence(self.drop_input(contexts), carried)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
 Conditional = Callable[[Tensor, slice], dist.Normal]
+RecurrentConditional = Callable[[Tensor, slice, Any], tuple[dist.Normal, Any]]
 Sampler = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -46,43 +48,53 @@ class MarkovPath(TorchDistribution):
         sampler: Sampler | None = None,
     ) -> None:
         self.first, self.conditional, self.num_steps, self.active = first, conditional, num_steps, active
-        self.sampler = self._by_steps if sampler is None else sampler
+        self.sampler = sampler
         self._latest: tuple[Tensor, Any, dist.Normal] | None = None
         self._sampled: Tensor | None = None
         super().__init__(first.shape[:-1], torch.Size([num_steps, first.shape[-1]]), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: object = None) -> MarkovPath:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
-        first = self.first.expand(*batch_shape, self.first.shape[-1])
-        sampler = None if self.sampler == self._by_steps else self.sampler
-        return MarkovPath(first, self.conditional, self.num_steps, active=self.active, sampler=sampler)
+        expanded = copy(self)
+        expanded.first = self.first.expand(*batch_shape, self.first.shape[-1])
+        expanded._batch_shape = torch.Size(batch_shape)
+        expanded._latest = expanded._sampled = None
+        return expanded
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """A path `[*sample_shape, *batch, T, Z]`, differentiable in everything that the conditionals are computed from."""
         shape = torch.Size(sample_shape) + self.batch_shape
         first = self.first.expand(*shape, self.first.shape[-1])
         noise = torch.randn(*shape, *self.event_shape, dtype=first.dtype, device=first.device)
-        self._sampled, scale = self.sampler(noise, first)
+        self._sampled, scale = self.path_of(noise, first)
         # the conditionals that this path has met are known from its noise: a density at it needs no second pass
         self._latest = self._sampled, _condition(self._sampled), dist.Normal(self._sampled - scale * noise, scale, validate_args=False)
         return self._sampled
 
+    def path_of(self, noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """The path that standard normal noise `[*batch, T, Z]` becomes from z_0 `[*batch, Z]`, and its scales."""
+        return (self.sampler or self._by_steps)(noise, first)
+
     def _by_steps(self, noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        path, scales, previous = [], [], first.unsqueeze(-2)
+        path, scales, previous, running = [], [], first.unsqueeze(-2), self._start()
         for t in range(self.num_steps):
-            normal = self.conditional(previous, slice(t, t + 1))
+            normal, running = self._conditional(previous, slice(t, t + 1), running)
             previous = normal.loc + normal.scale * noise[..., t : t + 1, :]
             path.append(previous)
             scales.append(normal.scale.expand_as(previous))
         return (torch.cat(path, -2), torch.cat(scales, -2)) if path else (noise, noise)
 
+    def _start(self) -> Any:
+        """What a loop over the conditionals carries from step to step, before the first."""
+
+    def _conditional(self, previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
+        return self.conditional(previous, steps), running
+
     def at(self, path: Tensor) -> dist.Normal:
         """The conditionals that a path meets: a normal of batch shape `[*batch, T, Z]`."""
         condition = _condition(path)
         if self._latest is None or self._latest[0] is not path or self._latest[1] != condition:
-            first = self.first.unsqueeze(-2).expand(*path.shape[:-2], 1, path.shape[-1])
-            previous = torch.cat([first, path[..., :-1, :]], -2)
-            self._latest = path, condition, self.conditional(previous, slice(None))
+            self._latest = path, condition, self._conditional(before(path, self.first), slice(None), self._start())[0]
         return self._latest[2]
 
     def step_log_prob(self, path: Tensor) -> Tensor:
@@ -103,6 +115,33 @@ class MarkovPath(TorchDistribution):
         if self._sampled is None:
             raise NotImplementedError("the divergence between two Markov paths is evaluated at a sample of the first: sample it")
         return self._sampled
+
+
+class RecurrentPath(MarkovPath):
+    """A path whose conditionals depend on all latents before: p(z_{1:T}) = prod_t N(z_t; loc_t(z_{<t}), scale_t(z_{<t})).
+
+    As `MarkovPath`, but `conditional(previous, steps, running)` takes and gives the state of a recurrence over the latents as well: it
+    returns the normal of the chunk's steps and the state after them. For a whole path, the recurrence runs over all steps in one kernel.
+
+    Args:
+        running: the recurrence's state before the first step.
+    """
+
+    def __init__(self, first: Tensor, conditional: RecurrentConditional, running: Any, num_steps: int, **options: Any) -> None:
+        super().__init__(first, conditional, num_steps, **options)  # type: ignore[arg-type]
+        self.running = running
+
+    def _start(self) -> Any:
+        return self.running
+
+    def _conditional(self, previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
+        recurrent: Any = self.conditional
+        return recurrent(previous, steps, running)
+
+
+def before(path: Tensor, first: Tensor) -> Tensor:
+    """The latents before each step of a path `[*lead, T, Z]`: z_0 … z_{T-1}, from z_0 `[*batch, Z]`."""
+    return torch.cat([first.unsqueeze(-2).expand(*path.shape[:-2], 1, path.shape[-1]), path[..., :-1, :]], -2)[..., : path.shape[-2], :]
 
 
 def _condition(path: Tensor) -> tuple[bool, int | None]:

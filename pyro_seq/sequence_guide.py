@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.distributions import MarkovPath, Sampler
+from pyro_seq.distributions import RecurrentPath, Sampler
 from pyro_seq.errors import UserError
-from pyro_seq.networks import full_precision
+from pyro_seq.networks import full_precision, same_features
 from pyro_seq.sequence_model import Outcome, SequenceModel
-from pyro_seq.trees import map_tensors
 
 
 class SequenceGuide(nn.Module):
     """The guide of a `SequenceModel`: q(z_{1:T} | x_{1:T}) = prod_t q(z_t | evidence_t, z_{t-1}).
 
-    A subclass declares `gather` (everything that the observations say, for all steps) and `posterior` (one chunk of steps).
+    A subclass declares `gather` (everything that the observations say, for all steps) and `posterior` (one chunk of steps). Where q(z_t)
+    depends on a recurrence over the latents before, `unroll` adds that to the evidence of a chunk.
     The guide may use the model's own equations (`self.model`); the model's parameters stay the model's.
     """
 
@@ -42,6 +42,13 @@ class SequenceGuide(nn.Module):
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
         """(the evidence, a tuple of tensors `[N, T, E_i]`, and what is carried to the next window)."""
         raise TypeError(f"{type(self).__name__} must define gather(batch, carried)")
+
+    def initial_running(self, batch: SequenceBatch) -> Any:
+        """The state before the first step of the recurrence over the latents that `unroll` runs; `None` if there is none."""
+
+    def unroll(self, evidence: tuple[Tensor, ...], previous: Tensor, running: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """(the evidence of a chunk of steps with what the latents before, z_{t-1} `[*lead, T, Z]`, add to it; running)."""
+        return evidence, running
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
         """q(z_t | evidence_t, z_{t-1}): a normal of batch shape `[*lead, T, Z]`, for a chunk of steps."""
@@ -67,30 +74,30 @@ class SequenceGuide(nn.Module):
             state = batch.state["guide"]
         gathered, carried = self.gather(batch, state["carried"])
         evidence = tuple(full_precision(part) for part in gathered)  # a chain of many steps, each of little work
-        with batch.plate():
+        with batch.plate(), same_features(self.model):  # whose recurrence `unroll` may run, step by step
             run = self._path if self.model.layout == "path" and batch.num_steps else self._steps
             latents = run(batch, evidence, state["latent"])
         return Outcome(None, latents, {"latent": batch.last(latents, state["latent"]), "carried": carried})
 
     def _path(self, batch: SequenceBatch, evidence: tuple[Tensor, ...], first: Tensor) -> Tensor:
-        def conditional(previous: Tensor, steps: slice) -> dist.Normal:
-            return self.posterior(tuple(part[..., steps, :] for part in evidence), previous)
+        def conditional(previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
+            known, running = self.unroll(tuple(part[..., steps, :] for part in evidence), previous, running)
+            return self.posterior(known, previous), running
 
-        posterior = MarkovPath(
-            first,
-            conditional,
-            batch.num_steps,
-            active=None if batch.is_full else batch.mask,
-            sampler=self.sampler(evidence),
+        mask = None if batch.is_full else batch.mask
+        posterior = RecurrentPath(
+            first, conditional, self.initial_running(batch), batch.num_steps, active=mask, sampler=self.sampler(evidence)
         )
         with torch.autocast(first.device.type, enabled=False):
             return pyro.sample("z", posterior)
 
     def _steps(self, batch: SequenceBatch, evidence: tuple[Tensor, ...], previous: Tensor) -> Tensor:
-        latents = []
+        latents, running = [], self.initial_running(batch)
         for t in batch.steps():
             with batch.active(t):
-                posterior = self.posterior(map_tensors(lambda part, t=t: part[..., t, :], evidence), previous)
-                previous = pyro.sample(f"z_{t}", posterior.to_event(1))
+                before = previous.unsqueeze(-2)
+                known, running = self.unroll(tuple(part[..., t : t + 1, :] for part in evidence), before, running)
+                posterior = self.posterior(known, before)
+                previous = pyro.sample(f"z_{t}", dist.Normal(posterior.loc.squeeze(-2), posterior.scale.squeeze(-2)).to_event(1))
             latents.append(previous)
         return torch.stack(latents, -2) if latents else previous.new_zeros(len(batch), 0, self.model.latent_size)

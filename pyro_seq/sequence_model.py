@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context
-from pyro_seq.distributions import MarkovPath
+from pyro_seq.distributions import MarkovPath, RecurrentPath, before
 from pyro_seq.emissions import Distribution, Emission, observe, over_time
 from pyro_seq.networks import full_precision, same_features
 from pyro_seq.trees import map_tensors
@@ -37,7 +37,8 @@ class SequenceModel(nn.Module):
 
     A subclass declares three equations. Each of them takes a chunk of steps `[*lead, T, …]`; a chunk may be one step long.
 
-    - `recur(c, carried)`: what is computed before z_t is known, from the contexts c_t (`contexts.Context`): h_t.
+    - `recur(c, z_{t-1}, carried)`: what is computed before z_t is known, from the contexts c_t (`contexts.Context`): h_t. A model
+      that looks at z_{t-1} here says so: `recurs_on_latents`.
     - `transition(h, z_{t-1})`: the prior p(z_t | h_t, z_{t-1}), a normal; not needed without latents (`latent_size` 0).
     - `decode(h, z, carried)`: the emission's features.
 
@@ -52,6 +53,7 @@ class SequenceModel(nn.Module):
     """
 
     latent_size: int = 0
+    recurs_on_latents: bool = False
 
     def __init__(self, emission: Emission, context: Context, *, layout: Layout = "path") -> None:
         super().__init__()
@@ -65,8 +67,11 @@ class SequenceModel(nn.Module):
         """The recurrences' state before the first step."""
         return ()
 
-    def recur(self, contexts: Tensor, carried: Any) -> tuple[Tensor, Any]:
-        """(h_t `[*lead, T, H]`, carried) from c_t `[*lead, T, C]`; by default the contexts themselves."""
+    def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
+        """(h_t `[*lead, T, H]`, carried) from c_t `[*lead, T, C]` and z_{t-1} `[*lead, T, Z]`; by default the contexts themselves.
+
+        A model that does not recur on latents is given an empty tensor in place of z_{t-1}.
+        """
         return contexts, carried
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
@@ -95,30 +100,43 @@ class SequenceModel(nn.Module):
         pyro.module(type(self).__name__, self)
         return self._path(batch) if self.layout == "path" and batch.values is not None and batch.num_steps else self._steps(batch)
 
-    def history(self, batch: SequenceBatch) -> tuple[Tensor, Any, Any]:
-        """(h_{1:T} `[N, T, H]`, carried, the context's state), given the batch's observations: what does not depend on latents."""
+    def seen(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
+        """(c_{1:T} `[N, T, C]`, the context's state after the last step), given the batch's observations."""
+        return batch.once((id(self), "seen"), lambda: self.context.over(batch, self.state_before(batch)["context"]))
 
-        def compute() -> tuple[Tensor, Any, Any]:
-            state = self.state_before(batch)
-            contexts, remembered = self.context.over(batch, state["context"])
-            return *self.recur(contexts, state["carried"]), remembered
+    def history(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
+        """(h_{1:T} `[N, T, H]`, carried), given the batch's observations, of a model that does not recur on latents."""
+
+        def compute() -> tuple[Tensor, Any]:
+            contexts, _ = self.seen(batch)
+            return self.recur(contexts, contexts[..., :0], self.state_before(batch)["carried"])
 
         return batch.once((id(self), "history"), compute)
 
     def _path(self, batch: SequenceBatch) -> Outcome:
         state = self.state_before(batch)
         mask = None if batch.is_full else batch.mask
-        h, carried, remembered = self.history(batch)
+        contexts, remembered = self.seen(batch)
+        h, carried = (contexts[..., :0, :], None) if self.recurs_on_latents else self.history(batch)
+
+        def conditional(previous: Tensor, steps: slice) -> dist.Normal:
+            return self.transition(h[..., steps, :], previous)
+
+        def recurrent(previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
+            nonlocal h, carried
+            h, carried = self.recur(contexts[..., steps, :], previous, running)
+            return self.transition(h, previous), carried
+
         with batch.plate():
             latents = None
-            if self.latent_size:
-                prior = MarkovPath(
-                    state["latent"],
-                    lambda previous, steps: self.transition(h[..., steps, :], previous),
-                    batch.num_steps,
-                    active=mask,
-                )
+            if self.recurs_on_latents:
+                prior = RecurrentPath(state["latent"], recurrent, state["carried"], batch.num_steps, active=mask)
                 latents = pyro.sample("z", prior)
+                prior.at(latents)  # which sets h and carried, unless the path is this prior's own sample
+                if h.shape[-2] != batch.num_steps or carried is None:
+                    recurrent(before(latents, state["latent"]), slice(None), state["carried"])
+            elif self.latent_size:
+                latents = pyro.sample("z", MarkovPath(state["latent"], conditional, batch.num_steps, active=mask))
             features, carried = self.decode(h, latents, carried)
             observe("x", over_time(self.emission(full_precision(features)), mask), obs=self.emission.prepare(batch.values, batch.mask))
         latent = state["latent"] if latents is None else batch.last(latents, state["latent"])
@@ -158,7 +176,8 @@ class SequenceModel(nn.Module):
     ) -> tuple[Any, Tensor | None, dict[str, Any]]:
         """One step: (x_t, z_t, the state after it), the two drawn from their distributions as the caller says."""
         contexts = self.context.features(state["context"], inputs).unsqueeze(-2)
-        h, carried = self.recur(contexts, state["carried"])
+        previous = state["latent"].unsqueeze(-2)
+        h, carried = self.recur(contexts, previous if self.recurs_on_latents else previous[..., :0], state["carried"])
         latent = draw_latent(self.transition(h.squeeze(-2), state["latent"])) if self.latent_size else None
         features, carried = self.decode(h, None if latent is None else latent.unsqueeze(-2), carried)
         x = draw_observation(self.emission(full_precision(features).squeeze(-2)))

@@ -229,6 +229,6 @@ def test_samples_are_of_the_declared_posterior(model_class: Any, guide_class: An
     trace = poutine.trace(guide).get_trace(SequenceBatch(torch.randn(3, 4)))
     site = trace.nodes["z"]
     noise, first = torch.randn(3, 4, 2), torch.zeros(3, 2)
-    path, _ = site["fn"].sampler(noise, first)
-    conditional = site["fn"].conditional(torch.cat([first.unsqueeze(1), path[:, :-1]], 1), slice(None))
+    path, _ = site["fn"].path_of(noise, first)
+    conditional = site["fn"].at(path)
     torch.testing.assert_close(path, conditional.loc + conditional.scale * noise, rtol=1e-10, atol=1e-12)

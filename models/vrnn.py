@@ -1,0 +1,94 @@
+"""VRNN: a recurrent network whose state has seen the latents as well as the observations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor
+
+from pyro_seq.contexts import Context
+from pyro_seq.emissions import Emission
+from pyro_seq.networks import MLP, NormalNet, SequenceDropout, concatenate
+from pyro_seq.recurrence import Recurrence
+from pyro_seq.sequence_model import Layout, SequenceModel
+
+
+class VRNN(SequenceModel):
+    r"""d_t = RNN(d_{t-1}, [c_t, phi(z_{t-1})]); z_t ~ p(z_t | d_t); x_t ~ p(x_t | phi(z_t), d_t).
+
+        z_1       z_t
+         ^ \       ^ \
+         |  v      |  v
+         | x_1     | x_t
+         |  ^      |  ^
+        d_1 -----> d_t
+         ^          ^
+         |          |
+        c_1     [c_t, z_{t-1}]
+
+    A Recurrent Latent Variable Model for Sequential Data (arXiv 1506.02216, eq. 5-7), with d_t for the paper's h_{t-1} and a context c_t,
+    usually x_{t-1}'s features, for its phi_x(x_{t-1}); z_0 = 0. Its guide is `guides.VRNNGuide`.
+
+    Args:
+        emission: p(x_t | features).
+        context: c_t, what a step may look at.
+        latent_size: Z, the size of z_t.
+        latent_sizes: hidden layers of the prior's network.
+        feature_sizes: layers of phi, the features of z_t.
+        cell: `lstm` or `gru`, with `hidden_size` units in each of `num_layers` layers.
+        decoder_sizes: hidden layers between [phi(z_t), d_t] and the emission.
+        positive, epsilon: how the prior's scale is kept positive.
+        dropout: between the recurrent layers, in training.
+        input_dropout, output_dropout: on what the recurrence sees and on d_t, the same features at all steps of a sequence, in training.
+    """
+
+    recurs_on_latents = True
+
+    def __init__(
+        self,
+        emission: Emission,
+        context: Context,
+        *,
+        latent_size: int = 16,
+        latent_sizes: Sequence[int] = (64,),
+        feature_sizes: Sequence[int] = (64,),
+        cell: str = "lstm",
+        hidden_size: int = 256,
+        num_layers: int = 1,
+        decoder_sizes: Sequence[int] = (),
+        activation: str = "relu",
+        positive: str = "softplus",
+        epsilon: float = 1e-4,
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        layout: Layout = "path",
+    ) -> None:
+        super().__init__(emission, context, layout=layout)
+        self.latent_size = latent_size
+        self.features = MLP(latent_size, feature_sizes, activation=activation)
+        inputs = context.num_features + self.features.output_size
+        self.recurrence = Recurrence(inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+        self.prior = NormalNet(hidden_size, latent_sizes, latent_size, activation=activation, positive=positive, epsilon=epsilon)
+        self.decoder = MLP(hidden_size + self.features.output_size, decoder_sizes, emission.num_features, activation=activation)
+        self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
+
+    def initial_carried(self, *lead: int) -> Any:
+        """d_0 = 0."""
+        return self.recurrence.initial(*lead)
+
+    def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
+        """d_t = RNN(d_{t-1}, [c_t, phi(z_{t-1})])."""
+        d, carried = self.recurrence(self.drop_input(concatenate(contexts, self.features(previous))), carried)
+        return self.drop_output(d), carried
+
+    def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
+        """p(z_t | d_t)."""
+        return self.prior(h)
+
+    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+        """The features of p(x_t | phi(z_t), d_t)."""
+        assert latents is not None
+        return self.decoder(concatenate(self.features(latents), h)), carried
