@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
 
@@ -137,6 +137,67 @@ class RecurrentPath(MarkovPath):
     def _conditional(self, previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
         recurrent: Any = self.conditional
         return recurrent(previous, steps, running)
+
+
+class FlowPath(RecurrentPath):
+    """A path each of whose steps is a normal that has passed through invertible flows.
+
+    z_t = f(y_t), y_t ~ N(loc_t(z_{<t}), scale_t(z_{<t})), so log p(z_t | z_{<t}) = log N(y_t) - log |det df/dy_t|. The density of a path
+    that it has not sampled itself inverts the flows, which for autoregressive ones takes as many passes as z_t has entries.
+
+    Args:
+        flows: bijections of vectors (`torch.distributions.Transform`), the first one acting first.
+    """
+
+    def __init__(self, *arguments: Any, flows: Sequence[Any], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.flows = flows
+        self._undone: tuple[Tensor, Any, Tensor, Tensor] | None = None
+
+    def expand(self, batch_shape: Any, _instance: object = None) -> FlowPath:
+        """The same distribution with more batch dimensions on the left, or broadcast ones."""
+        expanded: Any = super().expand(batch_shape, _instance)
+        expanded._undone = None
+        return expanded
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """A path `[*sample_shape, *batch, T, Z]`, differentiable in everything that the conditionals are computed from."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        previous, running = self.first.expand(*shape, self.first.shape[-1]).unsqueeze(-2), self._start()
+        noise = torch.randn(*shape, *self.event_shape, dtype=previous.dtype, device=previous.device)
+        steps: list[tuple[Tensor, ...]] = []
+        for t in range(self.num_steps):
+            normal, running = self._conditional(previous, slice(t, t + 1), running)
+            base = normal.loc + normal.scale * noise[..., t : t + 1, :]
+            previous, stretch = self._bent(base)
+            steps.append((previous, base, stretch, normal.loc.expand_as(base), normal.scale.expand_as(base)))
+        if not steps:
+            return noise
+        path, base, stretch, loc, scale = (
+            torch.cat(parts, -1 if parts[0].dim() < noise.dim() else -2) for parts in zip(*steps, strict=True)
+        )
+        condition = _condition(path)
+        self._latest = path, condition, dist.Normal(loc, scale, validate_args=False)
+        self._undone = path, condition, base, stretch
+        return path
+
+    def _bent(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """(y through the flows, log |det| `[…]`)."""
+        stretch = base.new_zeros(base.shape[:-1])
+        for flow in self.flows:
+            bent = flow(base)
+            stretch, base = stretch + flow.log_abs_det_jacobian(base, bent), bent
+        return base, stretch
+
+    def step_log_prob(self, path: Tensor) -> Tensor:
+        """log p(z_t | z_{<t}) of each step of a path, `[*batch, T]`, in nats; zero at padding."""
+        if self._undone is None or self._undone[0] is not path or self._undone[1] != _condition(path):
+            base = path
+            for flow in reversed(self.flows):
+                base = flow.inv(base)
+            self._undone = path, _condition(path), base, self._bent(base)[1]
+        _, _, base, stretch = self._undone
+        return self.masked(self.at(path).log_prob(base).sum(-1) - stretch)
 
 
 def before(path: Tensor, first: Tensor) -> Tensor:

@@ -116,6 +116,62 @@ class NormalNet(nn.Module):
         return dist.Normal(loc if shift is None else loc + shift, self.positive(raw_scale.contiguous()))
 
 
+class GatedTransition(nn.Module):
+    """A diagonal normal between a linear and a non-linear step: N((1 - g) * (W z + b) + g * h(z), positive(V relu(h(z)) + v)), g = gate(z).
+
+    Structured Inference Networks for Nonlinear State Space Models (arXiv 1609.09869, sec. 5.1). W starts as the identity, so that a new
+    transition keeps z. The networks of g and h may see other features, side by side with z.
+
+    Called with z `[..., size]` and features `[..., F]`, it returns a `Normal` of batch shape `[..., size]`.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        hidden_sizes: Sequence[int],
+        num_features: int = 0,
+        *,
+        activation: str = "relu",
+        positive: str = "softplus",
+        epsilon: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.gate = MLP(size + num_features, hidden_sizes, size, activation=activation)
+        self.proposed = MLP(size + num_features, hidden_sizes, size, activation=activation)
+        self.linear, self.scale = nn.Linear(size, size), nn.Linear(size, size)
+        self.positive = Positive(positive, epsilon)
+        nn.init.eye_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, z: Tensor, features: Tensor) -> dist.Normal:
+        """The normal of batch shape `[..., size]`."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = full_precision(z)
+            inputs = concatenate(z, full_precision(features))
+            gate, proposed = self.gate(inputs).sigmoid(), self.proposed(inputs)
+            return dist.Normal(torch.lerp(self.linear(z), proposed, gate), self.positive(self.scale(proposed.relu())))
+
+
+class Combiner(nn.Module):
+    """A diagonal normal of evidence e and the latents before: N(W h, positive(V h)), h = (tanh(U z_{t-1}) + e) / 2.
+
+    Structured Inference Networks for Nonlinear State Space Models (arXiv 1609.09869, fig. 3, DKS). Called with e `[..., hidden_size]` and z
+    `[..., size]`, it returns a `Normal` of batch shape `[..., size]`.
+    """
+
+    def __init__(self, size: int, hidden_size: int, *, positive: str = "softplus", epsilon: float = 1e-4) -> None:
+        super().__init__()
+        self.latent, self.output = nn.Linear(size, hidden_size), nn.Linear(hidden_size, 2 * size)
+        self.positive = Positive(positive, epsilon)
+
+    def forward(self, evidence: Tensor, z: Tensor) -> dist.Normal:
+        """The normal of batch shape `[..., size]`."""
+        with torch.autocast(z.device.type, enabled=False):
+            hidden = (self.latent(full_precision(z)).tanh() + full_precision(evidence)) / 2
+            loc, raw_scale = self.output(hidden).chunk(2, -1)
+        return dist.Normal(loc, self.positive(raw_scale.contiguous()))
+
+
 class SequenceDropout(nn.Module):
     """Dropout with one mask for all steps of a sequence (Gal & Ghahramani 2016, arXiv 1512.05287), in training only.
 

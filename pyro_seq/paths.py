@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from pyro_seq.networks import ACTIVATIONS, MLP, POSITIVE, NormalNet, Positive, concatenate
+from pyro_seq.networks import ACTIVATIONS, MLP, POSITIVE, Combiner, NormalNet, Positive, concatenate
 
 Elementwise = Callable[[Tensor], Tensor]
 
@@ -57,16 +57,33 @@ def sample_path(
     if len(known) < len(networks) or steps == 0 or torch.is_autocast_enabled(noise.device.type):
         return sample_path_by_steps(noise, first, posterior, posterior_features, prior, prior_features)
     layers, activations = known[0] if len(known) == 1 else _merged(known[0], known[1], size)
+    return _run_layers(layers, activations, posterior.positive, noise, first, lead)
+
+
+def _run_layers(
+    layers: list[_Layer], activations: list[Elementwise], positive: Positive, noise: Tensor, first: Tensor, lead: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The path and its scales `[*lead, T, Z]` of a network of layers with activations between them."""
+    steps, size = noise.shape[-2:]
     path, scale = _SamplePath.apply(
         [len(layer.weights) for layer in layers],
         activations,
-        posterior.positive,
+        positive,
         _time_first(noise, lead),
         first.expand(*lead, size).reshape(math.prod(lead), size),
         *(layer.bias for layer in layers),
         *(weight for layer in layers for weight in layer.weights),
     )
     return path.transpose(0, 1).reshape(*lead, steps, size), scale.transpose(0, 1).reshape(*lead, steps, size)
+
+
+def sample_combined_path(noise: Tensor, first: Tensor, combiner: Combiner, evidence: Tensor) -> tuple[Tensor, Tensor]:
+    """The path and its scales, as `sample_path` gives them, of a `Combiner` of evidence `[*lead, T, E]` and the z before."""
+    lead = torch.broadcast_shapes(noise.shape[:-2], first.shape[:-1], evidence.shape[:-2])
+    weight, bias = combiner.output.weight / 2, combiner.output.bias
+    hidden = _Layer((combiner.latent.weight,), combiner.latent.bias)
+    output = _Layer((weight,), _time_first(functional.linear(evidence, weight, bias), lead))
+    return _run_layers([hidden, output], [torch.tanh], combiner.positive, noise, first, lead)
 
 
 def sample_path_by_steps(
@@ -91,7 +108,7 @@ def sample_path_by_steps(
 
 
 class _Layer(NamedTuple):
-    """A linear layer `[..., R]` to `[..., S]`; with several weights, the blocks of a block-diagonal one."""
+    """A linear layer `[..., R]` to `[..., S]`; with several weights, the blocks of a block-diagonal one. A bias is `[S]` or `[T, N, S]`."""
 
     weights: tuple[Tensor, ...]
     bias: Tensor
@@ -195,6 +212,7 @@ class _SamplePath(torch.autograd.Function):
         _run(values, weights, activations, first, (loc, raw_scale, noise, path), POSITIVE[positive.kind])
         ctx.save_for_backward(noise, first, path, *values, *parameters[len(blocks) :])
         ctx.blocks, ctx.activations, ctx.positive = blocks, activations, positive
+        ctx.common = [bias.dim() == 1 for bias in biases]  # to all steps
         ctx.set_materialize_grads(False)
         return path, positive(raw_scale.contiguous())
 
@@ -215,7 +233,7 @@ class _SamplePath(torch.autograd.Function):
         # dL/dz_t for t = 0 … T, complete from the end backwards
         adjoint = torch.cat([torch.zeros_like(first[None]), torch.zeros_like(noise) if grad is None else grad])
         _carry_back(adjoint, slopes, weights, None if grad_scale is None else grad_scale * slope)
-        grad_biases = [slopes[0], *(slope.sum((0, 1)) for slope in slopes[1:])]
+        grad_biases = [slope.sum((0, 1)) if common else slope for slope, common in zip(slopes, ctx.common, strict=True)]
         grad_weights = [
             grad_rows.flatten(0, 1).t() @ columns.flatten(0, 1)
             for grad_values, group, layer_inputs in zip(slopes, weights, inputs, strict=True)

@@ -1,13 +1,14 @@
 """Recurrent networks over whole sequences and over single steps, with a state whose batch dimensions come first.
 
 Three kernels give the same numbers, and `Recurrence` picks the fastest one that a call allows: a fused cell for a single step
-(generation), PyTorch's own kernel for a whole sequence, and, for training a GRU on a CPU, where PyTorch records every small
-operation of every step, one autograd function per layer (`_GRULayer`).
+(generation), PyTorch's own kernel for a whole sequence, and, for training on a CPU anything but an LSTM, where PyTorch records every
+small operation of every step, one autograd function per layer (`_GRULayer`, `_ElmanLayer`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,17 +21,25 @@ from pyro_seq.networks import full_precision
 
 State = tuple[Tensor, ...]
 
-KINDS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+KINDS: dict[str, Callable[..., nn.RNNBase]] = {
+    "gru": nn.GRU,
+    "lstm": nn.LSTM,
+    "relu": partial(nn.RNN, nonlinearity="relu"),
+    "tanh": partial(nn.RNN, nonlinearity="tanh"),
+}
+
+CELLS = {"gru": torch.gru_cell, "relu": torch.rnn_relu_cell, "tanh": torch.rnn_tanh_cell}
 
 
 class Recurrence(nn.Module):
-    """An LSTM (Hochreiter & Schmidhuber 1997) or a GRU (arXiv 1406.1078) with one or more layers, run from left to right.
+    """An LSTM (Hochreiter & Schmidhuber 1997), a GRU (arXiv 1406.1078) or an Elman network of one or more layers, run from left to right.
 
-    The equations and the parameters are those of `torch.nn.LSTM` and `torch.nn.GRU` (one of which is the submodule `rnn`),
-    initialised as theirs, but for the LSTM's forget gate: its total bias starts at `forget_bias`, so that a new network
-    remembers (`None` leaves PyTorch's initialisation; a GRU ignores it). `dropout` acts between layers, in training only.
+    `kind` is `lstm`, `gru`, or an Elman network's activation: `tanh` or `relu`. The equations and the parameters are those of
+    `torch.nn.LSTM`, `torch.nn.GRU` and `torch.nn.RNN` (one of which is the submodule `rnn`), initialised as theirs, but for the LSTM's
+    forget gate: its total bias starts at `forget_bias`, so that a new network remembers (`None` leaves PyTorch's initialisation; the others
+    ignore it). `dropout` acts between layers, in training only.
 
-    A state is `(h, c)` for an LSTM and `(h,)` for a GRU, each `[*lead, num_layers, hidden_size]`: batch dimensions first, so
+    A state is `(h, c)` for an LSTM and `(h,)` for the others, each `[*lead, num_layers, hidden_size]`: batch dimensions first, so
     that a carried state is selected, repeated and detached like any other tensor of a batch.
 
     Single steps of an LSTM without gradients use weights merged once. They are merged anew when a parameter has been replaced or
@@ -108,9 +117,9 @@ class Recurrence(nn.Module):
         """The forward pass for one batch dimension, `[N, T, input_size]`, by the kernel that suits the call."""
         if inputs.shape[1] == 1:
             return self._step(inputs, state)
-        if self.kind == "gru" and inputs.device.type == "cpu" and torch.is_grad_enabled():
+        if self.kind != "lstm" and inputs.device.type == "cpu" and torch.is_grad_enabled():
             with torch.autocast("cpu", enabled=False):  # its preallocated buffers know only one type
-                return self._gru(full_precision(inputs), tuple(full_precision(s) for s in state))
+                return self._layers(full_precision(inputs), tuple(full_precision(s) for s in state))
         h, *c = (s.transpose(0, 1).contiguous() for s in state)
         outputs, final = self.rnn(inputs, (h, *c) if c else h)
         return outputs, tuple(s.transpose(0, 1) for s in (final if c else (final,)))
@@ -123,8 +132,8 @@ class Recurrence(nn.Module):
             if layer and self.rnn.dropout:
                 x = functional.dropout(x, self.rnn.dropout, self.training)
             previous = [s[:, layer] for s in state]
-            if self.kind == "gru":
-                states.append((torch.gru_cell(x, previous[0], *weights),))
+            if self.kind != "lstm":
+                states.append((CELLS[self.kind](x, previous[0], *weights),))
             elif not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
                 states.append(self._lstm_cell(layer, weights, x, *previous))
             else:
@@ -150,14 +159,17 @@ class Recurrence(nn.Module):
         c = torch.addcmul(f * c, i, candidate.tanh_())
         return o * c.tanh(), c
 
-    def _gru(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        """A GRU over `[N, T, input_size]`, layer by layer, in the layout `[T, N, F]` of `_GRULayer`."""
+    def _layers(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """A GRU or an Elman network over `[N, T, input_size]`, layer by layer, in the layout `[T, N, F]` of `_GRULayer`."""
         x, final = inputs.transpose(0, 1), []
         for layer, (weight_ih, weight_hh, bias_ih, bias_hh) in enumerate(self.rnn.all_weights):
             if layer and self.rnn.dropout:
                 x = functional.dropout(x, self.rnn.dropout, self.training)
-            products = functional.linear(x, weight_ih, bias_ih).contiguous()
-            x = _GRULayer.apply(products, state[0][:, layer], weight_hh, bias_hh)
+            products, first = functional.linear(x, weight_ih, bias_ih).contiguous(), state[0][:, layer]
+            if self.kind == "gru":
+                x = _GRULayer.apply(products, first, weight_hh, bias_hh)
+            else:
+                x = _ElmanLayer.apply(products + bias_hh, first, weight_hh, self.kind == "relu")
             final.append(x[-1])
         return x.transpose(0, 1), (torch.stack(final, 1),)
 
@@ -218,3 +230,33 @@ class _GRULayer(torch.autograd.Function):
         grad_products = torch.cat([slopes[..., : 2 * size], adjoint[1:] * through_n], -1)
         grad_weight = slopes.flatten(0, 1).t() @ previous.flatten(0, 1)
         return grad_products, adjoint[0], grad_weight, slopes.sum((0, 1))
+
+
+class _ElmanLayer(torch.autograd.Function):
+    """h_t = f(x_t + W h_{t-1}), f the ReLU or tanh, over a whole sequence, given the inputs' products and bias x `[T, N, H]`.
+
+    h_0 `[N, H]`, W `[H, H]`; returns h_1 … h_T `[T, N, H]`. As in `_GRULayer`, derivatives are taken for all steps at once before the
+    backward loop, and the gradient of W after it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, products: Tensor, first: Tensor, weight: Tensor, rectified: bool) -> Tensor:
+        outputs, transposed, h = products.clone(), weight.t().contiguous(), first
+        for output in outputs.unbind():
+            output.addmm_(h, transposed)
+            h = output.relu_() if rectified else output.tanh_()
+        ctx.save_for_backward(first, outputs, weight)
+        ctx.rectified = rectified
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        first, outputs, weight = ctx.saved_tensors
+        slopes = (outputs > 0).to(outputs.dtype) if ctx.rectified else 1 - outputs * outputs  # dh_t / dx_t, then dL/dx_t
+        adjoint = torch.cat([torch.zeros_like(grad[:1]), grad])  # dL/dh_t for t = 0 … T, complete from the end backwards
+        h, steps = adjoint.unbind(), slopes.unbind()
+        for t in range(len(steps) - 1, -1, -1):
+            h[t].addmm_(steps[t].mul_(h[t + 1]), weight)
+        grad_weight = slopes.flatten(0, 1).t() @ torch.cat([first[None], outputs[:-1]]).flatten(0, 1)
+        return slopes, adjoint[0], grad_weight, None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.distributions import RecurrentPath, Sampler
+from pyro_seq.distributions import FlowPath, RecurrentPath, Sampler
 from pyro_seq.errors import UserError
 from pyro_seq.networks import full_precision, same_features
 from pyro_seq.sequence_model import Outcome, SequenceModel
@@ -20,9 +20,12 @@ class SequenceGuide(nn.Module):
     """The guide of a `SequenceModel`: q(z_{1:T} | x_{1:T}) = prod_t q(z_t | evidence_t, z_{t-1}).
 
     A subclass declares `gather` (everything that the observations say, for all steps) and `posterior` (one chunk of steps). Where q(z_t)
-    depends on a recurrence over the latents before, `unroll` adds that to the evidence of a chunk.
+    depends on a recurrence over the latents before, `unroll` adds that to the evidence of a chunk. Invertible `flows`, if there are any,
+    are what each z_t passes through.
     The guide may use the model's own equations (`self.model`); the model's parameters stay the model's.
     """
+
+    flows: Any = ()
 
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
@@ -39,6 +42,11 @@ class SequenceGuide(nn.Module):
         """The state of the recurrences that run forward in time, before the first step."""
         return ()
 
+    def initial_latent(self, *lead: int) -> Tensor:
+        """z_0 `[*lead, Z]`, by default zero."""
+        parameter = next(self.parameters())
+        return torch.zeros(*lead, self.model.latent_size, dtype=parameter.dtype, device=parameter.device)
+
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
         """(the evidence, a tuple of tensors `[N, T, E_i]`, and what is carried to the next window)."""
         raise TypeError(f"{type(self).__name__} must define gather(batch, carried)")
@@ -54,6 +62,13 @@ class SequenceGuide(nn.Module):
         """q(z_t | evidence_t, z_{t-1}): a normal of batch shape `[*lead, T, Z]`, for a chunk of steps."""
         raise TypeError(f"{type(self).__name__} must define posterior(evidence, previous)")
 
+    def propose(self, evidence: tuple[Tensor, ...], previous: Tensor, running: Any) -> tuple[Any, Any]:
+        """(q(z_t | …) of one step, of batch shape `[*lead]` and event shape `[Z]`; running), from chunks of one step."""
+        known, running = self.unroll(evidence, previous, running)
+        normal = self.posterior(known, previous)
+        step = dist.Normal(normal.loc.squeeze(-2), normal.scale.squeeze(-2)).to_event(1)
+        return (dist.TransformedDistribution(step, list(self.flows)) if len(self.flows) else step), running
+
     def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler | None:
         """A faster equal of stepping through `posterior` (see `MarkovPath`), if there is one."""
         return None
@@ -65,11 +80,8 @@ class SequenceGuide(nn.Module):
         if batch.values is None:
             raise UserError(f"{type(self).__name__} infers latents from observations, and the batch has none")
         pyro.module(type(self).__name__, self)
-        size = self.model.latent_size
         if batch.state is None:
-            parameter = next(self.parameters())
-            first = torch.zeros(len(batch), size, dtype=parameter.dtype, device=parameter.device)
-            state = {"latent": first, "carried": self.initial_carried(len(batch))}
+            state = {"latent": self.initial_latent(len(batch)), "carried": self.initial_carried(len(batch))}
         else:
             state = batch.state["guide"]
         gathered, carried = self.gather(batch, state["carried"])
@@ -84,10 +96,10 @@ class SequenceGuide(nn.Module):
             known, running = self.unroll(tuple(part[..., steps, :] for part in evidence), previous, running)
             return self.posterior(known, previous), running
 
-        mask = None if batch.is_full else batch.mask
-        posterior = RecurrentPath(
-            first, conditional, self.initial_running(batch), batch.num_steps, active=mask, sampler=self.sampler(evidence)
-        )
+        options: dict[str, Any] = {"active": None if batch.is_full else batch.mask}
+        options |= {"flows": self.flows} if len(self.flows) else {"sampler": self.sampler(evidence)}
+        kind = FlowPath if len(self.flows) else RecurrentPath
+        posterior = kind(first, conditional, self.initial_running(batch), batch.num_steps, **options)
         with torch.autocast(first.device.type, enabled=False):
             return pyro.sample("z", posterior)
 
@@ -95,9 +107,8 @@ class SequenceGuide(nn.Module):
         latents, running = [], self.initial_running(batch)
         for t in batch.steps():
             with batch.active(t):
-                before = previous.unsqueeze(-2)
-                known, running = self.unroll(tuple(part[..., t : t + 1, :] for part in evidence), before, running)
-                posterior = self.posterior(known, before)
-                previous = pyro.sample(f"z_{t}", dist.Normal(posterior.loc.squeeze(-2), posterior.scale.squeeze(-2)).to_event(1))
+                chunk = tuple(part[..., t : t + 1, :] for part in evidence)
+                posterior, running = self.propose(chunk, previous.unsqueeze(-2), running)
+                previous = pyro.sample(f"z_{t}", posterior)
             latents.append(previous)
         return torch.stack(latents, -2) if latents else previous.new_zeros(len(batch), 0, self.model.latent_size)

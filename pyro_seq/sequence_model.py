@@ -67,6 +67,11 @@ class SequenceModel(nn.Module):
         """The recurrences' state before the first step."""
         return ()
 
+    def initial_latent(self, *lead: int) -> Tensor:
+        """z_0 `[*lead, Z]`, by default zero."""
+        parameter = next(self.parameters())
+        return torch.zeros(*lead, self.latent_size, dtype=parameter.dtype, device=parameter.device)
+
     def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
         """(h_t `[*lead, T, H]`, carried) from c_t `[*lead, T, C]` and z_{t-1} `[*lead, T, Z]`; by default the contexts themselves.
 
@@ -86,9 +91,8 @@ class SequenceModel(nn.Module):
     # running them
 
     def initial(self, *lead: int) -> dict[str, Any]:
-        """The state before the first step of `lead` sequences: what the context remembers, z_0 = 0, and the recurrences'."""
-        parameter = next(self.parameters())
-        latent = torch.zeros(*lead, self.latent_size, dtype=parameter.dtype, device=parameter.device)
+        """The state before the first step of `lead` sequences: what the context remembers, z_0, and the recurrences'."""
+        latent = self.initial_latent(*lead)
         return {"context": self.context.initial(*lead), "latent": latent, "carried": self.initial_carried(*lead)}
 
     def state_before(self, batch: SequenceBatch) -> dict[str, Any]:

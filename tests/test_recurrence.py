@@ -23,12 +23,12 @@ def recurrence(kind: str, **options: object) -> Recurrence:
 
 
 def by_torch(module: Recurrence, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-    """The same network by `nn.LSTM` or `nn.GRU` over the flattened batch."""
+    """The same network by PyTorch over the flattened batch."""
     lead = inputs.shape[:-2]
     flat = [s.reshape(-1, *s.shape[-2:]).transpose(0, 1).contiguous() for s in state]
     flat_inputs = inputs.reshape(-1, *inputs.shape[-2:])
-    outputs, final = module.rnn(flat_inputs, flat[0] if module.kind == "gru" else tuple(flat))
-    final = (final,) if module.kind == "gru" else final
+    outputs, final = module.rnn(flat_inputs, flat[0] if module.kind != "lstm" else tuple(flat))
+    final = (final,) if module.kind != "lstm" else final
     final = tuple(s.transpose(0, 1).reshape(*lead, *state[0].shape[-2:]) for s in final)
     return outputs.reshape(*lead, *outputs.shape[-2:]), final
 
@@ -124,7 +124,7 @@ def test_dropout_stands_between_layers_in_training(kind: str, steps: int) -> Non
     module = recurrence(kind, num_layers=2, dropout=0.5)
     torch.manual_seed(1)
     first = module(inputs)[0]
-    assert not torch.equal(first, module(inputs)[0])
+    assert any(not torch.equal(first, module(inputs)[0]) for _ in range(9))
     torch.manual_seed(1)
     assert torch.equal(first, module(inputs)[0])
     module.eval()

@@ -1,0 +1,92 @@
+"""The inference network of DMM: a backward recurrence, combined with the latents before, and flows to bend what that gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.transforms import affine_autoregressive
+from torch import Tensor, nn
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.distributions import Sampler
+from pyro_seq.encoders import Encoder
+from pyro_seq.models.dmm import DMM
+from pyro_seq.networks import Combiner, SequenceDropout, concatenate
+from pyro_seq.paths import sample_combined_path
+from pyro_seq.recurrence import Recurrence
+from pyro_seq.sequence_guide import SequenceGuide
+
+
+class DMMGuide(SequenceGuide):
+    r"""e_t = RNN(e_{t+1}, [enc(x_t), u_t]); q(z_t | z_{t-1}, e_t) from (tanh(U z_{t-1}) + e_t) / 2.
+
+        z_0 -> z_1 ------> z_t
+                ^           ^
+                |           |
+               e_1 <------ e_t
+                ^           ^
+                |           |
+            [x_1, u_1]  [x_t, u_t]
+
+    Structured Inference Networks for Nonlinear State Space Models (arXiv 1609.09869, sec. 4, DKS), with a learnt z_0 of its own: the guide
+    of Pyro's example `dmm.py`. With flows, each z_t passes through inverse autoregressive flows (arXiv 1606.04934) shared by all steps.
+
+    Args:
+        model: the `models.DMM` whose latents it infers.
+        encoder: x_t → features.
+        num_inputs: size of the side inputs u_t, 0 if there are none.
+        cell: of the backward recurrence: `relu` (as in the example), `tanh`, `gru` or `lstm`, with `hidden_size` units.
+        num_flows: inverse autoregressive flows after the normal, with `flow_sizes` hidden units.
+        dropout: between the recurrent layers, in training.
+        input_dropout: on what the recurrence sees, the same features at all steps of a sequence, in training.
+        output_dropout: on e_t, likewise.
+    """
+
+    def __init__(
+        self,
+        model: DMM,
+        encoder: Encoder,
+        *,
+        num_inputs: int = 0,
+        cell: str = "relu",
+        hidden_size: int = 600,
+        num_layers: int = 1,
+        num_flows: int = 0,
+        flow_sizes: Sequence[int] = (100,),
+        positive: str = "softplus",
+        epsilon: float = 1e-4,
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(model)
+        self.encoder, size = encoder, model.latent_size
+        self.backwards = Recurrence(encoder.num_features + num_inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+        self.combiner = Combiner(size, hidden_size, positive=positive, epsilon=epsilon)
+        self.first = nn.Parameter(torch.zeros(size))
+        self.flows: Any = nn.ModuleList(affine_autoregressive(size, hidden_dims=list(flow_sizes)) for _ in range(num_flows))
+        self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
+
+    def initial_latent(self, *lead: int) -> Tensor:
+        """z_0, learnt, not the model's."""
+        return self.first.expand(*lead, self.model.latent_size)
+
+    def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """e_t, which has seen x_{t:T}."""
+        encoded = self.encoder(batch.values)
+        seen = encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
+        e, _ = self.backwards(batch.reverse(self.drop_input(seen)))
+        return (self.drop_output(batch.reverse(e)),), carried
+
+    def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
+        """q(z_t | z_{t-1}, e_t), before the flows."""
+        return self.combiner(*evidence, previous)
+
+    def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler | None:
+        """The chain of posteriors, in one kernel, unless a subclass has equations of its own."""
+        if type(self).posterior is not DMMGuide.posterior:
+            return None
+        return lambda noise, first: sample_combined_path(noise, first, self.combiner, *evidence)

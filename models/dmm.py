@@ -1,0 +1,76 @@
+"""DMM: a deep Markov model, whose latents are a Markov chain and all that connects the observations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_seq.contexts import Context
+from pyro_seq.emissions import Emission
+from pyro_seq.networks import MLP, GatedTransition, concatenate
+from pyro_seq.sequence_model import Layout, SequenceModel
+
+
+class DMM(SequenceModel):
+    r"""z_t ~ p(z_t | z_{t-1}), a gated transition; x_t ~ p(x_t | z_t).
+
+        z_0 -> z_1 -> … -> z_t
+                |           |
+                v           v
+               x_1         x_t
+
+    Structured Inference Networks for Nonlinear State Space Models (arXiv 1609.09869, sec. 5), with a learnt z_0. Its guide is
+    `guides.DMMGuide`. Nothing of x_{t-1} reaches x_t but through z; with `conditional`, transition and emission see the context c_t as well
+    (side inputs, or the observations before: the model DMM-Aug of the paper).
+
+    Args:
+        emission: p(x_t | features).
+        context: c_t, what a step may look at if `conditional`.
+        latent_size: Z, the size of z_t.
+        transition_sizes: hidden layers of the transition's gate and proposal.
+        emission_sizes: hidden layers between z_t and the emission.
+        conditional: whether transition and emission see c_t.
+        positive, epsilon: how the transition's scale is kept positive.
+    """
+
+    def __init__(
+        self,
+        emission: Emission,
+        context: Context,
+        *,
+        latent_size: int = 100,
+        transition_sizes: Sequence[int] = (200,),
+        emission_sizes: Sequence[int] = (100, 100),
+        conditional: bool = False,
+        activation: str = "relu",
+        positive: str = "softplus",
+        epsilon: float = 1e-4,
+        layout: Layout = "path",
+    ) -> None:
+        super().__init__(emission, context, layout=layout)
+        self.latent_size, self.conditional = latent_size, conditional
+        features = context.num_features if conditional else 0
+        self.first = nn.Parameter(torch.zeros(latent_size))
+        self.prior = GatedTransition(latent_size, transition_sizes, features, activation=activation, positive=positive, epsilon=epsilon)
+        self.decoder = MLP(latent_size + features, emission_sizes, emission.num_features, activation=activation)
+
+    def initial_latent(self, *lead: int) -> Tensor:
+        """z_0, learnt."""
+        return self.first.expand(*lead, self.latent_size)
+
+    def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
+        """c_t, or nothing."""
+        return (contexts if self.conditional else contexts[..., :0]), carried
+
+    def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
+        """p(z_t | z_{t-1})."""
+        return self.prior(previous, h)
+
+    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+        """The features of p(x_t | z_t)."""
+        assert latents is not None
+        return self.decoder(concatenate(latents, h)), carried
