@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.domains.random_numbers import generator, generator_state, load_generator_state
 from pyro_seq.errors import UserError
 
 
@@ -29,7 +30,7 @@ class TextWindows:
         self.symbols, self.window, self.carry, self.device = symbols, window, carry, device
         self.batch_size = batch_size if not carry else max(1, min(batch_size, len(symbols) // window))
         self.length = len(symbols) // self.batch_size  # of a stream
-        self.random = np.random.Generator(np.random.PCG64(seed))
+        self.random = generator(seed)
         self.position = -1  # of the next window in each stream; negative before a pass begins
 
     def draw(self) -> tuple[SequenceBatch, bool]:
@@ -50,24 +51,15 @@ class TextWindows:
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands."""
-        generator = self.random.bit_generator.state
-        words = {key: str(value) for key, value in generator["state"].items()}  # 128-bit numbers, as JSON has none
-        return {
-            "position": self.position,
-            "words": words,
-            "has_uint32": generator["has_uint32"],
-            "uinteger": generator["uinteger"],
-        }
+        return {"position": self.position} | generator_state(self.random)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`; raises `ValueError` if the stream could not stand there."""
         try:
             position = int(state["position"])
-            words = {key: int(state["words"][key]) for key in ("state", "inc")}
-            spare = {"has_uint32": int(state["has_uint32"]), "uinteger": int(state["uinteger"])}
-            self.random.bit_generator.state = {"bit_generator": "PCG64", "state": words, **spare}
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"it is no state of windows: {type(error).__name__} {error}") from None
+        load_generator_state(self.random, state)
         if not -1 <= position <= self.length:
             raise ValueError(f"position {position} lies outside the corpus, which is not the one that the run was trained on")
         self.position = position

@@ -1,0 +1,125 @@
+"""Piano rolls: pieces of music as binary frames `[T, 88]`, one row a time step and one column a key, and minibatches of them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.domains.random_numbers import generator, generator_state, load_generator_state
+from pyro_seq.errors import UserError
+
+KEYS = 88
+SPLITS = ("train", "valid", "test")
+
+
+def read_polyphonic(path: Path) -> dict[str, list[Tensor]]:
+    """The pieces `[T, 88]` (uint8, 0 or 1) of each split of an `.npz` with arrays `{split}_lengths` and `{split}_frames` (bits, packed).
+
+    Raises `UserError` if the file cannot be read or holds anything else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return {split: _pieces(arrays[f"{split}_lengths"], arrays[f"{split}_frames"]) for split in SPLITS}
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} holds no polyphonic music: {type(error).__name__} {error}") from None
+
+
+def _pieces(lengths: Any, frames: Any) -> list[Tensor]:
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or lengths.min(initial=0) < 0 or lengths.sum() != len(frames):
+        raise ValueError(f"{len(frames)} frames are not those of pieces of the given lengths")
+    keys = np.unpackbits(frames, axis=1)[:, :KEYS]
+    if keys.shape[1] != KEYS:
+        raise ValueError(f"a frame has {keys.shape[1]} keys, not {KEYS}")
+    return list(torch.from_numpy(keys).split(lengths.tolist()))
+
+
+class PieceBatches:
+    """An endless stream of minibatches of pieces, each piece once in every pass, in another order each time.
+
+    Args:
+        pieces: `[T_n, 88]` each.
+        batch_size: pieces in a minibatch.
+        window: pieces are cut into stretches of at most so many steps, at another offset in every pass; 0 leaves them whole.
+        transpose: each stretch is moved up or down by up to so many semitones, as far as its notes stay on the keyboard.
+        seed: of order, offsets and transpositions.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[Tensor],
+        *,
+        batch_size: int,
+        window: int = 0,
+        transpose: int = 0,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.pieces = [piece for piece in pieces if len(piece)]
+        if not self.pieces:
+            raise UserError("there are no pieces to train on")
+        self.batch_size, self.window, self.transpose, self.device = batch_size, window, transpose, device
+        self.random = generator(seed)
+        self.waiting: list[tuple[int, int, int]] = []  # (piece, first step, last step) of the stretches left in this pass
+
+    def draw(self) -> tuple[SequenceBatch, bool]:
+        """The next minibatch, of shorter pieces padded; never the continuation of the one before."""
+        if not self.waiting:
+            self.waiting = self._pass()
+        drawn, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
+        stretches = [self._moved(self.pieces[piece][start:end]) for piece, start, end in drawn]
+        return SequenceBatch.of(stretches).to(self.device), False
+
+    def _pass(self) -> list[tuple[int, int, int]]:
+        """Every stretch of every piece, those of similar length side by side in minibatches of random order."""
+        stretches = []
+        for i, piece in enumerate(self.pieces):
+            first = int(self.random.integers(1, self.window + 1)) if 0 < self.window < len(piece) else len(piece)
+            edges = [0, *range(first, len(piece), max(1, self.window)), len(piece)]
+            stretches += [(i, start, end) for start, end in pairwise(edges) if end > start]
+        order = self.random.permutation(len(stretches))
+        return [stretches[i] for i in order]
+
+    def _moved(self, roll: Tensor) -> Tensor:
+        if not self.transpose:
+            return roll
+        sounding = roll.any(0).nonzero()
+        low, high = (int(sounding[0]), int(sounding[-1])) if len(sounding) else (0, KEYS - 1)
+        shift = int(self.random.integers(max(-self.transpose, -low), min(self.transpose, KEYS - 1 - high) + 1))
+        return roll.roll(shift, 1)
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands."""
+        return {"waiting": torch.tensor(self.waiting, dtype=torch.long).view(-1, 3)} | generator_state(self.random)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`; raises `ValueError` if the stream could not stand there."""
+        waiting = state.get("waiting")
+        if not isinstance(waiting, Tensor) or waiting.dim() != 2 or waiting.shape[1] != 3:
+            raise ValueError("it is no state of minibatches of pieces")
+        stretches = [(int(i), int(start), int(end)) for i, start, end in waiting.tolist()]
+        if any(not (0 <= i < len(self.pieces) and 0 <= start < end <= len(self.pieces[i])) for i, start, end in stretches):
+            raise ValueError("it stands in pieces that are not those the run was trained on")
+        load_generator_state(self.random, state)
+        self.waiting = stretches
+
+
+def scoring_batches(pieces: Sequence[Tensor], *, most_steps: int = 8_192, device: torch.device | str = "cpu") -> list[SequenceBatch]:
+    """All pieces, those of similar length side by side, in batches of at most `most_steps` steps with padding (or of one piece)."""
+    batches: list[list[Tensor]] = []
+    for piece in sorted((piece for piece in pieces if len(piece)), key=len):
+        if batches and (len(batches[-1]) + 1) * len(piece) <= most_steps:
+            batches[-1].append(piece)
+        else:
+            batches.append([piece])
+    return [SequenceBatch.of(batch).to(device) for batch in batches]
