@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_seq.contexts import Context
 from pyro_seq.emissions import Emission
-from pyro_seq.networks import MLP, GatedTransition, concatenate
+from pyro_seq.networks import MLP, GatedTransition, SequenceDropout, concatenate
 from pyro_seq.sequence_model import Layout, SequenceModel
 
 
@@ -35,6 +35,8 @@ class DMM(SequenceModel):
         emission_sizes: hidden layers between z_t and the emission.
         conditional: whether transition and emission see c_t.
         positive, epsilon: how the transition's scale is kept positive.
+        input_dropout, output_dropout: on c_t and on what the emission's network sees, the same features at all steps of a sequence, in
+            training.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class DMM(SequenceModel):
         activation: str = "relu",
         positive: str = "softplus",
         epsilon: float = 1e-4,
+        input_dropout: float = 0.0,
+        output_dropout: float = 0.0,
         layout: Layout = "path",
     ) -> None:
         super().__init__(emission, context, layout=layout)
@@ -57,6 +61,7 @@ class DMM(SequenceModel):
         self.first = nn.Parameter(torch.zeros(latent_size))
         self.prior = GatedTransition(latent_size, transition_sizes, features, activation=activation, positive=positive, epsilon=epsilon)
         self.decoder = MLP(latent_size + features, emission_sizes, emission.num_features, activation=activation)
+        self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
 
     def initial_latent(self, *lead: int) -> Tensor:
         """z_0, learnt."""
@@ -64,7 +69,7 @@ class DMM(SequenceModel):
 
     def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
         """c_t, or nothing."""
-        return (contexts if self.conditional else contexts[..., :0]), carried
+        return (self.drop_input(contexts) if self.conditional else contexts[..., :0]), carried
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
         """p(z_t | z_{t-1})."""
@@ -73,4 +78,4 @@ class DMM(SequenceModel):
     def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
         """The features of p(x_t | z_t)."""
         assert latents is not None
-        return self.decoder(concatenate(latents, h)), carried
+        return self.decoder(self.drop_output(concatenate(latents, h))), carried
