@@ -33,20 +33,16 @@ from pyro_seq.optimisation import JointOptimiser
 
 BATCH, LEARNING_RATE = 20, 3e-4
 
-HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
-for _name in ("torchvision", "torchvision.datasets", "torchvision.transforms"):  # which Pyro's loaders import for pictures of digits
-    if not HAS_TORCHVISION:
-        sys.modules.setdefault(_name, mock.MagicMock())
-import pyro.contrib.examples.polyphonic_data_loader as loader
 
-
-def load_example(path: Path) -> ModuleType:
-    """The example as a module."""
+def load_example(path: Path) -> tuple[ModuleType, ModuleType]:
+    """(the example, Pyro's loader of polyphonic music) as modules."""
+    if importlib.util.find_spec("torchvision") is None:  # Pyro's loaders import it for pictures of digits
+        sys.modules |= {name: mock.MagicMock() for name in ("torchvision", "torchvision.datasets", "torchvision.transforms")}
     specification = importlib.util.spec_from_file_location("example_dmm", path)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    return module
+    return module, importlib.import_module("pyro.contrib.examples.polyphonic_data_loader")
 
 
 def same_weights(example: Any, pair: Pair) -> None:
@@ -93,7 +89,8 @@ def main() -> None:
     torch.manual_seed(0)
     pyro.enable_validation(False)
 
-    example = load_example(chosen.example).DMM(input_dim=KEYS, z_dim=100, emission_dim=100, transition_dim=200, rnn_dim=600)
+    source, loader = load_example(chosen.example)
+    example = source.DMM(input_dim=KEYS, z_dim=100, emission_dim=100, transition_dim=200, rnn_dim=600)
     model = DMM(Independent(Bernoulli(), KEYS), PreviousObservation(Flatten(KEYS)), epsilon=1e-12)
     pair = Pair(model, DMMGuide(model, Flatten(KEYS), epsilon=1e-12))
     same_weights(example, pair)
