@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from pyro_seq.objectives import FreeBits_ELBO as FreeBits_ELBO
     from pyro_seq.pair import Pair as Pair
     from pyro_seq.pair import no_guide as no_guide
+    from pyro_seq.filtering import particle_filter as particle_filter
     from pyro_seq.recurrence import Recurrence as Recurrence
     from pyro_seq.runs import RunFolder as RunFolder
     from pyro_seq.sampling import sample_sequences as sample_sequences
-    from pyro_seq.scoring import Score as Score
+    from pyro_seq.scores import Score as Score
     from pyro_seq.scoring import score as score
     from pyro_seq.scoring import score_document as score_document
     from pyro_seq.sequence_guide import SequenceGuide as SequenceGuide
@@ -35,7 +36,7 @@ _HOMES = {
     "Pair": "pair",
     "Recurrence": "recurrence",
     "RunFolder": "runs",
-    "Score": "scoring",
+    "Score": "scores",
     "SequenceBatch": "batch",
     "SequenceGuide": "sequence_guide",
     "SequenceModel": "sequence_model",
@@ -43,6 +44,7 @@ _HOMES = {
     "TrainingSettings": "training_settings",
     "UserError": "errors",
     "no_guide": "pair",
+    "particle_filter": "filtering",
     "sample_sequences": "sampling",
     "score": "scoring",
     "score_document": "scoring",

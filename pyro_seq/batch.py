@@ -189,6 +189,15 @@ class SequenceBatch:
         """The sequences (and their states) at `index`: whole numbers, a mask `[N]` or a slice; still T steps long."""
         return self._mapped(lambda tensor: tensor[index])
 
+    def head(self, num_steps: int) -> SequenceBatch:
+        """The same sequences in `num_steps` steps, which must hold the longest: padding at the end left out."""
+        if num_steps == self.num_steps:
+            return self
+        batch = self._mapped(lambda tensor: tensor)
+        batch.values, batch.inputs, batch._mask = map_tensors(lambda x: x[:, :num_steps], (self.values, self.inputs, self._mask))
+        batch.num_steps, batch.is_full = num_steps, bool(batch._mask.all())
+        return batch
+
     def to(self, device: torch.device | str) -> SequenceBatch:
         """The batch with all its tensors on `device`."""
         return self._mapped(lambda tensor: tensor.to(device))

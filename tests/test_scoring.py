@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
-from pyro_seq import scoring
+from pyro_seq import path_weights
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.distributions import MarkovPath
@@ -128,7 +128,7 @@ class TestExact:
 
     @pytest.fixture
     def batch(self) -> SequenceBatch:
-        return SequenceBatch(torch.randint(4, (5, 7)), [7, 3, 0, 1, 6])
+        return SequenceBatch(torch.randint(4, (5, 7)), [7, 3, 2, 1, 6])
 
     def by_hand(self, rnn: RNN, batch: SequenceBatch) -> Tensor:
         """log p(x_t | x_{<t}) `[N, T]`, sequence by sequence."""
@@ -161,6 +161,7 @@ class TestExact:
         assert all(part.exact and part.samples == 1 for part in parts)
 
     def test_a_first_window_with_a_state_of_its_own(self, rnn: RNN, batch: SequenceBatch) -> None:
+        batch = SequenceBatch(batch.values)
         first, second = windows(batch, 3)
         carried = score(Pair(rnn), first).state["carried"]
         for samples in (1, 4):
@@ -168,7 +169,7 @@ class TestExact:
             torch.testing.assert_close(scored.steps, self.by_hand(rnn, batch)[:, 3:], rtol=1e-10, atol=1e-12)
 
     def test_particles_are_not_wasted(self, rnn: RNN, batch: SequenceBatch) -> None:
-        with mock.patch.object(scoring, "CHUNK_STEPS", 8):
+        with mock.patch.object(path_weights, "CHUNK_STEPS", 8):
             scored = score(Pair(rnn), batch, samples=100)
         torch.testing.assert_close(scored.steps, self.by_hand(rnn, batch), rtol=1e-10, atol=1e-12)
         assert scored.samples == 1 and scored.state["carried"]["model"]["latent"].shape[0] == len(batch)
@@ -192,7 +193,7 @@ class TestBounds:
 
     @pytest.mark.parametrize("samples", [1, 3])
     def test_is_exact_with_the_exact_posterior(self, samples: int) -> None:
-        lengths = [4, 1, 0, 3]
+        lengths = [4, 1, 2, 3]
         batch = SequenceBatch(torch.randn(4, 4), lengths)
         scored = score(Pair(model, exact_guide), batch, samples=samples)
         torch.testing.assert_close(scored.log_likelihood, exact_log_likelihood(batch.values, lengths), rtol=0, atol=1e-9)
@@ -235,9 +236,8 @@ class TestBounds:
         ratio = (total - exact_log_likelihood(X[None], [4])).exp()
         assert (ratio.mean() - 1).abs() < 4 * ratio.std() / math.sqrt(n)
         for part in parts[:-1]:
-            resampled = (part.state["log_weights"] == -math.log(samples)).all(-1)
-            assert 0 < resampled.sum() < n, "both happen"
-            torch.testing.assert_close(part.state["log_weights"].exp().sum(-1), torch.ones(n))
+            assert 0 < part.state["particles"].degenerate.sum() < n, "resampled or not: both happen"
+            torch.testing.assert_close(part.state["particles"].log_weights.exp().sum(-1), torch.ones(n))
 
     def test_resampling_lowers_the_spread(self) -> None:
         """A long sequence: whole-path weights degenerate, a filter's do not; and its standard errors are honest."""
@@ -246,14 +246,15 @@ class TestBounds:
         exact = exact_log_likelihood(x[None], [24])
         at_once = score(Pair(model, prior_guide), copies(x, n), samples=64).log_likelihood
         parts = list(score_document(Pair(model, prior_guide), windows(copies(x, n), *range(1, 24)), samples=64))
-        filtered, error = sum(p.log_likelihood for p in parts), sum(p.variance for p in parts).sqrt()
+        filtered, error = parts[-1].total, parts[-1].standard_error
+        torch.testing.assert_close(filtered, sum(p.log_likelihood for p in parts))
         assert filtered.std() < 0.5 * at_once.std()
         z = (filtered - exact) / error
         assert 0.7 < z.std() < 1.3  # 200 of them; the windows are nearly independent
 
     def test_chunks_change_nothing_but_the_draws(self) -> None:
         batch = SequenceBatch(torch.randn(3, 4), [4, 2, 3])
-        with mock.patch.object(scoring, "CHUNK_STEPS", 8):
+        with mock.patch.object(path_weights, "CHUNK_STEPS", 8):
             scored = score(Pair(model, exact_guide), batch, samples=3)
         torch.testing.assert_close(scored.log_likelihood, exact_log_likelihood(batch.values, [4, 2, 3]), rtol=0, atol=1e-9)
         assert scored.state["carried"]["model"].shape == (9,)
@@ -299,9 +300,9 @@ class TestParticles:
         ratio = (parts[0].log_likelihood + parts[1].log_likelihood - law.log_prob(X)).exp()
         assert (ratio.mean() - 1).abs() < 4 * ratio.std() / math.sqrt(n)
         assert not parts[1].exact and parts[1].samples == samples and parts[1].variance.all()
-        assert parts[1].state["log_weights"].shape == (n, samples)
+        assert parts[1].state["particles"].log_weights.shape == (n, samples)
 
-    @pytest.mark.parametrize(("num_features", "sizes"), [(2, [4, 4, 1]), (300, [1] * 9)])
+    @pytest.mark.parametrize(("num_features", "sizes"), [(2, [3, 3, 3]), (300, [1] * 9)])
     def test_chunks_are_bounded(self, num_features: int, sizes: list[int]) -> None:
         """3 sequences of 2 steps, 3 particles each, with 8 steps at once; fewer if a step has many features."""
         seen: list[list[float]] = []
@@ -316,7 +317,7 @@ class TestParticles:
                 return model(batch)
 
         batch = SequenceBatch(torch.arange(6.0).view(3, 2))
-        with mock.patch.object(scoring, "CHUNK_STEPS", 8):
+        with mock.patch.object(path_weights, "CHUNK_STEPS", 8):
             scored = score(Pair(Model(), prior_guide), batch, samples=3)
         assert [len(rows) for rows in seen] == sizes
         assert [row for rows in seen for row in rows] == [0, 0, 0, 2, 2, 2, 4, 4, 4]
@@ -374,19 +375,6 @@ class TestModes:
         assert loc > 0.1 and scale != 1
         torch.testing.assert_close(score(Pair(located, nothing), batch).steps, dist.Normal(loc, scale).log_prob(batch.values))
         assert pyro.param("loc").detach() == loc, "outside, nothing has changed"
-
-
-class TestSystematicResampling:
-    def test_counts(self) -> None:
-        """Each particle is drawn floor(K w) or ceil(K w) times, K w times in the mean."""
-        weights = torch.rand(3, 6).softmax(-1)
-        weights[2] = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0, 0.0])
-        draws = torch.stack([scoring._systematic(weights) for _ in range(4000)])
-        counts = torch.nn.functional.one_hot(draws, 6).sum(-2).double()
-        expected = 6 * weights
-        assert (counts >= (expected - 1e-9).floor()).all() and (counts <= (expected + 1e-9).ceil()).all()
-        error = 0.5 / math.sqrt(4000)  # a count has a spread of one half at most
-        assert ((counts.mean(0) - expected).abs() < 4 * error).all()
 
 
 class TestLayouts:

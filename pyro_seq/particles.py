@@ -1,0 +1,113 @@
+"""Weighted particles, the estimate of a likelihood that they carry, and how far off it may be."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LAG = 5  # generations after which a particle's share of the weight no longer says anything about the draw that made it
+
+
+class Particles(NamedTuple):
+    """K weighted particles for each of N sequences.
+
+    Between two resamplings all particles are of one generation; `ancestors` says from which particle of the generations before each one
+    descends. All in float64; what is multiplied up is kept as logarithms, in nats.
+
+    Attributes:
+        log_weights: `[N, K]`, normalised.
+        total: `[N]`, the estimate of log p of all that the particles have seen.
+        least: `[N]`, the smallest effective number so far.
+        ancestors: `[N, LAG + 1, K]`, the index of each particle's ancestor 0, 1, … generations ago.
+        generations: `[N]`, how many resamplings there were.
+        finished: `[N]`, what generations more than LAG ago add to the variance.
+    """
+
+    log_weights: Tensor
+    total: Tensor
+    least: Tensor
+    ancestors: Tensor
+    generations: Tensor
+    finished: Tensor
+
+    @classmethod
+    def new(cls, n: int, k: int, device: torch.device) -> Particles:
+        """K particles of equal weight for each of N sequences, which have seen nothing."""
+        log_weights = torch.full((n, k), -math.log(k), dtype=torch.double, device=device)
+        zeros = torch.zeros(n, dtype=torch.double, device=device)
+        ancestors = torch.arange(k, device=device).expand(n, LAG + 1, k).contiguous()
+        return cls(log_weights, zeros, zeros + k, ancestors, torch.zeros(n, dtype=torch.long, device=device), zeros)
+
+    @property
+    def effective(self) -> Tensor:
+        """`[N]`, the effective number of particles 1 / sum_k w_k^2 (Kong 1992), between 1 and K."""
+        return 1 / self.log_weights.exp().square().sum(-1)
+
+    @property
+    def degenerate(self) -> Tensor:
+        """`[N]`, whether the effective number is below K / 2: then it is time to resample."""
+        return self.effective < self.log_weights.shape[-1] / 2
+
+    def absorb(self, increments: Tensor) -> tuple[Tensor, Particles]:
+        """(each step's share of the estimate `[N, T]`, the particles after the steps), from log-weights by step `[N, K, T]`.
+
+        The share is the growth of log sum_k w_k from one prefix to the next. Where all particles have become impossible the share is minus
+        infinity, and the particles go on with equal weights.
+        """
+        k = self.log_weights.shape[-1]
+        prefixes = self.log_weights.unsqueeze(-1) + increments.double().cumsum(-1)
+        bound = prefixes.logsumexp(1)
+        before = torch.cat([torch.zeros_like(bound[:, :1]), bound[:, :-1]], -1)
+        steps = torch.where(before.isneginf(), torch.zeros_like(bound), bound - before)
+        weights = torch.where(bound.isneginf().unsqueeze(1), torch.full_like(prefixes, -math.log(k)), prefixes - bound.unsqueeze(1))
+        least = torch.minimum(self.least, (1 / weights.exp().square().sum(1)).amin(-1))
+        return steps, self._replace(log_weights=weights[..., -1], total=self.total + steps.sum(-1), least=least)
+
+    def resampled(self, rows: Tensor) -> tuple[Tensor, Particles]:
+        """(indices `[N, K]` of the particles that go on, the particles with equal weights), where `rows` `[N]` is true.
+
+        Each of the K is drawn by the weights and independently of the others (multinomial resampling): schemes of lower variance gained
+        nothing that could be measured on a linear-Gaussian model, and leave no estimate of the variance.
+        """
+        n, k = self.log_weights.shape
+        weights = self.log_weights.exp()
+        kept = torch.arange(k, device=weights.device).expand(n, k)
+        drawn = torch.searchsorted(weights.cumsum(-1), torch.rand_like(weights)).clamp_(max=k - 1)
+        index = torch.where(rows.unsqueeze(-1), drawn, kept)
+        leaving = rows & (self.generations >= LAG)
+        young, old = (self._coalesced(torch.full_like(self.generations, lag)) for lag in (LAG - 1, LAG))
+        finished = self.finished + torch.where(leaving, old - young, torch.zeros_like(old))
+        moved = self.ancestors[:, :-1].gather(2, index.unsqueeze(1).expand(-1, LAG, -1))
+        ancestors = torch.where(rows.view(-1, 1, 1), torch.cat([kept.unsqueeze(1), moved], 1), self.ancestors)
+        log_weights = torch.where(rows.unsqueeze(-1), torch.full_like(self.log_weights, -math.log(k)), self.log_weights)
+        return index, self._replace(
+            log_weights=log_weights, ancestors=ancestors, generations=self.generations + rows.long(), finished=finished
+        )
+
+    @property
+    def variance(self) -> Tensor:
+        r"""`[N]`, an estimate of the variance of `total`; NaN for one particle, which does not know its spread.
+
+        From the genealogy (Lee & Whiteley 2018, arXiv 1509.00394; Chan & Lai 2013): with g generations, W the weights and E_i particle i's
+        ancestor in the first of them, 1 - (K / (K - 1))^{g+1} sum_{E_i ≠ E_j} W_i W_j estimates the relative variance of the likelihood,
+        and so the variance of its logarithm, where that is small. In a long sequence all particles descend from one ancestor and the
+        sum is empty; so each generation's part is taken LAG generations later (Olsson & Douc 2019, arXiv 1701.01001). For particles
+        that were never resampled this is the delta method, K / (K - 1) sum_k (W_k - 1/K)^2.
+        """
+        k = self.log_weights.shape[-1]
+        if k == 1:
+            return torch.full_like(self.total, math.nan)
+        latest = (self.log_weights.exp() - 1 / k).square().sum(-1) * k / (k - 1)  # the last generation's part, which is not negative
+        estimate = self.finished + self._coalesced(self.generations.clamp(max=LAG))
+        return torch.where(self.generations > 0, torch.maximum(estimate, latest), latest)
+
+    def _coalesced(self, lag: Tensor) -> Tensor:
+        """`[N]`, what the generations up to `lag` `[N]` ago add to the relative variance: 1 - c^{lag+1} sum_{A_i ≠ A_j} W_i W_j."""
+        n, k = self.log_weights.shape
+        weights = self.log_weights.exp()
+        ancestor = self.ancestors[torch.arange(n, device=lag.device), lag]
+        alike = torch.zeros_like(weights).scatter_add(1, ancestor, weights).square().sum(-1)
+        return 1 - (k / max(1, k - 1)) ** (lag + 1) * (1 - alike)

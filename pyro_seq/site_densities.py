@@ -1,0 +1,176 @@
+"""What each site of a trace says of each step: log-densities by step, and observations that a density cannot have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.errors import UserError
+from pyro_seq.pair import Pair
+from pyro_seq.trees import detach
+
+STEP_SITE = re.compile(r"_(\d+)(?:_\D.*)?$")
+
+
+class Observed(NamedTuple):
+    """Which observations to check: the steps `[N, T]`, and what the sequences are called in a message `[N]`."""
+
+    active: Tensor
+    names: Tensor
+
+
+def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
+    """The random sites of a trace, those of plates and of deterministic values left out."""
+    for name, site in trace.nodes.items():
+        infer = site.get("infer") or {}
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample" and not infer.get("_deterministic"):
+            yield name, site
+
+
+def traced(pair: Pair, batch: SequenceBatch, proposal: str) -> tuple[Any, Any]:
+    """(the trace that the latents were drawn in, the model's trace at these latents), latents drawn from the guide or from the prior."""
+    if proposal == "prior":
+        trace = poutine.trace(pair.model).get_trace(batch)
+        return trace, trace
+    guide_trace = poutine.trace(pair.guide).get_trace(batch)
+    return guide_trace, poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(batch)
+
+
+def log_weights(guide_trace: Any, model_trace: Any, like: Tensor, observed: Observed | None = None) -> tuple[Tensor, str | None]:
+    """(log p(x, z) - log q(z) by step, shaped like `like`, the name of a latent site or `None` if there is none).
+
+    `like` is `[N, T]`, or `[K, N, T]` for K particles in a plate to the left. Where both traces are one, the latents are the model's own
+    draws and their densities cancel. Observations outside their support are refused, those that `observed` names.
+    Raises `UserError` as `score` does.
+    """
+    steps, latent = torch.zeros_like(like), None
+    bootstrap = guide_trace is model_trace
+    for trace, sign in ((model_trace, 1.0),) if bootstrap else ((guide_trace, -1.0), (model_trace, 1.0)):
+        for name, site in sample_sites(trace):
+            step = _place(name, site, steps, trace)
+            if site["is_observed"]:
+                if observed is not None:
+                    check_support(name, site["fn"], site["value"], observed, step)
+            else:
+                latent = latent or name
+                if bootstrap:
+                    continue
+                if not (site.get("infer") or {}).get("is_auxiliary"):
+                    _check_sides(name, guide_trace, model_trace)
+            _add(steps, name, site, sign, step)
+    return steps, latent
+
+
+def states(guide_trace: Any, model_trace: Any) -> Any:
+    """What model and guide returned for the next window to start from; of latents drawn from the prior, the model's alone."""
+    model, guide = (getattr(trace.nodes["_RETURN"]["value"], "state", None) for trace in (model_trace, guide_trace))
+    return detach({"model": model, "guide": None if guide_trace is model_trace else guide})
+
+
+def step_of(name: str, site: Any, trace: Any, num_steps: int) -> int | None:
+    """The step that a site is named for, if it is; `None` also where the number in its name is no step after all (`x_track_1`)."""
+    step = STEP_SITE.search(name)
+    if not step or int(step[1]) >= num_steps:
+        return None
+    stands_alone = any(f"{name[: step.start(1)]}{t}{name[step.end(1) :]}" not in trace for t in range(num_steps))
+    return None if site["fn"].event_shape[:1] == (num_steps,) and stands_alone else int(step[1])
+
+
+def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
+    if name not in guide_trace:
+        raise UserError(f"the guide has no site {name!r}, which the model samples")
+    if name not in model_trace:
+        raise UserError(f"the model has no site {name!r}, which the guide samples")
+
+
+def _place(name: str, site: Any, steps: Tensor, trace: Any) -> int | None:
+    """The step that a site's density counts at, or `None` if its event has an entry for each step."""
+    fn, num_steps = site["fn"], steps.shape[-1]
+    step = step_of(name, site, trace, num_steps)
+    if step is not None:
+        return step
+    if hasattr(fn, "step_log_prob") or (isinstance(fn, torch.distributions.Independent) and fn.event_shape[:1] == (num_steps,)):
+        return None
+    if not site["is_observed"]:  # every prefix of the sequence depends on it
+        return 0
+    raise UserError(f"site {name!r} belongs to no step: name it for its step (x_0, x_1, …), or give it an event over all steps")
+
+
+def _add(steps: Tensor, name: str, site: Any, sign: float, step: int | None) -> None:
+    """Add a site's log-density to its step of `[*lead, N, T]`, or to all of them."""
+    fn, value, mask = site["fn"], site["value"], site["mask"]
+    if step is not None:
+        target, log_prob = steps[..., step], fn.log_prob(value)
+    elif hasattr(fn, "step_log_prob"):
+        target, log_prob = steps, fn.step_log_prob(value)
+    else:
+        inner, within = fn.base_dist.log_prob(value), fn.reinterpreted_batch_ndims - 1
+        target, log_prob = steps, inner.sum(tuple(range(-within, 0))) if within else inner
+    if step is None and mask is not None:
+        mask = torch.as_tensor(mask, device=steps.device).unsqueeze(-1)
+    share = _by_row(name, log_prob, mask, target, over_steps=step is None)
+    if share.isnan().any():
+        raise UserError(f"the log-density of site {name!r} is not a number: the weights are not finite, as after a training that diverged")
+    target += sign * share
+
+
+def _by_row(name: str, log_prob: Tensor, mask: Any, like: Tensor, *, over_steps: bool) -> Tensor:
+    """Log-densities `[*plates, N]` or `[*plates, N, T]` with the plates inside a sequence summed out, those masked set to zero.
+
+    With particles in the plate next to the sequences, `like` has a dimension for them.
+    """
+    own = 1 + over_steps
+    if log_prob.shape[-own:] != like.shape[-own:]:
+        shape = list(log_prob.shape[: log_prob.dim() - over_steps])
+        raise UserError(
+            f"site {name!r} has batch shape {shape}, not one entry for each sequence: only sites in the batch's plate can be scored"
+        )
+    if mask is not None:
+        log_prob = torch.where(torch.as_tensor(mask, device=log_prob.device), log_prob, log_prob.new_zeros(()))
+    plates = tuple(range(log_prob.dim() - like.dim()))
+    return log_prob.sum(plates) if plates else log_prob
+
+
+def check_support(name: str, fn: Any, value: Tensor, observed: Observed, step: int | None) -> None:
+    """Raise `UserError` if an observation lies outside what its distribution can give, naming sequence, step, site and support.
+
+    Args:
+        name: the site's name.
+        fn: its distribution.
+        value: the observations `[*plates, N, *event]`, or `[*plates, N, T, *event]` where `step` is `None`.
+        observed: which steps to look at.
+        step: the one that the site is for.
+    """
+    row = value.dim() - len(fn.event_shape) - 1
+    while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    if isinstance(fn, torch.distributions.Beta):  # whose density has no bound at the ends
+        inside, wanted = (value > 0) & (value < 1), "strictly between 0 and 1"
+    else:
+        inside, wanted = fn.support.check(value), _in_words(fn.support)
+    look = observed.active if step is None else observed.active[:, step]
+    if row < 0 or inside.shape[row : row + look.dim()] != look.shape:  # a density of another shape, which `score` refuses
+        return
+    wrong = ~inside & look.view(*look.shape, *(1,) * (inside.dim() - row - look.dim()))
+    if wrong.any():
+        where = wrong.nonzero()[0].tolist()
+        at = f"sequence {int(observed.names[where[row]])}, step {where[row + 1] if step is None else step}"
+        raise UserError(f"{at}: site {name!r} observes {value[tuple(where)].tolist()}, which must be {wanted}")
+
+
+def _in_words(support: Any) -> str:
+    """What a constraint asks for."""
+    if support is constraints.boolean:
+        return "0 or 1"
+    if isinstance(support, type(constraints.integer_interval(0, 1))):
+        low, high = (int(torch.as_tensor(bound).max()) for bound in (support.lower_bound, support.upper_bound))
+        return f"a whole number from {low} to {high}"
+    return f"within {support}"
