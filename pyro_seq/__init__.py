@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from pyro_seq.batch import SequenceBatch as SequenceBatch
     from pyro_seq.distributions import MarkovPath as MarkovPath
     from pyro_seq.errors import UserError as UserError
+    from pyro_seq.filtering import particle_filter as particle_filter
     from pyro_seq.objectives import FreeBits_ELBO as FreeBits_ELBO
     from pyro_seq.pair import Pair as Pair
     from pyro_seq.pair import no_guide as no_guide
-    from pyro_seq.filtering import particle_filter as particle_filter
     from pyro_seq.recurrence import Recurrence as Recurrence
     from pyro_seq.runs import RunFolder as RunFolder
     from pyro_seq.sampling import sample_sequences as sample_sequences

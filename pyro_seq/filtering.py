@@ -134,7 +134,8 @@ class _Steps:
     def __init__(self, pair: Pair, batch: SequenceBatch, k: int, proposal: str, missing: Tensor | None, carried: Any) -> None:
         model: Any = pair.model
         self.model = model
-        self.guide: Any = pair.guide if proposal == "guide" and self.model.latent_size else None
+        guide: Any = pair.guide if proposal == "guide" and model.latent_size else None
+        self.guide = guide
         self.batch, self.k, self.missing = batch.remembering(), k, missing
         self.observed = self.model.emission.prepare(batch.values, batch.mask)
         n = len(batch)

@@ -60,7 +60,7 @@ class Particles(NamedTuple):
         k = self.log_weights.shape[-1]
         prefixes = self.log_weights.unsqueeze(-1) + increments.double().cumsum(-1)
         bound = prefixes.logsumexp(1)
-        before = torch.cat([torch.zeros_like(bound[:, :1]), bound[:, :-1]], -1)
+        before = torch.cat([self.log_weights.logsumexp(-1, keepdim=True), bound[:, :-1]], -1)
         steps = torch.where(before.isneginf(), torch.zeros_like(bound), bound - before)
         weights = torch.where(bound.isneginf().unsqueeze(1), torch.full_like(prefixes, -math.log(k)), prefixes - bound.unsqueeze(1))
         least = torch.minimum(self.least, (1 / weights.exp().square().sum(1)).amin(-1))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.pair import Pair
 from pyro_seq.filtering import Proposal, runs_by_steps
+from pyro_seq.pair import Pair
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.site_densities import Observed, log_weights, states, traced
 from pyro_seq.trees import map_tensors

@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from hypothesis import settings
+from torch import Tensor
 
+from pyro_seq.batch import SequenceBatch
 from pyro_seq.cli import main
+from pyro_seq.contexts import SideInputs
+from pyro_seq.emissions import Normal
+from pyro_seq.pair import Pair
+from pyro_seq.sequence_guide import SequenceGuide
+from pyro_seq.sequence_model import SequenceModel
 
 ROOT = Path(__file__).parent.parent
 
@@ -132,3 +140,76 @@ def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
+
+
+class LinearGaussian(SequenceModel):
+    """z_t ~ N(A z_{t-1}, Q^2), z_0 = 0; x_t ~ N(z_t, R^2): a model whose every question has an answer in closed form."""
+
+    latent_size = 1
+    A, Q, R = 0.8, 0.6, 0.7
+
+    def __init__(self, layout: Any = "path") -> None:
+        super().__init__(Normal(positive="exp", epsilon=0.0), SideInputs(0), layout=layout)
+        self.scale = torch.nn.Parameter(torch.tensor(float(self.R)).log())
+
+    def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
+        return dist.Normal(self.A * previous, torch.full_like(previous, self.Q))
+
+    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+        assert latents is not None
+        return torch.cat([latents, self.scale.expand_as(latents)], -1), carried
+
+    def batch(self, values: Tensor, lengths: list[int] | None = None) -> SequenceBatch:
+        return SequenceBatch(values, lengths, inputs=torch.zeros(*values.shape[:2], 0))
+
+    def covariance(self, steps: int) -> Tensor:
+        """Of z_{1:T}."""
+        impulse = torch.tensor([[self.Q * self.A ** (t - s) if s <= t else 0.0 for s in range(steps)] for t in range(steps)])
+        return impulse @ impulse.t()
+
+    def log_likelihood(self, x: Tensor, known: Tensor | None = None) -> Tensor:
+        """log p of the known x_t, `[N]` of `[N, T]`, from their joint normal."""
+        index = torch.arange(x.shape[-1]) if known is None else known.nonzero().flatten()
+        z = self.covariance(x.shape[-1])[index][:, index]
+        law = dist.MultivariateNormal(torch.zeros(len(index)), z + self.R**2 * torch.eye(len(index)))
+        return law.log_prob(x[..., index])
+
+    def posterior(self, x: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean `[N, T]` and covariance `[T, T]` of z_{1:T} given the known x_t."""
+        index = torch.arange(x.shape[-1]) if known is None else known.nonzero().flatten()
+        z = self.covariance(x.shape[-1])
+        gain = z[:, index] @ torch.linalg.inv(z[index][:, index] + self.R**2 * torch.eye(len(index)))
+        return x[..., index] @ gain.t(), z - gain @ z[index]
+
+
+class LinearGaussianGuide(SequenceGuide):
+    """q(z_t | z_{t-1}, x_{1:T}): the exact posterior, moved and widened by what it is made with; of full sequences only."""
+
+    def __init__(self, model: LinearGaussian, shift: float = 0.0, widen: float = 1.0) -> None:
+        super().__init__(model)
+        self.shift, self.widen = shift, widen
+        self.place = torch.nn.Parameter(torch.zeros(()))
+
+    def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
+        assert isinstance(batch.values, Tensor) and isinstance(self.model, LinearGaussian)
+        mean, s = self.model.posterior(batch.values)
+        slope = torch.tensor([0.0] + [float(s[t, t - 1] / s[t - 1, t - 1]) for t in range(1, len(s))])
+        before = torch.cat([torch.zeros_like(mean[:, :1]), mean[:, :-1]], -1)
+        variance = s.diagonal() - slope**2 * torch.cat([torch.zeros(1), s.diagonal()[:-1]])
+        parts = torch.stack([mean - slope * before + self.shift, slope.expand_as(mean), variance.sqrt().expand_as(mean) * self.widen], -1)
+        return (parts,), carried
+
+    def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
+        loc, slope, scale = evidence[0].split(1, -1)
+        return dist.Normal(loc + slope * previous, scale.expand(torch.broadcast_shapes(scale.shape, previous.shape)))
+
+
+@pytest.fixture
+def linear_gaussian(float64: None) -> Callable[..., Pair]:
+    """Makes a linear-Gaussian pair; its guide is the exact posterior, moved by `shift` and widened by `widen`."""
+
+    def make(layout: str = "path", **options: float) -> Pair:
+        model = LinearGaussian(layout)
+        return Pair(model, LinearGaussianGuide(model, **options))
+
+    return make
