@@ -50,6 +50,24 @@ class Context(nn.Module):
         raise TypeError(f"{type(self).__name__} must define over(batch, state)")
 
 
+class Nothing(Context):
+    """No context: c_t has no features."""
+
+    num_features = 0
+
+    def initial(self, *lead: int) -> Tensor:
+        """Nothing, for each of `lead` sequences."""
+        return torch.zeros(*lead, 0, dtype=self._place.dtype, device=self.device)
+
+    def features(self, state: Any, inputs: Tensor | None) -> Tensor:
+        """`[*lead, 0]`."""
+        return state
+
+    def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
+        """`[N, T, 0]`."""
+        return state.unsqueeze(-2).expand(*state.shape[:-1], batch.num_steps, 0), state
+
+
 class LastObservations(Context):
     """The encodings of the last `count` observations, the most recent one last, optionally passed through a `combiner`.
 

@@ -21,8 +21,8 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
     """A discrete distribution p^(1/temperature), normalised, among its `top_k` most probable values (of a `Categorical`).
 
     A value that ties with the k-th stays. As the temperature falls to 0 the most probable value alone is left.
-    A named group is sharpened member by member. Raises `UserError` for a distribution that is not made of `Categorical`s and
-    `Bernoulli`s, or settings out of range.
+    A named group is sharpened member by member, and a mixture component by component. Raises `UserError` for a distribution that is
+    not made of `Categorical`s and `Bernoulli`s, or settings out of range.
     """
     if not temperature > 0:
         raise UserError(f"the temperature must be greater than 0, got {temperature}")
@@ -35,6 +35,9 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
     if isinstance(distribution, torch.distributions.Independent):
         inner = sharpened(distribution.base_dist, temperature=temperature, top_k=top_k)
         return inner.to_event(distribution.reinterpreted_batch_ndims)
+    if isinstance(distribution, torch.distributions.MixtureSameFamily):
+        parts = sharpened(distribution.component_distribution, temperature=temperature, top_k=top_k)
+        return dist.MixtureSameFamily(distribution.mixture_distribution, parts)
     if isinstance(distribution, torch.distributions.Categorical):
         logits = distribution.logits - distribution.logits.amax(-1, keepdim=True)  # so that no temperature makes all of them infinite
         return LazyCategorical(_among_top(logits / _at_least_tiny(temperature, logits), top_k), validate_args=False)

@@ -1,0 +1,198 @@
+"""A hidden Markov model with neural emissions, whose discrete states are summed out exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.contexts import Context, Nothing
+from pyro_seq.emissions import Distribution, Emission, Joint, LazyCategorical, observe
+from pyro_seq.errors import UserError
+from pyro_seq.hidden_markov import HiddenMarkov, advanced, filtered, log_likelihoods
+from pyro_seq.networks import MLP, concatenate, full_precision
+from pyro_seq.sequence_model import Layout, Outcome, SequenceModel, _at, _lead
+from pyro_seq.trees import map_tensors
+
+CHUNK_ENTRIES = 2**23  # numbers that the emissions of some states at all steps may take; more states are worked on one after another
+
+
+class HMM(SequenceModel):
+    r"""z_1 ~ Categorical(pi); z_t ~ Categorical(A[z_{t-1}]); x_t ~ p(x_t | f(e[z_t])), or p(x_t | f(e[z_t], c_t)).
+
+        x_1           x_t
+         ^             ^
+         |             |
+        z_1 --------> z_t
+
+    z_t is one of `num_states` hidden states, e[k] a state's learnt embedding, f a network. Its likelihood is exact, the states summed out
+    (Rabiner 1989), so its guide is empty (`guides.no_guide`):
+
+    - layout `path`: one observed site `x`, a `HiddenMarkov`; of a named group, a site for each member.
+    - layout `steps`: sites `z_0, x_0, z_1, x_1, …`, each z_t enumerated in parallel: for `TraceEnum_ELBO(max_plate_nesting=1)`, whose
+      loss is that of `Trace_ELBO` in layout `path`, and for handlers that want the states by name.
+
+    To the tools, which run it step by step (`advance`), it has no latents: what it carries is its belief log p(z_{t+1} | x_{<=t}).
+
+    Args:
+        emission: p(x_t | features).
+        context: c_t, what the emission may look at if `autoregressive`; else it is left out.
+        num_states: S.
+        embedding_size: of a state's embedding e[k].
+        emission_sizes: hidden layers of f.
+        autoregressive: whether the emission looks at c_t as well: p(x_t | z_t, c_t).
+    """
+
+    def __init__(
+        self,
+        emission: Emission,
+        context: Context,
+        *,
+        num_states: int = 16,
+        embedding_size: int = 64,
+        emission_sizes: Sequence[int] = (),
+        autoregressive: bool = False,
+        activation: str = "relu",
+        layout: Layout = "path",
+    ) -> None:
+        super().__init__(emission, context if autoregressive else Nothing(), layout=layout)
+        if num_states < 1 or embedding_size < 1:
+            raise ValueError(f"num_states and embedding_size of an HMM must be at least 1, got {num_states} and {embedding_size}")
+        self.num_states = num_states
+        self.initial_logits = nn.Parameter(torch.zeros(num_states))
+        self.transition_logits = nn.Parameter(torch.randn(num_states, num_states))
+        self.embedding = nn.Parameter(torch.randn(num_states, embedding_size))
+        sizes = embedding_size + self.context.num_features
+        self.decoder = MLP(sizes, emission_sizes, emission.num_features, activation=activation)
+
+    def initial_carried(self, *lead: int) -> Any:
+        """log p(z_1) `[*lead, S]`."""
+        return self.initial_logits.log_softmax(-1).expand(*lead, self.num_states)
+
+    def posterior(self, batch: SequenceBatch) -> Tensor:
+        """p(z_t | x_{1:T}) `[N, T, S]`, the smoothed probabilities of the states; zero at padding."""
+        if batch.values is None:
+            raise UserError("the states' posterior needs observations, and the batch has none")
+        contexts, _ = self.seen(batch)
+        with torch.enable_grad():  # the derivative of log p(x) by log p(x_t | z_t = k) is p(z_t = k | x)
+            likelihoods = self._joint(contexts, self.emission.prepare(batch.values, batch.mask)).detach().requires_grad_()
+            steps, _ = filtered(self.state_before(batch)["carried"].detach(), self._transition().detach(), likelihoods, batch.mask)
+            return torch.autograd.grad(steps.sum(), likelihoods)[0]
+
+    def _path(self, batch: SequenceBatch) -> Outcome:
+        state, transition = self.state_before(batch), self._transition()
+        contexts, remembered = self.seen(batch)
+        observed = self.emission.prepare(batch.values, batch.mask)
+        mask, known = None if batch.is_full else batch.mask, None
+        with batch.plate():
+            for member, emission in self._members():
+                values, site = (observed, "x") if member is None else (observed[member], f"x_{member}")
+                shape = (batch.num_steps, *emission.event_shape)
+                likelihood = partial(self._likelihoods, contexts, member=member)
+                path = HiddenMarkov(state["carried"], transition, likelihood, shape, active=mask, given=known)
+                known = path.filtered(pyro.sample(site, path, obs=values))
+        assert known is not None
+        return Outcome(batch.values, None, {"context": remembered, "latent": state["latent"], "carried": self._carried(known.belief)})
+
+    def _steps(self, batch: SequenceBatch) -> Outcome:
+        state, transition = self.state_before(batch), self._transition()
+        remembered, predicted, values = state["context"], state["carried"], []
+        observed = None if batch.values is None else self.emission.prepare(batch.values, batch.mask)
+        hidden: Tensor | None = None
+        with batch.plate():
+            for t in batch.steps():
+                contexts = self.context.features(remembered, batch.inputs_at(t))
+                with batch.active(t):
+                    prior = dist.Categorical(logits=state["carried"] if hidden is None else transition[hidden])
+                    hidden = pyro.sample(f"z_{t}", prior, infer={"enumerate": "parallel"})
+                    features = self.decoder(concatenate(self.embedding[hidden], contexts))
+                    x = observe(f"x_{t}", self.emission(full_precision(features)), obs=_at(observed, t))
+                predicted, remembered = self._after(predicted, remembered, contexts, x)
+                values.append(x)
+        complete = self.emission.stack(values, batch.mask) if observed is None and values else batch.values
+        return Outcome(complete, None, {"context": remembered, "latent": state["latent"], "carried": predicted})
+
+    def advance(
+        self,
+        state: dict[str, Any],
+        inputs: Tensor | None,
+        draw_latent: Callable[[dist.Normal], Tensor],
+        draw_observation: Callable[[Distribution], Any],
+    ) -> tuple[Any, Tensor | None, dict[str, Any]]:
+        """One step: x_t is drawn from p(x_t | x_{<t}), the mixture of the states' emissions, and changes the belief.
+
+        The members of a named group are drawn given one state, which is itself drawn by the belief.
+        """
+        contexts = self.context.features(state["context"], inputs)
+        x = draw_observation(self._predictive(state["carried"], contexts))
+        predicted, remembered = self._after(state["carried"], state["context"], contexts, x)
+        return x, None, {"context": remembered, "latent": state["latent"], "carried": predicted}
+
+    def _predictive(self, predicted: Tensor, contexts: Tensor) -> Distribution:
+        """p(x_t | x_{<t}) for log p(z_t | x_{<t}) `[*lead, S]` and c_t `[*lead, C]`."""
+        if isinstance(self.emission, Joint):
+            chosen = dist.Categorical(logits=predicted).sample()
+            return self.emission(full_precision(self.decoder(concatenate(self.embedding[chosen], contexts))))
+        emissions = self.emission(self._features(contexts, slice(None)))
+        if isinstance(emissions, torch.distributions.Categorical):
+            tiny = torch.finfo(predicted.dtype).tiny
+            return LazyCategorical((predicted.exp().unsqueeze(-2) @ emissions.probs).squeeze(-2).clamp_min(tiny).log())
+        states = dist.Categorical(logits=predicted)
+        return dist.MixtureSameFamily(states, emissions.expand(torch.Size(predicted.shape)))
+
+    def _after(self, predicted: Tensor, remembered: Any, contexts: Tensor, x: Any) -> tuple[Tensor, Any]:
+        """(log p(z_{t+1} | x_{<=t}), what the context remembers after step t)."""
+        likelihood = self._joint(contexts.unsqueeze(-2), self.emission.stack([x])).squeeze(-2)
+        _, belief = advanced(predicted.double(), self._transition().double(), likelihood.double())
+        lead = _lead(self.emission, x)  # plates around the model may have added dimensions
+        remembered = map_tensors(lambda old: old.expand(*lead, *old.shape[predicted.dim() - 1 :]), remembered)
+        return self._carried(belief), self.context.observe(remembered, x)
+
+    def _transition(self) -> Tensor:
+        """log p(z_{t+1} = j | z_t = i) `[S, S]`."""
+        return self.transition_logits.log_softmax(-1)
+
+    def _carried(self, belief: Tensor) -> Tensor:
+        return belief.to(self.initial_logits.dtype)
+
+    def _members(self) -> list[tuple[str | None, Emission]]:
+        """The emission, or those of a named group by name."""
+        return list(self.emission.emissions.items()) if isinstance(self.emission, Joint) else [(None, self.emission)]
+
+    def _features(self, contexts: Tensor, states: slice) -> Tensor:
+        """The features of some states' emissions: `[S, F]`, or `[*lead, S, F]` where they depend on contexts `[*lead, C]`."""
+        embedding = self.embedding[states]
+        return full_precision(self.decoder(concatenate(embedding, contexts.unsqueeze(-2)) if contexts.shape[-1] else embedding))
+
+    def _joint(self, contexts: Tensor, values: Any) -> Tensor:
+        """log p(x_t | z_t) `[*lead, S]`, of all members of a named group."""
+        parts = [self._likelihoods(contexts, values if member is None else values[member], member=member) for member, _ in self._members()]
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+    def _likelihoods(self, contexts: Tensor, values: Tensor, *, member: str | None) -> Tensor:
+        """log p(x_t | z_t) `[*lead, S]` of observations `[*lead, *event]` (of one member of a group), for contexts `[*lead, C]`.
+
+        In chunks of states, whose emissions are computed again for the gradient instead of kept, where they would take much memory.
+        """
+        emission = dict(self._members())[member]
+        numbers = emission.num_features if contexts.shape[-1] else prod(emission.event_shape)
+        lead = values.shape[: values.dim() - len(emission.event_shape)]
+        size = max(1, CHUNK_ENTRIES // max(1, lead.numel() * numbers))
+
+        def chunk(start: int) -> Tensor:
+            distribution = self.emission(self._features(contexts, slice(start, start + size)))
+            return log_likelihoods(distribution if member is None else distribution[member], values)
+
+        if size >= self.num_states:
+            return chunk(0)
+        starts = range(0, self.num_states, size)
+        recompute = torch.is_grad_enabled()
+        return torch.cat([checkpoint(chunk, start, use_reentrant=False) if recompute else chunk(start) for start in starts], -1)
