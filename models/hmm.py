@@ -19,8 +19,7 @@ from pyro_seq.emissions import Distribution, Emission, Joint, LazyCategorical, o
 from pyro_seq.errors import UserError
 from pyro_seq.hidden_markov import HiddenMarkov, advanced, filtered, log_likelihoods
 from pyro_seq.networks import MLP, concatenate, full_precision
-from pyro_seq.sequence_model import Layout, Outcome, SequenceModel, _at, _lead
-from pyro_seq.trees import map_tensors
+from pyro_seq.sequence_model import Layout, Outcome, SequenceModel, observations, widened
 
 CHUNK_ENTRIES = 2**23  # numbers that the emissions of some states at all steps may take; more states are worked on one after another
 
@@ -104,21 +103,21 @@ class HMM(SequenceModel):
 
     def _steps(self, batch: SequenceBatch) -> Outcome:
         state, transition = self.state_before(batch), self._transition()
-        remembered, predicted, values = state["context"], state["carried"], []
-        observed = None if batch.values is None else self.emission.prepare(batch.values, batch.mask)
+        first = state["carried"]
+        observed, values = observations(self, batch), []
         hidden: Tensor | None = None
         with batch.plate():
             for t in batch.steps():
-                contexts = self.context.features(remembered, batch.inputs_at(t))
+                contexts = self.context.features(state["context"], batch.inputs_at(t))
                 with batch.active(t):
-                    prior = dist.Categorical(logits=state["carried"] if hidden is None else transition[hidden])
+                    prior = dist.Categorical(logits=first if hidden is None else transition[hidden])
                     hidden = pyro.sample(f"z_{t}", prior, infer={"enumerate": "parallel"})
                     features = self.decoder(concatenate(self.embedding[hidden], contexts))
-                    x = observe(f"x_{t}", self.emission(full_precision(features)), obs=_at(observed, t))
-                predicted, remembered = self._after(predicted, remembered, contexts, x)
+                    x = observe(f"x_{t}", self.emission(full_precision(features)), obs=observed[t])
+                state = self._after(state, contexts, x)
                 values.append(x)
-        complete = self.emission.stack(values, batch.mask) if observed is None and values else batch.values
-        return Outcome(complete, None, {"context": remembered, "latent": state["latent"], "carried": predicted})
+        sampled = values and (batch.values is None or batch.missing)
+        return Outcome(self.emission.stack(values, batch.mask) if sampled else batch.values, None, state)
 
     def advance(
         self,
@@ -133,8 +132,7 @@ class HMM(SequenceModel):
         """
         contexts = self.context.features(state["context"], inputs)
         x = draw_observation(self._predictive(state["carried"], contexts))
-        predicted, remembered = self._after(state["carried"], state["context"], contexts, x)
-        return x, None, {"context": remembered, "latent": state["latent"], "carried": predicted}
+        return x, None, self._after(state, contexts, x)
 
     def _predictive(self, predicted: Tensor, contexts: Tensor) -> Distribution:
         """p(x_t | x_{<t}) for log p(z_t | x_{<t}) `[*lead, S]` and c_t `[*lead, C]`."""
@@ -148,13 +146,12 @@ class HMM(SequenceModel):
         states = dist.Categorical(logits=predicted)
         return dist.MixtureSameFamily(states, emissions.expand(torch.Size(predicted.shape)))
 
-    def _after(self, predicted: Tensor, remembered: Any, contexts: Tensor, x: Any) -> tuple[Tensor, Any]:
-        """(log p(z_{t+1} | x_{<=t}), what the context remembers after step t)."""
+    def _after(self, state: dict[str, Any], contexts: Tensor, x: Any) -> dict[str, Any]:
+        """The state after step t."""
         likelihood = self._joint(contexts.unsqueeze(-2), self.emission.stack([x])).squeeze(-2)
-        _, belief = advanced(predicted.double(), self._transition().double(), likelihood.double())
-        lead = _lead(self.emission, x)  # plates around the model may have added dimensions
-        remembered = map_tensors(lambda old: old.expand(*lead, *old.shape[predicted.dim() - 1 :]), remembered)
-        return self._carried(belief), self.context.observe(remembered, x)
+        _, belief = advanced(state["carried"].double(), self._transition().double(), likelihood.double())
+        remembered, latent = widened(self, x, state["context"], state["latent"])
+        return {"context": self.context.observe(remembered, x), "latent": latent, "carried": self._carried(belief)}
 
     def _transition(self) -> Tensor:
         """log p(z_{t+1} = j | z_t = i) `[S, S]`."""

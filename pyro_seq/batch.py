@@ -53,6 +53,7 @@ class SequenceBatch:
             raise UserError(f"lengths of a SequenceBatch must lie in 0…{self.num_steps}, got {shortest}…{longest}")
         self.is_full = shortest == self.num_steps
         self.state = state
+        self.missing: frozenset[int] = frozenset()
         self._memo: dict[Hashable, Any] | None = None
         self._mask = torch.arange(self.num_steps, device=self.lengths.device) < self.lengths.unsqueeze(-1)
         self.inputs = None if inputs is None else self._cleaned("inputs", inputs)
@@ -88,7 +89,8 @@ class SequenceBatch:
 
     def __repr__(self) -> str:
         values = {name: list(tensor.shape) for name, tensor in _named_values(self.values).items()} or "to be sampled"
-        return f"SequenceBatch({len(self)} sequences, {self.num_steps} steps, {values})"
+        missing = f", {len(self.missing)} steps missing" if self.missing else ""
+        return f"SequenceBatch({len(self)} sequences, {self.num_steps} steps{missing}, {values})"
 
     # what a model and a guide say at each step
 
@@ -122,7 +124,7 @@ class SequenceBatch:
 
     def at(self, t: int) -> Any:
         """The observations of step `t`, `[N, *event]` (a dict of such for a named group), or `None` when they are to be sampled."""
-        return None if self.values is None else map_tensors(lambda value: value[:, t], self.values)
+        return None if self.values is None or t in self.missing else map_tensors(lambda value: value[:, t], self.values)
 
     def inputs_at(self, t: int) -> Tensor | None:
         """The side inputs of step `t`, `[N, C]`."""
@@ -174,6 +176,42 @@ class SequenceBatch:
         batch = copy(self)
         batch.values, batch._memo = None, None
         return batch
+
+    def with_missing(self, steps: Iterable[int]) -> SequenceBatch:
+        """The same batch with the observations of some steps, of all its sequences, left to be sampled: `at(t)` is `None` there.
+
+        What stood there is zeroed, so that a guide, which may look at all `values`, sees nothing of it.
+        """
+        batch = copy(self)
+        batch.missing = self.missing | {int(t) for t in steps}
+        if wrong := [t for t in batch.missing if not 0 <= t < self.num_steps]:
+            raise UserError(f"missing steps of a SequenceBatch must lie in 0…{self.num_steps - 1}, got {sorted(wrong)[0]}")
+        if self.values is not None and batch.missing:
+            index = torch.tensor(sorted(batch.missing), device=self.device)
+            batch.values = map_tensors(lambda value: value.index_fill(1, index, 0), self.values)
+        batch._memo = None
+        return batch
+
+    def continued(self, num_steps: int, inputs: Tensor | None = None) -> SequenceBatch:
+        """The same sequences followed by `num_steps` steps to be sampled, with side inputs `[N, num_steps, C]` if the batch has any.
+
+        Raises `UserError` for sequences of unequal length, which have no one step to go on from.
+        """
+        if self.values is None or not self.is_full:
+            raise UserError(f"sequences to be continued must be observed and of equal length, got {self.lengths.tolist()} of {self!r}")
+        if num_steps < 0:
+            raise UserError(f"the number of steps to sample must be at least 0, got {num_steps}")
+        if (inputs is None) != (self.inputs is None) or (inputs is not None and inputs.shape[1] != num_steps):
+            got = "none" if inputs is None else f"inputs of {inputs.shape[1]} steps"
+            had = "no inputs" if self.inputs is None else "inputs"
+            raise UserError(f"a batch with {had} is continued by {num_steps} steps with the like, got {got}")
+
+        def extended(value: Tensor) -> Tensor:
+            return torch.cat([value, value.new_zeros(len(self), num_steps, *value.shape[2:])], 1)
+
+        joined = None if inputs is None or self.inputs is None else torch.cat([self.inputs, inputs], 1)
+        batch = SequenceBatch(map_tensors(extended, self.values), inputs=joined, state=self.state)
+        return batch.with_missing({*self.missing, *range(self.num_steps, batch.num_steps)})
 
     def with_state(self, state: Any) -> SequenceBatch:
         """The same batch, preceded by what led to `state`."""

@@ -62,7 +62,8 @@ class Emission(nn.Module):
     def stack(self, observations: Sequence[Any], mask: Tensor | None = None) -> Any:
         """The observations of T steps `[*lead, *event]` as one sequence `[*lead, T, *event]`, zero where the mask is `False`."""
         events = len(self.event_shape)
-        values = torch.stack(list(observations), observations[0].dim() - events)
+        steps = torch.broadcast_tensors(*observations)  # those observed lack the dimensions that plates have added to those sampled
+        values = torch.stack(steps, steps[0].dim() - events)
         return values if mask is None else torch.where(mask[(..., *(None,) * events)], values, values.new_zeros(()))
 
 

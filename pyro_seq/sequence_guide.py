@@ -13,7 +13,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions import FlowPath, RecurrentPath, Sampler
 from pyro_seq.errors import UserError
 from pyro_seq.networks import full_precision, same_features
-from pyro_seq.sequence_model import Outcome, SequenceModel
+from pyro_seq.sequence_model import Outcome, SequenceModel, in_one_path
 
 
 class SequenceGuide(nn.Module):
@@ -87,7 +87,7 @@ class SequenceGuide(nn.Module):
         gathered, carried = self.gather(batch, state["carried"])
         evidence = tuple(full_precision(part) for part in gathered)  # a chain of many steps, each of little work
         with batch.plate(), same_features(self.model):  # whose recurrence `unroll` may run, step by step
-            run = self._path if self.model.layout == "path" and batch.num_steps else self._steps
+            run = self._path if in_one_path(self.model, batch) else self._steps
             latents = run(batch, evidence, state["latent"])
         return Outcome(None, latents, {"latent": batch.last(latents, state["latent"]), "carried": carried})
 

@@ -102,7 +102,7 @@ class SequenceModel(nn.Module):
     def forward(self, batch: SequenceBatch) -> Outcome:
         """The Pyro model p(x, z) of the batch."""
         pyro.module(type(self).__name__, self)
-        return self._path(batch) if self.layout == "path" and batch.values is not None and batch.num_steps else self._steps(batch)
+        return self._path(batch) if in_one_path(self, batch) else self._steps(batch)
 
     def seen(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
         """(c_{1:T} `[N, T, C]`, the context's state after the last step), given the batch's observations."""
@@ -150,15 +150,15 @@ class SequenceModel(nn.Module):
         state = self.state_before(batch)
         values: list[Any] = []
         latents: list[Any] = []
-        observed = None if batch.values is None else self.emission.prepare(batch.values, batch.mask)
+        observed = observations(self, batch)
         complete = batch.values
         with batch.plate(), same_features(self):
             for t in batch.steps():
                 with batch.active(t):
-                    x, z, state = self._step(t, state, batch.inputs_at(t), _at(observed, t))
+                    x, z, state = self._step(t, state, batch.inputs_at(t), observed[t])
                 values.append(x)
                 latents.append(z)
-        if observed is None and values:
+        if values and (batch.values is None or batch.missing):
             complete = self.emission.stack(values, batch.mask)
         return Outcome(complete, torch.stack(latents, -2) if self.latent_size and latents else None, state)
 
@@ -185,13 +185,33 @@ class SequenceModel(nn.Module):
         latent = draw_latent(self.transition(h.squeeze(-2), state["latent"])) if self.latent_size else None
         features, carried = self.decode(h, None if latent is None else latent.unsqueeze(-2), carried)
         x = draw_observation(self.emission(full_precision(features).squeeze(-2)))
-        remembered, before = state["context"], state["latent"]
-        lead = _lead(self.emission, x)
-        if len(lead) >= before.dim():  # plates around the model have added dimensions to x, so what is remembered gets them too
-            own = before.dim() - 1
-            remembered, before = map_tensors(lambda old: old.expand(*lead, *old.shape[own:]), (remembered, before))
+        remembered, before = widened(self, x, state["context"], state["latent"])
         after = {"context": self.context.observe(remembered, x), "latent": before if latent is None else latent, "carried": carried}
         return x, latent, after
+
+
+def in_one_path(model: SequenceModel, batch: SequenceBatch) -> bool:
+    """Whether a batch runs as one path: with anything left to be sampled, there is nothing to teacher-force, and it runs in steps."""
+    return model.layout == "path" and batch.values is not None and batch.num_steps > 0 and not batch.missing
+
+
+def observations(model: SequenceModel, batch: SequenceBatch) -> list[Any]:
+    """The observations of each step `[N, *event]` as the model's emission takes them, `None` where they are to be sampled."""
+    if batch.values is None:
+        return [None] * batch.num_steps
+    mask = batch.mask.clone()
+    mask[:, sorted(batch.missing)] = False
+    prepared = model.emission.prepare(batch.values, mask)
+    return [None if t in batch.missing else map_tensors(lambda x, t=t: x[:, t], prepared) for t in range(batch.num_steps)]
+
+
+def widened(model: SequenceModel, x: Any, remembered: Any, latent: Tensor) -> tuple[Any, Tensor]:
+    """What a step remembers, with the batch dimensions that plates around the model have added to x, so that it can remember x as well."""
+    lead = _lead(model.emission, x)
+    if len(lead) < 2:
+        return remembered, latent
+    remembered = map_tensors(lambda old, one: old.expand(*lead, *old.shape[old.dim() - one.dim() :]), remembered, model.context.initial())
+    return remembered, latent if latent.dim() > len(lead) else latent.expand(*lead, latent.shape[-1])
 
 
 def _lead(emission: Any, x: Any) -> torch.Size:
@@ -200,8 +220,3 @@ def _lead(emission: Any, x: Any) -> torch.Size:
         name, x = next(iter(x.items()))
         emission = emission.emissions[name]
     return x.shape[: x.dim() - len(emission.event_shape)]
-
-
-def _at(values: Any, t: int) -> Any:
-    """The observations of step t `[N, *event]` of `[N, T, *event]`, `None` of `None`."""
-    return map_tensors(lambda x: x[:, t], values)
