@@ -15,13 +15,15 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import data_file, machine, report
 
-from pyro_seq.domains.text import TextSettings, evaluate, load
+from pyro_seq.domains.text import evaluate, load, text_settings
 from pyro_seq.domains.text_runs import PRESETS, begin
-from pyro_seq.settings import override, parse_words
+from pyro_seq.pair_settings import Layer
+from pyro_seq.settings import parse_words
 
 TRAIN_CHARACTERS = 1_003_854
 BARS = {"default": 1.54, "best": 1.47}
@@ -38,10 +40,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     text = data_file("text/tinyshakespeare.txt").read_text(encoding="utf-8")
-    settings = override(TextSettings(), PRESETS[arguments.preset], arguments.preset)
     minutes = arguments.minutes or (5.0 if arguments.preset == "default" else None)
-    changes = {"model.kind": arguments.model or settings.model.kind, "training.max_minutes": minutes}
-    settings = override(settings, changes | parse_words(arguments.words), "--set")
+    changes: dict[str, Any] = {"training.max_minutes": minutes} | ({"model.kind": arguments.model} if arguments.model else {})
+    settings = text_settings(Layer(PRESETS[arguments.preset], lenient=True), changes, parse_words(arguments.words))
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         train, valid = Path(folder) / "train.txt", Path(folder) / "valid.txt"

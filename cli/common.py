@@ -39,6 +39,11 @@ DEVICE = click.option(
     metavar="auto|cpu|cuda",
     help="Where to compute; auto takes a GPU if there is one.",
 )
+PAIR = click.option(
+    "--pair",
+    metavar="SPEC",
+    help="A pair of your own, path/to/file.py:attribute or module:attribute; its code is run.",
+)
 
 
 def training_options(command: F) -> F:
@@ -87,6 +92,11 @@ def resumable(run_dir: Path, how: str) -> Iterator[None]:
         else:
             click.echo("pyroseq: stopped before the run had begun", err=True)
         raise click.exceptions.Exit(128 + number) from None
+
+
+def pair_words(pair: str | None) -> str:
+    """The option --pair as a shell takes it, after a space; empty if it was not given."""
+    return "" if pair is None else f" --pair {shlex.quote(pair)}"
 
 
 def quoted(path: Path) -> str:

@@ -12,7 +12,19 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import DEVICE, FILE, SEED, given_options, pick_device, quoted, resumable, run_dir_option, training_options
+from pyro_seq.cli.common import (
+    DEVICE,
+    FILE,
+    PAIR,
+    SEED,
+    given_options,
+    pair_words,
+    pick_device,
+    quoted,
+    resumable,
+    run_dir_option,
+    training_options,
+)
 
 if TYPE_CHECKING:
     from pyro_seq.domains.text import TextScore, TextSettings
@@ -37,7 +49,8 @@ def text() -> None:
     help="How much of the training corpus, at its end, is kept for validation.",
 )
 @click.option("--vocab-corpus", type=FILE, metavar="F", help="The text whose characters make the vocabulary; else the training corpus.")
-@click.option("--model", metavar="rnn|iseq|srnn", help="Which pair (model.kind).")
+@click.option("--model", metavar="NAME", help="Which pair (model.kind), of those that `pyroseq pairs list` shows.")
+@PAIR
 @click.option("--preset", metavar="NAME", help="Bundled settings to start from: default, best, quick.")
 @training_options
 def train(
@@ -66,6 +79,7 @@ def train(
 
         click.echo(to_toml(resolve(**settings)))
         return
+    pair = settings["pair"]
     if run_dir is None:
         raise click.UsageError("--run-dir is missing: the folder to keep the run in", click.get_current_context())
     if train_corpus is None and not resume:
@@ -79,48 +93,52 @@ def train(
     if print_config:
         from pyro_seq.settings import to_toml
 
-        click.echo(to_toml(settings_of(run_dir, changes, fixed=fixed)))
+        click.echo(to_toml(settings_of(run_dir, changes, fixed=fixed, pair=pair)))
         return
-    where = f"--run-dir {quoted(run_dir)}" + (f" --device {device}" if device != "auto" else "")
+    where = f"--run-dir {quoted(run_dir)}" + (f" --device {device}" if device != "auto" else "") + pair_words(pair)
     with resumable(run_dir, f"pyroseq text train {where} --resume"):
         options = {"device": pick_device(device), "quiet": quiet}
         if resume:
-            trained = go_on(run_dir, changes, fixed=fixed, corpus=train_corpus, valid=valid_corpus, **options)
+            trained = go_on(run_dir, changes, fixed=fixed, corpus=train_corpus, valid=valid_corpus, pair=pair, **options)
         else:
             corpora = {"train": train_corpus, "valid": valid_corpus, "valid_fraction": valid_fraction, "vocabulary_from": vocab_corpus}
             trained = begin(run_dir, resolve(**settings), corpora, seed=seed, **options)
     if not quiet:
         click.echo(f"done after {trained.step:,} steps; the run is in {run_dir}", err=True)
-        click.echo(f"next: pyroseq text generate --run-dir {quoted(run_dir)}", err=True)
+        click.echo(f"next: pyroseq text generate --run-dir {quoted(run_dir)}{pair_words(pair)}", err=True)
 
 
 def resolve(
     config: Path | None = None,
     words: tuple[str, ...] = (),
     model: str | None = None,
+    pair: str | None = None,
     preset: str | None = None,
     num_steps: int | None = None,
     max_minutes: float | None = None,
 ) -> TextSettings:
-    """The settings that the options describe."""
-    from pyro_seq.domains.text import TextSettings
+    """The settings that the options describe; raises `UserError` for those that do not go together."""
+    from pyro_seq.domains.text import text_settings
     from pyro_seq.domains.text_runs import PRESETS
     from pyro_seq.errors import UserError, did_you_mean
-    from pyro_seq.settings import override, parse_words, read_file
+    from pyro_seq.pair_settings import Layer
+    from pyro_seq.settings import parse_words, read_file
 
-    settings = TextSettings()
+    layers = []
     if preset is not None:
         if preset not in PRESETS:
             raise UserError(f"unknown preset {preset!r}{did_you_mean(preset, PRESETS)}")
-        settings = override(settings, PRESETS[preset], f"preset {preset}")
+        layers.append(Layer(PRESETS[preset], f"preset {preset}", lenient=True))
     if config is not None:
-        settings = override(settings, read_file(config), str(config))
-    options = {"model.kind": model, "training.num_steps": num_steps, "training.max_minutes": max_minutes}
-    names = {"model.kind": "--model", "training.num_steps": "--num-steps", "training.max_minutes": "--max-minutes"}
-    for name, value in options.items():
-        if value is not None:
-            settings = override(settings, {name: value}, names[name])
-    return override(settings, parse_words(words), "--set")
+        layers.append(Layer(read_file(config), str(config), trusted=False))
+    if model is not None and ":" in model:
+        raise UserError(f"--model takes the name of a pair; one of your own is named by --pair {model}")
+    if model is not None and pair is not None:
+        raise UserError("--model and --pair exclude each other: both say which pair")
+    options: dict[str, tuple[str, Any]] = {"--model": ("model.kind", model), "--pair": ("model.kind", pair)}
+    options |= {"--num-steps": ("training.num_steps", num_steps), "--max-minutes": ("training.max_minutes", max_minutes)}
+    layers += [Layer({name: value}, option) for option, (name, value) in options.items() if value is not None]
+    return text_settings(*layers, Layer(parse_words(words), "--set"))
 
 
 @text.command()
@@ -142,6 +160,7 @@ def resolve(
 @click.option("--json", "as_json", is_flag=True, help="Each sample as a JSON string on a line of its own.")
 @SEED
 @DEVICE
+@PAIR
 def generate(
     run_dir: Path,
     length: int,
@@ -152,6 +171,7 @@ def generate(
     as_json: bool,
     seed: int,
     device: str,
+    pair: str | None,
 ) -> None:
     """Write new text, or continue a prompt."""
     import torch
@@ -159,7 +179,7 @@ def generate(
     from pyro_seq.domains.text import generate as generate_text
     from pyro_seq.domains.text import load
 
-    loaded = load(run_dir, pick_device(device))
+    loaded = load(run_dir, pick_device(device), pair=pair)
     torch.manual_seed(seed)
     samples = generate_text(loaded, length=length, num_samples=num_samples, prompt=prompt, temperature=temperature, top_k=top_k)
     shown = prompt.encode(errors="surrogateescape").decode(errors="replace")  # where it was not UTF-8, at level byte
@@ -187,14 +207,24 @@ def generate(
 @click.option("--per-character", type=FILE, metavar="FILE", help="Write each symbol with its nats to a file (- for standard output).")
 @SEED
 @DEVICE
-def evaluate(run_dir: Path, eval_corpus: Path, samples: int, as_json: bool, per_character: Path | None, seed: int, device: str) -> None:
+@PAIR
+def evaluate(
+    run_dir: Path,
+    eval_corpus: Path,
+    samples: int,
+    as_json: bool,
+    per_character: Path | None,
+    seed: int,
+    device: str,
+    pair: str | None,
+) -> None:
     """Learn how likely a text is: log-likelihood in nats, nats and bits per character, perplexity."""
     import torch
 
     from pyro_seq.domains.text import evaluate as evaluate_text
     from pyro_seq.domains.text import load
 
-    loaded = load(run_dir, pick_device(device))
+    loaded = load(run_dir, pick_device(device), pair=pair)
     torch.manual_seed(seed)
     if per_character is None:
         scored = evaluate_text(loaded, eval_corpus, samples=samples)

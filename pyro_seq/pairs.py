@@ -1,43 +1,26 @@
-"""The shipped pairs by name, made of a domain's parts and one table of hyper-parameters."""
+"""A pair made of a program's parts and of its own settings, whoever wrote it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+from pyro import poutine
+
+from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context
 from pyro_seq.emissions import Emission
 from pyro_seq.encoders import Encoder
-from pyro_seq.errors import did_you_mean
-from pyro_seq.guides import ISEQGuide, SRNNGuide
-from pyro_seq.models import ISEQ, RNN, SRNN
-from pyro_seq.networks import ACTIVATIONS, POSITIVE
+from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
-from pyro_seq.recurrence import KINDS
+from pyro_seq.pair_settings import model_settings, parameters_of
+from pyro_seq.recipes import Recipe, find_recipe
+from pyro_seq.sampling import draw
 from pyro_seq.sequence_model import SequenceModel
-from pyro_seq.settings import above, between, described, one_of
 
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """Which pair, and how large."""
-
-    kind: str = one_of(("rnn", "iseq", "srnn"), "rnn", "rnn: no latents; iseq: latents independent over time; srnn: a chain of latents")
-    cell: str = one_of(sorted(KINDS), "lstm", "recurrent cell")
-    hidden_size: int = between(1, 65_536, 512, "units of each recurrent layer")
-    num_layers: int = between(1, 64, 1, "recurrent layers")
-    dropout: float = between(0, 0.99, 0.0, "dropout between recurrent layers, in training")
-    input_dropout: float = between(0, 0.99, 0.2, "dropout on what the recurrences see, the same features at all steps of a sequence")
-    output_dropout: float = between(0, 0.99, 0.4, "dropout on what the model's recurrence gives, likewise")
-    decoder_sizes: tuple[int, ...] = between(1, 65_536, (), "hidden layers between the recurrence and the emission")
-    latent_size: int = between(1, 65_536, 16, "size of z_t")
-    latent_sizes: tuple[int, ...] = between(1, 65_536, (64,), "hidden layers of the networks of z_t's prior and posterior")
-    residual: bool = described(True, "srnn: the posterior's mean is the prior's plus a correction")
-    activation: str = one_of(sorted(ACTIVATIONS), "relu", "of hidden layers")
-    positive: str = one_of(sorted(POSITIVE), "softplus", "how scales are kept positive")
-    epsilon: float = above(0, 1e-4, "the smallest scale")
-    layout: str = one_of(("path", "steps"), "path", "path: one site for all steps, fast; steps: a site for each, as in Pyro's examples")
+__all__ = ["Parts", "Recipe", "carries_state", "find_recipe", "make_pair", "model_settings"]
 
 
 @dataclass(frozen=True)
@@ -56,42 +39,84 @@ class Parts:
     context: Callable[[Encoder], Context]
     num_inputs: int = 0
 
-
-def make_pair(settings: ModelSettings, parts: Parts) -> Pair:
-    """The pair of `settings.kind` with new weights; raises `ValueError` for an unknown kind."""
-    makers = {"rnn": _rnn, "iseq": _iseq, "srnn": _srnn}
-    if settings.kind not in makers:
-        raise ValueError(f"unknown pair {settings.kind!r}{did_you_mean(settings.kind, makers)}")
-    context = parts.context(parts.encoder())
-    return makers[settings.kind](settings, parts, context)
+    def example(self, lengths: Sequence[int] = (3, 3)) -> SequenceBatch:
+        """A batch of sequences as the emission draws them where all features are zero, side inputs being zero too."""
+        n, steps = len(lengths), max(lengths)
+        with torch.no_grad():
+            values = draw(self.emission(torch.zeros(n, steps, self.emission.num_features)))
+        return SequenceBatch(values, list(lengths), inputs=torch.zeros(n, steps, self.num_inputs) if self.num_inputs else None)
 
 
-def _common(s: ModelSettings) -> dict[str, Any]:
-    """What recurrences of models and guides share."""
-    sizes = {"cell": s.cell, "hidden_size": s.hidden_size, "num_layers": s.num_layers}
-    return sizes | {"dropout": s.dropout, "input_dropout": s.input_dropout, "activation": s.activation}
+def make_pair(settings: Any, parts: Parts) -> Pair:
+    """The pair that `model_settings` describes, with new weights.
+
+    What makes it is called with those of the parts that it names as parameters (`emission`, `encoder`, `context`, `num_inputs`) and
+    with its settings. It returns a model, or a model and a guide. A model that comes alone is given no guide if it has no latents,
+    and an `AutoSequenceGuide` if it has. Pairs that are not shipped are run once, on an example, so that parameters which
+    are made by a first call exist.
+
+    Raises `UserError` where code that is not ours fails, or returns something else.
+    """
+    recipe: Recipe = settings._recipe
+    values = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "kind"}
+    with recipe.explained("could not be made"):
+        made = _call(recipe, recipe.maker, values, parts)
+    if recipe.guide is not None:
+        return Pair(made, _call(recipe, recipe.guide, values | {"model": made}, parts))
+    if recipe.shipped:
+        return Pair(made)
+    sides = made if isinstance(made, tuple) else (made,)
+    if len(sides) not in (1, 2) or not all(callable(side) for side in sides):
+        what = f"({', '.join(type(side).__name__ for side in made)})" if isinstance(made, tuple) else type(made).__name__
+        wanted = "a model, or a model and a guide, callables on a SequenceBatch"
+        raise UserError(f"the pair {recipe.kind!r}: what makes it must return {wanted}, and returned {what}")
+    with recipe.explained("fails on a first batch"):
+        return _run_once(Pair(*sides), parts.example(), alone=len(sides) == 1)
 
 
-def _latents(s: ModelSettings) -> dict[str, Any]:
-    """What networks of latents share."""
-    return {"latent_sizes": s.latent_sizes, "positive": s.positive, "epsilon": s.epsilon}
+def _call(recipe: Recipe, function: Callable[..., Any], values: Mapping[str, Any], parts: Parts) -> Any:
+    """A maker called with what it names of settings and parts; encoder and context are made for it."""
+    makers: dict[str, Callable[[], Any]] = {
+        "emission": lambda: parts.emission,
+        "context": lambda: parts.context(parts.encoder()),
+        "encoder": parts.encoder,
+        "num_inputs": lambda: parts.num_inputs,
+    }
+    named = parameters_of(function, recipe)
+    given = {name: values[name] for name in named if name in values}
+    return function(**given, **{name: make() for name, make in makers.items() if name in named and name not in given})
 
 
-def _model(kind: type[SequenceModel], s: ModelSettings, parts: Parts, context: Context, **more: Any) -> Any:
-    options: dict[str, Any] = {"decoder_sizes": s.decoder_sizes, "output_dropout": s.output_dropout, "layout": s.layout} | _common(s) | more
-    return kind(parts.emission, context, **options)
+def _run_once(pair: Pair, batch: SequenceBatch, *, alone: bool) -> Pair:
+    """The pair after a first run, with a guide made for its model if that came alone and has latents."""
+    with pair.scope(), pair.evaluating(), torch.no_grad():
+        guided = poutine.trace(pair.guide).get_trace(batch)
+        trace = poutine.trace(poutine.replay(pair.model, trace=guided)).get_trace(batch)
+    if not alone or not any(_is_latent(site) for site in trace.nodes.values()):
+        return pair
+    from pyro_seq.guides.auto import AutoSequenceGuide
+
+    guide = AutoSequenceGuide(pair.model)
+    with pair.scope(), pair.evaluating():
+        guide.prepare(batch)
+    pair.guide = guide
+    return pair
 
 
-def _rnn(s: ModelSettings, parts: Parts, context: Context) -> Pair:
-    return Pair(_model(RNN, s, parts, context))
+def _is_latent(site: Any) -> bool:
+    """Whether a site of a model's trace is something to infer."""
+    sampled = site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
+    return sampled and not site["infer"].get("_deterministic")
 
 
-def _iseq(s: ModelSettings, parts: Parts, context: Context) -> Pair:
-    model = _model(ISEQ, s, parts, context, latent_size=s.latent_size)
-    return Pair(model, ISEQGuide(model, parts.encoder(), num_inputs=parts.num_inputs, **_common(s), **_latents(s)))
+def carries_state(pair: Pair, batch: SequenceBatch) -> bool:
+    """Whether a window of a sequence can start from the state that the one before ended in, as a model's `Outcome` says of this batch.
 
-
-def _srnn(s: ModelSettings, parts: Parts, context: Context) -> Pair:
-    model = _model(SRNN, s, parts, context, latent_size=s.latent_size, **_latents(s))
-    options = {"num_inputs": parts.num_inputs, "residual": s.residual} | _common(s) | _latents(s)
-    return Pair(model, SRNNGuide(model, parts.encoder(), **options))
+    Leaves the random state as it is.
+    """
+    if isinstance(pair.model, SequenceModel):
+        return True
+    with pair.scope(), pair.evaluating(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        guided = poutine.trace(pair.guide).get_trace(batch)
+        outcome = poutine.replay(pair.model, trace=guided)(batch)
+    return getattr(outcome, "state", None) is not None

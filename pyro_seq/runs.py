@@ -34,7 +34,7 @@ from torch import Tensor
 from pyro_seq.errors import UserError
 from pyro_seq.trees import flatten, unflatten
 
-FORMAT = 1
+FORMAT = 2  # 2: settings of the model are those that its pair takes
 MAX_JSON_BYTES = 16 * 2**20  # a vocabulary of all of Unicode takes 13 MiB
 WRITING = ".writing-"
 METADATA = "pyro_seq"
@@ -105,7 +105,7 @@ class RunFolder:
             raise
 
     def settings(self) -> dict[str, Any]:
-        """The settings of the run; raises `UserError` if the folder is missing, of another kind or from a newer version."""
+        """The settings of the run; raises `UserError` if the folder is missing, of another kind or from another version."""
         if not self.path.is_dir():
             what = "it is a file" if self.path.exists() else "there is nothing"
             raise UserError(f"no run folder at {self.path}: {what}")
@@ -119,6 +119,9 @@ class RunFolder:
             raise UserError(f"{self.path} was written by a newer version of pyro_seq (format {version}, this one reads {FORMAT})")
         if kind != self.kind:
             raise UserError(f"{self.path} holds a run of kind {kind!r}, not {self.kind!r}")
+        if version < FORMAT:
+            was = f"was written by an older version of pyro_seq (format {version}, this one reads {FORMAT})"
+            raise UserError(f"{self.path} {was}: train anew")
         return run["settings"]
 
     def read_json(self, name: str) -> dict[str, Any]:

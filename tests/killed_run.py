@@ -25,9 +25,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pyro_seq import runs
-from pyro_seq.domains.text import TextSettings
+from pyro_seq.domains.text import text_settings
 from pyro_seq.domains.text_runs import begin, go_on
-from pyro_seq.settings import override
+from pyro_seq.pair_settings import Layer
 
 TEXT = "the cat sat on the mat; the dog sat on the log. " * 40
 SMALL: dict[str, Any] = {
@@ -52,7 +52,9 @@ def train(folder: Path, corpus: Path, changes: dict[str, Any]) -> None:
     if (folder / "run.json").exists():
         go_on(folder, {}, device="cpu", quiet=True)
     else:
-        begin(folder, override(TextSettings(), changes, ""), {"train": corpus, "valid_fraction": 0.1}, seed=1, device="cpu", quiet=True)
+        begin(
+            folder, text_settings(Layer(changes, lenient=True)), {"train": corpus, "valid_fraction": 0.1}, seed=1, device="cpu", quiet=True
+        )
 
 
 def import_early() -> None:

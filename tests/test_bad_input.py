@@ -109,7 +109,7 @@ def test_text_to_score(tmp_path: Path, spoilt: Path, refused: Callable[..., str]
         (["text", "train", "--valid-fraction", "nan"], "the fraction kept for validation must lie in [0, 1)"),
         (["text", "train", "--seed", -1], "Invalid value for '--seed'"),
         (["text", "train", "--seed", 2**63], "Invalid value for '--seed'"),
-        (["text", "train", "--model", "rmn"], "--model: model.kind must be one of rnn, iseq, srnn, got 'rmn'; did you mean 'rnn'?"),
+        (["text", "train", "--model", "rmn"], "--model: unknown pair 'rmn'; did you mean 'rnn'?"),
         (["text", "train", "--preset", "bets"], "unknown preset 'bets'; did you mean 'best'?"),
         (["text", "train", "--device", "gpu"], "--device must be auto, cpu, cuda"),
         (["text", "train", "--device", "meta"], "--device must be auto, cpu, cuda"),

@@ -19,7 +19,7 @@ from pyro_seq.emissions import Normal
 from pyro_seq.encoders import Flatten
 from pyro_seq.guides import SRNNGuide, no_guide
 from pyro_seq.models import SRNN
-from pyro_seq.pairs import ModelSettings, Parts, make_pair
+from pyro_seq.pairs import Parts, make_pair, model_settings
 
 LAYOUTS = ("path", "steps")
 GUIDES = ("iseq", "srnn", "srnn_plain")
@@ -31,7 +31,7 @@ def new_pair(name: str, **settings: Any) -> Pair:
     sizes: dict[str, Any] = {"hidden_size": 4, "latent_size": 2, "latent_sizes": (3,), "activation": "tanh"}
     quiet = {"input_dropout": 0.0, "output_dropout": 0.0, "residual": name != "srnn_plain"}
     parts = Parts(Normal(), lambda: Flatten(()), PreviousObservation)
-    return make_pair(ModelSettings(kind=name.removesuffix("_plain"), **(sizes | quiet | settings)), parts)
+    return make_pair(model_settings(name.removesuffix("_plain"), sizes | quiet | settings), parts)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -20,7 +20,7 @@ from pyro_seq import Pair, RunFolder, SequenceBatch, Trainer, TrainingSettings, 
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions import Normal
 from pyro_seq.encoders import Flatten
-from pyro_seq.pairs import ModelSettings, Parts, make_pair
+from pyro_seq.pairs import Parts, make_pair, model_settings
 from pyro_seq.runs import load_tree, save_tree
 from pyro_seq.training import Hooks
 
@@ -82,7 +82,7 @@ class Stream:
 
 def shipped(kind: str, **settings: Any) -> Callable[[], Pair]:
     dropout = {"num_layers": 2, "dropout": 0.2, "input_dropout": 0.2, "output_dropout": 0.2}
-    chosen = ModelSettings(kind=kind, hidden_size=3, latent_size=2, latent_sizes=(3,), **(dropout | settings))
+    chosen = model_settings(kind, {"hidden_size": 3, "latent_size": 2, "latent_sizes": (3,)} | dropout | settings)
     return lambda: make_pair(chosen, Parts(Normal(), lambda: Flatten(()), PreviousObservation))
 
 

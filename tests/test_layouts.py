@@ -19,7 +19,7 @@ from pyro_seq import Pair, SequenceBatch, emissions
 from pyro_seq.contexts import Chain, Context, LastObservations, PreviousObservation, SideInputs
 from pyro_seq.encoders import Embedding, Encoder, Flatten, Group, OneHot
 from pyro_seq.networks import MLP
-from pyro_seq.pairs import ModelSettings, Parts, make_pair
+from pyro_seq.pairs import Parts, make_pair, model_settings
 from pyro_seq.trees import map_tensors
 
 N, T, Z, INPUTS = 4, 5, 2, 2
@@ -59,7 +59,7 @@ def rich_context(encoder: Encoder) -> Context:
 def new_pair(name: str, parts: Observed, *, inputs: bool = True, **settings: Any) -> Pair:
     sizes: dict[str, Any] = {"hidden_size": 4, "latent_size": Z, "latent_sizes": (3,), "decoder_sizes": (4,), "activation": "tanh"}
     quiet = {"input_dropout": 0.0, "output_dropout": 0.0, "residual": name != "srnn_plain"}
-    chosen = ModelSettings(kind=name.removesuffix("_plain"), **(sizes | quiet | settings))
+    chosen = model_settings(name.removesuffix("_plain"), sizes | quiet | settings)
     context = rich_context if inputs else PreviousObservation
     return make_pair(chosen, Parts(parts.emission, parts.encoder, context, INPUTS if inputs else 0))
 

@@ -18,7 +18,7 @@ from pyro_seq.contexts import Chain, LastObservations, PreviousObservation, Side
 from pyro_seq.emissions import Bernoulli, Categorical, Independent, Joint, Normal
 from pyro_seq.encoders import Embedding, Flatten, Group, OneHot
 from pyro_seq.models import ISEQ, RNN, SRNN
-from pyro_seq.pairs import ModelSettings, Parts, make_pair
+from pyro_seq.pairs import Parts, make_pair, model_settings
 from pyro_seq.sequence_model import SequenceModel
 
 PAIRS = ("rnn", "iseq", "srnn")
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 def new_pair(kind: str, parts: Parts, **settings: Any) -> Pair:
     sizes: dict[str, Any] = {"hidden_size": 4, "latent_size": 2, "latent_sizes": (3,), "activation": "tanh"}
-    return make_pair(ModelSettings(kind=kind, **(sizes | {"input_dropout": 0.0, "output_dropout": 0.0} | settings)), parts)
+    return make_pair(model_settings(kind, sizes | {"input_dropout": 0.0, "output_dropout": 0.0} | settings), parts)
 
 
 def symbols_pair(kind: str, categories: int = 2, **settings: Any) -> Pair:

@@ -14,14 +14,14 @@ from pyro_seq.encoders import Embedding
 from pyro_seq.guides import ISEQGuide, SRNNGuide, no_guide
 from pyro_seq.models import ISEQ, RNN, SRNN
 from pyro_seq.networks import NormalNet, SequenceDropout
-from pyro_seq.pairs import ModelSettings, Parts, make_pair
+from pyro_seq.pairs import Parts, make_pair, model_settings
 from pyro_seq.recurrence import Recurrence
 
 PARTS = Parts(Categorical(4), lambda: Embedding(4, 3), lambda encoder: Chain(PreviousObservation(encoder), SideInputs(2)), num_inputs=2)
 
 
 def make(kind: str, **settings: Any) -> Pair:
-    return make_pair(ModelSettings(kind=kind, **settings), PARTS)
+    return make_pair(model_settings(kind, settings), PARTS)
 
 
 def all_of(pair: Pair, kind: type) -> list[Any]:

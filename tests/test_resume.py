@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_seq.domains.text import TextSettings
+from pyro_seq.domains.text import text_settings
 from pyro_seq.domains.text_runs import begin, go_on
 from pyro_seq.domains.text_windows import TextWindows
 from pyro_seq.errors import UserError
-from pyro_seq.settings import override
+from pyro_seq.pair_settings import Layer
 
 KILLED_RUN = Path(__file__).parent / "killed_run.py"
 SMALL: dict[str, Any] = {
@@ -89,7 +89,7 @@ def interrupt() -> None:
 def test_resumed_run_equals_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], how: Any) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the cat sat on the mat; " * 30)
-    settings = override(TextSettings(), SMALL | {"training.checkpoint_seconds": 0.0 if how is crash else 1e6} | changes, "")
+    settings = text_settings(Layer(SMALL, lenient=True), {"training.checkpoint_seconds": 0.0 if how is crash else 1e6} | changes)
     options = {"device": "cpu", "quiet": True}
     data = {"train": corpus, "valid_fraction": 0.2}
     unbroken = begin(tmp_path / "unbroken", settings, data, seed=3, **options)
@@ -112,7 +112,7 @@ def test_resumed_run_equals_the_unbroken_one(tmp_path: Path, monkeypatch: pytest
 def test_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the cat sat on the mat; " * 30)
-    settings = override(TextSettings(), SMALL, "")
+    settings = text_settings(Layer(SMALL, lenient=True))
     begin(tmp_path / "r", settings, {"train": corpus, "valid_fraction": 0.2}, seed=0, device="cpu", quiet=True)
     before = {name: (tmp_path / "r" / name).read_bytes() for name in ("best.safetensors", "last.safetensors", "metrics.jsonl", "run.json")}
     go_on(tmp_path / "r", {}, device="cpu", quiet=True)
@@ -122,7 +122,7 @@ def test_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
 def test_run_without_its_checkpoint_is_not_begun_anew(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the cat sat on the mat; " * 30)
-    settings = override(TextSettings(), SMALL, "")
+    settings = text_settings(Layer(SMALL, lenient=True))
     begin(tmp_path / "r", settings, {"train": corpus, "valid_fraction": 0.2}, seed=0, device="cpu", quiet=True)
     (tmp_path / "r" / "last.safetensors").unlink()
     best = (tmp_path / "r" / "best.safetensors").read_bytes()

@@ -354,10 +354,11 @@ def test_what_a_killed_process_was_writing_is_cleared_away(run: RunFolder) -> No
         ('{"format": Infinity, "kind": "text", "settings": {}}', "no format"),
         ('{"format": 1, "kind": "text", "settings": []}', "no settings"),
         (f'{{"format": {FORMAT + 1}, "kind": "text", "settings": {{}}}}', "newer version"),
+        ('{"format": 1, "kind": "text", "settings": {}}', rf"older version of pyro_seq \(format 1, this one reads {FORMAT}\): train anew"),
         ('{"format": 1, "kind": "midi", "settings": {}}', "of kind 'midi', not 'text'"),
         ('{"format": 1, "settings": {}}', "of kind None, not 'text'"),
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_wrong_run_json_is_refused(run: RunFolder, text: str, says: str) -> None:
     (run.path / "run.json").write_text(text, encoding="utf-8")

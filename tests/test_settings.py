@@ -242,10 +242,11 @@ def test_nearest_words() -> None:
 
 
 def test_the_shipped_settings_come_back() -> None:
-    from pyro_seq.pairs import ModelSettings
+    from pyro_seq.pairs import model_settings
+    from pyro_seq.recipes import SHIPPED
     from pyro_seq.training_settings import TrainingSettings
 
-    for settings in (ModelSettings(), TrainingSettings()):
+    for settings in (*map(model_settings, SHIPPED), TrainingSettings()):
         parsed = tomllib.loads(to_toml(settings))
         assert override(settings, parsed, "test") == settings
         assert all(text for _, _, text in described_settings(settings))

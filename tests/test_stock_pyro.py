@@ -18,7 +18,7 @@ from pyro_seq.contexts import LastObservations
 from pyro_seq.emissions import Categorical, Independent, Normal
 from pyro_seq.encoders import Embedding, Flatten
 from pyro_seq.networks import MLP
-from pyro_seq.pairs import ModelSettings, Parts, make_pair
+from pyro_seq.pairs import Parts, make_pair, model_settings
 
 PAIRS = ("rnn", "iseq", "srnn", "srnn_plain")
 LAYOUTS = ("path", "steps")
@@ -35,7 +35,7 @@ def vectors() -> Parts:
 def new_pair(name: str, parts: Parts, **settings: Any) -> Pair:
     sizes: dict[str, Any] = {"hidden_size": 4, "latent_size": 2, "latent_sizes": (5,), "decoder_sizes": (5,), "activation": "tanh"}
     quiet = {"input_dropout": 0.0, "output_dropout": 0.0, "residual": name != "srnn_plain"}
-    return make_pair(ModelSettings(kind=name.removesuffix("_plain"), **(sizes | quiet | settings)), parts)
+    return make_pair(model_settings(name.removesuffix("_plain"), sizes | quiet | settings), parts)
 
 
 def new_batch() -> SequenceBatch:

@@ -23,14 +23,15 @@ from pyro_seq.domains.text import (
     new_pair,
     read_corpora,
     score_symbols,
+    text_settings,
     validate,
 )
 from pyro_seq.domains.text_model import SCORING_WINDOW, scoring_window
 from pyro_seq.domains.text_windows import document_windows
 from pyro_seq.domains.vocabulary import Vocabulary
 from pyro_seq.errors import UserError
+from pyro_seq.pair_settings import Layer
 from pyro_seq.scoring import filtered_state
-from pyro_seq.settings import override
 
 SMALL = {"model.hidden_size": 8, "model.latent_size": 3, "model.latent_sizes": (8,), "text.embedding_size": 4, "text.window": 12}
 TEXT = "the cat sat on the mat, é\n" * 7
@@ -38,7 +39,7 @@ TEXT = "the cat sat on the mat, é\n" * 7
 
 def text_model(kind: str = "rnn", vocabulary: Vocabulary | None = None, **changes: Any) -> TextModel:
     """A model with weights large enough that it is far from uniform."""
-    settings = override(TextSettings(), SMALL | {"model.kind": kind} | changes, "")
+    settings = text_settings(Layer(SMALL, lenient=True), {"model.kind": kind} | changes)
     vocabulary = vocabulary or Vocabulary("char", "".join(sorted(set(TEXT) - {"é"})), 2)
     torch.manual_seed(5)
     pair = new_pair(settings, vocabulary)

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from pyro_seq.domains import text_runs
-from pyro_seq.domains.text import TextSettings, generate, load
+from pyro_seq.domains.text import generate, load, text_settings
+from pyro_seq.domains.text_model import run_settings
 from pyro_seq.domains.text_runs import PRESETS, begin, fingerprint, go_on
 from pyro_seq.domains.vocabulary import CHUNK_BYTES
 from pyro_seq.errors import UserError
 from pyro_seq.runs import RunFolder
 from pyro_seq.settings import flatten, override
 
-SETTINGS = override(
-    TextSettings(),
+SETTINGS = text_settings(
     {
         "model.hidden_size": 8,
         "text.embedding_size": 4,
@@ -28,8 +28,7 @@ SETTINGS = override(
         "text.window": 12,
         "training.precision": "float32",
         "training.num_steps": 3,
-    },
-    "",
+    }
 )
 OPTIONS: dict[str, Any] = {"device": "cpu", "quiet": True}
 TEXT = "the cat sat on the mat; " * 20
@@ -46,7 +45,7 @@ def test_run_keeps_all_that_it_needs(tmp_path: Path, corpora: dict[str, Any], mo
     monkeypatch.chdir(tmp_path)
     begin(Path("r"), SETTINGS, corpora | {"train": Path("train.txt")}, seed=7, **OPTIONS)
     run = RunFolder("r", "text")
-    assert override(TextSettings(), run.settings(), "") == SETTINGS
+    assert run_settings(run) == SETTINGS
     assert set(run.read_json("vocabulary.json")["characters"]) == set(TEXT)
     assert run.read_json("corpora.json") == {
         "seed": 7,
@@ -146,5 +145,5 @@ def test_fingerprint_is_that_of_all_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_are_settings(name: str) -> None:
-    settings = override(TextSettings(), PRESETS[name], name)
+    settings = text_settings(PRESETS[name])
     assert {key: value for key, value in flatten(settings) if key in PRESETS[name]} == PRESETS[name]

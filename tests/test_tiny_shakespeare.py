@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_seq.domains.text import Corpora, TextSettings, evaluate, train
+from pyro_seq.domains.text import Corpora, evaluate, text_settings, train
 from pyro_seq.domains.vocabulary import Vocabulary
 from pyro_seq.runs import RunFolder
-from pyro_seq.settings import override
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def test_a_short_training_beats_counting_pairs(corpus: Path, tmp_path: Path) -> 
     assert 2.4 < bigram < 2.55
 
     changes = {"model.hidden_size": 128, "model.output_dropout": 0.0, "training.num_steps": 200, "training.learning_rate": 1e-2}
-    settings = override(TextSettings(), changes | {"text.batch_size": 32, "training.sample_every": 0}, "test")
+    settings = text_settings(changes | {"text.batch_size": 32, "training.sample_every": 0})
     run = RunFolder(tmp_path / "run", "text")
     with run.locked():
         text = train(Corpora(vocabulary, learnt, held_out), settings, run, quiet=True)

@@ -27,7 +27,7 @@ from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import OneHot
 from pyro_seq.networks import fast_precision
-from pyro_seq.pairs import ModelSettings, Parts, make_pair
+from pyro_seq.pairs import Parts, make_pair, model_settings
 from pyro_seq.runs import load_tree
 from pyro_seq.training import Hooks, NonFinite
 
@@ -71,7 +71,7 @@ def periodic(random: torch.Generator) -> SequenceBatch:
 
 def new_pair(kind: str, **settings: Any) -> Pair:
     sizes: dict[str, Any] = {"hidden_size": 4, "latent_size": 2, "latent_sizes": (3,), "input_dropout": 0.0, "output_dropout": 0.0}
-    return make_pair(ModelSettings(kind=kind, **(sizes | settings)), Parts(Categorical(3), lambda: OneHot(3), PreviousObservation))
+    return make_pair(model_settings(kind, sizes | settings), Parts(Categorical(3), lambda: OneHot(3), PreviousObservation))
 
 
 def settings(**changes: Any) -> TrainingSettings:

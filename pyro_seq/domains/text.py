@@ -15,7 +15,17 @@ import pyro
 import torch
 from numpy.typing import NDArray
 
-from pyro_seq.domains.text_model import KIND, CorpusSettings, TextModel, TextSettings, load, new_pair, pair_for, scoring_window
+from pyro_seq.domains.text_model import (
+    KIND,
+    CorpusSettings,
+    TextModel,
+    TextSettings,
+    load,
+    new_pair,
+    pair_for,
+    scoring_window,
+    text_settings,
+)
 from pyro_seq.domains.text_windows import TextWindows, document_windows
 from pyro_seq.domains.vocabulary import Vocabulary, quoted
 from pyro_seq.errors import UserError
@@ -38,6 +48,7 @@ __all__ = [
     "new_pair",
     "read_corpora",
     "score_symbols",
+    "text_settings",
     "train",
     "validate",
 ]

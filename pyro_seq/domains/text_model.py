@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,17 @@ from pyro_seq.domains.vocabulary import LEVELS, Vocabulary
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import Embedding
 from pyro_seq.errors import UserError
-from pyro_seq.pair import Pair
-from pyro_seq.pairs import ModelSettings, Parts, make_pair
+from pyro_seq.pair import Pair, no_guide
+from pyro_seq.pair_settings import Layer, resolve, resolve_run
+from pyro_seq.pairs import Parts, carries_state, make_pair, model_settings
+from pyro_seq.recipes import SHIPPED
 from pyro_seq.runs import RunFolder, load_tree
-from pyro_seq.sequence_model import SequenceModel
-from pyro_seq.settings import between, described, one_of, override
+from pyro_seq.settings import between, described, one_of
 from pyro_seq.training_settings import TrainingSettings
 
 KIND = "text"
 SCORING_WINDOW = 1_000  # symbols at once, of pairs without latents
+DEFAULTS: dict[str, Any] = {"hidden_size": 512, "input_dropout": 0.2, "output_dropout": 0.4}  # of a pair, where text has its own
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,27 @@ class CorpusSettings:
 
 @dataclass(frozen=True)
 class TextSettings:
-    """All hyper-parameters of a text run."""
+    """All hyper-parameters of a text run; those of the model are its pair's (`pairs.model_settings`)."""
 
     text: CorpusSettings = field(default_factory=CorpusSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
+    model: Any = field(default_factory=lambda: model_settings("rnn", DEFAULTS))
     training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+def text_settings(*layers: Layer | Mapping[str, Any]) -> TextSettings:
+    """The defaults with settings by dotted name, `model.kind` among them, overridden in order.
+
+    Raises `UserError` for names that are not known, or not to the chosen pair, and for values of the wrong type or out of range.
+    """
+    return resolve(TextSettings, [layer if isinstance(layer, Layer) else Layer(layer) for layer in layers], DEFAULTS)
+
+
+def run_settings(run: RunFolder, pair: str | None = None) -> TextSettings:
+    """The settings that a run was begun with; `pair` is its pair's spec where that is code of the user's own, which it lets be run.
+
+    Raises `UserError` if the run is missing or damaged, or its pair needs to be named and is not.
+    """
+    return resolve_run(TextSettings, run.settings(), DEFAULTS, run.path, pair)
 
 
 @dataclass
@@ -57,53 +77,61 @@ class TextModel:
     step: int = 0
 
     @property
-    def model(self) -> SequenceModel:
+    def model(self) -> Any:
         """The generative model."""
-        assert isinstance(self.pair.model, SequenceModel)
         return self.pair.model
+
+    @cached_property
+    def carries(self) -> bool:
+        """Whether a window can start from the state that the one before ended in."""
+        return carries_state(self.pair, text_parts(self.settings, self.vocabulary).example().to(self.device))
+
+
+def text_parts(settings: TextSettings, vocabulary: Vocabulary) -> Parts:
+    """What pairs are made of: each symbol is embedded, and a step sees the one before it."""
+    size = len(vocabulary)
+    return Parts(Categorical(size), lambda: Embedding(size, settings.text.embedding_size), PreviousObservation)
 
 
 def new_pair(settings: TextSettings, vocabulary: Vocabulary) -> Pair:
-    """A pair over the symbols of a vocabulary, with new weights: each symbol is embedded, and a step sees the one before it."""
-    size = len(vocabulary)
-    parts = Parts(
-        emission=Categorical(size),
-        encoder=lambda: Embedding(size, settings.text.embedding_size),
-        context=PreviousObservation,
-    )
-    return make_pair(settings.model, parts)
+    """A pair over the symbols of a vocabulary, with new weights."""
+    return make_pair(settings.model, text_parts(settings, vocabulary))
 
 
-def load(run_dir: Path, device: torch.device | str = "cpu") -> TextModel:
-    """The best weights of a run; raises `UserError` if it is missing, half-written, damaged, of another kind or version."""
+def load(run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None = None) -> TextModel:
+    """The best weights of a run; a run whose pair is code of the user's own needs that named, as `pair`, before it is run.
+
+    Raises `UserError` if it is missing, half-written, damaged, of another kind or version, or its pair is not named.
+    """
     run = RunFolder(run_dir, KIND)
-    settings = override(TextSettings(), run.settings(), f"{run_dir / 'run.json'}")
+    settings = run_settings(run, pair)
     vocabulary = Vocabulary.from_json(run.read_json("vocabulary.json"), run_dir / "vocabulary.json")
     path = run.best if run.best.exists() else run.last
     if not path.exists():
         raise UserError(f"{run_dir} has no weights yet: train it first, or go on with --resume")
-    pair = pair_for(settings, vocabulary, path)
+    made = pair_for(settings, vocabulary, path)
     saved = load_tree(path)
-    with pair.scope():
-        pair.load_weights(saved["weights"], path)
-    pair.train(False)
-    return TextModel(pair.to(device), vocabulary, settings, torch.device(device), saved["step"])
+    with made.scope():
+        made.load_weights(saved["weights"], path)
+    made.train(False)
+    return TextModel(made.to(device), vocabulary, settings, torch.device(device), saved["step"])
 
 
 def pair_for(settings: TextSettings, vocabulary: Vocabulary, path: Path) -> Pair:
     """A new pair for the weights of a checkpoint, which are not read yet; raises `UserError` if they are not such a pair's.
 
-    Shapes are compared before any memory is taken for them: run.json may ask for more than there is.
+    Shapes of shipped pairs are compared before any memory is taken for them: run.json may ask for more than there is.
     """
     saved = load_tree(path, shapes_only=True)
     if not isinstance(saved, dict) or not isinstance(saved.get("weights"), dict) or type(saved.get("step")) is not int:
         raise UserError(f"{path} is damaged: it holds no weights")
-    try:
-        with torch.device("meta"):
-            expected = new_pair(settings, vocabulary)
-    except (RuntimeError, OverflowError, TypeError, MemoryError):
-        raise UserError(f"{path.parent / 'run.json'} is damaged: no model can have these sizes") from None
-    _compare_shapes(expected, saved["weights"], path)
+    if settings.model.kind in SHIPPED:  # others are run once when they are made, which takes real tensors
+        try:
+            with torch.device("meta"):
+                expected = new_pair(settings, vocabulary)
+        except (RuntimeError, OverflowError, TypeError, MemoryError):
+            raise UserError(f"{path.parent / 'run.json'} is damaged: no model can have these sizes") from None
+        _compare_shapes(expected, saved["weights"], path)
     return new_pair(settings, vocabulary)
 
 
@@ -121,4 +149,4 @@ def _compare_shapes(expected: Pair, weights: dict[str, Any], where: Path) -> Non
 
 def scoring_window(text: TextModel) -> int:
     """Windows of scoring: a guide sees what it saw in training; without latents the length changes nothing but speed and memory."""
-    return text.settings.text.window if text.model.latent_size else SCORING_WINDOW
+    return SCORING_WINDOW if text.pair.guide is no_guide else text.settings.text.window

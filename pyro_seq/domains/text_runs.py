@@ -9,6 +9,7 @@ from typing import Any
 
 from pyro_seq.annealing import kl_strength
 from pyro_seq.domains.text import KIND, TextModel, TextSettings, read_corpora, train
+from pyro_seq.domains.text_model import run_settings
 from pyro_seq.domains.vocabulary import Vocabulary, read_bytes
 from pyro_seq.errors import UserError
 from pyro_seq.objectives import make_elbo
@@ -67,6 +68,7 @@ def go_on(
     fixed: Sequence[str] = (),
     corpus: Path | None = None,
     valid: Path | None = None,
+    pair: str | None = None,
     **options: Any,
 ) -> TextModel:
     """Go on with the run of a folder from its last checkpoint.
@@ -76,11 +78,12 @@ def go_on(
         changes: settings that may change, how long to train, by dotted name.
         fixed: names of options that were given though a run's settings cannot change: refused.
         corpus, valid: where the training and validation corpora lie now, if they have moved.
+        pair: the run's pair, where it is code of the user's own.
         options: of `train`.
 
     Raises `UserError` if the folder holds no run, or a corpus is not the one that the run was begun with.
     """
-    run, settings = RunFolder(run_dir, KIND), settings_of(run_dir, changes, fixed=fixed)
+    run, settings = RunFolder(run_dir, KIND), settings_of(run_dir, changes, fixed=fixed, pair=pair)
     with run.locked():
         if not run.last.exists() and run.best.exists():
             raise UserError(f"{run_dir} is incomplete: {run.last.name} is missing, so training cannot go on")
@@ -101,9 +104,9 @@ def go_on(
         return train(read, settings, run, seed=seed, resume=True, **options)
 
 
-def settings_of(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = ()) -> TextSettings:
+def settings_of(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None) -> TextSettings:
     """The settings that the run of a folder goes on with; arguments and errors are those of `go_on`."""
-    settings = override(TextSettings(), RunFolder(run_dir, KIND).settings(), str(run_dir / "run.json"))
+    settings = run_settings(RunFolder(run_dir, KIND), pair)
     if fixed:
         raise UserError(f"{', '.join(fixed)}: a run goes on with what it was begun with; only --num-steps and --max-minutes may change")
     return override(settings, changes, "--resume")

@@ -1,0 +1,225 @@
+"""Where a pair's code comes from: shipped, of an installed package, or named as `module:attribute` or `file.py:attribute`.
+
+Whoever calls `find_recipe` with a spec has its code run. What is read from a file (a run folder, a configuration) is not to be
+followed by itself: `named_by_code` tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pyro_seq.errors import UserError, did_you_mean
+from pyro_seq.guides import DMMGuide, ISEQGuide, SRNNGuide, VRNNGuide
+from pyro_seq.models import DMM, ISEQ, RNN, SRNN, VRNN
+
+GROUP = "pyro_seq.pairs"  # of entry points
+
+# model and guide by name; no guide for a model without latents
+SHIPPED: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
+    "rnn": (RNN, None),
+    "iseq": (ISEQ, ISEQGuide),
+    "srnn": (SRNN, SRNNGuide),
+    "vrnn": (VRNN, VRNNGuide),
+    "dmm": (DMM, DMMGuide),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a pair is made: by what returns a model, or a model and a guide; a shipped one by its model's class and its guide's.
+
+    Attributes:
+        kind: the name, or the spec with the whole path of its file.
+        maker: a class or function.
+        guide: of a shipped pair, its guide's class.
+        source: `shipped`, or where it comes from.
+    """
+
+    kind: str
+    maker: Callable[..., Any]
+    guide: Callable[..., Any] | None = None
+    source: str = "shipped"
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it is one of this package's own."""
+        return self.source == "shipped"
+
+    @property
+    def description(self) -> str:
+        """The first line of the maker's docstring, empty if it has none."""
+        text = inspect.cleandoc(self.maker.__doc__ or "")
+        return text.splitlines()[0] if text else ""
+
+    @property
+    def callables(self) -> tuple[Callable[..., Any], ...]:
+        """What is called to make it."""
+        return (self.maker,) if self.guide is None else (self.maker, self.guide)
+
+    @contextmanager
+    def explained(self, doing: str) -> Iterator[None]:
+        """Inside, an error of code that is not ours becomes a `UserError` of one line that says what, and where in that code."""
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:
+            if self.shipped:
+                raise
+            raise UserError(f"the pair {self.kind!r} {doing}: {_in_words(error, _file_of(self.maker))}") from error
+
+
+def named_by_code(kind: str) -> bool:
+    """Whether it is no name of an installed pair, but a spec whose code would be imported from anywhere."""
+    return ":" in kind
+
+
+def find_recipe(kind: str) -> Recipe:
+    """The recipe of a name or of a spec; the code of a spec is imported, and so is an installed package's.
+
+    Raises `UserError` for a name that is not known, a file or module that cannot be imported, and an attribute that is not there or
+    makes nothing.
+    """
+    if named_by_code(kind):
+        return _from_spec(kind)
+    if kind in SHIPPED:
+        model, guide = SHIPPED[kind]
+        return Recipe(kind, model, guide)
+    found = installed()
+    if kind not in found:
+        raise UserError(f"unknown pair {kind!r}{did_you_mean(kind, [*SHIPPED, *found])}")
+    if len(found[kind]) > 1:
+        packages = ", ".join(package_of(entry) for entry in found[kind])
+        raise UserError(f"several installed packages have a pair {kind!r}: {packages}; name it as module:attribute with --pair")
+    (entry,) = found[kind]
+    try:
+        maker = entry.load()
+    except Exception as error:
+        raise UserError(f"the pair {kind!r} of {package_of(entry)} cannot be imported: {_in_words(error)}") from None
+    _check_maker(maker, f"the pair {kind!r} of {package_of(entry)}")
+    return Recipe(kind, maker, source=package_of(entry))
+
+
+def installed() -> dict[str, list[EntryPoint]]:
+    """The entry points of installed packages by name, those left out whose names are shipped pairs'; nothing is imported."""
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name not in SHIPPED:
+            found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+def package_of(entry: EntryPoint) -> str:
+    """The package that an entry point comes with."""
+    return f"package {entry.dist.name} {entry.dist.version}" if entry.dist else f"module {entry.value.partition(':')[0]}"
+
+
+def _from_spec(spec: str) -> Recipe:
+    where, _, attribute = spec.rpartition(":")
+    if not where or not attribute.isidentifier():
+        raise UserError(f"--pair {spec}: a pair of your own is named path/to/file.py:attribute or module:attribute")
+    if where.endswith(".py") or "/" in where:
+        path = Path(where).expanduser().absolute()
+        module, kind, source = _import_file(path, spec), f"{path}:{attribute}", f"file {path}"
+    else:
+        module, kind, source = _import_module(where, spec), spec, f"module {where}"
+    if not hasattr(module, attribute):
+        own = [name for name, value in vars(module).items() if callable(value) and getattr(value, "__module__", "") == module.__name__]
+        raise UserError(f"--pair {spec}: {source} has no {attribute!r}{did_you_mean(attribute, own)}")
+    maker = getattr(module, attribute)
+    _check_maker(maker, f"--pair {spec}: {attribute!r}")
+    return Recipe(kind, maker, source=source)
+
+
+def _check_maker(maker: Any, what: str) -> None:
+    if isinstance(maker, nn.Module):
+        raise UserError(f"{what} is a module already made; a pair is named by the class or function that makes it")
+    if not callable(maker):
+        raise UserError(f"{what} is a {type(maker).__name__}, not a class or function that makes a model, or a model and a guide")
+
+
+def _import_file(path: Path, spec: str) -> Any:
+    """The module of a file, under a name that no other module has; run once for the same contents.
+
+    While it is imported, modules beside it can be too, where no installed one has their name.
+    """
+    try:
+        contents = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"--pair {spec}: cannot read {path}: {error.strerror}") from None
+    digest = hashlib.sha256(os.fsencode(path) + b"\0" + contents).hexdigest()
+    name = f"pyro_seq_pair_{digest[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    loader = importlib.util.spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
+    assert loader is not None and loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    sys.modules[name] = module
+    try:
+        with _importable_from(path.parent):
+            loader.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if not isinstance(error, (Exception, SystemExit)):
+            raise
+        raise UserError(f"--pair {spec}: {path} cannot be imported: {_in_words(error, str(path))}") from None
+    return module
+
+
+class _Uncached(importlib.machinery.SourceFileLoader):
+    """Leaves no compiled copies beside the user's file."""
+
+    def set_data(self, path: str, data: bytes, *, _mode: int = 0o666) -> None:  # type: ignore[override]
+        pass
+
+
+def _import_module(name: str, spec: str) -> Any:
+    """An installed module, or one below the working folder."""
+    try:
+        with _importable_from(Path.cwd()):
+            return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        tried = f"tried the installed packages and {Path.cwd()}"
+        raise UserError(f"--pair {spec}: module {name!r} cannot be imported: {_in_words(error)}; {tried}") from None
+
+
+@contextmanager
+def _importable_from(folder: Path) -> Iterator[None]:
+    """Inside, modules of the folder can be imported; it comes last, so that they hide none."""
+    sys.path.append(str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _file_of(maker: Any) -> str | None:
+    try:
+        return inspect.getsourcefile(maker)
+    except TypeError:
+        return None
+
+
+def _in_words(error: BaseException, file: str | None = None) -> str:
+    """An error in one line, with the last line of `file` that led to it, if any did."""
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno} of {error.filename}: {error.msg}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f" (line {lines[-1]} of {file})" if lines else ""
+    said = " ".join(str(error).split())
+    return (said if isinstance(error, UserError) else f"{type(error).__name__}: {said}" if said else type(error).__name__) + where
