@@ -1,9 +1,10 @@
 """Inference networks, one file each, named after their model; a model without latents has `no_guide`."""
 
+from pyro_seq.guides.auto import AutoSequenceGuide
 from pyro_seq.guides.dmm import DMMGuide
 from pyro_seq.guides.iseq import ISEQGuide
 from pyro_seq.guides.srnn import SRNNGuide
 from pyro_seq.guides.vrnn import VRNNGuide
 from pyro_seq.pair import no_guide
 
-__all__ = ["DMMGuide", "ISEQGuide", "SRNNGuide", "VRNNGuide", "no_guide"]
+__all__ = ["AutoSequenceGuide", "DMMGuide", "ISEQGuide", "SRNNGuide", "VRNNGuide", "no_guide"]

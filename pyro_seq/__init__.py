@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pyro_seq.distributions import MarkovPath as MarkovPath
     from pyro_seq.errors import UserError as UserError
     from pyro_seq.filtering import particle_filter as particle_filter
+    from pyro_seq.guides.auto import AutoSequenceGuide as AutoSequenceGuide
     from pyro_seq.objectives import FreeBits_ELBO as FreeBits_ELBO
     from pyro_seq.pair import Pair as Pair
     from pyro_seq.pair import no_guide as no_guide
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AutoSequenceGuide": "guides.auto",
     "FreeBits_ELBO": "objectives",
     "MarkovPath": "distributions",
     "Pair": "pair",

@@ -11,6 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
+from torch.distributions.transforms import Transform
 
 Conditional = Callable[[Tensor, slice], dist.Normal]
 RecurrentConditional = Callable[[Tensor, slice, Any], tuple[dist.Normal, Any]]
@@ -203,6 +204,58 @@ class FlowPath(RecurrentPath):
 def before(path: Tensor, first: Tensor) -> Tensor:
     """The latents before each step of a path `[*lead, T, Z]`: z_0 … z_{T-1}, from z_0 `[*batch, Z]`."""
     return torch.cat([first.unsqueeze(-2).expand(*path.shape[:-2], 1, path.shape[-1]), path[..., :-1, :]], -2)[..., : path.shape[-2], :]
+
+
+class TransformedPath(TorchDistribution):
+    """A Markov path whose steps are mapped, each by itself, into another space: y_t = f(z_t), f one-to-one.
+
+    log p(y_{1:T}) = sum_t log p(z_t | z_{t-1}) - log |df / dz_t|, over the steps that are active.
+
+    Args:
+        path: the path of vectors z_t of size Z.
+        transform: f, from events of `unconstrained_shape` (Z numbers) to those of y_t.
+        unconstrained_shape: what a step's vector is reshaped to before it is mapped.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own form)
+    has_rsample = True
+
+    def __init__(self, path: MarkovPath, transform: Transform, unconstrained_shape: Sequence[int]) -> None:
+        self.path, self.transform, self.unconstrained_shape = path, transform, tuple(unconstrained_shape)
+        event_shape = transform.forward_shape(torch.Size(self.unconstrained_shape))
+        super().__init__(path.batch_shape, torch.Size([path.num_steps, *event_shape]), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Paths all of whose steps lie where the transform leads."""
+        codomain = self.transform.codomain
+        return constraints.independent(codomain, len(self.event_shape) - codomain.event_dim)
+
+    def expand(self, batch_shape: Any, _instance: object = None) -> TransformedPath:
+        """The same distribution with more batch dimensions on the left, or broadcast ones."""
+        return TransformedPath(self.path.expand(batch_shape), self.transform, self.unconstrained_shape)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """A path `[*sample_shape, *batch, T, *event]`."""
+        path = self.path.rsample(sample_shape)
+        return self.transform(path.reshape(*path.shape[:-1], *self.unconstrained_shape))
+
+    def unconstrained(self, value: Tensor) -> Tensor:
+        """The path z `[*batch, T, Z]` that is mapped to a value `[*batch, T, *event]`."""
+        inner = self.transform.inv(value)
+        return inner.reshape(*inner.shape[: inner.dim() - len(self.unconstrained_shape)], self.path.event_shape[-1])
+
+    def step_log_prob(self, value: Tensor) -> Tensor:
+        """log p(y_t | y_{t-1}) of each step of a path, `[*batch, T]`, in nats; zero at padding."""
+        jacobian = self.transform.log_abs_det_jacobian(self.transform.inv(value), value)
+        own = jacobian.dim() - (len(value.shape) - len(self.event_shape) + 1)  # dimensions that the transform works along one by one
+        return self.path.step_log_prob(self.unconstrained(value)) - self.path.masked(
+            jacobian.sum(tuple(range(-own, 0))) if own else jacobian
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(y_{1:T}) `[*batch]`, in nats."""
+        return self.step_log_prob(value).sum(-1)
 
 
 def _condition(path: Tensor) -> tuple[bool, int | None]:

@@ -1,0 +1,263 @@
+"""A guide for a model that has none: an amortised posterior of whatever latents one run of the model shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.distributions import MarkovPath, TransformedPath
+from pyro_seq.encoders import Encoder, Flatten, Group
+from pyro_seq.errors import UserError
+from pyro_seq.latent_sites import Latent, Latents, find_latents, trace_model
+from pyro_seq.networks import NormalNet, concatenate, full_precision
+from pyro_seq.paths import sample_path
+from pyro_seq.recurrence import Recurrence
+from pyro_seq.sequence_model import Outcome
+
+EMBEDDING_SIZE = 16  # at most; of a symbol
+
+
+class AutoSequenceGuide(nn.Module):
+    r"""(f_t, b_t) = bidirectional RNN over [enc(x_t), u_t]; q(w | f_T, b_1), q(z_t | f_t, b_t, w, z_{t-1}).
+
+    A run of the model on the first batch finds its latents, which are of three kinds: of a step (sites `z_0, z_1, …`, of any name),
+    of all steps at once (a site whose event has T as its first dimension, such as `MarkovPath`), and of a whole sequence (w above).
+    Each is a diagonal normal in unconstrained space, z_t given everything at t-1, and is carried into its support by PyTorch's
+    `biject_to` (automatic differentiation variational inference, arXiv 1603.00788, made amortised and sequential). Of several
+    paths the later ones are given the earlier ones; latents of steps are given all paths.
+
+    Latents marked to be enumerated are left to `TraceEnum_ELBO`. The guide's state, which the next window starts from, are f_T, the
+    last z_T and w.
+
+    Parameters exist once the guide has been `prepare`d, which the first call does by itself. Raises `UserError` for latents that it
+    cannot sample: discrete ones that are not enumerated, ones that all sequences share, ones in plates inside of a sequence.
+
+    Args:
+        model: any Pyro model of a `SequenceBatch`.
+        encoder: x_t → features; by default real numbers as they are, and symbols embedded.
+        hidden_size, num_layers, cell: of each of the two recurrences.
+        latent_sizes: hidden layers of the networks of q.
+        activation, positive, epsilon: see `networks.NormalNet`.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[SequenceBatch], Any],
+        *,
+        encoder: Encoder | None = None,
+        cell: str = "gru",
+        hidden_size: int = 64,
+        num_layers: int = 1,
+        latent_sizes: Sequence[int] = (64,),
+        activation: str = "relu",
+        positive: str = "softplus",
+        epsilon: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self._model = (model,)  # in a tuple, so that the model's parameters are not registered a second time here
+        self.encoder = encoder
+        self._recurrence: dict[str, Any] = {"kind": cell, "num_layers": num_layers}
+        self._network: dict[str, Any] = {"activation": activation, "positive": positive, "epsilon": epsilon}
+        self.hidden_size, self.latent_sizes = hidden_size, tuple(latent_sizes)
+        self.networks: Any = nn.ModuleDict()  # of q: for the latents of sequences, of each path, of steps
+        self._first: Latents | None = None  # the latents of a first window
+        self._later: Latents | None = None  # and of those that start from a state: no latents of the sequence may be among them
+
+    @property
+    def model(self) -> Callable[[SequenceBatch], Any]:
+        """The model whose latents this guide infers."""
+        return self._model[0]
+
+    def prepare(self, batch: SequenceBatch) -> AutoSequenceGuide:
+        """Make the parameters, for a model of batches like this one, which has at least one sequence and step; once."""
+        if self._first is None:
+            if batch.values is None or not len(batch) or not batch.num_steps:
+                raise UserError("AutoSequenceGuide is made from a batch with observations, and this one has none")
+            first = batch.with_state(None)
+            trace = trace_model(self.model, first)
+            latents = find_latents(trace, first, self.model)
+            if any(latents):
+                self._build(latents, trace, batch)
+            self.train(self.training).to(batch.device)
+            self._first = latents
+        return self
+
+    def _build(self, latents: Latents, trace: Any, batch: SequenceBatch) -> None:
+        if self.encoder is None:
+            assert batch.values is not None
+            self.encoder = default_encoder(batch.values, trace)
+        inputs = self.encoder.num_features + (0 if batch.inputs is None else batch.inputs.shape[-1])
+        self.forwards = Recurrence(inputs, self.hidden_size, **self._recurrence)
+        self.backwards = Recurrence(inputs, self.hidden_size, **self._recurrence)
+        seen, sizes = 2 * self.hidden_size, _sizes(latents.sequence)
+        if latents.sequence:
+            self.networks["sequence"] = NormalNet(seen, self.latent_sizes, sum(sizes), **self._network)
+        seen += sum(sizes)
+        for i, size in enumerate(_sizes(latents.paths)):
+            self.networks[f"path{i}"] = NormalNet(seen + size, self.latent_sizes, size, **self._network)
+            seen += size
+        if latents.steps:
+            size = sum(_sizes(latents.steps))
+            self.networks["steps"] = NormalNet(seen + size, self.latent_sizes, size, **self._network)
+
+    def _latents_of(self, batch: SequenceBatch) -> Latents:
+        """The latents of a batch: of a window that starts from a state, those of the whole sequence may have come before it."""
+        assert self._first is not None
+        if batch.state is None or not batch.num_steps:
+            return self._first
+        if self._later is None:
+            latents = find_latents(trace_model(self.model, batch), batch, self.model)
+            if latents not in (self._first, self._first._replace(sequence=())):
+                raise UserError("on a window that starts from a state, this model has other latents than on a first one")
+            self._later = latents
+        return self._later
+
+    def _initial(self, size: int) -> dict[str, Any]:
+        """The state before the first step of so many sequences."""
+        assert self._first is not None
+        weight = next(self.parameters())
+        w, steps, *paths = (
+            torch.zeros(size, n, dtype=weight.dtype, device=weight.device)
+            for n in (sum(_sizes(self._first.sequence)), sum(_sizes(self._first.steps)), *_sizes(self._first.paths))
+        )
+        return {"carried": self.forwards.initial(size), "sequence": w, "paths": tuple(paths), "steps": steps}
+
+    def forward(self, batch: SequenceBatch) -> Outcome:
+        """The Pyro guide q(z | x) of the batch."""
+        if batch.values is None:
+            raise UserError("AutoSequenceGuide infers latents from observations, and the batch has none")
+        self.prepare(batch)
+        latents = self._latents_of(batch)
+        if not any(self._first or ()):
+            return Outcome(None, None, None)
+        pyro.module(type(self).__name__, self)
+        before = None if batch.state is None else batch.state["guide"]
+        state = self._initial(len(batch)) if before is None else before
+        evidence, summary, carried = self._gather(batch, state["carried"])
+        lasts = []
+        with torch.autocast(batch.device.type, enabled=False), batch.plate():
+            w = state["sequence"]
+            if latents.sequence:
+                w = self._sample([(latent, latent.name) for latent in latents.sequence], self.networks["sequence"](summary))
+            evidence = concatenate(evidence, w.unsqueeze(-2).expand(*w.shape[:-1], batch.num_steps, w.shape[-1]))
+            for latent, network, first in zip(latents.paths, self._path_networks(), state["paths"], strict=True):
+                path = self._sample_path(latent, network, evidence, first, batch)
+                evidence = concatenate(evidence, path)
+                lasts.append(batch.last(path, first))
+            last = self._sample_steps(latents.steps, evidence, state["steps"], batch)
+        return Outcome(None, None, {"carried": carried, "sequence": w, "paths": tuple(lasts), "steps": last})
+
+    def _path_networks(self) -> list[NormalNet]:
+        return [self.networks[name] for name in self.networks if name.startswith("path")]
+
+    def _gather(self, batch: SequenceBatch, carried: Any) -> tuple[Tensor, Tensor, Any]:
+        """(what both recurrences say at each step `[N, T, 2H]`, at their ends `[N, 2H]`, the state of the forward one)."""
+        assert self.encoder is not None
+        seen = self.encoder(batch.values)
+        if batch.inputs is not None:
+            seen = concatenate(seen, batch.inputs.to(seen.dtype))
+        before = carried[0][..., -1, :]
+        f, carried = self.forwards(seen, carried)
+        b = batch.reverse(self.backwards(batch.reverse(seen))[0])
+        f, b = full_precision(f), full_precision(b)
+        started = batch.lengths.unsqueeze(-1) > 0
+        ends = torch.where(started, b[:, 0], b.new_zeros(())) if batch.num_steps else torch.zeros_like(before)
+        return concatenate(f, b), concatenate(batch.last(f, before), ends), carried
+
+    def _sample_path(self, latent: Latent, network: NormalNet, evidence: Tensor, first: Tensor, batch: SequenceBatch) -> Tensor:
+        """Sample a latent of all steps; its unconstrained path `[*lead, N, T, Z]`."""
+
+        def conditional(previous: Tensor, steps: slice) -> dist.Normal:
+            return network(evidence[..., steps, :], previous)
+
+        def sampler(noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+            return sample_path(noise, first, network, evidence)
+
+        path = MarkovPath(first, conditional, batch.num_steps, active=None if batch.is_full else batch.mask, sampler=sampler)
+        if latent.is_real and len(latent.event_shape) == 1:
+            return pyro.sample(latent.name, path)
+        transformed = TransformedPath(path, latent.transform(), latent.unconstrained_shape)
+        return transformed.unconstrained(pyro.sample(latent.name, transformed))
+
+    def _sample_steps(self, latents: Sequence[Latent], evidence: Tensor, previous: Tensor, batch: SequenceBatch) -> Tensor:
+        """Sample the latents of each step; those after the last one `[*lead, N, U]`, unconstrained."""
+        before, path = previous, []
+        for t in batch.steps() if latents else ():
+            with batch.active(t):
+                sites = [(latent, latent.name.replace("{}", str(t))) for latent in latents]
+                previous = self._sample(sites, self.networks["steps"](evidence[..., t, :], previous))
+            path.append(previous)
+        return batch.last(torch.stack(path, -2), before) if path else before
+
+    def _sample(self, sites: Sequence[tuple[Latent, str]], normal: dist.Normal) -> Tensor:
+        """Sample sites side by side in a diagonal normal in unconstrained space; the unconstrained values `[*lead, N, U]`."""
+        sizes = _sizes([latent for latent, _ in sites])
+        values = []
+        for (latent, name), loc, scale in zip(sites, normal.loc.split(sizes, -1), normal.scale.split(sizes, -1), strict=True):
+            shape = latent.unconstrained_shape
+            base = dist.Normal(loc.unflatten(-1, shape or (1,)), scale.unflatten(-1, shape or (1,))).to_event(len(shape))
+            if not shape:
+                base = dist.Normal(loc.squeeze(-1), scale.squeeze(-1))
+            if latent.is_real:
+                value = pyro.sample(name, base)
+            else:
+                transform = latent.transform()
+                value = transform.inv(pyro.sample(name, dist.TransformedDistribution(base, [transform])))
+            values.append(value.reshape(*value.shape[: value.dim() - len(shape)], latent.size))
+        return concatenate(*values)
+
+
+def _sizes(latents: Sequence[Latent]) -> list[int]:
+    return [latent.size for latent in latents]
+
+
+def default_encoder(values: Any, trace: Any) -> Encoder:
+    """Observations as features: symbols, which the model's trace explains by a `Categorical`, embedded, other numbers as they are."""
+    if isinstance(values, dict):
+        return Group({member: _encoder(value, _num_symbols(trace, member)) for member, value in values.items()})
+    return _encoder(values, _num_symbols(trace))
+
+
+def _encoder(values: Tensor, num_symbols: int) -> Encoder:
+    whole = not values.is_floating_point() and values.dtype != torch.bool
+    return Symbols(num_symbols, values.shape[2:]) if whole and num_symbols else Flatten(values.shape[2:])
+
+
+def _num_symbols(trace: Any, member: str = "") -> int:
+    """How many symbols the model's observed `Categorical`s know (those with the member's name in theirs); 0 if there are none."""
+    counts = [0]
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and site["is_observed"] and (not member or f"_{member}_" in f"_{name}_"):
+            fn = site["fn"]
+            while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
+                fn = fn.base_dist
+            if isinstance(fn, torch.distributions.Categorical):
+                counts.append(int(fn.support.upper_bound) + 1)
+    return max(counts)
+
+
+class Symbols(Encoder):
+    """An array of symbols of shape `event_shape`, the learnt vectors of its entries side by side."""
+
+    dtype = torch.long
+
+    def __init__(self, num_categories: int, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape = tuple(event_shape)
+        self.table = nn.Embedding(num_categories, min(num_categories, EMBEDDING_SIZE))
+        self.num_features = math.prod(self.event_shape) * self.table.embedding_dim
+
+    def forward(self, values: Tensor) -> Tensor:
+        """`[..., *event_shape]` to `[..., num_features]`; raises `UserError` for a symbol that the table lacks."""
+        wrong = values[(values < 0) | (values >= self.table.num_embeddings)]
+        if wrong.numel():
+            raise UserError(f"observations must be symbols 0 … {self.table.num_embeddings - 1}, and {int(wrong[0])} is among them")
+        lead = values.shape[: values.dim() - len(self.event_shape)]
+        return self.table(values.long()).reshape(*lead, self.num_features)

@@ -1,0 +1,194 @@
+"""Which latents a model has: one run of it tells their sites, shapes and supports, and how they are spread over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+from torch.distributions.transforms import Transform
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.distributions import MarkovPath
+from pyro_seq.errors import UserError
+from pyro_seq.pair import Pair
+from pyro_seq.site_densities import STEP_SITE
+from pyro_seq.trees import map_tensors
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A latent of one step, of a path (for each of its steps), or of a whole sequence.
+
+    Args:
+        name: the site's name; of latents of steps it has `{}` in the place of the step.
+        event_shape: of one step for latents of steps and paths.
+        support: of such an event.
+    """
+
+    name: str
+    event_shape: tuple[int, ...]
+    support: Any
+
+    def transform(self) -> Transform:
+        """From unconstrained values to the support; remembers the value that it made last, so that its inverse is exact."""
+        return biject_to(self.support).with_cache()
+
+    @property
+    def is_real(self) -> bool:
+        """Whether nothing constrains it."""
+        inner = self.support.base_constraint if isinstance(self.support, constraints.independent) else self.support
+        return inner is constraints.real or inner is constraints.real_vector
+
+    @property
+    def unconstrained_shape(self) -> tuple[int, ...]:
+        """The shape of an unconstrained event."""
+        return tuple(biject_to(self.support).inverse_shape(torch.Size(self.event_shape)))
+
+    @property
+    def size(self) -> int:
+        """How many numbers an unconstrained event has."""
+        return math.prod(self.unconstrained_shape)
+
+
+class Latents(NamedTuple):
+    """All latents of a model that its guide has to sample."""
+
+    sequence: tuple[Latent, ...]
+    paths: tuple[Latent, ...]
+    steps: tuple[Latent, ...]
+
+
+def trace_model(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> Any:
+    """The trace of one run of a model, latents from the prior; nothing of it reaches handlers around, random state or a graph."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    quiet = Pair(model).evaluating() if isinstance(model, nn.Module) else nullcontext()
+    hidden: Any = poutine.block(hide_fn=lambda msg: msg["type"] != "param")  # of a pair's scope, parameters are still its own
+    with torch.no_grad(), torch.random.fork_rng(devices), quiet, hidden:
+        return poutine.trace(model).get_trace(batch.with_state(batch.state))  # a batch that remembers would keep what has no graph
+
+
+def find_latents(trace: Any, batch: SequenceBatch, model: Callable[[SequenceBatch], Any]) -> Latents:
+    """The latents in the trace of a run of the model.
+
+    Raises `UserError` for those that no guide of ours can sample: discrete ones that are not enumerated, ones that all sequences
+    share, ones in plates inside a sequence, ones whose support differs, ones of some steps only.
+    """
+    sites = {name: site for name, site in trace.nodes.items() if _is_latent(site)}
+    sequence, paths, groups = list[Latent](), list[Latent](), dict[str, dict[int, Latent]]()
+    longer: Any = None
+    for name, site in sites.items():
+        fn = site["fn"]
+        _check(name, site, len(batch))
+        latent = Latent(name, tuple(fn.event_shape), _fixed_support(name, fn.support))
+        step = STEP_SITE.search(name)
+        stem = f"{name[: step.start(1)]}{{}}{name[step.end(1) :]}" if step else ""
+        if step and (stem in groups or all(stem.format(t) in sites for t in range(batch.num_steps)) or _has_siblings(stem, name, sites)):
+            groups.setdefault(stem, {})[int(step[1])] = latent
+        elif fn.event_shape[:1] == (batch.num_steps,):
+            if not isinstance(fn, MarkovPath):
+                longer = longer or trace_model(model, lengthened(batch))
+            grows = isinstance(fn, MarkovPath) or longer.nodes[name]["fn"].event_shape[:1] == (batch.num_steps + 1,)
+            (paths if grows else sequence).append(_of_one_step(latent) if grows else latent)
+        else:
+            sequence.append(latent)
+    return Latents(tuple(sequence), tuple(paths), tuple(_of_steps(stem, group, batch.num_steps) for stem, group in groups.items()))
+
+
+def lengthened(batch: SequenceBatch) -> SequenceBatch:
+    """The same sequences with one more step of padding."""
+
+    def pad(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, torch.zeros_like(tensor[:, :1])], 1)
+
+    inputs = None if batch.inputs is None else pad(batch.inputs)
+    return SequenceBatch(map_tensors(pad, batch.values), batch.lengths, inputs=inputs, state=batch.state, num_steps=batch.num_steps + 1)
+
+
+def _is_latent(site: Any) -> bool:
+    if site["type"] != "sample" or site["is_observed"] or type(site["fn"]).__name__ == "_Subsample":
+        return False
+    return site["infer"].get("enumerate") != "parallel"
+
+
+def _check(name: str, site: Any, size: int) -> None:
+    fn = site["fn"]
+    if fn.support.is_discrete:
+        raise UserError(
+            f"site {name!r} is discrete, which this guide does not sample: mark it infer={{'enumerate': 'parallel'}} (or "
+            "pyro.infer.config_enumerate) and train with TraceEnum_ELBO, which sums it out, or write its guide by hand"
+        )
+    in_plate = any(frame.dim == -1 and frame.size == size for frame in site["cond_indep_stack"] if frame.vectorized)
+    if not in_plate and (size == 1 or fn.batch_shape[-1:] != (size,)):
+        raise UserError(
+            f"site {name!r} is one for all sequences, outside of batch.plate(), and this guide samples latents of sequences: make it a "
+            "pyro.param, or write its guide by hand"
+        )
+    if len(fn.batch_shape) > 1 and math.prod(fn.batch_shape[:-1]) > 1:
+        raise UserError(
+            f"site {name!r} has batch shape {list(fn.batch_shape)}, in a plate inside of a sequence: make it one event a sequence "
+            "(.to_event), or write its guide by hand"
+        )
+
+
+def _fixed_support(name: str, support: Any) -> Any:
+    """The support with its bounds as numbers; raises `UserError` if they differ between sequences, steps or entries."""
+    if isinstance(support, constraints.independent):
+        inner = _fixed_support(name, support.base_constraint)
+        return inner if support.reinterpreted_batch_ndims == 0 else constraints.independent(inner, support.reinterpreted_batch_ndims)
+    bounds = {key: value for key, value in vars(support).items() if isinstance(value, Tensor)}
+    if not bounds:
+        return support
+    if any((bound != bound.flatten()[0]).any() for bound in bounds.values()):
+        raise UserError(f"the support of site {name!r} is not the same for all sequences and entries: scale a latent of fixed support")
+    if not isinstance(support, (constraints.greater_than, constraints.greater_than_eq, constraints.less_than, constraints.interval)):
+        raise UserError(f"site {name!r} has the support {support}, which this guide does not know: write its guide by hand")
+    return type(support)(**{key: bound.flatten()[0].item() for key, bound in bounds.items()})
+
+
+def _has_siblings(stem: str, name: str, sites: Any) -> bool:
+    """Whether other sites differ from this one in the step's number only."""
+    before, after = stem.split("{}")
+    middles = (other[len(before) : len(other) - len(after)] for other in sites if other.startswith(before) and other.endswith(after))
+    return any(middle.isdigit() and stem.format(middle) != name for middle in middles)
+
+
+def _of_one_step(latent: Latent) -> Latent:
+    """A latent path's event and support without their first dimension."""
+    support = latent.support
+    if isinstance(support, constraints.independent):
+        inner = support.reinterpreted_batch_ndims - 1
+        support = constraints.independent(support.base_constraint, inner) if inner else support.base_constraint
+        return Latent(latent.name, latent.event_shape[1:], support)
+    if support is constraints.real_vector:
+        return Latent(latent.name, latent.event_shape[1:], constraints.real)
+    raise UserError(
+        f"site {latent.name!r} is a path with support {support}, whose steps are not free of each other: write its guide by hand"
+    )
+
+
+def _of_steps(stem: str, group: dict[int, Latent], num_steps: int) -> Latent:
+    """The latent that stands for a site at each step; raises `UserError` unless there is one of a kind at every step."""
+    name = stem.format(min(group))
+    if sorted(group) != list(range(num_steps)):
+        raise UserError(f"sites like {name!r} must be named for the steps 0 … {num_steps - 1}, one at each; there are {sorted(group)}")
+    first = group[0]
+    for latent in group.values():
+        if latent.event_shape != first.event_shape or not _equal(latent.support, first.support):
+            got = f"{list(latent.event_shape)} in {latent.support}, {first.name!r} {list(first.event_shape)} in {first.support}"
+            raise UserError(f"sites of all steps must have one shape and support, but {latent.name!r} has {got}")
+    return Latent(stem, first.event_shape, first.support)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two supports are the same set."""
+    if isinstance(one, constraints.independent) and isinstance(other, constraints.independent):
+        same = one.reinterpreted_batch_ndims == other.reinterpreted_batch_ndims
+        return same and _equal(one.base_constraint, other.base_constraint)
+    return type(one) is type(other) and vars(one) == vars(other)
