@@ -183,7 +183,7 @@ class AutoSequenceGuide(nn.Module):
         path = MarkovPath(first, conditional, batch.num_steps, active=None if batch.is_full else batch.mask, sampler=sampler)
         if latent.is_real and len(latent.event_shape) == 1:
             return pyro.sample(latent.name, path)
-        transformed = TransformedPath(path, latent.transform(), latent.unconstrained_shape)
+        transformed = TransformedPath(path, latent.support, latent.event_shape)
         return transformed.unconstrained(pyro.sample(latent.name, transformed))
 
     def _sample_steps(self, latents: Sequence[Latent], evidence: Tensor, previous: Tensor, batch: SequenceBatch) -> Tensor:

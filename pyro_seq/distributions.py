@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints, kl_divergence, register_kl
+from torch.distributions import biject_to, constraints, kl_divergence, register_kl
 from torch.distributions.transforms import Transform
 
 Conditional = Callable[[Tensor, slice], dist.Normal]
@@ -213,27 +213,27 @@ class TransformedPath(TorchDistribution):
 
     Args:
         path: the path of vectors z_t of size Z.
-        transform: f, from events of `unconstrained_shape` (Z numbers) to those of y_t.
-        unconstrained_shape: what a step's vector is reshaped to before it is mapped.
+        step_support: where y_t lies; f is PyTorch's `biject_to` it.
+        step_shape: the event shape of y_t, whose unconstrained events have Z numbers.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own form)
     has_rsample = True
 
-    def __init__(self, path: MarkovPath, transform: Transform, unconstrained_shape: Sequence[int]) -> None:
-        self.path, self.transform, self.unconstrained_shape = path, transform, tuple(unconstrained_shape)
-        event_shape = transform.forward_shape(torch.Size(self.unconstrained_shape))
-        super().__init__(path.batch_shape, torch.Size([path.num_steps, *event_shape]), validate_args=False)
+    def __init__(self, path: MarkovPath, step_support: constraints.Constraint, step_shape: Sequence[int]) -> None:
+        self.path, self.step_support = path, step_support
+        self.transform: Transform = biject_to(step_support).with_cache()  # of its latest value the inverse is exact
+        self.unconstrained_shape = tuple(self.transform.inverse_shape(torch.Size(step_shape)))
+        super().__init__(path.batch_shape, torch.Size([path.num_steps, *step_shape]), validate_args=False)
 
     @property
     def support(self) -> constraints.Constraint:
         """Paths all of whose steps lie where the transform leads."""
-        codomain = self.transform.codomain
-        return constraints.independent(codomain, len(self.event_shape) - codomain.event_dim)
+        return constraints.independent(self.step_support, len(self.event_shape) - self.step_support.event_dim)
 
     def expand(self, batch_shape: Any, _instance: object = None) -> TransformedPath:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
-        return TransformedPath(self.path.expand(batch_shape), self.transform, self.unconstrained_shape)
+        return TransformedPath(self.path.expand(batch_shape), self.step_support, self.event_shape[1:])
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """A path `[*sample_shape, *batch, T, *event]`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions import MarkovPath
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
+from pyro_seq.site_checks import is_enumerated, latent_sites
 from pyro_seq.site_densities import STEP_SITE
 from pyro_seq.trees import map_tensors
 
@@ -34,7 +35,7 @@ class Latent:
 
     name: str
     event_shape: tuple[int, ...]
-    support: Any
+    support: Any = field(compare=False)  # constraints are not equal to each other
 
     def transform(self) -> Transform:
         """From unconstrained values to the support; remembers the value that it made last, so that its inverse is exact."""
@@ -80,7 +81,7 @@ def find_latents(trace: Any, batch: SequenceBatch, model: Callable[[SequenceBatc
     Raises `UserError` for those that no guide of ours can sample: discrete ones that are not enumerated, ones that all sequences
     share, ones in plates inside a sequence, ones whose support differs, ones of some steps only.
     """
-    sites = {name: site for name, site in trace.nodes.items() if _is_latent(site)}
+    sites = {name: site for name, site in latent_sites(trace).items() if not is_enumerated(site)}
     sequence, paths, groups = list[Latent](), list[Latent](), dict[str, dict[int, Latent]]()
     longer: Any = None
     for name, site in sites.items():
@@ -109,12 +110,6 @@ def lengthened(batch: SequenceBatch) -> SequenceBatch:
 
     inputs = None if batch.inputs is None else pad(batch.inputs)
     return SequenceBatch(map_tensors(pad, batch.values), batch.lengths, inputs=inputs, state=batch.state, num_steps=batch.num_steps + 1)
-
-
-def _is_latent(site: Any) -> bool:
-    if site["type"] != "sample" or site["is_observed"] or type(site["fn"]).__name__ == "_Subsample":
-        return False
-    return site["infer"].get("enumerate") != "parallel"
 
 
 def _check(name: str, site: Any, size: int) -> None:

@@ -69,6 +69,13 @@ def log_weights(guide_trace: Any, model_trace: Any, like: Tensor, observed: Obse
     return steps, latent
 
 
+def by_step(name: str, site: Any, trace: Any, like: Tensor) -> Tensor:
+    """The log-density of one site by step, shaped like `like` (see `log_weights`)."""
+    steps = torch.zeros_like(like)
+    _add(steps, name, site, 1.0, _place(name, site, steps, trace))
+    return steps
+
+
 def states(guide_trace: Any, model_trace: Any) -> Any:
     """What model and guide returned for the next window to start from; of latents drawn from the prior, the model's alone."""
     model, guide = (getattr(trace.nodes["_RETURN"]["value"], "state", None) for trace in (model_trace, guide_trace))

@@ -1,0 +1,130 @@
+"""What a pair must be, checked on one batch: `check_pair` for a test suite, `problems` for the words, `notes` for what is optional."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pyro
+import torch
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.errors import UserError
+from pyro_seq.pair import Pair, Stochastic, no_guide
+from pyro_seq.site_checks import is_enumerated, latent_sites, mismatches, named, non_finite, sites_by_name
+from pyro_seq.testing import agreement, invariances
+from pyro_seq.testing.evaluation import Failure, Probe, evaluating, one_line, traced
+from pyro_seq.testing.gradients import gradients
+from pyro_seq.trees import map_tensors
+
+SEQUENCES, STEPS = 4, 24  # of a larger batch, the first ones: enough to be told apart, and quick
+
+
+class PairProblems(UserError, AssertionError):
+    """A pair breaks its contract; the message has a line for each fault."""
+
+
+def check_pair(model: Stochastic, guide: Stochastic = no_guide, batch: SequenceBatch | None = None) -> None:
+    """Raise `PairProblems`, with a line for each fault, unless a pair keeps the contract on a batch; see `problems`."""
+    if batch is None:
+        raise UserError("check_pair needs a batch to check the pair on: check_pair(model, guide, batch)")
+    if wrong := problems(model, guide, batch):
+        raise PairProblems("\n".join(wrong))
+
+
+def problems(model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> list[str]:
+    """What is wrong with a pair, a line for each fault that names the side, the site or parameter, the step and the sequence.
+
+    On the first few sequences of the batch (with some padding made, if it has none): both sides run; they have the same latents, in
+    the plate of the sequences, of one shape and support; no value or density is NaN or infinite; every parameter is registered with
+    Pyro and gets a finite, non-zero gradient. At the same latents, in evaluation mode, the density of every site is the same twice, in
+    another order of the sequences, beside others, with more padding and with other numbers in it; sites at padded steps do not
+    count; no distribution of the model depends on its own or on later observations. The pair can be scored, by steps; the model samples,
+    from a batch without values, what it scores; it goes on from the states that it returns.
+
+    Two densities are equal if they are within eps^0.6 of their type, 7e-5 in single precision. Neither parameters nor random state
+    are changed.
+    """
+    if batch.values is None or not len(batch) or not batch.num_steps:
+        raise UserError("a pair is checked on a batch with observations, and this one has none")
+    pair = Pair(model, guide)
+    checked = _probe_batch(batch)
+    with evaluating(pair):
+        try:
+            probe = Probe(pair, checked)
+        except Failure as failure:
+            return [str(failure)]
+        wrong = _sites(probe)
+        if wrong:
+            return wrong
+        wrong += [*_validated(pair, checked), *gradients(pair, checked, probe.model)]
+        pair.train(False)
+        checks: list[Callable[[Probe], Iterator[str]]] = [
+            invariances.repeatable,
+            invariances.independent_sequences,
+            invariances.padding,
+            agreement.sampled,
+            agreement.windows,
+        ]
+        for check in checks:
+            wrong += check(probe)
+        enumerated = any(is_enumerated(site) for site in latent_sites(probe.model).values())
+        unscored = [] if enumerated else [*agreement.scored(pair, checked)]
+        wrong += unscored or invariances.causal(probe)
+        return list(dict.fromkeys(wrong))
+
+
+def notes(model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> list[str]:
+    """What a pair cannot do and need not: run with vectorised particles."""
+    pair = Pair(model, guide)
+    with evaluating(pair):
+        return [*agreement.vectorised(pair, batch, traced("model", model, batch))]
+
+
+def _probe_batch(batch: SequenceBatch) -> SequenceBatch:
+    """A few sequences, not all equal, some of them with padding."""
+    few = batch.select(slice(SEQUENCES)) if len(batch) > 1 else batch.repeat(2)
+    steps = few.num_steps if few.num_steps <= STEPS else STEPS
+    values, inputs = map_tensors(lambda x: x[:, :steps].clone(), (few.values, few.inputs))
+    lengths = few.lengths.clamp(max=steps)
+    if len(batch) == 1:
+        values = map_tensors(lambda x: torch.cat([x[:1], x[1:].roll(1, 1)]), values)
+    if bool((lengths == steps).all()) and steps > 1:
+        lengths[1:] = (lengths[1:] - 1 - torch.arange(len(lengths) - 1) % 2).clamp(min=1)
+    return SequenceBatch(values, lengths, inputs=inputs, state=few.state)
+
+
+def _sites(probe: Probe) -> list[str]:
+    """Faults that make other checks useless."""
+    wrong = []
+    for side in ("guide", "model"):
+        shared = [name for name, site in sites_by_name(probe.trace(side)).items() if site["fn"].batch_shape[-1:] != (len(probe.batch),)]
+        bare = [name for name, site in sites_by_name(probe.trace(side)).items() if name not in shared and not _in_plate(site, probe)]
+        if shared:
+            shape = list(sites_by_name(probe.trace(side))[shared[0]]["fn"].batch_shape)
+            wrong.append(
+                f"{named(shared)} in the {side} has batch shape {shape}, not one entry for each sequence: "
+                "sample it under `with batch.plate()`"
+            )
+        if bare:
+            wrong.append(f"{named(bare)} in the {side} is in no plate: sample it under `with batch.plate()`")
+    wrong += mismatches(probe.model, probe.guide)
+    return wrong or non_finite(probe.guide, "guide") or non_finite(probe.model, "model")
+
+
+def _in_plate(site: dict[str, object], probe: Probe) -> bool:
+    frames: object = site["cond_indep_stack"]
+    assert isinstance(frames, tuple)
+    return any(frame.dim == -1 and frame.size == len(probe.batch) for frame in frames)
+
+
+def _validated(pair: Pair, batch: SequenceBatch) -> Iterator[str]:
+    """What Pyro's own validation of arguments and values says."""
+    with pyro.validation_enabled():
+        try:
+            validated = Probe(pair, batch)
+            validated.model.compute_log_prob()
+            validated.guide.compute_log_prob()
+        except Failure as failure:
+            yield f"under Pyro's validation {failure}"
+        except ValueError as error:
+            yield f"under Pyro's validation: {one_line(error)}"

@@ -1,0 +1,103 @@
+"""Whether what a model samples is what it scores, whether windows can follow each other, and whether particles can be vectorised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.errors import UserError
+from pyro_seq.pair import Pair
+from pyro_seq.scoring import score
+from pyro_seq.site_checks import is_enumerated, latent_sites, named, plate_depth, sites_by_name
+from pyro_seq.site_densities import STEP_SITE
+from pyro_seq.testing.evaluation import Failure, Probe, one_line, traced
+from pyro_seq.trees import map_tensors
+
+
+def scored(pair: Pair, batch: SequenceBatch) -> Iterator[str]:
+    """The pair can be scored: every observation belongs to a step."""
+    try:
+        score(pair, batch.select(batch.lengths > 0), samples=2)
+    except UserError as error:
+        yield str(error)
+
+
+def sampled(probe: Probe) -> Iterator[str]:
+    """Without values the model samples observations of the form that it scores: at the same sites, or at those of steps."""
+    try:
+        trace = traced("model", probe.pair.model, probe.batch.without_values())
+    except Failure as failure:
+        yield f"on a batch without values, from which a model samples: {failure}"
+        return
+    found = sites_by_name(trace)
+    absent = []
+    for name, site in sites_by_name(probe.model).items():
+        if not site["is_observed"]:
+            continue
+        own, over_time = found.get(name), False
+        if own is None and site["fn"].event_shape[:1] == (probe.batch.num_steps,):
+            own, over_time = _of_step(name, found), True
+        if own is None:
+            absent.append(name)
+        elif fault := _form(site, own, over_time):
+            yield f"site {name!r} is sampled otherwise than it is scored: {fault}"
+    if absent:
+        yield f"without values, the model does not sample {named(absent)}, which it scores"
+
+
+def _of_step(name: str, found: dict[str, Any]) -> Any:
+    """The site of the first step that a site of all steps (`x`, `x_member`) stands for: `x_0`, `x_0_member`."""
+    for other, site in found.items():
+        step = STEP_SITE.search(other)
+        if step and f"{other[: step.start()]}{other[step.end(1) :]}" == name:
+            return site
+    return None
+
+
+def _form(site: Any, own: Any, over_time: bool) -> str:
+    shapes = list(site["fn"].event_shape)[over_time:], list(own["fn"].event_shape)
+    if shapes[0] != shapes[1]:
+        return f"event shape {shapes[1]}, not {shapes[0]}"
+    if site["fn"].batch_shape != own["fn"].batch_shape:
+        return f"batch shape {list(own['fn'].batch_shape)}, not {list(site['fn'].batch_shape)}"
+    kinds = [torch.as_tensor(s["value"]).dtype for s in (site, own)]
+    if kinds[0].is_floating_point != kinds[1].is_floating_point:
+        return f"{kinds[1]}, not {kinds[0]}"
+    if own["fn"].support.is_discrete != site["fn"].support.is_discrete:
+        return f"from {own['fn'].support}, not {site['fn'].support}"
+    return ""
+
+
+def windows(probe: Probe) -> Iterator[str]:
+    """A pair that returns states goes on from them, and every tensor of a state has the sequences first."""
+    states = {side: getattr(probe.trace(side).nodes["_RETURN"]["value"], "state", None) for side in ("model", "guide")}
+    if all(state is None for state in states.values()):
+        return
+    for side, state in states.items():
+        shapes: list[list[int]] = []
+        map_tensors(lambda x, shapes=shapes: shapes.append(list(x.shape)) or x, state)
+        if wrong := [shape for shape in shapes if shape[:1] != [len(probe.batch)]]:
+            yield f"the {side}'s state has a tensor of shape {wrong[0]}: its first dimension must be the sequences ({len(probe.batch)})"
+            return
+    for side in ("guide", "model"):
+        try:
+            probe.run(side, probe.batch.with_state(states), {})
+        except Failure as failure:
+            yield f"on a window that goes on from the state that it returned: {failure}"
+
+
+def vectorised(pair: Pair, batch: SequenceBatch, model_trace: Any) -> Iterator[str]:
+    """The pair runs with particles side by side, in a dimension left of the sequences'."""
+    enumerates = any(is_enumerated(site) for site in latent_sites(model_trace).values())
+    options: Any = {"num_particles": 2, "vectorize_particles": True, "max_plate_nesting": plate_depth(model_trace)}
+    try:
+        (TraceEnum_ELBO if enumerates else Trace_ELBO)(**options).loss(pair.model, pair.guide, batch)
+    except Exception as error:
+        yield (
+            "does not run with vectorised particles, which have a dimension left of the sequences' "
+            f"(index from the right: x[..., t, :]): {one_line(error)}"
+        )
