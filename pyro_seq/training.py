@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from pyro_seq.annealing import ScaleLatents, kl_strength
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
+from pyro_seq.first_batch import find_parameters, tried
 from pyro_seq.interruption import Interruption
 from pyro_seq.networks import fast_precision, full_precision
 from pyro_seq.objectives import Recorder, make_elbo
 from pyro_seq.optimisation import JointOptimiser, NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
+from pyro_seq.random_state import random_state, set_random_state
 from pyro_seq.runs import RunFolder, load_tree, save_tree
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.training_log import TrainingLog
@@ -127,11 +129,12 @@ class Trainer:
                 stack.enter_context(self.run.locked())
                 if not resume and self.run.last.exists():
                     raise UserError(f"{self.run} holds a training: go on with it (resume), or train into another folder")
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")  # the error that follows says more
+            warnings.filterwarnings("ignore", message=".* was not registered in the param store because requires_grad=False")  # on purpose
             metrics_size = self._prepare(resume)
             stack.enter_context(self.log.opened(self.run, size=metrics_size, step=self.step))
             stack.enter_context(self._interruption.noticed())
-            stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")  # the error that follows says more
             # the first batch has been checked in full, the others are not: Pyro's validation costs a quarter of each step
             stack.enter_context(pyro.validation_enabled(False))
             self._loop()
@@ -161,32 +164,15 @@ class Trainer:
         return 0
 
     def _find_parameters(self) -> dict[str, Tensor]:
-        """The pair's parameters, all of them registered by an evaluation of the first batch, which leaves no other trace."""
-        before = self.pair.parameters()
-        self._check_finite(before)
-        self._try_next(self.pair.model, self.pair.guide)
-        parameters = self.pair.parameters()
-        left = {id(parameter) for parameter in parameters.values()}
-        for name, parameter in before.items():
-            if id(parameter) not in left:
-                raise UserError(f"parameter {name!r} was replaced by another one of its name in Pyro's store: model and guide share it")
-        if not pyro.get_param_store().keys():
-            raise UserError("this pair registers no parameters with Pyro (pyro.param, pyro.module): there is nothing to train")
-        return parameters
-
-    def _try_next(self, model: Any, guide: Any, carried: Any = None) -> None:
-        """Evaluate the next batch, and leave everything as it was, but for the parameters that this registers."""
-        batches, random = self.batches.state(), self._random_state()
-        buffers = [(buffer, buffer.clone()) for module in self.pair.modules().values() for buffer in module.buffers()]
-        batch, follows = self.batches.draw()
-        self.pair.train()
-        with pyro.validation_enabled(), torch.no_grad():
-            self.elbo.loss(model, guide, batch.with_state(carried if follows else None))
-            for buffer, before in buffers:  # running statistics
-                buffer.copy_(before)
+        """The pair's parameters, after a look at the first batch, which leaves no other trace."""
+        self._check_finite(self.pair.parameters())
+        with tried(self.pair, self.batches) as batch:
+            parameters, without = find_parameters(self.pair, self.elbo, batch)
         self.recorder.take()
-        self.batches.load_state(batches)
-        self._set_random_state(random)
+        if without:
+            more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
+            self.log.progress.say(f"parameter {without[0]!r}{more} has no gradient on the first batch: is it in use?")
+        return parameters
 
     # one step
 
@@ -369,19 +355,10 @@ class Trainer:
                 "carried": self.carried,
                 "sums": self.log.sums,
                 "metrics_size": self.log.flush(),
-                "random": self._random_state(),
+                "random": random_state(),
                 "precision": self._precision,
             },
         )
-
-    def _random_state(self) -> dict[str, Any]:
-        cuda = {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
-        return {"cpu": torch.get_rng_state()} | cuda
-
-    def _set_random_state(self, state: dict[str, Any]) -> None:
-        torch.set_rng_state(state["cpu"])
-        if torch.cuda.is_available() and "cuda" in state:
-            torch.cuda.set_rng_state_all(state["cuda"])
 
     def _load(self, saved: Any) -> int:
         """Go on from what `_save` wrote; the size of the metrics then."""
@@ -399,8 +376,10 @@ class Trainer:
             if saved["precision"] not in PRECISIONS[1:]:
                 raise ValueError(f"precision {saved['precision']!r}")
             self._precision = saved["precision"]  # as the run was begun, also where another would be chosen now
-            self._try_next(*self._recorded(), self.carried)
-            self._set_random_state(saved["random"])
+            with tried(self.pair, self.batches, self.carried) as batch, torch.no_grad():
+                self.elbo.loss(*self._recorded(), batch)
+            self.recorder.take()
+            set_random_state(saved["random"])
             return int(saved["metrics_size"])
         except UserError:
             raise

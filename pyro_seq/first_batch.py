@@ -1,0 +1,76 @@
+"""A training's first batch, tried before anything is written: what is wrong with the pair is said there, in a line that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.errors import UserError
+from pyro_seq.pair import Pair
+from pyro_seq.random_state import random_state, set_random_state
+from pyro_seq.site_checks import mismatches, non_finite
+
+
+@contextmanager
+def tried(pair: Pair, batches: Any, carried: Any = None) -> Iterator[SequenceBatch]:
+    """The next batch of a stream, in training mode and under Pyro's validation; afterwards all is as before.
+
+    Only parameters that functions register stay; the stream, the random state, running statistics and gradients go back.
+    """
+    position, random = batches.state(), random_state()
+    buffers = [(buffer, buffer.clone()) for module in pair.modules().values() for buffer in module.buffers()]
+    batch, follows = batches.draw()
+    pair.train()
+    try:
+        with pyro.validation_enabled():
+            yield batch.with_state(carried if follows else None)
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        for parameter in pair.parameters().values():
+            parameter.grad = None
+        batches.load_state(position)
+        set_random_state(random)
+
+
+@torch.no_grad()
+def check_sites(pair: Pair, batch: SequenceBatch) -> None:
+    """Raise `UserError` for latents that model and guide do not share, and for the first site that is not finite."""
+    with pyro.validation_enabled(False):  # which would speak of a distribution, not of a site
+        guide_trace = poutine.trace(pair.guide).get_trace(batch)
+        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(batch)
+        wrong = non_finite(guide_trace, "guide") or mismatches(model_trace, guide_trace) or non_finite(model_trace, "model")
+    if wrong:
+        raise UserError(f"on the first batch: {wrong[0]}")
+
+
+def find_parameters(pair: Pair, elbo: Any, batch: SequenceBatch) -> tuple[dict[str, Tensor], list[str]]:
+    """(the pair's parameters, all registered by an evaluation of the objective, and the names of those without a gradient).
+
+    A gradient that is zero throughout is none. Raises `UserError` for faults of sites (`check_sites`), and for a pair that shares
+    parameters by accident or trains nothing.
+    """
+    before = pair.parameters()
+    check_sites(pair, batch)
+    elbo.loss_and_grads(pair.model, pair.guide, batch)
+    parameters = pair.parameters()
+    left = {id(parameter) for parameter in parameters.values()}
+    for name, parameter in before.items():
+        if id(parameter) not in left:
+            raise UserError(f"parameter {name!r} was replaced by another one of its name in Pyro's store: model and guide share it")
+    if not pyro.get_param_store().keys():
+        raise UserError("this pair registers no parameters with Pyro (pyro.param, pyro.module): there is nothing to train")
+    without = [name for name, parameter in parameters.items() if parameter.grad is None or not parameter.grad.count_nonzero()]
+    if len(without) == len(parameters):
+        raise UserError(
+            "on the first batch no parameter of this pair gets a gradient: the densities depend on none, so nothing would train"
+        )
+    return parameters, without
