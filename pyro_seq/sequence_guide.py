@@ -25,10 +25,11 @@ class SequenceGuide(nn.Module):
     The guide may use the model's own equations (`self.model`); the model's parameters stay the model's.
     """
 
-    flows: Any = ()
+    flows: Any
 
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
+        self.flows = ()  # of the instance: one of the class would hide a subclass's module of that name
         self._model = (model,)  # in a tuple, so that the model's parameters are not registered a second time here
 
     @property
