@@ -20,7 +20,7 @@ from pyro_seq.contexts import LastObservations, PreviousObservation
 from pyro_seq.emissions import Bernoulli, Categorical, Independent, Joint, Normal
 from pyro_seq.encoders import Embedding, Flatten, Group
 from pyro_seq.guides import no_guide
-from pyro_seq.models import SRNN
+from pyro_seq.models import HMM, SRNN
 from pyro_seq.pairs import Parts
 from pyro_seq.testing import PairProblems, check_pair, notes, problems
 
@@ -96,6 +96,8 @@ class Model(nn.Module):
         name = "x" if "name" in self.faults and t == 0 else f"x_{t}"
         if "values" in self.faults:
             return pyro.sample(name, dist.Normal(z, scale), obs=batch.values[:, t])  # type: ignore[index]
+        if "sampled support" in self.faults and batch.values is None:
+            return pyro.sample(name, dist.LogNormal(z, scale))
         if "sampled form" in self.faults and batch.values is None:
             return pyro.sample(name, dist.Normal(z, scale).expand([2, len(batch)])).sum(0)
         return pyro.sample(name, dist.Normal(z, scale), obs=batch.at(t))
@@ -164,6 +166,7 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         "on a batch without values, from which a model samples: the model fails after site 'z_0': TypeError",
     ),
+    "another support when sampled": ({"sampled support": 1}, {}, "site 'x_0' is sampled otherwise than it is scored: from GreaterThan"),
     "another form when sampled": ({"sampled form": 1}, {}, r"site 'x_0' is sampled otherwise than it is scored: batch shape \[2, 4\]"),
 }
 
@@ -297,6 +300,14 @@ def test_shipped_pairs_are_sound(shipped: Callable[[Parts, str], Pair], layout: 
     assert torch.equal(random, torch.get_rng_state()) and not pyro.get_param_store().keys()
     assert all(torch.equal(w, pair.weights()[side][name]) for side in before for name, w in before[side].items())
     assert all(part.training for module in pair.modules().values() for part in module.modules())
+
+
+@pytest.mark.parametrize("autoregressive", [False, True])
+@pytest.mark.parametrize("layout", ["path", "steps"])
+def test_hidden_markov_models_are_sound(layout: Any, autoregressive: bool) -> None:
+    parts, batch = symbols()
+    model = HMM(parts.emission, parts.context(parts.encoder()), num_states=3, autoregressive=autoregressive, layout=layout)
+    check_pair(model, no_guide, batch)
 
 
 @pytest.mark.parametrize("layout", ["path", "steps"])

@@ -67,9 +67,11 @@ def _form(site: Any, own: Any, over_time: bool) -> str:
     kinds = [torch.as_tensor(s["value"]).dtype for s in (site, own)]
     if kinds[0].is_floating_point != kinds[1].is_floating_point:
         return f"{kinds[1]}, not {kinds[0]}"
-    if own["fn"].support.is_discrete != site["fn"].support.is_discrete:
-        return f"from {own['fn'].support}, not {site['fn'].support}"
-    return ""
+    value = site["value"].select(site["value"].dim() - len(site["fn"].event_shape), 0) if over_time else site["value"]
+    possible = own["fn"].support.check(value)
+    if own["mask"] is not None:
+        possible = possible | ~torch.as_tensor(own["mask"])
+    return "" if possible.all() else f"from {own['fn'].support}, where not all observations lie"
 
 
 def windows(probe: Probe) -> Iterator[str]:

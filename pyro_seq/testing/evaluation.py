@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.pair import Pair
 from pyro_seq.site_checks import latent_sites, sites_by_name, unmasked_log_prob
+from pyro_seq.site_densities import step_of
 from pyro_seq.trees import map_tensors
 
 Values = dict[str, Tensor]
@@ -121,7 +122,9 @@ class Probe:
 
     def is_over_time(self, name: str) -> bool:
         """Whether a latent's event has all steps."""
-        return bool(self._site(name)["fn"].event_shape[:1] == (self.batch.num_steps,))
+        site, steps = self._site(name), self.batch.num_steps
+        trace = self.guide if name in self.guide else self.model
+        return site["fn"].event_shape[:1] == (steps,) and step_of(name, site, trace, steps) is None
 
 
 def densities(trace: Any, size: int) -> Values:
@@ -138,8 +141,8 @@ def densities(trace: Any, size: int) -> Values:
 
 
 def differs(one: Tensor, other: Tensor) -> Tensor:
-    """Where two figures are further apart than rounding in their type explains."""
-    eps = max(torch.finfo(x.dtype if x.is_floating_point() else torch.float64).eps for x in (one, other))
+    """Where two figures are further apart than rounding explains, in their type or the one that parameters have by default."""
+    eps = max(torch.finfo(dtype).eps for dtype in (one.dtype, other.dtype, torch.get_default_dtype()))
     tolerance = eps**0.6  # 7e-5 in single precision: a thousand roundings
     near = torch.isclose(one.double(), other.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
     return ~near
