@@ -39,7 +39,7 @@ class DMMGuide(SequenceGuide):
         encoder: x_t → features.
         num_inputs: size of the side inputs u_t, 0 if there are none.
         cell: of the backward recurrence: `relu` (as in the example), `tanh`, `gru` or `lstm`, with `hidden_size` units.
-        num_flows: inverse autoregressive flows after the normal, with `flow_sizes` hidden units.
+        num_flows: inverse autoregressive flows after the normal, with `flow_sizes` hidden units, none fewer than z_t has entries.
         dropout: between the recurrent layers, in training.
         input_dropout: on what the recurrence sees, the same features at all steps of a sequence, in training.
         output_dropout: on e_t, likewise.
@@ -64,6 +64,8 @@ class DMMGuide(SequenceGuide):
     ) -> None:
         super().__init__(model)
         self.encoder, size = encoder, model.latent_size
+        if num_flows and min(flow_sizes, default=0) < size:
+            raise ValueError(f"flow_sizes must be at least latent_size, {size}, got {list(flow_sizes)}")
         self.backwards = Recurrence(encoder.num_features + num_inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
         self.combiner = Combiner(size, hidden_size, positive=positive, epsilon=epsilon)
         self.first = nn.Parameter(torch.zeros(size))

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_seq.contexts import Context
+from pyro_seq.contexts import Context, Nothing
 from pyro_seq.emissions import Emission
 from pyro_seq.networks import MLP, GatedTransition, SequenceDropout, concatenate
 from pyro_seq.sequence_model import Layout, SequenceModel
@@ -29,7 +29,7 @@ class DMM(SequenceModel):
 
     Args:
         emission: p(x_t | features).
-        context: c_t, what a step may look at if `conditional`.
+        context: c_t, what a step may look at if `conditional`; else it is left out.
         latent_size: Z, the size of z_t.
         transition_sizes: hidden layers of the transition's gate and proposal.
         emission_sizes: hidden layers between z_t and the emission.
@@ -55,9 +55,9 @@ class DMM(SequenceModel):
         output_dropout: float = 0.0,
         layout: Layout = "path",
     ) -> None:
-        super().__init__(emission, context, layout=layout)
-        self.latent_size, self.conditional = latent_size, conditional
-        features = context.num_features if conditional else 0
+        super().__init__(emission, context if conditional else Nothing(), layout=layout)
+        self.latent_size = latent_size
+        features = self.context.num_features
         self.first = nn.Parameter(torch.zeros(latent_size))
         self.prior = GatedTransition(latent_size, transition_sizes, features, activation=activation, positive=positive, epsilon=epsilon)
         self.decoder = MLP(latent_size + features, emission_sizes, emission.num_features, activation=activation)
@@ -68,8 +68,8 @@ class DMM(SequenceModel):
         return self.first.expand(*lead, self.latent_size)
 
     def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
-        """c_t, or nothing."""
-        return (self.drop_input(contexts) if self.conditional else contexts[..., :0]), carried
+        """c_t, if the model is conditional."""
+        return self.drop_input(contexts), carried
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
         """p(z_t | z_{t-1})."""

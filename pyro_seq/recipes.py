@@ -24,7 +24,7 @@ from torch import nn
 
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.guides import DMMGuide, ISEQGuide, SRNNGuide, VRNNGuide
-from pyro_seq.models import DMM, ISEQ, RNN, SRNN, VRNN
+from pyro_seq.models import DMM, HMM, ISEQ, RNN, SRNN, VRNN
 
 GROUP = "pyro_seq.pairs"  # of entry points
 
@@ -35,6 +35,7 @@ SHIPPED: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
     "srnn": (SRNN, SRNNGuide),
     "vrnn": (VRNN, VRNNGuide),
     "dmm": (DMM, DMMGuide),
+    "hmm": (HMM, None),
 }
 
 

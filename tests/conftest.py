@@ -21,10 +21,8 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.cli import main
 from pyro_seq.contexts import SideInputs
 from pyro_seq.emissions import Normal
-from pyro_seq.guides import DMMGuide, VRNNGuide
-from pyro_seq.models import DMM, VRNN
 from pyro_seq.pair import Pair
-from pyro_seq.pairs import ModelSettings, Parts, make_pair
+from pyro_seq.pairs import Parts, make_pair, model_settings
 from pyro_seq.sequence_guide import SequenceGuide
 from pyro_seq.sequence_model import SequenceModel
 
@@ -39,36 +37,22 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 TINY: dict[str, Any] = {"hidden_size": 4, "latent_size": 2, "latent_sizes": (5,), "activation": "tanh"}
+DEEP: dict[str, Any] = {"latent_size": 6, "transition_sizes": (5,), "emission_sizes": (5,), "conditional": True, "cell": "gru"}
 
 
-def by_settings(**settings: Any) -> Callable[[Parts, str], Pair]:
-    quiet = {"input_dropout": 0.0, "output_dropout": 0.0}
-    return lambda parts, layout: make_pair(ModelSettings(**(TINY | quiet | settings), layout=layout), parts)
-
-
-def vrnn(parts: Parts, layout: Any) -> Pair:
-    model = VRNN(parts.emission, parts.context(parts.encoder()), **TINY, layout=layout)
-    return Pair(model, VRNNGuide(model, parts.encoder(), hidden_size=4, latent_sizes=(5,), activation="tanh"))
-
-
-def dmm(flows: int) -> Callable[[Parts, Any], Pair]:
-    def make(parts: Parts, layout: Any) -> Pair:
-        sizes: dict[str, Any] = {"latent_size": 6, "transition_sizes": (5,), "emission_sizes": (5,), "activation": "tanh"}
-        model = DMM(parts.emission, parts.context(parts.encoder()), conditional=True, layout=layout, **sizes)
-        return Pair(model, DMMGuide(model, parts.encoder(), cell="gru", hidden_size=4, num_flows=flows, flow_sizes=(6,)))
-
-    return make
+def shipped_pair(kind: str, **settings: Any) -> Callable[[Parts, str], Pair]:
+    return lambda parts, layout: make_pair(model_settings(kind, TINY | settings | {"layout": layout}), parts)
 
 
 # Every shipped pair, small: a test that takes `shipped` runs for each of them, as `shipped(parts, layout)`.
 SHIPPED: dict[str, Callable[[Parts, str], Pair]] = {
-    "rnn": by_settings(kind="rnn"),
-    "iseq": by_settings(kind="iseq"),
-    "srnn": by_settings(kind="srnn"),
-    "srnn_plain": by_settings(kind="srnn", residual=False),
-    "vrnn": vrnn,
-    "dmm": dmm(0),
-    "dmm_flows": dmm(2),
+    "rnn": shipped_pair("rnn"),
+    "iseq": shipped_pair("iseq"),
+    "srnn": shipped_pair("srnn"),
+    "srnn_plain": shipped_pair("srnn", residual=False),
+    "vrnn": shipped_pair("vrnn"),
+    "dmm": shipped_pair("dmm", **DEEP),
+    "dmm_flows": shipped_pair("dmm", num_flows=2, flow_sizes=(6,), **DEEP),
 }
 
 
