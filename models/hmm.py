@@ -19,7 +19,7 @@ from pyro_seq.emissions import Distribution, Emission, Joint, LazyCategorical, o
 from pyro_seq.errors import UserError
 from pyro_seq.hidden_markov import HiddenMarkov, advanced, filtered, log_likelihoods
 from pyro_seq.networks import MLP, concatenate, full_precision
-from pyro_seq.sequence_model import Layout, Outcome, SequenceModel, observations, widened
+from pyro_seq.sequence_model import Layout, Outcome, SequenceModel, observations, remembered
 
 CHUNK_ENTRIES = 2**23  # numbers that the emissions of some states at all steps may take; more states are worked on one after another
 
@@ -88,7 +88,7 @@ class HMM(SequenceModel):
 
     def _path(self, batch: SequenceBatch) -> Outcome:
         state, transition = self.state_before(batch), self._transition()
-        contexts, remembered = self.seen(batch)
+        contexts, context = self.seen(batch)
         observed = self.emission.prepare(batch.values, batch.mask)
         mask, known = None if batch.is_full else batch.mask, None
         with batch.plate():
@@ -99,7 +99,7 @@ class HMM(SequenceModel):
                 path = HiddenMarkov(state["carried"], transition, likelihood, shape, active=mask, given=known)
                 known = path.filtered(pyro.sample(site, path, obs=values))
         assert known is not None
-        return Outcome(batch.values, None, {"context": remembered, "latent": state["latent"], "carried": self._carried(known.belief)})
+        return Outcome(batch.values, None, {"context": context, "latent": state["latent"], "carried": self._carried(known.belief)})
 
     def _steps(self, batch: SequenceBatch) -> Outcome:
         state, transition = self.state_before(batch), self._transition()
@@ -150,8 +150,8 @@ class HMM(SequenceModel):
         """The state after step t."""
         likelihood = self._joint(contexts.unsqueeze(-2), self.emission.stack([x])).squeeze(-2)
         _, belief = advanced(state["carried"].double(), self._transition().double(), likelihood.double())
-        remembered, latent = widened(self, x, state["context"], state["latent"])
-        return {"context": self.context.observe(remembered, x), "latent": latent, "carried": self._carried(belief)}
+        context, latent = remembered(self, x, state["context"], state["latent"])
+        return {"context": context, "latent": latent, "carried": self._carried(belief)}
 
     def _transition(self) -> Tensor:
         """log p(z_{t+1} = j | z_t = i) `[S, S]`."""

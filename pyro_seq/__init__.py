@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from pyro_seq.errors import UserError as UserError
     from pyro_seq.filtering import particle_filter as particle_filter
     from pyro_seq.guides.auto import AutoSequenceGuide as AutoSequenceGuide
+    from pyro_seq.infilling import infill as infill
+    from pyro_seq.interpolation import interpolate as interpolate
     from pyro_seq.objectives import FreeBits_ELBO as FreeBits_ELBO
     from pyro_seq.pair import Pair as Pair
     from pyro_seq.pair import no_guide as no_guide
+    from pyro_seq.prediction import posterior_predictive as posterior_predictive
     from pyro_seq.recurrence import Recurrence as Recurrence
+    from pyro_seq.rollout import continuation as continuation
     from pyro_seq.runs import RunFolder as RunFolder
+    from pyro_seq.sampling import ancestral as ancestral
     from pyro_seq.sampling import sample_sequences as sample_sequences
     from pyro_seq.scores import Score as Score
     from pyro_seq.scoring import score as score
@@ -45,8 +50,13 @@ _HOMES = {
     "Trainer": "training",
     "TrainingSettings": "training_settings",
     "UserError": "errors",
+    "ancestral": "sampling",
+    "continuation": "rollout",
+    "infill": "infilling",
+    "interpolate": "interpolation",
     "no_guide": "pair",
     "particle_filter": "filtering",
+    "posterior_predictive": "prediction",
     "sample_sequences": "sampling",
     "score": "scoring",
     "score_document": "scoring",

@@ -177,6 +177,13 @@ class SequenceBatch:
         batch.values, batch._memo = None, None
         return batch
 
+    def with_values(self, values: Values) -> SequenceBatch:
+        """The same batch with other observations, of the same shapes, none of them missing."""
+        batch = SequenceBatch(values, self.lengths, inputs=self.inputs, state=self.state)
+        if batch.num_steps != self.num_steps:
+            raise UserError(f"values of this SequenceBatch must have {self.num_steps} steps, got {batch.num_steps}")
+        return batch
+
     def with_missing(self, steps: Iterable[int]) -> SequenceBatch:
         """The same batch with the observations of some steps, of all its sequences, left to be sampled: `at(t)` is `None` there.
 
@@ -197,8 +204,11 @@ class SequenceBatch:
 
         Raises `UserError` for sequences of unequal length, which have no one step to go on from.
         """
-        if self.values is None or not self.is_full:
-            raise UserError(f"sequences to be continued must be observed and of equal length, got {self.lengths.tolist()} of {self!r}")
+        if self.values is None:
+            raise UserError("sequences to be continued must be observed, and the batch has no values")
+        if not self.mask.all():
+            got = f"{int(self.lengths.min())}…{int(self.lengths.max())} in a batch of {self.num_steps}"
+            raise UserError(f"sequences to be continued together must fill their batch's steps, got {got}")
         if num_steps < 0:
             raise UserError(f"the number of steps to sample must be at least 0, got {num_steps}")
         if (inputs is None) != (self.inputs is None) or (inputs is not None and inputs.shape[1] != num_steps):

@@ -1,20 +1,27 @@
-"""New sequences from a model: ancestral samples and continuations, with temperature and top-k where observations are discrete."""
+"""New sequences from a model: ancestral samples, with temperature and top-k where observations are discrete."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor
 
+from pyro_seq.batch import SequenceBatch
 from pyro_seq.emissions import Distribution, LazyCategorical
 from pyro_seq.errors import UserError
-from pyro_seq.sequence_model import SequenceModel
+from pyro_seq.observation_sites import Adjust, Adjusted, sampled_stems, stacked, unchanged, values_at
+from pyro_seq.pair import Pair
+from pyro_seq.path_weights import steps_at_once
+from pyro_seq.sequence_model import Outcome, SequenceModel
+from pyro_seq.trees import map_tensors
 
 AHEAD = 64  # steps that are drawn between two looks at Pyro's global settings
+STATES = 8_192  # sequences that are sampled side by side
 
 
 def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: int | None = None) -> Distribution:
@@ -72,7 +79,7 @@ def sample_steps(
     *,
     state: Any,
     inputs: Tensor | None = None,
-    adjust: Callable[[Distribution], Distribution] = lambda distribution: distribution,
+    adjust: Adjust = unchanged,
 ) -> Iterator[Any]:
     """Sample step after step, without Pyro's handlers: x_t `[*lead, *event]` for t = 1 … num_steps, drawn a few steps ahead.
 
@@ -105,3 +112,55 @@ def sample_steps(
 def sample_sequences(model: SequenceModel, num_steps: int, **options: Any) -> Any:
     """`sample_steps` put together: values `[*lead, num_steps, *event]`, a dict of such for a named group."""
     return model.emission.stack(list(sample_steps(model, num_steps, **options)))
+
+
+@torch.no_grad()
+def ancestral(pair: Pair, num_sequences: int, num_steps: int, *, inputs: Tensor | None = None, adjust: Adjust = unchanged) -> Any:
+    """New sequences of any pair, from its model in evaluation mode: values `[num_sequences, num_steps, *event]`, a dict for a named group.
+
+    A model declared by its equations is run step by step (`sample_sequences`). Any other is called on a batch without values, where its
+    observations must be sites `x_0, x_1, …` (`x_0_notes, …` of a named group), unless it returns them (`Outcome.values`). Many sequences
+    are drawn some at a time, which bounds the memory.
+
+    Args:
+        pair: any model and guide; the guide is not asked.
+        num_sequences: N, how many.
+        num_steps: T, of how many steps.
+        inputs: side inputs `[N, T, C]`.
+        adjust: what is done to each observation's distribution before it is sampled, for instance `sharpened`.
+
+    Raises `UserError` for numbers below 1, side inputs that do not fit, and models whose observations cannot be told.
+    """
+    if num_sequences < 1:
+        raise UserError(f"the number of sequences to sample must be at least 1, got {num_sequences}")
+    if num_steps < 1:
+        raise UserError(f"the number of steps to sample must be at least 1, got {num_steps}")
+    if inputs is not None and inputs.shape[:2] != (num_sequences, num_steps):
+        raise UserError(f"{num_sequences} sequences of {num_steps} steps need as many side inputs, got {list(inputs.shape[:2])}")
+    size = rows_at_once(pair, num_steps)
+    parts = []
+    with pair.scope(), pair.evaluating():
+        for start in range(0, num_sequences, size):
+            rows = min(size, num_sequences - start)
+            given = None if inputs is None else inputs[start : start + rows]
+            if isinstance(pair.model, SequenceModel):
+                parts.append(sample_sequences(pair.model, num_steps, state=pair.model.initial(rows), inputs=given, adjust=adjust))
+            else:
+                batch = SequenceBatch(None, [num_steps] * rows, inputs=given)
+                with Adjusted(adjust, lambda stem: stem.before == "x_"):
+                    trace = poutine.trace(pair.model).get_trace(batch)
+                parts.append(_observations(trace, num_steps))
+    return map_tensors(lambda *x: torch.cat(x), parts[0], *parts[1:])
+
+
+def _observations(trace: Any, num_steps: int) -> Any:
+    """What a model that was called on a batch without values has sampled, `[N, T, *event]`."""
+    outcome = trace.nodes["_RETURN"]["value"]
+    if isinstance(outcome, Outcome) and outcome.values is not None:
+        return outcome.values
+    return stacked(values_at(trace, sampled_stems(trace), range(num_steps)))
+
+
+def rows_at_once(pair: Pair, num_steps: int) -> int:
+    """How many sequences are sampled at once: bounds memory, which for a declared model does not grow with what a step computes."""
+    return STATES if isinstance(pair.model, SequenceModel) else max(1, steps_at_once(pair) // max(1, num_steps))

@@ -120,7 +120,7 @@ class SequenceModel(nn.Module):
     def _path(self, batch: SequenceBatch) -> Outcome:
         state = self.state_before(batch)
         mask = None if batch.is_full else batch.mask
-        contexts, remembered = self.seen(batch)
+        contexts, context = self.seen(batch)
         h, carried = (contexts[..., :0, :], None) if self.recurs_on_latents else self.history(batch)
 
         def conditional(previous: Tensor, steps: slice) -> dist.Normal:
@@ -144,7 +144,7 @@ class SequenceModel(nn.Module):
             features, carried = self.decode(h, latents, carried)
             observe("x", over_time(self.emission(full_precision(features)), mask), obs=self.emission.prepare(batch.values, batch.mask))
         latent = state["latent"] if latents is None else batch.last(latents, state["latent"])
-        return Outcome(batch.values, latents, {"context": remembered, "latent": latent, "carried": carried})
+        return Outcome(batch.values, latents, {"context": context, "latent": latent, "carried": carried})
 
     def _steps(self, batch: SequenceBatch) -> Outcome:
         state = self.state_before(batch)
@@ -185,9 +185,8 @@ class SequenceModel(nn.Module):
         latent = draw_latent(self.transition(h.squeeze(-2), state["latent"])) if self.latent_size else None
         features, carried = self.decode(h, None if latent is None else latent.unsqueeze(-2), carried)
         x = draw_observation(self.emission(full_precision(features).squeeze(-2)))
-        remembered, before = widened(self, x, state["context"], state["latent"])
-        after = {"context": self.context.observe(remembered, x), "latent": before if latent is None else latent, "carried": carried}
-        return x, latent, after
+        context, current = remembered(self, x, state["context"], state["latent"] if latent is None else latent)
+        return x, latent, {"context": context, "latent": current, "carried": carried}
 
 
 def in_one_path(model: SequenceModel, batch: SequenceBatch) -> bool:
@@ -205,13 +204,25 @@ def observations(model: SequenceModel, batch: SequenceBatch) -> list[Any]:
     return [None if t in batch.missing else map_tensors(lambda x, t=t: x[:, t], prepared) for t in range(batch.num_steps)]
 
 
-def widened(model: SequenceModel, x: Any, remembered: Any, latent: Tensor) -> tuple[Any, Tensor]:
-    """What a step remembers, with the batch dimensions that plates around the model have added to x, so that it can remember x as well."""
+def remembered(model: SequenceModel, x: Any, context: Any, latent: Tensor) -> tuple[Any, Tensor]:
+    """(what the context remembers after x_t, z_t or whatever stands for it).
+
+    Plates around the model add dimensions to what is sampled, so x, or what was remembered before it, may lack some that the other has.
+    """
     lead = _lead(model.emission, x)
-    if len(lead) < 2:
-        return remembered, latent
-    remembered = map_tensors(lambda old, one: old.expand(*lead, *old.shape[old.dim() - one.dim() :]), remembered, model.context.initial())
-    return remembered, latent if latent.dim() > len(lead) else latent.expand(*lead, latent.shape[-1])
+    if len(lead) > 1 or latent.dim() > 2:
+        like, common = model.context.initial(), lead
+
+        def widest(old: Tensor, one: Tensor) -> Tensor:
+            nonlocal common
+            common = torch.broadcast_shapes(common, old.shape[: old.dim() - one.dim()])
+            return old
+
+        map_tensors(widest, context, like)
+        context = map_tensors(lambda old, one: old.expand(*common, *old.shape[old.dim() - one.dim() :]), context, like)
+        x = map_tensors(lambda part: part.expand(*common, *part.shape[len(lead) :]), x)
+        latent = latent if latent.dim() > len(common) else latent.expand(*common, latent.shape[-1])
+    return model.context.observe(context, x), latent
 
 
 def _lead(emission: Any, x: Any) -> torch.Size:

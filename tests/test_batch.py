@@ -255,3 +255,36 @@ def test_a_batch_of_another_state_remembers_nothing() -> None:
     assert remembering.once("key", lambda: 1) == 1 == remembering.once("key", lambda: 2)
     for other in (remembering.with_state({}), remembering.without_values(), remembering.remembering(), remembering.repeat(2)):
         assert other.once("key", lambda: 3) == 3
+
+
+class TestMissingSteps:
+    def test_steps_left_to_be_sampled(self) -> None:
+        batch = SequenceBatch({"a": torch.ones(2, 4), "b": torch.ones(2, 4, 3, dtype=torch.long)}, [4, 2]).with_missing([1, 3])
+        assert batch.at(1) is None and batch.at(3) is None and batch.at(2)["b"].shape == (2, 3)
+        assert not batch.values["a"][:, [1, 3]].any() and batch.values["a"][0, [0, 2]].all()
+        assert batch.with_missing([2]).missing == {1, 2, 3} and batch.missing == {1, 3}
+        for same in (batch.select(slice(0, 1)), batch.repeat(2), batch.with_state({}), batch.remembering()):
+            assert same.missing == {1, 3}
+        assert "2 steps missing" in repr(batch)
+        assert not batch.with_values({"a": torch.ones(2, 4), "b": torch.ones(2, 4, 3)}).missing
+
+    def test_continued(self) -> None:
+        batch = SequenceBatch(torch.ones(2, 3), inputs=torch.ones(2, 3, 1)).continued(2, torch.zeros(2, 2, 1))
+        assert batch.num_steps == 5 and batch.missing == {3, 4} and batch.lengths.tolist() == [5, 5]
+        assert batch.values.tolist() == [[1, 1, 1, 0, 0]] * 2 and batch.inputs[..., 0].tolist() == [[1, 1, 1, 0, 0]] * 2
+
+    def test_refusals(self) -> None:
+        batch = SequenceBatch(torch.ones(2, 3), [3, 1])
+        for wrong in (-1, 3):
+            with pytest.raises(UserError, match=f"must lie in 0…2, got {wrong}"):
+                batch.with_missing([wrong])
+        with pytest.raises(UserError, match="must fill their batch's steps, got 1…3 in a batch of 3"):
+            batch.continued(2)
+        with pytest.raises(UserError, match="the batch has no values"):
+            batch.without_values().continued(2)
+        with pytest.raises(UserError, match="at least 0, got -1"):
+            SequenceBatch(torch.ones(2, 3)).continued(-1)
+        with pytest.raises(UserError, match="with no inputs is continued by 2 steps with the like, got inputs of 2 steps"):
+            SequenceBatch(torch.ones(2, 3)).continued(2, torch.ones(2, 2, 1))
+        with pytest.raises(UserError, match="must have 3 steps, got 4"):
+            batch.with_values(torch.ones(2, 4))

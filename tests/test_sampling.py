@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from typing import Any
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_seq import sampling
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Chain, PreviousObservation, SideInputs
 from pyro_seq.emissions import Bernoulli, Beta, Binomial, Categorical, Independent, Joint, Normal
@@ -19,7 +21,7 @@ from pyro_seq.encoders import Flatten, Group, OneHot
 from pyro_seq.errors import UserError
 from pyro_seq.models import RNN, SRNN
 from pyro_seq.pair import Pair
-from pyro_seq.sampling import draw, sample_sequences, sample_steps, sharpened
+from pyro_seq.sampling import ancestral, draw, sample_sequences, sample_steps, sharpened
 from pyro_seq.scoring import score
 
 STRINGS = torch.tensor(list(itertools.product(range(3), repeat=3)))
@@ -228,3 +230,56 @@ class TestSharpened:
     def test_refusals(self, distribution: Any, options: dict[str, Any], message: str) -> None:
         with pytest.raises(UserError, match=message):
             sharpened(distribution, **options)
+
+
+class TestAncestral:
+    """Any pair's sequences: declared by equations, functions with sites of their own, functions that return values."""
+
+    def test_declared_models_follow_their_law_in_chunks(self) -> None:
+        rnn = make_rnn().train()
+        with mock.patch.object(sampling, "STATES", 777):
+            samples = ancestral(Pair(rnn), MANY, 3)
+        assert chi_square(frequencies(samples), MANY * probabilities(rnn)) < CHI_SQUARE_26
+        assert rnn.training
+
+    def test_functions(self) -> None:
+        rnn = make_rnn()
+
+        def by_sites(batch: SequenceBatch) -> None:
+            rnn(batch)
+
+        drawn = ancestral(Pair(by_sites), MANY, 3)
+        assert chi_square(frequencies(drawn), MANY * probabilities(rnn)) < CHI_SQUARE_26
+        drawn = ancestral(Pair(lambda batch: rnn(batch)), MANY, 3)
+        assert chi_square(frequencies(drawn), MANY * probabilities(rnn)) < CHI_SQUARE_26
+
+    def test_functions_of_groups_and_adjusted(self) -> None:
+        p = torch.tensor([0.6, 0.3, 0.1])
+
+        def model(batch: SequenceBatch) -> None:
+            with batch.plate():
+                for t in batch.steps():
+                    z = pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0))
+                    pyro.sample(f"x_{t}_tone", dist.Categorical(p))
+                    pyro.sample(f"x_{t}_on", dist.Bernoulli(logits=z + batch.inputs_at(t)[:, 0]))  # type: ignore[index]
+
+        u = torch.cat([torch.full((MANY, 2, 1), 20.0), torch.full((MANY, 2, 1), -20.0)], 1)
+        drawn = ancestral(Pair(model), MANY, 4, inputs=u, adjust=lambda law: sharpened(law, temperature=0.5))
+        assert drawn["on"][:, :2].all() and not drawn["on"][:, 2:].any()
+        assert chi_square(torch.bincount(drawn["tone"][:, 0], minlength=3).double(), MANY * p**2 / (p**2).sum()) < 18.4  # 2 degrees
+
+    def test_refusals(self) -> None:
+        rnn = make_rnn()
+        with pytest.raises(UserError, match="sequences to sample must be at least 1, got 0"):
+            ancestral(Pair(rnn), 0, 3)
+        with pytest.raises(UserError, match="steps to sample must be at least 1, got 0"):
+            ancestral(Pair(rnn), 2, 0)
+        with pytest.raises(UserError, match=r"need as many side inputs, got \[2, 4\]"):
+            ancestral(Pair(rnn), 2, 3, inputs=torch.zeros(2, 4, 1))
+
+        def unnamed(batch: SequenceBatch) -> None:
+            with batch.plate():
+                pyro.sample("y", dist.Normal(0.0, 1.0))
+
+        with pytest.raises(UserError, match="has no sites x_0, x_1"):
+            ancestral(Pair(unnamed), 2, 3)
