@@ -264,6 +264,8 @@ def report(score: TextScore, level: str) -> str:
         f"{'bits per ' + unit:<22}{score.bits_per_character:.4f}",
         f"{'perplexity':<22}{score.perplexity:.3f} per {unit}",
     ]
+    if score.sequences > 1:
+        lines.append(f"{'scored as':<22}{score.sequences:,} sequences, each by itself: this pair carries no state from one to the next")
     if score.unknown:
         lines.append(f"{'outside vocabulary':<22}{score.unknown:,} {unit}s, each scored as its out-of-vocabulary bucket")
     return "\n".join(lines)

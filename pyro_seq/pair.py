@@ -103,9 +103,12 @@ class Pair:
                 part.training = mode
 
     def to(self, device: torch.device | str) -> Pair:
-        """Move the modules to a device."""
+        """Move the modules and the functions' parameters that have been registered so far to a device."""
         for module in self.modules().values():
             module.to(device)
+        with self.scope():
+            for parameter in self._free().values():
+                parameter.data = parameter.data.to(device)
         return self
 
     def parameters(self) -> dict[str, Tensor]:

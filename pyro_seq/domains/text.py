@@ -15,8 +15,10 @@ import pyro
 import torch
 from numpy.typing import NDArray
 
+from pyro_seq.batch import SequenceBatch
 from pyro_seq.domains.text_model import (
     KIND,
+    SCORING_WINDOW,
     CorpusSettings,
     TextModel,
     TextSettings,
@@ -26,13 +28,15 @@ from pyro_seq.domains.text_model import (
     scoring_window,
     text_settings,
 )
-from pyro_seq.domains.text_windows import TextWindows, document_windows
+from pyro_seq.domains.text_windows import TextWindows, document_windows, separate_windows
 from pyro_seq.domains.vocabulary import Vocabulary, quoted
 from pyro_seq.errors import UserError
 from pyro_seq.monitoring import Progress
+from pyro_seq.rollout import continuation
 from pyro_seq.runs import RunFolder
 from pyro_seq.sampling import sample_steps, sharpened
-from pyro_seq.scoring import filtered_state, score_document
+from pyro_seq.scoring import filtered_state, score, score_document
+from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.training import Hooks, Trainer
 
 __all__ = [
@@ -120,7 +124,8 @@ def train(
     pair = (pair_for(settings, corpora.vocabulary, run.last) if going_on else new_pair(settings, corpora.vocabulary)).to(device)
     text = TextModel(pair, corpora.vocabulary, settings, torch.device(device))
     s = settings.text
-    batches = TextWindows(corpora.train, batch_size=s.batch_size, window=s.window, carry=s.carry, seed=seed, device=device)
+    carry = s.carry and text.carries
+    batches = TextWindows(corpora.train, batch_size=s.batch_size, window=s.window, carry=carry, seed=seed, device=device)
     hooks = Hooks(
         validate=(lambda: validate(text, corpora.valid)) if len(corpora.valid) else None,
         samples=lambda: _previews(text, corpora),
@@ -128,8 +133,12 @@ def train(
         bits="bpc" if s.level == "char" else "bits/byte",
     )
     sizes = f"{len(corpora.train):,} {hooks.units} to train on, {len(corpora.valid):,} to validate on, {len(corpora.vocabulary):,} symbols"
-    parameters = sum(p.numel() for module in pair.modules().values() for p in module.parameters())
-    Progress(quiet=quiet).say(f"{sizes}; {settings.model.kind} with {parameters:,} parameters")
+    with pair.scope():
+        parameters = sum(p.numel() for p in pair.parameters().values())
+    progress = Progress(quiet=quiet)
+    progress.say(f"{sizes}; {settings.model.kind} with {parameters:,} parameters")
+    if s.carry and not carry:
+        progress.say("this pair returns no state, so text.carry has no effect: each window is learnt as a sequence of its own")
     trainer = Trainer(pair, batches, settings.training, run=run, hooks=hooks, quiet=quiet)
     trainer.fit(resume=resume)
     text.step = trainer.step
@@ -137,9 +146,16 @@ def train(
 
 
 def validate(text: TextModel, symbols: NDArray[Any]) -> dict[str, float]:
-    """Nats and bits per character of held-out symbols, read in several streams side by side; the ELBO for pairs with latents."""
-    windows = document_windows(symbols, window=scoring_window(text), streams=VALIDATION_STREAMS, device=text.device)
-    nats = -sum(float(scored.steps.sum()) for scored in score_document(text.pair, windows)) / len(symbols)
+    """Nats and bits per character of held-out symbols; the ELBO for pairs with latents.
+
+    They are read in several streams side by side, or as separate sequences if the pair carries no state.
+    """
+    if text.carries:
+        windows = document_windows(symbols, window=scoring_window(text), streams=VALIDATION_STREAMS, device=text.device)
+        scores = score_document(text.pair, windows)
+    else:
+        scores = (score(text.pair, batch) for batch in separate_windows(symbols, window=text.settings.text.window, device=text.device))
+    nats = -sum(float(scored.steps.sum()) for scored in scores) / len(symbols)
     return {"loss": nats, "bits": nats * NATS_TO_BITS}
 
 
@@ -181,6 +197,8 @@ def _sample_symbols(text: TextModel, rows: int, length: int, prompt: str, adjust
     sampled = np.empty((rows, length), dtype=text.vocabulary.dtype)
     try:
         with text.pair.scope(), pyro.validation_enabled(False):
+            if not isinstance(text.model, SequenceModel):
+                return _continued(text, rows, length, prompt, adjust)
             steps = sample_steps(text.model, length, state=_state_after(text, rows, prompt), adjust=adjust)
             for start in range(0, length, 1_000):
                 block = torch.stack(list(islice(steps, 1_000)), 1)
@@ -190,6 +208,13 @@ def _sample_symbols(text: TextModel, rows: int, length: int, prompt: str, adjust
             raise
         raise UserError(f"the model's probabilities are not finite: {DIVERGED}") from None
     return sampled
+
+
+def _continued(text: TextModel, rows: int, length: int, prompt: str, adjust: Any) -> NDArray[Any]:
+    """The same from a model that is not declared by its equations: the whole is one sequence, of which the prompt is observed."""
+    observed = torch.from_numpy(text.vocabulary.encode(prompt).astype(np.int64)).to(text.device)
+    values = continuation(text.pair, SequenceBatch(observed.unsqueeze(0)), length, draws=rows, adjust=adjust)
+    return values.cpu().numpy().astype(text.vocabulary.dtype)
 
 
 def _state_after(text: TextModel, rows: int, prompt: str) -> Any:
@@ -215,6 +240,7 @@ class TextScore:
         samples: K, 1 for exact figures.
         standard_error: Monte Carlo standard error of `log_likelihood`; 0 for exact figures, `None` where one sample cannot tell.
         unknown: characters outside the vocabulary, which are scored as their bucket.
+        sequences: 1, or as how many the text was scored, each by itself, by a pair that carries no state.
     """
 
     characters: int
@@ -226,6 +252,7 @@ class TextScore:
     samples: int
     standard_error: float | None
     unknown: int
+    sequences: int = 1
 
 
 def evaluate(text: TextModel, path: Path, *, samples: int = 16, per_character: IO[str] | None = None) -> TextScore:
@@ -244,6 +271,9 @@ def score_symbols(
 ) -> TextScore:
     """How likely one document of symbols is, in windows with states (or particles) carried over.
 
+    Where the pair carries no state, a short document (`SCORING_WINDOW`) is one sequence, and each window of a longer one is a sequence
+    by itself.
+
     Args:
         text: the trained model.
         symbols: at least one.
@@ -251,17 +281,23 @@ def score_symbols(
         unknown: how many of the symbols stand for characters outside the vocabulary.
         per_character: where to write a line for each symbol: its position, itself as JSON, and its nats.
     """
-    total, variance, exact, used, position = 0.0, 0.0, True, 1, 0
+    total, variance, exact, used, position, sequences = 0.0, 0.0, True, 1, 0, 1
     if per_character:
         per_character.write("position\tsymbol\tnats\n")
     with text.pair.scope(), pyro.validation_enabled(False):
-        windows = document_windows(symbols, window=scoring_window(text), device=text.device)
-        for scored in score_document(text.pair, windows, samples=samples):
+        if text.carries:
+            scores = score_document(text.pair, document_windows(symbols, window=scoring_window(text), device=text.device), samples=samples)
+        else:
+            window = SCORING_WINDOW if len(symbols) <= SCORING_WINDOW else text.settings.text.window
+            sequences = -(-len(symbols) // window)
+            scores = (score(text.pair, b, samples=samples) for b in separate_windows(symbols, window=window, device=text.device))
+        for scored in scores:
             total += float(scored.steps.double().sum())
-            variance += float(scored.variance.sum())
+            spread = float(scored.variance.sum())
+            variance = spread if text.carries else variance + spread  # that of all windows so far, where states are carried
             exact, used = scored.exact, scored.samples
             if per_character:
-                position = _write_steps(per_character, text.vocabulary, symbols, position, scored.steps[0].tolist())
+                position = _write_steps(per_character, text.vocabulary, symbols, position, scored.steps[scored.mask].tolist())
     if not math.isfinite(total):
         raise UserError(f"the log-likelihood of this text is not finite: {DIVERGED}")
     nats = -total / len(symbols)
@@ -275,6 +311,7 @@ def score_symbols(
         samples=used,
         standard_error=math.sqrt(variance) if math.isfinite(variance) else None,
         unknown=unknown,
+        sequences=sequences,
     )
 
 

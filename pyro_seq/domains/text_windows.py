@@ -13,6 +13,8 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.domains.random_numbers import generator, generator_state, load_generator_state
 from pyro_seq.errors import UserError
 
+SEPARATE_ROWS = 64  # sequences side by side, of a document that is cut into separate ones
+
 
 class TextWindows:
     """An endless stream of windows of a corpus `[length]` of symbols.
@@ -80,3 +82,12 @@ def document_windows(
         index = edges[:-1, None] + start + np.arange(int(lengths.max()))
         values = symbols[np.minimum(index, len(symbols) - 1)].astype(np.int64)
         yield SequenceBatch(torch.from_numpy(values).to(device), torch.from_numpy(lengths).to(device))
+
+
+def separate_windows(
+    symbols: NDArray[Any], *, window: int, rows: int = SEPARATE_ROWS, device: torch.device | str = "cpu"
+) -> Iterator[SequenceBatch]:
+    """A document cut into sequences of `window` symbols, the last one shorter, in order, `rows` of them side by side."""
+    for start in range(0, len(symbols), window * rows):
+        pieces = torch.from_numpy(symbols[start : start + window * rows].astype(np.int64)).to(device).split(window)
+        yield SequenceBatch.of(pieces)
