@@ -77,7 +77,7 @@ def check(name: str, emissions: tuple[str, ...], words: tuple[str, ...], seed: i
     changes = parse_words(words)
     if "model.kind" in changes:
         raise UserError("--set: model.kind is what is checked; give it in place of NAME")
-    settings = resolve(Settings, [Layer({"model.kind": name}, name), Layer(changes, "--set")], SMALL)
+    settings = resolve(Settings, [Layer({"model.kind": name}, "pairs check"), Layer(changes, "--set")], SMALL)
     faulty = False
     for emission in dict.fromkeys(emissions):
         pyro.set_rng_seed(seed)

@@ -116,7 +116,7 @@ def carries_state(pair: Pair, batch: SequenceBatch) -> bool:
     """
     if isinstance(pair.model, SequenceModel):
         return True
-    with pair.scope(), pair.evaluating(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with pair.scope(), pair.evaluating(), torch.no_grad(), torch.random.fork_rng([batch.device] if batch.device.type == "cuda" else []):
         guided = poutine.trace(pair.guide).get_trace(batch)
         outcome = poutine.replay(pair.model, trace=guided)(batch)
     return getattr(outcome, "state", None) is not None

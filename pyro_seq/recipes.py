@@ -201,12 +201,13 @@ def _import_module(name: str, spec: str) -> Any:
 @contextmanager
 def _importable_from(folder: Path) -> Iterator[None]:
     """Inside, modules of the folder can be imported; it comes last, so that they hide none."""
+    before = sys.path.copy()
     sys.path.append(str(folder))
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        sys.path[:] = before
 
 
 def _file_of(maker: Any) -> str | None:
