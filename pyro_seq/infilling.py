@@ -19,6 +19,8 @@ from pyro_seq.rollout import drawn_by_weight
 from pyro_seq.site_densities import log_weights, sample_sites
 from pyro_seq.trees import map_tensors
 
+PATH_NUMBERS = 2**25  # in the paths and observations of all particles that are kept at once: bounds memory
+
 
 @torch.no_grad()
 def infill(pair: Pair, batch: SequenceBatch, missing: Tensor, *, samples: int = 64, draws: int = 1) -> Any:
@@ -54,7 +56,7 @@ def infill(pair: Pair, batch: SequenceBatch, missing: Tensor, *, samples: int = 
     missing = missing.repeat_interleave(draws, 0)
     filled = repeated.values
     with pair.scope(), pair.evaluating():
-        for rows in _groups(pair, missing, samples):
+        for rows in _groups(pair, repeated, missing, samples):
             part = repeated.select(rows)
             fill = _by_steps if runs_by_steps(pair, "guide") else _by_paths
             found = fill(pair, part, missing[rows], samples)
@@ -72,10 +74,14 @@ def _mixed(missing: Tensor, drawn: Any, observed: Any) -> Any:
     return map_tensors(lambda x, y: torch.where(missing.view(*missing.shape, *(1,) * (y.dim() - 2)), x.to(y.dtype), y), drawn, observed)
 
 
-def _groups(pair: Pair, missing: Tensor, samples: int) -> Iterator[Tensor]:
+def _groups(pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int) -> Iterator[Tensor]:
     """Rows with something missing that are worked on together: for the filter any, else such as miss the same steps."""
     if runs_by_steps(pair, "guide"):
-        yield from (rows for rows in [missing.any(-1).nonzero().flatten()] if len(rows))
+        every: Any = batch.values
+        values = list(every.values()) if isinstance(every, dict) else [every]
+        numbers: int = batch.num_steps * getattr(pair.model, "latent_size", 0) + sum(x[0].numel() for x in values)
+        rows = missing.any(-1).nonzero().flatten()
+        yield from rows.split(max(1, PATH_NUMBERS // (samples * numbers))) if len(rows) else ()
         return
     patterns, which = missing.unique(dim=0, return_inverse=True)
     for index, pattern in enumerate(patterns):

@@ -12,8 +12,9 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.observation_sites import Adjust, Adjusted, sampled_stems, stacked, unchanged, values_at
 from pyro_seq.pair import Pair
+from pyro_seq.path_weights import steps_at_once
 from pyro_seq.prediction import by_steps
-from pyro_seq.sampling import draw, rows_at_once
+from pyro_seq.sampling import draw
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.site_densities import sample_sites
 from pyro_seq.trees import map_tensors
@@ -42,10 +43,11 @@ def interpolate(pair: Pair, first: SequenceBatch, second: SequenceBatch, num: in
     """
     _check(first, second, num, samples)
     steps = min(first.num_steps, second.num_steps)
+    longest = max(first.num_steps, second.num_steps)
     lengths = torch.minimum(first.lengths, second.lengths)
     parts = []
     with pair.scope(), pair.evaluating():
-        for rows in torch.arange(len(first), device=first.device).split(max(1, rows_at_once(pair, steps) // max(num, samples))):
+        for rows in torch.arange(len(first), device=first.device).split(max(1, steps_at_once(pair) // (longest * max(num, samples)))):
             ends = [_means(pair, batch.select(rows), samples, steps) for batch in (first, second)]
             inputs = [None if batch.inputs is None else batch.inputs[rows, :steps] for batch in (first, second)]
             if ends[0].keys() != ends[1].keys():

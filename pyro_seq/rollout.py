@@ -15,7 +15,7 @@ from pyro_seq.observation_sites import Adjust, Adjusted, observed_stems, stacked
 from pyro_seq.pair import Pair
 from pyro_seq.sampling import ancestral, rows_at_once, sample_sequences
 from pyro_seq.scoring import filtered_state
-from pyro_seq.sequence_model import SequenceModel
+from pyro_seq.sequence_model import SequenceModel, in_one_path
 from pyro_seq.site_densities import log_weights, sample_sites, traced
 from pyro_seq.trees import map_tensors
 
@@ -102,9 +102,9 @@ def _states(pair: Pair, batch: SequenceBatch, samples: int, draws: int) -> Any:
     model: Any = pair.model
     if not batch.num_steps:
         return map_tensors(lambda x: x.repeat_interleave(draws, 0), model.state_before(batch))
-    if not model.latent_size or not runs_by_steps(pair, "guide"):
+    if not runs_by_steps(pair, "guide") or (not model.latent_size and in_one_path(model, batch)):
         return filtered_state(pair, [batch], samples=samples, draws=draws)["model"]
-    filtered = particle_filter(pair, batch, samples=samples, paths=False)
+    filtered = particle_filter(pair, batch, samples=samples if model.latent_size else 1, paths=False)
     chosen = drawn_by_weight(filtered.log_weights, draws)
     return map_tensors(lambda x: x[chosen], filtered.state["model"])
 

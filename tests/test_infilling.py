@@ -101,7 +101,7 @@ def test_groups_padding_and_rows(kind: str) -> None:
     values = {"level": torch.rand(4, 5, 2) * 0.8 + 0.1, "on": torch.randint(0, 2, (4, 5)).float()}
     batch, missing = SequenceBatch(values, [5, 4, 2, 5]), torch.rand(4, 5) < 0.5
     missing[3] = False
-    with mock.patch.object(infilling, "steps_at_once", lambda *_: 1):
+    with mock.patch.object(infilling, "PATH_NUMBERS", 1):
         drawn = infill(pair, batch, missing, samples=5, draws=2)
     mask, gone = (part.repeat_interleave(2, 0) for part in (batch.mask, missing & batch.mask))
     for name, given in batch.values.items():
@@ -121,6 +121,14 @@ def test_what_stands_at_missing_steps_does_not_matter(linear_gaussian: Callable[
             pyro.set_rng_seed(3)
             found.append(infill(pair, SequenceBatch(x) if pair.guide is its_guide else pair.model.batch(x), missing))  # type: ignore
         assert found[0].equal(found[1]) and found[0][0, 1].abs() < 10
+
+
+def test_rows_of_functions_that_miss_different_steps() -> None:
+    x, missing = torch.arange(12.0).view(3, 4) * 10, torch.tensor([[0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0]]).bool()
+    with mock.patch.object(infilling, "steps_at_once", lambda *_: 1):
+        drawn = infill(Pair(by_steps, its_guide), SequenceBatch(x), missing, draws=2)
+    assert drawn[~missing.repeat_interleave(2, 0)].equal(x.repeat_interleave(2, 0)[~missing.repeat_interleave(2, 0)])
+    assert (drawn[missing.repeat_interleave(2, 0)] % 10).all()
 
 
 def test_all_missing_is_sampled() -> None:

@@ -48,7 +48,7 @@ def test_unequal_lengths_and_chunks() -> None:
     def batch(steps: int, lengths: list[int]) -> SequenceBatch:
         return SequenceBatch({"tone": torch.randint(0, 3, (2, steps)), "on": torch.randint(0, 2, (2, steps)).float()}, lengths)
 
-    with mock.patch.object(interpolation, "rows_at_once", lambda *_: 1):
+    with mock.patch.object(interpolation, "steps_at_once", lambda *_: 1):
         found = interpolate(pair, batch(6, [6, 2]), batch(4, [3, 4]), 3, samples=2, adjust=lambda law: sharpened(law, temperature=0.5))
     assert found["tone"].shape == (6, 4) and found["tone"].dtype == torch.long
     mask = torch.arange(4) < torch.tensor([3, 2]).repeat_interleave(3).unsqueeze(-1)

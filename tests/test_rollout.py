@@ -20,7 +20,7 @@ from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import OneHot
 from pyro_seq.models import HMM, RNN
 from pyro_seq.sampling import sharpened
-from pyro_seq.sequence_model import SequenceModel
+from pyro_seq.sequence_model import Layout, SequenceModel
 
 MANY = 20_000
 A, Q, R = 0.8, 0.6, 0.7
@@ -108,15 +108,18 @@ def chi_square(drawn: Tensor, p: Tensor) -> float:
     return ((counts - len(drawn) * p) ** 2 / (len(drawn) * p)).sum().item()
 
 
+@pytest.mark.parametrize("layout", ["path", "steps"])
 @pytest.mark.parametrize("make", [RNN, HMM])
-def test_exact_without_latents(make: type[SequenceModel], float64: None) -> None:
+def test_exact_without_latents(make: type[SequenceModel], layout: Layout, float64: None) -> None:
     """p(x_3, x_4 | x_1, x_2) by enumeration; prompts of unequal length with side by side draws."""
     torch.manual_seed(3)
     options: dict[str, Any] = {"hidden_size": 4} if make is RNN else {"num_states": 3, "embedding_size": 2, "autoregressive": True}
     model = make(Categorical(3), PreviousObservation(OneHot(3)), **options)
     for parameter in model.parameters():
         parameter.data.mul_(2)
+    model.layout = layout
     drawn = continuation(Pair(model), SequenceBatch(torch.tensor([[2, 1], [0, 0]]), [2, 1]), 2, draws=MANY).view(2, MANY, 2)
+    model.layout = "path"
     for row, prefix in enumerate(([2, 1], [0])):
         whole = torch.cat([torch.tensor([prefix]).expand(9, -1), strings(2)], 1)
         p = score(Pair(model), SequenceBatch(whole)).log_likelihood.double().softmax(0)
