@@ -18,7 +18,7 @@ from pyro_seq.contexts import LastObservations, PreviousObservation
 from pyro_seq.emissions import Bernoulli, Beta, Categorical, Independent, Joint
 from pyro_seq.encoders import Flatten, Group, OneHot
 from pyro_seq.models import HMM, RNN
-from pyro_seq.pairs import ModelSettings, Parts, make_pair
+from pyro_seq.pairs import Parts, make_pair, model_settings
 
 A, Q, R = 0.8, 0.6, 0.7
 
@@ -97,7 +97,7 @@ def test_groups_padding_and_rows(kind: str) -> None:
     """Rows that miss different steps, a row that misses nothing, padding, and values that must stay inside the support."""
     emission = Joint({"level": Independent(Beta(), 2), "on": Bernoulli()})
     parts = Parts(emission, lambda: Group({"level": Flatten(2), "on": Flatten(())}), lambda encoder: LastObservations(encoder, 2))
-    pair = make_pair(ModelSettings(kind=kind, hidden_size=4, latent_size=2), parts)
+    pair = make_pair(model_settings(kind, {"hidden_size": 4, "latent_size": 2}), parts)
     values = {"level": torch.rand(4, 5, 2) * 0.8 + 0.1, "on": torch.randint(0, 2, (4, 5)).float()}
     batch, missing = SequenceBatch(values, [5, 4, 2, 5]), torch.rand(4, 5) < 0.5
     missing[3] = False

@@ -16,7 +16,7 @@ from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions import Bernoulli, Categorical, Joint
 from pyro_seq.encoders import Flatten, Group, OneHot
 from pyro_seq.models import RNN
-from pyro_seq.pairs import ModelSettings, Parts, make_pair
+from pyro_seq.pairs import Parts, make_pair, model_settings
 from pyro_seq.sampling import sharpened
 
 
@@ -43,7 +43,7 @@ def test_unequal_lengths_and_chunks() -> None:
     parts = Parts(
         Joint({"tone": Categorical(3), "on": Bernoulli()}), lambda: Group({"tone": OneHot(3), "on": Flatten(())}), PreviousObservation
     )
-    pair = make_pair(ModelSettings(kind="srnn", hidden_size=4, latent_size=2), parts)
+    pair = make_pair(model_settings("srnn", {"hidden_size": 4, "latent_size": 2}), parts)
 
     def batch(steps: int, lengths: list[int]) -> SequenceBatch:
         return SequenceBatch({"tone": torch.randint(0, 3, (2, steps)), "on": torch.randint(0, 2, (2, steps)).float()}, lengths)

@@ -17,7 +17,7 @@ from pyro_seq.contexts import LastObservations
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import OneHot
 from pyro_seq.models import HMM
-from pyro_seq.pairs import ModelSettings, Parts, make_pair
+from pyro_seq.pairs import Parts, make_pair, model_settings
 
 PAIRS = ("rnn", "iseq", "srnn")
 
@@ -25,7 +25,7 @@ PAIRS = ("rnn", "iseq", "srnn")
 def new_pair(kind: str, layout: str) -> Pair:
     sizes: dict[str, Any] = {"hidden_size": 4, "latent_size": 2, "latent_sizes": (3,), "layout": layout}
     parts = Parts(Categorical(4), lambda: OneHot(4), lambda encoder: LastObservations(encoder, 2))
-    return make_pair(ModelSettings(kind=kind, **sizes), parts)
+    return make_pair(model_settings(kind, sizes), parts)
 
 
 def batches() -> dict[str, SequenceBatch]:
