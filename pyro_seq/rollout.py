@@ -62,9 +62,8 @@ def continuation(
         raise UserError(f"the batch has side inputs, so the {num_steps} steps after it need some: inputs [N, {num_steps}, C]")
     found, parts = [], []
     for length in batch.lengths.unique().tolist():
-        for rows in (
-            (batch.lengths == length).nonzero().flatten().split(max(1, rows_at_once(pair, length + num_steps) // (samples * draws)))
-        ):
+        size = max(1, rows_at_once(pair, length + num_steps) // (samples * draws))
+        for rows in (batch.lengths == length).nonzero().flatten().split(size):
             prefix = batch.select(rows).head(length)
             given = None if inputs is None else inputs[rows]
             parts.append(_continued(pair, prefix, num_steps, given, samples, draws, adjust))
@@ -87,9 +86,8 @@ def _continued(pair: Pair, batch: SequenceBatch, num_steps: int, inputs: Tensor 
         figures = torch.zeros(len(particles), batch.num_steps, device=batch.device)
         weights, _ = log_weights(guide_trace, model_trace, figures)
         chosen = drawn_by_weight(weights.double().sum(-1).view(len(batch), samples), draws)
-        latents = {
-            name: _of_rows(name, site, chosen, len(particles)) for name, site in sample_sites(model_trace) if not site["is_observed"]
-        }
+        hidden = ((name, site) for name, site in sample_sites(model_trace) if not site["is_observed"])
+        latents = {name: _of_rows(name, site, chosen, len(particles)) for name, site in hidden}
         stems = observed_stems(model_trace)
         extended = particles.select(chosen).continued(num_steps, inputs)
         with Adjusted(adjust, lambda stem: stem in stems):
@@ -110,8 +108,14 @@ def _states(pair: Pair, batch: SequenceBatch, samples: int, draws: int) -> Any:
 
 
 def drawn_by_weight(log_weights: Tensor, draws: int) -> Tensor:
-    """Indices `[N * draws]` into the N * K particles of N sequences, drawn by their log-weights `[N, K]`."""
+    """Indices `[N * draws]` into the N * K particles of N sequences, drawn by their log-weights `[N, K]`.
+
+    Raises `UserError` for a sequence none of whose particles has a weight.
+    """
     n, k = log_weights.shape
+    lost = ~log_weights.amax(-1).isfinite()
+    if lost.any():
+        raise UserError(f"none of the {k} samples of latents gives sequence {int(lost.nonzero()[0])} a probability above 0")
     chosen = torch.multinomial(log_weights.softmax(-1), draws, replacement=True)
     return (chosen + k * torch.arange(n, device=chosen.device).unsqueeze(-1)).flatten()
 

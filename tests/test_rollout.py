@@ -193,6 +193,16 @@ def test_refusals(linear_gaussian: Callable[..., Pair]) -> None:
         continuation(Pair(shared, its), batch, 2)
 
 
+def test_observations_that_no_latents_explain() -> None:
+    def model(batch: SequenceBatch) -> None:
+        with batch.plate():
+            for t in batch.steps():
+                pyro.sample(f"x_{t}", dist.Categorical(logits=torch.tensor([0.0, -math.inf])), obs=batch.at(t))
+
+    with pytest.raises(UserError, match="none of the 16 samples of latents gives sequence 1 a probability above 0"):
+        continuation(Pair(model), SequenceBatch(torch.tensor([[0], [1]])), 2)
+
+
 def test_a_latent_of_the_whole_sequence_is_kept() -> None:
     """A level for each sequence, inferred from its prefix: p(x_{T+1} | x_{1:T}) in closed form."""
 

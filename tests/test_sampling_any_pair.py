@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,33 +12,25 @@ from pyro_seq import Pair, SequenceBatch, ancestral, continuation, infill, inter
 from pyro_seq.contexts import LastObservations
 from pyro_seq.emissions import Bernoulli, Categorical, Independent, Joint
 from pyro_seq.encoders import Flatten, Group, OneHot
-from pyro_seq.guides import DMMGuide, ISEQGuide, SRNNGuide, VRNNGuide
-from pyro_seq.models import DMM, HMM, ISEQ, RNN, SRNN, VRNN
-
-LATENT: dict[str, tuple[Any, Any, dict[str, Any], dict[str, Any]]] = {
-    "iseq": (ISEQ, ISEQGuide, {"hidden_size": 4}, {}),
-    "srnn": (SRNN, SRNNGuide, {"hidden_size": 4}, {}),
-    "vrnn": (VRNN, VRNNGuide, {"hidden_size": 4}, {}),
-    "dmm": (DMM, DMMGuide, {}, {}),
-    "dmm_flows": (DMM, DMMGuide, {"conditional": True}, {"num_flows": 2}),
-}
-NAMES = ("rnn", "hmm", "hmm_autoregressive", *LATENT)
+from pyro_seq.models import HMM
+from pyro_seq.pairs import Parts
 
 
 def encoder() -> Group:
     return Group({"tone": OneHot(4), "notes": Flatten(3)})
 
 
-def new_pair(name: str, layout: Any) -> Pair:
+def hmm(autoregressive: bool) -> Callable[[Parts, Any], Pair]:
+    def make(parts: Parts, layout: Any) -> Pair:
+        context = parts.context(parts.encoder())
+        return Pair(HMM(parts.emission, context, num_states=3, autoregressive=autoregressive, layout=layout))
+
+    return make
+
+
+def in_layouts(make: Callable[[Parts, str], Pair]) -> list[Pair]:
     emission = Joint({"tone": Categorical(4), "notes": Independent(Bernoulli(), 3)})
-    context = LastObservations(encoder(), 2)
-    if name == "rnn":
-        return Pair(RNN(emission, context, hidden_size=4, layout=layout))
-    if name.startswith("hmm"):
-        return Pair(HMM(emission, context, num_states=3, autoregressive=name != "hmm", layout=layout))
-    model, guide, options, more = LATENT[name]
-    made = model(emission, context, latent_size=2, layout=layout, **options)
-    return Pair(made, guide(made, encoder(), hidden_size=4, **more))
+    return [make(Parts(emission, encoder, lambda one: LastObservations(one, 2)), layout) for layout in ("path", "steps")]
 
 
 def checked(values: Any, *shape: int) -> None:
@@ -52,12 +44,7 @@ def batch() -> SequenceBatch:
     return SequenceBatch(values, [5, 4, 2])
 
 
-@pytest.fixture(params=[(name, layout) for name in NAMES for layout in ("path", "steps")], ids="-".join)
-def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    yield new_pair(*request.param)
-
-
-def test_every_pair(pair: Pair, batch: SequenceBatch) -> None:
+def sampled_in_every_way(pair: Pair, batch: SequenceBatch) -> None:
     checked(ancestral(pair, 3, 4), 3, 4)
     checked(continuation(pair, batch, 3, draws=2), 6, 3)
     missing = torch.rand(3, 5) < 0.5
@@ -69,14 +56,22 @@ def test_every_pair(pair: Pair, batch: SequenceBatch) -> None:
         checked(interpolate(pair, batch, batch.select(torch.tensor([2, 1, 0])), 3, samples=2), 9, 5)
 
 
-@pytest.mark.parametrize("parallel", [False, True])
-def test_every_pair_predicts(pair: Pair, batch: SequenceBatch, parallel: bool) -> None:
+def predicted(pair: Pair, batch: SequenceBatch) -> None:
     whole = SequenceBatch(batch.values)
-    asked: list[tuple[Callable[[], dict[str, Any]], str]] = [
-        (lambda: posterior_predictive(pair, whole.continued(2), 4, parallel=parallel), "x_6"),
-        (lambda: posterior_predictive(pair, batch.with_missing([1]), 4, parallel=parallel), "x_1"),
-        (lambda: posterior_predictive(pair, batch, 4, parallel=parallel, replicate=True), "x_3"),
-    ]
-    for ask, site in asked:
-        found = ask()
-        assert found[f"{site}_tone"].shape == (4, 3) and found[f"{site}_notes"].shape == (4, 3, 3)
+    for given, replicate, site in ((whole.continued(2), False, "x_6"), (batch.with_missing([1]), False, "x_1"), (batch, True, "x_3")):
+        for parallel in (False, True):
+            found = posterior_predictive(pair, given, 4, parallel=parallel, replicate=replicate)
+            assert found[f"{site}_tone"].shape == (4, 3) and found[f"{site}_notes"].shape == (4, 3, 3)
+
+
+def test_shipped_pairs(shipped: Callable[[Parts, str], Pair], batch: SequenceBatch) -> None:
+    for pair in in_layouts(shipped):
+        sampled_in_every_way(pair, batch)
+        predicted(pair, batch)
+
+
+@pytest.mark.parametrize("autoregressive", [False, True])
+def test_hidden_markov_models(autoregressive: bool, batch: SequenceBatch) -> None:
+    for pair in in_layouts(hmm(autoregressive)):
+        sampled_in_every_way(pair, batch)
+        predicted(pair, batch)
