@@ -13,6 +13,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.particles import Particles
 from pyro_seq.site_densities import Observed, log_weights, sample_sites, states, step_of, traced
+from pyro_seq.trees import map_tensors
 
 ALTERED = 1e-3  # nats by which a step's density may differ between two runs with the same latents up to it
 
@@ -82,6 +83,7 @@ def replay_filter(
             return shares, particles, states(guide_trace, model_trace), False
         index, particles = particles.resampled(resample)
         flat = (index + k * torch.arange(n, device=device).unsqueeze(-1)).flatten()
+        batch = batch.with_state(map_tensors(lambda x, flat=flat: x[flat], batch.state))  # what the window started from
         sites = dict(sample_sites(guide_trace))
         values = {name: _moved(name, sites[name], flat) for name in site_steps}
         before = by_step.gather(1, index.unsqueeze(-1).expand_as(by_step))
