@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_seq.contexts import Context
 from pyro_seq.emissions import Emission
-from pyro_seq.networks import MLP, NormalNet, SequenceDropout, concatenate
+from pyro_seq.networks import MLP, NormalNet, SequenceDropout
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_model import Layout, SequenceModel
 
@@ -87,4 +87,4 @@ class SRNN(SequenceModel):
     def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
         """The features of p(x_t | d_t, z_t)."""
         assert latents is not None
-        return self.decoder(concatenate(h, latents)), carried
+        return self.decoder(h, latents), carried

@@ -91,4 +91,4 @@ class VRNN(SequenceModel):
     def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
         """The features of p(x_t | phi(z_t), d_t)."""
         assert latents is not None
-        return self.decoder(concatenate(self.features(latents), h)), carried
+        return self.decoder(self.features(latents), h), carried

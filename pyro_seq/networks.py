@@ -65,7 +65,8 @@ class MLP(nn.Sequential):
     """Linear layers of the given `hidden_sizes`, each followed by the activation, then a linear one of `output_size` if given.
 
     `[..., input_size]` to `[..., output_size]`; without `output_size` the last hidden layer is the output, and without hidden
-    layers either, the input is.
+    layers either, the input is. Called with several inputs it takes them side by side, their leading dimensions broadcast; what does not
+    vary along a dimension is not multiplied once for each of its entries.
     """
 
     def __init__(
@@ -80,6 +81,20 @@ class MLP(nn.Sequential):
             layers.append(nn.Linear(size, output_size))
         super().__init__(*layers)
         self.input_size, self.output_size = input_size, size if output_size is None else output_size
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """`[..., F_i]`, the sizes adding up to `input_size`, to `[..., output_size]`."""
+        present = [x for x in inputs if x.shape[-1]]
+        if len({x.shape[:-1] for x in present}) < 2 or not len(self) or type(self[0]) is not nn.Linear or self[0]._forward_hooks:
+            return super().forward(concatenate(*inputs))
+        weights = self[0].weight.split([x.shape[-1] for x in present], 1)
+        largest, *others = sorted(zip(present, weights, strict=True), key=lambda both: -both[0].numel() // both[0].shape[-1])
+        hidden = functional.linear(*largest, self[0].bias)
+        for x, weight in others:
+            hidden = hidden + functional.linear(x, weight)
+        for layer in list(self)[1:]:
+            hidden = layer(hidden)
+        return hidden
 
 
 _activation = activation  # the name is an argument of MLP's, as everywhere else a user meets it
@@ -111,7 +126,7 @@ class NormalNet(nn.Module):
     def forward(self, *inputs: Tensor, shift: Tensor | None = None) -> dist.Normal:
         """The normal of batch shape `[..., size]`."""
         with torch.autocast(inputs[0].device.type, enabled=False):  # what one side rounds and the other does not is a divergence
-            loc, raw_scale = self.mlp(concatenate(*map(full_precision, inputs))).chunk(2, -1)
+            loc, raw_scale = self.mlp(*map(full_precision, inputs)).chunk(2, -1)
         # elementwise functions are several times slower on a slice than on its copy
         return dist.Normal(loc if shift is None else loc + shift, self.positive(raw_scale.contiguous()))
 
@@ -147,8 +162,8 @@ class GatedTransition(nn.Module):
         """The normal of batch shape `[..., size]`."""
         with torch.autocast(z.device.type, enabled=False):
             z = full_precision(z)
-            inputs = concatenate(z, full_precision(features))
-            gate, proposed = self.gate(inputs).sigmoid(), self.proposed(inputs)
+            inputs = z, full_precision(features)
+            gate, proposed = self.gate(*inputs).sigmoid(), self.proposed(*inputs)
             return dist.Normal(torch.lerp(self.linear(z), proposed, gate), self.positive(self.scale(proposed.relu())))
 
 
