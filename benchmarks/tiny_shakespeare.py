@@ -57,7 +57,9 @@ def main() -> None:
     size = f"{parameters / 1e6:.2f} M parameters, {trained.step} steps in {took:.1f} minutes on {torch.get_num_threads()} threads"
     print(f"{settings.model.kind}, preset {arguments.preset}: {size}")
     kind = (
-        "exact" if scored.estimate == "exact" else f"bound with {scored.samples} samples, standard error {scored.standard_error:.1f} nats"
+        "exact"
+        if scored.method == "exact"
+        else f"{scored.method}, {scored.samples} samples, standard error {scored.standard_error:.1f} nats"
     )
     print(f"validation: {scored.nats_per_character:.4f} nats, {scored.bits_per_character:.4f} bits per character ({kind})")
     if settings.model.kind == "rnn":

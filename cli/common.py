@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
+MOST_SAMPLES = 10**6
 
 
 def run_dir_option(*, required: bool = True) -> Callable[[F], F]:
@@ -44,6 +45,38 @@ PAIR = click.option(
     metavar="SPEC",
     help="A pair of your own, path/to/file.py:attribute or module:attribute; its code is run.",
 )
+
+
+def scoring_options(command: F) -> F:
+    """The options that say how a likelihood is estimated."""
+    for option in reversed(
+        [
+            click.option(
+                "--method",
+                type=click.Choice(["auto", "exact", "elbo", "importance", "filter"]),
+                default="auto",
+                show_default=True,
+                help="How: auto is exact for pairs without latents, else importance.",
+            ),
+            click.option(
+                "--samples",
+                type=click.IntRange(1, MOST_SAMPLES),
+                default=16,
+                show_default="16",
+                metavar="K",
+                help="Particles, for pairs with latents; more make the bound tighter.",
+            ),
+            click.option(
+                "--proposal",
+                type=click.Choice(["guide", "prior"]),
+                default="guide",
+                show_default=True,
+                help="Where particles are drawn from.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
 
 
 def training_options(command: F) -> F:
@@ -120,3 +153,15 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} is not to be had: {str(error).splitlines()[0]}") from None
     return device
+
+
+METHODS = {"elbo": "ELBO", "importance": "importance-weighted", "filter": "particle filter"}
+
+
+def described(score: Any) -> str:
+    """How a figure was made, its error and its effective number of particles, in words."""
+    if score.method == "exact":
+        return "exact"
+    error = "unknown from one sample" if score.standard_error is None else f"{score.standard_error:.2f} nats"
+    made = f"lower bound, {METHODS[score.method]} with {score.samples} sample{'s' * (score.samples > 1)}; standard error {error}"
+    return made if score.effective_samples is None else f"{made}; effective samples {score.effective_samples:.1f}"

@@ -12,29 +12,37 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from pyro_seq.cli.attribute import attribute
 from pyro_seq.cli.common import (
     DEVICE,
     FILE,
+    MOST_SAMPLES,
     PAIR,
     SEED,
+    described,
     given_options,
     pair_words,
     pick_device,
     quoted,
     resumable,
     run_dir_option,
+    scoring_options,
     training_options,
 )
 
 if TYPE_CHECKING:
-    from pyro_seq.domains.text import TextScore, TextSettings
+    from pyro_seq.domains.text import TextSettings
+    from pyro_seq.domains.text_scoring import TextScore
 
-MOST_SYMBOLS, MOST_SAMPLES = 10**9, 10**6
+MOST_SYMBOLS = 10**9
 
 
 @click.group()
 def text() -> None:
     """Train on a text, generate from it, score other texts."""
+
+
+text.add_command(attribute)
 
 
 @text.command()
@@ -195,14 +203,7 @@ def generate(
 @text.command()
 @run_dir_option()
 @click.option("--eval-corpus", required=True, type=FILE, metavar="F", help="The text to score.")
-@click.option(
-    "--samples",
-    type=click.IntRange(1, MOST_SAMPLES),
-    default=16,
-    show_default="16",
-    metavar="K",
-    help="Particles, for pairs with latents; more make the bound tighter.",
-)
+@scoring_options
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
 @click.option("--per-character", type=FILE, metavar="FILE", help="Write each symbol with its nats to a file (- for standard output).")
 @SEED
@@ -211,12 +212,12 @@ def generate(
 def evaluate(
     run_dir: Path,
     eval_corpus: Path,
-    samples: int,
     as_json: bool,
     per_character: Path | None,
     seed: int,
     device: str,
     pair: str | None,
+    **options: Any,
 ) -> None:
     """Learn how likely a text is: log-likelihood in nats, nats and bits per character, perplexity."""
     import torch
@@ -227,10 +228,10 @@ def evaluate(
     loaded = load(run_dir, pick_device(device), pair=pair)
     torch.manual_seed(seed)
     if per_character is None:
-        scored = evaluate_text(loaded, eval_corpus, samples=samples)
+        scored = evaluate_text(loaded, eval_corpus, **options)
     else:
         with _opened(per_character) as file:
-            scored = evaluate_text(loaded, eval_corpus, samples=samples, per_character=file)
+            scored = evaluate_text(loaded, eval_corpus, per_character=file, **options)
     click.echo(json.dumps(dataclasses.asdict(scored), allow_nan=False) if as_json else report(scored, loaded.vocabulary.level))
 
 
@@ -252,14 +253,9 @@ def _opened(path: Path) -> Iterator[IO[str]]:
 def report(score: TextScore, level: str) -> str:
     """The figures in words."""
     unit = "character" if level == "char" else "byte"
-    if score.estimate == "exact":
-        kind = "exact"
-    else:
-        error = "unknown from one sample" if score.standard_error is None else f"{score.standard_error:.2f} nats"
-        kind = f"lower bound, importance-weighted with {score.samples} sample{'s' * (score.samples > 1)}; standard error {error}"
     lines = [
         f"{unit + 's':<22}{score.characters:,}",
-        f"{'log-likelihood':<22}{score.log_likelihood:,.2f} nats ({kind})",
+        f"{'log-likelihood':<22}{score.log_likelihood:,.2f} nats ({described(score)})",
         f"{'nats per ' + unit:<22}{score.nats_per_character:.4f}",
         f"{'bits per ' + unit:<22}{score.bits_per_character:.4f}",
         f"{'perplexity':<22}{score.perplexity:.3f} per {unit}",

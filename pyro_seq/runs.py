@@ -106,23 +106,33 @@ class RunFolder:
 
     def settings(self) -> dict[str, Any]:
         """The settings of the run; raises `UserError` if the folder is missing, of another kind or from another version."""
+        run = self._document()
+        if run["kind"] != self.kind:
+            raise UserError(f"{self.path} holds a run of kind {run['kind']!r}, not {self.kind!r}")
+        if run["format"] < FORMAT:
+            was = f"was written by an older version of pyro_seq (format {run['format']}, this one reads {FORMAT})"
+            raise UserError(f"{self.path} {was}: train anew")
+        return run["settings"]
+
+    @classmethod
+    def kind_of(cls, path: str | Path) -> str:
+        """The kind of the run in a folder; raises `UserError` if the folder is missing, holds none, or is from a newer version."""
+        return cls(path, "")._document()["kind"]
+
+    def _document(self) -> dict[str, Any]:
+        """run.json."""
         if not self.path.is_dir():
             what = "it is a file" if self.path.exists() else "there is nothing"
             raise UserError(f"no run folder at {self.path}: {what}")
         if not self.exists():
             raise UserError(f"{self.path} holds no run (run.json is missing); train one there first")
         run = self.read_json("run.json")
-        version, kind = run.get("format"), run.get("kind")
+        version = run.get("format")
         if type(version) is not int or version < 1 or not isinstance(run.get("settings"), dict):
             raise UserError(f"{self.path / 'run.json'} is damaged: it has no format or no settings")
         if version > FORMAT:
             raise UserError(f"{self.path} was written by a newer version of pyro_seq (format {version}, this one reads {FORMAT})")
-        if kind != self.kind:
-            raise UserError(f"{self.path} holds a run of kind {kind!r}, not {self.kind!r}")
-        if version < FORMAT:
-            was = f"was written by an older version of pyro_seq (format {version}, this one reads {FORMAT})"
-            raise UserError(f"{self.path} {was}: train anew")
-        return run["settings"]
+        return run | {"kind": run.get("kind")}
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON document of the run; raises `UserError` if it is missing or damaged."""

@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
-from pyro_seq.trees import detach
+from pyro_seq.trees import map_tensors
 
 STEP_SITE = re.compile(r"_(\d+)(?:_\D.*)?$")
 
@@ -79,7 +79,13 @@ def by_step(name: str, site: Any, trace: Any, like: Tensor) -> Tensor:
 def states(guide_trace: Any, model_trace: Any) -> Any:
     """What model and guide returned for the next window to start from; of latents drawn from the prior, the model's alone."""
     model, guide = (getattr(trace.nodes["_RETURN"]["value"], "state", None) for trace in (model_trace, guide_trace))
-    return detach({"model": model, "guide": None if guide_trace is model_trace else guide})
+    return map_tensors(_by_itself, {"model": model, "guide": None if guide_trace is model_trace else guide})
+
+
+def _by_itself(x: Tensor) -> Tensor:
+    """A tensor without a graph, and without the larger one that it is a part of: a path's last step must not keep the path."""
+    x = x.detach()
+    return x.clone() if x.untyped_storage().nbytes() > x.numel() * x.element_size() else x
 
 
 def step_of(name: str, site: Any, trace: Any, num_steps: int) -> int | None:

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from pyro_seq.domains import text as module
+from pyro_seq.domains import text_scoring
 from pyro_seq.domains.text import (
     TextModel,
     TextSettings,
@@ -31,7 +32,7 @@ from pyro_seq.domains.text_windows import document_windows
 from pyro_seq.domains.vocabulary import Vocabulary
 from pyro_seq.errors import UserError
 from pyro_seq.pair_settings import Layer
-from pyro_seq.scoring import filtered_state
+from pyro_seq.scoring import filtered_state, score_document
 
 SMALL = {"model.hidden_size": 8, "model.latent_size": 3, "model.latent_sizes": (8,), "text.embedding_size": 4, "text.window": 12}
 TEXT = "the cat sat on the mat, é\n" * 7
@@ -85,7 +86,7 @@ def test_scores_are_those_computed_by_hand(tmp_path: Path) -> None:
     assert scored.nats_per_character == pytest.approx(-total / len(TEXT), rel=1e-6)
     assert scored.bits_per_character == pytest.approx(-total / len(TEXT) / math.log(2), rel=1e-6)
     assert scored.perplexity == pytest.approx(math.exp(-total / len(TEXT)), rel=1e-6)
-    assert (scored.estimate, scored.samples, scored.standard_error) == ("exact", 1, 0.0)
+    assert (scored.method, scored.samples, scored.standard_error) == ("exact", 1, 0.0)
     rows = [line.split("\t") for line in lines.getvalue().splitlines()[1:]]
     assert [float(nats) for _, _, nats in rows] == pytest.approx([-x for x in by_hand], abs=2e-5)
     assert "".join(json.loads(shown) for _, shown, _ in rows) == TEXT.replace("é", "\ufffd")
@@ -95,7 +96,7 @@ def test_document_longer_than_a_window_is_one_document(monkeypatch: pytest.Monke
     text = text_model()
     symbols = text.vocabulary.encode(TEXT)
     whole = score_symbols(text, symbols).log_likelihood
-    monkeypatch.setattr(module, "scoring_window", lambda text: 7)
+    monkeypatch.setattr(text_scoring, "scoring_window", lambda text: 7)
     assert score_symbols(text, symbols).log_likelihood == pytest.approx(whole, rel=1e-6)
 
 
@@ -109,7 +110,7 @@ def test_bound_says_so_and_grows_tighter(kind: str) -> None:
     text = text_model(kind)
     symbols = text.vocabulary.encode(TEXT)
     scored = {k: [score_symbols(text, symbols, samples=k) for _ in range(5)] for k in (1, 64)}
-    assert all(s.estimate == "bound" and s.samples == k for k, several in scored.items() for s in several)
+    assert all(s.method == "importance" and s.samples == k for k, several in scored.items() for s in several)
     assert all(s.standard_error is None for s in scored[1])
     assert all(s.standard_error is not None and s.standard_error > 0 for s in scored[64])
     means = {k: sum(s.log_likelihood for s in several) / 5 for k, several in scored.items()}
@@ -264,8 +265,6 @@ def test_a_symbol_is_embedded_and_seen_by_the_next_step_alone() -> None:
     changed = symbols.clone()
     changed[0, 5] += 1
     with text.pair.scope(), torch.no_grad():
-        first, second = (
-            next(iter(module.score_document(text.pair, document_windows(s[0].numpy(), window=12)))).steps for s in (symbols, changed)
-        )
+        first, second = (next(iter(score_document(text.pair, document_windows(s[0].numpy(), window=12)))).steps for s in (symbols, changed))
     assert torch.equal(first[0, :5], second[0, :5]) and not torch.isclose(first[0, 5:], second[0, 5:]).any()
     assert functional.one_hot(symbols).shape[-1] <= len(text.vocabulary)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyro
@@ -28,6 +26,7 @@ from pyro_seq.domains.text_model import (
     scoring_window,
     text_settings,
 )
+from pyro_seq.domains.text_scoring import DIVERGED, NATS_TO_BITS, TextScore, evaluate, score_symbols
 from pyro_seq.domains.text_windows import TextWindows, document_windows, separate_windows
 from pyro_seq.domains.vocabulary import Vocabulary, quoted
 from pyro_seq.errors import UserError
@@ -59,9 +58,7 @@ __all__ = [
 
 VALIDATION_STREAMS = 16
 SAMPLED_ROWS, SAMPLED_SYMBOLS = 256, 2**26  # samples drawn side by side, and symbols of all of them: bounds memory
-DIVERGED = "its weights are too large, as after a training that diverged"
 NOT_FINITE = ("probability tensor", "satisfy the constraint", "index out of range")  # what torch says of NaN and what is drawn from it
-NATS_TO_BITS = 1 / math.log(2)
 
 
 # training
@@ -223,104 +220,3 @@ def _state_after(text: TextModel, rows: int, prompt: str) -> Any:
         return text.model.initial(rows)
     windows = document_windows(text.vocabulary.encode(prompt), window=scoring_window(text), device=text.device)
     return filtered_state(text.pair, windows, draws=rows)["model"]
-
-
-# scoring
-
-
-@dataclass
-class TextScore:
-    """The log-likelihood of a text, in nats unless the name says otherwise.
-
-    Attributes:
-        characters: how many symbols were scored (bytes at level `byte`).
-        log_likelihood: log p(text), or the bound.
-        nats_per_character, bits_per_character, perplexity: -log p a symbol; the same over log 2; its exponential.
-        estimate: `exact`, or `bound` for the importance-weighted lower bound with `samples` particles.
-        samples: K, 1 for exact figures.
-        standard_error: Monte Carlo standard error of `log_likelihood`; 0 for exact figures, `None` where one sample cannot tell.
-        unknown: characters outside the vocabulary, which are scored as their bucket.
-        sequences: 1, or as how many the text was scored, each by itself, by a pair that carries no state.
-    """
-
-    characters: int
-    log_likelihood: float
-    nats_per_character: float
-    bits_per_character: float
-    perplexity: float
-    estimate: str
-    samples: int
-    standard_error: float | None
-    unknown: int
-    sequences: int = 1
-
-
-def evaluate(text: TextModel, path: Path, *, samples: int = 16, per_character: IO[str] | None = None) -> TextScore:
-    """How likely a file's text is, read from its beginning as one document; see `score_symbols`.
-
-    Raises `UserError` for a file that is empty or cannot be read.
-    """
-    symbols, unknown = text.vocabulary.encode_file(path)
-    if not len(symbols):
-        raise UserError(f"{path} is empty: there is nothing to score")
-    return score_symbols(text, symbols, samples=samples, unknown=unknown, per_character=per_character)
-
-
-def score_symbols(
-    text: TextModel, symbols: NDArray[Any], *, samples: int = 16, unknown: int = 0, per_character: IO[str] | None = None
-) -> TextScore:
-    """How likely one document of symbols is, in windows with states (or particles) carried over.
-
-    Where the pair carries no state, a short document (`SCORING_WINDOW`) is one sequence, and each window of a longer one is a sequence
-    by itself.
-
-    Args:
-        text: the trained model.
-        symbols: at least one.
-        samples: particles, for pairs with latents.
-        unknown: how many of the symbols stand for characters outside the vocabulary.
-        per_character: where to write a line for each symbol: its position, itself as JSON, and its nats.
-    """
-    total, variance, exact, used, position, sequences = 0.0, 0.0, True, 1, 0, 1
-    if per_character:
-        per_character.write("position\tsymbol\tnats\n")
-    with text.pair.scope(), pyro.validation_enabled(False):
-        if text.carries:
-            scores = score_document(text.pair, document_windows(symbols, window=scoring_window(text), device=text.device), samples=samples)
-        else:
-            window = SCORING_WINDOW if len(symbols) <= SCORING_WINDOW else text.settings.text.window
-            sequences = -(-len(symbols) // window)
-            scores = (score(text.pair, b, samples=samples) for b in separate_windows(symbols, window=window, device=text.device))
-        for scored in scores:
-            total += float(scored.steps.double().sum())
-            spread = float(scored.variance.sum())
-            variance = spread if text.carries else variance + spread  # that of all windows so far, where states are carried
-            exact, used = scored.exact, scored.samples
-            if per_character:
-                position = _write_steps(per_character, text.vocabulary, symbols, position, scored.steps[scored.mask].tolist())
-    if not math.isfinite(total):
-        raise UserError(f"the log-likelihood of this text is not finite: {DIVERGED}")
-    nats = -total / len(symbols)
-    return TextScore(
-        characters=len(symbols),
-        log_likelihood=total,
-        nats_per_character=nats,
-        bits_per_character=nats * NATS_TO_BITS,
-        perplexity=math.exp(min(nats, 700.0)),
-        estimate="exact" if exact else "bound",
-        samples=used,
-        standard_error=math.sqrt(variance) if math.isfinite(variance) else None,
-        unknown=unknown,
-        sequences=sequences,
-    )
-
-
-def _write_steps(file: IO[str], vocabulary: Vocabulary, symbols: NDArray[Any], position: int, steps: list[float]) -> int:
-    for log_prob in steps:
-        symbol = int(symbols[position])
-        shown = (
-            symbol if vocabulary.level == "byte" else json.dumps(vocabulary.decode(symbols[position : position + 1]), ensure_ascii=False)
-        )
-        file.write(f"{position}\t{shown}\t{0.0 - log_prob:.9g}\n")
-        position += 1
-    return position

@@ -110,18 +110,28 @@ class Vocabulary:
         """
         symbols = np.empty(file_size(path), dtype=self.dtype)  # as many bytes as the file: at least one a symbol; the rest stays untouched
         length = buckets = 0
-        for chunk in read_bytes(path) if self.level == "byte" else read_text(path):
-            encoded = np.frombuffer(chunk, dtype=np.uint8) if isinstance(chunk, bytes) else self.encode(chunk)
-            if encoded.size and encoded.min() < 0:
-                missing = self.unknown(str(chunk))
-                raise UserError(f"{path}: the vocabulary has no symbol for {quoted(missing)}, and no bucket for other characters")
-            if self.level == "char":
-                buckets += int((encoded >= len(self.characters)).sum())
+        for encoded, unknown in self.encode_blocks(path):
+            buckets += unknown
             if length + len(encoded) > len(symbols):
                 raise UserError(f"{path} grew while it was read: copy it first")
             symbols[length : length + len(encoded)] = encoded
             length += len(encoded)
         return symbols[:length], buckets
+
+    def encode_blocks(self, path: Path) -> Iterator[tuple[NDArray[Any], int]]:
+        """What `encode_file` gives, in blocks that take no more memory for a larger file."""
+        for chunk in read_bytes(path) if self.level == "byte" else read_text(path):
+            encoded = np.frombuffer(chunk, dtype=np.uint8) if isinstance(chunk, bytes) else self.encode(chunk)
+            if encoded.size and encoded.min() < 0:
+                missing = self.unknown(str(chunk))
+                raise UserError(f"{path}: the vocabulary has no symbol for {quoted(missing)}, and no bucket for other characters")
+            yield encoded, int((encoded >= len(self.characters)).sum()) if self.level == "char" else 0
+
+    def bucket_sizes(self) -> NDArray[np.int64]:
+        """How many of Unicode's 1,114,112 characters share each of the buckets, at level `char`."""
+        sizes = np.bincount(np.arange(CODE_POINTS) % max(1, self.oov_buckets), minlength=self.oov_buckets)
+        known = np.bincount(_code_points(self.characters) % max(1, self.oov_buckets), minlength=self.oov_buckets)
+        return (sizes - known)[: self.oov_buckets]
 
     def _table(self) -> NDArray[np.int32]:
         if self._lookup is None:

@@ -1,0 +1,85 @@
+"""`pyroseq text attribute`: which of several models a text is from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyro_seq.cli.common import DEVICE, FILE, SEED, pick_device, scoring_options
+
+if TYPE_CHECKING:
+    from pyro_seq.domains.attribution import Attribution
+
+
+@click.command()
+@click.option("--run-dir", "run_dirs", type=FILE, multiple=True, required=True, metavar="DIR", help="A trained model's run; twice or more.")
+@click.option("--text", "path", type=FILE, required=True, metavar="F", help="The text.")
+@click.option(
+    "--prior", type=click.FloatRange(0, min_open=True), multiple=True, metavar="P", help="A run's prior weight, in their order; else equal."
+)
+@scoring_options
+@click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
+@SEED
+@DEVICE
+def attribute(
+    run_dirs: tuple[Path, ...], path: Path, prior: tuple[float, ...], as_json: bool, seed: int, device: str, **options: Any
+) -> None:
+    """Say which model a text is from: posterior probabilities, and the passage where the evidence turned.
+
+    Every model reads the whole text, each character after all before it. Where the vocabularies differ, a character that a model does not
+    know costs it what its bucket of unknown characters costs, shared among all of Unicode's that fall into it.
+    """
+    import torch
+
+    from pyro_seq.domains.attribution import attribute as attribute_text
+    from pyro_seq.domains.text import load
+
+    where = pick_device(device)
+    models = [load(run_dir, where) for run_dir in run_dirs]
+    torch.manual_seed(seed)
+    found = attribute_text(models, [*map(str, run_dirs)], path, prior=prior or None, **options)
+    unit = "character" if models[0].vocabulary.level == "char" else "byte"
+    click.echo(json.dumps(dataclasses.asdict(found), allow_nan=False, ensure_ascii=False) if as_json else report(found, unit))
+
+
+def report(found: Attribution, unit: str) -> str:
+    """The answer in words."""
+    width = max(len(model.name) for model in found.models)
+    best, second = found.models[:2]
+    error = "unknown" if found.standard_error is None else f"{found.standard_error:.2f}"
+    lines = [f"{found.symbols:,} {unit}s", "", f"{'model':<{width}}  posterior   prior  log-likelihood          bits per {unit}"]
+    for model in found.models:
+        kind = "exact" if model.method == "exact" else f"± {'?' if model.standard_error is None else format(model.standard_error, '.2f')}"
+        nats = f"{model.log_likelihood:,.2f} {kind}"
+        lines.append(f"{model.name:<{width}}  {model.posterior:9.4f}  {model.prior:6.3f}  {nats:<22}  {model.bits_per_symbol:.4f}")
+    lines += ["", f"log odds of {best.name} over {second.name}: {found.log_odds:,.2f} nats (standard error {error})"]
+    if found.standard_error is None or found.log_odds < 2 * found.standard_error:
+        lines.append("the two cannot be told apart by these estimates: more --samples, or a longer text")
+    lines += ["", f"posterior of {best.name} along the text:"]
+    lines += [f"  after {point['symbols']:>12,}  {point['posterior'][0]:.4f}" for point in found.along]
+    turn = found.turn
+    if turn["position"] == 0:
+        lines += ["", f"the evidence is for {best.name} from the beginning"]
+    elif turn["position"] == found.symbols:
+        lines += ["", f"the evidence never turns for {best.name}: it is the prior that decides"]
+    else:
+        lines += ["", f"the evidence turns for {best.name} after {turn['position']:,} {unit}s, at log odds {turn['log_odds']:,.2f}:"]
+        lines.append(f"  {_shown(turn['before'])} ▸ {_shown(turn['after'])}")
+    strongest = found.strongest
+    lines += ["", f"the passage that speaks most for it, {strongest.start:,} to {strongest.end:,}, {strongest.nats:,.2f} nats:"]
+    lines.append(f"  {_shown(strongest.text)}")
+    lines += [
+        f"{model.unknown:,} {unit}s lie outside the vocabulary of {model.name}, each at its share of a bucket"
+        for model in found.models
+        if model.unknown
+    ]
+    return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    """Text on one line, line ends and control characters visible."""
+    return "".join("⏎" if c == "\n" else c if c.isprintable() else "·" for c in text)

@@ -1,0 +1,110 @@
+"""`pyroseq score`: how likely what is in files is under a trained run, whatever its kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyro_seq.cli.common import DEVICE, FILE, SEED, described, pick_device, run_dir_option, scoring_options
+
+if TYPE_CHECKING:
+    from pyro_seq.domains.scored_run import ScoredRun, ScoredSequence, ScoredStep
+
+READERS = {"text": "pyro_seq.domains.scored_text"}  # by kind of run, the module whose `open_run(run_dir, device)` is a `ScoredRun`
+
+
+@click.command()
+@run_dir_option()
+@click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
+@scoring_options
+@click.option("--lines", is_flag=True, help="Each line is a sequence of its own; else each file is.")
+@click.option("--top", type=click.IntRange(1, 10_000), metavar="N", help="Show the N most surprising steps of all.")
+@click.option(
+    "--by",
+    type=click.Choice(["sequence", "step"]),
+    default="sequence",
+    show_default=True,
+    help="A report a sequence, or a line a step (tab-separated).",
+)
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a sequence, each on a line of its own.")
+@SEED
+@DEVICE
+def score(
+    run_dir: Path,
+    files: tuple[Path, ...],
+    lines: bool,
+    top: int | None,
+    by: str,
+    as_json: bool,
+    seed: int,
+    device: str,
+    **options: Any,
+) -> None:
+    """Learn how likely files are under a trained run: log-likelihoods, and the steps that surprise it most."""
+    import torch
+
+    if by == "step" and top is not None:
+        raise click.UsageError("--by step shows all steps, and --top some: give one of them", click.get_current_context())
+    run = _open(run_dir, pick_device(device))
+    torch.manual_seed(seed)
+    if by == "step" and not as_json:
+        click.echo("sequence\tstep\tsymbol\tnats")
+    ranked: list[tuple[str, ScoredStep]] = []
+    count = 0
+    for path in files:
+        for found in run.score_file(path, lines=lines, top=top or 0, by_step=by == "step", options=options):
+            count += 1
+            ranked = sorted([*ranked, *((found.name, step) for step in found.surprising)], key=lambda both: -both[1].nats)[: top or 0]
+            if as_json:
+                click.echo(json.dumps(as_document(found, run.unit), allow_nan=False, ensure_ascii=False))
+            elif by == "step":
+                for step in found.surprising:
+                    click.echo(f"{found.name}\t{step.step}\t{json.dumps(step.shown, ensure_ascii=False)}\t{step.nats:.9g}")
+            else:
+                click.echo(("" if count == 1 else "\n") + report(found, run.unit))
+    if ranked and not as_json:
+        click.echo(f"\nmost surprising {run.unit}s, in nats")
+        for name, step in ranked:
+            click.echo(f"{step.nats:9.3f}  {name}, {run.unit} {step.step:,}: {_line(step.before)}[{_line(step.shown)}]{_line(step.after)}")
+
+
+def _open(run_dir: Path, device: Any) -> ScoredRun:
+    """The run in a folder, by its kind."""
+    from pyro_seq.errors import UserError
+    from pyro_seq.runs import RunFolder
+
+    kind = RunFolder.kind_of(run_dir)
+    if kind not in READERS:
+        raise UserError(f"{run_dir} holds a run of kind {kind!r}, and only runs of kind {', '.join(sorted(READERS))} can be scored")
+    return importlib.import_module(READERS[kind]).open_run(run_dir, device)
+
+
+def as_document(found: ScoredSequence, unit: str) -> dict[str, Any]:
+    """What --json writes of a sequence."""
+    nats = -found.log_likelihood / found.steps
+    return dataclasses.asdict(found) | {"unit": unit, "nats_per_unit": nats, "bits_per_unit": nats / math.log(2)}
+
+
+def report(found: ScoredSequence, unit: str) -> str:
+    """A sequence's score in words."""
+    nats = -found.log_likelihood / found.steps
+    lines = [
+        found.name,
+        f"  {unit + 's':<20}{found.steps:,}",
+        f"  {'log-likelihood':<20}{found.log_likelihood:,.2f} nats ({described(found)})",
+        f"  {'per ' + unit:<20}{nats:.4f} nats, {nats / math.log(2):.4f} bits",
+    ]
+    if found.unknown:
+        lines.append(f"  {'outside vocabulary':<20}{found.unknown:,} {unit}s, each scored as its out-of-vocabulary bucket")
+    return "\n".join(lines)
+
+
+def _line(text: str) -> str:
+    """Text on one line, line ends visible."""
+    return "".join("⏎" if c == "\n" else c if c.isprintable() else "·" for c in text)
