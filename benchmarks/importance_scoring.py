@@ -80,10 +80,8 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     nats = float(scored.total.sum()) / batch.num_observations
     error = math.sqrt(float(scored.variance.sum())) / batch.num_observations
-    print(
     print(f"one pass {single:.2f} s (median of {len(seconds)}); K = {options.samples:,} at once {took:.1f} s")
     print(f"{nats:.3f} ± {error:.3f} nats a frame", flush=True)
-    )
     report(f"{options.samples:,} passes one by one (extrapolated) over all at once", single * options.samples / took, at_least=10)
     report("peak memory, GiB", peak, at_most=2)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import DEVICE, FILE, SEED, pick_device, scoring_options
+from pyro_seq.cli.common import DEVICE, FILE, PAIR, SEED, pick_device, scoring_options
 
 if TYPE_CHECKING:
     from pyro_seq.domains.attribution import Attribution
@@ -25,8 +25,16 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
 @SEED
 @DEVICE
+@PAIR
 def attribute(
-    run_dirs: tuple[Path, ...], path: Path, prior: tuple[float, ...], as_json: bool, seed: int, device: str, **options: Any
+    run_dirs: tuple[Path, ...],
+    path: Path,
+    prior: tuple[float, ...],
+    as_json: bool,
+    seed: int,
+    device: str,
+    pair: str | None,
+    **options: Any,
 ) -> None:
     """Say which model a text is from: posterior probabilities, and the passage where the evidence turned.
 
@@ -36,10 +44,14 @@ def attribute(
     import torch
 
     from pyro_seq.domains.attribution import attribute as attribute_text
-    from pyro_seq.domains.text import load
+    from pyro_seq.domains.text import KIND, load
+    from pyro_seq.recipes import named_by_code
+    from pyro_seq.runs import RunFolder
 
-    where = pick_device(device)
-    models = [load(run_dir, where) for run_dir in run_dirs]
+    where, models = pick_device(device), []
+    for run_dir in run_dirs:  # --pair is for those that need it
+        needs = named_by_code(str(RunFolder(run_dir, KIND).settings().get("model.kind")))
+        models.append(load(run_dir, where, pair=pair if needs else None))
     torch.manual_seed(seed)
     found = attribute_text(models, [*map(str, run_dirs)], path, prior=prior or None, **options)
     unit = "character" if models[0].vocabulary.level == "char" else "byte"

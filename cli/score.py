@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import DEVICE, FILE, SEED, described, pick_device, run_dir_option, scoring_options
+from pyro_seq.cli.common import DEVICE, FILE, PAIR, SEED, described, pick_device, run_dir_option, scoring_options
 
 if TYPE_CHECKING:
     from pyro_seq.domains.scored_run import ScoredRun, ScoredSequence, ScoredStep
 
-READERS = {"text": "pyro_seq.domains.scored_text"}  # by kind of run, the module whose `open_run(run_dir, device)` is a `ScoredRun`
+READERS = {"text": "pyro_seq.domains.scored_text"}  # by kind of run, the module whose `open_run(run_dir, device, pair)` is a `ScoredRun`
 
 
 @click.command()
@@ -35,6 +35,7 @@ READERS = {"text": "pyro_seq.domains.scored_text"}  # by kind of run, the module
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a sequence, each on a line of its own.")
 @SEED
 @DEVICE
+@PAIR
 def score(
     run_dir: Path,
     files: tuple[Path, ...],
@@ -44,6 +45,7 @@ def score(
     as_json: bool,
     seed: int,
     device: str,
+    pair: str | None,
     **options: Any,
 ) -> None:
     """Learn how likely files are under a trained run: log-likelihoods, and the steps that surprise it most."""
@@ -51,7 +53,7 @@ def score(
 
     if by == "step" and top is not None:
         raise click.UsageError("--by step shows all steps, and --top some: give one of them", click.get_current_context())
-    run = _open(run_dir, pick_device(device))
+    run = _open(run_dir, pick_device(device), pair)
     torch.manual_seed(seed)
     if by == "step" and not as_json:
         click.echo("sequence\tstep\tsymbol\tnats")
@@ -74,7 +76,7 @@ def score(
             click.echo(f"{step.nats:9.3f}  {name}, {run.unit} {step.step:,}: {_line(step.before)}[{_line(step.shown)}]{_line(step.after)}")
 
 
-def _open(run_dir: Path, device: Any) -> ScoredRun:
+def _open(run_dir: Path, device: Any, pair: str | None) -> ScoredRun:
     """The run in a folder, by its kind."""
     from pyro_seq.errors import UserError
     from pyro_seq.runs import RunFolder
@@ -82,7 +84,7 @@ def _open(run_dir: Path, device: Any) -> ScoredRun:
     kind = RunFolder.kind_of(run_dir)
     if kind not in READERS:
         raise UserError(f"{run_dir} holds a run of kind {kind!r}, and only runs of kind {', '.join(sorted(READERS))} can be scored")
-    return importlib.import_module(READERS[kind]).open_run(run_dir, device)
+    return importlib.import_module(READERS[kind]).open_run(run_dir, device, pair)
 
 
 def as_document(found: ScoredSequence, unit: str) -> dict[str, Any]:

@@ -15,18 +15,17 @@ import torch
 from pyro_seq.cli import main
 from pyro_seq.domains import attribution
 from pyro_seq.domains.attribution import Trail, attribute
-from pyro_seq.domains.text import TextModel, TextSettings, evaluate, new_pair
+from pyro_seq.domains.text import TextModel, evaluate, new_pair, text_settings
 from pyro_seq.domains.vocabulary import CODE_POINTS, Vocabulary
 from pyro_seq.errors import UserError
-from pyro_seq.settings import override
 
-SMALL = {"model.hidden_size": 4, "model.latent_size": 2, "model.latent_sizes": (4,), "text.embedding_size": 3, "text.window": 7}
+SMALL = {"model.hidden_size": 4, "text.embedding_size": 3, "text.window": 7}
 
 
 def unigram(probabilities: dict[str, float], buckets: int = 0) -> TextModel:
     """A model of independent characters: all weights but the last bias are zero."""
     vocabulary = Vocabulary("char", "".join(c for c in probabilities if len(c) == 1), buckets)
-    settings = override(TextSettings(), SMALL | {"model.kind": "rnn"}, "")
+    settings = text_settings(SMALL | {"model.kind": "rnn"})
     pair = new_pair(settings, vocabulary)
     with torch.no_grad():
         for parameter in pair.model.parameters():  # type: ignore[union-attr]
@@ -99,7 +98,10 @@ def test_bucket_sizes_count_every_other_character() -> None:
 
 
 def test_error_bars_of_pairs_with_latents(write: Callable[[str], Path]) -> None:
-    vocabulary, settings = Vocabulary("char", "ab"), override(TextSettings(), SMALL | {"model.kind": "srnn"}, "")
+    vocabulary, settings = (
+        Vocabulary("char", "ab"),
+        text_settings(SMALL | {"model.kind": "srnn", "model.latent_size": 2, "model.latent_sizes": (4,)}),
+    )
     torch.manual_seed(0)
     latent = TextModel(new_pair(settings, vocabulary), vocabulary, settings, torch.device("cpu"))
     path = write("abbaababab" * 3)

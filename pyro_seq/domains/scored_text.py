@@ -98,9 +98,9 @@ class ScoredText:
         )
 
 
-def open_run(run_dir: Path, device: torch.device | str) -> ScoredText:
-    """The text run of a folder."""
-    return ScoredText(load(run_dir, device))
+def open_run(run_dir: Path, device: torch.device | str, pair: str | None = None) -> ScoredText:
+    """The text run of a folder; `pair` as in `text_model.load`."""
+    return ScoredText(load(run_dir, device, pair=pair))
 
 
 def _encoded_lines(vocabulary: Vocabulary, path: Path) -> Iterator[NDArray[Any]]:

@@ -6,7 +6,8 @@ import heapq
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.domains.text_model import TextModel, scoring_window
+from pyro_seq.domains.text_model import SCORING_WINDOW, TextModel, scoring_window
 from pyro_seq.domains.vocabulary import Vocabulary
 from pyro_seq.errors import UserError
 from pyro_seq.filtering import Proposal
@@ -43,6 +44,7 @@ class TextScore:
         standard_error: Monte Carlo standard error of `log_likelihood`; 0 for exact figures, `None` where one sample cannot tell.
         effective_samples: of `importance` the effective number of particles at the end, of `filter` the smallest; `None` for the others.
         unknown: characters outside the vocabulary, which are scored as their bucket.
+        sequences: 1, or as how many the text was scored, each by itself, by a pair that carries no state.
     """
 
     characters: int
@@ -55,6 +57,7 @@ class TextScore:
     standard_error: float | None
     effective_samples: float | None
     unknown: int
+    sequences: int = 1
 
 
 @dataclass
@@ -86,17 +89,31 @@ def scored_windows(
 ) -> Iterator[tuple[NDArray[Any], Score]]:
     """One document's windows with their scores, states (or particles) carried over, in memory of one block and one window.
 
-    Raises `UserError` where a log-likelihood is not finite.
+    Where the pair carries no state, a document of up to `SCORING_WINDOW` symbols is one sequence, and each window of a longer one is a
+    sequence by itself, whose totals are added up. Raises `UserError` where a log-likelihood is not finite.
     """
-    state: Any = None
-    for symbols in windows_of(blocks, scoring_window(text)):
+    before: Score | None = None
+    for symbols in _windows(text, blocks):
         batch = SequenceBatch(torch.from_numpy(symbols.astype(np.int64)).unsqueeze(0).to(text.device))
+        state = before.state if before is not None and text.carries else None
         with pyro.validation_enabled(False):
             scored = score(text.pair, batch, method=method, samples=samples, proposal=proposal, state=state)
+        if before is not None and not text.carries:
+            scored = replace(scored, total=before.total + scored.total, variance=before.variance + scored.variance)
         if not bool(scored.total.isfinite()):
             raise UserError(f"the log-likelihood of this text is not finite: {DIVERGED}")
-        state = scored.state
+        before = scored
         yield symbols, scored
+
+
+def _windows(text: TextModel, blocks: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    if text.carries:
+        return windows_of(blocks, scoring_window(text))
+    several = windows_of(blocks, SCORING_WINDOW + 1)
+    first = next(several, None)
+    if first is None or len(first) <= SCORING_WINDOW:
+        return iter([] if first is None else [first])
+    return windows_of(chain([first], several), text.settings.text.window)
 
 
 def evaluate(text: TextModel, path: Path, *, per_character: IO[str] | None = None, **options: Any) -> TextScore:
@@ -144,12 +161,11 @@ def score_blocks(
         listeners: are told each window's position, symbols and score.
         name: what the document is called in a message.
     """
-    characters, last = 0, None
+    characters, sequences, last = 0, 0, None
     for symbols, scored in scored_windows(text, blocks, method=method, samples=samples, proposal=proposal):
         for listener in listeners:
             listener(characters, symbols, scored)
-        characters += len(symbols)
-        last = scored
+        characters, sequences, last = characters + len(symbols), sequences + 1, scored
     if last is None:
         raise UserError(f"{name} is empty: there is nothing to score")
     total, error = float(last.total), float(last.standard_error)
@@ -165,6 +181,7 @@ def score_blocks(
         standard_error=error if math.isfinite(error) else None,
         effective_samples=None if last.effective_samples is None else float(last.effective_samples),
         unknown=0,
+        sequences=1 if text.carries else sequences,
     )
 
 
