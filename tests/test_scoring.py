@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from pyro_seq import path_weights
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.distributions import MarkovPath
-from pyro_seq.emissions import Categorical, Joint, Normal
+from pyro_seq.emissions import Bernoulli, Beta, Binomial, Categorical, Joint, Normal
 from pyro_seq.encoders import Flatten, Group, OneHot
 from pyro_seq.errors import UserError
 from pyro_seq.guides import SRNNGuide
@@ -556,3 +557,153 @@ class TestCustomPairs:
             filtered_state(pair, [])
         with pytest.raises(UserError, match=r"must be of equal length, got \[4, 3\] steps of a window of 4"):
             filtered_state(pair, [SequenceBatch(torch.zeros(2, 4), [4, 3])])
+
+
+class TestMethods:
+    """The four ways to score, told apart and told."""
+
+    def test_elbo_is_the_mean_of_the_log_weights(self, linear_gaussian: Any) -> None:
+        pair = linear_gaussian(shift=0.2, widen=1.1)
+        batch = pair.model.batch(X.expand(400, -1))
+        one, many = (score(pair, batch, method="elbo", samples=k) for k in (1, 50))
+        assert one.method == many.method == "elbo" and one.effective_samples is None
+        assert one.standard_error.isnan().all()
+        gap = one.total.mean() - many.total.mean()
+        assert gap.abs() < 4 * math.hypot(one.total.std() / 20, many.total.std() / 20)
+        assert abs(math.log(many.variance.mean() / many.total.var())) < 4 * math.sqrt(2 / 400)
+        torch.testing.assert_close(many.steps.sum(-1), many.total)
+        bound = score(pair, batch, method="importance", samples=50)
+        assert bound.total.mean() > many.total.mean()
+
+    @pytest.mark.parametrize("layout", ["path", "steps"])
+    def test_elbo_at_the_exact_posterior_is_the_likelihood(self, linear_gaussian: Any, layout: str) -> None:
+        pair = linear_gaussian(layout)
+        x = torch.randn(3, 9)
+        for method in ("elbo", "importance"):
+            scored = score(pair, pair.model.batch(x), method=method, samples=7)
+            torch.testing.assert_close(scored.total, pair.model.log_likelihood(x), rtol=0, atol=1e-6)
+        normals = [dist.Normal(torch.zeros(1), scale).to_event(1) for scale in (1e-9, pair.model.Q, pair.model.R)]
+        hmm = dist.GaussianHMM(normals[0], torch.tensor([[pair.model.A]]), normals[1], torch.eye(1), normals[2], duration=9)
+        torch.testing.assert_close(hmm.log_prob(x.unsqueeze(-1)), pair.model.log_likelihood(x), rtol=0, atol=1e-6)
+
+    def test_importance_within_three_standard_errors(self, linear_gaussian: Any) -> None:
+        """200 seeds' worth of estimates; their error falls as 1 / sqrt(K)."""
+        pair, errors = linear_gaussian(shift=0.1, widen=1.2), []
+        exact = pair.model.log_likelihood(X[None])[0]
+        for samples in (40, 640):
+            scored = score(pair, pair.model.batch(X.expand(200, -1)), method="importance", samples=samples)
+            z = (scored.total - exact) / scored.standard_error
+            assert (z.abs() < 3).float().mean() > 0.97 and abs(z.std() - 1) < 4 / math.sqrt(400) + 0.05
+            assert scored.effective_samples is not None and ((scored.effective_samples > 1) & (scored.effective_samples <= samples)).all()
+            errors.append(scored.total.std())
+        assert abs(math.log(errors[0] / errors[1]) - math.log(4)) < 4 * math.sqrt(1 / 200) + 0.05
+
+    def test_elbo_over_windows(self) -> None:
+        batch = copies(X, 300)
+        parts = list(score_document(Pair(model, prior_guide), windows(batch, 1, 3), method="elbo", samples=10))
+        at_once = score(Pair(model, prior_guide), batch, method="elbo", samples=10)
+        error = math.hypot(parts[-1].total.std(), at_once.total.std()) / math.sqrt(300)
+        assert (parts[-1].total.mean() - at_once.total.mean()).abs() < 4 * error
+        assert abs(math.log(parts[-1].variance.mean() / at_once.variance.mean())) < 0.3
+
+    def test_exact_is_refused_where_there_are_latents(self) -> None:
+        with pytest.raises(UserError, match=r"^the pair has latents \('z_0'\), so its likelihood is an integral.*importance and filter"):
+            score(Pair(model, prior_guide), copies(X, 2), method="exact")
+
+    @pytest.mark.parametrize(("options", "says"), [
+        ({"method": "guess"}, "unknown method 'guess'"), ({"method": "filtr"}, "did you mean 'filter'"),
+        ({"proposal": "posterior"}, "unknown proposal 'posterior'"),
+    ])  # fmt: skip
+    def test_unknown_words(self, options: Any, says: str) -> None:
+        with pytest.raises(UserError, match=says):
+            score(Pair(model, prior_guide), copies(X, 2), **options)
+
+    def test_pieces_of_unequal_length_are_worked_on_apart(self, linear_gaussian: Any) -> None:
+        """In groups of like length, the figures back in their places; and what a long path leaves is no longer than a step."""
+        pair, lengths = linear_gaussian(), [2, 9, 1, 5, 9, 3]
+        x = torch.randn(6, 9)
+        with mock.patch.object(path_weights, "CHUNK_STEPS", 40):
+            scored = score(pair, pair.model.batch(x), method="importance", samples=8)
+            ragged = score(Pair(model, prior_guide), SequenceBatch(x, lengths), samples=200)
+        torch.testing.assert_close(scored.total, pair.model.log_likelihood(x), rtol=0, atol=1e-9)
+        z = (ragged.total - exact_log_likelihood(x, lengths)) / ragged.standard_error
+        assert (z.abs() < 5).all() and ragged.steps.shape == (6, 9) and not ragged.steps[~ragged.mask].any()
+        latent = scored.state["carried"]["model"]["latent"]
+        assert latent.shape == (48, 1) and latent.untyped_storage().nbytes() == 48 * 8
+
+
+class TestSurprise:
+    def test_steps_are_ranked(self) -> None:
+        rnn = RNN(Categorical(4), PreviousObservation(OneHot(4)), hidden_size=5).eval()
+        scored = score(Pair(rnn), SequenceBatch(torch.randint(4, (3, 6)), [6, 2, 4]))
+        torch.testing.assert_close(scored.surprise, -scored.steps)
+        every = scored.most_surprising(100)
+        assert len(every) == 12 and len(scored.most_surprising(5)) == 5 and scored.most_surprising(5) == every[:5]
+        assert all(a.nats >= b.nats for a, b in itertools.pairwise(every))
+        assert all(s.nats == pytest.approx(float(-scored.steps[s.sequence, s.step])) for s in every)
+        assert {(s.sequence, s.step) for s in every} == {(n, t) for n, length in enumerate([6, 2, 4]) for t in range(length)}
+        with pytest.raises(UserError, match="at least 1, got 0"):
+            scored.most_surprising(0)
+
+
+class TestOutsideTheSupport:
+    """Said in words, never NaN or a silent zero."""
+
+    @pytest.mark.parametrize(("emission", "encoder", "value", "says"), [
+        (Categorical(3), OneHot(3), 3, "site 'x' observes 3, which must be a whole number from 0 to 2"),
+        (Categorical(3), OneHot(3), -1, "site 'x' observes -1, which must be a whole number from 0 to 2"),
+        (Beta(), Flatten(()), 0.0, "site 'x' observes 0.0, which must be strictly between 0 and 1"),
+        (Beta(), Flatten(()), 1.0, "site 'x' observes 1.0, which must be strictly between"),
+        (Bernoulli(), Flatten(()), 0.5, "site 'x' observes 0.5, which must be 0 or 1"),
+        (Binomial(5), Flatten(()), 6.0, "site 'x' observes 6.0, which must be a whole number from 0 to 5"),
+    ])  # fmt: skip
+    @pytest.mark.parametrize("samples", [1, 3])
+    def test_of_a_shipped_pair(self, emission: Any, encoder: Any, value: Any, says: str, samples: int) -> None:
+        srnn = SRNN(emission, PreviousObservation(encoder), latent_size=2, hidden_size=3)
+        guide = SRNNGuide(srnn, encoder, hidden_size=3)
+        good = 1 if isinstance(value, int) else 0.25 if isinstance(emission, Beta) else 1.0
+        values = torch.full((2, 4), good)
+        values[1, 2] = value
+        values[0, 3] = value  # padding
+        batch = SequenceBatch(values, [3, 4])
+        for method in ("elbo", "importance", "filter"):
+            with pytest.raises(UserError, match=f"^sequence 1, step 2: {says}"):
+                score(Pair(srnn, guide), batch, method=method, samples=samples)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("method", ["auto", "filter"])
+    def test_of_a_plain_function(self, method: Any) -> None:
+        def counts(batch: SequenceBatch) -> None:
+            with batch.plate():
+                for t in batch.steps():
+                    with batch.active(t):
+                        z = pyro.sample(f"z_{t}", dist.Beta(torch.ones(len(batch)), 1.0))
+                        pyro.sample(f"x_{t}", dist.Independent(dist.Bernoulli(z.unsqueeze(-1).expand(-1, 2)), 1), obs=batch.at(t))
+
+        values = torch.ones(3, 4, 2)
+        values[2, 1, 1] = 2.0
+        with pytest.raises(UserError, match=r"^sequence 2, step 1: site 'x_1' observes 2.0, which must be 0 or 1"):
+            score(Pair(counts), SequenceBatch(values, [4, 1, 3]), samples=5, proposal="prior", method=method)
+        scored = score(Pair(counts), SequenceBatch(values, [4, 1, 1]), samples=5, proposal="prior", method=method)
+        assert scored.total.isfinite().all()
+
+    def test_a_group_names_its_member(self) -> None:
+        emission = Joint({"count": Binomial(2), "level": Normal()})
+        encoder = Group({"count": Flatten(()), "level": Flatten(())})
+        rnn = RNN(emission, PreviousObservation(encoder), hidden_size=3)
+        batch = SequenceBatch({"count": torch.tensor([[1.0, 3.0]]), "level": torch.zeros(1, 2)})
+        with pytest.raises(UserError, match=r"^sequence 0, step 1: site 'x_count' observes 3.0, which must be a whole number from 0 to 2$"):
+            score(Pair(rnn), batch)
+
+    def test_weights_that_are_not_finite(self) -> None:
+        rnn = RNN(Categorical(4), PreviousObservation(OneHot(4)), hidden_size=5)
+        with torch.no_grad():
+            rnn.get_parameter("decoder.0.bias")[0] = torch.nan
+        with pyro.validation_enabled(False), pytest.raises(UserError, match="log-density of site 'x' is not a number: the weights are not"):
+            score(Pair(rnn), SequenceBatch(torch.randint(4, (3, 6))))
+
+    def test_sequences_without_a_step(self) -> None:
+        batch = SequenceBatch(torch.zeros(4, 3), [3, 0, 2, 0])
+        with pytest.raises(UserError, match=r"^sequence 1 \(and 1 more\) has no step: there is nothing to score in it$"):
+            score(Pair(model, prior_guide), batch)
+        with pytest.raises(UserError, match="1 steps are missing, and only observations can be scored"):
+            score(Pair(model, prior_guide), copies(X, 2).with_missing([1]))
