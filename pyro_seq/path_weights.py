@@ -16,7 +16,7 @@ from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.site_densities import Observed, log_weights, states, traced
 from pyro_seq.trees import map_tensors
 
-CHUNK_STEPS = 65_536  # steps of particles that are worked on at once: bounds memory
+CHUNK_STEPS = 32_768  # steps of particles that are worked on at once: bounds memory
 FEATURES = 128  # of an emission; where a step has more of them, fewer steps are worked on at once
 
 
