@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.domains.text_model import (
     KIND,
-    SCORING_WINDOW,
     CorpusSettings,
     TextModel,
     TextSettings,
