@@ -1,0 +1,80 @@
+"""Polyphonic music: train a preset on JSB chorales or Nottingham, and score its test pieces in nats per frame, types (a) and (b).
+
+    python benchmarks/polyphonic.py jsb-dmm                       the bundled preset, for as long as it says
+    python benchmarks/polyphonic.py nottingham-srnn --set training.max_minutes=20 --seed 1
+    python benchmarks/polyphonic.py --list
+
+(a) is the importance-sampled log-likelihood (`--samples` particles), (b) the negative ELBO, both summed over all pieces and divided by the
+number of frames; a pair without latents has one exact figure. Weights are chosen on the validation pieces; test pieces are scored once, at
+the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from common import data_file, machine, report
+
+from pyro_seq.domains.piano_rolls import read_polyphonic
+from pyro_seq.domains.polyphonic import PRESETS, nats_per_frame, polyphonic_settings, train
+from pyro_seq.runs import RunFolder
+from pyro_seq.settings import flatten, parse_words
+
+FILES = {"jsb": "polyphonic/jsb_chorales.npz", "nottingham": "polyphonic/nottingham.npz"}
+BARS = {  # the published figures to reach: type (b) or exact, then type (a)
+    "jsb-dmm": (6.80, None),
+    "jsb-best": (6.70, 6.29),
+    "jsb-rnn": (8.20, None),
+    "nottingham-best": (2.86, 2.68),
+    "nottingham-rnn": (3.22, None),
+}
+
+
+def main() -> None:
+    """Train, then score."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("preset", nargs="?", choices=sorted(PRESETS))
+    parser.add_argument("--list", action="store_true", help="the presets with their settings")
+    parser.add_argument("--set", dest="words", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--samples", type=int, default=1_000, help="particles of type (a)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--run-dir", type=Path, help="where to keep the run with its curve; a temporary folder if not given")
+    arguments = parser.parse_args()
+    if arguments.list or arguments.preset is None:
+        print(json.dumps(PRESETS, indent=2))
+        return
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    splits = read_polyphonic(data_file(FILES[arguments.preset.partition("-")[0]]))
+    settings = polyphonic_settings(PRESETS[arguments.preset], parse_words(arguments.words))
+    print(machine(), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(arguments.run_dir or Path(folder) / "run", "polyphonic")
+        run.create(dict(flatten(settings)), {})
+        began = time.monotonic()
+        pair, steps = train(splits, settings, run=run, seed=arguments.seed)
+        took = (time.monotonic() - began) / 60
+    size = sum(p.numel() for module in pair.modules().values() for p in module.parameters()) / 1e6
+    print(f"{arguments.preset}: {settings.model.kind}, {size:.2f} M parameters, {steps} steps in {took:.1f} minutes, seed {arguments.seed}")
+    figures = dataclasses.asdict(settings.model)
+    print(", ".join(f"{name} {value}" for name, value in figures.items()))
+    bound, sampled = BARS.get(arguments.preset, (None, None))
+    exact = settings.model.kind in ("rnn", "hmm")
+    for split in ("valid", "test"):
+        kind = "exact" if exact else "(b)"
+        figure = nats_per_frame(pair, splits[split], method="exact" if exact else "elbo", samples=1 if exact else 16)
+        report(f"{split}, nats per frame, {kind}", figure, at_most=bound if split == "test" else None)
+    if not exact:
+        figure = nats_per_frame(pair, splits["test"], method="importance", samples=arguments.samples)
+        report(f"test, nats per frame, (a), {arguments.samples} particles", figure, at_most=sampled)
+
+
+if __name__ == "__main__":
+    main()
