@@ -58,9 +58,10 @@ def test_figures_are_sums_over_frames() -> None:
 def test_training_keeps_the_best_and_goes_on(splits: dict[str, list[Tensor]], tmp_path: Path) -> None:
     settings = polyphonic_settings({"model.kind": "rnn", **TINY})
     seen: list[int] = []
-    whole, steps = train(splits, settings, quiet=True, seen=lambda _, step: seen.append(step))
+    _, steps = train(splits, settings, quiet=True, seen=lambda _, step: seen.append(step))
     assert steps == 6 and seen == [3, 6]
     run = RunFolder(tmp_path / "run", "polyphonic")
+    run.path.mkdir()
     run.create({}, {})
     first = polyphonic_settings({"model.kind": "rnn", **TINY, "training.num_steps": 4, "training.schedule": "constant"})
     longer = polyphonic_settings({"model.kind": "rnn", **TINY, "training.schedule": "constant", "training.warmup": 0.0})
