@@ -125,9 +125,9 @@ def test_long_text_is_said_to_be_scored_in_sequences(run: Path, tmp_path: Path, 
 def test_resumed_run_equals_the_unbroken_one(run: Path, corpus: Path, words: list[str], tmp_path: Path) -> None:
     pair = ["--pair", f"{EXAMPLE}:Topic"]
     begun = ["text", "train", "--quiet", "--train-corpus", corpus, *pair, *words, "--set", "training.schedule=constant"]
-    assert pyroseq(*begun, "--run-dir", tmp_path / "broken", "--num-steps", 2) == 0
+    assert pyroseq(*begun, "--run-dir", tmp_path / "broken", "--set", "training.num_steps=2") == 0
     assert pyroseq("text", "train", "--quiet", "--run-dir", tmp_path / "broken", "--resume", "--num-steps", 4, *pair) == 0
-    assert pyroseq(*begun, "--run-dir", tmp_path / "whole", "--num-steps", 4) == 0
+    assert pyroseq(*begun, "--run-dir", tmp_path / "whole", "--set", "training.num_steps=4") == 0
     assert (tmp_path / "broken" / "best.safetensors").read_bytes() == (tmp_path / "whole" / "best.safetensors").read_bytes()
 
 
