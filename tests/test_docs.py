@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+
+from pyro_seq.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -15,15 +19,48 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+def pyroseq_lines(page: Path) -> list[str]:
+    blocks = re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [line.removeprefix("$ pyroseq ") for block in blocks for line in block.splitlines() if line.startswith("$ pyroseq ")]
+
+
 def test_there_is_code_to_run() -> None:
     assert sum(len(python_blocks(page)) for page in PAGES) >= 3
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
-def test_code_runs_from_top_to_bottom(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_runs_from_top_to_bottom(page: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     names: dict[str, object] = {}
     for number, block in enumerate(python_blocks(page)):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+
+
+def test_page_on_own_pairs_shows_its_example() -> None:
+    assert (ROOT / "examples" / "topic.py").read_text(encoding="utf-8") in python_blocks(ROOT / "docs" / "custom-pairs.md")
+
+
+def test_commands_of_the_page_on_own_pairs_run(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, but for sizes: from the check to the sample."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copy(corpus, tmp_path / "corpus.txt")
+    monkeypatch.chdir(tmp_path)
+    lines = pyroseq_lines(ROOT / "docs" / "custom-pairs.md")
+    assert [line.split()[:2] for line in lines] == [["pairs", "check"]] * 2 + [
+        ["text", "train"],
+        ["text", "evaluate"],
+        ["text", "generate"],
+        ["text", "train"],
+        ["pairs", "list"],
+    ]
+    for line in lines:
+        words = shlex.split(line.replace("3000", "4"))
+        if words[:2] == ["text", "train"] and "--resume" not in words:
+            sizes = ["text.window=6", "text.batch_size=4", "text.embedding_size=3", "training.num_steps=2", "training.valid_every=2"]
+            words += [word for size in sizes for word in ("--set", size)]
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
