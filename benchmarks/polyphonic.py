@@ -57,7 +57,8 @@ def main() -> None:
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(arguments.run_dir or Path(folder) / "run", "polyphonic")
-        run.create(dict(flatten(settings)), {})
+        with run.locked():
+            run.create(dict(flatten(settings)), {})
         began = time.monotonic()
         pair, steps = train(splits, settings, run=run, seed=arguments.seed)
         took = (time.monotonic() - began) / 60

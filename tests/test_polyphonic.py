@@ -61,8 +61,8 @@ def test_training_keeps_the_best_and_goes_on(splits: dict[str, list[Tensor]], tm
     _, steps = train(splits, settings, quiet=True, seen=lambda _, step: seen.append(step))
     assert steps == 6 and seen == [3, 6]
     run = RunFolder(tmp_path / "run", "polyphonic")
-    run.path.mkdir()
-    run.create({}, {})
+    with run.locked():
+        run.create({}, {})
     first = polyphonic_settings({"model.kind": "rnn", **TINY, "training.num_steps": 4, "training.schedule": "constant"})
     longer = polyphonic_settings({"model.kind": "rnn", **TINY, "training.schedule": "constant", "training.warmup": 0.0})
     train(splits, first, run=run, quiet=True)
