@@ -16,6 +16,7 @@ from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.pair_settings import model_settings, parameters_of
+from pyro_seq.random_state import random_state, set_random_state
 from pyro_seq.recipes import Recipe, find_recipe
 from pyro_seq.sampling import draw
 from pyro_seq.sequence_model import SequenceModel
@@ -109,14 +110,19 @@ def _is_latent(site: Any) -> bool:
     return sampled and not site["infer"].get("_deterministic")
 
 
-def carries_state(pair: Pair, batch: SequenceBatch) -> bool:
-    """Whether a window of a sequence can start from the state that the one before ended in, as a model's `Outcome` says of this batch.
+def carries_state(pair: Pair, parts: Parts, device: torch.device | str = "cpu") -> bool:
+    """Whether a window of a sequence can start from the state that the one before ended in, as its model's `Outcome` on an example says.
 
     Leaves the random state as it is.
     """
     if isinstance(pair.model, SequenceModel):
         return True
-    with pair.scope(), pair.evaluating(), torch.no_grad(), torch.random.fork_rng([batch.device] if batch.device.type == "cuda" else []):
-        guided = poutine.trace(pair.guide).get_trace(batch)
-        outcome = poutine.replay(pair.model, trace=guided)(batch)
+    random = random_state()
+    try:
+        with pair.scope(), pair.evaluating(), torch.no_grad():
+            batch = parts.example().to(device)
+            guided = poutine.trace(pair.guide).get_trace(batch)
+            outcome = poutine.replay(pair.model, trace=guided)(batch)
+    finally:
+        set_random_state(random)
     return getattr(outcome, "state", None) is not None

@@ -223,11 +223,7 @@ def test_which_pairs_carry_a_state() -> None:
         bigram(batch)
         return Outcome(batch.values, None, torch.zeros(len(batch)))
 
+    pairs = [make_pair(model_settings("srnn"), PARTS), Pair(carrying), Pair(bigram), Pair(drifting, mean_field)]
     random = torch.get_rng_state()
-    assert carries_state(make_pair(model_settings("srnn"), PARTS), PARTS.example())
-    torch.set_rng_state(random)
-    batch = PARTS.example()
-    random = torch.get_rng_state()
-    assert carries_state(Pair(carrying), batch) and not carries_state(Pair(bigram), batch)
-    assert not carries_state(Pair(drifting, mean_field), batch)
+    assert [carries_state(pair, PARTS) for pair in pairs] == [True, True, False, False]
     assert torch.equal(torch.get_rng_state(), random)

@@ -110,3 +110,16 @@ def test_training_says_that_windows_are_separate(text: TextModel, tmp_path: Path
     err = capsys.readouterr().err
     assert err.count("returns no state, so text.carry has no effect: each window is learnt as a sequence of its own") == 1
     assert " with 30 parameters" in err.splitlines()[0] and trained.step == 3
+
+
+@pytest.mark.parametrize("kind", ["srnn", None])
+def test_a_first_validation_draws_as_later_ones_do(text: TextModel, kind: str | None) -> None:
+    """A resumed run's first validation is a later one of the unbroken run."""
+    settings = text.settings if kind is None else text_settings({"model.kind": kind, "model.hidden_size": 4})
+    fresh = TextModel(new_pair(settings, text.vocabulary), text.vocabulary, settings, text.device)
+    fresh.pair.train(False)
+    shown = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        shown.append((validate(fresh, random_symbols(50)), torch.rand(())))
+    assert shown[0] == shown[1]

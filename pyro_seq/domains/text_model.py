@@ -84,7 +84,7 @@ class TextModel:
     @cached_property
     def carries(self) -> bool:
         """Whether a window can start from the state that the one before ended in."""
-        return carries_state(self.pair, text_parts(self.settings, self.vocabulary).example().to(self.device))
+        return carries_state(self.pair, text_parts(self.settings, self.vocabulary), self.device)
 
 
 def text_parts(settings: TextSettings, vocabulary: Vocabulary) -> Parts:
