@@ -22,7 +22,7 @@ installed_dev := $(venv)/.installed-dev-$(key)
 version = $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0] + " " + "ok" * (sys.version_info[:2] >= (3, 11)))' 2>/dev/null)
 refusal = pyro_seq needs Python 3.11 or newer, and $(PYTHON) is $(or $(strip $(version)),not there): name another one, PYTHON=python3.12
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test lint types docs bench clean
 
 demo: $(installed)
 	@$(venv)/bin/pyroseq demo $(ARGS)
@@ -37,6 +37,9 @@ lint: $(installed_dev)
 
 types: $(installed_dev)
 	@$(python) tools/typecheck.py
+
+docs: $(installed_dev)
+	@$(python) -P tools/api_reference.py build/api
 
 bench: $(installed)
 	@for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do \
