@@ -45,7 +45,39 @@ class PolyphonicSettings:
 
 
 # settings that differ from the defaults, by dotted name; what each reaches is in benchmarks/README.md
-PRESETS: dict[str, dict[str, Any]] = {}
+PRESETS: dict[str, dict[str, Any]] = {
+    "nottingham-best": {
+        "model.kind": "srnn",
+        "model.hidden_size": 400,
+        "model.latent_size": 48,
+        "model.latent_sizes": (160,),
+        "model.input_dropout": 0.1,
+        "model.output_dropout": 0.4,
+        "rolls.window": 160,
+        "training.learning_rate": 4e-3,
+        "training.weight_decay": 0.05,
+        "training.average": 0.999,
+        "training.kl_schedule": "linear",
+        "training.kl_start": 0.2,
+        "training.kl_steps": 1_000,
+        "training.num_steps": 6_000,
+        "training.valid_every": 500,
+        "training.precision": "float32",
+    },
+    "nottingham-rnn": {
+        "model.kind": "rnn",
+        "model.hidden_size": 400,
+        "model.input_dropout": 0.1,
+        "model.output_dropout": 0.5,
+        "rolls.window": 160,
+        "training.learning_rate": 4e-3,
+        "training.weight_decay": 0.05,
+        "training.average": 0.998,
+        "training.num_steps": 2_600,
+        "training.valid_every": 400,
+        "training.precision": "float32",
+    },
+}
 
 
 def polyphonic_settings(*layers: Mapping[str, Any] | Layer) -> PolyphonicSettings:
