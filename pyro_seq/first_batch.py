@@ -9,13 +9,14 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.random_state import random_state, set_random_state
-from pyro_seq.site_checks import mismatches, non_finite
+from pyro_seq.site_checks import is_enumerated, latent_sites, mismatches, named, non_finite
 
 
 @contextmanager
@@ -42,14 +43,26 @@ def tried(pair: Pair, batches: Any, carried: Any = None) -> Iterator[SequenceBat
 
 
 @torch.no_grad()
-def check_sites(pair: Pair, batch: SequenceBatch) -> None:
-    """Raise `UserError` for latents that model and guide do not share, and for the first site that is not finite."""
+def check_sites(pair: Pair, elbo: Any, batch: SequenceBatch) -> None:
+    """Raise `UserError` for latents that model and guide do not share, or that are marked to be summed out by an objective that does not,
+    and for the first site that is not finite.
+    """
     with pyro.validation_enabled(False):  # which would speak of a distribution, not of a site
         guide_trace = poutine.trace(pair.guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(batch)
-        wrong = non_finite(guide_trace, "guide") or mismatches(model_trace, guide_trace) or non_finite(model_trace, "model")
+        wrong = non_finite(guide_trace, "guide") or mismatches(model_trace, guide_trace) or _left_to_sum(model_trace, guide_trace, elbo)
+        wrong = wrong or non_finite(model_trace, "model")
     if wrong:
         raise UserError(f"on the first batch: {wrong[0]}")
+
+
+def _left_to_sum(model_trace: Any, guide_trace: Any, elbo: Any) -> list[str]:
+    """What an objective that sums no latents out would do with those marked for it: draw them, count log p(z), and optimise no bound."""
+    marked = [name for name, site in latent_sites(model_trace).items() if is_enumerated(site) and name not in guide_trace]
+    if not marked or isinstance(elbo, TraceEnum_ELBO):
+        return []
+    does_not = f"{named(marked)} is marked to be enumerated, which {type(elbo).__name__} does not do"
+    return [f"{does_not}: it takes TraceEnum_ELBO, or for a shipped model layout 'path', which sums the latents out by itself"]
 
 
 def find_parameters(pair: Pair, elbo: Any, batch: SequenceBatch) -> tuple[dict[str, Tensor], list[str]]:
@@ -59,7 +72,7 @@ def find_parameters(pair: Pair, elbo: Any, batch: SequenceBatch) -> tuple[dict[s
     parameters by accident or trains nothing.
     """
     before = pair.parameters()
-    check_sites(pair, batch)
+    check_sites(pair, elbo, batch)
     elbo.loss_and_grads(pair.model, pair.guide, batch)
     parameters = pair.parameters()
     left = {id(parameter) for parameter in parameters.values()}

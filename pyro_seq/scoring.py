@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -17,6 +18,7 @@ from pyro_seq.particles import Particles
 from pyro_seq.path_weights import path_weights, steps_at_once, to_check
 from pyro_seq.replay_filter import replay_filter
 from pyro_seq.scores import Score
+from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.trees import map_tensors
 
 Method = Literal["auto", "exact", "elbo", "importance", "filter"]
@@ -77,7 +79,7 @@ def score(
         method, samples, proposal = state["method"], state["samples"], state["proposal"]
     check_observations(pair, batch)
     found = []
-    with pair.scope(), pair.evaluating():
+    with pair.scope(), pair.evaluating(), _summed_out(pair):
         for rows, num_steps in _groups(pair, batch, samples):
             before = None if state is None else _of_rows(state, rows)
             part = batch.select(rows).head(num_steps)
@@ -103,6 +105,20 @@ def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, fi
         raise UserError(f"unknown method {method!r}{did_you_mean(method, get_args(Method))}")
     if proposal not in get_args(Proposal):
         raise UserError(f"unknown proposal {proposal!r}{did_you_mean(proposal, get_args(Proposal))}")
+
+
+@contextmanager
+def _summed_out(pair: Pair) -> Iterator[None]:
+    """Inside, a declared model without latent vectors is in layout `path`, which sums out the states that `steps` leaves to enumeration."""
+    model = pair.model
+    if not isinstance(model, SequenceModel) or model.latent_size:
+        yield
+        return
+    layout, model.layout = model.layout, "path"
+    try:
+        yield
+    finally:
+        model.layout = layout
 
 
 def _groups(pair: Pair, batch: SequenceBatch, samples: int) -> Iterator[tuple[Tensor, int]]:

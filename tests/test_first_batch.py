@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyro_seq import Pair, RunFolder, SequenceBatch, Trainer, TrainingSettings, UserError
@@ -139,3 +139,28 @@ def test_trying_leaves_everything_as_it_was() -> None:
     assert stream.drawn == 0 and torch.equal(random, torch.get_rng_state())
     after = pair.model.state_dict()  # type: ignore[attr-defined]
     assert all(torch.equal(value, after[name]) for name, value in buffers.items())
+
+
+class Regimes(nn.Module):
+    """x_t from one of two normals, which of them being left to enumeration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.locs = nn.Parameter(torch.tensor([-1.0, 1.0]))
+
+    def forward(self, batch: SequenceBatch) -> None:
+        pyro.module("regimes", self)
+        with batch.plate():
+            for t in batch.steps():
+                with batch.active(t):
+                    z = pyro.sample(f"z_{t}", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+                    pyro.sample(f"x_{t}", dist.Normal(self.locs[z], 1.0), obs=batch.at(t))
+
+
+def test_latents_left_to_enumeration_take_an_objective_that_enumerates() -> None:
+    message = r"on the first batch: site 'z_0' \(and 2 more\) is marked to be enumerated, which Trace_ELBO does not do: it takes TraceEnum"
+    with pytest.raises(UserError, match=message):
+        Trainer(Pair(Regimes()), Stream(), TrainingSettings(num_steps=3), quiet=True).fit()
+    pair = Pair(Regimes())
+    Trainer(pair, Stream(), TrainingSettings(num_steps=3), elbo=TraceEnum_ELBO(max_plate_nesting=1), quiet=True).fit()
+    assert not torch.equal(pair.model.locs.detach(), torch.tensor([-1.0, 1.0]))  # type: ignore[attr-defined]

@@ -122,6 +122,17 @@ def test_score_is_exact_by_step_and_over_windows(kind: str, autoregressive: bool
     torch.testing.assert_close(torch.cat([w.steps for w in windows], 1), steps, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("method", ["auto", "exact", "importance", "filter", "elbo"])
+@pytest.mark.parametrize("proposal", ["guide", "prior"])
+def test_score_sums_the_states_out_in_both_layouts(method: Any, proposal: Any) -> None:
+    emission, encoder, values = observed("categorical")
+    batch = SequenceBatch(values[:2], RAGGED[:2], inputs=torch.randn(2, T, 2))
+    model = new_model(emission, encoder, autoregressive=True, layout="steps")
+    scored = score(Pair(model), batch, method=method, proposal=proposal, samples=7)
+    torch.testing.assert_close(scored.total, enumerated(model, batch), rtol=0, atol=1e-8)
+    assert scored.exact and not scored.standard_error.any() and model.layout == "steps"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_after_a_window_is_the_same_in_both_layouts(kind: str) -> None:
     emission, encoder, values = observed(kind)
