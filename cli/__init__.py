@@ -35,7 +35,7 @@ pyroseq.add_command(demo)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; a user's mistake, a full disk or an unreadable file is one line on stderr and exit code 2."""
+    """Run the command; a user's mistake, an error in a pair of their own, a full disk or an unreadable file is one line on stderr and exit code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
     try:
@@ -54,15 +54,25 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", WRONG)
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
+    except Exception as error:
+        message = OUT_OF_MEMORY if _is_out_of_memory(error) else _fault_of_own_code(error)
+        if message is None:
             raise
-        _fail(OUT_OF_MEMORY, WRONG)
+        _fail(message, WRONG)
     else:
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def _fault_of_own_code(error: Exception) -> str | None:
+    """An error that a pair of the user's own has raised, in words; `None` for others, and where no pair has been looked for."""
+    recipes = sys.modules.get("pyro_seq.recipes")
+    found: str | None = None if recipes is None else recipes.fault_of_own_code(error)
+    return found
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if not isinstance(error, RuntimeError):
+        return False
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 

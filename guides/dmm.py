@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions import Sampler
 from pyro_seq.encoders import Encoder
+from pyro_seq.errors import UserError
 from pyro_seq.models.dmm import DMM
 from pyro_seq.networks import Combiner, SequenceDropout, concatenate
 from pyro_seq.paths import sample_combined_path
@@ -65,7 +66,7 @@ class DMMGuide(SequenceGuide):
         super().__init__(model)
         self.encoder, size = encoder, model.latent_size
         if num_flows and min(flow_sizes, default=0) < size:
-            raise ValueError(f"flow_sizes must be at least latent_size, {size}, got {list(flow_sizes)}")
+            raise UserError(f"flow_sizes must be at least latent_size, {size}, got {list(flow_sizes)}")
         self.backwards = Recurrence(encoder.num_features + num_inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
         self.combiner = Combiner(size, hidden_size, positive=positive, epsilon=epsilon)
         self.first = nn.Parameter(torch.zeros(size))

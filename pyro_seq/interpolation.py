@@ -16,7 +16,7 @@ from pyro_seq.path_weights import steps_at_once
 from pyro_seq.prediction import by_steps
 from pyro_seq.sampling import draw
 from pyro_seq.sequence_model import SequenceModel
-from pyro_seq.site_densities import sample_sites
+from pyro_seq.site_densities import STEP_SITE, sample_sites
 from pyro_seq.trees import map_tensors
 
 
@@ -95,7 +95,15 @@ def _means(pair: Pair, batch: SequenceBatch, samples: int, steps: int) -> dict[s
     if not latents:
         raise UserError("the pair has no latents: there is nothing to interpolate")
     latents = by_steps(latents) if isinstance(pair.model, SequenceModel) else latents
-    return latents if not isinstance(pair.model, SequenceModel) else {f"z_{t}": latents[f"z_{t}"] for t in range(steps)}
+    return {name: value for name, value in latents.items() if not _is_after(name, steps, latents)}
+
+
+def _is_after(name: str, steps: int, latents: dict[str, Tensor]) -> bool:
+    """Whether a site is one of a row of latents, one for each step, and named for a step after the first `steps`."""
+    found = STEP_SITE.search(name)
+    if found is None or int(found[1]) < steps:
+        return False
+    return all(f"{name[: found.start(1)]}{t}{name[found.end(1) :]}" in latents for t in range(steps))
 
 
 def _decoded(pair: Pair, batch: SequenceBatch, latents: dict[str, Tensor], adjust: Adjust) -> Any:

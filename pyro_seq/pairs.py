@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 
@@ -71,7 +72,8 @@ def make_pair(settings: Any, parts: Parts) -> Pair:
         what = f"({', '.join(type(side).__name__ for side in made)})" if isinstance(made, tuple) else type(made).__name__
         wanted = "a model, or a model and a guide, callables on a SequenceBatch"
         raise UserError(f"the pair {recipe.kind!r}: what makes it must return {wanted}, and returned {what}")
-    with recipe.explained("fails on a first batch"):
+    # without validation, which would speak of a distribution: what is not finite is said of a site before anything is trained
+    with recipe.explained("fails on a first batch"), pyro.validation_enabled(False):
         return _run_once(Pair(*sides), parts.example(), alone=len(sides) == 1)
 
 
@@ -119,7 +121,7 @@ def carries_state(pair: Pair, parts: Parts, device: torch.device | str = "cpu") 
         return True
     random = random_state()
     try:
-        with pair.scope(), pair.evaluating(), torch.no_grad():
+        with pair.scope(), pair.evaluating(), torch.no_grad(), pyro.validation_enabled(False):
             batch = parts.example().to(device)
             guided = poutine.trace(pair.guide).get_trace(batch)
             outcome = poutine.replay(pair.model, trace=guided)(batch)

@@ -28,6 +28,8 @@ from pyro_seq.models import DMM, HMM, ISEQ, RNN, SRNN, VRNN
 
 GROUP = "pyro_seq.pairs"  # of entry points
 
+OWN_FILES: set[str] = set()  # the source files of makers found that are not ours
+
 # model and guide by name; no guide for a model without latents
 SHIPPED: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
     "rnn": (RNN, None),
@@ -111,8 +113,7 @@ def find_recipe(kind: str) -> Recipe:
         maker = entry.load()
     except Exception as error:
         raise UserError(f"the pair {kind!r} of {package_of(entry)} cannot be imported: {_in_words(error)}") from None
-    _check_maker(maker, f"the pair {kind!r} of {package_of(entry)}")
-    return Recipe(kind, maker, source=package_of(entry))
+    return _found(kind, maker, package_of(entry), f"the pair {kind!r} of {package_of(entry)}")
 
 
 def installed() -> dict[str, list[EntryPoint]]:
@@ -142,15 +143,23 @@ def _from_spec(spec: str) -> Recipe:
         own = [name for name, value in vars(module).items() if callable(value) and getattr(value, "__module__", "") == module.__name__]
         raise UserError(f"--pair {spec}: {source} has no {attribute!r}{did_you_mean(attribute, own)}")
     maker = getattr(module, attribute)
-    _check_maker(maker, f"--pair {spec}: {attribute!r}")
-    return Recipe(kind, maker, source=source)
+    return _found(kind, maker, source, f"--pair {spec}: {attribute!r}")
 
 
-def _check_maker(maker: Any, what: str) -> None:
+def _found(kind: str, maker: Any, source: str, what: str) -> Recipe:
+    """The recipe of a maker that is not ours; raises `UserError` if it can be none."""
     if isinstance(maker, nn.Module):
         raise UserError(f"{what} is a module already made; a pair is named by the class or function that makes it")
     if not callable(maker):
         raise UserError(f"{what} is a {type(maker).__name__}, not a class or function that makes a model, or a model and a guide")
+    OWN_FILES.update({_file_of(maker)} - {None})  # type: ignore[arg-type]
+    return Recipe(kind, maker, source=source)
+
+
+def fault_of_own_code(error: BaseException) -> str | None:
+    """What a pair that is not ours has raised, in one line that ends with the place in its file; `None` for an error of other code."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__) if frame.filename in OWN_FILES]
+    return f"this pair's code fails: {_in_words(error, files[-1])}" if files else None
 
 
 def _import_file(path: Path, spec: str) -> Any:

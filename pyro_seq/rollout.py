@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
@@ -90,9 +91,25 @@ def _continued(pair: Pair, batch: SequenceBatch, num_steps: int, inputs: Tensor 
         latents = {name: _of_rows(name, site, chosen, len(particles)) for name, site in hidden}
         stems = observed_stems(model_trace)
         extended = particles.select(chosen).continued(num_steps, inputs)
-        with Adjusted(adjust, lambda stem: stem in stems):
+        with Adjusted(adjust, lambda stem: stem in stems), _Fitting(latents):
             trace = poutine.trace(poutine.condition(pair.model, data=latents)).get_trace(extended)
         return stacked(values_at(trace, stems, range(batch.num_steps, extended.num_steps), batch.values))
+
+
+class _Fitting(Messenger):
+    """Refuses latents whose event is another one in a longer sequence: those of all steps in one site."""
+
+    def __init__(self, latents: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.latents = latents
+
+    def _pyro_sample(self, msg: Any) -> None:
+        value = self.latents.get(msg["name"])
+        if value is not None and value.shape[value.dim() - msg["fn"].event_dim :] != msg["fn"].event_shape:
+            raise UserError(
+                f"site {msg['name']!r} holds the latents of all steps, so none of later steps can be drawn given them: continuations need a "
+                "latent site for each step (z_0, z_1, …)"
+            )
 
 
 def _states(pair: Pair, batch: SequenceBatch, samples: int, draws: int) -> Any:

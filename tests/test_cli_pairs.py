@@ -94,6 +94,52 @@ def test_check_of_a_pair_that_fails(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "  - the pair" in capsys.readouterr().out
 
 
+NOT_FINITE = """
+import pyro, torch
+import pyro.distributions as dist
+
+def maker(emission, late=False):
+    scale = torch.nn.Parameter(torch.ones(()))
+
+    def model(batch):
+        if late and batch.num_steps > 3:
+            raise ZeroDivisionError("so many steps")
+        pyro.param("scale", scale)
+        with batch.plate():
+            for t in batch.steps():
+                with batch.active(t):
+                    z = pyro.sample(f"z_{t}", dist.LogNormal(torch.zeros(len(batch)), scale))
+                    pyro.sample(f"x_{t}", dist.Categorical(logits=z.unsqueeze(-1) * torch.ones(emission.num_categories)), obs=batch.at(t))
+
+    def guide(batch):
+        pyro.param("scale", scale)
+        with batch.plate():
+            for t in batch.steps():
+                with batch.active(t):
+                    pyro.sample(f"z_{t}", dist.LogNormal(torch.zeros(len(batch)) if late else torch.full((len(batch),), torch.nan), scale))
+
+    return model, guide
+"""
+
+
+def test_what_is_not_finite_is_said_of_its_site(
+    tmp_path: Path, corpus: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(NOT_FINITE)
+    pair = f"{tmp_path}/own.py:maker"
+    assert pyroseq("pairs", "check", pair) == 1
+    assert "  - the value of site 'z_0' (and 5 more) in the guide is not finite" in capsys.readouterr().out
+    line = refused("text", "train", "--quiet", "--train-corpus", corpus, "--run-dir", tmp_path / "run", "--pair", pair)
+    assert line.startswith("on the first batch: the value of site 'z_0'") and line.endswith("in the guide is not finite (sequence 0)")
+
+
+def test_code_of_a_pair_that_fails_is_one_line(tmp_path: Path, corpus: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "own.py").write_text(NOT_FINITE)
+    train = ["text", "train", "--quiet", "--train-corpus", corpus, "--pair", f"{tmp_path}/own.py:maker", "--set", "model.late=true"]
+    line = refused(*train, "--run-dir", tmp_path / "run")
+    assert line == f"this pair's code fails: ZeroDivisionError: so many steps (line 10 of {tmp_path}/own.py)"
+
+
 def test_wrong_words_to_check(refused: Callable[..., str]) -> None:
     assert refused("pairs", "check", "srn") == "pairs check: unknown pair 'srn'; did you mean 'srnn'?"
     assert refused("pairs", "check", "none.py:x").startswith("--pair none.py:x: cannot read ")

@@ -97,3 +97,27 @@ def test_refusals(linear_gaussian: Callable[..., Pair]) -> None:
 
     with pytest.raises(UserError, match="site 'k' are discrete"):
         interpolate(Pair(guide, guide), symbols, symbols, 3)
+
+
+def walk(batch: SequenceBatch) -> None:
+    with batch.plate():
+        z = torch.zeros(len(batch))
+        for t in batch.steps():
+            with batch.active(t):
+                z = pyro.sample(f"z_{t}", dist.Normal(z, 0.5))
+                pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=batch.at(t))
+
+
+def test_functions_of_unequal_steps_are_cut_to_the_shorter() -> None:
+    def guide(batch: SequenceBatch) -> None:
+        with batch.plate():
+            for t in batch.steps():
+                with batch.active(t):
+                    pyro.sample(f"z_{t}", dist.Normal(batch.at(t), 1e-6))
+
+    long, short = torch.randn(2, 7), torch.randn(2, 4)
+    pair = Pair(walk, guide)
+    for first, second in ((long, short), (short, long)):
+        found = interpolate(pair, SequenceBatch(first), SequenceBatch(second), 3, samples=1, adjust=its_mean).view(2, 3, 4)
+        wanted = torch.stack([first[:, :4], (first[:, :4] + second[:, :4]) / 2, second[:, :4]], 1)
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)

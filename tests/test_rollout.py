@@ -222,3 +222,22 @@ def test_a_latent_of_the_whole_sequence_is_kept() -> None:
     mean, variance = x.sum() / precision, 1 / precision + 1
     assert abs(drawn.mean() - mean) < 5 * math.sqrt(variance / 8000)
     assert abs(drawn.var() - variance) < 5 * variance * math.sqrt(2 / 8000)
+
+
+def test_latents_of_all_steps_in_one_site_cannot_be_rolled_on() -> None:
+    def whole(batch: SequenceBatch) -> Any:
+        return pyro.sample("z", dist.Normal(torch.zeros(len(batch), batch.num_steps), 1.0).to_event(1))
+
+    def model(batch: SequenceBatch) -> None:
+        with batch.plate():
+            path = whole(batch)
+            for t in batch.steps():
+                with batch.active(t):
+                    pyro.sample(f"x_{t}", dist.Normal(path[..., t], 1.0), obs=batch.at(t))
+
+    def guide(batch: SequenceBatch) -> None:
+        with batch.plate():
+            whole(batch)
+
+    with pytest.raises(UserError, match="site 'z' holds the latents of all steps, so none of later steps"):
+        continuation(Pair(model, guide), SequenceBatch(torch.randn(2, 4)), 3)

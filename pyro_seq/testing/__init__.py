@@ -107,8 +107,8 @@ def _sites(probe: Probe) -> list[str]:
             )
         if bare:
             wrong.append(f"{named(bare)} in the {side} is in no plate: sample it under `with batch.plate()`")
-    wrong += mismatches(probe.model, probe.guide)
-    return wrong or non_finite(probe.guide, "guide") or non_finite(probe.model, "model")
+    wrong += non_finite(probe.guide, "guide") or mismatches(probe.model, probe.guide)  # what is not a number lies in no support
+    return wrong or non_finite(probe.model, "model")
 
 
 def _in_plate(site: dict[str, object], probe: Probe) -> bool:
