@@ -35,7 +35,7 @@ pyroseq.add_command(demo)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; a user's mistake, an error in a pair of their own, a full disk or an unreadable file is one line on stderr and exit code 2."""
+    """Run the command; a user's mistake, also in a pair's code, a full disk or an unreadable file is one line on stderr and exit code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ class FreeBits_ELBO(Trace_ELBO):
 
     Args:
         nats: the free nats per step.
-        analytic_kl: integrate each step's own noise out, as `TraceMeanField_ELBO` does.
+        analytic_kl: integrate each step's own noise out, as `TraceMeanField_ELBO` does, where there is a closed form.
     """
 
     def __init__(self, nats: float, *, analytic_kl: bool = False, **kwargs: Any) -> None:
@@ -59,11 +60,13 @@ class FreeBits_ELBO(Trace_ELBO):
         q, p, path = q_site["fn"], p_site["fn"], q_site["value"]
         of_path = isinstance(q, MarkovPath) and isinstance(p, MarkovPath)
         scale, mask = (x.unsqueeze(-1) if of_path and isinstance(x, Tensor) and x.dim() else x for x in (q_site["scale"], q_site["mask"]))
+        kl: Tensor | None = None
         if self.analytic_kl:
-            kl = step_kl(q, p).sum(-1) if of_path else kl_divergence(q, p)
-        elif of_path:
+            with suppress(NotImplementedError):  # as of a normal that has passed through flows
+                kl = step_kl(q, p).sum(-1) if of_path else kl_divergence(q, p)
+        if kl is None and of_path:
             kl = q.step_log_prob(path) - p.step_log_prob(path)
-        else:
+        elif kl is None:
             kl = q_site["unscaled_log_prob"] - p_site["unscaled_log_prob"]
 
         def total(x: Tensor) -> Tensor:

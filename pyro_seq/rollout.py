@@ -107,8 +107,8 @@ class _Fitting(Messenger):
         value = self.latents.get(msg["name"])
         if value is not None and value.shape[value.dim() - msg["fn"].event_dim :] != msg["fn"].event_shape:
             raise UserError(
-                f"site {msg['name']!r} holds the latents of all steps, so none of later steps can be drawn given them: continuations need a "
-                "latent site for each step (z_0, z_1, …)"
+                f"site {msg['name']!r} holds the latents of all steps, so none of later steps can be drawn given them: continuations need "
+                "a latent site for each step (z_0, z_1, …)"
             )
 
 

@@ -100,9 +100,13 @@ class RunFolder:
                 self.write_json(name, document)
             self.write_json("run.json", {"format": FORMAT, "kind": self.kind, "settings": settings})  # last: now the run exists
         except UserError:
-            for name in documents:
-                (self.path / name).unlink(missing_ok=True)
+            self.abandon(*documents)
             raise
+
+    def abandon(self, *documents: str) -> None:
+        """Take a run back that was begun with these documents and has no weights yet, so that it can be begun anew; inside `locked()`."""
+        for name in ("run.json", *documents):
+            (self.path / name).unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any]:
         """The settings of the run; raises `UserError` if the folder is missing, of another kind or from another version."""

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from pyro_seq import Pair, SequenceBatch, UserError
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.emissions import Normal
-from pyro_seq.encoders import Flatten
-from pyro_seq.guides import SRNNGuide, no_guide
-from pyro_seq.models import SRNN
+from pyro_seq.emissions import Categorical, Normal
+from pyro_seq.encoders import Flatten, OneHot
+from pyro_seq.guides import DMMGuide, SRNNGuide, no_guide
+from pyro_seq.models import DMM, SRNN
 from pyro_seq.pairs import Parts, make_pair, model_settings
 
 LAYOUTS = ("path", "steps")
@@ -232,3 +232,9 @@ def test_samples_are_of_the_declared_posterior(model_class: Any, guide_class: An
     path, _ = site["fn"].path_of(noise, first)
     conditional = site["fn"].at(path)
     torch.testing.assert_close(path, conditional.loc + conditional.scale * noise, rtol=1e-10, atol=1e-12)
+
+
+def test_flows_that_are_too_narrow() -> None:
+    model = DMM(Categorical(3), PreviousObservation(OneHot(3)), latent_size=4, transition_sizes=(3,), emission_sizes=())
+    with pytest.raises(UserError, match=r"flow_sizes must be at least latent_size, 4, got \[3\]"):
+        DMMGuide(model, OneHot(3), num_flows=1, flow_sizes=(3,))

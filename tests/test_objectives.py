@@ -18,8 +18,8 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import OneHot
-from pyro_seq.guides import SRNNGuide
-from pyro_seq.models import SRNN
+from pyro_seq.guides import DMMGuide, SRNNGuide
+from pyro_seq.models import DMM, SRNN
 from pyro_seq.objectives import FreeBits_ELBO, Parts, Recorder, make_elbo
 
 LENGTHS = [5, 2, 0, 4]
@@ -199,6 +199,19 @@ class TestFreeBits:
         for nats in (-0.1, math.nan, math.inf):
             with pytest.raises(ValueError, match="finite number of nats, at least 0"):
                 FreeBits_ELBO(nats)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_flows_have_no_closed_form(layout: Any, batch: SequenceBatch) -> None:
+    """Their divergence is the Monte Carlo estimate, whichever was asked for."""
+    torch.manual_seed(0)
+    model = DMM(Categorical(3), PreviousObservation(OneHot(3)), latent_size=2, transition_sizes=(3,), emission_sizes=(), layout=layout)
+    guide = DMMGuide(model, OneHot(3), hidden_size=3, num_flows=1, flow_sizes=(4,))
+    analytic, sampled = (
+        seeded(lambda asked=asked: FreeBits_ELBO(0.1, analytic_kl=asked, max_plate_nesting=1).loss(model, guide, batch))
+        for asked in (True, False)
+    )
+    assert math.isfinite(analytic) and analytic == sampled
 
 
 class TestMakeElbo:

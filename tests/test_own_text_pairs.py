@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_seq import Pair, SequenceBatch
 from pyro_seq.domains.text import Corpora, TextModel, generate, new_pair, score_symbols, text_settings, train, validate
 from pyro_seq.domains.text_model import SCORING_WINDOW
+from pyro_seq.domains.text_scoring import score_blocks
 from pyro_seq.domains.text_windows import separate_windows
 from pyro_seq.domains.vocabulary import Vocabulary
 from pyro_seq.runs import RunFolder
@@ -72,6 +76,27 @@ def test_long_text_is_scored_in_separate_windows(text: TextModel) -> None:
     scored = score_symbols(text, symbols)
     assert scored.sequences == -(-(SCORING_WINDOW + 1) // WINDOW)
     assert scored.log_likelihood == pytest.approx(by_hand(text, symbols, WINDOW), rel=1e-5)
+
+
+def test_effective_samples_of_separate_windows_are_those_of_the_worst(text: TextModel) -> None:
+    def model(batch: SequenceBatch) -> None:
+        with batch.plate():
+            for t in batch.steps():
+                with batch.active(t):
+                    z = pyro.sample(f"z_{t}", dist.Normal(torch.zeros(len(batch)), 1.0))
+                    logits = z.unsqueeze(-1) * torch.arange(5.0)
+                    pyro.sample(f"x_{t}", dist.Categorical(logits=logits), obs=batch.at(t))
+
+    text.pair, found = Pair(model), list[float]()
+    scored = score_blocks(
+        text,
+        [random_symbols(SCORING_WINDOW + 1)],
+        samples=5,
+        proposal="prior",
+        listeners=[lambda position, symbols, one: found.append(float(one.effective_samples))],
+    )
+    assert scored.sequences == len(found) > 1 and sorted(found, reverse=True) == found
+    assert scored.effective_samples == found[-1] < found[0]
 
 
 @pytest.mark.parametrize("length", [1, WINDOW, 4 * WINDOW + 1, 70 * WINDOW])

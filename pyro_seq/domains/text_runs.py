@@ -43,7 +43,7 @@ def begin(run_dir: Path, settings: TextSettings, corpora: Mapping[str, Any], *, 
     """Begin a run in a folder and train it; `corpora` are the arguments of `read_corpora` besides its settings.
 
     The folder keeps the settings, the vocabulary, and where the corpora lie with their fingerprints. Nothing is written before settings
-    and corpora have been found sound.
+    and corpora have been found sound, and nothing stays of a run whose pair is refused before its first step.
     """
     run = RunFolder(run_dir, KIND)
     run.check_free(*DOCUMENTS)
@@ -58,7 +58,12 @@ def begin(run_dir: Path, settings: TextSettings, corpora: Mapping[str, Any], *, 
     }
     with run.locked():
         run.create(dict(flatten(settings)), dict(zip(DOCUMENTS, (read.vocabulary.to_json(), data), strict=True)))
-        return train(read, settings, run, seed=seed, **options)
+        try:
+            return train(read, settings, run, seed=seed, **options)
+        except Exception:
+            if not run.last.exists():  # the pair was refused before anything was trained
+                run.abandon(*DOCUMENTS)
+            raise
 
 
 def go_on(

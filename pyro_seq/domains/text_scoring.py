@@ -43,6 +43,7 @@ class TextScore:
         samples: K, the number of particles; 1 for exact figures.
         standard_error: Monte Carlo standard error of `log_likelihood`; 0 for exact figures, `None` where one sample cannot tell.
         effective_samples: of `importance` the effective number of particles at the end, of `filter` the smallest; `None` for the others.
+            Of several sequences that of the one where it is smallest.
         unknown: characters outside the vocabulary, which are scored as their bucket.
         sequences: 1, or as how many the text was scored, each by itself, by a pair that carries no state.
     """
@@ -99,11 +100,19 @@ def scored_windows(
         with pyro.validation_enabled(False):
             scored = score(text.pair, batch, method=method, samples=samples, proposal=proposal, state=state)
         if before is not None and not text.carries:
-            scored = replace(scored, total=before.total + scored.total, variance=before.variance + scored.variance)
+            scored = _added(before, scored)
         if not bool(scored.total.isfinite()):
             raise UserError(f"the log-likelihood of this text is not finite: {DIVERGED}")
         before = scored
         yield symbols, scored
+
+
+def _added(before: Score, scored: Score) -> Score:
+    """The score of a sequence with what the sequences before it had, in all: their effective number of particles is the smallest."""
+    fewest = scored.effective_samples
+    if fewest is not None and before.effective_samples is not None:
+        fewest = torch.minimum(fewest, before.effective_samples)
+    return replace(scored, total=before.total + scored.total, variance=before.variance + scored.variance, effective_samples=fewest)
 
 
 def _windows(text: TextModel, blocks: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
