@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -186,4 +187,12 @@ def _in_words(support: Any) -> str:
     if isinstance(support, type(constraints.integer_interval(0, 1))):
         low, high = (int(torch.as_tensor(bound).max()) for bound in (support.lower_bound, support.upper_bound))
         return f"a whole number from {low} to {high}"
+    bounds = {
+        type(constraints.nonnegative_integer): "a whole number of at least",
+        type(constraints.nonnegative): "at least",
+        type(constraints.positive): "above",
+    }
+    bound = torch.as_tensor(getattr(support, "lower_bound", math.nan))
+    if type(support) in bounds and bound.numel() == 1:
+        return f"{bounds[type(support)]} {bound.item():g}"
     return f"within {support}"

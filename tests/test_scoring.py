@@ -686,6 +686,23 @@ class TestOutsideTheSupport:
         scored = score(Pair(counts), SequenceBatch(values, [4, 1, 1]), samples=5, proposal="prior", method=method)
         assert scored.total.isfinite().all()
 
+    @pytest.mark.parametrize(
+        ("law", "value", "words"),
+        [
+            (dist.Poisson(2.0), 2.5, "a whole number of at least 0"),
+            (dist.Gamma(2.0, 1.0), -1.0, "at least 0"),
+            (dist.Pareto(3.0, 1.0), 2.0, "at least 3"),
+        ],
+    )
+    def test_bounds_in_words(self, law: Any, value: float, words: str) -> None:
+        def model(batch: SequenceBatch) -> None:
+            with batch.plate():
+                pyro.sample("x_0", law.expand([len(batch)]), obs=batch.at(0))
+
+        batch = SequenceBatch(torch.tensor([[value]]))
+        with pytest.raises(UserError, match=f"^sequence 0, step 0: site 'x_0' observes {value}, which must be {words}$"):
+            score(Pair(model), batch)
+
     def test_a_group_names_its_member(self) -> None:
         emission = Joint({"count": Binomial(2), "level": Normal()})
         encoder = Group({"count": Flatten(()), "level": Flatten(())})
