@@ -14,7 +14,7 @@ from pyro_seq.cli.demo import demo
 from pyro_seq.cli.pairs import pairs
 from pyro_seq.cli.score import score
 from pyro_seq.cli.text import text
-from pyro_seq.errors import UserError
+from pyro_seq.errors import UserError, said
 
 WRONG, INTERRUPTED = 2, 130
 LONGEST_MESSAGE = 2_000
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message() + _help_hint(error), WRONG)
     except (UserError, UnicodeError) as error:
-        _fail(str(error), WRONG)
+        _fail(said(error), WRONG)
     except MemoryError:
         _fail(OUT_OF_MEMORY, WRONG)
     except OSError as error:

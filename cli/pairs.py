@@ -64,7 +64,7 @@ def check(name: str, emissions: tuple[str, ...], words: tuple[str, ...], seed: i
 
     import pyro
 
-    from pyro_seq.errors import UserError
+    from pyro_seq.errors import UserError, said
     from pyro_seq.pair_settings import Layer, resolve
     from pyro_seq.pairs import make_pair, model_settings
     from pyro_seq.settings import parse_words
@@ -87,7 +87,7 @@ def check(name: str, emissions: tuple[str, ...], words: tuple[str, ...], seed: i
             with pair.scope():
                 found = problems(pair.model, pair.guide, parts.example(LENGTHS))
         except UserError as error:
-            found = [str(error)]
+            found = [said(error)]
         faulty |= bool(found)
         click.echo(f"{emission}: {'OK' if not found else f'{len(found)} problem' + 's' * (len(found) > 1)}")
         for problem in found:

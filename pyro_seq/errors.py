@@ -13,6 +13,11 @@ class UserError(ValueError):
     """
 
 
+def said(error: BaseException) -> str:
+    """An error's message, without the table of shapes that Pyro puts under every `ValueError` which passes through a trace."""
+    return str(error).partition("\nTrace Shapes:")[0]
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like a wrong one, or `None` if none is; of dotted names, the last part may decide."""
     known = list(known)

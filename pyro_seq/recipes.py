@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from pyro_seq.errors import UserError, did_you_mean
+from pyro_seq.errors import UserError, did_you_mean, said
 from pyro_seq.guides import DMMGuide, ISEQGuide, SRNNGuide, VRNNGuide
 from pyro_seq.models import DMM, HMM, ISEQ, RNN, SRNN, VRNN
 
@@ -232,5 +232,5 @@ def _in_words(error: BaseException, file: str | None = None) -> str:
         return f"line {error.lineno} of {error.filename}: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f" (line {lines[-1]} of {file})" if lines else ""
-    said = " ".join(str(error).split())
-    return (said if isinstance(error, UserError) else f"{type(error).__name__}: {said}" if said else type(error).__name__) + where
+    words = " ".join(said(error).split())
+    return (words if isinstance(error, UserError) else f"{type(error).__name__}: {words}" if words else type(error).__name__) + where

@@ -103,7 +103,7 @@ def maker(emission, late=False):
 
     def model(batch):
         if late and batch.num_steps > 3:
-            raise ZeroDivisionError("so many steps")
+            raise ValueError("so many steps")
         pyro.param("scale", scale)
         with batch.plate():
             for t in batch.steps():
@@ -138,7 +138,7 @@ def test_code_of_a_pair_that_fails_is_one_line(tmp_path: Path, corpus: Path, ref
     train = ["text", "train", "--quiet", "--train-corpus", corpus, "--pair", f"{tmp_path}/own.py:maker", "--set", "model.late=true"]
     for _ in range(2):  # nothing of the run stays
         line = refused(*train, "--run-dir", tmp_path / "run")
-    assert line == f"this pair's code fails: ZeroDivisionError: so many steps (line 10 of {tmp_path}/own.py)"
+    assert line == f"this pair's code fails: ValueError: so many steps (line 10 of {tmp_path}/own.py)"
 
 
 def test_wrong_words_to_check(refused: Callable[..., str]) -> None:
