@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import DEVICE, FILE, PAIR, SEED, pick_device, scoring_options
+from pyro_seq.cli.common import DEVICE, FILE, SEED, pick_device, scoring_options
 
 if TYPE_CHECKING:
     from pyro_seq.domains.attribution import Attribution
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
 @SEED
 @DEVICE
-@PAIR
+@click.option(
+    "--pair",
+    "pairs",
+    multiple=True,
+    metavar="SPEC",
+    help="The pair of runs trained with one of your own, whose code is run: once for all of them, or once for each, in their order.",
+)
 def attribute(
     run_dirs: tuple[Path, ...],
     path: Path,
@@ -33,7 +39,7 @@ def attribute(
     as_json: bool,
     seed: int,
     device: str,
-    pair: str | None,
+    pairs: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Say which model a text is from: posterior probabilities, and the passage where the evidence turned.
@@ -45,13 +51,17 @@ def attribute(
 
     from pyro_seq.domains.attribution import attribute as attribute_text
     from pyro_seq.domains.text import KIND, load
+    from pyro_seq.errors import UserError
     from pyro_seq.recipes import named_by_code
     from pyro_seq.runs import RunFolder
 
-    where, models = pick_device(device), []
-    for run_dir in run_dirs:  # --pair is for those that need it
-        needs = named_by_code(str(RunFolder(run_dir, KIND).settings().get("model.kind")))
-        models.append(load(run_dir, where, pair=pair if needs else None))
+    own = [run_dir for run_dir in run_dirs if named_by_code(str(RunFolder(run_dir, KIND).settings().get("model.kind")))]
+    if len(pairs) not in (0, 1, len(own)) or (pairs and not own):
+        raise UserError(
+            f"--pair is for the {len(own)} runs trained with a pair of your own, once or once each, and was given {len(pairs)} times"
+        )
+    specs = iter(pairs * len(own) if len(pairs) == 1 else pairs)
+    models = [load(run_dir, pick_device(device), pair=next(specs, None) if run_dir in own else None) for run_dir in run_dirs]
     torch.manual_seed(seed)
     found = attribute_text(models, [*map(str, run_dirs)], path, prior=prior or None, **options)
     unit = "character" if models[0].vocabulary.level == "char" else "byte"

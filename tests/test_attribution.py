@@ -157,3 +157,31 @@ def test_command(trained: Path, spoilt: Path, corpus: Path, capsys: pytest.Captu
     assert document["models"][0]["posterior"] == pytest.approx(0.8) and document["symbols"] == 480
     assert "at least two models" in refused(*words[:4], *words[-2:])
     assert "number above 0 for each of the 2" in refused(*words, "--prior", "1")
+
+
+def test_runs_of_several_pairs_of_ones_own(
+    trained: Path, corpus: Path, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    """Each has its own --pair, in the order of the runs that need one."""
+    source = "from pyro_seq.models import RNN\n\ndef {name}(emission, context):\n    return RNN(emission, context, hidden_size={size})\n"
+    specs, runs = [], []
+    for name, size in (("small", 3), ("large", 5)):
+        (tmp_path / f"{name}.py").write_text(source.format(name=name, size=size))
+        specs.append(f"{tmp_path / name}.py:{name}")
+        runs.append(tmp_path / name)
+        options = [word for word in tiny if not word.startswith("model.")]
+        options = [word for i, word in enumerate(options) if word != "--set" or options[i + 1 : i + 2] not in ([], ["--set"])]
+        with pytest.raises(SystemExit) as ended:
+            main(["text", "train", "--quiet", "--pair", specs[-1], "--train-corpus", str(corpus), "--run-dir", str(runs[-1]), *options])
+        assert ended.value.code == 0
+    words = ["text", "attribute", "--text", corpus, "--run-dir", runs[0], "--run-dir", trained, "--run-dir", runs[1]]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in (*words, "--pair", specs[0], "--pair", specs[1])])
+    assert ended.value.code == 0 and str(runs[1]) in capsys.readouterr().out
+    assert "add --pair" in refused(*words)
+    assert "weight" in refused(*words, "--pair", specs[1], "--pair", specs[0])
+    assert "once or once each" in refused(*words, *["--pair", specs[0]] * 3)
+    assert "for the 0 runs" in refused(
+        "text", "attribute", "--text", corpus, "--run-dir", trained, "--run-dir", trained, "--pair", specs[0]
+    )
