@@ -42,8 +42,8 @@ class DMMGuide(SequenceGuide):
         cell: of the backward recurrence: `relu` (as in the example), `tanh`, `gru` or `lstm`, with `hidden_size` units.
         num_flows: inverse autoregressive flows after the normal, with `flow_sizes` hidden units, none fewer than z_t has entries.
         dropout: between the recurrent layers, in training.
-        input_dropout: on what the recurrence sees, the same features at all steps of a sequence, in training.
-        output_dropout: on e_t, likewise.
+        guide_input_dropout: on what the recurrence sees, the same features at all steps of a sequence, in training.
+        guide_output_dropout: on e_t, likewise.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class DMMGuide(SequenceGuide):
         positive: str = "softplus",
         epsilon: float = 1e-4,
         dropout: float = 0.0,
-        input_dropout: float = 0.0,
-        output_dropout: float = 0.0,
+        guide_input_dropout: float = 0.0,
+        guide_output_dropout: float = 0.0,
     ) -> None:
         super().__init__(model)
         self.encoder, size = encoder, model.latent_size
@@ -71,7 +71,7 @@ class DMMGuide(SequenceGuide):
         self.combiner = Combiner(size, hidden_size, positive=positive, epsilon=epsilon)
         self.first = nn.Parameter(torch.zeros(size))
         self.flows: Any = nn.ModuleList(affine_autoregressive(size, hidden_dims=list(flow_sizes)) for _ in range(num_flows))
-        self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
+        self.drop_input, self.drop_output = SequenceDropout(guide_input_dropout), SequenceDropout(guide_output_dropout)
 
     def initial_latent(self, *lead: int) -> Tensor:
         """z_0, learnt, not the model's."""

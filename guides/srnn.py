@@ -37,7 +37,7 @@ class SRNNGuide(SequenceGuide):
         model: the `models.SRNN` whose latents it infers.
         encoder: x_t → features.
         num_inputs: size of the side inputs u_t, 0 if there are none.
-        hidden_size, num_layers, cell: of the backward recurrence.
+        hidden_size, num_layers, cell: of the backward recurrence; `guide_size` units in place of `hidden_size` if given.
         latent_sizes: hidden layers of q's network.
         dropout: between the recurrent layers, in training.
         input_dropout: on what the recurrence sees, the same features at all steps of a sequence, in training.
@@ -52,6 +52,7 @@ class SRNNGuide(SequenceGuide):
         num_inputs: int = 0,
         cell: str = "lstm",
         hidden_size: int = 256,
+        guide_size: int | None = None,
         num_layers: int = 1,
         latent_sizes: Sequence[int] = (64,),
         activation: str = "relu",
@@ -63,6 +64,7 @@ class SRNNGuide(SequenceGuide):
     ) -> None:
         super().__init__(model)
         self.encoder, self.residual = encoder, residual
+        hidden_size = guide_size or hidden_size
         self.backwards = Recurrence(encoder.num_features + num_inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
         size = model.latent_size
         self.network = NormalNet(hidden_size + size, latent_sizes, size, activation=activation, positive=positive, epsilon=epsilon)

@@ -30,10 +30,13 @@ class Vocabulary:
 
     cell: str = one_of(sorted(KINDS), "lstm", "recurrent cell")
     hidden_size: int = between(1, 65_536, 256, "units of each recurrent layer")
+    guide_size: int | None = between(1, 65_536, None, "units of the guide's recurrence; none for hidden_size")
     num_layers: int = between(1, 64, 1, "recurrent layers")
     dropout: float = between(0, 0.99, 0.0, "dropout between recurrent layers, in training")
     input_dropout: float = between(0, 0.99, 0.0, "dropout on what the recurrences see, the same features at all steps of a sequence")
     output_dropout: float = between(0, 0.99, 0.0, "dropout on what the recurrences give, likewise")
+    guide_input_dropout: float = between(0, 0.99, 0.0, "dropout on what the guide's recurrence sees, likewise")
+    guide_output_dropout: float = between(0, 0.99, 0.0, "dropout on what the guide's recurrence gives, likewise")
     decoder_sizes: tuple[int, ...] = between(1, 65_536, (), "hidden layers between the recurrence and the emission")
     latent_size: int = between(1, 65_536, 16, "size of z_t")
     latent_sizes: tuple[int, ...] = between(1, 65_536, (64,), "hidden layers of the networks of z_t's prior and posterior")
