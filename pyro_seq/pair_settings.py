@@ -207,7 +207,7 @@ def _column(parameter: inspect.Parameter, defaults: Mapping[str, Any], recipe: R
 def _accepts(name: str, value: Any) -> bool:
     """Whether a value is one of a well-known setting, so that a parameter of that name is that setting."""
     try:
-        return override(Vocabulary(), {name: value}, "") is not None and value is not None
+        return override(Vocabulary(), {name: value}, "") is not None and (value is not None or STANDARD[name][0].default is None)
     except UserError:
         return False
 
