@@ -12,7 +12,8 @@ import pytest
 from pyro_seq.cli import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -63,7 +64,26 @@ def test_commands_of_the_page_on_own_pairs_run(tmp_path: Path, corpus: Path, mon
         assert ended.value.code == 0, line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def links(page: Path) -> list[tuple[Path, str]]:
+    """The files of this repository that a page links to, each with the heading that it names, if any."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = [target.partition("#") for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)]
+    return [((page.parent / file).resolve() if file else page, heading) for file, _, heading in targets]
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them: lower case, without punctuation, hyphens for spaces."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target, heading in links(page):
+        assert target.exists(), f"{page.name} links to {target}"
+        assert not heading or heading in anchors(target), f"{page.name} links to {target.name}#{heading}, a heading that is not there"
+
+
+def test_readme_lists_every_page() -> None:
+    listed = {target for target, _ in links(ROOT / "README.md")}
+    assert {page for page in (ROOT / "docs").rglob("*.md") if page not in listed} == set()

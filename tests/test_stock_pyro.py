@@ -9,7 +9,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, SVI, Predictive, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, SVI, Predictive, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.optim import Adam, ClippedAdam
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from pyro_seq import Pair, SequenceBatch
 from pyro_seq.contexts import LastObservations
 from pyro_seq.emissions import Categorical, Independent, Normal
 from pyro_seq.encoders import Embedding, Flatten
-from pyro_seq.guides import no_guide
+from pyro_seq.guides import AutoSequenceGuide, no_guide
 from pyro_seq.networks import MLP
 from pyro_seq.pairs import Parts, make_pair, model_settings
 
@@ -197,3 +197,53 @@ def test_two_pairs_need_two_stores() -> None:
     for pair, then in zip(pairs, before, strict=True):
         assert_all_move(pair, then)
     assert not pyro.get_param_store().keys()
+
+
+def hidden_markov(layout: str, autoregressive: bool) -> Pair:
+    sizes = {"num_states": 3, "embedding_size": 2, "emission_sizes": (5,), "activation": "tanh"}
+    return make_pair(model_settings("hmm", sizes | {"layout": layout, "autoregressive": autoregressive}), symbols())
+
+
+HMM_ELBOS: list[tuple[str, Callable[[], ELBO]]] = [("path", elbo) for elbo in (Trace_ELBO, *ELBOS.values())]
+HMM_ELBOS += [
+    ("steps", lambda: TraceEnum_ELBO(max_plate_nesting=1)),
+    ("steps", lambda: TraceEnum_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)),
+]
+
+
+@pytest.mark.parametrize("autoregressive", [False, True])
+@pytest.mark.parametrize(("layout", "elbo"), HMM_ELBOS, ids=[layout for layout, _ in HMM_ELBOS])
+def test_hidden_states_summed_out(layout: str, elbo: Callable[[], ELBO], autoregressive: bool) -> None:
+    """Each of Pyro's objectives trains a hidden Markov model's one site x; those that enumerate, its steps: all by the exact likelihood."""
+    pair, batch = hidden_markov(layout, autoregressive), new_batch()
+    before = weights(pair)
+    pair.model.layout = "path"
+    exact = Trace_ELBO().loss(pair.model, pair.guide, batch)
+    pair.model.layout = layout
+    svi = SVI(pair.model, pair.guide, ClippedAdam({"lr": 1e-2}), elbo())
+    losses = [svi.step(batch) for _ in range(5)]
+    assert losses[0] == pytest.approx(exact, rel=1e-5)
+    assert losses[-1] < losses[0]
+    assert_all_move(pair, before)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_guide_for_free(layout: str) -> None:
+    """A model with an `AutoSequenceGuide` is as ordinary: SVI, Predictive, and particles side by side."""
+    model, batch = new_pair("srnn", symbols(), layout=layout).model, new_batch()
+    guide = AutoSequenceGuide(model, hidden_size=4)
+    guide.prepare(batch)
+    pair = Pair(model, guide)
+    before = weights(pair)
+    svi = SVI(model, guide, ClippedAdam({"lr": 1e-2}), Trace_ELBO())
+    losses = [svi.step(batch) for _ in range(40)]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert_all_move(pair, before)
+    for elbo in ELBOS.values():
+        before = weights(pair)
+        SVI(model, guide, ClippedAdam({"lr": 1e-2}), elbo()).step(batch)
+        assert_all_move(pair, before)
+    for parallel in (False, True):
+        drawn = Predictive(model, guide=guide, num_samples=5, parallel=parallel, return_sites=None)(batch)
+        for site in latent_names(layout):
+            assert drawn[site].shape[0] == 5 and (drawn[site].std(0) > 0).any()
