@@ -3,7 +3,9 @@
 #   make demo     train a small model on the text that comes with pyro_seq, and show what it has learned
 #   make test     lint, types and tests
 #
-# Both set up .venv by themselves, which takes no time the second time. With another Python: make test PYTHON=python3.12
+# and make docs builds the API reference into build/api.
+#
+# All set up .venv by themselves, which takes no time the second time. With another Python: make test PYTHON=python3.12
 
 PYTHON  ?= python3
 WORKERS ?= 2#   processes that share the tests; 0 runs them in this one

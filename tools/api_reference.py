@@ -1,18 +1,24 @@
-"""Builds the API reference from the docstrings, as HTML pages that load nothing from elsewhere; every warning is an error.
+"""Builds the API reference: a page for each module of the package, made from its docstrings by pdoc. Every warning is an error.
 
-python -P tools/api_reference.py [FOLDER]        the folder is build/api if not given
+    python tools/api_reference.py [FOLDER]        build/api, if no folder is named
+
+The pages load nothing from a network. Docstrings are Markdown, with `Args:` sections as Google writes them; an equation is written as a
+reader of the source wants it, so a `<` in it is a less-than sign here and never begins a tag.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+import shutil
 import sys
 import typing
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
-import pdoc
+import pdoc.doc
 import pdoc.render
 
 import pyro_seq
@@ -21,31 +27,71 @@ BESIDE = ("pyro_seq.models", "pyro_seq.guides")  # packages that a checkout keep
 LEFT_OUT = ("pyro_seq.cli", "pyro_seq.data")  # described by --help; no Python in it
 
 
-def modules() -> list[str]:
-    """The package, its modules and its packages, which bring their own modules, by name."""
-    found = pkgutil.iter_modules(pyro_seq.__path__, "pyro_seq.")
-    return list(dict.fromkeys(["pyro_seq", *BESIDE, *(module.name for module in found if not module.name.startswith(LEFT_OUT))]))
+def modules() -> dict[str, pdoc.doc.Module]:
+    """Every documented module by name, packages before what is in them."""
+    names = {"pyro_seq", *BESIDE}
+    for package in sorted(names):
+        found = pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
+        names |= {module.name for module in found if not module.name.startswith(LEFT_OUT)}
+    return {name: pdoc.doc.Module.from_name(name) for name in sorted(names)}
 
 
-def resolve_named_tuples() -> None:
-    """Give the constructors of named tuples types in place of names, which pdoc would look up in Python's own module."""
-    inner = [module.name for module in pkgutil.walk_packages(pyro_seq.__path__, "pyro_seq.") if not module.name.startswith(LEFT_OUT)]
-    for name in inner:
-        for member in vars(importlib.import_module(name)).values():
-            if isinstance(member, type) and issubclass(member, tuple) and hasattr(member, "_fields"):
-                member.__new__.__annotations__ = typing.get_type_hints(member)
+def resolve_annotations(documented: dict[str, pdoc.doc.Module]) -> None:
+    """Puts the types of each named tuple's fields in the place of their names, which its constructor, made elsewhere, cannot look up."""
+    for module in documented.values():
+        for kind in vars(module.obj).values():
+            if isinstance(kind, type) and issubclass(kind, tuple) and kind.__module__ == module.fullname:
+                kind.__new__.__annotations__ = typing.get_type_hints(kind)
 
 
-def build(folder: Path) -> list[Path]:
-    """Write a page for each module; raises the first warning."""
+def drop_boilerplate(members: Iterable[pdoc.doc.Doc]) -> None:
+    """Takes away what Python and PyTorch say of any constructor and of any field: a class's docstring covers its constructor."""
+    for member in members:
+        if isinstance(member, pdoc.doc.Class):
+            drop_boilerplate(member.members.values())
+        elif member.name == "__init__" or member.docstring.startswith("Alias for field number"):
+            member.__dict__["docstring"] = ""
+
+
+def as_markdown(docstring: str) -> str:
+    """A docstring without what Markdown would take for a tag; code keeps its signs, which Markdown escapes by itself."""
+    lines = []
+    for line in docstring.split("\n"):
+        pieces = [line] if line.startswith("    ") else re.split(r"(`[^`]*`)", line)
+        lines.append("".join(piece if piece.startswith(("`", "    ")) else piece.replace("<", "&lt;") for piece in pieces))
+    return "\n".join(lines)
+
+
+def build(target: Path) -> int:
+    """Writes all pages into a folder that is made anew; returns how many modules there are."""
+    for name in pyro_seq.__all__:  # imported at their first use, which this is
+        getattr(pyro_seq, name)
+    documented = modules()
+    resolve_annotations(documented)
+    for name, module in documented.items():  # also those of a package whose `__all__` is about what it offers, not what it is made of
+        drop_boilerplate(module.members.values())
+        module.__dict__["submodules"] = [inner for other, inner in documented.items() if other.rpartition(".")[0] == name]
     pdoc.render.configure(docformat="google", show_source=False, footer_text=f"pyro_seq {pyro_seq.__version__}")
-    resolve_named_tuples()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pdoc.pdoc(*modules(), output_directory=folder)
-    return sorted(folder.rglob("*.html"))
+    to_html = pdoc.render.env.filters["to_html"]
+    pdoc.render.env.filters["to_html"] = lambda docstring: to_html(as_markdown(docstring))
+    shutil.rmtree(target, ignore_errors=True)
+    for name, module in documented.items():
+        page = target.joinpath(*name.split(".")).with_suffix(".html")
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(pdoc.render.html_module(module, documented), encoding="utf-8")
+    (target / "index.html").write_text(pdoc.render.html_index(documented), encoding="utf-8")
+    (target / "search.js").write_text(pdoc.render.search_index(documented), encoding="utf-8")
+    return len(documented)
+
+
+def main() -> int:
+    """Builds the reference and says where it is."""
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "build" / "api"
+    warnings.simplefilter("error")
+    count = build(target)
+    print(f"{count} modules: {target / 'index.html'}")
+    return 0
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "build" / "api"
-    print(f"{len(build(target))} pages in {target}")
+    sys.exit(main())
