@@ -98,7 +98,7 @@ def test_print_config_needs_no_run_and_is_a_config(tmp_path: Path, capsys: pytes
     assert pyroseq("text", "train", "--print-config", "--config", tmp_path / "c.toml") == 0
     assert capsys.readouterr().out == shown
     assert pyroseq("text", "train", "--print-config", "--config", tmp_path / "c.toml", "--set", "model.kind=iseq") == 2
-    assert "c.toml: unknown setting 'model.residual'" in capsys.readouterr().err  # a file must fit the pair
+    assert "c.toml: unknown setting 'model.guide_size'" in capsys.readouterr().err  # a file must fit the pair
 
 
 def test_print_config_of_a_run_shows_its_own_settings(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
