@@ -15,7 +15,7 @@ from pyro_seq.emissions import Distribution, over_time
 from pyro_seq.errors import UserError
 from pyro_seq.networks import full_precision
 from pyro_seq.pair import Pair
-from pyro_seq.particles import Particles
+from pyro_seq.particles import Particles, particle_rows
 from pyro_seq.sequence_guide import SequenceGuide
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.site_densities import Observed, check_support
@@ -100,7 +100,7 @@ def particle_filter(
     parts = []
     with pair.scope(), pair.evaluating(), pyro.validation_enabled(False), _full_precision(batch):
         for rows in torch.arange(len(batch), device=batch.device).split(max(1, ROWS // samples)):
-            flat = (rows.unsqueeze(-1) * samples + torch.arange(samples, device=rows.device)).flatten()
+            flat = particle_rows(rows, samples)
             carried = map_tensors(lambda x, flat=flat: x[flat], state)
             mine = None if particles is None else map_tensors(lambda x, rows=rows: x[rows], particles)
             unknown = None if missing is None else missing[rows]

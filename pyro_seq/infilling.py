@@ -14,8 +14,8 @@ from pyro_seq.errors import UserError
 from pyro_seq.filtering import Proposal, particle_filter, runs_by_steps
 from pyro_seq.observation_sites import observed_stems, sampled_stems, stacked, values_at
 from pyro_seq.pair import Pair
+from pyro_seq.particles import drawn_by_weight
 from pyro_seq.path_weights import steps_at_once
-from pyro_seq.rollout import drawn_by_weight
 from pyro_seq.site_densities import log_weights, sample_sites
 from pyro_seq.trees import map_tensors
 

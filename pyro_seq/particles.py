@@ -8,7 +8,31 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_seq.errors import UserError
+
 LAG = 5  # generations after which a particle's share of the weight no longer says anything about the draw that made it
+
+
+def particle_rows(rows: Tensor, k: int) -> Tensor:
+    """Where the K particles of each of these sequences stand among all, those of one sequence side by side: `[len(rows) * K]`."""
+    return (rows.unsqueeze(-1) * k + torch.arange(k, device=rows.device)).flatten()
+
+
+def among_all(index: Tensor, k: int) -> Tensor:
+    """Indices `[N, J]` of particles within their sequences as indices `[N * J]` among the N * K particles of all."""
+    return (index + k * torch.arange(len(index), device=index.device).unsqueeze(-1)).flatten()
+
+
+def drawn_by_weight(log_weights: Tensor, draws: int) -> Tensor:
+    """Indices `[N * draws]` into the N * K particles of N sequences, drawn by their log-weights `[N, K]`.
+
+    Raises `UserError` for a sequence none of whose particles has a weight.
+    """
+    k = log_weights.shape[-1]
+    lost = ~log_weights.amax(-1).isfinite()
+    if lost.any():
+        raise UserError(f"none of the {k} samples of latents gives sequence {int(lost.nonzero()[0])} a probability above 0")
+    return among_all(torch.multinomial(log_weights.softmax(-1), draws, replacement=True), k)
 
 
 class Particles(NamedTuple):

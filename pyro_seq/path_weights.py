@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.filtering import Proposal, runs_by_steps
 from pyro_seq.pair import Pair
+from pyro_seq.particles import among_all
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.site_densities import Observed, log_weights, states, traced
 from pyro_seq.trees import map_tensors
@@ -50,7 +51,7 @@ def path_weights(
         else:
             repeated = batch.repeat(k).remembering()
             if states_before is not None:
-                flat = (torch.arange(n, device=batch.device).unsqueeze(-1) * samples + chosen).flatten()
+                flat = among_all(chosen.expand(n, k), samples)
                 repeated = repeated.with_state(map_tensors(lambda x, flat=flat: x[flat], states_before)).remembering()
             traces = traced(pair, repeated, proposal)
             observed = to_check(pair, repeated, rows.repeat_interleave(k))

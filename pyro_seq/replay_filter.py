@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
-from pyro_seq.particles import Particles
+from pyro_seq.particles import Particles, among_all
 from pyro_seq.site_densities import Observed, log_weights, sample_sites, states, step_of, traced
 from pyro_seq.trees import map_tensors
 
@@ -82,7 +82,7 @@ def replay_filter(
         if not resample.any():
             return shares, particles, states(guide_trace, model_trace), False
         index, particles = particles.resampled(resample)
-        flat = (index + k * torch.arange(n, device=device).unsqueeze(-1)).flatten()
+        flat = among_all(index, k)
         batch = batch.with_state(map_tensors(lambda x, flat=flat: x[flat], batch.state))  # what the window started from
         sites = dict(sample_sites(guide_trace))
         values = {name: _moved(name, sites[name], flat) for name in site_steps}

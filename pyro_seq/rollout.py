@@ -14,6 +14,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.filtering import particle_filter, runs_by_steps
 from pyro_seq.observation_sites import Adjust, Adjusted, observed_stems, stacked, unchanged, values_at
 from pyro_seq.pair import Pair
+from pyro_seq.particles import drawn_by_weight, particle_rows
 from pyro_seq.sampling import ancestral, rows_at_once, sample_sequences
 from pyro_seq.scoring import filtered_state
 from pyro_seq.sequence_model import SequenceModel, in_one_path
@@ -68,7 +69,7 @@ def continuation(
             prefix = batch.select(rows).head(length)
             given = None if inputs is None else inputs[rows]
             parts.append(_continued(pair, prefix, num_steps, given, samples, draws, adjust))
-            found.append((rows.unsqueeze(-1) * draws + torch.arange(draws, device=rows.device)).flatten())
+            found.append(particle_rows(rows, draws))
     order = torch.cat(found).argsort()
     return map_tensors(lambda *x: torch.cat(x)[order], parts[0], *parts[1:])
 
@@ -122,19 +123,6 @@ def _states(pair: Pair, batch: SequenceBatch, samples: int, draws: int) -> Any:
     filtered = particle_filter(pair, batch, samples=samples if model.latent_size else 1, paths=False)
     chosen = drawn_by_weight(filtered.log_weights, draws)
     return map_tensors(lambda x: x[chosen], filtered.state["model"])
-
-
-def drawn_by_weight(log_weights: Tensor, draws: int) -> Tensor:
-    """Indices `[N * draws]` into the N * K particles of N sequences, drawn by their log-weights `[N, K]`.
-
-    Raises `UserError` for a sequence none of whose particles has a weight.
-    """
-    n, k = log_weights.shape
-    lost = ~log_weights.amax(-1).isfinite()
-    if lost.any():
-        raise UserError(f"none of the {k} samples of latents gives sequence {int(lost.nonzero()[0])} a probability above 0")
-    chosen = torch.multinomial(log_weights.softmax(-1), draws, replacement=True)
-    return (chosen + k * torch.arange(n, device=chosen.device).unsqueeze(-1)).flatten()
 
 
 def _of_rows(name: str, site: Any, chosen: Tensor, num_rows: int) -> Tensor:

@@ -14,7 +14,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.filtering import Proposal, check_observations, has_latents, particle_filter, runs_by_steps
 from pyro_seq.pair import Pair
-from pyro_seq.particles import Particles
+from pyro_seq.particles import Particles, among_all, drawn_by_weight, particle_rows
 from pyro_seq.path_weights import path_weights, steps_at_once, to_check
 from pyro_seq.replay_filter import replay_filter
 from pyro_seq.scores import Score
@@ -137,14 +137,9 @@ def _groups(pair: Pair, batch: SequenceBatch, samples: int) -> Iterator[tuple[Te
         start += len(rows)
 
 
-def _particle_rows(rows: Tensor, samples: int) -> Tensor:
-    """Where the particles of these sequences stand among those of all, `[len(rows) * K]`."""
-    return (rows.unsqueeze(-1) * samples + torch.arange(samples, device=rows.device)).flatten()
-
-
 def _of_rows(state: Any, rows: Tensor) -> _Carried:
     """These sequences' part of what the window before left."""
-    states = map_tensors(lambda x: x[_particle_rows(rows, state["samples"])], state["carried"])
+    states = map_tensors(lambda x: x[particle_rows(rows, state["samples"])], state["carried"])
     particles, totals = map_tensors(lambda x: x[rows], (state["particles"], state["totals"]))
     return _Carried(lambda: states, particles, totals)
 
@@ -160,8 +155,8 @@ def _score_rows(
         return _Found(rows, filtered.steps, filtered.particles.variance, _Carried(lambda: filtered.state, filtered.particles, None))
     if particles is not None and particles.degenerate.any():
         index, particles = particles.resampled(particles.degenerate)
-        local = torch.arange(len(rows), device=rows.device).unsqueeze(-1) * samples
-        states = map_tensors(lambda x: x[(local + index).flatten()], states)
+        flat = among_all(index, samples)
+        states = map_tensors(lambda x: x[flat], states)
     if method == "filter":
         begun = particles or Particles.new(len(rows), samples, rows.device)
         all_particles = batch.repeat(samples) if states is None else batch.repeat(samples).with_state(states)
@@ -218,7 +213,7 @@ def _put_together(found: list[_Found], batch: SequenceBatch, before: Any, method
         trees = [part.states() for part in carried]
         joined = trees[0]
         if len(trees) > 1:
-            index = _particle_rows(place, samples)
+            index = particle_rows(place, samples)
             joined = map_tensors(lambda *parts: torch.cat(parts)[index], *trees)
         kept = {"carried": joined, "particles": particles, "totals": totals, "total": total}
         return {"method": method, "samples": samples, "proposal": proposal} | kept
@@ -251,9 +246,8 @@ def filtered_state(pair: Pair, windows: Iterable[SequenceBatch], *, samples: int
         raise UserError("there is no state to go on from: no window was given")
     if state["particles"] is None:
         return map_tensors(lambda x: x.repeat_interleave(draws, 0), state["carried"])
-    chosen = torch.multinomial(state["particles"].log_weights.exp(), draws, replacement=True)
-    flat = (chosen + state["samples"] * torch.arange(len(chosen), device=chosen.device).unsqueeze(-1)).flatten()
-    return map_tensors(lambda x: x[flat], state["carried"])
+    chosen = drawn_by_weight(state["particles"].log_weights, draws)
+    return map_tensors(lambda x: x[chosen], state["carried"])
 
 
 def _all_full(windows: Iterable[SequenceBatch]) -> Iterator[SequenceBatch]:
