@@ -15,7 +15,7 @@ from pyro_seq.distributions import Sampler
 from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
 from pyro_seq.models.dmm import DMM
-from pyro_seq.networks import Combiner, SequenceDropout, concatenate
+from pyro_seq.networks import Combiner, SequenceDropout
 from pyro_seq.paths import sample_combined_path
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_guide import SequenceGuide
@@ -79,9 +79,7 @@ class DMMGuide(SequenceGuide):
 
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
         """e_t, which has seen x_{t:T}."""
-        encoded = self.encoder(batch.values)
-        seen = encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
-        e, _ = self.backwards(batch.reverse(self.drop_input(seen)))
+        e, _ = self.backwards(batch.reverse(self.drop_input(self.seen(batch))))
         return (self.drop_output(batch.reverse(e)),), carried
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:

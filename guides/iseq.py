@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions import Sampler
 from pyro_seq.encoders import Encoder
-from pyro_seq.networks import NormalNet, SequenceDropout, concatenate
+from pyro_seq.networks import NormalNet, SequenceDropout
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_guide import SequenceGuide
 from pyro_seq.sequence_model import SequenceModel
@@ -71,9 +71,7 @@ class ISEQGuide(SequenceGuide):
 
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
         """e_t, which has seen every observation."""
-        encoded = self.encoder(batch.values)
-        seen = encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
-        f, carried = self.forwards(self.drop_input(seen), carried)
+        f, carried = self.forwards(self.drop_input(self.seen(batch)), carried)
         e, _ = self.backwards(batch.reverse(f))
         return (batch.reverse(e),), carried
 

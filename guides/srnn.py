@@ -12,7 +12,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions import Sampler
 from pyro_seq.encoders import Encoder
 from pyro_seq.models.srnn import SRNN
-from pyro_seq.networks import NormalNet, SequenceDropout, concatenate
+from pyro_seq.networks import NormalNet, SequenceDropout
 from pyro_seq.paths import sample_path
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_guide import SequenceGuide
@@ -72,9 +72,7 @@ class SRNNGuide(SequenceGuide):
 
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
         """e_t, which has seen x_{t:T}, and for the residual mean the model's d_t."""
-        encoded = self.encoder(batch.values)
-        seen = encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
-        e, _ = self.backwards(batch.reverse(self.drop_input(seen)))
+        e, _ = self.backwards(batch.reverse(self.drop_input(self.seen(batch))))
         e = batch.reverse(e)
         return ((e, self.model.history(batch)[0]) if self.residual else (e,)), carried
 

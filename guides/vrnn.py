@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.encoders import Encoder
 from pyro_seq.models.vrnn import VRNN
-from pyro_seq.networks import NormalNet, concatenate
+from pyro_seq.networks import NormalNet
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_guide import SequenceGuide
 
@@ -60,8 +60,7 @@ class VRNNGuide(SequenceGuide):
 
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
         """e_t (or x_t's features), and the contexts c_t that the model's recurrence runs on."""
-        encoded = self.encoder(batch.values)
-        seen = encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
+        seen = self.seen(batch)
         if self.backwards is not None:
             seen = batch.reverse(self.backwards(batch.reverse(seen))[0])
         return (seen, self.model.seen(batch)[0]), carried

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions import FlowPath, RecurrentPath, Sampler
 from pyro_seq.errors import UserError
-from pyro_seq.networks import full_precision, same_features
+from pyro_seq.networks import concatenate, full_precision, same_features
 from pyro_seq.sequence_model import Outcome, SequenceModel, in_one_path
 
 
@@ -26,6 +26,7 @@ class SequenceGuide(nn.Module):
     """
 
     flows: Any
+    encoder: Any
 
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
@@ -51,6 +52,11 @@ class SequenceGuide(nn.Module):
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
         """(the evidence, a tuple of tensors `[N, T, E_i]`, and what is carried to the next window)."""
         raise TypeError(f"{type(self).__name__} must define gather(batch, carried)")
+
+    def seen(self, batch: SequenceBatch) -> Tensor:
+        """[enc(x_t), u_t] `[N, T, F]`: what the recurrences of a guide run over, by its `encoder`."""
+        encoded = self.encoder(batch.values)
+        return encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
 
     def initial_running(self, batch: SequenceBatch) -> Any:
         """The state before the first step of the recurrence over the latents that `unroll` runs; `None` if there is none."""
