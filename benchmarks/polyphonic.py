@@ -67,7 +67,7 @@ def main() -> None:
     figures = dataclasses.asdict(settings.model)
     print(", ".join(f"{name} {value}" for name, value in figures.items()))
     bound, sampled = BARS.get(arguments.preset, (None, None))
-    exact = settings.model.kind in ("rnn", "hmm")
+    exact = not getattr(pair.model, "latent_size", 0)
     for split in ("valid", "test"):
         kind = "exact" if exact else "(b)"
         figure = nats_per_frame(pair, splits[split], method="exact" if exact else "elbo", samples=1 if exact else 16)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import DEVICE, FILE, SEED, pick_device, scoring_options
+from pyro_seq.cli.common import DEVICE, FILE, SEED, on_one_line, pick_device, scoring_options
 
 if TYPE_CHECKING:
     from pyro_seq.domains.attribution import Attribution
@@ -90,18 +90,13 @@ def report(found: Attribution, unit: str) -> str:
         lines += ["", f"the evidence never turns for {best.name}: it is the prior that decides"]
     else:
         lines += ["", f"the evidence turns for {best.name} after {turn['position']:,} {unit}s, at log odds {turn['log_odds']:,.2f}:"]
-        lines.append(f"  {_shown(turn['before'])} ▸ {_shown(turn['after'])}")
+        lines.append(f"  {on_one_line(turn['before'])} ▸ {on_one_line(turn['after'])}")
     strongest = found.strongest
     lines += ["", f"the passage that speaks most for it, {strongest.start:,} to {strongest.end:,}, {strongest.nats:,.2f} nats:"]
-    lines.append(f"  {_shown(strongest.text)}")
+    lines.append(f"  {on_one_line(strongest.text)}")
     lines += [
         f"{model.unknown:,} {unit}s lie outside the vocabulary of {model.name}, each at its share of a bucket"
         for model in found.models
         if model.unknown
     ]
     return "\n".join(lines)
-
-
-def _shown(text: str) -> str:
-    """Text on one line, line ends and control characters visible."""
-    return "".join("⏎" if c == "\n" else c if c.isprintable() else "·" for c in text)

@@ -132,6 +132,11 @@ def pair_words(pair: str | None) -> str:
     return "" if pair is None else f" --pair {shlex.quote(pair)}"
 
 
+def on_one_line(text: str) -> str:
+    """Text on one line, line ends and control characters visible."""
+    return "".join("⏎" if c == "\n" else c if c.isprintable() else "·" for c in text)
+
+
 def quoted(path: Path) -> str:
     """A path as a shell takes it."""
     return shlex.quote(str(path))

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from pyro_seq.cli.common import SEED
 
-if TYPE_CHECKING:
-    from pyro_seq.pairs import Parts
-
 FAULTY = 1  # exit code of a check that found something
 EMISSIONS = ("categorical", "bernoulli", "normal")
-SMALL = {"hidden_size": 8, "latent_size": 2, "latent_sizes": (8,), "feature_sizes": (8,), "transition_sizes": (8,), "emission_sizes": (8,)}
-LENGTHS = (6, 4, 1, 5)  # of the sequences that a pair is checked on
 
 
 @click.group()
@@ -59,51 +52,15 @@ def check(name: str, emissions: tuple[str, ...], words: tuple[str, ...], seed: i
     NAME is one that `pyroseq pairs list` shows, SPEC is path/to/file.py:attribute or module:attribute, whose code is run. Exit code 1
     means that something is wrong with the pair, 2 that there was none to check.
     """
-    from dataclasses import dataclass, field
-    from typing import Any
-
-    import pyro
-
-    from pyro_seq.errors import UserError, said
-    from pyro_seq.pair_settings import Layer, resolve
-    from pyro_seq.pairs import make_pair, model_settings
     from pyro_seq.settings import parse_words
-    from pyro_seq.testing import problems
+    from pyro_seq.testing.by_name import problems_with, settings_of
 
-    @dataclass(frozen=True)
-    class Settings:
-        model: Any = field(default_factory=lambda: model_settings("rnn"))
-
-    changes = parse_words(words)
-    if "model.kind" in changes:
-        raise UserError("--set: model.kind is what is checked; give it in place of NAME")
-    settings = resolve(Settings, [Layer({"model.kind": name}, "pairs check"), Layer(changes, "--set")], SMALL)
-    faulty = False
+    settings, faulty = settings_of(name, parse_words(words)), False
     for emission in dict.fromkeys(emissions):
-        pyro.set_rng_seed(seed)
-        parts = example_parts(emission)
-        try:
-            pair = make_pair(settings.model, parts)
-            with pair.scope():
-                found = problems(pair.model, pair.guide, parts.example(LENGTHS))
-        except UserError as error:
-            found = [said(error)]
+        found = problems_with(settings, emission, seed=seed)
         faulty |= bool(found)
         click.echo(f"{emission}: {'OK' if not found else f'{len(found)} problem' + 's' * (len(found) > 1)}")
         for problem in found:
             click.echo(f"  - {problem}")
     if faulty:
         raise click.exceptions.Exit(FAULTY)
-
-
-def example_parts(emission: str) -> Parts:
-    """Small parts for an emission: what a program would give a pair."""
-    from pyro_seq import emissions
-    from pyro_seq.contexts import PreviousObservation
-    from pyro_seq.encoders import Embedding, Flatten
-    from pyro_seq.pairs import Parts
-
-    if emission == "categorical":
-        return Parts(emissions.Categorical(5), lambda: Embedding(5, 4), PreviousObservation)
-    event = emissions.Bernoulli() if emission == "bernoulli" else emissions.Normal()
-    return Parts(emissions.Independent(event, 3), lambda: Flatten(3), PreviousObservation)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import DEVICE, FILE, PAIR, SEED, described, pick_device, run_dir_option, scoring_options
+from pyro_seq.cli.common import DEVICE, FILE, PAIR, SEED, described, on_one_line, pick_device, run_dir_option, scoring_options
 
 if TYPE_CHECKING:
     from pyro_seq.domains.scored_run import ScoredRun, ScoredSequence, ScoredStep
@@ -73,7 +73,8 @@ def score(
     if ranked and not as_json:
         click.echo(f"\nmost surprising {run.unit}s, in nats")
         for name, step in ranked:
-            click.echo(f"{step.nats:9.3f}  {name}, {run.unit} {step.step:,}: {_line(step.before)}[{_line(step.shown)}]{_line(step.after)}")
+            before, shown, after = map(on_one_line, (step.before, step.shown, step.after))
+            click.echo(f"{step.nats:9.3f}  {name}, {run.unit} {step.step:,}: {before}[{shown}]{after}")
 
 
 def _open(run_dir: Path, device: Any, pair: str | None) -> ScoredRun:
@@ -105,8 +106,3 @@ def report(found: ScoredSequence, unit: str) -> str:
     if found.unknown:
         lines.append(f"  {'outside vocabulary':<20}{found.unknown:,} {unit}s, each scored as its out-of-vocabulary bucket")
     return "\n".join(lines)
-
-
-def _line(text: str) -> str:
-    """Text on one line, line ends visible."""
-    return "".join("⏎" if c == "\n" else c if c.isprintable() else "·" for c in text)

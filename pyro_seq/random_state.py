@@ -1,9 +1,10 @@
-"""The state of torch's random number generators, on all devices, as a tree of tensors."""
+"""States of random number generators, as trees that a checkpoint can hold: torch's on all devices, and a NumPy generator's."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -18,3 +19,25 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and "cuda" in state:
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def generator(seed: int) -> np.random.Generator:
+    """A generator whose state `generator_state` knows how to keep."""
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def generator_state(random: np.random.Generator) -> dict[str, Any]:
+    """The generator's state, in words and whole numbers."""
+    state = random.bit_generator.state
+    words = {key: str(value) for key, value in state["state"].items()}  # 128-bit numbers, as JSON has none
+    return {"words": words, "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
+
+
+def load_generator_state(random: np.random.Generator, state: dict[str, Any]) -> None:
+    """Go on from `generator_state()`; raises `ValueError` for anything else."""
+    try:
+        words = {key: int(state["words"][key]) for key in ("state", "inc")}
+        spare = {"has_uint32": int(state["has_uint32"]), "uinteger": int(state["uinteger"])}
+        random.bit_generator.state = {"bit_generator": "PCG64", "state": words, **spare}
+    except (KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"it is no state of a random generator: {type(error).__name__} {error}") from None

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.domains.random_numbers import generator, generator_state, load_generator_state
 from pyro_seq.errors import UserError
+from pyro_seq.random_state import generator, generator_state, load_generator_state
 
 KEYS = 88
 SPLITS = ("train", "valid", "test")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,7 @@ class PolyphonicSettings:
 
     rolls: RollSettings = field(default_factory=RollSettings)
     model: Any = field(default_factory=lambda: model_settings("rnn"))
-    training: TrainingSettings = field(default_factory=TrainingSettings)
+    training: TrainingSettings = field(default_factory=lambda: TrainingSettings(precision="float32"))
 
 
 # settings that differ from the defaults, by dotted name; what each reaches is in benchmarks/README.md
@@ -62,7 +62,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.kl_steps": 2_400,
         "training.num_steps": 8_300,
         "training.valid_every": 600,
-        "training.precision": "float32",
     },
     "jsb-dmm": {  # of the sizes of Pyro's example: latent 100, emission 100, transition 200, recurrence 600, minibatches of 20
         "model.kind": "dmm",
@@ -76,7 +75,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.kl_steps": 1_500,
         "training.num_steps": 30_000,
         "training.valid_every": 600,
-        "training.precision": "float32",
     },
     "jsb-rnn": {
         "model.kind": "rnn",
@@ -88,7 +86,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.average": 0.99,
         "training.num_steps": 1_200,
         "training.valid_every": 150,
-        "training.precision": "float32",
     },
     "nottingham-best": {
         "model.kind": "srnn",
@@ -107,7 +104,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.kl_steps": 1_000,
         "training.num_steps": 6_000,
         "training.valid_every": 500,
-        "training.precision": "float32",
     },
     "nottingham-rnn": {
         "model.kind": "rnn",
@@ -120,7 +116,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.average": 0.998,
         "training.num_steps": 2_600,
         "training.valid_every": 400,
-        "training.precision": "float32",
     },
 }
 
@@ -154,7 +149,6 @@ def train(
     device: torch.device | str = "cpu",
     resume: bool = False,
     quiet: bool = False,
-    seen: Callable[[Pair, int], None] | None = None,
 ) -> tuple[Pair, int]:
     """Train on the split `train`, keep what is best on `valid` (by its ELBO per frame): (the pair, the number of steps).
 
@@ -166,7 +160,6 @@ def train(
         device: where to compute.
         resume: whether to go on with the run.
         quiet: no progress on stderr.
-        seen: called with the pair and the step after each validation.
     """
     torch.manual_seed(seed)
     pair = new_pair(settings, splits["train"]).to(device)
@@ -176,10 +169,7 @@ def train(
     )
 
     def validate() -> dict[str, float]:
-        loss = nats_per_frame(pair, splits["valid"], method="auto", device=device)
-        if seen is not None:
-            seen(pair, trainer.step)
-        return {"loss": loss}
+        return {"loss": nats_per_frame(pair, splits["valid"], method="auto", device=device)}
 
     hooks = Hooks(validate=validate, units="frames", bits="bits/frame")
     trainer = Trainer(pair, batches, settings.training, run=run, hooks=hooks, quiet=quiet)

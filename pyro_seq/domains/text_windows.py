@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.domains.random_numbers import generator, generator_state, load_generator_state
 from pyro_seq.errors import UserError
+from pyro_seq.random_state import generator, generator_state, load_generator_state
 
 SEPARATE_ROWS = 64  # sequences side by side, of a document that is cut into separate ones
 
