@@ -230,6 +230,30 @@ class LinearGaussianGuide(SequenceGuide):
         return dist.Normal(loc + slope * previous, scale.expand(torch.broadcast_shapes(scale.shape, previous.shape)))
 
 
+def by_steps(batch: SequenceBatch) -> None:
+    """The linear-Gaussian model as a function."""
+    with batch.plate():
+        z: Any = torch.zeros(())
+        for t in batch.steps():
+            with batch.active(t):
+                z = pyro.sample(f"z_{t}", dist.Normal(LinearGaussian.A * z, LinearGaussian.Q))
+                pyro.sample(f"x_{t}", dist.Normal(z, LinearGaussian.R), obs=batch.at(t))
+
+
+def guide_by_steps(batch: SequenceBatch) -> None:
+    with batch.plate():
+        z: Any = torch.zeros(())
+        for t in batch.steps():
+            with batch.active(t):
+                z = pyro.sample(f"z_{t}", dist.Normal(0.4 * z + 0.4 * batch.at(t), 0.6))
+
+
+@pytest.fixture
+def written() -> Pair:
+    """The linear-Gaussian model and a guide, which is not the exact posterior, as functions."""
+    return Pair(by_steps, guide_by_steps)
+
+
 @pytest.fixture
 def linear_gaussian(float64: None) -> Callable[..., Pair]:
     """Makes a linear-Gaussian pair; its guide is the exact posterior, moved by `shift` and widened by `widen`."""

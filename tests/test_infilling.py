@@ -23,24 +23,6 @@ from pyro_seq.pairs import Parts, make_pair, model_settings
 A, Q, R = 0.8, 0.6, 0.7
 
 
-def by_steps(batch: SequenceBatch) -> None:
-    """The linear-Gaussian model as a function."""
-    with batch.plate():
-        z: Any = torch.zeros(())
-        for t in batch.steps():
-            with batch.active(t):
-                z = pyro.sample(f"z_{t}", dist.Normal(A * z, Q))
-                pyro.sample(f"x_{t}", dist.Normal(z, R), obs=batch.at(t))
-
-
-def its_guide(batch: SequenceBatch) -> None:
-    with batch.plate():
-        z: Any = torch.zeros(())
-        for t in batch.steps():
-            with batch.active(t):
-                z = pyro.sample(f"z_{t}", dist.Normal(0.4 * z + 0.4 * batch.at(t), 0.6))
-
-
 def assert_law(drawn: Tensor, mean: Tensor, covariance: Tensor) -> None:
     """Independent draws `[K, M]` have the mean and covariance of a normal, to five standard errors."""
     k = len(drawn)
@@ -50,13 +32,13 @@ def assert_law(drawn: Tensor, mean: Tensor, covariance: Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", ["path", "steps", "functions"])
-def test_linear_gaussian(linear_gaussian: Callable[..., Pair], kind: str) -> None:
+def test_linear_gaussian(written: Pair, linear_gaussian: Callable[..., Pair], kind: str) -> None:
     """A gap of two steps and one further: the joint normal of the missing given the others."""
     pair = linear_gaussian("path" if kind == "functions" else kind)
     model: Any = pair.model
     x, known = torch.tensor([[1.0, 0.0, 0.0, -2.0, 0.0, 1.5]]), torch.tensor([True, False, False, True, False, True])
     if kind == "functions":
-        pair = Pair(by_steps, its_guide)
+        pair = written
     batch = SequenceBatch(x) if kind == "functions" else model.batch(x)
     drawn = infill(pair, batch, ~known, samples=64, draws=4000)
     assert drawn.shape == (4000, 6) and drawn[:, known].equal(x[:, known].expand(4000, -1))
@@ -112,33 +94,33 @@ def test_groups_padding_and_rows(kind: str) -> None:
     assert (drawn["level"][gone] != batch.values["level"].repeat_interleave(2, 0)[gone]).all()
 
 
-def test_what_stands_at_missing_steps_does_not_matter(linear_gaussian: Callable[..., Pair]) -> None:
+def test_what_stands_at_missing_steps_does_not_matter(written: Pair, linear_gaussian: Callable[..., Pair]) -> None:
     missing = torch.tensor([False, True, False])
-    for pair in (linear_gaussian(), Pair(by_steps, its_guide)):
+    for pair in (linear_gaussian(), written):
         found = []
         for value in (0.0, 1e6):
             x = torch.tensor([[1.0, value, 2.0]])
             pyro.set_rng_seed(3)
-            found.append(infill(pair, SequenceBatch(x) if pair.guide is its_guide else pair.model.batch(x), missing))  # type: ignore
+            found.append(infill(pair, SequenceBatch(x) if pair is written else pair.model.batch(x), missing))  # type: ignore
         assert found[0].equal(found[1]) and found[0][0, 1].abs() < 10
 
 
-def test_rows_of_functions_that_miss_different_steps() -> None:
+def test_rows_of_functions_that_miss_different_steps(written: Pair) -> None:
     x, missing = torch.arange(12.0).view(3, 4) * 10, torch.tensor([[0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0]]).bool()
     with mock.patch.object(infilling, "steps_at_once", lambda *_: 1):
-        drawn = infill(Pair(by_steps, its_guide), SequenceBatch(x), missing, draws=2)
+        drawn = infill(written, SequenceBatch(x), missing, draws=2)
     assert drawn[~missing.repeat_interleave(2, 0)].equal(x.repeat_interleave(2, 0)[~missing.repeat_interleave(2, 0)])
     assert (drawn[missing.repeat_interleave(2, 0)] % 10).all()
 
 
-def test_all_missing_is_sampled() -> None:
-    drawn = infill(Pair(by_steps, its_guide), SequenceBatch(torch.zeros(1, 3)), torch.ones(3, dtype=torch.bool), draws=3000, samples=4)
+def test_all_missing_is_sampled(written: Pair) -> None:
+    drawn = infill(written, SequenceBatch(torch.zeros(1, 3)), torch.ones(3, dtype=torch.bool), draws=3000, samples=4)
     variance = Q**2 * (1 + A**2) + R**2
     assert abs(drawn[:, 1].var() - variance) < 5 * variance * (2 / 3000) ** 0.5
 
 
-def test_refusals() -> None:
-    pair, batch = Pair(by_steps, its_guide), SequenceBatch(torch.zeros(2, 3))
+def test_refusals(written: Pair) -> None:
+    pair, batch = written, SequenceBatch(torch.zeros(2, 3))
     missing = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(UserError, match="nothing to fill in"):
         infill(pair, batch.without_values(), missing)

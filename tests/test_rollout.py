@@ -26,24 +26,6 @@ MANY = 20_000
 A, Q, R = 0.8, 0.6, 0.7
 
 
-def by_steps(batch: SequenceBatch) -> None:
-    """The linear-Gaussian model as a function."""
-    with batch.plate():
-        z: Any = torch.zeros(())
-        for t in batch.steps():
-            with batch.active(t):
-                z = pyro.sample(f"z_{t}", dist.Normal(A * z, Q))
-                pyro.sample(f"x_{t}", dist.Normal(z, R), obs=batch.at(t))
-
-
-def its_guide(batch: SequenceBatch) -> None:
-    with batch.plate():
-        z: Any = torch.zeros(())
-        for t in batch.steps():
-            with batch.active(t):
-                z = pyro.sample(f"z_{t}", dist.Normal(0.4 * z + 0.4 * batch.at(t), 0.6))
-
-
 def predictive(model: Any, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Mean `[N, H]` and covariance `[H, H]` of what follows x `[N, T]`."""
     n, t = x.shape
@@ -77,22 +59,22 @@ def test_linear_gaussian(linear_gaussian: Callable[..., Pair], layout: str) -> N
     assert_law(drawn.view(2, 4000, 2), mean, covariance)
 
 
-def test_functions(linear_gaussian: Callable[..., Pair]) -> None:
+def test_functions(written: Pair, linear_gaussian: Callable[..., Pair]) -> None:
     """A model and a guide of one's own, with proposals that are far from exact, weighted."""
     exact: Any = linear_gaussian().model
     x = torch.tensor([[1.0, 2.0, 0.5], [-1.0, 0.0, -2.0]])
-    drawn = continuation(Pair(by_steps, its_guide), SequenceBatch(x.repeat_interleave(4000, 0)), 3, samples=64)
+    drawn = continuation(written, SequenceBatch(x.repeat_interleave(4000, 0)), 3, samples=64)
     assert drawn.shape == (8000, 3)
     assert_law(drawn.view(2, 4000, 3), *predictive(exact, x, 3))
 
 
-def test_ragged_prefixes_go_on_from_their_own_ends(linear_gaussian: Callable[..., Pair]) -> None:
+def test_ragged_prefixes_go_on_from_their_own_ends(written: Pair, linear_gaussian: Callable[..., Pair]) -> None:
     exact: Any = linear_gaussian().model
     x, lengths = torch.tensor([[1.0, 2.0, 0.5], [3.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), [3, 1, 0]
     rows = torch.arange(3).repeat_interleave(3000)
     batch = SequenceBatch(x[rows], torch.tensor(lengths)[rows])
     # the closed form's guide is for sequences of one length, a chunk of which it gets at a time
-    for pair, given in ((Pair(by_steps, its_guide), batch), (linear_gaussian(), exact.batch(x[rows], [lengths[i] for i in rows]))):
+    for pair, given in ((written, batch), (linear_gaussian(), exact.batch(x[rows], [lengths[i] for i in rows]))):
         inputs = None if given.inputs is None else torch.zeros(9000, 1, 0)
         drawn = continuation(pair, given, 1, inputs=inputs, samples=32).view(3, 3000, 1)
         for row, length in enumerate(lengths):
@@ -150,8 +132,8 @@ def test_chunks_and_order(linear_gaussian: Callable[..., Pair]) -> None:
     assert (drawn[0] > 20).all() and (drawn[1].abs() < 10).all() and (drawn[2] < -20).all() and (drawn[3] > 5).all()
 
 
-def test_refusals(linear_gaussian: Callable[..., Pair]) -> None:
-    pair, batch = Pair(by_steps, its_guide), SequenceBatch(torch.zeros(2, 3))
+def test_refusals(written: Pair, linear_gaussian: Callable[..., Pair]) -> None:
+    pair, batch = written, SequenceBatch(torch.zeros(2, 3))
     with pytest.raises(UserError, match="nothing to go on from"):
         continuation(pair, batch.without_values(), 2)
     for wrong, said in (({"samples": 0}, "samples must be at least 1"), ({"draws": 0}, "draws must be at least 1")):
