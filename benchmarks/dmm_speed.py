@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from pyro_seq import Pair, SequenceBatch
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.domains.piano_rolls import KEYS, PieceBatches, read_polyphonic
+from pyro_seq.domains.piano_rolls import KEYS, read_polyphonic
+from pyro_seq.domains.piece_batches import PieceBatches
 from pyro_seq.emissions import Bernoulli, Independent
 from pyro_seq.encoders import Flatten
 from pyro_seq.guides import DMMGuide

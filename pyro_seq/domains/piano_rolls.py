@@ -1,10 +1,9 @@
-"""Piano rolls: pieces of music as binary frames `[T, 88]`, one row a time step and one column a key, and minibatches of them."""
+"""Piano rolls: pieces of music as binary frames `[T, keys]`, one row a time step and one column a key, low keys first."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
-from pyro_seq.random_state import generator, generator_state, load_generator_state
 
 KEYS = 88
+LOWEST = {KEYS: 21, 128: 0}  # the MIDI pitch of the first key, by number of keys: a piano's, or all of MIDI's
 SPLITS = ("train", "valid", "test")
-POOL = 8  # minibatches among which stretches are sorted by length, which saves a third of the steps on padding
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When the frames of a roll sound.
+
+    Attributes:
+        rate: frames a second, where there is no beat grid.
+        grid: frames a beat (a quarter note); 0 for none.
+        tempo: beats a minute, of the beat grid.
+    """
+
+    rate: float = 32.0
+    grid: int = 0
+    tempo: float = 120.0
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames a second, by rate or by grid and tempo."""
+        return self.grid * self.tempo / 60 if self.grid else self.rate
+
+    def seconds(self, frames: float) -> float:
+        """How long so many frames last."""
+        return frames / self.frames_per_second
 
 
 def read_polyphonic(path: Path) -> dict[str, list[Tensor]]:
@@ -43,89 +64,3 @@ def _pieces(lengths: Any, frames: Any) -> list[Tensor]:
     if keys.shape[1] != KEYS:
         raise ValueError(f"a frame has {keys.shape[1]} keys, not {KEYS}")
     return list(torch.from_numpy(keys).split(lengths.tolist()))
-
-
-class PieceBatches:
-    """An endless stream of minibatches of pieces, each piece once in every pass, in another order each time.
-
-    Args:
-        pieces: `[T_n, 88]` each.
-        batch_size: pieces in a minibatch.
-        window: pieces are cut into stretches of at most so many steps, at another offset in every pass; 0 leaves them whole.
-        transpose: each stretch is moved up or down by up to so many semitones, as far as its notes stay on the keyboard.
-        seed: of order, offsets and transpositions.
-    """
-
-    def __init__(
-        self,
-        pieces: Sequence[Tensor],
-        *,
-        batch_size: int,
-        window: int = 0,
-        transpose: int = 0,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.pieces = [piece for piece in pieces if len(piece)]
-        if not self.pieces:
-            raise UserError("there are no pieces to train on")
-        self.batch_size, self.window, self.transpose, self.device = batch_size, window, transpose, device
-        self.random = generator(seed)
-        self.waiting: list[tuple[int, int, int]] = []  # (piece, first step, last step) of the stretches left in this pass
-
-    def draw(self) -> tuple[SequenceBatch, bool]:
-        """The next minibatch, of shorter pieces padded; never the continuation of the one before."""
-        if not self.waiting:
-            self.waiting = self._pass()
-        drawn, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
-        stretches = [self._moved(self.pieces[piece][start:end]) for piece, start, end in drawn]
-        return SequenceBatch.of(stretches).to(self.device), False
-
-    def _pass(self) -> list[tuple[int, int, int]]:
-        """Every stretch of every piece once, minibatch after minibatch."""
-        stretches = []
-        for i, piece in enumerate(self.pieces):
-            first = int(self.random.integers(1, self.window + 1)) if 0 < self.window < len(piece) else len(piece)
-            edges = [0, *range(first, len(piece), max(1, self.window)), len(piece)]
-            stretches += [(i, start, end) for start, end in pairwise(edges) if end > start]
-        stretches = [stretches[i] for i in self.random.permutation(len(stretches))]
-        pool = POOL * self.batch_size
-        batches = []
-        for first in range(0, len(stretches), pool):  # within a pool, stretches of similar length share a minibatch
-            similar = sorted(stretches[first : first + pool], key=lambda stretch: stretch[2] - stretch[1])
-            batches += [similar[i : i + self.batch_size] for i in range(0, len(similar), self.batch_size)]
-        return [stretch for i in self.random.permutation(len(batches)) for stretch in batches[i]]
-
-    def _moved(self, roll: Tensor) -> Tensor:
-        if not self.transpose:
-            return roll
-        sounding = roll.any(0).nonzero()
-        low, high = (int(sounding[0]), int(sounding[-1])) if len(sounding) else (0, KEYS - 1)
-        shift = int(self.random.integers(max(-self.transpose, -low), min(self.transpose, KEYS - 1 - high) + 1))
-        return roll.roll(shift, 1)
-
-    def state(self) -> dict[str, Any]:
-        """Where the stream stands."""
-        return {"waiting": torch.tensor(self.waiting, dtype=torch.long).view(-1, 3)} | generator_state(self.random)
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `ValueError` if the stream could not stand there."""
-        waiting = state.get("waiting")
-        if not isinstance(waiting, Tensor) or waiting.dim() != 2 or waiting.shape[1] != 3:
-            raise ValueError("it is no state of minibatches of pieces")
-        stretches = [(int(i), int(start), int(end)) for i, start, end in waiting.tolist()]
-        if any(not (0 <= i < len(self.pieces) and 0 <= start < end <= len(self.pieces[i])) for i, start, end in stretches):
-            raise ValueError("it stands in pieces that are not those the run was trained on")
-        load_generator_state(self.random, state)
-        self.waiting = stretches
-
-
-def scoring_batches(pieces: Sequence[Tensor], *, most_steps: int = 8_192, device: torch.device | str = "cpu") -> list[SequenceBatch]:
-    """All pieces, those of similar length side by side, in batches of at most `most_steps` steps with padding (or of one piece)."""
-    batches: list[list[Tensor]] = []
-    for piece in sorted((piece for piece in pieces if len(piece)), key=len):
-        if batches and (len(batches[-1]) + 1) * len(piece) <= most_steps:
-            batches[-1].append(piece)
-        else:
-            batches.append([piece])
-    return [SequenceBatch.of(batch).to(device) for batch in batches]

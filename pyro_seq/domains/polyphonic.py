@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.domains.piano_rolls import KEYS, PieceBatches, scoring_batches
+from pyro_seq.domains.piano_rolls import KEYS
+from pyro_seq.domains.piece_batches import PieceBatches, scoring_batches
 from pyro_seq.emissions import Bernoulli, Independent
 from pyro_seq.encoders import Flatten
 from pyro_seq.errors import UserError
