@@ -79,31 +79,37 @@ def scoring_options(command: F) -> F:
     return command
 
 
-def training_options(command: F) -> F:
-    """The options of every program's `train`."""
-    for option in reversed(
-        [
-            run_dir_option(required=False),  # not for --print-config; `train` asks for it
-            click.option("--num-steps", type=click.IntRange(1), metavar="N", help="Parameter updates at most (training.num_steps)."),
-            click.option(
-                "--max-minutes",
-                type=click.FloatRange(0, min_open=True),
-                metavar="M",
-                help="Minutes at most (training.max_minutes).",
-            ),
-            click.option("--config", type=FILE, metavar="FILE", help="Settings as TOML or JSON, as --print-config shows them."),
-            click.option("--set", "words", multiple=True, metavar="KEY=VALUE", help="One setting; after --config, and as often as needed."),
-            click.option(
-                "--print-config", is_flag=True, help="Show all settings, resolved, as TOML, and stop; with --resume those of the run."
-            ),
-            SEED,
-            DEVICE,
-            click.option("--resume", is_flag=True, help="Go on where the run in --run-dir stopped."),
-            click.option("--quiet", is_flag=True, help="No progress on stderr."),
-        ]
-    ):
-        command = option(command)
-    return command
+def training_options(presets: str) -> Callable[[F], F]:
+    """The options of every program's `train`; `presets` are the names of its bundled settings."""
+    options = [
+        click.option("--model", metavar="NAME", help="Which pair (model.kind), of those that `pyroseq pairs list` shows."),
+        PAIR,
+        click.option("--preset", metavar="NAME", help=f"Bundled settings to start from: {presets}."),
+        run_dir_option(required=False),  # not for --print-config; `train` asks for it
+        click.option("--num-steps", type=click.IntRange(1), metavar="N", help="Parameter updates at most (training.num_steps)."),
+        click.option(
+            "--max-minutes",
+            type=click.FloatRange(0, min_open=True),
+            metavar="M",
+            help="Minutes at most (training.max_minutes).",
+        ),
+        click.option("--config", type=FILE, metavar="FILE", help="Settings as TOML or JSON, as --print-config shows them."),
+        click.option("--set", "words", multiple=True, metavar="KEY=VALUE", help="One setting; after --config, and as often as needed."),
+        click.option(
+            "--print-config", is_flag=True, help="Show all settings, resolved, as TOML, and stop; with --resume those of the run."
+        ),
+        SEED,
+        DEVICE,
+        click.option("--resume", is_flag=True, help="Go on where the run in --run-dir stopped."),
+        click.option("--quiet", is_flag=True, help="No progress on stderr."),
+    ]
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 def given_options(*names: str) -> list[str]:

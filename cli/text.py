@@ -21,17 +21,14 @@ from pyro_seq.cli.common import (
     SEED,
     described,
     given_options,
-    pair_words,
     pick_device,
-    quoted,
-    resumable,
     run_dir_option,
     scoring_options,
     training_options,
 )
+from pyro_seq.cli.training import train_run
 
 if TYPE_CHECKING:
-    from pyro_seq.domains.text import TextSettings
     from pyro_seq.domains.text_scoring import TextScore
 
 MOST_SYMBOLS = 10**9
@@ -57,22 +54,13 @@ text.add_command(attribute)
     help="How much of the training corpus, at its end, is kept for validation.",
 )
 @click.option("--vocab-corpus", type=FILE, metavar="F", help="The text whose characters make the vocabulary; else the training corpus.")
-@click.option("--model", metavar="NAME", help="Which pair (model.kind), of those that `pyroseq pairs list` shows.")
-@PAIR
-@click.option("--preset", metavar="NAME", help="Bundled settings to start from: default, best, quick.")
-@training_options
+@training_options("default, best, quick")
 def train(
     train_corpus: Path | None,
     valid_corpus: Path | None,
     valid_fraction: float,
     vocab_corpus: Path | None,
-    print_config: bool,
-    run_dir: Path | None,
-    seed: int,
-    device: str,
-    resume: bool,
-    quiet: bool,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Train on a text and keep the run in a folder.
 
@@ -82,71 +70,15 @@ def train(
     if valid_corpus is not None and given_options("valid_fraction"):
         message = "--valid-corpus and --valid-fraction exclude each other: the validation text is a file or a part of the training corpus"
         raise click.UsageError(message, click.get_current_context())
-    if print_config and not resume:
-        from pyro_seq.settings import to_toml
-
-        click.echo(to_toml(resolve(**settings)))
-        return
-    pair = settings["pair"]
-    if run_dir is None:
-        raise click.UsageError("--run-dir is missing: the folder to keep the run in", click.get_current_context())
-    if train_corpus is None and not resume:
-        raise click.UsageError("--train-corpus is missing: the text to learn from", click.get_current_context())
-
-    from pyro_seq.domains.text_runs import begin, go_on, settings_of
-
-    changes = {"training.num_steps": settings["num_steps"], "training.max_minutes": settings["max_minutes"]}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    fixed = given_options("config", "words", "model", "preset", "seed", "valid_fraction", "vocab_corpus")
-    if print_config:
-        from pyro_seq.settings import to_toml
-
-        click.echo(to_toml(settings_of(run_dir, changes, fixed=fixed, pair=pair)))
-        return
-    where = f"--run-dir {quoted(run_dir)}" + (f" --device {device}" if device != "auto" else "") + pair_words(pair)
-    with resumable(run_dir, f"pyroseq text train {where} --resume"):
-        options = {"device": pick_device(device), "quiet": quiet}
-        if resume:
-            trained = go_on(run_dir, changes, fixed=fixed, corpus=train_corpus, valid=valid_corpus, pair=pair, **options)
-        else:
-            corpora = {"train": train_corpus, "valid": valid_corpus, "valid_fraction": valid_fraction, "vocabulary_from": vocab_corpus}
-            trained = begin(run_dir, resolve(**settings), corpora, seed=seed, **options)
-    if not quiet:
-        click.echo(f"done after {trained.step:,} steps; the run is in {run_dir}", err=True)
-        click.echo(f"next: pyroseq text generate --run-dir {quoted(run_dir)}{pair_words(pair)}", err=True)
-
-
-def resolve(
-    config: Path | None = None,
-    words: tuple[str, ...] = (),
-    model: str | None = None,
-    pair: str | None = None,
-    preset: str | None = None,
-    num_steps: int | None = None,
-    max_minutes: float | None = None,
-) -> TextSettings:
-    """The settings that the options describe; raises `UserError` for those that do not go together."""
-    from pyro_seq.domains.text import text_settings
-    from pyro_seq.domains.text_runs import PRESETS
-    from pyro_seq.errors import UserError, did_you_mean
-    from pyro_seq.pair_settings import Layer
-    from pyro_seq.settings import parse_words, read_file
-
-    layers = []
-    if preset is not None:
-        if preset not in PRESETS:
-            raise UserError(f"unknown preset {preset!r}{did_you_mean(preset, PRESETS)}")
-        layers.append(Layer(PRESETS[preset], f"preset {preset}", lenient=True))
-    if config is not None:
-        layers.append(Layer(read_file(config), str(config), trusted=False))
-    if model is not None and ":" in model:
-        raise UserError(f"--model takes the name of a pair; one of your own is named by --pair {model}")
-    if model is not None and pair is not None:
-        raise UserError("--model and --pair exclude each other: both say which pair")
-    options: dict[str, tuple[str, Any]] = {"--model": ("model.kind", model), "--pair": ("model.kind", pair)}
-    options |= {"--num-steps": ("training.num_steps", num_steps), "--max-minutes": ("training.max_minutes", max_minutes)}
-    layers += [Layer({name: value}, option) for option, (name, value) in options.items() if value is not None]
-    return text_settings(*layers, Layer(parse_words(words), "--set"))
+    train_run(
+        "text",
+        "pyro_seq.domains.text_runs",
+        data={"train": train_corpus, "valid": valid_corpus, "valid_fraction": valid_fraction, "vocabulary_from": vocab_corpus},
+        moved={"corpus": train_corpus, "valid": valid_corpus},
+        missing="--train-corpus is missing: the text to learn from" if train_corpus is None else None,
+        fixed=("valid_fraction", "vocab_corpus"),
+        **options,
+    )
 
 
 @text.command()

@@ -14,14 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.domains.stored_pair import pair_to_train
 from pyro_seq.domains.text_model import (
+    DESCRIBED_BY,
     KIND,
     CorpusSettings,
     TextModel,
     TextSettings,
     load,
     new_pair,
-    pair_for,
     scoring_window,
     text_settings,
 )
@@ -116,8 +117,7 @@ def train(
 ) -> TextModel:
     """Train on corpora, keeping the run in its folder, and return the best model; with `resume`, go on with the folder's run."""
     torch.manual_seed(seed)
-    going_on = resume and run.last.exists()
-    pair = (pair_for(settings, corpora.vocabulary, run.last) if going_on else new_pair(settings, corpora.vocabulary)).to(device)
+    pair = pair_to_train(run, lambda: new_pair(settings, corpora.vocabulary), settings.model.kind, resume, DESCRIBED_BY).to(device)
     text = TextModel(pair, corpora.vocabulary, settings, torch.device(device))
     s = settings.text
     carry = s.carry and text.carries

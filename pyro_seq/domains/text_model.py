@@ -11,19 +11,19 @@ from typing import Any
 import torch
 
 from pyro_seq.contexts import PreviousObservation
+from pyro_seq.domains.stored_pair import load_pair
 from pyro_seq.domains.vocabulary import LEVELS, Vocabulary
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import Embedding
-from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair, no_guide
 from pyro_seq.pair_settings import Layer, resolve, resolve_run
 from pyro_seq.pairs import Parts, carries_state, make_pair, model_settings
-from pyro_seq.recipes import SHIPPED
-from pyro_seq.runs import RunFolder, load_tree
+from pyro_seq.runs import RunFolder
 from pyro_seq.settings import between, described, one_of
 from pyro_seq.training_settings import TrainingSettings
 
 KIND = "text"
+DESCRIBED_BY = "run.json and vocabulary.json"
 SCORING_WINDOW = 1_000  # symbols at once, of pairs without latents
 DEFAULTS: dict[str, Any] = {"hidden_size": 512, "input_dropout": 0.2, "output_dropout": 0.4}  # of a pair, where text has its own
 
@@ -106,45 +106,8 @@ def load(run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None 
     run = RunFolder(run_dir, KIND)
     settings = run_settings(run, pair)
     vocabulary = Vocabulary.from_json(run.read_json("vocabulary.json"), run_dir / "vocabulary.json")
-    path = run.best if run.best.exists() else run.last
-    if not path.exists():
-        raise UserError(f"{run_dir} has no weights yet: train it first, or go on with --resume")
-    made = pair_for(settings, vocabulary, path)
-    saved = load_tree(path)
-    with made.scope():
-        made.load_weights(saved["weights"], path)
-    made.train(False)
-    return TextModel(made.to(device), vocabulary, settings, torch.device(device), saved["step"])
-
-
-def pair_for(settings: TextSettings, vocabulary: Vocabulary, path: Path) -> Pair:
-    """A new pair for the weights of a checkpoint, which are not read yet; raises `UserError` if they are not such a pair's.
-
-    Shapes of shipped pairs are compared before any memory is taken for them: run.json may ask for more than there is.
-    """
-    saved = load_tree(path, shapes_only=True)
-    if not isinstance(saved, dict) or not isinstance(saved.get("weights"), dict) or type(saved.get("step")) is not int:
-        raise UserError(f"{path} is damaged: it holds no weights")
-    if settings.model.kind in SHIPPED:  # others are run once when they are made, which takes real tensors
-        try:
-            with torch.device("meta"):
-                expected = new_pair(settings, vocabulary)
-        except (RuntimeError, OverflowError, TypeError, MemoryError):
-            raise UserError(f"{path.parent / 'run.json'} is damaged: no model can have these sizes") from None
-        _compare_shapes(expected, saved["weights"], path)
-    return new_pair(settings, vocabulary)
-
-
-def _compare_shapes(expected: Pair, weights: dict[str, Any], where: Path) -> None:
-    for side, module in expected.modules().items():
-        found = weights.get(side)
-        for name, tensor in module.state_dict().items():
-            weight = found.get(name) if isinstance(found, dict) else None
-            if not isinstance(weight, torch.Tensor):
-                raise UserError(f"{where} does not fit run.json and vocabulary.json: weight {side}.{name} is missing")
-            if weight.shape != tensor.shape:
-                shapes = f"has shape {list(weight.shape)}, not {list(tensor.shape)}"
-                raise UserError(f"{where} does not fit run.json and vocabulary.json: weight {side}.{name} {shapes}")
+    made, step = load_pair(run, lambda: new_pair(settings, vocabulary), settings.model.kind, device, DESCRIBED_BY)
+    return TextModel(made, vocabulary, settings, torch.device(device), step)
 
 
 def scoring_window(text: TextModel) -> int:

@@ -7,17 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_seq.annealing import kl_strength
-from pyro_seq.domains.text import KIND, TextModel, TextSettings, read_corpora, train
+from pyro_seq.domains.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
+from pyro_seq.domains.text import KIND, TextModel, TextSettings, read_corpora, text_settings, train
 from pyro_seq.domains.text_model import run_settings
 from pyro_seq.domains.vocabulary import Vocabulary, read_bytes
 from pyro_seq.errors import UserError
-from pyro_seq.objectives import make_elbo
 from pyro_seq.runs import RunFolder
-from pyro_seq.settings import flatten, override
-from pyro_seq.training_settings import TrainingSettings
 
 DOCUMENTS = ("vocabulary.json", "corpora.json")
+settings_from = text_settings
 
 # settings that differ from the defaults, by dotted name
 PRESETS: dict[str, dict[str, Any]] = {
@@ -47,7 +45,7 @@ def begin(run_dir: Path, settings: TextSettings, corpora: Mapping[str, Any], *, 
     """
     run = RunFolder(run_dir, KIND)
     run.check_free(*DOCUMENTS)
-    _check_training(settings.training)
+    check_training(settings.training)
     read = read_corpora(settings.text, **corpora)
     _check_window(len(read.train), settings, corpora["train"])
     files = {name: corpora[name] for name in ("train", "valid") if corpora.get(name) is not None}
@@ -56,14 +54,8 @@ def begin(run_dir: Path, settings: TextSettings, corpora: Mapping[str, Any], *, 
         "valid_fraction": corpora["valid_fraction"],
         "files": {name: {"path": str(Path(path).resolve()), "sha256": fingerprint(path)} for name, path in files.items()},
     }
-    with run.locked():
-        run.create(dict(flatten(settings)), dict(zip(DOCUMENTS, (read.vocabulary.to_json(), data), strict=True)))
-        try:
-            return train(read, settings, run, seed=seed, **options)
-        except Exception:
-            if not run.last.exists():  # the pair was refused before anything was trained
-                run.abandon(*DOCUMENTS)
-            raise
+    documents = dict(zip(DOCUMENTS, (read.vocabulary.to_json(), data), strict=True))
+    return begin_run(run, settings, documents, lambda: train(read, settings, run, seed=seed, **options))
 
 
 def go_on(
@@ -90,8 +82,7 @@ def go_on(
     """
     run, settings = RunFolder(run_dir, KIND), settings_of(run_dir, changes, fixed=fixed, pair=pair)
     with run.locked():
-        if not run.last.exists() and run.best.exists():
-            raise UserError(f"{run_dir} is incomplete: {run.last.name} is missing, so training cannot go on")
+        check_can_go_on(run)
         seed, fraction, files = _read_corpora_json(run)
         for name, moved in (("train", corpus), ("valid", valid)):
             if moved is not None and name not in files:
@@ -105,16 +96,13 @@ def go_on(
         paths = {name: path for name, (path, _) in files.items()}
         read = read_corpora(settings.text, valid_fraction=fraction, vocabulary=vocabulary, **paths)
         if changes:
-            run.write_json("run.json", {**run.read_json("run.json"), "settings": dict(flatten(settings))})
+            keep_changes(run, settings)
         return train(read, settings, run, seed=seed, resume=True, **options)
 
 
 def settings_of(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None) -> TextSettings:
     """The settings that the run of a folder goes on with; arguments and errors are those of `go_on`."""
-    settings = run_settings(RunFolder(run_dir, KIND), pair)
-    if fixed:
-        raise UserError(f"{', '.join(fixed)}: a run goes on with what it was begun with; only --num-steps and --max-minutes may change")
-    return override(settings, changes, "--resume")
+    return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed)
 
 
 def _read_corpora_json(run: RunFolder) -> tuple[int, float, dict[str, tuple[Path, str]]]:
@@ -136,18 +124,6 @@ def fingerprint(path: Path) -> str:
     for chunk in read_bytes(Path(path)):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _check_training(settings: TrainingSettings) -> None:
-    """Raise `UserError` for settings that do not go together though each of them is in its range."""
-    try:
-        kl_strength(0, schedule=settings.kl_schedule, start=settings.kl_start, steps=settings.kl_steps)
-    except ValueError as error:
-        raise UserError(f"training.kl_start: {error}") from None
-    try:
-        make_elbo(settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits)
-    except ValueError as error:
-        raise UserError(f"training.objective and training.free_bits: {error}") from None
 
 
 def _check_window(length: int, settings: TextSettings, path: Path) -> None:

@@ -1,0 +1,113 @@
+"""What `train` is in every program: settings from options, a run begun or gone on with, and what comes next."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyro_seq.cli.common import given_options, pair_words, pick_device, quoted, resumable
+
+
+def train_run(
+    program: str,
+    runs: str,
+    *,
+    run_dir: Path | None,
+    seed: int,
+    device: str,
+    resume: bool,
+    quiet: bool,
+    print_config: bool,
+    data: Mapping[str, Any],
+    moved: Mapping[str, Any],
+    missing: str | None,
+    fixed: tuple[str, ...] = (),
+    overrides: Mapping[str, tuple[str, Any]] | None = None,
+    **settings: Any,
+) -> None:
+    """Begin a run or go on with one.
+
+    Args:
+        program: `text`, `midi`, …, as the command has it.
+        runs: the domain's module that begins runs and goes on with them: `PRESETS`, `settings_from(*layers)`, `begin(run_dir, settings,
+            data, *, seed, device, quiet)`, `go_on(run_dir, changes, *, fixed, pair, device, quiet, **moved)` and `settings_of(run_dir,
+            changes, *, fixed, pair)`.
+        run_dir, seed, device, resume, quiet, print_config: the options of those names.
+        data: what to train on.
+        moved: where that lies when a run is gone on with.
+        missing: what to say if there is nothing to train on, else `None`.
+        fixed: parameters of the program's own that cannot change when a run is gone on with.
+        overrides: further options that stand for a setting, `{"--rate": ("rolls.rate", 32)}`; those that are `None` were not given.
+        settings: the options that say which settings, for `resolve`.
+    """
+    if print_config and not resume:
+        from pyro_seq.settings import to_toml
+
+        click.echo(to_toml(resolve(runs, overrides=overrides, **settings)))
+        return
+    if run_dir is None:
+        raise click.UsageError("--run-dir is missing: the folder to keep the run in", click.get_current_context())
+    if missing is not None and not resume:
+        raise click.UsageError(missing, click.get_current_context())
+    domain, pair = importlib.import_module(runs), settings["pair"]
+    changes = {"training.num_steps": settings["num_steps"], "training.max_minutes": settings["max_minutes"]}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    given = given_options("config", "words", "model", "preset", "seed", *fixed)
+    given += [option for option, (_, value) in (overrides or {}).items() if value is not None]
+    if print_config:
+        from pyro_seq.settings import to_toml
+
+        click.echo(to_toml(domain.settings_of(run_dir, changes, fixed=given, pair=pair)))
+        return
+    where = f"--run-dir {quoted(run_dir)}" + (f" --device {device}" if device != "auto" else "") + pair_words(pair)
+    with resumable(run_dir, f"pyroseq {program} train {where} --resume"):
+        options = {"device": pick_device(device), "quiet": quiet}
+        if resume:
+            trained = domain.go_on(run_dir, changes, fixed=given, pair=pair, **moved, **options)
+        else:
+            trained = domain.begin(run_dir, resolve(runs, overrides=overrides, **settings), data, seed=seed, **options)
+    if not quiet:
+        click.echo(f"done after {trained.step:,} steps; the run is in {run_dir}", err=True)
+        click.echo(f"next: pyroseq {program} generate --run-dir {quoted(run_dir)}{pair_words(pair)}", err=True)
+
+
+def resolve(
+    runs: str,
+    *,
+    config: Path | None = None,
+    words: tuple[str, ...] = (),
+    model: str | None = None,
+    pair: str | None = None,
+    preset: str | None = None,
+    num_steps: int | None = None,
+    max_minutes: float | None = None,
+    overrides: Mapping[str, tuple[str, Any]] | None = None,
+) -> Any:
+    """The settings that the options describe: a preset's, then --config, then --set and the options that stand for a setting.
+
+    Raises `UserError` for those that do not go together.
+    """
+    from pyro_seq.errors import UserError, did_you_mean
+    from pyro_seq.pair_settings import Layer
+    from pyro_seq.settings import parse_words, read_file
+
+    domain, layers = importlib.import_module(runs), []
+    if preset is not None:
+        if preset not in domain.PRESETS:
+            raise UserError(f"unknown preset {preset!r}{did_you_mean(preset, domain.PRESETS)}")
+        layers.append(Layer(domain.PRESETS[preset], f"preset {preset}", lenient=True))
+    if config is not None:
+        layers.append(Layer(read_file(config), str(config), trusted=False))
+    if model is not None and ":" in model:
+        raise UserError(f"--model takes the name of a pair; one of your own is named by --pair {model}")
+    if model is not None and pair is not None:
+        raise UserError("--model and --pair exclude each other: both say which pair")
+    options: dict[str, tuple[str, Any]] = {"--model": ("model.kind", model), "--pair": ("model.kind", pair)}
+    options |= {"--num-steps": ("training.num_steps", num_steps), "--max-minutes": ("training.max_minutes", max_minutes)}
+    options |= overrides or {}
+    layers += [Layer({name: value}, option) for option, (name, value) in options.items() if value is not None]
+    return domain.settings_from(*layers, Layer(parse_words(words), "--set"))
