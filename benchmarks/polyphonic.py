@@ -21,12 +21,14 @@ from pathlib import Path
 import torch
 from common import data_file, machine, report
 
+from pyro_seq.domains.music import Pieces, music_settings, nats_per_frame, train
+from pyro_seq.domains.music_presets import PRESETS
 from pyro_seq.domains.piano_rolls import read_polyphonic
-from pyro_seq.domains.polyphonic import PRESETS, nats_per_frame, polyphonic_settings, train
 from pyro_seq.runs import RunFolder
 from pyro_seq.settings import flatten, parse_words
 
 FILES = {"jsb": "polyphonic/jsb_chorales.npz", "nottingham": "polyphonic/nottingham.npz"}
+NAMES = [name for name in PRESETS if name.partition("-")[0] in FILES]
 BARS = {  # the published figures to reach: type (b) or exact, then type (a)
     "jsb-dmm": (6.80, None),
     "jsb-best": (6.70, 6.29),
@@ -39,7 +41,7 @@ BARS = {  # the published figures to reach: type (b) or exact, then type (a)
 def main() -> None:
     """Train, then score."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("preset", nargs="?", choices=sorted(PRESETS))
+    parser.add_argument("preset", nargs="?", choices=sorted(NAMES))
     parser.add_argument("--list", action="store_true", help="the presets with their settings")
     parser.add_argument("--set", dest="words", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--samples", type=int, default=1_000, help="particles of type (a)")
@@ -48,20 +50,21 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, help="where to keep the run with its curve; a temporary folder if not given")
     arguments = parser.parse_args()
     if arguments.list or arguments.preset is None:
-        print(json.dumps(PRESETS, indent=2))
+        print(json.dumps({name: PRESETS[name] for name in NAMES}, indent=2))
         return
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     splits = read_polyphonic(data_file(FILES[arguments.preset.partition("-")[0]]))
-    settings = polyphonic_settings(PRESETS[arguments.preset], parse_words(arguments.words))
+    settings = music_settings(PRESETS[arguments.preset], parse_words(arguments.words))
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        run = RunFolder(arguments.run_dir or Path(folder) / "run", "polyphonic")
+        run = RunFolder(arguments.run_dir or Path(folder) / "run", "midi")
         with run.locked():
             run.create(dict(flatten(settings)), {})
         began = time.monotonic()
-        pair, steps = train(splits, settings, run=run, seed=arguments.seed)
+        music = train(Pieces(splits["train"], splits["valid"]), settings, run=run, seed=arguments.seed)
         took = (time.monotonic() - began) / 60
+    pair, steps = music.pair, music.step
     size = sum(p.numel() for module in pair.modules().values() for p in module.parameters()) / 1e6
     print(f"{arguments.preset}: {settings.model.kind}, {size:.2f} M parameters, {steps} steps in {took:.1f} minutes, seed {arguments.seed}")
     figures = dataclasses.asdict(settings.model)
@@ -70,10 +73,10 @@ def main() -> None:
     exact = not getattr(pair.model, "latent_size", 0)
     for split in ("valid", "test"):
         kind = "exact" if exact else "(b)"
-        figure = nats_per_frame(pair, splits[split], method="exact" if exact else "elbo", samples=1 if exact else 16)
+        figure = nats_per_frame(music, splits[split], method="exact" if exact else "elbo", samples=1 if exact else 16)
         report(f"{split}, nats per frame, {kind}", figure, at_most=bound if split == "test" else None)
     if not exact:
-        figure = nats_per_frame(pair, splits["test"], method="importance", samples=arguments.samples)
+        figure = nats_per_frame(music, splits["test"], method="importance", samples=arguments.samples)
         report(f"test, nats per frame, (a), {arguments.samples} particles", figure, at_most=sampled)
 
 

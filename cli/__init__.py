@@ -11,6 +11,7 @@ import click
 
 from pyro_seq import __version__
 from pyro_seq.cli.demo import demo
+from pyro_seq.cli.midi import midi
 from pyro_seq.cli.pairs import pairs
 from pyro_seq.cli.score import score
 from pyro_seq.cli.text import text
@@ -29,6 +30,7 @@ def pyroseq() -> None:
 
 
 pyroseq.add_command(text)
+pyroseq.add_command(midi)
 pyroseq.add_command(pairs)
 pyroseq.add_command(score)
 pyroseq.add_command(demo)

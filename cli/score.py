@@ -16,7 +16,8 @@ from pyro_seq.cli.common import DEVICE, FILE, PAIR, SEED, described, on_one_line
 if TYPE_CHECKING:
     from pyro_seq.domains.scored_run import ScoredRun, ScoredSequence, ScoredStep
 
-READERS = {"text": "pyro_seq.domains.scored_text"}  # by kind of run, the module whose `open_run(run_dir, device, pair)` is a `ScoredRun`
+# by kind of run, the module whose `open_run(run_dir, device, pair)` is a `ScoredRun`
+READERS = {"midi": "pyro_seq.domains.scored_music", "text": "pyro_seq.domains.scored_text"}
 
 
 @click.command()

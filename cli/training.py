@@ -27,6 +27,7 @@ def train_run(
     missing: str | None,
     fixed: tuple[str, ...] = (),
     overrides: Mapping[str, tuple[str, Any]] | None = None,
+    out_dir: str | None = None,
     **settings: Any,
 ) -> None:
     """Begin a run or go on with one.
@@ -42,6 +43,7 @@ def train_run(
         missing: what to say if there is nothing to train on, else `None`.
         fixed: parameters of the program's own that cannot change when a run is gone on with.
         overrides: further options that stand for a setting, `{"--rate": ("rolls.rate", 32)}`; those that are `None` were not given.
+        out_dir: the folder in the run folder that `generate` is advised to write to, if it writes to one.
         settings: the options that say which settings, for `resolve`.
     """
     if print_config and not resume:
@@ -72,7 +74,8 @@ def train_run(
             trained = domain.begin(run_dir, resolve(runs, overrides=overrides, **settings), data, seed=seed, **options)
     if not quiet:
         click.echo(f"done after {trained.step:,} steps; the run is in {run_dir}", err=True)
-        click.echo(f"next: pyroseq {program} generate --run-dir {quoted(run_dir)}{pair_words(pair)}", err=True)
+        folder = "" if out_dir is None else f" --out-dir {quoted(run_dir / out_dir)}"
+        click.echo(f"next: pyroseq {program} generate --run-dir {quoted(run_dir)}{folder}{pair_words(pair)}", err=True)
 
 
 def resolve(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_seq.contexts import Context
 from pyro_seq.emissions import Emission
-from pyro_seq.networks import MLP, SequenceDropout
+from pyro_seq.networks import MLP, SequenceDropout, concatenate
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_model import Layout, SequenceModel
 
@@ -32,6 +32,7 @@ class RNN(SequenceModel):
         context: c_t, what a step may look at.
         cell: `lstm` or `gru`, with `hidden_size` units in each of `num_layers` layers.
         decoder_sizes: hidden layers between d_t and the emission.
+        skip: whether the emission sees c_t beside d_t: p(x_t | d_t, c_t).
         dropout: between the recurrent layers, in training.
         input_dropout, output_dropout: on c_t and on d_t, the same features at all steps of a sequence, in training.
     """
@@ -45,6 +46,7 @@ class RNN(SequenceModel):
         hidden_size: int = 256,
         num_layers: int = 1,
         decoder_sizes: Sequence[int] = (),
+        skip: bool = False,
         activation: str = "relu",
         dropout: float = 0.0,
         input_dropout: float = 0.0,
@@ -53,7 +55,9 @@ class RNN(SequenceModel):
     ) -> None:
         super().__init__(emission, context, layout=layout)
         self.recurrence = Recurrence(context.num_features, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
-        self.decoder = MLP(hidden_size, decoder_sizes, emission.num_features, activation=activation)
+        self.skip = skip
+        size = hidden_size + (context.num_features if skip else 0)
+        self.decoder = MLP(size, decoder_sizes, emission.num_features, activation=activation)
         self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
 
     def initial_carried(self, *lead: int) -> Any:
@@ -61,9 +65,12 @@ class RNN(SequenceModel):
         return self.recurrence.initial(*lead)
 
     def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
-        """d_t = RNN(d_{t-1}, c_t)."""
-        return self.recurrence(self.drop_input(contexts), carried)
+        """h_t = d_t, or [d_t, c_t]; d_t = RNN(d_{t-1}, c_t)."""
+        seen = self.drop_input(contexts)
+        d, carried = self.recurrence(seen, carried)
+        d = self.drop_output(d)
+        return concatenate(d, seen) if self.skip else d, carried
 
     def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
-        """The features of p(x_t | d_t)."""
-        return self.decoder(self.drop_output(h)), carried
+        """The features of p(x_t | h_t)."""
+        return self.decoder(h), carried

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+DIVERGED = "its weights are too large, as after a training that diverged"
+NOT_FINITE = ("probability tensor", "satisfy the constraint", "index out of range")  # what torch says of NaN and what is drawn from it
 
 
 class UserError(ValueError):
@@ -11,6 +15,17 @@ class UserError(ValueError):
 
     The command prints the line and ends with exit code 2; from Python it is a `ValueError` like any other.
     """
+
+
+@contextmanager
+def finite_probabilities() -> Iterator[None]:
+    """Inside, what torch says of a distribution with NaN among its parameters becomes a `UserError` of the model."""
+    try:
+        yield
+    except (IndexError, RuntimeError, ValueError) as error:
+        if isinstance(error, UserError) or not any(words in str(error) for words in NOT_FINITE):
+            raise
+        raise UserError(f"the model's probabilities are not finite: {DIVERGED}") from None
 
 
 def said(error: BaseException) -> str:

@@ -6,8 +6,12 @@ import io
 import json
 import os
 import socket
+import struct
 import sys
 import time
+import wave
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -87,6 +91,23 @@ class MetricsFile:
         self._file.close()
 
 
+@dataclass(frozen=True)
+class Image:
+    """A picture, as a PNG."""
+
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A sound, as a WAV file."""
+
+    wav: bytes
+
+
+Sample = str | Image | Audio
+
+
 class Events:
     """TensorBoard's events of a run; without a folder, nothing.
 
@@ -130,12 +151,26 @@ class Events:
                 if values.size and np.isfinite(values).all():
                     self._add(step=step, summary=self._summary.histogram(tag, values, HISTOGRAM_BINS))
 
-    def text(self, step: int, texts: dict[str, str]) -> None:
-        """Texts by tag, shown as they are."""
+    def samples(self, step: int, samples: Mapping[str, Sample]) -> None:
+        """Texts (shown as they are), pictures and sounds by tag."""
         if self._file is not None:
-            for tag, text in texts.items():
-                indented = "\n".join("    " + line for line in text.splitlines())  # Markdown's form of verbatim text
-                self._add(step=step, summary=self._summary.text(tag, indented))
+            for tag, sample in samples.items():
+                self._add(step=step, summary=self._of_sample(tag, sample))
+
+    def _of_sample(self, tag: str, sample: Sample) -> Any:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if isinstance(sample, str):
+            indented = "\n".join("    " + line for line in sample.splitlines())  # Markdown's form of verbatim text
+            return self._summary.text(tag, indented)
+        if isinstance(sample, Image):
+            width, height = struct.unpack(">II", sample.png[16:24])  # where every PNG has them
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=sample.png)
+            return Summary(value=[Summary.Value(tag=tag, image=image)])
+        with wave.open(io.BytesIO(sample.wav)) as file:
+            rate, channels, frames = file.getframerate(), file.getnchannels(), file.getnframes()
+        sound = {"sample_rate": rate, "num_channels": channels, "length_frames": frames, "content_type": "audio/wav"}
+        return Summary(value=[Summary.Value(tag=tag, audio=Summary.Audio(encoded_audio_string=sample.wav, **sound))])
 
     def _add(self, **what: Any) -> None:
         self._records.write(self._event(wall_time=time.time(), **what).SerializeToString())

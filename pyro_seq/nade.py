@@ -22,7 +22,8 @@ class NADE(Emission):
         p(x | f) = prod_k p(x_k | x_{<k}, f),   p(x_k = 1 | x_{<k}, f) = sigmoid(b_k + V_k g(c + sum_{j<k} x_j W_j))
 
     NADE (Larochelle & Murray 2011), whose biases b `[K]` and c `[H]` are the features that a model computes at each step, as in the
-    RNN-NADE of Boulanger-Lewandowski et al. (arXiv 1206.6392, sec. 5). V is zero at first, so that a new emission's keys are independent.
+    RNN-NADE of Boulanger-Lewandowski et al. (arXiv 1206.6392, sec. 5). V is small at first, so that a new emission's keys are all but
+    independent.
 
     What stands in g changes only after a key that sounds. So a frame of n sounding keys takes n + 1 hidden layers, not K, and is
     drawn in n + 1 rounds, each of which finds the next key that sounds.
@@ -45,7 +46,7 @@ class NADE(Emission):
         self.event_shape, self.num_features = (size,), size + hidden_size
         self.activation = make_activation(activation)
         self.inward = nn.Parameter(torch.randn(size, hidden_size) / 2)  # W: a few rows are added, those of the sounding keys
-        self.outward = nn.Parameter(torch.zeros(size, hidden_size))  # V
+        self.outward = nn.Parameter(0.01 * torch.randn(size, hidden_size) / hidden_size**0.5)  # V
 
     def forward(self, features: Tensor) -> AutoregressiveBernoulli:
         """Biases of the keys and of the hidden units `[..., K + H]`."""

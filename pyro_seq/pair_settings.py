@@ -38,6 +38,7 @@ class Vocabulary:
     guide_input_dropout: float = between(0, 0.99, 0.0, "dropout on what the guide's recurrence sees, likewise")
     guide_output_dropout: float = between(0, 0.99, 0.0, "dropout on what the guide's recurrence gives, likewise")
     decoder_sizes: tuple[int, ...] = between(1, 65_536, (), "hidden layers between the recurrence and the emission")
+    skip: bool = described(False, "whether the emission sees the context beside the recurrence")
     latent_size: int = between(1, 65_536, 16, "size of z_t")
     latent_sizes: tuple[int, ...] = between(1, 65_536, (64,), "hidden layers of the networks of z_t's prior and posterior")
     feature_sizes: tuple[int, ...] = between(1, 65_536, (64,), "layers of the features of z_t")

@@ -33,8 +33,8 @@ def between(low: float, high: float, default: Any, text: str) -> Any:
     return _setting(default, text, low=low, high=high)
 
 
-def one_of(choices: Iterable[str], default: Any, text: str) -> Any:
-    """A setting that is one of some words."""
+def one_of(choices: Iterable[Any], default: Any, text: str) -> Any:
+    """A setting that is one of some words or numbers."""
     return _setting(default, text, choices=tuple(choices))
 
 
@@ -119,9 +119,10 @@ def _checked(value: Any, rules: Mapping[str, Any], where: str) -> Any:
         if item is None:
             continue
         if "choices" in rules and item not in rules["choices"]:
-            near = nearest(item, rules["choices"])
+            choices = [str(choice) for choice in rules["choices"]]
+            near = nearest(item, choices) if isinstance(item, str) else None
             advice = f"; did you mean {near!r}?" if near else ""
-            raise UserError(f"{where} must be one of {', '.join(rules['choices'])}, got {item!r}{advice}")
+            raise UserError(f"{where} must be one of {', '.join(choices)}, got {item!r}{advice}")
         low, high = rules.get("low"), rules.get("high")
         if isinstance(item, float) and not math.isfinite(item):
             raise UserError(f"{where} must be a finite number, got {item}")

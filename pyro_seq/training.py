@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
@@ -20,6 +20,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.first_batch import find_parameters, tried
 from pyro_seq.interruption import Interruption
+from pyro_seq.monitoring import Sample
 from pyro_seq.networks import fast_precision, full_precision
 from pyro_seq.objectives import Recorder, make_elbo
 from pyro_seq.optimisation import JointOptimiser, NonFiniteGradient, learning_rate_factor
@@ -51,12 +52,12 @@ class Hooks:
 
     Args:
         validate: figures on held-out data by name, `loss` (lower is better, nats per step) among them; called in evaluation mode.
-        samples: texts by tag for TensorBoard; called in evaluation mode.
+        samples: texts, pictures and sounds by tag for TensorBoard; called in evaluation mode.
         units: what one step of a sequence is, in the plural (`characters`), and `bits`: the name of bits per such step.
     """
 
     validate: Callable[[], dict[str, float]] | None = None
-    samples: Callable[[], dict[str, str]] | None = None
+    samples: Callable[[], Mapping[str, Sample]] | None = None
     units: str = "steps"
     bits: str = "bits/step"
 
@@ -272,7 +273,7 @@ class Trainer:
             self.log.histograms(self.step, self.optimiser.parameters)
             if self.hooks.samples:
                 with self._evaluating():
-                    self.log.events.text(self.step, self.hooks.samples())
+                    self.log.events.samples(self.step, self.hooks.samples())
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -47,6 +47,7 @@ def shipped_pair(kind: str, **settings: Any) -> Callable[[Parts, str], Pair]:
 # Every shipped pair, small: a test that takes `shipped` runs for each of them, as `shipped(parts, layout)`.
 SHIPPED: dict[str, Callable[[Parts, str], Pair]] = {
     "rnn": shipped_pair("rnn"),
+    "rnn_skip": shipped_pair("rnn", skip=True),
     "iseq": shipped_pair("iseq"),
     "srnn": shipped_pair("srnn"),
     "srnn_plain": shipped_pair("srnn", residual=False),

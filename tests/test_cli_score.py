@@ -79,5 +79,5 @@ def test_what_cannot_be_scored(trained: Path, corpus: Path, spoilt: Path, tmp_pa
     assert "Missing argument" in refused("score", "--run-dir", trained)
     run = json.loads((spoilt / "run.json").read_text())
     (spoilt / "run.json").write_text(json.dumps(run | {"kind": "weather"}))
-    assert "holds a run of kind 'weather', and only runs of kind text can be scored" in refused("score", "--run-dir", spoilt, corpus)
+    assert "holds a run of kind 'weather', and only runs of kind midi, text can be scored" in refused("score", "--run-dir", spoilt, corpus)
     assert "holds a run of kind 'weather', not 'text'" in refused("text", "evaluate", "--run-dir", spoilt, "--eval-corpus", corpus)

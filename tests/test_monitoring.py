@@ -9,13 +9,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pyro_seq import monitoring
+from pyro_seq.domains.audio import wav_bytes
+from pyro_seq.domains.piano_rolls import Timing
+from pyro_seq.domains.roll_pictures import roll_png
 from pyro_seq.errors import UserError
-from pyro_seq.monitoring import Events, MetricsFile, Progress, count, duration
+from pyro_seq.monitoring import Audio, Events, Image, MetricsFile, Progress, count, duration
 
 Limit = Callable[[int], AbstractContextManager[None]]
 
@@ -82,7 +87,7 @@ def test_events_are_what_tensorboard_reads(tmp_path: Path) -> None:
     events.scalars(1, {"loss": 2.5, "kl": 0.5})
     events.scalars(2, {"loss": float("nan")})
     events.histograms(2, {"w": torch.tensor([[1.0, 2.0], [3.0, 3.0]]), "empty": torch.zeros(0), "wrong": torch.tensor([float("inf")])})
-    events.text(2, {"generated": "a\n<b>"})
+    events.samples(2, {"generated": "a\n<b>"})
     assert threading.active_count() == before
     events.close()
     read = read_events(tmp_path / "tensorboard")
@@ -93,6 +98,20 @@ def test_events_are_what_tensorboard_reads(tmp_path: Path) -> None:
     assert (histogram.num, histogram.min, histogram.max, histogram.sum) == (4, 1, 3, 9)
     text = read.Tensors("generated/text_summary")[0].tensor_proto.string_val[0]
     assert text == b"    a\n    <b>"  # indented, so that Markdown shows it as it is
+
+
+def test_pictures_and_sounds_are_what_tensorboard_shows(tmp_path: Path) -> None:
+    sound = wav_bytes(np.zeros(441), 4_410)
+    picture = roll_png(torch.zeros(4, 88), Timing())
+    events = Events(tmp_path)
+    events.samples(3, {"a/roll": Image(picture), "a/sound": Audio(sound)})
+    events.close()
+    read = read_events(tmp_path)
+    (image,), (audio,) = read.Images("a/roll"), read.Audio("a/sound")
+    assert (image.step, image.encoded_image_string) == (3, picture)
+    assert PIL.Image.open(io.BytesIO(picture)).size == (image.width, image.height)
+    assert (audio.step, audio.encoded_audio_string, audio.content_type) == (3, sound, "audio/wav")
+    assert (audio.sample_rate, audio.length_frames) == (4_410, 441)
 
 
 def test_events_after_the_checkpoint_are_superseded(tmp_path: Path) -> None:
@@ -116,7 +135,7 @@ def test_without_a_folder_events_are_nothing() -> None:
     events = Events(None)
     events.scalars(1, {"a": 1.0})
     events.histograms(1, {"a": torch.zeros(1)})
-    events.text(1, {"a": "b"})
+    events.samples(1, {"a": "b"})
     events.flush()
     events.close()
 

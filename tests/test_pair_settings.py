@@ -31,7 +31,7 @@ class Program:
 
 def test_shipped_tables_have_the_parameters_of_model_and_guide() -> None:
     recurrent = ["cell", "hidden_size", "num_layers", "dropout", "input_dropout", "output_dropout"]
-    assert list(values(model_settings("rnn"))) == [*recurrent, "decoder_sizes", "activation", "layout"]
+    assert list(values(model_settings("rnn"))) == [*recurrent, "decoder_sizes", "skip", "activation", "layout"]
     assert {"latent_size", "latent_sizes", "residual"} <= set(values(model_settings("srnn")))
     assert "residual" not in values(model_settings("iseq")) and "latent_size" not in values(model_settings("rnn"))
     assert {"transition_sizes", "num_flows", "hidden_size"} <= set(values(model_settings("dmm")))

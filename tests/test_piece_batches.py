@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq.domains.piano_rolls import KEYS
-from pyro_seq.domains.piece_batches import PieceBatches, scoring_batches
+from pyro_seq.domains.piece_batches import PieceBatches, of_similar_length
 from pyro_seq.errors import UserError
 
 LENGTHS = (7, 0, 3, 12, 1, 5)
@@ -89,10 +89,15 @@ def test_similar_lengths_share_a_minibatch() -> None:
     assert padded == 4 * (4 + 8 + 12 + 16)
 
 
-def test_batches_to_score_hold_every_piece_within_their_bound() -> None:
-    batches = scoring_batches(numbered(), most_steps=14)
-    assert sum(batch.num_observations for batch in batches) == sum(LENGTHS)
-    assert all(len(batch) * batch.num_steps <= 14 or len(batch) == 1 for batch in batches)
+def test_pieces_of_similar_length_stand_together_within_their_bound() -> None:
+    groups = of_similar_length(numbered(), most_steps=14)
+    assert sorted(i for group in groups for i in group) == [0, 2, 3, 4, 5]  # piece 1 has no frames
+    assert all(len(group) * max(LENGTHS[i] for i in group) <= 14 or len(group) == 1 for group in groups)
+
+
+def test_a_batch_is_what_is_made_of_it() -> None:
+    batches = PieceBatches(numbered(), batch_size=2, observe=lambda batch: batch.with_values(1 - batch.values))  # type: ignore[operator]
+    assert all(row[:, :20].all() for row in rows(batches, 2))
 
 
 def test_nothing_to_train_on() -> None:

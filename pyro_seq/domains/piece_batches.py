@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,11 @@ from pyro_seq.random_state import generator, generator_state, load_generator_sta
 POOL = 8  # minibatches among which stretches are sorted by length, which saves a third of the steps on padding
 
 
+def unchanged(batch: SequenceBatch) -> SequenceBatch:
+    """The batch."""
+    return batch
+
+
 class PieceBatches:
     """An endless stream of minibatches of pieces, each piece once in every pass, in another order each time.
 
@@ -25,6 +30,7 @@ class PieceBatches:
         window: pieces are cut into stretches of at most so many steps, at another offset in every pass; 0 leaves them whole.
         transpose: each stretch is moved up or down by up to so many semitones, as far as its notes stay on the keyboard.
         seed: of order, offsets and transpositions.
+        observe: what a batch of rolls is to the pair; by default itself.
     """
 
     def __init__(
@@ -36,11 +42,13 @@ class PieceBatches:
         transpose: int = 0,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        observe: Callable[[SequenceBatch], SequenceBatch] = unchanged,
     ) -> None:
         self.pieces = [piece for piece in pieces if len(piece)]
         if not self.pieces:
             raise UserError("there are no pieces to train on")
-        self.batch_size, self.window, self.transpose, self.device = batch_size, window, transpose, device
+        self.batch_size, self.window, self.transpose = batch_size, window, transpose
+        self.device, self.observe = device, observe
         self.random = generator(seed)
         self.waiting: list[tuple[int, int, int]] = []  # (piece, first step, last step) of the stretches left in this pass
 
@@ -50,7 +58,7 @@ class PieceBatches:
             self.waiting = self._pass()
         drawn, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
         stretches = [self._moved(self.pieces[piece][start:end]) for piece, start, end in drawn]
-        return SequenceBatch.of(stretches).to(self.device), False
+        return self.observe(SequenceBatch.of(stretches).to(self.device)), False
 
     def _pass(self) -> list[tuple[int, int, int]]:
         """Every stretch of every piece once, minibatch after minibatch."""
@@ -91,12 +99,12 @@ class PieceBatches:
         self.waiting = stretches
 
 
-def scoring_batches(pieces: Sequence[Tensor], *, most_steps: int = 8_192, device: torch.device | str = "cpu") -> list[SequenceBatch]:
-    """All pieces, those of similar length side by side, in batches of at most `most_steps` steps with padding (or of one piece)."""
-    batches: list[list[Tensor]] = []
-    for piece in sorted((piece for piece in pieces if len(piece)), key=len):
-        if batches and (len(batches[-1]) + 1) * len(piece) <= most_steps:
-            batches[-1].append(piece)
+def of_similar_length(pieces: Sequence[Tensor], most_steps: int = 8_192) -> list[list[int]]:
+    """The places of all pieces with frames, those of similar length together: at most `most_steps` steps with padding, or one piece."""
+    groups: list[list[int]] = []
+    for i in sorted((i for i, piece in enumerate(pieces) if len(piece)), key=lambda i: len(pieces[i])):
+        if groups and (len(groups[-1]) + 1) * len(pieces[i]) <= most_steps:
+            groups[-1].append(i)
         else:
-            batches.append([piece])
-    return [SequenceBatch.of(batch).to(device) for batch in batches]
+            groups.append([i])
+    return groups

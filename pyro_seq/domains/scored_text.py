@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.domains.scored_run import ScoredSequence, ScoredStep
 from pyro_seq.domains.text_model import TextModel, load
-from pyro_seq.domains.text_scoring import AROUND, DIVERGED, MostSurprising, evaluate
+from pyro_seq.domains.text_scoring import AROUND, MostSurprising, evaluate
 from pyro_seq.domains.vocabulary import Vocabulary, quoted, read_bytes, read_text
-from pyro_seq.errors import UserError
+from pyro_seq.errors import DIVERGED, UserError
 from pyro_seq.scores import Score
 from pyro_seq.scoring import score
 

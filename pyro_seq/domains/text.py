@@ -26,10 +26,10 @@ from pyro_seq.domains.text_model import (
     scoring_window,
     text_settings,
 )
-from pyro_seq.domains.text_scoring import DIVERGED, NATS_TO_BITS, TextScore, evaluate, score_symbols
+from pyro_seq.domains.text_scoring import NATS_TO_BITS, TextScore, evaluate, score_symbols
 from pyro_seq.domains.text_windows import TextWindows, document_windows, separate_windows
 from pyro_seq.domains.vocabulary import Vocabulary, quoted
-from pyro_seq.errors import UserError
+from pyro_seq.errors import UserError, finite_probabilities
 from pyro_seq.monitoring import Progress
 from pyro_seq.rollout import continuation
 from pyro_seq.runs import RunFolder
@@ -58,7 +58,6 @@ __all__ = [
 
 VALIDATION_STREAMS = 16
 SAMPLED_ROWS, SAMPLED_SYMBOLS = 256, 2**26  # samples drawn side by side, and symbols of all of them: bounds memory
-NOT_FINITE = ("probability tensor", "satisfy the constraint", "index out of range")  # what torch says of NaN and what is drawn from it
 
 
 # training
@@ -191,18 +190,13 @@ def generate(
 def _sample_symbols(text: TextModel, rows: int, length: int, prompt: str, adjust: Any) -> NDArray[Any]:
     """`[rows, length]` new symbols, each row after the prompt."""
     sampled = np.empty((rows, length), dtype=text.vocabulary.dtype)
-    try:
-        with text.pair.scope(), pyro.validation_enabled(False):
-            if not isinstance(text.model, SequenceModel):
-                return _continued(text, rows, length, prompt, adjust)
-            steps = sample_steps(text.model, length, state=_state_after(text, rows, prompt), adjust=adjust)
-            for start in range(0, length, 1_000):
-                block = torch.stack(list(islice(steps, 1_000)), 1)
-                sampled[:, start : start + block.shape[1]] = block.cpu().numpy()
-    except (IndexError, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError) or not any(words in str(error) for words in NOT_FINITE):
-            raise
-        raise UserError(f"the model's probabilities are not finite: {DIVERGED}") from None
+    with finite_probabilities(), text.pair.scope(), pyro.validation_enabled(False):
+        if not isinstance(text.model, SequenceModel):
+            return _continued(text, rows, length, prompt, adjust)
+        steps = sample_steps(text.model, length, state=_state_after(text, rows, prompt), adjust=adjust)
+        for start in range(0, length, 1_000):
+            block = torch.stack(list(islice(steps, 1_000)), 1)
+            sampled[:, start : start + block.shape[1]] = block.cpu().numpy()
     return sampled
 
 

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.domains.text_model import SCORING_WINDOW, TextModel, scoring_window
 from pyro_seq.domains.vocabulary import Vocabulary
-from pyro_seq.errors import UserError
+from pyro_seq.errors import DIVERGED, UserError
 from pyro_seq.filtering import Proposal
 from pyro_seq.scores import Score
 from pyro_seq.scoring import Method, score
 
-DIVERGED = "its weights are too large, as after a training that diverged"
 NATS_TO_BITS = 1 / math.log(2)
 AROUND = 24  # symbols shown on either side of a surprising one
 

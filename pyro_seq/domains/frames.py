@@ -1,0 +1,97 @@
+"""What a frame of a piano roll is to a pair: the values that it observes, their emission, and the roll that sampled values stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.contexts import Context, LastObservations, PreviousObservation
+from pyro_seq.emissions import Bernoulli, Beta, Categorical, Independent, Joint
+from pyro_seq.encoders import MLP as EncoderMLP
+from pyro_seq.encoders import Encoder, Flatten, Group, OneHot
+from pyro_seq.nade import NADE
+from pyro_seq.networks import MLP
+from pyro_seq.pairs import Parts
+from pyro_seq.settings import between, one_of
+
+SOUNDING, SILENT = 0.95, 0.05  # what a key is observed as by the emission `beta`
+MOST_NOTES = 10  # that the emission `beta` can count
+RAREST = 1e-4  # the smallest frequency of a key that a new model starts from
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """What a frame is to a pair, and what a step sees of those before."""
+
+    emission: str = one_of(
+        ("bernoulli", "nade", "beta"),
+        "nade",
+        "bernoulli: keys independent given the features; nade: each given those below; beta: VAE-Seq's scores of keys and a count",
+    )
+    nade_size: int = between(1, 65_536, 128, "hidden units of the emission nade")
+    nade_dropout: float = between(0, 0.99, 0.0, "dropout on them, in training")
+    context: str = one_of(
+        ("previous", "last"), "previous", "previous: a step sees the frame before; last: the last context_frames, combined"
+    )
+    context_frames: int = between(1, 10_000, 20, "how far back the context `last` looks")
+    combiner_sizes: tuple[int, ...] = between(1, 65_536, (128,), "layers of the network that combines them")
+    encoder_sizes: tuple[int, ...] = between(1, 65_536, (), "layers of the encoder of a frame; none: its keys as they are")
+
+
+def frame_parts(settings: FrameSettings, keys: int) -> Parts:
+    """What pairs over frames `[keys]` are made of."""
+
+    def encoder() -> Encoder:
+        frame = EncoderMLP(keys, settings.encoder_sizes) if settings.encoder_sizes else Flatten(keys)
+        return frame if settings.emission != "beta" else Group({"notes": frame, "count": OneHot(MOST_NOTES + 1)})
+
+    def context(encoder: Encoder) -> Context:
+        if settings.context == "previous":
+            return PreviousObservation(encoder)
+        count = settings.context_frames
+        return LastObservations(encoder, count, MLP(count * encoder.num_features, settings.combiner_sizes))
+
+    emissions: dict[str, Callable[[], Any]] = {
+        "bernoulli": lambda: Independent(Bernoulli(), keys),
+        "nade": lambda: NADE(keys, settings.nade_size, dropout=settings.nade_dropout),
+        "beta": lambda: Joint({"notes": Independent(Beta(), keys), "count": Categorical(MOST_NOTES + 1)}),
+    }
+    return Parts(emissions[settings.emission](), encoder, context)
+
+
+def observed(settings: FrameSettings, batch: SequenceBatch) -> SequenceBatch:
+    """A batch of rolls `[N, T, keys]` as the emission observes it.
+
+    By `beta`, as in VAE-Seq, a key is a number, 0.95 where it sounds and 0.05 where not, beside the number of sounding keys (10 at most).
+    """
+    if settings.emission != "beta" or not isinstance(batch.values, Tensor):
+        return batch
+    roll = batch.values
+    notes = torch.where(roll > 0, SOUNDING, SILENT).to(torch.get_default_dtype())
+    return batch.with_values({"notes": notes, "count": roll.sum(-1, dtype=torch.long).clamp(max=MOST_NOTES)})
+
+
+def as_roll(settings: FrameSettings, values: Any) -> Tensor:
+    """Sampled values `[…, keys]`, or a group of them, as a roll (uint8): by `beta`, as many keys sound as were counted."""
+    if settings.emission != "beta":
+        return values.to(torch.uint8)
+    rank = values["notes"].argsort(-1, descending=True).argsort(-1)
+    return (rank < values["count"].unsqueeze(-1)).to(torch.uint8)
+
+
+def start_from_frequencies(model: Any, settings: FrameSettings, frequency: Tensor) -> None:
+    """Let a new model whose decoder ends in a linear layer start from how often each key sounds, `[keys]`."""
+    decoder: Any = getattr(model, "decoder", None)
+    if not isinstance(decoder, nn.Sequential) or not isinstance(decoder[-1], nn.Linear):
+        return
+    bias, keys = decoder[-1].bias, len(frequency)
+    if settings.emission == "beta" or len(bias) != model.emission.num_features:
+        return
+    frequency = frequency.clamp(RAREST, 1 - RAREST)
+    with torch.no_grad():
+        bias[:keys].copy_(frequency.logit())

@@ -1,0 +1,109 @@
+"""Where music comes from: MIDI files, folders and globs of them, arrays of piano rolls, and the tunes that the package makes itself."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from pyro_seq.domains.demo_tunes import demo_tunes
+from pyro_seq.domains.midi_files import find_files, read_tune, roll_of, to_common_key
+from pyro_seq.domains.music_model import MusicSettings, RollSettings, timing_of
+from pyro_seq.domains.piano_rolls import KEYS, read_polyphonic
+from pyro_seq.domains.roll_cache import read_rolls
+from pyro_seq.errors import UserError
+from pyro_seq.monitoring import Progress
+
+ARRAYS = ".npz"
+CACHE = ".pyroseq-tunes"  # beside the run folders, so that the next run starts at once
+
+
+@dataclass(frozen=True)
+class Found:
+    """Pieces that were read.
+
+    Attributes:
+        pieces: rolls `[T, keys]`.
+        names: where each is from.
+        tempo: the median tempo of the MIDI files among them, in beats a minute; 120 if there are none.
+        skipped: how many files could not be read.
+    """
+
+    pieces: list[Tensor]
+    names: list[str] = field(default_factory=list)
+    tempo: float = 120.0
+    skipped: int = 0
+
+
+def cache_beside(run_dir: Path) -> Path:
+    """Where what was parsed is kept."""
+    return run_dir.absolute().parent / CACHE
+
+
+def read_music(
+    patterns: Iterable[str | Path], split: str, rolls: RollSettings, *, cache: Path | None = None, progress: Progress | None = None
+) -> Found:
+    """The pieces of MIDI files, folders and globs, and of the split `train`, `valid` or `test` of `.npz` files (`read_polyphonic`).
+
+    Files that cannot be read are skipped, counted and named in the progress. Raises `UserError` if none is left, a pattern names
+    nothing, or an `.npz` file cannot be read or has another keyboard.
+    """
+    paths = find_files(patterns)
+    arrays = [path for path in paths if path.suffix.lower() == ARRAYS]
+    midi = [path for path in paths if path.suffix.lower() != ARRAYS]
+    found = Found([])
+    if midi:
+        timing = timing_of(MusicSettings(rolls=rolls), 120.0)
+        read = read_rolls(midi, timing, keys=rolls.keys, common_key=rolls.common_key, cache=cache, progress=progress)
+        found = Found(read.pieces, [str(path) for path in read.paths], read.tempo, len(read.skipped))
+    for path in arrays:
+        if rolls.keys != KEYS:
+            raise UserError(f"{path} holds rolls of {KEYS} keys, and rolls.keys is {rolls.keys}")
+        pieces = read_polyphonic(path)[split]
+        found.pieces.extend(to_common_key(piece) if rolls.common_key else piece for piece in pieces)
+        found.names.extend(f"{path}, {split} piece {i}" for i in range(1, len(pieces) + 1))
+    return found
+
+
+def has_arrays(patterns: Iterable[str | Path]) -> list[Path]:
+    """Those of the files that are arrays of rolls, which bring validation and test pieces of their own."""
+    return [path for path in find_files(patterns) if path.suffix.lower() == ARRAYS]
+
+
+def read_demo(rolls: RollSettings) -> Found:
+    """The tunes that the package makes itself."""
+    tunes = demo_tunes()
+    pieces = [roll_of(tune, timing_of(MusicSettings(rolls=rolls), tune.tempo), rolls.keys) for tune in tunes]
+    names = [f"demo tune {i}" for i in range(1, len(pieces) + 1)]
+    return Found(pieces, names, statistics.median(tune.tempo for tune in tunes))
+
+
+def held_out(count: int, fraction: float) -> list[int]:
+    """Which of so many pieces are kept for validation: evenly spread over all, at least one is left to train on."""
+    kept = min(round(count * fraction), count - 1)
+    return [int((i + 0.5) * count / kept) for i in range(kept)]
+
+
+def fingerprint(pieces: Sequence[Tensor]) -> str:
+    """The SHA-256 of rolls."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(np.array(piece.shape, np.int64).tobytes())
+        digest.update(np.packbits(piece.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def read_primer(path: Path, seconds: float, settings: MusicSettings, tempo: float) -> Tensor:
+    """The first `seconds` of a MIDI file as a roll `[T, keys]`; raises `UserError` if it cannot be read or is shorter."""
+    timing, keys = timing_of(settings, tempo), settings.rolls.keys
+    tune = read_tune(path)
+    roll = roll_of(tune, timing, keys)
+    frames = max(1, round(seconds * timing.frames_per_second))
+    if frames > len(roll):
+        raise UserError(f"--primer-seconds {seconds:g}: {path} has only {timing.seconds(len(roll)):.1f} seconds")
+    return (to_common_key(roll) if settings.rolls.common_key else roll)[:frames]

@@ -1,0 +1,118 @@
+"""The bundled settings of music runs: for MIDI files, and for the two data sets that published figures are of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# frames are quarter notes in JSB chorales and eighths in Nottingham, as Boulanger-Lewandowski's files have them
+JSB: dict[str, Any] = {
+    "frames.emission": "bernoulli",
+    "rolls.grid": 1,
+    "rolls.window": 0,
+    "rolls.batch_size": 20,
+    "training.precision": "float32",
+}
+NOTTINGHAM: dict[str, Any] = {
+    "frames.emission": "bernoulli",
+    "rolls.grid": 2,
+    "rolls.window": 160,
+    "rolls.batch_size": 20,
+    "training.precision": "float32",
+}
+
+# settings that differ from the defaults, by dotted name; what each reaches is in benchmarks/README.md
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "quick": {  # for a minute or two
+        "frames.nade_size": 64,
+        "model.hidden_size": 128,
+        "training.learning_rate": 1e-2,
+        "training.valid_every": 100,
+        "training.sample_every": 0,
+    },
+    "best": {  # music that is heard by the beat
+        "rolls.grid": 4,
+        "rolls.transpose": 5,
+        "model.hidden_size": 512,
+        "model.input_dropout": 0.1,
+        "model.output_dropout": 0.3,
+        "training.learning_rate": 4e-3,
+        "training.average": 0.999,
+    },
+    "jsb-best": JSB
+    | {
+        "model.kind": "dmm",
+        "model.conditional": True,
+        "model.cell": "gru",
+        "model.hidden_size": 200,
+        "model.input_dropout": 0.4,
+        "model.guide_input_dropout": 0.2,
+        "model.guide_output_dropout": 0.3,
+        "training.learning_rate": 3e-3,
+        "training.weight_decay": 0.1,
+        "training.average": 0.999,
+        "training.kl_schedule": "linear",
+        "training.kl_start": 0.02,
+        "training.kl_steps": 2_400,
+        "training.num_steps": 8_300,
+        "training.valid_every": 600,
+    },
+    "jsb-dmm": JSB
+    | {  # of the sizes of Pyro's example: latent 100, emission 100, transition 200, recurrence 600, minibatches of 20
+        "model.kind": "dmm",
+        "model.guide_input_dropout": 0.1,
+        "model.guide_output_dropout": 0.1,
+        "training.learning_rate": 3e-3,
+        "training.weight_decay": 0.05,
+        "training.average": 0.999,
+        "training.kl_schedule": "linear",
+        "training.kl_start": 0.1,
+        "training.kl_steps": 1_500,
+        "training.num_steps": 30_000,
+        "training.valid_every": 600,
+    },
+    "jsb-rnn": JSB
+    | {
+        "model.kind": "rnn",
+        "model.skip": False,
+        "model.hidden_size": 200,
+        "model.input_dropout": 0.3,
+        "model.output_dropout": 0.5,
+        "training.learning_rate": 5e-3,
+        "training.weight_decay": 0.1,
+        "training.average": 0.99,
+        "training.num_steps": 1_200,
+        "training.valid_every": 150,
+    },
+    "nottingham-best": NOTTINGHAM
+    | {
+        "model.kind": "srnn",
+        "model.hidden_size": 400,
+        "model.guide_size": 256,
+        "model.latent_size": 48,
+        "model.latent_sizes": (160,),
+        "model.input_dropout": 0.1,
+        "model.output_dropout": 0.4,
+        "training.learning_rate": 4e-3,
+        "training.weight_decay": 0.05,
+        "training.average": 0.999,
+        "training.kl_schedule": "linear",
+        "training.kl_start": 0.2,
+        "training.kl_steps": 1_000,
+        "training.num_steps": 6_000,
+        "training.valid_every": 500,
+    },
+    "nottingham-rnn": NOTTINGHAM
+    | {
+        "model.kind": "rnn",
+        "model.skip": False,
+        "model.hidden_size": 400,
+        "model.input_dropout": 0.1,
+        "model.output_dropout": 0.5,
+        "training.learning_rate": 4e-3,
+        "training.weight_decay": 0.05,
+        "training.average": 0.998,
+        "training.num_steps": 2_600,
+        "training.valid_every": 400,
+    },
+}

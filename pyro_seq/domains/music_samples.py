@@ -1,0 +1,93 @@
+"""A roll in the forms in which people meet music: a MIDI file, a sound, a picture."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from pyro_seq.domains.audio import synthesise, wav_bytes
+from pyro_seq.domains.midi_writing import to_midi
+from pyro_seq.domains.piano_rolls import Timing
+from pyro_seq.domains.roll_pictures import roll_png
+from pyro_seq.errors import UserError, did_you_mean
+from pyro_seq.runs import replacing
+
+FORMATS = ("mid", "wav", "png")
+NUMBERED = re.compile(r"sample-(\d{1,9})\.(mid|wav|png)")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A roll `[T, keys]` that can be heard and seen.
+
+    Attributes:
+        roll: the frames; what the model went on from comes first.
+        timing: when they sound.
+        primer_frames: how many of them were given.
+        title: what the picture is called.
+        program: the General MIDI instrument.
+        sound_font: a sound font to play it by.
+    """
+
+    roll: Tensor
+    timing: Timing
+    primer_frames: int = 0
+    title: str = ""
+    program: int = 0
+    sound_font: Path | None = None
+
+    def midi(self) -> bytes:
+        """A MIDI file."""
+        opened = io.BytesIO()
+        to_midi(self.roll, self.timing, program=self.program).write(opened)
+        return opened.getvalue()
+
+    def wav(self, frames: int | None = None) -> bytes:
+        """A WAV file of all frames, or the first ones."""
+        roll = self.roll[:frames]
+        midi = to_midi(roll, self.timing, program=self.program)
+        return wav_bytes(synthesise(midi, self.timing.seconds(len(roll)), sound_font=self.sound_font))
+
+    def png(self) -> bytes:
+        """A picture, in which the frames that were given are told from the others."""
+        return roll_png(self.roll, self.timing, title=self.title, primer_frames=self.primer_frames)
+
+    def write(self, folder: Path, number: int, formats: Sequence[str]) -> list[Path]:
+        """Write `sample-{number}` in some of the `FORMATS`: the paths; raises `UserError` if one cannot be written."""
+        contents = {"mid": self.midi, "wav": self.wav, "png": self.png}
+        paths = []
+        for name in formats:
+            path = folder / f"sample-{number}.{name}"
+            with replacing(path) as temporary:
+                temporary.write_bytes(contents[name]())
+            paths.append(path)
+        return paths
+
+
+def parse_formats(words: str) -> tuple[str, ...]:
+    """`mid,wav` as names of `FORMATS`; raises `UserError` for others, or none."""
+    names = tuple(dict.fromkeys(word.strip().lower() for word in words.split(",") if word.strip()))
+    for name in names:
+        if name not in FORMATS:
+            raise UserError(f"--formats takes some of {','.join(FORMATS)}, got {name!r}{did_you_mean(name, FORMATS)}")
+    if not names:
+        raise UserError(f"--formats takes some of {','.join(FORMATS)}, got none")
+    return names
+
+
+def free_number(folder: Path) -> int:
+    """The number of the next sample in a folder, which is made if need be; raises `UserError` if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = [int(found[1]) for path in folder.iterdir() if (found := NUMBERED.fullmatch(path.name))]
+    except OSError as error:
+        raise UserError(f"cannot write to --out-dir {folder}: {error.strerror}") from None
+    with replacing(folder / ".pyroseq"):  # now, not after minutes of sampling
+        pass
+    (folder / ".pyroseq").unlink(missing_ok=True)
+    return max(taken, default=0) + 1

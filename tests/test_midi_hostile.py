@@ -1,0 +1,167 @@
+"""Damaged and hostile MIDI files by the thousand: each is read or refused, within seconds and a bounded memory.
+
+A child process reads them all, so that its peak of memory is theirs; run by hand, this file prints what it finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyro_seq.domains.demo_tunes import write_demo_tunes
+from pyro_seq.domains.midi_checks import MAX_BYTES, MAX_EVENTS, MAX_TEMPOS, MAX_TICKS
+from pyro_seq.domains.midi_files import MAX_BEATS, MAX_SECONDS, read_tune, roll_of, tune_of
+from pyro_seq.domains.piano_rolls import Timing
+from pyro_seq.domains.tune_bundles import Bundle
+from pyro_seq.errors import UserError
+
+NUM_MUTATED = 1_000
+MOST_SECONDS, MOST_BYTES = 5.0, 2**30
+NOTE = b"\x00\x90\x3c\x40\x60\x3c\x00"
+SET_TEMPO = b"\x00\xff\x51\x03"
+
+
+def number(value: int) -> bytes:
+    """In seven bits a byte."""
+    digits = [value & 0x7F]
+    while value := value >> 7:
+        digits.insert(0, value & 0x7F | 0x80)
+    return bytes(digits)
+
+
+def midi(*tracks: bytes, division: int = 96) -> bytes:
+    chunks = [b"MTrk" + struct.pack(">L", len(track)) + track for track in tracks]
+    return b"MThd" + struct.pack(">Lhhh", 6, 1, len(tracks), division) + b"".join(chunks)
+
+
+def valid_files() -> list[bytes]:
+    """Two tunes, and a file with an event of every kind."""
+    with tempfile.TemporaryDirectory() as folder:
+        tunes = [path.read_bytes() for path in write_demo_tunes(folder)]
+    texts = b"".join(b"\x00\xff" + bytes([kind, 4]) + b"text" for kind in (1, 2, 3, 4, 5, 6, 7, 9, 0x7F))
+    signatures = b"\x00\xff\x58\x04\x03\x02\x18\x08" + b"\x00\xff\x59\x02\xfd\x01" + b"\x00\xff\x54\x05\0\0\0\0\0" + b"\x00\xff\x00\x02\0\1"
+    tempos = SET_TEMPO + b"\x07\xa1\x20" + b"\x60\xff\x51\x03\x03\xd0\x90" + b"\x00\xff\x2f\x00"
+    channel = b"\x00\xc1\x05" + b"\x00\xb1\x07\x40" + b"\x00\xe1\x00\x50" + b"\x00\xd1\x30" + b"\x00\xa1\x30\x30" + b"\x00\xf0\x03ab\xf7"
+    notes = b"\x00\x91\x3c\x40" + b"\x00\x40\x40" + b"\x30\x3c\x00" + b"\x00\x81\x40\x40" + b"\x00\x99\x24\x40" + b"\x10\x89\x24\x40"
+    return [tunes[7], tunes[2], midi(texts + signatures + tempos, channel + 3 * notes + b"\x83\x00\xb1\x7b\x00" + b"\x00\xff\x2f\x00")]
+
+
+def mutated(files: list[bytes], random: random.Random) -> bytes:
+    """One of the files with one to three things wrong with it; half of them have tracks whose lengths are right nevertheless."""
+    data = bytearray(random.choice(files))
+    for _ in range(random.choice((1, 1, 2, 3))):
+        at, wrong = random.randrange(max(1, len(data))), random.randrange(11)
+        if wrong == 0:
+            data[at : at + 1] = bytes([random.choice(data or b"x") ^ 1 << random.randrange(8)])
+        elif wrong == 1:
+            data[at : at + 1] = bytes([random.choice((0, 0x7F, 0x80, 0xFF, 0x90, 0xF0, 0xF4, 0xF7))])
+        elif wrong == 2:
+            del data[at:]
+        elif wrong == 3:
+            del data[at : at + random.randint(1, 40)]
+        elif wrong == 4:  # a splice
+            other = random.choice(files)
+            data[at:] = other[random.randrange(len(other)) :]
+        elif wrong == 5:
+            data[at:at] = random.choice((b"\xff\xff\xff\x7f", b"\x84\x80\x80\x00", b"\xff" * random.randint(5, 3_000), b"\x80" * 9))
+        elif wrong == 6:
+            data[at:at] = SET_TEMPO + random.choice((b"\0\0\0", b"\0\0\1", b"\xff\xff\xff"))
+        elif wrong == 7:  # a header that lies
+            data[10:14] = struct.pack(">hh", random.choice((-1, 0, 1, 2, 3, 32_767)), random.choice((-6_000, 0, 1, 96, 480, 32_767)))
+        elif wrong == 8:  # a track whose length lies
+            track = data.find(b"MTrk")
+            data[track + 4 : track + 8] = struct.pack(">L", random.choice((0, 1, len(data), len(data) - track - 9, 2**31, 2**32 - 1)))
+        elif wrong == 9:
+            data[at:at] = data[at : at + random.randint(1, 200)] * random.randint(1, 30)
+        else:
+            data[at:at] = random.randbytes(random.randint(1, 12))
+    if random.random() < 0.5:
+        return bytes(data)
+    header, *tracks = bytes(data).split(b"MTrk")
+    return b"MTrk".join([header, *(struct.pack(">L", max(0, len(track) - 4)) + track[4:] for track in tracks)])
+
+
+def costly_files() -> Iterator[tuple[str, bytes]]:
+    """The most that the bounds let pass, of the kinds that take longest."""
+    most = MAX_EVENTS - 10
+    yield "notes", midi(NOTE + b"\x01\x3c\x40\x01\x3c\x00" * (most // 2))
+    yield "system exclusive", midi(NOTE + b"\x01\xf0\x0babcdefghij\xf7" * min(most, (MAX_BYTES - 100) // 14))
+    yield "key signatures", midi(b"\x01\xff\x59\x02\x00\x00" * most + NOTE)
+    yield "open notes", midi(NOTE + b"\x01\x3c\x40" * (most - 10) + b"\x01\x3c\x00")
+    yield "ticks", midi(b"\x00\x90\x3c\x40" + number(MAX_TICKS) + b"\x3c\x00", division=9_600)
+    yield "tempos", midi(b"".join(b"\x01\xff\x51\x03" + struct.pack(">L", 500_000 + i % 2)[1:] for i in range(MAX_TEMPOS - 1)) + NOTE)
+    yield "tracks", midi(*[NOTE] * 4_000)
+    yield "a number without end", midi(b"\xff" * (MAX_BYTES - 100))
+    yield "too many events", midi(NOTE + b"\x01\x3c\x40" * 1_300_000)
+
+
+def read_all() -> dict[str, object]:
+    """How the child process fared."""
+    seconds: dict[str, float] = {}
+    outcomes: dict[str, int] = {"read": 0, "refused": 0}
+    files, chance = valid_files(), random.Random(0)
+    cases = [(f"mutated {i}", mutated(files, chance)) for i in range(NUM_MUTATED)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tune.mid"
+        for data in files:  # which also loads what is loaded late
+            path.write_bytes(data)
+            read_tune(path)
+        for name, data in (case for some in (cases, costly_files()) for case in some):
+            path.write_bytes(data)
+            started = time.process_time()  # not what other processes do to it
+            try:
+                tune = read_tune(path)
+            except UserError as error:
+                outcomes["refused"] += 1
+                assert "\n" not in str(error) and str(error).isprintable() and str(error).startswith(f"{path}: "), error
+            else:
+                outcomes["read"] += 1
+                assert len(tune.pitches) and (tune.ends > tune.starts).all() and (tune.starts >= 0).all(), name
+                assert tune.ends.max() <= tune.length <= MAX_SECONDS and tune.end_beats.max() <= tune.beats <= MAX_BEATS, name
+                assert 0 < tune.tempo < float("inf"), name
+                for timing in (Timing(), Timing(grid=4)):
+                    roll_of(tune, timing)
+                Bundle.of({bytes(32): tune})  # finds nothing in it that it would not believe
+            seconds[name] = time.process_time() - started
+    slowest = max(seconds, key=seconds.__getitem__)
+    slowest_mutated = max((name for name in seconds if name.startswith("mutated")), key=seconds.__getitem__)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return outcomes | {
+        "slowest": slowest,
+        "seconds": seconds[slowest],
+        "slowest_mutated": seconds[slowest_mutated],
+        "peak_bytes": peak,
+        "costly": {name: round(took, 2) for name, took in seconds.items() if not name.startswith("mutated")},
+    }
+
+
+@pytest.mark.slow
+def test_hostile_files_are_read_or_refused() -> None:
+    done = subprocess.run([sys.executable, "-P", "-W", "error", __file__], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["seconds"] < MOST_SECONDS, found
+    assert found["peak_bytes"] < MOST_BYTES, found
+    assert min(found["read"], found["refused"]) > NUM_MUTATED / 20, found  # some of either
+
+
+def test_warnings_of_others_are_not_the_users() -> None:
+    """pretty_midi warns of a tempo that stands on a second track."""
+    for track in (SET_TEMPO + b"\x07\xa1\x20" + NOTE, b"\x00\xff\x58\x04\x03\x02\x18\x08" + NOTE):
+        assert len(tune_of(midi(NOTE, track)).pitches) == 2
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(read_all(), indent=1))

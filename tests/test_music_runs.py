@@ -1,0 +1,208 @@
+"""Music runs: what is kept of a run, with what it can be gone on with, and where pieces come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_seq.domains.demo_tunes import write_demo_tunes
+from pyro_seq.domains.music import generate, load, music_settings
+from pyro_seq.domains.music_files import CACHE, fingerprint, held_out, read_music, read_primer
+from pyro_seq.domains.music_model import RollSettings, read_document, run_settings
+from pyro_seq.domains.music_runs import begin, go_on, read_pieces
+from pyro_seq.errors import UserError
+from pyro_seq.runs import RunFolder, load_tree
+
+TINY = {
+    "rolls.grid": 2,
+    "rolls.window": 16,
+    "rolls.batch_size": 3,
+    "model.hidden_size": 6,
+    "training.num_steps": 4,
+    "training.valid_every": 2,
+    "training.sample_every": 0,
+    "training.precision": "float32",
+}
+SETTINGS = music_settings(TINY)
+DATA: dict[str, Any] = {"train": (), "valid": (), "valid_fraction": 0.2, "demo": True}
+
+
+@pytest.fixture(scope="module")
+def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tunes")
+    write_demo_tunes(folder)
+    return folder
+
+
+def of_files(folder: Path) -> dict[str, Any]:
+    return DATA | {"train": (str(folder),), "demo": False}
+
+
+def test_a_run_keeps_all_that_it_needs(tmp_path: Path, tunes: Path) -> None:
+    begin(tmp_path / "run", SETTINGS, of_files(tunes), seed=7, quiet=True)
+    run = RunFolder(tmp_path / "run", "midi")
+    assert run_settings(run) == SETTINGS
+    kept = run.read_json("pieces.json")
+    assert (kept["seed"], kept["demo"], kept["files"]) == (7, False, {"train": [str(tunes)], "valid": []})
+    tempo, markov = read_document(run, 88)
+    assert 40 < tempo < 200 and 0 < float(markov.transition[1].max()) < 1
+    assert (tmp_path / CACHE).is_dir()
+    music = load(tmp_path / "run")
+    assert music.timing.tempo == tempo and music.step in (2, 4)
+    assert next(generate(music, 5)).shape == (5, 88)
+
+
+@pytest.mark.parametrize("emission", ["bernoulli", "nade"])
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path, emission: str) -> None:
+    settings = music_settings(
+        TINY, {"frames.emission": emission, "frames.nade_size": 4, "training.schedule": "constant", "training.warmup": 0.0}
+    )
+    begin(tmp_path / "whole", settings, DATA, seed=3, quiet=True)
+    shorter = music_settings(
+        TINY,
+        {
+            "frames.emission": emission,
+            "frames.nade_size": 4,
+            "training.schedule": "constant",
+            "training.warmup": 0.0,
+            "training.num_steps": 2,
+        },
+    )
+    begin(tmp_path / "broken", shorter, DATA, seed=3, quiet=True)
+    go_on(tmp_path / "broken", {"training.num_steps": 4}, quiet=True)
+    whole, broken = (load_tree(tmp_path / name / "last.safetensors")["weights"]["model"] for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "broken")]
+    assert metrics[0] == metrics[1]
+
+
+def test_pieces_that_have_moved_are_found_and_others_are_refused(tmp_path: Path, tunes: Path) -> None:
+    moved = tmp_path / "moved"
+    write_demo_tunes(moved)
+    begin(tmp_path / "run", SETTINGS, of_files(moved), seed=0, quiet=True)
+    moved.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="moved"):
+        go_on(tmp_path / "run", {"training.num_steps": 5}, quiet=True)
+    assert go_on(tmp_path / "run", {"training.num_steps": 5}, train_files=[str(tmp_path / "elsewhere")], quiet=True).step == 5
+    next((tmp_path / "elsewhere").glob("*.mid")).unlink()
+    with pytest.raises(UserError, match=r"not the pieces that the run in .* was begun with"):
+        go_on(tmp_path / "run", {"training.num_steps": 6}, train_files=[str(tmp_path / "elsewhere")], quiet=True)
+    with pytest.raises(UserError, match="begun without such files"):
+        go_on(tmp_path / "run", {}, valid_files=[str(tunes)], quiet=True)
+    with pytest.raises(UserError, match=r"--seed: a run goes on with what it was begun with"):
+        go_on(tmp_path / "run", {}, fixed=["--seed"], quiet=True)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": -1}, {"files": {"train": ["x"], "valid": []}}, {"files": 3}, {"valid_fraction": "most"}, {"demo": 1}]
+)
+def test_damaged_documents_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    begin(tmp_path / "run", SETTINGS, DATA, seed=0, quiet=True)
+    run = RunFolder(tmp_path / "run", "midi")
+    run.write_json("pieces.json", run.read_json("pieces.json") | change)
+    with pytest.raises(UserError, match=r"pieces\.json is damaged"):
+        go_on(tmp_path / "run", {"training.num_steps": 6}, quiet=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tempo": 0},
+        {"tempo": "fast"},
+        {"markov": {}},
+        {"markov": {"initial": [0.5], "transition": [[0.5], [0.5]]}},
+        {"tempo": float("inf")},
+    ],
+)
+def test_damaged_music_documents_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    begin(tmp_path / "run", SETTINGS, DATA, seed=0, quiet=True)
+    document = json.loads((tmp_path / "run" / "music.json").read_text()) | change
+    (tmp_path / "run" / "music.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"music\.json is damaged"):
+        load(tmp_path / "run")
+
+
+def test_weights_of_other_sizes_are_refused(tmp_path: Path) -> None:
+    begin(tmp_path / "run", SETTINGS, DATA, seed=0, quiet=True)
+    run = RunFolder(tmp_path / "run", "midi")
+    document = run.read_json("run.json")
+    document["settings"]["model.hidden_size"] = 60_000  # of which there is no room for the weights
+    run.write_json("run.json", document)
+    with pytest.raises(UserError, match=r"does not fit run\.json: weight model\..* has shape"):
+        load(tmp_path / "run")
+
+
+# where pieces come from
+
+
+def test_arrays_bring_their_own_splits(tmp_path: Path, tunes: Path) -> None:
+    frames = {
+        split: np.random.default_rng(i).integers(0, 256, (n, 11), np.uint8)
+        for i, (split, n) in enumerate([("train", 9), ("valid", 5), ("test", 4)])
+    }
+    arrays = {f"{split}_frames": found for split, found in frames.items()} | {
+        "train_lengths": np.array([4, 5]),
+        "valid_lengths": np.array([5]),
+        "test_lengths": np.array([1, 3]),
+    }
+    path = tmp_path / "bach.npz"
+    np.savez(path, **arrays)
+    read = read_pieces(SETTINGS, DATA | {"train": (path,), "demo": False}, tmp_path / "run", quiet=True)
+    assert [len(piece) for piece in read.train] == [4, 5] and [len(piece) for piece in read.valid] == [5]
+    found = read_music([path], "test", SETTINGS.rolls)
+    assert found.names == [f"{path}, test piece 1", f"{path}, test piece 2"]
+    both = read_music([tunes, path], "train", SETTINGS.rolls)
+    assert len(both.pieces) == len(list(tunes.glob("*.mid"))) + 2
+    with pytest.raises(UserError, match=r"holds rolls of 88 keys, and rolls\.keys is 128"):
+        read_music([path], "test", RollSettings(keys=128))
+
+
+def test_some_of_the_pieces_are_kept_for_validation() -> None:
+    assert held_out(10, 0.2) == [2, 7] and held_out(1, 0.9) == [] and held_out(2, 0.9) == [1] and held_out(5, 0.0) == []
+    assert len(set(held_out(97, 0.9))) == 87
+
+
+def test_fingerprints_tell_pieces_apart() -> None:
+    one, other = torch.zeros(4, 88, dtype=torch.uint8), torch.zeros(4, 88, dtype=torch.uint8)
+    other[2, 3] = 1
+    split = [one[:2], one[2:]]
+    assert len({fingerprint(pieces) for pieces in ([one], [other], [one, other], split, [])}) == 5
+    assert fingerprint([one]) == fingerprint([one.clone()])
+
+
+def test_a_primer_is_a_files_beginning(tunes: Path) -> None:
+    path = sorted(tunes.glob("*.mid"))[0]
+    settings = music_settings(TINY, {"rolls.grid": 0, "rolls.rate": 8.0})
+    assert read_primer(path, 2.0, settings, 120.0).shape == (16, 88)
+    with pytest.raises(UserError, match=r"--primer-seconds 900: .*\.mid has only \d+\.\d seconds"):
+        read_primer(path, 900.0, settings, 120.0)
+
+
+def test_refusals_leave_nothing_behind(tmp_path: Path, tunes: Path) -> None:
+    def refused(match: str, **changes: Any) -> None:
+        with pytest.raises(UserError, match=match):
+            begin(tmp_path / "run", changes.pop("settings", SETTINGS), of_files(tunes) | changes, seed=0, quiet=True)
+        assert not (tmp_path / "run" / "run.json").exists()
+
+    refused("there is no such file|no such file or folder", train=(str(tmp_path / "nowhere"),))
+    refused("fraction kept for validation", valid_fraction=1.0)
+    refused("kl_start", settings=music_settings(TINY, {"training.kl_schedule": "half_life", "training.kl_start": 0.9}))
+    (tmp_path / "bad.mid").write_bytes(b"no music")
+    refused(r"the only file could not be read, .*bad\.mid", train=(str(tmp_path / "bad.mid"),))
+
+
+@pytest.fixture
+def progress(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    return lambda: capsys.readouterr().err
+
+
+def test_files_that_are_no_music_are_skipped_and_named(tmp_path: Path, tunes: Path, progress: Callable[[], str]) -> None:
+    (tmp_path / "bad.mid").write_bytes(b"no music")
+    begin(tmp_path / "run", SETTINGS, of_files(tunes) | {"train": (str(tunes), str(tmp_path / "bad.mid"))}, seed=0)
+    assert "skipped 1 of 13 files" in (said := progress()) and "bad.mid" in said
