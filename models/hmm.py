@@ -62,6 +62,10 @@ class HMM(SequenceModel):
         activation: str = "relu",
         layout: Layout = "path",
     ) -> None:
+        if emission.num_passed_on:
+            raise UserError(
+                f"an HMM evaluates its emission for all states at once, and {type(emission).__name__} wants the context passed on"
+            )
         super().__init__(emission, context if autoregressive else Nothing(), layout=layout)
         if num_states < 1 or embedding_size < 1:
             raise ValueError(f"num_states and embedding_size of an HMM must be at least 1, got {num_states} and {embedding_size}")

@@ -19,9 +19,10 @@ from pyro_seq.trees import map_tensors
 
 
 class Context(nn.Module):
-    """The base of all contexts; `num_features` is the size of c_t."""
+    """The base of all contexts; `num_features` is the size of c_t, after which come `num_passed_on` features for the emission alone."""
 
     num_features: int
+    num_passed_on: int = 0
     _place: Tensor
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class Context(nn.Module):
         return ()
 
     def features(self, state: Any, inputs: Tensor | None) -> Tensor:
-        """c_t `[*lead, num_features]` from the state before step t and the side inputs u_t `[*lead, C]`."""
+        """c_t `[*lead, num_features + num_passed_on]` from the state before step t and the side inputs u_t `[*lead, C]`."""
         raise TypeError(f"{type(self).__name__} must define features(state, inputs)")
 
     def observe(self, state: Any, observation: Any) -> Any:
@@ -46,7 +47,7 @@ class Context(nn.Module):
         return state
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
-        """(c_{1:T} `[N, T, num_features]`, the state after each sequence's last step), equal to stepping through the batch."""
+        """(c_{1:T} `[N, T, num_features + num_passed_on]`, the state after each sequence's last step), as by stepping through the batch."""
         raise TypeError(f"{type(self).__name__} must define over(batch, state)")
 
 
@@ -179,3 +180,11 @@ class Chain(Context):
         """The contexts' features over all steps, side by side."""
         parts = [context.over(batch, part) for context, part in zip(self.contexts, state, strict=True)]
         return concatenate(*(features for features, _ in parts)), tuple(after for _, after in parts)
+
+
+class PassedOn(Chain):
+    """A context for the model's networks, and another one whose features go to the emission as they are (`Emission.num_passed_on`)."""
+
+    def __init__(self, seen: Context, passed_on: Context) -> None:
+        super().__init__(seen, passed_on)
+        self.num_features, self.num_passed_on = seen.num_features, passed_on.num_features

@@ -29,9 +29,14 @@ class Emission(nn.Module):
 
     `forward(features [..., num_features])` is a distribution of batch shape `[...]` and event shape `event_shape`. An emission may
     have parameters of its own (an autoregressive one does); those here have none: a model's own network computes the features.
+
+    One that looks at what came before by itself says how much of it it wants, `num_passed_on`, and is called with it, too:
+    `forward(features, passed_on [..., num_passed_on])`, whose leading dimensions may lack those on the left (particles). The model's
+    context (`contexts.PassedOn`) brings it.
     """
 
     num_features: int
+    num_passed_on: int = 0
     event_shape: tuple[int, ...] = ()
     dtype: torch.dtype | None = None  # of an observation; None for the default floating-point type
     filler: float = 0.0  # a value within the support, for padding
@@ -39,6 +44,11 @@ class Emission(nn.Module):
     def forward(self, features: Tensor) -> Distribution:
         """The distribution of x_t."""
         raise TypeError(f"{type(self).__name__} must define forward(features)")
+
+    def blank(self, *lead: int, device: torch.device | None = None) -> Distribution:
+        """The distribution where all that it is given is zero, of batch shape `lead`."""
+        sizes = (self.num_features, self.num_passed_on) if self.num_passed_on else (self.num_features,)
+        return self(*(torch.zeros(*lead, size, device=device) for size in sizes))
 
     def prepare(self, values: Any, mask: Tensor) -> Any:
         """Observations `[N, T, *event]` as the distribution takes them: of its dtype, padding (not `mask`) inside the support.

@@ -114,7 +114,7 @@ def check_observations(pair: Pair, batch: SequenceBatch, missing: Tensor | None 
     if not isinstance(pair.model, SequenceModel) or batch.values is None:
         return
     prepared = emission.prepare(batch.values, batch.mask)
-    like = over_time(emission(torch.zeros(1, 1, emission.num_features, device=batch.device)), None)
+    like = over_time(emission.blank(1, 1, device=batch.device), None)
     active = batch.mask if missing is None else batch.mask & ~missing
     observed = Observed(active, torch.arange(len(batch), device=batch.device))
     if isinstance(like, dict):

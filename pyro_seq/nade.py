@@ -133,24 +133,30 @@ class AutoregressiveBernoulli(dist.TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Vectors `[*sample_shape, ..., K]` of zeros and ones.
+        """Vectors `[*sample_shape, ..., K]` of zeros and ones."""
+        rows = self.expand(torch.Size(sample_shape) + self.batch_shape)._mapped(lambda x: x.reshape(-1, x.shape[-1]))
 
-        In each round, the next sounding key of a vector is the first one at which the summed hazard -log p(x_k = 0) of the keys above the
-        last one exceeds a number drawn from Exp(1).
-        """
-        shape, size = self._extended_shape(sample_shape), self.event_shape[0]
-        lead = torch.Size(sample_shape) + self.batch_shape
-        rows = self.expand(lead)._mapped(lambda x: x.reshape(-1, x.shape[-1]))
-        value = rows.biases.new_zeros(lead.numel(), size)
-        left, keys = torch.arange(len(value), device=value.device), torch.arange(size, device=value.device)
-        below, first = torch.zeros_like(rows.hidden), left.new_zeros(len(value), 1)
-        while len(left):
-            logits = rows._mapped(itemgetter(left))._logits(below.unsqueeze(-2)).squeeze(-2)
-            hazard = functional.softplus(logits).masked_fill(keys < first, 0.0).double().cumsum(-1)
-            wait = torch.empty(len(left), 1, dtype=torch.double, device=value.device).exponential_()
-            key = torch.searchsorted(hazard, wait).squeeze(-1)
-            going = key < size
-            left, key = left[going], key[going]
-            value[left, key] = 1
-            below, first = below[going] + self.inward[key], key.unsqueeze(-1) + 1
-        return value.view(shape)
+        def logits(left: Tensor, value: Tensor) -> Tensor:
+            return rows._mapped(itemgetter(left))._logits((value @ self.inward).unsqueeze(-2)).squeeze(-2)
+
+        return draw_upwards(torch.zeros_like(rows.biases), logits).view(self._extended_shape(sample_shape))
+
+
+def draw_upwards(value: Tensor, logits: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Binary vectors drawn from the first entry up, each entry given those before it, in place of the zeros of `value` `[N, K]`.
+
+    `logits` is given which M of the vectors are not drawn to their end, and these vectors so far `[M, K]`; what it returns, `[M, K]`, need
+    only hold for entries above the last one that is 1. In each round, the next entry that is 1 is the first one at which the summed hazard
+    -log p(x_k = 0) of the entries above the last one exceeds a number drawn from Exp(1).
+    """
+    left, keys = torch.arange(len(value), device=value.device), torch.arange(value.shape[1], device=value.device)
+    first = left.new_zeros(len(value), 1)
+    while len(left):
+        hazard = functional.softplus(logits(left, value[left])).masked_fill(keys < first, 0.0).double().cumsum(-1)
+        wait = torch.empty(len(left), 1, dtype=torch.double, device=value.device).exponential_()
+        key = torch.searchsorted(hazard, wait).squeeze(-1)
+        going = key < len(keys)
+        left, key = left[going], key[going]
+        value[left, key] = 1
+        first = key.unsqueeze(-1) + 1
+    return value

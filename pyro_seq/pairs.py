@@ -45,7 +45,7 @@ class Parts:
         """A batch of sequences as the emission draws them where all features are zero, side inputs being zero too."""
         n, steps = len(lengths), max(lengths)
         with torch.no_grad():
-            values = draw(self.emission(torch.zeros(n, steps, self.emission.num_features)))
+            values = draw(self.emission.blank(n, steps))
         return SequenceBatch(values, list(lengths), inputs=torch.zeros(n, steps, self.num_inputs) if self.num_inputs else None)
 
 

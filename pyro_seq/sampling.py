@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.emissions import Distribution, LazyCategorical
 from pyro_seq.errors import UserError
+from pyro_seq.key_convolution import ConvolutionalBernoulli
 from pyro_seq.nade import AutoregressiveBernoulli
 from pyro_seq.observation_sites import Adjust, Adjusted, sampled_stems, stacked, unchanged, values_at
 from pyro_seq.pair import Pair
@@ -29,8 +30,8 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
     """A discrete distribution p^(1/temperature), normalised, among its `top_k` most probable values (of a `Categorical`).
 
     A value that ties with the k-th stays. As the temperature falls to 0 the most probable value alone is left.
-    A named group is sharpened member by member, a mixture component by component, and a `NADE` key by key given those below. Raises
-    `UserError` for a distribution that is not made of these, of `Categorical`s and `Bernoulli`s, or settings out of range.
+    A named group is sharpened member by member, a mixture component by component, and an autoregressive vector key by key given those
+    below. Raises `UserError` for a distribution that is not made of these, of `Categorical`s and `Bernoulli`s, or settings out of range.
     """
     if not temperature > 0:
         raise UserError(f"the temperature must be greater than 0, got {temperature}")
@@ -52,7 +53,7 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
     if isinstance(distribution, torch.distributions.Bernoulli) and top_k is None:
         logits = distribution.logits
         return dist.Bernoulli(logits=logits / _at_least_tiny(temperature, logits), validate_args=False)
-    if isinstance(distribution, AutoregressiveBernoulli) and top_k is None:
+    if isinstance(distribution, (AutoregressiveBernoulli, ConvolutionalBernoulli)) and top_k is None:
         return distribution.tempered(_at_least_tiny(temperature, distribution.biases))
     what = "temperature" if top_k is None else "top-k"
     raise UserError(f"{what} does not apply to a {type(distribution).__name__} emission")

@@ -14,6 +14,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context
 from pyro_seq.distributions import MarkovPath, RecurrentPath, before
 from pyro_seq.emissions import Distribution, Emission, observe, over_time
+from pyro_seq.errors import UserError
 from pyro_seq.networks import full_precision, same_features
 from pyro_seq.trees import map_tensors
 
@@ -59,6 +60,9 @@ class SequenceModel(nn.Module):
         super().__init__()
         if layout not in ("path", "steps"):
             raise ValueError(f"layout must be 'path' or 'steps', got {layout!r}")
+        if emission.num_passed_on != context.num_passed_on:
+            wants, brings = emission.num_passed_on, context.num_passed_on
+            raise UserError(f"{type(emission).__name__} wants {wants} features of the context passed on, and the context brings {brings}")
         self.emission, self.context, self.layout = emission, context, layout
 
     # the equations
@@ -106,7 +110,18 @@ class SequenceModel(nn.Module):
 
     def seen(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
         """(c_{1:T} `[N, T, C]`, the context's state after the last step), given the batch's observations."""
+        contexts, after = self._contexts(batch)
+        return contexts[..., : self.context.num_features], after
+
+    def _contexts(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
+        """The same, with what is passed on to the emission."""
         return batch.once((id(self), "seen"), lambda: self.context.over(batch, self.state_before(batch)["context"]))
+
+    def emit(self, features: Tensor, contexts: Tensor) -> Distribution:
+        """p(x_t | features `[*lead, F]`), given all of the context `[*lead, C + num_passed_on]`, some of which may be passed on."""
+        features = full_precision(features)
+        passed_on = contexts[..., self.context.num_features :]
+        return self.emission(features, full_precision(passed_on)) if self.emission.num_passed_on else self.emission(features)
 
     def history(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
         """(h_{1:T} `[N, T, H]`, carried), given the batch's observations, of a model that does not recur on latents."""
@@ -142,7 +157,8 @@ class SequenceModel(nn.Module):
             elif self.latent_size:
                 latents = pyro.sample("z", MarkovPath(state["latent"], conditional, batch.num_steps, active=mask))
             features, carried = self.decode(h, latents, carried)
-            observe("x", over_time(self.emission(full_precision(features)), mask), obs=self.emission.prepare(batch.values, batch.mask))
+            emission = self.emit(features, self._contexts(batch)[0])
+            observe("x", over_time(emission, mask), obs=self.emission.prepare(batch.values, batch.mask))
         latent = state["latent"] if latents is None else batch.last(latents, state["latent"])
         return Outcome(batch.values, latents, {"context": context, "latent": latent, "carried": carried})
 
@@ -179,12 +195,13 @@ class SequenceModel(nn.Module):
         draw_observation: Callable[[Distribution], Any],
     ) -> tuple[Any, Tensor | None, dict[str, Any]]:
         """One step: (x_t, z_t, the state after it), the two drawn from their distributions as the caller says."""
-        contexts = self.context.features(state["context"], inputs).unsqueeze(-2)
+        contexts = self.context.features(state["context"], inputs)
+        seen = contexts[..., : self.context.num_features].unsqueeze(-2)
         previous = state["latent"].unsqueeze(-2)
-        h, carried = self.recur(contexts, previous if self.recurs_on_latents else previous[..., :0], state["carried"])
+        h, carried = self.recur(seen, previous if self.recurs_on_latents else previous[..., :0], state["carried"])
         latent = draw_latent(self.transition(h.squeeze(-2), state["latent"])) if self.latent_size else None
         features, carried = self.decode(h, None if latent is None else latent.unsqueeze(-2), carried)
-        x = draw_observation(self.emission(full_precision(features).squeeze(-2)))
+        x = draw_observation(self.emit(features.squeeze(-2), contexts))
         context, current = remembered(self, x, state["context"], state["latent"] if latent is None else latent)
         return x, latent, {"context": context, "latent": current, "carried": carried}
 

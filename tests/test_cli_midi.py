@@ -46,7 +46,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """A run of four steps with each emission, on the package's own tunes."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run") / request.param
-    words = ["--set", f"frames.emission={request.param}", "--set", "frames.nade_size=4"]
+    words = ["--set", f"frames.emission={request.param}", "--set", "frames.hidden_size=4"]
     assert pyroseq("midi", "train", "--quiet", "--demo", "--grid", 4, "--run-dir", folder, *WORDS, *words) == 0
     return folder
 

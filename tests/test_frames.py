@@ -51,7 +51,7 @@ def test_other_emissions_observe_the_roll_itself(emission: str) -> None:
 
 def test_parts_are_what_the_settings_say() -> None:
     assert isinstance(frame_parts(BETA, 12).emission, Joint)
-    parts = frame_parts(FrameSettings(emission="nade", nade_size=5, nade_dropout=0.2), 12)
+    parts = frame_parts(FrameSettings(emission="nade", hidden_size=5, dropout=0.2), 12)
     assert isinstance(parts.emission, NADE) and (parts.emission.hidden_size, parts.emission.dropout) == (5, 0.2)
     assert isinstance(parts.context(parts.encoder()), PreviousObservation)
     wide = frame_parts(FrameSettings(emission="beta", context="last", context_frames=4, combiner_sizes=(9, 7), encoder_sizes=(6,)), 12)
@@ -63,7 +63,7 @@ def test_parts_are_what_the_settings_say() -> None:
 @pytest.mark.parametrize("sizes", [(), (5,)])
 @pytest.mark.parametrize("emission", ["bernoulli", "nade", "beta"])
 def test_a_new_model_starts_from_frequencies_where_it_can(emission: str, sizes: tuple[int, ...]) -> None:
-    settings = FrameSettings(emission=emission, nade_size=3)
+    settings = FrameSettings(emission=emission, hidden_size=3)
     pair = make_pair(model_settings("rnn", {"hidden_size": 4, "decoder_sizes": sizes}), frame_parts(settings, 3))
     start_from_frequencies(pair.model, settings, torch.tensor([0.5, 0.0, 0.25]))
     with torch.no_grad():

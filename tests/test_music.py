@@ -30,7 +30,7 @@ TINY = {
     "training.sample_every": 0,
     "rolls.batch_size": 2,
     "frames.emission": "bernoulli",
-    "frames.nade_size": 5,
+    "frames.hidden_size": 5,
 }
 
 

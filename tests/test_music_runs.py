@@ -61,14 +61,14 @@ def test_a_run_keeps_all_that_it_needs(tmp_path: Path, tunes: Path) -> None:
 @pytest.mark.parametrize("emission", ["bernoulli", "nade"])
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path, emission: str) -> None:
     settings = music_settings(
-        TINY, {"frames.emission": emission, "frames.nade_size": 4, "training.schedule": "constant", "training.warmup": 0.0}
+        TINY, {"frames.emission": emission, "frames.hidden_size": 4, "training.schedule": "constant", "training.warmup": 0.0}
     )
     begin(tmp_path / "whole", settings, DATA, seed=3, quiet=True)
     shorter = music_settings(
         TINY,
         {
             "frames.emission": emission,
-            "frames.nade_size": 4,
+            "frames.hidden_size": 4,
             "training.schedule": "constant",
             "training.warmup": 0.0,
             "training.num_steps": 2,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.contexts import Context, LastObservations, PreviousObservation
-from pyro_seq.emissions import Bernoulli, Beta, Categorical, Independent, Joint
+from pyro_seq.contexts import Context, LastObservations, PassedOn, PreviousObservation
+from pyro_seq.emissions import Bernoulli, Beta, Categorical, Emission, Independent, Joint
 from pyro_seq.encoders import MLP as EncoderMLP
 from pyro_seq.encoders import Encoder, Flatten, Group, OneHot
+from pyro_seq.key_convolution import KeyConvolution
 from pyro_seq.nade import NADE
 from pyro_seq.networks import MLP
 from pyro_seq.pairs import Parts
@@ -29,12 +29,16 @@ class FrameSettings:
     """What a frame is to a pair, and what a step sees of those before."""
 
     emission: str = one_of(
-        ("bernoulli", "nade", "beta"),
+        ("bernoulli", "nade", "convolution", "autoregressive_convolution", "beta"),
         "nade",
-        "bernoulli: keys independent given the features; nade: each given those below; beta: VAE-Seq's scores of keys and a count",
+        "what a key is given: bernoulli: the network alone; nade: and the keys below; convolution: the last frames around it; "
+        "autoregressive_convolution: both; beta: VAE-Seq's scores of keys and a count of notes",
     )
-    nade_size: int = between(1, 65_536, 128, "hidden units of the emission nade")
-    nade_dropout: float = between(0, 0.99, 0.0, "dropout on them, in training")
+    hidden_size: int = between(1, 65_536, 128, "hidden units of nade, or of each key of a convolution")
+    num_layers: int = between(1, 64, 1, "hidden layers of each key of a convolution")
+    history: int = between(1, 1_024, 4, "how many of the last frames a convolution looks at")
+    reach: int = between(1, 128, 12, "how many keys away it looks")
+    dropout: float = between(0, 0.99, 0.0, "dropout on these hidden units, in training")
     context: str = one_of(
         ("previous", "last"), "previous", "previous: a step sees the frame before; last: the last context_frames, combined"
     )
@@ -50,18 +54,36 @@ def frame_parts(settings: FrameSettings, keys: int) -> Parts:
         frame = EncoderMLP(keys, settings.encoder_sizes) if settings.encoder_sizes else Flatten(keys)
         return frame if settings.emission != "beta" else Group({"notes": frame, "count": OneHot(MOST_NOTES + 1)})
 
+    emission = _emission(settings, keys)
+
     def context(encoder: Encoder) -> Context:
         if settings.context == "previous":
-            return PreviousObservation(encoder)
-        count = settings.context_frames
-        return LastObservations(encoder, count, MLP(count * encoder.num_features, settings.combiner_sizes))
+            seen: Context = PreviousObservation(encoder)
+        else:
+            count = settings.context_frames
+            seen = LastObservations(encoder, count, MLP(count * encoder.num_features, settings.combiner_sizes))
+        return PassedOn(seen, LastObservations(Flatten(keys), settings.history)) if emission.num_passed_on else seen
 
-    emissions: dict[str, Callable[[], Any]] = {
-        "bernoulli": lambda: Independent(Bernoulli(), keys),
-        "nade": lambda: NADE(keys, settings.nade_size, dropout=settings.nade_dropout),
-        "beta": lambda: Joint({"notes": Independent(Beta(), keys), "count": Categorical(MOST_NOTES + 1)}),
-    }
-    return Parts(emissions[settings.emission](), encoder, context)
+    return Parts(emission, encoder, context)
+
+
+def _emission(settings: FrameSettings, keys: int) -> Emission:
+    """p(x_t | features) of a frame, with new weights."""
+    if settings.emission == "bernoulli":
+        return Independent(Bernoulli(), keys)
+    if settings.emission == "nade":
+        return NADE(keys, settings.hidden_size, dropout=settings.dropout)
+    if settings.emission == "beta":
+        return Joint({"notes": Independent(Beta(), keys), "count": Categorical(MOST_NOTES + 1)})
+    return KeyConvolution(
+        keys,
+        settings.history,
+        settings.hidden_size,
+        num_layers=settings.num_layers,
+        reach=settings.reach,
+        autoregressive=settings.emission == "autoregressive_convolution",
+        dropout=settings.dropout,
+    )
 
 
 def observed(settings: FrameSettings, batch: SequenceBatch) -> SequenceBatch:

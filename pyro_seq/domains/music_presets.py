@@ -24,7 +24,7 @@ NOTTINGHAM: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "quick": {  # for a minute or two
-        "frames.nade_size": 64,
+        "frames.hidden_size": 64,
         "model.hidden_size": 128,
         "training.learning_rate": 1e-2,
         "training.valid_every": 100,
