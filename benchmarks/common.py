@@ -49,10 +49,10 @@ def machine() -> str:
 
 
 def data_file(name: str) -> Path:
-    """A file of the real data: under `PYRO_SEQ_DATA`, or `../shared/data` beside the project; without it the benchmark ends here."""
+    """A file or folder of the real data: under `PYRO_SEQ_DATA`, or `../shared/data` beside the project; without it the benchmark ends."""
     named = os.environ.get("PYRO_SEQ_DATA")
     path = (Path(named) if named else ROOT.parent / "shared" / "data") / name
-    if not path.is_file():
+    if not path.exists():
         where = f"PYRO_SEQ_DATA={named} has no such file" if named else "set PYRO_SEQ_DATA to the folder of the data"
         print(f"skipped: needs the real data, {name}: {where}")
         sys.exit(0)

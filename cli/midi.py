@@ -80,10 +80,14 @@ def midi() -> None:
     metavar="P",
     help="How many of the training pieces are kept for validation.",
 )
-@click.option("--demo", is_flag=True, help="Learn from a dozen small tunes that come with pyroseq, in place of files.")
+@click.option(
+    "--demo",
+    is_flag=True,
+    help="Learn from a dozen small tunes that come with pyroseq, in place of files (preset demo, if no other is given).",
+)
 @click.option("--rate", type=float, metavar="R", help="Frames a second (rolls.rate; 32 if not given).")
 @click.option("--grid", type=int, metavar="G", help="Frames a beat, tempo changes followed, in place of a rate (rolls.grid).")
-@training_options("default, best, quick, …")
+@training_options("default, quick, best, demo, and those for published data sets, jsb-… and nottingham-…")
 def train(
     train_files: tuple[str, ...],
     valid_files: tuple[str, ...],
@@ -107,6 +111,8 @@ def train(
         raise click.UsageError("--demo brings tunes of its own: it goes with neither --train-files nor --valid-files", context)
     if rate is not None and grid:
         raise click.UsageError("--rate and --grid exclude each other: frames are counted by seconds or by beats", context)
+    if demo and options["preset"] is None:
+        options["preset"] = "demo"
     train_run(
         "midi",
         "pyro_seq.domains.music_runs",
@@ -116,7 +122,7 @@ def train(
         if train_files or demo
         else "--train-files is missing: the music to learn from (or --demo, for some that comes with pyroseq)",
         fixed=("valid_fraction", "demo"),
-        overrides={"--rate": ("rolls.rate", rate), "--grid": ("rolls.grid", grid)},
+        overrides=[("--rate", "rolls.rate", rate), ("--rate", "rolls.grid", None if rate is None else 0), ("--grid", "rolls.grid", grid)],
         out_dir="samples",
         **options,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def train_run(
     moved: Mapping[str, Any],
     missing: str | None,
     fixed: tuple[str, ...] = (),
-    overrides: Mapping[str, tuple[str, Any]] | None = None,
+    overrides: Sequence[tuple[str, str, Any]] = (),
     out_dir: str | None = None,
     **settings: Any,
 ) -> None:
@@ -42,7 +42,7 @@ def train_run(
         moved: where that lies when a run is gone on with.
         missing: what to say if there is nothing to train on, else `None`.
         fixed: parameters of the program's own that cannot change when a run is gone on with.
-        overrides: further options that stand for a setting, `{"--rate": ("rolls.rate", 32)}`; those that are `None` were not given.
+        overrides: further options that stand for a setting, `("--rate", "rolls.rate", 32)`; those that are `None` were not given.
         out_dir: the folder in the run folder that `generate` is advised to write to, if it writes to one.
         settings: the options that say which settings, for `resolve`.
     """
@@ -59,7 +59,7 @@ def train_run(
     changes = {"training.num_steps": settings["num_steps"], "training.max_minutes": settings["max_minutes"]}
     changes = {name: value for name, value in changes.items() if value is not None}
     given = given_options("config", "words", "model", "preset", "seed", *fixed)
-    given += [option for option, (_, value) in (overrides or {}).items() if value is not None]
+    given += dict.fromkeys(option for option, _, value in overrides if value is not None)
     if print_config:
         from pyro_seq.settings import to_toml
 
@@ -88,7 +88,7 @@ def resolve(
     preset: str | None = None,
     num_steps: int | None = None,
     max_minutes: float | None = None,
-    overrides: Mapping[str, tuple[str, Any]] | None = None,
+    overrides: Sequence[tuple[str, str, Any]] = (),
 ) -> Any:
     """The settings that the options describe: a preset's, then --config, then --set and the options that stand for a setting.
 
@@ -109,8 +109,7 @@ def resolve(
         raise UserError(f"--model takes the name of a pair; one of your own is named by --pair {model}")
     if model is not None and pair is not None:
         raise UserError("--model and --pair exclude each other: both say which pair")
-    options: dict[str, tuple[str, Any]] = {"--model": ("model.kind", model), "--pair": ("model.kind", pair)}
-    options |= {"--num-steps": ("training.num_steps", num_steps), "--max-minutes": ("training.max_minutes", max_minutes)}
-    options |= overrides or {}
-    layers += [Layer({name: value}, option) for option, (name, value) in options.items() if value is not None]
+    options: list[tuple[str, str, Any]] = [("--model", "model.kind", model), ("--pair", "model.kind", pair), *overrides]
+    options += [("--num-steps", "training.num_steps", num_steps), ("--max-minutes", "training.max_minutes", max_minutes)]
+    layers += [Layer({name: value}, option) for option, name, value in options if value is not None]
     return domain.settings_from(*layers, Layer(parse_words(words), "--set"))

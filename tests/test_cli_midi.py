@@ -47,7 +47,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run") / request.param
     words = ["--set", f"frames.emission={request.param}", "--set", "frames.hidden_size=4"]
-    assert pyroseq("midi", "train", "--quiet", "--demo", "--grid", 4, "--run-dir", folder, *WORDS, *words) == 0
+    assert pyroseq("midi", "train", "--quiet", "--demo", "--preset", "default", "--grid", 4, "--run-dir", folder, *WORDS, *words) == 0
     return folder
 
 
@@ -56,7 +56,7 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without a beat grid, 8 frames a second."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("notes") / "run"
-    assert pyroseq("midi", "train", "--quiet", "--demo", "--rate", 8, "--run-dir", folder, *WORDS) == 0
+    assert pyroseq("midi", "train", "--quiet", "--demo", "--preset", "default", "--rate", 8, "--run-dir", folder, *WORDS) == 0
     return folder
 
 
@@ -87,6 +87,8 @@ def test_print_config_is_a_config_that_can_be_used(tmp_path: Path, capsys: pytes
     shown = capsys.readouterr().out
     assert 'model.kind = "srnn"' in shown and "rolls.rate = 10.0" in shown
     (tmp_path / "c.toml").write_text(shown)
+    assert pyroseq("midi", "train", "--print-config", "--demo", "--rate", 12) == 0  # in place of the preset's beat grid
+    assert {"rolls.rate = 12.0", "rolls.grid = 0"} <= {line.partition("  #")[0].strip() for line in capsys.readouterr().out.splitlines()}
     assert pyroseq("midi", "train", "--print-config", "--config", tmp_path / "c.toml") == 0
     assert capsys.readouterr().out == shown
 

@@ -258,6 +258,8 @@ def _named(pattern: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
         if not any(character in str(pattern) for character in "*?["):
             return _nothing(f"{pattern}: no such file or folder" if str(pattern) else "an empty name names no file or folder")
         matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    except UserError:
+        raise
     except (OSError, ValueError, NotImplementedError) as error:  # a name that is too long, a glob that is none
         return _nothing(f"{str(pattern)!r}: no such file or folder ({error})")
     files = []

@@ -50,7 +50,7 @@ def run_report(run: RunFolder, music: MusicModel, pieces: Sequence[Tensor], aske
         asked: what to show.
         source: what the pieces are called.
     """
-    by_source = _compared(music, pieces, asked)
+    by_source = compared(music, pieces, asked)
     real = by_source["real"]
     distances = {name: distance(real, found) for name, found in by_source.items() if name != "real"}
     unit = "beats" if music.timing.grid else "seconds"
@@ -68,8 +68,8 @@ def run_report(run: RunFolder, music: MusicModel, pieces: Sequence[Tensor], aske
     return page, distances
 
 
-def _compared(music: MusicModel, pieces: Sequence[Tensor], asked: Asked) -> dict[str, Any]:
-    """The statistics of real pieces, of the model's and of the Markov model's, of as many frames each."""
+def compared(music: MusicModel, pieces: Sequence[Tensor], asked: Asked) -> dict[str, Any]:
+    """`statistics` of real pieces, of the model's and of the Markov model's, all of `COMPARED_SECONDS`; draws from torch's random state."""
     frames = max(2, round(COMPARED_SECONDS * music.timing.frames_per_second))
     stretches = [stretch for piece in pieces for stretch in piece.split(frames)]
     generated = list(generate(music, frames, num_samples=asked.compared, temperature=asked.temperature))

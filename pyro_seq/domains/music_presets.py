@@ -23,12 +23,27 @@ NOTTINGHAM: dict[str, Any] = {
 # settings that differ from the defaults, by dotted name; what each reaches is in benchmarks/README.md
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "quick": {  # for a minute or two
+    "demo": {  # for the dozen tunes that come with the package, in a minute or two
+        "frames.emission": "autoregressive_convolution",
+        "frames.hidden_size": 48,
+        "frames.dropout": 0.3,
+        "rolls.grid": 4,
+        "rolls.common_key": True,
+        "rolls.transpose": 3,
+        "rolls.batch_size": 8,
+        "model.hidden_size": 128,
+        "model.input_dropout": 0.2,
+        "model.output_dropout": 0.4,
+        "training.learning_rate": 1e-2,
+        "training.num_steps": 300,
+        "training.valid_every": 50,
+        "training.sample_every": 150,
+    },
+    "quick": {  # for a few minutes
         "frames.hidden_size": 64,
         "model.hidden_size": 128,
         "training.learning_rate": 1e-2,
-        "training.valid_every": 100,
-        "training.sample_every": 0,
+        "training.valid_every": 200,
     },
     "best": {  # music that is heard by the beat
         "rolls.grid": 4,
