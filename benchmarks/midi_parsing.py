@@ -19,7 +19,6 @@ from pyro_seq.domains.piano_rolls import Timing
 from pyro_seq.domains.roll_cache import read_rolls
 
 FOLDER = "midi/nottingham/train"
-ONE_OF_THEM = "ashover1.mid"
 
 
 def bare(paths: list[Path]) -> None:
@@ -32,7 +31,7 @@ def bare(paths: list[Path]) -> None:
 def main() -> None:
     """Time parsing, then starting."""
     options = common.parse_arguments(__doc__)
-    paths = find_files([common.data_file(f"{FOLDER}/{ONE_OF_THEM}").parent])
+    paths = find_files([common.data_file(FOLDER)])
     paths = paths[:40] if options.quick else paths
     rounds = 2 if options.quick else 5
 
