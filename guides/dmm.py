@@ -15,7 +15,7 @@ from pyro_seq.distributions import Sampler
 from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
 from pyro_seq.models.dmm import DMM
-from pyro_seq.networks import Combiner, SequenceDropout
+from pyro_seq.networks import Combiner, SequenceDropout, concatenate
 from pyro_seq.paths import sample_combined_path
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_guide import SequenceGuide
@@ -44,6 +44,7 @@ class DMMGuide(SequenceGuide):
         dropout: between the recurrent layers, in training.
         guide_input_dropout: on what the recurrence sees, the same features at all steps of a sequence, in training.
         guide_output_dropout: on e_t, likewise.
+        guide_context: whether the recurrence sees the model's c_t as well, on which the exact posterior of a `conditional` model depends.
     """
 
     def __init__(
@@ -62,12 +63,15 @@ class DMMGuide(SequenceGuide):
         dropout: float = 0.0,
         guide_input_dropout: float = 0.0,
         guide_output_dropout: float = 0.0,
+        guide_context: bool = False,
     ) -> None:
         super().__init__(model)
         self.encoder, size = encoder, model.latent_size
+        self.guide_context = guide_context
         if num_flows and min(flow_sizes, default=0) < size:
             raise UserError(f"flow_sizes must be at least latent_size, {size}, got {list(flow_sizes)}")
-        self.backwards = Recurrence(encoder.num_features + num_inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+        inputs = encoder.num_features + num_inputs + (model.context.num_features if guide_context else 0)
+        self.backwards = Recurrence(inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
         self.combiner = Combiner(size, hidden_size, positive=positive, epsilon=epsilon)
         self.first = nn.Parameter(torch.zeros(size))
         self.flows: Any = nn.ModuleList(affine_autoregressive(size, hidden_dims=list(flow_sizes)) for _ in range(num_flows))
@@ -79,7 +83,10 @@ class DMMGuide(SequenceGuide):
 
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
         """e_t, which has seen x_{t:T}."""
-        e, _ = self.backwards(batch.reverse(self.drop_input(self.seen(batch))))
+        seen = self.seen(batch)
+        if self.guide_context:
+            seen = concatenate(seen, self.model.seen(batch)[0])
+        e, _ = self.backwards(batch.reverse(self.drop_input(seen)))
         return (self.drop_output(batch.reverse(e)),), carried
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:

@@ -37,6 +37,7 @@ class DMM(SequenceModel):
         positive, epsilon: how the transition's scale is kept positive.
         input_dropout, output_dropout: on c_t and on what the emission's network sees, the same features at all steps of a sequence, in
             training.
+        hidden_dropout: on the hidden units of transition and emission, others at each step, in training.
     """
 
     def __init__(
@@ -53,14 +54,17 @@ class DMM(SequenceModel):
         epsilon: float = 1e-4,
         input_dropout: float = 0.0,
         output_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
         layout: Layout = "path",
     ) -> None:
         super().__init__(emission, context if conditional else Nothing(), layout=layout)
         self.latent_size = latent_size
         features = self.context.num_features
         self.first = nn.Parameter(torch.zeros(latent_size))
-        self.prior = GatedTransition(latent_size, transition_sizes, features, activation=activation, positive=positive, epsilon=epsilon)
-        self.decoder = MLP(latent_size + features, emission_sizes, emission.num_features, activation=activation)
+        self.prior = GatedTransition(
+            latent_size, transition_sizes, features, activation=activation, positive=positive, epsilon=epsilon, dropout=hidden_dropout
+        )
+        self.decoder = MLP(latent_size + features, emission_sizes, emission.num_features, activation=activation, dropout=hidden_dropout)
         self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
 
     def initial_latent(self, *lead: int) -> Tensor:

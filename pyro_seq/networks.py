@@ -66,16 +66,22 @@ class MLP(nn.Sequential):
 
     `[..., input_size]` to `[..., output_size]`; without `output_size` the last hidden layer is the output, and without hidden
     layers either, the input is. Called with several inputs it takes them side by side, their leading dimensions broadcast; what does not
-    vary along a dimension is not multiplied once for each of its entries.
+    vary along a dimension is not multiplied once for each of its entries. `dropout`, if not 0, follows each activation, in training only.
     """
 
     def __init__(
-        self, input_size: int, hidden_sizes: Sequence[int] = (), output_size: int | None = None, *, activation: str = "relu"
+        self,
+        input_size: int,
+        hidden_sizes: Sequence[int] = (),
+        output_size: int | None = None,
+        *,
+        activation: str = "relu",
+        dropout: float = 0.0,
     ) -> None:
         layers: list[nn.Module] = []
         size = input_size
         for hidden in hidden_sizes:
-            layers += [nn.Linear(size, hidden), _activation(activation)]
+            layers += [nn.Linear(size, hidden), _activation(activation), *([nn.Dropout(dropout)] if dropout else [])]
             size = hidden
         if output_size is not None:
             layers.append(nn.Linear(size, output_size))
@@ -149,10 +155,11 @@ class GatedTransition(nn.Module):
         activation: str = "relu",
         positive: str = "softplus",
         epsilon: float = 1e-4,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.gate = MLP(size + num_features, hidden_sizes, size, activation=activation)
-        self.proposed = MLP(size + num_features, hidden_sizes, size, activation=activation)
+        self.gate = MLP(size + num_features, hidden_sizes, size, activation=activation, dropout=dropout)
+        self.proposed = MLP(size + num_features, hidden_sizes, size, activation=activation, dropout=dropout)
         self.linear, self.scale = nn.Linear(size, size), nn.Linear(size, size)
         self.positive = Positive(positive, epsilon)
         nn.init.eye_(self.linear.weight)

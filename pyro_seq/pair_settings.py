@@ -37,6 +37,8 @@ class Vocabulary:
     output_dropout: float = between(0, 0.99, 0.0, "dropout on what the recurrences give, likewise")
     guide_input_dropout: float = between(0, 0.99, 0.0, "dropout on what the guide's recurrence sees, likewise")
     guide_output_dropout: float = between(0, 0.99, 0.0, "dropout on what the guide's recurrence gives, likewise")
+    hidden_dropout: float = between(0, 0.99, 0.0, "dropout on hidden units of transition and emission, others at each step")
+    guide_context: bool = described(False, "whether the guide sees what came before as well")
     decoder_sizes: tuple[int, ...] = between(1, 65_536, (), "hidden layers between the recurrence and the emission")
     skip: bool = described(False, "whether the emission sees the context beside the recurrence")
     latent_size: int = between(1, 65_536, 16, "size of z_t")

@@ -28,6 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "srnn_plain": {"residual": False},
     "vrnn_filtering": {"smoothing": False},
     "dmm_conditional": {"conditional": True, "cell": "tanh"},
+    "dmm_conditional_guide": {"conditional": True, "guide_context": True, "cell": "gru"},
     "dmm_flows": {"num_flows": 2, "flow_sizes": (6,)},
 }
 PAIRS = ("rnn", "iseq", "srnn", "vrnn", "dmm", *VARIANTS)

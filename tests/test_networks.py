@@ -73,6 +73,21 @@ class TestNormalNet:
         assert full_precision(torch.zeros(1, dtype=torch.float64)).dtype == torch.float64
 
 
+def test_hidden_units_are_dropped_in_training_only() -> None:
+    net, plain = MLP(3, (400,), 2, dropout=0.25), MLP(3, (400,), 2)
+    plain.load_state_dict({name.replace("3.", "2."): weight for name, weight in net.state_dict().items()})
+    x = torch.randn(5, 3)
+    hidden = []
+    net[3].register_forward_pre_hook(lambda module, arguments: hidden.append(arguments[0]))
+    net(x)
+    whole = plain[1](plain[0](x))
+    dropped = (hidden[0] == 0) & (whole > 0)
+    assert 0.15 < float(dropped.sum() / (whole > 0).sum()) < 0.35
+    assert not dropped.equal(dropped[:1].expand_as(dropped))  # each row by itself
+    torch.testing.assert_close(hidden[0], torch.where(dropped, 0, whole / 0.75))
+    assert net.eval()(x).equal(plain(x)) and net(x[:, :1], x[:, 1:]).equal(plain(x[:, :1], x[:, 1:]))
+
+
 class TestSequenceDropout:
     def test_one_mask_for_all_steps(self) -> None:
         dropout = SequenceDropout(0.25)

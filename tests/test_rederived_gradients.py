@@ -204,8 +204,9 @@ def dmm(model: Any, guide: Any, one: Sequence) -> Tensor:
     """arXiv 1609.09869, sec. 4 and 5, each side with a z_0 of its own; flows as in arXiv 1606.04934, eq. 10."""
     conditional = bool(model.context.num_features)
     c = contexts(model, one) if conditional else [torch.zeros(0)] * len(one.x)
+    inputs = [torch.cat(both) for both in zip(seen(guide, one), c, strict=True)] if guide.guide_context else seen(guide, one)
     z_p, z_q, elbo = model.first, guide.first, torch.zeros(())
-    for x, value, c_t, e_t in zip(one.x, one.z, c, backwards(guide.backwards, seen(guide, one)), strict=True):
+    for x, value, c_t, e_t in zip(one.x, one.z, c, backwards(guide.backwards, inputs), strict=True):
         gate, proposed = mlp(model.prior.gate, z_p, c_t).sigmoid(), mlp(model.prior.proposed, z_p, c_t)
         p = (1 - gate) * linear(model.prior.linear, z_p) + gate * proposed, positive(linear(model.prior.scale, proposed.relu()))
         loc, raw_scale = linear(guide.combiner.output, (linear(guide.combiner.latent, z_q).tanh() + e_t) / 2).chunk(2)
@@ -270,6 +271,7 @@ CASES: dict[str, Case] = {
     "vrnn_filtering": Case(vrnn, {"smoothing": False}),
     "dmm": Case(dmm, {}, ("relu", "tanh", "gru", "lstm")),
     "dmm_conditional": Case(dmm, {"conditional": True}),
+    "dmm_conditional_guide": Case(dmm, {"conditional": True, "guide_context": True}),
     "dmm_flows": Case(dmm, {"num_flows": 2, "flow_sizes": (6,)}),
     "dmm_conditional_flows": Case(dmm, {"conditional": True, "num_flows": 1, "flow_sizes": (7, 5)}),
     "hmm": Case(hmm, {}, ("",)),
