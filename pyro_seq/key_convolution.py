@@ -27,7 +27,7 @@ class KeyConvolution(Emission):
 
     the second if `autoregressive`. The features are biases of the keys b `[K]` and of the hidden units c `[H]`, which a model computes; the
     last n frames y `[n, K]` are passed on to it from the context (`contexts.PassedOn`, `contexts.LastObservations` of `encoders.Flatten`).
-    A_{i,d} and B_d are zero beyond `reach`; e_k and W_j are learnt for each key. v is small at first, so that a new emission's keys are
+    A_{i,d} and B_d are zero beyond a reach; e_k and W_j are learnt for each key. v is small at first, so that a new emission's keys are
     all but independent.
 
     Args:
@@ -35,8 +35,9 @@ class KeyConvolution(Emission):
         count: n, the number of last frames.
         hidden_size: H, hidden units of each key.
         num_layers: hidden layers of each key; those after the first see no other keys.
-        reach: how many keys away a key looks, in the last frames to both sides, in its own downwards.
+        reach: how many keys away a key looks in the last frames, to both sides.
         autoregressive: whether a key looks at those below it in its own frame.
+        reach_below: how many keys away it then looks by B.
         activation: g.
         dropout: on the hidden units, the same ones at all keys of a frame, in training.
     """
@@ -50,16 +51,18 @@ class KeyConvolution(Emission):
         num_layers: int = 1,
         reach: int = 12,
         autoregressive: bool = False,
+        reach_below: int = 36,
         activation: str = "gelu",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, number in (("size", size), ("count", count), ("hidden_size", hidden_size), ("num_layers", num_layers), ("reach", reach)):
+        sizes = {"size": size, "count": count, "hidden_size": hidden_size, "num_layers": num_layers, "reach": reach}
+        for name, number in {**sizes, "reach_below": reach_below}.items():
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         if not 0 <= dropout < 1:
             raise ValueError(f"a dropout probability must lie in [0, 1), got {dropout}")
-        self.size, self.count, self.hidden_size, self.reach, self.dropout = size, count, hidden_size, reach, dropout
+        self.size, self.count, self.hidden_size, self.dropout = size, count, hidden_size, dropout
         self.event_shape, self.num_passed_on = (size,), count * size
         self.num_features = size + hidden_size
         self.activation = make_activation(activation)
@@ -67,7 +70,7 @@ class KeyConvolution(Emission):
         self.places = nn.Parameter(torch.randn(hidden_size, size) / 10)  # e
         self.layers: Any = nn.ModuleList(nn.Conv1d(hidden_size, hidden_size, 1) for _ in range(num_layers - 1))
         self.outward = nn.Parameter(0.01 * torch.randn(hidden_size) / hidden_size**0.5)  # v
-        self.below = nn.Conv1d(1, hidden_size, reach, bias=False) if autoregressive else None
+        self.below = nn.Conv1d(1, hidden_size, reach_below, bias=False) if autoregressive else None
         self.inward = nn.Parameter(torch.randn(size, hidden_size) / 10) if autoregressive else None  # W
 
     def forward(self, features: Tensor, frames: Tensor | None = None) -> Distribution:
@@ -114,7 +117,7 @@ class KeyConvolution(Emission):
         if self.below is not None and self.inward is not None and value is not None:
             inward = value.unsqueeze(-1) * self.inward
             below = (inward.cumsum(-2) - inward).transpose(-1, -2)
-            around = around + below + self.below(functional.pad(value, (self.reach, -1)).unsqueeze(-2))
+            around = around + below + self.below(functional.pad(value, (*self.below.kernel_size, -1)).unsqueeze(-2))
         several = max(1, ROWS // max(1, len(frames)))
         masks = itertools.repeat(None) if keep is None else keep.split(several)
         return torch.cat([self._hidden(part, mask, around) for part, mask in zip(features.split(several), masks, strict=False)])

@@ -34,7 +34,7 @@ def _float64(float64: None) -> None:
 
 
 def made(**options: Any) -> KeyConvolution:
-    emission = KeyConvolution(K, N, H, **{"reach": 2, "autoregressive": True, "activation": "tanh"} | options)
+    emission = KeyConvolution(K, N, H, **{"reach": 2, "reach_below": 3, "autoregressive": True, "activation": "tanh"} | options)
     torch.nn.init.normal_(emission.outward)
     return emission
 
@@ -54,7 +54,7 @@ def by_definition(emission: KeyConvolution, features: Tensor, last: Tensor, x: T
                 units = units + emission.around.weight[:, i, d + 2] * frames[i, k + d]
         for j in range(k if emission.below is not None else 0):
             units = units + x[j] * emission.inward[j]
-            if k - j <= 2:
+            if k - j <= 3:
                 units = units + x[j] * emission.below.weight[:, 0, j - k]
         units = units.tanh()
         for layer in emission.layers:
@@ -115,7 +115,7 @@ def test_samples_have_the_law_of_the_density(temperature: float) -> None:
 
 def test_a_motion_is_the_same_at_all_keys() -> None:
     """Without what is learnt of single keys, frames and keys moved up by one have the same logits there, away from the edges."""
-    emission = made(reach=1)
+    emission = made(reach=1, reach_below=1)
     assert emission.inward is not None
     torch.nn.init.zeros_(emission.places)
     torch.nn.init.zeros_(emission.inward)
@@ -134,7 +134,7 @@ def test_dropout_is_of_training_alone_and_one_mask_a_vector() -> None:
     assert emission.eval()(*features).keep is None
 
 
-@pytest.mark.parametrize("name", ["size", "count", "hidden_size", "num_layers", "reach", "dropout"])
+@pytest.mark.parametrize("name", ["size", "count", "hidden_size", "num_layers", "reach", "reach_below", "dropout"])
 def test_sizes_that_make_no_sense(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         KeyConvolution(**{"size": 3, name: 1.0 if name == "dropout" else 0})

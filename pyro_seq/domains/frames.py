@@ -37,7 +37,8 @@ class FrameSettings:
     hidden_size: int = between(1, 65_536, 128, "hidden units of nade, or of each key of a convolution")
     num_layers: int = between(1, 64, 1, "hidden layers of each key of a convolution")
     history: int = between(1, 1_024, 4, "how many of the last frames a convolution looks at")
-    reach: int = between(1, 128, 12, "how many keys away it looks")
+    reach: int = between(1, 128, 12, "how many keys away it looks in them")
+    reach_below: int = between(1, 128, 36, "how many keys down autoregressive_convolution looks in its own frame")
     dropout: float = between(0, 0.99, 0.0, "dropout on these hidden units, in training")
     context: str = one_of(
         ("previous", "last"), "previous", "previous: a step sees the frame before; last: the last context_frames, combined"
@@ -81,6 +82,7 @@ def _emission(settings: FrameSettings, keys: int) -> Emission:
         settings.hidden_size,
         num_layers=settings.num_layers,
         reach=settings.reach,
+        reach_below=settings.reach_below,
         autoregressive=settings.emission == "autoregressive_convolution",
         dropout=settings.dropout,
     )
