@@ -47,6 +47,18 @@ PAIR = click.option(
 )
 
 
+def temperature_option(what: str) -> Callable[[F], F]:
+    """The option of the temperature at which `what` are sampled."""
+    return click.option(
+        "--temperature",
+        type=click.FloatRange(0, min_open=True),
+        default=1.0,
+        show_default="1",
+        metavar="T",
+        help=f"Below 1: likelier {what}; above 1: rarer ones.",
+    )
+
+
 def scoring_options(command: F) -> F:
     """The options that say how a likelihood is estimated."""
     for option in reversed(

@@ -20,6 +20,7 @@ from pyro_seq.cli.common import (
     pick_device,
     run_dir_option,
     scoring_options,
+    temperature_option,
     training_options,
 )
 from pyro_seq.cli.training import train_run
@@ -49,14 +50,7 @@ PRIMER_SECONDS = click.option(
     metavar="S",
     help="How much of the primer is given, from its beginning.",
 )
-TEMPERATURE = click.option(
-    "--temperature",
-    type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    show_default="1",
-    metavar="T",
-    help="Below 1: likelier keys; above 1: rarer ones.",
-)
+TEMPERATURE = temperature_option("keys")
 
 
 @click.group()

@@ -24,6 +24,7 @@ from pyro_seq.cli.common import (
     pick_device,
     run_dir_option,
     scoring_options,
+    temperature_option,
     training_options,
 )
 from pyro_seq.cli.training import train_run
@@ -88,14 +89,7 @@ def train(
 )
 @click.option("--num-samples", type=click.IntRange(1, MOST_SAMPLES), default=1, show_default="1", metavar="N", help="How many samples.")
 @click.option("--prompt", default="", metavar="S", help="Text to continue.")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    show_default="1",
-    metavar="T",
-    help="Below 1: likelier symbols; above 1: rarer ones.",
-)
+@temperature_option("symbols")
 @click.option("--top-k", type=click.IntRange(1), metavar="K", help="Only among the K likeliest symbols of each step.")
 @click.option("--json", "as_json", is_flag=True, help="Each sample as a JSON string on a line of its own.")
 @SEED
