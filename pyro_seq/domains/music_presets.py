@@ -103,7 +103,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.kl_schedule": "linear",
         "training.kl_start": 0.05,
         "training.kl_steps": 3_000,
-        "training.num_steps": 30_000,
+        "training.num_steps": 11_000,
         "training.valid_every": 600,
     },
     "jsb-rnn": JSB_RNN | {"frames.emission": "convolution", "frames.hidden_size": 96, "frames.dropout": 0.5},
