@@ -285,7 +285,7 @@ def _read(music: MusicModel, patterns: tuple[str, ...], run_dir: Path) -> Found:
 def _primer(music: MusicModel, path: Path | None, seconds: float) -> Tensor | None:
     from pyro_seq.domains.music_files import read_primer
 
-    return None if path is None else read_primer(path, seconds, music.settings, music.timing.tempo)
+    return None if path is None else read_primer(path, seconds, music.settings.rolls, music.timing.tempo)
 
 
 def _real_pieces(music: MusicModel, patterns: tuple[str, ...], run_dir: Path) -> tuple[list[Tensor], str]:

@@ -42,7 +42,7 @@ def untrained(*changes: dict[str, Any], data: list[Tensor] | None = None) -> Mus
     settings, data = music_settings(TINY, *changes), data or pieces(20)
     pair = new_pair(settings, data)
     pair.train(False)
-    return MusicModel(pair, settings, timing_of(settings, 90.0), MarkovKeys.fit(data), torch.device("cpu"))
+    return MusicModel(pair, settings, timing_of(settings.rolls, 90.0), MarkovKeys.fit(data), torch.device("cpu"))
 
 
 @pytest.fixture

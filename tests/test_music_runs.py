@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from pyro_seq.domains.demo_tunes import write_demo_tunes
+from pyro_seq.domains.midi_files import to_common_key
 from pyro_seq.domains.music import generate, load, music_settings
-from pyro_seq.domains.music_files import CACHE, fingerprint, held_out, read_music, read_primer
+from pyro_seq.domains.music_files import CACHE, fingerprint, held_out, read_demo, read_music, read_primer
 from pyro_seq.domains.music_model import RollSettings, read_document, run_settings
 from pyro_seq.domains.music_runs import begin, go_on, read_pieces
 from pyro_seq.errors import UserError
@@ -168,6 +169,13 @@ def test_some_of_the_pieces_are_kept_for_validation() -> None:
     assert len(set(held_out(97, 0.9))) == 87
 
 
+def test_demo_tunes_come_in_the_key_that_is_asked_for() -> None:
+    own, common = (read_demo(RollSettings(grid=4, common_key=common)).pieces for common in (False, True))
+    assert [len(piece) for piece in own] == [len(piece) for piece in common]
+    assert all(torch.equal(to_common_key(one), other) for one, other in zip(own, common, strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(own, common, strict=True))
+
+
 def test_fingerprints_tell_pieces_apart() -> None:
     one, other = torch.zeros(4, 88, dtype=torch.uint8), torch.zeros(4, 88, dtype=torch.uint8)
     other[2, 3] = 1
@@ -178,10 +186,10 @@ def test_fingerprints_tell_pieces_apart() -> None:
 
 def test_a_primer_is_a_files_beginning(tunes: Path) -> None:
     path = sorted(tunes.glob("*.mid"))[0]
-    settings = music_settings(TINY, {"rolls.grid": 0, "rolls.rate": 8.0})
-    assert read_primer(path, 2.0, settings, 120.0).shape == (16, 88)
+    rolls = RollSettings(rate=8.0)
+    assert read_primer(path, 2.0, rolls, 120.0).shape == (16, 88)
     with pytest.raises(UserError, match=r"--primer-seconds 900: .*\.mid has only \d+\.\d seconds"):
-        read_primer(path, 900.0, settings, 120.0)
+        read_primer(path, 900.0, rolls, 120.0)
 
 
 def test_refusals_leave_nothing_behind(tmp_path: Path, tunes: Path) -> None:

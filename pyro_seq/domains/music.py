@@ -14,6 +14,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.domains.frames import as_roll, observed
 from pyro_seq.domains.markov_keys import MarkovKeys
 from pyro_seq.domains.music_model import KIND, MusicModel, MusicSettings, load, music_settings, new_pair, timing_of
+from pyro_seq.domains.music_samples import Rendered
 from pyro_seq.domains.music_scoring import MusicScore, evaluate, nats_per_frame, score_pieces
 from pyro_seq.domains.piece_batches import PieceBatches
 from pyro_seq.domains.stored_pair import pair_to_train
@@ -82,7 +83,7 @@ def train(
         return new_pair(settings, pieces.train)
 
     pair = (make() if run is None else pair_to_train(run, make, settings.model.kind, resume)).to(device)
-    timing = timing_of(settings, pieces.tempo)
+    timing = timing_of(settings.rolls, pieces.tempo)
     music = MusicModel(pair, settings, timing, markov or MarkovKeys.fit(pieces.train), torch.device(device))
     rolls = settings.rolls
     batches = PieceBatches(
@@ -124,20 +125,14 @@ def _at_most(pieces: Sequence[Tensor], frames: int) -> list[Tensor]:
 
 def previews(music: MusicModel, pieces: Sequence[Tensor]) -> dict[str, Image | Audio]:
     """A stretch of a piece and one of the model's own, to see and to hear in TensorBoard."""
-    from pyro_seq.domains.audio import synthesise, wav_bytes
-    from pyro_seq.domains.midi_writing import to_midi
-    from pyro_seq.domains.roll_pictures import roll_png
-
     frames = max(1, round(PREVIEW_SECONDS * music.timing.frames_per_second))
     longest = [piece for piece in pieces if len(piece) >= frames] or [max(pieces, key=len)]
     piece = longest[int(torch.randint(len(longest), ()))]
     start = int(torch.randint(max(1, len(piece) - frames), ()))
     shown: dict[str, Image | Audio] = {}
     for name, roll in (("observed", piece[start : start + frames]), ("generated", next(generate(music, frames)).cpu())):
-        seconds = music.timing.seconds(len(roll))
-        sound = synthesise(to_midi(roll, music.timing), seconds)
-        shown[f"{name}/roll"] = Image(roll_png(roll, music.timing, title=name))
-        shown[f"{name}/sound"] = Audio(wav_bytes(sound))
+        rendered = Rendered(roll, music.timing, title=name)
+        shown[f"{name}/roll"], shown[f"{name}/sound"] = Image(rendered.png()), Audio(rendered.wav())
     return shown
 
 

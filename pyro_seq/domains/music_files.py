@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_seq.domains.demo_tunes import demo_tunes
 from pyro_seq.domains.midi_files import find_files, read_tune, roll_of, to_common_key
-from pyro_seq.domains.music_model import MusicSettings, RollSettings, timing_of
+from pyro_seq.domains.music_model import RollSettings, timing_of
 from pyro_seq.domains.piano_rolls import KEYS, read_polyphonic
 from pyro_seq.domains.roll_cache import read_rolls
 from pyro_seq.errors import UserError
@@ -58,14 +58,14 @@ def read_music(
     midi = [path for path in paths if path.suffix.lower() != ARRAYS]
     found = Found([])
     if midi:
-        timing = timing_of(MusicSettings(rolls=rolls), 120.0)
+        timing = timing_of(rolls)
         read = read_rolls(midi, timing, keys=rolls.keys, common_key=rolls.common_key, cache=cache, progress=progress)
         found = Found(read.pieces, [str(path) for path in read.paths], read.tempo, len(read.skipped))
     for path in arrays:
         if rolls.keys != KEYS:
             raise UserError(f"{path} holds rolls of {KEYS} keys, and rolls.keys is {rolls.keys}")
         pieces = read_polyphonic(path)[split]
-        found.pieces.extend(to_common_key(piece) if rolls.common_key else piece for piece in pieces)
+        found.pieces.extend(_in_key(piece, rolls) for piece in pieces)
         found.names.extend(f"{path}, {split} piece {i}" for i in range(1, len(pieces) + 1))
     return found
 
@@ -78,9 +78,13 @@ def has_arrays(patterns: Iterable[str | Path]) -> list[Path]:
 def read_demo(rolls: RollSettings) -> Found:
     """The tunes that the package makes itself."""
     tunes = demo_tunes()
-    pieces = [roll_of(tune, timing_of(MusicSettings(rolls=rolls), tune.tempo), rolls.keys) for tune in tunes]
+    pieces = [_in_key(roll_of(tune, timing_of(rolls, tune.tempo), rolls.keys), rolls) for tune in tunes]
     names = [f"demo tune {i}" for i in range(1, len(pieces) + 1)]
     return Found(pieces, names, statistics.median(tune.tempo for tune in tunes))
+
+
+def _in_key(roll: Tensor, rolls: RollSettings) -> Tensor:
+    return to_common_key(roll) if rolls.common_key else roll
 
 
 def held_out(count: int, fraction: float) -> list[int]:
@@ -98,12 +102,11 @@ def fingerprint(pieces: Sequence[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_primer(path: Path, seconds: float, settings: MusicSettings, tempo: float) -> Tensor:
+def read_primer(path: Path, seconds: float, rolls: RollSettings, tempo: float) -> Tensor:
     """The first `seconds` of a MIDI file as a roll `[T, keys]`; raises `UserError` if it cannot be read or is shorter."""
-    timing, keys = timing_of(settings, tempo), settings.rolls.keys
-    tune = read_tune(path)
-    roll = roll_of(tune, timing, keys)
+    timing = timing_of(rolls, tempo)
+    roll = roll_of(read_tune(path), timing, rolls.keys)
     frames = max(1, round(seconds * timing.frames_per_second))
     if frames > len(roll):
         raise UserError(f"--primer-seconds {seconds:g}: {path} has only {timing.seconds(len(roll)):.1f} seconds")
-    return (to_common_key(roll) if settings.rolls.common_key else roll)[:frames]
+    return _in_key(roll, rolls)[:frames]

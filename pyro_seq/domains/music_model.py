@@ -63,9 +63,9 @@ def run_settings(run: RunFolder, pair: str | None = None) -> MusicSettings:
     return resolve_run(MusicSettings, run.settings(), DEFAULTS, run.path, pair)
 
 
-def timing_of(settings: MusicSettings, tempo: float) -> Timing:
+def timing_of(rolls: RollSettings, tempo: float = 120.0) -> Timing:
     """When a run's frames sound: `tempo` is that of its beat grid, in beats a minute."""
-    return Timing(settings.rolls.rate, settings.rolls.grid, tempo)
+    return Timing(rolls.rate, rolls.grid, tempo)
 
 
 @dataclass
@@ -122,4 +122,4 @@ def load(run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None 
     settings = run_settings(run, pair)
     tempo, markov = read_document(run, settings.rolls.keys)
     made, step = load_pair(run, lambda: new_pair(settings), settings.model.kind, device)
-    return MusicModel(made, settings, timing_of(settings, tempo), markov, torch.device(device), step)
+    return MusicModel(made, settings, timing_of(settings.rolls, tempo), markov, torch.device(device), step)

@@ -83,6 +83,13 @@ def score_pieces(music: MusicModel, pieces: Sequence[Tensor], **options: Any) ->
             yield i, PieceScore(steps[row, : len(pieces[i])], total, known, last.method, last.samples, effective)
 
 
+def _scores(music: MusicModel, pieces: Sequence[Tensor], options: dict[str, Any]) -> list[PieceScore]:
+    found = [scored for _, scored in score_pieces(music, pieces, **options)]
+    if not found:
+        raise UserError("there are no frames to score")
+    return found
+
+
 def _at_once(music: MusicModel, batch: SequenceBatch) -> bool:
     return batch.num_steps <= AT_ONCE or not music.carries
 
@@ -99,9 +106,7 @@ def evaluate(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> Mus
 
     Raises `UserError` if there are no frames.
     """
-    found = [scored for _, scored in score_pieces(music, pieces, **options)]
-    if not found:
-        raise UserError("there are no frames to score")
+    found = _scores(music, pieces, options)
     frames, total = sum(len(scored.steps) for scored in found), math.fsum(scored.total for scored in found)
     errors = [scored.standard_error for scored in found]
     effective = [scored.effective_samples for scored in found if scored.effective_samples is not None]
@@ -124,7 +129,5 @@ def evaluate(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> Mus
 
 def nats_per_frame(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> float:
     """-log p(x), or its estimate, of all pieces over the number of their frames; arguments and errors as `evaluate`."""
-    found = [scored for _, scored in score_pieces(music, pieces, **options)]
-    if not found:
-        raise UserError("there are no frames to score")
+    found = _scores(music, pieces, options)
     return -math.fsum(scored.total for scored in found) / sum(len(scored.steps) for scored in found)
