@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_seq.contexts import Context, Nothing
+from pyro_seq.contexts import Context
 from pyro_seq.emissions import Emission
 from pyro_seq.networks import MLP, GatedTransition, SequenceDropout, concatenate
 from pyro_seq.sequence_model import Layout, SequenceModel
@@ -57,7 +57,7 @@ class DMM(SequenceModel):
         hidden_dropout: float = 0.0,
         layout: Layout = "path",
     ) -> None:
-        super().__init__(emission, context if conditional else Nothing(), layout=layout)
+        super().__init__(emission, context if conditional else context.unseen(), layout=layout)
         self.latent_size = latent_size
         features = self.context.num_features
         self.first = nn.Parameter(torch.zeros(latent_size))

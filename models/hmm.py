@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.contexts import Context, Nothing
+from pyro_seq.contexts import Context
 from pyro_seq.emissions import Distribution, Emission, Joint, LazyCategorical, observe
 from pyro_seq.errors import UserError
 from pyro_seq.hidden_markov import HiddenMarkov, advanced, filtered, log_likelihoods
@@ -66,7 +66,7 @@ class HMM(SequenceModel):
             raise UserError(
                 f"an HMM evaluates its emission for all states at once, and {type(emission).__name__} wants the context passed on"
             )
-        super().__init__(emission, context if autoregressive else Nothing(), layout=layout)
+        super().__init__(emission, context if autoregressive else context.unseen(), layout=layout)
         if num_states < 1 or embedding_size < 1:
             raise ValueError(f"num_states and embedding_size of an HMM must be at least 1, got {num_states} and {embedding_size}")
         self.num_states = num_states

@@ -34,6 +34,10 @@ class Context(nn.Module):
         """Where the context's states lie."""
         return self._place.device
 
+    def unseen(self) -> Context:
+        """A context of which a model's networks see nothing; what is passed on to the emission stays."""
+        return Nothing()
+
     def initial(self, *lead: int) -> Any:
         """The state before the first step of `lead` sequences."""
         return ()
@@ -188,3 +192,7 @@ class PassedOn(Chain):
     def __init__(self, seen: Context, passed_on: Context) -> None:
         super().__init__(seen, passed_on)
         self.num_features, self.num_passed_on = seen.num_features, passed_on.num_features
+
+    def unseen(self) -> Context:
+        """Nothing, and what is passed on."""
+        return PassedOn(Nothing(), self.contexts[1])

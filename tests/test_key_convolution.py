@@ -17,8 +17,9 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import LastObservations, PassedOn, PreviousObservation
 from pyro_seq.encoders import Flatten
 from pyro_seq.errors import UserError
+from pyro_seq.guides import DMMGuide
 from pyro_seq.key_convolution import KeyConvolution
-from pyro_seq.models import HMM, RNN
+from pyro_seq.models import DMM, HMM, RNN
 from pyro_seq.pair import Pair
 from pyro_seq.pairs import Parts
 from pyro_seq.sampling import ancestral, sharpened
@@ -171,6 +172,14 @@ def test_what_is_passed_on_must_be_there() -> None:
     context = PassedOn(PreviousObservation(Flatten(K)), LastObservations(Flatten(K), N))
     with pytest.raises(UserError, match="an HMM evaluates its emission for all states at once"):
         HMM(made(), context, autoregressive=True)
+
+
+def test_a_model_that_sees_no_context_passes_it_on() -> None:
+    emission = KeyConvolution(K, N, H)
+    model = DMM(emission, PassedOn(PreviousObservation(Flatten(K)), LastObservations(Flatten(K), N)), latent_size=2)
+    assert (model.context.num_features, model.context.num_passed_on) == (0, N * K)
+    guide = DMMGuide(model, Flatten(K), hidden_size=4)
+    check_pair(model, guide, SequenceBatch(torch.randint(2, (3, 4, K)).double(), [4, 2, 3]))
 
 
 @pytest.mark.parametrize("autoregressive", [False, True])
