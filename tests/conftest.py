@@ -93,6 +93,19 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def pyroseq() -> Callable[..., int]:
+    """Runs the command with these words: its exit code."""
+
+    def command(*words: object) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return command
+
+
+@pytest.fixture(scope="session")
 def tiny() -> list[str]:
     """Options of `pyroseq text train` that make a training of a few milliseconds."""
     sizes = ["model.hidden_size=8", "text.embedding_size=4", "text.batch_size=4", "text.window=12"]

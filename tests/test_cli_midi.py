@@ -16,7 +16,6 @@ import PIL.Image
 import pytest
 import torch
 
-from pyro_seq.cli import main
 from pyro_seq.domains.demo_tunes import write_demo_tunes
 from pyro_seq.domains.midi_files import read_tune, roll_of
 from pyro_seq.domains.piano_rolls import Timing
@@ -27,13 +26,6 @@ WORDS = [word for setting in TINY for word in ("--set", setting)]
 Refused = Callable[..., str]
 
 
-def pyroseq(*words: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
 @pytest.fixture(scope="module")
 def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tunes")
@@ -42,7 +34,7 @@ def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["bernoulli", "nade", "beta"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(pyroseq: Callable[..., int], request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps with each emission, on the package's own tunes."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run") / request.param
@@ -52,7 +44,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def notes(pyroseq: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without a beat grid, 8 frames a second."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("notes") / "run"
@@ -63,7 +55,9 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # train
 
 
-def test_training_shows_progress_on_stderr_and_nothing_on_stdout(tunes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_shows_progress_on_stderr_and_nothing_on_stdout(
+    pyroseq: Callable[..., int], tunes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert pyroseq("midi", "train", "--train-files", tunes, "--grid", 4, "--run-dir", tmp_path / "run", *WORDS) == 0
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if not line.endswith(" files")]
@@ -82,7 +76,7 @@ def test_tensorboard_has_rolls_and_sounds(notes: Path) -> None:
     assert set(read.Tags()["audio"]) == {"observed/sound", "generated/sound"}
 
 
-def test_print_config_is_a_config_that_can_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_is_a_config_that_can_be_used(pyroseq: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pyroseq("midi", "train", "--print-config", "--model", "srnn", "--rate", 10, *WORDS) == 0
     shown = capsys.readouterr().out
     assert 'model.kind = "srnn"' in shown and "rolls.rate = 10.0" in shown
@@ -93,7 +87,9 @@ def test_print_config_is_a_config_that_can_be_used(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out == shown
 
 
-def test_a_run_goes_on(tunes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused) -> None:
+def test_a_run_goes_on(
+    pyroseq: Callable[..., int], tunes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused
+) -> None:
     folder = tmp_path / "run"
     assert pyroseq("midi", "train", "--quiet", "--train-files", f"{tunes}/*.mid", "--run-dir", folder, *WORDS) == 0
     assert pyroseq("midi", "train", "--resume", "--num-steps", 6, "--run-dir", folder) == 0
@@ -105,7 +101,9 @@ def test_a_run_goes_on(tunes: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 # evaluate
 
 
-def test_evaluation_says_what_it_is_beside_the_markov_model(run: Path, tunes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_says_what_it_is_beside_the_markov_model(
+    pyroseq: Callable[..., int], run: Path, tunes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert pyroseq("midi", "evaluate", "--run-dir", run, "--eval-files", tunes, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["pieces"], found["method"], found["skipped"]) == (12, "exact", 0)
@@ -117,7 +115,7 @@ def test_evaluation_says_what_it_is_beside_the_markov_model(run: Path, tunes: Pa
     assert ("for comparison" in out) != ("density of scores" in out)
 
 
-def test_score_ranks_frames_by_surprise(notes: Path, tunes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_ranks_frames_by_surprise(pyroseq: Callable[..., int], notes: Path, tunes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = sorted(tunes.glob("*.mid"))[0]
     assert pyroseq("score", "--run-dir", notes, one, "--json", "--top", 3) == 0
     found = json.loads(capsys.readouterr().out)
@@ -135,7 +133,9 @@ def test_score_ranks_frames_by_surprise(notes: Path, tunes: Path, capsys: pytest
 # generate
 
 
-def test_samples_can_be_heard_and_seen_and_are_never_overwritten(notes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_can_be_heard_and_seen_and_are_never_overwritten(
+    pyroseq: Callable[..., int], notes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new" / "out"
     assert pyroseq("midi", "generate", "--run-dir", notes, "--out-dir", out, "--length", 3, "--num-samples", 2) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -150,7 +150,7 @@ def test_samples_can_be_heard_and_seen_and_are_never_overwritten(notes: Path, tm
     assert {path.name for path in out.iterdir()} == {"sample-3.mid", *(Path(path).name for path in printed)}
 
 
-def test_a_sample_begins_with_its_primer(run: Path, tunes: Path, tmp_path: Path) -> None:
+def test_a_sample_begins_with_its_primer(pyroseq: Callable[..., int], run: Path, tunes: Path, tmp_path: Path) -> None:
     primer = sorted(tunes.glob("*.mid"))[1]
     words = ["--primer", primer, "--primer-seconds", 3, "--length", 2, "--formats", "mid,wav", "--seed", 5]
     assert pyroseq("midi", "generate", "--run-dir", run, "--out-dir", tmp_path, *words) == 0
@@ -165,7 +165,9 @@ def test_a_sample_begins_with_its_primer(run: Path, tunes: Path, tmp_path: Path)
 # report
 
 
-def test_report_is_one_page_about_the_run(run: Path, tunes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_is_one_page_about_the_run(
+    pyroseq: Callable[..., int], run: Path, tunes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "page.html"
     words: list[Any] = ["--num-samples", 2, "--length", 2, "--out", path]
     assert pyroseq("midi", "report", "--run-dir", run, "--eval-files", tunes, "--primer", sorted(tunes.glob("*.mid"))[0], *words) == 0
@@ -176,7 +178,9 @@ def test_report_is_one_page_about_the_run(run: Path, tunes: Path, tmp_path: Path
     assert ("first-order Markov model on the pieces given" in page) == (run.name != "beta")
 
 
-def test_report_of_a_run_compares_with_its_validation_pieces(notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_of_a_run_compares_with_its_validation_pieces(
+    pyroseq: Callable[..., int], notes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert pyroseq("midi", "report", "--run-dir", notes, "--num-samples", 1, "--length", 1) == 0
     assert capsys.readouterr().out.splitlines()[0] == f"{notes}/report.html"
     assert "its validation pieces" in (notes / "report.html").read_text()
@@ -231,7 +235,9 @@ def test_runs_of_another_kind_are_refused(trained: Path, notes: Path, corpus: Pa
     assert "is for texts" in refused("score", "--run-dir", notes, corpus, "--lines")
 
 
-def test_arrays_are_evaluated_on_their_test_pieces(notes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arrays_are_evaluated_on_their_test_pieces(
+    pyroseq: Callable[..., int], notes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (6, 11), np.uint8)
     arrays = {f"{split}_frames": frames for split in ("train", "valid", "test")} | {
         f"{split}_lengths": np.array([2, 4]) for split in ("train", "valid", "test")

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_seq.cli import main
 from pyro_seq.recipes import SHIPPED
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "topic.py"
@@ -33,13 +32,6 @@ def maker(emission):
 """
 
 
-def pyroseq(*words: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
 @pytest.fixture(scope="module")
 def words() -> list[str]:
     sizes = ["model.hidden_size=6", "model.latent_size=2", "model.drift=0.2", "text.embedding_size=4"]
@@ -48,7 +40,7 @@ def words() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, corpus: Path, words: list[str]) -> Path:
+def run(pyroseq: Callable[..., int], tmp_path_factory: pytest.TempPathFactory, corpus: Path, words: list[str]) -> Path:
     """A run of three steps of the example's pair."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("own") / "run"
@@ -61,25 +53,25 @@ def test_the_example_is_short() -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= 40
 
 
-def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list(pyroseq: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert pyroseq("pairs", "list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[: len(SHIPPED)]] == [[name, "shipped"] for name in SHIPPED]
     assert all(len(line.split()) > 3 for line in lines)
 
 
-def test_check_of_a_sound_pair(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_a_sound_pair(pyroseq: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     options = [word for emission in ("categorical", "bernoulli", "normal") for word in ("--emission", emission)]
     assert pyroseq("pairs", "check", f"{EXAMPLE}:Topic", *options, "--set", "model.latent_size=1") == 0
     assert capsys.readouterr().out == "categorical: OK\nbernoulli: OK\nnormal: OK\n"
 
 
 @pytest.mark.parametrize("kind", sorted(SHIPPED))
-def test_shipped_pairs_keep_the_contract(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shipped_pairs_keep_the_contract(pyroseq: Callable[..., int], kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert pyroseq("pairs", "check", kind) == 0, capsys.readouterr().out
 
 
-def test_check_of_a_faulty_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_a_faulty_pair(pyroseq: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.py").write_text(FAULTY)
     assert pyroseq("pairs", "check", f"{tmp_path}/own.py:maker") == 1
     out, err = capsys.readouterr()
@@ -88,7 +80,7 @@ def test_check_of_a_faulty_pair(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert all(line.startswith("  - ") for line in problems) and "z_0" in out
 
 
-def test_check_of_a_pair_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_a_pair_that_fails(pyroseq: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.py").write_text("def maker(emission): return 3\n")
     assert pyroseq("pairs", "check", f"{tmp_path}/own.py:maker") == 1
     assert "  - the pair" in capsys.readouterr().out
@@ -123,7 +115,7 @@ def maker(emission, late=False):
 
 
 def test_what_is_not_finite_is_said_of_its_site(
-    tmp_path: Path, corpus: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+    pyroseq: Callable[..., int], tmp_path: Path, corpus: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own.py").write_text(NOT_FINITE)
     pair = f"{tmp_path}/own.py:maker"
@@ -149,7 +141,9 @@ def test_wrong_words_to_check(refused: Callable[..., str]) -> None:
     assert "invalid" in refused("pairs", "check", "rnn", "--emission", "poisson").lower()
 
 
-def test_example_is_trained_checked_scored_and_sampled(run: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_is_trained_checked_scored_and_sampled(
+    pyroseq: Callable[..., int], run: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = json.loads((run / "run.json").read_text())["settings"]
     assert settings["model.kind"] == f"{EXAMPLE}:Topic" and settings["model.drift"] == 0.2 and "model.cell" not in settings
     pair = ["--run-dir", run, "--pair", f"{EXAMPLE}:Topic"]
@@ -162,14 +156,18 @@ def test_example_is_trained_checked_scored_and_sampled(run: Path, corpus: Path, 
     assert pyroseq("text", "generate", *pair, "--length", 5, "--temperature", 0.5, "--top-k", 2) == 0
 
 
-def test_long_text_is_said_to_be_scored_in_sequences(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_text_is_said_to_be_scored_in_sequences(
+    pyroseq: Callable[..., int], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "long.txt").write_text("the cat sat on the mat; " * 50)
     words = ["--run-dir", run, "--pair", f"{EXAMPLE}:Topic", "--eval-corpus", tmp_path / "long.txt", "--samples", 2]
     assert pyroseq("text", "evaluate", *words) == 0
     assert "200 sequences, each by itself: this pair carries no state" in capsys.readouterr().out
 
 
-def test_resumed_run_equals_the_unbroken_one(run: Path, corpus: Path, words: list[str], tmp_path: Path) -> None:
+def test_resumed_run_equals_the_unbroken_one(
+    pyroseq: Callable[..., int], run: Path, corpus: Path, words: list[str], tmp_path: Path
+) -> None:
     pair = ["--pair", f"{EXAMPLE}:Topic"]
     begun = ["text", "train", "--quiet", "--train-corpus", corpus, *pair, *words, "--set", "training.schedule=constant"]
     assert pyroseq(*begun, "--run-dir", tmp_path / "broken", "--set", "training.num_steps=2") == 0
@@ -195,7 +193,9 @@ def test_code_that_a_run_names_is_not_run(
     assert line.endswith(f"add --pair '{spec}'") and not (tmp_path / "was run").exists()
 
 
-def test_moved_file_is_named_where_it_lies_now(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_moved_file_is_named_where_it_lies_now(
+    pyroseq: Callable[..., int], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(EXAMPLE, tmp_path / "moved.py")
     assert pyroseq("text", "generate", "--run-dir", run, "--length", 3, "--pair", f"{tmp_path}/moved.py:Topic") == 0
     assert len(capsys.readouterr().out) == 4

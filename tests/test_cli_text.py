@@ -9,12 +9,12 @@ import signal
 import threading
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from pyro_seq.cli import main
 from pyro_seq.domains.text import load
 from pyro_seq.domains.text_windows import TextWindows
 
@@ -25,13 +25,6 @@ WORDS = [word for setting in TINY for word in ("--set", setting)]
 LATENTS = ["--set", "model.latent_size=3", "--set", "model.latent_sizes=8"]
 
 
-def pyroseq(*words: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(word) for word in words])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "cat.txt"
@@ -40,7 +33,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["rnn", "iseq", "srnn"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+def run(pyroseq: Callable[..., int], request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """A run of eight steps of each kind of pair."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run") / request.param
@@ -52,7 +45,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 # train
 
 
-def test_training_shows_progress_on_stderr_and_nothing_on_stdout(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_shows_progress_on_stderr_and_nothing_on_stdout(
+    pyroseq: Callable[..., int], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert pyroseq("text", "train", "--train-corpus", corpus, "--run-dir", tmp_path / "a b", "--num-steps", 4, *WORDS) == 0
     out, err = capsys.readouterr()
     lines = err.splitlines()
@@ -64,7 +59,7 @@ def test_training_shows_progress_on_stderr_and_nothing_on_stdout(corpus: Path, t
     assert lines[3:] == [done, f"next: pyroseq text generate --run-dir '{tmp_path}/a b'"]
 
 
-def test_quiet_training_says_nothing(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_training_says_nothing(pyroseq: Callable[..., int], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pyroseq("text", "train", "--quiet", "--train-corpus", corpus, "--run-dir", tmp_path / "r", "--num-steps", 2, *WORDS) == 0
     assert capsys.readouterr() == ("", "")
 
@@ -89,7 +84,7 @@ def test_run_folder_holds_all_that_is_needed(run: Path) -> None:
     assert [m["step"] for m in metrics if m["split"] == "valid"] == [4, 8]
 
 
-def test_print_config_needs_no_run_and_is_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_needs_no_run_and_is_a_config(pyroseq: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--model", "srnn", "--num-steps", 7, "--set", "model.decoder_sizes=3,4"]
     assert pyroseq("text", "train", "--print-config", *options) == 0
     shown, err = capsys.readouterr()
@@ -101,7 +96,7 @@ def test_print_config_needs_no_run_and_is_a_config(tmp_path: Path, capsys: pytes
     assert "c.toml: unknown setting 'model.guide_size'" in capsys.readouterr().err  # a file must fit the pair
 
 
-def test_print_config_of_a_run_shows_its_own_settings(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_of_a_run_shows_its_own_settings(pyroseq: Callable[..., int], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     assert pyroseq("text", "train", "--print-config", "--resume", "--run-dir", run, "--num-steps", 99) == 0
     out, err = capsys.readouterr()
@@ -111,7 +106,9 @@ def test_print_config_of_a_run_shows_its_own_settings(run: Path, capsys: pytest.
     assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
-def test_resume_goes_on_and_more_steps_may_be_asked_for(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_goes_on_and_more_steps_may_be_asked_for(
+    pyroseq: Callable[..., int], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, moved = tmp_path / "r", tmp_path / "moved.txt"
     assert pyroseq("text", "train", "--train-corpus", corpus, "--run-dir", folder, "--num-steps", 3, *WORDS) == 0
     moved.write_bytes(corpus.read_bytes())
@@ -124,7 +121,13 @@ def test_resume_goes_on_and_more_steps_may_be_asked_for(corpus: Path, tmp_path: 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_training_saves_and_says_how_to_go_on(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, code: int
+    pyroseq: Callable[..., int],
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
 ) -> None:
     folder = tmp_path / "my run"
     draw, drawn = TextWindows.draw, []
@@ -149,7 +152,7 @@ def test_stopped_training_saves_and_says_how_to_go_on(
 
 
 def test_ctrl_c_before_the_run_has_begun_leaves_nothing(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    pyroseq: Callable[..., int], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
@@ -160,7 +163,9 @@ def test_ctrl_c_before_the_run_has_begun_leaves_nothing(
     assert not (tmp_path / "r").exists()
 
 
-def test_ctrl_c_elsewhere_is_one_line(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_elsewhere_is_one_line(
+    pyroseq: Callable[..., int], run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
@@ -170,7 +175,7 @@ def test_ctrl_c_elsewhere_is_one_line(run: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_second_ctrl_c_ends_at_once_and_the_run_is_kept(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    pyroseq: Callable[..., int], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def endless(*args: object) -> dict[str, float]:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -188,7 +193,9 @@ def test_second_ctrl_c_ends_at_once_and_the_run_is_kept(
 # generate
 
 
-def test_generation_is_on_stdout_and_the_seed_decides_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generation_is_on_stdout_and_the_seed_decides_it(
+    pyroseq: Callable[..., int], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown = []
     for seed in (1, 1, 2):
         assert pyroseq("text", "generate", "--run-dir", run, "--length", 40, "--seed", seed) == 0
@@ -198,7 +205,7 @@ def test_generation_is_on_stdout_and_the_seed_decides_it(run: Path, capsys: pyte
     assert shown[0] == shown[1] != shown[2]
 
 
-def test_several_samples_are_told_apart(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_samples_are_told_apart(pyroseq: Callable[..., int], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--run-dir", run, "--length", 5, "--num-samples", 3, "--prompt", "the "]
     assert pyroseq("text", "generate", *options) == 0
     out = capsys.readouterr().out
@@ -210,7 +217,7 @@ def test_several_samples_are_told_apart(run: Path, capsys: pytest.CaptureFixture
     assert all(len(sample) == 9 and sample.startswith("the ") for sample in samples)
 
 
-def test_sharper_choices(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sharper_choices(pyroseq: Callable[..., int], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = set()
     for options in (["--top-k", 1], ["--temperature", 1e-300], ["--top-k", 1, "--seed", 5]):
         assert pyroseq("text", "generate", "--run-dir", run, "--length", 30, *options) == 0
@@ -224,7 +231,9 @@ def test_sharper_choices(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 # evaluate
 
 
-def test_evaluation_in_words_as_json_and_by_character(run: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_in_words_as_json_and_by_character(
+    pyroseq: Callable[..., int], run: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "e.txt").write_text("the cat\tsat é\n")
     words = ["text", "evaluate", "--run-dir", run, "--eval-corpus", tmp_path / "e.txt"]
     assert pyroseq(*words) == 0
@@ -249,7 +258,7 @@ def test_evaluation_in_words_as_json_and_by_character(run: Path, corpus: Path, t
     assert sum(float(nats) for _, _, nats in rows) == pytest.approx(-score["log_likelihood"], rel=1e-6)
 
 
-def test_one_sample_has_no_standard_error(run: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_sample_has_no_standard_error(pyroseq: Callable[..., int], run: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pyroseq("text", "evaluate", "--run-dir", run, "--eval-corpus", corpus, "--samples", 1, "--json") == 0
     score = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert score["standard_error"] == (0.0 if run.name == "rnn" else None)
@@ -258,12 +267,16 @@ def test_one_sample_has_no_standard_error(run: Path, corpus: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdout"])
-def test_by_character_to_standard_output(run: Path, corpus: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_by_character_to_standard_output(
+    pyroseq: Callable[..., int], run: Path, corpus: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     assert pyroseq("text", "evaluate", "--run-dir", run, "--eval-corpus", corpus, "--per-character", name) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "position\tsymbol\tnats" and lines[960].startswith("959\t") and lines[961].startswith("characters ")
 
 
-def test_by_character_to_a_device_leaves_the_device(run: Path, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_by_character_to_a_device_leaves_the_device(
+    pyroseq: Callable[..., int], run: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert pyroseq("text", "evaluate", "--run-dir", run, "--eval-corpus", corpus, "--per-character", os.devnull) == 0
     assert Path(os.devnull).is_char_device()

@@ -35,12 +35,11 @@ NOTTINGHAM: dict[str, Any] = {
 # settings that differ from the defaults, by dotted name; what each reaches is in benchmarks/README.md
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "demo": {  # for the dozen tunes that come with the package, in a minute or two
+    "demo": {  # for the dozen tunes that come with the package: half a minute
         "frames.emission": "autoregressive_convolution",
         "frames.hidden_size": 48,
         "frames.dropout": 0.3,
         "rolls.grid": 4,
-        "rolls.common_key": True,
         "rolls.transpose": 3,
         "rolls.batch_size": 8,
         "model.hidden_size": 128,
