@@ -205,20 +205,18 @@ def generate(
     """
     import torch
 
-    from pyro_seq.domains.music import generate as generate_music
-    from pyro_seq.domains.music_samples import Rendered, free_number, parse_formats
+    from pyro_seq.domains.music import play
+    from pyro_seq.domains.music_samples import free_number, parse_formats
 
     names = parse_formats(formats)
     music = _load(run_dir, device, pair)
     opening = _primer(music, primer, primer_seconds)
     first = free_number(out_dir)
     torch.manual_seed(seed)
-    frames = max(1, round(length * music.timing.frames_per_second))
-    rolls = generate_music(music, frames, num_samples=num_samples, primer=opening, temperature=temperature)
-    for number, roll in enumerate(rolls, first):
-        whole = roll.cpu() if opening is None else torch.cat([opening, roll.cpu()])
-        given = 0 if opening is None else len(opening)
-        rendered = Rendered(whole, music.timing, given, f"Sample {number}", instrument, sound_font)
+    played = play(
+        music, length, num_samples=num_samples, primer=opening, temperature=temperature, program=instrument, sound_font=sound_font
+    )
+    for number, rendered in enumerate(played, first):
         for path in rendered.write(out_dir, number, names):
             click.echo(str(path))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ __all__ = [
     "load",
     "music_settings",
     "nats_per_frame",
+    "play",
     "score_pieces",
     "train",
 ]
@@ -131,8 +133,8 @@ def previews(music: MusicModel, pieces: Sequence[Tensor]) -> dict[str, Image | A
     start = int(torch.randint(max(1, len(piece) - frames), ()))
     shown: dict[str, Image | Audio] = {}
     for name, roll in (("observed", piece[start : start + frames]), ("generated", next(generate(music, frames)).cpu())):
-        rendered = Rendered(roll, music.timing, title=name)
-        shown[f"{name}/roll"], shown[f"{name}/sound"] = Image(rendered.png()), Audio(rendered.wav())
+        rendered = Rendered(roll, music.timing)
+        shown[f"{name}/roll"], shown[f"{name}/sound"] = Image(rendered.png(name)), Audio(rendered.wav())
     return shown
 
 
@@ -172,3 +174,21 @@ def generate(
                 batch = observed(music.settings.frames, SequenceBatch(primer.unsqueeze(0).to(music.device)))
                 values = continuation(music.pair, batch, frames, samples=samples, draws=rows, adjust=adjust)
         yield from as_roll(music.settings.frames, values)
+
+
+def play(
+    music: MusicModel,
+    seconds: float,
+    *,
+    num_samples: int = 1,
+    primer: Tensor | None = None,
+    temperature: float = 1.0,
+    program: int = 0,
+    sound_font: Path | None = None,
+) -> Iterator[Rendered]:
+    """What `generate` makes in so many seconds, each after its primer, ready to be heard and seen; the last two as those of `Rendered`."""
+    frames = max(1, round(seconds * music.timing.frames_per_second))
+    given = 0 if primer is None else len(primer)
+    for roll in generate(music, frames, num_samples=num_samples, primer=primer, temperature=temperature):
+        whole = roll.cpu() if primer is None else torch.cat([primer, roll.cpu()])
+        yield Rendered(whole, music.timing, given, program, sound_font)

@@ -70,7 +70,7 @@ def read_music(
     return found
 
 
-def has_arrays(patterns: Iterable[str | Path]) -> list[Path]:
+def arrays_among(patterns: Iterable[str | Path]) -> list[Path]:
     """Those of the files that are arrays of rolls, which bring validation and test pieces of their own."""
     return [path for path in find_files(patterns) if path.suffix.lower() == ARRAYS]
 

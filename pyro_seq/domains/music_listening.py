@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_seq.domains.music import MusicModel, evaluate, generate
+from pyro_seq.domains.music import MusicModel, evaluate, generate, play
 from pyro_seq.domains.music_report import Figure, Picture, Sound, report_html
-from pyro_seq.domains.music_samples import Rendered
 from pyro_seq.domains.music_statistics import distance, statistics
 from pyro_seq.domains.roll_pictures import curves_png, histograms
 from pyro_seq.runs import RunFolder
@@ -108,14 +107,14 @@ def _figures(music: MusicModel, pieces: Sequence[Tensor], source: str) -> list[F
 
 
 def _sounds(music: MusicModel, asked: Asked) -> list[Sound]:
-    frames = max(1, round(asked.seconds * music.timing.frames_per_second))
-    primer = asked.primer
-    given = 0 if primer is None else len(primer)
-    sounds = []
-    rolls = generate(music, frames, num_samples=asked.num_samples, primer=primer, temperature=asked.temperature)
-    for i, roll in enumerate(rolls, 1):
-        whole = roll.cpu() if primer is None else torch.cat([primer, roll.cpu()])
-        rendered = Rendered(whole, music.timing, primer_frames=given)
-        opening = rendered.wav(given) if given else b""
-        sounds.append(Sound(f"Sample {i}", rendered.wav(), rendered.png(), primer=opening, midi=rendered.midi()))
-    return sounds
+    played = play(music, asked.seconds, num_samples=asked.num_samples, primer=asked.primer, temperature=asked.temperature)
+    return [
+        Sound(
+            f"Sample {i}",
+            rendered.wav(),
+            rendered.png(),
+            primer=rendered.wav(rendered.primer_frames) if rendered.primer_frames else b"",
+            midi=rendered.midi(),
+        )
+        for i, rendered in enumerate(played, 1)
+    ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyro_seq.domains.markov_keys import MarkovKeys
 from pyro_seq.domains.music import KIND, MusicModel, MusicSettings, Pieces, music_settings, train
-from pyro_seq.domains.music_files import cache_beside, fingerprint, has_arrays, held_out, read_demo, read_music
+from pyro_seq.domains.music_files import arrays_among, cache_beside, fingerprint, held_out, read_demo, read_music
 from pyro_seq.domains.music_model import DOCUMENT, document, read_document, run_settings
 from pyro_seq.domains.music_presets import PRESETS
 from pyro_seq.domains.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
@@ -115,7 +115,7 @@ def read_pieces(settings: MusicSettings, data: Mapping[str, Any], run_dir: Path,
     else:
         found = read_music(data["train"], "train", rolls, cache=cache, progress=progress)
         # arrays bring validation pieces of their own
-        patterns = data.get("valid") or has_arrays(data["train"])
+        patterns = data.get("valid") or arrays_among(data["train"])
         valid = read_music(patterns, "valid", rolls, cache=cache, progress=progress).pieces if patterns else []
     pieces = found.pieces
     if not valid:

@@ -29,7 +29,6 @@ class Rendered:
         roll: the frames; what the model went on from comes first.
         timing: when they sound.
         primer_frames: how many of them were given.
-        title: what the picture is called.
         program: the General MIDI instrument.
         sound_font: a sound font to play it by.
     """
@@ -37,7 +36,6 @@ class Rendered:
     roll: Tensor
     timing: Timing
     primer_frames: int = 0
-    title: str = ""
     program: int = 0
     sound_font: Path | None = None
 
@@ -53,13 +51,13 @@ class Rendered:
         midi = to_midi(roll, self.timing, program=self.program)
         return wav_bytes(synthesise(midi, self.timing.seconds(len(roll)), sound_font=self.sound_font))
 
-    def png(self) -> bytes:
+    def png(self, title: str = "") -> bytes:
         """A picture, in which the frames that were given are told from the others."""
-        return roll_png(self.roll, self.timing, title=self.title, primer_frames=self.primer_frames)
+        return roll_png(self.roll, self.timing, title=title, primer_frames=self.primer_frames)
 
     def write(self, folder: Path, number: int, formats: Sequence[str]) -> list[Path]:
         """Write `sample-{number}` in some of the `FORMATS`: the paths; raises `UserError` if one cannot be written."""
-        contents = {"mid": self.midi, "wav": self.wav, "png": self.png}
+        contents = {"mid": self.midi, "wav": self.wav, "png": lambda: self.png(f"Sample {number}")}
         paths = []
         for name in formats:
             path = folder / f"sample-{number}.{name}"
