@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
-from pyro_seq.runs import replacing
 
 if TYPE_CHECKING:
     from pretty_midi import PrettyMIDI
@@ -118,9 +117,3 @@ def wav_bytes(samples: NDArray[np.floating[Any]], sample_rate: int = SAMPLE_RATE
         file.setframerate(sample_rate)
         file.writeframes(whole.tobytes())
     return opened.getvalue()
-
-
-def write_wav(path: Path, samples: NDArray[np.floating[Any]], sample_rate: int = SAMPLE_RATE) -> None:
-    """Write samples as a WAV file, whole or not at all; raises `UserError` if it cannot be written."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(wav_bytes(samples, sample_rate))
