@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyro_seq.batch import SequenceBatch as SequenceBatch
+    from pyro_seq.continuations import continuation as continuation
     from pyro_seq.distributions import MarkovPath as MarkovPath
     from pyro_seq.errors import UserError as UserError
     from pyro_seq.filtering import particle_filter as particle_filter
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from pyro_seq.pair import no_guide as no_guide
     from pyro_seq.prediction import posterior_predictive as posterior_predictive
     from pyro_seq.recurrence import Recurrence as Recurrence
-    from pyro_seq.rollout import continuation as continuation
     from pyro_seq.runs import RunFolder as RunFolder
     from pyro_seq.sampling import ancestral as ancestral
     from pyro_seq.sampling import sample_sequences as sample_sequences
@@ -51,7 +51,7 @@ _HOMES = {
     "TrainingSettings": "training_settings",
     "UserError": "errors",
     "ancestral": "sampling",
-    "continuation": "rollout",
+    "continuation": "continuations",
     "infill": "infilling",
     "interpolate": "interpolation",
     "no_guide": "pair",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.continuations import continuation
 from pyro_seq.domains.frames import as_roll, observed
 from pyro_seq.domains.markov_keys import MarkovKeys
 from pyro_seq.domains.music_model import KIND, MusicModel, MusicSettings, load, music_settings, new_pair, timing_of
@@ -21,7 +22,6 @@ from pyro_seq.domains.piece_batches import PieceBatches
 from pyro_seq.domains.stored_pair import pair_to_train
 from pyro_seq.errors import UserError, finite_probabilities
 from pyro_seq.monitoring import Audio, Image, Progress
-from pyro_seq.rollout import continuation
 from pyro_seq.runs import RunFolder
 from pyro_seq.sampling import ancestral, sharpened
 from pyro_seq.training import Hooks, Trainer

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.continuations import continuation
 from pyro_seq.domains.stored_pair import pair_to_train
 from pyro_seq.domains.text_model import (
     DESCRIBED_BY,
@@ -31,7 +32,6 @@ from pyro_seq.domains.text_windows import TextWindows, document_windows, separat
 from pyro_seq.domains.vocabulary import Vocabulary, quoted
 from pyro_seq.errors import UserError, finite_probabilities
 from pyro_seq.monitoring import Progress
-from pyro_seq.rollout import continuation
 from pyro_seq.runs import RunFolder
 from pyro_seq.sampling import sample_steps, sharpened
 from pyro_seq.scoring import filtered_state, score, score_document

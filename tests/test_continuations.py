@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_seq import Pair, SequenceBatch, UserError, continuation, rollout, score
+from pyro_seq import Pair, SequenceBatch, UserError, continuation, continuations, score
 from pyro_seq.contexts import PreviousObservation, SideInputs
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import OneHot
@@ -127,7 +127,7 @@ def test_chunks_and_order(linear_gaussian: Callable[..., Pair]) -> None:
     pair = linear_gaussian()
     x = torch.tensor([[100.0], [0.0], [-100.0], [50.0]])
     batch = pair.model.batch(torch.cat([x, x], 1), [2, 1, 2, 1])  # type: ignore[attr-defined]
-    with mock.patch.object(rollout, "rows_at_once", lambda *_: 1):
+    with mock.patch.object(continuations, "rows_at_once", lambda *_: 1):
         drawn = continuation(pair, batch, 1, inputs=torch.zeros(4, 1, 0), samples=4, draws=3).view(4, 3)
     assert (drawn[0] > 20).all() and (drawn[1].abs() < 10).all() and (drawn[2] < -20).all() and (drawn[3] > 5).all()
 
