@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pyro_seq.pair import no_guide as no_guide
     from pyro_seq.prediction import posterior_predictive as posterior_predictive
     from pyro_seq.recurrence import Recurrence as Recurrence
+    from pyro_seq.reinforce import Reinforce as Reinforce
+    from pyro_seq.rollouts import Rollouts as Rollouts
     from pyro_seq.runs import RunFolder as RunFolder
     from pyro_seq.sampling import ancestral as ancestral
     from pyro_seq.sampling import sample_sequences as sample_sequences
@@ -42,6 +44,8 @@ _HOMES = {
     "MarkovPath": "distributions",
     "Pair": "pair",
     "Recurrence": "recurrence",
+    "Reinforce": "reinforce",
+    "Rollouts": "rollouts",
     "RunFolder": "runs",
     "Score": "scores",
     "SequenceBatch": "batch",

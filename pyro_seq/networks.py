@@ -258,6 +258,30 @@ def same_features(module: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_dropout(module: object) -> Iterator[None]:
+    """Inside, a module's parts are in evaluation mode, so that it computes the same at each call; afterwards each is in its own again.
+
+    PyTorch's recurrent networks, some of whose kernels propagate gradients in training mode alone, keep theirs and lose their dropout.
+    What is no module is left as it is.
+    """
+    parts = list(module.modules()) if isinstance(module, nn.Module) else []
+    modes = [(part, part.training) for part in parts]
+    rates = [(part, part.dropout) for part in parts if isinstance(part, nn.RNNBase)]
+    for part in parts:
+        if not isinstance(part, nn.RNNBase):
+            part.training = False
+    for recurrent, _ in rates:
+        recurrent.dropout = 0.0
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for recurrent, rate in rates:
+            recurrent.dropout = rate
+
+
 WORTH_CASTING = 2**17  # entries of a weight matrix from which bfloat16 gains more than casting costs: an LSTM of 182 units
 
 

@@ -17,7 +17,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.key_convolution import ConvolutionalBernoulli
 from pyro_seq.nade import AutoregressiveBernoulli
 from pyro_seq.observation_sites import Adjust, Adjusted, sampled_stems, stacked, unchanged, values_at
-from pyro_seq.pair import Pair
+from pyro_seq.pair import Pair, Stochastic
 from pyro_seq.path_weights import steps_at_once
 from pyro_seq.sequence_model import Outcome, SequenceModel
 from pyro_seq.trees import map_tensors
@@ -147,14 +147,21 @@ def ancestral(pair: Pair, num_sequences: int, num_steps: int, *, inputs: Tensor 
         for start in range(0, num_sequences, size):
             rows = min(size, num_sequences - start)
             given = None if inputs is None else inputs[start : start + rows]
-            if isinstance(pair.model, SequenceModel):
-                parts.append(sample_sequences(pair.model, num_steps, state=pair.model.initial(rows), inputs=given, adjust=adjust))
-            else:
-                batch = SequenceBatch(None, [num_steps] * rows, inputs=given)
-                with Adjusted(adjust, lambda stem: stem.before == "x_"):
-                    trace = poutine.trace(pair.model).get_trace(batch)
-                parts.append(_observations(trace, num_steps))
+            parts.append(sampled_values(pair.model, SequenceBatch(None, [num_steps] * rows, inputs=given), adjust))
     return map_tensors(lambda *x: torch.cat(x), parts[0], *parts[1:])
+
+
+@torch.no_grad()
+def sampled_values(model: Stochastic, batch: SequenceBatch, adjust: Adjust = unchanged) -> Any:
+    """The observations that a model samples for a batch without values, `[N, T, *event]`, as `ancestral` does; in the mode that it is in.
+
+    All T steps are drawn, also those beyond the end of a shorter sequence. Raises `UserError` for observations that cannot be told.
+    """
+    if isinstance(model, SequenceModel):
+        return sample_sequences(model, batch.num_steps, state=model.state_before(batch), inputs=batch.inputs, adjust=adjust)
+    with Adjusted(adjust, lambda stem: stem.before == "x_"):
+        trace = poutine.trace(model).get_trace(batch)
+    return _observations(trace, batch.num_steps)
 
 
 def _observations(trace: Any, num_steps: int) -> Any:

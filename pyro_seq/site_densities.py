@@ -196,3 +196,24 @@ def _in_words(support: Any) -> str:
     if type(support) in bounds and bound.numel() == 1:
         return f"{bounds[type(support)]} {bound.item():g}"
     return f"within {support}"
+
+
+def entropies(trace: Any, like: Tensor) -> Tensor:
+    """H[p(x_t | x_{<t})] of the observed sites by step, in nats, shaped like `like` `[N, T]`, with gradients; padding is not masked.
+
+    Raises `UserError` for a distribution whose entropy has no closed form.
+    """
+    steps = torch.zeros_like(like)
+    for name, site in sample_sites(trace):
+        if site["is_observed"]:
+            step, fn = _place(name, site, steps, trace), site["fn"]
+            while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
+                fn = fn.base_dist
+            try:
+                entropy = fn.entropy()
+            except NotImplementedError:
+                raise UserError(f"the entropy of a {type(fn).__name__}, which site {name!r} has, is not known in closed form") from None
+            target = steps if step is None else steps[..., step]
+            within = entropy.dim() - target.dim()
+            target += entropy.sum(tuple(range(-within, 0))) if within else entropy
+    return steps

@@ -100,3 +100,34 @@ def test_enumeration() -> None:
         return SVI(enumerated, lambda: None, pyro.optim.Adam({}), TraceEnum_ELBO(max_plate_nesting=1)).evaluate_loss()
 
     assert loss(LazyCategorical) == pytest.approx(loss(lambda scores: dist.Categorical(logits=scores)), rel=1e-12)
+
+
+@pytest.mark.parametrize("num", [600, 640, 5_000])
+def test_many_symbols_are_drawn_by_their_probabilities(num: int) -> None:
+    logits = 2 * torch.randn(2, num)
+    logits[0, ::3] = -torch.inf  # as top-k leaves them
+    draws = LazyCategorical(logits).sample((MANY,))
+    assert draws.shape == (MANY, 2)
+    for row in range(2):
+        counts = torch.bincount(draws[:, row], minlength=num).double()
+        p = logits[row].softmax(-1)
+        assert not counts[p == 0].any()
+        groups = torch.arange(num) // 20  # so that each is expected often enough
+        expected, seen = (torch.zeros(int(groups[-1]) + 1).index_add(0, groups, x) for x in (MANY * p, counts))
+        statistic = ((seen - expected).square() / expected).sum()
+        freedom = len(expected) - 1
+        assert abs(statistic - freedom) < 5 * (2 * freedom) ** 0.5  # the deviation of a chi-squared statistic
+
+
+def test_uniform_numbers_at_the_edges_give_possible_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.full((3, 1_000), -torch.inf)
+    for row, symbol in enumerate((0, 517, 999)):
+        logits[row, symbol] = 0.0
+    for edge in (0.0, 1.0):  # torch.rand gives 0, and nearly gives 1
+        monkeypatch.setattr(torch, "rand", lambda *shape, edge=edge, **kwargs: torch.full(shape, edge, dtype=torch.double))
+        assert LazyCategorical(logits).sample().tolist() == [0, 517, 999]
+
+
+def test_many_symbols_of_no_probability_are_refused() -> None:
+    with pytest.raises(ValueError, match="probability tensor"):
+        LazyCategorical(torch.full((2, 1_000), torch.nan), validate_args=False).sample()

@@ -1,0 +1,41 @@
+"""Returns and advantages: what is earned from a step on, and how much more that is than was to be expected."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def discounted_returns(rewards: Tensor, discount: float = 1.0, after: Tensor | None = None) -> Tensor:
+    """G_t = sum_{s >= t} discount^{s-t} r_s, `[N, T]`, from rewards r `[N, T]`, zero at padding.
+
+    `after` `[N]` is what is to be expected after the last step, for sequences that are cut off there.
+    """
+    if after is not None:
+        return discounted_returns(torch.cat([rewards, after.unsqueeze(-1)], -1), discount)[..., :-1]
+    if discount == 1.0:
+        return rewards.flip(-1).cumsum(-1).flip(-1)
+    running, returns = torch.zeros_like(rewards[..., :1]), []
+    for reward in reversed(rewards.split(1, -1)):
+        running = reward + discount * running
+        returns.append(running)
+    return torch.cat(returns[::-1], -1) if returns else rewards
+
+
+def generalised_advantages(
+    rewards: Tensor, values: Tensor, discount: float = 1.0, trace_decay: float = 1.0, after: Tensor | None = None
+) -> Tensor:
+    """A_t = sum_{s >= t} (discount * trace_decay)^{s-t} delta_s, delta_t = r_t + discount V_{t+1} - V_t, `[N, T]`.
+
+    (Schulman et al. 2016, arXiv 1506.02438.) With `trace_decay` 1 it is G_t - V_t, unbiased whatever V is; towards 0 it leans on V, which
+    lowers its variance.
+
+    Args:
+        rewards: r `[N, T]`, zero at padding.
+        values: V_t `[N, T]`, what was to be expected before step t; zero at padding.
+        discount, trace_decay: between 0 and 1.
+        after: V_{T+1} `[N]`, for sequences that are cut off; zero for those that end.
+    """
+    beyond = torch.zeros_like(values[..., :1]) if after is None else after.unsqueeze(-1)
+    following = torch.cat([values[..., 1:], beyond], -1)
+    return discounted_returns(rewards + discount * following - values, discount * trace_decay)
