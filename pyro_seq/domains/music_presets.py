@@ -67,6 +67,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "jsb-best": JSB
     | {
+        "frames.emission": "convolution",
+        "frames.hidden_size": 48,
+        "frames.history": 4,
+        "frames.dropout": 0.4,
         "model.kind": "dmm",
         "model.conditional": True,
         "model.cell": "gru",
@@ -85,7 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.kl_schedule": "linear",
         "training.kl_start": 0.05,
         "training.kl_steps": 4_000,
-        "training.num_steps": 27_000,
+        "training.num_steps": 14_000,
         "training.valid_every": 600,
     },
     "jsb-dmm": JSB
