@@ -76,26 +76,35 @@ class Nothing(Context):
 class LastObservations(Context):
     """The encodings of the last `count` observations, the most recent one last, optionally passed through a `combiner`.
 
-    c_t = combiner([enc(x_{t-n}), …, enc(x_{t-1})]); before a sequence's beginning an encoding is zero.
+    c_t = combiner([enc(x_{t-n}), …, enc(x_{t-1})]); before a sequence's beginning an encoding is zero, or that of `before`.
 
     Args:
         encoder: x_t → features.
         count: n, how far back a step looks.
         combiner: a module `[..., n * F]` → `[..., combiner.output_size]`, for instance `networks.MLP`.
+        before: the observation that stands at every step before the first (a symbol that begins sentences, say), encoded like any other;
+            a tensor `[*event]`, a number, or a dict of such for a named group.
+
+    Raises `ValueError` for a `count` below 1, and for a `before` that is not what the encoder takes.
     """
 
-    def __init__(self, encoder: Encoder, count: int = 1, combiner: nn.Module | None = None) -> None:
+    def __init__(self, encoder: Encoder, count: int = 1, combiner: nn.Module | None = None, *, before: Any = None) -> None:
         super().__init__()
         if count < 1:
             raise ValueError(f"LastObservations must look back at least 1 step, got {count}")
-        self.encoder, self.count, self.combiner = encoder, count, combiner
+        if before is not None:
+            _check_observation(before, encoder.blank())
+        self.encoder, self.count, self.combiner, self.before = encoder, count, combiner, before
         sizes = count * encoder.num_features
         self.num_features = sizes if combiner is None else int(combiner.output_size)  # type: ignore[arg-type]
 
     def initial(self, *lead: int) -> dict[str, Any]:
-        """Blank observations `[*lead, n, *event]` and, for each, whether it was observed."""
-        known = torch.zeros(*lead, self.count, dtype=torch.bool, device=self.device)
-        return {"observations": self.encoder.blank(*lead, self.count, device=self.device), "known": known}
+        """What stands before the first step, `[*lead, n, *event]`, and for each whether it is known, as `before` is and blanks are not."""
+        observations = self.encoder.blank(*lead, self.count, device=self.device)
+        if self.before is not None:
+            observations = map_tensors(lambda blank, x: blank.copy_(torch.as_tensor(x)), observations, self.before)
+        known = torch.full((*lead, self.count), self.before is not None, device=self.device)
+        return {"observations": observations, "known": known}
 
     def features(self, state: Any, inputs: Tensor | None) -> Tensor:
         """c_t from the last n observations."""
@@ -134,10 +143,29 @@ class LastObservations(Context):
 
 
 class PreviousObservation(LastObservations):
-    """The encoding of the observation before: c_t = enc(x_{t-1}), zero at a sequence's beginning."""
+    """The encoding of the observation before: c_t = enc(x_{t-1}), zero at a sequence's beginning, or that of what stands `before` it."""
 
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__(encoder, count=1)
+    def __init__(self, encoder: Encoder, *, before: Any = None) -> None:
+        super().__init__(encoder, count=1, before=before)
+
+
+def _check_observation(given: Any, blank: Any) -> None:
+    """Raise `ValueError` unless what is given is an observation of the blank one's form."""
+    if isinstance(blank, dict):
+        if not isinstance(given, dict) or set(given) != set(blank):
+            got = sorted(given) if isinstance(given, dict) else "no group"
+            raise ValueError(f"the observation before the first one must be a group of {sorted(blank)}, got {got}")
+        for name, member in blank.items():
+            _check_observation(given[name], member)
+        return
+    if isinstance(given, dict):
+        raise ValueError(f"the observation before the first one must be no group, got one of {sorted(given)}")
+    observation = torch.as_tensor(given)
+    if observation.shape != blank.shape:
+        shapes = f"{list(blank.shape)}, got {list(observation.shape)}"
+        raise ValueError(f"the observation before the first one must have event shape {shapes}")
+    if observation.is_floating_point() and not blank.is_floating_point():
+        raise ValueError(f"the observation before the first one must be made of whole numbers, got {observation.dtype}")
 
 
 class SideInputs(Context):

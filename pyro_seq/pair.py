@@ -80,6 +80,8 @@ class Pair:
             self._store.update(store.get_state())
             store.clear()
             store.set_state(outside)
+            for _ in store.values():  # get_state has taken from parameters what a step of SVI that is under way asks them for
+                pass
 
     def modules(self) -> dict[str, nn.Module]:
         """Those of model and guide that are modules, by the names `model` and `guide`."""

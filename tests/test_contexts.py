@@ -29,10 +29,19 @@ ENCODERS: dict[str, tuple[Callable[[], Encoder], Callable[[], Any]]] = {
         lambda: {"b": torch.randn(5, STEPS, 2), "a": torch.randint(4, (5, STEPS))},
     ),
 }
+
+
+def ones(encoder: Encoder) -> Any:
+    """An observation that is no blank."""
+    return map_tensors(torch.ones_like, encoder.blank())
+
+
 CONTEXTS: dict[str, Callable[[Encoder], Context]] = {
     "previous": PreviousObservation,
     **{f"last {n}": lambda encoder, n=n: LastObservations(encoder, n) for n in (1, 2, 3, 4)},
     "combined": lambda encoder: LastObservations(encoder, 3, Layers(3 * encoder.num_features, (5,), activation="tanh")),
+    "previous, begun": lambda encoder: PreviousObservation(encoder, before=ones(encoder)),
+    "last 3, begun": lambda encoder: LastObservations(encoder, 3, before=ones(encoder)),
     "inputs": lambda encoder: SideInputs(INPUTS),
     "encoded inputs": lambda encoder: SideInputs(INPUTS, MLP(INPUTS, (3,))),
     "chain": lambda encoder: Chain(LastObservations(encoder, 2), SideInputs(INPUTS), Chain(PreviousObservation(encoder))),
@@ -118,6 +127,42 @@ def test_what_a_step_sees() -> None:
     features, after = context.over(SequenceBatch(torch.tensor([[0, 2, 1]]), [3]), context.initial(1))
     assert features.tolist() == [[[0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 1]]]
     assert context.features(after, None).tolist() == [[0, 0, 1, 0, 1, 0]]
+
+
+def test_what_stands_before_the_first_step_is_an_observation() -> None:
+    """As if the sequence had begun so many steps earlier, with it."""
+    encoder, x = Embedding(4, 3), torch.tensor([[3, 0, 1], [2, 0, 0]])
+    context, longer = LastObservations(encoder, 2, before=2), LastObservations(encoder, 2)
+    features, after = context.over(SequenceBatch(x, [3, 1]), context.initial(2))
+    begun = SequenceBatch(torch.cat([torch.full((2, 2), 2), x], 1), [5, 3])
+    expected, state = longer.over(begun, longer.initial(2))
+    torch.testing.assert_close(features[0], expected[0, 2:])
+    assert_same_state(after, state)
+    assert PreviousObservation(OneHot(3), before=0).features(PreviousObservation(OneHot(3), before=0).initial(1), None).tolist() == [
+        [1, 0, 0]
+    ]
+
+
+def test_what_stands_before_lies_where_the_module_does_and_is_no_weight() -> None:
+    context = PreviousObservation(Flatten(2), before=torch.tensor([0.5, 1.5]))
+    assert context.initial(2)["observations"].tolist() == [[[0.5, 1.5]], [[0.5, 1.5]]] and not context.state_dict()
+    assert context.float().to("meta").initial(2)["observations"].device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("encoder", "before", "message"),
+    [
+        (OneHot(3), 0.5, "made of whole numbers, got torch.float"),
+        (OneHot(3), [0, 1], r"event shape \[\], got \[2\]"),
+        (Flatten(2), 1.0, r"event shape \[2\], got \[\]"),
+        (OneHot(3), {"a": 1}, r"must be no group, got one of \['a'\]"),
+        (Group({"a": OneHot(3)}), 1, r"a group of \['a'\], got no group"),
+        (Group({"a": OneHot(3)}), {"b": 1}, r"a group of \['a'\], got \['b'\]"),
+    ],
+)
+def test_what_cannot_stand_before_the_first_step(encoder: Encoder, before: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PreviousObservation(encoder, before=before)
 
 
 def test_no_step_sees_its_own_observation_or_the_future(case: tuple[Context, SequenceBatch]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from pyro_seq.domains.music import MusicModel, evaluate, generate, play
 from pyro_seq.domains.music_report import Figure, Picture, Sound, report_html
 from pyro_seq.domains.music_statistics import distance, statistics
 from pyro_seq.domains.roll_pictures import curves_png, histograms
+from pyro_seq.monitoring import read_metrics
 from pyro_seq.runs import RunFolder
 from pyro_seq.settings import flatten
 
@@ -81,16 +81,11 @@ def compared(music: MusicModel, pieces: Sequence[Tensor], asked: Asked) -> dict[
 def _curves(run: RunFolder) -> list[Picture]:
     """The losses of training and validation, as far as the metrics file tells."""
     curves: dict[str, list[tuple[int, float]]] = {"training": [], "validation": []}
-    try:
-        lines = run.metrics.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    for line in lines:
+    for entry in read_metrics(run.metrics):
         try:
-            entry = json.loads(line)
             name = {"train": "training", "valid": "validation"}[entry["split"]]
             curves[name].append((int(entry["step"]), float(entry["loss"])))
-        except (ValueError, KeyError, TypeError):  # cut off, or not ours
+        except (ValueError, KeyError, TypeError):  # not ours
             continue
     known: Mapping[str, Any] = {name: points for name, points in curves.items() if points}
     return [Picture(curves_png(known), "Learning curves: nats per frame by step", "Loss by training step")] if known else []

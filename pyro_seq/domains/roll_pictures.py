@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +13,13 @@ from pyro_seq.domains.midi_writing import BEATS_A_BAR, lowest_pitch, sustained
 from pyro_seq.domains.music_statistics import LAGS, PITCH_CLASSES, WIDEST, length_labels
 from pyro_seq.domains.piano_rolls import Timing
 from pyro_seq.errors import UserError
+from pyro_seq.pictures import GRID, INK, MARK, SERIES, dress, entitle, new_figure, png_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 144
-INK, FAINT, PAPER = "#333a45", "#6f7885", "#ffffff"
 PRIMER, MUSIC = "#8b93a3", "#1767a8"
-SERIES = ("#333a45", "#1767a8", "#e0851b", "#4b9b5f", "#a65aa3")  # told apart without colour vision too, by their lightness
 BLACK_KEYS = (1, 3, 6, 8, 10)
 MARGIN = 2  # semitones above and below what sounds
 MOST_LINES = 160  # beats or bars beyond which they are no lines but a grey area
@@ -57,7 +54,7 @@ def roll_png(
     _bars(axes, notes, primer_frames, len(roll), MUSIC, timing)
     if 0 < primer_frames < len(roll):
         primer = timing.seconds(primer_frames)
-        axes.axvline(primer, color="#c2410c", linewidth=1.3, zorder=4)
+        axes.axvline(primer, color=MARK, linewidth=1.3, zorder=4)
         above: dict[str, Any] = {"va": "bottom", "fontsize": 8, "transform": axes.get_xaxis_transform()}
         axes.text(primer, 1.01, "primer  ", ha="right", color="#5d6676", **above)
         axes.text(primer, 1.01, "  continuation", ha="left", color=MUSIC, **above)
@@ -66,8 +63,8 @@ def roll_png(
     if len(named) < 2:
         named = [pitch for pitch in range(low, high + 1) if pitch % 12 in (0, 4, 7)]
     axes.set_yticks(named, [PITCH_CLASSES[pitch % 12] + str(pitch // 12 - 1) for pitch in named])
-    _title(axes, title, pad=16 if 0 < primer_frames < len(roll) else 6)
-    return _png(figure)
+    entitle(axes, title, pad=16 if 0 < primer_frames < len(roll) else 6)
+    return png_bytes(figure)
 
 
 def _range(pitches: NDArray[np.int64]) -> tuple[int, int]:
@@ -94,7 +91,7 @@ def _bars(axes: Axes, notes: NDArray[np.int64], start: int, end: int, colour: st
 
 
 def _beats(axes: Axes, timing: Timing, frames: int) -> None:
-    for every, colour in ((timing.grid, "#e4e7ec"), (timing.grid * BEATS_A_BAR, "#c6ccd6")):
+    for every, colour in ((timing.grid, GRID), (timing.grid * BEATS_A_BAR, "#c6ccd6")):
         if every and frames / every <= MOST_LINES:
             for frame in range(every, frames, every):
                 axes.axvline(timing.seconds(frame), color=colour, linewidth=0.7, zorder=1)
@@ -131,12 +128,12 @@ def curves_png(
         axes.set_ylim(min(bottoms) - margin, max(tops) + margin)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
-    axes.grid(axis="y", color="#e4e7ec", linewidth=0.7)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-    _title(axes, title)
-    return _png(figure)
+    entitle(axes, title)
+    return png_bytes(figure)
 
 
 def histograms(
@@ -168,11 +165,11 @@ def histograms(
             ticks, label = _ticks(name, lag_unit, len(next(iter(series.values()))))
             axes.set_xticks(list(ticks), list(ticks.values()))
             axes.set(xlabel=label, ylabel="share")
-        axes.grid(axis="y", color="#e4e7ec", linewidth=0.7)
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
         axes.set_axisbelow(True)
         if len(series) > 1:
             figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, labelcolor=INK, ncols=3, loc="outside upper right")
-        pictures[name] = _png(figure)
+        pictures[name] = png_bytes(figure)
     return pictures
 
 
@@ -188,29 +185,6 @@ def _ticks(name: str, unit: str, bins: int) -> tuple[dict[int, str], str]:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure by itself, of which pyplot knows nothing, and its only axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(FAINT)
-    axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=8, length=3)
-    axes.xaxis.label.set(color=INK, fontsize=8.5)
-    axes.yaxis.label.set(color=INK, fontsize=8.5)
-    return figure, axes
-
-
-def _title(axes: Axes, title: str, pad: float = 6) -> None:
-    if title:  # as it is: no dollar begins mathematics
-        axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold", pad=pad, parse_math=False)
-
-
-def _png(figure: Figure) -> bytes:
-    """The bytes are the same for equal figures: no version or date is in them."""
-    opened = io.BytesIO()
-    figure.savefig(opened, format="png", facecolor=PAPER, metadata={"Software": None})
-    return opened.getvalue()
+    """A figure and its only axes."""
+    figure = new_figure(width, height)
+    return figure, dress(figure.add_subplot())

@@ -16,25 +16,30 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def begin_run(run: RunFolder, settings: Any, documents: Mapping[str, Any], train: Callable[[], T]) -> T:
-    """Begin a run with its settings and documents, and train it; nothing stays of one whose pair is refused before its first step."""
+def begin_run(
+    run: RunFolder, settings: Any, documents: Mapping[str, Any], train: Callable[[], T], *, first: RunFolder | None = None
+) -> T:
+    """Begin a run with its settings and documents, and train it; nothing stays of one whose pair is refused before its first step.
+
+    `first` is where its first part is trained, if that has a folder of its own.
+    """
     with run.locked():
         run.create(dict(flatten(settings)), dict(documents))
         try:
             return train()
         except Exception:
-            if not run.last.exists():  # the pair was refused before anything was trained
+            if not run.last.exists() and not (first or run).last.exists():  # the pair was refused before anything was trained
                 run.abandon(*documents)
             raise
 
 
-def changed(settings: S, changes: Mapping[str, Any], fixed: Sequence[str]) -> S:
+def changed(settings: S, changes: Mapping[str, Any], fixed: Sequence[str], *, lasting: str = "--num-steps and --max-minutes") -> S:
     """The settings that a run goes on with: its own, but for `changes`, which say how long to train, by dotted name.
 
-    Raises `UserError` if options were given (`fixed`) for what a run cannot change.
+    Raises `UserError` if options were given (`fixed`) for what a run cannot change; `lasting` are those for what it can.
     """
     if fixed:
-        raise UserError(f"{', '.join(fixed)}: a run goes on with what it was begun with; only --num-steps and --max-minutes may change")
+        raise UserError(f"{', '.join(fixed)}: a run goes on with what it was begun with; only {lasting} may change")
     return override(settings, changes, "--resume")
 
 

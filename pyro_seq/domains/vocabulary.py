@@ -175,8 +175,11 @@ def read_bytes(path: Path) -> Iterator[bytes]:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
-def read_text(path: Path) -> Iterator[str]:
-    """A file's text in chunks, line ends as they stand, a byte order mark left out; raises `UserError` where it is not UTF-8."""
+def read_text(path: Path, *, advice: str = "text.level=byte reads any file") -> Iterator[str]:
+    """A file's text in chunks, line ends as they stand, a byte order mark left out.
+
+    Raises `UserError` where it is not UTF-8, with a word of advice.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     consumed, first = 0, True
 
@@ -186,7 +189,6 @@ def read_text(path: Path) -> Iterator[str]:
             return decoder.decode(chunk, final)
         except UnicodeDecodeError as error:
             offset, byte = consumed - pending + error.start, error.object[error.start]
-            advice = "text.level=byte reads any file"
             raise UserError(f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset} ({error.reason}); {advice}") from None
 
     for chunk in read_bytes(path):

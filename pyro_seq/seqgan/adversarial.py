@@ -1,0 +1,297 @@
+"""The adversarial game: rounds of the discriminator, steps of the generator, and all that a long run needs around them."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pyro
+import torch
+
+from pyro_seq.errors import UserError
+from pyro_seq.interruption import Interruption
+from pyro_seq.monitoring import duration
+from pyro_seq.optimisation import NonFiniteGradient
+from pyro_seq.pair import Pair
+from pyro_seq.random_state import random_state, set_random_state
+from pyro_seq.runs import RunFolder, load_tree, load_weights, save_tree
+from pyro_seq.seqgan.discriminator_training import DiscriminatorTraining
+from pyro_seq.seqgan.generator_training import GeneratorTraining
+from pyro_seq.seqgan.quality import generated, quality
+from pyro_seq.seqgan.rewards import DiscriminatorReward
+from pyro_seq.seqgan.settings import SeqGANSettings
+from pyro_seq.seqgan.tasks import Figure, Task
+from pyro_seq.training_log import TrainingLog
+
+COMPARED = 64  # real sequences that a rank is taken among
+SHOWN = 16  # generated sequences in TensorBoard and in the run folder
+
+
+class AdversarialTraining:
+    """Trains a generator against a discriminator (Yu et al. 2017, arXiv 1609.05473, algorithm 1), after its pretraining.
+
+    First come the discriminator's own rounds, then adversarial steps: updates of the generator by policy gradient, the policy of the
+    rollouts following it, and rounds of the discriminator, each with newly generated sequences. What is kept are the weights with the best
+    figure of the task on validation sequences, those of the pretraining among them, as long as these sequences do not become less likely
+    than the settings' margin allows. A killed run goes on from its last checkpoint, and on a CPU ends with the very weights of one that
+    was never interrupted (unless minutes decide its length).
+
+    Args:
+        pair: the generator, pretrained; `fit` leaves the best weights in it.
+        discriminator: symbols `[N, T]` → logit `[N]`.
+        task: sequences and figures.
+        settings: hyper-parameters.
+        run: where checkpoints, metrics and samples are kept.
+        seed: of the order of sequences.
+        device: where to compute.
+        quiet: no progress on stderr.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        discriminator: Any,
+        task: Task,
+        settings: SeqGANSettings,
+        *,
+        run: RunFolder,
+        seed: int,
+        device: torch.device | str = "cpu",
+        quiet: bool = False,
+    ) -> None:
+        self.pair, self.discriminator, self.task, self.run = pair, discriminator, task, run
+        self.settings, self.s = settings, settings.adversarial
+        self.real = task.sequences.train.to(device)
+        self.reward = DiscriminatorReward(discriminator, self.s.reward, self.real[:COMPARED])
+        self.opponent = DiscriminatorTraining.of(discriminator, settings.discriminator, seed=seed)
+        self.seed, self.log = seed, TrainingLog(units=task.units, bits="", quiet=quiet)
+        self.step = self.rounds = self.validations_since_best = 0
+        self.validated = -1  # the step of the last validation
+        self.minutes = 0.0  # over all resumptions
+        self.best: float | None = None
+        self.pretrained_nll = math.nan
+        self._generator: GeneratorTraining | None = None
+        self._interruption = Interruption()
+
+    @property
+    def generator(self) -> GeneratorTraining:
+        """The generator's side; exists once training has begun."""
+        assert self._generator is not None
+        return self._generator
+
+    def fit(self, *, resume: bool = False) -> None:
+        """Train until the settings say so, early stopping does, or Ctrl-C is pressed (then a checkpoint is saved first).
+
+        Raises `UserError` where a network has collapsed or a value is not finite, the last good checkpoint being kept, and
+        `KeyboardInterrupt` (with the signal's number) after Ctrl-C or SIGTERM.
+        """
+        self._interruption.wished = 0
+        with ExitStack() as stack:
+            stack.enter_context(self.pair.scope())
+            stack.enter_context(self.run.locked())
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")  # the error that follows says more
+            self._generator = GeneratorTraining(
+                self.pair, self.reward, self.real, self.task.rendering.num_symbols, self.settings, seed=self.seed
+            )
+            going_on = resume and self.run.last.exists()
+            size = self._load(load_tree(self.run.last)) if going_on else 0
+            stack.enter_context(self.log.opened(self.run, size=size, step=self.step))
+            stack.enter_context(self._interruption.noticed())
+            stack.enter_context(pyro.validation_enabled(False))
+            try:
+                self._begin(going_on)
+                self._loop()
+                self._finish()
+            except NonFiniteGradient as error:
+                raise self._stopped(f"{error} is not finite; a lower adversarial.learning_rate may help") from None
+            except UserError as error:
+                raise self._stopped(str(error)) from None
+        if self._interruption.wished:
+            raise KeyboardInterrupt(self._interruption.wished)
+
+    def _stopped(self, why: str) -> UserError:
+        kept = f"; the last good checkpoint is {self.run.last}" if self.run.last.exists() and str(self.run.last) not in why else ""
+        return UserError(f"adversarial step {self.step + 1}: {why}{kept}")
+
+    def _begin(self, going_on: bool) -> None:
+        if going_on:
+            rounds = f" and round {self.rounds} of the discriminator" if self.rounds < self.settings.discriminator.pretrain_rounds else ""
+            self.log.progress.say(f"going on after adversarial step {self.step}{rounds}")
+            return
+        self._validate()
+        self._save()
+
+    # one round, one step
+
+    def _loop(self) -> None:
+        started = saved = time.monotonic()
+        before = self.minutes
+        while not self._done():
+            if self.rounds < self.settings.discriminator.pretrain_rounds:
+                self._pretrain_discriminator()
+            else:
+                self._adversarial_step()
+                if self.step % self.s.valid_every == 0:
+                    self._validate()
+                if self.s.sample_every and self.step % self.s.sample_every == 0:
+                    self._show()
+            self.minutes = before + (time.monotonic() - started) / 60
+            if time.monotonic() - saved >= self.s.checkpoint_seconds:
+                self._save()
+                saved = time.monotonic()
+
+    def _done(self) -> bool:
+        early = 0 < self.s.patience <= self.validations_since_best
+        late = self.s.max_minutes is not None and self.minutes >= self.s.max_minutes
+        return bool(self._interruption.wished) or self.step >= self.s.num_steps or early or late
+
+    def _pretrain_discriminator(self) -> None:
+        figures = self._round(self.settings.discriminator.pretrain_epochs)
+        self.rounds += 1
+        self.log.report(self.rounds, "discriminator", figures)
+        total = self.settings.discriminator.pretrain_rounds
+        self._progress(f"discriminator round {self.rounds}/{total}  {_in_words(figures)}")
+
+    def _round(self, epochs: int) -> dict[str, float]:
+        """Epochs of the discriminator on new sequences and as many real ones; its figures in the last of them."""
+        num = min(self.settings.discriminator.samples or len(self.real), len(self.real))
+        new = generated(self.pair, num, self.settings.length)
+        real = self.real if num == len(self.real) else self.real[torch.randperm(len(self.real))[:num].to(self.real.device)]
+        figures: Any = {}
+        for _ in range(epochs):
+            figures = self.opponent.epoch(real, new)
+        return {name: float(value) for name, value in figures._asdict().items()}
+
+    def _adversarial_step(self) -> None:
+        self.reward.refresh()
+        figures: dict[str, float] = {}
+        for _ in range(self.s.generator_steps):
+            figures = self.generator.step()
+        for _ in range(self.s.likelihood_steps):
+            figures["likelihood_nll"] = self.generator.likelihood_step()
+        self.generator.follow()
+        for _ in range(self.s.discriminator_rounds):
+            figures |= {f"discriminator_{name}": value for name, value in self._round(self.s.discriminator_epochs).items()}
+        self.step += 1
+        self.log.report(self.step, "adversarial", figures)
+        by_step = self.generator.returns_by_step
+        self.log.events.scalars(self.step, {f"reward_by_step/{t + 1:03}": value for t, value in enumerate(by_step)})
+        self._progress(f"adversarial step {self.step}/{self.s.num_steps}  {_in_words(figures)}")
+
+    def _progress(self, line: str) -> None:
+        if self.log.progress.due():
+            fraction = self.step / max(1, self.s.num_steps)
+            if self.s.max_minutes is not None:
+                fraction = max(fraction, self.minutes / self.s.max_minutes)
+            left = f"  {duration(self.minutes * 60 * (1 - fraction) / fraction)} left" if fraction > 0 else ""
+            self.log.progress.show(line + left)
+
+    # what is seen of it
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Inside, what is drawn leaves the random state as it was."""
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.step)
+            yield
+
+    def _validate(self) -> None:
+        """Measure the generator, and keep its weights if they are the best."""
+        valid, num = self.task.sequences.valid, self.s.valid_samples
+        with self._aside():
+            found = quality(self.pair, self.task, valid[:num], num)
+        self.validated = self.step
+        if self.step == 0:
+            self.pretrained_nll = found["nll"].value
+        figures = {name: figure.value for name, figure in found.items()}
+        figures |= {f"{name}_error": figure.standard_error for name, figure in found.items() if figure.standard_error is not None}
+        self.log.report(self.step, "valid", figures)
+        better = self._is_better(found)
+        self.validations_since_best = 0 if better else self.validations_since_best + 1
+        shown = "  ".join(f"{name} {figure.value:.3f}" for name, figure in found.items())
+        self.log.progress.say(f"adversarial step {self.step}  validation {shown}{'  (best so far)' if better else ''}")
+        if better:
+            self.best = found[self.task.criterion].value
+            save_tree(self.run.best, {"step": self.step, "weights": self.pair.weights()})
+        if found["entropy"].value < self.s.lowest_entropy:
+            low = f"its entropy is {found['entropy'].value:.3g} nats a symbol, below adversarial.lowest_entropy"
+            raise UserError(f"the generator has collapsed: {low}; the best weights so far are in {self.run.best}")
+
+    def _is_better(self, found: dict[str, Figure]) -> bool:
+        value = found[self.task.criterion].value
+        if not math.isfinite(value):
+            raise UserError(f"the validation's {self.task.criterion} is not finite")
+        if self.best is None:
+            return True
+        plausible = found["nll"].value <= self.pretrained_nll + self.s.valid_margin
+        return plausible and (value > self.best if self.task.higher else value < self.best)
+
+    def _show(self) -> None:
+        """Generated sequences against real ones, in TensorBoard and as files."""
+        with self._aside():
+            new = generated(self.pair, SHOWN, self.settings.length).cpu()
+        rendering, real = self.task.rendering, self.task.sequences.train[:SHOWN]
+        texts = {"generated": new, "observed": real}
+        shown: dict[str, Any] = {name: "\n".join(rendering.text(row) for row in rows) for name, rows in texts.items()}
+        self.log.events.samples(self.step, shown | dict(rendering.pictures(new, real)))
+        rendering.write(new, self.run.path / "samples" / f"step-{self.step:05}")
+
+    def _finish(self) -> None:
+        if not self._interruption.wished and self.step != self.validated:
+            self._validate()
+        self._save()
+        if not self._interruption.wished:
+            self.pair.load_weights(load_tree(self.run.best)["weights"], self.run.best)
+            self.pair.train(False)
+
+    # checkpoints
+
+    def _save(self) -> None:
+        save_tree(
+            self.run.last,
+            {
+                "step": self.step,
+                "rounds": self.rounds,
+                "minutes": self.minutes,
+                "best": self.best,
+                "validations_since_best": self.validations_since_best,
+                "validated": self.validated,
+                "pretrained_nll": self.pretrained_nll,
+                "weights": self.pair.weights(),
+                "discriminator": dict(self.discriminator.state_dict()),
+                "generator_training": self.generator.state(),
+                "discriminator_training": self.opponent.state(),
+                "metrics_size": self.log.flush(),
+                "random": random_state(),
+            },
+        )
+
+    def _load(self, saved: Any) -> int:
+        """Go on from what `_save` wrote; the size of the metrics then."""
+        where = self.run.last
+        try:
+            self.pair.load_weights(saved["weights"], where)
+            load_weights(dict(self.discriminator.state_dict()), saved["discriminator"], where)
+            self.generator.load_state(saved["generator_training"], where)
+            self.opponent.load_state(saved["discriminator_training"])
+            self.step, self.rounds, self.minutes = int(saved["step"]), int(saved["rounds"]), float(saved["minutes"])
+            self.best = None if saved["best"] is None else float(saved["best"])
+            self.validations_since_best, self.validated = int(saved["validations_since_best"]), int(saved["validated"])
+            self.pretrained_nll = float(saved["pretrained_nll"])
+            set_random_state(saved["random"])
+            return int(saved["metrics_size"])
+        except UserError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            why = f"{type(error).__name__} {error}".splitlines()[0]
+            raise UserError(f"{where} is not a checkpoint of this run: {why}") from None
+
+
+def _in_words(figures: dict[str, float]) -> str:
+    return "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())

@@ -1,0 +1,68 @@
+"""How good a generator is: the likelihood of held-out sequences, and what the task says of new ones, at any temperature."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.errors import finite_probabilities
+from pyro_seq.pair import Pair
+from pyro_seq.path_weights import steps_at_once
+from pyro_seq.sampling import ancestral, sharpened
+from pyro_seq.seqgan.tasks import Figure, Task
+from pyro_seq.site_densities import entropies, log_weights
+
+
+def generated(pair: Pair, num: int, length: int, *, temperature: float = 1.0) -> Tensor:
+    """New sequences `[num, length]` from the generator's p^(1/temperature), step by step, by torch's global random state."""
+    with finite_probabilities():
+        values: Tensor = ancestral(pair, num, length, adjust=partial(sharpened, temperature=temperature))
+    return values
+
+
+class _Tempered(Messenger):
+    """Gives the observations of a model the distributions that they have at a temperature."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"]:
+            msg["fn"] = sharpened(msg["fn"], temperature=self.temperature)
+
+
+@torch.no_grad()
+def likelihood(pair: Pair, sequences: Tensor, *, temperature: float = 1.0) -> tuple[Figure, Figure]:
+    """(NLL, entropy) of a generator at sequences `[n, T]`, in nats a symbol, each a mean over sequences with its standard error.
+
+    NLL is -1/T sum_t log p(x_t | x_{<t}), entropy 1/T sum_t H[p(. | x_{<t})], where p is the generator's distribution at each step with
+    its temperature: what `generated` draws from, and so comparable from one temperature to another.
+    """
+    device = next(iter(pair.modules()["model"].parameters())).device
+    nats, uncertain = [], []
+    size = max(1, steps_at_once(pair) // sequences.shape[1])
+    with pair.scope(), pair.evaluating(), pyro.validation_enabled(False):
+        for part in sequences.split(size):
+            batch = SequenceBatch(part.to(device))
+            with _Tempered(temperature):
+                trace = poutine.trace(pair.model).get_trace(batch)
+            like = torch.zeros(part.shape, device=device)
+            nats.append(-log_weights(trace, trace, like)[0].mean(1))
+            uncertain.append(entropies(trace, like).mean(1))
+    return Figure.mean(torch.cat(nats)), Figure.mean(torch.cat(uncertain))
+
+
+def quality(pair: Pair, task: Task, references: Tensor, num: int, *, temperature: float = 1.0) -> dict[str, Figure]:
+    """Everything at once: `nll`, how likely held-out sequences are, and the task's figures of `num` new ones against them."""
+    nll, _ = likelihood(pair, references, temperature=temperature)
+    new = generated(pair, num, references.shape[1], temperature=temperature)
+    _, entropy = likelihood(pair, new, temperature=temperature)
+    return {"nll": nll, "entropy": entropy} | task.judge(new.cpu(), references)

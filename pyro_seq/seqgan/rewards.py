@@ -1,0 +1,66 @@
+"""What a sequence earns for deceiving the discriminator: its logit l(x), shaped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.seqgan.discriminators import Discriminator, logits
+
+LARGEST_RATIO = 20.0  # of D / (1 - D), beyond which one sequence would be all that a batch learns from
+
+
+def probability(logits: Tensor, real: Tensor) -> Tensor:
+    """D(x) = sigmoid(l), SeqGAN's own (Yu et al. 2017)."""
+    return logits.sigmoid()
+
+
+def log_odds(logits: Tensor, real: Tensor) -> Tensor:
+    """log D(x) - log(1 - D(x)) = l, which does not flatten where the discriminator is sure."""
+    return logits
+
+
+def rank(logits: Tensor, real: Tensor) -> Tensor:
+    """How x ranks among real sequences y: mean_y sigmoid(l(x) - l(y)), in the way of RankGAN (Lin et al. 2017, arXiv 1705.11001)."""
+    return (logits.unsqueeze(-1) - real).sigmoid().mean(-1)
+
+
+def maligan(logits: Tensor, real: Tensor) -> Tensor:
+    """MaliGAN's ratio D / (1 - D) = exp(l), over its mean among those judged at once (Che et al. 2017, arXiv 1702.07983), bounded."""
+    return (logits - (logits.logsumexp(0) - torch.tensor(float(len(logits))).log())).exp().clamp(max=LARGEST_RATIO)
+
+
+SHAPINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "probability": probability,
+    "log_odds": log_odds,
+    "rank": rank,
+    "maligan": maligan,
+}
+
+
+class DiscriminatorReward:
+    """The reward `[N]` of sequences by a discriminator in evaluation mode.
+
+    Args:
+        discriminator: symbols `[N, T]` → logit `[N]`.
+        shaping: one of `SHAPINGS`.
+        real: some real sequences `[m, T]`, which `rank` compares with.
+    """
+
+    def __init__(self, discriminator: Discriminator, shaping: str, real: Tensor) -> None:
+        self.discriminator, self.shaping, self.real = discriminator, SHAPINGS[shaping], real
+        self.of_real = torch.zeros(0)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the real sequences again, after the discriminator has changed."""
+        self.of_real = logits(self.discriminator, self.real)
+
+    def __call__(self, batch: SequenceBatch) -> Tensor:
+        """The shaped rewards of the batch's sequences."""
+        symbols = batch.values
+        assert isinstance(symbols, Tensor)
+        return self.shaping(logits(self.discriminator, symbols), self.of_real)
