@@ -20,8 +20,7 @@ from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import Embedding
 from pyro_seq.models import RNN
-from pyro_seq.rollouts import FEATURES_AT_ONCE
-from pyro_seq.sampling import ancestral
+from pyro_seq.sampling import ancestral, rows_in_cache
 
 SYMBOLS, SIZE, BATCH, LENGTH, ROLLOUTS = 5_000, 32, 64, 20, 16
 
@@ -72,7 +71,7 @@ def bare_products(model: RNN) -> float:
     """The products of the growing batch: gates and logits of each row of each step."""
     rnn, linear = model.recurrence.rnn, next(part for part in model.decoder.modules() if isinstance(part, nn.Linear))
     gates = torch.cat([rnn.weight_ih_l0, rnn.weight_hh_l0], 1).t().contiguous()
-    block = FEATURES_AT_ONCE // SYMBOLS
+    block = rows_in_cache(model)
     x, total = torch.randn(block, 2 * SIZE), 0.0
     for t in range(1, LENGTH):
         rows = BATCH * ROLLOUTS * t

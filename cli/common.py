@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -91,20 +91,48 @@ def scoring_options(command: F) -> F:
     return command
 
 
-def training_options(presets: str) -> Callable[[F], F]:
-    """The options of every program's `train`; `presets` are the names of its bundled settings."""
-    options = [
+class Duration(NamedTuple):
+    """An option that says how long to train, which is all that may change when a run is gone on with.
+
+    Attributes:
+        option: as it is written, `--num-steps`.
+        setting: what it stands for.
+        help: what it means.
+        least: its lowest value.
+        fraction: whether it need not be a whole number; then it must be above its lowest value.
+    """
+
+    option: str
+    setting: str
+    help: str
+    least: int = 0
+    fraction: bool = False
+
+    @property
+    def parameter(self) -> str:
+        """The name of its value among a command's parameters."""
+        return self.option.removeprefix("--").replace("-", "_")
+
+    def __call__(self, command: Any) -> Any:
+        """The command with this option."""
+        kind = click.FloatRange(self.least, min_open=True) if self.fraction else click.IntRange(self.least)
+        return click.option(self.option, type=kind, metavar="M" if self.fraction else "N", help=f"{self.help} ({self.setting}).")(command)
+
+
+DURATIONS = (
+    Duration("--num-steps", "training.num_steps", "Parameter updates at most", least=1),
+    Duration("--max-minutes", "training.max_minutes", "Minutes at most", fraction=True),
+)
+
+
+def training_options(presets: str, durations: Sequence[Duration] = DURATIONS) -> Callable[[F], F]:
+    """The options of every program's `train`; `presets` are the names of its bundled settings, `durations` say how long to train."""
+    options: list[Any] = [
         click.option("--model", metavar="NAME", help="Which pair (model.kind), of those that `pyroseq pairs list` shows."),
         PAIR,
         click.option("--preset", metavar="NAME", help=f"Bundled settings to start from: {presets}."),
         run_dir_option(required=False),  # not for --print-config; `train` asks for it
-        click.option("--num-steps", type=click.IntRange(1), metavar="N", help="Parameter updates at most (training.num_steps)."),
-        click.option(
-            "--max-minutes",
-            type=click.FloatRange(0, min_open=True),
-            metavar="M",
-            help="Minutes at most (training.max_minutes).",
-        ),
+        *durations,
         click.option("--config", type=FILE, metavar="FILE", help="Settings as TOML or JSON, as --print-config shows them."),
         click.option("--set", "words", multiple=True, metavar="KEY=VALUE", help="One setting; after --config, and as often as needed."),
         click.option(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pyro_seq.cli.common import given_options, pair_words, pick_device, quoted, resumable
+from pyro_seq.cli.common import DURATIONS, Duration, given_options, pair_words, pick_device, quoted, resumable
 
 
 def train_run(
@@ -27,6 +27,7 @@ def train_run(
     missing: str | None,
     fixed: tuple[str, ...] = (),
     overrides: Sequence[tuple[str, str, Any]] = (),
+    durations: Sequence[Duration] = DURATIONS,
     out_dir: str | None = None,
     **settings: Any,
 ) -> None:
@@ -43,23 +44,25 @@ def train_run(
         missing: what to say if there is nothing to train on, else `None`.
         fixed: parameters of the program's own that cannot change when a run is gone on with.
         overrides: further options that stand for a setting, `("--rate", "rolls.rate", 32)`; those that are `None` were not given.
+        durations: the options that say how long to train, which may change when a run is gone on with; their values are in `settings`.
         out_dir: the folder in the run folder that `generate` is advised to write to, if it writes to one.
         settings: the options that say which settings, for `resolve`.
     """
+    given = given_options("config", "words", "model", "preset", "seed", *fixed)
+    given += dict.fromkeys(option for option, _, value in overrides if value is not None)
+    lasting = [(duration.option, duration.setting, settings.pop(duration.parameter)) for duration in durations]
+    settings["overrides"] = [*overrides, *lasting]
     if print_config and not resume:
         from pyro_seq.settings import to_toml
 
-        click.echo(to_toml(resolve(runs, overrides=overrides, **settings)))
+        click.echo(to_toml(resolve(runs, **settings)))
         return
     if run_dir is None:
         raise click.UsageError("--run-dir is missing: the folder to keep the run in", click.get_current_context())
     if missing is not None and not resume:
         raise click.UsageError(missing, click.get_current_context())
     domain, pair = importlib.import_module(runs), settings["pair"]
-    changes = {"training.num_steps": settings["num_steps"], "training.max_minutes": settings["max_minutes"]}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    given = given_options("config", "words", "model", "preset", "seed", *fixed)
-    given += dict.fromkeys(option for option, _, value in overrides if value is not None)
+    changes = {name: value for _, name, value in lasting if value is not None}
     if print_config:
         from pyro_seq.settings import to_toml
 
@@ -71,7 +74,7 @@ def train_run(
         if resume:
             trained = domain.go_on(run_dir, changes, fixed=given, pair=pair, **moved, **options)
         else:
-            trained = domain.begin(run_dir, resolve(runs, overrides=overrides, **settings), data, seed=seed, **options)
+            trained = domain.begin(run_dir, resolve(runs, **settings), data, seed=seed, **options)
     if not quiet:
         click.echo(f"done after {trained.step:,} steps; the run is in {run_dir}", err=True)
         folder = "" if out_dir is None else f" --out-dir {quoted(run_dir / out_dir)}"
@@ -86,8 +89,6 @@ def resolve(
     model: str | None = None,
     pair: str | None = None,
     preset: str | None = None,
-    num_steps: int | None = None,
-    max_minutes: float | None = None,
     overrides: Sequence[tuple[str, str, Any]] = (),
 ) -> Any:
     """The settings that the options describe: a preset's, then --config, then --set and the options that stand for a setting.
@@ -110,6 +111,5 @@ def resolve(
     if model is not None and pair is not None:
         raise UserError("--model and --pair exclude each other: both say which pair")
     options: list[tuple[str, str, Any]] = [("--model", "model.kind", model), ("--pair", "model.kind", pair), *overrides]
-    options += [("--num-steps", "training.num_steps", num_steps), ("--max-minutes", "training.max_minutes", max_minutes)]
     layers += [Layer({name: value}, option) for option, name, value in options if value is not None]
     return domain.settings_from(*layers, Layer(parse_words(words), "--set"))

@@ -14,11 +14,9 @@ from pyro_seq.continuations import continuation
 from pyro_seq.errors import UserError, finite_probabilities
 from pyro_seq.pair import Pair
 from pyro_seq.reinforce import Reward, rewards_by_step
-from pyro_seq.sampling import draw
+from pyro_seq.sampling import draw, rows_in_cache
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.trees import flatten, map_tensors
-
-FEATURES_AT_ONCE = 2**19  # of emissions, in a step of many completions: as many as stay in the processor's cache
 
 
 class Rollouts:
@@ -155,7 +153,7 @@ def _no_latents(prior: Any) -> Tensor:
 def _advanced(model: SequenceModel, state: Any, inputs: Tensor | None) -> tuple[Any, Any]:
     """(x_t, the state after it) of many sequences side by side, some at a time."""
     _, tensors = flatten(state)
-    rows, size = len(next(iter(tensors.values()))), max(16, FEATURES_AT_ONCE // max(1, model.emission.num_features))
+    rows, size = len(next(iter(tensors.values()))), rows_in_cache(model)
     parts = []
     for start in range(0, rows, size):
         chunk = map_tensors(lambda x, start=start: x[start : start + size], state)

@@ -24,6 +24,7 @@ from pyro_seq.trees import map_tensors
 
 AHEAD = 64  # steps that are drawn between two looks at Pyro's global settings
 STATES = 8_192  # sequences that are sampled side by side
+FEATURES = 2**19  # of their emissions in a step: as many as stay in the processor's cache
 
 
 def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: int | None = None) -> Distribution:
@@ -174,4 +175,11 @@ def _observations(trace: Any, num_steps: int) -> Any:
 
 def rows_at_once(pair: Pair, num_steps: int) -> int:
     """How many sequences are sampled at once: bounds memory, which for a declared model does not grow with what a step computes."""
-    return STATES if isinstance(pair.model, SequenceModel) else max(1, steps_at_once(pair) // max(1, num_steps))
+    if not isinstance(pair.model, SequenceModel):
+        return max(1, steps_at_once(pair) // max(1, num_steps))
+    return rows_in_cache(pair.model)
+
+
+def rows_in_cache(model: SequenceModel) -> int:
+    """How many sequences take their steps together fastest: large vocabularies leave room for few."""
+    return max(16, min(STATES, FEATURES // max(1, model.emission.num_features)))

@@ -63,11 +63,11 @@ class TrainingLog:
         steps = sums.pop("steps")
         return {name: total / steps for name, total in sums.items()}
 
-    def report(self, step: int, split: str, figures: dict[str, float]) -> None:
-        """Write figures to the metrics and to TensorBoard."""
+    def report(self, step: int, split: str, figures: dict[str, float], *, at: int | None = None) -> None:
+        """Write figures to the metrics and to TensorBoard, there at another step if need be."""
         if self.metrics is not None:
             self.metrics.write(step=step, split=split, **figures)
-        self.events.scalars(step, {f"{split}/{name}": value for name, value in figures.items()})
+        self.events.scalars(step if at is None else at, {f"{split}/{name}": value for name, value in figures.items()})
 
     def histograms(self, step: int, parameters: dict[str, Tensor]) -> None:
         """The parameters' distributions."""

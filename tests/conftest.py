@@ -114,6 +114,36 @@ def tiny() -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def tiny_seqgan() -> dict[str, Any]:
+    """Settings of an adversarial training of a few tenths of a second, whatever the task; the oracle has seven symbols."""
+    sizes = {"length": 6, "batch_size": 8, "embedding_size": 3, "oracle_symbols": 7, "oracle_size": 3, "num_train": 24, "num_held_out": 12}
+    pretraining = {"num_steps": 4, "valid_every": 2, "log_every": 2, "sample_every": 0}
+    discriminator = {"embedding_size": 3, "filter_sizes": (2, 3), "num_filters": (3, 3), "pretrain_rounds": 2, "pretrain_epochs": 1}
+    adversarial = {"num_steps": 4, "rollouts": 2, "discriminator_rounds": 1, "discriminator_epochs": 1}
+    adversarial |= {"valid_every": 2, "valid_samples": 12, "sample_every": 2}
+    parts = {"task": sizes, "training": pretraining, "discriminator": discriminator, "adversarial": adversarial}
+    return {"model.hidden_size": 6} | {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+
+
+@pytest.fixture(scope="session")
+def seqgan_run(tmp_path_factory: pytest.TempPathFactory, tiny_seqgan: dict[str, Any]) -> Path:
+    """The folder of a finished adversarial training on an oracle's sentences, to be read only."""
+    from pyro_seq.seqgan.runs import begin, settings_from
+
+    folder = tmp_path_factory.mktemp("seqgan") / "run"
+    torch.set_num_threads(1)
+    begin(folder, settings_from(tiny_seqgan), {}, seed=0, quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def seqgan_words(tiny_seqgan: dict[str, Any]) -> list[str]:
+    """The same as options of `pyroseq seqgan train`."""
+    shown = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in tiny_seqgan.items()}
+    return [word for name, value in shown.items() for word in ("--set", f"{name}={value}")]
+
+
+@pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text of 480 characters."""
     path = tmp_path_factory.mktemp("corpus") / "cat.txt"

@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pyro_seq import runs
+from pyro_seq.domains import text_runs
 from pyro_seq.domains.text import text_settings
-from pyro_seq.domains.text_runs import begin, go_on
 from pyro_seq.pair_settings import Layer
+from pyro_seq.seqgan import curve_pictures
+from pyro_seq.seqgan import runs as seqgan_runs
 
 TEXT = "the cat sat on the mat; the dog sat on the log. " * 40
 SMALL: dict[str, Any] = {
@@ -45,16 +48,83 @@ SMALL: dict[str, Any] = {
     "training.sample_every": 50,
     "training.checkpoint_seconds": 0.0,
 }
+SMALL_GAME: dict[str, Any] = {
+    "model.hidden_size": 6,
+    "task.length": 5,
+    "task.batch_size": 6,
+    "task.embedding_size": 3,
+    "task.oracle_symbols": 7,
+    "task.oracle_size": 3,
+    "task.num_train": 20,
+    "task.num_held_out": 10,
+    "training.log_every": 3,
+    "training.valid_every": 2,
+    "training.sample_every": 0,
+    "training.checkpoint_seconds": 0.0,
+    "discriminator.embedding_size": 3,
+    "discriminator.filter_sizes": (2, 3),
+    "discriminator.num_filters": (3, 3),
+    "discriminator.pretrain_rounds": 2,
+    "discriminator.pretrain_epochs": 1,
+    "adversarial.rollouts": 2,
+    "adversarial.baseline": "critic",
+    "adversarial.reward": "rank",
+    "adversarial.likelihood_steps": 1,
+    "adversarial.discriminator_rounds": 1,
+    "adversarial.discriminator_epochs": 1,
+    "adversarial.valid_every": 2,
+    "adversarial.valid_samples": 10,
+    "adversarial.sample_every": 0,
+    "adversarial.checkpoint_seconds": 0.0,
+}
 
 
-def train(folder: Path, corpus: Path, changes: dict[str, Any]) -> None:
-    """Begin the run in the folder, or go on with it."""
-    if (folder / "run.json").exists():
-        go_on(folder, {}, device="cpu", quiet=True)
-    else:
-        begin(
-            folder, text_settings(Layer(changes, lenient=True)), {"train": corpus, "valid_fraction": 0.1}, seed=1, device="cpu", quiet=True
-        )
+@dataclass(frozen=True)
+class Training:
+    """Something that can be killed.
+
+    Attributes:
+        train: begins the run in a folder, or goes on with it.
+        files: what must be equal byte by byte.
+        checkpoints: what must be equal but for the minutes that it took.
+    """
+
+    train: Callable[[Path], None]
+    files: tuple[str, ...]
+    checkpoints: tuple[str, ...] = ("last.safetensors",)
+
+    def progress(self, folder: Path) -> int | None:
+        """How far the run has come, by the checkpoints that it has kept."""
+        kept = [runs.load_tree(folder / name) for name in self.checkpoints if (folder / name).exists()]
+        return sum(saved["step"] + saved.get("rounds", 0) for saved in kept) if kept else None
+
+
+def text_training(corpus: Path, changes: dict[str, Any]) -> Training:
+    """Of a model of text."""
+
+    def train(folder: Path) -> None:
+        options: dict[str, Any] = {"device": "cpu", "quiet": True}
+        if (folder / "run.json").exists():
+            text_runs.go_on(folder, {}, **options)
+        else:
+            settings = text_settings(Layer(SMALL | changes, lenient=True))
+            text_runs.begin(folder, settings, {"train": corpus, "valid_fraction": 0.1}, seed=1, **options)
+
+    return Training(train, ("best.safetensors", "metrics.jsonl", "vocabulary.json"))
+
+
+def game_training(changes: dict[str, Any]) -> Training:
+    """Of a generator by maximum likelihood and then against a discriminator, of an oracle's sentences."""
+
+    def train(folder: Path) -> None:
+        options: dict[str, Any] = {"device": "cpu", "quiet": True}
+        if (folder / "run.json").exists():
+            seqgan_runs.go_on(folder, {}, **options)
+        else:
+            seqgan_runs.begin(folder, seqgan_runs.settings_from(SMALL_GAME | changes), {}, seed=1, **options)
+
+    files = ("task.json", "metrics.jsonl", "best.safetensors", "curves.png", "pretraining/metrics.jsonl", "pretraining/best.safetensors")
+    return Training(train, files, ("last.safetensors", "pretraining/last.safetensors"))
 
 
 def import_early() -> None:
@@ -63,6 +133,7 @@ def import_early() -> None:
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every resumption
     torch.optim.AdamW([torch.zeros(1)])  # imports a compiler, for seconds
+    curve_pictures.learning_curves_png = lambda *_, **__: b"a picture"  # drawing it takes longer than all the training before
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -98,52 +169,62 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
-def differences(a: Path, b: Path) -> list[str]:
+def differences(training: Training, a: Path, b: Path) -> list[str]:
     """What differs between two runs, but for the time they took."""
-    found = [
-        name for name in ("best.safetensors", "metrics.jsonl", "vocabulary.json") if (a / name).read_bytes() != (b / name).read_bytes()
-    ]
-    last_a, last_b = (dict(runs.flatten(runs.load_tree(folder / "last.safetensors"))[1]) for folder in (a, b))
-    if last_a.keys() != last_b.keys():
-        return [*found, "the names in last.safetensors"]
-    found += [f"last.safetensors: {name}" for name in last_a if not torch.equal(last_a[name], last_b[name])]
-    if scalars(a) != scalars(b):
-        found.append("TensorBoard's scalars")
-    return found + [f"left: {path.name}" for path in b.iterdir() if path.name not in {other.name for other in a.iterdir()}]
+    found = [name for name in training.files if (a / name).read_bytes() != (b / name).read_bytes()]
+    for name in training.checkpoints:
+        trees = [runs.load_tree(folder / name) for folder in (a, b)]
+        (form_a, last_a), (form_b, last_b) = (runs.flatten(tree | {"minutes": 0.0}) for tree in trees)
+        if form_a != form_b or last_a.keys() != last_b.keys():
+            found.append(f"{name}: what it holds besides tensors")
+        else:
+            found += [f"{name}: {tensor}" for tensor in last_a if not torch.equal(last_a[tensor], last_b[tensor])]
+        if scalars((a / name).parent) != scalars((b / name).parent):
+            found.append(f"TensorBoard's scalars beside {name}")
+    return found + [f"left: {name}" for name in sorted(contents(b) - contents(a))]
 
 
-def kill_at_random(folder: Path, corpus: Path, changes: dict[str, Any], kills: int, seed: str) -> dict[str, Any]:
+def contents(folder: Path) -> set[str]:
+    """The files of a run, but for TensorBoard's."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if "tfevents" not in path.name}
+
+
+def kill_at_random(folder: Path, training: Training, kills: int, seed: str) -> dict[str, Any]:
     """An unbroken run, and one killed at random moments; what differs."""
+    unbroken, killed = folder / "unbroken", folder / "killed"
     begun = time.monotonic()
-    finish(forked(lambda: train(folder / "unbroken", corpus, changes)))
+    finish(forked(lambda: training.train(unbroken)))
     seconds = time.monotonic() - begun
     moments = random.Random(seed)
-    last = folder / "killed" / "last.safetensors"
     reached: list[int | None] = []
     found: list[str] = []
     pace = 1.0  # a busy machine is now faster, now slower than it was for the unbroken run
     while len(reached) < kills:
-        child = forked(lambda: train(folder / "killed", corpus, changes))
+        child = forked(lambda: training.train(killed))
         time.sleep(moments.uniform(0, BEGINNING + pace * 1.2 * seconds / kills))
         os.kill(child, signal.SIGKILL)
         if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-            step = runs.load_tree(last)["step"] if last.exists() else None
+            step = training.progress(killed)
             pace *= 1.3 if reached and step == reached[-1] else 1.0
             reached.append(step)
         else:  # it came to its end first, and is killed all over again
-            found += differences(folder / "unbroken", folder / "killed")
-            shutil.rmtree(folder / "killed")
+            found += differences(training, unbroken, killed)
+            shutil.rmtree(killed)
             pace /= 2
-    finish(forked(lambda: train(folder / "killed", corpus, changes)))
-    return {"killed at": reached, "differences": found + differences(folder / "unbroken", folder / "killed")}
+    finish(forked(lambda: training.train(killed)))
+    return {"killed at": reached, "differences": found + differences(training, unbroken, killed)}
 
 
-def kill_at_writes(folder: Path, corpus: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """An unbroken run, and for each file that a run puts in its place, one killed just before and one just after."""
-    finish(forked(lambda: train(folder / "unbroken", corpus, changes)))
-    replace, found, kills, alive = os.replace, [], 0, False
+def kill_at_writes(folder: Path, training: Training, stride: int = 1) -> dict[str, Any]:
+    """An unbroken run, and for each file that a run puts in its place, one killed just before and one just after.
+
+    Of these moments only every so many are taken, `stride`; an odd one takes both kinds in turn.
+    """
+    unbroken, killed = folder / "unbroken", folder / "killed"
+    finish(forked(lambda: training.train(unbroken)))
+    replace, found, kills, alive = os.replace, [], 1 - stride, False
     while not alive:
-        kills += 1
+        kills += stride
 
         def die(source: Any, target: Any, calls: list[int] = [0], last: int = kills) -> None:  # noqa: B006 (a counter)
             calls[0] += 1
@@ -155,15 +236,26 @@ def kill_at_writes(folder: Path, corpus: Path, changes: dict[str, Any]) -> dict[
 
         def work() -> None:
             os.replace = die  # type: ignore[assignment]
-            train(folder / "killed", corpus, changes)
+            training.train(killed)
 
         _, status = os.waitpid(forked(work), 0)
         alive = not os.WIFSIGNALED(status)
         if not alive:
-            finish(forked(lambda: train(folder / "killed", corpus, changes)))
-        found += [f"{what}, killed at {kills / 2}" for what in differences(folder / "unbroken", folder / "killed")]
-        shutil.rmtree(folder / "killed")
-    return {"killed at": [kill / 2 for kill in range(1, kills)], "differences": found}
+            finish(forked(lambda: training.train(killed)))
+        found += [f"{what}, killed at {kills / 2}" for what in differences(training, unbroken, killed)]
+        shutil.rmtree(killed)
+    return {"killed at": [kill / 2 for kill in range(1, kills, stride)], "differences": found}
+
+
+def trainings(models: list[str], corpus: Path, steps: int, carries: tuple[bool, ...]) -> Iterator[tuple[dict[str, Any], Training]]:
+    """What is killed, each with what it is called; of `seqgan`, half of the steps are adversarial."""
+    for kind in models:
+        if kind == "seqgan":
+            yield {"model": kind}, game_training({"training.num_steps": steps - steps // 2, "adversarial.num_steps": steps // 2})
+            continue
+        for carry in carries:
+            changes = {"model.kind": kind, "text.carry": carry, "training.num_steps": steps}
+            yield {"model": kind, "carry": carry}, text_training(corpus, changes)
 
 
 def main() -> None:
@@ -172,8 +264,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seed", type=int, default=None, help="of the moments; another one each time if not given")
-    parser.add_argument("--models", nargs="*", default=["rnn", "srnn"])
+    parser.add_argument("--models", nargs="*", default=["rnn", "srnn"], help="pairs of the text program, and seqgan")
     parser.add_argument("--writes", action="store_true", help="kill around each write of a short run instead")
+    parser.add_argument("--stride", type=int, default=1, help="with --writes: only every so many of the moments")
     arguments = parser.parse_args()
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
     import_early()
@@ -181,17 +274,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         corpus = Path(name) / "corpus.txt"
         corpus.write_text(TEXT)
-        for kind in arguments.models:
-            for carry in (True, False) if not arguments.writes else (True,):
-                folder = Path(name) / f"{kind}-{carry}"
-                changes = SMALL | {"model.kind": kind, "text.carry": carry, "training.num_steps": arguments.steps}
-                what: dict[str, Any] = {"model": kind, "carry": carry}
-                if arguments.writes:
-                    what |= kill_at_writes(folder, corpus, changes)
-                else:
-                    what |= {"seed": seed} | kill_at_random(folder, corpus, changes, arguments.kills, f"{seed} {kind} {carry}")
-                print(json.dumps(what), flush=True)
-                failed |= bool(what["differences"])
+        carries = (True,) if arguments.writes else (True, False)
+        for i, (what, training) in enumerate(trainings(arguments.models, corpus, arguments.steps, carries)):
+            folder = Path(name) / str(i)
+            if arguments.writes:
+                what |= kill_at_writes(folder, training, arguments.stride)
+            else:
+                what |= {"seed": seed} | kill_at_random(folder, training, arguments.kills, " ".join(map(str, (seed, *what.values()))))
+            print(json.dumps(what), flush=True)
+            failed |= bool(what["differences"])
     sys.exit(failed)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_seq import Pair, Rollouts, SequenceBatch, UserError, rollouts
+from pyro_seq import Pair, Rollouts, SequenceBatch, UserError, sampling
 from pyro_seq.contexts import Chain, PreviousObservation, SideInputs
 from pyro_seq.emissions import Bernoulli, Categorical, Joint
 from pyro_seq.encoders import Embedding, Flatten, Group
@@ -129,7 +129,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pair, batch = Pair(generator()), SequenceBatch(EVERY[[0, 40, 77]])
     torch.manual_seed(1)
     whole = Rollouts(pair, reward, num_rollouts=8).completions(batch, 8)
-    monkeypatch.setattr(rollouts, "FEATURES_AT_ONCE", 1)
+    monkeypatch.setattr(sampling, "FEATURES", 1)
     torch.manual_seed(1)
     assert torch.equal(Rollouts(pair, reward, num_rollouts=8).completions(batch, 8), whole)
 

@@ -16,9 +16,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def begin_run(
-    run: RunFolder, settings: Any, documents: Mapping[str, Any], train: Callable[[], T], *, first: RunFolder | None = None
-) -> T:
+def begin_run(run: RunFolder, settings: Any, documents: Mapping[str, Any], train: Callable[[], T], *, first: RunFolder | None = None) -> T:
     """Begin a run with its settings and documents, and train it; nothing stays of one whose pair is refused before its first step.
 
     `first` is where its first part is trained, if that has a folder of its own.

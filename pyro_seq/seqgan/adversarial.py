@@ -83,6 +83,11 @@ class AdversarialTraining:
         assert self._generator is not None
         return self._generator
 
+    @property
+    def _at(self) -> int:
+        """The step in TensorBoard, which must never stand still: the discriminator's own rounds come at 0 and below."""
+        return self.step + self.rounds - self.settings.discriminator.pretrain_rounds
+
     def fit(self, *, resume: bool = False) -> None:
         """Train until the settings say so, early stopping does, or Ctrl-C is pressed (then a checkpoint is saved first).
 
@@ -100,7 +105,7 @@ class AdversarialTraining:
             )
             going_on = resume and self.run.last.exists()
             size = self._load(load_tree(self.run.last)) if going_on else 0
-            stack.enter_context(self.log.opened(self.run, size=size, step=self.step))
+            stack.enter_context(self.log.opened(self.run, size=size, step=self._at - (self.validated < 0)))
             stack.enter_context(self._interruption.noticed())
             stack.enter_context(pyro.validation_enabled(False))
             try:
@@ -122,9 +127,11 @@ class AdversarialTraining:
         if going_on:
             rounds = f" and round {self.rounds} of the discriminator" if self.rounds < self.settings.discriminator.pretrain_rounds else ""
             self.log.progress.say(f"going on after adversarial step {self.step}{rounds}")
-            return
-        self._validate()
-        self._save()
+        else:
+            self._save()
+        if self.validated < 0:
+            self._validate()
+            self._save()
 
     # one round, one step
 
@@ -153,7 +160,7 @@ class AdversarialTraining:
     def _pretrain_discriminator(self) -> None:
         figures = self._round(self.settings.discriminator.pretrain_epochs)
         self.rounds += 1
-        self.log.report(self.rounds, "discriminator", figures)
+        self.log.report(self.rounds, "discriminator", figures, at=self._at)
         total = self.settings.discriminator.pretrain_rounds
         self._progress(f"discriminator round {self.rounds}/{total}  {_in_words(figures)}")
 
@@ -211,7 +218,7 @@ class AdversarialTraining:
             self.pretrained_nll = found["nll"].value
         figures = {name: figure.value for name, figure in found.items()}
         figures |= {f"{name}_error": figure.standard_error for name, figure in found.items() if figure.standard_error is not None}
-        self.log.report(self.step, "valid", figures)
+        self.log.report(self.step, "valid", figures, at=self._at)
         better = self._is_better(found)
         self.validations_since_best = 0 if better else self.validations_since_best + 1
         shown = "  ".join(f"{name} {figure.value:.3f}" for name, figure in found.items())

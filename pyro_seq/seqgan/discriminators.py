@@ -104,18 +104,17 @@ class ConvolutionalDiscriminator(Discriminator):
         for size, num in zip(filter_sizes, num_filters, strict=True):
             counts[size] += num
         self.embedding = nn.Embedding(num_symbols, embedding_size)
-        self.filters = nn.ParameterDict({str(size): torch.empty(num, size, embedding_size) for size, num in counts.items()})
+        self.filters = nn.ParameterList(torch.empty(num, size, embedding_size) for size, num in counts.items())
         self.bias = nn.Parameter(torch.full((sum(num_filters),), 0.1))
         self.highway = Highway(sum(num_filters))
         nn.init.uniform_(self.embedding.weight, -1.0, 1.0)
-        for weight in (*self.filters.values(), self.output.weight):
+        for weight in (*self.filters, self.output.weight):
             nn.init.trunc_normal_(weight, std=0.1, a=-0.2, b=0.2)
         nn.init.constant_(self.output.bias, 0.1)
 
     def features(self, symbols: Tensor) -> Tensor:
         """Symbols `[n, T]` to features `[n, sum of num_filters]`, the smallest filters first."""
-        maxima = window_maxima(symbols, self.embedding.weight, list(self.filters.values()))
-        return self.highway((maxima + self.bias).relu())
+        return self.highway(window_maxima(symbols, self.embedding.weight, list(self.filters)).add_(self.bias).relu_())
 
 
 class Highway(nn.Module):
@@ -214,7 +213,7 @@ def probability(discriminator: Discriminator, symbols: Tensor, *, rows: int | No
 
 def check_symbols(symbols: Tensor, num_symbols: int) -> None:
     """Raise `UserError` unless these are sequences `[*lead, T]` of symbols 0 … `num_symbols` - 1."""
-    if symbols.dim() < 1 or symbols.is_floating_point() or symbols.is_complex() or symbols.dtype == torch.bool:
+    if symbols.dim() < 1 or symbols.dtype not in (torch.int32, torch.int64):
         raise UserError(f"a discriminator judges sequences of whole numbers [n, T], and was given {symbols.dtype} {list(symbols.shape)}")
     if symbols.numel():
         low, high = (int(bound) for bound in torch.aminmax(symbols))

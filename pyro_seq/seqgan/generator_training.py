@@ -52,7 +52,7 @@ class GeneratorTraining:
 
     def __init__(self, pair: Pair, reward: Reward, real: Tensor, num_symbols: int, settings: SeqGANSettings, *, seed: int) -> None:
         s: AdversarialSettings = settings.adversarial
-        self.pair, self.length, self.batch_size, self.device = pair, settings.length, settings.task.batch_size, real.device
+        self.pair, self.length, self.batch_size, self.device = pair, settings.length, s.batch_size, real.device
         self.baseline = make_baseline(settings, num_symbols)
         if self.baseline is not None:
             self.baseline.to(real.device)
@@ -71,7 +71,7 @@ class GeneratorTraining:
         self.real = PieceBatches(list(real), batch_size=self.batch_size, seed=seed, device=real.device)
 
     def step(self) -> dict[str, float]:
-        """One update by policy gradient; the mean reward of the sequences, the gradient's norm.
+        """One update by policy gradient; the loss of a sequence, the mean reward of whole ones, the gradient's norm.
 
         Raises `UserError` if the reward says nothing, since all sequences have the same, and for what is not finite.
         """
@@ -85,7 +85,8 @@ class GeneratorTraining:
         if not math.isfinite(loss):
             raise UserError("the generator's loss is not finite: a lower adversarial.learning_rate may help")
         self._check_spread(seen.returns, seen.sequences)
-        return {"reward": float(seen.returns[:, -1].mean()), "gradient_norm": self.optimiser.gradient_norm}
+        reward = float(seen.returns[:, -1].mean())
+        return {"loss": loss / self.batch_size, "reward": reward, "gradient_norm": self.optimiser.gradient_norm}
 
     def _check_spread(self, returns: Tensor, sequences: SequenceBatch) -> None:
         """Refuse to go on where there is nothing to learn from."""

@@ -18,7 +18,7 @@ import torch
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.domains.music_files import cache_beside
 from pyro_seq.domains.piece_batches import PieceBatches
-from pyro_seq.domains.run_steps import begin_run, changed, check_training, keep_changes
+from pyro_seq.domains.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
 from pyro_seq.domains.stored_pair import load_pair, pair_to_train
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import Embedding
@@ -122,6 +122,9 @@ def go_on(
     """
     run, settings = RunFolder(run_dir, KIND), settings_of(run_dir, changes, fixed=fixed, pair=pair)
     with run.locked():
+        check_can_go_on(run)
+        if not run.last.exists():
+            check_can_go_on(pretraining_of(run))
         seed = int(_document(run)["seed"])
         task = task_of(run, settings, moved, quiet=quiet)
         if changes:
@@ -139,7 +142,8 @@ def _check_changes(run: RunFolder, settings: SeqGANSettings) -> None:
     """Raise `UserError` for another length of a pretraining that is over."""
     before = run.settings().get("training.num_steps")
     if run.last.exists() and settings.training.num_steps != before:
-        raise UserError(f"--pretrain-steps: the pretraining of {run.path} is over, after {before} steps, and adversarial training has begun")
+        over = f"the pretraining of the run in {run.path} is over, after {before} steps, and adversarial training has begun"
+        raise UserError(f"--pretrain-steps: {over}")
 
 
 def load(run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None = None, weights: Weights = "best") -> Generator:
@@ -293,7 +297,9 @@ def pretrain(
     def validate() -> dict[str, float]:
         nll, _ = likelihood(pair, sequences.valid)
         judged = task.judge(generated(pair, JUDGED, length).cpu(), sequences.valid)
-        return {"loss": nll.value} | {name: figure.value for name, figure in judged.items()}
+        criterion = judged[task.criterion].value * (-1 if task.higher else 1)
+        loss = nll.value if settings.task.pretrained_by == "nll" else criterion
+        return {"loss": loss, "nll": nll.value} | {name: figure.value for name, figure in judged.items()}
 
     def samples() -> dict[str, Any]:
         new = generated(pair, SHOWN, length).cpu()

@@ -25,7 +25,8 @@ class TaskSettings:
 
     kind: str = one_of(TASKS, "oracle", "oracle: sentences of a random LSTM; text: a corpus; music: melodies of MIDI files")
     length: int | None = between(2, 10_000, None, "symbols of a sequence; none for the task's own: 20, of music 30")
-    batch_size: int = between(1, 65_536, 64, "sequences of a minibatch, in pretraining and of the generator's steps")
+    pretrained_by: str = one_of(("nll", "criterion"), "nll", "pretraining keeps its best weights by held-out NLL, or by the task's figure")
+    batch_size: int = between(1, 65_536, 64, "sequences of a minibatch in pretraining")
     embedding_size: int = between(1, 65_536, 32, "size of a symbol's embedding in the generator")
     level: str = one_of(("char", "word"), "char", "of text: characters or words")
     vocabulary_size: int = between(2, 100_000, 5_000, "of text: distinct symbols at most; the others share one")
@@ -61,6 +62,7 @@ class AdversarialSettings:
 
     num_steps: int = at_least(0, 200, "adversarial steps at most: some of the generator, then rounds of the discriminator")
     max_minutes: float | None = above(0, None, "minutes of adversarial training at most, over all resumptions; none for no limit")
+    batch_size: int = between(2, 65_536, 64, "sequences of an update of the generator")
     generator_steps: int = at_least(1, 1, "updates of the generator in each")
     discriminator_rounds: int = at_least(0, 5, "rounds of the discriminator in each, every one with newly generated sequences")
     discriminator_epochs: int = at_least(1, 3, "epochs of each round")
@@ -76,9 +78,7 @@ class AdversarialSettings:
     normalise: bool = described(False, "whether advantages are brought to mean 0 and deviation 1")
     valid_every: int = at_least(1, 5, "steps between validations")
     valid_samples: int = between(2, 10_000_000, 4_000, "generated sequences of a validation")
-    valid_margin: float = at_least(
-        0, 2.0, "nats a symbol by which held-out sequences may become less likely, for weights to be kept"
-    )
+    valid_margin: float = at_least(0, 2.0, "nats a symbol by which held-out sequences may become less likely, for weights to be kept")
     sample_every: int = at_least(0, 20, "steps between samples in TensorBoard, and in the run folder; 0: never")
     patience: int = at_least(0, 0, "validations without a better figure after which training stops; 0: never")
     lowest_entropy: float = at_least(0, 0.05, "nats a symbol below which the generator counts as collapsed")

@@ -71,7 +71,7 @@ def _looked_up(table: Tensor, symbols: Tensor, weight: Tensor) -> Tensor:
     num_filters, k, _ = weight.shape
     entries = symbols.unfold(1, k, 1) * k + torch.arange(k)
     answers = functional.embedding_bag(entries.reshape(-1, k), table, mode="sum")
-    return answers.view(len(symbols), 1, -1, num_filters).permute(0, 3, 1, 2)
+    return answers.view(len(symbols), 1, symbols.shape[1] - k + 1, num_filters).permute(0, 3, 1, 2)
 
 
 class _WindowMaxima(torch.autograd.Function):

@@ -1,0 +1,172 @@
+"""SeqGAN on the paper's own oracle: maximum likelihood, then adversarial training by several recipes; with NLL_test beside NLL_oracle.
+
+    python benchmarks/seqgan_oracle.py                          every recipe of RECIPES from each seed's pretraining
+    python benchmarks/seqgan_oracle.py --recipes paper --seeds 0 1 2 --run-dir runs/oracle
+    python benchmarks/seqgan_oracle.py --recipes tuned_mle
+
+NLL_oracle, nats a token of generated sentences under the oracle, is what the literature reports, and sharpening or repeating lowers it
+alone; NLL_test is how likely the generator holds held-out sentences of the oracle. Both are swept over temperatures for every model and for
+its own pretrained twin, and compared at equal NLL_test. A run folder that is there already is gone on with, so that hours can be
+spent in pieces. The oracle's own sentences have 5.753 of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import data_file, machine, report
+
+from pyro_seq.runs import RunFolder
+from pyro_seq.seqgan.quality import quality
+from pyro_seq.seqgan.runs import KIND, PRETRAINING, begin, go_on, load, settings_from, task_of
+from pyro_seq.settings import flatten, parse_words
+
+TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
+SAMPLES = 4_000
+
+# maximum likelihood until it has learnt its sentences by heart, as the paper does: the weights with the lowest NLL_oracle
+MLE: dict[str, Any] = {
+    "task.pretrained_by": "criterion",
+    "task.num_held_out": SAMPLES,
+    "training.num_steps": 7_000,
+    "training.valid_every": 1_000,
+    "training.sample_every": 0,
+    "adversarial.valid_samples": 2_000,
+    "adversarial.sample_every": 0,
+    "adversarial.valid_margin": 5.0,
+    "discriminator.samples": 2_000,
+    "discriminator.learning_rate": 1e-3,
+    "discriminator.pretrain_epochs": 2,
+    "adversarial.discriminator_rounds": 1,
+    "adversarial.discriminator_epochs": 1,
+    "adversarial.num_steps": 100,
+}
+# maximum likelihood for held-out sentences: weight decay, and the average of the weights
+TUNED_MLE = MLE | {
+    "task.pretrained_by": "nll",
+    "training.learning_rate": 4e-3,
+    "training.weight_decay": 1.0,
+    "training.average": 0.999,
+    "training.num_steps": 6_000,
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {"adversarial.rollouts": 16},
+    "leave_one_out": {"adversarial.rollouts": 4, "adversarial.baseline": "leave_one_out"},
+    "rank": {"adversarial.rollouts": 4, "adversarial.baseline": "leave_one_out", "adversarial.reward": "rank"},
+    "log_odds": {"adversarial.rollouts": 4, "adversarial.baseline": "leave_one_out", "adversarial.reward": "log_odds"},
+    "maligan": {"adversarial.rollouts": 0, "adversarial.baseline": "leave_one_out", "adversarial.reward": "maligan"},
+    "anchored": {  # a step of maximum likelihood after each of the game, a bonus for entropy, and a smaller rate
+        "adversarial.rollouts": 4,
+        "adversarial.baseline": "leave_one_out",
+        "adversarial.likelihood_steps": 1,
+        "adversarial.entropy_bonus": 0.01,
+        "adversarial.learning_rate": 2e-3,
+    },
+}
+
+
+def pretrained(folder: Path, settings: Mapping[str, Any], seed: int, oracle: Path) -> Path:
+    """A run of maximum likelihood alone, which recipes start from."""
+    alone = settings_from(settings, {"adversarial.num_steps": 0, "discriminator.pretrain_rounds": 0})
+    if (folder / "run.json").exists():
+        go_on(folder, {})
+    else:
+        begin(folder, alone, {"oracle": oracle}, seed=seed)
+    return folder
+
+
+def adversarial(folder: Path, start: Path, settings: Mapping[str, Any]) -> Path:
+    """A run by a recipe that goes on from a pretraining."""
+    if not (folder / "run.json").exists():
+        run = RunFolder(folder, KIND)
+        with run.locked():
+            run.create(dict(flatten(settings_from(settings))), {"task.json": RunFolder(start, KIND).read_json("task.json")})
+        shutil.copytree(start / PRETRAINING, folder / PRETRAINING)
+    go_on(folder, {})
+    return folder
+
+
+def swept(folder: Path, weights: Any, temperatures: tuple[float, ...] = TEMPERATURES) -> dict[float, dict[str, float]]:
+    """NLL_test, NLL_oracle and the share of distinct sentences by temperature."""
+    generator = load(folder, weights=weights)
+    task = task_of(RunFolder(folder, KIND), generator.settings, quiet=True)
+    found = {}
+    for temperature in temperatures:
+        torch.manual_seed(0)
+        figures = quality(generator.pair, task, task.sequences.test, SAMPLES, temperature=temperature)
+        found[temperature] = {name: figures[name].value for name in ("nll", "nll_oracle", "entropy", "distinct")}
+    return found
+
+
+def margin(model: dict[float, dict[str, float]], twin: dict[float, dict[str, float]]) -> float:
+    """How far NLL_oracle lies below the twin's at equal NLL_test, at the temperature where that is most; negative where it lies above.
+
+    Between its temperatures the twin's curve is linear; where its NLL_test does not reach, it says nothing.
+    """
+    points = sorted((point["nll"], point["nll_oracle"]) for point in twin.values())
+    xs, ys = zip(*points, strict=True)
+    inside = [point for point in model.values() if xs[0] <= point["nll"] <= xs[-1]]
+    return max((float(np.interp(point["nll"], xs, ys)) - point["nll_oracle"] for point in inside), default=float("nan"))
+
+
+def shown(name: str, found: dict[float, dict[str, float]]) -> None:
+    """A line for each temperature."""
+    for temperature, figures in found.items():
+        line = "  ".join(f"{figure} {value:.3f}" for figure, value in figures.items())
+        print(f"  {name:<28} temperature {temperature:.1f}  {line}", flush=True)
+
+
+def main() -> None:
+    """Pretrain each seed, then play every recipe."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--recipes", nargs="*", default=["tuned_mle", *RECIPES], choices=["tuned_mle", *RECIPES])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", dest="words", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--run-dir", type=Path, help="where to keep the runs; a temporary folder if not given")
+    parser.add_argument("--threads", type=int)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    oracle = data_file("seqgan/oracle_target_params.npz")
+    print(machine(), flush=True)
+    changes = parse_words(arguments.words)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = arguments.run_dir or Path(temporary)
+        root.mkdir(parents=True, exist_ok=True)
+        best: dict[str, list[float]] = {}
+        for seed in arguments.seeds:
+            if "tuned_mle" in arguments.recipes:
+                tuned = swept(pretrained(root / f"tuned-mle-{seed}", TUNED_MLE | changes, seed, oracle), "pretrained", (1.0,))
+                shown(f"tuned MLE, seed {seed}", tuned)
+                best.setdefault("tuned MLE: NLL_test", []).append(tuned[1.0]["nll"])
+            start = pretrained(root / f"mle-{seed}", MLE | changes, seed, oracle)
+            twin = swept(start, "pretrained")
+            shown(f"MLE, seed {seed}", twin)
+            best.setdefault("MLE: NLL_oracle", []).append(twin[1.0]["nll_oracle"])
+            for name in (name for name in arguments.recipes if name in RECIPES):
+                began = time.monotonic()
+                folder = adversarial(root / f"{name}-{seed}", start, MLE | RECIPES[name] | changes)
+                took = (time.monotonic() - began) / 60
+                found = swept(folder, "best")
+                shown(f"{name}, seed {seed}", found)
+                print(
+                    f"  {name}, seed {seed}: {took:.1f} minutes; below its twin's curve by {margin(found, twin):+.3f} at most", flush=True
+                )
+                best.setdefault(f"{name}: NLL_oracle", []).append(found[1.0]["nll_oracle"])
+        for what, values in best.items():
+            spread = f" ± {statistics.stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+            bar = 7.6 if "NLL_test" in what else 9.04 if what.startswith("MLE") else 8.73
+            report(f"{what}, mean of {len(values)} seeds{spread}", statistics.mean(values), at_most=bar)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""How good the generator of a run is, beside its own twin by maximum likelihood, and beside real sequences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pyro_seq.runs import RunFolder
+from pyro_seq.seqgan.quality import quality
+from pyro_seq.seqgan.runs import KIND, Generator, Weights, load, task_of
+from pyro_seq.seqgan.tasks import Figure, Task
+
+Split = Literal["valid", "test"]
+Figures = Mapping[str, Figure]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Generators of a run, and what judges them.
+
+    Attributes:
+        generators: by the name of their weights.
+        task: of the run.
+        split: which held-out sequences are the references, of `valid` and `test`.
+    """
+
+    generators: Mapping[str, Generator]
+    task: Task
+    split: Split
+
+    @classmethod
+    def of(
+        cls,
+        run_dir: Path,
+        *,
+        weights: Weights = "best",
+        split: Split = "test",
+        device: torch.device | str = "cpu",
+        pair: str | None = None,
+        quiet: bool = True,
+        **moved: Any,
+    ) -> Comparison:
+        """Of the run in a folder: the generator with these weights and its pretrained twin, unless they are the same.
+
+        Args:
+            run_dir: the folder.
+            weights: `best`, or `pretrained`; a run whose adversarial training has not begun has the second alone.
+            split: what the references are.
+            device: where the generators lie.
+            pair: the generator's spec, where it is code of the user's own.
+            quiet: no progress on stderr.
+            moved: where the run's data lies now, if it has moved, by the names of `runs.make_task`.
+
+        Raises `UserError` as `runs.load` and `runs.task_of` do.
+        """
+        run = RunFolder(run_dir, KIND)
+        twin = load(run_dir, device, pair=pair, weights="pretrained")
+        generators = {"pretrained": twin}
+        if weights == "best" and (run.best.exists() or run.last.exists()):
+            generators = {"best": load(run_dir, device, pair=pair), "pretrained": twin}
+        return cls(generators, task_of(run, twin.settings, moved, quiet=quiet), split)
+
+    @property
+    def references(self) -> Tensor:
+        """The held-out sequences `[m, T]`."""
+        sequences: Tensor = getattr(self.task.sequences, self.split)
+        return sequences
+
+    def figures(self, name: str, num: int, *, temperature: float = 1.0, seed: int = 0) -> Figures:
+        """`quality.quality` of a generator, of `num` new sequences, with `NLL` of the references; the criterion comes first."""
+        torch.manual_seed(seed)
+        return self._ordered(quality(self.generators[name].pair, self.task, self.references, num, temperature=temperature))
+
+    def real(self, num: int) -> tuple[Figures, int]:
+        """What the task says of at most `num` real sequences, held out too but no references, and how many there are."""
+        others = self.task.sequences.valid if self.split == "test" else self.task.sequences.test
+        return self._ordered(self.task.judge(others[:num], self.references)), min(num, len(others))
+
+    def _ordered(self, figures: Figures) -> Figures:
+        return {self.task.criterion: figures[self.task.criterion], **figures}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of a run.
+
+    Attributes:
+        split: which held-out sequences are the references, and `references`: how many there are.
+        num_samples: sequences that were generated.
+        temperature: of the generators.
+        units: what a symbol is, in the plural.
+        steps: of training, by the name of weights; those of adversarial training of the `best`.
+        figures: by name of the weights and figure; of `real` ones, where that says something, too.
+        num_real: how many real ones were judged; figures of more or fewer sequences may not be comparable.
+    """
+
+    split: Split
+    references: int
+    num_samples: int
+    temperature: float
+    units: str
+    steps: Mapping[str, int]
+    figures: Mapping[str, Figures]
+    num_real: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; a figure that is not finite is null."""
+        return {**vars(self), "figures": {name: figures_json(figures) for name, figures in self.figures.items()}}
+
+
+def evaluate(comparison: Comparison, num: int, *, temperature: float = 1.0, seed: int = 0) -> Evaluation:
+    """All figures of the generators of a run, each with its standard error, beside those of real sequences.
+
+    Args:
+        comparison: what is judged.
+        num: sequences of each generator.
+        temperature: of all generators, also of their likelihoods.
+        seed: of the new sequences, the same for each generator.
+    """
+    found = {name: comparison.figures(name, num, temperature=temperature, seed=seed) for name in comparison.generators}
+    found["real"], num_real = comparison.real(num)
+    return Evaluation(
+        split=comparison.split,
+        references=len(comparison.references),
+        num_samples=num,
+        temperature=temperature,
+        units=comparison.task.units,
+        steps={name: generator.step for name, generator in comparison.generators.items()},
+        figures=found,
+        num_real=num_real,
+    )
+
+
+def figures_json(figures: Figures) -> dict[str, Any]:
+    """Figures as plain values, those that are not finite as null."""
+    finite = {name: [x if x is None or math.isfinite(x) else None for x in figure] for name, figure in figures.items()}
+    return {name: {"value": value, "standard_error": error} for name, (value, error) in finite.items()}
