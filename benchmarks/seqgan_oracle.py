@@ -33,44 +33,51 @@ from pyro_seq.settings import flatten, parse_words
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
 SAMPLES = 4_000
 
-# maximum likelihood until it has learnt its sentences by heart, as the paper does: the weights with the lowest NLL_oracle
+# maximum likelihood of the paper's network until it knows its sentences by heart, as there: the weights with the lowest NLL_oracle
 MLE: dict[str, Any] = {
     "task.pretrained_by": "criterion",
+    "task.batch_size": 16,
     "task.num_held_out": SAMPLES,
-    "training.num_steps": 7_000,
-    "training.valid_every": 1_000,
+    "training.num_steps": 40_000,
+    "training.schedule": "cosine",
+    "training.valid_every": 5_000,
     "training.sample_every": 0,
-    "adversarial.valid_samples": 2_000,
-    "adversarial.sample_every": 0,
-    "adversarial.valid_margin": 5.0,
-    "discriminator.samples": 2_000,
-    "discriminator.learning_rate": 1e-3,
-    "discriminator.pretrain_epochs": 2,
+    "adversarial.schedule": "linear",
+    "adversarial.rollouts": 4,
     "adversarial.discriminator_rounds": 1,
     "adversarial.discriminator_epochs": 1,
-    "adversarial.num_steps": 100,
+    "adversarial.num_steps": 60,
+    "adversarial.valid_every": 10,
+    "adversarial.valid_samples": 2_000,
+    "adversarial.sample_every": 0,
+    "discriminator.samples": 1_000,
+    "discriminator.pretrain_rounds": 5,
 }
-# maximum likelihood for held-out sentences: weight decay, and the average of the weights
+# maximum likelihood of a larger network for held-out sentences: weight decay, and the average of the weights
 TUNED_MLE = MLE | {
     "task.pretrained_by": "nll",
+    "task.embedding_size": 64,
+    "model.hidden_size": 256,
     "training.learning_rate": 4e-3,
-    "training.weight_decay": 1.0,
+    "training.schedule": "linear",
+    "training.weight_decay": 0.3,
     "training.average": 0.999,
-    "training.num_steps": 6_000,
+    "training.num_steps": 12_000,
+    "training.valid_every": 1_500,
 }
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {"adversarial.rollouts": 16},
-    "leave_one_out": {"adversarial.rollouts": 4, "adversarial.baseline": "leave_one_out"},
-    "rank": {"adversarial.rollouts": 4, "adversarial.baseline": "leave_one_out", "adversarial.reward": "rank"},
-    "log_odds": {"adversarial.rollouts": 4, "adversarial.baseline": "leave_one_out", "adversarial.reward": "log_odds"},
-    "maligan": {"adversarial.rollouts": 0, "adversarial.baseline": "leave_one_out", "adversarial.reward": "maligan"},
-    "anchored": {  # a step of maximum likelihood after each of the game, a bonus for entropy, and a smaller rate
-        "adversarial.rollouts": 4,
-        "adversarial.baseline": "leave_one_out",
-        "adversarial.likelihood_steps": 1,
-        "adversarial.entropy_bonus": 0.01,
-        "adversarial.learning_rate": 2e-3,
+    "decayed": {"adversarial.learning_rate": 3e-2},
+    "slower": {"adversarial.learning_rate": 2e-2},
+    "constant": {"adversarial.learning_rate": 1e-2, "adversarial.schedule": "constant", "adversarial.num_steps": 100},
+    "strong_discriminator": {
+        "adversarial.schedule": "constant",
+        "adversarial.num_steps": 100,
+        "discriminator.learning_rate": 1e-3,
+        "discriminator.pretrain_rounds": 3,
     },
+    "leave_one_out": {"adversarial.baseline": "leave_one_out", "discriminator.learning_rate": 1e-3},
+    "rank": {"adversarial.baseline": "leave_one_out", "adversarial.reward": "rank"},
+    "maligan": {"adversarial.rollouts": 0, "adversarial.baseline": "leave_one_out", "adversarial.reward": "maligan"},
 }
 
 

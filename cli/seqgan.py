@@ -100,7 +100,7 @@ def seqgan() -> None:
 @click.option("--task", metavar="oracle|text|music", help="What to learn (task.kind): sentences of a random LSTM, a text, or melodies.")
 @data_options
 @click.option("--demo", is_flag=True, help="Of the task music: learn from a dozen small tunes that come with pyroseq.")
-@training_options("default, paper, quick", DURATIONS)
+@training_options("default, paper, quick, melodies", DURATIONS)
 @click.option("--rollouts", type=int, metavar="K", help="Completions of each prefix that a reward is the mean of (adversarial.rollouts).")
 @click.option("--rollout-batch", type=int, metavar="N", help="Completions at once at most: bounds memory (adversarial.rollout_batch).")
 @click.option("--reward", metavar="NAME", help="probability, log_odds, rank or maligan (adversarial.reward).")

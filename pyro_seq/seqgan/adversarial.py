@@ -15,7 +15,7 @@ import torch
 from pyro_seq.errors import UserError
 from pyro_seq.interruption import Interruption
 from pyro_seq.monitoring import duration
-from pyro_seq.optimisation import NonFiniteGradient
+from pyro_seq.optimisation import NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
 from pyro_seq.random_state import random_state, set_random_state
 from pyro_seq.runs import RunFolder, load_tree, load_weights, save_tree
@@ -27,6 +27,7 @@ from pyro_seq.seqgan.settings import SeqGANSettings
 from pyro_seq.seqgan.tasks import Figure, Task
 from pyro_seq.training_log import TrainingLog
 
+FLOOR = 0.02  # where a schedule ends, as a fraction of the learning rate
 COMPARED = 64  # real sequences that a rank is taken among
 SHOWN = 16  # generated sequences in TensorBoard and in the run folder
 
@@ -154,8 +155,12 @@ class AdversarialTraining:
 
     def _done(self) -> bool:
         early = 0 < self.s.patience <= self.validations_since_best
-        late = self.s.max_minutes is not None and self.minutes >= self.s.max_minutes
-        return bool(self._interruption.wished) or self.step >= self.s.num_steps or early or late
+        return bool(self._interruption.wished) or early or self._fraction() >= 1.0
+
+    def _fraction(self) -> float:
+        """How much of the adversarial steps is over: by their number or by minutes, whichever is further."""
+        by_minutes = self.minutes / self.s.max_minutes if self.s.max_minutes else 0.0
+        return min(1.0, max(self.step / self.s.num_steps if self.s.num_steps else 1.0, by_minutes))
 
     def _pretrain_discriminator(self) -> None:
         figures = self._round(self.settings.discriminator.pretrain_epochs)
@@ -176,6 +181,7 @@ class AdversarialTraining:
 
     def _adversarial_step(self) -> None:
         self.reward.refresh()
+        self.generator.optimiser.scale_learning_rate(learning_rate_factor(self._fraction(), schedule=self.s.schedule, floor=FLOOR))
         figures: dict[str, float] = {}
         for _ in range(self.s.generator_steps):
             figures = self.generator.step()
@@ -192,9 +198,7 @@ class AdversarialTraining:
 
     def _progress(self, line: str) -> None:
         if self.log.progress.due():
-            fraction = self.step / max(1, self.s.num_steps)
-            if self.s.max_minutes is not None:
-                fraction = max(fraction, self.minutes / self.s.max_minutes)
+            fraction = self._fraction()
             left = f"  {duration(self.minutes * 60 * (1 - fraction) / fraction)} left" if fraction > 0 else ""
             self.log.progress.show(line + left)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyro_seq.optimisation import SCHEDULES
 from pyro_seq.pair_settings import Layer, resolve, resolve_run
 from pyro_seq.pairs import model_settings
 from pyro_seq.runs import RunFolder
@@ -67,7 +68,8 @@ class AdversarialSettings:
     discriminator_rounds: int = at_least(0, 5, "rounds of the discriminator in each, every one with newly generated sequences")
     discriminator_epochs: int = at_least(1, 3, "epochs of each round")
     likelihood_steps: int = at_least(0, 0, "updates of the generator by maximum likelihood in each")
-    learning_rate: float = above(0, 1e-2, "Adam's learning rate, of the generator")
+    learning_rate: float = above(0, 1e-2, "Adam's learning rate, of the generator, at its highest")
+    schedule: str = one_of(SCHEDULES, "constant", "learning rate over the adversarial steps, or minutes")
     clip_norm: float = at_least(0, 5.0, "largest norm of the generator's gradient; 0 for no limit")
     rollouts: int = at_least(0, 16, "completions of each prefix; 0: the reward of the whole sequence at each of its steps")
     update_rate: float = between(0, 1, 0.8, "how much of its weights the policy of the rollouts keeps at each step")
