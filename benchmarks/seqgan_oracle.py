@@ -57,13 +57,13 @@ MLE: dict[str, Any] = {
 TUNED_MLE = MLE | {
     "task.pretrained_by": "nll",
     "task.embedding_size": 64,
-    "model.hidden_size": 256,
+    "model.hidden_size": 128,
     "training.learning_rate": 4e-3,
     "training.schedule": "linear",
     "training.weight_decay": 0.3,
     "training.average": 0.999,
-    "training.num_steps": 12_000,
-    "training.valid_every": 1_500,
+    "training.num_steps": 10_000,
+    "training.valid_every": 1_000,
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "decayed": {"adversarial.learning_rate": 3e-2},

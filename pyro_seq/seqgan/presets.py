@@ -7,6 +7,7 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {  # those of LantaoYu/SeqGAN: hours on a CPU
+        "task.pretrained_by": "criterion",
         "training.num_steps": 18_750,  # 120 epochs of 10,000 sentences
         "training.schedule": "constant",
         "training.warmup": 0.0,
