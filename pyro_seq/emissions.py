@@ -119,7 +119,7 @@ class LazyCategorical(dist.Categorical):
         """
         if self._num_events > 8 * BLOCK:
             return _drawn_by_blocks(self.probs, torch.Size(sample_shape))
-        cumulated = self.probs.cumsum(-1, dtype=torch.double)
+        cumulated = _finite(self.probs.cumsum(-1, dtype=torch.double))
         cumulated = cumulated.expand(*sample_shape, *cumulated.shape)
         uniform = torch.rand(*cumulated.shape[:-1], 1, dtype=torch.double, device=cumulated.device)
         return torch.searchsorted(cumulated.contiguous(), cumulated[..., -1:] * uniform, right=True).squeeze(-1)
@@ -132,9 +132,7 @@ def _drawn_by_blocks(weights: Tensor, sample_shape: torch.Size) -> Tensor:
     sums = weights[..., :whole].unflatten(-1, (-1, BLOCK)).sum(-1)
     if whole < num:
         sums = torch.cat([sums, weights[..., whole:].sum(-1, keepdim=True)], -1)
-    cumulated = sums.cumsum(-1, dtype=torch.double)
-    if not cumulated[..., -1].isfinite().all():
-        raise ValueError("the probability tensor to draw from is not finite")
+    cumulated = _finite(sums.cumsum(-1, dtype=torch.double))
     cumulated, weights = (x.expand(*sample_shape, *x.shape) for x in (cumulated, weights))
     uniform = torch.rand(*cumulated.shape[:-1], 1, dtype=torch.double, device=cumulated.device) * cumulated[..., -1:]
     block = _first_above(cumulated, uniform)
@@ -142,6 +140,13 @@ def _drawn_by_blocks(weights: Tensor, sample_shape: torch.Size) -> Tensor:
     symbols = block * BLOCK + torch.arange(BLOCK, device=block.device)
     within = weights.gather(-1, symbols.clamp(max=num - 1)) * (symbols < num)
     return (block * BLOCK + _first_above(within.cumsum(-1, dtype=torch.double), uniform - before)).squeeze(-1)
+
+
+def _finite(cumulated: Tensor) -> Tensor:
+    """Cumulated weights; raises `ValueError` if they are not finite."""
+    if not cumulated[..., -1].isfinite().all():
+        raise ValueError("the probability tensor to draw from is not finite")
+    return cumulated
 
 
 def _first_above(cumulated: Tensor, level: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
@@ -20,13 +21,16 @@ from pyro_seq.returns import discounted_returns, generalised_advantages
 from pyro_seq.sampling import sampled_values
 from pyro_seq.site_densities import entropies, log_weights, sample_sites
 
+_COUNTER = itertools.count()
 Reward = Callable[[SequenceBatch], Tensor]
 Sample = Callable[[Any, SequenceBatch], SequenceBatch]
 
 
 def sampled(model: Any, batch: SequenceBatch) -> SequenceBatch:
     """A batch that was to be sampled, with the values that the model gives it."""
-    return SequenceBatch(sampled_values(model, batch), batch.lengths, inputs=batch.inputs, state=batch.state)
+    with finite_probabilities():
+        values = sampled_values(model, batch)
+    return SequenceBatch(values, batch.lengths, inputs=batch.inputs, state=batch.state)
 
 
 class Evaluated(NamedTuple):
@@ -101,6 +105,9 @@ class Reinforce(ELBO):
         self.reward, self.action_values, self.baseline = reward, action_values, baseline
         self.discount, self.trace_decay = discount, trace_decay
         self.entropy_bonus, self.normalise, self.sample = entropy_bonus, normalise, sample
+        self.baseline_name = (
+            f"baseline_{next(_COUNTER)}"  # of this one alone: Pyro's store would keep the parameters of the first of a name
+        )
         self.latest: Evaluated | None = None
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -114,8 +121,7 @@ class Reinforce(ELBO):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         if sites := [name for name, _ in sample_sites(guide_trace)]:
             raise UserError(f"Reinforce trains generators without a guide (no_guide), and this guide samples {sites[0]!r}")
-        with finite_probabilities():
-            drawn = self.sample(model, batch)
+        drawn = self.sample(model, batch)
         return poutine.trace(model).get_trace(drawn.remembering(), *args[1:], **kwargs), (drawn, guide_trace)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -160,13 +166,13 @@ class Reinforce(ELBO):
             expected = like
         else:
             if any(True for _ in self.baseline.parameters()):
-                pyro.module("baseline", self.baseline)
-            expected = self.baseline(batch, returns).expand_as(like) * batch.mask
+                pyro.module(self.baseline_name, self.baseline)
+            expected = _expanded(self.baseline(batch, returns), like) * batch.mask
         known = expected.detach()
         advantages = returns - known if rewards is None else generalised_advantages(rewards, known, self.discount, self.trace_decay)
         advantages = advantages * batch.mask
         error = 0.5 * (expected - (advantages + known)).square().sum() if expected.requires_grad else like.new_zeros(())
-        if self.baseline is not None:
+        if self.baseline is not None and torch.is_grad_enabled():  # a look at the loss changes nothing
             self.baseline.observe(returns, batch.mask)
         return earned, returns, _normalised(advantages, batch.mask) if self.normalise else advantages, error
 
@@ -198,7 +204,8 @@ def rewards_by_step(reward: Reward, batch: SequenceBatch, like: Tensor) -> Tenso
 @torch.no_grad()
 def _checked(function: Reward, what: str, batch: SequenceBatch, like: Tensor, *, whole: bool) -> Tensor:
     """What a user's function gives for a batch, in the densities' type, once its shape and its numbers have been found sound."""
-    given = function(batch)
+    with poutine.block():  # what it samples or registers is nobody's but its own
+        given = function(batch)
     n, steps = like.shape
     if not isinstance(given, Tensor) or (given.shape != like.shape and not (whole and given.shape == like.shape[:1])):
         _refuse(what, f"must give [{n}, {steps}] numbers, one for each step" + f", or [{n}], one for each sequence" * whole, given)
@@ -209,6 +216,16 @@ def _checked(function: Reward, what: str, batch: SequenceBatch, like: Tensor, *,
         at = f"sequence {where[0]}" + (f", step {where[1]}" if len(where) > 1 else "")
         raise UserError(f"the {what} is not finite: {given[tuple(where)].item()} for {at}")
     return given if given.dim() == 1 else given.masked_fill(~batch.mask, 0.0)
+
+
+def _expanded(expected: Tensor, like: Tensor) -> Tensor:
+    """A baseline's answer as one for each step; raises `UserError` where its shape is another."""
+    try:
+        return expected.expand_as(like)
+    except RuntimeError:
+        raise UserError(
+            f"the baseline must give {list(like.shape)} numbers, or what broadcasts to that, and gives {list(expected.shape)}"
+        ) from None
 
 
 def _refuse(what: str, wanted: str, given: Any) -> NoReturn:

@@ -34,7 +34,7 @@ class Rollouts:
         reward: of a batch of complete sequences, `[N]` or by step `[N, T]`.
         num_rollouts: K.
         update_rate: how much of its own weights the policy keeps, between 0 (all are the generator's at once) and 1 (none ever).
-        max_rows: completions that are drawn and rewarded side by side, which bounds memory.
+        max_rows: completions that are drawn and rewarded side by side, which bounds memory; one of each of a sequence's prefixes at least.
     """
 
     def __init__(
@@ -49,12 +49,18 @@ class Rollouts:
 
     @torch.no_grad()
     def follow(self, generator: Pair) -> None:
-        """Move the policy's weights towards the generator's."""
+        """Move the policy's weights towards the generator's.
+
+        Raises `UserError` if they share none, as of functions whose parameters are in no scope of a pair.
+        """
         with generator.scope():
             ahead = generator.parameters()
         with self.policy.scope():
             behind = self.policy.parameters()
-        torch._foreach_lerp_([behind[name] for name in ahead], [p.detach() for p in ahead.values()], 1 - self.update_rate)
+        names = [name for name in behind if name in ahead]  # what else is trained in the generator's scope is no part of it
+        if not names:
+            raise UserError("there is nothing to follow: policy and generator have no parameter in common (train inside `Pair.scope`)")
+        torch._foreach_lerp_([behind[name] for name in names], [ahead[name].detach() for name in names], 1 - self.update_rate)
 
     @torch.no_grad()
     def __call__(self, batch: SequenceBatch) -> Tensor:
@@ -63,7 +69,7 @@ class Rollouts:
         earned = rewards_by_step(self.reward, batch, torch.zeros(n, steps, device=batch.device))
         values = earned.flip(1).cumsum(1).flip(1)
         if steps > 1:
-            with finite_probabilities(), self.policy.scope(), self.policy.evaluating(), pyro.validation_enabled(False):
+            with self.policy.scope(), self.policy.evaluating(), pyro.validation_enabled(False):
                 for rows, draws in self._portions(n, steps - 1):
                     part = batch.select(rows)
                     values[rows, :-1] += (self._prefix_values(part, draws) - values[rows, :-1]) * self._prefixes(part)
@@ -74,7 +80,7 @@ class Rollouts:
         return torch.arange(1, batch.num_steps, device=batch.device) < batch.lengths.unsqueeze(-1)
 
     def _portions(self, n: int, prefixes: int) -> list[tuple[Tensor, list[int]]]:
-        """(rows of the batch, rollouts drawn one after the other) of which no more than `max_rows` completions are alive at once."""
+        """(rows of the batch, rollouts drawn one after the other): at most `max_rows` completions at once, or one of each prefix."""
         at_once = max(1, min(self.num_rollouts, self.max_rows // prefixes))
         whole, rest = divmod(self.num_rollouts, at_once)
         draws = [at_once] * whole + [rest] * (rest > 0)
@@ -86,10 +92,15 @@ class Rollouts:
         n, prefixes = len(batch), batch.num_steps - 1
         total = torch.zeros(n, prefixes, device=batch.device)
         for k in draws:
-            completed = self.completions(batch, k)
+            with finite_probabilities():
+                completed = self.completions(batch, k)
             flat = map_tensors(lambda x: x.flatten(0, 2), completed)
             whole = _tiled(batch, prefixes, k)
-            earned = rewards_by_step(self.reward, whole.with_values(flat), torch.zeros(len(whole), batch.num_steps, device=batch.device))
+            earned = rewards_by_step(
+                self.reward,
+                SequenceBatch(flat, whole.lengths, inputs=whole.inputs, state=whole.state),
+                torch.zeros(len(whole), batch.num_steps, device=batch.device),
+            )
             to_go = earned.flip(1).cumsum(1).flip(1).view(prefixes, n, k, -1).sum(2)
             total += to_go.diagonal(dim1=0, dim2=2)
         return total / sum(draws)
@@ -132,7 +143,7 @@ def _span(inputs: Tensor | None, start: int, end: int | None) -> Tensor | None:
 def _tiled(batch: SequenceBatch, prefixes: int, draws: int) -> SequenceBatch:
     """The batch's sequences once for each completion, in the order of `completions`."""
     index = torch.arange(len(batch), device=batch.device).repeat_interleave(draws).repeat(prefixes)
-    return batch.select(index)
+    return batch.without_values().select(index)
 
 
 def _put(whole: Tensor, t: int, drawn: Tensor) -> Tensor:

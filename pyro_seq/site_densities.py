@@ -207,13 +207,16 @@ def entropies(trace: Any, like: Tensor) -> Tensor:
     for name, site in sample_sites(trace):
         if site["is_observed"]:
             step, fn = _place(name, site, steps, trace), site["fn"]
+            within = len(fn.event_shape) - (step is None)  # dimensions of one step's event
             while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
                 fn = fn.base_dist
+            within -= len(fn.event_shape)
             try:
                 entropy = fn.entropy()
             except NotImplementedError:
                 raise UserError(f"the entropy of a {type(fn).__name__}, which site {name!r} has, is not known in closed form") from None
             target = steps if step is None else steps[..., step]
-            within = entropy.dim() - target.dim()
-            target += entropy.sum(tuple(range(-within, 0))) if within else entropy
+            entropy = entropy.sum(tuple(range(-within, 0))) if within else entropy
+            plates = tuple(range(entropy.dim() - target.dim()))  # inside a sequence, as `_by_row` sums them
+            target += entropy.sum(plates) if plates else entropy
     return steps

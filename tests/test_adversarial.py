@@ -179,7 +179,7 @@ def test_a_discriminator_that_is_sure_of_everything_has_collapsed(make: Make) ->
     training, _ = make(discriminator__pretrain_rounds=0)
     training.discriminator.output.bias.data.fill_(-1e4)  # D(x) is 0 in all digits that there are
     said = "adversarial step 1: the discriminator has collapsed: the reward is 0 for every sequence and prefix"
-    with pytest.raises(UserError, match=said + r".*the last good checkpoint is .*last\.safetensors"):
+    with pytest.raises(UserError, match=said + r".*the best weights so far are in .*best\.safetensors"):
         training.fit()
     assert kept(training) == 0
 

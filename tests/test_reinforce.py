@@ -10,7 +10,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
 from pyro_seq import Pair, Reinforce, Rollouts, SequenceBatch, UserError, no_guide
@@ -21,6 +23,7 @@ from pyro_seq.encoders import Embedding
 from pyro_seq.models import ISEQ, RNN
 from pyro_seq.reinforce import rewards_by_step
 from pyro_seq.returns import discounted_returns, generalised_advantages
+from pyro_seq.site_densities import entropies
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -206,6 +209,81 @@ def test_a_model_of_ones_own() -> None:
     losses = [svi.step(SequenceBatch(None, [STEPS] * 200)) / 200 for _ in range(80)]
     assert losses[-1] < losses[0] - 0.3
     assert losses[-1] == pytest.approx(-float(rewards.sum(1).max()), abs=1.0)
+
+
+@pytest.mark.parametrize("kind", ["function", "pyro module"])
+def test_rollouts_of_a_model_of_ones_own(kind: str) -> None:
+    def steps(logits: Tensor, batch: SequenceBatch) -> None:
+        with batch.plate():
+            for t in batch.steps():
+                with batch.active(t):
+                    pyro.sample(f"x_{t}", dist.Categorical(logits=logits[t]), obs=batch.at(t))
+
+    class Own(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = PyroParam(torch.zeros(STEPS, SYMBOLS))
+
+        def forward(self, batch: SequenceBatch) -> None:
+            steps(self.logits, batch)
+
+    pair = Pair(Own() if kind == "pyro module" else lambda batch: steps(pyro.param("logits", torch.zeros(STEPS, SYMBOLS)), batch))
+    with pair.scope():
+        pair.model(SequenceBatch(EVERY))  # which registers a function's parameters
+        rollouts = Rollouts(pair, looked_up(table().sum(1)), num_rollouts=2, update_rate=0.0)
+        critic = Critic(context(), hidden_size=4)
+        svi = SVI(pair.model, no_guide, pyro.optim.Adam({"lr": 0.1}), Reinforce(action_values=rollouts, baseline=critic))
+        losses = []
+        for _ in range(40):
+            losses.append(svi.step(SequenceBatch(None, [STEPS] * 100)) / 100)
+            rollouts.follow(pair)
+    assert losses[-1] < losses[0] - 0.2
+
+
+def test_a_second_critic_learns_as_well() -> None:
+    for _ in range(2):
+        critic = Critic(context(), hidden_size=4)
+        before = critic.readout.weight.clone()
+        svi = SVI(generator(), no_guide, pyro.optim.Adam({"lr": 0.1}), Reinforce(looked_up(table()), baseline=critic))
+        svi.step(SequenceBatch(None, [STEPS] * 10))
+        assert not torch.equal(critic.readout.weight, before)
+
+
+def test_a_look_at_the_loss_changes_nothing() -> None:
+    average = MovingAverage()
+    svi = SVI(generator(), no_guide, pyro.optim.Adam({"lr": 0.1}), Reinforce(looked_up(table()), baseline=average))
+    svi.evaluate_loss(SequenceBatch(None, [STEPS] * 10))
+    assert not average.weight
+    svi.step(SequenceBatch(None, [STEPS] * 10))
+    assert average.weight
+
+
+def test_entropy_of_events_in_plates_beside_the_sequences() -> None:
+    probs = torch.tensor([0.1, 0.5, 0.9])
+
+    def model(batch: SequenceBatch) -> None:
+        p = pyro.param("p", probs)
+        with batch.plate(), pyro.plate("k", 3, dim=-2):
+            for t in batch.steps():
+                pyro.sample(f"x_{t}", dist.Bernoulli(p[:, None].expand(3, len(batch))), obs=torch.ones(3, len(batch)))
+
+    trace = poutine.trace(model).get_trace(SequenceBatch(torch.ones(3, 2)))
+    torch.testing.assert_close(entropies(trace, torch.zeros(3, 2)), dist.Bernoulli(probs).entropy().sum().expand(3, 2))
+
+
+def test_errors_of_a_reward_are_its_own() -> None:
+    def broken(batch: SequenceBatch) -> Tensor:
+        raise IndexError("list index out of range")
+
+    for objective in (Reinforce(broken), Reinforce(action_values=Rollouts(Pair(generator()), broken))):
+        with pytest.raises(IndexError, match="list index"):
+            objective.loss(generator(), no_guide, SequenceBatch(None, [STEPS] * 4))
+
+
+def test_a_baseline_of_another_length() -> None:
+    objective = Reinforce(looked_up(table()), baseline=MovingAverage(num_steps=7))
+    with pytest.raises(UserError, match=r"the baseline must give \[5, 4\] numbers, or what broadcasts to that, and gives \[7\]"):
+        objective.loss(generator(), no_guide, SequenceBatch(None, [STEPS] * 5))
 
 
 def test_dropout_is_off() -> None:

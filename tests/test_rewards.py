@@ -37,12 +37,18 @@ def test_each_shaping() -> None:
     }
     assert set(expected) == set(SHAPINGS)
     for name, rewards in expected.items():
-        torch.testing.assert_close(DiscriminatorReward(Sum(), name, REAL)(SequenceBatch(NEW)), rewards)
+        reward = DiscriminatorReward(Sum(), name, REAL)
+        reward.refresh(NEW)
+        torch.testing.assert_close(reward(SequenceBatch(NEW)), rewards)
+        for row in range(3):  # whatever else is judged at the same time
+            torch.testing.assert_close(reward(SequenceBatch(NEW[row : row + 1])), rewards[row : row + 1])
 
 
 def test_ratios_are_bounded() -> None:
     batch = SequenceBatch(torch.cat([torch.full((1, 2), 4), torch.zeros(99, 2, dtype=torch.long)]))
-    assert DiscriminatorReward(Sum(), "maligan", REAL)(batch).max() == LARGEST_RATIO
+    reward = DiscriminatorReward(Sum(), "maligan", REAL)
+    reward.refresh(batch.values)
+    assert reward(batch).max() == LARGEST_RATIO
 
 
 def test_ranks_are_among_real_sequences_as_the_discriminator_sees_them_now() -> None:
@@ -51,7 +57,7 @@ def test_ranks_are_among_real_sequences_as_the_discriminator_sees_them_now() -> 
     before = reward(SequenceBatch(NEW))
     with torch.no_grad():
         discriminator.gain.mul_(2)
-    reward.refresh()
+    reward.refresh(NEW)
     logits, real = torch.tensor([-4.0, 6.0, 12.0]), torch.tensor([12.0, 4.0])
     after = reward(SequenceBatch(NEW))
     torch.testing.assert_close(after, (logits[:, None] - real).sigmoid().mean(1))

@@ -20,7 +20,7 @@ from pyro_seq.pair import Pair
 from pyro_seq.random_state import random_state, set_random_state
 from pyro_seq.runs import RunFolder, load_tree, load_weights, save_tree
 from pyro_seq.seqgan.discriminator_training import DiscriminatorTraining
-from pyro_seq.seqgan.generator_training import GeneratorTraining
+from pyro_seq.seqgan.generator_training import Collapse, GeneratorTraining
 from pyro_seq.seqgan.quality import generated, quality
 from pyro_seq.seqgan.rewards import DiscriminatorReward
 from pyro_seq.seqgan.settings import SeqGANSettings
@@ -28,7 +28,7 @@ from pyro_seq.seqgan.tasks import Figure, Task
 from pyro_seq.training_log import TrainingLog
 
 FLOOR = 0.02  # where a schedule ends, as a fraction of the learning rate
-COMPARED = 64  # real sequences that a rank is taken among
+COMPARED = 64  # real sequences that a rank is taken among, and generated ones that a ratio is
 SHOWN = 16  # generated sequences in TensorBoard and in the run folder
 
 
@@ -115,6 +115,8 @@ class AdversarialTraining:
                 self._finish()
             except NonFiniteGradient as error:
                 raise self._stopped(f"{error} is not finite; a lower adversarial.learning_rate may help") from None
+            except Collapse as error:  # the last checkpoint may have collapsed as well
+                raise UserError(f"adversarial step {self.step + 1}: {error}; the best weights so far are in {self.run.best}") from None
             except UserError as error:
                 raise self._stopped(str(error)) from None
         if self._interruption.wished:
@@ -180,7 +182,8 @@ class AdversarialTraining:
         return {name: float(value) for name, value in figures._asdict().items()}
 
     def _adversarial_step(self) -> None:
-        self.reward.refresh()
+        with self._aside():
+            self.reward.refresh(generated(self.pair, COMPARED, self.settings.length))
         self.generator.optimiser.scale_learning_rate(learning_rate_factor(self._fraction(), schedule=self.s.schedule, floor=FLOOR))
         figures: dict[str, float] = {}
         for _ in range(self.s.generator_steps):
@@ -232,7 +235,7 @@ class AdversarialTraining:
             save_tree(self.run.best, {"step": self.step, "weights": self.pair.weights()})
         if found["entropy"].value < self.s.lowest_entropy:
             low = f"its entropy is {found['entropy'].value:.3g} nats a symbol, below adversarial.lowest_entropy"
-            raise UserError(f"the generator has collapsed: {low}; the best weights so far are in {self.run.best}")
+            raise Collapse(f"the generator has collapsed: {low}")
 
     def _is_better(self, found: dict[str, Figure]) -> bool:
         value = found[self.task.criterion].value

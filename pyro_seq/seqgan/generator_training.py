@@ -23,7 +23,9 @@ from pyro_seq.rollouts import Rollouts
 from pyro_seq.runs import load_weights
 from pyro_seq.seqgan.settings import AdversarialSettings, SeqGANSettings
 
-BASELINE = "baseline$$$"  # how Pyro's store names the parameters of a module called `baseline`
+
+class Collapse(UserError):
+    """A generator that says one and the same thing, or a discriminator that does."""
 
 
 def make_baseline(settings: SeqGANSettings, num_symbols: int) -> Baseline | None:
@@ -78,7 +80,9 @@ class GeneratorTraining:
         self.pair.train()
         loss = self._adversarial.step(SequenceBatch(None, [self.length] * self.batch_size).to(self.device))
         store = pyro.get_param_store()
-        for name in [name for name in store if name.startswith(BASELINE)]:  # a pair's weights are the generator's alone
+        for name in [
+            name for name in store if name.startswith(f"{self.objective.baseline_name}$$$")
+        ]:  # a pair's weights are the generator's alone
             del store[name]
         seen = self.objective.latest
         assert seen is not None
@@ -93,10 +97,10 @@ class GeneratorTraining:
         symbols = sequences.values
         assert isinstance(symbols, Tensor)
         if len(symbols) > 1 and len(torch.unique(symbols, dim=0)) == 1:
-            raise UserError("the generator has collapsed: all sequences of a minibatch are the same")
+            raise Collapse("the generator has collapsed: all sequences of a minibatch are the same")
         if float(returns.max() - returns.min()) <= 1e-9:
             answer = f"the reward is {float(returns.mean()):.3g} for every sequence and prefix, so the generator has nothing to learn from"
-            raise UserError(f"the discriminator has collapsed: {answer}; a lower discriminator.learning_rate or another reward may help")
+            raise Collapse(f"the discriminator has collapsed: {answer}; a lower discriminator.learning_rate or another reward may help")
 
     @property
     def returns_by_step(self) -> list[float]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
@@ -13,27 +13,27 @@ from pyro_seq.seqgan.discriminators import Discriminator, logits
 LARGEST_RATIO = 20.0  # of D / (1 - D), beyond which one sequence would be all that a batch learns from
 
 
-def probability(logits: Tensor, real: Tensor) -> Tensor:
+def probability(logits: Tensor, real: Tensor, generated: Tensor) -> Tensor:
     """D(x) = sigmoid(l), SeqGAN's own (Yu et al. 2017)."""
     return logits.sigmoid()
 
 
-def log_odds(logits: Tensor, real: Tensor) -> Tensor:
+def log_odds(logits: Tensor, real: Tensor, generated: Tensor) -> Tensor:
     """log D(x) - log(1 - D(x)) = l, which does not flatten where the discriminator is sure."""
     return logits
 
 
-def rank(logits: Tensor, real: Tensor) -> Tensor:
+def rank(logits: Tensor, real: Tensor, generated: Tensor) -> Tensor:
     """How x ranks among real sequences y: mean_y sigmoid(l(x) - l(y)), in the way of RankGAN (Lin et al. 2017, arXiv 1705.11001)."""
     return (logits.unsqueeze(-1) - real).sigmoid().mean(-1)
 
 
-def maligan(logits: Tensor, real: Tensor) -> Tensor:
-    """MaliGAN's ratio D / (1 - D) = exp(l), over its mean among those judged at once (Che et al. 2017, arXiv 1702.07983), bounded."""
-    return (logits - (logits.logsumexp(0) - torch.tensor(float(len(logits))).log())).exp().clamp(max=LARGEST_RATIO)
+def maligan(logits: Tensor, real: Tensor, generated: Tensor) -> Tensor:
+    """MaliGAN's ratio D / (1 - D) = exp(l), over its mean among generated sequences (Che et al. 2017, arXiv 1702.07983), bounded."""
+    return (logits - (generated.logsumexp(0) - math.log(len(generated)))).exp().clamp(max=LARGEST_RATIO)
 
 
-SHAPINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+SHAPINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "probability": probability,
     "log_odds": log_odds,
     "rank": rank,
@@ -52,15 +52,14 @@ class DiscriminatorReward:
 
     def __init__(self, discriminator: Discriminator, shaping: str, real: Tensor) -> None:
         self.discriminator, self.shaping, self.real = discriminator, SHAPINGS[shaping], real
-        self.of_real = torch.zeros(0)
-        self.refresh()
+        self.refresh(real)
 
-    def refresh(self) -> None:
-        """Look at the real sequences again, after the discriminator has changed."""
-        self.of_real = logits(self.discriminator, self.real)
+    def refresh(self, generated: Tensor) -> None:
+        """Look at the real sequences again, and at some generated ones `[m, T]`, after a network has changed."""
+        self.of_real, self.of_generated = logits(self.discriminator, self.real), logits(self.discriminator, generated)
 
     def __call__(self, batch: SequenceBatch) -> Tensor:
         """The shaped rewards of the batch's sequences."""
         symbols = batch.values
         assert isinstance(symbols, Tensor)
-        return self.shaping(logits(self.discriminator, symbols), self.of_real)
+        return self.shaping(logits(self.discriminator, symbols), self.of_real, self.of_generated)

@@ -26,6 +26,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.monitoring import Progress
 from pyro_seq.pair import Pair, no_guide
 from pyro_seq.pairs import Parts, make_pair
+from pyro_seq.recipes import SHIPPED
 from pyro_seq.runs import RunFolder
 from pyro_seq.seqgan.adversarial import SHOWN, AdversarialTraining
 from pyro_seq.seqgan.curve_pictures import write_curves
@@ -83,8 +84,10 @@ def begin(
     run = RunFolder(run_dir, KIND)
     run.check_free(DOCUMENT)
     check_training(settings.training)
+    make_discriminator(settings.discriminator, 2, settings.length)  # refuses filters that do not fit, before data is read
+    if settings.model.kind in SHIPPED:
+        new_generator(settings, 2, None)  # refuses pairs with latents
     task = make_task(settings, data, run_dir, quiet=quiet)
-    make_discriminator(settings.discriminator, task.rendering.num_symbols, settings.length)  # refuses filters that do not fit
     kept: dict[str, Any] = {name: None if data.get(name) is None else os.path.abspath(data[name]) for name in PATHS}
     kept |= {name: [os.path.abspath(pattern) for pattern in data.get(name) or ()] for name in PATTERNS}
     document = {

@@ -62,7 +62,7 @@ class AdversarialSettings:
     """The generator against the discriminator."""
 
     num_steps: int = at_least(0, 200, "adversarial steps at most: some of the generator, then rounds of the discriminator")
-    max_minutes: float | None = above(0, None, "minutes of adversarial training at most, over all resumptions; none for no limit")
+    max_minutes: float | None = above(0, None, "minutes of the game at most, the discriminator's own rounds included; none for no limit")
     batch_size: int = between(2, 65_536, 64, "sequences of an update of the generator")
     generator_steps: int = at_least(1, 1, "updates of the generator in each")
     discriminator_rounds: int = at_least(0, 5, "rounds of the discriminator in each, every one with newly generated sequences")
