@@ -13,6 +13,7 @@ from pyro_seq import __version__
 from pyro_seq.cli.demo import demo
 from pyro_seq.cli.midi import midi
 from pyro_seq.cli.pairs import pairs
+from pyro_seq.cli.play import play
 from pyro_seq.cli.score import score
 from pyro_seq.cli.seqgan import seqgan
 from pyro_seq.cli.text import text
@@ -33,6 +34,7 @@ def pyroseq() -> None:
 pyroseq.add_command(text)
 pyroseq.add_command(midi)
 pyroseq.add_command(seqgan)
+pyroseq.add_command(play)
 pyroseq.add_command(pairs)
 pyroseq.add_command(score)
 pyroseq.add_command(demo)

@@ -29,6 +29,7 @@ def train_run(
     overrides: Sequence[tuple[str, str, Any]] = (),
     durations: Sequence[Duration] = DURATIONS,
     out_dir: str | None = None,
+    following: str = "generate",
     **settings: Any,
 ) -> None:
     """Begin a run or go on with one.
@@ -46,6 +47,7 @@ def train_run(
         overrides: further options that stand for a setting, `("--rate", "rolls.rate", 32)`; those that are `None` were not given.
         durations: the options that say how long to train, which may change when a run is gone on with; their values are in `settings`.
         out_dir: the folder in the run folder that `generate` is advised to write to, if it writes to one.
+        following: the program's command that is advised next.
         settings: the options that say which settings, for `resolve`.
     """
     given = given_options("config", "words", "model", "preset", "seed", *fixed)
@@ -78,7 +80,7 @@ def train_run(
     if not quiet:
         click.echo(f"done after {trained.step:,} steps; the run is in {run_dir}", err=True)
         folder = "" if out_dir is None else f" --out-dir {quoted(run_dir / out_dir)}"
-        click.echo(f"next: pyroseq {program} generate --run-dir {quoted(run_dir)}{folder}{pair_words(pair)}", err=True)
+        click.echo(f"next: pyroseq {program} {following} --run-dir {quoted(run_dir)}{folder}{pair_words(pair)}", err=True)
 
 
 def resolve(

@@ -34,7 +34,7 @@ def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "
                 expected = make()
         except (RuntimeError, OverflowError, TypeError, MemoryError):
             raise UserError(f"{path.parent / 'run.json'} is damaged: no model can have these sizes") from None
-        _compare_shapes(expected, saved["weights"], f"{path} does not fit {documents}")
+        compare_shapes(expected, saved["weights"], f"{path} does not fit {documents}")
     return make()
 
 
@@ -43,7 +43,8 @@ def pair_to_train(run: RunFolder, make: Callable[[], Pair], kind: str, resume: b
     return pair_for(make, kind, run.last, documents) if resume and run.last.exists() else make()
 
 
-def _compare_shapes(expected: Pair, weights: dict[str, Any], misfit: str) -> None:
+def compare_shapes(expected: Pair, weights: dict[str, Any], misfit: str) -> None:
+    """Raise `UserError`, which begins with `misfit`, unless a checkpoint's weights have the shapes of a pair's modules."""
     for side, module in expected.modules().items():
         found = weights.get(side)
         for name, tensor in module.state_dict().items():

@@ -1,0 +1,200 @@
+"""`pyroseq play`: train, run, imagine, evaluate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyro_seq.cli.common import PAIR, SEED, run_dir_option, training_options
+from pyro_seq.cli.training import train_run
+
+if TYPE_CHECKING:
+    from pyro_seq.games.episodes import Episode
+    from pyro_seq.games.trained import Returns, TrainedGame
+
+MOST_GAMES = 10**5
+
+AGENT = click.option(
+    "--agent",
+    type=click.Choice(["trained", "random"]),
+    default="trained",
+    show_default=True,
+    help="Who plays.",
+)
+
+
+def games_option(default: int) -> Any:
+    """The option of how many games are played."""
+    return click.option(
+        "--num-games", type=click.IntRange(1, MOST_GAMES), default=default, show_default=str(default), metavar="N", help="How many games."
+    )
+
+
+def temperature_option(default: float) -> Any:
+    """The option of the agent's temperature."""
+    return click.option(
+        "--temperature",
+        type=click.FloatRange(0),
+        default=default,
+        show_default=f"{default:g}",
+        metavar="T",
+        help="Of the trained agent's choices; 0: always the likeliest action; 1: as it was trained.",
+    )
+
+
+@click.group()
+def play() -> None:
+    """Learn a model of a game, train an agent inside it, and let it play."""
+
+
+@play.command()
+@click.option("--env", metavar="ID", help="gymnasium's id of the game (play.env).  [default: CartPole-v1]")
+@click.option("--env-steps", type=click.IntRange(1), metavar="N", help="Moves in the real game at most (play.env_steps).")
+@training_options("default, cartpole, acrobot, pendulum, quick")
+def train(env: str | None, env_steps: int | None, resume: bool, device: str, **options: Any) -> None:
+    """Learn a game: play it, learn a model of it, train an agent in the model, and again, until the real steps are used up.
+
+    Settings come from the defaults or a preset, then --config, then --set and the options that stand for a setting; --num-steps counts
+    updates of the world model. Ctrl-C saves a checkpoint; --resume goes on from it, with more --env-steps if given.
+    """
+    train_run(
+        "play",
+        "pyro_seq.games.runs",
+        data={},
+        moved={"env": env, "env_steps": env_steps},
+        missing=None,
+        overrides=[] if resume else [("--env", "play.env", env), ("--env-steps", "play.env_steps", env_steps)],
+        resume=resume,
+        device="cpu" if device == "auto" else device,  # small models step by step are quicker there
+        following="run",
+        **options,
+    )
+
+
+@play.command()
+@run_dir_option()
+@AGENT
+@games_option(1)
+@click.option("--max-moves", type=click.IntRange(1), metavar="N", help="Moves of a game after which it is left.")
+@click.option(
+    "--render",
+    type=click.Choice(["none", "human", "video"]),
+    default="none",
+    show_default=True,
+    help="human: in a window; video: a GIF of each game, in the run folder.",
+)
+@temperature_option(0.0)
+@SEED
+@PAIR
+def run(
+    run_dir: Path, agent: str, num_games: int, max_moves: int | None, render: str, temperature: float, seed: int, pair: str | None
+) -> None:
+    """Let an agent play the real game, and watch it."""
+    import torch
+
+    from pyro_seq.games.showing import played_games
+    from pyro_seq.games.trained import load
+
+    trained = load(run_dir, pair=pair)
+    torch.manual_seed(seed)
+    options: dict[str, Any] = {"agent": agent, "temperature": temperature, "seed": seed, "most_moves": max_moves, "render": render}
+    for number, (episode, video) in enumerate(played_games(trained, num_games, **options), 1):
+        click.echo(f"game {number}: {_in_words(episode)}" + (f"; {video}" if video else ""))
+
+
+def _in_words(episode: Episode) -> str:
+    how = "over" if episode.ended else "cut off" if episode.complete else "left"
+    return f"return {episode.total:,.6g} in {len(episode):,} moves, then {how}"
+
+
+@play.command()
+@run_dir_option()
+@AGENT
+@games_option(4)
+@click.option(
+    "--max-moves", type=click.IntRange(1, 10**5), default=200, show_default="200", metavar="N", help="Moves of an imagined game at most."
+)
+@click.option(
+    "--render",
+    type=click.Choice(["none", "picture", "video"]),
+    default="picture",
+    show_default=True,
+    help="picture: all games' observations by step; video: a GIF of each, where the environment can draw a state.",
+)
+@temperature_option(1.0)
+@SEED
+@PAIR
+def imagine(
+    run_dir: Path, agent: str, num_games: int, max_moves: int, render: str, temperature: float, seed: int, pair: str | None
+) -> None:
+    """Dream games: the model's world, from their beginnings, with nothing of the real one."""
+    import torch
+
+    from pyro_seq.games.showing import show_dreams
+    from pyro_seq.games.trained import dream, load
+
+    trained = load(run_dir, pair=pair)
+    torch.manual_seed(seed)
+    games = dream(trained, num_games, max_moves, agent=agent, temperature=temperature, seed=seed)
+    files = show_dreams(trained, games, render)
+    for number, game in enumerate(games, 1):
+        moves, how = len(game.rewards), "over" if game.ended else "still going on"
+        click.echo(f"imagined game {number}: return {float(game.rewards.sum()):,.6g} in {moves:,} moves, then {how}")
+    for path in files:
+        click.echo(str(path))
+
+
+@play.command()
+@run_dir_option()
+@AGENT
+@games_option(100)
+@temperature_option(0.0)
+@click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
+@SEED
+@PAIR
+def evaluate(run_dir: Path, agent: str, num_games: int, temperature: float, as_json: bool, seed: int, pair: str | None) -> None:
+    """Learn what an agent earns in the real game, and how well its model predicts games that it has not learnt from."""
+    import torch
+
+    from pyro_seq.games.trained import load, measured, play_real, returns_of
+    from pyro_seq.monitoring import Progress
+
+    trained = load(run_dir, pair=pair)
+    torch.manual_seed(seed)
+    progress, moves = Progress(), 0
+
+    def moved(count: int) -> None:
+        nonlocal moves
+        moves += count
+        if progress.due():
+            progress.show(f"playing {num_games:,} games: {moves:,} moves")
+
+    found = returns_of(play_real(trained, num_games, agent=agent, temperature=temperature, seed=seed, moved=moved))
+    progress.end()
+    figures = measured(trained)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found) | {"agent": agent, "real_steps": trained.real_steps} | figures, allow_nan=False))
+    else:
+        click.echo(report(found, figures, trained, agent))
+
+
+def report(found: Returns, figures: dict[str, float], trained: TrainedGame, agent: str) -> str:
+    """The figures in words."""
+    error = "" if found.standard_error is None else f" (standard error {found.standard_error:,.4g})"
+    lines = [
+        f"{'game':<24}{trained.game.name}, played by the {agent} agent",
+        f"{'learnt from':<24}{trained.real_steps:,} real steps",
+        f"{'games':<24}{found.games:,}, {found.ended:,} of them over and not cut off",
+        f"{'return':<24}{found.mean:,.6g}{error}, from {found.lowest:,.6g} to {found.highest:,.6g}",
+    ]
+    if "nats_per_step" in figures:
+        lines.append(f"{'world model':<24}{figures['nats_per_step']:.4f} nats per step of games that it has not learnt from")
+    for name, value in figures.items():
+        if name.startswith("error_"):
+            steps = name.removeprefix("error_")
+            lines.append(f"{f'open loop, {steps} steps':<24}off by {value:.2%} of an observation's deviation")
+    return "\n".join(lines)

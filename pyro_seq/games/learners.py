@@ -1,0 +1,174 @@
+"""What learns: the world model by stochastic variational inference on real games, the agent by policy gradient in imagined ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+from pyro.infer import SVI
+
+from pyro_seq.annealing import ScaleLatents, kl_strength
+from pyro_seq.baselines import Critic
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.errors import UserError
+from pyro_seq.first_batch import find_parameters, tried
+from pyro_seq.games.imagination import Imagination, Pathwise
+from pyro_seq.games.replay import Replay
+from pyro_seq.games.settings import AgentSettings
+from pyro_seq.objectives import Recorder, make_elbo
+from pyro_seq.optimisation import JointOptimiser, NonFiniteGradient
+from pyro_seq.pair import Pair, no_guide
+from pyro_seq.reinforce import Reinforce
+from pyro_seq.runs import load_weights
+from pyro_seq.training_settings import TrainingSettings
+
+BASELINE = "baseline$$$"  # how Pyro's store names the parameters of a module called `baseline`
+
+
+class WorldLearner:
+    """Updates of a world model, `SVI` with the settings' objective, per step of a stretch.
+
+    Args:
+        pair: over games.
+        replay: the stream of stretches; there must be games in it.
+        settings: of the optimiser and the objective.
+    """
+
+    def __init__(self, pair: Pair, replay: Replay, settings: TrainingSettings) -> None:
+        self.pair, self.replay, self.settings, self.step = pair, replay, settings, 0
+        elbo: Any = make_elbo(settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits)
+        self.elbo, self.recorder = elbo, Recorder(elbo)
+        with pair.scope(), tried(pair, replay) as batch:
+            parameters, _ = find_parameters(pair, self.elbo, batch)
+        self.recorder.take()
+        self.optimiser = JointOptimiser(
+            parameters,
+            learning_rate=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            weight_decay=settings.weight_decay,
+            clip_norm=settings.clip_norm,
+            l1=settings.l1,
+            l2=settings.l2,
+            average=settings.average,
+        )
+        self._svi = SVI(pair.model, pair.guide, self.optimiser, loss=self.elbo.loss, loss_and_grads=self._loss_and_grads)
+
+    def update(self, factor: float = 1.0) -> dict[str, float]:
+        """One update, at a factor of the learning rate; its figures in nats per step. Raises `UserError` for what is not finite."""
+        self.optimiser.scale_learning_rate(factor)
+        self.pair.train()
+        batch, _ = self.replay.draw()
+        try:
+            with self.pair.scope(), pyro.validation_enabled(False):
+                loss = self._svi.step(batch.remembering() if self.settings.num_particles == 1 else batch)
+        except NonFiniteGradient as error:
+            raise UserError(_diverged(f"update {self.step + 1} of the world model", str(error), "training.learning_rate")) from None
+        parts, n = self.recorder.take(), max(1, batch.num_observations)
+        self.step += 1
+        return {"loss": loss, "log_likelihood": parts.log_likelihood / n, "kl": parts.kl / n, "gradient_norm": self.optimiser.gradient_norm}
+
+    def _loss_and_grads(self, model: Any, guide: Any, batch: SequenceBatch) -> float:
+        per_step, s = 1.0 / max(1, batch.num_observations), self.settings
+        with ScaleLatents(kl_strength(self.step, schedule=s.kl_schedule, start=s.kl_start, steps=s.kl_steps)):
+            loss = self.elbo.loss_and_grads(model, guide, batch) * per_step
+        self.optimiser.gradient_scale = per_step
+        if not math.isfinite(loss):
+            what = self.recorder.first_non_finite() or "the loss"
+            raise UserError(_diverged(f"update {self.step + 1} of the world model", what, "training.learning_rate"))
+        return loss
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs besides the replay."""
+        with self.pair.scope():
+            return {"step": self.step, "weights": self.pair.weights(), "optimiser": self.optimiser.state()}
+
+    def load_state(self, state: Any, where: Any) -> None:
+        """Go on from `state()`; raises `ValueError` or `UserError` for what is not one."""
+        with self.pair.scope():
+            self.pair.load_weights(state["weights"], where)
+        self.optimiser.load_state(state["optimiser"])
+        self.step = int(state["step"])
+
+
+class AgentLearner:
+    """Updates of an agent and its critic, `SVI` with `Reinforce` or `Pathwise`, in imagined games alone.
+
+    Args:
+        policy: the agent.
+        critic: what is to be expected, given observations.
+        imagination: where games start and how they go.
+        settings: of the agent.
+    """
+
+    def __init__(self, policy: Pair, critic: Critic, imagination: Imagination, settings: AgentSettings) -> None:
+        self.policy, self.critic, self.imagination, self.settings, self.step = policy, critic, imagination, settings, 0
+        parameters = policy.parameters() | {f"critic.{name}": p for name, p in critic.named_parameters()}
+        self.optimiser = JointOptimiser(
+            parameters, learning_rate=settings.learning_rate, clip_norm=settings.clip_norm, average=settings.average
+        )
+        self.objective: Any = Pathwise(imagination) if settings.gradient == "pathwise" else self._reinforce()
+        self._svi = SVI(policy.model, no_guide, self.optimiser, loss=self.objective)
+
+    def _reinforce(self) -> Reinforce:
+        s = self.settings
+        return Reinforce(
+            self.imagination.reward,
+            baseline=self.critic,
+            discount=s.discount,
+            trace_decay=s.trace_decay,
+            entropy_bonus=s.entropy_bonus * self.imagination.scale,
+            normalise=s.normalise,
+            sample=self.imagination.imagine,
+        )
+
+    def update(self, factor: float = 1.0) -> dict[str, float]:
+        """One update, at a factor of the learning rate; the imagined games' mean length and value, and the agent's entropy.
+
+        Raises `UserError` for what is not finite.
+        """
+        s = self.settings
+        self.optimiser.scale_learning_rate(factor)
+        self.optimiser.gradient_scale = 1 / (s.num_games * s.horizon)
+        self.policy.train()
+        try:
+            with self.policy.scope(), pyro.validation_enabled(False):
+                loss = self._svi.step(SequenceBatch(None, [s.horizon] * s.num_games))
+                store = pyro.get_param_store()
+                for name in [name for name in store if name.startswith(BASELINE)]:  # a pair's weights are the agent's alone
+                    del store[name]
+        except NonFiniteGradient as error:
+            raise UserError(_diverged(f"update {self.step + 1} of the agent", str(error), "agent.learning_rate")) from None
+        if not math.isfinite(loss):
+            raise UserError(_diverged(f"update {self.step + 1} of the agent", "the loss", "agent.learning_rate"))
+        self.step += 1
+        return self._figures()
+
+    def _figures(self) -> dict[str, float]:
+        norm = {"gradient_norm": self.optimiser.gradient_norm}
+        if isinstance(self.objective, Pathwise):
+            return self.objective.figures | norm
+        seen = self.objective.latest
+        games = seen.sequences
+        figures = {"length": float(games.lengths.float().mean()), "value": float(seen.returns[:, 0].mean())}
+        if seen.entropies is not None:
+            figures["entropy"] = float(seen.entropies.sum() / games.lengths.sum())
+        return figures | norm
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        with self.policy.scope():
+            weights = self.policy.weights()
+        return {"step": self.step, "weights": weights, "critic": dict(self.critic.state_dict()), "optimiser": self.optimiser.state()}
+
+    def load_state(self, state: Any, where: Any) -> None:
+        """Go on from `state()`; raises `ValueError` or `UserError` for what is not one."""
+        with self.policy.scope():
+            self.policy.load_weights(state["weights"], where)
+        load_weights(dict(self.critic.state_dict()), state["critic"], where)
+        self.optimiser.load_state(state["optimiser"])
+        self.step = int(state["step"])
+
+
+def _diverged(when: str, what: str, setting: str) -> str:
+    return f"{when}: {what} is not finite; a lower {setting} or clip_norm may help"

@@ -1,0 +1,115 @@
+"""Pictures as PNG: what an agent earned by real steps, and how real games went beside imagined ones."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 144
+INK, FAINT, PAPER, GRID = "#333a45", "#6f7885", "#ffffff", "#e4e7ec"
+REAL, IMAGINED, RANDOM = "#333a45", "#1767a8", "#e0851b"
+MOST_PANELS = 8  # numbers of an observation that are drawn
+
+
+def returns_png(games: Mapping[str, Sequence[tuple[int, float]]], *, title: str = "", threshold: float | None = None) -> bytes:
+    """The learning curve: what each game earned, by the number of real steps when it was over, and the agent's mean of the last ten.
+
+    Args:
+        games: (real steps, return) by player, `agent` and `random`.
+        title: above the picture.
+        threshold: a return from which the game counts as solved.
+    """
+    figure, (axes,) = _figure(1, 6.5, 3.4)
+    for name, colour in (("random", RANDOM), ("agent", IMAGINED)):
+        points = np.array(games.get(name, ()), dtype=float).reshape(-1, 2)
+        if len(points):
+            axes.plot(points[:, 0], points[:, 1], ".", color=colour, markersize=4, alpha=0.6, label=f"{name}'s games")
+        if name == "agent" and len(points):
+            means = [points[max(0, i - 9) : i + 1, 1].mean() for i in range(len(points))]
+            axes.plot(points[:, 0], means, color=colour, linewidth=1.6, label="agent, mean of the last 10")
+    if threshold is not None:
+        axes.axhline(threshold, color=FAINT, linewidth=0.9, linestyle="--", label=f"solved: {threshold:g}")
+    axes.set(xlabel="steps in the real game", ylabel="return")
+    axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK)
+    _title(axes, title)
+    return _png(figure)
+
+
+def predictions_png(
+    real: NDArray[np.floating[Any]], imagined: NDArray[np.floating[Any]], prefix: int, *, names: Sequence[str] = (), title: str = ""
+) -> bytes:
+    """A real game and what the model imagines of it when it sees no more than its first steps, and the actions.
+
+    Args:
+        real: observations `[T, D]`.
+        imagined: draws `[K, T - prefix, D]` from step `prefix` on.
+        prefix: steps that the model saw.
+        names: of the numbers of an observation.
+        title: above the picture.
+    """
+    panels = min(real.shape[1], MOST_PANELS)
+    figure, every = _figure(panels, 6.5, 0.6 + 1.35 * panels)
+    steps = np.arange(prefix, len(real))
+    for i, axes in enumerate(every):
+        low, middle, high = np.quantile(imagined[..., i], (0.05, 0.5, 0.95), axis=0)
+        axes.fill_between(steps, low, high, color=IMAGINED, alpha=0.18, linewidth=0, label="imagined, 90 %")
+        axes.plot(steps, middle, color=IMAGINED, linewidth=1.4, label="imagined, median")
+        axes.plot(real[:, i], color=REAL, linewidth=1.2, linestyle=(0, (4, 2)), label="real")
+        axes.axvline(prefix - 1, color=FAINT, linewidth=0.9)
+        axes.set_ylabel(names[i] if i < len(names) else f"observation {i + 1}")
+    every[-1].set_xlabel("step")
+    every[0].legend(frameon=False, fontsize=7.5, labelcolor=INK, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    _title(every[0], title)
+    return _png(figure)
+
+
+def games_png(games: Sequence[NDArray[np.floating[Any]]], *, names: Sequence[str] = (), title: str = "") -> bytes:
+    """Games `[T_n, D]` side by side, a panel for each number of an observation."""
+    panels = min(games[0].shape[1], MOST_PANELS)
+    figure, every = _figure(panels, 6.5, 0.6 + 1.35 * panels)
+    for i, axes in enumerate(every):
+        for game in games:
+            axes.plot(game[:, i], color=IMAGINED, linewidth=1.0, alpha=0.7)
+        axes.set_ylabel(names[i] if i < len(names) else f"observation {i + 1}")
+    every[-1].set_xlabel("step")
+    _title(every[0], title)
+    return _png(figure)
+
+
+def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure by itself, of which pyplot knows nothing, and its axes one below the other."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    every = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
+    for axes in every:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=7.5, length=3)
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set(color=INK, fontsize=8)
+    return figure, every
+
+
+def _title(axes: Axes, title: str) -> None:
+    if title:  # as it is: no dollar begins mathematics
+        axes.set_title(title, loc="left", fontsize=9.5, color=INK, fontweight="bold", parse_math=False)
+
+
+def _png(figure: Figure) -> bytes:
+    """The bytes are the same for equal figures: no version or date is in them."""
+    opened = io.BytesIO()
+    figure.savefig(opened, format="png", facecolor=PAPER, metadata={"Software": None})
+    return opened.getvalue()

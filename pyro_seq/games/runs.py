@@ -1,0 +1,184 @@
+"""Runs of games in their folders: begin one, go on with one; the bundled presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyro_seq.domains.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
+from pyro_seq.errors import UserError
+from pyro_seq.games.environments import Game, Playing, game_of, make_environment
+from pyro_seq.games.pictures import predictions_png, returns_png
+from pyro_seq.games.predictions import shown_beside
+from pyro_seq.games.settings import KIND, GameSettings, game_settings, run_settings
+from pyro_seq.games.trained import DOCUMENT, document, open_environment, read_document
+from pyro_seq.games.training import GameTraining
+from pyro_seq.runs import RunFolder, replacing
+
+__all__ = ["KIND", "PRESETS", "begin", "go_on", "settings_from", "settings_of"]
+
+settings_from = game_settings
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "cartpole": {"play.env": "CartPole-v1", "play.goal": 490.0},
+    "acrobot": {
+        "play.env": "Acrobot-v1",
+        "play.env_steps": 20_000,
+        "play.first_games": 10,
+        "play.hold": 8,
+        "world.first_updates": 2_000,
+        "agent.updates": 60,
+    },
+    "pendulum": {
+        "play.env": "Pendulum-v1",
+        "play.env_steps": 10_000,
+        "play.first_games": 5,
+        "play.games_per_round": 2,
+        "world.updates": 200,
+        "agent.updates": 60,
+        "agent.discount": 0.97,
+        "agent.entropy_bonus": 0.01,
+    },
+    "quick": {
+        "play.env_steps": 1_500,
+        "world.first_updates": 400,
+        "world.updates": 150,
+        "agent.first_updates": 80,
+        "agent.updates": 50,
+    },
+}
+
+
+def begin(
+    run_dir: Path, settings: GameSettings, data: Mapping[str, Any] | None = None, *, seed: int, quiet: bool = False, device: Any = "cpu"
+) -> GameTraining:
+    """Begin a run in a folder and train it.
+
+    Nothing is written before the environment and the settings have been found sound, and nothing stays of a run whose environment fails in
+    its first games.
+
+    Args:
+        run_dir: the folder.
+        settings: hyper-parameters.
+        data: nothing is needed beside the settings.
+        seed: of all randomness, the environment's too.
+        quiet: no progress on stderr.
+        device: the CPU, which is where games are learnt.
+
+    Raises `UserError` for an environment that cannot be made or has spaces that are not supported, and as `GameTraining.fit`.
+    """
+    run = RunFolder(run_dir, KIND)
+    run.check_free(DOCUMENT)
+    check_training(settings.training)
+    _check_device(device)
+    with _environments(settings) as (game, environments):
+        training = GameTraining(settings, game, environments, run=run, seed=seed, quiet=quiet)
+        return begin_run(run, settings, {DOCUMENT: document(game, seed)}, lambda: _trained(training, run, resume=False))
+
+
+def go_on(
+    run_dir: Path,
+    changes: Mapping[str, Any],
+    *,
+    fixed: Sequence[str] = (),
+    env: str | None = None,
+    env_steps: int | None = None,
+    pair: str | None = None,
+    quiet: bool = False,
+    device: Any = "cpu",
+) -> GameTraining:
+    """Go on with the run of a folder from its last checkpoint.
+
+    Args:
+        run_dir: the folder.
+        changes: settings that may change, how long to train, by dotted name.
+        fixed: names of options that were given though a run's settings cannot change: refused.
+        env: the environment, which must be the run's.
+        env_steps: so many real steps in all, in place of the run's.
+        pair: the run's pair, where it is code of the user's own.
+        quiet: no progress on stderr.
+        device: as for `begin`.
+
+    Raises `UserError` if the folder holds no run, or one of another game, and as `GameTraining.fit`.
+    """
+    run = RunFolder(run_dir, KIND)
+    changes = {**changes, **({} if env_steps is None else {"play.env_steps": env_steps})}
+    settings = settings_of(run_dir, changes, fixed=fixed, pair=pair)
+    _check_device(device)
+    with run.locked():
+        check_can_go_on(run)
+        game, seed = read_document(run)
+        if env is not None and env != game.name:
+            raise UserError(f"{run_dir} holds a run of the environment {game.name!r}, not of {env!r}: choose another --run-dir for that")
+        with _environments(settings, game) as (_, environments):
+            training = GameTraining(settings, game, environments, run=run, seed=seed, quiet=quiet)
+            if changes:
+                keep_changes(run, settings)
+            return _trained(training, run, resume=True)
+
+
+def settings_of(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None) -> GameSettings:
+    """The settings that the run of a folder goes on with; arguments and errors are those of `go_on`."""
+    if fixed:
+        may = "only --env-steps, --num-steps and --max-minutes may change"
+        raise UserError(f"{', '.join(fixed)}: a run goes on with what it was begun with; {may}")
+    return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, ())
+
+
+def _check_device(device: Any) -> None:
+    if str(device) != "cpu":
+        raise UserError(f"--device {device}: games are played and learnt on the CPU, where their small models are quicker")
+
+
+@contextmanager
+def _environments(settings: GameSettings, known: Game | None = None) -> Any:
+    """(the game's form, its environments), closed afterwards."""
+    opened: list[Playing] = []
+    try:
+        if known is None:
+            environment = make_environment(settings.play.env)
+            opened.append(Playing(environment, settings.play.env))
+            known = game_of(environment, settings.play.env)
+        while len(opened) < settings.play.num_envs:
+            opened.append(open_environment(known))
+        yield known, opened
+    finally:
+        for playing in opened:
+            playing.close()
+
+
+def _trained(training: GameTraining, run: RunFolder, *, resume: bool) -> GameTraining:
+    """The training, done; its pictures are drawn also where it was stopped."""
+    try:
+        training.fit(resume=resume)
+    finally:
+        if training.at.curve:
+            draw_pictures(training, run)
+    return training
+
+
+def draw_pictures(training: GameTraining, run: RunFolder) -> None:
+    """`learning_curve.png`, and `predictions.png` of the longest game that was held out."""
+    curve = training.at.curve
+    games = {who: [(steps, total) for steps, total, player in curve if player == who] for who in ("agent", "random")}
+    with replacing(run.path / "learning_curve.png") as path:
+        path.write_bytes(returns_png(games, title=training.game.name, threshold=_threshold(training.game.name)))
+    held_out = training.replay.kept
+    if held_out:
+        game = max(held_out, key=len)
+        with training.playing():
+            real, imagined, prefix = shown_beside(training.world, game, training.normalisation)
+        with replacing(run.path / "predictions.png") as path:
+            path.write_bytes(
+                predictions_png(real, imagined, prefix, title=f"{training.game.name}: a held-out game, imagined after {prefix} steps")
+            )
+
+
+def _threshold(name: str) -> float | None:
+    """The return from which gymnasium calls a game solved."""
+    import gymnasium
+
+    return gymnasium.spec(name).reward_threshold

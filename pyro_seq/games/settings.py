@@ -1,0 +1,111 @@
+"""The hyper-parameters of a game's run, with their defaults and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pyro_seq.networks import ACTIVATIONS
+from pyro_seq.pair_settings import Layer, resolve, resolve_run
+from pyro_seq.pairs import model_settings
+from pyro_seq.recurrence import KINDS
+from pyro_seq.runs import RunFolder
+from pyro_seq.settings import above, at_least, between, described, one_of
+from pyro_seq.training_settings import TrainingSettings
+
+KIND = "play"
+# of a pair, where games have their own: what a step leads to is a function of the step before, and a little of what came before that
+DEFAULTS: dict[str, Any] = {
+    "cell": "gru",
+    "hidden_size": 32,
+    "skip": True,
+    "decoder_sizes": (64, 64),
+    "emission_sizes": (64, 64),
+    "activation": "silu",
+    "latent_size": 8,
+    "conditional": True,
+}
+
+
+@dataclass(frozen=True)
+class PlaySettings:
+    """How the real game is played, and how much of it."""
+
+    env: str = described("CartPole-v1", "gymnasium's id of the environment")
+    env_steps: int = at_least(1, 5_000, "moves in the real game at most, over all resumptions")
+    num_envs: int = between(1, 1_024, 4, "games played side by side")
+    first_games: int = at_least(1, 30, "games of the random agent before anything is learnt")
+    games_per_round: int = at_least(1, 4, "games between two trainings")
+    random_ratio: float = between(0, 1, 0.5, "fraction of these games that the random agent plays")
+    goal: float | None = described(None, "mean return of the agent's last goal_games games from which nothing more is learnt; none: never")
+    goal_games: int = at_least(1, 4, "how many games that is the mean of")
+    hold: int = between(1, 1_000, 1, "moves that the random agent holds an action for at most")
+    temperature: float = above(0, 1.0, "of the agent's choices in the games that are learnt from")
+    held_out: float = between(0, 0.5, 0.1, "fraction of the games that is never learnt from, and measured on")
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """How the world model learns; its optimiser is that of `training`."""
+
+    first_updates: int = at_least(1, 1_000, "updates after the first games")
+    updates: int = at_least(1, 300, "updates after each further round")
+    batch_size: int = between(1, 65_536, 64, "stretches of games side by side")
+    window: int = between(2, 65_536, 16, "steps of these stretches")
+    change: bool = described(True, "whether it predicts the change of the observation, not the observation itself")
+    encoder_sizes: tuple[int, ...] = between(1, 65_536, (), "hidden layers of the encoder of an observation; none: its numbers as they are")
+    activation: str = one_of(sorted(ACTIVATIONS), "silu", "of these layers")
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """The agent, and how it learns from imagined games."""
+
+    kind: str = one_of(("recurrent", "mlp"), "recurrent", "recurrent: remembers what it saw; mlp: sees this step alone")
+    cell: str = one_of(sorted(KINDS), "gru", "recurrent cell")
+    hidden_size: int = between(1, 65_536, 32, "units of the recurrence, of the agent and of its critic")
+    encoder_sizes: tuple[int, ...] = between(1, 65_536, (32,), "layers of the encoder of an observation")
+    decoder_sizes: tuple[int, ...] = between(1, 65_536, (32,), "hidden layers before the action")
+    gradient: str = one_of(
+        ("score", "pathwise"), "score", "score: REINFORCE with a critic; pathwise: through relaxed or Gaussian actions and the world model"
+    )
+    first_updates: int = at_least(1, 200, "updates after the first games")
+    updates: int = at_least(1, 100, "updates after each further round")
+    num_games: int = between(1, 1_000_000, 128, "imagined games of an update")
+    horizon: int = between(1, 100_000, 32, "moves of an imagined game at most")
+    prefix: int = between(1, 100_000, 4, "real steps that are seen before a game is imagined on from its middle")
+    beginnings: float = between(0, 1, 0.25, "fraction of the imagined games that start from a real game's beginning")
+    discount: float = between(0, 1, 0.99, "of rewards, per move")
+    trace_decay: float = between(0, 1, 0.95, "lambda of generalised advantages, between critic (0) and returns (1)")
+    entropy_bonus: float = at_least(0, 0.03, "what a nat of the agent's entropy is worth, in root mean squares of a reward")
+    normalise: bool = described(False, "whether advantages are brought to mean 0 and deviation 1")
+    relaxation: float = above(0, 1.0, "temperature of relaxed actions, for pathwise gradients of a discrete game")
+    learning_rate: float = above(0, 2e-3, "AdamW's learning rate of agent and critic")
+    clip_norm: float = at_least(0, 1.0, "largest norm of the gradient; 0 for no limit")
+    average: float = between(0, 0.99999, 0.98, "decay of the moving average of the agent's weights, which is what plays; 0: none")
+
+
+def _training() -> TrainingSettings:
+    return replace(TrainingSettings(), num_steps=1_000_000, learning_rate=2e-3, schedule="linear", floor=0.1, warmup=0.0)
+
+
+@dataclass(frozen=True)
+class GameSettings:
+    """All hyper-parameters of a game's run; those of the model are its pair's (`pairs.model_settings`)."""
+
+    play: PlaySettings = field(default_factory=PlaySettings)
+    world: WorldSettings = field(default_factory=WorldSettings)
+    agent: AgentSettings = field(default_factory=AgentSettings)
+    model: Any = field(default_factory=lambda: model_settings("rnn", DEFAULTS))
+    training: TrainingSettings = field(default_factory=_training)
+
+
+def game_settings(*layers: Layer | Mapping[str, Any]) -> GameSettings:
+    """The defaults with settings by dotted name, `model.kind` among them, overridden in order; raises `UserError` as `text_settings`."""
+    return resolve(GameSettings, [layer if isinstance(layer, Layer) else Layer(layer) for layer in layers], DEFAULTS)
+
+
+def run_settings(run: RunFolder, pair: str | None = None) -> GameSettings:
+    """The settings that a run was begun with; `pair` and errors as `text_model.run_settings`."""
+    return resolve_run(GameSettings, run.settings(), DEFAULTS, run.path, pair)

@@ -1,0 +1,241 @@
+"""What a run has learnt of a game: its model, its agent, and how both are used afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_seq.domains.stored_pair import compare_shapes, load_pair
+from pyro_seq.errors import UserError
+from pyro_seq.games.agents import AgentPlayer, act, make_policy
+from pyro_seq.games.collecting import Player, RandomPlayer, collect
+from pyro_seq.games.environments import Game, Playing, game_of, make_environment
+from pyro_seq.games.episodes import Episode, Normalisation
+from pyro_seq.games.predictions import nats_per_step, open_loop
+from pyro_seq.games.replay import Replay, load_episodes
+from pyro_seq.games.settings import KIND, GameSettings, run_settings
+from pyro_seq.games.training import new_world
+from pyro_seq.games.world_model import World
+from pyro_seq.pair import Pair
+from pyro_seq.runs import RunFolder, load_tree
+
+DOCUMENT = "game.json"
+AGENTS = ("trained", "random")
+
+
+@dataclass
+class TrainedGame:
+    """A game with its model and its agent; made by `load`.
+
+    Attributes:
+        settings: of the run.
+        game: the environment's form.
+        world: the model.
+        policy: the agent.
+        normalisation: of observations and rewards.
+        path: the run folder.
+        real_steps: of which all this was learnt.
+    """
+
+    settings: GameSettings
+    game: Game
+    world: World
+    policy: Pair
+    normalisation: Normalisation
+    path: Path
+    real_steps: int
+
+    def player(self, agent: str, *, temperature: float = 0.0, seed: int = 0) -> Player:
+        """The `trained` agent or a `random` one; raises `UserError` for another word."""
+        if agent not in AGENTS:
+            raise UserError(f"the agent must be one of {', '.join(AGENTS)}, got {agent!r}")
+        if agent == "random":
+            return RandomPlayer(self.game, seed=seed)
+        return AgentPlayer(self.game, self.policy, self.normalisation, temperature)
+
+    def environment(self, render_mode: str | None = None) -> Playing:
+        """The real game; raises `UserError` if it cannot be made, or is not of the form that the run was begun with."""
+        return open_environment(self.game, render_mode)
+
+    def held_out(self) -> list[Episode]:
+        """The games of the run that nothing was learnt from; raises `UserError` if the folder's games are damaged."""
+        replay = Replay(self.normalisation, held_out=self.settings.play.held_out, batch_size=1, window=2, seed=0)
+        for path in sorted((self.path / "games").glob("*.safetensors")):
+            replay.add(load_episodes(path), new=False)
+        return replay.kept
+
+
+def open_environment(game: Game, render_mode: str | None = None) -> Playing:
+    """The environment of a game that is known already; raises `UserError` if its spaces are others now."""
+    environment = make_environment(game.name, render_mode)
+    found = game_of(environment, game.name)
+    if found != game:
+        environment.close()
+        differs = next(f.name for f in dataclasses.fields(Game) if getattr(found, f.name) != getattr(game, f.name))
+        was, now = getattr(game, differs), getattr(found, differs)
+        raise UserError(f"the environment {game.name!r} is not the one that the run was begun with: its {differs} was {was}, and is {now}")
+    return Playing(environment, game.name)
+
+
+def document(game: Game, seed: int) -> dict[str, Any]:
+    """What a run folder keeps of its game: `game.json`; an infinite bound is null."""
+    fields = {f.name: getattr(game, f.name) for f in dataclasses.fields(Game)}
+    for name in ("low", "high"):
+        fields[name] = [x if math.isfinite(x) else None for x in fields[name]]
+    return {"seed": seed, "game": fields | {"action_shape": list(game.action_shape)}}
+
+
+def read_document(run: RunFolder) -> tuple[Game, int]:
+    """(the game, the seed) that a run was begun with; raises `UserError` if the document is missing or damaged."""
+    found = run.read_json(DOCUMENT)
+    try:
+        fields: dict[str, Any] = dict(found["game"])
+        seed = found["seed"]
+        for name, missing in (("low", -math.inf), ("high", math.inf)):
+            fields[name] = tuple(missing if x is None else float(x) for x in fields[name])
+        shape = fields["action_shape"] = tuple(int(size) for size in fields["action_shape"])
+        game = Game(**fields)
+        sizes = (game.observation_size, game.action_size)
+        sound = all(type(size) is int and 0 < size < 2**20 for size in sizes) and type(seed) is int and 0 <= seed < 2**63
+        bounds = len(game.low) == len(game.high) == (0 if game.discrete else game.action_size)
+        if not sound or not bounds or type(game.discrete) is not bool or not isinstance(game.name, str):
+            raise ValueError
+        if not game.discrete and math.prod(shape) != game.action_size:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+        raise UserError(f"{run.path / DOCUMENT} is damaged") from None
+    return game, seed
+
+
+def load(run_dir: Path, *, pair: str | None = None) -> TrainedGame:
+    """What a run has learnt so far; a run whose pair is code of the user's own needs that named, as `pair`, before it is run.
+
+    Raises `UserError` if it is missing, half-written, damaged, of another kind or version, or its pair is not named.
+    """
+    run = RunFolder(run_dir, KIND)
+    settings = run_settings(run, pair)
+    game, _ = read_document(run)
+    if not run.best.exists():
+        raise UserError(f"{run.path} has no agent yet: its first round is not over; go on with --resume")
+    world, _ = load_pair(run, lambda: new_world(settings, game), settings.model.kind, "cpu", "run.json and game.json")
+    shapes = load_tree(run.best, shapes_only=True)
+    if not isinstance(shapes.get("agent"), dict):
+        raise UserError(f"{run.best} is damaged: it holds no agent")
+    with torch.device("meta"):
+        expected = make_policy(game, settings.agent)
+    compare_shapes(expected, shapes["agent"], f"{run.best} does not fit run.json and game.json")
+    policy, saved, normalisation = make_policy(game, settings.agent), load_tree(run.best), Normalisation(game.observation_size)
+    with policy.scope():
+        policy.load_weights(saved["agent"], run.best)
+    policy.train(False)
+    try:
+        normalisation.load_state(saved["normalisation"])
+        steps = int(saved["real_steps"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.best} is damaged: {type(error).__name__} {error}") from None
+    return TrainedGame(settings, game, World(world, game.action_size), policy, normalisation, Path(run_dir), steps)
+
+
+@dataclass(frozen=True)
+class Returns:
+    """What an agent earned in real games.
+
+    Attributes:
+        games: how many.
+        mean, standard_error: of the return, the latter `None` for a single game.
+        lowest, highest: of the returns.
+        moves: in all.
+        ended: how many games were over, and not cut off.
+    """
+
+    games: int
+    mean: float
+    standard_error: float | None
+    lowest: float
+    highest: float
+    moves: int
+    ended: int
+
+
+def returns_of(episodes: Sequence[Episode]) -> Returns:
+    """The figures of games."""
+    totals = torch.tensor([episode.total for episode in episodes], dtype=torch.double)
+    error = float(totals.std() / len(totals) ** 0.5) if len(totals) > 1 else None
+    moves, ended = sum(map(len, episodes)), sum(episode.ended for episode in episodes)
+    return Returns(len(totals), float(totals.mean()), error, float(totals.min()), float(totals.max()), moves, ended)
+
+
+def play_real(
+    trained: TrainedGame,
+    num_games: int,
+    *,
+    agent: str = "trained",
+    temperature: float = 0.0,
+    seed: int = 0,
+    side_by_side: int = 16,
+    moved: Callable[[int], object] | None = None,
+) -> list[Episode]:
+    """Play the real game; draws from torch's global random state. Raises `UserError` for an environment that fails."""
+    environments = [trained.environment() for _ in range(min(side_by_side, num_games))]
+    players = {"agent": trained.player(agent, temperature=temperature, seed=seed)}
+    try:
+        return collect(environments, trained.game, ["agent"] * num_games, players, seed=seed, moved=moved)
+    finally:
+        for environment in environments:
+            environment.close()
+
+
+def measured(trained: TrainedGame) -> dict[str, float]:
+    """What the world model is worth on the run's games that are held out: nats per step, errors of open-loop predictions; or nothing."""
+    games = trained.held_out()
+    if not games:
+        return {}
+    nats = nats_per_step(trained.world.pair, games, trained.normalisation)
+    return {"nats_per_step": nats} | open_loop(trained.world, games, trained.normalisation).figures()
+
+
+@torch.no_grad()
+def dream(
+    trained: TrainedGame, num_games: int, most_moves: int, *, agent: str = "trained", temperature: float = 1.0, seed: int = 0
+) -> list[Dreamt]:
+    """Games that are imagined from their beginnings, as the model draws them. Draws from torch's global random state."""
+    world, game, normalisation = trained.world, trained.game, trained.normalisation
+    policy: Any = trained.policy.model
+    by_chance = RandomPlayer(game, seed=seed)
+    with world.pair.evaluating():
+        x, state = world.begin(num_games)
+        remembered = policy.initial(num_games)
+        seen, earned = [x["observation"]], []
+        alive, lengths = torch.ones(num_games, dtype=torch.bool), torch.zeros(num_games, dtype=torch.long)
+        for _ in range(most_moves):
+            if agent == "random":
+                encoded = torch.from_numpy(by_chance.act(range(num_games), seen[-1].numpy()))
+            else:
+                action, remembered = act(policy, remembered, seen[-1], temperature)
+                encoded = game.encode(action)
+            x, state = world.step(state, world.inputs(encoded))
+            seen.append(x["observation"])
+            earned.append(x["reward"] * normalisation.reward_deviation + normalisation.reward_mean)
+            lengths += alive
+            alive = alive & (x["end"] < 0.5)
+            if not alive.any():
+                break
+    observations, rewards = normalisation.raw(torch.stack(seen, 1)), torch.stack(earned, 1)
+    games = zip(observations, rewards, lengths.tolist(), alive.tolist(), strict=True)
+    return [Dreamt(o[: length + 1], r[:length], not going_on) for o, r, length, going_on in games]
+
+
+@dataclass(frozen=True)
+class Dreamt:
+    """An imagined game: observations `[T + 1, D]` and rewards `[T]` in the environment's units, and whether it came to an end."""
+
+    observations: Tensor
+    rewards: Tensor
+    ended: bool

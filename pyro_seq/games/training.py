@@ -1,0 +1,332 @@
+"""Learning a game in rounds: playing it, learning a model of it, and learning to play in the model; left and gone on with at any time."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_seq.errors import UserError
+from pyro_seq.games.agents import AgentPlayer, make_critic, make_policy
+from pyro_seq.games.collecting import Player, RandomPlayer, collect, game_seed
+from pyro_seq.games.environments import Game, Playing
+from pyro_seq.games.episodes import Normalisation
+from pyro_seq.games.imagination import Imagination
+from pyro_seq.games.learners import AgentLearner, WorldLearner
+from pyro_seq.games.predictions import nats_per_step, open_loop
+from pyro_seq.games.replay import Replay, load_episodes, save_episodes
+from pyro_seq.games.settings import GameSettings
+from pyro_seq.games.world_model import World, game_parts, set_spread
+from pyro_seq.interruption import Interruption
+from pyro_seq.monitoring import duration
+from pyro_seq.optimisation import learning_rate_factor
+from pyro_seq.pair import Pair
+from pyro_seq.pairs import make_pair
+from pyro_seq.random_state import random_state, set_random_state
+from pyro_seq.runs import RunFolder, load_tree, save_tree
+from pyro_seq.training_log import TrainingLog
+
+PHASES = ("play", "world", "agent", "report")
+RANDOM = 1  # beside a round's number, what its random agent is seeded by
+MEASURED = 64  # held-out games that are measured on, the latest
+
+
+def new_world(settings: GameSettings, game: Game) -> Pair:
+    """The model of a game, with new weights."""
+    s = settings.world
+    return make_pair(settings.model, game_parts(game, change=s.change, encoder_sizes=s.encoder_sizes, activation=s.activation))
+
+
+@dataclass
+class Position:
+    """Where a training stands.
+
+    Attributes:
+        round: from 0.
+        phase: one of `PHASES`, and `done`: how many of its updates were made.
+        games: how many were begun.
+        minutes: of training, over all resumptions.
+        curve: of each whole game (real steps when its round was over, its share of them; return; player).
+    """
+
+    round: int = 0
+    phase: str = "play"
+    done: int = 0
+    games: int = 0
+    minutes: float = 0.0
+    curve: list[list[Any]] = field(default_factory=list)
+
+
+class GameTraining:
+    """Learns a game.
+
+    A round is: games are played by the random agent, and from the second round on by the agent too; the world model learns from all that
+    were played; the agent learns in games that it imagines. What it writes to `run` lets a killed training go on; on a CPU the resumed run
+    ends with the very weights of one that was never interrupted.
+
+    Args:
+        settings: hyper-parameters.
+        game: the environment's form.
+        environments: to be played side by side.
+        run: where to keep everything; `None` for nowhere.
+        seed: of all randomness.
+        quiet: no progress on stderr.
+    """
+
+    def __init__(
+        self, settings: GameSettings, game: Game, environments: Sequence[Playing], *, run: RunFolder | None, seed: int, quiet: bool = False
+    ) -> None:
+        torch.manual_seed(seed)
+        s = settings
+        self.settings, self.game, self.environments, self.run, self.seed = s, game, environments, run, seed
+        self.normalisation = Normalisation(game.observation_size)
+        sizes: dict[str, Any] = {"batch_size": s.world.batch_size, "window": s.world.window}
+        self.replay = Replay(self.normalisation, held_out=s.play.held_out, seed=seed, **sizes)
+        self.pair, self.policy, self.critic = new_world(s, game), make_policy(game, s.agent), make_critic(game, s.agent)
+        self.world = World(self.pair, game.action_size)
+        imagination = Imagination(self.world, game, self.normalisation, self.replay, self.critic, s.agent)
+        self.agent = AgentLearner(self.policy, self.critic, imagination, s.agent)
+        self._learner: WorldLearner | None = None
+        self.log = TrainingLog(units="steps", bits="bits/step", quiet=quiet)
+        self.at = Position()
+        self._interruption = Interruption()
+
+    @property
+    def learner(self) -> WorldLearner:
+        """What trains the world model; made when there is something to learn from."""
+        if self._learner is None:
+            self._learner = WorldLearner(self.pair, self.replay, self.settings.training)
+        return self._learner
+
+    @property
+    def step(self) -> int:
+        """Updates of the world model."""
+        return self._learner.step if self._learner else 0
+
+    def fit(self, *, resume: bool = False) -> None:
+        """Learn until the settings say so, or Ctrl-C is pressed (then a checkpoint is saved first).
+
+        Raises `UserError` for an environment that fails and for what is not finite (checkpoint and games are kept), and `KeyboardInterrupt`
+        after Ctrl-C or SIGTERM.
+        """
+        self._interruption.wished = 0
+        with ExitStack() as stack:
+            if self.run is not None:
+                stack.enter_context(self.run.locked())
+                if not resume and self.run.last.exists():
+                    raise UserError(f"{self.run} holds a training: go on with it (resume), or train into another folder")
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")  # the error that follows says more
+            size = self._load() if resume and self.run is not None and self.run.last.exists() else 0
+            stack.enter_context(self.log.opened(self.run, size=size, step=self.replay.num_steps))
+            if size:
+                self.log.progress.say(f"going on after {self.replay.num_steps:,} real steps")
+            stack.enter_context(self._interruption.noticed())
+            self._loop()
+        if self._interruption.wished:
+            raise KeyboardInterrupt(self._interruption.wished)
+
+    def _loop(self) -> None:
+        started = saved = time.monotonic()
+        before = self.at.minutes
+        while not self._over():
+            self._advance()
+            self.at.minutes = before + (time.monotonic() - started) / 60
+            if self.at.done == 0 or time.monotonic() - saved >= self.settings.training.checkpoint_seconds:
+                self._save()
+                saved = time.monotonic()
+        self._save()
+
+    def _over(self) -> bool:
+        s = self.settings
+        minutes = s.training.max_minutes is not None and self.at.minutes >= s.training.max_minutes
+        finished = self.at.phase == "play" and (self.replay.num_steps >= s.play.env_steps or self._reached())
+        return bool(self._interruption.wished) or finished or minutes or self.step >= s.training.num_steps
+
+    def _reached(self) -> bool:
+        """Whether the agent's last games are as good as is wanted."""
+        s, returns = self.settings.play, [total for _, total, player in self.at.curve if player == "agent"]
+        return s.goal is not None and len(returns) >= s.goal_games and sum(returns[-s.goal_games :]) >= s.goal * s.goal_games
+
+    def _learning_rate_factor(self) -> float:
+        s, share = self.settings.training, self.replay.num_steps / self.settings.play.env_steps
+        return learning_rate_factor(min(1.0, share), schedule=s.schedule, floor=s.floor, warmup=s.warmup)
+
+    def _advance(self) -> None:
+        """One part of a phase: all games of a round, or one update."""
+        at, s = self.at, self.settings
+        if at.phase == "play":
+            self._play()
+            at.phase, at.done = "world", 0
+        elif at.phase == "report":
+            self._report()
+            at.phase, at.done, at.round = "play", 0, at.round + 1
+        else:
+            learns: Any = self.learner if at.phase == "world" else self.agent
+            sizes: Any = s.world if at.phase == "world" else s.agent
+            figures = learns.update(self._learning_rate_factor())
+            self.log.add(figures, self.replay.batch_size if at.phase == "world" else s.agent.num_games)
+            at.done += 1
+            self._show(figures)
+            if at.done >= (sizes.first_updates if at.round == 0 else sizes.updates):
+                self.log.report(learns.step, at.phase, self.log.take_means())
+                at.phase, at.done = PHASES[PHASES.index(at.phase) + 1], 0
+
+    # the real game
+
+    def _play(self) -> None:
+        """The games of a round, kept in a file of their own."""
+        at, s = self.at, self.settings.play
+        if at.round == 0:
+            games = ["random"] * s.first_games
+        else:  # spread evenly, over the rounds too, so that a ratio of 0.1 is one of ten whatever the games of a round
+            first = (at.round - 1) * s.games_per_round
+            by_chance = [
+                int((first + i + 1) * s.random_ratio + 1e-9) > int((first + i) * s.random_ratio + 1e-9) for i in range(s.games_per_round)
+            ]
+            games = ["random" if random else "agent" for random in by_chance]
+        before, shown = self.replay.num_steps, [0]
+
+        def moved(count: int) -> None:
+            shown[0] += count
+            if self.log.progress.due():
+                self.log.progress.show(f"playing the real game: {before + shown[0]:,}/{s.env_steps:,} steps")
+
+        with self.agent.optimiser.averaged():
+            players: dict[str, Player] = {
+                "random": RandomPlayer(self.game, hold=s.hold, seed=game_seed(self.seed, at.round, RANDOM)),
+                "agent": AgentPlayer(self.game, self.policy, self.normalisation, s.temperature),
+            }
+            limits = {"seed": self.seed, "first": at.games, "most_steps": s.env_steps - before}
+            episodes = collect(self.environments, self.game, games, players, moved=moved, **limits)
+        if self.run is not None:
+            save_episodes(self._games_file(at.round), episodes)
+        at.games += len(games)
+        self.replay.add(episodes)
+        set_spread(self.pair, self.normalisation.spread)
+        steps = before
+        for episode in episodes:
+            steps += len(episode)
+            if episode.complete:
+                at.curve.append([steps, episode.total, episode.player])
+
+    def _games_file(self, number: int) -> Path:
+        assert self.run is not None
+        return self.run.path / "games" / f"{number:06}.safetensors"
+
+    # what is seen of it
+
+    def _show(self, figures: dict[str, float]) -> None:
+        at, progress = self.at, self.log.progress
+        if progress.due():
+            s = self.settings
+            sizes: Any = s.world if at.phase == "world" else s.agent
+            updates = sizes.first_updates if at.round == 0 else sizes.updates
+            what = f"loss {figures['loss']:.3f}" if at.phase == "world" else "  ".join(f"{k} {v:.3g}" for k, v in list(figures.items())[:3])
+            share = self.replay.num_steps / s.play.env_steps
+            progress.show(
+                f"{self.replay.num_steps:,} real steps ({share:.0%})  {at.phase} {at.done}/{updates}  {what}  {duration(at.minutes * 60)}"
+            )
+
+    def _report(self) -> None:
+        """Figures of the round, and what plays from now on."""
+        figures = self.measured()
+        for player in ("agent", "random"):
+            returns = [total for _, total, who in self.at.curve if who == player][-10:]
+            if returns:
+                figures[f"{player}_return"] = sum(returns) / len(returns)
+        steps = self.replay.num_steps
+        self.log.report(steps, "play", {"round": self.at.round, **figures})
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        self.log.progress.say(f"round {self.at.round}  {steps:,} real steps  {shown}")
+        if self.run is not None:
+            with self.playing(), self.pair.scope(), self.policy.scope():
+                save_tree(
+                    self.run.best, {"step": self.step, "weights": self._world_weights(), "agent": self.policy.weights()} | self._kept()
+                )
+
+    def _world_weights(self) -> Any:
+        with self.pair.scope():
+            return self.pair.weights()
+
+    def _kept(self) -> dict[str, Any]:
+        return {"normalisation": self.normalisation.state(), "real_steps": self.replay.num_steps}
+
+    @contextmanager
+    def playing(self) -> Iterator[None]:
+        """Inside, world and agent have their averaged weights; the random state comes out as it went in."""
+        with self.agent.optimiser.averaged(), self.learner.optimiser.averaged(), torch.random.fork_rng([]):
+            yield
+
+    def measured(self) -> dict[str, float]:
+        """What the world model is worth on the latest games that are held out: nats per step, and errors of open-loop predictions."""
+        games = self.replay.kept[-MEASURED:]
+        if not games:
+            return {}
+        with self.playing(), self.pair.scope():
+            torch.manual_seed(self.at.round)
+            nats = nats_per_step(self.pair, games, self.normalisation)
+            return {"nats_per_step": nats} | open_loop(self.world, games, self.normalisation).figures()
+
+    # checkpoints
+
+    def _save(self) -> None:
+        if self.run is None or not self.replay.learnt:
+            return
+        at, world = self.at, self.learner.state()
+        save_tree(
+            self.run.last,
+            {
+                "step": self.step,
+                "weights": world.pop("weights"),
+                "world": world,
+                "agent": self.agent.state(),
+                "replay": self.replay.state(),
+                "position": {
+                    "round": at.round,
+                    "phase": at.phase,
+                    "done": at.done,
+                    "games": at.games,
+                    "minutes": at.minutes,
+                    "curve": at.curve,
+                },
+                "sums": self.log.sums,
+                "metrics_size": self.log.flush(),
+                "random": random_state(),
+                **self._kept(),
+            },
+        )
+
+    def _load(self) -> int:
+        """Go on from what `_save` wrote; the size of the metrics then."""
+        assert self.run is not None
+        saved, where = load_tree(self.run.last), self.run.last
+        try:
+            self.at = Position(**saved["position"])
+            if self.at.phase not in PHASES or self.at.round < 0:
+                raise ValueError(f"phase {self.at.phase!r}")
+            self.normalisation.load_state(saved["normalisation"])
+            for number in range(self.at.round + (self.at.phase != "play")):
+                self.replay.add(load_episodes(self._games_file(number)), new=False)
+            if self.replay.num_steps != saved["real_steps"]:
+                raise ValueError(
+                    f"it knows of {saved['real_steps']} real steps, and {self.run.path / 'games'} holds {self.replay.num_steps}"
+                )
+            set_spread(self.pair, self.normalisation.spread)
+            self.learner.load_state({"weights": saved["weights"], **saved["world"]}, where)
+            self.agent.load_state(saved["agent"], where)
+            self.replay.load_state(saved["replay"])
+            self.log.sums = {str(name): float(total) for name, total in saved["sums"].items()}
+            set_random_state(saved["random"])
+            return int(saved["metrics_size"])
+        except UserError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            why = f"{type(error).__name__} {error}".splitlines()[0]
+            raise UserError(f"{where} is not a checkpoint of this run: {why}") from None
