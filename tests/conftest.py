@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import resource
 import shutil
@@ -103,6 +104,17 @@ def pyroseq() -> Callable[..., int]:
         return ended.value.code
 
     return command
+
+
+@pytest.fixture(scope="session")
+def toys() -> Any:
+    """The module of small environments (`toy_games.py`), which are registered with gymnasium."""
+    spec = importlib.util.spec_from_file_location("toy_games", Path(__file__).parent / "toy_games.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.register()
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -127,11 +127,12 @@ def act(model: SequenceModel, state: Any, observations: Tensor, temperature: flo
         normal = emission.base_dist
         return normal.loc + temperature * normal.scale * torch.randn_like(normal.loc)
 
-    action, _, after = model.advance(state, observations, _no_latents, drawn)
+    action, _, after = model.advance(state, observations, no_latents, drawn)
     return action, after
 
 
-def _no_latents(prior: Any) -> Tensor:
+def no_latents(prior: Any) -> Tensor:
+    """What draws an agent's latents, of which there are none."""
     raise TypeError("an agent has no latents")
 
 

@@ -143,16 +143,16 @@ class Stacked:
     def __init__(self, episodes: Sequence[Episode], normalisation: Normalisation) -> None:
         lengths = torch.tensor([len(episode) + 1 for episode in episodes])
         self.lengths, self.begins = lengths, lengths.cumsum(0) - lengths  # steps of each game, and where its step 0 stands
-        self.observations = normalisation.normal(torch.from_numpy(np.concatenate([e.observations for e in episodes])))
+        self.observations = normalisation.normal(_joined([e.observations for e in episodes]))
         steps, actions = len(self.observations), episodes[0].actions.shape[1]
         later = torch.ones(steps, dtype=torch.bool)
         later[self.begins] = False
         self.rewards, self.ends = torch.zeros(steps), torch.zeros(steps)
-        rewards = torch.from_numpy(np.concatenate([e.rewards for e in episodes]))
+        rewards = _joined([e.rewards for e in episodes])
         self.rewards[later] = (rewards - normalisation.reward_mean) / normalisation.reward_deviation
         self.ends[self.begins + lengths - 1] = torch.tensor([float(e.ended) for e in episodes])
         self.inputs = torch.zeros(steps, actions + FLAGS)
-        self.inputs[later, :actions] = torch.from_numpy(np.concatenate([e.actions for e in episodes]))
+        self.inputs[later, :actions] = _joined([e.actions for e in episodes])
         self.inputs[self.begins, actions] = 1.0
         self.num_actions = actions
 
@@ -169,6 +169,10 @@ class Stacked:
         values = {"observation": self.observations[index], "reward": self.rewards[index], "end": self.ends[index]}
         values["reward"][:, 0] = values["reward"][:, 0] * (starts == 0)
         return SequenceBatch(values, lengths, inputs=inputs)
+
+
+def _joined(parts: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts)).to(torch.get_default_dtype())
 
 
 def joined(inputs: Tensor, under_way: Tensor, num_actions: int) -> Tensor:

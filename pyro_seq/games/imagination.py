@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_seq.baselines import Critic
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.games.agents import act, state_after
+from pyro_seq.games.agents import act, no_latents, state_after
 from pyro_seq.games.environments import Game
 from pyro_seq.games.episodes import Normalisation
 from pyro_seq.games.replay import Replay
@@ -192,17 +192,18 @@ class Pathwise(ELBO):
         game, found = self.imagination.game, []
 
         def drawn(emission: Any) -> Tensor:
-            found.append(emission)
-            if game.discrete:
-                temperature = torch.tensor(self.imagination.settings.relaxation)
-                return dist.RelaxedOneHotCategorical(temperature, logits=emission.logits).rsample()
-            return emission.rsample()
+            if not game.discrete:
+                action = emission.rsample()
+                found.append((emission, game.encode(action)))
+                return action
+            temperature = torch.tensor(self.imagination.settings.relaxation)
+            relaxed = dist.RelaxedOneHotCategorical(temperature, logits=emission.logits).rsample()
+            found.append((emission, relaxed))
+            return relaxed.argmax(-1)  # what the agent would remember of its action, were it to look at it
 
-        def none(prior: Any) -> Tensor:
-            raise TypeError("an agent has no latents")
-
-        action, _, after = model.advance(state, seen, none, drawn)
-        return action if game.discrete else game.encode(action), found[0].entropy(), after
+        _, _, after = model.advance(state, seen, no_latents, drawn)
+        ((emission, encoded),) = found
+        return encoded, emission.entropy(), after
 
 
 @contextmanager

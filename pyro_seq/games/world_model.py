@@ -172,7 +172,8 @@ class World:
         batch = SequenceBatch(None, [1] * len(inputs), inputs=inputs.unsqueeze(1), state=before)
         with self.pair.scope(), poutine.block():
             outcome = model(batch)
-        return map_tensors(lambda x: x[:, 0], outcome.values), self._state_of(outcome)
+        after = self._state_of(outcome)
+        return map_tensors(lambda x: x[:, 0], outcome.values), after
 
     def _state_of(self, outcome: Any) -> Any:
         state = getattr(outcome, "state", None)

@@ -1,0 +1,106 @@
+"""Playing the real game: who plays what, that each move is counted, and that chance is the seed's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pyro_seq.errors import UserError
+from pyro_seq.games.collecting import RandomPlayer, collect, game_seed
+from pyro_seq.games.environments import Game, Playing, game_of, make_environment
+
+
+class Constant:
+    """Always takes the same action, and remembers what it was asked."""
+
+    def __init__(self, action: Sequence[float]) -> None:
+        self.action, self.begun, self.calls = np.array(action, np.float32), 0, 0
+
+    def begin(self, place: int) -> None:
+        self.begun += 1
+
+    def act(self, places: Sequence[int], observations: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        assert len(places) == len(observations)
+        return np.tile(self.action, (len(places), 1))
+
+
+def opened(name: str, count: int) -> tuple[list[Playing], Game]:
+    environments = [Playing(make_environment(name), name) for _ in range(count)]
+    return environments, game_of(environments[0].environment, name)
+
+
+def test_games_are_played_by_their_players(toys: Any) -> None:
+    environments, game = opened("Toy/Counting-v0", 3)
+    players = {"random": Constant([1, 0]), "agent": Constant([0, 1])}
+    jobs = ["agent", "random", "random", "agent", "agent"]
+    toys.Counting.stepped = 0
+    episodes = collect(environments, game, jobs, players, seed=3)
+    assert [e.player for e in episodes] == jobs and [e.total for e in episodes] == [5, 0, 0, 5, 5]
+    assert toys.Counting.stepped == sum(map(len, episodes)) == 25
+    assert all(e.ended and e.complete and len(e.observations) == 6 for e in episodes)
+    assert players["agent"].begun == 3 and players["agent"].calls < 15  # several at a time
+
+
+def test_truncation_is_no_end(toys: Any) -> None:
+    environments, game = opened("Toy/Endless-v0", 1)
+    (episode,) = collect(environments, game, ["agent"], {"agent": Constant([1, 0])}, seed=0)
+    assert len(episode) == 7 and not episode.ended and episode.complete
+
+
+@pytest.mark.parametrize("most", [1, 4, 5, 6, 11, 25, 99])
+def test_no_move_is_made_beyond_the_budget(toys: Any, most: int) -> None:
+    environments, game = opened("Toy/Counting-v0", 3)
+    toys.Counting.stepped = 0
+    players = {"agent": Constant([1, 0]), "random": Constant([1, 0])}
+    episodes = collect(environments, game, ["agent", "random"] * 2 + ["agent"], players, seed=0, most_steps=most)
+    assert sum(map(len, episodes)) == toys.Counting.stepped == min(most, 25)
+    assert all(e.complete == (len(e) == 5) and e.ended == e.complete for e in episodes)
+
+
+@pytest.mark.parametrize("side_by_side", [1, 2, 5])
+def test_chance_is_the_games_own(side_by_side: int) -> None:
+    """However many are played at once, and whatever was played before."""
+    reference, game = opened("CartPole-v1", 1)
+    players = {"agent": Constant([1, 0])}
+    expected = collect(reference, game, ["agent"] * 5, players, seed=9, first=2)
+    environments, _ = opened("CartPole-v1", side_by_side)
+    collect(environments, game, ["agent"], players, seed=1)
+    for a, b in zip(expected, collect(environments, game, ["agent"] * 5, players, seed=9, first=2), strict=True):
+        np.testing.assert_array_equal(a.observations, b.observations)
+    starts = {tuple(e.observations[0].tolist()) for e in expected}
+    assert len(starts) == 5 and len({game_seed(s, n) for s in range(30) for n in range(30)}) == 900
+
+
+def test_a_failing_game_is_named(toys: Any) -> None:
+    environments, game = opened("Toy/Crash-v0", 2)
+    with pytest.raises(UserError, match=r"failed in game \d+, move 4: RuntimeError: the motor is broken$"):
+        collect(environments, game, ["agent"] * 8, {"agent": Constant([1, 0])}, seed=0)
+
+
+def test_actions_are_held() -> None:
+    game, n = Game("", 1, True, 2), 20_000
+    player = RandomPlayer(game, hold=4, seed=1)
+    taken = np.array([player.act([0], np.zeros((1, 1)))[0, 0] for _ in range(n)])
+    changes = (taken[1:] != taken[:-1]).mean()
+    assert abs(changes - 0.5 / 2.5) < 5 * math.sqrt(0.2 * 0.8 / n)  # after 2.5 moves on average, to the other one of two
+    assert abs(taken.mean() - 0.5) < 5 * math.sqrt(2 * 2.5 * 0.25 / n)
+
+
+def test_a_new_game_holds_nothing() -> None:
+    game = Game("", 1, True, 2)
+    player = RandomPlayer(game, hold=1000, seed=0)
+    firsts = []
+    for _ in range(200):
+        player.begin(0)
+        firsts.append(player.act([0], np.zeros((1, 1)))[0, 0])
+    assert abs(np.mean(firsts) - 0.5) < 4 * math.sqrt(0.25 / 200)
+
+
+def test_places_hold_actions_of_their_own() -> None:
+    player = RandomPlayer(Game("", 1, True, 50), hold=1000, seed=0)
+    assert len({int(a.argmax()) for a in player.act(range(20), np.zeros((20, 1)))}) > 5

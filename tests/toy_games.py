@@ -1,0 +1,103 @@
+"""Small environments of known behaviour, registered with gymnasium as `Toy/…-v0`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Counting(gymnasium.Env[Any, Any]):
+    """Observes (move, seed modulo 100) and earns the action; over after `length` moves, if at all."""
+
+    observation_space: Any = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space: Any = spaces.Discrete(2)
+    stepped = 0  # by all of them
+
+    def __init__(self, length: int | None = 5, render_mode: str | None = None) -> None:
+        self.length, self.render_mode, self.move, self.mark = length, render_mode, 0, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.move, self.mark = 0, (seed or 0) % 100
+        return self.seen(), {}
+
+    def seen(self) -> Any:
+        return np.array([self.move, self.mark], np.float32)
+
+    def step(self, action: Any) -> Any:
+        Counting.stepped += 1
+        self.move += 1
+        return self.seen(), float(np.sum(action)), self.length is not None and self.move >= self.length, False, {}
+
+
+class Pushed(Counting):
+    """A point at x that is moved by the action, in [-2, 6]; earns -x^2. Observations have two dimensions."""
+
+    observation_space: Any = spaces.Box(-np.inf, np.inf, (1, 2), np.float32)
+    action_space: Any = spaces.Box(np.array([-2.0, -np.inf], np.float32), np.array([6.0, np.inf], np.float32))
+
+    def seen(self) -> Any:
+        return np.array([[self.move, self.mark]], np.float32)
+
+
+class Nan(Counting):
+    """Observes NaN at move 3."""
+
+    def seen(self) -> Any:
+        return np.array([self.move, np.nan if self.move == 3 else 0], np.float32)
+
+
+class NanReward(Counting):
+    """Earns NaN at move 2."""
+
+    def step(self, action: Any) -> Any:
+        found = super().step(action)
+        return (found[0], float("nan") if self.move == 2 else found[1], *found[2:])
+
+
+class Crash(Counting):
+    """Fails at move 4 of any game whose mark is odd."""
+
+    def step(self, action: Any) -> Any:
+        if self.move == 3 and self.mark % 2:
+            raise RuntimeError("the motor is broken\nand this is not said")
+        return super().step(action)
+
+
+class CrashLate(Counting):
+    """Fails once it has been stepped 60 times."""
+
+    def step(self, action: Any) -> Any:
+        if Counting.stepped >= 60:
+            raise RuntimeError("the motor is broken")
+        return super().step(action)
+
+
+class Pictures(Counting):
+    observation_space: Any = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+
+class Named(Counting):
+    observation_space: Any = spaces.Dict({"a": spaces.Box(0, 1, (2,))})
+
+
+class Cells(Counting):
+    observation_space: Any = spaces.Discrete(4)
+
+
+class ManyButtons(Counting):
+    action_space: Any = spaces.MultiDiscrete([2, 3])
+
+
+class Second(Counting):
+    action_space: Any = spaces.Discrete(3, start=5)
+
+
+def register() -> None:
+    """Make them known."""
+    for game in (Counting, Pushed, Nan, NanReward, Crash, CrashLate, Pictures, Named, Cells, ManyButtons, Second):
+        gymnasium.register(f"Toy/{game.__name__}-v0", game, max_episode_steps=12)
+    gymnasium.register("Toy/Endless-v0", Counting, max_episode_steps=7, kwargs={"length": None})
