@@ -7,6 +7,7 @@ of the environment, so that real steps are counted as they are; and it is faster
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -118,10 +119,10 @@ def collect(
             left -= len(mine)
             if not mine:
                 continue
-            encoded = player.act(mine, np.stack([under_way[place][1].observations[-1] for place in mine]))
-            for place, action in zip(mine, encoded, strict=True):
+            encoded = player.act(mine, np.array([under_way[place][1].observations[-1] for place in mine]))
+            for place, action, move in zip(mine, encoded, game.to_environment(encoded), strict=True):
                 number, p = under_way[place]
-                observation, reward, ended, cut = p.playing.step(game.to_environment(action))
+                observation, reward, ended, cut = p.playing.step(move)
                 p.observations.append(observation)
                 p.actions.append(action)
                 p.rewards.append(reward)
@@ -138,4 +139,4 @@ def collect(
 
 def game_seed(seed: int, *numbers: int) -> int:
     """The seed of a run's game of that number, or of whatever else is counted by some."""
-    return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0])
+    return int.from_bytes(hashlib.blake2b(repr((seed, *numbers)).encode(), digest_size=4).digest(), "big")

@@ -17,6 +17,7 @@ from torch.nn import functional
 from pyro_seq.errors import UserError, did_you_mean
 
 SUPPORTED = "what is supported are observations that are a Box of numbers (no pictures) and actions that are Discrete or a Box"
+FEW = 64  # numbers
 MOST_OBSERVED = 4_096  # numbers of an observation; more are pictures, whatever their type
 
 
@@ -56,15 +57,15 @@ class Game:
     def _bounded(self) -> Tensor:
         return torch.tensor([math.isfinite(low) and math.isfinite(high) for low, high in zip(self.low, self.high, strict=True)])
 
-    def to_environment(self, encoded: np.ndarray) -> Any:
-        """One encoded action `[A]` as the environment takes it."""
+    def to_environment(self, encoded: np.ndarray) -> list[Any]:
+        """Encoded actions `[K, A]` as the environment takes them."""
         if self.discrete:
-            return self.first_action + int(encoded.argmax())
+            return (self.first_action + encoded.argmax(1)).tolist()
         low, high = np.array(self.low), np.array(self.high)
         bounded = np.isfinite(low) & np.isfinite(high)
         within = np.where(bounded, low, 0.0) + np.where(bounded, high - low, 0.0) * (encoded + 1) / 2
-        action = np.where(bounded, within, np.clip(encoded, low, high))
-        return action.astype(np.float32).reshape(self.action_shape)
+        actions = np.where(bounded, within, np.clip(encoded, low, high))
+        return list(actions.astype(np.float32).reshape(-1, *self.action_shape))
 
     def random_actions(self, count: int, random: np.random.Generator) -> np.ndarray:
         """Encoded actions `[count, A]`, all equally likely; unbounded ones normal."""
@@ -198,9 +199,10 @@ class Playing:
             self.environment.close()
 
     def _checked(self, observation: Any, reward: float) -> np.ndarray:
-        flat = np.asarray(observation, dtype=np.float32).reshape(-1)
-        # a sum is NaN or infinite if any of its numbers is; it can also overflow, which the second look tells apart
-        if not math.isfinite(reward) or (not math.isfinite(float(flat.sum())) and not np.isfinite(flat).all()):
+        flat = np.array(observation, dtype=np.float32).reshape(-1)  # a copy: an environment may write to its own array again
+        # summed in double precision, NaN or infinite if any of its numbers is; of a few numbers, Python is quicker than numpy
+        total = sum(flat.tolist()) if len(flat) <= FEW else float(flat.sum(dtype=np.float64))
+        if not math.isfinite(reward) or not math.isfinite(total):
             what = f"reward {reward}" if not math.isfinite(reward) else "an observation that is not finite"
             raise UserError(f"the environment {self.name!r} returned {what} in game {self.number}, move {self.moves}")
         return flat

@@ -137,17 +137,16 @@ class Pathwise(ELBO):
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The negative of the objective, its gradient accumulated on the parameters of agent and critic."""
-        with frozen(self.imagination.world.pair):
-            loss = self.differentiable_loss(model, guide, *args, **kwargs)
-            loss.backward()
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
         return float(loss.detach())
 
     def differentiable_loss(self, model: Any, guide: Any, batch: SequenceBatch) -> Tensor:
         """The negative of the objective, summed over games, and the critic's error."""
-        pyro.module(type(model).__name__, model)
-        pyro.module("baseline", self.imagination.critic)
         settings = self.imagination.settings
         rewards, alive, entropies, seen, beyond = self._imagined(model, batch)
+        pyro.module(type(model).__name__, model)  # only now: the world's scope, once left, registers what it finds anew
+        pyro.module("baseline", self.imagination.critic)
         with frozen(self.imagination.critic):
             after = self.imagination.values(seen, beyond)[:, -1]
         discounts = settings.discount ** torch.arange(rewards.shape[1] + 1)
@@ -176,7 +175,8 @@ class Pathwise(ELBO):
         imagination = self.imagination
         world, agent, seen = imagination.starts(model, len(batch))
         alive, inputs, rewards, entropies = [torch.ones(len(batch))], [], [], []
-        with pyro.validation_enabled(False), imagination.world.pair.evaluating():
+        pair = imagination.world.pair
+        with pyro.validation_enabled(False), pair.evaluating(), frozen(pair):
             for _ in range(batch.num_steps):
                 inputs.append(seen)
                 encoded, entropy, agent = self._soft_action(model, agent, seen)

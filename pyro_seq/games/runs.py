@@ -23,7 +23,7 @@ settings_from = game_settings
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "cartpole": {"play.env": "CartPole-v1", "play.goal": 490.0},
+    "cartpole": {"play.env": "CartPole-v1", "play.goal": 490.0, "play.hold": 3},
     "acrobot": {
         "play.env": "Acrobot-v1",
         "play.env_steps": 20_000,
@@ -31,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "play.hold": 8,
         "world.first_updates": 2_000,
         "agent.updates": 60,
+        "agent.entropy_bonus": 0.1,
     },
     "pendulum": {
         "play.env": "Pendulum-v1",
@@ -40,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "world.updates": 200,
         "agent.updates": 60,
         "agent.discount": 0.97,
-        "agent.entropy_bonus": 0.01,
+        "agent.entropy_bonus": 0.02,
     },
     "quick": {
         "play.env_steps": 1_500,

@@ -70,15 +70,15 @@ class AgentSettings:
     gradient: str = one_of(
         ("score", "pathwise"), "score", "score: REINFORCE with a critic; pathwise: through relaxed or Gaussian actions and the world model"
     )
-    first_updates: int = at_least(1, 200, "updates after the first games")
-    updates: int = at_least(1, 100, "updates after each further round")
+    first_updates: int = at_least(1, 60, "updates after the first games")
+    updates: int = at_least(1, 80, "updates after each further round")
     num_games: int = between(1, 1_000_000, 128, "imagined games of an update")
     horizon: int = between(1, 100_000, 32, "moves of an imagined game at most")
     prefix: int = between(1, 100_000, 4, "real steps that are seen before a game is imagined on from its middle")
     beginnings: float = between(0, 1, 0.25, "fraction of the imagined games that start from a real game's beginning")
     discount: float = between(0, 1, 0.99, "of rewards, per move")
     trace_decay: float = between(0, 1, 0.95, "lambda of generalised advantages, between critic (0) and returns (1)")
-    entropy_bonus: float = at_least(0, 0.03, "what a nat of the agent's entropy is worth, in root mean squares of a reward")
+    entropy_bonus: float = at_least(0, 0.2, "what a nat of the agent's entropy is worth, in root mean squares of a reward")
     normalise: bool = described(False, "whether advantages are brought to mean 0 and deviation 1")
     relaxation: float = above(0, 1.0, "temperature of relaxed actions, for pathwise gradients of a discrete game")
     learning_rate: float = above(0, 2e-3, "AdamW's learning rate of agent and critic")
