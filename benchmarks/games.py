@@ -1,7 +1,7 @@
 """Games: an agent trained in imagination alone, and how well the model predicts; `--game cartpole`, `acrobot` or `pendulum`.
 
-Each seed is a run by the preset of that name: real steps, what the last agent earns in 100 real games (always its likeliest action), and the
-model's errors of open-loop predictions of games that were held out. A random agent plays as many games.
+Each seed is a run by the preset of that name: real steps, what the last agent earns in 100 real games (always its likeliest action), and
+the model's errors of open-loop predictions of games that were held out. A random agent plays as many games.
 """
 
 from __future__ import annotations

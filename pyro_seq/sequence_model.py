@@ -101,7 +101,7 @@ class SequenceModel(nn.Module):
 
     def state_before(self, batch: SequenceBatch) -> dict[str, Any]:
         """The state that the batch's first step starts from."""
-        return self.initial(len(batch)) if batch.state is None else batch.state["model"]
+        return batch.once((id(self), "before"), lambda: self.initial(len(batch))) if batch.state is None else batch.state["model"]
 
     def forward(self, batch: SequenceBatch) -> Outcome:
         """The Pyro model p(x, z) of the batch."""

@@ -89,7 +89,7 @@ def main() -> None:
     moments, changes = random.Random(arguments.seed), SMALL | {"model.kind": arguments.model}
     if arguments.model != "rnn":
         changes.pop("model.decoder_sizes")
-    import torch.utils.tensorboard  # noqa: F401 (so that forks have it)
+    import torch.utils.tensorboard
 
     torch.optim.AdamW([torch.zeros(1)])
     with tempfile.TemporaryDirectory() as name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_a_video_shows_the_game(pyroseq: Callable[..., int], cartpole: Path, cap
     background = np.median(frames[0].reshape(-1, 3), 0)
     drawn = [(np.abs(frame - background).sum(-1) > 60).mean() for frame in frames]
     assert all(0.01 < share < 0.2 for share in drawn)
-    assert all((a != b).any() for a, b in zip(frames, frames[1:], strict=False))
+    assert all((a != b).any() for a, b in pairwise(frames))
 
 
 def test_dreams(pyroseq: Callable[..., int], cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:

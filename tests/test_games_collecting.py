@@ -82,6 +82,43 @@ def test_a_failing_game_is_named(toys: Any) -> None:
         collect(environments, game, ["agent"] * 8, {"agent": Constant([1, 0])}, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Toy/Nan-v0", "returned an observation that is not finite in game 8, move 3"),
+        ("Toy/NanReward-v0", "returned a reward that is not finite in game 8, move 2"),
+        ("Toy/NanAtLast-v0", "returned an observation that is not finite in game 8, move 5"),
+        ("Toy/Unborn-v0", "failed to begin in game 8, move 0: OSError: no such game"),
+        ("Toy/Shapeless-v0", "failed in game 8, move 1: ValueError: could not broadcast input array from shape (3,) into shape (2,)"),
+    ],
+)
+def test_failures_say_where(toys: Any, name: str, said: str) -> None:
+    environments, game = opened(name, 1)
+    with pytest.raises(UserError) as failed:
+        collect(environments, game, ["agent"], {"agent": Constant([1, 0])}, seed=0, first=8)
+    assert str(failed.value) == f"the environment {name!r} {said}"
+
+
+def test_large_numbers_are_no_failure(toys: Any) -> None:
+    environments, game = opened("Toy/Counting-v0", 1)
+    environments[0].environment.unwrapped.seen = lambda: np.array([3e38, 3e38], np.float32)  # whose sum is infinite
+    (episode,) = collect(environments, game, ["agent"], {"agent": Constant([1, 0])}, seed=0)
+    assert (episode.observations == np.float32(3e38)).all()
+
+
+def test_an_environment_may_use_its_array_again(toys: Any) -> None:
+    environments, game = opened("Toy/Reusing-v0", 2)
+    for episode in collect(environments, game, ["agent"] * 3, {"agent": Constant([1, 0])}, seed=0):
+        assert episode.observations[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_long_games_and_arrays_of_more_dimensions(toys: Any) -> None:
+    environments, game = opened("Toy/Long-v0", 2)
+    (episode,) = collect(environments, game, ["agent"], {"agent": Constant([0.0, 2.0])}, seed=0)
+    assert len(episode) == 300 and episode.observations.shape == (301, 2) and episode.observations[:, 0].tolist() == list(range(301))
+    assert (episode.rewards == 4).all() and (episode.actions == [0, 2]).all()  # the middle of -2 … 6, and 2
+
+
 def test_actions_are_held() -> None:
     game, n = Game("", 1, True, 2), 20_000
     player = RandomPlayer(game, hold=4, seed=1)

@@ -25,7 +25,7 @@ def test_an_observation_is_drawn_as_the_state_that_it_is_of(name: str) -> None:
     random = np.random.default_rng(0)
     seen, drawn = [playing.reset(5)], []
     for move in game.to_environment(game.random_actions(6, random)):
-        seen.append(playing.step(move)[0])
+        seen.append(playing.environment.step(move)[0])
         if name == "Pendulum-v1":
             playing.environment.unwrapped.last_u = None  # an arrow for the torque, which no observation tells
         drawn.append(playing.render())
@@ -67,7 +67,7 @@ def test_a_moving_picture_goes_at_the_games_speed(tmp_path: Path, rate: int, eve
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     for frames in ([], [np.zeros((4, 4))], [None]):
-        with pytest.raises(UserError, match="no frames|no picture"):
+        with pytest.raises(UserError, match=r"no frames|no picture"):
             write_gif(tmp_path / "x.gif", frames, 30)
     assert not (tmp_path / "x.gif").exists()
 

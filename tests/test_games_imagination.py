@@ -31,7 +31,7 @@ N = 4_000  # games of a gradient
 class TwoSteps:
     """A game of two moves that is known exactly, in place of a world model.
 
-    It begins at o = (1, 0, 0). A move earns `rewards[o, a]` and leads to o = (0, 1, 0) or (0, 0, 1), as a is 0 or 1; the second one ends it.
+    It begins at o = (1, 0, 0). A move earns `rewards[o, a]` and leads to o = (0, 1, 0) or (0, 0, 1), as a is 0 or 1; the second ends it.
     A relaxed action leads to, and earns, the mixture.
     """
 

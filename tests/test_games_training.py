@@ -123,7 +123,7 @@ def test_what_is_not_finite_is_said_and_the_checkpoint_kept(spoilt: Path) -> Non
     first = next(iter(optimiser["moments"].values()))
     first["exp_avg"].fill_(3e38)
     save_tree(spoilt / "last.safetensors", saved)
-    with pytest.raises(UserError, match="not finite|damaged"):
+    with pytest.raises(UserError, match=r"not finite|damaged"):
         go_on(spoilt, {}, env_steps=400, quiet=True)
     assert (spoilt / "last.safetensors").exists()
 
@@ -161,7 +161,7 @@ def test_a_damaged_result_is_not_loaded(spoilt: Path, what: str) -> None:
     saved = load_tree(spoilt / "best.safetensors")
     saved[what] = {"x": torch.zeros(1)}
     save_tree(spoilt / "best.safetensors", saved)
-    with pytest.raises(UserError, match="best.safetensors"):
+    with pytest.raises(UserError, match=r"best.safetensors"):
         load(spoilt)
 
 

@@ -34,7 +34,7 @@ class Counting(gymnasium.Env[Any, Any]):
 
 
 class Pushed(Counting):
-    """A point at x that is moved by the action, in [-2, 6]; earns -x^2. Observations have two dimensions."""
+    """The same with two continuous actions, and observations of two dimensions."""
 
     observation_space: Any = spaces.Box(-np.inf, np.inf, (1, 2), np.float32)
     action_space: Any = spaces.Box(np.array([-2.0, -np.inf], np.float32), np.array([6.0, np.inf], np.float32))
@@ -56,6 +56,37 @@ class NanReward(Counting):
     def step(self, action: Any) -> Any:
         found = super().step(action)
         return (found[0], float("nan") if self.move == 2 else found[1], *found[2:])
+
+
+class NanAtLast(Counting):
+    """Observes NaN when it is over."""
+
+    def seen(self) -> Any:
+        return np.array([np.nan if self.move == 5 else 0, 0], np.float32)
+
+
+class Unborn(Counting):
+    """Does not begin."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        raise OSError("no such game")
+
+
+class Shapeless(Counting):
+    """Observes three numbers after the first move."""
+
+    def seen(self) -> Any:
+        return np.zeros(3 if self.move else 2, np.float32)
+
+
+class Reusing(Counting):
+    """Gives the same array again and again."""
+
+    def seen(self) -> Any:
+        if not hasattr(self, "array"):
+            self.array = np.zeros(2, np.float32)
+        self.array[0] = self.move
+        return self.array
 
 
 class Crash(Counting):
@@ -98,6 +129,23 @@ class Second(Counting):
 
 def register() -> None:
     """Make them known."""
-    for game in (Counting, Pushed, Nan, NanReward, Crash, CrashLate, Pictures, Named, Cells, ManyButtons, Second):
+    for game in (
+        Counting,
+        Pushed,
+        Nan,
+        NanReward,
+        NanAtLast,
+        Unborn,
+        Shapeless,
+        Reusing,
+        Crash,
+        CrashLate,
+        Pictures,
+        Named,
+        Cells,
+        ManyButtons,
+        Second,
+    ):
         gymnasium.register(f"Toy/{game.__name__}-v0", game, max_episode_steps=12)
+    gymnasium.register("Toy/Long-v0", Pushed, kwargs={"length": 300})
     gymnasium.register("Toy/Endless-v0", Counting, max_episode_steps=7, kwargs={"length": None})

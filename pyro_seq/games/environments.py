@@ -17,7 +17,6 @@ from torch.nn import functional
 from pyro_seq.errors import UserError, did_you_mean
 
 SUPPORTED = "what is supported are observations that are a Box of numbers (no pictures) and actions that are Discrete or a Box"
-FEW = 64  # numbers
 MOST_OBSERVED = 4_096  # numbers of an observation; more are pictures, whatever their type
 
 
@@ -60,7 +59,7 @@ class Game:
     def to_environment(self, encoded: np.ndarray) -> list[Any]:
         """Encoded actions `[K, A]` as the environment takes them."""
         if self.discrete:
-            return (self.first_action + encoded.argmax(1)).tolist()
+            return [self.first_action + number for number in encoded.argmax(1).tolist()]
         low, high = np.array(self.low), np.array(self.high)
         bounded = np.isfinite(low) & np.isfinite(high)
         within = np.where(bounded, low, 0.0) + np.where(bounded, high - low, 0.0) * (encoded + 1) / 2
@@ -157,7 +156,7 @@ def _described(space: Any) -> str:
 
 
 class Playing:
-    """An environment that is played, whose failures are the user's to know: each says the game, its step and what happened.
+    """An environment that is played, whose failures are the user's to know: each says the game, its move and what happened.
 
     Args:
         environment: of gymnasium.
@@ -165,48 +164,38 @@ class Playing:
     """
 
     def __init__(self, environment: Any, name: str) -> None:
-        self.environment, self.name, self.moves, self.number = environment, name, 0, 0
+        self.environment, self.name, self.number = environment, name, 0
 
     def reset(self, seed: int, number: int = 0) -> np.ndarray:
-        """Begin the game of a seed; its first observation `[D]`. `number` is the game's, for messages."""
-        self.moves, self.number = 0, number
+        """Begin the game of a seed; its first observation. `number` is the game's, for messages."""
+        self.number = number
         try:
             observation, _ = self.environment.reset(seed=seed)
+            return np.asarray(observation, dtype=np.float32)
         except Exception as error:
-            raise self._failed("failed to begin", error) from None
-        return self._checked(observation, 0.0)
+            raise self.failed("failed to begin", 0, error) from None
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool]:
-        """(observation `[D]`, reward, whether the game has ended, whether it was cut off) after an action as the environment takes it."""
-        self.moves += 1
-        try:
-            observation, reward, ended, cut, _ = self.environment.step(action)
-            reward = float(reward)
-        except Exception as error:
-            raise self._failed("failed", error) from None
-        return self._checked(observation, reward), reward, bool(ended), bool(cut)
+    def check(self, observations: np.ndarray, rewards: np.ndarray) -> None:
+        """Raise `UserError` unless observations `[T + 1, …]` and rewards `[T]` of the game under way are finite."""
+        sound = np.isfinite(observations).reshape(len(observations), -1).all(1)
+        for what, finite, first in (("an observation", sound, 0), ("a reward", np.isfinite(rewards), 1)):
+            if not finite.all():
+                move = int(finite.argmin()) + first
+                raise UserError(f"the environment {self.name!r} returned {what} that is not finite in game {self.number}, move {move}")
 
     def render(self) -> Any:
         """What the environment draws; raises `UserError` if it cannot."""
         try:
             return self.environment.render()
         except Exception as error:
-            raise self._failed("cannot be drawn", error) from None
+            raise self.failed("cannot be drawn", 0, error) from None
 
     def close(self) -> None:
         """Close, whatever the environment says."""
         with suppress(Exception):
             self.environment.close()
 
-    def _checked(self, observation: Any, reward: float) -> np.ndarray:
-        flat = np.array(observation, dtype=np.float32).reshape(-1)  # a copy: an environment may write to its own array again
-        # summed in double precision, NaN or infinite if any of its numbers is; of a few numbers, Python is quicker than numpy
-        total = sum(flat.tolist()) if len(flat) <= FEW else float(flat.sum(dtype=np.float64))
-        if not math.isfinite(reward) or not math.isfinite(total):
-            what = f"reward {reward}" if not math.isfinite(reward) else "an observation that is not finite"
-            raise UserError(f"the environment {self.name!r} returned {what} in game {self.number}, move {self.moves}")
-        return flat
-
-    def _failed(self, what: str, error: Exception) -> UserError:
-        where = f"in game {self.number}, move {self.moves}"
+    def failed(self, what: str, move: int, error: Exception) -> UserError:
+        """What to raise for an error of the environment's code in a move."""
+        where = f"in game {self.number}, move {move}"
         return UserError(f"the environment {self.name!r} {what} {where}: {type(error).__name__}: {_first_line(error)}")

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
 from pyro_seq.errors import UserError
 from pyro_seq.games.collecting import collect
 from pyro_seq.games.drawing import can_be_drawn, frames_of, frames_per_second, write_gif
-from pyro_seq.games.environments import Playing
 from pyro_seq.games.episodes import Episode
 from pyro_seq.games.pictures import games_png
 from pyro_seq.games.trained import Dreamt, TrainedGame
@@ -18,21 +19,21 @@ from pyro_seq.runs import replacing
 MODES = {"none": None, "human": "human", "video": "rgb_array"}
 
 
-class _Filmed(Playing):
+class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
     """An environment that keeps a frame of each step of the game under way."""
 
-    def __init__(self, inner: Playing) -> None:
-        super().__init__(inner.environment, inner.name)
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
         self.frames: list[Any] = []
 
-    def reset(self, seed: int, number: int = 0) -> Any:
-        observation = super().reset(seed, number)
-        self.frames = [self.render()]
-        return observation
+    def reset(self, **options: Any) -> Any:
+        found = self.env.reset(**options)
+        self.frames = [self.env.render()]
+        return found
 
     def step(self, action: Any) -> Any:
-        found = super().step(action)
-        self.frames.append(self.render())
+        found = self.env.step(action)
+        self.frames.append(self.env.render())
         return found
 
 
@@ -52,15 +53,15 @@ def played_games(
     """
     playing = trained.environment(MODES[render])
     if render == "video":
-        playing = _Filmed(playing)
+        playing.environment = _Filmed(playing.environment)
     players = {"agent": trained.player(agent, temperature=temperature, seed=seed)}
     try:
         for number in range(num_games):
             (episode,) = collect([playing], trained.game, ["agent"], players, seed=seed, first=number, most_steps=most_moves)
             path = None
-            if isinstance(playing, _Filmed):
+            if isinstance(playing.environment, _Filmed):
                 path = trained.path / "videos" / f"{agent}-{seed}-{number + 1}.gif"
-                write_gif(path, playing.frames, frames_per_second(playing))
+                write_gif(path, playing.environment.frames, frames_per_second(playing))
             yield episode, path
     finally:
         playing.close()
