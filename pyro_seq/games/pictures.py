@@ -67,8 +67,11 @@ def predictions_png(
         axes.plot(real[:, i], color=REAL, linewidth=1.2, linestyle=(0, (4, 2)), label="real")
         axes.axvline(prefix - 1, color=FAINT, linewidth=0.9)
         axes.set_ylabel(names[i] if i < len(names) else f"observation {i + 1}")
+        span = float(np.ptp(real[:, i])) or 1.0  # a few draws that go far astray are not to make all else a flat line
+        axes.set_ylim(float(real[:, i].min()) - 0.75 * span, float(real[:, i].max()) + 0.75 * span)
     every[-1].set_xlabel("step")
-    every[0].legend(frameon=False, fontsize=7.5, labelcolor=INK, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    handles = every[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, fontsize=7.5, labelcolor=INK, ncols=3, loc="outside lower right")
     _title(every[0], title)
     return _png(figure)
 

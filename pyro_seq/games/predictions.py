@@ -115,7 +115,7 @@ def imagined_from(world: World, batch: SequenceBatch, prefix: int, samples: int)
 
 
 def shown_beside(
-    world: World, episode: Episode, normalisation: Normalisation, *, prefix: int = 4, draws: int = 64, most: int = 200
+    world: World, episode: Episode, normalisation: Normalisation, *, prefix: int = 4, draws: int = 64, most: int = 64
 ) -> tuple[Any, Any, int]:
     """(the first observations of a game `[T, D]`, what is imagined of them `[draws, T - prefix, D]`, the prefix), in the game's units."""
     length = min(len(episode) + 1, most)
