@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import PAIR, SEED, run_dir_option, training_options
+from pyro_seq.cli.common import DURATIONS as UPDATES
+from pyro_seq.cli.common import PAIR, SEED, Duration, run_dir_option, training_options
 from pyro_seq.cli.training import train_run
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pyro_seq.games.trained import Returns, TrainedGame
 
 MOST_GAMES = 10**5
+DURATIONS = (Duration("--env-steps", "play.env_steps", "Moves in the real game at most", least=1), *UPDATES)
 
 AGENT = click.option(
     "--agent",
@@ -53,9 +55,8 @@ def play() -> None:
 
 @play.command()
 @click.option("--env", metavar="ID", help="gymnasium's id of the game (play.env).  [default: CartPole-v1]")
-@click.option("--env-steps", type=click.IntRange(1), metavar="N", help="Moves in the real game at most (play.env_steps).")
-@training_options("default, cartpole, acrobot, pendulum, quick")
-def train(env: str | None, env_steps: int | None, resume: bool, device: str, **options: Any) -> None:
+@training_options("default, cartpole, acrobot, pendulum, quick", DURATIONS)
+def train(env: str | None, resume: bool, device: str, **options: Any) -> None:
     """Learn a game: play it, learn a model of it, train an agent in the model, and again, until the real steps are used up.
 
     Settings come from the defaults or a preset, then --config, then --set and the options that stand for a setting; --num-steps counts
@@ -65,9 +66,10 @@ def train(env: str | None, env_steps: int | None, resume: bool, device: str, **o
         "play",
         "pyro_seq.games.runs",
         data={},
-        moved={"env": env, "env_steps": env_steps},
+        moved={"env": env},
         missing=None,
-        overrides=[] if resume else [("--env", "play.env", env), ("--env-steps", "play.env_steps", env_steps)],
+        overrides=[] if resume else [("--env", "play.env", env)],
+        durations=DURATIONS,
         resume=resume,
         device="cpu" if device == "auto" else device,  # small models step by step are quicker there
         following="run",

@@ -95,7 +95,7 @@ def test_a_goal_ends_it(tmp_path: Path) -> None:
 
 
 def test_going_on_with_more_steps(spoilt: Path, tmp_path: Path) -> None:
-    training = go_on(spoilt, {}, env_steps=260, quiet=True)
+    training = go_on(spoilt, {"play.env_steps": 260}, quiet=True)
     assert training.replay.num_steps == 260
     assert json.loads((spoilt / "run.json").read_text())["settings"]["play.env_steps"] == 260
 
@@ -124,7 +124,7 @@ def test_what_is_not_finite_is_said_and_the_checkpoint_kept(spoilt: Path) -> Non
     first["exp_avg"].fill_(3e38)
     save_tree(spoilt / "last.safetensors", saved)
     with pytest.raises(UserError, match=r"not finite|damaged"):
-        go_on(spoilt, {}, env_steps=400, quiet=True)
+        go_on(spoilt, {"play.env_steps": 400}, quiet=True)
     assert (spoilt / "last.safetensors").exists()
 
 
@@ -153,7 +153,7 @@ def test_a_damaged_run_is_not_gone_on_with(spoilt: Path, name: str, spoil: bytes
     else:
         (spoilt / name).write_bytes(spoil)
     with pytest.raises(UserError, match=said):
-        go_on(spoilt, {}, env_steps=400, quiet=True)
+        go_on(spoilt, {"play.env_steps": 400}, quiet=True)
 
 
 @pytest.mark.parametrize("what", ["agent", "normalisation", "weights"])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyro_seq.games.environments import Game, Playing
 from pyro_seq.games.episodes import Episode
@@ -69,7 +70,8 @@ class _Place:
     def __init__(self, playing: Playing) -> None:
         self.playing, self.step = playing, playing.environment.step
         self.player, self.number, self.moves, self.room = "", 0, 0, 0
-        self.observations = self.actions = self.latest = np.zeros(0, np.float32)
+        nothing: NDArray[np.float32] = np.zeros(0, np.float32)
+        self.observations = self.actions = self.latest = nothing
         self.rewards: list[float] = []
 
     def begin(self, player: str, number: int, observation: np.ndarray, latest: np.ndarray, num_actions: int) -> None:

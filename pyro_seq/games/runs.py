@@ -90,7 +90,6 @@ def go_on(
     *,
     fixed: Sequence[str] = (),
     env: str | None = None,
-    env_steps: int | None = None,
     pair: str | None = None,
     quiet: bool = False,
     device: Any = "cpu",
@@ -102,7 +101,6 @@ def go_on(
         changes: settings that may change, how long to train, by dotted name.
         fixed: names of options that were given though a run's settings cannot change: refused.
         env: the environment, which must be the run's.
-        env_steps: so many real steps in all, in place of the run's.
         pair: the run's pair, where it is code of the user's own.
         quiet: no progress on stderr.
         device: as for `begin`.
@@ -110,7 +108,6 @@ def go_on(
     Raises `UserError` if the folder holds no run, or one of another game, and as `GameTraining.fit`.
     """
     run = RunFolder(run_dir, KIND)
-    changes = {**changes, **({} if env_steps is None else {"play.env_steps": env_steps})}
     settings = settings_of(run_dir, changes, fixed=fixed, pair=pair)
     _check_device(device)
     with run.locked():
@@ -127,10 +124,8 @@ def go_on(
 
 def settings_of(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None) -> GameSettings:
     """The settings that the run of a folder goes on with; arguments and errors are those of `go_on`."""
-    if fixed:
-        may = "only --env-steps, --num-steps and --max-minutes may change"
-        raise UserError(f"{', '.join(fixed)}: a run goes on with what it was begun with; {may}")
-    return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, ())
+    lasting = "--env-steps, --num-steps and --max-minutes"
+    return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed, lasting=lasting)
 
 
 def _check_device(device: Any) -> None:
