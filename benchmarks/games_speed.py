@@ -23,8 +23,7 @@ from pyro_seq.games.episodes import Normalisation
 from pyro_seq.games.learners import WorldLearner
 from pyro_seq.games.replay import Replay
 from pyro_seq.games.settings import game_settings
-from pyro_seq.games.training import new_world
-from pyro_seq.games.world_model import SMALLEST_SCALE, set_spread
+from pyro_seq.games.world_model import SMALLEST_SCALE, new_world, set_spread
 from pyro_seq.pair import Pair
 
 ENV, SIDE_BY_SIDE, STEPS = "CartPole-v1", 8, 2_000
@@ -116,7 +115,8 @@ def learning_step(pair: Pair, replay: Replay, rounds: int) -> None:
             step()  # type: ignore[operator]
 
     turns = {"hand-written PyTorch, 10 steps": lambda: several(by_hand), "pyro_seq, 10 steps": lambda: several(learner.update)}
-    middle = list(common.medians(common.in_turns(turns, rounds=rounds)).values())
+    with pair.scope():  # as in a training
+        middle = list(common.medians(common.in_turns(turns, rounds=rounds)).values())
     common.report("world model: training step over the same in PyTorch", middle[1] / middle[0], at_most=1.2)
 
 

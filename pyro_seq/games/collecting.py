@@ -126,6 +126,7 @@ def collect(
     """
     places = [_Place(playing) for playing in environments]
     latest = np.zeros((len(places), game.observation_size), np.float32)  # observations
+    everywhere = list(range(len(places)))
     under_way: dict[str, list[int]] = {name: [] for name in players}  # places by player
     episodes: dict[int, Episode] = {}
     free, number, steps = list(range(len(places)))[::-1], 0, 0
@@ -141,11 +142,11 @@ def collect(
         if left <= 0 or not any(under_way.values()):
             break
         for name, mine in under_way.items():
-            moving = mine[:left]
+            together = len(mine) == len(places) <= left  # the most frequent case, for which nothing needs to be looked up
+            moving = everywhere if together else mine[:left]
             if not moving:
                 continue
-            moves = [places[place] for place in moving]
-            seen = latest.take(moving, 0)
+            moves, seen = (places, latest) if together else ([places[place] for place in moving], latest.take(moving, 0))
             if not surely_finite(seen):
                 for place in moving:
                     places[place].episode(ended=False, complete=False)  # raises where one is NaN or infinite

@@ -21,8 +21,7 @@ from pyro_seq.games.episodes import Episode, Normalisation
 from pyro_seq.games.predictions import nats_per_step, open_loop
 from pyro_seq.games.replay import Replay, load_episodes
 from pyro_seq.games.settings import KIND, GameSettings, run_settings
-from pyro_seq.games.training import new_world
-from pyro_seq.games.world_model import World
+from pyro_seq.games.world_model import World, new_world
 from pyro_seq.pair import Pair
 from pyro_seq.runs import RunFolder, load_tree
 

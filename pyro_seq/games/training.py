@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +18,20 @@ from pyro_seq.games.environments import Game, Playing
 from pyro_seq.games.episodes import Normalisation
 from pyro_seq.games.imagination import Imagination
 from pyro_seq.games.learners import AgentLearner, WorldLearner
+from pyro_seq.games.position import PHASES, Position, players_of
 from pyro_seq.games.predictions import nats_per_step, open_loop
 from pyro_seq.games.replay import Replay, load_episodes, save_episodes
 from pyro_seq.games.settings import GameSettings
-from pyro_seq.games.world_model import World, game_parts, set_spread
+from pyro_seq.games.world_model import World, new_world, set_spread
 from pyro_seq.interruption import Interruption
 from pyro_seq.monitoring import duration
 from pyro_seq.optimisation import learning_rate_factor
-from pyro_seq.pair import Pair
-from pyro_seq.pairs import make_pair
 from pyro_seq.random_state import random_state, set_random_state
 from pyro_seq.runs import RunFolder, load_tree, save_tree
 from pyro_seq.training_log import TrainingLog
 
-PHASES = ("play", "world", "agent", "report")
 RANDOM = 1  # beside a round's number, what its random agent is seeded by
 MEASURED = 64  # held-out games that are measured on, the latest
-
-
-def new_world(settings: GameSettings, game: Game) -> Pair:
-    """The model of a game, with new weights."""
-    s = settings.world
-    return make_pair(settings.model, game_parts(game, change=s.change, encoder_sizes=s.encoder_sizes, activation=s.activation))
-
-
-@dataclass
-class Position:
-    """Where a training stands.
-
-    Attributes:
-        round: from 0.
-        phase: one of `PHASES`, and `done`: how many of its updates were made.
-        games: how many were begun.
-        minutes: of training, over all resumptions.
-        curve: of each whole game (real steps when its round was over, its share of them; return; player).
-    """
-
-    round: int = 0
-    phase: str = "play"
-    done: int = 0
-    games: int = 0
-    minutes: float = 0.0
-    curve: list[list[Any]] = field(default_factory=list)
 
 
 class GameTraining:
@@ -135,12 +106,16 @@ class GameTraining:
     def _loop(self) -> None:
         started = saved = time.monotonic()
         before = self.at.minutes
+        scopes = {"world": self.pair.scope, "agent": self.policy.scope}
         while not self._over():
-            self._advance()
-            self.at.minutes = before + (time.monotonic() - started) / 60
-            if self.at.done == 0 or time.monotonic() - saved >= self.settings.training.checkpoint_seconds:
-                self._save()
-                saved = time.monotonic()
+            phase = self.at.phase
+            with scopes.get(phase, nullcontext)():  # for all its updates: a scope entered anew costs a tenth of a small step
+                while self.at.phase == phase and not self._over():
+                    self._advance()
+                    self.at.minutes = before + (time.monotonic() - started) / 60
+                    if self.at.done == 0 or time.monotonic() - saved >= self.settings.training.checkpoint_seconds:
+                        self._save()
+                        saved = time.monotonic()
         self._save()
 
     def _over(self) -> bool:
@@ -183,14 +158,7 @@ class GameTraining:
     def _play(self) -> None:
         """The games of a round, kept in a file of their own."""
         at, s = self.at, self.settings.play
-        if at.round == 0:
-            games = ["random"] * s.first_games
-        else:  # spread evenly, over the rounds too, so that a ratio of 0.1 is one of ten whatever the games of a round
-            first = (at.round - 1) * s.games_per_round
-            by_chance = [
-                int((first + i + 1) * s.random_ratio + 1e-9) > int((first + i) * s.random_ratio + 1e-9) for i in range(s.games_per_round)
-            ]
-            games = ["random" if random else "agent" for random in by_chance]
+        games = players_of(at.round, s)
         before, shown = self.replay.num_steps, [0]
 
         def moved(count: int) -> None:

@@ -18,8 +18,9 @@ from pyro_seq.encoders import MLP, Encoder, Flatten, Group
 from pyro_seq.errors import UserError
 from pyro_seq.games.environments import Game
 from pyro_seq.games.episodes import FLAGS
+from pyro_seq.games.settings import GameSettings
 from pyro_seq.pair import Pair
-from pyro_seq.pairs import Parts
+from pyro_seq.pairs import Parts, make_pair
 from pyro_seq.sampling import draw
 from pyro_seq.scoring import filtered_state
 from pyro_seq.sequence_model import SequenceModel
@@ -101,6 +102,12 @@ def game_parts(game: Game, *, change: bool = True, encoder_sizes: Sequence[int] 
 
     emission: Emission = GameStep(size, change=change)
     return Parts(emission, encoder, context, inputs)
+
+
+def new_world(settings: GameSettings, game: Game) -> Pair:
+    """The model of a game, with new weights."""
+    s = settings.world
+    return make_pair(settings.model, game_parts(game, change=s.change, encoder_sizes=s.encoder_sizes, activation=s.activation))
 
 
 def set_spread(pair: Pair, spread: Tensor) -> None:
