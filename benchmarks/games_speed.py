@@ -40,7 +40,7 @@ class Network(nn.Module):
     def loss(self, o: Tensor, r: Tensor, e: Tensor, u: Tensor, mask: Tensor) -> Tensor:
         """-log p, summed over the steps of the mask `[N, T]`."""
         before = functional.pad(torch.cat([o, r.unsqueeze(-1), e.unsqueeze(-1)], -1)[:, :-1], (0, 0, 1, 0))
-        seen = torch.cat([before, u], -1)
+        seen = torch.cat([u, before], -1)
         features = self.decoder(torch.cat([self.gru(seen)[0], seen], -1))
         size = o.shape[-1]
         change, reward, end = features.split([2 * size, 2, 1], -1)

@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.contexts import Chain, Context, LastObservations, PassedOn, PreviousObservation, SideInputs
+from pyro_seq.contexts import Chain, Context, LastObservations, Nothing, PassedOn, PreviousObservation, SideInputs
 from pyro_seq.emissions import Bernoulli, Emission, Independent, Joint, Normal
 from pyro_seq.encoders import MLP, Encoder, Flatten, Group
 from pyro_seq.errors import UserError
@@ -48,6 +48,47 @@ class ObservationOf(Encoder):
     def forward(self, values: dict[str, Tensor]) -> Tensor:
         """`[..., D]`."""
         return values["observation"]
+
+
+class WithObservation(Encoder):
+    """What an encoder makes of a step's named group, and after that the observation as it is, `[..., F + D]`.
+
+    Args:
+        encoder: of the group.
+        size: D.
+    """
+
+    def __init__(self, encoder: Encoder, size: int) -> None:
+        super().__init__()
+        self.encoder, self.num_features = encoder, encoder.num_features + size
+
+    def blank(self, *lead: int, device: torch.device | None = None) -> Any:
+        """A group of zeros."""
+        return self.encoder.blank(*lead, device=device)
+
+    def forward(self, values: dict[str, Tensor]) -> Tensor:
+        """The encoder's features, then the observation."""
+        return torch.cat([self.encoder(values), values["observation"]], -1)
+
+
+class Before(Chain):
+    """u_t, the encoding of the step before, and that step's observation, passed on to the emission: what a change is predicted from.
+
+    The same as `PassedOn` of two contexts, each of which would look the step before up by itself.
+
+    Args:
+        encoder: of a step's named group.
+        size: D, numbers of an observation.
+        inputs: size of the side inputs.
+    """
+
+    def __init__(self, encoder: Encoder, size: int, inputs: int) -> None:
+        super().__init__(SideInputs(inputs), PreviousObservation(WithObservation(encoder, size)))
+        self.num_features, self.num_passed_on = self.num_features - size, size
+
+    def unseen(self) -> Context:
+        """Nothing, and the observation."""
+        return PassedOn(Nothing(), LastObservations(ObservationOf(self.num_passed_on)))
 
 
 class GameStep(Joint):
@@ -97,8 +138,7 @@ def game_parts(game: Game, *, change: bool = True, encoder_sizes: Sequence[int] 
         return Group({"observation": seen, "reward": Flatten(()), "end": Flatten(())})
 
     def context(encoder: Encoder) -> Context:
-        seen = Chain(PreviousObservation(encoder), SideInputs(inputs))
-        return PassedOn(seen, LastObservations(ObservationOf(size))) if change else seen
+        return Before(encoder, size, inputs) if change else Chain(SideInputs(inputs), PreviousObservation(encoder))
 
     emission: Emission = GameStep(size, change=change)
     return Parts(emission, encoder, context, inputs)
