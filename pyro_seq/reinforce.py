@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
 import pyro
@@ -21,7 +20,7 @@ from pyro_seq.returns import discounted_returns, generalised_advantages
 from pyro_seq.sampling import sampled_values
 from pyro_seq.site_densities import entropies, log_weights, sample_sites
 
-_COUNTER = itertools.count()
+BASELINE = "baseline"  # how Pyro's store names the baseline and, after `$$$`, its parameters
 Reward = Callable[[SequenceBatch], Tensor]
 Sample = Callable[[Any, SequenceBatch], SequenceBatch]
 
@@ -105,9 +104,6 @@ class Reinforce(ELBO):
         self.reward, self.action_values, self.baseline = reward, action_values, baseline
         self.discount, self.trace_decay = discount, trace_decay
         self.entropy_bonus, self.normalise, self.sample = entropy_bonus, normalise, sample
-        self.baseline_name = (
-            f"baseline_{next(_COUNTER)}"  # of this one alone: Pyro's store would keep the parameters of the first of a name
-        )
         self.latest: Evaluated | None = None
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -166,7 +162,7 @@ class Reinforce(ELBO):
             expected = like
         else:
             if any(True for _ in self.baseline.parameters()):
-                pyro.module(self.baseline_name, self.baseline)
+                register_baseline(self.baseline)
             expected = _expanded(self.baseline(batch, returns), like) * batch.mask
         known = expected.detach()
         advantages = returns - known if rewards is None else generalised_advantages(rewards, known, self.discount, self.trace_decay)
@@ -216,6 +212,19 @@ def _checked(function: Reward, what: str, batch: SequenceBatch, like: Tensor, *,
         at = f"sequence {where[0]}" + (f", step {where[1]}" if len(where) > 1 else "")
         raise UserError(f"the {what} is not finite: {given[tuple(where)].item()} for {at}")
     return given if given.dim() == 1 else given.masked_fill(~batch.mask, 0.0)
+
+
+def register_baseline(baseline: Baseline) -> None:
+    """Tell Pyro of a baseline's parameters; those of another one, which would be taken for them, are forgotten."""
+    forget_baseline(keep=baseline.parameters())
+    pyro.module(BASELINE, baseline)
+
+
+def forget_baseline(keep: Iterable[Tensor] = ()) -> None:
+    """Take the parameters of baselines out of Pyro's store, where a pair's scope would count them among the pair's; but for some."""
+    store, kept = pyro.get_param_store(), {id(parameter) for parameter in keep}
+    for name in [name for name, p in store.named_parameters() if name.startswith(f"{BASELINE}$$$") and id(p) not in kept]:
+        del store[name]
 
 
 def _expanded(expected: Tensor, like: Tensor) -> Tensor:

@@ -19,11 +19,9 @@ from pyro_seq.games.settings import AgentSettings
 from pyro_seq.objectives import Recorder, make_elbo
 from pyro_seq.optimisation import JointOptimiser, NonFiniteGradient
 from pyro_seq.pair import Pair, no_guide
-from pyro_seq.reinforce import Reinforce
+from pyro_seq.reinforce import Reinforce, forget_baseline
 from pyro_seq.runs import load_weights
 from pyro_seq.training_settings import TrainingSettings
-
-BASELINE = "baseline$$$"  # how Pyro's store names the parameters of a module called `baseline`
 
 
 class WorldLearner:
@@ -134,9 +132,7 @@ class AgentLearner:
         try:
             with self.policy.scope(), pyro.validation_enabled(False):
                 loss = self._svi.step(SequenceBatch(None, [s.horizon] * s.num_games))
-                store = pyro.get_param_store()
-                for name in [name for name in store if name.startswith(BASELINE)]:  # a pair's weights are the agent's alone
-                    del store[name]
+                forget_baseline()  # a pair's weights are the agent's alone
         except NonFiniteGradient as error:
             raise UserError(_diverged(f"update {self.step + 1} of the agent", str(error), "agent.learning_rate")) from None
         if not math.isfinite(loss):

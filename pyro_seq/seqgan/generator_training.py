@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pyro
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
@@ -18,7 +17,7 @@ from pyro_seq.encoders import Embedding
 from pyro_seq.errors import UserError
 from pyro_seq.optimisation import JointOptimiser
 from pyro_seq.pair import Pair, no_guide
-from pyro_seq.reinforce import Reinforce, Reward
+from pyro_seq.reinforce import Reinforce, Reward, forget_baseline
 from pyro_seq.rollouts import Rollouts
 from pyro_seq.runs import load_weights
 from pyro_seq.seqgan.settings import AdversarialSettings, SeqGANSettings
@@ -79,11 +78,7 @@ class GeneratorTraining:
         """
         self.pair.train()
         loss = self._adversarial.step(SequenceBatch(None, [self.length] * self.batch_size).to(self.device))
-        store = pyro.get_param_store()
-        for name in [
-            name for name in store if name.startswith(f"{self.objective.baseline_name}$$$")
-        ]:  # a pair's weights are the generator's alone
-            del store[name]
+        forget_baseline()  # a pair's weights are the generator's alone
         seen = self.objective.latest
         assert seen is not None
         if not math.isfinite(loss):
