@@ -197,6 +197,9 @@ def _move(places: Sequence[_Place], encoded: np.ndarray, game: Game) -> list[tup
     return over
 
 
+PLAYING = -1  # in place of a number: games that are played to be seen or counted, and not learnt from
+
+
 def game_seed(seed: int, *numbers: int) -> int:
     """The seed of a run's game of that number, or of whatever else is counted by some."""
     return int.from_bytes(hashlib.blake2b(repr((seed, *numbers)).encode(), digest_size=4).digest(), "big")

@@ -84,7 +84,8 @@ def make_environment(name: str, render_mode: str | None = None) -> Any:
 
     try:
         with _quiet():
-            return gymnasium.make(name, render_mode=render_mode, disable_env_checker=True)
+            drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}  # which not every environment takes
+            return gymnasium.make(name, disable_env_checker=True, **drawn)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(f"the environment {name!r} needs packages that are not installed: {_first_line(error)}") from None
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv, gymnasium.error.Error) as error:
@@ -171,7 +172,10 @@ class Playing:
         self.number = number
         try:
             observation, _ = self.environment.reset(seed=seed)
-            return np.asarray(observation, dtype=np.float32)
+            begun, space = np.asarray(observation, dtype=np.float32), self.environment.observation_space.shape
+            if begun.shape != space:
+                raise ValueError(f"its observation has shape {list(begun.shape)}, and its space {list(space)}")
+            return begun
         except Exception as error:
             raise self.failed("failed to begin", 0, error) from None
 

@@ -49,12 +49,12 @@ class Imagination:
 
     def starts(self, policy: Any, count: int) -> tuple[Any, Any, Tensor]:
         """(the world's states, the agent's, the observations `[N, D]`) of so many games about to be imagined."""
-        within = self.replay.prefixes(count - round(self.settings.beginnings * count), self.settings.prefix)
-        groups = [self.replay.beginnings(count if within is None else count - len(within))] + ([] if within is None else [within])
+        under_way = count - round(self.settings.beginnings * count)
+        within = self.replay.prefixes(under_way, self.settings.prefix) if under_way else None
+        anew = count - (0 if within is None else len(within))
+        groups = [self.replay.beginnings(anew)] * (anew > 0) + ([] if within is None else [within])
         worlds, agents, seen = [], [], []
         for group in groups:
-            if not len(group):
-                continue
             values: Any = group.values
             worlds.append(self.world.states(group))
             agents.append(state_after(policy, values["observation"][:, :-1]))

@@ -77,7 +77,8 @@ def open_loop(
         starts: places at most.
     """
     errors, counts = {}, {}
-    deviation = (torch.cat([torch.from_numpy(e.observations) for e in episodes]).double()).std(0, correction=0).clamp(min=1e-12)
+    deviation = (torch.cat([torch.from_numpy(e.observations) for e in episodes]).double()).std(0, correction=0)
+    deviation = torch.where(deviation > 1e-6, deviation, 1.0)  # of a number that does not vary, an error is in its own units
     for horizon in horizons:
         found = _places(episodes, prefix + horizon, starts)
         if found is None:

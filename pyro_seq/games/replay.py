@@ -20,7 +20,8 @@ from pyro_seq.runs import load_tree, save_tree
 class Replay:
     """Games, some of which are held out: every `1 / held_out`-th, of each player, is never learnt from.
 
-    It is a stream of training batches (`training.Batches`): stretches of games, every step about equally likely to be in one.
+    It is a stream of training batches (`training.Batches`): stretches of games, every step in about as many as the others,
+    but for a game's first ones, which are in up to twice as many.
 
     Args:
         normalisation: takes in the games that are learnt from.
@@ -77,7 +78,7 @@ class Replay:
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Some stretches, each from a state of its own."""
         stacked = self.stacked
-        # a stretch may begin before its game, where it is cut: so the first steps are in as many stretches as the others
+        # a stretch that would begin before its game begins with it: else a game's first steps would be in fewer than the others
         last = np.cumsum(stacked.lengths.numpy() + self.window - 1)
         places = self._random.integers(last[-1], size=self.batch_size)
         games = np.searchsorted(last, places, side="right")

@@ -62,8 +62,8 @@ def begin(
 ) -> GameTraining:
     """Begin a run in a folder and train it.
 
-    Nothing is written before the environment and the settings have been found sound, and nothing stays of a run whose environment fails in
-    its first games.
+    Nothing is written before the environment and the settings have been found sound, and a run whose environment fails in its first
+    games can be begun anew.
 
     Args:
         run_dir: the folder.
@@ -155,7 +155,7 @@ def _trained(training: GameTraining, run: RunFolder, *, resume: bool) -> GameTra
     try:
         training.fit(resume=resume)
     finally:
-        if training.at.curve:
+        if training.begun and training.at.curve:  # a checkpoint that was refused is nothing to draw
             draw_pictures(training, run)
     return training
 
@@ -178,7 +178,10 @@ def draw_pictures(training: GameTraining, run: RunFolder) -> None:
 
 
 def _threshold(name: str) -> float | None:
-    """The return from which gymnasium calls a game solved."""
+    """The return from which gymnasium calls a game solved; `None` where it says nothing of that, or knows the game by another name."""
     import gymnasium
 
-    return gymnasium.spec(name).reward_threshold
+    try:
+        return gymnasium.spec(name).reward_threshold
+    except gymnasium.error.Error:
+        return None

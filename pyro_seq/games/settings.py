@@ -38,7 +38,7 @@ class PlaySettings:
     first_games: int = at_least(1, 30, "games of the random agent before anything is learnt")
     games_per_round: int = at_least(1, 4, "games between two trainings")
     random_ratio: float = between(0, 1, 0.5, "fraction of these games that the random agent plays")
-    goal: float | None = described(None, "mean return of the agent's last goal_games games from which nothing more is learnt; none: never")
+    goal: float | None = described(None, "mean return of the agent's last goal_games games that ends the training; none: none")
     goal_games: int = at_least(1, 4, "how many games that is the mean of")
     hold: int = between(1, 1_000, 1, "moves that the random agent holds an action for at most")
     temperature: float = above(0, 1.0, "of the agent's choices in the games that are learnt from")

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 
 from pyro_seq.errors import UserError
-from pyro_seq.games.collecting import collect
+from pyro_seq.games.collecting import PLAYING, collect, game_seed
 from pyro_seq.games.drawing import can_be_drawn, frames_of, frames_per_second, write_gif
 from pyro_seq.games.episodes import Episode
 from pyro_seq.games.pictures import games_png
@@ -57,7 +57,8 @@ def played_games(
     players = {"agent": trained.player(agent, temperature=temperature, seed=seed)}
     try:
         for number in range(num_games):
-            (episode,) = collect([playing], trained.game, ["agent"], players, seed=seed, first=number, most_steps=most_moves)
+            own = game_seed(seed, PLAYING)
+            (episode,) = collect([playing], trained.game, ["agent"], players, seed=own, first=number, most_steps=most_moves)
             path = None
             if isinstance(playing.environment, _Filmed):
                 path = trained.path / "videos" / f"{agent}-{seed}-{number + 1}.gif"

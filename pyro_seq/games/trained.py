@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_seq.domains.stored_pair import compare_shapes, load_pair
 from pyro_seq.errors import UserError
 from pyro_seq.games.agents import AgentPlayer, act, make_policy
-from pyro_seq.games.collecting import Player, RandomPlayer, collect
+from pyro_seq.games.collecting import PLAYING, Player, RandomPlayer, collect, game_seed
 from pyro_seq.games.environments import Game, Playing, game_of, make_environment
 from pyro_seq.games.episodes import Episode, Normalisation
 from pyro_seq.games.predictions import nats_per_step, open_loop
@@ -185,7 +185,8 @@ def play_real(
     environments = [trained.environment() for _ in range(min(side_by_side, num_games))]
     players = {"agent": trained.player(agent, temperature=temperature, seed=seed)}
     try:
-        return collect(environments, trained.game, ["agent"] * num_games, players, seed=seed, moved=moved)
+        # in states of its own: games of the run's seed are those that were learnt from
+        return collect(environments, trained.game, ["agent"] * num_games, players, seed=game_seed(seed, PLAYING), moved=moved)
     finally:
         for environment in environments:
             environment.close()

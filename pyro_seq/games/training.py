@@ -86,7 +86,7 @@ class GameTraining:
         Raises `UserError` for an environment that fails and for what is not finite (checkpoint and games are kept), and `KeyboardInterrupt`
         after Ctrl-C or SIGTERM.
         """
-        self._interruption.wished = 0
+        self._interruption.wished, self.begun = 0, False
         with ExitStack() as stack:
             if self.run is not None:
                 stack.enter_context(self.run.locked())
@@ -99,6 +99,7 @@ class GameTraining:
             if size:
                 self.log.progress.say(f"going on after {self.replay.num_steps:,} real steps")
             stack.enter_context(self._interruption.noticed())
+            self.begun = True
             self._loop()
         if self._interruption.wished:
             raise KeyboardInterrupt(self._interruption.wished)
