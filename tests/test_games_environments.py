@@ -96,3 +96,9 @@ def test_random_actions_are_equally_likely(toys: Any) -> None:
     drawn = game.random_actions(n, random).astype(float)
     assert np.abs(drawn[:, 0]).max() <= 1 and abs(drawn[:, 0].mean()) < 4 / math.sqrt(3 * n)
     assert abs(drawn[:, 0].var() - 1 / 3) < 4 * math.sqrt(4 / 45 / n) and abs(drawn[:, 1].var() - 1) < 4 * math.sqrt(2 / n)
+
+
+def test_a_beginning_of_another_shape_than_its_space(toys: Any) -> None:
+    playing, _ = opened("Toy/Misshapen-v0")
+    with pytest.raises(UserError, match=r"its observation has shape \[3\], and its space \[2\]"):
+        playing.reset(0)

@@ -198,6 +198,39 @@ def test_figures_of_real_games(learnt: Path) -> None:
         trained.player("somebody")
 
 
+def test_games_that_are_counted_are_not_those_that_were_learnt_from(learnt: Path) -> None:
+    trained = load(learnt)
+    known = {tuple(e.observations[0].tolist()) for e in trained.held_out()}
+    for seed in (0, 3):  # 3 is the run's
+        played = play_real(trained, 30, agent="random", seed=seed)
+        assert not known & {tuple(e.observations[0].tolist()) for e in played}
+    assert len({tuple(e.observations[0].tolist()) for e in played}) == 30
+
+
+@pytest.mark.parametrize("changes", [{"agent__beginnings": 0}, {"agent__beginnings": 1}, {"agent__num_games": 1}])
+def test_imagined_games_may_all_begin_alike(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert begun(tmp_path / "run", play__env_steps=120, **changes).agent.step
+
+
+@pytest.mark.parametrize("env", ["CartPole", "Toy/Plain-v0"])
+def test_ids_without_a_version_and_games_without_pictures(tmp_path: Path, toys: Any, env: str) -> None:
+    begun(tmp_path / "run", play__env=env, play__env_steps=60)
+    assert (tmp_path / "run" / "learning_curve.png").exists()
+
+
+def test_a_number_that_does_not_vary_is_no_error_of_millions(tmp_path: Path, toys: Any) -> None:
+    begun(tmp_path / "run", play__env="Toy/Reusing-v0", play__env_steps=80)
+    assert measured(load(tmp_path / "run"))["error_1"] < 100
+
+
+def test_a_refused_resumption_draws_nothing(spoilt: Path) -> None:
+    (spoilt / "games/000001.safetensors").write_bytes(b"x")
+    before = {path.name: path.read_bytes() for path in spoilt.glob("*.png")}
+    with pytest.raises(UserError):
+        go_on(spoilt, {"play.env_steps": 400}, quiet=True)
+    assert before and {path.name: path.read_bytes() for path in spoilt.glob("*.png")} == before
+
+
 def test_dreams_are_cut_where_they_end(learnt: Path) -> None:
     trained = load(learnt)
     torch.manual_seed(0)

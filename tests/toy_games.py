@@ -89,6 +89,20 @@ class Reusing(Counting):
         return self.array
 
 
+class Misshapen(Counting):
+    """Begins with three numbers where its space has two."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(3, np.float32), {}
+
+
+class Plain(Counting):
+    """Takes no render mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
 class Crash(Counting):
     """Fails at move 4 of any game whose mark is odd."""
 
@@ -138,6 +152,8 @@ def register() -> None:
         Unborn,
         Shapeless,
         Reusing,
+        Misshapen,
+        Plain,
         Crash,
         CrashLate,
         Pictures,

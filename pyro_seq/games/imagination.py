@@ -52,7 +52,7 @@ class Imagination:
         under_way = count - round(self.settings.beginnings * count)
         within = self.replay.prefixes(under_way, self.settings.prefix) if under_way else None
         anew = count - (0 if within is None else len(within))
-        groups = [self.replay.beginnings(anew)] * (anew > 0) + ([] if within is None else [within])
+        groups = ([self.replay.beginnings(anew)] if anew else []) + ([] if within is None else [within])
         worlds, agents, seen = [], [], []
         for group in groups:
             values: Any = group.values
