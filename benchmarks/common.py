@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,10 +30,41 @@ ROOT = Path(__file__).parent.parent
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
-    """The options of every benchmark: `--quick` and `--threads`."""
+    """The options of every benchmark of speed: `--quick` and `--threads`."""
+    return parsed(parser_of(description))
+
+
+def parser_of(description: str | None, *, quick: bool = True) -> argparse.ArgumentParser:
+    """A parser of `--threads` and, unless there is no short form of the benchmark, `--quick`, to which options can be added."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a few repetitions: that it runs, not what it shows")
+    if quick:
+        parser.add_argument("--quick", action="store_true", help="a few repetitions: that it runs, not what it shows")
     parser.add_argument("--threads", type=int, help="threads of torch; its own choice if not given")
+    return parser
+
+
+def parser_of_runs(description: str | None) -> argparse.ArgumentParser:
+    """The parser of a benchmark of learning: several seeds, other settings, and where to keep the runs."""
+    parser = parser_of(description, quick=False)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", dest="words", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--run-dir", type=Path, help="where to keep the runs; a temporary folder if not given")
+    return parser
+
+
+@contextmanager
+def kept_in(folder: Path | None) -> Iterator[Path]:
+    """A folder for runs: the one that was asked for, made if need be, or a temporary one."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What stands on the command line; the threads are set, and the machine is told."""
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)

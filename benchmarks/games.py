@@ -7,7 +7,6 @@ the model's errors of open-loop predictions of games that were held out. A rando
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,16 +24,6 @@ GAMES = 100
 ZOO = {"cartpole": "DQN 500 after 50,000", "acrobot": "DQN -77 after 100,000", "pendulum": "SAC -156 after 20,000"}
 
 
-def option(name: str, default: str) -> str:
-    """The value that stands after `name` on the command line, which is taken away, so that the common options are left."""
-    if name not in sys.argv:
-        return default
-    place = sys.argv.index(name)
-    value = sys.argv[place + 1]
-    del sys.argv[place : place + 2]
-    return value
-
-
 def run(game: str, seed: int, folder: Path, quick: bool) -> tuple[Returns, Returns, dict[str, float], int, float]:
     """(what the agent earns, what a random one does, the model's figures, real steps, minutes)."""
     changes = {"play.env_steps": 300, "agent.updates": 5, "world.updates": 20, "agent.first_updates": 5} if quick else {}
@@ -50,8 +39,12 @@ def run(game: str, seed: int, folder: Path, quick: bool) -> tuple[Returns, Retur
 
 def main() -> None:
     """One line a seed, then the bars."""
-    game, seeds, kept = option("--game", "cartpole"), int(option("--seeds", "5")), option("--keep", "")
-    options = common.parse_arguments(__doc__)
+    parser = common.parser_of(__doc__)
+    parser.add_argument("--game", choices=list(ZOO), default="cartpole")
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
+    parser.add_argument("--keep", help="where to keep the runs; a temporary folder if not given")
+    options = common.parsed(parser)
+    game, seeds, kept = options.game, options.seeds, options.keep
     torch.set_num_threads(options.threads or 1)
     found = []
     with tempfile.TemporaryDirectory() as temporary:

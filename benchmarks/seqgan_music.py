@@ -9,14 +9,11 @@ does the pretrained twin at lower temperatures, which is what adversarial traini
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 import torch
-from common import data_file, machine, report
+from common import data_file, kept_in, parsed, parser_of_runs, report
 
 from pyro_seq.runs import RunFolder
 from pyro_seq.seqgan.presets import PRESETS
@@ -30,22 +27,13 @@ SHOWN = ("bleu_2", "bleu_3", "bleu_4", "self_bleu_4", "mse_pitch", "nll", "entro
 
 def main() -> None:
     """Train each seed, then judge it beside its twin."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--set", dest="words", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--run-dir", type=Path, help="where to keep the runs; a temporary folder if not given")
-    parser.add_argument("--threads", type=int)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    parser = parser_of_runs(__doc__)
+    arguments = parsed(parser)
     folder = data_file("midi/nottingham")
-    print(machine(), flush=True)
     settings = settings_from(PRESETS["melodies"], parse_words(arguments.words))
     data = {f"{split}_files": [str(folder / split)] for split in ("train", "valid", "test")}
     gains, best = [], []
-    with tempfile.TemporaryDirectory() as temporary:
-        root = arguments.run_dir or Path(temporary)
-        root.mkdir(parents=True, exist_ok=True)
+    with kept_in(arguments.run_dir) as root:
         for seed in arguments.seeds:
             run, began = root / f"melodies-{seed}", time.monotonic()
             if (run / "run.json").exists():

@@ -12,10 +12,8 @@ spent in pieces. The oracle's own sentences have 5.753 of both.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import data_file, machine, report
+from common import data_file, kept_in, parsed, parser_of_runs, report
 
 from pyro_seq.runs import RunFolder
 from pyro_seq.seqgan.quality import quality
@@ -134,21 +132,12 @@ def shown(name: str, found: dict[float, dict[str, float]]) -> None:
 
 def main() -> None:
     """Pretrain each seed, then play every recipe."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of_runs(__doc__)
     parser.add_argument("--recipes", nargs="*", default=["tuned_mle", *RECIPES], choices=["tuned_mle", *RECIPES])
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--set", dest="words", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--run-dir", type=Path, help="where to keep the runs; a temporary folder if not given")
-    parser.add_argument("--threads", type=int)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser)
     oracle = data_file("seqgan/oracle_target_params.npz")
-    print(machine(), flush=True)
     changes = parse_words(arguments.words)
-    with tempfile.TemporaryDirectory() as temporary:
-        root = arguments.run_dir or Path(temporary)
-        root.mkdir(parents=True, exist_ok=True)
+    with kept_in(arguments.run_dir) as root:
         best: dict[str, list[float]] = {}
         for seed in arguments.seeds:
             if "tuned_mle" in arguments.recipes:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
+
+if TYPE_CHECKING:  # the settings know the schedules
+    from pyro_seq.training_settings import TrainingSettings
 
 SCHEDULES = ("constant", "cosine", "linear")
 
@@ -72,6 +75,13 @@ class JointOptimiser(PyroOptim):
         self.optimiser = torch.optim.AdamW(kept, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
         self.averages = [p.detach().clone() for p in parameters.values()] if average > 0 else []
         self.optimiser.zero_grad()
+
+    @classmethod
+    def of(cls, parameters: dict[str, Tensor], settings: TrainingSettings) -> JointOptimiser:
+        """The one that the settings of a training describe."""
+        s = settings
+        options: dict[str, Any] = {"weight_decay": s.weight_decay, "clip_norm": s.clip_norm, "l1": s.l1, "l2": s.l2, "average": s.average}
+        return cls(parameters, learning_rate=s.learning_rate, betas=(s.beta1, s.beta2), **options)
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """A step with the gradients that stand on the parameters."""

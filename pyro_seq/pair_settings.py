@@ -79,17 +79,18 @@ class Layer(NamedTuple):
     trusted: bool = True
 
 
-def resolve(program: Callable[..., S], layers: Sequence[Layer], defaults: Mapping[str, Any], kind: str = "rnn") -> S:
+def resolve(program: Callable[..., S], given: Sequence[Layer | Mapping[str, Any]], defaults: Mapping[str, Any], kind: str = "rnn") -> S:
     """The settings of a program, its pair being the last one that a layer names.
 
     Args:
         program: makes all settings from those of the model (`model=…`): a dataclass.
-        layers: what overrides the defaults, in order.
+        given: what overrides the defaults, in order.
         defaults: the program's own defaults of shipped pairs' settings, and of others' that have none.
         kind: the pair, if no layer names one.
 
     Raises `UserError` for what `override` and `find_recipe` refuse, and a name or value that the chosen pair does not take.
     """
+    layers = [layer if isinstance(layer, Layer) else Layer(layer) for layer in given]
     trusted, source = True, "settings"
     for layer in layers:
         if KIND in layer.changes:

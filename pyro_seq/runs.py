@@ -225,6 +225,26 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder to write to, and those that it lies in; raises `UserError` if that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: cannot make the folder ({error.strerror or error})") from None
+
+
+@contextlib.contextmanager
+def going_on_from(checkpoint: Path) -> Iterator[None]:
+    """Inside, a run takes over what its checkpoint holds; whatever fails there becomes a `UserError` that it is none of this run."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__} {error}".splitlines()[0]
+        raise UserError(f"{checkpoint} is not a checkpoint of this run: {why}") from None
+
+
 def open_no_link(path: str, flags: int) -> int:
     """An opener for `open` that refuses a symbolic link, through which a folder from elsewhere could have any file overwritten."""
     try:

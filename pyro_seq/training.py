@@ -25,8 +25,8 @@ from pyro_seq.networks import fast_precision, full_precision
 from pyro_seq.objectives import Recorder, make_elbo
 from pyro_seq.optimisation import JointOptimiser, NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
-from pyro_seq.random_state import random_state, set_random_state
-from pyro_seq.runs import RunFolder, load_tree, save_tree
+from pyro_seq.random_state import aside, random_state, set_random_state
+from pyro_seq.runs import RunFolder, going_on_from, load_tree, save_tree
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.training_log import TrainingLog
 from pyro_seq.training_settings import PRECISIONS, TrainingSettings
@@ -145,17 +145,7 @@ class Trainer:
 
     def _prepare(self, resume: bool) -> int:
         """Make the optimiser, and go back to the last checkpoint if there is one; the size of the metrics so far."""
-        s = self.settings
-        self._optimiser = JointOptimiser(
-            self._find_parameters(),
-            learning_rate=s.learning_rate,
-            betas=(s.beta1, s.beta2),
-            weight_decay=s.weight_decay,
-            clip_norm=s.clip_norm,
-            l1=s.l1,
-            l2=s.l2,
-            average=s.average,
-        )
+        self._optimiser = JointOptimiser.of(self._find_parameters(), self.settings)
         self._precision = self._choose_precision()
         if resume and self.run is not None and self.run.last.exists():
             size = self._load(load_tree(self.run.last))
@@ -278,9 +268,7 @@ class Trainer:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode with the averaged weights; the random state comes out as it went in, whatever is drawn inside."""
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-        with self.optimiser.averaged(), torch.random.fork_rng(devices), torch.no_grad():
-            torch.manual_seed(self.step)
+        with self.optimiser.averaged(), aside(self.step), torch.no_grad():
             self.pair.train(False)
             try:
                 yield
@@ -364,7 +352,7 @@ class Trainer:
     def _load(self, saved: Any) -> int:
         """Go on from what `_save` wrote; the size of the metrics then."""
         assert self.run is not None
-        try:
+        with going_on_from(self.run.last):
             self.pair.load_weights(saved["weights"], self.run.last)
             self.optimiser.load_state(saved["optimiser"])
             self.batches.load_state(saved["batches"])
@@ -382,11 +370,6 @@ class Trainer:
             self.recorder.take()
             set_random_state(saved["random"])
             return int(saved["metrics_size"])
-        except UserError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            why = f"{type(error).__name__} {error}".splitlines()[0]
-            raise UserError(f"{self.run.last} is not a checkpoint of this run: {why}") from None
 
 
 class _Recorded:

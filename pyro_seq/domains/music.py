@@ -19,11 +19,11 @@ from pyro_seq.domains.music_model import KIND, MusicModel, MusicSettings, load, 
 from pyro_seq.domains.music_samples import Rendered
 from pyro_seq.domains.music_scoring import MusicScore, evaluate, nats_per_frame, score_pieces
 from pyro_seq.domains.piece_batches import PieceBatches
-from pyro_seq.domains.stored_pair import pair_to_train
 from pyro_seq.errors import UserError, finite_probabilities
 from pyro_seq.monitoring import Audio, Image, Progress
 from pyro_seq.runs import RunFolder
 from pyro_seq.sampling import ancestral, sharpened
+from pyro_seq.stored_pair import pair_to_train
 from pyro_seq.training import Hooks, Trainer
 
 __all__ = [

@@ -15,13 +15,13 @@ from torch import Tensor
 from pyro_seq.domains.frames import FrameSettings, frame_parts, start_from_frequencies
 from pyro_seq.domains.markov_keys import MarkovKeys
 from pyro_seq.domains.piano_rolls import KEYS, LOWEST, Timing
-from pyro_seq.domains.stored_pair import load_pair
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.pair_settings import Layer, resolve, resolve_run
 from pyro_seq.pairs import carries_state, make_pair, model_settings
 from pyro_seq.runs import RunFolder
 from pyro_seq.settings import at_least, between, described, one_of
+from pyro_seq.stored_pair import load_pair
 from pyro_seq.training_settings import TrainingSettings
 
 KIND = "midi"
@@ -55,7 +55,7 @@ class MusicSettings:
 
 def music_settings(*layers: Layer | Mapping[str, Any]) -> MusicSettings:
     """The defaults with settings by dotted name, `model.kind` among them, overridden in order; raises `UserError` as `text_settings`."""
-    return resolve(MusicSettings, [layer if isinstance(layer, Layer) else Layer(layer) for layer in layers], DEFAULTS)
+    return resolve(MusicSettings, layers, DEFAULTS)
 
 
 def run_settings(run: RunFolder, pair: str | None = None) -> MusicSettings:

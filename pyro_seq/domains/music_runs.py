@@ -12,9 +12,9 @@ from pyro_seq.domains.music import KIND, MusicModel, MusicSettings, Pieces, musi
 from pyro_seq.domains.music_files import arrays_among, cache_beside, fingerprint, held_out, read_demo, read_music
 from pyro_seq.domains.music_model import DOCUMENT, document, read_document, run_settings
 from pyro_seq.domains.music_presets import PRESETS
-from pyro_seq.domains.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
 from pyro_seq.errors import UserError
 from pyro_seq.monitoring import Progress
+from pyro_seq.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
 from pyro_seq.runs import RunFolder
 
 __all__ = ["KIND", "PRESETS", "begin", "go_on", "read_pieces", "read_pieces_json", "settings_from", "settings_of"]

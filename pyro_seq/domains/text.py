@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.continuations import continuation
-from pyro_seq.domains.stored_pair import pair_to_train
 from pyro_seq.domains.text_model import (
     DESCRIBED_BY,
     KIND,
@@ -36,6 +35,7 @@ from pyro_seq.runs import RunFolder
 from pyro_seq.sampling import sample_steps, sharpened
 from pyro_seq.scoring import filtered_state, score, score_document
 from pyro_seq.sequence_model import SequenceModel
+from pyro_seq.stored_pair import pair_to_train
 from pyro_seq.training import Hooks, Trainer
 
 __all__ = [

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.domains.stored_pair import load_pair
 from pyro_seq.domains.vocabulary import LEVELS, Vocabulary
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import Embedding
@@ -20,6 +19,7 @@ from pyro_seq.pair_settings import Layer, resolve, resolve_run
 from pyro_seq.pairs import Parts, carries_state, make_pair, model_settings
 from pyro_seq.runs import RunFolder
 from pyro_seq.settings import between, described, one_of
+from pyro_seq.stored_pair import load_pair
 from pyro_seq.training_settings import TrainingSettings
 
 KIND = "text"
@@ -55,7 +55,7 @@ def text_settings(*layers: Layer | Mapping[str, Any]) -> TextSettings:
 
     Raises `UserError` for names that are not known, or not to the chosen pair, and for values of the wrong type or out of range.
     """
-    return resolve(TextSettings, [layer if isinstance(layer, Layer) else Layer(layer) for layer in layers], DEFAULTS)
+    return resolve(TextSettings, layers, DEFAULTS)
 
 
 def run_settings(run: RunFolder, pair: str | None = None) -> TextSettings:

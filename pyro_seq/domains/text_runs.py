@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_seq.domains.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
 from pyro_seq.domains.text import KIND, TextModel, TextSettings, read_corpora, text_settings, train
 from pyro_seq.domains.text_model import run_settings
 from pyro_seq.domains.vocabulary import Vocabulary, read_bytes
 from pyro_seq.errors import UserError
+from pyro_seq.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
 from pyro_seq.runs import RunFolder
 
 DOCUMENTS = ("vocabulary.json", "corpora.json")

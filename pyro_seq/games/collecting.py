@@ -2,7 +2,8 @@
 
 Environments are stepped one by one, and not by gymnasium's vector environment, for three reasons: a game can begin with a seed of its
 own, so that it does not matter what was played before (a resumed run plays the very same games); one that is over costs no further steps
-of the environment, so that real steps are counted as they are; and it is faster (`benchmarks/games.py`).
+of the environment, so that real steps are counted as they are; and a failure is of one game and one move, which can be named. It is nearly
+as fast (`benchmarks/games_speed.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pyro_seq.games.environments import Game, Playing
 from pyro_seq.games.episodes import Episode
 from pyro_seq.random_state import generator
 
+PLAYING = -1  # in place of a number: games that are played to be seen or counted, and not learnt from
 FIRST_MOVES = 64  # of a game, for which there is room at first
 
 
@@ -195,9 +197,6 @@ def _move(places: Sequence[_Place], encoded: np.ndarray, game: Game) -> list[tup
     except Exception as error:
         raise places[i].playing.failed("failed", places[i].moves + 1, error) from None
     return over
-
-
-PLAYING = -1  # in place of a number: games that are played to be seen or counted, and not learnt from
 
 
 def game_seed(seed: int, *numbers: int) -> int:

@@ -20,6 +20,7 @@ from pyro_seq.games.episodes import Normalisation
 from pyro_seq.games.replay import Replay
 from pyro_seq.games.settings import AgentSettings
 from pyro_seq.games.world_model import World
+from pyro_seq.reinforce import register_baseline
 from pyro_seq.trees import map_tensors
 
 
@@ -146,7 +147,7 @@ class Pathwise(ELBO):
         settings = self.imagination.settings
         rewards, alive, entropies, seen, beyond = self._imagined(model, batch)
         pyro.module(type(model).__name__, model)  # only now: the world's scope, once left, registers what it finds anew
-        pyro.module("baseline", self.imagination.critic)
+        register_baseline(self.imagination.critic)
         with frozen(self.imagination.critic):
             after = self.imagination.values(seen, beyond)[:, -1]
         discounts = settings.discount ** torch.arange(rewards.shape[1] + 1)

@@ -40,16 +40,7 @@ class WorldLearner:
         with pair.scope(), tried(pair, replay) as batch:
             parameters, _ = find_parameters(pair, self.elbo, batch)
         self.recorder.take()
-        self.optimiser = JointOptimiser(
-            parameters,
-            learning_rate=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
-            clip_norm=settings.clip_norm,
-            l1=settings.l1,
-            l2=settings.l2,
-            average=settings.average,
-        )
+        self.optimiser = JointOptimiser.of(parameters, settings)
         self._svi = SVI(pair.model, pair.guide, self.optimiser, loss=self.elbo.loss, loss_and_grads=self._loss_and_grads)
 
     def update(self, factor: float = 1.0) -> dict[str, float]:

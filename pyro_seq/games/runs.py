@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyro_seq.domains.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
 from pyro_seq.errors import UserError
 from pyro_seq.games.environments import Game, Playing, game_of, make_environment
 from pyro_seq.games.pictures import predictions_png, returns_png
@@ -15,6 +14,7 @@ from pyro_seq.games.predictions import shown_beside
 from pyro_seq.games.settings import KIND, GameSettings, game_settings, run_settings
 from pyro_seq.games.trained import DOCUMENT, document, open_environment, read_document
 from pyro_seq.games.training import GameTraining
+from pyro_seq.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
 from pyro_seq.runs import RunFolder, replacing
 
 __all__ = ["KIND", "PRESETS", "begin", "go_on", "settings_from", "settings_of"]

@@ -103,7 +103,7 @@ class GameSettings:
 
 def game_settings(*layers: Layer | Mapping[str, Any]) -> GameSettings:
     """The defaults with settings by dotted name, `model.kind` among them, overridden in order; raises `UserError` as `text_settings`."""
-    return resolve(GameSettings, [layer if isinstance(layer, Layer) else Layer(layer) for layer in layers], DEFAULTS)
+    return resolve(GameSettings, layers, DEFAULTS)
 
 
 def run_settings(run: RunFolder, pair: str | None = None) -> GameSettings:

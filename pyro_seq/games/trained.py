@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_seq.domains.stored_pair import compare_shapes, load_pair
 from pyro_seq.errors import UserError
 from pyro_seq.games.agents import AgentPlayer, act, make_policy
 from pyro_seq.games.collecting import PLAYING, Player, RandomPlayer, collect, game_seed
@@ -24,6 +23,7 @@ from pyro_seq.games.settings import KIND, GameSettings, run_settings
 from pyro_seq.games.world_model import World, new_world
 from pyro_seq.pair import Pair
 from pyro_seq.runs import RunFolder, load_tree
+from pyro_seq.stored_pair import compare_shapes, load_pair
 
 DOCUMENT = "game.json"
 AGENTS = ("trained", "random")

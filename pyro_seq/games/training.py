@@ -26,8 +26,8 @@ from pyro_seq.games.world_model import World, new_world, set_spread
 from pyro_seq.interruption import Interruption
 from pyro_seq.monitoring import duration
 from pyro_seq.optimisation import learning_rate_factor
-from pyro_seq.random_state import random_state, set_random_state
-from pyro_seq.runs import RunFolder, load_tree, save_tree
+from pyro_seq.random_state import aside, random_state, set_random_state
+from pyro_seq.runs import RunFolder, going_on_from, load_tree, save_tree
 from pyro_seq.training_log import TrainingLog
 
 RANDOM = 1  # beside a round's number, what its random agent is seeded by
@@ -65,7 +65,7 @@ class GameTraining:
         self.agent = AgentLearner(self.policy, self.critic, imagination, s.agent)
         self._learner: WorldLearner | None = None
         self.log = TrainingLog(units="steps", bits="bits/step", quiet=quiet)
-        self.at = Position()
+        self.at, self.begun = Position(), False
         self._interruption = Interruption()
 
     @property
@@ -145,14 +145,19 @@ class GameTraining:
             at.phase, at.done, at.round = "play", 0, at.round + 1
         else:
             learns: Any = self.learner if at.phase == "world" else self.agent
-            sizes: Any = s.world if at.phase == "world" else s.agent
             figures = learns.update(self._learning_rate_factor())
             self.log.add(figures, self.replay.batch_size if at.phase == "world" else s.agent.num_games)
             at.done += 1
             self._show(figures)
-            if at.done >= (sizes.first_updates if at.round == 0 else sizes.updates):
+            if at.done >= self._updates:
                 self.log.report(learns.step, at.phase, self.log.take_means())
                 at.phase, at.done = PHASES[PHASES.index(at.phase) + 1], 0
+
+    @property
+    def _updates(self) -> int:
+        """How many there are in the phase under way."""
+        sizes: Any = self.settings.world if self.at.phase == "world" else self.settings.agent
+        return int(sizes.first_updates if self.at.round == 0 else sizes.updates)
 
     # the real game
 
@@ -195,13 +200,10 @@ class GameTraining:
         at, progress = self.at, self.log.progress
         if progress.due():
             s = self.settings
-            sizes: Any = s.world if at.phase == "world" else s.agent
-            updates = sizes.first_updates if at.round == 0 else sizes.updates
             what = f"loss {figures['loss']:.3f}" if at.phase == "world" else "  ".join(f"{k} {v:.3g}" for k, v in list(figures.items())[:3])
-            share = self.replay.num_steps / s.play.env_steps
-            progress.show(
-                f"{self.replay.num_steps:,} real steps ({share:.0%})  {at.phase} {at.done}/{updates}  {what}  {duration(at.minutes * 60)}"
-            )
+            steps, share = self.replay.num_steps, self.replay.num_steps / s.play.env_steps
+            where = f"{steps:,} real steps ({share:.0%})  {at.phase} {at.done}/{self._updates}"
+            progress.show(f"{where}  {what}  {duration(at.minutes * 60)}")
 
     def _report(self) -> None:
         """Figures of the round, and what plays from now on."""
@@ -229,8 +231,8 @@ class GameTraining:
 
     @contextmanager
     def playing(self) -> Iterator[None]:
-        """Inside, world and agent have their averaged weights; the random state comes out as it went in."""
-        with self.agent.optimiser.averaged(), self.learner.optimiser.averaged(), torch.random.fork_rng([]):
+        """Inside, world and agent have their averaged weights; what is drawn leaves the random state as it was."""
+        with self.agent.optimiser.averaged(), self.learner.optimiser.averaged(), aside(self.at.round):
             yield
 
     def measured(self) -> dict[str, float]:
@@ -239,7 +241,6 @@ class GameTraining:
         if not games:
             return {}
         with self.playing(), self.pair.scope():
-            torch.manual_seed(self.at.round)
             nats = nats_per_step(self.pair, games, self.normalisation)
             return {"nats_per_step": nats} | open_loop(self.world, games, self.normalisation).figures()
 
@@ -248,7 +249,7 @@ class GameTraining:
     def _save(self) -> None:
         if self.run is None or not self.replay.learnt:
             return
-        at, world = self.at, self.learner.state()
+        world = self.learner.state()
         save_tree(
             self.run.last,
             {
@@ -257,14 +258,7 @@ class GameTraining:
                 "world": world,
                 "agent": self.agent.state(),
                 "replay": self.replay.state(),
-                "position": {
-                    "round": at.round,
-                    "phase": at.phase,
-                    "done": at.done,
-                    "games": at.games,
-                    "minutes": at.minutes,
-                    "curve": at.curve,
-                },
+                "position": vars(self.at),
                 "sums": self.log.sums,
                 "metrics_size": self.log.flush(),
                 "random": random_state(),
@@ -276,7 +270,7 @@ class GameTraining:
         """Go on from what `_save` wrote; the size of the metrics then."""
         assert self.run is not None
         saved, where = load_tree(self.run.last), self.run.last
-        try:
+        with going_on_from(where):
             self.at = Position(**saved["position"])
             if self.at.phase not in PHASES or self.at.round < 0:
                 raise ValueError(f"phase {self.at.phase!r}")
@@ -294,8 +288,3 @@ class GameTraining:
             self.log.sums = {str(name): float(total) for name, total in saved["sums"].items()}
             set_random_state(saved["random"])
             return int(saved["metrics_size"])
-        except UserError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            why = f"{type(error).__name__} {error}".splitlines()[0]
-            raise UserError(f"{where} is not a checkpoint of this run: {why}") from None

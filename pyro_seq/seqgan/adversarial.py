@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pyro
@@ -17,14 +16,14 @@ from pyro_seq.interruption import Interruption
 from pyro_seq.monitoring import duration
 from pyro_seq.optimisation import NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
-from pyro_seq.random_state import random_state, set_random_state
-from pyro_seq.runs import RunFolder, load_tree, load_weights, save_tree
+from pyro_seq.random_state import aside, random_state, set_random_state
+from pyro_seq.runs import RunFolder, going_on_from, load_tree, load_weights, save_tree
 from pyro_seq.seqgan.discriminator_training import DiscriminatorTraining
 from pyro_seq.seqgan.generator_training import Collapse, GeneratorTraining
 from pyro_seq.seqgan.quality import generated, quality
 from pyro_seq.seqgan.rewards import DiscriminatorReward
 from pyro_seq.seqgan.settings import SeqGANSettings
-from pyro_seq.seqgan.tasks import Figure, Task
+from pyro_seq.seqgan.tasks import Figure, Task, side_by_side
 from pyro_seq.training_log import TrainingLog
 
 FLOOR = 0.02  # where a schedule ends, as a fraction of the learning rate
@@ -182,7 +181,7 @@ class AdversarialTraining:
         return {name: float(value) for name, value in figures._asdict().items()}
 
     def _adversarial_step(self) -> None:
-        with self._aside():
+        with aside(self.step):
             self.reward.refresh(generated(self.pair, COMPARED, self.settings.length))
         self.generator.optimiser.scale_learning_rate(learning_rate_factor(self._fraction(), schedule=self.s.schedule, floor=FLOOR))
         figures: dict[str, float] = {}
@@ -207,18 +206,10 @@ class AdversarialTraining:
 
     # what is seen of it
 
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """Inside, what is drawn leaves the random state as it was."""
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self.step)
-            yield
-
     def _validate(self) -> None:
         """Measure the generator, and keep its weights if they are the best."""
         valid, num = self.task.sequences.valid, self.s.valid_samples
-        with self._aside():
+        with aside(self.step):
             found = quality(self.pair, self.task, valid[:num], num)
         self.validated = self.step
         if self.step == 0:
@@ -248,12 +239,10 @@ class AdversarialTraining:
 
     def _show(self) -> None:
         """Generated sequences against real ones, in TensorBoard and as files."""
-        with self._aside():
+        with aside(self.step):
             new = generated(self.pair, SHOWN, self.settings.length).cpu()
-        rendering, real = self.task.rendering, self.task.sequences.train[:SHOWN]
-        texts = {"generated": new, "observed": real}
-        shown: dict[str, Any] = {name: "\n".join(rendering.text(row) for row in rows) for name, rows in texts.items()}
-        self.log.events.samples(self.step, shown | dict(rendering.pictures(new, real)))
+        rendering = self.task.rendering
+        self.log.events.samples(self._at, side_by_side(rendering, new, self.task.sequences.train[:SHOWN]))
         rendering.write(new, self.run.path / "samples" / f"step-{self.step:05}")
 
     def _finish(self) -> None:
@@ -289,7 +278,7 @@ class AdversarialTraining:
     def _load(self, saved: Any) -> int:
         """Go on from what `_save` wrote; the size of the metrics then."""
         where = self.run.last
-        try:
+        with going_on_from(where):
             self.pair.load_weights(saved["weights"], where)
             load_weights(dict(self.discriminator.state_dict()), saved["discriminator"], where)
             self.generator.load_state(saved["generator_training"], where)
@@ -300,11 +289,6 @@ class AdversarialTraining:
             self.pretrained_nll = float(saved["pretrained_nll"])
             set_random_state(saved["random"])
             return int(saved["metrics_size"])
-        except UserError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            why = f"{type(error).__name__} {error}".splitlines()[0]
-            raise UserError(f"{where} is not a checkpoint of this run: {why}") from None
 
 
 def _in_words(figures: dict[str, float]) -> str:

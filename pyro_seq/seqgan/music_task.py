@@ -9,7 +9,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_seq.domains.music_files import Found, arrays_among, held_out, read_demo, read_music
@@ -19,11 +18,11 @@ from pyro_seq.domains.piano_rolls import Timing
 from pyro_seq.domains.roll_pictures import MUSIC, PRIMER
 from pyro_seq.errors import UserError
 from pyro_seq.monitoring import Audio, Image, Progress, Sample
-from pyro_seq.runs import replacing
+from pyro_seq.runs import make_folder, replacing
 from pyro_seq.seqgan.bleu import bleu_figures
 from pyro_seq.seqgan.melodies import NUM_SYMBOLS, REST, Windows, names, pitch_mse, roll_of, tune_melody, windows
 from pyro_seq.seqgan.melody_pictures import melodies_png
-from pyro_seq.seqgan.tasks import Figure, Rendering, Sequences
+from pyro_seq.seqgan.tasks import Figure, Rendering, Sequences, evenly_spaced
 
 SECONDS, LENGTH = 0.4, 30  # of a step, and steps of a window: 12 seconds
 SHORTEST, LONGEST = 0.01, 10.0  # seconds that a step can last
@@ -72,10 +71,7 @@ class MelodyRendering:
         A file read back has the symbols that it was made of, but one of nothing but rests has no notes to be read. Files of the same names
         are replaced. Raises `UserError` if anything cannot be written.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+        make_folder(folder)
         digits = max(3, len(str(len(sequences))))
         files = {f"melody-{i:0{digits}}": symbols for i, symbols in enumerate(sequences.cpu(), start=1)}
         paths = [_write(folder / f"{name}.mid", self._rendered(symbols).midi()) for name, symbols in files.items()]
@@ -144,13 +140,8 @@ class MusicTask:
         Of either kind at most 4,000 are compared, evenly spread over those that are given. BLEU grows and `mse_pitch` falls with the number
         of references: only figures by the same ones can be compared.
         """
-        some, known = _spread(generated, COMPARED), _spread(references, COMPARED)
+        some, known = evenly_spaced(generated, COMPARED), evenly_spaced(references, COMPARED)
         return bleu_figures(some, known, ORDERS) | {"mse_pitch": pitch_mse(some, known)}
-
-
-def _spread(rows: Tensor, most: int) -> Tensor:
-    """At most so many of the rows, evenly spread over all."""
-    return rows if len(rows) <= most else rows[torch.arange(most, device=rows.device) * len(rows) // most]
 
 
 # reading

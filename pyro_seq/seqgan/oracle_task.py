@@ -15,7 +15,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.models import RNN
 from pyro_seq.monitoring import Image, Sample
 from pyro_seq.pair import Pair
-from pyro_seq.runs import replacing
+from pyro_seq.runs import make_folder, replacing
 from pyro_seq.sampling import ancestral
 from pyro_seq.seqgan.diversity import distinct, symbol_entropy
 from pyro_seq.seqgan.frequency_pictures import frequencies_png
@@ -48,10 +48,7 @@ class OracleRendering:
 
     def write(self, sequences: Tensor, folder: Path) -> list[Path]:
         """`samples.txt`: each sequence of `[n, T]` on a line. Raises `UserError` if it cannot be written."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+        make_folder(folder)
         with replacing(folder / FILE) as temporary:
             temporary.write_text("".join(self.text(sequence) + "\n" for sequence in sequences), encoding="utf-8")
         return [folder / FILE]

@@ -6,8 +6,6 @@ weights are the model that adversarial training has to beat.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,40 +14,31 @@ from typing import Any, Literal
 import torch
 
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.domains.music_files import cache_beside
 from pyro_seq.domains.piece_batches import PieceBatches
-from pyro_seq.domains.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
-from pyro_seq.domains.stored_pair import load_pair, pair_to_train
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import Embedding
 from pyro_seq.errors import UserError
-from pyro_seq.monitoring import Progress
 from pyro_seq.pair import Pair, no_guide
 from pyro_seq.pairs import Parts, make_pair
 from pyro_seq.recipes import SHIPPED
+from pyro_seq.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
 from pyro_seq.runs import RunFolder
 from pyro_seq.seqgan.adversarial import SHOWN, AdversarialTraining
 from pyro_seq.seqgan.curve_pictures import write_curves
 from pyro_seq.seqgan.discriminators import make_discriminator
-from pyro_seq.seqgan.music_task import MelodyRendering, read_music_task
-from pyro_seq.seqgan.oracle import oracle_from_file, oracle_from_seed
-from pyro_seq.seqgan.oracle_task import OracleRendering, make_oracle_task
 from pyro_seq.seqgan.presets import PRESETS
 from pyro_seq.seqgan.quality import generated, likelihood
 from pyro_seq.seqgan.settings import KIND, SeqGANSettings, run_settings, seqgan_settings
-from pyro_seq.seqgan.tasks import Rendering, Task
-from pyro_seq.seqgan.text_task import TextRendering, read_text_task
+from pyro_seq.seqgan.stored_task import DOCUMENT, RENDERINGS, document, make_task, read_document, task_of
+from pyro_seq.seqgan.tasks import Rendering, Task, side_by_side
+from pyro_seq.stored_pair import load_pair, pair_to_train
 from pyro_seq.training import Hooks, Trainer
 
 __all__ = ["KIND", "PRESETS", "Generator", "begin", "go_on", "load", "make_task", "settings_from", "settings_of", "task_of", "train"]
 
-DOCUMENT = "task.json"
 DESCRIBED_BY = f"run.json and {DOCUMENT}"
 PRETRAINING = "pretraining"
 LASTING = "--pretrain-steps, --adversarial-steps and --max-minutes"  # what may change in a run
-PATHS = ("oracle", "corpus")  # data that is one file
-PATTERNS = ("train_files", "valid_files", "test_files")  # data that is files, folders and globs
-RENDERINGS: dict[str, Any] = {"oracle": OracleRendering, "text": TextRendering, "music": MelodyRendering}
 JUDGED = 1_000  # new sequences of a validation in pretraining
 Weights = Literal["best", "pretrained"]
 settings_from = seqgan_settings
@@ -88,17 +77,10 @@ def begin(
     if settings.model.kind in SHIPPED:
         new_generator(settings, 2, None)  # refuses pairs with latents
     task = make_task(settings, data, run_dir, quiet=quiet)
-    kept: dict[str, Any] = {name: None if data.get(name) is None else os.path.abspath(data[name]) for name in PATHS}
-    kept |= {name: [os.path.abspath(pattern) for pattern in data.get(name) or ()] for name in PATTERNS}
-    document = {
-        "seed": seed,
-        "data": kept | {"demo": bool(data.get("demo"))},
-        "sha256": fingerprint(task),
-        "first": task.first,
-        "rendering": task.rendering.to_json(),
-    }
     options = {"seed": seed, "device": device, "quiet": quiet}
-    return begin_run(run, settings, {DOCUMENT: document}, lambda: train(task, settings, run, **options), first=pretraining_of(run))
+    return begin_run(
+        run, settings, {DOCUMENT: document(task, data, seed)}, lambda: train(task, settings, run, **options), first=pretraining_of(run)
+    )
 
 
 def go_on(
@@ -128,7 +110,7 @@ def go_on(
         check_can_go_on(run)
         if not run.last.exists():
             check_can_go_on(pretraining_of(run))
-        seed = int(_document(run)["seed"])
+        seed = int(read_document(run)["seed"])
         task = task_of(run, settings, moved, quiet=quiet)
         if changes:
             _check_changes(run, settings)
@@ -155,9 +137,9 @@ def load(run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None 
     Raises `UserError` if the run is missing, half-written, damaged or of another kind, or its pair needs to be named and is not.
     """
     run = RunFolder(run_dir, KIND)
-    settings, document = run_settings(run, pair), _document(run)
-    rendering: Rendering = RENDERINGS[settings.task.kind].from_json(document["rendering"], run_dir / DOCUMENT)
-    first = document["first"]
+    settings, known = run_settings(run, pair), read_document(run)
+    rendering: Rendering = RENDERINGS[settings.task.kind].from_json(known["rendering"], run_dir / DOCUMENT)
+    first = known["first"]
     if first is not None and not (type(first) is int and 0 <= first < rendering.num_symbols):
         raise UserError(f"{run_dir / DOCUMENT} is damaged: its first symbol is {first!r}")
     adversarial = run.best.exists() or run.last.exists()
@@ -169,83 +151,6 @@ def load(run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None 
 def pretraining_of(run: RunFolder) -> RunFolder:
     """Where the generator of a run is trained by maximum likelihood."""
     return RunFolder(run.path / PRETRAINING, f"{KIND}-{PRETRAINING}")
-
-
-# the task
-
-
-def make_task(settings: SeqGANSettings, data: Mapping[str, Any], run_dir: Path, *, quiet: bool = False) -> Task:
-    """The task that the settings name.
-
-    Args:
-        settings: of the run.
-        data: `oracle`, the oracle's parameters (else it is drawn by its seed); `corpus`, the text; `train_files`, `valid_files` and
-            `test_files`, MIDI files, folders and globs; `demo`, whether the package's own tunes take the place of files.
-        run_dir: beside which parsed MIDI files are cached.
-        quiet: no progress on stderr.
-
-    Raises `UserError` for data that is missing, that the task does not take, or that is too little.
-    """
-    s, length = settings.task, settings.length
-    _check_data(s.kind, data)
-    if s.kind == "text":
-        return read_text_task(Path(data["corpus"]), level=s.level, length=length, vocabulary_size=s.vocabulary_size)
-    if s.kind == "music":
-        files = [list(data.get(name) or ()) for name in PATTERNS]
-        options: dict[str, Any] = {"cache": cache_beside(run_dir), "progress": Progress(quiet=quiet), "demo": bool(data.get("demo"))}
-        return read_music_task(*files, seconds=s.seconds, length=length, **options)
-    if data.get("oracle") is not None:
-        oracle = oracle_from_file(data["oracle"])
-    else:
-        sizes = {"num_symbols": s.oracle_symbols, "embedding_size": s.oracle_size, "hidden_size": s.oracle_size}
-        oracle = oracle_from_seed(s.oracle_seed, **sizes)
-    held_out = {"num_valid": s.num_held_out, "num_test": s.num_held_out}
-    return make_oracle_task(oracle, length=length, num_train=s.num_train, **held_out, seed=s.oracle_seed)
-
-
-def _check_data(kind: str, data: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless there is what the task takes, and nothing else."""
-    takes = {"oracle": ("oracle",), "text": ("corpus",), "music": (*PATTERNS, "demo")}[kind]
-    for name in (*PATHS, *PATTERNS, "demo"):
-        if data.get(name) and name not in takes:
-            raise UserError(f"the task {kind} takes no --{name.replace('_', '-')}")
-    if kind == "text" and not data.get("corpus"):
-        raise UserError("--corpus is missing: the text to learn from")
-    if kind == "music" and not data.get("train_files") and not data.get("demo"):
-        raise UserError("--train-files are missing: MIDI files to learn from (or --demo, the package's own tunes)")
-
-
-def task_of(run: RunFolder, settings: SeqGANSettings, moved: Mapping[str, Any] | None = None, *, quiet: bool = False) -> Task:
-    """The task of a run, from the data that it was begun with; raises `UserError` if that is not there any more, or differs."""
-    document = _document(run)
-    data = document["data"] | {name: value for name, value in (moved or {}).items() if value}
-    task = make_task(settings, data, run.path, quiet=quiet)
-    if fingerprint(task) != document["sha256"]:
-        where = data["oracle"] or data["corpus"] or ", ".join(data["train_files"]) or "the package's own data"
-        raise UserError(f"{where}: this is not the data that the run in {run.path} was begun with: its contents differ")
-    return task
-
-
-def fingerprint(task: Task) -> str:
-    """The SHA-256 of all sequences of a task."""
-    digest = hashlib.sha256()
-    for part in (task.sequences.train, task.sequences.valid, task.sequences.test):
-        digest.update(f"{list(part.shape)}".encode() + part.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _document(run: RunFolder) -> dict[str, Any]:
-    """task.json; raises `UserError` if it is damaged."""
-    found = run.read_json(DOCUMENT)
-    try:
-        data = found["data"]
-        sound = all(data[name] is None or isinstance(data[name], str) for name in PATHS)
-        sound &= all(isinstance(data[name], list) and all(isinstance(item, str) for item in data[name]) for name in PATTERNS)
-        if not sound or type(data["demo"]) is not bool or type(found["seed"]) is not int or not 0 <= found["seed"] < 2**63:
-            raise ValueError
-        return {"first": found["first"], "rendering": found["rendering"], "sha256": found["sha256"], "seed": found["seed"], "data": data}
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{run.path / DOCUMENT} is damaged") from None
 
 
 # training
@@ -305,10 +210,7 @@ def pretrain(
         return {"loss": loss, "nll": nll.value} | {name: figure.value for name, figure in judged.items()}
 
     def samples() -> dict[str, Any]:
-        new = generated(pair, SHOWN, length).cpu()
-        texts = {"generated": new, "observed": real}
-        shown: dict[str, Any] = {name: "\n".join(map(task.rendering.text, rows)) for name, rows in texts.items()}
-        return shown | dict(task.rendering.pictures(new, real))
+        return side_by_side(task.rendering, generated(pair, SHOWN, length).cpu(), real)
 
     hooks = Hooks(validate=validate, samples=samples, units=task.units, bits=f"bits/{task.units.removesuffix('s')}")
     Trainer(pair, batches, settings.training, run=run, hooks=hooks, quiet=quiet).fit(resume=resume)

@@ -108,7 +108,7 @@ PRETRAINING: dict[str, Any] = {"learning_rate": 1e-2, "beta2": 0.999, "clip_norm
 
 def seqgan_settings(*layers: Layer | Mapping[str, Any]) -> SeqGANSettings:
     """The defaults with settings by dotted name, overridden in order; raises `UserError` for what is unknown or out of range."""
-    return resolve(SeqGANSettings, [layer if isinstance(layer, Layer) else Layer(layer) for layer in layers], DEFAULTS)
+    return resolve(SeqGANSettings, layers, DEFAULTS)
 
 
 def run_settings(run: RunFolder, pair: str | None = None) -> SeqGANSettings:

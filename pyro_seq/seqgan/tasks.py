@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from pyro_seq.errors import UserError
@@ -43,6 +44,20 @@ class Rendering(Protocol):
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` of the same class makes it from."""
+
+
+def evenly_spaced(sequences: Tensor, most: int) -> Tensor:
+    """At most so many of the sequences, from all over them: neighbours of a text or a tune are about the same things."""
+    if len(sequences) <= most:
+        return sequences
+    return sequences[torch.arange(most, device=sequences.device) * len(sequences) // most]
+
+
+def side_by_side(rendering: Rendering, generated: Tensor, real: Tensor) -> dict[str, Sample]:
+    """Generated sequences `[n, T]` and real ones `[m, T]` as TensorBoard shows them: their texts, and the task's pictures and sounds."""
+    texts = {"generated": generated, "observed": real}
+    shown: dict[str, Sample] = {name: "\n".join(map(rendering.text, rows)) for name, rows in texts.items()}
+    return shown | dict(rendering.pictures(generated, real))
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from pyro_seq.domains.vocabulary import Vocabulary, read_text
 from pyro_seq.domains.words import ADVICE, MOST_WORDS, WordVocabulary
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.monitoring import Sample
-from pyro_seq.runs import replacing
+from pyro_seq.runs import make_folder, replacing
 from pyro_seq.seqgan.bleu import ORDERS, bleu_figures
-from pyro_seq.seqgan.tasks import Figure, Rendering, Sequences
+from pyro_seq.seqgan.tasks import Figure, Rendering, Sequences, evenly_spaced
 
 LEVELS = ("char", "word")
 UNITS = {"char": "characters", "word": "words"}
@@ -52,10 +52,7 @@ class TextRendering:
 
         Raises `UserError` if it cannot be written.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+        make_folder(folder)
         lines = [self.text(sequence).translate(ESCAPES) + "\n" for sequence in sequences]
         with replacing(folder / FILE) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
@@ -104,7 +101,7 @@ class TextTask:
         A generator that says one good thing over and over has the best of BLEU: read both. Of many sequences no more than 1,000 generated
         and 10,000 real ones are taken, evenly spaced; the figures rise with their numbers, so compare those of equally many.
         """
-        return bleu_figures(_evenly_spaced(generated, MOST_GENERATED), _evenly_spaced(references, MOST_REFERENCES))
+        return bleu_figures(evenly_spaced(generated, MOST_GENERATED), evenly_spaced(references, MOST_REFERENCES))
 
 
 def read_text_task(
@@ -169,10 +166,3 @@ def _characters(path: Path, size: int) -> Vocabulary:
 
 def _tensor(windows: NDArray[Any]) -> Tensor:
     return torch.from_numpy(windows.astype(np.int64))
-
-
-def _evenly_spaced(sequences: Tensor, most: int) -> Tensor:
-    """At most so many of the sequences, from all over them: neighbouring windows of a text are about the same things."""
-    if len(sequences) <= most:
-        return sequences
-    return sequences[torch.arange(most, device=sequences.device) * len(sequences) // most]
