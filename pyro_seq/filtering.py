@@ -19,7 +19,7 @@ from pyro_seq.particles import Particles, particle_rows
 from pyro_seq.sequence_guide import SequenceGuide
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.site_densities import Observed, check_support
-from pyro_seq.trees import map_tensors
+from pyro_seq.trees import concatenated, map_tensors
 
 Proposal = Literal["guide", "prior"]
 ROWS = 16_384  # particles of all sequences that are worked on at once: bounds memory
@@ -105,7 +105,7 @@ def particle_filter(
             mine = None if particles is None else map_tensors(lambda x, rows=rows: x[rows], particles)
             unknown = None if missing is None else missing[rows]
             parts.append(_filter(pair, batch.select(rows), samples, proposal, unknown, paths, mine, carried))
-    return map_tensors(lambda *x: torch.cat(x), parts[0], *parts[1:])
+    return concatenated(parts)
 
 
 def check_observations(pair: Pair, batch: SequenceBatch, missing: Tensor | None = None) -> None:

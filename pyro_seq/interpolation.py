@@ -17,7 +17,7 @@ from pyro_seq.prediction import by_steps
 from pyro_seq.sampling import draw
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.site_densities import STEP_SITE, sample_sites
-from pyro_seq.trees import map_tensors
+from pyro_seq.trees import concatenated, map_tensors
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def interpolate(pair: Pair, first: SequenceBatch, second: SequenceBatch, num: in
             latents, between = (map_tensors(lambda x, y: _on_the_way(x, y, num), *pairs) for pairs in (ends, inputs))
             batch = SequenceBatch(None, lengths[rows].repeat_interleave(num), inputs=between, num_steps=steps)
             parts.append(_decoded(pair, batch, latents, adjust))
-    return map_tensors(lambda *x: torch.cat(x), parts[0], *parts[1:])
+    return concatenated(parts)
 
 
 def _check(first: SequenceBatch, second: SequenceBatch, num: int, samples: int) -> None:

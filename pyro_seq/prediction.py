@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-import torch
 from pyro.infer import Predictive
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.sequence_model import SequenceModel, in_one_path
-from pyro_seq.trees import map_tensors
+from pyro_seq.trees import concatenated
 
 
 def posterior_predictive(
@@ -59,7 +58,7 @@ def posterior_predictive(
     sizes = [min(size, num_samples - start) for start in range(0, num_samples, size)]
     with pair.scope(), pair.evaluating():
         parts = [(_replicated if replicate else _predicted)(pair, batch, k, parallel) for k in sizes]
-    samples: dict[str, Tensor] = parts[0] if len(parts) == 1 else map_tensors(lambda *x: torch.cat(x), parts[0], *parts[1:])
+    samples: dict[str, Tensor] = concatenated(parts)
     if return_sites is None:
         return samples
     if absent := [name for name in return_sites if name not in samples]:

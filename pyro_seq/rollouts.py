@@ -16,7 +16,7 @@ from pyro_seq.pair import Pair
 from pyro_seq.reinforce import Reward, rewards_by_step
 from pyro_seq.sampling import draw, rows_in_cache
 from pyro_seq.sequence_model import SequenceModel
-from pyro_seq.trees import flatten, map_tensors
+from pyro_seq.trees import concatenated, flatten, map_tensors
 
 
 class Rollouts:
@@ -115,7 +115,7 @@ class Rollouts:
         for t in range(1, batch.num_steps):
             state = _forced(model, state, batch.inputs_at(t - 1), batch.at(t - 1))
             fresh = map_tensors(lambda x: x.repeat_interleave(draws, 0), state)
-            alive = fresh if alive is None else map_tensors(lambda old, new: torch.cat([old, new]), alive, fresh)
+            alive = fresh if alive is None else concatenated([alive, fresh])
             inputs = batch.inputs_at(t)
             given = None if inputs is None else inputs.repeat_interleave(draws, 0).repeat(t, 1)
             drawn, alive = _advanced(model, alive, given)
@@ -171,4 +171,4 @@ def _advanced(model: SequenceModel, state: Any, inputs: Tensor | None) -> tuple[
         given = None if inputs is None else inputs[start : start + size]
         x, _, after = model.advance(chunk, given, _no_latents, draw)
         parts.append((x, after))
-    return map_tensors(lambda *x: torch.cat(x), parts[0], *parts[1:])
+    return concatenated(parts)

@@ -20,7 +20,7 @@ from pyro_seq.observation_sites import Adjust, Adjusted, sampled_stems, stacked,
 from pyro_seq.pair import Pair, Stochastic
 from pyro_seq.path_weights import steps_at_once
 from pyro_seq.sequence_model import Outcome, SequenceModel
-from pyro_seq.trees import map_tensors
+from pyro_seq.trees import concatenated
 
 AHEAD = 64  # steps that are drawn between two looks at Pyro's global settings
 STATES = 8_192  # sequences that are sampled side by side
@@ -149,7 +149,7 @@ def ancestral(pair: Pair, num_sequences: int, num_steps: int, *, inputs: Tensor 
             rows = min(size, num_sequences - start)
             given = None if inputs is None else inputs[start : start + rows]
             parts.append(sampled_values(pair.model, SequenceBatch(None, [num_steps] * rows, inputs=given), adjust))
-    return map_tensors(lambda *x: torch.cat(x), parts[0], *parts[1:])
+    return concatenated(parts)
 
 
 @torch.no_grad()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -18,6 +19,11 @@ def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any
         mapped = [map_tensors(function, value, *(other[i] for other in others)) for i, value in enumerate(tree)]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)  # a named tuple takes them one by one
     return tree
+
+
+def concatenated(trees: Sequence[Any]) -> Any:
+    """Trees of one form as one, their tensors joined along the first dimension; a single one as it is."""
+    return trees[0] if len(trees) == 1 else map_tensors(lambda *parts: torch.cat(parts), *trees)
 
 
 def detach(tree: Any) -> Any:

@@ -23,7 +23,7 @@ from pyro_seq.models import RNN
 from pyro_seq.networks import MLP
 from pyro_seq.pair import Pair
 from pyro_seq.sequence_model import Layout, SequenceModel
-from pyro_seq.trees import map_tensors
+from pyro_seq.trees import concatenated, map_tensors
 
 LEAST_SCALE = 0.2  # of a continuous action, before tanh
 
@@ -158,13 +158,10 @@ class AgentPlayer:
     @torch.no_grad()
     def act(self, places: Sequence[int], observations: np.ndarray) -> np.ndarray:
         """Encoded actions `[K, A]`."""
-        state = self._joined([self._states[place] for place in places])
+        state = concatenated([self._states[place] for place in places])
         normal = self.normalisation.normal(torch.from_numpy(observations))
         with self.policy.evaluating(), pyro.validation_enabled(False):
             action, state = act(self.model, state, normal, self.temperature)
         for i, place in enumerate(places):
             self._states[place] = map_tensors(lambda x, i=i: x[i : i + 1], state)
         return self.game.encode(action).numpy()
-
-    def _joined(self, states: list[Any]) -> Any:
-        return states[0] if len(states) == 1 else map_tensors(lambda *x: torch.cat(x), states[0], *states[1:])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_seq.errors import UserError
 from pyro_seq.games.environments import Playing
-from pyro_seq.runs import replacing
+from pyro_seq.runs import make_folder, replacing
 
 WIDEST = 480  # pixels of a frame; larger ones are scaled down
 MOST_FRAMES = 3_000  # of one moving picture
@@ -90,7 +90,7 @@ def write_gif(path: Path, frames: Sequence[Any], rate: float) -> None:
         pictures.append(picture)
     palette = pictures[len(pictures) // 2].quantize(128, method=Image.Quantize.MEDIANCUT)  # one for all: colours do not flicker
     first, *others = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     duration = max(20, round(every * 100 / rate) * 10)
     with replacing(path) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=others, duration=duration, loop=0, optimize=False)

@@ -21,7 +21,7 @@ from pyro_seq.games.replay import Replay
 from pyro_seq.games.settings import AgentSettings
 from pyro_seq.games.world_model import World
 from pyro_seq.reinforce import register_baseline
-from pyro_seq.trees import map_tensors
+from pyro_seq.trees import concatenated
 
 
 class Imagination:
@@ -60,7 +60,7 @@ class Imagination:
             worlds.append(self.world.states(group))
             agents.append(state_after(policy, values["observation"][:, :-1]))
             seen.append(values["observation"][:, -1])
-        return _joined(worlds), _joined(agents), torch.cat(seen)
+        return concatenated(worlds), concatenated(agents), torch.cat(seen)
 
     @torch.no_grad()
     def imagine(self, policy: Any, batch: SequenceBatch) -> SequenceBatch:
@@ -106,10 +106,6 @@ class Imagination:
         """What the critic says of each step of games and of the one after, `[N, T + 1]`."""
         assert seen is not None
         return self.critic(SequenceBatch(None, inputs=torch.cat([seen, beyond.unsqueeze(1)], 1)), self.rewards)
-
-
-def _joined(parts: list[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else map_tensors(lambda *x: torch.cat(x), parts[0], *parts[1:])
 
 
 class Pathwise(ELBO):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_seq.pictures import FAINT, GRID, INK, SERIES, dress, entitle, new_figure, png_bytes
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 144
-INK, FAINT, PAPER, GRID = "#333a45", "#6f7885", "#ffffff", "#e4e7ec"
-REAL, IMAGINED, RANDOM = "#333a45", "#1767a8", "#e0851b"
+REAL, IMAGINED, RANDOM = SERIES[:3]
 MOST_PANELS = 8  # numbers of an observation that are drawn
 
 
@@ -41,8 +40,8 @@ def returns_png(games: Mapping[str, Sequence[tuple[int, float]]], *, title: str 
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=7.5, labelcolor=INK)
-    _title(axes, title)
-    return _png(figure)
+    entitle(axes, title)
+    return png_bytes(figure)
 
 
 def predictions_png(
@@ -72,8 +71,8 @@ def predictions_png(
     every[-1].set_xlabel("step")
     handles = every[0].get_legend_handles_labels()
     figure.legend(*handles, frameon=False, fontsize=7.5, labelcolor=INK, ncols=3, loc="outside lower right")
-    _title(every[0], title)
-    return _png(figure)
+    entitle(every[0], title)
+    return png_bytes(figure)
 
 
 def games_png(games: Sequence[NDArray[np.floating[Any]]], *, names: Sequence[str] = (), title: str = "") -> bytes:
@@ -85,34 +84,14 @@ def games_png(games: Sequence[NDArray[np.floating[Any]]], *, names: Sequence[str
             axes.plot(game[:, i], color=IMAGINED, linewidth=1.0, alpha=0.7)
         axes.set_ylabel(names[i] if i < len(names) else f"observation {i + 1}")
     every[-1].set_xlabel("step")
-    _title(every[0], title)
-    return _png(figure)
+    entitle(every[0], title)
+    return png_bytes(figure)
 
 
 def _figure(panels: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure by itself, of which pyplot knows nothing, and its axes one below the other."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout="constrained")
-    FigureCanvasAgg(figure)
-    every = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
+    """A figure and its axes, one below the other."""
+    figure = new_figure(width, height)
+    every = [dress(axes, size=7.5) for axes in figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]]
     for axes in every:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=7.5, length=3)
         axes.grid(axis="y", color=GRID, linewidth=0.7)
-        for label in (axes.xaxis.label, axes.yaxis.label):
-            label.set(color=INK, fontsize=8)
     return figure, every
-
-
-def _title(axes: Axes, title: str) -> None:
-    if title:  # as it is: no dollar begins mathematics
-        axes.set_title(title, loc="left", fontsize=9.5, color=INK, fontweight="bold", parse_math=False)
-
-
-def _png(figure: Figure) -> bytes:
-    """The bytes are the same for equal figures: no version or date is in them."""
-    opened = io.BytesIO()
-    figure.savefig(opened, format="png", facecolor=PAPER, metadata={"Software": None})
-    return opened.getvalue()

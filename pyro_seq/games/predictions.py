@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.games.episodes import Episode, Normalisation, Stacked, whole
+from pyro_seq.games.episodes import Episode, Normalisation, Running, Stacked, whole
 from pyro_seq.games.world_model import World
 from pyro_seq.pair import Pair
 from pyro_seq.scoring import score
@@ -77,8 +78,9 @@ def open_loop(
         starts: places at most.
     """
     errors, counts = {}, {}
-    deviation = (torch.cat([torch.from_numpy(e.observations) for e in episodes]).double()).std(0, correction=0)
-    deviation = torch.where(deviation > 1e-6, deviation, 1.0)  # of a number that does not vary, an error is in its own units
+    numbers = Running(episodes[0].observations.shape[1])
+    numbers.add(np.concatenate([episode.observations for episode in episodes]))
+    deviation = torch.from_numpy(numbers.deviation)  # of a number that does not vary it is 1: an error is in its own units
     for horizon in horizons:
         found = _places(episodes, prefix + horizon, starts)
         if found is None:

@@ -14,7 +14,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.games.episodes import PLAYERS, Episode, Normalisation, Stacked
 from pyro_seq.random_state import generator, generator_state, load_generator_state
-from pyro_seq.runs import load_tree, save_tree
+from pyro_seq.runs import load_tree, make_folder, save_tree
 
 
 class Replay:
@@ -113,7 +113,7 @@ class Replay:
 
 def save_episodes(path: Path, episodes: Sequence[Episode]) -> None:
     """Games as one safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
 
     def joined(name: str, *shape: int) -> Tensor:
         parts = [getattr(episode, name) for episode in episodes]

@@ -14,7 +14,7 @@ from pyro_seq.games.drawing import can_be_drawn, frames_of, frames_per_second, w
 from pyro_seq.games.episodes import Episode
 from pyro_seq.games.pictures import games_png
 from pyro_seq.games.trained import Dreamt, TrainedGame
-from pyro_seq.runs import replacing
+from pyro_seq.runs import make_folder, replacing
 
 MODES = {"none": None, "human": "human", "video": "rgb_array"}
 
@@ -75,7 +75,7 @@ def show_dreams(trained: TrainedGame, games: Sequence[Dreamt], render: str) -> l
     """
     folder = trained.path / "imagined"
     if render == "picture":
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         path = folder / "games.png"
         with replacing(path) as temporary:
             title = f"{trained.game.name}: {len(games)} imagined games"
