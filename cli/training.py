@@ -54,22 +54,19 @@ def train_run(
     given += dict.fromkeys(option for option, _, value in overrides if value is not None)
     lasting = [(duration.option, duration.setting, settings.pop(duration.parameter)) for duration in durations]
     settings["overrides"] = [*overrides, *lasting]
-    if print_config and not resume:
-        from pyro_seq.settings import to_toml
-
-        click.echo(to_toml(resolve(runs, **settings)))
-        return
-    if run_dir is None:
-        raise click.UsageError("--run-dir is missing: the folder to keep the run in", click.get_current_context())
-    if missing is not None and not resume:
-        raise click.UsageError(missing, click.get_current_context())
     domain, pair = importlib.import_module(runs), settings["pair"]
     changes = {name: value for _, name, value in lasting if value is not None}
+    if run_dir is None and (resume or not print_config):
+        raise click.UsageError("--run-dir is missing: the folder to keep the run in", click.get_current_context())
     if print_config:
         from pyro_seq.settings import to_toml
 
-        click.echo(to_toml(domain.settings_of(run_dir, changes, fixed=given, pair=pair)))
+        shown = domain.settings_of(run_dir, changes, fixed=given, pair=pair) if resume else resolve(runs, **settings)
+        click.echo(to_toml(shown))
         return
+    if missing is not None and not resume:
+        raise click.UsageError(missing, click.get_current_context())
+    assert run_dir is not None
     where = f"--run-dir {quoted(run_dir)}" + (f" --device {device}" if device != "auto" else "") + pair_words(pair)
     with resumable(run_dir, f"pyroseq {program} train {where} --resume"):
         options = {"device": pick_device(device), "quiet": quiet}

@@ -185,7 +185,7 @@ class RunFolder:
                 raise UserError(f"{self.path} is being written by another process") from None
             except OSError:  # a file system without locks
                 pass
-            for left in self.path.glob(f"{WRITING}*"):  # by a process that was killed
+            for left in list(self.path.rglob(f"{WRITING}*")):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             self._held = True
             try:

@@ -330,10 +330,11 @@ def test_lock_that_is_a_link_is_refused(run: RunFolder, tmp_path: Path, there: b
 
 
 def test_what_a_killed_process_was_writing_is_cleared_away(run: RunFolder) -> None:
-    (run.path / f"{WRITING}x1").mkdir()
-    (run.path / f"{WRITING}x1" / "last.safetensors").write_bytes(b"half")
+    for folder in (run.path, run.path / "games"):
+        (folder / f"{WRITING}x1").mkdir(parents=True)
+        (folder / f"{WRITING}x1" / "last.safetensors").write_bytes(b"half")
     with run.locked():
-        assert not list(run.path.glob(f"{WRITING}*"))
+        assert not list(run.path.rglob(f"{WRITING}*"))
 
 
 @pytest.mark.parametrize(
