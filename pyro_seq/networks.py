@@ -296,3 +296,10 @@ def fast_precision(device: torch.device, largest: int) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return torch.bfloat16 if device.type == "cpu" and tiles is not None and tiles() else torch.float32
+
+
+def has_bfloat16_lstm(device: torch.device) -> bool:
+    """Whether PyTorch's LSTM runs in bfloat16 on a device: on a CPU it is oneDNN's, which needs AVX-512."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

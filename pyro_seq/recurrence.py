@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from pyro_seq.errors import did_you_mean
-from pyro_seq.networks import full_precision
+from pyro_seq.networks import full_precision, has_bfloat16_lstm
 
 State = tuple[Tensor, ...]
 
@@ -120,6 +120,9 @@ class Recurrence(nn.Module):
         if self.kind != "lstm" and inputs.device.type == "cpu" and torch.is_grad_enabled():
             with torch.autocast("cpu", enabled=False):  # its preallocated buffers know only one type
                 return self._layers(full_precision(inputs), tuple(full_precision(s) for s in state))
+        if self.kind == "lstm" and torch.is_autocast_enabled(inputs.device.type) and not has_bfloat16_lstm(inputs.device):
+            with torch.autocast(inputs.device.type, enabled=False):
+                return self._run(full_precision(inputs), tuple(full_precision(s) for s in state))
         h, *c = (s.transpose(0, 1).contiguous() for s in state)
         outputs, final = self.rnn(inputs, (h, *c) if c else h)
         return outputs, tuple(s.transpose(0, 1) for s in (final if c else (final,)))

@@ -186,10 +186,17 @@ def test_single_steps_see_weights_changed_behind_pytorchs_back(way: str) -> None
     assert not torch.allclose(before, after)
 
 
-def test_mixed_precision_runs() -> None:
-    module = Recurrence(3, 4, kind="gru")
+@pytest.mark.parametrize("kind", ["lstm", "gru", "relu", "tanh"])
+@pytest.mark.parametrize("supported", [None, False])
+def test_mixed_precision_runs(kind: str, supported: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a CPU whose LSTM has no bfloat16."""
+    if supported is not None:
+        monkeypatch.setattr("pyro_seq.recurrence.has_bfloat16_lstm", lambda device: supported)
+    module, inputs = Recurrence(3, 4, kind=kind), torch.randn(2, 5, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        outputs, _ = module(torch.randn(2, 5, 3))
+        outputs, state = module(inputs)
+        module(inputs, tuple(s.bfloat16() for s in state))
+    torch.testing.assert_close(outputs.float(), module(inputs)[0], rtol=0.05, atol=0.02)
     outputs.float().sum().backward()
     assert all(p.grad is not None for p in module.parameters())
 
