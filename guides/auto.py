@@ -15,9 +15,10 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions import MarkovPath, TransformedPath
 from pyro_seq.encoders import Encoder, Flatten, Group
 from pyro_seq.errors import UserError
-from pyro_seq.latent_sites import Latent, Latents, find_latents, trace_model
+from pyro_seq.latent_sites import Latent, Latents, find_latents
 from pyro_seq.networks import NormalNet, concatenate, full_precision
 from pyro_seq.paths import sample_path
+from pyro_seq.prototypes import trace_model
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_model import Outcome
 

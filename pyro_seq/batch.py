@@ -30,8 +30,9 @@ class SequenceBatch:
             a sequence's beginning. So a long document is worked through in windows.
         num_steps: T, where neither `values` nor `inputs` tells it; by default the longest of `lengths`.
 
-    Padding is zeroed on the way in, so nothing that stands there can reach a loss or a gradient. NaN and infinities in the active
-    part are refused with `UserError`, as are shapes that do not fit; sequences and steps are counted from 0.
+    Padding is zeroed on the way in, so nothing that stands there can reach a loss or a gradient; a distribution that has no density at 0
+    (`LogNormal`) needs a number of its support there, `obs=torch.where(batch.mask[:, t], batch.at(t), 1.0)`. NaN and infinities in the
+    active part are refused with `UserError`, as are shapes that do not fit; sequences and steps are counted from 0.
     """
 
     def __init__(

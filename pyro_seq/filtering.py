@@ -22,7 +22,7 @@ from pyro_seq.site_densities import Observed, check_support
 from pyro_seq.trees import concatenated, map_tensors
 
 Proposal = Literal["guide", "prior"]
-ROWS = 16_384  # particles of all sequences that are worked on at once: bounds memory
+ROWS = 16_384  # particles of all sequences that are worked on at once, but always all K of a sequence
 
 
 class Filtered(NamedTuple):
@@ -138,17 +138,19 @@ class _Steps:
         self.guide = guide
         self.batch, self.k, self.missing = batch.remembering(), k, missing
         self.observed = self.model.emission.prepare(batch.values, batch.mask)
-        n = len(batch)
+        n, alike = len(batch), True
         if carried is None:
             self.state = self.model.state_before(batch)
             self.state = self.state | {"latent": self.state["latent"].expand(k, *self.state["latent"].shape)}
-        else:  # what was observed is the same for all particles, and so is what depends on nothing else
+        else:  # what was observed is the same for all particles, unless each has drawn what was missing before
             by_particle = map_tensors(lambda x: x.view(n, k, *x.shape[1:]), carried)
             first = map_tensors(lambda x: x[:, 0], by_particle)
-            self.batch = batch.with_state(first).remembering()
-            moved = map_tensors(lambda x: x.transpose(0, 1), by_particle["model"])
-            self.state = moved | {"context": first["model"]["context"]}
-        if missing is not None:
+            self.batch = batch.with_state(first).remembering()  # for the guide, whose proposals may start from any particle's past
+            self.state = map_tensors(lambda x: x.transpose(0, 1), by_particle["model"])
+            alike = _alike(by_particle["model"]["context"])
+            if alike:
+                self.state["context"] = first["model"]["context"]
+        if missing is not None and alike:
             self.state["context"] = map_tensors(lambda x: x.expand(k, *x.shape), self.state["context"])
         self.latent = self.state["latent"]  # z_{t-1}, as the guide has it
         if self.guide is not None:
@@ -219,6 +221,18 @@ class _Steps:
             return {"model": model, "guide": None}
         like = self.guide.initial_carried(1)
         return {"model": model, "guide": {"latent": model["latent"], "carried": map_tensors(flat, self.guide_carried, like)}}
+
+
+def _alike(context: Any) -> bool:
+    """Whether all particles of a sequence remember the same, in every tensor `[N, K, …]`."""
+    equal = []
+
+    def compare(x: Tensor) -> Tensor:
+        equal.append(torch.equal(x, x[:, :1].expand_as(x)))
+        return x
+
+    map_tensors(compare, context)
+    return all(equal)
 
 
 def _observe(emission: Any, observed: Tensor, unknown: Tensor | None, lead: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,7 @@ def interpolate(pair: Pair, first: SequenceBatch, second: SequenceBatch, num: in
             inputs = [None if batch.inputs is None else batch.inputs[rows, :steps] for batch in (first, second)]
             if ends[0].keys() != ends[1].keys():
                 raise UserError(f"the two sequences' latents are different sites: {sorted(ends[0])} and {sorted(ends[1])}")
+            ends = _cut(ends, (first.num_steps, second.num_steps))
             latents, between = (map_tensors(lambda x, y: _on_the_way(x, y, num), *pairs) for pairs in (ends, inputs))
             batch = SequenceBatch(None, lengths[rows].repeat_interleave(num), inputs=between, num_steps=steps)
             parts.append(_decoded(pair, batch, latents, adjust))
@@ -96,6 +97,19 @@ def _means(pair: Pair, batch: SequenceBatch, samples: int, steps: int) -> dict[s
         raise UserError("the pair has no latents: there is nothing to interpolate")
     latents = by_steps(latents) if isinstance(pair.model, SequenceModel) else latents
     return {name: value for name, value in latents.items() if not _is_after(name, steps, latents)}
+
+
+def _cut(ends: list[dict[str, Tensor]], num_steps: tuple[int, int]) -> list[dict[str, Tensor]]:
+    """The means of both sides, those of sites that hold all steps cut to the shorter side's; raises `UserError` where they do not fit."""
+    steps = min(num_steps)
+    for name, (a, b) in {name: (ends[0][name], ends[1][name]) for name in ends[0]}.items():
+        if a.shape == b.shape:
+            continue
+        if (a.shape[1], b.shape[1]) != num_steps or a.shape[2:] != b.shape[2:]:
+            shapes = f"{list(a.shape[1:])} and {list(b.shape[1:])}"
+            raise UserError(f"the two sequences' latents of site {name!r} have different shapes, {shapes}: there is nothing between them")
+        ends = [{**end, name: end[name][:, :steps]} for end in ends]
+    return ends
 
 
 def _is_after(name: str, steps: int, latents: dict[str, Tensor]) -> bool:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions import MarkovPath
 from pyro_seq.errors import UserError
-from pyro_seq.pair import Pair
+from pyro_seq.prototypes import lengthened, trace_model
 from pyro_seq.site_checks import is_enumerated, latent_sites
 from pyro_seq.site_densities import STEP_SITE
-from pyro_seq.trees import map_tensors
 
 
 @dataclass(frozen=True)
@@ -66,15 +63,6 @@ class Latents(NamedTuple):
     steps: tuple[Latent, ...]
 
 
-def trace_model(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> Any:
-    """The trace of one run of a model, latents from the prior; nothing of it reaches handlers around, random state or a graph."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    quiet = Pair(model).evaluating() if isinstance(model, nn.Module) else nullcontext()
-    hidden: Any = poutine.block(hide_fn=lambda msg: msg["type"] != "param")  # of a pair's scope, parameters are still its own
-    with torch.no_grad(), torch.random.fork_rng(devices), quiet, hidden:
-        return poutine.trace(model).get_trace(batch.with_state(batch.state))  # a batch that remembers would keep what has no graph
-
-
 def find_latents(trace: Any, batch: SequenceBatch, model: Callable[[SequenceBatch], Any]) -> Latents:
     """The latents in the trace of a run of the model.
 
@@ -100,16 +88,6 @@ def find_latents(trace: Any, batch: SequenceBatch, model: Callable[[SequenceBatc
         else:
             sequence.append(latent)
     return Latents(tuple(sequence), tuple(paths), tuple(_of_steps(stem, group, batch.num_steps) for stem, group in groups.items()))
-
-
-def lengthened(batch: SequenceBatch) -> SequenceBatch:
-    """The same sequences with one more step of padding."""
-
-    def pad(tensor: Tensor) -> Tensor:
-        return torch.cat([tensor, torch.zeros_like(tensor[:, :1])], 1)
-
-    inputs = None if batch.inputs is None else pad(batch.inputs)
-    return SequenceBatch(map_tensors(pad, batch.values), batch.lengths, inputs=inputs, state=batch.state, num_steps=batch.num_steps + 1)
 
 
 def _check(name: str, site: Any, size: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_seq.distributions import MarkovPath, step_kl
+from pyro_seq.site_checks import is_enumerated
 
 
 class FreeBits_ELBO(Trace_ELBO):
@@ -112,8 +113,12 @@ class Parts:
     Their difference is the evidence lower bound; latents that only one side has count in the divergence.
     """
 
-    log_likelihood: float = 0.0
-    kl: float = 0.0
+    log_likelihood: float
+    kl: float
+
+    def per(self, n: int) -> dict[str, float]:
+        """By name, for each of `n` observations, the bound with them."""
+        return {"log_likelihood": self.log_likelihood / n, "kl": self.kl / n, "elbo": (self.log_likelihood - self.kl) / n}
 
 
 class Recorder:
@@ -135,6 +140,8 @@ class Recorder:
 
     def _record(self, model_trace: Any, guide_trace: Any) -> None:
         self._traces = model_trace, guide_trace
+        if any(is_enumerated(site) for trace in (model_trace, guide_trace) for _, site in _latent(trace)):
+            return
         with torch.no_grad():
             zero = torch.zeros(())
             likelihood = sum((_unscaled(site) for site in _observed(model_trace)), zero)
@@ -142,11 +149,14 @@ class Recorder:
             kl = sum((-_unscaled(site) for _, site in _latent(model_trace)), kl)
         self._sums.append((likelihood / self._particles, kl / self._particles))
 
-    def take(self) -> Parts:
-        """The parts, averaged over the particles of all evaluations since the last call; lets go of the graphs."""
+    def take(self) -> Parts | None:
+        """The parts, averaged over the particles of all evaluations since the last call; lets go of the graphs.
+
+        `None` where there was no such evaluation, and where latents are enumerated: their densities are those of every state.
+        """
         sums, self._sums, self._traces = self._sums, [], None
         if not sums:
-            return Parts()
+            return None
         return Parts(*(sum(float(part[i]) for part in sums) / len(sums) for i in range(2)))
 
     def first_non_finite(self) -> str | None:

@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.closures import modules_of
 from pyro_seq.errors import UserError
 from pyro_seq.runs import load_weights
 
@@ -32,7 +33,8 @@ class _TakeOver(Messenger):
 
     def _pyro_param(self, msg: Any) -> None:
         name, store = msg["name"], pyro.get_param_store()
-        if name in self.state["params"] and name not in store:
+        of_module = any(isinstance(given, nn.Parameter) for given in msg["args"])  # as `pyro.module` and `PyroModule` register them
+        if name in self.state["params"] and name not in store and not of_module:
             original = self.state["params"][name]
             copied = original.detach().clone().requires_grad_(original.requires_grad)
             store.set_state({"params": {name: copied}, "constraints": {name: self.state["constraints"][name]}})
@@ -44,10 +46,13 @@ class Pair:
     Pyro registers parameters by name in one global store, where two pairs with the same names would silently share them; inside
     `scope()` the store holds this pair's parameters alone. All tools work inside it.
 
-    Two functions trained by hand, with their parameters in Pyro's store as it stands outside of any scope, make a pair of what was
-    learnt: a parameter that they ask for inside `scope()` for the first time is a copy of the one of its name outside, if there is
-    one. Nothing else is taken over, nothing outside is changed, and a pair with a module in it takes over nothing: modules hold
-    their own parameters, and names in the store that are theirs could be another module's.
+    A pair trained by hand, with parameters in Pyro's store as it stands outside of any scope, is a pair of what was learnt: a
+    parameter that its functions ask for (by `pyro.param`) inside `scope()` for the first time is a copy of the one of its name outside,
+    if there is one. Nothing else is taken over, and nothing outside is changed: modules hold their own parameters, and names in the
+    store that are theirs could be another module's.
+
+    Modules that functions use (`pyro.module`, in their closures or among their globals) are put into training and evaluation mode and
+    moved between devices with the pair.
     """
 
     _entered: ClassVar[list[Pair]] = []  # the pairs whose scopes are open; the last one's parameters are in Pyro's store
@@ -68,7 +73,7 @@ class Pair:
         if around is not None:  # should its scope be entered again in here, it finds what it has registered so far
             around._store.update(outside)
             outside = around._store
-        trained_by_hand = around is None and outside["params"] and not self.modules()
+        trained_by_hand = around is None and outside["params"]
         store.clear()
         store.set_state(self._store)
         self._entered.append(self)
@@ -88,15 +93,19 @@ class Pair:
         sides = {"model": self.model, "guide": self.guide}
         return {name: side for name, side in sides.items() if isinstance(side, nn.Module)}
 
+    def _all_modules(self) -> list[nn.Module]:
+        """Model and guide where they are modules, and the modules that they use where they are functions."""
+        return [module for side in (self.model, self.guide) for module in modules_of(side)]
+
     def train(self, mode: bool = True) -> None:
         """Put the modules into training (or, with `False`, evaluation) mode."""
-        for module in self.modules().values():
+        for module in self._all_modules():
             module.train(mode)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside, the modules are in evaluation mode; afterwards each module and submodule is in its own mode again."""
-        modes = [(part, part.training) for module in self.modules().values() for part in module.modules()]
+        modes = [(part, part.training) for module in self._all_modules() for part in module.modules()]
         self.train(False)
         try:
             yield
@@ -106,12 +115,20 @@ class Pair:
 
     def to(self, device: torch.device | str) -> Pair:
         """Move the modules and the functions' parameters that have been registered so far to a device."""
-        for module in self.modules().values():
+        for module in self._all_modules():
             module.to(device)
         with self.scope():
             for parameter in self._free().values():
                 parameter.data = parameter.data.to(device)
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie, those of functions once they have been registered; the CPU if there are none."""
+        of_modules = (p for module in self._all_modules() for p in (*module.parameters(), *module.buffers()))
+        with self.scope():
+            found: Tensor | None = next(of_modules, next(iter(self._free().values()), None))
+        return torch.device("cpu") if found is None else found.device
 
     def parameters(self) -> dict[str, Tensor]:
         """All that training may change, unconstrained, by name; inside `scope()`, after a first call has registered functions' parameters.

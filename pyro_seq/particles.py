@@ -44,7 +44,7 @@ class Particles(NamedTuple):
     Attributes:
         log_weights: `[N, K]`, normalised.
         total: `[N]`, the estimate of log p of all that the particles have seen.
-        least: `[N]`, the smallest effective number so far.
+        least: `[N]`, the smallest effective number so far; 0 once all particles have become impossible.
         ancestors: `[N, LAG + 1, K]`, the index of each particle's ancestor 0, 1, … generations ago.
         generations: `[N]`, how many resamplings there were.
         finished: `[N]`, what generations more than LAG ago add to the variance.
@@ -67,19 +67,23 @@ class Particles(NamedTuple):
 
     @property
     def effective(self) -> Tensor:
-        """`[N]`, the effective number of particles 1 / sum_k w_k^2 (Kong 1992), between 1 and K."""
-        return 1 / self.log_weights.exp().square().sum(-1)
+        """`[N]`, the effective number of particles 1 / sum_k w_k^2 (Kong 1992), between 1 and K; 0 where `total` is minus infinity."""
+        return self._number.masked_fill(self.total.isneginf(), 0.0)
 
     @property
     def degenerate(self) -> Tensor:
         """`[N]`, whether the effective number is below K / 2: then it is time to resample."""
-        return self.effective < self.log_weights.shape[-1] / 2
+        return self._number < self.log_weights.shape[-1] / 2
+
+    @property
+    def _number(self) -> Tensor:
+        return 1 / self.log_weights.exp().square().sum(-1)
 
     def absorb(self, increments: Tensor) -> tuple[Tensor, Particles]:
         """(each step's share of the estimate `[N, T]`, the particles after the steps), from log-weights by step `[N, K, T]`.
 
         The share is the growth of log sum_k w_k from one prefix to the next. Where all particles have become impossible the share is minus
-        infinity, and the particles go on with equal weights.
+        infinity, the effective number 0, and the particles go on with equal weights.
         """
         k = self.log_weights.shape[-1]
         prefixes = self.log_weights.unsqueeze(-1) + increments.double().cumsum(-1)
@@ -87,7 +91,8 @@ class Particles(NamedTuple):
         before = torch.cat([self.log_weights.logsumexp(-1, keepdim=True), bound[:, :-1]], -1)
         steps = torch.where(before.isneginf(), torch.zeros_like(bound), bound - before)
         weights = torch.where(bound.isneginf().unsqueeze(1), torch.full_like(prefixes, -math.log(k)), prefixes - bound.unsqueeze(1))
-        least = torch.minimum(self.least, (1 / weights.exp().square().sum(1)).amin(-1))
+        numbers = (1 / weights.exp().square().sum(1)).masked_fill(bound.isneginf(), 0.0)
+        least = torch.minimum(self.least, numbers.amin(-1))
         return steps, self._replace(log_weights=weights[..., -1], total=self.total + steps.sum(-1), least=least)
 
     def resampled(self, rows: Tensor) -> tuple[Tensor, Particles]:
@@ -113,7 +118,7 @@ class Particles(NamedTuple):
 
     @property
     def variance(self) -> Tensor:
-        r"""`[N]`, an estimate of the variance of `total`; NaN for one particle, which does not know its spread.
+        r"""`[N]`, an estimate of the variance of `total`: infinite where that is minus infinity, else NaN for one particle.
 
         From the genealogy (Lee & Whiteley 2018, arXiv 1509.00394; Chan & Lai 2013): with g generations, W the weights and E_i particle i's
         ancestor in the first of them, 1 - (K / (K - 1))^{g+1} sum_{E_i ≠ E_j} W_i W_j estimates the relative variance of the likelihood,
@@ -123,10 +128,11 @@ class Particles(NamedTuple):
         """
         k = self.log_weights.shape[-1]
         if k == 1:
-            return torch.full_like(self.total, math.nan)
+            return torch.full_like(self.total, math.nan).masked_fill(self.total.isneginf(), math.inf)
         latest = (self.log_weights.exp() - 1 / k).square().sum(-1) * k / (k - 1)  # the last generation's part, which is not negative
         estimate = self.finished + self._coalesced(self.generations.clamp(max=LAG))
-        return torch.where(self.generations > 0, torch.maximum(estimate, latest), latest)
+        variance = torch.where(self.generations > 0, torch.maximum(estimate, latest), latest)
+        return variance.masked_fill(self.total.isneginf(), math.inf)
 
     def _coalesced(self, lag: Tensor) -> Tensor:
         """`[N]`, what the generations up to `lag` `[N]` ago add to the relative variance: 1 - c^{lag+1} sum_{A_i ≠ A_j} W_i W_j."""

@@ -1,4 +1,4 @@
-"""Importance weights of whole paths: K latent paths for each sequence, in chunks of bounded memory."""
+"""Importance weights of whole paths: K latent paths for each sequence, in chunks; of each path its log-weights and last state are kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.site_densities import Observed, log_weights, states, traced
 from pyro_seq.trees import map_tensors
 
-CHUNK_STEPS = 32_768  # steps of particles that are worked on at once: bounds memory
+CHUNK_STEPS = 32_768  # steps of particles that are worked on at once: bounds the memory of that work, not of what is kept
 FEATURES = 128  # of an emission; where a step has more of them, fewer steps are worked on at once
 
 
@@ -34,6 +34,7 @@ def path_weights(
 
     For a pair declared by its equations, at a document's beginning, the particles are a dimension to the left, so that what does not
     depend on latents is computed once for each sequence; for others each sequence is repeated. Without latents K is 1.
+    The states after all K paths are held by what is returned, since a later window may start from them.
     `rows` are what the sequences are called in a message.
     """
     n, weights, after, latent = len(batch), [], [], None

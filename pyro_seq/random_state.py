@@ -24,10 +24,17 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def aside(seed: int) -> Iterator[None]:
-    """Inside, torch draws by a seed of its own; afterwards it goes on as if nothing had been drawn, on all devices."""
+def kept() -> Iterator[None]:
+    """Afterwards torch goes on as if nothing had been drawn inside, on all devices."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
+def aside(seed: int) -> Iterator[None]:
+    """Inside, torch draws by a seed of its own; afterwards it goes on as if nothing had been drawn, on all devices."""
+    with kept():
         torch.manual_seed(seed)
         yield
 

@@ -148,7 +148,8 @@ def ancestral(pair: Pair, num_sequences: int, num_steps: int, *, inputs: Tensor 
         for start in range(0, num_sequences, size):
             rows = min(size, num_sequences - start)
             given = None if inputs is None else inputs[start : start + rows]
-            parts.append(sampled_values(pair.model, SequenceBatch(None, [num_steps] * rows, inputs=given), adjust))
+            batch = SequenceBatch(None, [num_steps] * rows, inputs=given)
+            parts.append(sampled_values(pair.model, batch.to(pair.device) if given is None else batch, adjust))
     return concatenated(parts)
 
 

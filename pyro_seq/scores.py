@@ -28,11 +28,13 @@ class Score:
         steps: `[N, T]`, each step's share log p(x_t | x_{<t}); zero at padding. A row's sum is the sequence's log-likelihood.
         mask: `[N, T]`, which steps belong to a sequence.
         total: `[N]`, the log-likelihood of all windows so far; for a single one `log_likelihood`.
-        variance: `[N]`, the Monte Carlo variance of `total`; 0 for exact figures, NaN if one sample cannot tell.
+        variance: `[N]`, the Monte Carlo variance of `total`; 0 for exact figures, infinite for an estimate of minus infinity, and
+            NaN for any other of one sample, which cannot tell.
         method: how the figure was made: `exact`, `elbo`, `importance` or `filter`; all but the first are lower bounds in expectation.
         samples: K, the number of particles for each sequence; 1 for exact figures.
         effective_samples: `[N]`, the effective number of particles 1 / sum_k w_k^2 (normalised weights), between 1 and K: of `importance`
-            at the end, of `filter` the smallest after any step so far; `None` for `exact` and `elbo`, whose samples count alike.
+            at the end, of `filter` the smallest after any step so far; 0 where all K are impossible and `total` is minus infinity;
+            `None` for `exact` and `elbo`, whose samples count alike.
     """
 
     steps: Tensor
@@ -75,5 +77,8 @@ class Score:
 
     @property
     def state(self) -> Any:
-        """What the next window starts from: the particles with their weights; `["carried"]` holds the pair's states, `[N * K, …]`."""
+        """What the next window starts from: the particles with their weights; `["carried"]` holds the pair's states, `[N * K, …]`.
+
+        They are kept as long as the score is, whether asked for or not.
+        """
         return self._carry()

@@ -70,12 +70,15 @@ def score(
         proposal: where latents are drawn from, `guide` or `prior`; later windows as the first.
         state: the `state` of the score of the window before.
 
-    Raises `UserError` for a sequence without a step, for observations outside the emission's support, for a site that only one of model
-    and guide samples (but the guide's may be marked `is_auxiliary`, as in Pyro), for an observed site that belongs to no step, for
-    a site that all sequences share, and for densities that are not a number.
+    Raises `UserError` for a sequence without a step, for a window after one that left no state of the model, for observations outside
+    the emission's support, for a site that only one of model and guide samples (but the guide's may be marked `is_auxiliary`, as in
+    Pyro), for an observed site that belongs to no step, for a site that all sequences share, and for densities that are not a number.
     """
     _check(batch, method, samples, proposal, first=state is None)
     if state is not None:
+        if state["carried"]["model"] is None:
+            instead = "have it return an Outcome with a state, or score whole sequences"
+            raise UserError(f"the model returned no state with the window before: {instead}")
         method, samples, proposal = state["method"], state["samples"], state["proposal"]
     check_observations(pair, batch)
     found = []
@@ -225,7 +228,10 @@ def _put_together(found: list[_Found], batch: SequenceBatch, before: Any, method
 def score_document(
     pair: Pair, windows: Iterable[SequenceBatch], *, method: Method = "auto", samples: int = 1, proposal: Proposal = "guide"
 ) -> Iterator[Score]:
-    """The scores of a document's windows one after the other, states (or particles) carried over, in memory of one window."""
+    """The scores of a document's windows one after the other, states (or particles) carried over, in memory of one window.
+
+    Raises `UserError` as `score` does, and so at the second window if the model returns no state.
+    """
     state = None
     for window in windows:
         scored = score(pair, window, method=method, samples=samples, proposal=proposal, state=state)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 
+from pyro_seq.random_state import kept
 from pyro_seq.site_densities import STEP_SITE, sample_sites
 
 DRAWS = 20  # for each sequence, to see whether a guide's samples lie in the model's support
@@ -73,7 +74,7 @@ def _differences(p: Any, q_site: Any) -> str:
         return f"has batch shape {list(q.batch_shape)} in the guide and {list(p.batch_shape)} in the model: they must be equal"
     if _is_real(p.support):
         return ""
-    with torch.random.fork_rng([]), torch.no_grad():
+    with kept(), torch.no_grad():
         inside = all(bool(p.support.check(x).all()) for x in (q_site["value"], q.sample((DRAWS,))))
         outside = not inside or (_is_real(q.support) and not isinstance(q, TransformedDistribution))  # whose support may be said too wide
     return f"is sampled from {q.support} by the guide, which leads out of the model's support {p.support}" if outside else ""

@@ -16,6 +16,7 @@ from torch.distributions import constraints
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
+from pyro_seq.prototypes import lengthened, trace_model
 from pyro_seq.trees import map_tensors
 
 STEP_SITE = re.compile(r"_(\d+)(?:_\D.*)?$")
@@ -37,12 +38,53 @@ def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
 
 
 def traced(pair: Pair, batch: SequenceBatch, proposal: str) -> tuple[Any, Any]:
-    """(the trace that the latents were drawn in, the model's trace at these latents), latents drawn from the guide or from the prior."""
+    """(the trace that the latents were drawn in, the model's trace at these latents), latents drawn from the guide or from the prior.
+
+    Latents over time are marked as such (`mark_paths`).
+    """
     if proposal == "prior":
-        trace = poutine.trace(pair.model).get_trace(batch)
-        return trace, trace
-    guide_trace = poutine.trace(pair.guide).get_trace(batch)
-    return guide_trace, poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(batch)
+        guide_trace = model_trace = poutine.trace(pair.model).get_trace(batch)
+    else:
+        guide_trace = poutine.trace(pair.guide).get_trace(batch)
+        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(batch)
+    mark_paths(pair, batch, guide_trace, model_trace)
+    return guide_trace, model_trace
+
+
+def mark_paths(pair: Pair, batch: SequenceBatch, guide_trace: Any, model_trace: Any) -> None:
+    """Mark, in both traces, the latents whose event `[T, …]` has an entry for each step: `site["grows"]`.
+
+    The shape does not tell, since a latent w of a whole sequence may have T entries by chance. A latent is over time if its distribution
+    has `step_log_prob` on either side (`MarkovPath`, `TransformedPath`), or if its event has T + 1 entries where the batch has one more
+    step of padding. The model is asked (the guide for its auxiliary latents), by a run on the first sequence, and only where there is
+    such a latent; where that run fails, the latent is one of the whole sequence.
+    """
+    asked: set[str] = set()
+    for function, trace in ((pair.model, model_trace), (pair.guide, guide_trace)):
+        names = [name for name, site in sample_sites(trace) if name not in asked and _may_grow(name, site, trace, batch.num_steps)]
+        asked.update(names)
+        sites = {name: [side.nodes[name] for side in (guide_trace, model_trace) if name in side] for name in names}
+        known = [name for name in names if any(hasattr(site["fn"], "step_log_prob") for site in sites[name])]
+        events = _longer_events(function, batch) if len(known) < len(names) else {}
+        for name in names:
+            for site in sites[name]:
+                site["grows"] = name in known or events.get(name, ())[:1] == (batch.num_steps + 1,)
+
+
+def _may_grow(name: str, site: Any, trace: Any, num_steps: int) -> bool:
+    """Whether a site is a latent with T entries, and not one of a step among others (`z_0`, `z_1`, …)."""
+    step = STEP_SITE.search(name)
+    is_of_step = step is not None and int(step[1]) < num_steps and not _stands_alone(step, trace, num_steps)
+    return not site["is_observed"] and site["fn"].event_shape[:1] == (num_steps,) and not is_of_step
+
+
+def _longer_events(function: Any, batch: SequenceBatch) -> dict[str, tuple[int, ...]]:
+    """The event shapes of a side's sites on the batch's first sequence with one more step of padding; none where it cannot run on that."""
+    try:
+        longer = trace_model(function, lengthened(batch.select(slice(1))))
+    except Exception:  # a side of the user's that has one length
+        return {}
+    return {name: tuple(site["fn"].event_shape) for name, site in sample_sites(longer)}
 
 
 def log_weights(guide_trace: Any, model_trace: Any, like: Tensor, observed: Observed | None = None) -> tuple[Tensor, str | None]:
@@ -94,8 +136,25 @@ def step_of(name: str, site: Any, trace: Any, num_steps: int) -> int | None:
     step = STEP_SITE.search(name)
     if not step or int(step[1]) >= num_steps:
         return None
-    stands_alone = any(f"{name[: step.start(1)]}{t}{name[step.end(1) :]}" not in trace for t in range(num_steps))
-    return None if site["fn"].event_shape[:1] == (num_steps,) and stands_alone else int(step[1])
+    return None if is_over_time(site, num_steps) and _stands_alone(step, trace, num_steps) else int(step[1])
+
+
+def is_over_time(site: Any, num_steps: int) -> bool:
+    """Whether a site's event is `[T, …]` with an entry for each step: a latent's only if it is known to be (`mark_paths`)."""
+    known = site["is_observed"] or hasattr(site["fn"], "step_log_prob") or site.get("grows", False)
+    return known and site["fn"].event_shape[:1] == (num_steps,)
+
+
+def is_told_apart(site: Any, num_steps: int) -> bool:
+    """Whether a site over time has a density for each step."""
+    fn = site["fn"]
+    return hasattr(fn, "step_log_prob") or (isinstance(fn, torch.distributions.Independent) and is_over_time(site, num_steps))
+
+
+def _stands_alone(step: re.Match[str], trace: Any, num_steps: int) -> bool:
+    """Whether some step has no site of this name."""
+    name = step.string
+    return any(f"{name[: step.start(1)]}{t}{name[step.end(1) :]}" not in trace for t in range(num_steps))
 
 
 def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
@@ -106,13 +165,14 @@ def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
 
 
 def _place(name: str, site: Any, steps: Tensor, trace: Any) -> int | None:
-    """The step that a site's density counts at, or `None` if its event has an entry for each step."""
-    fn, num_steps = site["fn"], steps.shape[-1]
+    """The step that a site's density counts at, or `None` if its event has an entry for each step.
+
+    A latent that is not known to be over time (`mark_paths`) counts as a whole at step 0.
+    """
+    num_steps = steps.shape[-1]
     step = step_of(name, site, trace, num_steps)
-    if step is not None:
+    if step is not None or is_told_apart(site, num_steps):
         return step
-    if hasattr(fn, "step_log_prob") or (isinstance(fn, torch.distributions.Independent) and fn.event_shape[:1] == (num_steps,)):
-        return None
     if not site["is_observed"]:  # every prefix of the sequence depends on it
         return 0
     raise UserError(f"site {name!r} belongs to no step: name it for its step (x_0, x_1, …), or give it an event over all steps")

@@ -247,13 +247,7 @@ class Trainer:
     def _account(self, batch: SequenceBatch, loss: float) -> None:
         """Count a step's figures, and report them when it is time."""
         parts, n, s = self.recorder.take(), max(1, batch.num_observations), self.settings
-        figures = {
-            "loss": loss,
-            "log_likelihood": parts.log_likelihood / n,
-            "kl": parts.kl / n,
-            "elbo": (parts.log_likelihood - parts.kl) / n,
-            "gradient_norm": self.optimiser.gradient_norm,
-        }
+        figures = {"loss": loss, **(parts.per(n) if parts else {}), "gradient_norm": self.optimiser.gradient_norm}
         self.log.add(figures, n)
         self.log.show(self.step, s.num_steps, figures, fraction=self._fraction(self.step), minutes=self.minutes)
         if self.step % s.log_every == 0:

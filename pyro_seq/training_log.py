@@ -81,7 +81,7 @@ class TrainingLog:
         speed = self._units_shown / max(now - self._shown_at, 1e-9)
         self._units_shown, self._shown_at = 0, now
         left = duration(minutes * 60 * (1 - fraction) / fraction) if fraction > 0 else "?"
-        bits = -figures["elbo"] / math.log(2)
+        bits = figures.get("elbo", -figures["loss"]) / -math.log(2)
         self.progress.show(
             f"step {step}/{num_steps}  loss {figures['loss']:.3f}  {bits:.3f} {self.bits}  {count(speed)} {self.units}/s  {left} left"
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_seq import filtering
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.contexts import PreviousObservation
+from pyro_seq.contexts import LastObservations, PreviousObservation
 from pyro_seq.emissions import Bernoulli, Categorical, Independent, Joint, Normal
 from pyro_seq.encoders import Flatten, Group, OneHot
 from pyro_seq.errors import UserError
@@ -131,6 +131,61 @@ class TestPosterior:
         found = torch.stack([(filtered.log_weights.exp() * (filtered.values[..., 1] == k)).sum(1) for k in range(3)], -1)
         assert ((found.mean(0) - joint / joint.sum()).abs() < 4 * found.std(0) / math.sqrt(n) + 1e-3).all()
         assert filtered.latents is None
+
+
+class TestMissingBeforeAWindow:
+    """Each particle goes on from what it has drawn itself, which is what its window's steps depend on."""
+
+    def test_likelihood_of_an_autoregressive_model(self) -> None:
+        """p(x_1, x_4, x_5, x_6) by enumeration of x_2 and x_3, on which x_4 and x_5 depend; x_5 is missing too in half of the sequences."""
+        torch.manual_seed(4)
+        rnn = RNN(Categorical(3), LastObservations(OneHot(3), 2), hidden_size=3, skip=True).eval()
+        for parameter in rnn.parameters():
+            parameter.data.mul_(4)
+        pair, n = Pair(rnn), 10
+        x = torch.tensor([[0, 0, 0, 2, 1, 0]])
+        missing = torch.tensor([[False, True, True, False, False, False]] * n)
+        missing[::2, 4] = True
+        filled = torch.tensor([[0, a, b, 2, c, 0] for a in range(3) for b in range(3) for c in range(3)])
+        joint = score(pair, SequenceBatch(filled)).total
+        exact = torch.where(missing[:, 4], joint.logsumexp(0), joint[filled[:, 4] == 1].logsumexp(0))
+        for later in (missing[:, 3:], None):
+            rows = slice(None) if later is not None else slice(1, None, 2)
+            batch = SequenceBatch(x.expand(n, -1)[rows])
+            first = particle_filter(pair, SequenceBatch(batch.values[:, :3]), samples=2_000, missing=missing[rows, :3])
+            carried: Any = {"particles": first.particles, "state": first.state}
+            second = particle_filter(pair, SequenceBatch(batch.values[:, 3:]), samples=2_000, missing=later, **carried)
+            assert (second.particles.generations > 0).all(), "particles move with what they remember"
+            errors = second.particles.variance.sqrt()
+            assert (errors > 1e-3).all() and ((second.particles.total - exact[rows]).abs() < 5 * errors).all()
+
+    @pytest.mark.parametrize("kind", ["srnn", "vrnn"])
+    def test_windows_with_a_guide_agree_with_one(self, kind: str, float64: None) -> None:
+        """The last step of the first window is missing: the spread of the estimates is what they say, with and without windows."""
+        torch.manual_seed(4)
+        pair, n = shipped(kind, "path"), 60
+        for parameter in pair.model.parameters():  # type: ignore[union-attr]
+            parameter.data.mul_(2)
+        values = {"k": torch.randint(3, (1, 4)), "notes": torch.randint(2, (1, 4, 2)).float(), "y": torch.randn(1, 4)}
+        values = {name: x.expand(n, *x.shape[1:]) for name, x in values.items()}
+        missing = torch.tensor([[False, True, False, False]] * n)
+        whole = particle_filter(pair, SequenceBatch(values), samples=200, missing=missing, paths=False).particles
+        first, second = ({name: x[:, part] for name, x in values.items()} for part in (slice(0, 2), slice(2, 4)))
+        before = particle_filter(pair, SequenceBatch(first), samples=200, missing=missing[:, :2])
+        after = particle_filter(pair, SequenceBatch(second), samples=200, particles=before.particles, state=before.state).particles
+        ratio = (after.total - whole.total.mean()).exp(), (whole.total - whole.total.mean()).exp()
+        error = math.hypot(*(float(r.std()) / math.sqrt(n) for r in ratio))
+        assert (ratio[0].mean() - ratio[1].mean()).abs() < 4 * error
+        assert abs(math.log(after.variance.mean() / after.total.var())) < 4 * math.sqrt(2 / n) + 0.2
+
+    def test_what_was_observed_is_still_shared(self) -> None:
+        rnn = RNN(Categorical(3), PreviousObservation(OneHot(3)), hidden_size=4).eval()
+        batch, k = SequenceBatch(torch.tensor([[0, 2], [1, 1]])), 5
+        for missing, lead in ((None, (2,)), (torch.tensor([[False, True]] * 2), (k, 2)), (torch.tensor([[True, False]] * 2), (2,))):
+            torch.manual_seed(0)
+            state = particle_filter(Pair(rnn), batch, samples=k, missing=missing).state
+            run = filtering._Steps(Pair(rnn), batch, k, "prior", None, state)
+            assert run.state["context"]["known"].shape == (*lead, 1)
 
 
 def shipped(kind: str, layout: str) -> Pair:

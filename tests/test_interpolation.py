@@ -121,3 +121,32 @@ def test_functions_of_unequal_steps_are_cut_to_the_shorter() -> None:
         found = interpolate(pair, SequenceBatch(first), SequenceBatch(second), 3, samples=1, adjust=its_mean).view(2, 3, 4)
         wanted = torch.stack([first[:, :4], (first[:, :4] + second[:, :4]) / 2, second[:, :4]], 1)
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+def test_functions_with_a_path_in_one_site() -> None:
+    """Of batches of unequal length, the path of the shorter one's steps."""
+
+    def model(batch: SequenceBatch) -> None:
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(0.0, 5.0).expand([batch.num_steps]).to_event(1))
+            for t in batch.steps():
+                with batch.active(t):
+                    pyro.sample(f"x_{t}", dist.Normal(z[..., t], 1e-4), obs=batch.at(t))
+
+    def guide(batch: SequenceBatch) -> None:
+        with batch.plate():
+            pyro.sample("z", dist.Normal(batch.values, 1e-4).to_event(1))
+
+    first, second = SequenceBatch(torch.arange(6.0).expand(1, 6)), SequenceBatch(torch.zeros(1, 4))
+    found = interpolate(Pair(model, guide), first, second, 3)
+    expected = torch.arange(4.0) * torch.tensor([1.0, 0.5, 0.0]).unsqueeze(-1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
+
+
+def test_latents_of_different_shapes_are_refused() -> None:
+    def guide(batch: SequenceBatch) -> None:
+        with batch.plate():
+            pyro.sample("z", dist.Normal(0.0, 1.0).expand([batch.num_steps + 1]).to_event(1))
+
+    with pytest.raises(UserError, match=r"latents of site 'z' have different shapes, \[4\] and \[3\]"):
+        interpolate(Pair(guide, guide), SequenceBatch(torch.zeros(1, 3)), SequenceBatch(torch.zeros(1, 2)), 2)

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
@@ -20,7 +20,7 @@ from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import OneHot
 from pyro_seq.guides import DMMGuide, SRNNGuide
 from pyro_seq.models import DMM, SRNN
-from pyro_seq.objectives import FreeBits_ELBO, Parts, Recorder, make_elbo
+from pyro_seq.objectives import FreeBits_ELBO, Recorder, make_elbo
 
 LENGTHS = [5, 2, 0, 4]
 LAYOUTS = ["path", "steps"]
@@ -234,7 +234,21 @@ class TestRecorder:
         parts = recorder.take()
         assert parts.log_likelihood - parts.kl == pytest.approx(-loss, rel=1e-10)
         assert parts.log_likelihood < 0 and parts.kl != 0
-        assert recorder.take() == Parts(), "taken once"
+        assert recorder.take() is None, "taken once"
+
+    def test_enumerated_latents_have_no_parts(self, batch: SequenceBatch) -> None:
+        """The densities of their trace are those of every state, not of the bound."""
+
+        @config_enumerate
+        def model(batch: SequenceBatch) -> None:
+            with batch.plate():
+                z = pyro.sample("z", dist.Bernoulli(0.3 * torch.ones(len(batch))))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(len(batch)))
+
+        elbo = TraceEnum_ELBO(max_plate_nesting=1)
+        recorder = Recorder(elbo)
+        elbo.loss(model, lambda batch: None, batch)
+        assert recorder.take() is None
 
     def test_parts_are_not_scaled(self, pair: Any, batch: SequenceBatch) -> None:
         elbo = Trace_ELBO(max_plate_nesting=1)

@@ -9,11 +9,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule, PyroParam
+from pyro.optim import Adam
 from torch import Tensor, nn
 
 from pyro_seq import Pair, SequenceBatch, UserError
+from pyro_seq.closures import modules_of
 from pyro_seq.runs import load_tree, save_tree
 
 BATCH = SequenceBatch(torch.zeros(2, 3), [3, 1])
@@ -200,8 +202,64 @@ def test_functions_take_over_what_was_trained_by_hand(tmp_path: Path) -> None:
         assert float(pyro.param("loc").detach()) == 6.0
 
 
+def closures() -> Pair:
+    """Functions with modules in their closures, and a parameter of their own."""
+    inner, outer = nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 2), nn.Dropout(0.5))
+
+    def model(batch: SequenceBatch) -> None:
+        pyro.module("inner", inner)
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(inner(torch.ones(1)), pyro.param("width", torch.tensor(1.0))).expand([2]))
+            for t in batch.steps():
+                with batch.active(t):
+                    pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=batch.at(t))
+
+    def guide(batch: SequenceBatch) -> None:
+        pyro.module("outer", outer)
+        with batch.plate():
+            pyro.sample("z", dist.Normal(outer(torch.ones(2, 1)).sum(-1), 1.0))
+
+    return Pair(model, guide)
+
+
+def test_modules_of_functions_trained_by_hand_stay_their_own() -> None:
+    """What a loop of one's own has trained is what the pair's tools see, train on and load."""
+    pair = closures()
+    svi = SVI(pair.model, pair.guide, Adam({"lr": 0.1}), Trace_ELBO())
+    svi.step(BATCH)
+    width = float(pyro.param("width").detach())
+    assert width != 1.0
+    with pair.scope():
+        Trace_ELBO().loss_and_grads(pair.model, pair.guide, BATCH)
+        assert float(pyro.param("width").detach()) == width
+        parameters = pair.parameters()
+        assert set(parameters) == {"width", "inner$$$weight", "inner$$$bias", "outer$$$0.weight", "outer$$$0.bias"}
+        assert all(p.grad is not None for p in parameters.values())
+        weights = pair.weights()
+        before = weights["store"]["inner$$$bias"].clone()
+        pair.load_weights({"store": {name: w + 1 for name, w in weights["store"].items()}}, "here")
+        assert torch.equal(modules_of(pair.model)[0].bias, before + 1)
+
+
+def test_a_function_beside_a_module_takes_over_what_was_trained_by_hand() -> None:
+    pyro.param("posterior", torch.tensor([3.0, 5.0]))
+    pair = called(Pair(Module("model"), guide))
+    with pair.scope():
+        assert pyro.param("posterior").tolist() == [3.0, 5.0]
+
+
+def test_modules_of_functions_have_the_pairs_mode() -> None:
+    pair = closures()
+    (outer,) = modules_of(pair.guide)
+    with pair.evaluating():
+        assert not outer.training and not outer[1].training
+    assert outer.training and outer[1].training
+    pair.train(False)
+    assert not outer[1].training
+
+
 @pytest.mark.parametrize("kind", ["modules", "pyro modules", "a module and a function"])
-def test_pairs_with_modules_take_over_nothing(kind: str) -> None:
+def test_names_of_modules_in_the_store_are_never_taken_over(kind: str) -> None:
     called_outside = KINDS[kind]()
     Trace_ELBO().loss(called_outside.model, called_outside.guide, BATCH)  # names of the same modules, in Pyro's own store
     with pyro.get_param_store().scope():

@@ -6,12 +6,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_seq.batch import SequenceBatch
 from pyro_seq.pair import Pair
 from pyro_seq.particles import LAG, Particles
 from pyro_seq.scoring import score, score_document
+from pyro_seq.sequence_model import Outcome
 
 CPU = torch.device("cpu")
 
@@ -43,7 +47,37 @@ def test_impossible_observations_are_minus_infinity_and_no_nan() -> None:
     steps, after = Particles.new(2, 3, CPU).absorb(increments)
     assert steps[0].tolist() == [0, -math.inf, 0, 0] and after.total[0] == -math.inf
     torch.testing.assert_close(steps[1], torch.tensor([0.0, 0.0, math.log(2 / 3), 0.0], dtype=torch.double), atol=1e-15, rtol=0)
-    assert not after.log_weights.isnan().any() and after.effective.tolist() == pytest.approx([3, 2])
+    assert not after.log_weights.isnan().any() and after.effective.tolist() == pytest.approx([0, 2])
+    assert after.least.tolist() == pytest.approx([0, 2]) and after.variance[0] == math.inf and after.variance[1].isfinite()
+    assert not after.degenerate.any()
+    later = after.absorb(torch.zeros(2, 3, 1))[1]
+    assert later.effective.tolist() == pytest.approx([0, 2]) and later.variance[0] == math.inf
+    assert Particles.new(1, 1, CPU).absorb(torch.full((1, 1, 1), -math.inf))[1].variance.tolist() == [math.inf]
+
+
+@pytest.mark.parametrize("method", ["importance", "filter", "elbo"])
+@pytest.mark.parametrize("samples", [1, 20])
+def test_a_score_of_minus_infinity_knows_that_it_knows_nothing(method: Any, samples: int) -> None:
+    """The guide draws nothing but zeros, which cannot show a one: in the first sequence alone, and in the first of its windows."""
+
+    def model(batch: SequenceBatch) -> Outcome:
+        for t in batch.steps():
+            z = pyro.sample(f"z_{t}", dist.Categorical(torch.full((len(batch), 2), 0.5)))
+            pyro.sample(f"x_{t}", dist.Categorical(logits=torch.eye(2).log()[z]), obs=batch.at(t))
+        return Outcome(None, None, torch.zeros(len(batch)))
+
+    def guide(batch: SequenceBatch) -> Outcome:
+        for t in batch.steps():
+            pyro.sample(f"z_{t}", dist.Categorical(torch.tensor([1.0, 0.0]).expand(len(batch), 2)))
+        return Outcome(None, None, torch.zeros(len(batch)))
+
+    windows = [SequenceBatch(torch.tensor([[0, 1], [0, 0]])), SequenceBatch(torch.tensor([[0], [0]]))]
+    with pyro.validation_enabled(False):
+        for scored in score_document(Pair(model, guide), windows, method=method, samples=samples):
+            assert scored.total[0] == -math.inf and scored.standard_error[0] == math.inf
+            assert scored.total[1].isfinite() and (scored.standard_error[1].isnan() if samples == 1 else scored.standard_error[1] < 1e-6)
+            effective = scored.effective_samples
+            assert effective is None if method == "elbo" else effective.tolist() == pytest.approx([0, samples])
 
 
 def test_resampling_draws_by_the_weights() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_seq import Pair, SequenceBatch, ancestral, continuation, infill, interpolate, posterior_predictive
+from pyro_seq import Pair, SequenceBatch, UserError, ancestral, continuation, infill, interpolate, posterior_predictive
 from pyro_seq.contexts import LastObservations
 from pyro_seq.emissions import Bernoulli, Categorical, Independent, Joint
 from pyro_seq.encoders import Flatten, Group, OneHot
@@ -75,3 +75,22 @@ def test_hidden_markov_models(autoregressive: bool, batch: SequenceBatch) -> Non
     for pair in in_layouts(hmm(autoregressive)):
         sampled_in_every_way(pair, batch)
         predicted(pair, batch)
+
+
+def test_batches_to_be_sampled_lie_where_the_pair_does() -> None:
+    seen = []
+
+    class Made(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, batch: SequenceBatch) -> None:
+            seen.append(batch.device.type)
+            raise UserError("seen")
+
+    pair = Pair(Made()).to("meta")
+    assert pair.device.type == "meta" and Pair(lambda batch: None).device.type == "cpu"
+    with pytest.raises(UserError, match="seen"):
+        ancestral(pair, 2, 3)
+    assert seen == ["meta"]

@@ -14,6 +14,7 @@ import torch
 from pyro.infer import config_enumerate
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pyro_seq import AutoSequenceGuide, Pair, SequenceBatch, UserError
 from pyro_seq.contexts import LastObservations, PreviousObservation
@@ -304,8 +305,9 @@ def test_shipped_pairs_are_sound(shipped: Callable[[Parts, str], Pair], layout: 
 
 @pytest.mark.parametrize("autoregressive", [False, True])
 @pytest.mark.parametrize("layout", ["path", "steps"])
-def test_hidden_markov_models_are_sound(layout: Any, autoregressive: bool) -> None:
-    parts, batch = symbols()
+@pytest.mark.parametrize("make_parts", [symbols, group])
+def test_hidden_markov_models_are_sound(layout: Any, autoregressive: bool, make_parts: Any) -> None:
+    parts, batch = make_parts()
     model = HMM(parts.emission, parts.context(parts.encoder()), num_states=3, autoregressive=autoregressive, layout=layout)
     check_pair(model, no_guide, batch)
 
@@ -366,6 +368,43 @@ def sequence_latent() -> Both:
     return model, AutoSequenceGuide(model, hidden_size=3)
 
 
+def as_many_entries_as_steps() -> Both:
+    """A latent of a whole sequence with five entries: none is one of a step."""
+
+    def model(batch: SequenceBatch) -> None:
+        with batch.plate():
+            weights = pyro.sample("weights", dist.Normal(torch.zeros(len(batch), 5), 1.0).to_event(1))
+            for t in batch.steps():
+                with batch.active(t):
+                    pyro.sample(f"x_{t}", dist.Normal(weights.sum(-1), 1.0), obs=batch.at(t))
+
+    def guide(batch: SequenceBatch) -> None:
+        loc = pyro.param("loc", torch.tensor(0.1))
+        with batch.plate():
+            pyro.sample("weights", dist.Normal(loc.expand(len(batch), 5), 1.0).to_event(1))
+
+    return model, guide
+
+
+def path_of_independent_steps(masked: bool = True) -> Both:
+    """All steps' latents in one site that is no path by its type."""
+
+    def latent(loc: Tensor, batch: SequenceBatch) -> Tensor:
+        steps = dist.Normal(loc.expand(len(batch), batch.num_steps), 1.0)
+        return pyro.sample("z", (steps.mask(batch.mask) if masked else steps).to_event(1))
+
+    def model(batch: SequenceBatch) -> None:
+        with batch.plate():
+            z = latent(torch.zeros(()), batch)
+            pyro.sample("x", dist.Normal(z, 1.0).mask(batch.mask).to_event(1), obs=batch.values)
+
+    def guide(batch: SequenceBatch) -> None:
+        with batch.plate():
+            latent(pyro.param("loc", torch.tensor(0.1)), batch)
+
+    return model, guide
+
+
 class Scaled(PyroModule):
     def __init__(self) -> None:
         super().__init__()
@@ -405,6 +444,8 @@ SOUND: dict[str, Callable[[], Both]] = {
     "functions": functions,
     "enumerated": enumerated,
     "sequence latent": sequence_latent,
+    "as many entries as steps": as_many_entries_as_steps,
+    "path of independent steps": path_of_independent_steps,
     "PyroModule": lambda: (Scaled(), no_guide),
     "z after x": after_the_observation,
 }
@@ -415,6 +456,52 @@ SOUND: dict[str, Callable[[], Both]] = {
 def test_sound_pairs(name: str, rows: slice) -> None:
     model, guide = SOUND[name]()
     assert problems(model, guide, reals().select(rows)) == []
+
+
+def test_a_latent_over_time_that_is_not_masked() -> None:
+    found = problems(*path_of_independent_steps(masked=False), reals())
+    assert [line for side in ("guide", "model") for line in found if line.startswith(f"site 'z' in the {side} is not masked")] == found
+
+
+class Elsewhere(TorchFunctionMode):
+    """Inside, what is made of nothing lies on another device than the batch unless it is told where to be, as with a batch on a GPU."""
+
+    MAKERS = (torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.randn, torch.randint)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        elsewhere = {"device": "meta"} if func in self.MAKERS else {}
+        return func(*args, **elsewhere | (kwargs or {}))
+
+
+def on_its_device() -> Both:
+    def latent(batch: SequenceBatch) -> Tensor:
+        return pyro.sample("w", dist.Normal(torch.zeros(len(batch), 5, device=batch.device), 1.0).to_event(1))
+
+    def model(batch: SequenceBatch) -> None:
+        with batch.plate():
+            z = latent(batch).sum(-1)
+            for t in batch.steps():
+                with batch.active(t):
+                    z = pyro.sample(f"z_{t}", dist.Normal(z, 0.5))
+                    pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=batch.at(t))
+
+    def guide(batch: SequenceBatch) -> None:
+        with batch.plate():
+            latent(batch)
+            for t in batch.steps():
+                with batch.active(t):
+                    pyro.sample(f"z_{t}", dist.Normal(batch.at(t), 0.5))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["padded", "full"])
+def test_everything_is_on_the_device_of_the_batch(full: bool) -> None:
+    parts, batch = symbols()
+    hmm, numbers = HMM(parts.emission, parts.context(parts.encoder()), num_states=3), reals(full)
+    with Elsewhere():
+        assert problems(*on_its_device(), numbers) == []
+        assert problems(hmm, no_guide, batch) == []
 
 
 def test_in_double_precision(float64: None) -> None:

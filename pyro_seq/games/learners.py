@@ -55,7 +55,7 @@ class WorldLearner:
             raise UserError(_diverged(f"update {self.step + 1} of the world model", str(error), "training.learning_rate")) from None
         parts, n = self.recorder.take(), max(1, batch.num_observations)
         self.step += 1
-        return {"loss": loss, "log_likelihood": parts.log_likelihood / n, "kl": parts.kl / n, "gradient_norm": self.optimiser.gradient_norm}
+        return {"loss": loss, **(parts.per(n) if parts else {}), "gradient_norm": self.optimiser.gradient_norm}
 
     def _loss_and_grads(self, model: Any, guide: Any, batch: SequenceBatch) -> float:
         per_step, s = 1.0 / max(1, batch.num_observations), self.settings

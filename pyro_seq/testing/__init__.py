@@ -89,7 +89,7 @@ def _probe_batch(batch: SequenceBatch) -> SequenceBatch:
     if len(batch) == 1:
         values = map_tensors(lambda x: torch.cat([x[:1], x[1:].roll(1, 1)]), values)
     if bool((lengths == steps).all()) and steps > 1:
-        lengths[1:] = (lengths[1:] - 1 - torch.arange(len(lengths) - 1) % 2).clamp(min=1)
+        lengths[1:] = (lengths[1:] - 1 - torch.arange(len(lengths) - 1, device=lengths.device) % 2).clamp(min=1)
     return SequenceBatch(values, lengths, inputs=inputs, state=few.state)
 
 

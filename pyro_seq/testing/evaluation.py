@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.pair import Pair
+from pyro_seq.random_state import aside
 from pyro_seq.site_checks import latent_sites, sites_by_name, unmasked_log_prob
-from pyro_seq.site_densities import step_of
+from pyro_seq.site_densities import is_over_time, mark_paths, step_of
 from pyro_seq.trees import map_tensors
 
 Values = dict[str, Tensor]
@@ -64,13 +65,11 @@ def traced(side: str, function: Callable[[SequenceBatch], Any], batch: SequenceB
     Raises `Failure` in words.
     """
     where, trace = _Whereabouts(), poutine.trace()
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        try:
-            with where, trace, _Given(values or {}):
-                returned = function(batch)
-        except Exception as error:
-            raise Failure(f"the {side} fails {where.words}: {one_line(error)}") from error
+    try:
+        with aside(seed), where, trace, _Given(values or {}):
+            returned = function(batch)
+    except Exception as error:
+        raise Failure(f"the {side} fails {where.words}: {one_line(error)}") from error
     found = trace.trace
     found.add_node("_RETURN", name="_RETURN", type="return", value=returned)
     return found
@@ -85,6 +84,7 @@ class Probe:
         self.values: Values = {name: site["value"] for name, site in latent_sites(self.guide).items()}
         self.model = traced("model", pair.model, batch, self.values)
         self.values |= {name: site["value"] for name, site in latent_sites(self.model).items()}
+        mark_paths(pair, batch, self.guide, self.model)
 
     def run(self, side: str, batch: SequenceBatch, values: Values | None = None, seed: int = 1) -> Any:
         """The trace of `model` or `guide` on another batch, at the probe's latents or others."""
@@ -121,10 +121,10 @@ class Probe:
         return torch.cat([value, *[last] * steps], time)
 
     def is_over_time(self, name: str) -> bool:
-        """Whether a latent's event has all steps."""
+        """Whether a latent's event has an entry for each step, and would have more of them in a longer batch."""
         site, steps = self._site(name), self.batch.num_steps
         trace = self.guide if name in self.guide else self.model
-        return site["fn"].event_shape[:1] == (steps,) and step_of(name, site, trace, steps) is None
+        return is_over_time(site, steps) and step_of(name, site, trace, steps) is None
 
 
 def densities(trace: Any, size: int) -> Values:
@@ -133,7 +133,7 @@ def densities(trace: Any, size: int) -> Values:
     for name, site in sites_by_name(trace).items():
         log_prob = unmasked_log_prob(site)
         if site["mask"] is not None:
-            log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, log_prob.new_zeros(()))
+            log_prob = torch.where(torch.as_tensor(site["mask"], device=log_prob.device), log_prob, log_prob.new_zeros(()))
         own = log_prob.dim() > 0 and log_prob.shape[-1] == size
         rows[name] = log_prob.sum(tuple(range(log_prob.dim() - 1))) if own and log_prob.dim() > 1 else log_prob
         rows[name] = rows[name] if own else log_prob.sum().expand(size)
@@ -155,7 +155,7 @@ def active_values(batch: SequenceBatch, where: Tensor, seed: int, member: str | 
     """The batch with the observations at `where` `[N, T]` exchanged for some that other active steps have (of one member of a group)."""
     generator = torch.Generator().manual_seed(seed)
     active = batch.mask.flatten().nonzero().squeeze(-1).cpu()
-    drawn = active[torch.randint(len(active), where.shape, generator=generator)].to(where.device)
+    drawn = active[torch.randint(len(active), where.shape, generator=generator, device="cpu")].to(where.device)
 
     def exchanged(values: Tensor) -> Tensor:
         donors = values.flatten(0, 1)[drawn]
@@ -178,7 +178,7 @@ def evaluating(pair: Pair) -> Iterator[None]:
         pyro.validation_enabled(False),
         torch.no_grad(),
         warnings.catch_warnings(),
-        torch.random.fork_rng([]),
+        aside(0),
     ):
         warnings.simplefilter("ignore")
         yield

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.pair import Pair
+from pyro_seq.random_state import aside
 from pyro_seq.site_checks import is_enumerated, latent_sites, plate_depth
 from pyro_seq.testing.evaluation import one_line
 
@@ -29,8 +30,7 @@ def gradients(pair: Pair, batch: SequenceBatch, model_trace: Any) -> Iterator[st
     try:
         pair.train()
         for seed in range(EVALUATIONS):
-            with torch.random.fork_rng([]), torch.enable_grad():
-                torch.manual_seed(seed)
+            with aside(seed), torch.enable_grad():
                 _move(parameters, AWAY if seed else 0.0)
                 loss = elbo.differentiable_loss(pair.model, pair.guide, batch)
                 if not loss.requires_grad:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.distributions import MarkovPath, TransformedPath
-from pyro_seq.latent_sites import lengthened
+from pyro_seq.prototypes import lengthened
 from pyro_seq.site_checks import by_stem, named, sites_by_name
-from pyro_seq.site_densities import STEP_SITE, by_step
+from pyro_seq.site_densities import STEP_SITE, by_step, is_told_apart
 from pyro_seq.testing.evaluation import Failure, Probe, active_values, densities, differs
 
 LOOKS = 8  # at most so many steps are looked at for what they know of later ones
@@ -44,19 +43,19 @@ def each_side(probe: Probe, name: str, batch: SequenceBatch, values: dict[str, T
 def repeatable(probe: Probe) -> Iterator[str]:
     """The same latents have the same density twice."""
     why = "when it is evaluated again at the same latents: something is kept from call to call, or drawn outside of pyro.sample"
-    everything = torch.arange(len(probe.batch))
+    everything = torch.arange(len(probe.batch), device=probe.batch.device)
     yield from each_side(probe, "when it is evaluated again", probe.batch, probe.values, everything, why)
 
 
 def independent_sequences(probe: Probe) -> Iterator[str]:
     """A sequence has the same density in another place, beside other sequences."""
     n = len(probe.batch)
-    turned = torch.arange(n).roll(1)
+    turned = torch.arange(n, device=probe.batch.device).roll(1)
     why = "when the batch's order changes: sequences must not know their place"
     wrong = list(each_side(probe, "with the batch in another order", probe.batch.select(turned), probe.map_rows(turned), turned, why))
     why = "when the other sequences change: the batch dimension must be independent (is something averaged or normalised over it?)"
     for row in {0, n - 1}:
-        alone = torch.full((n,), row)
+        alone = torch.full((n,), row, device=probe.batch.device)
         wrong += each_side(probe, "with copies of one sequence", probe.batch.select(alone), probe.map_rows(alone), alone, why)
     yield from _once_a_side(wrong)
 
@@ -70,7 +69,7 @@ def padding(probe: Probe) -> Iterator[str]:
                 f"{named(group)} in the {side} is not masked: its density counts for sequences that have ended; "
                 "sample it under `with batch.active(t)`, or mask its distribution with batch.mask"
             )
-    everything = torch.arange(len(probe.batch))
+    everything = torch.arange(len(probe.batch), device=probe.batch.device)
     wrong: list[str] = []
     two_longer = lengthened(lengthened(probe.batch))
     why = "when more padding follows: padding must not count (mask it; turn sequences round with batch.reverse)"
@@ -100,7 +99,7 @@ def _unmasked(probe: Probe, side: str) -> Iterator[str]:
             inner = {**site, "value": other}
             if differs(site["fn"].log_prob(site["value"]), inner["fn"].log_prob(other)).any() and site["mask"] is None:
                 yield name
-        elif site_over_time(sites_by_name(trace)[name]["fn"], probe.batch.num_steps):
+        elif is_told_apart(sites_by_name(trace)[name], probe.batch.num_steps):
             steps = _steps(name, sites_by_name(trace)[name], trace, probe.batch)
             if (steps[ended] != 0).any():
                 yield name
@@ -117,16 +116,9 @@ def _other_padding(probe: Probe) -> dict[str, Tensor]:
     return values
 
 
-def site_over_time(fn: Any, num_steps: int) -> bool:
-    """Whether a distribution's densities can be told step from step."""
-    if isinstance(fn, (MarkovPath, TransformedPath)):
-        return True
-    return isinstance(fn, torch.distributions.Independent) and fn.event_shape[:1] == (num_steps,)
-
-
 def _steps(name: str, site: Any, trace: Any, batch: SequenceBatch) -> Tensor:
     """A site's log-density, shared out over the steps that it belongs to, `[N, T]`."""
-    return by_step(name, site, trace, torch.zeros(len(batch), batch.num_steps, dtype=torch.double))
+    return by_step(name, site, trace, torch.zeros(len(batch), batch.num_steps, dtype=torch.double, device=batch.device))
 
 
 def causal(probe: Probe) -> Iterator[str]:
@@ -144,7 +136,7 @@ def causal(probe: Probe) -> Iterator[str]:
     members: list[str | None] = [*batch.values] if isinstance(batch.values, dict) else [None]
     for member in members:
         for s in looks:
-            where = batch.mask & (torch.arange(batch.num_steps) >= s)
+            where = batch.mask & (torch.arange(batch.num_steps, device=batch.device) >= s)
             other = active_values(batch, where, s, member)
             try:
                 found = _looks_ahead(probe, probe.run("model", other), s)
@@ -164,10 +156,10 @@ def _looks_ahead(probe: Probe, trace: Any, s: int) -> str | None:
             continue
         own = bool(site["is_observed"]) and not torch.equal(torch.as_tensor(site["value"]), torch.as_tensor(new[name]["value"]))
         step = STEP_SITE.search(name)
-        at_step = site_over_time(site["fn"], probe.batch.num_steps) or (step is not None and int(step[1]) == s)
+        at_step = is_told_apart(site, probe.batch.num_steps) or (step is not None and int(step[1]) == s)
         upto = s if own or not exchanged_before else s - 1
         before = _steps(name, site, probe.model, probe.batch)
-        after = _steps(name, {**new[name], "value": site["value"]}, probe.model, probe.batch)
+        after = _steps(name, {**site, "fn": new[name]["fn"], "mask": new[name]["mask"]}, probe.model, probe.batch)
         wrong = differs(before, after)[:, : upto + 1]
         if wrong.any():
             row, t = wrong.nonzero()[0].tolist()

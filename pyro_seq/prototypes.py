@@ -1,0 +1,32 @@
+"""One run of a model, or a guide, that shows what it samples, and of longer sequences, what of that grows with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.pair import Pair
+from pyro_seq.random_state import kept
+from pyro_seq.trees import map_tensors
+
+
+def trace_model(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> Any:
+    """The trace of one run of a model, latents from the prior; nothing of it reaches handlers around, random state or a graph."""
+    hidden: Any = poutine.block(hide_fn=lambda msg: msg["type"] != "param")  # of a pair's scope, parameters are still its own
+    with torch.no_grad(), kept(), Pair(model).evaluating(), hidden:
+        return poutine.trace(model).get_trace(batch.with_state(batch.state))  # a batch that remembers would keep what has no graph
+
+
+def lengthened(batch: SequenceBatch) -> SequenceBatch:
+    """The same sequences with one more step of padding."""
+
+    def pad(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, torch.zeros_like(tensor[:, :1])], 1)
+
+    inputs = None if batch.inputs is None else pad(batch.inputs)
+    return SequenceBatch(map_tensors(pad, batch.values), batch.lengths, inputs=inputs, state=batch.state, num_steps=batch.num_steps + 1)
