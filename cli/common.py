@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FILE = click.Path(path_type=Path)
+
+class _Named(click.Path):
+    """A path; an empty name, as an unset variable of a shell gives it, would be the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        if not str(value):
+            self.fail("an empty name names no file or folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = _Named(path_type=Path)
 MOST_SAMPLES = 10**6
 
 
@@ -181,6 +192,20 @@ def pair_words(pair: str | None) -> str:
 def on_one_line(text: str) -> str:
     """Text on one line, line ends and control characters visible."""
     return "".join("⏎" if c == "\n" else c if c.isprintable() else "·" for c in text)
+
+
+def keep_apart(option: str, out: Path, inputs: Sequence[Path], run_dir: Path) -> None:
+    """Refuse an output that would take the place of one of a command's inputs, or of a file that a training keeps."""
+    from pyro_seq.errors import UserError
+
+    same = [path for path in inputs if path.exists() and out.exists() and out.samefile(path)]
+    if same:
+        raise UserError(f"{option} {out} would replace {same[0]}, which is read: name another file")
+    if out.is_file() and (run_dir / "run.json").exists() and out.resolve().parent == run_dir.resolve() and out.suffix in KEPT:
+        raise UserError(f"{option} {out} would replace what the run in {run_dir} keeps: name another file")
+
+
+KEPT = (".json", ".jsonl", ".safetensors")  # what the files of a run end in
 
 
 def quoted(path: Path) -> str:

@@ -17,6 +17,7 @@ from pyro_seq.cli.common import (
     SEED,
     described,
     given_options,
+    keep_apart,
     pick_device,
     run_dir_option,
     scoring_options,
@@ -254,6 +255,7 @@ def report(
 
     music = _load(run_dir, device, pair)
     opening = _primer(music, primer, primer_seconds)
+    keep_apart("--out", out or run_dir / "report.html", [primer] if primer else [], run_dir)
     pieces, source = _real_pieces(music, eval_files, run_dir)
     torch.manual_seed(seed)
     asked = Asked(num_samples, length, temperature=temperature, primer=opening)
@@ -288,14 +290,19 @@ def _primer(music: MusicModel, path: Path | None, seconds: float) -> Tensor | No
 
 def _real_pieces(music: MusicModel, patterns: tuple[str, ...], run_dir: Path) -> tuple[list[Tensor], str]:
     """(pieces to compare with, what they are called)."""
-    from pyro_seq.domains.music_runs import KIND, read_pieces, read_pieces_json
+    from pyro_seq.domains.music_runs import KIND, check_same, read_pieces, read_pieces_json
     from pyro_seq.errors import UserError
     from pyro_seq.runs import RunFolder
 
     if patterns:
         return _read(music, patterns, run_dir).pieces, "the pieces given"
-    _, _, data = read_pieces_json(RunFolder(run_dir, KIND))
-    pieces = list(read_pieces(music.settings, data, run_dir, quiet=False).valid)
+    _, digest, data = read_pieces_json(RunFolder(run_dir, KIND))
+    found = read_pieces(music.settings, data, run_dir, quiet=False)
+    try:
+        check_same(found, digest, data, run_dir)
+    except UserError as error:
+        raise UserError(f"{error}; name real music to compare with, by --eval-files") from None
+    pieces = list(found.valid)
     if not pieces:
         raise UserError(f"the run in {run_dir} has no validation pieces: name real music to compare with, by --eval-files")
     return pieces, "its validation pieces"

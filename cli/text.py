@@ -21,6 +21,7 @@ from pyro_seq.cli.common import (
     SEED,
     described,
     given_options,
+    keep_apart,
     pick_device,
     run_dir_option,
     scoring_options,
@@ -151,6 +152,8 @@ def evaluate(
     from pyro_seq.domains.text import evaluate as evaluate_text
     from pyro_seq.domains.text import load
 
+    if per_character is not None:
+        keep_apart("--per-character", per_character, [eval_corpus], run_dir)
     loaded = load(run_dir, pick_device(device), pair=pair)
     torch.manual_seed(seed)
     if per_character is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -30,7 +31,7 @@ def finite_probabilities() -> Iterator[None]:
 
 def said(error: BaseException) -> str:
     """An error's message, without the table of shapes that Pyro puts under every `ValueError` which passes through a trace."""
-    return str(error).partition("\nTrace Shapes:")[0]
+    return re.split(r"\n\s*Trace Shapes:", str(error))[0]
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

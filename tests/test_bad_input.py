@@ -227,3 +227,27 @@ def test_run_that_another_process_is_writing(spoilt: Path, corpus: Path, refused
     with RunFolder(spoilt, "text").locked():
         assert "is being written by another process" in refused(*commands(spoilt, corpus)["resume"])
     assert contents(spoilt) == before
+
+
+@pytest.mark.parametrize("words", [["text", "train"], ["text", "generate"], ["seqgan", "sweep"]])
+def test_an_empty_name_is_no_folder(words: list[str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "an empty name names no file or folder" in refused(*words, "--run-dir", "")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_pair_without_its_attribute(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def make(emission): ...")
+    for words in (["text", "train", "--train-corpus", "c", "--run-dir", tmp_path / "r"], ["pairs", "check"]):
+        pair = [tmp_path / "mine.py"] if words[0] == "pairs" else ["--pair", tmp_path / "mine.py"]
+        assert "named path/to/file.py:attribute" in refused(*words, *pair)
+
+
+def test_figures_never_take_the_place_of_what_is_read(spoilt: Path, corpus: Path, refused: Callable[..., str], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(corpus.read_bytes())
+    words = ["text", "evaluate", "--run-dir", spoilt, "--eval-corpus", text, "--per-character"]
+    assert "which is read: name another file" in refused(*words, text)
+    weights = (spoilt / "best.safetensors").read_bytes()
+    assert "name another file" in refused(*words, spoilt / "best.safetensors")
+    assert text.read_bytes() == corpus.read_bytes() and (spoilt / "best.safetensors").read_bytes() == weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,16 @@ def test_report_of_a_run_compares_with_its_validation_pieces(
     assert pyroseq("midi", "report", "--run-dir", notes, "--num-samples", 1, "--length", 1) == 0
     assert capsys.readouterr().out.splitlines()[0] == f"{notes}/report.html"
     assert "its validation pieces" in (notes / "report.html").read_text()
+
+
+def test_report_of_a_run_whose_files_have_become_others(pyroseq: Callable[..., int], tunes: Path, tmp_path: Path, refused: Refused) -> None:
+    """Pieces that were learnt from must not be called validation pieces."""
+    folder, run = tmp_path / "tunes", tmp_path / "run"
+    shutil.copytree(tunes, folder)
+    assert pyroseq("midi", "train", "--quiet", "--train-files", folder, "--preset", "default", "--grid", 4, "--run-dir", run, *WORDS) == 0
+    shutil.copy(next(folder.glob("*.mid")), folder / "another.mid")
+    line = refused("midi", "report", "--run-dir", run, "--num-samples", 1, "--length", 1)
+    assert "these are not the pieces that the run" in line and "by --eval-files" in line
 
 
 # what goes wrong

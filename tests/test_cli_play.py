@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from pyro_seq.cli import main
+from pyro_seq.cli.play import _finite
 
 spec = importlib.util.spec_from_file_location("killed_game", Path(__file__).parent / "killed_game.py")
 assert spec is not None and spec.loader is not None
@@ -107,6 +108,13 @@ def test_settings_are_shown(pyroseq: Callable[..., int], capsys: pytest.CaptureF
     assert pyroseq("play", "train", "--print-config", "--preset", "acrobot", "--env-steps", 123, "--model", "srnn") == 0
     shown = capsys.readouterr().out
     assert 'play.env = "Acrobot-v1"' in shown and "play.env_steps = 123" in shown and 'model.kind = "srnn"' in shown
+
+
+def test_temperatures_that_are_none(refused: Callable[..., str], tmp_path: Path) -> None:
+    for name in ("run", "imagine"):
+        for value in ("nan", "inf"):
+            assert f"{value} is no temperature" in refused("play", name, "--run-dir", tmp_path, "--temperature", value)
+    assert [_finite(value) for value in (1e-320, 0.0, 0.5)] == [0.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize(

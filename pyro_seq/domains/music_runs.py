@@ -88,9 +88,7 @@ def go_on(
             data[name] = list(moved) or data[name]
         _, markov = read_document(run, settings.rolls.keys)
         pieces = read_pieces(settings, data, run_dir, quiet=quiet)
-        if fingerprint([*pieces.train, *pieces.valid]) != digest:
-            where = ", ".join(data["train"]) or "the package's own tunes"
-            raise UserError(f"{where}: these are not the pieces that the run in {run_dir} was begun with: their contents differ")
+        check_same(pieces, digest, data, run_dir)
         if changes:
             keep_changes(run, settings)
         return train(pieces, settings, run=run, markov=markov, seed=seed, resume=True, quiet=quiet, **options)
@@ -125,6 +123,13 @@ def read_pieces(settings: MusicSettings, data: Mapping[str, Any], run_dir: Path,
     if not any(map(len, pieces)):
         raise UserError("there are no frames of music to train on")
     return Pieces(pieces, valid, found.tempo)
+
+
+def check_same(pieces: Pieces, digest: str, data: Mapping[str, Any], run_dir: Path) -> None:
+    """Raises `UserError` if these are not the pieces that the run was begun with."""
+    if fingerprint([*pieces.train, *pieces.valid]) != digest:
+        where = ", ".join(data["train"]) or "the package's own tunes"
+        raise UserError(f"{where}: these are not the pieces that the run in {run_dir} was begun with: their contents differ")
 
 
 def read_pieces_json(run: RunFolder) -> tuple[int, str, dict[str, Any]]:
