@@ -194,18 +194,16 @@ def on_one_line(text: str) -> str:
     return "".join("⏎" if c == "\n" else c if c.isprintable() else "·" for c in text)
 
 
-def keep_apart(option: str, out: Path, inputs: Sequence[Path], run_dir: Path) -> None:
+def keep_apart(option: str, out: Path, run_dir: Path, *inputs: Path | None) -> None:
     """Refuse an output that would take the place of one of a command's inputs, or of a file that a training keeps."""
     from pyro_seq.errors import UserError
+    from pyro_seq.runs import RunFolder
 
-    same = [path for path in inputs if path.exists() and out.exists() and out.samefile(path)]
-    if same:
-        raise UserError(f"{option} {out} would replace {same[0]}, which is read: name another file")
-    if out.is_file() and (run_dir / "run.json").exists() and out.resolve().parent == run_dir.resolve() and out.suffix in KEPT:
+    for path in inputs:
+        if path is not None and path.exists() and out.exists() and out.samefile(path):
+            raise UserError(f"{option} {out} would replace {path}, which is read: name another file")
+    if RunFolder(run_dir, "").holds(out):
         raise UserError(f"{option} {out} would replace what the run in {run_dir} keeps: name another file")
-
-
-KEPT = (".json", ".jsonl", ".safetensors")  # what the files of a run end in
 
 
 def quoted(path: Path) -> str:

@@ -253,15 +253,15 @@ def report(
     from pyro_seq.domains.music_listening import Asked, run_report
     from pyro_seq.runs import RunFolder, replacing
 
+    path = out or run_dir / "report.html"
+    keep_apart("--out", path, run_dir, primer)
     music = _load(run_dir, device, pair)
     opening = _primer(music, primer, primer_seconds)
-    keep_apart("--out", out or run_dir / "report.html", [primer] if primer else [], run_dir)
     pieces, source = _real_pieces(music, eval_files, run_dir)
     torch.manual_seed(seed)
     asked = Asked(num_samples, length, temperature=temperature, primer=opening)
-    page, distances = run_report(RunFolder(run_dir, "midi"), music, pieces, asked, source=source)
-    path = out or run_dir / "report.html"
-    with replacing(path) as temporary:
+    with replacing(path) as temporary:  # where nothing can be written, that is said before minutes of sampling
+        page, distances = run_report(RunFolder(run_dir, "midi"), music, pieces, asked, source=source)
         temporary.write_text(page, encoding="utf-8")
     click.echo(str(path))
     for name in distances["generated"]:
@@ -290,19 +290,18 @@ def _primer(music: MusicModel, path: Path | None, seconds: float) -> Tensor | No
 
 def _real_pieces(music: MusicModel, patterns: tuple[str, ...], run_dir: Path) -> tuple[list[Tensor], str]:
     """(pieces to compare with, what they are called)."""
-    from pyro_seq.domains.music_runs import KIND, check_same, read_pieces, read_pieces_json
+    from pyro_seq.domains.music_runs import KIND, read_pieces_json, same_pieces
     from pyro_seq.errors import UserError
     from pyro_seq.runs import RunFolder
 
     if patterns:
         return _read(music, patterns, run_dir).pieces, "the pieces given"
     _, digest, data = read_pieces_json(RunFolder(run_dir, KIND))
-    found = read_pieces(music.settings, data, run_dir, quiet=False)
+    instead = "name real music to compare with, by --eval-files"
     try:
-        check_same(found, digest, data, run_dir)
+        pieces = list(same_pieces(music.settings, data, digest, run_dir, quiet=False).valid)
     except UserError as error:
-        raise UserError(f"{error}; name real music to compare with, by --eval-files") from None
-    pieces = list(found.valid)
+        raise UserError(f"{error}; {instead}") from None
     if not pieces:
-        raise UserError(f"the run in {run_dir} has no validation pieces: name real music to compare with, by --eval-files")
+        raise UserError(f"the run in {run_dir} has no validation pieces: {instead}")
     return pieces, "its validation pieces"

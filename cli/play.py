@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from pyro_seq.games.trained import Returns, TrainedGame
 
 MOST_GAMES = 10**5
-COLDEST = 1e-6  # the lowest temperature to divide by
 DURATIONS = (Duration("--env-steps", "play.env_steps", "Moves in the real game at most", least=1), *UPDATES)
 
 AGENT = click.option(
@@ -43,19 +41,11 @@ def temperature_option(default: float) -> Any:
     return click.option(
         "--temperature",
         type=click.FloatRange(0),
-        callback=lambda ctx, parameter, value: _finite(value),
         default=default,
         show_default=f"{default:g}",
         metavar="T",
         help="Of the trained agent's choices; 0: always the likeliest action; 1: as it was trained.",
     )
-
-
-def _finite(temperature: float) -> float:
-    """The temperature, one too small to divide by as 0."""
-    if not math.isfinite(temperature):
-        raise click.BadParameter(f"{temperature} is no temperature: it must be a number, at least 0")
-    return 0.0 if temperature < COLDEST else temperature
 
 
 @click.group()

@@ -16,6 +16,7 @@ from pyro_seq.cli.common import (
     PAIR,
     SEED,
     Duration,
+    keep_apart,
     on_one_line,
     pick_device,
     run_dir_option,
@@ -272,8 +273,9 @@ def sweep(
     from pyro_seq.seqgan.sweeps import sweep as sweep_run
 
     chosen = TEMPERATURES if temperatures is None else _numbers(temperatures)
-    comparison = Comparison.of(run_dir, split=split, device=pick_device(device), quiet=as_json, **options)
     path = out or run_dir / "sweep.png"
+    keep_apart("--out", path, run_dir)
+    comparison = Comparison.of(run_dir, split=split, device=pick_device(device), quiet=as_json, **options)
     with replacing(path) as temporary:  # where nothing can be written, that is said before minutes of sampling
         found = sweep_run(comparison, chosen, num_samples, seed=seed, progress=Progress(quiet=as_json))
         temporary.write_bytes(sweep_png(found))

@@ -153,7 +153,7 @@ def evaluate(
     from pyro_seq.domains.text import load
 
     if per_character is not None:
-        keep_apart("--per-character", per_character, [eval_corpus], run_dir)
+        keep_apart("--per-character", per_character, run_dir, eval_corpus)
     loaded = load(run_dir, pick_device(device), pair=pair)
     torch.manual_seed(seed)
     if per_character is None:

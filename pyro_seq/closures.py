@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+LIBRARIES = {"torch", "pyro", "numpy", "pyro_seq"}  # whose functions hold no modules of anyone's
+
 
 def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
     """The outermost modules that a call of the function can reach, each once; for a module, itself.
@@ -16,33 +18,25 @@ def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
     Functions inside of functions are looked into, and so are `functools.partial`, bound methods and callable objects, lists and dicts.
     """
     found: dict[int, nn.Module] = {}
-    _search(function, found, set(), 0)
+    waiting, seen = [function, *_attributes(function)], set[int]()
+    while waiting:
+        value = waiting.pop(0)
+        if isinstance(value, nn.Module):
+            found[id(value)] = value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            waiting += _held(value)
     inner = {id(part) for module in found.values() for part in module.modules() if part is not module}
     return [module for module in found.values() if id(module) not in inner]
 
 
-DEPTH = 6  # of functions that hold functions
-LIBRARIES = {"torch", "pyro", "numpy", "pyro_seq"}  # whose functions hold no modules of anyone's
-
-
-def _search(value: Any, found: dict[int, nn.Module], seen: set[int], depth: int) -> None:
-    if id(value) in seen or depth > DEPTH or (inspect.isfunction(value) and str(value.__module__).partition(".")[0] in LIBRARIES):
-        return
-    seen.add(id(value))
-    if isinstance(value, nn.Module):
-        found[id(value)] = value
-        return
-    for held in _held(value, depth):
-        _search(held, found, seen, depth + 1)
-
-
-def _held(value: Any, depth: int) -> Iterator[Any]:
+def _held(value: Any) -> Iterator[Any]:
     """What a value holds by which a call of it could reach a module."""
     if isinstance(value, functools.partial):
         yield from (value.func, *value.args, *value.keywords.values())
     elif inspect.ismethod(value):
-        yield from (value.__self__, value.__func__)
-    elif inspect.isfunction(value):
+        yield from (value.__self__, *_attributes(value.__self__), value.__func__)
+    elif inspect.isfunction(value) and str(value.__module__).partition(".")[0] not in LIBRARIES:
         for cell in value.__closure__ or ():
             try:
                 yield cell.cell_contents
@@ -50,9 +44,14 @@ def _held(value: Any, depth: int) -> Iterator[Any]:
                 continue
         yield from (value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__)
         yield from (value.__defaults__ or ())
+        yield from (value.__kwdefaults__ or {}).values()
     elif isinstance(value, (list, tuple)):
         yield from value
     elif isinstance(value, dict):
         yield from value.values()
-    elif depth < 2 and not inspect.isclass(value) and not inspect.ismodule(value) and hasattr(value, "__dict__"):  # callable, or a method's
-        yield from vars(value).values()
+
+
+def _attributes(value: Any) -> list[Any]:
+    """Those of an object that is no function, class or module."""
+    plain = isinstance(value, (nn.Module, functools.partial)) or inspect.isroutine(value) or inspect.isclass(value)
+    return [] if plain else list(getattr(value, "__dict__", {}).values())

@@ -19,7 +19,7 @@ from pyro_seq.particles import Particles, particle_rows
 from pyro_seq.sequence_guide import SequenceGuide
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.site_densities import Observed, check_support
-from pyro_seq.trees import concatenated, map_tensors
+from pyro_seq.trees import concatenated, map_tensors, tensors
 
 Proposal = Literal["guide", "prior"]
 ROWS = 16_384  # particles of all sequences that are worked on at once, but always all K of a sequence
@@ -147,7 +147,7 @@ class _Steps:
             first = map_tensors(lambda x: x[:, 0], by_particle)
             self.batch = batch.with_state(first).remembering()  # for the guide, whose proposals may start from any particle's past
             self.state = map_tensors(lambda x: x.transpose(0, 1), by_particle["model"])
-            alike = _alike(by_particle["model"]["context"])
+            alike = all(torch.equal(x, x[:, :1].expand_as(x)) for x in tensors(by_particle["model"]["context"]))
             if alike:
                 self.state["context"] = first["model"]["context"]
         if missing is not None and alike:
@@ -221,18 +221,6 @@ class _Steps:
             return {"model": model, "guide": None}
         like = self.guide.initial_carried(1)
         return {"model": model, "guide": {"latent": model["latent"], "carried": map_tensors(flat, self.guide_carried, like)}}
-
-
-def _alike(context: Any) -> bool:
-    """Whether all particles of a sequence remember the same, in every tensor `[N, K, …]`."""
-    equal = []
-
-    def compare(x: Tensor) -> Tensor:
-        equal.append(torch.equal(x, x[:, :1].expand_as(x)))
-        return x
-
-    map_tensors(compare, context)
-    return all(equal)
 
 
 def _observe(emission: Any, observed: Tensor, unknown: Tensor | None, lead: tuple[int, int]) -> tuple[Tensor, Tensor]:

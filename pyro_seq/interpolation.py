@@ -102,7 +102,8 @@ def _means(pair: Pair, batch: SequenceBatch, samples: int, steps: int) -> dict[s
 def _cut(ends: list[dict[str, Tensor]], num_steps: tuple[int, int]) -> list[dict[str, Tensor]]:
     """The means of both sides, those of sites that hold all steps cut to the shorter side's; raises `UserError` where they do not fit."""
     steps = min(num_steps)
-    for name, (a, b) in {name: (ends[0][name], ends[1][name]) for name in ends[0]}.items():
+    for name in ends[0]:
+        a, b = (end[name] for end in ends)
         if a.shape == b.shape:
             continue
         if (a.shape[1], b.shape[1]) != num_steps or a.shape[2:] != b.shape[2:]:

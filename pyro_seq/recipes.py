@@ -103,9 +103,9 @@ def find_recipe(kind: str) -> Recipe:
         model, guide = SHIPPED[kind]
         return Recipe(kind, model, guide)
     found = installed()
-    if kind not in found and (kind.endswith(".py") or "/" in kind):
-        raise UserError(f"{kind!r} lacks what makes the pair: a pair of your own is named path/to/file.py:attribute")
     if kind not in found:
+        if kind.endswith(".py") or "/" in kind:
+            raise UserError(f"{kind!r} lacks what makes the pair: a pair of your own is named path/to/file.py:attribute")
         raise UserError(f"unknown pair {kind!r}{did_you_mean(kind, [*SHIPPED, *found])}")
     if len(found[kind]) > 1:
         packages = ", ".join(package_of(entry) for entry in found[kind])

@@ -76,6 +76,11 @@ class RunFolder:
         """Whether a run was begun here."""
         return (self.path / "run.json").exists()
 
+    def holds(self, path: Path) -> bool:
+        """Whether a path is a file that a run in this folder keeps: checkpoints, figures, and documents (`*.json`)."""
+        own = path.name in (self.best.name, self.last.name, self.metrics.name) or path.suffix == ".json"
+        return own and path.is_file() and path.resolve().parent == self.path.resolve() and self.exists()
+
     def check_free(self, *documents: str) -> None:
         """Raise `UserError` unless a run with these documents can be begun here, and nothing is overwritten by it."""
         if self.exists():

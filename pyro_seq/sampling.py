@@ -144,12 +144,13 @@ def ancestral(pair: Pair, num_sequences: int, num_steps: int, *, inputs: Tensor 
         raise UserError(f"{num_sequences} sequences of {num_steps} steps need as many side inputs, got {list(inputs.shape[:2])}")
     size = rows_at_once(pair, num_steps)
     parts = []
+    device = pair.device if inputs is None else inputs.device
     with pair.scope(), pair.evaluating():
         for start in range(0, num_sequences, size):
             rows = min(size, num_sequences - start)
             given = None if inputs is None else inputs[start : start + rows]
-            batch = SequenceBatch(None, [num_steps] * rows, inputs=given)
-            parts.append(sampled_values(pair.model, batch.to(pair.device) if given is None else batch, adjust))
+            batch = SequenceBatch(None, [num_steps] * rows, inputs=given).to(device)
+            parts.append(sampled_values(pair.model, batch, adjust))
     return concatenated(parts)
 
 

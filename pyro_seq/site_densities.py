@@ -73,9 +73,10 @@ def mark_paths(pair: Pair, batch: SequenceBatch, guide_trace: Any, model_trace: 
 
 def _may_grow(name: str, site: Any, trace: Any, num_steps: int) -> bool:
     """Whether a site is a latent with T entries, and not one of a step among others (`z_0`, `z_1`, …)."""
+    if site["is_observed"] or site["fn"].event_shape[:1] != (num_steps,):
+        return False
     step = STEP_SITE.search(name)
-    is_of_step = step is not None and int(step[1]) < num_steps and not _stands_alone(step, trace, num_steps)
-    return not site["is_observed"] and site["fn"].event_shape[:1] == (num_steps,) and not is_of_step
+    return step is None or int(step[1]) >= num_steps or _stands_alone(step, trace, num_steps)
 
 
 def _longer_events(function: Any, batch: SequenceBatch) -> dict[str, tuple[int, ...]]:

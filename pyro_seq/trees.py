@@ -21,6 +21,18 @@ def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any
     return tree
 
 
+def tensors(tree: Any) -> list[Tensor]:
+    """Those of a tree, whatever else it holds."""
+    found = []
+
+    def keep(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    map_tensors(keep, tree)
+    return found
+
+
 def concatenated(trees: Sequence[Any]) -> Any:
     """Trees of one form as one, their tensors joined along the first dimension; a single one as it is."""
     return trees[0] if len(trees) == 1 else map_tensors(lambda *parts: torch.cat(parts), *trees)

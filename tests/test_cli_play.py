@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from pyro_seq.cli import main
-from pyro_seq.cli.play import _finite
 
 spec = importlib.util.spec_from_file_location("killed_game", Path(__file__).parent / "killed_game.py")
 assert spec is not None and spec.loader is not None
@@ -110,11 +109,12 @@ def test_settings_are_shown(pyroseq: Callable[..., int], capsys: pytest.CaptureF
     assert 'play.env = "Acrobot-v1"' in shown and "play.env_steps = 123" in shown and 'model.kind = "srnn"' in shown
 
 
-def test_temperatures_that_are_none(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_temperatures(refused: Callable[..., str], pyroseq: Callable[..., int], cartpole: Path) -> None:
     for name in ("run", "imagine"):
+        words = ["play", name, "--run-dir", cartpole, "--num-games", 1, "--max-moves", 3, "--temperature"]
         for value in ("nan", "inf"):
-            assert f"{value} is no temperature" in refused("play", name, "--run-dir", tmp_path, "--temperature", value)
-    assert [_finite(value) for value in (1e-320, 0.0, 0.5)] == [0.0, 0.0, 0.5]
+            assert f"the temperature must be a number, at least 0, got {value}" in refused(*words, value)
+        assert pyroseq(*words, 1e-320) == 0
 
 
 @pytest.mark.parametrize(

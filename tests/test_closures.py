@@ -26,6 +26,10 @@ def by_argument(net: nn.Module, x: Any) -> Any:
     return net(x)
 
 
+def by_default(x: Any, net: nn.Module = NET, *, other: nn.Module = NET) -> Any:
+    return net(x)
+
+
 def in_closure(*held: Any) -> Callable[[Any], Any]:
     return lambda x: held
 
@@ -44,7 +48,7 @@ class Holder:
 @pytest.mark.parametrize(
     "function",
     [
-        *(NET, by_global, by_helper, functools.partial(by_argument, NET), functools.partial(by_argument, net=NET)),
+        *(NET, by_global, by_helper, by_default, functools.partial(by_argument, NET), functools.partial(by_argument, net=NET)),
         *(in_closure(NET), in_closure([{"a": NET}]), in_closure(NET, NET[0]), in_closure(in_closure(NET)), Holder().method, Holder()),
     ],
 )

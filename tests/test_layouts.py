@@ -20,7 +20,7 @@ from pyro_seq.contexts import Chain, Context, LastObservations, PreviousObservat
 from pyro_seq.encoders import Embedding, Encoder, Flatten, Group, OneHot
 from pyro_seq.networks import MLP
 from pyro_seq.pairs import Parts, make_pair, model_settings
-from pyro_seq.trees import map_tensors
+from pyro_seq.trees import map_tensors, tensors
 
 N, T, Z, INPUTS = 4, 5, 5, 2
 RAGGED = (5, 3, 0, 1)
@@ -164,19 +164,13 @@ def test_carried_states_agree(name: str, kind: str, cell: str) -> None:
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(before)
         outcomes = {"model": model_trace, "guide": guide_trace}
         states.append({side: getattr(trace.nodes["_RETURN"]["value"], "state", None) for side, trace in outcomes.items()})
-    assert_equal(*map(flat, states))
+    assert_equal(*map(tensors, states))
     batch = new_batch(parts.values)
     fresh, _, _ = evaluate(pair, batch, noise[1], "path")
     results = [evaluate(pair, batch.with_state(map_tensors(Tensor.detach, states[0])), noise[1], layout) for layout in LAYOUTS]
     assert not torch.allclose(results[0][0], fresh)
     assert_equal(*(result[0] for result in results))
     assert_equal(*(result[1] for result in results))
-
-
-def flat(tree: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_tensors(lambda x: found.append(x) or x, tree)
-    return found
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -268,7 +262,7 @@ def test_samples(name: str, kind: str, layout: str) -> None:
         if site["type"] == "sample" and "log_prob" in site and site["name"] != "sequences":
             total = total + site["log_prob"]
     z = None if name == "rnn" else outcome.latents
-    for sampled, given in zip(flat(outcome.values), flat(parts.values), strict=True):
+    for sampled, given in zip(tensors(outcome.values), tensors(parts.values), strict=True):
         assert sampled.shape == given.shape and sampled.dtype == given.dtype
         assert not sampled[~batch.mask].any()
     again = SequenceBatch(outcome.values, RAGGED, inputs=batch.inputs)

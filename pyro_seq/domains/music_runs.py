@@ -87,8 +87,7 @@ def go_on(
                 raise UserError(f"{moved[0]}: the run in {run_dir} was begun without such files")
             data[name] = list(moved) or data[name]
         _, markov = read_document(run, settings.rolls.keys)
-        pieces = read_pieces(settings, data, run_dir, quiet=quiet)
-        check_same(pieces, digest, data, run_dir)
+        pieces = same_pieces(settings, data, digest, run_dir, quiet=quiet)
         if changes:
             keep_changes(run, settings)
         return train(pieces, settings, run=run, markov=markov, seed=seed, resume=True, quiet=quiet, **options)
@@ -125,11 +124,16 @@ def read_pieces(settings: MusicSettings, data: Mapping[str, Any], run_dir: Path,
     return Pieces(pieces, valid, found.tempo)
 
 
-def check_same(pieces: Pieces, digest: str, data: Mapping[str, Any], run_dir: Path) -> None:
-    """Raises `UserError` if these are not the pieces that the run was begun with."""
+def same_pieces(settings: MusicSettings, data: Mapping[str, Any], digest: str, run_dir: Path, *, quiet: bool) -> Pieces:
+    """What the run of a folder was begun with, read again.
+
+    Raises `UserError` as `read_pieces`, and if the pieces are others now.
+    """
+    pieces = read_pieces(settings, data, run_dir, quiet=quiet)
     if fingerprint([*pieces.train, *pieces.valid]) != digest:
         where = ", ".join(data["train"]) or "the package's own tunes"
         raise UserError(f"{where}: these are not the pieces that the run in {run_dir} was begun with: their contents differ")
+    return pieces
 
 
 def read_pieces_json(run: RunFolder) -> tuple[int, str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +17,14 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context, SideInputs
 from pyro_seq.emissions import Categorical, Emission
 from pyro_seq.encoders import MLP as EncoderMLP
+from pyro_seq.errors import UserError
 from pyro_seq.games.environments import Game
 from pyro_seq.games.episodes import Normalisation
 from pyro_seq.games.settings import AgentSettings
 from pyro_seq.models import RNN
 from pyro_seq.networks import MLP
 from pyro_seq.pair import Pair
+from pyro_seq.sampling import draw, sharpened
 from pyro_seq.sequence_model import Layout, SequenceModel
 from pyro_seq.trees import concatenated, map_tensors
 
@@ -118,12 +121,15 @@ def state_after(model: SequenceModel, observations: Tensor) -> Any:
 def act(model: SequenceModel, state: Any, observations: Tensor, temperature: float = 1.0) -> tuple[Tensor, Any]:
     """(actions as the emission draws them, `[N]` or `[N, A]`, the state after them) given normalised observations `[N, D]`.
 
-    At temperature 0 it is the likeliest action; the scale of a continuous one is multiplied by the temperature.
+    At temperature 0 it is the likeliest action; the scale of a continuous one is multiplied by the temperature. Raises `UserError` for a
+    temperature that is no number, or below 0.
     """
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"the temperature must be a number, at least 0, got {temperature}")
 
     def drawn(emission: Any) -> Tensor:
         if isinstance(emission, torch.distributions.Categorical):
-            return emission.logits.argmax(-1) if temperature == 0 else type(emission)(emission.logits / temperature).sample()
+            return emission.logits.argmax(-1) if temperature == 0 else draw(sharpened(emission, temperature=temperature))
         normal = emission.base_dist
         return normal.loc + temperature * normal.scale * torch.randn_like(normal.loc)
 
