@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,7 @@ from pyro_seq.models import DMM, HMM, ISEQ, RNN, SRNN, VRNN
 
 GROUP = "pyro_seq.pairs"  # of entry points
 
+_BESIDE: dict[Path, dict[str, ModuleType]] = {}  # the modules of a folder that came with a pair's, by name
 OWN_FILES: set[str] = set()  # the source files of makers found that are not ours
 
 # model and guide by name; no guide for a model without latents
@@ -211,14 +213,32 @@ def _import_module(name: str, spec: str) -> Any:
 
 @contextmanager
 def _importable_from(folder: Path) -> Iterator[None]:
-    """Inside, modules of the folder can be imported; it comes last, so that they hide none."""
+    """Inside, modules of the folder can be imported; it comes last, so that they hide none.
+
+    Those that were imported so from another folder are out of the way: two pairs may each have a helper of the same name beside them.
+    """
     before = sys.path.copy()
+    for modules in (modules for other, modules in _BESIDE.items() if other != folder):
+        for name in (name for name, module in modules.items() if sys.modules.get(name) is module):
+            del sys.modules[name]
+    beside = _BESIDE.setdefault(folder, {})
+    sys.modules.update(beside)
+    known = set(sys.modules)
     sys.path.append(str(folder))
     importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path[:] = before
+        new = {name for name, module in sys.modules.items() if name not in known and "." not in name and _lies_in(folder, name, module)}
+        own = new | {name for name in beside if "." not in name}
+        beside.update({name: module for name, module in sys.modules.items() if name.partition(".")[0] in own})
+
+
+def _lies_in(folder: Path, name: str, module: ModuleType) -> bool:
+    """Whether a module, or package, is the one of that name in the folder."""
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    return any(place and Path(place) in (folder / f"{name}.py", folder / name, folder / name / "__init__.py") for place in places)
 
 
 def _file_of(maker: Any) -> str | None:

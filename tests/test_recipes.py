@@ -82,6 +82,26 @@ def test_file_beside_does_not_hide_what_is_installed(tmp_path: Path) -> None:
     assert find_recipe(f"{tmp_path}/own.py:maker").maker.__name__ == "maker"
 
 
+def test_two_folders_may_each_have_a_helper_of_one_name(tmp_path: Path) -> None:
+    """Which pair is read first makes no difference; one without such a helper does not get another's."""
+    for name in ("first", "second"):
+        (tmp_path / name / "helpers").mkdir(parents=True)
+        (tmp_path / name / "helpers" / "__init__.py").write_text("")
+        (tmp_path / name / "helpers" / "words.py").write_text(f"WORD = {name!r}\n")
+        (tmp_path / name / "beside_both.py").write_text("from helpers.words import WORD\nWORD = WORD + '!'\n")
+        (tmp_path / name / "own.py").write_text("import beside_both\ndef maker(): return beside_both.WORD\n")
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "own.py").write_text("import beside_both\ndef maker(): pass\n")
+    first, second = (find_recipe(f"{tmp_path}/{name}/own.py:maker").maker for name in ("first", "second"))
+    assert (first(), second()) == ("first!", "second!")
+    assert "No module named 'beside_both'" in refused(f"{tmp_path}/third/own.py:maker")
+    (tmp_path / "first" / "own.py").write_text("import beside_both, helpers.words\ndef maker(): return helpers.words.WORD\n")
+    module = sys.modules[second.__module__]
+    again = find_recipe(f"{tmp_path}/first/own.py:maker").maker
+    assert again() == "first" and second() == "second!"
+    assert sys.modules[again.__module__].beside_both is sys.modules[first.__module__].beside_both is not vars(module)["beside_both"]
+
+
 def test_module_of_the_working_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = file.parent / "some_package_of_mine"
     package.mkdir()
