@@ -17,6 +17,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.random_state import random_state, set_random_state
 from pyro_seq.site_checks import is_enumerated, latent_sites, mismatches, named, non_finite
+from pyro_seq.site_densities import misshapen_states
 
 
 @contextmanager
@@ -45,13 +46,13 @@ def tried(pair: Pair, batches: Any, carried: Any = None) -> Iterator[SequenceBat
 @torch.no_grad()
 def check_sites(pair: Pair, elbo: Any, batch: SequenceBatch) -> None:
     """Raise `UserError` for latents that model and guide do not share, or that are marked to be summed out by an objective that does not,
-    and for the first site that is not finite.
+    for the first site that is not finite, and for a state that does not have the sequences first.
     """
     with pyro.validation_enabled(False):  # which would speak of a distribution, not of a site
         guide_trace = poutine.trace(pair.guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(batch)
         wrong = non_finite(guide_trace, "guide") or mismatches(model_trace, guide_trace) or _left_to_sum(model_trace, guide_trace, elbo)
-        wrong = wrong or non_finite(model_trace, "model")
+        wrong = wrong or non_finite(model_trace, "model") or misshapen_states(guide_trace, model_trace, len(batch))
     if wrong:
         raise UserError(f"on the first batch: {wrong[0]}")
 

@@ -58,7 +58,7 @@ def path_weights(
             observed = to_check(pair, repeated, rows.repeat_interleave(k))
             chunk, latent = log_weights(*traces, torch.zeros(n * k, batch.num_steps, device=batch.device), observed)
             weights.append(chunk.view(n, k, -1))
-        after.append((k, states(*traces)))
+        after.append((k, states(*traces, None if shared else n * k)))
         if latent is None and states_before is None:  # all particles are equal: one is enough
             first = map_tensors(lambda x, k=k: x[::k], after[0][1])
             return weights[0][:, :1], lambda first=first: first, None

@@ -17,7 +17,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.prototypes import lengthened, trace_model
-from pyro_seq.trees import map_tensors
+from pyro_seq.trees import map_tensors, tensors
 
 STEP_SITE = re.compile(r"_(\d+)(?:_\D.*)?$")
 
@@ -120,10 +120,31 @@ def by_step(name: str, site: Any, trace: Any, like: Tensor) -> Tensor:
     return steps
 
 
-def states(guide_trace: Any, model_trace: Any) -> Any:
-    """What model and guide returned for the next window to start from; of latents drawn from the prior, the model's alone."""
+def states(guide_trace: Any, model_trace: Any, size: int | None = None) -> Any:
+    """What model and guide returned for the next window to start from; of latents drawn from the prior, the model's alone.
+
+    Raises `UserError` for a tensor whose first dimension is not the sequences, if it is given how many they are.
+    """
+    if size is not None and (wrong := misshapen_states(guide_trace, model_trace, size)):
+        raise UserError(wrong[0])
+    return map_tensors(_by_itself, _returned(guide_trace, model_trace))
+
+
+def misshapen_states(guide_trace: Any, model_trace: Any, size: int) -> list[str]:
+    """Whose state has a tensor that does not have the sequences, `size` of them, as its first dimension."""
+    wrong = []
+    for side, state in _returned(guide_trace, model_trace).items():
+        shapes = [list(x.shape) for x in tensors(state) if x.shape[:1] != (size,)]
+        wrong += [
+            f"the {side}'s state has a tensor of shape {shape}: its first dimension must be the sequences ({size})" for shape in shapes[:1]
+        ]
+    return wrong
+
+
+def _returned(guide_trace: Any, model_trace: Any) -> dict[str, Any]:
+    """The states of both sides."""
     model, guide = (getattr(trace.nodes["_RETURN"]["value"], "state", None) for trace in (model_trace, guide_trace))
-    return map_tensors(_by_itself, {"model": model, "guide": None if guide_trace is model_trace else guide})
+    return {"model": model, "guide": None if guide_trace is model_trace else guide}
 
 
 def _by_itself(x: Tensor) -> Tensor:

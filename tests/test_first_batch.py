@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -43,7 +44,7 @@ class Side(nn.Module):
         self.loc, self.spare = nn.Parameter(torch.tensor(0.1)), nn.Parameter(torch.ones(2, 2))
         self.batch_norm = nn.BatchNorm1d(1)
 
-    def forward(self, batch: SequenceBatch) -> None:
+    def forward(self, batch: SequenceBatch) -> Any:
         pyro.module("model" if self.observes else "guide", self)
         self.batch_norm(batch.values.flatten().unsqueeze(-1))  # type: ignore[union-attr]
         n, fault = len(batch), self.fault
@@ -69,6 +70,7 @@ class Side(nn.Module):
                         pyro.sample(f"w_{t}", dist.Normal(z, 1.0))
                     if self.observes:
                         pyro.sample(f"x_{t}", dist.Normal(z / 0 if fault == "infinite" else z, 1.0), obs=batch.at(t))
+        return SimpleNamespace(state={"z": z, "steps": torch.tensor(batch.num_steps)}) if fault == "state" else None
 
 
 def new_pair(model: str = "", guide: str = "") -> Pair:
@@ -86,6 +88,11 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         r"on the first batch: the value of site 'z_1' \(and 1 more\) in the guide is not finite \(sequence 0\)",
     ),
     "NaN in the model": ("infinite", "", r"on the first batch: the log-density of site 'x_0' .* in the model is not finite"),
+    "a state without the sequences": (
+        "state",
+        "",
+        r"on the first batch: the model's state has a tensor of shape \[\]: its first dimension must be the sequences \(2\)",
+    ),
     "nothing trains": ("trains nothing", "trains nothing", "on the first batch no parameter of this pair gets a gradient"),
 }
 ELBOS: dict[str, Callable[[], Any]] = {

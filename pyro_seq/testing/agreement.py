@@ -13,9 +13,8 @@ from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.scoring import score
 from pyro_seq.site_checks import is_enumerated, latent_sites, named, plate_depth, sites_by_name
-from pyro_seq.site_densities import STEP_SITE
+from pyro_seq.site_densities import STEP_SITE, states
 from pyro_seq.testing.evaluation import Failure, Probe, one_line, traced
-from pyro_seq.trees import map_tensors
 
 
 def scored(pair: Pair, batch: SequenceBatch) -> Iterator[str]:
@@ -75,19 +74,13 @@ def _form(site: Any, own: Any, over_time: bool) -> str:
 
 
 def windows(probe: Probe) -> Iterator[str]:
-    """A pair that returns states goes on from them, and every tensor of a state has the sequences first."""
-    states = {side: getattr(probe.trace(side).nodes["_RETURN"]["value"], "state", None) for side in ("model", "guide")}
-    if all(state is None for state in states.values()):
+    """A pair that returns states goes on from them."""
+    returned = states(probe.guide, probe.model)
+    if all(state is None for state in returned.values()):
         return
-    for side, state in states.items():
-        shapes: list[list[int]] = []
-        map_tensors(lambda x, shapes=shapes: shapes.append(list(x.shape)) or x, state)
-        if wrong := [shape for shape in shapes if shape[:1] != [len(probe.batch)]]:
-            yield f"the {side}'s state has a tensor of shape {wrong[0]}: its first dimension must be the sequences ({len(probe.batch)})"
-            return
     for side in ("guide", "model"):
         try:
-            probe.run(side, probe.batch.with_state(states), {})
+            probe.run(side, probe.batch.with_state(returned), {})
         except Failure as failure:
             yield f"on a window that goes on from the state that it returned: {failure}"
 
