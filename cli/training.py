@@ -67,6 +67,8 @@ def train_run(
     if missing is not None and not resume:
         raise click.UsageError(missing, click.get_current_context())
     assert run_dir is not None
+    from pyro_seq.runs import RunFolder
+
     where = f"--run-dir {quoted(run_dir)}" + (f" --device {device}" if device != "auto" else "") + pair_words(pair)
     with resumable(run_dir, f"pyroseq {program} train {where} --resume"):
         options = {"device": pick_device(device), "quiet": quiet}
@@ -76,6 +78,9 @@ def train_run(
             trained = domain.begin(run_dir, resolve(runs, **settings), data, seed=seed, **options)
     if not quiet:
         click.echo(f"done after {trained.step:,} steps; the run is in {run_dir}", err=True)
+        if not RunFolder(run_dir, program).best.exists():  # a game whose first round was not over
+            click.echo(f"it is not ready to {following} yet; to go on: pyroseq {program} train {where} --resume, and for longer", err=True)
+            return
         folder = "" if out_dir is None else f" --out-dir {quoted(run_dir / out_dir)}"
         click.echo(f"next: pyroseq {program} {following} --run-dir {quoted(run_dir)}{folder}{pair_words(pair)}", err=True)
 

@@ -20,6 +20,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.first_batch import find_parameters, tried
 from pyro_seq.interruption import Interruption
+from pyro_seq.limits import fraction, reached
 from pyro_seq.monitoring import Sample
 from pyro_seq.networks import fast_precision, full_precision
 from pyro_seq.objectives import Recorder, make_elbo
@@ -191,7 +192,7 @@ class Trainer:
         shares = getattr(self.elbo, "num_particles", 1) == 1 or getattr(self.elbo, "vectorize_particles", False)
         started = saved = time.monotonic()
         minutes_before = self.minutes
-        while not self._done():
+        while not self._interruption.wished and self._ended_by() is None:
             batch, follows = self.batches.draw()
             batch = batch.with_state(self.carried if follows else None)
             self.optimiser.scale_learning_rate(self._learning_rate_factor(self.step + 1))
@@ -231,16 +232,10 @@ class Trainer:
 
     def _learning_rate_factor(self, step: int) -> float:
         s = self.settings
-        return learning_rate_factor(self._fraction(step), schedule=s.schedule, floor=s.floor, warmup=s.warmup)
+        return learning_rate_factor(fraction(s, step, self.minutes), schedule=s.schedule, floor=s.floor, warmup=s.warmup)
 
-    def _fraction(self, step: int) -> float:
-        """How much of the run is over at a step: by steps or minutes, whichever is further."""
-        by_minutes = self.minutes / self.settings.max_minutes if self.settings.max_minutes else 0.0
-        return min(1.0, max(step / self.settings.num_steps, by_minutes))
-
-    def _done(self) -> bool:
-        early = 0 < self.settings.patience <= self.validations_since_best
-        return bool(self._interruption.wished) or early or self._fraction(self.step) >= 1.0
+    def _ended_by(self) -> str | None:
+        return reached("training", self.settings, self.step, self.minutes, self.validations_since_best)
 
     # what is seen of it
 
@@ -249,7 +244,7 @@ class Trainer:
         parts, n, s = self.recorder.take(), max(1, batch.num_observations), self.settings
         figures = {"loss": loss, **(parts.per(n) if parts else {}), "gradient_norm": self.optimiser.gradient_norm}
         self.log.add(figures, n)
-        self.log.show(self.step, s.num_steps, figures, fraction=self._fraction(self.step), minutes=self.minutes)
+        self.log.show(self.step, s.num_steps, figures, fraction=fraction(s, self.step, self.minutes), minutes=self.minutes)
         if self.step % s.log_every == 0:
             rates = {"kl_strength": self._kl_strength(self.step - 1), "learning_rate": self.optimiser.current_learning_rate}
             self.log.report(self.step, "train", self.log.take_means() | rates)
@@ -303,6 +298,7 @@ class Trainer:
         elif self._best is not None:
             self.pair.load_weights(self._best, "the best weights")
         self.pair.train(False)
+        self.log.progress.say(f"over after step {self.step}: {self._ended_by()}")
 
     def _keep_best(self) -> None:
         """Keep the weights that stand in the pair as the best ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -101,6 +102,18 @@ def test_going_on(pyroseq: Callable[..., int], cartpole: Path, tmp_path: Path, c
     assert f"next: pyroseq play run --run-dir {folder}" in capsys.readouterr().err
     assert pyroseq("play", "evaluate", "--run-dir", folder, "--num-games", 1, "--json") == 0
     assert json.loads(capsys.readouterr().out)["real_steps"] == 200
+
+
+def test_minutes_that_are_over_before_there_is_an_agent(
+    pyroseq: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["play", "train", "--run-dir", tmp_path / "run", "--max-minutes", 1e-5]
+    for more in ([], ["--resume"]):
+        assert pyroseq(*words, *more) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert re.fullmatch(r"over after \d+ real steps: training.max_minutes \(1e-05\) are over", lines[-3])
+        going_on = f"pyroseq play train --run-dir {tmp_path}/run --device cpu --resume, and for longer"
+        assert lines[-1] == f"it is not ready to run yet; to go on: {going_on}"
 
 
 def test_settings_are_shown(pyroseq: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

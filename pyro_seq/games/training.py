@@ -24,6 +24,7 @@ from pyro_seq.games.replay import Replay, load_episodes, save_episodes
 from pyro_seq.games.settings import GameSettings
 from pyro_seq.games.world_model import World, new_world, set_spread
 from pyro_seq.interruption import Interruption
+from pyro_seq.limits import reached
 from pyro_seq.monitoring import duration
 from pyro_seq.optimisation import learning_rate_factor
 from pyro_seq.random_state import aside, random_state, set_random_state
@@ -118,12 +119,19 @@ class GameTraining:
                         self._save()
                         saved = time.monotonic()
         self._save()
+        if not self._interruption.wished:
+            self.log.progress.say(f"over after {self.replay.num_steps:,} real steps: {self._ended_by()}")
 
     def _over(self) -> bool:
+        return bool(self._interruption.wished) or self._ended_by() is not None
+
+    def _ended_by(self) -> str | None:
         s = self.settings
-        minutes = s.training.max_minutes is not None and self.at.minutes >= s.training.max_minutes
-        finished = self.at.phase == "play" and (self.replay.num_steps >= s.play.env_steps or self._reached())
-        return bool(self._interruption.wished) or finished or minutes or self.step >= s.training.num_steps
+        if self.at.phase == "play" and self._reached():
+            return f"the agent's last {s.play.goal_games} games reach play.goal ({s.play.goal:g})"
+        if self.at.phase == "play" and self.replay.num_steps >= s.play.env_steps:
+            return f"all of play.env_steps ({s.play.env_steps:,}) are played"
+        return reached("training", s.training, self.step, self.at.minutes)
 
     def _reached(self) -> bool:
         """Whether the agent's last games are as good as is wanted."""

@@ -13,6 +13,7 @@ import torch
 
 from pyro_seq.errors import UserError
 from pyro_seq.interruption import Interruption
+from pyro_seq.limits import fraction, reached
 from pyro_seq.monitoring import duration
 from pyro_seq.optimisation import NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
@@ -140,7 +141,7 @@ class AdversarialTraining:
     def _loop(self) -> None:
         started = saved = time.monotonic()
         before = self.minutes
-        while not self._done():
+        while not self._interruption.wished and self._ended_by() is None:
             if self.rounds < self.settings.discriminator.pretrain_rounds:
                 self._pretrain_discriminator()
             else:
@@ -154,14 +155,8 @@ class AdversarialTraining:
                 self._save()
                 saved = time.monotonic()
 
-    def _done(self) -> bool:
-        early = 0 < self.s.patience <= self.validations_since_best
-        return bool(self._interruption.wished) or early or self._fraction() >= 1.0
-
-    def _fraction(self) -> float:
-        """How much of the adversarial steps is over: by their number or by minutes, whichever is further."""
-        by_minutes = self.minutes / self.s.max_minutes if self.s.max_minutes else 0.0
-        return min(1.0, max(self.step / self.s.num_steps if self.s.num_steps else 1.0, by_minutes))
+    def _ended_by(self) -> str | None:
+        return reached("adversarial", self.s, self.step, self.minutes, self.validations_since_best)
 
     def _pretrain_discriminator(self) -> None:
         figures = self._round(self.settings.discriminator.pretrain_epochs)
@@ -183,7 +178,8 @@ class AdversarialTraining:
     def _adversarial_step(self) -> None:
         with aside(self.step):
             self.reward.refresh(generated(self.pair, COMPARED, self.settings.length))
-        self.generator.optimiser.scale_learning_rate(learning_rate_factor(self._fraction(), schedule=self.s.schedule, floor=FLOOR))
+        over = fraction(self.s, self.step, self.minutes)
+        self.generator.optimiser.scale_learning_rate(learning_rate_factor(over, schedule=self.s.schedule, floor=FLOOR))
         figures: dict[str, float] = {}
         for _ in range(self.s.generator_steps):
             figures = self.generator.step()
@@ -200,8 +196,8 @@ class AdversarialTraining:
 
     def _progress(self, line: str) -> None:
         if self.log.progress.due():
-            fraction = self._fraction()
-            left = f"  {duration(self.minutes * 60 * (1 - fraction) / fraction)} left" if fraction > 0 else ""
+            over = fraction(self.s, self.step, self.minutes)
+            left = f"  {duration(self.minutes * 60 * (1 - over) / over)} left" if over > 0 else ""
             self.log.progress.show(line + left)
 
     # what is seen of it
@@ -252,6 +248,7 @@ class AdversarialTraining:
         if not self._interruption.wished:
             self.pair.load_weights(load_tree(self.run.best)["weights"], self.run.best)
             self.pair.train(False)
+            self.log.progress.say(f"over after adversarial step {self.step}: {self._ended_by()}")
 
     # checkpoints
 
