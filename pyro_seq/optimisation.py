@@ -40,15 +40,17 @@ class JointOptimiser(PyroOptim):
 
     `SVI` calls it with the set of parameters that a step touched, as it does with Pyro's own optimisers, of which there would be one
     for each parameter. A step is: the gradients that stand on the parameters times `gradient_scale` (1/n turns those of a sum into
-    those of a mean); the gradient of the penalties added, `l1 |w|_1 + l2/2 |w|_2^2` over weight matrices (parameters of at least two
-    dimensions); the gradient rescaled so that its norm over all parameters is at most `clip_norm`; AdamW (decoupled `weight_decay`,
-    on weight matrices); then the average a <- decay * a + (1 - decay) * w, with decay min(average, (1 + n)/(10 + n)) at the n-th
-    step, so that it forgets the beginning. Gradients are gone after a step, and before the first.
+    those of a mean); the gradient of the penalties added, `r (l1 |w|_1 + l2/2 |w|_2^2)` over weight matrices (parameters of at least two
+    dimensions), where r rises from 0 to 1 over the first `penalty_steps`; the gradient rescaled so that its norm over all parameters is at
+    most `clip_norm`; AdamW (decoupled `weight_decay`, on weight matrices); then the average a <- decay * a + (1 - decay) * w, with decay
+    min(average, (1 + n)/(10 + n)) at the n-th step, so that it forgets the beginning. Gradients are gone after a step, and before the
+    first.
 
     Args:
         parameters: unconstrained parameters by name, in a fixed order.
         learning_rate, betas: of Adam.
         clip_norm: the largest global gradient norm, 0 for no limit.
+        l1, l2: the penalties' strengths, reached linearly over `penalty_steps` (0: from the first step).
         average: the average's decay, 0 for none.
     """
 
@@ -62,10 +64,11 @@ class JointOptimiser(PyroOptim):
         clip_norm: float = 0.0,
         l1: float = 0.0,
         l2: float = 0.0,
+        penalty_steps: int = 0,
         average: float = 0.0,
     ) -> None:
         self.parameters, self.learning_rate = parameters, learning_rate
-        self.clip_norm, self.l1, self.l2, self.average_decay = clip_norm, l1, l2, average
+        self.clip_norm, self.l1, self.l2, self.penalty_steps, self.average_decay = clip_norm, l1, l2, penalty_steps, average
         self.steps, self.gradient_norm, self.gradient_scale = 0, 0.0, 1.0
         self._known = {id(p) for p in parameters.values()}
         self.matrices = [p for p in parameters.values() if p.dim() >= 2]
@@ -80,8 +83,9 @@ class JointOptimiser(PyroOptim):
     def of(cls, parameters: dict[str, Tensor], settings: TrainingSettings) -> JointOptimiser:
         """The one that the settings of a training describe."""
         s = settings
-        options: dict[str, Any] = {"weight_decay": s.weight_decay, "clip_norm": s.clip_norm, "l1": s.l1, "l2": s.l2, "average": s.average}
-        return cls(parameters, learning_rate=s.learning_rate, betas=(s.beta1, s.beta2), **options)
+        penalties: dict[str, Any] = {"weight_decay": s.weight_decay, "l1": s.l1, "l2": s.l2, "penalty_steps": s.penalty_steps}
+        betas = (s.beta1, s.beta2)
+        return cls(parameters, learning_rate=s.learning_rate, betas=betas, clip_norm=s.clip_norm, average=s.average, **penalties)
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """A step with the gradients that stand on the parameters."""
@@ -118,9 +122,10 @@ class JointOptimiser(PyroOptim):
             torch._foreach_mul_(gradients, scale)
 
     def _penalise(self) -> None:
+        risen = min(1.0, self.steps / self.penalty_steps) if self.penalty_steps else 1.0
         for p in self.matrices:
             if p.grad is not None:
-                p.grad.add_(p.sign(), alpha=self.l1).add_(p, alpha=self.l2)
+                p.grad.add_(p.sign(), alpha=risen * self.l1).add_(p, alpha=risen * self.l2)
 
     def _first_non_finite(self) -> str:
         for name, p in self.parameters.items():

@@ -26,6 +26,7 @@ class TrainingSettings:
     weight_decay: float = at_least(0, 0.0, "AdamW's decoupled weight decay, on weight matrices")
     l1: float = at_least(0, 0.0, "penalty l1 |w|_1 on weight matrices, in nats per step of a sequence")
     l2: float = at_least(0, 0.0, "penalty l2/2 |w|^2 on weight matrices, in nats per step of a sequence")
+    penalty_steps: int = at_least(0, 0, "steps over which l1 and l2 rise from 0 to their strength; 0: whole from the first step")
     clip_norm: float = at_least(0, 1.0, "largest norm of the gradient over all parameters; 0 for no limit")
     average: float = between(0, 0.99999, 0.0, "decay of the moving average of the weights, which is what is evaluated and kept; 0: none")
     objective: str = one_of(("trace", "mean_field"), "trace", "trace: Monte Carlo divergence; mean_field: analytic at each step")
@@ -37,6 +38,9 @@ class TrainingSettings:
     precision: str = one_of(PRECISIONS, "auto", "of the networks' products in training; auto: bfloat16 where it is faster")
     log_every: int = at_least(1, 100, "steps between lines of the metrics file and scalars in TensorBoard")
     valid_every: int = at_least(1, 500, "steps between validations")
+    valid_samples: int = at_least(
+        1, 1, "samples of the latents of each sequence at a validation: the more, the surer which weights are best"
+    )
     sample_every: int = at_least(0, 1_000, "steps between samples and histograms in TensorBoard; 0: never")
     patience: int = at_least(0, 0, "validations without a better loss after which training stops; 0: never")
     checkpoint_seconds: float = at_least(0, 30.0, "seconds between checkpoints")

@@ -41,12 +41,14 @@ def test_a_frame_of_more_notes_than_can_be_counted_counts_as_many_as_can() -> No
 
 
 @pytest.mark.parametrize("emission", ["bernoulli", "nade"])
-def test_other_emissions_observe_the_roll_itself(emission: str) -> None:
+def test_other_emissions_observe_the_roll_itself_as_numbers(emission: str) -> None:
     batch = rolls(3)
     settings = FrameSettings(emission=emission)
-    assert observed(settings, batch) is batch
-    assert isinstance(batch.values, torch.Tensor)
-    assert torch.equal(as_roll(settings, batch.values.float()), batch.values)
+    values = observed(settings, batch).values
+    assert isinstance(values, torch.Tensor) and isinstance(batch.values, torch.Tensor)
+    assert values.dtype == torch.get_default_dtype() and batch.values.dtype == torch.uint8
+    assert torch.equal(values, batch.values.float())
+    assert torch.equal(as_roll(settings, values), batch.values)
 
 
 def test_parts_are_what_the_settings_say() -> None:

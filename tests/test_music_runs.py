@@ -13,23 +13,23 @@ import torch
 
 from pyro_seq.domains.demo_tunes import write_demo_tunes
 from pyro_seq.domains.midi_files import to_common_key
-from pyro_seq.domains.music import generate, load, music_settings
+from pyro_seq.domains.music import generate, load, music_settings, nats_per_frame
 from pyro_seq.domains.music_files import CACHE, fingerprint, held_out, read_demo, read_music, read_primer
 from pyro_seq.domains.music_model import RollSettings, read_document, run_settings
 from pyro_seq.domains.music_runs import begin, go_on, read_pieces
 from pyro_seq.errors import UserError
 from pyro_seq.runs import RunFolder, load_tree
 
-TINY = {
+WINDOWS = {
     "rolls.grid": 2,
     "rolls.window": 16,
     "rolls.batch_size": 3,
-    "model.hidden_size": 6,
     "training.num_steps": 4,
     "training.valid_every": 2,
     "training.sample_every": 0,
     "training.precision": "float32",
 }
+TINY = WINDOWS | {"model.hidden_size": 6}
 SETTINGS = music_settings(TINY)
 DATA: dict[str, Any] = {"train": (), "valid": (), "valid_fraction": 0.2, "demo": True}
 
@@ -57,6 +57,49 @@ def test_a_run_keeps_all_that_it_needs(tmp_path: Path, tunes: Path) -> None:
     music = load(tmp_path / "run")
     assert music.timing.tempo == tempo and music.step in (2, 4)
     assert next(generate(music, 5)).shape == (5, 88)
+
+
+PLAIN = """
+import pyro
+from torch import nn
+
+
+class Plain(nn.Module):
+    def __init__(self, emission):
+        super().__init__()
+        self.emission, self.features = emission, nn.Linear(emission.event_shape[0], emission.num_features)
+
+    def forward(self, batch):
+        pyro.module("plain", self)
+        x = self.features.weight.new_zeros(len(batch), self.features.in_features)
+        with batch.plate():
+            for t in batch.steps():
+                with batch.active(t):
+                    x = pyro.sample(f"x_{t}", self.emission(self.features(x)), obs=batch.at(t))
+"""
+
+
+@pytest.mark.parametrize("emission", ["bernoulli", "nade"])
+def test_a_pair_in_plain_pyro_is_given_numbers(tmp_path: Path, emission: str) -> None:
+    (tmp_path / "plain.py").write_text(PLAIN)
+    kind = f"{tmp_path}/plain.py:Plain"
+    settings = music_settings({**WINDOWS, "model.kind": kind, "frames.emission": emission})
+    begin(tmp_path / "run", settings, DATA, seed=1, quiet=True)
+    music = load(tmp_path / "run", pair=kind)
+    assert next(generate(music, 5)).shape == (5, 88)
+    assert 0 < nats_per_frame(music, [next(generate(music, 9))]) < 100
+
+
+def test_pieces_are_validated_on_with_the_samples_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def noted(*args: Any, **options: Any) -> float:
+        asked.append(options)
+        return nats_per_frame(*args, **options)
+
+    monkeypatch.setattr("pyro_seq.domains.music.nats_per_frame", noted)
+    begin(tmp_path / "run", music_settings({**TINY, "model.kind": "iseq", "training.valid_samples": 5}), DATA, seed=1, quiet=True)
+    assert asked == [{"method": "elbo", "samples": 5}] * 2
 
 
 @pytest.mark.parametrize("emission", ["bernoulli", "nade"])

@@ -61,6 +61,22 @@ def test_equals_adamw_by_hand(clip_norm: float, scale: float, l1: float, l2: flo
     assert optimiser.steps == 6
 
 
+def test_penalties_rise_to_their_strength() -> None:
+    """At the n-th step (from 0) they count min(1, n / penalty_steps) times, in the gradient that a model without data gets."""
+    module = network()
+    weights = next(p for p in module.parameters() if p.dim() > 1)
+    optimiser = joint(module, l1=0.3, l2=0.2, penalty_steps=4)
+    for n in range(7):
+        share = min(1.0, n / 4)
+        matrices = [p.detach().clone() for p in module.parameters() if p.dim() > 1]
+        expected = torch.cat([(share * (0.3 * p.sign() + 0.2 * p)).flatten() for p in matrices])
+        (0.0 * sum(p.sum() for p in module.parameters())).backward()  # type: ignore[union-attr]
+        before = weights.detach().clone()
+        optimiser(module.parameters())
+        assert optimiser.gradient_norm == pytest.approx(float(expected.norm()), rel=1e-12, abs=1e-15)
+        assert torch.equal(weights, before) == (n == 0)
+
+
 def test_averages() -> None:
     """a <- decay a + (1 - decay) w, with decay min(average, (1 + n) / (10 + n))."""
     module = network()

@@ -82,8 +82,8 @@ def _string(pitch: int, length: int, sample_rate: int) -> NDArray[np.float64]:
     return sound * np.minimum(1, time / ATTACK)
 
 
-def _by_sound_font(midi: PrettyMIDI, sample_rate: int, path: Path) -> NDArray[np.float64]:
-    """The piece as FluidSynth plays it, of a length that its notes decide."""
+def synthesiser_for(path: Path) -> Any:
+    """FluidSynth's class that plays a sound font; raises `UserError` if the file is none, or FluidSynth is not installed."""
     try:
         with open(path, "rb") as file:
             head = file.read(12)
@@ -95,9 +95,15 @@ def _by_sound_font(midi: PrettyMIDI, sample_rate: int, path: Path) -> NDArray[np
         from fluidsynth import Synth
     except ImportError:  # also where it finds no library, or is another package of that name
         raise UserError(f"a sound font needs FluidSynth: {WHAT_TO_INSTALL}") from None
+    return Synth
+
+
+def _by_sound_font(midi: PrettyMIDI, sample_rate: int, path: Path) -> NDArray[np.float64]:
+    """The piece as FluidSynth plays it, of a length that its notes decide."""
+    make = synthesiser_for(path)
     if not any(instrument.notes for instrument in midi.instruments):
         return np.zeros(0)
-    synthesizer = Synth(gain=FONT_GAIN, samplerate=float(sample_rate))
+    synthesizer = make(gain=FONT_GAIN, samplerate=float(sample_rate))
     try:
         font = synthesizer.sfload(str(path))
         if font == -1:  # it says why on stderr

@@ -89,13 +89,15 @@ def _emission(settings: FrameSettings, keys: int) -> Emission:
 
 
 def observed(settings: FrameSettings, batch: SequenceBatch) -> SequenceBatch:
-    """A batch of rolls `[N, T, keys]` as the emission observes it.
+    """A batch of rolls `[N, T, keys]` as the emission observes it: numbers, as the densities of anyone's own pair want them, too.
 
     By `beta`, as in VAE-Seq, a key is a number, 0.95 where it sounds and 0.05 where not, beside the number of sounding keys (10 at most).
     """
-    if settings.emission != "beta" or not isinstance(batch.values, Tensor):
-        return batch
     roll = batch.values
+    if not isinstance(roll, Tensor):
+        return batch
+    if settings.emission != "beta":
+        return batch.with_values(roll.to(torch.get_default_dtype()))
     notes = torch.where(roll > 0, SOUNDING, SILENT).to(torch.get_default_dtype())
     return batch.with_values({"notes": notes, "count": roll.sum(-1, dtype=torch.long).clamp(max=MOST_NOTES)})
 

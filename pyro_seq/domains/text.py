@@ -141,15 +141,17 @@ def train(
 
 
 def validate(text: TextModel, symbols: NDArray[Any]) -> dict[str, float]:
-    """Nats and bits per character of held-out symbols; the ELBO for pairs with latents.
+    """Nats and bits per character of held-out symbols; for pairs with latents the ELBO, of so many samples as the settings say.
 
     They are read in several streams side by side, or as separate sequences if the pair carries no state.
     """
+    samples = text.settings.training.valid_samples
     if text.carries:
         windows = document_windows(symbols, window=scoring_window(text), streams=VALIDATION_STREAMS, device=text.device)
-        scores = score_document(text.pair, windows)
+        scores = score_document(text.pair, windows, method="elbo", samples=samples)
     else:
-        scores = (score(text.pair, batch) for batch in separate_windows(symbols, window=text.settings.text.window, device=text.device))
+        batches = separate_windows(symbols, window=text.settings.text.window, device=text.device)
+        scores = (score(text.pair, batch, method="elbo", samples=samples) for batch in batches)
     nats = -sum(float(scored.steps.sum()) for scored in scores) / len(symbols)
     return {"loss": nats, "bits": nats * NATS_TO_BITS}
 
