@@ -6,6 +6,7 @@ All of them work on the last dimension and leave any number of leading dimension
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -241,6 +242,12 @@ def concatenate(*inputs: Tensor) -> Tensor:
         return present[0] if present else inputs[0]
     lead = torch.broadcast_shapes(*(x.shape[:-1] for x in present))
     return torch.cat([x.expand(*lead, x.shape[-1]) for x in present], -1)
+
+
+def zeros_beside(module: nn.Module, *sizes: int) -> Tensor:
+    """Zeros of the type and on the device of a module's weights; of one that has none, of its buffers, or the default ones."""
+    like = next(itertools.chain(module.parameters(), filter(Tensor.is_floating_point, module.buffers())), torch.zeros(()))
+    return like.new_zeros(sizes)
 
 
 def full_precision(x: Tensor) -> Tensor:

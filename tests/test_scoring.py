@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -354,6 +354,17 @@ class TestModes:
         torch.testing.assert_close(score(pair, batch).steps, dist.Normal(3.0, 1.0).log_prob(batch.values))
         assert filtered_state(pair, [batch])["model"].tolist() == [3.0, 3.0]
         assert not pyro.get_param_store().keys()
+
+    def test_no_parameters_at_all(self, linear_gaussian: Callable[..., Pair]) -> None:
+        """Types and device are the defaults' then; with the exact posterior the bound is the likelihood."""
+        pair: Any = linear_gaussian()
+        scale = pair.model.scale.detach()
+        del pair.model.scale, pair.guide.place
+        pair.model.scale = scale
+        assert not [*pair.model.parameters(), *pair.guide.parameters()]
+        x = torch.randn(3, 5)
+        scored = score(pair, pair.model.batch(x), method="elbo")
+        torch.testing.assert_close(scored.log_likelihood, pair.model.log_likelihood(x), rtol=0, atol=1e-9)
 
     def test_functions_trained_by_hand(self) -> None:
         """Stock SVI in Pyro's own store, then a score of the functions: it is that of what was learnt."""
