@@ -13,7 +13,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -52,12 +52,14 @@ class Recipe:
         maker: a class or function.
         guide: of a shipped pair, its guide's class.
         source: `shipped`, or where it comes from.
+        folder: where modules of its own lie, if it is read from a file or the working folder.
     """
 
     kind: str
     maker: Callable[..., Any]
     guide: Callable[..., Any] | None = None
     source: str = "shipped"
+    folder: Path | None = None
 
     @property
     def shipped(self) -> bool:
@@ -77,9 +79,13 @@ class Recipe:
 
     @contextmanager
     def explained(self, doing: str) -> Iterator[None]:
-        """Inside, an error of code that is not ours becomes a `UserError` of one line that says what, and where in that code."""
+        """Inside, its code can import what lies beside it, and an error of code that is not ours becomes a `UserError` of one line.
+
+        The line says what, and where in that code.
+        """
         try:
-            yield
+            with _importable_from(self.folder):
+                yield
         except MemoryError:
             raise
         except Exception as error:
@@ -140,24 +146,24 @@ def _from_spec(spec: str) -> Recipe:
         raise UserError(f"--pair {spec}: a pair of your own is named path/to/file.py:attribute or module:attribute")
     if where.endswith(".py") or "/" in where:
         path = Path(where).expanduser().absolute()
-        module, kind, source = _import_file(path, spec), f"{path}:{attribute}", f"file {path}"
+        module, kind, source, folder = _import_file(path, spec), f"{path}:{attribute}", f"file {path}", path.parent
     else:
-        module, kind, source = _import_module(where, spec), spec, f"module {where}"
+        module, kind, source, folder = _import_module(where, spec), spec, f"module {where}", Path.cwd()
     if not hasattr(module, attribute):
         own = [name for name, value in vars(module).items() if callable(value) and getattr(value, "__module__", "") == module.__name__]
         raise UserError(f"--pair {spec}: {source} has no {attribute!r}{did_you_mean(attribute, own)}")
     maker = getattr(module, attribute)
-    return _found(kind, maker, source, f"--pair {spec}: {attribute!r}")
+    return _found(kind, maker, source, f"--pair {spec}: {attribute!r}", folder)
 
 
-def _found(kind: str, maker: Any, source: str, what: str) -> Recipe:
+def _found(kind: str, maker: Any, source: str, what: str, folder: Path | None = None) -> Recipe:
     """The recipe of a maker that is not ours; raises `UserError` if it can be none."""
     if isinstance(maker, nn.Module):
         raise UserError(f"{what} is a module already made; a pair is named by the class or function that makes it")
     if not callable(maker):
         raise UserError(f"{what} is a {type(maker).__name__}, not a class or function that makes a model, or a model and a guide")
     OWN_FILES.update({_file_of(maker)} - {None})  # type: ignore[arg-type]
-    return Recipe(kind, maker, source=source)
+    return Recipe(kind, maker, source=source, folder=folder)
 
 
 def fault_of_own_code(error: BaseException) -> str | None:
@@ -212,33 +218,62 @@ def _import_module(name: str, spec: str) -> Any:
 
 
 @contextmanager
-def _importable_from(folder: Path) -> Iterator[None]:
+def _importable_from(folder: Path | None) -> Iterator[None]:
     """Inside, modules of the folder can be imported; it comes last, so that they hide none.
 
-    Those that were imported so from another folder are out of the way: two pairs may each have a helper of the same name beside them.
+    Modules that were imported so from another folder are out of the way meanwhile: two pairs may each have a helper of one name beside
+    them. Such names are taken out again afterwards, since neither helper is the one that whoever asks later means. With `None` nothing
+    changes.
     """
-    before = sys.path.copy()
-    for modules in (modules for other, modules in _BESIDE.items() if other != folder):
-        for name in (name for name, module in modules.items() if sys.modules.get(name) is module):
-            del sys.modules[name]
-    beside = _BESIDE.setdefault(folder, {})
-    sys.modules.update(beside)
+    if folder is None:
+        yield
+        return
+    path, own = sys.path.copy(), _BESIDE.setdefault(folder, {})
+    others = {name: module for other in _BESIDE if other != folder for name, module in _BESIDE[other].items()}
+    hidden = _taken_out(others)
+    sys.modules.update({name: module for name, module in own.items() if _top(name) not in sys.modules})
     known = set(sys.modules)
     sys.path.append(str(folder))
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        sys.path[:] = before
-        new = {name for name, module in sys.modules.items() if name not in known and "." not in name and _lies_in(folder, name, module)}
-        own = new | {name for name in beside if "." not in name}
-        beside.update({name: module for name, module in sys.modules.items() if name.partition(".")[0] in own})
+        new = {name: module for name, module in [*sys.modules.items()] if name not in known}
+        beside = {_top(name) for name, module in new.items() if _lies_in(folder, name, module)}
+        sys.path[:] = path
+        beside = {package for package in beside if not _is_found(package)}
+        own.update({name: module for name, module in new.items() if _top(name) in beside})
+        both = {_top(name) for name in own} & {_top(name) for name in others}
+        _taken_out({name: module for name, module in own.items() if _top(name) in both})
+        sys.modules.update({name: module for name, module in hidden.items() if _top(name) not in both})
+
+
+def _taken_out(modules: Mapping[str, ModuleType]) -> dict[str, ModuleType]:
+    """Those of some modules that stand under their names, which they do no longer."""
+    standing = {name: module for name, module in modules.items() if sys.modules.get(name) is module}
+    for name in standing:
+        del sys.modules[name]
+    return standing
+
+
+def _top(name: str) -> str:
+    """What stands before the first dot."""
+    return name.partition(".")[0]
 
 
 def _lies_in(folder: Path, name: str, module: ModuleType) -> bool:
     """Whether a module, or package, is the one of that name in the folder."""
-    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
-    return any(place and Path(place) in (folder / f"{name}.py", folder / name, folder / name / "__init__.py") for place in places)
+    place, spec = folder.joinpath(*name.split(".")), getattr(module, "__spec__", None)
+    if spec is None:
+        return False
+    found = [Path(where) for where in (spec.origin, *(spec.submodule_search_locations or ())) if where]
+    return any(place in (where, where.parent, where.parent / _top(where.name)) for where in found)
+
+
+def _is_found(package: str) -> bool:
+    """Whether a module or package of that name can be imported; a folder without `__init__.py`, which any may be, does not count."""
+    specs = (finder.find_spec(package, None) for finder in sys.meta_path)
+    return any(spec is not None and spec.origin is not None for spec in specs)
 
 
 def _file_of(maker: Any) -> str | None:

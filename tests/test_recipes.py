@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -96,10 +97,56 @@ def test_two_folders_may_each_have_a_helper_of_one_name(tmp_path: Path) -> None:
     assert (first(), second()) == ("first!", "second!")
     assert "No module named 'beside_both'" in refused(f"{tmp_path}/third/own.py:maker")
     (tmp_path / "first" / "own.py").write_text("import beside_both, helpers.words\ndef maker(): return helpers.words.WORD\n")
-    module = sys.modules[second.__module__]
     again = find_recipe(f"{tmp_path}/first/own.py:maker").maker
     assert again() == "first" and second() == "second!"
-    assert sys.modules[again.__module__].beside_both is sys.modules[first.__module__].beside_both is not vars(module)["beside_both"]
+    modules = [sys.modules[maker.__module__].beside_both for maker in (first, again, second)]
+    assert modules[0] is modules[1] is not modules[2]
+
+
+def test_makers_import_what_lies_beside_their_own_file(tmp_path: Path) -> None:
+    """Also where they do it only when they are called, from folders without `__init__.py`, and after another's helper has failed."""
+    for name in ("first", "second"):
+        for folder, failing in (("plain", False), ("failing", name == "first")):
+            (tmp_path / name / folder).mkdir(parents=True)
+            (tmp_path / name / folder / "words.py").write_text(f"WORD = {name!r}\n")
+            if folder == "failing":
+                (tmp_path / name / folder / "__init__.py").write_text("from . import words\n" + "1 / 0\n" * failing)
+        source = "try:\n    import failing\nexcept ZeroDivisionError:\n    pass\n" if name == "first" else "import failing.words\n"
+        maker = "def maker(emission):\n    from plain.words import WORD\n    return lambda batch: WORD\n"
+        (tmp_path / name / "own.py").write_text(source + maker)
+    recipes = [find_recipe(f"{tmp_path}/{name}/own.py:maker") for name in ("first", "second")]
+    words = []
+    for recipe in (*recipes, *recipes):
+        with recipe.explained("could not be made"):
+            words.append(recipe.maker(None)(None))
+    assert words == ["first", "second"] * 2
+    assert sys.modules[recipes[1].maker.__module__].failing.words.WORD == "second"
+    assert not {"plain", "plain.words", "failing", "failing.words"} & set(sys.modules), "whoever asks now would mean neither"
+
+
+def test_a_program_keeps_the_modules_that_it_has_imported(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the working folder, reachable without us or not, and those that have the name of a pair's helper."""
+    package = tmp_path / "a_package_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "pairs.py").write_text("def maker(emission): pass\n")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "own.py").write_text("import beside_other\ndef maker(emission): pass\n")
+    (other / "beside_other.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    find_recipe("a_package_of_mine.pairs:maker")
+    kept = sys.modules["a_package_of_mine"], sys.modules["a_package_of_mine.pairs"]
+    find_recipe(f"{other}/own.py:maker")
+    assert (sys.modules["a_package_of_mine"], sys.modules["a_package_of_mine.pairs"]) == kept
+    sys.modules.pop("beside_other")
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "beside_other.py").write_text("")
+    importlib.invalidate_caches()
+    own = importlib.import_module("beside_other")
+    (other / "own.py").write_text("import beside_other\ndef maker(emission): return beside_other\n")
+    assert find_recipe(f"{other}/own.py:maker").maker(None) is own is sys.modules["beside_other"]
 
 
 def test_module_of_the_working_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
