@@ -206,10 +206,13 @@ def generate(
     """
     import torch
 
+    from pyro_seq.domains.audio import synthesiser_for
     from pyro_seq.domains.music import play
     from pyro_seq.domains.music_samples import free_number, parse_formats
 
     names = parse_formats(formats)
+    if sound_font is not None and "wav" in names:
+        synthesiser_for(sound_font)  # what is wrong with it is said before anything is sampled
     music = _load(run_dir, device, pair)
     opening = _primer(music, primer, primer_seconds)
     first = free_number(out_dir)

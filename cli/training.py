@@ -79,7 +79,9 @@ def train_run(
     if not quiet:
         click.echo(f"done after {trained.step:,} steps; the run is in {run_dir}", err=True)
         if not RunFolder(run_dir, program).best.exists():  # a game whose first round was not over
-            click.echo(f"it is not ready to {following} yet; to go on: pyroseq {program} train {where} --resume, and for longer", err=True)
+            command = f"pyroseq {program} train {where} --resume"
+            longer = " or ".join(duration.option for duration in durations)
+            click.echo(f"it is not ready to {following} yet: go on for longer ({longer}) with {command}", err=True)
             return
         folder = "" if out_dir is None else f" --out-dir {quoted(run_dir / out_dir)}"
         click.echo(f"next: pyroseq {program} {following} --run-dir {quoted(run_dir)}{folder}{pair_words(pair)}", err=True)

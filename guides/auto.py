@@ -16,7 +16,7 @@ from pyro_seq.distributions import MarkovPath, TransformedPath
 from pyro_seq.encoders import Encoder, Flatten, Group
 from pyro_seq.errors import UserError
 from pyro_seq.latent_sites import Latent, Latents, find_latents
-from pyro_seq.networks import NormalNet, concatenate, full_precision, zeros_beside
+from pyro_seq.networks import NormalNet, concatenate, full_precision, zeros_like_weights
 from pyro_seq.paths import sample_path
 from pyro_seq.prototypes import trace_model
 from pyro_seq.recurrence import Recurrence
@@ -124,7 +124,7 @@ class AutoSequenceGuide(nn.Module):
         """The state before the first step of so many sequences."""
         assert self._first is not None
         w, steps, *paths = (
-            zeros_beside(self, size, n)
+            zeros_like_weights([self], size, n)
             for n in (sum(_sizes(self._first.sequence)), sum(_sizes(self._first.steps)), *_sizes(self._first.paths))
         )
         return {"carried": self.forwards.initial(size), "sequence": w, "paths": tuple(paths), "steps": steps}

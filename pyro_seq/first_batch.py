@@ -17,7 +17,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.random_state import random_state, set_random_state
 from pyro_seq.site_checks import is_enumerated, latent_sites, mismatches, named, non_finite
-from pyro_seq.site_densities import misshapen_states
+from pyro_seq.site_densities import misshapen, states
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def check_sites(pair: Pair, elbo: Any, batch: SequenceBatch) -> None:
         guide_trace = poutine.trace(pair.guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(batch)
         wrong = non_finite(guide_trace, "guide") or mismatches(model_trace, guide_trace) or _left_to_sum(model_trace, guide_trace, elbo)
-        wrong = wrong or non_finite(model_trace, "model") or misshapen_states(guide_trace, model_trace, len(batch))
+        wrong = wrong or non_finite(model_trace, "model") or misshapen(states(guide_trace, model_trace), len(batch))
     if wrong:
         raise UserError(f"on the first batch: {wrong[0]}")
 

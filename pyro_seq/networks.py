@@ -244,9 +244,11 @@ def concatenate(*inputs: Tensor) -> Tensor:
     return torch.cat([x.expand(*lead, x.shape[-1]) for x in present], -1)
 
 
-def zeros_beside(module: nn.Module, *sizes: int) -> Tensor:
-    """Zeros of the type and on the device of a module's weights; of one that has none, of its buffers, or the default ones."""
-    like = next(itertools.chain(module.parameters(), filter(Tensor.is_floating_point, module.buffers())), torch.zeros(()))
+def zeros_like_weights(modules: Sequence[nn.Module], *sizes: int) -> Tensor:
+    """Zeros `[*sizes]` of the type and on the device of the first weight of some modules; where none has any, of the first buffer; else
+    of the default type, on the CPU."""
+    weights, buffers = ((x for module in modules for x in each(module)) for each in (nn.Module.parameters, nn.Module.buffers))
+    like = next(filter(Tensor.is_floating_point, itertools.chain(weights, buffers)), torch.zeros(()))
     return like.new_zeros(sizes)
 
 

@@ -122,10 +122,10 @@ class JointOptimiser(PyroOptim):
             torch._foreach_mul_(gradients, scale)
 
     def _penalise(self) -> None:
-        risen = min(1.0, self.steps / self.penalty_steps) if self.penalty_steps else 1.0
+        strength = min(1.0, self.steps / self.penalty_steps) if self.penalty_steps else 1.0
         for p in self.matrices:
             if p.grad is not None:
-                p.grad.add_(p.sign(), alpha=risen * self.l1).add_(p, alpha=risen * self.l2)
+                p.grad.add_(p.sign(), alpha=strength * self.l1).add_(p, alpha=strength * self.l2)
 
     def _first_non_finite(self) -> str:
         for name, p in self.parameters.items():

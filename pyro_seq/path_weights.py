@@ -14,7 +14,7 @@ from pyro_seq.filtering import Proposal, runs_by_steps
 from pyro_seq.pair import Pair
 from pyro_seq.particles import among_all
 from pyro_seq.sequence_model import SequenceModel
-from pyro_seq.site_densities import Observed, log_weights, states, traced
+from pyro_seq.site_densities import Observed, log_weights, states, traced, well_shaped
 from pyro_seq.trees import map_tensors
 
 CHUNK_STEPS = 32_768  # steps of particles that are worked on at once: bounds the memory of that work, not of what is kept
@@ -58,11 +58,14 @@ def path_weights(
             observed = to_check(pair, repeated, rows.repeat_interleave(k))
             chunk, latent = log_weights(*traces, torch.zeros(n * k, batch.num_steps, device=batch.device), observed)
             weights.append(chunk.view(n, k, -1))
-        after.append((k, states(*traces, None if shared else n * k)))
+        after.append((k, states(*traces)))
         if latent is None and states_before is None:  # all particles are equal: one is enough
-            first = map_tensors(lambda x, k=k: x[::k], after[0][1])
-            return weights[0][:, :1], lambda first=first: first, None
-    expand = _spread(pair, proposal) if shared else lambda k, tree: map_tensors(lambda x: x.view(n, k, *x.shape[1:]), tree)
+            return weights[0][:, :1], lambda k=k: map_tensors(lambda x: x[::k], well_shaped(after[0][1], n * k)), None
+
+    def unfold(k: int, tree: Any) -> Any:
+        return map_tensors(lambda x: x.view(n, k, *x.shape[1:]), well_shaped(tree, n * k))
+
+    expand = _spread(pair, proposal) if shared else unfold
 
     def joined() -> Any:
         first, *rest = (expand(k, tree) for k, tree in after)

@@ -67,7 +67,7 @@ def replay_filter(
         by_step, latent = log_weights(guide_trace, model_trace, torch.zeros(n * k, num_steps, device=device), observed)
         by_step = by_step.view(n, k, num_steps).double()
         if latent is None:
-            return by_step[:, 0], particles, states(guide_trace, model_trace, n * k), True
+            return by_step[:, 0], particles, states(guide_trace, model_trace), True
         if before is None:
             site_steps = _steps_of_latents(guide_trace, num_steps)
         else:
@@ -80,7 +80,7 @@ def replay_filter(
         shares += share
         resample = due.any(-1) & (last < lengths - 1)
         if not resample.any():
-            return shares, particles, states(guide_trace, model_trace, n * k), False
+            return shares, particles, states(guide_trace, model_trace), False
         index, particles = particles.resampled(resample)
         flat = among_all(index, k)
         batch = batch.with_state(map_tensors(lambda x, flat=flat: x[flat], batch.state))  # what the window started from

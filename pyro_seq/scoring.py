@@ -19,6 +19,7 @@ from pyro_seq.path_weights import path_weights, steps_at_once, to_check
 from pyro_seq.replay_filter import replay_filter
 from pyro_seq.scores import Score
 from pyro_seq.sequence_model import SequenceModel
+from pyro_seq.site_densities import well_shaped
 from pyro_seq.trees import map_tensors
 
 Method = Literal["auto", "exact", "elbo", "importance", "filter"]
@@ -166,8 +167,8 @@ def _score_rows(
         observed = to_check(pair, all_particles, rows.repeat_interleave(samples))
         steps, begun, after, exact = replay_filter(pair, all_particles, begun, proposal, observed)
         if exact and particles is None:
-            return _exact(rows, steps, lambda: map_tensors(lambda x: x[::samples], after))
-        return _Found(rows, steps, begun.variance, _Carried(lambda: after, begun, None))
+            return _exact(rows, steps, lambda: map_tensors(lambda x: x[::samples], well_shaped(after, len(all_particles))))
+        return _Found(rows, steps, begun.variance, _Carried(lambda: well_shaped(after, len(all_particles)), begun, None))
     by_step, after, latent = path_weights(pair, batch, rows, samples, proposal, states)
     if latent is None and (before is None or (particles is None and before.totals is None)):
         return _exact(rows, by_step[:, 0], after)

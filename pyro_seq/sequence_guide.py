@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions import FlowPath, RecurrentPath, Sampler
 from pyro_seq.errors import UserError
-from pyro_seq.networks import concatenate, full_precision, same_features, zeros_beside
+from pyro_seq.networks import concatenate, full_precision, same_features, zeros_like_weights
 from pyro_seq.sequence_model import Outcome, SequenceModel, in_one_path
 
 
@@ -46,7 +46,7 @@ class SequenceGuide(nn.Module):
 
     def initial_latent(self, *lead: int) -> Tensor:
         """z_0 `[*lead, Z]`, by default zero."""
-        return zeros_beside(self, *lead, self.model.latent_size)
+        return zeros_like_weights([self, self.model], *lead, self.model.latent_size)
 
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
         """(the evidence, a tuple of tensors `[N, T, E_i]`, and what is carried to the next window)."""

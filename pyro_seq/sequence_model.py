@@ -15,7 +15,7 @@ from pyro_seq.contexts import Context
 from pyro_seq.distributions import MarkovPath, RecurrentPath, before
 from pyro_seq.emissions import Distribution, Emission, observe, over_time
 from pyro_seq.errors import UserError
-from pyro_seq.networks import full_precision, same_features, zeros_beside
+from pyro_seq.networks import full_precision, same_features, zeros_like_weights
 from pyro_seq.trees import map_tensors
 
 Layout = Literal["path", "steps"]
@@ -73,7 +73,7 @@ class SequenceModel(nn.Module):
 
     def initial_latent(self, *lead: int) -> Tensor:
         """z_0 `[*lead, Z]`, by default zero."""
-        return zeros_beside(self, *lead, self.latent_size)
+        return zeros_like_weights([self], *lead, self.latent_size)
 
     def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
         """(h_t `[*lead, T, H]`, carried) from c_t `[*lead, T, C]` and z_{t-1} `[*lead, T, Z]`; by default the contexts themselves.

@@ -120,31 +120,26 @@ def by_step(name: str, site: Any, trace: Any, like: Tensor) -> Tensor:
     return steps
 
 
-def states(guide_trace: Any, model_trace: Any, size: int | None = None) -> Any:
-    """What model and guide returned for the next window to start from; of latents drawn from the prior, the model's alone.
-
-    Raises `UserError` for a tensor whose first dimension is not the sequences, if it is given how many they are.
-    """
-    if size is not None and (wrong := misshapen_states(guide_trace, model_trace, size)):
-        raise UserError(wrong[0])
-    return map_tensors(_by_itself, _returned(guide_trace, model_trace))
+def states(guide_trace: Any, model_trace: Any) -> dict[str, Any]:
+    """What model and guide returned for the next window to start from; of latents drawn from the prior, the model's alone."""
+    model, guide = (getattr(trace.nodes["_RETURN"]["value"], "state", None) for trace in (model_trace, guide_trace))
+    return map_tensors(_by_itself, {"model": model, "guide": None if guide_trace is model_trace else guide})
 
 
-def misshapen_states(guide_trace: Any, model_trace: Any, size: int) -> list[str]:
+def misshapen(found: dict[str, Any], size: int) -> list[str]:
     """Whose state has a tensor that does not have the sequences, `size` of them, as its first dimension."""
-    wrong = []
-    for side, state in _returned(guide_trace, model_trace).items():
+    wrong, rule = [], f"its first dimension must be the sequences ({size}), where nn.LSTM's has its layers"
+    for side, state in found.items():
         shapes = [list(x.shape) for x in tensors(state) if x.shape[:1] != (size,)]
-        wrong += [
-            f"the {side}'s state has a tensor of shape {shape}: its first dimension must be the sequences ({size})" for shape in shapes[:1]
-        ]
+        wrong += [f"the {side}'s state has a tensor of shape {shape}: {rule}" for shape in shapes[:1]]
     return wrong
 
 
-def _returned(guide_trace: Any, model_trace: Any) -> dict[str, Any]:
-    """The states of both sides."""
-    model, guide = (getattr(trace.nodes["_RETURN"]["value"], "state", None) for trace in (model_trace, guide_trace))
-    return {"model": model, "guide": None if guide_trace is model_trace else guide}
+def well_shaped(found: dict[str, Any], size: int) -> dict[str, Any]:
+    """States as they are; raises `UserError` for those that are `misshapen`, so that no window goes on from them."""
+    if wrong := misshapen(found, size):
+        raise UserError(wrong[0])
+    return found
 
 
 def _by_itself(x: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.first_batch import find_parameters, tried
 from pyro_seq.interruption import Interruption
-from pyro_seq.limits import fraction, reached
 from pyro_seq.monitoring import Sample
 from pyro_seq.networks import fast_precision, full_precision
 from pyro_seq.objectives import Recorder, make_elbo
@@ -29,6 +28,7 @@ from pyro_seq.pair import Pair
 from pyro_seq.random_state import aside, random_state, set_random_state
 from pyro_seq.runs import RunFolder, going_on_from, load_tree, save_tree
 from pyro_seq.sequence_model import SequenceModel
+from pyro_seq.stopping import fraction, stopped_by
 from pyro_seq.training_log import TrainingLog
 from pyro_seq.training_settings import PRECISIONS, TrainingSettings
 from pyro_seq.trees import detach, map_tensors
@@ -192,7 +192,7 @@ class Trainer:
         shares = getattr(self.elbo, "num_particles", 1) == 1 or getattr(self.elbo, "vectorize_particles", False)
         started = saved = time.monotonic()
         minutes_before = self.minutes
-        while not self._interruption.wished and self._ended_by() is None:
+        while not self._interruption.wished and self.stopped_by() is None:
             batch, follows = self.batches.draw()
             batch = batch.with_state(self.carried if follows else None)
             self.optimiser.scale_learning_rate(self._learning_rate_factor(self.step + 1))
@@ -234,8 +234,9 @@ class Trainer:
         s = self.settings
         return learning_rate_factor(fraction(s, step, self.minutes), schedule=s.schedule, floor=s.floor, warmup=s.warmup)
 
-    def _ended_by(self) -> str | None:
-        return reached("training", self.settings, self.step, self.minutes, self.validations_since_best)
+    def stopped_by(self) -> str | None:
+        """What ends the training where it stands, in words that name the setting; `None` if it goes on."""
+        return stopped_by("training", self.settings, self.step, self.minutes, self.validations_since_best)
 
     # what is seen of it
 
@@ -298,7 +299,7 @@ class Trainer:
         elif self._best is not None:
             self.pair.load_weights(self._best, "the best weights")
         self.pair.train(False)
-        self.log.progress.say(f"over after step {self.step}: {self._ended_by()}")
+        self.log.progress.say(f"step {self.step} is the last: {self.stopped_by()}")
 
     def _keep_best(self) -> None:
         """Keep the weights that stand in the pair as the best ones."""

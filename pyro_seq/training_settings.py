@@ -38,8 +38,8 @@ class TrainingSettings:
     precision: str = one_of(PRECISIONS, "auto", "of the networks' products in training; auto: bfloat16 where it is faster")
     log_every: int = at_least(1, 100, "steps between lines of the metrics file and scalars in TensorBoard")
     valid_every: int = at_least(1, 500, "steps between validations")
-    valid_samples: int = at_least(
-        1, 1, "samples of the latents of each sequence at a validation: the more, the surer which weights are best"
+    valid_particles: int = at_least(
+        1, 1, "samples of each sequence's latents at a validation of text or music: the more, the surer which weights are best"
     )
     sample_every: int = at_least(0, 1_000, "steps between samples and histograms in TensorBoard; 0: never")
     patience: int = at_least(0, 0, "validations without a better loss after which training stops; 0: never")

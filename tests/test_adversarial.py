@@ -139,6 +139,7 @@ def test_training_stops_after_so_many_validations_without_a_better_figure(make: 
     training, _ = make(adversarial__num_steps=50, adversarial__valid_every=1, adversarial__patience=2)
     training.fit()
     assert (training.step, best_step(training)) == (3, 1)
+    assert training.stopped_by() == "adversarial.patience is 2, and so many validations brought nothing better"
 
 
 def test_weights_under_which_real_sequences_are_too_unlikely_are_not_kept(make: Make, scripted: Callable[..., None]) -> None:
@@ -153,6 +154,7 @@ def test_minutes_are_an_end(make: Make) -> None:
     training, _ = make(adversarial__num_steps=10_000, adversarial__max_minutes=1e-4)
     training.fit()
     assert training.step < 50 and training.minutes >= 1e-4
+    assert training.stopped_by() == "adversarial.max_minutes is 0.0001"
 
 
 # collapse

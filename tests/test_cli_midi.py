@@ -226,8 +226,16 @@ def test_mistakes_are_one_line(notes: Path, tunes: Path, tmp_path: Path, refused
     assert "bad.mid" in generate("--primer", tmp_path / "bad.mid")
     (tmp_path / "file").write_text("")
     assert "cannot write to --out-dir" in generate(out=tmp_path / "file")
-    assert "sound font" in generate("--sound-font", tmp_path / "none.sf2", "--length", 1, "--formats", "wav")
     assert not (tmp_path / "out" / "sample-1.wav").exists()
+
+
+def test_a_sound_font_is_looked_at_before_anything_is_sampled_and_only_for_sound(
+    notes: Path, tmp_path: Path, pyroseq: Callable[..., int], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["midi", "generate", "--run-dir", notes, "--out-dir", tmp_path / "out", "--sound-font", tmp_path / "none.sf2", "--length", 1]
+    assert pyroseq(*words, "--formats", "mid") == 0
+    monkeypatch.setattr("pyro_seq.domains.music.generate", None)
+    assert refused(*words, "--formats", "wav,mid") == f"cannot read the sound font {tmp_path}/none.sf2: No such file or directory"
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_sampled(

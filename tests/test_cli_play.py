@@ -111,9 +111,9 @@ def test_minutes_that_are_over_before_there_is_an_agent(
     for more in ([], ["--resume"]):
         assert pyroseq(*words, *more) == 0
         lines = capsys.readouterr().err.splitlines()
-        assert re.fullmatch(r"over after \d+ real steps: training.max_minutes \(1e-05\) are over", lines[-3])
-        going_on = f"pyroseq play train --run-dir {tmp_path}/run --device cpu --resume, and for longer"
-        assert lines[-1] == f"it is not ready to run yet; to go on: {going_on}"
+        assert re.fullmatch(r"real step \d+ is the last: training.max_minutes is 1e-05", lines[-3])
+        going_on = "go on for longer (--env-steps or --num-steps or --max-minutes) with pyroseq play train"
+        assert lines[-1] == f"it is not ready to run yet: {going_on} --run-dir {tmp_path}/run --device cpu --resume"
 
 
 def test_settings_are_shown(pyroseq: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,9 +55,9 @@ def test_training_shows_progress_on_stderr_and_nothing_on_stdout(
     assert lines[0].startswith("864 characters to train on, 96 to validate on, 16 symbols; rnn with ")
     assert lines[1].startswith("step 1/4  loss 2.") and "bpc" in lines[1] and "characters/s" in lines[1] and lines[1].endswith("left")
     assert lines[2].startswith("step 4  validation loss 2.") and lines[2].endswith("(best so far)")
-    over = "over after step 4: all of training.num_steps (4) are done"
+    last = "step 4 is the last: training.num_steps is 4"
     done = f"done after 4 steps; the run is in {tmp_path}/a b"
-    assert lines[3:] == [over, done, f"next: pyroseq text generate --run-dir '{tmp_path}/a b'"]
+    assert lines[3:] == [last, done, f"next: pyroseq text generate --run-dir '{tmp_path}/a b'"]
 
 
 def test_quiet_training_says_nothing(pyroseq: Callable[..., int], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +152,7 @@ def test_stopped_training_saves_and_says_how_to_go_on(
     assert load(folder).step in (8, 12, 16, 20)
     assert pyroseq("text", "train", "--run-dir", folder, "--device", "cpu", "--resume") == 0  # there is nothing to go on with
     err = capsys.readouterr().err
-    assert "going on after step 20\nover after step 20: all of training.num_steps (20) are done\n" in err
+    assert "going on after step 20\nstep 20 is the last: training.num_steps is 20\n" in err
 
 
 def test_ctrl_c_before_the_run_has_begun_leaves_nothing(

@@ -92,11 +92,12 @@ def test_the_ratio_of_random_games_is_kept(tmp_path: Path) -> None:
 def test_a_goal_ends_it(tmp_path: Path) -> None:
     training = begun(tmp_path / "run", play__goal=1.0, play__goal_games=2, play__env_steps=4000)
     assert sum(player == "agent" for _, _, player in training.at.curve) in (2, 3) and training.replay.num_steps < 4000
+    assert training.stopped_by() == "play.goal is 1, and the agent's last 2 games reach it"
 
 
 def test_going_on_with_more_steps(spoilt: Path, tmp_path: Path) -> None:
     training = go_on(spoilt, {"play.env_steps": 260}, quiet=True)
-    assert training.replay.num_steps == 260
+    assert training.replay.num_steps == 260 and training.stopped_by() == "play.env_steps is 260"
     assert json.loads((spoilt / "run.json").read_text())["settings"]["play.env_steps"] == 260
 
 

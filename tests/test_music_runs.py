@@ -98,7 +98,7 @@ def test_pieces_are_validated_on_with_the_samples_that_are_asked_for(tmp_path: P
         return nats_per_frame(*args, **options)
 
     monkeypatch.setattr("pyro_seq.domains.music.nats_per_frame", noted)
-    begin(tmp_path / "run", music_settings({**TINY, "model.kind": "iseq", "training.valid_samples": 5}), DATA, seed=1, quiet=True)
+    begin(tmp_path / "run", music_settings({**TINY, "model.kind": "iseq", "training.valid_particles": 5}), DATA, seed=1, quiet=True)
     assert asked == [{"method": "elbo", "samples": 5}] * 2
 
 

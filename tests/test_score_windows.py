@@ -65,6 +65,35 @@ def test_of_a_model_with_a_state_are_one_sequence() -> None:
     assert all(part.exact for part in parts)
 
 
+def layers_first(batch: SequenceBatch) -> Outcome:
+    return Outcome(None, None, chain(batch).expand(3, -1))
+
+
+def count(batch: SequenceBatch) -> Outcome:
+    chain(batch)
+    return Outcome(None, None, torch.tensor(batch.num_steps))
+
+
+@pytest.mark.parametrize("method", ["importance", "filter"])
+@pytest.mark.parametrize(("model", "shape"), [(layers_first, r"\[3, "), (count, r"\[\]")])
+@pytest.mark.parametrize("latent", [False, True])
+def test_states_without_the_sequences_first_are_refused_where_a_window_would_start_from_them(
+    model: Any, shape: str, method: Any, latent: bool
+) -> None:
+    """Whole sequences need none."""
+
+    def noisy_too(batch: SequenceBatch) -> Outcome:
+        for t in batch.steps():
+            pyro.sample(f"z_{t}", dist.Normal(torch.zeros(len(batch)), 1.0))
+        return model(batch)
+
+    pair = Pair(noisy_too if latent else model)
+    first = score(pair, windows()[0], method=method, samples=4, proposal="prior")
+    torch.testing.assert_close(first.total, score(Pair(forgetful), windows()[0]).total)
+    with pytest.raises(UserError, match=f"^the model's state has a tensor of shape {shape}.*its first dimension must be the sequences"):
+        score(pair, windows()[1], state=first.state)
+
+
 @pytest.mark.parametrize("method", ["auto", "exact", "filter"])
 def test_second_window_of_a_model_without_a_state_is_refused(method: Any) -> None:
     pair = Pair(forgetful)

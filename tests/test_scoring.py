@@ -366,6 +366,13 @@ class TestModes:
         scored = score(pair, pair.model.batch(x), method="elbo")
         torch.testing.assert_close(scored.log_likelihood, pair.model.log_likelihood(x), rtol=0, atol=1e-9)
 
+    def test_a_guide_without_parameters_has_types_and_device_of_its_model(self, linear_gaussian: Callable[..., Pair]) -> None:
+        pair: Any = linear_gaussian()
+        del pair.guide.place
+        pair.model.to("meta", torch.bfloat16)
+        latent = pair.guide.initial_latent(3)
+        assert (latent.shape, latent.device.type, latent.dtype) == ((3, 1), "meta", torch.bfloat16)
+
     def test_functions_trained_by_hand(self) -> None:
         """Stock SVI in Pyro's own store, then a score of the functions: it is that of what was learnt."""
 

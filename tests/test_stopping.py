@@ -1,11 +1,11 @@
-"""How long a training lasts, and what is said to have ended it."""
+"""When a training ends, and which setting is said to have ended it."""
 
 from __future__ import annotations
 
 import pytest
 
-from pyro_seq.limits import fraction, reached
 from pyro_seq.seqgan.settings import AdversarialSettings
+from pyro_seq.stopping import fraction, stopped_by
 from pyro_seq.training_settings import TrainingSettings
 
 S = TrainingSettings(num_steps=1_000, max_minutes=2.5, patience=3)
@@ -23,16 +23,14 @@ def test_whichever_is_further_counts() -> None:
     ("step", "minutes", "validations", "says"),
     [
         (999, 2.49, 2, None),
-        (1_000, 0.0, 0, "all of training.num_steps (1,000) are done"),
-        (999, 2.5, 0, "training.max_minutes (2.5) are over"),
-        (1, 0.0, 3, "training.patience is at its end (3 validations without a better figure)"),
+        (1_000, 0.0, 0, "training.num_steps is 1,000"),
+        (999, 2.5, 0, "training.max_minutes is 2.5"),
+        (1, 0.0, 3, "training.patience is 3, and so many validations brought nothing better"),
     ],
 )
 def test_the_setting_that_ends_it_is_named(step: int, minutes: float, validations: int, says: str | None) -> None:
-    assert reached("training", S, step, minutes, validations) == says
+    assert stopped_by("training", S, step, minutes, validations) == says
 
 
 def test_no_patience_and_no_minutes_end_nothing() -> None:
-    assert reached("adversarial", AdversarialSettings(), 199, 1e9, 10**6) is None
-    one = AdversarialSettings(patience=1)
-    assert reached("adversarial", one, 0, 0.0, 1) == "adversarial.patience is at its end (1 validation without a better figure)"
+    assert stopped_by("adversarial", AdversarialSettings(), 199, 1e9, 10**6) is None

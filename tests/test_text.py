@@ -147,10 +147,10 @@ def test_validation_text_of_any_length(kind: str, length: int) -> None:
 
 
 def test_more_samples_make_a_validation_surer() -> None:
-    """The standard deviation of the ELBO's estimate falls as 1/sqrt(K): to a quarter with 16 samples, of which an F-test leaves a half."""
+    """The variance of the ELBO's estimate falls as 1/K: to a sixteenth, which 23 degrees of freedom tell from a quarter."""
     deviations = []
     for samples in (1, 16):
-        text = text_model("iseq", **{"training.valid_samples": samples})
+        text = text_model("iseq", **{"training.valid_particles": samples})
         symbols = text.vocabulary.encode(TEXT)[:100]
         losses = []
         with text.pair.scope():

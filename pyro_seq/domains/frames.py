@@ -89,7 +89,7 @@ def _emission(settings: FrameSettings, keys: int) -> Emission:
 
 
 def observed(settings: FrameSettings, batch: SequenceBatch) -> SequenceBatch:
-    """A batch of rolls `[N, T, keys]` as the emission observes it: numbers, as the densities of anyone's own pair want them, too.
+    """A batch of rolls `[N, T, keys]` as the emission observes it: by default of torch's default floating-point type, as densities take it.
 
     By `beta`, as in VAE-Seq, a key is a number, 0.95 where it sounds and 0.05 where not, beside the number of sounding keys (10 at most).
     """

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.continuations import continuation
-from pyro_seq.domains.audio import synthesiser_for
 from pyro_seq.domains.frames import as_roll, observed
 from pyro_seq.domains.markov_keys import MarkovKeys
 from pyro_seq.domains.music_model import KIND, MusicModel, MusicSettings, load, music_settings, new_pair, timing_of
@@ -100,7 +99,7 @@ def train(
     )
     valid = _at_most(pieces.valid, VALIDATED)
     hooks = Hooks(
-        validate=(lambda: {"loss": nats_per_frame(music, valid, method="elbo", samples=settings.training.valid_samples)})
+        validate=(lambda: {"loss": nats_per_frame(music, valid, method="elbo", samples=settings.training.valid_particles)})
         if valid
         else None,
         samples=lambda: previews(music, pieces.train),
@@ -190,8 +189,6 @@ def play(
     sound_font: Path | None = None,
 ) -> Iterator[Rendered]:
     """What `generate` makes in so many seconds, each after its primer, ready to be heard and seen; the last two as those of `Rendered`."""
-    if sound_font is not None:
-        synthesiser_for(sound_font)  # what is wrong with it is said before anything is sampled
     frames = max(1, round(seconds * music.timing.frames_per_second))
     given = 0 if primer is None else len(primer)
     for roll in generate(music, frames, num_samples=num_samples, primer=primer, temperature=temperature):

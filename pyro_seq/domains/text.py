@@ -141,11 +141,11 @@ def train(
 
 
 def validate(text: TextModel, symbols: NDArray[Any]) -> dict[str, float]:
-    """Nats and bits per character of held-out symbols; for pairs with latents the ELBO, of so many samples as the settings say.
+    """Nats and bits per character of held-out symbols; for pairs with latents the ELBO, of `training.valid_particles` samples.
 
     They are read in several streams side by side, or as separate sequences if the pair carries no state.
     """
-    samples = text.settings.training.valid_samples
+    samples = text.settings.training.valid_particles
     if text.carries:
         windows = document_windows(symbols, window=scoring_window(text), streams=VALIDATION_STREAMS, device=text.device)
         scores = score_document(text.pair, windows, method="elbo", samples=samples)

@@ -24,11 +24,11 @@ from pyro_seq.games.replay import Replay, load_episodes, save_episodes
 from pyro_seq.games.settings import GameSettings
 from pyro_seq.games.world_model import World, new_world, set_spread
 from pyro_seq.interruption import Interruption
-from pyro_seq.limits import reached
 from pyro_seq.monitoring import duration
 from pyro_seq.optimisation import learning_rate_factor
 from pyro_seq.random_state import aside, random_state, set_random_state
 from pyro_seq.runs import RunFolder, going_on_from, load_tree, save_tree
+from pyro_seq.stopping import stopped_by
 from pyro_seq.training_log import TrainingLog
 
 RANDOM = 1  # beside a round's number, what its random agent is seeded by
@@ -120,18 +120,19 @@ class GameTraining:
                         saved = time.monotonic()
         self._save()
         if not self._interruption.wished:
-            self.log.progress.say(f"over after {self.replay.num_steps:,} real steps: {self._ended_by()}")
+            self.log.progress.say(f"real step {self.replay.num_steps:,} is the last: {self.stopped_by()}")
 
     def _over(self) -> bool:
-        return bool(self._interruption.wished) or self._ended_by() is not None
+        return bool(self._interruption.wished) or self.stopped_by() is not None
 
-    def _ended_by(self) -> str | None:
+    def stopped_by(self) -> str | None:
+        """What ends the training where it stands, in words that name the setting; `None` if it goes on."""
         s = self.settings
         if self.at.phase == "play" and self._reached():
-            return f"the agent's last {s.play.goal_games} games reach play.goal ({s.play.goal:g})"
+            return f"play.goal is {s.play.goal:g}, and the agent's last {s.play.goal_games} games reach it"
         if self.at.phase == "play" and self.replay.num_steps >= s.play.env_steps:
-            return f"all of play.env_steps ({s.play.env_steps:,}) are played"
-        return reached("training", s.training, self.step, self.at.minutes)
+            return f"play.env_steps is {s.play.env_steps:,}"
+        return stopped_by("training", s.training, self.step, self.at.minutes)
 
     def _reached(self) -> bool:
         """Whether the agent's last games are as good as is wanted."""

@@ -13,7 +13,6 @@ import torch
 
 from pyro_seq.errors import UserError
 from pyro_seq.interruption import Interruption
-from pyro_seq.limits import fraction, reached
 from pyro_seq.monitoring import duration
 from pyro_seq.optimisation import NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
@@ -25,6 +24,7 @@ from pyro_seq.seqgan.quality import generated, quality
 from pyro_seq.seqgan.rewards import DiscriminatorReward
 from pyro_seq.seqgan.settings import SeqGANSettings
 from pyro_seq.seqgan.tasks import Figure, Task, side_by_side
+from pyro_seq.stopping import fraction, stopped_by
 from pyro_seq.training_log import TrainingLog
 
 FLOOR = 0.02  # where a schedule ends, as a fraction of the learning rate
@@ -141,7 +141,7 @@ class AdversarialTraining:
     def _loop(self) -> None:
         started = saved = time.monotonic()
         before = self.minutes
-        while not self._interruption.wished and self._ended_by() is None:
+        while not self._interruption.wished and self.stopped_by() is None:
             if self.rounds < self.settings.discriminator.pretrain_rounds:
                 self._pretrain_discriminator()
             else:
@@ -155,8 +155,9 @@ class AdversarialTraining:
                 self._save()
                 saved = time.monotonic()
 
-    def _ended_by(self) -> str | None:
-        return reached("adversarial", self.s, self.step, self.minutes, self.validations_since_best)
+    def stopped_by(self) -> str | None:
+        """What ends the training where it stands, in words that name the setting; `None` if it goes on."""
+        return stopped_by("adversarial", self.s, self.step, self.minutes, self.validations_since_best)
 
     def _pretrain_discriminator(self) -> None:
         figures = self._round(self.settings.discriminator.pretrain_epochs)
@@ -248,7 +249,7 @@ class AdversarialTraining:
         if not self._interruption.wished:
             self.pair.load_weights(load_tree(self.run.best)["weights"], self.run.best)
             self.pair.train(False)
-            self.log.progress.say(f"over after adversarial step {self.step}: {self._ended_by()}")
+            self.log.progress.say(f"adversarial step {self.step} is the last: {self.stopped_by()}")
 
     # checkpoints
 
