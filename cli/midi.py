@@ -80,6 +80,12 @@ def midi() -> None:
     is_flag=True,
     help="Learn from a dozen small tunes that come with pyroseq, in place of files (preset demo, if no other is given).",
 )
+@click.option(
+    "--start-from",
+    type=FILE,
+    metavar="DIR",
+    help="The folder of another run: begin with its best weights, in place of new ones. The settings of the model must be the same.",
+)
 @click.option("--rate", type=float, metavar="R", help="Frames a second (rolls.rate; 32 if not given).")
 @click.option("--grid", type=int, metavar="G", help="Frames a beat, tempo changes followed, in place of a rate (rolls.grid).")
 @training_options("default, quick, best, demo, and those for published data sets, jsb-… and nottingham-…")
@@ -88,6 +94,7 @@ def train(
     valid_files: tuple[str, ...],
     valid_fraction: float,
     demo: bool,
+    start_from: Path | None,
     rate: float | None,
     grid: int | None,
     **options: Any,
@@ -111,12 +118,12 @@ def train(
     train_run(
         "midi",
         "pyro_seq.domains.music_runs",
-        data={"train": train_files, "valid": valid_files, "valid_fraction": valid_fraction, "demo": demo},
+        data={"train": train_files, "valid": valid_files, "valid_fraction": valid_fraction, "demo": demo, "start_from": start_from},
         moved={"train_files": train_files, "valid_files": valid_files},
         missing=None
         if train_files or demo
         else "--train-files is missing: the music to learn from (or --demo, for some that comes with pyroseq)",
-        fixed=("valid_fraction", "demo"),
+        fixed=("valid_fraction", "demo", "start_from"),
         overrides=[("--rate", "rolls.rate", rate), ("--rate", "rolls.grid", None if rate is None else 0), ("--grid", "rolls.grid", grid)],
         out_dir="samples",
         **options,

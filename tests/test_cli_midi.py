@@ -229,6 +229,16 @@ def test_mistakes_are_one_line(notes: Path, tunes: Path, tmp_path: Path, refused
     assert not (tmp_path / "out" / "sample-1.wav").exists()
 
 
+def test_starting_from_another_run(notes: Path, tmp_path: Path, pyroseq: Callable[..., int], refused: Refused) -> None:
+    words = ["midi", "train", "--demo", "--run-dir", tmp_path / "run", "--quiet"]
+    same = ["--preset", "default", *WORDS, "--grid", 4, "--start-from"]
+    assert refused(*words, *same, tmp_path).startswith(f"{tmp_path}")
+    said = refused(*words, *same, notes, "--set", "model.hidden_size=9")
+    assert "best.safetensors does not fit these settings: weight model." in said and not (tmp_path / "run" / "run.json").exists()
+    assert pyroseq(*words, *same, notes) == 0
+    assert "--start-from: a run goes on with what it was begun with" in refused(*words, "--resume", "--start-from", notes)
+
+
 def test_a_sound_font_is_looked_at_before_anything_is_sampled_and_only_for_sound(
     notes: Path, tmp_path: Path, pyroseq: Callable[..., int], refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from pyro_seq.domains.demo_tunes import write_demo_tunes
 from pyro_seq.domains.midi_files import to_common_key
-from pyro_seq.domains.music import generate, load, music_settings, nats_per_frame
+from pyro_seq.domains.music import generate, load, music_settings, nats_per_frame, train
 from pyro_seq.domains.music_files import CACHE, fingerprint, held_out, read_demo, read_music, read_primer
 from pyro_seq.domains.music_model import RollSettings, read_document, run_settings
 from pyro_seq.domains.music_runs import begin, go_on, read_pieces
@@ -90,6 +90,40 @@ def test_a_pair_in_plain_pyro_is_given_numbers(tmp_path: Path, emission: str) ->
     assert 0 < nats_per_frame(music, [next(generate(music, 9))]) < 100
 
 
+def test_a_training_can_start_from_another_runs_best_weights(tmp_path: Path) -> None:
+    begin(tmp_path / "first", SETTINGS, DATA, seed=1, quiet=True)
+    first = RunFolder(tmp_path / "first", "midi")
+    best = load_tree(first.best)["weights"]["model"]
+    pieces = read_pieces(SETTINGS, DATA, tmp_path, quiet=True)
+    still = music_settings(TINY, {"training.learning_rate": 1e-30, "training.num_steps": 1})
+    for run in (None, RunFolder(tmp_path / "second", "midi")):
+        model: Any = train(pieces, still, start_from=first, run=run, seed=2, quiet=True).pair.model
+        assert all(torch.equal(weight, best[name]) for name, weight in model.state_dict().items())
+    wider = music_settings(TINY, {"model.hidden_size": 7})
+    with pytest.raises(UserError, match=r"best.safetensors does not fit these settings: weight model\..* has shape \["):
+        train(pieces, wider, start_from=first, quiet=True)
+    with pytest.raises(UserError, match=f"{tmp_path}/none"):
+        train(pieces, SETTINGS, start_from=RunFolder(tmp_path / "none", "midi"), quiet=True)
+
+
+def test_a_run_that_starts_from_another_is_gone_on_with_from_its_own_checkpoint(tmp_path: Path) -> None:
+    """One killed before its first checkpoint starts from the other again, and ends as one that was not."""
+    begin(tmp_path / "first", SETTINGS, DATA, seed=1, quiet=True)
+    data = DATA | {"start_from": tmp_path / "first"}
+    whole = begin(tmp_path / "whole", SETTINGS, data, seed=2, quiet=True).pair.weights()
+    begin(tmp_path / "killed", SETTINGS, data, seed=2, quiet=True)
+    fresh = begin(tmp_path / "fresh", SETTINGS, DATA, seed=2, quiet=True).pair.weights()
+    for name in ("best.safetensors", "last.safetensors", "metrics.jsonl"):
+        (tmp_path / "killed" / name).unlink()
+    again = go_on(tmp_path / "killed", {}, quiet=True).pair.weights()
+    go_on(tmp_path / "killed", {"training.num_steps": 6}, quiet=True)
+    assert all(torch.equal(weight, whole["model"][name]) for name, weight in again["model"].items())
+    assert not all(torch.equal(weight, whole["model"][name]) for name, weight in fresh["model"].items())
+    with pytest.raises(UserError, match=f"{tmp_path}/none"):
+        begin(tmp_path / "other", SETTINGS, DATA | {"start_from": tmp_path / "none"}, seed=2, quiet=True)
+    assert not (tmp_path / "other" / "run.json").exists()
+
+
 def test_pieces_are_validated_on_with_the_samples_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -144,7 +178,8 @@ def test_pieces_that_have_moved_are_found_and_others_are_refused(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": -1}, {"files": {"train": ["x"], "valid": []}}, {"files": 3}, {"valid_fraction": "most"}, {"demo": 1}]
+    "change",
+    [{"seed": -1}, {"files": {"train": ["x"], "valid": []}}, {"files": 3}, {"valid_fraction": "most"}, {"demo": 1}, {"start_from": 3}],
 )
 def test_damaged_documents_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     begin(tmp_path / "run", SETTINGS, DATA, seed=0, quiet=True)

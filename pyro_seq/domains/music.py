@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +20,10 @@ from pyro_seq.domains.music_scoring import MusicScore, evaluate, nats_per_frame,
 from pyro_seq.domains.piece_batches import PieceBatches
 from pyro_seq.errors import UserError, finite_probabilities
 from pyro_seq.monitoring import Audio, Image, Progress
+from pyro_seq.pair import Pair
 from pyro_seq.runs import RunFolder
 from pyro_seq.sampling import ancestral, sharpened
-from pyro_seq.stored_pair import pair_to_train
+from pyro_seq.stored_pair import load_pair, pair_to_train
 from pyro_seq.training import Hooks, Trainer
 
 __all__ = [
@@ -61,6 +61,7 @@ def train(
     settings: MusicSettings,
     *,
     run: RunFolder | None = None,
+    start_from: RunFolder | None = None,
     markov: MarkovKeys | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -73,16 +74,26 @@ def train(
         pieces: the data.
         settings: hyper-parameters.
         run: where to keep checkpoints and the curve of metrics.
+        start_from: another run, whose best weights are the first ones, in place of new ones; a run that has a
+            checkpoint to go on from goes on from that.
         markov: the simplest model of the same pieces, if it is known already.
         seed: of all randomness.
         device: where to compute.
         resume: whether to go on with the run.
         quiet: no progress on stderr.
+
+    Raises `UserError` if the weights to start from do not fit the settings, and as `Trainer.fit`.
     """
     torch.manual_seed(seed)
 
-    def make() -> Any:
+    def new() -> Pair:
         return new_pair(settings, pieces.train)
+
+    def make() -> Pair:
+        if start_from is None or (resume and run is not None and run.last.exists()):
+            return new()
+        start_from.settings()  # says what is wrong with the folder
+        return load_pair(start_from, new, settings.model.kind, "cpu", "these settings")[0]
 
     pair = (make() if run is None else pair_to_train(run, make, settings.model.kind, resume)).to(device)
     timing = timing_of(settings.rolls, pieces.tempo)

@@ -33,7 +33,8 @@ def begin(run_dir: Path, settings: MusicSettings, data: Mapping[str, Any], *, se
         run_dir: the folder.
         settings: hyper-parameters.
         data: what to learn from: `train` and `valid`, files, folders and globs; `valid_fraction`, how many of the training pieces are kept
-            for validation where no others are given; `demo`, whether the package's own tunes take the place of files.
+            for validation where no others are given; `demo`, whether the package's own tunes take the place of files; `start_from`, the
+            folder of another run, if the first weights are to be the best of that.
         seed: of all randomness.
         quiet: no progress on stderr.
         options: of `train`.
@@ -46,12 +47,14 @@ def begin(run_dir: Path, settings: MusicSettings, data: Mapping[str, Any], *, se
     kept = {
         "seed": seed,
         "demo": bool(data.get("demo")),
+        "start_from": None if data.get("start_from") is None else os.path.abspath(data["start_from"]),
         "valid_fraction": data["valid_fraction"],
         "files": {name: [os.path.abspath(pattern) for pattern in data.get(name) or ()] for name in ("train", "valid")},
         "sha256": fingerprint([*pieces.train, *pieces.valid]),
     }
     documents = dict(zip(DOCUMENTS, (document(pieces.tempo, markov), kept), strict=True))
-    return begin_run(run, settings, documents, lambda: train(pieces, settings, run=run, markov=markov, seed=seed, quiet=quiet, **options))
+    options |= {"start_from": _run_in(kept["start_from"]), "markov": markov, "seed": seed, "quiet": quiet}
+    return begin_run(run, settings, documents, lambda: train(pieces, settings, run=run, **options))
 
 
 def go_on(
@@ -90,7 +93,12 @@ def go_on(
         pieces = same_pieces(settings, data, digest, run_dir, quiet=quiet)
         if changes:
             keep_changes(run, settings)
-        return train(pieces, settings, run=run, markov=markov, seed=seed, resume=True, quiet=quiet, **options)
+        options |= {"start_from": _run_in(data["start_from"]), "markov": markov, "seed": seed, "quiet": quiet}
+        return train(pieces, settings, run=run, resume=True, **options)
+
+
+def _run_in(folder: str | None) -> RunFolder | None:
+    return None if folder is None else RunFolder(Path(folder), KIND)
 
 
 def settings_of(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None) -> MusicSettings:
@@ -142,8 +150,10 @@ def read_pieces_json(run: RunFolder) -> tuple[int, str, dict[str, Any]]:
     try:
         files = {name: [str(pattern) for pattern in found["files"][name]] for name in ("train", "valid")}
         seed, fraction, demo = int(found["seed"]), float(found["valid_fraction"]), found["demo"]
-        if not 0 <= seed < 2**63 or not 0 <= fraction < 1 or type(demo) is not bool or bool(files["train"]) is demo:
+        first = found.get("start_from")
+        sound = type(demo) is bool and bool(files["train"]) is not demo and (first is None or isinstance(first, str))
+        if not 0 <= seed < 2**63 or not 0 <= fraction < 1 or not sound:
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise UserError(f"{run.path / 'pieces.json'} is damaged") from None
-    return seed, str(found.get("sha256")), {**files, "valid_fraction": fraction, "demo": demo}
+    return seed, str(found.get("sha256")), {**files, "valid_fraction": fraction, "demo": demo, "start_from": first}
