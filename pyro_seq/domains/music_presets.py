@@ -114,10 +114,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.guide_output_dropout": 0.1,
         "training.learning_rate": 8e-4,
         "training.warmup": 0.05,
-        "training.l2": 3e-3,
+        "training.l2": 1.5e-3,
         "training.kl_schedule": "constant",
-        "training.num_steps": 9_000,
-        "training.valid_particles": 8,
+        "training.num_steps": 14_000,
+        "training.valid_particles": 4,
     },
     "jsb-rnn": JSB_RNN | {"frames.emission": "convolution", "frames.hidden_size": 96, "frames.dropout": 0.5},
     "jsb-chords": JSB_RNN
