@@ -67,10 +67,9 @@ def train_run(
     if missing is not None and not resume:
         raise click.UsageError(missing, click.get_current_context())
     assert run_dir is not None
-    from pyro_seq.runs import RunFolder
-
     where = f"--run-dir {quoted(run_dir)}" + (f" --device {device}" if device != "auto" else "") + pair_words(pair)
-    with resumable(run_dir, f"pyroseq {program} train {where} --resume"):
+    resuming = f"pyroseq {program} train {where} --resume"
+    with resumable(run_dir, resuming):
         options = {"device": pick_device(device), "quiet": quiet}
         if resume:
             trained = domain.go_on(run_dir, changes, fixed=given, pair=pair, **moved, **options)
@@ -78,13 +77,21 @@ def train_run(
             trained = domain.begin(run_dir, resolve(runs, **settings), data, seed=seed, **options)
     if not quiet:
         click.echo(f"done after {trained.step:,} steps; the run is in {run_dir}", err=True)
-        if not RunFolder(run_dir, program).best.exists():  # a game whose first round was not over
-            command = f"pyroseq {program} train {where} --resume"
-            longer = " or ".join(duration.option for duration in durations)
-            click.echo(f"it is not ready to {following} yet: go on for longer ({longer}) with {command}", err=True)
-            return
         folder = "" if out_dir is None else f" --out-dir {quoted(run_dir / out_dir)}"
-        click.echo(f"next: pyroseq {program} {following} --run-dir {quoted(run_dir)}{folder}{pair_words(pair)}", err=True)
+        what_next = f"next: pyroseq {program} {following} --run-dir {quoted(run_dir)}{folder}{pair_words(pair)}"
+        click.echo(what_next if _is_usable(run_dir, program) else _longer(following, durations, resuming), err=True)
+
+
+def _is_usable(run_dir: Path, program: str) -> bool:
+    """Whether a run has weights to be used; that of a game has none before its first round is over."""
+    from pyro_seq.runs import RunFolder
+
+    return RunFolder(run_dir, program).best.exists()
+
+
+def _longer(following: str, durations: Sequence[Duration], resuming: str) -> str:
+    options = " or ".join(duration.option for duration in durations)
+    return f"it is not ready to {following} yet: go on for longer ({options}) with {resuming}"
 
 
 def resolve(

@@ -38,9 +38,25 @@ def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "
     return make()
 
 
-def pair_to_train(run: RunFolder, make: Callable[[], Pair], kind: str, resume: bool, documents: str = "run.json") -> Pair:
-    """A new pair, which fits the run's checkpoint if training goes on from one; arguments and errors as `pair_for`."""
-    return pair_for(make, kind, run.last, documents) if resume and run.last.exists() else make()
+def pair_to_train(
+    run: RunFolder | None,
+    make: Callable[[], Pair],
+    kind: str,
+    resume: bool,
+    documents: str = "run.json",
+    *,
+    start_from: RunFolder | None = None,
+) -> Pair:
+    """A new pair, which fits the run's checkpoint if training goes on from one; else with the best weights of another run, `start_from`.
+
+    Other arguments and errors as `pair_for`.
+    """
+    if resume and run is not None and run.last.exists():
+        return pair_for(make, kind, run.last, documents)
+    if start_from is None:
+        return make()
+    start_from.settings()  # says what is wrong with the folder
+    return load_pair(start_from, make, kind, "cpu", "these settings")[0]
 
 
 def compare_shapes(expected: Pair, weights: dict[str, Any], misfit: str) -> None:

@@ -20,10 +20,9 @@ from pyro_seq.domains.music_scoring import MusicScore, evaluate, nats_per_frame,
 from pyro_seq.domains.piece_batches import PieceBatches
 from pyro_seq.errors import UserError, finite_probabilities
 from pyro_seq.monitoring import Audio, Image, Progress
-from pyro_seq.pair import Pair
 from pyro_seq.runs import RunFolder
 from pyro_seq.sampling import ancestral, sharpened
-from pyro_seq.stored_pair import load_pair, pair_to_train
+from pyro_seq.stored_pair import pair_to_train
 from pyro_seq.training import Hooks, Trainer
 
 __all__ = [
@@ -86,16 +85,7 @@ def train(
     """
     torch.manual_seed(seed)
 
-    def new() -> Pair:
-        return new_pair(settings, pieces.train)
-
-    def make() -> Pair:
-        if start_from is None or (resume and run is not None and run.last.exists()):
-            return new()
-        start_from.settings()  # says what is wrong with the folder
-        return load_pair(start_from, new, settings.model.kind, "cpu", "these settings")[0]
-
-    pair = (make() if run is None else pair_to_train(run, make, settings.model.kind, resume)).to(device)
+    pair = pair_to_train(run, lambda: new_pair(settings, pieces.train), settings.model.kind, resume, start_from=start_from).to(device)
     timing = timing_of(settings.rolls, pieces.tempo)
     music = MusicModel(pair, settings, timing, markov or MarkovKeys.fit(pieces.train), torch.device(device))
     rolls = settings.rolls

@@ -53,8 +53,8 @@ def begin(run_dir: Path, settings: MusicSettings, data: Mapping[str, Any], *, se
         "sha256": fingerprint([*pieces.train, *pieces.valid]),
     }
     documents = dict(zip(DOCUMENTS, (document(pieces.tempo, markov), kept), strict=True))
-    options |= {"start_from": _run_in(kept["start_from"]), "markov": markov, "seed": seed, "quiet": quiet}
-    return begin_run(run, settings, documents, lambda: train(pieces, settings, run=run, **options))
+    options |= {"run": run, "start_from": _run_in(kept["start_from"]), "markov": markov, "seed": seed, "quiet": quiet}
+    return begin_run(run, settings, documents, lambda: train(pieces, settings, **options))
 
 
 def go_on(
@@ -93,11 +93,12 @@ def go_on(
         pieces = same_pieces(settings, data, digest, run_dir, quiet=quiet)
         if changes:
             keep_changes(run, settings)
-        options |= {"start_from": _run_in(data["start_from"]), "markov": markov, "seed": seed, "quiet": quiet}
-        return train(pieces, settings, run=run, resume=True, **options)
+        options |= {"run": run, "start_from": _run_in(data["start_from"]), "markov": markov, "seed": seed, "quiet": quiet}
+        return train(pieces, settings, resume=True, **options)
 
 
 def _run_in(folder: str | None) -> RunFolder | None:
+    """The run of a folder, if there is one to start from."""
     return None if folder is None else RunFolder(Path(folder), KIND)
 
 
