@@ -245,8 +245,10 @@ def concatenate(*inputs: Tensor) -> Tensor:
 
 
 def zeros_like_weights(modules: Sequence[nn.Module], *sizes: int) -> Tensor:
-    """Zeros `[*sizes]` of the type and on the device of the first weight of some modules; where none has any, of the first buffer; else
-    of the default type, on the CPU."""
+    """Zeros `[*sizes]` of the type and on the device of the first weight of some modules.
+
+    Where none has any, the first buffer decides; where there is none of these either, the default type, on the CPU.
+    """
     weights, buffers = ((x for module in modules for x in each(module)) for each in (nn.Module.parameters, nn.Module.buffers))
     like = next(filter(Tensor.is_floating_point, itertools.chain(weights, buffers)), torch.zeros(()))
     return like.new_zeros(sizes)
