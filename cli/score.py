@@ -55,6 +55,8 @@ def score(
     if by == "step" and top is not None:
         raise click.UsageError("--by step shows all steps, and --top some: give one of them", click.get_current_context())
     run = _open(run_dir, pick_device(device), pair)
+    for path in files:
+        run.check_file(path)
     torch.manual_seed(seed)
     if by == "step" and not as_json:
         click.echo("sequence\tstep\tsymbol\tnats")

@@ -264,6 +264,11 @@ def test_runs_of_another_kind_are_refused(trained: Path, notes: Path, corpus: Pa
     assert "is for texts" in refused("score", "--run-dir", notes, corpus, "--lines")
 
 
+def test_a_missing_file_is_found_before_any_is_scored(notes: Path, tunes: Path, refused: Refused, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.mid"
+    assert refused("score", "--run-dir", notes, next(tunes.glob("*.mid")), missing) == f"{missing}: no such file or folder"
+
+
 def test_arrays_are_evaluated_on_their_test_pieces(
     pyroseq: Callable[..., int], notes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,8 @@ def test_what_cannot_be_scored(trained: Path, corpus: Path, spoilt: Path, tmp_pa
     blank.write_text("\n\n")
     assert refused("score", "--run-dir", trained, empty) == f"{empty} is empty: there is nothing to score"
     assert "no line with anything in it" in refused("score", "--run-dir", trained, blank, "--lines")
+    missing = tmp_path / "missing.txt"  # found before the first file is scored, which may take hours
+    assert refused("score", "--run-dir", trained, corpus, missing) == f"cannot read {missing}: No such file or directory"
     assert "no run folder at" in refused("score", "--run-dir", tmp_path / "none", corpus)
     assert "give one of them" in refused("score", "--run-dir", trained, corpus, "--by", "step", "--top", 2)
     assert "Missing argument" in refused("score", "--run-dir", trained)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_seq.domains.midi_files import find_files
 from pyro_seq.domains.midi_writing import lowest_pitch
 from pyro_seq.domains.music_files import read_music
 from pyro_seq.domains.music_model import MusicModel, load
@@ -25,6 +26,10 @@ class ScoredMusic:
 
     def __init__(self, music: MusicModel) -> None:
         self.music = music
+
+    def check_file(self, path: Path) -> None:
+        """See `ScoredRun`."""
+        find_files([path])
 
     def score_file(self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any) -> Iterator[ScoredSequence]:
         """See `ScoredRun`: a MIDI file is a sequence, and each of the test pieces of an `.npz` file is one; there are no lines."""

@@ -43,6 +43,10 @@ class ScoredRun(Protocol):
 
     unit: str  # what a step is, in the singular
 
+    def check_file(self, path: Path) -> None:
+        """Raise `UserError` for a file that is not there: before any is scored, since that may take hours."""
+        ...
+
     def score_file(self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any) -> Iterator[ScoredSequence]:
         """The scores of a file's sequences: the whole file as one, or each line.
 

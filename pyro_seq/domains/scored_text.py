@@ -16,7 +16,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.domains.scored_run import ScoredSequence, ScoredStep
 from pyro_seq.domains.text_model import TextModel, load
 from pyro_seq.domains.text_scoring import AROUND, MostSurprising, evaluate
-from pyro_seq.domains.vocabulary import Vocabulary, quoted, read_bytes, read_text
+from pyro_seq.domains.vocabulary import Vocabulary, file_size, quoted, read_bytes, read_text
 from pyro_seq.errors import DIVERGED, UserError
 from pyro_seq.scores import Score
 from pyro_seq.scoring import score
@@ -30,6 +30,10 @@ class ScoredText:
     def __init__(self, text: TextModel) -> None:
         self.text = text
         self.unit = "character" if text.vocabulary.level == "char" else "byte"
+
+    def check_file(self, path: Path) -> None:
+        """See `ScoredRun`."""
+        file_size(path)
 
     def score_file(self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any) -> Iterator[ScoredSequence]:
         """See `ScoredRun`; with `lines`, each line without its end is a sequence, scored from its first symbol on its own."""
