@@ -115,11 +115,12 @@ def test_runs_of_another_kind(trained: Path, seqgan_run: Path) -> None:
 # data
 
 
-def test_data_may_move_but_not_change(tmp_path: Path, tiny_seqgan: dict[str, Any]) -> None:
+def test_data_may_move_but_not_change(tmp_path: Path, tiny_seqgan: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     here, there, folder = tmp_path / "here.txt", tmp_path / "there.txt", tmp_path / "run"
     here.write_text(TEXT)
     settings = settings_from(tiny_seqgan | {"task.kind": "text", "adversarial.num_steps": 0})
-    begin(folder, settings, {"corpus": here}, seed=0, quiet=True)
+    begin(folder, settings, {"corpus": here}, seed=0)
+    assert "adversarial step 0 is the last: adversarial.num_steps is 0" in capsys.readouterr().err
     here.rename(there)
     with pytest.raises(UserError, match=r"here\.txt"):
         go_on(folder, {}, quiet=True)
