@@ -2,7 +2,6 @@
 
     python benchmarks/polyphonic.py jsb-dmm                       the bundled preset, for as long as it says
     python benchmarks/polyphonic.py nottingham-srnn --set training.max_minutes=20 --seed 1
-    python benchmarks/polyphonic.py jsb-dmm --run-dir A && python benchmarks/polyphonic.py jsb-dmm-second --start-from A
     python benchmarks/polyphonic.py --list
 
 (a) is the importance-sampled log-likelihood (`--samples` particles), (b) the negative ELBO, both summed over all pieces and divided by the
@@ -32,7 +31,6 @@ FILES = {"jsb": "polyphonic/jsb_chorales.npz", "nottingham": "polyphonic/notting
 NAMES = [name for name in PRESETS if name.partition("-")[0] in FILES]
 BARS = {  # the published figures to reach: type (b) or exact, then type (a)
     "jsb-dmm": (6.80, None),
-    "jsb-dmm-second": (6.80, None),
     "jsb-best": (6.70, 6.29),
     "jsb-rnn": (8.20, None),
     "jsb-chords": (5.34, None),
@@ -51,7 +49,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--run-dir", type=Path, help="where to keep the run with its curve; a temporary folder if not given")
-    parser.add_argument("--start-from", type=Path, help="a run whose best weights are the first ones, in place of new ones")
     arguments = parser.parse_args()
     if arguments.list or arguments.preset is None:
         print(json.dumps({name: PRESETS[name] for name in NAMES}, indent=2))
@@ -66,8 +63,7 @@ def main() -> None:
         with run.locked():
             run.create(dict(flatten(settings)), {})
         began = time.monotonic()
-        first = None if arguments.start_from is None else RunFolder(arguments.start_from, "midi")
-        music = train(Pieces(splits["train"], splits["valid"]), settings, run=run, start_from=first, seed=arguments.seed)
+        music = train(Pieces(splits["train"], splits["valid"]), settings, run=run, seed=arguments.seed)
         took = (time.monotonic() - began) / 60
     pair, steps = music.pair, music.step
     size = sum(p.numel() for module in pair.modules().values() for p in module.parameters()) / 1e6

@@ -24,22 +24,6 @@ JSB_RNN: dict[str, Any] = JSB | {
     "training.num_steps": 900,
     "training.valid_every": 100,
 }
-# of the sizes of Pyro's example: latent 100, emission 100, transition 200, recurrence 600, minibatches of 20
-JSB_DMM: dict[str, Any] = JSB | {
-    "model.kind": "dmm",
-    "model.cell": "relu",
-    "training.learning_rate": 1e-3,
-    "training.objective": "mean_field",
-    "training.l2": 5e-4,
-    "training.beta1": 0.96,
-    "training.beta2": 0.999,
-    "training.average": 0.9995,
-    "training.kl_schedule": "linear",
-    "training.kl_start": 0.2,
-    "training.kl_steps": 5_000,
-    "training.num_steps": 20_000,
-    "training.valid_every": 1_000,
-}
 NOTTINGHAM: dict[str, Any] = {
     "frames.emission": "bernoulli",
     "rolls.grid": 2,
@@ -108,15 +92,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.num_steps": 14_000,
         "training.valid_every": 600,
     },
-    "jsb-dmm": JSB_DMM,
-    "jsb-dmm-second": JSB_DMM  # to start from the best weights of that: a stronger penalty against what it overfits
+    "jsb-dmm": JSB  # of the sizes of Pyro's example: latent 100, emission 100, transition 200, recurrence 600, minibatches of 20
     | {
+        "model.kind": "dmm",
+        "model.cell": "relu",
         "model.guide_output_dropout": 0.1,
-        "training.learning_rate": 8e-4,
-        "training.warmup": 0.05,
-        "training.l2": 1.5e-3,
-        "training.kl_schedule": "constant",
-        "training.num_steps": 14_000,
+        "training.learning_rate": 1e-3,
+        "training.objective": "mean_field",
+        "training.l2": 3e-3,
+        "training.penalty_steps": 20_000,
+        "training.beta1": 0.96,
+        "training.beta2": 0.999,
+        "training.average": 0.9995,
+        "training.kl_schedule": "linear",
+        "training.kl_start": 0.2,
+        "training.kl_steps": 11_500,  # 1,000 passes, as in the example
+        "training.num_steps": 25_000,
+        "training.valid_every": 1_000,
         "training.valid_particles": 4,
     },
     "jsb-rnn": JSB_RNN | {"frames.emission": "convolution", "frames.hidden_size": 96, "frames.dropout": 0.5},
