@@ -31,8 +31,9 @@ class SequenceBatch:
         num_steps: T, where neither `values` nor `inputs` tells it; by default the longest of `lengths`.
 
     Padding is zeroed on the way in, so nothing that stands there can reach a loss or a gradient; a distribution that has no density at 0
-    (`LogNormal`) needs a number of its support there, `obs=torch.where(batch.mask[:, t], batch.at(t), 1.0)`. NaN and infinities in the
-    active part are refused with `UserError`, as are shapes that do not fit; sequences and steps are counted from 0.
+    (`LogNormal`) needs a number of its support there, `torch.where(batch.mask[:, t], batch.at(t), 1.0)` where `batch.at(t)` is not `None`.
+    NaN and infinities in the active part are refused with `UserError`, as are shapes that do not fit. Sequences and steps are counted
+    from 0.
     """
 
     def __init__(
@@ -199,6 +200,14 @@ class SequenceBatch:
             batch.values = map_tensors(lambda value: value.index_fill(1, index, 0), self.values)
         batch._memo = None
         return batch
+
+    def missing_steps(self, more: Tensor | None = None) -> Tensor | None:
+        """`[N, T]`, true at missing steps, those of the batch and `more` (`[N, T]`); `None` where none are."""
+        if not self.missing:
+            return more
+        steps = torch.zeros(self.num_steps, dtype=torch.bool, device=self.device)
+        steps[sorted(self.missing)] = True
+        return (steps if more is None else steps | more).expand(len(self), self.num_steps)
 
     def continued(self, num_steps: int, inputs: Tensor | None = None) -> SequenceBatch:
         """The same sequences followed by `num_steps` steps to be sampled, with side inputs `[N, num_steps, C]` if the batch has any.

@@ -55,6 +55,10 @@ def continuation(
     """
     if batch.values is None or not len(batch):
         raise UserError("there is nothing to go on from: the batch has no observations")
+    if batch.missing:
+        raise UserError(
+            f"{len(batch.missing)} steps are missing, and a continuation goes on from observations: fill them in first (infill)"
+        )
     for what, number in (("steps to sample", num_steps), ("samples", samples), ("draws", draws)):
         if number < 1:
             raise UserError(f"the number of {what} must be at least 1, got {number}")

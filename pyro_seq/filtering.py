@@ -88,14 +88,16 @@ def particle_filter(
         batch: N sequences; may start from a state (of one particle, `[N, …]`).
         samples: K.
         proposal: where latents are drawn from.
-        missing: `[N, T]`, true where x_t is not known: it is drawn from the emission and counts nothing. The guide and its encoder still
-            see what stands there in the batch, which may be anything within the support.
+        missing: `[N, T]`, true where x_t is not known, besides the batch's own missing steps (`with_missing`): it is drawn from the
+            emission and counts nothing. The guide and its encoder still see what stands there in the batch, which may be anything within
+            the support.
         paths: whether to keep the latents and values of all steps.
         particles, state: of the window before, to go on from; `state` is `[N * K, …]`.
     """
     if not runs_by_steps(pair, proposal):
         what = "a SequenceModel with a SequenceGuide" if proposal == "guide" else "a SequenceModel"
         raise UserError(f"a particle filter by steps with proposals from the {proposal} needs {what}")
+    missing = batch.missing_steps(missing)
     check_observations(pair, batch, missing)
     parts = []
     with pair.scope(), pair.evaluating(), pyro.validation_enabled(False), _full_precision(batch):

@@ -9,15 +9,16 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO
+from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
+from pyro_seq.objectives import FreeBits_ELBO
 from pyro_seq.pair import Pair
 from pyro_seq.random_state import random_state, set_random_state
 from pyro_seq.site_checks import is_enumerated, latent_sites, mismatches, named, non_finite
-from pyro_seq.site_densities import misshapen, states
+from pyro_seq.site_densities import misshapen, states, unkept
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def tried(pair: Pair, batches: Any, carried: Any = None) -> Iterator[SequenceBat
     Only parameters that functions register stay; the stream, the random state, running statistics and gradients go back.
     """
     position, random = batches.state(), random_state()
-    buffers = [(buffer, buffer.clone()) for module in pair.modules().values() for buffer in module.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in pair.buffers()]
     batch, follows = batches.draw()
     pair.train()
     try:
@@ -52,7 +53,9 @@ def check_sites(pair: Pair, elbo: Any, batch: SequenceBatch) -> None:
         guide_trace = poutine.trace(pair.guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(batch)
         wrong = non_finite(guide_trace, "guide") or mismatches(model_trace, guide_trace) or _left_to_sum(model_trace, guide_trace, elbo)
-        wrong = wrong or non_finite(model_trace, "model") or misshapen(states(guide_trace, model_trace), len(batch))
+        wrong = wrong or _not_reparameterised(guide_trace, elbo) or non_finite(model_trace, "model")
+    found = states(guide_trace, model_trace)
+    wrong = wrong or unkept(found) or misshapen(found, len(batch))
     if wrong:
         raise UserError(f"on the first batch: {wrong[0]}")
 
@@ -64,6 +67,16 @@ def _left_to_sum(model_trace: Any, guide_trace: Any, elbo: Any) -> list[str]:
         return []
     does_not = f"{named(marked)} is marked to be enumerated, which {type(elbo).__name__} does not do"
     return [f"{does_not}: it takes TraceEnum_ELBO, or for a shipped model layout 'path', which sums the latents out by itself"]
+
+
+def _not_reparameterised(guide_trace: Any, elbo: Any) -> list[str]:
+    """Latents whose noise the objective would have to differentiate through, and cannot."""
+    if not isinstance(elbo, (TraceMeanField_ELBO, FreeBits_ELBO)):
+        return []
+    through = [name for name, site in latent_sites(guide_trace).items() if not site["fn"].has_rsample]
+    needs = "training.free_bits" if isinstance(elbo, FreeBits_ELBO) else "training.objective=mean_field"
+    trace = "training.objective=trace without training.free_bits takes any"
+    return [f"{named(through)} in the guide is not reparameterised, which {needs} needs: {trace}"] if through else []
 
 
 def find_parameters(pair: Pair, elbo: Any, batch: SequenceBatch) -> tuple[dict[str, Tensor], list[str]]:

@@ -37,7 +37,8 @@ def infill(pair: Pair, batch: SequenceBatch, missing: Tensor, *, samples: int = 
     Args:
         pair: any model and guide, used in evaluation mode.
         batch: N sequences; what stands at missing steps is not looked at.
-        missing: `[N, T]`, true where an observation is missing; of all sequences `[T]`. Padding is left as it is.
+        missing: `[N, T]`, true where an observation is missing; of all sequences `[T]`. Padding is left as it is. The batch's own missing
+            steps (`with_missing`) are filled in as well.
         samples: particles for each draw.
         draws: draws for each sequence, independent of each other.
 
@@ -51,7 +52,9 @@ def infill(pair: Pair, batch: SequenceBatch, missing: Tensor, *, samples: int = 
     for what, number in (("samples", samples), ("draws", draws)):
         if number < 1:
             raise UserError(f"the number of {what} must be at least 1, got {number}")
-    missing = missing.expand(batch.mask.shape).to(batch.device) & batch.mask
+    gaps = batch.missing_steps(missing.expand(batch.mask.shape).to(batch.device))
+    assert gaps is not None
+    missing = gaps & batch.mask
     repeated = _blanked(batch, missing).repeat(draws)
     missing = missing.repeat_interleave(draws, 0)
     filled = repeated.values

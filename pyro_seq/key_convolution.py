@@ -76,7 +76,9 @@ class KeyConvolution(Emission):
     def forward(self, features: Tensor, frames: Tensor | None = None) -> Distribution:
         """Biases of the keys and of the hidden units `[..., K + H]`; the last frames, the most recent one last, `[..., n * K]`."""
         if frames is None:
-            raise UserError("this emission looks at the last frames, which its model's context must pass on (contexts.PassedOn)")
+            raise UserError(
+                "this emission looks at frames before, which its model's context must pass on (contexts.PassedOn); nade needs none"
+            )
         keep = None
         if self.training and self.dropout:
             keep = features.new_empty(*features.shape[:-1], (1 + len(self.layers)) * self.hidden_size)

@@ -102,8 +102,8 @@ def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> E
     if kind not in ("trace", "mean_field"):
         raise ValueError(f"the objective must be 'trace' or 'mean_field', got {kind!r}")
     if free_bits > 0:
-        return FreeBits_ELBO(free_bits, analytic_kl=kind == "mean_field", num_particles=num_particles, max_plate_nesting=1)
-    return (Trace_ELBO if kind == "trace" else TraceMeanField_ELBO)(num_particles=num_particles, max_plate_nesting=1)
+        return FreeBits_ELBO(free_bits, analytic_kl=kind == "mean_field", num_particles=num_particles)
+    return (Trace_ELBO if kind == "trace" else TraceMeanField_ELBO)(num_particles=num_particles)
 
 
 @dataclass

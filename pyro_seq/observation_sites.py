@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_seq.emissions import Distribution
 from pyro_seq.errors import UserError
-from pyro_seq.site_densities import STEP_SITE, sample_sites
+from pyro_seq.site_densities import STEP_SITE, is_factor, sample_sites
 
 Adjust = Callable[[Distribution], Distribution]
 
@@ -42,7 +42,7 @@ def observed_stems(trace: Any) -> list[Stem]:
     """The stems of a trace's observed sites, in order; raises `UserError` if an observed site is not named for a step."""
     found: dict[Stem, None] = {}
     for name, site in sample_sites(trace):
-        if site["is_observed"]:
+        if site["is_observed"] and not is_factor(site):
             stem = Stem.of(name)
             if stem is None:
                 raise UserError(
@@ -78,9 +78,16 @@ def values_at(trace: Any, stems: list[Stem], steps: Iterable[int], like: Any = N
         stuck = [stem.at(t) for stem in stems if trace.nodes[stem.at(t)]["is_observed"]]
         if stuck:
             raise UserError(f"site {stuck[0]!r} is observed, though its step is missing: its obs must be batch.at({t}), which is None then")
-        found_values = {stem.member: trace.nodes[stem.at(t)]["value"] for stem in stems}
+        found_values = {stem.member: _rows_first(trace.nodes[stem.at(t)]) for stem in stems}
         rows.append(found_values if group else found_values[members[0]])
     return rows
+
+
+def _rows_first(site: Any) -> Tensor:
+    """A site's value with the sequences first: plates inside a sequence, which Pyro has to the left, become part of the observation."""
+    value: Tensor = site["value"]
+    rows = value.dim() - len(site["fn"].event_shape) - 1
+    return value.movedim(rows, 0) if rows > 0 else value
 
 
 class Adjusted(Messenger):

@@ -148,10 +148,27 @@ class Pair:
         owned = {id(p) for module in self.modules().values() for p in module.parameters()}
         return {name: p for name, p in pyro.get_param_store().named_parameters() if id(p) not in owned}
 
+    def buffers(self) -> list[Tensor]:
+        """What the modules keep that is no parameter, as running statistics, also of those that functions use."""
+        return [buffer for module in self._all_modules() for buffer in module.buffers()]
+
+    def _used(self) -> dict[str, Tensor]:
+        """What the modules that functions use hold and Pyro's store does not: buffers and frozen parameters; inside `scope()`."""
+        known = {id(p) for _, p in pyro.get_param_store().named_parameters()}
+        known |= {id(x) for module in self.modules().values() for x in module.state_dict(keep_vars=True).values()}
+        used = {}
+        for side, function in (("model", self.model), ("guide", self.guide)):
+            for i, module in enumerate([] if isinstance(function, nn.Module) else modules_of(function)):
+                for name, x in module.state_dict(keep_vars=True).items():
+                    if isinstance(x, Tensor) and id(x) not in known:
+                        known.add(id(x))
+                        used[f"{side}'s module {i}: {name}"] = x.detach()
+        return used
+
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """All weights: the modules' states, and the parameters that functions keep in Pyro's store, unconstrained; inside `scope()`."""
+        """All weights: the modules' states, and what functions keep in Pyro's store, unconstrained, and in modules; inside `scope()`."""
         free = {name: p.detach() for name, p in self._free().items()}
-        return {name: dict(module.state_dict()) for name, module in self.modules().items()} | {"store": free}
+        return {name: dict(module.state_dict()) for name, module in self.modules().items()} | {"store": free | self._used()}
 
     def load_weights(self, weights: Any, where: str | Path) -> None:
         """Take over what `weights()` gave; inside `scope()`, and for functions' parameters after a first call has registered them.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import warnings
+from collections.abc import Callable, Collection
 from typing import Any
 
 from pyro.infer import Predictive
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
-from pyro_seq.pair import Pair
+from pyro_seq.pair import Pair, Stochastic
 from pyro_seq.sequence_model import SequenceModel, in_one_path
+from pyro_seq.site_checks import is_enumerated, named
 from pyro_seq.trees import concatenated
 
 
@@ -45,7 +48,8 @@ def posterior_predictive(
         parallel: whether samples are a dimension of one run (which needs the batch's plate) or drawn one after the other.
         chunk_size: at most so many samples at once, which bounds the memory, but makes them others than `Predictive`'s.
 
-    Raises `UserError` for a batch without values, numbers below 1, and for names of sites that are not there.
+    Raises `UserError` for a batch without values, numbers below 1, and for names of sites that are not there. Latents that are
+    marked to be enumerated come from the prior, since no guide infers them: that is warned of.
     """
     if batch.values is None:
         raise UserError(
@@ -56,8 +60,17 @@ def posterior_predictive(
             raise UserError(f"the number of {what} must be at least 1, got {number}")
     size = min(num_samples, chunk_size or num_samples)
     sizes = [min(size, num_samples - start) for start in range(0, num_samples, size)]
-    with pair.scope(), pair.evaluating():
-        parts = [(_replicated if replicate else _predicted)(pair, batch, k, parallel) for k in sizes]
+    inferred, marked = _Names(lambda site: True), _Names(is_enumerated)
+
+    def guide(batch: SequenceBatch) -> Any:
+        with inferred:
+            return pair.guide(batch)
+
+    with pair.scope(), pair.evaluating(), marked:
+        parts = [(_replicated if replicate else _predicted)(pair, guide, batch, k, parallel) for k in sizes]
+    if left := sorted(marked.found - inferred.found):
+        drawn = "it was drawn from the prior, whatever is observed, as Predictive does (a shipped hmm is summed out by continuation)"
+        warnings.warn(f"{named(left)} is marked to be enumerated and not in the guide: {drawn}", stacklevel=2)
     samples: dict[str, Tensor] = concatenated(parts)
     if return_sites is None:
         return samples
@@ -66,14 +79,26 @@ def posterior_predictive(
     return {name: samples[name] for name in return_sites}
 
 
-def _predicted(pair: Pair, batch: SequenceBatch, num_samples: int, parallel: bool) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = Predictive(pair.model, guide=pair.guide, num_samples=num_samples, parallel=parallel)(batch)
+class _Names(Messenger):
+    """The names of the sites that are sampled inside and are of a kind."""
+
+    def __init__(self, of_kind: Callable[[Any], bool]) -> None:
+        super().__init__()
+        self.of_kind, self.found = of_kind, set[str]()
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if self.of_kind(msg) and not msg["is_observed"]:
+            self.found.add(msg["name"])
+
+
+def _predicted(pair: Pair, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = Predictive(pair.model, guide=guide, num_samples=num_samples, parallel=parallel)(batch)
     return found
 
 
-def _replicated(pair: Pair, batch: SequenceBatch, num_samples: int, parallel: bool) -> dict[str, Tensor]:
+def _replicated(pair: Pair, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool) -> dict[str, Tensor]:
     """Latents drawn from the guide with the observations in sight, observations by the model without them."""
-    latents = Predictive(pair.guide, num_samples=num_samples, parallel=parallel)(batch)
+    latents = Predictive(guide, num_samples=num_samples, parallel=parallel)(batch)
     by_site = by_steps(latents) if isinstance(pair.model, SequenceModel) and in_one_path(pair.model, batch) else latents
     found = Predictive(pair.model, posterior_samples=by_site, num_samples=num_samples, parallel=parallel)(batch.without_values())
     return latents | found

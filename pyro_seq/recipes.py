@@ -88,7 +88,7 @@ class Recipe:
                 yield
         except MemoryError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.shipped:
                 raise
             raise UserError(f"the pair {self.kind!r} {doing}: {_in_words(error, _file_of(self.maker))}") from error

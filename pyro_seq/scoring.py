@@ -98,7 +98,8 @@ def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, fi
     if batch.values is None or batch.num_steps == 0 or len(batch) == 0:
         raise UserError("there is nothing to score: the batch has no observations")
     if batch.missing:
-        raise UserError(f"{len(batch.missing)} steps are missing, and only observations can be scored: particle_filter takes missing steps")
+        instead = "particle_filter takes missing steps, for pairs declared by their equations"
+        raise UserError(f"{len(batch.missing)} steps are missing, and only observations can be scored: {instead}")
     if first and not bool(batch.lengths.all()):
         empty = (batch.lengths == 0).nonzero().flatten().tolist()
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""

@@ -17,7 +17,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.prototypes import lengthened, trace_model
-from pyro_seq.trees import map_tensors, tensors
+from pyro_seq.trees import foreign, map_tensors, tensors
 
 STEP_SITE = re.compile(r"_(\d+)(?:_\D.*)?$")
 
@@ -35,6 +35,11 @@ def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
         infer = site.get("infer") or {}
         if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample" and not infer.get("_deterministic"):
             yield name, site
+
+
+def is_factor(site: Any) -> bool:
+    """Whether a site is a `pyro.factor`: a term of the density, and nothing that is observed."""
+    return isinstance(site["fn"], dist.Unit)
 
 
 def traced(pair: Pair, batch: SequenceBatch, proposal: str) -> tuple[Any, Any]:
@@ -135,6 +140,13 @@ def misshapen(found: dict[str, Any], size: int) -> list[str]:
     return wrong
 
 
+def unkept(found: dict[str, Any]) -> list[str]:
+    """Whose state holds something that neither a window's end cuts off its graph nor a checkpoint gives back."""
+    kinds = {side: foreign(state) for side, state in found.items()}
+    rule = "a state is made of tensors, in tuples, lists and dicts"
+    return [f"the {side}'s state holds a {kind}, which a checkpoint would not give back: {rule}" for side, kind in kinds.items() if kind]
+
+
 def well_shaped(found: dict[str, Any], size: int) -> dict[str, Any]:
     """States as they are; raises `UserError` for those that are `misshapen`, so that no window goes on from them."""
     if wrong := misshapen(found, size):
@@ -176,7 +188,9 @@ def _stands_alone(step: re.Match[str], trace: Any, num_steps: int) -> bool:
 
 def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
     if name not in guide_trace:
-        raise UserError(f"the guide has no site {name!r}, which the model samples")
+        marked = model_trace.nodes[name]["infer"].get("enumerate") == "parallel"
+        instead = ": it is marked to be enumerated, and here it must be drawn, as with proposal='prior'" if marked else ""
+        raise UserError(f"the guide has no site {name!r}, which the model samples{instead}")
     if name not in model_trace:
         raise UserError(f"the model has no site {name!r}, which the guide samples")
 
@@ -192,6 +206,11 @@ def _place(name: str, site: Any, steps: Tensor, trace: Any) -> int | None:
         return step
     if not site["is_observed"]:  # every prefix of the sequence depends on it
         return 0
+    if is_over_time(site, num_steps):
+        raise UserError(
+            f"site {name!r} has an event over all steps, and its {type(site['fn']).__name__} does not tell them apart: "
+            "that takes a .to_event distribution, a method step_log_prob, or a site for each step"
+        )
     raise UserError(f"site {name!r} belongs to no step: name it for its step (x_0, x_1, …), or give it an event over all steps")
 
 

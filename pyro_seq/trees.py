@@ -71,6 +71,15 @@ def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     return form(tree, ""), tensors
 
 
+def foreign(tree: Any) -> str | None:
+    """The type of the first thing in a tree that `unflatten` would not give back as `flatten` found it, by its name."""
+    if isinstance(tree, dict) and type(tree) is dict:
+        return next((kind for kind in map(foreign, tree.values()) if kind), None)
+    if type(tree) in (tuple, list):
+        return next((kind for kind in map(foreign, tree) if kind), None)
+    return None if tree is None or isinstance(tree, (Tensor, bool, int, float, str)) else type(tree).__name__
+
+
 def unflatten(form: Any, tensors: dict[str, Tensor]) -> Any:
     """The tree of a form and tensors that `flatten` gave.
 

@@ -11,7 +11,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair, Stochastic, no_guide
 from pyro_seq.site_checks import is_enumerated, latent_sites, mismatches, named, non_finite, sites_by_name
-from pyro_seq.site_densities import misshapen, states
+from pyro_seq.site_densities import misshapen, states, unkept
 from pyro_seq.testing import agreement, invariances
 from pyro_seq.testing.evaluation import Failure, Probe, evaluating, one_line, traced
 from pyro_seq.testing.gradients import gradients
@@ -109,7 +109,8 @@ def _sites(probe: Probe) -> list[str]:
         if bare:
             wrong.append(f"{named(bare)} in the {side} is in no plate: sample it under `with batch.plate()`")
     wrong += non_finite(probe.guide, "guide") or mismatches(probe.model, probe.guide)  # what is not a number lies in no support
-    return wrong or non_finite(probe.model, "model") or misshapen(states(probe.guide, probe.model), len(probe.batch))
+    found = states(probe.guide, probe.model)
+    return wrong or non_finite(probe.model, "model") or unkept(found) or misshapen(found, len(probe.batch))
 
 
 def _in_plate(site: dict[str, object], probe: Probe) -> bool:

@@ -13,7 +13,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.scoring import score
 from pyro_seq.site_checks import is_enumerated, latent_sites, named, plate_depth, sites_by_name
-from pyro_seq.site_densities import STEP_SITE, states
+from pyro_seq.site_densities import STEP_SITE, is_factor, states
 from pyro_seq.testing.evaluation import Failure, Probe, one_line, traced
 
 
@@ -35,7 +35,7 @@ def sampled(probe: Probe) -> Iterator[str]:
     found = sites_by_name(trace)
     absent = []
     for name, site in sites_by_name(probe.model).items():
-        if not site["is_observed"]:
+        if not site["is_observed"] or is_factor(site):
             continue
         own, over_time = found.get(name), False
         if own is None and site["fn"].event_shape[:1] == (probe.batch.num_steps,):

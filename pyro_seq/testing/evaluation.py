@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.pair import Pair
 from pyro_seq.random_state import aside
-from pyro_seq.site_checks import latent_sites, sites_by_name, unmasked_log_prob
+from pyro_seq.site_checks import latent_sites, mismatches, sites_by_name, unmasked_log_prob
 from pyro_seq.site_densities import is_over_time, mark_paths, step_of
 from pyro_seq.trees import map_tensors
 
@@ -82,9 +82,21 @@ class Probe:
         self.pair, self.batch = pair, batch
         self.guide = traced("guide", pair.guide, batch)
         self.values: Values = {name: site["value"] for name, site in latent_sites(self.guide).items()}
-        self.model = traced("model", pair.model, batch, self.values)
+        self.model = self._model()
         self.values |= {name: site["value"] for name, site in latent_sites(self.model).items()}
         mark_paths(pair, batch, self.guide, self.model)
+
+    def _model(self) -> Any:
+        """The model's trace at the guide's latents; raises `Failure`, if latents of another form are why it fails, in these words."""
+        try:
+            return traced("model", self.pair.model, self.batch, self.values)
+        except Failure as failure:
+            wrong: list[str] = []
+            with suppress(Failure):  # of which the first one says more
+                wrong = mismatches(traced("model", self.pair.model, self.batch), self.guide)
+            if wrong:
+                raise Failure(wrong[0]) from failure
+            raise
 
     def run(self, side: str, batch: SequenceBatch, values: Values | None = None, seed: int = 1) -> Any:
         """The trace of `model` or `guide` on another batch, at the probe's latents or others."""

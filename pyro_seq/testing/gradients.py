@@ -58,7 +58,7 @@ def gradients(pair: Pair, batch: SequenceBatch, model_trace: Any) -> Iterator[st
 
 
 def _tensors(pair: Pair, parameters: dict[str, Tensor]) -> list[Tensor]:
-    return [*parameters.values(), *(buffer for module in pair.modules().values() for buffer in module.buffers())]
+    return [*parameters.values(), *pair.buffers()]
 
 
 def _move(parameters: dict[str, Tensor], away: float) -> None:
