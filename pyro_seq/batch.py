@@ -290,12 +290,15 @@ def _common_shape(
     values: dict[str, Tensor], inputs: Tensor | None, lengths: Tensor | Sequence[int] | None
 ) -> tuple[int, int | None, torch.device]:
     """(N, T, device) that all tensors share; T is `None` where only the lengths are given."""
+    given: list[tuple[str, Any]] = [*values.items(), *([] if inputs is None else [("inputs", inputs)])]
+    for name, tensor in given:
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{name} of a SequenceBatch must be a tensor, got {type(tensor).__name__}: torch.as_tensor makes one")
     for name, tensor in values.items():
         if tensor.dim() < 2:
             raise UserError(f"{name} of a SequenceBatch must be [N, T, …], got shape {list(tensor.shape)}")
     if inputs is not None and inputs.dim() != 3:
         raise UserError(f"inputs of a SequenceBatch must be [N, T, C], got shape {list(inputs.shape)}")
-    given = [*values.items(), *([] if inputs is None else [("inputs", inputs)])]
     if len({tensor.shape[:2] for _, tensor in given}) > 1:
         described = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in given)
         raise UserError(f"values and inputs of a SequenceBatch must agree in [N, T], got {described}")

@@ -78,6 +78,8 @@ class TestRefusals:
         ("values", "lengths", "options", "message"),
         [
             (torch.zeros(3), None, {}, r"values of a SequenceBatch must be \[N, T, …\], got shape \[3\]"),
+            ([[0.0]], None, {}, r"values of a SequenceBatch must be a tensor, got list: torch.as_tensor makes one"),
+            (torch.zeros(1, 3), None, {"inputs": torch.zeros(1, 3, 2).numpy()}, r"inputs of a SequenceBatch must be a tensor, got ndarray"),
             ({"a": torch.zeros(2, 3), "b": torch.zeros(2, 4)}, None, {}, r"agree in \[N, T\], got a \[2, 3\], b \[2, 4\]"),
             (torch.zeros(2, 3), None, {"inputs": torch.zeros(3, 3, 1)}, r"agree in \[N, T\], got values \[2, 3\], inputs \[3, 3, 1\]"),
             ({"inputs": torch.zeros(2, 3)}, None, {"inputs": torch.zeros(2, 4, 1)}, r"agree in \[N, T\]"),
