@@ -167,7 +167,7 @@ def test_a_pair_over_it_is_sound_and_learns_to_follow_a_motion(autoregressive: b
 def test_what_is_passed_on_must_be_there() -> None:
     with pytest.raises(UserError, match="KeyConvolution wants 10 features of the context passed on, and the context brings 0"):
         RNN(made(), PreviousObservation(Flatten(K)))
-    with pytest.raises(UserError, match="looks at the last frames, which its model's context must pass on"):
+    with pytest.raises(UserError, match="looks at frames before, which its model's context must pass on"):
         made()(torch.zeros(K + H))
     context = PassedOn(PreviousObservation(Flatten(K)), LastObservations(Flatten(K), N))
     with pytest.raises(UserError, match="an HMM evaluates its emission for all states at once"):
