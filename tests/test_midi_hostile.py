@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import random
-import resource
 import struct
 import subprocess
 import sys
@@ -108,6 +107,11 @@ def costly_files() -> Iterator[tuple[str, bytes]]:
     yield "too many events", midi(NOTE + b"\x01\x3c\x40" * 1_300_000)
 
 
+def peak_bytes() -> int:
+    """The most that this process has held: not as `getrusage` has it, which begins with what the process held that has started this one."""
+    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+
+
 def read_all() -> dict[str, object]:
     """How the child process fared."""
     seconds: dict[str, float] = {}
@@ -142,18 +146,18 @@ def read_all() -> dict[str, object]:
             seconds[name] = time.process_time() - started
     slowest = max(seconds, key=seconds.__getitem__)
     slowest_mutated = max((name for name in seconds if name.startswith("mutated")), key=seconds.__getitem__)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return outcomes | {
         "slowest": slowest,
         "seconds": seconds[slowest],
         "times": seconds[slowest] / alone,
         "slowest_mutated": seconds[slowest_mutated],
-        "peak_bytes": peak,
+        "peak_bytes": peak_bytes(),
         "costly": {name: round(took, 2) for name, took in seconds.items() if not name.startswith("mutated")},
     }
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc, which only Linux has")
 def test_hostile_files_are_read_or_refused() -> None:
     done = subprocess.run([sys.executable, "-P", "-W", "error", __file__], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
