@@ -1,7 +1,7 @@
 """Polyphonic music: train a preset on JSB chorales or Nottingham, and score its test pieces in nats per frame, types (a) and (b).
 
     python benchmarks/polyphonic.py jsb-dmm                       the bundled preset, for as long as it says
-    python benchmarks/polyphonic.py nottingham-srnn --set training.max_minutes=20 --seed 1
+    python benchmarks/polyphonic.py nottingham-rnn --set training.max_minutes=20 --seed 1
     python benchmarks/polyphonic.py --list
 
 (a) is the importance-sampled log-likelihood (`--samples` particles), (b) the negative ELBO, both summed over all pieces and divided by the

@@ -201,13 +201,12 @@ class SequenceBatch:
         batch._memo = None
         return batch
 
-    def missing_steps(self, more: Tensor | None = None) -> Tensor | None:
-        """`[N, T]`, true at missing steps, those of the batch and `more` (`[N, T]`); `None` where none are."""
-        if not self.missing:
-            return more
+    @property
+    def gaps(self) -> Tensor:
+        """`[N, T]`, true at missing steps."""
         steps = torch.zeros(self.num_steps, dtype=torch.bool, device=self.device)
         steps[sorted(self.missing)] = True
-        return (steps if more is None else steps | more).expand(len(self), self.num_steps)
+        return steps.expand(len(self), self.num_steps)
 
     def continued(self, num_steps: int, inputs: Tensor | None = None) -> SequenceBatch:
         """The same sequences followed by `num_steps` steps to be sampled, with side inputs `[N, num_steps, C]` if the batch has any.

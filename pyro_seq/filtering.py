@@ -97,7 +97,8 @@ def particle_filter(
     if not runs_by_steps(pair, proposal):
         what = "a SequenceModel with a SequenceGuide" if proposal == "guide" else "a SequenceModel"
         raise UserError(f"a particle filter by steps with proposals from the {proposal} needs {what}")
-    missing = batch.missing_steps(missing)
+    if batch.missing:
+        missing = batch.gaps if missing is None else batch.gaps | missing
     check_observations(pair, batch, missing)
     parts = []
     with pair.scope(), pair.evaluating(), pyro.validation_enabled(False), _full_precision(batch):

@@ -17,8 +17,8 @@ from pyro_seq.errors import UserError
 from pyro_seq.objectives import FreeBits_ELBO
 from pyro_seq.pair import Pair
 from pyro_seq.random_state import random_state, set_random_state
-from pyro_seq.site_checks import is_enumerated, latent_sites, mismatches, named, non_finite
-from pyro_seq.site_densities import misshapen, states, unkept
+from pyro_seq.site_checks import latent_sites, mismatches, named, non_finite
+from pyro_seq.site_densities import is_enumerated, misshapen, states, unkept
 
 
 @contextmanager
@@ -74,9 +74,10 @@ def _not_reparameterised(guide_trace: Any, elbo: Any) -> list[str]:
     if not isinstance(elbo, (TraceMeanField_ELBO, FreeBits_ELBO)):
         return []
     through = [name for name, site in latent_sites(guide_trace).items() if not site["fn"].has_rsample]
-    needs = "training.free_bits" if isinstance(elbo, FreeBits_ELBO) else "training.objective=mean_field"
-    trace = "training.objective=trace without training.free_bits takes any"
-    return [f"{named(through)} in the guide is not reparameterised, which {needs} needs: {trace}"] if through else []
+    if not through:
+        return []
+    any_guide = "Trace_ELBO takes any guide (training.objective=trace, training.free_bits=0)"
+    return [f"{named(through)} in the guide is not reparameterised, which {type(elbo).__name__} needs: {any_guide}"]
 
 
 def find_parameters(pair: Pair, elbo: Any, batch: SequenceBatch) -> tuple[dict[str, Tensor], list[str]]:

@@ -52,9 +52,7 @@ def infill(pair: Pair, batch: SequenceBatch, missing: Tensor, *, samples: int = 
     for what, number in (("samples", samples), ("draws", draws)):
         if number < 1:
             raise UserError(f"the number of {what} must be at least 1, got {number}")
-    gaps = batch.missing_steps(missing.expand(batch.mask.shape).to(batch.device))
-    assert gaps is not None
-    missing = gaps & batch.mask
+    missing = (batch.gaps | missing.to(batch.device)) & batch.mask
     repeated = _blanked(batch, missing).repeat(draws)
     missing = missing.repeat_interleave(draws, 0)
     filled = repeated.values

@@ -16,8 +16,8 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions import MarkovPath
 from pyro_seq.errors import UserError
 from pyro_seq.prototypes import lengthened, trace_model
-from pyro_seq.site_checks import is_enumerated, latent_sites
-from pyro_seq.site_densities import STEP_SITE
+from pyro_seq.site_checks import latent_sites
+from pyro_seq.site_densities import STEP_SITE, is_enumerated
 
 
 @dataclass(frozen=True)

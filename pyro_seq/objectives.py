@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_seq.distributions import MarkovPath, step_kl
-from pyro_seq.site_checks import is_enumerated
+from pyro_seq.site_densities import is_enumerated
 
 
 class FreeBits_ELBO(Trace_ELBO):

@@ -14,7 +14,8 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair, Stochastic
 from pyro_seq.sequence_model import SequenceModel, in_one_path
-from pyro_seq.site_checks import is_enumerated, named
+from pyro_seq.site_checks import named
+from pyro_seq.site_densities import is_enumerated
 from pyro_seq.trees import concatenated
 
 

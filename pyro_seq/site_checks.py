@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 
 from pyro_seq.random_state import kept
-from pyro_seq.site_densities import STEP_SITE, sample_sites
+from pyro_seq.site_densities import STEP_SITE, is_enumerated, sample_sites
 
 DRAWS = 20  # for each sequence, to see whether a guide's samples lie in the model's support
 
@@ -23,11 +23,6 @@ def sites_by_name(trace: Any) -> dict[str, Any]:
 def latent_sites(trace: Any) -> dict[str, Any]:
     """Those that are sampled."""
     return {name: site for name, site in sites_by_name(trace).items() if not site["is_observed"]}
-
-
-def is_enumerated(site: Any) -> bool:
-    """Whether a site is left to `TraceEnum_ELBO`, which sums it out."""
-    return site["infer"].get("enumerate") == "parallel"
 
 
 def plate_depth(trace: Any) -> int:

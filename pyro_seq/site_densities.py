@@ -17,7 +17,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.prototypes import lengthened, trace_model
-from pyro_seq.trees import foreign, map_tensors, tensors
+from pyro_seq.trees import flatten, map_tensors, tensors
 
 STEP_SITE = re.compile(r"_(\d+)(?:_\D.*)?$")
 
@@ -40,6 +40,11 @@ def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
 def is_factor(site: Any) -> bool:
     """Whether a site is a `pyro.factor`: a term of the density, and nothing that is observed."""
     return isinstance(site["fn"], dist.Unit)
+
+
+def is_enumerated(site: Any) -> bool:
+    """Whether a site is left to `TraceEnum_ELBO`, which sums it out."""
+    return site["infer"].get("enumerate") == "parallel"
 
 
 def traced(pair: Pair, batch: SequenceBatch, proposal: str) -> tuple[Any, Any]:
@@ -142,9 +147,11 @@ def misshapen(found: dict[str, Any], size: int) -> list[str]:
 
 def unkept(found: dict[str, Any]) -> list[str]:
     """Whose state holds something that neither a window's end cuts off its graph nor a checkpoint gives back."""
-    kinds = {side: foreign(state) for side, state in found.items()}
-    rule = "a state is made of tensors, in tuples, lists and dicts"
-    return [f"the {side}'s state holds a {kind}, which a checkpoint would not give back: {rule}" for side, kind in kinds.items() if kind]
+    try:
+        flatten({f"the {side}'s state": state for side, state in found.items()})
+    except TypeError as error:
+        return [f"{error}: a state is made of tensors, in tuples, lists and dicts"]
+    return []
 
 
 def well_shaped(found: dict[str, Any], size: int) -> dict[str, Any]:
@@ -188,8 +195,8 @@ def _stands_alone(step: re.Match[str], trace: Any, num_steps: int) -> bool:
 
 def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
     if name not in guide_trace:
-        marked = model_trace.nodes[name]["infer"].get("enumerate") == "parallel"
-        instead = ": it is marked to be enumerated, and here it must be drawn, as with proposal='prior'" if marked else ""
+        marked = ": it is marked to be enumerated, and here it must be drawn, as with proposal='prior'"
+        instead = marked if is_enumerated(model_trace.nodes[name]) else ""
         raise UserError(f"the guide has no site {name!r}, which the model samples{instead}")
     if name not in model_trace:
         raise UserError(f"the model has no site {name!r}, which the guide samples")

@@ -46,8 +46,8 @@ def detach(tree: Any) -> Any:
 def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     """(the tree's form as JSON can hold it, its tensors by dotted path), which `unflatten` puts together again.
 
-    Dicts may have numbers as keys, and tuples stay tuples (a named one loses its names); leaves are tensors, numbers, strings,
-    booleans and `None`. Raises `TypeError` for anything else.
+    Dicts may have numbers as keys, and tuples stay tuples; leaves are tensors, numbers, strings, booleans and `None`. Raises `TypeError`
+    for anything else, also for named tuples, which would lose their names.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -61,23 +61,14 @@ def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
             if wrong := [key for key in node if not isinstance(key, (str, int, float))]:
                 raise TypeError(f"{path or 'the tree'} has the key {wrong[0]!r}, which is neither a word nor a number")
             return {"dict": [[key, form(value, f"{path}.{key}" if path else str(key))] for key, value in node.items()]}
-        if isinstance(node, (tuple, list)):
+        if isinstance(node, (tuple, list)) and not hasattr(node, "_fields"):
             kind = "tuple" if isinstance(node, tuple) else "list"
             return {kind: [form(value, f"{path}.{i}" if path else str(i)) for i, value in enumerate(node)]}
         if node is None or isinstance(node, (bool, int, float, str)):
             return node
-        raise TypeError(f"{path} is a {type(node).__name__}, which a tree of tensors cannot hold")
+        raise TypeError(f"{path or 'the tree'} is a {type(node).__name__}, which a tree of tensors cannot hold")
 
     return form(tree, ""), tensors
-
-
-def foreign(tree: Any) -> str | None:
-    """The type of the first thing in a tree that `unflatten` would not give back as `flatten` found it, by its name."""
-    if isinstance(tree, dict) and type(tree) is dict:
-        return next((kind for kind in map(foreign, tree.values()) if kind), None)
-    if type(tree) in (tuple, list):
-        return next((kind for kind in map(foreign, tree) if kind), None)
-    return None if tree is None or isinstance(tree, (Tensor, bool, int, float, str)) else type(tree).__name__
 
 
 def unflatten(form: Any, tensors: dict[str, Tensor]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -204,6 +205,14 @@ def test_model_that_fails_on_its_first_batch() -> None:
 
     with pytest.raises(UserError, match=r"^the pair 'own\.py:maker' fails on a first batch: AttributeError: .* \(line \d+ of .*\)$"):
         made(lambda: model)
+
+
+def test_a_maker_that_ends_the_program_is_the_pairs_fault() -> None:
+    def maker() -> Any:
+        sys.exit(3)
+
+    with pytest.raises(UserError, match=r"^the pair 'own\.py:maker' could not be made: SystemExit: 3"):
+        made(maker)
 
 
 @pytest.mark.parametrize("kind", [MemoryError, KeyboardInterrupt])

@@ -140,11 +140,12 @@ def test_chunks_bound_what_runs_at_once() -> None:
 
 def test_hmm() -> None:
     model = HMM(Categorical(4), LastObservations(OneHot(4), 2), num_states=3, autoregressive=True)
+    batch: Any = batches()["continued"]
     with pytest.warns(
         UserWarning, match=r"'z_0' \(and \d more\) is marked to be enumerated and not in the guide: it was drawn from the prior"
     ):
-        found = posterior_predictive(Pair(model), batches()["continued"], 20)
-    assert found["x_6"].shape == (20, 3) and found["x_0"].equal(batches()["continued"].values[:, 0].expand(20, 3)) is not None
+        found = posterior_predictive(Pair(model), batch, 20)
+    assert found["x_6"].shape == (20, 3) and found["x_0"].equal(batch.values[:, 0].expand(20, 3))
 
 
 def test_the_pair_s_own_parameters_and_mode() -> None:

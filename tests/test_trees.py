@@ -71,14 +71,13 @@ def test_equal_paths_are_told_apart() -> None:
     assert same(unflatten(*flatten({"": {"a": a}, "a": b})), {"": {"a": a}, "a": b})
 
 
-def test_a_named_tuple_loses_its_names() -> None:
-    x = torch.ones(1)
-    assert same(unflatten(*flatten(State(x, 2))), (x, 2))
-
-
 def test_what_cannot_be_held() -> None:
     with pytest.raises(TypeError, match=r"^a\.0 is a set"):
         flatten({"a": [{1, 2}]})
+    with pytest.raises(TypeError, match=r"^a is a State"):  # which would lose its names
+        flatten({"a": State(torch.ones(1), 2)})
+    with pytest.raises(TypeError, match=r"^the tree is a set"):
+        flatten({1})
     with pytest.raises(TypeError, match=r"^a has the key \(1, 2\)"):
         flatten({"a": {(1, 2): 3}})
 

@@ -10,8 +10,8 @@ import torch
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair, Stochastic, no_guide
-from pyro_seq.site_checks import is_enumerated, latent_sites, mismatches, named, non_finite, sites_by_name
-from pyro_seq.site_densities import misshapen, states, unkept
+from pyro_seq.site_checks import latent_sites, mismatches, named, non_finite, sites_by_name
+from pyro_seq.site_densities import is_enumerated, misshapen, states, unkept
 from pyro_seq.testing import agreement, invariances
 from pyro_seq.testing.evaluation import Failure, Probe, evaluating, one_line, traced
 from pyro_seq.testing.gradients import gradients

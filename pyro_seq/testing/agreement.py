@@ -12,8 +12,8 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.scoring import score
-from pyro_seq.site_checks import is_enumerated, latent_sites, named, plate_depth, sites_by_name
-from pyro_seq.site_densities import STEP_SITE, is_factor, states
+from pyro_seq.site_checks import latent_sites, named, plate_depth, sites_by_name
+from pyro_seq.site_densities import STEP_SITE, is_enumerated, is_factor, states
 from pyro_seq.testing.evaluation import Failure, Probe, one_line, traced
 
 
