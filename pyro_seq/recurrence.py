@@ -7,7 +7,7 @@ small operation of every step, one autograd function per layer (`_GRULayer`, `_E
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -42,10 +42,6 @@ class Recurrence(nn.Module):
     A state is `(h, c)` for an LSTM and `(h,)` for the others, each `[*lead, num_layers, hidden_size]`: batch dimensions first, so
     that a carried state is selected, repeated and detached like any other tensor of a batch.
 
-    Single steps of an LSTM without gradients use weights merged once. They are merged anew when a parameter has been replaced or
-    changed in place (an optimiser's step, `load_state_dict`, `to`), after `train()` or `eval()`, and after a call with gradients. A
-    change that PyTorch does not count (`parameter.data.mul_(…)`) between two single steps is seen after one of these.
-
     Raises `ValueError` for an unknown `kind`.
     """
 
@@ -65,22 +61,12 @@ class Recurrence(nn.Module):
         self.kind, self.input_size, self.hidden_size, self.output_size = kind, input_size, hidden_size, hidden_size
         # PyTorch warns of a dropout that has no two layers to stand between
         between = dropout if num_layers > 1 else 0.0
-        self._merged: dict[int, tuple[Any, Tensor, Tensor]] = {}  # weights of single steps by layer, and what they were made from
         self.rnn = KINDS[kind](input_size, hidden_size, num_layers, dropout=between, batch_first=True)
         if kind == "lstm" and forget_bias is not None:
             forget = slice(hidden_size, 2 * hidden_size)  # PyTorch's gates come as input, forget, cell, output
             with torch.no_grad():
                 for _, _, bias_ih, bias_hh in self.rnn.all_weights:
                     bias_ih[forget] = forget_bias - bias_hh[forget]
-
-    def train(self, mode: bool = True) -> Recurrence:
-        """As `nn.Module.train`; what single steps have prepared is forgotten."""
-        self._merged.clear()
-        return super().train(mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Recurrence:
-        self._merged.clear()
-        return super()._apply(fn, recurse)
 
     def initial(self, *lead: int) -> State:
         """The zero state of the batch dimensions `lead`: tensors `[*lead, num_layers, hidden_size]`, on the module's device."""
@@ -97,8 +83,6 @@ class Recurrence(nn.Module):
         """
         if inputs.shape[-1] != self.input_size:
             raise ValueError(f"a recurrence over {self.input_size} features was given inputs of shape {list(inputs.shape)}")
-        if torch.is_grad_enabled():
-            self._merged.clear()
         *lead, steps, _ = inputs.shape
         if state is None:
             state = self.initial(*lead)
@@ -135,32 +119,14 @@ class Recurrence(nn.Module):
             if layer and self.rnn.dropout:
                 x = functional.dropout(x, self.rnn.dropout, self.training)
             previous = [s[:, layer] for s in state]
-            if self.kind != "lstm":
-                states.append((CELLS[self.kind](x, previous[0], *weights),))
-            elif not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
-                states.append(self._lstm_cell(layer, weights, x, *previous))
-            else:
+            if self.kind == "lstm":
                 states.append(torch.lstm_cell(x, previous, *weights))
+            else:
+                states.append((CELLS[self.kind](x, previous[0], *weights),))
             x = states[-1][0]
         if len(states) == 1:  # a view: the copy would be felt
             return x[:, None], tuple(s[:, None] for s in states[0])
         return x[:, None], tuple(torch.stack(parts, 1) for parts in zip(*states, strict=True))
-
-    def _lstm_cell(self, layer: int, weights: Sequence[Tensor], x: Tensor, h: Tensor, c: Tensor) -> State:
-        """(h, c) after one step without gradients: one product with [x, h] and one sigmoid for three gates, up to a third faster."""
-        made_from = None if weights[0].is_inference() else [(w.data_ptr(), w._version) for w in weights]
-        if made_from is None or self._merged.get(layer, (None,))[0] != made_from:
-            weight_ih, weight_hh, bias_ih, bias_hh = weights
-            size = self.hidden_size
-            order = torch.arange(4 * size, device=x.device).view(4, size)[[0, 1, 3, 2]].flatten()  # the cell's gate, which has a tanh, last
-            weight = torch.cat([weight_ih, weight_hh], 1)[order].t().contiguous()
-            self._merged[layer] = made_from, weight, (bias_ih + bias_hh)[order]
-        _, weight, bias = self._merged[layer]
-        gates = torch.addmm(bias, torch.cat([x, h], 1), weight)
-        gates[:, : 3 * self.hidden_size].sigmoid_()
-        i, f, o, candidate = gates.chunk(4, 1)
-        c = torch.addcmul(f * c, i, candidate.tanh_())
-        return o * c.tanh(), c
 
     def _layers(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """A GRU or an Elman network over `[N, T, input_size]`, layer by layer, in the layout `[T, N, F]` of `_GRULayer`."""
