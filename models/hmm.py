@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -17,9 +17,10 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context
 from pyro_seq.emissions import Distribution, Emission, Joint, LazyCategorical, observe
 from pyro_seq.errors import UserError
-from pyro_seq.hidden_markov import HiddenMarkov, advanced, filtered, log_likelihoods
+from pyro_seq.hidden_markov import HiddenMarkov, advanced, filtered, log_likelihoods, log_product, log_sum_exp
 from pyro_seq.networks import MLP, concatenate, full_precision
 from pyro_seq.sequence_model import Layout, Outcome, SequenceModel, observations, remembered
+from pyro_seq.state_mixtures import Adjust, mixtures
 
 CHUNK_ENTRIES = 2**23  # numbers that the emissions of some states at all steps may take; more states are worked on one after another
 
@@ -132,7 +133,7 @@ class HMM(SequenceModel):
     ) -> tuple[Any, Tensor | None, dict[str, Any]]:
         """One step: x_t is drawn from p(x_t | x_{<t}), the mixture of the states' emissions, and changes the belief.
 
-        The members of a named group are drawn given one state, which is itself drawn by the belief.
+        The members of a named group share the state: each is the mixture given the members before it (`StateMixture`).
         """
         contexts = self.context.features(state["context"], inputs)
         x = draw_observation(self._predictive(state["carried"], contexts))
@@ -141,12 +142,19 @@ class HMM(SequenceModel):
     def _predictive(self, predicted: Tensor, contexts: Tensor) -> Distribution:
         """p(x_t | x_{<t}) for log p(z_t | x_{<t}) `[*lead, S]` and c_t `[*lead, C]`."""
         if isinstance(self.emission, Joint):
-            chosen = dist.Categorical(logits=predicted).sample()
-            return self.emission(full_precision(self.decoder(concatenate(self.embedding[chosen], contexts))))
+
+            def of_state(chosen: Tensor) -> dict[str, Distribution]:
+                features = self.decoder(concatenate(self.embedding[chosen], contexts))
+                return cast("dict[str, Distribution]", self.emission(full_precision(features)))
+
+            members = self.emission.emissions
+            likelihoods = {name: partial(self._adjusted_likelihoods, contexts, name) for name in members}
+            return mixtures(predicted, likelihoods, of_state, {name: member.event_shape for name, member in members.items()})
         emissions = self.emission(self._features(contexts, slice(None)))
         if isinstance(emissions, torch.distributions.Categorical):
-            tiny = torch.finfo(predicted.dtype).tiny
-            return LazyCategorical((predicted.exp().unsqueeze(-2) @ emissions.probs).squeeze(-2).clamp_min(tiny).log())
+            if emissions.logits.dim() == 2:
+                return LazyCategorical(log_product(predicted, emissions.logits))
+            return LazyCategorical(log_sum_exp((predicted.unsqueeze(-1) + emissions.logits).mT))
         states = dist.Categorical(logits=predicted)
         return dist.MixtureSameFamily(states, emissions.expand(torch.Size(predicted.shape)))
 
@@ -178,7 +186,10 @@ class HMM(SequenceModel):
         parts = [self._likelihoods(contexts, values if member is None else values[member], member=member) for member, _ in self._members()]
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
-    def _likelihoods(self, contexts: Tensor, values: Tensor, *, member: str | None) -> Tensor:
+    def _adjusted_likelihoods(self, contexts: Tensor, member: str, values: Tensor, adjust: Adjust) -> Tensor:
+        return self._likelihoods(contexts, values, member=member, adjust=adjust)
+
+    def _likelihoods(self, contexts: Tensor, values: Tensor, *, member: str | None, adjust: Adjust | None = None) -> Tensor:
         """log p(x_t | z_t) `[*lead, S]` of observations `[*lead, *event]` (of one member of a group), for contexts `[*lead, C]`.
 
         In chunks of states, whose emissions are computed again for the gradient instead of kept, where they would take much memory.
@@ -190,7 +201,8 @@ class HMM(SequenceModel):
 
         def chunk(start: int) -> Tensor:
             distribution = self.emission(self._features(contexts, slice(start, start + size)))
-            return log_likelihoods(distribution if member is None else distribution[member], values)
+            own = distribution if member is None else distribution[member]
+            return log_likelihoods(own if adjust is None else adjust(own), values)
 
         if size >= self.num_states:
             return chunk(0)
