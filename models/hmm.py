@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from math import prod
 from typing import Any, cast
@@ -21,6 +22,8 @@ from pyro_seq.hidden_markov import HiddenMarkov, advanced, filtered, log_likelih
 from pyro_seq.networks import MLP, concatenate, full_precision
 from pyro_seq.sequence_model import Layout, Outcome, SequenceModel, observations, remembered
 from pyro_seq.state_mixtures import Adjust, mixtures
+from pyro_seq.summed_out import LeftToSum
+from pyro_seq.trees import tensors
 
 CHUNK_ENTRIES = 2**23  # numbers that the emissions of some states at all steps may take; more states are worked on one after another
 
@@ -38,7 +41,8 @@ class HMM(SequenceModel):
 
     - layout `path`: one observed site `x`, a `HiddenMarkov`; of a named group, a site for each member.
     - layout `steps`: sites `z_0, x_0, z_1, x_1, …`, each z_t enumerated in parallel: for `TraceEnum_ELBO(max_plate_nesting=1)`, whose
-      loss is that of `Trace_ELBO` in layout `path`, and for handlers that want the states by name.
+      loss is that of `Trace_ELBO` in layout `path`, and for handlers that want the states by name. Under an objective that neither
+      enumerates the states nor has them from a guide, it raises `UserError`.
 
     To the tools, which run it step by step (`advance`), it has no latents: what it carries is its belief log p(z_{t+1} | x_{<=t}).
 
@@ -82,14 +86,32 @@ class HMM(SequenceModel):
         return self.initial_logits.log_softmax(-1).expand(*lead, self.num_states)
 
     def posterior(self, batch: SequenceBatch) -> Tensor:
-        """p(z_t | x_{1:T}) `[N, T, S]`, the smoothed probabilities of the states; zero at padding."""
+        """p(z_t | x_{1:T}) `[N, T, S]`, the smoothed probabilities of the states; zero at padding.
+
+        Of missing steps nothing is known but what their neighbours say. Raises `UserError` for a batch without values, and where what is
+        missing would be wanted by the steps after it: those of an `autoregressive` model whose context looks at observations.
+        """
         if batch.values is None:
             raise UserError("the states' posterior needs observations, and the batch has none")
+        self._check_gaps(batch)
         contexts, _ = self.seen(batch)
         with torch.enable_grad():  # the derivative of log p(x) by log p(x_t | z_t = k) is p(z_t = k | x)
-            likelihoods = self._joint(contexts, self.emission.prepare(batch.values, batch.mask)).detach().requires_grad_()
+            likelihoods = self._joint(contexts, self.emission.prepare(batch.values, batch.mask & ~batch.gaps)).detach()
+            likelihoods = likelihoods.masked_fill(batch.gaps.unsqueeze(-1), 0.0).requires_grad_()
             steps, _ = filtered(self.state_before(batch)["carried"].detach(), self._transition().detach(), likelihoods, batch.mask)
             return torch.autograd.grad(steps.sum(), likelihoods)[0]
+
+    def _check_gaps(self, batch: SequenceBatch) -> None:
+        """Raise `UserError` where an observed step looks at missing ones."""
+        observed = (batch.mask & ~batch.gaps).any(0).nonzero().flatten()
+        looks_back = any(x.numel() for x in tensors(self.context.initial(1)))
+        if not batch.missing or not looks_back or not len(observed):
+            return
+        if early := [t for t in sorted(batch.missing) if t < int(observed[-1])]:
+            raise UserError(
+                f"step {early[0]} is missing, and the steps after it look at it, since this HMM is autoregressive: the states' posterior "
+                "is a sum over all that may have stood there; fill it in first (infill), some times"
+            )
 
     def _path(self, batch: SequenceBatch) -> Outcome:
         state, transition = self.state_before(batch), self._transition()
@@ -116,7 +138,8 @@ class HMM(SequenceModel):
                 contexts = self.context.features(state["context"], batch.inputs_at(t))
                 with batch.active(t):
                     prior = dist.Categorical(logits=first if hidden is None else transition[hidden])
-                    hidden = pyro.sample(f"z_{t}", prior, infer={"enumerate": "parallel"})
+                    with LeftToSum() if t == 0 and batch.values is not None else nullcontext():
+                        hidden = pyro.sample(f"z_{t}", prior, infer={"enumerate": "parallel"})
                     features = self.decoder(concatenate(self.embedding[hidden], contexts))
                     x = observe(f"x_{t}", self.emission(full_precision(features)), obs=observed[t])
                 state = self._after(state, contexts, x)
@@ -197,7 +220,7 @@ class HMM(SequenceModel):
         emission = dict(self._members())[member]
         numbers = emission.num_features if contexts.shape[-1] else prod(emission.event_shape)
         lead = values.shape[: values.dim() - len(emission.event_shape)]
-        size = max(1, CHUNK_ENTRIES // max(1, lead.numel() * numbers))
+        size = max(1, CHUNK_ENTRIES // max(1, prod(lead) * numbers))
 
         def chunk(start: int) -> Tensor:
             distribution = self.emission(self._features(contexts, slice(start, start + size)))
