@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -17,9 +18,12 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context
 from pyro_seq.emissions import Distribution, Emission, Joint, LazyCategorical, observe
 from pyro_seq.errors import UserError
-from pyro_seq.hidden_markov import HiddenMarkov, advanced, filtered, log_likelihoods
+from pyro_seq.hidden_markov import HiddenMarkov, advanced, filtered, log_likelihoods, log_product, log_sum_exp
 from pyro_seq.networks import MLP, concatenate, full_precision
 from pyro_seq.sequence_model import Layout, Outcome, SequenceModel, observations, remembered
+from pyro_seq.state_mixtures import Adjust, mixtures
+from pyro_seq.summed_out import LeftToSum
+from pyro_seq.trees import tensors
 
 CHUNK_ENTRIES = 2**23  # numbers that the emissions of some states at all steps may take; more states are worked on one after another
 
@@ -37,7 +41,8 @@ class HMM(SequenceModel):
 
     - layout `path`: one observed site `x`, a `HiddenMarkov`; of a named group, a site for each member.
     - layout `steps`: sites `z_0, x_0, z_1, x_1, …`, each z_t enumerated in parallel: for `TraceEnum_ELBO(max_plate_nesting=1)`, whose
-      loss is that of `Trace_ELBO` in layout `path`, and for handlers that want the states by name.
+      loss is that of `Trace_ELBO` in layout `path`, and for handlers that want the states by name. Under an objective that neither
+      enumerates the states nor has them from a guide, it raises `UserError`.
 
     To the tools, which run it step by step (`advance`), it has no latents: what it carries is its belief log p(z_{t+1} | x_{<=t}).
 
@@ -81,14 +86,32 @@ class HMM(SequenceModel):
         return self.initial_logits.log_softmax(-1).expand(*lead, self.num_states)
 
     def posterior(self, batch: SequenceBatch) -> Tensor:
-        """p(z_t | x_{1:T}) `[N, T, S]`, the smoothed probabilities of the states; zero at padding."""
+        """p(z_t | x_{1:T}) `[N, T, S]`, the smoothed probabilities of the states; zero at padding.
+
+        Of missing steps nothing is known but what their neighbours say. Raises `UserError` for a batch without values, and where what is
+        missing would be wanted by the steps after it: those of an `autoregressive` model whose context looks at observations.
+        """
         if batch.values is None:
             raise UserError("the states' posterior needs observations, and the batch has none")
+        self._check_gaps(batch)
         contexts, _ = self.seen(batch)
         with torch.enable_grad():  # the derivative of log p(x) by log p(x_t | z_t = k) is p(z_t = k | x)
-            likelihoods = self._joint(contexts, self.emission.prepare(batch.values, batch.mask)).detach().requires_grad_()
+            likelihoods = self._joint(contexts, self.emission.prepare(batch.values, batch.mask & ~batch.gaps)).detach()
+            likelihoods = likelihoods.masked_fill(batch.gaps.unsqueeze(-1), 0.0).requires_grad_()
             steps, _ = filtered(self.state_before(batch)["carried"].detach(), self._transition().detach(), likelihoods, batch.mask)
             return torch.autograd.grad(steps.sum(), likelihoods)[0]
+
+    def _check_gaps(self, batch: SequenceBatch) -> None:
+        """Raise `UserError` where an observed step looks at missing ones."""
+        observed = (batch.mask & ~batch.gaps).any(0).nonzero().flatten()
+        looks_back = any(x.numel() for x in tensors(self.context.initial(1)))
+        if not batch.missing or not looks_back or not len(observed):
+            return
+        if early := [t for t in sorted(batch.missing) if t < int(observed[-1])]:
+            raise UserError(
+                f"step {early[0]} is missing, and the steps after it look at it, since this HMM is autoregressive: the states' posterior "
+                "is a sum over all that may have stood there; fill it in first (infill), some times"
+            )
 
     def _path(self, batch: SequenceBatch) -> Outcome:
         state, transition = self.state_before(batch), self._transition()
@@ -115,7 +138,8 @@ class HMM(SequenceModel):
                 contexts = self.context.features(state["context"], batch.inputs_at(t))
                 with batch.active(t):
                     prior = dist.Categorical(logits=first if hidden is None else transition[hidden])
-                    hidden = pyro.sample(f"z_{t}", prior, infer={"enumerate": "parallel"})
+                    with LeftToSum() if t == 0 and batch.values is not None else nullcontext():
+                        hidden = pyro.sample(f"z_{t}", prior, infer={"enumerate": "parallel"})
                     features = self.decoder(concatenate(self.embedding[hidden], contexts))
                     x = observe(f"x_{t}", self.emission(full_precision(features)), obs=observed[t])
                 state = self._after(state, contexts, x)
@@ -132,7 +156,7 @@ class HMM(SequenceModel):
     ) -> tuple[Any, Tensor | None, dict[str, Any]]:
         """One step: x_t is drawn from p(x_t | x_{<t}), the mixture of the states' emissions, and changes the belief.
 
-        The members of a named group are drawn given one state, which is itself drawn by the belief.
+        The members of a named group share the state: each is the mixture given the members before it (`StateMixture`).
         """
         contexts = self.context.features(state["context"], inputs)
         x = draw_observation(self._predictive(state["carried"], contexts))
@@ -141,12 +165,19 @@ class HMM(SequenceModel):
     def _predictive(self, predicted: Tensor, contexts: Tensor) -> Distribution:
         """p(x_t | x_{<t}) for log p(z_t | x_{<t}) `[*lead, S]` and c_t `[*lead, C]`."""
         if isinstance(self.emission, Joint):
-            chosen = dist.Categorical(logits=predicted).sample()
-            return self.emission(full_precision(self.decoder(concatenate(self.embedding[chosen], contexts))))
+
+            def of_state(chosen: Tensor) -> dict[str, Distribution]:
+                features = self.decoder(concatenate(self.embedding[chosen], contexts))
+                return cast("dict[str, Distribution]", self.emission(full_precision(features)))
+
+            members = self.emission.emissions
+            likelihoods = {name: partial(self._adjusted_likelihoods, contexts, name) for name in members}
+            return mixtures(predicted, likelihoods, of_state, {name: member.event_shape for name, member in members.items()})
         emissions = self.emission(self._features(contexts, slice(None)))
         if isinstance(emissions, torch.distributions.Categorical):
-            tiny = torch.finfo(predicted.dtype).tiny
-            return LazyCategorical((predicted.exp().unsqueeze(-2) @ emissions.probs).squeeze(-2).clamp_min(tiny).log())
+            if emissions.logits.dim() == 2:
+                return LazyCategorical(log_product(predicted, emissions.logits))
+            return LazyCategorical(log_sum_exp((predicted.unsqueeze(-1) + emissions.logits).mT))
         states = dist.Categorical(logits=predicted)
         return dist.MixtureSameFamily(states, emissions.expand(torch.Size(predicted.shape)))
 
@@ -178,7 +209,10 @@ class HMM(SequenceModel):
         parts = [self._likelihoods(contexts, values if member is None else values[member], member=member) for member, _ in self._members()]
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
-    def _likelihoods(self, contexts: Tensor, values: Tensor, *, member: str | None) -> Tensor:
+    def _adjusted_likelihoods(self, contexts: Tensor, member: str, values: Tensor, adjust: Adjust) -> Tensor:
+        return self._likelihoods(contexts, values, member=member, adjust=adjust)
+
+    def _likelihoods(self, contexts: Tensor, values: Tensor, *, member: str | None, adjust: Adjust | None = None) -> Tensor:
         """log p(x_t | z_t) `[*lead, S]` of observations `[*lead, *event]` (of one member of a group), for contexts `[*lead, C]`.
 
         In chunks of states, whose emissions are computed again for the gradient instead of kept, where they would take much memory.
@@ -186,11 +220,12 @@ class HMM(SequenceModel):
         emission = dict(self._members())[member]
         numbers = emission.num_features if contexts.shape[-1] else prod(emission.event_shape)
         lead = values.shape[: values.dim() - len(emission.event_shape)]
-        size = max(1, CHUNK_ENTRIES // max(1, lead.numel() * numbers))
+        size = max(1, CHUNK_ENTRIES // max(1, prod(lead) * numbers))
 
         def chunk(start: int) -> Tensor:
             distribution = self.emission(self._features(contexts, slice(start, start + size)))
-            return log_likelihoods(distribution if member is None else distribution[member], values)
+            own = distribution if member is None else distribution[member]
+            return log_likelihoods(own if adjust is None else adjust(own), values)
 
         if size >= self.num_states:
             return chunk(0)

@@ -19,6 +19,7 @@ from pyro_seq.pair import Pair
 from pyro_seq.random_state import random_state, set_random_state
 from pyro_seq.site_checks import latent_sites, mismatches, named, non_finite
 from pyro_seq.site_densities import is_enumerated, misshapen, states, unkept
+from pyro_seq.summed_out import does_not_sum
 
 
 @contextmanager
@@ -65,8 +66,7 @@ def _left_to_sum(model_trace: Any, guide_trace: Any, elbo: Any) -> list[str]:
     marked = [name for name, site in latent_sites(model_trace).items() if is_enumerated(site) and name not in guide_trace]
     if not marked or isinstance(elbo, TraceEnum_ELBO):
         return []
-    does_not = f"{named(marked)} is marked to be enumerated, which {type(elbo).__name__} does not do"
-    return [f"{does_not}: it takes TraceEnum_ELBO, or for a shipped model layout 'path', which sums the latents out by itself"]
+    return [does_not_sum(named(marked), elbo)]
 
 
 def _not_reparameterised(guide_trace: Any, elbo: Any) -> list[str]:

@@ -10,9 +10,12 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, constraints
+from torch.utils.checkpoint import checkpoint
 
 from pyro_seq.emissions import Distribution
 
+REACH = 0.8  # the power of the smallest number down to which a sum of products has lost no term that would tell, and has a gradient
+TERMS = 2**22  # terms of sums that are worked out one by one at once
 SCAN_ENTRIES = 2**11  # N S^2, up to which a processor takes less time for a step's share of the scan than for a step by itself
 
 
@@ -85,7 +88,8 @@ class HiddenMarkov(TorchDistribution):
     def step_log_prob(self, value: Tensor) -> Tensor:
         """log p(x_t | x_{<t}) `[*batch, T]`, in nats; zero at padding."""
         steps = self.filtered(value).steps
-        steps = steps if self.given is None else steps - self.given.steps
+        if self.given is not None:  # what could not be there at all tells nothing of the members after it
+            steps = torch.where(self.given.steps.isneginf(), 0.0, steps - self.given.steps)
         return steps.expand(*torch.broadcast_shapes(self.batch_shape, steps.shape[:-1]), steps.shape[-1])
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -131,50 +135,115 @@ def by_steps(predicted: Tensor, transition: Tensor, likelihoods: Tensor, active:
 
 
 def by_scan(predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`filtered`, by a scan: products of ever more steps upwards, then the beliefs that enter each of them downwards."""
-    matrices = likelihoods.unsqueeze(-1) + transition
-    if active is not None:
-        nothing = torch.eye(transition.shape[-1], dtype=torch.double, device=transition.device).log()
-        matrices = torch.where(active[..., None, None], matrices, nothing)
-    beliefs = _entering(predicted.unsqueeze(-2), matrices)
-    steps = (beliefs + likelihoods).logsumexp(-1)
-    last, end = beliefs[..., -1:, :].unsqueeze(-2), matrices[..., -1:, :, :]
-    after = _log_product(last, end)[..., 0, 0, :].log_softmax(-1)
-    return steps if active is None else torch.where(active, steps, 0.0), after
+    """`filtered`, by a scan: products of ever more steps upwards, then the beliefs that enter each of them downwards.
+
+    Where a number falls out of reach on the way (`_fast_product`), as with transitions that are forbidden, the steps are taken one by one.
+    """
+    unsure: list[Tensor] = []
+    beliefs = _entering(predicted.unsqueeze(-2), likelihoods.unsqueeze(-1) + transition, active, unsure)
+    figures, after = advanced(beliefs[..., -1, :], transition, likelihoods[..., -1, :])
+    if unsure and torch.stack(unsure).any():
+        return by_steps(predicted, transition, likelihoods, active)
+    steps = torch.cat([log_sum_exp(beliefs[..., :-1, :] + likelihoods[..., :-1, :]), figures.unsqueeze(-1)], -1)
+    if active is None:
+        return steps, after
+    return torch.where(active, steps, 0.0), torch.where(active[..., -1:], after, beliefs[..., -1, :])
 
 
 def advanced(predicted: Tensor, transition: Tensor, likelihood: Tensor) -> tuple[Tensor, Tensor]:
-    """(log p(x_t | x_{<t}) `[*lead]`, log p(z_{t+1} | x_{<=t}) `[*lead, S]`) from log p(z_t | x_{<t}) and log p(x_t | z_t) `[*lead, S]`."""
+    """(log p(x_t | x_{<t}) `[*lead]`, log p(z_{t+1} | x_{<=t}) `[*lead, S]`) from log p(z_t | x_{<t}) and log p(x_t | z_t) `[*lead, S]`.
+
+    An observation that no state allows has a log-density of minus infinity, and the states go on as if it had not been seen.
+    """
     joint = predicted + likelihood
-    figure = joint.logsumexp(-1)
-    return figure, _log_product((joint - figure.unsqueeze(-1)).unsqueeze(-2), transition).squeeze(-2)
+    figure = log_sum_exp(joint)
+    normalised = joint - torch.where(figure.isneginf(), 0.0, figure).unsqueeze(-1)
+    return figure, log_product(torch.where(figure.isneginf().unsqueeze(-1), predicted, normalised), transition)
 
 
-def _entering(first: Tensor, matrices: Tensor) -> Tensor:
-    """The normalised log-beliefs `[*batch, T, S]` before each step, from those before the first `[*batch, 1, S]`."""
+def _entering(first: Tensor, matrices: Tensor, active: Tensor | None, unsure: list[Tensor]) -> Tensor:
+    """The normalised log-beliefs `[*batch, T, S]` before each step, from those before the first `[*batch, 1, S]`.
+
+    Steps that are not `active` `[*batch, T]` change nothing. What tells whether a number was out of reach is added to `unsure`.
+    """
     steps = matrices.shape[-3]
     if steps == 1:
         return first.expand(*torch.broadcast_shapes(first.shape[:-2], matrices.shape[:-3]), *first.shape[-2:])
+    half = steps // 2
     left, right = matrices[..., 0::2, :, :], matrices[..., 1::2, :, :]
-    pairs = _log_product(left[..., : steps // 2, :, :], right)
+    matched = left[..., :half, :, :]
+    pairs, lost = _fast_product(matched, right)
+    at_work = None
+    if active is None:
+        unsure.append(lost.any())
+    else:
+        on_left, on_right = active[..., 0::2], active[..., 1::2]
+        both = on_left[..., :half] & on_right
+        unsure.append((lost & both[..., None, None]).any())
+        one = torch.where(on_left[..., :half, None, None], matched, right)
+        pairs = torch.where(both[..., None, None], pairs, one)
+        at_work = torch.cat([on_left[..., :half] | on_right, on_left[..., half:]], -1)
     if steps % 2:  # the last has no partner, and what comes out of it is not asked for
         pairs = torch.cat([pairs, left[..., -1:, :, :]], -3)
-    at_left = _entering(first, pairs)
-    at_right = _log_product(at_left[..., : steps // 2, :].unsqueeze(-2), left[..., : steps // 2, :, :]).squeeze(-2).log_softmax(-1)
-    woven = torch.stack([at_left[..., : steps // 2, :], at_right], -2).flatten(-3, -2)
+    at_left = _entering(first, pairs, at_work, unsure)
+    entered = at_left[..., :half, :]
+    moved, lost = _fast_product(entered.unsqueeze(-2), matched)
+    moved, lost = moved.squeeze(-2).log_softmax(-1), lost.squeeze(-2)
+    if active is not None:
+        here = active[..., 0::2][..., :half, None]
+        moved, lost = torch.where(here, moved, entered), lost & here
+    unsure.append(lost.any())
+    woven = torch.stack([entered, moved], -2).flatten(-3, -2)
     return torch.cat([woven, at_left[..., -1:, :]], -2) if steps % 2 else woven
 
 
-def _log_product(a: Tensor, b: Tensor) -> Tensor:
-    """log(exp(a) @ exp(b)) of matrices `[..., I, J]` and `[..., J, K]` in the memory of the two.
+def log_sum_exp(x: Tensor) -> Tensor:
+    """`logsumexp` over the last dimension, whose gradient is zero, not NaN, where all terms are minus infinity."""
+    peak = _finite(x.detach().amax(-1, keepdim=True))
+    total = (x - peak).exp().sum(-1)
+    nothing = total == 0
+    return torch.where(nothing, -torch.inf, torch.where(nothing, 1.0, total).log() + peak.squeeze(-1))
 
-    Every row is computed relative to its largest term; entries below e^-708 of that are taken for e^-708 of it.
+
+def log_product(a: Tensor, b: Tensor) -> Tensor:
+    """log(exp(a) @ exp(b)) of rows `[*lead, J]` and a matrix `[J, K]`, exact wherever the terms may lie.
+
+    By a matrix product, and term by term in the rows that have numbers which the product cannot reach: where what weighs most in a row is
+    forbidden for one of the K, and what is allowed lies hundreds of nats behind.
     """
-    largest = b.detach().amax(-1)  # of each row, where the likelihoods of different states may lie worlds apart
+    product, lost = _fast_product(a.unsqueeze(-2), b)
+    product, lost = product.squeeze(-2), lost.squeeze(-2)
+    if not lost.any():
+        return product
+    rows = lost.any(-1)
+    size = max(1, TERMS // max(1, b.numel()))
+    columns = b.mT
+
+    def exact(some: Tensor) -> Tensor:
+        return log_sum_exp(some.unsqueeze(-2) + columns)
+
+    record = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    parts = [checkpoint(exact, some, use_reentrant=False) if record else exact(some) for some in a.expand(*rows.shape, -1)[rows].split(size)]
+    whole = product.new_zeros(product.shape).index_put(rows.nonzero(as_tuple=True), torch.cat(parts))
+    return torch.where(lost, whole, product)
+
+
+def _fast_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(log(exp(a) @ exp(b)) of matrices `[..., I, J]` and `[..., J, K]` in the memory of the two, which entries are out of its reach).
+
+    Every row is computed relative to its largest term. Entries so far below it that terms may have been lost are not to be used.
+    """
+    largest = _finite(b.detach().amax(-1))  # of each row, where the likelihoods of different states may lie worlds apart
     terms = a + largest.unsqueeze(-2)
-    peak = terms.detach().amax(-1, keepdim=True)
+    peak = _finite(terms.detach().amax(-1, keepdim=True))
     product = (terms - peak).exp() @ (b - largest.unsqueeze(-1)).exp()
-    return product.clamp_min(torch.finfo(product.dtype).tiny).log() + peak
+    lost = product < torch.finfo(product.dtype).tiny ** REACH
+    return torch.where(lost, 1.0, product).log() + peak, lost
+
+
+def _finite(peak: Tensor) -> Tensor:
+    """A peak to subtract: 0 where there is none, so that minus infinity stays what it is."""
+    return torch.where(peak.isfinite(), peak, 0.0)
 
 
 def log_likelihoods(distribution: Distribution, values: Tensor) -> Tensor:

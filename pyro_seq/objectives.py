@@ -10,13 +10,17 @@ from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import torch_item
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_seq.distributions import MarkovPath, step_kl
+from pyro_seq.errors import UserError
 from pyro_seq.site_densities import is_enumerated
+
+
+OBJECTIVES = ("trace", "mean_field", "enum")
 
 
 class FreeBits_ELBO(Trace_ELBO):
@@ -25,16 +29,20 @@ class FreeBits_ELBO(Trace_ELBO):
     (Kingma et al. 2016, arXiv 1606.04934, sec. C.8.) A group of latents l is one latent of one step, over the whole minibatch: a site
     `z_t`, or step t of a `MarkovPath`, so both layouts have the same bound. n_l is the number of sequences that have that step; a
     divergence below the threshold has no gradient, so the latents are not pushed into the prior before they have become useful.
-    KL_l is the Monte Carlo estimate log q - log p, or analytic given the step before with `analytic_kl`.
+
+    KL_l is analytic given the step before, where there is a closed form: each step's own noise is integrated out, as
+    `TraceMeanField_ELBO` does. Else, as after flows, it is the Monte Carlo estimate log q - log p. Either is averaged over the sequences
+    and all particles before it is compared with the threshold. What noise is left makes the maximum too large, for E max(nats, KL) is at
+    least max(nats, E KL): by nothing where the closed form knows all, by much for an estimate from few sequences and particles.
 
     Raises `ValueError` for latents that are not reparameterised, or that only one of model and guide samples.
 
     Args:
         nats: the free nats per step.
-        analytic_kl: integrate each step's own noise out, as `TraceMeanField_ELBO` does, where there is a closed form.
+        analytic_kl: whether to use closed forms where there are any; without, all divergences are Monte Carlo estimates.
     """
 
-    def __init__(self, nats: float, *, analytic_kl: bool = False, **kwargs: Any) -> None:
+    def __init__(self, nats: float, *, analytic_kl: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not nats >= 0 or not math.isfinite(nats):
             raise ValueError(f"free bits must be a finite number of nats, at least 0, got {nats}")
@@ -42,39 +50,21 @@ class FreeBits_ELBO(Trace_ELBO):
 
     def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """The negative of the bound, as a tensor."""
-        losses = []
+        value: Tensor = torch.zeros(())
+        groups: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            value = sum((site["log_prob_sum"] for site in _observed(model_trace)), torch.zeros(()))
+            value = value + sum((site["log_prob_sum"] for site in _observed(model_trace)), torch.zeros(()))
             p_sites, q_sites = dict(_latent(model_trace)), dict(_latent(guide_trace))
             if alone := sorted(p_sites.keys() ^ q_sites.keys()):
                 raise ValueError(f"free bits need every latent in both model and guide, and site {alone[0]!r} is in one of them alone")
             for name, q_site in q_sites.items():
                 if not q_site["fn"].has_rsample:
                     raise ValueError(f"free bits need reparameterised latents, and site {name!r} is not")
-                kl, covered = self._groups(q_site, p_sites[name])
-                value = value - torch.maximum(kl, self.nats * covered).sum()
-            losses.append(-value / self.num_particles)
-        return torch.stack(losses).sum()
-
-    def _groups(self, q_site: dict[str, Any], p_site: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """(divergence, number of sequences) of each group of a site's latents, scaled and masked: `[T]` for a path, else `[]`."""
-        q, p, path = q_site["fn"], p_site["fn"], q_site["value"]
-        of_path = isinstance(q, MarkovPath) and isinstance(p, MarkovPath)
-        scale, mask = (x.unsqueeze(-1) if of_path and isinstance(x, Tensor) and x.dim() else x for x in (q_site["scale"], q_site["mask"]))
-        kl: Tensor | None = None
-        if self.analytic_kl:
-            with suppress(NotImplementedError):  # as of a normal that has passed through flows
-                kl = step_kl(q, p).sum(-1) if of_path else kl_divergence(q, p)
-        if kl is None and of_path:
-            kl = q.step_log_prob(path) - p.step_log_prob(path)
-        elif kl is None:
-            kl = q_site["unscaled_log_prob"] - p_site["unscaled_log_prob"]
-
-        def total(x: Tensor) -> Tensor:
-            x = scale_and_mask(x, scale, mask)
-            return q.masked(x).reshape(-1, q.num_steps).sum(0) if of_path else x.sum()
-
-        return total(kl), total(torch.ones_like(kl))
+                groups.setdefault(name, []).append(self._groups(q_site, p_sites[name]))
+        for of_particles in groups.values():
+            kl, covered = (torch.stack(parts).sum(0) for parts in zip(*of_particles, strict=True))
+            value = value - torch.maximum(kl, self.nats * covered).sum()
+        return -value / self.num_particles
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """The negative of the bound, as a number."""
@@ -98,11 +88,19 @@ def _latent(trace: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> ELBO:
-    """The objective by name: `trace` (`Trace_ELBO`, Monte Carlo) or `mean_field` (`TraceMeanField_ELBO`, analytic divergence)."""
-    if kind not in ("trace", "mean_field"):
-        raise ValueError(f"the objective must be 'trace' or 'mean_field', got {kind!r}")
+    """The objective by name: `trace` (`Trace_ELBO`), `mean_field` (`TraceMeanField_ELBO`) or `enum` (`TraceEnum_ELBO`).
+
+    That is, a Monte Carlo divergence, one that is analytic at each step, and the sum over all latents that are marked to be enumerated.
+    With free bits the first two are one objective. Raises `UserError` for free bits of enumerated latents, which have no divergence.
+    """
+    if kind not in OBJECTIVES:
+        raise ValueError(f"the objective must be 'trace', 'mean_field' or 'enum', got {kind!r}")
+    if free_bits > 0 and kind == "enum":
+        raise UserError("free bits are of a divergence, and latents that enum sums out have none: training.free_bits=0, or another objective")
     if free_bits > 0:
-        return FreeBits_ELBO(free_bits, analytic_kl=kind == "mean_field", num_particles=num_particles)
+        return FreeBits_ELBO(free_bits, num_particles=num_particles)
+    if kind == "enum":
+        return TraceEnum_ELBO(num_particles=num_particles, strict_enumeration_warning=False)
     return (Trace_ELBO if kind == "trace" else TraceMeanField_ELBO)(num_particles=num_particles)
 
 

@@ -65,7 +65,8 @@ class Reinforce(ELBO):
     Args:
         reward: from the sampled batch to what each sequence earns, `[N]`, at its end, or what each step earns, `[N, T]`. No gradient is
             taken through it.
-        action_values: in place of rewards, an estimate of Q(x_{1:t}) = E[G_t | x_{1:t}] `[N, T]`, for instance `Rollouts`.
+        action_values: in place of rewards, an estimate of Q(x_{1:t}) = E[G_t | x_{1:t}] `[N, T]`, for instance `Rollouts`. The objective's
+            value is then the rewards of the sequences, where an attribute `earned` `[N, T]` tells them (as of `Rollouts`), else Q(x_1).
         baseline: b; a `Critic`'s parameters are trained beside the generator's, by squared error from the returns.
         discount: of rewards per step.
         trace_decay: lambda of generalised advantages, between baseline (0) and returns (1).
@@ -155,7 +156,7 @@ class Reinforce(ELBO):
         else:
             assert self.action_values is not None
             returns = _checked(self.action_values, "action values", batch, like, whole=False)
-            earned = batch.last(returns.unsqueeze(-1), like[:, :1]).sum()
+            earned = self._worth(batch, returns)
             rewards, returns = None, returns + discounted_returns(later)
         returns = returns * batch.mask
         if self.baseline is None:
@@ -171,6 +172,13 @@ class Reinforce(ELBO):
         if self.baseline is not None and torch.is_grad_enabled():  # a look at the loss changes nothing
             self.baseline.observe(returns, batch.mask)
         return earned, returns, _normalised(advantages, batch.mask) if self.normalise else advantages, error
+
+    def _worth(self, batch: SequenceBatch, returns: Tensor) -> Tensor:
+        """What the sequences earn: by the action values' own rewards where they tell them, else the value of each one's first step."""
+        earned = getattr(self.action_values, "earned", None)
+        if isinstance(earned, Tensor) and earned.shape == returns.shape:
+            return (earned.to(returns) * batch.mask).sum()
+        return returns[:, :1].sum()
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The negative of the objective at sampled sequences, as a number."""

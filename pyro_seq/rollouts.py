@@ -46,6 +46,7 @@ class Rollouts:
             raise ValueError(f"the update rate must lie in [0, 1], got {update_rate}")
         self.policy = copy.deepcopy(generator)
         self.reward, self.num_rollouts, self.update_rate, self.max_rows = reward, num_rollouts, update_rate, max_rows
+        self.earned: Tensor | None = None  # by step, what the sequences that were valued last have earned themselves
 
     @torch.no_grad()
     def follow(self, generator: Pair) -> None:
@@ -67,6 +68,7 @@ class Rollouts:
         """Q `[N, T]` of sequences that were sampled, whose every prefix is worth what its completions earn; zero at padding."""
         n, steps = len(batch), batch.num_steps
         earned = rewards_by_step(self.reward, batch, torch.zeros(n, steps, device=batch.device))
+        self.earned = earned
         values = earned.flip(1).cumsum(1).flip(1)
         if steps > 1:
             with self.policy.scope(), self.policy.evaluating(), pyro.validation_enabled(False):

@@ -20,6 +20,7 @@ from pyro_seq.observation_sites import Adjust, Adjusted, sampled_stems, stacked,
 from pyro_seq.pair import Pair, Stochastic
 from pyro_seq.path_weights import steps_at_once
 from pyro_seq.sequence_model import Outcome, SequenceModel
+from pyro_seq.state_mixtures import StateMixture
 from pyro_seq.trees import concatenated
 
 AHEAD = 64  # steps that are drawn between two looks at Pyro's global settings
@@ -48,6 +49,8 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
     if isinstance(distribution, torch.distributions.MixtureSameFamily):
         parts = sharpened(distribution.component_distribution, temperature=temperature, top_k=top_k)
         return dist.MixtureSameFamily(distribution.mixture_distribution, parts)
+    if isinstance(distribution, StateMixture):
+        return distribution.adjusted(lambda part: sharpened(part, temperature=temperature, top_k=top_k))
     if isinstance(distribution, torch.distributions.Categorical):
         logits = distribution.logits - distribution.logits.amax(-1, keepdim=True)  # so that no temperature makes all of them infinite
         return LazyCategorical(_among_top(logits / _at_least_tiny(temperature, logits), top_k), validate_args=False)

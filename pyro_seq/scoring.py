@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.enumeration import enumerated_steps
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.filtering import Proposal, check_observations, has_latents, particle_filter, runs_by_steps
 from pyro_seq.pair import Pair
@@ -19,7 +20,7 @@ from pyro_seq.path_weights import path_weights, steps_at_once, to_check
 from pyro_seq.replay_filter import replay_filter
 from pyro_seq.scores import Score
 from pyro_seq.sequence_model import SequenceModel
-from pyro_seq.site_densities import well_shaped
+from pyro_seq.site_densities import Unsummed, well_shaped
 from pyro_seq.trees import map_tensors
 
 Method = Literal["auto", "exact", "elbo", "importance", "filter"]
@@ -51,7 +52,8 @@ def score(
 
     With latents z and weights w_k = p(x, z_k) / q(z_k | x), z_k ~ q the guide (or, with `proposal="prior"`, the model's own p(z)):
 
-    - `exact`: log p(x), of a pair without latents; refused for others.
+    - `exact`: log p(x), of a pair without latents, and of one whose latents are all marked to be enumerated (`enumerated_steps`), which
+      any method then sums out; refused for others.
     - `elbo`: the mean of log w_k.
     - `importance`: log (1/K) sum_k w_k (Burda et al. 2016, arXiv 1509.00519); the ELBO in expectation for K = 1. Over windows (pass
       each window the `state` of the score before it) the particles go on, resampled when their effective number falls below K / 2.
@@ -87,7 +89,10 @@ def score(
         for rows, num_steps in _groups(pair, batch, samples):
             before = None if state is None else _of_rows(state, rows)
             part = batch.select(rows).head(num_steps)
-            found.append(_score_rows(pair, part, rows, method, samples, proposal, before))
+            try:
+                found.append(_score_rows(pair, part, rows, method, samples, proposal, before))
+            except Unsummed:  # a latent of the user's own that is left to enumeration: there is nothing to sample
+                found.append(_exact(rows, enumerated_steps(pair, part, rows), lambda: {"model": None, "guide": None}))
     estimated = [part.carried.particles is not None or part.carried.totals is not None for part in found]
     if any(estimated) and not all(estimated):
         raise UserError("some sequences have latents and some have none: score them apart")

@@ -117,4 +117,4 @@ class SequenceGuide(nn.Module):
                 posterior, running = self.propose(chunk, previous.unsqueeze(-2), running)
                 previous = pyro.sample(f"z_{t}", posterior)
             latents.append(previous)
-        return torch.stack(latents, -2) if latents else previous.new_zeros(len(batch), 0, self.model.latent_size)
+        return torch.stack(torch.broadcast_tensors(*latents), -2) if latents else previous.new_zeros(len(batch), 0, self.model.latent_size)

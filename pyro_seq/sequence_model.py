@@ -175,7 +175,7 @@ class SequenceModel(nn.Module):
                 latents.append(z)
         if values and (batch.values is None or batch.missing):
             complete = self.emission.stack(values, batch.mask)
-        return Outcome(complete, torch.stack(latents, -2) if self.latent_size and latents else None, state)
+        return Outcome(complete, torch.stack(torch.broadcast_tensors(*latents), -2) if self.latent_size and latents else None, state)
 
     def _step(self, t: int, state: Any, inputs: Tensor | None, obs: Any) -> tuple[Any, Tensor | None, Any]:
         def draw_latent(prior: Any) -> Tensor:

@@ -22,6 +22,10 @@ from pyro_seq.trees import flatten, map_tensors, tensors
 STEP_SITE = re.compile(r"_(\d+)(?:_\D.*)?$")
 
 
+class Unsummed(UserError):
+    """Latents that are marked to be summed out are to be drawn."""
+
+
 class Observed(NamedTuple):
     """Which observations to check: the steps `[N, T]`, and what the sequences are called in a message `[N]`."""
 
@@ -109,7 +113,7 @@ def log_weights(guide_trace: Any, model_trace: Any, like: Tensor, observed: Obse
     bootstrap = guide_trace is model_trace
     for trace, sign in ((model_trace, 1.0),) if bootstrap else ((guide_trace, -1.0), (model_trace, 1.0)):
         for name, site in sample_sites(trace):
-            step = _place(name, site, steps, trace)
+            step = place_of(name, site, steps, trace)
             if site["is_observed"]:
                 if observed is not None:
                     check_support(name, site["fn"], site["value"], observed, step)
@@ -126,7 +130,7 @@ def log_weights(guide_trace: Any, model_trace: Any, like: Tensor, observed: Obse
 def by_step(name: str, site: Any, trace: Any, like: Tensor) -> Tensor:
     """The log-density of one site by step, shaped like `like` (see `log_weights`)."""
     steps = torch.zeros_like(like)
-    _add(steps, name, site, 1.0, _place(name, site, steps, trace))
+    _add(steps, name, site, 1.0, place_of(name, site, steps, trace))
     return steps
 
 
@@ -195,14 +199,15 @@ def _stands_alone(step: re.Match[str], trace: Any, num_steps: int) -> bool:
 
 def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
     if name not in guide_trace:
-        marked = ": it is marked to be enumerated, and here it must be drawn, as with proposal='prior'"
-        instead = marked if is_enumerated(model_trace.nodes[name]) else ""
-        raise UserError(f"the guide has no site {name!r}, which the model samples{instead}")
+        if is_enumerated(model_trace.nodes[name]):
+            drawn = "it is marked to be enumerated, and here it must be drawn, as with proposal='prior'"
+            raise Unsummed(f"the guide has no site {name!r}, which the model samples: {drawn}")
+        raise UserError(f"the guide has no site {name!r}, which the model samples")
     if name not in model_trace:
         raise UserError(f"the model has no site {name!r}, which the guide samples")
 
 
-def _place(name: str, site: Any, steps: Tensor, trace: Any) -> int | None:
+def place_of(name: str, site: Any, steps: Tensor, trace: Any) -> int | None:
     """The step that a site's density counts at, or `None` if its event has an entry for each step.
 
     A latent that is not known to be over time (`mark_paths`) counts as a whole at step 0.
@@ -309,7 +314,7 @@ def entropies(trace: Any, like: Tensor) -> Tensor:
     steps = torch.zeros_like(like)
     for name, site in sample_sites(trace):
         if site["is_observed"]:
-            step, fn = _place(name, site, steps, trace), site["fn"]
+            step, fn = place_of(name, site, steps, trace), site["fn"]
             within = len(fn.event_shape) - (step is None)  # dimensions of one step's event
             while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
                 fn = fn.base_dist

@@ -15,8 +15,9 @@ import torch
 from pyro.infer import ELBO, SVI
 from torch import Tensor, nn
 
-from pyro_seq.annealing import ScaleLatents, kl_strength
+from pyro_seq.annealing import ScaleLatents, kl_strength, scales_summed_out
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.divergence import diverged, diverged_words
 from pyro_seq.errors import UserError
 from pyro_seq.first_batch import find_parameters, tried
 from pyro_seq.interruption import Interruption
@@ -104,6 +105,9 @@ class Trainer:
         self.step = 0
         self.minutes = 0.0  # of training, over all resumptions
         self.best_loss = math.inf
+        self.first_loss: float | None = None  # of the untrained pair, its divergence at full strength
+        self._recent_loss = math.nan  # a moving average
+        self._summed_out_scaled = False  # see `scales_summed_out`
         self.validations_since_best = 0
         self.validated = 0  # the step of the last validation
         self.carried: Any = None  # the states that the next batch starts from, if it goes on
@@ -160,6 +164,7 @@ class Trainer:
         self._check_finite(self.pair.parameters())
         with tried(self.pair, self.batches) as batch:
             parameters, without = find_parameters(self.pair, self.elbo, batch)
+            self._summed_out_scaled = scales_summed_out(self.elbo, self.pair.model, self.pair.guide, batch, self._kl_strength(0))
         self.recorder.take()
         if without:
             more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
@@ -213,8 +218,8 @@ class Trainer:
     def _loss_and_grads(self, model: Any, guide: Any, batch: SequenceBatch) -> float:
         """The objective per observation, and its gradient; stops before the optimiser does if it is not finite."""
         per_observation = 1.0 / max(1, batch.num_observations)
-        with ScaleLatents(self._kl_strength(self.step)):
-            loss = self.elbo.loss_and_grads(model, guide, batch) * per_observation
+        with ScaleLatents(self._kl_strength(self.step), summed_out=self._summed_out_scaled) as scaled:
+            loss = self.elbo.loss_and_grads(model, scaled.noting(guide), batch) * per_observation
         self.optimiser.gradient_scale = per_observation  # not a scale of the densities: not every objective is linear in them
         if not math.isfinite(loss):
             self._stop(self.recorder.first_non_finite() or "the loss")
@@ -244,6 +249,9 @@ class Trainer:
         """Count a step's figures, and report them when it is time."""
         parts, n, s = self.recorder.take(), max(1, batch.num_observations), self.settings
         figures = {"loss": loss, **(parts.per(n) if parts else {}), "gradient_norm": self.optimiser.gradient_norm}
+        if self.step == 1:
+            self.first_loss = max(loss, -figures.get("elbo", -loss))
+        self._recent_loss = loss if math.isnan(self._recent_loss) else 0.9 * self._recent_loss + 0.1 * loss
         self.log.add(figures, n)
         self.log.show(self.step, s.num_steps, figures, fraction=fraction(s, self.step, self.minutes), minutes=self.minutes)
         if self.step % s.log_every == 0:
@@ -276,11 +284,14 @@ class Trainer:
                 self._stop("the validation loss", after=True)
             self.log.report(self.step, "valid", figures)
             self.validations_since_best += 1
-            better = figures["loss"] < self.best_loss
+            lost = diverged(figures["loss"], self.first_loss)
+            better = figures["loss"] < self.best_loss and not lost
             if better:
                 self.best_loss, self.validations_since_best = figures["loss"], 0
                 self._keep_best()
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        if lost:
+            self.log.progress.say(diverged_words(f"step {self.step}: the validation loss", figures["loss"], self.first_loss))
         self.log.progress.say(f"step {self.step}  validation {shown}{'  (best so far)' if better else ''}")
 
     def _finish(self) -> None:
@@ -291,6 +302,7 @@ class Trainer:
         if self.step != self.validated:
             self._validate()
         self._save()
+        self._check_diverged()
         if self.hooks.validate is None:
             with self.optimiser.averaged():
                 self._keep_best()
@@ -300,6 +312,15 @@ class Trainer:
             self.pair.load_weights(self._best, "the best weights")
         self.pair.train(False)
         self.log.progress.say(f"step {self.step} is the last: {self.stopped_by()}")
+
+    def _check_diverged(self) -> None:
+        """Raise `UserError` at the end of a training that has diverged, unless a validation before has found better weights."""
+        advice = "a lower training.learning_rate, or training.clip_norm, may help"
+        if self.hooks.validate is None and diverged(self._recent_loss, self.first_loss) and not math.isnan(self._recent_loss):
+            raise UserError(f"{diverged_words('its loss', self._recent_loss, self.first_loss)}; {advice}")
+        if self.hooks.validate is not None and math.isinf(self.best_loss):
+            began = "" if self.first_loss is None else f" ({self.first_loss:.4g} nats per step)"
+            raise UserError(f"the training has diverged: every validation's loss is far beyond where it began{began}; {advice}")
 
     def _keep_best(self) -> None:
         """Keep the weights that stand in the pair as the best ones."""
@@ -329,6 +350,7 @@ class Trainer:
                 "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
                 "validations_since_best": self.validations_since_best,
                 "validated": self.validated,
+                "first_loss": self.first_loss,
                 "weights": self.pair.weights(),
                 "optimiser": self.optimiser.state(),
                 "batches": self.batches.state(),
@@ -352,6 +374,7 @@ class Trainer:
             self.step, self.minutes = int(saved["step"]), float(saved["minutes"])
             self.best_loss = math.inf if saved["best_loss"] is None else float(saved["best_loss"])
             self.validations_since_best, self.validated = int(saved["validations_since_best"]), int(saved["validated"])
+            self.first_loss = None if saved.get("first_loss") is None else float(saved["first_loss"])
             self.log.sums = {str(name): float(total) for name, total in saved["sums"].items()}
             if saved["precision"] not in PRECISIONS[1:]:
                 raise ValueError(f"precision {saved['precision']!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyro_seq.annealing import SCHEDULES as KL_SCHEDULES
+from pyro_seq.objectives import OBJECTIVES
 from pyro_seq.optimisation import SCHEDULES as LEARNING_RATE_SCHEDULES
 from pyro_seq.settings import above, at_least, between, one_of
 
@@ -29,12 +30,14 @@ class TrainingSettings:
     penalty_steps: int = at_least(0, 0, "steps over which l1 and l2 rise from 0 to their strength; 0: whole from the first step")
     clip_norm: float = at_least(0, 1.0, "largest norm of the gradient over all parameters; 0 for no limit")
     average: float = between(0, 0.99999, 0.0, "decay of the moving average of the weights, which is what is evaluated and kept; 0: none")
-    objective: str = one_of(("trace", "mean_field"), "trace", "trace: Monte Carlo divergence; mean_field: analytic at each step")
+    objective: str = one_of(
+        OBJECTIVES, "trace", "trace: Monte Carlo divergence; mean_field: analytic at each step; enum: latents marked to be enumerated summed out"
+    )
     num_particles: int = at_least(1, 1, "samples of the latents per step")
     kl_schedule: str = one_of(KL_SCHEDULES, "constant", "how the divergence's strength rises to 1")
     kl_start: float = between(1e-12, 1, 1e-3, "the divergence's strength at the first step")
     kl_steps: int = at_least(1, 2_000, "steps until the strength is 1/2 (half_life) or 1 (linear)")
-    free_bits: float = at_least(0, 0.0, "nats of divergence per step of a sequence that cost nothing")
+    free_bits: float = at_least(0, 0.0, "nats of divergence per step of a sequence, analytic where it can be, that cost nothing")
     precision: str = one_of(PRECISIONS, "auto", "of the networks' products in training; auto: bfloat16 where it is faster")
     log_every: int = at_least(1, 100, "steps between lines of the metrics file and scalars in TensorBoard")
     valid_every: int = at_least(1, 500, "steps between validations")

@@ -8,9 +8,10 @@ from typing import Any
 import pyro
 from pyro.infer import SVI
 
-from pyro_seq.annealing import ScaleLatents, kl_strength
+from pyro_seq.annealing import ScaleLatents, kl_strength, scales_summed_out
 from pyro_seq.baselines import Critic
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.divergence import diverged, diverged_words
 from pyro_seq.errors import UserError
 from pyro_seq.first_batch import find_parameters, tried
 from pyro_seq.games.imagination import Imagination, Pathwise
@@ -37,8 +38,11 @@ class WorldLearner:
         self.pair, self.replay, self.settings, self.step = pair, replay, settings, 0
         elbo: Any = make_elbo(settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits)
         self.elbo, self.recorder = elbo, Recorder(elbo)
+        self.first_loss: float | None = None  # of the untrained model, where this process has begun it
+        self.recent_loss = math.nan  # a moving average
         with pair.scope(), tried(pair, replay) as batch:
             parameters, _ = find_parameters(pair, self.elbo, batch)
+            self._summed_out_scaled = scales_summed_out(self.elbo, pair.model, pair.guide, batch, self._kl_strength(0))
         self.recorder.take()
         self.optimiser = JointOptimiser.of(parameters, settings)
         self._svi = SVI(pair.model, pair.guide, self.optimiser, loss=self.elbo.loss, loss_and_grads=self._loss_and_grads)
@@ -55,12 +59,26 @@ class WorldLearner:
             raise UserError(_diverged(f"update {self.step + 1} of the world model", str(error), "training.learning_rate")) from None
         parts, n = self.recorder.take(), max(1, batch.num_observations)
         self.step += 1
-        return {"loss": loss, **(parts.per(n) if parts else {}), "gradient_norm": self.optimiser.gradient_norm}
+        figures = {"loss": loss, **(parts.per(n) if parts else {}), "gradient_norm": self.optimiser.gradient_norm}
+        if self.step == 1:
+            self.first_loss = max(loss, -figures.get("elbo", -loss))
+        self.recent_loss = loss if math.isnan(self.recent_loss) else 0.9 * self.recent_loss + 0.1 * loss
+        return figures
+
+    def _kl_strength(self, step: int) -> float:
+        s = self.settings
+        return kl_strength(step, schedule=s.kl_schedule, start=s.kl_start, steps=s.kl_steps)
+
+    def diverged(self) -> str | None:
+        """In words, that the loss has come far beyond where it began; `None` where it has not, or where it began is not known."""
+        if self.step and self.first_loss is not None and diverged(self.recent_loss, self.first_loss):
+            return diverged_words("the world model's loss", self.recent_loss, self.first_loss)
+        return None
 
     def _loss_and_grads(self, model: Any, guide: Any, batch: SequenceBatch) -> float:
-        per_step, s = 1.0 / max(1, batch.num_observations), self.settings
-        with ScaleLatents(kl_strength(self.step, schedule=s.kl_schedule, start=s.kl_start, steps=s.kl_steps)):
-            loss = self.elbo.loss_and_grads(model, guide, batch) * per_step
+        per_step = 1.0 / max(1, batch.num_observations)
+        with ScaleLatents(self._kl_strength(self.step), summed_out=self._summed_out_scaled) as scaled:
+            loss = self.elbo.loss_and_grads(model, scaled.noting(guide), batch) * per_step
         self.optimiser.gradient_scale = per_step
         if not math.isfinite(loss):
             what = self.recorder.first_non_finite() or "the loss"

@@ -119,6 +119,8 @@ class GameTraining:
                         self._save()
                         saved = time.monotonic()
         self._save()
+        if not self._interruption.wished and self._learner is not None and (words := self._learner.diverged()):
+            raise UserError(f"{words}; a lower training.learning_rate, or training.clip_norm, may help")
         if not self._interruption.wished:
             self.log.progress.say(f"real step {self.replay.num_steps:,} is the last: {self.stopped_by()}")
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 import torch
 
+from pyro_seq.divergence import diverged, diverged_words
 from pyro_seq.errors import UserError
 from pyro_seq.interruption import Interruption
 from pyro_seq.monitoring import duration
@@ -208,9 +209,11 @@ class AdversarialTraining:
         valid, num = self.task.sequences.valid, self.s.valid_samples
         with aside(self.step):
             found = quality(self.pair, self.task, valid[:num], num)
-        self.validated = self.step
+        self.validated, nll = self.step, found["nll"].value
         if self.step == 0:
-            self.pretrained_nll = found["nll"].value
+            self.pretrained_nll = nll
+        if diverged(nll, self.pretrained_nll):
+            self.log.progress.say(diverged_words(f"adversarial step {self.step}: the generator's nll", nll, self.pretrained_nll))
         figures = {name: figure.value for name, figure in found.items()}
         figures |= {f"{name}_error": figure.standard_error for name, figure in found.items() if figure.standard_error is not None}
         self.log.report(self.step, "valid", figures, at=self._at)
@@ -229,6 +232,8 @@ class AdversarialTraining:
         value = found[self.task.criterion].value
         if not math.isfinite(value):
             raise UserError(f"the validation's {self.task.criterion} is not finite")
+        if not math.isfinite(found["nll"].value) and self.best is None:
+            raise UserError("the validation's nll is not finite")
         if self.best is None:
             return True
         plausible = found["nll"].value <= self.pretrained_nll + self.s.valid_margin

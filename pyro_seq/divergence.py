@@ -1,0 +1,20 @@
+"""Telling that a training has diverged: its loss is far beyond where it began, or not finite."""
+
+from __future__ import annotations
+
+import math
+
+FAR = 20.0  # times what an untrained model loses, beyond which no loss is an accident of a few batches
+
+
+def diverged(loss: float, first: float | None) -> bool:
+    """Whether a loss in nats per step is not finite, or far beyond the first one, that of the untrained model (`None`: not known)."""
+    if not math.isfinite(loss):
+        return True
+    return first is not None and math.isfinite(first) and loss > first + FAR * (1 + abs(first))
+
+
+def diverged_words(what: str, loss: float, first: float | None) -> str:
+    """In words, how far a loss has come from where it began."""
+    began = "" if first is None else f", and it began at {first:.4g}"
+    return f"the training has diverged: {what} is {loss:.4g} nats per step{began}"

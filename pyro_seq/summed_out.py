@@ -1,0 +1,44 @@
+"""Latents that are marked to be summed out, under objectives that do not do that: refused in words, since what they optimise is no bound."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from pyro.infer import ELBO, TraceEnum_ELBO, TraceTMC_ELBO
+from pyro.poutine.messenger import Messenger
+
+from pyro_seq.errors import UserError
+
+
+class LeftToSum(Messenger):
+    """Around the sites of a shipped model that are marked to be enumerated: raises `UserError` where an objective has one drawn instead.
+
+    That is, inside of an objective of Pyro's that neither enumerates the site nor takes its value from a guide. Pyro's own answer would be
+    a warning and log p(z) counted as if it belonged to a bound, or a KeyError. Anything else may draw the site: `Predictive`, a trace.
+    """
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        infer = msg["infer"] or {}
+        if msg["is_observed"] or infer.get("enumerate") != "parallel" or infer.get("_enumerate_dim") is not None:
+            return
+        objective = _objective()
+        if objective is not None and not isinstance(objective, (TraceEnum_ELBO, TraceTMC_ELBO)):
+            raise UserError(does_not_sum(f"site {msg['name']!r}", objective))
+
+
+def does_not_sum(sites: str, objective: Any) -> str:
+    """In words, that an objective does not do what sites are marked for, and what does."""
+    instead = "it takes TraceEnum_ELBO (training.objective=enum), or for a shipped model layout 'path', which sums the latents out by itself"
+    return f"{sites} is marked to be enumerated, which {type(objective).__name__} does not do: {instead}"
+
+
+def _objective() -> ELBO | None:
+    """The objective of Pyro's that is being evaluated, which it tells nobody: found among the callers."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, ELBO):
+            return caller
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
