@@ -279,15 +279,16 @@ class Joint(Emission):
         return {name: emission.stack([step[name] for step in observations], mask) for name, emission in self.emissions.items()}
 
 
-def observe(name: str, distribution: Distribution, obs: Any = None) -> Any:
+def observe(name: str, distribution: Distribution, obs: Any = None, infer: Any = None) -> Any:
     """The `pyro.sample` statement of an observation; for a named group one statement a member, at `{name}_{member}`.
 
-    Returns the value (a dict of values for a group); `obs=None` samples it.
+    Returns the value (a dict of values for a group); `obs=None` samples it. `infer` is what inference is told of each of the sites.
     """
     if not isinstance(distribution, dict):
-        return pyro.sample(name, distribution, obs=obs)
+        return pyro.sample(name, distribution, obs=obs, infer=infer)
+    members = distribution.items()
     return {
-        member: pyro.sample(f"{name}_{member}", part, obs=None if obs is None else obs[member]) for member, part in distribution.items()
+        member: pyro.sample(f"{name}_{member}", part, obs=None if obs is None else obs[member], infer=infer) for member, part in members
     }
 
 
