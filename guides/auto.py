@@ -20,6 +20,7 @@ from pyro_seq.networks import NormalNet, concatenate, full_precision, zeros_like
 from pyro_seq.paths import sample_path
 from pyro_seq.prototypes import trace_model
 from pyro_seq.recurrence import Recurrence
+from pyro_seq.registration import register
 from pyro_seq.sequence_model import Outcome
 
 EMBEDDING_SIZE = 16  # at most; of a symbol
@@ -137,7 +138,7 @@ class AutoSequenceGuide(nn.Module):
         latents = self._latents_of(batch)
         if not any(self._first or ()):
             return Outcome(None, None, None)
-        pyro.module(type(self).__name__, self)
+        register(self)
         before = None if batch.state is None else batch.state["guide"]
         state = self._initial(len(batch)) if before is None else before
         evidence, summary, carried = self._gather(batch, state["carried"])

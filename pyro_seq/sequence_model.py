@@ -16,6 +16,7 @@ from pyro_seq.distributions import MarkovPath, RecurrentPath, before
 from pyro_seq.emissions import Distribution, Emission, observe, over_time
 from pyro_seq.errors import UserError
 from pyro_seq.networks import full_precision, same_features, zeros_like_weights
+from pyro_seq.registration import register
 from pyro_seq.trees import map_tensors
 
 Layout = Literal["path", "steps"]
@@ -104,7 +105,7 @@ class SequenceModel(nn.Module):
 
     def forward(self, batch: SequenceBatch) -> Outcome:
         """The Pyro model p(x, z) of the batch."""
-        pyro.module(type(self).__name__, self)
+        register(self)
         return self._path(batch) if in_one_path(self, batch) else self._steps(batch)
 
     def seen(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
