@@ -13,6 +13,7 @@ from pyro.poutine.mask_messenger import MaskMessenger
 from torch import Tensor
 
 from pyro_seq.errors import UserError
+from pyro_seq.handlers import refuse_subsampling
 from pyro_seq.trees import map_tensors
 
 Values = Tensor | dict[str, Tensor]
@@ -127,7 +128,11 @@ class SequenceBatch:
         return int(self.lengths.sum())
 
     def plate(self) -> AbstractContextManager[Any]:
-        """The plate of the sequences: `pyro.plate("sequences", N, dim=-1)`; a model takes it once, and may enter it again."""
+        """The plate of the sequences: `pyro.plate("sequences", N, dim=-1)`; a model takes it once, and may enter it again.
+
+        Raises `UserError` inside a plate that subsamples: it would make copies of all sequences, and no minibatch.
+        """
+        refuse_subsampling()
         return pyro.plate("sequences", len(self), dim=-1)
 
     def steps(self) -> Iterable[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import pyro
@@ -15,6 +16,7 @@ from pyro_seq.contexts import Context
 from pyro_seq.distributions import MarkovPath, RecurrentPath, before
 from pyro_seq.emissions import Distribution, Emission, observe, over_time
 from pyro_seq.errors import UserError
+from pyro_seq.handlers import GivenPath
 from pyro_seq.networks import full_precision, same_features, zeros_like_weights
 from pyro_seq.registration import register
 from pyro_seq.trees import map_tensors
@@ -170,7 +172,8 @@ class SequenceModel(nn.Module):
         latents: list[Any] = []
         observed = observations(self, batch)
         complete = batch.values
-        with batch.plate(), same_features(self):
+        path = GivenPath(batch.num_steps) if self.layout == "path" and self.latent_size else nullcontext()
+        with batch.plate(), same_features(self), path:
             for t in batch.steps():
                 with batch.active(t):
                     x, z, state = self._step(t, state, batch.inputs_at(t), observed[t])

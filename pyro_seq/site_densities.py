@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -61,7 +62,8 @@ def log_weights(guide_trace: Any, model_trace: Any, like: Tensor, observed: Obse
     draws and their densities cancel. Observations outside their support are refused, those that `observed` names.
     Raises `UserError` as `score` does.
     """
-    steps, latent = torch.zeros_like(like), None
+    latent: str | None = None
+    shares: list[tuple[int | None, Tensor]] = []
     bootstrap = guide_trace is model_trace
     places = places_of(guide_trace, like.shape[-1]) | places_of(model_trace, like.shape[-1])
     for trace, sign in ((model_trace, 1.0),) if bootstrap else ((guide_trace, -1.0), (model_trace, 1.0)):
@@ -76,15 +78,14 @@ def log_weights(guide_trace: Any, model_trace: Any, like: Tensor, observed: Obse
                     continue
                 if not (site.get("infer") or {}).get("is_auxiliary"):
                     _check_sides(name, guide_trace, model_trace)
-            _add(steps, name, site, sign, step)
-    return steps, latent
+            shares.append((step, sign * _share(like, name, site, step)))
+    return _summed(like, shares), latent
 
 
 def by_step(name: str, site: Any, trace: Any, like: Tensor) -> Tensor:
     """The log-density of one site by step, shaped like `like` (see `log_weights`)."""
-    steps = torch.zeros_like(like)
-    _add(steps, name, site, 1.0, _step(name, site, places_of(trace, like.shape[-1])[name]))
-    return steps
+    step = _step(name, site, places_of(trace, like.shape[-1])[name])
+    return _summed(like, [(step, _share(like, name, site, step))])
 
 
 def states(guide_trace: Any, model_trace: Any) -> dict[str, Any]:
@@ -163,22 +164,31 @@ def _step(name: str, site: Any, place: Place) -> int | None:
     )
 
 
-def _add(steps: Tensor, name: str, site: Any, sign: float, step: int | None) -> None:
-    """Add a site's log-density to its step of `[*lead, N, T]`, or to all of them."""
+def _summed(like: Tensor, shares: list[tuple[int | None, Tensor]]) -> Tensor:
+    """Log-densities of single steps `[*lead, N]`, or of all `[*lead, N, T]`, added up in the widest of their types, shaped like `like`."""
+    steps = torch.zeros_like(like, dtype=reduce(torch.promote_types, {share.dtype for _, share in shares}, like.dtype))
+    for step, share in shares:
+        target = steps if step is None else steps[..., step]
+        target += share
+    return steps
+
+
+def _share(like: Tensor, name: str, site: Any, step: int | None) -> Tensor:
+    """A site's log-density at its step, `[*lead, N]`, or at each of them, `[*lead, N, T]`."""
     fn, value, mask = site["fn"], site["value"], site["mask"]
     if step is not None:
-        target, log_prob = steps[..., step], fn.log_prob(value)
+        like, log_prob = like[..., step], fn.log_prob(value)
     elif hasattr(fn, "step_log_prob"):
-        target, log_prob = steps, fn.step_log_prob(value)
+        log_prob = fn.step_log_prob(value)
     else:
         inner, within = fn.base_dist.log_prob(value), fn.reinterpreted_batch_ndims - 1
-        target, log_prob = steps, inner.sum(tuple(range(-within, 0))) if within else inner
+        log_prob = inner.sum(tuple(range(-within, 0))) if within else inner
     if step is None and mask is not None:
-        mask = torch.as_tensor(mask, device=steps.device).unsqueeze(-1)
-    share = _by_row(name, log_prob, mask, target, over_steps=step is None)
+        mask = torch.as_tensor(mask, device=like.device).unsqueeze(-1)
+    share = _by_row(name, log_prob, mask, like, over_steps=step is None)
     if share.isnan().any():
         raise UserError(f"the log-density of site {name!r} is not a number: the weights are not finite, as after a training that diverged")
-    target += sign * share
+    return share
 
 
 def _by_row(name: str, log_prob: Tensor, mask: Any, like: Tensor, *, over_steps: bool) -> Tensor:
