@@ -20,7 +20,10 @@ from pyro_seq.networks import NormalNet, concatenate, full_precision, zeros_like
 from pyro_seq.paths import sample_path
 from pyro_seq.prototypes import trace_model
 from pyro_seq.recurrence import Recurrence
+from pyro_seq.registration import register
 from pyro_seq.sequence_model import Outcome
+from pyro_seq.site_checks import latent_sites
+from pyro_seq.time_sites import places_of, sample_sites
 
 EMBEDDING_SIZE = 16  # at most; of a symbol
 
@@ -86,7 +89,7 @@ class AutoSequenceGuide(nn.Module):
             latents = find_latents(trace, first, self.model)
             if any(latents):
                 self._build(latents, trace, batch)
-            self.train(self.training).to(batch.device)
+            self.train(self.training).to(batch.device, _type_of_latents(trace))
             self._first = latents
         return self
 
@@ -137,7 +140,7 @@ class AutoSequenceGuide(nn.Module):
         latents = self._latents_of(batch)
         if not any(self._first or ()):
             return Outcome(None, None, None)
-        pyro.module(type(self).__name__, self)
+        register(self)
         before = None if batch.state is None else batch.state["guide"]
         state = self._initial(len(batch)) if before is None else before
         evidence, summary, carried = self._gather(batch, state["carried"])
@@ -214,6 +217,12 @@ class AutoSequenceGuide(nn.Module):
         return concatenate(*values)
 
 
+def _type_of_latents(trace: Any) -> torch.dtype | None:
+    """The floating-point type of a model's latents, which its guide has to sample; `None` where there are none."""
+    types = (site["value"].dtype for site in latent_sites(trace).values())
+    return next((dtype for dtype in types if dtype.is_floating_point), None)
+
+
 def _sizes(latents: Sequence[Latent]) -> list[int]:
     return [latent.size for latent in latents]
 
@@ -232,9 +241,11 @@ def _encoder(values: Tensor, num_symbols: int) -> Encoder:
 
 def _num_symbols(trace: Any, member: str = "") -> int:
     """How many symbols the model's observed `Categorical`s know (those with the member's name in theirs); 0 if there are none."""
-    counts = [0]
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and site["is_observed"] and (not member or f"_{member}_" in f"_{name}_"):
+    counts, places = [0], places_of(trace)
+    for name, site in sample_sites(trace):
+        stem = places[name].stem
+        rest = name if stem is None else f"{stem.before.rstrip('_')}{stem.after}"  # what its name is but for the step
+        if site["is_observed"] and (not member or f"_{member}_" in f"_{rest}_"):
             fn = site["fn"]
             while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
                 fn = fn.base_dist

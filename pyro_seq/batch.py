@@ -9,14 +9,30 @@ from typing import Any, TypeVar
 
 import pyro
 import torch
-from pyro import poutine
+from pyro.poutine.mask_messenger import MaskMessenger
 from torch import Tensor
 
 from pyro_seq.errors import UserError
+from pyro_seq.handlers import refuse_subsampling
 from pyro_seq.trees import map_tensors
 
 Values = Tensor | dict[str, Tensor]
 T = TypeVar("T")
+STEP_MARK = "time"  # the key of a site's `infer` that says which step it is of (see `time_sites`)
+ALL_STEPS = "all"  # the mark of a site whose event is `[T, …]`, with an entry for each step
+
+
+class _Step(MaskMessenger):
+    """The mask of a step, which also marks the sites inside as that step's."""
+
+    def __init__(self, mask: Any, step: int) -> None:
+        super().__init__(mask)
+        self.step = step
+
+    def _process_message(self, msg: Any) -> None:
+        super()._process_message(msg)
+        if msg["type"] == "sample":
+            msg["infer"].setdefault(STEP_MARK, self.step)
 
 
 class SequenceBatch:
@@ -112,7 +128,11 @@ class SequenceBatch:
         return int(self.lengths.sum())
 
     def plate(self) -> AbstractContextManager[Any]:
-        """The plate of the sequences: `pyro.plate("sequences", N, dim=-1)`; a model takes it once, and may enter it again."""
+        """The plate of the sequences: `pyro.plate("sequences", N, dim=-1)`; a model takes it once, and may enter it again.
+
+        Raises `UserError` inside a plate that subsamples: it would make copies of all sequences, and no minibatch.
+        """
+        refuse_subsampling()
         return pyro.plate("sequences", len(self), dim=-1)
 
     def steps(self) -> Iterable[int]:
@@ -120,9 +140,8 @@ class SequenceBatch:
         return pyro.markov(range(self.num_steps))
 
     def active(self, t: int) -> AbstractContextManager[Any]:
-        """A `poutine.mask` that leaves out the sequences that have ended before step `t` (counted from 0)."""
-        active: Any = self._mask[:, t]
-        return poutine.mask(mask=active)
+        """A `poutine.mask` that leaves out the sequences that have ended before step `t` (counted from 0); what is inside is step t's."""
+        return _Step(self._mask[:, t], t)
 
     def at(self, t: int) -> Any:
         """The observations of step `t`, `[N, *event]` (a dict of such for a named group), or `None` when they are to be sampled."""

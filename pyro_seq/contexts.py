@@ -181,7 +181,7 @@ class SideInputs(Context):
         if inputs is None or inputs.shape[-1] != self.size:
             got = "none" if inputs is None else f"{inputs.shape[-1]}"
             raise UserError(f"this model's context wants side inputs of size {self.size}, the batch has {got}")
-        return inputs if self.encoder is None else self.encoder(inputs)
+        return inputs.to(self._place.dtype) if self.encoder is None else self.encoder(inputs)
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
         """u_{1:T}."""
@@ -189,12 +189,23 @@ class SideInputs(Context):
 
 
 class Chain(Context):
-    """Several contexts at once, their features side by side."""
+    """Several contexts at once, their features side by side; after them, in the same order, what the contexts pass on.
+
+    Raises `ValueError` without any context.
+    """
 
     def __init__(self, *contexts: Context) -> None:
         super().__init__()
+        if not contexts:
+            raise ValueError("Chain takes at least one context; Nothing() is the one without features")
         self.contexts: Any = nn.ModuleList(contexts)
         self.num_features = sum(context.num_features for context in contexts)
+        self.num_passed_on = sum(context.num_passed_on for context in contexts)
+
+    def unseen(self) -> Context:
+        """Nothing, and what the contexts pass on."""
+        passing = [context.unseen() for context in self.contexts if context.num_passed_on]
+        return Chain(*passing) if passing else Nothing()
 
     def initial(self, *lead: int) -> tuple[Any, ...]:
         """The contexts' states."""
@@ -202,7 +213,7 @@ class Chain(Context):
 
     def features(self, state: Any, inputs: Tensor | None) -> Tensor:
         """The contexts' features, in order."""
-        return concatenate(*(context.features(part, inputs) for context, part in zip(self.contexts, state, strict=True)))
+        return self._arranged([context.features(part, inputs) for context, part in zip(self.contexts, state, strict=True)])
 
     def observe(self, state: Any, observation: Any) -> tuple[Any, ...]:
         """Every context observes."""
@@ -211,16 +222,32 @@ class Chain(Context):
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
         """The contexts' features over all steps, side by side."""
         parts = [context.over(batch, part) for context, part in zip(self.contexts, state, strict=True)]
-        return concatenate(*(features for features, _ in parts)), tuple(after for _, after in parts)
+        return self._arranged([features for features, _ in parts]), tuple(after for _, after in parts)
+
+    def _arranged(self, parts: list[Tensor]) -> Tensor:
+        """The contexts' features `[…, num_features + num_passed_on]`, what networks see first."""
+        sizes = [context.num_features for context in self.contexts]
+        seen = [part[..., :size] for part, size in zip(parts, sizes, strict=True)]
+        return concatenate(*seen, *(part[..., size:] for part, size in zip(parts, sizes, strict=True)))
 
 
 class PassedOn(Chain):
-    """A context for the model's networks, and another one whose features go to the emission as they are (`Emission.num_passed_on`)."""
+    """A context for the model's networks, and another one whose features go to the emission as they are (`Emission.num_passed_on`).
+
+    What `seen` passes on itself comes before what is passed on here. Raises `ValueError` for a `passed_on` that passes on features
+    itself: all of them would be the emission's, in an order that nothing says.
+    """
 
     def __init__(self, seen: Context, passed_on: Context) -> None:
         super().__init__(seen, passed_on)
-        self.num_features, self.num_passed_on = seen.num_features, passed_on.num_features
+        if passed_on.num_passed_on:
+            raise ValueError("what PassedOn passes on goes to the emission as a whole: put a Chain of contexts there, and no PassedOn")
+        self.num_features = seen.num_features
+        self.num_passed_on = seen.num_passed_on + passed_on.num_features
 
     def unseen(self) -> Context:
         """Nothing, and what is passed on."""
-        return PassedOn(Nothing(), self.contexts[1])
+        return PassedOn(self.contexts[0].unseen(), self.contexts[1])
+
+    def _arranged(self, parts: list[Tensor]) -> Tensor:
+        return concatenate(*parts)

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints, kl_divergence, register_kl
 from torch.distributions.transforms import Transform
 
+from pyro_seq.errors import UserError
+
 Conditional = Callable[[Tensor, slice], dist.Normal]
 RecurrentConditional = Callable[[Tensor, slice, Any], tuple[dist.Normal, Any]]
 Sampler = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -109,6 +111,14 @@ class MarkovPath(TorchDistribution):
     def masked(self, steps: Tensor) -> Tensor:
         """Figures per step `[*batch, T]`, those at padding set to zero."""
         return steps if self.active is None else torch.where(self.active, steps, steps.new_zeros(()))
+
+    @property
+    def loc(self) -> Tensor:
+        """Refused: each step has a location of its own given the one before, so that `LocScaleReparam` cannot decentre a path."""
+        raise UserError(
+            "a latent path has no one location and scale, so LocScaleReparam cannot decentre it: it works on the sites z_0, z_1, … of "
+            "layout='steps'"
+        )
 
     @property
     def latest_sample(self) -> Tensor:

@@ -16,12 +16,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.nn import functional
 from torch.distributions.utils import lazy_property
 
 from pyro_seq.errors import UserError
 from pyro_seq.networks import Positive
 
 Distribution = Any  # a pyro TorchDistribution, or a dict of them for a Joint
+FLOAT32_NUMBERS = 2**24  # whole numbers up to here are what they are in float32
 BLOCK = 64  # symbols that are looked through together, where one is drawn from many
 
 
@@ -179,6 +181,38 @@ class Bernoulli(Emission):
         return dist.Bernoulli(logits=features.squeeze(-1))
 
 
+class PreciseBinomial(dist.Binomial):
+    """`dist.Binomial`, its density summed up in float64.
+
+    log n! - log k! - log (n - k)! are differences of large numbers: in float32 they leave 0.01 nats open at n = 10^6, and 100 at 10^8.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(k), in nats, of the parameters' type."""
+        if self._validate_args:
+            self._validate_sample(value)
+        n, k, logits = (_widened(x) for x in (self.total_count, value, self.logits))
+        ways = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+        return (ways + k * logits - n * functional.softplus(logits)).to(self.logits.dtype)
+
+
+class PreciseBeta(dist.Beta):
+    """`dist.Beta`, its density summed up in float64: the same differences of large numbers where the concentrations are large."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x), in nats, of the parameters' type."""
+        if self._validate_args:
+            self._validate_sample(value)
+        a, b, x = (_widened(part) for part in (self.concentration1, self.concentration0, value))
+        norm = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
+        return (torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - norm).to(self.concentration1.dtype)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """A tensor in float64, where its device has that."""
+    return x if x.device.type == "mps" else x.double()
+
+
 class Binomial(Emission):
     """How many of `total_count` trials succeeded, each with probability sigmoid(feature)."""
 
@@ -187,10 +221,11 @@ class Binomial(Emission):
     def __init__(self, total_count: int) -> None:
         super().__init__()
         self.total_count = _positive("total_count", total_count)
+        self.dtype = torch.double if total_count > FLOAT32_NUMBERS else None
 
     def forward(self, features: Tensor) -> dist.Binomial:
         """Logits `[..., 1]`."""
-        return dist.Binomial(total_count=self.total_count, logits=features.squeeze(-1))
+        return PreciseBinomial(total_count=self.total_count, logits=features.squeeze(-1))
 
 
 class Normal(Emission):
@@ -220,7 +255,7 @@ class Beta(Emission):
     def forward(self, features: Tensor) -> dist.Beta:
         """Raw concentrations `[..., 2]`."""
         concentration1, concentration0 = self.positive(features).unbind(-1)
-        return dist.Beta(concentration1, concentration0)
+        return PreciseBeta(concentration1, concentration0)
 
 
 class Independent(Emission):
@@ -235,6 +270,8 @@ class Independent(Emission):
         super().__init__()
         if isinstance(event, Joint):
             raise ValueError("Independent takes the emission of one entry, not a Joint: make a Joint of Independents")
+        if event.num_passed_on:
+            raise ValueError(f"{type(event).__name__} is given the context passed on, which the entries of an Independent are not")
         self.event = event
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         for size in self.shape:
@@ -261,11 +298,18 @@ class Joint(Emission):
         self.emissions: Any = nn.ModuleDict(emissions)
         self.sizes = [emission.num_features for emission in emissions.values()]
         self.num_features = sum(self.sizes)
+        self.num_passed_on = sum(emission.num_passed_on for emission in emissions.values())
 
-    def forward(self, features: Tensor) -> dict[str, Distribution]:
-        """The emissions' features one after the other, in the group's order."""
-        parts = features.split(self.sizes, -1)
-        return {name: emission(part) for (name, emission), part in zip(self.emissions.items(), parts, strict=True)}
+    def forward(self, features: Tensor, passed_on: Tensor | None = None) -> dict[str, Distribution]:
+        """The emissions' features one after the other, in the group's order, and likewise what is passed on to them of the context."""
+        parts = dict(zip(self.emissions, features.split(self.sizes, -1), strict=True))
+        if passed_on is None:
+            return {name: emission(parts[name]) for name, emission in self.emissions.items()}
+        shares = passed_on.split([emission.num_passed_on for emission in self.emissions.values()], -1)
+        return {
+            name: emission(parts[name], share) if emission.num_passed_on else emission(parts[name])
+            for (name, emission), share in zip(self.emissions.items(), shares, strict=True)
+        }
 
     def prepare(self, values: Any, mask: Tensor) -> dict[str, Tensor]:
         """Each observation as its own emission takes it; raises `UserError` if the names differ."""
@@ -279,15 +323,16 @@ class Joint(Emission):
         return {name: emission.stack([step[name] for step in observations], mask) for name, emission in self.emissions.items()}
 
 
-def observe(name: str, distribution: Distribution, obs: Any = None) -> Any:
+def observe(name: str, distribution: Distribution, obs: Any = None, infer: Any = None) -> Any:
     """The `pyro.sample` statement of an observation; for a named group one statement a member, at `{name}_{member}`.
 
-    Returns the value (a dict of values for a group); `obs=None` samples it.
+    Returns the value (a dict of values for a group); `obs=None` samples it. `infer` is what inference is told of each of the sites.
     """
     if not isinstance(distribution, dict):
-        return pyro.sample(name, distribution, obs=obs)
+        return pyro.sample(name, distribution, obs=obs, infer=infer)
+    members = distribution.items()
     return {
-        member: pyro.sample(f"{name}_{member}", part, obs=None if obs is None else obs[member]) for member, part in distribution.items()
+        member: pyro.sample(f"{name}_{member}", part, obs=None if obs is None else obs[member], infer=infer) for member, part in members
     }
 
 

@@ -22,11 +22,16 @@ class Encoder(nn.Module):
 
     num_features: int
     event_shape: tuple[int, ...] = ()
-    dtype: torch.dtype | None = None  # of an observation; None for the default floating-point type
+    dtype: torch.dtype | None = None  # of an observation; None for the floating-point type of the encoder
+    _place: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("_place", torch.empty(0), persistent=False)  # of which type the features are, also without parameters
 
     def blank(self, *lead: int, device: torch.device | None = None) -> Any:
         """Observations of zeros `[*lead, *event_shape]`: what stands before a sequence's first step."""
-        return torch.zeros((*lead, *self.event_shape), dtype=self.dtype, device=device)
+        return torch.zeros((*lead, *self.event_shape), dtype=self.dtype or self._place.dtype, device=device)
 
     def forward(self, values: Any) -> Tensor:
         """The features."""
@@ -59,7 +64,7 @@ class OneHot(Encoder):
 
     def forward(self, values: Tensor) -> Tensor:
         """Symbols `[...]` to unit vectors `[..., num_categories]`."""
-        return functional.one_hot(values, self.num_features).to(torch.get_default_dtype())
+        return functional.one_hot(values, self.num_features).to(self._place.dtype)
 
 
 class Flatten(Encoder):
@@ -73,7 +78,7 @@ class Flatten(Encoder):
     def forward(self, values: Tensor) -> Tensor:
         """`[..., *event_shape]` to `[..., prod(event_shape)]`."""
         lead = values.shape[: values.dim() - len(self.event_shape)]
-        return values.reshape(*lead, self.num_features).to(torch.get_default_dtype())
+        return values.reshape(*lead, self.num_features).to(self._place.dtype)
 
 
 class MLP(Encoder):
@@ -87,8 +92,8 @@ class MLP(Encoder):
 
     def forward(self, values: Tensor) -> Tensor:
         """`[..., size]` of any type to `[..., hidden_sizes[-1]]`."""
-        weight = next(self.layers.parameters(), None)
-        return self.layers(values.to(torch.get_default_dtype() if weight is None else weight.dtype))
+        weight = next(self.layers.parameters(), self._place)
+        return self.layers(values.to(weight.dtype))
 
 
 class Sequential(Encoder):

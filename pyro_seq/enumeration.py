@@ -17,7 +17,8 @@ from pyro_seq.hidden_markov import log_sum_exp
 from pyro_seq.pair import Pair
 from pyro_seq.prototypes import trace_model
 from pyro_seq.site_checks import named, plate_depth
-from pyro_seq.site_densities import Observed, check_support, is_enumerated, is_factor, place_of, sample_sites
+from pyro_seq.site_densities import Observed, check_support, is_enumerated, is_factor, place_of
+from pyro_seq.time_sites import places_of, sample_sites
 
 ENTRIES = 2**26  # of a sum's terms that are held at once
 ROW = "row"  # how the sequences' dimension is called, beside the symbols of enumerated latents
@@ -100,9 +101,10 @@ def _enumerated_trace(pair: Pair, batch: SequenceBatch) -> Any:
 def _factors(trace: Any, batch: SequenceBatch, observed: Observed) -> Iterator[_Factor]:
     """The sites' shares by step, those of a step in the order of the sites."""
     like, found = torch.zeros(batch.mask.shape, device=batch.device), []
+    places = places_of(trace, batch.num_steps)
     for name, site in sample_sites(trace):
         fn, value, symbols = site["fn"], site["value"], site["infer"]["_dim_to_symbol"]
-        step = place_of(name, site, like, trace)
+        step = place_of(name, site, places[name])
         if site["is_observed"] and not is_factor(site):
             check_support(name, fn, value, observed, step)
         if not site["is_observed"]:  # not masked, as in Pyro: at padding they add up to 1

@@ -17,6 +17,7 @@ from pyro_seq.pair import Pair
 from pyro_seq.particles import drawn_by_weight
 from pyro_seq.path_weights import steps_at_once
 from pyro_seq.site_densities import log_weights, sample_sites
+from pyro_seq.time_sites import Side, classify
 from pyro_seq.trees import map_tensors
 
 PATH_NUMBERS = 2**25  # in the paths and observations of all particles that are kept at once: bounds memory
@@ -111,6 +112,7 @@ def _by_paths(pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int) -
         proposed = poutine.trace(pair.guide).get_trace(particles) if guided else None
         model = poutine.replay(pair.model, trace=proposed) if guided else pair.model
         trace = poutine.trace(model).get_trace(gaps)
+        classify([Side(trace, pair.model)], gaps, pair)
         stems = observed_stems(trace) or sampled_stems(trace)
         drawn = values_at(trace, stems, steps, batch.values)
         if proposed is None:  # all that was not observed is proposed by the model itself

@@ -16,7 +16,7 @@ from pyro_seq.path_weights import steps_at_once
 from pyro_seq.prediction import by_steps
 from pyro_seq.sampling import draw
 from pyro_seq.sequence_model import SequenceModel
-from pyro_seq.site_densities import STEP_SITE, sample_sites
+from pyro_seq.time_sites import Side, classify, sample_sites
 from pyro_seq.trees import concatenated, map_tensors
 
 
@@ -82,7 +82,9 @@ def _on_the_way(start: Tensor, end: Tensor, num: int) -> Tensor:
 
 def _means(pair: Pair, batch: SequenceBatch, samples: int, steps: int) -> dict[str, Tensor]:
     """The guide's mean of each latent site `[N, *event]`, those of the first `steps` steps."""
-    trace = poutine.trace(pair.guide).get_trace(batch.repeat(samples))
+    particles = batch.repeat(samples)
+    trace = poutine.trace(pair.guide).get_trace(particles)
+    after = {name for name, place in classify([Side(trace, pair.guide)], particles, pair).items() if (place.step or 0) >= steps}
     latents = {}
     for name, site in sample_sites(trace):
         value, fn = site["value"], site["fn"]
@@ -95,8 +97,10 @@ def _means(pair: Pair, batch: SequenceBatch, samples: int, steps: int) -> dict[s
         latents[name] = value.unflatten(0, (len(batch), samples)).mean(1)
     if not latents:
         raise UserError("the pair has no latents: there is nothing to interpolate")
-    latents = by_steps(latents) if isinstance(pair.model, SequenceModel) else latents
-    return {name: value for name, value in latents.items() if not _is_after(name, steps, latents)}
+    if isinstance(pair.model, SequenceModel):
+        latents = by_steps(latents)
+        after |= latents.keys() - {f"z_{t}" for t in range(steps)}
+    return {name: value for name, value in latents.items() if name not in after}
 
 
 def _cut(ends: list[dict[str, Tensor]], num_steps: tuple[int, int]) -> list[dict[str, Tensor]]:
@@ -113,20 +117,13 @@ def _cut(ends: list[dict[str, Tensor]], num_steps: tuple[int, int]) -> list[dict
     return ends
 
 
-def _is_after(name: str, steps: int, latents: dict[str, Tensor]) -> bool:
-    """Whether a site is one of a row of latents, one for each step, and named for a step after the first `steps`."""
-    found = STEP_SITE.search(name)
-    if found is None or int(found[1]) < steps:
-        return False
-    return all(f"{name[: found.start(1)]}{t}{name[found.end(1) :]}" in latents for t in range(steps))
-
-
 def _decoded(pair: Pair, batch: SequenceBatch, latents: dict[str, Tensor], adjust: Adjust) -> Any:
     """The model's observations `[N, T, *event]` given latents, drawn step by step."""
     model = pair.model
     if not isinstance(model, SequenceModel):
         with Adjusted(adjust, lambda stem: stem.before == "x_"):
             trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(batch)
+        classify([Side(trace, model)], batch, pair)
         values = stacked(values_at(trace, sampled_stems(trace), range(batch.num_steps)))
         return map_tensors(lambda x: torch.where(batch.mask.view(*batch.mask.shape, *(1,) * (x.dim() - 2)), x, torch.zeros_like(x)), values)
     state, values = model.initial(len(batch)), []

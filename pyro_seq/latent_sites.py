@@ -7,17 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.distributions import MarkovPath
 from pyro_seq.errors import UserError
-from pyro_seq.prototypes import lengthened, trace_model
 from pyro_seq.site_checks import latent_sites
-from pyro_seq.site_densities import STEP_SITE, is_enumerated
+from pyro_seq.site_densities import is_enumerated
+from pyro_seq.time_sites import Side, Stem, classify
 
 
 @dataclass(frozen=True)
@@ -69,29 +69,33 @@ def find_latents(trace: Any, batch: SequenceBatch, model: Callable[[SequenceBatc
     Raises `UserError` for those that no guide of ours can sample: discrete ones that are not enumerated, ones that all sequences
     share, ones in plates inside a sequence, ones whose support differs, ones of some steps only.
     """
-    sites = {name: site for name, site in latent_sites(trace).items() if not is_enumerated(site)}
-    sequence, paths, groups = list[Latent](), list[Latent](), dict[str, dict[int, Latent]]()
-    longer: Any = None
-    for name, site in sites.items():
-        fn = site["fn"]
+    places = classify([Side(trace, model)], batch)
+    sequence, paths, groups = list[Latent](), list[Latent](), dict[Stem, dict[int, Latent]]()
+    for name, site in latent_sites(trace).items():
+        if is_enumerated(site):
+            continue
+        fn, place = site["fn"], places[name]
         _check(name, site, len(batch))
         latent = Latent(name, tuple(fn.event_shape), _fixed_support(name, fn.support))
-        step = STEP_SITE.search(name)
-        stem = f"{name[: step.start(1)]}{{}}{name[step.end(1) :]}" if step else ""
-        if step and (stem in groups or all(stem.format(t) in sites for t in range(batch.num_steps)) or _has_siblings(stem, name, sites)):
-            groups.setdefault(stem, {})[int(step[1])] = latent
-        elif fn.event_shape[:1] == (batch.num_steps,):
-            if not isinstance(fn, MarkovPath):
-                longer = longer or trace_model(model, lengthened(batch))
-            grows = isinstance(fn, MarkovPath) or longer.nodes[name]["fn"].event_shape[:1] == (batch.num_steps + 1,)
-            (paths if grows else sequence).append(_of_one_step(latent) if grows else latent)
-        else:
+        _check_transform(latent)
+        if place.over_time:
+            paths.append(_of_one_step(latent))
+        elif place.step is None:
             sequence.append(latent)
+        elif place.stem is None:
+            raise UserError(f"site {name!r} is of step {place.step}, which its name does not say: name it for its step (z_0, z_1, …)")
+        else:
+            groups.setdefault(place.stem, {})[place.step] = latent
     return Latents(tuple(sequence), tuple(paths), tuple(_of_steps(stem, group, batch.num_steps) for stem, group in groups.items()))
 
 
 def _check(name: str, site: Any, size: int) -> None:
     fn = site["fn"]
+    if _is_delta(fn):
+        raise UserError(
+            f"site {name!r} is a Delta, a value and nothing to infer: under any guide of a density its loss is infinite. Make it a "
+            f"pyro.deterministic({name!r}, value)"
+        )
     if fn.support.is_discrete:
         raise UserError(
             f"site {name!r} is discrete, which this guide does not sample: mark it infer={{'enumerate': 'parallel'}} (or "
@@ -110,6 +114,23 @@ def _check(name: str, site: Any, size: int) -> None:
         )
 
 
+def _is_delta(fn: Any) -> bool:
+    while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
+
+
+def _check_transform(latent: Latent) -> None:
+    """Raise `UserError` for a support that PyTorch has no one-to-one map to."""
+    try:
+        latent.transform()
+    except NotImplementedError:
+        raise UserError(
+            f"site {latent.name!r} lies in {latent.support}, to which PyTorch knows no one-to-one map from unconstrained numbers: sample "
+            "parts that it knows (for a covariance, dist.LKJCholesky and scales), or write its guide by hand"
+        ) from None
+
+
 def _fixed_support(name: str, support: Any) -> Any:
     """The support with its bounds as numbers; raises `UserError` if they differ between sequences, steps or entries."""
     if isinstance(support, constraints.independent):
@@ -123,13 +144,6 @@ def _fixed_support(name: str, support: Any) -> Any:
     if not isinstance(support, (constraints.greater_than, constraints.greater_than_eq, constraints.less_than, constraints.interval)):
         raise UserError(f"site {name!r} has the support {support}, which this guide does not know: write its guide by hand")
     return type(support)(**{key: bound.flatten()[0].item() for key, bound in bounds.items()})
-
-
-def _has_siblings(stem: str, name: str, sites: Any) -> bool:
-    """Whether other sites differ from this one in the step's number only."""
-    before, after = stem.split("{}")
-    middles = (other[len(before) : len(other) - len(after)] for other in sites if other.startswith(before) and other.endswith(after))
-    return any(middle.isdigit() and stem.format(middle) != name for middle in middles)
 
 
 def _of_one_step(latent: Latent) -> Latent:
@@ -146,9 +160,9 @@ def _of_one_step(latent: Latent) -> Latent:
     )
 
 
-def _of_steps(stem: str, group: dict[int, Latent], num_steps: int) -> Latent:
+def _of_steps(stem: Stem, group: dict[int, Latent], num_steps: int) -> Latent:
     """The latent that stands for a site at each step; raises `UserError` unless there is one of a kind at every step."""
-    name = stem.format(min(group))
+    name = stem.at(min(group))
     if sorted(group) != list(range(num_steps)):
         raise UserError(f"sites like {name!r} must be named for the steps 0 … {num_steps - 1}, one at each; there are {sorted(group)}")
     first = group[0]
@@ -156,7 +170,7 @@ def _of_steps(stem: str, group: dict[int, Latent], num_steps: int) -> Latent:
         if latent.event_shape != first.event_shape or not _equal(latent.support, first.support):
             got = f"{list(latent.event_shape)} in {latent.support}, {first.name!r} {list(first.event_shape)} in {first.support}"
             raise UserError(f"sites of all steps must have one shape and support, but {latent.name!r} has {got}")
-    return Latent(stem, first.event_shape, first.support)
+    return Latent(stem.at("{}"), first.event_shape, first.support)
 
 
 def _equal(one: Any, other: Any) -> bool:

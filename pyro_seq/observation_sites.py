@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -11,39 +11,19 @@ from torch import Tensor
 
 from pyro_seq.emissions import Distribution
 from pyro_seq.errors import UserError
-from pyro_seq.site_densities import STEP_SITE, is_factor, sample_sites
+from pyro_seq.site_densities import is_factor
+from pyro_seq.time_sites import Stem, places_of, sample_sites, stems_of
 
 Adjust = Callable[[Distribution], Distribution]
-
-
-class Stem(NamedTuple):
-    """What stands before and after the step in the names of sites: (`x_`, `_notes`) of `x_3_notes`."""
-
-    before: str
-    after: str
-
-    @classmethod
-    def of(cls, name: str) -> Stem | None:
-        """The stem of a site that is named for a step."""
-        step = STEP_SITE.search(name)
-        return cls(name[: step.start(1)], name[step.end(1) :]) if step else None
-
-    def at(self, t: int) -> str:
-        """The site of step t."""
-        return f"{self.before}{t}{self.after}"
-
-    @property
-    def member(self) -> str:
-        """What the observation is called in a named group: `notes` of `x_3_notes`, `y` of `y_3`."""
-        return self.after.strip("_") or self.before.strip("_")
 
 
 def observed_stems(trace: Any) -> list[Stem]:
     """The stems of a trace's observed sites, in order; raises `UserError` if an observed site is not named for a step."""
     found: dict[Stem, None] = {}
+    places = places_of(trace)
     for name, site in sample_sites(trace):
         if site["is_observed"] and not is_factor(site):
-            stem = Stem.of(name)
+            stem = places[name].stem
             if stem is None:
                 raise UserError(
                     f"the observed site {name!r} is not named for its step (x_0, x_1, …): what it would be at others is unknown"
@@ -54,7 +34,7 @@ def observed_stems(trace: Any) -> list[Stem]:
 
 def sampled_stems(trace: Any) -> list[Stem]:
     """The stems of the sites `x_{t}` and `x_{t}_{member}`, which are observations by their names."""
-    stems = (Stem.of(name) for name, _ in sample_sites(trace))
+    stems = (place.stem for place in places_of(trace).values())
     return list(dict.fromkeys(stem for stem in stems if stem is not None and stem.before == "x_"))
 
 
@@ -98,8 +78,7 @@ class Adjusted(Messenger):
         self.adjust, self.is_observation = adjust, is_observation
 
     def _pyro_sample(self, msg: Any) -> None:
-        stem = Stem.of(msg["name"])
-        if not msg["is_observed"] and msg["value"] is None and stem is not None and self.is_observation(stem):
+        if not msg["is_observed"] and msg["value"] is None and any(self.is_observation(stem) for stem, _ in stems_of(msg["name"])):
             msg["fn"] = self.adjust(msg["fn"])
 
 

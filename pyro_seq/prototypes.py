@@ -30,3 +30,17 @@ def lengthened(batch: SequenceBatch) -> SequenceBatch:
 
     inputs = None if batch.inputs is None else pad(batch.inputs)
     return SequenceBatch(map_tensors(pad, batch.values), batch.lengths, inputs=inputs, state=batch.state, num_steps=batch.num_steps + 1)
+
+
+def prolonged(batch: SequenceBatch) -> SequenceBatch:
+    """The longest sequence of a batch, alone, going on to one step more than the batch has; its last observation stands there again."""
+    longest = int(batch.lengths.argmax())
+    one, steps = batch.select(slice(longest, longest + 1)), batch.num_steps + 1
+    length = int(one.lengths)
+
+    def extend(tensor: Tensor) -> Tensor:
+        last = tensor[:, max(0, length - 1) : max(1, length)] if length else torch.zeros_like(tensor[:, :1])
+        return torch.cat([tensor[:, :length], *[last] * (steps - length)], 1)
+
+    inputs = None if one.inputs is None else extend(one.inputs)
+    return SequenceBatch(map_tensors(extend, one.values), [steps], inputs=inputs, state=one.state).to(batch.device)

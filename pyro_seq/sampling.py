@@ -21,6 +21,7 @@ from pyro_seq.pair import Pair, Stochastic
 from pyro_seq.path_weights import steps_at_once
 from pyro_seq.sequence_model import Outcome, SequenceModel
 from pyro_seq.state_mixtures import StateMixture
+from pyro_seq.time_sites import Side, classify
 from pyro_seq.trees import concatenated
 
 AHEAD = 64  # steps that are drawn between two looks at Pyro's global settings
@@ -167,6 +168,7 @@ def sampled_values(model: Stochastic, batch: SequenceBatch, adjust: Adjust = unc
         return sample_sequences(model, batch.num_steps, state=model.state_before(batch), inputs=batch.inputs, adjust=adjust)
     with Adjusted(adjust, lambda stem: stem.before == "x_"):
         trace = poutine.trace(model).get_trace(batch)
+    classify([Side(trace, model)], batch)
     return _observations(trace, batch.num_steps)
 
 

@@ -9,10 +9,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_seq.batch import SequenceBatch
+from pyro_seq.batch import ALL_STEPS, STEP_MARK, SequenceBatch
 from pyro_seq.distributions import FlowPath, RecurrentPath, Sampler
 from pyro_seq.errors import UserError
 from pyro_seq.networks import concatenate, full_precision, same_features, zeros_like_weights
+from pyro_seq.registration import register
 from pyro_seq.sequence_model import Outcome, SequenceModel, in_one_path
 
 
@@ -85,7 +86,7 @@ class SequenceGuide(nn.Module):
         """The Pyro guide q(z | x) of the batch, in the layout of its model."""
         if batch.values is None:
             raise UserError(f"{type(self).__name__} infers latents from observations, and the batch has none")
-        pyro.module(type(self).__name__, self)
+        register(self)
         if batch.state is None:
             state = {"latent": self.initial_latent(len(batch)), "carried": self.initial_carried(len(batch))}
         else:
@@ -107,7 +108,7 @@ class SequenceGuide(nn.Module):
         kind = FlowPath if len(self.flows) else RecurrentPath
         posterior = kind(first, conditional, self.initial_running(batch), batch.num_steps, **options)
         with torch.autocast(first.device.type, enabled=False):
-            return pyro.sample("z", posterior)
+            return pyro.sample("z", posterior, infer={STEP_MARK: ALL_STEPS})
 
     def _steps(self, batch: SequenceBatch, evidence: tuple[Tensor, ...], previous: Tensor) -> Tensor:
         latents, running = [], self.initial_running(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import pyro
@@ -10,12 +11,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_seq.batch import SequenceBatch
+from pyro_seq.batch import ALL_STEPS, STEP_MARK, SequenceBatch
 from pyro_seq.contexts import Context
 from pyro_seq.distributions import MarkovPath, RecurrentPath, before
 from pyro_seq.emissions import Distribution, Emission, observe, over_time
 from pyro_seq.errors import UserError
+from pyro_seq.handlers import GivenPath
 from pyro_seq.networks import full_precision, same_features, zeros_like_weights
+from pyro_seq.registration import register
 from pyro_seq.trees import map_tensors
 
 Layout = Literal["path", "steps"]
@@ -104,7 +107,7 @@ class SequenceModel(nn.Module):
 
     def forward(self, batch: SequenceBatch) -> Outcome:
         """The Pyro model p(x, z) of the batch."""
-        pyro.module(type(self).__name__, self)
+        register(self)
         return self._path(batch) if in_one_path(self, batch) else self._steps(batch)
 
     def seen(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
@@ -148,16 +151,18 @@ class SequenceModel(nn.Module):
         with batch.plate():
             latents = None
             if self.recurs_on_latents:
-                prior = RecurrentPath(state["latent"], recurrent, state["carried"], batch.num_steps, active=mask)
-                latents = pyro.sample("z", prior)
+                prior: MarkovPath = RecurrentPath(state["latent"], recurrent, state["carried"], batch.num_steps, active=mask)
+                latents = pyro.sample("z", prior, infer={STEP_MARK: ALL_STEPS})
                 prior.at(latents)  # which sets h and carried, unless the path is this prior's own sample
                 if h.shape[-2] != batch.num_steps or carried is None:
                     recurrent(before(latents, state["latent"]), slice(None), state["carried"])
             elif self.latent_size:
-                latents = pyro.sample("z", MarkovPath(state["latent"], conditional, batch.num_steps, active=mask))
+                prior = MarkovPath(state["latent"], conditional, batch.num_steps, active=mask)
+                latents = pyro.sample("z", prior, infer={STEP_MARK: ALL_STEPS})
             features, carried = self.decode(h, latents, carried)
             emission = self.emit(features, self._contexts(batch)[0])
-            observe("x", over_time(emission, mask), obs=self.emission.prepare(batch.values, batch.mask))
+            observed = self.emission.prepare(batch.values, batch.mask)
+            observe("x", over_time(emission, mask), obs=observed, infer={STEP_MARK: ALL_STEPS})
         latent = state["latent"] if latents is None else batch.last(latents, state["latent"])
         return Outcome(batch.values, latents, {"context": context, "latent": latent, "carried": carried})
 
@@ -167,7 +172,8 @@ class SequenceModel(nn.Module):
         latents: list[Any] = []
         observed = observations(self, batch)
         complete = batch.values
-        with batch.plate(), same_features(self):
+        path = GivenPath(batch.num_steps) if self.layout == "path" and self.latent_size else nullcontext()
+        with batch.plate(), same_features(self), path:
             for t in batch.steps():
                 with batch.active(t):
                     x, z, state = self._step(t, state, batch.inputs_at(t), observed[t])

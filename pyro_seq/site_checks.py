@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 
 from pyro_seq.random_state import kept
-from pyro_seq.site_densities import STEP_SITE, is_enumerated, sample_sites
+from pyro_seq.site_densities import is_enumerated
+from pyro_seq.time_sites import NUMBER, sample_sites
 
 DRAWS = 20  # for each sequence, to see whether a guide's samples lie in the model's support
 
@@ -37,11 +38,10 @@ def named(names: Iterable[str]) -> str:
 
 
 def by_stem(names: Iterable[str]) -> list[list[str]]:
-    """Names that differ in the number of a step only, put together."""
+    """Names that differ in numbers only, put together: one line says what is wrong with all of them."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        step = STEP_SITE.search(name)
-        groups.setdefault(f"{name[: step.start(1)]}#{name[step.end(1) :]}" if step else name, []).append(name)
+        groups.setdefault(NUMBER.sub("#", name), []).append(name)
     return list(groups.values())
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
+from functools import reduce
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -16,10 +15,9 @@ from torch.distributions import constraints
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
-from pyro_seq.prototypes import lengthened, trace_model
+from pyro_seq.time_sites import HOW_TO_MARK, Marks, Place, Side, classify, places_of
+from pyro_seq.time_sites import sample_sites as sample_sites
 from pyro_seq.trees import flatten, map_tensors, tensors
-
-STEP_SITE = re.compile(r"_(\d+)(?:_\D.*)?$")
 
 
 class Unsummed(UserError):
@@ -31,14 +29,6 @@ class Observed(NamedTuple):
 
     active: Tensor
     names: Tensor
-
-
-def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
-    """The random sites of a trace, those of plates and of deterministic values left out."""
-    for name, site in trace.nodes.items():
-        infer = site.get("infer") or {}
-        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample" and not infer.get("_deterministic"):
-            yield name, site
 
 
 def is_factor(site: Any) -> bool:
@@ -54,52 +44,19 @@ def is_enumerated(site: Any) -> bool:
 def traced(pair: Pair, batch: SequenceBatch, proposal: str) -> tuple[Any, Any]:
     """(the trace that the latents were drawn in, the model's trace at these latents), latents drawn from the guide or from the prior.
 
-    Latents over time are marked as such (`mark_paths`).
+    The sites of both are classified (`time_sites.classify`).
     """
+    marks = Marks()
+    model = marks.around(pair.model)
     if proposal == "prior":
-        guide_trace = model_trace = poutine.trace(pair.model).get_trace(batch)
+        guide_trace = model_trace = poutine.trace(model).get_trace(batch)
+        sides = [Side(model_trace, pair.model, marks.found)]
     else:
         guide_trace = poutine.trace(pair.guide).get_trace(batch)
-        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(batch)
-    mark_paths(pair, batch, guide_trace, model_trace)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
+        sides = [Side(guide_trace, pair.guide), Side(model_trace, pair.model, marks.found)]
+    classify(sides, batch, pair)
     return guide_trace, model_trace
-
-
-def mark_paths(pair: Pair, batch: SequenceBatch, guide_trace: Any, model_trace: Any) -> None:
-    """Mark, in both traces, the latents whose event `[T, …]` has an entry for each step: `site["grows"]`.
-
-    The shape does not tell, since a latent w of a whole sequence may have T entries by chance. A latent is over time if its distribution
-    has `step_log_prob` on either side (`MarkovPath`, `TransformedPath`), or if its event has T + 1 entries where the batch has one more
-    step of padding. The model is asked (the guide for its auxiliary latents), by a run on the first sequence, and only where there is
-    such a latent; where that run fails, the latent is one of the whole sequence.
-    """
-    asked: set[str] = set()
-    for function, trace in ((pair.model, model_trace), (pair.guide, guide_trace)):
-        names = [name for name, site in sample_sites(trace) if name not in asked and _may_grow(name, site, trace, batch.num_steps)]
-        asked.update(names)
-        sites = {name: [side.nodes[name] for side in (guide_trace, model_trace) if name in side] for name in names}
-        known = [name for name in names if any(hasattr(site["fn"], "step_log_prob") for site in sites[name])]
-        events = _longer_events(function, batch) if len(known) < len(names) else {}
-        for name in names:
-            for site in sites[name]:
-                site["grows"] = name in known or events.get(name, ())[:1] == (batch.num_steps + 1,)
-
-
-def _may_grow(name: str, site: Any, trace: Any, num_steps: int) -> bool:
-    """Whether a site is a latent with T entries, and not one of a step among others (`z_0`, `z_1`, …)."""
-    if site["is_observed"] or site["fn"].event_shape[:1] != (num_steps,):
-        return False
-    step = STEP_SITE.search(name)
-    return step is None or int(step[1]) >= num_steps or _stands_alone(step, trace, num_steps)
-
-
-def _longer_events(function: Any, batch: SequenceBatch) -> dict[str, tuple[int, ...]]:
-    """The event shapes of a side's sites on the batch's first sequence with one more step of padding; none where it cannot run on that."""
-    try:
-        longer = trace_model(function, lengthened(batch.select(slice(1))))
-    except Exception:  # a side of the user's that has one length
-        return {}
-    return {name: tuple(site["fn"].event_shape) for name, site in sample_sites(longer)}
 
 
 def log_weights(guide_trace: Any, model_trace: Any, like: Tensor, observed: Observed | None = None) -> tuple[Tensor, str | None]:
@@ -109,11 +66,13 @@ def log_weights(guide_trace: Any, model_trace: Any, like: Tensor, observed: Obse
     draws and their densities cancel. Observations outside their support are refused, those that `observed` names.
     Raises `UserError` as `score` does.
     """
-    steps, latent = torch.zeros_like(like), None
+    latent: str | None = None
+    shares: list[tuple[int | None, Tensor]] = []
     bootstrap = guide_trace is model_trace
+    places = places_of(guide_trace, like.shape[-1]) | places_of(model_trace, like.shape[-1])
     for trace, sign in ((model_trace, 1.0),) if bootstrap else ((guide_trace, -1.0), (model_trace, 1.0)):
         for name, site in sample_sites(trace):
-            step = place_of(name, site, steps, trace)
+            step = place_of(name, site, places[name])
             if site["is_observed"]:
                 if observed is not None:
                     check_support(name, site["fn"], site["value"], observed, step)
@@ -123,15 +82,14 @@ def log_weights(guide_trace: Any, model_trace: Any, like: Tensor, observed: Obse
                     continue
                 if not (site.get("infer") or {}).get("is_auxiliary"):
                     _check_sides(name, guide_trace, model_trace)
-            _add(steps, name, site, sign, step)
-    return steps, latent
+            shares.append((step, sign * _share(like, name, site, step)))
+    return _summed(like, shares), latent
 
 
 def by_step(name: str, site: Any, trace: Any, like: Tensor) -> Tensor:
     """The log-density of one site by step, shaped like `like` (see `log_weights`)."""
-    steps = torch.zeros_like(like)
-    _add(steps, name, site, 1.0, place_of(name, site, steps, trace))
-    return steps
+    step = place_of(name, site, places_of(trace, like.shape[-1])[name])
+    return _summed(like, [(step, _share(like, name, site, step))])
 
 
 def states(guide_trace: Any, model_trace: Any) -> dict[str, Any]:
@@ -172,29 +130,13 @@ def _by_itself(x: Tensor) -> Tensor:
 
 
 def step_of(name: str, site: Any, trace: Any, num_steps: int) -> int | None:
-    """The step that a site is named for, if it is; `None` also where the number in its name is no step after all (`x_track_1`)."""
-    step = STEP_SITE.search(name)
-    if not step or int(step[1]) >= num_steps:
-        return None
-    return None if is_over_time(site, num_steps) and _stands_alone(step, trace, num_steps) else int(step[1])
+    """The step that a site is of; `None` for a site over all steps, and for one of the whole sequence."""
+    return places_of(trace, num_steps)[name].step
 
 
-def is_over_time(site: Any, num_steps: int) -> bool:
-    """Whether a site's event is `[T, …]` with an entry for each step: a latent's only if it is known to be (`mark_paths`)."""
-    known = site["is_observed"] or hasattr(site["fn"], "step_log_prob") or site.get("grows", False)
-    return known and site["fn"].event_shape[:1] == (num_steps,)
-
-
-def is_told_apart(site: Any, num_steps: int) -> bool:
+def is_told_apart(site: Any, place: Place) -> bool:
     """Whether a site over time has a density for each step."""
-    fn = site["fn"]
-    return hasattr(fn, "step_log_prob") or (isinstance(fn, torch.distributions.Independent) and is_over_time(site, num_steps))
-
-
-def _stands_alone(step: re.Match[str], trace: Any, num_steps: int) -> bool:
-    """Whether some step has no site of this name."""
-    name = step.string
-    return any(f"{name[: step.start(1)]}{t}{name[step.end(1) :]}" not in trace for t in range(num_steps))
+    return place.over_time and (hasattr(site["fn"], "step_log_prob") or isinstance(site["fn"], torch.distributions.Independent))
 
 
 def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
@@ -207,41 +149,51 @@ def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
         raise UserError(f"the model has no site {name!r}, which the guide samples")
 
 
-def place_of(name: str, site: Any, steps: Tensor, trace: Any) -> int | None:
+def _step(name: str, site: Any, place: Place) -> int | None:
     """The step that a site's density counts at, or `None` if its event has an entry for each step.
 
-    A latent that is not known to be over time (`mark_paths`) counts as a whole at step 0.
+    A latent that is over no time counts as a whole at step 0, and so does one whose distribution does not tell its steps apart.
     """
-    num_steps = steps.shape[-1]
-    step = step_of(name, site, trace, num_steps)
-    if step is not None or is_told_apart(site, num_steps):
-        return step
+    if place.step is not None or is_told_apart(site, place):
+        return place.step
     if not site["is_observed"]:  # every prefix of the sequence depends on it
         return 0
-    if is_over_time(site, num_steps):
+    if place.over_time:
         raise UserError(
             f"site {name!r} has an event over all steps, and its {type(site['fn']).__name__} does not tell them apart: "
             "that takes a .to_event distribution, a method step_log_prob, or a site for each step"
         )
-    raise UserError(f"site {name!r} belongs to no step: name it for its step (x_0, x_1, …), or give it an event over all steps")
+    raise UserError(
+        f"site {name!r} belongs to no step: name it for its step (x_0, x_1, … for every step), give it an event over all steps, or "
+        f"{HOW_TO_MARK}"
+    )
 
 
-def _add(steps: Tensor, name: str, site: Any, sign: float, step: int | None) -> None:
-    """Add a site's log-density to its step of `[*lead, N, T]`, or to all of them."""
+def _summed(like: Tensor, shares: list[tuple[int | None, Tensor]]) -> Tensor:
+    """Log-densities of single steps `[*lead, N]`, or of all `[*lead, N, T]`, added up in the widest of their types, shaped like `like`."""
+    steps = torch.zeros_like(like, dtype=reduce(torch.promote_types, {share.dtype for _, share in shares}, like.dtype))
+    for step, share in shares:
+        target = steps if step is None else steps[..., step]
+        target += share
+    return steps
+
+
+def _share(like: Tensor, name: str, site: Any, step: int | None) -> Tensor:
+    """A site's log-density at its step, `[*lead, N]`, or at each of them, `[*lead, N, T]`."""
     fn, value, mask = site["fn"], site["value"], site["mask"]
     if step is not None:
-        target, log_prob = steps[..., step], fn.log_prob(value)
+        like, log_prob = like[..., step], fn.log_prob(value)
     elif hasattr(fn, "step_log_prob"):
-        target, log_prob = steps, fn.step_log_prob(value)
+        log_prob = fn.step_log_prob(value)
     else:
         inner, within = fn.base_dist.log_prob(value), fn.reinterpreted_batch_ndims - 1
-        target, log_prob = steps, inner.sum(tuple(range(-within, 0))) if within else inner
+        log_prob = inner.sum(tuple(range(-within, 0))) if within else inner
     if step is None and mask is not None:
-        mask = torch.as_tensor(mask, device=steps.device).unsqueeze(-1)
-    share = _by_row(name, log_prob, mask, target, over_steps=step is None)
+        mask = torch.as_tensor(mask, device=like.device).unsqueeze(-1)
+    share = _by_row(name, log_prob, mask, like, over_steps=step is None)
     if share.isnan().any():
         raise UserError(f"the log-density of site {name!r} is not a number: the weights are not finite, as after a training that diverged")
-    target += sign * share
+    return share
 
 
 def _by_row(name: str, log_prob: Tensor, mask: Any, like: Tensor, *, over_steps: bool) -> Tensor:
@@ -314,7 +266,7 @@ def entropies(trace: Any, like: Tensor) -> Tensor:
     steps = torch.zeros_like(like)
     for name, site in sample_sites(trace):
         if site["is_observed"]:
-            step, fn = place_of(name, site, steps, trace), site["fn"]
+            step, fn = place_of(name, site, places_of(trace, like.shape[-1])[name]), site["fn"]
             within = len(fn.event_shape) - (step is None)  # dimensions of one step's event
             while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
                 fn = fn.base_dist

@@ -13,8 +13,9 @@ from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.scoring import score
 from pyro_seq.site_checks import latent_sites, named, plate_depth, sites_by_name
-from pyro_seq.site_densities import STEP_SITE, is_enumerated, is_factor, states
+from pyro_seq.site_densities import is_enumerated, is_factor, states
 from pyro_seq.testing.evaluation import Failure, Probe, one_line, traced
+from pyro_seq.time_sites import stems_of
 
 
 def scored(pair: Pair, batch: SequenceBatch) -> Iterator[str]:
@@ -51,8 +52,7 @@ def sampled(probe: Probe) -> Iterator[str]:
 def _of_step(name: str, found: dict[str, Any]) -> Any:
     """The site of the first step that a site of all steps (`x`, `x_member`) stands for: `x_0`, `x_0_member`."""
     for other, site in found.items():
-        step = STEP_SITE.search(other)
-        if step and f"{other[: step.start()]}{other[step.end(1) :]}" == name:
+        if any(step == 0 and f"{stem.before[:-1]}{stem.after}" == name for stem, step in stems_of(other)):
             return site
     return None
 

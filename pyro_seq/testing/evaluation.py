@@ -15,10 +15,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.random_state import aside
 from pyro_seq.site_checks import latent_sites, mismatches, sites_by_name, unmasked_log_prob
-from pyro_seq.site_densities import is_over_time, mark_paths, step_of
+from pyro_seq.time_sites import Side, classify
 from pyro_seq.trees import map_tensors
 
 Values = dict[str, Tensor]
@@ -84,7 +85,10 @@ class Probe:
         self.values: Values = {name: site["value"] for name, site in latent_sites(self.guide).items()}
         self.model = self._model()
         self.values |= {name: site["value"] for name, site in latent_sites(self.model).items()}
-        mark_paths(pair, batch, self.guide, self.model)
+        try:
+            self.places = classify([Side(self.guide, pair.guide), Side(self.model, pair.model)], batch, pair)
+        except UserError as error:
+            raise Failure(str(error)) from error
 
     def _model(self) -> Any:
         """The model's trace at the guide's latents; raises `Failure`, if latents of another form are why it fails, in these words."""
@@ -134,9 +138,7 @@ class Probe:
 
     def is_over_time(self, name: str) -> bool:
         """Whether a latent's event has an entry for each step, and would have more of them in a longer batch."""
-        site, steps = self._site(name), self.batch.num_steps
-        trace = self.guide if name in self.guide else self.model
-        return is_over_time(site, steps) and step_of(name, site, trace, steps) is None
+        return self.places[name].over_time
 
 
 def densities(trace: Any, size: int) -> Values:

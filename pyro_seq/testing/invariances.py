@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.prototypes import lengthened
 from pyro_seq.site_checks import by_stem, named, sites_by_name
-from pyro_seq.site_densities import STEP_SITE, by_step, is_told_apart
+from pyro_seq.site_densities import by_step, is_told_apart
 from pyro_seq.testing.evaluation import Failure, Probe, active_values, densities, differs
 
 LOOKS = 8  # at most so many steps are looked at for what they know of later ones
@@ -90,16 +90,16 @@ def _unmasked(probe: Probe, side: str) -> Iterator[str]:
     """Sites that count at steps which are padding."""
     trace, ended = probe.trace(side), ~probe.batch.mask
     for name, figures in densities(trace, len(probe.batch)).items():
-        step = STEP_SITE.search(name)
-        if step and int(step[1]) < probe.batch.num_steps:
-            if (figures[ended[:, int(step[1])]] != 0).any():
+        place = probe.places[name]
+        if place.step is not None:
+            if (figures[ended[:, place.step]] != 0).any():
                 yield name
         elif probe.is_over_time(name) if name in probe.values else False:
             site, other = sites_by_name(trace)[name], _other_padding(probe)[name]
             inner = {**site, "value": other}
             if differs(site["fn"].log_prob(site["value"]), inner["fn"].log_prob(other)).any() and site["mask"] is None:
                 yield name
-        elif is_told_apart(sites_by_name(trace)[name], probe.batch.num_steps):
+        elif is_told_apart(sites_by_name(trace)[name], place):
             steps = _steps(name, sites_by_name(trace)[name], trace, probe.batch)
             if (steps[ended] != 0).any():
                 yield name
@@ -155,8 +155,8 @@ def _looks_ahead(probe: Probe, trace: Any, s: int) -> str | None:
         if name not in new:
             continue
         own = bool(site["is_observed"]) and not torch.equal(torch.as_tensor(site["value"]), torch.as_tensor(new[name]["value"]))
-        step = STEP_SITE.search(name)
-        at_step = is_told_apart(site, probe.batch.num_steps) or (step is not None and int(step[1]) == s)
+        place = probe.places[name]
+        at_step = is_told_apart(site, place) or place.step == s
         upto = s if own or not exchanged_before else s - 1
         before = _steps(name, site, probe.model, probe.batch)
         after = _steps(name, {**site, "fn": new[name]["fn"], "mask": new[name]["mask"]}, probe.model, probe.batch)

@@ -1,0 +1,63 @@
+"""What Pyro's handlers around a pair ask for, where a pair must look at them itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.condition_messenger import ConditionMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.subsample_messenger import SubsampleMessenger
+from torch import Tensor
+
+from pyro_seq.errors import UserError
+
+
+def refuse_subsampling() -> None:
+    """Raise `UserError` inside a plate that takes a part of its size: what is inside would be copied that often, and not subsampled."""
+    for handler in _PYRO_STACK:
+        if isinstance(handler, SubsampleMessenger) and handler.subsample_size not in (None, -1, handler.size):
+            raise UserError(
+                f"plate {handler.name!r} takes {handler.subsample_size} of {handler.size}, which would make copies of a batch's sequences, "
+                "and no minibatch of them: call the pair on batch.select(index) instead, under "
+                f"poutine.scale(scale={handler.size}/{handler.subsample_size})"
+            )
+
+
+class GivenPath(Messenger):
+    """Gives the latents `z_0, z_1, …` of a model in steps the values of a whole path `z` that a handler around conditions on or replays.
+
+    A model in layout `path` has its latents in one site `z`; without observations it runs in steps, and draws from a posterior of `z`
+    (`Predictive(model, posterior_samples={"z": …})`) would be passed over.
+
+    Args:
+        num_steps: T, which the path `[*lead, N, T, Z]` must have; `UserError` is raised otherwise.
+    """
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self.path, self.is_observed = _path_around("z")
+        if self.path is not None and self.path.shape[-2] != num_steps:
+            raise UserError(f"the values given for the path 'z' have {self.path.shape[-2]} steps, and the batch has {num_steps}")
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if self.path is not None and name.startswith("z_") and name[2:].isdigit():
+            msg["value"] = self.path[..., int(name[2:]), :]
+            msg["is_observed"], msg["done"] = self.is_observed, True
+
+
+def _path_around(name: str) -> tuple[Tensor | None, bool]:
+    """(the value that handlers around give a site, whether as an observation)."""
+    found: tuple[Tensor | None, bool] = None, False
+    for handler in reversed(_PYRO_STACK):
+        if isinstance(handler, BlockMessenger) and handler.hide_fn({"name": name, "type": "sample", "is_observed": False}):
+            break
+        if isinstance(handler, ConditionMessenger) and name in handler.data:
+            given: Any = handler.data
+            found = (given[name] if isinstance(given, dict) else given.nodes[name]["value"]), True
+        elif isinstance(handler, ReplayMessenger) and handler.trace is not None and name in handler.trace:
+            found = handler.trace.nodes[name]["value"], False
+    return found

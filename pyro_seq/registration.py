@@ -1,0 +1,61 @@
+"""The parameters of modules in Pyro's store, where several modules of one class are made in one session."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+from weakref import ref
+
+import pyro
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pyro_seq.errors import UserError
+
+_OWNERS: Any = WeakTensorKeyDictionary()  # parameters that have been registered here → a weak reference to their module
+
+
+def register(module: nn.Module) -> None:
+    """`pyro.module` under the name of the module's class, such that the module's own parameters are those that a training moves.
+
+    Pyro's store goes by names, and `pyro.module` leaves a parameter that it finds under a name as it is: a second module of the class, as of
+    a notebook's cell that is run twice, would never learn, without a word. So
+
+    - what a module has left that is no more (or that has other parameters by now) is taken out of the store;
+    - beside a module of the class that still lives, the next one is called `RNN_2`, and so on: several can learn side by side.
+
+    Raises `UserError` for parameters of these names that no module of ours has registered, as after `get_param_store().load(…)`.
+    """
+    store: Any = pyro.get_param_store()
+    known, kind = store._params, type(module).__name__
+    own = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for number in count(1):
+        title = kind if number == 1 else f"{kind}_{number}"
+        others = [f"{title}$$${name}" for name, parameter in own.items() if known.get(f"{title}$$${name}", parameter) is not parameter]
+        if not others:
+            break
+        owners = [_owner(known[name], name) for name in others]
+        if not any(owner is not None and owner is not module for owner in owners):
+            for name in [name for name in known if name.startswith(f"{title}$$$") and _OWNERS.get(known[name]) is not None]:
+                if _OWNERS[known[name]]() in (None, module):
+                    del store[name]
+            break
+    if any(f"{title}$$${name}" not in known for name in own):
+        owner = ref(module)
+        for parameter in own.values():
+            _OWNERS[parameter] = owner
+    pyro.module(title, module)
+
+
+def _owner(parameter: Any, name: str) -> nn.Module | None:
+    """The module that has registered a parameter, if it lives and still has it; raises `UserError` for a stranger's parameter."""
+    owner = _OWNERS.get(parameter)
+    if owner is None:
+        kind = name.partition("$$$")[0]
+        raise UserError(
+            f"Pyro's parameter store holds {name!r}, which is not this {kind}'s own, so that training would not move it: "
+            f"pyro.clear_param_store() forgets what the store holds, and pyro.module({kind!r}, model, update_module_params=True) takes over "
+            "what was loaded into it"
+        )
+    module: nn.Module | None = owner()
+    return module if module is not None and any(parameter is p for p in module.parameters()) else None
