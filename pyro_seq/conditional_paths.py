@@ -129,12 +129,12 @@ class PathMoves:
         """Particles drawn by their log-weights: their latents, and the values of the gaps if these were drawn as well."""
         sites = {name: site for name, site in sample_sites(trace) if self._is_latent(name, site)}
         latents = {name: _particles_first(name, site, self.size) for name, site in sites.items()}
-        new = stacked(values_at(trace, self.stems, self.steps, self.batch.values)) if gaps else None
+        new = stacked(values_at(trace, self.stems, self.steps, self.batch.values)) if gaps and self.steps else None
         index = torch.tensor(self.steps, device=self.batch.device)
         found = []
         for rows in drawn_by_weight(weights.view(-1, self.k), draws).view(-1, draws).unbind(1):
             values = self.batch.values if path is None else path.values
-            if gaps:
+            if new is not None:
                 values = map_tensors(lambda whole, x, rows=rows: whole.index_copy(1, index, x[rows].to(whole.dtype)), values, new)
             found.append(Filled(values, {name: value[rows] for name, value in latents.items()}))
         return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.conditional_filter import Filled, Move, moved
+from pyro_seq.conditional_filter import Filled, Move, mixed, moved
 from pyro_seq.conditional_paths import PathMoves
 from pyro_seq.filtering import check_observations, runs_by_steps
 from pyro_seq.observation_sites import Stem, observed_stems, sampled_stems
@@ -18,12 +18,15 @@ from pyro_seq.path_weights import steps_at_once
 from pyro_seq.prototypes import trace_model
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.site_densities import is_enumerated, sample_sites
+from pyro_seq.trees import map_tensors
 
 PATH_NUMBERS = 2**25  # in the paths and observations of all particles that are kept at once: bounds memory
 ROUNDS = 2  # of moves after the first draw
 
 
-def draw_gaps(pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int) -> Iterator[tuple[Tensor, Filled]]:
+def draw_gaps(
+    pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int, *, every_row: bool = False
+) -> Iterator[tuple[Tensor, Filled]]:
     """(rows, a draw of z and x_missing given x_observed of these sequences), until all rows with gaps have had one.
 
     A first path of each sequence is one of `samples` particles with latents from the prior, by weight: right up to a bias that falls as
@@ -35,9 +38,10 @@ def draw_gaps(pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int) -
         batch: N sequences, zeros in their gaps.
         missing: `[N, T]`, the gaps.
         samples: particles.
+        every_row: whether latents are drawn of rows without gaps as well.
     """
     k = max(2, samples)  # of a move: the path and another one
-    for rows in _groups(pair, batch, missing, k):
+    for rows in _groups(pair, batch, missing, k, every_row):
         part, gaps = batch.select(rows), missing[rows]
         chain = (_DeclaredChain if isinstance(pair.model, SequenceModel) else _Chain)(pair, part, gaps, k)
         guess, path = chain.move("prior", draws=2)
@@ -46,19 +50,19 @@ def draw_gaps(pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int) -
         yield rows, path
 
 
-def _groups(pair: Pair, batch: SequenceBatch, missing: Tensor, k: int) -> Iterator[Tensor]:
-    """Rows with gaps that are worked on together: of a declared model any, of others such as miss the same steps."""
+def _groups(pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, every_row: bool) -> Iterator[Tensor]:
+    """Rows (those with gaps) that are worked on together: of a declared model any, of others such as miss the same steps."""
     if isinstance(pair.model, SequenceModel):
         every: Any = batch.values
         values = list(every.values()) if isinstance(every, dict) else [every]
         numbers: int = batch.num_steps * pair.model.latent_size + sum(x[0].numel() for x in values)
-        rows = missing.any(-1).nonzero().flatten()
+        rows = (missing.any(-1) | every_row).nonzero().flatten()
         yield from rows.split(max(1, PATH_NUMBERS // (k * numbers))) if len(rows) else ()
         return
     patterns, which = missing.unique(dim=0, return_inverse=True)
     size = max(1, steps_at_once(pair) // (k * missing.shape[-1]))
     for index, pattern in enumerate(patterns):
-        if pattern.any():
+        if every_row or pattern.any():
             yield from (which == index).nonzero().flatten().split(size)
 
 
@@ -123,3 +127,7 @@ def as_path(latents: dict[str, Any]) -> Tensor:
     """A declared model's latents `[…, T, Z]`, from the site `z` or the sites `z_0, z_1, …`."""
     path: Tensor = latents["z"] if "z" in latents else torch.stack([latents[f"z_{t}"] for t in range(len(latents))], -2)
     return path
+
+def blanked(batch: SequenceBatch, missing: Tensor) -> SequenceBatch:
+    """The batch with zeros at its missing steps."""
+    return batch.with_values(mixed(missing, map_tensors(torch.zeros_like, batch.values), batch.values))

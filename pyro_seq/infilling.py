@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
-from pyro_seq.conditional_filter import mixed
-from pyro_seq.gaps import draw_gaps
+from pyro_seq.gaps import blanked, draw_gaps
 from pyro_seq.pair import Pair
 from pyro_seq.trees import map_tensors
+from pyro_seq.whole_numbers import whole
 
 
 @torch.no_grad()
@@ -24,8 +24,7 @@ def infill(pair: Pair, batch: SequenceBatch, missing: Tensor, *, samples: int = 
         shape = f"{list(batch.mask.shape)} or {[batch.num_steps]}"
         raise UserError(f"missing must be true or false for each step, of shape {shape}, got {missing.dtype} {list(missing.shape)}")
     for what, number in (("samples", samples), ("draws", draws)):
-        if number < 1:
-            raise UserError(f"the number of {what} must be at least 1, got {number}")
+        whole(number, f"the number of {what}", 1)
     missing = (batch.gaps | missing.to(batch.device)) & batch.mask
     repeated = blanked(batch, missing).repeat(draws)
     filled = repeated.values
@@ -33,8 +32,3 @@ def infill(pair: Pair, batch: SequenceBatch, missing: Tensor, *, samples: int = 
         for rows, found in draw_gaps(pair, repeated, missing.repeat_interleave(draws, 0), samples):
             filled = map_tensors(lambda whole, x, rows=rows: whole.index_copy(0, rows, x.to(whole.dtype)), filled, found.values)
     return filled
-
-
-def blanked(batch: SequenceBatch, missing: Tensor) -> SequenceBatch:
-    """The batch with zeros at its missing steps."""
-    return batch.with_values(mixed(missing, map_tensors(torch.zeros_like, batch.values), batch.values))

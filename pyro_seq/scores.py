@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pyro_seq.errors import UserError
+from pyro_seq.whole_numbers import whole
 
 
 class Surprise(NamedTuple):
@@ -68,8 +68,7 @@ class Score:
 
     def most_surprising(self, k: int) -> list[Surprise]:
         """The k steps of all sequences with the most nats, the most surprising first; all steps where there are fewer."""
-        if k < 1:
-            raise UserError(f"the number of steps to rank must be at least 1, got {k}")
+        whole(k, "the number of steps to rank", 1)
         ranked = self.surprise.masked_fill(~self.mask, -math.inf).flatten()
         nats, index = ranked.topk(min(k, int(self.mask.sum())))
         width = self.steps.shape[-1]

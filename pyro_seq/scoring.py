@@ -21,6 +21,7 @@ from pyro_seq.scores import Score
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.site_densities import well_shaped
 from pyro_seq.trees import map_tensors
+from pyro_seq.whole_numbers import whole
 
 Method = Literal["auto", "exact", "elbo", "importance", "filter"]
 ESTIMATES = "the methods elbo, importance and filter estimate it"
@@ -104,8 +105,7 @@ def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, fi
         empty = (batch.lengths == 0).nonzero().flatten().tolist()
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise UserError(f"sequence {empty[0]}{more} has no step: there is nothing to score in it")
-    if samples < 1:
-        raise UserError(f"the number of samples must be at least 1, got {samples}")
+    whole(samples, "the number of samples", 1)
     if method not in get_args(Method):
         raise UserError(f"unknown method {method!r}{did_you_mean(method, get_args(Method))}")
     if proposal not in get_args(Proposal):
