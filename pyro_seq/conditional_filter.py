@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.emissions import Distribution
-from pyro_seq.filtering import _History, _observe, _Steps
+from pyro_seq.filtering import _History, _observe, _Steps, half_prior
 from pyro_seq.pair import Pair
 from pyro_seq.particles import Particles, drawn_by_weight
 from pyro_seq.trees import map_tensors
@@ -83,17 +82,11 @@ class _Moved(_Steps):
         chunk = tuple(part[:, t : t + 1] for part in self.evidence)
         posterior, self.running = self.guide.propose(chunk, self.latent.unsqueeze(-2), self.running)
         posterior = posterior.expand(prior.batch_shape)
-        z = posterior.sample()
         if self.move_kind == "guide":
-            z = _first(kept, z)
+            z = _first(kept, posterior.sample())
             return z, prior.log_prob(z) - posterior.log_prob(z)
         assert self.missing is not None
-        blind = self.missing[:, t].expand(prior.batch_shape)  # in a gap the guide has seen a guess, and the prior alone proposes
-        by_prior = blind | (torch.rand(prior.batch_shape, device=z.device) < 0.5)
-        z = _first(kept, torch.where(by_prior.unsqueeze(-1), prior.sample(), z))
-        log_prior = prior.log_prob(z)
-        both = torch.logaddexp(log_prior, posterior.log_prob(z)) - math.log(2)
-        return z, torch.where(blind, torch.zeros_like(both), log_prior - both)
+        return half_prior(prior, posterior, self.missing[:, t], kept)
 
 
 def _first(kept: Tensor | None, drawn: Tensor) -> Tensor:
