@@ -33,9 +33,7 @@ class Filled(NamedTuple):
 class _Moved(_Steps):
     """The particles of one move; where a path is kept, it is the first of them."""
 
-    def __init__(
-        self, pair: Pair, batch: SequenceBatch, k: int, move: Move, missing: Tensor, path: Filled | None, guess: Any
-    ) -> None:
+    def __init__(self, pair: Pair, batch: SequenceBatch, k: int, move: Move, missing: Tensor, path: Filled | None, guess: Any) -> None:
         seen = batch if guess is None else batch.with_values(guess)
         proposal = "guide" if move in ("guide", "mixed") else "prior"
         super().__init__(pair, seen, k, proposal, None if move == "guide" else missing, None)

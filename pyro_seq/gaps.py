@@ -128,6 +128,7 @@ def as_path(latents: dict[str, Any]) -> Tensor:
     path: Tensor = latents["z"] if "z" in latents else torch.stack([latents[f"z_{t}"] for t in range(len(latents))], -2)
     return path
 
+
 def blanked(batch: SequenceBatch, missing: Tensor) -> SequenceBatch:
     """The batch with zeros at its missing steps."""
     return batch.with_values(mixed(missing, map_tensors(torch.zeros_like, batch.values), batch.values))

@@ -39,8 +39,16 @@ def posterior_predictive(
     """Samples of all sites `[num_samples, *site]` of the model, its latents drawn by the guide, in evaluation mode and without gradients.
 
     The same as `Predictive(pair.model, guide=pair.guide, num_samples=num_samples, parallel=parallel)(batch)` under the same seed, to the
-    bit, inside the pair's own parameters. Steps that the batch leaves to be sampled (`batch.continued(H)`, `batch.with_missing(steps)`)
-    are predicted; observed ones are returned as they are. With `replicate` all observations are drawn anew, from latents that the guide
+    bit, inside the pair's own parameters, for batches without missing steps. Steps that the batch leaves to be sampled are predicted,
+    observed ones returned as they are. No guide may look at them, since zeros stand there:
+
+    - Steps after the last observation (`batch.continued(H)`): the guide sees the sequences up to there, and the model draws all that follows
+      from the latents that it has inferred.
+    - Gaps before an observation (`batch.with_missing(steps)`), and latents that the guide leaves to enumeration: latents and gaps are drawn
+      together, given all that was observed, as `infill` draws them, with so many `particles`. The states of a shipped `hmm` are
+      summed out there and not returned.
+
+    With `replicate` all observations are drawn anew, from latents that the guide
     has inferred from the batch: for posterior predictive checks.
 
     In parallel, which is the default, guide and model run three times each, however many samples there are (once is for the samples;
@@ -55,15 +63,20 @@ def posterior_predictive(
         return_sites: names of the sites to return; all by default.
         parallel: whether samples are a dimension of one run (which needs the batch's plate) or drawn one after the other.
         chunk_size: at most so many samples at once, which bounds the memory, but makes them others than `Predictive`'s.
+        particles: for each sample of each sequence, where gaps lie before an observation.
 
-    Raises `UserError` for a batch without values, numbers below 1, and for names of sites that are not there. Latents that are
-    marked to be enumerated come from the prior, since no guide infers them: that is warned of.
+    Raises `UserError` for a batch without values, numbers below 1, and for names of sites that are not there. Where no steps are
+    missing, latents that are marked to be enumerated come from the prior, since no guide infers them: that is warned of.
     """
     if batch.values is None:
         raise UserError(
             "the guide infers latents from observations, and the batch has none: for samples of the model alone there is ancestral"
         )
-    for what, number in (("samples", num_samples), ("samples of a chunk", num_samples if chunk_size is None else chunk_size), ("particles", particles)):
+    for what, number in (
+        ("samples", num_samples),
+        ("samples of a chunk", num_samples if chunk_size is None else chunk_size),
+        ("particles", particles),
+    ):
         whole(number, f"the number of {what}", 1)
     size = min(num_samples, chunk_size or num_samples)
     sizes = [min(size, num_samples - start) for start in range(0, num_samples, size)]

@@ -35,9 +35,9 @@ def doubted(method: str, samples: int, effective: float | None, k_hat: float | N
         return None
     signs = [f"Pareto k-hat {k_hat:.2f}, above {RELIABLE}"] if heavy else []
     signs += [f"effective samples {effective:.1f} of {samples}"] if few else []
-    other = "method filter or " if method == "importance" else ""
-    instead = f"more samples, {other}proposals from where they were not"
-    return f"the weights have degenerated ({'; '.join(signs)}): the standard error is too small, the figure too low; try {instead}"
+    other = "the method filter or " if method == "importance" else ""
+    instead = f"try more samples, {other}the other proposal (guide or prior)"
+    return f"the weights have degenerated ({'; '.join(signs)}): the standard error is too small and the figure too low; {instead}"
 
 
 class UnreliableEstimate(UserWarning):
