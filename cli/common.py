@@ -238,4 +238,10 @@ def described(score: Any) -> str:
         return "exact"
     error = "unknown from one sample" if score.standard_error is None else f"{score.standard_error:.2f} nats"
     made = f"lower bound, {METHODS[score.method]} with {score.samples} sample{'s' * (score.samples > 1)}; standard error {error}"
-    return made if score.effective_samples is None else f"{made}; effective samples {score.effective_samples:.1f}"
+    made = made if score.effective_samples is None else f"{made}; effective samples {score.effective_samples:.1f}"
+    return made if score.k_hat is None else f"{made}; Pareto k-hat {score.k_hat:.2f}"
+
+
+def doubt(score: Any, width: int) -> list[str]:
+    """A line that says why a figure and its error cannot be relied on, if so, beside a word of some width."""
+    return [f"{'warning':<{width}}{score.warning}"] if score.warning is not None else []

@@ -16,6 +16,7 @@ from pyro_seq.cli.common import (
     PAIR,
     SEED,
     described,
+    doubt,
     given_options,
     keep_apart,
     pick_device,
@@ -173,6 +174,7 @@ def report_score(scored: MusicScore, music: MusicModel, skipped: int) -> str:
         f"{'nats per frame':<22}{scored.nats_per_frame:.4f}" + (" (a density of scores, no probability of keys)" if beta else ""),
         f"{'bits per frame':<22}{scored.bits_per_frame:.4f}",
     ]
+    lines += doubt(scored, 22)
     if scored.markov_nats_per_frame is not None:
         lines.append(f"{'for comparison':<22}{scored.markov_nats_per_frame:.4f} nats per frame, a Markov model of each key")
     return "\n".join(lines)

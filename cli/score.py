@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import DEVICE, FILE, PAIR, SEED, described, on_one_line, pick_device, run_dir_option, scoring_options
+from pyro_seq.cli.common import DEVICE, FILE, PAIR, SEED, described, doubt, on_one_line, pick_device, run_dir_option, scoring_options
 
 if TYPE_CHECKING:
     from pyro_seq.domains.scored_run import ScoredRun, ScoredSequence, ScoredStep
@@ -106,6 +106,7 @@ def report(found: ScoredSequence, unit: str) -> str:
         f"  {'log-likelihood':<20}{found.log_likelihood:,.2f} nats ({described(found)})",
         f"  {'per ' + unit:<20}{nats:.4f} nats, {nats / math.log(2):.4f} bits",
     ]
+    lines += [f"  {line}" for line in doubt(found, 20)]
     if found.unknown:
         lines.append(f"  {'outside vocabulary':<20}{found.unknown:,} {unit}s, each scored as its out-of-vocabulary bucket")
     return "\n".join(lines)

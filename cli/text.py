@@ -20,6 +20,7 @@ from pyro_seq.cli.common import (
     PAIR,
     SEED,
     described,
+    doubt,
     given_options,
     keep_apart,
     pick_device,
@@ -189,6 +190,7 @@ def report(score: TextScore, level: str) -> str:
         f"{'bits per ' + unit:<22}{score.bits_per_character:.4f}",
         f"{'perplexity':<22}{score.perplexity:.3f} per {unit}",
     ]
+    lines += doubt(score, 22)
     if score.sequences > 1:
         lines.append(f"{'scored as':<22}{score.sequences:,} sequences, each by itself: this pair carries no state from one to the next")
     if score.unknown:

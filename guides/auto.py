@@ -21,7 +21,8 @@ from pyro_seq.paths import sample_path
 from pyro_seq.prototypes import trace_model
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.registration import register
-from pyro_seq.sequence_model import Outcome
+from pyro_seq.sequence_guide import seen_by_guide
+from pyro_seq.sequence_model import Outcome, SequenceModel, in_one_path
 from pyro_seq.site_checks import latent_sites
 from pyro_seq.time_sites import places_of, sample_sites
 
@@ -50,6 +51,8 @@ class AutoSequenceGuide(nn.Module):
         latent_sizes: hidden layers of the networks of q.
         activation, positive, epsilon: see `networks.NormalNet`.
     """
+
+    stops_at_gaps = True
 
     def __init__(
         self,
@@ -133,9 +136,16 @@ class AutoSequenceGuide(nn.Module):
         return {"carried": self.forwards.initial(size), "sequence": w, "paths": tuple(paths), "steps": steps}
 
     def forward(self, batch: SequenceBatch) -> Outcome:
-        """The Pyro guide q(z | x) of the batch."""
+        """The Pyro guide q(z | x) of the batch.
+
+        Of a batch whose observations end before its steps do (`continued`), the latents up to there; those after it are left to the
+        model. Raises `UserError` for gaps before an observation, and for a latent of all steps where some are missing.
+        """
         if batch.values is None:
             raise UserError("AutoSequenceGuide infers latents from observations, and the batch has none")
+        one_path, gaps, batch = not self._by_steps(batch), bool(batch.missing), seen_by_guide(type(self).__name__, batch)
+        if gaps and not batch.num_steps:
+            return Outcome(None, None, None)
         self.prepare(batch)
         latents = self._latents_of(batch)
         if not any(self._first or ()):
@@ -151,7 +161,11 @@ class AutoSequenceGuide(nn.Module):
                 w = self._sample([(latent, latent.name) for latent in latents.sequence], self.networks["sequence"](summary))
             evidence = concatenate(evidence, w.unsqueeze(-2).expand(*w.shape[:-1], batch.num_steps, w.shape[-1]))
             for latent, network, first in zip(latents.paths, self._path_networks(), state["paths"], strict=True):
-                path = self._sample_path(latent, network, evidence, first, batch)
+                if gaps and one_path:
+                    instead = "posterior_predictive and infill draw it with what is missing"
+                    raise UserError(f"site {latent.name!r} holds the latents of all steps, and some are missing: {instead}")
+                draw = self._sample_path if one_path else self._sample_path_by_steps
+                path = draw(latent, network, evidence, first, batch)
                 evidence = concatenate(evidence, path)
                 lasts.append(batch.last(path, first))
             last = self._sample_steps(latents.steps, evidence, state["steps"], batch)
@@ -188,6 +202,20 @@ class AutoSequenceGuide(nn.Module):
             return pyro.sample(latent.name, path)
         transformed = TransformedPath(path, latent.support, latent.event_shape)
         return transformed.unconstrained(pyro.sample(latent.name, transformed))
+
+    def _by_steps(self, batch: SequenceBatch) -> bool:
+        """Whether a declared model in layout `path` runs this batch in steps, so that its latents are sites of steps."""
+        model: Any = self.model
+        return isinstance(model, SequenceModel) and model.layout == "path" and not in_one_path(model, batch)
+
+    def _sample_path_by_steps(self, latent: Latent, network: NormalNet, evidence: Tensor, first: Tensor, batch: SequenceBatch) -> Tensor:
+        """The same as `_sample_path`, a site for each step: `z_0, z_1, …` of `z`."""
+        path = []
+        for t in batch.steps():
+            with batch.active(t):
+                first = pyro.sample(f"{latent.name}_{t}", network(evidence[..., t, :], first).to_event(1))
+            path.append(first)
+        return torch.stack(path, -2)
 
     def _sample_steps(self, latents: Sequence[Latent], evidence: Tensor, previous: Tensor, batch: SequenceBatch) -> Tensor:
         """Sample the latents of each step; those after the last one `[*lead, N, U]`, unconstrained."""

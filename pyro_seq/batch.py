@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_seq.errors import UserError
 from pyro_seq.handlers import refuse_subsampling
 from pyro_seq.trees import map_tensors
+from pyro_seq.whole_numbers import whole
 
 Values = Tensor | dict[str, Tensor]
 T = TypeVar("T")
@@ -62,6 +63,7 @@ class SequenceBatch:
         num_steps: int | None = None,
     ) -> None:
         size, steps, device = _common_shape(_named_values(values), inputs, lengths)
+        num_steps = None if num_steps is None else whole(num_steps, "num_steps of a SequenceBatch", 0)
         if steps is not None and num_steps not in (None, steps):
             raise UserError(f"values and inputs of this SequenceBatch have {steps} steps, but num_steps is {num_steps}")
         self.lengths = _whole_numbers(size, steps, device, lengths)
@@ -205,15 +207,20 @@ class SequenceBatch:
             raise UserError(f"values of this SequenceBatch must have {self.num_steps} steps, got {batch.num_steps}")
         return batch
 
-    def with_missing(self, steps: Iterable[int]) -> SequenceBatch:
+    def with_missing(self, steps: Any) -> SequenceBatch:
         """The same batch with the observations of some steps, of all its sequences, left to be sampled: `at(t)` is `None` there.
 
-        What stood there is zeroed, so that a guide, which may look at all `values`, sees nothing of it.
+        What stood there is zeroed; a guide must not take the zeros for observations (`before_gaps`).
+
+        Args:
+            steps: the steps, whole numbers in 0…T - 1, or a mask `[T]` of truth values, true where a step is missing; a list, tensor or
+                array. Those that are missing already stay so.
+
+        Raises `UserError` for steps that are neither, for both mixed, and for a mask by sequence `[N, T]`: a step is missing from all
+        sequences, since a model samples it with one site.
         """
         batch = copy(self)
-        batch.missing = self.missing | {int(t) for t in steps}
-        if wrong := [t for t in batch.missing if not 0 <= t < self.num_steps]:
-            raise UserError(f"missing steps of a SequenceBatch must lie in 0…{self.num_steps - 1}, got {sorted(wrong)[0]}")
+        batch.missing = self.missing | _missing_steps(steps, self.num_steps)
         if self.values is not None and batch.missing:
             index = torch.tensor(sorted(batch.missing), device=self.device)
             batch.values = map_tensors(lambda value: value.index_fill(1, index, 0), self.values)
@@ -227,6 +234,22 @@ class SequenceBatch:
         steps[sorted(self.missing)] = True
         return steps.expand(len(self), self.num_steps)
 
+    def before_gaps(self) -> SequenceBatch | None:
+        """The same sequences up to where gaps begin that last to their ends; `None` if something was observed after a gap.
+
+        What an inference network may look at: zeros stand in a gap, and it would take them for observations.
+        """
+        if not self.missing:
+            return self
+        first = min(self.missing)
+        if bool((self._mask & ~self.gaps)[:, first:].any()):
+            return None
+        batch = self._mapped(lambda tensor: tensor)
+        batch.values, batch.inputs, batch._mask = map_tensors(lambda x: x[:, :first], (self.values, self.inputs, self._mask))
+        batch.lengths, batch.num_steps, batch.missing = self.lengths.clamp(max=first), first, frozenset()
+        batch.is_full = bool(batch._mask.all())
+        return batch
+
     def continued(self, num_steps: int, inputs: Tensor | None = None) -> SequenceBatch:
         """The same sequences followed by `num_steps` steps to be sampled, with side inputs `[N, num_steps, C]` if the batch has any.
 
@@ -237,8 +260,7 @@ class SequenceBatch:
         if not self.mask.all():
             got = f"{int(self.lengths.min())}…{int(self.lengths.max())} in a batch of {self.num_steps}"
             raise UserError(f"sequences to be continued together must fill their batch's steps, got {got}")
-        if num_steps < 0:
-            raise UserError(f"the number of steps to sample must be at least 0, got {num_steps}")
+        num_steps = whole(num_steps, "the number of steps to sample", 0)
         if (inputs is None) != (self.inputs is None) or (inputs is not None and inputs.shape[1] != num_steps):
             got = "none" if inputs is None else f"inputs of {inputs.shape[1]} steps"
             had = "no inputs" if self.inputs is None else "inputs"
@@ -259,19 +281,29 @@ class SequenceBatch:
 
     def repeat(self, particles: int) -> SequenceBatch:
         """Every sequence (and its state) `particles` times, the copies of one sequence side by side: `[N * particles, T, …]`."""
+        particles = whole(particles, "the number of copies", 0)
         return self._mapped(lambda tensor: tensor.repeat_interleave(particles, 0))
 
     def select(self, index: Tensor | slice) -> SequenceBatch:
-        """The sequences (and their states) at `index`: whole numbers, a mask `[N]` or a slice; still T steps long."""
+        """The sequences (and their states) at `index`: whole numbers, a mask `[N]` or a slice; still T steps long.
+
+        Raises `UserError` for an index of anything else, and for a mask of another length.
+        """
+        if not isinstance(index, slice):
+            _check_index(index, len(self))
         return self._mapped(lambda tensor: tensor[index])
 
     def head(self, num_steps: int) -> SequenceBatch:
         """The same sequences in `num_steps` steps, which must hold the longest: padding at the end left out."""
+        num_steps, longest = whole(num_steps, "the number of steps", 0), int(self.lengths.max()) if len(self) else 0
+        if not longest <= num_steps <= self.num_steps:
+            raise UserError(f"the first steps of this SequenceBatch must be {longest}…{self.num_steps}, got {num_steps}")
         if num_steps == self.num_steps:
             return self
         batch = self._mapped(lambda tensor: tensor)
         batch.values, batch.inputs, batch._mask = map_tensors(lambda x: x[:, :num_steps], (self.values, self.inputs, self._mask))
         batch.num_steps, batch.is_full = num_steps, bool(batch._mask.all())
+        batch.missing = frozenset(t for t in self.missing if t < num_steps)
         return batch
 
     def to(self, device: torch.device | str) -> SequenceBatch:
@@ -325,14 +357,59 @@ def _common_shape(
         return first.shape[0], first.shape[1], first.device
     if lengths is None:
         raise UserError("a SequenceBatch without values and inputs needs lengths")
+    if not hasattr(lengths, "__len__") or getattr(lengths, "shape", None) == ():
+        raise UserError(f"lengths of a SequenceBatch must be whole numbers, one for each sequence, got {lengths!r}")
+    if not len(lengths):
+        raise UserError("a SequenceBatch needs at least one sequence, got no values, no inputs and no lengths")
     return len(lengths), None, lengths.device if isinstance(lengths, Tensor) else torch.device("cpu")
 
 
-def _whole_numbers(size: int, steps: int | None, device: torch.device, lengths: Tensor | Sequence[int] | None) -> Tensor:
+def _whole_numbers(size: int, steps: int | None, device: torch.device, lengths: Any) -> Tensor:
     """The lengths `[N]` as a tensor on the device."""
     if lengths is None:
         return torch.full((size,), steps or 0, device=device)
-    checked = torch.as_tensor(lengths, device=device)
+    if isinstance(lengths, (list, tuple)):
+        for i, length in enumerate(lengths):
+            whole(length, f"length {i} of a SequenceBatch")
+    checked = torch.as_tensor(lengths, dtype=torch.long if isinstance(lengths, (list, tuple)) else None, device=device)
     if checked.shape != (size,) or checked.is_floating_point() or checked.dtype == torch.bool:
         raise UserError(f"lengths of a SequenceBatch must be {size} whole numbers, got {list(checked.shape)} {checked.dtype}")
     return checked.long()
+
+
+def _missing_steps(steps: Any, num_steps: int) -> frozenset[int]:
+    """The steps that `with_missing` is told, by number or by a mask."""
+    given = steps.tolist() if hasattr(steps, "tolist") else steps
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes, dict)):
+        raise UserError(f"missing steps of a SequenceBatch must be whole numbers or a mask [T], got {steps!r}")
+    given = list(given)
+    if any(isinstance(step, (list, tuple)) for step in given) or any(getattr(step, "ndim", 0) for step in given):
+        instead = "infill and particle_filter take a mask [N, T]"
+        raise UserError(f"a step is missing from all sequences of a SequenceBatch, so a mask has shape [{num_steps}]: {instead}")
+    truths = [step for step in given if _is_truth(step)]
+    if truths and len(truths) < len(given):
+        raise UserError("missing steps of a SequenceBatch are truth values or whole numbers, not both")
+    if truths:
+        if len(given) != num_steps:
+            raise UserError(f"a mask of missing steps must have {num_steps} entries, one for each step, got {len(given)}")
+        return frozenset(t for t, step in enumerate(given) if step)
+    found = frozenset(whole(step, "a missing step of a SequenceBatch") for step in given)
+    if wrong := [t for t in found if not 0 <= t < num_steps]:
+        raise UserError(f"missing steps of a SequenceBatch must lie in 0…{num_steps - 1}, got {sorted(wrong)[0]}")
+    return found
+
+
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, bool) or (getattr(value, "shape", None) == () and str(value.dtype).endswith("bool"))
+
+
+def _check_index(index: Any, size: int) -> None:
+    """Raise `UserError` for what does not say which sequences to select."""
+    given = torch.as_tensor(index)
+    if given.dtype == torch.bool and given.shape != (size,):
+        raise UserError(f"a mask of sequences must have shape [{size}], got {list(given.shape)}")
+    if given.dim() != 1 or given.is_floating_point() or given.is_complex():
+        got = f"{given.dtype} {list(given.shape)}"
+        raise UserError(f"sequences are selected by whole numbers [J], by a mask [{size}] or by a slice, got {got}")
+    if given.dtype != torch.bool and given.numel() and not -size <= int(given.min()) <= int(given.max()) < size:
+        raise UserError(f"sequences to select must lie in 0…{size - 1}, got {int(given.min())}…{int(given.max())}")

@@ -20,6 +20,7 @@ from pyro_seq.scoring import filtered_state
 from pyro_seq.sequence_model import SequenceModel, in_one_path
 from pyro_seq.site_densities import log_weights, sample_sites, traced
 from pyro_seq.trees import map_tensors
+from pyro_seq.whole_numbers import whole
 
 
 @torch.no_grad()
@@ -60,8 +61,7 @@ def continuation(
             f"{len(batch.missing)} steps are missing, and a continuation goes on from observations: fill them in first (infill)"
         )
     for what, number in (("steps to sample", num_steps), ("samples", samples), ("draws", draws)):
-        if number < 1:
-            raise UserError(f"the number of {what} must be at least 1, got {number}")
+        whole(number, f"the number of {what}", 1)
     if inputs is not None and inputs.shape[:2] != (len(batch), num_steps):
         raise UserError(f"{num_steps} steps after each of {len(batch)} sequences need as many side inputs, got {list(inputs.shape[:2])}")
     if batch.inputs is not None and inputs is None:

@@ -16,8 +16,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.nn import functional
 from torch.distributions.utils import lazy_property
+from torch.nn import functional
 
 from pyro_seq.errors import UserError
 from pyro_seq.networks import Positive

@@ -100,7 +100,7 @@ def _enumerated_trace(pair: Pair, batch: SequenceBatch) -> Any:
 
 def _factors(trace: Any, batch: SequenceBatch, observed: Observed) -> Iterator[_Factor]:
     """The sites' shares by step, those of a step in the order of the sites."""
-    like, found = torch.zeros(batch.mask.shape, device=batch.device), []
+    found = []
     places = places_of(trace, batch.num_steps)
     for name, site in sample_sites(trace):
         fn, value, symbols = site["fn"], site["value"], site["infer"]["_dim_to_symbol"]

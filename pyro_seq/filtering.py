@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
@@ -15,7 +16,7 @@ from pyro_seq.emissions import Distribution, over_time
 from pyro_seq.errors import UserError
 from pyro_seq.networks import full_precision
 from pyro_seq.pair import Pair
-from pyro_seq.particles import Particles, particle_rows
+from pyro_seq.particles import Particles, drawn_by_weight, particle_rows
 from pyro_seq.sequence_guide import SequenceGuide
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.site_densities import Observed, check_support
@@ -89,8 +90,9 @@ def particle_filter(
         samples: K.
         proposal: where latents are drawn from.
         missing: `[N, T]`, true where x_t is not known, besides the batch's own missing steps (`with_missing`): it is drawn from the
-            emission and counts nothing. The guide and its encoder still see what stands there in the batch, which may be anything within
-            the support.
+            emission and counts nothing. What stands there in the batch is not looked at: a guide sees a guess, drawn by a filter with
+            proposals from the prior, and proposes half of the particles at observed steps and none in the gaps, where the guess would
+            make it too sure; the other half come from the prior, and the weights are of the mixture (Hesterberg 1995).
         paths: whether to keep the latents and values of all steps.
         particles, state: of the window before, to go on from; `state` is `[N * K, …]`.
     """
@@ -100,6 +102,8 @@ def particle_filter(
     if batch.missing:
         missing = batch.gaps if missing is None else batch.gaps | missing
     check_observations(pair, batch, missing)
+    if missing is not None and proposal == "guide" and has_latents(pair):
+        batch = _guessed(pair, batch, missing, samples, particles, state)
     parts = []
     with pair.scope(), pair.evaluating(), pyro.validation_enabled(False), _full_precision(batch):
         for rows in torch.arange(len(batch), device=batch.device).split(max(1, ROWS // samples)):
@@ -190,6 +194,10 @@ class _Steps:
             chunk = tuple(part[:, t : t + 1] for part in self.evidence)
             posterior, self.running = self.guide.propose(chunk, self.latent.unsqueeze(-2), self.running)
             posterior = posterior.expand((self.k, n))
+            if self.missing is not None:
+                z, share = half_prior(prior, posterior, self.missing[:, t])
+                grown.append(share)
+                return z
             z = posterior.rsample()
             grown.append(prior.log_prob(z) - posterior.log_prob(z))
             return z
@@ -224,6 +232,35 @@ class _Steps:
             return {"model": model, "guide": None}
         like = self.guide.initial_carried(1)
         return {"model": model, "guide": {"latent": model["latent"], "carried": map_tensors(flat, self.guide_carried, like)}}
+
+
+def half_prior(prior: Any, posterior: Any, blind: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(z_t `[K, N, Z]`, log p(z_t) - log of the density that it was drawn from), half of the particles from each of prior and posterior.
+
+    Where the posterior is `blind` `[N]`, the prior alone proposes. The weights are at most twice those of the prior's proposals, however
+    narrow the posterior is. What is `kept` `[N, Z]` is the first particle.
+    """
+    blind = blind.expand(prior.batch_shape)
+    by_prior = blind | (torch.rand(prior.batch_shape, device=blind.device) < 0.5)
+    z = torch.where(by_prior.unsqueeze(-1), prior.sample(), posterior.sample())
+    z = z if kept is None else torch.cat([kept.unsqueeze(0), z[1:]])
+    log_prior = prior.log_prob(z)
+    mixture = torch.logaddexp(log_prior, posterior.log_prob(z)) - math.log(2)
+    return z, torch.where(blind, torch.zeros_like(mixture), log_prior - mixture)
+
+
+def _guessed(pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int, particles: Particles | None, state: Any) -> SequenceBatch:
+    """The batch with a guess of what is missing, for the guide to look at."""
+    if not bool((missing & batch.mask).any()):
+        return batch
+    found = particle_filter(pair, batch, samples=samples, proposal="prior", missing=missing, particles=particles, state=state)
+    rows = drawn_by_weight(found.log_weights, 1)
+
+    def filled(observed: Tensor, drawn: Tensor) -> Tensor:
+        unknown = (missing & batch.mask).view(*missing.shape, *(1,) * (observed.dim() - 2))
+        return torch.where(unknown, drawn.flatten(0, 1)[rows].to(observed.dtype), observed)
+
+    return batch.with_values(map_tensors(filled, batch.values, found.values))
 
 
 def _observe(emission: Any, observed: Tensor, unknown: Tensor | None, lead: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ def tried(pair: Pair, batches: Any, carried: Any = None) -> Iterator[SequenceBat
     position, random = batches.state(), random_state()
     buffers = [(buffer, buffer.clone()) for buffer in pair.buffers()]
     batch, follows = batches.draw()
+    refuse_gaps(batch)
     pair.train()
     try:
         with pyro.validation_enabled():
@@ -43,6 +44,13 @@ def tried(pair: Pair, batches: Any, carried: Any = None) -> Iterator[SequenceBat
             parameter.grad = None
         batches.load_state(position)
         set_random_state(random)
+
+
+def refuse_gaps(batch: SequenceBatch) -> None:
+    """Raise `UserError` for a batch with missing steps: what a model draws in them would count as if it had been observed."""
+    if batch.missing:
+        instead = "fill them in first (infill), or cut the sequences where they are"
+        raise UserError(f"{len(batch.missing)} steps of a batch are missing, and a training needs observations: {instead}")
 
 
 @torch.no_grad()

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
+from pyro_seq.gaps import by_steps
 from pyro_seq.observation_sites import Adjust, Adjusted, sampled_stems, stacked, unchanged, values_at
 from pyro_seq.pair import Pair
 from pyro_seq.path_weights import steps_at_once
-from pyro_seq.prediction import by_steps
 from pyro_seq.sampling import draw
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.time_sites import Side, classify, sample_sites
 from pyro_seq.trees import concatenated, map_tensors
+from pyro_seq.whole_numbers import whole
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def _check(first: SequenceBatch, second: SequenceBatch, num: int, samples: int) 
         raise UserError("sequences to interpolate must start at their beginning, not from a state")
     if not min(first.num_steps, second.num_steps):
         raise UserError("there is nothing to interpolate: a batch has no steps")
-    if num < 2 or samples < 1:
+    if whole(num, "the number of places") < 2 or whole(samples, "the number of samples") < 1:
         raise UserError(f"an interpolation needs at least 2 places and 1 sample, got {num} and {samples}")
 
 

@@ -23,6 +23,7 @@ from pyro_seq.sequence_model import Outcome, SequenceModel
 from pyro_seq.state_mixtures import StateMixture
 from pyro_seq.time_sites import Side, classify
 from pyro_seq.trees import concatenated
+from pyro_seq.whole_numbers import whole
 
 AHEAD = 64  # steps that are drawn between two looks at Pyro's global settings
 STATES = 8_192  # sequences that are sampled side by side
@@ -38,8 +39,8 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
     """
     if not temperature > 0:
         raise UserError(f"the temperature must be greater than 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top-k must be at least 1, got {top_k}")
+    if top_k is not None:
+        whole(top_k, "top-k", 1)
     if temperature == 1.0 and top_k is None:
         return distribution
     if isinstance(distribution, dict):
@@ -101,8 +102,7 @@ def sample_steps(
 
     Raises `UserError`, at the first step, for less than one step or fewer side inputs than steps.
     """
-    if num_steps < 1:
-        raise UserError(f"the number of steps to sample must be at least 1, got {num_steps}")
+    whole(num_steps, "the number of steps to sample", 1)
     if inputs is not None and inputs.shape[-2] < num_steps:
         raise UserError(f"{num_steps} steps to sample need as many side inputs, got {inputs.shape[-2]}")
     start = 0
@@ -140,10 +140,8 @@ def ancestral(pair: Pair, num_sequences: int, num_steps: int, *, inputs: Tensor 
 
     Raises `UserError` for numbers below 1, side inputs that do not fit, and models whose observations cannot be told.
     """
-    if num_sequences < 1:
-        raise UserError(f"the number of sequences to sample must be at least 1, got {num_sequences}")
-    if num_steps < 1:
-        raise UserError(f"the number of steps to sample must be at least 1, got {num_steps}")
+    whole(num_sequences, "the number of sequences to sample", 1)
+    whole(num_steps, "the number of steps to sample", 1)
     if inputs is not None and inputs.shape[:2] != (num_sequences, num_steps):
         raise UserError(f"{num_sequences} sequences of {num_steps} steps need as many side inputs, got {list(inputs.shape[:2])}")
     size = rows_at_once(pair, num_steps)

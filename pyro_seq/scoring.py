@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, get_args
@@ -15,13 +16,15 @@ from pyro_seq.enumeration import enumerated_steps
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.filtering import Proposal, check_observations, has_latents, particle_filter, runs_by_steps
 from pyro_seq.pair import Pair
+from pyro_seq.pareto import k_hat
 from pyro_seq.particles import Particles, among_all, drawn_by_weight, particle_rows
 from pyro_seq.path_weights import path_weights, steps_at_once, to_check
 from pyro_seq.replay_filter import replay_filter
-from pyro_seq.scores import Score
+from pyro_seq.scores import Score, UnreliableEstimate, warnings_kept
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.site_densities import Unsummed, well_shaped
 from pyro_seq.trees import map_tensors
+from pyro_seq.whole_numbers import whole
 
 Method = Literal["auto", "exact", "elbo", "importance", "filter"]
 ESTIMATES = "the methods elbo, importance and filter estimate it"
@@ -96,7 +99,11 @@ def score(
     estimated = [part.carried.particles is not None or part.carried.totals is not None for part in found]
     if any(estimated) and not all(estimated):
         raise UserError("some sequences have latents and some have none: score them apart")
-    return _put_together(found, batch, state, "exact" if not any(estimated) else "importance" if method == "auto" else method, proposal)
+    made = "exact" if not any(estimated) else "importance" if method == "auto" else method
+    scored = _put_together(found, batch, state, made, proposal)
+    if scored.doubt is not None:
+        warnings.warn(scored.doubt, UnreliableEstimate, stacklevel=3)
+    return scored
 
 
 def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, first: bool) -> None:
@@ -109,8 +116,7 @@ def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, fi
         empty = (batch.lengths == 0).nonzero().flatten().tolist()
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise UserError(f"sequence {empty[0]}{more} has no step: there is nothing to score in it")
-    if samples < 1:
-        raise UserError(f"the number of samples must be at least 1, got {samples}")
+    whole(samples, "the number of samples", 1)
     if method not in get_args(Method):
         raise UserError(f"unknown method {method!r}{did_you_mean(method, get_args(Method))}")
     if proposal not in get_args(Proposal):
@@ -217,7 +223,7 @@ def _put_together(found: list[_Found], batch: SequenceBatch, before: Any, method
         total = particles.total
     else:
         total = steps.double().sum(-1) + (0 if before is None else before["total"])
-    effective = None if particles is None else particles.least if method == "filter" else particles.effective
+    effective, heavy = _diagnosed(particles, total, before, method)
 
     def state() -> dict[str, Any]:
         trees = [part.states() for part in carried]
@@ -225,11 +231,21 @@ def _put_together(found: list[_Found], batch: SequenceBatch, before: Any, method
         if len(trees) > 1:
             index = particle_rows(place, samples)
             joined = map_tensors(lambda *parts: torch.cat(parts)[index], *trees)
-        kept = {"carried": joined, "particles": particles, "totals": totals, "total": total}
+        kept = {"carried": joined, "particles": particles, "totals": totals, "total": total, "effective": effective, "k_hat": heavy}
         return {"method": method, "samples": samples, "proposal": proposal} | kept
 
     variance = in_order(*(part.variance for part in found))
-    return Score(steps, batch.mask, total, variance, method, samples, effective, state)
+    return Score(steps, batch.mask, total, variance, method, samples, effective, state, heavy)
+
+
+def _diagnosed(particles: Particles | None, total: Tensor, before: Any, method: str) -> tuple[Tensor | None, Tensor | None]:
+    """(the effective number of particles, Pareto k-hat) of each sequence, the worst of all windows so far."""
+    if particles is None or method == "filter":
+        return None if particles is None else particles.least, None
+    effective, heavy = particles.effective, k_hat(particles.log_weights)
+    if before is not None and before["k_hat"] is not None:
+        effective, heavy = torch.minimum(effective, before["effective"]), torch.maximum(heavy, before["k_hat"])
+    return effective.masked_fill(total.isneginf(), 0.0), heavy
 
 
 def score_document(
@@ -253,8 +269,9 @@ def filtered_state(pair: Pair, windows: Iterable[SequenceBatch], *, samples: int
     Raises `UserError` if there are no windows, or the sequences are not of equal length: then there would be no one step to go on from.
     """
     state: Any = None
-    for scored in score_document(pair, _all_full(windows), samples=samples):
-        state = scored.state
+    with warnings_kept():
+        for scored in score_document(pair, _all_full(windows), samples=samples):
+            state = scored.state
     if state is None:
         raise UserError("there is no state to go on from: no window was given")
     if state["particles"] is None:

@@ -28,6 +28,7 @@ class SequenceGuide(nn.Module):
 
     flows: Any
     encoder: Any
+    stops_at_gaps = True  # it samples the latents up to the gaps at the end of a batch, and none in them
 
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
@@ -83,10 +84,16 @@ class SequenceGuide(nn.Module):
     # running them
 
     def forward(self, batch: SequenceBatch) -> Outcome:
-        """The Pyro guide q(z | x) of the batch, in the layout of its model."""
+        """The Pyro guide q(z | x) of the batch, in the layout of its model.
+
+        Of a batch whose observations end before its steps do (`continued`), the latents up to there, which the guide infers from what was
+        observed; those after it are left to the model. Raises `UserError` for gaps before an observation: zeros stand in them, and
+        the guide would take these for observations.
+        """
         if batch.values is None:
             raise UserError(f"{type(self).__name__} infers latents from observations, and the batch has none")
         register(self)
+        one_path, batch = in_one_path(self.model, batch), seen_by_guide(type(self).__name__, batch)
         if batch.state is None:
             state = {"latent": self.initial_latent(len(batch)), "carried": self.initial_carried(len(batch))}
         else:
@@ -94,7 +101,7 @@ class SequenceGuide(nn.Module):
         gathered, carried = self.gather(batch, state["carried"])
         evidence = tuple(full_precision(part) for part in gathered)  # a chain of many steps, each of little work
         with batch.plate(), same_features(self.model):  # whose recurrence `unroll` may run, step by step
-            run = self._path if in_one_path(self.model, batch) else self._steps
+            run = self._path if one_path else self._steps
             latents = run(batch, evidence, state["latent"])
         return Outcome(None, latents, {"latent": batch.last(latents, state["latent"]), "carried": carried})
 
@@ -119,3 +126,20 @@ class SequenceGuide(nn.Module):
                 previous = pyro.sample(f"z_{t}", posterior)
             latents.append(previous)
         return torch.stack(torch.broadcast_tensors(*latents), -2) if latents else previous.new_zeros(len(batch), 0, self.model.latent_size)
+
+
+def seen_by_guide(name: str, batch: SequenceBatch) -> SequenceBatch:
+    """The part of a batch that a guide of this name may look at: its steps up to gaps that last to the end.
+
+    Raises `UserError` for gaps before an observation.
+    """
+    before = batch.before_gaps()
+    if before is None:
+        instead = "posterior_predictive and infill draw what is missing, and latents with it"
+        raise UserError(f"{name} has not seen what is missing before other observations (steps {_listed(batch.missing)}): {instead}")
+    return before
+
+
+def _listed(steps: frozenset[int]) -> str:
+    shown = ", ".join(str(t) for t in sorted(steps)[:4])
+    return f"{shown}, …" if len(steps) > 4 else shown

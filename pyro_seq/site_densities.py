@@ -149,7 +149,7 @@ def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
         raise UserError(f"the model has no site {name!r}, which the guide samples")
 
 
-def _step(name: str, site: Any, place: Place) -> int | None:
+def place_of(name: str, site: Any, place: Place) -> int | None:
     """The step that a site's density counts at, or `None` if its event has an entry for each step.
 
     A latent that is over no time counts as a whole at step 0, and so does one whose distribution does not tell its steps apart.

@@ -19,7 +19,7 @@ from pyro_seq.annealing import ScaleLatents, kl_strength, scales_summed_out
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.divergence import diverged, diverged_words
 from pyro_seq.errors import UserError
-from pyro_seq.first_batch import find_parameters, tried
+from pyro_seq.first_batch import find_parameters, refuse_gaps, tried
 from pyro_seq.interruption import Interruption
 from pyro_seq.monitoring import Sample
 from pyro_seq.networks import fast_precision, full_precision
@@ -199,6 +199,7 @@ class Trainer:
         minutes_before = self.minutes
         while not self._interruption.wished and self.stopped_by() is None:
             batch, follows = self.batches.draw()
+            refuse_gaps(batch)
             batch = batch.with_state(self.carried if follows else None)
             self.optimiser.scale_learning_rate(self._learning_rate_factor(self.step + 1))
             try:

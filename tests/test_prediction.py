@@ -59,7 +59,8 @@ class Counted:
 def test_equals_predictive(kind: str, layout: str, parallel: bool) -> None:
     pair = new_pair(kind, layout)
     pair.train(False)
-    for batch in batches().values():
+    given = batches()
+    for batch in (given["observed"], given["continued"]):
         expected = seeded(lambda batch=batch: Predictive(pair.model, guide=pair.guide, num_samples=6, parallel=parallel)(batch))
         found = seeded(lambda batch=batch: posterior_predictive(pair, batch, 6, parallel=parallel))
         assert found.keys() == expected.keys() and all(found[name].equal(expected[name]) for name in expected)
@@ -77,7 +78,7 @@ def test_predicts_what_the_batch_leaves_open(layout: str) -> None:
 
 
 def test_runs_do_not_grow_with_the_samples() -> None:
-    pair, batch = new_pair("srnn", "path"), batches()["continued"]
+    pair, batch = new_pair("srnn", "path"), batches()["observed"]
     model, guide = Counted(pair.model), Counted(pair.guide)
     posterior_predictive(Pair(model, guide), batch, 100)
     assert (model.calls, guide.calls) == (3, 3)
@@ -141,11 +142,14 @@ def test_chunks_bound_what_runs_at_once() -> None:
 def test_hmm() -> None:
     model = HMM(Categorical(4), LastObservations(OneHot(4), 2), num_states=3, autoregressive=True)
     batch: Any = batches()["continued"]
+    found = posterior_predictive(Pair(model), batch, 20)
+    assert found["x_6"].shape == (20, 3) and found["x_0"].equal(batch.values[:, 0].expand(20, 3)) and "z_0" not in found
+    model.layout = "steps"
     with pytest.warns(
         UserWarning, match=r"'z_0' \(and \d more\) is marked to be enumerated and not in the guide: it was drawn from the prior"
     ):
-        found = posterior_predictive(Pair(model), batch, 20)
-    assert found["x_6"].shape == (20, 3) and found["x_0"].equal(batch.values[:, 0].expand(20, 3))
+        found = posterior_predictive(Pair(model), batches()["observed"], 20)
+    assert found["x_2"].shape == (20, 3)
 
 
 def test_the_pair_s_own_parameters_and_mode() -> None:

@@ -13,7 +13,19 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_seq import AutoSequenceGuide, Pair, SequenceBatch, UserError, ancestral, contexts, continuation, emissions, encoders, infill, score
+from pyro_seq import (
+    AutoSequenceGuide,
+    Pair,
+    SequenceBatch,
+    UserError,
+    ancestral,
+    contexts,
+    continuation,
+    emissions,
+    encoders,
+    infill,
+    score,
+)
 from pyro_seq.models import RNN
 from pyro_seq.testing import problems
 from pyro_seq.time_sites import Side, Stem, classify

@@ -185,7 +185,7 @@ def _composed(plan: Plan, random: np.random.Generator) -> list[Note]:
     return _articulated(melody + _accompaniment(plan, chords))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Theme:
     """What the phrases of one letter share."""
 

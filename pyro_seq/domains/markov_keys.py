@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_seq.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MarkovKeys:
     """p(x_{1:T}) = prod_k p(x_1^k) prod_{t>1} p(x_t^k | x_{t-1}^k): whether a key sounds depends on whether it did a frame ago.
 

@@ -46,7 +46,7 @@ PREVIEW_SECONDS = 8.0
 SAMPLED = 2**25  # entries of the rolls of samples drawn side by side: bounds memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pieces:
     """Piano rolls `[T_n, keys]` to learn from and to validate on, and the tempo of their beat grid in beats a minute."""
 

@@ -23,7 +23,7 @@ ARRAYS = ".npz"
 CACHE = ".pyroseq-tunes"  # beside the run folders, so that the next run starts at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """Pieces that were read.
 

@@ -20,7 +20,7 @@ from pyro_seq.settings import flatten
 COMPARED_SECONDS = 30.0  # of each roll whose statistics are compared
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Asked:
     """What a report is to hold.
 

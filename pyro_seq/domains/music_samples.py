@@ -21,7 +21,7 @@ FORMATS = ("mid", "wav", "png")
 NUMBERED = re.compile(r"sample-(\d{1,9})\.(mid|wav|png)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rendered:
     """A roll `[T, keys]` that can be heard and seen.
 

@@ -16,12 +16,13 @@ from pyro_seq.domains.frames import observed
 from pyro_seq.domains.music_model import MusicModel
 from pyro_seq.domains.piece_batches import of_similar_length
 from pyro_seq.errors import DIVERGED, UserError
+from pyro_seq.scores import diagnosed, warnings_kept
 from pyro_seq.scoring import score, score_document
 
 AT_ONCE = 8_192  # frames: pieces that together have fewer are scored side by side, and longer ones in windows if the pair carries states
 
 
-@dataclass
+@dataclass(eq=False)
 class PieceScore:
     """A piece's score; fields as those of `scores.Score`, for one sequence.
 
@@ -30,6 +31,8 @@ class PieceScore:
         total: the log-likelihood or its bound, in nats.
         standard_error: its Monte Carlo standard error; 0 for exact figures, `None` where one sample cannot tell.
         effective_samples: the effective number of particles, or `None`.
+        k_hat: Pareto k-hat of the weights, or `None`.
+        warning: why the figure and its error cannot be relied on, if so.
     """
 
     steps: Tensor
@@ -38,6 +41,8 @@ class PieceScore:
     method: str
     samples: int
     effective_samples: float | None
+    k_hat: float | None = None
+    warning: str | None = None
 
 
 @dataclass
@@ -60,6 +65,8 @@ class MusicScore:
     nats_per_frame: float
     bits_per_frame: float
     markov_nats_per_frame: float | None
+    k_hat: float | None = None
+    warning: str | None = None
 
 
 def score_pieces(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> Iterator[tuple[int, PieceScore]]:
@@ -69,7 +76,7 @@ def score_pieces(music: MusicModel, pieces: Sequence[Tensor], **options: Any) ->
     """
     for group in of_similar_length(pieces, AT_ONCE):
         batch = SequenceBatch.of([pieces[i] for i in group]).to(music.device)
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), warnings_kept():
             windows = [score(music.pair, observed(music.settings.frames, batch), **options)] if _at_once(music, batch) else None
             scores = windows or list(score_document(music.pair, _windows(music, batch), **options))
         last = scores[-1]
@@ -80,7 +87,7 @@ def score_pieces(music: MusicModel, pieces: Sequence[Tensor], **options: Any) ->
                 raise UserError(f"the log-likelihood of a piece is not finite: {DIVERGED}")
             effective = None if last.effective_samples is None else float(last.effective_samples[row])
             known = error if math.isfinite(error) else None
-            yield i, PieceScore(steps[row, : len(pieces[i])], total, known, last.method, last.samples, effective)
+            yield i, PieceScore(steps[row, : len(pieces[i])], total, known, last.method, last.samples, effective, *diagnosed(last, row))
 
 
 def _scores(music: MusicModel, pieces: Sequence[Tensor], options: dict[str, Any]) -> list[PieceScore]:
@@ -124,6 +131,8 @@ def evaluate(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> Mus
         nats,
         nats / math.log(2),
         markov,
+        max((scored.k_hat for scored in found if scored.k_hat is not None), default=None),
+        next((scored.warning for scored in found if scored.warning is not None), None),
     )
 
 

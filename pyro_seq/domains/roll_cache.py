@@ -28,7 +28,7 @@ BUNDLE_SECONDS = 60.0  # so much parsing is lost at most where a process is kill
 NAMED = 3  # skipped files that the last line names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rolls:
     """Piano rolls of files.
 

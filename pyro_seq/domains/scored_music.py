@@ -56,6 +56,8 @@ class ScoredMusic:
             scored.effective_samples,
             0,
             steps,
+            scored.k_hat,
+            scored.warning,
         )
 
     def _step(self, roll: Tensor, t: int, nats: float) -> ScoredStep:

@@ -18,7 +18,7 @@ from pyro_seq.domains.text_model import TextModel, load
 from pyro_seq.domains.text_scoring import AROUND, MostSurprising, evaluate
 from pyro_seq.domains.vocabulary import Vocabulary, file_size, quoted, read_bytes, read_text
 from pyro_seq.errors import DIVERGED, UserError
-from pyro_seq.scores import Score
+from pyro_seq.scores import Score, diagnosed, warnings_kept
 from pyro_seq.scoring import score
 
 LINES = 256  # scored side by side
@@ -61,6 +61,8 @@ class ScoredText:
             found.effective_samples,
             found.unknown,
             every if by_step else ranked,
+            found.k_hat,
+            found.warning,
         )
 
     def _lines(self, path: Path, top: int, by_step: bool, options: Any) -> Iterator[ScoredSequence]:
@@ -71,7 +73,8 @@ class ScoredText:
             some = True
             with pyro.validation_enabled(False):
                 batch = SequenceBatch.of([torch.from_numpy(symbols.astype(np.int64)) for _, symbols in block])
-                scored = score(self.text.pair, batch.to(self.text.device), **options)
+                with warnings_kept():
+                    scored = score(self.text.pair, batch.to(self.text.device), **options)
             for row, (number, symbols) in enumerate(block):
                 yield self._line(f"{path}:{number}", scored, row, symbols, top, by_step)
         if not some:
@@ -99,6 +102,7 @@ class ScoredText:
             effective,
             int((symbols >= known).sum()),
             steps,
+            *diagnosed(scored, row),
         )
 
 

@@ -63,7 +63,7 @@ SAMPLED_ROWS, SAMPLED_SYMBOLS = 256, 2**26  # samples drawn side by side, and sy
 # training
 
 
-@dataclass
+@dataclass(eq=False)
 class Corpora:
     """Symbols to train on and to validate on, and their vocabulary."""
 

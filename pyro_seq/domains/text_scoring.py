@@ -21,7 +21,7 @@ from pyro_seq.domains.text_model import SCORING_WINDOW, TextModel, scoring_windo
 from pyro_seq.domains.vocabulary import Vocabulary
 from pyro_seq.errors import DIVERGED, UserError
 from pyro_seq.filtering import Proposal
-from pyro_seq.scores import Score
+from pyro_seq.scores import Score, diagnosed, warnings_kept
 from pyro_seq.scoring import Method, score
 
 NATS_TO_BITS = 1 / math.log(2)
@@ -44,6 +44,8 @@ class TextScore:
         effective_samples: of `importance` the effective number of particles at the end, of `filter` the smallest; `None` for the others.
             Of several sequences that of the one where it is smallest.
         unknown: characters outside the vocabulary, which are scored as their bucket.
+        k_hat: Pareto k-hat of the weights of `importance`, above 0.7 where they have degenerated; `None` where there is none to tell.
+        warning: why the figure and its error cannot be relied on, if so.
         sequences: 1, or as how many the text was scored, each by itself, by a pair that carries no state.
     """
 
@@ -58,6 +60,8 @@ class TextScore:
     effective_samples: float | None
     unknown: int
     sequences: int = 1
+    k_hat: float | None = None
+    warning: str | None = None
 
 
 @dataclass
@@ -96,7 +100,7 @@ def scored_windows(
     for symbols in _windows(text, blocks):
         batch = SequenceBatch(torch.from_numpy(symbols.astype(np.int64)).unsqueeze(0).to(text.device))
         state = before.state if before is not None and text.carries else None
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), warnings_kept():
             scored = score(text.pair, batch, method=method, samples=samples, proposal=proposal, state=state)
         if before is not None and not text.carries:
             scored = _added(before, scored)
@@ -111,7 +115,9 @@ def _added(before: Score, scored: Score) -> Score:
     fewest = scored.effective_samples
     if fewest is not None and before.effective_samples is not None:
         fewest = torch.minimum(fewest, before.effective_samples)
-    return replace(scored, total=before.total + scored.total, variance=before.variance + scored.variance, effective_samples=fewest)
+    heaviest = None if scored.k_hat is None or before.k_hat is None else torch.maximum(scored.k_hat, before.k_hat)
+    summed = {"total": before.total + scored.total, "variance": before.variance + scored.variance}
+    return replace(scored, **summed, effective_samples=fewest, k_hat=heaviest)
 
 
 def _windows(text: TextModel, blocks: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
@@ -177,7 +183,7 @@ def score_blocks(
     if last is None:
         raise UserError(f"{name} is empty: there is nothing to score")
     total, error = float(last.total), float(last.standard_error)
-    nats = -total / characters
+    nats, (heaviest, warning) = -total / characters, diagnosed(last, 0)
     return TextScore(
         characters=characters,
         log_likelihood=total,
@@ -190,6 +196,8 @@ def score_blocks(
         effective_samples=None if last.effective_samples is None else float(last.effective_samples),
         unknown=0,
         sequences=1 if text.carries else sequences,
+        k_hat=heaviest,
+        warning=warning,
     )
 
 

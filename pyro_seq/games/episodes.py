@@ -16,7 +16,7 @@ PLAYERS = ("random", "agent")
 FLAGS = 2  # of the side inputs, after the action: a game's first step; the first step that is seen of one under way
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Episode:
     """A game of T moves.
 

@@ -37,7 +37,7 @@ def nats_per_step(pair: Pair, episodes: Sequence[Episode], normalisation: Normal
     return -total / max(1, steps) + units
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OpenLoop:
     """How far predictions are off, after a prefix of real steps and then with the actions alone.
 

@@ -232,7 +232,7 @@ def dream(
     return [Dreamt(o[: length + 1], r[:length], not going_on) for o, r, length, going_on in games]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dreamt:
     """An imagined game: observations `[T + 1, D]` and rewards `[T]` in the environment's units, and whether it came to an end."""
 

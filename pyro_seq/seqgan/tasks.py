@@ -60,7 +60,7 @@ def side_by_side(rendering: Rendering, generated: Tensor, real: Tensor) -> dict[
     return shown | dict(rendering.pictures(generated, real))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sequences:
     """Sequences `[M, T]` of symbols (int64) to train on, to validate on and to test on, all of one length."""
 

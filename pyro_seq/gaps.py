@@ -1,0 +1,137 @@
+"""Gaps of sequences drawn given all that was observed, by moves that leave the posterior as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.conditional_filter import Filled, Move, mixed, moved
+from pyro_seq.conditional_paths import PathMoves
+from pyro_seq.filtering import check_observations, runs_by_steps
+from pyro_seq.observation_sites import observed_stems, sampled_stems
+from pyro_seq.pair import Pair
+from pyro_seq.path_weights import steps_at_once
+from pyro_seq.prototypes import trace_model
+from pyro_seq.sequence_model import SequenceModel
+from pyro_seq.site_densities import is_enumerated, sample_sites
+from pyro_seq.time_sites import Side, classify
+from pyro_seq.trees import map_tensors
+
+PATH_NUMBERS = 2**25  # in the paths and observations of all particles that are kept at once: bounds memory
+ROUNDS = 2  # of moves after the first draw
+
+
+def draw_gaps(
+    pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int, *, every_row: bool = False
+) -> Iterator[tuple[Tensor, Filled]]:
+    """(rows, a draw of z and x_missing given x_observed of these sequences), until all rows with gaps have had one.
+
+    A first path of each sequence is one of `samples` particles with latents from the prior, by weight: right up to a bias that falls as
+    1/samples. Each round of moves after it is a step of a Markov chain that keeps the right law, however few particles there are,
+    and takes a factor of about 1/samples off what is left of the bias.
+
+    Args:
+        pair: any model and guide, in its scope and in evaluation mode.
+        batch: N sequences, zeros in their gaps.
+        missing: `[N, T]`, the gaps.
+        samples: particles.
+        every_row: whether latents are drawn of rows without gaps as well.
+    """
+    k = max(2, samples)  # of a move: the path and another one
+    for rows in _groups(pair, batch, missing, k, every_row):
+        part, gaps = batch.select(rows), missing[rows]
+        chain = (_DeclaredChain if isinstance(pair.model, SequenceModel) else _Chain)(pair, part, gaps, k)
+        guess, path = chain.move("prior", draws=2)
+        for kind in chain.kinds * ROUNDS:
+            path = chain.move(kind, path, guess.values)[0]
+        yield rows, path
+
+
+def _groups(pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, every_row: bool) -> Iterator[Tensor]:
+    """Rows (those with gaps) that are worked on together: of a declared model any, of others such as miss the same steps."""
+    if isinstance(pair.model, SequenceModel):
+        every: Any = batch.values
+        values = list(every.values()) if isinstance(every, dict) else [every]
+        numbers: int = batch.num_steps * pair.model.latent_size + sum(x[0].numel() for x in values)
+        rows = (missing.any(-1) | every_row).nonzero().flatten()
+        yield from rows.split(max(1, PATH_NUMBERS // (k * numbers))) if len(rows) else ()
+        return
+    patterns, which = missing.unique(dim=0, return_inverse=True)
+    size = max(1, steps_at_once(pair) // (k * missing.shape[-1]))
+    for index, pattern in enumerate(patterns):
+        if every_row or pattern.any():
+            yield from (which == index).nonzero().flatten().split(size)
+
+
+class _Chain:
+    """The moves of some sequences, which miss the same steps, of any pair."""
+
+    def __init__(self, pair: Pair, batch: SequenceBatch, missing: Tensor, k: int) -> None:
+        steps = missing[0].nonzero().flatten().tolist()
+        one = batch.select(slice(1))
+        gaps = one.with_missing(steps)
+        trace = trace_model(pair.model, gaps)
+        classify([Side(trace, pair.model)], gaps, pair)
+        stems = observed_stems(trace) or sampled_stems(trace)
+        fills = {stem.at(t) for stem in stems for t in steps}
+        latents = {name: site for name, site in sample_sites(trace) if not site["is_observed"] and name not in fills}
+        self.kinds: list[Move] = ["prior"]
+        if latents:
+            guided = _proposes(pair, one, latents)
+            self.kinds = ["mixed", "guide", "values"] if guided else ["prior", "values"]
+        self.paths = PathMoves(pair, batch, steps, stems, k)
+
+    def move(self, kind: Move, path: Filled | None = None, guess: Any = None, draws: int = 1) -> list[Filled]:
+        return self.paths.moved(kind, path, guess, draws)
+
+
+class _DeclaredChain(_Chain):
+    """The moves of some sequences of a declared model, by a particle filter where the guide is declared as well."""
+
+    def __init__(self, pair: Pair, batch: SequenceBatch, missing: Tensor, k: int) -> None:
+        check_observations(pair, batch, missing)
+        model: Any = pair.model
+        self.pair, self.batch, self.missing, self.k = pair, batch, missing, k
+        self.by_steps = runs_by_steps(pair, "guide")
+        self.kinds = ["prior"]
+        if model.latent_size:
+            of_path = {"z": None}
+            guided = self.by_steps or _proposes(pair, batch.select(slice(1)), of_path)
+            self.kinds = [*(["mixed"] if self.by_steps else ["prior"]), *(["guide"] if guided else []), "values"]
+        self.paths = PathMoves(pair, batch, [], [], k)
+
+    def move(self, kind: Move, path: Filled | None = None, guess: Any = None, draws: int = 1) -> list[Filled]:
+        if kind != "guide" or self.by_steps:
+            return moved(self.pair, self.batch, self.missing, self.k, kind, path, guess, draws)
+        assert path is not None
+        in_path = self.pair.model.layout == "path"
+        named = {"z": path.latents} if in_path else {f"z_{t}": z for t, z in enumerate(path.latents.unbind(-2))}
+        found = self.paths.moved(kind, path._replace(latents=named), draws=draws)
+        return [one._replace(latents=as_path(one.latents)) for one in found]
+
+
+def _proposes(pair: Pair, batch: SequenceBatch, latents: dict[str, Any]) -> bool:
+    """Whether a guide proposes latents: one that samples nothing leaves them to the prior, and so does one without enumerated ones."""
+    proposed = {name for name, _ in sample_sites(trace_model(pair.guide, batch))}
+    return bool(proposed) and not any(site is not None and is_enumerated(site) and name not in proposed for name, site in latents.items())
+
+
+def by_steps(latents: dict[str, Any]) -> dict[str, Any]:
+    """A path's site `z` `[…, T, Z]` as the sites `z_0, z_1, …` that a declared model has where it samples observations."""
+    steps = {f"z_{t}": z for t, z in enumerate(latents["z"].unbind(-2))} if "z" in latents else {}
+    return {name: value for name, value in latents.items() if name != "z"} | steps
+
+
+def as_path(latents: dict[str, Any]) -> Tensor:
+    """A declared model's latents `[…, T, Z]`, from the site `z` or the sites `z_0, z_1, …`."""
+    path: Tensor = latents["z"] if "z" in latents else torch.stack([latents[f"z_{t}"] for t in range(len(latents))], -2)
+    return path
+
+
+def blanked(batch: SequenceBatch, missing: Tensor) -> SequenceBatch:
+    """The batch with zeros at its missing steps."""
+    return batch.with_values(mixed(missing, map_tensors(torch.zeros_like, batch.values), batch.values))
