@@ -228,7 +228,7 @@ def generate(
         music, length, num_samples=num_samples, primer=opening, temperature=temperature, program=instrument, sound_font=sound_font
     )
     for number, rendered in enumerate(played, first):
-        for path in rendered.write(out_dir, number, names):
+        for path in rendered.write(out_dir, number, names):  # under a later number, if another process has taken this one
             click.echo(str(path))
 
 

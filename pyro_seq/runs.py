@@ -9,20 +9,19 @@
     .lock                 held by the process that writes the run
 
 Files are written in a temporary folder beside them, flushed to the disk and renamed. Nothing is ever unpickled: tensors are
-safetensors, the rest JSON.
+safetensors, the rest JSON. A run folder may come from anybody: whoever opens one sees to it first that it holds plain files and folders
+alone, so that nothing outside of it can be read or written through it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
+import math
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,30 @@ import torch
 from torch import Tensor
 
 from pyro_seq.errors import UserError
+from pyro_seq.plain_files import check_plain, open_no_link, open_plain
 from pyro_seq.trees import flatten, unflatten
+from pyro_seq.writing import WRITING, clear_left, is_same, make_folder, replacing
+
+__all__ = [
+    "FORMAT",
+    "MAX_JSON_BYTES",
+    "METADATA",
+    "WRITING",
+    "RunFolder",
+    "check_weights",
+    "going_on_from",
+    "load_tree",
+    "load_weights",
+    "make_folder",
+    "open_no_link",
+    "replacing",
+    "save_tree",
+]
 
 FORMAT = 2  # 2: settings of the model are those that its pair takes
 MAX_JSON_BYTES = 16 * 2**20  # a vocabulary of all of Unicode takes 13 MiB
-WRITING = ".writing-"
+MAX_HEADER_BYTES = 32 * 2**20  # of a checkpoint: the names of its tensors and all that is no tensor
+OWN_FOLDERS = ("tensorboard", "games", "samples", "imagined", "videos", "pretraining")  # in a run folder; others are somebody else's
 METADATA = "pyro_seq"
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -47,7 +65,7 @@ class RunFolder:
     def __init__(self, path: str | Path, kind: str) -> None:
         self.path, self.kind = Path(path), kind
         self._lock = self.path / ".lock"
-        self._held = False
+        self._handle: Any = None  # of the lock, while it is held
 
     def __str__(self) -> str:
         return str(self.path)
@@ -72,14 +90,35 @@ class RunFolder:
         """TensorBoard's events."""
         return self.path / "tensorboard"
 
+    def check_plain(self, to: str = "read") -> None:
+        """Raise `UserError` if there are links, devices, pipes or sockets in the folder: whoever opens it asks that first."""
+        if self.path.is_dir():
+            check_plain(self.path, OWN_FOLDERS, to=to)
+
+    def check_own(self) -> None:
+        """Raise `UserError` if the folder is held and has been removed, or begun anew by another process."""
+        if self._handle is not None and not is_same(self._lock, self._handle.fileno()):
+            raise UserError(f"the run folder {self.path} was removed, or begun anew, while this process was writing to it: it stops here")
+
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A temporary path for a file of the run, which replaces it if the folder is still this process's own (`writing.replacing`)."""
+        with replacing(self.path / name, follow=False, still=self.check_own) as temporary:
+            yield temporary
+
+    def save(self, path: Path, tree: Any) -> None:
+        """A tree as a checkpoint of the run (`save_tree`), if the folder is still this process's own."""
+        save_tree(path, tree, still=self.check_own)
+
     def exists(self) -> bool:
         """Whether a run was begun here."""
         return (self.path / "run.json").exists()
 
     def holds(self, path: Path) -> bool:
         """Whether a path is a file that a run in this folder keeps: checkpoints, figures, and documents (`*.json`)."""
-        own = path.name in (self.best.name, self.last.name, self.metrics.name) or path.suffix == ".json"
-        return own and path.is_file() and path.resolve().parent == self.path.resolve() and self.exists()
+        path = path.resolve()
+        own = path.name in (self.best.name, self.last.name, self.metrics.name, self._lock.name) or path.suffix == ".json"
+        return own and path.is_file() and path.parent == self.path.resolve() and self.exists()
 
     def check_free(self, *documents: str) -> None:
         """Raise `UserError` unless a run with these documents can be begun here, and nothing is overwritten by it."""
@@ -87,6 +126,7 @@ class RunFolder:
             raise UserError(f"{self.path} already holds a run: add --resume to go on with it, or choose another --run-dir")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--run-dir {self.path} is a file, not a folder")
+        self.check_plain("write")
         names = [self.best.name, self.last.name, self.metrics.name]
         if not self._lock.exists():  # else documents without run.json are what a run killed as it began has left
             names += documents
@@ -133,6 +173,7 @@ class RunFolder:
         if not self.path.is_dir():
             what = "it is a file" if self.path.exists() else "there is nothing"
             raise UserError(f"no run folder at {self.path}: {what}")
+        self.check_plain()
         if not self.exists():
             raise UserError(f"{self.path} holds no run (run.json is missing); train one there first")
         run = self.read_json("run.json")
@@ -147,9 +188,11 @@ class RunFolder:
         """A JSON document of the run; raises `UserError` if it is missing or damaged."""
         path = self.path / name
         try:
-            if path.stat().st_size > MAX_JSON_BYTES:
+            with open_plain(path) as file:
+                data = file.read(MAX_JSON_BYTES + 1)
+            if len(data) > MAX_JSON_BYTES:
                 raise ValueError("it is too large")
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = _read_strictly(data.decode("utf-8"))
         except FileNotFoundError:
             raise UserError(f"{self.path} is incomplete: {name} is missing") from None
         except OSError as error:
@@ -166,18 +209,19 @@ class RunFolder:
         """Write a JSON document of the run, whole or not at all."""
         text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
         escaped = SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)  # of file names that are not UTF-8
-        with replacing(self.path / name) as temporary:
+        with self.replacing(name) as temporary:
             temporary.write_text(escaped, encoding="utf-8")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for writing, in a folder that is made if need be; may be nested.
 
-        Raises `UserError` if another process holds it or the folder cannot be written.
+        Raises `UserError` if another process holds it, the folder cannot be written, or it holds other things than files and folders.
         """
-        if self._held:
+        if self._handle is not None:
             yield
             return
+        self.check_plain("write")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = open(self._lock, "ab", opener=open_no_link)  # noqa: SIM115 (closed below)
@@ -190,52 +234,42 @@ class RunFolder:
                 raise UserError(f"{self.path} is being written by another process") from None
             except OSError:  # a file system without locks
                 pass
-            for left in list(self.path.rglob(f"{WRITING}*")):  # by a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            self._held = True
+            self._handle = handle
             try:
+                self.check_own()
+                self._clear_left()
                 yield
             finally:
-                self._held = False
+                self._handle = None
+
+    def _clear_left(self) -> None:
+        """Remove what killed processes were writing, here and in the run's own folders; a run in one of these sees to its own."""
+        clear_left(self.path)
+        for name in OWN_FOLDERS:
+            top = self.path / name
+            for folder, below, _ in os.walk(top):
+                if (Path(folder) / self._lock.name).exists() or Path(folder).name.startswith(WRITING):
+                    below.clear()
+                else:
+                    clear_left(Path(folder))
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which then takes the place of `path`, whole and flushed to the disk, or leaves it as it was.
+def _read_strictly(text: str) -> Any:
+    """A JSON document without what JSON has not, or what would be lost: numbers that are not finite, names that stand twice."""
 
-    Where `path` is a link, what it points to is replaced. Raises `UserError` if anything cannot be written.
-    """
-    path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a directory")
-    untouched = "; what was there before is untouched" if path.exists() else ""
-    folder = None
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=WRITING, dir=path.parent))
-        temporary = folder / path.name
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would keep its files to their owner
-        yield temporary
-        temporary.chmod(mode)
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}{untouched}") from error
-    except safetensors.SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        raise UserError(f"cannot write {path}: {os.strerror(int(number[1])) if number else error}{untouched}") from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+    def number(word: str) -> float:
+        value = float(word)
+        if not math.isfinite(value):
+            raise ValueError(f"{word[:20]} is not a finite number")
+        return value
 
+    def table(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(entries)
+        if len(found) < len(entries):
+            raise ValueError("a name stands twice in one of its objects")
+        return found
 
-def make_folder(folder: Path) -> None:
-    """Make a folder to write to, and those that it lies in; raises `UserError` if that cannot be done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: cannot make the folder ({error.strerror or error})") from None
+    return json.loads(text, parse_float=number, parse_constant=number, object_pairs_hook=table)
 
 
 @contextlib.contextmanager
@@ -250,32 +284,14 @@ def going_on_from(checkpoint: Path) -> Iterator[None]:
         raise UserError(f"{checkpoint} is not a checkpoint of this run: {why}") from None
 
 
-def open_no_link(path: str, flags: int) -> int:
-    """An opener for `open` that refuses a symbolic link, through which a folder from elsewhere could have any file overwritten."""
-    try:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP or not os.path.islink(path):
-            raise
-        raise OSError(error.errno, f"{os.path.basename(path)} is a symbolic link; remove it", path) from None
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def save_tree(path: Path, tree: Any) -> None:
+def save_tree(path: Path, tree: Any, *, still: Callable[[], object] | None = None) -> None:
     """A tree of tensors and plain values as one safetensors file, its form in the file's metadata; whole or not at all.
 
-    Equal trees make equal bytes.
+    Equal trees make equal bytes. `still` as `writing.replacing` takes it; a link is not followed.
     """
     form, tensors = flatten(tree)
     unshared = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with replacing(path, follow=False, still=still) as temporary:
         # one key, since safetensors writes several in an order of its own
         safetensors.torch.save_file(unshared, temporary, metadata={METADATA: json.dumps({"format": FORMAT, "tree": form})})
 
@@ -286,8 +302,9 @@ def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
     With `shapes_only` the tensors are not read: they lie on torch's meta device, as float32, and take no memory.
     """
     try:
-        with open(path, "rb"):  # says why it cannot be read, which safetensors does not
-            pass
+        with open_plain(path) as opened:  # says why it cannot be read, which safetensors does not
+            if int.from_bytes(opened.read(8), "little") > MAX_HEADER_BYTES:
+                raise UserError(f"{path} is damaged: its header would be too large")
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if METADATA not in metadata:

@@ -40,6 +40,13 @@ def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "
     return make()
 
 
+def weights_in(path: Path) -> Any:
+    """The weights of a checkpoint, as `Pair.load_weights` takes them; raises `UserError` if it holds none."""
+    saved = load_tree(path)
+    check(saved, CHECKPOINT, path, otherwise="is damaged: it holds no weights")
+    return saved["weights"]
+
+
 def pair_to_train(
     run: RunFolder | None,
     make: Callable[[], Pair],

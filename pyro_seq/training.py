@@ -27,9 +27,10 @@ from pyro_seq.objectives import Recorder, make_elbo
 from pyro_seq.optimisation import JointOptimiser, NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
 from pyro_seq.random_state import aside, describe_random_state, random_state, set_random_state
-from pyro_seq.runs import RunFolder, going_on_from, load_tree, save_tree
+from pyro_seq.runs import RunFolder, going_on_from, load_tree
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.stopping import fraction, stopped_by
+from pyro_seq.stored_pair import weights_in
 from pyro_seq.training_log import TrainingLog
 from pyro_seq.training_settings import PRECISIONS, TrainingSettings
 from pyro_seq.trees import detach, map_tensors
@@ -296,7 +297,7 @@ class Trainer:
             with self.optimiser.averaged():
                 self._keep_best()
         if self.run is not None and self.run.best.exists():
-            self.pair.load_weights(load_tree(self.run.best)["weights"], self.run.best)
+            self.pair.load_weights(weights_in(self.run.best), self.run.best)
         elif self._best is not None:
             self.pair.load_weights(self._best, "the best weights")
         self.pair.train(False)
@@ -306,7 +307,7 @@ class Trainer:
         """Keep the weights that stand in the pair as the best ones."""
         self._check_finite(self.optimiser.parameters)
         if self.run is not None:
-            save_tree(self.run.best, {"step": self.step, "weights": self.pair.weights()})
+            self.run.save(self.run.best, {"step": self.step, "weights": self.pair.weights()})
         else:
             self._best = map_tensors(torch.clone, self.pair.weights())
 
@@ -322,7 +323,7 @@ class Trainer:
         self._check_finite(self.optimiser.parameters)
         if self.run is None:
             return
-        save_tree(
+        self.run.save(
             self.run.last,
             {
                 "step": self.step,

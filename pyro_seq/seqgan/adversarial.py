@@ -18,7 +18,7 @@ from pyro_seq.monitoring import duration
 from pyro_seq.optimisation import NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
 from pyro_seq.random_state import aside, describe_random_state, random_state, set_random_state
-from pyro_seq.runs import RunFolder, going_on_from, load_tree, load_weights, save_tree
+from pyro_seq.runs import RunFolder, going_on_from, load_tree, load_weights
 from pyro_seq.seqgan.discriminator_training import DiscriminatorTraining
 from pyro_seq.seqgan.generator_training import Collapse, GeneratorTraining
 from pyro_seq.seqgan.quality import generated, quality
@@ -26,6 +26,7 @@ from pyro_seq.seqgan.rewards import DiscriminatorReward
 from pyro_seq.seqgan.settings import SeqGANSettings
 from pyro_seq.seqgan.tasks import Figure, Task, side_by_side
 from pyro_seq.stopping import fraction, stopped_by
+from pyro_seq.stored_pair import weights_in
 from pyro_seq.training_log import TrainingLog
 
 FLOOR = 0.02  # where a schedule ends, as a fraction of the learning rate
@@ -221,7 +222,7 @@ class AdversarialTraining:
         self.log.progress.say(f"adversarial step {self.step}  validation {shown}{'  (best so far)' if better else ''}")
         if better:
             self.best = found[self.task.criterion].value
-            save_tree(self.run.best, {"step": self.step, "weights": self.pair.weights()})
+            self.run.save(self.run.best, {"step": self.step, "weights": self.pair.weights()})
         if found["entropy"].value < self.s.lowest_entropy:
             low = f"its entropy is {found['entropy'].value:.3g} nats a symbol, below adversarial.lowest_entropy"
             raise Collapse(f"the generator has collapsed: {low}")
@@ -248,14 +249,14 @@ class AdversarialTraining:
             self._validate()
         self._save()
         if not self._interruption.wished:
-            self.pair.load_weights(load_tree(self.run.best)["weights"], self.run.best)
+            self.pair.load_weights(weights_in(self.run.best), self.run.best)
             self.pair.train(False)
             self.log.progress.say(f"adversarial step {self.step} is the last: {self.stopped_by()}")
 
     # checkpoints
 
     def _save(self) -> None:
-        save_tree(
+        self.run.save(
             self.run.last,
             {
                 "step": self.step,
