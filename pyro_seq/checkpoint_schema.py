@@ -1,11 +1,13 @@
-"""What a checkpoint may hold, described once, and checked before anything is made of it: a checkpoint may come from anybody.
+"""What a checkpoint may hold, described once, and checked before anything is made of it: a
+checkpoint may come from anybody.
 
-    kind = Fields({"step": Whole(), "minutes": Number(0, MOST), "best": Optional(Number()), "weights": Each(Word(), TensorOf())})
+    kind = Fields({"step": Whole(), "minutes": Number(0, MOST), "best": Optional(Number())})
     check(load_tree(path), kind, path)
 
-What has passed can be read without another look: every name is there, every value of its type and in its range, every tensor of its
-shape, type and size, and finite. What keeps a state (an optimiser, a stream of batches) describes it by `describe_state()`, beside the
-`state()` that writes it and the `load_state()` that takes it over.
+What has passed can be read without another look: every name is there, every value of its type and
+in its range, every tensor of its shape, type and size, and finite. What keeps a state (an
+optimiser, a stream of batches) describes it by `describe_state()`, beside the `state()` that writes
+it and the `load_state()` that takes it over.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Kind:
     """What stands somewhere in a checkpoint: the base of all kinds."""
 
     def check(self, value: Any, place: str) -> None:
-        """Raise `Misfit` unless the value is of this kind; `place` is where it stands, in dotted names."""
+        """Raise `Misfit` unless the value is of this kind; `place` is where it stands, in dotted
+        names.
+        """
         raise TypeError(f"{type(self).__name__} must define check(value, place)")
 
 
@@ -52,7 +56,7 @@ class Whole(Kind):
 
 
 class Number(Kind):
-    """A finite number in [low, high], or with `or_nan` also NaN, which says that there is none yet."""
+    """A finite number in [low, high], or with `or_nan` also NaN, where there is none yet."""
 
     def __init__(self, low: float = -math.inf, high: float = math.inf, *, or_nan: bool = False) -> None:
         self.low, self.high, self.or_nan = low, high, or_nan
@@ -146,7 +150,9 @@ class Row(Kind):
 
 
 class Fields(Kind):
-    """A table with these entries, `may` of which need not be there, and no others unless these are left `open`."""
+    """A table with these entries, `may` of which need not be there, and no others unless these are
+    left `open`.
+    """
 
     def __init__(self, kinds: Mapping[Any, Kind], *, may: Mapping[Any, Kind] | None = None, open: bool = False) -> None:
         self.kinds, self.may, self.open = kinds, may or {}, open
@@ -183,9 +189,11 @@ class Each(Kind):
 
 
 class TensorOf(Kind):
-    """A tensor of a shape, in which `None` is any extent, and a type, its entries finite and in [low, high].
+    """A tensor of a shape, in which `None` is any extent, and a type, its entries finite and in
+    [low, high].
 
-    Without a shape it has at most `most` entries. Shape and type are looked at first, so that a large file of zeros takes no memory.
+    Without a shape it has at most `most` entries. Shape and type are looked at first, so that a
+    large file of zeros takes no memory.
     """
 
     def __init__(
@@ -213,7 +221,9 @@ class TensorOf(Kind):
 
 
 class Like(Kind):
-    """A tensor of the shape of another one, and floating as that is, its entries finite in that one's type and in [low, high]."""
+    """A tensor of the shape of another one, and floating as that is, its entries finite in that
+    one's type and in [low, high].
+    """
 
     def __init__(self, tensor: Tensor, *, low: float = -math.inf, high: float = math.inf) -> None:
         self.tensor, self.low, self.high = tensor, low, high
@@ -236,7 +246,9 @@ def like_all(tensors: Mapping[str, Tensor]) -> Fields:
 
 
 class Anything(Kind):
-    """Any tree, as long as all its tensors together have at most `most` entries: what another check will have to look at."""
+    """Any tree, as long as all its tensors together have at most `most` entries: what another check
+    will have to look at.
+    """
 
     def __init__(self, most: int = MOST_ENTRIES) -> None:
         self.most = most
@@ -248,7 +260,9 @@ class Anything(Kind):
 
 
 class Checked(Kind):
-    """What a function takes without an error: it raises `ValueError`, or a `UserError` that says all that there is to say."""
+    """What a function takes without an error: it raises `ValueError`, or a `UserError` that says
+    all that there is to say.
+    """
 
     def __init__(self, function: Callable[[Any], object], *, first: Kind | None = None) -> None:
         self.function, self.first = function, first
@@ -280,7 +294,9 @@ def described(keeper: Any) -> Kind:
 
 
 def check(tree: Any, kind: Kind, path: str | Path, *, otherwise: str = "is not a checkpoint of this run") -> None:
-    """Raise `UserError`, which names the file and the place in it, unless a tree that was read from it is of a kind."""
+    """Raise `UserError`, which names the file and the place in it, unless a tree that was read from
+    it is of a kind.
+    """
     try:
         kind.check(tree, "")
     except Misfit as error:

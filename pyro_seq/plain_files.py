@@ -1,7 +1,9 @@
-"""Files that are what they seem: a run folder may come from anybody, and hold links, devices, pipes and sockets.
+"""Files that are what they seem: a run folder may come from anybody, and hold links, devices, pipes
+and sockets.
 
-A link would lead what is written there out of the folder; a pipe or a device may be read for ever. So a folder is looked through once
-when it is opened (`check_plain`), and each file is opened without following a link or waiting for anybody (`open_plain`).
+A link would lead what is written there out of the folder; a pipe or a device may be read for ever.
+So a folder is looked through once when it is opened (`check_plain`), and each file is opened
+without following a link or waiting for anybody (`open_plain`).
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ def what_it_is(mode: int) -> str | None:
 
 
 def check_plain(folder: Path, below: Iterable[str] = (), *, to: str = "read") -> None:
-    """Raise `UserError` unless all that lies in a folder, and in those of these names `below` it, are plain files and folders.
+    """Raise `UserError` unless all that lies in a folder, and in those of these names `below` it,
+    are plain files and folders.
 
-    `to` says what for. Other folders in it are somebody else's, and are not entered. The folder itself may be a link: the user has named it.
+    `to` says what for. Other folders in it are somebody else's, and are not entered. The folder
+    itself may be a link: the user has named it.
     """
     own, waiting = set(below), [(folder, True)]
     try:
@@ -54,7 +58,9 @@ def check_plain(folder: Path, below: Iterable[str] = (), *, to: str = "read") ->
 
 
 def _refuse(path: Path, where: str) -> None:
-    """Raise `UserError`, which begins with where it lies, for what is neither a file nor a folder, unless it has gone meanwhile."""
+    """Raise `UserError`, which begins with where it lies, for what is neither a file nor a folder,
+    unless it has gone meanwhile.
+    """
     try:
         what = what_it_is(path.lstat().st_mode)
     except FileNotFoundError:
@@ -64,7 +70,9 @@ def _refuse(path: Path, where: str) -> None:
 
 
 def open_no_link(path: str, flags: int) -> int:
-    """An opener for `open` that takes plain files alone, and waits for nobody: what a folder from elsewhere holds may be anything."""
+    """An opener for `open` that takes plain files alone, and waits for nobody: what a folder from
+    elsewhere holds may be anything.
+    """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:

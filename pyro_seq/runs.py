@@ -1,16 +1,18 @@
-"""Run folders: everything that is needed to use, judge or go on with a training, written so that a killed run loses nothing.
+"""Run folders: everything that is needed to use, judge or go on with a training, written so that a
+killed run loses nothing.
 
     run.json              what kind of run it is, the format's version, and the resolved settings
     *.json                what the domain needs besides (a vocabulary)
-    last.safetensors      the checkpoint that a run goes on from: weights, optimiser, random state, position in the data
-    best.safetensors      the weights with the lowest validation loss: what samples and scores are made with
+    last.safetensors      what a run goes on from: weights, optimiser, random state, position in the data
+    best.safetensors      the weights with the lowest validation loss, for samples and scores
     metrics.jsonl         one line a measurement; equal for equal runs, however often interrupted
     tensorboard/          events, with samples
     .lock                 held by the process that writes the run
 
-Files are written in a temporary folder beside them, flushed to the disk and renamed. Nothing is ever unpickled: tensors are
-safetensors, the rest JSON. A run folder may come from anybody: whoever opens one sees to it first that it holds plain files and folders
-alone, so that nothing outside of it can be read or written through it.
+Files are written in a temporary folder beside them, flushed to the disk and renamed. Nothing is
+ever unpickled: tensors are safetensors, the rest JSON. A run folder may come from anybody: whoever
+opens one sees to it first that it holds plain files and folders alone, so that nothing outside of
+it can be read or written through it.
 """
 
 from __future__ import annotations
@@ -91,23 +93,31 @@ class RunFolder:
         return self.path / "tensorboard"
 
     def check_plain(self, to: str = "read") -> None:
-        """Raise `UserError` if there are links, devices, pipes or sockets in the folder: whoever opens it asks that first."""
+        """Raise `UserError` if there are links, devices, pipes or sockets in the folder: whoever
+        opens it asks that first.
+        """
         if self.path.is_dir():
             check_plain(self.path, OWN_FOLDERS, to=to)
 
     def check_own(self) -> None:
-        """Raise `UserError` if the folder is held and has been removed, or begun anew by another process."""
+        """Raise `UserError` if the folder is held and has been removed, or begun anew by another
+        process.
+        """
         if self._handle is not None and not is_same(self._lock, self._handle.fileno()):
             raise UserError(f"the run folder {self.path} was removed, or begun anew, while this process was writing to it: it stops here")
 
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
-        """A temporary path for a file of the run, which replaces it if the folder is still this process's own (`writing.replacing`)."""
+        """A temporary path for a file of the run, which replaces it if the folder is still this
+        process's own (`writing.replacing`).
+        """
         with replacing(self.path / name, follow=False, still=self.check_own) as temporary:
             yield temporary
 
     def save(self, path: Path, tree: Any) -> None:
-        """A tree as a checkpoint of the run (`save_tree`), if the folder is still this process's own."""
+        """A tree as a checkpoint of the run (`save_tree`), if the folder is still this process's
+        own.
+        """
         save_tree(path, tree, still=self.check_own)
 
     def exists(self) -> bool:
@@ -115,13 +125,17 @@ class RunFolder:
         return (self.path / "run.json").exists()
 
     def holds(self, path: Path) -> bool:
-        """Whether a path is a file that a run in this folder keeps: checkpoints, figures, and documents (`*.json`)."""
+        """Whether a path is a file that a run in this folder keeps: checkpoints, figures, and
+        documents (`*.json`).
+        """
         path = path.resolve()
         own = path.name in (self.best.name, self.last.name, self.metrics.name, self._lock.name) or path.suffix == ".json"
         return own and path.is_file() and path.parent == self.path.resolve() and self.exists()
 
     def check_free(self, *documents: str) -> None:
-        """Raise `UserError` unless a run with these documents can be begun here, and nothing is overwritten by it."""
+        """Raise `UserError` unless a run with these documents can be begun here, and nothing is
+        overwritten by it.
+        """
         if self.exists():
             raise UserError(f"{self.path} already holds a run: add --resume to go on with it, or choose another --run-dir")
         if self.path.exists() and not self.path.is_dir():
@@ -135,7 +149,8 @@ class RunFolder:
                 raise UserError(f"{self.path} holds {name} but no run.json: choose another --run-dir, so that nothing is overwritten")
 
     def create(self, settings: dict[str, Any], documents: dict[str, Any]) -> None:
-        """Begin a run: its settings and the domain's documents are written, all or none; inside `locked()`.
+        """Begin a run: its settings and the domain's documents are written, all or none; inside
+        `locked()`.
 
         Raises `UserError` if the folder holds a run or cannot be written.
         """
@@ -149,12 +164,16 @@ class RunFolder:
             raise
 
     def abandon(self, *documents: str) -> None:
-        """Take a run back that was begun with these documents and has no weights yet, so that it can be begun anew; inside `locked()`."""
+        """Take a run back that was begun with these documents and has no weights yet, so that it
+        can be begun anew; inside `locked()`.
+        """
         for name in ("run.json", *documents):
             (self.path / name).unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any]:
-        """The settings of the run; raises `UserError` if the folder is missing, of another kind or from another version."""
+        """The settings of the run; raises `UserError` if the folder is missing, of another kind or
+        from another version.
+        """
         run = self._document()
         if run["kind"] != self.kind:
             raise UserError(f"{self.path} holds a run of kind {run['kind']!r}, not {self.kind!r}")
@@ -165,7 +184,9 @@ class RunFolder:
 
     @classmethod
     def kind_of(cls, path: str | Path) -> str:
-        """The kind of the run in a folder; raises `UserError` if the folder is missing, holds none, or is from a newer version."""
+        """The kind of the run in a folder; raises `UserError` if the folder is missing, holds none,
+        or is from a newer version.
+        """
         return cls(path, "")._document()["kind"]
 
     def _document(self) -> dict[str, Any]:
@@ -216,7 +237,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the run for writing, in a folder that is made if need be; may be nested.
 
-        Raises `UserError` if another process holds it, the folder cannot be written, or it holds other things than files and folders.
+        Raises `UserError` if another process holds it, the folder cannot be written, or it holds
+        other things than files and folders.
         """
         if self._handle is not None:
             yield
@@ -243,7 +265,9 @@ class RunFolder:
                 self._handle = None
 
     def _clear_left(self) -> None:
-        """Remove what killed processes were writing, here and in the run's own folders; a run in one of these sees to its own."""
+        """Remove what killed processes were writing, here and in the run's own folders; a run in
+        one of these sees to its own.
+        """
         clear_left(self.path)
         for name in OWN_FOLDERS:
             top = self.path / name
@@ -255,7 +279,9 @@ class RunFolder:
 
 
 def _read_strictly(text: str) -> Any:
-    """A JSON document without what JSON has not, or what would be lost: numbers that are not finite, names that stand twice."""
+    """A JSON document without what JSON has not, or what would be lost: numbers that are not
+    finite, names that stand twice.
+    """
 
     def number(word: str) -> float:
         value = float(word)
@@ -274,7 +300,9 @@ def _read_strictly(text: str) -> Any:
 
 @contextlib.contextmanager
 def going_on_from(checkpoint: Path) -> Iterator[None]:
-    """Inside, a run takes over what its checkpoint holds; whatever fails there becomes a `UserError` that it is none of this run."""
+    """Inside, a run takes over what its checkpoint holds; whatever fails there becomes a
+    `UserError` that it is none of this run.
+    """
     try:
         yield
     except UserError:
@@ -285,7 +313,8 @@ def going_on_from(checkpoint: Path) -> Iterator[None]:
 
 
 def save_tree(path: Path, tree: Any, *, still: Callable[[], object] | None = None) -> None:
-    """A tree of tensors and plain values as one safetensors file, its form in the file's metadata; whole or not at all.
+    """A tree of tensors and plain values as one safetensors file, its form in the file's metadata;
+    whole or not at all.
 
     Equal trees make equal bytes. `still` as `writing.replacing` takes it; a link is not followed.
     """
@@ -297,9 +326,11 @@ def save_tree(path: Path, tree: Any, *, still: Callable[[], object] | None = Non
 
 
 def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
-    """The tree that `save_tree` wrote; raises `UserError` if the file is missing, damaged or something else.
+    """The tree that `save_tree` wrote; raises `UserError` if the file is missing, damaged or
+    something else.
 
-    With `shapes_only` the tensors are not read: they lie on torch's meta device, as float32, and take no memory.
+    With `shapes_only` the tensors are not read: they lie on torch's meta device, as float32, and
+    take no memory.
     """
     try:
         with open_plain(path) as opened:  # says why it cannot be read, which safetensors does not
@@ -333,7 +364,8 @@ def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
 def load_weights(target: dict[str, Tensor], weights: Any, where: str | Path) -> None:
     """Copy weights into tensors of the same names, in place (a module's are `module.state_dict()`).
 
-    Raises `UserError` unless names and shapes fit exactly and every number is finite; then nothing was copied.
+    Raises `UserError` unless names and shapes fit exactly and every number is finite; then nothing
+    was copied.
     """
     check_weights(target, weights, where)
     with torch.no_grad():

@@ -1,7 +1,8 @@
 """Writing files whole or not at all, beside other processes that do the same.
 
-A file is written in a temporary folder beside it, flushed to the disk and renamed. The folder is locked by the process that writes in
-it: one that nobody holds was left by a process that was killed, and may be cleared away.
+A file is written in a temporary folder beside it, flushed to the disk and renamed. The folder is
+locked by the process that writes in it: one that nobody holds was left by a process that was
+killed, and may be cleared away.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EB
 
 @contextlib.contextmanager
 def replacing(path: Path, *, follow: bool = True, still: Callable[[], object] | None = None) -> Iterator[Path]:
-    """A temporary path to write to, which then takes the place of `path`, whole and flushed to the disk, or leaves it as it was.
+    """A temporary path to write to, which then takes the place of `path`, whole and flushed to the
+    disk, or leaves it as it was.
 
     Args:
         path: the file.
-        follow: whether a link is followed, and what it points to replaced; otherwise a link is refused.
-        still: raises `UserError` where the file is not to be written after all, also if that shows only once all is ready.
+        follow: whether a link is followed, and what it points to replaced; otherwise a link is
+            refused.
+        still: raises `UserError` where the file is not to be written after all, also if that shows
+            only once all is ready.
 
     Raises `UserError` if anything cannot be written, and for what is neither a file nor missing.
     """
@@ -62,7 +66,9 @@ def replacing(path: Path, *, follow: bool = True, still: Callable[[], object] | 
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raise `UserError` unless there is a plain file or nothing: above all, root could put a file in the place of a device."""
+    """Raise `UserError` unless there is a plain file or nothing: above all, root could put a file
+    in the place of a device.
+    """
     try:
         what = what_it_is(path.lstat().st_mode)
     except OSError:
@@ -86,7 +92,8 @@ def _own_folder(parent: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def held(folder: Path, *, without_locks: bool = True) -> Iterator[bool]:
-    """Hold a folder by a lock; inside, whether that is so: it is not while another process does, or once the folder is gone.
+    """Hold a folder by a lock; inside, whether that is so: it is not while another process does, or
+    once the folder is gone.
 
     Where the file system has no locks, nobody knows, and it is as `without_locks` says.
     """
@@ -117,7 +124,9 @@ def is_same(path: Path, descriptor: int) -> bool:
 
 
 def clear_left(folder: Path) -> None:
-    """Remove what processes that were killed were writing in a folder; what a living one writes, here or below, stays."""
+    """Remove what processes that were killed were writing in a folder; what a living one writes,
+    here or below, stays.
+    """
     with contextlib.suppress(OSError):
         for left in sorted(folder.glob(f"{WRITING}*")):
             with held(left, without_locks=False) as nobodys:
@@ -126,7 +135,9 @@ def clear_left(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder to write to, and those that it lies in; raises `UserError` if that cannot be done."""
+    """Make a folder to write to, and those that it lies in; raises `UserError` if that cannot be
+    done.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -135,9 +146,11 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: Path, option: str) -> Iterator[None]:
-    """A folder that is new, or there and empty, held for this process alone; one that stays empty and was not there is removed again.
+    """A folder that is new, or there and empty, held for this process alone; one that stays empty
+    and was not there is removed again.
 
-    Raises `UserError`, which names the option, for one that holds files or that another process writes to.
+    Raises `UserError`, which names the option, for one that holds files or that another process
+    writes to.
     """
     was_there = os.path.lexists(folder)
     if was_there and not folder.is_dir():
@@ -157,7 +170,9 @@ def new_folder(folder: Path, option: str) -> Iterator[None]:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Make a folder if need be; raises `UserError`, which names the option, if nothing can be written there."""
+    """Make a folder if need be; raises `UserError`, which names the option, if nothing can be
+    written there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         os.rmdir(tempfile.mkdtemp(prefix=WRITING, dir=folder))

@@ -1,4 +1,6 @@
-"""Kinds of what stands in a checkpoint: what is taken, and what is refused in a line that names the place."""
+"""Kinds of what stands in a checkpoint: what is taken, and what is refused in a line that names the
+place.
+"""
 
 from __future__ import annotations
 

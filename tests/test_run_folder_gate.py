@@ -1,4 +1,6 @@
-"""Run folders that hold links, pipes, sockets and devices: nothing outside of them is read or written, and nobody is waited for."""
+"""Run folders that hold links, pipes, sockets and devices: nothing outside of them is read or
+written, and nobody is waited for.
+"""
 
 from __future__ import annotations
 
@@ -107,10 +109,10 @@ def test_files_are_opened_without_following_or_waiting(tmp_path: Path, outside: 
             attempt(path)
         assert "file is a" in str(error.value) or "shorter" in str(error.value)
     assert read_metrics(path) == []
-    with pytest.raises(UserError, match="cannot write .*: it is a"), replacing(path, follow=False):
+    with pytest.raises(UserError, match=r"cannot write .*: it is a"), replacing(path, follow=False):
         pytest.fail("it would have been replaced")
     if name in SAYS:
-        with pytest.raises(UserError, match="cannot write .*: it is a"), replacing(path):
+        with pytest.raises(UserError, match=r"cannot write .*: it is a"), replacing(path):
             pytest.fail("it would have been replaced")
 
 
