@@ -103,8 +103,12 @@ class RunFolder:
         """Raise `UserError` if the folder is held and has been removed, or begun anew by another
         process.
         """
-        if self._handle is not None and not is_same(self._lock, self._handle.fileno()):
+        if not self._is_own():
             raise UserError(f"the run folder {self.path} was removed, or begun anew, while this process was writing to it: it stops here")
+
+    def _is_own(self) -> bool:
+        """Whether the lock that this process holds, if it does, is still the folder's."""
+        return self._handle is None or is_same(self._lock, self._handle.fileno())
 
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
@@ -167,6 +171,8 @@ class RunFolder:
         """Take a run back that was begun with these documents and has no weights yet, so that it
         can be begun anew; inside `locked()`.
         """
+        if not self._is_own():
+            return  # what lies there now is another process's
         for name in ("run.json", *documents):
             (self.path / name).unlink(missing_ok=True)
 

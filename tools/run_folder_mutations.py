@@ -22,6 +22,7 @@ VALUES: list[Any] = [
     10**400, "", "x", "\0", "1", "é" * 300, "../../outside/diary", [], [1], [[]], ["x", 1], {}, {"a": 1}, {"1": None},
 ]  # fmt: skip
 
+MOST_BYTES = 2**24  # of a file that is changed again: those that were made huge are left
 PLACES = [
     "videos", "imagined", "imagined/games.png", "samples/sample-1.mid", "report.html", "sweep.png", "curves.png",
     ".writing-x", "learning_curve.png", "games/000000.safetensors", "samples/new", "samples", "pretraining", "a", "b/c",
@@ -51,7 +52,7 @@ class Mutation:
             self.random.choice([*ways, self.header, self.metadata])()
 
     def _pick(self, pattern: str) -> Path | None:
-        found = sorted(p for p in self.folder.rglob(pattern) if p.is_file() and not p.is_symlink())
+        found = sorted(p for p in self.folder.rglob(pattern) if p.is_file() and not p.is_symlink() and p.stat().st_size <= MOST_BYTES)
         return self.random.choice(found) if found else None
 
     def _say(self, path: Path, what: str) -> None:

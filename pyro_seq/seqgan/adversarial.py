@@ -242,6 +242,7 @@ class AdversarialTraining:
             new = generated(self.pair, SHOWN, self.settings.length).cpu()
         rendering = self.task.rendering
         self.log.events.samples(self._at, side_by_side(rendering, new, self.task.sequences.train[:SHOWN]))
+        self.run.check_own()
         rendering.write(new, self.run.path / "samples" / f"step-{self.step:05}")
 
     def _finish(self) -> None:
