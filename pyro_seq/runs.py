@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -219,7 +218,7 @@ class RunFolder:
                 data = file.read(MAX_JSON_BYTES + 1)
             if len(data) > MAX_JSON_BYTES:
                 raise ValueError("it is too large")
-            document = _read_strictly(data.decode("utf-8"))
+            document = json.loads(data.decode("utf-8"), object_pairs_hook=_without_doubles)
         except FileNotFoundError:
             raise UserError(f"{self.path} is incomplete: {name} is missing") from None
         except OSError as error:
@@ -284,24 +283,14 @@ class RunFolder:
                     clear_left(Path(folder))
 
 
-def _read_strictly(text: str) -> Any:
-    """A JSON document without what JSON has not, or what would be lost: numbers that are not
-    finite, names that stand twice.
+def _without_doubles(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON document; raises `ValueError` for a name that stands twice in it, since
+    one of the two values would be lost.
     """
-
-    def number(word: str) -> float:
-        value = float(word)
-        if not math.isfinite(value):
-            raise ValueError(f"{word[:20]} is not a finite number")
-        return value
-
-    def table(entries: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(entries)
-        if len(found) < len(entries):
-            raise ValueError("a name stands twice in one of its objects")
-        return found
-
-    return json.loads(text, parse_float=number, parse_constant=number, object_pairs_hook=table)
+    found = dict(entries)
+    if len(found) < len(entries):
+        raise ValueError("a name stands twice in one of its objects")
+    return found
 
 
 @contextlib.contextmanager

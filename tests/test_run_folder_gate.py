@@ -136,10 +136,10 @@ def test_an_output_named_by_a_link_does_not_replace_what_the_run_keeps(run: RunF
     assert run.holds(tmp_path / "report.html") and run.holds(run.last) and not run.holds(run.path / "other")
 
 
-@pytest.mark.parametrize("line", ['{"a": NaN}', '{"a": 1e999}', '{"a": -Infinity}', '{"a": 1, "a": 2}'])
-def test_json_that_no_run_writes(run: RunFolder, line: str) -> None:
+@pytest.mark.parametrize("line", ['{"a": 1, "a": 2}', '{"a": [{"b": 1, "b": 1}]}'])
+def test_json_in_which_a_value_would_be_lost(run: RunFolder, line: str) -> None:
     (run.path / "music.json").write_text(line)
-    with pytest.raises(UserError, match=r"music\.json is damaged: .*(not a finite number|stands twice)"):
+    with pytest.raises(UserError, match=r"music\.json is damaged: a name stands twice"):
         run.read_json("music.json")
 
 
