@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -159,30 +160,18 @@ def generate(
 
     from pyro_seq.seqgan.quality import generated
     from pyro_seq.seqgan.runs import load
+    from pyro_seq.writing import new_folder
 
     generator = load(run_dir, pick_device(device), pair=pair, weights=weights)
-    if out_dir is not None:
-        _check_empty(out_dir)
-    torch.manual_seed(seed)
-    sequences = generated(generator.pair, num_samples, generator.settings.length, temperature=temperature).cpu()
-    for sequence in sequences:
-        text = generator.rendering.text(sequence)
-        click.echo(json.dumps({"symbols": sequence.tolist(), "text": text}, ensure_ascii=False) if as_json else on_one_line(text))
-    if out_dir is not None:
-        for path in generator.rendering.write(sequences, out_dir):
-            click.echo(f"written: {path}", err=True)
-
-
-def _check_empty(folder: Path) -> None:
-    """Raise `UserError` unless a folder is new or empty, so that nothing in it is overwritten."""
-    from pyro_seq.errors import UserError
-
-    try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            what = "holds files already" if folder.is_dir() else "is a file"
-            raise UserError(f"--out-dir {folder} {what}: choose another, so that nothing is overwritten")
-    except OSError as error:
-        raise UserError(f"cannot write to --out-dir {folder}: {error.strerror}") from None
+    with new_folder(out_dir, "--out-dir") if out_dir is not None else nullcontext():
+        torch.manual_seed(seed)
+        sequences = generated(generator.pair, num_samples, generator.settings.length, temperature=temperature).cpu()
+        for sequence in sequences:
+            text = generator.rendering.text(sequence)
+            click.echo(json.dumps({"symbols": sequence.tolist(), "text": text}, ensure_ascii=False) if as_json else on_one_line(text))
+        if out_dir is not None:
+            for path in generator.rendering.write(sequences, out_dir):
+                click.echo(f"written: {path}", err=True)
 
 
 @seqgan.command()
@@ -276,7 +265,7 @@ def sweep(
     path = out or run_dir / "sweep.png"
     keep_apart("--out", path, run_dir)
     comparison = Comparison.of(run_dir, split=split, device=pick_device(device), quiet=as_json, **options)
-    with replacing(path) as temporary:  # where nothing can be written, that is said before minutes of sampling
+    with replacing(path, follow=out is not None) as temporary:  # where nothing can be written, that is said before minutes of sampling
         found = sweep_run(comparison, chosen, num_samples, seed=seed, progress=Progress(quiet=as_json))
         temporary.write_bytes(sweep_png(found))
     click.echo(json.dumps({"picture": str(path), **found.to_json()}, allow_nan=False) if as_json else f"{table(found)}\n{path}")

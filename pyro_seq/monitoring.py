@@ -20,10 +20,14 @@ import numpy as np
 from torch import Tensor
 
 from pyro_seq.errors import UserError
-from pyro_seq.runs import open_no_link
+from pyro_seq.plain_files import open_no_link, open_plain
+from pyro_seq.writing import replacing
 
 FLUSH_SECONDS = 10.0
 HISTOGRAM_BINS = 64
+CHUNK = 2**20
+MOST_READ = 2**26  # bytes of a metrics file: lines of ten million steps
+LONGEST_LINE = 2**16
 
 
 class AppendedFile:
@@ -34,10 +38,12 @@ class AppendedFile:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0, opener=open_no_link)  # noqa: SIM115 (closed by close)
-            if os.fstat(self._file.fileno()).st_size < size:
-                self.close()
+            there = os.path.lexists(path)
+            if (path.lstat().st_size if there else 0) < size and not path.is_symlink():
                 raise UserError(f"{path} is shorter than the run's checkpoint says: it was changed since")
+            if there and path.lstat().st_nlink > 1:
+                _copy_of_its_own(path, size)
+            self._file = open(path, "r+b" if there else "x+b", buffering=0, opener=open_no_link)  # noqa: SIM115 (closed by close)
             self._file.truncate(size)
             self._file.seek(size)
         except OSError as error:
@@ -68,6 +74,14 @@ class AppendedFile:
         return UserError(f"cannot write {self.path}: {error.strerror or error}")
 
 
+def _copy_of_its_own(path: Path, size: int) -> None:
+    """Put a copy of a file's first `size` bytes in its place: by another name of it, something else would be written to."""
+    with replacing(path, follow=False) as temporary, open_plain(path) as file, open(temporary, "wb") as copy:
+        while size and (chunk := file.read(min(size, CHUNK))):
+            copy.write(chunk)
+            size -= len(chunk)
+
+
 class MetricsFile:
     """A file of JSON lines that a resumed run continues as if it had never been interrupted.
 
@@ -93,16 +107,30 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, those left out that are none (a line cut off by a kill); none at all if it cannot be read."""
+    """The lines of a metrics file, those left out that are none (a line cut off by a kill); none at all if it cannot be read.
+
+    Raises `UserError` for a file that is larger than any training makes it.
+    """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        with open_plain(path) as file:
+            data = file.read(MOST_READ + 1)
     except OSError:
         return []
+    if len(data) > MOST_READ:
+        raise UserError(f"{path} is larger than the {MOST_READ // 2**20} MiB that are read of it: no training writes so much")
     found = []
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            found.append(json.loads(line))
-    return [entry for entry in found if isinstance(entry, dict)]
+    for line in data.split(b"\n"):
+        if len(line) <= LONGEST_LINE:
+            with contextlib.suppress(ValueError, RecursionError):
+                found.append(json.loads(line))
+    return [entry for entry in found if isinstance(entry, dict) and all(map(_may_be_measured, entry.values()))]
+
+
+def _may_be_measured(value: Any) -> bool:
+    """Whether a value is one that a line of metrics has: nothing, a word, or a number that a float can hold."""
+    if isinstance(value, (int, float)):
+        return abs(value) <= sys.float_info.max  # false for what is not a number
+    return value is None or isinstance(value, str)
 
 
 @dataclass(frozen=True)

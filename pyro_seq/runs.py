@@ -1,28 +1,28 @@
-"""Run folders: everything that is needed to use, judge or go on with a training, written so that a killed run loses nothing.
+"""Run folders: everything that is needed to use, judge or go on with a training, written so that a
+killed run loses nothing.
 
     run.json              what kind of run it is, the format's version, and the resolved settings
     *.json                what the domain needs besides (a vocabulary)
-    last.safetensors      the checkpoint that a run goes on from: weights, optimiser, random state, position in the data
-    best.safetensors      the weights with the lowest validation loss: what samples and scores are made with
+    last.safetensors      what a run goes on from: weights, optimiser, random state, position in the data
+    best.safetensors      the weights with the lowest validation loss, for samples and scores
     metrics.jsonl         one line a measurement; equal for equal runs, however often interrupted
     tensorboard/          events, with samples
     .lock                 held by the process that writes the run
 
-Files are written in a temporary folder beside them, flushed to the disk and renamed. Nothing is ever unpickled: tensors are
-safetensors, the rest JSON.
+Files are written in a temporary folder beside them, flushed to the disk and renamed. Nothing is
+ever unpickled: tensors are safetensors, the rest JSON. A run folder may come from anybody: whoever
+opens one sees to it first that it holds plain files and folders alone, so that nothing outside of
+it can be read or written through it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,30 @@ import torch
 from torch import Tensor
 
 from pyro_seq.errors import UserError
+from pyro_seq.plain_files import check_plain, open_no_link, open_plain
 from pyro_seq.trees import flatten, unflatten
+from pyro_seq.writing import WRITING, clear_left, is_same, make_folder, replacing
+
+__all__ = [
+    "FORMAT",
+    "MAX_JSON_BYTES",
+    "METADATA",
+    "WRITING",
+    "RunFolder",
+    "check_weights",
+    "going_on_from",
+    "load_tree",
+    "load_weights",
+    "make_folder",
+    "open_no_link",
+    "replacing",
+    "save_tree",
+]
 
 FORMAT = 2  # 2: settings of the model are those that its pair takes
 MAX_JSON_BYTES = 16 * 2**20  # a vocabulary of all of Unicode takes 13 MiB
-WRITING = ".writing-"
+MAX_HEADER_BYTES = 32 * 2**20  # of a checkpoint: the names of its tensors and all that is no tensor
+OWN_FOLDERS = ("tensorboard", "games", "samples", "imagined", "videos", "pretraining")  # in a run folder; others are somebody else's
 METADATA = "pyro_seq"
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -47,7 +66,7 @@ class RunFolder:
     def __init__(self, path: str | Path, kind: str) -> None:
         self.path, self.kind = Path(path), kind
         self._lock = self.path / ".lock"
-        self._held = False
+        self._handle: Any = None  # of the lock, while it is held
 
     def __str__(self) -> str:
         return str(self.path)
@@ -72,21 +91,59 @@ class RunFolder:
         """TensorBoard's events."""
         return self.path / "tensorboard"
 
+    def check_plain(self, to: str = "read") -> None:
+        """Raise `UserError` if there are links, devices, pipes or sockets in the folder: whoever
+        opens it asks that first.
+        """
+        if self.path.is_dir():
+            check_plain(self.path, OWN_FOLDERS, to=to)
+
+    def check_own(self) -> None:
+        """Raise `UserError` if the folder is held and has been removed, or begun anew by another
+        process.
+        """
+        if not self._is_own():
+            raise UserError(f"the run folder {self.path} was removed, or begun anew, while this process was writing to it: it stops here")
+
+    def _is_own(self) -> bool:
+        """Whether the lock that this process holds, if it does, is still the folder's."""
+        return self._handle is None or is_same(self._lock, self._handle.fileno())
+
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A temporary path for a file of the run, which replaces it if the folder is still this
+        process's own (`writing.replacing`).
+        """
+        with replacing(self.path / name, follow=False, still=self.check_own) as temporary:
+            yield temporary
+
+    def save(self, path: Path, tree: Any) -> None:
+        """A tree as a checkpoint of the run (`save_tree`), if the folder is still this process's
+        own.
+        """
+        save_tree(path, tree, still=self.check_own)
+
     def exists(self) -> bool:
         """Whether a run was begun here."""
         return (self.path / "run.json").exists()
 
     def holds(self, path: Path) -> bool:
-        """Whether a path is a file that a run in this folder keeps: checkpoints, figures, and documents (`*.json`)."""
-        own = path.name in (self.best.name, self.last.name, self.metrics.name) or path.suffix == ".json"
-        return own and path.is_file() and path.resolve().parent == self.path.resolve() and self.exists()
+        """Whether a path is a file that a run in this folder keeps: checkpoints, figures, and
+        documents (`*.json`).
+        """
+        path = path.resolve()
+        own = path.name in (self.best.name, self.last.name, self.metrics.name, self._lock.name) or path.suffix == ".json"
+        return own and path.is_file() and path.parent == self.path.resolve() and self.exists()
 
     def check_free(self, *documents: str) -> None:
-        """Raise `UserError` unless a run with these documents can be begun here, and nothing is overwritten by it."""
+        """Raise `UserError` unless a run with these documents can be begun here, and nothing is
+        overwritten by it.
+        """
         if self.exists():
             raise UserError(f"{self.path} already holds a run: add --resume to go on with it, or choose another --run-dir")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--run-dir {self.path} is a file, not a folder")
+        self.check_plain("write")
         names = [self.best.name, self.last.name, self.metrics.name]
         if not self._lock.exists():  # else documents without run.json are what a run killed as it began has left
             names += documents
@@ -95,7 +152,8 @@ class RunFolder:
                 raise UserError(f"{self.path} holds {name} but no run.json: choose another --run-dir, so that nothing is overwritten")
 
     def create(self, settings: dict[str, Any], documents: dict[str, Any]) -> None:
-        """Begin a run: its settings and the domain's documents are written, all or none; inside `locked()`.
+        """Begin a run: its settings and the domain's documents are written, all or none; inside
+        `locked()`.
 
         Raises `UserError` if the folder holds a run or cannot be written.
         """
@@ -109,12 +167,18 @@ class RunFolder:
             raise
 
     def abandon(self, *documents: str) -> None:
-        """Take a run back that was begun with these documents and has no weights yet, so that it can be begun anew; inside `locked()`."""
+        """Take a run back that was begun with these documents and has no weights yet, so that it
+        can be begun anew; inside `locked()`.
+        """
+        if not self._is_own():
+            return  # what lies there now is another process's
         for name in ("run.json", *documents):
             (self.path / name).unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any]:
-        """The settings of the run; raises `UserError` if the folder is missing, of another kind or from another version."""
+        """The settings of the run; raises `UserError` if the folder is missing, of another kind or
+        from another version.
+        """
         run = self._document()
         if run["kind"] != self.kind:
             raise UserError(f"{self.path} holds a run of kind {run['kind']!r}, not {self.kind!r}")
@@ -125,7 +189,9 @@ class RunFolder:
 
     @classmethod
     def kind_of(cls, path: str | Path) -> str:
-        """The kind of the run in a folder; raises `UserError` if the folder is missing, holds none, or is from a newer version."""
+        """The kind of the run in a folder; raises `UserError` if the folder is missing, holds none,
+        or is from a newer version.
+        """
         return cls(path, "")._document()["kind"]
 
     def _document(self) -> dict[str, Any]:
@@ -133,6 +199,7 @@ class RunFolder:
         if not self.path.is_dir():
             what = "it is a file" if self.path.exists() else "there is nothing"
             raise UserError(f"no run folder at {self.path}: {what}")
+        self.check_plain()
         if not self.exists():
             raise UserError(f"{self.path} holds no run (run.json is missing); train one there first")
         run = self.read_json("run.json")
@@ -147,9 +214,11 @@ class RunFolder:
         """A JSON document of the run; raises `UserError` if it is missing or damaged."""
         path = self.path / name
         try:
-            if path.stat().st_size > MAX_JSON_BYTES:
+            with open_plain(path) as file:
+                data = file.read(MAX_JSON_BYTES + 1)
+            if len(data) > MAX_JSON_BYTES:
                 raise ValueError("it is too large")
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(data.decode("utf-8"), object_pairs_hook=_without_doubles)
         except FileNotFoundError:
             raise UserError(f"{self.path} is incomplete: {name} is missing") from None
         except OSError as error:
@@ -166,18 +235,20 @@ class RunFolder:
         """Write a JSON document of the run, whole or not at all."""
         text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
         escaped = SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)  # of file names that are not UTF-8
-        with replacing(self.path / name) as temporary:
+        with self.replacing(name) as temporary:
             temporary.write_text(escaped, encoding="utf-8")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for writing, in a folder that is made if need be; may be nested.
 
-        Raises `UserError` if another process holds it or the folder cannot be written.
+        Raises `UserError` if another process holds it, the folder cannot be written, or it holds
+        other things than files and folders.
         """
-        if self._held:
+        if self._handle is not None:
             yield
             return
+        self.check_plain("write")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = open(self._lock, "ab", opener=open_no_link)  # noqa: SIM115 (closed below)
@@ -190,57 +261,43 @@ class RunFolder:
                 raise UserError(f"{self.path} is being written by another process") from None
             except OSError:  # a file system without locks
                 pass
-            for left in list(self.path.rglob(f"{WRITING}*")):  # by a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            self._held = True
+            self._handle = handle
             try:
+                self.check_own()
+                self._clear_left()
                 yield
             finally:
-                self._held = False
+                self._handle = None
+
+    def _clear_left(self) -> None:
+        """Remove what killed processes were writing, here and in the run's own folders; a run in
+        one of these sees to its own.
+        """
+        clear_left(self.path)
+        for name in OWN_FOLDERS:
+            top = self.path / name
+            for folder, below, _ in os.walk(top):
+                if (Path(folder) / self._lock.name).exists() or Path(folder).name.startswith(WRITING):
+                    below.clear()
+                else:
+                    clear_left(Path(folder))
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which then takes the place of `path`, whole and flushed to the disk, or leaves it as it was.
-
-    Where `path` is a link, what it points to is replaced. Raises `UserError` if anything cannot be written.
+def _without_doubles(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON document; raises `ValueError` for a name that stands twice in it, since
+    one of the two values would be lost.
     """
-    path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a directory")
-    untouched = "; what was there before is untouched" if path.exists() else ""
-    folder = None
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=WRITING, dir=path.parent))
-        temporary = folder / path.name
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would keep its files to their owner
-        yield temporary
-        temporary.chmod(mode)
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}{untouched}") from error
-    except safetensors.SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        raise UserError(f"cannot write {path}: {os.strerror(int(number[1])) if number else error}{untouched}") from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder to write to, and those that it lies in; raises `UserError` if that cannot be done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: cannot make the folder ({error.strerror or error})") from None
+    found = dict(entries)
+    if len(found) < len(entries):
+        raise ValueError("a name stands twice in one of its objects")
+    return found
 
 
 @contextlib.contextmanager
 def going_on_from(checkpoint: Path) -> Iterator[None]:
-    """Inside, a run takes over what its checkpoint holds; whatever fails there becomes a `UserError` that it is none of this run."""
+    """Inside, a run takes over what its checkpoint holds; whatever fails there becomes a
+    `UserError` that it is none of this run.
+    """
     try:
         yield
     except UserError:
@@ -250,44 +307,30 @@ def going_on_from(checkpoint: Path) -> Iterator[None]:
         raise UserError(f"{checkpoint} is not a checkpoint of this run: {why}") from None
 
 
-def open_no_link(path: str, flags: int) -> int:
-    """An opener for `open` that refuses a symbolic link, through which a folder from elsewhere could have any file overwritten."""
-    try:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP or not os.path.islink(path):
-            raise
-        raise OSError(error.errno, f"{os.path.basename(path)} is a symbolic link; remove it", path) from None
+def save_tree(path: Path, tree: Any, *, still: Callable[[], object] | None = None) -> None:
+    """A tree of tensors and plain values as one safetensors file, its form in the file's metadata;
+    whole or not at all.
 
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def save_tree(path: Path, tree: Any) -> None:
-    """A tree of tensors and plain values as one safetensors file, its form in the file's metadata; whole or not at all.
-
-    Equal trees make equal bytes.
+    Equal trees make equal bytes. `still` as `writing.replacing` takes it; a link is not followed.
     """
     form, tensors = flatten(tree)
     unshared = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with replacing(path, follow=False, still=still) as temporary:
         # one key, since safetensors writes several in an order of its own
         safetensors.torch.save_file(unshared, temporary, metadata={METADATA: json.dumps({"format": FORMAT, "tree": form})})
 
 
 def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
-    """The tree that `save_tree` wrote; raises `UserError` if the file is missing, damaged or something else.
+    """The tree that `save_tree` wrote; raises `UserError` if the file is missing, damaged or
+    something else.
 
-    With `shapes_only` the tensors are not read: they lie on torch's meta device, as float32, and take no memory.
+    With `shapes_only` the tensors are not read: they lie on torch's meta device, as float32, and
+    take no memory.
     """
     try:
-        with open(path, "rb"):  # says why it cannot be read, which safetensors does not
-            pass
+        with open_plain(path) as opened:  # says why it cannot be read, which safetensors does not
+            if int.from_bytes(opened.read(8), "little") > MAX_HEADER_BYTES:
+                raise UserError(f"{path} is damaged: its header would be too large")
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if METADATA not in metadata:
@@ -316,8 +359,17 @@ def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
 def load_weights(target: dict[str, Tensor], weights: Any, where: str | Path) -> None:
     """Copy weights into tensors of the same names, in place (a module's are `module.state_dict()`).
 
-    Raises `UserError` unless names and shapes fit exactly and every number is finite; then nothing was copied.
+    Raises `UserError` unless names and shapes fit exactly and every number is finite; then nothing
+    was copied.
     """
+    check_weights(target, weights, where)
+    with torch.no_grad():
+        for name, value in weights.items():
+            target[name].copy_(value)
+
+
+def check_weights(target: dict[str, Tensor], weights: Any, where: str | Path) -> None:
+    """Raise `UserError` unless `load_weights` could copy these weights."""
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{where} is damaged: it holds no weights")
     for name in sorted(target.keys() ^ weights.keys(), key=str):
@@ -330,6 +382,3 @@ def load_weights(target: dict[str, Tensor], weights: Any, where: str | Path) -> 
             raise UserError(f"{where} does not fit this model: weight {name!r} is {value.dtype}, not {target[name].dtype}")
         if value.is_floating_point() and not value.to(target[name].dtype).isfinite().all():
             raise UserError(f"{where} is damaged: weight {name!r} is not finite")
-    with torch.no_grad():
-        for name, value in weights.items():
-            target[name].copy_(value)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pyro_seq.errors import UserError, did_you_mean, nearest
 
 S = TypeVar("S")
+MOST = 2**63 - 1  # of whole numbers: what 64 bits hold
 MOST_ITEMS = 64  # of a setting that is a list: hidden layers, and no one has more
 
 
@@ -130,6 +131,8 @@ def _checked(value: Any, rules: Mapping[str, Any], where: str) -> Any:
             raise UserError(f"{where} must lie in [{low}, {high}], got {item}")
         if low is not None and (item <= low if rules.get("strict") else item < low):
             raise UserError(f"{where} must be {'greater than' if rules.get('strict') else 'at least'} {low}, got {item}")
+        if isinstance(item, int) and item > MOST:
+            raise UserError(f"{where} must be at most {MOST}, got {item}")
     return value
 
 

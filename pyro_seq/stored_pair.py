@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
+from pyro_seq.checkpoint_schema import Fields, Whole, check
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.recipes import SHIPPED
 from pyro_seq.runs import RunFolder, load_tree
+
+CHECKPOINT = Fields({"step": Whole(), "weights": Fields({}, open=True)}, open=True)  # what is in every one
 
 
 def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "run.json") -> Pair:
@@ -26,8 +29,7 @@ def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "
         documents: the names of the run's files that say what the pair is, for messages.
     """
     saved = load_tree(path, shapes_only=True)
-    if not isinstance(saved, dict) or not isinstance(saved.get("weights"), dict) or type(saved.get("step")) is not int:
-        raise UserError(f"{path} is damaged: it holds no weights")
+    check(saved, CHECKPOINT, path, otherwise="is damaged: it holds no weights")
     if kind in SHIPPED:  # others are run once when they are made, which takes real tensors
         try:
             with torch.device("meta"):
@@ -36,6 +38,13 @@ def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "
             raise UserError(f"{path.parent / 'run.json'} is damaged: no model can have these sizes") from None
         compare_shapes(expected, saved["weights"], f"{path} does not fit {documents}")
     return make()
+
+
+def weights_in(path: Path) -> Any:
+    """The weights of a checkpoint, as `Pair.load_weights` takes them; raises `UserError` if it holds none."""
+    saved = load_tree(path)
+    check(saved, CHECKPOINT, path, otherwise="is damaged: it holds no weights")
+    return saved["weights"]
 
 
 def pair_to_train(

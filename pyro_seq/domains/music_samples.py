@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pyro_seq.domains.midi_writing import to_midi
 from pyro_seq.domains.piano_rolls import Timing
 from pyro_seq.domains.roll_pictures import roll_png
 from pyro_seq.errors import UserError, did_you_mean
-from pyro_seq.runs import replacing
+from pyro_seq.writing import check_writable, replacing
 
 FORMATS = ("mid", "wav", "png")
 NUMBERED = re.compile(r"sample-(\d{1,9})\.(mid|wav|png)")
@@ -56,14 +57,21 @@ class Rendered:
         return roll_png(self.roll, self.timing, title=title, primer_frames=self.primer_frames)
 
     def write(self, folder: Path, number: int, formats: Sequence[str]) -> list[Path]:
-        """Write `sample-{number}` in some of the `FORMATS`: the paths; raises `UserError` if one cannot be written."""
+        """Write `sample-{number}` in some of the `FORMATS`: the paths; raises `UserError` if one cannot be written.
+
+        Where there is such a sample by now, as of another process that writes into the same folder, it is the next number that is free.
+        """
         contents = {"mid": self.midi, "wav": self.wav, "png": lambda: self.png(f"Sample {number}")}
-        paths = []
-        for name in formats:
-            path = folder / f"sample-{number}.{name}"
-            with replacing(path) as temporary:
-                temporary.write_bytes(contents[name]())
-            paths.append(path)
+        number = _claimed(folder, number, formats)
+        paths = [folder / f"sample-{number}.{name}" for name in formats]
+        left = list(paths)
+        try:
+            for name, path in zip(formats, paths, strict=True):
+                with replacing(path, follow=False) as temporary:
+                    temporary.write_bytes(contents[name]())
+                left.remove(path)
+        finally:
+            _unlink(left)
         return paths
 
 
@@ -85,7 +93,32 @@ def free_number(folder: Path) -> int:
         taken = [int(found[1]) for path in folder.iterdir() if (found := NUMBERED.fullmatch(path.name))]
     except OSError as error:
         raise UserError(f"cannot write to --out-dir {folder}: {error.strerror}") from None
-    with replacing(folder / ".pyroseq"):  # now, not after minutes of sampling
-        pass
-    (folder / ".pyroseq").unlink(missing_ok=True)
+    check_writable(folder, "--out-dir")  # now, not after minutes of sampling
     return max(taken, default=0) + 1
+
+
+def _claimed(folder: Path, number: int, formats: Sequence[str]) -> int:
+    """The first number from `number` on that no sample in the folder has, in whichever format: empty files hold it for this process."""
+    while True:
+        paths = [folder / f"sample-{number}.{name}" for name in formats]
+        others = [folder / f"sample-{number}.{name}" for name in FORMATS if name not in formats]
+        made: list[Path] = []
+        try:
+            for path in paths:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # which follows no link
+                made.append(path)
+            # who claims another format looks here too, after its own claim: of two at once, none or one keeps the number
+            if not any(map(os.path.lexists, others)):
+                return number
+        except FileExistsError:
+            pass
+        except OSError as error:
+            _unlink(made)
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
+        _unlink(made)
+        number += 1
+
+
+def _unlink(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

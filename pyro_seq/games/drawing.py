@@ -92,5 +92,5 @@ def write_gif(path: Path, frames: Sequence[Any], rate: float) -> None:
     first, *others = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     make_folder(path.parent)
     duration = max(20, round(every * 100 / rate) * 10)
-    with replacing(path) as temporary:
+    with replacing(path, follow=False) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=others, duration=duration, loop=0, optimize=False)

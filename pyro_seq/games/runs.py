@@ -15,7 +15,7 @@ from pyro_seq.games.settings import KIND, GameSettings, game_settings, run_setti
 from pyro_seq.games.trained import DOCUMENT, document, open_environment, read_document
 from pyro_seq.games.training import GameTraining
 from pyro_seq.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
-from pyro_seq.runs import RunFolder, replacing
+from pyro_seq.runs import RunFolder
 
 __all__ = ["KIND", "PRESETS", "begin", "go_on", "settings_from", "settings_of"]
 
@@ -164,14 +164,14 @@ def draw_pictures(training: GameTraining, run: RunFolder) -> None:
     """`learning_curve.png`, and `predictions.png` of the longest game that was held out."""
     curve = training.at.curve
     games = {who: [(steps, total) for steps, total, player in curve if player == who] for who in ("agent", "random")}
-    with replacing(run.path / "learning_curve.png") as path:
+    with run.replacing("learning_curve.png") as path:
         path.write_bytes(returns_png(games, title=training.game.name, threshold=_threshold(training.game.name)))
     held_out = training.replay.kept
     if held_out:
         game = max(held_out, key=len)
         with training.playing():
             real, imagined, prefix = shown_beside(training.world, game, training.normalisation)
-        with replacing(run.path / "predictions.png") as path:
+        with run.replacing("predictions.png") as path:
             path.write_bytes(
                 predictions_png(real, imagined, prefix, title=f"{training.game.name}: a held-out game, imagined after {prefix} steps")
             )

@@ -77,7 +77,7 @@ def show_dreams(trained: TrainedGame, games: Sequence[Dreamt], render: str) -> l
     if render == "picture":
         make_folder(folder)
         path = folder / "games.png"
-        with replacing(path) as temporary:
+        with replacing(path, follow=False) as temporary:
             title = f"{trained.game.name}: {len(games)} imagined games"
             temporary.write_bytes(games_png([game.observations.numpy() for game in games], title=title))
         return [path]

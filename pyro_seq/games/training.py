@@ -27,7 +27,7 @@ from pyro_seq.interruption import Interruption
 from pyro_seq.monitoring import duration
 from pyro_seq.optimisation import learning_rate_factor
 from pyro_seq.random_state import aside, random_state, set_random_state
-from pyro_seq.runs import RunFolder, going_on_from, load_tree, save_tree
+from pyro_seq.runs import RunFolder, going_on_from, load_tree
 from pyro_seq.stopping import stopped_by
 from pyro_seq.training_log import TrainingLog
 
@@ -191,6 +191,7 @@ class GameTraining:
             limits = {"seed": self.seed, "first": at.games, "most_steps": s.env_steps - before}
             episodes = collect(self.environments, self.game, games, players, moved=moved, **limits)
         if self.run is not None:
+            self.run.check_own()
             save_episodes(self._games_file(at.round), episodes)
         at.games += len(games)
         self.replay.add(episodes)
@@ -229,7 +230,7 @@ class GameTraining:
         self.log.progress.say(f"round {self.at.round}  {steps:,} real steps  {shown}")
         if self.run is not None:
             with self.playing(), self.pair.scope(), self.policy.scope():
-                save_tree(
+                self.run.save(
                     self.run.best, {"step": self.step, "weights": self._world_weights(), "agent": self.policy.weights()} | self._kept()
                 )
 
@@ -261,7 +262,7 @@ class GameTraining:
         if self.run is None or not self.replay.learnt:
             return
         world = self.learner.state()
-        save_tree(
+        self.run.save(
             self.run.last,
             {
                 "step": self.step,

@@ -11,14 +11,15 @@ from typing import Any
 import pyro
 import torch
 
+from pyro_seq.checkpoint_schema import MOST, Checked, Fields, Kind, Number, Optional, Whole, check, like_all
 from pyro_seq.divergence import diverged, diverged_words
 from pyro_seq.errors import UserError
 from pyro_seq.interruption import Interruption
 from pyro_seq.monitoring import duration
 from pyro_seq.optimisation import NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
-from pyro_seq.random_state import aside, random_state, set_random_state
-from pyro_seq.runs import RunFolder, going_on_from, load_tree, load_weights, save_tree
+from pyro_seq.random_state import aside, describe_random_state, random_state, set_random_state
+from pyro_seq.runs import RunFolder, going_on_from, load_tree, load_weights
 from pyro_seq.seqgan.discriminator_training import DiscriminatorTraining
 from pyro_seq.seqgan.generator_training import Collapse, GeneratorTraining
 from pyro_seq.seqgan.quality import generated, quality
@@ -26,6 +27,7 @@ from pyro_seq.seqgan.rewards import DiscriminatorReward
 from pyro_seq.seqgan.settings import SeqGANSettings
 from pyro_seq.seqgan.tasks import Figure, Task, side_by_side
 from pyro_seq.stopping import fraction, stopped_by
+from pyro_seq.stored_pair import weights_in
 from pyro_seq.training_log import TrainingLog
 
 FLOOR = 0.02  # where a schedule ends, as a fraction of the learning rate
@@ -223,7 +225,7 @@ class AdversarialTraining:
         self.log.progress.say(f"adversarial step {self.step}  validation {shown}{'  (best so far)' if better else ''}")
         if better:
             self.best = found[self.task.criterion].value
-            save_tree(self.run.best, {"step": self.step, "weights": self.pair.weights()})
+            self.run.save(self.run.best, {"step": self.step, "weights": self.pair.weights()})
         if found["entropy"].value < self.s.lowest_entropy:
             low = f"its entropy is {found['entropy'].value:.3g} nats a symbol, below adversarial.lowest_entropy"
             raise Collapse(f"the generator has collapsed: {low}")
@@ -245,6 +247,7 @@ class AdversarialTraining:
             new = generated(self.pair, SHOWN, self.settings.length).cpu()
         rendering = self.task.rendering
         self.log.events.samples(self._at, side_by_side(rendering, new, self.task.sequences.train[:SHOWN]))
+        self.run.check_own()
         rendering.write(new, self.run.path / "samples" / f"step-{self.step:05}")
 
     def _finish(self) -> None:
@@ -252,14 +255,14 @@ class AdversarialTraining:
             self._validate()
         self._save()
         if not self._interruption.wished:
-            self.pair.load_weights(load_tree(self.run.best)["weights"], self.run.best)
+            self.pair.load_weights(weights_in(self.run.best), self.run.best)
             self.pair.train(False)
             self.log.progress.say(f"adversarial step {self.step} is the last: {self.stopped_by()}")
 
     # checkpoints
 
     def _save(self) -> None:
-        save_tree(
+        self.run.save(
             self.run.last,
             {
                 "step": self.step,
@@ -282,16 +285,38 @@ class AdversarialTraining:
         """Go on from what `_save` wrote; the size of the metrics then."""
         where = self.run.last
         with going_on_from(where):
+            check(saved, self._checkpoint(), where)
             self.pair.load_weights(saved["weights"], where)
             load_weights(dict(self.discriminator.state_dict()), saved["discriminator"], where)
             self.generator.load_state(saved["generator_training"], where)
             self.opponent.load_state(saved["discriminator_training"])
-            self.step, self.rounds, self.minutes = int(saved["step"]), int(saved["rounds"]), float(saved["minutes"])
+            self.step, self.rounds, self.minutes = saved["step"], saved["rounds"], float(saved["minutes"])
             self.best = None if saved["best"] is None else float(saved["best"])
-            self.validations_since_best, self.validated = int(saved["validations_since_best"]), int(saved["validated"])
+            self.validations_since_best, self.validated = saved["validations_since_best"], saved["validated"]
             self.pretrained_nll = float(saved["pretrained_nll"])
             set_random_state(saved["random"])
             return int(saved["metrics_size"])
+
+    def _checkpoint(self) -> Kind:
+        """The kind of what `_save` writes."""
+        where, counter = self.run.last, Whole()
+        return Fields(
+            {
+                "step": counter,
+                "rounds": counter,
+                "minutes": Number(0, MOST),
+                "best": Optional(Number()),
+                "validations_since_best": counter,
+                "validated": Whole(-1),
+                "pretrained_nll": Number(or_nan=True),  # as long as nothing was validated
+                "weights": Checked(lambda weights: self.pair.check_weights(weights, where)),
+                "discriminator": like_all(self.discriminator.state_dict()),
+                "generator_training": self.generator.describe_state(where),
+                "discriminator_training": self.opponent.describe_state(),
+                "metrics_size": counter,
+                "random": describe_random_state(),
+            }
+        )
 
 
 def _in_words(figures: dict[str, float]) -> str:

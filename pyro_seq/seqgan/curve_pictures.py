@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyro_seq.monitoring import read_metrics
 from pyro_seq.pictures import GRID, INK, MARK, SERIES, dress, entitle, new_figure, png_bytes
-from pyro_seq.runs import RunFolder, replacing
+from pyro_seq.runs import RunFolder
 from pyro_seq.seqgan.figure_names import named_with_unit
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ FILE = "curves.png"
 def write_curves(run: RunFolder, pretraining: RunFolder, criterion: str, units: str) -> None:
     """Write `curves.png` into a run's folder: how its two parts went, as far as their metrics tell; raises `UserError` if it cannot."""
     png = learning_curves_png(validations(pretraining), validations(run), criterion=criterion, units=units)
-    with replacing(run.path / FILE) as temporary:
+    with run.replacing(FILE) as temporary:
         temporary.write_bytes(png)
 
 

@@ -96,7 +96,7 @@ class MelodyRendering:
 
 
 def _write(path: Path, data: bytes) -> Path:
-    with replacing(path) as temporary:
+    with replacing(path, follow=False) as temporary:
         temporary.write_bytes(data)
     return path
 

@@ -49,7 +49,7 @@ class OracleRendering:
     def write(self, sequences: Tensor, folder: Path) -> list[Path]:
         """`samples.txt`: each sequence of `[n, T]` on a line. Raises `UserError` if it cannot be written."""
         make_folder(folder)
-        with replacing(folder / FILE) as temporary:
+        with replacing(folder / FILE, follow=False) as temporary:
             temporary.write_text("".join(self.text(sequence) + "\n" for sequence in sequences), encoding="utf-8")
         return [folder / FILE]
 

@@ -54,7 +54,7 @@ class TextRendering:
         """
         make_folder(folder)
         lines = [self.text(sequence).translate(ESCAPES) + "\n" for sequence in sequences]
-        with replacing(folder / FILE) as temporary:
+        with replacing(folder / FILE, follow=False) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
         return [folder / FILE]
 

@@ -1,0 +1,94 @@
+"""Files that are what they seem: a run folder may come from anybody, and hold links, devices, pipes
+and sockets.
+
+A link would lead what is written there out of the folder; a pipe or a device may be read for ever.
+So a folder is looked through once when it is opened (`check_plain`), and each file is opened
+without following a link or waiting for anybody (`open_plain`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from pyro_seq.errors import UserError
+
+NAMES = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a directory",
+}
+
+
+def what_it_is(mode: int) -> str | None:
+    """`a pipe`, …: what a status's mode says that no plain file is; `None` for a plain file."""
+    return None if stat.S_ISREG(mode) else NAMES.get(stat.S_IFMT(mode), "no file")
+
+
+def check_plain(folder: Path, below: Iterable[str] = (), *, to: str = "read") -> None:
+    """Raise `UserError` unless all that lies in a folder, and in those of these names `below` it,
+    are plain files and folders.
+
+    `to` says what for. Other folders in it are somebody else's, and are not entered. The folder
+    itself may be a link: the user has named it.
+    """
+    own, waiting = set(below), [(folder, True)]
+    try:
+        while waiting:
+            where, outermost = waiting.pop()
+            with os.scandir(where) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        if not outermost or entry.name in own:
+                            waiting.append((Path(entry.path), False))
+                    elif not entry.is_file(follow_symlinks=False):
+                        _refuse(Path(entry.path), f"cannot {to} the run folder {folder}: {Path(entry.path).relative_to(folder)}")
+    except FileNotFoundError as error:
+        if error.filename == str(folder) or not os.path.lexists(folder):
+            return  # there is nothing in what is not there; and what another process has just removed is not there either
+    except OSError as error:
+        raise UserError(f"cannot {to} the run folder {folder}: {error.filename or folder}: {error.strerror}") from None
+
+
+def _refuse(path: Path, where: str) -> None:
+    """Raise `UserError`, which begins with where it lies, for what is neither a file nor a folder,
+    unless it has gone meanwhile.
+    """
+    try:
+        what = what_it_is(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    if what is not None and what != NAMES[stat.S_IFDIR]:
+        raise UserError(f"{where} is {what}; remove it")
+
+
+def open_no_link(path: str, flags: int) -> int:
+    """An opener for `open` that takes plain files alone, and waits for nobody: what a folder from
+    elsewhere holds may be anything.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO) or not os.path.lexists(path):
+            raise
+        what = what_it_is(os.lstat(path).st_mode) or "no plain file"
+        raise OSError(error.errno, f"{os.path.basename(path)} is {what}; remove it", path) from None
+    what = what_it_is(os.fstat(descriptor).st_mode)
+    if what is None:
+        return descriptor
+    os.close(descriptor)
+    number = errno.EISDIR if what == NAMES[stat.S_IFDIR] else errno.EINVAL
+    why = os.strerror(number) if number == errno.EISDIR else f"{os.path.basename(path)} is {what}; remove it"
+    raise OSError(number, why, path)
+
+
+def open_plain(path: str | Path) -> BinaryIO:
+    """A plain file to read; raises `OSError`, whose words say what it is if it is none."""
+    return open(path, "rb", opener=open_no_link)
