@@ -11,6 +11,8 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 
+from pyro_seq.checkpoint_schema import MOST, Fields, Kind, Like, Row, TensorOf, Whole
+
 if TYPE_CHECKING:  # the settings know the schedules
     from pyro_seq.training_settings import TrainingSettings
 
@@ -163,40 +165,25 @@ class JointOptimiser(PyroOptim):
         moments = self.optimiser.state_dict()["state"]
         return {"steps": self.steps, "moments": moments, "averages": list(self.averages)}
 
+    def describe_state(self) -> Kind:
+        """The kind of a `state()`: of these parameters, and such as a step can be made with."""
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        moments = {i: _moments_of(parameter) for i, parameter in enumerate(parameters)}
+        averages = Row(*(Like(average) for average in self.averages))
+        # a parameter that has had no gradient so far has no moments
+        return Fields({"steps": Whole(), "moments": Fields({}, may=moments), "averages": averages})
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`; raises `ValueError`, and changes nothing, if it is damaged or of other parameters."""
+        self.describe_state().check(state, "the optimiser")
         whole = self.optimiser.state_dict()
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        if type(state["steps"]) is not int or state["steps"] < 0:
-            raise ValueError(f"the optimiser's number of steps is {state['steps']!r}")
-        for index, moments in state["moments"].items():
-            if type(index) is not int or not 0 <= index < len(parameters):
-                raise ValueError("the optimiser's state is of other parameters")
-            _check_moments(moments, parameters[index])
-        if [a.shape for a in state["averages"]] != [a.shape for a in self.averages]:
-            raise ValueError("the averaged weights are of other parameters")
-        if not all(_is_finite(saved, average) for saved, average in zip(state["averages"], self.averages, strict=True)):
-            raise ValueError("the averaged weights are not finite")
         self.optimiser.load_state_dict({"state": state["moments"], "param_groups": whole["param_groups"]})
         self.steps = state["steps"]
         for average, value in zip(self.averages, state["averages"], strict=True):
             average.copy_(value)
 
 
-def _check_moments(moments: dict[str, Tensor], parameter: Tensor) -> None:
-    """Raise `ValueError` unless these are AdamW's moments of such a parameter: what a step could be made with."""
-    if not isinstance(moments, dict) or set(moments) != {"step", "exp_avg", "exp_avg_sq"}:
-        raise ValueError("the optimiser's state has no step, exp_avg or exp_avg_sq, or more than these")
-    if not all(isinstance(value, Tensor) for value in moments.values()) or moments["step"].numel() != 1:
-        raise ValueError("the optimiser's moments are not tensors, or their step is not one number")
-    if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
-        raise ValueError("the optimiser's state is of other parameters")
-    if not all(_is_finite(value, parameter) for value in moments.values()):
-        raise ValueError("the optimiser's moments are not finite")
-    if bool((moments["step"] < 0).any() or (moments["exp_avg_sq"] < 0).any()):
-        raise ValueError("the optimiser's second moments or steps are negative")
-
-
-def _is_finite(saved: Tensor, target: Tensor) -> bool:
-    """Whether every number is finite in the type that it is going to have."""
-    return bool(saved.to(target.dtype).isfinite().all())
+def _moments_of(parameter: Tensor) -> Kind:
+    """The kind of AdamW's moments of a parameter."""
+    moments = {"exp_avg": Like(parameter), "exp_avg_sq": Like(parameter, low=0.0)}
+    return Fields({"step": TensorOf(low=0, high=MOST), **moments})

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.closures import modules_of
 from pyro_seq.errors import UserError
-from pyro_seq.runs import load_weights
+from pyro_seq.runs import check_weights, load_weights
 
 Stochastic = Callable[[SequenceBatch], Any]
 
@@ -175,9 +175,17 @@ class Pair:
 
         Raises `UserError` if names or shapes differ or a number is not finite; then nothing was taken over.
         """
+        load_weights(*self._side_by_side(weights, where), where)
+
+    def check_weights(self, weights: Any, where: str | Path) -> None:
+        """Raise what `load_weights` would raise; inside `scope()`."""
+        check_weights(*self._side_by_side(weights, where), where)
+
+    def _side_by_side(self, weights: Any, where: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(this pair's weights, those of a file) by name; raises `UserError` unless the file's are of such sides."""
         parts = self.weights()
         if not isinstance(weights, dict) or set(weights) != set(parts) or not all(isinstance(part, dict) for part in weights.values()):
-            what = sorted(weights) if isinstance(weights, dict) else "no weights"
+            what = sorted(map(str, weights)) if isinstance(weights, dict) else "no weights"
             raise UserError(f"{where} does not fit this pair: it holds {what}, not {sorted(parts)}")
         target, found = ({f"{side}.{name}": w for side, part in whole.items() for name, w in part.items()} for whole in (parts, weights))
-        load_weights(target, found, where)
+        return target, found

@@ -9,11 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_seq.checkpoint_schema import Checked, Fields, Items, Kind, TensorOf, Whole, Word
+
+MOST_DEVICES = 64
+A_WORD = r"[0-9]{1,39}"  # of 128 bits
+
 
 def random_state() -> dict[str, Any]:
     """What `set_random_state` goes back to."""
     cuda = {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
     return {"cpu": torch.get_rng_state()} | cuda
+
+
+def describe_random_state() -> Kind:
+    """The kind of a `random_state()`."""
+    size = torch.get_rng_state().numel()
+    cpu = Checked(lambda state: torch.Generator().set_state(state), first=TensorOf(size, dtype=torch.uint8))
+    cuda = Items(TensorOf(None, dtype=torch.uint8, most=size), most=MOST_DEVICES)
+    return Fields({"cpu": cpu}, may={"cuda": cuda})
 
 
 def set_random_state(state: dict[str, Any]) -> None:
@@ -51,10 +64,20 @@ def generator_state(random: np.random.Generator) -> dict[str, Any]:
     return {"words": words, "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
 
 
+def describe_generator_state(**others: Kind) -> Kind:
+    """The kind of a `generator_state()`, and of `others` that stand beside it."""
+    words = Fields({"state": Word(pattern=A_WORD), "inc": Word(pattern=A_WORD)})
+    spare = {"has_uint32": Whole(0, 1), "uinteger": Whole(0, 2**32 - 1)}
+    taken = Fields({"words": words, **spare, **others})
+    return Checked(lambda state: load_generator_state(generator(0), state), first=taken)
+
+
 def load_generator_state(random: np.random.Generator, state: dict[str, Any]) -> None:
     """Go on from `generator_state()`; raises `ValueError` for anything else."""
     try:
         words = {key: int(state["words"][key]) for key in ("state", "inc")}
+        if not all(0 <= word < 2**128 for word in words.values()) or not words["inc"] % 2:
+            raise ValueError("no generator can have these words")
         spare = {"has_uint32": int(state["has_uint32"]), "uinteger": int(state["uinteger"])}
         random.bit_generator.state = {"bit_generator": "PCG64", "state": words, **spare}
     except (KeyError, TypeError, OverflowError) as error:

@@ -318,6 +318,14 @@ def load_weights(target: dict[str, Tensor], weights: Any, where: str | Path) -> 
 
     Raises `UserError` unless names and shapes fit exactly and every number is finite; then nothing was copied.
     """
+    check_weights(target, weights, where)
+    with torch.no_grad():
+        for name, value in weights.items():
+            target[name].copy_(value)
+
+
+def check_weights(target: dict[str, Tensor], weights: Any, where: str | Path) -> None:
+    """Raise `UserError` unless `load_weights` could copy these weights."""
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{where} is damaged: it holds no weights")
     for name in sorted(target.keys() ^ weights.keys(), key=str):
@@ -330,6 +338,3 @@ def load_weights(target: dict[str, Tensor], weights: Any, where: str | Path) -> 
             raise UserError(f"{where} does not fit this model: weight {name!r} is {value.dtype}, not {target[name].dtype}")
         if value.is_floating_point() and not value.to(target[name].dtype).isfinite().all():
             raise UserError(f"{where} is damaged: weight {name!r} is not finite")
-    with torch.no_grad():
-        for name, value in weights.items():
-            target[name].copy_(value)

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
+from pyro_seq.checkpoint_schema import Fields, Whole, check
 from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair
 from pyro_seq.recipes import SHIPPED
 from pyro_seq.runs import RunFolder, load_tree
+
+CHECKPOINT = Fields({"step": Whole(), "weights": Fields({}, open=True)}, open=True)  # what is in every one
 
 
 def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "run.json") -> Pair:
@@ -26,8 +29,7 @@ def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "
         documents: the names of the run's files that say what the pair is, for messages.
     """
     saved = load_tree(path, shapes_only=True)
-    if not isinstance(saved, dict) or not isinstance(saved.get("weights"), dict) or type(saved.get("step")) is not int:
-        raise UserError(f"{path} is damaged: it holds no weights")
+    check(saved, CHECKPOINT, path, otherwise="is damaged: it holds no weights")
     if kind in SHIPPED:  # others are run once when they are made, which takes real tensors
         try:
             with torch.device("meta"):

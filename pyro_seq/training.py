@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_seq.annealing import ScaleLatents, kl_strength
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.checkpoint_schema import MOST, Anything, Checked, Fields, Kind, Number, Optional, Whole, Word, check, described
 from pyro_seq.errors import UserError
 from pyro_seq.first_batch import find_parameters, tried
 from pyro_seq.interruption import Interruption
@@ -25,7 +26,7 @@ from pyro_seq.networks import fast_precision, full_precision
 from pyro_seq.objectives import Recorder, make_elbo
 from pyro_seq.optimisation import JointOptimiser, NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
-from pyro_seq.random_state import aside, random_state, set_random_state
+from pyro_seq.random_state import aside, describe_random_state, random_state, set_random_state
 from pyro_seq.runs import RunFolder, going_on_from, load_tree, save_tree
 from pyro_seq.sequence_model import SequenceModel
 from pyro_seq.stopping import fraction, stopped_by
@@ -344,23 +345,44 @@ class Trainer:
         """Go on from what `_save` wrote; the size of the metrics then."""
         assert self.run is not None
         with going_on_from(self.run.last):
+            check(saved, self._checkpoint(), self.run.last)
             self.pair.load_weights(saved["weights"], self.run.last)
             self.optimiser.load_state(saved["optimiser"])
             self.batches.load_state(saved["batches"])
             device = next(iter(self.optimiser.parameters.values())).device
             self.carried = map_tensors(lambda tensor: tensor.to(device), saved["carried"])
-            self.step, self.minutes = int(saved["step"]), float(saved["minutes"])
+            self.step, self.minutes = saved["step"], float(saved["minutes"])
             self.best_loss = math.inf if saved["best_loss"] is None else float(saved["best_loss"])
-            self.validations_since_best, self.validated = int(saved["validations_since_best"]), int(saved["validated"])
-            self.log.sums = {str(name): float(total) for name, total in saved["sums"].items()}
-            if saved["precision"] not in PRECISIONS[1:]:
-                raise ValueError(f"precision {saved['precision']!r}")
+            self.validations_since_best, self.validated = saved["validations_since_best"], saved["validated"]
+            self.log.sums = dict(saved["sums"])
             self._precision = saved["precision"]  # as the run was begun, also where another would be chosen now
             with tried(self.pair, self.batches, self.carried) as batch, torch.no_grad():
                 self.elbo.loss(*self._recorded(), batch)
             self.recorder.take()
             set_random_state(saved["random"])
             return int(saved["metrics_size"])
+
+    def _checkpoint(self) -> Kind:
+        """The kind of what `_save` writes; whether the states carried over fit the pair is for the pair to say."""
+        assert self.run is not None
+        where, counter = self.run.last, Whole()
+        return Fields(
+            {
+                "step": counter,
+                "minutes": Number(0, MOST),
+                "best_loss": Optional(Number()),
+                "validations_since_best": counter,
+                "validated": counter,
+                "weights": Checked(lambda weights: self.pair.check_weights(weights, where)),
+                "optimiser": self.optimiser.describe_state(),
+                "batches": described(self.batches),
+                "carried": Anything(),
+                "sums": self.log.describe_sums(),
+                "metrics_size": counter,
+                "random": describe_random_state(),
+                "precision": Word(*PRECISIONS[1:]),
+            }
+        )
 
 
 class _Recorded:

@@ -9,8 +9,11 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from pyro_seq.checkpoint_schema import Checked, Each, Kind, Number, Word
 from pyro_seq.monitoring import Events, MetricsFile, Progress, count, duration
 from pyro_seq.runs import RunFolder
+
+MOST_FIGURES = 1_000
 
 
 class TrainingLog:
@@ -57,6 +60,12 @@ class TrainingLog:
             self.sums[name] = self.sums.get(name, 0.0) + value
         self._units_shown += units
 
+    def describe_sums(self) -> Kind:
+        """The kind of `sums`, as a checkpoint keeps them."""
+        # names become those of figures in the metrics, where these two stand for something else
+        figures = Each(Word(pattern="(?!(step|split)$)[a-z][a-z0-9_]*"), Number(), most=MOST_FIGURES)
+        return Checked(_check_count, first=figures)
+
     def take_means(self) -> dict[str, float]:
         """The means of the figures since the last call."""
         sums, self.sums = self.sums, {}
@@ -86,3 +95,9 @@ class TrainingLog:
             f"step {step}/{num_steps}  loss {figures['loss']:.3f}  {bits:.3f} {self.bits}  {count(speed)} {self.units}/s  {left} left"
         )
         self.events.scalars(step, {f"speed/{self.units}_per_second": speed})
+
+
+def _check_count(sums: dict[str, float]) -> None:
+    """Raise `ValueError` for sums that no means can be made of."""
+    if sums and not sums.get("steps", 0.0) >= 1:
+        raise ValueError("it does not say of how many steps the sums are")

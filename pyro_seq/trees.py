@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+DEEPEST = 100  # a tree in a file is nested no deeper
+
 
 def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
     """`tree` with every tensor replaced by `function(tensor, *tensors at the same place in the others)`; anything else stays."""
@@ -74,16 +76,34 @@ def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 def unflatten(form: Any, tensors: dict[str, Tensor]) -> Any:
     """The tree of a form and tensors that `flatten` gave.
 
-    Raises `KeyError`, `TypeError` or `ValueError` if they do not fit each other.
+    Raises `KeyError`, `TypeError` or `ValueError` if they do not fit each other: each tensor has one place, each key of a dict one value.
     """
+    left = dict(tensors)
+    tree = _of_form(form, left, DEEPEST)
+    if left:
+        raise ValueError(f"the tensor {min(left)!r} has no place in the tree")
+    return tree
+
+
+def _of_form(form: Any, left: dict[str, Tensor], depth: int) -> Any:
+    """The tree of a form, for which tensors are taken out of those `left`."""
     if not isinstance(form, dict):
+        if isinstance(form, list):
+            raise TypeError("a list stands where a form should")
         return form
-    if set(form) == {"tensor"}:
-        return tensors[form["tensor"]]
-    if set(form) == {"dict"}:
-        return {key: unflatten(value, tensors) for key, value in form["dict"]}
-    if set(form) == {"tuple"}:
-        return tuple(unflatten(value, tensors) for value in form["tuple"])
-    if set(form) == {"list"}:
-        return [unflatten(value, tensors) for value in form["list"]]
-    raise ValueError(f"not the form of a tree: {sorted(form)}")
+    if len(form) != 1 or not depth:
+        raise ValueError("it is nested too deeply" if not depth else f"not the form of a tree: {sorted(form)}")
+    ((kind, held),) = form.items()
+    if kind == "tensor":
+        return left.pop(held)
+    if kind == "dict":
+        tree: dict[Any, Any] = {}
+        for key, value in held:
+            if not isinstance(key, (str, int, float)) or key in tree:
+                raise ValueError(f"{key!r} is no key, or one that is there twice")
+            tree[key] = _of_form(value, left, depth - 1)
+        return tree
+    if kind not in ("tuple", "list"):
+        raise ValueError(f"not the form of a tree: {kind!r}")
+    items = (_of_form(value, left, depth - 1) for value in held)
+    return tuple(items) if kind == "tuple" else list(items)

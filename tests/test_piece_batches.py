@@ -76,9 +76,9 @@ def test_a_state_of_something_else_is_refused() -> None:
     state = batches.state()
     with pytest.raises(ValueError, match="pieces that are not those"):
         PieceBatches(numbered((2, 2)), batch_size=2).load_state(state)
-    with pytest.raises(ValueError, match="no state of minibatches"):
+    with pytest.raises(ValueError, match=r"the stream of pieces.words is missing"):
         batches.load_state({"position": 3})
-    with pytest.raises(ValueError, match="no state of a random generator"):
+    with pytest.raises(ValueError, match=r"the stream of pieces.words is missing"):
         batches.load_state({"waiting": state["waiting"]})
 
 

@@ -106,7 +106,7 @@ def test_going_on_from_a_state_gives_the_same_batches(carry: bool) -> None:
 def test_state_of_something_else_is_refused(change: dict[str, Any]) -> None:
     stream = windows(100)
     before = stream.state()
-    with pytest.raises(ValueError, match=r"position|state of windows|state of a random generator|invalid literal"):
+    with pytest.raises(ValueError, match=r"^the stream of windows"):
         stream.load_state(before | change)
 
 

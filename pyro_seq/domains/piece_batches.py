@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.checkpoint_schema import Checked, Kind, TensorOf
 from pyro_seq.errors import UserError
-from pyro_seq.random_state import generator, generator_state, load_generator_state
+from pyro_seq.random_state import describe_generator_state, generator, generator_state, load_generator_state
 
 POOL = 8  # minibatches among which stretches are sorted by length, which saves a third of the steps on padding
 
@@ -87,16 +88,23 @@ class PieceBatches:
         """Where the stream stands."""
         return {"waiting": torch.tensor(self.waiting, dtype=torch.long).view(-1, 3)} | generator_state(self.random)
 
+    def describe_state(self) -> Kind:
+        """The kind of a `state()`: stretches of these pieces, no more than a pass has."""
+        window = self.window or max(map(len, self.pieces))
+        most = sum(len(piece) // window + 2 for piece in self.pieces)
+        waiting = Checked(self._check_waiting, first=TensorOf(None, 3, dtype=torch.long, most=3 * most))
+        return describe_generator_state(waiting=waiting)
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`; raises `ValueError` if the stream could not stand there."""
-        waiting = state.get("waiting")
-        if not isinstance(waiting, Tensor) or waiting.dim() != 2 or waiting.shape[1] != 3:
-            raise ValueError("it is no state of minibatches of pieces")
-        stretches = [(int(i), int(start), int(end)) for i, start, end in waiting.tolist()]
-        if any(not (0 <= i < len(self.pieces) and 0 <= start < end <= len(self.pieces[i])) for i, start, end in stretches):
-            raise ValueError("it stands in pieces that are not those the run was trained on")
+        self.describe_state().check(state, "the stream of pieces")
         load_generator_state(self.random, state)
-        self.waiting = stretches
+        self.waiting = [(i, start, end) for i, start, end in state["waiting"].tolist()]
+
+    def _check_waiting(self, waiting: Tensor) -> None:
+        """Raise `ValueError` for stretches of other pieces than these."""
+        if any(not (0 <= i < len(self.pieces) and 0 <= start < end <= len(self.pieces[i])) for i, start, end in waiting.tolist()):
+            raise ValueError("it stands in pieces that are not those the run was trained on")
 
 
 def of_similar_length(pieces: Sequence[Tensor], most_steps: int = 8_192) -> list[list[int]]:

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.checkpoint_schema import Kind, Whole
 from pyro_seq.errors import UserError
-from pyro_seq.random_state import generator, generator_state, load_generator_state
+from pyro_seq.random_state import describe_generator_state, generator, generator_state, load_generator_state
 
 SEPARATE_ROWS = 64  # sequences side by side, of a document that is cut into separate ones
 
@@ -55,16 +56,15 @@ class TextWindows:
         """Where the stream stands."""
         return {"position": self.position} | generator_state(self.random)
 
+    def describe_state(self) -> Kind:
+        """The kind of a `state()`: one that stands in this corpus."""
+        return describe_generator_state(position=Whole(-1, self.length))
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`; raises `ValueError` if the stream could not stand there."""
-        try:
-            position = int(state["position"])
-        except (KeyError, TypeError, OverflowError) as error:
-            raise ValueError(f"it is no state of windows: {type(error).__name__} {error}") from None
+        self.describe_state().check(state, "the stream of windows")
         load_generator_state(self.random, state)
-        if not -1 <= position <= self.length:
-            raise ValueError(f"position {position} lies outside the corpus, which is not the one that the run was trained on")
-        self.position = position
+        self.position = state["position"]
 
 
 def document_windows(

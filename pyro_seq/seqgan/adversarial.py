@@ -11,12 +11,13 @@ from typing import Any
 import pyro
 import torch
 
+from pyro_seq.checkpoint_schema import MOST, Checked, Fields, Kind, Number, Optional, Whole, check, like_all
 from pyro_seq.errors import UserError
 from pyro_seq.interruption import Interruption
 from pyro_seq.monitoring import duration
 from pyro_seq.optimisation import NonFiniteGradient, learning_rate_factor
 from pyro_seq.pair import Pair
-from pyro_seq.random_state import aside, random_state, set_random_state
+from pyro_seq.random_state import aside, describe_random_state, random_state, set_random_state
 from pyro_seq.runs import RunFolder, going_on_from, load_tree, load_weights, save_tree
 from pyro_seq.seqgan.discriminator_training import DiscriminatorTraining
 from pyro_seq.seqgan.generator_training import Collapse, GeneratorTraining
@@ -277,16 +278,38 @@ class AdversarialTraining:
         """Go on from what `_save` wrote; the size of the metrics then."""
         where = self.run.last
         with going_on_from(where):
+            check(saved, self._checkpoint(), where)
             self.pair.load_weights(saved["weights"], where)
             load_weights(dict(self.discriminator.state_dict()), saved["discriminator"], where)
             self.generator.load_state(saved["generator_training"], where)
             self.opponent.load_state(saved["discriminator_training"])
-            self.step, self.rounds, self.minutes = int(saved["step"]), int(saved["rounds"]), float(saved["minutes"])
+            self.step, self.rounds, self.minutes = saved["step"], saved["rounds"], float(saved["minutes"])
             self.best = None if saved["best"] is None else float(saved["best"])
-            self.validations_since_best, self.validated = int(saved["validations_since_best"]), int(saved["validated"])
+            self.validations_since_best, self.validated = saved["validations_since_best"], saved["validated"]
             self.pretrained_nll = float(saved["pretrained_nll"])
             set_random_state(saved["random"])
             return int(saved["metrics_size"])
+
+    def _checkpoint(self) -> Kind:
+        """The kind of what `_save` writes."""
+        where, counter = self.run.last, Whole()
+        return Fields(
+            {
+                "step": counter,
+                "rounds": counter,
+                "minutes": Number(0, MOST),
+                "best": Optional(Number()),
+                "validations_since_best": counter,
+                "validated": Whole(-1),
+                "pretrained_nll": Number(or_nan=True),  # as long as nothing was validated
+                "weights": Checked(lambda weights: self.pair.check_weights(weights, where)),
+                "discriminator": like_all(self.discriminator.state_dict()),
+                "generator_training": self.generator.describe_state(where),
+                "discriminator_training": self.opponent.describe_state(),
+                "metrics_size": counter,
+                "random": describe_random_state(),
+            }
+        )
 
 
 def _in_words(figures: dict[str, float]) -> str:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pyro_seq.checkpoint_schema import Fields, Kind
 from pyro_seq.errors import UserError
 from pyro_seq.optimisation import JointOptimiser, NonFiniteGradient
-from pyro_seq.random_state import generator, generator_state, load_generator_state
+from pyro_seq.random_state import describe_generator_state, generator, generator_state, load_generator_state
 from pyro_seq.seqgan.discriminators import Discriminator, check_symbols
 from pyro_seq.seqgan.settings import DiscriminatorSettings
 
@@ -123,12 +124,15 @@ class DiscriminatorTraining:
         """All that a resumed run needs besides the weights: a tree of tensors, words and numbers."""
         return {"optimiser": self.optimiser.state(), "random": generator_state(self.random)}
 
+    def describe_state(self) -> Kind:
+        """The kind of a `state()`."""
+        return Fields({"optimiser": self.optimiser.describe_state(), "random": describe_generator_state()})
+
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `KeyError`, `TypeError` or `ValueError` for what could not be one."""
-        random = generator(0)
-        load_generator_state(random, state["random"])
+        """Go on from `state()`, changing nothing if that raises `ValueError` for what could not be one."""
+        self.describe_state().check(state, "the discriminator's training")
         self.optimiser.load_state(state["optimiser"])
-        self.random = random
+        load_generator_state(self.random, state["random"])
 
 
 def _figures(logits: Tensor, labels: Tensor) -> DiscriminatorFigures:

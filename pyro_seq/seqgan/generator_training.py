@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pyro_seq.baselines import Baseline, Critic, LeaveOneOut, MovingAverage
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.checkpoint_schema import Checked, Fields, Kind, Nothing, like_all
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.domains.piece_batches import PieceBatches
 from pyro_seq.encoders import Embedding
@@ -122,6 +124,23 @@ class GeneratorTraining:
                 policy = self.rollouts.policy.weights()
         baseline = None if self.baseline is None else dict(self.baseline.state_dict())
         return {"optimiser": self.optimiser.state(), "policy": policy, "baseline": baseline, "real": self.real.state()}
+
+    def describe_state(self, where: Any) -> Kind:
+        """The kind of a `state()`; `where` is for messages."""
+        policy: Kind = Nothing()
+        if self.rollouts is not None:
+            policy = Checked(self._check_policy(where))
+        baseline = Nothing() if self.baseline is None else like_all(self.baseline.state_dict())
+        kinds = {"optimiser": self.optimiser.describe_state(), "policy": policy, "baseline": baseline, "real": self.real.describe_state()}
+        return Fields(kinds)
+
+    def _check_policy(self, where: Any) -> Callable[[Any], None]:
+        def check_policy(weights: Any) -> None:
+            assert self.rollouts is not None
+            with self.rollouts.policy.scope():
+                self.rollouts.policy.check_weights(weights, where)
+
+        return check_policy
 
     def load_state(self, state: dict[str, Any], where: Any) -> None:
         """Go on from `state()`; raises `ValueError` for what could not be one, `UserError` for weights that do not fit."""
