@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,7 +260,9 @@ def evaluate(
     _say_left(found.left, found.games, max_moves)
     figures = measured(trained)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found) | {"agent": agent, "real_steps": trained.real_steps} | figures, allow_nan=False))
+        every = dataclasses.asdict(found) | {"agent": agent, "real_steps": trained.real_steps} | figures
+        finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in every.items()}
+        click.echo(json.dumps(finite, allow_nan=False))  # JSON has no word for what is not finite
     else:
         click.echo(report(found, figures, trained, agent))
 

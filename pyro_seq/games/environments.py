@@ -185,11 +185,10 @@ def _leaves(space: Any) -> Iterator[Any]:
     """The spaces that a space is put together of, itself if it is not."""
     from gymnasium import spaces
 
-    parts = {spaces.Dict: lambda: space.spaces.values(), spaces.Tuple: lambda: space.spaces}.get(type(space))
-    if parts is None:
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
         yield space
         return
-    for part in parts():
+    for part in space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces:
         yield from _leaves(part)
 
 

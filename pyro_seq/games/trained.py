@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_seq.errors import UserError
+from pyro_seq.checkpoint_schema import Fields, Whole, check
+from pyro_seq.errors import DIVERGED, UserError, finite_probabilities
 from pyro_seq.games.agents import AgentPlayer, act, make_policy
 from pyro_seq.games.collecting import PLAYING, Player, RandomPlayer, collect, game_seed
 from pyro_seq.games.environments import Game, Playing, game_of
 from pyro_seq.games.episodes import Episode, Normalisation
+from pyro_seq.games.learners import describe_weights
 from pyro_seq.games.making import Named, environment_arguments, make_environment
 from pyro_seq.games.predictions import nats_per_step, open_loop
 from pyro_seq.games.replay import Replay, load_episodes
@@ -75,7 +77,7 @@ class TrainedGame:
         """The games of the run that nothing was learnt from; raises `UserError` if the folder's games are damaged."""
         replay = Replay(self.normalisation, held_out=self.settings.play.held_out, batch_size=1, window=2, seed=0)
         for path in sorted((self.path / "games").glob("*.safetensors")):
-            replay.add(load_episodes(path), new=False)
+            replay.add(load_episodes(path, self.game), new=False)
         return replay.kept
 
 
@@ -166,15 +168,13 @@ def load(run_dir: Path, *, pair: str | None = None, env: str | None = None, env_
         expected = make_policy(game, settings.agent)
     compare_shapes(expected, shapes["agent"], f"{run.best} does not fit run.json and game.json")
     policy, saved, normalisation = make_policy(game, settings.agent), load_tree(run.best), Normalisation(game.observation_size)
+    kinds = {"agent": describe_weights(policy, run.best), "normalisation": normalisation.describe_state(), "real_steps": Whole()}
+    check(saved, Fields({"step": Whole(), "weights": Fields({}, open=True), **kinds}), run.best, otherwise="is damaged")
     with policy.scope():
         policy.load_weights(saved["agent"], run.best)
     policy.train(False)
-    try:
-        normalisation.load_state(saved["normalisation"])
-        steps = int(saved["real_steps"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{run.best} is damaged: {type(error).__name__} {error}") from None
-    return TrainedGame(settings, game, World(world, game.action_size), policy, normalisation, Path(run_dir), steps, named)
+    normalisation.load_state(saved["normalisation"])
+    return TrainedGame(settings, game, World(world, game.action_size), policy, normalisation, Path(run_dir), saved["real_steps"], named)
 
 
 @dataclass(frozen=True)
@@ -228,8 +228,8 @@ def play_real(
     players = {"agent": trained.player(agent, temperature=temperature, seed=seed)}
     try:
         # in states of its own: games of the run's seed are those that were learnt from
-        own, limits = game_seed(seed, PLAYING), {"most_moves": most_moves, "moved": moved}
-        return collect(environments, trained.game, ["agent"] * num_games, players, seed=own, **limits)
+        own, games = game_seed(seed, PLAYING), ["agent"] * num_games
+        return collect(environments, trained.game, games, players, seed=own, most_moves=most_moves, moved=moved)
     finally:
         for environment in environments:
             environment.close()
@@ -252,7 +252,7 @@ def dream(
     world, game, normalisation = trained.world, trained.game, trained.normalisation
     policy: Any = trained.policy.model
     by_chance = RandomPlayer(game, seed=seed)
-    with world.pair.evaluating():
+    with world.pair.evaluating(), finite_probabilities():
         x, state = world.begin(num_games)
         remembered = policy.initial(num_games)
         seen, earned = [x["observation"]], []
@@ -271,6 +271,8 @@ def dream(
             if not alive.any():
                 break
     observations, rewards = normalisation.raw(torch.stack(seen, 1)), torch.stack(earned, 1)
+    if not (observations.isfinite().all() and rewards.isfinite().all()):
+        raise UserError(f"what the model of {trained.path} imagines is not finite: {DIVERGED}")
     games = zip(observations, rewards, lengths.tolist(), alive.tolist(), strict=True)
     return [Dreamt(o[: length + 1], r[:length], not going_on) for o, r, length, going_on in games]
 
