@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_seq.games.collecting import RandomPlayer, collect
-from pyro_seq.games.environments import Playing, game_of, make_environment
+from pyro_seq.games.environments import Playing, game_of
 from pyro_seq.games.episodes import Normalisation
 from pyro_seq.games.learners import WorldLearner
+from pyro_seq.games.making import make_environment
 from pyro_seq.games.replay import Replay
 from pyro_seq.games.settings import game_settings
 from pyro_seq.games.world_model import SMALLEST_SCALE, new_world, set_spread

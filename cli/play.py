@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from pyro_seq.games.episodes import Episode
     from pyro_seq.games.trained import Returns, TrainedGame
 
-MOST_GAMES = 10**5
+MOST_GAMES, MOST_MOVES, MOST_IMAGINED = 10**5, 5_000, 2 * 10**7
+LONG = 1_000  # moves of a game, from which on it is said how many there are
 DURATIONS = (Duration("--env-steps", "play.env_steps", "Moves in the real game at most", least=1), *UPDATES)
 
 AGENT = click.option(
@@ -48,31 +50,62 @@ def temperature_option(default: float) -> Any:
     )
 
 
+def max_moves_option() -> Any:
+    """The option of how long a real game is played."""
+    return click.option(
+        "--max-moves",
+        type=click.IntRange(1),
+        default=MOST_MOVES,
+        show_default=f"{MOST_MOVES:,}",
+        metavar="N",
+        help="Moves of a game after which it is left, since there are games without an end.",
+    )
+
+
+def environment_words(command: Any) -> Any:
+    """The command with the options that name a run's environment again, where that needs the user's own words."""
+    env = click.option("--env", metavar="ID", help="The run's environment, to be named again where it is of a module (module:Name-v0).")
+    kwargs = click.option(
+        "--env-kwargs", metavar="JSON", help="The run's arguments of the environment, to be named again where they are words."
+    )
+    return env(kwargs(command))
+
+
 @click.group()
 def play() -> None:
     """Learn a model of a game, train an agent inside it, and let it play."""
 
 
 @play.command()
-@click.option("--env", metavar="ID", help="gymnasium's id of the game (play.env).  [default: CartPole-v1]")
+@click.option(
+    "--env",
+    metavar="ID",
+    help="gymnasium's id of the game (play.env); module:Name-v0 imports the module that registers it.  [default: CartPole-v1]",
+)
+@click.option(
+    "--env-kwargs", metavar="JSON", help="Arguments that the environment is made with, a JSON object (play.env_kwargs).  [default: none]"
+)
 @training_options("default, cartpole, acrobot, pendulum, quick", DURATIONS)
-def train(env: str | None, resume: bool, device: str, **options: Any) -> None:
+def train(env: str | None, env_kwargs: str | None, resume: bool, device: str, **options: Any) -> None:
     """Learn a game: play it, learn a model of it, train an agent in the model, and again, until the real steps are used up.
 
     Settings come from the defaults or a preset, then --config, then --set and the options that stand for a setting; --num-steps counts
     updates of the world model. Ctrl-C saves a checkpoint; --resume goes on from it, with more --env-steps if given.
     """
+    from pyro_seq.games.making import options_again
+
     train_run(
         "play",
         "pyro_seq.games.runs",
         data={},
-        moved={"env": env},
+        moved={"env": env, "env_kwargs": env_kwargs},
         missing=None,
-        overrides=[] if resume else [("--env", "play.env", env)],
+        overrides=[] if resume else [("--env", "play.env", env), ("--env-kwargs", "play.env_kwargs", env_kwargs)],
         durations=DURATIONS,
         resume=resume,
         device="cpu" if device == "auto" else device,  # small models step by step are quicker there
         following="run",
+        again=options_again(env or "", env_kwargs, "--env-kwargs"),
         **options,
     )
 
@@ -81,7 +114,7 @@ def train(env: str | None, resume: bool, device: str, **options: Any) -> None:
 @run_dir_option()
 @AGENT
 @games_option(1)
-@click.option("--max-moves", type=click.IntRange(1), metavar="N", help="Moves of a game after which it is left.")
+@max_moves_option()
 @click.option(
     "--render",
     type=click.Choice(["none", "human", "video"]),
@@ -90,22 +123,41 @@ def train(env: str | None, resume: bool, device: str, **options: Any) -> None:
     help="human: in a window; video: a GIF of each game, in the run folder.",
 )
 @temperature_option(0.0)
+@environment_words
 @SEED
 @PAIR
 def run(
-    run_dir: Path, agent: str, num_games: int, max_moves: int | None, render: str, temperature: float, seed: int, pair: str | None
+    run_dir: Path, num_games: int, max_moves: int, seed: int, pair: str | None, env: str | None, env_kwargs: str | None, **how: Any
 ) -> None:
     """Let an agent play the real game, and watch it."""
     import torch
 
     from pyro_seq.games.showing import played_games
     from pyro_seq.games.trained import load
+    from pyro_seq.monitoring import Progress
 
-    trained = load(run_dir, pair=pair)
+    trained = load(run_dir, pair=pair, env=env, env_kwargs=env_kwargs)
     torch.manual_seed(seed)
-    options: dict[str, Any] = {"agent": agent, "temperature": temperature, "seed": seed, "most_moves": max_moves, "render": render}
-    for number, (episode, video) in enumerate(played_games(trained, num_games, **options), 1):
+    progress = Progress()
+
+    def moved(game: int, moves: int) -> None:
+        if moves >= LONG and progress.due():
+            progress.show(f"playing game {game:,} of {num_games:,}: {moves:,} moves")
+
+    games = played_games(trained, num_games, seed=seed, most_moves=max_moves, moved=moved, **how)
+    left = 0
+    for number, (episode, video) in enumerate(games, 1):
+        progress.end()
         click.echo(f"game {number}: {_in_words(episode)}" + (f"; {video}" if video else ""))
+        left += not episode.complete
+    _say_left(left, num_games, max_moves)
+
+
+def _say_left(left: int, games: int, max_moves: int) -> None:
+    """Say on stderr that games went on beyond the limit, if any did."""
+    if left:
+        had = "1 game was" if left == 1 else f"{left:,} games were"
+        click.echo(f"{had} left after {max_moves:,} moves, not being over; --max-moves N plays on (games: {games:,})", err=True)
 
 
 def _in_words(episode: Episode) -> str:
@@ -128,18 +180,32 @@ def _in_words(episode: Episode) -> str:
     help="picture: all games' observations by step; video: a GIF of each, where the environment can draw a state.",
 )
 @temperature_option(1.0)
+@environment_words
 @SEED
 @PAIR
 def imagine(
-    run_dir: Path, agent: str, num_games: int, max_moves: int, render: str, temperature: float, seed: int, pair: str | None
+    run_dir: Path,
+    agent: str,
+    num_games: int,
+    max_moves: int,
+    render: str,
+    temperature: float,
+    seed: int,
+    pair: str | None,
+    env: str | None,
+    env_kwargs: str | None,
 ) -> None:
     """Dream games: the model's world, from their beginnings, with nothing of the real one."""
     import torch
 
+    from pyro_seq.errors import UserError
     from pyro_seq.games.showing import show_dreams
     from pyro_seq.games.trained import dream, load
 
-    trained = load(run_dir, pair=pair)
+    if num_games * max_moves > MOST_IMAGINED:
+        what = f"--num-games {num_games:,} of --max-moves {max_moves:,} may be {num_games * max_moves:,} moves"
+        raise UserError(f"{what}, and {MOST_IMAGINED:,} at once are imagined at most: lower one of them")
+    trained = load(run_dir, pair=pair, env=env, env_kwargs=env_kwargs)
     torch.manual_seed(seed)
     games = dream(trained, num_games, max_moves, agent=agent, temperature=temperature, seed=seed)
     files = show_dreams(trained, games, render)
@@ -154,18 +220,31 @@ def imagine(
 @run_dir_option()
 @AGENT
 @games_option(100)
+@max_moves_option()
 @temperature_option(0.0)
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
+@environment_words
 @SEED
 @PAIR
-def evaluate(run_dir: Path, agent: str, num_games: int, temperature: float, as_json: bool, seed: int, pair: str | None) -> None:
+def evaluate(
+    run_dir: Path,
+    agent: str,
+    num_games: int,
+    max_moves: int,
+    temperature: float,
+    as_json: bool,
+    seed: int,
+    pair: str | None,
+    env: str | None,
+    env_kwargs: str | None,
+) -> None:
     """Learn what an agent earns in the real game, and how well its model predicts games that it has not learnt from."""
     import torch
 
     from pyro_seq.games.trained import load, measured, play_real, returns_of
     from pyro_seq.monitoring import Progress
 
-    trained = load(run_dir, pair=pair)
+    trained = load(run_dir, pair=pair, env=env, env_kwargs=env_kwargs)
     torch.manual_seed(seed)
     progress, moves = Progress(), 0
 
@@ -175,11 +254,15 @@ def evaluate(run_dir: Path, agent: str, num_games: int, temperature: float, as_j
         if progress.due():
             progress.show(f"playing {num_games:,} games: {moves:,} moves")
 
-    found = returns_of(play_real(trained, num_games, agent=agent, temperature=temperature, seed=seed, moved=moved))
+    limits: dict[str, Any] = {"most_moves": max_moves, "moved": moved}
+    found = returns_of(play_real(trained, num_games, agent=agent, temperature=temperature, seed=seed, **limits))
     progress.end()
+    _say_left(found.left, found.games, max_moves)
     figures = measured(trained)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found) | {"agent": agent, "real_steps": trained.real_steps} | figures, allow_nan=False))
+        every = dataclasses.asdict(found) | {"agent": agent, "real_steps": trained.real_steps} | figures
+        finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in every.items()}
+        click.echo(json.dumps(finite, allow_nan=False))  # JSON has no word for what is not finite
     else:
         click.echo(report(found, figures, trained, agent))
 
@@ -187,10 +270,11 @@ def evaluate(run_dir: Path, agent: str, num_games: int, temperature: float, as_j
 def report(found: Returns, figures: dict[str, float], trained: TrainedGame, agent: str) -> str:
     """The figures in words."""
     error = "" if found.standard_error is None else f" (standard error {found.standard_error:,.4g})"
+    left = f"; {found.left:,} left at --max-moves, not being over" if found.left else ""
     lines = [
         f"{'game':<24}{trained.game.name}, played by the {agent} agent",
         f"{'learnt from':<24}{trained.real_steps:,} real steps",
-        f"{'games':<24}{found.games:,}, {found.ended:,} of them over and not cut off",
+        f"{'games':<24}{found.games:,}, {found.ended:,} of them over and not cut off{left}",
         f"{'return':<24}{found.mean:,.6g}{error}, from {found.lowest:,.6g} to {found.highest:,.6g}",
     ]
     if "nats_per_step" in figures:

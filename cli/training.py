@@ -30,6 +30,7 @@ def train_run(
     durations: Sequence[Duration] = DURATIONS,
     out_dir: str | None = None,
     following: str = "generate",
+    again: str = "",
     **settings: Any,
 ) -> None:
     """Begin a run or go on with one.
@@ -48,6 +49,7 @@ def train_run(
         durations: the options that say how long to train, which may change when a run is gone on with; their values are in `settings`.
         out_dir: the folder in the run folder that `generate` is advised to write to, if it writes to one.
         following: the program's command that is advised next.
+        again: options, each after a space, that the run cannot be used without, beside `--pair`.
         settings: the options that say which settings, for `resolve`.
     """
     given = given_options("config", "words", "model", "preset", "seed", *fixed)
@@ -67,7 +69,7 @@ def train_run(
     if missing is not None and not resume:
         raise click.UsageError(missing, click.get_current_context())
     assert run_dir is not None
-    where = f"--run-dir {quoted(run_dir)}" + (f" --device {device}" if device != "auto" else "") + pair_words(pair)
+    where = f"--run-dir {quoted(run_dir)}" + (f" --device {device}" if device != "auto" else "") + pair_words(pair) + again
     resuming = f"pyroseq {program} train {where} --resume"
     with resumable(run_dir, resuming):
         options = {"device": pick_device(device), "quiet": quiet}
@@ -78,7 +80,7 @@ def train_run(
     if not quiet:
         click.echo(f"done after {trained.step:,} steps; the run is in {run_dir}", err=True)
         folder = "" if out_dir is None else f" --out-dir {quoted(run_dir / out_dir)}"
-        what_next = f"next: pyroseq {program} {following} --run-dir {quoted(run_dir)}{folder}{pair_words(pair)}"
+        what_next = f"next: pyroseq {program} {following} --run-dir {quoted(run_dir)}{folder}{pair_words(pair)}{again}"
         click.echo(what_next if _is_usable(run_dir, program) else _longer(following, durations, resuming), err=True)
 
 

@@ -84,7 +84,7 @@ class Recipe:
         The line says what, and where in that code.
         """
         try:
-            with _importable_from(self.folder):
+            with importable_from(self.folder):
                 yield
         except MemoryError:
             raise
@@ -190,7 +190,7 @@ def _import_file(path: Path, spec: str) -> Any:
     module = importlib.util.module_from_spec(loader)
     sys.modules[name] = module
     try:
-        with _importable_from(path.parent):
+        with importable_from(path.parent):
             loader.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
@@ -210,7 +210,7 @@ class _Uncached(importlib.machinery.SourceFileLoader):
 def _import_module(name: str, spec: str) -> Any:
     """An installed module, or one below the working folder."""
     try:
-        with _importable_from(Path.cwd()):
+        with importable_from(Path.cwd()):
             return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         tried = f"tried the installed packages and {Path.cwd()}"
@@ -218,7 +218,7 @@ def _import_module(name: str, spec: str) -> Any:
 
 
 @contextmanager
-def _importable_from(folder: Path | None) -> Iterator[None]:
+def importable_from(folder: Path | None) -> Iterator[None]:
     """Inside, modules of the folder can be imported; it comes last, so that they hide none.
 
     Modules that were imported so from another folder are out of the way meanwhile: two pairs may each have a helper of one name beside

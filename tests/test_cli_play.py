@@ -135,7 +135,7 @@ def test_temperatures(refused: Callable[..., str], pyroseq: Callable[..., int], 
     [
         (["--env", "CartPole-v7"], "gymnasium knows no environment 'CartPole-v7'; did you mean 'CartPole-v1'?"),
         (["--env", "Toy/Pictures-v0"], "are pictures"),
-        (["--env", "Toy/Named-v0"], "are a Dict; what is supported"),
+        (["--env", "Toy/Written-v0"], "are a Text; what is supported"),
         (["--env", "Toy/Nan-v0"], "returned an observation that is not finite in game 0, move 3"),
         (["--env", "Toy/Crash-v0"], "failed in game "),
         (["--set", "play.random_ratio=2"], "play.random_ratio must lie in [0, 1]"),

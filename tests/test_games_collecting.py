@@ -11,7 +11,8 @@ import pytest
 
 from pyro_seq.errors import UserError
 from pyro_seq.games.collecting import RandomPlayer, collect, game_seed
-from pyro_seq.games.environments import Game, Playing, game_of, make_environment
+from pyro_seq.games.environments import Game, Playing, game_of
+from pyro_seq.games.making import make_environment
 
 
 class Constant:

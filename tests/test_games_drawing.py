@@ -12,7 +12,8 @@ from PIL import Image
 
 from pyro_seq.errors import UserError
 from pyro_seq.games.drawing import STATES, can_be_drawn, frames_of, write_gif
-from pyro_seq.games.environments import Playing, game_of, make_environment
+from pyro_seq.games.environments import Playing, game_of
+from pyro_seq.games.making import make_environment
 from pyro_seq.games.pictures import games_png, predictions_png, returns_png
 
 GAMES = ["CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "Acrobot-v1"]

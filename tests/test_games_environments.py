@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pyro_seq.errors import UserError
-from pyro_seq.games.environments import Game, Playing, game_of, make_environment
+from pyro_seq.games.environments import Game, Playing, game_of
+from pyro_seq.games.making import make_environment
 
 
 def opened(name: str) -> tuple[Playing, Game]:
@@ -60,9 +61,9 @@ def test_missing_packages_name_the_extra() -> None:
     ("name", "said"),
     [
         ("Toy/Pictures-v0", "are pictures, Box of shape [8, 8, 3] and type uint8"),
-        ("Toy/Named-v0", "the observations of 'Toy/Named-v0' are a Dict"),
-        ("Toy/Cells-v0", "the observations of 'Toy/Cells-v0' are a Discrete"),
-        ("Toy/ManyButtons-v0", "the actions of 'Toy/ManyButtons-v0' are a MultiDiscrete"),
+        ("Toy/Written-v0", "the observations of 'Toy/Written-v0' are a Text"),
+        ("Toy/NamedPictures-v0", "the observations of 'Toy/NamedPictures-v0' hold pictures, Box of shape [8, 8, 3] and type uint8"),
+        ("Toy/Scripted-v0", "the actions of 'Toy/Scripted-v0' are a Dict"),
     ],
 )
 def test_spaces_that_are_not_supported(toys: Any, name: str, said: str) -> None:
@@ -102,3 +103,88 @@ def test_a_beginning_of_another_shape_than_its_space(toys: Any) -> None:
     playing, _ = opened("Toy/Misshapen-v0")
     with pytest.raises(UserError, match=r"its observation has shape \[3\], and its space \[2\]"):
         playing.reset(0)
+
+
+@pytest.mark.parametrize("name", ["Steps", "Level", "WholeLevel", "Byte", "Truths", "Endless64", "Doubles", "Halves"])
+def test_any_box_is_acted_in_as_its_space_has_it(toys: Any, name: str) -> None:
+    """Type, shape and bounds, from the ends of what is encoded, in between and at random: the environment looks."""
+    playing, game = opened(f"Toy/{name}-v0")
+    raw = torch.linspace(-40, 40, 41)[:, None].expand(41, game.action_size)
+    drawn = game.random_actions(40, np.random.default_rng(0))
+    playing.reset(0)
+    for encoded in (game.encode(raw).numpy(), drawn, np.full((1, game.action_size), -1, np.float32)):
+        for action in game.to_environment(encoded):
+            playing.environment.unwrapped.step(action)
+
+
+def test_whole_numbers_are_equally_likely_and_points_of_their_own(toys: Any) -> None:
+    n = 60_000
+    for name, low, high in (("Steps", 0, 5), ("WholeLevel", -2, 2), ("Truths", 0, 1)):
+        _, game = opened(f"Toy/{name}-v0")
+        drawn = game.random_actions(n, np.random.default_rng(1))
+        taken = np.stack(game.to_environment(drawn)).reshape(n, -1)[:, 0].astype(int)
+        share = np.bincount(taken - low, minlength=high - low + 1) / n
+        p = 1 / (high - low + 1)
+        assert len(share) == high - low + 1 and np.abs(share - p).max() < 4 * math.sqrt(p * (1 - p) / n)
+        points = np.unique(drawn[:, 0])
+        assert len(points) == high - low + 1
+        np.testing.assert_allclose(points, np.linspace(-1, 1, high - low + 1), atol=1e-6)
+        encoded = game.encode(torch.linspace(-3, 3, 50)[:, None].expand(50, game.action_size)).numpy()
+        assert np.isin(encoded[:, 0].round(5), points.round(5)).all()
+
+
+def test_gradients_pass_through_the_rounding(toys: Any) -> None:
+    _, game = opened("Toy/WholeLevel-v0")
+    action = torch.tensor([[0.3]], requires_grad=True)
+    game.encode(action).sum().backward()
+    assert action.grad is not None and float(action.grad) == pytest.approx(1 - math.tanh(0.3) ** 2)
+
+
+@pytest.mark.parametrize(("name", "count"), [("ManyButtons", 24), ("Switches", 16)])
+def test_several_choices_are_one_among_their_combinations(toys: Any, name: str, count: int) -> None:
+    playing, game = opened(f"Toy/{name}-v0")
+    assert game.discrete and game.action_size == count
+    actions = game.to_environment(np.eye(count, dtype=np.float32))
+    assert len({action.tobytes() for action in actions}) == count
+    playing.reset(0)
+    for action in actions:
+        playing.environment.unwrapped.step(action)
+
+
+def test_observations_are_flattened_by_gymnasium(toys: Any) -> None:
+    from gymnasium import spaces
+
+    for name, size in (("Named", 2 + 4 + 5 + 2), ("Cells", 8)):
+        playing, game = opened(f"Toy/{name}-v0")
+        inner = playing.environment.unwrapped
+        assert game.observation_size == size
+        np.testing.assert_array_equal(playing.reset(3), spaces.flatten(inner.observation_space, inner.seen()))
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (lambda s: s.Discrete(10**7), "with 10,000,000 actions to choose from"),
+        (lambda s: s.MultiDiscrete([100, 100, 100]), "with 1,000,000 actions to choose from, all combinations counted"),
+        (lambda s: s.MultiBinary(70), "actions to choose from, all combinations counted: from 1 to 4,096 can be played"),
+        (lambda s: s.Box(0, 1, (100, 100)), "Box of shape [100, 100] and type float32 with 10,000 numbers: from 1 to 4,096"),
+        (lambda s: s.Box(0, 1, (2, 0)), "with 0 numbers"),
+    ],
+)
+def test_actions_that_cannot_be_played_are_refused_in_words(toys: Any, space: Any, said: str) -> None:
+    from gymnasium import spaces
+
+    environment = make_environment("Toy/Counting-v0")
+    environment.unwrapped.action_space = space(spaces)
+    with pytest.raises(UserError) as refused:
+        game_of(environment.unwrapped, "x")
+    assert said in str(refused.value)
+
+
+def test_observations_of_too_many_values_are_refused(toys: Any) -> None:
+    from gymnasium import spaces
+
+    environment = make_environment("Toy/Counting-v0").unwrapped
+    environment.observation_space = spaces.Tuple([spaces.Discrete(10**9), spaces.Discrete(2)])
+    with pytest.raises(UserError, match="are 1,000,000,002 numbers, a choice counted once for each value: at most 4,096"):
+        game_of(environment, "x")

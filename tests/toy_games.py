@@ -125,20 +125,132 @@ class Pictures(Counting):
     observation_space: Any = spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
 
+class Written(Counting):
+    observation_space: Any = spaces.Text(4)
+
+
+class NamedPictures(Counting):
+    observation_space: Any = spaces.Dict({"a": spaces.Box(0, 1, (2,)), "b": spaces.Tuple([spaces.Box(0, 255, (8, 8, 3), np.uint8)])})
+
+
+class Scripted(Counting):
+    action_space: Any = spaces.Dict({"a": spaces.Discrete(2)})
+
+
 class Named(Counting):
-    observation_space: Any = spaces.Dict({"a": spaces.Box(0, 1, (2,))})
+    """Observes all that can be flattened: the move as a number, a cell and bits, by name."""
+
+    observation_space: Any = spaces.Dict(
+        {
+            "a": spaces.Box(-9, 99, (2,), np.float32),
+            "b": spaces.Tuple([spaces.Discrete(4, start=2), spaces.MultiDiscrete([2, 3])]),
+            "c": spaces.MultiBinary(2),
+        }
+    )
+
+    def seen(self) -> Any:
+        move = self.move % 4
+        return {"a": super().seen(), "b": (2 + move, np.array([move % 2, move % 3])), "c": np.array([1, move % 2], np.int8)}
 
 
 class Cells(Counting):
-    observation_space: Any = spaces.Discrete(4)
+    """Observes its move as one of some cells."""
+
+    observation_space: Any = spaces.Discrete(8)
+
+    def seen(self) -> Any:
+        return np.int64(self.move)
 
 
-class ManyButtons(Counting):
-    action_space: Any = spaces.MultiDiscrete([2, 3])
+class Checked(Counting):
+    """Fails if an action is not one of its space, of the right type and shape."""
+
+    def step(self, action: Any) -> Any:
+        right = isinstance(action, np.ndarray) and action.dtype == self.action_space.dtype and self.action_space.contains(action)
+        if not right:
+            raise ValueError(f"{action!r} is no action of {self.action_space}")
+        return super().step(action)
+
+
+class ManyButtons(Checked):
+    action_space: Any = spaces.MultiDiscrete([[2, 3], [1, 4]], start=[[5, 0], [7, -1]])
+
+
+class Switches(Checked):
+    action_space: Any = spaces.MultiBinary([2, 2])
+
+
+class Steps(Checked):
+    action_space: Any = spaces.Box(np.array([[0, -3], [2, 7]]), np.array([[5, 3], [2, 255]]), dtype=np.int32)
+
+
+class Level(Checked):
+    action_space: Any = spaces.Box(-1, 3, (), np.float32)
+
+
+class WholeLevel(Checked):
+    action_space: Any = spaces.Box(-2, 2, (), np.int64)
+
+
+class Byte(Checked):
+    action_space: Any = spaces.Box(0, 255, (2, 3), np.uint8)
+
+
+class Truths(Checked):
+    action_space: Any = spaces.Box(0, 1, (3,), np.bool_)
+
+
+class Endless64(Checked):
+    """Whole numbers without bounds, from one on, and up to the largest that there is."""
+
+    action_space: Any = spaces.Box(np.array([-(2**63), 1, -(2**62)]), np.array([2**63 - 1, 2**63 - 1, 2**62]), dtype=np.int64)
+
+
+class Doubles(Checked):
+    action_space: Any = spaces.Box(0.1, 0.3, (2,), np.float64)
+
+
+class Halves(Checked):
+    action_space: Any = spaces.Box(-np.inf, 0.3, (2,), np.float16)
+
+
+class Leaving(Counting):
+    """Ends the program at move 2."""
+
+    def step(self, action: Any) -> Any:
+        if self.move == 1:
+            raise SystemExit(3)
+        return super().step(action)
+
+
+class Undrawn(Counting):
+    """Draws nothing."""
+
+    def render(self) -> Any:
+        return None
+
+
+class Drawn(Counting):
+    """Draws its move as the grey of a picture."""
+
+    metadata: Any = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
+
+    def render(self) -> Any:
+        return np.full((40, 60, 3), self.move % 256, np.uint8)
+
+
+class TooLarge(Counting):
+    """Observes at move 2 what is no float32."""
+
+    def seen(self) -> Any:
+        return np.array([1e39 if self.move == 2 else 0.0, 0.0])
 
 
 class Second(Counting):
     action_space: Any = spaces.Discrete(3, start=5)
+
+
+BOXES = (Steps, Level, WholeLevel, Byte, Truths, Endless64, Doubles, Halves)
 
 
 def register() -> None:
@@ -157,11 +269,21 @@ def register() -> None:
         Crash,
         CrashLate,
         Pictures,
+        Written,
+        NamedPictures,
+        Scripted,
         Named,
         Cells,
+        *BOXES,
         ManyButtons,
+        Switches,
+        Leaving,
+        Undrawn,
+        TooLarge,
         Second,
     ):
         gymnasium.register(f"Toy/{game.__name__}-v0", game, max_episode_steps=12)
     gymnasium.register("Toy/Long-v0", Pushed, kwargs={"length": 300})
+    gymnasium.register("Toy/Drawn-v0", Drawn, kwargs={"length": None})
+    gymnasium.register("Toy/ForEver-v0", Counting, kwargs={"length": None})
     gymnasium.register("Toy/Endless-v0", Counting, max_episode_steps=7, kwargs={"length": None})

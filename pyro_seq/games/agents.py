@@ -17,7 +17,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context, SideInputs
 from pyro_seq.emissions import Categorical, Emission
 from pyro_seq.encoders import MLP as EncoderMLP
-from pyro_seq.errors import UserError
+from pyro_seq.errors import DIVERGED, UserError, finite_probabilities
 from pyro_seq.games.environments import Game
 from pyro_seq.games.episodes import Normalisation
 from pyro_seq.games.settings import AgentSettings
@@ -166,8 +166,11 @@ class AgentPlayer:
         """Encoded actions `[K, A]`."""
         state = concatenated([self._states[place] for place in places])
         normal = self.normalisation.normal(torch.from_numpy(observations))
-        with self.policy.evaluating(), pyro.validation_enabled(False):
+        with self.policy.evaluating(), pyro.validation_enabled(False), finite_probabilities():
             action, state = act(self.model, state, normal, self.temperature)
+        encoded = self.game.encode(action)
+        if not encoded.isfinite().all():
+            raise UserError(f"the agent's actions are not finite: {DIVERGED}")
         for i, place in enumerate(places):
             self._states[place] = map_tensors(lambda x, i=i: x[i : i + 1], state)
-        return self.game.encode(action).numpy()
+        return encoded.numpy()

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_seq.errors import UserError
 from pyro_seq.games.environments import Game, Playing
 from pyro_seq.games.episodes import Episode
 from pyro_seq.random_state import generator
@@ -101,6 +104,15 @@ class _Place:
         return Episode(observations.reshape(n + 1, -1), self.actions[:n].copy(), rewards, ended, complete, self.player)
 
 
+@contextmanager
+def _silent_casts() -> Iterator[None]:
+    """Inside, numpy does not warn of numbers that are too large for float32: what is not finite is said in a line, with its move."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"pyro_seq\.")
+        yield
+
+
+@_silent_casts()
 def collect(
     environments: Sequence[Playing],
     game: Game,
@@ -110,9 +122,10 @@ def collect(
     seed: int,
     first: int = 0,
     most_steps: int | None = None,
+    most_moves: int | None = None,
     moved: Callable[[int], object] | None = None,
 ) -> list[Episode]:
-    """Play games to their ends; the episodes, in the order of `games`.
+    """Play games to their ends, or up to a limit; the episodes, in the order of `games`.
 
     Args:
         environments: of the game, as many as are played side by side.
@@ -122,6 +135,7 @@ def collect(
         seed: of the run; with it, the number of a game determines what happens in it by chance.
         first: the number of the first game.
         most_steps: moves in all, after which the games under way are left as they are.
+        most_moves: moves of a game, after which it is left, whether the environment would end it or not.
         moved: called with the number of moves made since the last call.
 
     Raises `UserError` for an environment that fails.
@@ -152,9 +166,12 @@ def collect(
             if not surely_finite(seen):
                 for place in moving:
                     places[place].episode(ended=False, complete=False)  # raises where one is NaN or infinite
-            for i, ended in _move(moves, players[name].act(moving, seen), game):
-                place = moving[i]
-                episodes[places[place].number] = places[place].episode(ended=ended, complete=True)
+            over = [(moving[i], ended, True) for i, ended in _move(moves, players[name].act(moving, seen), game)]
+            if most_moves is not None:
+                done = {place for place, _, _ in over}
+                over += [(place, False, False) for place in moving if places[place].moves >= most_moves and place not in done]
+            for place, ended, complete in over:
+                episodes[places[place].number] = places[place].episode(ended=ended, complete=complete)
                 mine.remove(place)
                 free.append(place)
             left, steps = left - len(moving), steps + len(moving)
@@ -194,7 +211,9 @@ def _move(places: Sequence[_Place], encoded: np.ndarray, game: Game) -> list[tup
             place.moves = moves + 1
             if ended or cut:
                 over.append((i, bool(ended)))
-    except Exception as error:
+    except UserError:  # of what is done beside, such as filming
+        raise
+    except (Exception, SystemExit) as error:
         raise places[i].playing.failed("failed", places[i].moves + 1, error) from None
     return over
 

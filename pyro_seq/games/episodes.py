@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.checkpoint_schema import Checked, Fields, Kind, TensorOf, Whole
 
 PLAYERS = ("random", "agent")
+MOST_FLOAT = float(np.finfo(np.float32).max)
 FLAGS = 2  # of the side inputs, after the action: a game's first step; the first step that is seen of one under way
 
 
@@ -75,14 +77,15 @@ class Running:
         """What `load_state` goes on from."""
         return {"count": self.count, "mean": torch.from_numpy(self.mean.copy()), "squares": torch.from_numpy(self.squares.copy())}
 
+    def describe_state(self) -> Kind:
+        """The kind of a `state()`."""
+        mean = TensorOf(len(self.mean), dtype=torch.float64, low=-MOST_FLOAT, high=MOST_FLOAT)
+        return Fields({"count": Whole(), "mean": mean, "squares": TensorOf(len(self.mean), dtype=torch.float64, low=0)})
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`; raises `ValueError` for another size or what cannot be such a state."""
-        mean, squares = (np.asarray(state[name], dtype=np.float64) for name in ("mean", "squares"))
-        if mean.shape != self.mean.shape or squares.shape != mean.shape or type(state["count"]) is not int or state["count"] < 0:
-            raise ValueError("the running statistics are of another size")
-        if not (np.isfinite(mean).all() and np.isfinite(squares).all() and (squares >= 0).all()):
-            raise ValueError("the running statistics are not finite")
-        self.count, self.mean, self.squares = state["count"], mean.copy(), squares.copy()
+        self.describe_state().check(state, "the running statistics")
+        self.count, self.mean, self.squares = state["count"], state["mean"].numpy().copy(), state["squares"].numpy().copy()
 
 
 class Normalisation:
@@ -124,6 +127,19 @@ class Normalisation:
     def state(self) -> dict[str, Any]:
         """What `load_state` goes on from."""
         return {name: getattr(self, name).state() for name in ("observations", "changes", "rewards")}
+
+    def describe_state(self) -> Kind:
+        """The kind of a `state()`: one whose means and deviations float32 can hold."""
+
+        def usable(state: Any) -> None:
+            tried = Normalisation(len(self.mean))
+            tried.load_state(state)
+            numbers = [tried.mean, tried.deviation, tried.spread, torch.tensor([tried.reward_mean, tried.reward_deviation])]
+            if not all(bool(part.isfinite().all()) for part in numbers):
+                raise ValueError("its deviations are not finite")
+
+        parts = {name: getattr(self, name).describe_state() for name in ("observations", "changes", "rewards")}
+        return Checked(usable, first=Fields(parts))
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`; raises `ValueError` for what cannot be one."""

@@ -11,8 +11,9 @@ from pyro.infer import SVI
 from pyro_seq.annealing import ScaleLatents, kl_strength, scales_summed_out
 from pyro_seq.baselines import Critic
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.checkpoint_schema import Checked, Fields, Kind, Whole, like_all
 from pyro_seq.divergence import diverged, diverged_words
-from pyro_seq.errors import UserError
+from pyro_seq.errors import UserError, finite_probabilities
 from pyro_seq.first_batch import find_parameters, tried
 from pyro_seq.games.imagination import Imagination, Pathwise
 from pyro_seq.games.replay import Replay
@@ -53,7 +54,7 @@ class WorldLearner:
         self.pair.train()
         batch, _ = self.replay.draw()
         try:
-            with self.pair.scope(), pyro.validation_enabled(False):
+            with self.pair.scope(), pyro.validation_enabled(False), finite_probabilities():
                 loss = self._svi.step(batch.remembering() if self.settings.num_particles == 1 else batch)
         except NonFiniteGradient as error:
             raise UserError(_diverged(f"update {self.step + 1} of the world model", str(error), "training.learning_rate")) from None
@@ -90,12 +91,16 @@ class WorldLearner:
         with self.pair.scope():
             return {"step": self.step, "weights": self.pair.weights(), "optimiser": self.optimiser.state()}
 
+    def describe_state(self, where: Any) -> dict[str, Kind]:
+        """The kinds of what is in a `state()`, by name; `where` is for messages."""
+        return {"step": Whole(), "weights": describe_weights(self.pair, where), "optimiser": self.optimiser.describe_state()}
+
     def load_state(self, state: Any, where: Any) -> None:
         """Go on from `state()`; raises `ValueError` or `UserError` for what is not one."""
         with self.pair.scope():
             self.pair.load_weights(state["weights"], where)
         self.optimiser.load_state(state["optimiser"])
-        self.step = int(state["step"])
+        self.step = state["step"]
 
 
 class AgentLearner:
@@ -139,7 +144,7 @@ class AgentLearner:
         self.optimiser.gradient_scale = 1 / (s.num_games * s.horizon)
         self.policy.train()
         try:
-            with self.policy.scope(), pyro.validation_enabled(False):
+            with self.policy.scope(), pyro.validation_enabled(False), finite_probabilities():
                 loss = self._svi.step(SequenceBatch(None, [s.horizon] * s.num_games))
                 forget_baseline()  # a pair's weights are the agent's alone
         except NonFiniteGradient as error:
@@ -166,13 +171,28 @@ class AgentLearner:
             weights = self.policy.weights()
         return {"step": self.step, "weights": weights, "critic": dict(self.critic.state_dict()), "optimiser": self.optimiser.state()}
 
+    def describe_state(self, where: Any) -> Kind:
+        """The kind of a `state()`; `where` is for messages."""
+        weights, critic = describe_weights(self.policy, where), like_all(self.critic.state_dict())
+        return Fields({"step": Whole(), "weights": weights, "critic": critic, "optimiser": self.optimiser.describe_state()})
+
     def load_state(self, state: Any, where: Any) -> None:
         """Go on from `state()`; raises `ValueError` or `UserError` for what is not one."""
         with self.policy.scope():
             self.policy.load_weights(state["weights"], where)
         load_weights(dict(self.critic.state_dict()), state["critic"], where)
         self.optimiser.load_state(state["optimiser"])
-        self.step = int(state["step"])
+        self.step = state["step"]
+
+
+def describe_weights(pair: Pair, where: Any) -> Kind:
+    """The kind of a pair's weights; `where` is for messages."""
+
+    def check_weights(weights: Any) -> None:
+        with pair.scope():
+            pair.check_weights(weights, where)
+
+    return Checked(check_weights)
 
 
 def _diverged(when: str, what: str, setting: str) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyro_seq.checkpoint_schema import MOST, Fields, Items, Kind, Number, Row, Whole, Word
+from pyro_seq.games.episodes import PLAYERS
 from pyro_seq.games.settings import PlaySettings
 
 PHASES = ("play", "world", "agent", "report")
+MOST_RETURN = 1e60  # more than any sum of float32 numbers that were counted
 
 
 @dataclass
@@ -28,6 +31,13 @@ class Position:
     games: int = 0
     minutes: float = 0.0
     curve: list[list[Any]] = field(default_factory=list)
+
+
+def describe_position() -> Kind:
+    """The kind of a `Position`'s fields."""
+    game = Row(Whole(), Number(-MOST_RETURN, MOST_RETURN), Word(*PLAYERS))
+    counters = {name: Whole() for name in ("round", "done", "games")}
+    return Fields({**counters, "phase": Word(*PHASES), "minutes": Number(0, MOST), "curve": Items(game)})
 
 
 def players_of(number: int, settings: PlaySettings) -> list[str]:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.checkpoint_schema import Fields, Flag, Items, Kind, TensorOf, Whole, Word, check
 from pyro_seq.errors import UserError
+from pyro_seq.games.environments import Game
 from pyro_seq.games.episodes import PLAYERS, Episode, Normalisation, Stacked
-from pyro_seq.random_state import generator, generator_state, load_generator_state
+from pyro_seq.random_state import describe_generator_state, generator, generator_state, load_generator_state
 from pyro_seq.runs import load_tree, make_folder, save_tree
 
 
@@ -106,6 +108,10 @@ class Replay:
         """Where the choice of stretches stands."""
         return generator_state(self._random)
 
+    def describe_state(self) -> Kind:
+        """The kind of a `state()`."""
+        return describe_generator_state()
+
     def load_state(self, state: Any) -> None:
         """Go on from `state()`."""
         load_generator_state(self._random, state)
@@ -131,16 +137,22 @@ def save_episodes(path: Path, episodes: Sequence[Episode]) -> None:
     save_tree(path, kept)
 
 
-def load_episodes(path: Path) -> list[Episode]:
-    """What `save_episodes` wrote; raises `UserError` if it is missing, damaged or something else."""
+def describe_episodes(game: Game | None = None) -> Kind:
+    """The kind of what `save_episodes` writes, of games of a form."""
+    sizes = (None, None) if game is None else (game.observation_size, game.action_size)
+    sides = {"lengths": Items(Whole()), "ended": Items(Flag()), "complete": Items(Flag()), "players": Items(Word(*PLAYERS))}
+    return Fields({**sides, "observations": TensorOf(None, sizes[0]), "actions": TensorOf(None, sizes[1]), "rewards": TensorOf(None)})
+
+
+def load_episodes(path: Path, game: Game | None = None) -> list[Episode]:
+    """What `save_episodes` wrote; raises `UserError` if it is missing, damaged or something else, or not of games of that form."""
     kept = load_tree(path)
+    none = isinstance(kept, dict) and kept.get("lengths") == []  # then nothing tells how large an observation is
+    check(kept, describe_episodes(None if none else game), path, otherwise="is damaged")
     try:
         observations, actions, rewards = (kept[name].numpy() for name in ("observations", "actions", "rewards"))
-        lengths = [int(length) for length in kept["lengths"]]
+        lengths = kept["lengths"]
         ends = np.cumsum(lengths, dtype=np.int64)
-        sound = all(np.isfinite(x).all() for x in (observations, actions, rewards)) and all(player in PLAYERS for player in kept["players"])
-        if not sound or any(length < 0 for length in lengths):
-            raise ValueError("it holds what no game can be")
         if len(rewards) != sum(lengths) or len(actions) != len(rewards) or len(observations) != len(rewards) + len(lengths):
             raise ValueError("its games' lengths do not fit")
         games = zip(lengths, ends.tolist(), kept["ended"], kept["complete"], kept["players"], strict=True)

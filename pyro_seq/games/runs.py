@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pyro_seq.errors import UserError
-from pyro_seq.games.environments import Game, Playing, game_of, make_environment
+from pyro_seq.games.environments import Game, Playing, game_of
+from pyro_seq.games.making import Named, environment_arguments, make_environment
 from pyro_seq.games.pictures import predictions_png, returns_png
 from pyro_seq.games.predictions import shown_beside
 from pyro_seq.games.settings import KIND, GameSettings, game_settings, run_settings
-from pyro_seq.games.trained import DOCUMENT, document, open_environment, read_document
+from pyro_seq.games.trained import DOCUMENT, document, open_environment, open_named, read_document
 from pyro_seq.games.training import GameTraining
 from pyro_seq.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
 from pyro_seq.runs import RunFolder
@@ -79,7 +80,9 @@ def begin(
     run.check_free(DOCUMENT)
     check_training(settings.training)
     _check_device(device)
-    with _environments(settings) as (game, environments):
+    arguments = environment_arguments(settings.play.env_kwargs, "play.env_kwargs")
+    game = _form(settings.play.env, arguments)
+    with _environments(settings, lambda: open_environment(game, arguments)) as environments:
         training = GameTraining(settings, game, environments, run=run, seed=seed, quiet=quiet)
         return begin_run(run, settings, {DOCUMENT: document(game, seed)}, lambda: _trained(training, run, resume=False))
 
@@ -90,6 +93,7 @@ def go_on(
     *,
     fixed: Sequence[str] = (),
     env: str | None = None,
+    env_kwargs: str | None = None,
     pair: str | None = None,
     quiet: bool = False,
     device: Any = "cpu",
@@ -100,7 +104,7 @@ def go_on(
         run_dir: the folder.
         changes: settings that may change, how long to train, by dotted name.
         fixed: names of options that were given though a run's settings cannot change: refused.
-        env: the environment, which must be the run's.
+        env, env_kwargs: the environment and its arguments, which must be the run's; where they name code or files, only with them.
         pair: the run's pair, where it is code of the user's own.
         quiet: no progress on stderr.
         device: as for `begin`.
@@ -113,9 +117,9 @@ def go_on(
     with run.locked():
         check_can_go_on(run)
         game, seed = read_document(run)
-        if env is not None and env != game.name:
-            raise UserError(f"{run_dir} holds a run of the environment {game.name!r}, not of {env!r}: choose another --run-dir for that")
-        with _environments(settings, game) as (_, environments):
+        named = Named(env, env_kwargs)
+        named.check_same(game.name, settings.play.env_kwargs, run)
+        with _environments(settings, lambda: open_named(game, settings, named, run.path)) as environments:
             training = GameTraining(settings, game, environments, run=run, seed=seed, quiet=quiet)
             if changes:
                 keep_changes(run, settings)
@@ -133,18 +137,23 @@ def _check_device(device: Any) -> None:
         raise UserError(f"--device {device}: games are played and learnt on the CPU, where their small models are quicker")
 
 
+def _form(name: str, arguments: Mapping[str, Any]) -> Game:
+    """The form of a game that is about to be learnt."""
+    environment = make_environment(name, None, arguments)
+    try:
+        return game_of(environment, name)
+    finally:
+        Playing(environment, name).close()
+
+
 @contextmanager
-def _environments(settings: GameSettings, known: Game | None = None) -> Any:
-    """(the game's form, its environments), closed afterwards."""
+def _environments(settings: GameSettings, make: Callable[[], Playing]) -> Iterator[list[Playing]]:
+    """The environments that are played side by side, closed afterwards."""
     opened: list[Playing] = []
     try:
-        if known is None:
-            environment = make_environment(settings.play.env)
-            opened.append(Playing(environment, settings.play.env))
-            known = game_of(environment, settings.play.env)
         while len(opened) < settings.play.num_envs:
-            opened.append(open_environment(known))
-        yield known, opened
+            opened.append(make())
+        yield opened
     finally:
         for playing in opened:
             playing.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pyro_seq.checkpoint_schema import Anything, Fields, Kind, Whole, check
 from pyro_seq.errors import UserError
 from pyro_seq.games.agents import AgentPlayer, make_critic, make_policy
 from pyro_seq.games.collecting import Player, RandomPlayer, collect, game_seed
@@ -18,7 +19,7 @@ from pyro_seq.games.environments import Game, Playing
 from pyro_seq.games.episodes import Normalisation
 from pyro_seq.games.imagination import Imagination
 from pyro_seq.games.learners import AgentLearner, WorldLearner
-from pyro_seq.games.position import PHASES, Position, players_of
+from pyro_seq.games.position import PHASES, Position, describe_position, players_of
 from pyro_seq.games.predictions import nats_per_step, open_loop
 from pyro_seq.games.replay import Replay, load_episodes, save_episodes
 from pyro_seq.games.settings import GameSettings
@@ -26,7 +27,7 @@ from pyro_seq.games.world_model import World, new_world, set_spread
 from pyro_seq.interruption import Interruption
 from pyro_seq.monitoring import duration
 from pyro_seq.optimisation import learning_rate_factor
-from pyro_seq.random_state import aside, random_state, set_random_state
+from pyro_seq.random_state import aside, describe_random_state, random_state, set_random_state
 from pyro_seq.runs import RunFolder, going_on_from, load_tree
 from pyro_seq.stopping import stopped_by
 from pyro_seq.training_log import TrainingLog
@@ -283,20 +284,41 @@ class GameTraining:
         assert self.run is not None
         saved, where = load_tree(self.run.last), self.run.last
         with going_on_from(where):
+            check(saved, self._checkpoint(where), where)
             self.at = Position(**saved["position"])
-            if self.at.phase not in PHASES or self.at.round < 0:
-                raise ValueError(f"phase {self.at.phase!r}")
             self.normalisation.load_state(saved["normalisation"])
             for number in range(self.at.round + (self.at.phase != "play")):
-                self.replay.add(load_episodes(self._games_file(number)), new=False)
+                self.replay.add(load_episodes(self._games_file(number), self.game), new=False)
             if self.replay.num_steps != saved["real_steps"]:
                 raise ValueError(
                     f"it knows of {saved['real_steps']} real steps, and {self.run.path / 'games'} holds {self.replay.num_steps}"
                 )
             set_spread(self.pair, self.normalisation.spread)
+            learnt = self.learner.describe_state(where)
+            check(saved, Fields({"weights": learnt.pop("weights"), "world": Fields(learnt)}, open=True), where)
             self.learner.load_state({"weights": saved["weights"], **saved["world"]}, where)
             self.agent.load_state(saved["agent"], where)
             self.replay.load_state(saved["replay"])
-            self.log.sums = {str(name): float(total) for name, total in saved["sums"].items()}
+            self.log.sums = dict(saved["sums"])
             set_random_state(saved["random"])
-            return int(saved["metrics_size"])
+            size: int = saved["metrics_size"]
+            return size
+
+    def _checkpoint(self, where: Path) -> Kind:
+        """The kind of what `_save` writes; what the world model has learnt is looked at once there are games, and so a learner."""
+        counter, anything = Whole(), Anything()
+        return Fields(
+            {
+                "step": counter,
+                "weights": anything,
+                "world": anything,
+                "agent": self.agent.describe_state(where),
+                "replay": self.replay.describe_state(),
+                "position": describe_position(),
+                "sums": self.log.describe_sums(),
+                "metrics_size": counter,
+                "random": describe_random_state(),
+                "normalisation": self.normalisation.describe_state(),
+                "real_steps": counter,
+            }
+        )
