@@ -29,6 +29,7 @@ BEHIND = "tracks with what is no event behind their end, passed over"
 GOES_ON = "tracks with events behind their end, read as well"
 BETWEEN = "stretches between tracks that are none, passed over"
 NUMBER = "a number of tracks that is wrong, all read"
+SURPLUS = "tracks beyond the number that its header names, damaged and left out with all behind them"
 HEADER_SIZE = "a header whose length is wrong"
 SECOND = "a second file behind the first, left out"
 
@@ -60,7 +61,13 @@ def read_midi(data: bytes) -> Midi:
     data = _unwrapped(data)
     midi, named, at = _header(data)
     while (found := _next_track(data, at, midi.mended)) >= 0:
-        reader = _read_track(data, found, f"track {len(midi.tracks) + 1}", midi.mended)
+        try:
+            reader = _read_track(data, found, f"track {len(midi.tracks) + 1}", midi.mended)
+        except UserError:
+            if len(midi.tracks) < max(named, 1):
+                raise
+            midi.mended[SURPLUS] += 1
+            break
         events, at = reader.events, reader.at
         midi.mended += events.mended
         if left := sum(len(notes) for channel, pitches in events.sounding.items() if channel != DRUMS for notes in pitches.values()):
