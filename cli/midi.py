@@ -141,14 +141,14 @@ def train(
     help="MIDI files to score, a folder of them, or a glob; as often as needed.",
 )
 @scoring_options
-@click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object, with all files that were skipped or mended.")
 @SEED
 @DEVICE
 @PAIR
 def evaluate(run_dir: Path, eval_files: tuple[str, ...], as_json: bool, seed: int, device: str, pair: str | None, **options: Any) -> None:
     """Learn how likely pieces are: log-likelihood in nats, nats and bits per frame, beside those of a Markov model of each key.
 
-    Of .npz arrays the test pieces are scored.
+    Of .npz arrays the test pieces are scored. Files that cannot be read are skipped; --json names them all, with the reasons.
     """
     import torch
 
@@ -159,16 +159,17 @@ def evaluate(run_dir: Path, eval_files: tuple[str, ...], as_json: bool, seed: in
     torch.manual_seed(seed)
     scored = evaluate_music(music, found.pieces, **options)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(scored) | {"skipped": found.skipped}, allow_nan=False))
+        files = {"skipped": len(found.skipped), "skipped_files": found.skipped, "mended_files": found.mended}
+        click.echo(json.dumps(dataclasses.asdict(scored) | files, allow_nan=False))
     else:
-        click.echo(report_score(scored, music, found.skipped))
+        click.echo(report_score(scored, music, len(found.skipped)))
 
 
 def report_score(scored: MusicScore, music: MusicModel, skipped: int) -> str:
     """The figures in words."""
     beta = music.settings.frames.emission == "beta"
     lines = [
-        f"{'pieces':<22}{scored.pieces:,}" + (f" ({skipped:,} more could not be read)" if skipped else ""),
+        f"{'pieces':<22}{scored.pieces:,}" + (f" ({skipped:,} files could not be read: --json names all)" if skipped else ""),
         f"{'frames':<22}{scored.frames:,} ({music.timing.seconds(scored.frames):,.0f} seconds)",
         f"{'log-likelihood':<22}{scored.log_likelihood:,.2f} nats ({described(scored)})",
         f"{'nats per frame':<22}{scored.nats_per_frame:.4f}" + (" (a density of scores, no probability of keys)" if beta else ""),
@@ -291,13 +292,16 @@ def _read(music: MusicModel, patterns: tuple[str, ...], run_dir: Path) -> Found:
     from pyro_seq.domains.music_files import cache_beside, read_music
     from pyro_seq.monitoring import Progress
 
-    return read_music(patterns, "test", music.settings.rolls, cache=cache_beside(run_dir), progress=Progress())
+    cache = cache_beside(run_dir)
+    with cache.nothing_left_if_refused():
+        return read_music(patterns, "test", music.settings.rolls, cache=cache, progress=Progress())
 
 
 def _primer(music: MusicModel, path: Path | None, seconds: float) -> Tensor | None:
     from pyro_seq.domains.music_files import read_primer
+    from pyro_seq.monitoring import Progress
 
-    return None if path is None else read_primer(path, seconds, music.settings.rolls, music.timing.tempo)
+    return None if path is None else read_primer(path, seconds, music.settings.rolls, music.timing.tempo, Progress())
 
 
 def _real_pieces(music: MusicModel, patterns: tuple[str, ...], run_dir: Path) -> tuple[list[Tensor], str]:

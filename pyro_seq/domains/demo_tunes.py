@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_seq.domains.midi_files import ALL_NOTES_OFF, Tune
+from pyro_seq.domains.midi_events import ALL_NOTES_OFF
+from pyro_seq.domains.midi_files import Tune
 from pyro_seq.errors import UserError
 from pyro_seq.random_state import generator
 

@@ -1,34 +1,33 @@
 """MIDI files: finding them, reading their notes, and laying those out as piano rolls.
 
-`read_tune` reads by `pretty_midi` and answers within seconds for any file at all, damaged and hostile ones among them.
+`read_tunes` answers within seconds for any file at all, damaged and hostile ones among them.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_seq.domains.midi_checks import MAX_BYTES, check_events
+from pyro_seq.domains.midi_chunks import DRUMS, MAX_BYTES, SEQUENCES, Midi, read_midi
+from pyro_seq.domains.midi_events import NOT_ENDED, Events
+from pyro_seq.domains.midi_tempo import TempoMap
 from pyro_seq.domains.piano_rolls import KEYS, LOWEST, Timing
 from pyro_seq.errors import UserError
 
-SUFFIXES = (".mid", ".midi")
+SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
 MAX_NOTES = 200_000
 MAX_SECONDS = 7_200.0
 MAX_BEATS = 72_000.0  # two hours at 600 beats a minute: what a beat grid's rolls are laid out for
 BLOCK = 2**20  # cells of a roll that are written at once
-ALL_NOTES_OFF = 123  # the control change by which a piece that ends in silence says where it ends
 
 # How well the twelve tones fit a key, tonic first: Krumhansl & Kessler, "Tracing the dynamic changes in perceived tonal
 # organization in a spatial representation of musical keys", Psychological Review 89 (1982).
@@ -40,6 +39,8 @@ A = 9  # A minor's tonic, counted from C
 @dataclass(frozen=True, eq=False)
 class Tune:
     """The notes of a piece, drums left out, sorted by start and then by pitch.
+
+    A file whose times are SMPTE frames has no beats: then all that is counted in beats is NaN.
 
     Attributes:
         pitches: MIDI pitches, uint8 `[n]`.
@@ -61,17 +62,43 @@ class Tune:
     beats: float
     tempo: float
 
+    @property
+    def has_beats(self) -> bool:
+        """Whether times in beats are known."""
+        return bool(np.isfinite(self.beats))
 
-def read_tune(path: str | Path) -> Tune:
-    """The notes of a MIDI file.
 
-    Raises `UserError`, with the path and the reason, if it cannot be read, is not MIDI, is damaged, has no notes (other than drums),
-    or is beyond `MAX_BYTES`, `MAX_EVENTS`, `MAX_NOTES`, `MAX_SECONDS` or `MAX_BEATS`.
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a file holds.
+
+    Attributes:
+        tunes: its pieces: one, but in a file of type 2, where each of its tracks that has notes is one.
+        mended: what was not as it should be in the file, or was left out, in words; empty where there was nothing.
+    """
+
+    tunes: tuple[Tune, ...]
+    mended: str = ""
+
+
+def read_contents(path: str | Path) -> Contents:
+    """What a MIDI file holds.
+
+    Raises `UserError`, with the path and the reason, if it cannot be read, is not MIDI, is damaged such that it is not certain what it
+    holds, has no notes (other than drums), or is beyond `MAX_BYTES`, `MAX_NOTES`, `MAX_SECONDS` or `MAX_BEATS`.
     """
     try:
-        return tune_of(midi_bytes(path))
+        return contents_of(midi_bytes(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def read_tune(path: str | Path) -> Tune:
+    """The notes of a MIDI file that holds one piece; raises `UserError` as `read_contents`, and for a file of several."""
+    tunes = read_contents(path).tunes
+    if len(tunes) > 1:
+        raise UserError(f"{path}: it holds {len(tunes):,} pieces of their own (a MIDI file of type 2), and one is wanted")
+    return tunes[0]
 
 
 def midi_bytes(path: str | Path) -> bytes:
@@ -96,72 +123,46 @@ def midi_bytes(path: str | Path) -> bytes:
     raise UserError(f"it is too large for a MIDI file: more than {MAX_BYTES // 2**20} MiB")
 
 
-def tune_of(data: bytes) -> Tune:
-    """The notes of a MIDI file's bytes; raises as `read_tune`, with a reason that names no file."""
-    check_events(data)
-    midi = _pretty_midi(data)
-    instruments = [instrument for instrument in midi.instruments if not instrument.is_drum]
-    rows = [(note.pitch, note.start, note.end) for instrument in instruments for note in instrument.notes if note.end > note.start]
-    if not rows:
-        drums = any(instrument.notes for instrument in midi.instruments)
-        raise UserError("it has no notes other than drums" if drums else "it has no notes")
-    if len(rows) > MAX_NOTES:
-        raise UserError(f"it has {len(rows):,} notes, and at most {MAX_NOTES:,} are read")
-    notes = np.array(rows)
-    notes = notes[np.lexsort((notes[:, 0], notes[:, 1]))]
-    offs = (change.time for instrument in instruments for change in instrument.control_changes if change.number == ALL_NOTES_OFF)
-    length = float(max(notes[:, 2].max(), max(offs, default=0.0)))
-    if not length <= MAX_SECONDS:
-        raise UserError(f"it lasts {length / 3600:.1f} hours, and at most {MAX_SECONDS / 3600:g} are read")
-    changes, tempos = midi.get_tempo_changes()
-    # the time of a tick is what pretty_midi keeps of it; rounding to whole ticks makes beats exact again
-    beats = _beats(np.concatenate((notes[:, 1], notes[:, 2], [length])), changes, tempos, midi.resolution)
-    if not beats[-1] <= MAX_BEATS:
-        raise UserError(f"it lasts {beats[-1]:,.0f} beats, and at most {MAX_BEATS:,.0f} are read")
-    starts, ends = notes[:, 1].copy(), notes[:, 2].copy()
-    start_beats, end_beats = beats[: len(rows)], np.maximum(beats[: len(rows)], beats[len(rows) : -1])
-    total = float(max(beats[-1], end_beats.max()))
-    return Tune(notes[:, 0].astype(np.uint8), starts, ends, start_beats, end_beats, length, total, _longest_tempo(changes, tempos, length))
+def contents_of(data: bytes) -> Contents:
+    """What a MIDI file's bytes hold; raises as `read_contents`, with a reason that names no file."""
+    midi = read_midi(data)
+    pieces = [[track] for track in midi.tracks] if midi.kind == SEQUENCES else [midi.tracks]
+    held = [piece for piece in pieces if any(note[-1] != DRUMS for track in piece for note in track.notes)]
+    if not held:
+        raise UserError(_no_notes(midi))
+    count = sum(len(track.notes) for piece in held for track in piece)
+    if count > MAX_NOTES:
+        raise UserError(f"it has {count:,} notes, and at most {MAX_NOTES:,} are read")
+    mended = "; ".join(f"{what} ({times:,})" for what, times in midi.mended.items())
+    return Contents(tuple(_tune(midi, piece) for piece in held), mended)
 
 
-def _pretty_midi(data: bytes) -> Any:
-    """The file as `pretty_midi` reads it."""
-    import io
-
-    import mido
-    import pretty_midi
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tempos on tracks where they do not count
-            file = mido.MidiFile(file=io.BytesIO(data))
-            file.tracks = [track for track in file.tracks if track]  # pretty_midi stumbles over empty ones
-            if not file.tracks:
-                raise UserError("it has no notes")
-            return pretty_midi.PrettyMIDI(mido_object=file)
-    except UserError:
-        raise
-    except MemoryError:
-        raise UserError("it cannot be read: there is no memory left") from None
-    except Exception as error:  # they raise whatever they stumble over, a dozen kinds, some of them of their own
-        reason = "".join(c if c.isprintable() else " " for c in str(error)) or type(error).__name__
-        raise UserError(f"it is damaged: {reason[:200]}") from None
+def _no_notes(midi: Midi) -> str:
+    if any(track.notes for track in midi.tracks):
+        return "it has no notes other than drums"
+    never = midi.mended[NOT_ENDED]
+    return f"it has no notes that end: {never:,} begin" if never else "it has no notes"
 
 
-def _beats(times: NDArray[np.float64], changes: NDArray[np.float64], tempos: NDArray[np.float64], resolution: int) -> NDArray[np.float64]:
-    """Times in quarter notes, to the tick, where tempos (a minute) hold from `changes` (seconds) on."""
-    at_changes = np.concatenate(([0.0], np.cumsum(np.diff(changes) * tempos[:-1] / 60)))
-    ticks = np.rint(at_changes * resolution)
-    i = np.searchsorted(changes, times, side="right") - 1
-    return (ticks[i] + np.rint((times - changes[i]) * (tempos[i] / 60 * resolution))) / resolution
+def _tune(midi: Midi, tracks: Sequence[Events]) -> Tune:
+    """The notes of tracks that sound together."""
+    times = TempoMap(midi, (tempo for track in tracks for tempo in track.tempi))
+    notes = np.array([note for track in tracks for note in track.notes if note[-1] != DRUMS], dtype=np.int64)
+    notes = notes[np.lexsort((notes[:, 2], notes[:, 0]))]
+    end = max(int(notes[:, 1].max()), max(map(_silence, tracks), default=0))
+    length, beats = float(times.seconds(np.array([end]))[0]), float(times.beats(np.array([end]))[0])
+    if length > MAX_SECONDS:
+        raise UserError(f"it lasts {length / 3600:,.1f} hours, and at most {MAX_SECONDS / 3600:g} are read")
+    if beats > MAX_BEATS:
+        raise UserError(f"it lasts {beats:,.0f} beats, and at most {MAX_BEATS:,.0f} are read")
+    in_time = (convert(notes[:, column]) for convert in (times.seconds, times.beats) for column in (0, 1))
+    return Tune(notes[:, 2].astype(np.uint8), *in_time, length, beats, times.longest(end))
 
 
-def _longest_tempo(changes: NDArray[np.float64], tempos: NDArray[np.float64], length: float) -> float:
-    if len(tempos) == 1:
-        return round(float(tempos[0]), 6)
-    durations = np.diff(np.minimum(np.append(changes, length), length))
-    distinct, of = np.unique(tempos.round(6), return_inverse=True)
-    return float(distinct[np.bincount(of, durations).argmax()])
+def _silence(track: Events) -> int:
+    """Where a track says that a piece ends in silence: its last "all notes off" on a channel that has notes other than drums."""
+    played = {note[-1] for note in track.notes} - {DRUMS}
+    return max((tick for channel, tick in track.silences.items() if channel in played), default=0)
 
 
 def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
@@ -175,7 +176,11 @@ def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
         tune: the notes.
         timing: when frames sound; on the beat grid the tune's changes of tempo are followed, and `timing.tempo` does not matter.
         keys: 88, a piano's from A0 to C8, or all 128 of MIDI.
+
+    Raises `UserError` on the beat grid for a tune that has no beats.
     """
+    if timing.grid and not tune.has_beats:
+        raise UserError("its times are SMPTE frames, not beats: of such a file there are frames a second alone (--rate, not --grid)")
     starts, ends, length, per_unit = (
         (tune.start_beats, tune.end_beats, tune.beats, float(timing.grid))
         if timing.grid

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_seq.domains.midi_checks import MAX_TICKS
-from pyro_seq.domains.midi_files import ALL_NOTES_OFF
+from pyro_seq.domains.midi_events import ALL_NOTES_OFF
 from pyro_seq.domains.piano_rolls import LOWEST, Timing
 from pyro_seq.errors import UserError
 from pyro_seq.runs import replacing
@@ -19,6 +18,7 @@ from pyro_seq.runs import replacing
 if TYPE_CHECKING:
     from pretty_midi import PrettyMIDI
 
+MAX_TICKS = 9_999_999  # pretty_midi keeps the time of every tick, and other readers refuse a table of more than ten million
 TICKS_A_BEAT = 480  # about; a multiple of the frames of a beat is taken
 MOST_TICKS_A_BEAT = 32_767  # 15 bits of a file's header
 MOST_MICROSECONDS = 2**24 - 1  # a beat lasts at most so long in a MIDI file

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from pyro_seq.domains.demo_tunes import demo_tunes
-from pyro_seq.domains.midi_files import find_files, read_tune, roll_of, to_common_key
+from pyro_seq.domains.midi_files import find_files, read_contents, roll_of, to_common_key
 from pyro_seq.domains.music_model import RollSettings, timing_of
 from pyro_seq.domains.piano_rolls import KEYS, read_polyphonic
 from pyro_seq.domains.roll_cache import read_rolls
+from pyro_seq.domains.tune_cache import TuneCache
 from pyro_seq.errors import UserError
 from pyro_seq.monitoring import Progress
 
 ARRAYS = ".npz"
 CACHE = ".pyroseq-tunes"  # beside the run folders, so that the next run starts at once
+
+
+REMARKS = "skipped.json"  # in a run folder: which files are not in it, and why; there is none where all is well
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,29 +34,40 @@ class Found:
 
     Attributes:
         pieces: rolls `[T, keys]`.
-        names: where each is from.
+        names: what each is called, by the file that it is from.
         tempo: the median tempo of the MIDI files among them, in beats a minute; 120 if there are none.
-        skipped: how many files could not be read.
+        skipped: the files that could not be read, each with the reason.
+        mended: the files that were read though not all was as it should be, each with what was done.
     """
 
     pieces: list[Tensor]
     names: list[str] = field(default_factory=list)
     tempo: float = 120.0
-    skipped: int = 0
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    mended: Mapping[str, str] = field(default_factory=dict)
 
 
-def cache_beside(run_dir: Path) -> Path:
-    """Where what was parsed is kept."""
-    return run_dir.absolute().parent / CACHE
+def remarks(found: Iterable[Found]) -> dict[str, Any]:
+    """The document (by its name) that keeps which files were skipped and which were mended, all of them; empty where there are none."""
+    kept: dict[str, dict[str, str]] = {"skipped": {}, "mended": {}}
+    for of in found:
+        kept["skipped"] |= of.skipped
+        kept["mended"] |= of.mended
+    return {REMARKS: kept} if any(kept.values()) else {}
+
+
+def cache_beside(run_dir: Path) -> TuneCache:
+    """What keeps what was parsed: a folder beside the run folder."""
+    return TuneCache(run_dir.absolute().parent / CACHE)
 
 
 def read_music(
-    patterns: Iterable[str | Path], split: str, rolls: RollSettings, *, cache: Path | None = None, progress: Progress | None = None
+    patterns: Iterable[str | Path], split: str, rolls: RollSettings, *, cache: TuneCache | None = None, progress: Progress | None = None
 ) -> Found:
     """The pieces of MIDI files, folders and globs, and of the split `train`, `valid` or `test` of `.npz` files (`read_polyphonic`).
 
-    Files that cannot be read are skipped, counted and named in the progress. Raises `UserError` if none is left, a pattern names
-    nothing, or an `.npz` file cannot be read or has another keyboard.
+    Files that cannot be read are skipped, with the reason; the progress counts them and names the first. Raises `UserError` if none is
+    left, a pattern names nothing, or an `.npz` file cannot be read or has another keyboard.
     """
     paths = find_files(patterns)
     arrays = [path for path in paths if path.suffix.lower() == ARRAYS]
@@ -60,7 +76,8 @@ def read_music(
     if midi:
         timing = timing_of(rolls)
         read = read_rolls(midi, timing, keys=rolls.keys, common_key=rolls.common_key, cache=cache, progress=progress)
-        found = Found(read.pieces, [str(path) for path in read.paths], read.tempo, len(read.skipped))
+        skipped, mended = ({str(path): words for path, words in remarked} for remarked in (read.skipped, read.mended))
+        found = Found(read.pieces, read.names, read.tempo, skipped, mended)
     for path in arrays:
         if rolls.keys != KEYS:
             raise UserError(f"{path} holds rolls of {KEYS} keys, and rolls.keys is {rolls.keys}")
@@ -102,10 +119,21 @@ def fingerprint(pieces: Sequence[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_primer(path: Path, seconds: float, rolls: RollSettings, tempo: float) -> Tensor:
-    """The first `seconds` of a MIDI file as a roll `[T, keys]`; raises `UserError` if it cannot be read or is shorter."""
-    timing = timing_of(rolls, tempo)
-    roll = roll_of(read_tune(path), timing, rolls.keys)
+def read_primer(path: Path, seconds: float, rolls: RollSettings, tempo: float, progress: Progress | None = None) -> Tensor:
+    """The first `seconds` of a MIDI file as a roll `[T, keys]`; what had to be mended in it is said in the progress.
+
+    Raises `UserError` if it cannot be read, holds several pieces or is shorter.
+    """
+    contents, timing = read_contents(path), timing_of(rolls, tempo)
+    if len(contents.tunes) > 1:
+        several = f"holds {len(contents.tunes):,} pieces of their own (a MIDI file of type 2), and a primer is one"
+        raise UserError(f"--primer: {path} {several}")
+    if progress is not None and contents.mended:
+        progress.say(f"mended {path}: {contents.mended}")
+    try:
+        roll = roll_of(contents.tunes[0], timing, rolls.keys)
+    except UserError as error:
+        raise UserError(f"--primer: {path}: {error}") from None
     frames = max(1, round(seconds * timing.frames_per_second))
     if frames > len(roll):
         raise UserError(f"--primer-seconds {seconds:g}: {path} has only {timing.seconds(len(roll)):.1f} seconds")

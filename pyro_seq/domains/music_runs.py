@@ -9,9 +9,20 @@ from typing import Any
 
 from pyro_seq.domains.markov_keys import MarkovKeys
 from pyro_seq.domains.music import KIND, MusicModel, MusicSettings, Pieces, music_settings, train
-from pyro_seq.domains.music_files import arrays_among, cache_beside, fingerprint, held_out, read_demo, read_music
+from pyro_seq.domains.music_files import (
+    REMARKS,
+    Found,
+    arrays_among,
+    cache_beside,
+    fingerprint,
+    held_out,
+    read_demo,
+    read_music,
+    remarks,
+)
 from pyro_seq.domains.music_model import DOCUMENT, document, read_document, run_settings
 from pyro_seq.domains.music_presets import PRESETS
+from pyro_seq.domains.tune_cache import TuneCache
 from pyro_seq.errors import UserError
 from pyro_seq.monitoring import Progress
 from pyro_seq.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
@@ -19,15 +30,16 @@ from pyro_seq.runs import RunFolder
 
 __all__ = ["KIND", "PRESETS", "begin", "go_on", "read_pieces", "read_pieces_json", "settings_from", "settings_of"]
 
-DOCUMENTS = (DOCUMENT, "pieces.json")
+DOCUMENTS = (DOCUMENT, "pieces.json", REMARKS)
 settings_from = music_settings
 
 
 def begin(run_dir: Path, settings: MusicSettings, data: Mapping[str, Any], *, seed: int, quiet: bool = False, **options: Any) -> MusicModel:
     """Begin a run in a folder and train it.
 
-    The folder keeps the settings, where the pieces lie with their fingerprint, and their tempo and Markov model. Nothing is written before
-    settings and pieces have been found sound (but for the cache of parsed files), and nothing stays of a run whose pair is refused.
+    The folder keeps the settings, where the pieces lie with their fingerprint, their tempo and Markov model, and which files were skipped
+    or mended. Nothing is written before settings and pieces have been found sound but for the cache of parsed files, and nothing stays
+    of a run that is refused, nor what it has brought to that cache.
 
     Args:
         run_dir: the folder.
@@ -42,19 +54,23 @@ def begin(run_dir: Path, settings: MusicSettings, data: Mapping[str, Any], *, se
     run = RunFolder(run_dir, KIND)
     run.check_free(*DOCUMENTS)
     check_training(settings.training)
-    pieces = read_pieces(settings, data, run_dir, quiet=quiet)
-    markov = MarkovKeys.fit(pieces.train)
-    kept = {
-        "seed": seed,
-        "demo": bool(data.get("demo")),
-        "start_from": None if data.get("start_from") is None else os.path.abspath(data["start_from"]),
-        "valid_fraction": data["valid_fraction"],
-        "files": {name: [os.path.abspath(pattern) for pattern in data.get(name) or ()] for name in ("train", "valid")},
-        "sha256": fingerprint([*pieces.train, *pieces.valid]),
-    }
-    documents = dict(zip(DOCUMENTS, (document(pieces.tempo, markov), kept), strict=True))
-    options |= {"run": run, "start_from": _run_in(kept["start_from"]), "markov": markov, "seed": seed, "quiet": quiet}
-    return begin_run(run, settings, documents, lambda: train(pieces, settings, **options))
+    cache = cache_beside(run_dir)
+    with cache.nothing_left_if_refused():
+        pieces, noted = read_pieces(settings, data, cache, quiet=quiet)
+        markov = MarkovKeys.fit(pieces.train)
+        kept = {
+            "seed": seed,
+            "demo": bool(data.get("demo")),
+            "start_from": None if data.get("start_from") is None else os.path.abspath(data["start_from"]),
+            "valid_fraction": data["valid_fraction"],
+            "files": {name: [os.path.abspath(pattern) for pattern in data.get(name) or ()] for name in ("train", "valid")},
+            "sha256": fingerprint([*pieces.train, *pieces.valid]),
+        }
+        documents = dict(zip(DOCUMENTS, (document(pieces.tempo, markov), kept), strict=False)) | noted
+        options |= {"run": run, "start_from": _run_in(kept["start_from"]), "markov": markov, "seed": seed, "quiet": quiet}
+        if noted:
+            Progress(quiet=quiet).say(f"which files were skipped or mended, and why, is in {run.path / REMARKS}")
+        return begin_run(run, settings, documents, lambda: train(pieces, settings, **options))
 
 
 def go_on(
@@ -107,30 +123,30 @@ def settings_of(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[st
     return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed)
 
 
-def read_pieces(settings: MusicSettings, data: Mapping[str, Any], run_dir: Path, *, quiet: bool) -> Pieces:
-    """What a run learns from, and what it validates on; `data` as `begin` takes it.
+def read_pieces(settings: MusicSettings, data: Mapping[str, Any], cache: TuneCache, *, quiet: bool) -> tuple[Pieces, dict[str, Any]]:
+    """(what a run learns from and validates on, the document of what was skipped or mended, if any); `data` as `begin` takes it.
 
     Raises `UserError` if there is nothing to learn from.
     """
-    rolls, progress, cache = settings.rolls, Progress(quiet=quiet), cache_beside(run_dir)
+    rolls, progress = settings.rolls, Progress(quiet=quiet)
     fraction = data["valid_fraction"]
     if not 0 <= fraction < 1:
         raise UserError(f"the fraction kept for validation must lie in [0, 1), got {fraction}")
     if data.get("demo"):
-        found, valid = read_demo(rolls), []
+        found, held = read_demo(rolls), Found([])
     else:
         found = read_music(data["train"], "train", rolls, cache=cache, progress=progress)
         # arrays bring validation pieces of their own
         patterns = data.get("valid") or arrays_among(data["train"])
-        valid = read_music(patterns, "valid", rolls, cache=cache, progress=progress).pieces if patterns else []
-    pieces = found.pieces
+        held = read_music(patterns, "valid", rolls, cache=cache, progress=progress) if patterns else Found([])
+    pieces, valid = found.pieces, held.pieces
     if not valid:
         chosen = set(held_out(len(pieces), fraction))
         valid = [piece for i, piece in enumerate(pieces) if i in chosen]
         pieces = [piece for i, piece in enumerate(pieces) if i not in chosen]
     if not any(map(len, pieces)):
         raise UserError("there are no frames of music to train on")
-    return Pieces(pieces, valid, found.tempo)
+    return Pieces(pieces, valid, found.tempo), remarks((found, held))
 
 
 def same_pieces(settings: MusicSettings, data: Mapping[str, Any], digest: str, run_dir: Path, *, quiet: bool) -> Pieces:
@@ -138,7 +154,9 @@ def same_pieces(settings: MusicSettings, data: Mapping[str, Any], digest: str, r
 
     Raises `UserError` as `read_pieces`, and if the pieces are others now.
     """
-    pieces = read_pieces(settings, data, run_dir, quiet=quiet)
+    cache = cache_beside(run_dir)
+    with cache.nothing_left_if_refused():
+        pieces, _ = read_pieces(settings, data, cache, quiet=quiet)
     if fingerprint([*pieces.train, *pieces.valid]) != digest:
         where = ", ".join(data["train"]) or "the package's own tunes"
         raise UserError(f"{where}: these are not the pieces that the run in {run_dir} was begun with: their contents differ")

@@ -17,6 +17,7 @@ from pyro_seq.domains.music_scoring import PieceScore, score_pieces
 from pyro_seq.domains.roll_pictures import PITCH_CLASSES
 from pyro_seq.domains.scored_run import ScoredSequence, ScoredStep
 from pyro_seq.errors import UserError
+from pyro_seq.monitoring import Progress
 
 
 class ScoredMusic:
@@ -32,10 +33,10 @@ class ScoredMusic:
         find_files([path])
 
     def score_file(self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any) -> Iterator[ScoredSequence]:
-        """See `ScoredRun`: a MIDI file is a sequence, and each of the test pieces of an `.npz` file is one; there are no lines."""
+        """See `ScoredRun`: each piece of a MIDI file is a sequence, and each of the test pieces of an `.npz` file; there are no lines."""
         if lines:
             raise UserError(f"{path}: --lines is for texts, and this run is one of music")
-        found = read_music([path], "test", self.music.settings.rolls)
+        found = read_music([path], "test", self.music.settings.rolls, progress=Progress())
         scored = dict(score_pieces(self.music, found.pieces, **options))
         if not scored:
             raise UserError(f"{path}: there are no frames to score")

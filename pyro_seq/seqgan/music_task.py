@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_seq.domains.music_files import Found, arrays_among, held_out, read_demo, read_music
+from pyro_seq.domains.music_files import Found, arrays_among, held_out, read_demo, read_music, remarks
 from pyro_seq.domains.music_model import RollSettings
 from pyro_seq.domains.music_samples import Rendered
 from pyro_seq.domains.piano_rolls import Timing
 from pyro_seq.domains.roll_pictures import MUSIC, PRIMER
+from pyro_seq.domains.tune_cache import TuneCache
 from pyro_seq.errors import UserError
 from pyro_seq.monitoring import Audio, Image, Progress, Sample
 from pyro_seq.runs import make_folder, replacing
@@ -117,6 +118,7 @@ class MusicTask:
     Attributes:
         sequences: windows `[M, T]` to train, to validate and to test on, of different tunes.
         rendering: how they are shown.
+        documents: by its name, the document of files that were skipped or mended, if there are any (`music_files.remarks`).
         first: `None`: before the first note stands a blank.
         units: what a symbol is.
         criterion: BLEU-4, which is better the higher it is.
@@ -125,6 +127,7 @@ class MusicTask:
 
     sequences: Sequences
     rendering: Rendering
+    documents: Mapping[str, Any] = field(default_factory=dict)
     first: int | None = None
     units: str = "notes"
     criterion: str = "bleu_4"
@@ -156,7 +159,7 @@ def read_music_task(
     length: int = LENGTH,
     valid_fraction: float = 0.1,
     test_fraction: float = 0.1,
-    cache: Path | None = None,
+    cache: TuneCache | None = None,
     progress: Progress | None = None,
     demo: bool = False,
 ) -> MusicTask:
@@ -173,7 +176,7 @@ def read_music_task(
         length: steps of a window, 4 at least, which is what BLEU-4 counts.
         valid_fraction: the share of the training files' tunes that is held out to validate on, one tune at least.
         test_fraction: the same, to test on.
-        cache: the folder in which parsed files are kept (`music_files.cache_beside`).
+        cache: what keeps parsed files (`music_files.cache_beside`).
         progress: where to show how far the reading is, and what was left out.
         demo: whether the tunes that the package makes itself take the place of files.
 
@@ -193,11 +196,11 @@ def read_music_task(
     cut = {name: _windows(name, melodies[name], length, seconds, progress) for name in SPLITS}
     sequences = Sequences(**{name: of.symbols for name, of in cut.items()})
     sequences.check(NUM_SYMBOLS)
-    return MusicTask(sequences, MelodyRendering(seconds))
+    return MusicTask(sequences, MelodyRendering(seconds), remarks(found.values()))
 
 
 def _read(
-    patterns: list[str | Path], split: str, rolls: RollSettings, cache: Path | None, progress: Progress | None, *, demo: bool
+    patterns: list[str | Path], split: str, rolls: RollSettings, cache: TuneCache | None, progress: Progress | None, *, demo: bool
 ) -> Found:
     """The tunes of one kind, of files or the package's own; none where none are named, but for those to train on."""
     if demo:

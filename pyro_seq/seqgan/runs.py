@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from pyro_seq.contexts import PreviousObservation
+from pyro_seq.domains.music_files import REMARKS, cache_beside
 from pyro_seq.domains.piece_batches import PieceBatches
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import Embedding
@@ -26,6 +27,7 @@ from pyro_seq.runs import RunFolder
 from pyro_seq.seqgan.adversarial import SHOWN, AdversarialTraining
 from pyro_seq.seqgan.curve_pictures import write_curves
 from pyro_seq.seqgan.discriminators import make_discriminator
+from pyro_seq.seqgan.music_task import MusicTask
 from pyro_seq.seqgan.presets import PRESETS
 from pyro_seq.seqgan.quality import generated, likelihood
 from pyro_seq.seqgan.settings import KIND, SeqGANSettings, run_settings, seqgan_settings
@@ -68,19 +70,21 @@ def begin(
         device: where to compute.
         quiet: no progress on stderr.
 
-    Nothing is written before settings and data have been found sound (but for the cache of parsed MIDI files). Raises `UserError`.
+    Nothing is written before settings and data have been found sound but for the cache of parsed MIDI files, from which a refused run's
+    part is taken back. Raises `UserError`.
     """
     run = RunFolder(run_dir, KIND)
-    run.check_free(DOCUMENT)
+    run.check_free(DOCUMENT, REMARKS)
     check_training(settings.training)
     make_discriminator(settings.discriminator, 2, settings.length)  # refuses filters that do not fit, before data is read
     if settings.model.kind in SHIPPED:
         new_generator(settings, 2, None)  # refuses pairs with latents
-    task = make_task(settings, data, run_dir, quiet=quiet)
     options = {"seed": seed, "device": device, "quiet": quiet}
-    return begin_run(
-        run, settings, {DOCUMENT: document(task, data, seed)}, lambda: train(task, settings, run, **options), first=pretraining_of(run)
-    )
+    cache = cache_beside(run_dir)
+    with cache.nothing_left_if_refused():
+        task = make_task(settings, data, run_dir, quiet=quiet, cache=cache)
+        documents = {DOCUMENT: document(task, data, seed)} | (task.documents if isinstance(task, MusicTask) else {})
+        return begin_run(run, settings, documents, lambda: train(task, settings, run, **options), first=pretraining_of(run))
 
 
 def go_on(

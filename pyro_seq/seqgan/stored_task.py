@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_seq.domains.music_files import cache_beside
+from pyro_seq.domains.tune_cache import TuneCache
 from pyro_seq.errors import UserError
 from pyro_seq.monitoring import Progress
 from pyro_seq.runs import RunFolder
@@ -25,7 +26,9 @@ PATTERNS = ("train_files", "valid_files", "test_files")  # data that is files, f
 RENDERINGS: dict[str, Any] = {"oracle": OracleRendering, "text": TextRendering, "music": MelodyRendering}
 
 
-def make_task(settings: SeqGANSettings, data: Mapping[str, Any], run_dir: Path, *, quiet: bool = False) -> Task:
+def make_task(
+    settings: SeqGANSettings, data: Mapping[str, Any], run_dir: Path, *, quiet: bool = False, cache: TuneCache | None = None
+) -> Task:
     """The task that the settings name.
 
     Args:
@@ -34,6 +37,7 @@ def make_task(settings: SeqGANSettings, data: Mapping[str, Any], run_dir: Path, 
             `test_files`, MIDI files, folders and globs; `demo`, whether the package's own tunes take the place of files.
         run_dir: beside which parsed MIDI files are cached.
         quiet: no progress on stderr.
+        cache: what keeps parsed MIDI files, if it is known already.
 
     Raises `UserError` for data that is missing, that the task does not take, or that is too little.
     """
@@ -43,8 +47,10 @@ def make_task(settings: SeqGANSettings, data: Mapping[str, Any], run_dir: Path, 
         return read_text_task(Path(data["corpus"]), level=s.level, length=length, vocabulary_size=s.vocabulary_size)
     if s.kind == "music":
         files = [list(data.get(name) or ()) for name in PATTERNS]
-        options: dict[str, Any] = {"cache": cache_beside(run_dir), "progress": Progress(quiet=quiet), "demo": bool(data.get("demo"))}
-        return read_music_task(*files, seconds=s.seconds, length=length, **options)
+        cache = cache or cache_beside(run_dir)
+        options: dict[str, Any] = {"cache": cache, "progress": Progress(quiet=quiet), "demo": bool(data.get("demo"))}
+        with cache.nothing_left_if_refused():
+            return read_music_task(*files, seconds=s.seconds, length=length, **options)
     if data.get("oracle") is not None:
         oracle = oracle_from_file(data["oracle"])
     else:
