@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_seq.cli.common import DURATIONS as UPDATES
-from pyro_seq.cli.common import PAIR, SEED, Duration, run_dir_option, training_options
+from pyro_seq.cli.common import PAIR, SEED, THREADS, Duration, Programs, run_dir_option, training_options
 from pyro_seq.cli.training import train_run
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ AGENT = click.option(
 def games_option(default: int) -> Any:
     """The option of how many games are played."""
     return click.option(
-        "--num-games", type=click.IntRange(1, MOST_GAMES), default=default, show_default=str(default), metavar="N", help="How many games."
+        "--num-games", type=click.IntRange(1, MOST_GAMES), default=default, show_default=True, metavar="N", help="How many games."
     )
 
 
@@ -42,20 +42,20 @@ def temperature_option(default: float) -> Any:
         "--temperature",
         type=click.FloatRange(0),
         default=default,
-        show_default=f"{default:g}",
+        show_default=True,
         metavar="T",
         help="Of the trained agent's choices; 0: always the likeliest action; 1: as it was trained.",
     )
 
 
-@click.group()
+@click.group(cls=Programs)
 def play() -> None:
     """Learn a model of a game, train an agent inside it, and let it play."""
 
 
 @play.command()
 @click.option("--env", metavar="ID", help="gymnasium's id of the game (play.env).  [default: CartPole-v1]")
-@training_options("default, cartpole, acrobot, pendulum, quick", DURATIONS)
+@training_options("default, cartpole, acrobot, pendulum, quick", DURATIONS, threads=1)
 def train(env: str | None, resume: bool, device: str, **options: Any) -> None:
     """Learn a game: play it, learn a model of it, train an agent in the model, and again, until the real steps are used up.
 
@@ -91,6 +91,7 @@ def train(env: str | None, resume: bool, device: str, **options: Any) -> None:
 )
 @temperature_option(0.0)
 @SEED
+@THREADS
 @PAIR
 def run(
     run_dir: Path, agent: str, num_games: int, max_moves: int | None, render: str, temperature: float, seed: int, pair: str | None
@@ -118,7 +119,7 @@ def _in_words(episode: Episode) -> str:
 @AGENT
 @games_option(4)
 @click.option(
-    "--max-moves", type=click.IntRange(1, 10**5), default=200, show_default="200", metavar="N", help="Moves of an imagined game at most."
+    "--max-moves", type=click.IntRange(1, 10**5), default=200, show_default=True, metavar="N", help="Moves of an imagined game at most."
 )
 @click.option(
     "--render",
@@ -129,6 +130,7 @@ def _in_words(episode: Episode) -> str:
 )
 @temperature_option(1.0)
 @SEED
+@THREADS
 @PAIR
 def imagine(
     run_dir: Path, agent: str, num_games: int, max_moves: int, render: str, temperature: float, seed: int, pair: str | None
@@ -157,6 +159,7 @@ def imagine(
 @temperature_option(0.0)
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
 @SEED
+@THREADS
 @PAIR
 def evaluate(run_dir: Path, agent: str, num_games: int, temperature: float, as_json: bool, seed: int, pair: str | None) -> None:
     """Learn what an agent earns in the real game, and how well its model predicts games that it has not learnt from."""
