@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import codecs
 import io
-from typing import IO
+from typing import IO, Any
 
 import click
 
 HANDLER = "pyroseq-escaped"
+ASCII = "pyroseq_ascii"  # click takes a stream that calls itself ASCII for a mistake, and writes UTF-8 to it
+
+
+def _ascii(name: str) -> codecs.CodecInfo | None:
+    """ASCII by another name."""
+    of = codecs.lookup("ascii")
+    options: Any = {"incrementalencoder": of.incrementalencoder, "incrementaldecoder": of.incrementaldecoder}
+    return codecs.CodecInfo(of.encode, of.decode, of.streamreader, of.streamwriter, name=ASCII, **options) if name == ASCII else None
+
+
+codecs.register(_ascii)
 
 
 class Output:
@@ -26,7 +37,8 @@ class Output:
         self.lost, self.encoding = 0, getattr(stream, "encoding", None) or "its encoding"
         if isinstance(stream, io.TextIOWrapper):
             codecs.register_error(HANDLER, self._escaped)
-            stream.reconfigure(errors=HANDLER)
+            is_ascii = codecs.lookup(self.encoding).name == "ascii"
+            stream.reconfigure(encoding=ASCII if is_ascii else None, errors=HANDLER)
 
     def words(self) -> str:
         """What was escaped, and what to do about it."""
