@@ -1,96 +1,97 @@
-"""The `pyroseq` command: parses, calls, prints. Everything heavy is imported inside the commands, so that `--help` is quick."""
+"""The `pyroseq` command: parses, calls, prints. What is heavy is imported inside the commands, so that `--help` is quick.
+
+This file is light, too, so that a signal which comes while the rest is being imported already finds its handler.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import io
+import os
+import signal
 import sys
-from typing import Any, NoReturn
+from types import FrameType
+from typing import Any
 
-import click
-
-from pyro_seq import __version__
-from pyro_seq.cli.demo import demo
-from pyro_seq.cli.midi import midi
-from pyro_seq.cli.pairs import pairs
-from pyro_seq.cli.play import play
-from pyro_seq.cli.score import score
-from pyro_seq.cli.seqgan import seqgan
-from pyro_seq.cli.text import text
-from pyro_seq.errors import UserError, said
-
-WRONG, INTERRUPTED = 2, 130
-LONGEST_MESSAGE = 2_000
-OUT_OF_MEMORY = "out of memory: a smaller batch, window or model needs less, and so do fewer samples"
-NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # of newer versions of click
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="pyroseq")
-def pyroseq() -> None:
-    """Probabilistic models of sequences: train them, generate from them, and learn how likely a sequence is."""
-
-
-pyroseq.add_command(text)
-pyroseq.add_command(midi)
-pyroseq.add_command(seqgan)
-pyroseq.add_command(play)
-pyroseq.add_command(pairs)
-pyroseq.add_command(score)
-pyroseq.add_command(demo)
+INTERRUPTED = 130
+LOADED_LAST = "pyro"  # of what takes long to load
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; a user's mistake, also in a pair's code, a full disk or an unreadable file is one line on stderr and exit code 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
+    """Run the command; a user's mistake, also in a pair's code, a full disk or an unreadable file is one line on stderr and exit code 2.
+
+    Ctrl-C is one line as well, and exit code 130, at any moment. `arguments` are the command line's if not given; then the process is
+    the command's, and Ctrl-C goes on being said in no other way until its very end.
+    """
+    interrupts = _Interrupts()
     try:
-        code = pyroseq.main(args=arguments, prog_name="pyroseq", standalone_mode=False)
-    except click.exceptions.Abort:
-        _fail("interrupted", INTERRUPTED)
-    except NO_ARGUMENTS as error:
-        click.echo(error.format_message(), err=True)
-        sys.exit(WRONG)
-    except click.ClickException as error:
-        _fail(error.format_message() + _help_hint(error), WRONG)
-    except (UserError, UnicodeError) as error:
-        _fail(said(error), WRONG)
-    except MemoryError:
-        _fail(OUT_OF_MEMORY, WRONG)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", WRONG)
-    except Exception as error:
-        message = OUT_OF_MEMORY if _is_out_of_memory(error) else _fault_of_own_code(error)
-        if message is None:
+        from pyro_seq.cli.command import run
+
+        run(arguments)
+    except SystemExit:
+        raise
+    except BaseException:
+        if not interrupts.noticed:  # what a module that was interrupted as it was loaded raises may be anything
             raise
-        _fail(message, WRONG)
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+        _say_interrupted()
+        sys.exit(INTERRUPTED)
+    finally:
+        interrupts.end(of_process=arguments is None)
 
 
-def _fault_of_own_code(error: Exception) -> str | None:
-    """An error that a pair of the user's own has raised, in words; `None` for others, and where no pair has been looked for."""
-    recipes = sys.modules.get("pyro_seq.recipes")
-    found: str | None = None if recipes is None else recipes.fault_of_own_code(error)
-    return found
+class _Interrupts:
+    """Handles Ctrl-C from here on: as `KeyboardInterrupt`, but while modules are loaded, which catch it, by the end at once."""
+
+    def __init__(self) -> None:
+        self.noticed, self.previous, self.unraisable = False, None, sys.unraisablehook
+        try:
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored on purpose, or somebody else's
+                self.previous = signal.signal(signal.SIGINT, self._notice)
+                sys.unraisablehook = self._of_no_caller
+        except ValueError:  # not in the main thread, which alone receives signals
+            pass
+
+    def end(self, *, of_process: bool) -> None:
+        """Give the signal back; at the end of a process to the system, which says nothing."""
+        if self.previous is not None:
+            sys.unraisablehook = self.unraisable
+            signal.signal(signal.SIGINT, signal.SIG_DFL if of_process else self.previous)
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        if _is_loading(frame):
+            _end()
+        self.noticed = True
+        raise KeyboardInterrupt
+
+    def _of_no_caller(self, unraisable: Any) -> None:
+        """`KeyboardInterrupt` where nobody can catch it, as in a destructor."""
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            _end()
+        self.unraisable(unraisable)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    if not isinstance(error, RuntimeError):
+def _is_loading(frame: FrameType | None) -> bool:
+    """Whether modules are being imported, before all that takes long has been; nothing has been written then, nothing is lost."""
+    last = sys.modules.get(LOADED_LAST)
+    if last is not None and not getattr(last.__spec__, "_initializing", False):
         return False
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
-def _help_hint(error: click.ClickException) -> str:
-    context: Any = getattr(error, "ctx", None)
-    return f" (see {context.command_path} --help)" if context is not None else ""
+def _end() -> None:
+    _say_interrupted()
+    os._exit(INTERRUPTED)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    """One line on stderr, whatever stands in the message, and the end."""
-    line = " ".join(part.strip() for part in message.splitlines())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line[:LONGEST_MESSAGE])
-    with contextlib.suppress(OSError, ValueError):  # nobody listens
-        click.echo(f"pyroseq: {shown}{'…' * (len(line) > LONGEST_MESSAGE)}", err=True)
-    sys.exit(code)
+def _say_interrupted() -> None:
+    with contextlib.suppress(OSError):  # nobody listens
+        os.write(2, b"pyroseq: interrupted\n")
+
+
+def __getattr__(name: str) -> Any:
+    if name != "pyroseq":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pyro_seq.cli.command import pyroseq
+
+    return pyroseq

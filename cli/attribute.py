@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import DEVICE, FILE, SEED, on_one_line, pick_device, scoring_options
+from pyro_seq.cli.common import DEVICE, FILE, SEED, THREADS, on_one_line, pick_device, scoring_options
 
 if TYPE_CHECKING:
     from pyro_seq.domains.attribution import Attribution
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
 @SEED
 @DEVICE
+@THREADS
 @click.option(
     "--pair",
     "pairs",

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Programs(click.Group):
+    """A group of commands whose help says the first sentence of each in full."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, each with its sentence, over as many lines as it takes."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(1_000)) for name, command in commands if command is not None])
+
+
 class _Named(click.Path):
     """A path; an empty name, as an unset variable of a shell gives it, would be the working folder."""
 
@@ -43,7 +53,14 @@ def run_dir_option(*, required: bool = True) -> Callable[[F], F]:
     )
 
 
-SEED = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default="0", metavar="N", help="Seed of all randomness.")
+class _Seed(click.IntRange):
+    """What a generator takes as its seed; the help need not say how large that may be."""
+
+    def _describe_range(self) -> str:
+        return "x>=0"
+
+
+SEED = click.option("--seed", type=_Seed(0, 2**63 - 1), default=0, show_default=True, metavar="N", help="Seed of all randomness.")
 DEVICE = click.option(
     "--device",
     default="auto",
@@ -58,13 +75,41 @@ PAIR = click.option(
 )
 
 
+def threads_option(useful: int) -> Callable[[F], F]:
+    """The option of the number of threads, which must be known before torch is loaded; more than `useful` bring the work nothing."""
+
+    def choose(context: click.Context, parameter: click.Parameter, number: int | None) -> None:
+        from pyro_seq.cli.memory import check_limit
+        from pyro_seq.threads import choose_threads, cores_of_affinity
+
+        check_limit()
+        if number is not None and number > cores_of_affinity():
+            raise click.BadParameter(f"{number:,} are more than the {cores_of_affinity()} cores that may be used", context, parameter)
+        choose_threads(number, useful=useful)
+
+    return click.option(
+        "--threads",
+        type=click.IntRange(1),
+        metavar="N",
+        expose_value=False,
+        callback=choose,
+        help=f"Threads to compute with; else OMP_NUM_THREADS, or {'one' if useful == 1 else f'one a core, {useful} at most'}.",
+    )
+
+
+# Steps that wait for each other, as those of sampling and scoring, are too small to be shared: a second thread made them slower
+# on a quiet machine as on a busy one. A training's minibatches are large enough for a few.
+THREADS = threads_option(1)
+MOST_IN_TRAINING = 8
+
+
 def temperature_option(what: str) -> Callable[[F], F]:
     """The option of the temperature at which `what` are sampled."""
     return click.option(
         "--temperature",
         type=click.FloatRange(0, min_open=True),
         default=1.0,
-        show_default="1",
+        show_default=True,
         metavar="T",
         help=f"Below 1: likelier {what}; above 1: rarer ones.",
     )
@@ -85,7 +130,7 @@ def scoring_options(command: F) -> F:
                 "--samples",
                 type=click.IntRange(1, MOST_SAMPLES),
                 default=16,
-                show_default="16",
+                show_default=True,
                 metavar="K",
                 help="Particles, for pairs with latents; more make the bound tighter.",
             ),
@@ -136,8 +181,14 @@ DURATIONS = (
 )
 
 
-def training_options(presets: str, durations: Sequence[Duration] = DURATIONS) -> Callable[[F], F]:
-    """The options of every program's `train`; `presets` are the names of its bundled settings, `durations` say how long to train."""
+def training_options(presets: str, durations: Sequence[Duration] = DURATIONS, *, threads: int = MOST_IN_TRAINING) -> Callable[[F], F]:
+    """The options of every program's `train`.
+
+    Args:
+        presets: the names of its bundled settings.
+        durations: the options that say how long to train.
+        threads: how many are useful to it.
+    """
     options: list[Any] = [
         click.option("--model", metavar="NAME", help="Which pair (model.kind), of those that `pyroseq pairs list` shows."),
         PAIR,
@@ -151,6 +202,7 @@ def training_options(presets: str, durations: Sequence[Duration] = DURATIONS) ->
         ),
         SEED,
         DEVICE,
+        threads_option(threads),
         click.option("--resume", is_flag=True, help="Go on where the run in --run-dir stopped."),
         click.option("--quiet", is_flag=True, help="No progress on stderr."),
     ]

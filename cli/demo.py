@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pyro_seq.cli.common import DEVICE, FILE, SEED, pick_device, quoted, resumable
+from pyro_seq.cli.common import DEVICE, FILE, MOST_IN_TRAINING, SEED, pick_device, quoted, resumable, threads_option
 
 PROMPT = "The "
 
@@ -19,9 +19,10 @@ PROMPT = "The "
     metavar="DIR",
     help="Where to keep the run; a new folder in demo-runs/ if not given.",
 )
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=1.0, show_default="1", metavar="M", help="How long to train.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, metavar="M", help="How long to train.")
 @SEED
 @DEVICE
+@threads_option(MOST_IN_TRAINING)
 def demo(run_dir: Path | None, minutes: float, seed: int, device: str) -> None:
     """Train on a small bundled text for a minute, and see what it learns.
 

@@ -15,6 +15,8 @@ from pyro_seq.cli.common import (
     MOST_SAMPLES,
     PAIR,
     SEED,
+    THREADS,
+    Programs,
     described,
     doubt,
     given_options,
@@ -33,13 +35,13 @@ if TYPE_CHECKING:
     from pyro_seq.domains.music import MusicModel, MusicScore
     from pyro_seq.domains.music_files import Found
 
-MOST_SECONDS = 7_200.0
+MOST_SECONDS = 7_200
 FILES = "FILE|DIR|GLOB"
 LENGTH = click.option(
     "--length",
     type=click.FloatRange(0, MOST_SECONDS, min_open=True),
     default=10.0,
-    show_default="10",
+    show_default=True,
     metavar="SECONDS",
     help="How long each sample is, without its primer.",
 )
@@ -48,14 +50,14 @@ PRIMER_SECONDS = click.option(
     "--primer-seconds",
     type=click.FloatRange(0, MOST_SECONDS, min_open=True),
     default=5.0,
-    show_default="5",
+    show_default=True,
     metavar="S",
     help="How much of the primer is given, from its beginning.",
 )
 TEMPERATURE = temperature_option("keys")
 
 
-@click.group()
+@click.group(cls=Programs)
 def midi() -> None:
     """Train on MIDI files, let the model play, score other pieces, and see and hear it all in one page."""
 
@@ -144,6 +146,7 @@ def train(
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object, with all files that were skipped or mended.")
 @SEED
 @DEVICE
+@THREADS
 @PAIR
 def evaluate(run_dir: Path, eval_files: tuple[str, ...], as_json: bool, seed: int, device: str, pair: str | None, **options: Any) -> None:
     """Learn how likely pieces are: log-likelihood in nats, nats and bits per frame, beside those of a Markov model of each key.
@@ -185,15 +188,18 @@ def report_score(scored: MusicScore, music: MusicModel, skipped: int) -> str:
 @run_dir_option()
 @click.option("--out-dir", required=True, type=FILE, metavar="DIR", help="Where samples are written, as sample-1.mid, sample-1.wav, …")
 @LENGTH
-@click.option("--num-samples", type=click.IntRange(1, MOST_SAMPLES), default=1, show_default="1", metavar="N", help="How many samples.")
+@click.option("--num-samples", type=click.IntRange(1, MOST_SAMPLES), default=1, show_default=True, metavar="N", help="How many samples.")
 @PRIMER
 @PRIMER_SECONDS
 @click.option("--formats", default="mid,wav,png", show_default=True, metavar="LIST", help="Which files are written of each sample.")
 @TEMPERATURE
-@click.option("--instrument", type=click.IntRange(0, 127), default=0, show_default="0, a piano", metavar="N", help="General MIDI's number.")
+@click.option(
+    "--instrument", type=click.IntRange(0, 127), default=0, show_default=True, metavar="N", help="General MIDI's number; 0 is a piano."
+)
 @click.option("--sound-font", type=FILE, metavar="FILE", help="A sound font (.sf2, .sf3), by which FluidSynth makes the WAV.")
 @SEED
 @DEVICE
+@THREADS
 @PAIR
 def generate(
     run_dir: Path,
@@ -240,12 +246,13 @@ def generate(
 @click.option("--eval-files", multiple=True, metavar=FILES, help="Real pieces to compare with; if not given, the run's validation pieces.")
 @click.option("--out", type=FILE, metavar="FILE", help="Where the page is written; report.html in the run folder if not given.")
 @LENGTH
-@click.option("--num-samples", type=click.IntRange(1, 32), default=4, show_default="4", metavar="N", help="Pieces to listen to.")
+@click.option("--num-samples", type=click.IntRange(1, 32), default=4, show_default=True, metavar="N", help="Pieces to listen to.")
 @PRIMER
 @PRIMER_SECONDS
 @TEMPERATURE
 @SEED
 @DEVICE
+@THREADS
 @PAIR
 def report(
     run_dir: Path,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from pyro_seq.cli.common import SEED
+from pyro_seq.cli.common import SEED, THREADS, Programs
 
 FAULTY = 1  # exit code of a check that found something
 EMISSIONS = ("categorical", "bernoulli", "normal")
 
 
-@click.group()
+@click.group(cls=Programs)
 def pairs() -> None:
     """Pairs of a model and a guide: show all, check one of your own."""
 
@@ -46,6 +46,7 @@ def list_pairs() -> None:
 )
 @click.option("--set", "words", multiple=True, metavar="KEY=VALUE", help="A setting of the pair (model.*); as often as needed.")
 @SEED
+@THREADS
 def check(name: str, emissions: tuple[str, ...], words: tuple[str, ...], seed: int) -> None:
     """Check that a pair keeps its contract, and say what is wrong with it.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_seq.cli.common import DURATIONS as UPDATES
-from pyro_seq.cli.common import PAIR, SEED, Duration, run_dir_option, training_options
+from pyro_seq.cli.common import PAIR, SEED, THREADS, Duration, Programs, run_dir_option, training_options
 from pyro_seq.cli.training import train_run
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ AGENT = click.option(
 def games_option(default: int) -> Any:
     """The option of how many games are played."""
     return click.option(
-        "--num-games", type=click.IntRange(1, MOST_GAMES), default=default, show_default=str(default), metavar="N", help="How many games."
+        "--num-games", type=click.IntRange(1, MOST_GAMES), default=default, show_default=True, metavar="N", help="How many games."
     )
 
 
@@ -44,7 +44,7 @@ def temperature_option(default: float) -> Any:
         "--temperature",
         type=click.FloatRange(0),
         default=default,
-        show_default=f"{default:g}",
+        show_default=True,
         metavar="T",
         help="Of the trained agent's choices; 0: always the likeliest action; 1: as it was trained.",
     )
@@ -71,7 +71,7 @@ def environment_words(command: Any) -> Any:
     return env(kwargs(command))
 
 
-@click.group()
+@click.group(cls=Programs)
 def play() -> None:
     """Learn a model of a game, train an agent inside it, and let it play."""
 
@@ -85,7 +85,7 @@ def play() -> None:
 @click.option(
     "--env-kwargs", metavar="JSON", help="Arguments that the environment is made with, a JSON object (play.env_kwargs).  [default: none]"
 )
-@training_options("default, cartpole, acrobot, pendulum, quick", DURATIONS)
+@training_options("default, cartpole, acrobot, pendulum, quick", DURATIONS, threads=1)
 def train(env: str | None, env_kwargs: str | None, resume: bool, device: str, **options: Any) -> None:
     """Learn a game: play it, learn a model of it, train an agent in the model, and again, until the real steps are used up.
 
@@ -125,6 +125,7 @@ def train(env: str | None, env_kwargs: str | None, resume: bool, device: str, **
 @temperature_option(0.0)
 @environment_words
 @SEED
+@THREADS
 @PAIR
 def run(
     run_dir: Path, num_games: int, max_moves: int, seed: int, pair: str | None, env: str | None, env_kwargs: str | None, **how: Any
@@ -170,7 +171,7 @@ def _in_words(episode: Episode) -> str:
 @AGENT
 @games_option(4)
 @click.option(
-    "--max-moves", type=click.IntRange(1, 10**5), default=200, show_default="200", metavar="N", help="Moves of an imagined game at most."
+    "--max-moves", type=click.IntRange(1, 10**5), default=200, show_default=True, metavar="N", help="Moves of an imagined game at most."
 )
 @click.option(
     "--render",
@@ -182,6 +183,7 @@ def _in_words(episode: Episode) -> str:
 @temperature_option(1.0)
 @environment_words
 @SEED
+@THREADS
 @PAIR
 def imagine(
     run_dir: Path,
@@ -225,6 +227,7 @@ def imagine(
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
 @environment_words
 @SEED
+@THREADS
 @PAIR
 def evaluate(
     run_dir: Path,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import DEVICE, FILE, PAIR, SEED, described, doubt, on_one_line, pick_device, run_dir_option, scoring_options
+from pyro_seq.cli.common import DEVICE, FILE, PAIR, SEED, THREADS, described, doubt, on_one_line, pick_device, run_dir_option, scoring_options
 
 if TYPE_CHECKING:
     from pyro_seq.domains.scored_run import ScoredRun, ScoredSequence, ScoredStep
@@ -36,6 +36,7 @@ READERS = {"midi": "pyro_seq.domains.scored_music", "text": "pyro_seq.domains.sc
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a sequence, each on a line of its own.")
 @SEED
 @DEVICE
+@THREADS
 @PAIR
 def score(
     run_dir: Path,

@@ -16,7 +16,9 @@ from pyro_seq.cli.common import (
     MOST_SAMPLES,
     PAIR,
     SEED,
+    THREADS,
     Duration,
+    Programs,
     keep_apart,
     on_one_line,
     pick_device,
@@ -70,7 +72,7 @@ def num_samples_option(default: int) -> Callable[[F], F]:
         "--num-samples",
         type=click.IntRange(1 if default == 1 else 2, MOST_SAMPLES),
         default=default,
-        show_default=f"{default:,}",
+        show_default=True,
         metavar="N",
         help="How many sequences are generated.",
     )
@@ -93,7 +95,7 @@ SPLIT = click.option(
 TEMPERATURE = temperature_option("symbols")
 
 
-@click.group()
+@click.group(cls=Programs)
 def seqgan() -> None:
     """Train a generator of sequences against a discriminator, and see whether it is better than without (SeqGAN)."""
 
@@ -143,6 +145,7 @@ def train(task: str | None, rollouts: int | None, rollout_batch: int | None, rew
 @click.option("--json", "as_json", is_flag=True, help="Each sequence as a JSON object on a line of its own: its symbols and its text.")
 @SEED
 @DEVICE
+@THREADS
 @PAIR
 def generate(
     run_dir: Path,
@@ -184,6 +187,7 @@ def generate(
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
 @SEED
 @DEVICE
+@THREADS
 @PAIR
 def evaluate(
     run_dir: Path, num_samples: int, temperature: float, weights: Any, split: Any, as_json: bool, seed: int, device: str, **options: Any
@@ -238,6 +242,7 @@ def _shown(figure: Figure | None) -> str:
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
 @SEED
 @DEVICE
+@THREADS
 @PAIR
 def sweep(
     run_dir: Path,

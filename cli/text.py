@@ -19,6 +19,8 @@ from pyro_seq.cli.common import (
     MOST_SAMPLES,
     PAIR,
     SEED,
+    THREADS,
+    Programs,
     described,
     doubt,
     given_options,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 MOST_SYMBOLS = 10**9
 
 
-@click.group()
+@click.group(cls=Programs)
 def text() -> None:
     """Train on a text, generate from it, score other texts."""
 
@@ -86,16 +88,15 @@ def train(
 
 @text.command()
 @run_dir_option()
-@click.option(
-    "--length", type=click.IntRange(1, MOST_SYMBOLS), default=500, show_default="500", metavar="N", help="Symbols of each sample."
-)
-@click.option("--num-samples", type=click.IntRange(1, MOST_SAMPLES), default=1, show_default="1", metavar="N", help="How many samples.")
+@click.option("--length", type=click.IntRange(1, MOST_SYMBOLS), default=500, show_default=True, metavar="N", help="Symbols of each sample.")
+@click.option("--num-samples", type=click.IntRange(1, MOST_SAMPLES), default=1, show_default=True, metavar="N", help="How many samples.")
 @click.option("--prompt", default="", metavar="S", help="Text to continue.")
 @temperature_option("symbols")
 @click.option("--top-k", type=click.IntRange(1), metavar="K", help="Only among the K likeliest symbols of each step.")
 @click.option("--json", "as_json", is_flag=True, help="Each sample as a JSON string on a line of its own.")
 @SEED
 @DEVICE
+@THREADS
 @PAIR
 def generate(
     run_dir: Path,
@@ -136,6 +137,7 @@ def generate(
 @click.option("--per-character", type=FILE, metavar="FILE", help="Write each symbol with its nats to a file (- for standard output).")
 @SEED
 @DEVICE
+@THREADS
 @PAIR
 def evaluate(
     run_dir: Path,

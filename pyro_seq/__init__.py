@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pyro_seq.threads import wait_briefly
+
 if TYPE_CHECKING:
     from pyro_seq.batch import SequenceBatch as SequenceBatch
     from pyro_seq.continuations import continuation as continuation
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from pyro_seq.training_settings import TrainingSettings as TrainingSettings
 
 __version__ = "0.1.0"
+
+wait_briefly()  # read when torch is loaded, which the names below do
 
 _HOMES = {
     "AutoSequenceGuide": "guides.auto",

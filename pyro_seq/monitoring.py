@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import socket
 import struct
@@ -294,8 +295,9 @@ def duration(seconds: float) -> str:
 
 
 def count(number: float) -> str:
-    """A large number in three digits: `950`, `35.1k`, `1.20M`."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.0f}"
+    """A number in at most three digits: `950`, `35.1k`, `1.2M`; it is rounded first, so that 999,600 is `1M`."""
+    rounded = float(f"{number:.3g}")
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if math.isfinite(rounded) and abs(rounded) >= size:
+            return f"{rounded / size:.10g}{letter}"
+    return f"{rounded:.0f}"

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_seq.checkpoint_schema import Checked, Each, Kind, Number, Word
 from pyro_seq.monitoring import Events, MetricsFile, Progress, count, duration
 from pyro_seq.runs import RunFolder
+from pyro_seq.threads import words
 
 MOST_FIGURES = 1_000
 
@@ -39,6 +40,9 @@ class TrainingLog:
         self._units_shown, self._shown_at = 0, time.monotonic()
         if run is not None:
             self.metrics, self.events = MetricsFile(run.metrics, size), Events(run.tensorboard, step)
+        computing = words()
+        if computing is not None:
+            self.progress.say(computing)
         try:
             yield
         finally:

@@ -87,16 +87,6 @@ def test_results_that_cannot_be_written_are_an_error(run: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "pyroseq: No space left on device\n")
 
 
-def test_terminal_that_lacks_characters_shows_question_marks(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["text", "generate", "--run-dir", run, "--prompt", "café ", "--length", 30]
-    with pytest.raises(SystemExit):
-        main([*map(str, words)])
-    plain = capsys.readouterr().out
-    latin = started(*words, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, encoding="latin-1")
-    assert (latin.returncode, latin.stderr) == (0, "")
-    assert latin.stdout == plain.encode("latin-1", errors="replace").decode("latin-1")
-
-
 def test_message_is_one_line_whatever_it_is_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "two\nlines \x1b[31mred\u202e" + os.fsdecode(b"\xe9")
     with pytest.raises(SystemExit) as ended:

@@ -222,3 +222,8 @@ def test_without_stderr_there_is_no_progress(monkeypatch: pytest.MonkeyPatch) ->
 def test_durations_and_counts_read_well() -> None:
     assert [duration(s) for s in (-1, 0.4, 59.6, 3599, 7389)] == ["0:00", "0:00", "1:00", "59:59", "2:03:09"]
     assert [count(n) for n in (0, 950, 35_120, 1_200_000, 2e9)] == ["0", "950", "35.1k", "1.2M", "2G"]
+
+
+def test_counts_are_rounded_before_their_unit_is_chosen() -> None:
+    numbers = (999.4, 999.6, 999_499, 999_600, 9.994e8, 9.996e8, 9.996e11, 1.5e16, -999_600, float("inf"))
+    assert [count(n) for n in numbers] == ["999", "1k", "999k", "1M", "999M", "1G", "1T", "15000T", "-1M", "inf"]

@@ -1,0 +1,116 @@
+"""How many threads compute, and how they wait for each other.
+
+Both are read from the environment when torch is loaded, and the way of waiting never again. Threads that wait for each other by
+spinning keep each other from running as soon as something else wants a core: on two cores beside two other processes, a training
+of small matrices is tens of times slower. Threads that sleep at once lose a third on a quiet machine, where they are woken
+thousands of times a second. Those that spin for a moment and then sleep lose nothing on either, to within what can be measured.
+This module loads nothing, so that it can come before everything else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# About a tenth of a millisecond. OMP_WAIT_POLICY is for every OpenMP; GOMP_SPINCOUNT refines it for libgomp, which torch's own
+# packages for Linux bring, and which torch's kernels, MKL and oneDNN share there.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
+SAYS_HOW_TO_WAIT = (*WAITING, "KMP_BLOCKTIME", "KMP_LIBRARY")
+SAYS_HOW_MANY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+_words: str | None = None
+
+
+def is_too_late() -> bool:
+    """Whether torch is loaded, so that the environment says nothing to it any more."""
+    return "torch" in sys.modules
+
+
+def wait_briefly() -> None:
+    """Let threads spin for a moment and then sleep, unless torch is loaded or the environment says how they wait."""
+    if not is_too_late() and not any(name in os.environ for name in SAYS_HOW_TO_WAIT):
+        os.environ.update(WAITING)
+
+
+def choose_threads(number: int | None, *, useful: int) -> None:
+    """Let torch compute with `number` threads, or with as many as are useful and have a core each.
+
+    Without `number`, what the environment says (OMP_NUM_THREADS, MKL_NUM_THREADS) or a program that has loaded torch has chosen
+    stands. The number does not depend on how busy the machine is: sums are rounded by it, and a run that is gone on with is to
+    end with the very weights of one that was not interrupted.
+
+    Args:
+        number: asked for by the user; `None`: not asked for.
+        useful: more threads than so many bring the work nothing.
+    """
+    global _words
+    _words = None
+    if number is None:
+        if is_too_late() or any(name in os.environ for name in SAYS_HOW_MANY):
+            return
+        cores = available_cores()
+        number = min(cores, useful)
+        _words = (
+            f"computing with {number} thread{'s' * (number != 1)} on {cores} core{'s' * (cores != 1)}; --threads N takes another number"
+        )
+    else:
+        _words = f"computing with {number} thread{'s' * (number != 1)}"
+    if is_too_late():
+        sys.modules["torch"].set_num_threads(number)
+    else:
+        os.environ.update(dict.fromkeys(SAYS_HOW_MANY, str(number)))
+
+
+def words() -> str | None:
+    """What `choose_threads` has chosen, in words, to be said once: `None` when it was said, and where others have chosen."""
+    global _words
+    said, _words = _words, None
+    return said
+
+
+def cores_of_affinity() -> int:
+    """The cores that the process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_cores() -> int:
+    """The cores that the process may run on, or as many as a container's share of processor time is worth, if those are fewer."""
+    share = share_of_time()
+    return cores_of_affinity() if share is None else max(1, min(cores_of_affinity(), -int(-share // 1)))
+
+
+def share_of_time(process: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> float | None:
+    """Seconds of processor time a second that the process's control groups allow it; `None` where they set no limit.
+
+    Args:
+        process: the file that says which groups the process is in.
+        root: where the groups are mounted, of version 1 or 2.
+    """
+    shares: list[float] = []
+    for line in _read(process).splitlines():
+        _, controllers, path = ([*line.split(":", 2), "", ""])[:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounted = f"{root}/{controllers}" if controllers else root
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts) + 1):  # a limit holds for all groups below it
+            share = _limit("/".join([mounted, *parts[:depth]]))
+            if share is not None:
+                shares.append(share)
+    return min(shares, default=None)
+
+
+def _limit(group: str) -> float | None:
+    """A group's quota of time over its period."""
+    quota, period = ([*_read(f"{group}/cpu.max").split(), "", ""])[:2]
+    if not quota:
+        quota, period = _read(f"{group}/cpu.cfs_quota_us").strip(), _read(f"{group}/cpu.cfs_period_us").strip()
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(quota) and int(period) else None
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -1,0 +1,166 @@
+"""How many threads compute and how they wait: what torch finds in the environment when it is loaded, in every way to start."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pyro_seq import threads
+from pyro_seq.cli import pyroseq as command
+from pyro_seq.threads import WAITING, share_of_time
+
+NAMES = (*threads.SAYS_HOW_TO_WAIT, *threads.SAYS_HOW_MANY)
+TRAIN = ["text", "train", "--train-corpus", "F", "--run-dir", "DIR"]
+GENERATE = ["text", "generate", "--run-dir", "DIR"]
+# a child ends where torch would be loaded, and says what the environment is
+SEEN = f"""
+import json, os, runpy, sys
+class Seen:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(json.dumps({{n: os.environ[n] for n in {NAMES} if n in os.environ}}), flush=True)
+            os._exit(0)
+sys.meta_path.insert(0, Seen())
+"""
+WAYS = {
+    "console script": "from pyro_seq.cli import main; sys.argv = ['pyroseq', *{}]; main()",
+    "python -m pyro_seq": "sys.argv = ['', *{}]; runpy.run_module('pyro_seq', run_name='__main__')",
+    "python -m pyro_seq.cli": "sys.argv = ['', *{}]; runpy.run_module('pyro_seq.cli', run_name='__main__')",
+    "in a program": "from pyro_seq.cli import main; main({})",
+}
+
+
+def environment(code: str, **given: str) -> dict[str, str]:
+    """What torch finds when `code` loads it, where the user has set `given` and nothing else."""
+    around = {name: value for name, value in os.environ.items() if name not in NAMES} | given
+    done = subprocess.run([sys.executable, "-P", "-c", SEEN + code], env=around, capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def numbers(count: int) -> dict[str, str]:
+    return dict.fromkeys(threads.SAYS_HOW_MANY, str(count))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_command_says_how_to_wait_and_how_many_before_torch_is_loaded(way: str) -> None:
+    cores = min(8, threads.available_cores())
+    assert environment(WAYS[way].format(TRAIN)) == WAITING | numbers(cores)
+    assert environment(WAYS[way].format(GENERATE)) == WAITING | numbers(1)
+
+
+@pytest.mark.parametrize("code", ["from pyro_seq import Pair", "import pyro_seq.training", "import pyro_seq, torch"])
+def test_library_says_how_to_wait_and_leaves_the_number_alone(code: str) -> None:
+    assert environment(code) == WAITING
+
+
+@pytest.mark.parametrize("name", threads.SAYS_HOW_TO_WAIT)
+def test_user_who_says_how_to_wait_is_left_alone(name: str) -> None:
+    value = "ACTIVE" if name == "OMP_WAIT_POLICY" else "200"
+    assert environment("from pyro_seq import Pair", **{name: value}) == {name: value}
+
+
+@pytest.mark.parametrize("name", threads.SAYS_HOW_MANY)
+def test_user_who_says_how_many_is_left_alone_unless_the_option_says_otherwise(name: str) -> None:
+    code = WAYS["console script"]
+    assert environment(code.format(TRAIN), **{name: "3"}) == WAITING | {name: "3"}
+    assert environment(code.format([*TRAIN, "--threads", "1"]), **{name: "3"}) == WAITING | numbers(1)
+
+
+def test_once_torch_is_loaded_only_the_option_changes_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    threads.wait_briefly()
+    threads.choose_threads(None, useful=4)
+    assert not chosen and threads.words() is None and not set(NAMES) & set(os.environ)
+    threads.choose_threads(1, useful=4)
+    assert chosen == [1] and not set(NAMES) & set(os.environ)
+    assert threads.words() == "computing with 1 thread" and threads.words() is None  # it is said once
+
+
+def test_every_command_that_computes_has_the_option() -> None:
+    leaves = [leaf for program in command.commands.values() for leaf in getattr(program, "commands", {"": program}).values()]
+    without = [leaf.name for leaf in leaves if "threads" not in [parameter.name for parameter in leaf.params]]
+    assert without == ["list"]
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1000000", "two", ""])
+def test_numbers_of_threads_that_cannot_be_are_refused(number: str) -> None:
+    done = CliRunner().invoke(command, [*GENERATE, "--threads", number])
+    assert done.exit_code == 2 and "--threads" in done.output
+
+
+def test_number_that_was_chosen_is_said_by_a_training_but_not_with_quiet(
+    tmp_path: Path, corpus: Path, tiny: list[str], pyroseq: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["text", "train", "--threads", 1, "--train-corpus", corpus, *tiny]
+    assert pyroseq(*words, "--run-dir", tmp_path / "run") == 0
+    assert capsys.readouterr().err.splitlines().count("computing with 1 thread") == 1
+    assert pyroseq(*words, "--run-dir", tmp_path / "quiet", "--quiet") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_choice_is_said_with_the_cores_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(threads, "is_too_late", lambda: False)
+    monkeypatch.setattr(threads, "available_cores", lambda: 4)
+    threads.choose_threads(None, useful=1)
+    assert threads.words() == "computing with 1 thread on 4 cores; --threads N takes another number"
+    threads.choose_threads(None, useful=8)  # what was chosen the last time stands now in the environment, as a user's choice would
+    assert threads.words() is None
+
+
+# control groups
+
+
+def group(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("groups", "share"),
+    [
+        ({"": "150000 100000"}, 1.5),
+        ({"": "max 100000"}, None),
+        ({"": "max 100000", "a": "200000 100000", "a/b": "max 100000"}, 2.0),
+        ({"a": "50000 100000", "a/b": "400000 100000"}, 0.5),
+        ({}, None),
+    ],
+)
+def test_share_of_a_container_of_version_2(groups: dict[str, str], share: float | None, tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text("0::/a/b\n")
+    for name, limit in groups.items():
+        group(tmp_path / "fs" / name, cpu__max=limit + "\n")
+    assert share_of_time(str(tmp_path / "cgroup"), str(tmp_path / "fs")) == share
+
+
+@pytest.mark.parametrize(("quota", "share"), [("300000", 3.0), ("-1", None), ("0", None), ("what", None)])
+def test_share_of_a_container_of_version_1(quota: str, share: float | None, tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text("5:cpu,cpuacct:/docker/1\n4:cpuset:/\n1:name=systemd:/\n")
+    group(tmp_path / "fs" / "cpu,cpuacct" / "docker" / "1", cpu__cfs_quota_us=quota, cpu__cfs_period_us="100000\n")
+    assert share_of_time(str(tmp_path / "cgroup"), str(tmp_path / "fs")) == share
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "0::\n", ":::::\n", "0::/../..\n"])
+def test_groups_that_cannot_be_read_set_no_limit(text: str, tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text(text)
+    assert share_of_time(str(tmp_path / "cgroup"), str(tmp_path / "fs")) is None
+
+
+def test_cores_are_at_least_one_and_at_most_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "cores_of_affinity", lambda: 8)
+    for share, cores in ((None, 8), (0.2, 1), (1.5, 2), (3.0, 3), (64.0, 8)):
+        monkeypatch.setattr(threads, "share_of_time", lambda share=share: share)
+        assert threads.available_cores() == cores
