@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import DEVICE, FILE, PAIR, SEED, THREADS, described, doubt, on_one_line, pick_device, run_dir_option, scoring_options
+from pyro_seq.cli.common import (
+    DEVICE,
+    FILE,
+    PAIR,
+    SEED,
+    THREADS,
+    described,
+    doubt,
+    on_one_line,
+    pick_device,
+    run_dir_option,
+    scoring_options,
+)
 
 if TYPE_CHECKING:
     from pyro_seq.domains.scored_run import ScoredRun, ScoredSequence, ScoredStep
