@@ -40,7 +40,7 @@ def make_task(settings: SeqGANSettings, data: Mapping[str, Any], run_dir: Path, 
     s, length = settings.task, settings.length
     _check_data(s.kind, data)
     if s.kind == "text":
-        return read_text_task(Path(data["corpus"]), level=s.level, length=length, vocabulary_size=s.vocabulary_size)
+        return read_text_task(Path(data["corpus"]), level=s.level, unit=s.unit, length=length, vocabulary_size=s.vocabulary_size)
     if s.kind == "music":
         files = [list(data.get(name) or ()) for name in PATTERNS]
         options: dict[str, Any] = {"cache": cache_beside(run_dir), "progress": Progress(quiet=quiet), "demo": bool(data.get("demo"))}
