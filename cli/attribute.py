@@ -53,6 +53,7 @@ def attribute(
     from pyro_seq.domains.attribution import attribute as attribute_text
     from pyro_seq.domains.text import KIND, load
     from pyro_seq.errors import UserError
+    from pyro_seq.monitoring import Progress
     from pyro_seq.recipes import named_by_code
     from pyro_seq.runs import RunFolder
 
@@ -64,6 +65,7 @@ def attribute(
     specs = iter(pairs * len(own) if len(pairs) == 1 else pairs)
     models = [load(run_dir, pick_device(device), pair=next(specs, None) if run_dir in own else None) for run_dir in run_dirs]
     torch.manual_seed(seed)
+    options["progress"] = Progress().later()
     found = attribute_text(models, [*map(str, run_dirs)], path, prior=prior or None, **options)
     unit = "character" if models[0].vocabulary.level == "char" else "byte"
     click.echo(json.dumps(dataclasses.asdict(found), allow_nan=False, ensure_ascii=False) if as_json else report(found, unit))

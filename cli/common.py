@@ -107,11 +107,11 @@ def temperature_option(what: str) -> Callable[[F], F]:
     """The option of the temperature at which `what` are sampled."""
     return click.option(
         "--temperature",
-        type=click.FloatRange(0, min_open=True),
+        type=click.FloatRange(0),
         default=1.0,
         show_default=True,
         metavar="T",
-        help=f"Below 1: likelier {what}; above 1: rarer ones.",
+        help=f"Below 1: likelier {what}; 0: always the likeliest; above 1: rarer ones.",
     )
 
 

@@ -156,11 +156,12 @@ def evaluate(run_dir: Path, eval_files: tuple[str, ...], as_json: bool, seed: in
     import torch
 
     from pyro_seq.domains.music import evaluate as evaluate_music
+    from pyro_seq.monitoring import Progress
 
     music = _load(run_dir, device, pair)
     found = _read(music, eval_files, run_dir)
     torch.manual_seed(seed)
-    scored = evaluate_music(music, found.pieces, **options)
+    scored = evaluate_music(music, found.pieces, progress=Progress().later(), **options)
     if as_json:
         files = {"skipped": len(found.skipped), "skipped_files": found.skipped, "mended_files": found.mended}
         click.echo(json.dumps(dataclasses.asdict(scored) | files, allow_nan=False))

@@ -65,12 +65,15 @@ def score(
     """Learn how likely files are under a trained run: log-likelihoods, and the steps that surprise it most."""
     import torch
 
+    from pyro_seq.monitoring import Progress
+
     if by == "step" and top is not None:
         raise click.UsageError("--by step shows all steps, and --top some: give one of them", click.get_current_context())
     run = _open(run_dir, pick_device(device), pair)
     for path in files:
         run.check_file(path)
     torch.manual_seed(seed)
+    options["progress"] = Progress().later()
     if by == "step" and not as_json:
         click.echo("sequence\tstep\tsymbol\tnats")
     ranked: list[tuple[str, ScoredStep]] = []

@@ -168,7 +168,9 @@ def generate(
     generator = load(run_dir, pick_device(device), pair=pair, weights=weights)
     with new_folder(out_dir, "--out-dir") if out_dir is not None else nullcontext():
         torch.manual_seed(seed)
-        sequences = generated(generator.pair, num_samples, generator.settings.length, temperature=temperature).cpu()
+        rendering, length = generator.rendering, generator.settings.length
+        special: dict[str, Any] = {"end": rendering.end, "never": rendering.never}
+        sequences = generated(generator.pair, num_samples, length, temperature=temperature, **special).cpu()
         for sequence in sequences:
             text = generator.rendering.text(sequence)
             click.echo(json.dumps({"symbols": sequence.tolist(), "text": text}, ensure_ascii=False) if as_json else on_one_line(text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from pyro_seq.cli.training import train_run
 
 if TYPE_CHECKING:
     from pyro_seq.domains.text_scoring import TextScore
+    from pyro_seq.domains.vocabulary import Vocabulary
 
 MOST_SYMBOLS = 10**9
 
@@ -91,6 +93,7 @@ def train(
 @click.option("--length", type=click.IntRange(1, MOST_SYMBOLS), default=500, show_default=True, metavar="N", help="Symbols of each sample.")
 @click.option("--num-samples", type=click.IntRange(1, MOST_SAMPLES), default=1, show_default=True, metavar="N", help="How many samples.")
 @click.option("--prompt", default="", metavar="S", help="Text to continue.")
+@click.option("--prompt-file", type=FILE, metavar="F", help="A file whose text is continued, line ends and all (- for standard input).")
 @temperature_option("symbols")
 @click.option("--top-k", type=click.IntRange(1), metavar="K", help="Only among the K likeliest symbols of each step.")
 @click.option("--json", "as_json", is_flag=True, help="Each sample as a JSON string on a line of its own.")
@@ -103,6 +106,7 @@ def generate(
     length: int,
     num_samples: int,
     prompt: str,
+    prompt_file: Path | None,
     temperature: float,
     top_k: int | None,
     as_json: bool,
@@ -116,7 +120,10 @@ def generate(
     from pyro_seq.domains.text import generate as generate_text
     from pyro_seq.domains.text import load
 
+    if prompt_file is not None and given_options("prompt"):
+        raise click.UsageError("--prompt and --prompt-file exclude each other: give one of them", click.get_current_context())
     loaded = load(run_dir, pick_device(device), pair=pair)
+    prompt = prompt if prompt_file is None else _prompt_of(prompt_file, loaded.vocabulary)
     torch.manual_seed(seed)
     samples = generate_text(loaded, length=length, num_samples=num_samples, prompt=prompt, temperature=temperature, top_k=top_k)
     shown = prompt.encode(errors="surrogateescape").decode(errors="replace")  # where it was not UTF-8, at level byte
@@ -127,6 +134,27 @@ def generate(
             if num_samples > 1:
                 click.echo(f"{'' if i == 0 else chr(10)}=== sample {i + 1} of {num_samples}")
             click.echo(shown + sample)
+
+
+def _prompt_of(path: Path, vocabulary: Vocabulary) -> str:
+    """The text of a file, or of standard input, as a prompt; for a model of lines without its last line end."""
+    from pyro_seq.domains.vocabulary import decoded
+    from pyro_seq.errors import UserError
+
+    if str(path) == "-":
+        data, name = sys.stdin.buffer.read(), "standard input"
+    else:
+        try:
+            data, name = path.read_bytes(), str(path)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except ValueError as error:  # a path with a NUL in it
+            raise UserError(f"cannot read {str(path)!r}: {error}") from None
+    if vocabulary.level == "byte":
+        prompt = data.decode(errors="surrogateescape")
+    else:
+        prompt = "".join(decoded([data] if data else [], name, advice="convert it to UTF-8 first"))
+    return re.sub(r"(\r\n|\r|\n)\Z", "", prompt) if vocabulary.line_end else prompt
 
 
 @text.command()
@@ -154,17 +182,19 @@ def evaluate(
 
     from pyro_seq.domains.text import evaluate as evaluate_text
     from pyro_seq.domains.text import load
+    from pyro_seq.monitoring import Progress
 
     if per_character is not None:
         keep_apart("--per-character", per_character, run_dir, eval_corpus)
     loaded = load(run_dir, pick_device(device), pair=pair)
     torch.manual_seed(seed)
+    options["progress"] = Progress().later()
     if per_character is None:
         scored = evaluate_text(loaded, eval_corpus, **options)
     else:
         with _opened(per_character) as file:
             scored = evaluate_text(loaded, eval_corpus, per_character=file, **options)
-    click.echo(json.dumps(dataclasses.asdict(scored), allow_nan=False) if as_json else report(scored, loaded.vocabulary.level))
+    click.echo(json.dumps(dataclasses.asdict(scored), allow_nan=False) if as_json else report(scored, loaded.vocabulary))
 
 
 @contextmanager
@@ -182,18 +212,21 @@ def _opened(path: Path) -> Iterator[IO[str]]:
             yield file
 
 
-def report(score: TextScore, level: str) -> str:
+def report(score: TextScore, vocabulary: Vocabulary) -> str:
     """The figures in words."""
-    unit = "character" if level == "char" else "byte"
+    unit = "character" if vocabulary.level == "char" else "byte"
+    among = ", each line's end among them" if vocabulary.line_end else ""
     lines = [
-        f"{unit + 's':<22}{score.characters:,}",
+        f"{unit + 's':<22}{score.characters:,}{among}",
         f"{'log-likelihood':<22}{score.log_likelihood:,.2f} nats ({described(score)})",
         f"{'nats per ' + unit:<22}{score.nats_per_character:.4f}",
         f"{'bits per ' + unit:<22}{score.bits_per_character:.4f}",
         f"{'perplexity':<22}{score.perplexity:.3f} per {unit}",
     ]
     lines += doubt(score, 22)
-    if score.sequences > 1:
+    if vocabulary.line_end:
+        lines.append(f"{'lines':<22}{score.sequences:,}, each scored by itself")
+    elif score.sequences > 1:
         lines.append(f"{'scored as':<22}{score.sequences:,} sequences, each by itself: this pair carries no state from one to the next")
     if score.unknown:
         lines.append(f"{'outside vocabulary':<22}{score.unknown:,} {unit}s, each scored as its out-of-vocabulary bucket")

@@ -17,7 +17,8 @@ from pyro_seq.errors import UserError
 from pyro_seq.observation_sites import Stem, stacked, values_at
 from pyro_seq.pair import Pair
 from pyro_seq.particles import drawn_by_weight
-from pyro_seq.site_densities import by_step, log_weights, mark_paths, sample_sites, traced
+from pyro_seq.site_densities import by_step, log_weights, traced
+from pyro_seq.time_sites import Marks, Side, classify, sample_sites
 from pyro_seq.trees import map_tensors
 
 Given = dict[str, tuple[Tensor, Tensor]]  # of a site: values, particles first, and for which particles they are
@@ -88,7 +89,7 @@ class PathMoves:
         with _Given(given):
             guide_trace = poutine.trace(self.pair.guide).get_trace(seen)
         trace = self._model_trace(path, {}, guide_trace)
-        mark_paths(self.pair, seen, guide_trace, trace)
+        classify([Side(guide_trace, self.pair.guide)], seen, self.pair)
         by_prior, by_guide = (self._log_prob(side, self._is_latent) for side in (trace, guide_trace))
         mixture = torch.logaddexp(by_prior, by_guide) - math.log(2)
         return self._drawn(self._log_prob(trace, _is_observed) + by_prior - mixture, draws, trace, path, gaps=True)
@@ -107,14 +108,16 @@ class PathMoves:
     def _model_trace(self, path: Filled | None, given: Given, replayed: Any = None) -> Any:
         """The model's trace with the gaps left open; what the path has in them is the first particle's."""
         particles = self.batch.repeat(self.k).with_missing(self.steps)
-        model = self.pair.model if replayed is None else poutine.replay(self.pair.model, trace=replayed)
+        marks = Marks()
+        marked = marks.around(self.pair.model)
+        model = marked if replayed is None else poutine.replay(marked, trace=replayed)
         for name, (stem, t) in self.fills.items() if path is not None else ():
             assert path is not None
             values = path.values[stem.member] if isinstance(path.values, dict) else path.values
             given = given | {name: (values[:, t].repeat_interleave(self.k, 0), self.first)}
         with _Given(given):
             trace = poutine.trace(model).get_trace(particles)
-        mark_paths(self.pair, particles, trace, trace)
+        classify([Side(trace, self.pair.model, marks.found)], particles, self.pair)
         return trace
 
     def _log_prob(self, trace: Any, counts: Callable[[str, Any], bool]) -> Tensor:

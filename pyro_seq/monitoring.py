@@ -13,6 +13,7 @@ import sys
 import time
 import wave
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -252,6 +253,12 @@ class Progress:
         self.interval = 0.5 if self.in_place else interval
         self._next = 0.0
         self._width = 0
+
+    def later(self) -> Progress:
+        """One like it, whose first line is due after an interval: of work that most often takes no time."""
+        made = copy(self)
+        made._next, made._width = time.monotonic() + self.interval, 0
+        return made
 
     def due(self) -> bool:
         """Whether it is time for the next line, so that its figures need computing."""

@@ -41,8 +41,16 @@ def k_hat(log_weights: Tensor) -> Tensor:
     k = log_weights.shape[-1]
     if k < LEAST_SAMPLES:
         return torch.full_like(log_weights[..., 0], math.nan, dtype=torch.double)
-    m = math.ceil(min(k / 5, 3 * math.sqrt(k)))
-    largest = log_weights.double().topk(m + 1, -1).values
+    return k_hat_of_largest(log_weights.double().topk(size_of_tail(k) + 1, -1).values)
+
+
+def size_of_tail(samples: int) -> int:
+    """How many of the largest of so many weights Pareto k-hat is fitted to."""
+    return math.ceil(min(samples / 5, 3 * math.sqrt(samples)))
+
+
+def k_hat_of_largest(largest: Tensor) -> Tensor:
+    """Pareto k-hat `[N]` of weights by their `size_of_tail` largest and the next one, logarithms `[N, M + 1]` sorted downwards."""
     weights = (largest - largest[..., :1]).exp().nan_to_num(1.0)
     over = (weights[..., :-1] - weights[..., -1:]).flip(-1)
     flat = over[..., -1] < 1e-10  # all of the largest are equal

@@ -34,17 +34,25 @@ class Rollouts:
         reward: of a batch of complete sequences, `[N]` or by step `[N, T]`.
         num_rollouts: K.
         update_rate: how much of its own weights the policy keeps, between 0 (all are the generator's at once) and 1 (none ever).
+        end: the symbol that ends a sequence, if there is one: a completion is as long as it says (its values are symbols `[N, T]` then).
         max_rows: completions that are drawn and rewarded side by side, which bounds memory; one of each of a sequence's prefixes at least.
     """
 
     def __init__(
-        self, generator: Pair, reward: Reward, *, num_rollouts: int = 16, update_rate: float = 0.8, max_rows: int = 32_768
+        self,
+        generator: Pair,
+        reward: Reward,
+        *,
+        num_rollouts: int = 16,
+        update_rate: float = 0.8,
+        end: int | None = None,
+        max_rows: int = 32_768,
     ) -> None:
         if num_rollouts < 1 or max_rows < 1:
             raise ValueError(f"rollouts and rows must be at least 1, got {num_rollouts} and {max_rows}")
         if not 0 <= update_rate <= 1:
             raise ValueError(f"the update rate must lie in [0, 1], got {update_rate}")
-        self.policy = copy.deepcopy(generator)
+        self.policy, self.end = copy.deepcopy(generator), end
         self.reward, self.num_rollouts, self.update_rate, self.max_rows = reward, num_rollouts, update_rate, max_rows
         self.earned: Tensor | None = None  # by step, what the sequences that were valued last have earned themselves
 
@@ -100,12 +108,19 @@ class Rollouts:
             whole = _tiled(batch, prefixes, k)
             earned = rewards_by_step(
                 self.reward,
-                SequenceBatch(flat, whole.lengths, inputs=whole.inputs, state=whole.state),
+                SequenceBatch(flat, self._lengths(flat, whole), inputs=whole.inputs, state=whole.state),
                 torch.zeros(len(whole), batch.num_steps, device=batch.device),
             )
             to_go = earned.flip(1).cumsum(1).flip(1).view(prefixes, n, k, -1).sum(2)
             total += to_go.diagonal(dim1=0, dim2=2)
         return total / sum(draws)
+
+    def _lengths(self, values: Any, whole: SequenceBatch) -> Tensor:
+        """Of completions: as long as the sequences that they complete, or up to their own ends."""
+        if self.end is None:
+            return whole.lengths
+        ends = values == self.end
+        return torch.where(ends.any(1), ends.long().argmax(1) + 1, whole.num_steps)
 
     def completions(self, batch: SequenceBatch, draws: int) -> Any:
         """Completions of every prefix but the whole: values `[T - 1, N, draws, T, *event]`, of which the first has one observed step."""

@@ -33,12 +33,13 @@ FEATURES = 2**19  # of their emissions in a step: as many as stay in the process
 def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: int | None = None) -> Distribution:
     """A discrete distribution p^(1/temperature), normalised, among its `top_k` most probable values (of a `Categorical`).
 
-    A value that ties with the k-th stays. As the temperature falls to 0 the most probable value alone is left.
+    A value that ties with the k-th stays. As the temperature falls to 0 the most probable values alone are left; at 0 it is one of
+    them, the first, so that sampling is greedy (a `Bernoulli` of probability 1/2 is 0).
     A named group is sharpened member by member, a mixture component by component, and an autoregressive vector key by key given those
     below. Raises `UserError` for a distribution that is not made of these, of `Categorical`s and `Bernoulli`s, or settings out of range.
     """
-    if not temperature > 0:
-        raise UserError(f"the temperature must be greater than 0, got {temperature}")
+    if not temperature >= 0:
+        raise UserError(f"the temperature must be a number, at least 0 (always the likeliest), got {temperature}")
     if top_k is not None:
         whole(top_k, "top-k", 1)
     if temperature == 1.0 and top_k is None:
@@ -55,14 +56,33 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
         return distribution.adjusted(lambda part: sharpened(part, temperature=temperature, top_k=top_k))
     if isinstance(distribution, torch.distributions.Categorical):
         logits = distribution.logits - distribution.logits.amax(-1, keepdim=True)  # so that no temperature makes all of them infinite
+        if not temperature:
+            likeliest = torch.full_like(logits, -torch.inf).scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
+            return LazyCategorical(torch.where(logits.isnan().any(-1, keepdim=True), logits, likeliest), validate_args=False)
         return LazyCategorical(_among_top(logits / _at_least_tiny(temperature, logits), top_k), validate_args=False)
     if isinstance(distribution, torch.distributions.Bernoulli) and top_k is None:
-        logits = distribution.logits
+        logits = distribution.logits if temperature else torch.where(distribution.logits > 0, 1.0, -1.0).to(distribution.logits)
         return dist.Bernoulli(logits=logits / _at_least_tiny(temperature, logits), validate_args=False)
     if isinstance(distribution, (AutoregressiveBernoulli, ConvolutionalBernoulli)) and top_k is None:
         return distribution.tempered(_at_least_tiny(temperature, distribution.biases))
     what = "temperature" if top_k is None else "top-k"
     raise UserError(f"{what} does not apply to a {type(distribution).__name__} emission")
+
+
+def without(distribution: Distribution, values: Tensor) -> Distribution:
+    """A `Categorical` that never draws some of its values `[n]`, the others as likely among themselves as before.
+
+    Of a mixture, each component's share is what it leaves to the other values. Raises `UserError` for any other distribution.
+    """
+    if isinstance(distribution, torch.distributions.MixtureSameFamily):
+        parts, shares = distribution.component_distribution, distribution.mixture_distribution.logits
+        kept = without(parts, values)
+        left = parts.logits.index_fill(-1, values, -torch.inf).logsumexp(-1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=shares + left, validate_args=False), kept, validate_args=False)
+    if not isinstance(distribution, torch.distributions.Categorical):
+        raise UserError(f"values of a {type(distribution).__name__} emission cannot be left out of what is drawn")
+    logits = distribution.unnormalised if isinstance(distribution, LazyCategorical) else distribution.logits
+    return LazyCategorical(logits.index_fill(-1, values, -torch.inf), validate_args=False)
 
 
 def _among_top(logits: Tensor, top_k: int | None) -> Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -15,10 +17,12 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.enumeration import enumerated_steps
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.filtering import Proposal, check_observations, has_latents, particle_filter, runs_by_steps
+from pyro_seq.monitoring import Progress
 from pyro_seq.pair import Pair
 from pyro_seq.pareto import k_hat
 from pyro_seq.particles import Particles, among_all, drawn_by_weight, particle_rows
 from pyro_seq.path_weights import path_weights, steps_at_once, to_check
+from pyro_seq.pooling import PooledWindow, joined, portions
 from pyro_seq.replay_filter import replay_filter
 from pyro_seq.scores import Score, UnreliableEstimate, warnings_kept
 from pyro_seq.sequence_model import SequenceModel
@@ -100,9 +104,13 @@ def score(
     if any(estimated) and not all(estimated):
         raise UserError("some sequences have latents and some have none: score them apart")
     made = "exact" if not any(estimated) else "importance" if method == "auto" else method
-    scored = _put_together(found, batch, state, made, proposal)
+    return _doubted(_put_together(found, batch, state, made, proposal))
+
+
+def _doubted(scored: Score) -> Score:
+    """Warn where a score cannot be relied on, and return it."""
     if scored.doubt is not None:
-        warnings.warn(scored.doubt, UnreliableEstimate, stacklevel=3)
+        warnings.warn(scored.doubt, UnreliableEstimate, stacklevel=4)
     return scored
 
 
@@ -249,17 +257,91 @@ def _diagnosed(particles: Particles | None, total: Tensor, before: Any, method: 
 
 
 def score_document(
-    pair: Pair, windows: Iterable[SequenceBatch], *, method: Method = "auto", samples: int = 1, proposal: Proposal = "guide"
+    pair: Pair,
+    windows: Iterable[SequenceBatch],
+    *,
+    method: Method = "auto",
+    samples: int = 1,
+    proposal: Proposal = "guide",
+    progress: Progress | None = None,
 ) -> Iterator[Score]:
     """The scores of a document's windows one after the other, states (or particles) carried over, in memory of one window.
 
+    Where there are so many particles that what is kept of them would fill the memory, portions of them read the whole document one after
+    the other (`pooling`): no more memory is taken for more particles, and the scores have no state. The document is then read several
+    times, and if `windows` cannot be, being an iterator, its observations are kept.
+
+    Args:
+        pair, method, samples, proposal: see `score`.
+        windows: of N sequences each, in order.
+        progress: where to show how many of many particles are done.
+
     Raises `UserError` as `score` does, and so at the second window if the model returns no state.
     """
+    options: dict[str, Any] = {"method": method, "proposal": proposal}
+    ahead = iter(windows)
+    first = next(ahead, None)
+    if first is None:
+        return
+    at_once = portions(len(first), first.num_steps, samples)
+    if at_once == (len(first), [samples]) or score(pair, first, **options).exact:
+        yield from (scored for _, scored in _in_order(pair, chain([first], ahead), options | {"samples": samples}))
+        return
+    again = [first, *ahead] if isinstance(windows, Iterator) else windows
+    rows, sizes = at_once
+    groups = torch.arange(len(first), device=first.device).split(rows)
+    reported = [_pooled(pair, again, group, sizes, options, _Reported(progress, i, groups, sizes)) for i, group in enumerate(groups)]
+    heaviest: Tensor | None = None
+    for parts in zip(*reported, strict=True):
+        scored = joined([window.score() for window in parts])
+        if scored.k_hat is not None:
+            heaviest = scored.k_hat if heaviest is None else torch.maximum(heaviest, scored.k_hat)
+        yield _doubted(replace(scored, k_hat=heaviest))
+    if progress is not None:
+        progress.end()
+
+
+class _Reported(NamedTuple):
+    """Where the work on a group of sequences is reported to, among how many groups and portions."""
+
+    progress: Progress | None
+    group: int
+    groups: Sequence[Tensor]
+    sizes: list[int]
+
+    def show(self, portion: int, window: int) -> None:
+        if self.progress is not None and self.progress.due():
+            done, all_samples = sum(self.sizes[:portion]), sum(self.sizes)
+            of_group = f"sequences {self.group + 1:,} of {len(self.groups):,}: " if len(self.groups) > 1 else ""
+            self.progress.show(
+                f"{of_group}{done:,} of {all_samples:,} samples scored, the next {self.sizes[portion]:,} at window {window + 1:,}"
+            )
+
+
+def _pooled(
+    pair: Pair, windows: Iterable[SequenceBatch], rows: Tensor, sizes: list[int], options: dict[str, Any], reported: _Reported
+) -> list[PooledWindow]:
+    """What portions of these sizes say of some sequences, each reading the whole document, window by window."""
+    found: list[PooledWindow] = []
+    for portion, size in enumerate(sizes):
+        before = torch.zeros(len(rows), dtype=torch.double, device=rows.device)
+        parts = (window.select(rows) for window in windows)
+        with warnings_kept():  # what speaks against all particles is told of all
+            for i, (part, scored) in enumerate(_in_order(pair, parts, options | {"samples": size})):
+                if i == len(found):
+                    found.append(PooledWindow(part.mask, sum(sizes)))
+                found[i].add(scored, before)
+                before = scored.total
+                reported.show(portion, i)
+    return found
+
+
+def _in_order(pair: Pair, windows: Iterable[SequenceBatch], options: dict[str, Any]) -> Iterator[tuple[SequenceBatch, Score]]:
     state = None
     for window in windows:
-        scored = score(pair, window, method=method, samples=samples, proposal=proposal, state=state)
+        scored = score(pair, window, state=state, **options)
         state = scored.state
-        yield scored
+        yield window, scored
 
 
 def filtered_state(pair: Pair, windows: Iterable[SequenceBatch], *, samples: int = 16, draws: int = 1) -> Any:

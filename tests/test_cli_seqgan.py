@@ -211,10 +211,10 @@ def test_mistakes_with_a_run_are_one_line(seqgan_run: Path, trained: Path, tmp_p
         assert "--num-samples" in refused("seqgan", name, "--run-dir", seqgan_run, "--num-samples", 0)
         assert "--device must be" in refused("seqgan", name, "--run-dir", seqgan_run, "--device", "tpu")
     for name in ("generate", "evaluate"):
-        assert "--temperature" in refused("seqgan", name, "--run-dir", seqgan_run, "--temperature", 0)
+        assert "--temperature" in refused("seqgan", name, "--run-dir", seqgan_run, "--temperature", -1)
         assert "--weights" in refused("seqgan", name, "--run-dir", seqgan_run, "--weights", "last")
     sweep = ["seqgan", "sweep", "--run-dir", seqgan_run, "--num-samples", 4, "--temperatures"]
     assert refused(*sweep, "1,x") == "--temperatures takes numbers separated by commas, got '1,x'"
-    assert "temperatures must be above 0, got -1, 1" in refused(*sweep, "1,-1")
+    assert "temperatures must be above 0, where held-out sequences are possible, got -1, 1" in refused(*sweep, "1,-1")
     assert "the task oracle takes no --corpus" in refused("seqgan", "evaluate", "--run-dir", seqgan_run, "--corpus", __file__)
     assert "cannot write" in refused(*sweep, "1", "--out", tmp_path / "none" / "s.png")

@@ -204,7 +204,7 @@ def test_generation_is_on_stdout_and_the_seed_decides_it(
     for seed in (1, 1, 2):
         assert pyroseq("text", "generate", "--run-dir", run, "--length", 40, "--seed", seed) == 0
         out, err = capsys.readouterr()
-        assert err == "" and len(out) == 41 and set(out[:-1]) <= set(TEXT) | {"\ufffd"}
+        assert err == "" and len(out) == 41 and set(out[:-1]) <= set(TEXT)
         shown.append(out)
     assert shown[0] == shown[1] != shown[2]
 
@@ -223,7 +223,7 @@ def test_several_samples_are_told_apart(pyroseq: Callable[..., int], run: Path, 
 
 def test_sharper_choices(pyroseq: Callable[..., int], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = set()
-    for options in (["--top-k", 1], ["--temperature", 1e-300], ["--top-k", 1, "--seed", 5]):
+    for options in (["--top-k", 1], ["--temperature", 0], ["--temperature", 1e-300], ["--top-k", 1, "--seed", 5]):
         assert pyroseq("text", "generate", "--run-dir", run, "--length", 30, *options) == 0
         shown.add(capsys.readouterr().out)
     if run.name == "rnn":  # elsewhere the latents are still drawn

@@ -16,12 +16,12 @@ from torch import Tensor
 from pyro_seq import sampling
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Chain, PreviousObservation, SideInputs
-from pyro_seq.emissions import Bernoulli, Beta, Binomial, Categorical, Independent, Joint, Normal
+from pyro_seq.emissions import Bernoulli, Beta, Binomial, Categorical, Independent, Joint, LazyCategorical, Normal
 from pyro_seq.encoders import Flatten, Group, OneHot
 from pyro_seq.errors import UserError
 from pyro_seq.models import RNN, SRNN
 from pyro_seq.pair import Pair
-from pyro_seq.sampling import ancestral, draw, sample_sequences, sample_steps, sharpened
+from pyro_seq.sampling import ancestral, draw, sample_sequences, sample_steps, sharpened, without
 from pyro_seq.scoring import score
 
 STRINGS = torch.tensor(list(itertools.product(range(3), repeat=3)))
@@ -194,6 +194,32 @@ class TestSharpened:
         confident = dist.Categorical(logits=torch.tensor([-1e4, 0.0, 3e4]))
         assert sharpened(confident, temperature=temperature).sample((5,)).tolist() == [2] * 5
 
+    def test_at_temperature_0_sampling_is_greedy(self) -> None:
+        """Of equal values the first one is taken, so that nothing is left to chance."""
+        tied = torch.tensor([[0.1, 0.4, 0.4, 0.1], [1.0, 0.0, 0.0, 0.0]])
+        for top_k in (None, 3):
+            assert sharpened(dist.Categorical(tied), temperature=0.0, top_k=top_k).sample((9,)).tolist() == [[1, 0]] * 9
+        assert sharpened(dist.Bernoulli(torch.tensor([0.2, 0.5, 0.6])), temperature=0.0).sample((9,)).tolist() == [[0, 0, 1]] * 9
+        keys = Independent(Bernoulli(), (4,))(torch.tensor([[3.0, -1.0, 0.1, -0.1]]))
+        assert sharpened({"a": keys}, temperature=0.0)["a"].sample().tolist() == [[1, 0, 1, 0]]
+
+    def test_values_that_are_never_drawn(self) -> None:
+        """What is left has the probabilities that it had, given that it is none of those; of a mixture, too."""
+        p = self.P[0]
+        left = torch.where(torch.tensor([False, True, False, True]), 0.0, p)
+        never = torch.tensor([1, 3])
+        torch.testing.assert_close(without(dist.Categorical(p), never).probs, left / left.sum())
+        torch.testing.assert_close(without(LazyCategorical(p.log() + 3), never).probs, left / left.sum())
+        parts, shares = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]), torch.tensor([0.3, 0.7])
+        mixture = without(dist.MixtureSameFamily(dist.Categorical(shares), dist.Categorical(parts)), never)
+        joint = shares @ parts
+        kept = torch.tensor([joint[0], joint[2]]) / (joint[0] + joint[2])
+        torch.testing.assert_close(mixture.log_prob(torch.tensor([0, 2])).exp(), kept)
+        assert set(mixture.sample((200,)).tolist()) == {0, 2}
+        assert sharpened(without(dist.Categorical(p), never), top_k=1).sample().item() == int(left.argmax())
+        with pytest.raises(UserError, match="values of a Normal emission cannot be left out"):
+            without(dist.Normal(0.0, 1.0), never)
+
     def test_bernoulli(self) -> None:
         p = torch.tensor([0.2, 0.5, 0.9])
         sharp = sharpened(dist.Bernoulli(p), temperature=0.5)
@@ -216,9 +242,8 @@ class TestSharpened:
     @pytest.mark.parametrize(
         ("distribution", "options", "message"),
         [
-            (dist.Categorical(P), {"temperature": 0.0}, "temperature must be greater than 0, got 0.0"),
-            (dist.Categorical(P), {"temperature": -1.0}, "must be greater than 0"),
-            (dist.Categorical(P), {"temperature": math.nan}, "must be greater than 0, got nan"),
+            (dist.Categorical(P), {"temperature": -1.0}, "temperature must be a number, at least 0"),
+            (dist.Categorical(P), {"temperature": math.nan}, "at least 0 .*, got nan"),
             (dist.Categorical(P), {"top_k": 0}, "top-k must be at least 1, got 0"),
             (dist.Normal(0.0, 1.0), {"temperature": 0.5}, "temperature does not apply to a Normal"),
             (Binomial(3)(torch.zeros(1)), {"temperature": 0.5}, "temperature does not apply to a Binomial"),

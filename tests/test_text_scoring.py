@@ -11,7 +11,7 @@ import torch
 
 from pyro_seq.domains import text_scoring
 from pyro_seq.domains.text import TextModel, new_pair, text_settings
-from pyro_seq.domains.text_scoring import AROUND, MostSurprising, evaluate, score_blocks, windows_of
+from pyro_seq.domains.text_scoring import AROUND, MostSurprising, evaluate, score_blocks, score_symbols, windows_of
 from pyro_seq.domains.vocabulary import Vocabulary
 from pyro_seq.errors import UserError
 
@@ -35,9 +35,11 @@ def test_windows_of_blocks_are_the_text(sizes: list[int], window: int) -> None:
     symbols, blocks, start = np.arange(333), [], 0
     while start < 333:
         size = sizes[len(blocks) % len(sizes)]
-        blocks.append(symbols[start : start + size])
+        blocks.append((symbols[start : start + size], "".join(map(chr, symbols[start : start + size]))))
         start += size
-    windows = list(windows_of(blocks, window))
+    both = list(windows_of(blocks, window))
+    windows = [symbols for symbols, _ in both]
+    assert "".join(str(piece) for _, piece in both) == "".join(map(chr, symbols))
     assert np.concatenate(windows).tolist() == symbols.tolist()
     assert all(len(w) == window for w in windows[:-1]) and 0 < len(windows[-1]) <= window
     assert list(windows_of([], window)) == []
@@ -47,12 +49,12 @@ def test_windows_of_blocks_are_the_text(sizes: list[int], window: int) -> None:
 def test_every_method_scores_a_document(method: Any) -> None:
     text = text_model(**LATENT)
     symbols = text.vocabulary.encode(TEXT)
-    scored = score_blocks(text, [symbols[:200], symbols[200:]], method=method, samples=8)
+    scored = score_blocks(text, [(symbols[:200], TEXT[:200]), (symbols[200:], TEXT[200:])], method=method, samples=8)
     assert scored.method == method and scored.samples == 8 and scored.characters == len(TEXT)
     assert scored.standard_error is not None and 0 < scored.standard_error < 50
     assert (scored.effective_samples is None) == (method == "elbo")
     with pytest.raises(UserError, match="so its likelihood is an integral"):
-        score_blocks(text, [symbols], method="exact")
+        score_symbols(text, symbols, method="exact")
 
 
 def test_the_most_surprising_symbols_with_the_text_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_the_most_surprising_symbols_with_the_text_around(monkeypatch: pytest.Mo
     assert len(every) == len(TEXT)
     for window in (5, 1_000):
         monkeypatch.setattr(text_scoring, "scoring_window", lambda text, window=window: window)
-        ranking = MostSurprising(text.vocabulary, 12)
+        ranking = MostSurprising(12)
         evaluate(text, path, listeners=[ranking])
         found = ranking.ranked()
         best = sorted(every, reverse=True)[:12]

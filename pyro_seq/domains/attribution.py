@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_seq.domains.text_model import TextModel
-from pyro_seq.domains.text_scoring import NATS_TO_BITS, scored_windows
-from pyro_seq.domains.vocabulary import Vocabulary, read_bytes, read_text
+from pyro_seq.domains.text_scoring import NATS_TO_BITS, ReadBlocks, scored_windows, shown
+from pyro_seq.domains.vocabulary import Vocabulary
 from pyro_seq.errors import UserError
 
 MOST_POINTS = 65_536  # of a trail: memory does not grow with the text
@@ -107,15 +107,18 @@ def attribute(
         names: what they are called.
         path: the text.
         prior: a weight above 0 for each model; equal if not given.
-        options: `method`, `samples` and `proposal` of `scoring.score`.
+        options: `method`, `samples`, `proposal` and `progress` of `text_scoring.scored_windows`.
 
     Raises `UserError` for models of different levels, weights that do not fit, and a text that is empty or cannot be read.
     """
     weights = _weights(names, prior)
     levels = {text.vocabulary.level for text in models}
     if len(levels) > 1:
-        shown = ", ".join(f"{name} ({text.vocabulary.level})" for name, text in zip(names, models, strict=True))
-        raise UserError(f"the models must be of one level, char or byte, to be compared: {shown}")
+        listed = ", ".join(f"{name} ({text.vocabulary.level})" for name, text in zip(names, models, strict=True))
+        raise UserError(f"the models must be of one level, char or byte, to be compared: {listed}")
+    if len({text.vocabulary.line_end for text in models}) > 1:
+        listed = ", ".join(f"{name} ({text.settings.text.unit})" for name, text in zip(names, models, strict=True))
+        raise UserError(f"the models must be of one unit, document or line, to be compared: {listed}")
     found = [_follow(text, path, options) for text in models]
     trails = [trail for trail, _ in found]
     length = trails[0].length
@@ -163,17 +166,16 @@ def _weights(names: Sequence[str], prior: Sequence[float] | None) -> NDArray[Any
 def _follow(text: TextModel, path: Path, options: dict[str, Any]) -> tuple[Trail, tuple[float | None, str, int]]:
     """(the cumulated log-likelihood, (its standard error, how it was made, characters outside the vocabulary))."""
     trail, last, unknown = Trail(), None, 0
-    known = len(text.vocabulary.characters) if text.vocabulary.level == "char" else 256
     shared = np.log(text.vocabulary.bucket_sizes()) if text.vocabulary.level == "char" else np.zeros(0)
-    blocks = (encoded for encoded, _ in text.vocabulary.encode_blocks(path))
-    for symbols, last in scored_windows(text, blocks, **options):
+    for (symbols, _), last in scored_windows(text, ReadBlocks(text.vocabulary, path), **options):
         steps = last.steps[0].double().cpu().numpy()
-        outside = symbols >= known
+        outside = text.vocabulary.is_unknown(symbols)
         unknown += int(outside.sum())
-        steps[outside] -= shared[symbols[outside].astype(np.int64) - known]
+        steps[outside] -= shared[symbols[outside].astype(np.int64) - text.vocabulary.buckets.start]
         trail.add(steps)
     if last is None:
-        raise UserError(f"{path} is empty: there is nothing to attribute")
+        what = "has no line with anything in it" if text.vocabulary.line_end else "is empty"
+        raise UserError(f"{path} {what}: there is nothing to attribute")
     error = float(last.standard_error)
     return trail, (error if math.isfinite(error) else None, last.method, unknown)
 
@@ -187,8 +189,8 @@ def _turn(odds: NDArray[Any], places: NDArray[Any], vocabulary: Vocabulary, path
     lowest = len(odds) - 1 - int(np.argmin(odds[::-1]))
     position = int(places[lowest])
     before, after = max(0, position - AROUND), position + AROUND
-    shown = {"before": _piece(vocabulary, path, before, position), "after": _piece(vocabulary, path, position, after)}
-    return {"position": position, "log_odds": float(odds[lowest])} | shown
+    around = {"before": _piece(vocabulary, path, before, position), "after": _piece(vocabulary, path, position, after)}
+    return {"position": position, "log_odds": float(odds[lowest])} | around
 
 
 def _strongest(odds: NDArray[Any], places: NDArray[Any], vocabulary: Vocabulary, path: Path) -> Passage:
@@ -205,16 +207,10 @@ def _piece(vocabulary: Vocabulary, path: Path, start: int, end: int) -> str:
     """The text between two positions, read from the file again."""
     pieces: list[Any] = []
     position = 0
-    for chunk in _chunks(vocabulary, path):
+    for chunk in vocabulary.pieces(path):
         if position < end and position + len(chunk) > start:
             pieces.append(chunk[max(0, start - position) : end - position])
         position += len(chunk)
         if position >= end:
             break
-    if vocabulary.level == "byte":
-        return b"".join(pieces).decode(errors="replace")
-    return "".join(pieces)
-
-
-def _chunks(vocabulary: Vocabulary, path: Path) -> Iterator[Any]:
-    return read_bytes(path) if vocabulary.level == "byte" else read_text(path)
+    return shown((b"" if vocabulary.level == "byte" else "").join(pieces))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from pyro_seq.domains.music_model import MusicModel
 from pyro_seq.domains.piece_batches import of_similar_length
 from pyro_seq.errors import DIVERGED, UserError
 from pyro_seq.scores import diagnosed, warnings_kept
-from pyro_seq.scoring import score, score_document
+from pyro_seq.scoring import score_document
 
 AT_ONCE = 8_192  # frames: pieces that together have fewer are scored side by side, and longer ones in windows if the pair carries states
 
@@ -70,15 +70,15 @@ class MusicScore:
 
 
 def score_pieces(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> Iterator[tuple[int, PieceScore]]:
-    """(the place of a piece `[T, keys]`, its score), of all that have frames; `options` are `method`, `samples` and `proposal` of `score`.
+    """(the place of a piece `[T, keys]`, its score), of all that have frames; `options` are `method`, `samples`, `proposal` and
+    `progress` of `scoring.score_document`.
 
     Raises `UserError` if a log-likelihood is not finite.
     """
     for group in of_similar_length(pieces, AT_ONCE):
         batch = SequenceBatch.of([pieces[i] for i in group]).to(music.device)
         with pyro.validation_enabled(False), warnings_kept():
-            windows = [score(music.pair, observed(music.settings.frames, batch), **options)] if _at_once(music, batch) else None
-            scores = windows or list(score_document(music.pair, _windows(music, batch), **options))
+            scores = list(score_document(music.pair, _windows(music, batch), **options))
         last = scores[-1]
         steps = torch.cat([scored.steps for scored in scores], 1).cpu()
         for row, i in enumerate(group):
@@ -97,15 +97,12 @@ def _scores(music: MusicModel, pieces: Sequence[Tensor], options: dict[str, Any]
     return found
 
 
-def _at_once(music: MusicModel, batch: SequenceBatch) -> bool:
-    return batch.num_steps <= AT_ONCE or not music.carries
-
-
-def _windows(music: MusicModel, batch: SequenceBatch) -> Iterator[SequenceBatch]:
-    """A long piece in windows."""
+def _windows(music: MusicModel, batch: SequenceBatch) -> list[SequenceBatch]:
+    """Pieces as they are scored: whole, or in windows where one is long and the pair carries states."""
     assert isinstance(batch.values, Tensor)
-    for window in batch.values.split(AT_ONCE, 1):
-        yield observed(music.settings.frames, SequenceBatch(window))
+    if batch.num_steps <= AT_ONCE or not music.carries:
+        return [observed(music.settings.frames, batch)]
+    return [observed(music.settings.frames, SequenceBatch(window)) for window in batch.values.split(AT_ONCE, 1)]
 
 
 def evaluate(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> MusicScore:

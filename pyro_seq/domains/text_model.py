@@ -14,6 +14,7 @@ from pyro_seq.contexts import PreviousObservation
 from pyro_seq.domains.vocabulary import LEVELS, Vocabulary
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import Embedding
+from pyro_seq.errors import UserError
 from pyro_seq.pair import Pair, no_guide
 from pyro_seq.pair_settings import Layer, resolve, resolve_run
 from pyro_seq.pairs import Parts, carries_state, make_pair, model_settings
@@ -23,6 +24,7 @@ from pyro_seq.stored_pair import load_pair
 from pyro_seq.training_settings import TrainingSettings
 
 KIND = "text"
+UNITS = ("document", "line")
 DESCRIBED_BY = "run.json and vocabulary.json"
 SCORING_WINDOW = 1_000  # symbols at once, of pairs without latents
 DEFAULTS: dict[str, Any] = {"hidden_size": 512, "input_dropout": 0.2, "output_dropout": 0.4}  # of a pair, where text has its own
@@ -33,11 +35,13 @@ class CorpusSettings:
     """How text becomes symbols, and symbols become batches."""
 
     level: str = one_of(LEVELS, "char", "char: Unicode characters; byte: the bytes of any file")
+    unit: str = one_of(UNITS, "document", "document: the text is one sequence; line: each line is one, which begins and ends by itself")
     vocabulary_size: int = between(1, 1_114_112, 10_000, "distinct characters at most; the others share buckets")
     oov_buckets: int = between(0, 1_000_000, 1, "symbols that characters outside the vocabulary share")
     embedding_size: int = between(1, 65_536, 64, "size of a symbol's embedding")
-    batch_size: int = between(1, 65_536, 64, "windows side by side")
-    window: int = between(1, 1_000_000, 64, "symbols in a window")
+    batch_size: int = between(1, 65_536, 64, "windows, or lines, side by side")
+    window: int = between(1, 1_000_000, 64, "symbols in a window of a document")
+    longest_line: int = between(1, 1_000_000, 1_000, "symbols of a line, which is learnt whole, at most; memory grows with the longest")
     carry: bool = described(True, "states go on from window to window (truncated back-propagation); false: each window starts afresh")
 
 
@@ -105,9 +109,18 @@ def load(run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None 
     """
     run = RunFolder(run_dir, KIND)
     settings = run_settings(run, pair)
-    vocabulary = Vocabulary.from_json(run.read_json("vocabulary.json"), run_dir / "vocabulary.json")
+    vocabulary = stored_vocabulary(run, settings)
     made, step = load_pair(run, lambda: new_pair(settings, vocabulary), settings.model.kind, device, DESCRIBED_BY)
     return TextModel(made, vocabulary, settings, torch.device(device), step)
+
+
+def stored_vocabulary(run: RunFolder, settings: TextSettings) -> Vocabulary:
+    """The vocabulary of a run; raises `UserError` if it is damaged, or not one of the settings' unit."""
+    vocabulary = Vocabulary.from_json(run.read_json("vocabulary.json"), run.path / "vocabulary.json")
+    if vocabulary.line_end != (settings.text.unit == "line"):
+        says = "has" if vocabulary.line_end else "has no"
+        raise UserError(f"{run.path / 'vocabulary.json'} {says} symbol for a line's end, and in run.json text.unit is {settings.text.unit}")
+    return vocabulary
 
 
 def scoring_window(text: TextModel) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pyro_seq.domains.text import KIND, TextModel, TextSettings, read_corpora, text_settings, train
-from pyro_seq.domains.text_model import run_settings
-from pyro_seq.domains.vocabulary import Vocabulary, read_bytes
+from pyro_seq.domains.text_model import run_settings, stored_vocabulary
+from pyro_seq.domains.vocabulary import read_bytes
 from pyro_seq.errors import UserError
 from pyro_seq.run_steps import begin_run, changed, check_can_go_on, check_training, keep_changes
 from pyro_seq.runs import RunFolder
@@ -92,7 +92,7 @@ def go_on(
         for name, (path, digest) in files.items():
             if fingerprint(path) != digest:
                 raise UserError(f"{path} is not the {name} corpus that the run in {run_dir} was begun with: its contents differ")
-        vocabulary = Vocabulary.from_json(run.read_json("vocabulary.json"), run_dir / "vocabulary.json")
+        vocabulary = stored_vocabulary(run, settings)
         paths = {name: path for name, (path, _) in files.items()}
         read = read_corpora(settings.text, valid_fraction=fraction, vocabulary=vocabulary, **paths)
         if changes:
@@ -128,5 +128,7 @@ def fingerprint(path: Path) -> str:
 
 def _check_window(length: int, settings: TextSettings, path: Path) -> None:
     window = settings.text.window
+    if settings.text.unit == "line":
+        return
     if length < window:
         raise UserError(f"{path} leaves {length:,} symbols to train on, fewer than one window of {window:,}: lower text.window")

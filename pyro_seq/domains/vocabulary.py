@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
 
+Piece = str | bytes  # of a text, characters or bytes: as many as it has symbols
 CHUNK_BYTES = 2**20
+SHOWN_ENCODING, FEWEST_WIDE = 2**16, 4  # bytes and, at least, characters of four bytes by which a wider encoding is told
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 CODE_POINTS = sys.maxunicode + 1
 LEVELS = ("char", "byte")
@@ -25,37 +27,58 @@ class Vocabulary:
 
     At level `char` they are characters (Unicode code points), the most frequent first, followed by `oov_buckets` buckets that all other
     characters share by their code point; at level `byte` the 256 bytes, so that any file can be read.
+
+    Where a text is a sequence for each line, `line_end` is true: the last symbol is the end of a line, whichever of LF, CRLF and CR it
+    is in a file (`pieces`), and lines without anything in them are left out.
     """
 
-    def __init__(self, level: str, characters: str = "", oov_buckets: int = 0) -> None:
+    def __init__(self, level: str, characters: str = "", oov_buckets: int = 0, *, line_end: bool = False) -> None:
         if level not in LEVELS:
             raise ValueError(f"level must be one of {LEVELS}, got {level!r}")
-        self.level, self.characters, self.oov_buckets = level, characters, oov_buckets
+        self.level, self.characters, self.oov_buckets, self.line_end = level, characters, oov_buckets, line_end
         self._lookup: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
+        return self.end + self.line_end
+
+    @property
+    def end(self) -> int:
+        """The symbol of a line's end, where there is one; how many others there are."""
         return 256 if self.level == "byte" else len(self.characters) + self.oov_buckets
 
+    @property
+    def buckets(self) -> range:
+        """The symbols of unknown characters, which stand for none in particular."""
+        return range(0) if self.level == "byte" else range(len(self.characters), self.end)
+
+    def is_unknown(self, symbols: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which symbols are buckets."""
+        return (symbols >= self.buckets.start) & (symbols < self.buckets.stop)
+
     @classmethod
-    def of_file(cls, path: Path, *, level: str = "char", size: int = 10_000, oov_buckets: int = 1) -> Vocabulary:
+    def of_file(cls, path: Path, *, level: str = "char", size: int = 10_000, oov_buckets: int = 1, line_end: bool = False) -> Vocabulary:
         """The vocabulary of a file, its `size` most frequent characters (the lower code point first where equally frequent).
 
         Raises `UserError` if the file cannot be read, is empty, or is not UTF-8 at level `char`.
         """
         if level == "byte":
-            return cls("byte")
+            return cls("byte", line_end=line_end)
         counts = np.zeros(CODE_POINTS, dtype=np.int64)
         for chunk in read_text(path):
             counts += np.bincount(_code_points(chunk), minlength=CODE_POINTS)
+        if line_end:
+            counts[[ord("\n"), ord("\r")]] = 0
         present = np.flatnonzero(counts)
         if not len(present):
-            raise UserError(f"{path} is empty: there is no character in it")
+            what = "has no line with anything in it" if line_end and file_size(path) else "is empty: there is no character in it"
+            raise UserError(f"{path} {what}")
         chosen = present[np.argsort(-counts[present], kind="stable")][:size]
-        return cls("char", "".join(map(chr, chosen)), oov_buckets)
+        return cls("char", "".join(map(chr, chosen)), oov_buckets, line_end=line_end)
 
     def to_json(self) -> dict[str, Any]:
         """The vocabulary as a JSON object."""
-        return {"level": self.level, "characters": self.characters, "oov_buckets": self.oov_buckets}
+        document = {"level": self.level, "characters": self.characters, "oov_buckets": self.oov_buckets}
+        return document | ({"line_end": True} if self.line_end else {})
 
     @classmethod
     def from_json(cls, document: dict[str, Any], where: Path) -> Vocabulary:
@@ -63,11 +86,13 @@ class Vocabulary:
         level: Any = document.get("level")
         characters: Any = document.get("characters")
         buckets: Any = document.get("oov_buckets")
+        line_end: Any = document.get("line_end", False)
         sound = level in LEVELS and isinstance(characters, str) and type(buckets) is int and 0 <= buckets <= CODE_POINTS
+        sound = sound and isinstance(line_end, bool) and not (line_end and set(characters) & {"\n", "\r"})
         if not sound or len(set(characters)) != len(characters) or any("\ud800" <= c <= "\udfff" for c in characters):
             raise UserError(f"{where} is damaged: it is no vocabulary")
-        vocabulary = cls(level, characters, buckets)
-        if not len(vocabulary):
+        vocabulary = cls(level, characters, buckets, line_end=line_end)
+        if not vocabulary.end:
             raise UserError(f"{where} is damaged: it has no symbols")
         return vocabulary
 
@@ -77,13 +102,18 @@ class Vocabulary:
         return np.min_scalar_type(max(0, len(self) - 1))
 
     def encode(self, text: str) -> NDArray[Any]:
-        """The numbers of a text's symbols; -1 where a character is unknown and there are no buckets.
+        """The numbers of a text's symbols; -1 where a character is unknown and there are no buckets; a line feed is a line's end.
 
         Bytes that the command line could not decode (Python's surrogate escapes) are themselves again at level `byte`.
         """
-        if self.level == "byte":
-            return np.frombuffer(text.encode(errors="surrogateescape"), dtype=np.uint8)
-        points = _code_points(text)
+        return self.encode_piece(text.encode(errors="surrogateescape") if self.level == "byte" else text)
+
+    def encode_piece(self, piece: Piece) -> NDArray[Any]:
+        """The numbers of a text's symbols, of bytes at level `byte`; otherwise as `encode`."""
+        if isinstance(piece, bytes):
+            numbers = np.frombuffer(piece, dtype=np.uint8)
+            return np.where(numbers == ord("\n"), self.end, numbers).astype(self.dtype) if self.line_end else numbers
+        points = _code_points(piece)
         symbols = self._table()[points]
         if self.oov_buckets:
             unknown = symbols < 0
@@ -94,21 +124,23 @@ class Vocabulary:
         """The distinct characters of a text that have no symbol of their own, in order of appearance."""
         if self.level == "byte":
             return ""
-        known = set(self.characters)
+        known = {*self.characters, *("\n" if self.line_end else "")}
         return "".join(dict.fromkeys(c for c in text if c not in known))
 
     def decode(self, symbols: NDArray[Any]) -> str:
-        """The text of symbols; a bucket, or bytes that are not UTF-8, becomes U+FFFD."""
+        """The text of symbols; a bucket, or bytes that are not UTF-8, becomes U+FFFD, a line's end a line feed."""
         if self.level == "byte":
-            return symbols.astype(np.uint8).tobytes().decode(errors="replace")
-        return "".join(self.characters[s] if s < len(self.characters) else UNKNOWN for s in symbols.tolist())
+            return np.where(symbols == self.end, ord("\n"), symbols).astype(np.uint8).tobytes().decode(errors="replace")
+        count, end = len(self.characters), self.end if self.line_end else -1
+        return "".join(self.characters[s] if s < count else "\n" if s == end else UNKNOWN for s in symbols.tolist())
 
     def encode_file(self, path: Path) -> tuple[NDArray[Any], int]:
         """(the symbols of a whole file, in `dtype`, and how many of its characters fell into buckets).
 
         Raises `UserError` if the file cannot be read, is not UTF-8 at level `char`, or holds characters without a symbol.
         """
-        symbols = np.empty(file_size(path), dtype=self.dtype)  # as many bytes as the file: at least one a symbol; the rest stays untouched
+        most = file_size(path) + self.line_end  # at least one byte a symbol, but for a last line's end; what is too much stays untouched
+        symbols = np.empty(most, dtype=self.dtype)
         length = buckets = 0
         for encoded, unknown in self.encode_blocks(path):
             buckets += unknown
@@ -120,12 +152,31 @@ class Vocabulary:
 
     def encode_blocks(self, path: Path) -> Iterator[tuple[NDArray[Any], int]]:
         """What `encode_file` gives, in blocks that take no more memory for a larger file."""
-        for chunk in read_bytes(path) if self.level == "byte" else read_text(path):
-            encoded = np.frombuffer(chunk, dtype=np.uint8) if isinstance(chunk, bytes) else self.encode(chunk)
-            if encoded.size and encoded.min() < 0:
-                missing = self.unknown(str(chunk))
-                raise UserError(f"{path}: the vocabulary has no symbol for {quoted(missing)}, and no bucket for other characters")
-            yield encoded, int((encoded >= len(self.characters)).sum()) if self.level == "char" else 0
+        for encoded, _ in self.encode_pieces(path):
+            yield encoded, int(self.is_unknown(encoded).sum())
+
+    def encode_pieces(self, path: Path) -> Iterator[tuple[NDArray[Any], Piece]]:
+        """A file's symbols in blocks, and what stands there; raises `UserError` as `encode_file`."""
+        for piece in self.pieces(path):
+            yield self.encode_known(piece, str(path)), piece
+
+    def encode_known(self, piece: Piece, where: str) -> NDArray[Any]:
+        """The symbols of a text that stands somewhere; raises `UserError` for characters without a symbol."""
+        encoded = self.encode_piece(piece)
+        if encoded.size and encoded.min() < 0:
+            missing = self.unknown(str(piece))
+            raise UserError(f"{where}: the vocabulary has no symbol for {quoted(missing)}, and no bucket for other characters")
+        return encoded
+
+    def pieces(self, path: Path) -> Iterator[Piece]:
+        """A file's text, of bytes at level `byte`, as many of them as symbols.
+
+        With `line_end` it is each line that is not empty, and a line feed.
+
+        Raises `UserError` if it cannot be read, or is not UTF-8 at level `char`.
+        """
+        chunks: Iterator[Any] = read_bytes(path) if self.level == "byte" else read_text(path)
+        return _ended_lines(chunks, self.level) if self.line_end else chunks
 
     def bucket_sizes(self) -> NDArray[np.int64]:
         """How many of Unicode's 1,114,112 characters share each of the buckets, at level `char`."""
@@ -137,7 +188,44 @@ class Vocabulary:
         if self._lookup is None:
             self._lookup = np.full(CODE_POINTS, -1, dtype=np.int32)
             self._lookup[_code_points(self.characters)] = np.arange(len(self.characters), dtype=np.int32)
+            if self.line_end:
+                self._lookup[ord("\n")] = self.end
         return self._lookup
+
+
+def read_lines(chunks: Iterable[Any], level: str) -> Iterator[Any]:
+    """The lines of a text that comes in chunks, of bytes at level `byte`, without their ends, which are LF, CRLF or CR."""
+    feed: Any = b"\n" if level == "byte" else "\n"
+    carriage: Any = b"\r" if level == "byte" else "\r"
+    pending: list[Any] = []  # of the line that has not ended
+    held = feed[:0]  # a carriage return that a line feed may follow
+    for chunk in chunks:
+        text = held + chunk
+        cut = len(text) - text.endswith(carriage)
+        text, held = text[:cut].replace(carriage + feed, feed).replace(carriage, feed), text[cut:]
+        first, *others = text.split(feed)
+        pending.append(first)
+        if others:
+            yield feed[:0].join(pending)
+            yield from others[:-1]
+            pending = [others[-1]]
+    if held or any(pending):
+        yield feed[:0].join(pending)
+
+
+def _ended_lines(chunks: Iterable[Any], level: str) -> Iterator[Any]:
+    """Lines that are not empty, each with a line feed, about a chunk of them at a time."""
+    feed: Any = b"\n" if level == "byte" else "\n"
+    kept, size = [], 0
+    for line in read_lines(chunks, level):
+        if line:
+            kept.append(line + feed)
+            size += len(line)
+        if size >= CHUNK_BYTES:
+            yield feed[:0].join(kept)
+            kept, size = [], 0
+    if kept:
+        yield feed[:0].join(kept)
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:
@@ -176,26 +264,47 @@ def read_bytes(path: Path) -> Iterator[bytes]:
 
 
 def read_text(path: Path, *, advice: str = "text.level=byte reads any file") -> Iterator[str]:
-    """A file's text in chunks, line ends as they stand, a byte order mark left out.
+    """A file's text in chunks, line ends as they stand, a byte order mark left out; otherwise as `decoded`."""
+    yield from decoded(read_bytes(path), str(path), advice=advice)
 
-    Raises `UserError` where it is not UTF-8, with a word of advice.
+
+def decoded(chunks: Iterable[bytes], where: str, *, advice: str = "text.level=byte reads any file") -> Iterator[str]:
+    """The text of bytes that come in chunks from somewhere, line ends as they stand, a byte order mark left out.
+
+    Raises `UserError` where it is not UTF-8, with a word of advice; so it does for UTF-16 and UTF-32 without a mark, whose letters are
+    UTF-8 with NULs between them.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     consumed, first = 0, True
 
-    def decoded(chunk: bytes, final: bool = False) -> str:
+    def text_of(chunk: bytes, final: bool = False) -> str:
         pending = len(decoder.getstate()[0])
         try:
             return decoder.decode(chunk, final)
         except UnicodeDecodeError as error:
             offset, byte = consumed - pending + error.start, error.object[error.start]
-            raise UserError(f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset} ({error.reason}); {advice}") from None
+            raise UserError(f"{where} is not UTF-8: byte 0x{byte:02x} at offset {offset} ({error.reason}); {advice}") from None
 
-    for chunk in read_bytes(path):
-        text = decoded(chunk)
+    for chunk in chunks:
+        if not consumed and (encoding := _nul_padded(chunk)):
+            raise UserError(f"{where} is not UTF-8: NULs stand among its bytes as in {encoding} without a byte order mark; {advice}")
+        text = text_of(chunk)
         consumed += len(chunk)
         if first and text:
             text, first = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}"), False
         if text:
             yield text
-    decoded(b"", final=True)
+    text_of(b"", final=True)
+
+
+def _nul_padded(data: bytes) -> str | None:
+    """Which encoding bytes have that are NUL where those of a wider one would be; `None` for any other text."""
+    numbers = np.frombuffer(data[: min(len(data), SHOWN_ENCODING) // 4 * 4], dtype=np.uint8).reshape(-1, 4)
+    if len(numbers) < FEWEST_WIDE:
+        return None
+    share = (numbers == 0).mean(0)  # of each byte of four
+    for name, wide, narrow in (("UTF-32", [2, 3], [0]), ("UTF-32", [0, 1], [3]), ("UTF-16", [1, 3], [0, 2]), ("UTF-16", [0, 2], [1, 3])):
+        most = 0.99 if name == "UTF-32" else 0.25  # of UTF-16 a letter beyond Latin-1 has no NUL
+        if share[wide].min() >= most and share[narrow].max() <= 0.01:
+            return name
+    return None

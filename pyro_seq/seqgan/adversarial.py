@@ -70,7 +70,8 @@ class AdversarialTraining:
         self.pair, self.discriminator, self.task, self.run = pair, discriminator, task, run
         self.settings, self.s = settings, settings.adversarial
         self.real = task.sequences.train.to(device)
-        self.reward = DiscriminatorReward(discriminator, self.s.reward, self.real[:COMPARED])
+        self.end = task.rendering.end
+        self.reward = DiscriminatorReward(discriminator, self.s.reward, self.real[:COMPARED], end=self.end)
         self.opponent = DiscriminatorTraining.of(discriminator, settings.discriminator, seed=seed)
         self.seed, self.log = seed, TrainingLog(units=task.units, bits="", quiet=quiet)
         self.step = self.rounds = self.validations_since_best = 0
@@ -105,7 +106,7 @@ class AdversarialTraining:
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")  # the error that follows says more
             self._generator = GeneratorTraining(
-                self.pair, self.reward, self.real, self.task.rendering.num_symbols, self.settings, seed=self.seed
+                self.pair, self.reward, self.real, self.task.rendering.num_symbols, self.settings, seed=self.seed, end=self.end
             )
             going_on = resume and self.run.last.exists()
             size = self._load(load_tree(self.run.last)) if going_on else 0
@@ -172,7 +173,7 @@ class AdversarialTraining:
     def _round(self, epochs: int) -> dict[str, float]:
         """Epochs of the discriminator on new sequences and as many real ones; its figures in the last of them."""
         num = min(self.settings.discriminator.samples or len(self.real), len(self.real))
-        new = generated(self.pair, num, self.settings.length)
+        new = generated(self.pair, num, self.settings.length, end=self.end)
         real = self.real if num == len(self.real) else self.real[torch.randperm(len(self.real))[:num].to(self.real.device)]
         figures: Any = {}
         for _ in range(epochs):
@@ -181,7 +182,7 @@ class AdversarialTraining:
 
     def _adversarial_step(self) -> None:
         with aside(self.step):
-            self.reward.refresh(generated(self.pair, COMPARED, self.settings.length))
+            self.reward.refresh(generated(self.pair, COMPARED, self.settings.length, end=self.end))
         over = fraction(self.s, self.step, self.minutes)
         self.generator.optimiser.scale_learning_rate(learning_rate_factor(over, schedule=self.s.schedule, floor=FLOOR))
         figures: dict[str, float] = {}
@@ -244,7 +245,7 @@ class AdversarialTraining:
     def _show(self) -> None:
         """Generated sequences against real ones, in TensorBoard and as files."""
         with aside(self.step):
-            new = generated(self.pair, SHOWN, self.settings.length).cpu()
+            new = generated(self.pair, SHOWN, self.settings.length, end=self.end, never=self.task.rendering.never).cpu()
         rendering = self.task.rendering
         self.log.events.samples(self._at, side_by_side(rendering, new, self.task.sequences.train[:SHOWN]))
         self.run.check_own()

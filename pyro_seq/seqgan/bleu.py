@@ -5,8 +5,10 @@ For a sequence of S symbols, c(g) its count of the n-gram g and r(g) the largest
     p_n = sum_g min(c(g), r(g)) / (S - n + 1)
     BLEU-N = min(1, exp(1 - R / S)) (p_1 p_2 ... p_N)^(1 / N)
 
-(Papineni et al. 2002, "BLEU: a method for automatic evaluation of machine translation"; all references have one length here, so the
-closest is R). Where no n-gram of some order matches, the product would be 0, so its matches are counted as `SMOOTHING`, 0.1: method 1 of
+(Papineni et al. 2002, "BLEU: a method for automatic evaluation of machine translation"; R is the length closest to S among the references,
+the shorter of two, and S - n + 1 is counted as 1 where it is less). Sequences that end by themselves have the symbols before their end
+symbol; one without any scores 0. Where no n-gram of some order matches, the product would be 0, so its matches are counted as
+`SMOOTHING`, 0.1: method 1 of
 Chen and Cherry 2014, "A systematic comparison of smoothing techniques for sentence-level BLEU", as Texygen and the papers after SeqGAN
 compute it (by nltk's `sentence_bleu` with `SmoothingFunction().method1`). A sequence that shares no symbol with any reference scores 0
 all the same. With `smoothing=0` it is the definition to the letter.
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_seq.errors import UserError
+from pyro_seq.seqgan.lengths import lengths_of
 from pyro_seq.seqgan.tasks import Figure
 
 ORDERS = (2, 3, 4, 5)
@@ -48,18 +51,21 @@ class References:
     Args:
         sequences: `[m, R]` symbols, any integers.
         order: the longest n-grams that are counted.
+        end: the symbol that ends a sequence, where sequences have lengths of their own; symbols are then 0 and more.
 
     Raises `UserError` unless these are sequences of at least `order` symbols.
     """
 
-    def __init__(self, sequences: Tensor, order: int = ORDERS[-1]) -> None:
-        rows = _rows(sequences, order)
-        self.length, self.order = rows.shape[1], order
+    def __init__(self, sequences: Tensor, order: int = ORDERS[-1], *, end: int | None = None) -> None:
+        rows, lengths = _rows(sequences, order, end)
+        self.order, self.end = order, end
+        self.lengths, self.numbers = np.unique(lengths, return_counts=True)  # how many sequences have each length
         self._grams: list[_Grams] = []
         symbols = numbers = rows
         for n in range(order):
             values = self._extended(numbers, symbols[:, n:]) if n else rows
             keys = np.unique(values)
+            keys = keys[keys >= 0] if n or end is not None else keys  # none of them reaches beyond the end of its sequence
             numbers = _numbered(keys, values)
             symbols = symbols if n else numbers
             self._grams.append(_Grams(keys, *_two_largest(numbers)))
@@ -69,7 +75,7 @@ class References:
 
         With `themselves` the sequences are the references, and each is compared with the others.
         """
-        rows = _rows(sequences, self.order)
+        rows, _ = _rows(sequences, self.order, self.end)
         found = np.empty((self.order, len(rows)))
         for n, numbers in enumerate(self._numbers(rows)):
             grams = self._grams[n]
@@ -79,6 +85,15 @@ class References:
                 most = np.where(grams.holder[gram] == row, grams.second[gram], most)
             found[n] = np.bincount(row, np.minimum(count, most), len(rows))
         return found
+
+    def closest(self, lengths: Integers, *, themselves: bool = False) -> Integers:
+        """`[n]`, the length of a reference that is closest to each of these lengths `[n]`; of others if they are `themselves`."""
+        known = np.broadcast_to(self.lengths, (len(lengths), len(self.lengths)))
+        apart = np.abs(known - lengths[:, None])
+        if themselves:
+            apart = np.where((apart == 0) & (self.numbers == 1), np.iinfo(np.int64).max, apart)
+        closest: Integers = self.lengths[apart.argmin(1)]
+        return closest
 
     def _numbers(self, rows: Integers) -> Iterator[Integers]:
         """The numbers of the n-grams of `[n, S]` symbols, `[n, S]`, `[n, S - 1]`, ...; -1 for those of no reference."""
@@ -122,15 +137,15 @@ def self_bleu(generated: Tensor, order: int = 4, *, smoothing: float = SMOOTHING
 
 
 def bleu_figures(
-    generated: Tensor, references: Tensor, orders: Sequence[int] = ORDERS, *, smoothing: float = SMOOTHING
+    generated: Tensor, references: Tensor, orders: Sequence[int] = ORDERS, *, smoothing: float = SMOOTHING, end: int | None = None
 ) -> dict[str, Figure]:
     """`bleu_2`, ... against references `[m, R]` and `self_bleu_2`, ... of generated sequences `[n, S]`, all from one count of n-grams.
 
-    Raises `UserError` as `bleu` and `self_bleu`.
+    `end` is the symbol that ends a sequence, if there is one. Raises `UserError` as `bleu` and `self_bleu`.
     """
     order = max(orders)
-    against = _figures(References(references, order), generated, orders, smoothing)
-    among = _figures(References(generated, order), generated, orders, smoothing, themselves=True)
+    against = _figures(References(references, order, end=end), generated, orders, smoothing)
+    among = _figures(References(generated, order, end=end), generated, orders, smoothing, themselves=True)
     names = [f"{kind}_{n}" for kind in ("bleu", "self_bleu") for n in orders]
     return dict(zip(names, against + among, strict=True))
 
@@ -142,29 +157,35 @@ def _figures(
         raise UserError(f"self-BLEU compares sequences with one another: at least 2 are needed, got {len(generated)}")
     if not 0 <= smoothing < 1:
         raise UserError(f"smoothing must lie in [0, 1), got {smoothing}")
-    matches, length = references.matches(generated, themselves=themselves), generated.shape[1]
-    possible = length - np.arange(len(matches))[:, None]
+    matches = references.matches(generated, themselves=themselves)
+    _, lengths = _rows(generated, references.order, references.end)
+    possible = np.maximum(1, lengths - np.arange(len(matches))[:, None])
     with np.errstate(divide="ignore"):  # log 0 without smoothing
         logs = np.log(np.where(matches == 0, smoothing, matches) / possible)
-    brevity = min(0.0, 1 - references.length / length)
+    brevity = np.minimum(0.0, 1 - references.closest(lengths, themselves=themselves) / np.maximum(1, lengths))
     means = np.cumsum(logs, 0) / np.arange(1, len(matches) + 1)[:, None]
     scores = np.where(matches[0] == 0, 0.0, np.exp(brevity + means))
     return [Figure.mean(torch.from_numpy(scores[order - 1])) for order in orders]
 
 
-def _rows(sequences: Tensor, order: int) -> Integers:
-    """Sequences `[n, T]` as an array, found sound."""
+def _rows(sequences: Tensor, order: int, end: int | None) -> tuple[Integers, Integers]:
+    """(sequences `[n, T]` as an array, found sound, -1 from the end symbol on; how many symbols each has before it)."""
     if sequences.dim() != 2 or not len(sequences) or sequences.is_floating_point() or sequences.is_complex():
         raise UserError(f"BLEU is of sequences [n, T] of symbols, got shape {list(sequences.shape)} of {sequences.dtype}")
     if order < 1:
         raise UserError(f"the order of BLEU must be at least 1, got {order}")
     if sequences.shape[1] < order:
         raise UserError(f"BLEU-{order} needs sequences of at least {order} symbols, got {sequences.shape[1]}")
-    return sequences.detach().cpu().long().numpy()
+    symbols = sequences.detach().cpu().long()
+    lengths = lengths_of(symbols, end) - (symbols == end).any(1).long() if end is not None else lengths_of(symbols, None)
+    over = torch.arange(symbols.shape[1]) >= lengths.unsqueeze(-1)
+    return symbols.masked_fill(over, -1).numpy(), lengths.numpy()
 
 
 def _numbered(keys: Integers, values: Integers) -> Integers:
     """Where values of any shape stand among sorted keys; -1 for those that do not."""
+    if not len(keys):
+        return np.full(values.shape, -1, np.int64)
     at = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
     return np.where(keys[at] == values, at, -1)
 

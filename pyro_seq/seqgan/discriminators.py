@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from pyro_seq.errors import UserError
 from pyro_seq.recurrence import Recurrence
+from pyro_seq.seqgan.lengths import batch_of
 from pyro_seq.seqgan.window_maxima import window_maxima
 
 if TYPE_CHECKING:  # the settings know the rewards, which know the discriminators
@@ -159,6 +160,7 @@ class RecurrentDiscriminator(Discriminator):
         num_layers: in each direction.
         bidirectional: whether sequences are read both ways.
         dropout: the share of features that are dropped in training.
+        end: the symbol that ends a sequence, if there is one: the features are the outputs there, and reading back begins there.
     """
 
     def __init__(
@@ -171,25 +173,32 @@ class RecurrentDiscriminator(Discriminator):
         num_layers: int = 1,
         bidirectional: bool = True,
         dropout: float = 0.25,
+        end: int | None = None,
     ) -> None:
         directions = 2 if bidirectional else 1
         super().__init__(num_symbols, directions * hidden_size, dropout=dropout)
+        self.end = end
         self.embedding = nn.Embedding(num_symbols, embedding_size)
         sizes: Any = {"kind": kind, "num_layers": num_layers}
         self.recurrences = nn.ModuleList(Recurrence(embedding_size, hidden_size, **sizes) for _ in range(directions))
 
     def features(self, symbols: Tensor) -> Tensor:
         """Symbols `[n, T]` to features `[n, directions * hidden_size]`."""
-        embedded = self.embedding(symbols)
-        both_ways = (embedded, embedded.flip(1))[: len(self.recurrences)]  # sequences of one length: nothing is padded
-        return torch.cat([recurrence(read)[0][:, -1] for recurrence, read in zip(self.recurrences, both_ways, strict=True)], -1)
+        embedded, batch = self.embedding(symbols), batch_of(symbols, self.end)
+        both_ways = (embedded, batch.reverse(embedded))[: len(self.recurrences)]
+        outputs = [recurrence(read)[0] for recurrence, read in zip(self.recurrences, both_ways, strict=True)]
+        return torch.cat([batch.last(output, torch.zeros_like(output[:, 0])) for output in outputs], -1)
 
 
-def make_discriminator(settings: DiscriminatorSettings, num_symbols: int, length: int) -> Discriminator:
-    """A new discriminator of sequences `[n, length]` by its settings; raises `UserError` for filters that do not fit."""
+def make_discriminator(settings: DiscriminatorSettings, num_symbols: int, length: int, *, end: int | None = None) -> Discriminator:
+    """A new discriminator of sequences `[n, length]` by its settings; raises `UserError` for filters that do not fit.
+
+    Where sequences end by themselves, `end` is the symbol that does so and fills them up. A `cnn` sees it there as it sees any other.
+    """
     s = settings
     if s.kind == "rnn":
-        return RecurrentDiscriminator(num_symbols, embedding_size=s.embedding_size, hidden_size=s.hidden_size, dropout=s.dropout)
+        sizes: Any = {"embedding_size": s.embedding_size, "hidden_size": s.hidden_size}
+        return RecurrentDiscriminator(num_symbols, dropout=s.dropout, end=end, **sizes)
     filters: Filters = {"filter_sizes": s.filter_sizes, "num_filters": s.num_filters}
     return ConvolutionalDiscriminator(num_symbols, length, embedding_size=s.embedding_size, dropout=s.dropout, **filters)
 

@@ -22,6 +22,7 @@ from pyro_seq.pair import Pair, no_guide
 from pyro_seq.reinforce import Reinforce, Reward, forget_baseline
 from pyro_seq.rollouts import Rollouts
 from pyro_seq.runs import load_weights
+from pyro_seq.seqgan.lengths import SampledToTheEnd, lengths_of
 from pyro_seq.seqgan.settings import AdversarialSettings, SeqGANSettings
 
 
@@ -51,9 +52,12 @@ class GeneratorTraining:
         num_symbols: V.
         settings: of the run.
         seed: of the order of real sequences.
+        end: the symbol that ends a sequence, if there is one.
     """
 
-    def __init__(self, pair: Pair, reward: Reward, real: Tensor, num_symbols: int, settings: SeqGANSettings, *, seed: int) -> None:
+    def __init__(
+        self, pair: Pair, reward: Reward, real: Tensor, num_symbols: int, settings: SeqGANSettings, *, seed: int, end: int | None = None
+    ) -> None:
         s: AdversarialSettings = settings.adversarial
         self.pair, self.length, self.batch_size, self.device = pair, settings.length, s.batch_size, real.device
         self.baseline = make_baseline(settings, num_symbols)
@@ -61,8 +65,11 @@ class GeneratorTraining:
             self.baseline.to(real.device)
         self.rollouts = None
         if s.rollouts:
-            self.rollouts = Rollouts(pair, reward, num_rollouts=s.rollouts, update_rate=s.update_rate, max_rows=s.rollout_batch)
+            at_once: dict[str, Any] = {"num_rollouts": s.rollouts, "max_rows": s.rollout_batch}
+            self.rollouts = Rollouts(pair, reward, update_rate=s.update_rate, end=end, **at_once)
         earned: dict[str, Any] = {"reward": reward} if self.rollouts is None else {"action_values": self.rollouts}
+        if end is not None:
+            earned["sample"] = SampledToTheEnd(end)
         self.objective = Reinforce(**earned, baseline=self.baseline, entropy_bonus=s.entropy_bonus, normalise=s.normalise)
         parameters = pair.parameters()
         if self.baseline is not None:
@@ -71,7 +78,8 @@ class GeneratorTraining:
         self.optimiser.gradient_scale = 1 / self.batch_size  # means over sequences
         self._adversarial = SVI(pair.model, no_guide, self.optimiser, loss=self.objective)
         self._likelihood = SVI(pair.model, no_guide, self.optimiser, loss=Trace_ELBO(max_plate_nesting=1))
-        self.real = PieceBatches(list(real), batch_size=self.batch_size, seed=seed, device=real.device)
+        pieces = [row[:length] for row, length in zip(real, lengths_of(real, end).tolist(), strict=True)]
+        self.real = PieceBatches(pieces, batch_size=self.batch_size, seed=seed, device=real.device)
 
     def step(self) -> dict[str, float]:
         """One update by policy gradient; the loss of a sequence, the mean reward of whole ones, the gradient's norm.
@@ -86,13 +94,14 @@ class GeneratorTraining:
         if not math.isfinite(loss):
             raise UserError("the generator's loss is not finite: a lower adversarial.learning_rate may help")
         self._check_spread(seen.returns, seen.sequences)
-        reward = float(seen.returns[:, -1].mean())
+        reward = float(seen.sequences.last(seen.returns.unsqueeze(-1), seen.returns[:, :1]).mean())
         return {"loss": loss / self.batch_size, "reward": reward, "gradient_norm": self.optimiser.gradient_norm}
 
     def _check_spread(self, returns: Tensor, sequences: SequenceBatch) -> None:
         """Refuse to go on where there is nothing to learn from."""
         symbols = sequences.values
         assert isinstance(symbols, Tensor)
+        returns = returns[sequences.mask]
         if len(symbols) > 1 and len(torch.unique(symbols, dim=0)) == 1:
             raise Collapse("the generator has collapsed: all sequences of a minibatch are the same")
         if float(returns.max() - returns.min()) <= 1e-9:
@@ -103,7 +112,7 @@ class GeneratorTraining:
     def returns_by_step(self) -> list[float]:
         """The mean action value, or return, of each step of the latest minibatch."""
         seen = self.objective.latest
-        return [] if seen is None else seen.returns.mean(0).tolist()
+        return [] if seen is None else (seen.returns.sum(0) / seen.sequences.mask.sum(0).clamp(min=1)).tolist()
 
     def likelihood_step(self) -> float:
         """One update by maximum likelihood on real sequences; their NLL in nats a symbol."""

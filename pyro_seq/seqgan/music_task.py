@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -50,6 +50,8 @@ class MelodyRendering:
 
     seconds: float = SECONDS
     num_symbols: int = field(default=NUM_SYMBOLS, init=False)
+    end: int | None = field(default=None, init=False)  # all melodies are of one length
+    never: Sequence[int] = field(default=(), init=False)
 
     def text(self, sequence: Tensor) -> str:
         """The notes of a melody `[T]`, step by step: `C4 C4 E4 ·`, where the dot is a rest."""

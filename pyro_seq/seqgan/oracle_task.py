@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class OracleRendering:
     """
 
     num_symbols: int
+    end: int | None = field(default=None, init=False)  # all sentences are of one length
+    never: Sequence[int] = field(default=(), init=False)
 
     def text(self, sequence: Tensor) -> str:
         """The numbers of a sequence `[T]`, separated by blanks."""

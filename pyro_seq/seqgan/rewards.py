@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.seqgan.discriminators import Discriminator, logits
+from pyro_seq.seqgan.lengths import symbols_of
 
 LARGEST_RATIO = 20.0  # of D / (1 - D), beyond which one sequence would be all that a batch learns from
 
@@ -48,10 +49,11 @@ class DiscriminatorReward:
         discriminator: symbols `[N, T]` → logit `[N]`.
         shaping: one of `SHAPINGS`.
         real: some real sequences `[m, T]`, which `rank` compares with.
+        end: the symbol that ends a sequence, if there is one; it stands in the padding of what is judged.
     """
 
-    def __init__(self, discriminator: Discriminator, shaping: str, real: Tensor) -> None:
-        self.discriminator, self.shaping, self.real = discriminator, SHAPINGS[shaping], real
+    def __init__(self, discriminator: Discriminator, shaping: str, real: Tensor, *, end: int | None = None) -> None:
+        self.discriminator, self.shaping, self.real, self.end = discriminator, SHAPINGS[shaping], real, end
         self.refresh(real)
 
     def refresh(self, generated: Tensor) -> None:
@@ -60,6 +62,4 @@ class DiscriminatorReward:
 
     def __call__(self, batch: SequenceBatch) -> Tensor:
         """The shaped rewards of the batch's sequences."""
-        symbols = batch.values
-        assert isinstance(symbols, Tensor)
-        return self.shaping(logits(self.discriminator, symbols), self.of_real, self.of_generated)
+        return self.shaping(logits(self.discriminator, symbols_of(batch, self.end)), self.of_real, self.of_generated)

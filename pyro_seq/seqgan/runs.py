@@ -27,6 +27,7 @@ from pyro_seq.runs import RunFolder
 from pyro_seq.seqgan.adversarial import SHOWN, AdversarialTraining
 from pyro_seq.seqgan.curve_pictures import write_curves
 from pyro_seq.seqgan.discriminators import make_discriminator
+from pyro_seq.seqgan.lengths import lengths_of
 from pyro_seq.seqgan.music_task import MusicTask
 from pyro_seq.seqgan.presets import PRESETS
 from pyro_seq.seqgan.quality import generated, likelihood
@@ -183,7 +184,7 @@ def train(
     if stage is not run:
         pretrain(pair, task, settings, stage, seed=seed, device=device, resume=resume, quiet=quiet)
     torch.manual_seed(seed + 1)  # so that a run that was killed between its two parts goes on as one that was not
-    discriminator = make_discriminator(settings.discriminator, num_symbols, settings.length).to(device)
+    discriminator = make_discriminator(settings.discriminator, num_symbols, settings.length, end=task.rendering.end).to(device)
     training = AdversarialTraining(pair, discriminator, task, settings, run=run, seed=seed, device=device, quiet=quiet)
     training.fit(resume=resume)
     write_curves(run, pretraining_of(run), task.criterion, task.units)
@@ -202,19 +203,20 @@ def pretrain(
     quiet: bool = False,
 ) -> None:
     """Train a generator by maximum likelihood, `SVI` with `Trace_ELBO`; the best weights are left in it."""
-    sequences, length = task.sequences, settings.length
-    batches = PieceBatches(list(sequences.train), batch_size=settings.task.batch_size, seed=seed, device=device)
+    sequences, length, end = task.sequences, settings.length, task.rendering.end
+    pieces = [row[:steps] for row, steps in zip(sequences.train, lengths_of(sequences.train, end).tolist(), strict=True)]
+    batches = PieceBatches(pieces, batch_size=settings.task.batch_size, seed=seed, device=device)
     real = sequences.train[:SHOWN]
 
     def validate() -> dict[str, float]:
-        nll, _ = likelihood(pair, sequences.valid)
-        judged = task.judge(generated(pair, JUDGED, length).cpu(), sequences.valid)
+        nll, _ = likelihood(pair, sequences.valid, end=end)
+        judged = task.judge(generated(pair, JUDGED, length, end=end).cpu(), sequences.valid)
         criterion = judged[task.criterion].value * (-1 if task.higher else 1)
         loss = nll.value if settings.task.pretrained_by == "nll" else criterion
         return {"loss": loss, "nll": nll.value} | {name: figure.value for name, figure in judged.items()}
 
     def samples() -> dict[str, Any]:
-        return side_by_side(task.rendering, generated(pair, SHOWN, length).cpu(), real)
+        return side_by_side(task.rendering, generated(pair, SHOWN, length, end=end, never=task.rendering.never).cpu(), real)
 
     hooks = Hooks(validate=validate, samples=samples, units=task.units, bits=f"bits/{task.units.removesuffix('s')}")
     Trainer(pair, batches, settings.training, run=run, hooks=hooks, quiet=quiet).fit(resume=resume)

@@ -25,11 +25,12 @@ class TaskSettings:
     """What is learnt, and how it becomes sequences of one length."""
 
     kind: str = one_of(TASKS, "oracle", "oracle: sentences of a random LSTM; text: a corpus; music: melodies of MIDI files")
-    length: int | None = between(2, 10_000, None, "symbols of a sequence; none for the task's own: 20, of music 30")
+    length: int | None = between(2, 10_000, None, "symbols of a sequence (of a line at most); none for the task's own: 20, of music 30")
     pretrained_by: str = one_of(("nll", "criterion"), "nll", "pretraining keeps its best weights by held-out NLL, or by the task's figure")
     batch_size: int = between(1, 65_536, 64, "sequences of a minibatch in pretraining")
     embedding_size: int = between(1, 65_536, 32, "size of a symbol's embedding in the generator")
     level: str = one_of(("char", "word"), "char", "of text: characters or words")
+    unit: str = one_of(("window", "line"), "window", "of text: windows of one length; or lines, each up to its own end, length at most")
     vocabulary_size: int = between(2, 100_000, 5_000, "of text: distinct symbols at most; the others share one")
     seconds: float = above(0, 0.4, "of music: seconds of a step")
     num_train: int = between(2, 10_000_000, 10_000, "of the oracle: sentences to train on")

@@ -44,7 +44,7 @@ def make_task(
     s, length = settings.task, settings.length
     _check_data(s.kind, data)
     if s.kind == "text":
-        return read_text_task(Path(data["corpus"]), level=s.level, length=length, vocabulary_size=s.vocabulary_size)
+        return read_text_task(Path(data["corpus"]), level=s.level, unit=s.unit, length=length, vocabulary_size=s.vocabulary_size)
     if s.kind == "music":
         files = [list(data.get(name) or ()) for name in PATTERNS]
         cache = cache or cache_beside(run_dir)

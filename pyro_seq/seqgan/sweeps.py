@@ -70,7 +70,8 @@ def sweep(comparison: Comparison, temperatures: Sequence[float], num: int, *, se
     if not 1 <= len(chosen) <= MOST:
         raise UserError(f"a sweep is over 1 to {MOST} temperatures, got {len(chosen)}")
     if not all(0 < temperature < float("inf") for temperature in chosen):
-        raise UserError(f"temperatures must be above 0, got {', '.join(f'{temperature:g}' for temperature in chosen)}")
+        given = ", ".join(f"{temperature:g}" for temperature in chosen)
+        raise UserError(f"temperatures must be above 0, where held-out sequences are possible, got {given}")
     curves: dict[str, list[Point]] = {name: [] for name in comparison.generators}
     for name, points in curves.items():
         for temperature in chosen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -27,11 +27,29 @@ class Figure(NamedTuple):
         n = len(values)
         return cls(float(values.mean()), float(values.std() / n**0.5) if n > 1 else None)
 
+    @classmethod
+    def ratio(cls, totals: Tensor, lengths: Tensor) -> Figure:
+        """The total of independent sequences `[n]` over that of their lengths `[n]`: their mean, over T, where all have length T.
+
+        The error is that of a ratio of means, the deviation of (total - figure * length) over the mean length and the square root of n.
+        """
+        totals, lengths = totals.detach().double(), lengths.double()
+        n, value = len(totals), float(totals.sum() / lengths.sum())
+        return cls(value, float((totals - value * lengths).std() / lengths.mean() / n**0.5) if n > 1 else None)
+
 
 class Rendering(Protocol):
-    """How symbols become what a person reads or hears; all that `generate` needs of a task."""
+    """How symbols become what a person reads or hears; all that `generate` needs of a task.
+
+    Attributes:
+        num_symbols: V.
+        end: the symbol that ends a sequence, where sequences have lengths of their own (`lengths`).
+        never: symbols that stand for none in particular, and are not to be seen by a person.
+    """
 
     num_symbols: int
+    end: int | None
+    never: Sequence[int]
 
     def text(self, sequence: Tensor) -> str:
         """A sequence `[T]` in words, on one line (a line end among its symbols is shown as it is)."""
@@ -62,7 +80,7 @@ def side_by_side(rendering: Rendering, generated: Tensor, real: Tensor) -> dict[
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """Sequences `[M, T]` of symbols (int64) to train on, to validate on and to test on, all of one length."""
+    """Sequences `[M, T]` of symbols (int64) to train on, to validate on and to test on, all of one width (`lengths`)."""
 
     train: Tensor
     valid: Tensor

@@ -1,0 +1,54 @@
+"""Sequences that end by themselves: their first end symbol is their last step, and the same symbol stands in what is left of the width.
+
+So a tensor `[n, T]` of symbols says how long each sequence is. One that has not ended after T steps is cut off there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.reinforce import sampled
+
+
+def lengths_of(symbols: Tensor, end: int | None) -> Tensor:
+    """`[*lead]`, the steps of sequences `[*lead, T]`, the end symbol's included; T where there is none, or no such symbol at all."""
+    width = symbols.shape[-1]
+    whole = torch.full(symbols.shape[:-1], width, dtype=torch.long, device=symbols.device)
+    if end is None:
+        return whole
+    ends = symbols == end
+    return torch.where(ends.any(-1), ends.long().argmax(-1) + 1, whole)
+
+
+def ended(symbols: Tensor, end: int | None) -> Tensor:
+    """Sequences `[*lead, T]` with nothing but the end symbol after its first."""
+    if end is None:
+        return symbols
+    after = torch.arange(symbols.shape[-1], device=symbols.device) >= lengths_of(symbols, end).unsqueeze(-1)
+    return symbols.masked_fill(after, end)
+
+
+def batch_of(symbols: Tensor, end: int | None) -> SequenceBatch:
+    """Sequences `[n, T]` as a batch that knows their lengths."""
+    return SequenceBatch(symbols) if end is None else SequenceBatch(symbols, lengths_of(symbols, end))
+
+
+def symbols_of(batch: SequenceBatch, end: int | None) -> Tensor:
+    """The symbols `[n, T]` of a batch, the end symbol in its padding."""
+    assert isinstance(batch.values, Tensor)
+    return batch.values if end is None else batch.values.masked_fill(~batch.mask, end)
+
+
+class SampledToTheEnd:
+    """How a generator samples a batch whose sequences end by themselves: `Reinforce(sample=SampledToTheEnd(end))`."""
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+
+    def __call__(self, model: object, batch: SequenceBatch) -> SequenceBatch:
+        """The batch with values, and with the lengths that they have."""
+        drawn = sampled(model, batch).values
+        assert isinstance(drawn, Tensor)
+        return batch_of(drawn, self.end)
