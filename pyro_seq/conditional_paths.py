@@ -17,7 +17,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.observation_sites import Stem, stacked, values_at
 from pyro_seq.pair import Pair
 from pyro_seq.particles import drawn_by_weight
-from pyro_seq.site_densities import by_step, log_weights, mark_paths, sample_sites, traced
+from pyro_seq.site_densities import STEP_SITE, by_step, log_weights, mark_paths, sample_sites, traced
 from pyro_seq.trees import map_tensors
 
 Given = dict[str, tuple[Tensor, Tensor]]  # of a site: values, particles first, and for which particles they are
@@ -58,6 +58,7 @@ class PathMoves:
         self.size = len(batch) * k
         place = torch.arange(self.size, device=batch.device) % k
         self.every, self.first, self.odd = place >= 0, place == 0, place % 2 == 1
+        self.effective = float(k)  # number of particles of the last move, on average over the sequences
         self.fills = {stem.at(t): (stem, t) for stem in stems for t in steps}
 
     def moved(self, move: Move, path: Filled | None = None, guess: Any = None, draws: int = 1) -> list[Filled]:
@@ -93,6 +94,15 @@ class PathMoves:
         mixture = torch.logaddexp(by_prior, by_guide) - math.log(2)
         return self._drawn(self._log_prob(trace, _is_observed) + by_prior - mixture, draws, trace, path, gaps=True)
 
+    def moved_block(self, path: Filled, steps: range) -> Filled:
+        """The path with the latents and gaps of some steps drawn anew, proposed by the prior and the emission, the others kept.
+
+        What particles of whole paths cannot do where observations are exact: none of them meets all, but some meet those of a few steps.
+        """
+        trace = self._model_trace(path, self._latents(path, self.first), block=steps)
+        fixed = self._log_prob(trace, lambda name, site: _is_observed(name, site) or not _is_of(name, steps))
+        return self._drawn(fixed, 1, trace, path, gaps=True)[0]
+
     def _is_latent(self, name: str, site: Any) -> bool:
         return not site["is_observed"] and name not in self.fills
 
@@ -104,14 +114,16 @@ class PathMoves:
         named = {} if path is None else path.latents
         return {name: (value.repeat_interleave(self.k, 0), whose) for name, value in named.items()}
 
-    def _model_trace(self, path: Filled | None, given: Given, replayed: Any = None) -> Any:
-        """The model's trace with the gaps left open; what the path has in them is the first particle's."""
+    def _model_trace(self, path: Filled | None, given: Given, replayed: Any = None, block: range | None = None) -> Any:
+        """The model's trace with the gaps left open; what the path has in them is the first particle's, outside of a block all particles'."""
         particles = self.batch.repeat(self.k).with_missing(self.steps)
         model = self.pair.model if replayed is None else poutine.replay(self.pair.model, trace=replayed)
         for name, (stem, t) in self.fills.items() if path is not None else ():
             assert path is not None
             values = path.values[stem.member] if isinstance(path.values, dict) else path.values
             given = given | {name: (values[:, t].repeat_interleave(self.k, 0), self.first)}
+        if block is not None:
+            given = {name: (x, whose if _is_of(name, block) else self.every) for name, (x, whose) in given.items()}
         with _Given(given):
             trace = poutine.trace(model).get_trace(particles)
         mark_paths(self.pair, particles, trace, trace)
@@ -131,6 +143,8 @@ class PathMoves:
         latents = {name: _particles_first(name, site, self.size) for name, site in sites.items()}
         new = stacked(values_at(trace, self.stems, self.steps, self.batch.values)) if gaps and self.steps else None
         index = torch.tensor(self.steps, device=self.batch.device)
+        shares = weights.view(-1, self.k).softmax(-1)
+        self.effective = float((1 / shares.square().sum(-1)).mean())
         found = []
         for rows in drawn_by_weight(weights.view(-1, self.k), draws).view(-1, draws).unbind(1):
             values = self.batch.values if path is None else path.values
@@ -138,6 +152,12 @@ class PathMoves:
                 values = map_tensors(lambda whole, x, rows=rows: whole.index_copy(1, index, x[rows].to(whole.dtype)), values, new)
             found.append(Filled(values, {name: value[rows] for name, value in latents.items()}))
         return found
+
+
+def _is_of(name: str, steps: range) -> bool:
+    """Whether a site is named for one of these steps."""
+    found = STEP_SITE.search(name)
+    return found is not None and int(found[1]) in steps
 
 
 def _is_observed(name: str, site: Any) -> bool:

@@ -22,6 +22,8 @@ from pyro_seq.trees import map_tensors
 
 PATH_NUMBERS = 2**25  # in the paths and observations of all particles that are kept at once: bounds memory
 ROUNDS = 2  # of moves after the first draw
+BLOCKS = 8  # of steps that are moved by themselves in a round, of pairs that are run as whole paths
+FEW = 5  # effective particles, on average over the sequences, below which they are
 
 
 def draw_gaps(
@@ -45,8 +47,10 @@ def draw_gaps(
         part, gaps = batch.select(rows), missing[rows]
         chain = (_DeclaredChain if isinstance(pair.model, SequenceModel) else _Chain)(pair, part, gaps, k)
         guess, path = chain.move("prior", draws=2)
-        for kind in chain.kinds * ROUNDS:
-            path = chain.move(kind, path, guess.values)[0]
+        for _ in range(ROUNDS):
+            for kind in chain.kinds:
+                path = chain.move(kind, path, guess.values)[0]
+            path = chain.move_blocks(path)
         yield rows, path
 
 
@@ -82,8 +86,23 @@ class _Chain:
             self.kinds = ["mixed", "guide", "values"] if guided else ["prior", "values"]
         self.paths = PathMoves(pair, batch, steps, stems, k)
 
+        self.hard = False
+
     def move(self, kind: Move, path: Filled | None = None, guess: Any = None, draws: int = 1) -> list[Filled]:
-        return self.paths.moved(kind, path, guess, draws)
+        """See `conditional_filter.moved`."""
+        found = self.paths.moved(kind, path, guess, draws)
+        if path is None:
+            self.hard = self.paths.effective < FEW
+        return found
+
+
+    def move_blocks(self, path: Filled) -> Filled:
+        """The path moved by blocks of steps, there and back, where the beginning's particles were too few to meet all observations."""
+        t = self.paths.batch.num_steps
+        size = -(-t // BLOCKS)
+        for start in [*range(0, t, size), *range(t - size, -size, -size)] if self.hard else ():
+            path = self.paths.moved_block(path, range(start, start + size))
+        return path
 
 
 class _DeclaredChain(_Chain):
@@ -101,7 +120,12 @@ class _DeclaredChain(_Chain):
             self.kinds = [*(["mixed"] if self.by_steps else ["prior"]), *(["guide"] if guided else []), "values"]
         self.paths = PathMoves(pair, batch, [], [], k)
 
+    def move_blocks(self, path: Filled) -> Filled:
+        """Nothing: a particle filter is resampled at each step where that is needed."""
+        return path
+
     def move(self, kind: Move, path: Filled | None = None, guess: Any = None, draws: int = 1) -> list[Filled]:
+        """See `conditional_filter.moved`."""
         if kind != "guide" or self.by_steps:
             return moved(self.pair, self.batch, self.missing, self.k, kind, path, guess, draws)
         assert path is not None
