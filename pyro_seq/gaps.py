@@ -12,7 +12,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.conditional_filter import Filled, Move, mixed, moved
 from pyro_seq.conditional_paths import PathMoves
 from pyro_seq.filtering import check_observations, runs_by_steps
-from pyro_seq.observation_sites import Stem, observed_stems, sampled_stems
+from pyro_seq.observation_sites import observed_stems, sampled_stems
 from pyro_seq.pair import Pair
 from pyro_seq.path_weights import steps_at_once
 from pyro_seq.prototypes import trace_model
@@ -22,6 +22,7 @@ from pyro_seq.trees import map_tensors
 
 PATH_NUMBERS = 2**25  # in the paths and observations of all particles that are kept at once: bounds memory
 ROUNDS = 2  # of moves after the first draw
+BLOCK_PARTICLES = 16  # at most, of a block: it is short
 BLOCKS = 8  # of steps that are moved by themselves in a round, of pairs that are run as whole paths
 FEW = 5  # effective particles, on average over the sequences, below which they are
 
@@ -85,6 +86,7 @@ class _Chain:
             guided = _proposes(pair, one, latents)
             self.kinds = ["mixed", "guide", "values"] if guided else ["prior", "values"]
         self.paths = PathMoves(pair, batch, steps, stems, k)
+        self.blocks = PathMoves(pair, batch, steps, stems, min(k, BLOCK_PARTICLES))
 
         self.hard = False
 
@@ -95,13 +97,12 @@ class _Chain:
             self.hard = self.paths.effective < FEW
         return found
 
-
     def move_blocks(self, path: Filled) -> Filled:
         """The path moved by blocks of steps, there and back, where the beginning's particles were too few to meet all observations."""
         t = self.paths.batch.num_steps
         size = -(-t // BLOCKS)
         for start in [*range(0, t, size), *range(t - size, -size, -size)] if self.hard else ():
-            path = self.paths.moved_block(path, range(start, start + size))
+            path = self.blocks.moved_block(path, range(start, start + size))
         return path
 
 

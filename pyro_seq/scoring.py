@@ -15,8 +15,8 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.filtering import Proposal, check_observations, has_latents, particle_filter, runs_by_steps
 from pyro_seq.pair import Pair
-from pyro_seq.particles import Particles, among_all, drawn_by_weight, particle_rows
 from pyro_seq.pareto import k_hat
+from pyro_seq.particles import Particles, among_all, drawn_by_weight, particle_rows
 from pyro_seq.path_weights import path_weights, steps_at_once, to_check
 from pyro_seq.replay_filter import replay_filter
 from pyro_seq.scores import Score, UnreliableEstimate, warnings_kept
