@@ -1,4 +1,4 @@
-"""Moves of latents and missing observations by whole paths, for any pair: importance weights of particles, one of which is kept."""
+"""Moves of latents and missing observations by whole paths, for any pair."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class _Given(Messenger):
 
 
 class PathMoves:
-    """Moves of the sequences of a batch that all miss the same steps, with k particles each: see `conditional_filter.moved`.
+    """Moves of sequences that miss the same steps: see `conditional_filter.moved`.
 
-    Each particle is a whole path, without resampling on the way. Half of the particles of `mixed` come from the prior, half from the
-    guide, for all their steps. Sites are named for their steps.
+    Each particle is a whole path, without resampling on the way. Half of the particles of `mixed`
+    come from the prior, half from the guide, for all their steps. Sites are named for their steps.
 
     Args:
         pair: any model and guide.
@@ -62,7 +62,7 @@ class PathMoves:
         self.fills = {stem.at(t): (stem, t) for stem in stems for t in steps}
 
     def moved(self, move: Move, path: Filled | None = None, guess: Any = None, draws: int = 1) -> list[Filled]:
-        """`draws` paths of each sequence, drawn by weight; raises `UserError` where the guide's latents are not the model's."""
+        """Paths drawn by weight; raises `UserError` where the guide's latents are not the model's."""
         if move == "guide":
             assert path is not None
             return self._by_guide(path, draws)
@@ -81,7 +81,7 @@ class PathMoves:
         return self._drawn(weights, draws, guide_trace, path, gaps=False)
 
     def _mixed(self, path: Filled | None, guess: Any, draws: int) -> list[Filled]:
-        """The move `mixed`: paths of the prior and of a guide that has seen the guess, weighed by the mixture of both."""
+        """The move `mixed`: paths of prior and guide, weighed by the mixture of both."""
         prior = self._model_trace(path, self._latents(path, self.first))
         others = {name: site for name, site in sample_sites(prior) if self._is_latent(name, site)}
         given = {name: (_particles_first(name, site, self.size), self.odd | self.first) for name, site in others.items()}
@@ -95,9 +95,10 @@ class PathMoves:
         return self._drawn(self._log_prob(trace, _is_observed) + by_prior - mixture, draws, trace, path, gaps=True)
 
     def moved_block(self, path: Filled, steps: range) -> Filled:
-        """The path with the latents and gaps of some steps drawn anew, proposed by the prior and the emission, the others kept.
+        """The path with latents and gaps of some steps drawn anew, the others kept.
 
-        What particles of whole paths cannot do where observations are exact: none of them meets all, but some meet those of a few steps.
+        What particles of whole paths cannot do where observations are exact: none of them meets
+        all, but some meet those of a few steps.
         """
         trace = self._model_trace(path, self._latents(path, self.first), block=steps)
         fixed = self._log_prob(trace, lambda name, site: _is_observed(name, site) or not _is_of(name, steps))
@@ -115,7 +116,7 @@ class PathMoves:
         return {name: (value.repeat_interleave(self.k, 0), whose) for name, value in named.items()}
 
     def _model_trace(self, path: Filled | None, given: Given, replayed: Any = None, block: range | None = None) -> Any:
-        """The model's trace with the gaps left open; what the path has in them is the first particle's, outside of a block all particles'."""
+        """The model's trace with the gaps left open, the path put in."""
         particles = self.batch.repeat(self.k).with_missing(self.steps)
         model = self.pair.model if replayed is None else poutine.replay(self.pair.model, trace=replayed)
         for name, (stem, t) in self.fills.items() if path is not None else ():
@@ -138,7 +139,7 @@ class PathMoves:
         return total
 
     def _drawn(self, weights: Tensor, draws: int, trace: Any, path: Filled | None, *, gaps: bool) -> list[Filled]:
-        """Particles drawn by their log-weights: their latents, and the values of the gaps if these were drawn as well."""
+        """Particles drawn by their log-weights, with the gaps if these were drawn as well."""
         sites = {name: site for name, site in sample_sites(trace) if self._is_latent(name, site)}
         latents = {name: _particles_first(name, site, self.size) for name, site in sites.items()}
         new = stacked(values_at(trace, self.stems, self.steps, self.batch.values)) if gaps and self.steps else None
@@ -165,7 +166,7 @@ def _is_observed(name: str, site: Any) -> bool:
 
 
 def _particles_first(name: str, site: Any, size: int) -> Tensor:
-    """A site's values, one for each particle, these first; raises `UserError` where there is not one for each."""
+    """A site's values, particles first; raises `UserError` where there is not one for each."""
     value: Tensor = site["value"]
     row = value.dim() - site["fn"].event_dim - 1
     if row < 0 or value.shape[row] != size:

@@ -1,4 +1,4 @@
-"""Gaps of sequences drawn given all that was observed, by moves that leave the posterior as it is."""
+"""Gaps drawn given all that was observed, by moves that leave the posterior as it is."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ FEW = 5  # effective particles, on average over the sequences, below which they 
 def draw_gaps(
     pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int, *, every_row: bool = False
 ) -> Iterator[tuple[Tensor, Filled]]:
-    """(rows, a draw of z and x_missing given x_observed of these sequences), until all rows with gaps have had one.
+    """Draw z and x_missing given x_observed: (rows, what was drawn of them), until all are done.
 
-    A first path of each sequence is one of `samples` particles with latents from the prior, by weight: right up to a bias that falls as
-    1/samples. Each round of moves after it is a step of a Markov chain that keeps the right law, however few particles there are,
-    and takes a factor of about 1/samples off what is left of the bias.
+    A first path of each sequence is one of `samples` particles with latents from the prior, by
+    weight: right up to a bias that falls as 1/samples. Each round of moves after it is a step of a
+    Markov chain that keeps the right law, however few particles there are, and takes a factor of
+    about 1/samples off what is left of the bias.
 
     Args:
         pair: any model and guide, in its scope and in evaluation mode.
@@ -56,7 +57,7 @@ def draw_gaps(
 
 
 def _groups(pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, every_row: bool) -> Iterator[Tensor]:
-    """Rows (those with gaps) that are worked on together: of a declared model any, of others such as miss the same steps."""
+    """Rows that are worked on together: of undeclared models such as miss the same steps."""
     if isinstance(pair.model, SequenceModel):
         every: Any = batch.values
         values = list(every.values()) if isinstance(every, dict) else [every]
@@ -98,7 +99,7 @@ class _Chain:
         return found
 
     def move_blocks(self, path: Filled) -> Filled:
-        """The path moved by blocks of steps, there and back, where the beginning's particles were too few to meet all observations."""
+        """The path moved by blocks of steps, there and back, where whole paths are of no use."""
         t = self.paths.batch.num_steps
         size = -(-t // BLOCKS)
         for start in [*range(0, t, size), *range(t - size, -size, -size)] if self.hard else ():
@@ -107,7 +108,7 @@ class _Chain:
 
 
 class _DeclaredChain(_Chain):
-    """The moves of some sequences of a declared model, by a particle filter where the guide is declared as well."""
+    """The moves of some sequences of a declared model, by a particle filter."""
 
     def __init__(self, pair: Pair, batch: SequenceBatch, missing: Tensor, k: int) -> None:
         check_observations(pair, batch, missing)
@@ -137,13 +138,13 @@ class _DeclaredChain(_Chain):
 
 
 def _proposes(pair: Pair, batch: SequenceBatch, latents: dict[str, Any]) -> bool:
-    """Whether a guide proposes latents: one that samples nothing leaves them to the prior, and so does one without enumerated ones."""
+    """Whether a guide proposes latents; if it lacks enumerated ones, the prior does."""
     proposed = {name for name, _ in sample_sites(trace_model(pair.guide, batch))}
     return bool(proposed) and not any(site is not None and is_enumerated(site) and name not in proposed for name, site in latents.items())
 
 
 def by_steps(latents: dict[str, Any]) -> dict[str, Any]:
-    """A path's site `z` `[…, T, Z]` as the sites `z_0, z_1, …` that a declared model has where it samples observations."""
+    """A path's site `z` `[…, T, Z]` as the sites `z_0, z_1, …` of a model that samples."""
     steps = {f"z_{t}": z for t, z in enumerate(latents["z"].unbind(-2))} if "z" in latents else {}
     return {name: value for name, value in latents.items() if name != "z"} | steps
 

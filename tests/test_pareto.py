@@ -1,4 +1,4 @@
-"""Pareto k-hat against draws of generalised Pareto distributions, and what a score says of weights that have degenerated."""
+"""Pareto k-hat against closed forms, and what is said of weights that have degenerated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pyro_seq.scores import UnreliableEstimate, doubted
 
 @pytest.mark.parametrize("shape", [-0.4, 0.2, 0.5, 0.7, 1.0, 2.0])
 def test_shape_of_generalised_pareto_draws(shape: float, float64: None) -> None:
-    """From their quantile function (u^-k - 1) / k: the mean over fits, drawn to 1/2 with the weight of ten."""
+    """From their quantile function (u^-k - 1) / k; fits are drawn to 1/2 by a weight of ten."""
     m, fits = 400, 500
     draws = ((torch.rand(fits, m).pow(-shape) - 1) / shape).sort(-1).values
     found = fitted_shape(draws * 3)
@@ -55,7 +55,7 @@ def windows(pair: Any, n: int, width: int) -> list[SequenceBatch]:
 
 
 def test_degenerate_weights_warn(linear_gaussian: Callable[..., Pair]) -> None:
-    """From the prior over windows of ten, whose standard errors are far too small; from the exact guide all is well."""
+    """From the prior over windows of ten, errors are too small; from the exact guide not."""
     pair = linear_gaussian()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -95,7 +95,7 @@ def test_reports_say_it() -> None:
 
 
 def test_dataclasses_of_tensors_are_equal_to_themselves_alone(linear_gaussian: Callable[..., Pair]) -> None:
-    """Comparing tensors entry by entry has no truth value: no dataclass that holds any, or arrays, may do so."""
+    """Tensors compared entry by entry have no truth value: no dataclass may do that."""
     wrong = []
     for module in pkgutil.walk_packages(pyro_seq.__path__, "pyro_seq."):
         if module.name.endswith("__main__"):

@@ -44,7 +44,8 @@ class TextScore:
         effective_samples: of `importance` the effective number of particles at the end, of `filter` the smallest; `None` for the others.
             Of several sequences that of the one where it is smallest.
         unknown: characters outside the vocabulary, which are scored as their bucket.
-        k_hat: Pareto k-hat of the weights of `importance`, above 0.7 where they have degenerated; `None` where there is none to tell.
+        k_hat: Pareto k-hat of the weights of `importance`, above 0.7 where they have degenerated;
+            `None` where there is none to tell.
         warning: why the figure and its error cannot be relied on, if so.
         sequences: 1, or as how many the text was scored, each by itself, by a pair that carries no state.
     """
