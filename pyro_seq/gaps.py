@@ -119,7 +119,8 @@ class _DeclaredChain(_Chain):
         if model.latent_size:
             of_path = {"z": None}
             guided = self.by_steps or _proposes(pair, batch.select(slice(1)), of_path)
-            self.kinds = [*(["mixed"] if self.by_steps else ["prior"]), *(["guide"] if guided else []), "values"]
+            joint: Move = "mixed" if self.by_steps else "prior"
+            self.kinds = [joint, "guide", "values"] if guided else [joint, "values"]
         self.paths = PathMoves(pair, batch, [], [], k)
 
     def move_blocks(self, path: Filled) -> Filled:
@@ -131,7 +132,8 @@ class _DeclaredChain(_Chain):
         if kind != "guide" or self.by_steps:
             return moved(self.pair, self.batch, self.missing, self.k, kind, path, guess, draws)
         assert path is not None
-        in_path = self.pair.model.layout == "path"
+        model: Any = self.pair.model
+        in_path = model.layout == "path"
         named = {"z": path.latents} if in_path else {f"z_{t}": z for t, z in enumerate(path.latents.unbind(-2))}
         found = self.paths.moved(kind, path._replace(latents=named), draws=draws)
         return [one._replace(latents=as_path(one.latents)) for one in found]

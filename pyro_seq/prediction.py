@@ -192,7 +192,7 @@ class _Gapped:
         values, latents = map_tensors(lambda *x: torch.cat(x)[place], *((part.values, part.latents) for part in parts))
         if isinstance(latents, Tensor):
             latents = {f"z_{t}": z for t, z in enumerate(latents.unbind(-2))}
-        gaps = {}
+        gaps: dict[str, Tensor] = {}
         for stem in self.stems:
             of_stem = values[stem.member] if isinstance(values, dict) else values
             gaps |= {stem.at(t): of_stem[:, :, t] for t in batch.missing if stem.at(t) in self.events}

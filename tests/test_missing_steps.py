@@ -69,8 +69,9 @@ def test_methods_keep_them() -> None:
     """Each method's batch has the gaps that belong to its steps, and a mask of its own shape."""
     missing = batch(lengths=[3, 2]).with_missing([1, 4])
     kept: dict[str, SequenceBatch] = {
-        "select": missing.select(torch.tensor([1])), "slice": missing.select(slice(1)), "repeat": missing.repeat(3), "to": missing.to("cpu"),
-        "with_state": missing.with_state(None), "remembering": missing.remembering(),
+        "select": missing.select(torch.tensor([1])), "slice": missing.select(slice(1)),
+        "repeat": missing.repeat(3), "to": missing.to("cpu"), "with_state": missing.with_state(None),
+        "remembering": missing.remembering(),
     }  # fmt: skip
     for name, found in kept.items():
         assert found.missing == {1, 4} and found.gaps.shape == (len(found), 6) and found.at(1) is None, name

@@ -117,7 +117,7 @@ def _added(before: Score, scored: Score) -> Score:
     if fewest is not None and before.effective_samples is not None:
         fewest = torch.minimum(fewest, before.effective_samples)
     heaviest = None if scored.k_hat is None or before.k_hat is None else torch.maximum(scored.k_hat, before.k_hat)
-    summed = {"total": before.total + scored.total, "variance": before.variance + scored.variance}
+    summed: dict[str, Any] = {"total": before.total + scored.total, "variance": before.variance + scored.variance}
     return replace(scored, **summed, effective_samples=fewest, k_hat=heaviest)
 
 
