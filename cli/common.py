@@ -295,5 +295,5 @@ def described(score: Any) -> str:
 
 
 def doubt(score: Any, width: int) -> list[str]:
-    """A line that says why a figure and its error cannot be relied on, if so, beside a word of some width."""
+    """A line that says why a figure and its error cannot be relied on, if so."""
     return [f"{'warning':<{width}}{score.warning}"] if score.warning is not None else []

@@ -138,8 +138,9 @@ class AutoSequenceGuide(nn.Module):
     def forward(self, batch: SequenceBatch) -> Outcome:
         """The Pyro guide q(z | x) of the batch.
 
-        Of a batch whose observations end before its steps do (`continued`), the latents up to there; those after it are left to the
-        model. Raises `UserError` for gaps before an observation, and for a latent of all steps where some are missing.
+        Of a batch whose observations end before its steps do (`continued`), the latents up to
+        there; those after it are left to the model. Raises `UserError` for gaps before an
+        observation, and for a latent of all steps where some are missing.
         """
         if batch.values is None:
             raise UserError("AutoSequenceGuide infers latents from observations, and the batch has none")
@@ -204,7 +205,7 @@ class AutoSequenceGuide(nn.Module):
         return transformed.unconstrained(pyro.sample(latent.name, transformed))
 
     def _by_steps(self, batch: SequenceBatch) -> bool:
-        """Whether a declared model in layout `path` runs this batch in steps, so that its latents are sites of steps."""
+        """Whether a declared model in layout `path` runs this batch in steps."""
         model: Any = self.model
         return isinstance(model, SequenceModel) and model.layout == "path" and not in_one_path(model, batch)
 

@@ -210,14 +210,15 @@ class SequenceBatch:
     def with_missing(self, steps: Any) -> SequenceBatch:
         """The same batch with the observations of some steps, of all its sequences, left to be sampled: `at(t)` is `None` there.
 
-        What stood there is zeroed; a guide must not take the zeros for observations (`before_gaps`).
+        What stood there is zeroed; a guide must not take the zeros for observations
+        (`before_gaps`).
 
         Args:
-            steps: the steps, whole numbers in 0…T - 1, or a mask `[T]` of truth values, true where a step is missing; a list, tensor or
-                array. Those that are missing already stay so.
+            steps: the steps, whole numbers in 0…T - 1, or a mask `[T]` of truth values, true where
+                a step is missing; a list, tensor or array. Those that are missing already stay so.
 
-        Raises `UserError` for steps that are neither, for both mixed, and for a mask by sequence `[N, T]`: a step is missing from all
-        sequences, since a model samples it with one site.
+        Raises `UserError` for steps that are neither, for both mixed, and for a mask by sequence
+        `[N, T]`: a step is missing from all sequences, since a model samples it with one site.
         """
         batch = copy(self)
         batch.missing = self.missing | _missing_steps(steps, self.num_steps)
@@ -235,9 +236,10 @@ class SequenceBatch:
         return steps.expand(len(self), self.num_steps)
 
     def before_gaps(self) -> SequenceBatch | None:
-        """The same sequences up to where gaps begin that last to their ends; `None` if something was observed after a gap.
+        """The sequences up to gaps that last to their ends; `None` if any was observed after a gap.
 
-        What an inference network may look at: zeros stand in a gap, and it would take them for observations.
+        What an inference network may look at: zeros stand in a gap, and it would take them for
+        observations.
         """
         if not self.missing:
             return self
@@ -285,7 +287,7 @@ class SequenceBatch:
         return self._mapped(lambda tensor: tensor.repeat_interleave(particles, 0))
 
     def select(self, index: Tensor | slice) -> SequenceBatch:
-        """The sequences (and their states) at `index`: whole numbers, a mask `[N]` or a slice; still T steps long.
+        """Select sequences (and their states): whole numbers, a mask `[N]` or a slice.
 
         Raises `UserError` for an index of anything else, and for a mask of another length.
         """

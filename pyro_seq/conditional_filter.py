@@ -1,4 +1,4 @@
-"""A particle filter that keeps a path: moves of latents and missing observations that leave their posterior as it is."""
+"""A particle filter that keeps a path: moves that leave the posterior as it is."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Filled(NamedTuple):
 
     Attributes:
         values: `[N, T, *event]`, a dict of such for a named group.
-        latents: of a declared model a tensor `[N, T, Z]`, of any other a dict of its latent sites' values, sequences first; `None` if
-            there are none.
+        latents: of a declared model a tensor `[N, T, Z]`, of any other a dict of its latent sites'
+            values, sequences first; `None` if there are none.
     """
 
     values: Any
@@ -41,7 +41,7 @@ class _Moved(_Steps):
         self.move_kind, self.path = move, path
 
     def step(self, t: int) -> tuple[Tensor, Tensor | None, Any]:
-        """(the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, x_t) at step t, the first particle's z_t and x_t those of the path."""
+        """(the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, x_t) at step t."""
         lead, grown = (self.k, len(self.batch)), []
 
         def draw_latent(prior: Any) -> Tensor:
@@ -95,15 +95,19 @@ def _first(kept: Tensor | None, drawn: Tensor) -> Tensor:
 def moved(
     pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, move: Move, path: Filled | None = None, guess: Any = None, draws: int = 1
 ) -> list[Filled]:
-    r"""`draws` paths of latents and missing observations of each sequence, of the k particles of one conditional particle filter.
+    r"""Draw paths of latents and missing observations by one conditional particle filter.
 
-    Where a `path` is given, it is one of the particles and survives each resampling (Andrieu, Doucet & Holenstein 2010, particle
-    Gibbs): then the posterior of what the move draws is left as it is, however few particles there are. What moves:
+    Where a `path` is given, it is one of the particles and survives each resampling (Andrieu,
+    Doucet & Holenstein 2010, particle Gibbs): then the posterior of what the move draws is left as
+    it is, however few particles there are. What moves:
 
-    - `prior`: latents, drawn from the prior, and missing observations, drawn from the emission; what was observed weighs.
-    - `mixed`: the same, but latents of observed steps come half from the prior, half from the guide, which has seen `guess` in the gaps;
-      the weights are of the mixture, so none is more than twice as large as the prior's alone would be (Hesterberg 1995).
-    - `guide`: the latents alone, drawn from the guide, which has seen the path's values; what stands in the gaps weighs as observed.
+    - `prior`: latents, drawn from the prior, and missing observations, drawn from the emission;
+      what was observed weighs.
+    - `mixed`: the same, but latents of observed steps come half from the prior, half from the
+      guide, which has seen `guess` in the gaps; the weights are of the mixture, so none is more
+      than twice as large as the prior's alone would be (Hesterberg 1995).
+    - `guide`: the latents alone, drawn from the guide, which has seen the path's values; what
+      stands in the gaps weighs as observed.
     - `values`: the missing observations alone, given the path's latents.
 
     Args:

@@ -1,4 +1,4 @@
-"""Moves of latents and missing observations by whole paths, for any pair: importance weights of particles, one of which is kept."""
+"""Moves of latents and missing observations by whole paths, for any pair."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyro_seq.observation_sites import Stem, stacked, values_at
 from pyro_seq.pair import Pair
 from pyro_seq.particles import drawn_by_weight
 from pyro_seq.site_densities import by_step, log_weights, traced
-from pyro_seq.time_sites import Marks, Side, classify, sample_sites
+from pyro_seq.time_sites import WHOLE, Marks, Places, Side, classify, sample_sites
 from pyro_seq.trees import map_tensors
 
 Given = dict[str, tuple[Tensor, Tensor]]  # of a site: values, particles first, and for which particles they are
@@ -41,10 +41,10 @@ class _Given(Messenger):
 
 
 class PathMoves:
-    """Moves of the sequences of a batch that all miss the same steps, with k particles each: see `conditional_filter.moved`.
+    """Moves of sequences that miss the same steps: see `conditional_filter.moved`.
 
-    Each particle is a whole path, without resampling on the way. Half of the particles of `mixed` come from the prior, half from the
-    guide, for all their steps. Sites are named for their steps.
+    Each particle is a whole path, without resampling on the way. Half of the particles of `mixed`
+    come from the prior, half from the guide, for all their steps.
 
     Args:
         pair: any model and guide.
@@ -52,17 +52,22 @@ class PathMoves:
         steps: the gaps.
         stems: what the model's observations are called.
         k: particles, the path among them.
+        places: the steps of the model's sites, which `moved_block` goes by.
     """
 
-    def __init__(self, pair: Pair, batch: SequenceBatch, steps: list[int], stems: list[Stem], k: int) -> None:
+    def __init__(
+        self, pair: Pair, batch: SequenceBatch, steps: list[int], stems: list[Stem], k: int, places: Places | None = None
+    ) -> None:
         self.pair, self.batch, self.steps, self.stems, self.k = pair, batch, steps, stems, k
+        self.places = places or {}
         self.size = len(batch) * k
         place = torch.arange(self.size, device=batch.device) % k
         self.every, self.first, self.odd = place >= 0, place == 0, place % 2 == 1
+        self.effective = float(k)  # number of particles of the last move, on average over the sequences
         self.fills = {stem.at(t): (stem, t) for stem in stems for t in steps}
 
     def moved(self, move: Move, path: Filled | None = None, guess: Any = None, draws: int = 1) -> list[Filled]:
-        """`draws` paths of each sequence, drawn by weight; raises `UserError` where the guide's latents are not the model's."""
+        """Paths drawn by weight; raises `UserError` where the guide's latents are not the model's."""
         if move == "guide":
             assert path is not None
             return self._by_guide(path, draws)
@@ -81,7 +86,7 @@ class PathMoves:
         return self._drawn(weights, draws, guide_trace, path, gaps=False)
 
     def _mixed(self, path: Filled | None, guess: Any, draws: int) -> list[Filled]:
-        """The move `mixed`: paths of the prior and of a guide that has seen the guess, weighed by the mixture of both."""
+        """The move `mixed`: paths of prior and guide, weighed by the mixture of both."""
         prior = self._model_trace(path, self._latents(path, self.first))
         others = {name: site for name, site in sample_sites(prior) if self._is_latent(name, site)}
         given = {name: (_particles_first(name, site, self.size), self.odd | self.first) for name, site in others.items()}
@@ -94,8 +99,22 @@ class PathMoves:
         mixture = torch.logaddexp(by_prior, by_guide) - math.log(2)
         return self._drawn(self._log_prob(trace, _is_observed) + by_prior - mixture, draws, trace, path, gaps=True)
 
+    def moved_block(self, path: Filled, steps: range) -> Filled:
+        """The path with latents and gaps of some steps drawn anew, the others kept.
+
+        What particles of whole paths cannot do where observations are exact: none of them meets
+        all, but some meet those of a few steps.
+        """
+        trace = self._model_trace(path, self._latents(path, self.first), block=steps)
+        fixed = self._log_prob(trace, lambda name, site: _is_observed(name, site) or not self._is_of(name, steps))
+        return self._drawn(fixed, 1, trace, path, gaps=True)[0]
+
     def _is_latent(self, name: str, site: Any) -> bool:
         return not site["is_observed"] and name not in self.fills
+
+    def _is_of(self, name: str, steps: range) -> bool:
+        """Whether a site is one of these steps'."""
+        return self.places.get(name, WHOLE).step in steps
 
     def _figures(self) -> Tensor:
         return torch.zeros(self.size, self.batch.num_steps, device=self.batch.device)
@@ -105,8 +124,8 @@ class PathMoves:
         named = {} if path is None else path.latents
         return {name: (value.repeat_interleave(self.k, 0), whose) for name, value in named.items()}
 
-    def _model_trace(self, path: Filled | None, given: Given, replayed: Any = None) -> Any:
-        """The model's trace with the gaps left open; what the path has in them is the first particle's."""
+    def _model_trace(self, path: Filled | None, given: Given, replayed: Any = None, block: range | None = None) -> Any:
+        """The model's trace with the gaps left open, the path put in."""
         particles = self.batch.repeat(self.k).with_missing(self.steps)
         marks = Marks()
         marked = marks.around(self.pair.model)
@@ -115,6 +134,8 @@ class PathMoves:
             assert path is not None
             values = path.values[stem.member] if isinstance(path.values, dict) else path.values
             given = given | {name: (values[:, t].repeat_interleave(self.k, 0), self.first)}
+        if block is not None:
+            given = {name: (x, whose if self._is_of(name, block) else self.every) for name, (x, whose) in given.items()}
         with _Given(given):
             trace = poutine.trace(model).get_trace(particles)
         classify([Side(trace, self.pair.model, marks.found)], particles, self.pair)
@@ -129,11 +150,13 @@ class PathMoves:
         return total
 
     def _drawn(self, weights: Tensor, draws: int, trace: Any, path: Filled | None, *, gaps: bool) -> list[Filled]:
-        """Particles drawn by their log-weights: their latents, and the values of the gaps if these were drawn as well."""
+        """Particles drawn by their log-weights, with the gaps if these were drawn as well."""
         sites = {name: site for name, site in sample_sites(trace) if self._is_latent(name, site)}
         latents = {name: _particles_first(name, site, self.size) for name, site in sites.items()}
         new = stacked(values_at(trace, self.stems, self.steps, self.batch.values)) if gaps and self.steps else None
         index = torch.tensor(self.steps, device=self.batch.device)
+        shares = weights.view(-1, self.k).softmax(-1)
+        self.effective = float((1 / shares.square().sum(-1)).mean())
         found = []
         for rows in drawn_by_weight(weights.view(-1, self.k), draws).view(-1, draws).unbind(1):
             values = self.batch.values if path is None else path.values
@@ -148,7 +171,7 @@ def _is_observed(name: str, site: Any) -> bool:
 
 
 def _particles_first(name: str, site: Any, size: int) -> Tensor:
-    """A site's values, one for each particle, these first; raises `UserError` where there is not one for each."""
+    """A site's values, particles first; raises `UserError` where there is not one for each."""
     value: Tensor = site["value"]
     row = value.dim() - site["fn"].event_dim - 1
     if row < 0 or value.shape[row] != size:

@@ -89,10 +89,12 @@ def particle_filter(
         batch: N sequences; may start from a state (of one particle, `[N, …]`).
         samples: K.
         proposal: where latents are drawn from.
-        missing: `[N, T]`, true where x_t is not known, besides the batch's own missing steps (`with_missing`): it is drawn from the
-            emission and counts nothing. What stands there in the batch is not looked at: a guide sees a guess, drawn by a filter with
-            proposals from the prior, and proposes half of the particles at observed steps and none in the gaps, where the guess would
-            make it too sure; the other half come from the prior, and the weights are of the mixture (Hesterberg 1995).
+        missing: `[N, T]`, true where x_t is not known, besides the batch's own missing steps
+            (`with_missing`): it is drawn from the emission and counts nothing. What stands there in
+            the batch is not looked at: a guide sees a guess, drawn by a filter with proposals from
+            the prior, and proposes half of the particles at observed steps and none in the gaps,
+            where the guess would make it too sure; the other half come from the prior, and the
+            weights are of the mixture (Hesterberg 1995).
         paths: whether to keep the latents and values of all steps.
         particles, state: of the window before, to go on from; `state` is `[N * K, …]`.
     """
@@ -235,10 +237,11 @@ class _Steps:
 
 
 def half_prior(prior: Any, posterior: Any, blind: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(z_t `[K, N, Z]`, log p(z_t) - log of the density that it was drawn from), half of the particles from each of prior and posterior.
+    """(z_t `[K, N, Z]`, log p(z_t) - log q(z_t)), q half the prior and half the posterior.
 
-    Where the posterior is `blind` `[N]`, the prior alone proposes. The weights are at most twice those of the prior's proposals, however
-    narrow the posterior is. What is `kept` `[N, Z]` is the first particle.
+    Where the posterior is `blind` `[N]`, the prior alone proposes. The weights are at most twice
+    those of the prior's proposals, however narrow the posterior is. What is `kept` `[N, Z]` is the
+    first particle.
     """
     blind = blind.expand(prior.batch_shape)
     by_prior = blind | (torch.rand(prior.batch_shape, device=blind.device) < 0.5)

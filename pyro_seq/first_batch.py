@@ -47,7 +47,7 @@ def tried(pair: Pair, batches: Any, carried: Any = None) -> Iterator[SequenceBat
 
 
 def refuse_gaps(batch: SequenceBatch) -> None:
-    """Raise `UserError` for a batch with missing steps: what a model draws in them would count as if it had been observed."""
+    """Raise `UserError` for a batch with missing steps, which would count as observed."""
     if batch.missing:
         instead = "fill them in first (infill), or cut the sequences where they are"
         raise UserError(f"{len(batch.missing)} steps of a batch are missing, and a training needs observations: {instead}")

@@ -18,27 +18,34 @@ from pyro_seq.whole_numbers import whole
 def infill(pair: Pair, batch: SequenceBatch, missing: Any, *, samples: int = 64, draws: int = 1) -> Any:
     """The sequences with their missing steps drawn: values `[N * draws, T, *event]`, the draws of one sequence side by side.
 
-    Each draw is of p(x_missing | x_observed), by a Markov chain of its own. It begins with one of `samples` particles, drawn by weight,
-    whose latents come from the prior and whose missing observations from the emission. Two rounds of moves follow (particle Gibbs:
-    Andrieu, Doucet & Holenstein 2010), each of which keeps the path that there is among its particles and so keeps the right law:
+    Each draw is of p(x_missing | x_observed), by a Markov chain of its own. It begins with one of
+    `samples` particles, drawn by weight, whose latents come from the prior and whose missing
+    observations from the emission. Two rounds of moves follow (particle Gibbs: Andrieu, Doucet &
+    Holenstein 2010), each of which keeps the path that there is among its particles and so keeps
+    the right law:
 
-    1. latents and missing observations together; those latents that are not in a gap come half from the guide, which has seen a guess;
-    2. the latents, proposed by the guide, which has seen the path's values; these count as observed, so that the guide may be as sure;
+    1. latents and missing observations together; those latents that are not in a gap come half from
+       the guide, which has seen a guess;
+    2. the latents, proposed by the guide, which has seen the path's values; these count as
+       observed, so that the guide may be as sure;
     3. the missing observations, given the latents.
 
-    The bias that the beginning has falls at least as 1/samples, and what the rounds leave of it faster; with a guide near the posterior
-    16 particles do. Where nothing but the prior proposes (a guide that samples nothing, latents left to enumeration), and the
-    observations are exact or unlikely under it, it takes many more.
+    The bias that the beginning has falls at least as 1/samples, and what the rounds leave of it
+    faster; with a guide near the posterior 16 particles do. Where nothing but the prior proposes (a
+    guide that samples nothing, latents left to enumeration), and the observations are exact or
+    unlikely under it, it takes many more.
 
-    A pair declared by its equations runs in a particle filter, resampled where few particles carry the weight. Any other's particles
-    are whole paths: its model runs where `batch.at(t)` is `None` at missing steps, with sites named for their steps, so rows that miss
-    the same steps run together; long sequences take many particles.
+    A pair declared by its equations runs in a particle filter, resampled where few particles carry
+    the weight. Any other's particles are whole paths: its model runs where `batch.at(t)` is `None`
+    at missing steps, with sites named for their steps, so rows that miss the same steps run
+    together; long sequences take many particles.
 
     Args:
         pair: any model and guide, used in evaluation mode.
         batch: N sequences; what stands at missing steps is not looked at.
-        missing: `[N, T]`, true where an observation is missing; of all sequences `[T]`; a tensor, array or list. Padding is left as it is.
-            The batch's own missing steps (`with_missing`) are filled in as well. What was observed is returned as it is.
+        missing: `[N, T]`, true where an observation is missing; of all sequences `[T]`; a tensor,
+            array or list. Padding is left as it is. The batch's own missing steps (`with_missing`)
+            are filled in as well. What was observed is returned as it is.
         samples: particles for each draw.
         draws: draws for each sequence, independent of each other.
 

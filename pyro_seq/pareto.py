@@ -1,4 +1,4 @@
-"""How heavy the tail of importance weights is: Pareto k-hat, which says whether an estimate and its error can be relied on."""
+"""How heavy the tail of importance weights is: Pareto k-hat."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ PRIOR = 10  # how many exceedances the fit's weak prior, k = 1/2, counts for
 
 
 def fitted_shape(exceedances: Tensor) -> Tensor:
-    """The shape k of generalised Pareto distributions, from exceedances `[…, M]` over their thresholds, each row sorted upwards.
+    """Fit the shape k of generalised Pareto distributions to exceedances `[…, M]`, sorted upwards.
 
-    The method of Zhang & Stephens (2009, Technometrics 51), an average over profile likelihoods; its estimate is drawn to 1/2 with the
-    weight of 10 exceedances, as Vehtari et al. do. A distribution has moments up to order 1/k.
+    The method of Zhang & Stephens (2009, Technometrics 51), an average over profile likelihoods;
+    its estimate is drawn to 1/2 with the weight of 10 exceedances, as Vehtari et al. do. A
+    distribution has moments up to order 1/k.
     """
     x = exceedances.double()
     m = x.shape[-1]
@@ -32,11 +33,12 @@ def fitted_shape(exceedances: Tensor) -> Tensor:
 
 
 def k_hat(log_weights: Tensor) -> Tensor:
-    """Pareto k-hat of importance weights: `[N]` from their logarithms `[N, K]`; NaN for fewer than 25, minus infinity where none stands out.
+    """Compute Pareto k-hat of importance weights: `[N]` from their logarithms `[N, K]`.
 
-    The shape of the generalised Pareto distribution of the largest weights, min(K / 5, 3 sqrt K) of them, above the next one
-    (Vehtari, Simpson, Gelman, Yao & Gabry, arXiv 1507.02646). Below 1/2 the weights have a variance and the central limit theorem holds;
-    up to 0.7 an estimate is of use; above, it rests on weights most of which were not drawn.
+    The shape of the generalised Pareto distribution of the largest weights, min(K / 5, 3 sqrt K) of
+    them, above the next one (Vehtari, Simpson, Gelman, Yao & Gabry, arXiv 1507.02646). Below 1/2
+    the weights have a variance and the central limit theorem holds; up to 0.7 an estimate is of
+    use; above, it rests on weights most of which were not drawn.
     """
     k = log_weights.shape[-1]
     if k < LEAST_SAMPLES:

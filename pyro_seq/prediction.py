@@ -38,15 +38,17 @@ def posterior_predictive(
 ) -> dict[str, Tensor]:
     """Samples of all sites `[num_samples, *site]` of the model, its latents drawn by the guide, in evaluation mode and without gradients.
 
-    The same as `Predictive(pair.model, guide=pair.guide, num_samples=num_samples, parallel=parallel)(batch)` under the same seed, to the
-    bit, inside the pair's own parameters, for batches without missing steps. Steps that the batch leaves to be sampled are predicted,
+    The same as `Predictive(pair.model, guide=pair.guide, num_samples=num_samples,
+    parallel=parallel)(batch)` under the same seed, to the bit, inside the pair's own parameters,
+    for batches without missing steps. Steps that the batch leaves to be sampled are predicted,
     observed ones returned as they are. No guide may look at them, since zeros stand there:
 
-    - Steps after the last observation (`batch.continued(H)`): the guide sees the sequences up to there, and the model draws all that follows
-      from the latents that it has inferred.
-    - Gaps before an observation (`batch.with_missing(steps)`), and latents that the guide leaves to enumeration: latents and gaps are drawn
-      together, given all that was observed, as `infill` draws them, with so many `particles`. The states of a shipped `hmm` are
-      summed out there and not returned.
+    - Steps after the last observation (`batch.continued(H)`): the guide sees the sequences up to
+      there, and the model draws all that follows from the latents that it has inferred.
+    - Gaps before an observation (`batch.with_missing(steps)`), and latents that the guide leaves to
+      enumeration: latents and gaps are drawn together, given all that was observed, as `infill`
+      draws them, with so many `particles`. The states of a shipped `hmm` are summed out there and
+      not returned.
 
     With `replicate` all observations are drawn anew, from latents that the guide
     has inferred from the batch: for posterior predictive checks.
@@ -65,8 +67,9 @@ def posterior_predictive(
         chunk_size: at most so many samples at once, which bounds the memory, but makes them others than `Predictive`'s.
         particles: for each sample of each sequence, where gaps lie before an observation.
 
-    Raises `UserError` for a batch without values, numbers below 1, and for names of sites that are not there. Where no steps are
-    missing, latents that are marked to be enumerated come from the prior, since no guide infers them: that is warned of.
+    Raises `UserError` for a batch without values, numbers below 1, and for names of sites that are
+    not there. Where no steps are missing, latents that are marked to be enumerated come from the
+    prior, since no guide infers them: that is warned of.
     """
     if batch.values is None:
         raise UserError(
@@ -137,10 +140,11 @@ def _decoded(pair: Pair, batch: SequenceBatch, given: dict[str, Tensor], num_sam
 
 
 class _Gapped:
-    """Prediction of batches with gaps, in which a guide would take the zeros that stand there for observations.
+    """Prediction of batches with gaps, of which a guide must not see the zeros.
 
-    Where nothing was observed after a gap, the guide sees the sequences up to there and the model draws all that follows. Else, and
-    where the latents up to the gap are not all the guide's own, latents and gaps are drawn together by particles.
+    Where nothing was observed after a gap, the guide sees the sequences up to there and the model
+    draws all that follows. Else, and where the latents up to the gap are not all the guide's own,
+    latents and gaps are drawn together by particles.
     """
 
     def __init__(self, pair: Pair, batch: SequenceBatch, particles: int) -> None:
@@ -163,7 +167,7 @@ class _Gapped:
         return {name: value for name, value in found.items() if name in given or name not in self.hidden}
 
     def _of_guide(self, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool) -> dict[str, Tensor] | None:
-        """The latents up to the gaps, as the guide draws them, or `None` where they are not to be had so."""
+        """The guide's latents up to the gaps, or `None` where they are not to be had so."""
         if self.before is None or self.hidden:
             return None
         if not self.before.num_steps:
@@ -188,7 +192,7 @@ class _Gapped:
         values, latents = map_tensors(lambda *x: torch.cat(x)[place], *((part.values, part.latents) for part in parts))
         if isinstance(latents, Tensor):
             latents = {f"z_{t}": z for t, z in enumerate(latents.unbind(-2))}
-        gaps = {}
+        gaps: dict[str, Tensor] = {}
         for stem in self.stems:
             of_stem = values[stem.member] if isinstance(values, dict) else values
             gaps |= {stem.at(t): of_stem[:, :, t] for t in batch.missing if stem.at(t) in self.events}

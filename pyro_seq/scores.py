@@ -24,10 +24,11 @@ class Surprise(NamedTuple):
 
 
 def doubted(method: str, samples: int, effective: float | None, k_hat: float | None) -> str | None:
-    """Why an estimate and its standard error cannot be relied on, in words, or `None` if nothing speaks against them.
+    """Say why an estimate and its error cannot be relied on; `None` if nothing speaks against them.
 
-    Weights have degenerated where Pareto k-hat is above 0.7, or where fewer than 5 of at least 25 samples (2 of at least 10) count. A
-    figure of minus infinity, of which no sample counts, says so itself.
+    Weights have degenerated where Pareto k-hat is above 0.7, or where fewer than 5 of at least 25
+    samples (2 of at least 10) count. A figure of minus infinity, of which no sample counts, says so
+    itself.
     """
     heavy = k_hat is not None and k_hat > RELIABLE
     few = effective is not None and 0 < effective < (5 if samples >= LEAST_SAMPLES else 2 if samples >= 10 else 0)
@@ -56,11 +57,14 @@ class Score:
             NaN for any other of one sample, which cannot tell.
         method: how the figure was made: `exact`, `elbo`, `importance` or `filter`; all but the first are lower bounds in expectation.
         samples: K, the number of particles for each sequence; 1 for exact figures.
-        effective_samples: `[N]`, the effective number of particles 1 / sum_k w_k^2 (normalised weights), between 1 and K: of `importance`
-            at the end, of `filter` the smallest after any step so far; 0 where all K are impossible and `total` is minus infinity;
-            `None` for `exact` and `elbo`, whose samples count alike. Over windows, the smallest at the end of any so far.
-        k_hat: `[N]`, Pareto k-hat of the weights of `importance` (`pareto.k_hat`), over windows the largest at the end of any so far; NaN
-            for fewer than 25 samples, `None` for the other methods. Above 0.7 neither the figure nor its error can be relied on.
+        effective_samples: `[N]`, the effective number of particles 1 / sum_k w_k^2 (normalised
+            weights), between 1 and K: of `importance` at the end, of `filter` the smallest after
+            any step so far; 0 where all K are impossible and `total` is minus infinity; `None` for
+            `exact` and `elbo`, whose samples count alike. Over windows, the smallest at the end of
+            any so far.
+        k_hat: `[N]`, Pareto k-hat of the weights of `importance` (`pareto.k_hat`), over windows the
+            largest at the end of any so far; NaN for fewer than 25 samples, `None` for the other
+            methods. Above 0.7 neither the figure nor its error can be relied on.
     """
 
     steps: Tensor
@@ -90,7 +94,7 @@ class Score:
 
     @property
     def doubt(self) -> str | None:
-        """What speaks against relying on the figures and their errors, of the worst sequence, in words; `None` if nothing does."""
+        """What speaks against the figures and their errors, in words; `None` if nothing does."""
         effective = None if self.effective_samples is None else self.effective_samples[self.effective_samples > 0]
         fewest = None if effective is None or not len(effective) else float(effective.min())
         heavy = None if self.k_hat is None else self.k_hat.nan_to_num(-math.inf, neginf=-math.inf)[self.total.isfinite()]
@@ -119,7 +123,7 @@ class Score:
 
 
 def diagnosed(scored: Score, row: int) -> tuple[float | None, str | None]:
-    """(Pareto k-hat of a sequence, or `None` where there is none to tell; why its figures cannot be relied on, or `None`)."""
+    """(Pareto k-hat of a sequence, why its figures cannot be relied on), `None` if neither."""
     heavy = None if scored.k_hat is None else float(scored.k_hat[row])
     heavy = heavy if heavy is not None and math.isfinite(heavy) else None
     effective = None if scored.effective_samples is None else float(scored.effective_samples[row])

@@ -247,7 +247,7 @@ def _put_together(found: list[_Found], batch: SequenceBatch, before: Any, method
 
 
 def _diagnosed(particles: Particles | None, total: Tensor, before: Any, method: str) -> tuple[Tensor | None, Tensor | None]:
-    """(the effective number of particles, Pareto k-hat) of each sequence, the worst of all windows so far."""
+    """(effective number, Pareto k-hat) of each sequence, the worst of all windows so far."""
     if particles is None or method == "filter":
         return None if particles is None else particles.least, None
     effective, heavy = particles.effective, k_hat(particles.log_weights)

@@ -86,9 +86,10 @@ class SequenceGuide(nn.Module):
     def forward(self, batch: SequenceBatch) -> Outcome:
         """The Pyro guide q(z | x) of the batch, in the layout of its model.
 
-        Of a batch whose observations end before its steps do (`continued`), the latents up to there, which the guide infers from what was
-        observed; those after it are left to the model. Raises `UserError` for gaps before an observation: zeros stand in them, and
-        the guide would take these for observations.
+        Of a batch whose observations end before its steps do (`continued`), the latents up to
+        there, which the guide infers from what was observed; those after it are left to the model.
+        Raises `UserError` for gaps before an observation: zeros stand in them, and the guide would
+        take these for observations.
         """
         if batch.values is None:
             raise UserError(f"{type(self).__name__} infers latents from observations, and the batch has none")
@@ -129,7 +130,7 @@ class SequenceGuide(nn.Module):
 
 
 def seen_by_guide(name: str, batch: SequenceBatch) -> SequenceBatch:
-    """The part of a batch that a guide of this name may look at: its steps up to gaps that last to the end.
+    """The part of a batch that a guide of this name may look at: up to gaps at the end.
 
     Raises `UserError` for gaps before an observation.
     """

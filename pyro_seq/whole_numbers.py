@@ -1,4 +1,4 @@
-"""Whole numbers that a caller gives: told from truth values, and from numbers that would have to be cut off."""
+"""Whole numbers that a caller gives, told from truth values and from fractions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyro_seq.errors import UserError
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number: an `int`, or a single entry of an integer array or tensor; a truth value is none."""
+    """Whether a value is a whole number (of Python, an array or a tensor); truth values are not."""
     if isinstance(value, bool):
         return False
     if isinstance(value, int):
@@ -28,7 +28,8 @@ def whole(value: Any, what: str, at_least: int | None = None) -> int:
         what: what it is, as the message calls it: "the number of samples".
         at_least: the smallest that is right, if there is one.
 
-    Raises `UserError` for a truth value, a number with a fraction (also 2.0), anything that is no number, and one below `at_least`.
+    Raises `UserError` for a truth value, a number with a fraction (also 2.0), anything that is no
+    number, and one below `at_least`.
     """
     if not is_whole(value):
         shown = f"a {type(value).__name__}" if isinstance(value, (str, torch.Tensor)) else repr(value)

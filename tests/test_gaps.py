@@ -1,4 +1,4 @@
-"""Gaps: infill, prediction and the filter against the exact conditionals of a linear-Gaussian model; guides see nothing of them."""
+"""Gaps: infill, prediction and the filter against exact conditionals; guides see none."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def assert_normal(drawn: Tensor, mean: Tensor, variance: Tensor) -> None:
 @pytest.mark.parametrize("noise", [0.1, 1.0])
 @pytest.mark.parametrize("guide", ["exact", "wrong", "none"])
 def test_infill_has_the_exact_law(noisy: Maker, noise: float, guide: str) -> None:
-    """At the end, in the middle, everywhere, and here and there; a guide that is exact, one that is moved and wide, and the prior alone."""
+    """Four kinds of gaps; a guide that is exact, one moved and wide, the prior alone."""
     pair = noisy(noise, **({"shift": 0.2, "widen": 1.3} if guide == "wrong" else {}))
     model: Any = pair.model
     if guide == "none":
@@ -108,7 +108,7 @@ def test_predictions_after_the_end(noisy: Maker, noise: float, layout: str) -> N
 
 @pytest.mark.parametrize("noise", [0.1, 1.0])
 def test_predictions_in_between(noisy: Maker, noise: float) -> None:
-    """Latents and gaps are drawn given what was observed before and after; what was observed is returned."""
+    """Latents and gaps are drawn given what was observed before and after."""
     pair = noisy(noise)
     model: Any = pair.model
     found = posterior_predictive(pair, model.batch(X).with_missing([2, 3]), 1000, particles=32)
@@ -163,7 +163,7 @@ def test_guides_refuse_what_was_observed_after_a_gap() -> None:
 
 
 def test_what_stands_in_a_gap_does_not_reach_the_filter(noisy: Maker) -> None:
-    """The estimate is unbiased, and not spoilt by proposals around zeros: its error is of the size that it says."""
+    """The estimate is unbiased, and its error of the size that it says."""
     pair = noisy(0.3)
     model: Any = pair.model
     x, n = X + 1.0, 200

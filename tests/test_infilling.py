@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_seq import Pair, SequenceBatch, UserError, infill, infilling, score
+from pyro_seq import Pair, SequenceBatch, UserError, gaps, infill, score
 from pyro_seq.contexts import LastObservations, PreviousObservation
 from pyro_seq.emissions import Bernoulli, Beta, Categorical, Independent, Joint
 from pyro_seq.encoders import Flatten, Group, OneHot
@@ -40,8 +40,8 @@ def test_linear_gaussian(written: Pair, linear_gaussian: Callable[..., Pair], ki
     if kind == "functions":
         pair = written
     batch = SequenceBatch(x) if kind == "functions" else model.batch(x)
-    drawn = infill(pair, batch, ~known, samples=64, draws=4000)
-    assert drawn.shape == (4000, 6) and drawn[:, known].equal(x[:, known].expand(4000, -1))
+    drawn = infill(pair, batch, ~known, samples=32, draws=1500)
+    assert drawn.shape == (1500, 6) and drawn[:, known].equal(x[:, known].expand(1500, -1))
     mean, covariance = model.posterior(x, known)
     covariance = covariance[~known][:, ~known] + R**2 * torch.eye(3)
     assert_law(drawn[:, ~known], mean[0, ~known], covariance)
@@ -61,14 +61,14 @@ def test_symbols_against_enumeration(make: Any, float64: None) -> None:
         parameter.data.mul_(2)
     batch = SequenceBatch(torch.tensor([[2, 0, 0, 1], [0, 1, 2, 0]]))
     missing = torch.tensor([[False, True, True, False], [False, False, False, True]])
-    drawn = infill(Pair(model), batch, missing, samples=100, draws=5000).view(2, 5000, 4)
+    drawn = infill(Pair(model), batch, missing, samples=50, draws=2000).view(2, 2000, 4)
     for row, gap in enumerate(([1, 2], [3])):
         fits = batch.values[row].repeat(3 ** len(gap), 1)
         fits[:, gap] = strings(len(gap))
         p = score(Pair(model), SequenceBatch(fits)).log_likelihood.double().softmax(0)
         places = 3 ** torch.arange(len(gap) - 1, -1, -1)
         counts = torch.bincount((drawn[row][:, gap] * places).sum(-1), minlength=len(p)).double()
-        statistic = ((counts - 5000 * p) ** 2 / (5000 * p)).sum()
+        statistic = ((counts - 2000 * p) ** 2 / (2000 * p)).sum()
         assert statistic < {9: 31.9, 3: 18.4}[len(p)]  # 1 - 1e-4 quantiles
         kept = [t for t in range(4) if t not in gap]
         assert (drawn[row][:, kept] == batch.values[row, kept]).all()
@@ -83,7 +83,7 @@ def test_groups_padding_and_rows(kind: str) -> None:
     values = {"level": torch.rand(4, 5, 2) * 0.8 + 0.1, "on": torch.randint(0, 2, (4, 5)).float()}
     batch, missing = SequenceBatch(values, [5, 4, 2, 5]), torch.rand(4, 5) < 0.5
     missing[3] = False
-    with mock.patch.object(infilling, "PATH_NUMBERS", 1):
+    with mock.patch.object(gaps, "PATH_NUMBERS", 1):
         drawn = infill(pair, batch, missing, samples=5, draws=2)
     mask, gone = (part.repeat_interleave(2, 0) for part in (batch.mask, missing & batch.mask))
     for name, given in batch.values.items():
@@ -107,7 +107,7 @@ def test_what_stands_at_missing_steps_does_not_matter(written: Pair, linear_gaus
 
 def test_rows_of_functions_that_miss_different_steps(written: Pair) -> None:
     x, missing = torch.arange(12.0).view(3, 4) * 10, torch.tensor([[0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0]]).bool()
-    with mock.patch.object(infilling, "steps_at_once", lambda *_: 1):
+    with mock.patch.object(gaps, "steps_at_once", lambda *_: 1):
         drawn = infill(written, SequenceBatch(x), missing, draws=2)
     assert drawn[~missing.repeat_interleave(2, 0)].equal(x.repeat_interleave(2, 0)[~missing.repeat_interleave(2, 0)])
     assert (drawn[missing.repeat_interleave(2, 0)] % 10).all()

@@ -1,4 +1,4 @@
-"""Which steps of a batch are missing: how they are told, what is refused, and that every method of a batch keeps them."""
+"""Which steps of a batch are missing: how they are told, refused and kept."""
 
 from __future__ import annotations
 
@@ -69,8 +69,9 @@ def test_methods_keep_them() -> None:
     """Each method's batch has the gaps that belong to its steps, and a mask of its own shape."""
     missing = batch(lengths=[3, 2]).with_missing([1, 4])
     kept: dict[str, SequenceBatch] = {
-        "select": missing.select(torch.tensor([1])), "slice": missing.select(slice(1)), "repeat": missing.repeat(3), "to": missing.to("cpu"),
-        "with_state": missing.with_state(None), "remembering": missing.remembering(),
+        "select": missing.select(torch.tensor([1])), "slice": missing.select(slice(1)),
+        "repeat": missing.repeat(3), "to": missing.to("cpu"), "with_state": missing.with_state(None),
+        "remembering": missing.remembering(),
     }  # fmt: skip
     for name, found in kept.items():
         assert found.missing == {1, 4} and found.gaps.shape == (len(found), 6) and found.at(1) is None, name
@@ -92,7 +93,7 @@ def test_what_lies_before_the_gaps() -> None:
 
 @pytest.mark.parametrize("given", [True, 2.7, 2.0, math.nan, "2", None, torch.tensor(2.0), torch.tensor([1, 2]), np.bool_(True)])
 def test_whole_numbers(given: Any) -> None:
-    with pytest.raises(UserError, match="^the number of samples must be a whole number, at least 1, got "):
+    with pytest.raises(UserError, match=r"^the number of samples must be a whole number, at least 1, got "):
         whole(given, "the number of samples", 1)
     assert [whole(number, "it") for number in (3, np.int32(3), torch.tensor(3))] == [3, 3, 3]
 

@@ -23,8 +23,10 @@ class ScoredStep:
 class ScoredSequence:
     """A sequence's score, in nats unless the name says otherwise; fields as those of `scores.Score`.
 
-    `standard_error` is that of `log_likelihood`, `None` where one sample cannot tell; `unknown` counts steps that lie outside what the
-    model has a symbol for; `warning` says why the figure and its error cannot be relied on, if so; `surprising` holds the steps with the most nats, or all steps in order, as was asked for.
+    `standard_error` is that of `log_likelihood`, `None` where one sample cannot tell; `unknown`
+    counts steps that lie outside what the model has a symbol for; `warning` says why the figure and
+    its error cannot be relied on, if so; `surprising` holds the steps with the most nats, or all
+    steps in order, as was asked for.
     """
 
     name: str

@@ -49,7 +49,8 @@ class TextScore:
         effective_samples: of `importance` the effective number of particles at the end, of `filter` the smallest; `None` for the others.
             Of several sequences that of the one where it is smallest.
         unknown: characters outside the vocabulary, which are scored as their bucket.
-        k_hat: Pareto k-hat of the weights of `importance`, above 0.7 where they have degenerated; `None` where there is none to tell.
+        k_hat: Pareto k-hat of the weights of `importance`, above 0.7 where they have degenerated;
+            `None` where there is none to tell.
         warning: why the figure and its error cannot be relied on, if so.
         sequences: 1, or as how many the text was scored, each by itself: its lines by a model of lines, by a pair that carries no state
             its windows.
@@ -227,7 +228,7 @@ def _added(before: Score, scored: Score) -> Score:
     if fewest is not None and before.effective_samples is not None:
         fewest = torch.minimum(fewest, before.effective_samples)
     heaviest = None if scored.k_hat is None or before.k_hat is None else torch.maximum(scored.k_hat, before.k_hat)
-    summed = {"total": before.total + scored.total, "variance": before.variance + scored.variance}
+    summed: dict[str, Any] = {"total": before.total + scored.total, "variance": before.variance + scored.variance}
     return replace(scored, **summed, effective_samples=fewest, k_hat=heaviest)
 
 
