@@ -43,6 +43,11 @@ class Emission(nn.Module):
     event_shape: tuple[int, ...] = ()
     dtype: torch.dtype | None = None  # of an observation; None for the default floating-point type
     filler: float = 0.0  # a value within the support, for padding
+    _place: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("_place", torch.empty(0), persistent=False)  # of which type the densities are, also without parameters
 
     def forward(self, features: Tensor) -> Distribution:
         """The distribution of x_t."""
@@ -68,6 +73,8 @@ class Emission(nn.Module):
             raise UserError(f"{type(self).__name__} observations must have event shape {expected}, got {got}")
         if self.dtype is not None or not values.is_floating_point():
             values = values.to(self.dtype or torch.get_default_dtype())
+        if values.is_floating_point():
+            values = values.to(torch.promote_types(values.dtype, self._place.dtype))
         if self.filler == 0.0:
             return values
         return torch.where(mask[(..., *(None,) * len(self.event_shape))], values, values.new_tensor(self.filler))

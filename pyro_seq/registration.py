@@ -7,6 +7,7 @@ from typing import Any
 from weakref import ref
 
 import pyro
+from pyro.nn import PyroModule
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -15,7 +16,7 @@ from pyro_seq.errors import UserError
 _OWNERS: Any = WeakTensorKeyDictionary()  # parameters that have been registered here → a weak reference to their module
 
 
-def register(module: nn.Module) -> None:
+def register(module: nn.Module) -> bool:
     """`pyro.module` under the name of the module's class, such that the module's own parameters are those that a training moves.
 
     Pyro's store goes by names, and `pyro.module` leaves a parameter that it finds under a name as it is: a second module of the class, as of
@@ -24,7 +25,11 @@ def register(module: nn.Module) -> None:
     - what a module has left that is no more (or that has other parameters by now) is taken out of the store;
     - beside a module of the class that still lives, the next one is called `RNN_2`, and so on: several can learn side by side.
 
-    Raises `UserError` for parameters of these names that no module of ours has registered, as after `get_param_store().load(…)`.
+    Weights that are random (`PyroSample`) are drawn here, once for all sequences: networks that run inside the plate of the sequences would
+    draw others for each of them. Returns whether there are any.
+
+    Raises `UserError` for parameters of these names that no module of ours has registered, as after `get_param_store().load(…)`, and for
+    random weights in a module that has not been converted as a whole.
     """
     store: Any = pyro.get_param_store()
     known, kind = store._params, type(module).__name__
@@ -45,6 +50,26 @@ def register(module: nn.Module) -> None:
         for parameter in own.values():
             _OWNERS[parameter] = owner
     pyro.module(title, module)
+    return _draw_weights(module)
+
+
+def _draw_weights(module: nn.Module) -> bool:
+    """Draw the random weights of a module's parts, which the call that is under way then keeps to; whether there are any."""
+    found = False
+    for path, part in module.named_modules():
+        names = list(part._pyro_samples) if isinstance(part, PyroModule) else []
+        if names and not (isinstance(module, PyroModule) and part._pyro_context.active):
+            at = f"{path}.{names[0]}".lstrip(".")
+            raise UserError(
+                f"the weight {at!r} of this {type(module).__name__} is random, and each use of it would draw another one: convert the model "
+                "as a whole before any weight is made a PyroSample, pyro.nn.module.to_pyro_module_(model), and call it as model(batch)"
+            )
+        for name in names:
+            getattr(part, name)
+            found = True
+        if names and isinstance(part, nn.RNNBase):  # which has a list of its weights besides
+            part._flat_weights = [getattr(part, name) for name in part._flat_weights_names]
+    return found
 
 
 def _owner(parameter: Any, name: str) -> nn.Module | None:

@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from pyro.contrib.autoname import scope
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
@@ -76,7 +77,7 @@ def test_two_models_in_one_function() -> None:
 
     def both(batch: SequenceBatch) -> None:
         for i, model in enumerate(models):
-            with pyro.poutine.scope(prefix=f"part{i}"):
+            with scope(prefix=f"part{i}"):
                 model(batch)
 
     assert unmoved([p for model in models for p in model.parameters()], training(both)) == 0
