@@ -63,7 +63,9 @@ def works_in_float64(pair: Pair, batch: SequenceBatch, methods: tuple[Any, ...] 
             assert scored.total.isfinite().all() and scored.steps.isfinite().all()
         trace = pyro.poutine.trace(pair.model).get_trace(batch)
         trace.compute_log_prob()
-        assert {name: site["log_prob"].dtype for name, site in sample_sites(trace)} == dict.fromkeys(dict(sample_sites(trace)), torch.float64)
+        assert {name: site["log_prob"].dtype for name, site in sample_sites(trace)} == dict.fromkeys(
+            dict(sample_sites(trace)), torch.float64
+        )
         parameters = list(pair.parameters().values())
         before = [parameter.detach().clone() for parameter in parameters]
         SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(batch)
