@@ -93,7 +93,8 @@ def _check(name: str, site: Any, size: int) -> None:
     fn = site["fn"]
     if _is_delta(fn):
         raise UserError(
-            f"site {name!r} is a Delta, a value and nothing to infer: under any guide of a density its loss is infinite. Make it a "
+            f"site {name!r} is a Delta, a value and nothing to infer: under any guide of a density "
+            "its loss is infinite. Make it a "
             f"pyro.deterministic({name!r}, value)"
         )
     if fn.support.is_discrete:
@@ -126,8 +127,10 @@ def _check_transform(latent: Latent) -> None:
         latent.transform()
     except NotImplementedError:
         raise UserError(
-            f"site {latent.name!r} lies in {latent.support}, to which PyTorch knows no one-to-one map from unconstrained numbers: sample "
-            "parts that it knows (for a covariance, dist.LKJCholesky and scales), or write its guide by hand"
+            f"site {latent.name!r} lies in {latent.support}, to which PyTorch knows no one-to-one "
+            "map from unconstrained numbers: sample "
+            "parts that it knows (for a covariance, dist.LKJCholesky and scales), or write its "
+            "guide by hand"
         ) from None
 
 

@@ -110,7 +110,8 @@ class SequenceModel(nn.Module):
         whole = in_one_path(self, batch)
         if register(self) and whole:
             raise UserError(
-                f"this {type(self).__name__} has random weights (PyroSample), which are drawn for the time of a call, and in layout 'path' its "
+                f"this {type(self).__name__} has random weights (PyroSample), which are drawn for "
+                "the time of a call, and in layout 'path' its "
                 "densities are computed afterwards: make it with layout='steps'"
             )
         return self._path(batch) if whole else self._steps(batch)

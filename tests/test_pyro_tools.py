@@ -171,7 +171,7 @@ def test_random_weights_of_densities_that_are_computed_later_are_refused() -> No
 
 @pytest.mark.parametrize("index", range(6))
 def test_any_weight_may_be_random(index: int) -> None:
-    """One draw for all sequences and steps, which the densities depend on; all weights at once, and the density is that of plain weights."""
+    """All weights at once, one draw of each for all sequences: the density of plain weights."""
     plain, model = (shipped_models("steps")[index] for _ in range(2))
     values = {name: torch.randn_like(p) for name, p in plain.named_parameters()}
     to_pyro_module_(model)
@@ -215,7 +215,7 @@ def test_random_weights_of_a_part_alone_are_refused() -> None:
 
 @pytest.mark.filterwarnings("ignore:Singular sample detected")
 @pytest.mark.parametrize(("make", "says"), [
-    (lambda n: dist.Delta(torch.zeros(n)), r"site 'mu' is a Delta, a value and nothing to infer.*Make it a pyro.deterministic\('mu', value\)"),
+    (lambda n: dist.Delta(torch.zeros(n)), r"'mu' is a Delta, a value and nothing to infer.*pyro.deterministic\('mu', value\)"),
     (lambda n: dist.Delta(torch.zeros(n, 2)).to_event(1), "site 'mu' is a Delta"),
     (lambda n: dist.Wishart(torch.tensor(4.0), torch.eye(2)).expand([n]), "site 'mu' lies in .*, to which PyTorch knows no one-to-one map"),
 ], ids=["delta", "vector of deltas", "wishart"])  # fmt: skip
