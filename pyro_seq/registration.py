@@ -7,6 +7,7 @@ from typing import Any
 from weakref import ref
 
 import pyro
+import torch
 from pyro.nn import PyroModule
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -21,42 +22,50 @@ def register(module: nn.Module) -> bool:
     """Register a module in Pyro's store by its class's name, so that its own parameters are trained.
 
     Pyro's store goes by names, and `pyro.module` leaves a parameter that it finds under a name as
-    it is: a second module of the class, as of
-    a notebook's cell that is run twice, would never learn, without a word. So
+    it is: a second module of the class, as of a notebook's cell that is run twice, would never
+    learn, without a word. So
 
     - what a module has left that is no more (or that has other parameters by now) is taken out of
       the store;
     - beside a module of the class that still lives, the next one is called `RNN_2`, and so on:
-      several can learn side by side.
+      several can learn side by side. Where no gradients are recorded it is not registered at all.
 
     Weights that are random (`PyroSample`) are drawn here, once for all sequences: networks that run
-    inside the plate of the sequences would
-    draw others for each of them. Returns whether there are any.
+    inside the plate of the sequences would draw others for each of them. Returns whether there are
+    any.
 
     Raises `UserError` for parameters of these names that no module of ours has registered, as after
-    `get_param_store().load(…)`, and for
-    random weights in a module that has not been converted as a whole.
+    `get_param_store().load(…)`, and for random weights in a module that has not been converted as a
+    whole.
     """
+    title = _free_title(module)
+    if title is not None:
+        pyro.module(title, module)
+    return _draw_weights(module)
+
+
+def _free_title(module: nn.Module) -> str | None:
+    """The name to register a module by, which is its own or free now; `None` to leave it alone."""
     store: Any = pyro.get_param_store()
     known, kind = store._params, type(module).__name__
-    own = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    own = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for number in count(1):
         title = kind if number == 1 else f"{kind}_{number}"
-        others = [f"{title}$$${name}" for name, parameter in own.items() if known.get(f"{title}$$${name}", parameter) is not parameter]
-        if not others:
+        names = {f"{title}$$${name}": parameter for name, parameter in own.items()}
+        others = [name for name, parameter in names.items() if known.get(name, parameter) is not parameter]
+        if all(_owner(known[name], name) in (None, module) for name in others):
             break
-        owners = [_owner(known[name], name) for name in others]
-        if not any(owner is not None and owner is not module for owner in owners):
-            for name in [name for name in known if name.startswith(f"{title}$$$") and _OWNERS.get(known[name]) is not None]:
-                if _OWNERS[known[name]]() in (None, module):
-                    del store[name]
-            break
-    if any(f"{title}$$${name}" not in known for name in own):
+        if not torch.is_grad_enabled():
+            return None
+    if others:  # left by modules that are no more, or by this one
+        for name in [name for name in known if name.startswith(f"{title}$$$") and known[name] in _OWNERS]:
+            if _OWNERS[known[name]]() in (None, module):
+                del store[name]
+    if not names.keys() <= known.keys():
         owner = ref(module)
         for parameter in own.values():
             _OWNERS[parameter] = owner
-    pyro.module(title, module)
-    return _draw_weights(module)
+    return title
 
 
 def _draw_weights(module: nn.Module) -> bool:

@@ -150,14 +150,17 @@ def test_reparametrised_latents(centered: float | None) -> None:
 
 def shipped_models(layout: Any) -> list[Any]:
     sizes: Any = {"latent_size": 2, "layout": layout}
-    parts = Categorical(5), PreviousObservation(Embedding(5, 3))
+
+    def parts() -> Any:
+        return Categorical(5), PreviousObservation(Embedding(5, 3))
+
     return [
-        RNN(*parts, hidden_size=3, layout=layout),
-        RNN(*parts, hidden_size=3, cell="gru", layout=layout),
-        SRNN(*parts, hidden_size=3, latent_sizes=(3,), **sizes),
-        VRNN(*parts, hidden_size=3, latent_sizes=(3,), feature_sizes=(3,), **sizes),
-        DMM(*parts, transition_sizes=(3,), emission_sizes=(3,), **sizes),
-        HMM(*parts, num_states=3, embedding_size=2, layout=layout),
+        RNN(*parts(), hidden_size=3, layout=layout),
+        RNN(*parts(), hidden_size=3, cell="gru", layout=layout),
+        SRNN(*parts(), hidden_size=3, latent_sizes=(3,), **sizes),
+        VRNN(*parts(), hidden_size=3, latent_sizes=(3,), feature_sizes=(3,), **sizes),
+        DMM(*parts(), transition_sizes=(3,), emission_sizes=(3,), **sizes),
+        HMM(*parts(), num_states=3, embedding_size=2, layout=layout),
     ]
 
 

@@ -176,6 +176,16 @@ def test_a_strangers_parameters_are_said_in_words(change: Callable[[Path, nn.Mod
     assert unmoved(model.parameters(), training(model)) == 0
 
 
+def test_what_is_only_scored_beside_another_leaves_no_parameters_behind() -> None:
+    model = rnn()
+    training(model).step(BATCH)
+    with torch.no_grad():
+        rnn()(BATCH)
+        other = copy.deepcopy(model)
+        other(BATCH)
+    assert titles() == {"RNN"} and unmoved(other.parameters(), training(other)) == 0
+
+
 def test_a_frozen_part_stays() -> None:
     model = RNN(Independent(Normal(), 2), PreviousObservation(Flatten(2)), hidden_size=4)
     model.decoder.requires_grad_(False)
