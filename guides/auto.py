@@ -247,7 +247,7 @@ class AutoSequenceGuide(nn.Module):
 
 
 def _type_of_latents(trace: Any) -> torch.dtype | None:
-    """The floating-point type of a model's latents, which its guide has to sample; `None` where there are none."""
+    """The floating-point type of a model's latents, or `None` where there are none."""
     types = (site["value"].dtype for site in latent_sites(trace).values())
     return next((dtype for dtype in types if dtype.is_floating_point), None)
 
@@ -273,7 +273,8 @@ def _num_symbols(trace: Any, member: str = "") -> int:
     counts, places = [0], places_of(trace)
     for name, site in sample_sites(trace):
         stem = places[name].stem
-        rest = name if stem is None else f"{stem.before.rstrip('_')}{stem.after}"  # what its name is but for the step
+        # what its name is but for the step
+        rest = name if stem is None else f"{stem.before.rstrip('_')}{stem.after}"
         if site["is_observed"] and (not member or f"_{member}_" in f"_{rest}_"):
             fn = site["fn"]
             while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):

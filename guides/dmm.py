@@ -15,7 +15,7 @@ from pyro_seq.distributions import Sampler
 from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
 from pyro_seq.models.dmm import DMM
-from pyro_seq.networks import Combiner, SequenceDropout, concatenate
+from pyro_seq.networks import Combiner, SequenceDropout, concatenate, in_own_type
 from pyro_seq.paths import sample_combined_path
 from pyro_seq.recurrence import Recurrence
 from pyro_seq.sequence_guide import SequenceGuide
@@ -75,6 +75,9 @@ class DMMGuide(SequenceGuide):
         self.combiner = Combiner(size, hidden_size, positive=positive, epsilon=epsilon)
         self.first = nn.Parameter(torch.zeros(size))
         self.flows: Any = nn.ModuleList(affine_autoregressive(size, hidden_dims=list(flow_sizes)) for _ in range(num_flows))
+        for flow in self.flows:
+            # Pyro inverts from zeros of the default type
+            flow.arn.register_forward_pre_hook(in_own_type)
         self.drop_input, self.drop_output = SequenceDropout(guide_input_dropout), SequenceDropout(guide_output_dropout)
 
     def initial_latent(self, *lead: int) -> Tensor:

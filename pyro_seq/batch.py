@@ -130,9 +130,10 @@ class SequenceBatch:
         return int(self.lengths.sum())
 
     def plate(self) -> AbstractContextManager[Any]:
-        """The plate of the sequences: `pyro.plate("sequences", N, dim=-1)`; a model takes it once, and may enter it again.
+        """The plate of the sequences, `pyro.plate("sequences", N, dim=-1)`; it may be entered again.
 
-        Raises `UserError` inside a plate that subsamples: it would make copies of all sequences, and no minibatch.
+        Raises `UserError` inside a plate that subsamples: it would make copies of all sequences,
+        and no minibatch.
         """
         refuse_subsampling()
         return pyro.plate("sequences", len(self), dim=-1)
@@ -142,7 +143,10 @@ class SequenceBatch:
         return pyro.markov(range(self.num_steps))
 
     def active(self, t: int) -> AbstractContextManager[Any]:
-        """A `poutine.mask` that leaves out the sequences that have ended before step `t` (counted from 0); what is inside is step t's."""
+        """A `poutine.mask` that leaves out the sequences that have ended before step `t`, from 0.
+
+        The sites inside are marked as those of step t (`time_sites`).
+        """
         return _Step(self._mask[:, t], t)
 
     def at(self, t: int) -> Any:

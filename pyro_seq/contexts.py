@@ -189,7 +189,7 @@ class SideInputs(Context):
 
 
 class Chain(Context):
-    """Several contexts at once, their features side by side; after them, in the same order, what the contexts pass on.
+    """Several contexts at once, their features side by side, and after them what they pass on.
 
     Raises `ValueError` without any context.
     """
@@ -232,9 +232,12 @@ class Chain(Context):
 
 
 class PassedOn(Chain):
-    """A context for the model's networks, and another one whose features go to the emission as they are (`Emission.num_passed_on`).
+    """A context for the model's networks, and one whose features go to the emission as they are.
 
-    What `seen` passes on itself comes before what is passed on here. Raises `ValueError` for a `passed_on` that passes on features
+    The emission says how many such features it wants (`Emission.num_passed_on`).
+
+    What `seen` passes on itself comes before what is passed on here. Raises `ValueError` for a
+    `passed_on` that passes on features
     itself: all of them would be the emission's, in an order that nothing says.
     """
 

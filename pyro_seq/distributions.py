@@ -114,9 +114,10 @@ class MarkovPath(TorchDistribution):
 
     @property
     def loc(self) -> Tensor:
-        """Refused: each step has a location of its own given the one before, so that `LocScaleReparam` cannot decentre a path."""
+        """Refused, for `LocScaleReparam`: each step has a location of its own given the one before."""
         raise UserError(
-            "a latent path has no one location and scale, so LocScaleReparam cannot decentre it: it works on the sites z_0, z_1, … of "
+            "a latent path has no one location and scale, so LocScaleReparam cannot decentre it: "
+            "it works on the sites z_0, z_1, … of "
             "layout='steps'"
         )
 

@@ -43,6 +43,12 @@ class Emission(nn.Module):
     event_shape: tuple[int, ...] = ()
     dtype: torch.dtype | None = None  # of an observation; None for the default floating-point type
     filler: float = 0.0  # a value within the support, for padding
+    _place: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # of which type the densities are, also without parameters
+        self.register_buffer("_place", torch.empty(0), persistent=False)
 
     def forward(self, features: Tensor) -> Distribution:
         """The distribution of x_t."""
@@ -68,6 +74,8 @@ class Emission(nn.Module):
             raise UserError(f"{type(self).__name__} observations must have event shape {expected}, got {got}")
         if self.dtype is not None or not values.is_floating_point():
             values = values.to(self.dtype or torch.get_default_dtype())
+        if values.is_floating_point():
+            values = values.to(torch.promote_types(values.dtype, self._place.dtype))
         if self.filler == 0.0:
             return values
         return torch.where(mask[(..., *(None,) * len(self.event_shape))], values, values.new_tensor(self.filler))
@@ -184,7 +192,8 @@ class Bernoulli(Emission):
 class PreciseBinomial(dist.Binomial):
     """`dist.Binomial`, its density summed up in float64.
 
-    log n! - log k! - log (n - k)! are differences of large numbers: in float32 they leave 0.01 nats open at n = 10^6, and 100 at 10^8.
+    log n! - log k! - log (n - k)! are differences of large numbers: in float32 they leave 0.01 nats
+    open at n = 10^6, and 100 at 10^8.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -197,7 +206,7 @@ class PreciseBinomial(dist.Binomial):
 
 
 class PreciseBeta(dist.Beta):
-    """`dist.Beta`, its density summed up in float64: the same differences of large numbers where the concentrations are large."""
+    """`dist.Beta`, its density summed up in float64: large concentrations cancel like large counts."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x), in nats, of the parameters' type."""
@@ -301,7 +310,7 @@ class Joint(Emission):
         self.num_passed_on = sum(emission.num_passed_on for emission in emissions.values())
 
     def forward(self, features: Tensor, passed_on: Tensor | None = None) -> dict[str, Distribution]:
-        """The emissions' features one after the other, in the group's order, and likewise what is passed on to them of the context."""
+        """The members' features side by side, in order, and likewise the context passed on."""
         parts = dict(zip(self.emissions, features.split(self.sizes, -1), strict=True))
         if passed_on is None:
             return {name: emission(parts[name]) for name, emission in self.emissions.items()}
@@ -326,7 +335,8 @@ class Joint(Emission):
 def observe(name: str, distribution: Distribution, obs: Any = None, infer: Any = None) -> Any:
     """The `pyro.sample` statement of an observation; for a named group one statement a member, at `{name}_{member}`.
 
-    Returns the value (a dict of values for a group); `obs=None` samples it. `infer` is what inference is told of each of the sites.
+    Returns the value (a dict of values for a group); `obs=None` samples it. `infer` is what
+    inference is told of each of the sites.
     """
     if not isinstance(distribution, dict):
         return pyro.sample(name, distribution, obs=obs, infer=infer)

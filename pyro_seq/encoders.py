@@ -22,12 +22,14 @@ class Encoder(nn.Module):
 
     num_features: int
     event_shape: tuple[int, ...] = ()
-    dtype: torch.dtype | None = None  # of an observation; None for the floating-point type of the encoder
+    # of an observation; None for the floating-point type of the encoder
+    dtype: torch.dtype | None = None
     _place: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("_place", torch.empty(0), persistent=False)  # of which type the features are, also without parameters
+        # of which type the features are, also without parameters
+        self.register_buffer("_place", torch.empty(0), persistent=False)
 
     def blank(self, *lead: int, device: torch.device | None = None) -> Any:
         """Observations of zeros `[*lead, *event_shape]`: what stands before a sequence's first step."""

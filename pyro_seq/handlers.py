@@ -16,20 +16,22 @@ from pyro_seq.errors import UserError
 
 
 def refuse_subsampling() -> None:
-    """Raise `UserError` inside a plate that takes a part of its size: what is inside would be copied that often, and not subsampled."""
+    """Raise `UserError` inside a plate that subsamples, which would copy the batch's sequences."""
     for handler in _PYRO_STACK:
         if isinstance(handler, SubsampleMessenger) and handler.subsample_size not in (None, -1, handler.size):
             raise UserError(
-                f"plate {handler.name!r} takes {handler.subsample_size} of {handler.size}, which would make copies of a batch's sequences, "
+                f"plate {handler.name!r} takes {handler.subsample_size} of {handler.size}, which "
+                "would make copies of a batch's sequences, "
                 "and no minibatch of them: call the pair on batch.select(index) instead, under "
                 f"poutine.scale(scale={handler.size}/{handler.subsample_size})"
             )
 
 
 class GivenPath(Messenger):
-    """Gives the latents `z_0, z_1, …` of a model in steps the values of a whole path `z` that a handler around conditions on or replays.
+    """Gives the latents `z_0, z_1, …` the values of a path `z` that a handler conditions on or replays.
 
-    A model in layout `path` has its latents in one site `z`; without observations it runs in steps, and draws from a posterior of `z`
+    A model in layout `path` has its latents in one site `z`; without observations it runs in steps,
+    and draws from a posterior of `z`
     (`Predictive(model, posterior_samples={"z": …})`) would be passed over.
 
     Args:
@@ -40,7 +42,8 @@ class GivenPath(Messenger):
         super().__init__()
         self.path, self.is_observed = _path_around("z")
         if self.path is not None and self.path.shape[-2] != num_steps:
-            raise UserError(f"the values given for the path 'z' have {self.path.shape[-2]} steps, and the batch has {num_steps}")
+            got = self.path.shape[-2]
+            raise UserError(f"the values given for the path 'z' have {got} steps, and the batch has {num_steps}")
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]

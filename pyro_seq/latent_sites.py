@@ -15,9 +15,10 @@ from torch.distributions.transforms import Transform
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
+from pyro_seq.prototypes import prolonged, trace_model
 from pyro_seq.site_checks import latent_sites
 from pyro_seq.site_densities import is_enumerated
-from pyro_seq.time_sites import Side, Stem, classify
+from pyro_seq.time_sites import Side, Stem, classify, stems_of
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def find_latents(trace: Any, batch: SequenceBatch, model: Callable[[SequenceBatc
     """
     places = classify([Side(trace, model)], batch)
     sequence, paths, groups = list[Latent](), list[Latent](), dict[Stem, dict[int, Latent]]()
+    alone: list[str] = []
     for name, site in latent_sites(trace).items():
         if is_enumerated(site):
             continue
@@ -81,11 +83,13 @@ def find_latents(trace: Any, batch: SequenceBatch, model: Callable[[SequenceBatc
         if place.over_time:
             paths.append(_of_one_step(latent))
         elif place.step is None:
+            alone.append(name)
             sequence.append(latent)
         elif place.stem is None:
             raise UserError(f"site {name!r} is of step {place.step}, which its name does not say: name it for its step (z_0, z_1, …)")
         else:
             groups.setdefault(place.stem, {})[place.step] = latent
+    _check_numbers(alone, batch, model)
     return Latents(tuple(sequence), tuple(paths), tuple(_of_steps(stem, group, batch.num_steps) for stem, group in groups.items()))
 
 
@@ -93,7 +97,8 @@ def _check(name: str, site: Any, size: int) -> None:
     fn = site["fn"]
     if _is_delta(fn):
         raise UserError(
-            f"site {name!r} is a Delta, a value and nothing to infer: under any guide of a density its loss is infinite. Make it a "
+            f"site {name!r} is a Delta, a value and nothing to infer: under any guide of a density "
+            "its loss is infinite. Make it a "
             f"pyro.deterministic({name!r}, value)"
         )
     if fn.support.is_discrete:
@@ -114,6 +119,25 @@ def _check(name: str, site: Any, size: int) -> None:
         )
 
 
+def _check_numbers(names: list[str], batch: SequenceBatch, model: Callable[[SequenceBatch], Any]) -> None:
+    """Raise `UserError` for sites of some steps only, whose numbers become more as sequences grow."""
+    rows: dict[Stem, list[int]] = {}
+    for name in names:
+        for stem, number in stems_of(name):
+            rows.setdefault(stem, []).append(number)
+    rows = {stem: numbers for stem, numbers in rows.items() if len(numbers) > 1}
+    if not rows:
+        return
+    longer = latent_sites(trace_model(model, prolonged(prolonged(batch))))
+    found = {(stem, number) for name in longer for stem, number in stems_of(name)}
+    for stem, numbers in rows.items():
+        if {number for other, number in found if other == stem} != set(numbers):
+            raise UserError(
+                f"sites like {stem.at(numbers[0])!r} must be named for the steps 0 … {batch.num_steps - 1}, "
+                f"one at each; there are {sorted(numbers)}"
+            )
+
+
 def _is_delta(fn: Any) -> bool:
     while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
         fn = fn.base_dist
@@ -126,8 +150,10 @@ def _check_transform(latent: Latent) -> None:
         latent.transform()
     except NotImplementedError:
         raise UserError(
-            f"site {latent.name!r} lies in {latent.support}, to which PyTorch knows no one-to-one map from unconstrained numbers: sample "
-            "parts that it knows (for a covariance, dist.LKJCholesky and scales), or write its guide by hand"
+            f"site {latent.name!r} lies in {latent.support}, to which PyTorch knows no one-to-one "
+            "map from unconstrained numbers: sample "
+            "parts that it knows (for a covariance, dist.LKJCholesky and scales), or write its "
+            "guide by hand"
         ) from None
 
 

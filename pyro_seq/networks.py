@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -257,6 +258,12 @@ def zeros_like_weights(modules: Sequence[nn.Module], *sizes: int) -> Tensor:
 def full_precision(x: Tensor) -> Tensor:
     """A network's output as at least float32: products may be taken in bfloat16, densities may not."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def in_own_type(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A forward pre-hook: the inputs of a module in the floating-point type of its weights."""
+    dtype = next(module.parameters()).dtype
+    return tuple(x.to(dtype) if isinstance(x, Tensor) else x for x in inputs)
 
 
 @contextmanager

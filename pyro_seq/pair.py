@@ -60,7 +60,8 @@ class Pair:
     def __init__(self, model: Stochastic, guide: Stochastic = no_guide) -> None:
         self.model, self.guide = model, guide
         self._store: Any = {"params": {}, "constraints": {}}
-        self.longer_runs: dict[Any, Any] = {}  # what sites the sides have on longer sequences, as `time_sites` has found them
+        # what sites the sides have on longer sequences, as `time_sites` has found them
+        self.longer_runs: dict[Any, Any] = {}
 
     @contextmanager
     def scope(self) -> Iterator[None]:

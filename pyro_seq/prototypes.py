@@ -33,7 +33,7 @@ def lengthened(batch: SequenceBatch) -> SequenceBatch:
 
 
 def prolonged(batch: SequenceBatch) -> SequenceBatch:
-    """The longest sequence of a batch, alone, going on to one step more than the batch has; its last observation stands there again."""
+    """The longest sequence of a batch, alone, with its last observation again up to T + 1 steps."""
     longest = int(batch.lengths.argmax())
     one, steps = batch.select(slice(longest, longest + 1)), batch.num_steps + 1
     length = int(one.lengths)

@@ -1,4 +1,4 @@
-"""The parameters of modules in Pyro's store, where several modules of one class are made in one session."""
+"""The parameters of modules in Pyro's store, also of several modules of one class."""
 
 from __future__ import annotations
 
@@ -7,54 +7,101 @@ from typing import Any
 from weakref import ref
 
 import pyro
+import torch
+from pyro.nn import PyroModule
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_seq.errors import UserError
 
-_OWNERS: Any = WeakTensorKeyDictionary()  # parameters that have been registered here → a weak reference to their module
+# parameters that have been registered here → a weak reference to their module
+_OWNERS: Any = WeakTensorKeyDictionary()
 
 
-def register(module: nn.Module) -> None:
-    """`pyro.module` under the name of the module's class, such that the module's own parameters are those that a training moves.
+def register(module: nn.Module) -> bool:
+    """Register a module in Pyro's store by its class's name, so that its own parameters are trained.
 
-    Pyro's store goes by names, and `pyro.module` leaves a parameter that it finds under a name as it is: a second module of the class, as of
-    a notebook's cell that is run twice, would never learn, without a word. So
+    Pyro's store goes by names, and `pyro.module` leaves a parameter that it finds under a name as
+    it is: a second module of the class, as of a notebook's cell that is run twice, would never
+    learn, without a word. So
 
-    - what a module has left that is no more (or that has other parameters by now) is taken out of the store;
-    - beside a module of the class that still lives, the next one is called `RNN_2`, and so on: several can learn side by side.
+    - what a module has left that is no more (or that has other parameters by now) is taken out of
+      the store;
+    - beside a module of the class that still lives, the next one is called `RNN_2`, and so on:
+      several can learn side by side. Where no gradients are recorded it is not registered at all.
 
-    Raises `UserError` for parameters of these names that no module of ours has registered, as after `get_param_store().load(…)`.
+    Weights that are random (`PyroSample`) are drawn here, once for all sequences: networks that run
+    inside the plate of the sequences would draw others for each of them. Returns whether there are
+    any.
+
+    Raises `UserError` for parameters of these names that no module of ours has registered, as after
+    `get_param_store().load(…)`, and for random weights in a module that has not been converted as a
+    whole.
     """
+    title = _free_title(module)
+    if title is not None:
+        pyro.module(title, module)
+    return _draw_weights(module)
+
+
+def _free_title(module: nn.Module) -> str | None:
+    """The name to register a module by, which is its own or free now; `None` to leave it alone."""
     store: Any = pyro.get_param_store()
     known, kind = store._params, type(module).__name__
-    own = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    own = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for number in count(1):
         title = kind if number == 1 else f"{kind}_{number}"
-        others = [f"{title}$$${name}" for name, parameter in own.items() if known.get(f"{title}$$${name}", parameter) is not parameter]
-        if not others:
+        names = {f"{title}$$${name}": parameter for name, parameter in own.items()}
+        others = [name for name, parameter in names.items() if known.get(name, parameter) is not parameter]
+        if all(_owner(known[name], name) in (None, module) for name in others):
             break
-        owners = [_owner(known[name], name) for name in others]
-        if not any(owner is not None and owner is not module for owner in owners):
-            for name in [name for name in known if name.startswith(f"{title}$$$") and _OWNERS.get(known[name]) is not None]:
-                if _OWNERS[known[name]]() in (None, module):
-                    del store[name]
-            break
-    if any(f"{title}$$${name}" not in known for name in own):
+        if not torch.is_grad_enabled():
+            return None
+    if others:  # left by modules that are no more, or by this one
+        for name in [name for name in known if name.startswith(f"{title}$$$") and known[name] in _OWNERS]:
+            if _OWNERS[known[name]]() in (None, module):
+                del store[name]
+    if not names.keys() <= known.keys():
         owner = ref(module)
         for parameter in own.values():
             _OWNERS[parameter] = owner
-    pyro.module(title, module)
+    return title
+
+
+def _draw_weights(module: nn.Module) -> bool:
+    """Draw the random weights of a module's parts for the call under way; whether there are any."""
+    found = False
+    for path, part in module.named_modules():
+        names = list(part._pyro_samples) if isinstance(part, PyroModule) else []
+        if names and not (isinstance(module, PyroModule) and part._pyro_context.active):
+            at = f"{path}.{names[0]}".lstrip(".")
+            raise UserError(
+                f"the weight {at!r} of this {type(module).__name__} is random, and each use of it "
+                "would draw another one: convert the model "
+                "as a whole before any weight is made a PyroSample, "
+                "pyro.nn.module.to_pyro_module_(model), and call it as model(batch)"
+            )
+        for name in names:
+            getattr(part, name)
+            found = True
+        if names and isinstance(part, nn.RNNBase):  # which has a list of its weights besides
+            part._flat_weights = [getattr(part, name) for name in part._flat_weights_names]
+    return found
 
 
 def _owner(parameter: Any, name: str) -> nn.Module | None:
-    """The module that has registered a parameter, if it lives and still has it; raises `UserError` for a stranger's parameter."""
+    """The module that has registered a parameter, if it lives and still has it.
+
+    Raises `UserError` for a parameter that no module of ours has registered.
+    """
     owner = _OWNERS.get(parameter)
     if owner is None:
         kind = name.partition("$$$")[0]
         raise UserError(
-            f"Pyro's parameter store holds {name!r}, which is not this {kind}'s own, so that training would not move it: "
-            f"pyro.clear_param_store() forgets what the store holds, and pyro.module({kind!r}, model, update_module_params=True) takes over "
+            f"Pyro's parameter store holds {name!r}, which is not this {kind}'s own, so that "
+            "training would not move it: "
+            f"pyro.clear_param_store() forgets what the store holds, and pyro.module({kind!r}, "
+            "model, update_module_params=True) takes over "
             "what was loaded into it"
         )
     module: nn.Module | None = owner()

@@ -107,8 +107,14 @@ class SequenceModel(nn.Module):
 
     def forward(self, batch: SequenceBatch) -> Outcome:
         """The Pyro model p(x, z) of the batch."""
-        register(self)
-        return self._path(batch) if in_one_path(self, batch) else self._steps(batch)
+        whole = in_one_path(self, batch)
+        if register(self) and whole:
+            raise UserError(
+                f"this {type(self).__name__} has random weights (PyroSample), which are drawn for "
+                "the time of a call, and in layout 'path' its "
+                "densities are computed afterwards: make it with layout='steps'"
+            )
+        return self._path(batch) if whole else self._steps(batch)
 
     def seen(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
         """(c_{1:T} `[N, T, C]`, the context's state after the last step), given the batch's observations."""

@@ -38,7 +38,7 @@ def named(names: Iterable[str]) -> str:
 
 
 def by_stem(names: Iterable[str]) -> list[list[str]]:
-    """Names that differ in numbers only, put together: one line says what is wrong with all of them."""
+    """Names that differ in numbers only, put together: one line is about all of them."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(NUMBER.sub("#", name), []).append(name)

@@ -130,7 +130,7 @@ def _by_itself(x: Tensor) -> Tensor:
 
 
 def step_of(name: str, site: Any, trace: Any, num_steps: int) -> int | None:
-    """The step that a site is of; `None` for a site over all steps, and for one of the whole sequence."""
+    """The step of a site; `None` for a site over all steps and for one of the whole sequence."""
     return places_of(trace, num_steps)[name].step
 
 
@@ -152,7 +152,8 @@ def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
 def place_of(name: str, site: Any, place: Place) -> int | None:
     """The step that a site's density counts at, or `None` if its event has an entry for each step.
 
-    A latent that is over no time counts as a whole at step 0, and so does one whose distribution does not tell its steps apart.
+    A latent that is over no time counts as a whole at step 0, and so does one whose distribution
+    does not tell its steps apart.
     """
     if place.step is not None or is_told_apart(site, place):
         return place.step
@@ -164,13 +165,14 @@ def place_of(name: str, site: Any, place: Place) -> int | None:
             "that takes a .to_event distribution, a method step_log_prob, or a site for each step"
         )
     raise UserError(
-        f"site {name!r} belongs to no step: name it for its step (x_0, x_1, … for every step), give it an event over all steps, or "
+        f"site {name!r} belongs to no step: name it for its step (x_0, x_1, … for every step), "
+        "give it an event over all steps, or "
         f"{HOW_TO_MARK}"
     )
 
 
 def _summed(like: Tensor, shares: list[tuple[int | None, Tensor]]) -> Tensor:
-    """Log-densities of single steps `[*lead, N]`, or of all `[*lead, N, T]`, added up in the widest of their types, shaped like `like`."""
+    """Log-densities of steps `[*lead, N]`, or of all, added up like `like` in the widest type."""
     steps = torch.zeros_like(like, dtype=reduce(torch.promote_types, {share.dtype for _, share in shares}, like.dtype))
     for step, share in shares:
         target = steps if step is None else steps[..., step]

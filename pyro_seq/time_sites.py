@@ -1,4 +1,4 @@
-"""Which site of a model or guide belongs to which step: the one classification that all tools go by."""
+"""Which site of a model or guide belongs to which step: one classification for all tools."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
 
 
 class Stem(NamedTuple):
-    """What stands before and after the step in the names of sites: (`x_`, `_notes`) of `x_3_notes`."""
+    """What stands before and after the step in a site's name: (`x_`, `_notes`) of `x_3_notes`."""
 
     before: str
     after: str
@@ -45,18 +45,19 @@ class Stem(NamedTuple):
 
 
 def stems_of(name: str) -> Iterator[tuple[Stem, int]]:
-    """All ways to read a number in a site's name as its step: (the rest of the name, the number), from left to right."""
+    """All ways to read a number in a name as a step, from left to right: (the rest, the number)."""
     for found in NUMBER.finditer(name):
         yield Stem(name[: found.start()], name[found.end() :]), int(found[0])
 
 
 class Place(NamedTuple):
-    """Where in time a site stands: at one step, over all of them (an event `[T, …]`), or, with neither, for the whole sequence.
+    """Where in time a site stands: at one step, over all of them, or else for the whole sequence.
 
     Args:
         step: the step, counted from 0; `None` for a site of no one step.
         over_time: whether the site's event has an entry for each step.
-        stem: of a site of one step, what its name has in common with those of the other steps; `None` where the name does not say.
+        stem: of a site of one step, what its name has in common with those of the other steps;
+            `None` where the name does not say.
     """
 
     step: int | None = None
@@ -69,7 +70,7 @@ Places = dict[str, Place]
 
 
 class Side(NamedTuple):
-    """One run of a model or guide: its trace and, to ask how the sites change with the sequences' length, the function itself."""
+    """One run of a model or guide: its trace, the function, and the marks that the trace has lost."""
 
     trace: Any
     function: Callable[[SequenceBatch], Any] | None = None
@@ -97,11 +98,12 @@ class Marks(Messenger):
         return marked
 
 
-_PLACES: WeakKeyDictionary[Any, Places] = WeakKeyDictionary()  # of traces: beside them, since they may be the user's
+# of traces: beside them, since they may be the user's
+_PLACES: WeakKeyDictionary[Any, Places] = WeakKeyDictionary()
 
 
 def places_of(trace: Any, num_steps: int | None = None) -> Places:
-    """The place of each site of a trace, as it was `classify`ed; for another trace, what its marks, names and events alone tell."""
+    """The place of each site of a trace, as `classify` found it, or as the trace alone tells."""
     if trace not in _PLACES:
         arguments = trace.nodes.get("_INPUT", {}).get("args", ())
         batch = next((argument for argument in arguments if isinstance(argument, SequenceBatch)), None)
@@ -116,15 +118,18 @@ def classify(sides: Sequence[Side], batch: SequenceBatch, pair: Pair | None = No
 
     What counts, in this order:
 
-    1. a mark, `infer={"time": t}`, `"all"` or `None` (the whole sequence), on either side. `with batch.active(t)` marks what it encloses,
-       and a pair declared by its equations marks all of its sites;
+    1. a mark, `infer={"time": t}`, `"all"` or `None` (the whole sequence), on either side.
+       `with batch.active(t)` marks the sites inside, and a declared pair marks all of its sites;
     2. a distribution that knows its steps (`step_log_prob`), for an event of T entries;
-    3. names `…_{t}…` that there are for every step, and events of T entries. Neither is proof: a group may have T members and a vector T
-       entries. So the function is run on one sequence of T + 1 steps: the names, or events, that grow are those of steps. Observations
-       that are the batch's own values need no such run. Where a function cannot run on T + 1 steps, names are taken by their word;
+    3. names `…_{t}…` that there are for every step, and events of T entries. Neither is proof: a
+       group may have T members, and a vector T entries. So the function is run on one sequence of
+       T + 1 steps: the names, or events, that grow are those of steps. Observations that are the
+       batch's own values need no such run. Where a function cannot run on T + 1 steps, names are
+       taken by their word;
     4. all else is of the whole sequence.
 
-    Raises `UserError` where two readings are left. What the run of T + 1 steps has shown is kept on the pair.
+    Raises `UserError` where two readings are left. What the run of T + 1 steps has shown is kept on
+    the pair.
     """
     places = _Classification(sides, batch, batch.num_steps, pair).places()
     for side in sides:
@@ -162,10 +167,12 @@ class _Classification:
         if mark == ALL_STEPS:
             if not self._has_all_steps(name):
                 shape = list(self.sites[name][0]["fn"].event_shape)
-                raise UserError(f"site {name!r} is marked as over all {self.num_steps} steps, and its event has shape {shape}")
+                over = f"over all {self.num_steps} steps"
+                raise UserError(f"site {name!r} is marked as {over}, and its event has shape {shape}")
             return OVER_TIME
         if isinstance(mark, bool) or not isinstance(mark, int) or not 0 <= mark < self.num_steps:
-            raise UserError(f"site {name!r} is marked {mark!r}, which is no step of 0 … {self.num_steps - 1}: {HOW_TO_MARK}")
+            steps = f"0 … {self.num_steps - 1}"
+            raise UserError(f"site {name!r} is marked {mark!r}, which is no step of {steps}: {HOW_TO_MARK}")
         for stem, number in stems_of(name):
             if number == mark and all(self.marks[other] == t for t, other in self._numbers[True, stem].items()):
                 return Place(mark, stem=stem)
@@ -181,14 +188,13 @@ class _Classification:
         longer = self._of_longer(name)
         if longer is None:
             if len(read) > 1 or (read and over_time and self.sides[0].function is not None):
-                ways = "the number in its name may be a step or one of a group, and its event may be over all steps or not"
-                raise UserError(f"which step site {name!r} belongs to cannot be told: {ways}: {HOW_TO_MARK}")
+                raise _untold(name, "the number in its name may be a step or one of a group")
             if read:
                 return Place(read[0][1], stem=read[0][0])
             return OVER_TIME if over_time and self.sites[name][0]["is_observed"] else WHOLE
         grown = [(stem, t) for stem, t in read if stem.at(self.num_steps) in longer]
         if len(grown) > 1:
-            raise UserError(f"which step site {name!r} belongs to cannot be told: more than one number in its name grows: {HOW_TO_MARK}")
+            raise _untold(name, "more than one number in its name grows")
         if grown:
             return Place(grown[0][1], stem=grown[0][0])
         return OVER_TIME if over_time and longer.get(name, ())[:1] == (self.num_steps + 1,) else WHOLE
@@ -200,7 +206,7 @@ class _Classification:
         return any(site["fn"].event_shape[:1] == (self.num_steps,) for site in self.sites[name])
 
     def _for_every_step(self, stem: Stem) -> bool:
-        """Whether there is a site of this stem for each step that some sequence has, and for no number beyond the batch."""
+        """Whether this stem has a site for each step of the longest sequence, and none beyond T."""
         numbers = self._numbers[False, stem].keys()
         return numbers >= set(range(self.longest)) and max(numbers) < self.num_steps
 
@@ -211,7 +217,7 @@ class _Classification:
         return any(site["is_observed"] and site["value"] is x for site in self.sites[name] for x in every)
 
     def _of_longer(self, name: str) -> Shapes | None:
-        """The sites of the side that has this one (of both, the model) on a longer sequence; `None` where it cannot run on that."""
+        """The sites of the side that has this one (else the model) on a longer sequence, if it runs."""
         index = max(i for i, side in enumerate(self.sides) if name in side.trace)
         if index not in self._longer:
             self._longer[index] = self._shapes(self.sides[index])
@@ -230,12 +236,16 @@ class _Classification:
 
 
 def _run_longer(function: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> Shapes | None:
-    """The event shapes of a side's sites on one sequence of one more step; `None` where it cannot run on that."""
+    """Event shapes of a side's sites on one sequence of one more step; `None` where that fails."""
     try:
         longer = trace_model(function, prolonged(batch))
     except Exception:  # a side of the user's that has one length
         return None
     return _shapes(longer)
+
+
+def _untold(name: str, why: str) -> UserError:
+    return UserError(f"which step site {name!r} belongs to cannot be told: {why}: {HOW_TO_MARK}")
 
 
 def _shapes(trace: Any) -> Shapes:

@@ -171,7 +171,8 @@ class TestObservations:
         assert Categorical(2).prepare(ones, MASK).dtype == torch.long
         for emission in (Bernoulli(), Binomial(1), Normal(), Beta()):
             assert emission.prepare(ones, MASK).dtype == torch.float64
-            assert emission.prepare(ones.float(), MASK).dtype == torch.float32, "what is real stays as precise as it is"
+            assert emission.prepare(ones.float(), MASK).dtype == torch.float64, "densities are those of the module's type"
+            assert emission.float().prepare(ones.double(), MASK).dtype == torch.float64, "what is real stays as precise as it is"
         assert Independent(Categorical(2), 1).prepare(ones.unsqueeze(-1), MASK).dtype == torch.long
 
     def test_stack(self) -> None:

@@ -31,8 +31,10 @@ def nested(inner: dict[str, Make]) -> dict[str, Make]:
     """All pairs of contexts, one after the other and one passed on."""
     made: dict[str, Make] = {}
     for (a, first), (b, second) in itertools.product(inner.items(), inner.items()):
-        made[f"chain({a}, {b})"] = lambda first=first, second=second: Chain(first(), second())  # type: ignore[misc]
-        made[f"passed({a}, {b})"] = lambda first=first, second=second: PassedOn(first(), second())  # type: ignore[misc]
+        # type: ignore[misc]
+        made[f"chain({a}, {b})"] = lambda first=first, second=second: Chain(first(), second())
+        # type: ignore[misc]
+        made[f"passed({a}, {b})"] = lambda first=first, second=second: PassedOn(first(), second())
     return made
 
 

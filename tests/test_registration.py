@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from pyro.contrib.autoname import scope
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
@@ -48,7 +49,7 @@ def training(model: Any, guide: Any = no_guide) -> SVI:
 
 
 def titles() -> set[str]:
-    return {name.partition("$$$")[0] for name in pyro.get_param_store().keys()}  # noqa: SIM118 (a store is no dict)
+    return {name.partition("$$$")[0] for name, _ in pyro.get_param_store().named_parameters()}
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (4, 6), (6, 4)])
@@ -76,7 +77,7 @@ def test_two_models_in_one_function() -> None:
 
     def both(batch: SequenceBatch) -> None:
         for i, model in enumerate(models):
-            with pyro.poutine.scope(prefix=f"part{i}"):
+            with scope(prefix=f"part{i}"):
                 model(batch)
 
     assert unmoved([p for model in models for p in model.parameters()], training(both)) == 0
@@ -173,6 +174,16 @@ def test_a_strangers_parameters_are_said_in_words(change: Callable[[Path, nn.Mod
     change(tmp_path, model)
     pyro.clear_param_store()
     assert unmoved(model.parameters(), training(model)) == 0
+
+
+def test_what_is_only_scored_beside_another_leaves_no_parameters_behind() -> None:
+    model = rnn()
+    training(model).step(BATCH)
+    with torch.no_grad():
+        rnn()(BATCH)
+        other = copy.deepcopy(model)
+        other(BATCH)
+    assert titles() == {"RNN"} and unmoved(other.parameters(), training(other)) == 0
 
 
 def test_a_frozen_part_stays() -> None:

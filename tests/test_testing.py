@@ -161,7 +161,7 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a site that is not masked": ({"own mask": 1}, {}, r"site 'x_\d' \(and \d more\) in the model is not masked: .*batch.active\(t\)"),
     "a prior that peeks": ({"peeks": 1}, {}, r"the model looks ahead: what it says of site 'z_0' at step 0 \(sequence \d\)"),
     "a prior that peeks ahead": ({"peeks ahead": 1}, {}, r"the model looks ahead: what it says of site 'z_0' at step 0"),
-    "an observation of no step": ({"name": 1}, {}, "site 'x' belongs to no step: name it for its step"),
+    "an observation of no step": ({"name": 1, "own mask": 1}, {}, "site 'x' belongs to no step: name it for its step"),
     "no sampling": (
         {"values": 1},
         {},

@@ -210,7 +210,9 @@ def test_what_cannot_be_told_is_refused() -> None:
         assert batch.num_steps == 3
         inner(batch)
 
-    with pytest.raises(UserError, match="which step site 'x_0_0' belongs to cannot be told: the number in its name may be a step or one of"):
+    with pytest.raises(
+        UserError, match="which step site 'x_0_0' belongs to cannot be told: the number in its name may be a step or one of"
+    ):
         score(Pair(model), SequenceBatch(torch.randn(2, 3, 3)))
     (line,) = problems(model, lambda batch: None, SequenceBatch(torch.randn(2, 3, 3)))
     assert line.startswith("which step site 'x_0_0' belongs to cannot be told")
