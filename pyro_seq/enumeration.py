@@ -87,7 +87,9 @@ def _enumerated_trace(pair: Pair, batch: SequenceBatch) -> Any:
         trace = poutine.trace(poutine.enum(pair.model, first_available_dim=-1 - plate_depth(plain))).get_trace(batch)
         trace.symbolize_dims()
     except NotImplementedError:
-        raise UserError(f"not all values of {named(latents)} can be gone through: only latents of finitely many values are enumerated") from None
+        raise UserError(
+            f"not all values of {named(latents)} can be gone through: only latents of finitely many values are enumerated"
+        ) from None
     except RuntimeError as error:
         if "dim" not in str(error):
             raise

@@ -223,7 +223,9 @@ def log_product(a: Tensor, b: Tensor) -> Tensor:
         return log_sum_exp(some.unsqueeze(-2) + columns)
 
     record = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    parts = [checkpoint(exact, some, use_reentrant=False) if record else exact(some) for some in a.expand(*rows.shape, -1)[rows].split(size)]
+    parts = [
+        checkpoint(exact, some, use_reentrant=False) if record else exact(some) for some in a.expand(*rows.shape, -1)[rows].split(size)
+    ]
     whole = product.new_zeros(product.shape).index_put(rows.nonzero(as_tuple=True), torch.cat(parts))
     return torch.where(lost, whole, product)
 

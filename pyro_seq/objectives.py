@@ -62,6 +62,26 @@ class FreeBits_ELBO(Trace_ELBO):
             value = value - torch.maximum(kl, self.nats * covered).sum()
         return -value / self.num_particles
 
+    def _groups(self, q_site: dict[str, Any], p_site: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """(divergence, number of sequences) of each group of a site's latents, scaled and masked: `[T]` for a path, else `[]`."""
+        q, p, path = q_site["fn"], p_site["fn"], q_site["value"]
+        of_path = isinstance(q, MarkovPath) and isinstance(p, MarkovPath)
+        scale, mask = (x.unsqueeze(-1) if of_path and isinstance(x, Tensor) and x.dim() else x for x in (q_site["scale"], q_site["mask"]))
+        kl: Tensor | None = None
+        if self.analytic_kl:
+            with suppress(NotImplementedError):  # as of a normal that has passed through flows
+                kl = step_kl(q, p).sum(-1) if of_path else kl_divergence(q, p)
+        if kl is None and of_path:
+            kl = q.step_log_prob(path) - p.step_log_prob(path)
+        elif kl is None:
+            kl = q_site["unscaled_log_prob"] - p_site["unscaled_log_prob"]
+
+        def total(x: Tensor) -> Tensor:
+            x = scale_and_mask(x, scale, mask)
+            return q.masked(x).reshape(-1, q.num_steps).sum(0) if of_path else x.sum()
+
+        return total(kl), total(torch.ones_like(kl))
+
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """The negative of the bound, as a number."""
         with torch.no_grad():
@@ -92,7 +112,9 @@ def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> E
     if kind not in OBJECTIVES:
         raise ValueError(f"the objective must be 'trace', 'mean_field' or 'enum', got {kind!r}")
     if free_bits > 0 and kind == "enum":
-        raise UserError("free bits are of a divergence, and latents that enum sums out have none: training.free_bits=0, or another objective")
+        raise UserError(
+            "free bits are of a divergence, and latents that enum sums out have none: training.free_bits=0, or another objective"
+        )
     if free_bits > 0:
         return FreeBits_ELBO(free_bits, num_particles=num_particles)
     if kind == "enum":

@@ -126,6 +126,11 @@ class SequenceGuide(nn.Module):
                 posterior, running = self.propose(chunk, previous.unsqueeze(-2), running)
                 previous = pyro.sample(f"z_{t}", posterior)
             latents.append(previous)
+        if self.model.recurs_on_latents and len({z.shape for z in latents}) > 1:  # a dimension of its own for each step's values
+            raise UserError(
+                f"{type(self.model).__name__} recurs on all latents before, and enumeration in parallel (TraceTMC_ELBO) knows those of the "
+                "step before alone"
+            )
         return torch.stack(torch.broadcast_tensors(*latents), -2) if latents else previous.new_zeros(len(batch), 0, self.model.latent_size)
 
 

@@ -29,7 +29,9 @@ class LeftToSum(Messenger):
 
 def does_not_sum(sites: str, objective: Any) -> str:
     """In words, that an objective does not do what sites are marked for, and what does."""
-    instead = "it takes TraceEnum_ELBO (training.objective=enum), or for a shipped model layout 'path', which sums the latents out by itself"
+    instead = (
+        "it takes TraceEnum_ELBO (training.objective=enum), or for a shipped model layout 'path', which sums the latents out by itself"
+    )
     return f"{sites} is marked to be enumerated, which {type(objective).__name__} does not do: {instead}"
 
 

@@ -31,7 +31,9 @@ class TrainingSettings:
     clip_norm: float = at_least(0, 1.0, "largest norm of the gradient over all parameters; 0 for no limit")
     average: float = between(0, 0.99999, 0.0, "decay of the moving average of the weights, which is what is evaluated and kept; 0: none")
     objective: str = one_of(
-        OBJECTIVES, "trace", "trace: Monte Carlo divergence; mean_field: analytic at each step; enum: latents marked to be enumerated summed out"
+        OBJECTIVES,
+        "trace",
+        "trace: Monte Carlo divergence; mean_field: analytic at each step; enum: latents marked to be enumerated summed out",
     )
     num_particles: int = at_least(1, 1, "samples of the latents per step")
     kl_schedule: str = one_of(KL_SCHEDULES, "constant", "how the divergence's strength rises to 1")

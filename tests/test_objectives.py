@@ -131,17 +131,37 @@ class TestFreeBits:
         assert any(g.any() for g in torch.autograd.grad(strict, prior)), "which it does not without free nats"
 
     def test_loss_and_grads(self, pair: Any, batch: SequenceBatch) -> None:
-        elbo = FreeBits_ELBO(0.1, max_plate_nesting=1)
+        elbo = FreeBits_ELBO(0.1, analytic_kl=False, max_plate_nesting=1)
         loss = seeded(lambda: elbo.loss_and_grads(*pair, batch))
         assert loss == seeded(lambda: elbo.loss(*pair, batch))
         parameters = list(pair[0].parameters())
         expected = torch.autograd.grad(seeded(lambda: elbo.differentiable_loss(*pair, batch)), parameters)
         torch.testing.assert_close([p.grad for p in parameters], list(expected))
 
-    def test_particles(self, pair: Any, batch: SequenceBatch) -> None:
-        single, triple = (FreeBits_ELBO(0.1, num_particles=k, max_plate_nesting=1) for k in (1, 3))
-        separate = seeded(lambda: [single.loss(*pair, batch) for _ in range(3)])
-        assert seeded(lambda: triple.loss(*pair, batch)) == pytest.approx(sum(separate) / 3, rel=1e-10)
+    def test_particles_are_averaged_before_the_threshold(self, pair: Any, batch: SequenceBatch) -> None:
+        triple = FreeBits_ELBO(0.1, analytic_kl=False, num_particles=3, max_plate_nesting=1)
+        runs = seeded(lambda: [traces(*pair, batch) for _ in range(3)])
+        kl = torch.stack([step_divergences(*run, False) for run in runs]).mean(0)
+        counts = torch.tensor([sum(t < n for n in LENGTHS) for t in range(5)])
+        expected = torch.maximum(kl, 0.1 * counts).sum() - sum(likelihood(run[0]) for run in runs) / 3
+        assert seeded(lambda: triple.loss(*pair, batch)) == pytest.approx(expected.item(), rel=1e-10)
+
+    @pytest.mark.parametrize("mean", [0.5, 1.0, 2.0])
+    @pytest.mark.parametrize("kind", ["trace", "mean_field"])
+    def test_default_is_the_closed_form(self, kind: str, mean: float) -> None:
+        """max(nats, KL) and no more, for one sequence and one particle, whatever is drawn."""
+
+        def model(batch: SequenceBatch) -> None:
+            with batch.plate():
+                pyro.sample("z_0", dist.Normal(torch.zeros(len(batch)), 1.0))
+
+        def guide(batch: SequenceBatch) -> None:
+            with batch.plate():
+                pyro.sample("z_0", dist.Normal(torch.full((len(batch),), mean), 1.0))
+
+        batch = SequenceBatch(torch.zeros(1, 1))
+        losses = [elbo.loss(model, guide, batch) for elbo in (FreeBits_ELBO(0.6), make_elbo(kind, free_bits=0.6)) for _ in range(3)]
+        assert losses == pytest.approx([max(0.6, mean**2 / 2)] * 6)
 
     @pytest.mark.parametrize("nats", [0.0, 0.4])
     def test_vectorised_particles(self, nats: float) -> None:
@@ -218,9 +238,9 @@ class TestMakeElbo:
     def test_kinds(self) -> None:
         assert type(make_elbo("trace")) is Trace_ELBO and type(make_elbo("mean_field", num_particles=3)) is TraceMeanField_ELBO
         free = [make_elbo(kind, free_bits=0.2, num_particles=3) for kind in ("trace", "mean_field")]
-        assert [(e.nats, e.analytic_kl, e.num_particles) for e in free] == [(0.2, False, 3), (0.2, True, 3)]  # type: ignore[attr-defined]
+        assert [(e.nats, e.analytic_kl, e.num_particles) for e in free] == [(0.2, True, 3), (0.2, True, 3)]  # type: ignore[attr-defined]
         assert make_elbo("trace") is not make_elbo("trace"), "an objective belongs to one model"
-        with pytest.raises(ValueError, match="must be 'trace' or 'mean_field', got 'renyi'"):
+        with pytest.raises(ValueError, match="must be 'trace', 'mean_field' or 'enum', got 'renyi'"):
             make_elbo("renyi")
 
 

@@ -135,6 +135,23 @@ def test_gradient_with_rollouts(rewards: Tensor, baseline: str) -> None:
     assert_unbiased(estimates(model, objective, times=150, rows=200), exact_gradient(model, rewards))
 
 
+@pytest.mark.parametrize("rewards", [table(), table().sum(1)], ids=["by step", "whole"])
+def test_value_with_action_values(rewards: Tensor) -> None:
+    """With rollouts the sum of what the sequences earn, as with the reward itself; else the mean of Q(x_1)."""
+    model, batch = generator(), SequenceBatch(None, [STEPS, STEPS, STEPS, STEPS])
+    earned = looked_up(rewards)
+    pyro.set_rng_seed(0)
+    by_reward = Reinforce(earned).loss(model, no_guide, batch)
+    pyro.set_rng_seed(0)
+    by_rollouts = Reinforce(action_values=Rollouts(Pair(model), earned, num_rollouts=2)).loss(model, no_guide, batch)
+    assert by_rollouts == pytest.approx(by_reward)
+
+    def values(batch: SequenceBatch) -> Tensor:
+        return torch.tensor([3.0, 2.0, 1.0, 0.5]).expand(len(batch), -1)
+
+    assert Reinforce(action_values=values).loss(model, no_guide, batch) == pytest.approx(-12.0)
+
+
 def variance(model: RNN, **options: Any) -> float:
     objective = Reinforce(**options)
     estimates(model, objective, times=5, rows=50)  # for averages to settle

@@ -225,7 +225,7 @@ def test_latents_of_another_form_are_the_guides_fault() -> None:
     assert says.startswith("site 'z' has event shape [2] in the guide and [] in the model")
 
 
-def test_latents_marked_to_be_enumerated_must_be_drawn_where_nothing_sums_them_out() -> None:
+def test_latents_marked_to_be_enumerated_are_summed_out_or_drawn_from_the_prior() -> None:
     def model(batch: SequenceBatch) -> None:
         with batch.plate():
             z = pyro.sample("z", dist.Categorical(logits=torch.zeros(2)), infer={"enumerate": "parallel"})
@@ -233,6 +233,11 @@ def test_latents_marked_to_be_enumerated_must_be_drawn_where_nothing_sums_them_o
                 with batch.active(t):
                     pyro.sample(f"x_{t}", dist.Normal(z.double(), 1.0), obs=batch.at(t))
 
-    with pytest.raises(UserError, match="no site 'z', which the model samples: it is marked to be enumerated, and here it must be drawn"):
-        score(Pair(model), BATCH)
+    def guide(batch: SequenceBatch) -> None:
+        with batch.plate():
+            pyro.sample("w", dist.Normal(torch.zeros(len(batch)), 1.0))
+
+    assert score(Pair(model), BATCH).exact
     assert score(Pair(model), BATCH, proposal="prior", samples=10).total.isfinite().all()
+    with pytest.raises(UserError, match=r"site 'w' is sampled by the guide|the model has no site 'w'"):
+        score(Pair(model, guide), BATCH)
