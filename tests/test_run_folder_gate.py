@@ -241,7 +241,9 @@ def sample() -> Rendered:
 
 
 def test_samples_take_numbers_that_nobody_has(tmp_path: Path, outside: Path) -> None:
-    """Each of two commands has looked at the folder before the other writes: both begin with number 1."""
+    """Each of two commands has looked at the folder before the other writes: both begin with number
+    1.
+    """
     (tmp_path / "sample-3.wav").symlink_to(outside / "new")  # taken as well, whatever it is
     formats = [("mid", "png"), ("mid",), ("png",), ("png", "mid")]
     written = [path.name for words in formats for path in sample().write(tmp_path, 1, words)]
