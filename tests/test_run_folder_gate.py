@@ -5,6 +5,7 @@ written, and nobody is waited for.
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -225,6 +226,22 @@ def test_a_new_folder_is_held_by_one(tmp_path: Path) -> None:
     assert not (tmp_path / "empty").exists()
     with pytest.raises(UserError, match="is a file"), new_folder(folder / "x", "--out-dir"):
         pytest.fail("it is a file")
+
+
+def test_without_files_to_open_nothing_is_left_behind(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = os.dup(0)
+    os.close(opened)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened, before[1]))  # no more than there are
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*: Too many open files"), replacing(tmp_path / "t"):
+            pytest.fail("the work was begun")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    for left in tmp_path.iterdir():  # to remove a folder it would have to be opened
+        assert left.name.startswith(WRITING)
+    clear_left(tmp_path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_folders_are_held_by_one(tmp_path: Path) -> None:
