@@ -238,7 +238,7 @@ def generate(
         music, length, num_samples=num_samples, primer=opening, temperature=temperature, program=instrument, sound_font=sound_font
     )
     for number, rendered in enumerate(played, first):
-        for path in rendered.write(out_dir, number, names):  # under a later number, if another process has taken this one
+        for path in rendered.write(out_dir, number, names):  # or the next number that is free
             click.echo(str(path))
 
 
@@ -281,7 +281,7 @@ def report(
     pieces, source = _real_pieces(music, eval_files, run_dir)
     torch.manual_seed(seed)
     asked = Asked(num_samples, length, temperature=temperature, primer=opening)
-    with replacing(path, follow=out is not None) as temporary:  # where nothing can be written, that is said before minutes of sampling
+    with replacing(path, follow=out is not None) as temporary:  # says what is wrong before minutes of sampling
         page, distances = run_report(RunFolder(run_dir, "midi"), music, pieces, asked, source=source)
         temporary.write_text(page, encoding="utf-8")
     click.echo(str(path))

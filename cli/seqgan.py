@@ -272,7 +272,7 @@ def sweep(
     path = out or run_dir / "sweep.png"
     keep_apart("--out", path, run_dir)
     comparison = Comparison.of(run_dir, split=split, device=pick_device(device), quiet=as_json, **options)
-    with replacing(path, follow=out is not None) as temporary:  # where nothing can be written, that is said before minutes of sampling
+    with replacing(path, follow=out is not None) as temporary:  # says what is wrong before minutes of sampling
         found = sweep_run(comparison, chosen, num_samples, seed=seed, progress=Progress(quiet=as_json))
         temporary.write_bytes(sweep_png(found))
     click.echo(json.dumps({"picture": str(path), **found.to_json()}, allow_nan=False) if as_json else f"{table(found)}\n{path}")

@@ -77,7 +77,9 @@ class AppendedFile:
 
 
 def _copy_of_its_own(path: Path, size: int) -> None:
-    """Put a copy of a file's first `size` bytes in its place: by another name of it, something else would be written to."""
+    """Put a copy of a file's first `size` bytes in its place: what has another name of the same file
+    as well would be written to through it.
+    """
     with replacing(path, follow=False) as temporary, open_plain(path) as file, open(temporary, "wb") as copy:
         while size and (chunk := file.read(min(size, CHUNK))):
             copy.write(chunk)
@@ -109,7 +111,8 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, those left out that are none (a line cut off by a kill); none at all if it cannot be read.
+    """Read the lines of a metrics file, but for those that are none (as one cut off by a kill); no
+    lines if it cannot be read.
 
     Raises `UserError` for a file that is larger than any training makes it.
     """
@@ -129,7 +132,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _may_be_measured(value: Any) -> bool:
-    """Whether a value is one that a line of metrics has: nothing, a word, or a number that a float can hold."""
+    """Whether a line of metrics may have a value: nothing, a word, or a number that a float holds."""
     if isinstance(value, (int, float)):
         return abs(value) <= sys.float_info.max  # false for what is not a number
     return value is None or isinstance(value, str)

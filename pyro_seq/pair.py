@@ -184,7 +184,9 @@ class Pair:
         check_weights(*self._side_by_side(weights, where), where)
 
     def _side_by_side(self, weights: Any, where: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(this pair's weights, those of a file) by name; raises `UserError` unless the file's are of such sides."""
+        """(this pair's weights, those of a file) by name; raises `UserError` for those of other
+        sides.
+        """
         parts = self.weights()
         if not isinstance(weights, dict) or set(weights) != set(parts) or not all(isinstance(part, dict) for part in weights.values()):
             what = sorted(map(str, weights)) if isinstance(weights, dict) else "no weights"

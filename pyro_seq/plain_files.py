@@ -80,12 +80,12 @@ def open_no_link(path: str, flags: int) -> int:
             raise
         what = what_it_is(os.lstat(path).st_mode) or "no plain file"
         raise OSError(error.errno, f"{os.path.basename(path)} is {what}; remove it", path) from None
-    what = what_it_is(os.fstat(descriptor).st_mode)
-    if what is None:
+    opened = what_it_is(os.fstat(descriptor).st_mode)
+    if opened is None:
         return descriptor
     os.close(descriptor)
-    number = errno.EISDIR if what == NAMES[stat.S_IFDIR] else errno.EINVAL
-    why = os.strerror(number) if number == errno.EISDIR else f"{os.path.basename(path)} is {what}; remove it"
+    number = errno.EISDIR if opened == NAMES[stat.S_IFDIR] else errno.EINVAL
+    why = os.strerror(number) if number == errno.EISDIR else f"{os.path.basename(path)} is {opened}; remove it"
     raise OSError(number, why, path)
 
 

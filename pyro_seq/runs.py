@@ -54,7 +54,7 @@ __all__ = [
 
 FORMAT = 2  # 2: settings of the model are those that its pair takes
 MAX_JSON_BYTES = 16 * 2**20  # a vocabulary of all of Unicode takes 13 MiB
-MAX_HEADER_BYTES = 32 * 2**20  # of a checkpoint: the names of its tensors and all that is no tensor
+MAX_HEADER_BYTES = 16 * 2**20  # of a checkpoint: the names of its tensors and all that is no tensor
 OWN_FOLDERS = ("tensorboard", "games", "samples", "imagined", "videos", "pretraining")  # in a run folder; others are somebody else's
 METADATA = "pyro_seq"
 SURROGATE = re.compile("[\ud800-\udfff]")

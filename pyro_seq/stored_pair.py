@@ -41,7 +41,9 @@ def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "
 
 
 def weights_in(path: Path) -> Any:
-    """The weights of a checkpoint, as `Pair.load_weights` takes them; raises `UserError` if it holds none."""
+    """Read the weights of a checkpoint, as `Pair.load_weights` takes them; raises `UserError` if it
+    holds none.
+    """
     saved = load_tree(path)
     check(saved, CHECKPOINT, path, otherwise="is damaged: it holds no weights")
     return saved["weights"]

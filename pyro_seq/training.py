@@ -388,7 +388,7 @@ class Trainer:
             return int(saved["metrics_size"])
 
     def _checkpoint(self) -> Kind:
-        """The kind of what `_save` writes; whether the states carried over fit the pair is for the pair to say."""
+        """The kind of what `_save` writes; `_load` tries whether the states carried over fit."""
         assert self.run is not None
         where, counter = self.run.last, Whole()
         return Fields(

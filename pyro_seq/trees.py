@@ -76,7 +76,8 @@ def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 def unflatten(form: Any, tensors: dict[str, Tensor]) -> Any:
     """The tree of a form and tensors that `flatten` gave.
 
-    Raises `KeyError`, `TypeError` or `ValueError` if they do not fit each other: each tensor has one place, each key of a dict one value.
+    Raises `KeyError`, `TypeError` or `ValueError` if they do not fit each other: each tensor has
+    one place, each key of a dict one value.
     """
     left = dict(tensors)
     tree = _of_form(form, left, DEEPEST)

@@ -23,7 +23,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.plain_files import what_it_is
 
 WRITING = ".writing-"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)  # of a file system that has none
+ATTEMPTS = 100  # to make a folder that nobody else clears away
 
 
 @contextlib.contextmanager
@@ -80,14 +80,15 @@ def _check_replaceable(path: Path) -> None:
 @contextlib.contextmanager
 def _own_folder(parent: Path) -> Iterator[Path]:
     """A new folder in another one, removed in the end, and held by a lock until then."""
-    while True:
+    for _ in range(ATTEMPTS):
         folder = Path(tempfile.mkdtemp(prefix=WRITING, dir=parent))
         with contextlib.ExitStack() as stack:
-            if not stack.enter_context(held(folder)):
-                continue  # one that cleared away what was left has come first
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            yield folder
-            return
+            if stack.enter_context(held(folder)):  # else one that clears away has come first
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)  # while it is held
+                yield folder
+                return
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(parent))
 
 
 @contextlib.contextmanager
@@ -95,11 +96,12 @@ def held(folder: Path, *, without_locks: bool = True) -> Iterator[bool]:
     """Hold a folder by a lock; inside, whether that is so: it is not while another process does, or
     once the folder is gone.
 
-    Where the file system has no locks, nobody knows, and it is as `without_locks` says.
+    Where the file system has no locks, nobody knows, and it is as `without_locks` says. Raises
+    `OSError` for what is no folder or cannot be opened.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
+    except FileNotFoundError:
         yield False
         return
     try:
@@ -108,8 +110,8 @@ def held(folder: Path, *, without_locks: bool = True) -> Iterator[bool]:
             mine = is_same(folder, descriptor)
         except BlockingIOError:
             mine = False
-        except OSError as error:
-            mine = without_locks and error.errno in NO_LOCKS
+        except OSError:  # a file system without locks
+            mine = without_locks
         yield mine
     finally:
         os.close(descriptor)
@@ -127,11 +129,10 @@ def clear_left(folder: Path) -> None:
     """Remove what processes that were killed were writing in a folder; what a living one writes,
     here or below, stays.
     """
-    with contextlib.suppress(OSError):
-        for left in sorted(folder.glob(f"{WRITING}*")):
-            with held(left, without_locks=False) as nobodys:
-                if nobodys:
-                    shutil.rmtree(left, ignore_errors=True)
+    for left in sorted(folder.glob(f"{WRITING}*")):
+        with contextlib.suppress(OSError), held(left, without_locks=False) as nobodys:
+            if nobodys:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def make_folder(folder: Path) -> None:

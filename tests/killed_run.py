@@ -26,7 +26,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pyro_seq import runs
-from pyro_seq.domains import text_runs
+from pyro_seq.domains import music_runs, text_runs
 from pyro_seq.domains.text import text_settings
 from pyro_seq.pair_settings import Layer
 from pyro_seq.seqgan import curve_pictures
@@ -48,6 +48,8 @@ SMALL: dict[str, Any] = {
     "training.sample_every": 50,
     "training.checkpoint_seconds": 0.0,
 }
+OF_TRAINING = {name: value for name, value in SMALL.items() if not name.startswith("text.")}
+SMALL_ROLLS: dict[str, Any] = {"rolls.rate": 4.0, "rolls.batch_size": 4, "rolls.window": 16, "rolls.transpose": 2}
 SMALL_GAME: dict[str, Any] = {
     "model.hidden_size": 6,
     "task.length": 5,
@@ -125,6 +127,20 @@ def game_training(changes: dict[str, Any]) -> Training:
 
     files = ("task.json", "metrics.jsonl", "best.safetensors", "curves.png", "pretraining/metrics.jsonl", "pretraining/best.safetensors")
     return Training(train, files, ("last.safetensors", "pretraining/last.safetensors"))
+
+
+def music_training(changes: dict[str, Any]) -> Training:
+    """Of the package's own tunes, cut into stretches and transposed."""
+
+    def train(folder: Path) -> None:
+        options: dict[str, Any] = {"device": "cpu", "quiet": True}
+        if (folder / "run.json").exists():
+            music_runs.go_on(folder, {}, **options)
+        else:
+            settings = music_runs.settings_from(Layer(OF_TRAINING | SMALL_ROLLS | changes, lenient=True))
+            music_runs.begin(folder, settings, {"train": (), "demo": True, "valid_fraction": 0.1}, seed=1, **options)
+
+    return Training(train, ("best.safetensors", "metrics.jsonl", "music.json", "pieces.json"))
 
 
 def import_early() -> None:
@@ -253,6 +269,9 @@ def trainings(models: list[str], corpus: Path, steps: int, carries: tuple[bool, 
         if kind == "seqgan":
             yield {"model": kind}, game_training({"training.num_steps": steps - steps // 2, "adversarial.num_steps": steps // 2})
             continue
+        if kind == "midi":
+            yield {"model": kind}, music_training({"training.num_steps": steps})
+            continue
         for carry in carries:
             changes = {"model.kind": kind, "text.carry": carry, "training.num_steps": steps}
             yield {"model": kind, "carry": carry}, text_training(corpus, changes)
@@ -264,7 +283,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seed", type=int, default=None, help="of the moments; another one each time if not given")
-    parser.add_argument("--models", nargs="*", default=["rnn", "srnn"], help="pairs of the text program, and seqgan")
+    parser.add_argument("--models", nargs="*", default=["rnn", "srnn"], help="pairs of the text program, midi, seqgan")
     parser.add_argument("--writes", action="store_true", help="kill around each write of a short run instead")
     parser.add_argument("--stride", type=int, default=1, help="with --writes: only every so many of the moments")
     arguments = parser.parse_args()

@@ -1,4 +1,6 @@
-"""Run folders that were changed at random, and checkpoints at every place: one line, and nothing outside is touched."""
+"""Run folders that were changed at random, and checkpoints at every place: one line, and nothing
+outside is touched.
+"""
 
 from __future__ import annotations
 

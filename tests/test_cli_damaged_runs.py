@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -246,3 +248,29 @@ def test_model_that_has_diverged(spoilt: Path, corpus: Path, refused: Callable[.
     save_tree(spoilt / "best.safetensors", tree)
     assert "not finite" in refused(*commands(spoilt, corpus)["evaluate"])
     assert "are not finite" in refused(*commands(spoilt, corpus)["generate"])
+
+
+@pytest.mark.parametrize("place", [
+    "run.json", "vocabulary.json", "corpora.json", "last.safetensors", "best.safetensors", "metrics.jsonl", ".lock", "tensorboard",
+    "samples", "samples/sample-1.mid", "games/000000.safetensors", "imagined", "videos", "pretraining/last.safetensors",
+])  # fmt: skip
+@pytest.mark.parametrize("what", ["link", "link to a folder", "pipe"])
+def test_links_and_pipes_in_a_run_folder(
+    spoilt: Path, corpus: Path, tmp_path: Path, refused: Callable[..., str], place: str, what: str, commands: Commands
+) -> None:
+    outside, path = tmp_path / "outside", spoilt / place
+    outside.mkdir()
+    path.parent.mkdir(exist_ok=True)
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.rename(outside / path.name)
+    if what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(outside if what == "link to a folder" else outside / path.name)
+    before = contents(tmp_path)
+    for command in commands(spoilt, corpus).values():
+        line = refused(*command)
+        assert f"{place} is a {'pipe' if what == 'pipe' else 'symbolic link'}; remove it" in line
+    assert contents(tmp_path) == before

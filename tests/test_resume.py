@@ -48,6 +48,12 @@ def test_runs_killed_at_random_moments_end_as_unbroken_ones() -> None:
     assert sum(len(set(training["killed at"])) for training in trainings) >= 12  # at different steps, that is
 
 
+@pytest.mark.slow
+def test_runs_of_music_killed_at_random_moments_end_as_unbroken_ones() -> None:
+    (training,) = killed_run("--models", "midi", "--steps", "30", "--kills", "5")
+    assert len(training["killed at"]) == 5 and training["differences"] == []
+
+
 def test_runs_killed_around_each_write_end_as_unbroken_ones() -> None:
     (training,) = killed_run("--writes", "--steps", "4", "--models", "rnn")
     assert len(training["killed at"]) >= 20  # documents, checkpoints, best weights; before and after

@@ -5,16 +5,20 @@ written, and nobody is waited for.
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from pyro_seq.domains.music_samples import Rendered
+from pyro_seq.domains.piano_rolls import Timing
 from pyro_seq.errors import UserError
 from pyro_seq.monitoring import AppendedFile, MetricsFile, read_metrics
 from pyro_seq.plain_files import open_plain
@@ -224,6 +228,22 @@ def test_a_new_folder_is_held_by_one(tmp_path: Path) -> None:
         pytest.fail("it is a file")
 
 
+def test_without_files_to_open_nothing_is_left_behind(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = os.dup(0)
+    os.close(opened)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened, before[1]))  # no more than there are
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*: Too many open files"), replacing(tmp_path / "t"):
+            pytest.fail("the work was begun")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    for left in tmp_path.iterdir():  # to remove a folder it would have to be opened
+        assert left.name.startswith(WRITING)
+    clear_left(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
 def test_folders_are_held_by_one(tmp_path: Path) -> None:
     with held(tmp_path) as mine, held(tmp_path) as theirs:
         assert mine and not theirs
@@ -231,3 +251,24 @@ def test_folders_are_held_by_one(tmp_path: Path) -> None:
         assert not mine
     check_writable(tmp_path / "new", "--out-dir")
     assert os.listdir(tmp_path / "new") == []
+
+
+def sample() -> Rendered:
+    return Rendered(torch.zeros(4, 88, dtype=torch.bool), Timing(rate=4.0))
+
+
+def test_samples_take_numbers_that_nobody_has(tmp_path: Path, outside: Path) -> None:
+    """Each of two commands has looked at the folder before the other writes: both begin with number
+    1.
+    """
+    (tmp_path / "sample-3.wav").symlink_to(outside / "new")  # taken as well, whatever it is
+    formats = [("mid", "png"), ("mid",), ("png",), ("png", "mid")]
+    written = [path.name for words in formats for path in sample().write(tmp_path, 1, words)]
+    assert written == ["sample-1.mid", "sample-1.png", "sample-2.mid", "sample-4.png", "sample-5.png", "sample-5.mid"]
+    assert all((tmp_path / name).stat().st_size for name in written)
+
+
+def test_a_sample_that_cannot_be_written_leaves_nothing(tmp_path: Path, file_size_limit: Any) -> None:
+    with file_size_limit(200), pytest.raises(UserError, match=r"cannot write .*sample-1\.png: File too large"):
+        sample().write(tmp_path, 1, ("mid", "png"))
+    assert sorted(os.listdir(tmp_path)) in ([], ["sample-1.mid"])

@@ -33,7 +33,7 @@ import torch
 from run_folder_mutations import Mutation
 
 SECONDS, MOST_BYTES = 10.0, 2 * 2**30
-PATIENCE = 4.0  # a busy machine takes so many times as long; what hangs is killed then
+PATIENCE = 12.0  # a busy machine takes so many times as long; what hangs is killed then
 SIZES = {
     "text": {"model.hidden_size": 6, "text.embedding_size": 4, "text.batch_size": 4, "text.window": 12},
     "midi": {"model.hidden_size": 6, "rolls.rate": 4.0, "rolls.batch_size": 4, "rolls.window": 16},

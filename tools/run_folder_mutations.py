@@ -1,4 +1,6 @@
-"""Changes of a run folder, drawn by a seed: what a stranger, a faulty disk or a bad joke could make of one."""
+"""Changes of a run folder, drawn by a seed: what a stranger, a faulty disk or a bad joke could make
+of one.
+"""
 
 from __future__ import annotations
 

@@ -57,9 +57,10 @@ class Rendered:
         return roll_png(self.roll, self.timing, title=title, primer_frames=self.primer_frames)
 
     def write(self, folder: Path, number: int, formats: Sequence[str]) -> list[Path]:
-        """Write `sample-{number}` in some of the `FORMATS`: the paths; raises `UserError` if one cannot be written.
+        """Write `sample-{number}` in some of the `FORMATS`, or the next number that is free.
 
-        Where there is such a sample by now, as of another process that writes into the same folder, it is the next number that is free.
+        By now another process that writes into the same folder may have taken the number. Returns
+        the paths; raises `UserError` if one cannot be written.
         """
         contents = {"mid": self.midi, "wav": self.wav, "png": lambda: self.png(f"Sample {number}")}
         number = _claimed(folder, number, formats)
@@ -98,7 +99,9 @@ def free_number(folder: Path) -> int:
 
 
 def _claimed(folder: Path, number: int, formats: Sequence[str]) -> int:
-    """The first number from `number` on that no sample in the folder has, in whichever format: empty files hold it for this process."""
+    """Claim the first number from `number` on that no sample in the folder has, in any format:
+    empty files hold it for this process.
+    """
     while True:
         paths = [folder / f"sample-{number}.{name}" for name in formats]
         others = [folder / f"sample-{number}.{name}" for name in FORMATS if name not in formats]
@@ -107,7 +110,7 @@ def _claimed(folder: Path, number: int, formats: Sequence[str]) -> int:
             for path in paths:
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # which follows no link
                 made.append(path)
-            # who claims another format looks here too, after its own claim: of two at once, none or one keeps the number
+            # who claims another format looks here after its own claim: at most one keeps the number
             if not any(map(os.path.lexists, others)):
                 return number
         except FileExistsError:

@@ -129,7 +129,7 @@ class DiscriminatorTraining:
         return Fields({"optimiser": self.optimiser.describe_state(), "random": describe_generator_state()})
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`, changing nothing if that raises `ValueError` for what could not be one."""
+        """Go on from `state()`; raises `ValueError`, and changes nothing, for what is not one."""
         self.describe_state().check(state, "the discriminator's training")
         self.optimiser.load_state(state["optimiser"])
         load_generator_state(self.random, state["random"])
