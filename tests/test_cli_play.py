@@ -160,3 +160,108 @@ def test_other_games_runs_are_refused(refused: Callable[..., str], cartpole: Pat
     assert "holds a run of kind 'text', not 'play'" in refused("play", "run", "--run-dir", trained)
     assert "no run folder" in refused("play", "evaluate", "--run-dir", tmp_path / "nowhere")
     assert "of kind 'play'" in refused("score", "--run-dir", cartpole, __file__)
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory, toys: Any) -> Path:
+    """The folder of a run of a game that is never over, which draws its move."""
+    folder = tmp_path_factory.mktemp("endless") / "run"
+    with pytest.raises(SystemExit) as ended:
+        main(["play", "train", "--quiet", "--env", "Toy/Drawn-v0", "--env-steps", "60", "--run-dir", str(folder), *WORDS])
+    assert ended.value.code == 0
+    return folder
+
+
+@pytest.mark.parametrize("agent", ["trained", "random"])
+def test_games_without_an_end_are_evaluated_up_to_a_limit(
+    pyroseq: Callable[..., int], endless: Path, capsys: pytest.CaptureFixture[str], agent: str
+) -> None:
+    words = ["play", "evaluate", "--run-dir", endless, "--num-games", 3, "--agent", agent]
+    assert pyroseq(*words, "--max-moves", 20, "--json") == 0
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert (found["games"], found["moves"], found["left"], found["ended"]) == (3, 60, 3, 0)
+    assert "3 games were left after 20 moves, not being over; --max-moves N plays on" in shown.err
+    assert pyroseq(*words, "--max-moves", 4) == 0
+    assert "3, 0 of them over and not cut off; 3 left at --max-moves, not being over" in capsys.readouterr().out
+
+
+def test_games_without_an_end_have_a_limit_by_default(
+    pyroseq: Callable[..., int], endless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyro_seq.cli import play
+
+    for name in ("run", "evaluate"):
+        (limit,) = [option for option in play.commands[name].params if option.name == "max_moves"]
+        assert limit.default == 5_000
+        monkeypatch.setattr(limit, "default", 30)
+    assert pyroseq("play", "run", "--run-dir", endless) == 0
+    shown = capsys.readouterr()
+    assert " in 30 moves, then left" in shown.out and "1 game was left after 30 moves" in shown.err
+    assert pyroseq("play", "evaluate", "--run-dir", endless, "--num-games", 2, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["moves"] == 60
+
+
+def test_a_video_of_a_long_game_keeps_few_pictures(
+    pyroseq: Callable[..., int], endless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on at the game's own speed: 101 steps at 25 a second."""
+    from pyro_seq.games import showing
+
+    films: list[Any] = []
+
+    def few() -> Any:
+        films.append(showing_film(most_frames=16))
+        return films[-1]
+
+    showing_film = showing.Film
+    monkeypatch.setattr(showing, "Film", few)
+    assert pyroseq("play", "run", "--run-dir", endless, "--render", "video", "--max-moves", 100) == 0
+    path = Path(capsys.readouterr().out.strip().rpartition("; ")[2])
+    (film,) = films
+    assert film.every == 8 and len(film.frames) == 13
+    with Image.open(path) as video:
+        assert video.n_frames == 13 and video.info["duration"] == 320  # type: ignore[attr-defined]
+
+
+def test_what_is_not_drawn_is_said(refused: Callable[..., str], toys: Any, pyroseq: Callable[..., int], tmp_path: Path) -> None:
+    assert pyroseq("play", "train", "--quiet", "--env", "Toy/Undrawn-v0", "--env-steps", 60, "--run-dir", tmp_path / "run", *WORDS) == 0
+    said = refused("play", "run", "--run-dir", tmp_path / "run", "--render", "video")
+    assert said == "the environment draws nothing, which is no picture: its render returned None"
+
+
+def test_more_dreams_than_there_is_room_for(refused: Callable[..., str], cartpole: Path) -> None:
+    said = refused("play", "imagine", "--run-dir", cartpole, "--num-games", 100_000, "--max-moves", 100_000)
+    assert said.endswith("may be 10,000,000,000 moves, and 20,000,000 at once are imagined at most: lower one of them")
+
+
+def test_what_comes_next_names_the_environment_again(
+    capsys: pytest.CaptureFixture[str], pyroseq: Callable[..., int], tmp_path: Path
+) -> None:
+    """An environment of a module; gymnasium's own would not need it."""
+    (tmp_path / "run").mkdir()
+    words = ["play", "train", "--env", "gymnasium:CartPole-v1", "--env-steps", 60, "--run-dir", tmp_path / "run"]
+    assert pyroseq(*words, *WORDS) == 0
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"next: pyroseq play run --run-dir {tmp_path}/run --env gymnasium:CartPole-v1")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("play.temperature=1e-320", "play.temperature must lie in [1e-06, 1000000.0], got 1e-320"),
+        ("play.first_games=1000000000000", "play.first_games must lie in"),
+        ("play.games_per_round=10000000000", "play.games_per_round must lie in"),
+        ("play.goal_games=1" + "0" * 400, "play.goal_games must lie in"),
+        ("play.env_steps=1" + "0" * 400, "play.env_steps must lie in"),
+        ("world.first_updates=1" + "0" * 400, "world.first_updates must lie in"),
+        ("agent.relaxation=1e-320", "agent.relaxation must lie in"),
+        ("agent.entropy_bonus=1e300", "agent.entropy_bonus must lie in"),
+        ("world.batch_size=65536", "world.batch_size times world.window is"),
+        ("agent.num_games=1000000", "agent.num_games times agent.horizon is"),
+        ("play.env_kwargs=[1]", "right would be a JSON object"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(refused: Callable[..., str], tmp_path: Path, setting: str, said: str) -> None:
+    words = ["--set", "world.window=64", "--set", "agent.horizon=8", "--set", setting]
+    assert said in refused("play", "train", "--quiet", "--run-dir", tmp_path / "run", *words)
+    assert not (tmp_path / "run").exists()

@@ -142,3 +142,27 @@ def test_a_new_game_holds_nothing() -> None:
 def test_places_hold_actions_of_their_own() -> None:
     player = RandomPlayer(Game("", 1, True, 50), hold=1000, seed=0)
     assert len({int(a.argmax()) for a in player.act(range(20), np.zeros((20, 1)))}) > 5
+
+
+@pytest.mark.parametrize("side_by_side", [1, 3])
+def test_a_game_without_an_end_is_left_at_the_limit_and_others_are_not_touched(toys: Any, side_by_side: int) -> None:
+    players = {"agent": Constant([0, 1])}
+    environments, game = opened("Toy/ForEver-v0", side_by_side)
+    for episode in collect(environments, game, ["agent"] * 4, players, seed=0, most_moves=9):
+        assert len(episode) == 9 and episode.total == 9 and not episode.ended and not episode.complete
+    environments, game = opened("Toy/Counting-v0", side_by_side)
+    for most, complete in ((4, False), (5, True), (6, True)):  # a game of five moves
+        for episode in collect(environments, game, ["agent"] * 4, players, seed=0, most_moves=most):
+            assert len(episode) == min(most, 5) and episode.complete == episode.ended == complete
+
+
+def test_numbers_too_large_for_float32_are_said_in_a_line_and_no_warning(toys: Any) -> None:
+    environments, game = opened("Toy/TooLarge-v0", 1)
+    with pytest.raises(UserError, match="returned an observation that is not finite in game 0, move 2"):  # warnings are errors here
+        collect(environments, game, ["agent"], {"agent": Constant([1, 0])}, seed=0)
+
+
+def test_code_that_ends_the_program_is_a_failure_like_others(toys: Any) -> None:
+    environments, game = opened("Toy/Leaving-v0", 1)
+    with pytest.raises(UserError, match=r"failed in game 0, move 2: its code ends the program \(sys.exit\(3\)\)"):
+        collect(environments, game, ["agent"], {"agent": Constant([1, 0])}, seed=0)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pyro_seq.errors import UserError
-from pyro_seq.games.drawing import STATES, can_be_drawn, frames_of, write_gif
+from pyro_seq.games.drawing import STATES, Film, can_be_drawn, frames_of, picture_of, write_gif
 from pyro_seq.games.environments import Playing, game_of
 from pyro_seq.games.making import make_environment
 from pyro_seq.games.pictures import games_png, predictions_png, returns_png
@@ -88,3 +88,61 @@ def test_pictures_show_what_they_are_of() -> None:
     blue = (np.abs(pixels(predictions_png(real, imagined, 4)) - (23, 103, 168)).sum(-1) < 60).mean()
     assert blue > 0.001
     assert games_png([real, real[:7]], title="costs $5 and $6") != games_png([real])
+
+
+def greys(film: Film) -> list[int]:
+    return [int(frame[0, 0, 0]) for frame in film.frames]
+
+
+def test_a_film_of_any_length_takes_no_more_room() -> None:
+    """Every second frame is dropped when there are too many, and so the frames stay evenly spread, the first one among them."""
+    film, asked = Film(most_frames=8), 0
+    for step in range(200):
+        before = asked
+
+        def draw(step: int = step) -> np.ndarray:
+            nonlocal asked
+            asked += 1
+            return np.full((2, 3, 3), step, np.uint8)
+
+        film.add(draw)
+        assert asked - before <= 1 and len(film.frames) <= 8
+        assert greys(film) == list(range(0, step + 1, film.every))
+    assert film.every == 32 and asked < 60
+    film.begin()
+    assert (film.frames, film.every) == ([], 1)
+
+
+def test_a_film_of_large_pictures_has_fewer() -> None:
+    film = Film(most_pixels=10_000)
+    for step in range(50):
+        film.add(lambda step=step: np.full((40, 50, 3), step, np.uint8))
+        assert sum(frame[..., 0].size for frame in film.frames) <= 10_000
+    assert greys(film) == list(range(0, 50, film.every))
+
+
+def test_an_environment_may_draw_into_its_picture_again() -> None:
+    film, picture = Film(), np.zeros((4, 4, 3), np.uint8)
+    for step in range(3):
+        picture[:] = step
+        film.add(lambda: picture)
+    assert greys(film) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("shape", "scaled"), [((100, 960, 3), (50, 480, 3)), ((9_600, 40, 3), (480, 2, 3)), ((5, 9_000, 3), (1, 480, 3))])
+def test_large_pictures_are_scaled_down(shape: tuple[int, ...], scaled: tuple[int, ...]) -> None:
+    assert picture_of(np.zeros(shape, np.uint8)).shape == scaled
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (None, "its render returned None"),
+        ([[1], [1, 2]], "a list, which is no picture"),
+        (np.zeros((4, 4, 4), np.uint8), r"uint8 \[4, 4, 4\], which is no picture: uint8 \[height, width, 3\] would be"),
+        (np.zeros((0, 4, 3), np.uint8), "which is no picture"),
+    ],
+)
+def test_what_is_wrong_with_a_picture_is_said(frame: object, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Film().add(lambda: frame)

@@ -231,12 +231,14 @@ class Undrawn(Counting):
 
 
 class Drawn(Counting):
-    """Draws its move as the grey of a picture."""
+    """Draws its move as the place of a white bar."""
 
     metadata: Any = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
 
     def render(self) -> Any:
-        return np.full((40, 60, 3), self.move % 256, np.uint8)
+        frame = np.zeros((40, 60, 3), np.uint8)
+        frame[:, self.move % 60] = 255
+        return frame
 
 
 class TooLarge(Counting):

@@ -294,8 +294,7 @@ class GameTraining:
                     f"it knows of {saved['real_steps']} real steps, and {self.run.path / 'games'} holds {self.replay.num_steps}"
                 )
             set_spread(self.pair, self.normalisation.spread)
-            learnt = self.learner.describe_state(where)
-            check(saved, Fields({"weights": learnt.pop("weights"), "world": Fields(learnt)}, open=True), where)
+            check(saved, self._learnt(where), where)
             self.learner.load_state({"weights": saved["weights"], **saved["world"]}, where)
             self.agent.load_state(saved["agent"], where)
             self.replay.load_state(saved["replay"])
@@ -303,6 +302,16 @@ class GameTraining:
             set_random_state(saved["random"])
             size: int = saved["metrics_size"]
             return size
+
+    def check(self, saved: Any, where: Path) -> None:
+        """Raise `UserError` unless this training could go on from a checkpoint that was read from `where`; there must be games by now."""
+        check(saved, self._checkpoint(where), where)
+        check(saved, self._learnt(where), where)
+
+    def _learnt(self, where: Path) -> Kind:
+        """The kind of what the world model's learner has written."""
+        learnt = self.learner.describe_state(where)
+        return Fields({"weights": learnt.pop("weights"), "world": Fields(learnt)}, open=True)
 
     def _checkpoint(self, where: Path) -> Kind:
         """The kind of what `_save` writes; what the world model has learnt is looked at once there are games, and so a learner."""
