@@ -60,7 +60,7 @@ def read_midi(data: bytes) -> Midi:
     """
     data = _unwrapped(data)
     midi, named, at = _header(data)
-    while (found := _next_track(data, at, midi.mended)) >= 0:
+    while (found := _next_track(data, at, len(midi.tracks) < named, midi.mended)) >= 0:
         try:
             reader = _read_track(data, found, f"track {len(midi.tracks) + 1}", midi.mended)
         except UserError:
@@ -132,8 +132,8 @@ def _header(data: bytes) -> tuple[Midi, int, int]:
     return midi, tracks, at
 
 
-def _next_track(data: bytes, at: int, mended: Counter[str]) -> int:
-    """Where the next track begins, at or behind an offset; -1 if there is none."""
+def _next_track(data: bytes, at: int, missing: bool, mended: Counter[str]) -> int:
+    """Where the next track begins, at an offset or, if one is missing yet, somewhere behind it; -1 if there is none."""
     while at < len(data):
         if data[at : at + 4] == TRACK:
             return at if at + 8 <= len(data) else -1
@@ -143,7 +143,7 @@ def _next_track(data: bytes, at: int, mended: Counter[str]) -> int:
         if _is_chunk(data, at):  # of a kind that is none of ours
             at += 8 + int.from_bytes(data[at + 4 : at + 8], "big")
             continue
-        at = data.find(TRACK, at)
+        at = data.find(TRACK, at) if missing else -1
         if at < 0:
             return -1
         mended[BETWEEN] += 1
