@@ -68,10 +68,8 @@ def read_rolls(
     """
     rolls, tempi = Rolls(), []
     for i, path in enumerate(paths):
-        if progress is not None and progress.due():
-            progress.show(f"{i:,}/{len(paths):,} files")
         try:
-            found = _contents(path, cache or TuneCache())
+            found = _contents(path, cache or TuneCache(), progress, f"{i:,}/{len(paths):,} files")
             if isinstance(found, str):
                 raise UserError(found)
             pieces = [roll_of(tune, timing, keys) for tune in found.tunes]
@@ -95,12 +93,14 @@ def read_rolls(
     return rolls
 
 
-def _contents(path: Path, cache: TuneCache) -> Found:
-    """What a file holds, from the cache where that knows it; raises `UserError` where its bytes cannot be read."""
+def _contents(path: Path, cache: TuneCache, progress: Progress | None, line: str) -> Found:
+    """What a file holds, from the cache where that knows it, else a line is shown; raises `UserError` where its bytes cannot be read."""
     data = midi_bytes(path)  # of which nothing is kept where it fails, since it may be otherwise the next time
     key = hashlib.sha256(data).hexdigest()
     found = cache.get(key)
     if found is None:
+        if progress is not None and progress.due():
+            progress.show(line)
         try:
             found = contents_of(data)
         except UserError as error:

@@ -72,10 +72,12 @@ class TuneCache:
 
     def put(self, key: str, found: Found) -> None:
         """Keep what the file with this hash holds."""
-        if self.folder is None or self.folder.is_symlink():  # through which a folder from elsewhere could have others written to
+        if self.folder is None:
             return
         path = self._path(key)
         with contextlib.suppress(OSError):
+            if self.folder.is_symlink():  # through which a folder from elsewhere could have another one written to
+                return
             self._make(self.folder)
             with open(path, "xb", buffering=0) as file:
                 self._made.append(path)
