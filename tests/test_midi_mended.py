@@ -1,4 +1,4 @@
-"""MIDI files that are not as they should be, or as few are: what they hold is read, and what was done is said."""
+"""MIDI files that are not as they should be: what they hold is read, what was done is said."""
 
 from __future__ import annotations
 
@@ -142,7 +142,8 @@ def test_a_length_of_a_track_that_is_wrong(size: int) -> None:
 
 def test_tracks_beyond_the_number_in_the_header() -> None:
     assert len(notes(contents_of(midi(*[chunk(NOTE + END)] * 3, named=1)))) == 3
-    assert len(notes(contents_of(midi(chunk(NOTE + END)) + b"\0" * 200 + chunk(NOTE)))) == 1  # what somebody left behind the end
+    left_behind = b"\0" * 200 + chunk(NOTE)
+    assert len(notes(contents_of(midi(chunk(NOTE + END)) + left_behind))) == 1
 
 
 WRAPPED = {

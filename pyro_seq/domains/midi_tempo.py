@@ -16,12 +16,16 @@ class TempoMap:
     """When the ticks of a piece are.
 
     Attributes:
-        changes: ticks at which tempi begin to hold, the first of them 0, each later than the one before.
+        changes: ticks at which tempi begin to hold, the first of them 0, each later than the one
+            before.
         tempi: microseconds a beat from these ticks on.
     """
 
     def __init__(self, midi: Midi, tempi: Iterable[tuple[int, int]]) -> None:
-        """The times of a piece with changes of tempo (tick, microseconds a beat) in any order; of several at a tick the last holds."""
+        """The times of a piece with changes of tempo (tick, microseconds a beat), in any order.
+
+        Of several at a tick the last holds.
+        """
         found = {0: TEMPO}
         if not midi.ticks_a_second:
             found.update(sorted(tempi, key=lambda change: change[0]))
