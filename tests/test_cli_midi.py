@@ -116,6 +116,23 @@ def test_evaluation_says_what_it_is_beside_the_markov_model(
     assert ("for comparison" in out) != ("density of scores" in out)
 
 
+def test_evaluation_names_all_files_that_were_skipped_or_mended(
+    pyroseq: Callable[..., int], notes: Path, tunes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = sorted(tunes.glob("*.mid"))[0].read_bytes()
+    (tmp_path / "good.mid").write_bytes(one)
+    (tmp_path / "odd.kar").write_bytes(one[:10] + b"\0\x09" + one[12:])
+    for i in range(5):
+        (tmp_path / f"bad-{i}.mid").write_bytes(b"MThd" + bytes(i))
+    assert pyroseq("midi", "evaluate", "--run-dir", notes, "--eval-files", tmp_path, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["pieces"], found["skipped"]) == (2, 5)
+    assert found["skipped_files"] == {str(tmp_path / f"bad-{i}.mid"): "it is cut short: it ends within its header" for i in range(5)}
+    assert found["mended_files"] == {str(tmp_path / "odd.kar"): "a number of tracks that is wrong, all read (1)"}
+    assert pyroseq("midi", "evaluate", "--run-dir", notes, "--eval-files", tmp_path) == 0
+    assert "2 (5 files could not be read: --json names all)" in capsys.readouterr().out
+
+
 def test_score_ranks_frames_by_surprise(pyroseq: Callable[..., int], notes: Path, tunes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = sorted(tunes.glob("*.mid"))[0]
     assert pyroseq("score", "--run-dir", notes, one, "--json", "--top", 3) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import torch
 
 from pyro_seq.domains.demo_tunes import write_demo_tunes
 from pyro_seq.domains.midi_files import to_common_key
-from pyro_seq.domains.music import generate, load, music_settings, nats_per_frame, train
-from pyro_seq.domains.music_files import CACHE, fingerprint, held_out, read_demo, read_music, read_primer
+from pyro_seq.domains.music import generate, load, music_settings, nats_per_frame, play, train
+from pyro_seq.domains.music_files import CACHE, REMARKS, fingerprint, held_out, read_demo, read_music, read_primer
 from pyro_seq.domains.music_model import RollSettings, read_document, run_settings
 from pyro_seq.domains.music_runs import begin, go_on, read_pieces
+from pyro_seq.domains.piano_rolls import Timing
 from pyro_seq.errors import UserError
+from pyro_seq.monitoring import Progress
 from pyro_seq.runs import RunFolder, load_tree
 
 WINDOWS = {
@@ -292,3 +295,65 @@ def test_files_that_are_no_music_are_skipped_and_named(tmp_path: Path, tunes: Pa
     (tmp_path / "bad.mid").write_bytes(b"no music")
     begin(tmp_path / "run", SETTINGS, of_files(tunes) | {"train": (str(tunes), str(tmp_path / "bad.mid"))}, seed=0)
     assert "skipped 1 of 13 files" in (said := progress()) and "bad.mid" in said
+
+
+def test_all_files_that_were_skipped_or_mended_are_named_in_the_run(tmp_path: Path, tunes: Path, progress: Callable[[], str]) -> None:
+    folder = Path(shutil.copytree(tunes, tmp_path / "tunes"))
+    for i in range(5):
+        (folder / f"bad-{i}.mid").write_bytes(b"MThd" + bytes(i))
+    one = sorted(tunes.glob("*.mid"))[0].read_bytes()
+    (folder / "odd.mid").write_bytes(one[:10] + b"\0\x09" + one[12:])
+    begin(tmp_path / "run", SETTINGS, of_files(folder), seed=0, quiet=True)
+    kept = json.loads((tmp_path / "run" / REMARKS).read_text())
+    assert kept["skipped"] == {str(folder / f"bad-{i}.mid"): "it is cut short: it ends within its header" for i in range(5)}
+    assert kept["mended"] == {str(folder / "odd.mid"): "a number of tracks that is wrong, all read (1)"}
+    assert progress() == ""
+    begin(tmp_path / "other", SETTINGS, of_files(folder), seed=0)
+    assert f"which files were skipped or mended, and why, is in {tmp_path / 'other' / REMARKS}" in progress()
+    begin(tmp_path / "sound", SETTINGS, of_files(tunes), seed=0, quiet=True)
+    assert not (tmp_path / "sound" / REMARKS).exists()
+    go_on(tmp_path / "run", {"training.num_steps": 5}, quiet=True)
+
+
+def test_nothing_is_left_beside_a_run_that_is_refused(tmp_path: Path, tunes: Path) -> None:
+    (tmp_path / "bad.mid").write_bytes(b"no music")
+    before = sorted(tmp_path.rglob("*"))
+    refused = {
+        "could not be read": of_files(tmp_path / "bad.mid"),
+        "no such file": of_files(tunes) | {"valid": (str(tmp_path / "none.mid"),)},
+    }
+    for reason, data in refused.items():
+        for run_dir in (tmp_path / "run", tmp_path / "new" / "deep" / "run"):
+            with pytest.raises(UserError, match=reason):
+                begin(run_dir, SETTINGS, data, seed=0, quiet=True)
+            assert sorted(tmp_path.rglob("*")) == before
+    begin(tmp_path / "run", SETTINGS, of_files(tunes), seed=0, quiet=True)
+    cached = sorted((tmp_path / CACHE).iterdir())
+    with pytest.raises(UserError, match="could not be read"):
+        go_on(tmp_path / "run", {}, train_files=[str(tmp_path / "bad.mid")], quiet=True)
+    assert sorted((tmp_path / CACHE).iterdir()) == cached
+
+
+def test_a_primer_is_one_piece(tmp_path: Path, tunes: Path, progress: Callable[[], str]) -> None:
+    notes = b"MTrk\0\0\0\7" + b"\0\x90\x3c\x40\x60\x3c\0"
+    two, frames, odd = (tmp_path / name for name in ("two.mid", "frames.mid", "odd.mid"))
+    two.write_bytes(b"MThd\0\0\0\6\0\2\0\2\0\x60" + 2 * notes)
+    frames.write_bytes(b"MThd\0\0\0\6\0\1\0\1\xe2\x28" + notes)
+    odd.write_bytes(b"MThd\0\0\0\6\0\1\0\5\0\x60" + notes)
+    with pytest.raises(
+        UserError, match=r"^--primer: .*two.mid holds 2 pieces of their own \(a MIDI file of type 2\), and a primer is one$"
+    ):
+        read_primer(two, 0.1, RollSettings(), 120)
+    with pytest.raises(UserError, match=r"^--primer: .*frames.mid: its times are SMPTE frames, not beats"):
+        read_primer(frames, 0.01, RollSettings(grid=4), 120)
+    assert len(read_primer(odd, 0.5, RollSettings(rate=8), 120, Progress())) == 4
+    assert progress() == f"mended {odd}: a number of tracks that is wrong, all read (1)\n"
+
+
+def test_no_more_frames_are_sampled_than_anybody_could_hear(tmp_path: Path, tunes: Path) -> None:
+    begin(tmp_path / "run", SETTINGS, of_files(tunes), seed=0, quiet=True)
+    music = load(tmp_path / "run")
+    music.timing = Timing(grid=2, tempo=6e7)  # of a file of a microsecond a beat
+    words = r"^a sample of 2 seconds is 4,000,000 frames, at 2e\+06 a second, and at most 1,000,000 are sampled$"
+    with pytest.raises(UserError, match=words):
+        next(play(music, 2.0))

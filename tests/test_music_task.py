@@ -17,6 +17,7 @@ from pyro_seq.domains.midi_files import read_tune
 from pyro_seq.domains.midi_files import roll_of as tune_roll
 from pyro_seq.domains.midi_writing import write_midi
 from pyro_seq.domains.piano_rolls import Timing
+from pyro_seq.domains.tune_cache import TuneCache
 from pyro_seq.errors import UserError
 from pyro_seq.monitoring import Progress
 from pyro_seq.seqgan import music_task
@@ -117,7 +118,7 @@ def test_what_is_left_out_is_said_and_what_was_parsed_is_kept(tunes: Path, tmp_p
     said = io.StringIO()
     shown = Progress(stream=said, interval=1e9)
     patterns = [tunes, tmp_path / "music"]
-    read_music_task(patterns, length=22, valid_fraction=0.2, test_fraction=0.2, cache=tmp_path / "cache", progress=shown)
+    read_music_task(patterns, length=22, valid_fraction=0.2, test_fraction=0.2, cache=TuneCache(tmp_path / "cache"), progress=shown)
     assert "skipped 1 of 11 files" in said.getvalue() and "bad.mid" in said.getvalue()
     assert "windows of 22 notes of 0.4 seconds (8.8 s) to train on, 0 % rests" in said.getvalue()
     assert "2 tunes are shorter and left out" in said.getvalue()

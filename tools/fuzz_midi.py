@@ -1,11 +1,13 @@
-"""MIDI files by the standard's grammar with faults put in, read by `pyro_seq` and by `mido`, note for note.
+"""MIDI files by the standard's grammar with faults put in, read as `mido` reads them.
 
     python tools/fuzz_midi.py                    10,000 files
     python tools/fuzz_midi.py --files 500 --seed 3
 
-Of every file: no error but `UserError`, in words; at most two seconds of CPU; and all notes that `mido` reads (clipping, as it can),
-with their ticks and velocities, unless the file is cut short. Notes of `mido`'s messages are told apart as pianos do: a note-off ends all
-that was struck before it on its key and channel, and so do the controls 120 and 123. Times in seconds are compared, too.
+Of every file: no error but `UserError`, in words; at most two seconds of CPU; and all notes that
+    `mido` reads (clipping, as it can),
+with their ticks and velocities, unless the file is cut short. Notes of `mido`'s messages are told
+apart as pianos do: a note-off ends all that was struck before it on its key and channel, and so do
+the controls 120 and 123. Times in seconds are compared, too.
 """
 
 from __future__ import annotations
@@ -110,7 +112,7 @@ def _changed(data: bytes, chance: random.Random, change: Callable[[int], bytes])
 
 
 def track(chance: random.Random, wrong: bool) -> bytes:
-    """The events of a track; some of them with contents that the standard does not allow, where that is wanted."""
+    """The events of a track; where `wrong`, some have contents that the standard does not allow."""
     content, running = bytearray(), -1
     for _ in range(chance.choice((0, 6, 20, 60))):
         content += number(chance.choice((0, 0, 1, 30, 96, 480, 2_000)))
@@ -123,7 +125,8 @@ def track(chance: random.Random, wrong: bool) -> bytes:
             running = status
         elif drawn < 0.9:
             content += meta_event(chance, wrong)
-            running = running if chance.random() < 0.3 else -1  # which the standard does not allow, and files have
+            # which the standard does not allow, and files have
+            running = running if chance.random() < 0.3 else -1
         else:
             content += system_event(chance, wrong)
             running = -1
@@ -131,7 +134,7 @@ def track(chance: random.Random, wrong: bool) -> bytes:
 
 
 def channel_event(chance: random.Random, wrong: bool) -> tuple[int, bytes]:
-    """(status, data) of an event of a channel, mostly a note's; few pitches, so that notes end and overlap."""
+    """(status, data) of an event of a channel; few pitches, so that notes end and overlap."""
     channel, pitch = chance.choice((0, 0, 0, 1, 9)), chance.choice((48, 60, 60, 64, 127, 0))
     if chance.random() < 0.85:
         status, data = chance.choice((0x80, 0x90, 0x90, 0x90)), [pitch, chance.choice((0, 0, 1, 64, 127))]
@@ -159,7 +162,7 @@ def meta_event(chance: random.Random, wrong: bool) -> bytes:
 
 
 def system_event(chance: random.Random, wrong: bool) -> bytes:
-    """A system-exclusive message or, where what the standard does not allow is wanted, another event of no channel."""
+    """A system-exclusive message or, where `wrong`, another event of no channel."""
     if wrong and chance.random() < 0.2:
         return chance.choice((*[b"\xf1\x10", b"\xf2\x10\x10", b"\xf3\x01", b"\xf6", b"\xf8", b"\xfe"] * 3, b"\xf4", b"\xfd"))
     content = bytes(chance.randrange(256 if wrong else 128) for _ in range(chance.randrange(6)))
@@ -171,7 +174,10 @@ def system_event(chance: random.Random, wrong: bool) -> bytes:
 
 @contextlib.contextmanager
 def whole_times() -> Iterator[None]:
-    """Inside, `mido` keeps the time of meta events that it does not know, which it loses (1.3.3), so that all behind them is early."""
+    """Inside, `mido` keeps the time of meta events that it does not know.
+
+    `mido` 1.3.3 loses that time, so that all behind such an event is early.
+    """
     build = mido.midifiles.midifiles.build_meta_message
 
     def timed(kind: int, data: list[int], delta: int = 0) -> mido.MetaMessage:
@@ -219,7 +225,8 @@ def notes_of(messages: Any) -> Iterator[Row]:
         else:
             continue
         before = [note for note in ended if note[0] < tick]
-        spared = before and message.type != "control_change"  # what is struck at the very tick goes on
+        # what is struck at the very tick of a note-off goes on
+        spared = before and message.type != "control_change"
         sounding = [note for note in sounding if note not in ended or (spared and note[0] == tick)]
         yield from ((start, tick, pitch, velocity, channel) for start, pitch, velocity, channel in before)
 
@@ -239,7 +246,10 @@ def seconds_of(tick: int, tempi: list[tuple[int, int]], file: mido.MidiFile) -> 
 
 
 def check(file: File) -> str:
-    """How a file fared: `refused`, `read`, `as mido` or `more than mido`; raises `AssertionError` for what must not be."""
+    """How a file fared: `refused`, `too long`, `read`, `as mido` or `more than mido`.
+
+    Raises `AssertionError` for what must not be.
+    """
     began = time.process_time()
     try:
         contents, reason = contents_of(file.data), ""

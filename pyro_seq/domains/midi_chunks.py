@@ -1,7 +1,9 @@
-"""The tracks of a MIDI file, found in its bytes: out of wrappers, and where lengths and numbers of tracks are wrong.
+"""The tracks of a MIDI file, found in its bytes, out of wrappers and where its lengths are wrong.
 
-A file that says of itself what is not so is read all the same where there is no doubt what it holds: a track ends where its end
-of track stands, and there are as many tracks as there are. What was mended is counted, so that it can be said.
+A file that says of itself what is not so is read all the same where there is no doubt what it
+    holds: a track ends where its end
+of track stands, and there are as many tracks as there are. What was mended is counted, so that it
+can be said.
 """
 
 from __future__ import annotations
@@ -56,11 +58,12 @@ class Midi:
 def read_midi(data: bytes) -> Midi:
     """What a MIDI file's bytes hold, in a time that grows with their number and nothing else.
 
-    Raises `UserError`, with a reason that names no file, if they are none, or damaged such that it is not certain what they hold.
+    Raises `UserError`, with a reason that names no file, if they are none, or damaged such that it
+    is not certain what they hold.
     """
     data = _unwrapped(data)
     midi, named, at = _header(data)
-    while (found := _next_track(data, at, midi.mended)) >= 0:
+    while (found := _next_track(data, at, len(midi.tracks) < named, midi.mended)) >= 0:
         try:
             reader = _read_track(data, found, f"track {len(midi.tracks) + 1}", midi.mended)
         except UserError:
@@ -83,7 +86,7 @@ def read_midi(data: bytes) -> Midi:
 
 
 def _unwrapped(data: bytes) -> bytes:
-    """The file itself, where it is wrapped in RIFF or MacBinary, or something blank stands before it."""
+    """The file itself, out of RIFF or MacBinary, or from behind something blank."""
     if not data:
         raise UserError("it is empty")
     if data[:4] == b"RIFF" and data[8:12] == b"RMID":
@@ -93,7 +96,7 @@ def _unwrapped(data: bytes) -> bytes:
         size = int.from_bytes(data[at - 4 : at], "little") if data[at - 8 : at - 4] == b"data" else 0
         return data[at : at + size] if 14 < size <= len(data) - at else data[at:]
     if data[:1] == b"\0" and data[MACBINARY : MACBINARY + 4] == HEADER:
-        size = int.from_bytes(data[83:87], "big")  # behind it there may be what is no part of the file
+        size = int.from_bytes(data[83:87], "big")  # behind it may be what is no part of the file
         return data[MACBINARY : MACBINARY + size] if 14 < size <= len(data) - MACBINARY else data[MACBINARY:]
     stripped = data.removeprefix(b"\xef\xbb\xbf").lstrip(BLANK)
     if stripped[:4] != HEADER:
@@ -132,8 +135,11 @@ def _header(data: bytes) -> tuple[Midi, int, int]:
     return midi, tracks, at
 
 
-def _next_track(data: bytes, at: int, mended: Counter[str]) -> int:
-    """Where the next track begins, at or behind an offset; -1 if there is none."""
+def _next_track(data: bytes, at: int, missing: bool, mended: Counter[str]) -> int:
+    """Where the next track begins; -1 if there is none.
+
+    It is at the offset or, if one is missing yet, somewhere behind it.
+    """
     while at < len(data):
         if data[at : at + 4] == TRACK:
             return at if at + 8 <= len(data) else -1
@@ -143,7 +149,7 @@ def _next_track(data: bytes, at: int, mended: Counter[str]) -> int:
         if _is_chunk(data, at):  # of a kind that is none of ours
             at += 8 + int.from_bytes(data[at + 4 : at + 8], "big")
             continue
-        at = data.find(TRACK, at)
+        at = data.find(TRACK, at) if missing else -1
         if at < 0:
             return -1
         mended[BETWEEN] += 1
@@ -160,7 +166,10 @@ def _is_chunk(data: bytes, at: int) -> bool:
 
 
 def _read_track(data: bytes, head: int, name: str, mended: Counter[str]) -> EventReader:
-    """The track whose head stands at an offset, its reader left behind it; raises `UserError` if it is damaged."""
+    """The track whose head stands at an offset, its reader left behind it.
+
+    Raises `UserError` if it is damaged.
+    """
     start = head + 8
     declared = start + int.from_bytes(data[head + 4 : start], "big")
     reader = EventReader(data, start)
@@ -188,7 +197,7 @@ def _read_track(data: bytes, head: int, name: str, mended: Counter[str]) -> Even
 
 
 def _read_up_to(reader: EventReader, stop: int, *, past_ends: bool = False) -> None:
-    """Read events until an offset, until an end of track (or past them), or until another track begins where an event should."""
+    """Read events until an offset, an end of track (or past them), or the head of another track."""
     track = _find_track(reader.data, reader.at)
     while reader.at < stop and reader.at != track and (past_ends or not reader.ended):
         reader.read(min(stop, track))
@@ -203,7 +212,7 @@ def _find_track(data: bytes, at: int) -> int:
 
 
 def _behind(reader: EventReader, start: int, declared: int, mended: Counter[str]) -> EventReader:
-    """A track that says that it goes on behind its end of track: what stands there, if that is events, was meant."""
+    """A track that goes on behind its end of track: what stands there, if events, was meant."""
     data, at = reader.data, reader.at
     if _find_track(data, at) < declared or declared > len(data) or at == len(data):
         mended[LENGTH] += 1
@@ -220,7 +229,10 @@ def _behind(reader: EventReader, start: int, declared: int, mended: Counter[str]
 
 
 def _further(reader: EventReader, start: int, mended: Counter[str]) -> EventReader:
-    """A track without an end of track, behind which nothing known begins: if it goes on up to such an end, its length was wrong."""
+    """A track without an end of track, behind which nothing known begins.
+
+    If it goes on up to an end of track, its length was wrong.
+    """
     longer = EventReader(reader.data, start)
     with contextlib.suppress(UserError, IndexError):
         _read_up_to(longer, len(reader.data))

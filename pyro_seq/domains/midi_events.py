@@ -1,7 +1,10 @@
-"""The events of one track of a MIDI file: notes, tempi and what ends notes; of all others only where they end.
+"""The events of one track of a MIDI file: notes, tempi and what ends notes.
 
-No event is looked at twice, and none takes memory but notes and tempi, so that the time is that of the bytes, whatever they say. What
-`mido` reads with `clip=True` is read in the same way; what it refuses for the sake of events that are never used is passed over.
+Of all other events it is only found where they end.
+
+No event is looked at twice, and none takes memory but notes and tempi, so that the time is that of
+the bytes, whatever they say. What `mido` reads with `clip=True` is read in the same way; what it
+refuses for the sake of events that are never used is passed over.
 """
 
 from __future__ import annotations
@@ -11,9 +14,8 @@ from dataclasses import dataclass, field
 
 from pyro_seq.errors import UserError
 
-MOST_NUMBER = 2**32  # of a number in a file: a million of them still add up to a whole number that float64 knows
+MOST_NUMBER = 2**32  # about, of a number in a file: a million of them add up to an int64
 
-DATA_BYTES = {0x8: 2, 0x9: 2, 0xA: 2, 0xB: 2, 0xC: 1, 0xD: 1, 0xE: 2}  # of a channel's events, by upper half of the status
 SYSTEM_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1, 0xF6: 0, 0xF8: 0, 0xFA: 0, 0xFB: 0, 0xFC: 0, 0xFE: 0}
 META, SYSEX = 0xFF, (0xF0, 0xF7)
 END_OF_TRACK, SET_TEMPO = 0x2F, 0x51
@@ -30,7 +32,8 @@ class Events:
     """What is kept of the events of a track.
 
     Attributes:
-        notes: rows (start, end, pitch, velocity, channel), in ticks, in the order in which notes end.
+        notes: rows (start, end, pitch, velocity, channel), in ticks, in the order in which notes
+            end.
         sounding: by channel and pitch, the (start, velocity) of the notes that have not ended yet.
         tempi: (tick, microseconds a beat).
         silences: by channel, the tick of its last "all notes off".
@@ -44,7 +47,10 @@ class Events:
     mended: Counter[str] = field(default_factory=Counter)
 
     def end(self, channel: int, pitch: int, tick: int) -> None:
-        """End a pitch by a note-off: all that was struck before; what is struck at this very tick goes on, but not alone."""
+        """End a pitch by a note-off: all that was struck before.
+
+        What is struck at this very tick goes on, but not alone.
+        """
         notes = self.sounding[channel].pop(pitch)
         before = [(start, tick, pitch, velocity, channel) for start, velocity in notes if start < tick]
         self.notes += before
@@ -78,7 +84,8 @@ class EventReader:
     def read(self, stop: int) -> None:
         """Read events until offset `stop` is reached or passed, or an end of track was read.
 
-        Raises `UserError`, with a reason that names no track, for what is no event, and `IndexError` where the data ends within one.
+        Raises `UserError`, with a reason that names no track, for what is no event, and
+        `IndexError` where the data ends within one.
         """
         data, events = self.data, self.events
         at, tick, status = self.at, self.tick, self.status
@@ -132,7 +139,8 @@ class EventReader:
 
     def _system_event(self, at: int, status: int, tick: int) -> int:
         """The offset behind an event of no channel whose `status` stands before `at`."""
-        data, self.broken = self.data, self.broken or status != META  # a meta event does not end the running status: mido's way
+        # a meta event does not end the running status, which is mido's way
+        data, self.broken = self.data, self.broken or status != META
         kind = None
         if status == META:
             kind = data[at]

@@ -73,8 +73,10 @@ class Contents:
     """What a file holds.
 
     Attributes:
-        tunes: its pieces: one, but in a file of type 2, where each of its tracks that has notes is one.
-        mended: what was not as it should be in the file, or was left out, in words; empty where there was nothing.
+        tunes: its pieces: one, but in a file of type 2, where each of its tracks that has notes is
+            one.
+        mended: what was not as it should be in the file, or was left out, in words; empty where
+            there was nothing.
     """
 
     tunes: tuple[Tune, ...]
@@ -84,8 +86,9 @@ class Contents:
 def read_contents(path: str | Path) -> Contents:
     """What a MIDI file holds.
 
-    Raises `UserError`, with the path and the reason, if it cannot be read, is not MIDI, is damaged such that it is not certain what it
-    holds, has no notes (other than drums), or is beyond `MAX_BYTES`, `MAX_NOTES`, `MAX_SECONDS` or `MAX_BEATS`.
+    Raises `UserError`, with the path and the reason, if it cannot be read, is not MIDI, is damaged
+    such that it is not certain what it holds, has no notes (other than drums), or is beyond
+    `MAX_BYTES`, `MAX_NOTES`, `MAX_SECONDS` or `MAX_BEATS`.
     """
     try:
         return contents_of(midi_bytes(path))
@@ -94,7 +97,10 @@ def read_contents(path: str | Path) -> Contents:
 
 
 def read_tune(path: str | Path) -> Tune:
-    """The notes of a MIDI file that holds one piece; raises `UserError` as `read_contents`, and for a file of several."""
+    """The notes of a MIDI file that holds one piece.
+
+    Raises `UserError` as `read_contents`, and for a file of several.
+    """
     tunes = read_contents(path).tunes
     if len(tunes) > 1:
         raise UserError(f"{path}: it holds {len(tunes):,} pieces of their own (a MIDI file of type 2), and one is wanted")
@@ -160,7 +166,10 @@ def _tune(midi: Midi, tracks: Sequence[Events]) -> Tune:
 
 
 def _silence(track: Events) -> int:
-    """Where a track says that a piece ends in silence: its last "all notes off" on a channel that has notes other than drums."""
+    """Where a track says that a piece ends in silence; 0 where it does not.
+
+    This is its last "all notes off" on a channel that has notes other than drums.
+    """
     played = {note[-1] for note in track.notes} - {DRUMS}
     return max((tick for channel, tick in track.silences.items() if channel in played), default=0)
 
@@ -168,13 +177,15 @@ def _silence(track: Events) -> int:
 def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
     """The tune as a piano roll, uint8 `[T, keys]` of 0 and 1, all of its parts in one.
 
-    A note that lasts from a to b, in seconds or on the beat grid in quarter notes, sounds from frame round(a f) up to round(b f)
-    exclusive, in at least one frame, with f frames a second or a beat and halves rounded up. Notes off the keyboard are left out.
-    T frames cover the whole length, silence at the end included.
+    A note that lasts from a to b, in seconds or on the beat grid in quarter notes, sounds from
+    frame round(a f) up to round(b f) exclusive, in at least one frame, with f frames a second or a
+    beat and halves rounded up. Notes off the keyboard are left out. T frames cover the whole
+    length, silence at the end included.
 
     Args:
         tune: the notes.
-        timing: when frames sound; on the beat grid the tune's changes of tempo are followed, and `timing.tempo` does not matter.
+        timing: when frames sound; on the beat grid the tune's changes of tempo are followed, and
+            `timing.tempo` does not matter.
         keys: 88, a piano's from A0 to C8, or all 128 of MIDI.
 
     Raises `UserError` on the beat grid for a tune that has no beats.
@@ -209,8 +220,8 @@ def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
 def to_common_key(roll: Tensor) -> Tensor:
     """The piece `[T, keys]` moved to C major or A minor, by -5 to 6 semitones; a silent one as it is.
 
-    Its key is that whose profile (Krumhansl & Kessler 1982) correlates best with how long each of the twelve tones sounds. Notes that
-    would leave the keyboard are moved an octave inwards.
+    Its key is that whose profile (Krumhansl & Kessler 1982) correlates best with how long each of
+    the twelve tones sounds. Notes that would leave the keyboard are moved an octave inwards.
     """
     keys = roll.shape[1]
     sounding = roll.numpy().sum(0, dtype=np.int64)
@@ -240,9 +251,10 @@ def _moved(shift: int, roll: Tensor) -> Tensor:
 def find_files(patterns: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """The MIDI files that patterns name, in their order, each once.
 
-    A pattern is a file, whatever its suffix; a folder, searched with all that is below it for files of the suffixes (in either case);
-    or a glob, `**` for any folders, whose matches are such files or folders. What a folder or a glob gives is sorted. Hidden files and
-    folders are passed over, and a link to a folder is followed, once.
+    A pattern is a file, whatever its suffix; a folder, searched with all that is below it for files
+    of the suffixes (in either case); or a glob, `**` for any folders, whose matches are such files
+    or folders. What a folder or a glob gives is sorted. Hidden files and folders are passed over,
+    and a link to a folder is followed, once.
 
     Raises `UserError` for a pattern that names nothing.
     """

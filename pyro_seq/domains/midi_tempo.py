@@ -16,12 +16,16 @@ class TempoMap:
     """When the ticks of a piece are.
 
     Attributes:
-        changes: ticks at which tempi begin to hold, the first of them 0, each later than the one before.
+        changes: ticks at which tempi begin to hold, the first of them 0, each later than the one
+            before.
         tempi: microseconds a beat from these ticks on.
     """
 
     def __init__(self, midi: Midi, tempi: Iterable[tuple[int, int]]) -> None:
-        """The times of a piece with changes of tempo (tick, microseconds a beat) in any order; of several at a tick the last holds."""
+        """The times of a piece with changes of tempo (tick, microseconds a beat), in any order.
+
+        Of several at a tick the last holds.
+        """
         found = {0: TEMPO}
         if not midi.ticks_a_second:
             found.update(sorted(tempi, key=lambda change: change[0]))
@@ -42,11 +46,13 @@ class TempoMap:
         return ticks / self._ticks_a_beat if self._ticks_a_beat else np.full(len(ticks), np.nan)
 
     def longest(self, end: int) -> float:
-        """The tempo that holds for the longest time up to a tick, in quarter notes a minute; NaN in a file that counts frames."""
+        """The tempo that holds for the longest time up to a tick, of several the slowest.
+
+        It is in quarter notes a minute; NaN where frames are counted.
+        """
         if not self._ticks_a_beat:
             return float("nan")
         edges = np.append(self._at_changes, self._at_changes[-1] + max(0.0, end - self.changes[-1]) * self.tempi[-1])
         until = self._a_second * self.seconds(np.array([end], dtype=np.int64))[0]
-        distinct, of = np.unique(self.tempi, return_inverse=True)
-        longest = distinct[np.bincount(of, np.diff(np.minimum(edges, until))).argmax()]
-        return round(6e7 / float(longest), 6)
+        distinct, of = np.unique((6e7 / self.tempi).round(6), return_inverse=True)
+        return float(distinct[np.bincount(of, np.diff(np.minimum(edges, until))).argmax()])

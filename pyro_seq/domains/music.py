@@ -43,6 +43,7 @@ __all__ = [
 
 VALIDATED = 100_000  # frames of the validation pieces that are scored during training, at most
 PREVIEW_SECONDS = 8.0
+MOST_FRAMES = 1_000_000  # of a sample: nearly nine hours at 32 a second
 SAMPLED = 2**25  # entries of the rolls of samples drawn side by side: bounds memory
 
 
@@ -162,10 +163,14 @@ def generate(
         temperature: below 1, likelier keys sound; above 1, rarer ones.
         samples: particles by which the latents are inferred from a primer.
 
-    Raises `UserError` for numbers out of range, and for a temperature other than 1 with the emission `beta`, whose scores have none.
+    Raises `UserError` for numbers out of range, more than `MOST_FRAMES` among them, and for a
+    temperature other than 1 with the emission `beta`, whose scores have none.
     """
     if frames < 1 or num_samples < 1:
         raise UserError(f"frames and number of samples must be at least 1, got {frames} and {num_samples}")
+    if frames > MOST_FRAMES:
+        fast = f"{frames:,} frames, at {music.timing.frames_per_second:,.4g} a second"
+        raise UserError(f"a sample of {music.timing.seconds(frames):,.4g} seconds is {fast}, and at most {MOST_FRAMES:,} are sampled")
     adjust = partial(sharpened, temperature=temperature)
     most = max(1, SAMPLED // (frames * music.settings.rolls.keys))
     for first in range(0, num_samples, most):

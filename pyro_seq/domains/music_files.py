@@ -25,7 +25,7 @@ ARRAYS = ".npz"
 CACHE = ".pyroseq-tunes"  # beside the run folders, so that the next run starts at once
 
 
-REMARKS = "skipped.json"  # in a run folder: which files are not in it, and why; there is none where all is well
+REMARKS = "skipped.json"  # in a run folder, where files were skipped or mended
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +35,11 @@ class Found:
     Attributes:
         pieces: rolls `[T, keys]`.
         names: what each is called, by the file that it is from.
-        tempo: the median tempo of the MIDI files among them, in beats a minute; 120 if there are none.
+        tempo: the median tempo of the MIDI files among them, in beats a minute; 120 if there are
+            none.
         skipped: the files that could not be read, each with the reason.
-        mended: the files that were read though not all was as it should be, each with what was done.
+        mended: the files that were read though not all was as it should be, each with what was
+            done.
     """
 
     pieces: list[Tensor]
@@ -48,7 +50,7 @@ class Found:
 
 
 def remarks(found: Iterable[Found]) -> dict[str, Any]:
-    """The document (by its name) that keeps which files were skipped and which were mended, all of them; empty where there are none."""
+    """The document, by its name, of all files that were skipped or mended; empty without any."""
     kept: dict[str, dict[str, str]] = {"skipped": {}, "mended": {}}
     for of in found:
         kept["skipped"] |= of.skipped
@@ -66,8 +68,9 @@ def read_music(
 ) -> Found:
     """The pieces of MIDI files, folders and globs, and of the split `train`, `valid` or `test` of `.npz` files (`read_polyphonic`).
 
-    Files that cannot be read are skipped, with the reason; the progress counts them and names the first. Raises `UserError` if none is
-    left, a pattern names nothing, or an `.npz` file cannot be read or has another keyboard.
+    Files that cannot be read are skipped, with the reason; the progress counts them and names the
+    first. Raises `UserError` if none is left, a pattern names nothing, or an `.npz` file cannot be
+    read or has another keyboard.
     """
     paths = find_files(patterns)
     arrays = [path for path in paths if path.suffix.lower() == ARRAYS]
@@ -120,7 +123,9 @@ def fingerprint(pieces: Sequence[Tensor]) -> str:
 
 
 def read_primer(path: Path, seconds: float, rolls: RollSettings, tempo: float, progress: Progress | None = None) -> Tensor:
-    """The first `seconds` of a MIDI file as a roll `[T, keys]`; what had to be mended in it is said in the progress.
+    """The first `seconds` of a MIDI file as a roll `[T, keys]`.
+
+    What had to be mended in it is said in the progress.
 
     Raises `UserError` if it cannot be read, holds several pieces or is shorter.
     """

@@ -37,15 +37,17 @@ settings_from = music_settings
 def begin(run_dir: Path, settings: MusicSettings, data: Mapping[str, Any], *, seed: int, quiet: bool = False, **options: Any) -> MusicModel:
     """Begin a run in a folder and train it.
 
-    The folder keeps the settings, where the pieces lie with their fingerprint, their tempo and Markov model, and which files were skipped
-    or mended. Nothing is written before settings and pieces have been found sound but for the cache of parsed files, and nothing stays
-    of a run that is refused, nor what it has brought to that cache.
+    The folder keeps the settings, where the pieces lie with their fingerprint, their tempo and
+    Markov model, and which files were skipped or mended. Nothing is written before settings and
+    pieces have been found sound but for the cache of parsed files, and nothing stays of a run that
+    is refused, nor what it has brought to that cache.
 
     Args:
         run_dir: the folder.
         settings: hyper-parameters.
-        data: what to learn from: `train` and `valid`, files, folders and globs; `valid_fraction`, how many of the training pieces are kept
-            for validation where no others are given; `demo`, whether the package's own tunes take the place of files; `start_from`, the
+        data: what to learn from: `train` and `valid`, files, folders and globs; `valid_fraction`,
+            how many of the training pieces are kept for validation where no others are given;
+            `demo`, whether the package's own tunes take the place of files; `start_from`, the
             folder of another run, if the first weights are to be the best of that.
         seed: of all randomness.
         quiet: no progress on stderr.
@@ -95,7 +97,8 @@ def go_on(
         quiet: no progress on stderr.
         options: of `train`.
 
-    Raises `UserError` if the folder holds no run, or the pieces are not those that the run was begun with.
+    Raises `UserError` if the folder holds no run, or the pieces are not those that the run was
+    begun with.
     """
     run, settings = RunFolder(run_dir, KIND), settings_of(run_dir, changes, fixed=fixed, pair=pair)
     with run.locked():
@@ -124,7 +127,9 @@ def settings_of(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[st
 
 
 def read_pieces(settings: MusicSettings, data: Mapping[str, Any], cache: TuneCache, *, quiet: bool) -> tuple[Pieces, dict[str, Any]]:
-    """(what a run learns from and validates on, the document of what was skipped or mended, if any); `data` as `begin` takes it.
+    """(what a run learns from and validates on, the document of skipped and mended files, if any).
+
+    `data` is what `begin` takes.
 
     Raises `UserError` if there is nothing to learn from.
     """

@@ -1,7 +1,7 @@
-"""Many MIDI files as piano rolls, each parsed once: what was skipped and what was mended is kept, with the reasons.
+"""Many MIDI files as piano rolls, each parsed once; what was skipped and mended, with reasons.
 
-What the cache keeps are the notes, not the rolls, so that any rate, grid or range of keys is served; and the reasons why files are no
-music, so that a bad file costs its time once.
+What the cache keeps are the notes, not the rolls, so that any rate, grid or range of keys is
+served; and the reasons why files are no music, so that a bad file costs its time once.
 """
 
 from __future__ import annotations
@@ -62,16 +62,15 @@ def read_rolls(
         keys: 88 or 128.
         common_key: whether pieces are moved to C major or A minor (`to_common_key`).
         cache: what keeps what was parsed.
-        progress: where to show how far the parsing is, and at its end what was skipped and what was mended.
+        progress: where to show how far the parsing is, and at its end what was skipped and what was
+            mended.
 
     Raises `UserError` if no file can be read.
     """
     rolls, tempi = Rolls(), []
     for i, path in enumerate(paths):
-        if progress is not None and progress.due():
-            progress.show(f"{i:,}/{len(paths):,} files")
         try:
-            found = _contents(path, cache or TuneCache())
+            found = _contents(path, cache or TuneCache(), progress, f"{i:,}/{len(paths):,} files")
             if isinstance(found, str):
                 raise UserError(found)
             pieces = [roll_of(tune, timing, keys) for tune in found.tunes]
@@ -95,12 +94,17 @@ def read_rolls(
     return rolls
 
 
-def _contents(path: Path, cache: TuneCache) -> Found:
-    """What a file holds, from the cache where that knows it; raises `UserError` where its bytes cannot be read."""
-    data = midi_bytes(path)  # of which nothing is kept where it fails, since it may be otherwise the next time
+def _contents(path: Path, cache: TuneCache, progress: Progress | None, line: str) -> Found:
+    """What a file holds, from the cache where that knows it, else a line is shown.
+
+    Raises `UserError` where its bytes cannot be read.
+    """
+    data = midi_bytes(path)  # where this fails nothing is kept: it may be otherwise the next time
     key = hashlib.sha256(data).hexdigest()
     found = cache.get(key)
     if found is None:
+        if progress is not None and progress.due():
+            progress.show(line)
         try:
             found = contents_of(data)
         except UserError as error:

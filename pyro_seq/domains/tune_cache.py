@@ -1,14 +1,18 @@
-"""What MIDI files hold, kept on the disk: a safetensors file for each, named by the SHA-256 of its bytes; nothing in it is trusted.
+"""What MIDI files hold, kept on the disk: a safetensors file for each; nothing in it is trusted.
 
-counts       int64 [pieces]        the notes of each piece, one piece's after another's; no pieces where the file could not be read
+It is named by the SHA-256 of the MIDI file's bytes.
+
+counts       int64 [pieces]        the notes of each piece, one piece's after another's; no pieces
+                                   where the file could not be read
 ends         float64 [pieces, 3]   its length in seconds and in beats, and its tempo
 pitches      uint8 [notes]
 times        float64 [4, notes]    starts and ends in seconds, then in beats
-words        uint8 [bytes]         JSON, [why the file could not be read, or "", what was mended in it, or ""]
+words        uint8 [bytes]         JSON, [why the file could not be read, or "", what was mended in
+                                   it, or ""]
 checksum     int64 [1]             CRC-32 of all of the above
 
-A file is made by exclusive creation and never changed, so that processes may write side by side. One that is half written, or was
-tampered with, is as good as none, and is removed.
+A file is made by exclusive creation and never changed, so that processes may write side by side.
+One that is half written, or was tampered with, is as good as none, and is removed.
 """
 
 from __future__ import annotations
@@ -48,7 +52,8 @@ Found = Contents | str  # what a file holds, or why it holds nothing
 class TuneCache:
     """What files hold, by the SHA-256 of their bytes; without a folder, nothing.
 
-    Nothing that is wrong with the folder is an error: what cannot be read is not known, what cannot be written is not kept.
+    Nothing that is wrong with the folder is an error: what cannot be read is not known, what cannot
+    be written is not kept.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -72,10 +77,12 @@ class TuneCache:
 
     def put(self, key: str, found: Found) -> None:
         """Keep what the file with this hash holds."""
-        if self.folder is None or self.folder.is_symlink():  # through which a folder from elsewhere could have others written to
+        if self.folder is None:
             return
         path = self._path(key)
         with contextlib.suppress(OSError):
+            if self.folder.is_symlink():  # which could have any other folder written to
+                return
             self._make(self.folder)
             with open(path, "xb", buffering=0) as file:
                 self._made.append(path)
@@ -91,7 +98,7 @@ class TuneCache:
             yield
         except UserError:
             for path in reversed(self._made):
-                with contextlib.suppress(OSError):  # a folder in which there is something else by now stays
+                with contextlib.suppress(OSError):  # a folder that holds more by now stays
                     path.rmdir() if path.is_dir() else path.unlink()
             self._made = []
             raise
@@ -112,7 +119,8 @@ class TuneCache:
 def _bytes(path: Path) -> bytes | None:
     """A file's bytes; none where it is no file of a cache, cannot be read, or is not there."""
     with contextlib.suppress(OSError, MemoryError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # no link, and no waiting at a pipe
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # no link, and no waiting at a pipe
+        descriptor = os.open(path, flags)
         with open(descriptor, "rb") as file:
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
                 data = file.read(MAX_FILE_BYTES + 1)
@@ -136,7 +144,10 @@ def _packed(found: Found) -> bytes:
 
 
 def _found(data: bytes) -> Found:
-    """What a file of the cache says; raises one of the errors that `TuneCache.get` knows if that is nothing that a file could hold."""
+    """What a file of the cache says.
+
+    Raises one of the errors that `TuneCache.get` knows if that is nothing that a file could hold.
+    """
     tensors = safetensors.numpy.load(data)
     checksum = tensors.pop("checksum")
     fits = all(tensors[name].dtype == dtype and tensors[name].ndim == dimensions for name, (dtype, dimensions) in LAYOUT.items())
