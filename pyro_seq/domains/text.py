@@ -92,7 +92,11 @@ def read_corpora(
         raise UserError(f"the fraction kept for validation must lie in [0, 1), got {valid_fraction}")
     if vocabulary is None:
         source = vocabulary_from or train
-        options = {"size": settings.vocabulary_size, "oov_buckets": settings.oov_buckets, "line_end": settings.unit == "line"}
+        options: dict[str, Any] = {
+            "size": settings.vocabulary_size,
+            "oov_buckets": settings.oov_buckets,
+            "line_end": settings.unit == "line",
+        }
         vocabulary = Vocabulary.of_file(source, level=settings.level, **options)
     symbols = _symbols_of(train, vocabulary, settings, "train")
     if valid is not None:

@@ -16,7 +16,7 @@ from pyro_seq.errors import UserError
 
 Piece = str | bytes  # of a text, characters or bytes: as many as it has symbols
 CHUNK_BYTES = 2**20
-SHOWN_ENCODING, FEWEST_WIDE = 2**16, 4  # bytes and, at least, characters of four bytes by which a wider encoding is told
+SHOWN_ENCODING, FEWEST_WIDE, ENOUGH_WIDE = 2**16, 4, 16  # bytes, and fours of them, by which a wider encoding is told, and surely
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 CODE_POINTS = sys.maxunicode + 1
 LEVELS = ("char", "byte")
@@ -111,8 +111,11 @@ class Vocabulary:
     def encode_piece(self, piece: Piece) -> NDArray[Any]:
         """The numbers of a text's symbols, of bytes at level `byte`; otherwise as `encode`."""
         if isinstance(piece, bytes):
-            numbers = np.frombuffer(piece, dtype=np.uint8)
-            return np.where(numbers == ord("\n"), self.end, numbers).astype(self.dtype) if self.line_end else numbers
+            numbers: NDArray[Any] = np.frombuffer(piece, dtype=np.uint8)
+            if self.line_end:
+                feeds, numbers = numbers == ord("\n"), numbers.astype(self.dtype)
+                numbers[feeds] = self.end
+            return numbers
         points = _code_points(piece)
         symbols = self._table()[points]
         if self.oov_buckets:
@@ -304,7 +307,7 @@ def _nul_padded(data: bytes) -> str | None:
         return None
     share = (numbers == 0).mean(0)  # of each byte of four
     for name, wide, narrow in (("UTF-32", [2, 3], [0]), ("UTF-32", [0, 1], [3]), ("UTF-16", [1, 3], [0, 2]), ("UTF-16", [0, 2], [1, 3])):
-        most = 0.99 if name == "UTF-32" else 0.25  # of UTF-16 a letter beyond Latin-1 has no NUL
+        most = 0.25 if name == "UTF-16" and len(numbers) >= ENOUGH_WIDE else 0.99  # a letter beyond Latin-1 has no NUL in UTF-16
         if share[wide].min() >= most and share[narrow].max() <= 0.01:
             return name
     return None
