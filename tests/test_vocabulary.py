@@ -120,7 +120,7 @@ def test_wider_encodings_without_a_mark_are_told_by_their_nuls(tmp_path: Path, e
 
 
 def test_nuls_in_a_text_are_characters(tmp_path: Path) -> None:
-    for text in ("a\0", "one\0two\0three\0four\0", "\0" * 50, "a\0b\0c\0\0d and so on, with some words"):
+    for text in ("a\0", "one\0two\0three\0four\0", "\0" * 50, "a\0b\0c\0\0d and so on, with some words", "ab\0a\nbb\nab\0ab\n" * 12):
         assert "".join(read_text(written(tmp_path / "t", text))) == text
 
 

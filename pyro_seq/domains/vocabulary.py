@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ class Vocabulary:
     def buckets(self) -> range:
         """The symbols of unknown characters, which stand for none in particular."""
         return range(0) if self.level == "byte" else range(len(self.characters), self.end)
+
+    @property
+    def never(self) -> Sequence[int]:
+        """The symbols that are not to be drawn: buckets, and in lines of bytes those that end one."""
+        return (ord("\n"), ord("\r")) if self.level == "byte" and self.line_end else self.buckets
 
     def is_unknown(self, symbols: NDArray[Any]) -> NDArray[np.bool_]:
         """Which symbols are buckets."""
@@ -289,7 +294,7 @@ def decoded(chunks: Iterable[bytes], where: str, *, advice: str = "text.level=by
             raise UserError(f"{where} is not UTF-8: byte 0x{byte:02x} at offset {offset} ({error.reason}); {advice}") from None
 
     for chunk in chunks:
-        if not consumed and (encoding := _nul_padded(chunk)):
+        if not consumed and chunk[0] < 0xFE and (encoding := _nul_padded(chunk)):  # a mark is reported as the byte that it is
             raise UserError(f"{where} is not UTF-8: NULs stand among its bytes as in {encoding} without a byte order mark; {advice}")
         text = text_of(chunk)
         consumed += len(chunk)
@@ -307,7 +312,7 @@ def _nul_padded(data: bytes) -> str | None:
         return None
     share = (numbers == 0).mean(0)  # of each byte of four
     for name, wide, narrow in (("UTF-32", [2, 3], [0]), ("UTF-32", [0, 1], [3]), ("UTF-16", [1, 3], [0, 2]), ("UTF-16", [0, 2], [1, 3])):
-        most = 0.25 if name == "UTF-16" and len(numbers) >= ENOUGH_WIDE else 0.99  # a letter beyond Latin-1 has no NUL in UTF-16
+        most = 0.6 if name == "UTF-16" and len(numbers) >= ENOUGH_WIDE else 0.99  # a letter beyond Latin-1 has no NUL in UTF-16
         if share[wide].min() >= most and share[narrow].max() <= 0.01:
             return name
     return None
