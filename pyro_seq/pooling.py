@@ -17,7 +17,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.pareto import LEAST_SAMPLES, k_hat_of_largest, size_of_tail
 from pyro_seq.scores import Score
 
-MOST_STATES = 2**14  # particles of all sequences at a time, each with a state that is kept from window to window
+MOST_STATES = 2**12  # particles of all sequences at a time, each with a state that is kept from window to window
 MOST_WEIGHTS = 2**22  # steps of all these particles in a window, each with a weight that is kept to the window's end
 
 

@@ -75,7 +75,8 @@ def without(distribution: Distribution, values: Tensor) -> Distribution:
     Of a mixture, each component's share is what it leaves to the other values. Raises `UserError` for any other distribution.
     """
     if isinstance(distribution, torch.distributions.MixtureSameFamily):
-        parts, shares = distribution.component_distribution, distribution.mixture_distribution.logits
+        parts: Any = distribution.component_distribution
+        shares = distribution.mixture_distribution.logits
         kept = without(parts, values)
         left = parts.logits.index_fill(-1, values, -torch.inf).logsumexp(-1)
         return dist.MixtureSameFamily(dist.Categorical(logits=shares + left, validate_args=False), kept, validate_args=False)

@@ -14,7 +14,7 @@ import torch
 
 from pyro_seq.domains.text import text_settings
 from pyro_seq.domains.text_runs import begin, go_on
-from pyro_seq.domains.text_windows import TextWindows
+from pyro_seq.domains.text_windows import LineBatches, TextWindows
 from pyro_seq.errors import UserError
 from pyro_seq.pair_settings import Layer
 
@@ -61,15 +61,19 @@ def test_runs_killed_around_each_write_end_as_unbroken_ones() -> None:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, draws: int, how: Any) -> None:
-    draw, counted = TextWindows.draw, []
+    counted: list[int] = []
 
-    def stopping(windows: TextWindows) -> Any:
-        counted.append(1)
-        if len(counted) == draws:
-            how()
-        return draw(windows)
+    def stop(draw: Any) -> Any:
+        def stopping(batches: Any) -> Any:
+            counted.append(1)
+            if len(counted) == draws:
+                how()
+            return draw(batches)
 
-    monkeypatch.setattr(TextWindows, "draw", stopping)
+        return stopping
+
+    for kind in (TextWindows, LineBatches):
+        monkeypatch.setattr(kind, "draw", stop(kind.draw))
 
 
 def crash() -> None:
@@ -89,12 +93,13 @@ def interrupt() -> None:
         {"model.kind": "srnn", "model.input_dropout": 0.2, "model.output_dropout": 0.2, "training.kl_schedule": "linear"},
         {"model.kind": "rnn", "training.precision": "bfloat16"},
         {"model.kind": "rnn", "text.level": "byte", "training.patience": 2, "training.learning_rate": 0.5},
+        {"model.kind": "srnn", "text.unit": "line"},
     ],
-    ids=["iseq", "gru", "srnn", "bfloat16", "byte"],
+    ids=["iseq", "gru", "srnn", "bfloat16", "byte", "line"],
 )
 def test_resumed_run_equals_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], how: Any) -> None:
     corpus = tmp_path / "corpus.txt"
-    corpus.write_text("the cat sat on the mat; " * 30)
+    corpus.write_text("the cat sat on\nthe mat;\n" * 30)
     settings = text_settings(Layer(SMALL, lenient=True), {"training.checkpoint_seconds": 0.0 if how is crash else 1e6} | changes)
     options = {"device": "cpu", "quiet": True}
     data = {"train": corpus, "valid_fraction": 0.2}

@@ -90,7 +90,7 @@ def test_line_ends_and_any_unicode_stay_in_a_window_of_characters(tmp_path: Path
 
 
 def test_judged_by_bleu_and_self_bleu() -> None:
-    task = TextTask(None, None, "characters")  # type: ignore[arg-type]
+    task = TextTask(None, TextRendering(Vocabulary("char", "ab")), "characters")  # type: ignore[arg-type]
     generated, real = torch.randint(4, (30, 8)), torch.randint(4, (50, 8))
     figures = task.judge(generated, real)
     assert sorted(figures) == sorted(f"{name}_{n}" for name in ("bleu", "self_bleu") for n in (2, 3, 4, 5))
@@ -110,10 +110,10 @@ def test_no_more_are_judged_than_are_said(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(module, "MOST_GENERATED", 10)
     monkeypatch.setattr(module, "MOST_REFERENCES", 7)
     seen = {}
-    monkeypatch.setattr(module, "bleu_figures", lambda generated, references: seen.update(generated=generated, references=references))
+    monkeypatch.setattr(module, "bleu_figures", lambda generated, references, end: seen.update(generated=generated, references=references))
     for n in (5, 7, 20, 1_000):
         sequences = torch.arange(n)[:, None].expand(-1, 5)
-        TextTask(None, None, "words").judge(sequences, sequences)  # type: ignore[arg-type]
+        TextTask(None, TextRendering(Vocabulary("char", "ab")), "words").judge(sequences, sequences)  # type: ignore[arg-type]
         for name, most in (("generated", 10), ("references", 7)):
             chosen = seen[name][:, 0]
             assert len(chosen) == min(n, most) and chosen[0] == 0

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pyro_seq.domains import vocabulary as module
-from pyro_seq.domains.vocabulary import CHUNK_BYTES, UNKNOWN, Vocabulary, file_size, quoted, read_text
+from pyro_seq.domains.vocabulary import CHUNK_BYTES, UNKNOWN, Vocabulary, file_size, quoted, read_bytes, read_lines, read_text
 from pyro_seq.errors import UserError
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -109,6 +109,55 @@ def test_bytes_that_are_not_utf8_are_named_with_their_offset(tmp_path: Path, dat
     assert Vocabulary.of_file(path, level="byte").encode_file(path)[0].tobytes() == data
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["the cat sat on the mat\n", "Ελληνικά, and some English beside it\n" * 30])
+def test_wider_encodings_without_a_mark_are_told_by_their_nuls(tmp_path: Path, encoding: str, text: str) -> None:
+    path = written(tmp_path / "t", text.encode(encoding))
+    name = encoding[:6].upper()
+    with pytest.raises(UserError, match=rf"not UTF-8: (NULs stand among its bytes as in {name} without|byte 0x).*text\.level=byte"):
+        Vocabulary.of_file(path)
+    assert Vocabulary.of_file(path, level="byte").encode_file(path)[0].tobytes() == path.read_bytes()
+
+
+def test_nuls_in_a_text_are_characters(tmp_path: Path) -> None:
+    for text in ("a\0", "one\0two\0three\0four\0", "\0" * 50, "a\0b\0c\0\0d and so on, with some words", "ab\0a\nbb\nab\0ab\n" * 12):
+        assert "".join(read_text(written(tmp_path / "t", text))) == text
+
+
+LINES = "\ufeffone\r\n\r\ntwo\rthree\n\n\n x \nlast"
+
+
+@pytest.mark.parametrize("level", ["char", "byte"])
+def test_a_line_ends_with_its_symbol_whatever_ended_it_in_the_file(tmp_path: Path, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "t", LINES.removeprefix("\ufeff") if level == "byte" else LINES)
+    vocabulary = Vocabulary.of_file(path, level=level, line_end=True)
+    assert vocabulary.end == len(vocabulary) - 1 and not {"\n", "\r"} & set(vocabulary.characters)
+    again = Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())), path)
+    assert (len(again), again.line_end) == (len(vocabulary), True)
+    for size in (1, 2, 3, 2**20):  # chunks may end between CR and LF
+        monkeypatch.setattr(module, "CHUNK_BYTES", size)
+        symbols, unknown = vocabulary.encode_file(path)
+        assert vocabulary.decode(symbols) == "one\ntwo\nthree\n x \nlast\n" and unknown == 0
+        assert (symbols == vocabulary.end).sum() == 5
+        chunks = read_bytes(path) if level == "byte" else read_text(path)
+        lines = [line if isinstance(line, str) else line.decode() for line in read_lines(chunks, level)]
+        assert lines == ["one", "", "two", "three", "", "", " x ", "last"]
+    assert vocabulary.decode(np.arange(len(vocabulary)))[-1] == "\n"
+
+
+@given(st.text(st.sampled_from("ab\r\n"), max_size=12), st.integers(1, 5))
+def test_lines_are_those_of_python(text: str, size: int) -> None:
+    chunks = [text[i : i + size] for i in range(0, len(text), size)]
+    assert list(read_lines(chunks, "char")) == text.splitlines()
+    assert list(read_lines([chunk.encode() for chunk in chunks], "byte")) == [line.encode() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("data", ["", "\n\r\n\r", "\ufeff", "\ufeff\n"])
+def test_a_text_without_a_line_has_no_vocabulary_of_lines(tmp_path: Path, data: str) -> None:
+    with pytest.raises(UserError, match=r"is empty|has no line with anything in it"):
+        Vocabulary.of_file(written(tmp_path / "t", data), line_end=True)
+
+
 def test_undecodable_command_line_bytes_are_themselves_at_byte_level() -> None:
     assert Vocabulary("byte").encode(b"caf\xe9".decode(errors="surrogateescape")).tobytes() == b"caf\xe9"
 
@@ -145,6 +194,8 @@ def test_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, monkeypatch
         {"characters": "a\ud800"},
         {"characters": "", "oov_buckets": 0},
         {"oov_buckets": -1},
+        {"line_end": 1},
+        {"line_end": True, "characters": "a\n"},
         {"oov_buckets": True},
         {"oov_buckets": 1.0},
         {"oov_buckets": 10**12},

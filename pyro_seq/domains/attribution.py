@@ -213,4 +213,4 @@ def _piece(vocabulary: Vocabulary, path: Path, start: int, end: int) -> str:
         position += len(chunk)
         if position >= end:
             break
-    return shown((b"" if vocabulary.level == "byte" else "").join(pieces))  # type: ignore[arg-type]
+    return shown((b"" if vocabulary.level == "byte" else "").join(pieces))

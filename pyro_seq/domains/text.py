@@ -92,7 +92,11 @@ def read_corpora(
         raise UserError(f"the fraction kept for validation must lie in [0, 1), got {valid_fraction}")
     if vocabulary is None:
         source = vocabulary_from or train
-        options = {"size": settings.vocabulary_size, "oov_buckets": settings.oov_buckets, "line_end": settings.unit == "line"}
+        options: dict[str, Any] = {
+            "size": settings.vocabulary_size,
+            "oov_buckets": settings.oov_buckets,
+            "line_end": settings.unit == "line",
+        }
         vocabulary = Vocabulary.of_file(source, level=settings.level, **options)
     symbols = _symbols_of(train, vocabulary, settings, "train")
     if valid is not None:
@@ -220,10 +224,10 @@ def generate(
         raise UserError(f"the prompt has characters that the model has never seen: {quoted(unknown)}")
     if vocabulary.end == len(vocabulary.buckets):
         raise UserError("the model's vocabulary has no character of its own, so there is nothing to write")
-    buckets = torch.tensor(vocabulary.buckets, dtype=torch.long, device=text.device)
+    never = torch.tensor(vocabulary.never, dtype=torch.long, device=text.device)
 
     def adjust(distribution: Any) -> Any:
-        known = without(distribution, buckets) if len(buckets) else distribution
+        known = without(distribution, never) if len(never) else distribution
         return sharpened(known, temperature=temperature, top_k=top_k)
 
     most = max(1, min(SAMPLED_ROWS, SAMPLED_SYMBOLS // length))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pyro_seq.errors import UserError
 
 Piece = str | bytes  # of a text, characters or bytes: as many as it has symbols
 CHUNK_BYTES = 2**20
-SHOWN_ENCODING, FEWEST_WIDE = 2**16, 4  # bytes and, at least, characters of four bytes by which a wider encoding is told
+SHOWN_ENCODING, FEWEST_WIDE, ENOUGH_WIDE = 2**16, 4, 16  # bytes, and fours of them, by which a wider encoding is told, and surely
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 CODE_POINTS = sys.maxunicode + 1
 LEVELS = ("char", "byte")
@@ -50,6 +50,11 @@ class Vocabulary:
     def buckets(self) -> range:
         """The symbols of unknown characters, which stand for none in particular."""
         return range(0) if self.level == "byte" else range(len(self.characters), self.end)
+
+    @property
+    def never(self) -> Sequence[int]:
+        """The symbols that are not to be drawn: buckets, and in lines of bytes those that end one."""
+        return (ord("\n"), ord("\r")) if self.level == "byte" and self.line_end else self.buckets
 
     def is_unknown(self, symbols: NDArray[Any]) -> NDArray[np.bool_]:
         """Which symbols are buckets."""
@@ -111,8 +116,11 @@ class Vocabulary:
     def encode_piece(self, piece: Piece) -> NDArray[Any]:
         """The numbers of a text's symbols, of bytes at level `byte`; otherwise as `encode`."""
         if isinstance(piece, bytes):
-            numbers = np.frombuffer(piece, dtype=np.uint8)
-            return np.where(numbers == ord("\n"), self.end, numbers).astype(self.dtype) if self.line_end else numbers
+            numbers: NDArray[Any] = np.frombuffer(piece, dtype=np.uint8)
+            if self.line_end:
+                feeds, numbers = numbers == ord("\n"), numbers.astype(self.dtype)
+                numbers[feeds] = self.end
+            return numbers
         points = _code_points(piece)
         symbols = self._table()[points]
         if self.oov_buckets:
@@ -286,7 +294,7 @@ def decoded(chunks: Iterable[bytes], where: str, *, advice: str = "text.level=by
             raise UserError(f"{where} is not UTF-8: byte 0x{byte:02x} at offset {offset} ({error.reason}); {advice}") from None
 
     for chunk in chunks:
-        if not consumed and (encoding := _nul_padded(chunk)):
+        if not consumed and chunk[0] < 0xFE and (encoding := _nul_padded(chunk)):  # a mark is reported as the byte that it is
             raise UserError(f"{where} is not UTF-8: NULs stand among its bytes as in {encoding} without a byte order mark; {advice}")
         text = text_of(chunk)
         consumed += len(chunk)
@@ -304,7 +312,7 @@ def _nul_padded(data: bytes) -> str | None:
         return None
     share = (numbers == 0).mean(0)  # of each byte of four
     for name, wide, narrow in (("UTF-32", [2, 3], [0]), ("UTF-32", [0, 1], [3]), ("UTF-16", [1, 3], [0, 2]), ("UTF-16", [0, 2], [1, 3])):
-        most = 0.99 if name == "UTF-32" else 0.25  # of UTF-16 a letter beyond Latin-1 has no NUL
+        most = 0.6 if name == "UTF-16" and len(numbers) >= ENOUGH_WIDE else 0.99  # a letter beyond Latin-1 has no NUL in UTF-16
         if share[wide].min() >= most and share[narrow].max() <= 0.01:
             return name
     return None

@@ -38,12 +38,8 @@ class TextRendering:
     def __init__(self, vocabulary: Vocabulary | WordVocabulary, *, lines: bool = False) -> None:
         self.vocabulary, self.num_symbols = vocabulary, len(vocabulary) + lines
         self.end = len(vocabulary) if lines else None
-
-    @property
-    def never(self) -> Sequence[int]:
-        """The unknown symbol, which is drawn in training and for figures, but is shown to nobody."""
-        v = self.vocabulary
-        return range(len(v.words), len(v)) if isinstance(v, WordVocabulary) else v.buckets
+        known = len(vocabulary.words) if isinstance(vocabulary, WordVocabulary) else vocabulary.buckets.start
+        self.never: Sequence[int] = range(known, len(vocabulary))  # the unknown symbol: drawn for figures, shown to nobody
 
     @property
     def level(self) -> str:
