@@ -16,12 +16,17 @@ from pyro_seq.errors import finite_probabilities
 from pyro_seq.pair import Pair
 from pyro_seq.path_weights import steps_at_once
 from pyro_seq.sampling import ancestral, sharpened
+from pyro_seq.seqgan.sizes import check_sequences
 from pyro_seq.seqgan.tasks import Figure, Task
 from pyro_seq.site_densities import entropies, log_weights
 
 
 def generated(pair: Pair, num: int, length: int, *, temperature: float = 1.0) -> Tensor:
-    """New sequences `[num, length]` from the generator's p^(1/temperature), step by step, by torch's global random state."""
+    """New sequences `[num, length]` from the generator's p^(1/temperature), step by step, by torch's global random state.
+
+    Raises `UserError` for more of them than are held at once.
+    """
+    check_sequences(num, length, "num_samples")
     with finite_probabilities():
         values: Tensor = ancestral(pair, num, length, adjust=partial(sharpened, temperature=temperature))
     return values
