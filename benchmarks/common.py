@@ -19,10 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Threads that wait for each other by spinning keep each other from running where something else wants a core: on two cores with two
-# other processes, fifty times slower. Passive waiting costs a tenth on a quiet machine. It must be set before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+# before torch, which reads how threads wait when it is loaded: that they are not to spin for long is said by pyro_seq
+import pyro_seq  # noqa: F401  # isort: skip
 import torch
 from torch import Tensor
 

@@ -16,6 +16,7 @@ from pyro_seq.pair import Pair
 from pyro_seq.path_weights import steps_at_once
 from pyro_seq.sampling import ancestral, sharpened, without
 from pyro_seq.seqgan.lengths import batch_of, ended
+from pyro_seq.seqgan.sizes import check_sequences
 from pyro_seq.seqgan.tasks import Figure, Task
 from pyro_seq.site_densities import entropies, log_weights
 
@@ -30,7 +31,10 @@ def generated(pair: Pair, num: int, length: int, *, temperature: float = 1.0, en
         temperature: see `sampling.sharpened`.
         end: the symbol that ends a sequence, if there is one.
         never: symbols that are not drawn.
+
+    Raises `UserError` for more of them than are held at once.
     """
+    check_sequences(num, length, "num_samples")
 
     def adjust(distribution: Any) -> Any:
         left = without(distribution, torch.tensor(never, device=pair.device)) if never else distribution

@@ -32,6 +32,7 @@ from pyro_seq.seqgan.music_task import MusicTask
 from pyro_seq.seqgan.presets import PRESETS
 from pyro_seq.seqgan.quality import generated, likelihood
 from pyro_seq.seqgan.settings import KIND, SeqGANSettings, run_settings, seqgan_settings
+from pyro_seq.seqgan.sizes import check_sizes
 from pyro_seq.seqgan.stored_task import DOCUMENT, RENDERINGS, document, make_task, read_document, task_of
 from pyro_seq.seqgan.tasks import Rendering, Task, side_by_side
 from pyro_seq.stored_pair import load_pair, pair_to_train
@@ -77,6 +78,7 @@ def begin(
     run = RunFolder(run_dir, KIND)
     run.check_free(DOCUMENT, REMARKS)
     check_training(settings.training)
+    check_sizes(settings)
     make_discriminator(settings.discriminator, 2, settings.length)  # refuses filters that do not fit, before data is read
     if settings.model.kind in SHIPPED:
         new_generator(settings, 2, None)  # refuses pairs with latents

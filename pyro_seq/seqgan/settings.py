@@ -33,7 +33,7 @@ class TaskSettings:
     unit: str = one_of(("window", "line"), "window", "of text: windows of one length; or lines, each up to its own end, length at most")
     vocabulary_size: int = between(2, 100_000, 5_000, "of text: distinct symbols at most; the others share one")
     seconds: float = above(0, 0.4, "of music: seconds of a step")
-    num_train: int = between(2, 10_000_000, 10_000, "of the oracle: sentences to train on")
+    num_train: int = between(2, 1_000_000, 10_000, "of the oracle: sentences to train on")
     num_held_out: int = between(2, 10_000_000, 4_000, "of the oracle: sentences to validate on, and as many to test on")
     oracle_symbols: int = between(2, 1_000_000, 5_000, "of the oracle drawn from its seed: symbols")
     oracle_size: int = between(1, 65_536, 32, "of the oracle drawn from its seed: size of embeddings and of the hidden state")
