@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,12 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import torch_item
 from torch import Tensor
+from torch.distributions import kl_divergence
 
+from pyro_seq.distributions import MarkovPath, step_kl
 from pyro_seq.errors import UserError
 from pyro_seq.site_densities import is_enumerated
+
 
 OBJECTIVES = ("trace", "mean_field", "enum")
 
