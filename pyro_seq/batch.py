@@ -21,6 +21,7 @@ Values = Tensor | dict[str, Tensor]
 T = TypeVar("T")
 STEP_MARK = "time"  # the key of a site's `infer` that says which step it is of (see `time_sites`)
 ALL_STEPS = "all"  # the mark of a site whose event is `[T, …]`, with an entry for each step
+OVER_ALL_STEPS: Any = {STEP_MARK: ALL_STEPS}
 
 
 class _Step(MaskMessenger):

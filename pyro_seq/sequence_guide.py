@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_seq.batch import ALL_STEPS, STEP_MARK, SequenceBatch
+from pyro_seq.batch import OVER_ALL_STEPS, SequenceBatch
 from pyro_seq.distributions import FlowPath, RecurrentPath, Sampler
 from pyro_seq.errors import UserError
 from pyro_seq.networks import concatenate, full_precision, same_features, zeros_like_weights
@@ -116,7 +116,7 @@ class SequenceGuide(nn.Module):
         kind = FlowPath if len(self.flows) else RecurrentPath
         posterior = kind(first, conditional, self.initial_running(batch), batch.num_steps, **options)
         with torch.autocast(first.device.type, enabled=False):
-            return pyro.sample("z", posterior, infer={STEP_MARK: ALL_STEPS})
+            return pyro.sample("z", posterior, infer=OVER_ALL_STEPS)
 
     def _steps(self, batch: SequenceBatch, evidence: tuple[Tensor, ...], previous: Tensor) -> Tensor:
         latents, running = [], self.initial_running(batch)

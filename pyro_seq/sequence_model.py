@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_seq.batch import ALL_STEPS, STEP_MARK, SequenceBatch
+from pyro_seq.batch import OVER_ALL_STEPS, SequenceBatch
 from pyro_seq.contexts import Context
 from pyro_seq.distributions import MarkovPath, RecurrentPath, before
 from pyro_seq.emissions import Distribution, Emission, observe, over_time
@@ -158,17 +158,17 @@ class SequenceModel(nn.Module):
             latents = None
             if self.recurs_on_latents:
                 prior: MarkovPath = RecurrentPath(state["latent"], recurrent, state["carried"], batch.num_steps, active=mask)
-                latents = pyro.sample("z", prior, infer={STEP_MARK: ALL_STEPS})
+                latents = pyro.sample("z", prior, infer=OVER_ALL_STEPS)
                 prior.at(latents)  # which sets h and carried, unless the path is this prior's own sample
                 if h.shape[-2] != batch.num_steps or carried is None:
                     recurrent(before(latents, state["latent"]), slice(None), state["carried"])
             elif self.latent_size:
                 prior = MarkovPath(state["latent"], conditional, batch.num_steps, active=mask)
-                latents = pyro.sample("z", prior, infer={STEP_MARK: ALL_STEPS})
+                latents = pyro.sample("z", prior, infer=OVER_ALL_STEPS)
             features, carried = self.decode(h, latents, carried)
             emission = self.emit(features, self._contexts(batch)[0])
             observed = self.emission.prepare(batch.values, batch.mask)
-            observe("x", over_time(emission, mask), obs=observed, infer={STEP_MARK: ALL_STEPS})
+            observe("x", over_time(emission, mask), obs=observed, infer=OVER_ALL_STEPS)
         latent = state["latent"] if latents is None else batch.last(latents, state["latent"])
         return Outcome(batch.values, latents, {"context": context, "latent": latent, "carried": carried})
 

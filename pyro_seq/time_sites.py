@@ -124,8 +124,8 @@ def classify(sides: Sequence[Side], batch: SequenceBatch, pair: Pair | None = No
     3. names `…_{t}…` that there are for every step, and events of T entries. Neither is proof: a
        group may have T members, and a vector T entries. So the function is run on one sequence of
        T + 1 steps: the names, or events, that grow are those of steps. Observations that are the
-       batch's own values need no such run. Where a function cannot run on T + 1 steps, names are
-       taken by their word;
+       batch's own values need no such run. Where a function cannot run on T + 1 steps, or a
+       model does not change with them, names are taken by their word;
     4. all else is of the whole sequence.
 
     Raises `UserError` where two readings are left. What the run of T + 1 steps has shown is kept on
@@ -224,15 +224,16 @@ class _Classification:
         return self._longer[index]
 
     def _shapes(self, side: Side) -> Shapes | None:
-        function, batch = side.function, self.batch
+        function, batch, now = side.function, self.batch, _shapes(side.trace)
         if function is None or batch is None or not len(batch):
             return None
-        if self.pair is None:
-            return _run_longer(function, batch)
-        key = (id(function), self.num_steps, self.longest, frozenset(_shapes(side.trace).items()))
-        if key not in self.pair.longer_runs:
-            self.pair.longer_runs[key] = _run_longer(function, batch)
-        return self.pair.longer_runs[key]
+        runs = {} if self.pair is None else self.pair.longer_runs
+        key = (id(function), self.num_steps, self.longest, frozenset(now.items()))
+        if key not in runs:
+            longer = _run_longer(function, batch)
+            observes = any(site["is_observed"] for _, site in sample_sites(side.trace))
+            runs[key] = None if observes and longer == now else longer  # a model of one length
+        return runs[key]
 
 
 def _run_longer(function: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> Shapes | None:

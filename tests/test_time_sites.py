@@ -202,6 +202,20 @@ def test_a_mark_of_the_model_counts_where_its_latents_are_replayed() -> None:
         torch.testing.assert_close(score(Pair(model, guide), SequenceBatch(values), method=method, samples=2).steps.float(), expected)  # type: ignore[arg-type]
 
 
+def test_labels_of_a_sequence_are_no_steps() -> None:
+    """As many observations of a whole sequence as there are steps, beside those of the steps."""
+
+    def model(batch: SequenceBatch) -> None:
+        with batch.plate():
+            for i in range(3):
+                pyro.sample(f"label_{i}", dist.Normal(torch.zeros(len(batch)), 1.0), obs=torch.zeros(len(batch)))
+            for t in range(batch.num_steps):
+                pyro.sample(f"x_{t}", law(t, 0).expand([len(batch)]), obs=batch.at(t))
+
+    with pytest.raises(UserError, match="site 'label_0' belongs to no step"):
+        score(Pair(model), SequenceBatch(torch.randn(2, 3)))
+
+
 def test_what_cannot_be_told_is_refused() -> None:
     """A function of one length, with as many members as steps."""
     inner = voices(NAMES["x_{t}_{m}"], 3, active=False)
