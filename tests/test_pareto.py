@@ -24,6 +24,7 @@ from pyro_seq.cli.text import report as text_report
 from pyro_seq.domains.music_scoring import MusicScore
 from pyro_seq.domains.scored_run import ScoredSequence
 from pyro_seq.domains.text_scoring import TextScore
+from pyro_seq.domains.vocabulary import Vocabulary
 from pyro_seq.pareto import fitted_shape, k_hat
 from pyro_seq.scores import UnreliableEstimate, doubted
 
@@ -89,7 +90,7 @@ def test_reports_say_it() -> None:
     assert f"  warning             {warning}" in shown and "; Pareto k-hat 1.25)" in shown
     assert as_document(sequence, "byte")["k_hat"] == 1.25 and as_document(sequence, "byte")["warning"] == warning
     text = TextScore(9, -20.0, 2.2, 3.2, 9.2, "importance", 100, 0.5, 1.5, 0, k_hat=1.25, warning=warning)
-    assert f"warning               {warning}" in text_report(text, "char")
+    assert f"warning               {warning}" in text_report(text, Vocabulary("char", "a"))
     music = MusicScore(1, 9, -20.0, 0.5, "importance", 100, 1.5, 2.2, 3.2, None, 1.25, warning)
     assert doubt(music, 22) == [f"warning               {warning}"]
 

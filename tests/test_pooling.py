@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.models import RNN
 from pyro_seq.monitoring import Progress
 from pyro_seq.pair import Pair
+from pyro_seq.pareto import k_hat
 from pyro_seq.pooling import portions
 from pyro_seq.scores import Score
 from pyro_seq.scoring import score, score_document
@@ -142,7 +144,7 @@ def test_impossible_observations_are_minus_infinity(few: None, monkeypatch: pyte
     fine = Score(torch.tensor([[-1.0, -2.0]]), torch.ones(1, 2) > 0, torch.tensor([-3.0]), torch.tensor([0.1]), "importance", 8,
                  torch.tensor([4.0]), lambda: None)  # fmt: skip
     for both, total, effective in (([scored, scored], -math.inf, 0.0), ([scored, fine], -3 - math.log(2), 4.0)):
-        window = pooling.PooledWindow(torch.ones(1, 2) > 0)
+        window = pooling.PooledWindow(torch.ones(1, 2) > 0, 16)
         for part in both:
             window.add(part, torch.zeros(1))
         pooled = window.score()
@@ -201,3 +203,21 @@ def test_memory_does_not_grow_with_particles() -> None:
         return int(subprocess.run([sys.executable, "-c", PEAK, str(samples)], capture_output=True, text=True, check=True).stdout)
 
     assert peak(20 * 1_024) - peak(2 * 1_024) < 40
+
+
+def test_pareto_k_hat_of_portions_is_that_of_all_weights() -> None:
+    """Of weights with a heavy tail, in portions of unequal size."""
+    torch.manual_seed(0)
+    weights = -1.2 * torch.rand(1, 300, dtype=torch.double).log()
+    window = pooling.PooledWindow(torch.ones(1, 1) > 0, 300)
+    for part in weights.split([100, 170, 30], -1):
+        k = part.shape[-1]
+        total = part.logsumexp(-1) - math.log(k)
+        state = {"particles": SimpleNamespace(log_weights=part)}
+        scored = Score(
+            total.unsqueeze(-1), torch.ones(1, 1) > 0, total, torch.ones(1), "importance", k, torch.ones(1), lambda state=state: state, k_hat(part)
+        )  # fmt: skip
+        window.add(scored, torch.zeros(1))
+    pooled = window.score()
+    assert pooled.k_hat is not None and float(pooled.k_hat) > 0.7
+    torch.testing.assert_close(pooled.k_hat, k_hat(weights))
