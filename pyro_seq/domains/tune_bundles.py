@@ -137,7 +137,7 @@ class Bundle:
     def write(self, folder: Path) -> Path:
         """Write it into the folder: the file, named after the files that it is about; raises `UserError` if that cannot be done."""
         path = folder / f"{PREFIX}{hashlib.sha256(self.tensors['keys'].data).hexdigest()[:32]}{SUFFIX}"
-        with replacing(path, follow=False) as temporary:
+        with replacing(path) as temporary:
             checksum = np.array([_checksum(self.tensors)], dtype=np.int64)
             safetensors.numpy.save_file({**self.tensors, "checksum": checksum}, temporary)
         return path
