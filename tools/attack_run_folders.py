@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import importlib
 import json
@@ -158,6 +159,7 @@ def _in_child(words: list[str], log: Path) -> None:
     code = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_AS, (32 * 2**30, 32 * 2**30))
         resource.setrlimit(resource.RLIMIT_DATA, (3 * 2**30, 3 * 2**30))  # the machine is not to suffer
         for descriptor, target in ((0, os.devnull), (1, os.devnull), (2, str(log))):
@@ -247,9 +249,10 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="with --only: where its folder is kept")
     arguments = parser.parse_args()
     import_early()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # then too there is a summary
     counts: collections.Counter[str] = collections.Counter()
     slowest, largest = 0.0, 0
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.suppress(KeyboardInterrupt):
         base = Path(name)
         corpus = base / "corpus.txt"
         corpus.write_text("the cat sat on the mat; " * 20)

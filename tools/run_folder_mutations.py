@@ -202,7 +202,10 @@ class Mutation:
         how = self.random.choice(
             ["remove", "swap", "link file", "link folder", "link away", "hard link", "pipe", "socket", "folder", "device"]
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return  # an earlier change has put something else there
         if how == "swap":
             other = self._pick("*")
             if other is not None and path.is_file() and not path.is_symlink():
