@@ -63,7 +63,9 @@ def max_moves_option() -> Any:
 
 
 def environment_words(command: Any) -> Any:
-    """The command with the options that name a run's environment again, where that needs the user's own words."""
+    """The command with the options that name a run's environment again, where that needs the user's
+    own words.
+    """
     env = click.option("--env", metavar="ID", help="The run's environment, to be named again where it is of a module (module:Name-v0).")
     kwargs = click.option(
         "--env-kwargs", metavar="JSON", help="The run's arguments of the environment, to be named again where they are words."

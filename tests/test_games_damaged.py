@@ -1,4 +1,6 @@
-"""Values in a game's run that are of another type, size or range than they should be: each is refused with the file and the place."""
+"""Values in a game's run that are of another type, size or range than they should be: each is
+refused with the file and the place.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +142,9 @@ EXTREMES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("how", EXTREMES)
 @pytest.mark.parametrize("part", ["observations", "changes", "rewards"])
 def test_statistics_that_no_games_have_make_no_traceback(spoilt: Path, part: str, how: str) -> None:
-    """Refused, or gone on with as far as it goes; a model or an agent that meets what is not finite says so."""
+    """Refused, or gone on with as far as it goes; a model or an agent that meets what is not finite
+    says so.
+    """
     for name, use in (("last", lambda: go_on(spoilt, {"play.env_steps": 70}, quiet=True)), ("best", lambda: measured(load(spoilt)))):
         path = spoilt / f"{name}.safetensors"
         tree = load_tree(path)

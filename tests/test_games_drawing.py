@@ -95,7 +95,9 @@ def greys(film: Film) -> list[int]:
 
 
 def test_a_film_of_any_length_takes_no_more_room() -> None:
-    """Every second frame is dropped when there are too many, and so the frames stay evenly spread, the first one among them."""
+    """Every second frame is dropped when there are too many, and so the frames stay evenly spread,
+    the first one among them.
+    """
     film, asked = Film(most_frames=8), 0
     for step in range(200):
         before = asked

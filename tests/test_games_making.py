@@ -1,4 +1,6 @@
-"""Making environments: whose words may name code, what one is made with, and what is said of ids that are not known."""
+"""Making environments: whose words may name code, what one is made with, and what is said of ids
+that are not known.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ gymnasium.register("Own-v0", Own)
 
 @pytest.fixture
 def own_module(tmp_path: Path, toys: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of a module in the working folder that registers `Own-v0`, and is not imported yet."""
+    """The name of a module in the working folder that registers `Own-v0`, and is not imported
+    yet.
+    """
     import gymnasium
 
     name = "own_game_" + "".join(c if c.isalnum() else "_" for c in tmp_path.name)
@@ -117,7 +121,9 @@ def test_no_module_that_a_configuration_names_is_imported(refused: Callable[...,
 
 
 def test_who_names_what_decides() -> None:
-    """The last layer that names something, whoever named it before; the preset and the user's own words are trusted."""
+    """The last layer that names something, whoever named it before; the preset and the user's own
+    words are trusted.
+    """
     own, file = {"play.env": "m:A"}, Layer({"play.env": "m:A"}, "f", trusted=False)
     assert game_settings(own).play.env == game_settings(file, Layer(own, "--env")).play.env == "m:A"
     for layers in ([file], [Layer(own, "--env"), file]):

@@ -1,9 +1,11 @@
-"""Gives each place of a game's run other types and extremes, one at a time: `python tools/walk_game_checkpoint.py [--most N] [--seed S]`.
+"""Gives each place of a game's run other types and extremes, one at a time: `python
+tools/walk_game_checkpoint.py [--most N] [--seed S]`.
 
-A run of a game is trained, then every place of `last` and `best` checkpoints, of the games that were played and of the JSON
-documents is replaced in turn, and the command that reads the file is run on it. The bar: each ends with exit code 0 or, with one
-line, 2; nothing else is raised, and none takes longer than 10 seconds of the processor's time. Places are tried in an order that
-the seed shuffles; `--most` stops after so many.
+A run of a game is trained, then every place of `last` and `best` checkpoints, of the games that
+were played and of the JSON documents is replaced in turn, and the command that reads the file is
+run on it. The bar: each ends with exit code 0 or, with one line, 2; nothing else is raised, and
+none takes longer than 10 seconds of the processor's time. Places are tried in an order that the
+seed shuffles; `--most` stops after so many.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ TENSORS: tuple[Callable[[torch.Tensor], Any], ...] = (
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of all nodes of a tree, its root last; of a long list the first and the last items."""
+    """The paths of all nodes of a tree, its root last; of a long list the first and the last
+    items.
+    """
     if isinstance(tree, dict):
         for key, value in tree.items():
             yield from places(value, (*path, key))
@@ -76,7 +80,9 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def replaced(tree: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
-    """The tree with the node at a path changed; `change` may raise `KeyError` to have the node taken out."""
+    """The tree with the node at a path changed; `change` may raise `KeyError` to have the node
+    taken out.
+    """
     if not path:
         return change(tree)
     head, rest = path[0], path[1:]

@@ -106,7 +106,9 @@ class _Place:
 
 @contextmanager
 def _silent_casts() -> Iterator[None]:
-    """Inside, numpy does not warn of numbers that are too large for float32: what is not finite is said in a line, with its move."""
+    """Inside, numpy does not warn of numbers that are too large for float32: what is not finite is
+    said in a line, with its move.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"pyro_seq\.")
         yield
@@ -135,7 +137,8 @@ def collect(
         seed: of the run; with it, the number of a game determines what happens in it by chance.
         first: the number of the first game.
         most_steps: moves in all, after which the games under way are left as they are.
-        most_moves: moves of a game, after which it is left, whether the environment would end it or not.
+        most_moves: moves of a game, after which it is left, whether the environment would end it or
+            not.
         moved: called with the number of moves made since the last call.
 
     Raises `UserError` for an environment that fails.

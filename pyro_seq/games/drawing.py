@@ -48,7 +48,8 @@ def can_be_drawn(playing: Playing) -> bool:
 
 
 def frames_of(playing: Playing, observations: Tensor) -> Iterator[np.ndarray]:
-    """What the environment draws at each of a game's observations `[T, D]`, which need not be one that it was in; one after the other.
+    """What the environment draws at each of a game's observations `[T, D]`, which need not be one
+    that it was in; one after the other.
 
     Raises `UserError` for one that cannot be put into a state.
     """
@@ -65,9 +66,11 @@ def frames_of(playing: Playing, observations: Tensor) -> Iterator[np.ndarray]:
 
 
 class Film:
-    """The frames of a game that goes on, of which there are never more than there is room for: then every second one is dropped.
+    """The frames of a game that goes on, of which there are never more than there is room for: then
+    every second one is dropped.
 
-    From then on every second one is asked for, and so on. Memory is bounded however long the game, and the frames stay evenly spread.
+    From then on every second one is asked for, and so on. Memory is bounded however long the game,
+    and the frames stay evenly spread.
 
     Attributes:
         frames: `[H, W, 3]` of bytes, scaled down to `WIDEST`.
@@ -85,7 +88,9 @@ class Film:
         self.every, self.steps, self._pixels = 1, 0, 0
 
     def add(self, draw: Callable[[], Any]) -> None:
-        """A step of the game, which `draw` draws if that is to be kept; raises `UserError` for what is no picture."""
+        """A step of the game, which `draw` draws if that is to be kept; raises `UserError` for what
+        is no picture.
+        """
         if self.steps % self.every == 0:
             self.frames.append(picture_of(draw()).copy())  # an environment may draw into its own again
             self._pixels += self.frames[-1][..., 0].size
@@ -96,7 +101,9 @@ class Film:
 
 
 def picture_of(frame: Any) -> np.ndarray:
-    """A frame as bytes `[H, W, 3]`, scaled down if it is larger than `WIDEST`; raises `UserError` if it is no picture."""
+    """A frame as bytes `[H, W, 3]`, scaled down if it is larger than `WIDEST`; raises `UserError`
+    if it is no picture.
+    """
     from PIL import Image
 
     if frame is None:

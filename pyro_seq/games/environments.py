@@ -29,10 +29,12 @@ EXACT = 2.0**53  # whole numbers up to there are exact in float64
 class Game:
     """The form of an environment.
 
-    An action has three forms: as the agent's emission draws it (a whole number; or real numbers `[A]`), *encoded*, as the world model
-    is given it (a unit vector `[A]`; or numbers between -1 and 1, unbounded ones as they are), and as the environment takes it. Several
-    discrete choices at once are one choice among their combinations. Where an environment takes whole numbers in bounds, each of them
-    is as large a part of [-1, 1] as the others, and encoded as a point of its own.
+    An action has three forms: as the agent's emission draws it (a whole number; or real numbers
+    `[A]`), *encoded*, as the world model is given it (a unit vector `[A]`; or numbers between -1
+    and 1, unbounded ones as they are), and as the environment takes it. Several discrete choices at
+    once are one choice among their combinations. Where an environment takes whole numbers in
+    bounds, each of them is as large a part of [-1, 1] as the others, and encoded as a point of its
+    own.
 
     Attributes:
         name: the environment's id.
@@ -43,7 +45,8 @@ class Game:
         low, high: of a continuous action, its bounds, infinite where it has none.
         action_shape: of a continuous action, or of several choices, as the environment takes it.
         action_type: likewise, the type of its numbers.
-        counts, firsts: of several choices at once, how many there are of each, and the number of the first.
+        counts, firsts: of several choices at once, how many there are of each, and the number of
+            the first.
     """
 
     name: str
@@ -59,7 +62,8 @@ class Game:
     firsts: tuple[int, ...] = ()
 
     def encode(self, action: Tensor) -> Tensor:
-        """Actions as they are drawn, `[...]` or `[..., A]`, as the world model is given them, `[..., A]`; tanh where there are bounds.
+        """Actions as they are drawn, `[...]` or `[..., A]`, as the world model is given them,
+        `[..., A]`; tanh where there are bounds.
 
         Gradients pass through the rounding to whole numbers as if there were none.
         """
@@ -108,7 +112,9 @@ class Game:
         return [shaped[i, ...] for i in range(len(shaped))]  # arrays, also those of no dimension
 
     def _combined(self, numbers: np.ndarray) -> list[Any]:
-        """Combinations by number `[K]`, as the environment takes them; the last choice is the one that changes first."""
+        """Combinations by number `[K]`, as the environment takes them; the last choice is the one
+        that changes first.
+        """
         counts = np.array(self.counts)
         strides = np.concatenate([counts[:0:-1].cumprod()[::-1], [1]])
         actions = numbers[:, None] // strides % counts + np.array(self.firsts)
@@ -161,7 +167,9 @@ def _several(space: Any, name: str, size: int) -> Game:
 
 
 def _continuous(space: Any, name: str, size: int) -> Game:
-    """The form of a game whose actions are a Box; one that cannot be played is refused in words that say what is wrong with it."""
+    """The form of a game whose actions are a Box; one that cannot be played is refused in words
+    that say what is wrong with it.
+    """
     kind = np.dtype(space.dtype)
     if kind.kind not in "fiub":
         raise UserError(f"the actions of {name!r} are a {_described(space)}, whose numbers are neither real nor whole; {SUPPORTED}")
@@ -193,7 +201,8 @@ def _leaves(space: Any) -> Iterator[Any]:
 
 
 def flattened(environment: Any) -> Any:
-    """The environment, its observations turned into one array by gymnasium's own wrapper where they are none: a choice as a unit vector.
+    """The environment, its observations turned into one array by gymnasium's own wrapper where they
+    are none: a choice as a unit vector.
 
     One whose observations are not supported is given back as it is: `game_of` says why.
     """

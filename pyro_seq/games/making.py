@@ -1,4 +1,6 @@
-"""Environments by their ids and arguments: whose words may name code, making one, and what is said where that is not possible."""
+"""Environments by their ids and arguments: whose words may name code, making one, and what is said
+where that is not possible.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,9 @@ FAMILIES = {
 class Named:
     """What the user's own words say of a run's environment; `None` where they say nothing.
 
-    A run folder or a configuration may come from somebody else. An id with a module imports that module, and arguments that are
-    words may be paths or name code: neither is used unless the user says the same.
+    A run folder or a configuration may come from somebody else. An id with a module imports that
+    module, and arguments that are words may be paths or name code: neither is used unless the user
+    says the same.
 
     Attributes:
         env: the id (`--env`).
@@ -45,14 +48,18 @@ class Named:
     kwargs: str | None = None
 
     def check_same(self, env: str, kwargs: str | None, run: Any) -> None:
-        """Raise `UserError` if the words name another environment than a run's, or other arguments."""
+        """Raise `UserError` if the words name another environment than a run's, or other
+        arguments.
+        """
         if self.env is not None and self.env != env:
             raise UserError(f"{run} holds a run of the environment {env!r}, not of {self.env!r}: choose another --run-dir for that")
         if self.kwargs is not None and environment_arguments(self.kwargs, "--env-kwargs") != environment_arguments(kwargs, f"{run}"):
             raise UserError(f"{run} was begun with --env-kwargs {shlex.quote(kwargs or '{}')}, not with {shlex.quote(self.kwargs)}")
 
     def check_allowed(self, env: str, kwargs: str | None, source: Any) -> None:
-        """Raise `UserError` if an environment that `source` names needs words of the user's that are missing, which it tells."""
+        """Raise `UserError` if an environment that `source` names needs words of the user's that
+        are missing, which it tells.
+        """
         module = self.env is None and named_by_module(env)
         words = self.kwargs is None and not _is_harmless(environment_arguments(kwargs, f"{source}"))
         if module or words:
@@ -67,18 +74,24 @@ def named_by_module(env: str) -> bool:
 
 
 def environment_options(env: str | None, kwargs: str | None) -> str:
-    """The command's options that name an environment, each after a space, as a shell takes them; empty for what needs none."""
+    """The command's options that name an environment, each after a space, as a shell takes them;
+    empty for what needs none.
+    """
     named = "" if env is None or not named_by_module(env) else f" --env {shlex.quote(env)}"
     return named if kwargs is None else f"{named} --env-kwargs {shlex.quote(kwargs)}"
 
 
 def options_again(env: str, kwargs: str | None, source: str = "play.env_kwargs") -> str:
-    """The options without which a run of an environment cannot be used again, as `environment_options`."""
+    """The options without which a run of an environment cannot be used again, as
+    `environment_options`.
+    """
     return environment_options(env, None if _is_harmless(environment_arguments(kwargs, source)) else kwargs)
 
 
 def environment_arguments(text: str | None, source: str) -> dict[str, Any]:
-    """The arguments that a JSON object names; `None` for none. Raises `UserError`, which begins with `source`, for anything else."""
+    """The arguments that a JSON object names; `None` for none. Raises `UserError`, which begins
+    with `source`, for anything else.
+    """
 
     def no_number(word: str) -> NoReturn:
         raise ValueError(f"{word} is no number")
@@ -102,17 +115,21 @@ def environment_arguments(text: str | None, source: str) -> dict[str, Any]:
 
 
 def _is_harmless(arguments: Any) -> bool:
-    """Whether there are but numbers and truth values in it, which can name neither a file nor code."""
+    """Whether there are but numbers and truth values in it, which can name neither a file nor
+    code.
+    """
     if isinstance(arguments, (dict, list)):
         return all(map(_is_harmless, arguments.values() if isinstance(arguments, dict) else arguments))
     return arguments is None or isinstance(arguments, (bool, int, float))
 
 
 def make_environment(name: str, render_mode: str | None = None, arguments: Mapping[str, Any] | None = None) -> Any:
-    """The environment of an id, made with some arguments; a module that the id names is also looked for in the working folder.
+    """The environment of an id, made with some arguments; a module that the id names is also looked
+    for in the working folder.
 
-    Raises `UserError` for an id that gymnasium does not know (with the nearest that it does, or the package that brings it), for one
-    whose packages are missing (with the extra of pip that brings them), and for one that cannot be made.
+    Raises `UserError` for an id that gymnasium does not know (with the nearest that it does, or the
+    package that brings it), for one whose packages are missing (with the extra of pip that brings
+    them), and for one that cannot be made.
     """
     import gymnasium
 

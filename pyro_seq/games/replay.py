@@ -145,7 +145,9 @@ def describe_episodes(game: Game | None = None) -> Kind:
 
 
 def load_episodes(path: Path, game: Game | None = None) -> list[Episode]:
-    """What `save_episodes` wrote; raises `UserError` if it is missing, damaged or something else, or not of games of that form."""
+    """What `save_episodes` wrote; raises `UserError` if it is missing, damaged or something else,
+    or not of games of that form.
+    """
     kept = load_tree(path)
     none = isinstance(kept, dict) and kept.get("lengths") == []  # then nothing tells how large an observation is
     check(kept, describe_episodes(None if none else game), path, otherwise="is damaged")

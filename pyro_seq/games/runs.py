@@ -104,12 +104,14 @@ def go_on(
         run_dir: the folder.
         changes: settings that may change, how long to train, by dotted name.
         fixed: names of options that were given though a run's settings cannot change: refused.
-        env, env_kwargs: the environment and its arguments, which must be the run's; where they name code or files, only with them.
+        env, env_kwargs: the environment and its arguments, which must be the run's; where they name
+            code or files, only with them.
         pair: the run's pair, where it is code of the user's own.
         quiet: no progress on stderr.
         device: as for `begin`.
 
-    Raises `UserError` if the folder holds no run, or one of another game, and as `GameTraining.fit`.
+    Raises `UserError` if the folder holds no run, or one of another game, and as
+    `GameTraining.fit`.
     """
     run = RunFolder(run_dir, KIND)
     settings = settings_of(run_dir, changes, fixed=fixed, pair=pair)

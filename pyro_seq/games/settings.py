@@ -120,7 +120,9 @@ def game_settings(*layers: Layer | Mapping[str, Any]) -> GameSettings:
 
 
 def checked(settings: GameSettings) -> GameSettings:
-    """The settings, if they go together though each of them is in its range; raises `UserError` if not."""
+    """The settings, if they go together though each of them is in its range; raises `UserError` if
+    not.
+    """
     s = settings
     environment_arguments(s.play.env_kwargs, "play.env_kwargs")
     for many, steps, count in (

@@ -68,8 +68,8 @@ class TrainedGame:
     def environment(self, render_mode: str | None = None) -> Playing:
         """The real game.
 
-        Raises `UserError` if it cannot be made, is not of the form that the run was begun with, or would need code or files that the
-        run folder names and the user does not.
+        Raises `UserError` if it cannot be made, is not of the form that the run was begun with, or
+        would need code or files that the run folder names and the user does not.
         """
         return open_named(self.game, self.settings, self.named, self.path, render_mode)
 
@@ -82,7 +82,9 @@ class TrainedGame:
 
 
 def open_named(game: Game, settings: GameSettings, named: Named, path: Path, render_mode: str | None = None) -> Playing:
-    """The environment of a run in a folder, unless it needs words of the user's that are missing (`making.Named`)."""
+    """The environment of a run in a folder, unless it needs words of the user's that are missing
+    (`making.Named`).
+    """
     kwargs = settings.play.env_kwargs
     named.check_allowed(game.name, kwargs, path)
     return open_environment(game, environment_arguments(kwargs, f"{path}"), render_mode)
@@ -149,10 +151,11 @@ def load(run_dir: Path, *, pair: str | None = None, env: str | None = None, env_
     Args:
         run_dir: the folder.
         pair: a run's pair that is code of the user's own, which is not run unless named here.
-        env, env_kwargs: an environment of a module, and arguments that are words, likewise (`making.Named`).
+        env, env_kwargs: an environment of a module, and arguments that are words, likewise
+            (`making.Named`).
 
-    Raises `UserError` if it is missing, half-written, damaged, of another kind or version, its pair is not named, or another
-    environment is.
+    Raises `UserError` if it is missing, half-written, damaged, of another kind or version, its pair
+    is not named, or another environment is.
     """
     run, named = RunFolder(run_dir, KIND), Named(env, env_kwargs)
     settings = run_settings(run, pair)
@@ -187,7 +190,8 @@ class Returns:
         lowest, highest: of the returns.
         moves: in all.
         ended: how many games were over, and not cut off.
-        left: how many were left, though they went on: what was earned in them until then is not all.
+        left: how many were left, though they went on: what was earned in them until then is not
+            all.
     """
 
     games: int

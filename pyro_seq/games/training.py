@@ -304,7 +304,9 @@ class GameTraining:
             return size
 
     def check(self, saved: Any, where: Path) -> None:
-        """Raise `UserError` unless this training could go on from a checkpoint that was read from `where`; there must be games by now."""
+        """Raise `UserError` unless this training could go on from a checkpoint that was read from
+        `where`; there must be games by now.
+        """
         check(saved, self._checkpoint(where), where)
         check(saved, self._learnt(where), where)
 
@@ -314,7 +316,9 @@ class GameTraining:
         return Fields({"weights": learnt.pop("weights"), "world": Fields(learnt)}, open=True)
 
     def _checkpoint(self, where: Path) -> Kind:
-        """The kind of what `_save` writes; what the world model has learnt is looked at once there are games, and so a learner."""
+        """The kind of what `_save` writes; what the world model has learnt is looked at once there
+        are games, and so a learner.
+        """
         counter, anything = Whole(), Anything()
         return Fields(
             {
