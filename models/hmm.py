@@ -41,7 +41,8 @@ class HMM(SequenceModel):
 
     - layout `path`: one observed site `x`, a `HiddenMarkov`; of a named group, a site for each member.
     - layout `steps`: sites `z_0, x_0, z_1, x_1, …`, each z_t enumerated in parallel: for `TraceEnum_ELBO(max_plate_nesting=1)`, whose
-      loss is that of `Trace_ELBO` in layout `path`, and for handlers that want the states by name. Under an objective that neither
+      loss is that of `Trace_ELBO` in layout `path`, and for handlers that want the states by name.
+      Under an objective that neither
       enumerates the states nor has them from a guide, it raises `UserError`.
 
     To the tools, which run it step by step (`advance`), it has no latents: what it carries is its belief log p(z_{t+1} | x_{<=t}).
@@ -88,8 +89,10 @@ class HMM(SequenceModel):
     def posterior(self, batch: SequenceBatch) -> Tensor:
         """p(z_t | x_{1:T}) `[N, T, S]`, the smoothed probabilities of the states; zero at padding.
 
-        Of missing steps nothing is known but what their neighbours say. Raises `UserError` for a batch without values, and where what is
-        missing would be wanted by the steps after it: those of an `autoregressive` model whose context looks at observations.
+        Of missing steps nothing is known but what their neighbours say. Raises `UserError` for a
+        batch without values, and where what is
+        missing would be wanted by the steps after it: those of an `autoregressive` model whose
+            context looks at observations.
         """
         if batch.values is None:
             raise UserError("the states' posterior needs observations, and the batch has none")
@@ -156,7 +159,8 @@ class HMM(SequenceModel):
     ) -> tuple[Any, Tensor | None, dict[str, Any]]:
         """One step: x_t is drawn from p(x_t | x_{<t}), the mixture of the states' emissions, and changes the belief.
 
-        The members of a named group share the state: each is the mixture given the members before it (`StateMixture`).
+        The members of a named group share the state: each is the mixture given the members before
+            it (`StateMixture`).
         """
         contexts = self.context.features(state["context"], inputs)
         x = draw_observation(self._predictive(state["carried"], contexts))
@@ -171,7 +175,7 @@ class HMM(SequenceModel):
                 return cast("dict[str, Distribution]", self.emission(full_precision(features)))
 
             members = self.emission.emissions
-            likelihoods = {name: partial(self._adjusted_likelihoods, contexts, name) for name in members}
+            likelihoods: dict[str, Any] = {name: partial(self._adjusted_likelihoods, contexts, name) for name in members}
             return mixtures(predicted, likelihoods, of_state, {name: member.event_shape for name, member in members.items()})
         emissions = self.emission(self._features(contexts, slice(None)))
         if isinstance(emissions, torch.distributions.Categorical):

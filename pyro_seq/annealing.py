@@ -43,11 +43,13 @@ class ScaleLatents(Messenger):
     """`poutine.scale` on the latent sites alone: every sample site that is not observed has its log-density scaled.
 
     Around both a guide and a model (replayed against it) it scales the divergence of an ELBO and leaves the likelihood as it is.
-    Latents that the model alone has, marked to be summed out, have no divergence and are left as they are, but for `summed_out`.
+    Latents that the model alone has, marked to be summed out, have no divergence and are left as
+    they are, but for `summed_out`.
 
     Args:
         scale: the divergence's strength.
-        summed_out: whether latents that are summed out are scaled as well: those of a prior that is a mixture over them.
+        summed_out: whether latents that are summed out are scaled as well: those of a prior that is
+            a mixture over them.
     """
 
     def __init__(self, scale: float, *, summed_out: bool = False) -> None:
@@ -83,8 +85,10 @@ class ScaleLatents(Messenger):
 def scales_summed_out(elbo: Any, model: Callable[..., Any], guide: Callable[..., Any], batch: Any, strength: float) -> bool:
     """Whether latents that `TraceEnum_ELBO` sums out are to be scaled with the others, told by an evaluation on a batch.
 
-    A sum over latents has one scale: 1 where observations depend on them, the divergence's where only other latents do, as those of a
-    mixture prior. Raises `UserError` where both do, so that no strength of the divergence can be told apart.
+    A sum over latents has one scale: 1 where observations depend on them, the divergence's where
+    only other latents do, as those of a
+    mixture prior. Raises `UserError` where both do, so that no strength of the divergence can be
+    told apart.
     """
     if strength == 1.0 or not isinstance(elbo, TraceEnum_ELBO):
         return False
@@ -97,6 +101,6 @@ def scales_summed_out(elbo: Any, model: Callable[..., Any], guide: Callable[...,
             if "poutine.scale" not in str(error):
                 raise
     raise UserError(
-        "observations and latents of the guide depend on the same latents that are summed out, so the divergence has no strength of its own "
-        "to be annealed: training.kl_schedule=constant"
+        "observations and latents of the guide depend on the same latents that are summed out, so the "
+        "divergence has no strength of its own to be annealed: training.kl_schedule=constant"
     )

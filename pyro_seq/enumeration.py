@@ -37,8 +37,10 @@ class _Factor(NamedTuple):
 def enumerated_steps(pair: Pair, batch: SequenceBatch, rows: Tensor) -> Tensor:
     """log p(x_t | x_{<t}) `[N, T]` in nats, in float64, of a pair whose latents are all marked `infer={"enumerate": "parallel"}`.
 
-    The latents are summed out in the order in which they are drawn, each as soon as nothing more depends on it: for a chain that takes
-    O(T S^2) products, for a latent of a whole sequence O(T S). The loop over time must be `batch.steps()` (`pyro.markov`), as for
+    The latents are summed out in the order in which they are drawn, each as soon as nothing more
+    depends on it: for a chain that takes
+    O(T S^2) products, for a latent of a whole sequence O(T S). The loop over time must be
+    `batch.steps()` (`pyro.markov`), as for
     `TraceEnum_ELBO`, so that latents of steps long past are known to be of no more use.
 
     Args:
@@ -46,7 +48,8 @@ def enumerated_steps(pair: Pair, batch: SequenceBatch, rows: Tensor) -> Tensor:
         batch: N observed sequences, whose padding is masked as in any pair.
         rows: what the sequences are called in a message `[N]`.
 
-    Raises `UserError` for latents that are not marked, shared by all sequences, in a plate inside of a sequence, not finite in number, or
+    Raises `UserError` for latents that are not marked, shared by all sequences, in a plate inside
+    of a sequence, not finite in number, or
     not drawn in order of time, and where too many depend on each other at once.
     """
     model_trace = _enumerated_trace(pair, batch)
@@ -137,14 +140,14 @@ def _factor(name: str, step: int, log_prob: Tensor, symbols: dict[int, str], tra
     if log_prob.isnan().any():
         raise UserError(f"the log-density of site {name!r} is not a number: the weights are not finite, as after a training that diverged")
     try:
-        log_prob = packed.pack(log_prob, symbols)
+        shares: Any = packed.pack(log_prob, symbols)
     except ValueError:
         shape = f"{list(log_prob.shape)}, with dimensions that neither a plate nor an enumerated latent has"
         raise UserError(f"the log-density of site {name!r} has shape {shape}") from None
     plates, row = set(trace.plate_to_symbol.values()), symbols.get(-1)
-    inner = [i for i, symbol in enumerate(log_prob._pyro_dims) if symbol in plates and symbol != row]
-    dims = tuple(ROW if symbol == row else symbol for symbol in log_prob._pyro_dims if symbol not in plates or symbol == row)
-    return _Factor(name, step, dims, (log_prob.sum(inner) if inner else log_prob).double(), own)
+    inner = [i for i, symbol in enumerate(shares._pyro_dims) if symbol in plates and symbol != row]
+    dims = tuple(ROW if symbol == row else symbol for symbol in shares._pyro_dims if symbol not in plates or symbol == row)
+    return _Factor(name, step, dims, (shares.sum(inner) if inner else shares).double(), own)
 
 
 def _check_order(factors: list[_Factor]) -> None:

@@ -137,7 +137,8 @@ def by_steps(predicted: Tensor, transition: Tensor, likelihoods: Tensor, active:
 def by_scan(predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`filtered`, by a scan: products of ever more steps upwards, then the beliefs that enter each of them downwards.
 
-    Where a number falls out of reach on the way (`_fast_product`), as with transitions that are forbidden, the steps are taken one by one.
+    Where a number falls out of reach on the way (`_fast_product`), as with transitions that are
+    forbidden, the steps are taken one by one.
     """
     unsure: list[Tensor] = []
     beliefs = _entering(predicted.unsqueeze(-2), likelihoods.unsqueeze(-1) + transition, active, unsure)
@@ -153,7 +154,8 @@ def by_scan(predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: 
 def advanced(predicted: Tensor, transition: Tensor, likelihood: Tensor) -> tuple[Tensor, Tensor]:
     """(log p(x_t | x_{<t}) `[*lead]`, log p(z_{t+1} | x_{<=t}) `[*lead, S]`) from log p(z_t | x_{<t}) and log p(x_t | z_t) `[*lead, S]`.
 
-    An observation that no state allows has a log-density of minus infinity, and the states go on as if it had not been seen.
+    An observation that no state allows has a log-density of minus infinity, and the states go on as
+    if it had not been seen.
     """
     joint = predicted + likelihood
     figure = log_sum_exp(joint)
@@ -164,7 +166,8 @@ def advanced(predicted: Tensor, transition: Tensor, likelihood: Tensor) -> tuple
 def _entering(first: Tensor, matrices: Tensor, active: Tensor | None, unsure: list[Tensor]) -> Tensor:
     """The normalised log-beliefs `[*batch, T, S]` before each step, from those before the first `[*batch, 1, S]`.
 
-    Steps that are not `active` `[*batch, T]` change nothing. What tells whether a number was out of reach is added to `unsure`.
+    Steps that are not `active` `[*batch, T]` change nothing. What tells whether a number was out of
+    reach is added to `unsure`.
     """
     steps = matrices.shape[-3]
     if steps == 1:
@@ -208,7 +211,8 @@ def log_sum_exp(x: Tensor) -> Tensor:
 def log_product(a: Tensor, b: Tensor) -> Tensor:
     """log(exp(a) @ exp(b)) of rows `[*lead, J]` and a matrix `[J, K]`, exact wherever the terms may lie.
 
-    By a matrix product, and term by term in the rows that have numbers which the product cannot reach: where what weighs most in a row is
+    By a matrix product, and term by term in the rows that have numbers which the product cannot
+    reach: where what weighs most in a row is
     forbidden for one of the K, and what is allowed lies hundreds of nats behind.
     """
     product, lost = _fast_product(a.unsqueeze(-2), b)
@@ -233,7 +237,8 @@ def log_product(a: Tensor, b: Tensor) -> Tensor:
 def _fast_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """(log(exp(a) @ exp(b)) of matrices `[..., I, J]` and `[..., J, K]` in the memory of the two, which entries are out of its reach).
 
-    Every row is computed relative to its largest term. Entries so far below it that terms may have been lost are not to be used.
+    Every row is computed relative to its largest term. Entries so far below it that terms may have
+    been lost are not to be used.
     """
     largest = _finite(b.detach().amax(-1))  # of each row, where the likelihoods of different states may lie worlds apart
     terms = a + largest.unsqueeze(-2)

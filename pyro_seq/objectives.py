@@ -19,7 +19,6 @@ from pyro_seq.distributions import MarkovPath, step_kl
 from pyro_seq.errors import UserError
 from pyro_seq.site_densities import is_enumerated
 
-
 OBJECTIVES = ("trace", "mean_field", "enum")
 
 
@@ -30,16 +29,21 @@ class FreeBits_ELBO(Trace_ELBO):
     `z_t`, or step t of a `MarkovPath`, so both layouts have the same bound. n_l is the number of sequences that have that step; a
     divergence below the threshold has no gradient, so the latents are not pushed into the prior before they have become useful.
 
-    KL_l is analytic given the step before, where there is a closed form: each step's own noise is integrated out, as
-    `TraceMeanField_ELBO` does. Else, as after flows, it is the Monte Carlo estimate log q - log p. Either is averaged over the sequences
-    and all particles before it is compared with the threshold. What noise is left makes the maximum too large, for E max(nats, KL) is at
-    least max(nats, E KL): by nothing where the closed form knows all, by much for an estimate from few sequences and particles.
+    KL_l is analytic given the step before, where there is a closed form: each step's own noise is
+    integrated out, as
+    `TraceMeanField_ELBO` does. Else, as after flows, it is the Monte Carlo estimate log q - log p.
+    Either is averaged over the sequences
+    and all particles before it is compared with the threshold. What noise is left makes the maximum
+    too large, for E max(nats, KL) is at
+    least max(nats, E KL): by nothing where the closed form knows all, by much for an estimate from
+    few sequences and particles.
 
     Raises `ValueError` for latents that are not reparameterised, or that only one of model and guide samples.
 
     Args:
         nats: the free nats per step.
-        analytic_kl: whether to use closed forms where there are any; without, all divergences are Monte Carlo estimates.
+        analytic_kl: whether to use closed forms where there are any; without, all divergences are
+            Monte Carlo estimates.
     """
 
     def __init__(self, nats: float, *, analytic_kl: bool = True, **kwargs: Any) -> None:
@@ -110,8 +114,10 @@ def _latent(trace: Any) -> list[tuple[str, dict[str, Any]]]:
 def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> ELBO:
     """The objective by name: `trace` (`Trace_ELBO`), `mean_field` (`TraceMeanField_ELBO`) or `enum` (`TraceEnum_ELBO`).
 
-    That is, a Monte Carlo divergence, one that is analytic at each step, and the sum over all latents that are marked to be enumerated.
-    With free bits the first two are one objective. Raises `UserError` for free bits of enumerated latents, which have no divergence.
+    That is, a Monte Carlo divergence, one that is analytic at each step, and the sum over all
+    latents that are marked to be enumerated.
+    With free bits the first two are one objective. Raises `UserError` for free bits of enumerated
+    latents, which have no divergence.
     """
     if kind not in OBJECTIVES:
         raise ValueError(f"the objective must be 'trace', 'mean_field' or 'enum', got {kind!r}")

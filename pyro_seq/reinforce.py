@@ -65,8 +65,10 @@ class Reinforce(ELBO):
     Args:
         reward: from the sampled batch to what each sequence earns, `[N]`, at its end, or what each step earns, `[N, T]`. No gradient is
             taken through it.
-        action_values: in place of rewards, an estimate of Q(x_{1:t}) = E[G_t | x_{1:t}] `[N, T]`, for instance `Rollouts`. The objective's
-            value is then the rewards of the sequences, where an attribute `earned` `[N, T]` tells them (as of `Rollouts`), else Q(x_1).
+        action_values: in place of rewards, an estimate of Q(x_{1:t}) = E[G_t | x_{1:t}] `[N, T]`,
+            for instance `Rollouts`. The objective's
+            value is then the rewards of the sequences, where an attribute `earned` `[N, T]` tells
+            them (as of `Rollouts`), else Q(x_1).
         baseline: b; a `Critic`'s parameters are trained beside the generator's, by squared error from the returns.
         discount: of rewards per step.
         trace_decay: lambda of generalised advantages, between baseline (0) and returns (1).

@@ -59,7 +59,8 @@ def score(
 
     With latents z and weights w_k = p(x, z_k) / q(z_k | x), z_k ~ q the guide (or, with `proposal="prior"`, the model's own p(z)):
 
-    - `exact`: log p(x), of a pair without latents, and of one whose latents are all marked to be enumerated (`enumerated_steps`), which
+    - `exact`: log p(x), of a pair without latents, and of one whose latents are all marked to be
+    enumerated (`enumerated_steps`), which
       any method then sums out; refused for others.
     - `elbo`: the mean of log w_k.
     - `importance`: log (1/K) sum_k w_k (Burda et al. 2016, arXiv 1509.00519); the ELBO in expectation for K = 1. Over windows (pass

@@ -45,14 +45,17 @@ class _Group:
 class StateMixture(TorchDistribution):
     """p(x^b | x^a, …) = sum_z p(z | x^a, …) p(x^b | z): one member of a group, given the values of those before it, the state z summed out.
 
-    The members of a group are made together (`mixtures`) and asked one after another, in their order: each is conditioned on the values
-    that those before it were asked about, or gave as samples. So the densities add up to the log of the mixture of all, and samples of
+    The members of a group are made together (`mixtures`) and asked one after another, in their
+    order: each is conditioned on the values
+    that those before it were asked about, or gave as samples. So the densities add up to the log of
+    the mixture of all, and samples of
     all share a state, which every particle draws for itself.
 
     Args:
         group: what the members share.
         place: where in the group the member stands.
-        likelihood: log p(x^b | z) `[*lead, S]` of values `[*lead, *event]`, each state's distribution having been adjusted.
+        likelihood: log p(x^b | z) `[*lead, S]` of values `[*lead, *event]`, each state's
+            distribution having been adjusted.
         of_state: p(x^b | z) for given states `[*lead]`.
         event_shape: of a value.
     """

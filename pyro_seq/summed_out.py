@@ -1,4 +1,4 @@
-"""Latents that are marked to be summed out, under objectives that do not do that: refused in words, since what they optimise is no bound."""
+"""Refuse objectives that do not sum out what is marked for it, since they optimise no bound."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from pyro_seq.errors import UserError
 class LeftToSum(Messenger):
     """Around the sites of a shipped model that are marked to be enumerated: raises `UserError` where an objective has one drawn instead.
 
-    That is, inside of an objective of Pyro's that neither enumerates the site nor takes its value from a guide. Pyro's own answer would be
-    a warning and log p(z) counted as if it belonged to a bound, or a KeyError. Anything else may draw the site: `Predictive`, a trace.
+    That is, inside of an objective of Pyro's that neither enumerates the site nor takes its value
+    from a guide. Pyro's own answer would be
+    a warning and log p(z) counted as if it belonged to a bound, or a KeyError. Anything else may
+    draw the site: `Predictive`, a trace.
     """
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:

@@ -158,7 +158,7 @@ def test_a_mixture_whose_observations_are_one_site() -> None:
 
 def test_windows_need_a_state() -> None:
     windows = [SequenceBatch(torch.randn(1, 3)) for _ in range(2)]
-    with pytest.raises(UserError, match="the model returned no state with the window before"):
+    with pytest.raises(UserError, match="the model returned no state"):
         list(score_document(Pair(Chain()), windows))
     assert len(list(score_document(Pair(Chain()), windows[:1]))) == 1
 
@@ -222,5 +222,5 @@ def test_observations_outside_the_support_are_named() -> None:
                 z = pyro.sample(f"z_{t}", dist.Bernoulli(torch.full((len(batch),), 0.5)), infer=MARKED)
                 pyro.sample(f"x_{t}", dist.Bernoulli(0.2 + 0.5 * z), obs=batch.at(t))
 
-    with pytest.raises(UserError, match="sequence 1, step 2: site 'x_2' observes 3.0, which must be 0 or 1"):
+    with pytest.raises(UserError, match=r"sequence 1, step 2: site 'x_2' observes 3\.0, which must be 0 or 1"):
         score(Pair(model), SequenceBatch(torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 3.0]])))
