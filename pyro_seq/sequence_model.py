@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.poutine.condition_messenger import ConditionMessenger
 from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
@@ -167,7 +169,8 @@ class SequenceModel(nn.Module):
         latents: list[Any] = []
         observed = observations(self, batch)
         complete = batch.values
-        with batch.plate(), same_features(self):
+        given = _steps_of_given_path(batch.num_steps) if self.layout == "path" else {}
+        with batch.plate(), same_features(self), poutine.condition(data=given):
             for t in batch.steps():
                 with batch.active(t):
                     x, z, state = self._step(t, state, batch.inputs_at(t), observed[t])
@@ -203,6 +206,21 @@ class SequenceModel(nn.Module):
         x = draw_observation(self.emit(features.squeeze(-2), contexts))
         context, current = remembered(self, x, state["context"], state["latent"] if latent is None else latent)
         return x, latent, {"context": context, "latent": current, "carried": carried}
+
+
+def _steps_of_given_path(num_steps: int) -> dict[str, Tensor]:
+    """Latents that a `poutine.condition` around gives as the path `z`, as the sites of steps.
+
+    So `Predictive` with posterior draws of layout `path` is heard where a model samples, in steps.
+    Raises `UserError` for a path of another number of steps.
+    """
+    for handler in reversed(pyro.poutine.runtime._PYRO_STACK):
+        z = handler.data.get("z") if isinstance(handler, ConditionMessenger) and isinstance(handler.data, dict) else None
+        if isinstance(z, Tensor):
+            if z.dim() < 2 or z.shape[-2] != num_steps:
+                raise UserError(f"the path 'z' that is given must be [..., {num_steps}, Z], got {list(z.shape)}")
+            return {f"z_{t}": step for t, step in enumerate(z.unbind(-2))}
+    return {}
 
 
 def in_one_path(model: SequenceModel, batch: SequenceBatch) -> bool:
