@@ -14,12 +14,13 @@ from pyro.infer import Predictive
 from torch import Tensor
 
 from pyro_seq import Pair, SequenceBatch, UserError, infill, no_guide, posterior_predictive
-from pyro_seq.contexts import PreviousObservation
+from pyro_seq.contexts import LastObservations, PreviousObservation
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import OneHot
 from pyro_seq.filtering import particle_filter
 from pyro_seq.guides import AutoSequenceGuide, SRNNGuide
 from pyro_seq.models import SRNN
+from pyro_seq.pairs import Parts
 
 Maker = Callable[..., Pair]
 X = torch.tensor([[1.0, 0.3, -0.5, 1.0, 1.2, -0.2]], dtype=torch.float64)
@@ -172,3 +173,17 @@ def test_what_stands_in_a_gap_does_not_reach_the_filter(noisy: Maker) -> None:
     off = found.particles.total - model.log_likelihood(x, ~missing)
     assert abs(off.exp().mean() - 1) < 4 * off.exp().std() / math.sqrt(n)
     assert off.std() < 0.5 and abs(math.log(found.particles.variance.mean() / off.var())) < 4 * math.sqrt(2 / n) + 0.2
+
+
+@pytest.mark.parametrize("layout", ["path", "steps"])
+def test_shipped_pairs(shipped: Callable[[Parts, str], Pair], layout: str) -> None:
+    """Each takes gaps everywhere, rows of any length, and returns what was observed bit for bit."""
+    parts = Parts(Categorical(4), lambda: OneHot(4), lambda encoder: LastObservations(encoder, 2))
+    pair, missing = shipped(parts, layout), torch.rand(3, 5) < 0.4
+    batch = SequenceBatch(torch.randint(4, (3, 5)), [5, 4, 2])
+    values: Any = batch.values
+    assert infill(pair, batch, missing, samples=4)[~missing].equal(values[~missing])
+    found = posterior_predictive(pair, batch.with_missing([1, 3]), 3, particles=4)
+    assert found["x_1"].shape == (3, 3) and found["x_2"].equal(values[:, 2].expand(3, 3))
+    found = posterior_predictive(pair, batch.with_missing([1, 3]), 3, particles=4, replicate=True, parallel=False)
+    assert found["x_2"].shape == (3, 3)

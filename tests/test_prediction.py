@@ -169,3 +169,14 @@ def test_refusals() -> None:
         posterior_predictive(pair, batch, 3, chunk_size=0)
     with pytest.raises(UserError, match="no site 'y'; the sites are"):
         posterior_predictive(pair, batch, 3, return_sites=["y"])
+
+
+def test_draws_of_a_path_are_heard_where_a_model_samples(linear_gaussian: Callable[..., Pair]) -> None:
+    """`Predictive` given z of layout `path`: the observations are of these latents, not of the prior."""
+    model: Any = linear_gaussian("path").model
+    path = torch.arange(3.0).view(1, 1, 3, 1).expand(500, 1, 3, 1) * 100
+    found = Predictive(model, posterior_samples={"z": path}, parallel=True)(model.batch(torch.zeros(1, 3)).without_values())
+    for t in range(3):
+        assert (found[f"x_{t}"] - 100 * t).abs().max() < 5
+    with pytest.raises(UserError, match=r"the path 'z' that is given must be \[..., 2, Z\], got \[500, 1, 3, 1\]"):
+        Predictive(model, posterior_samples={"z": path}, parallel=True)(model.batch(torch.zeros(1, 2)).without_values())
