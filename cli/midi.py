@@ -296,13 +296,13 @@ def _load(run_dir: Path, device: str, pair: str | None) -> MusicModel:
     return load(run_dir, pick_device(device), pair=pair)
 
 
-def _read(music: MusicModel, patterns: tuple[str, ...], run_dir: Path) -> Found:
+def _read(music: MusicModel, patterns: tuple[str, ...], run_dir: Path, *, name_all: bool = False) -> Found:
     from pyro_seq.domains.music_files import cache_beside, read_music
     from pyro_seq.monitoring import Progress
 
     cache = cache_beside(run_dir)
     with cache.nothing_left_if_refused():
-        return read_music(patterns, "test", music.settings.rolls, cache=cache, progress=Progress())
+        return read_music(patterns, "test", music.settings.rolls, cache=cache, progress=Progress(), name_all=name_all)
 
 
 def _primer(music: MusicModel, path: Path | None, seconds: float) -> Tensor | None:
@@ -319,7 +319,7 @@ def _real_pieces(music: MusicModel, patterns: tuple[str, ...], run_dir: Path) ->
     from pyro_seq.runs import RunFolder
 
     if patterns:
-        return _read(music, patterns, run_dir).pieces, "the pieces given"
+        return _read(music, patterns, run_dir, name_all=True).pieces, "the pieces given"
     _, digest, data = read_pieces_json(RunFolder(run_dir, KIND))
     instead = "name real music to compare with, by --eval-files"
     try:

@@ -14,7 +14,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyro_seq.domains.midi_files import ALL_NOTES_OFF, read_tune, roll_of
+from pyro_seq.domains.midi_events import ALL_NOTES_OFF
+from pyro_seq.domains.midi_files import read_tune, roll_of
 from pyro_seq.domains.midi_writing import Clock, sustained, to_midi, velocities, write_midi
 from pyro_seq.domains.piano_rolls import LOWEST, Timing, read_polyphonic
 from pyro_seq.errors import UserError

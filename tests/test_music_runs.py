@@ -19,6 +19,7 @@ from pyro_seq.domains.music_files import CACHE, REMARKS, fingerprint, held_out, 
 from pyro_seq.domains.music_model import RollSettings, read_document, run_settings
 from pyro_seq.domains.music_runs import begin, go_on, read_pieces
 from pyro_seq.domains.piano_rolls import Timing
+from pyro_seq.domains.tune_cache import TuneCache
 from pyro_seq.errors import UserError
 from pyro_seq.monitoring import Progress
 from pyro_seq.runs import RunFolder, load_tree
@@ -97,7 +98,7 @@ def test_a_training_can_start_from_another_runs_best_weights(tmp_path: Path) -> 
     begin(tmp_path / "first", SETTINGS, DATA, seed=1, quiet=True)
     first = RunFolder(tmp_path / "first", "midi")
     best = load_tree(first.best)["weights"]["model"]
-    pieces = read_pieces(SETTINGS, DATA, tmp_path, quiet=True)
+    pieces, _ = read_pieces(SETTINGS, DATA, TuneCache(), quiet=True)
     still = music_settings(TINY, {"training.learning_rate": 1e-30, "training.num_steps": 1})
     for run in (None, RunFolder(tmp_path / "second", "midi")):
         model: Any = train(pieces, still, start_from=first, run=run, seed=2, quiet=True).pair.model
@@ -235,7 +236,7 @@ def test_arrays_bring_their_own_splits(tmp_path: Path, tunes: Path) -> None:
     }
     path = tmp_path / "bach.npz"
     np.savez(path, **arrays)
-    read = read_pieces(SETTINGS, DATA | {"train": (path,), "demo": False}, tmp_path / "run", quiet=True)
+    read, _ = read_pieces(SETTINGS, DATA | {"train": (path,), "demo": False}, TuneCache(), quiet=True)
     assert [len(piece) for piece in read.train] == [4, 5] and [len(piece) for piece in read.valid] == [5]
     found = read_music([path], "test", SETTINGS.rolls)
     assert found.names == [f"{path}, test piece 1", f"{path}, test piece 2"]

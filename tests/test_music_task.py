@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from pyro_seq.domains.demo_tunes import write_demo_tunes
 from pyro_seq.domains.midi_files import read_tune
 from pyro_seq.domains.midi_files import roll_of as tune_roll
 from pyro_seq.domains.midi_writing import write_midi
+from pyro_seq.domains.music_files import REMARKS
 from pyro_seq.domains.piano_rolls import Timing
 from pyro_seq.domains.tune_cache import TuneCache
 from pyro_seq.errors import UserError
@@ -23,6 +26,7 @@ from pyro_seq.monitoring import Progress
 from pyro_seq.seqgan import music_task
 from pyro_seq.seqgan.melodies import NUM_SYMBOLS, REST, melody, roll_of
 from pyro_seq.seqgan.music_task import COMPARED, MelodyRendering, MusicTask, read_music_task
+from pyro_seq.seqgan.runs import begin, settings_from
 from pyro_seq.seqgan.tasks import Rendering, Sequences, Task
 
 TIMING = Timing(rate=2.5)
@@ -114,15 +118,33 @@ def test_the_tunes_that_come_along() -> None:
 
 def test_what_is_left_out_is_said_and_what_was_parsed_is_kept(tunes: Path, tmp_path: Path) -> None:
     (tmp_path / "music").mkdir()
-    (tmp_path / "music" / "bad.mid").write_bytes(b"MThd and no more")
+    (tmp_path / "music" / "bad.mid").write_bytes(b"MThd and no")
     said = io.StringIO()
     shown = Progress(stream=said, interval=1e9)
     patterns = [tunes, tmp_path / "music"]
-    read_music_task(patterns, length=22, valid_fraction=0.2, test_fraction=0.2, cache=TuneCache(tmp_path / "cache"), progress=shown)
+    options = {"length": 22, "valid_fraction": 0.2, "test_fraction": 0.2}
+    task = read_music_task(patterns, **options, cache=TuneCache(tmp_path / "cache"), progress=shown)
+    reasons = {str(tmp_path / "music" / "bad.mid"): "it is cut short: it ends within its header"}
+    assert task.documents == {REMARKS: {"skipped": reasons, "mended": {}}}
     assert "skipped 1 of 11 files" in said.getvalue() and "bad.mid" in said.getvalue()
     assert "windows of 22 notes of 0.4 seconds (8.8 s) to train on, 0 % rests" in said.getvalue()
     assert "2 tunes are shorter and left out" in said.getvalue()
     assert list((tmp_path / "cache").iterdir())
+
+
+def test_a_run_keeps_what_was_skipped_and_nothing_stays_of_one_that_is_refused(
+    tunes: Path, tmp_path: Path, tiny_seqgan: dict[str, Any]
+) -> None:
+    (tmp_path / "bad.mid").write_bytes(b"MThd")
+    data = {"train_files": [str(tunes), str(tmp_path / "bad.mid")]}
+    settings = settings_from(tiny_seqgan | {"task.kind": "music"})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="none of the"):
+        begin(tmp_path / "new" / "run", replace(settings, task=replace(settings.task, seconds=9.0)), data, seed=0, quiet=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    begin(tmp_path / "run", settings, data, seed=0, quiet=True)
+    kept = json.loads((tmp_path / "run" / REMARKS).read_text())
+    assert kept["skipped"] == {str(tmp_path / "bad.mid"): "it is cut short: it ends within its header"}
 
 
 # bad input

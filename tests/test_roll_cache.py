@@ -311,3 +311,9 @@ def test_progress(files: list[Path], tmp_path: Path) -> None:
     assert last == f"skipped 2 of 7 files: {bad}: it is empty; {files[6]}: it is cut short: it ends within its header"
     assert shown(files[0], *[bad] * 5) == [f"skipped 5 of 6 files: {'; '.join([f'{bad}: it is empty'] * 3)}; and 2 more"]
     assert shown(files[0]) == []
+
+
+def test_all_files_can_be_named(files: list[Path]) -> None:
+    stream = io.StringIO()
+    read_rolls([files[0], *[files[2]] * 5], GRID, progress=Progress(stream=stream), name_all=True)
+    assert stream.getvalue().count("it is empty") == 5 and "more" not in stream.getvalue()

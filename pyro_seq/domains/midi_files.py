@@ -161,8 +161,9 @@ def _tune(midi: Midi, tracks: Sequence[Events]) -> Tune:
         raise UserError(f"it lasts {length / 3600:,.1f} hours, and at most {MAX_SECONDS / 3600:g} are read")
     if beats > MAX_BEATS:
         raise UserError(f"it lasts {beats:,.0f} beats, and at most {MAX_BEATS:,.0f} are read")
-    in_time = (convert(notes[:, column]) for convert in (times.seconds, times.beats) for column in (0, 1))
-    return Tune(notes[:, 2].astype(np.uint8), *in_time, length, beats, times.longest(end))
+    (starts, ends), (start_beats, end_beats) = ([of(notes[:, i]) for i in (0, 1)] for of in (times.seconds, times.beats))
+    pitches = notes[:, 2].astype(np.uint8)
+    return Tune(pitches, starts, ends, start_beats, end_beats, length, beats, times.longest(end))
 
 
 def _silence(track: Events) -> int:

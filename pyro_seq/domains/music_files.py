@@ -64,13 +64,24 @@ def cache_beside(run_dir: Path) -> TuneCache:
 
 
 def read_music(
-    patterns: Iterable[str | Path], split: str, rolls: RollSettings, *, cache: TuneCache | None = None, progress: Progress | None = None
+    patterns: Iterable[str | Path],
+    split: str,
+    rolls: RollSettings,
+    *,
+    cache: TuneCache | None = None,
+    progress: Progress | None = None,
+    name_all: bool = False,
 ) -> Found:
-    """The pieces of MIDI files, folders and globs, and of the split `train`, `valid` or `test` of `.npz` files (`read_polyphonic`).
+    """The pieces of MIDI files, folders and globs, and of a split of `.npz` files.
 
-    Files that cannot be read are skipped, with the reason; the progress counts them and names the
-    first. Raises `UserError` if none is left, a pattern names nothing, or an `.npz` file cannot be
-    read or has another keyboard.
+    Args:
+        patterns: files, folders and globs.
+        split: `train`, `valid` or `test`, of `.npz` files (`read_polyphonic`).
+        rolls: how pieces become rolls.
+        cache, progress, name_all: as `read_rolls` takes them.
+
+    Files that cannot be read are skipped. Raises `UserError` if none is left, a pattern names
+    nothing, or an `.npz` file cannot be read or has another keyboard.
     """
     paths = find_files(patterns)
     arrays = [path for path in paths if path.suffix.lower() == ARRAYS]
@@ -78,7 +89,8 @@ def read_music(
     found = Found([])
     if midi:
         timing = timing_of(rolls)
-        read = read_rolls(midi, timing, keys=rolls.keys, common_key=rolls.common_key, cache=cache, progress=progress)
+        options: dict[str, Any] = {"keys": rolls.keys, "common_key": rolls.common_key, "name_all": name_all}
+        read = read_rolls(midi, timing, cache=cache, progress=progress, **options)
         skipped, mended = ({str(path): words for path, words in remarked} for remarked in (read.skipped, read.mended))
         found = Found(read.pieces, read.names, read.tempo, skipped, mended)
     for path in arrays:

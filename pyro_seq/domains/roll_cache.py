@@ -53,6 +53,7 @@ def read_rolls(
     common_key: bool = False,
     cache: TuneCache | None = None,
     progress: Progress | None = None,
+    name_all: bool = False,
 ) -> Rolls:
     """The piano rolls of MIDI files; those that cannot be read are skipped.
 
@@ -62,8 +63,8 @@ def read_rolls(
         keys: 88 or 128.
         common_key: whether pieces are moved to C major or A minor (`to_common_key`).
         cache: what keeps what was parsed.
-        progress: where to show how far the parsing is, and at its end what was skipped and what was
-            mended.
+        progress: where to show how far the parsing is, and then what was skipped and mended.
+        name_all: whether all of those files are named there, not the first ones alone.
 
     Raises `UserError` if no file can be read.
     """
@@ -89,7 +90,7 @@ def read_rolls(
     if progress is not None:
         for done, remarks in (("skipped", rolls.skipped), ("mended", rolls.mended)):
             if remarks:
-                progress.say(_line(done, remarks, len(paths)))
+                progress.say(_line(done, remarks, len(paths), len(remarks) if name_all else NAMED))
     rolls.tempo = statistics.median(tempi) if tempi else rolls.tempo
     return rolls
 
@@ -121,8 +122,8 @@ def _nothing_read(skipped: Remarks) -> str:
     return f"{tried} {could}, {skipped[0][0]}: {skipped[0][1]}"
 
 
-def _line(done: str, remarks: Remarks, tried: int) -> str:
-    """What was done to files, the first of them named."""
-    named = "; ".join(f"{path}: {words}" for path, words in remarks[:NAMED])
-    more = f"; and {len(remarks) - NAMED:,} more" if len(remarks) > NAMED else ""
+def _line(done: str, remarks: Remarks, tried: int, most: int) -> str:
+    """What was done to files, so many of them named at most."""
+    named = "; ".join(f"{path}: {words}" for path, words in remarks[:most])
+    more = f"; and {len(remarks) - most:,} more" if len(remarks) > most else ""
     return f"{done} {len(remarks):,} of {tried:,} files: {named}{more}"

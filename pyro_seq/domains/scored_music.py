@@ -36,7 +36,7 @@ class ScoredMusic:
         """See `ScoredRun`: each piece of a MIDI file is a sequence, and each of the test pieces of an `.npz` file; there are no lines."""
         if lines:
             raise UserError(f"{path}: --lines is for texts, and this run is one of music")
-        found = read_music([path], "test", self.music.settings.rolls, progress=Progress())
+        found = read_music([path], "test", self.music.settings.rolls, progress=Progress(), name_all=True)
         scored = dict(score_pieces(self.music, found.pieces, **options))
         if not scored:
             raise UserError(f"{path}: there are no frames to score")

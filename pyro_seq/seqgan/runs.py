@@ -19,6 +19,7 @@ from pyro_seq.domains.piece_batches import PieceBatches
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import Embedding
 from pyro_seq.errors import UserError
+from pyro_seq.monitoring import Progress
 from pyro_seq.pair import Pair, no_guide
 from pyro_seq.pairs import Parts, make_pair
 from pyro_seq.recipes import SHIPPED
@@ -86,7 +87,10 @@ def begin(
     cache = cache_beside(run_dir)
     with cache.nothing_left_if_refused():
         task = make_task(settings, data, run_dir, quiet=quiet, cache=cache)
-        documents = {DOCUMENT: document(task, data, seed)} | (task.documents if isinstance(task, MusicTask) else {})
+        noted = task.documents if isinstance(task, MusicTask) else {}
+        if noted:
+            Progress(quiet=quiet).say(f"which files were skipped or mended, and why, is in {run.path / REMARKS}")
+        documents = {DOCUMENT: document(task, data, seed), **noted}
         return begin_run(run, settings, documents, lambda: train(task, settings, run, **options), first=pretraining_of(run))
 
 
