@@ -54,12 +54,12 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
         if not temperature:
             likeliest = torch.full_like(logits, -torch.inf).scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
             return LazyCategorical(torch.where(logits.isnan().any(-1, keepdim=True), logits, likeliest), validate_args=False)
-        return LazyCategorical(_among_top(logits / _at_least_tiny(temperature, logits), top_k), validate_args=False)
+        return LazyCategorical(_among_top(logits / _divisor(temperature, logits), top_k), validate_args=False)
     if isinstance(distribution, torch.distributions.Bernoulli) and top_k is None:
         logits = distribution.logits if temperature else torch.where(distribution.logits > 0, 1.0, -1.0).to(distribution.logits)
-        return dist.Bernoulli(logits=logits / _at_least_tiny(temperature, logits), validate_args=False)
+        return dist.Bernoulli(logits=logits / _divisor(temperature, logits), validate_args=False)
     if isinstance(distribution, (AutoregressiveBernoulli, ConvolutionalBernoulli)) and top_k is None:
-        return distribution.tempered(_at_least_tiny(temperature, distribution.biases))
+        return distribution.tempered(_divisor(temperature, distribution.biases))
     what = "temperature" if top_k is None else "top-k"
     raise UserError(f"{what} does not apply to a {type(distribution).__name__} emission")
 
@@ -88,9 +88,10 @@ def _among_top(logits: Tensor, top_k: int | None) -> Tensor:
     return logits.masked_fill(logits < threshold, -torch.inf)
 
 
-def _at_least_tiny(temperature: float, logits: Tensor) -> float:
-    """The temperature as a number that the logits can be divided by."""
-    return max(temperature, torch.finfo(logits.dtype).tiny)
+def _divisor(temperature: float, logits: Tensor) -> float:
+    """The temperature as a number that the logits, minus infinity among them, can be divided by."""
+    limits = torch.finfo(logits.dtype)
+    return min(max(temperature, limits.tiny), limits.max)
 
 
 def draw(distribution: Distribution) -> Any:
