@@ -30,10 +30,10 @@ FEATURES = 2**19  # of their emissions in a step: as many as stay in the process
 def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: int | None = None) -> Distribution:
     """A discrete distribution p^(1/temperature), normalised, among its `top_k` most probable values (of a `Categorical`).
 
-    A value that ties with the k-th stays. As the temperature falls to 0 the most probable values alone are left; at 0 it is one of
-    them, the first, so that sampling is greedy (a `Bernoulli` of probability 1/2 is 0).
-    A named group is sharpened member by member, a mixture component by component, and an autoregressive vector key by key given those
-    below. Raises `UserError` for a distribution that is not made of these, of `Categorical`s and `Bernoulli`s, or settings out of range.
+    A value that ties with the k-th stays. As the temperature falls to 0 the most probable values
+    alone are left; at 0 it is one of them, the first, so that sampling is greedy (a `Bernoulli` of
+    probability 1/2 is 0). A named group is sharpened member by member, a mixture component by
+    component, and an autoregressive vector key by key given those below. Raises `UserError` for a distribution that is not made of these, of `Categorical`s and `Bernoulli`s, or settings out of range.
     """
     if not temperature >= 0:
         raise UserError(f"the temperature must be a number, at least 0 (always the likeliest), got {temperature}")
@@ -67,7 +67,8 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
 def without(distribution: Distribution, values: Tensor) -> Distribution:
     """A `Categorical` that never draws some of its values `[n]`, the others as likely among themselves as before.
 
-    Of a mixture, each component's share is what it leaves to the other values. Raises `UserError` for any other distribution.
+    Of a mixture, each component's share is what it leaves to the other values. Raises `UserError`
+    for any other distribution.
     """
     if isinstance(distribution, torch.distributions.MixtureSameFamily):
         parts: Any = distribution.component_distribution
