@@ -33,7 +33,9 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
     A value that ties with the k-th stays. As the temperature falls to 0 the most probable values
     alone are left; at 0 it is one of them, the first, so that sampling is greedy (a `Bernoulli` of
     probability 1/2 is 0). A named group is sharpened member by member, a mixture component by
-    component, and an autoregressive vector key by key given those below. Raises `UserError` for a distribution that is not made of these, of `Categorical`s and `Bernoulli`s, or settings out of range.
+    component, and an autoregressive vector key by key given those below. Raises `UserError` for a
+    distribution that is not made of these, of `Categorical`s and `Bernoulli`s, or settings out of
+    range.
     """
     if not temperature >= 0:
         raise UserError(f"the temperature must be a number, at least 0 (always the likeliest), got {temperature}")
