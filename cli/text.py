@@ -148,8 +148,6 @@ def _prompt_of(path: Path, vocabulary: Vocabulary) -> str:
             data, name = path.read_bytes(), str(path)
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
-        except ValueError as error:  # a path with a NUL in it
-            raise UserError(f"cannot read {str(path)!r}: {error}") from None
     if vocabulary.level == "byte":
         prompt = data.decode(errors="surrogateescape")
     else:

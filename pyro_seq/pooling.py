@@ -1,8 +1,9 @@
 """Many particles in portions, one after the other: how many at a time, and how their scores are put together.
 
-Portions of k_i particles, sum_i k_i = K, are independent of each other. Each makes an estimate p_i of the same likelihood, and so does
-sum_i k_i / K p_i: for whole paths it is the very estimate of all K, and where particles are resampled it is unbiased all the same, the
-resampling then being within portions.
+Portions of k_i particles, sum_i k_i = K, are independent of each other. Each makes an estimate p_i
+of the same likelihood, and so does sum_i k_i / K p_i: for whole paths it is the very estimate of
+all K, and where particles are resampled it is unbiased all the same, the resampling then being
+within portions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ MOST_WEIGHTS = 2**22  # steps of all these particles in a window, each with a we
 def portions(n: int, steps: int, samples: int) -> tuple[int, list[int]]:
     """(sequences at a time, particles at a time of each of them) for K `samples` of n sequences in windows of `steps` steps.
 
-    Sequences are taken apart before the particles of one are, and a portion has two particles at least, to tell their spread.
+    Sequences are taken apart before the particles of one are, and a portion has two particles at
+    least, to tell their spread.
     """
     most = max(2, min(MOST_STATES, MOST_WEIGHTS // max(1, steps)))
     if samples > most:

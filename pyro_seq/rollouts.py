@@ -34,7 +34,8 @@ class Rollouts:
         reward: of a batch of complete sequences, `[N]` or by step `[N, T]`.
         num_rollouts: K.
         update_rate: how much of its own weights the policy keeps, between 0 (all are the generator's at once) and 1 (none ever).
-        end: the symbol that ends a sequence, if there is one: a completion is as long as it says (its values are symbols `[N, T]` then).
+        end: the symbol that ends a sequence, if there is one: a completion is as long as it says
+            (its values are symbols `[N, T]` then).
         max_rows: completions that are drawn and rewarded side by side, which bounds memory; one of each of a sequence's prefixes at least.
     """
 

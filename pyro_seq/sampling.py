@@ -33,10 +33,12 @@ FEATURES = 2**19  # of their emissions in a step: as many as stay in the process
 def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: int | None = None) -> Distribution:
     """A discrete distribution p^(1/temperature), normalised, among its `top_k` most probable values (of a `Categorical`).
 
-    A value that ties with the k-th stays. As the temperature falls to 0 the most probable values alone are left; at 0 it is one of
-    them, the first, so that sampling is greedy (a `Bernoulli` of probability 1/2 is 0).
-    A named group is sharpened member by member, a mixture component by component, and an autoregressive vector key by key given those
-    below. Raises `UserError` for a distribution that is not made of these, of `Categorical`s and `Bernoulli`s, or settings out of range.
+    A value that ties with the k-th stays. As the temperature falls to 0 the most probable values
+    alone are left; at 0 it is one of them, the first, so that sampling is greedy (a `Bernoulli` of
+    probability 1/2 is 0). A named group is sharpened member by member, a mixture component by
+    component, and an autoregressive vector key by key given those below. Raises `UserError` for a
+    distribution that is not made of these, of `Categorical`s and `Bernoulli`s, or settings out of
+    range.
     """
     if not temperature >= 0:
         raise UserError(f"the temperature must be a number, at least 0 (always the likeliest), got {temperature}")
@@ -59,12 +61,12 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
         if not temperature:
             likeliest = torch.full_like(logits, -torch.inf).scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
             return LazyCategorical(torch.where(logits.isnan().any(-1, keepdim=True), logits, likeliest), validate_args=False)
-        return LazyCategorical(_among_top(logits / _at_least_tiny(temperature, logits), top_k), validate_args=False)
+        return LazyCategorical(_among_top(logits / _divisor(temperature, logits), top_k), validate_args=False)
     if isinstance(distribution, torch.distributions.Bernoulli) and top_k is None:
         logits = distribution.logits if temperature else torch.where(distribution.logits > 0, 1.0, -1.0).to(distribution.logits)
-        return dist.Bernoulli(logits=logits / _at_least_tiny(temperature, logits), validate_args=False)
+        return dist.Bernoulli(logits=logits / _divisor(temperature, logits), validate_args=False)
     if isinstance(distribution, (AutoregressiveBernoulli, ConvolutionalBernoulli)) and top_k is None:
-        return distribution.tempered(_at_least_tiny(temperature, distribution.biases))
+        return distribution.tempered(_divisor(temperature, distribution.biases))
     what = "temperature" if top_k is None else "top-k"
     raise UserError(f"{what} does not apply to a {type(distribution).__name__} emission")
 
@@ -72,7 +74,8 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
 def without(distribution: Distribution, values: Tensor) -> Distribution:
     """A `Categorical` that never draws some of its values `[n]`, the others as likely among themselves as before.
 
-    Of a mixture, each component's share is what it leaves to the other values. Raises `UserError` for any other distribution.
+    Of a mixture, each component's share is what it leaves to the other values. Raises `UserError`
+    for any other distribution.
     """
     if isinstance(distribution, torch.distributions.MixtureSameFamily):
         parts: Any = distribution.component_distribution
@@ -93,9 +96,10 @@ def _among_top(logits: Tensor, top_k: int | None) -> Tensor:
     return logits.masked_fill(logits < threshold, -torch.inf)
 
 
-def _at_least_tiny(temperature: float, logits: Tensor) -> float:
-    """The temperature as a number that the logits can be divided by."""
-    return max(temperature, torch.finfo(logits.dtype).tiny)
+def _divisor(temperature: float, logits: Tensor) -> float:
+    """The temperature as a number that the logits, minus infinity among them, can be divided by."""
+    limits = torch.finfo(logits.dtype)
+    return min(max(temperature, limits.tiny), limits.max)
 
 
 def draw(distribution: Distribution) -> Any:

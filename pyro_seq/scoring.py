@@ -268,9 +268,10 @@ def score_document(
 ) -> Iterator[Score]:
     """The scores of a document's windows one after the other, states (or particles) carried over, in memory of one window.
 
-    Where there are so many particles that what is kept of them would fill the memory, portions of them read the whole document one after
-    the other (`pooling`): no more memory is taken for more particles, and the scores have no state. The document is then read several
-    times, and if `windows` cannot be, being an iterator, its observations are kept.
+    Where there are so many particles that what is kept of them would fill the memory, portions of
+    them read the whole document one after the other (`pooling`): no more memory is taken for more
+    particles, and the scores have no state. The document is then read several times, and if
+    `windows` cannot be, being an iterator, its observations are kept.
 
     Args:
         pair, method, samples, proposal: see `score`.

@@ -258,7 +258,7 @@ def test_evaluation_in_words_as_json_and_by_character(
     assert header == "position\tsymbol\tnats"
     rows = [line.split("\t") for line in lines]
     assert [int(position) for position, _, _ in rows] == list(range(14))
-    assert "".join(json.loads(symbol) for _, symbol, _ in rows) == "the cat\ufffdsat \ufffd\ufffd"
+    assert "".join(json.loads(symbol) for _, symbol, _ in rows) == "the cat\tsat é\n"
     assert sum(float(nats) for _, _, nats in rows) == pytest.approx(-score["log_likelihood"], rel=1e-6)
 
 

@@ -13,6 +13,7 @@ from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import Embedding
 from pyro_seq.models import RNN
+from pyro_seq.seqgan.oracle_task import OracleRendering
 from pyro_seq.seqgan.quality import generated, likelihood, quality
 from pyro_seq.seqgan.tasks import Figure
 
@@ -65,6 +66,8 @@ def test_quality_asks_the_task_about_new_sequences() -> None:
     seen: list[Tensor] = []
 
     class Judge:
+        rendering = OracleRendering(SYMBOLS)
+
         def judge(self, new: Tensor, references: Tensor) -> dict[str, Figure]:
             seen.extend([new, references])
             return {"ones": Figure.mean((new == 1).double().mean(1))}

@@ -170,7 +170,8 @@ def train(
 def validate(text: TextModel, symbols: NDArray[Any], *, progress: Progress | None = None) -> dict[str, float]:
     """Nats and bits per character of held-out symbols; for pairs with latents the ELBO, of `training.valid_particles` samples.
 
-    They are read in several streams side by side, or as separate sequences if the pair carries no state, or if each line is one.
+    They are read in several streams side by side, or as separate sequences if the pair carries no
+    state, or if each line is one.
     """
     options: dict[str, Any] = {"method": "elbo", "samples": text.settings.training.valid_particles, "progress": progress}
     if text.carries and not text.vocabulary.line_end:
@@ -208,9 +209,10 @@ def generate(
 ) -> Iterator[str]:
     """Samples of `length` new symbols, each after the prompt (which is not repeated); draws from torch's global random state.
 
-    The symbol of unknown characters is never drawn, which stands for none in particular: the others are as likely among themselves as they
-    were. Of a model of lines a sample is a line without its end, or its first `length` symbols if it has not ended by then; the prompt
-    is a line's beginning.
+    The symbol of unknown characters is never drawn, which stands for none in particular: the others
+    are as likely among themselves as they were. Of a model of lines a sample is a line without its
+    end, or its first `length` symbols if it has not ended by then; the prompt is a line's
+    beginning.
 
     Raises `UserError` for numbers out of range or a prompt with characters that the vocabulary does not know.
     """

@@ -40,7 +40,8 @@ class TextScore:
     """The log-likelihood of a text, in nats unless the name says otherwise.
 
     Attributes:
-        characters: how many symbols were scored (bytes at level `byte`); of a model of lines each line's end is one of them.
+        characters: how many symbols were scored (bytes at level `byte`); of a model of lines each
+            line's end is one of them.
         log_likelihood: log p(text), or the estimate.
         nats_per_character, bits_per_character, perplexity: -log p a symbol; the same over log 2; its exponential.
         method: `exact`, or how the estimate was made: `elbo`, `importance` or `filter` (see `scoring.score`), lower bounds in expectation.
@@ -52,8 +53,8 @@ class TextScore:
         k_hat: Pareto k-hat of the weights of `importance`, above 0.7 where they have degenerated;
             `None` where there is none to tell.
         warning: why the figure and its error cannot be relied on, if so.
-        sequences: 1, or as how many the text was scored, each by itself: its lines by a model of lines, by a pair that carries no state
-            its windows.
+        sequences: 1, or as how many the text was scored, each by itself: its lines by a model of
+            lines, by a pair that carries no state its windows.
     """
 
     characters: int
@@ -117,12 +118,14 @@ def scored_windows(
 ) -> Iterator[tuple[Block, Score]]:
     """One document's windows with their scores, states (or particles) carried over, in memory of one block and one window.
 
-    Of a model of lines each line is a sequence by itself, whose totals are added up. So they are where the pair carries no state: a
-    document of up to `SCORING_WINDOW` symbols is one sequence, and each window of a longer one is.
+    Of a model of lines each line is a sequence by itself, whose totals are added up. So they are
+    where the pair carries no state: a document of up to `SCORING_WINDOW` symbols is one sequence,
+    and each window of a longer one is.
 
     Args:
         text: the trained model.
-        blocks: symbols, and what stands there; of a file `ReadBlocks`, since many samples are scored in portions, each of which reads all.
+        blocks: symbols, and what stands there; of a file `ReadBlocks`, since many samples are
+            scored in portions, each of which reads all.
         method, samples, proposal: see `scoring.score`.
         progress: where to show how far it is.
 
@@ -172,8 +175,8 @@ def _side_by_side(text: TextModel, sequences: Sequence[Block]) -> SequenceBatch:
 def scored_sequences(text: TextModel, sequences: Iterable[Block], **options: Any) -> Iterator[tuple[Block, Score]]:
     """Sequences that begin and end by themselves with their scores, in order; some of them are worked on side by side.
 
-    A long one is scored window by window if the pair carries states, so that its length takes no more memory than its score does.
-    `options` are those of `scoring.score_document`.
+    A long one is scored window by window if the pair carries states, so that its length takes no
+    more memory than its score does. `options` are those of `scoring.score_document`.
     """
     for group in _groups(text, sequences):
         if len(group[0][0]) > SCORING_WINDOW and text.carries:

@@ -28,8 +28,9 @@ class Vocabulary:
     At level `char` they are characters (Unicode code points), the most frequent first, followed by `oov_buckets` buckets that all other
     characters share by their code point; at level `byte` the 256 bytes, so that any file can be read.
 
-    Where a text is a sequence for each line, `line_end` is true: the last symbol is the end of a line, whichever of LF, CRLF and CR it
-    is in a file (`pieces`), and lines without anything in them are left out.
+    Where a text is a sequence for each line, `line_end` is true: the last symbol is the end of a
+    line, whichever of LF, CRLF and CR it is in a file (`pieces`), and lines without anything in
+    them are left out.
     """
 
     def __init__(self, level: str, characters: str = "", oov_buckets: int = 0, *, line_end: bool = False) -> None:
@@ -279,8 +280,8 @@ def read_text(path: Path, *, advice: str = "text.level=byte reads any file") -> 
 def decoded(chunks: Iterable[bytes], where: str, *, advice: str = "text.level=byte reads any file") -> Iterator[str]:
     """The text of bytes that come in chunks from somewhere, line ends as they stand, a byte order mark left out.
 
-    Raises `UserError` where it is not UTF-8, with a word of advice; so it does for UTF-16 and UTF-32 without a mark, whose letters are
-    UTF-8 with NULs between them.
+    Raises `UserError` where it is not UTF-8, with a word of advice; so it does for UTF-16 and
+    UTF-32 without a mark, whose letters are UTF-8 with NULs between them.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     consumed, first = 0, True

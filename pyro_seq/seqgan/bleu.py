@@ -5,11 +5,12 @@ For a sequence of S symbols, c(g) its count of the n-gram g and r(g) the largest
     p_n = sum_g min(c(g), r(g)) / (S - n + 1)
     BLEU-N = min(1, exp(1 - R / S)) (p_1 p_2 ... p_N)^(1 / N)
 
-(Papineni et al. 2002, "BLEU: a method for automatic evaluation of machine translation"; R is the length closest to S among the references,
-the shorter of two, and S - n + 1 is counted as 1 where it is less). Sequences that end by themselves have the symbols before their end
-symbol; one without any scores 0. Where no n-gram of some order matches, the product would be 0, so its matches are counted as
-`SMOOTHING`, 0.1: method 1 of
-Chen and Cherry 2014, "A systematic comparison of smoothing techniques for sentence-level BLEU", as Texygen and the papers after SeqGAN
+(Papineni et al. 2002, "BLEU: a method for automatic evaluation of machine translation"; R is the
+length closest to S among the references, the shorter of two, and S - n + 1 is counted as 1 where it
+is less). Sequences that end by themselves have the symbols before their end symbol; one without any
+scores 0. Where no n-gram of some order matches, the product would be 0, so its matches are counted
+as `SMOOTHING`, 0.1: method 1 of Chen and Cherry 2014, "A systematic comparison of smoothing
+techniques for sentence-level BLEU", as Texygen and the papers after SeqGAN
 compute it (by nltk's `sentence_bleu` with `SmoothingFunction().method1`). A sequence that shares no symbol with any reference scores 0
 all the same. With `smoothing=0` it is the definition to the letter.
 
@@ -51,7 +52,8 @@ class References:
     Args:
         sequences: `[m, R]` symbols, any integers.
         order: the longest n-grams that are counted.
-        end: the symbol that ends a sequence, where sequences have lengths of their own; symbols are then 0 and more.
+        end: the symbol that ends a sequence, where sequences have lengths of their own; symbols are
+            then 0 and more.
 
     Raises `UserError` unless these are sequences of at least `order` symbols.
     """
@@ -141,7 +143,8 @@ def bleu_figures(
 ) -> dict[str, Figure]:
     """`bleu_2`, ... against references `[m, R]` and `self_bleu_2`, ... of generated sequences `[n, S]`, all from one count of n-grams.
 
-    `end` is the symbol that ends a sequence, if there is one. Raises `UserError` as `bleu` and `self_bleu`.
+    `end` is the symbol that ends a sequence, if there is one. Raises `UserError` as `bleu` and
+    `self_bleu`.
     """
     order = max(orders)
     against = _figures(References(references, order, end=end), generated, orders, smoothing)

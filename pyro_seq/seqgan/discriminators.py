@@ -160,7 +160,8 @@ class RecurrentDiscriminator(Discriminator):
         num_layers: in each direction.
         bidirectional: whether sequences are read both ways.
         dropout: the share of features that are dropped in training.
-        end: the symbol that ends a sequence, if there is one: the features are the outputs there, and reading back begins there.
+        end: the symbol that ends a sequence, if there is one: the features are the outputs there,
+            and reading back begins there.
     """
 
     def __init__(
@@ -193,7 +194,8 @@ class RecurrentDiscriminator(Discriminator):
 def make_discriminator(settings: DiscriminatorSettings, num_symbols: int, length: int, *, end: int | None = None) -> Discriminator:
     """A new discriminator of sequences `[n, length]` by its settings; raises `UserError` for filters that do not fit.
 
-    Where sequences end by themselves, `end` is the symbol that does so and fills them up. A `cnn` sees it there as it sees any other.
+    Where sequences end by themselves, `end` is the symbol that does so and fills them up. A `cnn`
+    sees it there as it sees any other.
     """
     s = settings
     if s.kind == "rnn":

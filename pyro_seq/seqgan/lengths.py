@@ -1,6 +1,7 @@
 """Sequences that end by themselves: their first end symbol is their last step, and the same symbol stands in what is left of the width.
 
-So a tensor `[n, T]` of symbols says how long each sequence is. One that has not ended after T steps is cut off there.
+So a tensor `[n, T]` of symbols says how long each sequence is. One that has not ended after T steps
+is cut off there.
 """
 
 from __future__ import annotations

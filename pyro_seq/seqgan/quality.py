@@ -62,8 +62,9 @@ def likelihood(pair: Pair, sequences: Tensor, *, temperature: float = 1.0, end: 
     """(NLL, entropy) of a generator at sequences `[n, T]`, in nats a symbol, each with its standard error.
 
     NLL is -1/T sum_t log p(x_t | x_{<t}), entropy 1/T sum_t H[p(. | x_{<t})], where p is the generator's distribution at each step with
-    its temperature: what `generated` draws from, and so comparable from one temperature to another. Of sequences that end by themselves
-    it is the nats of all over the symbols of all, each end counted as one, and what fills them up as none.
+    its temperature: what `generated` draws from, and so comparable from one temperature to another.
+    Of sequences that end by themselves it is the nats of all over the symbols of all, each end
+    counted as one, and what fills them up as none.
     """
     device = next(iter(pair.modules()["model"].parameters())).device
     nats, uncertain, lengths = [], [], []

@@ -49,7 +49,8 @@ class DiscriminatorReward:
         discriminator: symbols `[N, T]` → logit `[N]`.
         shaping: one of `SHAPINGS`.
         real: some real sequences `[m, T]`, which `rank` compares with.
-        end: the symbol that ends a sequence, if there is one; it stands in the padding of what is judged.
+        end: the symbol that ends a sequence, if there is one; it stands in the padding of what is
+            judged.
     """
 
     def __init__(self, discriminator: Discriminator, shaping: str, real: Tensor, *, end: int | None = None) -> None:

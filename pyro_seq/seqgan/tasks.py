@@ -31,7 +31,8 @@ class Figure(NamedTuple):
     def ratio(cls, totals: Tensor, lengths: Tensor) -> Figure:
         """The total of independent sequences `[n]` over that of their lengths `[n]`: their mean, over T, where all have length T.
 
-        The error is that of a ratio of means, the deviation of (total - figure * length) over the mean length and the square root of n.
+        The error is that of a ratio of means, the deviation of (total - figure * length) over the
+        mean length and the square root of n.
         """
         totals, lengths = totals.detach().double(), lengths.double()
         n, value = len(totals), float(totals.sum() / lengths.sum())

@@ -94,8 +94,8 @@ class TextTask:
     """Windows or lines of a text, as a `Task`.
 
     Attributes:
-        sequences: `[M, T]` windows, or lines, each filled up to T with its end symbol: the first of the text to train on, those after to
-            validate on, the last to test on.
+        sequences: `[M, T]` windows, or lines, each filled up to T with its end symbol: the first of
+            the text to train on, those after to validate on, the last to test on.
         rendering: how they become text again.
         units: `characters` or `words`.
         unknown: how much of the text is the unknown symbol, between 0 and 1. To a model and to BLEU it is a symbol like any other.
