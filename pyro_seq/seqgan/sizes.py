@@ -47,7 +47,8 @@ def check_sequences(number: int, length: int, name: str) -> None:
 def _check(numbers: int, what: str) -> None:
     if numbers > MOST_NUMBERS:
         size = f"{numbers:,} numbers, {_gigabytes(numbers * 4)}"
-        raise UserError(f"{what} make a tensor of {size}, and {MOST_NUMBERS:,} numbers are the most: lower one of them")
+        most = f"{MOST_NUMBERS:,} numbers are the most: lower one of them"
+        raise UserError(f"{what} make a tensor of {size}, and {most}")
 
 
 def _gigabytes(size: int) -> str:
