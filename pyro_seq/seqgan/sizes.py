@@ -8,8 +8,8 @@ from __future__ import annotations
 from pyro_seq.errors import UserError
 from pyro_seq.seqgan.settings import SeqGANSettings
 
-# of all sequences that are held at once, 8 bytes each: 268 MB, and a few copies as they are judged
-MOST_SYMBOLS = 2**25
+# of all sequences that are held at once, 8 bytes each: 537 MB, and a copy as they are drawn
+MOST_SYMBOLS = 2**26
 # of an update's largest tensor, 4 bytes each: 268 MB, a few times that with gradients
 MOST_NUMBERS = 2**26
 
