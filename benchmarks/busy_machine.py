@@ -1,12 +1,13 @@
-"""A busy machine: steps of `pyroseq demo` by default, beside those with one thread and those with torch's own way of waiting.
+"""A busy machine: steps of `pyroseq demo` by default, with one thread, and as torch itself waits.
 
-Each contestant is the demo in a process of its own, with an environment of its own; they take turns, and what counts are the steps
-that its checkpoint says it has taken. Beside it run as many busy processes as is said (`--busy`), each of which wants a core for itself;
-with `--busy 0` nothing runs beside it but what the machine does anyway, which the first line tells.
+Each contestant is the demo in a process of its own, with an environment of its own; they take
+turns, and what counts are the steps that its checkpoint says it has taken. Beside it run as many
+busy processes as is said (`--busy`), each of which wants a core for itself; with `--busy 0` nothing
+runs beside it but what the machine does anyway, which the first line tells.
 
 - `default`: what the command chooses by itself;
 - `one thread`: the same with `--threads 1`;
-- `torch's own`: what it did before it chose anything, as many threads as cores, which spin for milliseconds.
+- `torch's own`: what it would do if nothing were chosen: a thread a core, which spin for milliseconds.
 """
 
 from __future__ import annotations

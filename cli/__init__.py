@@ -1,6 +1,7 @@
 """The `pyroseq` command: parses, calls, prints. What is heavy is imported inside the commands, so that `--help` is quick.
 
-This file is light, too, so that a signal which comes while the rest is being imported already finds its handler.
+This file is light, too, so that a signal which comes while the rest is being imported already finds
+its handler.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ LOADED_LAST = "pyro"  # of what takes long to load
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; a user's mistake, also in a pair's code, a full disk or an unreadable file is one line on stderr and exit code 2.
+    """Run the command; a user's mistake, also in a pair's code, is one line and exit code 2.
 
-    Ctrl-C is one line as well, and exit code 130, at any moment. `arguments` are the command line's if not given; then the process is
-    the command's, and Ctrl-C goes on being said in no other way until its very end.
+    So is a full disk or an unreadable file. Ctrl-C is one line as well, and exit code 130, at any
+    moment. `arguments` are the command line's if not given; then the process is the command's, and
+    Ctrl-C goes on being said in no other way until its very end.
     """
     interrupts = _Interrupts()
     try:
@@ -30,7 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
     except SystemExit:
         raise
     except BaseException:
-        if not interrupts.noticed:  # what a module that was interrupted as it was loaded raises may be anything
+        # what a module that was interrupted as it was loaded raises may be anything
+        if not interrupts.noticed:
             raise
         _say_interrupted()
         sys.exit(INTERRUPTED)
@@ -39,12 +42,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 class _Interrupts:
-    """Handles Ctrl-C from here on: as `KeyboardInterrupt`, but while modules are loaded, which catch it, by the end at once."""
+    """Raises `KeyboardInterrupt` at Ctrl-C; while modules load, which may catch it, ends at once."""
 
     def __init__(self) -> None:
         self.noticed, self.previous, self.unraisable = False, None, sys.unraisablehook
         try:
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored on purpose, or somebody else's
+            # another handler means that it is ignored on purpose, or somebody else's
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 self.previous = signal.signal(signal.SIGINT, self._notice)
                 sys.unraisablehook = self._of_no_caller
         except ValueError:  # not in the main thread, which alone receives signals
@@ -70,7 +74,7 @@ class _Interrupts:
 
 
 def _is_loading(frame: FrameType | None) -> bool:
-    """Whether modules are being imported, before all that takes long has been; nothing has been written then, nothing is lost."""
+    """Whether modules are being loaded, before all that take long are: then nothing is lost."""
     last = sys.modules.get(LOADED_LAST)
     if last is not None and not getattr(last.__spec__, "_initializing", False):
         return False

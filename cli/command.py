@@ -73,7 +73,7 @@ def run(arguments: list[str] | None) -> NoReturn:
 
 
 def _fault_of_own_code(error: Exception) -> str | None:
-    """An error that a pair of the user's own has raised, in words; `None` for others, and where no pair has been looked for."""
+    """An error that a pair of the user's own has raised, in words; `None` for others."""
     recipes = sys.modules.get("pyro_seq.recipes")
     found: str | None = None if recipes is None else recipes.fault_of_own_code(error)
     return found

@@ -10,12 +10,13 @@ from pyro_seq.errors import UserError
 
 MEGABYTE = 10**6
 LEAST = 600 * MEGABYTE  # of address space: with less, what torch stands on aborts as it is loaded
-OUT_OF_MEMORY = "out of memory: a smaller batch, window or model needs less, and so do fewer samples"
-NO_MEMORY = r"can't allocate memory|[Cc]annot allocate memory|failed to map segment|std::bad_alloc|not enough memory"
+LESS = "a smaller batch, window or model needs less, and so do fewer samples"
+OUT_OF_MEMORY = f"out of memory: {LESS}"
+NO_MEMORY = r"can't allocate memory|annot allocate memory|map segment|bad_alloc|not enough memory"
 
 
 def check_limit() -> None:
-    """Raise `UserError` where the limit of the process's address space is too low for torch to be loaded at all."""
+    """Raise `UserError` where the process's address space is too little for torch to be loaded."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < LEAST and "torch" not in sys.modules:
         raise UserError(
@@ -32,11 +33,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def what_did_not_load(error: BaseException) -> str | None:
-    """What is wrong where a package that pyro_seq stands on cannot be imported, in words; `None` for other errors."""
+    """What is wrong where a needed package cannot be imported, in words; `None` for other errors."""
     if not isinstance(error, ImportError) or (error.name or "").startswith("pyro_seq"):
         return None
     what = str(error).strip().splitlines()
     reason = what[0] if what else type(error).__name__
     if re.search(NO_MEMORY, str(error)):
-        return f"out of memory while torch and other packages were loaded ({reason}): a limit (ulimit -v) or the machine leaves too little"
+        too_little = "a limit (ulimit -v) or the machine leaves too little"
+        return f"out of memory while torch and other packages were loaded ({reason}): {too_little}"
     return f"a package that is needed cannot be loaded: {reason}; installing pyro_seq again may put it right"

@@ -1,7 +1,7 @@
 """Standard output in whatever encoding it has: nothing is replaced in silence.
 
-What an encoding cannot carry is escaped. In JSON an escape means the very character, so nothing is lost; elsewhere the reader must
-know, so it is counted, and said at the end.
+What an encoding cannot carry is escaped. In JSON an escape means the very character, so nothing is
+lost; elsewhere the reader must know, so it is counted, and said at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import IO, Any
 import click
 
 HANDLER = "pyroseq-escaped"
-ASCII = "pyroseq_ascii"  # click takes a stream that calls itself ASCII for a mistake, and writes UTF-8 to it
+# click takes a stream that calls itself ASCII for a mistake, and writes UTF-8 to it
+ASCII = "pyroseq_ascii"
 
 
 def _ascii(name: str) -> codecs.CodecInfo | None:
@@ -27,7 +28,7 @@ codecs.register(_ascii)
 
 
 class Output:
-    """Makes a stream escape what its encoding cannot carry, and counts what is escaped where an escape says so by nothing else.
+    """Makes a stream escape what its encoding cannot carry, and counts that where it is not JSON.
 
     Attributes:
         lost: how many characters were escaped outside JSON.
@@ -43,10 +44,11 @@ class Output:
     def words(self) -> str:
         """What was escaped, and what to do about it."""
         which = "1 character of the output is" if self.lost == 1 else f"{self.lost:,} characters of the output are"
-        return f"{which} written as \\u…, which {self.encoding} has no code for; PYTHONIOENCODING=utf-8 writes everything as it is"
+        remedy = "PYTHONIOENCODING=utf-8 writes everything as it is"
+        return f"{which} written as \\u…, which {self.encoding} has no code for; {remedy}"
 
     def _escaped(self, error: UnicodeError) -> tuple[str | bytes, int]:
-        """The error handler: an escape of each character that cannot be encoded; bytes of file names, which are none, as they are."""
+        """The error handler: an escape for each such character; bytes in names of files as they are."""
         if not isinstance(error, UnicodeEncodeError):
             raise error
         character = error.object[error.start]

@@ -1,10 +1,11 @@
 """How many threads compute, and how they wait for each other.
 
-Both are read from the environment when torch is loaded, and the way of waiting never again. Threads that wait for each other by
-spinning keep each other from running as soon as something else wants a core: on two cores beside two other processes, a training
-of small matrices is tens of times slower. Threads that sleep at once lose a third on a quiet machine, where they are woken
-thousands of times a second. Those that spin for a moment and then sleep lose nothing on either, to within what can be measured.
-This module loads nothing, so that it can come before everything else.
+Both are read from the environment when torch is loaded, and the way of waiting never again. Threads
+that wait for each other by spinning keep each other from running as soon as something else wants a
+core: on two cores beside two other processes, a training of small matrices is tens of times slower.
+Threads that sleep at once lose a third on a quiet machine, where they are woken thousands of times
+a second. Those that spin for a moment and then sleep lose nothing on either, to within what can be
+measured. This module loads nothing, so that it can come before everything else.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def is_too_late() -> bool:
 
 
 def wait_briefly() -> None:
-    """Let threads spin for a moment and then sleep, unless torch is loaded or the environment says how they wait."""
+    """Let threads spin for a moment and then sleep, unless torch is loaded or the user has said."""
     if not is_too_late() and not any(name in os.environ for name in SAYS_HOW_TO_WAIT):
         os.environ.update(WAITING)
 
@@ -35,9 +36,10 @@ def wait_briefly() -> None:
 def choose_threads(number: int | None, *, useful: int) -> None:
     """Let torch compute with `number` threads, or with as many as are useful and have a core each.
 
-    Without `number`, what the environment says (OMP_NUM_THREADS, MKL_NUM_THREADS) or a program that has loaded torch has chosen
-    stands. The number does not depend on how busy the machine is: sums are rounded by it, and a run that is gone on with is to
-    end with the very weights of one that was not interrupted.
+    Without `number`, what the environment says (OMP_NUM_THREADS, MKL_NUM_THREADS) or a program that
+    has loaded torch has chosen stands. The number does not depend on how busy the machine is: sums
+    are rounded by it, and a run that is gone on with is to end with the very weights of one that
+    was not interrupted.
 
     Args:
         number: asked for by the user; `None`: not asked for.
@@ -50,19 +52,21 @@ def choose_threads(number: int | None, *, useful: int) -> None:
             return
         cores = available_cores()
         number = min(cores, useful)
-        _words = (
-            f"computing with {number} thread{'s' * (number != 1)} on {cores} core{'s' * (cores != 1)}; --threads N takes another number"
-        )
+        _words = f"{_computing(number)} on {cores} core{'s' * (cores != 1)}; --threads N takes another number"
     else:
-        _words = f"computing with {number} thread{'s' * (number != 1)}"
+        _words = _computing(number)
     if is_too_late():
         sys.modules["torch"].set_num_threads(number)
     else:
         os.environ.update(dict.fromkeys(SAYS_HOW_MANY, str(number)))
 
 
+def _computing(number: int) -> str:
+    return f"computing with {number} thread{'s' * (number != 1)}"
+
+
 def words() -> str | None:
-    """What `choose_threads` has chosen, in words, to be said once: `None` when it was said, and where others have chosen."""
+    """What `choose_threads` has chosen, to be said once; `None` afterwards, and if others chose."""
     global _words
     said, _words = _words, None
     return said
@@ -74,13 +78,13 @@ def cores_of_affinity() -> int:
 
 
 def available_cores() -> int:
-    """The cores that the process may run on, or as many as a container's share of processor time is worth, if those are fewer."""
+    """The cores that the process may run on, or what its container's share of time is worth."""
     share = share_of_time()
     return cores_of_affinity() if share is None else max(1, min(cores_of_affinity(), -int(-share // 1)))
 
 
 def share_of_time(process: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> float | None:
-    """Seconds of processor time a second that the process's control groups allow it; `None` where they set no limit.
+    """Seconds of processor time a second that control groups allow the process; `None`: any.
 
     Args:
         process: the file that says which groups the process is in.

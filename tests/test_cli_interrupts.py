@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment is a line and exit code 130, also while modules are loaded; and what cannot be loaded is a line."""
+"""Ctrl-C at any moment, also while modules load, is a line; so is what cannot be loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output in encodings that lack characters: JSON means the same, all else is escaped, and that is said; nothing becomes a question mark."""
+"""Output in encodings that lack characters: JSON means the same, all else is escaped and said."""
 
 from __future__ import annotations
 

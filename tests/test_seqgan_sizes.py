@@ -22,9 +22,9 @@ def test_presets_are_allowed(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"task.num_train": 1_000_000, "task.length": 40}, r"task\.num_train=1000000 sequences of 40 symbols are .* 0\.3 GB"),
+        ({"task.num_train": 1_000_000, "task.length": 100}, r"task\.num_train=1000000 sequences of 100 symbols are .* 0\.8 GB"),
         ({"task.num_held_out": 10_000_000}, r"task\.num_held_out=10000000 sequences of 20 symbols are 200,000,000 symbols, 1\.6 GB"),
-        ({"task.length": 10_000, "task.num_train": 100}, r"task\.num_held_out=4000 sequences of 10000 symbols"),
+        ({"task.length": 10_000}, r"task\.num_train=10000 sequences of 10000 symbols"),
         (
             {"task.batch_size": 65_536},
             r"task\.batch_size=10000, task\.length=20, task\.oracle_symbols=5000 make .* 4\.0 GB",
@@ -52,5 +52,5 @@ def test_refused_run_leaves_nothing_and_takes_no_time(tmp_path: Path, refused: C
 
 def test_more_sequences_than_are_held_at_once_are_refused(seqgan_run: Path, refused: Callable[..., str]) -> None:
     check_sequences(MOST_SYMBOLS // 6, 6, "num_samples")
-    with pytest.raises(UserError, match="num_samples=5592406 sequences of 6 symbols"):
+    with pytest.raises(UserError, match="num_samples=11184811 sequences of 6 symbols"):
         check_sequences(MOST_SYMBOLS // 6 + 1, 6, "num_samples")

@@ -1,4 +1,4 @@
-"""How many threads compute and how they wait: what torch finds in the environment when it is loaded, in every way to start."""
+"""How many threads compute and how they wait: what torch finds in the environment as it loads."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_choice_is_said_with_the_cores_that_there_are(monkeypatch: pytest.Monkey
     monkeypatch.setattr(threads, "available_cores", lambda: 4)
     threads.choose_threads(None, useful=1)
     assert threads.words() == "computing with 1 thread on 4 cores; --threads N takes another number"
-    threads.choose_threads(None, useful=8)  # what was chosen the last time stands now in the environment, as a user's choice would
+    threads.choose_threads(None, useful=8)  # what was chosen stands in the environment now
     assert threads.words() is None
 
 

@@ -1,9 +1,10 @@
-"""Makes command lines at random, over all commands and options, and says which of them the command does not stand.
+"""Makes command lines at random, and says which of them the command does not stand.
 
-Each line is run by a fork of this process, in a folder of its own that holds a corpus, a tune and small finished runs. A line is
-a finding if it ends in a traceback, in another exit code than 0, 2, or 1 of `pairs check`, does not stop within seconds of an interrupt,
-takes more memory than is allowed, or is refused and has left a file behind. A line that computes for longer than `--seconds` is
-interrupted: whether it was asked for as much is for a reader to say, so these are listed, too.
+Each line is run by a fork of this process, in a folder of its own that holds a corpus, a tune and
+small finished runs. A line is a finding if it ends in a traceback, in another exit code than 0, 2,
+or 1 of `pairs check`, does not stop within seconds of an interrupt, takes more memory than is
+allowed, or is refused and has left a file behind. A line that computes for longer than `--seconds`
+is interrupted: whether it was asked for as much is for a reader to say, so these are listed, too.
 
     python -P tools/random_commands.py --lines 5000 --seed 0
 """
@@ -32,7 +33,8 @@ from pyro_seq.cli import pyroseq
 
 MEGABYTE = 2**20
 ANSWERED = 10.0  # seconds of processor time, within which an interrupt is to be answered
-WALL = 12  # seconds on the clock that a second of processor time may take, on a machine that does other things
+# seconds on the clock that a second of processor time may take, on a machine that does other things
+WALL = 12
 NUMBERS = [
     "0",
     "1",
@@ -170,7 +172,7 @@ class Lines:
 
 
 def make_place(folder: Path, runs: Mapping[str, Path]) -> None:
-    """Fill a folder with what lines name: a corpus, a tune, files of other kinds, and finished runs."""
+    """Fill a folder with what lines name: a corpus, a tune, other files, and finished runs."""
     from pyro_seq.domains.demo_tunes import write_demo_tunes
 
     with tempfile.TemporaryDirectory() as tunes:
@@ -232,7 +234,7 @@ def _in_child(words: list[str], folder: Path, said: Path, address_space: int) ->
 
 
 def _watched(child: int, seconds: float) -> tuple[int | None, bool, Any]:
-    """(exit code, whether it was interrupted, resources) of a process that is interrupted when its time is over, and killed if need be."""
+    """(exit code, whether it was interrupted, resources) of a process, which has so much time."""
     started, interrupted_at, interrupted_cpu = time.monotonic(), 0.0, 0.0
     while True:
         ended, status, usage = os.wait4(child, os.WNOHANG)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pyro_seq.errors import UserError
 from pyro_seq.seqgan.settings import SeqGANSettings
 
-# of all sequences that are held at once, 8 bytes each: 268 MB, and a few copies as they are judged
-MOST_SYMBOLS = 2**25
+# of all sequences that are held at once, 8 bytes each: 537 MB, and a copy as they are drawn
+MOST_SYMBOLS = 2**26
 # of an update's largest tensor, 4 bytes each: 268 MB, a few times that with gradients
 MOST_NUMBERS = 2**26
 
@@ -47,7 +47,8 @@ def check_sequences(number: int, length: int, name: str) -> None:
 def _check(numbers: int, what: str) -> None:
     if numbers > MOST_NUMBERS:
         size = f"{numbers:,} numbers, {_gigabytes(numbers * 4)}"
-        raise UserError(f"{what} make a tensor of {size}, and {MOST_NUMBERS:,} numbers are the most: lower one of them")
+        most = f"{MOST_NUMBERS:,} numbers are the most: lower one of them"
+        raise UserError(f"{what} make a tensor of {size}, and {most}")
 
 
 def _gigabytes(size: int) -> str:
