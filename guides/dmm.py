@@ -77,7 +77,7 @@ class DMMGuide(SequenceGuide):
         self.flows: Any = nn.ModuleList(affine_autoregressive(size, hidden_dims=list(flow_sizes)) for _ in range(num_flows))
         for flow in self.flows:
             # Pyro inverts from zeros of the default type
-            flow.arn.register_forward_pre_hook(in_own_type)
+            flow.arn.register_forward_pre_hook(in_own_type)  # type: ignore[union-attr]
         self.drop_input, self.drop_output = SequenceDropout(guide_input_dropout), SequenceDropout(guide_output_dropout)
 
     def initial_latent(self, *lead: int) -> Tensor:

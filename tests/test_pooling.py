@@ -215,7 +215,8 @@ def test_pareto_k_hat_of_portions_is_that_of_all_weights() -> None:
         total = part.logsumexp(-1) - math.log(k)
         state = {"particles": SimpleNamespace(log_weights=part)}
         scored = Score(
-            total.unsqueeze(-1), torch.ones(1, 1) > 0, total, torch.ones(1), "importance", k, torch.ones(1), lambda state=state: state, k_hat(part)
+            total.unsqueeze(-1), torch.ones(1, 1) > 0, total, torch.ones(1), "importance", k, torch.ones(1),
+            lambda state=state: state, k_hat(part),
         )  # fmt: skip
         window.add(scored, torch.zeros(1))
     pooled = window.score()
