@@ -55,9 +55,7 @@ class PathMoves:
         places: the steps of the model's sites, which `moved_block` goes by.
     """
 
-    def __init__(
-        self, pair: Pair, batch: SequenceBatch, steps: list[int], stems: list[Stem], k: int, places: Places | None = None
-    ) -> None:
+    def __init__(self, pair: Pair, batch: SequenceBatch, steps: list[int], stems: list[Stem], k: int, places: Places | None = None) -> None:
         self.pair, self.batch, self.steps, self.stems, self.k = pair, batch, steps, stems, k
         self.places = places or {}
         self.size = len(batch) * k
