@@ -76,8 +76,8 @@ class DMMGuide(SequenceGuide):
         self.first = nn.Parameter(torch.zeros(size))
         self.flows: Any = nn.ModuleList(affine_autoregressive(size, hidden_dims=list(flow_sizes)) for _ in range(num_flows))
         for flow in self.flows:
-            # Pyro inverts from zeros of the default type
-            flow.arn.register_forward_pre_hook(in_own_type)  # type: ignore[union-attr]
+            network: Any = flow.arn  # Pyro inverts from zeros of the default type
+            network.register_forward_pre_hook(in_own_type)
         self.drop_input, self.drop_output = SequenceDropout(guide_input_dropout), SequenceDropout(guide_output_dropout)
 
     def initial_latent(self, *lead: int) -> Tensor:

@@ -154,7 +154,10 @@ class _Classification:
         self._numbers: dict[tuple[bool, Stem], dict[int, str]] = {}
         for name in self.sites:
             for stem, number in stems_of(name):
-                self._numbers.setdefault((name in self.marks, stem), {})[number] = name
+                marked = name in self.marks
+                self._numbers.setdefault((marked, stem), {})[number] = name
+                if marked and self.marks[name] == number:  # beside which others may be unmarked
+                    self._numbers.setdefault((False, stem), {})[number] = name
         self._longer: dict[int, Shapes | None] = {}
 
     def places(self) -> Places:

@@ -202,6 +202,22 @@ def test_a_mark_of_the_model_counts_where_its_latents_are_replayed() -> None:
         torch.testing.assert_close(score(Pair(model, guide), SequenceBatch(values), method=method, samples=2).steps.float(), expected)  # type: ignore[arg-type]
 
 
+def test_a_first_step_before_the_loop() -> None:
+    """Every sequence has it, so that it needs no mask."""
+
+    def model(batch: SequenceBatch) -> None:
+        with batch.plate():
+            x = pyro.sample("x_0", dist.Normal(torch.zeros(len(batch)), 1.0), obs=batch.at(0))
+            for t in range(1, batch.num_steps):
+                with batch.active(t):
+                    x = pyro.sample(f"x_{t}", dist.Normal(x, 1.0), obs=batch.at(t))
+
+    values = torch.randn(2, 3)
+    batch = SequenceBatch(values, [3, 2])
+    expected = dist.Normal(torch.cat([torch.zeros(2, 1), values[:, :-1]], 1), 1.0).log_prob(values) * batch.mask
+    torch.testing.assert_close(score(Pair(model), batch).steps, expected)
+
+
 def test_labels_of_a_sequence_are_no_steps() -> None:
     """As many observations of a whole sequence as there are steps, beside those of the steps."""
 
