@@ -181,7 +181,7 @@ def test_ctrl_c_elsewhere_is_one_line(
 def test_second_ctrl_c_ends_at_once_and_the_run_is_kept(
     pyroseq: Callable[..., int], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def endless(*args: object) -> dict[str, float]:
+    def endless(*args: object, **options: object) -> dict[str, float]:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         time.sleep(30)
