@@ -56,7 +56,7 @@ def max_moves_option() -> Any:
         "--max-moves",
         type=click.IntRange(1),
         default=MOST_MOVES,
-        show_default=f"{MOST_MOVES:,}",
+        show_default=True,
         metavar="N",
         help="Moves of a game after which it is left, since there are games without an end.",
     )

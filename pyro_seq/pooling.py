@@ -18,7 +18,8 @@ from pyro_seq.errors import UserError
 from pyro_seq.pareto import LEAST_SAMPLES, k_hat_of_largest, size_of_tail
 from pyro_seq.scores import Score
 
-MOST_STATES = 2**12  # particles of all sequences at a time, each with a state that is kept from window to window
+MOST_STATES = 2**15  # particles of one sequence at a time, each with a state that is kept from window to window
+MOST_TOGETHER = 2**18  # particles of all sequences at a time
 MOST_WEIGHTS = 2**22  # steps of all these particles in a window, each with a weight that is kept to the window's end
 
 
@@ -32,7 +33,7 @@ def portions(n: int, steps: int, samples: int) -> tuple[int, list[int]]:
     if samples > most:
         count = min(math.ceil(samples / most), samples // 2)
         return 1, [samples // count + (i < samples % count) for i in range(count)]
-    return max(1, min(n, most // samples)), [samples]
+    return max(1, min(n, MOST_TOGETHER // samples, MOST_WEIGHTS // max(1, steps * samples))), [samples]
 
 
 class PooledWindow:

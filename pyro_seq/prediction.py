@@ -180,6 +180,7 @@ class _Gapped:
         fits = all(value.shape[value.dim() - len(event) :] == event for value, event in known)
         return latents if fits and len(known) == len(latents) else None
 
+    @torch.no_grad()
     def _of_particles(self, batch: SequenceBatch, num_samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(latents, observations in the gaps) by site `[num_samples, N, …]`."""
         missing = batch.gaps & batch.mask

@@ -68,7 +68,8 @@ def sharpened(distribution: Distribution, *, temperature: float = 1.0, top_k: in
     if isinstance(distribution, (AutoregressiveBernoulli, ConvolutionalBernoulli)) and top_k is None:
         return distribution.tempered(_divisor(temperature, distribution.biases))
     what = "temperature" if top_k is None else "top-k"
-    raise UserError(f"{what} does not apply to a {type(distribution).__name__} emission")
+    kind = type(distribution).__name__.removeprefix("Precise")
+    raise UserError(f"{what} does not apply to a {kind} emission")
 
 
 def without(distribution: Distribution, values: Tensor) -> Distribution:

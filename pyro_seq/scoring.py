@@ -354,7 +354,7 @@ def filtered_state(pair: Pair, windows: Iterable[SequenceBatch], *, samples: int
     """
     state: Any = None
     with warnings_kept():
-        for scored in score_document(pair, _all_full(windows), samples=samples):
+        for _, scored in _in_order(pair, _all_full(windows), {"samples": samples}):
             state = scored.state
     if state is None:
         raise UserError("there is no state to go on from: no window was given")

@@ -16,6 +16,7 @@ from pyro_seq.cli import main
 # a child whose user presses Ctrl-C at the moment at which a module begins to load
 PRESSED = """
 import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
 class Pressed:
     def find_spec(self, name, path=None, target=None):
         if name == {name!r}:
@@ -52,7 +53,16 @@ def run(arguments):
         raise ImportError("numpy failed to import") from None
 command.run = run
 """
-    done = subprocess.run([sys.executable, "-P", "-c", "import os, signal, sys, time\n" + swallowed + code], capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            "import os, signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + swallowed + code,
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (130, "pyroseq: interrupted\n")
 
 

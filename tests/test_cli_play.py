@@ -189,7 +189,7 @@ def test_games_without_an_end_are_evaluated_up_to_a_limit(
 def test_games_without_an_end_have_a_limit_by_default(
     pyroseq: Callable[..., int], endless: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyro_seq.cli import play
+    from pyro_seq.cli.play import play
 
     for name in ("run", "evaluate"):
         (limit,) = [option for option in play.commands[name].params if option.name == "max_moves"]

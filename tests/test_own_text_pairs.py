@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
@@ -88,12 +89,13 @@ def test_effective_samples_of_separate_windows_are_those_of_the_worst(text: Text
                     pyro.sample(f"x_{t}", dist.Categorical(logits=logits), obs=batch.at(t))
 
     text.pair, found = Pair(model), list[float]()
+    symbols: Any = random_symbols(SCORING_WINDOW + 1)
     scored = score_blocks(
         text,
-        [random_symbols(SCORING_WINDOW + 1)],
+        [(symbols, symbols)],
         samples=5,
         proposal="prior",
-        listeners=[lambda position, symbols, one: found.append(float(one.effective_samples))],
+        listeners=[lambda position, piece, one: found.append(float(one.effective_samples))],
     )
     assert scored.sequences == len(found) > 1 and sorted(found, reverse=True) == found
     assert scored.effective_samples == found[-1] < found[0]

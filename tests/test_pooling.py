@@ -48,7 +48,7 @@ def last(scores: Iterator[Score]) -> Score:
 
 def test_portions_hold_all_particles_and_are_of_like_sizes() -> None:
     assert portions(3, 100, 16) == (3, [16])
-    assert portions(2_000, 10, 16) == (256, [16])  # sequences come apart first
+    assert portions(20_000, 10, 16) == (2**14, [16])  # sequences come apart first
     rows, sizes = portions(5, 64, 1_000_000)
     assert rows == 1 and sum(sizes) == 1_000_000 and max(sizes) <= pooling.MOST_STATES and max(sizes) - min(sizes) <= 1
     assert portions(1, 10**9, 7) == (1, [3, 2, 2])  # the spread of one particle is not to be told
