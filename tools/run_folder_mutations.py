@@ -222,7 +222,9 @@ class Mutation:
 
 
 def put_special(path: Path, how: str, outside: Path) -> None:
-    """Something that no run has at a path that is free."""
+    """Something that no run has at a path; what is there already stays."""
+    if os.path.lexists(path):
+        return
     if how == "link file":
         path.symlink_to(outside / "diary")
     elif how == "link folder":
