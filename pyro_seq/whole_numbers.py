@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from pyro_seq.errors import UserError
 
 
@@ -15,9 +13,10 @@ def is_whole(value: Any) -> bool:
         return False
     if isinstance(value, int):
         return True
-    if isinstance(value, torch.Tensor):
-        return value.dim() == 0 and not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
-    return hasattr(value, "__index__") and getattr(value, "shape", None) == () and getattr(value.dtype, "kind", "") in "iu"
+    if getattr(value, "shape", None) != ():
+        return False
+    kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    return kind.startswith(("int", "uint"))
 
 
 def whole(value: Any, what: str, at_least: int | None = None) -> int:
@@ -32,7 +31,7 @@ def whole(value: Any, what: str, at_least: int | None = None) -> int:
     number, and one below `at_least`.
     """
     if not is_whole(value):
-        shown = f"a {type(value).__name__}" if isinstance(value, (str, torch.Tensor)) else repr(value)
+        shown = f"a {type(value).__name__}" if type(value).__name__ in ("str", "Tensor") else repr(value)
         raise UserError(f"{what} must be a whole number{'' if at_least is None else f', at least {at_least}'}, got {shown}")
     number = int(value)
     if at_least is not None and number < at_least:
