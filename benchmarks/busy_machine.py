@@ -23,8 +23,9 @@ from pathlib import Path
 
 import common
 
-from pyro_seq.runs import RunFolder, load_tree
-from pyro_seq.threads import SAYS_HOW_MANY, SAYS_HOW_TO_WAIT, available_cores
+from pyro_seq._threads import SAYS_HOW_MANY, SAYS_HOW_TO_WAIT, available_cores
+from pyro_seq.runs.checkpoint import load_tree
+from pyro_seq.runs.folder import RunFolder
 
 # libgomp's own count of spins where nobody says how to wait; the command leaves alone who says it
 TORCHS_OWN = {"GOMP_SPINCOUNT": "300000", "OMP_NUM_THREADS": str(available_cores())}

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_seq.seqgan.discriminator_training import DiscriminatorTraining
-from pyro_seq.seqgan.discriminators import COMPACT, PAPER, ConvolutionalDiscriminator, Filters, logits
+from pyro_seq.seqgan.adversary.discriminators import COMPACT, PAPER, ConvolutionalDiscriminator, Filters, logits
+from pyro_seq.seqgan.adversary.training import DiscriminatorTraining
 
 SYMBOLS, STEPS, BATCH = 5_000, 20, 64
 LEARNING_RATE, L2 = 1e-4, 0.1

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from pyro_seq import Pair, SequenceBatch
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.domains.piano_rolls import KEYS, read_polyphonic
-from pyro_seq.domains.piece_batches import PieceBatches
-from pyro_seq.emissions import Bernoulli, Independent
+from pyro_seq.emissions.composite import Independent
+from pyro_seq.emissions.elementary import Bernoulli
 from pyro_seq.encoders import Flatten
 from pyro_seq.guides import DMMGuide
 from pyro_seq.models import DMM
-from pyro_seq.optimisation import JointOptimiser
+from pyro_seq.music.data.piano_rolls import KEYS, read_polyphonic
+from pyro_seq.train.minibatches import PieceBatches
+from pyro_seq.train.optimizer import JointOptimiser
 
 BATCH, LEARNING_RATE = 20, 3e-4
 

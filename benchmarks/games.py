@@ -14,10 +14,10 @@ from pathlib import Path
 import common
 import torch
 
-from pyro_seq.games.runs import PRESETS, begin
+from pyro_seq.config.model_settings import Layer
+from pyro_seq.games.loaded import Returns, load, measured, play_real, returns_of
+from pyro_seq.games.program import PRESETS, begin
 from pyro_seq.games.settings import game_settings
-from pyro_seq.games.trained import Returns, load, measured, play_real, returns_of
-from pyro_seq.pair_settings import Layer
 
 GAMES = 100
 # published: mean return and real steps, of Stable-Baselines3's zoo

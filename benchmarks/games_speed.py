@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_seq.games.collecting import RandomPlayer, collect
-from pyro_seq.games.environments import Playing, game_of
-from pyro_seq.games.episodes import Normalisation
-from pyro_seq.games.learners import WorldLearner
-from pyro_seq.games.making import make_environment
-from pyro_seq.games.replay import Replay
+from pyro_seq.games.agent.learners import WorldLearner
+from pyro_seq.games.environment.collecting import RandomPlayer, collect
+from pyro_seq.games.environment.environments import Playing, game_of
+from pyro_seq.games.environment.episodes import Normalisation
+from pyro_seq.games.environment.making import make_environment
+from pyro_seq.games.environment.replay import Replay
 from pyro_seq.games.settings import game_settings
-from pyro_seq.games.world_model import SMALLEST_SCALE, new_world, set_spread
-from pyro_seq.pair import Pair
+from pyro_seq.games.world.world_model import SMALLEST_SCALE, new_world, set_spread
+from pyro_seq.pairs.pair import Pair
 
 ENV, SIDE_BY_SIDE, STEPS = "CartPole-v1", 8, 2_000
 

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from pyro_seq import Pair, SequenceBatch, score
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.domains.piano_rolls import KEYS, read_polyphonic
-from pyro_seq.emissions import Bernoulli, Independent
+from pyro_seq.emissions.composite import Independent
+from pyro_seq.emissions.elementary import Bernoulli
 from pyro_seq.encoders import MLP
 from pyro_seq.guides import DMMGuide, ISEQGuide, SRNNGuide, VRNNGuide
 from pyro_seq.models import DMM, ISEQ, SRNN, VRNN
+from pyro_seq.music.data.piano_rolls import KEYS, read_polyphonic
 
 MAKERS: dict[str, tuple[Any, Any]] = {
     "iseq": (ISEQ, ISEQGuide),

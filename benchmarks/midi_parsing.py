@@ -14,10 +14,10 @@ from pathlib import Path
 import common
 import pretty_midi
 
-from pyro_seq.domains.midi_files import find_files, read_tune
-from pyro_seq.domains.piano_rolls import Timing
-from pyro_seq.domains.roll_cache import read_rolls
-from pyro_seq.domains.tune_cache import TuneCache
+from pyro_seq.music.data.cache import TuneCache
+from pyro_seq.music.data.midi_reader import find_files, read_tune
+from pyro_seq.music.data.piano_rolls import Timing
+from pyro_seq.music.data.rolls import read_rolls
 
 FOLDER = "midi/nottingham/train"
 

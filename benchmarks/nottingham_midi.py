@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from common import data_file, machine, report
 
-from pyro_seq.domains.music import MusicModel, evaluate, music_settings
-from pyro_seq.domains.music_files import read_music
-from pyro_seq.domains.music_listening import Asked, compared
-from pyro_seq.domains.music_runs import begin
-from pyro_seq.domains.music_statistics import distance
-from pyro_seq.settings import parse_words
+from pyro_seq.config.fields import parse_words
+from pyro_seq.music.data.sources import read_music
+from pyro_seq.music.evaluation.report import Asked, compared
+from pyro_seq.music.evaluation.statistics import distance
+from pyro_seq.music.model.training import MusicModel, evaluate, music_settings
+from pyro_seq.music.program import begin
 
 
 def main() -> None:

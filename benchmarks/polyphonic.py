@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 from common import data_file, machine, report
 
-from pyro_seq.domains.music import Pieces, music_settings, nats_per_frame, train
-from pyro_seq.domains.music_presets import PRESETS
-from pyro_seq.domains.piano_rolls import read_polyphonic
-from pyro_seq.runs import RunFolder
-from pyro_seq.settings import flatten, parse_words
+from pyro_seq.config.fields import flatten, parse_words
+from pyro_seq.music.data.piano_rolls import read_polyphonic
+from pyro_seq.music.model.presets import PRESETS
+from pyro_seq.music.model.training import Pieces, music_settings, nats_per_frame, train
+from pyro_seq.runs.folder import RunFolder
 
 FILES = {"jsb": "polyphonic/jsb_chorales.npz", "nottingham": "polyphonic/nottingham.npz"}
 NAMES = [name for name in PRESETS if name.partition("-")[0] in FILES]

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from pyro_seq import Pair, Rollouts, SequenceBatch
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.emissions import Categorical
+from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import Embedding
+from pyro_seq.infer.sampling import ancestral, rows_in_cache
 from pyro_seq.models import RNN
-from pyro_seq.sampling import ancestral, rows_in_cache
 
 SYMBOLS, SIZE, BATCH, LENGTH, ROLLOUTS = 5_000, 32, 64, 20, 16
 

@@ -15,11 +15,11 @@ import time
 import torch
 from common import data_file, kept_in, parsed, parser_of_runs, report
 
-from pyro_seq.runs import RunFolder
+from pyro_seq.config.fields import parse_words
+from pyro_seq.runs.folder import RunFolder
+from pyro_seq.seqgan.metrics.quality import quality
 from pyro_seq.seqgan.presets import PRESETS
-from pyro_seq.seqgan.quality import quality
-from pyro_seq.seqgan.runs import KIND, begin, go_on, load, settings_from, task_of
-from pyro_seq.settings import parse_words
+from pyro_seq.seqgan.program import KIND, begin, go_on, load, settings_from, task_of
 
 SAMPLES = 4_000
 SHOWN = ("bleu_2", "bleu_3", "bleu_4", "self_bleu_4", "mse_pitch", "nll", "entropy")

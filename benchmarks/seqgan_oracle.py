@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from common import data_file, kept_in, parsed, parser_of_runs, report
 
-from pyro_seq.runs import RunFolder
-from pyro_seq.seqgan.quality import quality
-from pyro_seq.seqgan.runs import KIND, PRETRAINING, begin, go_on, load, settings_from, task_of
-from pyro_seq.settings import flatten, parse_words
+from pyro_seq.config.fields import flatten, parse_words
+from pyro_seq.runs.folder import RunFolder
+from pyro_seq.seqgan.metrics.quality import quality
+from pyro_seq.seqgan.program import KIND, PRETRAINING, begin, go_on, load, settings_from, task_of
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
 SAMPLES = 4_000

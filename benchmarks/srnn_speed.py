@@ -26,11 +26,12 @@ from torch.nn import functional
 
 from pyro_seq import Pair, SequenceBatch, score
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.emissions import Bernoulli, Independent
+from pyro_seq.emissions.composite import Independent
+from pyro_seq.emissions.elementary import Bernoulli
 from pyro_seq.encoders import MLP
 from pyro_seq.guides import SRNNGuide
 from pyro_seq.models import SRNN
-from pyro_seq.optimisation import JointOptimiser
+from pyro_seq.train.optimizer import JointOptimiser
 
 SEQUENCES, STEPS, KEYS = 32, 100, 88
 HIDDEN, LATENT = 64, 16

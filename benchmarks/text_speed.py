@@ -28,13 +28,13 @@ from torch.nn import functional
 
 from pyro_seq import Pair, RunFolder, SequenceBatch, Trainer, TrainingSettings
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.domains.text import generate
-from pyro_seq.domains.text_model import TextModel, TextSettings
-from pyro_seq.domains.text_windows import TextWindows
-from pyro_seq.domains.vocabulary import Vocabulary
-from pyro_seq.emissions import Categorical
+from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import Embedding
 from pyro_seq.models import RNN
+from pyro_seq.text.model import TextModel, TextSettings
+from pyro_seq.text.training import generate
+from pyro_seq.text.vocabulary import Vocabulary
+from pyro_seq.text.windows import TextWindows
 
 CORPUS = "text/tinyshakespeare.txt"
 HIDDEN, EMBEDDING, WINDOWS, WINDOW = 256, 64, 64, 64

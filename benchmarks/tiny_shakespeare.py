@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from common import data_file, machine, report
 
-from pyro_seq.domains.text import evaluate, load, text_settings
-from pyro_seq.domains.text_runs import PRESETS, begin
-from pyro_seq.pair_settings import Layer
-from pyro_seq.settings import parse_words
+from pyro_seq.config.fields import parse_words
+from pyro_seq.config.model_settings import Layer
+from pyro_seq.text.program import PRESETS, begin
+from pyro_seq.text.training import evaluate, load, text_settings
 
 TRAIN_CHARACTERS = 1_003_854
 BARS = {"default": 1.54, "best": 1.47}

@@ -6,15 +6,10 @@ its handler.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import sys
-from types import FrameType
 from typing import Any
 
-INTERRUPTED = 130
-LOADED_LAST = "pyro"  # of what takes long to load
+from pyro_seq.cli.interrupts import INTERRUPTED, Interrupts, say_interrupted
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,7 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     moment. `arguments` are the command line's if not given; then the process is the command's, and
     Ctrl-C goes on being said in no other way until its very end.
     """
-    interrupts = _Interrupts()
+    interrupts = Interrupts()
     try:
         from pyro_seq.cli.command import run
 
@@ -35,62 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
         # what a module that was interrupted as it was loaded raises may be anything
         if not interrupts.noticed:
             raise
-        _say_interrupted()
+        say_interrupted()
         sys.exit(INTERRUPTED)
     finally:
         interrupts.end(of_process=arguments is None)
-
-
-class _Interrupts:
-    """Raises `KeyboardInterrupt` at Ctrl-C; while modules load, which may catch it, ends at once."""
-
-    def __init__(self) -> None:
-        self.noticed, self.previous, self.unraisable = False, None, sys.unraisablehook
-        try:
-            # another handler means that it is ignored on purpose, or somebody else's
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                self.previous = signal.signal(signal.SIGINT, self._notice)
-                sys.unraisablehook = self._of_no_caller
-        except ValueError:  # not in the main thread, which alone receives signals
-            pass
-
-    def end(self, *, of_process: bool) -> None:
-        """Give the signal back; at the end of a process to the system, which says nothing."""
-        if self.previous is not None:
-            sys.unraisablehook = self.unraisable
-            signal.signal(signal.SIGINT, signal.SIG_DFL if of_process else self.previous)
-
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        if _is_loading(frame):
-            _end()
-        self.noticed = True
-        raise KeyboardInterrupt
-
-    def _of_no_caller(self, unraisable: Any) -> None:
-        """`KeyboardInterrupt` where nobody can catch it, as in a destructor."""
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            _end()
-        self.unraisable(unraisable)
-
-
-def _is_loading(frame: FrameType | None) -> bool:
-    """Whether modules are being loaded, before all that take long are: then nothing is lost."""
-    last = sys.modules.get(LOADED_LAST)
-    if last is not None and not getattr(last.__spec__, "_initializing", False):
-        return False
-    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
-        frame = frame.f_back
-    return frame is not None
-
-
-def _end() -> None:
-    _say_interrupted()
-    os._exit(INTERRUPTED)
-
-
-def _say_interrupted() -> None:
-    with contextlib.suppress(OSError):  # nobody listens
-        os.write(2, b"pyroseq: interrupted\n")
 
 
 def __getattr__(name: str) -> Any:

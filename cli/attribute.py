@@ -12,7 +12,7 @@ import click
 from pyro_seq.cli.common import DEVICE, FILE, SEED, THREADS, on_one_line, pick_device, scoring_options
 
 if TYPE_CHECKING:
-    from pyro_seq.domains.attribution import Attribution
+    from pyro_seq.text.attribution import Attribution
 
 
 @click.command()
@@ -50,12 +50,12 @@ def attribute(
     """
     import torch
 
-    from pyro_seq.domains.attribution import attribute as attribute_text
-    from pyro_seq.domains.text import KIND, load
+    from pyro_seq._progress import Progress
+    from pyro_seq.config.registry import named_by_code
     from pyro_seq.errors import UserError
-    from pyro_seq.monitoring import Progress
-    from pyro_seq.recipes import named_by_code
-    from pyro_seq.runs import RunFolder
+    from pyro_seq.runs.folder import RunFolder
+    from pyro_seq.text.attribution import attribute as attribute_text
+    from pyro_seq.text.training import KIND, load
 
     own = [run_dir for run_dir in run_dirs if named_by_code(str(RunFolder(run_dir, KIND).settings().get("model.kind")))]
     if len(pairs) not in (0, 1, len(own)) or (pairs and not own):

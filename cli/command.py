@@ -9,17 +9,17 @@ from typing import Any, NoReturn
 import click
 
 from pyro_seq import __version__
-from pyro_seq.cli import INTERRUPTED
 from pyro_seq.cli.common import Programs
 from pyro_seq.cli.demo import demo
+from pyro_seq.cli.interrupts import INTERRUPTED
 from pyro_seq.cli.memory import OUT_OF_MEMORY, is_out_of_memory, what_did_not_load
-from pyro_seq.cli.midi import midi
 from pyro_seq.cli.output import Output
 from pyro_seq.cli.pairs import pairs
-from pyro_seq.cli.play import play
+from pyro_seq.cli.programs.midi import midi
+from pyro_seq.cli.programs.play import play
+from pyro_seq.cli.programs.seqgan import seqgan
+from pyro_seq.cli.programs.text import text
 from pyro_seq.cli.score import score
-from pyro_seq.cli.seqgan import seqgan
-from pyro_seq.cli.text import text
 from pyro_seq.errors import UserError, said
 
 WRONG = 2
@@ -74,7 +74,7 @@ def run(arguments: list[str] | None) -> NoReturn:
 
 def _fault_of_own_code(error: Exception) -> str | None:
     """An error that a pair of the user's own has raised, in words; `None` for others."""
-    recipes = sys.modules.get("pyro_seq.recipes")
+    recipes = sys.modules.get("pyro_seq.config.registry")
     found: str | None = None if recipes is None else recipes.fault_of_own_code(error)
     return found
 

@@ -79,8 +79,8 @@ def threads_option(useful: int) -> Callable[[F], F]:
     """The option of the number of threads, which must be known before torch is loaded; more than `useful` bring the work nothing."""
 
     def choose(context: click.Context, parameter: click.Parameter, number: int | None) -> None:
+        from pyro_seq._threads import choose_threads, cores_of_affinity
         from pyro_seq.cli.memory import check_limit
-        from pyro_seq.threads import choose_threads, cores_of_affinity
 
         check_limit()
         if number is not None and number > cores_of_affinity():
@@ -249,7 +249,7 @@ def on_one_line(text: str) -> str:
 def keep_apart(option: str, out: Path, run_dir: Path, *inputs: Path | None) -> None:
     """Refuse an output that would take the place of one of a command's inputs, or of a file that a training keeps."""
     from pyro_seq.errors import UserError
-    from pyro_seq.runs import RunFolder
+    from pyro_seq.runs.folder import RunFolder
 
     for path in inputs:
         if path is not None and path.exists() and out.exists() and out.samefile(path):

@@ -32,12 +32,12 @@ def demo(run_dir: Path | None, minutes: float, seed: int, device: str) -> None:
 
     import torch
 
-    from pyro_seq.domains import text
-    from pyro_seq.domains.text_runs import PRESETS, begin
+    from pyro_seq.text import training as text
+    from pyro_seq.text.program import PRESETS, begin
 
     run_dir, where = run_dir or _new_folder(), pick_device(device)
     settings = text.text_settings(PRESETS["quick"], {"training.max_minutes": minutes})
-    with as_file(files("pyro_seq.data") / "fable.txt") as corpus:
+    with as_file(files("pyro_seq.text.data") / "fable.txt") as corpus:
         read = text.read_corpora(settings.text, corpus)
         click.echo(f"The corpus is {len(read.train) + len(read.valid):,} characters of small fables, the last tenth kept for validation.")
         torch.manual_seed(seed)

@@ -18,8 +18,8 @@ def pairs() -> None:
 @pairs.command("list")
 def list_pairs() -> None:
     """Show all pairs that --model takes, with a line on each: those shipped, and those that installed packages add."""
+    from pyro_seq.config.registry import SHIPPED, find_recipe, installed
     from pyro_seq.errors import UserError
-    from pyro_seq.recipes import SHIPPED, find_recipe, installed
 
     lines = [(name, "shipped", find_recipe(name).description) for name in SHIPPED]
     for name in sorted(installed()):
@@ -53,8 +53,8 @@ def check(name: str, emissions: tuple[str, ...], words: tuple[str, ...], seed: i
     NAME is one that `pyroseq pairs list` shows, SPEC is path/to/file.py:attribute or module:attribute, whose code is run. Exit code 1
     means that something is wrong with the pair, 2 that there was none to check.
     """
-    from pyro_seq.settings import parse_words
-    from pyro_seq.testing.by_name import problems_with, settings_of
+    from pyro_seq.config.fields import parse_words
+    from pyro_seq.testing.registry import problems_with, settings_of
 
     settings, faulty = settings_of(name, parse_words(words)), False
     for emission in dict.fromkeys(emissions):

@@ -26,10 +26,10 @@ from pyro_seq.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from pyro_seq.domains.scored_run import ScoredRun, ScoredSequence, ScoredStep
+    from pyro_seq.programs.scored_run import ScoredRun, ScoredSequence, ScoredStep
 
 # by kind of run, the module whose `open_run(run_dir, device, pair)` is a `ScoredRun`
-READERS = {"midi": "pyro_seq.domains.scored_music", "text": "pyro_seq.domains.scored_text"}
+READERS = {"midi": "pyro_seq.music.evaluation.score_files", "text": "pyro_seq.text.score_files"}
 
 
 @click.command()
@@ -65,7 +65,7 @@ def score(
     """Learn how likely files are under a trained run: log-likelihoods, and the steps that surprise it most."""
     import torch
 
-    from pyro_seq.monitoring import Progress
+    from pyro_seq._progress import Progress
 
     if by == "step" and top is not None:
         raise click.UsageError("--by step shows all steps, and --top some: give one of them", click.get_current_context())
@@ -99,7 +99,7 @@ def score(
 def _open(run_dir: Path, device: Any, pair: str | None) -> ScoredRun:
     """The run in a folder, by its kind."""
     from pyro_seq.errors import UserError
-    from pyro_seq.runs import RunFolder
+    from pyro_seq.runs.folder import RunFolder
 
     kind = RunFolder.kind_of(run_dir)
     if kind not in READERS:

@@ -12,19 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.distributions import MarkovPath, TransformedPath
+from pyro_seq.distributions.path import MarkovPath, TransformedPath
 from pyro_seq.encoders import Encoder, Flatten, Group
 from pyro_seq.errors import UserError
-from pyro_seq.latent_sites import Latent, Latents, find_latents
-from pyro_seq.networks import NormalNet, concatenate, full_precision, zeros_like_weights
-from pyro_seq.paths import sample_path
-from pyro_seq.prototypes import trace_model
-from pyro_seq.recurrence import Recurrence
-from pyro_seq.registration import register
-from pyro_seq.sequence_guide import seen_by_guide
-from pyro_seq.sequence_model import Outcome, SequenceModel, in_one_path
-from pyro_seq.site_checks import latent_sites
-from pyro_seq.time_sites import places_of, sample_sites
+from pyro_seq.nn._latent_scan import sample_path
+from pyro_seq.nn.feedforward import concatenate, zeros_like_weights
+from pyro_seq.nn.gaussian import NormalNet
+from pyro_seq.nn.precision import full_precision
+from pyro_seq.nn.recurrent import Recurrence
+from pyro_seq.pairs.guide import seen_by_guide
+from pyro_seq.pairs.model import Outcome, SequenceModel, in_one_path
+from pyro_seq.pairs.registration import register
+from pyro_seq.poutine.checks import latent_sites
+from pyro_seq.poutine.latent_sites import Latent, Latents, find_latents
+from pyro_seq.poutine.probe import trace_model
+from pyro_seq.poutine.time_sites import places_of, sample_sites
 
 EMBEDDING_SIZE = 16  # at most; of a symbol
 

@@ -11,14 +11,17 @@ from pyro.distributions.transforms import affine_autoregressive
 from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.distributions import Sampler
+from pyro_seq.distributions.path import Sampler
 from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
 from pyro_seq.models.dmm import DMM
-from pyro_seq.networks import Combiner, SequenceDropout, concatenate, in_own_type
-from pyro_seq.paths import sample_combined_path
-from pyro_seq.recurrence import Recurrence
-from pyro_seq.sequence_guide import SequenceGuide
+from pyro_seq.nn._latent_scan import sample_combined_path
+from pyro_seq.nn.dropout import SequenceDropout
+from pyro_seq.nn.feedforward import concatenate
+from pyro_seq.nn.gaussian import Combiner
+from pyro_seq.nn.precision import in_own_type
+from pyro_seq.nn.recurrent import Recurrence
+from pyro_seq.pairs.guide import SequenceGuide
 
 
 class DMMGuide(SequenceGuide):

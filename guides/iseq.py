@@ -9,12 +9,13 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.distributions import Sampler
+from pyro_seq.distributions.path import Sampler
 from pyro_seq.encoders import Encoder
-from pyro_seq.networks import NormalNet, SequenceDropout
-from pyro_seq.recurrence import Recurrence
-from pyro_seq.sequence_guide import SequenceGuide
-from pyro_seq.sequence_model import SequenceModel
+from pyro_seq.nn.dropout import SequenceDropout
+from pyro_seq.nn.gaussian import NormalNet
+from pyro_seq.nn.recurrent import Recurrence
+from pyro_seq.pairs.guide import SequenceGuide
+from pyro_seq.pairs.model import SequenceModel
 
 
 class ISEQGuide(SequenceGuide):

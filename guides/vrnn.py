@@ -11,9 +11,9 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.encoders import Encoder
 from pyro_seq.models.vrnn import VRNN
-from pyro_seq.networks import NormalNet
-from pyro_seq.recurrence import Recurrence
-from pyro_seq.sequence_guide import SequenceGuide
+from pyro_seq.nn.gaussian import NormalNet
+from pyro_seq.nn.recurrent import Recurrence
+from pyro_seq.pairs.guide import SequenceGuide
 
 
 class VRNNGuide(SequenceGuide):

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.contexts import Context
-from pyro_seq.emissions import Emission
-from pyro_seq.networks import MLP, GatedTransition, SequenceDropout, concatenate
-from pyro_seq.sequence_model import Layout, SequenceModel
+from pyro_seq.emissions.base import Emission
+from pyro_seq.nn.dropout import SequenceDropout
+from pyro_seq.nn.feedforward import MLP, concatenate
+from pyro_seq.nn.gaussian import GatedTransition
+from pyro_seq.pairs.model import Layout, SequenceModel
 
 
 class DMM(SequenceModel):

@@ -14,16 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pyro_seq._pytree import tensors
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context
-from pyro_seq.emissions import Distribution, Emission, Joint, LazyCategorical, observe
+from pyro_seq.distributions.base import Distribution
+from pyro_seq.distributions.categorical import LazyCategorical
+from pyro_seq.distributions.hidden_markov import HiddenMarkov, advanced, filtered, log_likelihoods, log_product, log_sum_exp
+from pyro_seq.distributions.state_mixtures import Adjust, mixtures
+from pyro_seq.emissions.base import Emission, observe
+from pyro_seq.emissions.composite import Joint
 from pyro_seq.errors import UserError
-from pyro_seq.hidden_markov import HiddenMarkov, advanced, filtered, log_likelihoods, log_product, log_sum_exp
-from pyro_seq.networks import MLP, concatenate, full_precision
-from pyro_seq.sequence_model import Layout, Outcome, SequenceModel, observations, remembered
-from pyro_seq.state_mixtures import Adjust, mixtures
-from pyro_seq.summed_out import LeftToSum
-from pyro_seq.trees import tensors
+from pyro_seq.nn.feedforward import MLP, concatenate
+from pyro_seq.nn.precision import full_precision
+from pyro_seq.pairs.model import Layout, Outcome, SequenceModel, observations, remembered
+from pyro_seq.poutine.summed_out import LeftToSum
 
 CHUNK_ENTRIES = 2**23  # numbers that the emissions of some states at all steps may take; more states are worked on one after another
 

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from pyro_seq.contexts import Context
-from pyro_seq.emissions import Emission
-from pyro_seq.networks import MLP, SequenceDropout, concatenate
-from pyro_seq.recurrence import Recurrence
-from pyro_seq.sequence_model import Layout, SequenceModel
+from pyro_seq.emissions.base import Emission
+from pyro_seq.nn.dropout import SequenceDropout
+from pyro_seq.nn.feedforward import MLP, concatenate
+from pyro_seq.nn.recurrent import Recurrence
+from pyro_seq.pairs.model import Layout, SequenceModel
 
 
 class ISEQ(SequenceModel):

@@ -9,34 +9,34 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pyro_seq.threads import wait_briefly
+from pyro_seq._threads import wait_briefly
 
 if TYPE_CHECKING:
     from pyro_seq.batch import SequenceBatch as SequenceBatch
-    from pyro_seq.continuations import continuation as continuation
-    from pyro_seq.distributions import MarkovPath as MarkovPath
+    from pyro_seq.distributions.path import MarkovPath as MarkovPath
     from pyro_seq.errors import UserError as UserError
-    from pyro_seq.filtering import particle_filter as particle_filter
     from pyro_seq.guides.auto import AutoSequenceGuide as AutoSequenceGuide
-    from pyro_seq.infilling import infill as infill
-    from pyro_seq.interpolation import interpolate as interpolate
-    from pyro_seq.objectives import FreeBits_ELBO as FreeBits_ELBO
-    from pyro_seq.pair import Pair as Pair
-    from pyro_seq.pair import no_guide as no_guide
-    from pyro_seq.prediction import posterior_predictive as posterior_predictive
-    from pyro_seq.recurrence import Recurrence as Recurrence
-    from pyro_seq.reinforce import Reinforce as Reinforce
-    from pyro_seq.rollouts import Rollouts as Rollouts
-    from pyro_seq.runs import RunFolder as RunFolder
-    from pyro_seq.sampling import ancestral as ancestral
-    from pyro_seq.sampling import sample_sequences as sample_sequences
-    from pyro_seq.scores import Score as Score
-    from pyro_seq.scoring import score as score
-    from pyro_seq.scoring import score_document as score_document
-    from pyro_seq.sequence_guide import SequenceGuide as SequenceGuide
-    from pyro_seq.sequence_model import SequenceModel as SequenceModel
-    from pyro_seq.training import Trainer as Trainer
-    from pyro_seq.training_settings import TrainingSettings as TrainingSettings
+    from pyro_seq.infer.continuation import continuation as continuation
+    from pyro_seq.infer.elbo import FreeBits_ELBO as FreeBits_ELBO
+    from pyro_seq.infer.infilling import infill as infill
+    from pyro_seq.infer.interpolation import interpolate as interpolate
+    from pyro_seq.infer.likelihood.score import Score as Score
+    from pyro_seq.infer.likelihood.scoring import score as score
+    from pyro_seq.infer.likelihood.scoring import score_document as score_document
+    from pyro_seq.infer.predictive import posterior_predictive as posterior_predictive
+    from pyro_seq.infer.sampling import ancestral as ancestral
+    from pyro_seq.infer.sampling import sample_sequences as sample_sequences
+    from pyro_seq.infer.smc.particle_filter import particle_filter as particle_filter
+    from pyro_seq.nn.recurrent import Recurrence as Recurrence
+    from pyro_seq.pairs.guide import SequenceGuide as SequenceGuide
+    from pyro_seq.pairs.model import SequenceModel as SequenceModel
+    from pyro_seq.pairs.pair import Pair as Pair
+    from pyro_seq.pairs.pair import no_guide as no_guide
+    from pyro_seq.reinforce.objective import Reinforce as Reinforce
+    from pyro_seq.reinforce.rollouts import Rollouts as Rollouts
+    from pyro_seq.runs.folder import RunFolder as RunFolder
+    from pyro_seq.train.settings import TrainingSettings as TrainingSettings
+    from pyro_seq.train.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
 
@@ -44,30 +44,30 @@ wait_briefly()  # read when torch is loaded, which the names below do
 
 _HOMES = {
     "AutoSequenceGuide": "guides.auto",
-    "FreeBits_ELBO": "objectives",
-    "MarkovPath": "distributions",
-    "Pair": "pair",
-    "Recurrence": "recurrence",
-    "Reinforce": "reinforce",
-    "Rollouts": "rollouts",
-    "RunFolder": "runs",
-    "Score": "scores",
+    "FreeBits_ELBO": "infer.elbo",
+    "MarkovPath": "distributions.path",
+    "Pair": "pairs.pair",
+    "Recurrence": "nn.recurrent",
+    "Reinforce": "reinforce.objective",
+    "Rollouts": "reinforce.rollouts",
+    "RunFolder": "runs.folder",
+    "Score": "infer.likelihood.score",
     "SequenceBatch": "batch",
-    "SequenceGuide": "sequence_guide",
-    "SequenceModel": "sequence_model",
-    "Trainer": "training",
-    "TrainingSettings": "training_settings",
+    "SequenceGuide": "pairs.guide",
+    "SequenceModel": "pairs.model",
+    "Trainer": "train.trainer",
+    "TrainingSettings": "train.settings",
     "UserError": "errors",
-    "ancestral": "sampling",
-    "continuation": "continuations",
-    "infill": "infilling",
-    "interpolate": "interpolation",
-    "no_guide": "pair",
-    "particle_filter": "filtering",
-    "posterior_predictive": "prediction",
-    "sample_sequences": "sampling",
-    "score": "scoring",
-    "score_document": "scoring",
+    "ancestral": "infer.sampling",
+    "continuation": "infer.continuation",
+    "infill": "infer.infilling",
+    "interpolate": "infer.interpolation",
+    "no_guide": "pairs.pair",
+    "particle_filter": "infer.smc.particle_filter",
+    "posterior_predictive": "infer.predictive",
+    "sample_sequences": "infer.sampling",
+    "score": "infer.likelihood.scoring",
+    "score_document": "infer.likelihood.scoring",
 }
 
 __all__ = [*_HOMES]

@@ -12,10 +12,9 @@ import torch
 from pyro.poutine.mask_messenger import MaskMessenger
 from torch import Tensor
 
-from pyro_seq.errors import UserError
-from pyro_seq.handlers import refuse_subsampling
-from pyro_seq.trees import map_tensors
-from pyro_seq.whole_numbers import whole
+from pyro_seq._handlers import refuse_subsampling
+from pyro_seq._pytree import map_tensors
+from pyro_seq.errors import UserError, whole
 
 Values = Tensor | dict[str, Tensor]
 T = TypeVar("T")

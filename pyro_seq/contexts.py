@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_seq._pytree import map_tensors
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
-from pyro_seq.networks import concatenate
-from pyro_seq.trees import map_tensors
+from pyro_seq.nn.feedforward import concatenate
 
 
 class Context(nn.Module):

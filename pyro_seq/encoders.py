@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_seq.networks import MLP as Layers
+from pyro_seq.nn.feedforward import MLP as Layers
 
 
 class Encoder(nn.Module):

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 DIVERGED = "its weights are too large, as after a training that diverged"
 NOT_FINITE = ("probability tensor", "satisfy the constraint", "index out of range")  # what torch says of NaN and what is drawn from it
@@ -52,3 +53,35 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near is not None:
         return f"; did you mean {near!r}?"
     return "; known are " + ", ".join(sorted(known)) if known else ""
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number (of Python, an array or a tensor); truth values are not."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, int):
+        return True
+    if getattr(value, "shape", None) != ():
+        return False
+    kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    return kind.startswith(("int", "uint"))
+
+
+def whole(value: Any, what: str, at_least: int | None = None) -> int:
+    """A whole number as an `int`.
+
+    Args:
+        value: what was given.
+        what: what it is, as the message calls it: "the number of samples".
+        at_least: the smallest that is right, if there is one.
+
+    Raises `UserError` for a truth value, a number with a fraction (also 2.0), anything that is no
+    number, and one below `at_least`.
+    """
+    if not is_whole(value):
+        shown = f"a {type(value).__name__}" if type(value).__name__ in ("str", "Tensor") else repr(value)
+        raise UserError(f"{what} must be a whole number{'' if at_least is None else f', at least {at_least}'}, got {shown}")
+    number = int(value)
+    if at_least is not None and number < at_least:
+        raise UserError(f"{what} must be at least {at_least}, got {number}")
+    return number

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.cli import main
+from pyro_seq.config.build import Parts, make_pair, model_settings
 from pyro_seq.contexts import SideInputs
-from pyro_seq.emissions import Normal
-from pyro_seq.pair import Pair
-from pyro_seq.pairs import Parts, make_pair, model_settings
-from pyro_seq.sequence_guide import SequenceGuide
-from pyro_seq.sequence_model import SequenceModel
+from pyro_seq.emissions.elementary import Normal
+from pyro_seq.pairs.guide import SequenceGuide
+from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.pairs.pair import Pair
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,7 +109,7 @@ def pyroseq() -> Callable[..., int]:
 @pytest.fixture(scope="session")
 def toys() -> Any:
     """The module of small environments (`toy_games.py`), which are registered with gymnasium."""
-    spec = importlib.util.spec_from_file_location("toy_games", Path(__file__).parent / "toy_games.py")
+    spec = importlib.util.spec_from_file_location("toy_games", Path(__file__).parent / "helpers" / "toy_games.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -140,7 +140,7 @@ def tiny_seqgan() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def seqgan_run(tmp_path_factory: pytest.TempPathFactory, tiny_seqgan: dict[str, Any]) -> Path:
     """The folder of a finished adversarial training on an oracle's sentences, to be read only."""
-    from pyro_seq.seqgan.runs import begin, settings_from
+    from pyro_seq.seqgan.program import begin, settings_from
 
     folder = tmp_path_factory.mktemp("seqgan") / "run"
     torch.set_num_threads(1)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pyro_seq.domains.text import TextSettings
-from pyro_seq.runs import RunFolder
-from pyro_seq.settings import flatten
+from pyro_seq.config.fields import flatten
+from pyro_seq.runs.folder import RunFolder
+from pyro_seq.text.training import TextSettings
 
 Commands = Callable[[Path, Path], dict[str, list[Any]]]
 Limit = Callable[[int], AbstractContextManager[None]]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_seq._pytree import map_tensors
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Chain, Context, LastObservations, PreviousObservation, SideInputs
 from pyro_seq.encoders import MLP, Embedding, Encoder, Flatten, Group, OneHot, Sequential
 from pyro_seq.errors import UserError
-from pyro_seq.networks import MLP as Layers
-from pyro_seq.trees import map_tensors
+from pyro_seq.nn.feedforward import MLP as Layers
 
 LENGTHS = [3, 0, 6, 1, 5]
 STEPS, INPUTS = 6, 2

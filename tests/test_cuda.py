@@ -34,20 +34,22 @@ from pyro_seq import (
     score,
     score_document,
 )
-from pyro_seq.baselines import Critic, LeaveOneOut, MovingAverage
+from pyro_seq._pytree import tensors
+from pyro_seq._rng import aside, random_state, set_random_state
+from pyro_seq.config.build import Parts, make_pair, model_settings
 from pyro_seq.contexts import Chain, Context, LastObservations, PreviousObservation, SideInputs
-from pyro_seq.domains import text_runs
-from pyro_seq.domains.demo_tunes import write_demo_tunes
-from pyro_seq.domains.text_model import text_settings
-from pyro_seq.emissions import Bernoulli, Categorical, Independent, Joint
+from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.elementary import Bernoulli, Categorical
 from pyro_seq.encoders import Embedding, Encoder, Flatten, Group
 from pyro_seq.models import RNN
-from pyro_seq.networks import MLP, Combiner, NormalNet
-from pyro_seq.pairs import Parts, make_pair, model_settings
-from pyro_seq.paths import sample_combined_path, sample_path, sample_path_by_steps
-from pyro_seq.random_state import aside, random_state, set_random_state
-from pyro_seq.rollouts import Rollouts
-from pyro_seq.trees import tensors
+from pyro_seq.music.data.demo_tunes import write_demo_tunes
+from pyro_seq.nn._latent_scan import sample_combined_path, sample_path, sample_path_by_steps
+from pyro_seq.nn.feedforward import MLP
+from pyro_seq.nn.gaussian import Combiner, NormalNet
+from pyro_seq.reinforce.baselines import Critic, LeaveOneOut, MovingAverage
+from pyro_seq.reinforce.rollouts import Rollouts
+from pyro_seq.text import program as text_runs
+from pyro_seq.text.model import text_settings
 
 GPU = "cuda"
 SYMBOLS, INPUTS, STEPS = 4, 2, 5

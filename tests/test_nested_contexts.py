@@ -10,11 +10,12 @@ import torch
 
 from pyro_seq import Pair, SequenceBatch, UserError, score
 from pyro_seq.contexts import Chain, Context, LastObservations, Nothing, PassedOn, PreviousObservation, SideInputs
-from pyro_seq.emissions import Bernoulli, Categorical, Independent, Joint, Normal
+from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.convolution import KeyConvolution
+from pyro_seq.emissions.elementary import Bernoulli, Categorical, Normal
 from pyro_seq.encoders import Embedding, Flatten, Group, OneHot
-from pyro_seq.key_convolution import KeyConvolution
 from pyro_seq.models import HMM, RNN
-from pyro_seq.networks import MLP
+from pyro_seq.nn.feedforward import MLP
 
 Make = Callable[[], Context]
 LEAVES: dict[str, Make] = {

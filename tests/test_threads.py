@@ -13,9 +13,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pyro_seq import threads
+from pyro_seq import _threads as threads
+from pyro_seq._threads import WAITING, share_of_time
 from pyro_seq.cli import pyroseq as command
-from pyro_seq.threads import WAITING, share_of_time
 
 NAMES = (*threads.SAYS_HOW_TO_WAIT, *threads.SAYS_HOW_MANY)
 TRAIN = ["text", "train", "--train-corpus", "F", "--run-dir", "DIR"]
@@ -57,7 +57,7 @@ def test_command_says_how_to_wait_and_how_many_before_torch_is_loaded(way: str) 
     assert environment(WAYS[way].format(GENERATE)) == WAITING | numbers(1)
 
 
-@pytest.mark.parametrize("code", ["from pyro_seq import Pair", "import pyro_seq.training", "import pyro_seq, torch"])
+@pytest.mark.parametrize("code", ["from pyro_seq import Pair", "import pyro_seq.train.trainer", "import pyro_seq, torch"])
 def test_library_says_how_to_wait_and_leaves_the_number_alone(code: str) -> None:
     assert environment(code) == WAITING
 

@@ -24,7 +24,7 @@ import pdoc.render
 import pyro_seq
 
 BESIDE = ("pyro_seq.models", "pyro_seq.guides")  # packages that a checkout keeps beside the core, where the core's path does not lead
-LEFT_OUT = ("pyro_seq.cli", "pyro_seq.data")  # described by --help; no Python in it
+LEFT_OUT = ("pyro_seq.cli", "pyro_seq.text.data")  # described by --help; no Python in it
 
 
 def modules() -> dict[str, pdoc.doc.Module]:

@@ -54,9 +54,9 @@ SIZES = {
 }  # fmt: skip
 TRAINING = {"training.log_every": 2, "training.valid_every": 2, "training.sample_every": 4, "training.average": 0.9}
 LOADED = [
-    "gymnasium", "matplotlib.pyplot", "torch.utils.tensorboard", "pyro_seq.cli", "pyro_seq.domains.music_listening",
-    "pyro_seq.domains.music_runs", "pyro_seq.domains.scored_text", "pyro_seq.domains.text_runs", "pyro_seq.games.runs",
-    "pyro_seq.games.showing", "pyro_seq.seqgan.evaluation", "pyro_seq.seqgan.runs", "pyro_seq.seqgan.sweeps",
+    "gymnasium", "matplotlib.pyplot", "torch.utils.tensorboard", "pyro_seq.cli", "pyro_seq.music.evaluation.report",
+    "pyro_seq.music.program", "pyro_seq.text.score_files", "pyro_seq.text.program", "pyro_seq.games.program",
+    "pyro_seq.games.plots.showing", "pyro_seq.seqgan.evaluation", "pyro_seq.seqgan.program", "pyro_seq.seqgan.sweeps",
 ]  # fmt: skip
 BRIEF = ["--max-minutes", "0.01"]
 

@@ -26,9 +26,9 @@ from typing import Any
 
 import mido
 
-from pyro_seq.domains.midi_chunks import read_midi
-from pyro_seq.domains.midi_files import contents_of
 from pyro_seq.errors import UserError
+from pyro_seq.music.data.midi_chunks import read_midi
+from pyro_seq.music.data.midi_reader import contents_of
 
 MOST_SECONDS = 2.0  # of CPU
 Row = tuple[int, int, int, int, int]  # start, end, pitch, velocity, channel

@@ -1,4 +1,4 @@
-"""Writes pyro_seq/data/fable.txt, the text on which `pyroseq demo` trains: tales, dialogues, verses, letters and almanac pages.
+"""Writes pyro_seq/text/data/fable.txt, the text on which `pyroseq demo` trains: tales, dialogues, verses, letters and almanac pages.
 
 All of it is made from `fable_grammar.txt`, so it is ours to give away, and a small model sees its structure within a minute.
 The same grammar and seed give the same text under every version of Python:
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 GRAMMAR = Path(__file__).with_name("fable_grammar.txt")
-TARGET = Path(__file__).parent.parent / "pyro_seq" / "data" / "fable.txt"
+TARGET = Path(__file__).parent.parent / "pyro_seq" / "text" / "data" / "fable.txt"
 SEED = 1862
 SIZE = 150_000  # characters
 KINDS = ("tale", "dialogue", "tale", "verse", "dialogue", "tale", "letter", "dialogue", "tale", "almanac")

@@ -102,11 +102,11 @@ def leaves() -> dict[tuple[str, ...], click.Command]:
 
 def settings_of(program: str) -> list[str]:
     """Dotted names of a program's settings."""
-    from pyro_seq.domains.music_model import music_settings
-    from pyro_seq.domains.text_model import text_settings
+    from pyro_seq.config.fields import flatten
     from pyro_seq.games.settings import game_settings
+    from pyro_seq.music.model.model import music_settings
     from pyro_seq.seqgan.settings import seqgan_settings
-    from pyro_seq.settings import flatten
+    from pyro_seq.text.model import text_settings
 
     made = {"text": text_settings, "midi": music_settings, "seqgan": seqgan_settings, "play": game_settings}.get(program)
     return [] if made is None else sorted(name for name, _ in flatten(made()))
@@ -173,7 +173,7 @@ class Lines:
 
 def make_place(folder: Path, runs: Mapping[str, Path]) -> None:
     """Fill a folder with what lines name: a corpus, a tune, other files, and finished runs."""
-    from pyro_seq.domains.demo_tunes import write_demo_tunes
+    from pyro_seq.music.data.demo_tunes import write_demo_tunes
 
     with tempfile.TemporaryDirectory() as tunes:
         shutil.copy(write_demo_tunes(tunes)[0], folder / "tune.mid")

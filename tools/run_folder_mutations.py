@@ -17,7 +17,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from pyro_seq.runs import METADATA, load_tree, save_tree
+from pyro_seq.runs.checkpoint import METADATA, load_tree, save_tree
 
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3.5, -0.0, 1e-320, 1e308, float("nan"), float("inf"), -float("inf"), 2**31, 2**53, 2**63 - 1, 2**64,

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from pyro_seq.cli import main
-from pyro_seq.runs import load_tree, save_tree
+from pyro_seq.runs.checkpoint import load_tree, save_tree
 
 SMALL = {
     "play.env_steps": 120,

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pyro_seq.config.build import model_settings
+from pyro_seq.config.fields import above, at_least, between, described, one_of
+from pyro_seq.config.model_settings import Layer, resolve, resolve_run
 from pyro_seq.errors import UserError
-from pyro_seq.games.making import Named, environment_arguments
-from pyro_seq.networks import ACTIVATIONS
-from pyro_seq.pair_settings import Layer, resolve, resolve_run
-from pyro_seq.pairs import model_settings
-from pyro_seq.recurrence import KINDS
-from pyro_seq.runs import RunFolder
-from pyro_seq.settings import above, at_least, between, described, one_of
-from pyro_seq.training_settings import TrainingSettings
+from pyro_seq.games.environment.making import Named, environment_arguments
+from pyro_seq.nn.feedforward import ACTIVATIONS
+from pyro_seq.nn.recurrent import KINDS
+from pyro_seq.runs.folder import RunFolder
+from pyro_seq.train.settings import TrainingSettings
 
 KIND = "play"
 MOST_STEPS = 10**15  # moves or updates: more than any machine makes, and whole numbers that float64 holds

@@ -11,26 +11,27 @@ from typing import Any
 
 import torch
 
-from pyro_seq.checkpoint_schema import Anything, Fields, Kind, Whole, check
+from pyro_seq._progress import duration
+from pyro_seq._rng import aside, describe_random_state, random_state, set_random_state
+from pyro_seq._schema import Anything, Fields, Kind, Whole, check
 from pyro_seq.errors import UserError
-from pyro_seq.games.agents import AgentPlayer, make_critic, make_policy
-from pyro_seq.games.collecting import Player, RandomPlayer, collect, game_seed
-from pyro_seq.games.environments import Game, Playing
-from pyro_seq.games.episodes import Normalisation
-from pyro_seq.games.imagination import Imagination
-from pyro_seq.games.learners import AgentLearner, WorldLearner
-from pyro_seq.games.position import PHASES, Position, describe_position, players_of
-from pyro_seq.games.predictions import nats_per_step, open_loop
-from pyro_seq.games.replay import Replay, load_episodes, save_episodes
+from pyro_seq.games.agent.agents import AgentPlayer, make_critic, make_policy
+from pyro_seq.games.agent.imagination import Imagination
+from pyro_seq.games.agent.learners import AgentLearner, WorldLearner
+from pyro_seq.games.environment.collecting import Player, RandomPlayer, collect, game_seed
+from pyro_seq.games.environment.environments import Game, Playing
+from pyro_seq.games.environment.episodes import Normalisation
+from pyro_seq.games.environment.replay import Replay, load_episodes, save_episodes
+from pyro_seq.games.progress import PHASES, Position, describe_position, players_of
 from pyro_seq.games.settings import GameSettings
-from pyro_seq.games.world_model import World, new_world, set_spread
-from pyro_seq.interruption import Interruption
-from pyro_seq.monitoring import duration
-from pyro_seq.optimisation import learning_rate_factor
-from pyro_seq.random_state import aside, describe_random_state, random_state, set_random_state
-from pyro_seq.runs import RunFolder, going_on_from, load_tree
-from pyro_seq.stopping import stopped_by
-from pyro_seq.training_log import TrainingLog
+from pyro_seq.games.world.predictions import nats_per_step, open_loop
+from pyro_seq.games.world.world_model import World, new_world, set_spread
+from pyro_seq.runs.checkpoint import going_on_from, load_tree
+from pyro_seq.runs.folder import RunFolder
+from pyro_seq.train.interruption import Interruption
+from pyro_seq.train.log import TrainingLog
+from pyro_seq.train.schedules import learning_rate_factor
+from pyro_seq.train.stopping import stopped_by
 
 RANDOM = 1  # beside a round's number, what its random agent is seeded by
 MEASURED = 64  # held-out games that are measured on, the latest

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyro_seq.runs import RunFolder
-from pyro_seq.seqgan.quality import quality
-from pyro_seq.seqgan.runs import KIND, Generator, Weights, load, task_of
-from pyro_seq.seqgan.tasks import Figure, Task
+from pyro_seq.runs.folder import RunFolder
+from pyro_seq.seqgan.metrics.quality import quality
+from pyro_seq.seqgan.program import KIND, Generator, Weights, load, task_of
+from pyro_seq.seqgan.tasks.base import Figure, Task
 
 Split = Literal["valid", "test"]
 Figures = Mapping[str, Figure]

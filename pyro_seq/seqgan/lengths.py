@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.reinforce import sampled
+from pyro_seq.reinforce.objective import sampled
 
 
 def lengths_of(symbols: Tensor, end: int | None) -> Tensor:

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyro_seq.optimisation import SCHEDULES
-from pyro_seq.pair_settings import Layer, resolve, resolve_run
-from pyro_seq.pairs import model_settings
-from pyro_seq.runs import RunFolder
-from pyro_seq.seqgan.rewards import SHAPINGS
-from pyro_seq.settings import above, at_least, between, described, one_of
-from pyro_seq.training_settings import TrainingSettings
+from pyro_seq.config.build import model_settings
+from pyro_seq.config.fields import above, at_least, between, described, one_of
+from pyro_seq.config.model_settings import Layer, resolve, resolve_run
+from pyro_seq.runs.folder import RunFolder
+from pyro_seq.train.schedules import LEARNING_RATE_SCHEDULES
+from pyro_seq.train.settings import TrainingSettings
 
 KIND = "seqgan"
 DEFAULTS: dict[str, Any] = {"hidden_size": 32}  # of a generator, where SeqGAN has its own
 TASKS = ("oracle", "text", "music")
 BASELINES = ("none", "moving_average", "per_step", "leave_one_out", "critic")
+REWARD_SHAPINGS = ("probability", "log_odds", "rank", "maligan")  # the functions are those of adversary.rewards
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class AdversarialSettings:
     discriminator_epochs: int = at_least(1, 3, "epochs of each round")
     likelihood_steps: int = at_least(0, 0, "updates of the generator by maximum likelihood in each")
     learning_rate: float = above(0, 1e-2, "Adam's learning rate, of the generator, at its highest")
-    schedule: str = one_of(SCHEDULES, "constant", "learning rate over the adversarial steps, or minutes")
+    schedule: str = one_of(LEARNING_RATE_SCHEDULES, "constant", "learning rate over the adversarial steps, or minutes")
     clip_norm: float = at_least(0, 5.0, "largest norm of the generator's gradient; 0 for no limit")
     rollouts: int = at_least(0, 16, "completions of each prefix; 0: the reward of the whole sequence at each of its steps")
     update_rate: float = between(0, 1, 0.8, "how much of its weights the policy of the rollouts keeps at each step")
     rollout_batch: int = between(1, 2**24, 32_768, "completions that are alive at once: bounds memory")
-    reward: str = one_of(SHAPINGS, "probability", "of a sequence, by the discriminator's answer")
+    reward: str = one_of(REWARD_SHAPINGS, "probability", "of a sequence, by the discriminator's answer")
     baseline: str = one_of(BASELINES, "none", "what is subtracted from returns")
     entropy_bonus: float = at_least(0, 0.0, "reward for each nat of entropy")
     normalise: bool = described(False, "whether advantages are brought to mean 0 and deviation 1")

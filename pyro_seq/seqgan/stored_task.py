@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_seq.domains.music_files import cache_beside
-from pyro_seq.domains.tune_cache import TuneCache
+from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError
-from pyro_seq.monitoring import Progress
-from pyro_seq.runs import RunFolder
-from pyro_seq.seqgan.music_task import MelodyRendering, read_music_task
-from pyro_seq.seqgan.oracle import oracle_from_file, oracle_from_seed
-from pyro_seq.seqgan.oracle_task import OracleRendering, make_oracle_task
+from pyro_seq.music.data.cache import TuneCache
+from pyro_seq.music.data.sources import cache_beside
+from pyro_seq.runs.folder import RunFolder
 from pyro_seq.seqgan.settings import SeqGANSettings
-from pyro_seq.seqgan.tasks import Task
-from pyro_seq.seqgan.text_task import TextRendering, read_text_task
+from pyro_seq.seqgan.tasks.base import Task
+from pyro_seq.seqgan.tasks.music_task import MelodyRendering, read_music_task
+from pyro_seq.seqgan.tasks.oracle import oracle_from_file, oracle_from_seed
+from pyro_seq.seqgan.tasks.oracle_task import OracleRendering, make_oracle_task
+from pyro_seq.seqgan.tasks.text_task import TextRendering, read_text_task
 
 DOCUMENT = "task.json"
 PATHS = ("oracle", "corpus")  # data that is one file

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError
-from pyro_seq.monitoring import Progress
 from pyro_seq.seqgan.evaluation import Comparison, Figures, Split, figures_json
 
 TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 import pyro
 import torch
 
+from pyro_seq._pytree import map_tensors
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
-from pyro_seq.pair import Pair, Stochastic, no_guide
-from pyro_seq.site_checks import latent_sites, mismatches, named, non_finite, sites_by_name
-from pyro_seq.site_densities import is_enumerated, misshapen, states, unkept
+from pyro_seq.pairs.pair import Pair, Stochastic, no_guide
+from pyro_seq.poutine.checks import latent_sites, mismatches, named, non_finite, sites_by_name
+from pyro_seq.poutine.step_densities import is_enumerated, misshapen, states, unkept
 from pyro_seq.testing import agreement, invariances
-from pyro_seq.testing.evaluation import Failure, Probe, evaluating, one_line, traced
 from pyro_seq.testing.gradients import gradients
-from pyro_seq.trees import map_tensors
+from pyro_seq.testing.probe import Failure, Probe, evaluating, one_line, traced
 
 SEQUENCES, STEPS = 4, 24  # of a larger batch, the first ones: enough to be told apart, and quick
 

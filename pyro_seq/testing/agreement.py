@@ -10,12 +10,12 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
-from pyro_seq.pair import Pair
-from pyro_seq.scoring import score
-from pyro_seq.site_checks import latent_sites, named, plate_depth, sites_by_name
-from pyro_seq.site_densities import is_enumerated, is_factor, states
-from pyro_seq.testing.evaluation import Failure, Probe, one_line, traced
-from pyro_seq.time_sites import stems_of
+from pyro_seq.infer.likelihood.scoring import score
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.checks import latent_sites, named, plate_depth, sites_by_name
+from pyro_seq.poutine.step_densities import is_enumerated, is_factor, states
+from pyro_seq.poutine.time_sites import stems_of
+from pyro_seq.testing.probe import Failure, Probe, one_line, traced
 
 
 def scored(pair: Pair, batch: SequenceBatch) -> Iterator[str]:

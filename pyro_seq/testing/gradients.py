@@ -10,12 +10,12 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 
+from pyro_seq._rng import aside
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.pair import Pair
-from pyro_seq.random_state import aside
-from pyro_seq.site_checks import latent_sites, plate_depth
-from pyro_seq.site_densities import is_enumerated
-from pyro_seq.testing.evaluation import one_line
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.checks import latent_sites, plate_depth
+from pyro_seq.poutine.step_densities import is_enumerated
+from pyro_seq.testing.probe import one_line
 
 EVALUATIONS = 3  # the first where the parameters stand, the others a little away, where no layer is exactly zero
 AWAY = 0.02

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.prototypes import lengthened
-from pyro_seq.site_checks import by_stem, named, sites_by_name
-from pyro_seq.site_densities import by_step, is_told_apart
-from pyro_seq.testing.evaluation import Failure, Probe, active_values, densities, differs
+from pyro_seq.poutine.checks import by_stem, named, sites_by_name
+from pyro_seq.poutine.probe import lengthened
+from pyro_seq.poutine.step_densities import by_step, is_told_apart
+from pyro_seq.testing.probe import Failure, Probe, active_values, densities, differs
 
 LOOKS = 8  # at most so many steps are looked at for what they know of later ones
 SIDES = ("guide", "model")

@@ -1,0 +1,1 @@
+"""The programs of the command: text, music, games, SeqGAN, and what their trainings share."""

@@ -1,0 +1,84 @@
+"""States of random number generators, as trees that a checkpoint can hold: torch's on all devices, and a NumPy generator's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_seq._schema import Checked, Fields, Items, Kind, TensorOf, Whole, Word
+
+MOST_DEVICES = 64
+A_WORD = r"[0-9]{1,39}"  # of 128 bits
+
+
+def random_state() -> dict[str, Any]:
+    """What `set_random_state` goes back to."""
+    cuda = {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state()} | cuda
+
+
+def describe_random_state() -> Kind:
+    """The kind of a `random_state()`."""
+    size = torch.get_rng_state().numel()
+    cpu = Checked(lambda state: torch.Generator().set_state(state), first=TensorOf(size, dtype=torch.uint8))
+    cuda = Items(TensorOf(None, dtype=torch.uint8, most=size), most=MOST_DEVICES)
+    return Fields({"cpu": cpu}, may={"cuda": cuda})
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on from `random_state()`."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Afterwards torch goes on as if nothing had been drawn inside, on all devices."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
+def aside(seed: int) -> Iterator[None]:
+    """Inside, torch draws by a seed of its own; afterwards it goes on as if nothing had been drawn, on all devices."""
+    with kept():
+        torch.manual_seed(seed)
+        yield
+
+
+def generator(seed: int) -> np.random.Generator:
+    """A generator whose state `generator_state` knows how to keep."""
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def generator_state(random: np.random.Generator) -> dict[str, Any]:
+    """The generator's state, in words and whole numbers."""
+    state = random.bit_generator.state
+    words = {key: str(value) for key, value in state["state"].items()}  # 128-bit numbers, as JSON has none
+    return {"words": words, "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
+
+
+def describe_generator_state(**others: Kind) -> Kind:
+    """The kind of a `generator_state()`, and of `others` that stand beside it."""
+    words = Fields({"state": Word(pattern=A_WORD), "inc": Word(pattern=A_WORD)})
+    spare = {"has_uint32": Whole(0, 1), "uinteger": Whole(0, 2**32 - 1)}
+    taken = Fields({"words": words, **spare, **others})
+    return Checked(lambda state: load_generator_state(generator(0), state), first=taken)
+
+
+def load_generator_state(random: np.random.Generator, state: dict[str, Any]) -> None:
+    """Go on from `generator_state()`; raises `ValueError` for anything else."""
+    try:
+        words = {key: int(state["words"][key]) for key in ("state", "inc")}
+        if not all(0 <= word < 2**128 for word in words.values()) or not words["inc"] % 2:
+            raise ValueError("no generator can have these words")
+        spare = {"has_uint32": int(state["has_uint32"]), "uinteger": int(state["uinteger"])}
+        random.bit_generator.state = {"bit_generator": "PCG64", "state": words, **spare}
+    except (KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"it is no state of a random generator: {type(error).__name__} {error}") from None

@@ -1,0 +1,1 @@
+"""Distributions of whole sequences: latent paths, hidden Markov chains."""

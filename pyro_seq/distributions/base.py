@@ -1,0 +1,7 @@
+"""What is meant by a distribution: one of Pyro's, or a named group of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Distribution = Any  # a pyro TorchDistribution, or a dict of them for a Joint

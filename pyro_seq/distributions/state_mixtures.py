@@ -1,0 +1,152 @@
+"""`StateMixture`: a member of a named group of observations that share a hidden state, with the state summed out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from typing import Any
+
+import torch
+from pyro.distributions import Categorical, TorchDistribution
+from torch import Tensor
+
+from pyro_seq.distributions.base import Distribution
+from pyro_seq.distributions.hidden_markov import log_sum_exp
+
+Adjust = Callable[[Distribution], Distribution]
+Likelihood = Callable[[Tensor, Adjust], Tensor]
+
+
+class _Group:
+    """What the members of a group have said of their shared state at a step: their values, and the state that these were drawn with."""
+
+    def __init__(self, predicted: Tensor) -> None:
+        self.predicted = predicted
+        self.said: dict[int, tuple[StateMixture, Tensor]] = {}
+        self.chosen: Tensor | None = None  # the state that all values so far were drawn with, if they were drawn
+
+    def before(self, place: int) -> Tensor:
+        """The log-weights of the states `[*lead, S]` given the values of the members before one, normalised."""
+        weights = self.predicted
+        for i in sorted(self.said):
+            if i < place:
+                member, value = self.said[i]
+                joint = weights + member.state_log_probs(value)
+                figure = log_sum_exp(joint).unsqueeze(-1)  # what no state allows tells nothing of the members after it
+                weights = torch.where(figure.isneginf(), weights, joint - torch.where(figure.isneginf(), 0.0, figure))
+        return weights
+
+    def say(self, place: int, member: StateMixture, value: Tensor, state: Tensor | None) -> None:
+        """Keep a member's value, and forget what the members after it have said of another one."""
+        self.said = {i: said for i, said in self.said.items() if i < place} | {place: (member, value)}
+        self.chosen = state
+
+
+class StateMixture(TorchDistribution):
+    """p(x^b | x^a, …) = sum_z p(z | x^a, …) p(x^b | z): one member of a group, given the values of those before it, the state z summed out.
+
+    The members of a group are made together (`mixtures`) and asked one after another, in their
+    order: each is conditioned on the values
+    that those before it were asked about, or gave as samples. So the densities add up to the log of
+    the mixture of all, and samples of
+    all share a state, which every particle draws for itself.
+
+    Args:
+        group: what the members share.
+        place: where in the group the member stands.
+        likelihood: log p(x^b | z) `[*lead, S]` of values `[*lead, *event]`, each state's
+            distribution having been adjusted.
+        of_state: p(x^b | z) for given states `[*lead]`.
+        event_shape: of a value.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (torch's own form)
+    has_rsample = True
+
+    def __init__(
+        self, group: _Group, place: int, likelihood: Likelihood, of_state: Callable[[Tensor], Distribution], event_shape: tuple[int, ...]
+    ) -> None:
+        self.group, self.place, self.likelihood, self.of_state = group, place, likelihood, of_state
+        self.adjust: Adjust = lambda distribution: distribution
+        super().__init__(group.predicted.shape[:-1], torch.Size(event_shape), validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """That of the states' distributions."""
+        return self.of_state(torch.zeros((), dtype=torch.long, device=self.group.predicted.device)).support
+
+    def adjusted(self, adjust: Adjust) -> StateMixture:
+        """The same with every state's distribution adjusted."""
+        made, before = copy(self), self.adjust
+        made.adjust = lambda distribution: adjust(before(distribution))
+        return made
+
+    def expand(self, batch_shape: Any, _instance: object = None) -> StateMixture:
+        """The same distribution, of the same group, with more batch dimensions on the left."""
+        expanded = copy(self)
+        expanded._batch_shape = torch.Size(batch_shape)
+        return expanded
+
+    def state_log_probs(self, value: Tensor) -> Tensor:
+        """log p(x^b | z) `[*lead, S]` of values `[*lead, *event]`."""
+        return self.likelihood(value, self.adjust)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x^b | x^a, …) of values `[*lead, *event]`."""
+        weights = self.group.before(self.place)
+        said = self.group.said.get(self.place)
+        drawn = said is not None and said[1] is value
+        self.group.say(self.place, self, value, self.group.chosen if drawn else None)
+        log_prob = log_sum_exp(weights + self.state_log_probs(value))
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Values `[*sample_shape, *batch, *event]`, with gradients where the state's distribution has them; none by the choice of state."""
+        return self._drawn(sample_shape, lambda distribution: distribution.rsample())
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Values `[*sample_shape, *batch, *event]`: with the state of the members before, where these were drawn, else one drawn anew."""
+        return self._drawn(sample_shape, lambda distribution: distribution.sample())
+
+    @property
+    def probs(self) -> Tensor:
+        """The probabilities of the state that the members before were drawn with, or of one drawn anew."""
+        probs: Tensor = self.adjust(self.of_state(self._state(self.batch_shape))).probs
+        return probs
+
+    def _drawn(self, sample_shape: Any, draw: Callable[[Distribution], Tensor]) -> Tensor:
+        state = self._state(torch.Size(sample_shape) + self.batch_shape)
+        value = draw(self.adjust(self.of_state(state)))
+        self.group.say(self.place, self, value, state)
+        return value
+
+    def _state(self, shape: torch.Size) -> Tensor:
+        state = self.group.chosen if self.place else None
+        if state is not None and state.shape == shape:
+            return state
+        weights = self.group.before(self.place).detach()
+        drawn: Tensor = Categorical(logits=weights.expand(*shape, weights.shape[-1]), validate_args=False).sample()
+        return drawn
+
+
+def mixtures(
+    predicted: Tensor,
+    likelihoods: dict[str, Likelihood],
+    of_state: Callable[[Tensor], dict[str, Distribution]],
+    event_shapes: dict[str, tuple[int, ...]],
+) -> dict[str, StateMixture]:
+    """The members of a named group that share a state, each given those before it in the group's order.
+
+    Args:
+        predicted: the states' log-probabilities `[*lead, S]`.
+        likelihoods: of the members' values, for every state (see `StateMixture`).
+        of_state: the members' distributions for given states `[*lead]`.
+        event_shapes: of the members' values.
+    """
+    group = _Group(predicted)
+
+    def member(place: int, name: str) -> StateMixture:
+        return StateMixture(group, place, likelihoods[name], lambda chosen: of_state(chosen)[name], event_shapes[name])
+
+    return {name: member(place, name) for place, name in enumerate(likelihoods)}

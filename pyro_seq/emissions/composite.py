@@ -1,0 +1,79 @@
+"""Emissions of several observations at once: vectors of independent entries, named groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_seq.distributions.base import Distribution
+from pyro_seq.emissions.base import Emission
+from pyro_seq.emissions.elementary import _positive
+from pyro_seq.errors import UserError
+
+
+class Independent(Emission):
+    """A vector (or array) of events, each with features of its own: p(x | f) = prod_i p_i(x_i | f_i).
+
+    Args:
+        event: the emission of one entry.
+        shape: the shape of the vector, a number or a sequence of numbers.
+    """
+
+    def __init__(self, event: Emission, shape: int | Sequence[int]) -> None:
+        super().__init__()
+        if isinstance(event, Joint):
+            raise ValueError("Independent takes the emission of one entry, not a Joint: make a Joint of Independents")
+        if event.num_passed_on:
+            raise ValueError(f"{type(event).__name__} is given the context passed on, which the entries of an Independent are not")
+        self.event = event
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        for size in self.shape:
+            _positive("shape", size)
+        self.event_shape = (*self.shape, *event.event_shape)
+        self.num_features = math.prod(self.shape) * event.num_features
+        self.dtype, self.filler = event.dtype, event.filler
+
+    def forward(self, features: Tensor) -> Distribution:
+        """The entries' features one after the other `[..., prod(shape) * event.num_features]`."""
+        return self.event(features.unflatten(-1, (*self.shape, self.event.num_features))).to_event(len(self.shape))
+
+
+class Joint(Emission):
+    """A named group of observations, independent given the features: p({x^a, x^b} | f) = p_a(x^a | f_a) p_b(x^b | f_b).
+
+    Observations are dicts of tensors by the same names; `forward` returns a dict of distributions. Groups do not nest.
+    """
+
+    def __init__(self, emissions: Mapping[str, Emission]) -> None:
+        super().__init__()
+        if not emissions or any(isinstance(emission, Joint) for emission in emissions.values()):
+            raise ValueError("Joint takes at least one emission by name, none of them a Joint")
+        self.emissions: Any = nn.ModuleDict(emissions)
+        self.sizes = [emission.num_features for emission in emissions.values()]
+        self.num_features = sum(self.sizes)
+        self.num_passed_on = sum(emission.num_passed_on for emission in emissions.values())
+
+    def forward(self, features: Tensor, passed_on: Tensor | None = None) -> dict[str, Distribution]:
+        """The members' features side by side, in order, and likewise the context passed on."""
+        parts = dict(zip(self.emissions, features.split(self.sizes, -1), strict=True))
+        if passed_on is None:
+            return {name: emission(parts[name]) for name, emission in self.emissions.items()}
+        shares = passed_on.split([emission.num_passed_on for emission in self.emissions.values()], -1)
+        return {
+            name: emission(parts[name], share) if emission.num_passed_on else emission(parts[name])
+            for (name, emission), share in zip(self.emissions.items(), shares, strict=True)
+        }
+
+    def prepare(self, values: Any, mask: Tensor) -> dict[str, Tensor]:
+        """Each observation as its own emission takes it; raises `UserError` if the names differ."""
+        if not isinstance(values, dict) or set(values) != set(self.emissions):
+            got = sorted(values) if isinstance(values, dict) else "one tensor"
+            raise UserError(f"this Joint emission observes {sorted(self.emissions)}, got {got}")
+        return {name: emission.prepare(values[name], mask) for name, emission in self.emissions.items()}
+
+    def stack(self, observations: Sequence[Any], mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Each member's observations as one sequence."""
+        return {name: emission.stack([step[name] for step in observations], mask) for name, emission in self.emissions.items()}

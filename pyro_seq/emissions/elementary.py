@@ -1,0 +1,94 @@
+"""Emissions p(x_t | features): which distribution an observation has, as a function of features that a model computes.
+
+An emission says how many features it wants (`num_features`), what one observation looks like (`event_shape`) and which
+distribution given features describe. `Independent` makes a vector of events of one, `Joint` a named group of several; music and
+games are compositions of these.
+"""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_seq.distributions.categorical import LazyCategorical
+from pyro_seq.distributions.precise import PreciseBeta, PreciseBinomial
+from pyro_seq.emissions.base import Emission
+from pyro_seq.nn.feedforward import Positive
+
+FLOAT32_NUMBERS = 2**24  # whole numbers up to here are what they are in float32
+
+
+class Categorical(Emission):
+    """One of `num_categories` symbols, 0 … num_categories - 1: p(x = k) = softmax(features)_k."""
+
+    dtype = torch.long
+
+    def __init__(self, num_categories: int) -> None:
+        super().__init__()
+        self.num_features = self.num_categories = _positive("num_categories", num_categories)
+
+    def forward(self, features: Tensor) -> dist.Categorical:
+        """Logits `[..., num_categories]`."""
+        return LazyCategorical(features)
+
+
+class Bernoulli(Emission):
+    """A yes or no, 1 or 0: p(x = 1) = sigmoid(feature)."""
+
+    num_features = 1
+
+    def forward(self, features: Tensor) -> dist.Bernoulli:
+        """Logits `[..., 1]`."""
+        return dist.Bernoulli(logits=features.squeeze(-1))
+
+
+class Binomial(Emission):
+    """How many of `total_count` trials succeeded, each with probability sigmoid(feature)."""
+
+    num_features = 1
+
+    def __init__(self, total_count: int) -> None:
+        super().__init__()
+        self.total_count = _positive("total_count", total_count)
+        self.dtype = torch.double if total_count > FLOAT32_NUMBERS else None
+
+    def forward(self, features: Tensor) -> dist.Binomial:
+        """Logits `[..., 1]`."""
+        return PreciseBinomial(total_count=self.total_count, logits=features.squeeze(-1))
+
+
+class Normal(Emission):
+    """A real number: N(f_1, positive(f_2)), the second argument being the scale."""
+
+    num_features = 2
+
+    def __init__(self, *, positive: str = "softplus", epsilon: float = 1e-3) -> None:
+        super().__init__()
+        self.positive = Positive(positive, epsilon)
+
+    def forward(self, features: Tensor) -> dist.Normal:
+        """Location and raw scale `[..., 2]`."""
+        return dist.Normal(features[..., 0], self.positive(features[..., 1]))
+
+
+class Beta(Emission):
+    """A number between 0 and 1: Beta(positive(f_1), positive(f_2)), the two concentrations."""
+
+    num_features = 2
+    filler = 0.5
+
+    def __init__(self, *, positive: str = "softplus", epsilon: float = 1e-3) -> None:
+        super().__init__()
+        self.positive = Positive(positive, epsilon)
+
+    def forward(self, features: Tensor) -> dist.Beta:
+        """Raw concentrations `[..., 2]`."""
+        concentration1, concentration0 = self.positive(features).unbind(-1)
+        return PreciseBeta(concentration1, concentration0)
+
+
+def _positive(name: str, number: int) -> int:
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number

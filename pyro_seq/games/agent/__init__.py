@@ -1,0 +1,1 @@
+"""Agents: the policy, imagined games, the updates of model and agent."""

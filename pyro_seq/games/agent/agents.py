@@ -1,0 +1,177 @@
+"""The agent: a model of actions given what is seen, as a player of the real game and as the generator that `Reinforce` teaches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_seq._pytree import concatenated, map_tensors
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.contexts import Context, SideInputs
+from pyro_seq.emissions.base import Emission
+from pyro_seq.emissions.elementary import Categorical
+from pyro_seq.encoders import MLP as EncoderMLP
+from pyro_seq.errors import DIVERGED, UserError, finite_probabilities
+from pyro_seq.games.environment.environments import Game
+from pyro_seq.games.environment.episodes import Normalisation
+from pyro_seq.games.settings import AgentSettings
+from pyro_seq.infer.sampling import draw, sharpened
+from pyro_seq.models import RNN
+from pyro_seq.nn.feedforward import MLP
+from pyro_seq.pairs.model import Layout, SequenceModel
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.reinforce.baselines import Critic
+
+LEAST_SCALE = 0.2  # of a continuous action, before tanh
+
+
+class Feedforward(SequenceModel):
+    """x_t ~ p(x_t | f(c_t)): a multilayer perceptron, which remembers nothing.
+
+    Args:
+        emission: p(x_t | features).
+        context: c_t.
+        hidden_sizes: of f.
+        activation: of f.
+    """
+
+    def __init__(
+        self,
+        emission: Emission,
+        context: Context,
+        *,
+        hidden_sizes: Sequence[int] = (64,),
+        activation: str = "tanh",
+        layout: Layout = "path",
+    ) -> None:
+        super().__init__(emission, context, layout=layout)
+        self.decoder = MLP(context.num_features, hidden_sizes, emission.num_features, activation=activation)
+
+    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+        """The features of p(x_t | c_t)."""
+        return self.decoder(h), carried
+
+
+class Action(Emission):
+    """Real numbers that become actions by tanh where these have bounds: N(f_1, 0.2 + sigmoid(f_2)) for each.
+
+    The scale has a floor, since the variance of a score function goes with 1 / scale^2, and a ceiling, since beyond it noise is all
+    that tanh leaves, though the entropy would go on growing.
+
+    Args:
+        size: A, numbers of an action.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.event_shape, self.num_features = (size,), 2 * size
+
+    def forward(self, features: Tensor) -> Any:
+        """Locations, then raw scales, `[..., 2 A]`."""
+        loc, raw_scale = features.chunk(2, -1)
+        return dist.Normal(loc, LEAST_SCALE + raw_scale.sigmoid()).to_event(1)
+
+
+def make_policy(game: Game, settings: AgentSettings) -> Pair:
+    """A new agent: actions given observations as side inputs; all actions of a discrete game are about equally likely at first."""
+    emission: Emission = Categorical(game.action_size) if game.discrete else Action(game.action_size)
+    context = SideInputs(game.observation_size, EncoderMLP(game.observation_size, settings.encoder_sizes, activation="tanh"))
+    if settings.kind == "mlp":
+        model: SequenceModel = Feedforward(emission, context, hidden_sizes=settings.decoder_sizes)
+    else:
+        model = RNN(
+            emission,
+            context,
+            cell=settings.cell,
+            hidden_size=settings.hidden_size,
+            decoder_sizes=settings.decoder_sizes,
+            skip=True,
+            activation="tanh",
+        )
+    decoder: Any = model.decoder
+    with torch.no_grad():
+        decoder[-1].weight.mul_(0.01)
+        decoder[-1].bias.zero_()
+    return Pair(model)
+
+
+def make_critic(game: Game, settings: AgentSettings) -> Critic:
+    """A new critic of observations."""
+    encoder = EncoderMLP(game.observation_size, settings.encoder_sizes, activation="tanh")
+    return Critic(SideInputs(game.observation_size, encoder), hidden_size=settings.hidden_size)
+
+
+@torch.no_grad()
+def state_after(model: SequenceModel, observations: Tensor) -> Any:
+    """The agent's state after it has seen `[N, T, D]`, normalised; T may be 0."""
+    n = len(observations)
+    state = model.initial(n)
+    if observations.shape[1] == 0:
+        return state
+    _, carried = model.history(SequenceBatch(None, inputs=observations))
+    return state | {"carried": carried}
+
+
+def act(model: SequenceModel, state: Any, observations: Tensor, temperature: float = 1.0) -> tuple[Tensor, Any]:
+    """(actions as the emission draws them, `[N]` or `[N, A]`, the state after them) given normalised observations `[N, D]`.
+
+    At temperature 0 it is the likeliest action; the scale of a continuous one is multiplied by the temperature. Raises `UserError` for a
+    temperature that is no number, or below 0.
+    """
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"the temperature must be a number, at least 0, got {temperature}")
+
+    def drawn(emission: Any) -> Tensor:
+        if isinstance(emission, torch.distributions.Categorical):
+            return emission.logits.argmax(-1) if temperature == 0 else draw(sharpened(emission, temperature=temperature))
+        normal = emission.base_dist
+        return normal.loc + temperature * normal.scale * torch.randn_like(normal.loc)
+
+    action, _, after = model.advance(state, observations, no_latents, drawn)
+    return action, after
+
+
+def no_latents(prior: Any) -> Tensor:
+    """What draws an agent's latents, of which there are none."""
+    raise TypeError("an agent has no latents")
+
+
+class AgentPlayer:
+    """An agent that plays the real game.
+
+    Args:
+        game: its form.
+        policy: the agent, used in evaluation mode.
+        normalisation: of observations.
+        temperature: of its choices; 0: always the likeliest action.
+    """
+
+    def __init__(self, game: Game, policy: Pair, normalisation: Normalisation, temperature: float = 1.0) -> None:
+        self.game, self.policy, self.normalisation, self.temperature = game, policy, normalisation, temperature
+        self.model: Any = policy.model
+        self._states: dict[int, Any] = {}  # by place, each of one row
+
+    def begin(self, place: int) -> None:
+        """Forget what was seen there."""
+        self._states[place] = self.model.initial(1)
+
+    @torch.no_grad()
+    def act(self, places: Sequence[int], observations: np.ndarray) -> np.ndarray:
+        """Encoded actions `[K, A]`."""
+        state = concatenated([self._states[place] for place in places])
+        normal = self.normalisation.normal(torch.from_numpy(observations))
+        with self.policy.evaluating(), pyro.validation_enabled(False), finite_probabilities():
+            action, state = act(self.model, state, normal, self.temperature)
+        encoded = self.game.encode(action)
+        if not encoded.isfinite().all():
+            raise UserError(f"the agent's actions are not finite: {DIVERGED}")
+        for i, place in enumerate(places):
+            self._states[place] = map_tensors(lambda x, i=i: x[i : i + 1], state)
+        return encoded.numpy()

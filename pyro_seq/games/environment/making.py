@@ -1,0 +1,181 @@
+"""Environments by their ids and arguments: whose words may name code, making one, and what is said
+where that is not possible.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pyro_seq.config.registry import importable_from
+from pyro_seq.errors import UserError, did_you_mean
+from pyro_seq.games.environment.environments import first_line, flattened, in_words
+
+MOST_CHARACTERS = 10_000  # of an environment's arguments
+OURS = ("id", "render_mode", "disable_env_checker")  # arguments of gymnasium.make that are not the user's to give
+# the packages that register families of environments which people name without them, by how an id begins: (for pip, to be imported)
+FAMILIES = {
+    "ALE/": ("ale-py", "ale_py"),
+    "BabyAI-": ("minigrid", "minigrid"),
+    "MiniGrid-": ("minigrid", "minigrid"),
+    "MinAtar/": ("minatar", "minatar.gym"),
+    "dm_control/": ("shimmy[dm-control]", "shimmy"),
+    "highway-": ("highway-env", "highway_env"),
+    "Fetch": ("gymnasium-robotics", "gymnasium_robotics"),
+}
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the user's own words say of a run's environment; `None` where they say nothing.
+
+    A run folder or a configuration may come from somebody else. An id with a module imports that
+    module, and arguments that are words may be paths or name code: neither is used unless the user
+    says the same.
+
+    Attributes:
+        env: the id (`--env`).
+        kwargs: the arguments, as JSON (`--env-kwargs`).
+    """
+
+    env: str | None = None
+    kwargs: str | None = None
+
+    def check_same(self, env: str, kwargs: str | None, run: Any) -> None:
+        """Raise `UserError` if the words name another environment than a run's, or other
+        arguments.
+        """
+        if self.env is not None and self.env != env:
+            raise UserError(f"{run} holds a run of the environment {env!r}, not of {self.env!r}: choose another --run-dir for that")
+        if self.kwargs is not None and environment_arguments(self.kwargs, "--env-kwargs") != environment_arguments(kwargs, f"{run}"):
+            raise UserError(f"{run} was begun with --env-kwargs {shlex.quote(kwargs or '{}')}, not with {shlex.quote(self.kwargs)}")
+
+    def check_allowed(self, env: str, kwargs: str | None, source: Any) -> None:
+        """Raise `UserError` if an environment that `source` names needs words of the user's that
+        are missing, which it tells.
+        """
+        module = self.env is None and named_by_module(env)
+        words = self.kwargs is None and not _is_harmless(environment_arguments(kwargs, f"{source}"))
+        if module or words:
+            what = "the environment of a module, which is not imported" if module else "arguments of an environment, which are not used"
+            missing = environment_options(env if module else None, kwargs if words else None)
+            raise UserError(f"{source} names {what} unless you say so: add{missing}")
+
+
+def named_by_module(env: str) -> bool:
+    """Whether an id makes gymnasium import a module, `module:Name-v0`."""
+    return ":" in env
+
+
+def environment_options(env: str | None, kwargs: str | None) -> str:
+    """The command's options that name an environment, each after a space, as a shell takes them;
+    empty for what needs none.
+    """
+    named = "" if env is None or not named_by_module(env) else f" --env {shlex.quote(env)}"
+    return named if kwargs is None else f"{named} --env-kwargs {shlex.quote(kwargs)}"
+
+
+def options_again(env: str, kwargs: str | None, source: str = "play.env_kwargs") -> str:
+    """The options without which a run of an environment cannot be used again, as
+    `environment_options`.
+    """
+    return environment_options(env, None if _is_harmless(environment_arguments(kwargs, source)) else kwargs)
+
+
+def environment_arguments(text: str | None, source: str) -> dict[str, Any]:
+    """The arguments that a JSON object names; `None` for none. Raises `UserError`, which begins
+    with `source`, for anything else.
+    """
+
+    def no_number(word: str) -> NoReturn:
+        raise ValueError(f"{word} is no number")
+
+    if text is None:
+        return {}
+    right = 'right would be a JSON object, such as {"map_name": "8x8"}'
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(f"{source}: the environment's arguments have {len(text):,} characters, more than {MOST_CHARACTERS:,}")
+    try:
+        found = json.loads(text, parse_constant=no_number)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: the environment's arguments {text[:80]!r} are no JSON ({error}); {right}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{source}: the environment's arguments are {text[:80]!r}; {right}")
+    for name in found:
+        if not name.isidentifier() or name in OURS:
+            why = "given by pyroseq itself" if name in OURS else "no name of an argument"
+            raise UserError(f"{source}: {name!r} among the environment's arguments is {why}")
+    return found
+
+
+def _is_harmless(arguments: Any) -> bool:
+    """Whether there are but numbers and truth values in it, which can name neither a file nor
+    code.
+    """
+    if isinstance(arguments, (dict, list)):
+        return all(map(_is_harmless, arguments.values() if isinstance(arguments, dict) else arguments))
+    return arguments is None or isinstance(arguments, (bool, int, float))
+
+
+def make_environment(name: str, render_mode: str | None = None, arguments: Mapping[str, Any] | None = None) -> Any:
+    """The environment of an id, made with some arguments; a module that the id names is also looked
+    for in the working folder.
+
+    Raises `UserError` for an id that gymnasium does not know (with the nearest that it does, or the
+    package that brings it), for one whose packages are missing (with the extra of pip that brings
+    them), and for one that cannot be made.
+    """
+    import gymnasium
+
+    given = dict(arguments or {}) | ({} if render_mode is None else {"render_mode": render_mode})  # which not every environment takes
+    try:
+        with _quiet(), importable_from(Path.cwd() if named_by_module(name) else None):
+            return flattened(gymnasium.make(name, disable_env_checker=True, **given))
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        tried = f"; tried the installed packages and {Path.cwd()}" if named_by_module(name) else ""
+        what = first_line(error).partition(". Environment registration")[0]  # which gymnasium goes on to advise of
+        raise UserError(f"the environment {name!r} needs packages that are not installed: {what}{tried}") from None
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv, gymnasium.error.Error) as error:
+        if isinstance(error, gymnasium.error.UnregisteredEnv) or "malformed" in str(error).lower():
+            raise UserError(f"gymnasium knows no environment {name!r}{_advice(name)}") from None
+        raise UserError(f"the environment {name!r} cannot be made: {first_line(error)}") from None
+    except (Exception, SystemExit) as error:
+        raise UserError(f"the environment {name!r} cannot be made: {in_words(error)}") from None
+
+
+def _advice(name: str) -> str:
+    """Where an id that is not known might come from, or the nearest that is."""
+    import gymnasium
+
+    own = name.rpartition(":")[2]
+    for begins, (package, module) in FAMILIES.items():
+        if own.startswith(begins) and not any(known.startswith(begins) for known in gymnasium.registry):
+            named = f"--env {module}:{own}"
+            return f": those that begin with {begins} are of the package {package} (pip install {package}), and named with it, {named}"
+    family = own.rpartition("/")[0]
+    if family and not any(known.startswith(f"{family}/") for known in gymnasium.registry):
+        return f": none begin with {family}/; name the package that registers them, --env MODULE:{own}"
+    known = [spec for spec in gymnasium.registry if "/" not in spec or "/" in own]
+    advice = did_you_mean(own, known)
+    return advice if advice.startswith("; did you mean") else f"; there are {len(known)}, CartPole-v1 and Acrobot-v1 among them"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, gymnasium's advice on versions and render modes is not shown."""
+    import gymnasium
+
+    level = gymnasium.logger.min_level
+    gymnasium.logger.min_level = 40
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        gymnasium.logger.min_level = level

@@ -1,0 +1,291 @@
+"""What a run has learnt of a game: its model, its agent, and how both are used afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_seq._schema import Fields, Whole, check
+from pyro_seq.errors import DIVERGED, UserError, finite_probabilities
+from pyro_seq.games.agent.agents import AgentPlayer, act, make_policy
+from pyro_seq.games.agent.learners import describe_weights
+from pyro_seq.games.environment.collecting import PLAYING, Player, RandomPlayer, collect, game_seed
+from pyro_seq.games.environment.environments import Game, Playing, game_of
+from pyro_seq.games.environment.episodes import Episode, Normalisation
+from pyro_seq.games.environment.making import Named, environment_arguments, make_environment
+from pyro_seq.games.environment.replay import Replay, load_episodes
+from pyro_seq.games.settings import KIND, GameSettings, run_settings
+from pyro_seq.games.world.predictions import nats_per_step, open_loop
+from pyro_seq.games.world.world_model import World, new_world
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.programs.restore import compare_shapes, load_pair
+from pyro_seq.runs.checkpoint import load_tree
+from pyro_seq.runs.folder import RunFolder
+
+DOCUMENT = "game.json"
+AGENTS = ("trained", "random")
+
+
+@dataclass
+class TrainedGame:
+    """A game with its model and its agent; made by `load`.
+
+    Attributes:
+        settings: of the run.
+        game: the environment's form.
+        world: the model.
+        policy: the agent.
+        normalisation: of observations and rewards.
+        path: the run folder.
+        real_steps: of which all this was learnt.
+        named: what the user's own words say of the environment.
+    """
+
+    settings: GameSettings
+    game: Game
+    world: World
+    policy: Pair
+    normalisation: Normalisation
+    path: Path
+    real_steps: int
+    named: Named = field(default_factory=Named)
+
+    def player(self, agent: str, *, temperature: float = 0.0, seed: int = 0) -> Player:
+        """The `trained` agent or a `random` one; raises `UserError` for another word."""
+        if agent not in AGENTS:
+            raise UserError(f"the agent must be one of {', '.join(AGENTS)}, got {agent!r}")
+        if agent == "random":
+            return RandomPlayer(self.game, seed=seed)
+        return AgentPlayer(self.game, self.policy, self.normalisation, temperature)
+
+    def environment(self, render_mode: str | None = None) -> Playing:
+        """The real game.
+
+        Raises `UserError` if it cannot be made, is not of the form that the run was begun with, or
+        would need code or files that the run folder names and the user does not.
+        """
+        return open_named(self.game, self.settings, self.named, self.path, render_mode)
+
+    def held_out(self) -> list[Episode]:
+        """The games of the run that nothing was learnt from; raises `UserError` if the folder's games are damaged."""
+        replay = Replay(self.normalisation, held_out=self.settings.play.held_out, batch_size=1, window=2, seed=0)
+        for path in sorted((self.path / "games").glob("*.safetensors")):
+            replay.add(load_episodes(path, self.game), new=False)
+        return replay.kept
+
+
+def open_named(game: Game, settings: GameSettings, named: Named, path: Path, render_mode: str | None = None) -> Playing:
+    """The environment of a run in a folder, unless it needs words of the user's that are missing
+    (`making.Named`).
+    """
+    kwargs = settings.play.env_kwargs
+    named.check_allowed(game.name, kwargs, path)
+    return open_environment(game, environment_arguments(kwargs, f"{path}"), render_mode)
+
+
+def open_environment(game: Game, arguments: Mapping[str, Any] | None = None, render_mode: str | None = None) -> Playing:
+    """The environment of a game that is known already; raises `UserError` if its spaces are others now."""
+    environment = make_environment(game.name, render_mode, arguments)
+    found = game_of(environment, game.name)
+    if found != game:
+        environment.close()
+        differs = next(f.name for f in dataclasses.fields(Game) if getattr(found, f.name) != getattr(game, f.name))
+        was, now = getattr(game, differs), getattr(found, differs)
+        raise UserError(f"the environment {game.name!r} is not the one that the run was begun with: its {differs} was {was}, and is {now}")
+    return Playing(environment, game.name)
+
+
+def document(game: Game, seed: int) -> dict[str, Any]:
+    """What a run folder keeps of its game: `game.json`; an infinite bound is null."""
+    fields = {f.name: getattr(game, f.name) for f in dataclasses.fields(Game)}
+    for name in ("low", "high"):
+        fields[name] = [x if math.isfinite(x) else None for x in fields[name]]
+    return {"seed": seed, "game": {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}}
+
+
+def read_document(run: RunFolder) -> tuple[Game, int]:
+    """(the game, the seed) that a run was begun with; raises `UserError` if the document is missing or damaged."""
+    found = run.read_json(DOCUMENT)
+    try:
+        fields: dict[str, Any] = dict(found["game"])
+        seed = found["seed"]
+        for name, missing in (("low", -math.inf), ("high", math.inf)):
+            fields[name] = tuple(missing if x is None else float(x) for x in fields[name])
+        for name in ("action_shape", "counts", "firsts"):
+            fields[name] = tuple(fields.get(name, ()))  # the latter two are missing in runs of older versions
+        game = Game(**fields)
+        if not _is_sound(game) or type(seed) is not int or not 0 <= seed < 2**63:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+        raise UserError(f"{run.path / DOCUMENT} is damaged") from None
+    return game, seed
+
+
+def _is_sound(game: Game) -> bool:
+    """Whether the fields of a game from a file are of their types and go together."""
+    sizes, shape = (game.observation_size, game.action_size), game.action_shape
+    whole = [*sizes, game.first_action, *shape, *game.counts, *game.firsts]
+    if any(type(number) is not int or not -(2**63) <= number < 2**63 for number in whole) or type(game.discrete) is not bool:
+        return False
+    words = isinstance(game.name, str) and isinstance(game.action_type, str) and game.action_type.isalnum()
+    if not words or not all(0 < size < 2**20 for size in sizes):
+        return False
+    kind = np.dtype(game.action_type).kind  # a TypeError for what is none
+    if game.discrete:
+        several = len(game.counts) == len(game.firsts) == math.prod(shape) and math.prod(game.counts) == game.action_size
+        return game.low == game.high == () and (several if game.counts else not game.firsts) and kind in "fiub"
+    ordered = len(game.low) == len(game.high) and all(low <= high for low, high in zip(game.low, game.high, strict=True))
+    return ordered and len(game.low) == game.action_size == math.prod(shape) and not game.counts and not game.firsts and kind in "fiub"
+
+
+def load(run_dir: Path, *, pair: str | None = None, env: str | None = None, env_kwargs: str | None = None) -> TrainedGame:
+    """What a run has learnt so far.
+
+    Args:
+        run_dir: the folder.
+        pair: a run's pair that is code of the user's own, which is not run unless named here.
+        env, env_kwargs: an environment of a module, and arguments that are words, likewise
+            (`making.Named`).
+
+    Raises `UserError` if it is missing, half-written, damaged, of another kind or version, its pair
+    is not named, or another environment is.
+    """
+    run, named = RunFolder(run_dir, KIND), Named(env, env_kwargs)
+    settings = run_settings(run, pair)
+    game, _ = read_document(run)
+    named.check_same(game.name, settings.play.env_kwargs, run)
+    if not run.best.exists():
+        raise UserError(f"{run.path} has no agent yet: its first round is not over; go on with --resume")
+    world, _ = load_pair(run, lambda: new_world(settings, game), settings.model.kind, "cpu", "run.json and game.json")
+    shapes = load_tree(run.best, shapes_only=True)
+    if not isinstance(shapes.get("agent"), dict):
+        raise UserError(f"{run.best} is damaged: it holds no agent")
+    with torch.device("meta"):
+        expected = make_policy(game, settings.agent)
+    compare_shapes(expected, shapes["agent"], f"{run.best} does not fit run.json and game.json")
+    policy, saved, normalisation = make_policy(game, settings.agent), load_tree(run.best), Normalisation(game.observation_size)
+    kinds = {"agent": describe_weights(policy, run.best), "normalisation": normalisation.describe_state(), "real_steps": Whole()}
+    check(saved, Fields({"step": Whole(), "weights": Fields({}, open=True), **kinds}), run.best, otherwise="is damaged")
+    with policy.scope():
+        policy.load_weights(saved["agent"], run.best)
+    policy.train(False)
+    normalisation.load_state(saved["normalisation"])
+    return TrainedGame(settings, game, World(world, game.action_size), policy, normalisation, Path(run_dir), saved["real_steps"], named)
+
+
+@dataclass(frozen=True)
+class Returns:
+    """What an agent earned in real games.
+
+    Attributes:
+        games: how many.
+        mean, standard_error: of the return, the latter `None` for a single game.
+        lowest, highest: of the returns.
+        moves: in all.
+        ended: how many games were over, and not cut off.
+        left: how many were left, though they went on: what was earned in them until then is not
+            all.
+    """
+
+    games: int
+    mean: float
+    standard_error: float | None
+    lowest: float
+    highest: float
+    moves: int
+    ended: int
+    left: int = 0
+
+
+def returns_of(episodes: Sequence[Episode]) -> Returns:
+    """The figures of games."""
+    totals = torch.tensor([episode.total for episode in episodes], dtype=torch.double)
+    error = float(totals.std() / len(totals) ** 0.5) if len(totals) > 1 else None
+    moves, ended = sum(map(len, episodes)), sum(episode.ended for episode in episodes)
+    left = sum(not episode.complete for episode in episodes)
+    return Returns(len(totals), float(totals.mean()), error, float(totals.min()), float(totals.max()), moves, ended, left)
+
+
+def play_real(
+    trained: TrainedGame,
+    num_games: int,
+    *,
+    agent: str = "trained",
+    temperature: float = 0.0,
+    seed: int = 0,
+    side_by_side: int = 16,
+    most_moves: int | None = None,
+    moved: Callable[[int], object] | None = None,
+) -> list[Episode]:
+    """Play the real game, each one up to `most_moves`; draws from torch's global random state.
+
+    Raises `UserError` for an environment that fails.
+    """
+    environments = [trained.environment() for _ in range(min(side_by_side, num_games))]
+    players = {"agent": trained.player(agent, temperature=temperature, seed=seed)}
+    try:
+        # in states of its own: games of the run's seed are those that were learnt from
+        own, games = game_seed(seed, PLAYING), ["agent"] * num_games
+        return collect(environments, trained.game, games, players, seed=own, most_moves=most_moves, moved=moved)
+    finally:
+        for environment in environments:
+            environment.close()
+
+
+def measured(trained: TrainedGame) -> dict[str, float]:
+    """What the world model is worth on the run's games that are held out: nats per step, errors of open-loop predictions; or nothing."""
+    games = trained.held_out()
+    if not games:
+        return {}
+    nats = nats_per_step(trained.world.pair, games, trained.normalisation)
+    return {"nats_per_step": nats} | open_loop(trained.world, games, trained.normalisation).figures()
+
+
+@torch.no_grad()
+def dream(
+    trained: TrainedGame, num_games: int, most_moves: int, *, agent: str = "trained", temperature: float = 1.0, seed: int = 0
+) -> list[Dreamt]:
+    """Games that are imagined from their beginnings, as the model draws them. Draws from torch's global random state."""
+    world, game, normalisation = trained.world, trained.game, trained.normalisation
+    policy: Any = trained.policy.model
+    by_chance = RandomPlayer(game, seed=seed)
+    with world.pair.evaluating(), finite_probabilities():
+        x, state = world.begin(num_games)
+        remembered = policy.initial(num_games)
+        seen, earned = [x["observation"]], []
+        alive, lengths = torch.ones(num_games, dtype=torch.bool), torch.zeros(num_games, dtype=torch.long)
+        for _ in range(most_moves):
+            if agent == "random":
+                encoded = torch.from_numpy(by_chance.act(range(num_games), seen[-1].numpy()))
+            else:
+                action, remembered = act(policy, remembered, seen[-1], temperature)
+                encoded = game.encode(action)
+            x, state = world.step(state, world.inputs(encoded))
+            seen.append(x["observation"])
+            earned.append(x["reward"] * normalisation.reward_deviation + normalisation.reward_mean)
+            lengths += alive
+            alive = alive & (x["end"] < 0.5)
+            if not alive.any():
+                break
+    observations, rewards = normalisation.raw(torch.stack(seen, 1)), torch.stack(earned, 1)
+    if not (observations.isfinite().all() and rewards.isfinite().all()):
+        raise UserError(f"what the model of {trained.path} imagines is not finite: {DIVERGED}")
+    games = zip(observations, rewards, lengths.tolist(), alive.tolist(), strict=True)
+    return [Dreamt(o[: length + 1], r[:length], not going_on) for o, r, length, going_on in games]
+
+
+@dataclass(frozen=True, eq=False)
+class Dreamt:
+    """An imagined game: observations `[T + 1, D]` and rewards `[T]` in the environment's units, and whether it came to an end."""
+
+    observations: Tensor
+    rewards: Tensor
+    ended: bool

@@ -1,0 +1,1 @@
+"""Pictures of games: learning curves, predictions, animations."""

@@ -1,0 +1,155 @@
+"""What a game looks like: an environment put into the state of an observation, and frames as a moving picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pyro_seq.errors import UserError
+from pyro_seq.games.environment.environments import Playing
+from pyro_seq.runs.writing import make_folder, replacing
+
+WIDEST = 480  # pixels of a frame; larger ones are scaled down
+MOST_FRAMES = 3_000  # of one moving picture
+MOST_PIXELS = 2 * 10**8  # of all frames of one: what it takes in memory, three bytes each until it is written
+
+
+def _as_it_is(observation: np.ndarray) -> np.ndarray:
+    return observation.astype(np.float64)
+
+
+def _pendulum(observation: np.ndarray) -> np.ndarray:
+    return np.array([math.atan2(observation[1], observation[0]), observation[2]])
+
+
+def _acrobot(observation: np.ndarray) -> np.ndarray:
+    first, second = math.atan2(observation[1], observation[0]), math.atan2(observation[3], observation[2])
+    return np.array([first, second, observation[4], observation[5]])
+
+
+# environments whose state can be told from an observation, by the name of their class
+STATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "CartPoleEnv": _as_it_is,
+    "MountainCarEnv": _as_it_is,
+    "Continuous_MountainCarEnv": _as_it_is,
+    "PendulumEnv": _pendulum,
+    "AcrobotEnv": _acrobot,
+}
+
+
+def can_be_drawn(playing: Playing) -> bool:
+    """Whether the environment can be put into the state of an observation."""
+    return type(playing.environment.unwrapped).__name__ in STATES
+
+
+def frames_of(playing: Playing, observations: Tensor) -> Iterator[np.ndarray]:
+    """What the environment draws at each of a game's observations `[T, D]`, which need not be one
+    that it was in; one after the other.
+
+    Raises `UserError` for one that cannot be put into a state.
+    """
+    if not can_be_drawn(playing):
+        raise UserError(f"the environment {playing.name!r} cannot be put into the state of an observation: imagined games have no video")
+    inner = playing.environment.unwrapped
+    playing.reset(0)
+
+    def drawn(observation: np.ndarray) -> np.ndarray:
+        inner.state = STATES[type(inner).__name__](observation)
+        return playing.render()
+
+    return map(drawn, observations.numpy())
+
+
+class Film:
+    """The frames of a game that goes on, of which there are never more than there is room for: then
+    every second one is dropped.
+
+    From then on every second one is asked for, and so on. Memory is bounded however long the game,
+    and the frames stay evenly spread.
+
+    Attributes:
+        frames: `[H, W, 3]` of bytes, scaled down to `WIDEST`.
+        every: of how many steps of the game one is kept.
+        steps: of the game so far.
+    """
+
+    def __init__(self, most_frames: int = MOST_FRAMES, most_pixels: int = MOST_PIXELS) -> None:
+        self.most_frames, self.most_pixels = most_frames, most_pixels
+        self.begin()
+
+    def begin(self) -> None:
+        """A new game."""
+        self.frames: list[np.ndarray] = []
+        self.every, self.steps, self._pixels = 1, 0, 0
+
+    def add(self, draw: Callable[[], Any]) -> None:
+        """A step of the game, which `draw` draws if that is to be kept; raises `UserError` for what
+        is no picture.
+        """
+        if self.steps % self.every == 0:
+            self.frames.append(picture_of(draw()).copy())  # an environment may draw into its own again
+            self._pixels += self.frames[-1][..., 0].size
+            while len(self.frames) > max(2, self.most_frames) or (self._pixels > self.most_pixels and len(self.frames) > 2):
+                self.frames, self.every = self.frames[::2], 2 * self.every
+                self._pixels = sum(frame[..., 0].size for frame in self.frames)
+        self.steps += 1
+
+
+def picture_of(frame: Any) -> np.ndarray:
+    """A frame as bytes `[H, W, 3]`, scaled down if it is larger than `WIDEST`; raises `UserError`
+    if it is no picture.
+    """
+    from PIL import Image
+
+    if frame is None:
+        raise UserError("the environment draws nothing, which is no picture: its render returned None")
+    try:
+        array = np.asarray(frame)
+    except ValueError:
+        raise UserError(f"the environment draws a {type(frame).__name__}, which is no picture") from None
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise UserError(f"the environment draws {array.dtype} {list(array.shape)}, which is no picture: uint8 [height, width, 3] would be")
+    scale = WIDEST / max(array.shape[:2])
+    if scale >= 1:
+        return array
+    size = (max(1, round(array.shape[1] * scale)), max(1, round(array.shape[0] * scale)))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(array)).resize(size, Image.Resampling.BILINEAR))
+
+
+def frames_per_second(playing: Playing) -> float:
+    """How fast the game goes, as the environment says; 30 if it does not."""
+    rate = getattr(playing.environment, "metadata", {}).get("render_fps")
+    return float(rate) if isinstance(rate, (int, float)) and rate > 0 else 30.0
+
+
+def write_gif(path: Path, frames: Sequence[Any], rate: float) -> None:
+    """Frames `[H, W, 3]` of bytes as an animated GIF, which replaces what is at `path`, as a whole.
+
+    A GIF counts time in hundredths of a second, and programs do not show one below two of them: then frames are left out.
+
+    Args:
+        path: of the file.
+        frames: of a game, evenly spread.
+        rate: how many of them there are in a second.
+
+    Raises `UserError` for frames that are no pictures, and where nothing can be written.
+    """
+    from PIL import Image
+
+    if not len(frames):
+        raise UserError("there are no frames to make a video of")
+    every = max(1, math.ceil(rate / 50), math.ceil(len(frames) / MOST_FRAMES))
+    shown = [*frames[:-1:every], frames[-1]]
+    middle = Image.fromarray(picture_of(shown[len(shown) // 2]))
+    palette = middle.quantize(128, method=Image.Quantize.MEDIANCUT)  # one for all: colours do not flicker
+    pictures = (Image.fromarray(picture_of(frame)).quantize(palette=palette, dither=Image.Dither.NONE) for frame in shown)
+    first = next(pictures)  # the others are made one at a time, as they are written
+    make_folder(path.parent)
+    duration = max(20, round(every * 100 / rate) * 10)
+    with replacing(path, follow=False) as temporary:
+        first.save(temporary, format="GIF", save_all=True, append_images=pictures, duration=duration, loop=0, optimize=False)

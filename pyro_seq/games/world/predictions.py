@@ -1,0 +1,129 @@
+"""How honest a model of a game is: its likelihood of games that it has not seen, and how far it goes astray when it sees no more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_seq._pytree import map_tensors
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.games.environment.episodes import Episode, Normalisation, Running, Stacked, whole
+from pyro_seq.games.world.world_model import World
+from pyro_seq.infer.likelihood.scoring import score
+from pyro_seq.pairs.pair import Pair
+
+HORIZONS = (1, 10, 50)
+AT_ONCE = 64  # games that are scored side by side
+STARTS = 256  # places in games from which predictions are made
+
+
+@torch.no_grad()
+def nats_per_step(pair: Pair, episodes: Sequence[Episode], normalisation: Normalisation, *, samples: int = 16) -> float:
+    """-log p(o, r, e | a) of whole games per step, or its estimate with latents; a density in the environment's own units, in nats."""
+    total, steps = 0.0, 0
+    for start in range(0, len(episodes), AT_ONCE):
+        batch = whole(episodes[start : start + AT_ONCE], normalisation)
+        with pyro.validation_enabled(False):
+            total += float(score(pair, batch, samples=samples).log_likelihood.double().sum())
+        steps += batch.num_observations
+    units = float(normalisation.deviation.double().log().sum()) + math.log(normalisation.reward_deviation)
+    return -total / max(1, steps) + units
+
+
+@dataclass(frozen=True, eq=False)
+class OpenLoop:
+    """How far predictions are off, after a prefix of real steps and then with the actions alone.
+
+    Attributes:
+        errors: by horizon, the root mean squared error of each number of the observation, in deviations of that number over the same
+            games, `[D]`; a prediction is the mean of some draws.
+        counts: by horizon, how many predictions these are.
+    """
+
+    errors: dict[int, Tensor]
+    counts: dict[int, int]
+
+    def figures(self) -> dict[str, float]:
+        """The mean over the numbers of the observation, by name."""
+        return {f"error_{horizon}": float(error.mean()) for horizon, error in self.errors.items()}
+
+
+@torch.no_grad()
+def open_loop(
+    world: World,
+    episodes: Sequence[Episode],
+    normalisation: Normalisation,
+    *,
+    horizons: Sequence[int] = HORIZONS,
+    prefix: int = 4,
+    samples: int = 8,
+    starts: int = STARTS,
+) -> OpenLoop:
+    """Predict from places spread evenly over games that are long enough; a horizon for which none is long enough is left out.
+
+    Args:
+        world: the model.
+        episodes: games that it has not learnt from.
+        normalisation: of these.
+        horizons: steps ahead.
+        prefix: real steps that are seen first.
+        samples: draws of each prediction.
+        starts: places at most.
+    """
+    errors, counts = {}, {}
+    numbers = Running(episodes[0].observations.shape[1])
+    numbers.add(np.concatenate([episode.observations for episode in episodes]))
+    deviation = torch.from_numpy(numbers.deviation)  # of a number that does not vary it is 1: an error is in its own units
+    for horizon in horizons:
+        found = _places(episodes, prefix + horizon, starts)
+        if found is None:
+            continue
+        batch = Stacked(episodes, normalisation).stretches(*found, prefix + horizon)
+        predicted = imagined_from(world, batch, prefix, samples)[:, :, -1].mean(1)
+        values: Any = batch.values
+        off = (predicted - values["observation"][:, -1]).double() * normalisation.deviation
+        errors[horizon], counts[horizon] = off.square().mean(0).sqrt() / deviation, len(batch)
+    return OpenLoop(errors, counts)
+
+
+def _places(episodes: Sequence[Episode], length: int, most: int) -> tuple[Tensor, Tensor] | None:
+    """(games, steps in them) from which so many steps follow, spread evenly; `None` if there are none."""
+    games = torch.cat([torch.full((max(0, len(e) + 2 - length),), i) for i, e in enumerate(episodes)])
+    if not len(games):
+        return None
+    steps = torch.cat([torch.arange(max(0, len(e) + 2 - length)) for e in episodes])
+    chosen = torch.linspace(0, len(games) - 1, min(most, len(games))).round().long()
+    return games[chosen], steps[chosen]
+
+
+@torch.no_grad()
+def imagined_from(world: World, batch: SequenceBatch, prefix: int, samples: int) -> Tensor:
+    """Normalised observations `[N, samples, T - prefix, D]` that are drawn after the first steps of full sequences, given their actions."""
+    values: Any = batch.values
+    assert batch.inputs is not None
+    seen = SequenceBatch(map_tensors(lambda x: x[:, :prefix], values), inputs=batch.inputs[:, :prefix])
+    state, drawn = world.states(seen.repeat(samples)), []
+    with pyro.validation_enabled(False), world.pair.evaluating():
+        for t in range(prefix, batch.num_steps):
+            x, state = world.step(state, batch.inputs[:, t].repeat_interleave(samples, 0))
+            drawn.append(x["observation"])
+    return torch.stack(drawn, 1).unflatten(0, (len(batch), samples))
+
+
+def shown_beside(
+    world: World, episode: Episode, normalisation: Normalisation, *, prefix: int = 4, draws: int = 64, most: int = 64
+) -> tuple[Any, Any, int]:
+    """(the first observations of a game `[T, D]`, what is imagined of them `[draws, T - prefix, D]`, the prefix), in the game's units."""
+    length = min(len(episode) + 1, most)
+    prefix = max(1, min(prefix, length - 1))
+    start = torch.zeros(1, dtype=torch.long)
+    batch = Stacked([episode], normalisation).stretches(start, start, length)
+    imagined = normalisation.raw(imagined_from(world, batch, prefix, draws)[0])
+    return episode.observations[:length], imagined.numpy(), prefix

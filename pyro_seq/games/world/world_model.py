@@ -1,0 +1,237 @@
+"""The model of a game: a pair over what a player sees, given what the player does, and its steps with or without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_seq._pytree import map_tensors
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.config.build import Parts, make_pair
+from pyro_seq.contexts import Chain, Context, LastObservations, Nothing, PassedOn, PreviousObservation, SideInputs
+from pyro_seq.emissions.base import Emission
+from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.elementary import Bernoulli, Normal
+from pyro_seq.encoders import MLP, Encoder, Flatten, Group
+from pyro_seq.errors import UserError
+from pyro_seq.games.environment.environments import Game
+from pyro_seq.games.environment.episodes import FLAGS
+from pyro_seq.games.settings import GameSettings
+from pyro_seq.infer.likelihood.scoring import filtered_state
+from pyro_seq.infer.sampling import draw
+from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.pairs.pair import Pair
+
+SMALLEST_SCALE = 0.01  # of what is predicted, in its own deviations: how exact a model may claim to be
+
+
+class ObservationOf(Encoder):
+    """Of a step's named group, the observation alone, as it is.
+
+    Args:
+        size: D.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.num_features = size
+
+    def blank(self, *lead: int, device: torch.device | None = None) -> dict[str, Tensor]:
+        """A group of zeros."""
+        zeros = torch.zeros(*lead, device=device)
+        return {"observation": torch.zeros(*lead, self.num_features, device=device), "reward": zeros, "end": zeros}
+
+    def forward(self, values: dict[str, Tensor]) -> Tensor:
+        """`[..., D]`."""
+        return values["observation"]
+
+
+class WithObservation(Encoder):
+    """What an encoder makes of a step's named group, and after that the observation as it is, `[..., F + D]`.
+
+    Args:
+        encoder: of the group.
+        size: D.
+    """
+
+    def __init__(self, encoder: Encoder, size: int) -> None:
+        super().__init__()
+        self.encoder, self.num_features = encoder, encoder.num_features + size
+
+    def blank(self, *lead: int, device: torch.device | None = None) -> Any:
+        """A group of zeros."""
+        return self.encoder.blank(*lead, device=device)
+
+    def forward(self, values: dict[str, Tensor]) -> Tensor:
+        """The encoder's features, then the observation."""
+        return torch.cat([self.encoder(values), values["observation"]], -1)
+
+
+class Before(Chain):
+    """u_t, the encoding of the step before, and that step's observation, passed on to the emission: what a change is predicted from.
+
+    The same as `PassedOn` of two contexts, each of which would look the step before up by itself.
+
+    Args:
+        encoder: of a step's named group.
+        size: D, numbers of an observation.
+        inputs: size of the side inputs.
+    """
+
+    def __init__(self, encoder: Encoder, size: int, inputs: int) -> None:
+        super().__init__(SideInputs(inputs), PreviousObservation(WithObservation(encoder, size)))
+        self.num_features, self.num_passed_on = self.num_features - size, size
+
+    def unseen(self) -> Context:
+        """Nothing, and the observation."""
+        return PassedOn(Nothing(), LastObservations(ObservationOf(self.num_passed_on)))
+
+
+class GameStep(Joint):
+    """What a move leads to: p(o, r, e | f) = N(o; o_{t-1} + s m, s sigma) N(r; …) Bernoulli(e; …), with (m, sigma) of the features.
+
+    That is the change of the observation that is predicted, in units s of how much it changes from step to step; the observation before is
+    passed on from the context (`contexts.PassedOn`). With `change=False` it is the observation itself, N(o; m, sigma).
+
+    Args:
+        size: D, numbers of an observation.
+        change: whether it is the change that is predicted.
+    """
+
+    spread: Tensor
+
+    def __init__(self, size: int, *, change: bool = True) -> None:
+        number = Normal(epsilon=SMALLEST_SCALE)
+        super().__init__({"observation": Independent(number, size), "reward": Normal(epsilon=SMALLEST_SCALE), "end": Bernoulli()})
+        self.num_passed_on = size if change else 0
+        self.register_buffer("spread", torch.ones(size))
+
+    def forward(self, features: Tensor, previous: Tensor | None = None) -> dict[str, Any]:
+        """The features of observation, reward and end one after the other; the observation before `[..., D]`."""
+        parts = super().forward(features)
+        if self.num_passed_on:
+            if previous is None:
+                raise UserError("this emission predicts changes of the observation before, which its model's context must pass on")
+            change = parts["observation"].base_dist
+            loc, scale = previous + self.spread * change.loc, self.spread * change.scale
+            parts["observation"] = dist.Normal(loc, scale).to_event(1)
+        return parts
+
+
+def game_parts(game: Game, *, change: bool = True, encoder_sizes: Sequence[int] = (), activation: str = "relu") -> Parts:
+    """What pairs over a game's steps are made of.
+
+    Args:
+        game: its form.
+        change: whether the change of the observation is predicted, and not the observation itself.
+        encoder_sizes: hidden layers of the encoder of an observation; none: its numbers as they are.
+        activation: of these.
+    """
+    size, inputs = game.observation_size, game.action_size + FLAGS
+
+    def encoder() -> Encoder:
+        seen = MLP(size, encoder_sizes, activation=activation) if encoder_sizes else Flatten(size)
+        return Group({"observation": seen, "reward": Flatten(()), "end": Flatten(())})
+
+    def context(encoder: Encoder) -> Context:
+        return Before(encoder, size, inputs) if change else Chain(SideInputs(inputs), PreviousObservation(encoder))
+
+    emission: Emission = GameStep(size, change=change)
+    return Parts(emission, encoder, context, inputs)
+
+
+def new_world(settings: GameSettings, game: Game) -> Pair:
+    """The model of a game, with new weights."""
+    s = settings.world
+    return make_pair(settings.model, game_parts(game, change=s.change, encoder_sizes=s.encoder_sizes, activation=s.activation))
+
+
+def set_spread(pair: Pair, spread: Tensor) -> None:
+    """Tell a pair over games by how much their observations change from step to step, `[D]`, in normalised units."""
+    emission = getattr(pair.model, "emission", None)
+    if isinstance(emission, GameStep):
+        with torch.no_grad():
+            emission.spread.copy_(spread)
+
+
+class World:
+    """A trained model of a game that is stepped: any pair that is declared by its equations, or whose model returns the state it ends in.
+
+    Args:
+        pair: over games (`game_parts`); used in evaluation mode.
+        num_actions: A.
+    """
+
+    def __init__(self, pair: Pair, num_actions: int) -> None:
+        self.pair, self.num_actions = pair, num_actions
+
+    def inputs(self, actions: Tensor) -> Tensor:
+        """The side inputs of a step `[N, A + 2]` that encoded actions `[N, A]` lead to."""
+        return torch.cat([actions, actions.new_zeros(*actions.shape[:-1], FLAGS)], -1)
+
+    @torch.no_grad()
+    def begin(self, count: int) -> tuple[dict[str, Tensor], Any]:
+        """(the first observations `[N, D]`, …, of `count` games, the states after them), drawn from the model."""
+        inputs = torch.zeros(count, self.num_actions + FLAGS)
+        inputs[:, self.num_actions] = 1.0
+        model = self.pair.model
+        return self.step(model.initial(count) if isinstance(model, SequenceModel) else None, inputs)
+
+    @torch.no_grad()
+    def states(self, prefix: SequenceBatch, *, samples: int = 8) -> Any:
+        """The model's states after games were seen that fill a batch, `[N, …]`; latents are drawn from their filtered distribution.
+
+        Nobody around sees this: an agent's `SVI` would take the world's parameters for the agent's.
+        """
+        if isinstance(self.pair.model, SequenceModel):
+            with pyro.validation_enabled(False), poutine.block():
+                return filtered_state(self.pair, [prefix], samples=samples)["model"]
+        with self.pair.scope(), self.pair.evaluating(), pyro.validation_enabled(False), poutine.block():
+            guided = poutine.trace(self.pair.guide).get_trace(prefix)
+            outcome = poutine.replay(self.pair.model, trace=guided)(prefix)
+        return self._state_of(outcome)
+
+    def step(self, state: Any, inputs: Tensor, *, differentiable: bool = False) -> tuple[dict[str, Tensor], Any]:
+        """(observation `[N, D]`, reward `[N]` and end `[N]` of one step, the state after it), drawn from the model.
+
+        Args:
+            state: as `states` or a step before has given it.
+            inputs: side inputs `[N, A + 2]`.
+            differentiable: whether gradients go through the draws (reparameterised); `end` is then its probability.
+
+        Raises `UserError` for a pair that returns no state, and for a differentiable step of one that is not declared by its equations.
+        """
+        model = self.pair.model
+        if isinstance(model, SequenceModel):
+            take: Any = _soft if differentiable else draw
+            latent: Any = (lambda prior: prior.rsample()) if differentiable else (lambda prior: prior.sample())
+            x, _, after = model.advance(state, inputs, latent, take)
+            return x, after
+        if differentiable:
+            raise UserError(
+                "gradients through a game need a world model declared by its equations (SequenceModel); agent.gradient=score needs none"
+            )
+        before = None if state is None else {"model": state, "guide": None}
+        batch = SequenceBatch(None, [1] * len(inputs), inputs=inputs.unsqueeze(1), state=before)
+        with self.pair.scope(), poutine.block():
+            outcome = model(batch)
+        after = self._state_of(outcome)
+        return map_tensors(lambda x: x[:, 0], outcome.values), after
+
+    def _state_of(self, outcome: Any) -> Any:
+        state = getattr(outcome, "state", None)
+        if state is None or getattr(outcome, "values", None) is None:
+            raise UserError("a pair that is to stand for a game must return an Outcome with its values and the state that it ends in")
+        return state
+
+
+def _soft(emission: dict[str, Any]) -> dict[str, Tensor]:
+    """Draws that gradients go through; of an end, its probability."""
+    drawn = {name: part.rsample() for name, part in emission.items() if name != "end"}
+    return drawn | {"end": emission["end"].probs}

@@ -1,0 +1,1 @@
+"""Inference with any pair: objectives, scores, particle filters, sampling, continuation, prediction, infilling."""

@@ -1,0 +1,164 @@
+"""Gaps drawn given all that was observed, by moves that leave the posterior as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_seq._pytree import map_tensors
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.infer.likelihood.importance import steps_at_once
+from pyro_seq.infer.smc.conditional_filter import Filled, Move, mixed, moved
+from pyro_seq.infer.smc.conditional_paths import PathMoves
+from pyro_seq.infer.smc.particle_filter import check_observations, runs_by_steps
+from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.observation_sites import observed_stems, sampled_stems
+from pyro_seq.poutine.probe import trace_model
+from pyro_seq.poutine.step_densities import is_enumerated, sample_sites
+from pyro_seq.poutine.time_sites import Side, classify
+
+PATH_NUMBERS = 2**25  # in the paths and observations of all particles that are kept at once: bounds memory
+ROUNDS = 2  # of moves after the first draw
+BLOCK_PARTICLES = 16  # at most, of a block: it is short
+BLOCKS = 8  # of steps that are moved by themselves in a round, of pairs that are run as whole paths
+FEW = 5  # effective particles, on average over the sequences, below which they are
+
+
+def draw_gaps(
+    pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int, *, every_row: bool = False
+) -> Iterator[tuple[Tensor, Filled]]:
+    """Draw z and x_missing given x_observed: (rows, what was drawn of them), until all are done.
+
+    A first path of each sequence is one of `samples` particles with latents from the prior, by
+    weight: right up to a bias that falls as 1/samples. Each round of moves after it is a step of a
+    Markov chain that keeps the right law, however few particles there are, and takes a factor of
+    about 1/samples off what is left of the bias.
+
+    Args:
+        pair: any model and guide, in its scope and in evaluation mode.
+        batch: N sequences, zeros in their gaps.
+        missing: `[N, T]`, the gaps.
+        samples: particles.
+        every_row: whether latents are drawn of rows without gaps as well.
+    """
+    k = max(2, samples)  # of a move: the path and another one
+    for rows in _groups(pair, batch, missing, k, every_row):
+        part, gaps = batch.select(rows), missing[rows]
+        chain = (_DeclaredChain if isinstance(pair.model, SequenceModel) else _Chain)(pair, part, gaps, k)
+        guess, path = chain.move("prior", draws=2)
+        for _ in range(ROUNDS):
+            for kind in chain.kinds:
+                path = chain.move(kind, path, guess.values)[0]
+            path = chain.move_blocks(path)
+        yield rows, path
+
+
+def _groups(pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, every_row: bool) -> Iterator[Tensor]:
+    """Rows that are worked on together: of undeclared models such as miss the same steps."""
+    if isinstance(pair.model, SequenceModel):
+        every: Any = batch.values
+        values = list(every.values()) if isinstance(every, dict) else [every]
+        numbers: int = batch.num_steps * pair.model.latent_size + sum(x[0].numel() for x in values)
+        rows = (missing.any(-1) | every_row).nonzero().flatten()
+        yield from rows.split(max(1, PATH_NUMBERS // (k * numbers))) if len(rows) else ()
+        return
+    patterns, which = missing.unique(dim=0, return_inverse=True)
+    size = max(1, steps_at_once(pair) // (k * missing.shape[-1]))
+    for index, pattern in enumerate(patterns):
+        if every_row or pattern.any():
+            yield from (which == index).nonzero().flatten().split(size)
+
+
+class _Chain:
+    """The moves of some sequences, which miss the same steps, of any pair."""
+
+    def __init__(self, pair: Pair, batch: SequenceBatch, missing: Tensor, k: int) -> None:
+        steps = missing[0].nonzero().flatten().tolist()
+        one = batch.select(slice(1))
+        gaps = one.with_missing(steps)
+        trace = trace_model(pair.model, gaps)
+        places = classify([Side(trace, pair.model)], gaps, pair)
+        stems = observed_stems(trace) or sampled_stems(trace)
+        fills = {stem.at(t) for stem in stems for t in steps}
+        latents = {name: site for name, site in sample_sites(trace) if not site["is_observed"] and name not in fills}
+        self.kinds: list[Move] = ["prior"]
+        if latents:
+            guided = _proposes(pair, one, latents)
+            self.kinds = ["mixed", "guide", "values"] if guided else ["prior", "values"]
+        self.paths = PathMoves(pair, batch, steps, stems, k)
+        self.blocks = PathMoves(pair, batch, steps, stems, min(k, BLOCK_PARTICLES), places)
+        self.hard = False
+
+    def move(self, kind: Move, path: Filled | None = None, guess: Any = None, draws: int = 1) -> list[Filled]:
+        """See `conditional_filter.moved`."""
+        found = self.paths.moved(kind, path, guess, draws)
+        if path is None:
+            self.hard = self.paths.effective < FEW
+        return found
+
+    def move_blocks(self, path: Filled) -> Filled:
+        """The path moved by blocks of steps, there and back, where whole paths are of no use."""
+        t = self.paths.batch.num_steps
+        size = -(-t // BLOCKS)
+        for start in [*range(0, t, size), *range(t - size, -size, -size)] if self.hard else ():
+            path = self.blocks.moved_block(path, range(start, start + size))
+        return path
+
+
+class _DeclaredChain(_Chain):
+    """The moves of some sequences of a declared model, by a particle filter."""
+
+    def __init__(self, pair: Pair, batch: SequenceBatch, missing: Tensor, k: int) -> None:
+        check_observations(pair, batch, missing)
+        model: Any = pair.model
+        self.pair, self.batch, self.missing, self.k = pair, batch, missing, k
+        self.by_steps = runs_by_steps(pair, "guide")
+        self.kinds = ["prior"]
+        if model.latent_size:
+            of_path = {"z": None}
+            guided = self.by_steps or _proposes(pair, batch.select(slice(1)), of_path)
+            joint: Move = "mixed" if self.by_steps else "prior"
+            self.kinds = [joint, "guide", "values"] if guided else [joint, "values"]
+        self.paths = PathMoves(pair, batch, [], [], k)
+
+    def move_blocks(self, path: Filled) -> Filled:
+        """Nothing: a particle filter is resampled at each step where that is needed."""
+        return path
+
+    def move(self, kind: Move, path: Filled | None = None, guess: Any = None, draws: int = 1) -> list[Filled]:
+        """See `conditional_filter.moved`."""
+        if kind != "guide" or self.by_steps:
+            return moved(self.pair, self.batch, self.missing, self.k, kind, path, guess, draws)
+        assert path is not None
+        model: Any = self.pair.model
+        in_path = model.layout == "path"
+        named = {"z": path.latents} if in_path else {f"z_{t}": z for t, z in enumerate(path.latents.unbind(-2))}
+        found = self.paths.moved(kind, path._replace(latents=named), draws=draws)
+        return [one._replace(latents=as_path(one.latents)) for one in found]
+
+
+def _proposes(pair: Pair, batch: SequenceBatch, latents: dict[str, Any]) -> bool:
+    """Whether a guide proposes latents; if it lacks enumerated ones, the prior does."""
+    proposed = {name for name, _ in sample_sites(trace_model(pair.guide, batch))}
+    return bool(proposed) and not any(site is not None and is_enumerated(site) and name not in proposed for name, site in latents.items())
+
+
+def by_steps(latents: dict[str, Any]) -> dict[str, Any]:
+    """A path's site `z` `[…, T, Z]` as the sites `z_0, z_1, …` of a model that samples."""
+    steps = {f"z_{t}": z for t, z in enumerate(latents["z"].unbind(-2))} if "z" in latents else {}
+    return {name: value for name, value in latents.items() if name != "z"} | steps
+
+
+def as_path(latents: dict[str, Any]) -> Tensor:
+    """A declared model's latents `[…, T, Z]`, from the site `z` or the sites `z_0, z_1, …`."""
+    path: Tensor = latents["z"] if "z" in latents else torch.stack([latents[f"z_{t}"] for t in range(len(latents))], -2)
+    return path
+
+
+def blanked(batch: SequenceBatch, missing: Tensor) -> SequenceBatch:
+    """The batch with zeros at its missing steps."""
+    return batch.with_values(mixed(missing, map_tensors(torch.zeros_like, batch.values), batch.values))

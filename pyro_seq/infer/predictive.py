@@ -1,0 +1,199 @@
+"""The posterior predictive distribution of any pair, with the semantics of `pyro.infer.Predictive`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.infer import Predictive
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_seq._pytree import concatenated, map_tensors
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.errors import UserError, whole
+from pyro_seq.infer.gaps import blanked, by_steps, draw_gaps
+from pyro_seq.pairs.model import SequenceModel, in_one_path
+from pyro_seq.pairs.pair import Pair, Stochastic
+from pyro_seq.poutine.checks import named
+from pyro_seq.poutine.observation_sites import observed_stems, sampled_stems
+from pyro_seq.poutine.probe import trace_model
+from pyro_seq.poutine.step_densities import is_enumerated, sample_sites
+
+
+def posterior_predictive(
+    pair: Pair,
+    batch: SequenceBatch,
+    num_samples: int,
+    *,
+    replicate: bool = False,
+    return_sites: Collection[str] | None = None,
+    parallel: bool = True,
+    chunk_size: int | None = None,
+    particles: int = 64,
+) -> dict[str, Tensor]:
+    """Samples of all sites `[num_samples, *site]` of the model, its latents drawn by the guide, in evaluation mode and without gradients.
+
+    The same as `Predictive(pair.model, guide=pair.guide, num_samples=num_samples,
+    parallel=parallel)(batch)` under the same seed, to the bit, inside the pair's own parameters,
+    for batches without missing steps. Steps that the batch leaves to be sampled are predicted,
+    observed ones returned as they are. No guide may look at them, since zeros stand there:
+
+    - Steps after the last observation (`batch.continued(H)`): the guide sees the sequences up to
+      there, and the model draws all that follows from the latents that it has inferred.
+    - Gaps before an observation (`batch.with_missing(steps)`), and latents that the guide leaves to
+      enumeration: latents and gaps are drawn together, given all that was observed, as `infill`
+      draws them, with so many `particles`. The states of a shipped `hmm` are summed out there and
+      not returned.
+
+    With `replicate` all observations are drawn anew, from latents that the guide
+    has inferred from the batch: for posterior predictive checks.
+
+    In parallel, which is the default, guide and model run three times each, however many samples there are (once is for the samples;
+    Pyro looks for their sites in the other two, which use up random numbers, so leaving them out would change the samples). One after
+    the other, each runs num_samples + 2 times: that is for functions whose plates do not take a dimension to the left.
+
+    Args:
+        pair: any model and guide that take a `SequenceBatch`.
+        batch: the sequences, observed at least in part.
+        num_samples: K.
+        replicate: whether observations are drawn anew.
+        return_sites: names of the sites to return; all by default.
+        parallel: whether samples are a dimension of one run (which needs the batch's plate) or drawn one after the other.
+        chunk_size: at most so many samples at once, which bounds the memory, but makes them others than `Predictive`'s.
+        particles: for each sample of each sequence, where gaps lie before an observation.
+
+    Raises `UserError` for a batch without values, numbers below 1, and for names of sites that are
+    not there. Where no steps are missing, latents that are marked to be enumerated come from the
+    prior, since no guide infers them: that is warned of.
+    """
+    if batch.values is None:
+        raise UserError(
+            "the guide infers latents from observations, and the batch has none: for samples of the model alone there is ancestral"
+        )
+    for what, number in (
+        ("samples", num_samples),
+        ("samples of a chunk", num_samples if chunk_size is None else chunk_size),
+        ("particles", particles),
+    ):
+        whole(number, f"the number of {what}", 1)
+    size = min(num_samples, chunk_size or num_samples)
+    sizes = [min(size, num_samples - start) for start in range(0, num_samples, size)]
+    inferred, marked = _Names(lambda site: True), _Names(is_enumerated)
+
+    def guide(batch: SequenceBatch) -> Any:
+        with inferred:
+            return pair.guide(batch)
+
+    with pair.scope(), pair.evaluating():
+        if bool((batch.gaps & batch.mask).any()):
+            draw: Any = partial(_Gapped(pair, batch, particles), replicate=replicate)
+        else:
+            draw = _replicated if replicate else _predicted
+        with marked:
+            parts = [draw(pair, guide, batch, k, parallel) for k in sizes]
+    if isinstance(draw, partial):
+        marked.found.clear()
+    if left := sorted(marked.found - inferred.found):
+        drawn = "it was drawn from the prior, whatever is observed, as Predictive does (a shipped hmm is summed out by continuation)"
+        warnings.warn(f"{named(left)} is marked to be enumerated and not in the guide: {drawn}", stacklevel=2)
+    samples: dict[str, Tensor] = concatenated(parts)
+    if return_sites is None:
+        return samples
+    if absent := [name for name in return_sites if name not in samples]:
+        raise UserError(f"there is no site {absent[0]!r}; the sites are {', '.join(samples)}")
+    return {name: samples[name] for name in return_sites}
+
+
+class _Names(Messenger):
+    """The names of the sites that are sampled inside and are of a kind."""
+
+    def __init__(self, of_kind: Callable[[Any], bool]) -> None:
+        super().__init__()
+        self.of_kind, self.found = of_kind, set[str]()
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if self.of_kind(msg) and not msg["is_observed"]:
+            self.found.add(msg["name"])
+
+
+def _predicted(pair: Pair, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = Predictive(pair.model, guide=guide, num_samples=num_samples, parallel=parallel)(batch)
+    return found
+
+
+def _replicated(pair: Pair, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool) -> dict[str, Tensor]:
+    """Latents drawn from the guide with the observations in sight, observations by the model without them."""
+    latents = Predictive(guide, num_samples=num_samples, parallel=parallel)(batch)
+    by_site = by_steps(latents) if isinstance(pair.model, SequenceModel) and in_one_path(pair.model, batch) else latents
+    return latents | _decoded(pair, batch.without_values(), by_site, num_samples, parallel)
+
+
+def _decoded(pair: Pair, batch: SequenceBatch, given: dict[str, Tensor], num_samples: int, parallel: bool) -> dict[str, Tensor]:
+    """The model's other sites, given some."""
+    found: dict[str, Tensor] = Predictive(pair.model, posterior_samples=given, num_samples=num_samples, parallel=parallel)(batch)
+    return found
+
+
+class _Gapped:
+    """Prediction of batches with gaps, of which a guide must not see the zeros.
+
+    Where nothing was observed after a gap, the guide sees the sequences up to there and the model
+    draws all that follows. Else, and where the latents up to the gap are not all the guide's own,
+    latents and gaps are drawn together by particles.
+    """
+
+    def __init__(self, pair: Pair, batch: SequenceBatch, particles: int) -> None:
+        self.pair, self.particles = pair, particles
+        self.before = batch.before_gaps()
+        trace = trace_model(pair.model, batch)
+        self.hidden = {name for name, site in sample_sites(trace) if is_enumerated(site)}
+        self.events = {name: site["fn"].event_shape for name, site in sample_sites(trace)}
+        self.stems = sampled_stems(trace) if isinstance(pair.model, SequenceModel) else observed_stems(trace) or sampled_stems(trace)
+
+    def __call__(
+        self, pair: Pair, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool, *, replicate: bool
+    ) -> dict[str, Tensor]:
+        latents = self._of_guide(guide, batch, num_samples, parallel)
+        if latents is not None:
+            return latents | _decoded(pair, batch.without_values() if replicate else batch, latents, num_samples, parallel)
+        latents, gaps = self._of_particles(batch, num_samples)
+        given = latents if replicate else latents | gaps
+        found = given | _decoded(pair, batch.without_values() if replicate else batch, given, num_samples, parallel)
+        return {name: value for name, value in found.items() if name in given or name not in self.hidden}
+
+    def _of_guide(self, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool) -> dict[str, Tensor] | None:
+        """The guide's latents up to the gaps, or `None` where they are not to be had so."""
+        if self.before is None or self.hidden:
+            return None
+        if not self.before.num_steps:
+            return {}
+        seen = batch if getattr(self.pair.guide, "stops_at_gaps", False) else self.before
+        latents = Predictive(guide, num_samples=num_samples, parallel=parallel)(seen)
+        if "z" not in self.events and "z_0" in self.events:
+            latents = by_steps(latents)
+        known = [(value, self.events[name]) for name, value in latents.items() if name in self.events]
+        fits = all(value.shape[value.dim() - len(event) :] == event for value, event in known)
+        return latents if fits and len(known) == len(latents) else None
+
+    @torch.no_grad()
+    def _of_particles(self, batch: SequenceBatch, num_samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(latents, observations in the gaps) by site `[num_samples, N, …]`."""
+        missing = batch.gaps & batch.mask
+        repeated = blanked(batch, missing).repeat(num_samples)
+        rows, parts = [], []
+        for some, found in draw_gaps(self.pair, repeated, missing.repeat_interleave(num_samples, 0), self.particles, every_row=True):
+            rows.append(some)
+            parts.append(found)
+        place = torch.cat(rows).argsort().view(len(batch), num_samples).t()
+        values, latents = map_tensors(lambda *x: torch.cat(x)[place], *((part.values, part.latents) for part in parts))
+        if isinstance(latents, Tensor):
+            latents = {f"z_{t}": z for t, z in enumerate(latents.unbind(-2))}
+        gaps: dict[str, Tensor] = {}
+        for stem in self.stems:
+            of_stem = values[stem.member] if isinstance(values, dict) else values
+            gaps |= {stem.at(t): of_stem[:, :, t] for t in batch.missing if stem.at(t) in self.events}
+        return latents or {}, gaps

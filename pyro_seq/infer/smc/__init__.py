@@ -1,0 +1,1 @@
+"""Particle filters, and moves of whole paths that keep the posterior."""

@@ -1,0 +1,147 @@
+"""A particle filter that keeps a path: moves that leave the posterior as it is."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_seq._pytree import map_tensors
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.distributions.base import Distribution
+from pyro_seq.infer.smc.particle_filter import _History, _observe, _Steps, half_prior
+from pyro_seq.infer.smc.particles import Particles, drawn_by_weight
+from pyro_seq.pairs.pair import Pair
+
+Move = Literal["prior", "mixed", "guide", "values"]
+
+
+class Filled(NamedTuple):
+    """Sequences with their gaps drawn, and the latents that were drawn with them.
+
+    Attributes:
+        values: `[N, T, *event]`, a dict of such for a named group.
+        latents: of a declared model a tensor `[N, T, Z]`, of any other a dict of its latent sites'
+            values, sequences first; `None` if there are none.
+    """
+
+    values: Any
+    latents: Any
+
+
+class _Moved(_Steps):
+    """The particles of one move; where a path is kept, it is the first of them."""
+
+    def __init__(self, pair: Pair, batch: SequenceBatch, k: int, move: Move, missing: Tensor, path: Filled | None, guess: Any) -> None:
+        seen = batch if guess is None else batch.with_values(guess)
+        proposal = "guide" if move in ("guide", "mixed") else "prior"
+        super().__init__(pair, seen, k, proposal, None if move == "guide" else missing, None)
+        self.observed = self.model.emission.prepare(batch.values if path is None else path.values, batch.mask)
+        self.move_kind, self.path = move, path
+
+    def step(self, t: int) -> tuple[Tensor, Tensor | None, Any]:
+        """(the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, x_t) at step t."""
+        lead, grown = (self.k, len(self.batch)), []
+
+        def draw_latent(prior: Any) -> Tensor:
+            z, share = self._latent(t, prior.expand((*lead, self.model.latent_size)).to_event(1))
+            grown.append(share)
+            return z
+
+        def draw_observation(emission: Distribution) -> Any:
+            given = map_tensors(lambda x: x[:, t], self.observed)
+            unknown = None if self.missing is None else self.missing[:, t]
+            parts = emission if isinstance(emission, dict) else {"": emission}
+            values = {}
+            for name, part in parts.items():
+                stands = given[name] if isinstance(emission, dict) else given
+                x, share = _observe(part, stands, unknown, lead)
+                if self.path is not None and unknown is not None:
+                    x = torch.cat([stands.expand(x.shape[1:]).unsqueeze(0).to(x.dtype), x[1:]])
+                values[name] = x
+                grown.append(share)
+            return values if isinstance(emission, dict) else values[""]
+
+        x, z, self.state = self.model.advance(self.state, self.batch.inputs_at(t), draw_latent, draw_observation)
+        if z is not None:
+            self.latent = z
+        return sum(grown[1:], grown[0]).expand(lead), z, x
+
+    def _latent(self, t: int, prior: Any) -> tuple[Tensor, Tensor]:
+        """(z_t `[K, N, Z]`, what it adds to the log-weights `[K, N]`)."""
+        kept = None if self.path is None else self.path.latents[:, t]
+        if self.move_kind == "values":
+            assert kept is not None
+            z = kept.expand(prior.shape())
+            return z, prior.log_prob(z)
+        if self.guide is None:
+            return _first(kept, prior.sample()), prior.sample().new_zeros(())
+        chunk = tuple(part[:, t : t + 1] for part in self.evidence)
+        posterior, self.running = self.guide.propose(chunk, self.latent.unsqueeze(-2), self.running)
+        posterior = posterior.expand(prior.batch_shape)
+        if self.move_kind == "guide":
+            z = _first(kept, posterior.sample())
+            return z, prior.log_prob(z) - posterior.log_prob(z)
+        assert self.missing is not None
+        return half_prior(prior, posterior, self.missing[:, t], kept)
+
+
+def _first(kept: Tensor | None, drawn: Tensor) -> Tensor:
+    """The particles drawn, the first replaced by what is kept."""
+    return drawn if kept is None else torch.cat([kept.unsqueeze(0), drawn[1:]])
+
+
+def moved(
+    pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, move: Move, path: Filled | None = None, guess: Any = None, draws: int = 1
+) -> list[Filled]:
+    r"""Draw paths of latents and missing observations by one conditional particle filter.
+
+    Where a `path` is given, it is one of the particles and survives each resampling (Andrieu,
+    Doucet & Holenstein 2010, particle Gibbs): then the posterior of what the move draws is left as
+    it is, however few particles there are. What moves:
+
+    - `prior`: latents, drawn from the prior, and missing observations, drawn from the emission;
+      what was observed weighs.
+    - `mixed`: the same, but latents of observed steps come half from the prior, half from the
+      guide, which has seen `guess` in the gaps; the weights are of the mixture, so none is more
+      than twice as large as the prior's alone would be (Hesterberg 1995).
+    - `guide`: the latents alone, drawn from the guide, which has seen the path's values; what
+      stands in the gaps weighs as observed.
+    - `values`: the missing observations alone, given the path's latents.
+
+    Args:
+        pair: a declared pair, with a `SequenceGuide` for `mixed` and `guide`.
+        batch: N sequences; what stands in the gaps is not looked at.
+        missing: `[N, T]`, the gaps.
+        k: particles, the path among them.
+        move: see above.
+        path: what is kept; `guide` and `values` need one.
+        guess: values of the gaps that the guide of `mixed` sees, drawn apart from the path.
+        draws: how many of the particles to draw, by weight, independently of each other.
+    """
+    given = batch if path is None else batch.with_values(path.values)
+    run = _Moved(pair, given, k, move, missing, path, guess)
+    particles, history = Particles.new(len(batch), k, batch.device), _History(k)
+    for t in range(batch.num_steps):
+        active, index = batch.mask[:, t], None
+        resample = active & particles.degenerate
+        if resample.any():
+            index, particles = particles.resampled(resample)
+            if path is not None:
+                index[:, 0] = 0
+            run.move(index)
+        grown, z, x = run.step(t)
+        _, particles = particles.absorb(torch.where(active, grown, torch.zeros_like(grown)).t().unsqueeze(-1))
+        history.add(z, None if move == "guide" else x, index)
+    latents, values = history.traced_back()
+    found = []
+    for rows in drawn_by_weight(particles.log_weights, draws).view(-1, draws).unbind(1):
+        z, x = map_tensors(lambda tensor, rows=rows: tensor.flatten(0, 1)[rows], (latents, values))
+        found.append(Filled(given.values if x is None else mixed(missing, x, given.values), z))
+    return found
+
+
+def mixed(missing: Tensor, drawn: Any, observed: Any) -> Any:
+    """What was drawn where it is missing, and what was observed elsewhere."""
+    return map_tensors(lambda x, y: torch.where(missing.view(*missing.shape, *(1,) * (y.dim() - 2)), x.to(y.dtype), y), drawn, observed)

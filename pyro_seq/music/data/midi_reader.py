@@ -1,0 +1,307 @@
+"""MIDI files: finding them, reading their notes, and laying those out as piano rolls.
+
+`read_tunes` answers within seconds for any file at all, damaged and hostile ones among them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_seq.errors import UserError
+from pyro_seq.music.data.midi_chunks import DRUMS, MAX_BYTES, SEQUENCES, Midi, read_midi
+from pyro_seq.music.data.midi_events import NOT_ENDED, Events
+from pyro_seq.music.data.midi_tempo import TempoMap
+from pyro_seq.music.data.piano_rolls import KEYS, LOWEST, Timing
+
+SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
+MAX_NOTES = 200_000
+MAX_SECONDS = 7_200.0
+MAX_BEATS = 72_000.0  # two hours at 600 beats a minute: what a beat grid's rolls are laid out for
+BLOCK = 2**20  # cells of a roll that are written at once
+
+# How well the twelve tones fit a key, tonic first: Krumhansl & Kessler, "Tracing the dynamic changes in perceived tonal
+# organization in a spatial representation of musical keys", Psychological Review 89 (1982).
+MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
+MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
+A = 9  # A minor's tonic, counted from C
+
+
+@dataclass(frozen=True, eq=False)
+class Tune:
+    """The notes of a piece, drums left out, sorted by start and then by pitch.
+
+    A file whose times are SMPTE frames has no beats: then all that is counted in beats is NaN.
+
+    Attributes:
+        pitches: MIDI pitches, uint8 `[n]`.
+        starts: when notes begin, in seconds, float64 `[n]`.
+        ends: when notes end, in seconds, float64 `[n]`; each after its start.
+        start_beats: when notes begin, in quarter notes, float64 `[n]`.
+        end_beats: when notes end, in quarter notes, float64 `[n]`.
+        length: where the piece ends, in seconds.
+        beats: where the piece ends, in quarter notes.
+        tempo: the quarter notes a minute that hold for the longest time.
+    """
+
+    pitches: NDArray[np.uint8]
+    starts: NDArray[np.float64]
+    ends: NDArray[np.float64]
+    start_beats: NDArray[np.float64]
+    end_beats: NDArray[np.float64]
+    length: float
+    beats: float
+    tempo: float
+
+    @property
+    def has_beats(self) -> bool:
+        """Whether times in beats are known."""
+        return bool(np.isfinite(self.beats))
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a file holds.
+
+    Attributes:
+        tunes: its pieces: one, but in a file of type 2, where each of its tracks that has notes is
+            one.
+        mended: what was not as it should be in the file, or was left out, in words; empty where
+            there was nothing.
+    """
+
+    tunes: tuple[Tune, ...]
+    mended: str = ""
+
+
+def read_contents(path: str | Path) -> Contents:
+    """What a MIDI file holds.
+
+    Raises `UserError`, with the path and the reason, if it cannot be read, is not MIDI, is damaged
+    such that it is not certain what it holds, has no notes (other than drums), or is beyond
+    `MAX_BYTES`, `MAX_NOTES`, `MAX_SECONDS` or `MAX_BEATS`.
+    """
+    try:
+        return contents_of(midi_bytes(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_tune(path: str | Path) -> Tune:
+    """The notes of a MIDI file that holds one piece.
+
+    Raises `UserError` as `read_contents`, and for a file of several.
+    """
+    tunes = read_contents(path).tunes
+    if len(tunes) > 1:
+        raise UserError(f"{path}: it holds {len(tunes):,} pieces of their own (a MIDI file of type 2), and one is wanted")
+    return tunes[0]
+
+
+def midi_bytes(path: str | Path) -> bytes:
+    """A file's bytes; raises `UserError`, with a reason that does not name it, if they cannot be read or are more than `MAX_BYTES`."""
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError("it is a folder, not a MIDI file")
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError("it is a pipe or a device, not a MIDI file")
+        if status.st_size <= MAX_BYTES:
+            with open(path, "rb", buffering=0) as file:
+                data = file.read(MAX_BYTES + 1)
+            if len(data) <= MAX_BYTES:  # else it has grown since
+                return data
+    except FileNotFoundError:
+        raise UserError("there is no such file") from None
+    except OSError as error:
+        raise UserError(f"it cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise UserError("it cannot be read: there is no memory left") from None
+    raise UserError(f"it is too large for a MIDI file: more than {MAX_BYTES // 2**20} MiB")
+
+
+def contents_of(data: bytes) -> Contents:
+    """What a MIDI file's bytes hold; raises as `read_contents`, with a reason that names no file."""
+    midi = read_midi(data)
+    pieces = [[track] for track in midi.tracks] if midi.kind == SEQUENCES else [midi.tracks]
+    held = [piece for piece in pieces if any(note[-1] != DRUMS for track in piece for note in track.notes)]
+    if not held:
+        raise UserError(_no_notes(midi))
+    count = sum(len(track.notes) for piece in held for track in piece)
+    if count > MAX_NOTES:
+        raise UserError(f"it has {count:,} notes, and at most {MAX_NOTES:,} are read")
+    mended = "; ".join(f"{what} ({times:,})" for what, times in midi.mended.items())
+    return Contents(tuple(_tune(midi, piece) for piece in held), mended)
+
+
+def _no_notes(midi: Midi) -> str:
+    if any(track.notes for track in midi.tracks):
+        return "it has no notes other than drums"
+    never = midi.mended[NOT_ENDED]
+    return f"it has no notes that end: {never:,} begin" if never else "it has no notes"
+
+
+def _tune(midi: Midi, tracks: Sequence[Events]) -> Tune:
+    """The notes of tracks that sound together."""
+    times = TempoMap(midi, (tempo for track in tracks for tempo in track.tempi))
+    notes = np.array([note for track in tracks for note in track.notes if note[-1] != DRUMS], dtype=np.int64)
+    notes = notes[np.lexsort((notes[:, 2], notes[:, 0]))]
+    end = max(int(notes[:, 1].max()), max(map(_silence, tracks), default=0))
+    length, beats = float(times.seconds(np.array([end]))[0]), float(times.beats(np.array([end]))[0])
+    if length > MAX_SECONDS:
+        raise UserError(f"it lasts {length / 3600:,.1f} hours, and at most {MAX_SECONDS / 3600:g} are read")
+    if beats > MAX_BEATS:
+        raise UserError(f"it lasts {beats:,.0f} beats, and at most {MAX_BEATS:,.0f} are read")
+    (starts, ends), (start_beats, end_beats) = ([of(notes[:, i]) for i in (0, 1)] for of in (times.seconds, times.beats))
+    pitches = notes[:, 2].astype(np.uint8)
+    return Tune(pitches, starts, ends, start_beats, end_beats, length, beats, times.longest(end))
+
+
+def _silence(track: Events) -> int:
+    """Where a track says that a piece ends in silence; 0 where it does not.
+
+    This is its last "all notes off" on a channel that has notes other than drums.
+    """
+    played = {note[-1] for note in track.notes} - {DRUMS}
+    return max((tick for channel, tick in track.silences.items() if channel in played), default=0)
+
+
+def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
+    """The tune as a piano roll, uint8 `[T, keys]` of 0 and 1, all of its parts in one.
+
+    A note that lasts from a to b, in seconds or on the beat grid in quarter notes, sounds from
+    frame round(a f) up to round(b f) exclusive, in at least one frame, with f frames a second or a
+    beat and halves rounded up. Notes off the keyboard are left out. T frames cover the whole
+    length, silence at the end included.
+
+    Args:
+        tune: the notes.
+        timing: when frames sound; on the beat grid the tune's changes of tempo are followed, and
+            `timing.tempo` does not matter.
+        keys: 88, a piano's from A0 to C8, or all 128 of MIDI.
+
+    Raises `UserError` on the beat grid for a tune that has no beats.
+    """
+    if timing.grid and not tune.has_beats:
+        raise UserError("its times are SMPTE frames, not beats: of such a file there are frames a second alone (--rate, not --grid)")
+    starts, ends, length, per_unit = (
+        (tune.start_beats, tune.end_beats, tune.beats, float(timing.grid))
+        if timing.grid
+        else (tune.starts, tune.ends, tune.length, timing.rate)
+    )
+    key = tune.pitches.astype(np.int64) - LOWEST[keys]
+    first = np.floor(starts * per_unit + 0.5).astype(np.int64)
+    last = np.maximum(np.floor(ends * per_unit + 0.5).astype(np.int64), first + 1)
+    frames = max(1, int(np.floor(length * per_unit + 0.5)), int(last.max(initial=0)))
+    on = (key >= 0) & (key < keys)
+    order = np.lexsort((first[on], key[on]))
+    key, first, last = key[on][order], first[on][order], last[on][order]
+    # Of notes that overlap on a key only what no earlier one covers is written, so that a frame is written once, however many they are.
+    reach = np.maximum.accumulate(key * frames + last)
+    first[1:] = np.maximum(first[1:], reach[:-1] - key[1:] * frames)
+    roll = np.zeros(frames * keys, dtype=np.uint8)
+    begins, lengths = first * keys + key, np.maximum(last - first, 0)
+    stops = np.cumsum(lengths)
+    edges = np.searchsorted(stops, range(BLOCK, int(stops[-1]) if len(stops) else 0, BLOCK))
+    for i, j in pairwise([0, *edges.tolist(), len(stops)]):
+        frame = np.arange(lengths[i:j].sum()) - np.repeat(stops[i:j] - lengths[i:j] - (stops[i - 1] if i else 0), lengths[i:j])
+        roll[np.repeat(begins[i:j], lengths[i:j]) + keys * frame] = 1
+    return torch.from_numpy(roll).view(frames, keys)
+
+
+def to_common_key(roll: Tensor) -> Tensor:
+    """The piece `[T, keys]` moved to C major or A minor, by -5 to 6 semitones; a silent one as it is.
+
+    Its key is that whose profile (Krumhansl & Kessler 1982) correlates best with how long each of
+    the twelve tones sounds. Notes that would leave the keyboard are moved an octave inwards.
+    """
+    keys = roll.shape[1]
+    sounding = roll.numpy().sum(0, dtype=np.int64)
+    tones = np.bincount((np.arange(keys) + LOWEST[keys]) % 12, sounding, minlength=12)
+    if tones.max() == tones.min():  # silence, or all tones alike: no key fits better than another
+        return roll
+    profiles = np.stack([np.roll(profile, tonic) for profile in (MAJOR_PROFILE, MINOR_PROFILE) for tonic in range(12)])
+    profiles -= profiles.mean(1, keepdims=True)
+    fit = profiles @ tones / np.linalg.norm(profiles, axis=1)
+    minor, tonic = divmod(int(fit.argmax()), 12)
+    return _moved((A * minor - tonic + 5) % 12 - 5, roll)
+
+
+def _moved(shift: int, roll: Tensor) -> Tensor:
+    """The roll moved by less than an octave; keys that would leave it fall into the octave at its edge."""
+    keys, before = roll.shape[1], roll.numpy()
+    moved = np.roll(before, shift, axis=1)
+    if shift > 0:
+        moved[:, :shift] = 0
+        moved[:, keys - 12 : keys - 12 + shift] |= before[:, keys - shift :]
+    elif shift < 0:
+        moved[:, shift:] = 0
+        moved[:, 12 + shift : 12] |= before[:, :-shift]
+    return torch.from_numpy(moved)
+
+
+def find_files(patterns: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """The MIDI files that patterns name, in their order, each once.
+
+    A pattern is a file, whatever its suffix; a folder, searched with all that is below it for files
+    of the suffixes (in either case); or a glob, `**` for any folders, whose matches are such files
+    or folders. What a folder or a glob gives is sorted. Hidden files and folders are passed over,
+    and a link to a folder is followed, once.
+
+    Raises `UserError` for a pattern that names nothing.
+    """
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        for path in _named(pattern, tuple(suffix.lower() for suffix in suffixes)):
+            found.setdefault(os.path.realpath(path), path)
+    return list(found.values())
+
+
+def _named(pattern: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
+    path = Path(pattern)
+    try:
+        if str(pattern) and path.is_dir():
+            return sorted(_below(path, suffixes)) or _nothing(f"no MIDI files in folder {path}")
+        if str(pattern) and path.exists():
+            return [path]
+        if not any(character in str(pattern) for character in "*?["):
+            return _nothing(f"{pattern}: no such file or folder" if str(pattern) else "an empty name names no file or folder")
+        matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    except UserError:
+        raise
+    except (OSError, ValueError, NotImplementedError) as error:  # a name that is too long, a glob that is none
+        return _nothing(f"{str(pattern)!r}: no such file or folder ({error})")
+    files = []
+    for match in matches:
+        if any(part.startswith(".") and part not in path.parts for part in match.parts):
+            continue
+        if match.is_dir():
+            files += sorted(_below(match, suffixes))
+        elif match.suffix.lower() in suffixes:
+            files.append(match)
+    return files or _nothing(f"no MIDI file matches {pattern}")
+
+
+def _below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, n) for n in names if Path(n).suffix.lower() in suffixes and not n.startswith("."))
+
+
+def _nothing(message: str) -> list[Path]:
+    raise UserError(message)

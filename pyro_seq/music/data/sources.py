@@ -1,0 +1,157 @@
+"""Where music comes from: MIDI files, folders and globs of them, arrays of piano rolls, and the tunes that the package makes itself."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pyro_seq._progress import Progress
+from pyro_seq.errors import UserError
+from pyro_seq.music.data.cache import TuneCache
+from pyro_seq.music.data.demo_tunes import demo_tunes
+from pyro_seq.music.data.midi_reader import find_files, read_contents, roll_of, to_common_key
+from pyro_seq.music.data.piano_rolls import KEYS, read_polyphonic
+from pyro_seq.music.data.rolls import read_rolls
+from pyro_seq.music.model.model import RollSettings, timing_of
+
+ARRAYS = ".npz"
+CACHE = ".pyroseq-tunes"  # beside the run folders, so that the next run starts at once
+
+
+REMARKS = "skipped.json"  # in a run folder, where files were skipped or mended
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Pieces that were read.
+
+    Attributes:
+        pieces: rolls `[T, keys]`.
+        names: what each is called, by the file that it is from.
+        tempo: the median tempo of the MIDI files among them, in beats a minute; 120 if there are
+            none.
+        skipped: the files that could not be read, each with the reason.
+        mended: the files that were read though not all was as it should be, each with what was
+            done.
+    """
+
+    pieces: list[Tensor]
+    names: list[str] = field(default_factory=list)
+    tempo: float = 120.0
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    mended: Mapping[str, str] = field(default_factory=dict)
+
+
+def remarks(found: Iterable[Found]) -> dict[str, Any]:
+    """The document, by its name, of all files that were skipped or mended; empty without any."""
+    kept: dict[str, dict[str, str]] = {"skipped": {}, "mended": {}}
+    for of in found:
+        kept["skipped"] |= of.skipped
+        kept["mended"] |= of.mended
+    return {REMARKS: kept} if any(kept.values()) else {}
+
+
+def cache_beside(run_dir: Path) -> TuneCache:
+    """What keeps what was parsed: a folder beside the run folder."""
+    return TuneCache(run_dir.absolute().parent / CACHE)
+
+
+def read_music(
+    patterns: Iterable[str | Path],
+    split: str,
+    rolls: RollSettings,
+    *,
+    cache: TuneCache | None = None,
+    progress: Progress | None = None,
+    name_all: bool = False,
+) -> Found:
+    """The pieces of MIDI files, folders and globs, and of a split of `.npz` files.
+
+    Args:
+        patterns: files, folders and globs.
+        split: `train`, `valid` or `test`, of `.npz` files (`read_polyphonic`).
+        rolls: how pieces become rolls.
+        cache, progress, name_all: as `read_rolls` takes them.
+
+    Files that cannot be read are skipped. Raises `UserError` if none is left, a pattern names
+    nothing, or an `.npz` file cannot be read or has another keyboard.
+    """
+    paths = find_files(patterns)
+    arrays = [path for path in paths if path.suffix.lower() == ARRAYS]
+    midi = [path for path in paths if path.suffix.lower() != ARRAYS]
+    found = Found([])
+    if midi:
+        timing = timing_of(rolls)
+        options: dict[str, Any] = {"keys": rolls.keys, "common_key": rolls.common_key, "name_all": name_all}
+        read = read_rolls(midi, timing, cache=cache, progress=progress, **options)
+        skipped, mended = ({str(path): words for path, words in remarked} for remarked in (read.skipped, read.mended))
+        found = Found(read.pieces, read.names, read.tempo, skipped, mended)
+    for path in arrays:
+        if rolls.keys != KEYS:
+            raise UserError(f"{path} holds rolls of {KEYS} keys, and rolls.keys is {rolls.keys}")
+        pieces = read_polyphonic(path)[split]
+        found.pieces.extend(_in_key(piece, rolls) for piece in pieces)
+        found.names.extend(f"{path}, {split} piece {i}" for i in range(1, len(pieces) + 1))
+    return found
+
+
+def arrays_among(patterns: Iterable[str | Path]) -> list[Path]:
+    """Those of the files that are arrays of rolls, which bring validation and test pieces of their own."""
+    return [path for path in find_files(patterns) if path.suffix.lower() == ARRAYS]
+
+
+def read_demo(rolls: RollSettings) -> Found:
+    """The tunes that the package makes itself."""
+    tunes = demo_tunes()
+    pieces = [_in_key(roll_of(tune, timing_of(rolls, tune.tempo), rolls.keys), rolls) for tune in tunes]
+    names = [f"demo tune {i}" for i in range(1, len(pieces) + 1)]
+    return Found(pieces, names, statistics.median(tune.tempo for tune in tunes))
+
+
+def _in_key(roll: Tensor, rolls: RollSettings) -> Tensor:
+    return to_common_key(roll) if rolls.common_key else roll
+
+
+def held_out(count: int, fraction: float) -> list[int]:
+    """Which of so many pieces are kept for validation: evenly spread over all, at least one is left to train on."""
+    kept = min(round(count * fraction), count - 1)
+    return [int((i + 0.5) * count / kept) for i in range(kept)]
+
+
+def fingerprint(pieces: Sequence[Tensor]) -> str:
+    """The SHA-256 of rolls."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(np.array(piece.shape, np.int64).tobytes())
+        digest.update(np.packbits(piece.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def read_primer(path: Path, seconds: float, rolls: RollSettings, tempo: float, progress: Progress | None = None) -> Tensor:
+    """The first `seconds` of a MIDI file as a roll `[T, keys]`.
+
+    What had to be mended in it is said in the progress.
+
+    Raises `UserError` if it cannot be read, holds several pieces or is shorter.
+    """
+    contents, timing = read_contents(path), timing_of(rolls, tempo)
+    if len(contents.tunes) > 1:
+        several = f"holds {len(contents.tunes):,} pieces of their own (a MIDI file of type 2), and a primer is one"
+        raise UserError(f"--primer: {path} {several}")
+    if progress is not None and contents.mended:
+        progress.say(f"mended {path}: {contents.mended}")
+    try:
+        roll = roll_of(contents.tunes[0], timing, rolls.keys)
+    except UserError as error:
+        raise UserError(f"--primer: {path}: {error}") from None
+    frames = max(1, round(seconds * timing.frames_per_second))
+    if frames > len(roll):
+        raise UserError(f"--primer-seconds {seconds:g}: {path} has only {timing.seconds(len(roll)):.1f} seconds")
+    return _in_key(roll, rolls)[:frames]

@@ -1,0 +1,1 @@
+"""Figures of music: likelihoods, a baseline, statistics, reports."""

@@ -1,0 +1,1 @@
+"""Models of piano rolls: parts, settings, training, presets."""

@@ -1,0 +1,1 @@
+"""Piano rolls as sound, pictures and sample files."""

@@ -1,0 +1,1 @@
+"""Networks that pairs are made of: feed-forward and recurrent ones, dropout, precision."""

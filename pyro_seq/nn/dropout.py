@@ -1,0 +1,82 @@
+"""Dropout over sequences, with one mask for all steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+
+
+class SequenceDropout(nn.Module):
+    """Dropout with one mask for all steps of a sequence (Gal & Ghahramani 2016, arXiv 1512.05287), in training only.
+
+    `[*lead, T, F]` to the same: each feature of each sequence is zeroed with probability `p` at every step, or scaled by 1 / (1 - p).
+    A recurrence then sees the same features missing all along, rather than others at each step. What is computed step by step, in
+    chunks of one, needs `same_features`.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"a dropout probability must lie in [0, 1), got {p}")
+        self.p = p
+        self._holding = False
+        self._held: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The features with some of them dropped."""
+        if not self.training or self.p == 0:
+            return x
+        mask = self._held
+        if mask is None or mask.shape[:-2] != x.shape[:-2]:
+            mask = x.new_empty(*x.shape[:-2], 1, x.shape[-1]).bernoulli_(1 - self.p).div_(1 - self.p)
+            self._held = mask if self._holding else None
+        return x * mask
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Inside, all calls have the mask of the first."""
+        self._holding, self._held = True, None
+        try:
+            yield
+        finally:
+            self._holding, self._held = False, None
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        return f"p={self.p}"
+
+
+@contextmanager
+def same_features(module: nn.Module) -> Iterator[None]:
+    """Inside, every `SequenceDropout` of the module drops the same features in all its calls: those of the steps of one sequence."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            if isinstance(part, SequenceDropout):
+                stack.enter_context(part.hold())
+        yield
+
+
+@contextmanager
+def without_dropout(module: object) -> Iterator[None]:
+    """Inside, a module's parts are in evaluation mode, so that it computes the same at each call; afterwards each is in its own again.
+
+    PyTorch's recurrent networks, some of whose kernels propagate gradients in training mode alone, keep theirs and lose their dropout.
+    What is no module is left as it is.
+    """
+    parts = list(module.modules()) if isinstance(module, nn.Module) else []
+    modes = [(part, part.training) for part in parts]
+    rates = [(part, part.dropout) for part in parts if isinstance(part, nn.RNNBase)]
+    for part in parts:
+        if not isinstance(part, nn.RNNBase):
+            part.training = False
+    for recurrent, _ in rates:
+        recurrent.dropout = 0.0
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for recurrent, rate in rates:
+            recurrent.dropout = rate

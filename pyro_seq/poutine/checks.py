@@ -1,0 +1,108 @@
+"""What a model's and a guide's sites must have in common, and what is wrong where they do not: one line a fault, naming the site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import TransformedDistribution, constraints
+
+from pyro_seq._rng import kept
+from pyro_seq.poutine.step_densities import is_enumerated
+from pyro_seq.poutine.time_sites import NUMBER, sample_sites
+
+DRAWS = 20  # for each sequence, to see whether a guide's samples lie in the model's support
+
+
+def sites_by_name(trace: Any) -> dict[str, Any]:
+    """The random sites of a trace, observed or not."""
+    return dict(sample_sites(trace))
+
+
+def latent_sites(trace: Any) -> dict[str, Any]:
+    """Those that are sampled."""
+    return {name: site for name, site in sites_by_name(trace).items() if not site["is_observed"]}
+
+
+def plate_depth(trace: Any) -> int:
+    """How many dimensions plates take, the sequences' included."""
+    return max((len(site["fn"].batch_shape) for site in sites_by_name(trace).values()), default=1)
+
+
+def named(names: Iterable[str]) -> str:
+    """The first site of some, and how many more there are."""
+    first, *more = names
+    return f"site {first!r}" + (f" (and {len(more)} more)" if more else "")
+
+
+def by_stem(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ in numbers only, put together: one line is about all of them."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(NUMBER.sub("#", name), []).append(name)
+    return list(groups.values())
+
+
+def mismatches(model_trace: Any, guide_trace: Any) -> list[str]:
+    """What is wrong between a model and its guide, from a trace of each: latents of one alone, event shapes, supports."""
+    p_sites, q_sites = latent_sites(model_trace), latent_sites(guide_trace)
+    missing = [name for name, site in p_sites.items() if name not in q_sites and not is_enumerated(site)]
+    extra = [name for name, site in q_sites.items() if name not in p_sites and not site["infer"].get("is_auxiliary")]
+    wrong = [f"the guide has no {named(names)}, which the model samples" for names in by_stem(missing)]
+    wrong += [f"the model has no {named(names)}, which the guide samples" for names in by_stem(extra)]
+    for names in by_stem(name for name in q_sites if name in p_sites):
+        faults = {name: _differences(p_sites[name]["fn"], q_sites[name]) for name in names}
+        found = [name for name in names if faults[name]]
+        if found:
+            wrong.append(f"{named(found)} {faults[found[0]]}")
+    return wrong
+
+
+def _differences(p: Any, q_site: Any) -> str:
+    q = q_site["fn"]
+    if p.event_shape != q.event_shape:
+        shapes = f"event shape {list(q.event_shape)} in the guide and {list(p.event_shape)} in the model"
+        return f"has {shapes}: they must be equal (.to_event makes batch dimensions an event)"
+    if p.batch_shape != q.batch_shape:
+        return f"has batch shape {list(q.batch_shape)} in the guide and {list(p.batch_shape)} in the model: they must be equal"
+    if _is_real(p.support):
+        return ""
+    with kept(), torch.no_grad():
+        inside = all(bool(p.support.check(x).all()) for x in (q_site["value"], q.sample((DRAWS,))))
+        outside = not inside or (_is_real(q.support) and not isinstance(q, TransformedDistribution))  # whose support may be said too wide
+    return f"is sampled from {q.support} by the guide, which leads out of the model's support {p.support}" if outside else ""
+
+
+def _is_real(support: Any) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real or support is constraints.real_vector
+
+
+def non_finite(trace: Any, side: str) -> list[str]:
+    """Sites of a trace whose value or log-density is not finite for a sequence that has not ended, upstream first: values, densities."""
+    for what in ("value", "log-density"):
+        faults: dict[str, int] = {}
+        for name, site in sites_by_name(trace).items():
+            if what == "value":
+                finite = torch.as_tensor(site["value"]).isfinite()
+                events = finite.dim() - len(site["fn"].batch_shape)
+                finite = finite.flatten(-events).all(-1) if events > 0 else finite
+            else:
+                finite = unmasked_log_prob(site).isfinite()
+            if site["mask"] is not None:
+                finite = finite | ~torch.as_tensor(site["mask"])
+            if not finite.all():
+                faults[name] = int((~finite).nonzero()[0, -1]) if finite.dim() else 0
+        if faults:
+            row = next(iter(faults.values()))
+            return [f"the {what} of {named(faults)} in the {side} is not finite (sequence {row})"]
+    return []
+
+
+def unmasked_log_prob(site: Any) -> Tensor:
+    """The log-density of a site's value under its distribution, whatever mask or scale stands around it, in nats."""
+    log_prob: Tensor = site["fn"].log_prob(site["value"])
+    return log_prob

@@ -1,0 +1,46 @@
+"""One run of a model, or a guide, that shows what it samples, and of longer sequences, what of that grows with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_seq._pytree import map_tensors
+from pyro_seq._rng import kept
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.pairs.pair import Pair
+
+
+def trace_model(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> Any:
+    """The trace of one run of a model, latents from the prior; nothing of it reaches handlers around, random state or a graph."""
+    hidden: Any = poutine.block(hide_fn=lambda msg: msg["type"] != "param")  # of a pair's scope, parameters are still its own
+    with torch.no_grad(), kept(), Pair(model).evaluating(), hidden:
+        return poutine.trace(model).get_trace(batch.with_state(batch.state))  # a batch that remembers would keep what has no graph
+
+
+def lengthened(batch: SequenceBatch) -> SequenceBatch:
+    """The same sequences with one more step of padding."""
+
+    def pad(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, torch.zeros_like(tensor[:, :1])], 1)
+
+    inputs = None if batch.inputs is None else pad(batch.inputs)
+    return SequenceBatch(map_tensors(pad, batch.values), batch.lengths, inputs=inputs, state=batch.state, num_steps=batch.num_steps + 1)
+
+
+def prolonged(batch: SequenceBatch) -> SequenceBatch:
+    """The longest sequence of a batch, alone, with its last observation again up to T + 1 steps."""
+    longest = int(batch.lengths.argmax())
+    one, steps = batch.select(slice(longest, longest + 1)), batch.num_steps + 1
+    length = int(one.lengths)
+
+    def extend(tensor: Tensor) -> Tensor:
+        last = tensor[:, max(0, length - 1) : max(1, length)] if length else torch.zeros_like(tensor[:, :1])
+        return torch.cat([tensor[:, :length], *[last] * (steps - length)], 1)
+
+    inputs = None if one.inputs is None else extend(one.inputs)
+    return SequenceBatch(map_tensors(extend, one.values), [steps], inputs=inputs, state=one.state).to(batch.device)

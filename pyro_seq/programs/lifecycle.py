@@ -1,0 +1,64 @@
+"""What beginning a run, and going on with one, takes in every domain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pyro_seq.config.fields import flatten, override
+from pyro_seq.errors import UserError
+from pyro_seq.infer.elbo import make_elbo
+from pyro_seq.runs.folder import RunFolder
+from pyro_seq.train.schedules import kl_strength
+from pyro_seq.train.settings import TrainingSettings
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def begin_run(run: RunFolder, settings: Any, documents: Mapping[str, Any], train: Callable[[], T], *, first: RunFolder | None = None) -> T:
+    """Begin a run with its settings and documents, and train it; nothing stays of one whose pair is refused before its first step.
+
+    `first` is where its first part is trained, if that has a folder of its own.
+    """
+    with run.locked():
+        run.create(dict(flatten(settings)), dict(documents))
+        try:
+            return train()
+        except Exception:
+            if not run.last.exists() and not (first or run).last.exists():  # the pair was refused before anything was trained
+                run.abandon(*documents)
+            raise
+
+
+def changed(settings: S, changes: Mapping[str, Any], fixed: Sequence[str], *, lasting: str = "--num-steps and --max-minutes") -> S:
+    """The settings that a run goes on with: its own, but for `changes`, which say how long to train, by dotted name.
+
+    Raises `UserError` if options were given (`fixed`) for what a run cannot change; `lasting` are those for what it can.
+    """
+    if fixed:
+        raise UserError(f"{', '.join(fixed)}: a run goes on with what it was begun with; only {lasting} may change")
+    return override(settings, changes, "--resume")
+
+
+def check_can_go_on(run: RunFolder) -> None:
+    """Raise `UserError` if a run has results but no checkpoint to go on from."""
+    if not run.last.exists() and run.best.exists():
+        raise UserError(f"{run.path} is incomplete: {run.last.name} is missing, so training cannot go on")
+
+
+def keep_changes(run: RunFolder, settings: Any) -> None:
+    """Write the settings that a run goes on with into its folder."""
+    run.write_json("run.json", {**run.read_json("run.json"), "settings": dict(flatten(settings))})
+
+
+def check_training(settings: TrainingSettings) -> None:
+    """Raise `UserError` for settings that do not go together though each of them is in its range."""
+    try:
+        kl_strength(0, schedule=settings.kl_schedule, start=settings.kl_start, steps=settings.kl_steps)
+    except ValueError as error:
+        raise UserError(f"training.kl_start: {error}") from None
+    try:
+        make_elbo(settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits)
+    except ValueError as error:
+        raise UserError(f"training.objective and training.free_bits: {error}") from None

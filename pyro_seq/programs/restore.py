@@ -1,0 +1,90 @@
+"""The pair of a run: made anew by its settings, once the file of its weights has been found to hold such a pair's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_seq._schema import check
+from pyro_seq.config.registry import SHIPPED
+from pyro_seq.errors import UserError
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.runs.checkpoint import CHECKPOINT, load_tree
+from pyro_seq.runs.folder import RunFolder
+
+
+def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "run.json") -> Pair:
+    """A new pair for the weights of a checkpoint, which are not read yet; raises `UserError` if they are not such a pair's.
+
+    Shapes of shipped pairs are compared before any memory is taken for them: run.json may ask for more than there is.
+
+    Args:
+        make: makes the pair that the run's documents describe.
+        kind: `model.kind` of its settings.
+        path: the checkpoint.
+        documents: the names of the run's files that say what the pair is, for messages.
+    """
+    saved = load_tree(path, shapes_only=True)
+    check(saved, CHECKPOINT, path, otherwise="is damaged: it holds no weights")
+    if kind in SHIPPED:  # others are run once when they are made, which takes real tensors
+        try:
+            with torch.device("meta"):
+                expected = make()
+        except (RuntimeError, OverflowError, TypeError, MemoryError):
+            raise UserError(f"{path.parent / 'run.json'} is damaged: no model can have these sizes") from None
+        compare_shapes(expected, saved["weights"], f"{path} does not fit {documents}")
+    return make()
+
+
+def pair_to_train(
+    run: RunFolder | None,
+    make: Callable[[], Pair],
+    kind: str,
+    resume: bool,
+    documents: str = "run.json",
+    *,
+    start_from: RunFolder | None = None,
+) -> Pair:
+    """A new pair, which fits the run's checkpoint if training goes on from one; else with the best weights of another run, `start_from`.
+
+    Other arguments and errors as `pair_for`.
+    """
+    if resume and run is not None and run.last.exists():
+        return pair_for(make, kind, run.last, documents)
+    if start_from is None:
+        return make()
+    start_from.settings()  # says what is wrong with the folder
+    return load_pair(start_from, make, kind, "cpu", "these settings")[0]
+
+
+def compare_shapes(expected: Pair, weights: dict[str, Any], misfit: str) -> None:
+    """Raise `UserError`, which begins with `misfit`, unless a checkpoint's weights have the shapes of a pair's modules."""
+    for side, module in expected.modules().items():
+        found = weights.get(side)
+        for name, tensor in module.state_dict().items():
+            weight = found.get(name) if isinstance(found, dict) else None
+            if not isinstance(weight, torch.Tensor):
+                raise UserError(f"{misfit}: weight {side}.{name} is missing")
+            if weight.shape != tensor.shape:
+                raise UserError(f"{misfit}: weight {side}.{name} has shape {list(weight.shape)}, not {list(tensor.shape)}")
+
+
+def load_pair(
+    run: RunFolder, make: Callable[[], Pair], kind: str, device: torch.device | str, documents: str = "run.json"
+) -> tuple[Pair, int]:
+    """(the pair with the best weights of a run, in evaluation mode, the step that they are of); arguments and errors as `pair_for`.
+
+    Raises `UserError` also if the run has no weights yet.
+    """
+    path = run.best if run.best.exists() else run.last
+    if not path.exists():
+        raise UserError(f"{run.path} has no weights yet: train it first, or go on with --resume")
+    pair = pair_for(make, kind, path, documents)
+    saved = load_tree(path)
+    with pair.scope():
+        pair.load_weights(saved["weights"], path)
+    pair.train(False)
+    return pair.to(device), saved["step"]

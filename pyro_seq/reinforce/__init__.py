@@ -1,0 +1,1 @@
+"""REINFORCE as a Pyro objective: advantages, baselines, rollouts."""

@@ -1,0 +1,1 @@
+"""Run folders: files written atomically, checkpoints, metrics, progress."""

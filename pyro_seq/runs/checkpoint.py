@@ -1,0 +1,103 @@
+"""Checkpoints: trees of tensors and plain values in one safetensors file; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pyro_seq._pytree import flatten, unflatten
+from pyro_seq._schema import Fields, Whole, check
+from pyro_seq.errors import UserError
+from pyro_seq.runs.plain_files import open_plain
+from pyro_seq.runs.writing import replacing
+
+FORMAT = 2  # 2: settings of the model are those that its pair takes
+
+
+MAX_HEADER_BYTES = 16 * 2**20  # of a checkpoint: the names of its tensors and all that is no tensor
+
+
+METADATA = "pyro_seq"
+
+
+@contextlib.contextmanager
+def going_on_from(checkpoint: Path) -> Iterator[None]:
+    """Inside, a run takes over what its checkpoint holds; whatever fails there becomes a
+    `UserError` that it is none of this run.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__} {error}".splitlines()[0]
+        raise UserError(f"{checkpoint} is not a checkpoint of this run: {why}") from None
+
+
+def save_tree(path: Path, tree: Any, *, still: Callable[[], object] | None = None) -> None:
+    """A tree of tensors and plain values as one safetensors file, its form in the file's metadata;
+    whole or not at all.
+
+    Equal trees make equal bytes. `still` as `writing.replacing` takes it; a link is not followed.
+    """
+    form, tensors = flatten(tree)
+    unshared = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with replacing(path, follow=False, still=still) as temporary:
+        # one key, since safetensors writes several in an order of its own
+        safetensors.torch.save_file(unshared, temporary, metadata={METADATA: json.dumps({"format": FORMAT, "tree": form})})
+
+
+def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
+    """The tree that `save_tree` wrote; raises `UserError` if the file is missing, damaged or
+    something else.
+
+    With `shapes_only` the tensors are not read: they lie on torch's meta device, as float32, and
+    take no memory.
+    """
+    try:
+        with open_plain(path) as opened:  # says why it cannot be read, which safetensors does not
+            if int.from_bytes(opened.read(8), "little") > MAX_HEADER_BYTES:
+                raise UserError(f"{path} is damaged: its header would be too large")
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if METADATA not in metadata:
+                raise UserError(f"{path} is not a checkpoint of pyro_seq")
+            document = json.loads(metadata[METADATA])
+            version = document["format"]
+            if type(version) is not int or version < 1:
+                raise UserError(f"{path} is damaged: its format is {version!r}, which no version writes")
+            if version > FORMAT:
+                raise UserError(f"{path} was written by a newer version of pyro_seq")
+
+            def tensor(name: str) -> Tensor:
+                return torch.empty(file.get_slice(name).get_shape(), device="meta") if shapes_only else file.get_tensor(name)
+
+            return unflatten(document["tree"], {name: tensor(name) for name in file.keys()})  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint at {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except UserError:
+        raise
+    except (safetensors.SafetensorError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+
+
+CHECKPOINT = Fields({"step": Whole(), "weights": Fields({}, open=True)}, open=True)  # what is in every one
+
+
+def weights_in(path: Path) -> Any:
+    """Read the weights of a checkpoint, as `Pair.load_weights` takes them; raises `UserError` if it
+    holds none.
+    """
+    saved = load_tree(path)
+    check(saved, CHECKPOINT, path, otherwise="is damaged: it holds no weights")
+    return saved["weights"]

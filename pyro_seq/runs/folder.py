@@ -1,0 +1,269 @@
+"""Run folders: everything that is needed to use, judge or go on with a training, written so that a
+killed run loses nothing.
+
+    run.json              what kind of run it is, the format's version, and the resolved settings
+    *.json                what the domain needs besides (a vocabulary)
+    last.safetensors      what a run goes on from: weights, optimiser, random state, position in the data
+    best.safetensors      the weights with the lowest validation loss, for samples and scores
+    metrics.jsonl         one line a measurement; equal for equal runs, however often interrupted
+    tensorboard/          events, with samples
+    .lock                 held by the process that writes the run
+
+Files are written in a temporary folder beside them, flushed to the disk and renamed. Nothing is
+ever unpickled: tensors are safetensors, the rest JSON. A run folder may come from anybody: whoever
+opens one sees to it first that it holds plain files and folders alone, so that nothing outside of
+it can be read or written through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyro_seq.errors import UserError
+from pyro_seq.runs.checkpoint import FORMAT, save_tree
+from pyro_seq.runs.plain_files import check_plain, open_no_link, open_plain
+from pyro_seq.runs.writing import WRITING, clear_left, is_same, replacing
+
+MAX_JSON_BYTES = 16 * 2**20  # a vocabulary of all of Unicode takes 13 MiB
+OWN_FOLDERS = ("tensorboard", "games", "samples", "imagined", "videos", "pretraining")  # in a run folder; others are somebody else's
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class RunFolder:
+    """A folder that holds one training run of one kind (`text`, …)."""
+
+    def __init__(self, path: str | Path, kind: str) -> None:
+        self.path, self.kind = Path(path), kind
+        self._lock = self.path / ".lock"
+        self._handle: Any = None  # of the lock, while it is held
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that a run goes on from."""
+        return self.path / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the lowest validation loss."""
+        return self.path / "best.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a measurement."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's events."""
+        return self.path / "tensorboard"
+
+    def check_plain(self, to: str = "read") -> None:
+        """Raise `UserError` if there are links, devices, pipes or sockets in the folder: whoever
+        opens it asks that first.
+        """
+        if self.path.is_dir():
+            check_plain(self.path, OWN_FOLDERS, to=to)
+
+    def check_own(self) -> None:
+        """Raise `UserError` if the folder is held and has been removed, or begun anew by another
+        process.
+        """
+        if not self._is_own():
+            raise UserError(f"the run folder {self.path} was removed, or begun anew, while this process was writing to it: it stops here")
+
+    def _is_own(self) -> bool:
+        """Whether the lock that this process holds, if it does, is still the folder's."""
+        return self._handle is None or is_same(self._lock, self._handle.fileno())
+
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A temporary path for a file of the run, which replaces it if the folder is still this
+        process's own (`writing.replacing`).
+        """
+        with replacing(self.path / name, follow=False, still=self.check_own) as temporary:
+            yield temporary
+
+    def save(self, path: Path, tree: Any) -> None:
+        """A tree as a checkpoint of the run (`save_tree`), if the folder is still this process's
+        own.
+        """
+        save_tree(path, tree, still=self.check_own)
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / "run.json").exists()
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path is a file that a run in this folder keeps: checkpoints, figures, and
+        documents (`*.json`).
+        """
+        path = path.resolve()
+        own = path.name in (self.best.name, self.last.name, self.metrics.name, self._lock.name) or path.suffix == ".json"
+        return own and path.is_file() and path.parent == self.path.resolve() and self.exists()
+
+    def check_free(self, *documents: str) -> None:
+        """Raise `UserError` unless a run with these documents can be begun here, and nothing is
+        overwritten by it.
+        """
+        if self.exists():
+            raise UserError(f"{self.path} already holds a run: add --resume to go on with it, or choose another --run-dir")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--run-dir {self.path} is a file, not a folder")
+        self.check_plain("write")
+        names = [self.best.name, self.last.name, self.metrics.name]
+        if not self._lock.exists():  # else documents without run.json are what a run killed as it began has left
+            names += documents
+        for name in names:
+            if (self.path / name).exists():
+                raise UserError(f"{self.path} holds {name} but no run.json: choose another --run-dir, so that nothing is overwritten")
+
+    def create(self, settings: dict[str, Any], documents: dict[str, Any]) -> None:
+        """Begin a run: its settings and the domain's documents are written, all or none; inside
+        `locked()`.
+
+        Raises `UserError` if the folder holds a run or cannot be written.
+        """
+        self.check_free(*documents)
+        try:
+            for name, document in documents.items():
+                self.write_json(name, document)
+            self.write_json("run.json", {"format": FORMAT, "kind": self.kind, "settings": settings})  # last: now the run exists
+        except UserError:
+            self.abandon(*documents)
+            raise
+
+    def abandon(self, *documents: str) -> None:
+        """Take a run back that was begun with these documents and has no weights yet, so that it
+        can be begun anew; inside `locked()`.
+        """
+        if not self._is_own():
+            return  # what lies there now is another process's
+        for name in ("run.json", *documents):
+            (self.path / name).unlink(missing_ok=True)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the run; raises `UserError` if the folder is missing, of another kind or
+        from another version.
+        """
+        run = self._document()
+        if run["kind"] != self.kind:
+            raise UserError(f"{self.path} holds a run of kind {run['kind']!r}, not {self.kind!r}")
+        if run["format"] < FORMAT:
+            was = f"was written by an older version of pyro_seq (format {run['format']}, this one reads {FORMAT})"
+            raise UserError(f"{self.path} {was}: train anew")
+        return run["settings"]
+
+    @classmethod
+    def kind_of(cls, path: str | Path) -> str:
+        """The kind of the run in a folder; raises `UserError` if the folder is missing, holds none,
+        or is from a newer version.
+        """
+        return cls(path, "")._document()["kind"]
+
+    def _document(self) -> dict[str, Any]:
+        """run.json."""
+        if not self.path.is_dir():
+            what = "it is a file" if self.path.exists() else "there is nothing"
+            raise UserError(f"no run folder at {self.path}: {what}")
+        self.check_plain()
+        if not self.exists():
+            raise UserError(f"{self.path} holds no run (run.json is missing); train one there first")
+        run = self.read_json("run.json")
+        version = run.get("format")
+        if type(version) is not int or version < 1 or not isinstance(run.get("settings"), dict):
+            raise UserError(f"{self.path / 'run.json'} is damaged: it has no format or no settings")
+        if version > FORMAT:
+            raise UserError(f"{self.path} was written by a newer version of pyro_seq (format {version}, this one reads {FORMAT})")
+        return run | {"kind": run.get("kind")}
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON document of the run; raises `UserError` if it is missing or damaged."""
+        path = self.path / name
+        try:
+            with open_plain(path) as file:
+                data = file.read(MAX_JSON_BYTES + 1)
+            if len(data) > MAX_JSON_BYTES:
+                raise ValueError("it is too large")
+            document = json.loads(data.decode("utf-8"), object_pairs_hook=_without_doubles)
+        except FileNotFoundError:
+            raise UserError(f"{self.path} is incomplete: {name} is missing") from None
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except RecursionError:
+            raise UserError(f"{path} is damaged: it is nested too deeply") from None
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+        if not isinstance(document, dict):
+            raise UserError(f"{path} is damaged: it does not hold an object")
+        return document
+
+    def write_json(self, name: str, document: dict[str, Any]) -> None:
+        """Write a JSON document of the run, whole or not at all."""
+        text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
+        escaped = SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)  # of file names that are not UTF-8
+        with self.replacing(name) as temporary:
+            temporary.write_text(escaped, encoding="utf-8")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for writing, in a folder that is made if need be; may be nested.
+
+        Raises `UserError` if another process holds it, the folder cannot be written, or it holds
+        other things than files and folders.
+        """
+        if self._handle is not None:
+            yield
+            return
+        self.check_plain("write")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = open(self._lock, "ab", opener=open_no_link)  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {self.path}: {error.strerror}") from None
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.path} is being written by another process") from None
+            except OSError:  # a file system without locks
+                pass
+            self._handle = handle
+            try:
+                self.check_own()
+                self._clear_left()
+                yield
+            finally:
+                self._handle = None
+
+    def _clear_left(self) -> None:
+        """Remove what killed processes were writing, here and in the run's own folders; a run in
+        one of these sees to its own.
+        """
+        clear_left(self.path)
+        for name in OWN_FOLDERS:
+            top = self.path / name
+            for folder, below, _ in os.walk(top):
+                if (Path(folder) / self._lock.name).exists() or Path(folder).name.startswith(WRITING):
+                    below.clear()
+                else:
+                    clear_left(Path(folder))
+
+
+def _without_doubles(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON document; raises `ValueError` for a name that stands twice in it, since
+    one of the two values would be lost.
+    """
+    found = dict(entries)
+    if len(found) < len(entries):
+        raise ValueError("a name stands twice in one of its objects")
+    return found

@@ -1,0 +1,128 @@
+"""What a person sees of a run: a line of progress on stderr, a metrics file, and TensorBoard."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import struct
+import time
+import wave
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pyro_seq.errors import UserError
+from pyro_seq.runs.metrics import AppendedFile
+
+FLUSH_SECONDS = 10.0
+HISTOGRAM_BINS = 64
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture, as a PNG."""
+
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A sound, as a WAV file."""
+
+    wav: bytes
+
+
+Sample = str | Image | Audio
+
+
+class Events:
+    """TensorBoard's events of a run; without a folder, nothing.
+
+    `torch.utils.tensorboard.SummaryWriter` writes from a thread, whose failure on a full disk would be a traceback; this one writes
+    where it is called.
+    """
+
+    def __init__(self, folder: Path | None, step: int = 0) -> None:
+        """Open the events; on a resumed run those after `step` are superseded."""
+        self._file: AppendedFile | None = None
+        if folder is None:
+            return
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
+
+        self._event, self._summary = Event, summary
+        self._pending = io.BytesIO()
+        self._records = RecordWriter(self._pending)
+        self._flushed = time.monotonic()
+        self._file = AppendedFile(folder / f"events.out.tfevents.{time.time_ns():019}.{socket.gethostname()}.{os.getpid()}")
+        self._add(step=step + 1, file_version="brain.Event:2")
+        self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        try:
+            self.flush()
+        except UserError:
+            self._file.close()
+            raise
+
+    def scalars(self, step: int, figures: dict[str, float]) -> None:
+        """Figures by tag."""
+        if self._file is not None:
+            for tag, value in figures.items():
+                self._add(step=step, summary=self._summary.scalar(tag, value))
+
+    def histograms(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Distributions of the entries of tensors, by tag; of those that are finite."""
+        if self._file is not None:
+            for tag, tensor in tensors.items():
+                values = tensor.detach().float().cpu().numpy()
+                if values.size and np.isfinite(values).all():
+                    self._add(step=step, summary=self._summary.histogram(tag, values, HISTOGRAM_BINS))
+
+    def samples(self, step: int, samples: Mapping[str, Sample]) -> None:
+        """Texts (shown as they are), pictures and sounds by tag."""
+        if self._file is not None:
+            for tag, sample in samples.items():
+                self._add(step=step, summary=self._of_sample(tag, sample))
+
+    def _of_sample(self, tag: str, sample: Sample) -> Any:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if isinstance(sample, str):
+            indented = "\n".join("    " + line for line in sample.splitlines())  # Markdown's form of verbatim text
+            return self._summary.text(tag, indented)
+        if isinstance(sample, Image):
+            width, height = struct.unpack(">II", sample.png[16:24])  # where every PNG has them
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=sample.png)
+            return Summary(value=[Summary.Value(tag=tag, image=image)])
+        with wave.open(io.BytesIO(sample.wav)) as file:
+            rate, channels, frames = file.getframerate(), file.getnchannels(), file.getnframes()
+        sound = {"sample_rate": rate, "num_channels": channels, "length_frames": frames, "content_type": "audio/wav"}
+        return Summary(value=[Summary.Value(tag=tag, audio=Summary.Audio(encoded_audio_string=sample.wav, **sound))])
+
+    def _add(self, **what: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **what).SerializeToString())
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write all events; raises `UserError` if that fails."""
+        if self._file is not None:
+            data = self._pending.getvalue()
+            self._pending.seek(0)
+            self._pending.truncate()
+            self._flushed = time.monotonic()
+            self._file.write(data)
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._file is not None:
+            try:
+                self.flush()
+            finally:
+                self._file.close()
+                self._file = None

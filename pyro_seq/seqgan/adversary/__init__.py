@@ -1,0 +1,1 @@
+"""Discriminators, their training, and what a sequence earns for their answer."""

@@ -1,0 +1,1 @@
+"""Figures of generated sequences: BLEU, diversity, likelihoods at a temperature."""

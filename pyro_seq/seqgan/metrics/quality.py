@@ -1,0 +1,90 @@
+"""How good a generator is: the likelihood of held-out sequences, and what the task says of new ones, at any temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_seq.errors import finite_probabilities
+from pyro_seq.infer.likelihood.importance import steps_at_once
+from pyro_seq.infer.sampling import ancestral, sharpened, without
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.step_densities import entropies, log_weights
+from pyro_seq.seqgan.lengths import batch_of, ended
+from pyro_seq.seqgan.sizes import check_sequences
+from pyro_seq.seqgan.tasks.base import Figure, Task
+
+
+def generated(pair: Pair, num: int, length: int, *, temperature: float = 1.0, end: int | None = None, never: Sequence[int] = ()) -> Tensor:
+    """New sequences `[num, length]` from the generator's p^(1/temperature), step by step, by torch's global random state.
+
+    Args:
+        pair: the generator.
+        num: how many.
+        length: T; a sequence that ends by itself is filled with the end symbol.
+        temperature: see `sampling.sharpened`.
+        end: the symbol that ends a sequence, if there is one.
+        never: symbols that are not drawn.
+
+    Raises `UserError` for more of them than are held at once.
+    """
+    check_sequences(num, length, "num_samples")
+
+    def adjust(distribution: Any) -> Any:
+        left = without(distribution, torch.tensor(never, device=pair.device)) if never else distribution
+        return sharpened(left, temperature=temperature)
+
+    with finite_probabilities():
+        values: Tensor = ancestral(pair, num, length, adjust=adjust)
+    return ended(values, end)
+
+
+class _Tempered(Messenger):
+    """Gives the observations of a model the distributions that they have at a temperature."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"]:
+            msg["fn"] = sharpened(msg["fn"], temperature=self.temperature)
+
+
+@torch.no_grad()
+def likelihood(pair: Pair, sequences: Tensor, *, temperature: float = 1.0, end: int | None = None) -> tuple[Figure, Figure]:
+    """(NLL, entropy) of a generator at sequences `[n, T]`, in nats a symbol, each with its standard error.
+
+    NLL is -1/T sum_t log p(x_t | x_{<t}), entropy 1/T sum_t H[p(. | x_{<t})], where p is the generator's distribution at each step with
+    its temperature: what `generated` draws from, and so comparable from one temperature to another.
+    Of sequences that end by themselves it is the nats of all over the symbols of all, each end
+    counted as one, and what fills them up as none.
+    """
+    device = next(iter(pair.modules()["model"].parameters())).device
+    nats, uncertain, lengths = [], [], []
+    size = max(1, steps_at_once(pair) // sequences.shape[1])
+    with pair.scope(), pair.evaluating(), pyro.validation_enabled(False):
+        for part in sequences.split(size):
+            batch = batch_of(part.to(device), end)
+            with _Tempered(temperature):
+                trace = poutine.trace(pair.model).get_trace(batch)
+            like = torch.zeros(part.shape, device=device)
+            nats.append((-log_weights(trace, trace, like)[0]).masked_fill(~batch.mask, 0.0).sum(1))
+            uncertain.append(entropies(trace, like).masked_fill(~batch.mask, 0.0).sum(1))
+            lengths.append(batch.lengths)
+    return Figure.ratio(torch.cat(nats), torch.cat(lengths)), Figure.ratio(torch.cat(uncertain), torch.cat(lengths))
+
+
+def quality(pair: Pair, task: Task, references: Tensor, num: int, *, temperature: float = 1.0) -> dict[str, Figure]:
+    """Everything at once: `nll`, how likely held-out sequences are, and the task's figures of `num` new ones against them."""
+    end = task.rendering.end
+    nll, _ = likelihood(pair, references, temperature=temperature, end=end)
+    new = generated(pair, num, references.shape[1], temperature=temperature, end=end)
+    _, entropy = likelihood(pair, new, temperature=temperature, end=end)
+    return {"nll": nll, "entropy": entropy} | task.judge(new.cpu(), references)

@@ -1,0 +1,1 @@
+"""The tasks of SeqGAN: the synthetic oracle, text, melodies."""

@@ -1,0 +1,1 @@
+"""Training of generators, by likelihood and against a discriminator."""

@@ -1,0 +1,52 @@
+"""The contract check of a pair that is named as the programs name it, on small parts of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+
+from pyro_seq import emissions
+from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.model_settings import KIND, Layer, resolve
+from pyro_seq.contexts import PreviousObservation
+from pyro_seq.encoders import Embedding, Flatten
+from pyro_seq.errors import UserError, said
+from pyro_seq.testing import problems
+
+SMALL = {"hidden_size": 8, "latent_size": 2, "latent_sizes": (8,), "feature_sizes": (8,), "transition_sizes": (8,), "emission_sizes": (8,)}
+LENGTHS = (6, 4, 1, 5)  # of the sequences that a pair is checked on
+
+
+@dataclass(frozen=True)
+class _Settings:
+    model: Any = field(default_factory=lambda: model_settings("rnn"))
+
+
+def settings_of(name: str, changes: Mapping[str, Any]) -> Any:
+    """The settings of a small pair by its name or spec, some of `model.*` changed; raises `UserError` for what there is not."""
+    if KIND in changes:
+        raise UserError(f"--set: {KIND} is what is checked; give it in place of NAME")
+    return resolve(_Settings, [Layer({KIND: name}, "pairs check"), Layer(changes, "--set")], SMALL).model
+
+
+def problems_with(settings: Any, emission: str, *, seed: int = 0) -> list[str]:
+    """What is wrong with the pair of these settings over an emission (`categorical`, `bernoulli`, `normal`); see `testing.problems`."""
+    pyro.set_rng_seed(seed)
+    parts = example_parts(emission)
+    try:
+        pair = make_pair(settings, parts)
+        with pair.scope():
+            return problems(pair.model, pair.guide, parts.example(LENGTHS))
+    except UserError as error:
+        return [said(error)]
+
+
+def example_parts(emission: str) -> Parts:
+    """Small parts for an emission: what a program would give a pair."""
+    if emission == "categorical":
+        return Parts(emissions.Categorical(5), lambda: Embedding(5, 4), PreviousObservation)
+    event = emissions.Bernoulli() if emission == "bernoulli" else emissions.Normal()
+    return Parts(emissions.Independent(event, 3), lambda: Flatten(3), PreviousObservation)

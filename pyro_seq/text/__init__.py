@@ -1,0 +1,1 @@
+"""Text: vocabularies, windows, training, scores, attribution."""

@@ -1,0 +1,184 @@
+"""A corpus cut into windows: the training batches of a text model, and the windows in which a document is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyro_seq._rng import describe_generator_state, generator, generator_state, load_generator_state
+from pyro_seq._schema import Kind, Whole
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.errors import UserError
+
+SEPARATE_ROWS = 64  # sequences side by side, of a document that is cut into separate ones
+LINE_STEPS = 8_192  # steps of lines side by side, with padding
+POOL = 8  # minibatches among which lines are sorted by length
+
+
+class TextWindows:
+    """An endless stream of windows of a corpus `[length]` of symbols.
+
+    With `carry` the corpus is cut into `batch_size` streams read side by side, each window going on where the one before ended, so that
+    recurrent states can be carried over (truncated back-propagation through time); every pass begins at another offset within a window,
+    so that windows end elsewhere. Without, each window begins at a random place.
+    """
+
+    def __init__(
+        self, symbols: NDArray[Any], *, batch_size: int, window: int, carry: bool, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        if len(symbols) < window:
+            raise UserError(f"the corpus has {len(symbols):,} symbols, fewer than one window of {window:,}: lower text.window")
+        self.symbols, self.window, self.carry, self.device = symbols, window, carry, device
+        self.batch_size = batch_size if not carry else max(1, min(batch_size, len(symbols) // window))
+        self.length = len(symbols) // self.batch_size  # of a stream
+        self.random = generator(seed)
+        self.position = -1  # of the next window in each stream; negative before a pass begins
+
+    def draw(self) -> tuple[SequenceBatch, bool]:
+        """`[batch_size, window]` symbols, and whether they go on where the last ones ended."""
+        if not self.carry:
+            starts = self.random.integers(0, len(self.symbols) - self.window + 1, self.batch_size)
+            return self._at(starts), False
+        follows = self.position >= 0 and self.position + self.window <= self.length
+        if not follows:
+            self.position = int(self.random.integers(0, min(self.window, self.length - self.window + 1)))
+        starts = self.position + self.length * np.arange(self.batch_size)
+        self.position += self.window
+        return self._at(starts), follows
+
+    def _at(self, starts: NDArray[Any]) -> SequenceBatch:
+        windows = self.symbols[starts[:, None] + np.arange(self.window)]
+        return SequenceBatch(torch.from_numpy(windows.astype(np.int64)).to(self.device))
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands."""
+        return {"position": self.position} | generator_state(self.random)
+
+    def describe_state(self) -> Kind:
+        """The kind of a `state()`: one that stands in this corpus."""
+        return describe_generator_state(position=Whole(-1, self.length))
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`; raises `ValueError` if the stream could not stand there."""
+        self.describe_state().check(state, "the stream of windows")
+        load_generator_state(self.random, state)
+        self.position = state["position"]
+
+
+def lines_of(symbols: NDArray[Any], end: int) -> NDArray[np.int64]:
+    """Where the lines of a text `[length]` begin and end, `[n, 2]`; each holds the symbol of its end."""
+    ends = np.flatnonzero(symbols == end) + 1
+    return np.stack([np.concatenate([np.zeros(1, np.int64), ends[:-1]]), ends], 1) if len(ends) else np.zeros((0, 2), np.int64)
+
+
+def line_batch(symbols: NDArray[Any], edges: NDArray[np.int64], device: torch.device | str = "cpu") -> SequenceBatch:
+    """Lines side by side, `edges` `[n, 2]` being where they begin and end, padded to the longest."""
+    lengths = edges[:, 1] - edges[:, 0]
+    places = np.minimum(edges[:, :1] + np.arange(int(lengths.max())), len(symbols) - 1)
+    values = torch.from_numpy(symbols[places].astype(np.int64))
+    return SequenceBatch(values.to(device), torch.from_numpy(lengths).to(device))
+
+
+class LineBatches:
+    """An endless stream of minibatches of whole lines, each line once in every pass, in another order each time.
+
+    Args:
+        symbols: `[length]`, each line with the symbol of its end.
+        end: that symbol.
+        batch_size: lines in a minibatch.
+        seed: of the order.
+        device: where the batches lie.
+
+    Raises `UserError` if there are no lines.
+    """
+
+    def __init__(self, symbols: NDArray[Any], end: int, *, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
+        self.symbols, self.batch_size, self.device = symbols, batch_size, device
+        self.edges = lines_of(symbols, end)
+        if not len(self.edges):
+            raise UserError("there are no lines to train on")
+        self.random = generator(seed)
+        self._begin_pass()
+
+    def draw(self) -> tuple[SequenceBatch, bool]:
+        """The next minibatch, of shorter lines padded; never the continuation of the one before."""
+        if self.position == len(self._order):
+            self._begin_pass()
+        rows = self._order[self.position]
+        self.position += 1
+        return line_batch(self.symbols, self.edges[rows], self.device), False
+
+    def _begin_pass(self) -> None:
+        self._before = generator_state(self.random)
+        self.position, self._order = 0, self._pass()
+
+    def _pass(self) -> list[NDArray[np.int64]]:
+        """The lines of each minibatch; within a pool, lines of similar length share one, which saves steps on padding."""
+        order = self.random.permutation(len(self.edges))
+        lengths, batches = self.edges[:, 1] - self.edges[:, 0], []
+        for first in range(0, len(order), POOL * self.batch_size):
+            pool = order[first : first + POOL * self.batch_size]
+            similar = pool[np.argsort(lengths[pool], kind="stable")]
+            batches += [similar[i : i + self.batch_size] for i in range(0, len(similar), self.batch_size)]
+        return [batches[i] for i in self.random.permutation(len(batches))]
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands: how far in a pass, and what the pass was drawn by."""
+        return {"position": self.position} | self._before
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`; raises `ValueError` if the stream could not stand there."""
+        try:
+            position = int(state["position"])
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"it is no state of lines: {type(error).__name__} {error}") from None
+        load_generator_state(self.random, state)
+        self._begin_pass()
+        if not 0 <= position <= len(self._order):
+            raise ValueError(f"position {position} lies outside the pass, which is not one of the lines that the run was trained on")
+        self.position = position
+
+
+def separate_lines(
+    symbols: NDArray[Any], end: int, *, most_steps: int = LINE_STEPS, device: torch.device | str = "cpu"
+) -> Iterator[SequenceBatch]:
+    """All lines of a text, those of similar length side by side: at most `most_steps` steps with padding, or one line."""
+    edges = lines_of(symbols, end)
+    edges = edges[np.argsort(edges[:, 1] - edges[:, 0], kind="stable")]
+    first = 0
+    while first < len(edges):
+        lengths = edges[first:, 1] - edges[first:, 0]
+        lengths = lengths[:most_steps]  # a line has a symbol at least
+        fitting = max(1, int((lengths * np.arange(1, len(lengths) + 1) <= most_steps).sum()))
+        yield line_batch(symbols, edges[first : first + fitting], device)
+        first += fitting
+
+
+def document_windows(
+    symbols: NDArray[Any], *, window: int, streams: int = 1, device: torch.device | str = "cpu"
+) -> Iterator[SequenceBatch]:
+    """A document in consecutive windows, the last one shorter; cut into several streams side by side if asked.
+
+    With one stream the windows are the whole document in order. Streams are faster, but the first symbols of each lack their context.
+    """
+    streams = max(1, min(streams, len(symbols)))
+    edges = np.linspace(0, len(symbols), streams + 1).round().astype(np.int64)
+    longest = int(np.diff(edges).max(initial=0))
+    for start in range(0, longest, window):
+        lengths = np.clip(np.diff(edges) - start, 0, window)
+        index = edges[:-1, None] + start + np.arange(int(lengths.max()))
+        values = symbols[np.minimum(index, len(symbols) - 1)].astype(np.int64)
+        yield SequenceBatch(torch.from_numpy(values).to(device), torch.from_numpy(lengths).to(device))
+
+
+def separate_windows(
+    symbols: NDArray[Any], *, window: int, rows: int = SEPARATE_ROWS, device: torch.device | str = "cpu"
+) -> Iterator[SequenceBatch]:
+    """A document cut into sequences of `window` symbols, the last one shorter, in order, `rows` of them side by side."""
+    for start in range(0, len(symbols), window * rows):
+        pieces = torch.from_numpy(symbols[start : start + window * rows].astype(np.int64)).to(device).split(window)
+        yield SequenceBatch.of(pieces)

@@ -1,0 +1,1 @@
+"""Training: settings, schedules, optimiser, stopping, the trainer and its minibatches."""
