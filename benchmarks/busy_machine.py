@@ -7,7 +7,8 @@ runs beside it but what the machine does anyway, which the first line tells.
 
 - `default`: what the command chooses by itself;
 - `one thread`: the same with `--threads 1`;
-- `torch's own`: what it would do if nothing were chosen: a thread a core, which spin for milliseconds.
+- `torch's own`: what it would do if nothing were chosen: a thread a core, which spin for
+  milliseconds.
 """
 
 from __future__ import annotations
@@ -52,11 +53,32 @@ def busy_processes(number: int) -> Iterator[None]:
 
 def steps(environment: dict[str, str], options: list[str], minutes: float, busy: int) -> int:
     """Updates that a demo of so many minutes takes."""
-    around = {name: value for name, value in os.environ.items() if name not in (*SAYS_HOW_TO_WAIT, *SAYS_HOW_MANY)}
+    around = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (*SAYS_HOW_TO_WAIT, *SAYS_HOW_MANY)
+    }
     with tempfile.TemporaryDirectory() as folder, busy_processes(busy):
         run_dir = Path(folder) / "run"
-        words = [sys.executable, "-P", "-m", "pyro_seq", "demo", "--minutes", str(minutes), "--run-dir", str(run_dir), *options]
-        subprocess.run(words, env=around | environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        words = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pyro_seq",
+            "demo",
+            "--minutes",
+            str(minutes),
+            "--run-dir",
+            str(run_dir),
+            *options,
+        ]
+        subprocess.run(
+            words,
+            env=around | environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         taken = load_tree(RunFolder(run_dir, "text").last)["step"]
     assert isinstance(taken, int)
     return taken
@@ -65,7 +87,12 @@ def steps(environment: dict[str, str], options: list[str], minutes: float, busy:
 def main() -> None:
     """The ratios, busy or quiet."""
     parser = common.parser_of(__doc__)
-    parser.add_argument("--busy", type=int, default=2, help="busy processes beside it; 0: a quiet machine, if it is one")
+    parser.add_argument(
+        "--busy",
+        type=int,
+        default=2,
+        help="busy processes beside it; 0: a quiet machine, if it is one",
+    )
     parser.add_argument("--minutes", type=float, default=0.2, help="of each demo")
     parser.add_argument("--rounds", type=int, default=5)
     options = common.parsed(parser)
@@ -76,11 +103,24 @@ def main() -> None:
             taken[name].append(steps(environment, words, minutes, options.busy))
     middle = {name: statistics.median(counts) for name, counts in taken.items()}
     for name, counts in taken.items():
-        print(f"  {name:<12} {middle[name]:8.0f} steps in {minutes * 60:.0f} s  ({min(counts)} to {max(counts)})")
+        print(
+            f"  {name:<12} {middle[name]:8.0f} steps in {minutes * 60:.0f} s  ({min(counts)} to "
+            f"{max(counts)})"
+        )
     load = f"{options.busy} busy process{'es' * (options.busy != 1)}"
-    over_one, over_own = (middle["default"] / max(1, middle[other]) for other in ("one thread", "torch's own"))
-    common.report(f"{load}: steps by default over one thread", over_one, at_least=0.8 if options.busy else None)
-    common.report(f"{load}: steps by default over torch's own waiting", over_own, at_least=None if options.busy else 0.97)
+    over_one, over_own = (
+        middle["default"] / max(1, middle[other]) for other in ("one thread", "torch's own")
+    )
+    common.report(
+        f"{load}: steps by default over one thread",
+        over_one,
+        at_least=0.8 if options.busy else None,
+    )
+    common.report(
+        f"{load}: steps by default over torch's own waiting",
+        over_own,
+        at_least=None if options.busy else 0.97,
+    )
 
 
 if __name__ == "__main__":

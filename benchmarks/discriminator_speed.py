@@ -1,10 +1,14 @@
-"""SeqGAN's discriminator: an epoch, and judging the rollouts of a generator's step, against PyTorch written by hand.
+"""SeqGAN's discriminator: an epoch, and judging the rollouts of a generator's step, against PyTorch
+written by hand.
 
-Sequences of 20 symbols out of 5,000, minibatches of 64, the compact filters and the paper's twelve sizes. The contestants have equal
-weights; that their logits and gradients are equal is checked before anything is timed:
+Sequences of 20 symbols out of 5,000, minibatches of 64, the compact filters and the paper's twelve
+sizes. The contestants have equal weights; that their logits and gradients are equal is checked
+before anything is timed:
 
-- bare loop: the very same network in a loop over minibatches as one writes it, with torch's fused Adam;
-- textbook: the same loop over `nn.Embedding`, an `nn.Conv1d`, ReLU and `max_pool1d` for each size, and two `nn.Linear` for the highway.
+- bare loop: the very same network in a loop over minibatches as one writes it, with torch's fused
+  Adam;
+- textbook: the same loop over `nn.Embedding`, an `nn.Conv1d`, ReLU and `max_pool1d` for each size,
+  and two `nn.Linear` for the highway.
 """
 
 from __future__ import annotations
@@ -16,7 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_seq.seqgan.adversary.discriminators import COMPACT, PAPER, ConvolutionalDiscriminator, Filters, logits
+from pyro_seq.seqgan.adversary.discriminators import (
+    COMPACT,
+    PAPER,
+    ConvolutionalDiscriminator,
+    Filters,
+    logits,
+)
 from pyro_seq.seqgan.adversary.training import DiscriminatorTraining
 
 SYMBOLS, STEPS, BATCH = 5_000, 20, 64
@@ -32,12 +42,28 @@ class Textbook(nn.Module):
         super().__init__()
         network = copy.deepcopy(network)
         sizes = [weight.shape for weight in network.filters]
-        self.embedding, self.dropout, self.output = network.embedding, network.dropout, network.output
-        self.convolutions = nn.ModuleList(nn.Conv1d(features, num, size) for num, size, features in sizes)
-        self.transform, self.gate = (nn.Linear(len(network.bias), len(network.bias)) for _ in range(2))
-        weights = [weight.transpose(1, 2) for weight in network.filters], network.bias.split([num for num, _, _ in sizes])
+        self.embedding, self.dropout, self.output = (
+            network.embedding,
+            network.dropout,
+            network.output,
+        )
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(features, num, size) for num, size, features in sizes
+        )
+        self.transform, self.gate = (
+            nn.Linear(len(network.bias), len(network.bias)) for _ in range(2)
+        )
+        weights = (
+            [weight.transpose(1, 2) for weight in network.filters],
+            network.bias.split([num for num, _, _ in sizes]),
+        )
         halves = network.highway.layer.weight.chunk(2), network.highway.layer.bias.chunk(2)
-        copied = zip([*self.convolutions, self.transform, self.gate], [*weights[0], *halves[0]], [*weights[1], *halves[1]], strict=True)
+        copied = zip(
+            [*self.convolutions, self.transform, self.gate],
+            [*weights[0], *halves[0]],
+            [*weights[1], *halves[1]],
+            strict=True,
+        )
         with torch.no_grad():
             for layer, weight, bias in copied:
                 layer.weight.copy_(weight)
@@ -46,7 +72,9 @@ class Textbook(nn.Module):
     def forward(self, symbols: Tensor) -> Tensor:
         vectors = self.embedding(symbols).transpose(1, 2)
         answers = [convolution(vectors).relu() for convolution in self.convolutions]
-        maxima = torch.cat([functional.max_pool1d(answer, answer.shape[-1]).squeeze(-1) for answer in answers], 1)
+        maxima = torch.cat(
+            [functional.max_pool1d(answer, answer.shape[-1]).squeeze(-1) for answer in answers], 1
+        )
         gate = self.gate(maxima).sigmoid()
         features = gate * self.transform(maxima).relu() + (1 - gate) * maxima
         return self.output(self.dropout(features)).squeeze(-1)
@@ -62,7 +90,10 @@ class Loop:
     def loss(self, symbols: Tensor, labels: Tensor) -> Tensor:
         output = self.network.output
         penalty = output.weight.square().sum() + output.bias.square().sum()
-        return functional.binary_cross_entropy_with_logits(self.network(symbols), labels) + L2 / 2 * penalty
+        return (
+            functional.binary_cross_entropy_with_logits(self.network(symbols), labels)
+            + L2 / 2 * penalty
+        )
 
     def epoch(self, real: Tensor, generated: Tensor) -> float:
         symbols = torch.cat([real, generated])
@@ -94,7 +125,9 @@ def check_equal(network: ConvolutionalDiscriminator, textbook: Textbook, symbols
         loop.loss(symbols, labels).backward()
     for p in ours.network.parameters():
         assert p.grad is not None
-        p.data = p.grad  # so that a textbook's network made of ours has our gradients where it would have its weights
+        # so that a textbook's network made of ours has our gradients where it would have its
+        # weights
+        p.data = p.grad
     found = {name: p.detach() for name, p in Textbook(ours.network).named_parameters()}
     wanted = {name: p.grad for name, p in theirs.network.named_parameters() if p.grad is not None}
     difference = common.relative_difference(found, wanted)
@@ -111,7 +144,9 @@ def compare(name: str, filters: Filters, *, batches: int, rounds: int, judged: i
     check_equal(network, textbook, real[:BATCH])
 
     bare, by_hand = Loop(network), Loop(textbook)
-    training = DiscriminatorTraining(copy.deepcopy(network), learning_rate=LEARNING_RATE, batch_size=BATCH, l2=L2)
+    training = DiscriminatorTraining(
+        copy.deepcopy(network), learning_rate=LEARNING_RATE, batch_size=BATCH, l2=L2
+    )
     print(f"an epoch of {batches} minibatches, {name} filters")
     contestants = {
         "bare loop": lambda: bare.epoch(real, generated),
@@ -119,14 +154,26 @@ def compare(name: str, filters: Filters, *, batches: int, rounds: int, judged: i
         "pyro_seq": lambda: training.epoch(real, generated),
     }
     spent = common.medians(common.in_turns(contestants, rounds=rounds))
-    common.report(f"discriminator epoch, {name}: pyro_seq over bare loop", spent["pyro_seq"] / spent["bare loop"], at_most=1.1)
-    common.report(f"discriminator epoch, {name}: textbook network over pyro_seq", spent["textbook"] / spent["pyro_seq"])
+    common.report(
+        f"discriminator epoch, {name}: pyro_seq over bare loop",
+        spent["pyro_seq"] / spent["bare loop"],
+        at_most=1.1,
+    )
+    common.report(
+        f"discriminator epoch, {name}: textbook network over pyro_seq",
+        spent["textbook"] / spent["pyro_seq"],
+    )
 
     print(f"judging {judged:,} sequences, {name} filters")
     symbols = torch.randint(SYMBOLS, (judged, STEPS))
-    judges = {"textbook": lambda: by_hand.judge(symbols), "pyro_seq": lambda: logits(network, symbols).sigmoid()}
+    judges = {
+        "textbook": lambda: by_hand.judge(symbols),
+        "pyro_seq": lambda: logits(network, symbols).sigmoid(),
+    }
     spent = common.medians(common.in_turns(judges, rounds=max(3, rounds // 5)))
-    common.report(f"judging, {name}: textbook network over pyro_seq", spent["textbook"] / spent["pyro_seq"])
+    common.report(
+        f"judging, {name}: textbook network over pyro_seq", spent["textbook"] / spent["pyro_seq"]
+    )
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
-"""An epoch of training a deep Markov model on JSB chorales: Pyro's own example `dmm.py` over pyro_seq, of the same sizes and weights.
+"""An epoch of training a deep Markov model on JSB chorales: Pyro's own example `dmm.py` over
+pyro_seq, of the same sizes and weights.
 
     python benchmarks/dmm_speed.py --example PYRO/examples/dmm.py
 
-The example is a file of Pyro's repository (https://github.com/pyro-ppl/pyro) and not installed with Pyro, so its path is asked for.
+The example is a file of Pyro's repository (https://github.com/pyro-ppl/pyro) and not installed with
+Pyro, so its path is asked for.
 """
 
 from __future__ import annotations
@@ -38,8 +40,12 @@ BATCH, LEARNING_RATE = 20, 3e-4
 
 def load_example(path: Path) -> tuple[ModuleType, ModuleType]:
     """(the example, Pyro's loader of polyphonic music) as modules."""
-    if importlib.util.find_spec("torchvision") is None:  # Pyro's loaders import it for pictures of digits
-        sys.modules |= {name: mock.MagicMock() for name in ("torchvision", "torchvision.datasets", "torchvision.transforms")}
+    # Pyro's loaders import it for pictures of digits
+    if importlib.util.find_spec("torchvision") is None:
+        sys.modules |= {
+            name: mock.MagicMock()
+            for name in ("torchvision", "torchvision.datasets", "torchvision.transforms")
+        }
     specification = importlib.util.spec_from_file_location("example_dmm", path)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
@@ -48,21 +54,38 @@ def load_example(path: Path) -> tuple[ModuleType, ModuleType]:
 
 
 def same_weights(example: Any, pair: Pair) -> None:
-    """Give the pair the example's weights; its scales have no smallest value, so that the pair's must be tiny."""
+    """Give the pair the example's weights; its scales have no smallest value, so that the pair's
+    must be tiny.
+    """
     model: Any = pair.model
     guide: Any = pair.guide
     linear = [(example.emitter.lin_z_to_hidden, model.decoder[0])]
-    linear += [(example.emitter.lin_hidden_to_hidden, model.decoder[2]), (example.emitter.lin_hidden_to_input, model.decoder[4])]
+    linear += [
+        (example.emitter.lin_hidden_to_hidden, model.decoder[2]),
+        (example.emitter.lin_hidden_to_input, model.decoder[4]),
+    ]
     trans, prior = example.trans, model.prior
-    linear += [(trans.lin_gate_z_to_hidden, prior.gate[0]), (trans.lin_gate_hidden_to_z, prior.gate[2])]
-    linear += [(trans.lin_proposed_mean_z_to_hidden, prior.proposed[0]), (trans.lin_proposed_mean_hidden_to_z, prior.proposed[2])]
-    linear += [(trans.lin_sig, prior.scale), (trans.lin_z_to_loc, prior.linear), (example.combiner.lin_z_to_hidden, guide.combiner.latent)]
+    linear += [
+        (trans.lin_gate_z_to_hidden, prior.gate[0]),
+        (trans.lin_gate_hidden_to_z, prior.gate[2]),
+    ]
+    linear += [
+        (trans.lin_proposed_mean_z_to_hidden, prior.proposed[0]),
+        (trans.lin_proposed_mean_hidden_to_z, prior.proposed[2]),
+    ]
+    linear += [
+        (trans.lin_sig, prior.scale),
+        (trans.lin_z_to_loc, prior.linear),
+        (example.combiner.lin_z_to_hidden, guide.combiner.latent),
+    ]
     halves = [example.combiner.lin_hidden_to_loc, example.combiner.lin_hidden_to_scale]
     with torch.no_grad():
         for source, target in linear:
             target.load_state_dict(source.state_dict())
         for name in ("weight", "bias"):
-            getattr(guide.combiner.output, name).copy_(torch.cat([getattr(half, name) for half in halves]))
+            getattr(guide.combiner.output, name).copy_(
+                torch.cat([getattr(half, name) for half in halves])
+            )
     guide.backwards.rnn.load_state_dict(example.rnn.state_dict())
 
 
@@ -70,12 +93,17 @@ def check_equal(example: Any, pair: Pair, theirs: Any, ours: SequenceBatch) -> N
     """On equal noise the two losses agree to 1e-4 relative: the example clamps probabilities."""
     noise = torch.randn(len(ours), ours.num_steps, example.z_0.numel())
     steps = iter(noise.unbind(1))
-    with mock.patch("torch.distributions.normal._standard_normal", lambda *arguments, **options: next(steps)):
+    with mock.patch(
+        "torch.distributions.normal._standard_normal", lambda *arguments, **options: next(steps)
+    ):
         their_loss = Trace_ELBO().loss(example.model, example.guide, *theirs)
     with pair.scope(), mock.patch("torch.randn", lambda *shape, **options: noise):
         our_loss = Trace_ELBO().loss(pair.model, pair.guide, ours)
     assert abs(our_loss - their_loss) < 1e-4 * their_loss, (our_loss, their_loss)
-    print(f"equal on equal noise: loss {our_loss:.1f} nats of {ours.num_observations} frames", flush=True)
+    print(
+        f"equal on equal noise: loss {our_loss:.1f} nats of {ours.num_observations} frames",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -84,7 +112,10 @@ def main() -> None:
     parser.add_argument("--example", type=Path)
     chosen, rest = parser.parse_known_args()
     if chosen.example is None or not chosen.example.is_file():
-        print(f"skipped: needs --example, the path of examples/dmm.py in a checkout of Pyro, got {chosen.example}")
+        print(
+            "skipped: needs --example, the path of examples/dmm.py in a checkout of Pyro, got "
+            f"{chosen.example}"
+        )
         return
     with mock.patch("sys.argv", ["dmm_speed.py", *rest]):
         options = common.parse_arguments(__doc__)
@@ -95,7 +126,9 @@ def main() -> None:
     pyro.enable_validation(False)
 
     source, loader = load_example(chosen.example)
-    example = source.DMM(input_dim=KEYS, z_dim=100, emission_dim=100, transition_dim=200, rnn_dim=600)
+    example = source.DMM(
+        input_dim=KEYS, z_dim=100, emission_dim=100, transition_dim=200, rnn_dim=600
+    )
     model = DMM(Independent(Bernoulli(), KEYS), PreviousObservation(Flatten(KEYS)), epsilon=1e-12)
     pair = Pair(model, DMMGuide(model, Flatten(KEYS), epsilon=1e-12))
     same_weights(example, pair)
@@ -107,12 +140,28 @@ def main() -> None:
     batch = SequenceBatch.of([pieces[i] for i in minibatch_order(lengths, first)])
     check_equal(example, pair, minibatch(first), batch)
 
-    adam = {"lr": LEARNING_RATE, "betas": (0.96, 0.999), "clip_norm": 10.0, "lrd": 0.99996, "weight_decay": 2.0}  # the example's
+    # the example's
+    adam = {
+        "lr": LEARNING_RATE,
+        "betas": (0.96, 0.999),
+        "clip_norm": 10.0,
+        "lrd": 0.99996,
+        "weight_decay": 2.0,
+    }
     their_svi = SVI(example.model, example.guide, ClippedAdam(adam), Trace_ELBO())
     pair.train()
     with pair.scope():
-        names = {f"{side}.{name}": p for side, module in pair.modules().items() for name, p in module.named_parameters()}
-        our_svi = SVI(pair.model, pair.guide, JointOptimiser(names, learning_rate=LEARNING_RATE, clip_norm=10.0), Trace_ELBO())
+        names = {
+            f"{side}.{name}": p
+            for side, module in pair.modules().items()
+            for name, p in module.named_parameters()
+        }
+        our_svi = SVI(
+            pair.model,
+            pair.guide,
+            JointOptimiser(names, learning_rate=LEARNING_RATE, clip_norm=10.0),
+            Trace_ELBO(),
+        )
         stream = PieceBatches(pieces, batch_size=BATCH)
         number = -(-len(pieces) // BATCH)
 
@@ -125,8 +174,14 @@ def main() -> None:
                 our_svi.step(stream.draw()[0].remembering())
 
         rounds = 1 if options.quick else 7
-        spent = common.medians(common.in_turns({"Pyro's example": their_epoch, "pyro_seq": our_epoch}, rounds=rounds))
-    common.report("DMM epoch on JSB, Pyro's example over pyro_seq", spent["Pyro's example"] / spent["pyro_seq"], at_least=2.5)
+        spent = common.medians(
+            common.in_turns({"Pyro's example": their_epoch, "pyro_seq": our_epoch}, rounds=rounds)
+        )
+    common.report(
+        "DMM epoch on JSB, Pyro's example over pyro_seq",
+        spent["Pyro's example"] / spent["pyro_seq"],
+        at_least=2.5,
+    )
 
 
 def minibatch_order(lengths: Tensor, index: Tensor) -> list[int]:

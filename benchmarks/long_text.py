@@ -1,9 +1,11 @@
-"""Scoring a text of 100 MB under a small `rnn` and a small `srnn`: the memory that the command takes above an idle one, and its speed.
+"""Scoring a text of 100 MB under a small `rnn` and a small `srnn`: the memory that the command
+takes above an idle one, and its speed.
 
     python benchmarks/long_text.py [--megabytes 100] [--pairs rnn srnn] [--samples 4]
 
-Each pair is trained for a few steps, since its weights do not matter here; then `pyroseq score` runs in a process of its own, whose peak
-memory is compared with that of the same command on a text of a single window.
+Each pair is trained for a few steps, since its weights do not matter here; then `pyroseq score`
+runs in a process of its own, whose peak memory is compared with that of the same command on a text
+of a single window.
 """
 
 from __future__ import annotations
@@ -19,7 +21,13 @@ from pathlib import Path
 from common import machine, report
 
 SENTENCE = "It was the best of times, it was the worst of times, it was the age of wisdom; "
-SIZES = ["model.hidden_size=32", "text.embedding_size=16", "text.window=256", "text.batch_size=8", "training.num_steps=5"]
+SIZES = [
+    "model.hidden_size=32",
+    "text.embedding_size=16",
+    "text.window=256",
+    "text.batch_size=8",
+    "training.num_steps=5",
+]
 COMMAND = [sys.executable, "-c", "from pyro_seq.cli import main; main()"]
 
 
@@ -51,12 +59,27 @@ def main() -> None:
             run = folder / kind
             settings = [word for setting in SIZES for word in ("--set", setting)]
             corpus = ["--train-corpus", str(folder / "train.txt")]
-            peak_memory(["text", "train", *corpus, "--run-dir", str(run), "--model", kind, "--quiet", *settings])
+            peak_memory(
+                [
+                    "text",
+                    "train",
+                    *corpus,
+                    "--run-dir",
+                    str(run),
+                    "--model",
+                    kind,
+                    "--quiet",
+                    *settings,
+                ]
+            )
             scoring = ["score", "--run-dir", str(run), "--samples", str(options.samples)]
             idle, start = peak_memory([*scoring, str(folder / "short.txt")])
             peak, took = peak_memory([*scoring, str(folder / "long.txt")])
             size = (folder / "long.txt").stat().st_size
-            print(f"{kind}: {size / 1e6:.1f} MB in {took:,.0f} s, {size / (took - start):,.0f} characters a second; idle {idle:.0f} MiB")
+            print(
+                f"{kind}: {size / 1e6:.1f} MB in {took:,.0f} s, {size / (took - start):,.0f} "
+                f"characters a second; idle {idle:.0f} MiB"
+            )
             report(f"{kind}: memory above the idle process, MiB", peak - idle, at_most=300)
 
 

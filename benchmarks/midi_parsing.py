@@ -1,6 +1,7 @@
 """MIDI: what reading takes over bare pretty_midi, and how much sooner a second start is ready.
 
-- parsing: the 781 training tunes of Nottingham by `read_tune` (checks, notes, beats), against `pretty_midi.PrettyMIDI` alone;
+- parsing: the 781 training tunes of Nottingham by `read_tune` (checks, notes, beats), against
+  `pretty_midi.PrettyMIDI` alone;
 - starting: `read_rolls` on the same files with an empty cache, and again with the one that it left.
 """
 
@@ -37,9 +38,16 @@ def main() -> None:
     rounds = 2 if options.quick else 5
 
     print(f"parsing {len(paths)} files")
-    turns = {"pretty_midi": lambda: bare(paths), "pyro_seq": lambda: [read_tune(path) for path in paths]}
+    turns = {
+        "pretty_midi": lambda: bare(paths),
+        "pyro_seq": lambda: [read_tune(path) for path in paths],
+    }
     spent = common.medians(common.in_turns(turns, rounds=rounds))
-    common.report("MIDI parsing, pyro_seq over pretty_midi, seconds", spent["pyro_seq"] / spent["pretty_midi"], at_most=0.8)
+    common.report(
+        "MIDI parsing, pyro_seq over pretty_midi, seconds",
+        spent["pyro_seq"] / spent["pretty_midi"],
+        at_most=0.8,
+    )
 
     print(f"piano rolls of {len(paths)} files, 32 frames a second")
     with tempfile.TemporaryDirectory() as folder:
@@ -49,9 +57,16 @@ def main() -> None:
             shutil.rmtree(cache, ignore_errors=True)
             read_rolls(paths, Timing(), cache=TuneCache(cache))
 
-        starts = {"first start": first, "second start": lambda: read_rolls(paths, Timing(), cache=TuneCache(cache))}
+        starts = {
+            "first start": first,
+            "second start": lambda: read_rolls(paths, Timing(), cache=TuneCache(cache)),
+        }
         spent = common.medians(common.in_turns(starts, rounds=rounds))
-    common.report("MIDI start, first over second, seconds", spent["first start"] / spent["second start"], at_least=2)
+    common.report(
+        "MIDI start, first over second, seconds",
+        spent["first start"] / spent["second start"],
+        at_least=2,
+    )
 
 
 if __name__ == "__main__":

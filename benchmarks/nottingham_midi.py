@@ -1,12 +1,14 @@
-"""Folk tunes from MIDI files: train with the default settings for ten minutes, score the test tunes, and compare what is played with them.
+"""Folk tunes from MIDI files: train with the default settings for ten minutes, score the test
+tunes, and compare what is played with them.
 
     python benchmarks/nottingham_midi.py                       the pair rnn
     python benchmarks/nottingham_midi.py srnn iseq --minutes 5
     python benchmarks/nottingham_midi.py rnn --set rolls.grid=4
 
-Nats per frame (32 a second) of the test tunes, beside a first-order Markov model of each key fitted on the same training tunes; a pair with
-latents is scored by importance (`--samples` particles) and by its ELBO. Then how far the statistics of `--rolls` samples of 30 seconds are
-from those of the test tunes, for the model and for the Markov model.
+Nats per frame (32 a second) of the test tunes, beside a first-order Markov model of each key fitted
+on the same training tunes; a pair with latents is scored by importance (`--samples` particles) and
+by its ELBO. Then how far the statistics of `--rolls` samples of 30 seconds are from those of the
+test tunes, for the model and for the Markov model.
 """
 
 from __future__ import annotations
@@ -34,20 +36,36 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--set", dest="words", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--samples", type=int, default=16, help="particles")
-    parser.add_argument("--rolls", type=int, default=32, help="samples of 30 seconds whose statistics are compared")
+    parser.add_argument(
+        "--rolls", type=int, default=32, help="samples of 30 seconds whose statistics are compared"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--run-dir", type=Path, help="a folder to keep the runs in; a temporary one if not given")
+    parser.add_argument(
+        "--run-dir", type=Path, help="a folder to keep the runs in; a temporary one if not given"
+    )
     options = parser.parse_args()
     folder = data_file("midi/nottingham")
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         for pair in options.pairs:
-            settings = music_settings({"model.kind": pair, "training.max_minutes": options.minutes}, parse_words(options.words))
-            data = {"train": [str(folder / "train")], "valid": [str(folder / "valid")], "valid_fraction": 0.0}
+            settings = music_settings(
+                {"model.kind": pair, "training.max_minutes": options.minutes},
+                parse_words(options.words),
+            )
+            data = {
+                "train": [str(folder / "train")],
+                "valid": [str(folder / "valid")],
+                "valid_fraction": 0.0,
+            }
             began = time.monotonic()
-            music = begin((options.run_dir or Path(temporary)) / pair, settings, data, seed=options.seed)
+            music = begin(
+                (options.run_dir or Path(temporary)) / pair, settings, data, seed=options.seed
+            )
             took = (time.monotonic() - began) / 60
-            print(f"{pair}: {music.step:,} steps in {took:.1f} minutes with reading and validation, seed {options.seed}")
+            print(
+                f"{pair}: {music.step:,} steps in {took:.1f} minutes with reading and validation, "
+                f"seed {options.seed}"
+            )
             measure(music, folder, options.samples, options.rolls)
 
 
@@ -58,9 +76,17 @@ def measure(music: MusicModel, folder: Path, samples: int, rolls: int) -> None:
     torch.manual_seed(0)
     scored = evaluate(music, pieces, samples=samples)
     markov = scored.markov_nats_per_frame
-    report(f"{pair}, test tunes, nats per frame, {scored.method}", scored.nats_per_frame, at_most=markov)
+    report(
+        f"{pair}, test tunes, nats per frame, {scored.method}",
+        scored.nats_per_frame,
+        at_most=markov,
+    )
     if scored.method != "exact":
-        report(f"{pair}, the same, negative ELBO", evaluate(music, pieces, method="elbo", samples=1).nats_per_frame, at_most=markov)
+        report(
+            f"{pair}, the same, negative ELBO",
+            evaluate(music, pieces, method="elbo", samples=1).nats_per_frame,
+            at_most=markov,
+        )
     if markov is not None:
         report("Markov model of each key, the same", markov)
     by_source = compared(music, pieces, Asked(compared=rolls))

@@ -1,12 +1,13 @@
-"""Polyphonic music: train a preset on JSB chorales or Nottingham, and score its test pieces in nats per frame, types (a) and (b).
+"""Polyphonic music: train a preset on JSB chorales or Nottingham, and score its test pieces in nats
+per frame, types (a) and (b).
 
-    python benchmarks/polyphonic.py jsb-dmm                       the bundled preset, for as long as it says
-    python benchmarks/polyphonic.py nottingham-rnn --set training.max_minutes=20 --seed 1
+    python benchmarks/polyphonic.py jsb-dmm                       the bundled preset, for as long as
+    it says python benchmarks/polyphonic.py nottingham-rnn --set training.max_minutes=20 --seed 1
     python benchmarks/polyphonic.py --list
 
-(a) is the importance-sampled log-likelihood (`--samples` particles), (b) the negative ELBO, both summed over all pieces and divided by the
-number of frames; a pair without latents has one exact figure. Weights are chosen on the validation pieces; test pieces are scored once, at
-the end.
+(a) is the importance-sampled log-likelihood (`--samples` particles), (b) the negative ELBO, both
+summed over all pieces and divided by the number of frames; a pair without latents has one exact
+figure. Weights are chosen on the validation pieces; test pieces are scored once, at the end.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1_000, help="particles of type (a)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--run-dir", type=Path, help="where to keep the run with its curve; a temporary folder if not given")
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        help="where to keep the run with its curve; a temporary folder if not given",
+    )
     arguments = parser.parse_args()
     if arguments.list or arguments.preset is None:
         print(json.dumps({name: PRESETS[name] for name in NAMES}, indent=2))
@@ -63,21 +68,32 @@ def main() -> None:
         with run.locked():
             run.create(dict(flatten(settings)), {})
         began = time.monotonic()
-        music = train(Pieces(splits["train"], splits["valid"]), settings, run=run, seed=arguments.seed)
+        music = train(
+            Pieces(splits["train"], splits["valid"]), settings, run=run, seed=arguments.seed
+        )
         took = (time.monotonic() - began) / 60
     pair, steps = music.pair, music.step
     size = sum(p.numel() for module in pair.modules().values() for p in module.parameters()) / 1e6
-    print(f"{arguments.preset}: {settings.model.kind}, {size:.2f} M parameters, {steps} steps in {took:.1f} minutes, seed {arguments.seed}")
+    print(
+        f"{arguments.preset}: {settings.model.kind}, {size:.2f} M parameters, {steps} steps in "
+        f"{took:.1f} minutes, seed {arguments.seed}"
+    )
     figures = dataclasses.asdict(settings.model)
     print(", ".join(f"{name} {value}" for name, value in figures.items()))
     bound, sampled = BARS.get(arguments.preset, (None, None))
     exact = not getattr(pair.model, "latent_size", 0)
     for split in ("valid", "test"):
         kind = "exact" if exact else "(b)"
-        figure = nats_per_frame(music, splits[split], method="exact" if exact else "elbo", samples=1 if exact else 16)
-        report(f"{split}, nats per frame, {kind}", figure, at_most=bound if split == "test" else None)
+        figure = nats_per_frame(
+            music, splits[split], method="exact" if exact else "elbo", samples=1 if exact else 16
+        )
+        report(
+            f"{split}, nats per frame, {kind}", figure, at_most=bound if split == "test" else None
+        )
     if not exact:
-        figure = nats_per_frame(music, splits["test"], method="importance", samples=arguments.samples)
+        figure = nats_per_frame(
+            music, splits["test"], method="importance", samples=arguments.samples
+        )
         report(f"test, nats per frame, (a), {arguments.samples} particles", figure, at_most=sampled)
 
 

@@ -1,10 +1,13 @@
-"""Rollouts of one generator step: all prefixes in one growing batch, against one prefix and rollout at a time and against bare products.
+"""Rollouts of one generator step: all prefixes in one growing batch, against one prefix and rollout
+at a time and against bare products.
 
     python benchmarks/rollout_speed.py
 
-SeqGAN's sizes: 64 sequences of 20 symbols out of 5,000, embeddings and hidden state of 32, 16 completions of each of 19 prefixes. The
-textbook way takes the prefixes and rollouts one after the other, 304 passes of an `nn.LSTMCell` with `torch.multinomial`. The bare products
-are those that the growing batch cannot do without, of gates and of logits, in blocks as small as ours; nothing is drawn from them.
+SeqGAN's sizes: 64 sequences of 20 symbols out of 5,000, embeddings and hidden state of 32, 16
+completions of each of 19 prefixes. The textbook way takes the prefixes and rollouts one after the
+other, 304 passes of an `nn.LSTMCell` with `torch.multinomial`. The bare products are those that the
+growing batch cannot do without, of gates and of logits, in blocks as small as ours; nothing is
+drawn from them.
 """
 
 from __future__ import annotations
@@ -60,7 +63,11 @@ class Textbook(nn.Module):
         symbols = []
         for s in range(sequences.shape[1]):
             h, c = self.cell(x, (h, c))
-            symbol = sequences[:, s] if s < t else torch.multinomial(self.output(h).softmax(-1), 1).squeeze(-1)
+            symbol = (
+                sequences[:, s]
+                if s < t
+                else torch.multinomial(self.output(h).softmax(-1), 1).squeeze(-1)
+            )
             symbols.append(symbol)
             x = self.embedding(symbol)
         return torch.stack(symbols, 1)
@@ -69,7 +76,10 @@ class Textbook(nn.Module):
 @torch.no_grad()
 def bare_products(model: RNN) -> float:
     """The products of the growing batch: gates and logits of each row of each step."""
-    rnn, linear = model.recurrence.rnn, next(part for part in model.decoder.modules() if isinstance(part, nn.Linear))
+    rnn, linear = (
+        model.recurrence.rnn,
+        next(part for part in model.decoder.modules() if isinstance(part, nn.Linear)),
+    )
     gates = torch.cat([rnn.weight_ih_l0, rnn.weight_hh_l0], 1).t().contiguous()
     block = rows_in_cache(model)
     x, total = torch.randn(block, 2 * SIZE), 0.0
@@ -91,20 +101,34 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     print(machine(), flush=True)
     torch.manual_seed(0)
-    model = RNN(Categorical(SYMBOLS), PreviousObservation(Embedding(SYMBOLS, SIZE)), hidden_size=SIZE)
+    model = RNN(
+        Categorical(SYMBOLS), PreviousObservation(Embedding(SYMBOLS, SIZE)), hidden_size=SIZE
+    )
     pair = Pair(model)
     batch = SequenceBatch(ancestral(pair, BATCH, LENGTH))
     ours, textbook = Rollouts(pair, reward, num_rollouts=ROLLOUTS), Textbook(model)
     assert isinstance(batch.values, Tensor)
     sequences = batch.values
     seconds = in_turns(
-        {"growing batch": lambda: ours(batch), "bare products": lambda: bare_products(model)}, rounds=arguments.rounds
+        {"growing batch": lambda: ours(batch), "bare products": lambda: bare_products(model)},
+        rounds=arguments.rounds,
     ) | in_turns({"one at a time": lambda: textbook.values(sequences)}, rounds=1, warm_up=0)
     middle = medians(seconds)
     drawn, expected = ours(batch)[:, :-1].mean(), textbook.values(sequences)[:, :-1].mean()
-    print(f"mean value of a prefix: {drawn:.0f} ours, {expected:.0f} textbook (symbols 0 … {SYMBOLS - 1}, so {SYMBOLS / 2:.0f} or so)")
-    report("one prefix and rollout at a time, over ours", middle["one at a time"] / middle["growing batch"], at_least=8)
-    report("ours, over the bare matrix products", middle["growing batch"] / middle["bare products"], at_most=4)
+    print(
+        f"mean value of a prefix: {drawn:.0f} ours, {expected:.0f} textbook (symbols 0 … "
+        f"{SYMBOLS - 1}, so {SYMBOLS / 2:.0f} or so)"
+    )
+    report(
+        "one prefix and rollout at a time, over ours",
+        middle["one at a time"] / middle["growing batch"],
+        at_least=8,
+    )
+    report(
+        "ours, over the bare matrix products",
+        middle["growing batch"] / middle["bare products"],
+        at_most=4,
+    )
 
 
 if __name__ == "__main__":

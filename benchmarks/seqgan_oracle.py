@@ -1,13 +1,15 @@
-"""SeqGAN on the paper's own oracle: maximum likelihood, then adversarial training by several recipes; with NLL_test beside NLL_oracle.
+"""SeqGAN on the paper's own oracle: maximum likelihood, then adversarial training by several
+recipes; with NLL_test beside NLL_oracle.
 
-    python benchmarks/seqgan_oracle.py                          every recipe of RECIPES from each seed's pretraining
-    python benchmarks/seqgan_oracle.py --recipes paper --seeds 0 1 2 --run-dir runs/oracle
-    python benchmarks/seqgan_oracle.py --recipes tuned_mle
+    python benchmarks/seqgan_oracle.py                          every recipe of RECIPES from each
+    seed's pretraining python benchmarks/seqgan_oracle.py --recipes paper --seeds 0 1 2 --run-dir
+    runs/oracle python benchmarks/seqgan_oracle.py --recipes tuned_mle
 
-NLL_oracle, nats a token of generated sentences under the oracle, is what the literature reports, and sharpening or repeating lowers it
-alone; NLL_test is how likely the generator holds held-out sentences of the oracle. Both are swept over temperatures for every model and for
-its own pretrained twin, and compared at equal NLL_test. A run folder that is there already is gone on with, so that hours can be
-spent in pieces. The oracle's own sentences have 5.753 of both.
+NLL_oracle, nats a token of generated sentences under the oracle, is what the literature reports,
+and sharpening or repeating lowers it alone; NLL_test is how likely the generator holds held-out
+sentences of the oracle. Both are swept over temperatures for every model and for its own pretrained
+twin, and compared at equal NLL_test. A run folder that is there already is gone on with, so that
+hours can be spent in pieces. The oracle's own sentences have 5.753 of both.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from pyro_seq.seqgan.program import KIND, PRETRAINING, begin, go_on, load, setti
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
 SAMPLES = 4_000
 
-# maximum likelihood of the paper's network until it knows its sentences by heart, as there: the weights with the lowest NLL_oracle
+# maximum likelihood of the paper's network until it knows its sentences by heart, as there: the
+# weights with the lowest NLL_oracle
 MLE: dict[str, Any] = {
     "task.pretrained_by": "criterion",
     "task.batch_size": 16,
@@ -51,7 +54,8 @@ MLE: dict[str, Any] = {
     "discriminator.samples": 1_000,
     "discriminator.pretrain_rounds": 5,
 }
-# maximum likelihood of a larger network for held-out sentences: weight decay, and the average of the weights
+# maximum likelihood of a larger network for held-out sentences: weight decay, and the average of
+# the weights
 TUNED_MLE = MLE | {
     "task.pretrained_by": "nll",
     "task.embedding_size": 64,
@@ -66,7 +70,11 @@ TUNED_MLE = MLE | {
 RECIPES: dict[str, dict[str, Any]] = {
     "decayed": {"adversarial.learning_rate": 3e-2},
     "slower": {"adversarial.learning_rate": 2e-2},
-    "constant": {"adversarial.learning_rate": 1e-2, "adversarial.schedule": "constant", "adversarial.num_steps": 100},
+    "constant": {
+        "adversarial.learning_rate": 1e-2,
+        "adversarial.schedule": "constant",
+        "adversarial.num_steps": 100,
+    },
     "strong_discriminator": {
         "adversarial.schedule": "constant",
         "adversarial.num_steps": 100,
@@ -75,13 +83,19 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "leave_one_out": {"adversarial.baseline": "leave_one_out", "discriminator.learning_rate": 1e-3},
     "rank": {"adversarial.baseline": "leave_one_out", "adversarial.reward": "rank"},
-    "maligan": {"adversarial.rollouts": 0, "adversarial.baseline": "leave_one_out", "adversarial.reward": "maligan"},
+    "maligan": {
+        "adversarial.rollouts": 0,
+        "adversarial.baseline": "leave_one_out",
+        "adversarial.reward": "maligan",
+    },
 }
 
 
 def pretrained(folder: Path, settings: Mapping[str, Any], seed: int, oracle: Path) -> Path:
     """A run of maximum likelihood alone, which recipes start from."""
-    alone = settings_from(settings, {"adversarial.num_steps": 0, "discriminator.pretrain_rounds": 0})
+    alone = settings_from(
+        settings, {"adversarial.num_steps": 0, "discriminator.pretrain_rounds": 0}
+    )
     if (folder / "run.json").exists():
         go_on(folder, {})
     else:
@@ -94,33 +108,47 @@ def adversarial(folder: Path, start: Path, settings: Mapping[str, Any]) -> Path:
     if not (folder / "run.json").exists():
         run = RunFolder(folder, KIND)
         with run.locked():
-            run.create(dict(flatten(settings_from(settings))), {"task.json": RunFolder(start, KIND).read_json("task.json")})
+            run.create(
+                dict(flatten(settings_from(settings))),
+                {"task.json": RunFolder(start, KIND).read_json("task.json")},
+            )
         shutil.copytree(start / PRETRAINING, folder / PRETRAINING)
     go_on(folder, {})
     return folder
 
 
-def swept(folder: Path, weights: Any, temperatures: tuple[float, ...] = TEMPERATURES) -> dict[float, dict[str, float]]:
+def swept(
+    folder: Path, weights: Any, temperatures: tuple[float, ...] = TEMPERATURES
+) -> dict[float, dict[str, float]]:
     """NLL_test, NLL_oracle and the share of distinct sentences by temperature."""
     generator = load(folder, weights=weights)
     task = task_of(RunFolder(folder, KIND), generator.settings, quiet=True)
     found = {}
     for temperature in temperatures:
         torch.manual_seed(0)
-        figures = quality(generator.pair, task, task.sequences.test, SAMPLES, temperature=temperature)
-        found[temperature] = {name: figures[name].value for name in ("nll", "nll_oracle", "entropy", "distinct")}
+        figures = quality(
+            generator.pair, task, task.sequences.test, SAMPLES, temperature=temperature
+        )
+        found[temperature] = {
+            name: figures[name].value for name in ("nll", "nll_oracle", "entropy", "distinct")
+        }
     return found
 
 
 def margin(model: dict[float, dict[str, float]], twin: dict[float, dict[str, float]]) -> float:
-    """How far NLL_oracle lies below the twin's at equal NLL_test, at the temperature where that is most; negative where it lies above.
+    """How far NLL_oracle lies below the twin's at equal NLL_test, at the temperature where that is
+    most; negative where it lies above.
 
-    Between its temperatures the twin's curve is linear; where its NLL_test does not reach, it says nothing.
+    Between its temperatures the twin's curve is linear; where its NLL_test does not reach, it says
+    nothing.
     """
     points = sorted((point["nll"], point["nll_oracle"]) for point in twin.values())
     xs, ys = zip(*points, strict=True)
     inside = [point for point in model.values() if xs[0] <= point["nll"] <= xs[-1]]
-    return max((float(np.interp(point["nll"], xs, ys)) - point["nll_oracle"] for point in inside), default=float("nan"))
+    return max(
+        (float(np.interp(point["nll"], xs, ys)) - point["nll_oracle"] for point in inside),
+        default=float("nan"),
+    )
 
 
 def shown(name: str, found: dict[float, dict[str, float]]) -> None:
@@ -133,7 +161,9 @@ def shown(name: str, found: dict[float, dict[str, float]]) -> None:
 def main() -> None:
     """Pretrain each seed, then play every recipe."""
     parser = parser_of_runs(__doc__)
-    parser.add_argument("--recipes", nargs="*", default=["tuned_mle", *RECIPES], choices=["tuned_mle", *RECIPES])
+    parser.add_argument(
+        "--recipes", nargs="*", default=["tuned_mle", *RECIPES], choices=["tuned_mle", *RECIPES]
+    )
     arguments = parsed(parser)
     oracle = data_file("seqgan/oracle_target_params.npz")
     changes = parse_words(arguments.words)
@@ -141,7 +171,11 @@ def main() -> None:
         best: dict[str, list[float]] = {}
         for seed in arguments.seeds:
             if "tuned_mle" in arguments.recipes:
-                tuned = swept(pretrained(root / f"tuned-mle-{seed}", TUNED_MLE | changes, seed, oracle), "pretrained", (1.0,))
+                tuned = swept(
+                    pretrained(root / f"tuned-mle-{seed}", TUNED_MLE | changes, seed, oracle),
+                    "pretrained",
+                    (1.0,),
+                )
                 shown(f"tuned MLE, seed {seed}", tuned)
                 best.setdefault("tuned MLE: NLL_test", []).append(tuned[1.0]["nll"])
             start = pretrained(root / f"mle-{seed}", MLE | changes, seed, oracle)
@@ -155,13 +189,21 @@ def main() -> None:
                 found = swept(folder, "best")
                 shown(f"{name}, seed {seed}", found)
                 print(
-                    f"  {name}, seed {seed}: {took:.1f} minutes; below its twin's curve by {margin(found, twin):+.3f} at most", flush=True
+                    (
+                        f"  {name}, seed {seed}: {took:.1f} minutes; below its twin's curve by "
+                        f"{margin(found, twin):+.3f} at most"
+                    ),
+                    flush=True,
                 )
                 best.setdefault(f"{name}: NLL_oracle", []).append(found[1.0]["nll_oracle"])
         for what, values in best.items():
-            spread = f" ± {statistics.stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+            spread = (
+                f" ± {statistics.stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+            )
             bar = 7.6 if "NLL_test" in what else 9.04 if what.startswith("MLE") else 8.73
-            report(f"{what}, mean of {len(values)} seeds{spread}", statistics.mean(values), at_most=bar)
+            report(
+                f"{what}, mean of {len(values)} seeds{spread}", statistics.mean(values), at_most=bar
+            )
 
 
 if __name__ == "__main__":

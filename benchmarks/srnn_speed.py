@@ -1,10 +1,14 @@
-"""SRNN: one training step, and scoring, against Pyro and PyTorch written by hand on the same network.
+"""SRNN: one training step, and scoring, against Pyro and PyTorch written by hand on the same
+network.
 
-32 sequences of 100 steps over 88 piano keys; GRU 64, latent 16, hidden layers of 64, residual posterior mean. The contestants have
-equal weights, and on equal noise equal losses and gradients, which is checked before anything is timed:
+32 sequences of 100 steps over 88 piano keys; GRU 64, latent 16, hidden layers of 64, residual
+posterior mean. The contestants have equal weights, and on equal noise equal losses and gradients,
+which is checked before anything is timed:
 
-- stock Pyro: a model and a guide with one `pyro.sample` a step and site, `Trace_ELBO`, `SVI.step`, `pyro.optim.Adam`;
-- PyTorch: what one writes without Pyro, the recurrences by `nn.GRU`, a loop over the latents alone, everything else at once;
+- stock Pyro: a model and a guide with one `pyro.sample` a step and site, `Trace_ELBO`, `SVI.step`,
+  `pyro.optim.Adam`;
+- PyTorch: what one writes without Pyro, the recurrences by `nn.GRU`, a loop over the latents alone,
+  everything else at once;
 - pyro_seq: `SVI` over the `path` layout with the trainer's optimiser.
 """
 
@@ -88,7 +92,9 @@ class StockPyro:
         with pyro.plate("sequences", len(x), dim=-1):
             for t in pyro.markov(range(x.shape[1])):
                 loc, raw_scale = prior(torch.cat([d[:, t], z], -1)).chunk(2, -1)
-                z = pyro.sample(f"z_{t}", dist.Normal(loc, functional.softplus(raw_scale) + EPSILON).to_event(1))
+                z = pyro.sample(
+                    f"z_{t}", dist.Normal(loc, functional.softplus(raw_scale) + EPSILON).to_event(1)
+                )
                 logits = decoder(torch.cat([d[:, t], z], -1))
                 pyro.sample(f"x_{t}", dist.Bernoulli(logits=logits).to_event(1), obs=x[:, t])
 
@@ -101,7 +107,10 @@ class StockPyro:
             for t in pyro.markov(range(x.shape[1])):
                 shift, _ = prior(torch.cat([d[:, t], z], -1)).chunk(2, -1)
                 loc, raw_scale = posterior(torch.cat([e[:, t], z], -1)).chunk(2, -1)
-                z = pyro.sample(f"z_{t}", dist.Normal(shift + loc, functional.softplus(raw_scale) + EPSILON).to_event(1))
+                z = pyro.sample(
+                    f"z_{t}",
+                    dist.Normal(shift + loc, functional.softplus(raw_scale) + EPSILON).to_event(1),
+                )
 
     def score_by_traces(self, x: Tensor) -> float:
         """The ELBO from a trace of each side, for one sample."""
@@ -115,7 +124,9 @@ class StockPyro:
 
 
 def torch_loss(network: Network, x: Tensor) -> Tensor:
-    """The negative ELBO without Pyro: a loop over the latents, the densities of all steps at once."""
+    """The negative ELBO without Pyro: a loop over the latents, the densities of all steps at
+    once.
+    """
     prior, posterior = network.prior, network.posterior
     d, e = network.history(x), network.future(x)
     noise = torch.randn(*x.shape[:2], LATENT)
@@ -132,7 +143,9 @@ def torch_loss(network: Network, x: Tensor) -> Tensor:
     zs = torch.stack(path, 1)
     p_loc, p_raw = (torch.stack(parts, 1) for parts in zip(*priors, strict=True))
     q_loc, q_scale = (torch.stack(parts, 1) for parts in zip(*posteriors, strict=True))
-    divergence = normal_log_prob(zs, q_loc, q_scale) - normal_log_prob(zs, p_loc, functional.softplus(p_raw) + EPSILON)
+    divergence = normal_log_prob(zs, q_loc, q_scale) - normal_log_prob(
+        zs, p_loc, functional.softplus(p_raw) + EPSILON
+    )
     logits = network.decoder(torch.cat([d, zs], -1))
     return functional.binary_cross_entropy_with_logits(logits, x, reduction="sum") + divergence
 
@@ -147,12 +160,16 @@ def normal_log_prob(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 
 @contextmanager
 def fixed_noise() -> Iterator[None]:
-    """Inside, the latents' noise is the same for all: drawn at once, or a step at a time by Pyro's normals."""
+    """Inside, the latents' noise is the same for all: drawn at once, or a step at a time by Pyro's
+    normals.
+    """
     noise = torch.randn(SEQUENCES, STEPS, LATENT)
     steps = iter(noise.unbind(1))
     with (
         mock.patch("torch.randn", lambda *shape, **options: noise),
-        mock.patch("torch.distributions.normal._standard_normal", lambda *arguments, **options: next(steps)),
+        mock.patch(
+            "torch.distributions.normal._standard_normal", lambda *arguments, **options: next(steps)
+        ),
     ):
         yield
 
@@ -177,7 +194,9 @@ def check_equal(pair: Pair, stock: StockPyro, network: Network, x: Tensor) -> No
     torch_gradients, torch_value = gradients(network), loss.item()
     torch.manual_seed(1)
     with pair.scope(), fixed_noise():
-        our_loss = Trace_ELBO().loss_and_grads(pair.model, pair.guide, SequenceBatch(x).remembering())
+        our_loss = Trace_ELBO().loss_and_grads(
+            pair.model, pair.guide, SequenceBatch(x).remembering()
+        )
     shared = Network(pair)  # a copy that gives our gradients the names of the others'
     for p, source in zip(shared.parameters(), _in_order(pair), strict=True):
         p.grad = source.grad
@@ -188,13 +207,24 @@ def check_equal(pair: Pair, stock: StockPyro, network: Network, x: Tensor) -> No
     assert abs(our_loss - torch_value) < 1e-5 * torch_value, (our_loss, torch_value)
     assert common.relative_difference(stock_gradients, torch_gradients) < 1e-4
     assert common.relative_difference(our_gradients, torch_gradients) < 1e-4
-    print(f"equal on equal noise: loss {our_loss:.1f} nats, {len(our_gradients)} gradients", flush=True)
+    print(
+        f"equal on equal noise: loss {our_loss:.1f} nats, {len(our_gradients)} gradients",
+        flush=True,
+    )
 
 
 def _in_order(pair: Pair) -> list[nn.Parameter]:
     """The pair's own parameters in the order of `Network`'s."""
     model, guide = pair.model, pair.guide
-    parts = [model.context.encoder, model.recurrence, model.prior, model.decoder, guide.encoder, guide.backwards, guide.network]
+    parts = [
+        model.context.encoder,
+        model.recurrence,
+        model.prior,
+        model.decoder,
+        guide.encoder,
+        guide.backwards,
+        guide.network,
+    ]
     return [p for part in parts for p in part.parameters()]
 
 
@@ -222,16 +252,37 @@ def main() -> None:
 
     pair.train()
     with pair.scope():
-        names = {f"{side}.{name}": p for side, module in pair.modules().items() for name, p in module.named_parameters()}
-        svi = SVI(pair.model, pair.guide, JointOptimiser(names, learning_rate=LEARNING_RATE, clip_norm=0.0), Trace_ELBO())
+        names = {
+            f"{side}.{name}": p
+            for side, module in pair.modules().items()
+            for name, p in module.named_parameters()
+        }
+        svi = SVI(
+            pair.model,
+            pair.guide,
+            JointOptimiser(names, learning_rate=LEARNING_RATE, clip_norm=0.0),
+            Trace_ELBO(),
+        )
 
         def our_step() -> None:
             svi.step(SequenceBatch(x).remembering())
 
-        steps: dict[str, Callable[[], object]] = {"stock Pyro": lambda: stock_svi.step(x), "PyTorch": torch_step, "pyro_seq": our_step}
+        steps: dict[str, Callable[[], object]] = {
+            "stock Pyro": lambda: stock_svi.step(x),
+            "PyTorch": torch_step,
+            "pyro_seq": our_step,
+        }
         spent = common.medians(common.in_turns(steps, rounds=rounds, warm_up=3))
-    common.report("SRNN training step, stock Pyro over pyro_seq", spent["stock Pyro"] / spent["pyro_seq"], at_least=2.5)
-    common.report("SRNN training step, pyro_seq over hand-written PyTorch", spent["pyro_seq"] / spent["PyTorch"], at_most=1.15)
+    common.report(
+        "SRNN training step, stock Pyro over pyro_seq",
+        spent["stock Pyro"] / spent["pyro_seq"],
+        at_least=2.5,
+    )
+    common.report(
+        "SRNN training step, pyro_seq over hand-written PyTorch",
+        spent["pyro_seq"] / spent["PyTorch"],
+        at_most=1.15,
+    )
 
     print("scoring the same batch, one sample")
     pair.train(False)
@@ -243,7 +294,11 @@ def main() -> None:
         }
         spent = common.medians(common.in_turns(scorers, rounds=rounds, warm_up=3))
     stock_seconds = min(seconds for name, seconds in spent.items() if name != "pyro_seq")
-    common.report("SRNN scoring, stock Pyro (the faster way) over pyro_seq", stock_seconds / spent["pyro_seq"], at_least=3.5)
+    common.report(
+        "SRNN scoring, stock Pyro (the faster way) over pyro_seq",
+        stock_seconds / spent["pyro_seq"],
+        at_least=3.5,
+    )
 
 
 if __name__ == "__main__":

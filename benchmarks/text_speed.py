@@ -1,11 +1,15 @@
-"""Text: characters a second in training and in generation, against PyTorch written by hand on the same network and data.
+"""Text: characters a second in training and in generation, against PyTorch written by hand on the
+same network and data.
 
-A character LSTM of 256 units with embeddings of 64, windows of 64 characters, 64 side by side, state carried from window to window.
+A character LSTM of 256 units with embeddings of 64, windows of 64 characters, 64 side by side,
+state carried from window to window.
 
-- training: the trainer's whole loop (data, carried state, objective, clipping, metrics, checkpoints; no validation) against the loop
-  that one writes by hand: `nn.Embedding`, `nn.LSTM`, `nn.Linear`, cross entropy, gradient norm, fused AdamW. The first losses are
-  checked to be equal. Both in float32 and in bfloat16.
-- generation: 20 samples of 1,000 characters, against a bare loop over the same cell with `softmax` and `multinomial`.
+- training: the trainer's whole loop (data, carried state, objective, clipping, metrics,
+  checkpoints; no validation) against the loop that one writes by hand: `nn.Embedding`, `nn.LSTM`,
+  `nn.Linear`, cross entropy, gradient norm, fused AdamW. The first losses are checked to be equal.
+  Both in float32 and in bfloat16.
+- generation: 20 samples of 1,000 characters, against a bare loop over the same cell with `softmax`
+  and `multinomial`.
 """
 
 from __future__ import annotations
@@ -43,7 +47,14 @@ LEARNING_RATE, CLIP_NORM = 2e-3, 1.0
 
 def new_pair(size: int) -> Pair:
     """The network, as pyro_seq declares it."""
-    return Pair(RNN(Categorical(size), PreviousObservation(Embedding(size, EMBEDDING)), cell="lstm", hidden_size=HIDDEN))
+    return Pair(
+        RNN(
+            Categorical(size),
+            PreviousObservation(Embedding(size, EMBEDDING)),
+            cell="lstm",
+            hidden_size=HIDDEN,
+        )
+    )
 
 
 class Network(nn.Module):
@@ -65,7 +76,9 @@ class Network(nn.Module):
 
 
 class TimedWindows(TextWindows):
-    """Training windows that note when they are drawn: what lies between two draws is one step of the loop."""
+    """Training windows that note when they are drawn: what lies between two draws is one step of
+    the loop.
+    """
 
     draws: list[float]
 
@@ -74,10 +87,15 @@ class TimedWindows(TextWindows):
         return super().draw()
 
 
-def our_training(pair: Pair, symbols: NDArray[Any], folder: Path, *, steps: int, precision: str) -> Callable[[], float]:
-    """A turn of the trainer: the seconds of `steps` steps, with a line of metrics and a checkpoint's worth of them on the disk."""
+def our_training(
+    pair: Pair, symbols: NDArray[Any], folder: Path, *, steps: int, precision: str
+) -> Callable[[], float]:
+    """A turn of the trainer: the seconds of `steps` steps, with a line of metrics and a
+    checkpoint's worth of them on the disk.
+    """
     settings = TrainingSettings(
-        num_steps=steps + 1, learning_rate=LEARNING_RATE, schedule="constant", warmup=0.0, clip_norm=CLIP_NORM,
+        num_steps=steps + 1, learning_rate=LEARNING_RATE, schedule="constant", warmup=0.0,
+        clip_norm=CLIP_NORM,
         average=0.0, precision=precision, log_every=steps, sample_every=0, valid_every=10**9,
     )  # fmt: skip
     windows = TimedWindows(symbols, batch_size=WINDOWS, window=WINDOW, carry=True, seed=0)
@@ -94,9 +112,13 @@ def our_training(pair: Pair, symbols: NDArray[Any], folder: Path, *, steps: int,
     return turn
 
 
-def bare_training(network: Network, symbols: NDArray[Any], *, steps: int, precision: str) -> Callable[[], float]:
+def bare_training(
+    network: Network, symbols: NDArray[Any], *, steps: int, precision: str
+) -> Callable[[], float]:
     """A turn of the loop written by hand: the seconds of `steps` steps."""
-    optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
+    )
     length = len(symbols) // WINDOWS
     streams = torch.from_numpy(symbols[: length * WINDOWS].astype(np.int64)).view(WINDOWS, length)
 
@@ -107,7 +129,11 @@ def bare_training(network: Network, symbols: NDArray[Any], *, steps: int, precis
                 state, position = None, 0
             window = streams[:, position : position + WINDOW + 1]
             position += WINDOW
-            mixed = torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext()
+            mixed = (
+                torch.autocast("cpu", torch.bfloat16)
+                if precision == "bfloat16"
+                else contextlib.nullcontext()
+            )
             with mixed:
                 logits, state = network(window[:, :-1], state)
             loss = functional.cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten())
@@ -129,7 +155,9 @@ def check_equal(pair: Pair, network: Network, symbols: NDArray[Any]) -> None:
         loss = Trace_ELBO().loss_and_grads(pair.model, pair.guide, SequenceBatch(x))
     # a sequence's first character is predicted from zeros, by which no symbol is meant
     outputs, _ = network.lstm(functional.pad(network.embedding(x[:, :-1]), (0, 0, 1, 0)))
-    expected = functional.cross_entropy(network.readout(outputs).flatten(0, 1), x.flatten(), reduction="sum")
+    expected = functional.cross_entropy(
+        network.readout(outputs).flatten(0, 1), x.flatten(), reduction="sum"
+    )
     expected.backward()
     expected_loss = expected.item()
     assert abs(loss - expected_loss) < 1e-5 * expected_loss, (loss, expected_loss)
@@ -201,13 +229,19 @@ def main() -> None:
             print(f"training in {precision}, {steps} steps a turn")
             turns = {
                 "PyTorch": bare_training(network, symbols, steps=steps, precision=precision),
-                "pyro_seq": our_training(pair, symbols, Path(folder), steps=steps, precision=precision),
+                "pyro_seq": our_training(
+                    pair, symbols, Path(folder), steps=steps, precision=precision
+                ),
             }
             spent = common.medians(common.in_turns(turns, rounds=rounds, self_timed=True))
             for name, seconds in spent.items():
                 print(f"  {name}: {steps * WINDOWS * WINDOW / seconds:,.0f} characters a second")
             bar = 0.95 if precision == "float32" else None
-            common.report(f"text training, {precision}, pyro_seq over PyTorch by hand", spent["PyTorch"] / spent["pyro_seq"], at_least=bar)
+            common.report(
+                f"text training, {precision}, pyro_seq over PyTorch by hand",
+                spent["PyTorch"] / spent["pyro_seq"],
+                at_least=bar,
+            )
 
     samples, length = 20, 50 if options.quick else 1_000
     print(f"generation: {samples} samples of {length:,} characters")
@@ -220,7 +254,11 @@ def main() -> None:
     }
     spent = common.medians(common.in_turns(writers, rounds=rounds))
     bare = min(seconds for name, seconds in spent.items() if name != "pyro_seq")
-    common.report("text generation, pyro_seq over the faster bare loop, seconds", spent["pyro_seq"] / bare, at_most=1.3)
+    common.report(
+        "text generation, pyro_seq over the faster bare loop, seconds",
+        spent["pyro_seq"] / bare,
+        at_most=1.3,
+    )
 
 
 if __name__ == "__main__":

@@ -9,17 +9,37 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import DEVICE, FILE, SEED, THREADS, on_one_line, pick_device, scoring_options
+from pyro_seq.cli.common import (
+    DEVICE,
+    FILE,
+    SEED,
+    THREADS,
+    on_one_line,
+    pick_device,
+    scoring_options,
+)
 
 if TYPE_CHECKING:
     from pyro_seq.text.attribution import Attribution
 
 
 @click.command()
-@click.option("--run-dir", "run_dirs", type=FILE, multiple=True, required=True, metavar="DIR", help="A trained model's run; twice or more.")
+@click.option(
+    "--run-dir",
+    "run_dirs",
+    type=FILE,
+    multiple=True,
+    required=True,
+    metavar="DIR",
+    help="A trained model's run; twice or more.",
+)
 @click.option("--text", "path", type=FILE, required=True, metavar="F", help="The text.")
 @click.option(
-    "--prior", type=click.FloatRange(0, min_open=True), multiple=True, metavar="P", help="A run's prior weight, in their order; else equal."
+    "--prior",
+    type=click.FloatRange(0, min_open=True),
+    multiple=True,
+    metavar="P",
+    help="A run's prior weight, in their order; else equal.",
 )
 @scoring_options
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
@@ -31,7 +51,10 @@ if TYPE_CHECKING:
     "pairs",
     multiple=True,
     metavar="SPEC",
-    help="The pair of runs trained with one of your own, whose code is run: once for all of them, or once for each, in their order.",
+    help=(
+        "The pair of runs trained with one of your own, whose code is run: once for all of them, "
+        "or once for each, in their order."
+    ),
 )
 def attribute(
     run_dirs: tuple[Path, ...],
@@ -43,10 +66,12 @@ def attribute(
     pairs: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Say which model a text is from: posterior probabilities, and the passage where the evidence turned.
+    """Say which model a text is from: posterior probabilities, and the passage where the evidence
+    turned.
 
-    Every model reads the whole text, each character after all before it. Where the vocabularies differ, a character that a model does not
-    know costs it what its bucket of unknown characters costs, shared among all of Unicode's that fall into it.
+    Every model reads the whole text, each character after all before it. Where the vocabularies
+    differ, a character that a model does not know costs it what its bucket of unknown characters
+    costs, shared among all of Unicode's that fall into it.
     """
     import torch
 
@@ -57,18 +82,30 @@ def attribute(
     from pyro_seq.text.attribution import attribute as attribute_text
     from pyro_seq.text.training import KIND, load
 
-    own = [run_dir for run_dir in run_dirs if named_by_code(str(RunFolder(run_dir, KIND).settings().get("model.kind")))]
+    own = [
+        run_dir
+        for run_dir in run_dirs
+        if named_by_code(str(RunFolder(run_dir, KIND).settings().get("model.kind")))
+    ]
     if len(pairs) not in (0, 1, len(own)) or (pairs and not own):
         raise UserError(
-            f"--pair is for the {len(own)} runs trained with a pair of your own, once or once each, and was given {len(pairs)} times"
+            f"--pair is for the {len(own)} runs trained with a pair of your own, once or once "
+            f"each, and was given {len(pairs)} times"
         )
     specs = iter(pairs * len(own) if len(pairs) == 1 else pairs)
-    models = [load(run_dir, pick_device(device), pair=next(specs, None) if run_dir in own else None) for run_dir in run_dirs]
+    models = [
+        load(run_dir, pick_device(device), pair=next(specs, None) if run_dir in own else None)
+        for run_dir in run_dirs
+    ]
     torch.manual_seed(seed)
     options["progress"] = Progress().later()
     found = attribute_text(models, [*map(str, run_dirs)], path, prior=prior or None, **options)
     unit = "character" if models[0].vocabulary.level == "char" else "byte"
-    click.echo(json.dumps(dataclasses.asdict(found), allow_nan=False, ensure_ascii=False) if as_json else report(found, unit))
+    click.echo(
+        json.dumps(dataclasses.asdict(found), allow_nan=False, ensure_ascii=False)
+        if as_json
+        else report(found, unit)
+    )
 
 
 def report(found: Attribution, unit: str) -> str:
@@ -76,29 +113,68 @@ def report(found: Attribution, unit: str) -> str:
     width = max(len(model.name) for model in found.models)
     best, second = found.models[:2]
     error = "unknown" if found.standard_error is None else f"{found.standard_error:.2f}"
-    lines = [f"{found.symbols:,} {unit}s", "", f"{'model':<{width}}  posterior   prior  log-likelihood          bits per {unit}"]
+    lines = [
+        f"{found.symbols:,} {unit}s",
+        "",
+        f"{'model':<{width}}  posterior   prior  log-likelihood          bits per {unit}",
+    ]
     for model in found.models:
-        kind = "exact" if model.method == "exact" else f"± {'?' if model.standard_error is None else format(model.standard_error, '.2f')}"
+        kind = (
+            "exact"
+            if model.method == "exact"
+            else f"± {'?' if model.standard_error is None else format(model.standard_error, '.2f')}"
+        )
         nats = f"{model.log_likelihood:,.2f} {kind}"
-        lines.append(f"{model.name:<{width}}  {model.posterior:9.4f}  {model.prior:6.3f}  {nats:<22}  {model.bits_per_symbol:.4f}")
-    lines += ["", f"log odds of {best.name} over {second.name}: {found.log_odds:,.2f} nats (standard error {error})"]
+        lines.append(
+            f"{model.name:<{width}}  {model.posterior:9.4f}  {model.prior:6.3f}  {nats:<22}  "
+            f"{model.bits_per_symbol:.4f}"
+        )
+    lines += [
+        "",
+        (
+            f"log odds of {best.name} over {second.name}: {found.log_odds:,.2f} nats (standard "
+            "error "
+            f"{error})"
+        ),
+    ]
     if found.standard_error is None or found.log_odds < 2 * found.standard_error:
-        lines.append("the two cannot be told apart by these estimates: more --samples, or a longer text")
+        lines.append(
+            "the two cannot be told apart by these estimates: more --samples, or a longer text"
+        )
     lines += ["", f"posterior of {best.name} along the text:"]
-    lines += [f"  after {point['symbols']:>12,}  {point['posterior'][0]:.4f}" for point in found.along]
+    lines += [
+        f"  after {point['symbols']:>12,}  {point['posterior'][0]:.4f}" for point in found.along
+    ]
     turn = found.turn
     if turn["position"] == 0:
         lines += ["", f"the evidence is for {best.name} from the beginning"]
     elif turn["position"] == found.symbols:
         lines += ["", f"the evidence never turns for {best.name}: it is the prior that decides"]
     else:
-        lines += ["", f"the evidence turns for {best.name} after {turn['position']:,} {unit}s, at log odds {turn['log_odds']:,.2f}:"]
+        lines += [
+            "",
+            (
+                f"the evidence turns for {best.name} after {turn['position']:,} {unit}s, at log "
+                "odds "
+                f"{turn['log_odds']:,.2f}:"
+            ),
+        ]
         lines.append(f"  {on_one_line(turn['before'])} ▸ {on_one_line(turn['after'])}")
     strongest = found.strongest
-    lines += ["", f"the passage that speaks most for it, {strongest.start:,} to {strongest.end:,}, {strongest.nats:,.2f} nats:"]
+    lines += [
+        "",
+        (
+            f"the passage that speaks most for it, {strongest.start:,} to {strongest.end:,}, "
+            f"{strongest.nats:,.2f} nats:"
+        ),
+    ]
     lines.append(f"  {on_one_line(strongest.text)}")
     lines += [
-        f"{model.unknown:,} {unit}s lie outside the vocabulary of {model.name}, each at its share of a bucket"
+        (
+            f"{model.unknown:,} {unit}s lie outside the vocabulary of {model.name}, each at its "
+            "share "
+            "of a bucket"
+        )
         for model in found.models
         if model.unknown
     ]

@@ -27,10 +27,14 @@ LONGEST_MESSAGE = 2_000
 NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # of newer versions of click
 
 
-@click.group(cls=Programs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Programs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="pyroseq")
 def pyroseq() -> None:
-    """Probabilistic models of sequences: train them, generate from them, and learn how likely a sequence is."""
+    """Probabilistic models of sequences: train them, generate from them, and learn how likely a
+    sequence is.
+    """
 
 
 pyroseq.add_command(text)
@@ -43,7 +47,9 @@ pyroseq.add_command(demo)
 
 
 def run(arguments: list[str] | None) -> NoReturn:
-    """Run the command and end with its exit code; every error of the user's is one line on stderr."""
+    """Run the command and end with its exit code; every error of the user's is one line on
+    stderr.
+    """
     output = Output(sys.stdout)
     try:
         code = pyroseq.main(args=arguments, prog_name="pyroseq", standalone_mode=False)
@@ -62,7 +68,11 @@ def run(arguments: list[str] | None) -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", WRONG)
     except Exception as error:
-        message = OUT_OF_MEMORY if is_out_of_memory(error) else _fault_of_own_code(error) or what_did_not_load(error)
+        message = (
+            OUT_OF_MEMORY
+            if is_out_of_memory(error)
+            else _fault_of_own_code(error) or what_did_not_load(error)
+        )
         if message is None:
             raise
         _fail(message, WRONG)
@@ -92,6 +102,9 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _say(message: str) -> None:
     line = " ".join(part.strip() for part in message.splitlines())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line[:LONGEST_MESSAGE])
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in line[:LONGEST_MESSAGE]
+    )
     with contextlib.suppress(OSError, ValueError):  # nobody listens
         click.echo(f"pyroseq: {shown}{'…' * (len(line) > LONGEST_MESSAGE)}", err=True)

@@ -25,11 +25,19 @@ class Programs(click.Group):
         """Write the commands, each with its sentence, over as many lines as it takes."""
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
-            formatter.write_dl([(name, command.get_short_help_str(1_000)) for name, command in commands if command is not None])
+            formatter.write_dl(
+                [
+                    (name, command.get_short_help_str(1_000))
+                    for name, command in commands
+                    if command is not None
+                ]
+            )
 
 
 class _Named(click.Path):
-    """A path; an empty name, as an unset variable of a shell gives it, would be the working folder."""
+    """A path; an empty name, as an unset variable of a shell gives it, would be the working
+    folder.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path."""
@@ -60,7 +68,14 @@ class _Seed(click.IntRange):
         return "x>=0"
 
 
-SEED = click.option("--seed", type=_Seed(0, 2**63 - 1), default=0, show_default=True, metavar="N", help="Seed of all randomness.")
+SEED = click.option(
+    "--seed",
+    type=_Seed(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed of all randomness.",
+)
 DEVICE = click.option(
     "--device",
     default="auto",
@@ -76,7 +91,9 @@ PAIR = click.option(
 
 
 def threads_option(useful: int) -> Callable[[F], F]:
-    """The option of the number of threads, which must be known before torch is loaded; more than `useful` bring the work nothing."""
+    """The option of the number of threads, which must be known before torch is loaded; more than
+    `useful` bring the work nothing.
+    """
 
     def choose(context: click.Context, parameter: click.Parameter, number: int | None) -> None:
         from pyro_seq._threads import choose_threads, cores_of_affinity
@@ -84,7 +101,11 @@ def threads_option(useful: int) -> Callable[[F], F]:
 
         check_limit()
         if number is not None and number > cores_of_affinity():
-            raise click.BadParameter(f"{number:,} are more than the {cores_of_affinity()} cores that may be used", context, parameter)
+            raise click.BadParameter(
+                f"{number:,} are more than the {cores_of_affinity()} cores that may be used",
+                context,
+                parameter,
+            )
         choose_threads(number, useful=useful)
 
     return click.option(
@@ -93,12 +114,16 @@ def threads_option(useful: int) -> Callable[[F], F]:
         metavar="N",
         expose_value=False,
         callback=choose,
-        help=f"Threads to compute with; else OMP_NUM_THREADS, or {'one' if useful == 1 else f'one a core, {useful} at most'}.",
+        help=(
+            "Threads to compute with; else OMP_NUM_THREADS, or "
+            f"{'one' if useful == 1 else f'one a core, {useful} at most'}."
+        ),
     )
 
 
-# Steps that wait for each other, as those of sampling and scoring, are too small to be shared: a second thread made them slower
-# on a quiet machine as on a busy one. A training's minibatches are large enough for a few.
+# Steps that wait for each other, as those of sampling and scoring, are too small to be shared: a
+# second thread made them slower on a quiet machine as on a busy one. A training's minibatches are
+# large enough for a few.
 THREADS = threads_option(1)
 MOST_IN_TRAINING = 8
 
@@ -148,7 +173,8 @@ def scoring_options(command: F) -> F:
 
 
 class Duration(NamedTuple):
-    """An option that says how long to train, which is all that may change when a run is gone on with.
+    """An option that says how long to train, which is all that may change when a run is gone on
+    with.
 
     Attributes:
         option: as it is written, `--num-steps`.
@@ -171,8 +197,17 @@ class Duration(NamedTuple):
 
     def __call__(self, command: Any) -> Any:
         """The command with this option."""
-        kind = click.FloatRange(self.least, min_open=True) if self.fraction else click.IntRange(self.least)
-        return click.option(self.option, type=kind, metavar="M" if self.fraction else "N", help=f"{self.help} ({self.setting}).")(command)
+        kind = (
+            click.FloatRange(self.least, min_open=True)
+            if self.fraction
+            else click.IntRange(self.least)
+        )
+        return click.option(
+            self.option,
+            type=kind,
+            metavar="M" if self.fraction else "N",
+            help=f"{self.help} ({self.setting}).",
+        )(command)
 
 
 DURATIONS = (
@@ -181,7 +216,9 @@ DURATIONS = (
 )
 
 
-def training_options(presets: str, durations: Sequence[Duration] = DURATIONS, *, threads: int = MOST_IN_TRAINING) -> Callable[[F], F]:
+def training_options(
+    presets: str, durations: Sequence[Duration] = DURATIONS, *, threads: int = MOST_IN_TRAINING
+) -> Callable[[F], F]:
     """The options of every program's `train`.
 
     Args:
@@ -190,15 +227,34 @@ def training_options(presets: str, durations: Sequence[Duration] = DURATIONS, *,
         threads: how many are useful to it.
     """
     options: list[Any] = [
-        click.option("--model", metavar="NAME", help="Which pair (model.kind), of those that `pyroseq pairs list` shows."),
+        click.option(
+            "--model",
+            metavar="NAME",
+            help="Which pair (model.kind), of those that `pyroseq pairs list` shows.",
+        ),
         PAIR,
-        click.option("--preset", metavar="NAME", help=f"Bundled settings to start from: {presets}."),
+        click.option(
+            "--preset", metavar="NAME", help=f"Bundled settings to start from: {presets}."
+        ),
         run_dir_option(required=False),  # not for --print-config; `train` asks for it
         *durations,
-        click.option("--config", type=FILE, metavar="FILE", help="Settings as TOML or JSON, as --print-config shows them."),
-        click.option("--set", "words", multiple=True, metavar="KEY=VALUE", help="One setting; after --config, and as often as needed."),
         click.option(
-            "--print-config", is_flag=True, help="Show all settings, resolved, as TOML, and stop; with --resume those of the run."
+            "--config",
+            type=FILE,
+            metavar="FILE",
+            help="Settings as TOML or JSON, as --print-config shows them.",
+        ),
+        click.option(
+            "--set",
+            "words",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="One setting; after --config, and as often as needed.",
+        ),
+        click.option(
+            "--print-config",
+            is_flag=True,
+            help="Show all settings, resolved, as TOML, and stop; with --resume those of the run.",
         ),
         SEED,
         DEVICE,
@@ -218,13 +274,19 @@ def training_options(presets: str, durations: Sequence[Duration] = DURATIONS, *,
 def given_options(*names: str) -> list[str]:
     """Those of the parameters `names` that stand on the command line, as they are written there."""
     context = click.get_current_context()
-    given = [name for name in names if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE]
+    given = [
+        name
+        for name in names
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+    ]
     return [parameter.opts[0] for parameter in context.command.params if parameter.name in given]
 
 
 @contextmanager
 def resumable(run_dir: Path, how: str) -> Iterator[None]:
-    """Where Ctrl-C or SIGTERM stops a training: say how to go on with it, and end with the exit code that the signal has in a shell."""
+    """Where Ctrl-C or SIGTERM stops a training: say how to go on with it, and end with the exit
+    code that the signal has in a shell.
+    """
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -247,15 +309,21 @@ def on_one_line(text: str) -> str:
 
 
 def keep_apart(option: str, out: Path, run_dir: Path, *inputs: Path | None) -> None:
-    """Refuse an output that would take the place of one of a command's inputs, or of a file that a training keeps."""
+    """Refuse an output that would take the place of one of a command's inputs, or of a file that a
+    training keeps.
+    """
     from pyro_seq.errors import UserError
     from pyro_seq.runs.folder import RunFolder
 
     for path in inputs:
         if path is not None and path.exists() and out.exists() and out.samefile(path):
-            raise UserError(f"{option} {out} would replace {path}, which is read: name another file")
+            raise UserError(
+                f"{option} {out} would replace {path}, which is read: name another file"
+            )
     if RunFolder(run_dir, "").holds(out):
-        raise UserError(f"{option} {out} would replace what the run in {run_dir} keeps: name another file")
+        raise UserError(
+            f"{option} {out} would replace what the run in {run_dir} keeps: name another file"
+        )
 
 
 def quoted(path: Path) -> str:
@@ -272,7 +340,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", name):
-        raise UserError(f"--device must be auto, cpu, cuda, or cuda:N for the GPU of that number, got {name!r}")
+        raise UserError(
+            f"--device must be auto, cpu, cuda, or cuda:N for the GPU of that number, got {name!r}"
+        )
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -288,9 +358,20 @@ def described(score: Any) -> str:
     """How a figure was made, its error and its effective number of particles, in words."""
     if score.method == "exact":
         return "exact"
-    error = "unknown from one sample" if score.standard_error is None else f"{score.standard_error:.2f} nats"
-    made = f"lower bound, {METHODS[score.method]} with {score.samples} sample{'s' * (score.samples > 1)}; standard error {error}"
-    made = made if score.effective_samples is None else f"{made}; effective samples {score.effective_samples:.1f}"
+    error = (
+        "unknown from one sample"
+        if score.standard_error is None
+        else f"{score.standard_error:.2f} nats"
+    )
+    made = (
+        f"lower bound, {METHODS[score.method]} with {score.samples} "
+        f"sample{'s' * (score.samples > 1)}; standard error {error}"
+    )
+    made = (
+        made
+        if score.effective_samples is None
+        else f"{made}; effective samples {score.effective_samples:.1f}"
+    )
     return made if score.k_hat is None else f"{made}; Pareto k-hat {score.k_hat:.2f}"
 
 

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import click
 
-from pyro_seq.cli.common import DEVICE, FILE, MOST_IN_TRAINING, SEED, pick_device, quoted, resumable, threads_option
+from pyro_seq.cli.common import (
+    DEVICE,
+    FILE,
+    MOST_IN_TRAINING,
+    SEED,
+    pick_device,
+    quoted,
+    resumable,
+    threads_option,
+)
 
 PROMPT = "The "
 
@@ -19,14 +28,22 @@ PROMPT = "The "
     metavar="DIR",
     help="Where to keep the run; a new folder in demo-runs/ if not given.",
 )
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, metavar="M", help="How long to train.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="M",
+    help="How long to train.",
+)
 @SEED
 @DEVICE
 @threads_option(MOST_IN_TRAINING)
 def demo(run_dir: Path | None, minutes: float, seed: int, device: str) -> None:
     """Train on a small bundled text for a minute, and see what it learns.
 
-    Shows samples before and after, and the scores of a line that the model has not seen and of the same line scrambled.
+    Shows samples before and after, and the scores of a line that the model has not seen and of the
+    same line scrambled.
     """
     from importlib.resources import as_file, files
 
@@ -39,14 +56,21 @@ def demo(run_dir: Path | None, minutes: float, seed: int, device: str) -> None:
     settings = text.text_settings(PRESETS["quick"], {"training.max_minutes": minutes})
     with as_file(files("pyro_seq.text.data") / "fable.txt") as corpus:
         read = text.read_corpora(settings.text, corpus)
-        click.echo(f"The corpus is {len(read.train) + len(read.valid):,} characters of small fables, the last tenth kept for validation.")
+        click.echo(
+            f"The corpus is {len(read.train) + len(read.valid):,} characters of small fables, the "
+            "last tenth kept for validation."
+        )
         torch.manual_seed(seed)
-        untrained = text.TextModel(text.new_pair(settings, read.vocabulary), read.vocabulary, settings, torch.device("cpu"))
+        untrained = text.TextModel(
+            text.new_pair(settings, read.vocabulary), read.vocabulary, settings, torch.device("cpu")
+        )
         untrained.pair.train(False)
         _show("Before training, the model writes:", next(text.generate(untrained, length=200)))
         click.echo(f"\nTraining for {minutes:g} minute{'s' * (minutes != 1)} …")
         with resumable(run_dir, f"pyroseq text train --run-dir {quoted(run_dir)} --resume"):
-            begin(run_dir, settings, {"train": corpus, "valid_fraction": 0.1}, seed=seed, device=where)
+            begin(
+                run_dir, settings, {"train": corpus, "valid_fraction": 0.1}, seed=seed, device=where
+            )
     trained = text.load(run_dir, where)
     torch.manual_seed(seed)
     _show(
@@ -59,7 +83,10 @@ def demo(run_dir: Path | None, minutes: float, seed: int, device: str) -> None:
     click.echo("\nHow likely is a line that it has not seen, and the same line scrambled?")
     for shown in (line, scrambled):
         scored = text.score_symbols(trained, trained.vocabulary.encode(shown))
-        click.echo(f"  {scored.bits_per_character:6.3f} bits per character   {shown[:80]}{'…' * (len(shown) > 80)}")
+        click.echo(
+            f"  {scored.bits_per_character:6.3f} bits per character   "
+            f"{shown[:80]}{'…' * (len(shown) > 80)}"
+        )
     click.echo(f"\nThe run is in {run_dir}. What comes next:")
     folder = quoted(run_dir)
     click.echo(f"  pyroseq text generate --run-dir {folder} --prompt 'Once ' --temperature 0.7")

@@ -14,7 +14,9 @@ LOADED_LAST = "pyro"  # of what takes long to load
 
 
 class Interrupts:
-    """Raises `KeyboardInterrupt` at Ctrl-C; while modules load, which may catch it, ends at once."""
+    """Raises `KeyboardInterrupt` at Ctrl-C; while modules load, which may catch it, ends at
+    once.
+    """
 
     def __init__(self) -> None:
         self.noticed, self.previous, self.unraisable = False, None, sys.unraisablehook

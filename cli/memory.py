@@ -28,12 +28,17 @@ def check_limit() -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error that is no `MemoryError` says the same."""
     if isinstance(error, RuntimeError):
-        return type(error).__name__ == "OutOfMemoryError" or re.search(NO_MEMORY, str(error)) is not None
+        return (
+            type(error).__name__ == "OutOfMemoryError"
+            or re.search(NO_MEMORY, str(error)) is not None
+        )
     return False
 
 
 def what_did_not_load(error: BaseException) -> str | None:
-    """What is wrong where a needed package cannot be imported, in words; `None` for other errors."""
+    """What is wrong where a needed package cannot be imported, in words; `None` for other
+    errors.
+    """
     if not isinstance(error, ImportError) or (error.name or "").startswith("pyro_seq"):
         return None
     what = str(error).strip().splitlines()
@@ -41,4 +46,7 @@ def what_did_not_load(error: BaseException) -> str | None:
     if re.search(NO_MEMORY, str(error)):
         too_little = "a limit (ulimit -v) or the machine leaves too little"
         return f"out of memory while torch and other packages were loaded ({reason}): {too_little}"
-    return f"a package that is needed cannot be loaded: {reason}; installing pyro_seq again may put it right"
+    return (
+        f"a package that is needed cannot be loaded: {reason}; installing pyro_seq again may "
+        "put it right"
+    )

@@ -20,8 +20,17 @@ ASCII = "pyroseq_ascii"
 def _ascii(name: str) -> codecs.CodecInfo | None:
     """ASCII by another name."""
     of = codecs.lookup("ascii")
-    options: Any = {"incrementalencoder": of.incrementalencoder, "incrementaldecoder": of.incrementaldecoder}
-    return codecs.CodecInfo(of.encode, of.decode, of.streamreader, of.streamwriter, name=ASCII, **options) if name == ASCII else None
+    options: Any = {
+        "incrementalencoder": of.incrementalencoder,
+        "incrementaldecoder": of.incrementaldecoder,
+    }
+    return (
+        codecs.CodecInfo(
+            of.encode, of.decode, of.streamreader, of.streamwriter, name=ASCII, **options
+        )
+        if name == ASCII
+        else None
+    )
 
 
 codecs.register(_ascii)
@@ -43,19 +52,27 @@ class Output:
 
     def words(self) -> str:
         """What was escaped, and what to do about it."""
-        which = "1 character of the output is" if self.lost == 1 else f"{self.lost:,} characters of the output are"
+        which = (
+            "1 character of the output is"
+            if self.lost == 1
+            else f"{self.lost:,} characters of the output are"
+        )
         remedy = "PYTHONIOENCODING=utf-8 writes everything as it is"
         return f"{which} written as \\u…, which {self.encoding} has no code for; {remedy}"
 
     def _escaped(self, error: UnicodeError) -> tuple[str | bytes, int]:
-        """The error handler: an escape for each such character; bytes in names of files as they are."""
+        """The error handler: an escape for each such character; bytes in names of files as they
+        are.
+        """
         if not isinstance(error, UnicodeEncodeError):
             raise error
         character = error.object[error.start]
         code = ord(character)
         if _writes_json():
             units = character.encode("utf-16-be", "surrogatepass")
-            return "".join(f"\\u{int.from_bytes(units[i : i + 2]):04x}" for i in range(0, len(units), 2)), error.start + 1
+            return "".join(
+                f"\\u{int.from_bytes(units[i : i + 2]):04x}" for i in range(0, len(units), 2)
+            ), error.start + 1
         if 0xDC80 <= code <= 0xDCFF:
             return bytes([code - 0xDC00]), error.start + 1
         self.lost += 1

@@ -17,7 +17,9 @@ def pairs() -> None:
 
 @pairs.command("list")
 def list_pairs() -> None:
-    """Show all pairs that --model takes, with a line on each: those shipped, and those that installed packages add."""
+    """Show all pairs that --model takes, with a line on each: those shipped, and those that
+    installed packages add.
+    """
     from pyro_seq.config.registry import SHIPPED, find_recipe, installed
     from pyro_seq.errors import UserError
 
@@ -42,16 +44,26 @@ def list_pairs() -> None:
     type=click.Choice(EMISSIONS),
     default=("categorical",),
     show_default=True,
-    help="What it is to model: symbols, vectors of yes and no, vectors of real numbers; as often as needed.",
+    help=(
+        "What it is to model: symbols, vectors of yes and no, vectors of real numbers; as often "
+        "as needed."
+    ),
 )
-@click.option("--set", "words", multiple=True, metavar="KEY=VALUE", help="A setting of the pair (model.*); as often as needed.")
+@click.option(
+    "--set",
+    "words",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the pair (model.*); as often as needed.",
+)
 @SEED
 @THREADS
 def check(name: str, emissions: tuple[str, ...], words: tuple[str, ...], seed: int) -> None:
     """Check that a pair keeps its contract, and say what is wrong with it.
 
-    NAME is one that `pyroseq pairs list` shows, SPEC is path/to/file.py:attribute or module:attribute, whose code is run. Exit code 1
-    means that something is wrong with the pair, 2 that there was none to check.
+    NAME is one that `pyroseq pairs list` shows, SPEC is path/to/file.py:attribute or
+    module:attribute, whose code is run. Exit code 1 means that something is wrong with the pair, 2
+    that there was none to check.
     """
     from pyro_seq.config.fields import parse_words
     from pyro_seq.testing.registry import problems_with, settings_of
@@ -60,7 +72,9 @@ def check(name: str, emissions: tuple[str, ...], words: tuple[str, ...], seed: i
     for emission in dict.fromkeys(emissions):
         found = problems_with(settings, emission, seed=seed)
         faulty |= bool(found)
-        click.echo(f"{emission}: {'OK' if not found else f'{len(found)} problem' + 's' * (len(found) > 1)}")
+        click.echo(
+            f"{emission}: {'OK' if not found else f'{len(found)} problem' + 's' * (len(found) > 1)}"
+        )
         for problem in found:
             click.echo(f"  - {problem}")
     if faulty:

@@ -36,8 +36,15 @@ READERS = {"midi": "pyro_seq.music.evaluation.score_files", "text": "pyro_seq.te
 @run_dir_option()
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
 @scoring_options
-@click.option("--lines", is_flag=True, help="Each line is a sequence of its own; else each file is.")
-@click.option("--top", type=click.IntRange(1, 10_000), metavar="N", help="Show the N most surprising steps of all.")
+@click.option(
+    "--lines", is_flag=True, help="Each line is a sequence of its own; else each file is."
+)
+@click.option(
+    "--top",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="Show the N most surprising steps of all.",
+)
 @click.option(
     "--by",
     type=click.Choice(["sequence", "step"]),
@@ -45,7 +52,9 @@ READERS = {"midi": "pyro_seq.music.evaluation.score_files", "text": "pyro_seq.te
     show_default=True,
     help="A report a sequence, or a line a step (tab-separated).",
 )
-@click.option("--json", "as_json", is_flag=True, help="A JSON object a sequence, each on a line of its own.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="A JSON object a sequence, each on a line of its own."
+)
 @SEED
 @DEVICE
 @THREADS
@@ -62,13 +71,18 @@ def score(
     pair: str | None,
     **options: Any,
 ) -> None:
-    """Learn how likely files are under a trained run: log-likelihoods, and the steps that surprise it most."""
+    """Learn how likely files are under a trained run: log-likelihoods, and the steps that surprise
+    it most.
+    """
     import torch
 
     from pyro_seq._progress import Progress
 
     if by == "step" and top is not None:
-        raise click.UsageError("--by step shows all steps, and --top some: give one of them", click.get_current_context())
+        raise click.UsageError(
+            "--by step shows all steps, and --top some: give one of them",
+            click.get_current_context(),
+        )
     run = _open(run_dir, pick_device(device), pair)
     for path in files:
         run.check_file(path)
@@ -79,21 +93,33 @@ def score(
     ranked: list[tuple[str, ScoredStep]] = []
     count = 0
     for path in files:
-        for found in run.score_file(path, lines=lines, top=top or 0, by_step=by == "step", options=options):
+        for found in run.score_file(
+            path, lines=lines, top=top or 0, by_step=by == "step", options=options
+        ):
             count += 1
-            ranked = sorted([*ranked, *((found.name, step) for step in found.surprising)], key=lambda both: -both[1].nats)[: top or 0]
+            ranked = sorted(
+                [*ranked, *((found.name, step) for step in found.surprising)],
+                key=lambda both: -both[1].nats,
+            )[: top or 0]
             if as_json:
-                click.echo(json.dumps(as_document(found, run.unit), allow_nan=False, ensure_ascii=False))
+                click.echo(
+                    json.dumps(as_document(found, run.unit), allow_nan=False, ensure_ascii=False)
+                )
             elif by == "step":
                 for step in found.surprising:
-                    click.echo(f"{found.name}\t{step.step}\t{json.dumps(step.shown, ensure_ascii=False)}\t{step.nats:.9g}")
+                    click.echo(
+                        f"{found.name}\t{step.step}\t{json.dumps(step.shown, ensure_ascii=False)}\t"
+                        f"{step.nats:.9g}"
+                    )
             else:
                 click.echo(("" if count == 1 else "\n") + report(found, run.unit))
     if ranked and not as_json:
         click.echo(f"\nmost surprising {run.unit}s, in nats")
         for name, step in ranked:
             before, shown, after = map(on_one_line, (step.before, step.shown, step.after))
-            click.echo(f"{step.nats:9.3f}  {name}, {run.unit} {step.step:,}: {before}[{shown}]{after}")
+            click.echo(
+                f"{step.nats:9.3f}  {name}, {run.unit} {step.step:,}: {before}[{shown}]{after}"
+            )
 
 
 def _open(run_dir: Path, device: Any, pair: str | None) -> ScoredRun:
@@ -103,14 +129,21 @@ def _open(run_dir: Path, device: Any, pair: str | None) -> ScoredRun:
 
     kind = RunFolder.kind_of(run_dir)
     if kind not in READERS:
-        raise UserError(f"{run_dir} holds a run of kind {kind!r}, and only runs of kind {', '.join(sorted(READERS))} can be scored")
+        raise UserError(
+            f"{run_dir} holds a run of kind {kind!r}, and only runs of kind "
+            f"{', '.join(sorted(READERS))} can be scored"
+        )
     return importlib.import_module(READERS[kind]).open_run(run_dir, device, pair)
 
 
 def as_document(found: ScoredSequence, unit: str) -> dict[str, Any]:
     """What --json writes of a sequence."""
     nats = -found.log_likelihood / found.steps
-    return dataclasses.asdict(found) | {"unit": unit, "nats_per_unit": nats, "bits_per_unit": nats / math.log(2)}
+    return dataclasses.asdict(found) | {
+        "unit": unit,
+        "nats_per_unit": nats,
+        "bits_per_unit": nats / math.log(2),
+    }
 
 
 def report(found: ScoredSequence, unit: str) -> str:
@@ -124,5 +157,8 @@ def report(found: ScoredSequence, unit: str) -> str:
     ]
     lines += [f"  {line}" for line in doubt(found, 20)]
     if found.unknown:
-        lines.append(f"  {'outside vocabulary':<20}{found.unknown:,} {unit}s, each scored as its out-of-vocabulary bucket")
+        lines.append(
+            f"  {'outside vocabulary':<20}{found.unknown:,} {unit}s, each scored as its "
+            "out-of-vocabulary bucket"
+        )
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """A pair of one's own in a file: a model with a latent for each step, and no guide.
 
-Each step has a topic z_t, a vector that drifts, and what follows the last observation depends on it.
+Each step has a topic z_t, a vector that drifts, and what follows the last observation depends on
+it.
 """
 
 import pyro
@@ -20,7 +21,9 @@ class Topic(nn.Module):
         self.keep = nn.Parameter(torch.tensor(0.9))
         self.log_scale = nn.Parameter(torch.tensor(drift).log())
         self.features = nn.Sequential(
-            nn.Linear(encoder.num_features + latent_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, emission.num_features)
+            nn.Linear(encoder.num_features + latent_size, hidden_size),
+            nn.Tanh(),
+            nn.Linear(hidden_size, emission.num_features),
         )
 
     def forward(self, batch):
@@ -30,7 +33,9 @@ class Topic(nn.Module):
         with batch.plate():
             for t in batch.steps():
                 with batch.active(t):
-                    z = pyro.sample(f"z_{t}", dist.Normal(self.keep * z, self.log_scale.exp()).to_event(1))
+                    z = pyro.sample(
+                        f"z_{t}", dist.Normal(self.keep * z, self.log_scale.exp()).to_event(1)
+                    )
                     features = self.features(torch.cat([last.expand(*z.shape[:-1], -1), z], -1))
                     x = observe(f"x_{t}", self.emission(features), obs=batch.at(t))
                 last = self.encoder(x)

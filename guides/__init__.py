@@ -1,4 +1,6 @@
-"""Inference networks, one file each, named after their model; a model without latents has `no_guide`."""
+"""Inference networks, one file each, named after their model; a model without latents has
+`no_guide`.
+"""
 
 from pyro_seq.guides.auto import AutoSequenceGuide
 from pyro_seq.guides.dmm import DMMGuide

@@ -1,4 +1,6 @@
-"""A guide for a model that has none: an amortised posterior of whatever latents one run of the model shows."""
+"""A guide for a model that has none: an amortised posterior of whatever latents one run of the
+model shows.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +34,23 @@ EMBEDDING_SIZE = 16  # at most; of a symbol
 
 
 class AutoSequenceGuide(nn.Module):
-    r"""(f_t, b_t) = bidirectional RNN over [enc(x_t), u_t]; q(w | f_T, b_1), q(z_t | f_t, b_t, w, z_{t-1}).
+    r"""(f_t, b_t) = bidirectional RNN over [enc(x_t), u_t]; q(w | f_T, b_1), q(z_t | f_t, b_t, w,
+    z_{t-1}).
 
-    A run of the model on the first batch finds its latents, which are of three kinds: of a step (sites `z_0, z_1, …`, of any name),
-    of all steps at once (a site whose event has T as its first dimension, such as `MarkovPath`), and of a whole sequence (w above).
-    Each is a diagonal normal in unconstrained space, z_t given everything at t-1, and is carried into its support by PyTorch's
-    `biject_to` (automatic differentiation variational inference, arXiv 1603.00788, made amortised and sequential). Of several
-    paths the later ones are given the earlier ones; latents of steps are given all paths.
+    A run of the model on the first batch finds its latents, which are of three kinds: of a step
+    (sites `z_0, z_1, …`, of any name), of all steps at once (a site whose event has T as its first
+    dimension, such as `MarkovPath`), and of a whole sequence (w above). Each is a diagonal normal
+    in unconstrained space, z_t given everything at t-1, and is carried into its support by
+    PyTorch's `biject_to` (automatic differentiation variational inference, arXiv 1603.00788, made
+    amortised and sequential). Of several paths the later ones are given the earlier ones; latents
+    of steps are given all paths.
 
-    Latents marked to be enumerated are left to `TraceEnum_ELBO`. The guide's state, which the next window starts from, are f_T, the
-    last z_T and w.
+    Latents marked to be enumerated are left to `TraceEnum_ELBO`. The guide's state, which the next
+    window starts from, are f_T, the last z_T and w.
 
-    Parameters exist once the guide has been `prepare`d, which the first call does by itself. Raises `UserError` for latents that it
-    cannot sample: discrete ones that are not enumerated, ones that all sequences share, ones in plates inside of a sequence.
+    Parameters exist once the guide has been `prepare`d, which the first call does by itself. Raises
+    `UserError` for latents that it cannot sample: discrete ones that are not enumerated, ones that
+    all sequences share, ones in plates inside of a sequence.
 
     Args:
         model: any Pyro model of a `SequenceBatch`.
@@ -70,14 +76,21 @@ class AutoSequenceGuide(nn.Module):
         epsilon: float = 1e-4,
     ) -> None:
         super().__init__()
-        self._model = (model,)  # in a tuple, so that the model's parameters are not registered a second time here
+        # in a tuple, so that the model's parameters are not registered a second time here
+        self._model = (model,)
         self.encoder = encoder
         self._recurrence: dict[str, Any] = {"kind": cell, "num_layers": num_layers}
-        self._network: dict[str, Any] = {"activation": activation, "positive": positive, "epsilon": epsilon}
+        self._network: dict[str, Any] = {
+            "activation": activation,
+            "positive": positive,
+            "epsilon": epsilon,
+        }
         self.hidden_size, self.latent_sizes = hidden_size, tuple(latent_sizes)
-        self.networks: Any = nn.ModuleDict()  # of q: for the latents of sequences, of each path, of steps
+        # of q: for the latents of sequences, of each path, of steps
+        self.networks: Any = nn.ModuleDict()
         self._first: Latents | None = None  # the latents of a first window
-        self._later: Latents | None = None  # and of those that start from a state: no latents of the sequence may be among them
+        # and of those that start from a state: no latents of the sequence may be among them
+        self._later: Latents | None = None
 
     @property
     def model(self) -> Callable[[SequenceBatch], Any]:
@@ -85,10 +98,15 @@ class AutoSequenceGuide(nn.Module):
         return self._model[0]
 
     def prepare(self, batch: SequenceBatch) -> AutoSequenceGuide:
-        """Make the parameters, for a model of batches like this one, which has at least one sequence and step; once."""
+        """Make the parameters, for a model of batches like this one, which has at least one
+        sequence and step; once.
+        """
         if self._first is None:
             if batch.values is None or not len(batch) or not batch.num_steps:
-                raise UserError("AutoSequenceGuide is made from a batch with observations, and this one has none")
+                raise UserError(
+                    "AutoSequenceGuide is made from a batch with observations, and this one has "
+                    "none"
+                )
             first = batch.with_state(None)
             trace = trace_model(self.model, first)
             latents = find_latents(trace, first, self.model)
@@ -107,24 +125,35 @@ class AutoSequenceGuide(nn.Module):
         self.backwards = Recurrence(inputs, self.hidden_size, **self._recurrence)
         seen, sizes = 2 * self.hidden_size, _sizes(latents.sequence)
         if latents.sequence:
-            self.networks["sequence"] = NormalNet(seen, self.latent_sizes, sum(sizes), **self._network)
+            self.networks["sequence"] = NormalNet(
+                seen, self.latent_sizes, sum(sizes), **self._network
+            )
         seen += sum(sizes)
         for i, size in enumerate(_sizes(latents.paths)):
-            self.networks[f"path{i}"] = NormalNet(seen + size, self.latent_sizes, size, **self._network)
+            self.networks[f"path{i}"] = NormalNet(
+                seen + size, self.latent_sizes, size, **self._network
+            )
             seen += size
         if latents.steps:
             size = sum(_sizes(latents.steps))
-            self.networks["steps"] = NormalNet(seen + size, self.latent_sizes, size, **self._network)
+            self.networks["steps"] = NormalNet(
+                seen + size, self.latent_sizes, size, **self._network
+            )
 
     def _latents_of(self, batch: SequenceBatch) -> Latents:
-        """The latents of a batch: of a window that starts from a state, those of the whole sequence may have come before it."""
+        """The latents of a batch: of a window that starts from a state, those of the whole sequence
+        may have come before it.
+        """
         assert self._first is not None
         if batch.state is None or not batch.num_steps:
             return self._first
         if self._later is None:
             latents = find_latents(trace_model(self.model, batch), batch, self.model)
             if latents not in (self._first, self._first._replace(sequence=())):
-                raise UserError("on a window that starts from a state, this model has other latents than on a first one")
+                raise UserError(
+                    "on a window that starts from a state, this model has other latents than on a "
+                    "first one"
+                )
             self._later = latents
         return self._later
 
@@ -133,9 +162,18 @@ class AutoSequenceGuide(nn.Module):
         assert self._first is not None
         w, steps, *paths = (
             zeros_like_weights([self], size, n)
-            for n in (sum(_sizes(self._first.sequence)), sum(_sizes(self._first.steps)), *_sizes(self._first.paths))
+            for n in (
+                sum(_sizes(self._first.sequence)),
+                sum(_sizes(self._first.steps)),
+                *_sizes(self._first.paths),
+            )
         )
-        return {"carried": self.forwards.initial(size), "sequence": w, "paths": tuple(paths), "steps": steps}
+        return {
+            "carried": self.forwards.initial(size),
+            "sequence": w,
+            "paths": tuple(paths),
+            "steps": steps,
+        }
 
     def forward(self, batch: SequenceBatch) -> Outcome:
         """The Pyro guide q(z | x) of the batch.
@@ -145,8 +183,14 @@ class AutoSequenceGuide(nn.Module):
         observation, and for a latent of all steps where some are missing.
         """
         if batch.values is None:
-            raise UserError("AutoSequenceGuide infers latents from observations, and the batch has none")
-        one_path, gaps, batch = not self._by_steps(batch), bool(batch.missing), seen_by_guide(type(self).__name__, batch)
+            raise UserError(
+                "AutoSequenceGuide infers latents from observations, and the batch has none"
+            )
+        one_path, gaps, batch = (
+            not self._by_steps(batch),
+            bool(batch.missing),
+            seen_by_guide(type(self).__name__, batch),
+        )
         if gaps and not batch.num_steps:
             return Outcome(None, None, None)
         self.prepare(batch)
@@ -161,24 +205,38 @@ class AutoSequenceGuide(nn.Module):
         with torch.autocast(batch.device.type, enabled=False), batch.plate():
             w = state["sequence"]
             if latents.sequence:
-                w = self._sample([(latent, latent.name) for latent in latents.sequence], self.networks["sequence"](summary))
-            evidence = concatenate(evidence, w.unsqueeze(-2).expand(*w.shape[:-1], batch.num_steps, w.shape[-1]))
-            for latent, network, first in zip(latents.paths, self._path_networks(), state["paths"], strict=True):
+                w = self._sample(
+                    [(latent, latent.name) for latent in latents.sequence],
+                    self.networks["sequence"](summary),
+                )
+            evidence = concatenate(
+                evidence, w.unsqueeze(-2).expand(*w.shape[:-1], batch.num_steps, w.shape[-1])
+            )
+            for latent, network, first in zip(
+                latents.paths, self._path_networks(), state["paths"], strict=True
+            ):
                 if gaps and one_path:
                     instead = "posterior_predictive and infill draw it with what is missing"
-                    raise UserError(f"site {latent.name!r} holds the latents of all steps, and some are missing: {instead}")
+                    raise UserError(
+                        f"site {latent.name!r} holds the latents of all steps, and some are "
+                        f"missing: {instead}"
+                    )
                 draw = self._sample_path if one_path else self._sample_path_by_steps
                 path = draw(latent, network, evidence, first, batch)
                 evidence = concatenate(evidence, path)
                 lasts.append(batch.last(path, first))
             last = self._sample_steps(latents.steps, evidence, state["steps"], batch)
-        return Outcome(None, None, {"carried": carried, "sequence": w, "paths": tuple(lasts), "steps": last})
+        return Outcome(
+            None, None, {"carried": carried, "sequence": w, "paths": tuple(lasts), "steps": last}
+        )
 
     def _path_networks(self) -> list[NormalNet]:
         return [self.networks[name] for name in self.networks if name.startswith("path")]
 
     def _gather(self, batch: SequenceBatch, carried: Any) -> tuple[Tensor, Tensor, Any]:
-        """(what both recurrences say at each step `[N, T, 2H]`, at their ends `[N, 2H]`, the state of the forward one)."""
+        """(what both recurrences say at each step `[N, T, 2H]`, at their ends `[N, 2H]`, the state
+        of the forward one).
+        """
         assert self.encoder is not None
         seen = self.encoder(batch.values)
         if batch.inputs is not None:
@@ -188,10 +246,21 @@ class AutoSequenceGuide(nn.Module):
         b = batch.reverse(self.backwards(batch.reverse(seen))[0])
         f, b = full_precision(f), full_precision(b)
         started = batch.lengths.unsqueeze(-1) > 0
-        ends = torch.where(started, b[:, 0], b.new_zeros(())) if batch.num_steps else torch.zeros_like(before)
+        ends = (
+            torch.where(started, b[:, 0], b.new_zeros(()))
+            if batch.num_steps
+            else torch.zeros_like(before)
+        )
         return concatenate(f, b), concatenate(batch.last(f, before), ends), carried
 
-    def _sample_path(self, latent: Latent, network: NormalNet, evidence: Tensor, first: Tensor, batch: SequenceBatch) -> Tensor:
+    def _sample_path(
+        self,
+        latent: Latent,
+        network: NormalNet,
+        evidence: Tensor,
+        first: Tensor,
+        batch: SequenceBatch,
+    ) -> Tensor:
         """Sample a latent of all steps; its unconstrained path `[*lead, N, T, Z]`."""
 
         def conditional(previous: Tensor, steps: slice) -> dist.Normal:
@@ -200,7 +269,13 @@ class AutoSequenceGuide(nn.Module):
         def sampler(noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
             return sample_path(noise, first, network, evidence)
 
-        path = MarkovPath(first, conditional, batch.num_steps, active=None if batch.is_full else batch.mask, sampler=sampler)
+        path = MarkovPath(
+            first,
+            conditional,
+            batch.num_steps,
+            active=None if batch.is_full else batch.mask,
+            sampler=sampler,
+        )
         if latent.is_real and len(latent.event_shape) == 1:
             return pyro.sample(latent.name, path)
         transformed = TransformedPath(path, latent.support, latent.event_shape)
@@ -209,41 +284,68 @@ class AutoSequenceGuide(nn.Module):
     def _by_steps(self, batch: SequenceBatch) -> bool:
         """Whether a declared model in layout `path` runs this batch in steps."""
         model: Any = self.model
-        return isinstance(model, SequenceModel) and model.layout == "path" and not in_one_path(model, batch)
+        return (
+            isinstance(model, SequenceModel)
+            and model.layout == "path"
+            and not in_one_path(model, batch)
+        )
 
-    def _sample_path_by_steps(self, latent: Latent, network: NormalNet, evidence: Tensor, first: Tensor, batch: SequenceBatch) -> Tensor:
+    def _sample_path_by_steps(
+        self,
+        latent: Latent,
+        network: NormalNet,
+        evidence: Tensor,
+        first: Tensor,
+        batch: SequenceBatch,
+    ) -> Tensor:
         """The same as `_sample_path`, a site for each step: `z_0, z_1, …` of `z`."""
         path = []
         for t in batch.steps():
             with batch.active(t):
-                first = pyro.sample(f"{latent.name}_{t}", network(evidence[..., t, :], first).to_event(1))
+                first = pyro.sample(
+                    f"{latent.name}_{t}", network(evidence[..., t, :], first).to_event(1)
+                )
             path.append(first)
         return torch.stack(path, -2)
 
-    def _sample_steps(self, latents: Sequence[Latent], evidence: Tensor, previous: Tensor, batch: SequenceBatch) -> Tensor:
-        """Sample the latents of each step; those after the last one `[*lead, N, U]`, unconstrained."""
+    def _sample_steps(
+        self, latents: Sequence[Latent], evidence: Tensor, previous: Tensor, batch: SequenceBatch
+    ) -> Tensor:
+        """Sample the latents of each step; those after the last one `[*lead, N, U]`,
+        unconstrained.
+        """
         before, path = previous, []
         for t in batch.steps() if latents else ():
             with batch.active(t):
                 sites = [(latent, latent.name.replace("{}", str(t))) for latent in latents]
-                previous = self._sample(sites, self.networks["steps"](evidence[..., t, :], previous))
+                previous = self._sample(
+                    sites, self.networks["steps"](evidence[..., t, :], previous)
+                )
             path.append(previous)
         return batch.last(torch.stack(path, -2), before) if path else before
 
     def _sample(self, sites: Sequence[tuple[Latent, str]], normal: dist.Normal) -> Tensor:
-        """Sample sites side by side in a diagonal normal in unconstrained space; the unconstrained values `[*lead, N, U]`."""
+        """Sample sites side by side in a diagonal normal in unconstrained space; the unconstrained
+        values `[*lead, N, U]`.
+        """
         sizes = _sizes([latent for latent, _ in sites])
         values = []
-        for (latent, name), loc, scale in zip(sites, normal.loc.split(sizes, -1), normal.scale.split(sizes, -1), strict=True):
+        for (latent, name), loc, scale in zip(
+            sites, normal.loc.split(sizes, -1), normal.scale.split(sizes, -1), strict=True
+        ):
             shape = latent.unconstrained_shape
-            base = dist.Normal(loc.unflatten(-1, shape or (1,)), scale.unflatten(-1, shape or (1,))).to_event(len(shape))
+            base = dist.Normal(
+                loc.unflatten(-1, shape or (1,)), scale.unflatten(-1, shape or (1,))
+            ).to_event(len(shape))
             if not shape:
                 base = dist.Normal(loc.squeeze(-1), scale.squeeze(-1))
             if latent.is_real:
                 value = pyro.sample(name, base)
             else:
                 transform = latent.transform()
-                value = transform.inv(pyro.sample(name, dist.TransformedDistribution(base, [transform])))
+                value = transform.inv(
+                    pyro.sample(name, dist.TransformedDistribution(base, [transform]))
+                )
             values.append(value.reshape(*value.shape[: value.dim() - len(shape)], latent.size))
         return concatenate(*values)
 
@@ -259,19 +361,32 @@ def _sizes(latents: Sequence[Latent]) -> list[int]:
 
 
 def default_encoder(values: Any, trace: Any) -> Encoder:
-    """Observations as features: symbols, which the model's trace explains by a `Categorical`, embedded, other numbers as they are."""
+    """Observations as features: symbols, which the model's trace explains by a `Categorical`,
+    embedded, other numbers as they are.
+    """
     if isinstance(values, dict):
-        return Group({member: _encoder(value, _num_symbols(trace, member)) for member, value in values.items()})
+        return Group(
+            {
+                member: _encoder(value, _num_symbols(trace, member))
+                for member, value in values.items()
+            }
+        )
     return _encoder(values, _num_symbols(trace))
 
 
 def _encoder(values: Tensor, num_symbols: int) -> Encoder:
     whole = not values.is_floating_point() and values.dtype != torch.bool
-    return Symbols(num_symbols, values.shape[2:]) if whole and num_symbols else Flatten(values.shape[2:])
+    return (
+        Symbols(num_symbols, values.shape[2:])
+        if whole and num_symbols
+        else Flatten(values.shape[2:])
+    )
 
 
 def _num_symbols(trace: Any, member: str = "") -> int:
-    """How many symbols the model's observed `Categorical`s know (those with the member's name in theirs); 0 if there are none."""
+    """How many symbols the model's observed `Categorical`s know (those with the member's name in
+    theirs); 0 if there are none.
+    """
     counts, places = [0], places_of(trace)
     for name, site in sample_sites(trace):
         stem = places[name].stem
@@ -287,7 +402,9 @@ def _num_symbols(trace: Any, member: str = "") -> int:
 
 
 class Symbols(Encoder):
-    """An array of symbols of shape `event_shape`, the learnt vectors of its entries side by side."""
+    """An array of symbols of shape `event_shape`, the learnt vectors of its entries side by
+    side.
+    """
 
     dtype = torch.long
 
@@ -298,9 +415,14 @@ class Symbols(Encoder):
         self.num_features = math.prod(self.event_shape) * self.table.embedding_dim
 
     def forward(self, values: Tensor) -> Tensor:
-        """`[..., *event_shape]` to `[..., num_features]`; raises `UserError` for a symbol that the table lacks."""
+        """`[..., *event_shape]` to `[..., num_features]`; raises `UserError` for a symbol that the
+        table lacks.
+        """
         wrong = values[(values < 0) | (values >= self.table.num_embeddings)]
         if wrong.numel():
-            raise UserError(f"observations must be symbols 0 … {self.table.num_embeddings - 1}, and {int(wrong[0])} is among them")
+            raise UserError(
+                f"observations must be symbols 0 … {self.table.num_embeddings - 1}, and "
+                f"{int(wrong[0])} is among them"
+            )
         lead = values.shape[: values.dim() - len(self.event_shape)]
         return self.table(values.long()).reshape(*lead, self.num_features)

@@ -1,4 +1,6 @@
-"""The inference network of DMM: a backward recurrence, combined with the latents before, and flows to bend what that gives."""
+"""The inference network of DMM: a backward recurrence, combined with the latents before, and flows
+to bend what that gives.
+"""
 
 from __future__ import annotations
 
@@ -35,19 +37,24 @@ class DMMGuide(SequenceGuide):
                 |           |
             [x_1, u_1]  [x_t, u_t]
 
-    Structured Inference Networks for Nonlinear State Space Models (arXiv 1609.09869, sec. 4, DKS), with a learnt z_0 of its own: the guide
-    of Pyro's example `dmm.py`. With flows, each z_t passes through inverse autoregressive flows (arXiv 1606.04934) shared by all steps.
+    Structured Inference Networks for Nonlinear State Space Models (arXiv 1609.09869, sec. 4, DKS),
+    with a learnt z_0 of its own: the guide of Pyro's example `dmm.py`. With flows, each z_t passes
+    through inverse autoregressive flows (arXiv 1606.04934) shared by all steps.
 
     Args:
         model: the `models.DMM` whose latents it infers.
         encoder: x_t → features.
         num_inputs: size of the side inputs u_t, 0 if there are none.
-        cell: of the backward recurrence: `relu` (as in the example), `tanh`, `gru` or `lstm`, with `hidden_size` units.
-        num_flows: inverse autoregressive flows after the normal, with `flow_sizes` hidden units, none fewer than z_t has entries.
+        cell: of the backward recurrence: `relu` (as in the example), `tanh`, `gru` or `lstm`, with
+            `hidden_size` units.
+        num_flows: inverse autoregressive flows after the normal, with `flow_sizes` hidden units,
+            none fewer than z_t has entries.
         dropout: between the recurrent layers, in training.
-        guide_input_dropout: on what the recurrence sees, the same features at all steps of a sequence, in training.
+        guide_input_dropout: on what the recurrence sees, the same features at all steps of a
+            sequence, in training.
         guide_output_dropout: on e_t, likewise.
-        guide_context: whether the recurrence sees the model's c_t as well, on which the exact posterior of a `conditional` model depends.
+        guide_context: whether the recurrence sees the model's c_t as well, on which the exact
+            posterior of a `conditional` model depends.
     """
 
     def __init__(
@@ -72,16 +79,27 @@ class DMMGuide(SequenceGuide):
         self.encoder, size = encoder, model.latent_size
         self.guide_context = guide_context
         if num_flows and min(flow_sizes, default=0) < size:
-            raise UserError(f"flow_sizes must be at least latent_size, {size}, got {list(flow_sizes)}")
-        inputs = encoder.num_features + num_inputs + (model.context.num_features if guide_context else 0)
-        self.backwards = Recurrence(inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+            raise UserError(
+                f"flow_sizes must be at least latent_size, {size}, got {list(flow_sizes)}"
+            )
+        inputs = (
+            encoder.num_features + num_inputs + (model.context.num_features if guide_context else 0)
+        )
+        self.backwards = Recurrence(
+            inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout
+        )
         self.combiner = Combiner(size, hidden_size, positive=positive, epsilon=epsilon)
         self.first = nn.Parameter(torch.zeros(size))
-        self.flows: Any = nn.ModuleList(affine_autoregressive(size, hidden_dims=list(flow_sizes)) for _ in range(num_flows))
+        self.flows: Any = nn.ModuleList(
+            affine_autoregressive(size, hidden_dims=list(flow_sizes)) for _ in range(num_flows)
+        )
         for flow in self.flows:
             network: Any = flow.arn  # Pyro inverts from zeros of the default type
             network.register_forward_pre_hook(in_own_type)
-        self.drop_input, self.drop_output = SequenceDropout(guide_input_dropout), SequenceDropout(guide_output_dropout)
+        self.drop_input, self.drop_output = (
+            SequenceDropout(guide_input_dropout),
+            SequenceDropout(guide_output_dropout),
+        )
 
     def initial_latent(self, *lead: int) -> Tensor:
         """z_0, learnt, not the model's."""

@@ -1,4 +1,6 @@
-"""The inference network of ISEQ: two recurrences, one after the other, so that each q(z_t) sees the whole sequence."""
+"""The inference network of ISEQ: two recurrences, one after the other, so that each q(z_t) sees the
+whole sequence.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ class ISEQGuide(SequenceGuide):
         hidden_size, num_layers, cell: of both recurrences.
         latent_sizes: hidden layers of q's network.
         dropout: between the recurrent layers, in training.
-        input_dropout: on what the recurrence sees, the same features at all steps of a sequence, in training.
+        input_dropout: on what the recurrence sees, the same features at all steps of a sequence, in
+            training.
     """
 
     def __init__(
@@ -61,9 +64,20 @@ class ISEQGuide(SequenceGuide):
         super().__init__(model)
         self.encoder = encoder
         inputs = encoder.num_features + num_inputs
-        self.forwards = Recurrence(inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
-        self.backwards = Recurrence(hidden_size, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
-        self.network = NormalNet(hidden_size, latent_sizes, model.latent_size, activation=activation, positive=positive, epsilon=epsilon)
+        self.forwards = Recurrence(
+            inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout
+        )
+        self.backwards = Recurrence(
+            hidden_size, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout
+        )
+        self.network = NormalNet(
+            hidden_size,
+            latent_sizes,
+            model.latent_size,
+            activation=activation,
+            positive=positive,
+            epsilon=epsilon,
+        )
         self.drop_input = SequenceDropout(input_dropout)
 
     def initial_carried(self, *lead: int) -> Any:

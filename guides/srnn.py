@@ -1,4 +1,6 @@
-"""The inference network of SRNN: a backward recurrence over the observations, then a chain of posteriors."""
+"""The inference network of SRNN: a backward recurrence over the observations, then a chain of
+posteriors.
+"""
 
 from __future__ import annotations
 
@@ -30,18 +32,20 @@ class SRNNGuide(SequenceGuide):
                 |           |
             [x_1, u_1]  [x_t, u_t]
 
-    Sequential Neural Models with Stochastic Layers (arXiv 1605.07571, sec. 3.2). With `residual` the posterior's mean is the prior's
-    plus a correction, mu_q = mu_p(d_t, z_{t-1}) + delta(e_t, z_{t-1}) (eq. 11): it starts as a small change of the prior, which
-    keeps the latents in use.
+    Sequential Neural Models with Stochastic Layers (arXiv 1605.07571, sec. 3.2). With `residual`
+    the posterior's mean is the prior's plus a correction, mu_q = mu_p(d_t, z_{t-1}) + delta(e_t,
+    z_{t-1}) (eq. 11): it starts as a small change of the prior, which keeps the latents in use.
 
     Args:
         model: the `models.SRNN` whose latents it infers.
         encoder: x_t → features.
         num_inputs: size of the side inputs u_t, 0 if there are none.
-        hidden_size, num_layers, cell: of the backward recurrence; `guide_size` units in place of `hidden_size` if given.
+        hidden_size, num_layers, cell: of the backward recurrence; `guide_size` units in place of
+            `hidden_size` if given.
         latent_sizes: hidden layers of q's network.
         dropout: between the recurrent layers, in training.
-        input_dropout: on what the recurrence sees, the same features at all steps of a sequence, in training.
+        input_dropout: on what the recurrence sees, the same features at all steps of a sequence, in
+            training.
         residual: whether q's mean is the prior's plus a correction.
     """
 
@@ -66,9 +70,22 @@ class SRNNGuide(SequenceGuide):
         super().__init__(model)
         self.encoder, self.residual = encoder, residual
         hidden_size = guide_size or hidden_size
-        self.backwards = Recurrence(encoder.num_features + num_inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+        self.backwards = Recurrence(
+            encoder.num_features + num_inputs,
+            hidden_size,
+            kind=cell,
+            num_layers=num_layers,
+            dropout=dropout,
+        )
         size = model.latent_size
-        self.network = NormalNet(hidden_size + size, latent_sizes, size, activation=activation, positive=positive, epsilon=epsilon)
+        self.network = NormalNet(
+            hidden_size + size,
+            latent_sizes,
+            size,
+            activation=activation,
+            positive=positive,
+            epsilon=epsilon,
+        )
         self.drop_input = SequenceDropout(input_dropout)
 
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
@@ -86,7 +103,11 @@ class SRNNGuide(SequenceGuide):
     def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler | None:
         """The chain of posteriors, in one kernel, unless a subclass has equations of its own."""
         e, *d = evidence
-        if type(self).posterior is not SRNNGuide.posterior or (d and type(self.model).transition is not SRNN.transition):
+        if type(self).posterior is not SRNNGuide.posterior or (
+            d and type(self.model).transition is not SRNN.transition
+        ):
             return None
         prior: Any = self.model.prior if d else None
-        return lambda noise, first: sample_path(noise, first, self.network, e, prior, d[0] if d else None)
+        return lambda noise, first: sample_path(
+            noise, first, self.network, e, prior, d[0] if d else None
+        )

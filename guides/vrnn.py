@@ -1,4 +1,6 @@
-"""The inference network of VRNN: each posterior sees the observation and the model's own recurrence over all that came before."""
+"""The inference network of VRNN: each posterior sees the observation and the model's own recurrence
+over all that came before.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,25 @@ from pyro_seq.pairs.guide import SequenceGuide
 
 
 class VRNNGuide(SequenceGuide):
-    r"""q(z_t | x_{<=t}, z_{<t}) = q(z_t | enc(x_t), d_t), d_t the model's recurrence; with `smoothing`, q(z_t | e_t, d_t).
+    r"""q(z_t | x_{<=t}, z_{<t}) = q(z_t | enc(x_t), d_t), d_t the model's recurrence; with
+    `smoothing`, q(z_t | e_t, d_t).
 
         z_1        z_t
          ^ ^        ^ ^
          |  \       |  \
         x_1  d_1 -> x_t d_t
 
-    A Recurrent Latent Variable Model for Sequential Data (arXiv 1506.02216, eq. 9). `smoothing` puts e_t = RNN(e_{t+1}, [enc(x_t), u_t]) in
-    the place of enc(x_t), so that q(z_t) sees what comes after step t as well, as the exact posterior does.
+    A Recurrent Latent Variable Model for Sequential Data (arXiv 1506.02216, eq. 9). `smoothing`
+    puts e_t = RNN(e_{t+1}, [enc(x_t), u_t]) in the place of enc(x_t), so that q(z_t) sees what
+    comes after step t as well, as the exact posterior does.
 
     Args:
         model: the `models.VRNN` whose latents it infers.
         encoder: x_t → features.
         num_inputs: size of the side inputs u_t, 0 if there are none.
         latent_sizes: hidden layers of q's network.
-        smoothing: whether q sees the observations after step t, through a recurrence of `hidden_size` units in `num_layers` layers.
+        smoothing: whether q sees the observations after step t, through a recurrence of
+            `hidden_size` units in `num_layers` layers.
     """
 
     def __init__(
@@ -54,9 +59,20 @@ class VRNNGuide(SequenceGuide):
         super().__init__(model)
         self.encoder = encoder
         seen = encoder.num_features + num_inputs
-        self.backwards = Recurrence(seen, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout) if smoothing else None
+        self.backwards = (
+            Recurrence(seen, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+            if smoothing
+            else None
+        )
         inputs = (hidden_size if smoothing else seen) + model.recurrence.output_size
-        self.network = NormalNet(inputs, latent_sizes, model.latent_size, activation=activation, positive=positive, epsilon=epsilon)
+        self.network = NormalNet(
+            inputs,
+            latent_sizes,
+            model.latent_size,
+            activation=activation,
+            positive=positive,
+            epsilon=epsilon,
+        )
 
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
         """e_t (or x_t's features), and the contexts c_t that the model's recurrence runs on."""
@@ -69,7 +85,9 @@ class VRNNGuide(SequenceGuide):
         """d_0, or where the window before ended."""
         return self.model.state_before(batch)["carried"]
 
-    def unroll(self, evidence: tuple[Tensor, ...], previous: Tensor, running: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def unroll(
+        self, evidence: tuple[Tensor, ...], previous: Tensor, running: Any
+    ) -> tuple[tuple[Tensor, ...], Any]:
         """(e_t, d_t) in place of (e_t, c_t)."""
         e, contexts = evidence
         d, running = self.model.recur(contexts, previous, running)

@@ -1,4 +1,6 @@
-"""DMM: a deep Markov model, whose latents are a Markov chain and all that connects the observations."""
+"""DMM: a deep Markov model, whose latents are a Markov chain and all that connects the
+observations.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,10 @@ class DMM(SequenceModel):
                 v           v
                x_1         x_t
 
-    Structured Inference Networks for Nonlinear State Space Models (arXiv 1609.09869, sec. 5), with a learnt z_0. Its guide is
-    `guides.DMMGuide`. Nothing of x_{t-1} reaches x_t but through z; with `conditional`, transition and emission see the context c_t as well
-    (side inputs, or the observations before: the model DMM-Aug of the paper).
+    Structured Inference Networks for Nonlinear State Space Models (arXiv 1609.09869, sec. 5), with
+    a learnt z_0. Its guide is `guides.DMMGuide`. Nothing of x_{t-1} reaches x_t but through z; with
+    `conditional`, transition and emission see the context c_t as well (side inputs, or the
+    observations before: the model DMM-Aug of the paper).
 
     Args:
         emission: p(x_t | features).
@@ -37,9 +40,10 @@ class DMM(SequenceModel):
         emission_sizes: hidden layers between z_t and the emission.
         conditional: whether transition and emission see c_t.
         positive, epsilon: how the transition's scale is kept positive.
-        input_dropout, output_dropout: on c_t and on what the emission's network sees, the same features at all steps of a sequence, in
+        input_dropout, output_dropout: on c_t and on what the emission's network sees, the same
+            features at all steps of a sequence, in training.
+        hidden_dropout: on the hidden units of transition and emission, others at each step, in
             training.
-        hidden_dropout: on the hidden units of transition and emission, others at each step, in training.
     """
 
     def __init__(
@@ -64,10 +68,25 @@ class DMM(SequenceModel):
         features = self.context.num_features
         self.first = nn.Parameter(torch.zeros(latent_size))
         self.prior = GatedTransition(
-            latent_size, transition_sizes, features, activation=activation, positive=positive, epsilon=epsilon, dropout=hidden_dropout
+            latent_size,
+            transition_sizes,
+            features,
+            activation=activation,
+            positive=positive,
+            epsilon=epsilon,
+            dropout=hidden_dropout,
         )
-        self.decoder = MLP(latent_size + features, emission_sizes, emission.num_features, activation=activation, dropout=hidden_dropout)
-        self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
+        self.decoder = MLP(
+            latent_size + features,
+            emission_sizes,
+            emission.num_features,
+            activation=activation,
+            dropout=hidden_dropout,
+        )
+        self.drop_input, self.drop_output = (
+            SequenceDropout(input_dropout),
+            SequenceDropout(output_dropout),
+        )
 
     def initial_latent(self, *lead: int) -> Tensor:
         """z_0, learnt."""

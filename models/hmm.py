@@ -19,7 +19,14 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.distributions.categorical import LazyCategorical
-from pyro_seq.distributions.hidden_markov import HiddenMarkov, advanced, filtered, log_likelihoods, log_product, log_sum_exp
+from pyro_seq.distributions.hidden_markov import (
+    HiddenMarkov,
+    advanced,
+    filtered,
+    log_likelihoods,
+    log_product,
+    log_sum_exp,
+)
 from pyro_seq.distributions.state_mixtures import Adjust, mixtures
 from pyro_seq.emissions.base import Emission, observe
 from pyro_seq.emissions.composite import Joint
@@ -29,27 +36,33 @@ from pyro_seq.nn.precision import full_precision
 from pyro_seq.pairs.model import Layout, Outcome, SequenceModel, observations, remembered
 from pyro_seq.poutine.summed_out import LeftToSum
 
-CHUNK_ENTRIES = 2**23  # numbers that the emissions of some states at all steps may take; more states are worked on one after another
+# numbers that the emissions of some states at all steps may take; more states are worked on one
+# after another
+CHUNK_ENTRIES = 2**23
 
 
 class HMM(SequenceModel):
-    r"""z_1 ~ Categorical(pi); z_t ~ Categorical(A[z_{t-1}]); x_t ~ p(x_t | f(e[z_t])), or p(x_t | f(e[z_t], c_t)).
+    r"""z_1 ~ Categorical(pi); z_t ~ Categorical(A[z_{t-1}]); x_t ~ p(x_t | f(e[z_t])), or p(x_t |
+    f(e[z_t], c_t)).
 
         x_1           x_t
          ^             ^
          |             |
         z_1 --------> z_t
 
-    z_t is one of `num_states` hidden states, e[k] a state's learnt embedding, f a network. Its likelihood is exact, the states summed out
-    (Rabiner 1989), so its guide is empty (`guides.no_guide`):
+    z_t is one of `num_states` hidden states, e[k] a state's learnt embedding, f a network. Its
+    likelihood is exact, the states summed out (Rabiner 1989), so its guide is empty
+    (`guides.no_guide`):
 
-    - layout `path`: one observed site `x`, a `HiddenMarkov`; of a named group, a site for each member.
-    - layout `steps`: sites `z_0, x_0, z_1, x_1, …`, each z_t enumerated in parallel: for `TraceEnum_ELBO(max_plate_nesting=1)`, whose
-      loss is that of `Trace_ELBO` in layout `path`, and for handlers that want the states by name.
-      Under an objective that neither
+    - layout `path`: one observed site `x`, a `HiddenMarkov`; of a named group, a site for each
+      member.
+    - layout `steps`: sites `z_0, x_0, z_1, x_1, …`, each z_t enumerated in parallel: for
+      `TraceEnum_ELBO(max_plate_nesting=1)`, whose loss is that of `Trace_ELBO` in layout `path`,
+      and for handlers that want the states by name. Under an objective that neither
       enumerates the states nor has them from a guide, it raises `UserError`.
 
-    To the tools, which run it step by step (`advance`), it has no latents: what it carries is its belief log p(z_{t+1} | x_{<=t}).
+    To the tools, which run it step by step (`advance`), it has no latents: what it carries is its
+    belief log p(z_{t+1} | x_{<=t}).
 
     Args:
         emission: p(x_t | features).
@@ -74,11 +87,16 @@ class HMM(SequenceModel):
     ) -> None:
         if emission.num_passed_on:
             raise UserError(
-                f"an HMM evaluates its emission for all states at once, and {type(emission).__name__} wants the context passed on"
+                "an HMM evaluates its emission for all states at once, and "
+                f"{type(emission).__name__} wants the context passed on"
             )
         super().__init__(emission, context if autoregressive else context.unseen(), layout=layout)
         if num_states < 1 or embedding_size < 1:
-            raise ValueError(f"num_states and embedding_size of an HMM must be at least 1, got {num_states} and {embedding_size}")
+            raise ValueError(
+                f"num_states and embedding_size of an HMM must be at least 1, got {num_states} "
+                "and "
+                f"{embedding_size}"
+            )
         self.num_states = num_states
         self.initial_logits = nn.Parameter(torch.zeros(num_states))
         self.transition_logits = nn.Parameter(torch.randn(num_states, num_states))
@@ -102,10 +120,18 @@ class HMM(SequenceModel):
             raise UserError("the states' posterior needs observations, and the batch has none")
         self._check_gaps(batch)
         contexts, _ = self.seen(batch)
-        with torch.enable_grad():  # the derivative of log p(x) by log p(x_t | z_t = k) is p(z_t = k | x)
-            likelihoods = self._joint(contexts, self.emission.prepare(batch.values, batch.mask & ~batch.gaps)).detach()
+        # the derivative of log p(x) by log p(x_t | z_t = k) is p(z_t = k | x)
+        with torch.enable_grad():
+            likelihoods = self._joint(
+                contexts, self.emission.prepare(batch.values, batch.mask & ~batch.gaps)
+            ).detach()
             likelihoods = likelihoods.masked_fill(batch.gaps.unsqueeze(-1), 0.0).requires_grad_()
-            steps, _ = filtered(self.state_before(batch)["carried"].detach(), self._transition().detach(), likelihoods, batch.mask)
+            steps, _ = filtered(
+                self.state_before(batch)["carried"].detach(),
+                self._transition().detach(),
+                likelihoods,
+                batch.mask,
+            )
             return torch.autograd.grad(steps.sum(), likelihoods)[0]
 
     def _check_gaps(self, batch: SequenceBatch) -> None:
@@ -116,7 +142,8 @@ class HMM(SequenceModel):
             return
         if early := [t for t in sorted(batch.missing) if t < int(observed[-1])]:
             raise UserError(
-                f"step {early[0]} is missing, and the steps after it look at it, since this HMM is autoregressive: the states' posterior "
+                f"step {early[0]} is missing, and the steps after it look at it, since this HMM is "
+                "autoregressive: the states' posterior "
                 "is a sum over all that may have stood there; fill it in first (infill), some times"
             )
 
@@ -127,13 +154,21 @@ class HMM(SequenceModel):
         mask, known = None if batch.is_full else batch.mask, None
         with batch.plate():
             for member, emission in self._members():
-                values, site = (observed, "x") if member is None else (observed[member], f"x_{member}")
+                values, site = (
+                    (observed, "x") if member is None else (observed[member], f"x_{member}")
+                )
                 shape = (batch.num_steps, *emission.event_shape)
                 likelihood = partial(self._likelihoods, contexts, member=member)
-                path = HiddenMarkov(state["carried"], transition, likelihood, shape, active=mask, given=known)
+                path = HiddenMarkov(
+                    state["carried"], transition, likelihood, shape, active=mask, given=known
+                )
                 known = path.filtered(pyro.sample(site, path, obs=values))
         assert known is not None
-        return Outcome(batch.values, None, {"context": context, "latent": state["latent"], "carried": self._carried(known.belief)})
+        return Outcome(
+            batch.values,
+            None,
+            {"context": context, "latent": state["latent"], "carried": self._carried(known.belief)},
+        )
 
     def _steps(self, batch: SequenceBatch) -> Outcome:
         state, transition = self.state_before(batch), self._transition()
@@ -152,7 +187,9 @@ class HMM(SequenceModel):
                 state = self._after(state, contexts, x)
                 values.append(x)
         sampled = values and (batch.values is None or batch.missing)
-        return Outcome(self.emission.stack(values, batch.mask) if sampled else batch.values, None, state)
+        return Outcome(
+            self.emission.stack(values, batch.mask) if sampled else batch.values, None, state
+        )
 
     def advance(
         self,
@@ -161,7 +198,8 @@ class HMM(SequenceModel):
         draw_latent: Callable[[dist.Normal], Tensor],
         draw_observation: Callable[[Distribution], Any],
     ) -> tuple[Any, Tensor | None, dict[str, Any]]:
-        """One step: x_t is drawn from p(x_t | x_{<t}), the mixture of the states' emissions, and changes the belief.
+        """One step: x_t is drawn from p(x_t | x_{<t}), the mixture of the states' emissions, and
+        changes the belief.
 
         The members of a named group share the state: each is the mixture given the members before
             it (`StateMixture`).
@@ -179,8 +217,15 @@ class HMM(SequenceModel):
                 return cast("dict[str, Distribution]", self.emission(full_precision(features)))
 
             members = self.emission.emissions
-            likelihoods: dict[str, Any] = {name: partial(self._adjusted_likelihoods, contexts, name) for name in members}
-            return mixtures(predicted, likelihoods, of_state, {name: member.event_shape for name, member in members.items()})
+            likelihoods: dict[str, Any] = {
+                name: partial(self._adjusted_likelihoods, contexts, name) for name in members
+            }
+            return mixtures(
+                predicted,
+                likelihoods,
+                of_state,
+                {name: member.event_shape for name, member in members.items()},
+            )
         emissions = self.emission(self._features(contexts, slice(None)))
         if isinstance(emissions, torch.distributions.Categorical):
             if emissions.logits.dim() == 2:
@@ -192,7 +237,9 @@ class HMM(SequenceModel):
     def _after(self, state: dict[str, Any], contexts: Tensor, x: Any) -> dict[str, Any]:
         """The state after step t."""
         likelihood = self._joint(contexts.unsqueeze(-2), self.emission.stack([x])).squeeze(-2)
-        _, belief = advanced(state["carried"].double(), self._transition().double(), likelihood.double())
+        _, belief = advanced(
+            state["carried"].double(), self._transition().double(), likelihood.double()
+        )
         context, latent = remembered(self, x, state["context"], state["latent"])
         return {"context": context, "latent": latent, "carried": self._carried(belief)}
 
@@ -205,25 +252,44 @@ class HMM(SequenceModel):
 
     def _members(self) -> list[tuple[str | None, Emission]]:
         """The emission, or those of a named group by name."""
-        return list(self.emission.emissions.items()) if isinstance(self.emission, Joint) else [(None, self.emission)]
+        return (
+            list(self.emission.emissions.items())
+            if isinstance(self.emission, Joint)
+            else [(None, self.emission)]
+        )
 
     def _features(self, contexts: Tensor, states: slice) -> Tensor:
-        """The features of some states' emissions: `[S, F]`, or `[*lead, S, F]` where they depend on contexts `[*lead, C]`."""
+        """The features of some states' emissions: `[S, F]`, or `[*lead, S, F]` where they depend on
+        contexts `[*lead, C]`.
+        """
         embedding = self.embedding[states]
-        return full_precision(self.decoder(concatenate(embedding, contexts.unsqueeze(-2)) if contexts.shape[-1] else embedding))
+        return full_precision(
+            self.decoder(
+                concatenate(embedding, contexts.unsqueeze(-2)) if contexts.shape[-1] else embedding
+            )
+        )
 
     def _joint(self, contexts: Tensor, values: Any) -> Tensor:
         """log p(x_t | z_t) `[*lead, S]`, of all members of a named group."""
-        parts = [self._likelihoods(contexts, values if member is None else values[member], member=member) for member, _ in self._members()]
+        parts = [
+            self._likelihoods(contexts, values if member is None else values[member], member=member)
+            for member, _ in self._members()
+        ]
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
-    def _adjusted_likelihoods(self, contexts: Tensor, member: str, values: Tensor, adjust: Adjust) -> Tensor:
+    def _adjusted_likelihoods(
+        self, contexts: Tensor, member: str, values: Tensor, adjust: Adjust
+    ) -> Tensor:
         return self._likelihoods(contexts, values, member=member, adjust=adjust)
 
-    def _likelihoods(self, contexts: Tensor, values: Tensor, *, member: str | None, adjust: Adjust | None = None) -> Tensor:
-        """log p(x_t | z_t) `[*lead, S]` of observations `[*lead, *event]` (of one member of a group), for contexts `[*lead, C]`.
+    def _likelihoods(
+        self, contexts: Tensor, values: Tensor, *, member: str | None, adjust: Adjust | None = None
+    ) -> Tensor:
+        """log p(x_t | z_t) `[*lead, S]` of observations `[*lead, *event]` (of one member of a
+        group), for contexts `[*lead, C]`.
 
-        In chunks of states, whose emissions are computed again for the gradient instead of kept, where they would take much memory.
+        In chunks of states, whose emissions are computed again for the gradient instead of kept,
+        where they would take much memory.
         """
         emission = dict(self._members())[member]
         numbers = emission.num_features if contexts.shape[-1] else prod(emission.event_shape)
@@ -239,4 +305,10 @@ class HMM(SequenceModel):
             return chunk(0)
         starts = range(0, self.num_states, size)
         recompute = torch.is_grad_enabled()
-        return torch.cat([checkpoint(chunk, start, use_reentrant=False) if recompute else chunk(start) for start in starts], -1)
+        return torch.cat(
+            [
+                checkpoint(chunk, start, use_reentrant=False) if recompute else chunk(start)
+                for start in starts
+            ],
+            -1,
+        )

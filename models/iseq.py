@@ -35,7 +35,8 @@ class ISEQ(SequenceModel):
         cell: `lstm` or `gru`, with `hidden_size` units in each of `num_layers` layers.
         decoder_sizes: hidden layers between d_t and the emission.
         dropout: between the recurrent layers, in training.
-        input_dropout, output_dropout: on [c_t, z_t] and on d_t, the same features at all steps of a sequence, in training.
+        input_dropout, output_dropout: on [c_t, z_t] and on d_t, the same features at all steps of a
+            sequence, in training.
     """
 
     def __init__(
@@ -57,16 +58,23 @@ class ISEQ(SequenceModel):
         super().__init__(emission, context, layout=layout)
         self.latent_size = latent_size
         inputs = context.num_features + latent_size
-        self.recurrence = Recurrence(inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+        self.recurrence = Recurrence(
+            inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout
+        )
         self.decoder = MLP(hidden_size, decoder_sizes, emission.num_features, activation=activation)
-        self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
+        self.drop_input, self.drop_output = (
+            SequenceDropout(input_dropout),
+            SequenceDropout(output_dropout),
+        )
 
     def initial_carried(self, *lead: int) -> Any:
         """d_0 = 0."""
         return self.recurrence.initial(*lead)
 
     def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
-        """d_t = RNN(d_{t-1}, [c_t, z_t]), then the features of p(x_t | d_t); the prior N(0, I) is the base class's."""
+        """d_t = RNN(d_{t-1}, [c_t, z_t]), then the features of p(x_t | d_t); the prior N(0, I) is
+        the base class's.
+        """
         assert latents is not None
         d, carried = self.recurrence(self.drop_input(concatenate(h, latents)), carried)
         return self.decoder(self.drop_output(d)), carried

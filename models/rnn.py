@@ -26,7 +26,8 @@ class RNN(SequenceModel):
          |             |
         c_1           c_t        (c_t: the context, usually x_{t-1})
 
-    Its likelihood is exact: log p(x_{1:T}) = sum_t log p(x_t | x_{<t}). The guide is empty (`guides.no_guide`).
+    Its likelihood is exact: log p(x_{1:T}) = sum_t log p(x_t | x_{<t}). The guide is empty
+    (`guides.no_guide`).
 
     Args:
         emission: p(x_t | features).
@@ -35,7 +36,8 @@ class RNN(SequenceModel):
         decoder_sizes: hidden layers between d_t and the emission.
         skip: whether the emission sees c_t beside d_t: p(x_t | d_t, c_t).
         dropout: between the recurrent layers, in training.
-        input_dropout, output_dropout: on c_t and on d_t, the same features at all steps of a sequence, in training.
+        input_dropout, output_dropout: on c_t and on d_t, the same features at all steps of a
+            sequence, in training.
     """
 
     def __init__(
@@ -55,11 +57,16 @@ class RNN(SequenceModel):
         layout: Layout = "path",
     ) -> None:
         super().__init__(emission, context, layout=layout)
-        self.recurrence = Recurrence(context.num_features, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
+        self.recurrence = Recurrence(
+            context.num_features, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout
+        )
         self.skip = skip
         size = hidden_size + (context.num_features if skip else 0)
         self.decoder = MLP(size, decoder_sizes, emission.num_features, activation=activation)
-        self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
+        self.drop_input, self.drop_output = (
+            SequenceDropout(input_dropout),
+            SequenceDropout(output_dropout),
+        )
 
     def initial_carried(self, *lead: int) -> Any:
         """d_0 = 0."""

@@ -1,4 +1,6 @@
-"""SRNN: a stochastic recurrent network, whose latents form a chain beside a deterministic recurrence."""
+"""SRNN: a stochastic recurrent network, whose latents form a chain beside a deterministic
+recurrence.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ class SRNN(SequenceModel):
              |            |
             c_1          c_t
 
-    Sequential Neural Models with Stochastic Layers (arXiv 1605.07571, sec. 3.1, eq. 2-6), with z_0 = 0 and a context c_t in place of
-    the paper's input u_t. Its guide is `guides.SRNNGuide`.
+    Sequential Neural Models with Stochastic Layers (arXiv 1605.07571, sec. 3.1, eq. 2-6), with z_0
+    = 0 and a context c_t in place of the paper's input u_t. Its guide is `guides.SRNNGuide`.
 
     Args:
         emission: p(x_t | features).
@@ -42,7 +44,8 @@ class SRNN(SequenceModel):
         decoder_sizes: hidden layers between [d_t, z_t] and the emission.
         positive, epsilon: how the prior's scale is kept positive.
         dropout: between the recurrent layers, in training.
-        input_dropout, output_dropout: on c_t and on d_t, the same features at all steps of a sequence, in training.
+        input_dropout, output_dropout: on c_t and on d_t, the same features at all steps of a
+            sequence, in training.
     """
 
     def __init__(
@@ -66,12 +69,24 @@ class SRNN(SequenceModel):
     ) -> None:
         super().__init__(emission, context, layout=layout)
         self.latent_size = latent_size
-        self.recurrence = Recurrence(context.num_features, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
-        self.prior = NormalNet(
-            hidden_size + latent_size, latent_sizes, latent_size, activation=activation, positive=positive, epsilon=epsilon
+        self.recurrence = Recurrence(
+            context.num_features, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout
         )
-        self.decoder = MLP(hidden_size + latent_size, decoder_sizes, emission.num_features, activation=activation)
-        self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
+        self.prior = NormalNet(
+            hidden_size + latent_size,
+            latent_sizes,
+            latent_size,
+            activation=activation,
+            positive=positive,
+            epsilon=epsilon,
+        )
+        self.decoder = MLP(
+            hidden_size + latent_size, decoder_sizes, emission.num_features, activation=activation
+        )
+        self.drop_input, self.drop_output = (
+            SequenceDropout(input_dropout),
+            SequenceDropout(output_dropout),
+        )
 
     def initial_carried(self, *lead: int) -> Any:
         """d_0 = 0."""

@@ -30,8 +30,9 @@ class VRNN(SequenceModel):
          |          |
         c_1     [c_t, z_{t-1}]
 
-    A Recurrent Latent Variable Model for Sequential Data (arXiv 1506.02216, eq. 5-7), with d_t for the paper's h_{t-1} and a context c_t,
-    usually x_{t-1}'s features, for its phi_x(x_{t-1}); z_0 = 0. Its guide is `guides.VRNNGuide`.
+    A Recurrent Latent Variable Model for Sequential Data (arXiv 1506.02216, eq. 5-7), with d_t for
+    the paper's h_{t-1} and a context c_t, usually x_{t-1}'s features, for its phi_x(x_{t-1}); z_0 =
+    0. Its guide is `guides.VRNNGuide`.
 
     Args:
         emission: p(x_t | features).
@@ -43,7 +44,8 @@ class VRNN(SequenceModel):
         decoder_sizes: hidden layers between [phi(z_t), d_t] and the emission.
         positive, epsilon: how the prior's scale is kept positive.
         dropout: between the recurrent layers, in training.
-        input_dropout, output_dropout: on what the recurrence sees and on d_t, the same features at all steps of a sequence, in training.
+        input_dropout, output_dropout: on what the recurrence sees and on d_t, the same features at
+            all steps of a sequence, in training.
     """
 
     recurs_on_latents = True
@@ -72,10 +74,27 @@ class VRNN(SequenceModel):
         self.latent_size = latent_size
         self.features = MLP(latent_size, feature_sizes, activation=activation)
         inputs = context.num_features + self.features.output_size
-        self.recurrence = Recurrence(inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout)
-        self.prior = NormalNet(hidden_size, latent_sizes, latent_size, activation=activation, positive=positive, epsilon=epsilon)
-        self.decoder = MLP(hidden_size + self.features.output_size, decoder_sizes, emission.num_features, activation=activation)
-        self.drop_input, self.drop_output = SequenceDropout(input_dropout), SequenceDropout(output_dropout)
+        self.recurrence = Recurrence(
+            inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout
+        )
+        self.prior = NormalNet(
+            hidden_size,
+            latent_sizes,
+            latent_size,
+            activation=activation,
+            positive=positive,
+            epsilon=epsilon,
+        )
+        self.decoder = MLP(
+            hidden_size + self.features.output_size,
+            decoder_sizes,
+            emission.num_features,
+            activation=activation,
+        )
+        self.drop_input, self.drop_output = (
+            SequenceDropout(input_dropout),
+            SequenceDropout(output_dropout),
+        )
 
     def initial_carried(self, *lead: int) -> Any:
         """d_0 = 0."""
@@ -83,7 +102,9 @@ class VRNN(SequenceModel):
 
     def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
         """d_t = RNN(d_{t-1}, [c_t, phi(z_{t-1})])."""
-        d, carried = self.recurrence(self.drop_input(concatenate(contexts, self.features(previous))), carried)
+        d, carried = self.recurrence(
+            self.drop_input(concatenate(contexts, self.features(previous))), carried
+        )
         return self.drop_output(d), carried
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:

@@ -1,7 +1,8 @@
 """pyro_seq: probabilistic models of sequences for Pyro.
 
-A pair is a Pyro model and a guide, two callables on a `SequenceBatch`; the names below are what one is made of and what can be done
-with it. They are imported when first used, so that `import pyro_seq` (and `pyroseq --help`) costs nothing.
+A pair is a Pyro model and a guide, two callables on a `SequenceBatch`; the names below are what one
+is made of and what can be done with it. They are imported when first used, so that
+`import pyro_seq` (and `pyroseq --help`) costs nothing.
 """
 
 from __future__ import annotations

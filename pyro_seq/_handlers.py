@@ -18,7 +18,11 @@ from pyro_seq.errors import UserError
 def refuse_subsampling() -> None:
     """Raise `UserError` inside a plate that subsamples, which would copy the batch's sequences."""
     for handler in _PYRO_STACK:
-        if isinstance(handler, SubsampleMessenger) and handler.subsample_size not in (None, -1, handler.size):
+        if isinstance(handler, SubsampleMessenger) and handler.subsample_size not in (
+            None,
+            -1,
+            handler.size,
+        ):
             raise UserError(
                 f"plate {handler.name!r} takes {handler.subsample_size} of {handler.size}, which "
                 "would make copies of a batch's sequences, "
@@ -28,7 +32,8 @@ def refuse_subsampling() -> None:
 
 
 class GivenPath(Messenger):
-    """Gives the latents `z_0, z_1, …` the values of a path `z` that a handler conditions on or replays.
+    """Gives the latents `z_0, z_1, …` the values of a path `z` that a handler conditions on or
+    replays.
 
     A model in layout `path` has its latents in one site `z`; without observations it runs in steps,
     and draws from a posterior of `z`
@@ -43,7 +48,9 @@ class GivenPath(Messenger):
         self.path, self.is_observed = _path_around("z")
         if self.path is not None and self.path.shape[-2] != num_steps:
             got = self.path.shape[-2]
-            raise UserError(f"the values given for the path 'z' have {got} steps, and the batch has {num_steps}")
+            raise UserError(
+                f"the values given for the path 'z' have {got} steps, and the batch has {num_steps}"
+            )
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -56,11 +63,17 @@ def _path_around(name: str) -> tuple[Tensor | None, bool]:
     """(the value that handlers around give a site, whether as an observation)."""
     found: tuple[Tensor | None, bool] = None, False
     for handler in reversed(_PYRO_STACK):
-        if isinstance(handler, BlockMessenger) and handler.hide_fn({"name": name, "type": "sample", "is_observed": False}):
+        if isinstance(handler, BlockMessenger) and handler.hide_fn(
+            {"name": name, "type": "sample", "is_observed": False}
+        ):
             break
         if isinstance(handler, ConditionMessenger) and name in handler.data:
             given: Any = handler.data
             found = (given[name] if isinstance(given, dict) else given.nodes[name]["value"]), True
-        elif isinstance(handler, ReplayMessenger) and handler.trace is not None and name in handler.trace:
+        elif (
+            isinstance(handler, ReplayMessenger)
+            and handler.trace is not None
+            and name in handler.trace
+        ):
             found = handler.trace.nodes[name]["value"], False
     return found

@@ -10,12 +10,15 @@ from typing import IO
 
 
 class Progress:
-    """A line on stderr: rewritten in place on a terminal, and every `interval` seconds a new one elsewhere.
+    """A line on stderr: rewritten in place on a terminal, and every `interval` seconds a new one
+    elsewhere.
 
     Nobody reading it any more is no reason to end a run: it falls silent.
     """
 
-    def __init__(self, *, quiet: bool = False, interval: float = 10.0, stream: IO[str] | None = None) -> None:
+    def __init__(
+        self, *, quiet: bool = False, interval: float = 10.0, stream: IO[str] | None = None
+    ) -> None:
         self.stream: IO[str] | None = stream or sys.stderr
         self.quiet = quiet or self.stream is None
         self.in_place = self.stream is not None and self.stream.isatty()
@@ -24,7 +27,9 @@ class Progress:
         self._width = 0
 
     def later(self) -> Progress:
-        """One like it, whose first line is due after an interval: of work that most often takes no time."""
+        """One like it, whose first line is due after an interval: of work that most often takes no
+        time.
+        """
         made = copy(self)
         made._next, made._width = time.monotonic() + self.interval, 0
         return made
@@ -48,7 +53,9 @@ class Progress:
         self._write(line + "\n")
 
     def end(self) -> None:
-        """Clear the line that is rewritten in place, so that something else can be written there."""
+        """Clear the line that is rewritten in place, so that something else can be written
+        there.
+        """
         if self._width:
             self._write("\r" + " " * self._width + "\r")
         self._width = 0
@@ -71,7 +78,9 @@ def duration(seconds: float) -> str:
 
 
 def count(number: float) -> str:
-    """A number in at most three digits: `950`, `35.1k`, `1.2M`; it is rounded first, so that 999,600 is `1M`."""
+    """A number in at most three digits: `950`, `35.1k`, `1.2M`; it is rounded first, so that
+    999,600 is `1M`.
+    """
     rounded = float(f"{number:.3g}")
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if math.isfinite(rounded) and abs(rounded) >= size:

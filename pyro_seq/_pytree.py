@@ -1,4 +1,6 @@
-"""Nested tuples, lists and dicts of tensors: what a carried state, a named group of observations or a checkpoint is."""
+"""Nested tuples, lists and dicts of tensors: what a carried state, a named group of observations or
+a checkpoint is.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,23 @@ DEEPEST = 100  # a tree in a file is nested no deeper
 
 
 def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
-    """`tree` with every tensor replaced by `function(tensor, *tensors at the same place in the others)`; anything else stays."""
+    """`tree` with every tensor replaced by
+    `function(tensor, *tensors at the same place in the others)`; anything else stays.
+    """
     if isinstance(tree, Tensor):
         return function(tree, *others)
     if isinstance(tree, dict):
-        return {key: map_tensors(function, value, *(other[key] for other in others)) for key, value in tree.items()}
+        return {
+            key: map_tensors(function, value, *(other[key] for other in others))
+            for key, value in tree.items()
+        }
     if isinstance(tree, (tuple, list)):
-        mapped = [map_tensors(function, value, *(other[i] for other in others)) for i, value in enumerate(tree)]
-        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)  # a named tuple takes them one by one
+        mapped = [
+            map_tensors(function, value, *(other[i] for other in others))
+            for i, value in enumerate(tree)
+        ]
+        # a named tuple takes them one by one
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
     return tree
 
 
@@ -36,20 +47,26 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 def concatenated(trees: Sequence[Any]) -> Any:
-    """Trees of one form as one, their tensors joined along the first dimension; a single one as it is."""
+    """Trees of one form as one, their tensors joined along the first dimension; a single one as it
+    is.
+    """
     return trees[0] if len(trees) == 1 else map_tensors(lambda *parts: torch.cat(parts), *trees)
 
 
 def detach(tree: Any) -> Any:
-    """The tree cut off from the graph that computed it: what truncated back-propagation carries into the next window."""
+    """The tree cut off from the graph that computed it: what truncated back-propagation carries
+    into the next window.
+    """
     return map_tensors(Tensor.detach, tree)
 
 
 def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
-    """(the tree's form as JSON can hold it, its tensors by dotted path), which `unflatten` puts together again.
+    """(the tree's form as JSON can hold it, its tensors by dotted path), which `unflatten` puts
+    together again.
 
-    Dicts may have numbers as keys, and tuples stay tuples; leaves are tensors, numbers, strings, booleans and `None`. Raises `TypeError`
-    for anything else, also for named tuples, which would lose their names.
+    Dicts may have numbers as keys, and tuples stay tuples; leaves are tensors, numbers, strings,
+    booleans and `None`. Raises `TypeError` for anything else, also for named tuples, which would
+    lose their names.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -61,14 +78,29 @@ def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
             return {"tensor": path}
         if isinstance(node, dict):
             if wrong := [key for key in node if not isinstance(key, (str, int, float))]:
-                raise TypeError(f"{path or 'the tree'} has the key {wrong[0]!r}, which is neither a word nor a number")
-            return {"dict": [[key, form(value, f"{path}.{key}" if path else str(key))] for key, value in node.items()]}
+                raise TypeError(
+                    f"{path or 'the tree'} has the key {wrong[0]!r}, which is neither a word nor "
+                    "a "
+                    "number"
+                )
+            return {
+                "dict": [
+                    [key, form(value, f"{path}.{key}" if path else str(key))]
+                    for key, value in node.items()
+                ]
+            }
         if isinstance(node, (tuple, list)) and not hasattr(node, "_fields"):
             kind = "tuple" if isinstance(node, tuple) else "list"
-            return {kind: [form(value, f"{path}.{i}" if path else str(i)) for i, value in enumerate(node)]}
+            return {
+                kind: [
+                    form(value, f"{path}.{i}" if path else str(i)) for i, value in enumerate(node)
+                ]
+            }
         if node is None or isinstance(node, (bool, int, float, str)):
             return node
-        raise TypeError(f"{path or 'the tree'} is a {type(node).__name__}, which a tree of tensors cannot hold")
+        raise TypeError(
+            f"{path or 'the tree'} is a {type(node).__name__}, which a tree of tensors cannot hold"
+        )
 
     return form(tree, ""), tensors
 
@@ -93,7 +125,9 @@ def _of_form(form: Any, left: dict[str, Tensor], depth: int) -> Any:
             raise TypeError("a list stands where a form should")
         return form
     if len(form) != 1 or not depth:
-        raise ValueError("it is nested too deeply" if not depth else f"not the form of a tree: {sorted(form)}")
+        raise ValueError(
+            "it is nested too deeply" if not depth else f"not the form of a tree: {sorted(form)}"
+        )
     ((kind, held),) = form.items()
     if kind == "tensor":
         return left.pop(held)

@@ -1,4 +1,6 @@
-"""States of random number generators, as trees that a checkpoint can hold: torch's on all devices, and a NumPy generator's."""
+"""States of random number generators, as trees that a checkpoint can hold: torch's on all devices,
+and a NumPy generator's.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def random_state() -> dict[str, Any]:
 def describe_random_state() -> Kind:
     """The kind of a `random_state()`."""
     size = torch.get_rng_state().numel()
-    cpu = Checked(lambda state: torch.Generator().set_state(state), first=TensorOf(size, dtype=torch.uint8))
+    cpu = Checked(
+        lambda state: torch.Generator().set_state(state), first=TensorOf(size, dtype=torch.uint8)
+    )
     cuda = Items(TensorOf(None, dtype=torch.uint8, most=size), most=MOST_DEVICES)
     return Fields({"cpu": cpu}, may={"cuda": cuda})
 
@@ -46,7 +50,9 @@ def kept() -> Iterator[None]:
 
 @contextmanager
 def aside(seed: int) -> Iterator[None]:
-    """Inside, torch draws by a seed of its own; afterwards it goes on as if nothing had been drawn, on all devices."""
+    """Inside, torch draws by a seed of its own; afterwards it goes on as if nothing had been drawn,
+    on all devices.
+    """
     with kept():
         torch.manual_seed(seed)
         yield
@@ -60,7 +66,8 @@ def generator(seed: int) -> np.random.Generator:
 def generator_state(random: np.random.Generator) -> dict[str, Any]:
     """The generator's state, in words and whole numbers."""
     state = random.bit_generator.state
-    words = {key: str(value) for key, value in state["state"].items()}  # 128-bit numbers, as JSON has none
+    # 128-bit numbers, as JSON has none
+    words = {key: str(value) for key, value in state["state"].items()}
     return {"words": words, "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
 
 
@@ -81,4 +88,6 @@ def load_generator_state(random: np.random.Generator, state: dict[str, Any]) -> 
         spare = {"has_uint32": int(state["has_uint32"]), "uinteger": int(state["uinteger"])}
         random.bit_generator.state = {"bit_generator": "PCG64", "state": words, **spare}
     except (KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"it is no state of a random generator: {type(error).__name__} {error}") from None
+        raise ValueError(
+            f"it is no state of a random generator: {type(error).__name__} {error}"
+        ) from None

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from pyro_seq.errors import UserError
 
-MOST = 2**53  # whole numbers up to here are exact as floats, fit into 64 bits, and leave room for one more
+# whole numbers up to here are exact as floats, fit into 64 bits, and leave room for one more
+MOST = 2**53
 MOST_ENTRIES = 2**28  # of all tensors in what is not described any further: bounds memory
 LONGEST_WORD = 1_000
 SHOWN = 40  # characters of a wrong value in a message
@@ -58,7 +59,9 @@ class Whole(Kind):
 class Number(Kind):
     """A finite number in [low, high], or with `or_nan` also NaN, where there is none yet."""
 
-    def __init__(self, low: float = -math.inf, high: float = math.inf, *, or_nan: bool = False) -> None:
+    def __init__(
+        self, low: float = -math.inf, high: float = math.inf, *, or_nan: bool = False
+    ) -> None:
         self.low, self.high, self.or_nan = low, high, or_nan
 
     def check(self, value: Any, place: str) -> None:
@@ -66,8 +69,15 @@ class Number(Kind):
         if type(value) is float and math.isnan(value) and self.or_nan:
             return
         whole = type(value) is int and abs(value) <= MOST
-        if not (whole or (type(value) is float and math.isfinite(value))) or not self.low <= value <= self.high:
-            within = "" if math.isinf(self.low) and math.isinf(self.high) else f" in [{self.low:g}, {self.high:g}]"
+        if (
+            not (whole or (type(value) is float and math.isfinite(value)))
+            or not self.low <= value <= self.high
+        ):
+            within = (
+                ""
+                if math.isinf(self.low) and math.isinf(self.high)
+                else f" in [{self.low:g}, {self.high:g}]"
+            )
             _refuse(value, place, f"a finite number{within}")
 
 
@@ -154,13 +164,23 @@ class Fields(Kind):
     left `open`.
     """
 
-    def __init__(self, kinds: Mapping[Any, Kind], *, may: Mapping[Any, Kind] | None = None, open: bool = False) -> None:
+    def __init__(
+        self,
+        kinds: Mapping[Any, Kind],
+        *,
+        may: Mapping[Any, Kind] | None = None,
+        open: bool = False,
+    ) -> None:
         self.kinds, self.may, self.open = kinds, may or {}, open
 
     def check(self, value: Any, place: str) -> None:
         """See `Kind`."""
         if not isinstance(value, dict):
-            _refuse(value, place, "a table of " + ", ".join(map(str, self.kinds)) if self.kinds else "a table")
+            _refuse(
+                value,
+                place,
+                "a table of " + ", ".join(map(str, self.kinds)) if self.kinds else "a table",
+            )
         for name in self.kinds:
             if name not in value:
                 raise Misfit(f"{_at(place, name)} is missing")
@@ -210,13 +230,17 @@ class TensorOf(Kind):
         """See `Kind`."""
         if not isinstance(value, Tensor):
             _refuse(value, place, "a tensor")
-        if len(value.shape) != len(self.shape) or any(n not in (None, size) for n, size in zip(self.shape, value.shape, strict=True)):
+        if len(value.shape) != len(self.shape) or any(
+            n not in (None, size) for n, size in zip(self.shape, value.shape, strict=True)
+        ):
             wanted = [f"{'any' if n is None else n}" for n in self.shape]
             raise Misfit(f"{place} has shape {list(value.shape)}, not [{', '.join(wanted)}]")
         if value.dtype != self.dtype:
             raise Misfit(f"{place} is {value.dtype}, not {self.dtype}")
         if value.numel() > self.most:
-            raise Misfit(f"{place} has {value.numel():,} entries, and at most {self.most:,} belong there")
+            raise Misfit(
+                f"{place} has {value.numel():,} entries, and at most {self.most:,} belong there"
+            )
         _check_entries(value, place, self.low, self.high)
 
 
@@ -235,7 +259,10 @@ class Like(Kind):
             _refuse(value, place, "a tensor")
         if value.shape != wanted.shape:
             raise Misfit(f"{place} has shape {list(value.shape)}, not {list(wanted.shape)}")
-        if value.is_floating_point() != wanted.is_floating_point() or value.is_complex() != wanted.is_complex():
+        if (
+            value.is_floating_point() != wanted.is_floating_point()
+            or value.is_complex() != wanted.is_complex()
+        ):
             raise Misfit(f"{place} is {value.dtype}, not {wanted.dtype}")
         _check_entries(value.to(wanted.dtype), place, self.low, self.high)
 
@@ -275,7 +302,14 @@ class Checked(Kind):
             self.function(value)
         except UserError:
             raise
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise Misfit(f"{place} cannot be what a run has written: {why}") from None
 
@@ -293,7 +327,9 @@ def described(keeper: Any) -> Kind:
     return Anything() if describe is None else describe()
 
 
-def check(tree: Any, kind: Kind, path: str | Path, *, otherwise: str = "is not a checkpoint of this run") -> None:
+def check(
+    tree: Any, kind: Kind, path: str | Path, *, otherwise: str = "is not a checkpoint of this run"
+) -> None:
     """Raise `UserError`, which names the file and the place in it, unless a tree that was read from
     it is of a kind.
     """
@@ -309,13 +345,18 @@ def _at(place: str, name: Any) -> str:
 
 
 def _refuse(value: Any, place: str, wanted: str) -> NoReturn:
-    shown = f"a {type(value).__name__}" if isinstance(value, (dict, list, tuple, Tensor)) else _short(value)
+    shown = (
+        f"a {type(value).__name__}"
+        if isinstance(value, (dict, list, tuple, Tensor))
+        else _short(value)
+    )
     raise Misfit(f"{place or 'what it holds'} is {shown}, not {wanted}")
 
 
 def _short(value: Any) -> str:
     if type(value) is int and abs(value) >= 2**128:
-        return f"a whole number of {value.bit_length():,} bits"  # Python refuses to write the longest ones
+        # Python refuses to write the longest ones
+        return f"a whole number of {value.bit_length():,} bits"
     text = repr(value)
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
@@ -327,7 +368,10 @@ def _check_entries(tensor: Tensor, place: str, low: float, high: float) -> None:
     if tensor.numel() and (low > -math.inf or high < math.inf):
         least, most = (float(x) for x in torch.aminmax(tensor))
         if least < low or most > high:
-            raise Misfit(f"{place} has entries from {least:g} to {most:g}, which must lie in [{low:g}, {high:g}]")
+            raise Misfit(
+                f"{place} has entries from {least:g} to {most:g}, which must lie in [{low:g}, "
+                f"{high:g}]"
+            )
 
 
 def _entries(tree: Any) -> int:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import sys
 
-# About a tenth of a millisecond. OMP_WAIT_POLICY is for every OpenMP; GOMP_SPINCOUNT refines it for libgomp, which torch's own
-# packages for Linux bring, and which torch's kernels, MKL and oneDNN share there.
+# About a tenth of a millisecond. OMP_WAIT_POLICY is for every OpenMP; GOMP_SPINCOUNT refines it for
+# libgomp, which torch's own packages for Linux bring, and which torch's kernels, MKL and oneDNN
+# share there.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 SAYS_HOW_TO_WAIT = (*WAITING, "KMP_BLOCKTIME", "KMP_LIBRARY")
 SAYS_HOW_MANY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -52,7 +53,10 @@ def choose_threads(number: int | None, *, useful: int) -> None:
             return
         cores = available_cores()
         number = min(cores, useful)
-        _words = f"{_computing(number)} on {cores} core{'s' * (cores != 1)}; --threads N takes another number"
+        _words = (
+            f"{_computing(number)} on {cores} core{'s' * (cores != 1)}; --threads N takes "
+            "another number"
+        )
     else:
         _words = _computing(number)
     if is_too_late():
@@ -80,7 +84,11 @@ def cores_of_affinity() -> int:
 def available_cores() -> int:
     """The cores that the process may run on, or what its container's share of time is worth."""
     share = share_of_time()
-    return cores_of_affinity() if share is None else max(1, min(cores_of_affinity(), -int(-share // 1)))
+    return (
+        cores_of_affinity()
+        if share is None
+        else max(1, min(cores_of_affinity(), -int(-share // 1)))
+    )
 
 
 def share_of_time(process: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> float | None:
@@ -108,8 +116,15 @@ def _limit(group: str) -> float | None:
     """A group's quota of time over its period."""
     quota, period = ([*_read(f"{group}/cpu.max").split(), "", ""])[:2]
     if not quota:
-        quota, period = _read(f"{group}/cpu.cfs_quota_us").strip(), _read(f"{group}/cpu.cfs_period_us").strip()
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(quota) and int(period) else None
+        quota, period = (
+            _read(f"{group}/cpu.cfs_quota_us").strip(),
+            _read(f"{group}/cpu.cfs_period_us").strip(),
+        )
+    return (
+        int(quota) / int(period)
+        if quota.isdigit() and period.isdigit() and int(quota) and int(period)
+        else None
+    )
 
 
 def _read(path: str) -> str:

@@ -1,4 +1,6 @@
-"""`SequenceBatch`: sequences of unequal length side by side, and the Pyro idioms that go with them."""
+"""`SequenceBatch`: sequences of unequal length side by side, and the Pyro idioms that go with
+them.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +42,22 @@ class SequenceBatch:
     """N sequences x_{1:T}, padded to the longest, and what a pair may know of them.
 
     Args:
-        values: observations `[N, T, *event]`, a dict of such tensors for a named group, or `None` for "to be sampled".
-        lengths: number of steps of each sequence `[N]`, between 0 and T; `None` if all have T steps.
+        values: observations `[N, T, *event]`, a dict of such tensors for a named group, or `None`
+            for "to be sampled".
+        lengths: number of steps of each sequence `[N]`, between 0 and T; `None` if all have T
+            steps.
         inputs: side inputs u_{1:T} `[N, T, C]` that the model may look at but does not explain.
-        state: what came before the first step, as the model and the guide returned it (`{"model": …, "guide": …}`); `None` at
-            a sequence's beginning. So a long document is worked through in windows.
-        num_steps: T, where neither `values` nor `inputs` tells it; by default the longest of `lengths`.
+        state: what came before the first step, as the model and the guide returned it
+            (`{"model": …, "guide": …}`); `None` at a sequence's beginning. So a long document is
+            worked through in windows.
+        num_steps: T, where neither `values` nor `inputs` tells it; by default the longest of
+            `lengths`.
 
-    Padding is zeroed on the way in, so nothing that stands there can reach a loss or a gradient; a distribution that has no density at 0
-    (`LogNormal`) needs a number of its support there, `torch.where(batch.mask[:, t], batch.at(t), 1.0)` where `batch.at(t)` is not `None`.
-    NaN and infinities in the active part are refused with `UserError`, as are shapes that do not fit. Sequences and steps are counted
-    from 0.
+    Padding is zeroed on the way in, so nothing that stands there can reach a loss or a gradient; a
+    distribution that has no density at 0 (`LogNormal`) needs a number of its support there,
+    `torch.where(batch.mask[:, t], batch.at(t), 1.0)` where `batch.at(t)` is not `None`. NaN and
+    infinities in the active part are refused with `UserError`, as are shapes that do not fit.
+    Sequences and steps are counted from 0.
     """
 
     def __init__(
@@ -63,52 +70,85 @@ class SequenceBatch:
         num_steps: int | None = None,
     ) -> None:
         size, steps, device = _common_shape(_named_values(values), inputs, lengths)
-        num_steps = None if num_steps is None else whole(num_steps, "num_steps of a SequenceBatch", 0)
+        num_steps = (
+            None if num_steps is None else whole(num_steps, "num_steps of a SequenceBatch", 0)
+        )
         if steps is not None and num_steps not in (None, steps):
-            raise UserError(f"values and inputs of this SequenceBatch have {steps} steps, but num_steps is {num_steps}")
+            raise UserError(
+                f"values and inputs of this SequenceBatch have {steps} steps, but num_steps is "
+                f"{num_steps}"
+            )
         self.lengths = _whole_numbers(size, steps, device, lengths)
         shortest, longest = (int(self.lengths.min()), int(self.lengths.max())) if size else (0, 0)
-        self.num_steps: int = steps if steps is not None else longest if num_steps is None else num_steps
+        self.num_steps: int = (
+            steps if steps is not None else longest if num_steps is None else num_steps
+        )
         if shortest < 0 or longest > self.num_steps:
-            raise UserError(f"lengths of a SequenceBatch must lie in 0…{self.num_steps}, got {shortest}…{longest}")
+            raise UserError(
+                f"lengths of a SequenceBatch must lie in 0…{self.num_steps}, got "
+                f"{shortest}…{longest}"
+            )
         self.is_full = shortest == self.num_steps
         self.state = state
         self.missing: frozenset[int] = frozenset()
         self._memo: dict[Hashable, Any] | None = None
-        self._mask = torch.arange(self.num_steps, device=self.lengths.device) < self.lengths.unsqueeze(-1)
+        self._mask = torch.arange(
+            self.num_steps, device=self.lengths.device
+        ) < self.lengths.unsqueeze(-1)
         self.inputs = None if inputs is None else self._cleaned("inputs", inputs)
         if isinstance(values, dict):
-            self.values: Values | None = {name: self._cleaned(name, value) for name, value in values.items()}
+            self.values: Values | None = {
+                name: self._cleaned(name, value) for name, value in values.items()
+            }
         else:
             self.values = None if values is None else self._cleaned("values", values)
 
     def _cleaned(self, name: str, tensor: Tensor) -> Tensor:
         mask = self._mask[(..., *(None,) * (tensor.dim() - 2))]
-        if tensor.is_floating_point() and not tensor.detach().sum().isfinite():  # a sum takes a fiftieth of the time of a look at each
+        # a sum takes a fiftieth of the time of a look at each
+        if tensor.is_floating_point() and not tensor.detach().sum().isfinite():
             wrong = ~tensor.detach().isfinite() & mask
             if wrong.any():
                 where = wrong.nonzero()[0]
                 row, step = where[:2].tolist()
                 found = tensor[tuple(where)].item()
-                raise UserError(f"{name} of a SequenceBatch must be finite: sequence {row}, step {step} holds {found}")
-        return tensor if self.is_full else torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+                raise UserError(
+                    f"{name} of a SequenceBatch must be finite: sequence {row}, step {step} holds "
+                    f"{found}"
+                )
+        return (
+            tensor
+            if self.is_full
+            else torch.where(
+                mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device)
+            )
+        )
 
     @classmethod
-    def of(cls, sequences: Iterable[Tensor], *, inputs: Iterable[Tensor] | None = None) -> SequenceBatch:
-        """The batch of sequences `[T_n, *event]` of any lengths, padded, with side inputs `[T_n, C]` if given."""
+    def of(
+        cls, sequences: Iterable[Tensor], *, inputs: Iterable[Tensor] | None = None
+    ) -> SequenceBatch:
+        """The batch of sequences `[T_n, *event]` of any lengths, padded, with side inputs
+        `[T_n, C]` if given.
+        """
         padded, lengths = _padded("sequences", sequences)
         if inputs is None:
             return cls(padded, lengths)
         padded_inputs, input_lengths = _padded("inputs", inputs)
         if input_lengths != lengths:
-            raise UserError(f"sequences and inputs of a SequenceBatch must have equal lengths, got {lengths} and {input_lengths}")
+            raise UserError(
+                f"sequences and inputs of a SequenceBatch must have equal lengths, got {lengths} "
+                f"and {input_lengths}"
+            )
         return cls(padded, lengths, inputs=padded_inputs)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __repr__(self) -> str:
-        values = {name: list(tensor.shape) for name, tensor in _named_values(self.values).items()} or "to be sampled"
+        values = {
+            name: list(tensor.shape) for name, tensor in _named_values(self.values).items()
+        } or "to be sampled"
         missing = f", {len(self.missing)} steps missing" if self.missing else ""
         return f"SequenceBatch({len(self)} sequences, {self.num_steps} steps{missing}, {values})"
 
@@ -130,7 +170,8 @@ class SequenceBatch:
         return int(self.lengths.sum())
 
     def plate(self) -> AbstractContextManager[Any]:
-        """The plate of the sequences, `pyro.plate("sequences", N, dim=-1)`; it may be entered again.
+        """The plate of the sequences, `pyro.plate("sequences", N, dim=-1)`; it may be entered
+        again.
 
         Raises `UserError` inside a plate that subsamples: it would make copies of all sequences,
         and no minibatch.
@@ -150,15 +191,22 @@ class SequenceBatch:
         return _Step(self._mask[:, t], t)
 
     def at(self, t: int) -> Any:
-        """The observations of step `t`, `[N, *event]` (a dict of such for a named group), or `None` when they are to be sampled."""
-        return None if self.values is None or t in self.missing else map_tensors(lambda value: value[:, t], self.values)
+        """The observations of step `t`, `[N, *event]` (a dict of such for a named group), or `None`
+        when they are to be sampled.
+        """
+        return (
+            None
+            if self.values is None or t in self.missing
+            else map_tensors(lambda value: value[:, t], self.values)
+        )
 
     def inputs_at(self, t: int) -> Tensor | None:
         """The side inputs of step `t`, `[N, C]`."""
         return None if self.inputs is None else self.inputs[:, t]
 
     def reverse(self, sequence: Tensor) -> Tensor:
-        """Each sequence of `[*lead, N, T, F]` turned round within its own length; padding stays where it is.
+        """Each sequence of `[*lead, N, T, F]` turned round within its own length; padding stays
+        where it is.
 
         Its own inverse: a backward recurrence is `reverse(recurrence(reverse(x)))`.
         """
@@ -166,11 +214,15 @@ class SequenceBatch:
             return sequence.flip(-2)
         steps = torch.arange(self.num_steps, device=self.device)
         source = torch.where(self._mask, self.lengths.unsqueeze(-1) - 1 - steps, steps)
-        flat = (source + self.num_steps * torch.arange(len(self), device=self.device).unsqueeze(-1)).flatten()
+        flat = (
+            source + self.num_steps * torch.arange(len(self), device=self.device).unsqueeze(-1)
+        ).flatten()
         return sequence.flatten(-3, -2).index_select(-2, flat).view(sequence.shape)
 
     def last(self, sequence: Tensor, before: Tensor, event_dim: int = 1) -> Tensor:
-        """The entry of `[*lead, N, T, *event]` at each sequence's last step, or `before` `[*lead, N, *event]` if it has no step."""
+        """The entry of `[*lead, N, T, *event]` at each sequence's last step, or `before`
+        `[*lead, N, *event]` if it has no step.
+        """
         time = sequence.dim() - 1 - event_dim
         if self.is_full and self.num_steps:
             return sequence.select(time, self.num_steps - 1)
@@ -182,7 +234,9 @@ class SequenceBatch:
     # what the tools do with a batch
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """`compute()`, computed once for a batch that is `remembering()`: what the model and its guide both need of the same batch."""
+        """`compute()`, computed once for a batch that is `remembering()`: what the model and its
+        guide both need of the same batch.
+        """
         if self._memo is None:
             return compute()
         if key not in self._memo:
@@ -192,7 +246,8 @@ class SequenceBatch:
     def remembering(self) -> SequenceBatch:
         """The same batch with a fresh memory for `once`.
 
-        Good for a single evaluation of a single set of parameters: what it remembers is part of that evaluation's graph.
+        Good for a single evaluation of a single set of parameters: what it remembers is part of
+        that evaluation's graph.
         """
         batch = copy(self)
         batch._memo = {}
@@ -208,11 +263,15 @@ class SequenceBatch:
         """The same batch with other observations, of the same shapes, none of them missing."""
         batch = SequenceBatch(values, self.lengths, inputs=self.inputs, state=self.state)
         if batch.num_steps != self.num_steps:
-            raise UserError(f"values of this SequenceBatch must have {self.num_steps} steps, got {batch.num_steps}")
+            raise UserError(
+                f"values of this SequenceBatch must have {self.num_steps} steps, got "
+                f"{batch.num_steps}"
+            )
         return batch
 
     def with_missing(self, steps: Any) -> SequenceBatch:
-        """The same batch with the observations of some steps, of all its sequences, left to be sampled: `at(t)` is `None` there.
+        """The same batch with the observations of some steps, of all its sequences, left to be
+        sampled: `at(t)` is `None` there.
 
         What stood there is zeroed; a guide must not take the zeros for observations
         (`before_gaps`).
@@ -251,31 +310,51 @@ class SequenceBatch:
         if bool((self._mask & ~self.gaps)[:, first:].any()):
             return None
         batch = self._mapped(lambda tensor: tensor)
-        batch.values, batch.inputs, batch._mask = map_tensors(lambda x: x[:, :first], (self.values, self.inputs, self._mask))
-        batch.lengths, batch.num_steps, batch.missing = self.lengths.clamp(max=first), first, frozenset()
+        batch.values, batch.inputs, batch._mask = map_tensors(
+            lambda x: x[:, :first], (self.values, self.inputs, self._mask)
+        )
+        batch.lengths, batch.num_steps, batch.missing = (
+            self.lengths.clamp(max=first),
+            first,
+            frozenset(),
+        )
         batch.is_full = bool(batch._mask.all())
         return batch
 
     def continued(self, num_steps: int, inputs: Tensor | None = None) -> SequenceBatch:
-        """The same sequences followed by `num_steps` steps to be sampled, with side inputs `[N, num_steps, C]` if the batch has any.
+        """The same sequences followed by `num_steps` steps to be sampled, with side inputs
+        `[N, num_steps, C]` if the batch has any.
 
         Raises `UserError` for sequences of unequal length, which have no one step to go on from.
         """
         if self.values is None:
-            raise UserError("sequences to be continued must be observed, and the batch has no values")
+            raise UserError(
+                "sequences to be continued must be observed, and the batch has no values"
+            )
         if not self.mask.all():
-            got = f"{int(self.lengths.min())}…{int(self.lengths.max())} in a batch of {self.num_steps}"
-            raise UserError(f"sequences to be continued together must fill their batch's steps, got {got}")
+            got = (
+                f"{int(self.lengths.min())}…{int(self.lengths.max())} in a batch of "
+                f"{self.num_steps}"
+            )
+            raise UserError(
+                f"sequences to be continued together must fill their batch's steps, got {got}"
+            )
         num_steps = whole(num_steps, "the number of steps to sample", 0)
-        if (inputs is None) != (self.inputs is None) or (inputs is not None and inputs.shape[1] != num_steps):
+        if (inputs is None) != (self.inputs is None) or (
+            inputs is not None and inputs.shape[1] != num_steps
+        ):
             got = "none" if inputs is None else f"inputs of {inputs.shape[1]} steps"
             had = "no inputs" if self.inputs is None else "inputs"
-            raise UserError(f"a batch with {had} is continued by {num_steps} steps with the like, got {got}")
+            raise UserError(
+                f"a batch with {had} is continued by {num_steps} steps with the like, got {got}"
+            )
 
         def extended(value: Tensor) -> Tensor:
             return torch.cat([value, value.new_zeros(len(self), num_steps, *value.shape[2:])], 1)
 
-        joined = None if inputs is None or self.inputs is None else torch.cat([self.inputs, inputs], 1)
+        joined = (
+            None if inputs is None or self.inputs is None else torch.cat([self.inputs, inputs], 1)
+        )
         batch = SequenceBatch(map_tensors(extended, self.values), inputs=joined, state=self.state)
         return batch.with_missing({*self.missing, *range(self.num_steps, batch.num_steps)})
 
@@ -286,7 +365,9 @@ class SequenceBatch:
         return batch
 
     def repeat(self, particles: int) -> SequenceBatch:
-        """Every sequence (and its state) `particles` times, the copies of one sequence side by side: `[N * particles, T, …]`."""
+        """Every sequence (and its state) `particles` times, the copies of one sequence side by
+        side: `[N * particles, T, …]`.
+        """
         particles = whole(particles, "the number of copies", 0)
         return self._mapped(lambda tensor: tensor.repeat_interleave(particles, 0))
 
@@ -300,14 +381,24 @@ class SequenceBatch:
         return self._mapped(lambda tensor: tensor[index])
 
     def head(self, num_steps: int) -> SequenceBatch:
-        """The same sequences in `num_steps` steps, which must hold the longest: padding at the end left out."""
-        num_steps, longest = whole(num_steps, "the number of steps", 0), int(self.lengths.max()) if len(self) else 0
+        """The same sequences in `num_steps` steps, which must hold the longest: padding at the end
+        left out.
+        """
+        num_steps, longest = (
+            whole(num_steps, "the number of steps", 0),
+            int(self.lengths.max()) if len(self) else 0,
+        )
         if not longest <= num_steps <= self.num_steps:
-            raise UserError(f"the first steps of this SequenceBatch must be {longest}…{self.num_steps}, got {num_steps}")
+            raise UserError(
+                f"the first steps of this SequenceBatch must be {longest}…{self.num_steps}, got "
+                f"{num_steps}"
+            )
         if num_steps == self.num_steps:
             return self
         batch = self._mapped(lambda tensor: tensor)
-        batch.values, batch.inputs, batch._mask = map_tensors(lambda x: x[:, :num_steps], (self.values, self.inputs, self._mask))
+        batch.values, batch.inputs, batch._mask = map_tensors(
+            lambda x: x[:, :num_steps], (self.values, self.inputs, self._mask)
+        )
         batch.num_steps, batch.is_full = num_steps, bool(batch._mask.all())
         batch.missing = frozenset(t for t in self.missing if t < num_steps)
         return batch
@@ -317,10 +408,14 @@ class SequenceBatch:
         return self._mapped(lambda tensor: tensor.to(device))
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> SequenceBatch:
-        """Every tensor of the batch mapped along its first dimension; already clean, so nothing is checked again."""
+        """Every tensor of the batch mapped along its first dimension; already clean, so nothing is
+        checked again.
+        """
         batch = copy(self)
         parts = (self.values, self.inputs, self.lengths, self._mask, self.state)
-        batch.values, batch.inputs, batch.lengths, batch._mask, batch.state = map_tensors(function, parts)
+        batch.values, batch.inputs, batch.lengths, batch._mask, batch.state = map_tensors(
+            function, parts
+        )
         batch._memo = None
         return batch
 
@@ -338,36 +433,61 @@ def _padded(name: str, sequences: Iterable[Tensor]) -> tuple[Tensor, list[int]]:
         raise UserError(f"a SequenceBatch needs at least one sequence, got no {name}")
     shapes = [list(sequence.shape) for sequence in sequences]
     if any(not shape or shape[1:] != shapes[0][1:] for shape in shapes):
-        raise UserError(f"{name} of a SequenceBatch must be [T_n, *event] with one event shape, got {shapes}")
-    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), [len(sequence) for sequence in sequences]
+        raise UserError(
+            f"{name} of a SequenceBatch must be [T_n, *event] with one event shape, got {shapes}"
+        )
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), [
+        len(sequence) for sequence in sequences
+    ]
 
 
 def _common_shape(
     values: dict[str, Tensor], inputs: Tensor | None, lengths: Tensor | Sequence[int] | None
 ) -> tuple[int, int | None, torch.device]:
     """(N, T, device) that all tensors share; T is `None` where only the lengths are given."""
-    given: list[tuple[str, Any]] = [*values.items(), *([] if inputs is None else [("inputs", inputs)])]
+    given: list[tuple[str, Any]] = [
+        *values.items(),
+        *([] if inputs is None else [("inputs", inputs)]),
+    ]
     for name, tensor in given:
         if not isinstance(tensor, Tensor):
-            raise UserError(f"{name} of a SequenceBatch must be a tensor, got {type(tensor).__name__}: torch.as_tensor makes one")
+            raise UserError(
+                f"{name} of a SequenceBatch must be a tensor, got {type(tensor).__name__}: "
+                "torch.as_tensor makes one"
+            )
     for name, tensor in values.items():
         if tensor.dim() < 2:
-            raise UserError(f"{name} of a SequenceBatch must be [N, T, …], got shape {list(tensor.shape)}")
+            raise UserError(
+                f"{name} of a SequenceBatch must be [N, T, …], got shape {list(tensor.shape)}"
+            )
     if inputs is not None and inputs.dim() != 3:
-        raise UserError(f"inputs of a SequenceBatch must be [N, T, C], got shape {list(inputs.shape)}")
+        raise UserError(
+            f"inputs of a SequenceBatch must be [N, T, C], got shape {list(inputs.shape)}"
+        )
     if len({tensor.shape[:2] for _, tensor in given}) > 1:
         described = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in given)
-        raise UserError(f"values and inputs of a SequenceBatch must agree in [N, T], got {described}")
+        raise UserError(
+            f"values and inputs of a SequenceBatch must agree in [N, T], got {described}"
+        )
     if given:
         first = given[0][1]
         return first.shape[0], first.shape[1], first.device
     if lengths is None:
         raise UserError("a SequenceBatch without values and inputs needs lengths")
     if not hasattr(lengths, "__len__") or getattr(lengths, "shape", None) == ():
-        raise UserError(f"lengths of a SequenceBatch must be whole numbers, one for each sequence, got {lengths!r}")
+        raise UserError(
+            "lengths of a SequenceBatch must be whole numbers, one for each sequence, got "
+            f"{lengths!r}"
+        )
     if not len(lengths):
-        raise UserError("a SequenceBatch needs at least one sequence, got no values, no inputs and no lengths")
-    return len(lengths), None, lengths.device if isinstance(lengths, Tensor) else torch.device("cpu")
+        raise UserError(
+            "a SequenceBatch needs at least one sequence, got no values, no inputs and no lengths"
+        )
+    return (
+        len(lengths),
+        None,
+        lengths.device if isinstance(lengths, Tensor) else torch.device("cpu"),
+    )
 
 
 def _whole_numbers(size: int, steps: int | None, device: torch.device, lengths: Any) -> Tensor:
@@ -377,9 +497,14 @@ def _whole_numbers(size: int, steps: int | None, device: torch.device, lengths: 
     if isinstance(lengths, (list, tuple)):
         for i, length in enumerate(lengths):
             whole(length, f"length {i} of a SequenceBatch")
-    checked = torch.as_tensor(lengths, dtype=torch.long if isinstance(lengths, (list, tuple)) else None, device=device)
+    checked = torch.as_tensor(
+        lengths, dtype=torch.long if isinstance(lengths, (list, tuple)) else None, device=device
+    )
     if checked.shape != (size,) or checked.is_floating_point() or checked.dtype == torch.bool:
-        raise UserError(f"lengths of a SequenceBatch must be {size} whole numbers, got {list(checked.shape)} {checked.dtype}")
+        raise UserError(
+            f"lengths of a SequenceBatch must be {size} whole numbers, got {list(checked.shape)} "
+            f"{checked.dtype}"
+        )
     return checked.long()
 
 
@@ -387,26 +512,43 @@ def _missing_steps(steps: Any, num_steps: int) -> frozenset[int]:
     """The steps that `with_missing` is told, by number or by a mask."""
     given = steps.tolist() if hasattr(steps, "tolist") else steps
     if not isinstance(given, Iterable) or isinstance(given, (str, bytes, dict)):
-        raise UserError(f"missing steps of a SequenceBatch must be whole numbers or a mask [T], got {steps!r}")
+        raise UserError(
+            f"missing steps of a SequenceBatch must be whole numbers or a mask [T], got {steps!r}"
+        )
     given = list(given)
-    if any(isinstance(step, (list, tuple)) for step in given) or any(getattr(step, "ndim", 0) for step in given):
+    if any(isinstance(step, (list, tuple)) for step in given) or any(
+        getattr(step, "ndim", 0) for step in given
+    ):
         instead = "infill and particle_filter take a mask [N, T]"
-        raise UserError(f"a step is missing from all sequences of a SequenceBatch, so a mask has shape [{num_steps}]: {instead}")
+        raise UserError(
+            "a step is missing from all sequences of a SequenceBatch, so a mask has shape "
+            f"[{num_steps}]: {instead}"
+        )
     truths = [step for step in given if _is_truth(step)]
     if truths and len(truths) < len(given):
-        raise UserError("missing steps of a SequenceBatch are truth values or whole numbers, not both")
+        raise UserError(
+            "missing steps of a SequenceBatch are truth values or whole numbers, not both"
+        )
     if truths:
         if len(given) != num_steps:
-            raise UserError(f"a mask of missing steps must have {num_steps} entries, one for each step, got {len(given)}")
+            raise UserError(
+                f"a mask of missing steps must have {num_steps} entries, one for each step, got "
+                f"{len(given)}"
+            )
         return frozenset(t for t, step in enumerate(given) if step)
     found = frozenset(whole(step, "a missing step of a SequenceBatch") for step in given)
     if wrong := [t for t in found if not 0 <= t < num_steps]:
-        raise UserError(f"missing steps of a SequenceBatch must lie in 0…{num_steps - 1}, got {sorted(wrong)[0]}")
+        raise UserError(
+            f"missing steps of a SequenceBatch must lie in 0…{num_steps - 1}, got "
+            f"{sorted(wrong)[0]}"
+        )
     return found
 
 
 def _is_truth(value: Any) -> bool:
-    return isinstance(value, bool) or (getattr(value, "shape", None) == () and str(value.dtype).endswith("bool"))
+    return isinstance(value, bool) or (
+        getattr(value, "shape", None) == () and str(value.dtype).endswith("bool")
+    )
 
 
 def _check_index(index: Any, size: int) -> None:
@@ -416,6 +558,16 @@ def _check_index(index: Any, size: int) -> None:
         raise UserError(f"a mask of sequences must have shape [{size}], got {list(given.shape)}")
     if given.dim() != 1 or given.is_floating_point() or given.is_complex():
         got = f"{given.dtype} {list(given.shape)}"
-        raise UserError(f"sequences are selected by whole numbers [J], by a mask [{size}] or by a slice, got {got}")
-    if given.dtype != torch.bool and given.numel() and not -size <= int(given.min()) <= int(given.max()) < size:
-        raise UserError(f"sequences to select must lie in 0…{size - 1}, got {int(given.min())}…{int(given.max())}")
+        raise UserError(
+            f"sequences are selected by whole numbers [J], by a mask [{size}] or by a slice, got "
+            f"{got}"
+        )
+    if (
+        given.dtype != torch.bool
+        and given.numel()
+        and not -size <= int(given.min()) <= int(given.max()) < size
+    ):
+        raise UserError(
+            f"sequences to select must lie in 0…{size - 1}, got "
+            f"{int(given.min())}…{int(given.max())}"
+        )

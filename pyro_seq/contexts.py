@@ -1,7 +1,8 @@
 """Contexts c_t: what a step may look at before its observation is known.
 
-A context is a recurrence without parameters of its own over the observations: `features(state, u_t)` before x_t is known, then
-`observe(state, x_t)`. `over` is the same for all steps of known observations at once (teacher forcing).
+A context is a recurrence without parameters of its own over the observations:
+`features(state, u_t)` before x_t is known, then `observe(state, x_t)`. `over` is the same for all
+steps of known observations at once (teacher forcing).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from pyro_seq.nn.feedforward import concatenate
 
 
 class Context(nn.Module):
-    """The base of all contexts; `num_features` is the size of c_t, after which come `num_passed_on` features for the emission alone."""
+    """The base of all contexts; `num_features` is the size of c_t, after which come `num_passed_on`
+    features for the emission alone.
+    """
 
     num_features: int
     num_passed_on: int = 0
@@ -27,7 +30,8 @@ class Context(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("_place", torch.empty(0), persistent=False)  # where the module lies, which may have no parameters
+        # where the module lies, which may have no parameters
+        self.register_buffer("_place", torch.empty(0), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -35,7 +39,9 @@ class Context(nn.Module):
         return self._place.device
 
     def unseen(self) -> Context:
-        """A context of which a model's networks see nothing; what is passed on to the emission stays."""
+        """A context of which a model's networks see nothing; what is passed on to the emission
+        stays.
+        """
         return Nothing()
 
     def initial(self, *lead: int) -> Any:
@@ -43,7 +49,9 @@ class Context(nn.Module):
         return ()
 
     def features(self, state: Any, inputs: Tensor | None) -> Tensor:
-        """c_t `[*lead, num_features + num_passed_on]` from the state before step t and the side inputs u_t `[*lead, C]`."""
+        """c_t `[*lead, num_features + num_passed_on]` from the state before step t and the side
+        inputs u_t `[*lead, C]`.
+        """
         raise TypeError(f"{type(self).__name__} must define features(state, inputs)")
 
     def observe(self, state: Any, observation: Any) -> Any:
@@ -51,7 +59,9 @@ class Context(nn.Module):
         return state
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
-        """(c_{1:T} `[N, T, num_features + num_passed_on]`, the state after each sequence's last step), as by stepping through the batch."""
+        """(c_{1:T} `[N, T, num_features + num_passed_on]`, the state after each sequence's last
+        step), as by stepping through the batch.
+        """
         raise TypeError(f"{type(self).__name__} must define over(batch, state)")
 
 
@@ -74,21 +84,33 @@ class Nothing(Context):
 
 
 class LastObservations(Context):
-    """The encodings of the last `count` observations, the most recent one last, optionally passed through a `combiner`.
+    """The encodings of the last `count` observations, the most recent one last, optionally passed
+    through a `combiner`.
 
-    c_t = combiner([enc(x_{t-n}), …, enc(x_{t-1})]); before a sequence's beginning an encoding is zero, or that of `before`.
+    c_t = combiner([enc(x_{t-n}), …, enc(x_{t-1})]); before a sequence's beginning an encoding is
+    zero, or that of `before`.
 
     Args:
         encoder: x_t → features.
         count: n, how far back a step looks.
-        combiner: a module `[..., n * F]` → `[..., combiner.output_size]`, for instance `networks.MLP`.
-        before: the observation that stands at every step before the first (a symbol that begins sentences, say), encoded like any other;
-            a tensor `[*event]`, a number, or a dict of such for a named group.
+        combiner: a module `[..., n * F]` → `[..., combiner.output_size]`, for instance
+            `networks.MLP`.
+        before: the observation that stands at every step before the first (a symbol that begins
+            sentences, say), encoded like any other; a tensor `[*event]`, a number, or a dict of
+            such for a named group.
 
-    Raises `ValueError` for a `count` below 1, and for a `before` that is not what the encoder takes.
+    Raises `ValueError` for a `count` below 1, and for a `before` that is not what the encoder
+    takes.
     """
 
-    def __init__(self, encoder: Encoder, count: int = 1, combiner: nn.Module | None = None, *, before: Any = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        count: int = 1,
+        combiner: nn.Module | None = None,
+        *,
+        before: Any = None,
+    ) -> None:
         super().__init__()
         if count < 1:
             raise ValueError(f"LastObservations must look back at least 1 step, got {count}")
@@ -99,10 +121,14 @@ class LastObservations(Context):
         self.num_features = sizes if combiner is None else int(combiner.output_size)  # type: ignore[arg-type]
 
     def initial(self, *lead: int) -> dict[str, Any]:
-        """What stands before the first step, `[*lead, n, *event]`, and for each whether it is known, as `before` is and blanks are not."""
+        """What stands before the first step, `[*lead, n, *event]`, and for each whether it is
+        known, as `before` is and blanks are not.
+        """
         observations = self.encoder.blank(*lead, self.count, device=self.device)
         if self.before is not None:
-            observations = map_tensors(lambda blank, x: blank.copy_(torch.as_tensor(x)), observations, self.before)
+            observations = map_tensors(
+                lambda blank, x: blank.copy_(torch.as_tensor(x)), observations, self.before
+            )
         known = torch.full((*lead, self.count), self.before is not None, device=self.device)
         return {"observations": observations, "known": known}
 
@@ -114,36 +140,62 @@ class LastObservations(Context):
     def observe(self, state: Any, observation: Any) -> Any:
         """The window of n observations moved on by one."""
         lead = state["known"].dim() - 1
-        if self.count == 1:  # by far the most frequent case, and generation is made of such small steps
-            latest = map_tensors(lambda before, x: x.to(before.dtype).unsqueeze(lead), state["observations"], observation)
+        # by far the most frequent case, and generation is made of such small steps
+        if self.count == 1:
+            latest = map_tensors(
+                lambda before, x: x.to(before.dtype).unsqueeze(lead),
+                state["observations"],
+                observation,
+            )
             return {"observations": latest, "known": torch.ones_like(state["known"])}
 
         def move(window: Tensor, latest: Tensor) -> Tensor:
-            return torch.cat([window.narrow(lead, 1, self.count - 1), latest.to(window.dtype).unsqueeze(lead)], lead)
+            return torch.cat(
+                [window.narrow(lead, 1, self.count - 1), latest.to(window.dtype).unsqueeze(lead)],
+                lead,
+            )
 
         known = move(state["known"], torch.ones_like(state["known"][..., 0]))
-        return {"observations": map_tensors(move, state["observations"], observation), "known": known}
+        return {
+            "observations": map_tensors(move, state["observations"], observation),
+            "known": known,
+        }
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
-        """All steps at once: the n encodings before each step, from the observations shifted by 1 … n."""
-        history = map_tensors(lambda before, x: torch.cat([before, x.to(before.dtype)], 1), state["observations"], batch.values)
+        """All steps at once: the n encodings before each step, from the observations shifted by 1 …
+        n.
+        """
+        history = map_tensors(
+            lambda before, x: torch.cat([before, x.to(before.dtype)], 1),
+            state["observations"],
+            batch.values,
+        )
         known = torch.cat([state["known"], batch.mask], 1)
         steps = batch.num_steps
         last = batch.lengths.unsqueeze(-1) + torch.arange(self.count, device=batch.device)
         after = {
-            "observations": map_tensors(lambda x: x[torch.arange(len(batch), device=batch.device).unsqueeze(-1), last], history),
+            "observations": map_tensors(
+                lambda x: x[torch.arange(len(batch), device=batch.device).unsqueeze(-1), last],
+                history,
+            ),
             "known": known.gather(1, last),
         }
         length = self.count + steps - 1
-        encoded = self.encoder(map_tensors(lambda x: x[:, :length], history)) * known[:, :length].unsqueeze(-1)
-        return self._combine(torch.cat([encoded[:, i : i + steps] for i in range(self.count)], -1)), after
+        encoded = self.encoder(map_tensors(lambda x: x[:, :length], history)) * known[
+            :, :length
+        ].unsqueeze(-1)
+        return self._combine(
+            torch.cat([encoded[:, i : i + steps] for i in range(self.count)], -1)
+        ), after
 
     def _combine(self, encoded: Tensor) -> Tensor:
         return encoded if self.combiner is None else self.combiner(encoded)
 
 
 class PreviousObservation(LastObservations):
-    """The encoding of the observation before: c_t = enc(x_{t-1}), zero at a sequence's beginning, or that of what stands `before` it."""
+    """The encoding of the observation before: c_t = enc(x_{t-1}), zero at a sequence's beginning,
+    or that of what stands `before` it.
+    """
 
     def __init__(self, encoder: Encoder, *, before: Any = None) -> None:
         super().__init__(encoder, count=1, before=before)
@@ -154,18 +206,26 @@ def _check_observation(given: Any, blank: Any) -> None:
     if isinstance(blank, dict):
         if not isinstance(given, dict) or set(given) != set(blank):
             got = sorted(given) if isinstance(given, dict) else "no group"
-            raise ValueError(f"the observation before the first one must be a group of {sorted(blank)}, got {got}")
+            raise ValueError(
+                f"the observation before the first one must be a group of {sorted(blank)}, got "
+                f"{got}"
+            )
         for name, member in blank.items():
             _check_observation(given[name], member)
         return
     if isinstance(given, dict):
-        raise ValueError(f"the observation before the first one must be no group, got one of {sorted(given)}")
+        raise ValueError(
+            f"the observation before the first one must be no group, got one of {sorted(given)}"
+        )
     observation = torch.as_tensor(given)
     if observation.shape != blank.shape:
         shapes = f"{list(blank.shape)}, got {list(observation.shape)}"
         raise ValueError(f"the observation before the first one must have event shape {shapes}")
     if observation.is_floating_point() and not blank.is_floating_point():
-        raise ValueError(f"the observation before the first one must be made of whole numbers, got {observation.dtype}")
+        raise ValueError(
+            "the observation before the first one must be made of whole numbers, got "
+            f"{observation.dtype}"
+        )
 
 
 class SideInputs(Context):
@@ -180,7 +240,9 @@ class SideInputs(Context):
         """u_t; raises `UserError` if the batch has none, or of another size."""
         if inputs is None or inputs.shape[-1] != self.size:
             got = "none" if inputs is None else f"{inputs.shape[-1]}"
-            raise UserError(f"this model's context wants side inputs of size {self.size}, the batch has {got}")
+            raise UserError(
+                f"this model's context wants side inputs of size {self.size}, the batch has {got}"
+            )
         return inputs.to(self._place.dtype) if self.encoder is None else self.encoder(inputs)
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
@@ -197,7 +259,9 @@ class Chain(Context):
     def __init__(self, *contexts: Context) -> None:
         super().__init__()
         if not contexts:
-            raise ValueError("Chain takes at least one context; Nothing() is the one without features")
+            raise ValueError(
+                "Chain takes at least one context; Nothing() is the one without features"
+            )
         self.contexts: Any = nn.ModuleList(contexts)
         self.num_features = sum(context.num_features for context in contexts)
         self.num_passed_on = sum(context.num_passed_on for context in contexts)
@@ -213,22 +277,36 @@ class Chain(Context):
 
     def features(self, state: Any, inputs: Tensor | None) -> Tensor:
         """The contexts' features, in order."""
-        return self._arranged([context.features(part, inputs) for context, part in zip(self.contexts, state, strict=True)])
+        return self._arranged(
+            [
+                context.features(part, inputs)
+                for context, part in zip(self.contexts, state, strict=True)
+            ]
+        )
 
     def observe(self, state: Any, observation: Any) -> tuple[Any, ...]:
         """Every context observes."""
-        return tuple(context.observe(part, observation) for context, part in zip(self.contexts, state, strict=True))
+        return tuple(
+            context.observe(part, observation)
+            for context, part in zip(self.contexts, state, strict=True)
+        )
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
         """The contexts' features over all steps, side by side."""
-        parts = [context.over(batch, part) for context, part in zip(self.contexts, state, strict=True)]
-        return self._arranged([features for features, _ in parts]), tuple(after for _, after in parts)
+        parts = [
+            context.over(batch, part) for context, part in zip(self.contexts, state, strict=True)
+        ]
+        return self._arranged([features for features, _ in parts]), tuple(
+            after for _, after in parts
+        )
 
     def _arranged(self, parts: list[Tensor]) -> Tensor:
         """The contexts' features `[…, num_features + num_passed_on]`, what networks see first."""
         sizes = [context.num_features for context in self.contexts]
         seen = [part[..., :size] for part, size in zip(parts, sizes, strict=True)]
-        return concatenate(*seen, *(part[..., size:] for part, size in zip(parts, sizes, strict=True)))
+        return concatenate(
+            *seen, *(part[..., size:] for part, size in zip(parts, sizes, strict=True))
+        )
 
 
 class PassedOn(Chain):
@@ -244,7 +322,10 @@ class PassedOn(Chain):
     def __init__(self, seen: Context, passed_on: Context) -> None:
         super().__init__(seen, passed_on)
         if passed_on.num_passed_on:
-            raise ValueError("what PassedOn passes on goes to the emission as a whole: put a Chain of contexts there, and no PassedOn")
+            raise ValueError(
+                "what PassedOn passes on goes to the emission as a whole: put a Chain of contexts "
+                "there, and no PassedOn"
+            )
         self.num_features = seen.num_features
         self.num_passed_on = seen.num_passed_on + passed_on.num_features
 

@@ -1,6 +1,7 @@
 """Encoders x_t → features: how a model's and a guide's networks see an observation.
 
-An encoder maps observations `[..., *event_shape]` to features `[..., num_features]`, with any leading dimensions.
+An encoder maps observations `[..., *event_shape]` to features `[..., num_features]`, with any
+leading dimensions.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pyro_seq.nn.feedforward import MLP as Layers
 
 
 class Encoder(nn.Module):
-    """The base of all encoders: `forward(values [..., *event_shape])` are the features `[..., num_features]`."""
+    """The base of all encoders: `forward(values [..., *event_shape])` are the features
+    `[..., num_features]`.
+    """
 
     num_features: int
     event_shape: tuple[int, ...] = ()
@@ -32,8 +35,12 @@ class Encoder(nn.Module):
         self.register_buffer("_place", torch.empty(0), persistent=False)
 
     def blank(self, *lead: int, device: torch.device | None = None) -> Any:
-        """Observations of zeros `[*lead, *event_shape]`: what stands before a sequence's first step."""
-        return torch.zeros((*lead, *self.event_shape), dtype=self.dtype or self._place.dtype, device=device)
+        """Observations of zeros `[*lead, *event_shape]`: what stands before a sequence's first
+        step.
+        """
+        return torch.zeros(
+            (*lead, *self.event_shape), dtype=self.dtype or self._place.dtype, device=device
+        )
 
     def forward(self, values: Any) -> Tensor:
         """The features."""
@@ -70,7 +77,9 @@ class OneHot(Encoder):
 
 
 class Flatten(Encoder):
-    """An array of shape `event_shape` (a number may stand for a vector) as the vector of its entries."""
+    """An array of shape `event_shape` (a number may stand for a vector) as the vector of its
+    entries.
+    """
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()
@@ -84,7 +93,9 @@ class Flatten(Encoder):
 
 
 class MLP(Encoder):
-    """A multilayer perceptron over a vector observation of `size` entries; the last of `hidden_sizes` is `num_features`."""
+    """A multilayer perceptron over a vector observation of `size` entries; the last of
+    `hidden_sizes` is `num_features`.
+    """
 
     def __init__(self, size: int, hidden_sizes: Sequence[int], *, activation: str = "relu") -> None:
         super().__init__()
@@ -127,7 +138,9 @@ class Sequential(Encoder):
 
 
 class Group(Encoder):
-    """The encoder of a named group of observations (an emission's `Joint`): each member's features side by side."""
+    """The encoder of a named group of observations (an emission's `Joint`): each member's features
+    side by side.
+    """
 
     def __init__(self, encoders: Mapping[str, Encoder]) -> None:
         super().__init__()
@@ -136,7 +149,9 @@ class Group(Encoder):
 
     def blank(self, *lead: int, device: torch.device | None = None) -> dict[str, Tensor]:
         """A dict of zeros."""
-        return {name: encoder.blank(*lead, device=device) for name, encoder in self.encoders.items()}
+        return {
+            name: encoder.blank(*lead, device=device) for name, encoder in self.encoders.items()
+        }
 
     def forward(self, values: dict[str, Tensor]) -> Tensor:
         """A dict of `[..., *event]` to `[..., num_features]`."""

@@ -9,19 +9,24 @@ from contextlib import contextmanager
 from typing import Any
 
 DIVERGED = "its weights are too large, as after a training that diverged"
-NOT_FINITE = ("probability tensor", "satisfy the constraint", "index out of range")  # what torch says of NaN and what is drawn from it
+# what torch says of NaN and what is drawn from it
+NOT_FINITE = ("probability tensor", "satisfy the constraint", "index out of range")
 
 
 class UserError(ValueError):
-    """Something the user can put right: what was wrong, where, and what would be right, in one line.
+    """Something the user can put right: what was wrong, where, and what would be right, in one
+    line.
 
-    The command prints the line and ends with exit code 2; from Python it is a `ValueError` like any other.
+    The command prints the line and ends with exit code 2; from Python it is a `ValueError` like any
+    other.
     """
 
 
 @contextmanager
 def finite_probabilities() -> Iterator[None]:
-    """Inside, what torch says of a distribution with NaN among its parameters becomes a `UserError` of the model."""
+    """Inside, what torch says of a distribution with NaN among its parameters becomes a `UserError`
+    of the model.
+    """
     try:
         yield
     except (IndexError, RuntimeError, ValueError) as error:
@@ -31,12 +36,16 @@ def finite_probabilities() -> Iterator[None]:
 
 
 def said(error: BaseException) -> str:
-    """An error's message, without the table of shapes that Pyro puts under every `ValueError` which passes through a trace."""
+    """An error's message, without the table of shapes that Pyro puts under every `ValueError` which
+    passes through a trace.
+    """
     return re.split(r"\n\s*Trace Shapes:", str(error))[0]
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is most like a wrong one, or `None` if none is; of dotted names, the last part may decide."""
+    """The known word that is most like a wrong one, or `None` if none is; of dotted names, the last
+    part may decide.
+    """
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if not near:  # a dotted name's last part may be right though its group is wrong
@@ -47,7 +56,9 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known word, else the list of those known; the tail of an error message."""
+    """`; did you mean 'x'?` for the nearest known word, else the list of those known; the tail of
+    an error message.
+    """
     known = list(known)
     near = nearest(word, known)
     if near is not None:
@@ -79,8 +90,16 @@ def whole(value: Any, what: str, at_least: int | None = None) -> int:
     number, and one below `at_least`.
     """
     if not is_whole(value):
-        shown = f"a {type(value).__name__}" if type(value).__name__ in ("str", "Tensor") else repr(value)
-        raise UserError(f"{what} must be a whole number{'' if at_least is None else f', at least {at_least}'}, got {shown}")
+        shown = (
+            f"a {type(value).__name__}"
+            if type(value).__name__ in ("str", "Tensor")
+            else repr(value)
+        )
+        raise UserError(
+            f"{what} must be a whole "
+            f"number{'' if at_least is None else f', at least {at_least}'}, "
+            f"got {shown}"
+        )
     number = int(value)
     if at_least is not None and number < at_least:
         raise UserError(f"{what} must be at least {at_least}, got {number}")

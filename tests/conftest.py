@@ -37,15 +37,29 @@ settings.load_profile("house")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-TINY: dict[str, Any] = {"hidden_size": 4, "latent_size": 2, "latent_sizes": (5,), "activation": "tanh"}
-DEEP: dict[str, Any] = {"latent_size": 6, "transition_sizes": (5,), "emission_sizes": (5,), "conditional": True, "cell": "gru"}
+TINY: dict[str, Any] = {
+    "hidden_size": 4,
+    "latent_size": 2,
+    "latent_sizes": (5,),
+    "activation": "tanh",
+}
+DEEP: dict[str, Any] = {
+    "latent_size": 6,
+    "transition_sizes": (5,),
+    "emission_sizes": (5,),
+    "conditional": True,
+    "cell": "gru",
+}
 
 
 def shipped_pair(kind: str, **settings: Any) -> Callable[[Parts, str], Pair]:
-    return lambda parts, layout: make_pair(model_settings(kind, TINY | settings | {"layout": layout}), parts)
+    return lambda parts, layout: make_pair(
+        model_settings(kind, TINY | settings | {"layout": layout}), parts
+    )
 
 
-# Every shipped pair, small: a test that takes `shipped` runs for each of them, as `shipped(parts, layout)`.
+# Every shipped pair, small: a test that takes `shipped` runs for each of them, as `shipped(parts,
+# layout)`.
 SHIPPED: dict[str, Callable[[Parts, str], Pair]] = {
     "rnn": shipped_pair("rnn"),
     "rnn_skip": shipped_pair("rnn", skip=True),
@@ -65,7 +79,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def clean_pyro() -> Iterator[None]:
-    """An empty parameter store, seed 0, validation on; the default dtype is what it was when the test is over."""
+    """An empty parameter store, seed 0, validation on; the default dtype is what it was when the
+    test is over.
+    """
     dtype = torch.get_default_dtype()
     torch.set_num_threads(1)
     pyro.clear_param_store()
@@ -84,11 +100,15 @@ def float64(clean_pyro: None) -> None:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder of real data: `PYRO_SEQ_DATA`, or `../shared/data` beside the checkout; tests are skipped without it."""
+    """The folder of real data: `PYRO_SEQ_DATA`, or `../shared/data` beside the checkout; tests are
+    skipped without it.
+    """
     named = os.environ.get("PYRO_SEQ_DATA")
     folder = Path(named) if named else ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        where = f"PYRO_SEQ_DATA={named} is not a folder" if named else "set PYRO_SEQ_DATA to its folder"
+        where = (
+            f"PYRO_SEQ_DATA={named} is not a folder" if named else "set PYRO_SEQ_DATA to its folder"
+        )
         pytest.skip(f"needs the real data: {where}")
     return folder
 
@@ -109,7 +129,9 @@ def pyroseq() -> Callable[..., int]:
 @pytest.fixture(scope="session")
 def toys() -> Any:
     """The module of small environments (`toy_games.py`), which are registered with gymnasium."""
-    spec = importlib.util.spec_from_file_location("toy_games", Path(__file__).parent / "helpers" / "toy_games.py")
+    spec = importlib.util.spec_from_file_location(
+        "toy_games", Path(__file__).parent / "helpers" / "toy_games.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -127,14 +149,42 @@ def tiny() -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_seqgan() -> dict[str, Any]:
-    """Settings of an adversarial training of a few tenths of a second, whatever the task; the oracle has seven symbols."""
-    sizes = {"length": 6, "batch_size": 8, "embedding_size": 3, "oracle_symbols": 7, "oracle_size": 3, "num_train": 24, "num_held_out": 12}
+    """Settings of an adversarial training of a few tenths of a second, whatever the task; the
+    oracle has seven symbols.
+    """
+    sizes = {
+        "length": 6,
+        "batch_size": 8,
+        "embedding_size": 3,
+        "oracle_symbols": 7,
+        "oracle_size": 3,
+        "num_train": 24,
+        "num_held_out": 12,
+    }
     pretraining = {"num_steps": 4, "valid_every": 2, "log_every": 2, "sample_every": 0}
-    discriminator = {"embedding_size": 3, "filter_sizes": (2, 3), "num_filters": (3, 3), "pretrain_rounds": 2, "pretrain_epochs": 1}
-    adversarial = {"num_steps": 4, "rollouts": 2, "discriminator_rounds": 1, "discriminator_epochs": 1}
+    discriminator = {
+        "embedding_size": 3,
+        "filter_sizes": (2, 3),
+        "num_filters": (3, 3),
+        "pretrain_rounds": 2,
+        "pretrain_epochs": 1,
+    }
+    adversarial = {
+        "num_steps": 4,
+        "rollouts": 2,
+        "discriminator_rounds": 1,
+        "discriminator_epochs": 1,
+    }
     adversarial |= {"valid_every": 2, "valid_samples": 12, "sample_every": 2}
-    parts = {"task": sizes, "training": pretraining, "discriminator": discriminator, "adversarial": adversarial}
-    return {"model.hidden_size": 6} | {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    parts = {
+        "task": sizes,
+        "training": pretraining,
+        "discriminator": discriminator,
+        "adversarial": adversarial,
+    }
+    return {"model.hidden_size": 6} | {
+        f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -151,7 +201,10 @@ def seqgan_run(tmp_path_factory: pytest.TempPathFactory, tiny_seqgan: dict[str, 
 @pytest.fixture(scope="session")
 def seqgan_words(tiny_seqgan: dict[str, Any]) -> list[str]:
     """The same as options of `pyroseq seqgan train`."""
-    shown = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value for name, value in tiny_seqgan.items()}
+    shown = {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else value
+        for name, value in tiny_seqgan.items()
+    }
     return [word for name, value in shown.items() for word in ("--set", f"{name}={value}")]
 
 
@@ -169,7 +222,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny: list[s
     folder = tmp_path_factory.mktemp("trained") / "run"
     torch.set_num_threads(1)
     with pytest.raises(SystemExit) as ended:
-        main(["text", "train", "--quiet", "--train-corpus", str(corpus), "--run-dir", str(folder), *tiny])
+        main(
+            [
+                "text",
+                "train",
+                "--quiet",
+                "--train-corpus",
+                str(corpus),
+                "--run-dir",
+                str(folder),
+                *tiny,
+            ]
+        )
     assert ended.value.code == 0
     return folder
 
@@ -192,7 +256,9 @@ def commands() -> Callable[[Path, Path], dict[str, list[Any]]]:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must be refused with exit code 2: the one line that it says, without the program's name."""
+    """Run a command that must be refused with exit code 2: the one line that it says, without the
+    program's name.
+    """
 
     def command(*words: object) -> str:
         capsys.readouterr()
@@ -202,7 +268,10 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         *progress, line = err.splitlines()
         assert ended.value.code == 2, err
         assert line.startswith("pyroseq: ") and out == "" and "Traceback" not in err
-        assert all(" to train on, " in shown or shown.startswith(("step ", "going on")) for shown in progress), err
+        assert all(
+            " to train on, " in shown or shown.startswith(("step ", "going on"))
+            for shown in progress
+        ), err
         return line.removeprefix("pyroseq: ")
 
     return command
@@ -210,7 +279,9 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 @pytest.fixture
 def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
-    """Inside `file_size_limit(size)` no file can grow beyond `size` bytes: writes fail as on a full disk."""
+    """Inside `file_size_limit(size)` no file can grow beyond `size` bytes: writes fail as on a full
+    disk.
+    """
 
     @contextmanager
     def limit(size: int) -> Iterator[None]:
@@ -225,7 +296,9 @@ def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
 
 
 class LinearGaussian(SequenceModel):
-    """z_t ~ N(A z_{t-1}, Q^2), z_0 = 0; x_t ~ N(z_t, R^2): a model whose every question has an answer in closed form."""
+    """z_t ~ N(A z_{t-1}, Q^2), z_0 = 0; x_t ~ N(z_t, R^2): a model whose every question has an
+    answer in closed form.
+    """
 
     latent_size = 1
     A, Q, R = 0.8, 0.6, 0.7
@@ -246,26 +319,37 @@ class LinearGaussian(SequenceModel):
 
     def covariance(self, steps: int) -> Tensor:
         """Of z_{1:T}."""
-        impulse = torch.tensor([[self.Q * self.A ** (t - s) if s <= t else 0.0 for s in range(steps)] for t in range(steps)])
+        impulse = torch.tensor(
+            [
+                [self.Q * self.A ** (t - s) if s <= t else 0.0 for s in range(steps)]
+                for t in range(steps)
+            ]
+        )
         return impulse @ impulse.t()
 
     def log_likelihood(self, x: Tensor, known: Tensor | None = None) -> Tensor:
         """log p of the known x_t, `[N]` of `[N, T]`, from their joint normal."""
         index = torch.arange(x.shape[-1]) if known is None else known.nonzero().flatten()
         z = self.covariance(x.shape[-1])[index][:, index]
-        law = dist.MultivariateNormal(torch.zeros(len(index)), z + self.R**2 * torch.eye(len(index)))
+        law = dist.MultivariateNormal(
+            torch.zeros(len(index)), z + self.R**2 * torch.eye(len(index))
+        )
         return law.log_prob(x[..., index])
 
     def posterior(self, x: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean `[N, T]` and covariance `[T, T]` of z_{1:T} given the known x_t."""
         index = torch.arange(x.shape[-1]) if known is None else known.nonzero().flatten()
         z = self.covariance(x.shape[-1])
-        gain = z[:, index] @ torch.linalg.inv(z[index][:, index] + self.R**2 * torch.eye(len(index)))
+        gain = z[:, index] @ torch.linalg.inv(
+            z[index][:, index] + self.R**2 * torch.eye(len(index))
+        )
         return x[..., index] @ gain.t(), z - gain @ z[index]
 
 
 class LinearGaussianGuide(SequenceGuide):
-    """q(z_t | z_{t-1}, x_{1:T}): the exact posterior, moved and widened by what it is made with; of full sequences only."""
+    """q(z_t | z_{t-1}, x_{1:T}): the exact posterior, moved and widened by what it is made with; of
+    full sequences only.
+    """
 
     def __init__(self, model: LinearGaussian, shift: float = 0.0, widen: float = 1.0) -> None:
         super().__init__(model)
@@ -275,15 +359,27 @@ class LinearGaussianGuide(SequenceGuide):
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
         assert isinstance(batch.values, Tensor) and isinstance(self.model, LinearGaussian)
         mean, s = self.model.posterior(batch.values)
-        slope = torch.tensor([0.0] + [float(s[t, t - 1] / s[t - 1, t - 1]) for t in range(1, len(s))])
+        slope = torch.tensor(
+            [0.0] + [float(s[t, t - 1] / s[t - 1, t - 1]) for t in range(1, len(s))]
+        )
         before = torch.cat([torch.zeros_like(mean[:, :1]), mean[:, :-1]], -1)
         variance = s.diagonal() - slope**2 * torch.cat([torch.zeros(1), s.diagonal()[:-1]])
-        parts = torch.stack([mean - slope * before + self.shift, slope.expand_as(mean), variance.sqrt().expand_as(mean) * self.widen], -1)
+        parts = torch.stack(
+            [
+                mean - slope * before + self.shift,
+                slope.expand_as(mean),
+                variance.sqrt().expand_as(mean) * self.widen,
+            ],
+            -1,
+        )
         return (parts,), carried
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
         loc, slope, scale = evidence[0].split(1, -1)
-        return dist.Normal(loc + slope * previous, scale.expand(torch.broadcast_shapes(scale.shape, previous.shape)))
+        return dist.Normal(
+            loc + slope * previous,
+            scale.expand(torch.broadcast_shapes(scale.shape, previous.shape)),
+        )
 
 
 def by_steps(batch: SequenceBatch) -> None:
@@ -312,7 +408,9 @@ def written() -> Pair:
 
 @pytest.fixture
 def linear_gaussian(float64: None) -> Callable[..., Pair]:
-    """Makes a linear-Gaussian pair; its guide is the exact posterior, moved by `shift` and widened by `widen`."""
+    """Makes a linear-Gaussian pair; its guide is the exact posterior, moved by `shift` and widened
+    by `widen`.
+    """
 
     def make(layout: str = "path", **options: float) -> Pair:
         model = LinearGaussian(layout)

@@ -1,4 +1,6 @@
-"""The package is built in rooms on floors: imports go down, there are no circles, no room is crowded."""
+"""The package is built in rooms on floors: imports go down, there are no circles, no room is
+crowded.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,17 @@ def test_no_folder_is_crowded(structure: ModuleType) -> None:
 
 
 def test_rules_can_fail(structure: ModuleType) -> None:
-    graph = {"batch": {"nn.encoders"}, "nn.encoders": {"batch", "nn.contexts"}, "nn.contexts": {"nn.encoders"}}
+    graph = {
+        "batch": {"nn.encoders"},
+        "nn.encoders": {"batch", "nn.contexts"},
+        "nn.contexts": {"nn.encoders"},
+    }
     assert structure.upward(graph) == ["batch -> nn.encoders"]
-    assert {way.split(" -> ")[0] for way in structure.circles(graph)} == {"batch", "nn.encoders", "nn.contexts"}
+    assert {way.split(" -> ")[0] for way in structure.circles(graph)} == {
+        "batch",
+        "nn.encoders",
+        "nn.contexts",
+    }
 
 
 def test_imports_inside_functions_count(structure: ModuleType) -> None:

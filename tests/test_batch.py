@@ -22,7 +22,9 @@ STEPS = 4
 
 
 def ragged(**options: Any) -> SequenceBatch:
-    return SequenceBatch(torch.randn(4, STEPS, 3), LENGTHS, inputs=torch.randn(4, STEPS, 2), **options)
+    return SequenceBatch(
+        torch.randn(4, STEPS, 3), LENGTHS, inputs=torch.randn(4, STEPS, 2), **options
+    )
 
 
 class TestPadding:
@@ -62,7 +64,10 @@ class TestRefusals:
     def test_not_finite(self, wrong: float) -> None:
         values = torch.zeros(3, 5, 2)
         values[1, 3, 1] = wrong
-        with pytest.raises(UserError, match=f"^values of a SequenceBatch must be finite: sequence 1, step 3 holds {wrong}$"):
+        with pytest.raises(
+            UserError,
+            match=f"^values of a SequenceBatch must be finite: sequence 1, step 3 holds {wrong}$",
+        ):
             SequenceBatch(values, [5, 4, 5])
         assert SequenceBatch(values, [5, 3, 5]).values.isfinite().all()
 
@@ -77,30 +82,92 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("values", "lengths", "options", "message"),
         [
-            (torch.zeros(3), None, {}, r"values of a SequenceBatch must be \[N, T, …\], got shape \[3\]"),
-            ([[0.0]], None, {}, r"values of a SequenceBatch must be a tensor, got list: torch.as_tensor makes one"),
-            (torch.zeros(1, 3), None, {"inputs": torch.zeros(1, 3, 2).numpy()}, r"inputs of a SequenceBatch must be a tensor, got ndarray"),
-            ({"a": torch.zeros(2, 3), "b": torch.zeros(2, 4)}, None, {}, r"agree in \[N, T\], got a \[2, 3\], b \[2, 4\]"),
-            (torch.zeros(2, 3), None, {"inputs": torch.zeros(3, 3, 1)}, r"agree in \[N, T\], got values \[2, 3\], inputs \[3, 3, 1\]"),
-            ({"inputs": torch.zeros(2, 3)}, None, {"inputs": torch.zeros(2, 4, 1)}, r"agree in \[N, T\]"),
-            (torch.zeros(2, 3), None, {"inputs": torch.zeros(2, 3)}, r"inputs of a SequenceBatch must be \[N, T, C\], got shape \[2, 3\]"),
+            (
+                torch.zeros(3),
+                None,
+                {},
+                r"values of a SequenceBatch must be \[N, T, …\], got shape \[3\]",
+            ),
+            (
+                [[0.0]],
+                None,
+                {},
+                r"values of a SequenceBatch must be a tensor, got list: torch.as_tensor makes one",
+            ),
+            (
+                torch.zeros(1, 3),
+                None,
+                {"inputs": torch.zeros(1, 3, 2).numpy()},
+                r"inputs of a SequenceBatch must be a tensor, got ndarray",
+            ),
+            (
+                {"a": torch.zeros(2, 3), "b": torch.zeros(2, 4)},
+                None,
+                {},
+                r"agree in \[N, T\], got a \[2, 3\], b \[2, 4\]",
+            ),
+            (
+                torch.zeros(2, 3),
+                None,
+                {"inputs": torch.zeros(3, 3, 1)},
+                r"agree in \[N, T\], got values \[2, 3\], inputs \[3, 3, 1\]",
+            ),
+            (
+                {"inputs": torch.zeros(2, 3)},
+                None,
+                {"inputs": torch.zeros(2, 4, 1)},
+                r"agree in \[N, T\]",
+            ),
+            (
+                torch.zeros(2, 3),
+                None,
+                {"inputs": torch.zeros(2, 3)},
+                r"inputs of a SequenceBatch must be \[N, T, C\], got shape \[2, 3\]",
+            ),
             (torch.zeros(2, 3), [3], {}, r"must be 2 whole numbers, got \[1\]"),
-            (torch.zeros(2, 3), [1.0, 2.0], {}, r"length 0 of a SequenceBatch must be a whole number, got 1.0"),
+            (
+                torch.zeros(2, 3),
+                [1.0, 2.0],
+                {},
+                r"length 0 of a SequenceBatch must be a whole number, got 1.0",
+            ),
             (torch.zeros(2, 3), torch.tensor([True, False]), {}, "must be 2 whole numbers"),
             (torch.zeros(2, 3), [3, 4], {}, r"must lie in 0…3, got 3…4"),
             (torch.zeros(2, 3), [-1, 3], {}, r"must lie in 0…3, got -1…3"),
             (None, [2, 5], {"num_steps": 4}, r"must lie in 0…4, got 2…5"),
-            (torch.zeros(2, 3), [2, True], {}, r"length 1 of a SequenceBatch must be a whole number, got True"),
-            (torch.zeros(2, 3), torch.tensor([1.0, 2.0]), {}, r"must be 2 whole numbers, got \[2\] torch.float32"),
-            (None, [0], {"num_steps": -1}, "num_steps of a SequenceBatch must be at least 0, got -1"),
-            (None, [0], {"num_steps": True}, "num_steps of a SequenceBatch must be a whole number, at least 0, got True"),
+            (
+                torch.zeros(2, 3),
+                [2, True],
+                {},
+                r"length 1 of a SequenceBatch must be a whole number, got True",
+            ),
+            (
+                torch.zeros(2, 3),
+                torch.tensor([1.0, 2.0]),
+                {},
+                r"must be 2 whole numbers, got \[2\] torch.float32",
+            ),
+            (
+                None,
+                [0],
+                {"num_steps": -1},
+                "num_steps of a SequenceBatch must be at least 0, got -1",
+            ),
+            (
+                None,
+                [0],
+                {"num_steps": True},
+                "num_steps of a SequenceBatch must be a whole number, at least 0, got True",
+            ),
             (None, [], {}, "at least one sequence, got no values, no inputs and no lengths"),
             (None, 3, {}, "one for each sequence, got 3"),
             (torch.zeros(2, 3), None, {"num_steps": 4}, "have 3 steps, but num_steps is 4"),
             (None, None, {}, "without values and inputs needs lengths"),
         ],
     )
-    def test_shapes_that_do_not_fit(self, values: Any, lengths: Any, options: Any, message: str) -> None:
+    def test_shapes_that_do_not_fit(
+        self, values: Any, lengths: Any, options: Any, message: str
+    ) -> None:
         with pytest.raises(UserError, match=message) as raised:
             SequenceBatch(values, lengths, **options)
         assert "\n" not in str(raised.value)
@@ -113,7 +180,9 @@ class TestRefusals:
         with pytest.raises(UserError, match="one event shape"):
             SequenceBatch.of([torch.tensor(1.0)])
         with pytest.raises(UserError, match=r"equal lengths, got \[3, 5\] and \[5, 3\]"):
-            SequenceBatch.of([torch.zeros(3), torch.zeros(5)], inputs=[torch.zeros(5, 1), torch.zeros(3, 1)])
+            SequenceBatch.of(
+                [torch.zeros(3), torch.zeros(5)], inputs=[torch.zeros(5, 1), torch.zeros(3, 1)]
+            )
 
 
 class TestShape:
@@ -124,7 +193,12 @@ class TestShape:
 
     def test_to_be_sampled(self) -> None:
         batch = SequenceBatch(None, [2, 5])
-        assert batch.num_steps == 5 and batch.values is None and batch.at(1) is None and batch.inputs_at(1) is None
+        assert (
+            batch.num_steps == 5
+            and batch.values is None
+            and batch.at(1) is None
+            and batch.inputs_at(1) is None
+        )
         assert SequenceBatch(None, [2, 5], num_steps=7).num_steps == 7
         assert SequenceBatch(None, torch.tensor([2]), inputs=torch.zeros(1, 4, 2)).num_steps == 4
         assert "to be sampled" in repr(batch)
@@ -135,7 +209,10 @@ class TestShape:
         batch = SequenceBatch.of(sequences, inputs=inputs)
         assert batch.lengths.tolist() == [3, 0, 1]
         for n, (sequence, u) in enumerate(zip(sequences, inputs, strict=True)):
-            assert batch.values[n, : len(sequence)].equal(sequence) and not batch.values[n, len(sequence) :].any()
+            assert (
+                batch.values[n, : len(sequence)].equal(sequence)
+                and not batch.values[n, len(sequence) :].any()
+            )
             assert batch.inputs is not None and batch.inputs[n, : len(u)].equal(u)
 
     def test_no_sequences_and_no_steps(self) -> None:
@@ -167,7 +244,9 @@ class TestRecurrences:
     def test_reverse_of_a_transposed_sequence(self) -> None:
         sequence = torch.randn(STEPS, 4, 3)
         batch = ragged()
-        assert batch.reverse(sequence.transpose(0, 1)).equal(batch.reverse(sequence.transpose(0, 1).contiguous()))
+        assert batch.reverse(sequence.transpose(0, 1)).equal(
+            batch.reverse(sequence.transpose(0, 1).contiguous())
+        )
 
     @pytest.mark.parametrize("lengths", [LENGTHS, [STEPS] * 4, [0] * 4])
     @pytest.mark.parametrize("event", [(), (2,), (2, 3)])
@@ -177,7 +256,9 @@ class TestRecurrences:
         sequence, before = torch.randn(*lead, 4, STEPS, *event), torch.randn(4, *event)
         last = batch.last(sequence, before, event_dim=len(event))
         expected = [
-            sequence.select(len(lead), n).select(len(lead), length - 1) if length else before[n].expand((*lead, *event))
+            sequence.select(len(lead), n).select(len(lead), length - 1)
+            if length
+            else before[n].expand((*lead, *event))
             for n, length in enumerate(lengths)
         ]
         assert last.equal(torch.stack(expected, len(lead)))
@@ -188,15 +269,27 @@ class TestMapping:
         state = {"model": (torch.arange(4.0), None), "guide": [torch.randn(4, 2)]}
         batch = ragged(state=state)
         repeated = batch.repeat(3)
-        assert len(repeated) == 12 and repeated.lengths.tolist() == [n for n in LENGTHS for _ in range(3)]
+        assert len(repeated) == 12 and repeated.lengths.tolist() == [
+            n for n in LENGTHS for _ in range(3)
+        ]
         assert repeated.state["model"][0].tolist() == [float(n) for n in range(4) for _ in range(3)]
         for copy in range(3):
             again = repeated.select(slice(copy, None, 3))
             assert again.values.equal(batch.values) and again.mask.equal(batch.mask)
-            assert again.inputs is not None and batch.inputs is not None and again.inputs.equal(batch.inputs)
-            assert again.state["guide"][0].equal(state["guide"][0]) and again.state["model"][1] is None
+            assert (
+                again.inputs is not None
+                and batch.inputs is not None
+                and again.inputs.equal(batch.inputs)
+            )
+            assert (
+                again.state["guide"][0].equal(state["guide"][0]) and again.state["model"][1] is None
+            )
         chosen = batch.select(torch.tensor([2, 0]))
-        assert chosen.lengths.tolist() == [4, 2] and chosen.values.equal(batch.values[[2, 0]]) and chosen.num_steps == STEPS
+        assert (
+            chosen.lengths.tolist() == [4, 2]
+            and chosen.values.equal(batch.values[[2, 0]])
+            and chosen.num_steps == STEPS
+        )
         assert batch.select(torch.tensor([True, False, False, False])).lengths.tolist() == [2]
 
     def test_selected_sequences_reverse_alike(self) -> None:
@@ -208,7 +301,9 @@ class TestMapping:
         moved = ragged(state={"h": torch.zeros(4)}).to("meta")
         assert moved.inputs is not None and isinstance(moved.values, Tensor)
         tensors = (moved.values, moved.inputs, moved.lengths, moved.mask, moved.state["h"])
-        assert {tensor.device.type for tensor in tensors} == {"meta"} and moved.device.type == "meta"
+        assert {tensor.device.type for tensor in tensors} == {
+            "meta"
+        } and moved.device.type == "meta"
 
     def test_changes_leave_the_original_alone(self) -> None:
         batch = ragged()
@@ -239,7 +334,9 @@ class TestInPyro:
             with batch.plate():
                 for t in batch.steps():
                     with batch.active(t):
-                        pyro.sample(f"x_{t}", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=batch.at(t))
+                        pyro.sample(
+                            f"x_{t}", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=batch.at(t)
+                        )
 
         trace = poutine.trace(model).get_trace()
         trace.compute_log_prob()
@@ -251,7 +348,9 @@ class TestInPyro:
         assert trace.nodes["x_0"]["mask"].tolist() == [True, False, True, True]
 
     def test_steps_of_values_and_inputs(self) -> None:
-        batch = SequenceBatch({"a": torch.randn(2, 3), "b": torch.randn(2, 3, 5)}, inputs=torch.randn(2, 3, 4))
+        batch = SequenceBatch(
+            {"a": torch.randn(2, 3), "b": torch.randn(2, 3, 5)}, inputs=torch.randn(2, 3, 4)
+        )
         assert isinstance(batch.values, dict) and batch.inputs is not None
         assert batch.at(1)["b"].equal(batch.values["b"][:, 1]) and set(batch.at(1)) == {"a", "b"}
         assert batch.inputs_at(2).equal(batch.inputs[:, 2])  # type: ignore[union-attr]
@@ -260,38 +359,60 @@ class TestInPyro:
 def test_a_batch_of_another_state_remembers_nothing() -> None:
     remembering = SequenceBatch(torch.zeros(2, 3)).remembering()
     assert remembering.once("key", lambda: 1) == 1 == remembering.once("key", lambda: 2)
-    for other in (remembering.with_state({}), remembering.without_values(), remembering.remembering(), remembering.repeat(2)):
+    for other in (
+        remembering.with_state({}),
+        remembering.without_values(),
+        remembering.remembering(),
+        remembering.repeat(2),
+    ):
         assert other.once("key", lambda: 3) == 3
 
 
 class TestMissingSteps:
     def test_steps_left_to_be_sampled(self) -> None:
-        batch = SequenceBatch({"a": torch.ones(2, 4), "b": torch.ones(2, 4, 3, dtype=torch.long)}, [4, 2]).with_missing([1, 3])
+        batch = SequenceBatch(
+            {"a": torch.ones(2, 4), "b": torch.ones(2, 4, 3, dtype=torch.long)}, [4, 2]
+        ).with_missing([1, 3])
         assert batch.at(1) is None and batch.at(3) is None and batch.at(2)["b"].shape == (2, 3)
         assert not batch.values["a"][:, [1, 3]].any() and batch.values["a"][0, [0, 2]].all()
         assert batch.with_missing([2]).missing == {1, 2, 3} and batch.missing == {1, 3}
-        for same in (batch.select(slice(0, 1)), batch.repeat(2), batch.with_state({}), batch.remembering()):
+        for same in (
+            batch.select(slice(0, 1)),
+            batch.repeat(2),
+            batch.with_state({}),
+            batch.remembering(),
+        ):
             assert same.missing == {1, 3}
         assert "2 steps missing" in repr(batch)
         assert not batch.with_values({"a": torch.ones(2, 4), "b": torch.ones(2, 4, 3)}).missing
 
     def test_continued(self) -> None:
-        batch = SequenceBatch(torch.ones(2, 3), inputs=torch.ones(2, 3, 1)).continued(2, torch.zeros(2, 2, 1))
+        batch = SequenceBatch(torch.ones(2, 3), inputs=torch.ones(2, 3, 1)).continued(
+            2, torch.zeros(2, 2, 1)
+        )
         assert batch.num_steps == 5 and batch.missing == {3, 4} and batch.lengths.tolist() == [5, 5]
-        assert batch.values.tolist() == [[1, 1, 1, 0, 0]] * 2 and batch.inputs[..., 0].tolist() == [[1, 1, 1, 0, 0]] * 2
+        assert (
+            batch.values.tolist() == [[1, 1, 1, 0, 0]] * 2
+            and batch.inputs[..., 0].tolist() == [[1, 1, 1, 0, 0]] * 2
+        )
 
     def test_refusals(self) -> None:
         batch = SequenceBatch(torch.ones(2, 3), [3, 1])
         for wrong in (-1, 3):
             with pytest.raises(UserError, match=f"must lie in 0…2, got {wrong}"):
                 batch.with_missing([wrong])
-        with pytest.raises(UserError, match="must fill their batch's steps, got 1…3 in a batch of 3"):
+        with pytest.raises(
+            UserError, match="must fill their batch's steps, got 1…3 in a batch of 3"
+        ):
             batch.continued(2)
         with pytest.raises(UserError, match="the batch has no values"):
             batch.without_values().continued(2)
         with pytest.raises(UserError, match="at least 0, got -1"):
             SequenceBatch(torch.ones(2, 3)).continued(-1)
-        with pytest.raises(UserError, match="with no inputs is continued by 2 steps with the like, got inputs of 2 steps"):
+        with pytest.raises(
+            UserError,
+            match="with no inputs is continued by 2 steps with the like, got inputs of 2 steps",
+        ):
             SequenceBatch(torch.ones(2, 3)).continued(2, torch.ones(2, 2, 1))
         with pytest.raises(UserError, match="must have 3 steps, got 4"):
             batch.with_values(torch.ones(2, 4))

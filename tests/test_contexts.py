@@ -1,4 +1,6 @@
-"""Contexts: all steps at once against stepping, for ragged batches, cut anywhere, and for named groups of observations."""
+"""Contexts: all steps at once against stepping, for ragged batches, cut anywhere, and for named
+groups of observations.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ ENCODERS: dict[str, tuple[Callable[[], Encoder], Callable[[], Any]]] = {
     "vectors": (lambda: Flatten((2, 2)), lambda: torch.randn(5, STEPS, 2, 2)),
     "whole numbers": (lambda: MLP(3, (2,)), lambda: torch.randint(9, (5, STEPS, 3))),
     "group": (
-        lambda: Sequential(Group({"a": Embedding(4, 3), "b": Flatten(2)}), MLP(5, (4,), activation="tanh")),
+        lambda: Sequential(
+            Group({"a": Embedding(4, 3), "b": Flatten(2)}), MLP(5, (4,), activation="tanh")
+        ),
         lambda: {"b": torch.randn(5, STEPS, 2), "a": torch.randint(4, (5, STEPS))},
     ),
 }
@@ -39,12 +43,16 @@ def ones(encoder: Encoder) -> Any:
 CONTEXTS: dict[str, Callable[[Encoder], Context]] = {
     "previous": PreviousObservation,
     **{f"last {n}": lambda encoder, n=n: LastObservations(encoder, n) for n in (1, 2, 3, 4)},
-    "combined": lambda encoder: LastObservations(encoder, 3, Layers(3 * encoder.num_features, (5,), activation="tanh")),
+    "combined": lambda encoder: LastObservations(
+        encoder, 3, Layers(3 * encoder.num_features, (5,), activation="tanh")
+    ),
     "previous, begun": lambda encoder: PreviousObservation(encoder, before=ones(encoder)),
     "last 3, begun": lambda encoder: LastObservations(encoder, 3, before=ones(encoder)),
     "inputs": lambda encoder: SideInputs(INPUTS),
     "encoded inputs": lambda encoder: SideInputs(INPUTS, MLP(INPUTS, (3,))),
-    "chain": lambda encoder: Chain(LastObservations(encoder, 2), SideInputs(INPUTS), Chain(PreviousObservation(encoder))),
+    "chain": lambda encoder: Chain(
+        LastObservations(encoder, 2), SideInputs(INPUTS), Chain(PreviousObservation(encoder))
+    ),
 }
 
 
@@ -59,7 +67,9 @@ def make(request: pytest.FixtureRequest) -> Callable[[Encoder], Context]:
 
 
 @pytest.fixture(params=ENCODERS)
-def case(request: pytest.FixtureRequest, make: Callable[[Encoder], Context]) -> tuple[Context, SequenceBatch]:
+def case(
+    request: pytest.FixtureRequest, make: Callable[[Encoder], Context]
+) -> tuple[Context, SequenceBatch]:
     encoder, draw = ENCODERS[request.param]
     return make(encoder()), SequenceBatch(draw(), LENGTHS, inputs=torch.randn(5, STEPS, INPUTS))
 
@@ -87,14 +97,20 @@ def assert_same_state(actual: Any, expected: Any) -> None:
         def blot(x: Tensor) -> Tensor:
             return x * expected["known"][(..., *(None,) * (x.dim() - 2))]
 
-        map_tensors(lambda a, b: torch.testing.assert_close(blot(a), blot(b)), actual["observations"], expected["observations"])
+        map_tensors(
+            lambda a, b: torch.testing.assert_close(blot(a), blot(b)),
+            actual["observations"],
+            expected["observations"],
+        )
 
 
 def cut(batch: SequenceBatch, start: int, stop: int) -> SequenceBatch:
     """The window [start, stop) of a batch."""
     assert batch.inputs is not None
     values = map_tensors(lambda x: x[:, start:stop], batch.values)
-    return SequenceBatch(values, (batch.lengths - start).clamp(0, stop - start), inputs=batch.inputs[:, start:stop])
+    return SequenceBatch(
+        values, (batch.lengths - start).clamp(0, stop - start), inputs=batch.inputs[:, start:stop]
+    )
 
 
 def test_over_equals_stepping(case: tuple[Context, SequenceBatch]) -> None:
@@ -111,7 +127,10 @@ def test_over_equals_stepping(case: tuple[Context, SequenceBatch]) -> None:
 @pytest.mark.parametrize("cuts", [[k] for k in range(STEPS + 1)] + [[2, 4], [1, 2, 3, 4, 5]])
 def test_windows_equal_one_pass(make: Callable[[Encoder], Context], cuts: list[int]) -> None:
     encoder, draw = ENCODERS["group"]
-    context, batch = make(encoder()), SequenceBatch(draw(), LENGTHS, inputs=torch.randn(5, STEPS, INPUTS))
+    context, batch = (
+        make(encoder()),
+        SequenceBatch(draw(), LENGTHS, inputs=torch.randn(5, STEPS, INPUTS)),
+    )
     whole, end = context.over(batch, context.initial(5))
     state, parts = context.initial(5), []
     for start, stop in zip([0, *cuts], [*cuts, STEPS], strict=True):
@@ -124,7 +143,9 @@ def test_windows_equal_one_pass(make: Callable[[Encoder], Context], cuts: list[i
 def test_what_a_step_sees() -> None:
     """Written out: two encodings, the more recent one last, zeros before the beginning."""
     context = LastObservations(OneHot(3), 2)
-    features, after = context.over(SequenceBatch(torch.tensor([[0, 2, 1]]), [3]), context.initial(1))
+    features, after = context.over(
+        SequenceBatch(torch.tensor([[0, 2, 1]]), [3]), context.initial(1)
+    )
     assert features.tolist() == [[[0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 1]]]
     assert context.features(after, None).tolist() == [[0, 0, 1, 0, 1, 0]]
 
@@ -138,14 +159,17 @@ def test_what_stands_before_the_first_step_is_an_observation() -> None:
     expected, state = longer.over(begun, longer.initial(2))
     torch.testing.assert_close(features[0], expected[0, 2:])
     assert_same_state(after, state)
-    assert PreviousObservation(OneHot(3), before=0).features(PreviousObservation(OneHot(3), before=0).initial(1), None).tolist() == [
-        [1, 0, 0]
-    ]
+    assert PreviousObservation(OneHot(3), before=0).features(
+        PreviousObservation(OneHot(3), before=0).initial(1), None
+    ).tolist() == [[1, 0, 0]]
 
 
 def test_what_stands_before_lies_where_the_module_does_and_is_no_weight() -> None:
     context = PreviousObservation(Flatten(2), before=torch.tensor([0.5, 1.5]))
-    assert context.initial(2)["observations"].tolist() == [[[0.5, 1.5]], [[0.5, 1.5]]] and not context.state_dict()
+    assert (
+        context.initial(2)["observations"].tolist() == [[[0.5, 1.5]], [[0.5, 1.5]]]
+        and not context.state_dict()
+    )
     assert context.float().to("meta").initial(2)["observations"].device.type == "meta"
 
 
@@ -160,18 +184,24 @@ def test_what_stands_before_lies_where_the_module_does_and_is_no_weight() -> Non
         (Group({"a": OneHot(3)}), {"b": 1}, r"a group of \['a'\], got \['b'\]"),
     ],
 )
-def test_what_cannot_stand_before_the_first_step(encoder: Encoder, before: Any, message: str) -> None:
+def test_what_cannot_stand_before_the_first_step(
+    encoder: Encoder, before: Any, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         PreviousObservation(encoder, before=before)
 
 
-def test_no_step_sees_its_own_observation_or_the_future(case: tuple[Context, SequenceBatch]) -> None:
+def test_no_step_sees_its_own_observation_or_the_future(
+    case: tuple[Context, SequenceBatch],
+) -> None:
     context, batch = case
     initial, t = context.initial(5), 3
     features = context.over(batch, initial)[0]
 
     def other(x: Tensor) -> Tensor:
-        return torch.cat([x[:, :t], x[:, t:].flip(0) if x.is_floating_point() else (x[:, t:] + 1) % 4], 1)
+        return torch.cat(
+            [x[:, :t], x[:, t:].flip(0) if x.is_floating_point() else (x[:, t:] + 1) % 4], 1
+        )
 
     changed = SequenceBatch(map_tensors(other, batch.values), LENGTHS, inputs=batch.inputs)
     assert context.over(changed, initial)[0][:, : t + 1].equal(features[:, : t + 1])
@@ -190,7 +220,9 @@ def test_more_batch_dimensions(case: tuple[Context, SequenceBatch]) -> None:
 
 
 def test_padding_and_blanks_do_not_matter() -> None:
-    """Before the beginning an encoding is zero, though the blank observation's own encoding is not."""
+    """Before the beginning an encoding is zero, though the blank observation's own encoding is
+    not.
+    """
     context = LastObservations(Embedding(4, 3), 2)
     assert not context.features(context.initial(5), None).any()
     a = context.over(SequenceBatch(torch.zeros(1, 4).long(), [1]), context.initial(1))[1]
@@ -202,7 +234,9 @@ def test_states_lie_where_the_module_does() -> None:
         moved = Chain(PreviousObservation(encoder), SideInputs(1)).to("meta")
         state = moved.initial(2)[0]
         assert {state["observations"].device.type, state["known"].device.type} == {"meta"}
-    assert not PreviousObservation(OneHot(3)).state_dict(), "nothing that a checkpoint would have to hold"
+    assert not PreviousObservation(OneHot(3)).state_dict(), (
+        "nothing that a checkpoint would have to hold"
+    )
 
 
 def test_side_inputs_that_do_not_fit() -> None:
@@ -229,4 +263,6 @@ def test_gradients_reach_the_encoder_and_the_combiner() -> None:
     features, _ = context.over(SequenceBatch(torch.tensor([[1, 2, 3]])), context.initial(1))
     features.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in context.parameters())
-    assert isinstance(context.encoder, Embedding) and not context.encoder.table.weight.grad[0].any(), "nothing from blanks"
+    assert (
+        isinstance(context.encoder, Embedding) and not context.encoder.table.weight.grad[0].any()
+    ), "nothing from blanks"

@@ -1,4 +1,6 @@
-"""The same on a GPU as on the CPU: densities, gradients, scores, samples, trainings and the commands; skipped where there is none."""
+"""The same on a GPU as on the CPU: densities, gradients, scores, samples, trainings and the
+commands; skipped where there is none.
+"""
 
 from __future__ import annotations
 
@@ -60,18 +62,29 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 def rich_context(encoder: Encoder) -> Context:
-    return Chain(LastObservations(encoder, 2, MLP(2 * encoder.num_features, [4], activation="tanh")), SideInputs(INPUTS))
+    return Chain(
+        LastObservations(encoder, 2, MLP(2 * encoder.num_features, [4], activation="tanh")),
+        SideInputs(INPUTS),
+    )
 
 
 def parts() -> Parts:
     """A symbol and three notes at each step, and side inputs."""
     emission = Joint({"symbol": Categorical(SYMBOLS), "notes": Independent(Bernoulli(), 3)})
-    return Parts(emission, lambda: Group({"symbol": Embedding(SYMBOLS, 3), "notes": Flatten(3)}), rich_context, INPUTS)
+    return Parts(
+        emission,
+        lambda: Group({"symbol": Embedding(SYMBOLS, 3), "notes": Flatten(3)}),
+        rich_context,
+        INPUTS,
+    )
 
 
 def batch(lengths: Any = LENGTHS, steps: int = STEPS) -> SequenceBatch:
     n = len(lengths)
-    values = {"symbol": torch.randint(0, SYMBOLS, (n, steps)), "notes": torch.randint(0, 2, (n, steps, 3)).to(torch.get_default_dtype())}
+    values = {
+        "symbol": torch.randint(0, SYMBOLS, (n, steps)),
+        "notes": torch.randint(0, 2, (n, steps, 3)).to(torch.get_default_dtype()),
+    }
     return SequenceBatch(values, lengths, inputs=torch.randn(n, steps, INPUTS))
 
 
@@ -91,7 +104,10 @@ def noise_of_the_cpu() -> Iterator[None]:
     def of_normals(shape: Any, dtype: Any, device: Any) -> Tensor:
         return drawn(shape, dtype=dtype, device=device)
 
-    with mock.patch("torch.randn", drawn), mock.patch("torch.distributions.normal._standard_normal", of_normals):
+    with (
+        mock.patch("torch.randn", drawn),
+        mock.patch("torch.distributions.normal._standard_normal", of_normals),
+    ):
         yield
 
 
@@ -102,7 +118,9 @@ def assert_same(found: Any, expected: Any) -> None:
         torch.testing.assert_close(x.cpu(), y, rtol=1e-9, atol=1e-10)
 
 
-def loss_and_gradients(pair: Pair, given: SequenceBatch, elbo: Any = Trace_ELBO) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_and_gradients(
+    pair: Pair, given: SequenceBatch, elbo: Any = Trace_ELBO
+) -> tuple[Tensor, dict[str, Tensor]]:
     with pair.scope(), noise_of_the_cpu():
         loss = elbo(max_plate_nesting=1).differentiable_loss(pair.model, pair.guide, given)
         parameters = pair.parameters()
@@ -117,7 +135,9 @@ def loss_and_gradients(pair: Pair, given: SequenceBatch, elbo: Any = Trace_ELBO)
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_bounds_and_their_gradients(shipped: Maker, layout: str, elbo: Any, float64: None) -> None:
     pair, given = shipped(parts(), layout), batch()
-    expected, found = (loss_and_gradients(p, b, elbo) for p, b in ((pair, given), (on_gpu(pair), given.to(GPU))))
+    expected, found = (
+        loss_and_gradients(p, b, elbo) for p, b in ((pair, given), (on_gpu(pair), given.to(GPU)))
+    )
     assert_same(found[0].detach(), expected[0].detach())
     assert found[1].keys() == expected[1].keys()
     assert_same(found[1], expected[1])
@@ -126,7 +146,10 @@ def test_bounds_and_their_gradients(shipped: Maker, layout: str, elbo: Any, floa
 @pytest.mark.parametrize("kind", ["hmm", "rnn"])
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_exact_likelihoods(kind: str, layout: str, float64: None) -> None:
-    pair, given = make_pair(model_settings(kind, {"hidden_size": 4, "layout": layout}), parts()), batch()
+    pair, given = (
+        make_pair(model_settings(kind, {"hidden_size": 4, "layout": layout}), parts()),
+        batch(),
+    )
     given = given.select(torch.tensor([0, 1, 3]))
     expected, found = score(pair, given), score(on_gpu(pair), given.to(GPU))
     assert_same(found.steps, expected.steps)
@@ -136,17 +159,29 @@ def test_exact_likelihoods(kind: str, layout: str, float64: None) -> None:
 @pytest.mark.parametrize("depth", [(), (5,), (5, 6)])
 @pytest.mark.parametrize("residual", [False, True])
 def test_paths_in_one_kernel(depth: tuple[int, ...], residual: bool, float64: None) -> None:
-    """On the GPU, against the loop under autograd there; with gradients to every input and weight."""
+    """On the GPU, against the loop under autograd there; with gradients to every input and
+    weight.
+    """
     n, z, features = 3, 2, 4
-    nets = [NormalNet(features + z, depth, z, activation="tanh").to(GPU) for _ in range(1 + residual)]
-    inputs = [torch.randn(n, STEPS, z), torch.randn(n, z), *(torch.randn(n, STEPS, features) for _ in nets)]
-    leaves = [x.to(GPU).requires_grad_() for x in inputs] + [p for net in nets for p in net.parameters()]
+    nets = [
+        NormalNet(features + z, depth, z, activation="tanh").to(GPU) for _ in range(1 + residual)
+    ]
+    inputs = [
+        torch.randn(n, STEPS, z),
+        torch.randn(n, z),
+        *(torch.randn(n, STEPS, features) for _ in nets),
+    ]
+    leaves = [x.to(GPU).requires_grad_() for x in inputs] + [
+        p for net in nets for p in net.parameters()
+    ]
     noise, first, seen, *prior = leaves[: len(inputs)]
     given = (noise, first, nets[0], seen, *((nets[1], prior[0]) if residual else ()))
     results = []
     for function in (sample_path, sample_path_by_steps):
         path, scale = function(*given)
-        loss = (path.sin() * torch.linspace(1, 2, path.numel(), device=GPU).view_as(path)).sum() + scale.log().sum()
+        loss = (
+            path.sin() * torch.linspace(1, 2, path.numel(), device=GPU).view_as(path)
+        ).sum() + scale.log().sum()
         results.append((path, scale, torch.autograd.grad(loss, leaves, allow_unused=True)))
     torch.testing.assert_close(results[0][:2], results[1][:2])
     for left, right in zip(results[0][2], results[1][2], strict=True):
@@ -155,7 +190,9 @@ def test_paths_in_one_kernel(depth: tuple[int, ...], residual: bool, float64: No
 
 def test_combined_path(float64: None) -> None:
     combiner = Combiner(2, 4).to(GPU)
-    noise, first, evidence = (torch.randn(*shape, device=GPU) for shape in ((3, STEPS, 2), (3, 2), (3, STEPS, 4)))
+    noise, first, evidence = (
+        torch.randn(*shape, device=GPU) for shape in ((3, STEPS, 2), (3, 2), (3, STEPS, 4))
+    )
     path, scale = sample_combined_path(noise, first, combiner, evidence)
     z = first
     for t in range(STEPS):
@@ -184,7 +221,11 @@ def walking(given: SequenceBatch) -> None:
                 pyro.sample(f"z_{t}", dist.Normal(pull * given.at(t), 1.0))
 
 
-@pytest.mark.parametrize("make", [lambda: walking, lambda: AutoSequenceGuide(walk, hidden_size=4)], ids=["written", "free"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: walking, lambda: AutoSequenceGuide(walk, hidden_size=4)],
+    ids=["written", "free"],
+)
 def test_functions_and_their_parameters(make: Callable[[], Any], float64: None) -> None:
     """A pair moves with what its functions have registered, also under a guide for free."""
     pair, given = Pair(walk, make()), SequenceBatch(torch.randn(3, 4), [4, 2, 1])
@@ -206,7 +247,10 @@ def test_estimates(shipped: Maker, layout: str, method: Any, float64: None) -> N
     """Estimates of one figure on both devices, within their errors."""
     pair, given = shipped(parts(), layout), batch((5, 3, 1))
     gpu = on_gpu(pair)
-    expected, found = score(pair, given, method=method, samples=200), score(gpu, given.to(GPU), method=method, samples=200)
+    expected, found = (
+        score(pair, given, method=method, samples=200),
+        score(gpu, given.to(GPU), method=method, samples=200),
+    )
     assert found.total.device.type == GPU and found.steps.device.type == GPU
     error = (expected.standard_error**2 + found.standard_error.cpu() ** 2).sqrt()
     assert ((found.total.cpu() - expected.total).abs() < 5 * error + 1e-9).all()
@@ -220,7 +264,10 @@ def test_estimates_over_windows(shipped: Maker) -> None:
     first = score(pair, windows[0], method=method, samples=16)
     second = score(pair, windows[1], method=method, samples=16, state=first.state)
     assert second.total.device.type == GPU and second.total.isfinite().all()
-    assert [scored.total.device.type for scored in score_document(pair, windows, method=method, samples=16)] == [GPU, GPU]
+    assert [
+        scored.total.device.type
+        for scored in score_document(pair, windows, method=method, samples=16)
+    ] == [GPU, GPU]
 
 
 def test_samples(shipped: Maker) -> None:
@@ -229,7 +276,9 @@ def test_samples(shipped: Maker) -> None:
     new = ancestral(pair, 3, 4, inputs=torch.randn(3, 4, INPUTS, device=GPU))
     assert new["notes"].shape == (3, 4, 3) and new["notes"].device.type == GPU
     full = batch((5, 5)).to(GPU)
-    later = continuation(pair, full, 2, inputs=torch.randn(2, 2, INPUTS, device=GPU), samples=4, draws=3)
+    later = continuation(
+        pair, full, 2, inputs=torch.randn(2, 2, INPUTS, device=GPU), samples=4, draws=3
+    )
     assert later["symbol"].shape == (6, 2) and later["symbol"].device.type == GPU
     missing = torch.zeros(2, 5, dtype=torch.bool, device=GPU)
     missing[:, 1] = True
@@ -247,7 +296,10 @@ def test_samples(shipped: Maker) -> None:
 def test_discrete_states(layout: str) -> None:
     pair = make_pair(model_settings("hmm", {"num_states": 3, "layout": layout}), parts()).to(GPU)
     given = batch((5, 3)).to(GPU)
-    assert ancestral(pair, 2, 3, inputs=torch.zeros(2, 3, INPUTS, device=GPU))["symbol"].device.type == GPU
+    assert (
+        ancestral(pair, 2, 3, inputs=torch.zeros(2, 3, INPUTS, device=GPU))["symbol"].device.type
+        == GPU
+    )
     missing = torch.zeros(2, 5, dtype=torch.bool, device=GPU)
     missing[:, 1] = True
     assert infill(pair, given, missing, samples=4)["symbol"].device.type == GPU
@@ -289,7 +341,13 @@ class Stream:
 def test_training_and_going_on(shipped: Maker, tmp_path: Path, precision: str) -> None:
     """The bound rises; a run that stopped half-way ends near one that did not."""
     data = Stream([batch((5, 4, 3, 5)).to(GPU)])
-    settings: dict[str, Any] = {"learning_rate": 1e-2, "precision": precision, "average": 0.5, "sample_every": 0, "checkpoint_seconds": 1e6}
+    settings: dict[str, Any] = {
+        "learning_rate": 1e-2,
+        "precision": precision,
+        "average": 0.5,
+        "sample_every": 0,
+        "checkpoint_seconds": 1e6,
+    }
     settings |= {"warmup": 0.0, "schedule": "constant", "log_every": 15}
     ends = []
     for name, lengths in (("whole", (60,)), ("halves", (30, 60))):
@@ -303,13 +361,23 @@ def test_training_and_going_on(shipped: Maker, tmp_path: Path, precision: str) -
         for i, steps in enumerate(lengths):
             if i:
                 torch.manual_seed(3)
-            trainer = Trainer(pair, data, TrainingSettings(num_steps=steps, **settings), run=run, quiet=True)
+            trainer = Trainer(
+                pair, data, TrainingSettings(num_steps=steps, **settings), run=run, quiet=True
+            )
             trainer.fit(resume=i > 0)
         ends.append({name: p.detach().cpu() for name, p in pair.parameters().items()})
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert lines[-1]["loss"] < lines[0]["loss"]
     for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value, rtol=0.02, atol=0.02, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ends[1][name],
+            value,
+            rtol=0.02,
+            atol=0.02,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 # policy gradient
@@ -339,17 +407,62 @@ def test_policy_gradient_and_rollouts(make: Any) -> None:
 
 
 def test_text_across_devices(
-    corpus: Path, tmp_path: Path, pyroseq: Callable[..., int], tiny: list[str], capsys: pytest.CaptureFixture[str]
+    corpus: Path,
+    tmp_path: Path,
+    pyroseq: Callable[..., int],
+    tiny: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Trained on one device, scored on the other: the same figures."""
     for device, other in ((GPU, "cpu"), ("cpu", GPU)):
         run = tmp_path / device
-        assert pyroseq("text", "train", "--quiet", "--train-corpus", corpus, "--run-dir", run, "--device", device, *tiny) == 0
-        assert pyroseq("text", "train", "--quiet", "--run-dir", run, "--resume", "--num-steps", 6, "--device", other) == 0
+        assert (
+            pyroseq(
+                "text",
+                "train",
+                "--quiet",
+                "--train-corpus",
+                corpus,
+                "--run-dir",
+                run,
+                "--device",
+                device,
+                *tiny,
+            )
+            == 0
+        )
+        assert (
+            pyroseq(
+                "text",
+                "train",
+                "--quiet",
+                "--run-dir",
+                run,
+                "--resume",
+                "--num-steps",
+                6,
+                "--device",
+                other,
+            )
+            == 0
+        )
         figures = []
         for where in (device, other):
             capsys.readouterr()
-            assert pyroseq("text", "evaluate", "--run-dir", run, "--eval-corpus", corpus, "--device", where, "--json") == 0
+            assert (
+                pyroseq(
+                    "text",
+                    "evaluate",
+                    "--run-dir",
+                    run,
+                    "--eval-corpus",
+                    corpus,
+                    "--device",
+                    where,
+                    "--json",
+                )
+                == 0
+            )
             figures.append(json.loads(capsys.readouterr().out))
         numbers = [[v for v in figure.values() if isinstance(v, float)] for figure in figures]
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-3)
@@ -358,39 +471,146 @@ def test_text_across_devices(
 
 @pytest.mark.parametrize("kind", ["rnn", "iseq", "srnn", "vrnn", "dmm", "hmm"])
 def test_text_of_every_pair(kind: str, corpus: Path, tmp_path: Path) -> None:
-    small = {"model.kind": kind, "training.num_steps": 3, "training.valid_every": 2, "text.window": 12, "text.batch_size": 4}
+    small = {
+        "model.kind": kind,
+        "training.num_steps": 3,
+        "training.valid_every": 2,
+        "text.window": 12,
+        "text.batch_size": 4,
+    }
     settings = text_settings(small)
     options = {"device": torch.device(GPU), "quiet": True}
-    begun = text_runs.begin(tmp_path / "r", settings, {"train": corpus, "valid_fraction": 0.2}, seed=0, **options)
+    begun = text_runs.begin(
+        tmp_path / "r", settings, {"train": corpus, "valid_fraction": 0.2}, seed=0, **options
+    )
     assert begun.step == 3
 
 
-@pytest.mark.parametrize("emission", ["bernoulli", "nade", "beta", "convolution", "autoregressive_convolution"])
+@pytest.mark.parametrize(
+    "emission", ["bernoulli", "nade", "beta", "convolution", "autoregressive_convolution"]
+)
 @pytest.mark.parametrize("kind", ["rnn", "srnn", "dmm"])
-def test_music(kind: str, emission: str, tmp_path: Path, pyroseq: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = {"rolls.window": 16, "rolls.batch_size": 3, "frames.hidden_size": 4, "training.num_steps": 4, "training.sample_every": 4}
-    words = [w for k, v in (sizes | {"model.kind": kind, "frames.emission": emission}).items() for w in ("--set", f"{k}={v}")]
+def test_music(
+    kind: str,
+    emission: str,
+    tmp_path: Path,
+    pyroseq: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sizes = {
+        "rolls.window": 16,
+        "rolls.batch_size": 3,
+        "frames.hidden_size": 4,
+        "training.num_steps": 4,
+        "training.sample_every": 4,
+    }
+    words = [
+        w
+        for k, v in (sizes | {"model.kind": kind, "frames.emission": emission}).items()
+        for w in ("--set", f"{k}={v}")
+    ]
     run = tmp_path / "run"
-    train = ["midi", "train", "--quiet", "--demo", "--preset", "default", "--grid", 4, "--run-dir", run, "--device", GPU]
+    train = [
+        "midi",
+        "train",
+        "--quiet",
+        "--demo",
+        "--preset",
+        "default",
+        "--grid",
+        4,
+        "--run-dir",
+        run,
+        "--device",
+        GPU,
+    ]
     assert pyroseq(*train, *words) == 0
-    assert pyroseq("midi", "generate", "--run-dir", run, "--out-dir", tmp_path / "out", "--device", GPU, "--length", 3) == 0
+    assert (
+        pyroseq(
+            "midi",
+            "generate",
+            "--run-dir",
+            run,
+            "--out-dir",
+            tmp_path / "out",
+            "--device",
+            GPU,
+            "--length",
+            3,
+        )
+        == 0
+    )
     write_demo_tunes(tmp_path / "tunes")
     figures = []
     for device in (GPU, "cpu"):
         capsys.readouterr()
-        assert pyroseq("midi", "evaluate", "--run-dir", run, "--eval-files", tmp_path / "tunes", "--device", device, "--json") == 0
+        assert (
+            pyroseq(
+                "midi",
+                "evaluate",
+                "--run-dir",
+                run,
+                "--eval-files",
+                tmp_path / "tunes",
+                "--device",
+                device,
+                "--json",
+            )
+            == 0
+        )
         figures.append(json.loads(capsys.readouterr().out)["nats_per_frame"])
-    assert figures[0] == pytest.approx(figures[1], rel=1e-2 if kind == "rnn" else 0.2)  # the others' are estimates
+    # the others' are estimates
+    assert figures[0] == pytest.approx(figures[1], rel=1e-2 if kind == "rnn" else 0.2)
 
 
 @pytest.mark.parametrize("task", ["oracle", "text", "music"])
 def test_adversarial(
-    task: str, tmp_path: Path, pyroseq: Callable[..., int], corpus: Path, seqgan_words: list[str], capsys: pytest.CaptureFixture[str]
+    task: str,
+    tmp_path: Path,
+    pyroseq: Callable[..., int],
+    corpus: Path,
+    seqgan_words: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = {"oracle": [], "text": ["--corpus", corpus], "music": ["--demo"]}[task]
     run = tmp_path / "run"
-    assert pyroseq("seqgan", "train", "--quiet", "--task", task, *data, "--run-dir", run, "--device", GPU, *seqgan_words) == 0
+    assert (
+        pyroseq(
+            "seqgan",
+            "train",
+            "--quiet",
+            "--task",
+            task,
+            *data,
+            "--run-dir",
+            run,
+            "--device",
+            GPU,
+            *seqgan_words,
+        )
+        == 0
+    )
     for device in (GPU, "cpu"):
-        assert pyroseq("seqgan", "generate", "--run-dir", run, "--num-samples", 3, "--device", device) == 0
-        assert pyroseq("seqgan", "evaluate", "--run-dir", run, "--device", device, "--num-samples", 12) == 0
-    assert pyroseq("seqgan", "train", "--quiet", "--run-dir", run, "--resume", "--adversarial-steps", 6, "--device", GPU) == 0
+        assert (
+            pyroseq("seqgan", "generate", "--run-dir", run, "--num-samples", 3, "--device", device)
+            == 0
+        )
+        assert (
+            pyroseq("seqgan", "evaluate", "--run-dir", run, "--device", device, "--num-samples", 12)
+            == 0
+        )
+    assert (
+        pyroseq(
+            "seqgan",
+            "train",
+            "--quiet",
+            "--run-dir",
+            run,
+            "--resume",
+            "--adversarial-steps",
+            6,
+            "--device",
+            GPU,
+        )
+        == 0
+    )

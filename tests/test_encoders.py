@@ -13,14 +13,18 @@ class TestFeatures:
     def test_one_hot(self, lead: tuple[int, ...]) -> None:
         encoder, x = OneHot(5), torch.randint(5, lead)
         assert encoder(x).equal(torch.eye(5)[x])
-        assert encoder.num_features == 5 and encoder.blank(*lead).equal(torch.zeros(lead, dtype=torch.long))
+        assert encoder.num_features == 5 and encoder.blank(*lead).equal(
+            torch.zeros(lead, dtype=torch.long)
+        )
 
     def test_embedding(self, lead: tuple[int, ...]) -> None:
         encoder, x = Embedding(5, 3), torch.randint(5, lead)
         assert encoder(x).equal(encoder.table.weight[x])
         assert encoder(encoder.blank(*lead)).shape == (*lead, encoder.num_features) == (*lead, 3)
 
-    @pytest.mark.parametrize("dtype", [torch.bool, torch.long, torch.uint8, torch.float32, torch.float64])
+    @pytest.mark.parametrize(
+        "dtype", [torch.bool, torch.long, torch.uint8, torch.float32, torch.float64]
+    )
     def test_flatten(self, lead: tuple[int, ...], dtype: torch.dtype) -> None:
         x = torch.randint(2, (*lead, 2, 4)).to(dtype)
         assert Flatten((2, 4))(x).equal(x.reshape(*lead, 8).float())
@@ -32,7 +36,9 @@ class TestFeatures:
     def test_mlp(self, lead: tuple[int, ...], dtype: torch.dtype) -> None:
         encoder, x = MLP(4, (6, 3), activation="tanh"), torch.randint(2, (*lead, 4)).to(dtype)
         first, second = encoder.layers[0], encoder.layers[2]
-        expected = torch.tanh(torch.tanh(x.float() @ first.weight.t() + first.bias) @ second.weight.t() + second.bias)
+        expected = torch.tanh(
+            torch.tanh(x.float() @ first.weight.t() + first.bias) @ second.weight.t() + second.bias
+        )
         torch.testing.assert_close(encoder(x), expected)
         assert encoder.num_features == 3
         assert MLP(4, ())(x).equal(x.float()) and MLP(4, ()).num_features == 4
@@ -49,7 +55,9 @@ class TestFeatures:
         group = Group({"symbol": OneHot(5), "vector": Flatten(2)})
         x = {"vector": torch.randn(*lead, 2), "symbol": torch.randint(5, lead)}
         assert group.num_features == 7
-        assert group(x).equal(torch.cat([torch.eye(5)[x["symbol"]], x["vector"]], -1)), "in the group's order"
+        assert group(x).equal(torch.cat([torch.eye(5)[x["symbol"]], x["vector"]], -1)), (
+            "in the group's order"
+        )
         assert group(group.blank(*lead)).shape == (*lead, 7)
 
     def test_a_group_in_a_sequence(self, lead: tuple[int, ...]) -> None:
@@ -71,7 +79,9 @@ def test_symbols_out_of_range() -> None:
 
 
 def test_definitions_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"MLP encodes events of shape \[4\], but OneHot before it gives \[5\]"):
+    with pytest.raises(
+        ValueError, match=r"MLP encodes events of shape \[4\], but OneHot before it gives \[5\]"
+    ):
         Sequential(OneHot(5), MLP(4, (3,)))
     with pytest.raises(ValueError, match="at least one encoder"):
         Sequential()

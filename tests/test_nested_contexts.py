@@ -1,4 +1,6 @@
-"""Contexts inside of contexts: every nesting computes as many features as it says, or is refused when it is made."""
+"""Contexts inside of contexts: every nesting computes as many features as it says, or is refused
+when it is made.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,15 @@ import pytest
 import torch
 
 from pyro_seq import Pair, SequenceBatch, UserError, score
-from pyro_seq.contexts import Chain, Context, LastObservations, Nothing, PassedOn, PreviousObservation, SideInputs
+from pyro_seq.contexts import (
+    Chain,
+    Context,
+    LastObservations,
+    Nothing,
+    PassedOn,
+    PreviousObservation,
+    SideInputs,
+)
 from pyro_seq.emissions.composite import Independent, Joint
 from pyro_seq.emissions.convolution import KeyConvolution
 from pyro_seq.emissions.elementary import Bernoulli, Categorical, Normal
@@ -43,7 +53,14 @@ def all_nestings() -> Iterator[tuple[str, Make]]:
     """Two deep all of them; three and four deep those of some."""
     two = nested(LEAVES)
     yield from two.items()
-    some = {name: two[name] for name in ("chain(previous, inputs)", "passed(inputs, last two)", "passed(nothing, begun)")}
+    some = {
+        name: two[name]
+        for name in (
+            "chain(previous, inputs)",
+            "passed(inputs, last two)",
+            "passed(nothing, begun)",
+        )
+    }
     three = nested(some | {"inputs": LEAVES["inputs"], "combined": LEAVES["combined"]})
     yield from three.items()
     yield from nested(dict(list(three.items())[::11])).items()
@@ -81,7 +98,9 @@ def test_side_inputs_beside_what_is_passed_on_reach_the_model() -> None:
     orders: list[Callable[[Context, Context], Context]] = [
         lambda passing, side: Chain(passing, side),
         lambda passing, side: Chain(side, passing),
-        lambda passing, side: PassedOn(Chain(PreviousObservation(Flatten(5)), side), LastObservations(Flatten(5), 2)),
+        lambda passing, side: PassedOn(
+            Chain(PreviousObservation(Flatten(5)), side), LastObservations(Flatten(5), 2)
+        ),
     ]
     for order in orders:
         passing = PassedOn(PreviousObservation(Flatten(5)), LastObservations(Flatten(5), 2))
@@ -89,9 +108,16 @@ def test_side_inputs_beside_what_is_passed_on_reach_the_model() -> None:
         assert (model.context.num_features, model.context.num_passed_on) == (9, 10)
         batch = SequenceBatch(frames, inputs=inputs)
         seen, _ = model.seen(batch)
-        assert all(any(column.allclose(u) for column in seen.flatten(0, 1).T) for u in inputs.flatten(0, 1).T)
+        assert all(
+            any(column.allclose(u) for column in seen.flatten(0, 1).T)
+            for u in inputs.flatten(0, 1).T
+        )
         before = score(Pair(model), batch).total
-        assert not score(Pair(model), SequenceBatch(frames, inputs=inputs + 1)).total.isclose(before).any()
+        assert (
+            not score(Pair(model), SequenceBatch(frames, inputs=inputs + 1))
+            .total.isclose(before)
+            .any()
+        )
 
 
 def test_a_group_passes_on_to_its_members_what_each_of_them_wants() -> None:
@@ -108,9 +134,18 @@ def test_a_group_passes_on_to_its_members_what_each_of_them_wants() -> None:
 def test_what_cannot_be_passed_on_is_refused_when_it_is_made() -> None:
     with pytest.raises(ValueError, match="Chain takes at least one context"):
         Chain()
-    with pytest.raises(ValueError, match="KeyConvolution is given the context passed on, which the entries of an Independent are not"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "KeyConvolution is given the context passed on, which the entries of an Independent "
+            "are not"
+        ),
+    ):
         Independent(KeyConvolution(5, 2, 3), 2)
-    with pytest.raises(UserError, match="KeyConvolution wants 10 features of the context passed on, and the context brings 0"):
+    with pytest.raises(
+        UserError,
+        match="KeyConvolution wants 10 features of the context passed on, and the context brings 0",
+    ):
         RNN(KeyConvolution(5, 2, 3), Chain(LastObservations(Flatten(5), 2), SideInputs(1)))
     group = Joint({"chord": KeyConvolution(5, 2, 3), "end": Bernoulli()})
     with pytest.raises(UserError, match="Joint wants the context passed on"):

@@ -51,7 +51,16 @@ def test_detach() -> None:
 
 def test_there_and_back_through_json() -> None:
     x, y = torch.randn(2), torch.arange(3)
-    tree = {"step": 3, "rate": 0.1, "on": True, "none": None, "empty": [(), {}, []], "a": ({"b": x}, [y, "word"]), 7: {1.5: y}, "": x}
+    tree = {
+        "step": 3,
+        "rate": 0.1,
+        "on": True,
+        "none": None,
+        "empty": [(), {}, []],
+        "a": ({"b": x}, [y, "word"]),
+        7: {1.5: y},
+        "": x,
+    }
     form, tensors = flatten(tree)
     assert same(unflatten(json.loads(json.dumps(form)), tensors), tree)
     assert same(unflatten(*flatten(x)), x)
@@ -60,7 +69,12 @@ def test_there_and_back_through_json() -> None:
 
 def test_dicts_that_look_like_forms() -> None:
     x = torch.randn(2)
-    for tree in ({"tensor": "a"}, {"tuple": [1]}, {"dict": {"tensor": x}}, {"list": ({"list": []},)}):
+    for tree in (
+        {"tensor": "a"},
+        {"tuple": [1]},
+        {"dict": {"tensor": x}},
+        {"list": ({"list": []},)},
+    ):
         assert same(unflatten(*flatten(tree)), tree)
 
 
@@ -83,7 +97,17 @@ def test_what_cannot_be_held() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", [{"tensor": "missing"}, {"tensor": []}, {"dict": [["key"]]}, {"dict": 5}, {"tuple": 5}, {"list": None}, {"other": 1}, {}]
+    "form",
+    [
+        {"tensor": "missing"},
+        {"tensor": []},
+        {"dict": [["key"]]},
+        {"dict": 5},
+        {"tuple": 5},
+        {"list": None},
+        {"other": 1},
+        {},
+    ],
 )
 def test_forms_that_do_not_fit(form: Any) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):

@@ -33,7 +33,9 @@ sys.meta_path.insert(0, Seen())
 WAYS = {
     "console script": "from pyro_seq.cli import main; sys.argv = ['pyroseq', *{}]; main()",
     "python -m pyro_seq": "sys.argv = ['', *{}]; runpy.run_module('pyro_seq', run_name='__main__')",
-    "python -m pyro_seq.cli": "sys.argv = ['', *{}]; runpy.run_module('pyro_seq.cli', run_name='__main__')",
+    "python -m pyro_seq.cli": (
+        "sys.argv = ['', *{}]; runpy.run_module('pyro_seq.cli', run_name='__main__')"
+    ),
     "in a program": "from pyro_seq.cli import main; main({})",
 }
 
@@ -41,7 +43,13 @@ WAYS = {
 def environment(code: str, **given: str) -> dict[str, str]:
     """What torch finds when `code` loads it, where the user has set `given` and nothing else."""
     around = {name: value for name, value in os.environ.items() if name not in NAMES} | given
-    done = subprocess.run([sys.executable, "-P", "-c", SEEN + code], env=around, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SEEN + code],
+        env=around,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found: dict[str, str] = json.loads(done.stdout)
     return found
 
@@ -57,7 +65,9 @@ def test_command_says_how_to_wait_and_how_many_before_torch_is_loaded(way: str) 
     assert environment(WAYS[way].format(GENERATE)) == WAITING | numbers(1)
 
 
-@pytest.mark.parametrize("code", ["from pyro_seq import Pair", "import pyro_seq.train.trainer", "import pyro_seq, torch"])
+@pytest.mark.parametrize(
+    "code", ["from pyro_seq import Pair", "import pyro_seq.train.trainer", "import pyro_seq, torch"]
+)
 def test_library_says_how_to_wait_and_leaves_the_number_alone(code: str) -> None:
     assert environment(code) == WAITING
 
@@ -72,10 +82,14 @@ def test_user_who_says_how_to_wait_is_left_alone(name: str) -> None:
 def test_user_who_says_how_many_is_left_alone_unless_the_option_says_otherwise(name: str) -> None:
     code = WAYS["console script"]
     assert environment(code.format(TRAIN), **{name: "3"}) == WAITING | {name: "3"}
-    assert environment(code.format([*TRAIN, "--threads", "1"]), **{name: "3"}) == WAITING | numbers(1)
+    assert environment(code.format([*TRAIN, "--threads", "1"]), **{name: "3"}) == WAITING | numbers(
+        1
+    )
 
 
-def test_once_torch_is_loaded_only_the_option_changes_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_once_torch_is_loaded_only_the_option_changes_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     chosen: list[int] = []
@@ -85,12 +99,21 @@ def test_once_torch_is_loaded_only_the_option_changes_anything(monkeypatch: pyte
     assert not chosen and threads.words() is None and not set(NAMES) & set(os.environ)
     threads.choose_threads(1, useful=4)
     assert chosen == [1] and not set(NAMES) & set(os.environ)
-    assert threads.words() == "computing with 1 thread" and threads.words() is None  # it is said once
+    # it is said once
+    assert threads.words() == "computing with 1 thread" and threads.words() is None
 
 
 def test_every_command_that_computes_has_the_option() -> None:
-    leaves = [leaf for program in command.commands.values() for leaf in getattr(program, "commands", {"": program}).values()]
-    without = [leaf.name for leaf in leaves if "threads" not in [parameter.name for parameter in leaf.params]]
+    leaves = [
+        leaf
+        for program in command.commands.values()
+        for leaf in getattr(program, "commands", {"": program}).values()
+    ]
+    without = [
+        leaf.name
+        for leaf in leaves
+        if "threads" not in [parameter.name for parameter in leaf.params]
+    ]
     assert without == ["list"]
 
 
@@ -101,7 +124,11 @@ def test_numbers_of_threads_that_cannot_be_are_refused(number: str) -> None:
 
 
 def test_number_that_was_chosen_is_said_by_a_training_but_not_with_quiet(
-    tmp_path: Path, corpus: Path, tiny: list[str], pyroseq: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    corpus: Path,
+    tiny: list[str],
+    pyroseq: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["text", "train", "--threads", 1, "--train-corpus", corpus, *tiny]
     assert pyroseq(*words, "--run-dir", tmp_path / "run") == 0
@@ -139,17 +166,25 @@ def group(folder: Path, **files: str) -> None:
         ({}, None),
     ],
 )
-def test_share_of_a_container_of_version_2(groups: dict[str, str], share: float | None, tmp_path: Path) -> None:
+def test_share_of_a_container_of_version_2(
+    groups: dict[str, str], share: float | None, tmp_path: Path
+) -> None:
     (tmp_path / "cgroup").write_text("0::/a/b\n")
     for name, limit in groups.items():
         group(tmp_path / "fs" / name, cpu__max=limit + "\n")
     assert share_of_time(str(tmp_path / "cgroup"), str(tmp_path / "fs")) == share
 
 
-@pytest.mark.parametrize(("quota", "share"), [("300000", 3.0), ("-1", None), ("0", None), ("what", None)])
+@pytest.mark.parametrize(
+    ("quota", "share"), [("300000", 3.0), ("-1", None), ("0", None), ("what", None)]
+)
 def test_share_of_a_container_of_version_1(quota: str, share: float | None, tmp_path: Path) -> None:
     (tmp_path / "cgroup").write_text("5:cpu,cpuacct:/docker/1\n4:cpuset:/\n1:name=systemd:/\n")
-    group(tmp_path / "fs" / "cpu,cpuacct" / "docker" / "1", cpu__cfs_quota_us=quota, cpu__cfs_period_us="100000\n")
+    group(
+        tmp_path / "fs" / "cpu,cpuacct" / "docker" / "1",
+        cpu__cfs_quota_us=quota,
+        cpu__cfs_period_us="100000\n",
+    )
     assert share_of_time(str(tmp_path / "cgroup"), str(tmp_path / "fs")) == share
 
 

@@ -1,9 +1,11 @@
-"""Builds the API reference: a page for each module of the package, made from its docstrings by pdoc. Every warning is an error.
+"""Builds the API reference: a page for each module of the package, made from its docstrings by
+pdoc. Every warning is an error.
 
     python tools/api_reference.py [FOLDER]        build/api, if no folder is named
 
-The pages load nothing from a network. Docstrings are Markdown, with `Args:` sections as Google writes them; an equation is written as a
-reader of the source wants it, so a `<` in it is a less-than sign here and never begins a tag.
+The pages load nothing from a network. Docstrings are Markdown, with `Args:` sections as Google
+writes them; an equation is written as a reader of the source wants it, so a `<` in it is a
+less-than sign here and never begins a tag.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ import pdoc.render
 
 import pyro_seq
 
-BESIDE = ("pyro_seq.models", "pyro_seq.guides")  # packages that a checkout keeps beside the core, where the core's path does not lead
+# packages that a checkout keeps beside the core, where the core's path does not lead
+BESIDE = ("pyro_seq.models", "pyro_seq.guides")
 LEFT_OUT = ("pyro_seq.cli", "pyro_seq.text.data")  # described by --help; no Python in it
 
 
@@ -37,15 +40,23 @@ def modules() -> dict[str, pdoc.doc.Module]:
 
 
 def resolve_annotations(documented: dict[str, pdoc.doc.Module]) -> None:
-    """Puts the types of each named tuple's fields in the place of their names, which its constructor, made elsewhere, cannot look up."""
+    """Puts the types of each named tuple's fields in the place of their names, which its
+    constructor, made elsewhere, cannot look up.
+    """
     for module in documented.values():
         for kind in vars(module.obj).values():
-            if isinstance(kind, type) and issubclass(kind, tuple) and kind.__module__ == module.fullname:
+            if (
+                isinstance(kind, type)
+                and issubclass(kind, tuple)
+                and kind.__module__ == module.fullname
+            ):
                 kind.__new__.__annotations__ = typing.get_type_hints(kind)
 
 
 def drop_boilerplate(members: Iterable[pdoc.doc.Doc]) -> None:
-    """Takes away what Python and PyTorch say of any constructor and of any field: a class's docstring covers its constructor."""
+    """Takes away what Python and PyTorch say of any constructor and of any field: a class's
+    docstring covers its constructor.
+    """
     for member in members:
         if isinstance(member, pdoc.doc.Class):
             drop_boilerplate(member.members.values())
@@ -54,11 +65,18 @@ def drop_boilerplate(members: Iterable[pdoc.doc.Doc]) -> None:
 
 
 def as_markdown(docstring: str) -> str:
-    """A docstring without what Markdown would take for a tag; code keeps its signs, which Markdown escapes by itself."""
+    """A docstring without what Markdown would take for a tag; code keeps its signs, which Markdown
+    escapes by itself.
+    """
     lines = []
     for line in docstring.split("\n"):
         pieces = [line] if line.startswith("    ") else re.split(r"(`[^`]*`)", line)
-        lines.append("".join(piece if piece.startswith(("`", "    ")) else piece.replace("<", "&lt;") for piece in pieces))
+        lines.append(
+            "".join(
+                piece if piece.startswith(("`", "    ")) else piece.replace("<", "&lt;")
+                for piece in pieces
+            )
+        )
     return "\n".join(lines)
 
 
@@ -68,10 +86,15 @@ def build(target: Path) -> int:
         getattr(pyro_seq, name)
     documented = modules()
     resolve_annotations(documented)
-    for name, module in documented.items():  # also those of a package whose `__all__` is about what it offers, not what it is made of
+    # also those of a package whose `__all__` is about what it offers, not what it is made of
+    for name, module in documented.items():
         drop_boilerplate(module.members.values())
-        module.__dict__["submodules"] = [inner for other, inner in documented.items() if other.rpartition(".")[0] == name]
-    pdoc.render.configure(docformat="google", show_source=False, footer_text=f"pyro_seq {pyro_seq.__version__}")
+        module.__dict__["submodules"] = [
+            inner for other, inner in documented.items() if other.rpartition(".")[0] == name
+        ]
+    pdoc.render.configure(
+        docformat="google", show_source=False, footer_text=f"pyro_seq {pyro_seq.__version__}"
+    )
     to_html = pdoc.render.env.filters["to_html"]
     pdoc.render.env.filters["to_html"] = lambda docstring: to_html(as_markdown(docstring))
     shutil.rmtree(target, ignore_errors=True)
@@ -86,7 +109,9 @@ def build(target: Path) -> int:
 
 def main() -> int:
     """Builds the reference and says where it is."""
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "build" / "api"
+    target = (
+        Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "build" / "api"
+    )
     warnings.simplefilter("error")
     count = build(target)
     print(f"{count} modules: {target / 'index.html'}")

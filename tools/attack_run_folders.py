@@ -36,27 +36,44 @@ from run_folder_mutations import Mutation
 SECONDS, MOST_BYTES = 10.0, 2 * 2**30
 PATIENCE = 12.0  # a busy machine takes so many times as long; what hangs is killed then
 SIZES = {
-    "text": {"model.hidden_size": 6, "text.embedding_size": 4, "text.batch_size": 4, "text.window": 12},
+    "text": {"model.hidden_size": 6, "text.embedding_size": 4, "text.batch_size": 4,
+    "text.window": 12},
     "midi": {"model.hidden_size": 6, "rolls.rate": 4.0, "rolls.batch_size": 4, "rolls.window": 16},
     "seqgan": {
-        "model.hidden_size": 6, "task.length": 5, "task.batch_size": 6, "task.embedding_size": 3, "task.oracle_symbols": 7,
-        "task.oracle_size": 3, "task.num_train": 20, "task.num_held_out": 10, "discriminator.embedding_size": 3,
-        "discriminator.filter_sizes": "2,3", "discriminator.num_filters": "3,3", "discriminator.pretrain_rounds": 2,
-        "discriminator.pretrain_epochs": 1, "adversarial.rollouts": 2, "adversarial.baseline": "critic",
-        "adversarial.valid_samples": 10, "adversarial.valid_every": 2, "adversarial.sample_every": 2,
+        "model.hidden_size": 6, "task.length": 5, "task.batch_size": 6, "task.embedding_size": 3,
+        "task.oracle_symbols": 7,
+        "task.oracle_size": 3, "task.num_train": 20, "task.num_held_out": 10,
+        "discriminator.embedding_size": 3,
+        "discriminator.filter_sizes": "2,3", "discriminator.num_filters": "3,3",
+        "discriminator.pretrain_rounds": 2,
+        "discriminator.pretrain_epochs": 1, "adversarial.rollouts": 2,
+        "adversarial.baseline": "critic",
+        "adversarial.valid_samples": 10, "adversarial.valid_every": 2,
+        "adversarial.sample_every": 2,
     },
     "play": {
-        "model.hidden_size": 5, "model.decoder_sizes": "5", "play.env_steps": 120, "play.first_games": 3, "play.games_per_round": 2,
-        "play.num_envs": 2, "play.held_out": 0.25, "world.first_updates": 4, "world.updates": 3, "world.batch_size": 4, "world.window": 5,
-        "agent.first_updates": 3, "agent.updates": 2, "agent.num_games": 4, "agent.horizon": 3, "agent.prefix": 2, "agent.hidden_size": 4,
+        "model.hidden_size": 5, "model.decoder_sizes": "5", "play.env_steps": 120,
+        "play.first_games": 3, "play.games_per_round": 2,
+        "play.num_envs": 2, "play.held_out": 0.25, "world.first_updates": 4, "world.updates": 3,
+        "world.batch_size": 4, "world.window": 5,
+        "agent.first_updates": 3, "agent.updates": 2, "agent.num_games": 4, "agent.horizon": 3,
+        "agent.prefix": 2, "agent.hidden_size": 4,
         "agent.encoder_sizes": "4", "agent.decoder_sizes": "4",
     },
 }  # fmt: skip
-TRAINING = {"training.log_every": 2, "training.valid_every": 2, "training.sample_every": 4, "training.average": 0.9}
+TRAINING = {
+    "training.log_every": 2,
+    "training.valid_every": 2,
+    "training.sample_every": 4,
+    "training.average": 0.9,
+}
 LOADED = [
-    "gymnasium", "matplotlib.pyplot", "torch.utils.tensorboard", "pyro_seq.cli", "pyro_seq.music.evaluation.report",
-    "pyro_seq.music.program", "pyro_seq.text.score_files", "pyro_seq.text.program", "pyro_seq.games.program",
-    "pyro_seq.games.plots.showing", "pyro_seq.seqgan.evaluation", "pyro_seq.seqgan.program", "pyro_seq.seqgan.sweeps",
+    "gymnasium", "matplotlib.pyplot", "torch.utils.tensorboard", "pyro_seq.cli",
+    "pyro_seq.music.evaluation.report",
+    "pyro_seq.music.program", "pyro_seq.text.score_files", "pyro_seq.text.program",
+    "pyro_seq.games.program",
+    "pyro_seq.games.plots.showing", "pyro_seq.seqgan.evaluation", "pyro_seq.seqgan.program",
+    "pyro_seq.seqgan.sweeps",
 ]  # fmt: skip
 BRIEF = ["--max-minutes", "0.01"]
 
@@ -92,7 +109,18 @@ def programs(corpus: Path) -> list[Program]:
             ["--demo", "--num-steps", "5"],
             [
                 [*music, *resume, "--num-steps", "7"],
-                [*music, "generate", "--run-dir", "RUN", "--out-dir", "RUN/samples", "--length", "1", "--formats", "mid"],
+                [
+                    *music,
+                    "generate",
+                    "--run-dir",
+                    "RUN",
+                    "--out-dir",
+                    "RUN/samples",
+                    "--length",
+                    "1",
+                    "--formats",
+                    "mid",
+                ],
                 [*music, "report", "--run-dir", "RUN", "--num-samples", "1", "--length", "1"],
             ],
         ),
@@ -103,7 +131,16 @@ def programs(corpus: Path) -> list[Program]:
                 ["seqgan", *resume, "--adversarial-steps", "4"],
                 ["seqgan", "generate", "--run-dir", "RUN", "--out-dir", "RUN/samples/new"],
                 ["seqgan", "evaluate", "--run-dir", "RUN", "--num-samples", "20"],
-                ["seqgan", "sweep", "--run-dir", "RUN", "--num-samples", "4", "--temperatures", "1"],
+                [
+                    "seqgan",
+                    "sweep",
+                    "--run-dir",
+                    "RUN",
+                    "--num-samples",
+                    "4",
+                    "--temperatures",
+                    "1",
+                ],
             ],
         ),
         Program(
@@ -152,7 +189,9 @@ def run(words: list[str], log: Path) -> Outcome:
         time.sleep(0.005)
     code = os.waitstatus_to_exitcode(status)
     said = log.read_text(errors="replace")
-    return Outcome(code, said, time.monotonic() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+    return Outcome(
+        code, said, time.monotonic() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+    )
 
 
 def _in_child(words: list[str], log: Path) -> None:
@@ -161,10 +200,14 @@ def _in_child(words: list[str], log: Path) -> None:
         os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_AS, (32 * 2**30, 32 * 2**30))
-        resource.setrlimit(resource.RLIMIT_DATA, (3 * 2**30, 3 * 2**30))  # the machine is not to suffer
+        # the machine is not to suffer
+        resource.setrlimit(resource.RLIMIT_DATA, (3 * 2**30, 3 * 2**30))
         for descriptor, target in ((0, os.devnull), (1, os.devnull), (2, str(log))):
             os.dup2(os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, errors="replace")  # noqa: SIM115
+        sys.stdout, sys.stderr = (
+            open(1, "w", closefd=False),  # noqa: SIM115
+            open(2, "w", closefd=False, errors="replace"),  # noqa: SIM115
+        )
         from pyro_seq.cli import main
 
         main(words)
@@ -184,7 +227,10 @@ def faults(outcome: Outcome, before: str, outside: Path) -> list[str]:
         found.append("traceback: " + outcome.said.strip().splitlines()[-1][:200])
     elif outcome.code not in (0, 2):
         found.append(f"exit code {outcome.code}: {outcome.said[-200:]!r}")
-    if outcome.code == 2 and sum(line.startswith("pyroseq: ") for line in outcome.said.splitlines()) != 1:
+    if (
+        outcome.code == 2
+        and sum(line.startswith("pyroseq: ") for line in outcome.said.splitlines()) != 1
+    ):
         found.append(f"not one line: {outcome.said[-300:]!r}")
     if outcome.cpu > SECONDS or outcome.seconds > SECONDS * PATIENCE:
         found.append(f"took {outcome.seconds:.0f} seconds, {outcome.cpu:.0f} of the processor")
@@ -200,7 +246,10 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         status = path.lstat()
-        digest.update(f"{path} {status.st_mode} ".encode() + (path.read_bytes() if stat.S_ISREG(status.st_mode) else b""))
+        digest.update(
+            f"{path} {status.st_mode} ".encode()
+            + (path.read_bytes() if stat.S_ISREG(status.st_mode) else b"")
+        )
     return digest.hexdigest()
 
 
@@ -216,12 +265,17 @@ def begin(program: Program, folder: Path) -> None:
     """Train the small run that is mutated; nothing else can go on if that fails."""
     sizes = {**SIZES[program.name], **TRAINING}
     words = [word for name, value in sizes.items() for word in ("--set", f"{name}={value}")]
-    outcome = run([program.name, "train", "--quiet", "--run-dir", str(folder), *program.begin, *words], folder.parent / "log")
+    outcome = run(
+        [program.name, "train", "--quiet", "--run-dir", str(folder), *program.begin, *words],
+        folder.parent / "log",
+    )
     if outcome.code:
         sys.exit(f"the run of {program.name} cannot be trained: {outcome.said}")
 
 
-def attack(program: Program, template: Path, seed: int, work: Path, keep: Path | None = None) -> tuple[list[str], list[str], Outcome]:
+def attack(
+    program: Program, template: Path, seed: int, work: Path, keep: Path | None = None
+) -> tuple[list[str], list[str], Outcome]:
     """(the faults, what was changed, the outcome) of one mutation and one command."""
     shutil.rmtree(work, ignore_errors=True)
     (work / "outside" / "inner").mkdir(parents=True)
@@ -235,7 +289,12 @@ def attack(program: Program, template: Path, seed: int, work: Path, keep: Path |
     outcome = run(words, work.parent / "log")
     found = faults(outcome, before, work / "outside")
     if keep is not None:
-        shutil.copytree(work, keep, symlinks=True, ignore=lambda _, names: [name for name in names if name.startswith(".")])
+        shutil.copytree(
+            work,
+            keep,
+            symlinks=True,
+            ignore=lambda _, names: [name for name in names if name.startswith(".")],
+        )
     return found, [" ".join(words[:2]), *mutation.done], outcome
 
 
@@ -263,17 +322,37 @@ def main() -> None:
             (base / program.name).mkdir()
             template = base / program.name / "template"
             begin(program, template)
-            seeds = range(arguments.first_seed, arguments.first_seed + arguments.mutations // len(chosen))
+            seeds = range(
+                arguments.first_seed, arguments.first_seed + arguments.mutations // len(chosen)
+            )
             for seed in [int(arguments.only.split(":")[1])] if arguments.only else seeds:
-                found, changes, outcome = attack(program, template, seed, base / program.name / "work", arguments.keep)
-                counts.update([f"exit code {outcome.code}", "mutations", *(fault.split(":")[0].split(" ")[0] for fault in found)])
+                found, changes, outcome = attack(
+                    program, template, seed, base / program.name / "work", arguments.keep
+                )
+                counts.update(
+                    [
+                        f"exit code {outcome.code}",
+                        "mutations",
+                        *(fault.split(":")[0].split(" ")[0] for fault in found),
+                    ]
+                )
                 slowest, largest = max(slowest, outcome.cpu), max(largest, outcome.memory)
                 if found or arguments.only:
-                    print(json.dumps({"seed": f"{program.name}:{seed}", "faults": found, "changes": changes}), flush=True)
+                    print(
+                        json.dumps(
+                            {"seed": f"{program.name}:{seed}", "faults": found, "changes": changes}
+                        ),
+                        flush=True,
+                    )
                 if arguments.only:
                     print(outcome.said)
                 counts["with faults"] += bool(found)
-    print(json.dumps(dict(counts) | {"slowest, processor seconds": round(slowest, 1), "most MiB": largest // 2**20}))
+    print(
+        json.dumps(
+            dict(counts)
+            | {"slowest, processor seconds": round(slowest, 1), "most MiB": largest // 2**20}
+        )
+    )
     sys.exit(bool(counts["with faults"]))
 
 

@@ -34,8 +34,10 @@ MOST_SECONDS = 2.0  # of CPU
 Row = tuple[int, int, int, int, int]  # start, end, pitch, velocity, channel
 
 METAS = {  # kinds of meta events, each with a sound content
-    0x00: b"\0\1", 0x01: b"a text", 0x02: b"(c)", 0x03: b"name", 0x04: b"piano", 0x05: b"la", 0x06: b"A", 0x07: b"cue", 0x09: b"d",
-    0x20: b"\1", 0x21: b"\0", 0x54: b"\1\0\0\0\0", 0x58: b"\4\2\x18\x08", 0x59: b"\0\0", 0x7F: b"\x43xyz", 0x4D: b"?",
+    0x00: b"\0\1", 0x01: b"a text", 0x02: b"(c)", 0x03: b"name", 0x04: b"piano", 0x05: b"la",
+    0x06: b"A", 0x07: b"cue", 0x09: b"d",
+    0x20: b"\1", 0x21: b"\0", 0x54: b"\1\0\0\0\0", 0x58: b"\4\2\x18\x08", 0x59: b"\0\0",
+    0x7F: b"\x43xyz", 0x4D: b"?",
 }  # fmt: skip
 
 
@@ -68,7 +70,16 @@ def made(chance: random.Random) -> File:
     count = 1 if kind == 0 else chance.randint(1, 5)
     wrong = chance.random() < 0.5
     tracks = [track(chance, wrong) for _ in range(count)]
-    division = chance.choice((24, 96, 480, 960, 32_767, struct.unpack(">h", bytes([256 - chance.choice((24, 25, 29, 30)), 40]))[0]))
+    division = chance.choice(
+        (
+            24,
+            96,
+            480,
+            960,
+            32_767,
+            struct.unpack(">h", bytes([256 - chance.choice((24, 25, 29, 30)), 40]))[0],
+        )
+    )
     named, sizes = count, [len(content) for content in tracks]
     file = File(b"")
     if wrong:
@@ -78,11 +89,24 @@ def made(chance: random.Random) -> File:
             named = chance.choice((0, count + 1, count - 1, 65_535))
         if "a length" in file.faults:
             i = chance.randrange(count)
-            sizes[i] = chance.choice((0, 2**31, 2**32 - 1, max(0, sizes[i] - chance.randint(1, 9)), sizes[i] + chance.randint(1, 9)))
+            sizes[i] = chance.choice(
+                (
+                    0,
+                    2**31,
+                    2**32 - 1,
+                    max(0, sizes[i] - chance.randint(1, 9)),
+                    sizes[i] + chance.randint(1, 9),
+                )
+            )
     header = struct.pack(">4sLHHh", b"MThd", 6, kind, named, division)
-    chunks = [struct.pack(">4sL", b"MTrk", size) + content for size, content in zip(sizes, tracks, strict=True)]
+    chunks = [
+        struct.pack(">4sL", b"MTrk", size) + content
+        for size, content in zip(sizes, tracks, strict=True)
+    ]
     if "another chunk" in file.faults:
-        chunks.insert(chance.randint(0, count), struct.pack(">4sL", b"XFIH", 7) + chance.randbytes(7))
+        chunks.insert(
+            chance.randint(0, count), struct.pack(">4sL", b"XFIH", 7) + chance.randbytes(7)
+        )
     file.data = header + b"".join(chunks)
     for name in file.faults:
         file.data = FAULTS[name](file.data, chance)
@@ -94,15 +118,32 @@ FAULTS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "a number of tracks": lambda data, chance: data,
     "a length": lambda data, chance: data,
     "another chunk": lambda data, chance: data,
-    "RIFF": lambda data, chance: b"RIFF" + struct.pack("<L", len(data) + 12) + b"RMIDdata" + struct.pack("<L", len(data)) + data,
-    "MacBinary": lambda data, chance: b"\0\4tune" + bytes(77) + struct.pack(">L", len(data)) + bytes(41) + data + bytes(-len(data) % 128),
+    "RIFF": lambda data, chance: (
+        b"RIFF"
+        + struct.pack("<L", len(data) + 12)
+        + b"RMIDdata"
+        + struct.pack("<L", len(data))
+        + data
+    ),
+    "MacBinary": lambda data, chance: (
+        b"\0\4tune"
+        + bytes(77)
+        + struct.pack(">L", len(data))
+        + bytes(41)
+        + data
+        + bytes(-len(data) % 128)
+    ),
     "blanks before it": lambda data, chance: bytes(chance.randint(1, 9)) + data,
     "bytes behind it": lambda data, chance: data + bytes(200) + b"http://somewhere.example",
     "a cut": lambda data, chance: data[: chance.randrange(len(data))],
-    "a flipped bit": lambda data, chance: _changed(data, chance, lambda byte: bytes([byte ^ 1 << chance.randrange(8)])),
+    "a flipped bit": lambda data, chance: _changed(
+        data, chance, lambda byte: bytes([byte ^ 1 << chance.randrange(8)])
+    ),
     "another byte": lambda data, chance: _changed(data, chance, lambda byte: chance.randbytes(1)),
     "a byte too few": lambda data, chance: _changed(data, chance, lambda byte: b""),
-    "a byte too many": lambda data, chance: _changed(data, chance, lambda byte: bytes([byte]) + chance.randbytes(1)),
+    "a byte too many": lambda data, chance: _changed(
+        data, chance, lambda byte: bytes([byte]) + chance.randbytes(1)
+    ),
 }
 
 
@@ -130,17 +171,24 @@ def track(chance: random.Random, wrong: bool) -> bytes:
         else:
             content += system_event(chance, wrong)
             running = -1
-    return bytes(content) + (b"" if wrong and chance.random() < 0.1 else number(chance.choice((0, 96))) + b"\xff\x2f\0")
+    return bytes(content) + (
+        b"" if wrong and chance.random() < 0.1 else number(chance.choice((0, 96))) + b"\xff\x2f\0"
+    )
 
 
 def channel_event(chance: random.Random, wrong: bool) -> tuple[int, bytes]:
     """(status, data) of an event of a channel; few pitches, so that notes end and overlap."""
     channel, pitch = chance.choice((0, 0, 0, 1, 9)), chance.choice((48, 60, 60, 64, 127, 0))
     if chance.random() < 0.85:
-        status, data = chance.choice((0x80, 0x90, 0x90, 0x90)), [pitch, chance.choice((0, 0, 1, 64, 127))]
+        status, data = (
+            chance.choice((0x80, 0x90, 0x90, 0x90)),
+            [pitch, chance.choice((0, 0, 1, 64, 127))],
+        )
     else:
         status = chance.choice((0xA0, 0xB0, 0xB0, 0xC0, 0xD0, 0xE0))
-        data = [chance.choice((7, 64, 120, 121, 123, 127)), chance.randrange(128)][: 1 if status in (0xC0, 0xD0) else 2]
+        data = [chance.choice((7, 64, 120, 121, 123, 127)), chance.randrange(128)][
+            : 1 if status in (0xC0, 0xD0) else 2
+        ]
     if wrong and chance.random() < 0.05:
         data[chance.randrange(len(data))] = chance.randrange(128, 256)
     return status | channel, bytes(data)
@@ -149,13 +197,18 @@ def channel_event(chance: random.Random, wrong: bool) -> tuple[int, bytes]:
 def meta_event(chance: random.Random, wrong: bool) -> bytes:
     """A change of tempo, or an event that is never used."""
     if chance.random() < 0.4:
-        kind, content = 0x51, struct.pack(">L", chance.choice((1, 200_000, 500_000, 700_001, 2**24 - 1)))[1:]
+        kind, content = (
+            0x51,
+            struct.pack(">L", chance.choice((1, 200_000, 500_000, 700_001, 2**24 - 1)))[1:],
+        )
         if wrong and chance.random() < 0.1:
             content = chance.choice((b"\0\0\0", b"\7\xa1", b"", b"\7\xa1\x20\x20"))
     else:
         kind, content = chance.choice(list(METAS.items()))
         if wrong and chance.random() < 0.3:
-            content = chance.choice((b"", content[:1], chance.randbytes(len(content)), content + b"\xff"))
+            content = chance.choice(
+                (b"", content[:1], chance.randbytes(len(content)), content + b"\xff")
+            )
     if wrong and chance.random() < 0.03:
         kind, content = 0x2F, b""  # an end of track with events behind it
     return bytes([0xFF, kind]) + number(len(content)) + content
@@ -164,7 +217,13 @@ def meta_event(chance: random.Random, wrong: bool) -> bytes:
 def system_event(chance: random.Random, wrong: bool) -> bytes:
     """A system-exclusive message or, where `wrong`, another event of no channel."""
     if wrong and chance.random() < 0.2:
-        return chance.choice((*[b"\xf1\x10", b"\xf2\x10\x10", b"\xf3\x01", b"\xf6", b"\xf8", b"\xfe"] * 3, b"\xf4", b"\xfd"))
+        return chance.choice(
+            (
+                *[b"\xf1\x10", b"\xf2\x10\x10", b"\xf3\x01", b"\xf6", b"\xf8", b"\xfe"] * 3,
+                b"\xf4",
+                b"\xfd",
+            )
+        )
     content = bytes(chance.randrange(256 if wrong else 128) for _ in range(chance.randrange(6)))
     return chance.choice((b"\xf0", b"\xf7")) + number(len(content) + 1) + content + b"\xf7"
 
@@ -219,7 +278,9 @@ def notes_of(messages: Any) -> Iterator[Row]:
             sounding.append((tick, message.note, message.velocity, message.channel))
             continue
         if message.type in ("note_on", "note_off"):
-            ended = [note for note in sounding if (note[1], note[3]) == (message.note, message.channel)]
+            ended = [
+                note for note in sounding if (note[1], note[3]) == (message.note, message.channel)
+            ]
         elif message.type == "control_change" and message.control in (120, 123):
             ended = [note for note in sounding if note[3] == message.channel]
         else:
@@ -228,7 +289,9 @@ def notes_of(messages: Any) -> Iterator[Row]:
         # what is struck at the very tick of a note-off goes on
         spared = before and message.type != "control_change"
         sounding = [note for note in sounding if note not in ended or (spared and note[0] == tick)]
-        yield from ((start, tick, pitch, velocity, channel) for start, pitch, velocity, channel in before)
+        yield from (
+            (start, tick, pitch, velocity, channel) for start, pitch, velocity, channel in before
+        )
 
 
 def seconds_of(tick: int, tempi: list[tuple[int, int]], file: mido.MidiFile) -> float:
@@ -273,9 +336,15 @@ def check(file: File) -> str:
     if found - Counter(notes):
         return "more than mido"
     if theirs.type != 2 and not contents.mended:
-        expected = sorted((seconds_of(s, tempi, theirs), seconds_of(e, tempi, theirs), p) for s, e, p, _, c in notes if c != 9)
+        expected = sorted(
+            (seconds_of(s, tempi, theirs), seconds_of(e, tempi, theirs), p)
+            for s, e, p, _, c in notes
+            if c != 9
+        )
         (tune,) = contents.tunes
-        ours = sorted(zip(tune.starts.tolist(), tune.ends.tolist(), tune.pitches.tolist(), strict=True))
+        ours = sorted(
+            zip(tune.starts.tolist(), tune.ends.tolist(), tune.pitches.tolist(), strict=True)
+        )
         for mine, other in zip(ours, expected, strict=True):
             assert all(abs(a - b) < 1e-6 for a, b in zip(mine, other, strict=True)), (mine, other)
     return "as mido"
@@ -295,7 +364,10 @@ def main() -> int:
             fared[check(file)] += 1
         except Exception as error:
             failed += 1
-            print(f"file {i} ({', '.join(file.faults) or 'no fault'}): {type(error).__name__}: {error}")
+            print(
+                f"file {i} ({', '.join(file.faults) or 'no fault'}): {type(error).__name__}: "
+                f"{error}"
+            )
     print(", ".join(f"{count:,} {name}" for name, count in sorted(fared.items())))
     print(f"{failed:,} of {options.files:,} files failed")
     return bool(failed)

@@ -1,7 +1,9 @@
-"""Writes pyro_seq/text/data/fable.txt, the text on which `pyroseq demo` trains: tales, dialogues, verses, letters and almanac pages.
+"""Writes pyro_seq/text/data/fable.txt, the text on which `pyroseq demo` trains: tales, dialogues,
+verses, letters and almanac pages.
 
-All of it is made from `fable_grammar.txt`, so it is ours to give away, and a small model sees its structure within a minute.
-The same grammar and seed give the same text under every version of Python:
+All of it is made from `fable_grammar.txt`, so it is ours to give away, and a small model sees its
+structure within a minute. The same grammar and seed give the same text under every version of
+Python:
 
     python tools/make_demo_text.py            writes the file
     python tools/make_demo_text.py --check    fails where the file is not what the grammar gives
@@ -20,9 +22,23 @@ GRAMMAR = Path(__file__).with_name("fable_grammar.txt")
 TARGET = Path(__file__).parent.parent / "pyro_seq" / "text" / "data" / "fable.txt"
 SEED = 1862
 SIZE = 150_000  # characters
-KINDS = ("tale", "dialogue", "tale", "verse", "dialogue", "tale", "letter", "dialogue", "tale", "almanac")
+KINDS = (
+    "tale",
+    "dialogue",
+    "tale",
+    "verse",
+    "dialogue",
+    "tale",
+    "letter",
+    "dialogue",
+    "tale",
+    "almanac",
+)
 
-PRONOUNS = {"he": {"he": "he", "him": "him", "his": "his"}, "she": {"he": "she", "him": "her", "his": "her"}}
+PRONOUNS = {
+    "he": {"he": "he", "him": "him", "his": "his"},
+    "she": {"he": "she", "him": "her", "his": "her"},
+}
 SLOT = re.compile(r"\{(a )?(?:(\w+)=)?(\w+)(?:\.(\w+))?\}", re.IGNORECASE)
 
 
@@ -39,7 +55,9 @@ def read_grammar(path: Path = GRAMMAR) -> dict[str, list[str]]:
 
 @dataclass
 class Bag:
-    """Draws without replacement and refills when empty, so that a page does not say the same thing twice."""
+    """Draws without replacement and refills when empty, so that a page does not say the same thing
+    twice.
+    """
 
     items: Sequence[str]
     rng: random.Random
@@ -68,7 +86,9 @@ class Teller:
         self.memory: dict[str, str] = {}
 
     def piece(self, kind: str) -> str:
-        """One piece of the given kind, with a new cast: beasts in every other tale, people elsewhere."""
+        """One piece of the given kind, with a new cast: beasts in every other tale, people
+        elsewhere.
+        """
         self.memory = {}
         beasts = kind == "tale" and len(self.bags["beasts"].left) % 2 == 0
         group = self.bags["beasts" if beasts else "people"]
@@ -77,25 +97,40 @@ class Teller:
             who = group.draw()
             if who not in names:
                 names.append(who)
-        self.cast = {role: self.character(who) for role, who in zip(("hero", "friend", "third"), names, strict=True)}
+        self.cast = {
+            role: self.character(who)
+            for role, who in zip(("hero", "friend", "third"), names, strict=True)
+        }
         text = self.expand(f"{{{kind}}}").replace(" // ", "\n\n").replace(" / ", "\n")
-        text = re.sub(r"^(\w+: )(.*)\n\1", r"\1\2 ", text, flags=re.MULTILINE)  # whoever speaks twice in a row speaks once
+        # whoever speaks twice in a row speaks once
+        text = re.sub(r"^(\w+: )(.*)\n\1", r"\1\2 ", text, flags=re.MULTILINE)
         return re.sub(r"\.” (?=[a-z])", ",” ", text)  # “So be it,” said …
 
     @staticmethod
     def character(line: str) -> dict[str, str]:
         """The forms under which the grammar speaks of someone: name, short, trade and pronouns."""
         name, trade, pronoun = line.split(" | ")
-        return {"name": name, "short": name.removeprefix("the "), "trade": trade, **PRONOUNS[pronoun]}
+        return {
+            "name": name,
+            "short": name.removeprefix("the "),
+            "trade": trade,
+            **PRONOUNS[pronoun],
+        }
 
     def expand(self, template: str) -> str:
         """`template` with every slot filled in, the slots inside of slots as well."""
         return SLOT.sub(self.fill, template)
 
     def fill(self, slot: re.Match[str]) -> str:
-        """What stands for one slot: a character, a remembered word or an expansion, in the slot's own case."""
+        """What stands for one slot: a character, a remembered word or an expansion, in the slot's
+        own case.
+        """
         article, name, rule, form = slot.groups()
-        word = self.look_up(rule.lower(), form and form.lower()) if name is None else self.remember(name.lower(), rule.lower())
+        word = (
+            self.look_up(rule.lower(), form and form.lower())
+            if name is None
+            else self.remember(name.lower(), rule.lower())
+        )
         if article:
             word = ("an " if word[0] in "aeiou" else "a ") + word
         shape = slot.group().strip("{}").split(".")[0]
@@ -116,7 +151,9 @@ class Teller:
 
 
 def demo_text(seed: int = SEED, size: int = SIZE) -> str:
-    """Pieces of all kinds in turn, two empty lines between them, until there are at least `size` characters."""
+    """Pieces of all kinds in turn, two empty lines between them, until there are at least `size`
+    characters.
+    """
     teller = Teller(read_grammar(), seed)
     pieces = ["TALES FROM ALDERMOUTH"]
     length = 0
@@ -131,7 +168,11 @@ def main(arguments: Sequence[str]) -> int:
     text = demo_text()
     if "--check" in arguments:
         same = TARGET.read_bytes() == text.encode()
-        print("as generated" if same else f"{TARGET.name} is not what the grammar gives: run python tools/make_demo_text.py")
+        print(
+            "as generated"
+            if same
+            else f"{TARGET.name} is not what the grammar gives: run python tools/make_demo_text.py"
+        )
         return 0 if same else 1
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     TARGET.write_bytes(text.encode())

@@ -56,11 +56,57 @@ NUMBERS = [
     "inf",
     "-inf",
 ]
-NUMBERS += [str(2**k + d) for k in (15, 16, 20, 24, 31, 32, 63, 64) for d in (-1, 0, 1)] + ["9" * 400]
-WORDS = ["", " ", "ä", "日本", "😀", "\u202e", "\x1b[31m", "a=b", "=", ",", "1,2", "none", "None", "true", "[1", "{}", "'", "-", "--"]
+NUMBERS += [str(2**k + d) for k in (15, 16, 20, 24, 31, 32, 63, 64) for d in (-1, 0, 1)] + [
+    "9" * 400
+]
+WORDS = [
+    "",
+    " ",
+    "ä",
+    "日本",
+    "😀",
+    "\u202e",
+    "\x1b[31m",
+    "a=b",
+    "=",
+    ",",
+    "1,2",
+    "none",
+    "None",
+    "true",
+    "[1",
+    "{}",
+    "'",
+    "-",
+    "--",
+]
 WORDS += ["0x10", "1_000", "١٢", "\udced\udca0\udc80", "x" * 5_000]
-PLACES = ["missing", "missing/deeper/still", ".", "..", "/", "/dev/null", "/proc/self/mem", "corpus.txt", "corpus.txt/below", "empty"]
-PLACES += ["folder", "binary", "tune.mid", "-", "*", "*.mid", "**", "[", "ünï 😀", "y" * 300, "file.toml", "own.py:pair"]
+PLACES = [
+    "missing",
+    "missing/deeper/still",
+    ".",
+    "..",
+    "/",
+    "/dev/null",
+    "/proc/self/mem",
+    "corpus.txt",
+    "corpus.txt/below",
+    "empty",
+]
+PLACES += [
+    "folder",
+    "binary",
+    "tune.mid",
+    "-",
+    "*",
+    "*.mid",
+    "**",
+    "[",
+    "ünï 😀",
+    "y" * 300,
+    "file.toml",
+    "own.py:pair",
+]
 
 
 class Outcome(NamedTuple):
@@ -76,7 +122,11 @@ class Outcome(NamedTuple):
 
     def findings(self, most_megabytes: int) -> list[str]:
         """What is wrong with it, in words."""
-        allowed = {0, 2} | ({1} if self.words[:2] == ["pairs", "check"] else set()) | ({130} if self.interrupted else set())
+        allowed = (
+            {0, 2}
+            | ({1} if self.words[:2] == ["pairs", "check"] else set())
+            | ({130} if self.interrupted else set())
+        )
         found = []
         if self.code is None:
             found.append("did not stop when it was interrupted")
@@ -96,7 +146,11 @@ def leaves() -> dict[tuple[str, ...], click.Command]:
     found: dict[tuple[str, ...], click.Command] = {}
     for name, command in pyroseq.commands.items():
         inner = getattr(command, "commands", None)
-        found |= {(name,): command} if inner is None else {(name, below): leaf for below, leaf in inner.items()}
+        found |= (
+            {(name,): command}
+            if inner is None
+            else {(name, below): leaf for below, leaf in inner.items()}
+        )
     return found
 
 
@@ -108,7 +162,12 @@ def settings_of(program: str) -> list[str]:
     from pyro_seq.seqgan.settings import seqgan_settings
     from pyro_seq.text.model import text_settings
 
-    made = {"text": text_settings, "midi": music_settings, "seqgan": seqgan_settings, "play": game_settings}.get(program)
+    made = {
+        "text": text_settings,
+        "midi": music_settings,
+        "seqgan": seqgan_settings,
+        "play": game_settings,
+    }.get(program)
     return [] if made is None else sorted(name for name, _ in flatten(made()))
 
 
@@ -121,7 +180,9 @@ class Lines:
         small: options that make a training of a program short; what is drawn comes after them.
     """
 
-    def __init__(self, seed: int, runs: Mapping[str, str], small: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, seed: int, runs: Mapping[str, str], small: Mapping[str, Sequence[str]]
+    ) -> None:
         self.random, self.runs, self.small, self.leaves = random.Random(seed), runs, small, leaves()
         self.settings = {program: settings_of(program) for program in small}
 
@@ -137,33 +198,64 @@ class Lines:
             if self.random.random() < wanted:
                 words += self._given(parameter, path[0])
         if self.random.random() < 0.03:
-            words.insert(self.random.randrange(len(words) + 1), self.random.choice([*WORDS, "--nothing", "--help"]))
+            words.insert(
+                self.random.randrange(len(words) + 1),
+                self.random.choice([*WORDS, "--nothing", "--help"]),
+            )
         return [word for word in words if "\0" not in word]
 
     def _given(self, parameter: click.Parameter, program: str) -> list[str]:
-        times = self.random.choice((1, 1, 2, 3)) if getattr(parameter, "multiple", False) or parameter.nargs < 0 else 1
+        times = (
+            self.random.choice((1, 1, 2, 3))
+            if getattr(parameter, "multiple", False) or parameter.nargs < 0
+            else 1
+        )
         if isinstance(parameter, click.Argument):
             return [self._value(parameter, program) for _ in range(times)]
         if getattr(parameter, "is_flag", False):
             return [parameter.opts[0]]
-        return [word for _ in range(times) for word in (parameter.opts[0], self._value(parameter, program))]
+        return [
+            word
+            for _ in range(times)
+            for word in (parameter.opts[0], self._value(parameter, program))
+        ]
 
     def _value(self, parameter: click.Parameter, program: str) -> str:
         draw, kind = self.random, parameter.type
         if draw.random() < 0.06:
             return draw.choice([*WORDS, *NUMBERS, *PLACES])
         if parameter.name == "words" and self.settings.get(program):
-            return f"{self._setting(program)}={draw.choice(NUMBERS if draw.random() < 0.7 else WORDS)}"
+            return (
+                f"{self._setting(program)}={draw.choice(NUMBERS if draw.random() < 0.7 else WORDS)}"
+            )
         if parameter.name in ("run_dir", "run_dirs"):
             return draw.choice([*self.runs.values(), *self.runs.values(), *PLACES])
         if isinstance(kind, click.Choice):
             return str(draw.choice([*kind.choices]))
         if isinstance(kind, click.types.IntParamType | click.types.FloatParamType):
-            ends = [str(end) for end in (getattr(kind, "min", None), getattr(kind, "max", None)) if end is not None]
+            ends = [
+                str(end)
+                for end in (getattr(kind, "min", None), getattr(kind, "max", None))
+                if end is not None
+            ]
             return draw.choice([*NUMBERS, *ends, *ends, "1", "2", "3", "5"])
         if isinstance(kind, click.Path) or "files" in (parameter.name or ""):
             return draw.choice([*PLACES, "corpus.txt", "tune.mid", "folder"])
-        known = ["cpu", "auto", "cuda", "rnn", "srnn", "hmm", "quick", "default", "CartPole-v1", "oracle", "text", "mid", "1,2"]
+        known = [
+            "cpu",
+            "auto",
+            "cuda",
+            "rnn",
+            "srnn",
+            "hmm",
+            "quick",
+            "default",
+            "CartPole-v1",
+            "oracle",
+            "text",
+            "mid",
+            "1,2",
+        ]
         return draw.choice([*WORDS, *known, *known])
 
     def _setting(self, program: str) -> str:
@@ -203,7 +295,15 @@ def run_line(words: list[str], template: Path, *, seconds: float, address_space:
         code, interrupted, usage = _watched(child, seconds)
         left = sorted(listing(folder) - before)
         output = said.read_bytes().decode(errors="replace")[-4_000:] if said.exists() else ""
-    return Outcome(words, code, interrupted, usage.ru_maxrss * 1024 // MEGABYTE, time.monotonic() - started, output, left)
+    return Outcome(
+        words,
+        code,
+        interrupted,
+        usage.ru_maxrss * 1024 // MEGABYTE,
+        time.monotonic() - started,
+        output,
+        left,
+    )
 
 
 def _in_child(words: list[str], folder: Path, said: Path, address_space: int) -> None:
@@ -246,7 +346,9 @@ def _watched(child: int, seconds: float) -> tuple[int | None, bool, Any]:
         if not interrupted_at and (cpu > seconds or now - started > WALL * seconds):
             interrupted_at, interrupted_cpu = now, cpu
             os.kill(child, signal.SIGINT)
-        elif interrupted_at and (cpu - interrupted_cpu > ANSWERED or now - interrupted_at > WALL * ANSWERED):
+        elif interrupted_at and (
+            cpu - interrupted_cpu > ANSWERED or now - interrupted_at > WALL * ANSWERED
+        ):
             os.kill(child, signal.SIGKILL)
         time.sleep(0.01)
 
@@ -259,7 +361,9 @@ def _cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def outcomes(lines: Lines, number: int, template: Path, *, seconds: float, address_space: int) -> Iterator[Outcome]:
+def outcomes(
+    lines: Lines, number: int, template: Path, *, seconds: float, address_space: int
+) -> Iterator[Outcome]:
     """What becomes of so many lines."""
     for _ in range(number):
         yield run_line(lines.draw(), template, seconds=seconds, address_space=address_space)
@@ -268,10 +372,25 @@ def outcomes(lines: Lines, number: int, template: Path, *, seconds: float, addre
 def small_runs(folder: Path, small: Mapping[str, Sequence[str]]) -> dict[str, Path]:
     """A finished run of each program, made by the command itself."""
     (folder / "corpus.txt").write_text("the cat sat on the mat; " * 20)
-    data = {"text": ["--train-corpus", str(folder / "corpus.txt")], "midi": ["--demo"], "seqgan": [], "play": []}
+    data = {
+        "text": ["--train-corpus", str(folder / "corpus.txt")],
+        "midi": ["--demo"],
+        "seqgan": [],
+        "play": [],
+    }
     for program, words in small.items():
         try:
-            run_command([program, "train", "--quiet", "--run-dir", str(folder / f"{program}-run"), *data[program], *words])
+            run_command(
+                [
+                    program,
+                    "train",
+                    "--quiet",
+                    "--run-dir",
+                    str(folder / f"{program}-run"),
+                    *data[program],
+                    *words,
+                ]
+            )
         except SystemExit as end:
             if end.code:
                 raise RuntimeError(f"the small run of {program} ended with {end.code}") from None
@@ -279,21 +398,33 @@ def small_runs(folder: Path, small: Mapping[str, Sequence[str]]) -> dict[str, Pa
 
 
 def _small(settings: str, options: str) -> list[str]:
-    return [*(word for setting in settings.split() for word in ("--set", setting)), *options.split()]
+    return [
+        *(word for setting in settings.split() for word in ("--set", setting)),
+        *options.split(),
+    ]
 
 
 # what makes a training of each program take a moment
 SMALL = {
-    "text": _small("model.hidden_size=8 text.embedding_size=4 text.batch_size=4 text.window=12", "--num-steps 3"),
-    "midi": _small("model.hidden_size=8 frames.emission=bernoulli rolls.batch_size=2 rolls.window=20", "--num-steps 2"),
+    "text": _small(
+        "model.hidden_size=8 text.embedding_size=4 text.batch_size=4 text.window=12",
+        "--num-steps 3",
+    ),
+    "midi": _small(
+        "model.hidden_size=8 frames.emission=bernoulli rolls.batch_size=2 rolls.window=20",
+        "--num-steps 2",
+    ),
     "seqgan": _small(
-        "task.length=6 task.batch_size=8 task.embedding_size=3 task.oracle_symbols=7 task.oracle_size=3 task.num_train=24 "
-        "task.num_held_out=12 model.hidden_size=6 discriminator.filter_sizes=2,3 discriminator.num_filters=3,3 "
+        "task.length=6 task.batch_size=8 task.embedding_size=3 task.oracle_symbols=7 "
+        "task.oracle_size=3 task.num_train=24 "
+        "task.num_held_out=12 model.hidden_size=6 discriminator.filter_sizes=2,3 "
+        "discriminator.num_filters=3,3 "
         "discriminator.pretrain_rounds=1 adversarial.rollouts=2 adversarial.valid_samples=12",
         "--pretrain-steps 2 --adversarial-steps 1",
     ),
     "play": _small(
-        "model.hidden_size=8 agent.hidden_size=4 play.first_games=4 world.first_updates=2 world.updates=1 world.batch_size=4 "
+        "model.hidden_size=8 agent.hidden_size=4 play.first_games=4 world.first_updates=2 "
+        "world.updates=1 world.batch_size=4 "
         "agent.num_games=8 agent.horizon=4",
         "--env-steps 160",
     ),
@@ -305,8 +436,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lines", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of processor time, after which a line is interrupted")
-    parser.add_argument("--megabytes", type=int, default=2_048, help="of memory that a line may take")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="of processor time, after which a line is interrupted",
+    )
+    parser.add_argument(
+        "--megabytes", type=int, default=2_048, help="of memory that a line may take"
+    )
     options = parser.parse_args()
     import torch
 
@@ -317,11 +455,20 @@ def main() -> int:
         place.mkdir()
         make_place(place, small_runs(Path(temporary), SMALL))
         lines = Lines(options.seed, {program: f"{program}-run" for program in SMALL}, SMALL)
-        limits: dict[str, Any] = {"seconds": options.seconds, "address_space": 4 * options.megabytes * MEGABYTE}
+        limits: dict[str, Any] = {
+            "seconds": options.seconds,
+            "address_space": 4 * options.megabytes * MEGABYTE,
+        }
         for number, outcome in enumerate(outcomes(lines, options.lines, place, **limits), 1):
             for what in outcome.findings(options.megabytes):
                 found += 1
-                print(f"FOUND in line {number}: {what}: {outcome.words}\n    {outcome.output[-600:]!r}", flush=True)
+                print(
+                    (
+                        f"FOUND in line {number}: {what}: {outcome.words}\n    "
+                        f"{outcome.output[-600:]!r}"
+                    ),
+                    flush=True,
+                )
             if outcome.interrupted:
                 long += 1
                 print(f"long, line {number} (code {outcome.code}): {outcome.words}", flush=True)

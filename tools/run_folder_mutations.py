@@ -20,14 +20,18 @@ import torch
 from pyro_seq.runs.checkpoint import METADATA, load_tree, save_tree
 
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3.5, -0.0, 1e-320, 1e308, float("nan"), float("inf"), -float("inf"), 2**31, 2**53, 2**63 - 1, 2**64,
-    10**400, "", "x", "\0", "1", "é" * 300, "../../outside/diary", [], [1], [[]], ["x", 1], {}, {"a": 1}, {"1": None},
+    None, True, False, 0, 1, -1, 2, 3.5, -0.0, 1e-320, 1e308, float("nan"), float("inf"),
+    -float("inf"), 2**31, 2**53, 2**63 - 1, 2**64,
+    10**400, "", "x", "\0", "1", "é" * 300, "../../outside/diary", [], [1], [[]], ["x", 1], {},
+    {"a": 1}, {"1": None},
 ]  # fmt: skip
 
 MOST_BYTES = 2**24  # of a file that is changed again: those that were made huge are left
 PLACES = [
-    "videos", "imagined", "imagined/games.png", "samples/sample-1.mid", "report.html", "sweep.png", "curves.png",
-    ".writing-x", "learning_curve.png", "games/000000.safetensors", "samples/new", "samples", "pretraining", "a", "b/c",
+    "videos", "imagined", "imagined/games.png", "samples/sample-1.mid", "report.html", "sweep.png",
+    "curves.png",
+    ".writing-x", "learning_curve.png", "games/000000.safetensors", "samples/new", "samples",
+    "pretraining", "a", "b/c",
 ]  # fmt: skip
 
 
@@ -49,12 +53,25 @@ class Mutation:
 
     def make(self) -> None:
         """Change one to three things."""
-        ways = [self.json_value, self.json_value, self.tree_value, self.tree_value, self.tree_value, self.tensor, self.bytes, self.file]
+        ways = [
+            self.json_value,
+            self.json_value,
+            self.tree_value,
+            self.tree_value,
+            self.tree_value,
+            self.tensor,
+            self.bytes,
+            self.file,
+        ]
         for _ in range(self.random.choice((1, 1, 1, 2, 3))):
             self.random.choice([*ways, self.header, self.metadata])()
 
     def _pick(self, pattern: str) -> Path | None:
-        found = sorted(p for p in self.folder.rglob(pattern) if p.is_file() and not p.is_symlink() and p.stat().st_size <= MOST_BYTES)
+        found = sorted(
+            p
+            for p in self.folder.rglob(pattern)
+            if p.is_file() and not p.is_symlink() and p.stat().st_size <= MOST_BYTES
+        )
         return self.random.choice(found) if found else None
 
     def _say(self, path: Path, what: str) -> None:
@@ -80,7 +97,11 @@ class Mutation:
 
     def tree_value(self) -> None:
         """Another value, or none, or one more, at a place of a checkpoint's tree."""
-        self._of_tree(lambda put, old: put(self.random.choice([*VALUES, (1, 2), {1: 2, "a": 3}, torch.zeros(3)])))
+        self._of_tree(
+            lambda put, old: put(
+                self.random.choice([*VALUES, (1, 2), {1: 2, "a": 3}, torch.zeros(3)])
+            )
+        )
 
     def tensor(self) -> None:
         """Another tensor at a place where there is one."""
@@ -90,10 +111,14 @@ class Mutation:
                 return
             x = old.clone()
             if x.numel() and x.is_floating_point():
-                x.view(-1)[self.random.randrange(x.numel())] = self.random.choice([float("nan"), float("inf"), -1.0, 1e30, 1e38, 0.0])
+                x.view(-1)[self.random.randrange(x.numel())] = self.random.choice(
+                    [float("nan"), float("inf"), -1.0, 1e30, 1e38, 0.0]
+                )
             others = [
-                x, x, x[..., :1], x.double(), x.half(), x.long(), x.bool(), x.unsqueeze(0), torch.zeros(0), x.expand(3, *x.shape),
-                torch.zeros(2**20), x.fill_(0), torch.full_like(old, 255 if old.dtype == torch.uint8 else 7), torch.zeros(0, 2**20),
+                x, x, x[..., :1], x.double(), x.half(), x.long(), x.bool(), x.unsqueeze(0),
+                torch.zeros(0), x.expand(3, *x.shape),
+                torch.zeros(2**20), x.fill_(0),
+                torch.full_like(old, 255 if old.dtype == torch.uint8 else 7), torch.zeros(0, 2**20),
             ]  # fmt: skip
             put(self.random.choice(others))
 
@@ -114,7 +139,9 @@ class Mutation:
                         del parent[place[-1]]
                         self._say(path, f"{place} removed")
                     else:
-                        parent[self.random.choice([0, -1, 2.5, "", "new", True])] = self.random.choice(VALUES)
+                        parent[self.random.choice([0, -1, 2.5, "", "new", True])] = (
+                            self.random.choice(VALUES)
+                        )
                         self._say(path, f"one more beside {place}")
             else:
                 change(put, at(tree, place))
@@ -130,17 +157,38 @@ class Mutation:
             return
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                text, tensors = file.metadata()[METADATA], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                text, tensors = (
+                    file.metadata()[METADATA],
+                    {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
+                )
         except (safetensors.SafetensorError, TypeError, KeyError, OSError):
             return
         start = self.random.randrange(len(text))
-        what = self.random.choice(["", "[", "{", '"', "NaN", "Infinity", "-1", "9" * 500, "null", ",", "[" * 5000, '{"list":[]}', ": 3"])
+        what = self.random.choice(
+            [
+                "",
+                "[",
+                "{",
+                '"',
+                "NaN",
+                "Infinity",
+                "-1",
+                "9" * 500,
+                "null",
+                ",",
+                "[" * 5000,
+                '{"list":[]}',
+                ": 3",
+            ]
+        )
         changed = text[:start] + what + text[start + self.random.choice((0, 1, 5)) :]
         safetensors.torch.save_file(tensors, path, metadata={METADATA: changed})
         self._say(path, f"metadata at {start}: {what[:20]!r}")
 
     def header(self) -> None:
-        """The header of a safetensors file as it should not be, or a huge file of zeros behind it."""
+        """The header of a safetensors file as it should not be, or a huge file of zeros behind
+        it.
+        """
         path = self._pick("*.safetensors")
         if path is None or path.stat().st_size < 8:
             return
@@ -154,17 +202,30 @@ class Mutation:
         how = self.random.choice(["huge", "shape", "dtype", "offsets", "size"])
         behind = data[8 + size :]
         if how == "huge":  # the last tensor becomes one of 10 GB, of which nothing lies on the disk
-            name = max((n for n in header if n != "__metadata__"), key=lambda n: header[n]["data_offsets"][1])
+            name = max(
+                (n for n in header if n != "__metadata__"),
+                key=lambda n: header[n]["data_offsets"][1],
+            )
             begin = header[name]["data_offsets"][0]
-            header[name].update(dtype="F32", shape=[10 * 2**28], data_offsets=[begin, begin + 10 * 2**30])
+            header[name].update(
+                dtype="F32", shape=[10 * 2**28], data_offsets=[begin, begin + 10 * 2**30]
+            )
         elif how == "shape":
-            header[name]["shape"] = self.random.choice([[2**40], [0], [-1], [2**32, 2**32], [1] * 500, "x"])
+            header[name]["shape"] = self.random.choice(
+                [[2**40], [0], [-1], [2**32, 2**32], [1] * 500, "x"]
+            )
         elif how == "dtype":
-            header[name]["dtype"] = self.random.choice(["F64", "F16", "I64", "BOOL", "U8", "F8_E4M3", "C64", "x"])
+            header[name]["dtype"] = self.random.choice(
+                ["F64", "F16", "I64", "BOOL", "U8", "F8_E4M3", "C64", "x"]
+            )
         elif how == "offsets":
-            header[name]["data_offsets"] = self.random.choice([[0, 0], [4, 0], [0, 2**60], [-1, 3], [0]])
+            header[name]["data_offsets"] = self.random.choice(
+                [[0, 0], [4, 0], [0, 2**60], [-1, 3], [0]]
+            )
         text = json.dumps(header).encode()
-        length = len(text) if how != "size" else self.random.choice([0, 2, 2**40, 2**63, len(text) + 50])
+        length = (
+            len(text) if how != "size" else self.random.choice([0, 2, 2**40, 2**63, len(text) + 50])
+        )
         path.write_bytes(length.to_bytes(8, "little") + text + behind)
         if how == "huge":
             os.truncate(path, 8 + len(text) + header[name]["data_offsets"][1])
@@ -188,7 +249,13 @@ class Mutation:
             data.clear()
         else:
             data += self.random.choice(
-                [b"\0" * 100, b"{}", b'{"step": 1e999, "split": "valid", "loss": "x"}\n', b"[" * 10_000, b"\xff\xfe"]
+                [
+                    b"\0" * 100,
+                    b"{}",
+                    b'{"step": 1e999, "split": "valid", "loss": "x"}\n',
+                    b"[" * 10_000,
+                    b"\xff\xfe",
+                ]
             )
         path.write_bytes(bytes(data))
         self._say(path, how)
@@ -200,7 +267,18 @@ class Mutation:
         if self.random.random() < 0.4:
             path = self.folder / self.random.choice(PLACES)
         how = self.random.choice(
-            ["remove", "swap", "link file", "link folder", "link away", "hard link", "pipe", "socket", "folder", "device"]
+            [
+                "remove",
+                "swap",
+                "link file",
+                "link folder",
+                "link away",
+                "hard link",
+                "pipe",
+                "socket",
+                "folder",
+                "device",
+            ]
         )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +317,8 @@ def put_special(path: Path, how: str, outside: Path) -> None:
         os.mknod(path, stat.S_IFSOCK | 0o600)
     elif how == "folder":
         path.mkdir()
-    elif how == "device" and os.getuid() == 0:  # a device of its own in this folder, never one of the machine's
+    # a device of its own in this folder, never one of the machine's
+    elif how == "device" and os.getuid() == 0:
         try:
             os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))
         except OSError:
@@ -255,7 +334,13 @@ def thawed(tree: Any) -> Any:
 
 def places(tree: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Callable[[Any], None]]]:
     """Every place below a tree's root, with what puts another value there."""
-    entries: Any = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    entries: Any = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     for key, value in list(entries)[:300]:
         yield (*place, key), lambda new, tree=tree, key=key: tree.__setitem__(key, new)
         yield from places(value, (*place, key))

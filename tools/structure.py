@@ -3,7 +3,8 @@
     python tools/structure.py        prints the figures, and every place that breaks a rule
 
 The rooms stand on floors, `FLOORS`, and a module imports from floors below its own or from its own
-room; imports inside functions and for type checkers count. `tests/test_architecture.py` holds the rules.
+room; imports inside functions and for type checkers count. `tests/test_architecture.py` holds the
+rules.
 """
 
 from __future__ import annotations
@@ -157,7 +158,9 @@ def family_checks() -> list[str]:
 
 
 def annotated_any() -> tuple[int, int]:
-    """Return how many parameters and returns are annotated exactly `Any`, and how many there are."""
+    """Return how many parameters and returns are annotated exactly `Any`, and how many there
+    are.
+    """
     exact = total = 0
     for file in modules().values():
         for function in functions(ast.parse(file.read_text("utf-8"))):

@@ -1,8 +1,10 @@
-"""Runs mypy over the package as it is installed: a tree of links in which `models/` is `pyro_seq/models`, and so on.
+"""Runs mypy over the package as it is installed: a tree of links in which `models/` is
+`pyro_seq/models`, and so on.
 
-Run over the checkout itself, mypy would see `models`, `guides` and `cli` as packages of their own and `pyro_seq.models` as
-missing, or pass over what it does not find. So the tree is made from the packages that setup.cfg names, and the check fails when
-mypy has looked at fewer files than the four folders hold: then a folder is missing in setup.cfg, and would be in a wheel as well.
+Run over the checkout itself, mypy would see `models`, `guides` and `cli` as packages of their own
+and `pyro_seq.models` as missing, or pass over what it does not find. So the tree is made from the
+packages that setup.cfg names, and the check fails when mypy has looked at fewer files than the four
+folders hold: then a folder is missing in setup.cfg, and would be in a wheel as well.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TREE = ROOT / ".mypy_cache" / "tree"  # always the same place, so that mypy can use what it knows from the last run
+# always the same place, so that mypy can use what it knows from the last run
+TREE = ROOT / ".mypy_cache" / "tree"
 
 
 def packages() -> dict[str, Path]:
     """Every package that setup.cfg installs, and the folder it is made from."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
-    roots = dict(re.split(r"\s*=\s*", line) for line in config["options"]["package_dir"].split("\n") if line)
+    roots = dict(
+        re.split(r"\s*=\s*", line) for line in config["options"]["package_dir"].split("\n") if line
+    )
     found = {}
     for name in config["options"]["packages"].split():
         parent, inner = name, []
@@ -52,13 +57,18 @@ def main() -> int:
     done = subprocess.run(command, cwd=TREE, capture_output=True, text=True)
     output = done.stdout + done.stderr
     for name, folder in sorted(folders.items(), reverse=True):  # the inner packages first
-        output = output.replace(name.replace(".", "/") + "/", folder.relative_to(ROOT).as_posix() + "/")
+        output = output.replace(
+            name.replace(".", "/") + "/", folder.relative_to(ROOT).as_posix() + "/"
+        )
     print(output, end="")
-    count = re.search(r"(?:in|checked) (\d+) source files?", output.splitlines()[-1] if output else "")
+    count = re.search(
+        r"(?:in|checked) (\d+) source files?", output.splitlines()[-1] if output else ""
+    )
     checked = int(count[1]) if count else 0
     top_folders = {ROOT / folder.relative_to(ROOT).parts[0] for folder in folders.values()}
     present = sum(1 for folder in top_folders for _ in folder.rglob("*.py"))
-    if checked < present and not (done.returncode and not checked):  # where mypy itself failed it has said so
+    # where mypy itself failed it has said so
+    if checked < present and not (done.returncode and not checked):
         print(f"mypy looked at {checked} of {present} files: is every package listed in setup.cfg?")
         return 1
     return done.returncode

@@ -52,12 +52,20 @@ SMALL = {
     "model.decoder_sizes": 2,
 }
 VALUES: tuple[Any, ...] = (
-    None, True, -1, 0, 1, 2**31, 2**63 - 1, 2**64, 10**400, -(2**63), 0.5, -0.0, 1e308, -1e308, 1e-320, math.nan, math.inf, "", "x",
-    "a\nb", "é\0", [], [1], [[]], {}, {"x": 1}, {1: 1, "x": 2}, (), [[1, 2.0, "agent"]], ["a", None],
+    None, True, -1, 0, 1, 2**31, 2**63 - 1, 2**64, 10**400, -(2**63), 0.5, -0.0, 1e308, -1e308,
+    1e-320, math.nan, math.inf, "", "x",
+    "a\nb", "é\0", [], [1], [[]], {}, {"x": 1}, {1: 1, "x": 2}, (), [[1, 2.0, "agent"]],
+    ["a", None],
 )  # fmt: skip
 TENSORS: tuple[Callable[[torch.Tensor], Any], ...] = (
     lambda x: torch.full_like(x, math.nan) if x.is_floating_point() else x + 1,
-    lambda x: torch.full_like(x, 3e38) if x.is_floating_point() else torch.full_like(x, -1) if x.dtype != torch.uint8 else x * 0,
+    lambda x: (
+        torch.full_like(x, 3e38)
+        if x.is_floating_point()
+        else torch.full_like(x, -1)
+        if x.dtype != torch.uint8
+        else x * 0
+    ),
     lambda x: -x.abs() - 1 if x.is_floating_point() else x * 0,
     lambda x: x.double() if x.is_floating_point() else x.float(),
     lambda x: x.unsqueeze(0),
@@ -112,16 +120,38 @@ def changes(node: Any) -> Iterator[tuple[str, Callable[[Any], Any]]]:
             yield f"tensor {i}", change
     for value in VALUES:
         if type(value) is not type(node) or value != node:
-            yield (f"{value!r}" if not isinstance(value, int) or abs(value) < 2**70 else "10**400"), lambda _, value=value: value
+            yield (
+                (f"{value!r}" if not isinstance(value, int) or abs(value) < 2**70 else "10**400"),
+                lambda _, value=value: value,
+            )
     if isinstance(node, dict):
         yield "one more", lambda tree: tree | {"more": 1}
 
 
 def commands(folder: Path, name: str) -> list[list[str]]:
     """The commands that read a file of the run."""
-    resume = ["play", "train", "--run-dir", str(folder), "--resume", "--env-steps", "140", "--quiet"]
+    resume = [
+        "play",
+        "train",
+        "--run-dir",
+        str(folder),
+        "--resume",
+        "--env-steps",
+        "140",
+        "--quiet",
+    ]
     dreams = ["play", "imagine", "--run-dir", str(folder), "--max-moves", "3", "--render", "none"]
-    measures = ["play", "evaluate", "--run-dir", str(folder), "--num-games", "1", "--max-moves", "3", "--json"]
+    measures = [
+        "play",
+        "evaluate",
+        "--run-dir",
+        str(folder),
+        "--num-games",
+        "1",
+        "--max-moves",
+        "3",
+        "--json",
+    ]
     return {"last": [resume], "best": [dreams, measures]}.get(Path(name).stem, [resume, measures])
 
 
@@ -133,7 +163,9 @@ def outcome(words: list[str]) -> str | None:
             main(words)
     except SystemExit as end:
         lines = said.getvalue().splitlines()
-        if end.code not in (0, 2) or (end.code == 2 and (not lines or not lines[-1].startswith("pyroseq: "))):
+        if end.code not in (0, 2) or (
+            end.code == 2 and (not lines or not lines[-1].startswith("pyroseq: "))
+        ):
             return f"exit {end.code}: {said.getvalue()[-300:]}"
     except BaseException as error:
         return "".join(traceback.format_exception(error)[-2:])
@@ -144,8 +176,18 @@ def outcome(words: list[str]) -> str | None:
 def tries(run: Path) -> list[tuple[str, tuple[Any, ...], str, Callable[[Any], Any]]]:
     """(file, place, name of the change, change) of all that is tried."""
     found = []
-    for name in ("last.safetensors", "best.safetensors", "games/000000.safetensors", "game.json", "run.json"):
-        tree = json.loads((run / name).read_text()) if name.endswith(".json") else load_tree(run / name)
+    for name in (
+        "last.safetensors",
+        "best.safetensors",
+        "games/000000.safetensors",
+        "game.json",
+        "run.json",
+    ):
+        tree = (
+            json.loads((run / name).read_text())
+            if name.endswith(".json")
+            else load_tree(run / name)
+        )
         for path in places(tree):
             found += [(name, path, what, change) for what, change in changes(at(tree, path))]
     return found
@@ -191,7 +233,10 @@ def walk(most: int | None, seed: int) -> int:
                 failed = outcome(words)
                 if failed is not None:
                     wrong += 1
-                    print(f"{name} {'.'.join(map(str, path))} = {what}: {words[1]}: {failed}", flush=True)
+                    print(
+                        f"{name} {'.'.join(map(str, path))} = {what}: {words[1]}: {failed}",
+                        flush=True,
+                    )
                 shutil.rmtree(copy, ignore_errors=True)
                 shutil.copytree(run, copy)
                 write(file, replaced(tree, path, change))
@@ -200,7 +245,9 @@ def walk(most: int | None, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--most", type=int, help="places tried at most; all by default")
     parser.add_argument("--seed", type=int, default=0, help="of their order")
     options = parser.parse_args()

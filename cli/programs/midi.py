@@ -59,7 +59,9 @@ TEMPERATURE = temperature_option("keys")
 
 @click.group(cls=Programs)
 def midi() -> None:
-    """Train on MIDI files, let the model play, score other pieces, and see and hear it all in one page."""
+    """Train on MIDI files, let the model play, score other pieces, and see and hear it all in one
+    page.
+    """
 
 
 @midi.command()
@@ -69,7 +71,12 @@ def midi() -> None:
     metavar=FILES,
     help="MIDI files to learn from, a folder of them, or a glob in quotes; as often as needed.",
 )
-@click.option("--valid-files", multiple=True, metavar=FILES, help="Those to validate on, in place of some of the training files.")
+@click.option(
+    "--valid-files",
+    multiple=True,
+    metavar=FILES,
+    help="Those to validate on, in place of some of the training files.",
+)
 @click.option(
     "--valid-fraction",
     type=click.FloatRange(0, 0.9),
@@ -81,17 +88,32 @@ def midi() -> None:
 @click.option(
     "--demo",
     is_flag=True,
-    help="Learn from a dozen small tunes that come with pyroseq, in place of files (preset demo, if no other is given).",
+    help=(
+        "Learn from a dozen small tunes that come with pyroseq, in place of files (preset demo, "
+        "if no other is given)."
+    ),
 )
 @click.option(
     "--start-from",
     type=FILE,
     metavar="DIR",
-    help="The folder of another run: begin with its best weights, in place of new ones. The settings of the model must be the same.",
+    help=(
+        "The folder of another run: begin with its best weights, in place of new ones. The "
+        "settings of the model must be the same."
+    ),
 )
-@click.option("--rate", type=float, metavar="R", help="Frames a second (rolls.rate; 32 if not given).")
-@click.option("--grid", type=int, metavar="G", help="Frames a beat, tempo changes followed, in place of a rate (rolls.grid).")
-@training_options("default, quick, best, demo, and those for published data sets, jsb-… and nottingham-…")
+@click.option(
+    "--rate", type=float, metavar="R", help="Frames a second (rolls.rate; 32 if not given)."
+)
+@click.option(
+    "--grid",
+    type=int,
+    metavar="G",
+    help="Frames a beat, tempo changes followed, in place of a rate (rolls.grid).",
+)
+@training_options(
+    "default, quick, best, demo, and those for published data sets, jsb-… and nottingham-…"
+)
 def train(
     train_files: tuple[str, ...],
     valid_files: tuple[str, ...],
@@ -104,30 +126,53 @@ def train(
 ) -> None:
     """Train on pieces of music and keep the run in a folder.
 
-    Arrays of piano rolls (.npz) are read too, and bring validation pieces of their own. Settings come from the defaults or a preset, then
-    --config, then --set and the options that stand for a setting. Ctrl-C saves a checkpoint; --resume goes on from it, with the settings
-    and the pieces that the run was begun with.
+    Arrays of piano rolls (.npz) are read too, and bring validation pieces of their own. Settings
+    come from the defaults or a preset, then --config, then --set and the options that stand for a
+    setting. Ctrl-C saves a checkpoint; --resume goes on from it, with the settings and the pieces
+    that the run was begun with.
     """
     context = click.get_current_context()
     if valid_files and given_options("valid_fraction"):
-        message = "--valid-files and --valid-fraction exclude each other: validation pieces are files or a part of the training files"
+        message = (
+            "--valid-files and --valid-fraction exclude each other: validation pieces are "
+            "files or a part of the training files"
+        )
         raise click.UsageError(message, context)
     if demo and (train_files or valid_files):
-        raise click.UsageError("--demo brings tunes of its own: it goes with neither --train-files nor --valid-files", context)
+        raise click.UsageError(
+            "--demo brings tunes of its own: it goes with neither --train-files nor --valid-files",
+            context,
+        )
     if rate is not None and grid:
-        raise click.UsageError("--rate and --grid exclude each other: frames are counted by seconds or by beats", context)
+        raise click.UsageError(
+            "--rate and --grid exclude each other: frames are counted by seconds or by beats",
+            context,
+        )
     if demo and options["preset"] is None:
         options["preset"] = "demo"
     train_run(
         "midi",
         "pyro_seq.music.program",
-        data={"train": train_files, "valid": valid_files, "valid_fraction": valid_fraction, "demo": demo, "start_from": start_from},
+        data={
+            "train": train_files,
+            "valid": valid_files,
+            "valid_fraction": valid_fraction,
+            "demo": demo,
+            "start_from": start_from,
+        },
         moved={"train_files": train_files, "valid_files": valid_files},
         missing=None
         if train_files or demo
-        else "--train-files is missing: the music to learn from (or --demo, for some that comes with pyroseq)",
+        else (
+            "--train-files is missing: the music to learn from (or --demo, for some that comes "
+            "with pyroseq)"
+        ),
         fixed=("valid_fraction", "demo", "start_from"),
-        overrides=[("--rate", "rolls.rate", rate), ("--rate", "rolls.grid", None if rate is None else 0), ("--grid", "rolls.grid", grid)],
+        overrides=[
+            ("--rate", "rolls.rate", rate),
+            ("--rate", "rolls.grid", None if rate is None else 0),
+            ("--grid", "rolls.grid", grid),
+        ],
         out_dir="samples",
         **options,
     )
@@ -143,15 +188,30 @@ def train(
     help="MIDI files to score, a folder of them, or a glob; as often as needed.",
 )
 @scoring_options
-@click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object, with all files that were skipped or mended.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="The figures as a JSON object, with all files that were skipped or mended.",
+)
 @SEED
 @DEVICE
 @THREADS
 @PAIR
-def evaluate(run_dir: Path, eval_files: tuple[str, ...], as_json: bool, seed: int, device: str, pair: str | None, **options: Any) -> None:
-    """Learn how likely pieces are: log-likelihood in nats, nats and bits per frame, beside those of a Markov model of each key.
+def evaluate(
+    run_dir: Path,
+    eval_files: tuple[str, ...],
+    as_json: bool,
+    seed: int,
+    device: str,
+    pair: str | None,
+    **options: Any,
+) -> None:
+    """Learn how likely pieces are: log-likelihood in nats, nats and bits per frame, beside those of
+    a Markov model of each key.
 
-    Of .npz arrays the test pieces are scored. Files that cannot be read are skipped; --json names them all, with the reasons.
+    Of .npz arrays the test pieces are scored. Files that cannot be read are skipped; --json names
+    them all, with the reasons.
     """
     import torch
 
@@ -163,7 +223,11 @@ def evaluate(run_dir: Path, eval_files: tuple[str, ...], as_json: bool, seed: in
     torch.manual_seed(seed)
     scored = evaluate_music(music, found.pieces, progress=Progress().later(), **options)
     if as_json:
-        files = {"skipped": len(found.skipped), "skipped_files": found.skipped, "mended_files": found.mended}
+        files = {
+            "skipped": len(found.skipped),
+            "skipped_files": found.skipped,
+            "mended_files": found.mended,
+        }
         click.echo(json.dumps(dataclasses.asdict(scored) | files, allow_nan=False))
     else:
         click.echo(report_score(scored, music, len(found.skipped)))
@@ -173,31 +237,65 @@ def report_score(scored: MusicScore, music: MusicModel, skipped: int) -> str:
     """The figures in words."""
     beta = music.settings.frames.emission == "beta"
     lines = [
-        f"{'pieces':<22}{scored.pieces:,}" + (f" ({skipped:,} files could not be read: --json names all)" if skipped else ""),
+        f"{'pieces':<22}{scored.pieces:,}"
+        + (f" ({skipped:,} files could not be read: --json names all)" if skipped else ""),
         f"{'frames':<22}{scored.frames:,} ({music.timing.seconds(scored.frames):,.0f} seconds)",
         f"{'log-likelihood':<22}{scored.log_likelihood:,.2f} nats ({described(scored)})",
-        f"{'nats per frame':<22}{scored.nats_per_frame:.4f}" + (" (a density of scores, no probability of keys)" if beta else ""),
+        f"{'nats per frame':<22}{scored.nats_per_frame:.4f}"
+        + (" (a density of scores, no probability of keys)" if beta else ""),
         f"{'bits per frame':<22}{scored.bits_per_frame:.4f}",
     ]
     lines += doubt(scored, 22)
     if scored.markov_nats_per_frame is not None:
-        lines.append(f"{'for comparison':<22}{scored.markov_nats_per_frame:.4f} nats per frame, a Markov model of each key")
+        lines.append(
+            f"{'for comparison':<22}{scored.markov_nats_per_frame:.4f} nats per frame, a Markov "
+            "model of each key"
+        )
     return "\n".join(lines)
 
 
 @midi.command()
 @run_dir_option()
-@click.option("--out-dir", required=True, type=FILE, metavar="DIR", help="Where samples are written, as sample-1.mid, sample-1.wav, …")
+@click.option(
+    "--out-dir",
+    required=True,
+    type=FILE,
+    metavar="DIR",
+    help="Where samples are written, as sample-1.mid, sample-1.wav, …",
+)
 @LENGTH
-@click.option("--num-samples", type=click.IntRange(1, MOST_SAMPLES), default=1, show_default=True, metavar="N", help="How many samples.")
+@click.option(
+    "--num-samples",
+    type=click.IntRange(1, MOST_SAMPLES),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many samples.",
+)
 @PRIMER
 @PRIMER_SECONDS
-@click.option("--formats", default="mid,wav,png", show_default=True, metavar="LIST", help="Which files are written of each sample.")
+@click.option(
+    "--formats",
+    default="mid,wav,png",
+    show_default=True,
+    metavar="LIST",
+    help="Which files are written of each sample.",
+)
 @TEMPERATURE
 @click.option(
-    "--instrument", type=click.IntRange(0, 127), default=0, show_default=True, metavar="N", help="General MIDI's number; 0 is a piano."
+    "--instrument",
+    type=click.IntRange(0, 127),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="General MIDI's number; 0 is a piano.",
 )
-@click.option("--sound-font", type=FILE, metavar="FILE", help="A sound font (.sf2, .sf3), by which FluidSynth makes the WAV.")
+@click.option(
+    "--sound-font",
+    type=FILE,
+    metavar="FILE",
+    help="A sound font (.sf2, .sf3), by which FluidSynth makes the WAV.",
+)
 @SEED
 @DEVICE
 @THREADS
@@ -217,7 +315,8 @@ def generate(
     device: str,
     pair: str | None,
 ) -> None:
-    """Play new music, or go on from a primer, as MIDI, sound and pictures; the paths are written to standard output.
+    """Play new music, or go on from a primer, as MIDI, sound and pictures; the paths are written to
+    standard output.
 
     Samples are numbered after those that are in the folder already: nothing is overwritten.
     """
@@ -235,7 +334,13 @@ def generate(
     first = free_number(out_dir)
     torch.manual_seed(seed)
     played = play(
-        music, length, num_samples=num_samples, primer=opening, temperature=temperature, program=instrument, sound_font=sound_font
+        music,
+        length,
+        num_samples=num_samples,
+        primer=opening,
+        temperature=temperature,
+        program=instrument,
+        sound_font=sound_font,
     )
     for number, rendered in enumerate(played, first):
         for path in rendered.write(out_dir, number, names):  # or the next number that is free
@@ -244,10 +349,27 @@ def generate(
 
 @midi.command()
 @run_dir_option()
-@click.option("--eval-files", multiple=True, metavar=FILES, help="Real pieces to compare with; if not given, the run's validation pieces.")
-@click.option("--out", type=FILE, metavar="FILE", help="Where the page is written; report.html in the run folder if not given.")
+@click.option(
+    "--eval-files",
+    multiple=True,
+    metavar=FILES,
+    help="Real pieces to compare with; if not given, the run's validation pieces.",
+)
+@click.option(
+    "--out",
+    type=FILE,
+    metavar="FILE",
+    help="Where the page is written; report.html in the run folder if not given.",
+)
 @LENGTH
-@click.option("--num-samples", type=click.IntRange(1, 32), default=4, show_default=True, metavar="N", help="Pieces to listen to.")
+@click.option(
+    "--num-samples",
+    type=click.IntRange(1, 32),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Pieces to listen to.",
+)
 @PRIMER
 @PRIMER_SECONDS
 @TEMPERATURE
@@ -268,7 +390,9 @@ def report(
     device: str,
     pair: str | None,
 ) -> None:
-    """Write one self-contained HTML page: samples to hear and see, learning curves, and statistics of real and generated music."""
+    """Write one self-contained HTML page: samples to hear and see, learning curves, and statistics
+    of real and generated music.
+    """
     import torch
 
     from pyro_seq.music.evaluation.report import Asked, run_report
@@ -282,13 +406,18 @@ def report(
     pieces, source = _real_pieces(music, eval_files, run_dir)
     torch.manual_seed(seed)
     asked = Asked(num_samples, length, temperature=temperature, primer=opening)
-    with replacing(path, follow=out is not None) as temporary:  # says what is wrong before minutes of sampling
-        page, distances = run_report(RunFolder(run_dir, "midi"), music, pieces, asked, source=source)
+    # says what is wrong before minutes of sampling
+    with replacing(path, follow=out is not None) as temporary:
+        page, distances = run_report(
+            RunFolder(run_dir, "midi"), music, pieces, asked, source=source
+        )
         temporary.write_text(page, encoding="utf-8")
     click.echo(str(path))
     for name in distances["generated"]:
         model, markov = (distances[which][name] for which in ("generated", "Markov"))
-        click.echo(f"{name:<22}{model:.4f} from real music; a Markov model of each key: {markov:.4f}")
+        click.echo(
+            f"{name:<22}{model:.4f} from real music; a Markov model of each key: {markov:.4f}"
+        )
 
 
 def _load(run_dir: Path, device: str, pair: str | None) -> MusicModel:
@@ -297,23 +426,38 @@ def _load(run_dir: Path, device: str, pair: str | None) -> MusicModel:
     return load(run_dir, pick_device(device), pair=pair)
 
 
-def _read(music: MusicModel, patterns: tuple[str, ...], run_dir: Path, *, name_all: bool = False) -> Found:
+def _read(
+    music: MusicModel, patterns: tuple[str, ...], run_dir: Path, *, name_all: bool = False
+) -> Found:
     from pyro_seq._progress import Progress
     from pyro_seq.music.data.sources import cache_beside, read_music
 
     cache = cache_beside(run_dir)
     with cache.nothing_left_if_refused():
-        return read_music(patterns, "test", music.settings.rolls, cache=cache, progress=Progress(), name_all=name_all)
+        return read_music(
+            patterns,
+            "test",
+            music.settings.rolls,
+            cache=cache,
+            progress=Progress(),
+            name_all=name_all,
+        )
 
 
 def _primer(music: MusicModel, path: Path | None, seconds: float) -> Tensor | None:
     from pyro_seq._progress import Progress
     from pyro_seq.music.data.sources import read_primer
 
-    return None if path is None else read_primer(path, seconds, music.settings.rolls, music.timing.tempo, Progress())
+    return (
+        None
+        if path is None
+        else read_primer(path, seconds, music.settings.rolls, music.timing.tempo, Progress())
+    )
 
 
-def _real_pieces(music: MusicModel, patterns: tuple[str, ...], run_dir: Path) -> tuple[list[Tensor], str]:
+def _real_pieces(
+    music: MusicModel, patterns: tuple[str, ...], run_dir: Path
+) -> tuple[list[Tensor], str]:
     """(pieces to compare with, what they are called)."""
     from pyro_seq.errors import UserError
     from pyro_seq.music.program import KIND, read_pieces_json, same_pieces

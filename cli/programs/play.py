@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_seq.cli.common import DURATIONS as UPDATES
-from pyro_seq.cli.common import PAIR, SEED, THREADS, Duration, Programs, run_dir_option, training_options
+from pyro_seq.cli.common import (
+    PAIR,
+    SEED,
+    THREADS,
+    Duration,
+    Programs,
+    run_dir_option,
+    training_options,
+)
 from pyro_seq.cli.programs.training import train_run
 
 if TYPE_CHECKING:
@@ -20,7 +28,10 @@ if TYPE_CHECKING:
 
 MOST_GAMES, MOST_MOVES, MOST_IMAGINED = 10**5, 5_000, 2 * 10**7
 LONG = 1_000  # moves of a game, from which on it is said how many there are
-DURATIONS = (Duration("--env-steps", "play.env_steps", "Moves in the real game at most", least=1), *UPDATES)
+DURATIONS = (
+    Duration("--env-steps", "play.env_steps", "Moves in the real game at most", least=1),
+    *UPDATES,
+)
 
 AGENT = click.option(
     "--agent",
@@ -34,7 +45,12 @@ AGENT = click.option(
 def games_option(default: int) -> Any:
     """The option of how many games are played."""
     return click.option(
-        "--num-games", type=click.IntRange(1, MOST_GAMES), default=default, show_default=True, metavar="N", help="How many games."
+        "--num-games",
+        type=click.IntRange(1, MOST_GAMES),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help="How many games.",
     )
 
 
@@ -46,7 +62,9 @@ def temperature_option(default: float) -> Any:
         default=default,
         show_default=True,
         metavar="T",
-        help="Of the trained agent's choices; 0: always the likeliest action; 1: as it was trained.",
+        help=(
+            "Of the trained agent's choices; 0: always the likeliest action; 1: as it was trained."
+        ),
     )
 
 
@@ -66,9 +84,15 @@ def environment_words(command: Any) -> Any:
     """The command with the options that name a run's environment again, where that needs the user's
     own words.
     """
-    env = click.option("--env", metavar="ID", help="The run's environment, to be named again where it is of a module (module:Name-v0).")
+    env = click.option(
+        "--env",
+        metavar="ID",
+        help="The run's environment, to be named again where it is of a module (module:Name-v0).",
+    )
     kwargs = click.option(
-        "--env-kwargs", metavar="JSON", help="The run's arguments of the environment, to be named again where they are words."
+        "--env-kwargs",
+        metavar="JSON",
+        help="The run's arguments of the environment, to be named again where they are words.",
     )
     return env(kwargs(command))
 
@@ -82,17 +106,30 @@ def play() -> None:
 @click.option(
     "--env",
     metavar="ID",
-    help="gymnasium's id of the game (play.env); module:Name-v0 imports the module that registers it.  [default: CartPole-v1]",
+    help=(
+        "gymnasium's id of the game (play.env); module:Name-v0 imports the module that registers "
+        "it.  [default: CartPole-v1]"
+    ),
 )
 @click.option(
-    "--env-kwargs", metavar="JSON", help="Arguments that the environment is made with, a JSON object (play.env_kwargs).  [default: none]"
+    "--env-kwargs",
+    metavar="JSON",
+    help=(
+        "Arguments that the environment is made with, a JSON object (play.env_kwargs).  "
+        "[default: "
+        "none]"
+    ),
 )
 @training_options("default, cartpole, acrobot, pendulum, quick", DURATIONS, threads=1)
-def train(env: str | None, env_kwargs: str | None, resume: bool, device: str, **options: Any) -> None:
-    """Learn a game: play it, learn a model of it, train an agent in the model, and again, until the real steps are used up.
+def train(
+    env: str | None, env_kwargs: str | None, resume: bool, device: str, **options: Any
+) -> None:
+    """Learn a game: play it, learn a model of it, train an agent in the model, and again, until the
+    real steps are used up.
 
-    Settings come from the defaults or a preset, then --config, then --set and the options that stand for a setting; --num-steps counts
-    updates of the world model. Ctrl-C saves a checkpoint; --resume goes on from it, with more --env-steps if given.
+    Settings come from the defaults or a preset, then --config, then --set and the options that
+    stand for a setting; --num-steps counts updates of the world model. Ctrl-C saves a checkpoint;
+    --resume goes on from it, with more --env-steps if given.
     """
     from pyro_seq.games.environment.making import options_again
 
@@ -102,7 +139,9 @@ def train(env: str | None, env_kwargs: str | None, resume: bool, device: str, **
         data={},
         moved={"env": env, "env_kwargs": env_kwargs},
         missing=None,
-        overrides=[] if resume else [("--env", "play.env", env), ("--env-kwargs", "play.env_kwargs", env_kwargs)],
+        overrides=[]
+        if resume
+        else [("--env", "play.env", env), ("--env-kwargs", "play.env_kwargs", env_kwargs)],
         durations=DURATIONS,
         resume=resume,
         device="cpu" if device == "auto" else device,  # small models step by step are quicker there
@@ -130,7 +169,14 @@ def train(env: str | None, env_kwargs: str | None, resume: bool, device: str, **
 @THREADS
 @PAIR
 def run(
-    run_dir: Path, num_games: int, max_moves: int, seed: int, pair: str | None, env: str | None, env_kwargs: str | None, **how: Any
+    run_dir: Path,
+    num_games: int,
+    max_moves: int,
+    seed: int,
+    pair: str | None,
+    env: str | None,
+    env_kwargs: str | None,
+    **how: Any,
 ) -> None:
     """Let an agent play the real game, and watch it."""
     import torch
@@ -160,7 +206,14 @@ def _say_left(left: int, games: int, max_moves: int) -> None:
     """Say on stderr that games went on beyond the limit, if any did."""
     if left:
         had = "1 game was" if left == 1 else f"{left:,} games were"
-        click.echo(f"{had} left after {max_moves:,} moves, not being over; --max-moves N plays on (games: {games:,})", err=True)
+        click.echo(
+            (
+                f"{had} left after {max_moves:,} moves, not being over; --max-moves N plays on "
+                "(games: "
+                f"{games:,})"
+            ),
+            err=True,
+        )
 
 
 def _in_words(episode: Episode) -> str:
@@ -173,14 +226,22 @@ def _in_words(episode: Episode) -> str:
 @AGENT
 @games_option(4)
 @click.option(
-    "--max-moves", type=click.IntRange(1, 10**5), default=200, show_default=True, metavar="N", help="Moves of an imagined game at most."
+    "--max-moves",
+    type=click.IntRange(1, 10**5),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="Moves of an imagined game at most.",
 )
 @click.option(
     "--render",
     type=click.Choice(["none", "picture", "video"]),
     default="picture",
     show_default=True,
-    help="picture: all games' observations by step; video: a GIF of each, where the environment can draw a state.",
+    help=(
+        "picture: all games' observations by step; video: a GIF of each, where the environment "
+        "can draw a state."
+    ),
 )
 @temperature_option(1.0)
 @environment_words
@@ -207,15 +268,23 @@ def imagine(
     from pyro_seq.games.plots.showing import show_dreams
 
     if num_games * max_moves > MOST_IMAGINED:
-        what = f"--num-games {num_games:,} of --max-moves {max_moves:,} may be {num_games * max_moves:,} moves"
-        raise UserError(f"{what}, and {MOST_IMAGINED:,} at once are imagined at most: lower one of them")
+        what = (
+            f"--num-games {num_games:,} of --max-moves {max_moves:,} may be "
+            f"{num_games * max_moves:,} moves"
+        )
+        raise UserError(
+            f"{what}, and {MOST_IMAGINED:,} at once are imagined at most: lower one of them"
+        )
     trained = load(run_dir, pair=pair, env=env, env_kwargs=env_kwargs)
     torch.manual_seed(seed)
     games = dream(trained, num_games, max_moves, agent=agent, temperature=temperature, seed=seed)
     files = show_dreams(trained, games, render)
     for number, game in enumerate(games, 1):
         moves, how = len(game.rewards), "over" if game.ended else "still going on"
-        click.echo(f"imagined game {number}: return {float(game.rewards.sum()):,.6g} in {moves:,} moves, then {how}")
+        click.echo(
+            f"imagined game {number}: return {float(game.rewards.sum()):,.6g} in {moves:,} moves, "
+            f"then {how}"
+        )
     for path in files:
         click.echo(str(path))
 
@@ -243,7 +312,9 @@ def evaluate(
     env: str | None,
     env_kwargs: str | None,
 ) -> None:
-    """Learn what an agent earns in the real game, and how well its model predicts games that it has not learnt from."""
+    """Learn what an agent earns in the real game, and how well its model predicts games that it has
+    not learnt from.
+    """
     import torch
 
     from pyro_seq._progress import Progress
@@ -260,13 +331,20 @@ def evaluate(
             progress.show(f"playing {num_games:,} games: {moves:,} moves")
 
     limits: dict[str, Any] = {"most_moves": max_moves, "moved": moved}
-    found = returns_of(play_real(trained, num_games, agent=agent, temperature=temperature, seed=seed, **limits))
+    found = returns_of(
+        play_real(trained, num_games, agent=agent, temperature=temperature, seed=seed, **limits)
+    )
     progress.end()
     _say_left(found.left, found.games, max_moves)
     figures = measured(trained)
     if as_json:
-        every = dataclasses.asdict(found) | {"agent": agent, "real_steps": trained.real_steps} | figures
-        finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in every.items()}
+        every = (
+            dataclasses.asdict(found) | {"agent": agent, "real_steps": trained.real_steps} | figures
+        )
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in every.items()
+        }
         click.echo(json.dumps(finite, allow_nan=False))  # JSON has no word for what is not finite
     else:
         click.echo(report(found, figures, trained, agent))
@@ -283,9 +361,15 @@ def report(found: Returns, figures: dict[str, float], trained: TrainedGame, agen
         f"{'return':<24}{found.mean:,.6g}{error}, from {found.lowest:,.6g} to {found.highest:,.6g}",
     ]
     if "nats_per_step" in figures:
-        lines.append(f"{'world model':<24}{figures['nats_per_step']:.4f} nats per step of games that it has not learnt from")
+        lines.append(
+            f"{'world model':<24}{figures['nats_per_step']:.4f} nats per step of games that it "
+            "has "
+            "not learnt from"
+        )
     for name, value in figures.items():
         if name.startswith("error_"):
             steps = name.removeprefix("error_")
-            lines.append(f"{f'open loop, {steps} steps':<24}off by {value:.2%} of an observation's deviation")
+            lines.append(
+                f"{f'open loop, {steps} steps':<24}off by {value:.2%} of an observation's deviation"
+            )
     return "\n".join(lines)

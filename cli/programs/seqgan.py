@@ -37,9 +37,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FILES = "FILE|DIR|GLOB"
 DURATIONS = (
-    Duration("--pretrain-steps", "training.num_steps", "Updates by maximum likelihood, before the adversarial ones", least=1),
+    Duration(
+        "--pretrain-steps",
+        "training.num_steps",
+        "Updates by maximum likelihood, before the adversarial ones",
+        least=1,
+    ),
     Duration("--adversarial-steps", "adversarial.num_steps", "Adversarial steps at most"),
-    Duration("--max-minutes", "adversarial.max_minutes", "Minutes of adversarial training at most", fraction=True),
+    Duration(
+        "--max-minutes",
+        "adversarial.max_minutes",
+        "Minutes of adversarial training at most",
+        fraction=True,
+    ),
 )
 TITLES = {"best": "adversarial", "pretrained": "pretrained", "real": "real"}
 WIDTH = 26  # of a column of figures
@@ -50,16 +60,27 @@ def data_options(command: F) -> F:
     for option in reversed(
         [
             click.option(
-                "--oracle", type=FILE, metavar="FILE", help="Of the task oracle: its parameters (.npz); else it is drawn by a seed."
+                "--oracle",
+                type=FILE,
+                metavar="FILE",
+                help="Of the task oracle: its parameters (.npz); else it is drawn by a seed.",
             ),
             click.option("--corpus", type=FILE, metavar="FILE", help="Of the task text: the text."),
             click.option(
-                "--train-files", multiple=True, metavar=FILES, help="Of the task music: MIDI files to learn from, as often as needed."
+                "--train-files",
+                multiple=True,
+                metavar=FILES,
+                help="Of the task music: MIDI files to learn from, as often as needed.",
             ),
             click.option(
-                "--valid-files", multiple=True, metavar=FILES, help="Those to validate on, in place of some of the training files."
+                "--valid-files",
+                multiple=True,
+                metavar=FILES,
+                help="Those to validate on, in place of some of the training files.",
             ),
-            click.option("--test-files", multiple=True, metavar=FILES, help="Those to test on, likewise."),
+            click.option(
+                "--test-files", multiple=True, metavar=FILES, help="Those to test on, likewise."
+            ),
         ]
     ):
         command = option(command)
@@ -90,31 +111,66 @@ SPLIT = click.option(
     type=click.Choice(["test", "valid"]),
     default="test",
     show_default=True,
-    help="Which real sequences to compare with; by those to validate on the best weights were chosen.",
+    help=(
+        "Which real sequences to compare with; by those to validate on the best weights were "
+        "chosen."
+    ),
 )
 TEMPERATURE = temperature_option("symbols")
 
 
 @click.group(cls=Programs)
 def seqgan() -> None:
-    """Train a generator of sequences against a discriminator, and see whether it is better than without (SeqGAN)."""
+    """Train a generator of sequences against a discriminator, and see whether it is better than
+    without (SeqGAN).
+    """
 
 
 @seqgan.command()
-@click.option("--task", metavar="oracle|text|music", help="What to learn (task.kind): sentences of a random LSTM, a text, or melodies.")
+@click.option(
+    "--task",
+    metavar="oracle|text|music",
+    help="What to learn (task.kind): sentences of a random LSTM, a text, or melodies.",
+)
 @data_options
-@click.option("--demo", is_flag=True, help="Of the task music: learn from a dozen small tunes that come with pyroseq.")
+@click.option(
+    "--demo",
+    is_flag=True,
+    help="Of the task music: learn from a dozen small tunes that come with pyroseq.",
+)
 @training_options("default, paper, quick, melodies", DURATIONS)
-@click.option("--rollouts", type=int, metavar="K", help="Completions of each prefix that a reward is the mean of (adversarial.rollouts).")
-@click.option("--rollout-batch", type=int, metavar="N", help="Completions at once at most: bounds memory (adversarial.rollout_batch).")
-@click.option("--reward", metavar="NAME", help="probability, log_odds, rank or maligan (adversarial.reward).")
-def train(task: str | None, rollouts: int | None, rollout_batch: int | None, reward: str | None, **options: Any) -> None:
+@click.option(
+    "--rollouts",
+    type=int,
+    metavar="K",
+    help="Completions of each prefix that a reward is the mean of (adversarial.rollouts).",
+)
+@click.option(
+    "--rollout-batch",
+    type=int,
+    metavar="N",
+    help="Completions at once at most: bounds memory (adversarial.rollout_batch).",
+)
+@click.option(
+    "--reward", metavar="NAME", help="probability, log_odds, rank or maligan (adversarial.reward)."
+)
+def train(
+    task: str | None,
+    rollouts: int | None,
+    rollout_batch: int | None,
+    reward: str | None,
+    **options: Any,
+) -> None:
     """Train by maximum likelihood, then against a discriminator, and keep the run in a folder.
 
-    Settings come from the defaults or a preset, then --config, then --set and the options that stand for a setting. Ctrl-C saves a
-    checkpoint; --resume goes on from it, with the settings and the data that the run was begun with.
+    Settings come from the defaults or a preset, then --config, then --set and the options that
+    stand for a setting. Ctrl-C saves a checkpoint; --resume goes on from it, with the settings and
+    the data that the run was begun with.
     """
-    data = {name: options.pop(name) for name in ("oracle", "corpus", "train_files", "valid_files", "test_files")}
+    data = {
+        name: options.pop(name)
+        for name in ("oracle", "corpus", "train_files", "valid_files", "test_files")
+    }
     demo = options.pop("demo")
     train_run(
         "seqgan",
@@ -140,9 +196,17 @@ def train(task: str | None, rollouts: int | None, rollout_batch: int | None, rew
 @TEMPERATURE
 @WEIGHTS
 @click.option(
-    "--out-dir", type=FILE, metavar="DIR", help="A new folder to write them to as well: melodies as MIDI and a picture, or a text."
+    "--out-dir",
+    type=FILE,
+    metavar="DIR",
+    help="A new folder to write them to as well: melodies as MIDI and a picture, or a text.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Each sequence as a JSON object on a line of its own: its symbols and its text.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Each sequence as a JSON object on a line of its own: its symbols and its text.",
+)
 @SEED
 @DEVICE
 @THREADS
@@ -170,10 +234,16 @@ def generate(
         torch.manual_seed(seed)
         rendering, length = generator.rendering, generator.settings.length
         special: dict[str, Any] = {"end": rendering.end, "never": rendering.never}
-        sequences = generated(generator.pair, num_samples, length, temperature=temperature, **special).cpu()
+        sequences = generated(
+            generator.pair, num_samples, length, temperature=temperature, **special
+        ).cpu()
         for sequence in sequences:
             text = generator.rendering.text(sequence)
-            click.echo(json.dumps({"symbols": sequence.tolist(), "text": text}, ensure_ascii=False) if as_json else on_one_line(text))
+            click.echo(
+                json.dumps({"symbols": sequence.tolist(), "text": text}, ensure_ascii=False)
+                if as_json
+                else on_one_line(text)
+            )
         if out_dir is not None:
             for path in generator.rendering.write(sequences, out_dir):
                 click.echo(f"written: {path}", err=True)
@@ -192,16 +262,27 @@ def generate(
 @THREADS
 @PAIR
 def evaluate(
-    run_dir: Path, num_samples: int, temperature: float, weights: Any, split: Any, as_json: bool, seed: int, device: str, **options: Any
+    run_dir: Path,
+    num_samples: int,
+    temperature: float,
+    weights: Any,
+    split: Any,
+    as_json: bool,
+    seed: int,
+    device: str,
+    **options: Any,
 ) -> None:
-    """Learn how good new sequences are, and how likely real ones, beside the pretrained generator and real sequences.
+    """Learn how good new sequences are, and how likely real ones, beside the pretrained generator
+    and real sequences.
 
     The options of the data are for data that has been moved.
     """
     from pyro_seq.seqgan.evaluation import Comparison
     from pyro_seq.seqgan.evaluation import evaluate as evaluate_run
 
-    comparison = Comparison.of(run_dir, weights=weights, split=split, device=pick_device(device), quiet=as_json, **options)
+    comparison = Comparison.of(
+        run_dir, weights=weights, split=split, device=pick_device(device), quiet=as_json, **options
+    )
     found = evaluate_run(comparison, num_samples, temperature=temperature, seed=seed)
     click.echo(json.dumps(found.to_json(), allow_nan=False) if as_json else report(found))
 
@@ -210,18 +291,31 @@ def report(found: Evaluation) -> str:
     """The figures in words."""
     from pyro_seq.seqgan.metrics.figure_names import better, named_with_unit
 
-    title = {name: f"{TITLES[name]}, step {step:,}" for name, step in found.steps.items()} | {"real": f"real, {found.num_real:,} others"}
+    title = {name: f"{TITLES[name]}, step {step:,}" for name, step in found.steps.items()} | {
+        "real": f"real, {found.num_real:,} others"
+    }
     first = next(iter(found.figures.values()))
     rows = [
-        (named_with_unit(name, found.split, found.units), [_shown(of.get(name)) for of in found.figures.values()], better(name))
+        (
+            named_with_unit(name, found.split, found.units),
+            [_shown(of.get(name)) for of in found.figures.values()],
+            better(name),
+        )
         for name in first
     ]
     width = 2 + max(len(name) for name, _, _ in rows)
     held_out = f"{found.references:,} {'test' if found.split == 'test' else 'validation'} sequences"
     lines = [
-        f"{found.num_samples:,} new sequences at temperature {found.temperature:g}, {held_out}; ± one standard error",
+        (
+            f"{found.num_samples:,} new sequences at temperature {found.temperature:g}, "
+            f"{held_out}; ± "
+            "one standard error"
+        ),
         " " * width + "".join(title[name].ljust(WIDTH) for name in found.figures).rstrip(),
-        *(name.ljust(width) + "".join(figure.ljust(WIDTH) for figure in figures) + hint for name, figures, hint in rows),
+        *(
+            name.ljust(width) + "".join(figure.ljust(WIDTH) for figure in figures) + hint
+            for name, figures, hint in rows
+        ),
     ]
     return "\n".join(lines)
 
@@ -236,10 +330,19 @@ def _shown(figure: Figure | None) -> str:
 
 @seqgan.command()
 @run_dir_option()
-@click.option("--temperatures", metavar="LIST", help="Numbers separated by commas; 0.5,0.6,…,1.2 if not given.")
+@click.option(
+    "--temperatures",
+    metavar="LIST",
+    help="Numbers separated by commas; 0.5,0.6,…,1.2 if not given.",
+)
 @num_samples_option(4_000)
 @SPLIT
-@click.option("--out", type=FILE, metavar="FILE", help="Where the picture (PNG) is written; sweep.png in the run folder if not given.")
+@click.option(
+    "--out",
+    type=FILE,
+    metavar="FILE",
+    help="Where the picture (PNG) is written; sweep.png in the run folder if not given.",
+)
 @data_options
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
 @SEED
@@ -257,7 +360,8 @@ def sweep(
     device: str,
     **options: Any,
 ) -> None:
-    """Compare quality and diversity over temperatures with the pretrained generator's, as a table and a picture.
+    """Compare quality and diversity over temperatures with the pretrained generator's, as a table
+    and a picture.
 
     The options of the data are for data that has been moved.
     """
@@ -271,11 +375,20 @@ def sweep(
     chosen = TEMPERATURES if temperatures is None else _numbers(temperatures)
     path = out or run_dir / "sweep.png"
     keep_apart("--out", path, run_dir)
-    comparison = Comparison.of(run_dir, split=split, device=pick_device(device), quiet=as_json, **options)
-    with replacing(path, follow=out is not None) as temporary:  # says what is wrong before minutes of sampling
-        found = sweep_run(comparison, chosen, num_samples, seed=seed, progress=Progress(quiet=as_json))
+    comparison = Comparison.of(
+        run_dir, split=split, device=pick_device(device), quiet=as_json, **options
+    )
+    # says what is wrong before minutes of sampling
+    with replacing(path, follow=out is not None) as temporary:
+        found = sweep_run(
+            comparison, chosen, num_samples, seed=seed, progress=Progress(quiet=as_json)
+        )
         temporary.write_bytes(sweep_png(found))
-    click.echo(json.dumps({"picture": str(path), **found.to_json()}, allow_nan=False) if as_json else f"{table(found)}\n{path}")
+    click.echo(
+        json.dumps({"picture": str(path), **found.to_json()}, allow_nan=False)
+        if as_json
+        else f"{table(found)}\n{path}"
+    )
 
 
 def _numbers(words: str) -> list[float]:
@@ -284,7 +397,9 @@ def _numbers(words: str) -> list[float]:
     try:
         return [float(word) for word in words.split(",")]
     except ValueError:
-        raise UserError(f"--temperatures takes numbers separated by commas, got {words!r}") from None
+        raise UserError(
+            f"--temperatures takes numbers separated by commas, got {words!r}"
+        ) from None
 
 
 def table(found: Sweep) -> str:
@@ -295,6 +410,10 @@ def table(found: Sweep) -> str:
     names = [f"{TITLES[name]}, {column}" for name in found.curves for column in columns]
     lines = [f"temperature  {''.join(name.ljust(WIDTH) for name in names)}".rstrip()]
     for points in zip(*found.curves.values(), strict=True):
-        figures = [_shown(point.figures[name]) for point in points for name in ("nll", found.criterion)]
-        lines.append(f"{points[0].temperature:<13g}{''.join(figure.ljust(WIDTH) for figure in figures)}".rstrip())
+        figures = [
+            _shown(point.figures[name]) for point in points for name in ("nll", found.criterion)
+        ]
+        lines.append(
+            f"{points[0].temperature:<13g}{''.join(x.ljust(WIDTH) for x in figures)}".rstrip()
+        )
     return "\n".join(lines)

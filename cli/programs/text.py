@@ -51,7 +51,12 @@ text.add_command(attribute)
 
 @text.command()
 @click.option("--train-corpus", type=FILE, metavar="F", help="The text to learn from.")
-@click.option("--valid-corpus", type=FILE, metavar="F", help="The text to validate on, in place of the training corpus's end.")
+@click.option(
+    "--valid-corpus",
+    type=FILE,
+    metavar="F",
+    help="The text to validate on, in place of the training corpus's end.",
+)
 @click.option(
     "--valid-fraction",
     type=click.FloatRange(0, 0.9),
@@ -60,7 +65,12 @@ text.add_command(attribute)
     metavar="P",
     help="How much of the training corpus, at its end, is kept for validation.",
 )
-@click.option("--vocab-corpus", type=FILE, metavar="F", help="The text whose characters make the vocabulary; else the training corpus.")
+@click.option(
+    "--vocab-corpus",
+    type=FILE,
+    metavar="F",
+    help="The text whose characters make the vocabulary; else the training corpus.",
+)
 @training_options("default, best, quick")
 def train(
     train_corpus: Path | None,
@@ -71,18 +81,29 @@ def train(
 ) -> None:
     """Train on a text and keep the run in a folder.
 
-    Settings come from the defaults or a preset, then --config, then --set and the options that stand for a setting. Ctrl-C saves a
-    checkpoint; --resume goes on from it, with the settings and the corpora that the run was begun with.
+    Settings come from the defaults or a preset, then --config, then --set and the options that
+    stand for a setting. Ctrl-C saves a checkpoint; --resume goes on from it, with the settings and
+    the corpora that the run was begun with.
     """
     if valid_corpus is not None and given_options("valid_fraction"):
-        message = "--valid-corpus and --valid-fraction exclude each other: the validation text is a file or a part of the training corpus"
+        message = (
+            "--valid-corpus and --valid-fraction exclude each other: the validation text is "
+            "a file or a part of the training corpus"
+        )
         raise click.UsageError(message, click.get_current_context())
     train_run(
         "text",
         "pyro_seq.text.program",
-        data={"train": train_corpus, "valid": valid_corpus, "valid_fraction": valid_fraction, "vocabulary_from": vocab_corpus},
+        data={
+            "train": train_corpus,
+            "valid": valid_corpus,
+            "valid_fraction": valid_fraction,
+            "vocabulary_from": vocab_corpus,
+        },
         moved={"corpus": train_corpus, "valid": valid_corpus},
-        missing="--train-corpus is missing: the text to learn from" if train_corpus is None else None,
+        missing="--train-corpus is missing: the text to learn from"
+        if train_corpus is None
+        else None,
         fixed=("valid_fraction", "vocab_corpus"),
         **options,
     )
@@ -90,13 +111,39 @@ def train(
 
 @text.command()
 @run_dir_option()
-@click.option("--length", type=click.IntRange(1, MOST_SYMBOLS), default=500, show_default=True, metavar="N", help="Symbols of each sample.")
-@click.option("--num-samples", type=click.IntRange(1, MOST_SAMPLES), default=1, show_default=True, metavar="N", help="How many samples.")
+@click.option(
+    "--length",
+    type=click.IntRange(1, MOST_SYMBOLS),
+    default=500,
+    show_default=True,
+    metavar="N",
+    help="Symbols of each sample.",
+)
+@click.option(
+    "--num-samples",
+    type=click.IntRange(1, MOST_SAMPLES),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many samples.",
+)
 @click.option("--prompt", default="", metavar="S", help="Text to continue.")
-@click.option("--prompt-file", type=FILE, metavar="F", help="A file whose text is continued, line ends and all (- for standard input).")
+@click.option(
+    "--prompt-file",
+    type=FILE,
+    metavar="F",
+    help="A file whose text is continued, line ends and all (- for standard input).",
+)
 @temperature_option("symbols")
-@click.option("--top-k", type=click.IntRange(1), metavar="K", help="Only among the K likeliest symbols of each step.")
-@click.option("--json", "as_json", is_flag=True, help="Each sample as a JSON string on a line of its own.")
+@click.option(
+    "--top-k",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Only among the K likeliest symbols of each step.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Each sample as a JSON string on a line of its own."
+)
 @SEED
 @DEVICE
 @THREADS
@@ -121,12 +168,23 @@ def generate(
     from pyro_seq.text.training import load
 
     if prompt_file is not None and given_options("prompt"):
-        raise click.UsageError("--prompt and --prompt-file exclude each other: give one of them", click.get_current_context())
+        raise click.UsageError(
+            "--prompt and --prompt-file exclude each other: give one of them",
+            click.get_current_context(),
+        )
     loaded = load(run_dir, pick_device(device), pair=pair)
     prompt = prompt if prompt_file is None else _prompt_of(prompt_file, loaded.vocabulary)
     torch.manual_seed(seed)
-    samples = generate_text(loaded, length=length, num_samples=num_samples, prompt=prompt, temperature=temperature, top_k=top_k)
-    shown = prompt.encode(errors="surrogateescape").decode(errors="replace")  # where it was not UTF-8, at level byte
+    samples = generate_text(
+        loaded,
+        length=length,
+        num_samples=num_samples,
+        prompt=prompt,
+        temperature=temperature,
+        top_k=top_k,
+    )
+    # where it was not UTF-8, at level byte
+    shown = prompt.encode(errors="surrogateescape").decode(errors="replace")
     for i, sample in enumerate(samples):
         if as_json:
             click.echo(json.dumps(shown + sample, ensure_ascii=False))
@@ -137,7 +195,9 @@ def generate(
 
 
 def _prompt_of(path: Path, vocabulary: Vocabulary) -> str:
-    """The text of a file, or of standard input, as a prompt; for a model of lines without its last line end."""
+    """The text of a file, or of standard input, as a prompt; for a model of lines without its last
+    line end.
+    """
     from pyro_seq.errors import UserError
     from pyro_seq.text.vocabulary import decoded
 
@@ -160,7 +220,12 @@ def _prompt_of(path: Path, vocabulary: Vocabulary) -> str:
 @click.option("--eval-corpus", required=True, type=FILE, metavar="F", help="The text to score.")
 @scoring_options
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
-@click.option("--per-character", type=FILE, metavar="FILE", help="Write each symbol with its nats to a file (- for standard output).")
+@click.option(
+    "--per-character",
+    type=FILE,
+    metavar="FILE",
+    help="Write each symbol with its nats to a file (- for standard output).",
+)
 @SEED
 @DEVICE
 @THREADS
@@ -175,7 +240,9 @@ def evaluate(
     pair: str | None,
     **options: Any,
 ) -> None:
-    """Learn how likely a text is: log-likelihood in nats, nats and bits per character, perplexity."""
+    """Learn how likely a text is: log-likelihood in nats, nats and bits per character,
+    perplexity.
+    """
     import torch
 
     from pyro_seq._progress import Progress
@@ -192,15 +259,22 @@ def evaluate(
     else:
         with _opened(per_character) as file:
             scored = evaluate_text(loaded, eval_corpus, per_character=file, **options)
-    click.echo(json.dumps(dataclasses.asdict(scored), allow_nan=False) if as_json else report(scored, loaded.vocabulary))
+    click.echo(
+        json.dumps(dataclasses.asdict(scored), allow_nan=False)
+        if as_json
+        else report(scored, loaded.vocabulary)
+    )
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[str]]:
-    """A file to write, which is replaced as a whole; standard output, a device or a pipe is written to as it stands."""
+    """A file to write, which is replaced as a whole; standard output, a device or a pipe is written
+    to as it stands.
+    """
     from pyro_seq.runs.writing import replacing
 
-    if str(path) in ("-", "/dev/stdout"):  # not to be opened: where it is a file, that would be cut to nothing
+    # not to be opened: where it is a file, that would be cut to nothing
+    if str(path) in ("-", "/dev/stdout"):
         yield sys.stdout
     elif path.exists() and not path.is_file() and not path.is_dir():
         with open(path, "w", encoding="utf-8") as file:
@@ -225,7 +299,14 @@ def report(score: TextScore, vocabulary: Vocabulary) -> str:
     if vocabulary.line_end:
         lines.append(f"{'lines':<22}{score.sequences:,}, each scored by itself")
     elif score.sequences > 1:
-        lines.append(f"{'scored as':<22}{score.sequences:,} sequences, each by itself: this pair carries no state from one to the next")
+        lines.append(
+            f"{'scored as':<22}{score.sequences:,} sequences, each by itself: this pair carries "
+            "no "
+            "state from one to the next"
+        )
     if score.unknown:
-        lines.append(f"{'outside vocabulary':<22}{score.unknown:,} {unit}s, each scored as its out-of-vocabulary bucket")
+        lines.append(
+            f"{'outside vocabulary':<22}{score.unknown:,} {unit}s, each scored as its "
+            "out-of-vocabulary bucket"
+        )
     return "\n".join(lines)

@@ -31,7 +31,8 @@ class Parts:
 
     Args:
         emission: p(x_t | features).
-        encoder: makes an encoder of observations; called once for the model's context and once for the guide.
+        encoder: makes an encoder of observations; called once for the model's context and once for
+            the guide.
         context: makes the model's context from its encoder.
         num_inputs: size of the side inputs, 0 if there are none.
     """
@@ -42,25 +43,36 @@ class Parts:
     num_inputs: int = 0
 
     def example(self, lengths: Sequence[int] = (3, 3)) -> SequenceBatch:
-        """A batch of sequences as the emission draws them where all features are zero, side inputs being zero too."""
+        """A batch of sequences as the emission draws them where all features are zero, side inputs
+        being zero too.
+        """
         n, steps = len(lengths), max(lengths)
         with torch.no_grad():
             values = draw(self.emission.blank(n, steps))
-        return SequenceBatch(values, list(lengths), inputs=torch.zeros(n, steps, self.num_inputs) if self.num_inputs else None)
+        return SequenceBatch(
+            values,
+            list(lengths),
+            inputs=torch.zeros(n, steps, self.num_inputs) if self.num_inputs else None,
+        )
 
 
 def make_pair(settings: Any, parts: Parts) -> Pair:
     """The pair that `model_settings` describes, with new weights.
 
-    What makes it is called with those of the parts that it names as parameters (`emission`, `encoder`, `context`, `num_inputs`) and
-    with its settings. It returns a model, or a model and a guide. A model that comes alone is given no guide if it has no latents,
-    and an `AutoSequenceGuide` if it has. Pairs that are not shipped are run once, on an example, so that parameters which
-    are made by a first call exist.
+    What makes it is called with those of the parts that it names as parameters (`emission`,
+    `encoder`, `context`, `num_inputs`) and with its settings. It returns a model, or a model and a
+    guide. A model that comes alone is given no guide if it has no latents, and an
+    `AutoSequenceGuide` if it has. Pairs that are not shipped are run once, on an example, so that
+    parameters which are made by a first call exist.
 
     Raises `UserError` where code that is not ours fails, or returns something else.
     """
     recipe: Recipe = settings._recipe
-    values = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "kind"}
+    values = {
+        field.name: getattr(settings, field.name)
+        for field in fields(settings)
+        if field.name != "kind"
+    }
     with recipe.explained("could not be made"):
         made = _call(recipe, recipe.maker, values, parts)
     if recipe.guide is not None:
@@ -69,16 +81,27 @@ def make_pair(settings: Any, parts: Parts) -> Pair:
         return Pair(made)
     sides = made if isinstance(made, tuple) else (made,)
     if len(sides) not in (1, 2) or not all(callable(side) for side in sides):
-        what = f"({', '.join(type(side).__name__ for side in made)})" if isinstance(made, tuple) else type(made).__name__
+        what = (
+            f"({', '.join(type(side).__name__ for side in made)})"
+            if isinstance(made, tuple)
+            else type(made).__name__
+        )
         wanted = "a model, or a model and a guide, callables on a SequenceBatch"
-        raise UserError(f"the pair {recipe.kind!r}: what makes it must return {wanted}, and returned {what}")
-    # without validation, which would speak of a distribution: what is not finite is said of a site before anything is trained
+        raise UserError(
+            f"the pair {recipe.kind!r}: what makes it must return {wanted}, and returned {what}"
+        )
+    # without validation, which would speak of a distribution: what is not finite is said of a site
+    # before anything is trained
     with recipe.explained("fails on a first batch"), pyro.validation_enabled(False):
         return _run_once(Pair(*sides), parts.example(), alone=len(sides) == 1)
 
 
-def _call(recipe: Recipe, function: Callable[..., Any], values: Mapping[str, Any], parts: Parts) -> Any:
-    """A maker called with what it names of settings and parts; encoder and context are made for it."""
+def _call(
+    recipe: Recipe, function: Callable[..., Any], values: Mapping[str, Any], parts: Parts
+) -> Any:
+    """A maker called with what it names of settings and parts; encoder and context are made for
+    it.
+    """
     makers: dict[str, Callable[[], Any]] = {
         "emission": lambda: parts.emission,
         "context": lambda: parts.context(parts.encoder()),
@@ -87,11 +110,16 @@ def _call(recipe: Recipe, function: Callable[..., Any], values: Mapping[str, Any
     }
     named = parameters_of(function, recipe)
     given = {name: values[name] for name in named if name in values}
-    return function(**given, **{name: make() for name, make in makers.items() if name in named and name not in given})
+    return function(
+        **given,
+        **{name: make() for name, make in makers.items() if name in named and name not in given},
+    )
 
 
 def _run_once(pair: Pair, batch: SequenceBatch, *, alone: bool) -> Pair:
-    """The pair after a first run, with a guide made for its model if that came alone and has latents."""
+    """The pair after a first run, with a guide made for its model if that came alone and has
+    latents.
+    """
     with pair.scope(), pair.evaluating(), torch.no_grad():
         guided = poutine.trace(pair.guide).get_trace(batch)
         trace = poutine.trace(poutine.replay(pair.model, trace=guided)).get_trace(batch)
@@ -108,12 +136,17 @@ def _run_once(pair: Pair, batch: SequenceBatch, *, alone: bool) -> Pair:
 
 def _is_latent(site: Any) -> bool:
     """Whether a site of a model's trace is something to infer."""
-    sampled = site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
+    sampled = (
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and type(site["fn"]).__name__ != "_Subsample"
+    )
     return sampled and not site["infer"].get("_deterministic")
 
 
 def carries_state(pair: Pair, parts: Parts, device: torch.device | str = "cpu") -> bool:
-    """Whether a window of a sequence can start from the state that the one before ended in, as its model's `Outcome` on an example says.
+    """Whether a window of a sequence can start from the state that the one before ended in, as its
+    model's `Outcome` on an example says.
 
     Leaves the random state as it is.
     """

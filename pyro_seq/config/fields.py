@@ -1,4 +1,6 @@
-"""Typed hyper-parameters under dotted names: one table of defaults, overridden by a file and by `key=value` words."""
+"""Typed hyper-parameters under dotted names: one table of defaults, overridden by a file and by
+`key=value` words.
+"""
 
 from __future__ import annotations
 
@@ -69,9 +71,11 @@ def described_settings(settings: Any, prefix: str = "") -> Iterator[tuple[str, A
 
 
 def override(settings: S, changes: Mapping[str, Any], source: str) -> S:
-    """The settings with some dotted names changed; `source` says in errors where the changes come from.
+    """The settings with some dotted names changed; `source` says in errors where the changes come
+    from.
 
-    Raises `UserError` for an unknown name (with its nearest match), a value of the wrong type, or one out of range.
+    Raises `UserError` for an unknown name (with its nearest match), a value of the wrong type, or
+    one out of range.
     """
     known = dict(flatten(settings))
     for name, value in changes.items():
@@ -84,10 +88,14 @@ def override(settings: S, changes: Mapping[str, Any], source: str) -> S:
 def _replace(settings: S, path: list[str], value: Any, where: str) -> S:
     head, *rest = path
     if rest:
-        return dataclasses.replace(settings, **{head: _replace(getattr(settings, head), rest, value, where)})  # type: ignore[type-var]
+        return dataclasses.replace(
+            settings, **{head: _replace(getattr(settings, head), rest, value, where)}
+        )  # type: ignore[type-var]
     field = next(field for field in dataclasses.fields(settings) if field.name == head)  # type: ignore[arg-type]
     kind = typing.get_type_hints(type(settings))[head]
-    return dataclasses.replace(settings, **{head: _checked(_converted(value, kind, where), field.metadata, where)})  # type: ignore[type-var]
+    return dataclasses.replace(
+        settings, **{head: _checked(_converted(value, kind, where), field.metadata, where)}
+    )  # type: ignore[type-var]
 
 
 def _converted(value: Any, kind: Any, where: str) -> Any:
@@ -98,17 +106,31 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
             return None
         return _converted(value, next(a for a in arguments if a is not type(None)), where)
     if origin is tuple:
-        items = value if isinstance(value, (list, tuple)) else [part for part in str(value).strip("[]() ").split(",") if part.strip()]
+        items = (
+            value
+            if isinstance(value, (list, tuple))
+            else [part for part in str(value).strip("[]() ").split(",") if part.strip()]
+        )
         if len(items) > MOST_ITEMS:
             raise UserError(f"{where} must have at most {MOST_ITEMS} items, got {len(items)}")
         return tuple(_converted(item, arguments[0], where) for item in items)
-    expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[kind]
+    expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[
+        kind
+    ]
     try:
         if kind is bool:
-            return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
-        if kind is int and (isinstance(value, bool) or (isinstance(value, float) and not value.is_integer())):
+            return (
+                value
+                if isinstance(value, bool)
+                else {"true": True, "false": False}[str(value).lower()]
+            )
+        if kind is int and (
+            isinstance(value, bool) or (isinstance(value, float) and not value.is_integer())
+        ):
             raise ValueError
-        if (kind is float and isinstance(value, bool)) or (kind is str and not isinstance(value, str)):
+        if (kind is float and isinstance(value, bool)) or (
+            kind is str and not isinstance(value, str)
+        ):
             raise ValueError
         return kind(value)
     except (ValueError, KeyError, TypeError, OverflowError):
@@ -130,7 +152,10 @@ def _checked(value: Any, rules: Mapping[str, Any], where: str) -> Any:
         if high is not None and not low <= item <= high:
             raise UserError(f"{where} must lie in [{low}, {high}], got {item}")
         if low is not None and (item <= low if rules.get("strict") else item < low):
-            raise UserError(f"{where} must be {'greater than' if rules.get('strict') else 'at least'} {low}, got {item}")
+            raise UserError(
+                f"{where} must be {'greater than' if rules.get('strict') else 'at least'} {low}, "
+                f"got {item}"
+            )
         if isinstance(item, int) and item > MOST:
             raise UserError(f"{where} must be at most {MOST}, got {item}")
     return value
@@ -148,7 +173,9 @@ def parse_words(words: Iterable[str]) -> dict[str, str]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The dotted settings of a TOML or JSON file, given as nested tables or as dotted names; raises `UserError` if it is neither."""
+    """The dotted settings of a TOML or JSON file, given as nested tables or as dotted names; raises
+    `UserError` if it is neither.
+    """
     kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
@@ -171,9 +198,15 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def to_toml(settings: Any) -> str:
-    """The whole table as TOML with dotted names, one a line with its meaning: a file that `--config` takes."""
+    """The whole table as TOML with dotted names, one a line with its meaning: a file that
+    `--config` takes.
+    """
     lines = []
     for name, value, text in described_settings(settings):
-        shown = '"none"' if value is None else json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+        shown = (
+            '"none"'
+            if value is None
+            else json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+        )
         lines.append(f"{name} = {shown}".ljust(44) + f"  # {text}" if text else f"{name} = {shown}")
     return "\n".join(lines)

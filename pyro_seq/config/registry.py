@@ -1,7 +1,8 @@
-"""Where a pair's code comes from: shipped, of an installed package, or named as `module:attribute` or `file.py:attribute`.
+"""Where a pair's code comes from: shipped, of an installed package, or named as `module:attribute`
+or `file.py:attribute`.
 
-Whoever calls `find_recipe` with a spec has its code run. What is read from a file (a run folder, a configuration) is not to be
-followed by itself: `named_by_code` tells.
+Whoever calls `find_recipe` with a spec has its code run. What is read from a file (a run folder, a
+configuration) is not to be followed by itself: `named_by_code` tells.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from pyro_seq.models import DMM, HMM, ISEQ, RNN, SRNN, VRNN
 
 GROUP = "pyro_seq.pairs"  # of entry points
 
-_BESIDE: dict[Path, dict[str, ModuleType]] = {}  # the modules of a folder that came with a pair's, by name
+# the modules of a folder that came with a pair's, by name
+_BESIDE: dict[Path, dict[str, ModuleType]] = {}
 OWN_FILES: set[str] = set()  # the source files of makers found that are not ours
 
 # model and guide by name; no guide for a model without latents
@@ -45,7 +47,8 @@ SHIPPED: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a pair is made: by what returns a model, or a model and a guide; a shipped one by its model's class and its guide's.
+    """How a pair is made: by what returns a model, or a model and a guide; a shipped one by its
+    model's class and its guide's.
 
     Attributes:
         kind: the name, or the spec with the whole path of its file.
@@ -79,7 +82,8 @@ class Recipe:
 
     @contextmanager
     def explained(self, doing: str) -> Iterator[None]:
-        """Inside, its code can import what lies beside it, and an error of code that is not ours becomes a `UserError` of one line.
+        """Inside, its code can import what lies beside it, and an error of code that is not ours
+        becomes a `UserError` of one line.
 
         The line says what, and where in that code.
         """
@@ -91,19 +95,24 @@ class Recipe:
         except (Exception, SystemExit) as error:
             if self.shipped:
                 raise
-            raise UserError(f"the pair {self.kind!r} {doing}: {_in_words(error, _file_of(self.maker))}") from error
+            raise UserError(
+                f"the pair {self.kind!r} {doing}: {_in_words(error, _file_of(self.maker))}"
+            ) from error
 
 
 def named_by_code(kind: str) -> bool:
-    """Whether it is no name of an installed pair, but a spec whose code would be imported from anywhere."""
+    """Whether it is no name of an installed pair, but a spec whose code would be imported from
+    anywhere.
+    """
     return ":" in kind
 
 
 def find_recipe(kind: str) -> Recipe:
-    """The recipe of a name or of a spec; the code of a spec is imported, and so is an installed package's.
+    """The recipe of a name or of a spec; the code of a spec is imported, and so is an installed
+    package's.
 
-    Raises `UserError` for a name that is not known, a file or module that cannot be imported, and an attribute that is not there or
-    makes nothing.
+    Raises `UserError` for a name that is not known, a file or module that cannot be imported, and
+    an attribute that is not there or makes nothing.
     """
     if named_by_code(kind):
         return _from_spec(kind)
@@ -113,21 +122,31 @@ def find_recipe(kind: str) -> Recipe:
     found = installed()
     if kind not in found:
         if kind.endswith(".py") or "/" in kind:
-            raise UserError(f"{kind!r} lacks what makes the pair: a pair of your own is named path/to/file.py:attribute")
+            raise UserError(
+                f"{kind!r} lacks what makes the pair: a pair of your own is named "
+                "path/to/file.py:attribute"
+            )
         raise UserError(f"unknown pair {kind!r}{did_you_mean(kind, [*SHIPPED, *found])}")
     if len(found[kind]) > 1:
         packages = ", ".join(package_of(entry) for entry in found[kind])
-        raise UserError(f"several installed packages have a pair {kind!r}: {packages}; name it as module:attribute with --pair")
+        raise UserError(
+            f"several installed packages have a pair {kind!r}: {packages}; name it as "
+            "module:attribute with --pair"
+        )
     (entry,) = found[kind]
     try:
         maker = entry.load()
     except Exception as error:
-        raise UserError(f"the pair {kind!r} of {package_of(entry)} cannot be imported: {_in_words(error)}") from None
+        raise UserError(
+            f"the pair {kind!r} of {package_of(entry)} cannot be imported: {_in_words(error)}"
+        ) from None
     return _found(kind, maker, package_of(entry), f"the pair {kind!r} of {package_of(entry)}")
 
 
 def installed() -> dict[str, list[EntryPoint]]:
-    """The entry points of installed packages by name, those left out whose names are shipped pairs'; nothing is imported."""
+    """The entry points of installed packages by name, those left out whose names are shipped
+    pairs'; nothing is imported.
+    """
     found: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=GROUP):
         if entry.name not in SHIPPED:
@@ -137,21 +156,44 @@ def installed() -> dict[str, list[EntryPoint]]:
 
 def package_of(entry: EntryPoint) -> str:
     """The package that an entry point comes with."""
-    return f"package {entry.dist.name} {entry.dist.version}" if entry.dist else f"module {entry.value.partition(':')[0]}"
+    return (
+        f"package {entry.dist.name} {entry.dist.version}"
+        if entry.dist
+        else f"module {entry.value.partition(':')[0]}"
+    )
 
 
 def _from_spec(spec: str) -> Recipe:
     where, _, attribute = spec.rpartition(":")
     if not where or not attribute.isidentifier():
-        raise UserError(f"--pair {spec}: a pair of your own is named path/to/file.py:attribute or module:attribute")
+        raise UserError(
+            f"--pair {spec}: a pair of your own is named path/to/file.py:attribute or "
+            "module:attribute"
+        )
     if where.endswith(".py") or "/" in where:
         path = Path(where).expanduser().absolute()
-        module, kind, source, folder = _import_file(path, spec), f"{path}:{attribute}", f"file {path}", path.parent
+        module, kind, source, folder = (
+            _import_file(path, spec),
+            f"{path}:{attribute}",
+            f"file {path}",
+            path.parent,
+        )
     else:
-        module, kind, source, folder = _import_module(where, spec), spec, f"module {where}", Path.cwd()
+        module, kind, source, folder = (
+            _import_module(where, spec),
+            spec,
+            f"module {where}",
+            Path.cwd(),
+        )
     if not hasattr(module, attribute):
-        own = [name for name, value in vars(module).items() if callable(value) and getattr(value, "__module__", "") == module.__name__]
-        raise UserError(f"--pair {spec}: {source} has no {attribute!r}{did_you_mean(attribute, own)}")
+        own = [
+            name
+            for name, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", "") == module.__name__
+        ]
+        raise UserError(
+            f"--pair {spec}: {source} has no {attribute!r}{did_you_mean(attribute, own)}"
+        )
     maker = getattr(module, attribute)
     return _found(kind, maker, source, f"--pair {spec}: {attribute!r}", folder)
 
@@ -159,16 +201,30 @@ def _from_spec(spec: str) -> Recipe:
 def _found(kind: str, maker: Any, source: str, what: str, folder: Path | None = None) -> Recipe:
     """The recipe of a maker that is not ours; raises `UserError` if it can be none."""
     if isinstance(maker, nn.Module):
-        raise UserError(f"{what} is a module already made; a pair is named by the class or function that makes it")
+        raise UserError(
+            f"{what} is a module already made; a pair is named by the class or function that "
+            "makes "
+            "it"
+        )
     if not callable(maker):
-        raise UserError(f"{what} is a {type(maker).__name__}, not a class or function that makes a model, or a model and a guide")
+        raise UserError(
+            f"{what} is a {type(maker).__name__}, not a class or function that makes a model, or "
+            "a "
+            "model and a guide"
+        )
     OWN_FILES.update({_file_of(maker)} - {None})  # type: ignore[arg-type]
     return Recipe(kind, maker, source=source, folder=folder)
 
 
 def fault_of_own_code(error: BaseException) -> str | None:
-    """What a pair that is not ours has raised, in one line that ends with the place in its file; `None` for an error of other code."""
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__) if frame.filename in OWN_FILES]
+    """What a pair that is not ours has raised, in one line that ends with the place in its file;
+    `None` for an error of other code.
+    """
+    files = [
+        frame.filename
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename in OWN_FILES
+    ]
     return f"this pair's code fails: {_in_words(error, files[-1])}" if files else None
 
 
@@ -196,7 +252,9 @@ def _import_file(path: Path, spec: str) -> Any:
         del sys.modules[name]
         if not isinstance(error, (Exception, SystemExit)):
             raise
-        raise UserError(f"--pair {spec}: {path} cannot be imported: {_in_words(error, str(path))}") from None
+        raise UserError(
+            f"--pair {spec}: {path} cannot be imported: {_in_words(error, str(path))}"
+        ) from None
     return module
 
 
@@ -214,24 +272,33 @@ def _import_module(name: str, spec: str) -> Any:
             return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         tried = f"tried the installed packages and {Path.cwd()}"
-        raise UserError(f"--pair {spec}: module {name!r} cannot be imported: {_in_words(error)}; {tried}") from None
+        raise UserError(
+            f"--pair {spec}: module {name!r} cannot be imported: {_in_words(error)}; {tried}"
+        ) from None
 
 
 @contextmanager
 def importable_from(folder: Path | None) -> Iterator[None]:
     """Inside, modules of the folder can be imported; it comes last, so that they hide none.
 
-    Modules that were imported so from another folder are out of the way meanwhile: two pairs may each have a helper of one name beside
-    them. Such names are taken out again afterwards, since neither helper is the one that whoever asks later means. With `None` nothing
-    changes.
+    Modules that were imported so from another folder are out of the way meanwhile: two pairs may
+    each have a helper of one name beside them. Such names are taken out again afterwards, since
+    neither helper is the one that whoever asks later means. With `None` nothing changes.
     """
     if folder is None:
         yield
         return
     path, own = sys.path.copy(), _BESIDE.setdefault(folder, {})
-    others = {name: module for other in _BESIDE if other != folder for name, module in _BESIDE[other].items()}
+    others = {
+        name: module
+        for other in _BESIDE
+        if other != folder
+        for name, module in _BESIDE[other].items()
+    }
     hidden = _taken_out(others)
-    sys.modules.update({name: module for name, module in own.items() if _top(name) not in sys.modules})
+    sys.modules.update(
+        {name: module for name, module in own.items() if _top(name) not in sys.modules}
+    )
     known = set(sys.modules)
     sys.path.append(str(folder))
     importlib.invalidate_caches()
@@ -245,7 +312,9 @@ def importable_from(folder: Path | None) -> Iterator[None]:
         own.update({name: module for name, module in new.items() if _top(name) in beside})
         both = {_top(name) for name in own} & {_top(name) for name in others}
         _taken_out({name: module for name, module in own.items() if _top(name) in both})
-        sys.modules.update({name: module for name, module in hidden.items() if _top(name) not in both})
+        sys.modules.update(
+            {name: module for name, module in hidden.items() if _top(name) not in both}
+        )
 
 
 def _taken_out(modules: Mapping[str, ModuleType]) -> dict[str, ModuleType]:
@@ -266,12 +335,16 @@ def _lies_in(folder: Path, name: str, module: ModuleType) -> bool:
     place, spec = folder.joinpath(*name.split(".")), getattr(module, "__spec__", None)
     if spec is None:
         return False
-    found = [Path(where) for where in (spec.origin, *(spec.submodule_search_locations or ())) if where]
+    found = [
+        Path(where) for where in (spec.origin, *(spec.submodule_search_locations or ())) if where
+    ]
     return any(place in (where, where.parent, where.parent / _top(where.name)) for where in found)
 
 
 def _is_found(package: str) -> bool:
-    """Whether a module or package of that name can be imported; a folder without `__init__.py`, which any may be, does not count."""
+    """Whether a module or package of that name can be imported; a folder without `__init__.py`,
+    which any may be, does not count.
+    """
     specs = (finder.find_spec(package, None) for finder in sys.meta_path)
     return any(spec is not None and spec.origin is not None for spec in specs)
 
@@ -287,7 +360,17 @@ def _in_words(error: BaseException, file: str | None = None) -> str:
     """An error in one line, with the last line of `file` that led to it, if any did."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno} of {error.filename}: {error.msg}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == file
+    ]
     where = f" (line {lines[-1]} of {file})" if lines else ""
     words = " ".join(said(error).split())
-    return (words if isinstance(error, UserError) else f"{type(error).__name__}: {words}" if words else type(error).__name__) + where
+    return (
+        words
+        if isinstance(error, UserError)
+        else f"{type(error).__name__}: {words}"
+        if words
+        else type(error).__name__
+    ) + where

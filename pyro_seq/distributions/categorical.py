@@ -14,9 +14,11 @@ BLOCK = 64  # symbols that are looked through together, where one is drawn from 
 
 
 class LazyCategorical(dist.Categorical):
-    """`dist.Categorical(logits=logits)`, which normalises only what it is asked for, and draws by inverting its distribution function.
+    """`dist.Categorical(logits=logits)`, which normalises only what it is asked for, and draws by
+    inverting its distribution function.
 
-    Its densities are the same, their gradient takes a third of the time, and a draw, which is much of a step of generation, less than half.
+    Its densities are the same, their gradient takes a third of the time, and a draw, which is much
+    of a step of generation, less than half.
 
     Args:
         unnormalised: log-probabilities up to a constant, `[..., K]`.
@@ -27,11 +29,15 @@ class LazyCategorical(dist.Categorical):
     def __init__(self, unnormalised: Tensor, validate_args: bool | None = None) -> None:
         self.unnormalised = self._param = unnormalised
         self._num_events = unnormalised.shape[-1]
-        torch.distributions.Distribution.__init__(self, unnormalised.shape[:-1], validate_args=validate_args)
+        torch.distributions.Distribution.__init__(
+            self, unnormalised.shape[:-1], validate_args=validate_args
+        )
 
     def expand(self, batch_shape: Any, _instance: object = None) -> LazyCategorical:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
-        expanded = LazyCategorical(self.unnormalised.expand(*batch_shape, self._num_events), validate_args=False)
+        expanded = LazyCategorical(
+            self.unnormalised.expand(*batch_shape, self._num_events), validate_args=False
+        )
         expanded._validate_args = self._validate_args
         return expanded
 
@@ -47,21 +53,26 @@ class LazyCategorical(dist.Categorical):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Symbols `[*sample_shape, ...]`: the first whose cumulated probability exceeds a uniform number; cumulated in float64.
+        """Symbols `[*sample_shape, ...]`: the first whose cumulated probability exceeds a uniform
+        number; cumulated in float64.
 
-        Of many symbols, the block that holds it is found first, which takes a quarter of the time. Raises `ValueError` for
-        probabilities that are not finite.
+        Of many symbols, the block that holds it is found first, which takes a quarter of the time.
+        Raises `ValueError` for probabilities that are not finite.
         """
         if self._num_events > 8 * BLOCK:
             return _drawn_by_blocks(self.probs, torch.Size(sample_shape))
         cumulated = _finite(self.probs.cumsum(-1, dtype=torch.double))
         cumulated = cumulated.expand(*sample_shape, *cumulated.shape)
         uniform = torch.rand(*cumulated.shape[:-1], 1, dtype=torch.double, device=cumulated.device)
-        return torch.searchsorted(cumulated.contiguous(), cumulated[..., -1:] * uniform, right=True).squeeze(-1)
+        return torch.searchsorted(
+            cumulated.contiguous(), cumulated[..., -1:] * uniform, right=True
+        ).squeeze(-1)
 
 
 def _drawn_by_blocks(weights: Tensor, sample_shape: torch.Size) -> Tensor:
-    """Symbols `[*sample_shape, ...]` drawn by weights `[..., K]`: a block of them by its weight, then one by its weight in the block."""
+    """Symbols `[*sample_shape, ...]` drawn by weights `[..., K]`: a block of them by its weight,
+    then one by its weight in the block.
+    """
     num = weights.shape[-1]
     whole = num - num % BLOCK
     sums = weights[..., :whole].unflatten(-1, (-1, BLOCK)).sum(-1)
@@ -69,12 +80,19 @@ def _drawn_by_blocks(weights: Tensor, sample_shape: torch.Size) -> Tensor:
         sums = torch.cat([sums, weights[..., whole:].sum(-1, keepdim=True)], -1)
     cumulated = _finite(sums.cumsum(-1, dtype=torch.double))
     cumulated, weights = (x.expand(*sample_shape, *x.shape) for x in (cumulated, weights))
-    uniform = torch.rand(*cumulated.shape[:-1], 1, dtype=torch.double, device=cumulated.device) * cumulated[..., -1:]
+    uniform = (
+        torch.rand(*cumulated.shape[:-1], 1, dtype=torch.double, device=cumulated.device)
+        * cumulated[..., -1:]
+    )
     block = _first_above(cumulated, uniform)
-    before = torch.where(block > 0, cumulated.gather(-1, (block - 1).clamp(min=0)), cumulated.new_zeros(()))
+    before = torch.where(
+        block > 0, cumulated.gather(-1, (block - 1).clamp(min=0)), cumulated.new_zeros(())
+    )
     symbols = block * BLOCK + torch.arange(BLOCK, device=block.device)
     within = weights.gather(-1, symbols.clamp(max=num - 1)) * (symbols < num)
-    return (block * BLOCK + _first_above(within.cumsum(-1, dtype=torch.double), uniform - before)).squeeze(-1)
+    return (
+        block * BLOCK + _first_above(within.cumsum(-1, dtype=torch.double), uniform - before)
+    ).squeeze(-1)
 
 
 def _finite(cumulated: Tensor) -> Tensor:
@@ -85,6 +103,10 @@ def _finite(cumulated: Tensor) -> Tensor:
 
 
 def _first_above(cumulated: Tensor, level: Tensor) -> Tensor:
-    """The first place whose cumulated weight is above a level `[..., 1]`; rounding takes no level to the end or beyond it."""
+    """The first place whose cumulated weight is above a level `[..., 1]`; rounding takes no level
+    to the end or beyond it.
+    """
     last = cumulated[..., -1:]
-    return torch.searchsorted(cumulated.contiguous(), torch.minimum(level, last.nextafter(last.new_zeros(()))), right=True)
+    return torch.searchsorted(
+        cumulated.contiguous(), torch.minimum(level, last.nextafter(last.new_zeros(()))), right=True
+    )

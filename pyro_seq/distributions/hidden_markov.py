@@ -1,4 +1,6 @@
-"""`HiddenMarkov`: sequences whose discrete hidden states are summed out exactly, one step after another or by a parallel scan over time."""
+"""`HiddenMarkov`: sequences whose discrete hidden states are summed out exactly, one step after
+another or by a parallel scan over time.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,18 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_seq.distributions.base import Distribution
 
-REACH = 0.8  # the power of the smallest number down to which a sum of products has lost no term that would tell, and has a gradient
+# the power of the smallest number down to which a sum of products has lost no term that would tell,
+# and has a gradient
+REACH = 0.8
 TERMS = 2**22  # terms of sums that are worked out one by one at once
-SCAN_ENTRIES = 2**11  # N S^2, up to which a processor takes less time for a step's share of the scan than for a step by itself
+# N S^2, up to which a processor takes less time for a step's share of the scan than for a step by
+# itself
+SCAN_ENTRIES = 2**11
 
 
 class Filtered(NamedTuple):
-    """What the forward algorithm says of a sequence: log p(x_t | z_t) `[*batch, T, S]`, log p(x_t | x_{<t}) `[*batch, T]`, and the belief
-    log p(z_{T+1} | x_{1:T}) `[*batch, S]`.
+    """What the forward algorithm says of a sequence: log p(x_t | z_t) `[*batch, T, S]`, log p(x_t |
+    x_{<t}) `[*batch, T]`, and the belief log p(z_{T+1} | x_{1:T}) `[*batch, S]`.
     """
 
     likelihoods: Tensor
@@ -30,10 +36,12 @@ class Filtered(NamedTuple):
 
 
 class HiddenMarkov(TorchDistribution):
-    """p(x_{1:T}) = sum_{z_{1:T}} prod_t p(z_t | z_{t-1}) p(x_t | z_t), the hidden states z_t being one of S.
+    """p(x_{1:T}) = sum_{z_{1:T}} prod_t p(z_t | z_{t-1}) p(x_t | z_t), the hidden states z_t being
+    one of S.
 
-    Members of a named group share their hidden states, so each has the law of its sequence given the sequences of those before it:
-    p(x^b_{1:T} | x^a_{1:T}) = p(x^a_{1:T}, x^b_{1:T}) / p(x^a_{1:T}).
+    Members of a named group share their hidden states, so each has the law of its sequence given
+    the sequences of those before it: p(x^b_{1:T} | x^a_{1:T}) = p(x^a_{1:T}, x^b_{1:T}) /
+    p(x^a_{1:T}).
 
     Args:
         predicted: log p(z_1) `[*batch, S]`, or what the steps before say of it.
@@ -73,36 +81,58 @@ class HiddenMarkov(TorchDistribution):
         return expanded
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Not there: what a step emits may depend on the observations before it, so sequences are sampled by their model."""
-        raise NotImplementedError("sequences of a hidden Markov model are sampled by calling the model on a batch without values")
+        """Not there: what a step emits may depend on the observations before it, so sequences are
+        sampled by their model.
+        """
+        raise NotImplementedError(
+            "sequences of a hidden Markov model are sampled by calling the model on a batch "
+            "without values"
+        )
 
     def filtered(self, value: Tensor) -> Filtered:
-        """What is known after the sequence (and the group's members before); kept for as long as it is the one asked about."""
+        """What is known after the sequence (and the group's members before); kept for as long as it
+        is the one asked about.
+        """
         recorded = torch.is_grad_enabled()
         if self._latest is None or self._latest[0] is not value or self._latest[1] != recorded:
             own = self.likelihood(value)
             likelihoods = own if self.given is None else self.given.likelihoods + own
-            self._latest = value, recorded, Filtered(likelihoods, *filtered(self.predicted, self.transition, likelihoods, self.active))
+            self._latest = (
+                value,
+                recorded,
+                Filtered(
+                    likelihoods,
+                    *filtered(self.predicted, self.transition, likelihoods, self.active),
+                ),
+            )
         return self._latest[2]
 
     def step_log_prob(self, value: Tensor) -> Tensor:
         """log p(x_t | x_{<t}) `[*batch, T]`, in nats; zero at padding."""
         steps = self.filtered(value).steps
-        if self.given is not None:  # what could not be there at all tells nothing of the members after it
+        # what could not be there at all tells nothing of the members after it
+        if self.given is not None:
             steps = torch.where(self.given.steps.isneginf(), 0.0, steps - self.given.steps)
-        return steps.expand(*torch.broadcast_shapes(self.batch_shape, steps.shape[:-1]), steps.shape[-1])
+        return steps.expand(
+            *torch.broadcast_shapes(self.batch_shape, steps.shape[:-1]), steps.shape[-1]
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x_{1:T}) `[*batch]`, in nats."""
         return self.step_log_prob(value).sum(-1)
 
 
-def filtered(predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(log p(x_t | x_{<t}) `[*batch, T]`, log p(z_{T+1} | x_{1:T}) `[*batch, S]`) in float64, by the forward algorithm (Rabiner 1989).
+def filtered(
+    predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(log p(x_t | x_{<t}) `[*batch, T]`, log p(z_{T+1} | x_{1:T}) `[*batch, S]`) in float64, by
+    the forward algorithm (Rabiner 1989).
 
-    By an associative scan over the steps' matrices exp(m_t), m_t[i, j] = log p(x_t | z_t = i) + log p(z_{t+1} = j | z_t = i), which is
-    of depth O(log T) and takes O(T S^3) products and O(T S^2) memory (Hassan, Särkkä & García-Fernández 2021, arXiv 2102.05743), where
-    batch and states are few enough for that; else step after step in O(T S^2) products and O(T S) memory. Both give the same to rounding.
+    By an associative scan over the steps' matrices exp(m_t), m_t[i, j] = log p(x_t | z_t = i) + log
+    p(z_{t+1} = j | z_t = i), which is of depth O(log T) and takes O(T S^3) products and O(T S^2)
+    memory (Hassan, Särkkä & García-Fernández 2021, arXiv 2102.05743), where batch and states are
+    few enough for that; else step after step in O(T S^2) products and O(T S) memory. Both give the
+    same to rounding.
 
     Args:
         predicted: log p(z_1) `[*batch, S]`.
@@ -111,7 +141,11 @@ def filtered(predicted: Tensor, transition: Tensor, likelihoods: Tensor, active:
         active: `[*batch, T]`, `False` where a step is padding, which leaves everything as it is.
     """
     # probabilities rounded to float32 do not add up to 1, which would tell after thousands of steps
-    predicted, transition, likelihoods = predicted.double().log_softmax(-1), transition.double().log_softmax(-1), likelihoods.double()
+    predicted, transition, likelihoods = (
+        predicted.double().log_softmax(-1),
+        transition.double().log_softmax(-1),
+        likelihoods.double(),
+    )
     lead = torch.broadcast_shapes(predicted.shape[:-1], likelihoods.shape[:-2])
     steps, states = likelihoods.shape[-2:]
     if steps == 0:
@@ -121,38 +155,53 @@ def filtered(predicted: Tensor, transition: Tensor, likelihoods: Tensor, active:
     return by_steps(predicted, transition, likelihoods, active)
 
 
-def by_steps(predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def by_steps(
+    predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`filtered`, one step after another."""
     figures = []
     for t, likelihood in enumerate(likelihoods.unbind(-2)):
         figure, after = advanced(predicted, transition, likelihood)
         if active is not None:
             now = active[..., t]
-            figure, after = torch.where(now, figure, 0.0), torch.where(now.unsqueeze(-1), after, predicted)
+            figure, after = (
+                torch.where(now, figure, 0.0),
+                torch.where(now.unsqueeze(-1), after, predicted),
+            )
         figures.append(figure)
         predicted = after
     return torch.stack(figures, -1), predicted
 
 
-def by_scan(predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`filtered`, by a scan: products of ever more steps upwards, then the beliefs that enter each of them downwards.
+def by_scan(
+    predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`filtered`, by a scan: products of ever more steps upwards, then the beliefs that enter each
+    of them downwards.
 
     Where a number falls out of reach on the way (`_fast_product`), as with transitions that are
     forbidden, the steps are taken one by one.
     """
     unsure: list[Tensor] = []
-    beliefs = _entering(predicted.unsqueeze(-2), likelihoods.unsqueeze(-1) + transition, active, unsure)
+    beliefs = _entering(
+        predicted.unsqueeze(-2), likelihoods.unsqueeze(-1) + transition, active, unsure
+    )
     figures, after = advanced(beliefs[..., -1, :], transition, likelihoods[..., -1, :])
     if unsure and torch.stack(unsure).any():
         return by_steps(predicted, transition, likelihoods, active)
-    steps = torch.cat([log_sum_exp(beliefs[..., :-1, :] + likelihoods[..., :-1, :]), figures.unsqueeze(-1)], -1)
+    steps = torch.cat(
+        [log_sum_exp(beliefs[..., :-1, :] + likelihoods[..., :-1, :]), figures.unsqueeze(-1)], -1
+    )
     if active is None:
         return steps, after
-    return torch.where(active, steps, 0.0), torch.where(active[..., -1:], after, beliefs[..., -1, :])
+    return torch.where(active, steps, 0.0), torch.where(
+        active[..., -1:], after, beliefs[..., -1, :]
+    )
 
 
 def advanced(predicted: Tensor, transition: Tensor, likelihood: Tensor) -> tuple[Tensor, Tensor]:
-    """(log p(x_t | x_{<t}) `[*lead]`, log p(z_{t+1} | x_{<=t}) `[*lead, S]`) from log p(z_t | x_{<t}) and log p(x_t | z_t) `[*lead, S]`.
+    """(log p(x_t | x_{<t}) `[*lead]`, log p(z_{t+1} | x_{<=t}) `[*lead, S]`) from log p(z_t |
+    x_{<t}) and log p(x_t | z_t) `[*lead, S]`.
 
     An observation that no state allows has a log-density of minus infinity, and the states go on as
     if it had not been seen.
@@ -160,18 +209,25 @@ def advanced(predicted: Tensor, transition: Tensor, likelihood: Tensor) -> tuple
     joint = predicted + likelihood
     figure = log_sum_exp(joint)
     normalised = joint - torch.where(figure.isneginf(), 0.0, figure).unsqueeze(-1)
-    return figure, log_product(torch.where(figure.isneginf().unsqueeze(-1), predicted, normalised), transition)
+    return figure, log_product(
+        torch.where(figure.isneginf().unsqueeze(-1), predicted, normalised), transition
+    )
 
 
-def _entering(first: Tensor, matrices: Tensor, active: Tensor | None, unsure: list[Tensor]) -> Tensor:
-    """The normalised log-beliefs `[*batch, T, S]` before each step, from those before the first `[*batch, 1, S]`.
+def _entering(
+    first: Tensor, matrices: Tensor, active: Tensor | None, unsure: list[Tensor]
+) -> Tensor:
+    """The normalised log-beliefs `[*batch, T, S]` before each step, from those before the first
+    `[*batch, 1, S]`.
 
     Steps that are not `active` `[*batch, T]` change nothing. What tells whether a number was out of
     reach is added to `unsure`.
     """
     steps = matrices.shape[-3]
     if steps == 1:
-        return first.expand(*torch.broadcast_shapes(first.shape[:-2], matrices.shape[:-3]), *first.shape[-2:])
+        return first.expand(
+            *torch.broadcast_shapes(first.shape[:-2], matrices.shape[:-3]), *first.shape[-2:]
+        )
     half = steps // 2
     left, right = matrices[..., 0::2, :, :], matrices[..., 1::2, :, :]
     matched = left[..., :half, :, :]
@@ -201,15 +257,20 @@ def _entering(first: Tensor, matrices: Tensor, active: Tensor | None, unsure: li
 
 
 def log_sum_exp(x: Tensor) -> Tensor:
-    """`logsumexp` over the last dimension, whose gradient is zero, not NaN, where all terms are minus infinity."""
+    """`logsumexp` over the last dimension, whose gradient is zero, not NaN, where all terms are
+    minus infinity.
+    """
     peak = _finite(x.detach().amax(-1, keepdim=True))
     total = (x - peak).exp().sum(-1)
     nothing = total == 0
-    return torch.where(nothing, -torch.inf, torch.where(nothing, 1.0, total).log() + peak.squeeze(-1))
+    return torch.where(
+        nothing, -torch.inf, torch.where(nothing, 1.0, total).log() + peak.squeeze(-1)
+    )
 
 
 def log_product(a: Tensor, b: Tensor) -> Tensor:
-    """log(exp(a) @ exp(b)) of rows `[*lead, J]` and a matrix `[J, K]`, exact wherever the terms may lie.
+    """log(exp(a) @ exp(b)) of rows `[*lead, J]` and a matrix `[J, K]`, exact wherever the terms may
+    lie.
 
     By a matrix product, and term by term in the rows that have numbers which the product cannot
     reach: where what weighs most in a row is
@@ -228,19 +289,24 @@ def log_product(a: Tensor, b: Tensor) -> Tensor:
 
     record = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     parts = [
-        checkpoint(exact, some, use_reentrant=False) if record else exact(some) for some in a.expand(*rows.shape, -1)[rows].split(size)
+        checkpoint(exact, some, use_reentrant=False) if record else exact(some)
+        for some in a.expand(*rows.shape, -1)[rows].split(size)
     ]
-    whole = product.new_zeros(product.shape).index_put(rows.nonzero(as_tuple=True), torch.cat(parts))
+    whole = product.new_zeros(product.shape).index_put(
+        rows.nonzero(as_tuple=True), torch.cat(parts)
+    )
     return torch.where(lost, whole, product)
 
 
 def _fast_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(log(exp(a) @ exp(b)) of matrices `[..., I, J]` and `[..., J, K]` in the memory of the two, which entries are out of its reach).
+    """(log(exp(a) @ exp(b)) of matrices `[..., I, J]` and `[..., J, K]` in the memory of the two,
+    which entries are out of its reach).
 
     Every row is computed relative to its largest term. Entries so far below it that terms may have
     been lost are not to be used.
     """
-    largest = _finite(b.detach().amax(-1))  # of each row, where the likelihoods of different states may lie worlds apart
+    # of each row, where the likelihoods of different states may lie worlds apart
+    largest = _finite(b.detach().amax(-1))
     terms = a + largest.unsqueeze(-2)
     peak = _finite(terms.detach().amax(-1, keepdim=True))
     product = (terms - peak).exp() @ (b - largest.unsqueeze(-1)).exp()
@@ -254,10 +320,12 @@ def _finite(peak: Tensor) -> Tensor:
 
 
 def log_likelihoods(distribution: Distribution, values: Tensor) -> Tensor:
-    """log p(x | state) `[*lead, S]` of observations `[*lead, *event]`, for distributions of batch shape `[S]` or `[*lead, S]`.
+    """log p(x | state) `[*lead, S]` of observations `[*lead, *event]`, for distributions of batch
+    shape `[S]` or `[*lead, S]`.
 
-    Where a state's distribution does not depend on anything else, `Categorical`s look their symbols up and vectors of `Bernoulli`s
-    are one matrix product, so that nothing of the size of all observations times all states times all symbols is made.
+    Where a state's distribution does not depend on anything else, `Categorical`s look their symbols
+    up and vectors of `Bernoulli`s are one matrix product, so that nothing of the size of all
+    observations times all states times all symbols is made.
     """
     if len(distribution.batch_shape) == 1:
         inner, vectors = distribution, 0
@@ -269,13 +337,19 @@ def log_likelihoods(distribution: Distribution, values: Tensor) -> Tensor:
         if isinstance(inner, Bernoulli) and vectors:
             _check(distribution, values)
             logits = inner.logits.flatten(1).double()
-            return values.flatten(-vectors).double() @ logits.mT - torch.nn.functional.softplus(logits).sum(-1)
+            return values.flatten(-vectors).double() @ logits.mT - torch.nn.functional.softplus(
+                logits
+            ).sum(-1)
     return distribution.log_prob(values.unsqueeze(values.dim() - len(distribution.event_shape)))
 
 
 def _check(distribution: Distribution, values: Tensor) -> None:
-    """The check that `log_prob` makes where validation is on, of each observation once instead of once for each state."""
+    """The check that `log_prob` makes where validation is on, of each observation once instead of
+    once for each state.
+    """
     if distribution._validate_args:
         support = distribution.support
         if not support.check(values.unsqueeze(values.dim() - len(distribution.event_shape))).all():
-            raise ValueError(f"observations must lie within the support {support} of {distribution}")
+            raise ValueError(
+                f"observations must lie within the support {support} of {distribution}"
+            )

@@ -1,4 +1,6 @@
-"""Sequence-shaped distributions: a whole latent path as one value, in the way of `pyro.distributions.GaussianHMM`."""
+"""Sequence-shaped distributions: a whole latent path as one value, in the way of
+`pyro.distributions.GaussianHMM`.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,24 @@ Sampler = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class MarkovPath(TorchDistribution):
-    """A path z_{1:T} of vectors with a normal conditional at each step: p(z_{1:T}) = prod_t N(z_t; loc_t(z_{t-1}), scale_t(z_{t-1})).
+    """A path z_{1:T} of vectors with a normal conditional at each step: p(z_{1:T}) = prod_t N(z_t;
+    loc_t(z_{t-1}), scale_t(z_{t-1})).
 
-    The density of a given path needs no loop: every conditional is computed at once from the path shifted by one step. Only
-    sampling is sequential. The conditionals of a path are kept for as long as it is the one asked about, so that a density and a
-    divergence at the same path share them: make a new MarkovPath when the parameters have changed, as a model's every call does.
+    The density of a given path needs no loop: every conditional is computed at once from the path
+    shifted by one step. Only sampling is sequential. The conditionals of a path are kept for as
+    long as it is the one asked about, so that a density and a divergence at the same path share
+    them: make a new MarkovPath when the parameters have changed, as a model's every call does.
 
     Args:
         first: z_0 `[*batch, Z]`.
-        conditional: `conditional(previous, steps)` is the normal of batch shape `[*batch, S, Z]` of z at the given slice of S steps,
-            from the latents before each of them `[*batch, S, Z]`.
+        conditional: `conditional(previous, steps)` is the normal of batch shape `[*batch, S, Z]` of
+            z at the given slice of S steps, from the latents before each of them `[*batch, S, Z]`.
         num_steps: T.
-        active: `[*batch, T]`, `False` where a step is padding and its density left out; `None` for no padding.
-        sampler: a faster equal of the loop over `conditional`: `sampler(noise [*batch, T, Z], first [*batch, Z])` are the path that
-            standard normal noise becomes, z_t = loc_t + scale_t noise_t, and its scales.
+        active: `[*batch, T]`, `False` where a step is padding and its density left out; `None` for
+            no padding.
+        sampler: a faster equal of the loop over `conditional`:
+            `sampler(noise [*batch, T, Z], first [*batch, Z])` are the path that standard normal
+            noise becomes, z_t = loc_t + scale_t noise_t, and its scales.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own form)
@@ -50,11 +56,18 @@ class MarkovPath(TorchDistribution):
         active: Tensor | None = None,
         sampler: Sampler | None = None,
     ) -> None:
-        self.first, self.conditional, self.num_steps, self.active = first, conditional, num_steps, active
+        self.first, self.conditional, self.num_steps, self.active = (
+            first,
+            conditional,
+            num_steps,
+            active,
+        )
         self.sampler = sampler
         self._latest: tuple[Tensor, Any, dist.Normal] | None = None
         self._sampled: Tensor | None = None
-        super().__init__(first.shape[:-1], torch.Size([num_steps, first.shape[-1]]), validate_args=False)
+        super().__init__(
+            first.shape[:-1], torch.Size([num_steps, first.shape[-1]]), validate_args=False
+        )
 
     def expand(self, batch_shape: Any, _instance: object = None) -> MarkovPath:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
@@ -65,17 +78,26 @@ class MarkovPath(TorchDistribution):
         return expanded
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """A path `[*sample_shape, *batch, T, Z]`, differentiable in everything that the conditionals are computed from."""
+        """A path `[*sample_shape, *batch, T, Z]`, differentiable in everything that the
+        conditionals are computed from.
+        """
         shape = torch.Size(sample_shape) + self.batch_shape
         first = self.first.expand(*shape, self.first.shape[-1])
         noise = torch.randn(*shape, *self.event_shape, dtype=first.dtype, device=first.device)
         self._sampled, scale = self.path_of(noise, first)
-        # the conditionals that this path has met are known from its noise: a density at it needs no second pass
-        self._latest = self._sampled, _condition(self._sampled), dist.Normal(self._sampled - scale * noise, scale, validate_args=False)
+        # the conditionals that this path has met are known from its noise: a density at it needs no
+        # second pass
+        self._latest = (
+            self._sampled,
+            _condition(self._sampled),
+            dist.Normal(self._sampled - scale * noise, scale, validate_args=False),
+        )
         return self._sampled
 
     def path_of(self, noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        """The path that standard normal noise `[*batch, T, Z]` becomes from z_0 `[*batch, Z]`, and its scales."""
+        """The path that standard normal noise `[*batch, T, Z]` becomes from z_0 `[*batch, Z]`, and
+        its scales.
+        """
         return (self.sampler or self._by_steps)(noise, first)
 
     def _by_steps(self, noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +119,11 @@ class MarkovPath(TorchDistribution):
         """The conditionals that a path meets: a normal of batch shape `[*batch, T, Z]`."""
         condition = _condition(path)
         if self._latest is None or self._latest[0] is not path or self._latest[1] != condition:
-            self._latest = path, condition, self._conditional(before(path, self.first), slice(None), self._start())[0]
+            self._latest = (
+                path,
+                condition,
+                self._conditional(before(path, self.first), slice(None), self._start())[0],
+            )
         return self._latest[2]
 
     def step_log_prob(self, path: Tensor) -> Tensor:
@@ -110,11 +136,15 @@ class MarkovPath(TorchDistribution):
 
     def masked(self, steps: Tensor) -> Tensor:
         """Figures per step `[*batch, T]`, those at padding set to zero."""
-        return steps if self.active is None else torch.where(self.active, steps, steps.new_zeros(()))
+        return (
+            steps if self.active is None else torch.where(self.active, steps, steps.new_zeros(()))
+        )
 
     @property
     def loc(self) -> Tensor:
-        """Refused, for `LocScaleReparam`: each step has a location of its own given the one before."""
+        """Refused, for `LocScaleReparam`: each step has a location of its own given the one
+        before.
+        """
         raise UserError(
             "a latent path has no one location and scale, so LocScaleReparam cannot decentre it: "
             "it works on the sites z_0, z_1, … of "
@@ -123,23 +153,37 @@ class MarkovPath(TorchDistribution):
 
     @property
     def latest_sample(self) -> Tensor:
-        """The path that was sampled last: the one at which a divergence from this distribution is evaluated."""
+        """The path that was sampled last: the one at which a divergence from this distribution is
+        evaluated.
+        """
         if self._sampled is None:
-            raise NotImplementedError("the divergence between two Markov paths is evaluated at a sample of the first: sample it")
+            raise NotImplementedError(
+                "the divergence between two Markov paths is evaluated at a sample of the first: "
+                "sample it"
+            )
         return self._sampled
 
 
 class RecurrentPath(MarkovPath):
-    """A path whose conditionals depend on all latents before: p(z_{1:T}) = prod_t N(z_t; loc_t(z_{<t}), scale_t(z_{<t})).
+    """A path whose conditionals depend on all latents before: p(z_{1:T}) = prod_t N(z_t;
+    loc_t(z_{<t}), scale_t(z_{<t})).
 
-    As `MarkovPath`, but `conditional(previous, steps, running)` takes and gives the state of a recurrence over the latents as well: it
-    returns the normal of the chunk's steps and the state after them. For a whole path, the recurrence runs over all steps in one kernel.
+    As `MarkovPath`, but `conditional(previous, steps, running)` takes and gives the state of a
+    recurrence over the latents as well: it returns the normal of the chunk's steps and the state
+    after them. For a whole path, the recurrence runs over all steps in one kernel.
 
     Args:
         running: the recurrence's state before the first step.
     """
 
-    def __init__(self, first: Tensor, conditional: RecurrentConditional, running: Any, num_steps: int, **options: Any) -> None:
+    def __init__(
+        self,
+        first: Tensor,
+        conditional: RecurrentConditional,
+        running: Any,
+        num_steps: int,
+        **options: Any,
+    ) -> None:
         super().__init__(first, conditional, num_steps, **options)  # type: ignore[arg-type]
         self.running = running
 
@@ -154,8 +198,10 @@ class RecurrentPath(MarkovPath):
 class FlowPath(RecurrentPath):
     """A path each of whose steps is a normal that has passed through invertible flows.
 
-    z_t = f(y_t), y_t ~ N(loc_t(z_{<t}), scale_t(z_{<t})), so log p(z_t | z_{<t}) = log N(y_t) - log |det df/dy_t|. The density of a path
-    that it has not sampled itself inverts the flows, which for autoregressive ones takes as many passes as z_t has entries.
+    z_t = f(y_t), y_t ~ N(loc_t(z_{<t}), scale_t(z_{<t})), so log p(z_t | z_{<t}) = log N(y_t) - log
+    |det df/dy_t|. The density of a path
+    that it has not sampled itself inverts the flows, which for autoregressive ones takes as many
+    passes as z_t has entries.
 
     Args:
         flows: bijections of vectors (`torch.distributions.Transform`), the first one acting first.
@@ -173,20 +219,28 @@ class FlowPath(RecurrentPath):
         return expanded
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """A path `[*sample_shape, *batch, T, Z]`, differentiable in everything that the conditionals are computed from."""
+        """A path `[*sample_shape, *batch, T, Z]`, differentiable in everything that the
+        conditionals are computed from.
+        """
         shape = torch.Size(sample_shape) + self.batch_shape
-        previous, running = self.first.expand(*shape, self.first.shape[-1]).unsqueeze(-2), self._start()
+        previous, running = (
+            self.first.expand(*shape, self.first.shape[-1]).unsqueeze(-2),
+            self._start(),
+        )
         noise = torch.randn(*shape, *self.event_shape, dtype=previous.dtype, device=previous.device)
         steps: list[tuple[Tensor, ...]] = []
         for t in range(self.num_steps):
             normal, running = self._conditional(previous, slice(t, t + 1), running)
             base = normal.loc + normal.scale * noise[..., t : t + 1, :]
             previous, stretch = self._bent(base)
-            steps.append((previous, base, stretch, normal.loc.expand_as(base), normal.scale.expand_as(base)))
+            steps.append(
+                (previous, base, stretch, normal.loc.expand_as(base), normal.scale.expand_as(base))
+            )
         if not steps:
             return noise
         path, base, stretch, loc, scale = (
-            torch.cat(parts, -1 if parts[0].dim() < noise.dim() else -2) for parts in zip(*steps, strict=True)
+            torch.cat(parts, -1 if parts[0].dim() < noise.dim() else -2)
+            for parts in zip(*steps, strict=True)
         )
         condition = _condition(path)
         self._latest = path, condition, dist.Normal(loc, scale, validate_args=False)
@@ -203,7 +257,11 @@ class FlowPath(RecurrentPath):
 
     def step_log_prob(self, path: Tensor) -> Tensor:
         """log p(z_t | z_{<t}) of each step of a path, `[*batch, T]`, in nats; zero at padding."""
-        if self._undone is None or self._undone[0] is not path or self._undone[1] != _condition(path):
+        if (
+            self._undone is None
+            or self._undone[0] is not path
+            or self._undone[1] != _condition(path)
+        ):
             base = path
             for flow in reversed(self.flows):
                 base = flow.inv(base)
@@ -213,12 +271,17 @@ class FlowPath(RecurrentPath):
 
 
 def before(path: Tensor, first: Tensor) -> Tensor:
-    """The latents before each step of a path `[*lead, T, Z]`: z_0 … z_{T-1}, from z_0 `[*batch, Z]`."""
-    return torch.cat([first.unsqueeze(-2).expand(*path.shape[:-2], 1, path.shape[-1]), path[..., :-1, :]], -2)[..., : path.shape[-2], :]
+    """The latents before each step of a path `[*lead, T, Z]`: z_0 … z_{T-1}, from z_0
+    `[*batch, Z]`.
+    """
+    return torch.cat(
+        [first.unsqueeze(-2).expand(*path.shape[:-2], 1, path.shape[-1]), path[..., :-1, :]], -2
+    )[..., : path.shape[-2], :]
 
 
 class TransformedPath(TorchDistribution):
-    """A Markov path whose steps are mapped, each by itself, into another space: y_t = f(z_t), f one-to-one.
+    """A Markov path whose steps are mapped, each by itself, into another space: y_t = f(z_t), f
+    one-to-one.
 
     log p(y_{1:T}) = sum_t log p(z_t | z_{t-1}) - log |df / dz_t|, over the steps that are active.
 
@@ -231,20 +294,29 @@ class TransformedPath(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own form)
     has_rsample = True
 
-    def __init__(self, path: MarkovPath, step_support: constraints.Constraint, step_shape: Sequence[int]) -> None:
+    def __init__(
+        self, path: MarkovPath, step_support: constraints.Constraint, step_shape: Sequence[int]
+    ) -> None:
         self.path, self.step_support = path, step_support
-        self.transform: Transform = biject_to(step_support).with_cache()  # of its latest value the inverse is exact
+        # of its latest value the inverse is exact
+        self.transform: Transform = biject_to(step_support).with_cache()
         self.unconstrained_shape = tuple(self.transform.inverse_shape(torch.Size(step_shape)))
-        super().__init__(path.batch_shape, torch.Size([path.num_steps, *step_shape]), validate_args=False)
+        super().__init__(
+            path.batch_shape, torch.Size([path.num_steps, *step_shape]), validate_args=False
+        )
 
     @property
     def support(self) -> constraints.Constraint:
         """Paths all of whose steps lie where the transform leads."""
-        return constraints.independent(self.step_support, len(self.event_shape) - self.step_support.event_dim)
+        return constraints.independent(
+            self.step_support, len(self.event_shape) - self.step_support.event_dim
+        )
 
     def expand(self, batch_shape: Any, _instance: object = None) -> TransformedPath:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
-        return TransformedPath(self.path.expand(batch_shape), self.step_support, self.event_shape[1:])
+        return TransformedPath(
+            self.path.expand(batch_shape), self.step_support, self.event_shape[1:]
+        )
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """A path `[*sample_shape, *batch, T, *event]`."""
@@ -254,12 +326,15 @@ class TransformedPath(TorchDistribution):
     def unconstrained(self, value: Tensor) -> Tensor:
         """The path z `[*batch, T, Z]` that is mapped to a value `[*batch, T, *event]`."""
         inner = self.transform.inv(value)
-        return inner.reshape(*inner.shape[: inner.dim() - len(self.unconstrained_shape)], self.path.event_shape[-1])
+        return inner.reshape(
+            *inner.shape[: inner.dim() - len(self.unconstrained_shape)], self.path.event_shape[-1]
+        )
 
     def step_log_prob(self, value: Tensor) -> Tensor:
         """log p(y_t | y_{t-1}) of each step of a path, `[*batch, T]`, in nats; zero at padding."""
         jacobian = self.transform.log_abs_det_jacobian(self.transform.inv(value), value)
-        own = jacobian.dim() - (len(value.shape) - len(self.event_shape) + 1)  # dimensions that the transform works along one by one
+        # dimensions that the transform works along one by one
+        own = jacobian.dim() - (len(value.shape) - len(self.event_shape) + 1)
         return self.path.step_log_prob(self.unconstrained(value)) - self.path.masked(
             jacobian.sum(tuple(range(-own, 0))) if own else jacobian
         )
@@ -270,20 +345,26 @@ class TransformedPath(TorchDistribution):
 
 
 def _condition(path: Tensor) -> tuple[bool, int | None]:
-    """What must not have changed for the conditionals of a path to hold still: whether a graph is recorded, and the path's version."""
+    """What must not have changed for the conditionals of a path to hold still: whether a graph is
+    recorded, and the path's version.
+    """
     return torch.is_grad_enabled(), None if path.is_inference() else path._version
 
 
 def step_kl(q: MarkovPath, p: MarkovPath) -> Tensor:
-    """KL(q(z_t | z_{t-1}) || p(z_t | z_{t-1})) `[*batch, T, Z]` in nats, at q's latest sample; padding is not masked."""
+    """KL(q(z_t | z_{t-1}) || p(z_t | z_{t-1})) `[*batch, T, Z]` in nats, at q's latest sample;
+    padding is not masked.
+    """
     path = q.latest_sample
     return kl_divergence(q.at(path), p.at(path))
 
 
 @register_kl(MarkovPath, MarkovPath)
 def _kl_markov_paths(q: MarkovPath, p: MarkovPath) -> Tensor:
-    """Sum over steps of the divergence between the conditionals at q's latest sample: unbiased for KL(q || p).
+    """Sum over steps of the divergence between the conditionals at q's latest sample: unbiased for
+    KL(q || p).
 
-    It is the Monte Carlo estimate with each step's own noise integrated out, which lowers its variance.
+    It is the Monte Carlo estimate with each step's own noise integrated out, which lowers its
+    variance.
     """
     return q.masked(step_kl(q, p).sum(-1)).sum(-1)

@@ -25,7 +25,9 @@ class PreciseBinomial(dist.Binomial):
 
 
 class PreciseBeta(dist.Beta):
-    """`dist.Beta`, its density summed up in float64: large concentrations cancel like large counts."""
+    """`dist.Beta`, its density summed up in float64: large concentrations cancel like large
+    counts.
+    """
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x), in nats, of the parameters' type."""
@@ -33,7 +35,9 @@ class PreciseBeta(dist.Beta):
             self._validate_sample(value)
         a, b, x = (_widened(part) for part in (self.concentration1, self.concentration0, value))
         norm = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
-        return (torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - norm).to(self.concentration1.dtype)
+        return (torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - norm).to(
+            self.concentration1.dtype
+        )
 
 
 def _widened(x: Tensor) -> Tensor:

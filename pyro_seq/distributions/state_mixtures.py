@@ -1,4 +1,6 @@
-"""`StateMixture`: a member of a named group of observations that share a hidden state, with the state summed out."""
+"""`StateMixture`: a member of a named group of observations that share a hidden state, with the
+state summed out.
+"""
 
 from __future__ import annotations
 
@@ -18,32 +20,43 @@ Likelihood = Callable[[Tensor, Adjust], Tensor]
 
 
 class _Group:
-    """What the members of a group have said of their shared state at a step: their values, and the state that these were drawn with."""
+    """What the members of a group have said of their shared state at a step: their values, and the
+    state that these were drawn with.
+    """
 
     def __init__(self, predicted: Tensor) -> None:
         self.predicted = predicted
         self.said: dict[int, tuple[StateMixture, Tensor]] = {}
-        self.chosen: Tensor | None = None  # the state that all values so far were drawn with, if they were drawn
+        # the state that all values so far were drawn with, if they were drawn
+        self.chosen: Tensor | None = None
 
     def before(self, place: int) -> Tensor:
-        """The log-weights of the states `[*lead, S]` given the values of the members before one, normalised."""
+        """The log-weights of the states `[*lead, S]` given the values of the members before one,
+        normalised.
+        """
         weights = self.predicted
         for i in sorted(self.said):
             if i < place:
                 member, value = self.said[i]
                 joint = weights + member.state_log_probs(value)
-                figure = log_sum_exp(joint).unsqueeze(-1)  # what no state allows tells nothing of the members after it
-                weights = torch.where(figure.isneginf(), weights, joint - torch.where(figure.isneginf(), 0.0, figure))
+                # what no state allows tells nothing of the members after it
+                figure = log_sum_exp(joint).unsqueeze(-1)
+                weights = torch.where(
+                    figure.isneginf(), weights, joint - torch.where(figure.isneginf(), 0.0, figure)
+                )
         return weights
 
     def say(self, place: int, member: StateMixture, value: Tensor, state: Tensor | None) -> None:
         """Keep a member's value, and forget what the members after it have said of another one."""
-        self.said = {i: said for i, said in self.said.items() if i < place} | {place: (member, value)}
+        self.said = {i: said for i, said in self.said.items() if i < place} | {
+            place: (member, value)
+        }
         self.chosen = state
 
 
 class StateMixture(TorchDistribution):
-    """p(x^b | x^a, …) = sum_z p(z | x^a, …) p(x^b | z): one member of a group, given the values of those before it, the state z summed out.
+    """p(x^b | x^a, …) = sum_z p(z | x^a, …) p(x^b | z): one member of a group, given the values of
+    those before it, the state z summed out.
 
     The members of a group are made together (`mixtures`) and asked one after another, in their
     order: each is conditioned on the values
@@ -64,7 +77,12 @@ class StateMixture(TorchDistribution):
     has_rsample = True
 
     def __init__(
-        self, group: _Group, place: int, likelihood: Likelihood, of_state: Callable[[Tensor], Distribution], event_shape: tuple[int, ...]
+        self,
+        group: _Group,
+        place: int,
+        likelihood: Likelihood,
+        of_state: Callable[[Tensor], Distribution],
+        event_shape: tuple[int, ...],
     ) -> None:
         self.group, self.place, self.likelihood, self.of_state = group, place, likelihood, of_state
         self.adjust: Adjust = lambda distribution: distribution
@@ -73,7 +91,9 @@ class StateMixture(TorchDistribution):
     @property
     def support(self) -> Any:
         """That of the states' distributions."""
-        return self.of_state(torch.zeros((), dtype=torch.long, device=self.group.predicted.device)).support
+        return self.of_state(
+            torch.zeros((), dtype=torch.long, device=self.group.predicted.device)
+        ).support
 
     def adjusted(self, adjust: Adjust) -> StateMixture:
         """The same with every state's distribution adjusted."""
@@ -101,17 +121,23 @@ class StateMixture(TorchDistribution):
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Values `[*sample_shape, *batch, *event]`, with gradients where the state's distribution has them; none by the choice of state."""
+        """Values `[*sample_shape, *batch, *event]`, with gradients where the state's distribution
+        has them; none by the choice of state.
+        """
         return self._drawn(sample_shape, lambda distribution: distribution.rsample())
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Values `[*sample_shape, *batch, *event]`: with the state of the members before, where these were drawn, else one drawn anew."""
+        """Values `[*sample_shape, *batch, *event]`: with the state of the members before, where
+        these were drawn, else one drawn anew.
+        """
         return self._drawn(sample_shape, lambda distribution: distribution.sample())
 
     @property
     def probs(self) -> Tensor:
-        """The probabilities of the state that the members before were drawn with, or of one drawn anew."""
+        """The probabilities of the state that the members before were drawn with, or of one drawn
+        anew.
+        """
         probs: Tensor = self.adjust(self.of_state(self._state(self.batch_shape))).probs
         return probs
 
@@ -126,7 +152,9 @@ class StateMixture(TorchDistribution):
         if state is not None and state.shape == shape:
             return state
         weights = self.group.before(self.place).detach()
-        drawn: Tensor = Categorical(logits=weights.expand(*shape, weights.shape[-1]), validate_args=False).sample()
+        drawn: Tensor = Categorical(
+            logits=weights.expand(*shape, weights.shape[-1]), validate_args=False
+        ).sample()
         return drawn
 
 
@@ -136,7 +164,8 @@ def mixtures(
     of_state: Callable[[Tensor], dict[str, Distribution]],
     event_shapes: dict[str, tuple[int, ...]],
 ) -> dict[str, StateMixture]:
-    """The members of a named group that share a state, each given those before it in the group's order.
+    """The members of a named group that share a state, each given those before it in the group's
+    order.
 
     Args:
         predicted: the states' log-probabilities `[*lead, S]`.
@@ -147,6 +176,12 @@ def mixtures(
     group = _Group(predicted)
 
     def member(place: int, name: str) -> StateMixture:
-        return StateMixture(group, place, likelihoods[name], lambda chosen: of_state(chosen)[name], event_shapes[name])
+        return StateMixture(
+            group,
+            place,
+            likelihoods[name],
+            lambda chosen: of_state(chosen)[name],
+            event_shapes[name],
+        )
 
     return {name: member(place, name) for place, name in enumerate(likelihoods)}

@@ -16,12 +16,14 @@ from pyro_seq.errors import UserError
 class Emission(nn.Module):
     """p(x_t | features); the base of all emissions.
 
-    `forward(features [..., num_features])` is a distribution of batch shape `[...]` and event shape `event_shape`. An emission may
-    have parameters of its own (an autoregressive one does); those here have none: a model's own network computes the features.
+    `forward(features [..., num_features])` is a distribution of batch shape `[...]` and event shape
+    `event_shape`. An emission may have parameters of its own (an autoregressive one does); those
+    here have none: a model's own network computes the features.
 
-    One that looks at what came before by itself says how much of it it wants, `num_passed_on`, and is called with it, too:
-    `forward(features, passed_on [..., num_passed_on])`, whose leading dimensions may lack those on the left (particles). The model's
-    context (`contexts.PassedOn`) brings it.
+    One that looks at what came before by itself says how much of it it wants, `num_passed_on`, and
+    is called with it, too: `forward(features, passed_on [..., num_passed_on])`, whose leading
+    dimensions may lack those on the left (particles). The model's context (`contexts.PassedOn`)
+    brings it.
     """
 
     num_features: int
@@ -42,40 +44,61 @@ class Emission(nn.Module):
 
     def blank(self, *lead: int, device: torch.device | None = None) -> Distribution:
         """The distribution where all that it is given is zero, of batch shape `lead`."""
-        sizes = (self.num_features, self.num_passed_on) if self.num_passed_on else (self.num_features,)
+        sizes = (
+            (self.num_features, self.num_passed_on) if self.num_passed_on else (self.num_features,)
+        )
         return self(*(torch.zeros(*lead, size, device=device) for size in sizes))
 
     def prepare(self, values: Any, mask: Tensor) -> Any:
-        """Observations `[N, T, *event]` as the distribution takes them: of its dtype, padding (not `mask`) inside the support.
+        """Observations `[N, T, *event]` as the distribution takes them: of its dtype, padding (not
+        `mask`) inside the support.
 
-        A density of minus infinity at a padded step would turn into NaN gradients, however it is masked afterwards.
-        Raises `UserError` for another event shape, and for numbers that are not whole where symbols are wanted.
+        A density of minus infinity at a padded step would turn into NaN gradients, however it is
+        masked afterwards. Raises `UserError` for another event shape, and for numbers that are not
+        whole where symbols are wanted.
         """
         if not isinstance(values, Tensor):
-            raise UserError(f"{type(self).__name__} observations must be one tensor, got a group of {sorted(values)}")
+            raise UserError(
+                f"{type(self).__name__} observations must be one tensor, got a group of "
+                f"{sorted(values)}"
+            )
         if self.dtype == torch.long and values.is_floating_point():
-            raise UserError(f"{type(self).__name__} observations must be whole numbers, got {values.dtype}")
+            raise UserError(
+                f"{type(self).__name__} observations must be whole numbers, got {values.dtype}"
+            )
         if values.shape[2:] != self.event_shape:
             expected, got = list(self.event_shape), list(values.shape[2:])
-            raise UserError(f"{type(self).__name__} observations must have event shape {expected}, got {got}")
+            raise UserError(
+                f"{type(self).__name__} observations must have event shape {expected}, got {got}"
+            )
         if self.dtype is not None or not values.is_floating_point():
             values = values.to(self.dtype or torch.get_default_dtype())
         if values.is_floating_point():
             values = values.to(torch.promote_types(values.dtype, self._place.dtype))
         if self.filler == 0.0:
             return values
-        return torch.where(mask[(..., *(None,) * len(self.event_shape))], values, values.new_tensor(self.filler))
+        return torch.where(
+            mask[(..., *(None,) * len(self.event_shape))], values, values.new_tensor(self.filler)
+        )
 
     def stack(self, observations: Sequence[Any], mask: Tensor | None = None) -> Any:
-        """The observations of T steps `[*lead, *event]` as one sequence `[*lead, T, *event]`, zero where the mask is `False`."""
+        """The observations of T steps `[*lead, *event]` as one sequence `[*lead, T, *event]`, zero
+        where the mask is `False`.
+        """
         events = len(self.event_shape)
-        steps = torch.broadcast_tensors(*observations)  # those observed lack the dimensions that plates have added to those sampled
+        # those observed lack the dimensions that plates have added to those sampled
+        steps = torch.broadcast_tensors(*observations)
         values = torch.stack(steps, steps[0].dim() - events)
-        return values if mask is None else torch.where(mask[(..., *(None,) * events)], values, values.new_zeros(()))
+        return (
+            values
+            if mask is None
+            else torch.where(mask[(..., *(None,) * events)], values, values.new_zeros(()))
+        )
 
 
 def observe(name: str, distribution: Distribution, obs: Any = None, infer: Any = None) -> Any:
-    """The `pyro.sample` statement of an observation; for a named group one statement a member, at `{name}_{member}`.
+    """The `pyro.sample` statement of an observation; for a named group one statement a member, at
+    `{name}_{member}`.
 
     Returns the value (a dict of values for a group); `obs=None` samples it. `infer` is what
     inference is told of each of the sites.
@@ -84,12 +107,17 @@ def observe(name: str, distribution: Distribution, obs: Any = None, infer: Any =
         return pyro.sample(name, distribution, obs=obs, infer=infer)
     members = distribution.items()
     return {
-        member: pyro.sample(f"{name}_{member}", part, obs=None if obs is None else obs[member], infer=infer) for member, part in members
+        member: pyro.sample(
+            f"{name}_{member}", part, obs=None if obs is None else obs[member], infer=infer
+        )
+        for member, part in members
     }
 
 
 def over_time(distribution: Distribution, mask: Tensor | None) -> Distribution:
-    """Steps `[..., T]` made one event: log p(x_{1:T}) = sum_t mask_t log p(x_t); `mask` `[..., T]` leaves padding out."""
+    """Steps `[..., T]` made one event: log p(x_{1:T}) = sum_t mask_t log p(x_t); `mask` `[..., T]`
+    leaves padding out.
+    """
     if isinstance(distribution, dict):
         return {name: over_time(part, mask) for name, part in distribution.items()}
     return (distribution if mask is None else distribution.mask(mask)).to_event(1)

@@ -15,7 +15,8 @@ from pyro_seq.errors import UserError
 
 
 class Independent(Emission):
-    """A vector (or array) of events, each with features of its own: p(x | f) = prod_i p_i(x_i | f_i).
+    """A vector (or array) of events, each with features of its own: p(x | f) = prod_i p_i(x_i |
+    f_i).
 
     Args:
         event: the emission of one entry.
@@ -25,9 +26,15 @@ class Independent(Emission):
     def __init__(self, event: Emission, shape: int | Sequence[int]) -> None:
         super().__init__()
         if isinstance(event, Joint):
-            raise ValueError("Independent takes the emission of one entry, not a Joint: make a Joint of Independents")
+            raise ValueError(
+                "Independent takes the emission of one entry, not a Joint: make a Joint of "
+                "Independents"
+            )
         if event.num_passed_on:
-            raise ValueError(f"{type(event).__name__} is given the context passed on, which the entries of an Independent are not")
+            raise ValueError(
+                f"{type(event).__name__} is given the context passed on, which the entries of an "
+                "Independent are not"
+            )
         self.event = event
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         for size in self.shape:
@@ -38,13 +45,17 @@ class Independent(Emission):
 
     def forward(self, features: Tensor) -> Distribution:
         """The entries' features one after the other `[..., prod(shape) * event.num_features]`."""
-        return self.event(features.unflatten(-1, (*self.shape, self.event.num_features))).to_event(len(self.shape))
+        return self.event(features.unflatten(-1, (*self.shape, self.event.num_features))).to_event(
+            len(self.shape)
+        )
 
 
 class Joint(Emission):
-    """A named group of observations, independent given the features: p({x^a, x^b} | f) = p_a(x^a | f_a) p_b(x^b | f_b).
+    """A named group of observations, independent given the features: p({x^a, x^b} | f) = p_a(x^a |
+    f_a) p_b(x^b | f_b).
 
-    Observations are dicts of tensors by the same names; `forward` returns a dict of distributions. Groups do not nest.
+    Observations are dicts of tensors by the same names; `forward` returns a dict of distributions.
+    Groups do not nest.
     """
 
     def __init__(self, emissions: Mapping[str, Emission]) -> None:
@@ -61,7 +72,9 @@ class Joint(Emission):
         parts = dict(zip(self.emissions, features.split(self.sizes, -1), strict=True))
         if passed_on is None:
             return {name: emission(parts[name]) for name, emission in self.emissions.items()}
-        shares = passed_on.split([emission.num_passed_on for emission in self.emissions.values()], -1)
+        shares = passed_on.split(
+            [emission.num_passed_on for emission in self.emissions.values()], -1
+        )
         return {
             name: emission(parts[name], share) if emission.num_passed_on else emission(parts[name])
             for (name, emission), share in zip(self.emissions.items(), shares, strict=True)
@@ -72,8 +85,13 @@ class Joint(Emission):
         if not isinstance(values, dict) or set(values) != set(self.emissions):
             got = sorted(values) if isinstance(values, dict) else "one tensor"
             raise UserError(f"this Joint emission observes {sorted(self.emissions)}, got {got}")
-        return {name: emission.prepare(values[name], mask) for name, emission in self.emissions.items()}
+        return {
+            name: emission.prepare(values[name], mask) for name, emission in self.emissions.items()
+        }
 
     def stack(self, observations: Sequence[Any], mask: Tensor | None = None) -> dict[str, Tensor]:
         """Each member's observations as one sequence."""
-        return {name: emission.stack([step[name] for step in observations], mask) for name, emission in self.emissions.items()}
+        return {
+            name: emission.stack([step[name] for step in observations], mask)
+            for name, emission in self.emissions.items()
+        }

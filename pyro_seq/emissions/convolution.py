@@ -1,4 +1,6 @@
-"""Emissions of binary vectors that look at the last frames around each entry, with the same weights at every entry: of keys of a piano."""
+"""Emissions of binary vectors that look at the last frames around each entry, with the same weights
+at every entry: of keys of a piano.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,18 @@ ROWS = 128  # vectors whose hidden layers are computed at once, which keeps them
 
 
 class KeyConvolution(Emission):
-    r"""Binary vectors by a convolution over their entries: what has been learnt of a motion at one key holds at all keys.
+    r"""Binary vectors by a convolution over their entries: what has been learnt of a motion at one
+    key holds at all keys.
 
         p(x_k = 1 | f) = sigmoid(b_k + v g(c + e_k + sum_{i,d} A_{i,d} y_{i,k+d}))
-        p(x_k = 1 | x_{<k}, f) = sigmoid(b_k + v g(c + e_k + sum_{i,d} A_{i,d} y_{i,k+d} + sum_{j<k} x_j (W_j + B_{k-j})))
+        p(x_k = 1 | x_{<k}, f) = sigmoid(b_k + v g(c + e_k + sum_{i,d} A_{i,d} y_{i,k+d} + sum_{j<k}
+        x_j (W_j + B_{k-j})))
 
-    the second if `autoregressive`. The features are biases of the keys b `[K]` and of the hidden units c `[H]`, which a model computes; the
-    last n frames y `[n, K]` are passed on to it from the context (`contexts.PassedOn`, `contexts.LastObservations` of `encoders.Flatten`).
-    A_{i,d} and B_d are zero beyond a reach; e_k and W_j are learnt for each key. v is small at first, so that a new emission's keys are
-    all but independent.
+    the second if `autoregressive`. The features are biases of the keys b `[K]` and of the hidden
+    units c `[H]`, which a model computes; the last n frames y `[n, K]` are passed on to it from the
+    context (`contexts.PassedOn`, `contexts.LastObservations` of `encoders.Flatten`). A_{i,d} and
+    B_d are zero beyond a reach; e_k and W_j are learnt for each key. v is small at first, so that a
+    new emission's keys are all but independent.
 
     Args:
         size: K, entries of a vector.
@@ -57,7 +62,13 @@ class KeyConvolution(Emission):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        sizes = {"size": size, "count": count, "hidden_size": hidden_size, "num_layers": num_layers, "reach": reach}
+        sizes = {
+            "size": size,
+            "count": count,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "reach": reach,
+        }
         for name, number in {**sizes, "reach_below": reach_below}.items():
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
@@ -69,37 +80,56 @@ class KeyConvolution(Emission):
         self.activation = make_activation(activation)
         self.around = nn.Conv1d(count, hidden_size, 2 * reach + 1, padding=reach)
         self.places = nn.Parameter(torch.randn(hidden_size, size) / 10)  # e
-        self.layers: Any = nn.ModuleList(nn.Conv1d(hidden_size, hidden_size, 1) for _ in range(num_layers - 1))
+        self.layers: Any = nn.ModuleList(
+            nn.Conv1d(hidden_size, hidden_size, 1) for _ in range(num_layers - 1)
+        )
         self.outward = nn.Parameter(0.01 * torch.randn(hidden_size) / hidden_size**0.5)  # v
         self.below = nn.Conv1d(1, hidden_size, reach_below, bias=False) if autoregressive else None
-        self.inward = nn.Parameter(torch.randn(size, hidden_size) / 10) if autoregressive else None  # W
+        # W
+        self.inward = nn.Parameter(torch.randn(size, hidden_size) / 10) if autoregressive else None
 
     def forward(self, features: Tensor, frames: Tensor | None = None) -> Distribution:
-        """Biases of the keys and of the hidden units `[..., K + H]`; the last frames, the most recent one last, `[..., n * K]`."""
+        """Biases of the keys and of the hidden units `[..., K + H]`; the last frames, the most
+        recent one last, `[..., n * K]`.
+        """
         if frames is None:
             raise UserError(
-                "this emission looks at frames before, which its model's context must pass on (contexts.PassedOn); nade needs none"
+                "this emission looks at frames before, which its model's context must pass on "
+                "(contexts.PassedOn); nade needs none"
             )
         keep = None
         if self.training and self.dropout:
-            keep = features.new_empty(*features.shape[:-1], (1 + len(self.layers)) * self.hidden_size)
+            keep = features.new_empty(
+                *features.shape[:-1], (1 + len(self.layers)) * self.hidden_size
+            )
             keep = keep.bernoulli_(1 - self.dropout).div_(1 - self.dropout)
         if self.below is not None:
             return ConvolutionalBernoulli(features, frames, self, keep)
         return dist.Bernoulli(logits=self.logits(features, frames, keep)).to_event(1)
 
-    def logits(self, features: Tensor, frames: Tensor, keep: Tensor | None = None, value: Tensor | None = None) -> Tensor:
-        """The keys' logits `[..., K]`; of an autoregressive emission those given the keys of `value` `[..., K]` below each.
+    def logits(
+        self,
+        features: Tensor,
+        frames: Tensor,
+        keep: Tensor | None = None,
+        value: Tensor | None = None,
+    ) -> Tensor:
+        """The keys' logits `[..., K]`; of an autoregressive emission those given the keys of
+        `value` `[..., K]` below each.
 
-        What features have on the left of the frames' dimensions (particles) shares what is computed of the frames.
+        What features have on the left of the frames' dimensions (particles) shares what is computed
+        of the frames.
 
         Args:
             features: as those of `forward`.
             frames: as those of `forward`.
-            keep: what the units of the hidden layers are multiplied by, `[..., num_layers * H]`; `None` for 1.
+            keep: what the units of the hidden layers are multiplied by, `[..., num_layers * H]`;
+                `None` for 1.
             value: of the frames' leading dimensions, or of the features'.
         """
-        lead = torch.broadcast_shapes(features.shape[:-1], frames.shape[:-1], *([] if value is None else [value.shape[:-1]]))
+        lead = torch.broadcast_shapes(
+            features.shape[:-1], frames.shape[:-1], *([] if value is None else [value.shape[:-1]])
+        )
         if value is not None and value.shape[:-1] != frames.shape[:-1]:
             value, frames = (x.expand(*lead, x.shape[-1]) for x in (value, frames))
         common = frames.dim() - 1
@@ -108,27 +138,53 @@ class KeyConvolution(Emission):
 
         def rows(x: Tensor | None, *leading: int) -> Any:
             """`[*leading, F]` in chunks of frames."""
-            return itertools.repeat(None) if x is None else x.reshape(*leading, size, x.shape[-1]).split(ROWS, -2)
+            return (
+                itertools.repeat(None)
+                if x is None
+                else x.reshape(*leading, size, x.shape[-1]).split(ROWS, -2)
+            )
 
         keep = None if keep is None else keep.expand(*lead, keep.shape[-1])
-        parts = rows(features.expand(*lead, features.shape[-1]), flat), rows(keep, flat), rows(frames.expand(*shared, -1)), rows(value)
-        return torch.cat([self._chunk(*chunk) for chunk in zip(*parts, strict=False)], -2).view(*lead, self.size)
+        parts = (
+            rows(features.expand(*lead, features.shape[-1]), flat),
+            rows(keep, flat),
+            rows(frames.expand(*shared, -1)),
+            rows(value),
+        )
+        return torch.cat([self._chunk(*chunk) for chunk in zip(*parts, strict=False)], -2).view(
+            *lead, self.size
+        )
 
-    def _chunk(self, features: Tensor, keep: Tensor | None, frames: Tensor, value: Tensor | None) -> Tensor:
+    def _chunk(
+        self, features: Tensor, keep: Tensor | None, frames: Tensor, value: Tensor | None
+    ) -> Tensor:
         """The logits `[E, M, K]` of features `[E, M, …]`, frames and values `[M, …]`."""
         around = self.around(frames.unflatten(-1, (self.count, self.size))) + self.places
         if self.below is not None and self.inward is not None and value is not None:
             inward = value.unsqueeze(-1) * self.inward
             below = (inward.cumsum(-2) - inward).transpose(-1, -2)
-            around = around + below + self.below(functional.pad(value, (*self.below.kernel_size, -1)).unsqueeze(-2))
+            around = (
+                around
+                + below
+                + self.below(functional.pad(value, (*self.below.kernel_size, -1)).unsqueeze(-2))
+            )
         several = max(1, ROWS // max(1, len(frames)))
         masks = itertools.repeat(None) if keep is None else keep.split(several)
-        return torch.cat([self._hidden(part, mask, around) for part, mask in zip(features.split(several), masks, strict=False)])
+        return torch.cat(
+            [
+                self._hidden(part, mask, around)
+                for part, mask in zip(features.split(several), masks, strict=False)
+            ]
+        )
 
     def _hidden(self, features: Tensor, keep: Tensor | None, around: Tensor) -> Tensor:
         biases, units = features.split([self.size, self.hidden_size], -1)
         hidden = (around + units.unsqueeze(-1)).flatten(0, 1)
-        masks = [None] * (1 + len(self.layers)) if keep is None else keep.flatten(0, 1).unsqueeze(-1).chunk(1 + len(self.layers), -2)
+        masks = (
+            [None] * (1 + len(self.layers))
+            if keep is None
+            else keep.flatten(0, 1).unsqueeze(-1).chunk(1 + len(self.layers), -2)
+        )
         for layer, mask in zip([None, *self.layers], masks, strict=True):
             hidden = self.activation(hidden if layer is None else layer(hidden))
             hidden = hidden if mask is None else hidden * mask
@@ -136,7 +192,8 @@ class KeyConvolution(Emission):
 
 
 class ConvolutionalBernoulli(dist.TorchDistribution):
-    """The distribution of an autoregressive `KeyConvolution`: batch shape `[...]`, event shape `[K]`.
+    """The distribution of an autoregressive `KeyConvolution`: batch shape `[...]`, event shape
+    `[K]`.
 
     Args:
         features: `[..., K + H]`.
@@ -158,8 +215,16 @@ class ConvolutionalBernoulli(dist.TorchDistribution):
         temperature: float = 1.0,
         validate_args: bool | None = None,
     ) -> None:
-        self.features, self.frames, self.emission, self.keep, self.temperature = features, frames, emission, keep, temperature
-        super().__init__(features.shape[:-1], torch.Size(emission.event_shape), validate_args=validate_args)
+        self.features, self.frames, self.emission, self.keep, self.temperature = (
+            features,
+            frames,
+            emission,
+            keep,
+            temperature,
+        )
+        super().__init__(
+            features.shape[:-1], torch.Size(emission.event_shape), validate_args=validate_args
+        )
 
     @property
     def biases(self) -> Tensor:
@@ -168,9 +233,14 @@ class ConvolutionalBernoulli(dist.TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: object = None) -> ConvolutionalBernoulli:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
-        features, keep = (None if x is None else x.expand(*batch_shape, x.shape[-1]) for x in (self.features, self.keep))
+        features, keep = (
+            None if x is None else x.expand(*batch_shape, x.shape[-1])
+            for x in (self.features, self.keep)
+        )
         assert features is not None
-        made = ConvolutionalBernoulli(features, self.frames, self.emission, keep, self.temperature, validate_args=False)
+        made = ConvolutionalBernoulli(
+            features, self.frames, self.emission, keep, self.temperature, validate_args=False
+        )
         made._validate_args = self._validate_args
         return made
 
@@ -184,7 +254,9 @@ class ConvolutionalBernoulli(dist.TorchDistribution):
         """log p(x) `[...]` of vectors `[..., K]` of zeros and ones."""
         if self._validate_args:
             self._validate_sample(value)
-        logits = self.emission.logits(self.features, self.frames, self.keep, value) / self.temperature
+        logits = (
+            self.emission.logits(self.features, self.frames, self.keep, value) / self.temperature
+        )
         return functional.logsigmoid(torch.where(value > 0.5, logits, -logits)).sum(-1)
 
     @torch.no_grad()
@@ -195,9 +267,20 @@ class ConvolutionalBernoulli(dist.TorchDistribution):
         def rows(x: Tensor) -> Tensor:
             return x.expand(*lead, x.shape[-1]).reshape(-1, x.shape[-1])
 
-        features, frames, keep = rows(self.features), rows(self.frames), None if self.keep is None else rows(self.keep)
+        features, frames, keep = (
+            rows(self.features),
+            rows(self.frames),
+            None if self.keep is None else rows(self.keep),
+        )
 
         def logits(left: Tensor, value: Tensor) -> Tensor:
-            return self.emission.logits(features[left], frames[left], None if keep is None else keep[left], value) / self.temperature
+            return (
+                self.emission.logits(
+                    features[left], frames[left], None if keep is None else keep[left], value
+                )
+                / self.temperature
+            )
 
-        return draw_upwards(features.new_zeros(len(features), self.emission.size), logits).view(self._extended_shape(sample_shape))
+        return draw_upwards(features.new_zeros(len(features), self.emission.size), logits).view(
+            self._extended_shape(sample_shape)
+        )

@@ -1,8 +1,9 @@
-"""Emissions p(x_t | features): which distribution an observation has, as a function of features that a model computes.
+"""Emissions p(x_t | features): which distribution an observation has, as a function of features
+that a model computes.
 
-An emission says how many features it wants (`num_features`), what one observation looks like (`event_shape`) and which
-distribution given features describe. `Independent` makes a vector of events of one, `Joint` a named group of several; music and
-games are compositions of these.
+An emission says how many features it wants (`num_features`), what one observation looks like
+(`event_shape`) and which distribution given features describe. `Independent` makes a vector of
+events of one, `Joint` a named group of several; music and games are compositions of these.
 """
 
 from __future__ import annotations

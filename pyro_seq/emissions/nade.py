@@ -1,4 +1,6 @@
-"""An autoregressive emission of binary vectors: each key given those below it, so that chords can be modelled."""
+"""An autoregressive emission of binary vectors: each key given those below it, so that chords can
+be modelled.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,16 @@ from pyro_seq.nn.feedforward import activation as make_activation
 class NADE(Emission):
     r"""Binary vectors by a neural autoregressive distribution estimator, from the lowest key up:
 
-        p(x | f) = prod_k p(x_k | x_{<k}, f),   p(x_k = 1 | x_{<k}, f) = sigmoid(b_k + V_k g(c + sum_{j<k} x_j W_j))
+        p(x | f) = prod_k p(x_k | x_{<k}, f),   p(x_k = 1 | x_{<k}, f) = sigmoid(b_k + V_k g(c +
+        sum_{j<k} x_j W_j))
 
-    NADE (Larochelle & Murray 2011), whose biases b `[K]` and c `[H]` are the features that a model computes at each step, as in the
-    RNN-NADE of Boulanger-Lewandowski et al. (arXiv 1206.6392, sec. 5). V is small at first, so that a new emission's keys are all but
-    independent.
+    NADE (Larochelle & Murray 2011), whose biases b `[K]` and c `[H]` are the features that a model
+    computes at each step, as in the RNN-NADE of Boulanger-Lewandowski et al. (arXiv 1206.6392, sec.
+    5). V is small at first, so that a new emission's keys are all but independent.
 
-    What stands in g changes only after a key that sounds. So a frame of n sounding keys takes n + 1 hidden layers, not K, and is
-    drawn in n + 1 rounds, each of which finds the next key that sounds.
+    What stands in g changes only after a key that sounds. So a frame of n sounding keys takes n + 1
+    hidden layers, not K, and is drawn in n + 1 rounds, each of which finds the next key that
+    sounds.
 
     Args:
         size: K, entries of a vector.
@@ -35,7 +39,9 @@ class NADE(Emission):
         dropout: on the hidden units, in training.
     """
 
-    def __init__(self, size: int, hidden_size: int = 128, *, activation: str = "relu", dropout: float = 0.0) -> None:
+    def __init__(
+        self, size: int, hidden_size: int = 128, *, activation: str = "relu", dropout: float = 0.0
+    ) -> None:
         super().__init__()
         for name, number in (("size", size), ("hidden_size", hidden_size)):
             if number < 1:
@@ -45,7 +51,8 @@ class NADE(Emission):
         self.size, self.hidden_size, self.dropout = size, hidden_size, dropout
         self.event_shape, self.num_features = (size,), size + hidden_size
         self.activation = make_activation(activation)
-        self.inward = nn.Parameter(torch.randn(size, hidden_size) / 2)  # W: a few rows are added, those of the sounding keys
+        # W: a few rows are added, those of the sounding keys
+        self.inward = nn.Parameter(torch.randn(size, hidden_size) / 2)
         self.outward = nn.Parameter(0.01 * torch.randn(size, hidden_size) / hidden_size**0.5)  # V
 
     def forward(self, features: Tensor) -> AutoregressiveBernoulli:
@@ -54,7 +61,9 @@ class NADE(Emission):
         keep = None
         if self.training and self.dropout:
             keep = torch.empty_like(hidden).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
-        return AutoregressiveBernoulli(biases, hidden, self.inward, self.outward, self.activation, keep)
+        return AutoregressiveBernoulli(
+            biases, hidden, self.inward, self.outward, self.activation, keep
+        )
 
 
 class AutoregressiveBernoulli(dist.TorchDistribution):
@@ -105,15 +114,21 @@ class AutoregressiveBernoulli(dist.TorchDistribution):
         biases, hidden = function(self.biases), function(self.hidden)
         keep = None if self.keep is None else function(self.keep)
         weights = (self.inward, self.outward, self.activation)
-        made = AutoregressiveBernoulli(biases, hidden, *weights, keep, self.temperature, validate_args=False)
+        made = AutoregressiveBernoulli(
+            biases, hidden, *weights, keep, self.temperature, validate_args=False
+        )
         made._validate_args = self._validate_args
         return made
 
     def _logits(self, below: Tensor) -> Tensor:
-        """The keys' logits `[..., M, K]` after each of M sets of sounding keys, whose rows of W are summed in `below` `[..., M, H]`."""
+        """The keys' logits `[..., M, K]` after each of M sets of sounding keys, whose rows of W are
+        summed in `below` `[..., M, H]`.
+        """
         units = self.activation(self.hidden.unsqueeze(-2) + below)
         units = units if self.keep is None else units * self.keep.unsqueeze(-2)
-        return (functional.linear(units, self.outward) + self.biases.unsqueeze(-2)) / self.temperature
+        return (
+            functional.linear(units, self.outward) + self.biases.unsqueeze(-2)
+        ) / self.temperature
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x) `[...]` of vectors `[..., K]` of zeros and ones."""
@@ -123,7 +138,8 @@ class AutoregressiveBernoulli(dist.TorchDistribution):
         below = sounding.cumsum(-1) - sounding.long()  # how many keys sound below each
         most = int(sounding.sum(-1).max()) if sounding.numel() else 0
         place = torch.arange(size, 0, -1, device=value.device)
-        # the sounding keys from the lowest up, then a row of zeros in place of those that a frame lacks
+        # the sounding keys from the lowest up, then a row of zeros in place of those that a frame
+        # lacks
         keys = size - torch.where(sounding, place, place.new_zeros(())).topk(most, -1).values
         rows = functional.embedding(keys, functional.pad(self.inward, (0, 0, 0, 1)))
         logits = self._logits(functional.pad(rows, (0, 0, 1, 0)).cumsum(-2))
@@ -134,25 +150,43 @@ class AutoregressiveBernoulli(dist.TorchDistribution):
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Vectors `[*sample_shape, ..., K]` of zeros and ones."""
-        rows = self.expand(torch.Size(sample_shape) + self.batch_shape)._mapped(lambda x: x.reshape(-1, x.shape[-1]))
+        rows = self.expand(torch.Size(sample_shape) + self.batch_shape)._mapped(
+            lambda x: x.reshape(-1, x.shape[-1])
+        )
 
         def logits(left: Tensor, value: Tensor) -> Tensor:
-            return rows._mapped(itemgetter(left))._logits((value @ self.inward).unsqueeze(-2)).squeeze(-2)
+            return (
+                rows._mapped(itemgetter(left))
+                ._logits((value @ self.inward).unsqueeze(-2))
+                .squeeze(-2)
+            )
 
-        return draw_upwards(torch.zeros_like(rows.biases), logits).view(self._extended_shape(sample_shape))
+        return draw_upwards(torch.zeros_like(rows.biases), logits).view(
+            self._extended_shape(sample_shape)
+        )
 
 
 def draw_upwards(value: Tensor, logits: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Binary vectors drawn from the first entry up, each entry given those before it, in place of the zeros of `value` `[N, K]`.
+    """Binary vectors drawn from the first entry up, each entry given those before it, in place of
+    the zeros of `value` `[N, K]`.
 
-    `logits` is given which M of the vectors are not drawn to their end, and these vectors so far `[M, K]`; what it returns, `[M, K]`, need
-    only hold for entries above the last one that is 1. In each round, the next entry that is 1 is the first one at which the summed hazard
-    -log p(x_k = 0) of the entries above the last one exceeds a number drawn from Exp(1).
+    `logits` is given which M of the vectors are not drawn to their end, and these vectors so far
+    `[M, K]`; what it returns, `[M, K]`, need only hold for entries above the last one that is 1. In
+    each round, the next entry that is 1 is the first one at which the summed hazard -log p(x_k = 0)
+    of the entries above the last one exceeds a number drawn from Exp(1).
     """
-    left, keys = torch.arange(len(value), device=value.device), torch.arange(value.shape[1], device=value.device)
+    left, keys = (
+        torch.arange(len(value), device=value.device),
+        torch.arange(value.shape[1], device=value.device),
+    )
     first = left.new_zeros(len(value), 1)
     while len(left):
-        hazard = functional.softplus(logits(left, value[left])).masked_fill(keys < first, 0.0).double().cumsum(-1)
+        hazard = (
+            functional.softplus(logits(left, value[left]))
+            .masked_fill(keys < first, 0.0)
+            .double()
+            .cumsum(-1)
+        )
         wait = torch.empty(len(left), 1, dtype=torch.double, device=value.device).exponential_()
         key = torch.searchsorted(hazard, wait).squeeze(-1)
         going = key < len(keys)

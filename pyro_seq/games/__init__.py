@@ -1,1 +1,3 @@
-"""Games: learn how an environment of gymnasium behaves as a sequence pair, train an agent in what has been learnt, and let it play."""
+"""Games: learn how an environment of gymnasium behaves as a sequence pair, train an agent in what
+has been learnt, and let it play.
+"""

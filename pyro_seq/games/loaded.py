@@ -75,14 +75,20 @@ class TrainedGame:
         return open_named(self.game, self.settings, self.named, self.path, render_mode)
 
     def held_out(self) -> list[Episode]:
-        """The games of the run that nothing was learnt from; raises `UserError` if the folder's games are damaged."""
-        replay = Replay(self.normalisation, held_out=self.settings.play.held_out, batch_size=1, window=2, seed=0)
+        """The games of the run that nothing was learnt from; raises `UserError` if the folder's
+        games are damaged.
+        """
+        replay = Replay(
+            self.normalisation, held_out=self.settings.play.held_out, batch_size=1, window=2, seed=0
+        )
         for path in sorted((self.path / "games").glob("*.safetensors")):
             replay.add(load_episodes(path, self.game), new=False)
         return replay.kept
 
 
-def open_named(game: Game, settings: GameSettings, named: Named, path: Path, render_mode: str | None = None) -> Playing:
+def open_named(
+    game: Game, settings: GameSettings, named: Named, path: Path, render_mode: str | None = None
+) -> Playing:
     """The environment of a run in a folder, unless it needs words of the user's that are missing
     (`making.Named`).
     """
@@ -91,15 +97,26 @@ def open_named(game: Game, settings: GameSettings, named: Named, path: Path, ren
     return open_environment(game, environment_arguments(kwargs, f"{path}"), render_mode)
 
 
-def open_environment(game: Game, arguments: Mapping[str, Any] | None = None, render_mode: str | None = None) -> Playing:
-    """The environment of a game that is known already; raises `UserError` if its spaces are others now."""
+def open_environment(
+    game: Game, arguments: Mapping[str, Any] | None = None, render_mode: str | None = None
+) -> Playing:
+    """The environment of a game that is known already; raises `UserError` if its spaces are others
+    now.
+    """
     environment = make_environment(game.name, render_mode, arguments)
     found = game_of(environment, game.name)
     if found != game:
         environment.close()
-        differs = next(f.name for f in dataclasses.fields(Game) if getattr(found, f.name) != getattr(game, f.name))
+        differs = next(
+            f.name
+            for f in dataclasses.fields(Game)
+            if getattr(found, f.name) != getattr(game, f.name)
+        )
         was, now = getattr(game, differs), getattr(found, differs)
-        raise UserError(f"the environment {game.name!r} is not the one that the run was begun with: its {differs} was {was}, and is {now}")
+        raise UserError(
+            f"the environment {game.name!r} is not the one that the run was begun with: its "
+            f"{differs} was {was}, and is {now}"
+        )
     return Playing(environment, game.name)
 
 
@@ -108,11 +125,19 @@ def document(game: Game, seed: int) -> dict[str, Any]:
     fields = {f.name: getattr(game, f.name) for f in dataclasses.fields(Game)}
     for name in ("low", "high"):
         fields[name] = [x if math.isfinite(x) else None for x in fields[name]]
-    return {"seed": seed, "game": {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}}
+    return {
+        "seed": seed,
+        "game": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+        },
+    }
 
 
 def read_document(run: RunFolder) -> tuple[Game, int]:
-    """(the game, the seed) that a run was begun with; raises `UserError` if the document is missing or damaged."""
+    """(the game, the seed) that a run was begun with; raises `UserError` if the document is missing
+    or damaged.
+    """
     found = run.read_json(DOCUMENT)
     try:
         fields: dict[str, Any] = dict(found["game"])
@@ -120,7 +145,8 @@ def read_document(run: RunFolder) -> tuple[Game, int]:
         for name, missing in (("low", -math.inf), ("high", math.inf)):
             fields[name] = tuple(missing if x is None else float(x) for x in fields[name])
         for name in ("action_shape", "counts", "firsts"):
-            fields[name] = tuple(fields.get(name, ()))  # the latter two are missing in runs of older versions
+            # the latter two are missing in runs of older versions
+            fields[name] = tuple(fields.get(name, ()))
         game = Game(**fields)
         if not _is_sound(game) or type(seed) is not int or not 0 <= seed < 2**63:
             raise ValueError
@@ -133,20 +159,44 @@ def _is_sound(game: Game) -> bool:
     """Whether the fields of a game from a file are of their types and go together."""
     sizes, shape = (game.observation_size, game.action_size), game.action_shape
     whole = [*sizes, game.first_action, *shape, *game.counts, *game.firsts]
-    if any(type(number) is not int or not -(2**63) <= number < 2**63 for number in whole) or type(game.discrete) is not bool:
+    if (
+        any(type(number) is not int or not -(2**63) <= number < 2**63 for number in whole)
+        or type(game.discrete) is not bool
+    ):
         return False
-    words = isinstance(game.name, str) and isinstance(game.action_type, str) and game.action_type.isalnum()
+    words = (
+        isinstance(game.name, str)
+        and isinstance(game.action_type, str)
+        and game.action_type.isalnum()
+    )
     if not words or not all(0 < size < 2**20 for size in sizes):
         return False
     kind = np.dtype(game.action_type).kind  # a TypeError for what is none
     if game.discrete:
-        several = len(game.counts) == len(game.firsts) == math.prod(shape) and math.prod(game.counts) == game.action_size
-        return game.low == game.high == () and (several if game.counts else not game.firsts) and kind in "fiub"
-    ordered = len(game.low) == len(game.high) and all(low <= high for low, high in zip(game.low, game.high, strict=True))
-    return ordered and len(game.low) == game.action_size == math.prod(shape) and not game.counts and not game.firsts and kind in "fiub"
+        several = (
+            len(game.counts) == len(game.firsts) == math.prod(shape)
+            and math.prod(game.counts) == game.action_size
+        )
+        return (
+            game.low == game.high == ()
+            and (several if game.counts else not game.firsts)
+            and kind in "fiub"
+        )
+    ordered = len(game.low) == len(game.high) and all(
+        low <= high for low, high in zip(game.low, game.high, strict=True)
+    )
+    return (
+        ordered
+        and len(game.low) == game.action_size == math.prod(shape)
+        and not game.counts
+        and not game.firsts
+        and kind in "fiub"
+    )
 
 
-def load(run_dir: Path, *, pair: str | None = None, env: str | None = None, env_kwargs: str | None = None) -> TrainedGame:
+def load(
+    run_dir: Path, *, pair: str | None = None, env: str | None = None, env_kwargs: str | None = None
+) -> TrainedGame:
     """What a run has learnt so far.
 
     Args:
@@ -163,22 +213,48 @@ def load(run_dir: Path, *, pair: str | None = None, env: str | None = None, env_
     game, _ = read_document(run)
     named.check_same(game.name, settings.play.env_kwargs, run)
     if not run.best.exists():
-        raise UserError(f"{run.path} has no agent yet: its first round is not over; go on with --resume")
-    world, _ = load_pair(run, lambda: new_world(settings, game), settings.model.kind, "cpu", "run.json and game.json")
+        raise UserError(
+            f"{run.path} has no agent yet: its first round is not over; go on with --resume"
+        )
+    world, _ = load_pair(
+        run, lambda: new_world(settings, game), settings.model.kind, "cpu", "run.json and game.json"
+    )
     shapes = load_tree(run.best, shapes_only=True)
     if not isinstance(shapes.get("agent"), dict):
         raise UserError(f"{run.best} is damaged: it holds no agent")
     with torch.device("meta"):
         expected = make_policy(game, settings.agent)
     compare_shapes(expected, shapes["agent"], f"{run.best} does not fit run.json and game.json")
-    policy, saved, normalisation = make_policy(game, settings.agent), load_tree(run.best), Normalisation(game.observation_size)
-    kinds = {"agent": describe_weights(policy, run.best), "normalisation": normalisation.describe_state(), "real_steps": Whole()}
-    check(saved, Fields({"step": Whole(), "weights": Fields({}, open=True), **kinds}), run.best, otherwise="is damaged")
+    policy, saved, normalisation = (
+        make_policy(game, settings.agent),
+        load_tree(run.best),
+        Normalisation(game.observation_size),
+    )
+    kinds = {
+        "agent": describe_weights(policy, run.best),
+        "normalisation": normalisation.describe_state(),
+        "real_steps": Whole(),
+    }
+    check(
+        saved,
+        Fields({"step": Whole(), "weights": Fields({}, open=True), **kinds}),
+        run.best,
+        otherwise="is damaged",
+    )
     with policy.scope():
         policy.load_weights(saved["agent"], run.best)
     policy.train(False)
     normalisation.load_state(saved["normalisation"])
-    return TrainedGame(settings, game, World(world, game.action_size), policy, normalisation, Path(run_dir), saved["real_steps"], named)
+    return TrainedGame(
+        settings,
+        game,
+        World(world, game.action_size),
+        policy,
+        normalisation,
+        Path(run_dir),
+        saved["real_steps"],
+        named,
+    )
 
 
 @dataclass(frozen=True)
@@ -211,7 +287,16 @@ def returns_of(episodes: Sequence[Episode]) -> Returns:
     error = float(totals.std() / len(totals) ** 0.5) if len(totals) > 1 else None
     moves, ended = sum(map(len, episodes)), sum(episode.ended for episode in episodes)
     left = sum(not episode.complete for episode in episodes)
-    return Returns(len(totals), float(totals.mean()), error, float(totals.min()), float(totals.max()), moves, ended, left)
+    return Returns(
+        len(totals),
+        float(totals.mean()),
+        error,
+        float(totals.min()),
+        float(totals.max()),
+        moves,
+        ended,
+        left,
+    )
 
 
 def play_real(
@@ -234,26 +319,40 @@ def play_real(
     try:
         # in states of its own: games of the run's seed are those that were learnt from
         own, games = game_seed(seed, PLAYING), ["agent"] * num_games
-        return collect(environments, trained.game, games, players, seed=own, most_moves=most_moves, moved=moved)
+        return collect(
+            environments, trained.game, games, players, seed=own, most_moves=most_moves, moved=moved
+        )
     finally:
         for environment in environments:
             environment.close()
 
 
 def measured(trained: TrainedGame) -> dict[str, float]:
-    """What the world model is worth on the run's games that are held out: nats per step, errors of open-loop predictions; or nothing."""
+    """What the world model is worth on the run's games that are held out: nats per step, errors of
+    open-loop predictions; or nothing.
+    """
     games = trained.held_out()
     if not games:
         return {}
     nats = nats_per_step(trained.world.pair, games, trained.normalisation)
-    return {"nats_per_step": nats} | open_loop(trained.world, games, trained.normalisation).figures()
+    return {"nats_per_step": nats} | open_loop(
+        trained.world, games, trained.normalisation
+    ).figures()
 
 
 @torch.no_grad()
 def dream(
-    trained: TrainedGame, num_games: int, most_moves: int, *, agent: str = "trained", temperature: float = 1.0, seed: int = 0
+    trained: TrainedGame,
+    num_games: int,
+    most_moves: int,
+    *,
+    agent: str = "trained",
+    temperature: float = 1.0,
+    seed: int = 0,
 ) -> list[Dreamt]:
-    """Games that are imagined from their beginnings, as the model draws them. Draws from torch's global random state."""
+    """Games that are imagined from their beginnings, as the model draws them. Draws from torch's
+    global random state.
+    """
     world, game, normalisation = trained.world, trained.game, trained.normalisation
     policy: Any = trained.policy.model
     by_chance = RandomPlayer(game, seed=seed)
@@ -261,7 +360,10 @@ def dream(
         x, state = world.begin(num_games)
         remembered = policy.initial(num_games)
         seen, earned = [x["observation"]], []
-        alive, lengths = torch.ones(num_games, dtype=torch.bool), torch.zeros(num_games, dtype=torch.long)
+        alive, lengths = (
+            torch.ones(num_games, dtype=torch.bool),
+            torch.zeros(num_games, dtype=torch.long),
+        )
         for _ in range(most_moves):
             if agent == "random":
                 encoded = torch.from_numpy(by_chance.act(range(num_games), seen[-1].numpy()))
@@ -284,7 +386,9 @@ def dream(
 
 @dataclass(frozen=True, eq=False)
 class Dreamt:
-    """An imagined game: observations `[T + 1, D]` and rewards `[T]` in the environment's units, and whether it came to an end."""
+    """An imagined game: observations `[T + 1, D]` and rewards `[T]` in the environment's units, and
+    whether it came to an end.
+    """
 
     observations: Tensor
     rewards: Tensor

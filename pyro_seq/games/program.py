@@ -15,7 +15,13 @@ from pyro_seq.games.plots.pictures import predictions_png, returns_png
 from pyro_seq.games.settings import KIND, GameSettings, game_settings, run_settings
 from pyro_seq.games.training import GameTraining
 from pyro_seq.games.world.predictions import shown_beside
-from pyro_seq.programs.lifecycle import begin_run, changed, check_can_go_on, check_training, keep_changes
+from pyro_seq.programs.lifecycle import (
+    begin_run,
+    changed,
+    check_can_go_on,
+    check_training,
+    keep_changes,
+)
 from pyro_seq.runs.folder import RunFolder
 
 __all__ = ["KIND", "PRESETS", "begin", "go_on", "settings_from", "settings_of"]
@@ -59,12 +65,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def begin(
-    run_dir: Path, settings: GameSettings, data: Mapping[str, Any] | None = None, *, seed: int, quiet: bool = False, device: Any = "cpu"
+    run_dir: Path,
+    settings: GameSettings,
+    data: Mapping[str, Any] | None = None,
+    *,
+    seed: int,
+    quiet: bool = False,
+    device: Any = "cpu",
 ) -> GameTraining:
     """Begin a run in a folder and train it.
 
-    Nothing is written before the environment and the settings have been found sound, and a run whose environment fails in its first
-    games can be begun anew.
+    Nothing is written before the environment and the settings have been found sound, and a run
+    whose environment fails in its first games can be begun anew.
 
     Args:
         run_dir: the folder.
@@ -74,7 +86,8 @@ def begin(
         quiet: no progress on stderr.
         device: the CPU, which is where games are learnt.
 
-    Raises `UserError` for an environment that cannot be made or has spaces that are not supported, and as `GameTraining.fit`.
+    Raises `UserError` for an environment that cannot be made or has spaces that are not supported,
+    and as `GameTraining.fit`.
     """
     run = RunFolder(run_dir, KIND)
     run.check_free(DOCUMENT)
@@ -84,7 +97,12 @@ def begin(
     game = _form(settings.play.env, arguments)
     with _environments(settings, lambda: open_environment(game, arguments)) as environments:
         training = GameTraining(settings, game, environments, run=run, seed=seed, quiet=quiet)
-        return begin_run(run, settings, {DOCUMENT: document(game, seed)}, lambda: _trained(training, run, resume=False))
+        return begin_run(
+            run,
+            settings,
+            {DOCUMENT: document(game, seed)},
+            lambda: _trained(training, run, resume=False),
+        )
 
 
 def go_on(
@@ -121,22 +139,31 @@ def go_on(
         game, seed = read_document(run)
         named = Named(env, env_kwargs)
         named.check_same(game.name, settings.play.env_kwargs, run)
-        with _environments(settings, lambda: open_named(game, settings, named, run.path)) as environments:
+        with _environments(
+            settings, lambda: open_named(game, settings, named, run.path)
+        ) as environments:
             training = GameTraining(settings, game, environments, run=run, seed=seed, quiet=quiet)
             if changes:
                 keep_changes(run, settings)
             return _trained(training, run, resume=True)
 
 
-def settings_of(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None) -> GameSettings:
-    """The settings that the run of a folder goes on with; arguments and errors are those of `go_on`."""
+def settings_of(
+    run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None
+) -> GameSettings:
+    """The settings that the run of a folder goes on with; arguments and errors are those of
+    `go_on`.
+    """
     lasting = "--env-steps, --num-steps and --max-minutes"
     return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed, lasting=lasting)
 
 
 def _check_device(device: Any) -> None:
     if str(device) != "cpu":
-        raise UserError(f"--device {device}: games are played and learnt on the CPU, where their small models are quicker")
+        raise UserError(
+            f"--device {device}: games are played and learnt on the CPU, where their small models "
+            "are quicker"
+        )
 
 
 def _form(name: str, arguments: Mapping[str, Any]) -> Game:
@@ -174,9 +201,14 @@ def _trained(training: GameTraining, run: RunFolder, *, resume: bool) -> GameTra
 def draw_pictures(training: GameTraining, run: RunFolder) -> None:
     """`learning_curve.png`, and `predictions.png` of the longest game that was held out."""
     curve = training.at.curve
-    games = {who: [(steps, total) for steps, total, player in curve if player == who] for who in ("agent", "random")}
+    games = {
+        who: [(steps, total) for steps, total, player in curve if player == who]
+        for who in ("agent", "random")
+    }
     with run.replacing("learning_curve.png") as path:
-        path.write_bytes(returns_png(games, title=training.game.name, threshold=_threshold(training.game.name)))
+        path.write_bytes(
+            returns_png(games, title=training.game.name, threshold=_threshold(training.game.name))
+        )
     held_out = training.replay.kept
     if held_out:
         game = max(held_out, key=len)
@@ -184,12 +216,19 @@ def draw_pictures(training: GameTraining, run: RunFolder) -> None:
             real, imagined, prefix = shown_beside(training.world, game, training.normalisation)
         with run.replacing("predictions.png") as path:
             path.write_bytes(
-                predictions_png(real, imagined, prefix, title=f"{training.game.name}: a held-out game, imagined after {prefix} steps")
+                predictions_png(
+                    real,
+                    imagined,
+                    prefix,
+                    title=f"{training.game.name}: a held-out game, imagined after {prefix} steps",
+                )
             )
 
 
 def _threshold(name: str) -> float | None:
-    """The return from which gymnasium calls a game solved; `None` where it says nothing of that, or knows the game by another name."""
+    """The return from which gymnasium calls a game solved; `None` where it says nothing of that, or
+    knows the game by another name.
+    """
     import gymnasium
 
     try:

@@ -37,11 +37,14 @@ def describe_position() -> Kind:
     """The kind of a `Position`'s fields."""
     game = Row(Whole(), Number(-MOST_RETURN, MOST_RETURN), Word(*PLAYERS))
     counters = {name: Whole() for name in ("round", "done", "games")}
-    return Fields({**counters, "phase": Word(*PHASES), "minutes": Number(0, MOST), "curve": Items(game)})
+    return Fields(
+        {**counters, "phase": Word(*PHASES), "minutes": Number(0, MOST), "curve": Items(game)}
+    )
 
 
 def players_of(number: int, settings: PlaySettings) -> list[str]:
-    """Who plays each game of a round: in the first one the random agent, later the two by the settings' ratio.
+    """Who plays each game of a round: in the first one the random agent, later the two by the
+    settings' ratio.
 
     Over the rounds too: a ratio of 0.1 is one game of ten, whatever the games of a round.
     """
@@ -52,4 +55,7 @@ def players_of(number: int, settings: PlaySettings) -> list[str]:
         return int(games * settings.random_ratio + 1e-9)
 
     first = (number - 1) * settings.games_per_round
-    return ["random" if by_chance(i + 1) > by_chance(i) else "agent" for i in range(first, first + settings.games_per_round)]
+    return [
+        "random" if by_chance(i + 1) > by_chance(i) else "agent"
+        for i in range(first, first + settings.games_per_round)
+    ]

@@ -17,10 +17,13 @@ from pyro_seq.runs.folder import RunFolder
 from pyro_seq.train.settings import TrainingSettings
 
 KIND = "play"
-MOST_STEPS = 10**15  # moves or updates: more than any machine makes, and whole numbers that float64 holds
+# moves or updates: more than any machine makes, and whole numbers that float64 holds
+MOST_STEPS = 10**15
 LEAST_TEMPERATURE = 1e-6  # below it float32 has no room for what a logit is divided by
-MOST_ROWS = 2**20  # steps that an update is made of at most, all stretches or imagined games counted
-# of a pair, where games have their own: what a step leads to is a function of the step before, and a little of what came before that
+# steps that an update is made of at most, all stretches or imagined games counted
+MOST_ROWS = 2**20
+# of a pair, where games have their own: what a step leads to is a function of the step before, and
+# a little of what came before that
 DEFAULTS: dict[str, Any] = {
     "cell": "gru",
     "hidden_size": 32,
@@ -38,17 +41,27 @@ class PlaySettings:
     """How the real game is played, and how much of it."""
 
     env: str = described("CartPole-v1", "gymnasium's id of the environment")
-    env_kwargs: str | None = described(None, "arguments that the environment is made with, a JSON object; none for none")
-    env_steps: int = between(1, MOST_STEPS, 5_000, "moves in the real game at most, over all resumptions")
+    env_kwargs: str | None = described(
+        None, "arguments that the environment is made with, a JSON object; none for none"
+    )
+    env_steps: int = between(
+        1, MOST_STEPS, 5_000, "moves in the real game at most, over all resumptions"
+    )
     num_envs: int = between(1, 1_024, 4, "games played side by side")
     first_games: int = between(1, 10**6, 30, "games of the random agent before anything is learnt")
     games_per_round: int = between(1, 10**6, 4, "games between two trainings")
     random_ratio: float = between(0, 1, 0.5, "fraction of these games that the random agent plays")
-    goal: float | None = described(None, "mean return of the agent's last goal_games games that ends the training; none: none")
+    goal: float | None = described(
+        None, "mean return of the agent's last goal_games games that ends the training; none: none"
+    )
     goal_games: int = between(1, 10**6, 4, "how many games that is the mean of")
     hold: int = between(1, 1_000, 1, "moves that the random agent holds an action for at most")
-    temperature: float = between(LEAST_TEMPERATURE, 1e6, 1.0, "of the agent's choices in the games that are learnt from")
-    held_out: float = between(0, 0.5, 0.1, "fraction of the games that is never learnt from, and measured on")
+    temperature: float = between(
+        LEAST_TEMPERATURE, 1e6, 1.0, "of the agent's choices in the games that are learnt from"
+    )
+    held_out: float = between(
+        0, 0.5, 0.1, "fraction of the games that is never learnt from, and measured on"
+    )
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,15 @@ class WorldSettings:
     updates: int = between(1, MOST_STEPS, 300, "updates after each further round")
     batch_size: int = between(1, 65_536, 64, "stretches of games side by side")
     window: int = between(2, 65_536, 16, "steps of these stretches")
-    change: bool = described(True, "whether it predicts the change of the observation, not the observation itself")
-    encoder_sizes: tuple[int, ...] = between(1, 65_536, (), "hidden layers of the encoder of an observation; none: its numbers as they are")
+    change: bool = described(
+        True, "whether it predicts the change of the observation, not the observation itself"
+    )
+    encoder_sizes: tuple[int, ...] = between(
+        1,
+        65_536,
+        (),
+        "hidden layers of the encoder of an observation; none: its numbers as they are",
+    )
     activation: str = one_of(sorted(ACTIVATIONS), "silu", "of these layers")
 
 
@@ -68,37 +88,77 @@ class WorldSettings:
 class AgentSettings:
     """The agent, and how it learns from imagined games."""
 
-    kind: str = one_of(("recurrent", "mlp"), "recurrent", "recurrent: remembers what it saw; mlp: sees this step alone")
+    kind: str = one_of(
+        ("recurrent", "mlp"),
+        "recurrent",
+        "recurrent: remembers what it saw; mlp: sees this step alone",
+    )
     cell: str = one_of(sorted(KINDS), "gru", "recurrent cell")
-    hidden_size: int = between(1, 65_536, 32, "units of the recurrence, of the agent and of its critic")
-    encoder_sizes: tuple[int, ...] = between(1, 65_536, (32,), "layers of the encoder of an observation")
+    hidden_size: int = between(
+        1, 65_536, 32, "units of the recurrence, of the agent and of its critic"
+    )
+    encoder_sizes: tuple[int, ...] = between(
+        1, 65_536, (32,), "layers of the encoder of an observation"
+    )
     decoder_sizes: tuple[int, ...] = between(1, 65_536, (32,), "hidden layers before the action")
     gradient: str = one_of(
-        ("score", "pathwise"), "score", "score: REINFORCE with a critic; pathwise: through relaxed or Gaussian actions and the world model"
+        ("score", "pathwise"),
+        "score",
+        (
+            "score: REINFORCE with a critic; pathwise: through relaxed or Gaussian actions and the "
+            "world model"
+        ),
     )
     first_updates: int = between(1, MOST_STEPS, 60, "updates after the first games")
     updates: int = between(1, MOST_STEPS, 80, "updates after each further round")
     num_games: int = between(1, 1_000_000, 128, "imagined games of an update")
     horizon: int = between(1, 100_000, 32, "moves of an imagined game at most")
-    prefix: int = between(1, 100_000, 4, "real steps that are seen before a game is imagined on from its middle")
-    beginnings: float = between(0, 1, 0.25, "fraction of the imagined games that start from a real game's beginning")
+    prefix: int = between(
+        1, 100_000, 4, "real steps that are seen before a game is imagined on from its middle"
+    )
+    beginnings: float = between(
+        0, 1, 0.25, "fraction of the imagined games that start from a real game's beginning"
+    )
     discount: float = between(0, 1, 0.99, "of rewards, per move")
-    trace_decay: float = between(0, 1, 0.95, "lambda of generalised advantages, between critic (0) and returns (1)")
-    entropy_bonus: float = between(0, 1e6, 0.2, "what a nat of the agent's entropy is worth, in root mean squares of a reward")
+    trace_decay: float = between(
+        0, 1, 0.95, "lambda of generalised advantages, between critic (0) and returns (1)"
+    )
+    entropy_bonus: float = between(
+        0, 1e6, 0.2, "what a nat of the agent's entropy is worth, in root mean squares of a reward"
+    )
     normalise: bool = described(False, "whether advantages are brought to mean 0 and deviation 1")
-    relaxation: float = between(LEAST_TEMPERATURE, 1e6, 1.0, "temperature of relaxed actions, for pathwise gradients of a discrete game")
+    relaxation: float = between(
+        LEAST_TEMPERATURE,
+        1e6,
+        1.0,
+        "temperature of relaxed actions, for pathwise gradients of a discrete game",
+    )
     learning_rate: float = above(0, 2e-3, "AdamW's learning rate of agent and critic")
     clip_norm: float = at_least(0, 1.0, "largest norm of the gradient; 0 for no limit")
-    average: float = between(0, 0.99999, 0.98, "decay of the moving average of the agent's weights, which is what plays; 0: none")
+    average: float = between(
+        0,
+        0.99999,
+        0.98,
+        "decay of the moving average of the agent's weights, which is what plays; 0: none",
+    )
 
 
 def _training() -> TrainingSettings:
-    return replace(TrainingSettings(), num_steps=1_000_000, learning_rate=2e-3, schedule="linear", floor=0.1, warmup=0.0)
+    return replace(
+        TrainingSettings(),
+        num_steps=1_000_000,
+        learning_rate=2e-3,
+        schedule="linear",
+        floor=0.1,
+        warmup=0.0,
+    )
 
 
 @dataclass(frozen=True)
 class GameSettings:
-    """All hyper-parameters of a game's run; those of the model are its pair's (`pairs.model_settings`)."""
+    """All hyper-parameters of a game's run; those of the model are its pair's
+    (`pairs.model_settings`).
+    """
 
     play: PlaySettings = field(default_factory=PlaySettings)
     world: WorldSettings = field(default_factory=WorldSettings)
@@ -108,11 +168,26 @@ class GameSettings:
 
 
 def game_settings(*layers: Layer | Mapping[str, Any]) -> GameSettings:
-    """The defaults with settings by dotted name, `model.kind` among them, overridden in order; raises `UserError` as `text_settings`."""
+    """The defaults with settings by dotted name, `model.kind` among them, overridden in order;
+    raises `UserError` as `text_settings`.
+    """
     settings = checked(resolve(GameSettings, layers, DEFAULTS))
-    last = {name: layer for layer in layers for name in (layer.changes if isinstance(layer, Layer) else layer)}
-    others = {name: layer.source for name, layer in last.items() if isinstance(layer, Layer) and not layer.trusted}
-    named = Named(*(None if f"play.{name}" in others else getattr(settings.play, name) or "{}" for name in ("env", "env_kwargs")))
+    last = {
+        name: layer
+        for layer in layers
+        for name in (layer.changes if isinstance(layer, Layer) else layer)
+    }
+    others = {
+        name: layer.source
+        for name, layer in last.items()
+        if isinstance(layer, Layer) and not layer.trusted
+    }
+    named = Named(
+        *(
+            None if f"play.{name}" in others else getattr(settings.play, name) or "{}"
+            for name in ("env", "env_kwargs")
+        )
+    )
     for name in ("play.env", "play.env_kwargs"):
         if name in others:
             named.check_allowed(settings.play.env, settings.play.env_kwargs, others[name])
@@ -131,7 +206,10 @@ def checked(settings: GameSettings) -> GameSettings:
         ("agent.num_games", "agent.prefix", s.agent.num_games * s.agent.prefix),
     ):
         if count > MOST_ROWS:
-            raise UserError(f"{many} times {steps} is {count:,}, and an update is of at most {MOST_ROWS:,} steps: lower one of them")
+            raise UserError(
+                f"{many} times {steps} is {count:,}, and an update is of at most {MOST_ROWS:,} "
+                "steps: lower one of them"
+            )
     return settings
 
 

@@ -1,4 +1,6 @@
-"""Learning a game in rounds: playing it, learning a model of it, and learning to play in the model; left and gone on with at any time."""
+"""Learning a game in rounds: playing it, learning a model of it, and learning to play in the model;
+left and gone on with at any time.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,10 @@ MEASURED = 64  # held-out games that are measured on, the latest
 class GameTraining:
     """Learns a game.
 
-    A round is: games are played by the random agent, and from the second round on by the agent too; the world model learns from all that
-    were played; the agent learns in games that it imagines. What it writes to `run` lets a killed training go on; on a CPU the resumed run
-    ends with the very weights of one that was never interrupted.
+    A round is: games are played by the random agent, and from the second round on by the agent too;
+    the world model learns from all that were played; the agent learns in games that it imagines.
+    What it writes to `run` lets a killed training go on; on a CPU the resumed run ends with the
+    very weights of one that was never interrupted.
 
     Args:
         settings: hyper-parameters.
@@ -54,17 +57,36 @@ class GameTraining:
     """
 
     def __init__(
-        self, settings: GameSettings, game: Game, environments: Sequence[Playing], *, run: RunFolder | None, seed: int, quiet: bool = False
+        self,
+        settings: GameSettings,
+        game: Game,
+        environments: Sequence[Playing],
+        *,
+        run: RunFolder | None,
+        seed: int,
+        quiet: bool = False,
     ) -> None:
         torch.manual_seed(seed)
         s = settings
-        self.settings, self.game, self.environments, self.run, self.seed = s, game, environments, run, seed
+        self.settings, self.game, self.environments, self.run, self.seed = (
+            s,
+            game,
+            environments,
+            run,
+            seed,
+        )
         self.normalisation = Normalisation(game.observation_size)
         sizes: dict[str, Any] = {"batch_size": s.world.batch_size, "window": s.world.window}
         self.replay = Replay(self.normalisation, held_out=s.play.held_out, seed=seed, **sizes)
-        self.pair, self.policy, self.critic = new_world(s, game), make_policy(game, s.agent), make_critic(game, s.agent)
+        self.pair, self.policy, self.critic = (
+            new_world(s, game),
+            make_policy(game, s.agent),
+            make_critic(game, s.agent),
+        )
         self.world = World(self.pair, game.action_size)
-        imagination = Imagination(self.world, game, self.normalisation, self.replay, self.critic, s.agent)
+        imagination = Imagination(
+            self.world, game, self.normalisation, self.replay, self.critic, s.agent
+        )
         self.agent = AgentLearner(self.policy, self.critic, imagination, s.agent)
         self._learner: WorldLearner | None = None
         self.log = TrainingLog(units="steps", bits="bits/step", quiet=quiet)
@@ -86,17 +108,21 @@ class GameTraining:
     def fit(self, *, resume: bool = False) -> None:
         """Learn until the settings say so, or Ctrl-C is pressed (then a checkpoint is saved first).
 
-        Raises `UserError` for an environment that fails and for what is not finite (checkpoint and games are kept), and `KeyboardInterrupt`
-        after Ctrl-C or SIGTERM.
+        Raises `UserError` for an environment that fails and for what is not finite (checkpoint and
+        games are kept), and `KeyboardInterrupt` after Ctrl-C or SIGTERM.
         """
         self._interruption.wished, self.begun = 0, False
         with ExitStack() as stack:
             if self.run is not None:
                 stack.enter_context(self.run.locked())
                 if not resume and self.run.last.exists():
-                    raise UserError(f"{self.run} holds a training: go on with it (resume), or train into another folder")
+                    raise UserError(
+                        f"{self.run} holds a training: go on with it (resume), or train into "
+                        "another folder"
+                    )
             stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")  # the error that follows says more
+            # the error that follows says more
+            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")
             size = self._load() if resume and self.run is not None and self.run.last.exists() else 0
             stack.enter_context(self.log.opened(self.run, size=size, step=self.replay.num_steps))
             if size:
@@ -113,39 +139,65 @@ class GameTraining:
         scopes = {"world": self.pair.scope, "agent": self.policy.scope}
         while not self._over():
             phase = self.at.phase
-            with scopes.get(phase, nullcontext)():  # for all its updates: a scope entered anew costs a tenth of a small step
+            # for all its updates: a scope entered anew costs a tenth of a small step
+            with scopes.get(phase, nullcontext)():
                 while self.at.phase == phase and not self._over():
                     self._advance()
                     self.at.minutes = before + (time.monotonic() - started) / 60
-                    if self.at.done == 0 or time.monotonic() - saved >= self.settings.training.checkpoint_seconds:
+                    if (
+                        self.at.done == 0
+                        or time.monotonic() - saved >= self.settings.training.checkpoint_seconds
+                    ):
                         self._save()
                         saved = time.monotonic()
         self._save()
-        if not self._interruption.wished and self._learner is not None and (words := self._learner.diverged()):
-            raise UserError(f"{words}; a lower training.learning_rate, or training.clip_norm, may help")
+        if (
+            not self._interruption.wished
+            and self._learner is not None
+            and (words := self._learner.diverged())
+        ):
+            raise UserError(
+                f"{words}; a lower training.learning_rate, or training.clip_norm, may help"
+            )
         if not self._interruption.wished:
-            self.log.progress.say(f"real step {self.replay.num_steps:,} is the last: {self.stopped_by()}")
+            self.log.progress.say(
+                f"real step {self.replay.num_steps:,} is the last: {self.stopped_by()}"
+            )
 
     def _over(self) -> bool:
         return bool(self._interruption.wished) or self.stopped_by() is not None
 
     def stopped_by(self) -> str | None:
-        """What ends the training where it stands, in words that name the setting; `None` if it goes on."""
+        """What ends the training where it stands, in words that name the setting; `None` if it goes
+        on.
+        """
         s = self.settings
         if self.at.phase == "play" and self._reached():
-            return f"play.goal is {s.play.goal:g}, and the agent's last {s.play.goal_games} games reach it"
+            return (
+                f"play.goal is {s.play.goal:g}, and the agent's last {s.play.goal_games} games "
+                "reach it"
+            )
         if self.at.phase == "play" and self.replay.num_steps >= s.play.env_steps:
             return f"play.env_steps is {s.play.env_steps:,}"
         return stopped_by("training", s.training, self.step, self.at.minutes)
 
     def _reached(self) -> bool:
         """Whether the agent's last games are as good as is wanted."""
-        s, returns = self.settings.play, [total for _, total, player in self.at.curve if player == "agent"]
-        return s.goal is not None and len(returns) >= s.goal_games and sum(returns[-s.goal_games :]) >= s.goal * s.goal_games
+        s, returns = (
+            self.settings.play,
+            [total for _, total, player in self.at.curve if player == "agent"],
+        )
+        return (
+            s.goal is not None
+            and len(returns) >= s.goal_games
+            and sum(returns[-s.goal_games :]) >= s.goal * s.goal_games
+        )
 
     def _learning_rate_factor(self) -> float:
         s, share = self.settings.training, self.replay.num_steps / self.settings.play.env_steps
-        return learning_rate_factor(min(1.0, share), schedule=s.schedule, floor=s.floor, warmup=s.warmup)
+        return learning_rate_factor(
+            min(1.0, share), schedule=s.schedule, floor=s.floor, warmup=s.warmup
+        )
 
     def _advance(self) -> None:
         """One part of a phase: all games of a round, or one update."""
@@ -159,7 +211,9 @@ class GameTraining:
         else:
             learns: Any = self.learner if at.phase == "world" else self.agent
             figures = learns.update(self._learning_rate_factor())
-            self.log.add(figures, self.replay.batch_size if at.phase == "world" else s.agent.num_games)
+            self.log.add(
+                figures, self.replay.batch_size if at.phase == "world" else s.agent.num_games
+            )
             at.done += 1
             self._show(figures)
             if at.done >= self._updates:
@@ -183,11 +237,15 @@ class GameTraining:
         def moved(count: int) -> None:
             shown[0] += count
             if self.log.progress.due():
-                self.log.progress.show(f"playing the real game: {before + shown[0]:,}/{s.env_steps:,} steps")
+                self.log.progress.show(
+                    f"playing the real game: {before + shown[0]:,}/{s.env_steps:,} steps"
+                )
 
         with self.agent.optimiser.averaged():
             players: dict[str, Player] = {
-                "random": RandomPlayer(self.game, hold=s.hold, seed=game_seed(self.seed, at.round, RANDOM)),
+                "random": RandomPlayer(
+                    self.game, hold=s.hold, seed=game_seed(self.seed, at.round, RANDOM)
+                ),
                 "agent": AgentPlayer(self.game, self.policy, self.normalisation, s.temperature),
             }
             limits = {"seed": self.seed, "first": at.games, "most_steps": s.env_steps - before}
@@ -214,7 +272,11 @@ class GameTraining:
         at, progress = self.at, self.log.progress
         if progress.due():
             s = self.settings
-            what = f"loss {figures['loss']:.3f}" if at.phase == "world" else "  ".join(f"{k} {v:.3g}" for k, v in list(figures.items())[:3])
+            what = (
+                f"loss {figures['loss']:.3f}"
+                if at.phase == "world"
+                else "  ".join(f"{k} {v:.3g}" for k, v in list(figures.items())[:3])
+            )
             steps, share = self.replay.num_steps, self.replay.num_steps / s.play.env_steps
             where = f"{steps:,} real steps ({share:.0%})  {at.phase} {at.done}/{self._updates}"
             progress.show(f"{where}  {what}  {duration(at.minutes * 60)}")
@@ -233,7 +295,13 @@ class GameTraining:
         if self.run is not None:
             with self.playing(), self.pair.scope(), self.policy.scope():
                 self.run.save(
-                    self.run.best, {"step": self.step, "weights": self._world_weights(), "agent": self.policy.weights()} | self._kept()
+                    self.run.best,
+                    {
+                        "step": self.step,
+                        "weights": self._world_weights(),
+                        "agent": self.policy.weights(),
+                    }
+                    | self._kept(),
                 )
 
     def _world_weights(self) -> Any:
@@ -245,18 +313,28 @@ class GameTraining:
 
     @contextmanager
     def playing(self) -> Iterator[None]:
-        """Inside, world and agent have their averaged weights; what is drawn leaves the random state as it was."""
-        with self.agent.optimiser.averaged(), self.learner.optimiser.averaged(), aside(self.at.round):
+        """Inside, world and agent have their averaged weights; what is drawn leaves the random
+        state as it was.
+        """
+        with (
+            self.agent.optimiser.averaged(),
+            self.learner.optimiser.averaged(),
+            aside(self.at.round),
+        ):
             yield
 
     def measured(self) -> dict[str, float]:
-        """What the world model is worth on the latest games that are held out: nats per step, and errors of open-loop predictions."""
+        """What the world model is worth on the latest games that are held out: nats per step, and
+        errors of open-loop predictions.
+        """
         games = self.replay.kept[-MEASURED:]
         if not games:
             return {}
         with self.playing(), self.pair.scope():
             nats = nats_per_step(self.pair, games, self.normalisation)
-            return {"nats_per_step": nats} | open_loop(self.world, games, self.normalisation).figures()
+            return {"nats_per_step": nats} | open_loop(
+                self.world, games, self.normalisation
+            ).figures()
 
     # checkpoints
 
@@ -292,7 +370,8 @@ class GameTraining:
                 self.replay.add(load_episodes(self._games_file(number), self.game), new=False)
             if self.replay.num_steps != saved["real_steps"]:
                 raise ValueError(
-                    f"it knows of {saved['real_steps']} real steps, and {self.run.path / 'games'} holds {self.replay.num_steps}"
+                    f"it knows of {saved['real_steps']} real steps, and {self.run.path / 'games'} "
+                    f"holds {self.replay.num_steps}"
                 )
             set_spread(self.pair, self.normalisation.spread)
             check(saved, self._learnt(where), where)

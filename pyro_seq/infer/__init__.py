@@ -1,1 +1,3 @@
-"""Inference with any pair: objectives, scores, particle filters, sampling, continuation, prediction, infilling."""
+"""Inference with any pair: objectives, scores, particle filters, sampling, continuation,
+prediction, infilling.
+"""

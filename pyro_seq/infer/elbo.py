@@ -1,4 +1,6 @@
-"""Objectives beside Pyro's own: free bits, and a record of the parts that an evidence lower bound was made of."""
+"""Objectives beside Pyro's own: free bits, and a record of the parts that an evidence lower bound
+was made of.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,14 @@ OBJECTIVES = ("trace", "mean_field", "enum")
 
 
 class FreeBits_ELBO(Trace_ELBO):
-    """An ELBO whose divergence costs nothing below `nats` per step and sequence: E[log p(x | z)] - sum_l max(nats n_l, KL_l).
+    """An ELBO whose divergence costs nothing below `nats` per step and sequence: E[log p(x | z)] -
+    sum_l max(nats n_l, KL_l).
 
-    (Kingma et al. 2016, arXiv 1606.04934, sec. C.8.) A group of latents l is one latent of one step, over the whole minibatch: a site
-    `z_t`, or step t of a `MarkovPath`, so both layouts have the same bound. n_l is the number of sequences that have that step; a
-    divergence below the threshold has no gradient, so the latents are not pushed into the prior before they have become useful.
+    (Kingma et al. 2016, arXiv 1606.04934, sec. C.8.) A group of latents l is one latent of one
+    step, over the whole minibatch: a site `z_t`, or step t of a `MarkovPath`, so both layouts have
+    the same bound. n_l is the number of sequences that have that step; a divergence below the
+    threshold has no gradient, so the latents are not pushed into the prior before they have become
+    useful.
 
     KL_l is analytic given the step before, where there is a closed form: each step's own noise is
     integrated out, as
@@ -38,7 +43,8 @@ class FreeBits_ELBO(Trace_ELBO):
     least max(nats, E KL): by nothing where the closed form knows all, by much for an estimate from
     few sequences and particles.
 
-    Raises `ValueError` for latents that are not reparameterised, or that only one of model and guide samples.
+    Raises `ValueError` for latents that are not reparameterised, or that only one of model and
+    guide samples.
 
     Args:
         nats: the free nats per step.
@@ -52,18 +58,27 @@ class FreeBits_ELBO(Trace_ELBO):
             raise ValueError(f"free bits must be a finite number of nats, at least 0, got {nats}")
         self.nats, self.analytic_kl = nats, analytic_kl
 
-    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
         """The negative of the bound, as a tensor."""
         value: Tensor = torch.zeros(())
         groups: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            value = value + sum((site["log_prob_sum"] for site in _observed(model_trace)), torch.zeros(()))
+            value = value + sum(
+                (site["log_prob_sum"] for site in _observed(model_trace)), torch.zeros(())
+            )
             p_sites, q_sites = dict(_latent(model_trace)), dict(_latent(guide_trace))
             if alone := sorted(p_sites.keys() ^ q_sites.keys()):
-                raise ValueError(f"free bits need every latent in both model and guide, and site {alone[0]!r} is in one of them alone")
+                raise ValueError(
+                    f"free bits need every latent in both model and guide, and site {alone[0]!r} "
+                    "is in one of them alone"
+                )
             for name, q_site in q_sites.items():
                 if not q_site["fn"].has_rsample:
-                    raise ValueError(f"free bits need reparameterised latents, and site {name!r} is not")
+                    raise ValueError(
+                        f"free bits need reparameterised latents, and site {name!r} is not"
+                    )
                 groups.setdefault(name, []).append(self._groups(q_site, p_sites[name]))
         for of_particles in groups.values():
             kl, covered = (torch.stack(parts).sum(0) for parts in zip(*of_particles, strict=True))
@@ -71,10 +86,15 @@ class FreeBits_ELBO(Trace_ELBO):
         return -value / self.num_particles
 
     def _groups(self, q_site: dict[str, Any], p_site: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """(divergence, number of sequences) of each group of a site's latents, scaled and masked: `[T]` for a path, else `[]`."""
+        """(divergence, number of sequences) of each group of a site's latents, scaled and masked:
+        `[T]` for a path, else `[]`.
+        """
         q, p, path = q_site["fn"], p_site["fn"], q_site["value"]
         of_path = isinstance(q, MarkovPath) and isinstance(p, MarkovPath)
-        scale, mask = (x.unsqueeze(-1) if of_path and isinstance(x, Tensor) and x.dim() else x for x in (q_site["scale"], q_site["mask"]))
+        scale, mask = (
+            x.unsqueeze(-1) if of_path and isinstance(x, Tensor) and x.dim() else x
+            for x in (q_site["scale"], q_site["mask"])
+        )
         kl: Tensor | None = None
         if self.analytic_kl:
             with suppress(NotImplementedError):  # as of a normal that has passed through flows
@@ -90,12 +110,16 @@ class FreeBits_ELBO(Trace_ELBO):
 
         return total(kl), total(torch.ones_like(kl))
 
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    def loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
         """The negative of the bound, as a number."""
         with torch.no_grad():
             return torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
 
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
         """The negative of the bound, its gradient accumulated on the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
@@ -104,15 +128,22 @@ class FreeBits_ELBO(Trace_ELBO):
 
 
 def _observed(trace: Any) -> list[dict[str, Any]]:
-    return [site for site in trace.nodes.values() if site["type"] == "sample" and site["is_observed"]]
+    return [
+        site for site in trace.nodes.values() if site["type"] == "sample" and site["is_observed"]
+    ]
 
 
 def _latent(trace: Any) -> list[tuple[str, dict[str, Any]]]:
-    return [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]]
+    return [
+        (name, site)
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    ]
 
 
 def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> ELBO:
-    """The objective by name: `trace` (`Trace_ELBO`), `mean_field` (`TraceMeanField_ELBO`) or `enum` (`TraceEnum_ELBO`).
+    """The objective by name: `trace` (`Trace_ELBO`), `mean_field` (`TraceMeanField_ELBO`) or `enum`
+    (`TraceEnum_ELBO`).
 
     That is, a Monte Carlo divergence, one that is analytic at each step, and the sum over all
     latents that are marked to be enumerated.
@@ -123,7 +154,8 @@ def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> E
         raise ValueError(f"the objective must be 'trace', 'mean_field' or 'enum', got {kind!r}")
     if free_bits > 0 and kind == "enum":
         raise UserError(
-            "free bits are of a divergence, and latents that enum sums out have none: training.free_bits=0, or another objective"
+            "free bits are of a divergence, and latents that enum sums out have none: "
+            "training.free_bits=0, or another objective"
         )
     if free_bits > 0:
         return FreeBits_ELBO(free_bits, num_particles=num_particles)
@@ -134,9 +166,11 @@ def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> E
 
 @dataclass
 class Parts:
-    """What a bound was made of, in nats and not scaled: log-likelihood E[log p(x | z)] and divergence E[log q(z) - log p(z)].
+    """What a bound was made of, in nats and not scaled: log-likelihood E[log p(x | z)] and
+    divergence E[log q(z) - log p(z)].
 
-    Their difference is the evidence lower bound; latents that only one side has count in the divergence.
+    Their difference is the evidence lower bound; latents that only one side has count in the
+    divergence.
     """
 
     log_likelihood: float
@@ -144,15 +178,22 @@ class Parts:
 
     def per(self, n: int) -> dict[str, float]:
         """By name, for each of `n` observations, the bound with them."""
-        return {"log_likelihood": self.log_likelihood / n, "kl": self.kl / n, "elbo": (self.log_likelihood - self.kl) / n}
+        return {
+            "log_likelihood": self.log_likelihood / n,
+            "kl": self.kl / n,
+            "elbo": (self.log_likelihood - self.kl) / n,
+        }
 
 
 class Recorder:
-    """Keeps the traces' figures of every evaluation of an ELBO: its parts, and where the first non-finite value stood."""
+    """Keeps the traces' figures of every evaluation of an ELBO: its parts, and where the first
+    non-finite value stood.
+    """
 
     def __init__(self, elbo: ELBO) -> None:
         self._sums: list[tuple[Tensor, Tensor]] = []
-        self._particles = elbo.num_particles if getattr(elbo, "vectorize_particles", False) else 1  # of one pair of traces
+        # of one pair of traces
+        self._particles = elbo.num_particles if getattr(elbo, "vectorize_particles", False) else 1
         self._traces: tuple[Any, Any] | None = None
         if hasattr(elbo, "_get_trace"):
             inner = elbo._get_trace
@@ -166,7 +207,11 @@ class Recorder:
 
     def _record(self, model_trace: Any, guide_trace: Any) -> None:
         self._traces = model_trace, guide_trace
-        if any(is_enumerated(site) for trace in (model_trace, guide_trace) for _, site in _latent(trace)):
+        if any(
+            is_enumerated(site)
+            for trace in (model_trace, guide_trace)
+            for _, site in _latent(trace)
+        ):
             return
         with torch.no_grad():
             zero = torch.zeros(())
@@ -176,9 +221,11 @@ class Recorder:
         self._sums.append((likelihood / self._particles, kl / self._particles))
 
     def take(self) -> Parts | None:
-        """The parts, averaged over the particles of all evaluations since the last call; lets go of the graphs.
+        """The parts, averaged over the particles of all evaluations since the last call; lets go of
+        the graphs.
 
-        `None` where there was no such evaluation, and where latents are enumerated: their densities are those of every state.
+        `None` where there was no such evaluation, and where latents are enumerated: their densities
+        are those of every state.
         """
         sums, self._sums, self._traces = self._sums, [], None
         if not sums:
@@ -186,7 +233,9 @@ class Recorder:
         return Parts(*(sum(float(part[i]) for part in sums) / len(sums) for i in range(2)))
 
     def first_non_finite(self) -> str | None:
-        """In words, the first site of the last evaluation, which begins with the guide, whose value or log-density is not finite."""
+        """In words, the first site of the last evaluation, which begins with the guide, whose value
+        or log-density is not finite.
+        """
         model_trace, guide_trace = self._traces or (None, None)
         for trace, side in ((guide_trace, "guide"), (model_trace, "model")):
             if trace is None:

@@ -21,7 +21,8 @@ from pyro_seq.poutine.probe import trace_model
 from pyro_seq.poutine.step_densities import is_enumerated, sample_sites
 from pyro_seq.poutine.time_sites import Side, classify
 
-PATH_NUMBERS = 2**25  # in the paths and observations of all particles that are kept at once: bounds memory
+# in the paths and observations of all particles that are kept at once: bounds memory
+PATH_NUMBERS = 2**25
 ROUNDS = 2  # of moves after the first draw
 BLOCK_PARTICLES = 16  # at most, of a block: it is short
 BLOCKS = 8  # of steps that are moved by themselves in a round, of pairs that are run as whole paths
@@ -48,7 +49,9 @@ def draw_gaps(
     k = max(2, samples)  # of a move: the path and another one
     for rows in _groups(pair, batch, missing, k, every_row):
         part, gaps = batch.select(rows), missing[rows]
-        chain = (_DeclaredChain if isinstance(pair.model, SequenceModel) else _Chain)(pair, part, gaps, k)
+        chain = (_DeclaredChain if isinstance(pair.model, SequenceModel) else _Chain)(
+            pair, part, gaps, k
+        )
         guess, path = chain.move("prior", draws=2)
         for _ in range(ROUNDS):
             for kind in chain.kinds:
@@ -57,7 +60,9 @@ def draw_gaps(
         yield rows, path
 
 
-def _groups(pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, every_row: bool) -> Iterator[Tensor]:
+def _groups(
+    pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, every_row: bool
+) -> Iterator[Tensor]:
     """Rows that are worked on together: of undeclared models such as miss the same steps."""
     if isinstance(pair.model, SequenceModel):
         every: Any = batch.values
@@ -84,7 +89,11 @@ class _Chain:
         places = classify([Side(trace, pair.model)], gaps, pair)
         stems = observed_stems(trace) or sampled_stems(trace)
         fills = {stem.at(t) for stem in stems for t in steps}
-        latents = {name: site for name, site in sample_sites(trace) if not site["is_observed"] and name not in fills}
+        latents = {
+            name: site
+            for name, site in sample_sites(trace)
+            if not site["is_observed"] and name not in fills
+        }
         self.kinds: list[Move] = ["prior"]
         if latents:
             guided = _proposes(pair, one, latents)
@@ -93,7 +102,9 @@ class _Chain:
         self.blocks = PathMoves(pair, batch, steps, stems, min(k, BLOCK_PARTICLES), places)
         self.hard = False
 
-    def move(self, kind: Move, path: Filled | None = None, guess: Any = None, draws: int = 1) -> list[Filled]:
+    def move(
+        self, kind: Move, path: Filled | None = None, guess: Any = None, draws: int = 1
+    ) -> list[Filled]:
         """See `conditional_filter.moved`."""
         found = self.paths.moved(kind, path, guess, draws)
         if path is None:
@@ -129,14 +140,20 @@ class _DeclaredChain(_Chain):
         """Nothing: a particle filter is resampled at each step where that is needed."""
         return path
 
-    def move(self, kind: Move, path: Filled | None = None, guess: Any = None, draws: int = 1) -> list[Filled]:
+    def move(
+        self, kind: Move, path: Filled | None = None, guess: Any = None, draws: int = 1
+    ) -> list[Filled]:
         """See `conditional_filter.moved`."""
         if kind != "guide" or self.by_steps:
             return moved(self.pair, self.batch, self.missing, self.k, kind, path, guess, draws)
         assert path is not None
         model: Any = self.pair.model
         in_path = model.layout == "path"
-        named = {"z": path.latents} if in_path else {f"z_{t}": z for t, z in enumerate(path.latents.unbind(-2))}
+        named = (
+            {"z": path.latents}
+            if in_path
+            else {f"z_{t}": z for t, z in enumerate(path.latents.unbind(-2))}
+        )
         found = self.paths.moved(kind, path._replace(latents=named), draws=draws)
         return [one._replace(latents=as_path(one.latents)) for one in found]
 
@@ -144,7 +161,10 @@ class _DeclaredChain(_Chain):
 def _proposes(pair: Pair, batch: SequenceBatch, latents: dict[str, Any]) -> bool:
     """Whether a guide proposes latents; if it lacks enumerated ones, the prior does."""
     proposed = {name for name, _ in sample_sites(trace_model(pair.guide, batch))}
-    return bool(proposed) and not any(site is not None and is_enumerated(site) and name not in proposed for name, site in latents.items())
+    return bool(proposed) and not any(
+        site is not None and is_enumerated(site) and name not in proposed
+        for name, site in latents.items()
+    )
 
 
 def by_steps(latents: dict[str, Any]) -> dict[str, Any]:
@@ -155,10 +175,16 @@ def by_steps(latents: dict[str, Any]) -> dict[str, Any]:
 
 def as_path(latents: dict[str, Any]) -> Tensor:
     """A declared model's latents `[…, T, Z]`, from the site `z` or the sites `z_0, z_1, …`."""
-    path: Tensor = latents["z"] if "z" in latents else torch.stack([latents[f"z_{t}"] for t in range(len(latents))], -2)
+    path: Tensor = (
+        latents["z"]
+        if "z" in latents
+        else torch.stack([latents[f"z_{t}"] for t in range(len(latents))], -2)
+    )
     return path
 
 
 def blanked(batch: SequenceBatch, missing: Tensor) -> SequenceBatch:
     """The batch with zeros at its missing steps."""
-    return batch.with_values(mixed(missing, map_tensors(torch.zeros_like, batch.values), batch.values))
+    return batch.with_values(
+        mixed(missing, map_tensors(torch.zeros_like, batch.values), batch.values)
+    )

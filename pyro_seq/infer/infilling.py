@@ -1,4 +1,6 @@
-"""What may have stood at missing steps: observations drawn given all others, before and after them."""
+"""What may have stood at missing steps: observations drawn given all others, before and after
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,11 @@ from pyro_seq.pairs.pair import Pair
 
 
 @torch.no_grad()
-def infill(pair: Pair, batch: SequenceBatch, missing: Any, *, samples: int = 64, draws: int = 1) -> Any:
-    """The sequences with their missing steps drawn: values `[N * draws, T, *event]`, the draws of one sequence side by side.
+def infill(
+    pair: Pair, batch: SequenceBatch, missing: Any, *, samples: int = 64, draws: int = 1
+) -> Any:
+    """The sequences with their missing steps drawn: values `[N * draws, T, *event]`, the draws of
+    one sequence side by side.
 
     Each draw is of p(x_missing | x_observed), by a Markov chain of its own. It begins with one of
     `samples` particles, drawn by weight, whose latents come from the prior and whose missing
@@ -48,17 +53,24 @@ def infill(pair: Pair, batch: SequenceBatch, missing: Any, *, samples: int = 64,
         samples: particles for each draw.
         draws: draws for each sequence, independent of each other.
 
-    Raises `UserError` for a batch without values, another shape than its mask's, numbers below 1, and sites not named for their steps.
+    Raises `UserError` for a batch without values, another shape than its mask's, numbers below 1,
+    and sites not named for their steps.
     """
     if batch.values is None or not len(batch):
         raise UserError("there is nothing to fill in: the batch has no observations")
     try:
         missing = torch.as_tensor(missing)
     except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"missing must be a tensor, an array or a list of truth values, got a {type(missing).__name__}") from None
+        raise UserError(
+            "missing must be a tensor, an array or a list of truth values, got a "
+            f"{type(missing).__name__}"
+        ) from None
     if missing.dtype != torch.bool or missing.shape not in (batch.mask.shape, batch.mask.shape[1:]):
         shape = f"{list(batch.mask.shape)} or {[batch.num_steps]}"
-        raise UserError(f"missing must be true or false for each step, of shape {shape}, got {missing.dtype} {list(missing.shape)}")
+        raise UserError(
+            f"missing must be true or false for each step, of shape {shape}, got {missing.dtype} "
+            f"{list(missing.shape)}"
+        )
     for what, number in (("samples", samples), ("draws", draws)):
         whole(number, f"the number of {what}", 1)
     missing = (batch.gaps | missing.to(batch.device)) & batch.mask
@@ -66,5 +78,9 @@ def infill(pair: Pair, batch: SequenceBatch, missing: Any, *, samples: int = 64,
     filled = repeated.values
     with pair.scope(), pair.evaluating():
         for rows, found in draw_gaps(pair, repeated, missing.repeat_interleave(draws, 0), samples):
-            filled = map_tensors(lambda whole, x, rows=rows: whole.index_copy(0, rows, x.to(whole.dtype)), filled, found.values)
+            filled = map_tensors(
+                lambda whole, x, rows=rows: whole.index_copy(0, rows, x.to(whole.dtype)),
+                filled,
+                found.values,
+            )
     return filled

@@ -1,4 +1,6 @@
-"""Between two sequences: what the model makes of latents on the way from those of the one to those of the other."""
+"""Between two sequences: what the model makes of latents on the way from those of the one to those
+of the other.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +18,52 @@ from pyro_seq.infer.likelihood.importance import steps_at_once
 from pyro_seq.infer.sampling import draw
 from pyro_seq.pairs.model import SequenceModel
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.poutine.observation_sites import Adjust, Adjusted, sampled_stems, stacked, unchanged, values_at
+from pyro_seq.poutine.observation_sites import (
+    Adjust,
+    Adjusted,
+    sampled_stems,
+    stacked,
+    unchanged,
+    values_at,
+)
 from pyro_seq.poutine.time_sites import Side, classify, sample_sites
 
 
 @torch.no_grad()
-def interpolate(pair: Pair, first: SequenceBatch, second: SequenceBatch, num: int, *, samples: int = 64, adjust: Adjust = unchanged) -> Any:
-    """Sequences between each one of `first` and its counterpart of `second`: values `[N * num, T, *event]`, those of one side by side.
+def interpolate(
+    pair: Pair,
+    first: SequenceBatch,
+    second: SequenceBatch,
+    num: int,
+    *,
+    samples: int = 64,
+    adjust: Adjust = unchanged,
+) -> Any:
+    """Sequences between each one of `first` and its counterpart of `second`: values
+    `[N * num, T, *event]`, those of one side by side.
 
-    At each of `num` places a = 0 … 1, evenly spaced, the latents are (1 - a) z + a z', z and z' being the means over `samples` draws of
-    the guide (`samples=1`: a draw itself, as rough as the posterior), and the model draws observations given them. Latents of each step
-    are combined step by step, and those of a whole sequence as they are. The way is straight, not along a sphere: the latents of a
-    sequence model are no draws from one round normal, and between two means it stays where the prior expects means.
+    At each of `num` places a = 0 … 1, evenly spaced, the latents are (1 - a) z + a z', z and z'
+    being the means over `samples` draws of the guide (`samples=1`: a draw itself, as rough as the
+    posterior), and the model draws observations given them. Latents of each step are combined step
+    by step, and those of a whole sequence as they are. The way is straight, not along a sphere: the
+    latents of a sequence model are no draws from one round normal, and between two means it stays
+    where the prior expects means.
 
-    Sequences of unequal length are cut to the shorter: the result has T = the smaller number of steps, and is zero beyond the shorter
-    length of each two. Side inputs are combined as the latents are.
+    Sequences of unequal length are cut to the shorter: the result has T = the smaller number of
+    steps, and is zero beyond the shorter length of each two. Side inputs are combined as the
+    latents are.
 
     Args:
-        pair: any model and guide with latents, used in evaluation mode; sites of functions as `ancestral` and `score` want them.
+        pair: any model and guide with latents, used in evaluation mode; sites of functions as
+            `ancestral` and `score` want them.
         first, second: N sequences each, from their beginnings.
         num: how many places, the two ends among them, so at least 2.
         samples: draws of the guide that are averaged.
-        adjust: what is done to each observation's distribution before it is sampled, for instance `sharpened`.
+        adjust: what is done to each observation's distribution before it is sampled, for instance
+            `sharpened`.
 
-    Raises `UserError` for batches that do not fit together, and for a pair whose latents are none or discrete.
+    Raises `UserError` for batches that do not fit together, and for a pair whose latents are none
+    or discrete.
     """
     _check(first, second, num, samples)
     steps = min(first.num_steps, second.num_steps)
@@ -47,21 +71,35 @@ def interpolate(pair: Pair, first: SequenceBatch, second: SequenceBatch, num: in
     lengths = torch.minimum(first.lengths, second.lengths)
     parts = []
     with pair.scope(), pair.evaluating():
-        for rows in torch.arange(len(first), device=first.device).split(max(1, steps_at_once(pair) // (longest * max(num, samples)))):
+        for rows in torch.arange(len(first), device=first.device).split(
+            max(1, steps_at_once(pair) // (longest * max(num, samples)))
+        ):
             ends = [_means(pair, batch.select(rows), samples, steps) for batch in (first, second)]
-            inputs = [None if batch.inputs is None else batch.inputs[rows, :steps] for batch in (first, second)]
+            inputs = [
+                None if batch.inputs is None else batch.inputs[rows, :steps]
+                for batch in (first, second)
+            ]
             if ends[0].keys() != ends[1].keys():
-                raise UserError(f"the two sequences' latents are different sites: {sorted(ends[0])} and {sorted(ends[1])}")
+                raise UserError(
+                    f"the two sequences' latents are different sites: {sorted(ends[0])} and "
+                    f"{sorted(ends[1])}"
+                )
             ends = _cut(ends, (first.num_steps, second.num_steps))
-            latents, between = (map_tensors(lambda x, y: _on_the_way(x, y, num), *pairs) for pairs in (ends, inputs))
-            batch = SequenceBatch(None, lengths[rows].repeat_interleave(num), inputs=between, num_steps=steps)
+            latents, between = (
+                map_tensors(lambda x, y: _on_the_way(x, y, num), *pairs) for pairs in (ends, inputs)
+            )
+            batch = SequenceBatch(
+                None, lengths[rows].repeat_interleave(num), inputs=between, num_steps=steps
+            )
             parts.append(_decoded(pair, batch, latents, adjust))
     return concatenated(parts)
 
 
 def _check(first: SequenceBatch, second: SequenceBatch, num: int, samples: int) -> None:
     if len(first) != len(second) or not len(first):
-        raise UserError(f"each sequence needs its counterpart, got {len(first)} and {len(second)} sequences")
+        raise UserError(
+            f"each sequence needs its counterpart, got {len(first)} and {len(second)} sequences"
+        )
     if first.values is None or second.values is None:
         raise UserError("there is nothing to interpolate: a batch has no observations")
     if (first.inputs is None) != (second.inputs is None):
@@ -71,12 +109,16 @@ def _check(first: SequenceBatch, second: SequenceBatch, num: int, samples: int) 
     if not min(first.num_steps, second.num_steps):
         raise UserError("there is nothing to interpolate: a batch has no steps")
     if whole(num, "the number of places") < 2 or whole(samples, "the number of samples") < 1:
-        raise UserError(f"an interpolation needs at least 2 places and 1 sample, got {num} and {samples}")
+        raise UserError(
+            f"an interpolation needs at least 2 places and 1 sample, got {num} and {samples}"
+        )
 
 
 def _on_the_way(start: Tensor, end: Tensor, num: int) -> Tensor:
     """`[N * num, …]` from `[N, …]`."""
-    a = torch.linspace(0, 1, num, dtype=start.dtype, device=start.device).view(num, *(1,) * (start.dim() - 1))
+    a = torch.linspace(0, 1, num, dtype=start.dtype, device=start.device).view(
+        num, *(1,) * (start.dim() - 1)
+    )
     return torch.lerp(start.unsqueeze(1), end.unsqueeze(1), a).flatten(0, 1)
 
 
@@ -84,15 +126,22 @@ def _means(pair: Pair, batch: SequenceBatch, samples: int, steps: int) -> dict[s
     """The guide's mean of each latent site `[N, *event]`, those of the first `steps` steps."""
     particles = batch.repeat(samples)
     trace = poutine.trace(pair.guide).get_trace(particles)
-    after = {name for name, place in classify([Side(trace, pair.guide)], particles, pair).items() if (place.step or 0) >= steps}
+    after = {
+        name
+        for name, place in classify([Side(trace, pair.guide)], particles, pair).items()
+        if (place.step or 0) >= steps
+    }
     latents = {}
     for name, site in sample_sites(trace):
         value, fn = site["value"], site["fn"]
         if not value.is_floating_point():
-            raise UserError(f"the latents of site {name!r} are discrete: there is nothing between two of them")
+            raise UserError(
+                f"the latents of site {name!r} are discrete: there is nothing between two of them"
+            )
         if fn.batch_shape != (len(batch) * samples,):
             raise UserError(
-                f"site {name!r} has batch shape {list(fn.batch_shape)}, not one entry for each sequence: it cannot be interpolated"
+                f"site {name!r} has batch shape {list(fn.batch_shape)}, not one entry for each "
+                "sequence: it cannot be interpolated"
             )
         latents[name] = value.unflatten(0, (len(batch), samples)).mean(1)
     if not latents:
@@ -104,7 +153,9 @@ def _means(pair: Pair, batch: SequenceBatch, samples: int, steps: int) -> dict[s
 
 
 def _cut(ends: list[dict[str, Tensor]], num_steps: tuple[int, int]) -> list[dict[str, Tensor]]:
-    """The means of both sides, those of sites that hold all steps cut to the shorter side's; raises `UserError` where they do not fit."""
+    """The means of both sides, those of sites that hold all steps cut to the shorter side's; raises
+    `UserError` where they do not fit.
+    """
     steps = min(num_steps)
     for name in ends[0]:
         a, b = (end[name] for end in ends)
@@ -112,7 +163,10 @@ def _cut(ends: list[dict[str, Tensor]], num_steps: tuple[int, int]) -> list[dict
             continue
         if (a.shape[1], b.shape[1]) != num_steps or a.shape[2:] != b.shape[2:]:
             shapes = f"{list(a.shape[1:])} and {list(b.shape[1:])}"
-            raise UserError(f"the two sequences' latents of site {name!r} have different shapes, {shapes}: there is nothing between them")
+            raise UserError(
+                f"the two sequences' latents of site {name!r} have different shapes, {shapes}: "
+                "there is nothing between them"
+            )
         ends = [{**end, name: end[name][:, :steps]} for end in ends]
     return ends
 
@@ -125,7 +179,12 @@ def _decoded(pair: Pair, batch: SequenceBatch, latents: dict[str, Tensor], adjus
             trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(batch)
         classify([Side(trace, model)], batch, pair)
         values = stacked(values_at(trace, sampled_stems(trace), range(batch.num_steps)))
-        return map_tensors(lambda x: torch.where(batch.mask.view(*batch.mask.shape, *(1,) * (x.dim() - 2)), x, torch.zeros_like(x)), values)
+        return map_tensors(
+            lambda x: torch.where(
+                batch.mask.view(*batch.mask.shape, *(1,) * (x.dim() - 2)), x, torch.zeros_like(x)
+            ),
+            values,
+        )
     state, values = model.initial(len(batch)), []
     for t in range(batch.num_steps):
 

@@ -1,4 +1,6 @@
-"""The posterior predictive distribution of any pair, with the semantics of `pyro.infer.Predictive`."""
+"""The posterior predictive distribution of any pair, with the semantics of
+`pyro.infer.Predictive`.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def posterior_predictive(
     chunk_size: int | None = None,
     particles: int = 64,
 ) -> dict[str, Tensor]:
-    """Samples of all sites `[num_samples, *site]` of the model, its latents drawn by the guide, in evaluation mode and without gradients.
+    """Samples of all sites `[num_samples, *site]` of the model, its latents drawn by the guide, in
+    evaluation mode and without gradients.
 
     The same as `Predictive(pair.model, guide=pair.guide, num_samples=num_samples,
     parallel=parallel)(batch)` under the same seed, to the bit, inside the pair's own parameters,
@@ -52,9 +55,10 @@ def posterior_predictive(
     With `replicate` all observations are drawn anew, from latents that the guide
     has inferred from the batch: for posterior predictive checks.
 
-    In parallel, which is the default, guide and model run three times each, however many samples there are (once is for the samples;
-    Pyro looks for their sites in the other two, which use up random numbers, so leaving them out would change the samples). One after
-    the other, each runs num_samples + 2 times: that is for functions whose plates do not take a dimension to the left.
+    In parallel, which is the default, guide and model run three times each, however many samples
+    there are (once is for the samples; Pyro looks for their sites in the other two, which use up
+    random numbers, so leaving them out would change the samples). One after the other, each runs
+    num_samples + 2 times: that is for functions whose plates do not take a dimension to the left.
 
     Args:
         pair: any model and guide that take a `SequenceBatch`.
@@ -62,8 +66,10 @@ def posterior_predictive(
         num_samples: K.
         replicate: whether observations are drawn anew.
         return_sites: names of the sites to return; all by default.
-        parallel: whether samples are a dimension of one run (which needs the batch's plate) or drawn one after the other.
-        chunk_size: at most so many samples at once, which bounds the memory, but makes them others than `Predictive`'s.
+        parallel: whether samples are a dimension of one run (which needs the batch's plate) or
+            drawn one after the other.
+        chunk_size: at most so many samples at once, which bounds the memory, but makes them others
+            than `Predictive`'s.
         particles: for each sample of each sequence, where gaps lie before an observation.
 
     Raises `UserError` for a batch without values, numbers below 1, and for names of sites that are
@@ -72,7 +78,8 @@ def posterior_predictive(
     """
     if batch.values is None:
         raise UserError(
-            "the guide infers latents from observations, and the batch has none: for samples of the model alone there is ancestral"
+            "the guide infers latents from observations, and the batch has none: for samples of "
+            "the model alone there is ancestral"
         )
     for what, number in (
         ("samples", num_samples),
@@ -98,8 +105,13 @@ def posterior_predictive(
     if isinstance(draw, partial):
         marked.found.clear()
     if left := sorted(marked.found - inferred.found):
-        drawn = "it was drawn from the prior, whatever is observed, as Predictive does (a shipped hmm is summed out by continuation)"
-        warnings.warn(f"{named(left)} is marked to be enumerated and not in the guide: {drawn}", stacklevel=2)
+        drawn = (
+            "it was drawn from the prior, whatever is observed, as Predictive does (a shipped "
+            "hmm is summed out by continuation)"
+        )
+        warnings.warn(
+            f"{named(left)} is marked to be enumerated and not in the guide: {drawn}", stacklevel=2
+        )
     samples: dict[str, Tensor] = concatenated(parts)
     if return_sites is None:
         return samples
@@ -120,21 +132,37 @@ class _Names(Messenger):
             self.found.add(msg["name"])
 
 
-def _predicted(pair: Pair, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = Predictive(pair.model, guide=guide, num_samples=num_samples, parallel=parallel)(batch)
+def _predicted(
+    pair: Pair, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = Predictive(
+        pair.model, guide=guide, num_samples=num_samples, parallel=parallel
+    )(batch)
     return found
 
 
-def _replicated(pair: Pair, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool) -> dict[str, Tensor]:
-    """Latents drawn from the guide with the observations in sight, observations by the model without them."""
+def _replicated(
+    pair: Pair, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool
+) -> dict[str, Tensor]:
+    """Latents drawn from the guide with the observations in sight, observations by the model
+    without them.
+    """
     latents = Predictive(guide, num_samples=num_samples, parallel=parallel)(batch)
-    by_site = by_steps(latents) if isinstance(pair.model, SequenceModel) and in_one_path(pair.model, batch) else latents
+    by_site = (
+        by_steps(latents)
+        if isinstance(pair.model, SequenceModel) and in_one_path(pair.model, batch)
+        else latents
+    )
     return latents | _decoded(pair, batch.without_values(), by_site, num_samples, parallel)
 
 
-def _decoded(pair: Pair, batch: SequenceBatch, given: dict[str, Tensor], num_samples: int, parallel: bool) -> dict[str, Tensor]:
+def _decoded(
+    pair: Pair, batch: SequenceBatch, given: dict[str, Tensor], num_samples: int, parallel: bool
+) -> dict[str, Tensor]:
     """The model's other sites, given some."""
-    found: dict[str, Tensor] = Predictive(pair.model, posterior_samples=given, num_samples=num_samples, parallel=parallel)(batch)
+    found: dict[str, Tensor] = Predictive(
+        pair.model, posterior_samples=given, num_samples=num_samples, parallel=parallel
+    )(batch)
     return found
 
 
@@ -152,20 +180,39 @@ class _Gapped:
         trace = trace_model(pair.model, batch)
         self.hidden = {name for name, site in sample_sites(trace) if is_enumerated(site)}
         self.events = {name: site["fn"].event_shape for name, site in sample_sites(trace)}
-        self.stems = sampled_stems(trace) if isinstance(pair.model, SequenceModel) else observed_stems(trace) or sampled_stems(trace)
+        self.stems = (
+            sampled_stems(trace)
+            if isinstance(pair.model, SequenceModel)
+            else observed_stems(trace) or sampled_stems(trace)
+        )
 
     def __call__(
-        self, pair: Pair, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool, *, replicate: bool
+        self,
+        pair: Pair,
+        guide: Stochastic,
+        batch: SequenceBatch,
+        num_samples: int,
+        parallel: bool,
+        *,
+        replicate: bool,
     ) -> dict[str, Tensor]:
         latents = self._of_guide(guide, batch, num_samples, parallel)
         if latents is not None:
-            return latents | _decoded(pair, batch.without_values() if replicate else batch, latents, num_samples, parallel)
+            return latents | _decoded(
+                pair, batch.without_values() if replicate else batch, latents, num_samples, parallel
+            )
         latents, gaps = self._of_particles(batch, num_samples)
         given = latents if replicate else latents | gaps
-        found = given | _decoded(pair, batch.without_values() if replicate else batch, given, num_samples, parallel)
-        return {name: value for name, value in found.items() if name in given or name not in self.hidden}
+        found = given | _decoded(
+            pair, batch.without_values() if replicate else batch, given, num_samples, parallel
+        )
+        return {
+            name: value for name, value in found.items() if name in given or name not in self.hidden
+        }
 
-    def _of_guide(self, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool) -> dict[str, Tensor] | None:
+    def _of_guide(
+        self, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool
+    ) -> dict[str, Tensor] | None:
         """The guide's latents up to the gaps, or `None` where they are not to be had so."""
         if self.before is None or self.hidden:
             return None
@@ -175,25 +222,39 @@ class _Gapped:
         latents = Predictive(guide, num_samples=num_samples, parallel=parallel)(seen)
         if "z" not in self.events and "z_0" in self.events:
             latents = by_steps(latents)
-        known = [(value, self.events[name]) for name, value in latents.items() if name in self.events]
+        known = [
+            (value, self.events[name]) for name, value in latents.items() if name in self.events
+        ]
         fits = all(value.shape[value.dim() - len(event) :] == event for value, event in known)
         return latents if fits and len(known) == len(latents) else None
 
     @torch.no_grad()
-    def _of_particles(self, batch: SequenceBatch, num_samples: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _of_particles(
+        self, batch: SequenceBatch, num_samples: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(latents, observations in the gaps) by site `[num_samples, N, …]`."""
         missing = batch.gaps & batch.mask
         repeated = blanked(batch, missing).repeat(num_samples)
         rows, parts = [], []
-        for some, found in draw_gaps(self.pair, repeated, missing.repeat_interleave(num_samples, 0), self.particles, every_row=True):
+        for some, found in draw_gaps(
+            self.pair,
+            repeated,
+            missing.repeat_interleave(num_samples, 0),
+            self.particles,
+            every_row=True,
+        ):
             rows.append(some)
             parts.append(found)
         place = torch.cat(rows).argsort().view(len(batch), num_samples).t()
-        values, latents = map_tensors(lambda *x: torch.cat(x)[place], *((part.values, part.latents) for part in parts))
+        values, latents = map_tensors(
+            lambda *x: torch.cat(x)[place], *((part.values, part.latents) for part in parts)
+        )
         if isinstance(latents, Tensor):
             latents = {f"z_{t}": z for t, z in enumerate(latents.unbind(-2))}
         gaps: dict[str, Tensor] = {}
         for stem in self.stems:
             of_stem = values[stem.member] if isinstance(values, dict) else values
-            gaps |= {stem.at(t): of_stem[:, :, t] for t in batch.missing if stem.at(t) in self.events}
+            gaps |= {
+                stem.at(t): of_stem[:, :, t] for t in batch.missing if stem.at(t) in self.events
+            }
         return latents or {}, gaps

@@ -10,21 +10,61 @@ from typing import Any
 from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.cache import TuneCache
-from pyro_seq.music.data.sources import REMARKS, Found, arrays_among, cache_beside, fingerprint, held_out, read_demo, read_music, remarks
+from pyro_seq.music.data.sources import (
+    REMARKS,
+    Found,
+    arrays_among,
+    cache_beside,
+    fingerprint,
+    held_out,
+    read_demo,
+    read_music,
+    remarks,
+)
 from pyro_seq.music.evaluation.markov import MarkovKeys
 from pyro_seq.music.model.model import DOCUMENT, document, read_document, run_settings
 from pyro_seq.music.model.presets import PRESETS
-from pyro_seq.music.model.training import KIND, MusicModel, MusicSettings, Pieces, music_settings, train
-from pyro_seq.programs.lifecycle import begin_run, changed, check_can_go_on, check_training, keep_changes
+from pyro_seq.music.model.training import (
+    KIND,
+    MusicModel,
+    MusicSettings,
+    Pieces,
+    music_settings,
+    train,
+)
+from pyro_seq.programs.lifecycle import (
+    begin_run,
+    changed,
+    check_can_go_on,
+    check_training,
+    keep_changes,
+)
 from pyro_seq.runs.folder import RunFolder
 
-__all__ = ["KIND", "PRESETS", "begin", "go_on", "read_pieces", "read_pieces_json", "settings_from", "settings_of"]
+__all__ = [
+    "KIND",
+    "PRESETS",
+    "begin",
+    "go_on",
+    "read_pieces",
+    "read_pieces_json",
+    "settings_from",
+    "settings_of",
+]
 
 DOCUMENTS = (DOCUMENT, "pieces.json", REMARKS)
 settings_from = music_settings
 
 
-def begin(run_dir: Path, settings: MusicSettings, data: Mapping[str, Any], *, seed: int, quiet: bool = False, **options: Any) -> MusicModel:
+def begin(
+    run_dir: Path,
+    settings: MusicSettings,
+    data: Mapping[str, Any],
+    *,
+    seed: int,
+    quiet: bool = False,
+    **options: Any,
+) -> MusicModel:
     """Begin a run in a folder and train it.
 
     The folder keeps the settings, where the pieces lie with their fingerprint, their tempo and
@@ -53,15 +93,30 @@ def begin(run_dir: Path, settings: MusicSettings, data: Mapping[str, Any], *, se
         kept = {
             "seed": seed,
             "demo": bool(data.get("demo")),
-            "start_from": None if data.get("start_from") is None else os.path.abspath(data["start_from"]),
+            "start_from": None
+            if data.get("start_from") is None
+            else os.path.abspath(data["start_from"]),
             "valid_fraction": data["valid_fraction"],
-            "files": {name: [os.path.abspath(pattern) for pattern in data.get(name) or ()] for name in ("train", "valid")},
+            "files": {
+                name: [os.path.abspath(pattern) for pattern in data.get(name) or ()]
+                for name in ("train", "valid")
+            },
             "sha256": fingerprint([*pieces.train, *pieces.valid]),
         }
-        documents = dict(zip(DOCUMENTS, (document(pieces.tempo, markov), kept), strict=False)) | noted
-        options |= {"run": run, "start_from": _run_in(kept["start_from"]), "markov": markov, "seed": seed, "quiet": quiet}
+        documents = (
+            dict(zip(DOCUMENTS, (document(pieces.tempo, markov), kept), strict=False)) | noted
+        )
+        options |= {
+            "run": run,
+            "start_from": _run_in(kept["start_from"]),
+            "markov": markov,
+            "seed": seed,
+            "quiet": quiet,
+        }
         if noted:
-            Progress(quiet=quiet).say(f"which files were skipped or mended, and why, is in {run.path / REMARKS}")
+            Progress(quiet=quiet).say(
+                f"which files were skipped or mended, and why, is in {run.path / REMARKS}"
+            )
         return begin_run(run, settings, documents, lambda: train(pieces, settings, **options))
 
 
@@ -102,7 +157,13 @@ def go_on(
         pieces = same_pieces(settings, data, digest, run_dir, quiet=quiet)
         if changes:
             keep_changes(run, settings)
-        options |= {"run": run, "start_from": _run_in(data["start_from"]), "markov": markov, "seed": seed, "quiet": quiet}
+        options |= {
+            "run": run,
+            "start_from": _run_in(data["start_from"]),
+            "markov": markov,
+            "seed": seed,
+            "quiet": quiet,
+        }
         return train(pieces, settings, resume=True, **options)
 
 
@@ -111,12 +172,18 @@ def _run_in(folder: str | None) -> RunFolder | None:
     return None if folder is None else RunFolder(Path(folder), KIND)
 
 
-def settings_of(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None) -> MusicSettings:
-    """The settings that the run of a folder goes on with; arguments and errors are those of `go_on`."""
+def settings_of(
+    run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None
+) -> MusicSettings:
+    """The settings that the run of a folder goes on with; arguments and errors are those of
+    `go_on`.
+    """
     return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed)
 
 
-def read_pieces(settings: MusicSettings, data: Mapping[str, Any], cache: TuneCache, *, quiet: bool) -> tuple[Pieces, dict[str, Any]]:
+def read_pieces(
+    settings: MusicSettings, data: Mapping[str, Any], cache: TuneCache, *, quiet: bool
+) -> tuple[Pieces, dict[str, Any]]:
     """(what a run learns from and validates on, the document of skipped and mended files, if any).
 
     `data` is what `begin` takes.
@@ -133,7 +200,11 @@ def read_pieces(settings: MusicSettings, data: Mapping[str, Any], cache: TuneCac
         found = read_music(data["train"], "train", rolls, cache=cache, progress=progress)
         # arrays bring validation pieces of their own
         patterns = data.get("valid") or arrays_among(data["train"])
-        held = read_music(patterns, "valid", rolls, cache=cache, progress=progress) if patterns else Found([])
+        held = (
+            read_music(patterns, "valid", rolls, cache=cache, progress=progress)
+            if patterns
+            else Found([])
+        )
     pieces, valid = found.pieces, held.pieces
     if not valid:
         chosen = set(held_out(len(pieces), fraction))
@@ -144,7 +215,9 @@ def read_pieces(settings: MusicSettings, data: Mapping[str, Any], cache: TuneCac
     return Pieces(pieces, valid, found.tempo), remarks((found, held))
 
 
-def same_pieces(settings: MusicSettings, data: Mapping[str, Any], digest: str, run_dir: Path, *, quiet: bool) -> Pieces:
+def same_pieces(
+    settings: MusicSettings, data: Mapping[str, Any], digest: str, run_dir: Path, *, quiet: bool
+) -> Pieces:
     """What the run of a folder was begun with, read again.
 
     Raises `UserError` as `read_pieces`, and if the pieces are others now.
@@ -154,20 +227,35 @@ def same_pieces(settings: MusicSettings, data: Mapping[str, Any], digest: str, r
         pieces, _ = read_pieces(settings, data, cache, quiet=quiet)
     if fingerprint([*pieces.train, *pieces.valid]) != digest:
         where = ", ".join(data["train"]) or "the package's own tunes"
-        raise UserError(f"{where}: these are not the pieces that the run in {run_dir} was begun with: their contents differ")
+        raise UserError(
+            f"{where}: these are not the pieces that the run in {run_dir} was begun with: their "
+            "contents differ"
+        )
     return pieces
 
 
 def read_pieces_json(run: RunFolder) -> tuple[int, str, dict[str, Any]]:
-    """(seed, the pieces' fingerprint, what `read_pieces` takes) that a run was begun with; raises `UserError` if it is damaged."""
+    """(seed, the pieces' fingerprint, what `read_pieces` takes) that a run was begun with; raises
+    `UserError` if it is damaged.
+    """
     found = run.read_json("pieces.json")
     try:
-        files = {name: [str(pattern) for pattern in found["files"][name]] for name in ("train", "valid")}
+        files = {
+            name: [str(pattern) for pattern in found["files"][name]] for name in ("train", "valid")
+        }
         seed, fraction, demo = int(found["seed"]), float(found["valid_fraction"]), found["demo"]
         first = found.get("start_from")
-        sound = type(demo) is bool and bool(files["train"]) is not demo and (first is None or isinstance(first, str))
+        sound = (
+            type(demo) is bool
+            and bool(files["train"]) is not demo
+            and (first is None or isinstance(first, str))
+        )
         if not 0 <= seed < 2**63 or not 0 <= fraction < 1 or not sound:
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise UserError(f"{run.path / 'pieces.json'} is damaged") from None
-    return seed, str(found.get("sha256")), {**files, "valid_fraction": fraction, "demo": demo, "start_from": first}
+    return (
+        seed,
+        str(found.get("sha256")),
+        {**files, "valid_fraction": fraction, "demo": demo, "start_from": first},
+    )

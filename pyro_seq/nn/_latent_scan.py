@@ -1,10 +1,12 @@
 """Reparameterised samples of a whole latent path whose every step is normal given the one before.
 
-    z_t = loc_t + scale_t * noise_t,   (loc_t, scale_t) = posterior(e_t, z_{t-1}) [+ prior(d_t, z_{t-1}).loc]
+    z_t = loc_t + scale_t * noise_t,   (loc_t, scale_t) = posterior(e_t, z_{t-1}) [+ prior(d_t,
+    z_{t-1}).loc]
 
-Each step needs the last, so a path is a loop; under autograd the loop records some fifteen operations a step, whose bookkeeping
-costs more than their arithmetic. For networks made of linear layers and elementwise activations, `sample_path` runs it as one
-autograd function instead: what does not depend on z is computed for all steps before the loop, what does not feed back after.
+Each step needs the last, so a path is a loop; under autograd the loop records some fifteen
+operations a step, whose bookkeeping costs more than their arithmetic. For networks made of linear
+layers and elementwise activations, `sample_path` runs it as one autograd function instead: what
+does not depend on z is computed for all steps before the loop, what does not feed back after.
 """
 
 from __future__ import annotations
@@ -33,38 +35,56 @@ def sample_path(
     prior: NormalNet | None = None,
     prior_features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The path `z_1 … z_T` that standard normal `noise` `[*lead, T, Z]` gives from `first` = z_0 `[*lead, Z]`, and its scales.
+    """The path `z_1 … z_T` that standard normal `noise` `[*lead, T, Z]` gives from `first` = z_0
+    `[*lead, Z]`, and its scales.
 
-    Both are `[*lead, T, Z]`; with them and the noise the density of the path is known, log q(z) = sum log N(noise) - log scale.
+    Both are `[*lead, T, Z]`; with them and the noise the density of the path is known, log q(z) =
+    sum log N(noise) - log scale.
 
-    `posterior` sees `posterior_features` `[*lead, T, E]` and the z before, side by side in this order. With a `prior`, which
-    sees `prior_features` `[*lead, T, D]` and the z before, the prior's location is added to the posterior's: the residual
-    posterior mean of SRNN (arXiv 1605.07571, eq. 11). E and D may be 0; batch dimensions are broadcast against each other.
+    `posterior` sees `posterior_features` `[*lead, T, E]` and the z before, side by side in this
+    order. With a `prior`, which sees `prior_features` `[*lead, T, D]` and the z before, the prior's
+    location is added to the posterior's: the residual posterior mean of SRNN (arXiv 1605.07571, eq.
+    11). E and D may be 0; batch dimensions are broadcast against each other.
 
-    Differentiable, once, in noise, z_0, features and parameters. Networks of another form than `NormalNet` makes itself
-    (dropout or parametrisations inside, forward hooks) are stepped through by `sample_path_by_steps`, with equal result.
+    Differentiable, once, in noise, z_0, features and parameters. Networks of another form than
+    `NormalNet` makes itself (dropout or parametrisations inside, forward hooks) are stepped through
+    by `sample_path_by_steps`, with equal result.
 
     Raises `ValueError` for a prior without features, or features without a prior.
     """
     if (prior is None) != (prior_features is None):
-        raise ValueError("a residual posterior mean needs both the prior and its features; one of them was not given")
+        raise ValueError(
+            "a residual posterior mean needs both the prior and its features; one of them was not "
+            "given"
+        )
     steps, size = noise.shape[-2:]
     pairs = [(posterior, posterior_features, 2 * size)]
     if prior is not None and prior_features is not None:
         pairs.append((prior, prior_features, size))
-    lead = torch.broadcast_shapes(noise.shape[:-2], first.shape[:-1], *(features.shape[:-2] for _, features, _ in pairs))
+    lead = torch.broadcast_shapes(
+        noise.shape[:-2], first.shape[:-1], *(features.shape[:-2] for _, features, _ in pairs)
+    )
     networks = [_network(net, features, output_size, lead) for net, features, output_size in pairs]
     known = [network for network in networks if network is not None]
     if len(known) < len(networks) or steps == 0 or torch.is_autocast_enabled(noise.device.type):
-        return sample_path_by_steps(noise, first, posterior, posterior_features, prior, prior_features)
+        return sample_path_by_steps(
+            noise, first, posterior, posterior_features, prior, prior_features
+        )
     layers, activations = known[0] if len(known) == 1 else _merged(known[0], known[1], size)
     return _run_layers(layers, activations, posterior.positive, noise, first, lead)
 
 
 def _run_layers(
-    layers: list[_Layer], activations: list[Elementwise], positive: Positive, noise: Tensor, first: Tensor, lead: Sequence[int]
+    layers: list[_Layer],
+    activations: list[Elementwise],
+    positive: Positive,
+    noise: Tensor,
+    first: Tensor,
+    lead: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """The path and its scales `[*lead, T, Z]` of a network of layers with activations between them."""
+    """The path and its scales `[*lead, T, Z]` of a network of layers with activations between
+    them.
+    """
     steps, size = noise.shape[-2:]
     path, scale = _SamplePath.apply(
         [len(layer.weights) for layer in layers],
@@ -75,11 +95,17 @@ def _run_layers(
         *(layer.bias for layer in layers),
         *(weight for layer in layers for weight in layer.weights),
     )
-    return path.transpose(0, 1).reshape(*lead, steps, size), scale.transpose(0, 1).reshape(*lead, steps, size)
+    return path.transpose(0, 1).reshape(*lead, steps, size), scale.transpose(0, 1).reshape(
+        *lead, steps, size
+    )
 
 
-def sample_combined_path(noise: Tensor, first: Tensor, combiner: Combiner, evidence: Tensor) -> tuple[Tensor, Tensor]:
-    """The path and its scales, as `sample_path` gives them, of a `Combiner` of evidence `[*lead, T, E]` and the z before."""
+def sample_combined_path(
+    noise: Tensor, first: Tensor, combiner: Combiner, evidence: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The path and its scales, as `sample_path` gives them, of a `Combiner` of evidence
+    `[*lead, T, E]` and the z before.
+    """
     lead = torch.broadcast_shapes(noise.shape[:-2], first.shape[:-1], evidence.shape[:-2])
     weight, bias = combiner.output.weight / 2, combiner.output.bias
     hidden = _Layer((combiner.latent.weight,), combiner.latent.bias)
@@ -95,7 +121,9 @@ def sample_path_by_steps(
     prior: NormalNet | None = None,
     prior_features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What `sample_path` computes, step by step under autograd: its definition, for any networks with a NormalNet's call."""
+    """What `sample_path` computes, step by step under autograd: its definition, for any networks
+    with a NormalNet's call.
+    """
     z, path, scales = first, [], []
     for t in range(noise.shape[-2]):
         shift = None
@@ -109,24 +137,32 @@ def sample_path_by_steps(
 
 
 class _Layer(NamedTuple):
-    """A linear layer `[..., R]` to `[..., S]`; with several weights, the blocks of a block-diagonal one. A bias is `[S]` or `[T, N, S]`."""
+    """A linear layer `[..., R]` to `[..., S]`; with several weights, the blocks of a block-diagonal
+    one. A bias is `[S]` or `[T, N, S]`.
+    """
 
     weights: tuple[Tensor, ...]
     bias: Tensor
 
 
 class _Network(NamedTuple):
-    """A multilayer perceptron over features and z, its first layer's products with the features taken for all steps.
+    """A multilayer perceptron over features and z, its first layer's products with the features
+    taken for all steps.
 
-    The first layer's weight is that on z, `[S, Z]`, and its bias the products `[T, N, S]`. The activations stand between layers.
+    The first layer's weight is that on z, `[S, Z]`, and its bias the products `[T, N, S]`. The
+    activations stand between layers.
     """
 
     layers: list[_Layer]
     activations: list[Elementwise]
 
 
-def _network(net: NormalNet, features: Tensor, output_size: int, lead: Sequence[int]) -> _Network | None:
-    """The first `output_size` outputs of the net's perceptron, or `None` if it holds anything but what `NormalNet` puts there."""
+def _network(
+    net: NormalNet, features: Tensor, output_size: int, lead: Sequence[int]
+) -> _Network | None:
+    """The first `output_size` outputs of the net's perceptron, or `None` if it holds anything but
+    what `NormalNet` puts there.
+    """
     if type(net) is not NormalNet or type(net.mlp) is not MLP or type(net.positive) is not Positive:
         return None
     if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
@@ -135,7 +171,9 @@ def _network(net: NormalNet, features: Tensor, output_size: int, lead: Sequence[
     linear, activations, last = modules[:-1:2], modules[1::2], modules[-1]
     if any(type(layer) is not nn.Linear or layer.bias is None for layer in (*linear, last)):
         return None
-    if any(type(a) not in ACTIVATIONS.values() or getattr(a, "inplace", False) for a in activations):
+    if any(
+        type(a) not in ACTIVATIONS.values() or getattr(a, "inplace", False) for a in activations
+    ):
         return None
     layers = [_Layer((layer.weight,), layer.bias) for layer in linear]
     layers.append(_Layer((last.weight[:output_size],), last.bias[:output_size]))
@@ -151,15 +189,18 @@ def _time_first(x: Tensor, lead: Sequence[int]) -> Tensor:
 
 
 def _merged(posterior: _Network, prior: _Network, size: int) -> _Network:
-    """One network whose locations are the sum of the two networks' and whose raw scales are the posterior's.
+    """One network whose locations are the sum of the two networks' and whose raw scales are the
+    posterior's.
 
-    Its first layer stacks theirs, later ones stand side by side and the last one adds up, so that all but the middle layers
-    cost no more operations than one network's.
+    Its first layer stacks theirs, later ones stand side by side and the last one adds up, so that
+    all but the middle layers cost no more operations than one network's.
     """
     depth = max(2, len(posterior.layers), len(prior.layers))
     posterior, prior = _deepened(posterior, depth), _deepened(prior, depth)
     layers = []
-    for k, ((left, bias), (right, right_bias)) in enumerate(zip(posterior.layers, prior.layers, strict=True)):
+    for k, ((left, bias), (right, right_bias)) in enumerate(
+        zip(posterior.layers, prior.layers, strict=True)
+    ):
         if k == 0:
             layers.append(_Layer((torch.cat(left + right),), torch.cat([bias, right_bias], -1)))
         elif k < depth - 1:
@@ -177,7 +218,9 @@ def _deepened(network: _Network, depth: int) -> _Network:
     missing, bias = depth - len(network.layers), network.layers[-1].bias
     zeros = bias.new_zeros(bias.shape[-1])
     identity = _Layer((torch.eye(len(zeros), dtype=bias.dtype, device=bias.device),), zeros)
-    return _Network(network.layers + [identity] * missing, network.activations + [nn.Identity()] * missing)
+    return _Network(
+        network.layers + [identity] * missing, network.activations + [nn.Identity()] * missing
+    )
 
 
 def _side_by_side(left: Elementwise, right: Elementwise, width: int) -> Elementwise:
@@ -188,11 +231,13 @@ def _side_by_side(left: Elementwise, right: Elementwise, width: int) -> Elementw
 
 
 class _SamplePath(torch.autograd.Function):
-    """The path and scales `[T, N, Z]` of one network with the given layers, in the terms of `_Network`.
+    """The path and scales `[T, N, Z]` of one network with the given layers, in the terms of
+    `_Network`.
 
-    The forward pass keeps the values before each activation. The backward pass takes from them, for all steps at once, every
-    elementwise derivative; its loop holds nothing but the adjoint of z, carried back through the weights; the gradients of the
-    weights are then one product over steps and batch for each layer.
+    The forward pass keeps the values before each activation. The backward pass takes from them, for
+    all steps at once, every elementwise derivative; its loop holds nothing but the adjoint of z,
+    carried back through the weights; the gradients of the weights are then one product over steps
+    and batch for each layer.
     """
 
     @staticmethod
@@ -206,11 +251,22 @@ class _SamplePath(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         biases, weights = parameters[: len(blocks)], _grouped(parameters[len(blocks) :], blocks)
-        values = [bias.expand(*noise.shape[:2], -1).clone(memory_format=torch.contiguous_format) for bias in biases]
+        values = [
+            bias.expand(*noise.shape[:2], -1).clone(memory_format=torch.contiguous_format)
+            for bias in biases
+        ]
         loc, raw_scale = values[-1].chunk(2, -1)
-        loc.add_(noise, alpha=positive.epsilon)  # of (s + epsilon) * noise, what does not need the loop
+        # of (s + epsilon) * noise, what does not need the loop
+        loc.add_(noise, alpha=positive.epsilon)
         path = noise.new_empty(noise.shape)
-        _run(values, weights, activations, first, (loc, raw_scale, noise, path), POSITIVE[positive.kind])
+        _run(
+            values,
+            weights,
+            activations,
+            first,
+            (loc, raw_scale, noise, path),
+            POSITIVE[positive.kind],
+        )
         ctx.save_for_backward(noise, first, path, *values, *parameters[len(blocks) :])
         ctx.blocks, ctx.activations, ctx.positive = blocks, activations, positive
         ctx.common = [bias.dim() == 1 for bias in biases]  # to all steps
@@ -219,11 +275,14 @@ class _SamplePath(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, grad_scale: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_scale: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         noise, first, path, *rest = ctx.saved_tensors
         values, weights = rest[: len(ctx.blocks)], _grouped(rest[len(ctx.blocks) :], ctx.blocks)
         inputs = [torch.cat([first[None], path[:-1]])]  # of each layer, for all steps
-        slopes = []  # of what follows each layer; times the gradient of what follows, the gradient of its values
+        # of what follows each layer; times the gradient of what follows, the gradient of its values
+        slopes = []
         for value, activation in zip(values[:-1], ctx.activations, strict=True):
             output, slope = _with_slope(activation, value)
             inputs.append(output)
@@ -232,14 +291,21 @@ class _SamplePath(torch.autograd.Function):
         slopes.append(torch.cat([torch.ones_like(noise), noise * slope], -1))
 
         # dL/dz_t for t = 0 … T, complete from the end backwards
-        adjoint = torch.cat([torch.zeros_like(first[None]), torch.zeros_like(noise) if grad is None else grad])
+        adjoint = torch.cat(
+            [torch.zeros_like(first[None]), torch.zeros_like(noise) if grad is None else grad]
+        )
         _carry_back(adjoint, slopes, weights, None if grad_scale is None else grad_scale * slope)
-        grad_biases = [slope.sum((0, 1)) if common else slope for slope, common in zip(slopes, ctx.common, strict=True)]
+        grad_biases = [
+            slope.sum((0, 1)) if common else slope
+            for slope, common in zip(slopes, ctx.common, strict=True)
+        ]
         grad_weights = [
             grad_rows.flatten(0, 1).t() @ columns.flatten(0, 1)
             for grad_values, group, layer_inputs in zip(slopes, weights, inputs, strict=True)
             for grad_rows, columns in zip(
-                grad_values.split([len(w) for w in group], -1), layer_inputs.split([w.shape[1] for w in group], -1), strict=True
+                grad_values.split([len(w) for w in group], -1),
+                layer_inputs.split([w.shape[1] for w in group], -1),
+                strict=True,
             )
         ]
         grad_noise = adjoint[1:] * (scale + ctx.positive.epsilon)
@@ -254,43 +320,69 @@ def _run(
     ends: tuple[Tensor, Tensor, Tensor, Tensor],
     project: Elementwise,
 ) -> None:
-    """Steps from `first` to the end of the path, adding to the values `[T, N, S]` of each layer what depends on z.
+    """Steps from `first` to the end of the path, adding to the values `[T, N, S]` of each layer
+    what depends on z.
 
-    `ends` are the locations and raw scales (of the last layer's values), the noise and the path, which is filled.
+    `ends` are the locations and raw scales (of the last layer's values), the noise and the path,
+    which is filled.
     """
     transposed = [[w.t().contiguous() for w in group] for group in weights]
     widths = [[w.shape[1] for w in group] for group in weights]
-    blocks = [_by_step(value, [len(w) for w in group]) for value, group in zip(values, weights, strict=True)]
-    wholes = [block[0] if len(block) == 1 else value.unbind() for block, value in zip(blocks, values, strict=True)]
+    blocks = [
+        _by_step(value, [len(w) for w in group])
+        for value, group in zip(values, weights, strict=True)
+    ]
+    wholes = [
+        block[0] if len(block) == 1 else value.unbind()
+        for block, value in zip(blocks, values, strict=True)
+    ]
     z = first
-    for t, (loc, raw_scale, noise, z_t) in enumerate(zip(*(end.unbind() for end in ends), strict=True)):
+    for t, (loc, raw_scale, noise, z_t) in enumerate(
+        zip(*(end.unbind() for end in ends), strict=True)
+    ):
         for k, layer in enumerate(transposed):
             if k:
                 z = activations[k - 1](wholes[k - 1][t])
             if len(layer) == 1:
                 wholes[k][t].addmm_(z, layer[0])
             else:
-                for block, columns, weight in zip(blocks[k], z.split(widths[k], -1), layer, strict=True):
+                for block, columns, weight in zip(
+                    blocks[k], z.split(widths[k], -1), layer, strict=True
+                ):
                     block[t].addmm_(columns, weight)
         # elementwise functions are several times slower on a slice than on its copy
         z = torch.addcmul(loc, project(raw_scale.contiguous()), noise, out=z_t)
 
 
-def _carry_back(adjoint: Tensor, slopes: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], direct: Tensor | None) -> None:
-    """Completes the adjoint `[T + 1, N, Z]` of z in place, and turns the slopes `[T, N, S]` into gradients of the values.
+def _carry_back(
+    adjoint: Tensor,
+    slopes: Sequence[Tensor],
+    weights: Sequence[Sequence[Tensor]],
+    direct: Tensor | None,
+) -> None:
+    """Completes the adjoint `[T + 1, N, Z]` of z in place, and turns the slopes `[T, N, S]` into
+    gradients of the values.
 
     `direct` `[T, N, Z]` is the part of the raw scales' gradients that does not come through z.
     """
     z = adjoint.unbind()
     ends = slopes[-1].unflatten(-1, (2, -1)).unbind()
-    gradients = [_by_step(slope, [len(w) for w in group]) for slope, group in zip(slopes, weights, strict=True)]
-    before = [_by_step(slope, [w.shape[1] for w in group]) for slope, group in zip(slopes[:-1], weights[1:], strict=True)]
+    gradients = [
+        _by_step(slope, [len(w) for w in group])
+        for slope, group in zip(slopes, weights, strict=True)
+    ]
+    before = [
+        _by_step(slope, [w.shape[1] for w in group])
+        for slope, group in zip(slopes[:-1], weights[1:], strict=True)
+    ]
     for t in range(len(ends) - 1, -1, -1):
         ends[t].mul_(z[t + 1][:, None])
         if direct is not None:
             ends[t][:, 1].add_(direct[t])
         for k in range(len(weights) - 1, 0, -1):
-            for target, gradient, weight in zip(before[k - 1], gradients[k], weights[k], strict=True):
+            for target, gradient, weight in zip(
+                before[k - 1], gradients[k], weights[k], strict=True
+            ):
                 target[t].mul_(gradient[t] @ weight)
         z[t].addmm_(gradients[0][0][t], weights[0][0])
 

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 
 class SequenceDropout(nn.Module):
-    """Dropout with one mask for all steps of a sequence (Gal & Ghahramani 2016, arXiv 1512.05287), in training only.
+    """Dropout with one mask for all steps of a sequence (Gal & Ghahramani 2016, arXiv 1512.05287),
+    in training only.
 
-    `[*lead, T, F]` to the same: each feature of each sequence is zeroed with probability `p` at every step, or scaled by 1 / (1 - p).
-    A recurrence then sees the same features missing all along, rather than others at each step. What is computed step by step, in
-    chunks of one, needs `same_features`.
+    `[*lead, T, F]` to the same: each feature of each sequence is zeroed with probability `p` at
+    every step, or scaled by 1 / (1 - p). A recurrence then sees the same features missing all
+    along, rather than others at each step. What is computed step by step, in chunks of one, needs
+    `same_features`.
     """
 
     def __init__(self, p: float) -> None:
@@ -30,7 +32,9 @@ class SequenceDropout(nn.Module):
             return x
         mask = self._held
         if mask is None or mask.shape[:-2] != x.shape[:-2]:
-            mask = x.new_empty(*x.shape[:-2], 1, x.shape[-1]).bernoulli_(1 - self.p).div_(1 - self.p)
+            mask = (
+                x.new_empty(*x.shape[:-2], 1, x.shape[-1]).bernoulli_(1 - self.p).div_(1 - self.p)
+            )
             self._held = mask if self._holding else None
         return x * mask
 
@@ -50,7 +54,9 @@ class SequenceDropout(nn.Module):
 
 @contextmanager
 def same_features(module: nn.Module) -> Iterator[None]:
-    """Inside, every `SequenceDropout` of the module drops the same features in all its calls: those of the steps of one sequence."""
+    """Inside, every `SequenceDropout` of the module drops the same features in all its calls: those
+    of the steps of one sequence.
+    """
     with ExitStack() as stack:
         for part in module.modules():
             if isinstance(part, SequenceDropout):
@@ -60,10 +66,11 @@ def same_features(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_dropout(module: object) -> Iterator[None]:
-    """Inside, a module's parts are in evaluation mode, so that it computes the same at each call; afterwards each is in its own again.
+    """Inside, a module's parts are in evaluation mode, so that it computes the same at each call;
+    afterwards each is in its own again.
 
-    PyTorch's recurrent networks, some of whose kernels propagate gradients in training mode alone, keep theirs and lose their dropout.
-    What is no module is left as it is.
+    PyTorch's recurrent networks, some of whose kernels propagate gradients in training mode alone,
+    keep theirs and lose their dropout. What is no module is left as it is.
     """
     parts = list(module.modules()) if isinstance(module, nn.Module) else []
     modes = [(part, part.training) for part in parts]

@@ -1,7 +1,8 @@
-"""The feed-forward parts that every model and guide is made of: activations, positive projections, multilayer perceptrons.
+"""The feed-forward parts that every model and guide is made of: activations, positive projections,
+multilayer perceptrons.
 
-All of them work on the last dimension and leave any number of leading dimensions alone, so the same network serves one step
-`[N, F]`, a whole path `[N, T, F]` and a batch of particles `[K, N, T, F]`.
+All of them work on the last dimension and leave any number of leading dimensions alone, so the same
+network serves one step `[N, F]`, a whole path `[N, T, F]` and a batch of particles `[K, N, T, F]`.
 """
 
 from __future__ import annotations
@@ -27,11 +28,16 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-POSITIVE: dict[str, Callable[[Tensor], Tensor]] = {"exp": torch.exp, "softplus": functional.softplus}
+POSITIVE: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": torch.exp,
+    "softplus": functional.softplus,
+}
 
 
 def activation(name: str) -> nn.Module:
-    """The elementwise activation called `name`; raises `ValueError` naming the nearest known one."""
+    """The elementwise activation called `name`; raises `ValueError` naming the nearest known
+    one.
+    """
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}{did_you_mean(name, ACTIVATIONS)}")
     return ACTIVATIONS[name]()
@@ -40,7 +46,8 @@ def activation(name: str) -> nn.Module:
 class Positive(nn.Module):
     """Maps the reals to numbers above `epsilon`: `softplus(x) + epsilon` or `exp(x) + epsilon`.
 
-    The epsilon keeps a scale away from zero, where a density has no upper bound and a gradient no lower one.
+    The epsilon keeps a scale away from zero, where a density has no upper bound and a gradient no
+    lower one.
     """
 
     def __init__(self, kind: str = "softplus", epsilon: float = 1e-4) -> None:
@@ -61,11 +68,14 @@ class Positive(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """Linear layers of the given `hidden_sizes`, each followed by the activation, then a linear one of `output_size` if given.
+    """Linear layers of the given `hidden_sizes`, each followed by the activation, then a linear one
+    of `output_size` if given.
 
-    `[..., input_size]` to `[..., output_size]`; without `output_size` the last hidden layer is the output, and without hidden
-    layers either, the input is. Called with several inputs it takes them side by side, their leading dimensions broadcast; what does not
-    vary along a dimension is not multiplied once for each of its entries. `dropout`, if not 0, follows each activation, in training only.
+    `[..., input_size]` to `[..., output_size]`; without `output_size` the last hidden layer is the
+    output, and without hidden layers either, the input is. Called with several inputs it takes them
+    side by side, their leading dimensions broadcast; what does not vary along a dimension is not
+    multiplied once for each of its entries. `dropout`, if not 0, follows each activation, in
+    training only.
     """
 
     def __init__(
@@ -80,7 +90,11 @@ class MLP(nn.Sequential):
         layers: list[nn.Module] = []
         size = input_size
         for hidden in hidden_sizes:
-            layers += [nn.Linear(size, hidden), _activation(activation), *([nn.Dropout(dropout)] if dropout else [])]
+            layers += [
+                nn.Linear(size, hidden),
+                _activation(activation),
+                *([nn.Dropout(dropout)] if dropout else []),
+            ]
             size = hidden
         if output_size is not None:
             layers.append(nn.Linear(size, output_size))
@@ -90,10 +104,18 @@ class MLP(nn.Sequential):
     def forward(self, *inputs: Tensor) -> Tensor:
         """`[..., F_i]`, the sizes adding up to `input_size`, to `[..., output_size]`."""
         present = [x for x in inputs if x.shape[-1]]
-        if len({x.shape[:-1] for x in present}) < 2 or not len(self) or type(self[0]) is not nn.Linear or self[0]._forward_hooks:
+        if (
+            len({x.shape[:-1] for x in present}) < 2
+            or not len(self)
+            or type(self[0]) is not nn.Linear
+            or self[0]._forward_hooks
+        ):
             return super().forward(concatenate(*inputs))
         weights = self[0].weight.split([x.shape[-1] for x in present], 1)
-        largest, *others = sorted(zip(present, weights, strict=True), key=lambda both: -both[0].numel() // both[0].shape[-1])
+        largest, *others = sorted(
+            zip(present, weights, strict=True),
+            key=lambda both: -both[0].numel() // both[0].shape[-1],
+        )
         hidden = functional.linear(*largest, self[0].bias)
         for x, weight in others:
             hidden = hidden + functional.linear(x, weight)
@@ -106,7 +128,9 @@ _activation = activation  # the name is an argument of MLP's, as everywhere else
 
 
 def concatenate(*inputs: Tensor) -> Tensor:
-    """Features side by side in the last dimension, leading dimensions broadcast; inputs without features are left out."""
+    """Features side by side in the last dimension, leading dimensions broadcast; inputs without
+    features are left out.
+    """
     present = [x for x in inputs if x.shape[-1]]
     if len(present) < 2:
         return present[0] if present else inputs[0]
@@ -117,8 +141,14 @@ def concatenate(*inputs: Tensor) -> Tensor:
 def zeros_like_weights(modules: Sequence[nn.Module], *sizes: int) -> Tensor:
     """Zeros `[*sizes]` of the type and on the device of the first weight of some modules.
 
-    Where none has any, the first buffer decides; where there is none of these either, the default type, on the CPU.
+    Where none has any, the first buffer decides; where there is none of these either, the default
+    type, on the CPU.
     """
-    weights, buffers = ((x for module in modules for x in each(module)) for each in (nn.Module.parameters, nn.Module.buffers))
-    like = next(filter(Tensor.is_floating_point, itertools.chain(weights, buffers)), torch.zeros(()))
+    weights, buffers = (
+        (x for module in modules for x in each(module))
+        for each in (nn.Module.parameters, nn.Module.buffers)
+    )
+    like = next(
+        filter(Tensor.is_floating_point, itertools.chain(weights, buffers)), torch.zeros(())
+    )
     return like.new_zeros(sizes)

@@ -1,4 +1,6 @@
-"""The modules that functions use: those in their closures, among the globals that they name, and in what they are bound to."""
+"""The modules that functions use: those in their closures, among the globals that they name, and in
+what they are bound to.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ LIBRARIES = {"torch", "pyro", "numpy", "pyro_seq"}  # whose functions hold no mo
 def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
     """The outermost modules that a call of the function can reach, each once; for a module, itself.
 
-    Functions inside of functions are looked into, and so are `functools.partial`, bound methods and callable objects, lists and dicts.
+    Functions inside of functions are looked into, and so are `functools.partial`, bound methods and
+    callable objects, lists and dicts.
     """
     found: dict[int, nn.Module] = {}
     waiting, seen = [function, *_attributes(function)], set[int]()
@@ -26,7 +29,9 @@ def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
         elif id(value) not in seen:
             seen.add(id(value))
             waiting += _held(value)
-    inner = {id(part) for module in found.values() for part in module.modules() if part is not module}
+    inner = {
+        id(part) for module in found.values() for part in module.modules() if part is not module
+    }
     return [module for module in found.values() if id(module) not in inner]
 
 
@@ -42,7 +47,9 @@ def _held(value: Any) -> Iterator[Any]:
                 yield cell.cell_contents
             except ValueError:  # not filled yet
                 continue
-        yield from (value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__)
+        yield from (
+            value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__
+        )
         yield from (value.__defaults__ or ())
         yield from (value.__kwdefaults__ or {}).values()
     elif isinstance(value, (list, tuple)):
@@ -53,5 +60,9 @@ def _held(value: Any) -> Iterator[Any]:
 
 def _attributes(value: Any) -> list[Any]:
     """Those of an object that is no function, class or module."""
-    plain = isinstance(value, (nn.Module, functools.partial)) or inspect.isroutine(value) or inspect.isclass(value)
+    plain = (
+        isinstance(value, (nn.Module, functools.partial))
+        or inspect.isroutine(value)
+        or inspect.isclass(value)
+    )
     return [] if plain else list(getattr(value, "__dict__", {}).values())

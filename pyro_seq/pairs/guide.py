@@ -1,4 +1,6 @@
-"""`SequenceGuide`: an inference network declared by its equations, run in the same two layouts as its model."""
+"""`SequenceGuide`: an inference network declared by its equations, run in the same two layouts as
+its model.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +24,24 @@ from pyro_seq.pairs.registration import register
 class SequenceGuide(nn.Module):
     """The guide of a `SequenceModel`: q(z_{1:T} | x_{1:T}) = prod_t q(z_t | evidence_t, z_{t-1}).
 
-    A subclass declares `gather` (everything that the observations say, for all steps) and `posterior` (one chunk of steps). Where q(z_t)
-    depends on a recurrence over the latents before, `unroll` adds that to the evidence of a chunk. Invertible `flows`, if there are any,
-    are what each z_t passes through.
-    The guide may use the model's own equations (`self.model`); the model's parameters stay the model's.
+    A subclass declares `gather` (everything that the observations say, for all steps) and
+    `posterior` (one chunk of steps). Where q(z_t) depends on a recurrence over the latents before,
+    `unroll` adds that to the evidence of a chunk. Invertible `flows`, if there are any, are what
+    each z_t passes through. The guide may use the model's own equations (`self.model`); the model's
+    parameters stay the model's.
     """
 
     flows: Any
     encoder: Any
-    stops_at_gaps = True  # it samples the latents up to the gaps at the end of a batch, and none in them
+    # it samples the latents up to the gaps at the end of a batch, and none in them
+    stops_at_gaps = True
 
     def __init__(self, model: SequenceModel) -> None:
         super().__init__()
-        self.flows = ()  # of the instance: one of the class would hide a subclass's module of that name
-        self._model = (model,)  # in a tuple, so that the model's parameters are not registered a second time here
+        # of the instance: one of the class would hide a subclass's module of that name
+        self.flows = ()
+        # in a tuple, so that the model's parameters are not registered a second time here
+        self._model = (model,)
 
     @property
     def model(self) -> SequenceModel:
@@ -53,31 +59,49 @@ class SequenceGuide(nn.Module):
         return zeros_like_weights([self, self.model], *lead, self.model.latent_size)
 
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
-        """(the evidence, a tuple of tensors `[N, T, E_i]`, and what is carried to the next window)."""
+        """(the evidence, a tuple of tensors `[N, T, E_i]`, and what is carried to the next
+        window).
+        """
         raise TypeError(f"{type(self).__name__} must define gather(batch, carried)")
 
     def seen(self, batch: SequenceBatch) -> Tensor:
-        """[enc(x_t), u_t] `[N, T, F]`: what the recurrences of a guide run over, by its `encoder`."""
+        """[enc(x_t), u_t] `[N, T, F]`: what the recurrences of a guide run over, by its
+        `encoder`.
+        """
         encoded = self.encoder(batch.values)
         return encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
 
     def initial_running(self, batch: SequenceBatch) -> Any:
-        """The state before the first step of the recurrence over the latents that `unroll` runs; `None` if there is none."""
+        """The state before the first step of the recurrence over the latents that `unroll` runs;
+        `None` if there is none.
+        """
 
-    def unroll(self, evidence: tuple[Tensor, ...], previous: Tensor, running: Any) -> tuple[tuple[Tensor, ...], Any]:
-        """(the evidence of a chunk of steps with what the latents before, z_{t-1} `[*lead, T, Z]`, add to it; running)."""
+    def unroll(
+        self, evidence: tuple[Tensor, ...], previous: Tensor, running: Any
+    ) -> tuple[tuple[Tensor, ...], Any]:
+        """(the evidence of a chunk of steps with what the latents before, z_{t-1} `[*lead, T, Z]`,
+        add to it; running).
+        """
         return evidence, running
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
-        """q(z_t | evidence_t, z_{t-1}): a normal of batch shape `[*lead, T, Z]`, for a chunk of steps."""
+        """q(z_t | evidence_t, z_{t-1}): a normal of batch shape `[*lead, T, Z]`, for a chunk of
+        steps.
+        """
         raise TypeError(f"{type(self).__name__} must define posterior(evidence, previous)")
 
-    def propose(self, evidence: tuple[Tensor, ...], previous: Tensor, running: Any) -> tuple[Any, Any]:
-        """(q(z_t | …) of one step, of batch shape `[*lead]` and event shape `[Z]`; running), from chunks of one step."""
+    def propose(
+        self, evidence: tuple[Tensor, ...], previous: Tensor, running: Any
+    ) -> tuple[Any, Any]:
+        """(q(z_t | …) of one step, of batch shape `[*lead]` and event shape `[Z]`; running), from
+        chunks of one step.
+        """
         known, running = self.unroll(evidence, previous, running)
         normal = self.posterior(known, previous)
         step = dist.Normal(normal.loc.squeeze(-2), normal.scale.squeeze(-2)).to_event(1)
-        return (dist.TransformedDistribution(step, list(self.flows)) if len(self.flows) else step), running
+        return (
+            dist.TransformedDistribution(step, list(self.flows)) if len(self.flows) else step
+        ), running
 
     def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler | None:
         """A faster equal of stepping through `posterior` (see `MarkovPath`), if there is one."""
@@ -94,33 +118,48 @@ class SequenceGuide(nn.Module):
         take these for observations.
         """
         if batch.values is None:
-            raise UserError(f"{type(self).__name__} infers latents from observations, and the batch has none")
+            raise UserError(
+                f"{type(self).__name__} infers latents from observations, and the batch has none"
+            )
         register(self)
         one_path, batch = in_one_path(self.model, batch), seen_by_guide(type(self).__name__, batch)
         if batch.state is None:
-            state = {"latent": self.initial_latent(len(batch)), "carried": self.initial_carried(len(batch))}
+            state = {
+                "latent": self.initial_latent(len(batch)),
+                "carried": self.initial_carried(len(batch)),
+            }
         else:
             state = batch.state["guide"]
         gathered, carried = self.gather(batch, state["carried"])
-        evidence = tuple(full_precision(part) for part in gathered)  # a chain of many steps, each of little work
-        with batch.plate(), same_features(self.model):  # whose recurrence `unroll` may run, step by step
+        # a chain of many steps, each of little work
+        evidence = tuple(full_precision(part) for part in gathered)
+        # whose recurrence `unroll` may run, step by step
+        with batch.plate(), same_features(self.model):
             run = self._path if one_path else self._steps
             latents = run(batch, evidence, state["latent"])
-        return Outcome(None, latents, {"latent": batch.last(latents, state["latent"]), "carried": carried})
+        return Outcome(
+            None, latents, {"latent": batch.last(latents, state["latent"]), "carried": carried}
+        )
 
     def _path(self, batch: SequenceBatch, evidence: tuple[Tensor, ...], first: Tensor) -> Tensor:
         def conditional(previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
-            known, running = self.unroll(tuple(part[..., steps, :] for part in evidence), previous, running)
+            known, running = self.unroll(
+                tuple(part[..., steps, :] for part in evidence), previous, running
+            )
             return self.posterior(known, previous), running
 
         options: dict[str, Any] = {"active": None if batch.is_full else batch.mask}
         options |= {"flows": self.flows} if len(self.flows) else {"sampler": self.sampler(evidence)}
         kind = FlowPath if len(self.flows) else RecurrentPath
-        posterior = kind(first, conditional, self.initial_running(batch), batch.num_steps, **options)
+        posterior = kind(
+            first, conditional, self.initial_running(batch), batch.num_steps, **options
+        )
         with torch.autocast(first.device.type, enabled=False):
             return pyro.sample("z", posterior, infer=OVER_ALL_STEPS)
 
-    def _steps(self, batch: SequenceBatch, evidence: tuple[Tensor, ...], previous: Tensor) -> Tensor:
+    def _steps(
+        self, batch: SequenceBatch, evidence: tuple[Tensor, ...], previous: Tensor
+    ) -> Tensor:
         latents, running = [], self.initial_running(batch)
         for t in batch.steps():
             with batch.active(t):
@@ -128,12 +167,18 @@ class SequenceGuide(nn.Module):
                 posterior, running = self.propose(chunk, previous.unsqueeze(-2), running)
                 previous = pyro.sample(f"z_{t}", posterior)
             latents.append(previous)
-        if self.model.recurs_on_latents and len({z.shape for z in latents}) > 1:  # a dimension of its own for each step's values
+        # a dimension of its own for each step's values
+        if self.model.recurs_on_latents and len({z.shape for z in latents}) > 1:
             raise UserError(
-                f"{type(self.model).__name__} recurs on all latents before, and enumeration in parallel (TraceTMC_ELBO) knows those of the "
+                f"{type(self.model).__name__} recurs on all latents before, and enumeration in "
+                "parallel (TraceTMC_ELBO) knows those of the "
                 "step before alone"
             )
-        return torch.stack(torch.broadcast_tensors(*latents), -2) if latents else previous.new_zeros(len(batch), 0, self.model.latent_size)
+        return (
+            torch.stack(torch.broadcast_tensors(*latents), -2)
+            if latents
+            else previous.new_zeros(len(batch), 0, self.model.latent_size)
+        )
 
 
 def seen_by_guide(name: str, batch: SequenceBatch) -> SequenceBatch:
@@ -144,7 +189,10 @@ def seen_by_guide(name: str, batch: SequenceBatch) -> SequenceBatch:
     before = batch.before_gaps()
     if before is None:
         instead = "posterior_predictive and infill draw what is missing, and latents with it"
-        raise UserError(f"{name} has not seen what is missing before other observations (steps {_listed(batch.missing)}): {instead}")
+        raise UserError(
+            f"{name} has not seen what is missing before other observations (steps "
+            f"{_listed(batch.missing)}): {instead}"
+        )
     return before
 
 

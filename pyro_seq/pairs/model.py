@@ -1,4 +1,6 @@
-"""`SequenceModel`: a generative model declared by its equations, which the core runs in two layouts of equal density."""
+"""`SequenceModel`: a generative model declared by its equations, which the core runs in two layouts
+of equal density.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,11 @@ Layout = Literal["path", "steps"]
 
 
 class Outcome(NamedTuple):
-    """What a model or guide returns: the observations, the latents `[*lead, N, T, Z]` and the state after the last step.
+    """What a model or guide returns: the observations, the latents `[*lead, N, T, Z]` and the state
+    after the last step.
 
-    The state is what a following window starts from, so it is that of sequences that fill the batch's T steps; nothing follows a
-    sequence that ended before.
+    The state is what a following window starts from, so it is that of sequences that fill the
+    batch's T steps; nothing follows a sequence that ended before.
     """
 
     values: Any
@@ -40,23 +43,30 @@ class Outcome(NamedTuple):
 
 
 class SequenceModel(nn.Module):
-    """A model of sequences with deterministic recurrences and, per step, an optional latent vector z_t.
+    """A model of sequences with deterministic recurrences and, per step, an optional latent vector
+    z_t.
 
-    A subclass declares three equations. Each of them takes a chunk of steps `[*lead, T, …]`; a chunk may be one step long.
+    A subclass declares three equations. Each of them takes a chunk of steps `[*lead, T, …]`; a
+    chunk may be one step long.
 
-    - `recur(c, z_{t-1}, carried)`: what is computed before z_t is known, from the contexts c_t (`contexts.Context`): h_t. A model
-      that looks at z_{t-1} here says so: `recurs_on_latents`.
-    - `transition(h, z_{t-1})`: the prior p(z_t | h_t, z_{t-1}), a normal; not needed without latents (`latent_size` 0).
+    - `recur(c, z_{t-1}, carried)`: what is computed before z_t is known, from the contexts c_t
+      (`contexts.Context`): h_t. A model that looks at z_{t-1} here says so: `recurs_on_latents`.
+    - `transition(h, z_{t-1})`: the prior p(z_t | h_t, z_{t-1}), a normal; not needed without
+      latents (`latent_size` 0).
     - `decode(h, z, carried)`: the emission's features.
 
-    `carried` is the recurrences' state (`initial_carried`), a tree of tensors `[*lead, …]`. From these the core runs
+    `carried` is the recurrences' state (`initial_carried`), a tree of tensors `[*lead, …]`. From
+    these the core runs
 
-    - layout `path` (the default): one site `z` for the latent path and one site `x` for the observations, the recurrences over all
-      steps in one kernel. With `values=None` there is nothing to teacher-force, and the steps layout runs.
-    - layout `steps`: the `pyro.markov` loop with sites `z_0, x_0, z_1, x_1, …`; valid under every Pyro handler.
+    - layout `path` (the default): one site `z` for the latent path and one site `x` for the
+      observations, the recurrences over all steps in one kernel. With `values=None` there is
+      nothing to teacher-force, and the steps layout runs.
+    - layout `steps`: the `pyro.markov` loop with sites `z_0, x_0, z_1, x_1, …`; valid under every
+      Pyro handler.
 
-    A named group of observations (`emissions.Joint`) has a site for each member, `x_{member}` or `x_{t}_{member}`.
-    Calling the model returns an `Outcome`, whose state the next window's batch may carry.
+    A named group of observations (`emissions.Joint`) has a site for each member, `x_{member}` or
+    `x_{t}_{member}`. Calling the model returns an `Outcome`, whose state the next window's batch
+    may carry.
     """
 
     latent_size: int = 0
@@ -68,7 +78,10 @@ class SequenceModel(nn.Module):
             raise ValueError(f"layout must be 'path' or 'steps', got {layout!r}")
         if emission.num_passed_on != context.num_passed_on:
             wants, brings = emission.num_passed_on, context.num_passed_on
-            raise UserError(f"{type(emission).__name__} wants {wants} features of the context passed on, and the context brings {brings}")
+            raise UserError(
+                f"{type(emission).__name__} wants {wants} features of the context passed on, and "
+                f"the context brings {brings}"
+            )
         self.emission, self.context, self.layout = emission, context, layout
 
     # the equations
@@ -82,7 +95,8 @@ class SequenceModel(nn.Module):
         return zeros_like_weights([self], *lead, self.latent_size)
 
     def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
-        """(h_t `[*lead, T, H]`, carried) from c_t `[*lead, T, C]` and z_{t-1} `[*lead, T, Z]`; by default the contexts themselves.
+        """(h_t `[*lead, T, H]`, carried) from c_t `[*lead, T, C]` and z_{t-1} `[*lead, T, Z]`; by
+        default the contexts themselves.
 
         A model that does not recur on latents is given an empty tensor in place of z_{t-1}.
         """
@@ -90,7 +104,9 @@ class SequenceModel(nn.Module):
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
         """p(z_t | h_t, z_{t-1}): a normal of batch shape `[*lead, T, Z]`; by default N(0, 1)."""
-        zeros = previous.new_zeros(*torch.broadcast_shapes(h.shape[:-1], previous.shape[:-1]), self.latent_size)
+        zeros = previous.new_zeros(
+            *torch.broadcast_shapes(h.shape[:-1], previous.shape[:-1]), self.latent_size
+        )
         return dist.Normal(zeros, torch.ones_like(zeros))
 
     def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
@@ -100,13 +116,23 @@ class SequenceModel(nn.Module):
     # running them
 
     def initial(self, *lead: int) -> dict[str, Any]:
-        """The state before the first step of `lead` sequences: what the context remembers, z_0, and the recurrences'."""
+        """The state before the first step of `lead` sequences: what the context remembers, z_0, and
+        the recurrences'.
+        """
         latent = self.initial_latent(*lead)
-        return {"context": self.context.initial(*lead), "latent": latent, "carried": self.initial_carried(*lead)}
+        return {
+            "context": self.context.initial(*lead),
+            "latent": latent,
+            "carried": self.initial_carried(*lead),
+        }
 
     def state_before(self, batch: SequenceBatch) -> dict[str, Any]:
         """The state that the batch's first step starts from."""
-        return batch.once((id(self), "before"), lambda: self.initial(len(batch))) if batch.state is None else batch.state["model"]
+        return (
+            batch.once((id(self), "before"), lambda: self.initial(len(batch)))
+            if batch.state is None
+            else batch.state["model"]
+        )
 
     def forward(self, batch: SequenceBatch) -> Outcome:
         """The Pyro model p(x, z) of the batch."""
@@ -120,22 +146,35 @@ class SequenceModel(nn.Module):
         return self._path(batch) if whole else self._steps(batch)
 
     def seen(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
-        """(c_{1:T} `[N, T, C]`, the context's state after the last step), given the batch's observations."""
+        """(c_{1:T} `[N, T, C]`, the context's state after the last step), given the batch's
+        observations.
+        """
         contexts, after = self._contexts(batch)
         return contexts[..., : self.context.num_features], after
 
     def _contexts(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
         """The same, with what is passed on to the emission."""
-        return batch.once((id(self), "seen"), lambda: self.context.over(batch, self.state_before(batch)["context"]))
+        return batch.once(
+            (id(self), "seen"),
+            lambda: self.context.over(batch, self.state_before(batch)["context"]),
+        )
 
     def emit(self, features: Tensor, contexts: Tensor) -> Distribution:
-        """p(x_t | features `[*lead, F]`), given all of the context `[*lead, C + num_passed_on]`, some of which may be passed on."""
+        """p(x_t | features `[*lead, F]`), given all of the context `[*lead, C + num_passed_on]`,
+        some of which may be passed on.
+        """
         features = full_precision(features)
         passed_on = contexts[..., self.context.num_features :]
-        return self.emission(features, full_precision(passed_on)) if self.emission.num_passed_on else self.emission(features)
+        return (
+            self.emission(features, full_precision(passed_on))
+            if self.emission.num_passed_on
+            else self.emission(features)
+        )
 
     def history(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
-        """(h_{1:T} `[N, T, H]`, carried), given the batch's observations, of a model that does not recur on latents."""
+        """(h_{1:T} `[N, T, H]`, carried), given the batch's observations, of a model that does not
+        recur on latents.
+        """
 
         def compute() -> tuple[Tensor, Any]:
             contexts, _ = self.seen(batch)
@@ -160,9 +199,12 @@ class SequenceModel(nn.Module):
         with batch.plate():
             latents = None
             if self.recurs_on_latents:
-                prior: MarkovPath = RecurrentPath(state["latent"], recurrent, state["carried"], batch.num_steps, active=mask)
+                prior: MarkovPath = RecurrentPath(
+                    state["latent"], recurrent, state["carried"], batch.num_steps, active=mask
+                )
                 latents = pyro.sample("z", prior, infer=OVER_ALL_STEPS)
-                prior.at(latents)  # which sets h and carried, unless the path is this prior's own sample
+                # which sets h and carried, unless the path is this prior's own sample
+                prior.at(latents)
                 if h.shape[-2] != batch.num_steps or carried is None:
                     recurrent(before(latents, state["latent"]), slice(None), state["carried"])
             elif self.latent_size:
@@ -173,7 +215,9 @@ class SequenceModel(nn.Module):
             observed = self.emission.prepare(batch.values, batch.mask)
             observe("x", over_time(emission, mask), obs=observed, infer=OVER_ALL_STEPS)
         latent = state["latent"] if latents is None else batch.last(latents, state["latent"])
-        return Outcome(batch.values, latents, {"context": context, "latent": latent, "carried": carried})
+        return Outcome(
+            batch.values, latents, {"context": context, "latent": latent, "carried": carried}
+        )
 
     def _steps(self, batch: SequenceBatch) -> Outcome:
         state = self.state_before(batch)
@@ -181,7 +225,11 @@ class SequenceModel(nn.Module):
         latents: list[Any] = []
         observed = observations(self, batch)
         complete = batch.values
-        path = GivenPath(batch.num_steps) if self.layout == "path" and self.latent_size else nullcontext()
+        path = (
+            GivenPath(batch.num_steps)
+            if self.layout == "path" and self.latent_size
+            else nullcontext()
+        )
         with batch.plate(), same_features(self), path:
             for t in batch.steps():
                 with batch.active(t):
@@ -190,9 +238,17 @@ class SequenceModel(nn.Module):
                 latents.append(z)
         if values and (batch.values is None or batch.missing):
             complete = self.emission.stack(values, batch.mask)
-        return Outcome(complete, torch.stack(torch.broadcast_tensors(*latents), -2) if self.latent_size and latents else None, state)
+        return Outcome(
+            complete,
+            torch.stack(torch.broadcast_tensors(*latents), -2)
+            if self.latent_size and latents
+            else None,
+            state,
+        )
 
-    def _step(self, t: int, state: Any, inputs: Tensor | None, obs: Any) -> tuple[Any, Tensor | None, Any]:
+    def _step(
+        self, t: int, state: Any, inputs: Tensor | None, obs: Any
+    ) -> tuple[Any, Tensor | None, Any]:
         def draw_latent(prior: Any) -> Tensor:
             return pyro.sample(f"z_{t}", prior.to_event(1))
 
@@ -208,37 +264,62 @@ class SequenceModel(nn.Module):
         draw_latent: Callable[[dist.Normal], Tensor],
         draw_observation: Callable[[Distribution], Any],
     ) -> tuple[Any, Tensor | None, dict[str, Any]]:
-        """One step: (x_t, z_t, the state after it), the two drawn from their distributions as the caller says."""
+        """One step: (x_t, z_t, the state after it), the two drawn from their distributions as the
+        caller says.
+        """
         contexts = self.context.features(state["context"], inputs)
         seen = contexts[..., : self.context.num_features].unsqueeze(-2)
         previous = state["latent"].unsqueeze(-2)
-        h, carried = self.recur(seen, previous if self.recurs_on_latents else previous[..., :0], state["carried"])
-        latent = draw_latent(self.transition(h.squeeze(-2), state["latent"])) if self.latent_size else None
-        features, carried = self.decode(h, None if latent is None else latent.unsqueeze(-2), carried)
+        h, carried = self.recur(
+            seen, previous if self.recurs_on_latents else previous[..., :0], state["carried"]
+        )
+        latent = (
+            draw_latent(self.transition(h.squeeze(-2), state["latent"]))
+            if self.latent_size
+            else None
+        )
+        features, carried = self.decode(
+            h, None if latent is None else latent.unsqueeze(-2), carried
+        )
         x = draw_observation(self.emit(features.squeeze(-2), contexts))
-        context, current = remembered(self, x, state["context"], state["latent"] if latent is None else latent)
+        context, current = remembered(
+            self, x, state["context"], state["latent"] if latent is None else latent
+        )
         return x, latent, {"context": context, "latent": current, "carried": carried}
 
 
 def in_one_path(model: SequenceModel, batch: SequenceBatch) -> bool:
-    """Whether a batch runs as one path: with anything left to be sampled, there is nothing to teacher-force, and it runs in steps."""
-    return model.layout == "path" and batch.values is not None and batch.num_steps > 0 and not batch.missing
+    """Whether a batch runs as one path: with anything left to be sampled, there is nothing to
+    teacher-force, and it runs in steps.
+    """
+    return (
+        model.layout == "path"
+        and batch.values is not None
+        and batch.num_steps > 0
+        and not batch.missing
+    )
 
 
 def observations(model: SequenceModel, batch: SequenceBatch) -> list[Any]:
-    """The observations of each step `[N, *event]` as the model's emission takes them, `None` where they are to be sampled."""
+    """The observations of each step `[N, *event]` as the model's emission takes them, `None` where
+    they are to be sampled.
+    """
     if batch.values is None:
         return [None] * batch.num_steps
     mask = batch.mask.clone()
     mask[:, sorted(batch.missing)] = False
     prepared = model.emission.prepare(batch.values, mask)
-    return [None if t in batch.missing else map_tensors(lambda x, t=t: x[:, t], prepared) for t in range(batch.num_steps)]
+    return [
+        None if t in batch.missing else map_tensors(lambda x, t=t: x[:, t], prepared)
+        for t in range(batch.num_steps)
+    ]
 
 
 def remembered(model: SequenceModel, x: Any, context: Any, latent: Tensor) -> tuple[Any, Tensor]:
     """(what the context remembers after x_t, z_t or whatever stands for it).
 
-    Plates around the model add dimensions to what is sampled, so x, or what was remembered before it, may lack some that the other has.
+    Plates around the model add dimensions to what is sampled, so x, or what was remembered before
+    it, may lack some that the other has.
     """
     lead = _lead(model.emission, x)
     if len(lead) > 1 or latent.dim() > 2:
@@ -250,7 +331,9 @@ def remembered(model: SequenceModel, x: Any, context: Any, latent: Tensor) -> tu
             return old
 
         map_tensors(widest, context, like)
-        context = map_tensors(lambda old, one: old.expand(*common, *old.shape[old.dim() - one.dim() :]), context, like)
+        context = map_tensors(
+            lambda old, one: old.expand(*common, *old.shape[old.dim() - one.dim() :]), context, like
+        )
         x = map_tensors(lambda part: part.expand(*common, *part.shape[len(lead) :]), x)
         latent = latent if latent.dim() > len(common) else latent.expand(*common, latent.shape[-1])
     return model.context.observe(context, x), latent

@@ -19,7 +19,8 @@ _OWNERS: Any = WeakTensorKeyDictionary()
 
 
 def register(module: nn.Module) -> bool:
-    """Register a module in Pyro's store by its class's name, so that its own parameters are trained.
+    """Register a module in Pyro's store by its class's name, so that its own parameters are
+    trained.
 
     Pyro's store goes by names, and `pyro.module` leaves a parameter that it finds under a name as
     it is: a second module of the class, as of a notebook's cell that is run twice, would never
@@ -52,13 +53,17 @@ def _free_title(module: nn.Module) -> str | None:
     for number in count(1):
         title = kind if number == 1 else f"{kind}_{number}"
         names = {f"{title}$$${name}": parameter for name, parameter in own.items()}
-        others = [name for name, parameter in names.items() if known.get(name, parameter) is not parameter]
+        others = [
+            name for name, parameter in names.items() if known.get(name, parameter) is not parameter
+        ]
         if all(_owner(known[name], name) in (None, module) for name in others):
             break
         if not torch.is_grad_enabled():
             return None
     if others:  # left by modules that are no more, or by this one
-        for name in [name for name in known if name.startswith(f"{title}$$$") and known[name] in _OWNERS]:
+        for name in [
+            name for name in known if name.startswith(f"{title}$$$") and known[name] in _OWNERS
+        ]:
             if _OWNERS[known[name]]() in (None, module):
                 del store[name]
     if not names.keys() <= known.keys():
@@ -105,4 +110,6 @@ def _owner(parameter: Any, name: str) -> nn.Module | None:
             "what was loaded into it"
         )
     module: nn.Module | None = owner()
-    return module if module is not None and any(parameter is p for p in module.parameters()) else None
+    return (
+        module if module is not None and any(parameter is p for p in module.parameters()) else None
+    )

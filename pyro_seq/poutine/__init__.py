@@ -1,1 +1,3 @@
-"""What the sites of a trace are: which belong to which step, and what a model and a guide must share."""
+"""What the sites of a trace are: which belong to which step, and what a model and a guide must
+share.
+"""

@@ -1,4 +1,6 @@
-"""What a model's and a guide's sites must have in common, and what is wrong where they do not: one line a fault, naming the site."""
+"""What a model's and a guide's sites must have in common, and what is wrong where they do not: one
+line a fault, naming the site.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +48,24 @@ def by_stem(names: Iterable[str]) -> list[list[str]]:
 
 
 def mismatches(model_trace: Any, guide_trace: Any) -> list[str]:
-    """What is wrong between a model and its guide, from a trace of each: latents of one alone, event shapes, supports."""
+    """What is wrong between a model and its guide, from a trace of each: latents of one alone,
+    event shapes, supports.
+    """
     p_sites, q_sites = latent_sites(model_trace), latent_sites(guide_trace)
-    missing = [name for name, site in p_sites.items() if name not in q_sites and not is_enumerated(site)]
-    extra = [name for name, site in q_sites.items() if name not in p_sites and not site["infer"].get("is_auxiliary")]
-    wrong = [f"the guide has no {named(names)}, which the model samples" for names in by_stem(missing)]
-    wrong += [f"the model has no {named(names)}, which the guide samples" for names in by_stem(extra)]
+    missing = [
+        name for name, site in p_sites.items() if name not in q_sites and not is_enumerated(site)
+    ]
+    extra = [
+        name
+        for name, site in q_sites.items()
+        if name not in p_sites and not site["infer"].get("is_auxiliary")
+    ]
+    wrong = [
+        f"the guide has no {named(names)}, which the model samples" for names in by_stem(missing)
+    ]
+    wrong += [
+        f"the model has no {named(names)}, which the guide samples" for names in by_stem(extra)
+    ]
     for names in by_stem(name for name in q_sites if name in p_sites):
         faults = {name: _differences(p_sites[name]["fn"], q_sites[name]) for name in names}
         found = [name for name in names if faults[name]]
@@ -63,16 +77,29 @@ def mismatches(model_trace: Any, guide_trace: Any) -> list[str]:
 def _differences(p: Any, q_site: Any) -> str:
     q = q_site["fn"]
     if p.event_shape != q.event_shape:
-        shapes = f"event shape {list(q.event_shape)} in the guide and {list(p.event_shape)} in the model"
+        shapes = (
+            f"event shape {list(q.event_shape)} in the guide and {list(p.event_shape)} in the model"
+        )
         return f"has {shapes}: they must be equal (.to_event makes batch dimensions an event)"
     if p.batch_shape != q.batch_shape:
-        return f"has batch shape {list(q.batch_shape)} in the guide and {list(p.batch_shape)} in the model: they must be equal"
+        return (
+            f"has batch shape {list(q.batch_shape)} in the guide and {list(p.batch_shape)} in "
+            "the model: they must be equal"
+        )
     if _is_real(p.support):
         return ""
     with kept(), torch.no_grad():
         inside = all(bool(p.support.check(x).all()) for x in (q_site["value"], q.sample((DRAWS,))))
-        outside = not inside or (_is_real(q.support) and not isinstance(q, TransformedDistribution))  # whose support may be said too wide
-    return f"is sampled from {q.support} by the guide, which leads out of the model's support {p.support}" if outside else ""
+        # whose support may be said too wide
+        outside = not inside or (_is_real(q.support) and not isinstance(q, TransformedDistribution))
+    return (
+        (
+            f"is sampled from {q.support} by the guide, which leads out of the model's support "
+            f"{p.support}"
+        )
+        if outside
+        else ""
+    )
 
 
 def _is_real(support: Any) -> bool:
@@ -82,7 +109,9 @@ def _is_real(support: Any) -> bool:
 
 
 def non_finite(trace: Any, side: str) -> list[str]:
-    """Sites of a trace whose value or log-density is not finite for a sequence that has not ended, upstream first: values, densities."""
+    """Sites of a trace whose value or log-density is not finite for a sequence that has not ended,
+    upstream first: values, densities.
+    """
     for what in ("value", "log-density"):
         faults: dict[str, int] = {}
         for name, site in sites_by_name(trace).items():
@@ -103,6 +132,8 @@ def non_finite(trace: Any, side: str) -> list[str]:
 
 
 def unmasked_log_prob(site: Any) -> Tensor:
-    """The log-density of a site's value under its distribution, whatever mask or scale stands around it, in nats."""
+    """The log-density of a site's value under its distribution, whatever mask or scale stands
+    around it, in nats.
+    """
     log_prob: Tensor = site["fn"].log_prob(site["value"])
     return log_prob

@@ -1,4 +1,6 @@
-"""Which latents a model has: one run of it tells their sites, shapes and supports, and how they are spread over time."""
+"""Which latents a model has: one run of it tells their sites, shapes and supports, and how they are
+spread over time.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,19 @@ class Latent:
     support: Any = field(compare=False)  # constraints are not equal to each other
 
     def transform(self) -> Transform:
-        """From unconstrained values to the support; remembers the value that it made last, so that its inverse is exact."""
+        """From unconstrained values to the support; remembers the value that it made last, so that
+        its inverse is exact.
+        """
         return biject_to(self.support).with_cache()
 
     @property
     def is_real(self) -> bool:
         """Whether nothing constrains it."""
-        inner = self.support.base_constraint if isinstance(self.support, constraints.independent) else self.support
+        inner = (
+            self.support.base_constraint
+            if isinstance(self.support, constraints.independent)
+            else self.support
+        )
         return inner is constraints.real or inner is constraints.real_vector
 
     @property
@@ -64,11 +72,14 @@ class Latents(NamedTuple):
     steps: tuple[Latent, ...]
 
 
-def find_latents(trace: Any, batch: SequenceBatch, model: Callable[[SequenceBatch], Any]) -> Latents:
+def find_latents(
+    trace: Any, batch: SequenceBatch, model: Callable[[SequenceBatch], Any]
+) -> Latents:
     """The latents in the trace of a run of the model.
 
-    Raises `UserError` for those that no guide of ours can sample: discrete ones that are not enumerated, ones that all sequences
-    share, ones in plates inside a sequence, ones whose support differs, ones of some steps only.
+    Raises `UserError` for those that no guide of ours can sample: discrete ones that are not
+    enumerated, ones that all sequences share, ones in plates inside a sequence, ones whose support
+    differs, ones of some steps only.
     """
     places = classify([Side(trace, model)], batch)
     sequence, paths, groups = list[Latent](), list[Latent](), dict[Stem, dict[int, Latent]]()
@@ -86,11 +97,18 @@ def find_latents(trace: Any, batch: SequenceBatch, model: Callable[[SequenceBatc
             alone.append(name)
             sequence.append(latent)
         elif place.stem is None:
-            raise UserError(f"site {name!r} is of step {place.step}, which its name does not say: name it for its step (z_0, z_1, …)")
+            raise UserError(
+                f"site {name!r} is of step {place.step}, which its name does not say: name it for "
+                "its step (z_0, z_1, …)"
+            )
         else:
             groups.setdefault(place.stem, {})[place.step] = latent
     _check_numbers(alone, batch, model)
-    return Latents(tuple(sequence), tuple(paths), tuple(_of_steps(stem, group, batch.num_steps) for stem, group in groups.items()))
+    return Latents(
+        tuple(sequence),
+        tuple(paths),
+        tuple(_of_steps(stem, group, batch.num_steps) for stem, group in groups.items()),
+    )
 
 
 def _check(name: str, site: Any, size: int) -> None:
@@ -103,24 +121,36 @@ def _check(name: str, site: Any, size: int) -> None:
         )
     if fn.support.is_discrete:
         raise UserError(
-            f"site {name!r} is discrete, which this guide does not sample: mark it infer={{'enumerate': 'parallel'}} (or "
-            "pyro.infer.config_enumerate) and train with TraceEnum_ELBO, which sums it out, or write its guide by hand"
+            f"site {name!r} is discrete, which this guide does not sample: mark it "
+            f"infer={{'enumerate': 'parallel'}} (or "
+            "pyro.infer.config_enumerate) and train with TraceEnum_ELBO, which sums it out, or "
+            "write its guide by hand"
         )
-    in_plate = any(frame.dim == -1 and frame.size == size for frame in site["cond_indep_stack"] if frame.vectorized)
+    in_plate = any(
+        frame.dim == -1 and frame.size == size
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    )
     if not in_plate and (size == 1 or fn.batch_shape[-1:] != (size,)):
         raise UserError(
-            f"site {name!r} is one for all sequences, outside of batch.plate(), and this guide samples latents of sequences: make it a "
+            f"site {name!r} is one for all sequences, outside of batch.plate(), and this guide "
+            "samples latents of sequences: make it a "
             "pyro.param, or write its guide by hand"
         )
     if len(fn.batch_shape) > 1 and math.prod(fn.batch_shape[:-1]) > 1:
         raise UserError(
-            f"site {name!r} has batch shape {list(fn.batch_shape)}, in a plate inside of a sequence: make it one event a sequence "
+            f"site {name!r} has batch shape {list(fn.batch_shape)}, in a plate inside of a "
+            "sequence: make it one event a sequence "
             "(.to_event), or write its guide by hand"
         )
 
 
-def _check_numbers(names: list[str], batch: SequenceBatch, model: Callable[[SequenceBatch], Any]) -> None:
-    """Raise `UserError` for sites of some steps only, whose numbers become more as sequences grow."""
+def _check_numbers(
+    names: list[str], batch: SequenceBatch, model: Callable[[SequenceBatch], Any]
+) -> None:
+    """Raise `UserError` for sites of some steps only, whose numbers become more as sequences
+    grow.
+    """
     rows: dict[Stem, list[int]] = {}
     for name in names:
         for stem, number in stems_of(name):
@@ -133,7 +163,8 @@ def _check_numbers(names: list[str], batch: SequenceBatch, model: Callable[[Sequ
     for stem, numbers in rows.items():
         if {number for other, number in found if other == stem} != set(numbers):
             raise UserError(
-                f"sites like {stem.at(numbers[0])!r} must be named for the steps 0 … {batch.num_steps - 1}, "
+                f"sites like {stem.at(numbers[0])!r} must be named for the steps 0 … "
+                f"{batch.num_steps - 1}, "
                 f"one at each; there are {sorted(numbers)}"
             )
 
@@ -158,17 +189,37 @@ def _check_transform(latent: Latent) -> None:
 
 
 def _fixed_support(name: str, support: Any) -> Any:
-    """The support with its bounds as numbers; raises `UserError` if they differ between sequences, steps or entries."""
+    """The support with its bounds as numbers; raises `UserError` if they differ between sequences,
+    steps or entries.
+    """
     if isinstance(support, constraints.independent):
         inner = _fixed_support(name, support.base_constraint)
-        return inner if support.reinterpreted_batch_ndims == 0 else constraints.independent(inner, support.reinterpreted_batch_ndims)
+        return (
+            inner
+            if support.reinterpreted_batch_ndims == 0
+            else constraints.independent(inner, support.reinterpreted_batch_ndims)
+        )
     bounds = {key: value for key, value in vars(support).items() if isinstance(value, Tensor)}
     if not bounds:
         return support
     if any((bound != bound.flatten()[0]).any() for bound in bounds.values()):
-        raise UserError(f"the support of site {name!r} is not the same for all sequences and entries: scale a latent of fixed support")
-    if not isinstance(support, (constraints.greater_than, constraints.greater_than_eq, constraints.less_than, constraints.interval)):
-        raise UserError(f"site {name!r} has the support {support}, which this guide does not know: write its guide by hand")
+        raise UserError(
+            f"the support of site {name!r} is not the same for all sequences and entries: scale a "
+            "latent of fixed support"
+        )
+    if not isinstance(
+        support,
+        (
+            constraints.greater_than,
+            constraints.greater_than_eq,
+            constraints.less_than,
+            constraints.interval,
+        ),
+    ):
+        raise UserError(
+            f"site {name!r} has the support {support}, which this guide does not know: write its "
+            "guide by hand"
+        )
     return type(support)(**{key: bound.flatten()[0].item() for key, bound in bounds.items()})
 
 
@@ -177,25 +228,40 @@ def _of_one_step(latent: Latent) -> Latent:
     support = latent.support
     if isinstance(support, constraints.independent):
         inner = support.reinterpreted_batch_ndims - 1
-        support = constraints.independent(support.base_constraint, inner) if inner else support.base_constraint
+        support = (
+            constraints.independent(support.base_constraint, inner)
+            if inner
+            else support.base_constraint
+        )
         return Latent(latent.name, latent.event_shape[1:], support)
     if support is constraints.real_vector:
         return Latent(latent.name, latent.event_shape[1:], constraints.real)
     raise UserError(
-        f"site {latent.name!r} is a path with support {support}, whose steps are not free of each other: write its guide by hand"
+        f"site {latent.name!r} is a path with support {support}, whose steps are not free of each "
+        "other: write its guide by hand"
     )
 
 
 def _of_steps(stem: Stem, group: dict[int, Latent], num_steps: int) -> Latent:
-    """The latent that stands for a site at each step; raises `UserError` unless there is one of a kind at every step."""
+    """The latent that stands for a site at each step; raises `UserError` unless there is one of a
+    kind at every step.
+    """
     name = stem.at(min(group))
     if sorted(group) != list(range(num_steps)):
-        raise UserError(f"sites like {name!r} must be named for the steps 0 … {num_steps - 1}, one at each; there are {sorted(group)}")
+        raise UserError(
+            f"sites like {name!r} must be named for the steps 0 … {num_steps - 1}, one at each; "
+            f"there are {sorted(group)}"
+        )
     first = group[0]
     for latent in group.values():
         if latent.event_shape != first.event_shape or not _equal(latent.support, first.support):
-            got = f"{list(latent.event_shape)} in {latent.support}, {first.name!r} {list(first.event_shape)} in {first.support}"
-            raise UserError(f"sites of all steps must have one shape and support, but {latent.name!r} has {got}")
+            got = (
+                f"{list(latent.event_shape)} in {latent.support}, {first.name!r} "
+                f"{list(first.event_shape)} in {first.support}"
+            )
+            raise UserError(
+                f"sites of all steps must have one shape and support, but {latent.name!r} has {got}"
+            )
     return Latent(stem.at("{}"), first.event_shape, first.support)
 
 

@@ -1,4 +1,6 @@
-"""The sites of a model that are a step's observations, found by their names, so that samples of any model can be put together."""
+"""The sites of a model that are a step's observations, found by their names, so that samples of any
+model can be put together.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Adjust = Callable[[Distribution], Distribution]
 
 
 def observed_stems(trace: Any) -> list[Stem]:
-    """The stems of a trace's observed sites, in order; raises `UserError` if an observed site is not named for a step."""
+    """The stems of a trace's observed sites, in order; raises `UserError` if an observed site is
+    not named for a step.
+    """
     found: dict[Stem, None] = {}
     places = places_of(trace)
     for name, site in sample_sites(trace):
@@ -26,59 +30,85 @@ def observed_stems(trace: Any) -> list[Stem]:
             stem = places[name].stem
             if stem is None:
                 raise UserError(
-                    f"the observed site {name!r} is not named for its step (x_0, x_1, …): what it would be at others is unknown"
+                    f"the observed site {name!r} is not named for its step (x_0, x_1, …): what it "
+                    "would be at others is unknown"
                 )
             found[stem] = None
     return list(found)
 
 
 def sampled_stems(trace: Any) -> list[Stem]:
-    """The stems of the sites `x_{t}` and `x_{t}_{member}`, which are observations by their names."""
+    """The stems of the sites `x_{t}` and `x_{t}_{member}`, which are observations by their
+    names.
+    """
     stems = (place.stem for place in places_of(trace).values())
     return list(dict.fromkeys(stem for stem in stems if stem is not None and stem.before == "x_"))
 
 
 def values_at(trace: Any, stems: list[Stem], steps: Iterable[int], like: Any = None) -> list[Any]:
-    """The observations of each step in a trace: a tensor `[N, *event]`, or a dict of such for a named group.
+    """The observations of each step in a trace: a tensor `[N, *event]`, or a dict of such for a
+    named group.
 
-    `like` are observations that they are to be put beside: a tensor, a dict or, where there are none, `None`.
-    Raises `UserError` if the model has no such sites, or others than `like` has.
+    `like` are observations that they are to be put beside: a tensor, a dict or, where there are
+    none, `None`. Raises `UserError` if the model has no such sites, or others than `like` has.
     """
     members = [stem.member for stem in stems]
     group = isinstance(like, dict) or (like is None and stems != [Stem("x_", "")])
-    if not stems or (not group and len(stems) > 1) or (isinstance(like, dict) and set(like) != set(members)):
+    if (
+        not stems
+        or (not group and len(stems) > 1)
+        or (isinstance(like, dict) and set(like) != set(members))
+    ):
         wanted = f"the group {sorted(like)}" if isinstance(like, dict) else "one observation a step"
         found = f"its sites are of {members}" if stems else "it has no sites x_0, x_1, …"
-        raise UserError(f"the model's observations cannot be told from its sites: {wanted} was looked for, and {found}")
+        raise UserError(
+            f"the model's observations cannot be told from its sites: {wanted} was looked for, "
+            "and "
+            f"{found}"
+        )
     rows = []
     for t in steps:
         absent = [stem.at(t) for stem in stems if stem.at(t) not in trace]
         if absent:
-            raise UserError(f"the model has no site {absent[0]!r}: it must have one for each of its batch's steps")
+            raise UserError(
+                f"the model has no site {absent[0]!r}: it must have one for each of its batch's "
+                "steps"
+            )
         stuck = [stem.at(t) for stem in stems if trace.nodes[stem.at(t)]["is_observed"]]
         if stuck:
-            raise UserError(f"site {stuck[0]!r} is observed, though its step is missing: its obs must be batch.at({t}), which is None then")
+            raise UserError(
+                f"site {stuck[0]!r} is observed, though its step is missing: its obs must be "
+                f"batch.at({t}), which is None then"
+            )
         found_values = {stem.member: _rows_first(trace.nodes[stem.at(t)]) for stem in stems}
         rows.append(found_values if group else found_values[members[0]])
     return rows
 
 
 def _rows_first(site: Any) -> Tensor:
-    """A site's value with the sequences first: plates inside a sequence, which Pyro has to the left, become part of the observation."""
+    """A site's value with the sequences first: plates inside a sequence, which Pyro has to the
+    left, become part of the observation.
+    """
     value: Tensor = site["value"]
     rows = value.dim() - len(site["fn"].event_shape) - 1
     return value.movedim(rows, 0) if rows > 0 else value
 
 
 class Adjusted(Messenger):
-    """Replaces the distributions of observations that are to be sampled, for instance by `sharpened` ones."""
+    """Replaces the distributions of observations that are to be sampled, for instance by
+    `sharpened` ones.
+    """
 
     def __init__(self, adjust: Adjust, is_observation: Callable[[Stem], bool]) -> None:
         super().__init__()
         self.adjust, self.is_observation = adjust, is_observation
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["value"] is None and any(self.is_observation(stem) for stem, _ in stems_of(msg["name"])):
+        if (
+            not msg["is_observed"]
+            and msg["value"] is None
+            and any(self.is_observation(stem) for stem, _ in stems_of(msg["name"]))
+        ):
             msg["fn"] = self.adjust(msg["fn"])
 
 

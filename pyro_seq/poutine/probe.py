@@ -1,4 +1,6 @@
-"""One run of a model, or a guide, that shows what it samples, and of longer sequences, what of that grows with them."""
+"""One run of a model, or a guide, that shows what it samples, and of longer sequences, what of that
+grows with them.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,14 @@ from pyro_seq.pairs.pair import Pair
 
 
 def trace_model(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> Any:
-    """The trace of one run of a model, latents from the prior; nothing of it reaches handlers around, random state or a graph."""
-    hidden: Any = poutine.block(hide_fn=lambda msg: msg["type"] != "param")  # of a pair's scope, parameters are still its own
+    """The trace of one run of a model, latents from the prior; nothing of it reaches handlers
+    around, random state or a graph.
+    """
+    # of a pair's scope, parameters are still its own
+    hidden: Any = poutine.block(hide_fn=lambda msg: msg["type"] != "param")
     with torch.no_grad(), kept(), Pair(model).evaluating(), hidden:
-        return poutine.trace(model).get_trace(batch.with_state(batch.state))  # a batch that remembers would keep what has no graph
+        # a batch that remembers would keep what has no graph
+        return poutine.trace(model).get_trace(batch.with_state(batch.state))
 
 
 def lengthened(batch: SequenceBatch) -> SequenceBatch:
@@ -29,7 +35,13 @@ def lengthened(batch: SequenceBatch) -> SequenceBatch:
         return torch.cat([tensor, torch.zeros_like(tensor[:, :1])], 1)
 
     inputs = None if batch.inputs is None else pad(batch.inputs)
-    return SequenceBatch(map_tensors(pad, batch.values), batch.lengths, inputs=inputs, state=batch.state, num_steps=batch.num_steps + 1)
+    return SequenceBatch(
+        map_tensors(pad, batch.values),
+        batch.lengths,
+        inputs=inputs,
+        state=batch.state,
+        num_steps=batch.num_steps + 1,
+    )
 
 
 def prolonged(batch: SequenceBatch) -> SequenceBatch:
@@ -39,8 +51,14 @@ def prolonged(batch: SequenceBatch) -> SequenceBatch:
     length = int(one.lengths)
 
     def extend(tensor: Tensor) -> Tensor:
-        last = tensor[:, max(0, length - 1) : max(1, length)] if length else torch.zeros_like(tensor[:, :1])
+        last = (
+            tensor[:, max(0, length - 1) : max(1, length)]
+            if length
+            else torch.zeros_like(tensor[:, :1])
+        )
         return torch.cat([tensor[:, :length], *[last] * (steps - length)], 1)
 
     inputs = None if one.inputs is None else extend(one.inputs)
-    return SequenceBatch(map_tensors(extend, one.values), [steps], inputs=inputs, state=one.state).to(batch.device)
+    return SequenceBatch(
+        map_tensors(extend, one.values), [steps], inputs=inputs, state=one.state
+    ).to(batch.device)

@@ -14,11 +14,12 @@ from pyro_seq.poutine.step_densities import is_enumerated
 
 
 class ScaleLatents(Messenger):
-    """`poutine.scale` on the latent sites alone: every sample site that is not observed has its log-density scaled.
+    """`poutine.scale` on the latent sites alone: every sample site that is not observed has its
+    log-density scaled.
 
-    Around both a guide and a model (replayed against it) it scales the divergence of an ELBO and leaves the likelihood as it is.
-    Latents that the model alone has, marked to be summed out, have no divergence and are left as
-    they are, but for `summed_out`.
+    Around both a guide and a model (replayed against it) it scales the divergence of an ELBO and
+    leaves the likelihood as it is. Latents that the model alone has, marked to be summed out, have
+    no divergence and are left as they are, but for `summed_out`.
 
     Args:
         scale: the divergence's strength.
@@ -32,10 +33,13 @@ class ScaleLatents(Messenger):
             raise ValueError(f"a scale must be greater than 0, got {scale}")
         self.scale, self.summed_out = scale, summed_out
         self._in_guide = False
-        self._of_guide: list[Any] = []  # what its sites say of inference, which the model's sites are given as they are replayed
+        # what its sites say of inference, which the model's sites are given as they are replayed
+        self._of_guide: list[Any] = []
 
     def noting(self, guide: Callable[..., Any]) -> Callable[..., Any]:
-        """The guide, whose sites are then known from those that the model alone has; all that is evaluated inside must use it."""
+        """The guide, whose sites are then known from those that the model alone has; all that is
+        evaluated inside must use it.
+        """
 
         def noted(*args: Any, **kwargs: Any) -> Any:
             self._in_guide, self._of_guide = True, []
@@ -51,13 +55,20 @@ class ScaleLatents(Messenger):
             return
         if self._in_guide:
             self._of_guide.append(msg["infer"])
-        elif is_enumerated(msg) and not self.summed_out and not any(msg["infer"] is known for known in self._of_guide):
+        elif (
+            is_enumerated(msg)
+            and not self.summed_out
+            and not any(msg["infer"] is known for known in self._of_guide)
+        ):
             return
         msg["scale"] = self.scale * msg["scale"]
 
 
-def scales_summed_out(elbo: Any, model: Callable[..., Any], guide: Callable[..., Any], batch: Any, strength: float) -> bool:
-    """Whether latents that `TraceEnum_ELBO` sums out are to be scaled with the others, told by an evaluation on a batch.
+def scales_summed_out(
+    elbo: Any, model: Callable[..., Any], guide: Callable[..., Any], batch: Any, strength: float
+) -> bool:
+    """Whether latents that `TraceEnum_ELBO` sums out are to be scaled with the others, told by an
+    evaluation on a batch.
 
     A sum over latents has one scale: 1 where observations depend on them, the divergence's where
     only other latents do, as those of a
@@ -75,6 +86,7 @@ def scales_summed_out(elbo: Any, model: Callable[..., Any], guide: Callable[...,
             if "poutine.scale" not in str(error):
                 raise
     raise UserError(
-        "observations and latents of the guide depend on the same latents that are summed out, so the "
+        "observations and latents of the guide depend on the same latents that are summed out, so "
+        "the "
         "divergence has no strength of its own to be annealed: training.kl_schedule=constant"
     )

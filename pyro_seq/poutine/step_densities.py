@@ -1,4 +1,6 @@
-"""What each site of a trace says of each step: log-densities by step, and observations that a density cannot have."""
+"""What each site of a trace says of each step: log-densities by step, and observations that a
+density cannot have.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Unsummed(UserError):
 
 
 class Observed(NamedTuple):
-    """Which observations to check: the steps `[N, T]`, and what the sequences are called in a message `[N]`."""
+    """Which observations to check: the steps `[N, T]`, and what the sequences are called in a
+    message `[N]`.
+    """
 
     active: Tensor
     names: Tensor
@@ -42,7 +46,8 @@ def is_enumerated(site: Any) -> bool:
 
 
 def traced(pair: Pair, batch: SequenceBatch, proposal: str) -> tuple[Any, Any]:
-    """(the trace that the latents were drawn in, the model's trace at these latents), latents drawn from the guide or from the prior.
+    """(the trace that the latents were drawn in, the model's trace at these latents), latents drawn
+    from the guide or from the prior.
 
     The sites of both are classified (`time_sites.classify`).
     """
@@ -59,18 +64,23 @@ def traced(pair: Pair, batch: SequenceBatch, proposal: str) -> tuple[Any, Any]:
     return guide_trace, model_trace
 
 
-def log_weights(guide_trace: Any, model_trace: Any, like: Tensor, observed: Observed | None = None) -> tuple[Tensor, str | None]:
-    """(log p(x, z) - log q(z) by step, shaped like `like`, the name of a latent site or `None` if there is none).
+def log_weights(
+    guide_trace: Any, model_trace: Any, like: Tensor, observed: Observed | None = None
+) -> tuple[Tensor, str | None]:
+    """(log p(x, z) - log q(z) by step, shaped like `like`, the name of a latent site or `None` if
+    there is none).
 
-    `like` is `[N, T]`, or `[K, N, T]` for K particles in a plate to the left. Where both traces are one, the latents are the model's own
-    draws and their densities cancel. Observations outside their support are refused, those that `observed` names.
-    Raises `UserError` as `score` does.
+    `like` is `[N, T]`, or `[K, N, T]` for K particles in a plate to the left. Where both traces are
+    one, the latents are the model's own draws and their densities cancel. Observations outside
+    their support are refused, those that `observed` names. Raises `UserError` as `score` does.
     """
     latent: str | None = None
     shares: list[tuple[int | None, Tensor]] = []
     bootstrap = guide_trace is model_trace
     places = places_of(guide_trace, like.shape[-1]) | places_of(model_trace, like.shape[-1])
-    for trace, sign in ((model_trace, 1.0),) if bootstrap else ((guide_trace, -1.0), (model_trace, 1.0)):
+    for trace, sign in (
+        ((model_trace, 1.0),) if bootstrap else ((guide_trace, -1.0), (model_trace, 1.0))
+    ):
         for name, site in sample_sites(trace):
             step = place_of(name, site, places[name])
             if site["is_observed"]:
@@ -93,22 +103,38 @@ def by_step(name: str, site: Any, trace: Any, like: Tensor) -> Tensor:
 
 
 def states(guide_trace: Any, model_trace: Any) -> dict[str, Any]:
-    """What model and guide returned for the next window to start from; of latents drawn from the prior, the model's alone."""
-    model, guide = (getattr(trace.nodes["_RETURN"]["value"], "state", None) for trace in (model_trace, guide_trace))
-    return map_tensors(_by_itself, {"model": model, "guide": None if guide_trace is model_trace else guide})
+    """What model and guide returned for the next window to start from; of latents drawn from the
+    prior, the model's alone.
+    """
+    model, guide = (
+        getattr(trace.nodes["_RETURN"]["value"], "state", None)
+        for trace in (model_trace, guide_trace)
+    )
+    return map_tensors(
+        _by_itself, {"model": model, "guide": None if guide_trace is model_trace else guide}
+    )
 
 
 def misshapen(found: dict[str, Any], size: int) -> list[str]:
-    """Whose state has a tensor that does not have the sequences, `size` of them, as its first dimension."""
-    wrong, rule = [], f"its first dimension must be the sequences ({size}), where nn.LSTM's has its layers"
+    """Whose state has a tensor that does not have the sequences, `size` of them, as its first
+    dimension.
+    """
+    wrong, rule = (
+        [],
+        f"its first dimension must be the sequences ({size}), where nn.LSTM's has its layers",
+    )
     for side, state in found.items():
         shapes = [list(x.shape) for x in tensors(state) if x.shape[:1] != (size,)]
-        wrong += [f"the {side}'s state has a tensor of shape {shape}: {rule}" for shape in shapes[:1]]
+        wrong += [
+            f"the {side}'s state has a tensor of shape {shape}: {rule}" for shape in shapes[:1]
+        ]
     return wrong
 
 
 def unkept(found: dict[str, Any]) -> list[str]:
-    """Whose state holds something that neither a window's end cuts off its graph nor a checkpoint gives back."""
+    """Whose state holds something that neither a window's end cuts off its graph nor a checkpoint
+    gives back.
+    """
     try:
         flatten({f"the {side}'s state": state for side, state in found.items()})
     except TypeError as error:
@@ -117,14 +143,18 @@ def unkept(found: dict[str, Any]) -> list[str]:
 
 
 def well_shaped(found: dict[str, Any], size: int) -> dict[str, Any]:
-    """States as they are; raises `UserError` for those that are `misshapen`, so that no window goes on from them."""
+    """States as they are; raises `UserError` for those that are `misshapen`, so that no window goes
+    on from them.
+    """
     if wrong := misshapen(found, size):
         raise UserError(wrong[0])
     return found
 
 
 def _by_itself(x: Tensor) -> Tensor:
-    """A tensor without a graph, and without the larger one that it is a part of: a path's last step must not keep the path."""
+    """A tensor without a graph, and without the larger one that it is a part of: a path's last step
+    must not keep the path.
+    """
     x = x.detach()
     return x.clone() if x.untyped_storage().nbytes() > x.numel() * x.element_size() else x
 
@@ -136,13 +166,18 @@ def step_of(name: str, site: Any, trace: Any, num_steps: int) -> int | None:
 
 def is_told_apart(site: Any, place: Place) -> bool:
     """Whether a site over time has a density for each step."""
-    return place.over_time and (hasattr(site["fn"], "step_log_prob") or isinstance(site["fn"], torch.distributions.Independent))
+    return place.over_time and (
+        hasattr(site["fn"], "step_log_prob")
+        or isinstance(site["fn"], torch.distributions.Independent)
+    )
 
 
 def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
     if name not in guide_trace:
         if is_enumerated(model_trace.nodes[name]):
-            drawn = "it is marked to be enumerated, and here it must be drawn, as with proposal='prior'"
+            drawn = (
+                "it is marked to be enumerated, and here it must be drawn, as with proposal='prior'"
+            )
             raise Unsummed(f"the guide has no site {name!r}, which the model samples: {drawn}")
         raise UserError(f"the guide has no site {name!r}, which the model samples")
     if name not in model_trace:
@@ -161,7 +196,8 @@ def place_of(name: str, site: Any, place: Place) -> int | None:
         return 0
     if place.over_time:
         raise UserError(
-            f"site {name!r} has an event over all steps, and its {type(site['fn']).__name__} does not tell them apart: "
+            f"site {name!r} has an event over all steps, and its {type(site['fn']).__name__} does "
+            "not tell them apart: "
             "that takes a .to_event distribution, a method step_log_prob, or a site for each step"
         )
     raise UserError(
@@ -173,7 +209,9 @@ def place_of(name: str, site: Any, place: Place) -> int | None:
 
 def _summed(like: Tensor, shares: list[tuple[int | None, Tensor]]) -> Tensor:
     """Log-densities of steps `[*lead, N]`, or of all, added up like `like` in the widest type."""
-    steps = torch.zeros_like(like, dtype=reduce(torch.promote_types, {share.dtype for _, share in shares}, like.dtype))
+    steps = torch.zeros_like(
+        like, dtype=reduce(torch.promote_types, {share.dtype for _, share in shares}, like.dtype)
+    )
     for step, share in shares:
         target = steps if step is None else steps[..., step]
         target += share
@@ -194,12 +232,16 @@ def _share(like: Tensor, name: str, site: Any, step: int | None) -> Tensor:
         mask = torch.as_tensor(mask, device=like.device).unsqueeze(-1)
     share = _by_row(name, log_prob, mask, like, over_steps=step is None)
     if share.isnan().any():
-        raise UserError(f"the log-density of site {name!r} is not a number: the weights are not finite, as after a training that diverged")
+        raise UserError(
+            f"the log-density of site {name!r} is not a number: the weights are not finite, as "
+            "after a training that diverged"
+        )
     return share
 
 
 def _by_row(name: str, log_prob: Tensor, mask: Any, like: Tensor, *, over_steps: bool) -> Tensor:
-    """Log-densities `[*plates, N]` or `[*plates, N, T]` with the plates inside a sequence summed out, those masked set to zero.
+    """Log-densities `[*plates, N]` or `[*plates, N, T]` with the plates inside a sequence summed
+    out, those masked set to zero.
 
     With particles in the plate next to the sequences, `like` has a dimension for them.
     """
@@ -207,21 +249,26 @@ def _by_row(name: str, log_prob: Tensor, mask: Any, like: Tensor, *, over_steps:
     if log_prob.shape[-own:] != like.shape[-own:]:
         shape = list(log_prob.shape[: log_prob.dim() - over_steps])
         raise UserError(
-            f"site {name!r} has batch shape {shape}, not one entry for each sequence: only sites in the batch's plate can be scored"
+            f"site {name!r} has batch shape {shape}, not one entry for each sequence: only sites "
+            "in the batch's plate can be scored"
         )
     if mask is not None:
-        log_prob = torch.where(torch.as_tensor(mask, device=log_prob.device), log_prob, log_prob.new_zeros(()))
+        log_prob = torch.where(
+            torch.as_tensor(mask, device=log_prob.device), log_prob, log_prob.new_zeros(())
+        )
     plates = tuple(range(log_prob.dim() - like.dim()))
     return log_prob.sum(plates) if plates else log_prob
 
 
 def check_support(name: str, fn: Any, value: Tensor, observed: Observed, step: int | None) -> None:
-    """Raise `UserError` if an observation lies outside what its distribution can give, naming sequence, step, site and support.
+    """Raise `UserError` if an observation lies outside what its distribution can give, naming
+    sequence, step, site and support.
 
     Args:
         name: the site's name.
         fn: its distribution.
-        value: the observations `[*plates, N, *event]`, or `[*plates, N, T, *event]` where `step` is `None`.
+        value: the observations `[*plates, N, *event]`, or `[*plates, N, T, *event]` where `step` is
+            `None`.
         observed: which steps to look at.
         step: the one that the site is for.
     """
@@ -233,13 +280,19 @@ def check_support(name: str, fn: Any, value: Tensor, observed: Observed, step: i
     else:
         inside, wanted = fn.support.check(value), _in_words(fn.support)
     look = observed.active if step is None else observed.active[:, step]
-    if row < 0 or inside.shape[row : row + look.dim()] != look.shape:  # a density of another shape, which `score` refuses
+    # a density of another shape, which `score` refuses
+    if row < 0 or inside.shape[row : row + look.dim()] != look.shape:
         return
     wrong = ~inside & look.view(*look.shape, *(1,) * (inside.dim() - row - look.dim()))
     if wrong.any():
         where = wrong.nonzero()[0].tolist()
-        at = f"sequence {int(observed.names[where[row]])}, step {where[row + 1] if step is None else step}"
-        raise UserError(f"{at}: site {name!r} observes {value[tuple(where)].tolist()}, which must be {wanted}")
+        at = (
+            f"sequence {int(observed.names[where[row]])}, step "
+            f"{where[row + 1] if step is None else step}"
+        )
+        raise UserError(
+            f"{at}: site {name!r} observes {value[tuple(where)].tolist()}, which must be {wanted}"
+        )
 
 
 def _in_words(support: Any) -> str:
@@ -247,7 +300,10 @@ def _in_words(support: Any) -> str:
     if support is constraints.boolean:
         return "0 or 1"
     if isinstance(support, type(constraints.integer_interval(0, 1))):
-        low, high = (int(torch.as_tensor(bound).max()) for bound in (support.lower_bound, support.upper_bound))
+        low, high = (
+            int(torch.as_tensor(bound).max())
+            for bound in (support.lower_bound, support.upper_bound)
+        )
         return f"a whole number from {low} to {high}"
     bounds = {
         type(constraints.nonnegative_integer): "a whole number of at least",
@@ -261,7 +317,8 @@ def _in_words(support: Any) -> str:
 
 
 def entropies(trace: Any, like: Tensor) -> Tensor:
-    """H[p(x_t | x_{<t})] of the observed sites by step, in nats, shaped like `like` `[N, T]`, with gradients; padding is not masked.
+    """H[p(x_t | x_{<t})] of the observed sites by step, in nats, shaped like `like` `[N, T]`, with
+    gradients; padding is not masked.
 
     Raises `UserError` for a distribution whose entropy has no closed form.
     """
@@ -276,9 +333,13 @@ def entropies(trace: Any, like: Tensor) -> Tensor:
             try:
                 entropy = fn.entropy()
             except NotImplementedError:
-                raise UserError(f"the entropy of a {type(fn).__name__}, which site {name!r} has, is not known in closed form") from None
+                raise UserError(
+                    f"the entropy of a {type(fn).__name__}, which site {name!r} has, is not known "
+                    "in closed form"
+                ) from None
             target = steps if step is None else steps[..., step]
             entropy = entropy.sum(tuple(range(-within, 0))) if within else entropy
-            plates = tuple(range(entropy.dim() - target.dim()))  # inside a sequence, as `_by_row` sums them
+            # inside a sequence, as `_by_row` sums them
+            plates = tuple(range(entropy.dim() - target.dim()))
             target += entropy.sum(plates) if plates else entropy
     return steps

@@ -12,7 +12,8 @@ from pyro_seq.errors import UserError
 
 
 class LeftToSum(Messenger):
-    """Around the sites of a shipped model that are marked to be enumerated: raises `UserError` where an objective has one drawn instead.
+    """Around the sites of a shipped model that are marked to be enumerated: raises `UserError`
+    where an objective has one drawn instead.
 
     That is, inside of an objective of Pyro's that neither enumerates the site nor takes its value
     from a guide. Pyro's own answer would be
@@ -22,7 +23,11 @@ class LeftToSum(Messenger):
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         infer = msg["infer"] or {}
-        if msg["is_observed"] or infer.get("enumerate") != "parallel" or infer.get("_enumerate_dim") is not None:
+        if (
+            msg["is_observed"]
+            or infer.get("enumerate") != "parallel"
+            or infer.get("_enumerate_dim") is not None
+        ):
             return
         objective = _objective()
         if objective is not None and not isinstance(objective, (TraceEnum_ELBO, TraceTMC_ELBO)):
@@ -32,13 +37,19 @@ class LeftToSum(Messenger):
 def does_not_sum(sites: str, objective: Any) -> str:
     """In words, that an objective does not do what sites are marked for, and what does."""
     instead = (
-        "it takes TraceEnum_ELBO (training.objective=enum), or for a shipped model layout 'path', which sums the latents out by itself"
+        "it takes TraceEnum_ELBO (training.objective=enum), or for a shipped model layout "
+        "'path', which sums the latents out by itself"
     )
-    return f"{sites} is marked to be enumerated, which {type(objective).__name__} does not do: {instead}"
+    return (
+        f"{sites} is marked to be enumerated, which {type(objective).__name__} does not do: "
+        f"{instead}"
+    )
 
 
 def _objective() -> ELBO | None:
-    """The objective of Pyro's that is being evaluated, which it tells nobody: found among the callers."""
+    """The objective of Pyro's that is being evaluated, which it tells nobody: found among the
+    callers.
+    """
     frame = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")

@@ -15,7 +15,11 @@ from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.probe import prolonged, trace_model
 
 NUMBER = re.compile(r"(?<=_)(0|[1-9]\d*)(?=_|$)")
-HOW_TO_MARK = f"mark it, infer={{{STEP_MARK!r}: t}} ({ALL_STEPS!r} for an event [T, …], None for a site of the whole sequence)"
+HOW_TO_MARK = (
+    f"mark it, infer={{{STEP_MARK!r}: t}} ({ALL_STEPS!r} for an event [T, …], None for "
+    "a "
+    "site of the whole sequence)"
+)
 
 Shapes = dict[str, tuple[int, ...]]  # event shapes by site
 
@@ -24,7 +28,11 @@ def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
     """The random sites of a trace, those of plates and of deterministic values left out."""
     for name, site in trace.nodes.items():
         infer = site.get("infer") or {}
-        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample" and not infer.get("_deterministic"):
+        if (
+            site["type"] == "sample"
+            and type(site["fn"]).__name__ != "_Subsample"
+            and not infer.get("_deterministic")
+        ):
             yield name, site
 
 
@@ -70,7 +78,9 @@ Places = dict[str, Place]
 
 
 class Side(NamedTuple):
-    """One run of a model or guide: its trace, the function, and the marks that the trace has lost."""
+    """One run of a model or guide: its trace, the function, and the marks that the trace has
+    lost.
+    """
 
     trace: Any
     function: Callable[[SequenceBatch], Any] | None = None
@@ -106,7 +116,9 @@ def places_of(trace: Any, num_steps: int | None = None) -> Places:
     """The place of each site of a trace, as `classify` found it, or as the trace alone tells."""
     if trace not in _PLACES:
         arguments = trace.nodes.get("_INPUT", {}).get("args", ())
-        batch = next((argument for argument in arguments if isinstance(argument, SequenceBatch)), None)
+        batch = next(
+            (argument for argument in arguments if isinstance(argument, SequenceBatch)), None
+        )
         if num_steps is None:
             num_steps = 0 if batch is None else batch.num_steps
         _PLACES[trace] = _Classification([Side(trace)], batch, num_steps, None).places()
@@ -140,7 +152,9 @@ def classify(sides: Sequence[Side], batch: SequenceBatch, pair: Pair | None = No
 class _Classification:
     """One classification: all sites by name, and what is known of longer sequences."""
 
-    def __init__(self, sides: Sequence[Side], batch: SequenceBatch | None, num_steps: int, pair: Pair | None) -> None:
+    def __init__(
+        self, sides: Sequence[Side], batch: SequenceBatch | None, num_steps: int, pair: Pair | None
+    ) -> None:
         self.sides, self.batch, self.num_steps, self.pair = sides, batch, num_steps, pair
         self.longest = num_steps if batch is None or not len(batch) else int(batch.lengths.max())
         self.sites: dict[str, list[Any]] = {}
@@ -161,7 +175,10 @@ class _Classification:
         self._longer: dict[int, Shapes | None] = {}
 
     def places(self) -> Places:
-        return {name: self._marked(name) if name in self.marks else self._unmarked(name) for name in self.sites}
+        return {
+            name: self._marked(name) if name in self.marks else self._unmarked(name)
+            for name in self.sites
+        }
 
     def _marked(self, name: str) -> Place:
         mark = self.marks[name]
@@ -171,13 +188,19 @@ class _Classification:
             if not self._has_all_steps(name):
                 shape = list(self.sites[name][0]["fn"].event_shape)
                 over = f"over all {self.num_steps} steps"
-                raise UserError(f"site {name!r} is marked as {over}, and its event has shape {shape}")
+                raise UserError(
+                    f"site {name!r} is marked as {over}, and its event has shape {shape}"
+                )
             return OVER_TIME
         if isinstance(mark, bool) or not isinstance(mark, int) or not 0 <= mark < self.num_steps:
             steps = f"0 … {self.num_steps - 1}"
-            raise UserError(f"site {name!r} is marked {mark!r}, which is no step of {steps}: {HOW_TO_MARK}")
+            raise UserError(
+                f"site {name!r} is marked {mark!r}, which is no step of {steps}: {HOW_TO_MARK}"
+            )
         for stem, number in stems_of(name):
-            if number == mark and all(self.marks[other] == t for t, other in self._numbers[True, stem].items()):
+            if number == mark and all(
+                self.marks[other] == t for t, other in self._numbers[True, stem].items()
+            ):
                 return Place(mark, stem=stem)
         return Place(mark)
 
@@ -200,7 +223,9 @@ class _Classification:
             raise _untold(name, "more than one number in its name grows")
         if grown:
             return Place(grown[0][1], stem=grown[0][0])
-        return OVER_TIME if over_time and longer.get(name, ())[:1] == (self.num_steps + 1,) else WHOLE
+        return (
+            OVER_TIME if over_time and longer.get(name, ())[:1] == (self.num_steps + 1,) else WHOLE
+        )
 
     def _knows_its_steps(self, name: str) -> bool:
         return any(hasattr(site["fn"], "step_log_prob") for site in self.sites[name])
@@ -217,10 +242,14 @@ class _Classification:
         """Whether a site observes the batch's values as they are, or those of a member."""
         values = None if self.batch is None else self.batch.values
         every = list(values.values()) if isinstance(values, dict) else [values]
-        return any(site["is_observed"] and site["value"] is x for site in self.sites[name] for x in every)
+        return any(
+            site["is_observed"] and site["value"] is x for site in self.sites[name] for x in every
+        )
 
     def _of_longer(self, name: str) -> Shapes | None:
-        """The sites of the side that has this one (else the model) on a longer sequence, if it runs."""
+        """The sites of the side that has this one (else the model) on a longer sequence, if it
+        runs.
+        """
         index = max(i for i, side in enumerate(self.sides) if name in side.trace)
         if index not in self._longer:
             self._longer[index] = self._shapes(self.sides[index])

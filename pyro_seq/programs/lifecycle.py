@@ -16,8 +16,16 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def begin_run(run: RunFolder, settings: Any, documents: Mapping[str, Any], train: Callable[[], T], *, first: RunFolder | None = None) -> T:
-    """Begin a run with its settings and documents, and train it; nothing stays of one whose pair is refused before its first step.
+def begin_run(
+    run: RunFolder,
+    settings: Any,
+    documents: Mapping[str, Any],
+    train: Callable[[], T],
+    *,
+    first: RunFolder | None = None,
+) -> T:
+    """Begin a run with its settings and documents, and train it; nothing stays of one whose pair is
+    refused before its first step.
 
     `first` is where its first part is trained, if that has a folder of its own.
     """
@@ -26,25 +34,39 @@ def begin_run(run: RunFolder, settings: Any, documents: Mapping[str, Any], train
         try:
             return train()
         except Exception:
-            if not run.last.exists() and not (first or run).last.exists():  # the pair was refused before anything was trained
+            # the pair was refused before anything was trained
+            if not run.last.exists() and not (first or run).last.exists():
                 run.abandon(*documents)
             raise
 
 
-def changed(settings: S, changes: Mapping[str, Any], fixed: Sequence[str], *, lasting: str = "--num-steps and --max-minutes") -> S:
-    """The settings that a run goes on with: its own, but for `changes`, which say how long to train, by dotted name.
+def changed(
+    settings: S,
+    changes: Mapping[str, Any],
+    fixed: Sequence[str],
+    *,
+    lasting: str = "--num-steps and --max-minutes",
+) -> S:
+    """The settings that a run goes on with: its own, but for `changes`, which say how long to
+    train, by dotted name.
 
-    Raises `UserError` if options were given (`fixed`) for what a run cannot change; `lasting` are those for what it can.
+    Raises `UserError` if options were given (`fixed`) for what a run cannot change; `lasting` are
+    those for what it can.
     """
     if fixed:
-        raise UserError(f"{', '.join(fixed)}: a run goes on with what it was begun with; only {lasting} may change")
+        raise UserError(
+            f"{', '.join(fixed)}: a run goes on with what it was begun with; only {lasting} may "
+            "change"
+        )
     return override(settings, changes, "--resume")
 
 
 def check_can_go_on(run: RunFolder) -> None:
     """Raise `UserError` if a run has results but no checkpoint to go on from."""
     if not run.last.exists() and run.best.exists():
-        raise UserError(f"{run.path} is incomplete: {run.last.name} is missing, so training cannot go on")
+        raise UserError(
+            f"{run.path} is incomplete: {run.last.name} is missing, so training cannot go on"
+        )
 
 
 def keep_changes(run: RunFolder, settings: Any) -> None:
@@ -53,12 +75,18 @@ def keep_changes(run: RunFolder, settings: Any) -> None:
 
 
 def check_training(settings: TrainingSettings) -> None:
-    """Raise `UserError` for settings that do not go together though each of them is in its range."""
+    """Raise `UserError` for settings that do not go together though each of them is in its
+    range.
+    """
     try:
-        kl_strength(0, schedule=settings.kl_schedule, start=settings.kl_start, steps=settings.kl_steps)
+        kl_strength(
+            0, schedule=settings.kl_schedule, start=settings.kl_start, steps=settings.kl_steps
+        )
     except ValueError as error:
         raise UserError(f"training.kl_start: {error}") from None
     try:
-        make_elbo(settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits)
+        make_elbo(
+            settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits
+        )
     except ValueError as error:
         raise UserError(f"training.objective and training.free_bits: {error}") from None

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 DPI = 144
 INK, FAINT, PAPER = "#333a45", "#6f7885", "#ffffff"
-GRID, MARK = "#e4e7ec", "#c2410c"  # of lines behind everything, and of one that says where something begins
-SERIES = ("#333a45", "#1767a8", "#e0851b", "#4b9b5f", "#a65aa3")  # told apart without colour vision too, by their lightness
+# of lines behind everything, and of one that says where something begins
+GRID, MARK = "#e4e7ec", "#c2410c"
+# told apart without colour vision too, by their lightness
+SERIES = ("#333a45", "#1767a8", "#e0851b", "#4b9b5f", "#a65aa3")
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -26,7 +28,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def dress(axes: Axes, *, size: float = 8, length: float = 3) -> Axes:
-    """The axes with a spine to the left and below, and ticks of so many points; labels come in the same ink."""
+    """The axes with a spine to the left and below, and ticks of so many points; labels come in the
+    same ink.
+    """
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(which="both", colors=FAINT, labelcolor=INK, labelsize=size, length=length)
@@ -38,7 +42,9 @@ def dress(axes: Axes, *, size: float = 8, length: float = 3) -> Axes:
 def entitle(axes: Axes, text: str, *, pad: float = 6) -> None:
     """A title above the axes, as it is: no dollar begins mathematics."""
     if text:
-        axes.set_title(text, loc="left", fontsize=10, color=INK, fontweight="bold", pad=pad, parse_math=False)
+        axes.set_title(
+            text, loc="left", fontsize=10, color=INK, fontweight="bold", pad=pad, parse_math=False
+        )
 
 
 def png_bytes(figure: Figure) -> bytes:

@@ -1,4 +1,6 @@
-"""The pair of a run: made anew by its settings, once the file of its weights has been found to hold such a pair's."""
+"""The pair of a run: made anew by its settings, once the file of its weights has been found to hold
+such a pair's.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ from pyro_seq.runs.folder import RunFolder
 
 
 def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "run.json") -> Pair:
-    """A new pair for the weights of a checkpoint, which are not read yet; raises `UserError` if they are not such a pair's.
+    """A new pair for the weights of a checkpoint, which are not read yet; raises `UserError` if
+    they are not such a pair's.
 
-    Shapes of shipped pairs are compared before any memory is taken for them: run.json may ask for more than there is.
+    Shapes of shipped pairs are compared before any memory is taken for them: run.json may ask for
+    more than there is.
 
     Args:
         make: makes the pair that the run's documents describe.
@@ -34,7 +38,9 @@ def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "
             with torch.device("meta"):
                 expected = make()
         except (RuntimeError, OverflowError, TypeError, MemoryError):
-            raise UserError(f"{path.parent / 'run.json'} is damaged: no model can have these sizes") from None
+            raise UserError(
+                f"{path.parent / 'run.json'} is damaged: no model can have these sizes"
+            ) from None
         compare_shapes(expected, saved["weights"], f"{path} does not fit {documents}")
     return make()
 
@@ -48,7 +54,8 @@ def pair_to_train(
     *,
     start_from: RunFolder | None = None,
 ) -> Pair:
-    """A new pair, which fits the run's checkpoint if training goes on from one; else with the best weights of another run, `start_from`.
+    """A new pair, which fits the run's checkpoint if training goes on from one; else with the best
+    weights of another run, `start_from`.
 
     Other arguments and errors as `pair_for`.
     """
@@ -61,7 +68,9 @@ def pair_to_train(
 
 
 def compare_shapes(expected: Pair, weights: dict[str, Any], misfit: str) -> None:
-    """Raise `UserError`, which begins with `misfit`, unless a checkpoint's weights have the shapes of a pair's modules."""
+    """Raise `UserError`, which begins with `misfit`, unless a checkpoint's weights have the shapes
+    of a pair's modules.
+    """
     for side, module in expected.modules().items():
         found = weights.get(side)
         for name, tensor in module.state_dict().items():
@@ -69,13 +78,21 @@ def compare_shapes(expected: Pair, weights: dict[str, Any], misfit: str) -> None
             if not isinstance(weight, torch.Tensor):
                 raise UserError(f"{misfit}: weight {side}.{name} is missing")
             if weight.shape != tensor.shape:
-                raise UserError(f"{misfit}: weight {side}.{name} has shape {list(weight.shape)}, not {list(tensor.shape)}")
+                raise UserError(
+                    f"{misfit}: weight {side}.{name} has shape {list(weight.shape)}, not "
+                    f"{list(tensor.shape)}"
+                )
 
 
 def load_pair(
-    run: RunFolder, make: Callable[[], Pair], kind: str, device: torch.device | str, documents: str = "run.json"
+    run: RunFolder,
+    make: Callable[[], Pair],
+    kind: str,
+    device: torch.device | str,
+    documents: str = "run.json",
 ) -> tuple[Pair, int]:
-    """(the pair with the best weights of a run, in evaluation mode, the step that they are of); arguments and errors as `pair_for`.
+    """(the pair with the best weights of a run, in evaluation mode, the step that they are of);
+    arguments and errors as `pair_for`.
 
     Raises `UserError` also if the run has no weights yet.
     """

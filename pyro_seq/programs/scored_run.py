@@ -1,4 +1,6 @@
-"""What `pyroseq score` asks of a domain: a run that reads files of its kind and says how likely what is in them is."""
+"""What `pyroseq score` asks of a domain: a run that reads files of its kind and says how likely
+what is in them is.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from typing import Any, Protocol
 
 @dataclass
 class ScoredStep:
-    """A step of a sequence: its number, its nats -log p(x_t | x_{<t}), and itself in its surroundings."""
+    """A step of a sequence: its number, its nats -log p(x_t | x_{<t}), and itself in its
+    surroundings.
+    """
 
     step: int
     nats: float
@@ -21,7 +25,8 @@ class ScoredStep:
 
 @dataclass
 class ScoredSequence:
-    """A sequence's score, in nats unless the name says otherwise; fields as those of `scores.Score`.
+    """A sequence's score, in nats unless the name says otherwise; fields as those of
+    `scores.Score`.
 
     `standard_error` is that of `log_likelihood`, `None` where one sample cannot tell; `unknown`
     counts steps that lie outside what the model has a symbol for; `warning` says why the figure and
@@ -48,13 +53,18 @@ class ScoredRun(Protocol):
     unit: str  # what a step is, in the singular
 
     def check_file(self, path: Path) -> None:
-        """Raise `UserError` for a file that is not there: before any is scored, since that may take hours."""
+        """Raise `UserError` for a file that is not there: before any is scored, since that may take
+        hours.
+        """
         ...
 
-    def score_file(self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any) -> Iterator[ScoredSequence]:
+    def score_file(
+        self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any
+    ) -> Iterator[ScoredSequence]:
         """The scores of a file's sequences: the whole file as one, or each line.
 
-        `top` asks for as many surprising steps of each sequence, `by_step` for all steps; `options` are `method`, `samples`, `proposal`.
-        Raises `UserError` for a file or line that is empty or cannot be scored.
+        `top` asks for as many surprising steps of each sequence, `by_step` for all steps; `options`
+        are `method`, `samples`, `proposal`. Raises `UserError` for a file or line that is empty or
+        cannot be scored.
         """
         ...

@@ -1,4 +1,6 @@
-"""Returns and advantages: what is earned from a step on, and how much more that is than was to be expected."""
+"""Returns and advantages: what is earned from a step on, and how much more that is than was to be
+expected.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,13 @@ import torch
 from torch import Tensor
 
 
-def discounted_returns(rewards: Tensor, discount: float = 1.0, after: Tensor | None = None) -> Tensor:
+def discounted_returns(
+    rewards: Tensor, discount: float = 1.0, after: Tensor | None = None
+) -> Tensor:
     """G_t = sum_{s >= t} discount^{s-t} r_s, `[N, T]`, from rewards r `[N, T]`, zero at padding.
 
-    `after` `[N]` is what is to be expected after the last step, for sequences that are cut off there.
+    `after` `[N]` is what is to be expected after the last step, for sequences that are cut off
+    there.
     """
     if after is not None:
         return discounted_returns(torch.cat([rewards, after.unsqueeze(-1)], -1), discount)[..., :-1]
@@ -23,12 +28,17 @@ def discounted_returns(rewards: Tensor, discount: float = 1.0, after: Tensor | N
 
 
 def generalised_advantages(
-    rewards: Tensor, values: Tensor, discount: float = 1.0, trace_decay: float = 1.0, after: Tensor | None = None
+    rewards: Tensor,
+    values: Tensor,
+    discount: float = 1.0,
+    trace_decay: float = 1.0,
+    after: Tensor | None = None,
 ) -> Tensor:
-    """A_t = sum_{s >= t} (discount * trace_decay)^{s-t} delta_s, delta_t = r_t + discount V_{t+1} - V_t, `[N, T]`.
+    """A_t = sum_{s >= t} (discount * trace_decay)^{s-t} delta_s, delta_t = r_t + discount V_{t+1} -
+    V_t, `[N, T]`.
 
-    (Schulman et al. 2016, arXiv 1506.02438.) With `trace_decay` 1 it is G_t - V_t, unbiased whatever V is; towards 0 it leans on V, which
-    lowers its variance.
+    (Schulman et al. 2016, arXiv 1506.02438.) With `trace_decay` 1 it is G_t - V_t, unbiased
+    whatever V is; towards 0 it leans on V, which lowers its variance.
 
     Args:
         rewards: r `[N, T]`, zero at padding.

@@ -1,6 +1,8 @@
-"""Baselines b_t: what is expected of a sequence before its x_t is drawn. Subtracted from returns, they lower the variance of a gradient.
+"""Baselines b_t: what is expected of a sequence before its x_t is drawn. Subtracted from returns,
+they lower the variance of a gradient.
 
-A baseline may depend on x_{<t} and on other sequences, but not on x_t and what follows it: then the gradient stays unbiased.
+A baseline may depend on x_{<t} and on other sequences, but not on x_t and what follows it: then the
+gradient stays unbiased.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from pyro_seq.nn.recurrent import Recurrence
 
 
 class Baseline(nn.Module):
-    """The base of all baselines: `forward(batch, returns [N, T])` is b `[N, T]`, or broadcasts to that.
+    """The base of all baselines: `forward(batch, returns [N, T])` is b `[N, T]`, or broadcasts to
+    that.
 
     Those that have parameters are trained beside the policy, to predict the returns.
     """
@@ -24,11 +27,14 @@ class Baseline(nn.Module):
         raise TypeError(f"{type(self).__name__} must define forward(batch, returns)")
 
     def observe(self, returns: Tensor, mask: Tensor) -> None:
-        """Remember returns `[N, T]` for later batches; those where the mask `[N, T]` is `False` are padding."""
+        """Remember returns `[N, T]` for later batches; those where the mask `[N, T]` is `False` are
+        padding.
+        """
 
 
 class MovingAverage(Baseline):
-    """The average of the returns of earlier batches: m <- decay * m + (1 - decay) * mean G, corrected for its beginning at zero.
+    """The average of the returns of earlier batches: m <- decay * m + (1 - decay) * mean G,
+    corrected for its beginning at zero.
 
     Args:
         decay: how slowly it forgets, at least 0 and below 1.
@@ -53,7 +59,9 @@ class MovingAverage(Baseline):
 
     @torch.no_grad()
     def observe(self, returns: Tensor, mask: Tensor) -> None:
-        """Move the average towards the mean of these returns; one of a step that no sequence reaches stays."""
+        """Move the average towards the mean of these returns; one of a step that no sequence
+        reaches stays.
+        """
         weights = mask.to(returns.dtype)
         total, count = (returns * weights).sum(0), weights.sum(0)
         if self.num_steps is None:
@@ -64,9 +72,11 @@ class MovingAverage(Baseline):
 
 
 class LeaveOneOut(Baseline):
-    """The mean return of the other sequences of the batch at the same step (Kool et al. 2019): b_t^n = mean_{m != n} G_t^m.
+    """The mean return of the other sequences of the batch at the same step (Kool et al. 2019):
+    b_t^n = mean_{m != n} G_t^m.
 
-    For batches whose sequences are independent draws from one distribution. A sequence that alone reaches a step has 0.
+    For batches whose sequences are independent draws from one distribution. A sequence that alone
+    reaches a step has 0.
     """
 
     def forward(self, batch: SequenceBatch, returns: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""REINFORCE as a Pyro objective: `SVI(generator, no_guide, optimiser, loss=Reinforce(reward))` teaches a generator what is rewarded."""
+"""REINFORCE as a Pyro objective: `SVI(generator, no_guide, optimiser, loss=Reinforce(reward))`
+teaches a generator what is rewarded.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def sampled(model: Any, batch: SequenceBatch) -> SequenceBatch:
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation of the objective has seen, without a graph; all but the sequences `[N, T]`, zero at padding.
+    """What an evaluation of the objective has seen, without a graph; all but the sequences
+    `[N, T]`, zero at padding.
 
     Attributes:
         sequences: those that were sampled.
@@ -49,38 +52,44 @@ class Evaluated(NamedTuple):
 
 
 class Reinforce(ELBO):
-    r"""The objective E[sum_t r_t + beta H_t] of sequences x_{1:T} ~ p_theta, H_t = H[p(x_t | x_{<t})], by the score function.
+    r"""The objective E[sum_t r_t + beta H_t] of sequences x_{1:T} ~ p_theta, H_t = H[p(x_t |
+    x_{<t})], by the score function.
 
     Its gradient is estimated (Williams 1992) from sequences that the generator samples, by
 
-        sum_t A_t grad log p(x_t | x_{<t}) + beta grad H_t,    A_t = G_t - b_t,    G_t = sum_{s >= t} r_s + beta sum_{s > t} H_s.
+        sum_t A_t grad log p(x_t | x_{<t}) + beta grad H_t,    A_t = G_t - b_t,    G_t = sum_{s >=
+        t} r_s + beta sum_{s > t} H_s.
 
-    The estimate is unbiased, whatever the baseline b, but for `normalise`, a `trace_decay` below 1, and a `discount` below 1, under which
-    the factor discount^t of the steps is left out, as is usual. The objective is summed over the batch's sequences, as an ELBO is.
+    The estimate is unbiased, whatever the baseline b, but for `normalise`, a `trace_decay` below 1,
+    and a `discount` below 1, under which the factor discount^t of the steps is left out, as is
+    usual. The objective is summed over the batch's sequences, as an ELBO is.
 
-    The generator is any model without latents that takes a `SequenceBatch`, with `no_guide` for a guide; the same object is trained by
-    maximum likelihood with `Trace_ELBO`. `svi.step(batch)` is given a batch to be sampled: `SequenceBatch(None, [T] * N)`. Dropout is off,
-    in sampling and in the density of what was sampled, since two masks would be two distributions.
+    The generator is any model without latents that takes a `SequenceBatch`, with `no_guide` for a
+    guide; the same object is trained by maximum likelihood with `Trace_ELBO`. `svi.step(batch)` is
+    given a batch to be sampled: `SequenceBatch(None, [T] * N)`. Dropout is off, in sampling and in
+    the density of what was sampled, since two masks would be two distributions.
 
     Args:
-        reward: from the sampled batch to what each sequence earns, `[N]`, at its end, or what each step earns, `[N, T]`. No gradient is
-            taken through it.
+        reward: from the sampled batch to what each sequence earns, `[N]`, at its end, or what each
+            step earns, `[N, T]`. No gradient is taken through it.
         action_values: in place of rewards, an estimate of Q(x_{1:t}) = E[G_t | x_{1:t}] `[N, T]`,
             for instance `Rollouts`. The objective's
             value is then the rewards of the sequences, where an attribute `earned` `[N, T]` tells
             them (as of `Rollouts`), else Q(x_1).
-        baseline: b; a `Critic`'s parameters are trained beside the generator's, by squared error from the returns.
+        baseline: b; a `Critic`'s parameters are trained beside the generator's, by squared error
+            from the returns.
         discount: of rewards per step.
         trace_decay: lambda of generalised advantages, between baseline (0) and returns (1).
         entropy_bonus: beta, nats of reward a nat.
         normalise: whether advantages are brought to mean 0 and deviation 1 over the batch's steps.
-        sample: how sequences come about, `sample(generator, batch)` being the batch with values. By default the generator draws them alone.
-            In a game, where it draws actions and a world answers, the batch that comes back has what was seen as side inputs, and may
-            have lengths of its own. Densities are those of the values, given the side inputs.
+        sample: how sequences come about, `sample(generator, batch)` being the batch with values. By
+            default the generator draws them alone. In a game, where it draws actions and a world
+            answers, the batch that comes back has what was seen as side inputs, and may have
+            lengths of its own. Densities are those of the values, given the side inputs.
         num_particles: batches sampled for one gradient.
 
-    Raises `UserError` in a step for a reward of another shape or that is not finite, for a generator with latents, for a guide that
-    samples, and for a batch that has values already.
+    Raises `UserError` in a step for a reward of another shape or that is not finite, for a
+    generator with latents, for a guide that samples, and for a batch that has values already.
     """
 
     def __init__(
@@ -103,7 +112,9 @@ class Reinforce(ELBO):
             if not 0 <= number <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {number}")
         if action_values is not None and (discount, trace_decay) != (1.0, 1.0):
-            raise ValueError("action values are returns already: discount and trace_decay are for rewards")
+            raise ValueError(
+                "action values are returns already: discount and trace_decay are for rewards"
+            )
         self.reward, self.action_values, self.baseline = reward, action_values, baseline
         self.discount, self.trace_decay = discount, trace_decay
         self.entropy_bonus, self.normalise, self.sample = entropy_bonus, normalise, sample
@@ -115,13 +126,20 @@ class Reinforce(ELBO):
         if not isinstance(batch, SequenceBatch) or batch.values is not None:
             got = "one with values" if isinstance(batch, SequenceBatch) else type(batch).__name__
             raise UserError(
-                f"Reinforce samples the sequences itself: it wants a batch to be sampled, SequenceBatch(None, [T] * N), got {got}"
+                "Reinforce samples the sequences itself: it wants a batch to be sampled, "
+                f"SequenceBatch(None, [T] * N), got {got}"
             )
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         if sites := [name for name, _ in sample_sites(guide_trace)]:
-            raise UserError(f"Reinforce trains generators without a guide (no_guide), and this guide samples {sites[0]!r}")
+            raise UserError(
+                "Reinforce trains generators without a guide (no_guide), and this guide samples "
+                f"{sites[0]!r}"
+            )
         drawn = self.sample(model, batch)
-        return poutine.trace(model).get_trace(drawn.remembering(), *args[1:], **kwargs), (drawn, guide_trace)
+        return poutine.trace(model).get_trace(drawn.remembering(), *args[1:], **kwargs), (
+            drawn,
+            guide_trace,
+        )
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The negative of the objective, with its gradient's estimate."""
@@ -135,7 +153,9 @@ class Reinforce(ELBO):
         like = torch.zeros(len(batch), batch.num_steps, device=batch.device)
         log_probs, latent = log_weights(trace, trace, like)
         if latent is not None:
-            raise UserError(f"Reinforce trains generators without latents, and this one samples {latent!r}")
+            raise UserError(
+                f"Reinforce trains generators without latents, and this one samples {latent!r}"
+            )
         mask = batch.mask
         uncertain = entropies(trace, like).masked_fill(~mask, 0.0) if self.entropy_bonus else None
         value, returns, advantages, surrogate = self._advantages(batch, like, uncertain)
@@ -143,11 +163,18 @@ class Reinforce(ELBO):
         if uncertain is not None:
             value = value + self.entropy_bonus * uncertain.detach().sum()
             surrogate = surrogate - self.entropy_bonus * uncertain.sum()
-        self.latest = Evaluated(batch, returns, advantages, None if uncertain is None else uncertain.detach())
-        return surrogate - surrogate.detach() - value  # the objective's value, with the surrogate's gradient
+        self.latest = Evaluated(
+            batch, returns, advantages, None if uncertain is None else uncertain.detach()
+        )
+        # the objective's value, with the surrogate's gradient
+        return surrogate - surrogate.detach() - value
 
-    def _advantages(self, batch: SequenceBatch, like: Tensor, uncertain: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(the batch's reward, the returns `[N, T]`, the advantages `[N, T]`, the baseline's loss)."""
+    def _advantages(
+        self, batch: SequenceBatch, like: Tensor, uncertain: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(the batch's reward, the returns `[N, T]`, the advantages `[N, T]`, the baseline's
+        loss).
+        """
         later = torch.zeros_like(like)  # beta H_{t+1}: what x_t earns in entropy, one step on
         if uncertain is not None:
             later[:, :-1] = self.entropy_bonus * self.discount * uncertain.detach()[:, 1:]
@@ -168,15 +195,31 @@ class Reinforce(ELBO):
                 register_baseline(self.baseline)
             expected = _expanded(self.baseline(batch, returns), like) * batch.mask
         known = expected.detach()
-        advantages = returns - known if rewards is None else generalised_advantages(rewards, known, self.discount, self.trace_decay)
+        advantages = (
+            returns - known
+            if rewards is None
+            else generalised_advantages(rewards, known, self.discount, self.trace_decay)
+        )
         advantages = advantages * batch.mask
-        error = 0.5 * (expected - (advantages + known)).square().sum() if expected.requires_grad else like.new_zeros(())
-        if self.baseline is not None and torch.is_grad_enabled():  # a look at the loss changes nothing
+        error = (
+            0.5 * (expected - (advantages + known)).square().sum()
+            if expected.requires_grad
+            else like.new_zeros(())
+        )
+        # a look at the loss changes nothing
+        if self.baseline is not None and torch.is_grad_enabled():
             self.baseline.observe(returns, batch.mask)
-        return earned, returns, _normalised(advantages, batch.mask) if self.normalise else advantages, error
+        return (
+            earned,
+            returns,
+            _normalised(advantages, batch.mask) if self.normalise else advantages,
+            error,
+        )
 
     def _worth(self, batch: SequenceBatch, returns: Tensor) -> Tensor:
-        """What the sequences earn: by the action values' own rewards where they tell them, else the value of each one's first step."""
+        """What the sequences earn: by the action values' own rewards where they tell them, else the
+        value of each one's first step.
+        """
         earned = getattr(self.action_values, "earned", None)
         if isinstance(earned, Tensor) and earned.shape == returns.shape:
             return (earned.to(returns) * batch.mask).sum()
@@ -188,7 +231,9 @@ class Reinforce(ELBO):
             return torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The negative of the objective, the estimate of its gradient accumulated on the parameters."""
+        """The negative of the objective, the estimate of its gradient accumulated on the
+        parameters.
+        """
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
@@ -196,7 +241,8 @@ class Reinforce(ELBO):
 
 
 def rewards_by_step(reward: Reward, batch: SequenceBatch, like: Tensor) -> Tensor:
-    """What a reward gives a batch, by step, shaped like `like` `[N, T]`, zero at padding; that of a whole sequence `[N]` is at its end.
+    """What a reward gives a batch, by step, shaped like `like` `[N, T]`, zero at padding; that of a
+    whole sequence `[N]` is at its end.
 
     Raises `UserError` for another shape and for numbers that are not finite.
     """
@@ -208,13 +254,24 @@ def rewards_by_step(reward: Reward, batch: SequenceBatch, like: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def _checked(function: Reward, what: str, batch: SequenceBatch, like: Tensor, *, whole: bool) -> Tensor:
-    """What a user's function gives for a batch, in the densities' type, once its shape and its numbers have been found sound."""
+def _checked(
+    function: Reward, what: str, batch: SequenceBatch, like: Tensor, *, whole: bool
+) -> Tensor:
+    """What a user's function gives for a batch, in the densities' type, once its shape and its
+    numbers have been found sound.
+    """
     with poutine.block():  # what it samples or registers is nobody's but its own
         given = function(batch)
     n, steps = like.shape
-    if not isinstance(given, Tensor) or (given.shape != like.shape and not (whole and given.shape == like.shape[:1])):
-        _refuse(what, f"must give [{n}, {steps}] numbers, one for each step" + f", or [{n}], one for each sequence" * whole, given)
+    if not isinstance(given, Tensor) or (
+        given.shape != like.shape and not (whole and given.shape == like.shape[:1])
+    ):
+        _refuse(
+            what,
+            f"must give [{n}, {steps}] numbers, one for each step"
+            + f", or [{n}], one for each sequence" * whole,
+            given,
+        )
     given = given.to(like)
     wrong = ~given.isfinite() & (batch.mask if given.dim() == 2 else batch.lengths > 0)
     if wrong.any():
@@ -225,15 +282,23 @@ def _checked(function: Reward, what: str, batch: SequenceBatch, like: Tensor, *,
 
 
 def register_baseline(baseline: Baseline) -> None:
-    """Tell Pyro of a baseline's parameters; those of another one, which would be taken for them, are forgotten."""
+    """Tell Pyro of a baseline's parameters; those of another one, which would be taken for them,
+    are forgotten.
+    """
     forget_baseline(keep=baseline.parameters())
     pyro.module(BASELINE, baseline)
 
 
 def forget_baseline(keep: Iterable[Tensor] = ()) -> None:
-    """Take the parameters of baselines out of Pyro's store, where a pair's scope would count them among the pair's; but for some."""
+    """Take the parameters of baselines out of Pyro's store, where a pair's scope would count them
+    among the pair's; but for some.
+    """
     store, kept = pyro.get_param_store(), {id(parameter) for parameter in keep}
-    for name in [name for name, p in store.named_parameters() if name.startswith(f"{BASELINE}$$$") and id(p) not in kept]:
+    for name in [
+        name
+        for name, p in store.named_parameters()
+        if name.startswith(f"{BASELINE}$$$") and id(p) not in kept
+    ]:
         del store[name]
 
 
@@ -243,7 +308,8 @@ def _expanded(expected: Tensor, like: Tensor) -> Tensor:
         return expected.expand_as(like)
     except RuntimeError:
         raise UserError(
-            f"the baseline must give {list(like.shape)} numbers, or what broadcasts to that, and gives {list(expected.shape)}"
+            f"the baseline must give {list(like.shape)} numbers, or what broadcasts to that, and "
+            f"gives {list(expected.shape)}"
         ) from None
 
 

@@ -1,4 +1,6 @@
-"""Monte Carlo rollouts: what a prefix is worth, as the mean reward of completions that a policy draws for it."""
+"""Monte Carlo rollouts: what a prefix is worth, as the mean reward of completions that a policy
+draws for it.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +22,29 @@ from pyro_seq.reinforce.objective import Reward, rewards_by_step
 
 
 class Rollouts:
-    r"""Q(x_{1:t}) = 1/K sum_k R(x_{1:t}, x^k_{t+1:T}) for every prefix, the K completions drawn by the policy; Q(x_{1:T}) = R(x_{1:T}).
+    r"""Q(x_{1:t}) = 1/K sum_k R(x_{1:t}, x^k_{t+1:T}) for every prefix, the K completions drawn by
+    the policy; Q(x_{1:T}) = R(x_{1:T}).
 
-    (Yu et al. 2017, arXiv 1609.05473, eq. 4.) Of rewards by step, those before the prefix's last step are left out: Q is an estimate of the
-    return G_t. It is what `Reinforce(action_values=…)` takes, unbiased where the policy is the generator itself.
+    (Yu et al. 2017, arXiv 1609.05473, eq. 4.) Of rewards by step, those before the prefix's last
+    step are left out: Q is an estimate of the return G_t. It is what `Reinforce(action_values=…)`
+    takes, unbiased where the policy is the generator itself.
 
-    The policy is a copy of the generator that lags behind it: `follow` moves its weights, w <- rate w + (1 - rate) w_generator.
-    A model declared by its equations draws the completions of all prefixes in one batch that grows by those of one prefix at each step,
-    each going on from the state that its prefix has left; so T prefixes take T steps, not T^2 / 2. Any other model is run once a prefix.
+    The policy is a copy of the generator that lags behind it: `follow` moves its weights, w <- rate
+    w + (1 - rate) w_generator. A model declared by its equations draws the completions of all
+    prefixes in one batch that grows by those of one prefix at each step, each going on from the
+    state that its prefix has left; so T prefixes take T steps, not T^2 / 2. Any other model is run
+    once a prefix.
 
     Args:
         generator: what is copied, a model without latents and its empty guide.
         reward: of a batch of complete sequences, `[N]` or by step `[N, T]`.
         num_rollouts: K.
-        update_rate: how much of its own weights the policy keeps, between 0 (all are the generator's at once) and 1 (none ever).
+        update_rate: how much of its own weights the policy keeps, between 0 (all are the
+            generator's at once) and 1 (none ever).
         end: the symbol that ends a sequence, if there is one: a completion is as long as it says
             (its values are symbols `[N, T]` then).
-        max_rows: completions that are drawn and rewarded side by side, which bounds memory; one of each of a sequence's prefixes at least.
+        max_rows: completions that are drawn and rewarded side by side, which bounds memory; one of
+            each of a sequence's prefixes at least.
     """
 
     def __init__(
@@ -50,31 +58,50 @@ class Rollouts:
         max_rows: int = 32_768,
     ) -> None:
         if num_rollouts < 1 or max_rows < 1:
-            raise ValueError(f"rollouts and rows must be at least 1, got {num_rollouts} and {max_rows}")
+            raise ValueError(
+                f"rollouts and rows must be at least 1, got {num_rollouts} and {max_rows}"
+            )
         if not 0 <= update_rate <= 1:
             raise ValueError(f"the update rate must lie in [0, 1], got {update_rate}")
         self.policy, self.end = copy.deepcopy(generator), end
-        self.reward, self.num_rollouts, self.update_rate, self.max_rows = reward, num_rollouts, update_rate, max_rows
-        self.earned: Tensor | None = None  # by step, what the sequences that were valued last have earned themselves
+        self.reward, self.num_rollouts, self.update_rate, self.max_rows = (
+            reward,
+            num_rollouts,
+            update_rate,
+            max_rows,
+        )
+        # by step, what the sequences that were valued last have earned themselves
+        self.earned: Tensor | None = None
 
     @torch.no_grad()
     def follow(self, generator: Pair) -> None:
         """Move the policy's weights towards the generator's.
 
-        Raises `UserError` if they share none, as of functions whose parameters are in no scope of a pair.
+        Raises `UserError` if they share none, as of functions whose parameters are in no scope of a
+        pair.
         """
         with generator.scope():
             ahead = generator.parameters()
         with self.policy.scope():
             behind = self.policy.parameters()
-        names = [name for name in behind if name in ahead]  # what else is trained in the generator's scope is no part of it
+        # what else is trained in the generator's scope is no part of it
+        names = [name for name in behind if name in ahead]
         if not names:
-            raise UserError("there is nothing to follow: policy and generator have no parameter in common (train inside `Pair.scope`)")
-        torch._foreach_lerp_([behind[name] for name in names], [ahead[name].detach() for name in names], 1 - self.update_rate)
+            raise UserError(
+                "there is nothing to follow: policy and generator have no parameter in common "
+                "(train inside `Pair.scope`)"
+            )
+        torch._foreach_lerp_(
+            [behind[name] for name in names],
+            [ahead[name].detach() for name in names],
+            1 - self.update_rate,
+        )
 
     @torch.no_grad()
     def __call__(self, batch: SequenceBatch) -> Tensor:
-        """Q `[N, T]` of sequences that were sampled, whose every prefix is worth what its completions earn; zero at padding."""
+        """Q `[N, T]` of sequences that were sampled, whose every prefix is worth what its
+        completions earn; zero at padding.
+        """
         n, steps = len(batch), batch.num_steps
         earned = rewards_by_step(self.reward, batch, torch.zeros(n, steps, device=batch.device))
         self.earned = earned
@@ -83,7 +110,9 @@ class Rollouts:
             with self.policy.scope(), self.policy.evaluating(), pyro.validation_enabled(False):
                 for rows, draws in self._portions(n, steps - 1):
                     part = batch.select(rows)
-                    values[rows, :-1] += (self._prefix_values(part, draws) - values[rows, :-1]) * self._prefixes(part)
+                    values[rows, :-1] += (
+                        self._prefix_values(part, draws) - values[rows, :-1]
+                    ) * self._prefixes(part)
         return values * batch.mask
 
     def _prefixes(self, batch: SequenceBatch) -> Tensor:
@@ -91,7 +120,9 @@ class Rollouts:
         return torch.arange(1, batch.num_steps, device=batch.device) < batch.lengths.unsqueeze(-1)
 
     def _portions(self, n: int, prefixes: int) -> list[tuple[Tensor, list[int]]]:
-        """(rows of the batch, rollouts drawn one after the other): at most `max_rows` completions at once, or one of each prefix."""
+        """(rows of the batch, rollouts drawn one after the other): at most `max_rows` completions
+        at once, or one of each prefix.
+        """
         at_once = max(1, min(self.num_rollouts, self.max_rows // prefixes))
         whole, rest = divmod(self.num_rollouts, at_once)
         draws = [at_once] * whole + [rest] * (rest > 0)
@@ -109,7 +140,9 @@ class Rollouts:
             whole = _tiled(batch, prefixes, k)
             earned = rewards_by_step(
                 self.reward,
-                SequenceBatch(flat, self._lengths(flat, whole), inputs=whole.inputs, state=whole.state),
+                SequenceBatch(
+                    flat, self._lengths(flat, whole), inputs=whole.inputs, state=whole.state
+                ),
                 torch.zeros(len(whole), batch.num_steps, device=batch.device),
             )
             to_go = earned.flip(1).cumsum(1).flip(1).view(prefixes, n, k, -1).sum(2)
@@ -124,11 +157,16 @@ class Rollouts:
         return torch.where(ends.any(1), ends.long().argmax(1) + 1, whole.num_steps)
 
     def completions(self, batch: SequenceBatch, draws: int) -> Any:
-        """Completions of every prefix but the whole: values `[T - 1, N, draws, T, *event]`, of which the first has one observed step."""
+        """Completions of every prefix but the whole: values `[T - 1, N, draws, T, *event]`, of
+        which the first has one observed step.
+        """
         if not isinstance(self.policy.model, SequenceModel):
             return self._by_continuation(batch, draws)
         model, n, prefixes = self.policy.model, len(batch), batch.num_steps - 1
-        completed = map_tensors(lambda x: x[None, :, None].expand(prefixes, n, draws, *x.shape[1:]).clone(), batch.values)
+        completed = map_tensors(
+            lambda x: x[None, :, None].expand(prefixes, n, draws, *x.shape[1:]).clone(),
+            batch.values,
+        )
         state, alive = model.state_before(batch), None
         for t in range(1, batch.num_steps):
             state = _forced(model, state, batch.inputs_at(t - 1), batch.at(t - 1))
@@ -137,18 +175,37 @@ class Rollouts:
             inputs = batch.inputs_at(t)
             given = None if inputs is None else inputs.repeat_interleave(draws, 0).repeat(t, 1)
             drawn, alive = _advanced(model, alive, given)
-            map_tensors(lambda whole, x, t=t: _put(whole, t, x.view(t, n, draws, *x.shape[1:])), completed, drawn)
+            map_tensors(
+                lambda whole, x, t=t: _put(whole, t, x.view(t, n, draws, *x.shape[1:])),
+                completed,
+                drawn,
+            )
         return completed
 
     def _by_continuation(self, batch: SequenceBatch, draws: int) -> Any:
         """The same by a model that is not declared by its equations, one prefix after the other."""
         n, parts = len(batch), []
         for t in range(1, batch.num_steps):
-            prefix = SequenceBatch(map_tensors(lambda x, t=t: x[:, :t], batch.values), inputs=_span(batch.inputs, 0, t), state=batch.state)
-            rest = continuation(self.policy, prefix, batch.num_steps - t, inputs=_span(batch.inputs, t, None), samples=1, draws=draws)
+            prefix = SequenceBatch(
+                map_tensors(lambda x, t=t: x[:, :t], batch.values),
+                inputs=_span(batch.inputs, 0, t),
+                state=batch.state,
+            )
+            rest = continuation(
+                self.policy,
+                prefix,
+                batch.num_steps - t,
+                inputs=_span(batch.inputs, t, None),
+                samples=1,
+                draws=draws,
+            )
             parts.append(
                 map_tensors(
-                    lambda seen, new: torch.cat([seen.repeat_interleave(draws, 0), new], 1).unflatten(0, (n, draws)), prefix.values, rest
+                    lambda seen, new: torch.cat(
+                        [seen.repeat_interleave(draws, 0), new], 1
+                    ).unflatten(0, (n, draws)),
+                    prefix.values,
+                    rest,
                 )
             )
         return map_tensors(lambda *x: torch.stack(x), parts[0], *parts[1:])

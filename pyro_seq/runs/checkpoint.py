@@ -1,4 +1,6 @@
-"""Checkpoints: trees of tensors and plain values in one safetensors file; nothing is ever unpickled."""
+"""Checkpoints: trees of tensors and plain values in one safetensors file; nothing is ever
+unpickled.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,14 @@ def going_on_from(checkpoint: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         why = f"{type(error).__name__} {error}".splitlines()[0]
         raise UserError(f"{checkpoint} is not a checkpoint of this run: {why}") from None
 
@@ -49,10 +58,14 @@ def save_tree(path: Path, tree: Any, *, still: Callable[[], object] | None = Non
     Equal trees make equal bytes. `still` as `writing.replacing` takes it; a link is not followed.
     """
     form, tensors = flatten(tree)
-    unshared = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    unshared = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
+    }
     with replacing(path, follow=False, still=still) as temporary:
         # one key, since safetensors writes several in an order of its own
-        safetensors.torch.save_file(unshared, temporary, metadata={METADATA: json.dumps({"format": FORMAT, "tree": form})})
+        safetensors.torch.save_file(
+            unshared, temporary, metadata={METADATA: json.dumps({"format": FORMAT, "tree": form})}
+        )
 
 
 def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
@@ -73,12 +86,18 @@ def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
             document = json.loads(metadata[METADATA])
             version = document["format"]
             if type(version) is not int or version < 1:
-                raise UserError(f"{path} is damaged: its format is {version!r}, which no version writes")
+                raise UserError(
+                    f"{path} is damaged: its format is {version!r}, which no version writes"
+                )
             if version > FORMAT:
                 raise UserError(f"{path} was written by a newer version of pyro_seq")
 
             def tensor(name: str) -> Tensor:
-                return torch.empty(file.get_slice(name).get_shape(), device="meta") if shapes_only else file.get_tensor(name)
+                return (
+                    torch.empty(file.get_slice(name).get_shape(), device="meta")
+                    if shapes_only
+                    else file.get_tensor(name)
+                )
 
             return unflatten(document["tree"], {name: tensor(name) for name in file.keys()})  # noqa: SIM118
     except FileNotFoundError:
@@ -87,11 +106,20 @@ def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except UserError:
         raise
-    except (safetensors.SafetensorError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        safetensors.SafetensorError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
 
-CHECKPOINT = Fields({"step": Whole(), "weights": Fields({}, open=True)}, open=True)  # what is in every one
+# what is in every one
+CHECKPOINT = Fields({"step": Whole(), "weights": Fields({}, open=True)}, open=True)
 
 
 def weights_in(path: Path) -> Any:

@@ -3,7 +3,8 @@ killed run loses nothing.
 
     run.json              what kind of run it is, the format's version, and the resolved settings
     *.json                what the domain needs besides (a vocabulary)
-    last.safetensors      what a run goes on from: weights, optimiser, random state, position in the data
+    last.safetensors      what a run goes on from: weights, optimiser, random state, position in the
+    data
     best.safetensors      the weights with the lowest validation loss, for samples and scores
     metrics.jsonl         one line a measurement; equal for equal runs, however often interrupted
     tensorboard/          events, with samples
@@ -32,7 +33,8 @@ from pyro_seq.runs.plain_files import check_plain, open_no_link, open_plain
 from pyro_seq.runs.writing import WRITING, clear_left, is_same, replacing
 
 MAX_JSON_BYTES = 16 * 2**20  # a vocabulary of all of Unicode takes 13 MiB
-OWN_FOLDERS = ("tensorboard", "games", "samples", "imagined", "videos", "pretraining")  # in a run folder; others are somebody else's
+# in a run folder; others are somebody else's
+OWN_FOLDERS = ("tensorboard", "games", "samples", "imagined", "videos", "pretraining")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -79,7 +81,10 @@ class RunFolder:
         process.
         """
         if not self._is_own():
-            raise UserError(f"the run folder {self.path} was removed, or begun anew, while this process was writing to it: it stops here")
+            raise UserError(
+                f"the run folder {self.path} was removed, or begun anew, while this process was "
+                "writing to it: it stops here"
+            )
 
     def _is_own(self) -> bool:
         """Whether the lock that this process holds, if it does, is still the folder's."""
@@ -108,7 +113,10 @@ class RunFolder:
         documents (`*.json`).
         """
         path = path.resolve()
-        own = path.name in (self.best.name, self.last.name, self.metrics.name, self._lock.name) or path.suffix == ".json"
+        own = (
+            path.name in (self.best.name, self.last.name, self.metrics.name, self._lock.name)
+            or path.suffix == ".json"
+        )
         return own and path.is_file() and path.parent == self.path.resolve() and self.exists()
 
     def check_free(self, *documents: str) -> None:
@@ -116,16 +124,23 @@ class RunFolder:
         overwritten by it.
         """
         if self.exists():
-            raise UserError(f"{self.path} already holds a run: add --resume to go on with it, or choose another --run-dir")
+            raise UserError(
+                f"{self.path} already holds a run: add --resume to go on with it, or choose "
+                "another --run-dir"
+            )
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--run-dir {self.path} is a file, not a folder")
         self.check_plain("write")
         names = [self.best.name, self.last.name, self.metrics.name]
-        if not self._lock.exists():  # else documents without run.json are what a run killed as it began has left
+        # else documents without run.json are what a run killed as it began has left
+        if not self._lock.exists():
             names += documents
         for name in names:
             if (self.path / name).exists():
-                raise UserError(f"{self.path} holds {name} but no run.json: choose another --run-dir, so that nothing is overwritten")
+                raise UserError(
+                    f"{self.path} holds {name} but no run.json: choose another --run-dir, so that "
+                    "nothing is overwritten"
+                )
 
     def create(self, settings: dict[str, Any], documents: dict[str, Any]) -> None:
         """Begin a run: its settings and the domain's documents are written, all or none; inside
@@ -137,7 +152,8 @@ class RunFolder:
         try:
             for name, document in documents.items():
                 self.write_json(name, document)
-            self.write_json("run.json", {"format": FORMAT, "kind": self.kind, "settings": settings})  # last: now the run exists
+            # last: now the run exists
+            self.write_json("run.json", {"format": FORMAT, "kind": self.kind, "settings": settings})
         except UserError:
             self.abandon(*documents)
             raise
@@ -159,7 +175,10 @@ class RunFolder:
         if run["kind"] != self.kind:
             raise UserError(f"{self.path} holds a run of kind {run['kind']!r}, not {self.kind!r}")
         if run["format"] < FORMAT:
-            was = f"was written by an older version of pyro_seq (format {run['format']}, this one reads {FORMAT})"
+            was = (
+                f"was written by an older version of pyro_seq (format {run['format']}, this one "
+                f"reads {FORMAT})"
+            )
             raise UserError(f"{self.path} {was}: train anew")
         return run["settings"]
 
@@ -177,13 +196,18 @@ class RunFolder:
             raise UserError(f"no run folder at {self.path}: {what}")
         self.check_plain()
         if not self.exists():
-            raise UserError(f"{self.path} holds no run (run.json is missing); train one there first")
+            raise UserError(
+                f"{self.path} holds no run (run.json is missing); train one there first"
+            )
         run = self.read_json("run.json")
         version = run.get("format")
         if type(version) is not int or version < 1 or not isinstance(run.get("settings"), dict):
             raise UserError(f"{self.path / 'run.json'} is damaged: it has no format or no settings")
         if version > FORMAT:
-            raise UserError(f"{self.path} was written by a newer version of pyro_seq (format {version}, this one reads {FORMAT})")
+            raise UserError(
+                f"{self.path} was written by a newer version of pyro_seq (format {version}, this "
+                f"one reads {FORMAT})"
+            )
         return run | {"kind": run.get("kind")}
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -210,7 +234,8 @@ class RunFolder:
     def write_json(self, name: str, document: dict[str, Any]) -> None:
         """Write a JSON document of the run, whole or not at all."""
         text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
-        escaped = SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)  # of file names that are not UTF-8
+        # of file names that are not UTF-8
+        escaped = SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
         with self.replacing(name) as temporary:
             temporary.write_text(escaped, encoding="utf-8")
 
@@ -253,7 +278,9 @@ class RunFolder:
         for name in OWN_FOLDERS:
             top = self.path / name
             for folder, below, _ in os.walk(top):
-                if (Path(folder) / self._lock.name).exists() or Path(folder).name.startswith(WRITING):
+                if (Path(folder) / self._lock.name).exists() or Path(folder).name.startswith(
+                    WRITING
+                ):
                     below.clear()
                 else:
                     clear_left(Path(folder))

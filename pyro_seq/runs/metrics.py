@@ -1,4 +1,6 @@
-"""The metrics file of a run: one JSON line a measurement, cut back to a checkpoint on resumption."""
+"""The metrics file of a run: one JSON line a measurement, cut back to a checkpoint on
+resumption.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,22 @@ LONGEST_LINE = 2**16
 
 
 class AppendedFile:
-    """A file that grows, unbuffered: what is written is there at once, and a full disk is noticed by the write that meets it."""
+    """A file that grows, unbuffered: what is written is there at once, and a full disk is noticed
+    by the write that meets it.
+    """
 
     def __init__(self, path: Path, size: int = 0) -> None:
-        """Open the file, cut back to its first `size` bytes; raises `UserError` if it has fewer, is a link or cannot be written."""
+        """Open the file, cut back to its first `size` bytes; raises `UserError` if it has fewer, is
+        a link or cannot be written.
+        """
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             there = os.path.lexists(path)
             if (path.lstat().st_size if there else 0) < size and not path.is_symlink():
-                raise UserError(f"{path} is shorter than the run's checkpoint says: it was changed since")
+                raise UserError(
+                    f"{path} is shorter than the run's checkpoint says: it was changed since"
+                )
             if there and path.lstat().st_nlink > 1:
                 _copy_of_its_own(path, size)
             self._file = open(path, "r+b" if there else "x+b", buffering=0, opener=open_no_link)  # noqa: SIM115 (closed by close)
@@ -67,10 +75,14 @@ class AppendedFile:
 
 
 def _copy_of_its_own(path: Path, size: int) -> None:
-    """Put a copy of a file's first `size` bytes in its place: what has another name of the same file
-    as well would be written to through it.
+    """Put a copy of a file's first `size` bytes in its place: what has another name of the same
+    file as well would be written to through it.
     """
-    with replacing(path, follow=False) as temporary, open_plain(path) as file, open(temporary, "wb") as copy:
+    with (
+        replacing(path, follow=False) as temporary,
+        open_plain(path) as file,
+        open(temporary, "wb") as copy,
+    ):
         while size and (chunk := file.read(min(size, CHUNK))):
             copy.write(chunk)
             size -= len(chunk)
@@ -83,12 +95,17 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, size: int = 0) -> None:
-        """Open the file, cut back to its first `size` bytes: what was written after the last checkpoint is written again."""
+        """Open the file, cut back to its first `size` bytes: what was written after the last
+        checkpoint is written again.
+        """
         self._file = AppendedFile(path, size)
 
     def write(self, **figures: Any) -> None:
         """One line; a figure that is not finite is null, as JSON has no word for it."""
-        finite = {name: None if isinstance(value, float) and not abs(value) < float("inf") else value for name, value in figures.items()}
+        finite = {
+            name: None if isinstance(value, float) and not abs(value) < float("inf") else value
+            for name, value in figures.items()
+        }
         self._file.write((json.dumps(finite) + "\n").encode())
 
     def flush(self) -> int:
@@ -112,17 +129,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     if len(data) > MOST_READ:
-        raise UserError(f"{path} is larger than the {MOST_READ // 2**20} MiB that are read of it: no training writes so much")
+        raise UserError(
+            f"{path} is larger than the {MOST_READ // 2**20} MiB that are read of it: no training "
+            "writes so much"
+        )
     found = []
     for line in data.split(b"\n"):
         if len(line) <= LONGEST_LINE:
             with contextlib.suppress(ValueError, RecursionError):
                 found.append(json.loads(line))
-    return [entry for entry in found if isinstance(entry, dict) and all(map(_may_be_measured, entry.values()))]
+    return [
+        entry
+        for entry in found
+        if isinstance(entry, dict) and all(map(_may_be_measured, entry.values()))
+    ]
 
 
 def _may_be_measured(value: Any) -> bool:
-    """Whether a line of metrics may have a value: nothing, a word, or a number that a float holds."""
+    """Whether a line of metrics may have a value: nothing, a word, or a number that a float
+    holds.
+    """
     if isinstance(value, (int, float)):
         return abs(value) <= sys.float_info.max  # false for what is not a number
     return value is None or isinstance(value, str)

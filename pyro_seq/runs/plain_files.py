@@ -49,12 +49,22 @@ def check_plain(folder: Path, below: Iterable[str] = (), *, to: str = "read") ->
                         if not outermost or entry.name in own:
                             waiting.append((Path(entry.path), False))
                     elif not entry.is_file(follow_symlinks=False):
-                        _refuse(Path(entry.path), f"cannot {to} the run folder {folder}: {Path(entry.path).relative_to(folder)}")
+                        _refuse(
+                            Path(entry.path),
+                            (
+                                f"cannot {to} the run folder {folder}: "
+                                f"{Path(entry.path).relative_to(folder)}"
+                            ),
+                        )
     except FileNotFoundError as error:
         if error.filename == str(folder) or not os.path.lexists(folder):
-            return  # there is nothing in what is not there; and what another process has just removed is not there either
+            # there is nothing in what is not there; and what another process has just removed is
+            # not there either
+            return
     except OSError as error:
-        raise UserError(f"cannot {to} the run folder {folder}: {error.filename or folder}: {error.strerror}") from None
+        raise UserError(
+            f"cannot {to} the run folder {folder}: {error.filename or folder}: {error.strerror}"
+        ) from None
 
 
 def _refuse(path: Path, where: str) -> None:
@@ -85,7 +95,11 @@ def open_no_link(path: str, flags: int) -> int:
         return descriptor
     os.close(descriptor)
     number = errno.EISDIR if opened == NAMES[stat.S_IFDIR] else errno.EINVAL
-    why = os.strerror(number) if number == errno.EISDIR else f"{os.path.basename(path)} is {opened}; remove it"
+    why = (
+        os.strerror(number)
+        if number == errno.EISDIR
+        else f"{os.path.basename(path)} is {opened}; remove it"
+    )
     raise OSError(number, why, path)
 
 

@@ -43,8 +43,8 @@ Sample = str | Image | Audio
 class Events:
     """TensorBoard's events of a run; without a folder, nothing.
 
-    `torch.utils.tensorboard.SummaryWriter` writes from a thread, whose failure on a full disk would be a traceback; this one writes
-    where it is called.
+    `torch.utils.tensorboard.SummaryWriter` writes from a thread, whose failure on a full disk would
+    be a traceback; this one writes where it is called.
     """
 
     def __init__(self, folder: Path | None, step: int = 0) -> None:
@@ -60,7 +60,10 @@ class Events:
         self._pending = io.BytesIO()
         self._records = RecordWriter(self._pending)
         self._flushed = time.monotonic()
-        self._file = AppendedFile(folder / f"events.out.tfevents.{time.time_ns():019}.{socket.gethostname()}.{os.getpid()}")
+        self._file = AppendedFile(
+            folder
+            / f"events.out.tfevents.{time.time_ns():019}.{socket.gethostname()}.{os.getpid()}"
+        )
         self._add(step=step + 1, file_version="brain.Event:2")
         self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
         try:
@@ -81,7 +84,9 @@ class Events:
             for tag, tensor in tensors.items():
                 values = tensor.detach().float().cpu().numpy()
                 if values.size and np.isfinite(values).all():
-                    self._add(step=step, summary=self._summary.histogram(tag, values, HISTOGRAM_BINS))
+                    self._add(
+                        step=step, summary=self._summary.histogram(tag, values, HISTOGRAM_BINS)
+                    )
 
     def samples(self, step: int, samples: Mapping[str, Sample]) -> None:
         """Texts (shown as they are), pictures and sounds by tag."""
@@ -93,16 +98,30 @@ class Events:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         if isinstance(sample, str):
-            indented = "\n".join("    " + line for line in sample.splitlines())  # Markdown's form of verbatim text
+            # Markdown's form of verbatim text
+            indented = "\n".join("    " + line for line in sample.splitlines())
             return self._summary.text(tag, indented)
         if isinstance(sample, Image):
             width, height = struct.unpack(">II", sample.png[16:24])  # where every PNG has them
-            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=sample.png)
+            image = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=sample.png
+            )
             return Summary(value=[Summary.Value(tag=tag, image=image)])
         with wave.open(io.BytesIO(sample.wav)) as file:
             rate, channels, frames = file.getframerate(), file.getnchannels(), file.getnframes()
-        sound = {"sample_rate": rate, "num_channels": channels, "length_frames": frames, "content_type": "audio/wav"}
-        return Summary(value=[Summary.Value(tag=tag, audio=Summary.Audio(encoded_audio_string=sample.wav, **sound))])
+        sound = {
+            "sample_rate": rate,
+            "num_channels": channels,
+            "length_frames": frames,
+            "content_type": "audio/wav",
+        }
+        return Summary(
+            value=[
+                Summary.Value(
+                    tag=tag, audio=Summary.Audio(encoded_audio_string=sample.wav, **sound)
+                )
+            ]
+        )
 
     def _add(self, **what: Any) -> None:
         self._records.write(self._event(wall_time=time.time(), **what).SerializeToString())

@@ -27,7 +27,9 @@ ATTEMPTS = 100  # to make a folder that nobody else clears away
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, follow: bool = True, still: Callable[[], object] | None = None) -> Iterator[Path]:
+def replacing(
+    path: Path, *, follow: bool = True, still: Callable[[], object] | None = None
+) -> Iterator[Path]:
     """A temporary path to write to, which then takes the place of `path`, whole and flushed to the
     disk, or leaves it as it was.
 
@@ -49,7 +51,8 @@ def replacing(path: Path, *, follow: bool = True, still: Callable[[], object] | 
         with _own_folder(path.parent) as folder:
             temporary = folder / path.name
             temporary.touch()
-            mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would keep its files to their owner
+            # as the user's umask has it; safetensors would keep its files to their owner
+            mode = temporary.stat().st_mode
             yield temporary
             temporary.chmod(mode)
             _flush(temporary)
@@ -62,7 +65,9 @@ def replacing(path: Path, *, follow: bool = True, still: Callable[[], object] | 
         raise UserError(f"cannot write {path}: {error.strerror or error}{untouched}") from error
     except safetensors.SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
-        raise UserError(f"cannot write {path}: {os.strerror(int(number[1])) if number else error}{untouched}") from error
+        raise UserError(
+            f"cannot write {path}: {os.strerror(int(number[1])) if number else error}{untouched}"
+        ) from error
 
 
 def _check_replaceable(path: Path) -> None:
@@ -142,7 +147,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: cannot make the folder ({error.strerror or error})") from None
+        raise UserError(
+            f"cannot write to {folder}: cannot make the folder ({error.strerror or error})"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -155,14 +162,21 @@ def new_folder(folder: Path, option: str) -> Iterator[None]:
     """
     was_there = os.path.lexists(folder)
     if was_there and not folder.is_dir():
-        raise UserError(f"{option} {folder} is a file: choose another, so that nothing is overwritten")
+        raise UserError(
+            f"{option} {folder} is a file: choose another, so that nothing is overwritten"
+        )
     check_writable(folder, option)
     try:
         with held(Path(os.path.realpath(folder))) as mine:
             if not mine:
-                raise UserError(f"{option} {folder} is being written to by another process: choose another")
+                raise UserError(
+                    f"{option} {folder} is being written to by another process: choose another"
+                )
             if os.listdir(folder):
-                raise UserError(f"{option} {folder} holds files already: choose another, so that nothing is overwritten")
+                raise UserError(
+                    f"{option} {folder} holds files already: choose another, so that nothing is "
+                    "overwritten"
+                )
             yield
     finally:
         if not was_there:

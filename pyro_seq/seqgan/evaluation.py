@@ -1,4 +1,6 @@
-"""How good the generator of a run is, beside its own twin by maximum likelihood, and beside real sequences."""
+"""How good the generator of a run is, beside its own twin by maximum likelihood, and beside real
+sequences.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +48,13 @@ class Comparison:
         quiet: bool = True,
         **moved: Any,
     ) -> Comparison:
-        """Of the run in a folder: the generator with these weights and its pretrained twin, unless they are the same.
+        """Of the run in a folder: the generator with these weights and its pretrained twin, unless
+        they are the same.
 
         Args:
             run_dir: the folder.
-            weights: `best`, or `pretrained`; a run whose adversarial training has not begun has the second alone.
+            weights: `best`, or `pretrained`; a run whose adversarial training has not begun has the
+                second alone.
             split: what the references are.
             device: where the generators lie.
             pair: the generator's spec, where it is code of the user's own.
@@ -73,12 +77,20 @@ class Comparison:
         return sequences
 
     def figures(self, name: str, num: int, *, temperature: float = 1.0, seed: int = 0) -> Figures:
-        """`quality.quality` of a generator, of `num` new sequences, with `NLL` of the references; the criterion comes first."""
+        """`quality.quality` of a generator, of `num` new sequences, with `NLL` of the references;
+        the criterion comes first.
+        """
         torch.manual_seed(seed)
-        return self._ordered(quality(self.generators[name].pair, self.task, self.references, num, temperature=temperature))
+        return self._ordered(
+            quality(
+                self.generators[name].pair, self.task, self.references, num, temperature=temperature
+            )
+        )
 
     def real(self, num: int) -> tuple[Figures, int]:
-        """What the task says of at most `num` real sequences, held out too but no references, and how many there are."""
+        """What the task says of at most `num` real sequences, held out too but no references, and
+        how many there are.
+        """
         others = self.task.sequences.valid if self.split == "test" else self.task.sequences.test
         return self._ordered(self.task.judge(others[:num], self.references)), min(num, len(others))
 
@@ -97,7 +109,8 @@ class Evaluation:
         units: what a symbol is, in the plural.
         steps: of training, by the name of weights; those of adversarial training of the `best`.
         figures: by name of the weights and figure; of `real` ones, where that says something, too.
-        num_real: how many real ones were judged; figures of more or fewer sequences may not be comparable.
+        num_real: how many real ones were judged; figures of more or fewer sequences may not be
+            comparable.
     """
 
     split: Split
@@ -111,11 +124,17 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; a figure that is not finite is null."""
-        return {**vars(self), "figures": {name: figures_json(figures) for name, figures in self.figures.items()}}
+        return {
+            **vars(self),
+            "figures": {name: figures_json(figures) for name, figures in self.figures.items()},
+        }
 
 
-def evaluate(comparison: Comparison, num: int, *, temperature: float = 1.0, seed: int = 0) -> Evaluation:
-    """All figures of the generators of a run, each with its standard error, beside those of real sequences.
+def evaluate(
+    comparison: Comparison, num: int, *, temperature: float = 1.0, seed: int = 0
+) -> Evaluation:
+    """All figures of the generators of a run, each with its standard error, beside those of real
+    sequences.
 
     Args:
         comparison: what is judged.
@@ -123,7 +142,10 @@ def evaluate(comparison: Comparison, num: int, *, temperature: float = 1.0, seed
         temperature: of all generators, also of their likelihoods.
         seed: of the new sequences, the same for each generator.
     """
-    found = {name: comparison.figures(name, num, temperature=temperature, seed=seed) for name in comparison.generators}
+    found = {
+        name: comparison.figures(name, num, temperature=temperature, seed=seed)
+        for name in comparison.generators
+    }
     found["real"], num_real = comparison.real(num)
     return Evaluation(
         split=comparison.split,
@@ -139,5 +161,10 @@ def evaluate(comparison: Comparison, num: int, *, temperature: float = 1.0, seed
 
 def figures_json(figures: Figures) -> dict[str, Any]:
     """Figures as plain values, those that are not finite as null."""
-    finite = {name: [x if x is None or math.isfinite(x) else None for x in figure] for name, figure in figures.items()}
-    return {name: {"value": value, "standard_error": error} for name, (value, error) in finite.items()}
+    finite = {
+        name: [x if x is None or math.isfinite(x) else None for x in figure]
+        for name, figure in figures.items()
+    }
+    return {
+        name: {"value": value, "standard_error": error} for name, (value, error) in finite.items()
+    }

@@ -1,4 +1,5 @@
-"""Sequences that end by themselves: their first end symbol is their last step, and the same symbol stands in what is left of the width.
+"""Sequences that end by themselves: their first end symbol is their last step, and the same symbol
+stands in what is left of the width.
 
 So a tensor `[n, T]` of symbols says how long each sequence is. One that has not ended after T steps
 is cut off there.
@@ -14,7 +15,9 @@ from pyro_seq.reinforce.objective import sampled
 
 
 def lengths_of(symbols: Tensor, end: int | None) -> Tensor:
-    """`[*lead]`, the steps of sequences `[*lead, T]`, the end symbol's included; T where there is none, or no such symbol at all."""
+    """`[*lead]`, the steps of sequences `[*lead, T]`, the end symbol's included; T where there is
+    none, or no such symbol at all.
+    """
     width = symbols.shape[-1]
     whole = torch.full(symbols.shape[:-1], width, dtype=torch.long, device=symbols.device)
     if end is None:
@@ -27,13 +30,17 @@ def ended(symbols: Tensor, end: int | None) -> Tensor:
     """Sequences `[*lead, T]` with nothing but the end symbol after its first."""
     if end is None:
         return symbols
-    after = torch.arange(symbols.shape[-1], device=symbols.device) >= lengths_of(symbols, end).unsqueeze(-1)
+    after = torch.arange(symbols.shape[-1], device=symbols.device) >= lengths_of(
+        symbols, end
+    ).unsqueeze(-1)
     return symbols.masked_fill(after, end)
 
 
 def batch_of(symbols: Tensor, end: int | None) -> SequenceBatch:
     """Sequences `[n, T]` as a batch that knows their lengths."""
-    return SequenceBatch(symbols) if end is None else SequenceBatch(symbols, lengths_of(symbols, end))
+    return (
+        SequenceBatch(symbols) if end is None else SequenceBatch(symbols, lengths_of(symbols, end))
+    )
 
 
 def symbols_of(batch: SequenceBatch, end: int | None) -> Tensor:
@@ -43,7 +50,9 @@ def symbols_of(batch: SequenceBatch, end: int | None) -> Tensor:
 
 
 class SampledToTheEnd:
-    """How a generator samples a batch whose sequences end by themselves: `Reinforce(sample=SampledToTheEnd(end))`."""
+    """How a generator samples a batch whose sequences end by themselves:
+    `Reinforce(sample=SampledToTheEnd(end))`.
+    """
 
     def __init__(self, end: int) -> None:
         self.end = end

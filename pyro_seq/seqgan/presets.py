@@ -15,7 +15,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "discriminator.num_filters": (100, 200, 200, 200, 200, 100, 100, 100, 100, 100, 160, 160),
         "discriminator.pretrain_rounds": 50,
     },
-    "quick": {  # the paper's network on an oracle drawn by its seed, within ten minutes on two cores
+    # the paper's network on an oracle drawn by its seed, within ten minutes on two cores
+    "quick": {
         "task.pretrained_by": "criterion",
         "task.batch_size": 16,
         "task.num_held_out": 2_000,

@@ -1,7 +1,9 @@
-"""Quality against diversity: a generator and its twin by maximum likelihood, each at several temperatures.
+"""Quality against diversity: a generator and its twin by maximum likelihood, each at several
+temperatures.
 
-A generator that is sampled below temperature 1 says what is likely, better and less varied: adversarial training that brings no more
-than that gives a point on the twin's own curve (Caccia et al. 2020, arXiv 1811.02549). Better is a curve that lies beyond the other.
+A generator that is sampled below temperature 1 says what is likely, better and less varied:
+adversarial training that brings no more than that gives a point on the twin's own curve (Caccia et
+al. 2020, arXiv 1811.02549). Better is a curve that lies beyond the other.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ class Sweep:
     """Curves over temperatures.
 
     Attributes:
-        criterion: the figure that says how good sequences are, and `higher`: whether more of it is better.
+        criterion: the figure that says how good sequences are, and `higher`: whether more of it is
+            better.
         units: what a symbol is, in the plural.
-        split: which held-out sequences `nll` is of, which says how much of the variety of real ones there is.
+        split: which held-out sequences `nll` is of, which says how much of the variety of real ones
+            there is.
         num_samples: new sequences of each point.
         curves: points by the name of the weights, at rising temperatures.
     """
@@ -48,13 +52,23 @@ class Sweep:
     def to_json(self) -> dict[str, Any]:
         """As plain values; a figure that is not finite is null."""
         curves = {
-            name: [{"temperature": point.temperature, "figures": figures_json(point.figures)} for point in points]
+            name: [
+                {"temperature": point.temperature, "figures": figures_json(point.figures)}
+                for point in points
+            ]
             for name, points in self.curves.items()
         }
         return {**vars(self), "curves": curves}
 
 
-def sweep(comparison: Comparison, temperatures: Sequence[float], num: int, *, seed: int = 0, progress: Progress | None = None) -> Sweep:
+def sweep(
+    comparison: Comparison,
+    temperatures: Sequence[float],
+    num: int,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Sweep:
     """The figures of each generator at each temperature.
 
     Args:
@@ -71,13 +85,19 @@ def sweep(comparison: Comparison, temperatures: Sequence[float], num: int, *, se
         raise UserError(f"a sweep is over 1 to {MOST} temperatures, got {len(chosen)}")
     if not all(0 < temperature < float("inf") for temperature in chosen):
         given = ", ".join(f"{temperature:g}" for temperature in chosen)
-        raise UserError(f"temperatures must be above 0, where held-out sequences are possible, got {given}")
+        raise UserError(
+            f"temperatures must be above 0, where held-out sequences are possible, got {given}"
+        )
     curves: dict[str, list[Point]] = {name: [] for name in comparison.generators}
     for name, points in curves.items():
         for temperature in chosen:
             if progress is not None:
                 progress.show(f"{name} weights at temperature {temperature:g}")
-            points.append(Point(temperature, comparison.figures(name, num, temperature=temperature, seed=seed)))
+            points.append(
+                Point(
+                    temperature, comparison.figures(name, num, temperature=temperature, seed=seed)
+                )
+            )
     if progress is not None:
         progress.end()
     task = comparison.task

@@ -1,4 +1,6 @@
-"""What a pair must be, checked on one batch: `check_pair` for a test suite, `problems` for the words, `notes` for what is optional."""
+"""What a pair must be, checked on one batch: `check_pair` for a test suite, `problems` for the
+words, `notes` for what is optional.
+"""
 
 from __future__ import annotations
 
@@ -24,26 +26,35 @@ class PairProblems(UserError, AssertionError):
     """A pair breaks its contract; the message has a line for each fault."""
 
 
-def check_pair(model: Stochastic, guide: Stochastic = no_guide, batch: SequenceBatch | None = None) -> None:
-    """Raise `PairProblems`, with a line for each fault, unless a pair keeps the contract on a batch; see `problems`."""
+def check_pair(
+    model: Stochastic, guide: Stochastic = no_guide, batch: SequenceBatch | None = None
+) -> None:
+    """Raise `PairProblems`, with a line for each fault, unless a pair keeps the contract on a
+    batch; see `problems`.
+    """
     if batch is None:
-        raise UserError("check_pair needs a batch to check the pair on: check_pair(model, guide, batch)")
+        raise UserError(
+            "check_pair needs a batch to check the pair on: check_pair(model, guide, batch)"
+        )
     if wrong := problems(model, guide, batch):
         raise PairProblems("\n".join(wrong))
 
 
 def problems(model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> list[str]:
-    """What is wrong with a pair, a line for each fault that names the side, the site or parameter, the step and the sequence.
+    """What is wrong with a pair, a line for each fault that names the side, the site or parameter,
+    the step and the sequence.
 
-    On the first few sequences of the batch (with some padding made, if it has none): both sides run; they have the same latents, in
-    the plate of the sequences, of one shape and support; no value or density is NaN or infinite; every parameter is registered with
-    Pyro and gets a finite, non-zero gradient. At the same latents, in evaluation mode, the density of every site is the same twice, in
-    another order of the sequences, beside others, with more padding and with other numbers in it; sites at padded steps do not
-    count; no distribution of the model depends on its own or on later observations. The pair can be scored, by steps; the model samples,
-    from a batch without values, what it scores; it goes on from the states that it returns.
+    On the first few sequences of the batch (with some padding made, if it has none): both sides
+    run; they have the same latents, in the plate of the sequences, of one shape and support; no
+    value or density is NaN or infinite; every parameter is registered with Pyro and gets a finite,
+    non-zero gradient. At the same latents, in evaluation mode, the density of every site is the
+    same twice, in another order of the sequences, beside others, with more padding and with other
+    numbers in it; sites at padded steps do not count; no distribution of the model depends on its
+    own or on later observations. The pair can be scored, by steps; the model samples, from a batch
+    without values, what it scores; it goes on from the states that it returns.
 
-    Two densities are equal if they are within eps^0.6 of their type, 7e-5 in single precision. Neither parameters nor random state
-    are changed.
+    Two densities are equal if they are within eps^0.6 of their type, 7e-5 in single precision.
+    Neither parameters nor random state are changed.
     """
     if batch.values is None or not len(batch) or not batch.num_steps:
         raise UserError("a pair is checked on a batch with observations, and this one has none")
@@ -90,7 +101,9 @@ def _probe_batch(batch: SequenceBatch) -> SequenceBatch:
     if len(batch) == 1:
         values = map_tensors(lambda x: torch.cat([x[:1], x[1:].roll(1, 1)]), values)
     if bool((lengths == steps).all()) and steps > 1:
-        lengths[1:] = (lengths[1:] - 1 - torch.arange(len(lengths) - 1, device=lengths.device) % 2).clamp(min=1)
+        lengths[1:] = (
+            lengths[1:] - 1 - torch.arange(len(lengths) - 1, device=lengths.device) % 2
+        ).clamp(min=1)
     return SequenceBatch(values, lengths, inputs=inputs, state=few.state)
 
 
@@ -98,19 +111,36 @@ def _sites(probe: Probe) -> list[str]:
     """Faults that make other checks useless."""
     wrong = []
     for side in ("guide", "model"):
-        shared = [name for name, site in sites_by_name(probe.trace(side)).items() if site["fn"].batch_shape[-1:] != (len(probe.batch),)]
-        bare = [name for name, site in sites_by_name(probe.trace(side)).items() if name not in shared and not _in_plate(site, probe)]
+        shared = [
+            name
+            for name, site in sites_by_name(probe.trace(side)).items()
+            if site["fn"].batch_shape[-1:] != (len(probe.batch),)
+        ]
+        bare = [
+            name
+            for name, site in sites_by_name(probe.trace(side)).items()
+            if name not in shared and not _in_plate(site, probe)
+        ]
         if shared:
             shape = list(sites_by_name(probe.trace(side))[shared[0]]["fn"].batch_shape)
             wrong.append(
-                f"{named(shared)} in the {side} has batch shape {shape}, not one entry for each sequence: "
+                f"{named(shared)} in the {side} has batch shape {shape}, not one entry for each "
+                "sequence: "
                 "sample it under `with batch.plate()`"
             )
         if bare:
-            wrong.append(f"{named(bare)} in the {side} is in no plate: sample it under `with batch.plate()`")
-    wrong += non_finite(probe.guide, "guide") or mismatches(probe.model, probe.guide)  # what is not a number lies in no support
+            wrong.append(
+                f"{named(bare)} in the {side} is in no plate: sample it under `with batch.plate()`"
+            )
+    # what is not a number lies in no support
+    wrong += non_finite(probe.guide, "guide") or mismatches(probe.model, probe.guide)
     found = states(probe.guide, probe.model)
-    return wrong or non_finite(probe.model, "model") or unkept(found) or misshapen(found, len(probe.batch))
+    return (
+        wrong
+        or non_finite(probe.model, "model")
+        or unkept(found)
+        or misshapen(found, len(probe.batch))
+    )
 
 
 def _in_plate(site: dict[str, object], probe: Probe) -> bool:

@@ -1,4 +1,6 @@
-"""Whether what a model samples is what it scores, whether windows can follow each other, and whether particles can be vectorised."""
+"""Whether what a model samples is what it scores, whether windows can follow each other, and
+whether particles can be vectorised.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def scored(pair: Pair, batch: SequenceBatch) -> Iterator[str]:
 
 
 def sampled(probe: Probe) -> Iterator[str]:
-    """Without values the model samples observations of the form that it scores: at the same sites, or at those of steps."""
+    """Without values the model samples observations of the form that it scores: at the same sites,
+    or at those of steps.
+    """
     try:
         trace = traced("model", probe.pair.model, probe.batch.without_values())
     except Failure as failure:
@@ -50,9 +54,14 @@ def sampled(probe: Probe) -> Iterator[str]:
 
 
 def _of_step(name: str, found: dict[str, Any]) -> Any:
-    """The site of the first step that a site of all steps (`x`, `x_member`) stands for: `x_0`, `x_0_member`."""
+    """The site of the first step that a site of all steps (`x`, `x_member`) stands for: `x_0`,
+    `x_0_member`.
+    """
     for other, site in found.items():
-        if any(step == 0 and f"{stem.before[:-1]}{stem.after}" == name for stem, step in stems_of(other)):
+        if any(
+            step == 0 and f"{stem.before[:-1]}{stem.after}" == name
+            for stem, step in stems_of(other)
+        ):
             return site
     return None
 
@@ -66,7 +75,11 @@ def _form(site: Any, own: Any, over_time: bool) -> str:
     kinds = [torch.as_tensor(s["value"]).dtype for s in (site, own)]
     if kinds[0].is_floating_point != kinds[1].is_floating_point:
         return f"{kinds[1]}, not {kinds[0]}"
-    value = site["value"].select(site["value"].dim() - len(site["fn"].event_shape), 0) if over_time else site["value"]
+    value = (
+        site["value"].select(site["value"].dim() - len(site["fn"].event_shape), 0)
+        if over_time
+        else site["value"]
+    )
     possible = own["fn"].support.check(value)
     if own["mask"] is not None:
         possible = possible | ~torch.as_tensor(own["mask"])
@@ -88,9 +101,15 @@ def windows(probe: Probe) -> Iterator[str]:
 def vectorised(pair: Pair, batch: SequenceBatch, model_trace: Any) -> Iterator[str]:
     """The pair runs with particles side by side, in a dimension left of the sequences'."""
     enumerates = any(is_enumerated(site) for site in latent_sites(model_trace).values())
-    options: Any = {"num_particles": 2, "vectorize_particles": True, "max_plate_nesting": plate_depth(model_trace)}
+    options: Any = {
+        "num_particles": 2,
+        "vectorize_particles": True,
+        "max_plate_nesting": plate_depth(model_trace),
+    }
     try:
-        (TraceEnum_ELBO if enumerates else Trace_ELBO)(**options).loss(pair.model, pair.guide, batch)
+        (TraceEnum_ELBO if enumerates else Trace_ELBO)(**options).loss(
+            pair.model, pair.guide, batch
+        )
     except Exception as error:
         yield (
             "does not run with vectorised particles, which have a dimension left of the sequences' "

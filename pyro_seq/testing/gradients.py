@@ -1,4 +1,6 @@
-"""Which parameters training would move: those that Pyro knows, and that get a finite gradient that is not zero."""
+"""Which parameters training would move: those that Pyro knows, and that get a finite gradient that
+is not zero.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,19 @@ from pyro_seq.poutine.checks import latent_sites, plate_depth
 from pyro_seq.poutine.step_densities import is_enumerated
 from pyro_seq.testing.probe import one_line
 
-EVALUATIONS = 3  # the first where the parameters stand, the others a little away, where no layer is exactly zero
+# the first where the parameters stand, the others a little away, where no layer is exactly zero
+EVALUATIONS = 3
 AWAY = 0.02
 
 
 def gradients(pair: Pair, batch: SequenceBatch, model_trace: Any) -> Iterator[str]:
-    """Faults of the gradient of the ELBO; parameters, statistics and modes are as before afterwards."""
+    """Faults of the gradient of the ELBO; parameters, statistics and modes are as before
+    afterwards.
+    """
     enumerates = any(is_enumerated(site) for site in latent_sites(model_trace).values())
-    elbo: Any = (TraceEnum_ELBO if enumerates else Trace_ELBO)(max_plate_nesting=plate_depth(model_trace))
+    elbo: Any = (TraceEnum_ELBO if enumerates else Trace_ELBO)(
+        max_plate_nesting=plate_depth(model_trace)
+    )
     parameters = pair.parameters()
     kept = [(tensor, tensor.detach().clone()) for tensor in _tensors(pair, parameters)]
     largest = dict.fromkeys(parameters, 0.0)
@@ -53,9 +60,15 @@ def gradients(pair: Pair, batch: SequenceBatch, model_trace: Any) -> Iterator[st
     known = {id(p) for _, p in pyro.get_param_store().named_parameters()}
     for name, parameter in parameters.items():
         if id(parameter) not in known:
-            yield f"parameter {name!r} is not registered with Pyro, so SVI leaves it as it is: call pyro.module, or make it a PyroModule"
+            yield (
+                f"parameter {name!r} is not registered with Pyro, so SVI leaves it as it is: "
+                "call pyro.module, or make it a PyroModule"
+            )
         elif largest[name] == 0.0:
-            yield f"parameter {name!r} gets no gradient: neither the model's nor the guide's densities depend on it"
+            yield (
+                f"parameter {name!r} gets no gradient: neither the model's nor the guide's "
+                "densities depend on it"
+            )
 
 
 def _tensors(pair: Pair, parameters: dict[str, Tensor]) -> list[Tensor]:

@@ -1,4 +1,6 @@
-"""What must not change a density: the other sequences of the batch, padding, an earlier call, and observations that are still to come."""
+"""What must not change a density: the other sequences of the batch, padding, an earlier call, and
+observations that are still to come.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +20,46 @@ LOOKS = 8  # at most so many steps are looked at for what they know of later one
 SIDES = ("guide", "model")
 
 
-def _changed(probe: Probe, side: str, trace: Any, expected: dict[str, Tensor], why: str) -> list[str]:
+def _changed(
+    probe: Probe, side: str, trace: Any, expected: dict[str, Tensor], why: str
+) -> list[str]:
     """The sites of a side whose densities are not the expected ones, in one line."""
     found = densities(trace, len(next(iter(expected.values())))) if expected else {}
-    faults = {name: wrong for name, figure in expected.items() if name in found and (wrong := differs(found[name], figure)).any()}
+    faults = {
+        name: wrong
+        for name, figure in expected.items()
+        if name in found and (wrong := differs(found[name], figure)).any()
+    }
     if not faults:
         return []
     first, wrong = next(iter(faults.items()))
     row = int(wrong.nonzero()[0])
     difference = float((found[first] - expected[first])[row])
-    return [f"the density of {named(faults)} in the {side} changes by {difference:.3g} nats (sequence {row}) {why}"]
+    return [
+        (
+            f"the density of {named(faults)} in the {side} changes by {difference:.3g} nats "
+            "(sequence "
+            f"{row}) {why}"
+        )
+    ]
 
 
-def each_side(probe: Probe, name: str, batch: SequenceBatch, values: dict[str, Tensor], index: Tensor, why: str) -> Iterator[str]:
-    """Evaluate both sides on another batch, where row i should have the densities of row `index[i]` in the probe's own."""
+def each_side(
+    probe: Probe,
+    name: str,
+    batch: SequenceBatch,
+    values: dict[str, Tensor],
+    index: Tensor,
+    why: str,
+) -> Iterator[str]:
+    """Evaluate both sides on another batch, where row i should have the densities of row `index[i]`
+    in the probe's own.
+    """
     for side in SIDES:
-        expected = {site: figure[index] for site, figure in densities(probe.trace(side), len(probe.batch)).items()}
+        expected = {
+            site: figure[index]
+            for site, figure in densities(probe.trace(side), len(probe.batch)).items()
+        }
         try:
             yield from _changed(probe, side, probe.run(side, batch, values), expected, why)
         except Failure as failure:
@@ -42,9 +68,15 @@ def each_side(probe: Probe, name: str, batch: SequenceBatch, values: dict[str, T
 
 def repeatable(probe: Probe) -> Iterator[str]:
     """The same latents have the same density twice."""
-    why = "when it is evaluated again at the same latents: something is kept from call to call, or drawn outside of pyro.sample"
+    why = (
+        "when it is evaluated again at the same latents: something is kept from call to call, "
+        "or "
+        "drawn outside of pyro.sample"
+    )
     everything = torch.arange(len(probe.batch), device=probe.batch.device)
-    yield from each_side(probe, "when it is evaluated again", probe.batch, probe.values, everything, why)
+    yield from each_side(
+        probe, "when it is evaluated again", probe.batch, probe.values, everything, why
+    )
 
 
 def independent_sequences(probe: Probe) -> Iterator[str]:
@@ -52,32 +84,65 @@ def independent_sequences(probe: Probe) -> Iterator[str]:
     n = len(probe.batch)
     turned = torch.arange(n, device=probe.batch.device).roll(1)
     why = "when the batch's order changes: sequences must not know their place"
-    wrong = list(each_side(probe, "with the batch in another order", probe.batch.select(turned), probe.map_rows(turned), turned, why))
-    why = "when the other sequences change: the batch dimension must be independent (is something averaged or normalised over it?)"
+    wrong = list(
+        each_side(
+            probe,
+            "with the batch in another order",
+            probe.batch.select(turned),
+            probe.map_rows(turned),
+            turned,
+            why,
+        )
+    )
+    why = (
+        "when the other sequences change: the batch dimension must be independent (is something "
+        "averaged or normalised over it?)"
+    )
     for row in {0, n - 1}:
         alone = torch.full((n,), row, device=probe.batch.device)
-        wrong += each_side(probe, "with copies of one sequence", probe.batch.select(alone), probe.map_rows(alone), alone, why)
+        wrong += each_side(
+            probe,
+            "with copies of one sequence",
+            probe.batch.select(alone),
+            probe.map_rows(alone),
+            alone,
+            why,
+        )
     yield from _once_a_side(wrong)
 
 
 def padding(probe: Probe) -> Iterator[str]:
-    """Padded steps count nowhere: sites of a step are masked, more padding and other numbers in it change nothing."""
+    """Padded steps count nowhere: sites of a step are masked, more padding and other numbers in it
+    change nothing.
+    """
     unmasked = {side: set(_unmasked(probe, side)) for side in SIDES}
     for side, names in unmasked.items():
         for group in by_stem(name for name in sites_by_name(probe.trace(side)) if name in names):
             yield (
-                f"{named(group)} in the {side} is not masked: its density counts for sequences that have ended; "
+                f"{named(group)} in the {side} is not masked: its density counts for sequences "
+                "that have ended; "
                 "sample it under `with batch.active(t)`, or mask its distribution with batch.mask"
             )
     everything = torch.arange(len(probe.batch), device=probe.batch.device)
     wrong: list[str] = []
     two_longer = lengthened(lengthened(probe.batch))
-    why = "when more padding follows: padding must not count (mask it; turn sequences round with batch.reverse)"
-    wrong += each_side(probe, "with two more steps of padding", two_longer, probe.longer(2), everything, why)
+    why = (
+        "when more padding follows: padding must not count (mask it; turn sequences round with "
+        "batch.reverse)"
+    )
+    wrong += each_side(
+        probe, "with two more steps of padding", two_longer, probe.longer(2), everything, why
+    )
     why = "when padding holds other numbers: padding must not count"
     other = active_values(probe.batch, ~probe.batch.mask, 0)
-    wrong += each_side(probe, "with other numbers in the padding", other, _other_padding(probe), everything, why)
-    yield from (line for line in _once_a_side(wrong) if not any(repr(name) in line for names in unmasked.values() for name in names))
+    wrong += each_side(
+        probe, "with other numbers in the padding", other, _other_padding(probe), everything, why
+    )
+    yield from (
+        line
+        for line in _once_a_side(wrong)
+        if not any(repr(name) in line for names in unmasked.values() for name in names)
+    )
 
 
 def _once_a_side(lines: list[str]) -> list[str]:
@@ -97,7 +162,10 @@ def _unmasked(probe: Probe, side: str) -> Iterator[str]:
         elif probe.is_over_time(name) if name in probe.values else False:
             site, other = sites_by_name(trace)[name], _other_padding(probe)[name]
             inner = {**site, "value": other}
-            if differs(site["fn"].log_prob(site["value"]), inner["fn"].log_prob(other)).any() and site["mask"] is None:
+            if (
+                differs(site["fn"].log_prob(site["value"]), inner["fn"].log_prob(other)).any()
+                and site["mask"] is None
+            ):
                 yield name
         elif is_told_apart(sites_by_name(trace)[name], place):
             steps = _steps(name, sites_by_name(trace)[name], trace, probe.batch)
@@ -106,7 +174,9 @@ def _unmasked(probe: Probe, side: str) -> Iterator[str]:
 
 
 def _other_padding(probe: Probe) -> dict[str, Tensor]:
-    """The probe's latents, those of paths with their steps turned round where they are padding's."""
+    """The probe's latents, those of paths with their steps turned round where they are
+    padding's.
+    """
     values = dict(probe.values)
     for name, value in values.items():
         if probe.is_over_time(name):
@@ -118,15 +188,21 @@ def _other_padding(probe: Probe) -> dict[str, Tensor]:
 
 def _steps(name: str, site: Any, trace: Any, batch: SequenceBatch) -> Tensor:
     """A site's log-density, shared out over the steps that it belongs to, `[N, T]`."""
-    return by_step(name, site, trace, torch.zeros(len(batch), batch.num_steps, dtype=torch.double, device=batch.device))
+    return by_step(
+        name,
+        site,
+        trace,
+        torch.zeros(len(batch), batch.num_steps, dtype=torch.double, device=batch.device),
+    )
 
 
 def causal(probe: Probe) -> Iterator[str]:
     """What a model says of a step does not depend on that step's observation, nor on later ones.
 
-    With the observations from step s on exchanged, the distributions that the model gives to the latents and observations up to s must
-    be the ones before, told by their densities at the old values. At step s itself only sites that come before all exchanged
-    observations are asked, and these themselves: later ones may well depend on them.
+    With the observations from step s on exchanged, the distributions that the model gives to the
+    latents and observations up to s must be the ones before, told by their densities at the old
+    values. At step s itself only sites that come before all exchanged observations are asked, and
+    these themselves: later ones may well depend on them.
     """
     batch = probe.batch
     if batch.num_steps > LOOKS:
@@ -154,17 +230,25 @@ def _looks_ahead(probe: Probe, trace: Any, s: int) -> str | None:
     for name, site in old.items():
         if name not in new:
             continue
-        own = bool(site["is_observed"]) and not torch.equal(torch.as_tensor(site["value"]), torch.as_tensor(new[name]["value"]))
+        own = bool(site["is_observed"]) and not torch.equal(
+            torch.as_tensor(site["value"]), torch.as_tensor(new[name]["value"])
+        )
         place = probe.places[name]
         at_step = is_told_apart(site, place) or place.step == s
         upto = s if own or not exchanged_before else s - 1
         before = _steps(name, site, probe.model, probe.batch)
-        after = _steps(name, {**site, "fn": new[name]["fn"], "mask": new[name]["mask"]}, probe.model, probe.batch)
+        after = _steps(
+            name,
+            {**site, "fn": new[name]["fn"], "mask": new[name]["mask"]},
+            probe.model,
+            probe.batch,
+        )
         wrong = differs(before, after)[:, : upto + 1]
         if wrong.any():
             row, t = wrong.nonzero()[0].tolist()
             return (
-                f"the model looks ahead: what it says of site {name!r} at step {t} (sequence {row}) depends on observations of "
+                f"the model looks ahead: what it says of site {name!r} at step {t} (sequence "
+                f"{row}) depends on observations of "
                 f"step {s} or later, which it must not know yet"
             )
         exchanged_before |= own and at_step

@@ -1,4 +1,6 @@
-"""Runs of a pair under control: the same latents for another batch, and what fails said in words."""
+"""Runs of a pair under control: the same latents for another batch, and what fails said in
+words.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ class _Given(Messenger):
         self.values = values
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
+        if (
+            msg["name"] in self.values
+            and not msg["is_observed"]
+            and type(msg["fn"]).__name__ != "_Subsample"
+        ):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
@@ -54,13 +60,21 @@ class _Whereabouts(Messenger):
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line: the first, or the first two where that one announces the other."""
+    """What an error says, in one line: the first, or the first two where that one announces the
+    other.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def traced(side: str, function: Callable[[SequenceBatch], Any], batch: SequenceBatch, values: Values | None = None, seed: int = 0) -> Any:
+def traced(
+    side: str,
+    function: Callable[[SequenceBatch], Any],
+    batch: SequenceBatch,
+    values: Values | None = None,
+    seed: int = 0,
+) -> Any:
     """The trace of a side's run, given the values of latents; what else it draws, from a seed.
 
     Raises `Failure` in words.
@@ -77,21 +91,29 @@ def traced(side: str, function: Callable[[SequenceBatch], Any], batch: SequenceB
 
 
 class Probe:
-    """A pair and a batch of it, with the latents that a first run samples; all later runs are at the same latents."""
+    """A pair and a batch of it, with the latents that a first run samples; all later runs are at
+    the same latents.
+    """
 
     def __init__(self, pair: Pair, batch: SequenceBatch) -> None:
         self.pair, self.batch = pair, batch
         self.guide = traced("guide", pair.guide, batch)
-        self.values: Values = {name: site["value"] for name, site in latent_sites(self.guide).items()}
+        self.values: Values = {
+            name: site["value"] for name, site in latent_sites(self.guide).items()
+        }
         self.model = self._model()
         self.values |= {name: site["value"] for name, site in latent_sites(self.model).items()}
         try:
-            self.places = classify([Side(self.guide, pair.guide), Side(self.model, pair.model)], batch, pair)
+            self.places = classify(
+                [Side(self.guide, pair.guide), Side(self.model, pair.model)], batch, pair
+            )
         except UserError as error:
             raise Failure(str(error)) from error
 
     def _model(self) -> Any:
-        """The model's trace at the guide's latents; raises `Failure`, if latents of another form are why it fails, in these words."""
+        """The model's trace at the guide's latents; raises `Failure`, if latents of another form
+        are why it fails, in these words.
+        """
         try:
             return traced("model", self.pair.model, self.batch, self.values)
         except Failure as failure:
@@ -102,9 +124,13 @@ class Probe:
                 raise Failure(wrong[0]) from failure
             raise
 
-    def run(self, side: str, batch: SequenceBatch, values: Values | None = None, seed: int = 1) -> Any:
+    def run(
+        self, side: str, batch: SequenceBatch, values: Values | None = None, seed: int = 1
+    ) -> Any:
         """The trace of `model` or `guide` on another batch, at the probe's latents or others."""
-        return traced(side, getattr(self.pair, side), batch, self.values if values is None else values, seed)
+        return traced(
+            side, getattr(self.pair, side), batch, self.values if values is None else values, seed
+        )
 
     def trace(self, side: str) -> Any:
         """The trace of the first run."""
@@ -113,7 +139,11 @@ class Probe:
 
     def map_rows(self, index: Tensor) -> Values:
         """The latents of the sequences at an index."""
-        return {name: value.index_select(self.row_dim(name), index) for name, value in self.values.items() if self._has_rows(name)}
+        return {
+            name: value.index_select(self.row_dim(name), index)
+            for name, value in self.values.items()
+            if self._has_rows(name)
+        }
 
     def longer(self, steps: int) -> Values:
         """The latents for so many more steps: of those over time, the last one again."""
@@ -137,39 +167,63 @@ class Probe:
         return torch.cat([value, *[last] * steps], time)
 
     def is_over_time(self, name: str) -> bool:
-        """Whether a latent's event has an entry for each step, and would have more of them in a longer batch."""
+        """Whether a latent's event has an entry for each step, and would have more of them in a
+        longer batch.
+        """
         return self.places[name].over_time
 
 
 def densities(trace: Any, size: int) -> Values:
-    """The log-density of each site for each sequence `[N]`, masked steps left out, in nats; of a site that all share, the same for all."""
+    """The log-density of each site for each sequence `[N]`, masked steps left out, in nats; of a
+    site that all share, the same for all.
+    """
     rows = {}
     for name, site in sites_by_name(trace).items():
         log_prob = unmasked_log_prob(site)
         if site["mask"] is not None:
-            log_prob = torch.where(torch.as_tensor(site["mask"], device=log_prob.device), log_prob, log_prob.new_zeros(()))
+            log_prob = torch.where(
+                torch.as_tensor(site["mask"], device=log_prob.device),
+                log_prob,
+                log_prob.new_zeros(()),
+            )
         own = log_prob.dim() > 0 and log_prob.shape[-1] == size
-        rows[name] = log_prob.sum(tuple(range(log_prob.dim() - 1))) if own and log_prob.dim() > 1 else log_prob
+        rows[name] = (
+            log_prob.sum(tuple(range(log_prob.dim() - 1)))
+            if own and log_prob.dim() > 1
+            else log_prob
+        )
         rows[name] = rows[name] if own else log_prob.sum().expand(size)
     return rows
 
 
 def differs(one: Tensor, other: Tensor) -> Tensor:
-    """Where two figures are further apart than rounding explains, in their type or the one that parameters have by default."""
-    eps = max(torch.finfo(dtype).eps for dtype in (one.dtype, other.dtype, torch.get_default_dtype()))
+    """Where two figures are further apart than rounding explains, in their type or the one that
+    parameters have by default.
+    """
+    eps = max(
+        torch.finfo(dtype).eps for dtype in (one.dtype, other.dtype, torch.get_default_dtype())
+    )
     tolerance = eps**0.6  # 7e-5 in single precision: a thousand roundings
-    near = torch.isclose(one.double(), other.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
+    near = torch.isclose(
+        one.double(), other.double(), rtol=tolerance, atol=tolerance, equal_nan=True
+    )
     return ~near
 
 
 # other batches
 
 
-def active_values(batch: SequenceBatch, where: Tensor, seed: int, member: str | None = None) -> SequenceBatch:
-    """The batch with the observations at `where` `[N, T]` exchanged for some that other active steps have (of one member of a group)."""
+def active_values(
+    batch: SequenceBatch, where: Tensor, seed: int, member: str | None = None
+) -> SequenceBatch:
+    """The batch with the observations at `where` `[N, T]` exchanged for some that other active
+    steps have (of one member of a group).
+    """
     generator = torch.Generator().manual_seed(seed)
     active = batch.mask.flatten().nonzero().squeeze(-1).cpu()
-    drawn = active[torch.randint(len(active), where.shape, generator=generator, device="cpu")].to(where.device)
+    drawn = active[torch.randint(len(active), where.shape, generator=generator, device="cpu")].to(
+        where.device
+    )
 
     def exchanged(values: Tensor) -> Tensor:
         donors = values.flatten(0, 1)[drawn]
@@ -177,7 +231,9 @@ def active_values(batch: SequenceBatch, where: Tensor, seed: int, member: str | 
 
     other = copy(batch)
     if isinstance(batch.values, dict):
-        other.values = {name: exchanged(x) if member in (None, name) else x for name, x in batch.values.items()}
+        other.values = {
+            name: exchanged(x) if member in (None, name) else x for name, x in batch.values.items()
+        }
     else:
         other.values = map_tensors(exchanged, batch.values)
     return other
@@ -185,7 +241,9 @@ def active_values(batch: SequenceBatch, where: Tensor, seed: int, member: str | 
 
 @contextmanager
 def evaluating(pair: Pair) -> Iterator[None]:
-    """Inside: the pair in its own scope and in evaluation mode, random state kept; Pyro's validation off, for our words."""
+    """Inside: the pair in its own scope and in evaluation mode, random state kept; Pyro's
+    validation off, for our words.
+    """
     with (
         pair.scope(),
         pair.evaluating(),

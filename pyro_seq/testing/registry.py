@@ -16,7 +16,14 @@ from pyro_seq.encoders import Embedding, Flatten
 from pyro_seq.errors import UserError, said
 from pyro_seq.testing import problems
 
-SMALL = {"hidden_size": 8, "latent_size": 2, "latent_sizes": (8,), "feature_sizes": (8,), "transition_sizes": (8,), "emission_sizes": (8,)}
+SMALL = {
+    "hidden_size": 8,
+    "latent_size": 2,
+    "latent_sizes": (8,),
+    "feature_sizes": (8,),
+    "transition_sizes": (8,),
+    "emission_sizes": (8,),
+}
 LENGTHS = (6, 4, 1, 5)  # of the sequences that a pair is checked on
 
 
@@ -26,14 +33,20 @@ class _Settings:
 
 
 def settings_of(name: str, changes: Mapping[str, Any]) -> Any:
-    """The settings of a small pair by its name or spec, some of `model.*` changed; raises `UserError` for what there is not."""
+    """The settings of a small pair by its name or spec, some of `model.*` changed; raises
+    `UserError` for what there is not.
+    """
     if KIND in changes:
         raise UserError(f"--set: {KIND} is what is checked; give it in place of NAME")
-    return resolve(_Settings, [Layer({KIND: name}, "pairs check"), Layer(changes, "--set")], SMALL).model
+    return resolve(
+        _Settings, [Layer({KIND: name}, "pairs check"), Layer(changes, "--set")], SMALL
+    ).model
 
 
 def problems_with(settings: Any, emission: str, *, seed: int = 0) -> list[str]:
-    """What is wrong with the pair of these settings over an emission (`categorical`, `bernoulli`, `normal`); see `testing.problems`."""
+    """What is wrong with the pair of these settings over an emission (`categorical`, `bernoulli`,
+    `normal`); see `testing.problems`.
+    """
     pyro.set_rng_seed(seed)
     parts = example_parts(emission)
     try:

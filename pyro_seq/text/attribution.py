@@ -1,4 +1,6 @@
-"""Who wrote this? Several text models' posterior probabilities given a text, along it and after it, and where the evidence turned."""
+"""Who wrote this? Several text models' posterior probabilities given a text, along it and after it,
+and where the evidence turned.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ AROUND = 80  # symbols shown on either side of a turn
 
 @dataclass
 class ModelEvidence:
-    """One model's part: its name, prior and posterior probability, log p(text) with its standard error, and how it was made."""
+    """One model's part: its name, prior and posterior probability, log p(text) with its standard
+    error, and how it was made.
+    """
 
     name: str
     prior: float
@@ -38,7 +42,9 @@ class ModelEvidence:
 
 @dataclass
 class Passage:
-    """A piece of the text, from one position up to another, and the nats that it adds to the log odds."""
+    """A piece of the text, from one position up to another, and the nats that it adds to the log
+    odds.
+    """
 
     start: int
     end: int
@@ -53,10 +59,11 @@ class Attribution:
     Attributes:
         symbols: length of the text.
         models: the likeliest first.
-        log_odds: prior odds included; `standard_error` is that of both models' estimates, 0 if both are exact.
+        log_odds: prior odds included; `standard_error` is that of both models' estimates, 0 if both
+            are exact.
         along: the posterior of each model, in the order of `models`, after so many symbols.
-        turn: where the log odds were lowest, for the last time: from here on the evidence is for the likeliest model. `before` and `after`
-            are the text on either side.
+        turn: where the log odds were lowest, for the last time: from here on the evidence is for
+            the likeliest model. `before` and `after` are the text on either side.
         strongest: the passage of at most `WINDOW` symbols that adds most to the log odds.
     """
 
@@ -70,7 +77,9 @@ class Attribution:
 
 
 class Trail:
-    """The cumulated log-likelihood of a text after every so many symbols, at most `MOST_POINTS` of them: a growing text thins them out."""
+    """The cumulated log-likelihood of a text after every so many symbols, at most `MOST_POINTS` of
+    them: a growing text thins them out.
+    """
 
     def __init__(self) -> None:
         self.stride, self.length, self.total = 1, 0, 0.0
@@ -96,11 +105,13 @@ def attribute(
     prior: Sequence[float] | None = None,
     **options: Any,
 ) -> Attribution:
-    """The posterior p(model | text) of several models, each by sequential scoring of the whole text as one document.
+    """The posterior p(model | text) of several models, each by sequential scoring of the whole text
+    as one document.
 
-    The models must be of one level, so that they speak of the same symbols. Where vocabularies differ, a character outside a model's own
-    costs it -log p(bucket) plus the logarithm of how many characters share the bucket, out of Unicode's 1,114,112: a distribution
-    over the same characters for each.
+    The models must be of one level, so that they speak of the same symbols. Where vocabularies
+    differ, a character outside a model's own costs it -log p(bucket) plus the logarithm of how many
+    characters share the bucket, out of Unicode's 1,114,112: a distribution over the same characters
+    for each.
 
     Args:
         models: at least two.
@@ -109,16 +120,23 @@ def attribute(
         prior: a weight above 0 for each model; equal if not given.
         options: `method`, `samples`, `proposal` and `progress` of `text_scoring.scored_windows`.
 
-    Raises `UserError` for models of different levels, weights that do not fit, and a text that is empty or cannot be read.
+    Raises `UserError` for models of different levels, weights that do not fit, and a text that is
+    empty or cannot be read.
     """
     weights = _weights(names, prior)
     levels = {text.vocabulary.level for text in models}
     if len(levels) > 1:
-        listed = ", ".join(f"{name} ({text.vocabulary.level})" for name, text in zip(names, models, strict=True))
+        listed = ", ".join(
+            f"{name} ({text.vocabulary.level})" for name, text in zip(names, models, strict=True)
+        )
         raise UserError(f"the models must be of one level, char or byte, to be compared: {listed}")
     if len({text.vocabulary.line_end for text in models}) > 1:
-        listed = ", ".join(f"{name} ({text.settings.text.unit})" for name, text in zip(names, models, strict=True))
-        raise UserError(f"the models must be of one unit, document or line, to be compared: {listed}")
+        listed = ", ".join(
+            f"{name} ({text.settings.text.unit})" for name, text in zip(names, models, strict=True)
+        )
+        raise UserError(
+            f"the models must be of one unit, document or line, to be compared: {listed}"
+        )
     found = [_follow(text, path, options) for text in models]
     trails = [trail for trail, _ in found]
     length = trails[0].length
@@ -132,7 +150,17 @@ def attribute(
     for i in order:
         facts: Any = found[i][1]
         bits = -trails[i].total / length * NATS_TO_BITS
-        evidence.append(ModelEvidence(names[i], float(weights[i]), float(posteriors[i]), trails[i].total, facts[0], bits, *facts[1:]))
+        evidence.append(
+            ModelEvidence(
+                names[i],
+                float(weights[i]),
+                float(posteriors[i]),
+                trails[i].total,
+                facts[0],
+                bits,
+                *facts[1:],
+            )
+        )
     best, second = order[:2]
     odds = np.append(logs[best] - logs[second], finals[best] - finals[second])
     places = np.append(np.minimum(np.arange(logs.shape[1]) * trails[0].stride, length), length)
@@ -154,19 +182,30 @@ def attribute(
 
 def _weights(names: Sequence[str], prior: Sequence[float] | None) -> NDArray[Any]:
     if len(names) < 2:
-        raise UserError(f"at least two models are needed to say which of them a text is from, got {len(names)}")
+        raise UserError(
+            f"at least two models are needed to say which of them a text is from, got {len(names)}"
+        )
     if len(set(names)) < len(names):
         raise UserError(f"each model is given once, got {', '.join(names)}")
     given = np.ones(len(names)) if prior is None else np.array(prior, dtype=float)
     if len(given) != len(names) or not (np.isfinite(given) & (given > 0)).all():
-        raise UserError(f"a prior is a number above 0 for each of the {len(names)} models, got {[*map(float, given)]}")
+        raise UserError(
+            f"a prior is a number above 0 for each of the {len(names)} models, got "
+            f"{[*map(float, given)]}"
+        )
     return given / given.sum()
 
 
-def _follow(text: TextModel, path: Path, options: dict[str, Any]) -> tuple[Trail, tuple[float | None, str, int]]:
-    """(the cumulated log-likelihood, (its standard error, how it was made, characters outside the vocabulary))."""
+def _follow(
+    text: TextModel, path: Path, options: dict[str, Any]
+) -> tuple[Trail, tuple[float | None, str, int]]:
+    """(the cumulated log-likelihood, (its standard error, how it was made, characters outside the
+    vocabulary)).
+    """
     trail, last, unknown = Trail(), None, 0
-    shared = np.log(text.vocabulary.bucket_sizes()) if text.vocabulary.level == "char" else np.zeros(0)
+    shared = (
+        np.log(text.vocabulary.bucket_sizes()) if text.vocabulary.level == "char" else np.zeros(0)
+    )
     for (symbols, _), last in scored_windows(text, ReadBlocks(text.vocabulary, path), **options):
         steps = last.steps[0].double().cpu().numpy()
         outside = text.vocabulary.is_unknown(symbols)
@@ -185,22 +224,33 @@ def _softmax(logs: NDArray[Any]) -> NDArray[Any]:
     return weights / weights.sum()
 
 
-def _turn(odds: NDArray[Any], places: NDArray[Any], vocabulary: Vocabulary, path: Path) -> dict[str, Any]:
+def _turn(
+    odds: NDArray[Any], places: NDArray[Any], vocabulary: Vocabulary, path: Path
+) -> dict[str, Any]:
     lowest = len(odds) - 1 - int(np.argmin(odds[::-1]))
     position = int(places[lowest])
     before, after = max(0, position - AROUND), position + AROUND
-    around = {"before": _piece(vocabulary, path, before, position), "after": _piece(vocabulary, path, position, after)}
+    around = {
+        "before": _piece(vocabulary, path, before, position),
+        "after": _piece(vocabulary, path, position, after),
+    }
     return {"position": position, "log_odds": float(odds[lowest])} | around
 
 
-def _strongest(odds: NDArray[Any], places: NDArray[Any], vocabulary: Vocabulary, path: Path) -> Passage:
-    """The passage between two points, no more than `WINDOW` symbols apart where points are so dense, with the largest gain."""
+def _strongest(
+    odds: NDArray[Any], places: NDArray[Any], vocabulary: Vocabulary, path: Path
+) -> Passage:
+    """The passage between two points, no more than `WINDOW` symbols apart where points are so
+    dense, with the largest gain.
+    """
     ends = np.searchsorted(places, places + WINDOW, side="right") - 1
     ends = np.maximum(ends, np.minimum(np.arange(len(places)) + 1, len(places) - 1))
     gains = odds[ends] - odds
     i = int(np.argmax(gains))
     start, end = int(places[i]), int(places[ends[i]])
-    return Passage(start, end, float(gains[i]), _piece(vocabulary, path, start, min(end, start + WINDOW)))
+    return Passage(
+        start, end, float(gains[i]), _piece(vocabulary, path, start, min(end, start + WINDOW))
+    )
 
 
 def _piece(vocabulary: Vocabulary, path: Path, start: int, end: int) -> str:

@@ -1,4 +1,6 @@
-"""A text model: its hyper-parameters, the pair that they describe, and how one is loaded from a run."""
+"""A text model: its hyper-parameters, the pair that they describe, and how one is loaded from a
+run.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ KIND = "text"
 UNITS = ("document", "line")
 DESCRIBED_BY = "run.json and vocabulary.json"
 SCORING_WINDOW = 1_000  # symbols at once, of pairs without latents
-DEFAULTS: dict[str, Any] = {"hidden_size": 512, "input_dropout": 0.2, "output_dropout": 0.4}  # of a pair, where text has its own
+# of a pair, where text has its own
+DEFAULTS: dict[str, Any] = {"hidden_size": 512, "input_dropout": 0.2, "output_dropout": 0.4}
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,43 @@ class CorpusSettings:
     """How text becomes symbols, and symbols become batches."""
 
     level: str = one_of(LEVELS, "char", "char: Unicode characters; byte: the bytes of any file")
-    unit: str = one_of(UNITS, "document", "document: the text is one sequence; line: each line is one, which begins and ends by itself")
-    vocabulary_size: int = between(1, 1_114_112, 10_000, "distinct characters at most; the others share buckets")
-    oov_buckets: int = between(0, 1_000_000, 1, "symbols that characters outside the vocabulary share")
+    unit: str = one_of(
+        UNITS,
+        "document",
+        (
+            "document: the text is one sequence; line: each line is one, which begins and ends by "
+            "itself"
+        ),
+    )
+    vocabulary_size: int = between(
+        1, 1_114_112, 10_000, "distinct characters at most; the others share buckets"
+    )
+    oov_buckets: int = between(
+        0, 1_000_000, 1, "symbols that characters outside the vocabulary share"
+    )
     embedding_size: int = between(1, 65_536, 64, "size of a symbol's embedding")
     batch_size: int = between(1, 65_536, 64, "windows, or lines, side by side")
     window: int = between(1, 1_000_000, 64, "symbols in a window of a document")
-    longest_line: int = between(1, 1_000_000, 1_000, "symbols of a line, which is learnt whole, at most; memory grows with the longest")
-    carry: bool = described(True, "states go on from window to window (truncated back-propagation); false: each window starts afresh")
+    longest_line: int = between(
+        1,
+        1_000_000,
+        1_000,
+        "symbols of a line, which is learnt whole, at most; memory grows with the longest",
+    )
+    carry: bool = described(
+        True,
+        (
+            "states go on from window to window (truncated back-propagation); false: each window "
+            "starts afresh"
+        ),
+    )
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """All hyper-parameters of a text run; those of the model are its pair's (`pairs.model_settings`)."""
+    """All hyper-parameters of a text run; those of the model are its pair's
+    (`pairs.model_settings`).
+    """
 
     text: CorpusSettings = field(default_factory=CorpusSettings)
     model: Any = field(default_factory=lambda: model_settings("rnn", DEFAULTS))
@@ -57,13 +84,15 @@ class TextSettings:
 def text_settings(*layers: Layer | Mapping[str, Any]) -> TextSettings:
     """The defaults with settings by dotted name, `model.kind` among them, overridden in order.
 
-    Raises `UserError` for names that are not known, or not to the chosen pair, and for values of the wrong type or out of range.
+    Raises `UserError` for names that are not known, or not to the chosen pair, and for values of
+    the wrong type or out of range.
     """
     return resolve(TextSettings, layers, DEFAULTS)
 
 
 def run_settings(run: RunFolder, pair: str | None = None) -> TextSettings:
-    """The settings that a run was begun with; `pair` is its pair's spec where that is code of the user's own, which it lets be run.
+    """The settings that a run was begun with; `pair` is its pair's spec where that is code of the
+    user's own, which it lets be run.
 
     Raises `UserError` if the run is missing or damaged, or its pair needs to be named and is not.
     """
@@ -94,7 +123,11 @@ class TextModel:
 def text_parts(settings: TextSettings, vocabulary: Vocabulary) -> Parts:
     """What pairs are made of: each symbol is embedded, and a step sees the one before it."""
     size = len(vocabulary)
-    return Parts(Categorical(size), lambda: Embedding(size, settings.text.embedding_size), PreviousObservation)
+    return Parts(
+        Categorical(size),
+        lambda: Embedding(size, settings.text.embedding_size),
+        PreviousObservation,
+    )
 
 
 def new_pair(settings: TextSettings, vocabulary: Vocabulary) -> Pair:
@@ -102,27 +135,42 @@ def new_pair(settings: TextSettings, vocabulary: Vocabulary) -> Pair:
     return make_pair(settings.model, text_parts(settings, vocabulary))
 
 
-def load(run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None = None) -> TextModel:
-    """The best weights of a run; a run whose pair is code of the user's own needs that named, as `pair`, before it is run.
+def load(
+    run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None = None
+) -> TextModel:
+    """The best weights of a run; a run whose pair is code of the user's own needs that named, as
+    `pair`, before it is run.
 
-    Raises `UserError` if it is missing, half-written, damaged, of another kind or version, or its pair is not named.
+    Raises `UserError` if it is missing, half-written, damaged, of another kind or version, or its
+    pair is not named.
     """
     run = RunFolder(run_dir, KIND)
     settings = run_settings(run, pair)
     vocabulary = stored_vocabulary(run, settings)
-    made, step = load_pair(run, lambda: new_pair(settings, vocabulary), settings.model.kind, device, DESCRIBED_BY)
+    made, step = load_pair(
+        run, lambda: new_pair(settings, vocabulary), settings.model.kind, device, DESCRIBED_BY
+    )
     return TextModel(made, vocabulary, settings, torch.device(device), step)
 
 
 def stored_vocabulary(run: RunFolder, settings: TextSettings) -> Vocabulary:
-    """The vocabulary of a run; raises `UserError` if it is damaged, or not one of the settings' unit."""
-    vocabulary = Vocabulary.from_json(run.read_json("vocabulary.json"), run.path / "vocabulary.json")
+    """The vocabulary of a run; raises `UserError` if it is damaged, or not one of the settings'
+    unit.
+    """
+    vocabulary = Vocabulary.from_json(
+        run.read_json("vocabulary.json"), run.path / "vocabulary.json"
+    )
     if vocabulary.line_end != (settings.text.unit == "line"):
         says = "has" if vocabulary.line_end else "has no"
-        raise UserError(f"{run.path / 'vocabulary.json'} {says} symbol for a line's end, and in run.json text.unit is {settings.text.unit}")
+        raise UserError(
+            f"{run.path / 'vocabulary.json'} {says} symbol for a line's end, and in run.json "
+            f"text.unit is {settings.text.unit}"
+        )
     return vocabulary
 
 
 def scoring_window(text: TextModel) -> int:
-    """Windows of scoring: a guide sees what it saw in training; without latents the length changes nothing but speed and memory."""
+    """Windows of scoring: a guide sees what it saw in training; without latents the length changes
+    nothing but speed and memory.
+    """
     return SCORING_WINDOW if text.pair.guide is no_guide else text.settings.text.window

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pyro_seq.errors import UserError
-from pyro_seq.programs.lifecycle import begin_run, changed, check_can_go_on, check_training, keep_changes
+from pyro_seq.programs.lifecycle import (
+    begin_run,
+    changed,
+    check_can_go_on,
+    check_training,
+    keep_changes,
+)
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.text.model import run_settings, stored_vocabulary
 from pyro_seq.text.training import KIND, TextModel, TextSettings, read_corpora, text_settings, train
@@ -20,7 +26,9 @@ settings_from = text_settings
 # settings that differ from the defaults, by dotted name
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "best": {  # the best we know for a corpus of about a million characters; what it reaches is in benchmarks/README.md
+    # the best we know for a corpus of about a million characters; what it reaches is in
+    # benchmarks/README.md
+    "best": {
         "model.hidden_size": 768,
         "model.output_dropout": 0.5,
         "training.learning_rate": 4e-3,
@@ -37,11 +45,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def begin(run_dir: Path, settings: TextSettings, corpora: Mapping[str, Any], *, seed: int, **options: Any) -> TextModel:
-    """Begin a run in a folder and train it; `corpora` are the arguments of `read_corpora` besides its settings.
+def begin(
+    run_dir: Path, settings: TextSettings, corpora: Mapping[str, Any], *, seed: int, **options: Any
+) -> TextModel:
+    """Begin a run in a folder and train it; `corpora` are the arguments of `read_corpora` besides
+    its settings.
 
-    The folder keeps the settings, the vocabulary, and where the corpora lie with their fingerprints. Nothing is written before settings
-    and corpora have been found sound, and nothing stays of a run whose pair is refused before its first step.
+    The folder keeps the settings, the vocabulary, and where the corpora lie with their
+    fingerprints. Nothing is written before settings and corpora have been found sound, and nothing
+    stays of a run whose pair is refused before its first step.
     """
     run = RunFolder(run_dir, KIND)
     run.check_free(*DOCUMENTS)
@@ -52,10 +64,15 @@ def begin(run_dir: Path, settings: TextSettings, corpora: Mapping[str, Any], *, 
     data = {
         "seed": seed,
         "valid_fraction": corpora["valid_fraction"],
-        "files": {name: {"path": str(Path(path).resolve()), "sha256": fingerprint(path)} for name, path in files.items()},
+        "files": {
+            name: {"path": str(Path(path).resolve()), "sha256": fingerprint(path)}
+            for name, path in files.items()
+        },
     }
     documents = dict(zip(DOCUMENTS, (read.vocabulary.to_json(), data), strict=True))
-    return begin_run(run, settings, documents, lambda: train(read, settings, run, seed=seed, **options))
+    return begin_run(
+        run, settings, documents, lambda: train(read, settings, run, seed=seed, **options)
+    )
 
 
 def go_on(
@@ -78,7 +95,8 @@ def go_on(
         pair: the run's pair, where it is code of the user's own.
         options: of `train`.
 
-    Raises `UserError` if the folder holds no run, or a corpus is not the one that the run was begun with.
+    Raises `UserError` if the folder holds no run, or a corpus is not the one that the run was begun
+    with.
     """
     run, settings = RunFolder(run_dir, KIND), settings_of(run_dir, changes, fixed=fixed, pair=pair)
     with run.locked():
@@ -86,12 +104,17 @@ def go_on(
         seed, fraction, files = _read_corpora_json(run)
         for name, moved in (("train", corpus), ("valid", valid)):
             if moved is not None and name not in files:
-                raise UserError(f"{moved}: the run in {run_dir} was begun without a corpus to validate on")
+                raise UserError(
+                    f"{moved}: the run in {run_dir} was begun without a corpus to validate on"
+                )
             if moved is not None:
                 files[name] = (moved, files[name][1])
         for name, (path, digest) in files.items():
             if fingerprint(path) != digest:
-                raise UserError(f"{path} is not the {name} corpus that the run in {run_dir} was begun with: its contents differ")
+                raise UserError(
+                    f"{path} is not the {name} corpus that the run in {run_dir} was begun with: "
+                    "its contents differ"
+                )
         vocabulary = stored_vocabulary(run, settings)
         paths = {name: path for name, (path, _) in files.items()}
         read = read_corpora(settings.text, valid_fraction=fraction, vocabulary=vocabulary, **paths)
@@ -100,18 +123,31 @@ def go_on(
         return train(read, settings, run, seed=seed, resume=True, **options)
 
 
-def settings_of(run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None) -> TextSettings:
-    """The settings that the run of a folder goes on with; arguments and errors are those of `go_on`."""
+def settings_of(
+    run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None
+) -> TextSettings:
+    """The settings that the run of a folder goes on with; arguments and errors are those of
+    `go_on`.
+    """
     return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed)
 
 
 def _read_corpora_json(run: RunFolder) -> tuple[int, float, dict[str, tuple[Path, str]]]:
-    """(seed, fraction kept for validation, path and fingerprint of each corpus) that a run was begun with."""
+    """(seed, fraction kept for validation, path and fingerprint of each corpus) that a run was
+    begun with.
+    """
     document = run.read_json("corpora.json")
     try:
-        files = {name: (Path(entry["path"]), str(entry["sha256"])) for name, entry in document["files"].items()}
+        files = {
+            name: (Path(entry["path"]), str(entry["sha256"]))
+            for name, entry in document["files"].items()
+        }
         seed, fraction = int(document["seed"]), float(document["valid_fraction"])
-        if not {"train"} <= set(files) <= {"train", "valid"} or not 0 <= seed < 2**63 or not 0 <= fraction < 1:
+        if (
+            not {"train"} <= set(files) <= {"train", "valid"}
+            or not 0 <= seed < 2**63
+            or not 0 <= fraction < 1
+        ):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise UserError(f"{run.path / 'corpora.json'} is damaged") from None
@@ -131,4 +167,7 @@ def _check_window(length: int, settings: TextSettings, path: Path) -> None:
     if settings.text.unit == "line":
         return
     if length < window:
-        raise UserError(f"{path} leaves {length:,} symbols to train on, fewer than one window of {window:,}: lower text.window")
+        raise UserError(
+            f"{path} leaves {length:,} symbols to train on, fewer than one window of {window:,}: "
+            "lower text.window"
+        )

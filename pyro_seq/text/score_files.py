@@ -30,8 +30,11 @@ class ScoredText:
         """See `ScoredRun`."""
         file_size(path)
 
-    def score_file(self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any) -> Iterator[ScoredSequence]:
-        """See `ScoredRun`; with `lines`, each line is a sequence, scored from its first symbol on its own.
+    def score_file(
+        self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any
+    ) -> Iterator[ScoredSequence]:
+        """See `ScoredRun`; with `lines`, each line is a sequence, scored from its first symbol on
+        its own.
 
         Its end is one of its symbols where the model is one of lines, and no part of it otherwise.
         """
@@ -47,7 +50,9 @@ class ScoredText:
         ranking = MostSurprising(top)
         listeners = [keep] if by_step else [ranking] if top else []
         found = evaluate(self.text, path, listeners=listeners, **options)
-        ranked = [ScoredStep(s.position, s.nats, s.symbol, s.before, s.after) for s in ranking.ranked()]
+        ranked = [
+            ScoredStep(s.position, s.nats, s.symbol, s.before, s.after) for s in ranking.ranked()
+        ]
         yield ScoredSequence(
             str(path),
             found.characters,
@@ -65,14 +70,18 @@ class ScoredText:
     def _lines(self, path: Path, top: int, by_step: bool, options: Any) -> Iterator[ScoredSequence]:
         numbers = deque[int]()  # of the lines that are being scored
         some = False
-        for (symbols, piece), scored in scored_sequences(self.text, self._numbered(path, numbers), **options):
+        for (symbols, piece), scored in scored_sequences(
+            self.text, self._numbered(path, numbers), **options
+        ):
             some = True
             yield self._line(f"{path}:{numbers.popleft()}", scored, symbols, piece, top, by_step)
         if not some:
             raise UserError(f"{path} has no line with anything in it: there is nothing to score")
 
     def _numbered(self, path: Path, numbers: deque[int]) -> Iterator[Block]:
-        """Each line's symbols; of a model of lines with the line's end, of any other without; the lines' numbers are kept aside."""
+        """Each line's symbols; of a model of lines with the line's end, of any other without; the
+        lines' numbers are kept aside.
+        """
         vocabulary = self.text.vocabulary
         chunks: Any = read_bytes(path) if vocabulary.level == "byte" else read_text(path)
         end: Any = b"\n" if vocabulary.level == "byte" else "\n"
@@ -82,16 +91,22 @@ class ScoredText:
                 piece = line + end if vocabulary.line_end else line
                 yield vocabulary.encode_known(piece, f"{path}:{number}"), piece
 
-    def _line(self, name: str, scored: Score, symbols: NDArray[Any], piece: Piece, top: int, by_step: bool) -> ScoredSequence:
+    def _line(
+        self, name: str, scored: Score, symbols: NDArray[Any], piece: Piece, top: int, by_step: bool
+    ) -> ScoredSequence:
         nats = scored.surprise[0]
         total, error = float(scored.total), float(scored.standard_error)
         if not np.isfinite(total):
             raise UserError(f"{name}: the log-likelihood is not finite: {DIVERGED}")
-        order = range(len(symbols)) if by_step else nats.topk(min(top, len(symbols))).indices.tolist()
+        order = (
+            range(len(symbols)) if by_step else nats.topk(min(top, len(symbols))).indices.tolist()
+        )
         steps = []
         for t in order:
             before, after = piece[max(0, t - AROUND) : t], piece[t + 1 : t + 1 + AROUND]
-            steps.append(ScoredStep(t, float(nats[t]), shown(piece[t : t + 1]), shown(before), shown(after)))
+            steps.append(
+                ScoredStep(t, float(nats[t]), shown(piece[t : t + 1]), shown(before), shown(after))
+            )
         effective = None if scored.effective_samples is None else float(scored.effective_samples)
         return ScoredSequence(
             name,

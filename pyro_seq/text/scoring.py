@@ -1,4 +1,6 @@
-"""How likely a text is under a text model: as one document of any length, read in blocks and scored in windows."""
+"""How likely a text is under a text model: as one document of any length, read in blocks and scored
+in windows.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ AROUND = 24  # symbols shown on either side of a surprising one
 SIDE_BY_SIDE = 16_384  # steps of sequences that are scored at once, with padding
 
 Block = tuple[NDArray[Any], Piece]  # symbols, and what stands there
-Listener = Callable[[int, Any, Score], None]  # (position of the window's first symbol, what stands there, its score)
+# (position of the window's first symbol, what stands there, its score)
+Listener = Callable[[int, Any, Score], None]
 
 
 @dataclass
@@ -43,12 +46,16 @@ class TextScore:
         characters: how many symbols were scored (bytes at level `byte`); of a model of lines each
             line's end is one of them.
         log_likelihood: log p(text), or the estimate.
-        nats_per_character, bits_per_character, perplexity: -log p a symbol; the same over log 2; its exponential.
-        method: `exact`, or how the estimate was made: `elbo`, `importance` or `filter` (see `scoring.score`), lower bounds in expectation.
+        nats_per_character, bits_per_character, perplexity: -log p a symbol; the same over log 2;
+        its exponential.
+        method: `exact`, or how the estimate was made: `elbo`, `importance` or `filter` (see
+            `scoring.score`), lower bounds in expectation.
         samples: K, the number of particles; 1 for exact figures.
-        standard_error: Monte Carlo standard error of `log_likelihood`; 0 for exact figures, `None` where one sample cannot tell.
-        effective_samples: of `importance` the effective number of particles at the end, of `filter` the smallest; `None` for the others.
-            Of several sequences that of the one where it is smallest.
+        standard_error: Monte Carlo standard error of `log_likelihood`; 0 for exact figures, `None`
+            where one sample cannot tell.
+        effective_samples: of `importance` the effective number of particles at the end, of `filter`
+            the smallest; `None` for the others. Of several sequences that of the one where it is
+            smallest.
         unknown: characters outside the vocabulary, which are scored as their bucket.
         k_hat: Pareto k-hat of the weights of `importance`, above 0.7 where they have degenerated;
             `None` where there is none to tell.
@@ -84,7 +91,9 @@ class SurprisingSymbol:
 
 
 class ReadBlocks:
-    """A file's symbols in blocks, with what stands there, read anew each time that they are asked for."""
+    """A file's symbols in blocks, with what stands there, read anew each time that they are asked
+    for.
+    """
 
     def __init__(self, vocabulary: Vocabulary, path: Path) -> None:
         self.vocabulary, self.path = vocabulary, path
@@ -116,7 +125,8 @@ def scored_windows(
     proposal: Proposal = "guide",
     progress: Progress | None = None,
 ) -> Iterator[tuple[Block, Score]]:
-    """One document's windows with their scores, states (or particles) carried over, in memory of one block and one window.
+    """One document's windows with their scores, states (or particles) carried over, in memory of
+    one block and one window.
 
     Of a model of lines each line is a sequence by itself, whose totals are added up. So they are
     where the pair carries no state: a document of up to `SCORING_WINDOW` symbols is one sequence,
@@ -131,24 +141,38 @@ def scored_windows(
 
     Raises `UserError` where a log-likelihood is not finite.
     """
-    options: dict[str, Any] = {"method": method, "samples": samples, "proposal": proposal, "progress": progress}
+    options: dict[str, Any] = {
+        "method": method,
+        "samples": samples,
+        "proposal": proposal,
+        "progress": progress,
+    }
     before: Score | None = None
     characters = 0
     apart = text.vocabulary.line_end or not text.carries
-    found = scored_sequences(text, _sequences(text, blocks), **options) if apart else _scored_document(text, blocks, options)
+    found = (
+        scored_sequences(text, _sequences(text, blocks), **options)
+        if apart
+        else _scored_document(text, blocks, options)
+    )
     for block, scored in found:
         total = _added(before, scored) if apart and before is not None else scored
         if not bool(total.total.isfinite()):
             raise UserError(f"the log-likelihood of this text is not finite: {DIVERGED}")
         before, characters = total, characters + len(block[0])
         if progress is not None and progress.due():
-            progress.show(f"{characters:,} {'characters' if text.vocabulary.level == 'char' else 'bytes'} scored")
+            progress.show(
+                f"{characters:,} {'characters' if text.vocabulary.level == 'char' else 'bytes'} "
+                "scored"
+            )
         yield block, total
     if progress is not None:
         progress.end()
 
 
-def _scored_document(text: TextModel, blocks: Iterable[Block], options: dict[str, Any]) -> Iterator[tuple[Block, Score]]:
+def _scored_document(
+    text: TextModel, blocks: Iterable[Block], options: dict[str, Any]
+) -> Iterator[tuple[Block, Score]]:
     """The windows of one sequence, of a pair that carries states from each to the next."""
     window = scoring_window(text)
     scores = score_document(text.pair, _Batches(text, blocks, window), **options)
@@ -159,7 +183,9 @@ def _scored_document(text: TextModel, blocks: Iterable[Block], options: dict[str
 
 
 class _Batches:
-    """Windows as batches of one sequence, from blocks that are read anew each time that they are asked for."""
+    """Windows as batches of one sequence, from blocks that are read anew each time that they are
+    asked for.
+    """
 
     def __init__(self, text: TextModel, blocks: Iterable[Block], window: int) -> None:
         self.text, self.blocks, self.window = text, blocks, window
@@ -169,18 +195,26 @@ class _Batches:
 
 
 def _side_by_side(text: TextModel, sequences: Sequence[Block]) -> SequenceBatch:
-    return SequenceBatch.of([torch.from_numpy(symbols.astype(np.int64)) for symbols, _ in sequences]).to(text.device)
+    return SequenceBatch.of(
+        [torch.from_numpy(symbols.astype(np.int64)) for symbols, _ in sequences]
+    ).to(text.device)
 
 
-def scored_sequences(text: TextModel, sequences: Iterable[Block], **options: Any) -> Iterator[tuple[Block, Score]]:
-    """Sequences that begin and end by themselves with their scores, in order; some of them are worked on side by side.
+def scored_sequences(
+    text: TextModel, sequences: Iterable[Block], **options: Any
+) -> Iterator[tuple[Block, Score]]:
+    """Sequences that begin and end by themselves with their scores, in order; some of them are
+    worked on side by side.
 
     A long one is scored window by window if the pair carries states, so that its length takes no
     more memory than its score does. `options` are those of `scoring.score_document`.
     """
     for group in _groups(text, sequences):
         if len(group[0][0]) > SCORING_WINDOW and text.carries:
-            yield group[0], _in_one([scored for _, scored in _scored_document(text, group, options)])
+            yield (
+                group[0],
+                _in_one([scored for _, scored in _scored_document(text, group, options)]),
+            )
             continue
         with pyro.validation_enabled(False), warnings_kept():
             (scored,) = score_document(text.pair, [_side_by_side(text, group)], **options)
@@ -189,7 +223,9 @@ def scored_sequences(text: TextModel, sequences: Iterable[Block], **options: Any
 
 
 def _groups(text: TextModel, sequences: Iterable[Block]) -> Iterator[list[Block]]:
-    """Sequences in order, as many at once as make `SIDE_BY_SIDE` steps with padding; one that is long stands alone."""
+    """Sequences in order, as many at once as make `SIDE_BY_SIDE` steps with padding; one that is
+    long stands alone.
+    """
     group: list[Block] = []
     longest = 0
     for block in sequences:
@@ -221,17 +257,28 @@ def _of_row(scored: Score, row: int, length: int) -> Score:
 
 def _in_one(windows: Sequence[Score]) -> Score:
     """The score of a whole sequence, from those of its windows."""
-    steps, mask = (torch.cat([getattr(scored, name) for scored in windows], 1) for name in ("steps", "mask"))
+    steps, mask = (
+        torch.cat([getattr(scored, name) for scored in windows], 1) for name in ("steps", "mask")
+    )
     return replace(windows[-1], steps=steps, mask=mask)
 
 
 def _added(before: Score, scored: Score) -> Score:
-    """The score of a sequence with what the sequences before it had, in all: their effective number of particles is the smallest."""
+    """The score of a sequence with what the sequences before it had, in all: their effective number
+    of particles is the smallest.
+    """
     fewest = scored.effective_samples
     if fewest is not None and before.effective_samples is not None:
         fewest = torch.minimum(fewest, before.effective_samples)
-    heaviest = None if scored.k_hat is None or before.k_hat is None else torch.maximum(scored.k_hat, before.k_hat)
-    summed: dict[str, Any] = {"total": before.total + scored.total, "variance": before.variance + scored.variance}
+    heaviest = (
+        None
+        if scored.k_hat is None or before.k_hat is None
+        else torch.maximum(scored.k_hat, before.k_hat)
+    )
+    summed: dict[str, Any] = {
+        "total": before.total + scored.total,
+        "variance": before.variance + scored.variance,
+    }
     return replace(scored, **summed, effective_samples=fewest, k_hat=heaviest)
 
 
@@ -250,20 +297,30 @@ def _sequences(text: TextModel, blocks: Iterable[Block]) -> Iterator[Block]:
     yield from windows_of(chain([first], several), text.settings.text.window)
 
 
-def evaluate(text: TextModel, path: Path, *, per_character: IO[str] | None = None, **options: Any) -> TextScore:
-    """How likely a file's text is, read from its beginning as one document; `options` are those of `score_blocks`.
+def evaluate(
+    text: TextModel, path: Path, *, per_character: IO[str] | None = None, **options: Any
+) -> TextScore:
+    """How likely a file's text is, read from its beginning as one document; `options` are those of
+    `score_blocks`.
 
-    Raises `UserError` for a file that is empty or cannot be read, and for characters without a symbol.
+    Raises `UserError` for a file that is empty or cannot be read, and for characters without a
+    symbol.
     """
     listeners = list(options.pop("listeners", ()))
     if per_character is not None:
         listeners.append(writer(per_character))
-    return score_blocks(text, ReadBlocks(text.vocabulary, path), name=str(path), listeners=listeners, **options)
+    return score_blocks(
+        text, ReadBlocks(text.vocabulary, path), name=str(path), listeners=listeners, **options
+    )
 
 
 def score_symbols(text: TextModel, symbols: NDArray[Any], **options: Any) -> TextScore:
     """How likely one document of symbols is; `options` are those of `score_blocks`."""
-    shown = symbols.astype(np.uint8).tobytes() if text.vocabulary.level == "byte" else text.vocabulary.decode(symbols)
+    shown = (
+        symbols.astype(np.uint8).tobytes()
+        if text.vocabulary.level == "byte"
+        else text.vocabulary.decode(symbols)
+    )
     return score_blocks(text, [(symbols, shown)], **options)
 
 
@@ -313,12 +370,16 @@ def score_blocks(
 
 
 def shown(piece: Piece) -> str:
-    r"""What stands in a text; a byte that is no character's is shown as Python writes it, `\xe9`."""
+    r"""What stands in a text; a byte that is no character's is shown as Python writes it,
+    `\xe9`.
+    """
     return piece if isinstance(piece, str) else piece.decode(errors="backslashreplace")
 
 
 def writer(file: IO[str]) -> Listener:
-    """Writes a line for each symbol: its position, what stands there as JSON (at level `byte` its number), and its nats."""
+    """Writes a line for each symbol: its position, what stands there as JSON (at level `byte` its
+    number), and its nats.
+    """
     file.write("position\tsymbol\tnats\n")
 
     def write(position: int, piece: Piece, scored: Score) -> None:
@@ -330,11 +391,14 @@ def writer(file: IO[str]) -> Listener:
 
 
 class MostSurprising:
-    """A listener that keeps the `count` symbols with the most nats of a document, and the text around them."""
+    """A listener that keeps the `count` symbols with the most nats of a document, and the text
+    around them.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._heap: list[tuple[float, int, Any]] = []  # (nats, -position, what stands before and there)
+        # (nats, -position, what stands before and there)
+        self._heap: list[tuple[float, int, Any]] = []
         self._after: dict[int, Any] = {}  # by position, as far as it has been read
         self._recent: Any = None
 
@@ -360,5 +424,9 @@ class MostSurprising:
         """The most surprising first."""
         found = []
         for nats, place, before in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1])):
-            found.append(SurprisingSymbol(-place, nats, shown(before[:-1]), shown(before[-1:]), shown(self._after[-place])))
+            found.append(
+                SurprisingSymbol(
+                    -place, nats, shown(before[:-1]), shown(before[-1:]), shown(self._after[-place])
+                )
+            )
         return found

@@ -1,4 +1,6 @@
-"""Text: train a character or byte model on a corpus, generate from it, and learn how likely another text is under it."""
+"""Text: train a character or byte model on a corpus, generate from it, and learn how likely another
+text is under it.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,27 @@ from pyro_seq.infer.sampling import sample_steps, sharpened, without
 from pyro_seq.pairs.model import SequenceModel
 from pyro_seq.programs.restore import pair_to_train
 from pyro_seq.runs.folder import RunFolder
-from pyro_seq.text.model import DESCRIBED_BY, KIND, CorpusSettings, TextModel, TextSettings, load, new_pair, scoring_window, text_settings
+from pyro_seq.text.model import (
+    DESCRIBED_BY,
+    KIND,
+    CorpusSettings,
+    TextModel,
+    TextSettings,
+    load,
+    new_pair,
+    scoring_window,
+    text_settings,
+)
 from pyro_seq.text.scoring import NATS_TO_BITS, TextScore, evaluate, score_symbols
 from pyro_seq.text.vocabulary import Vocabulary, file_size, quoted
-from pyro_seq.text.windows import LineBatches, TextWindows, document_windows, lines_of, separate_lines, separate_windows
+from pyro_seq.text.windows import (
+    LineBatches,
+    TextWindows,
+    document_windows,
+    lines_of,
+    separate_lines,
+    separate_windows,
+)
 from pyro_seq.train.trainer import Hooks, Trainer
 
 __all__ = [
@@ -49,7 +68,8 @@ __all__ = [
 VALIDATION_STREAMS = 16
 PREVIEWED_LINES = 8
 BLOCK = 100  # symbols that are drawn before the next look at which lines have ended
-SAMPLED_ROWS, SAMPLED_SYMBOLS = 256, 2**26  # samples drawn side by side, and symbols of all of them: bounds memory
+# samples drawn side by side, and symbols of all of them: bounds memory
+SAMPLED_ROWS, SAMPLED_SYMBOLS = 256, 2**26
 
 
 # training
@@ -73,13 +93,16 @@ def read_corpora(
     vocabulary_from: Path | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> Corpora:
-    """Read the corpora: the validation text is a file of its own, or the last `valid_fraction` of the training file.
+    """Read the corpora: the validation text is a file of its own, or the last `valid_fraction` of
+    the training file.
 
-    The vocabulary is counted from the training file or another one, or taken as given. Raises `UserError` for files that are empty,
-    too short for a window, or cannot be read.
+    The vocabulary is counted from the training file or another one, or taken as given. Raises
+    `UserError` for files that are empty, too short for a window, or cannot be read.
     """
     if not 0 <= valid_fraction < 1:
-        raise UserError(f"the fraction kept for validation must lie in [0, 1), got {valid_fraction}")
+        raise UserError(
+            f"the fraction kept for validation must lie in [0, 1), got {valid_fraction}"
+        )
     if vocabulary is None:
         source = vocabulary_from or train
         options: dict[str, Any] = {
@@ -98,19 +121,31 @@ def read_corpora(
     return Corpora(vocabulary, symbols[:kept], symbols[kept:])
 
 
-def _symbols_of(path: Path, vocabulary: Vocabulary, settings: CorpusSettings, purpose: str) -> NDArray[Any]:
+def _symbols_of(
+    path: Path, vocabulary: Vocabulary, settings: CorpusSettings, purpose: str
+) -> NDArray[Any]:
     """The symbols of a corpus; raises `UserError` if it has none, or a line that is too long."""
     symbols, _ = vocabulary.encode_file(path)
     if not len(symbols):
-        what = "has no line with anything in it" if vocabulary.line_end and file_size(path) else "is empty"
+        what = (
+            "has no line with anything in it"
+            if vocabulary.line_end and file_size(path)
+            else "is empty"
+        )
         raise UserError(f"{path} {what}: there is nothing to {purpose} on")
     if vocabulary.line_end:
         edges = lines_of(symbols, vocabulary.end)
         lengths = edges[:, 1] - edges[:, 0]
         if (longest := int(lengths.max())) > settings.longest_line:
             begins = vocabulary.decode(symbols[edges[lengths.argmax(), 0] :][:20])
-            limit = f"and text.longest_line is {settings.longest_line:,}: raise it, break the line, or take the text as text.unit=document"
-            raise UserError(f"{path}: the line that begins with {begins!r} has {longest:,} symbols, its end among them, {limit}")
+            limit = (
+                f"and text.longest_line is {settings.longest_line:,}: raise it, break the "
+                "line, or take the text as text.unit=document"
+            )
+            raise UserError(
+                f"{path}: the line that begins with {begins!r} has {longest:,} symbols, its end "
+                f"among them, {limit}"
+            )
     return symbols
 
 
@@ -124,55 +159,94 @@ def train(
     resume: bool = False,
     quiet: bool = False,
 ) -> TextModel:
-    """Train on corpora, keeping the run in its folder, and return the best model; with `resume`, go on with the folder's run."""
+    """Train on corpora, keeping the run in its folder, and return the best model; with `resume`, go
+    on with the folder's run.
+    """
     torch.manual_seed(seed)
-    pair = pair_to_train(run, lambda: new_pair(settings, corpora.vocabulary), settings.model.kind, resume, DESCRIBED_BY).to(device)
+    pair = pair_to_train(
+        run,
+        lambda: new_pair(settings, corpora.vocabulary),
+        settings.model.kind,
+        resume,
+        DESCRIBED_BY,
+    ).to(device)
     text = TextModel(pair, corpora.vocabulary, settings, torch.device(device))
     s = settings.text
     lines = corpora.vocabulary.line_end
     carry = s.carry and not lines and text.carries
     batches: TextWindows | LineBatches
     if lines:
-        batches = LineBatches(corpora.train, corpora.vocabulary.end, batch_size=s.batch_size, seed=seed, device=device)
+        batches = LineBatches(
+            corpora.train, corpora.vocabulary.end, batch_size=s.batch_size, seed=seed, device=device
+        )
     else:
-        batches = TextWindows(corpora.train, batch_size=s.batch_size, window=s.window, carry=carry, seed=seed, device=device)
+        batches = TextWindows(
+            corpora.train,
+            batch_size=s.batch_size,
+            window=s.window,
+            carry=carry,
+            seed=seed,
+            device=device,
+        )
     progress = Progress(quiet=quiet)
     hooks = Hooks(
-        validate=(lambda: validate(text, corpora.valid, progress=progress.later())) if len(corpora.valid) else None,
+        validate=(lambda: validate(text, corpora.valid, progress=progress.later()))
+        if len(corpora.valid)
+        else None,
         samples=lambda: _previews(text, corpora),
         units="characters" if s.level == "char" else "bytes",
         bits="bpc" if s.level == "char" else "bits/byte",
     )
     among = " (each line's end among them)" if lines else ""
-    sizes = f"{len(corpora.train):,} {hooks.units} to train on, {len(corpora.valid):,} to validate on{among}"
+    sizes = (
+        f"{len(corpora.train):,} {hooks.units} to train on, {len(corpora.valid):,} to "
+        "validate "
+        f"on{among}"
+    )
     sizes += f", {len(corpora.vocabulary):,} symbols"
     with pair.scope():
         parameters = sum(p.numel() for p in pair.parameters().values())
     progress.say(f"{sizes}; {settings.model.kind} with {parameters:,} parameters")
     if s.carry and not lines and not carry:
-        progress.say("this pair returns no state, so text.carry has no effect: each window is learnt as a sequence of its own")
+        progress.say(
+            "this pair returns no state, so text.carry has no effect: each window is learnt as a "
+            "sequence of its own"
+        )
     trainer = Trainer(pair, batches, settings.training, run=run, hooks=hooks, quiet=quiet)
     trainer.fit(resume=resume)
     text.step = trainer.step
     return text
 
 
-def validate(text: TextModel, symbols: NDArray[Any], *, progress: Progress | None = None) -> dict[str, float]:
-    """Nats and bits per character of held-out symbols; for pairs with latents the ELBO, of `training.valid_particles` samples.
+def validate(
+    text: TextModel, symbols: NDArray[Any], *, progress: Progress | None = None
+) -> dict[str, float]:
+    """Nats and bits per character of held-out symbols; for pairs with latents the ELBO, of
+    `training.valid_particles` samples.
 
     They are read in several streams side by side, or as separate sequences if the pair carries no
     state, or if each line is one.
     """
-    options: dict[str, Any] = {"method": "elbo", "samples": text.settings.training.valid_particles, "progress": progress}
+    options: dict[str, Any] = {
+        "method": "elbo",
+        "samples": text.settings.training.valid_particles,
+        "progress": progress,
+    }
     if text.carries and not text.vocabulary.line_end:
-        windows = document_windows(symbols, window=scoring_window(text), streams=VALIDATION_STREAMS, device=text.device)
+        windows = document_windows(
+            symbols, window=scoring_window(text), streams=VALIDATION_STREAMS, device=text.device
+        )
         scores = score_document(text.pair, windows, **options)
     else:
         if text.vocabulary.line_end:
             batches = separate_lines(symbols, text.vocabulary.end, device=text.device)
         else:
-            batches = separate_windows(symbols, window=text.settings.text.window, device=text.device)
-        scores = (scored for batch in batches for scored in score_document(text.pair, [batch], **options))
+            batches = separate_windows(
+                symbols, window=text.settings.text.window, device=text.device
+            )
+        scores = (
+            scored for batch in batches for scored in score_document(text.pair, [batch], **options)
+        )
     nats = -sum(float(scored.steps.sum()) for scored in scores) / len(symbols)
     return {"loss": nats, "bits": nats * NATS_TO_BITS}
 
@@ -188,34 +262,55 @@ def _previews(text: TextModel, corpora: Corpora) -> dict[str, str]:
     some = edges[first : first + PREVIEWED_LINES]
     observed = corpora.vocabulary.decode(corpora.train[some[0, 0] : some[-1, 1]]).removesuffix("\n")
     longest = int((edges[:, 1] - edges[:, 0]).max())
-    return {"observed": observed, "generated": "\n".join(generate(text, length=longest, num_samples=PREVIEWED_LINES))}
+    return {
+        "observed": observed,
+        "generated": "\n".join(generate(text, length=longest, num_samples=PREVIEWED_LINES)),
+    }
 
 
 # generation
 
 
 def generate(
-    text: TextModel, *, length: int, num_samples: int = 1, prompt: str = "", temperature: float = 1.0, top_k: int | None = None
+    text: TextModel,
+    *,
+    length: int,
+    num_samples: int = 1,
+    prompt: str = "",
+    temperature: float = 1.0,
+    top_k: int | None = None,
 ) -> Iterator[str]:
-    """Samples of `length` new symbols, each after the prompt (which is not repeated); draws from torch's global random state.
+    """Samples of `length` new symbols, each after the prompt (which is not repeated); draws from
+    torch's global random state.
 
     The symbol of unknown characters is never drawn, which stands for none in particular: the others
     are as likely among themselves as they were. Of a model of lines a sample is a line without its
     end, or its first `length` symbols if it has not ended by then; the prompt is a line's
     beginning.
 
-    Raises `UserError` for numbers out of range or a prompt with characters that the vocabulary does not know.
+    Raises `UserError` for numbers out of range or a prompt with characters that the vocabulary does
+    not know.
     """
     if length < 1 or num_samples < 1:
-        raise UserError(f"length and number of samples must be at least 1, got {length} and {num_samples}")
+        raise UserError(
+            f"length and number of samples must be at least 1, got {length} and {num_samples}"
+        )
     vocabulary = text.vocabulary
     unknown = vocabulary.unknown(prompt)
     if vocabulary.line_end and ("\n" in prompt or "\r" in prompt):
-        raise UserError("the model is one of lines, so a prompt is the beginning of a line, and this one has a line end in it")
+        raise UserError(
+            "the model is one of lines, so a prompt is the beginning of a line, and this one has "
+            "a "
+            "line end in it"
+        )
     if unknown:
-        raise UserError(f"the prompt has characters that the model has never seen: {quoted(unknown)}")
+        raise UserError(
+            f"the prompt has characters that the model has never seen: {quoted(unknown)}"
+        )
     if vocabulary.end == len(vocabulary.buckets):
-        raise UserError("the model's vocabulary has no character of its own, so there is nothing to write")
+        raise UserError(
+            "the model's vocabulary has no character of its own, so there is nothing to write"
+        )
     never = torch.tensor(vocabulary.never, dtype=torch.long, device=text.device)
 
     def adjust(distribution: Any) -> Any:
@@ -229,18 +324,25 @@ def generate(
             yield text.vocabulary.decode(symbols)
 
 
-def _sample_symbols(text: TextModel, rows: int, length: int, prompt: str, adjust: Any) -> list[NDArray[Any]]:
+def _sample_symbols(
+    text: TextModel, rows: int, length: int, prompt: str, adjust: Any
+) -> list[NDArray[Any]]:
     """New symbols, each row after the prompt: `length` of them, or up to the end of the line."""
     with finite_probabilities(), text.pair.scope(), pyro.validation_enabled(False):
         if not isinstance(text.model, SequenceModel):
             return _ended(text, _continued(text, rows, length, prompt, adjust))
         sampled = np.empty((rows, length), dtype=text.vocabulary.dtype)
-        steps = sample_steps(text.model, length, state=_state_after(text, rows, prompt), adjust=adjust)
+        steps = sample_steps(
+            text.model, length, state=_state_after(text, rows, prompt), adjust=adjust
+        )
         for start in range(0, length, BLOCK):
             block = torch.stack(list(islice(steps, BLOCK)), 1).cpu().numpy()
             drawn = start + block.shape[1]
             sampled[:, start:drawn] = block
-            if text.vocabulary.line_end and (sampled[:, :drawn] == text.vocabulary.end).any(1).all():
+            if (
+                text.vocabulary.line_end
+                and (sampled[:, :drawn] == text.vocabulary.end).any(1).all()
+            ):
                 return _ended(text, sampled[:, :drawn])
     return _ended(text, sampled)
 
@@ -255,9 +357,13 @@ def _ended(text: TextModel, sampled: NDArray[Any]) -> list[NDArray[Any]]:
 
 
 def _continued(text: TextModel, rows: int, length: int, prompt: str, adjust: Any) -> NDArray[Any]:
-    """The same from a model that is not declared by its equations: the whole is one sequence, of which the prompt is observed."""
+    """The same from a model that is not declared by its equations: the whole is one sequence, of
+    which the prompt is observed.
+    """
     observed = torch.from_numpy(text.vocabulary.encode(prompt).astype(np.int64)).to(text.device)
-    values = continuation(text.pair, SequenceBatch(observed.unsqueeze(0)), length, draws=rows, adjust=adjust)
+    values = continuation(
+        text.pair, SequenceBatch(observed.unsqueeze(0)), length, draws=rows, adjust=adjust
+    )
     return values.cpu().numpy().astype(text.vocabulary.dtype)
 
 
@@ -265,5 +371,7 @@ def _state_after(text: TextModel, rows: int, prompt: str) -> Any:
     """The model's state after the prompt, for each of the rows."""
     if not prompt:
         return text.model.initial(rows)
-    windows = document_windows(text.vocabulary.encode(prompt), window=scoring_window(text), device=text.device)
+    windows = document_windows(
+        text.vocabulary.encode(prompt), window=scoring_window(text), device=text.device
+    )
     return filtered_state(text.pair, windows, draws=rows)["model"]

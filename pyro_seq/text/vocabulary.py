@@ -16,7 +16,8 @@ from pyro_seq.errors import UserError
 
 Piece = str | bytes  # of a text, characters or bytes: as many as it has symbols
 CHUNK_BYTES = 2**20
-SHOWN_ENCODING, FEWEST_WIDE, ENOUGH_WIDE = 2**16, 4, 16  # bytes, and fours of them, by which a wider encoding is told, and surely
+# bytes, and fours of them, by which a wider encoding is told, and surely
+SHOWN_ENCODING, FEWEST_WIDE, ENOUGH_WIDE = 2**16, 4, 16
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 CODE_POINTS = sys.maxunicode + 1
 LEVELS = ("char", "byte")
@@ -25,18 +26,26 @@ LEVELS = ("char", "byte")
 class Vocabulary:
     """The symbols of a text model, numbered from 0.
 
-    At level `char` they are characters (Unicode code points), the most frequent first, followed by `oov_buckets` buckets that all other
-    characters share by their code point; at level `byte` the 256 bytes, so that any file can be read.
+    At level `char` they are characters (Unicode code points), the most frequent first, followed by
+    `oov_buckets` buckets that all other characters share by their code point; at level `byte` the
+    256 bytes, so that any file can be read.
 
     Where a text is a sequence for each line, `line_end` is true: the last symbol is the end of a
     line, whichever of LF, CRLF and CR it is in a file (`pieces`), and lines without anything in
     them are left out.
     """
 
-    def __init__(self, level: str, characters: str = "", oov_buckets: int = 0, *, line_end: bool = False) -> None:
+    def __init__(
+        self, level: str, characters: str = "", oov_buckets: int = 0, *, line_end: bool = False
+    ) -> None:
         if level not in LEVELS:
             raise ValueError(f"level must be one of {LEVELS}, got {level!r}")
-        self.level, self.characters, self.oov_buckets, self.line_end = level, characters, oov_buckets, line_end
+        self.level, self.characters, self.oov_buckets, self.line_end = (
+            level,
+            characters,
+            oov_buckets,
+            line_end,
+        )
         self._lookup: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
@@ -54,7 +63,9 @@ class Vocabulary:
 
     @property
     def never(self) -> Sequence[int]:
-        """The symbols that are not to be drawn: buckets, and in lines of bytes those that end one."""
+        """The symbols that are not to be drawn: buckets, and in lines of bytes those that end
+        one.
+        """
         return (ord("\n"), ord("\r")) if self.level == "byte" and self.line_end else self.buckets
 
     def is_unknown(self, symbols: NDArray[Any]) -> NDArray[np.bool_]:
@@ -62,8 +73,17 @@ class Vocabulary:
         return (symbols >= self.buckets.start) & (symbols < self.buckets.stop)
 
     @classmethod
-    def of_file(cls, path: Path, *, level: str = "char", size: int = 10_000, oov_buckets: int = 1, line_end: bool = False) -> Vocabulary:
-        """The vocabulary of a file, its `size` most frequent characters (the lower code point first where equally frequent).
+    def of_file(
+        cls,
+        path: Path,
+        *,
+        level: str = "char",
+        size: int = 10_000,
+        oov_buckets: int = 1,
+        line_end: bool = False,
+    ) -> Vocabulary:
+        """The vocabulary of a file, its `size` most frequent characters (the lower code point first
+        where equally frequent).
 
         Raises `UserError` if the file cannot be read, is empty, or is not UTF-8 at level `char`.
         """
@@ -76,14 +96,22 @@ class Vocabulary:
             counts[[ord("\n"), ord("\r")]] = 0
         present = np.flatnonzero(counts)
         if not len(present):
-            what = "has no line with anything in it" if line_end and file_size(path) else "is empty: there is no character in it"
+            what = (
+                "has no line with anything in it"
+                if line_end and file_size(path)
+                else "is empty: there is no character in it"
+            )
             raise UserError(f"{path} {what}")
         chosen = present[np.argsort(-counts[present], kind="stable")][:size]
         return cls("char", "".join(map(chr, chosen)), oov_buckets, line_end=line_end)
 
     def to_json(self) -> dict[str, Any]:
         """The vocabulary as a JSON object."""
-        document = {"level": self.level, "characters": self.characters, "oov_buckets": self.oov_buckets}
+        document = {
+            "level": self.level,
+            "characters": self.characters,
+            "oov_buckets": self.oov_buckets,
+        }
         return document | ({"line_end": True} if self.line_end else {})
 
     @classmethod
@@ -93,9 +121,22 @@ class Vocabulary:
         characters: Any = document.get("characters")
         buckets: Any = document.get("oov_buckets")
         line_end: Any = document.get("line_end", False)
-        sound = level in LEVELS and isinstance(characters, str) and type(buckets) is int and 0 <= buckets <= CODE_POINTS
-        sound = sound and isinstance(line_end, bool) and not (line_end and set(characters) & {"\n", "\r"})
-        if not sound or len(set(characters)) != len(characters) or any("\ud800" <= c <= "\udfff" for c in characters):
+        sound = (
+            level in LEVELS
+            and isinstance(characters, str)
+            and type(buckets) is int
+            and 0 <= buckets <= CODE_POINTS
+        )
+        sound = (
+            sound
+            and isinstance(line_end, bool)
+            and not (line_end and set(characters) & {"\n", "\r"})
+        )
+        if (
+            not sound
+            or len(set(characters)) != len(characters)
+            or any("\ud800" <= c <= "\udfff" for c in characters)
+        ):
             raise UserError(f"{where} is damaged: it is no vocabulary")
         vocabulary = cls(level, characters, buckets, line_end=line_end)
         if not vocabulary.end:
@@ -108,11 +149,15 @@ class Vocabulary:
         return np.min_scalar_type(max(0, len(self) - 1))
 
     def encode(self, text: str) -> NDArray[Any]:
-        """The numbers of a text's symbols; -1 where a character is unknown and there are no buckets; a line feed is a line's end.
+        """The numbers of a text's symbols; -1 where a character is unknown and there are no
+        buckets; a line feed is a line's end.
 
-        Bytes that the command line could not decode (Python's surrogate escapes) are themselves again at level `byte`.
+        Bytes that the command line could not decode (Python's surrogate escapes) are themselves
+        again at level `byte`.
         """
-        return self.encode_piece(text.encode(errors="surrogateescape") if self.level == "byte" else text)
+        return self.encode_piece(
+            text.encode(errors="surrogateescape") if self.level == "byte" else text
+        )
 
     def encode_piece(self, piece: Piece) -> NDArray[Any]:
         """The numbers of a text's symbols, of bytes at level `byte`; otherwise as `encode`."""
@@ -130,25 +175,40 @@ class Vocabulary:
         return symbols
 
     def unknown(self, text: str) -> str:
-        """The distinct characters of a text that have no symbol of their own, in order of appearance."""
+        """The distinct characters of a text that have no symbol of their own, in order of
+        appearance.
+        """
         if self.level == "byte":
             return ""
         known = {*self.characters, *("\n" if self.line_end else "")}
         return "".join(dict.fromkeys(c for c in text if c not in known))
 
     def decode(self, symbols: NDArray[Any]) -> str:
-        """The text of symbols; a bucket, or bytes that are not UTF-8, becomes U+FFFD, a line's end a line feed."""
+        """The text of symbols; a bucket, or bytes that are not UTF-8, becomes U+FFFD, a line's end
+        a line feed.
+        """
         if self.level == "byte":
-            return np.where(symbols == self.end, ord("\n"), symbols).astype(np.uint8).tobytes().decode(errors="replace")
+            return (
+                np.where(symbols == self.end, ord("\n"), symbols)
+                .astype(np.uint8)
+                .tobytes()
+                .decode(errors="replace")
+            )
         count, end = len(self.characters), self.end if self.line_end else -1
-        return "".join(self.characters[s] if s < count else "\n" if s == end else UNKNOWN for s in symbols.tolist())
+        return "".join(
+            self.characters[s] if s < count else "\n" if s == end else UNKNOWN
+            for s in symbols.tolist()
+        )
 
     def encode_file(self, path: Path) -> tuple[NDArray[Any], int]:
-        """(the symbols of a whole file, in `dtype`, and how many of its characters fell into buckets).
+        """(the symbols of a whole file, in `dtype`, and how many of its characters fell into
+        buckets).
 
-        Raises `UserError` if the file cannot be read, is not UTF-8 at level `char`, or holds characters without a symbol.
+        Raises `UserError` if the file cannot be read, is not UTF-8 at level `char`, or holds
+        characters without a symbol.
         """
-        most = file_size(path) + self.line_end  # at least one byte a symbol, but for a last line's end; what is too much stays untouched
+        # at least one byte a symbol, but for a last line's end; what is too much stays untouched
+        most = file_size(path) + self.line_end
         symbols = np.empty(most, dtype=self.dtype)
         length = buckets = 0
         for encoded, unknown in self.encode_blocks(path):
@@ -165,16 +225,23 @@ class Vocabulary:
             yield encoded, int(self.is_unknown(encoded).sum())
 
     def encode_pieces(self, path: Path) -> Iterator[tuple[NDArray[Any], Piece]]:
-        """A file's symbols in blocks, and what stands there; raises `UserError` as `encode_file`."""
+        """A file's symbols in blocks, and what stands there; raises `UserError` as
+        `encode_file`.
+        """
         for piece in self.pieces(path):
             yield self.encode_known(piece, str(path)), piece
 
     def encode_known(self, piece: Piece, where: str) -> NDArray[Any]:
-        """The symbols of a text that stands somewhere; raises `UserError` for characters without a symbol."""
+        """The symbols of a text that stands somewhere; raises `UserError` for characters without a
+        symbol.
+        """
         encoded = self.encode_piece(piece)
         if encoded.size and encoded.min() < 0:
             missing = self.unknown(str(piece))
-            raise UserError(f"{where}: the vocabulary has no symbol for {quoted(missing)}, and no bucket for other characters")
+            raise UserError(
+                f"{where}: the vocabulary has no symbol for {quoted(missing)}, and no bucket for "
+                "other characters"
+            )
         return encoded
 
     def pieces(self, path: Path) -> Iterator[Piece]:
@@ -189,21 +256,29 @@ class Vocabulary:
 
     def bucket_sizes(self) -> NDArray[np.int64]:
         """How many of Unicode's 1,114,112 characters share each of the buckets, at level `char`."""
-        sizes = np.bincount(np.arange(CODE_POINTS) % max(1, self.oov_buckets), minlength=self.oov_buckets)
-        known = np.bincount(_code_points(self.characters) % max(1, self.oov_buckets), minlength=self.oov_buckets)
+        sizes = np.bincount(
+            np.arange(CODE_POINTS) % max(1, self.oov_buckets), minlength=self.oov_buckets
+        )
+        known = np.bincount(
+            _code_points(self.characters) % max(1, self.oov_buckets), minlength=self.oov_buckets
+        )
         return (sizes - known)[: self.oov_buckets]
 
     def _table(self) -> NDArray[np.int32]:
         if self._lookup is None:
             self._lookup = np.full(CODE_POINTS, -1, dtype=np.int32)
-            self._lookup[_code_points(self.characters)] = np.arange(len(self.characters), dtype=np.int32)
+            self._lookup[_code_points(self.characters)] = np.arange(
+                len(self.characters), dtype=np.int32
+            )
             if self.line_end:
                 self._lookup[ord("\n")] = self.end
         return self._lookup
 
 
 def read_lines(chunks: Iterable[Any], level: str) -> Iterator[Any]:
-    """The lines of a text that comes in chunks, of bytes at level `byte`, without their ends, which are LF, CRLF or CR."""
+    """The lines of a text that comes in chunks, of bytes at level `byte`, without their ends, which
+    are LF, CRLF or CR.
+    """
     feed: Any = b"\n" if level == "byte" else "\n"
     carriage: Any = b"\r" if level == "byte" else "\r"
     pending: list[Any] = []  # of the line that has not ended
@@ -243,11 +318,15 @@ def _code_points(text: str) -> NDArray[np.uint32]:
 
 def quoted(characters: str, most: int = 10) -> str:
     """Characters in quotation marks for a message, the first few where there are many."""
-    return repr(characters[:most]) + (f" and {len(characters) - most:,} more" if len(characters) > most else "")
+    return repr(characters[:most]) + (
+        f" and {len(characters) - most:,} more" if len(characters) > most else ""
+    )
 
 
 def file_size(path: Path) -> int:
-    """A file's size in bytes; raises `UserError` if it is missing, a directory, a pipe or unreadable."""
+    """A file's size in bytes; raises `UserError` if it is missing, a directory, a pipe or
+    unreadable.
+    """
     try:
         status = path.stat()
     except OSError as error:
@@ -257,7 +336,10 @@ def file_size(path: Path) -> int:
     if stat.S_ISDIR(status.st_mode):
         raise UserError(f"{path} is a directory, not a text file")
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is a pipe or a device, and a text is read more than once: write it to a file first")
+        raise UserError(
+            f"{path} is a pipe or a device, and a text is read more than once: write it to a file "
+            "first"
+        )
     return status.st_size
 
 
@@ -273,12 +355,17 @@ def read_bytes(path: Path) -> Iterator[bytes]:
 
 
 def read_text(path: Path, *, advice: str = "text.level=byte reads any file") -> Iterator[str]:
-    """A file's text in chunks, line ends as they stand, a byte order mark left out; otherwise as `decoded`."""
+    """A file's text in chunks, line ends as they stand, a byte order mark left out; otherwise as
+    `decoded`.
+    """
     yield from decoded(read_bytes(path), str(path), advice=advice)
 
 
-def decoded(chunks: Iterable[bytes], where: str, *, advice: str = "text.level=byte reads any file") -> Iterator[str]:
-    """The text of bytes that come in chunks from somewhere, line ends as they stand, a byte order mark left out.
+def decoded(
+    chunks: Iterable[bytes], where: str, *, advice: str = "text.level=byte reads any file"
+) -> Iterator[str]:
+    """The text of bytes that come in chunks from somewhere, line ends as they stand, a byte order
+    mark left out.
 
     Raises `UserError` where it is not UTF-8, with a word of advice; so it does for UTF-16 and
     UTF-32 without a mark, whose letters are UTF-8 with NULs between them.
@@ -292,11 +379,19 @@ def decoded(chunks: Iterable[bytes], where: str, *, advice: str = "text.level=by
             return decoder.decode(chunk, final)
         except UnicodeDecodeError as error:
             offset, byte = consumed - pending + error.start, error.object[error.start]
-            raise UserError(f"{where} is not UTF-8: byte 0x{byte:02x} at offset {offset} ({error.reason}); {advice}") from None
+            raise UserError(
+                f"{where} is not UTF-8: byte 0x{byte:02x} at offset {offset} ({error.reason}); "
+                f"{advice}"
+            ) from None
 
     for chunk in chunks:
-        if not consumed and chunk[0] < 0xFE and (encoding := _nul_padded(chunk)):  # a mark is reported as the byte that it is
-            raise UserError(f"{where} is not UTF-8: NULs stand among its bytes as in {encoding} without a byte order mark; {advice}")
+        # a mark is reported as the byte that it is
+        if not consumed and chunk[0] < 0xFE and (encoding := _nul_padded(chunk)):
+            raise UserError(
+                f"{where} is not UTF-8: NULs stand among its bytes as in {encoding} without a "
+                "byte "
+                f"order mark; {advice}"
+            )
         text = text_of(chunk)
         consumed += len(chunk)
         if first and text:
@@ -307,13 +402,23 @@ def decoded(chunks: Iterable[bytes], where: str, *, advice: str = "text.level=by
 
 
 def _nul_padded(data: bytes) -> str | None:
-    """Which encoding bytes have that are NUL where those of a wider one would be; `None` for any other text."""
-    numbers = np.frombuffer(data[: min(len(data), SHOWN_ENCODING) // 4 * 4], dtype=np.uint8).reshape(-1, 4)
+    """Which encoding bytes have that are NUL where those of a wider one would be; `None` for any
+    other text.
+    """
+    numbers = np.frombuffer(
+        data[: min(len(data), SHOWN_ENCODING) // 4 * 4], dtype=np.uint8
+    ).reshape(-1, 4)
     if len(numbers) < FEWEST_WIDE:
         return None
     share = (numbers == 0).mean(0)  # of each byte of four
-    for name, wide, narrow in (("UTF-32", [2, 3], [0]), ("UTF-32", [0, 1], [3]), ("UTF-16", [1, 3], [0, 2]), ("UTF-16", [0, 2], [1, 3])):
-        most = 0.6 if name == "UTF-16" and len(numbers) >= ENOUGH_WIDE else 0.99  # a letter beyond Latin-1 has no NUL in UTF-16
+    for name, wide, narrow in (
+        ("UTF-32", [2, 3], [0]),
+        ("UTF-32", [0, 1], [3]),
+        ("UTF-16", [1, 3], [0, 2]),
+        ("UTF-16", [0, 2], [1, 3]),
+    ):
+        # a letter beyond Latin-1 has no NUL in UTF-16
+        most = 0.6 if name == "UTF-16" and len(numbers) >= ENOUGH_WIDE else 0.99
         if share[wide].min() >= most and share[narrow].max() <= 0.01:
             return name
     return None

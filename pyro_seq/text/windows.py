@@ -1,4 +1,6 @@
-"""A corpus cut into windows: the training batches of a text model, and the windows in which a document is scored."""
+"""A corpus cut into windows: the training batches of a text model, and the windows in which a
+document is scored.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,31 @@ POOL = 8  # minibatches among which lines are sorted by length
 class TextWindows:
     """An endless stream of windows of a corpus `[length]` of symbols.
 
-    With `carry` the corpus is cut into `batch_size` streams read side by side, each window going on where the one before ended, so that
-    recurrent states can be carried over (truncated back-propagation through time); every pass begins at another offset within a window,
-    so that windows end elsewhere. Without, each window begins at a random place.
+    With `carry` the corpus is cut into `batch_size` streams read side by side, each window going on
+    where the one before ended, so that recurrent states can be carried over (truncated
+    back-propagation through time); every pass begins at another offset within a window, so that
+    windows end elsewhere. Without, each window begins at a random place.
     """
 
     def __init__(
-        self, symbols: NDArray[Any], *, batch_size: int, window: int, carry: bool, seed: int, device: torch.device | str = "cpu"
+        self,
+        symbols: NDArray[Any],
+        *,
+        batch_size: int,
+        window: int,
+        carry: bool,
+        seed: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         if len(symbols) < window:
-            raise UserError(f"the corpus has {len(symbols):,} symbols, fewer than one window of {window:,}: lower text.window")
+            raise UserError(
+                f"the corpus has {len(symbols):,} symbols, fewer than one window of {window:,}: "
+                "lower text.window"
+            )
         self.symbols, self.window, self.carry, self.device = symbols, window, carry, device
-        self.batch_size = batch_size if not carry else max(1, min(batch_size, len(symbols) // window))
+        self.batch_size = (
+            batch_size if not carry else max(1, min(batch_size, len(symbols) // window))
+        )
         self.length = len(symbols) // self.batch_size  # of a stream
         self.random = generator(seed)
         self.position = -1  # of the next window in each stream; negative before a pass begins
@@ -45,7 +60,9 @@ class TextWindows:
             return self._at(starts), False
         follows = self.position >= 0 and self.position + self.window <= self.length
         if not follows:
-            self.position = int(self.random.integers(0, min(self.window, self.length - self.window + 1)))
+            self.position = int(
+                self.random.integers(0, min(self.window, self.length - self.window + 1))
+            )
         starts = self.position + self.length * np.arange(self.batch_size)
         self.position += self.window
         return self._at(starts), follows
@@ -70,13 +87,23 @@ class TextWindows:
 
 
 def lines_of(symbols: NDArray[Any], end: int) -> NDArray[np.int64]:
-    """Where the lines of a text `[length]` begin and end, `[n, 2]`; each holds the symbol of its end."""
+    """Where the lines of a text `[length]` begin and end, `[n, 2]`; each holds the symbol of its
+    end.
+    """
     ends = np.flatnonzero(symbols == end) + 1
-    return np.stack([np.concatenate([np.zeros(1, np.int64), ends[:-1]]), ends], 1) if len(ends) else np.zeros((0, 2), np.int64)
+    return (
+        np.stack([np.concatenate([np.zeros(1, np.int64), ends[:-1]]), ends], 1)
+        if len(ends)
+        else np.zeros((0, 2), np.int64)
+    )
 
 
-def line_batch(symbols: NDArray[Any], edges: NDArray[np.int64], device: torch.device | str = "cpu") -> SequenceBatch:
-    """Lines side by side, `edges` `[n, 2]` being where they begin and end, padded to the longest."""
+def line_batch(
+    symbols: NDArray[Any], edges: NDArray[np.int64], device: torch.device | str = "cpu"
+) -> SequenceBatch:
+    """Lines side by side, `edges` `[n, 2]` being where they begin and end, padded to the
+    longest.
+    """
     lengths = edges[:, 1] - edges[:, 0]
     places = np.minimum(edges[:, :1] + np.arange(int(lengths.max())), len(symbols) - 1)
     values = torch.from_numpy(symbols[places].astype(np.int64))
@@ -84,7 +111,8 @@ def line_batch(symbols: NDArray[Any], edges: NDArray[np.int64], device: torch.de
 
 
 class LineBatches:
-    """An endless stream of minibatches of whole lines, each line once in every pass, in another order each time.
+    """An endless stream of minibatches of whole lines, each line once in every pass, in another
+    order each time.
 
     Args:
         symbols: `[length]`, each line with the symbol of its end.
@@ -96,7 +124,15 @@ class LineBatches:
     Raises `UserError` if there are no lines.
     """
 
-    def __init__(self, symbols: NDArray[Any], end: int, *, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        symbols: NDArray[Any],
+        end: int,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.symbols, self.batch_size, self.device = symbols, batch_size, device
         self.edges = lines_of(symbols, end)
         if not len(self.edges):
@@ -117,13 +153,17 @@ class LineBatches:
         self.position, self._order = 0, self._pass()
 
     def _pass(self) -> list[NDArray[np.int64]]:
-        """The lines of each minibatch; within a pool, lines of similar length share one, which saves steps on padding."""
+        """The lines of each minibatch; within a pool, lines of similar length share one, which
+        saves steps on padding.
+        """
         order = self.random.permutation(len(self.edges))
         lengths, batches = self.edges[:, 1] - self.edges[:, 0], []
         for first in range(0, len(order), POOL * self.batch_size):
             pool = order[first : first + POOL * self.batch_size]
             similar = pool[np.argsort(lengths[pool], kind="stable")]
-            batches += [similar[i : i + self.batch_size] for i in range(0, len(similar), self.batch_size)]
+            batches += [
+                similar[i : i + self.batch_size] for i in range(0, len(similar), self.batch_size)
+            ]
         return [batches[i] for i in self.random.permutation(len(batches))]
 
     def state(self) -> dict[str, Any]:
@@ -139,14 +179,23 @@ class LineBatches:
         load_generator_state(self.random, state)
         self._begin_pass()
         if not 0 <= position <= len(self._order):
-            raise ValueError(f"position {position} lies outside the pass, which is not one of the lines that the run was trained on")
+            raise ValueError(
+                f"position {position} lies outside the pass, which is not one of the lines that "
+                "the run was trained on"
+            )
         self.position = position
 
 
 def separate_lines(
-    symbols: NDArray[Any], end: int, *, most_steps: int = LINE_STEPS, device: torch.device | str = "cpu"
+    symbols: NDArray[Any],
+    end: int,
+    *,
+    most_steps: int = LINE_STEPS,
+    device: torch.device | str = "cpu",
 ) -> Iterator[SequenceBatch]:
-    """All lines of a text, those of similar length side by side: at most `most_steps` steps with padding, or one line."""
+    """All lines of a text, those of similar length side by side: at most `most_steps` steps with
+    padding, or one line.
+    """
     edges = lines_of(symbols, end)
     edges = edges[np.argsort(edges[:, 1] - edges[:, 0], kind="stable")]
     first = 0
@@ -161,9 +210,11 @@ def separate_lines(
 def document_windows(
     symbols: NDArray[Any], *, window: int, streams: int = 1, device: torch.device | str = "cpu"
 ) -> Iterator[SequenceBatch]:
-    """A document in consecutive windows, the last one shorter; cut into several streams side by side if asked.
+    """A document in consecutive windows, the last one shorter; cut into several streams side by
+    side if asked.
 
-    With one stream the windows are the whole document in order. Streams are faster, but the first symbols of each lack their context.
+    With one stream the windows are the whole document in order. Streams are faster, but the first
+    symbols of each lack their context.
     """
     streams = max(1, min(streams, len(symbols)))
     edges = np.linspace(0, len(symbols), streams + 1).round().astype(np.int64)
@@ -172,13 +223,25 @@ def document_windows(
         lengths = np.clip(np.diff(edges) - start, 0, window)
         index = edges[:-1, None] + start + np.arange(int(lengths.max()))
         values = symbols[np.minimum(index, len(symbols) - 1)].astype(np.int64)
-        yield SequenceBatch(torch.from_numpy(values).to(device), torch.from_numpy(lengths).to(device))
+        yield SequenceBatch(
+            torch.from_numpy(values).to(device), torch.from_numpy(lengths).to(device)
+        )
 
 
 def separate_windows(
-    symbols: NDArray[Any], *, window: int, rows: int = SEPARATE_ROWS, device: torch.device | str = "cpu"
+    symbols: NDArray[Any],
+    *,
+    window: int,
+    rows: int = SEPARATE_ROWS,
+    device: torch.device | str = "cpu",
 ) -> Iterator[SequenceBatch]:
-    """A document cut into sequences of `window` symbols, the last one shorter, in order, `rows` of them side by side."""
+    """A document cut into sequences of `window` symbols, the last one shorter, in order, `rows` of
+    them side by side.
+    """
     for start in range(0, len(symbols), window * rows):
-        pieces = torch.from_numpy(symbols[start : start + window * rows].astype(np.int64)).to(device).split(window)
+        pieces = (
+            torch.from_numpy(symbols[start : start + window * rows].astype(np.int64))
+            .to(device)
+            .split(window)
+        )
         yield SequenceBatch.of(pieces)

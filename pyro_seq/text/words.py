@@ -1,4 +1,6 @@
-"""Words and their numbers: a text cut into words and punctuation marks, counted from a corpus, and put together again."""
+"""Words and their numbers: a text cut into words and punctuation marks, counted from a corpus, and
+put together again.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ ADVICE = "convert it to UTF-8 first"  # for a text that is not
 MOST_WORDS = 100_000  # of a vocabulary
 LONGEST = 100  # characters of a word; longer ones, as in a text without white space, are unknown
 INNER = "'’‐-"  # may stand inside a word: don't, well-known
-CLOSING = ".,:;!?…%、。，．：；！？"  # stand close to the word before, besides closing brackets and quotation marks
+# stand close to the word before, besides closing brackets and quotation marks
+CLOSING = ".,:;!?…%、。，．：；！？"
 OPENING = "¿¡#@`"  # stand close to the word after, besides opening ones and signs of currency
 STRAIGHT = "\"'"  # open and close by turns
 BASIC_PLANE = 0x10000
@@ -31,9 +34,13 @@ LAST_SPACE = re.compile(r"\s\S*\Z")
 
 @functools.cache
 def _token() -> re.Pattern[str]:
-    """What a token looks like; made when first asked for, since every character's category is looked up."""
+    """What a token looks like; made when first asked for, since every character's category is
+    looked up.
+    """
     known = (chr(point) for point in range(BASIC_PLANE))
-    marks = string.punctuation + "".join(c for c in known if (kind := unicodedata.category(c))[0] == "P" or kind == "Sc")
+    marks = string.punctuation + "".join(
+        c for c in known if (kind := unicodedata.category(c))[0] == "P" or kind == "Sc"
+    )
     mark = f"[{re.escape(marks)}]"
     letters = rf"[^\s{re.escape(marks)}]+"
     word = rf"{letters}(?:(?:[{re.escape(INNER)}]|(?<=\d)[.,:](?=\d)){letters})*"
@@ -41,19 +48,24 @@ def _token() -> re.Pattern[str]:
 
 
 def tokens(text: str) -> Iterator[str]:
-    """A text's words and punctuation marks, in order; white space, line ends among it, only separates them.
+    """A text's words and punctuation marks, in order; white space, line ends among it, only
+    separates them.
 
-    A word is a run of anything but white space and marks, in which single apostrophes and hyphens may stand, and full stops, commas and
-    colons between digits: `don't`, `well-known`, `1,000`. A mark is a character of punctuation or a sign of currency, repeated or not:
-    `!`, `--`, `...`. Upper and lower case are kept apart. `<unk>`, as many corpora have it, is one token.
+    A word is a run of anything but white space and marks, in which single apostrophes and hyphens
+    may stand, and full stops, commas and colons between digits: `don't`, `well-known`, `1,000`. A
+    mark is a character of punctuation or a sign of currency, repeated or not: `!`, `--`, `...`.
+    Upper and lower case are kept apart. `<unk>`, as many corpora have it, is one token.
     """
     return (match[0] for match in _token().finditer(text))
 
 
 def join(words: Iterable[str]) -> str:
-    """Words and marks as a text on one line: no space before what closes or after what opens; straight quotation marks do so by turns."""
+    """Words and marks as a text on one line: no space before what closes or after what opens;
+    straight quotation marks do so by turns.
+    """
     pieces: list[str] = []
-    close, opened = True, set[str]()  # whether the next word stands close to the one before; quotation marks that are open
+    # whether the next word stands close to the one before; quotation marks that are open
+    close, opened = True, set[str]()
     for word in words:
         if word[0] in STRAIGHT:
             closes = word in opened
@@ -69,7 +81,9 @@ def join(words: Iterable[str]) -> str:
 
 
 class WordVocabulary:
-    """The words of a corpus, numbered from 0, the most frequent first; the last symbol is the unknown word where there is one."""
+    """The words of a corpus, numbered from 0, the most frequent first; the last symbol is the
+    unknown word where there is one.
+    """
 
     level = "word"
 
@@ -82,17 +96,20 @@ class WordVocabulary:
 
     @classmethod
     def of_file(cls, path: Path, *, size: int) -> WordVocabulary:
-        """The vocabulary of a file, of `size` symbols at most: where it has more words, all but the most frequent are unknown.
+        """The vocabulary of a file, of `size` symbols at most: where it has more words, all but the
+        most frequent are unknown.
 
-        Of equally frequent words the first in the order of code points is kept. Raises `UserError` if the file cannot be read, is not UTF-8
-        or has no words.
+        Of equally frequent words the first in the order of code points is kept. Raises `UserError`
+        if the file cannot be read, is not UTF-8 or has no words.
         """
         counts = Counter(token for piece in _pieces(path) for token in tokens(piece))
         if not counts:
             raise UserError(f"{path} is empty: there is no word in it")
         kept = [word for word in counts if word != UNKNOWN_WORD and len(word) <= LONGEST]
         unknown = len(kept) < len(counts) or len(kept) > size
-        return cls(sorted(kept, key=lambda word: (-counts[word], word))[: size - unknown], unknown=unknown)
+        return cls(
+            sorted(kept, key=lambda word: (-counts[word], word))[: size - unknown], unknown=unknown
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The vocabulary as a JSON object."""
@@ -103,8 +120,17 @@ class WordVocabulary:
         """Back from JSON; raises `UserError` if it is no vocabulary of words."""
         words: Any = document.get("words")
         unknown: Any = document.get("unknown")
-        sound = document.get("level") == cls.level and isinstance(words, list) and isinstance(unknown, bool)
-        if not sound or len(words) > MOST_WORDS or not all(map(_is_word, words)) or len(set(words)) != len(words):
+        sound = (
+            document.get("level") == cls.level
+            and isinstance(words, list)
+            and isinstance(unknown, bool)
+        )
+        if (
+            not sound
+            or len(words) > MOST_WORDS
+            or not all(map(_is_word, words))
+            or len(set(words)) != len(words)
+        ):
             raise UserError(f"{where} is damaged: it is no vocabulary of words")
         if not words and not unknown:
             raise UserError(f"{where} is damaged: it has no symbols")
@@ -116,20 +142,31 @@ class WordVocabulary:
         return np.min_scalar_type(max(0, len(self) - 1))
 
     def encode(self, text: str) -> NDArray[Any]:
-        """The numbers of a text's words; raises `UserError` where one has none and there is no unknown word."""
+        """The numbers of a text's words; raises `UserError` where one has none and there is no
+        unknown word.
+        """
         if self.has_unknown:
-            return np.fromiter((self._numbers.get(token, len(self.words)) for token in tokens(text)), self.dtype)
+            return np.fromiter(
+                (self._numbers.get(token, len(self.words)) for token in tokens(text)), self.dtype
+            )
         try:
             return np.fromiter((self._numbers[token] for token in tokens(text)), self.dtype)
         except KeyError as error:
-            raise UserError(f"the vocabulary has no symbol for the word {error.args[0]!r}, and none for unknown words") from None
+            raise UserError(
+                f"the vocabulary has no symbol for the word {error.args[0]!r}, and none for "
+                "unknown words"
+            ) from None
 
     def decode(self, symbols: NDArray[Any]) -> str:
         """The text of symbols, by `join`; the unknown word is `<unk>`."""
-        return join(self.words[s] if s < len(self.words) else UNKNOWN_WORD for s in symbols.tolist())
+        return join(
+            self.words[s] if s < len(self.words) else UNKNOWN_WORD for s in symbols.tolist()
+        )
 
     def encode_file(self, path: Path) -> tuple[NDArray[Any], int]:
-        """(the symbols of a whole file, in `dtype`, and how many of its words are unknown); raises `UserError` as `of_file`, `encode`."""
+        """(the symbols of a whole file, in `dtype`, and how many of its words are unknown); raises
+        `UserError` as `of_file`, `encode`.
+        """
         pieces = [self.encode(piece) for piece in _pieces(path)]
         symbols = np.concatenate([np.empty(0, self.dtype), *pieces])
         return symbols, int((symbols >= len(self.words)).sum())

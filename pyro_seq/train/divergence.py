@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
-FAR = 20.0  # times what an untrained model loses, beyond which no loss is an accident of a few batches
+# times what an untrained model loses, beyond which no loss is an accident of a few batches
+FAR = 20.0
 
 
 def diverged(loss: float, first: float | None) -> bool:
-    """Whether a loss in nats per step is not finite, or far beyond the first one, that of the untrained model (`None`: not known)."""
+    """Whether a loss in nats per step is not finite, or far beyond the first one, that of the
+    untrained model (`None`: not known).
+    """
     if not math.isfinite(loss):
         return True
     return first is not None and math.isfinite(first) and loss > first + FAR * (1 + abs(first))

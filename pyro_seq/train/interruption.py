@@ -8,14 +8,18 @@ from contextlib import contextmanager
 
 
 class Interruption:
-    """Whether the user has asked to stop: `wished` is the number of the signal that said so, 0 if none has."""
+    """Whether the user has asked to stop: `wished` is the number of the signal that said so, 0 if
+    none has.
+    """
 
     def __init__(self) -> None:
         self.wished = 0
 
     @contextmanager
     def noticed(self) -> Iterator[None]:
-        """Inside, a signal is noted in `wished`; a second one raises `KeyboardInterrupt`. Outside the main thread, nothing is."""
+        """Inside, a signal is noted in `wished`; a second one raises `KeyboardInterrupt`. Outside
+        the main thread, nothing is.
+        """
 
         def note(number: int, frame: object) -> None:
             if self.wished:

@@ -1,4 +1,6 @@
-"""What is seen of a training: means in the metrics file and TensorBoard, and a line of progress on stderr."""
+"""What is seen of a training: means in the metrics file and TensorBoard, and a line of progress on
+stderr.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ MOST_FIGURES = 1_000
 
 
 class TrainingLog:
-    """Keeps running sums of each step's figures, and writes their means and everything else that is measured.
+    """Keeps running sums of each step's figures, and writes their means and everything else that is
+    measured.
 
     Args:
         units: what one step of a sequence is, in the plural.
@@ -38,10 +41,15 @@ class TrainingLog:
 
     @contextmanager
     def opened(self, run: RunFolder | None, *, size: int, step: int) -> Iterator[None]:
-        """Inside, what is logged goes to the run, after the first `size` bytes of its metrics and up to `step` of its events."""
+        """Inside, what is logged goes to the run, after the first `size` bytes of its metrics and
+        up to `step` of its events.
+        """
         self._units_shown, self._shown_at = 0, time.monotonic()
         if run is not None:
-            self.metrics, self.events = MetricsFile(run.metrics, size), Events(run.tensorboard, step)
+            self.metrics, self.events = (
+                MetricsFile(run.metrics, size),
+                Events(run.tensorboard, step),
+            )
         computing = words()
         if computing is not None:
             self.progress.say(computing)
@@ -69,7 +77,9 @@ class TrainingLog:
     def describe_sums(self) -> Kind:
         """The kind of `sums`, as a checkpoint keeps them."""
         # names become those of figures in the metrics, where these two stand for something else
-        figures = Each(Word(pattern="(?!(step|split)$)[a-z][a-z0-9_]*"), Number(), most=MOST_FIGURES)
+        figures = Each(
+            Word(pattern="(?!(step|split)$)[a-z][a-z0-9_]*"), Number(), most=MOST_FIGURES
+        )
         return Checked(_check_count, first=figures)
 
     def take_means(self) -> dict[str, float]:
@@ -78,17 +88,32 @@ class TrainingLog:
         steps = sums.pop("steps")
         return {name: total / steps for name, total in sums.items()}
 
-    def report(self, step: int, split: str, figures: dict[str, float], *, at: int | None = None) -> None:
+    def report(
+        self, step: int, split: str, figures: dict[str, float], *, at: int | None = None
+    ) -> None:
         """Write figures to the metrics and to TensorBoard, there at another step if need be."""
         if self.metrics is not None:
             self.metrics.write(step=step, split=split, **figures)
-        self.events.scalars(step if at is None else at, {f"{split}/{name}": value for name, value in figures.items()})
+        self.events.scalars(
+            step if at is None else at,
+            {f"{split}/{name}": value for name, value in figures.items()},
+        )
 
     def histograms(self, step: int, parameters: dict[str, Tensor]) -> None:
         """The parameters' distributions."""
-        self.events.histograms(step, {f"parameters/{name}": parameter for name, parameter in parameters.items()})
+        self.events.histograms(
+            step, {f"parameters/{name}": parameter for name, parameter in parameters.items()}
+        )
 
-    def show(self, step: int, num_steps: int, figures: dict[str, float], *, fraction: float, minutes: float) -> None:
+    def show(
+        self,
+        step: int,
+        num_steps: int,
+        figures: dict[str, float],
+        *,
+        fraction: float,
+        minutes: float,
+    ) -> None:
         """The line of progress, if it is time for one."""
         if not self.progress.due():
             return
@@ -98,7 +123,8 @@ class TrainingLog:
         left = duration(minutes * 60 * (1 - fraction) / fraction) if fraction > 0 else "?"
         bits = figures.get("elbo", -figures["loss"]) / -math.log(2)
         self.progress.show(
-            f"step {step}/{num_steps}  loss {figures['loss']:.3f}  {bits:.3f} {self.bits}  {count(speed)} {self.units}/s  {left} left"
+            f"step {step}/{num_steps}  loss {figures['loss']:.3f}  {bits:.3f} {self.bits}  "
+            f"{count(speed)} {self.units}/s  {left} left"
         )
         self.events.scalars(step, {f"speed/{self.units}_per_second": speed})
 

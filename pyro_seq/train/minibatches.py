@@ -1,4 +1,6 @@
-"""Minibatches of pieces of music: stretches of piano rolls `[T, keys]`, padded, transposed if asked."""
+"""Minibatches of pieces of music: stretches of piano rolls `[T, keys]`, padded, transposed if
+asked.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from pyro_seq._schema import Checked, Kind, TensorOf
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 
-POOL = 8  # minibatches among which stretches are sorted by length, which saves a third of the steps on padding
+# minibatches among which stretches are sorted by length, which saves a third of the steps on
+# padding
+POOL = 8
 
 
 def unchanged(batch: SequenceBatch) -> SequenceBatch:
@@ -23,13 +27,16 @@ def unchanged(batch: SequenceBatch) -> SequenceBatch:
 
 
 class PieceBatches:
-    """An endless stream of minibatches of pieces, each piece once in every pass, in another order each time.
+    """An endless stream of minibatches of pieces, each piece once in every pass, in another order
+    each time.
 
     Args:
         pieces: `[T_n, keys]` each, of one keyboard.
         batch_size: pieces in a minibatch.
-        window: pieces are cut into stretches of at most so many steps, at another offset in every pass; 0 leaves them whole.
-        transpose: each stretch is moved up or down by up to so many semitones, as far as its notes stay on the keyboard.
+        window: pieces are cut into stretches of at most so many steps, at another offset in every
+            pass; 0 leaves them whole.
+        transpose: each stretch is moved up or down by up to so many semitones, as far as its notes
+            stay on the keyboard.
         seed: of order, offsets and transpositions.
         observe: what a batch of rolls is to the pair; by default itself.
     """
@@ -51,10 +58,13 @@ class PieceBatches:
         self.batch_size, self.window, self.transpose = batch_size, window, transpose
         self.device, self.observe = device, observe
         self.random = generator(seed)
-        self.waiting: list[tuple[int, int, int]] = []  # (piece, first step, last step) of the stretches left in this pass
+        # (piece, first step, last step) of the stretches left in this pass
+        self.waiting: list[tuple[int, int, int]] = []
 
     def draw(self) -> tuple[SequenceBatch, bool]:
-        """The next minibatch, of shorter pieces padded; never the continuation of the one before."""
+        """The next minibatch, of shorter pieces padded; never the continuation of the one
+        before.
+        """
         if not self.waiting:
             self.waiting = self._pass()
         drawn, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
@@ -65,15 +75,24 @@ class PieceBatches:
         """Every stretch of every piece once, minibatch after minibatch."""
         stretches = []
         for i, piece in enumerate(self.pieces):
-            first = int(self.random.integers(1, self.window + 1)) if 0 < self.window < len(piece) else len(piece)
+            first = (
+                int(self.random.integers(1, self.window + 1))
+                if 0 < self.window < len(piece)
+                else len(piece)
+            )
             edges = [0, *range(first, len(piece), max(1, self.window)), len(piece)]
             stretches += [(i, start, end) for start, end in pairwise(edges) if end > start]
         stretches = [stretches[i] for i in self.random.permutation(len(stretches))]
         pool = POOL * self.batch_size
         batches = []
-        for first in range(0, len(stretches), pool):  # within a pool, stretches of similar length share a minibatch
-            similar = sorted(stretches[first : first + pool], key=lambda stretch: stretch[2] - stretch[1])
-            batches += [similar[i : i + self.batch_size] for i in range(0, len(similar), self.batch_size)]
+        # within a pool, stretches of similar length share a minibatch
+        for first in range(0, len(stretches), pool):
+            similar = sorted(
+                stretches[first : first + pool], key=lambda stretch: stretch[2] - stretch[1]
+            )
+            batches += [
+                similar[i : i + self.batch_size] for i in range(0, len(similar), self.batch_size)
+            ]
         return [stretch for i in self.random.permutation(len(batches)) for stretch in batches[i]]
 
     def _moved(self, roll: Tensor) -> Tensor:
@@ -81,18 +100,24 @@ class PieceBatches:
             return roll
         sounding, top = roll.any(0).nonzero(), roll.shape[1] - 1
         low, high = (int(sounding[0]), int(sounding[-1])) if len(sounding) else (0, top)
-        shift = int(self.random.integers(max(-self.transpose, -low), min(self.transpose, top - high) + 1))
+        shift = int(
+            self.random.integers(max(-self.transpose, -low), min(self.transpose, top - high) + 1)
+        )
         return roll.roll(shift, 1)
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands."""
-        return {"waiting": torch.tensor(self.waiting, dtype=torch.long).view(-1, 3)} | generator_state(self.random)
+        return {
+            "waiting": torch.tensor(self.waiting, dtype=torch.long).view(-1, 3)
+        } | generator_state(self.random)
 
     def describe_state(self) -> Kind:
         """The kind of a `state()`: stretches of these pieces, no more than a pass has."""
         window = self.window or max(map(len, self.pieces))
         most = sum(len(piece) // window + 2 for piece in self.pieces)
-        waiting = Checked(self._check_waiting, first=TensorOf(None, 3, dtype=torch.long, most=3 * most))
+        waiting = Checked(
+            self._check_waiting, first=TensorOf(None, 3, dtype=torch.long, most=3 * most)
+        )
         return describe_generator_state(waiting=waiting)
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -103,14 +128,21 @@ class PieceBatches:
 
     def _check_waiting(self, waiting: Tensor) -> None:
         """Raise `ValueError` for stretches of other pieces than these."""
-        if any(not (0 <= i < len(self.pieces) and 0 <= start < end <= len(self.pieces[i])) for i, start, end in waiting.tolist()):
+        if any(
+            not (0 <= i < len(self.pieces) and 0 <= start < end <= len(self.pieces[i]))
+            for i, start, end in waiting.tolist()
+        ):
             raise ValueError("it stands in pieces that are not those the run was trained on")
 
 
 def of_similar_length(pieces: Sequence[Tensor], most_steps: int = 8_192) -> list[list[int]]:
-    """The places of all pieces with frames, those of similar length together: at most `most_steps` steps with padding, or one piece."""
+    """The places of all pieces with frames, those of similar length together: at most `most_steps`
+    steps with padding, or one piece.
+    """
     groups: list[list[int]] = []
-    for i in sorted((i for i, piece in enumerate(pieces) if len(piece)), key=lambda i: len(pieces[i])):
+    for i in sorted(
+        (i for i, piece in enumerate(pieces) if len(piece)), key=lambda i: len(pieces[i])
+    ):
         if groups and (len(groups[-1]) + 1) * len(pieces[i]) <= most_steps:
             groups[-1].append(i)
         else:

@@ -1,4 +1,6 @@
-"""One torch optimiser over all parameters of a pair, behind the interface that `pyro.infer.SVI` expects."""
+"""One torch optimiser over all parameters of a pair, behind the interface that `pyro.infer.SVI`
+expects.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +24,25 @@ class NonFiniteGradient(ArithmeticError):
 
 
 class JointOptimiser(PyroOptim):
-    """AdamW over all parameters at once, with one global gradient norm, penalties, and an average of the weights.
+    """AdamW over all parameters at once, with one global gradient norm, penalties, and an average
+    of the weights.
 
-    `SVI` calls it with the set of parameters that a step touched, as it does with Pyro's own optimisers, of which there would be one
-    for each parameter. A step is: the gradients that stand on the parameters times `gradient_scale` (1/n turns those of a sum into
-    those of a mean); the gradient of the penalties added, `r (l1 |w|_1 + l2/2 |w|_2^2)` over weight matrices (parameters of at least two
-    dimensions), where r rises from 0 to 1 over the first `penalty_steps`; the gradient rescaled so that its norm over all parameters is at
-    most `clip_norm`; AdamW (decoupled `weight_decay`, on weight matrices); then the average a <- decay * a + (1 - decay) * w, with decay
-    min(average, (1 + n)/(10 + n)) at the n-th step, so that it forgets the beginning. Gradients are gone after a step, and before the
-    first.
+    `SVI` calls it with the set of parameters that a step touched, as it does with Pyro's own
+    optimisers, of which there would be one for each parameter. A step is: the gradients that stand
+    on the parameters times `gradient_scale` (1/n turns those of a sum into those of a mean); the
+    gradient of the penalties added, `r (l1 |w|_1 + l2/2 |w|_2^2)` over weight matrices (parameters
+    of at least two dimensions), where r rises from 0 to 1 over the first `penalty_steps`; the
+    gradient rescaled so that its norm over all parameters is at most `clip_norm`; AdamW (decoupled
+    `weight_decay`, on weight matrices); then the average a <- decay * a + (1 - decay) * w, with
+    decay min(average, (1 + n)/(10 + n)) at the n-th step, so that it forgets the beginning.
+    Gradients are gone after a step, and before the first.
 
     Args:
         parameters: unconstrained parameters by name, in a fixed order.
         learning_rate, betas: of Adam.
         clip_norm: the largest global gradient norm, 0 for no limit.
-        l1, l2: the penalties' strengths, reached linearly over `penalty_steps` (0: from the first step).
+        l1, l2: the penalties' strengths, reached linearly over `penalty_steps` (0: from the first
+            step).
         average: the average's decay, 0 for none.
     """
 
@@ -54,14 +60,25 @@ class JointOptimiser(PyroOptim):
         average: float = 0.0,
     ) -> None:
         self.parameters, self.learning_rate = parameters, learning_rate
-        self.clip_norm, self.l1, self.l2, self.penalty_steps, self.average_decay = clip_norm, l1, l2, penalty_steps, average
+        self.clip_norm, self.l1, self.l2, self.penalty_steps, self.average_decay = (
+            clip_norm,
+            l1,
+            l2,
+            penalty_steps,
+            average,
+        )
         self.steps, self.gradient_norm, self.gradient_scale = 0, 0.0, 1.0
         self._known = {id(p) for p in parameters.values()}
         self.matrices = [p for p in parameters.values() if p.dim() >= 2]
         others = [p for p in parameters.values() if p.dim() < 2]
-        groups = [{"params": self.matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": self.matrices, "weight_decay": weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         kept = [group for group in groups if group["params"]]
-        self.optimiser = torch.optim.AdamW(kept, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
+        self.optimiser = torch.optim.AdamW(
+            kept, lr=learning_rate, betas=betas, eps=1e-8, fused=True
+        )
         self.averages = [p.detach().clone() for p in parameters.values()] if average > 0 else []
         self.optimiser.zero_grad()
 
@@ -69,14 +86,29 @@ class JointOptimiser(PyroOptim):
     def of(cls, parameters: dict[str, Tensor], settings: TrainingSettings) -> JointOptimiser:
         """The one that the settings of a training describe."""
         s = settings
-        penalties: dict[str, Any] = {"weight_decay": s.weight_decay, "l1": s.l1, "l2": s.l2, "penalty_steps": s.penalty_steps}
+        penalties: dict[str, Any] = {
+            "weight_decay": s.weight_decay,
+            "l1": s.l1,
+            "l2": s.l2,
+            "penalty_steps": s.penalty_steps,
+        }
         betas = (s.beta1, s.beta2)
-        return cls(parameters, learning_rate=s.learning_rate, betas=betas, clip_norm=s.clip_norm, average=s.average, **penalties)
+        return cls(
+            parameters,
+            learning_rate=s.learning_rate,
+            betas=betas,
+            clip_norm=s.clip_norm,
+            average=s.average,
+            **penalties,
+        )
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """A step with the gradients that stand on the parameters."""
         if any(id(p) not in self._known for p in params):
-            raise RuntimeError("a parameter appeared after the first step: register all parameters on the first batch")
+            raise RuntimeError(
+                "a parameter appeared after the first step: register all parameters on the first "
+                "batch"
+            )
         with torch.no_grad():
             self._scale_and_clip()
         self.optimiser.step()
@@ -103,7 +135,8 @@ class JointOptimiser(PyroOptim):
         if not math.isfinite(self.gradient_norm):
             raise NonFiniteGradient(self._first_non_finite())
         if self.clip_norm > 0:
-            scale *= min(1.0, self.clip_norm / (self.gradient_norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_ has it
+            # as torch.nn.utils.clip_grad_norm_ has it
+            scale *= min(1.0, self.clip_norm / (self.gradient_norm + 1e-6))
         if scale != 1.0:  # one pass over memory for both
             torch._foreach_mul_(gradients, scale)
 
@@ -158,10 +191,14 @@ class JointOptimiser(PyroOptim):
         return Fields({"steps": Whole(), "moments": Fields({}, may=moments), "averages": averages})
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `ValueError`, and changes nothing, if it is damaged or of other parameters."""
+        """Go on from `state()`; raises `ValueError`, and changes nothing, if it is damaged or of
+        other parameters.
+        """
         self.describe_state().check(state, "the optimiser")
         whole = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({"state": state["moments"], "param_groups": whole["param_groups"]})
+        self.optimiser.load_state_dict(
+            {"state": state["moments"], "param_groups": whole["param_groups"]}
+        )
         self.steps = state["steps"]
         for average, value in zip(self.averages, state["averages"], strict=True):
             average.copy_(value)

@@ -1,4 +1,6 @@
-"""A training's first batch, tried before anything is written: what is wrong with the pair is said there, in a line that names it."""
+"""A training's first batch, tried before anything is written: what is wrong with the pair is said
+there, in a line that names it.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,11 @@ from pyro_seq.poutine.summed_out import does_not_sum
 
 @contextmanager
 def tried(pair: Pair, batches: Any, carried: Any = None) -> Iterator[SequenceBatch]:
-    """The next batch of a stream, in training mode and under Pyro's validation; afterwards all is as before.
+    """The next batch of a stream, in training mode and under Pyro's validation; afterwards all is
+    as before.
 
-    Only parameters that functions register stay; the stream, the random state, running statistics and gradients go back.
+    Only parameters that functions register stay; the stream, the random state, running statistics
+    and gradients go back.
     """
     position, random = batches.state(), random_state()
     buffers = [(buffer, buffer.clone()) for buffer in pair.buffers()]
@@ -50,18 +54,26 @@ def refuse_gaps(batch: SequenceBatch) -> None:
     """Raise `UserError` for a batch with missing steps, which would count as observed."""
     if batch.missing:
         instead = "fill them in first (infill), or cut the sequences where they are"
-        raise UserError(f"{len(batch.missing)} steps of a batch are missing, and a training needs observations: {instead}")
+        raise UserError(
+            f"{len(batch.missing)} steps of a batch are missing, and a training needs "
+            f"observations: {instead}"
+        )
 
 
 @torch.no_grad()
 def check_sites(pair: Pair, elbo: Any, batch: SequenceBatch) -> None:
-    """Raise `UserError` for latents that model and guide do not share, or that are marked to be summed out by an objective that does not,
-    for the first site that is not finite, and for a state that does not have the sequences first.
+    """Raise `UserError` for latents that model and guide do not share, or that are marked to be
+    summed out by an objective that does not, for the first site that is not finite, and for a state
+    that does not have the sequences first.
     """
     with pyro.validation_enabled(False):  # which would speak of a distribution, not of a site
         guide_trace = poutine.trace(pair.guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(batch)
-        wrong = non_finite(guide_trace, "guide") or mismatches(model_trace, guide_trace) or _left_to_sum(model_trace, guide_trace, elbo)
+        wrong = (
+            non_finite(guide_trace, "guide")
+            or mismatches(model_trace, guide_trace)
+            or _left_to_sum(model_trace, guide_trace, elbo)
+        )
         wrong = wrong or _not_reparameterised(guide_trace, elbo) or non_finite(model_trace, "model")
     found = states(guide_trace, model_trace)
     wrong = wrong or unkept(found) or misshapen(found, len(batch))
@@ -70,8 +82,14 @@ def check_sites(pair: Pair, elbo: Any, batch: SequenceBatch) -> None:
 
 
 def _left_to_sum(model_trace: Any, guide_trace: Any, elbo: Any) -> list[str]:
-    """What an objective that sums no latents out would do with those marked for it: draw them, count log p(z), and optimise no bound."""
-    marked = [name for name, site in latent_sites(model_trace).items() if is_enumerated(site) and name not in guide_trace]
+    """What an objective that sums no latents out would do with those marked for it: draw them,
+    count log p(z), and optimise no bound.
+    """
+    marked = [
+        name
+        for name, site in latent_sites(model_trace).items()
+        if is_enumerated(site) and name not in guide_trace
+    ]
     if not marked or isinstance(elbo, TraceEnum_ELBO):
         return []
     return [does_not_sum(named(marked), elbo)]
@@ -81,18 +99,29 @@ def _not_reparameterised(guide_trace: Any, elbo: Any) -> list[str]:
     """Latents whose noise the objective would have to differentiate through, and cannot."""
     if not isinstance(elbo, (TraceMeanField_ELBO, FreeBits_ELBO)):
         return []
-    through = [name for name, site in latent_sites(guide_trace).items() if not site["fn"].has_rsample]
+    through = [
+        name for name, site in latent_sites(guide_trace).items() if not site["fn"].has_rsample
+    ]
     if not through:
         return []
     any_guide = "Trace_ELBO takes any guide (training.objective=trace, training.free_bits=0)"
-    return [f"{named(through)} in the guide is not reparameterised, which {type(elbo).__name__} needs: {any_guide}"]
+    return [
+        (
+            f"{named(through)} in the guide is not reparameterised, which {type(elbo).__name__} "
+            "needs: "
+            f"{any_guide}"
+        )
+    ]
 
 
-def find_parameters(pair: Pair, elbo: Any, batch: SequenceBatch) -> tuple[dict[str, Tensor], list[str]]:
-    """(the pair's parameters, all registered by an evaluation of the objective, and the names of those without a gradient).
+def find_parameters(
+    pair: Pair, elbo: Any, batch: SequenceBatch
+) -> tuple[dict[str, Tensor], list[str]]:
+    """(the pair's parameters, all registered by an evaluation of the objective, and the names of
+    those without a gradient).
 
-    A gradient that is zero throughout is none. Raises `UserError` for faults of sites (`check_sites`), and for a pair that shares
-    parameters by accident or trains nothing.
+    A gradient that is zero throughout is none. Raises `UserError` for faults of sites
+    (`check_sites`), and for a pair that shares parameters by accident or trains nothing.
     """
     before = pair.parameters()
     check_sites(pair, elbo, batch)
@@ -101,12 +130,24 @@ def find_parameters(pair: Pair, elbo: Any, batch: SequenceBatch) -> tuple[dict[s
     left = {id(parameter) for parameter in parameters.values()}
     for name, parameter in before.items():
         if id(parameter) not in left:
-            raise UserError(f"parameter {name!r} was replaced by another one of its name in Pyro's store: model and guide share it")
+            raise UserError(
+                f"parameter {name!r} was replaced by another one of its name in Pyro's store: "
+                "model and guide share it"
+            )
     if not pyro.get_param_store().keys():
-        raise UserError("this pair registers no parameters with Pyro (pyro.param, pyro.module): there is nothing to train")
-    without = [name for name, parameter in parameters.items() if parameter.grad is None or not parameter.grad.count_nonzero()]
+        raise UserError(
+            "this pair registers no parameters with Pyro (pyro.param, pyro.module): there is "
+            "nothing to train"
+        )
+    without = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.grad is None or not parameter.grad.count_nonzero()
+    ]
     if len(without) == len(parameters):
         raise UserError(
-            "on the first batch no parameter of this pair gets a gradient: the densities depend on none, so nothing would train"
+            "on the first batch no parameter of this pair gets a gradient: the densities depend "
+            "on "
+            "none, so nothing would train"
         )
     return parameters, without

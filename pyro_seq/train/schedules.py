@@ -1,4 +1,6 @@
-"""How strongly the divergence counts: its strength by step, and the handler that applies it to the latent sites."""
+"""How strongly the divergence counts: its strength by step, and the handler that applies it to the
+latent sites.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,17 @@ KL_SCHEDULES = ("constant", "half_life", "linear")
 def kl_strength(step: int, *, schedule: str, start: float, steps: int) -> float:
     """beta at a step (counted from 0), in (0, 1].
 
-    - `half_life`: exp(-a b^step) with beta(0) = start and beta(steps) = 1/2, as in VAE-Seq; start is 1 or below 1/2;
+    - `half_life`: exp(-a b^step) with beta(0) = start and beta(steps) = 1/2, as in VAE-Seq; start
+      is 1 or below 1/2;
     - `linear`: from start to 1 over `steps` steps, then 1;
     - `constant`: 1 throughout.
 
     Raises `UserError` for another schedule, or a start from which it does not rise.
     """
     if schedule not in KL_SCHEDULES:
-        raise UserError(f"the divergence's schedule must be one of {', '.join(KL_SCHEDULES)}, got {schedule!r}")
+        raise UserError(
+            f"the divergence's schedule must be one of {', '.join(KL_SCHEDULES)}, got {schedule!r}"
+        )
     if not 0.0 < start <= 1.0:
         raise UserError(f"the divergence's strength must start in (0, 1], got {start}")
     if schedule == "constant" or start == 1.0:
@@ -27,7 +32,10 @@ def kl_strength(step: int, *, schedule: str, start: float, steps: int) -> float:
     if schedule == "linear":
         return min(1.0, start + (1.0 - start) * step / steps)
     if start >= 0.5:
-        raise UserError(f"the half_life schedule goes through a strength of 1/2, so it must start below that, got {start}")
+        raise UserError(
+            "the half_life schedule goes through a strength of 1/2, so it must start below that, "
+            f"got {start}"
+        )
     a = -math.log(start)
     return math.exp(-a * (math.log(2.0) / a) ** (step / steps))
 
@@ -35,8 +43,12 @@ def kl_strength(step: int, *, schedule: str, start: float, steps: int) -> float:
 LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 
 
-def learning_rate_factor(progress: float, *, schedule: str, floor: float = 0.0, warmup: float = 0.0) -> float:
-    """What the learning rate is multiplied by at a fraction of the run: linear warm-up, then the schedule down to `floor`."""
+def learning_rate_factor(
+    progress: float, *, schedule: str, floor: float = 0.0, warmup: float = 0.0
+) -> float:
+    """What the learning rate is multiplied by at a fraction of the run: linear warm-up, then the
+    schedule down to `floor`.
+    """
     if progress < warmup:
         return progress / warmup
     rest = min(1.0, (progress - warmup) / max(1e-12, 1.0 - warmup))

@@ -1,4 +1,6 @@
-"""When a training ends: after its steps, its minutes, or validations without a better figure, whichever is reached first."""
+"""When a training ends: after its steps, its minutes, or validations without a better figure,
+whichever is reached first.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,17 @@ class StoppingSettings(Protocol):
 
 
 def fraction(settings: StoppingSettings, step: int, minutes: float) -> float:
-    """How much is over after so many steps and minutes: by steps or minutes, whichever is further, in [0, 1]."""
+    """How much is over after so many steps and minutes: by steps or minutes, whichever is further,
+    in [0, 1].
+    """
     by_steps = step / settings.num_steps if settings.num_steps else 1.0
     by_minutes = minutes / settings.max_minutes if settings.max_minutes else 0.0
     return min(1.0, max(by_steps, by_minutes))
 
 
-def stopped_by(name: str, settings: StoppingSettings, step: int, minutes: float, validations: int = 0) -> str | None:
+def stopped_by(
+    name: str, settings: StoppingSettings, step: int, minutes: float, validations: int = 0
+) -> str | None:
     """What ends a training, in words that name the setting; `None` as long as it goes on.
 
     Args:

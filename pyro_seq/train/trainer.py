@@ -1,4 +1,6 @@
-"""Training a pair by stochastic variational inference: `pyro.infer.SVI` with `Trace_ELBO`, and all that a long run needs around it."""
+"""Training a pair by stochastic variational inference: `pyro.infer.SVI` with `Trace_ELBO`, and all
+that a long run needs around it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,19 @@ from torch import Tensor, nn
 
 from pyro_seq._pytree import detach, map_tensors
 from pyro_seq._rng import aside, describe_random_state, random_state, set_random_state
-from pyro_seq._schema import MOST, Anything, Checked, Fields, Kind, Number, Optional, Whole, Word, check, described
+from pyro_seq._schema import (
+    MOST,
+    Anything,
+    Checked,
+    Fields,
+    Kind,
+    Number,
+    Optional,
+    Whole,
+    Word,
+    check,
+    described,
+)
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.infer.elbo import Recorder, make_elbo
@@ -42,7 +56,9 @@ class Batches(Protocol):
     """An endless stream of training batches that can be left and gone on with."""
 
     def draw(self) -> tuple[SequenceBatch, bool]:
-        """The next batch, and whether it goes on where the one before ended, so that states are carried over."""
+        """The next batch, and whether it goes on where the one before ended, so that states are
+        carried over.
+        """
 
     def state(self) -> Any:
         """Where the stream stands, as a tree of tensors and plain values."""
@@ -56,9 +72,11 @@ class Hooks:
     """What the domain adds to training.
 
     Args:
-        validate: figures on held-out data by name, `loss` (lower is better, nats per step) among them; called in evaluation mode.
+        validate: figures on held-out data by name, `loss` (lower is better, nats per step) among
+            them; called in evaluation mode.
         samples: texts, pictures and sounds by tag for TensorBoard; called in evaluation mode.
-        units: what one step of a sequence is, in the plural (`characters`), and `bits`: the name of bits per such step.
+        units: what one step of a sequence is, in the plural (`characters`), and `bits`: the name of
+            bits per such step.
     """
 
     validate: Callable[[], dict[str, float]] | None = None
@@ -68,19 +86,23 @@ class Hooks:
 
 
 class NonFinite(UserError):
-    """Training met a value that is infinite or NaN; the message says where, and which checkpoint is the last good one."""
+    """Training met a value that is infinite or NaN; the message says where, and which checkpoint is
+    the last good one.
+    """
 
 
 class Trainer:
     """Trains a pair on a stream of batches.
 
-    A step maximises the ELBO per step of a sequence, (1/n) sum (E_q[log p(x | z)] - beta KL), over the n observations of the batch,
-    through `pyro.infer.SVI` with the objective of the settings, or any Pyro `ELBO` given. What it writes to `run` lets a killed
-    training go on; on a CPU the resumed run ends with the very weights of one that was never interrupted (unless minutes, which no
-    two runs share, decide its length).
+    A step maximises the ELBO per step of a sequence, (1/n) sum (E_q[log p(x | z)] - beta KL), over
+    the n observations of the batch, through `pyro.infer.SVI` with the objective of the settings, or
+    any Pyro `ELBO` given. What it writes to `run` lets a killed training go on; on a CPU the
+    resumed run ends with the very weights of one that was never interrupted (unless minutes, which
+    no two runs share, decide its length).
 
     Args:
-        pair: model and guide; `fit` leaves the trained (if asked for, averaged) weights in them, the best ones if there is validation.
+        pair: model and guide; `fit` leaves the trained (if asked for, averaged) weights in them,
+            the best ones if there is validation.
         batches: the training data.
         settings: hyper-parameters.
         run: where to keep checkpoints and metrics; `None` for nowhere.
@@ -102,13 +124,16 @@ class Trainer:
     ) -> None:
         self.pair, self.batches, self.settings, self.run = pair, batches, settings, run
         self.hooks = hooks or Hooks()
-        self.elbo: Any = elbo or make_elbo(settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits)
+        self.elbo: Any = elbo or make_elbo(
+            settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits
+        )
         self.recorder = Recorder(self.elbo)
         self.log = TrainingLog(units=self.hooks.units, bits=self.hooks.bits, quiet=quiet)
         self.step = 0
         self.minutes = 0.0  # of training, over all resumptions
         self.best_loss = math.inf
-        self.first_loss: float | None = None  # of the untrained pair, its divergence at full strength
+        # of the untrained pair, its divergence at full strength
+        self.first_loss: float | None = None
         self._recent_loss = math.nan  # a moving average
         self._summed_out_scaled = False  # see `scales_summed_out`
         self.validations_since_best = 0
@@ -126,10 +151,12 @@ class Trainer:
         return self._optimiser
 
     def fit(self, *, resume: bool = False) -> None:
-        """Train until the settings say so, early stopping does, or Ctrl-C is pressed (then a checkpoint is saved first).
+        """Train until the settings say so, early stopping does, or Ctrl-C is pressed (then a
+        checkpoint is saved first).
 
-        With `resume` it goes on from the run's last checkpoint. Raises `NonFinite` when a value is not finite, `UserError` for a pair
-        that cannot be trained, and `KeyboardInterrupt` (with the signal's number) after Ctrl-C or SIGTERM.
+        With `resume` it goes on from the run's last checkpoint. Raises `NonFinite` when a value is
+        not finite, `UserError` for a pair that cannot be trained, and `KeyboardInterrupt` (with the
+        signal's number) after Ctrl-C or SIGTERM.
         """
         self._interruption.wished = 0
         with ExitStack() as stack:
@@ -137,14 +164,23 @@ class Trainer:
             if self.run is not None:
                 stack.enter_context(self.run.locked())
                 if not resume and self.run.last.exists():
-                    raise UserError(f"{self.run} holds a training: go on with it (resume), or train into another folder")
+                    raise UserError(
+                        f"{self.run} holds a training: go on with it (resume), or train into "
+                        "another folder"
+                    )
             stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")  # the error that follows says more
-            warnings.filterwarnings("ignore", message=".* was not registered in the param store because requires_grad=False")  # on purpose
+            # the error that follows says more
+            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")
+            # on purpose
+            warnings.filterwarnings(
+                "ignore",
+                message=".* was not registered in the param store because requires_grad=False",
+            )
             metrics_size = self._prepare(resume)
             stack.enter_context(self.log.opened(self.run, size=metrics_size, step=self.step))
             stack.enter_context(self._interruption.noticed())
-            # the first batch has been checked in full, the others are not: Pyro's validation costs a quarter of each step
+            # the first batch has been checked in full, the others are not: Pyro's validation costs
+            # a quarter of each step
             stack.enter_context(pyro.validation_enabled(False))
             self._loop()
             self._finish()
@@ -152,14 +188,17 @@ class Trainer:
             raise KeyboardInterrupt(self._interruption.wished)
 
     def _prepare(self, resume: bool) -> int:
-        """Make the optimiser, and go back to the last checkpoint if there is one; the size of the metrics so far."""
+        """Make the optimiser, and go back to the last checkpoint if there is one; the size of the
+        metrics so far.
+        """
         self._optimiser = JointOptimiser.of(self._find_parameters(), self.settings)
         self._precision = self._choose_precision()
         if resume and self.run is not None and self.run.last.exists():
             size = self._load(load_tree(self.run.last))
             self.log.progress.say(f"going on after step {self.step}")
             return size
-        self._save()  # so that a run killed before its first checkpoint starts from the same weights
+        # so that a run killed before its first checkpoint starts from the same weights
+        self._save()
         return 0
 
     def _find_parameters(self) -> dict[str, Tensor]:
@@ -167,17 +206,23 @@ class Trainer:
         self._check_finite(self.pair.parameters())
         with tried(self.pair, self.batches) as batch:
             parameters, without = find_parameters(self.pair, self.elbo, batch)
-            self._summed_out_scaled = scales_summed_out(self.elbo, self.pair.model, self.pair.guide, batch, self._kl_strength(0))
+            self._summed_out_scaled = scales_summed_out(
+                self.elbo, self.pair.model, self.pair.guide, batch, self._kl_strength(0)
+            )
         self.recorder.take()
         if without:
             more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
-            self.log.progress.say(f"parameter {without[0]!r}{more} has no gradient on the first batch: is it in use?")
+            self.log.progress.say(
+                f"parameter {without[0]!r}{more} has no gradient on the first batch: is it in use?"
+            )
         return parameters
 
     # one step
 
     def _choose_precision(self) -> str:
-        """The settings' precision; `auto` is for models that keep their densities in full precision, and for matrices worth it."""
+        """The settings' precision; `auto` is for models that keep their densities in full
+        precision, and for matrices worth it.
+        """
         if self.settings.precision != "auto":
             return self.settings.precision
         if not isinstance(self.pair.model, SequenceModel):
@@ -195,9 +240,18 @@ class Trainer:
 
     def _loop(self) -> None:
         recorded_model, recorded_guide = self._recorded()
-        svi = SVI(recorded_model, recorded_guide, self.optimiser, loss=self.elbo.loss, loss_and_grads=self._loss_and_grads)
-        # particles one after the other are each back-propagated by themselves, so they cannot share a part of the graph
-        shares = getattr(self.elbo, "num_particles", 1) == 1 or getattr(self.elbo, "vectorize_particles", False)
+        svi = SVI(
+            recorded_model,
+            recorded_guide,
+            self.optimiser,
+            loss=self.elbo.loss,
+            loss_and_grads=self._loss_and_grads,
+        )
+        # particles one after the other are each back-propagated by themselves, so they cannot share
+        # a part of the graph
+        shares = getattr(self.elbo, "num_particles", 1) == 1 or getattr(
+            self.elbo, "vectorize_particles", False
+        )
         started = saved = time.monotonic()
         minutes_before = self.minutes
         while not self._interruption.wished and self.stopped_by() is None:
@@ -215,23 +269,37 @@ class Trainer:
             self._account(batch, loss)
             if self.step % self.settings.valid_every == 0:
                 self._validate()
-            if self.run is not None and time.monotonic() - saved >= self.settings.checkpoint_seconds:
+            if (
+                self.run is not None
+                and time.monotonic() - saved >= self.settings.checkpoint_seconds
+            ):
                 self._save()
                 saved = time.monotonic()
 
     def _loss_and_grads(self, model: Any, guide: Any, batch: SequenceBatch) -> float:
-        """The objective per observation, and its gradient; stops before the optimiser does if it is not finite."""
+        """The objective per observation, and its gradient; stops before the optimiser does if it is
+        not finite.
+        """
         per_observation = 1.0 / max(1, batch.num_observations)
-        with ScaleLatents(self._kl_strength(self.step), summed_out=self._summed_out_scaled) as scaled:
+        with ScaleLatents(
+            self._kl_strength(self.step), summed_out=self._summed_out_scaled
+        ) as scaled:
             loss = self.elbo.loss_and_grads(model, scaled.noting(guide), batch) * per_observation
-        self.optimiser.gradient_scale = per_observation  # not a scale of the densities: not every objective is linear in them
+        # not a scale of the densities: not every objective is linear in them
+        self.optimiser.gradient_scale = per_observation
         if not math.isfinite(loss):
             self._stop(self.recorder.first_non_finite() or "the loss")
         return loss
 
     def _stop(self, where: str, *, after: bool = False) -> NoReturn:
-        """End a training that met a value that is not finite in the step under way, or in the one done `after` it was."""
-        kept = f"; the last good checkpoint is {self.run.last}" if self.run and self.run.last.exists() else ""
+        """End a training that met a value that is not finite in the step under way, or in the one
+        done `after` it was.
+        """
+        kept = (
+            f"; the last good checkpoint is {self.run.last}"
+            if self.run and self.run.last.exists()
+            else ""
+        )
         advice = "a lower training.learning_rate or training.clip_norm may help"
         raise NonFinite(f"step {self.step + (not after)}: {where} is not finite{kept}; {advice}")
 
@@ -241,25 +309,46 @@ class Trainer:
 
     def _learning_rate_factor(self, step: int) -> float:
         s = self.settings
-        return learning_rate_factor(fraction(s, step, self.minutes), schedule=s.schedule, floor=s.floor, warmup=s.warmup)
+        return learning_rate_factor(
+            fraction(s, step, self.minutes), schedule=s.schedule, floor=s.floor, warmup=s.warmup
+        )
 
     def stopped_by(self) -> str | None:
-        """What ends the training where it stands, in words that name the setting; `None` if it goes on."""
-        return stopped_by("training", self.settings, self.step, self.minutes, self.validations_since_best)
+        """What ends the training where it stands, in words that name the setting; `None` if it goes
+        on.
+        """
+        return stopped_by(
+            "training", self.settings, self.step, self.minutes, self.validations_since_best
+        )
 
     # what is seen of it
 
     def _account(self, batch: SequenceBatch, loss: float) -> None:
         """Count a step's figures, and report them when it is time."""
         parts, n, s = self.recorder.take(), max(1, batch.num_observations), self.settings
-        figures = {"loss": loss, **(parts.per(n) if parts else {}), "gradient_norm": self.optimiser.gradient_norm}
+        figures = {
+            "loss": loss,
+            **(parts.per(n) if parts else {}),
+            "gradient_norm": self.optimiser.gradient_norm,
+        }
         if self.step == 1:
             self.first_loss = max(loss, -figures.get("elbo", -loss))
-        self._recent_loss = loss if math.isnan(self._recent_loss) else 0.9 * self._recent_loss + 0.1 * loss
+        self._recent_loss = (
+            loss if math.isnan(self._recent_loss) else 0.9 * self._recent_loss + 0.1 * loss
+        )
         self.log.add(figures, n)
-        self.log.show(self.step, s.num_steps, figures, fraction=fraction(s, self.step, self.minutes), minutes=self.minutes)
+        self.log.show(
+            self.step,
+            s.num_steps,
+            figures,
+            fraction=fraction(s, self.step, self.minutes),
+            minutes=self.minutes,
+        )
         if self.step % s.log_every == 0:
-            rates = {"kl_strength": self._kl_strength(self.step - 1), "learning_rate": self.optimiser.current_learning_rate}
+            rates = {
+                "kl_strength": self._kl_strength(self.step - 1),
+                "learning_rate": self.optimiser.current_learning_rate,
+            }
             self.log.report(self.step, "train", self.log.take_means() | rates)
         if s.sample_every and self.step % s.sample_every == 0:
             self.log.histograms(self.step, self.optimiser.parameters)
@@ -269,7 +358,9 @@ class Trainer:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode with the averaged weights; the random state comes out as it went in, whatever is drawn inside."""
+        """Evaluation mode with the averaged weights; the random state comes out as it went in,
+        whatever is drawn inside.
+        """
         with self.optimiser.averaged(), aside(self.step), torch.no_grad():
             self.pair.train(False)
             try:
@@ -295,11 +386,19 @@ class Trainer:
                 self._keep_best()
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         if lost:
-            self.log.progress.say(diverged_words(f"step {self.step}: the validation loss", figures["loss"], self.first_loss))
-        self.log.progress.say(f"step {self.step}  validation {shown}{'  (best so far)' if better else ''}")
+            self.log.progress.say(
+                diverged_words(
+                    f"step {self.step}: the validation loss", figures["loss"], self.first_loss
+                )
+            )
+        self.log.progress.say(
+            f"step {self.step}  validation {shown}{'  (best so far)' if better else ''}"
+        )
 
     def _finish(self) -> None:
-        """Validate what has not been, keep the last checkpoint, and leave the best weights in the pair."""
+        """Validate what has not been, keep the last checkpoint, and leave the best weights in the
+        pair.
+        """
         if self._interruption.wished:
             self._save()
             return
@@ -318,13 +417,24 @@ class Trainer:
         self.log.progress.say(f"step {self.step} is the last: {self.stopped_by()}")
 
     def _check_diverged(self) -> None:
-        """Raise `UserError` at the end of a training that has diverged, unless a validation before has found better weights."""
+        """Raise `UserError` at the end of a training that has diverged, unless a validation before
+        has found better weights.
+        """
         advice = "a lower training.learning_rate, or training.clip_norm, may help"
-        if self.hooks.validate is None and diverged(self._recent_loss, self.first_loss) and not math.isnan(self._recent_loss):
-            raise UserError(f"{diverged_words('its loss', self._recent_loss, self.first_loss)}; {advice}")
+        if (
+            self.hooks.validate is None
+            and diverged(self._recent_loss, self.first_loss)
+            and not math.isnan(self._recent_loss)
+        ):
+            raise UserError(
+                f"{diverged_words('its loss', self._recent_loss, self.first_loss)}; {advice}"
+            )
         if self.hooks.validate is not None and math.isinf(self.best_loss):
             began = "" if self.first_loss is None else f" ({self.first_loss:.4g} nats per step)"
-            raise UserError(f"the training has diverged: every validation's loss is far beyond where it began{began}; {advice}")
+            raise UserError(
+                "the training has diverged: every validation's loss is far beyond where it "
+                f"began{began}; {advice}"
+            )
 
     def _keep_best(self) -> None:
         """Keep the weights that stand in the pair as the best ones."""
@@ -379,9 +489,13 @@ class Trainer:
             self.step, self.minutes = saved["step"], float(saved["minutes"])
             self.best_loss = math.inf if saved["best_loss"] is None else float(saved["best_loss"])
             self.first_loss = saved.get("first_loss")
-            self.validations_since_best, self.validated = saved["validations_since_best"], saved["validated"]
+            self.validations_since_best, self.validated = (
+                saved["validations_since_best"],
+                saved["validated"],
+            )
             self.log.sums = dict(saved["sums"])
-            self._precision = saved["precision"]  # as the run was begun, also where another would be chosen now
+            # as the run was begun, also where another would be chosen now
+            self._precision = saved["precision"]
             with tried(self.pair, self.batches, self.carried) as batch, torch.no_grad():
                 self.elbo.loss(*self._recorded(), batch)
             self.recorder.take()
@@ -413,7 +527,9 @@ class Trainer:
 
 
 class _Recorded:
-    """A model or guide run in a precision, that keeps the (detached) state it returned last, for the window that follows."""
+    """A model or guide run in a precision, that keeps the (detached) state it returned last, for
+    the window that follows.
+    """
 
     def __init__(self, inner: Any, precision: torch.dtype) -> None:
         self.inner, self.precision, self.state = inner, precision, None

@@ -1,4 +1,6 @@
-"""Run folders that are missing, incomplete, damaged or hostile: each command says so in one line and leaves them as they are."""
+"""Run folders that are missing, incomplete, damaged or hostile: each command says so in one line
+and leaves them as they are.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,17 @@ Limit = Callable[[int], AbstractContextManager[None]]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("name", ["generate", "evaluate", "resume"])
-def test_run_folder_that_is_not_there(tmp_path: Path, corpus: Path, refused: Callable[..., str], name: str, commands: Commands) -> None:
+def test_run_folder_that_is_not_there(
+    tmp_path: Path, corpus: Path, refused: Callable[..., str], name: str, commands: Commands
+) -> None:
     assert "no run folder at" in refused(*commands(tmp_path / "missing", corpus)[name])
     assert "it is a file" in refused(*commands(corpus, corpus)[name])
     assert "holds no run (run.json is missing)" in refused(*commands(tmp_path, corpus)[name])
@@ -35,13 +43,23 @@ def test_run_folder_that_is_not_there(tmp_path: Path, corpus: Path, refused: Cal
 
 
 @pytest.mark.parametrize("name", ["generate", "evaluate", "resume"])
-@pytest.mark.parametrize("missing", ["run.json", "vocabulary.json", "corpora.json", "best.safetensors", "last.safetensors", "both"])
+@pytest.mark.parametrize(
+    "missing",
+    ["run.json", "vocabulary.json", "corpora.json", "best.safetensors", "last.safetensors", "both"],
+)
 def test_run_folder_with_a_file_missing(
-    spoilt: Path, corpus: Path, refused: Callable[..., str], name: str, missing: str, commands: Commands
+    spoilt: Path,
+    corpus: Path,
+    refused: Callable[..., str],
+    name: str,
+    missing: str,
+    commands: Commands,
 ) -> None:
     for file in ("best.safetensors", "last.safetensors") if missing == "both" else (missing,):
         (spoilt / file).unlink()
-    needed = {"run.json", "vocabulary.json"} | ({"corpora.json", "last.safetensors"} if name == "resume" else {"both"})
+    needed = {"run.json", "vocabulary.json"} | (
+        {"corpora.json", "last.safetensors"} if name == "resume" else {"both"}
+    )
     if missing in needed:
         before = contents(spoilt)
         line = refused(*commands(spoilt, corpus)[name])
@@ -55,12 +73,25 @@ def test_run_folder_with_a_file_missing(
 
 @pytest.mark.parametrize("name", ["run.json", "vocabulary.json", "corpora.json"])
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "3", "{}", "[" * 100_000, "\0", '{"format": 1, "kind": "text", "settings": 3}'], ids=range(8)
+    "text",
+    ["", "{", "[]", "3", "{}", "[" * 100_000, "\0", '{"format": 1, "kind": "text", "settings": 3}'],
+    ids=range(8),
 )
-def test_damaged_json(spoilt: Path, corpus: Path, refused: Callable[..., str], name: str, text: str, commands: Commands) -> None:
+def test_damaged_json(
+    spoilt: Path,
+    corpus: Path,
+    refused: Callable[..., str],
+    name: str,
+    text: str,
+    commands: Commands,
+) -> None:
     (spoilt / name).write_text(text)
     before = contents(spoilt)
-    for command in commands(spoilt, corpus).values() if name != "corpora.json" else [commands(spoilt, corpus)["resume"]]:
+    for command in (
+        commands(spoilt, corpus).values()
+        if name != "corpora.json"
+        else [commands(spoilt, corpus)["resume"]]
+    ):
         line = refused(*command)
         assert str(spoilt / name) in line and "damaged" in line
     assert contents(spoilt) == before
@@ -78,20 +109,33 @@ def rewrite(path: Path, **changes: Any) -> None:
         ({"kind": "midi"}, "holds a run of kind 'midi', not 'text'"),
         ({"settings": {"model.hiden_size": 8}}, "unknown setting 'model.hiden_size'"),
         ({"settings": {}}, "does not fit run.json"),
-        ({"settings": {"model.hidden_size": 65_536, "model.num_layers": 64}}, "does not fit run.json"),  # would be 8 TB
+        # would be 8 TB
+        (
+            {"settings": {"model.hidden_size": 65_536, "model.num_layers": 64}},
+            "does not fit run.json",
+        ),
         ({"settings": {"model.hidden_size": 10**30}}, "model.hidden_size must lie in"),
         ({"settings": {"model.kind": "srnn"}}, "does not fit run.json"),
     ],
 )
 def test_run_json_of_another_kind_version_or_size(
-    spoilt: Path, corpus: Path, refused: Callable[..., str], changes: dict[str, Any], says: str, commands: Commands
+    spoilt: Path,
+    corpus: Path,
+    refused: Callable[..., str],
+    changes: dict[str, Any],
+    says: str,
+    commands: Commands,
 ) -> None:
     rewrite(spoilt / "run.json", **changes)
     for command in commands(spoilt, corpus).values():
         assert says in refused(*command)
 
 
-@pytest.mark.parametrize("value", [None, [], {}, "x", -1, 0.5, float("nan"), float("inf"), True, 10**30, [[1]], ["a"]], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [None, [], {}, "x", -1, 0.5, float("nan"), float("inf"), True, 10**30, [[1]], ["a"]],
+    ids=repr,
+)
 def test_settings_of_wrong_types(spoilt: Path, refused: Callable[..., str], value: Any) -> None:
     settings = json.loads((spoilt / "run.json").read_text())["settings"]
     for name, right in settings.items():
@@ -114,7 +158,11 @@ def test_settings_of_wrong_types(spoilt: Path, refused: Callable[..., str], valu
     ids=["small", "large", "buckets", "byte"],
 )
 def test_vocabulary_that_does_not_fit_the_weights(
-    spoilt: Path, corpus: Path, refused: Callable[..., str], changes: dict[str, Any], commands: Commands
+    spoilt: Path,
+    corpus: Path,
+    refused: Callable[..., str],
+    changes: dict[str, Any],
+    commands: Commands,
 ) -> None:
     rewrite(spoilt / "vocabulary.json", **changes)
     for command in commands(spoilt, corpus).values():
@@ -122,12 +170,21 @@ def test_vocabulary_that_does_not_fit_the_weights(
 
 
 @pytest.mark.parametrize("changes", [
-    {"seed": -1}, {"seed": 2**64}, {"seed": float("inf")}, {"seed": None}, {"valid_fraction": float("nan")}, {"valid_fraction": 2},
-    {"files": {}}, {"files": []}, {"files": {"train": "x"}}, {"files": {"train": {"path": 3, "sha256": "x"}}},
-    {"files": {"train": {"path": "x\0", "sha256": "x"}}}, {"files": {"train": {"path": "/", "sha256": "x"}}},
+    {"seed": -1}, {"seed": 2**64}, {"seed": float("inf")}, {"seed": None},
+    {"valid_fraction": float("nan")}, {"valid_fraction": 2},
+    {"files": {}}, {"files": []}, {"files": {"train": "x"}},
+    {"files": {"train": {"path": 3, "sha256": "x"}}},
+    {"files": {"train": {"path": "x\0", "sha256": "x"}}},
+    {"files": {"train": {"path": "/", "sha256": "x"}}},
     {"files": {"train": {"path": "missing", "sha256": "x"}}},
 ], ids=repr)  # fmt: skip
-def test_damaged_corpora_json(spoilt: Path, corpus: Path, refused: Callable[..., str], changes: dict[str, Any], commands: Commands) -> None:
+def test_damaged_corpora_json(
+    spoilt: Path,
+    corpus: Path,
+    refused: Callable[..., str],
+    changes: dict[str, Any],
+    commands: Commands,
+) -> None:
     rewrite(spoilt / "corpora.json", **changes)
     before = contents(spoilt)
     line = refused(*commands(spoilt, corpus)["resume"])
@@ -141,7 +198,9 @@ def nan_weights(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def smaller_weights(tree: dict[str, Any]) -> dict[str, Any]:
-    tree["weights"]["model"] = {name: weight[..., :2] for name, weight in tree["weights"]["model"].items()}
+    tree["weights"]["model"] = {
+        name: weight[..., :2] for name, weight in tree["weights"]["model"].items()
+    }
     return tree
 
 
@@ -152,16 +211,25 @@ WEIGHTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a list": lambda tree: [tree],
     "a tensor": lambda tree: tree | {"weights": torch.zeros(3)},
     "a model's missing": lambda tree: tree | {"weights": {"store": {}}},
-    "a model's as a tensor": lambda tree: tree | {"weights": {"store": {}, "model": torch.zeros(1)}},
-    "a model's as words": lambda tree: tree | {"weights": {"store": {}, "model": dict.fromkeys(tree["weights"]["model"], "x")}},
-    "one more": lambda tree: tree | {"weights": {"store": {}, "model": tree["weights"]["model"] | {"extra": torch.zeros(1)}}},
+    "a model's as a tensor": lambda tree: (
+        tree | {"weights": {"store": {}, "model": torch.zeros(1)}}
+    ),
+    "a model's as words": lambda tree: (
+        tree | {"weights": {"store": {}, "model": dict.fromkeys(tree["weights"]["model"], "x")}}
+    ),
+    "one more": lambda tree: (
+        tree
+        | {"weights": {"store": {}, "model": tree["weights"]["model"] | {"extra": torch.zeros(1)}}}
+    ),
     "a guide's": lambda tree: tree | {"weights": tree["weights"] | {"guide": {}}},
     "step as a word": lambda tree: tree | {"step": "x"},
 }
 
 
 @pytest.mark.parametrize("how", WEIGHTS)
-def test_weights_that_are_not_this_models(spoilt: Path, corpus: Path, refused: Callable[..., str], how: str, commands: Commands) -> None:
+def test_weights_that_are_not_this_models(
+    spoilt: Path, corpus: Path, refused: Callable[..., str], how: str, commands: Commands
+) -> None:
     for name, command in (("best", "generate"), ("last", "resume")):
         path = spoilt / f"{name}.safetensors"
         save_tree(path, WEIGHTS[how](load_tree(path)))
@@ -184,8 +252,13 @@ FILES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("how", FILES)
-def test_damaged_weights_file(spoilt: Path, corpus: Path, refused: Callable[..., str], how: str, commands: Commands) -> None:
-    for path, command in ((spoilt / "best.safetensors", "generate"), (spoilt / "last.safetensors", "resume")):
+def test_damaged_weights_file(
+    spoilt: Path, corpus: Path, refused: Callable[..., str], how: str, commands: Commands
+) -> None:
+    for path, command in (
+        (spoilt / "best.safetensors", "generate"),
+        (spoilt / "last.safetensors", "resume"),
+    ):
         path.write_bytes(FILES[how](path.read_bytes()))
         damaged = path.read_bytes()
         line = refused(*commands(spoilt, corpus)[command])
@@ -207,7 +280,9 @@ CHECKPOINTS: dict[str, Any] = {
 }
 
 
-def carried(tree: dict[str, Any], function: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+def carried(
+    tree: dict[str, Any], function: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, Any]:
     return tree | {"carried": map_tensors(function, tree["carried"])}
 
 
@@ -216,32 +291,47 @@ CARRIED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "empty": lambda tree: tree | {"carried": {"model": {}, "guide": None}},
     "of another size": lambda tree: carried(tree, lambda state: state[..., :1]),
     "of another batch": lambda tree: carried(tree, lambda state: state[:1]),
-    "not finite": lambda tree: carried(tree, lambda state: torch.full_like(state, torch.nan) if state.is_floating_point() else state),
-    "of other symbols": lambda tree: carried(tree, lambda state: state if state.is_floating_point() else state + 1_000),
+    "not finite": lambda tree: carried(
+        tree,
+        lambda state: torch.full_like(state, torch.nan) if state.is_floating_point() else state,
+    ),
+    "of other symbols": lambda tree: carried(
+        tree, lambda state: state if state.is_floating_point() else state + 1_000
+    ),
 }
 
 
 @pytest.mark.parametrize("how", CARRIED)
-def test_states_carried_over_that_do_not_fit(spoilt: Path, corpus: Path, refused: Callable[..., str], how: str, commands: Commands) -> None:
+def test_states_carried_over_that_do_not_fit(
+    spoilt: Path, corpus: Path, refused: Callable[..., str], how: str, commands: Commands
+) -> None:
     path = spoilt / "last.safetensors"
     tree = load_tree(path)
-    assert tree["batches"]["position"] + 12 <= 432 // 4  # so that the next window follows the last one
+    # so that the next window follows the last one
+    assert tree["batches"]["position"] + 12 <= 432 // 4
     save_tree(path, CARRIED[how](tree))
     assert f"{path} is not a checkpoint of this run" in refused(*commands(spoilt, corpus)["resume"])
 
 
 @pytest.mark.parametrize("key", CHECKPOINTS)
-def test_checkpoint_that_is_not_this_runs(spoilt: Path, corpus: Path, refused: Callable[..., str], key: str, commands: Commands) -> None:
+def test_checkpoint_that_is_not_this_runs(
+    spoilt: Path, corpus: Path, refused: Callable[..., str], key: str, commands: Commands
+) -> None:
     path = spoilt / "last.safetensors"
     whole = load_tree(path)
-    for tree in (whole | {key: CHECKPOINTS[key]}, {name: value for name, value in whole.items() if name != key}):
+    for tree in (
+        whole | {key: CHECKPOINTS[key]},
+        {name: value for name, value in whole.items() if name != key},
+    ):
         save_tree(path, tree)
         before = path.read_bytes(), (spoilt / "metrics.jsonl").read_bytes()
         refused(*commands(spoilt, corpus)["resume"])
         assert (path.read_bytes(), (spoilt / "metrics.jsonl").read_bytes()) == before
 
 
-def test_model_that_has_diverged(spoilt: Path, corpus: Path, refused: Callable[..., str], commands: Commands) -> None:
+def test_model_that_has_diverged(
+    spoilt: Path, corpus: Path, refused: Callable[..., str], commands: Commands
+) -> None:
     tree = load_tree(spoilt / "best.safetensors")
     for weight in tree["weights"]["model"].values():
         weight.fill_(3e38)
@@ -251,12 +341,20 @@ def test_model_that_has_diverged(spoilt: Path, corpus: Path, refused: Callable[.
 
 
 @pytest.mark.parametrize("place", [
-    "run.json", "vocabulary.json", "corpora.json", "last.safetensors", "best.safetensors", "metrics.jsonl", ".lock", "tensorboard",
-    "samples", "samples/sample-1.mid", "games/000000.safetensors", "imagined", "videos", "pretraining/last.safetensors",
+    "run.json", "vocabulary.json", "corpora.json", "last.safetensors", "best.safetensors",
+    "metrics.jsonl", ".lock", "tensorboard",
+    "samples", "samples/sample-1.mid", "games/000000.safetensors", "imagined", "videos",
+    "pretraining/last.safetensors",
 ])  # fmt: skip
 @pytest.mark.parametrize("what", ["link", "link to a folder", "pipe"])
 def test_links_and_pipes_in_a_run_folder(
-    spoilt: Path, corpus: Path, tmp_path: Path, refused: Callable[..., str], place: str, what: str, commands: Commands
+    spoilt: Path,
+    corpus: Path,
+    tmp_path: Path,
+    refused: Callable[..., str],
+    place: str,
+    what: str,
+    commands: Commands,
 ) -> None:
     outside, path = tmp_path / "outside", spoilt / place
     outside.mkdir()

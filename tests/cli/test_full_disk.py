@@ -1,4 +1,6 @@
-"""A full disk, wherever it is met, and too little memory: one line, and what was there before is as it was."""
+"""A full disk, wherever it is met, and too little memory: one line, and what was there before is as
+it was.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,19 @@ Limit = Callable[[int], AbstractContextManager[None]]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_disk_full_from_the_beginning(
-    corpus: Path, tmp_path: Path, refused: Callable[..., str], tiny: list[str], file_size_limit: Limit
+    corpus: Path,
+    tmp_path: Path,
+    refused: Callable[..., str],
+    tiny: list[str],
+    file_size_limit: Limit,
 ) -> None:
     for size in (0, 20, 300, 2_000, 8_000):  # the vocabulary, the settings, the first checkpoint
         folder = tmp_path / str(size)
@@ -38,7 +48,12 @@ def test_disk_full_from_the_beginning(
 
 
 def test_disk_full_while_training_keeps_the_last_checkpoint(
-    spoilt: Path, corpus: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str], commands: Commands, file_size_limit: Limit
+    spoilt: Path,
+    corpus: Path,
+    refused: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    commands: Commands,
+    file_size_limit: Limit,
 ) -> None:
     before = contents(spoilt)
     for size in (100, 3_000, 6_000):  # the metrics, the best weights, the checkpoint
@@ -54,7 +69,12 @@ def test_disk_full_while_training_keeps_the_last_checkpoint(
 
 
 def test_disk_full_for_the_scores(
-    spoilt: Path, corpus: Path, tmp_path: Path, refused: Callable[..., str], commands: Commands, file_size_limit: Limit
+    spoilt: Path,
+    corpus: Path,
+    tmp_path: Path,
+    refused: Callable[..., str],
+    commands: Commands,
+    file_size_limit: Limit,
 ) -> None:
     scores = tmp_path / "scores.tsv"
     scores.write_text("old")
@@ -64,12 +84,23 @@ def test_disk_full_for_the_scores(
     assert scores.read_text() == "old"
 
 
-def test_out_of_memory(spoilt: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    torch_says = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
-    for error in (MemoryError(), RuntimeError(torch_says), torch.OutOfMemoryError("CUDA out of memory.")):
+def test_out_of_memory(
+    spoilt: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_says = (
+        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't "
+        "allocate memory: you tried to allocate 1 bytes."
+    )
+    for error in (
+        MemoryError(),
+        RuntimeError(torch_says),
+        torch.OutOfMemoryError("CUDA out of memory."),
+    ):
 
         def fail(*args: object, error: BaseException = error, **options: object) -> None:
             raise error
 
         monkeypatch.setattr("pyro_seq.text.training.generate", fail)
-        assert refused("text", "generate", "--run-dir", spoilt).startswith("out of memory: a smaller batch, window or model")
+        assert refused("text", "generate", "--run-dir", spoilt).startswith(
+            "out of memory: a smaller batch, window or model"
+        )

@@ -26,20 +26,38 @@ class Pressed:
 sys.meta_path.insert(0, Pressed())
 {code}
 """
-COMMAND = "from pyro_seq.cli import main; sys.argv = ['pyroseq', 'text', 'generate', '--run-dir', {run!r}]; main()"
-MODULE = "import runpy; sys.argv = ['', 'text', 'generate', '--run-dir', {run!r}]; runpy.run_module('pyro_seq', run_name='__main__')"
+COMMAND = (
+    "from pyro_seq.cli import main; sys.argv = ['pyroseq', 'text', 'generate', '--run-dir', "
+    "{run!r}]; main()"
+)
+MODULE = (
+    "import runpy; sys.argv = ['', 'text', 'generate', '--run-dir', {run!r}]; "
+    "runpy.run_module('pyro_seq', run_name='__main__')"
+)
 
 
 @pytest.mark.parametrize(
     ("name", "code"),
     [
         (name, COMMAND)
-        for name in ("pyro_seq.cli.command", "click", "pyro_seq.cli.programs.play", "numpy", "pyro", "pyro_seq.infer.sampling")
+        for name in (
+            "pyro_seq.cli.command",
+            "click",
+            "pyro_seq.cli.programs.play",
+            "numpy",
+            "pyro",
+            "pyro_seq.infer.sampling",
+        )
     ]
     + [(name, MODULE) for name in ("pyro_seq.cli.command", "torch")],
 )
 def test_interrupt_while_modules_are_loaded_is_a_line(name: str, code: str, trained: Path) -> None:
-    words = [sys.executable, "-P", "-c", PRESSED.format(name=name, code=code.format(run=str(trained)))]
+    words = [
+        sys.executable,
+        "-P",
+        "-c",
+        PRESSED.format(name=name, code=code.format(run=str(trained))),
+    ]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stderr.strip(), done.stdout) == (130, "pyroseq: interrupted", "")
 
@@ -61,7 +79,12 @@ command.run = run
             sys.executable,
             "-P",
             "-c",
-            "import os, signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n" + swallowed + code,
+            (
+                "import os, signal, sys, time\nsignal.signal(signal.SIGINT, "
+                "signal.default_int_handler)\n"
+            )
+            + swallowed
+            + code,
         ],
         capture_output=True,
         text=True,
@@ -70,7 +93,10 @@ command.run = run
 
 
 def test_ignored_interrupts_stay_ignored() -> None:
-    code = "signal.signal(signal.SIGINT, signal.SIG_IGN)\nfrom pyro_seq.cli import main; main(['--version'])"
+    code = (
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\nfrom pyro_seq.cli import main; "
+        "main(['--version'])"
+    )
     words = [sys.executable, "-P", "-c", PRESSED.format(name="click", code=code)]
     done = subprocess.run(words, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -90,10 +116,13 @@ def limited(megabytes: int) -> None:
 @pytest.mark.parametrize("megabytes", [200, 400, 599])
 def test_too_little_address_space_for_torch_is_a_line(megabytes: int, trained: Path) -> None:
     words = [sys.executable, "-P", "-m", "pyro_seq", "text", "generate", "--run-dir", str(trained)]
-    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=lambda: limited(megabytes))
+    done = subprocess.run(
+        words, capture_output=True, text=True, preexec_fn=lambda: limited(megabytes)
+    )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == (
-        f"pyroseq: the process may take {megabytes} MB of address space (ulimit -v), and 600 MB are the least that torch is loaded with\n"
+        f"pyroseq: the process may take {megabytes} MB of address space (ulimit -v), and 600 MB "
+        "are the least that torch is loaded with\n"
     )
 
 
@@ -119,5 +148,11 @@ class Missing:
             raise {error}
 sys.meta_path.insert(0, Missing())
 """ + COMMAND.format(run=str(trained))
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 2 and done.stderr.startswith(f"pyroseq: {line}") and done.stderr.count("\n") == 1
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=os.environ
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith(f"pyroseq: {line}")
+        and done.stderr.count("\n") == 1
+    )

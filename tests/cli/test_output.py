@@ -22,7 +22,16 @@ TEXT = "naïve café «Ω» 日本 😀 " * 6
 def run(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     folder = tmp_path_factory.mktemp("ärger")
     (folder / "corpus.txt").write_text(TEXT, encoding="utf-8")
-    words = ["text", "train", "--quiet", "--train-corpus", folder / "corpus.txt", "--run-dir", folder / "run", *tiny]
+    words = [
+        "text",
+        "train",
+        "--quiet",
+        "--train-corpus",
+        folder / "corpus.txt",
+        "--run-dir",
+        folder / "run",
+        *tiny,
+    ]
     with pytest.raises(SystemExit) as ended:
         main([*map(str, words)])
     assert ended.value.code == 0
@@ -30,8 +39,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[bytes, str]]:
-    """Runs the command with standard output in an encoding: the bytes that it writes there, and standard error."""
+def written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[bytes, str]]:
+    """Runs the command with standard output in an encoding: the bytes that it writes there, and
+    standard error.
+    """
 
     def command(encoding: str, *words: object) -> tuple[bytes, str]:
         raw = io.BytesIO()
@@ -57,20 +70,31 @@ def escaped(text: str, encoding: str) -> bytes:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_samples_are_escaped_and_that_is_said_once(encoding: str, run: Path, written: Callable[..., tuple[bytes, str]]) -> None:
+def test_samples_are_escaped_and_that_is_said_once(
+    encoding: str, run: Path, written: Callable[..., tuple[bytes, str]]
+) -> None:
     words = ("text", "generate", "--run-dir", run, "--length", 60, "--prompt", "日本 😀 café ")
     plain, quiet = written("utf-8", *words)
     assert quiet == "" and "😀" in plain.decode()
     found, err = written(encoding, *words)
-    assert found == escaped(plain.decode(), encoding) and b"\\u65e5" in found and b"\\U0001f600" in found
+    assert (
+        found == escaped(plain.decode(), encoding)
+        and b"\\u65e5" in found
+        and b"\\U0001f600" in found
+    )
     (line,) = err.splitlines()
     lost = sum(not c.isascii() and b"\\" in escaped(c, encoding) for c in plain.decode())
-    assert line.startswith(f"pyroseq: {lost} characters of the output are written as ") and encoding in line
+    assert (
+        line.startswith(f"pyroseq: {lost} characters of the output are written as ")
+        and encoding in line
+    )
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("command", ["generate", "score", "score by step", "attribute"])
-def test_json_means_the_same_in_every_encoding(command: str, encoding: str, run: Path, written: Callable[..., tuple[bytes, str]]) -> None:
+def test_json_means_the_same_in_every_encoding(
+    command: str, encoding: str, run: Path, written: Callable[..., tuple[bytes, str]]
+) -> None:
     corpus, other = run.parent / "corpus.txt", run.parent / "other"
     if not other.exists():
         shutil.copytree(run, other)
@@ -82,8 +106,13 @@ def test_json_means_the_same_in_every_encoding(command: str, encoding: str, run:
     }
     plain, _ = written("utf-8", *words[command], "--json")
     found, err = written(encoding, *words[command], "--json")
-    assert [json.loads(line) for line in found.decode(encoding).splitlines()] == [json.loads(line) for line in plain.splitlines()]
-    assert plain.decode() != plain.decode().encode("ascii", "ignore").decode() and "written as" not in err
+    assert [json.loads(line) for line in found.decode(encoding).splitlines()] == [
+        json.loads(line) for line in plain.splitlines()
+    ]
+    assert (
+        plain.decode() != plain.decode().encode("ascii", "ignore").decode()
+        and "written as" not in err
+    )
 
 
 def test_settings_stay_toml(written: Callable[..., tuple[bytes, str]]) -> None:
@@ -94,7 +123,9 @@ def test_settings_stay_toml(written: Callable[..., tuple[bytes, str]]) -> None:
     assert err.startswith("pyroseq: 3 characters")
 
 
-def test_names_of_files_that_are_no_text_are_written_as_they_are(written: Callable[..., tuple[bytes, str]]) -> None:
+def test_names_of_files_that_are_no_text_are_written_as_they_are(
+    written: Callable[..., tuple[bytes, str]],
+) -> None:
     import click
 
     from pyro_seq.cli import command
@@ -120,7 +151,11 @@ def test_no_help_shows_a_default_in_brackets(capsys: pytest.CaptureFixture[str])
     from pyro_seq.cli import pyroseq
 
     groups: dict[tuple[str, ...], Any] = {(name,): of for name, of in pyroseq.commands.items()}
-    commands = groups | {(*words, name): of for words, group in groups.items() for name, of in getattr(group, "commands", {}).items()}
+    commands = groups | {
+        (*words, name): of
+        for words, group in groups.items()
+        for name, of in getattr(group, "commands", {}).items()
+    }
     for words in [(), *commands]:
         with pytest.raises(SystemExit):
             main([*words, "--help"])

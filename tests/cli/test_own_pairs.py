@@ -1,4 +1,6 @@
-"""Pairs that are not shipped: what their maker is given, what it may return, and what is said of one that fails."""
+"""Pairs that are not shipped: what their maker is given, what it may return, and what is said of
+one that fails.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ from pyro_seq.errors import UserError
 from pyro_seq.pairs.model import Outcome
 
 K = 4
-PARTS = Parts(Categorical(K), lambda: Embedding(K, 3), lambda encoder: Chain(PreviousObservation(encoder), SideInputs(2)), num_inputs=2)
+PARTS = Parts(
+    Categorical(K),
+    lambda: Embedding(K, 3),
+    lambda encoder: Chain(PreviousObservation(encoder), SideInputs(2)),
+    num_inputs=2,
+)
 
 
 def made(maker: Callable[..., Any], **settings: Any) -> Pair:
@@ -65,23 +72,44 @@ def mean_field(batch: SequenceBatch) -> None:
 
 def test_example_is_what_the_emission_draws() -> None:
     batch = PARTS.example((3, 1, 5))
-    assert isinstance(batch.values, torch.Tensor) and batch.values.dtype == torch.long and batch.values.shape == (3, 5)
-    assert batch.lengths.tolist() == [3, 1, 5] and batch.inputs is not None and batch.inputs.shape == (3, 5, 2)
+    assert (
+        isinstance(batch.values, torch.Tensor)
+        and batch.values.dtype == torch.long
+        and batch.values.shape == (3, 5)
+    )
+    assert (
+        batch.lengths.tolist() == [3, 1, 5]
+        and batch.inputs is not None
+        and batch.inputs.shape == (3, 5, 2)
+    )
     group = Joint({"a": Independent(Beta(), 3), "b": Normal()})
     values = Parts(group, lambda: Flatten(3), PreviousObservation).example().values
-    assert isinstance(values, dict) and values["a"].shape == (2, 3, 3) and values["b"].shape == (2, 3)
+    assert (
+        isinstance(values, dict) and values["a"].shape == (2, 3, 3) and values["b"].shape == (2, 3)
+    )
     assert bool(((values["a"] > 0) & (values["a"] < 1)).all())
 
 
 def test_maker_is_given_the_parts_and_settings_that_it_names() -> None:
     seen: dict[str, Any] = {}
 
-    def maker(encoder: Encoder, context: Context, emission: Emission, num_inputs: int, hidden_size: int, depth: int = 2) -> Any:
+    def maker(
+        encoder: Encoder,
+        context: Context,
+        emission: Emission,
+        num_inputs: int,
+        hidden_size: int,
+        depth: int = 2,
+    ) -> Any:
         seen.update(locals())
         return bigram
 
     made(maker, hidden_size=7)
-    assert isinstance(seen["encoder"], Embedding) and seen["emission"] is PARTS.emission and seen["num_inputs"] == 2
+    assert (
+        isinstance(seen["encoder"], Embedding)
+        and seen["emission"] is PARTS.emission
+        and seen["num_inputs"] == 2
+    )
     assert isinstance(seen["context"], Chain) and seen["context"].num_features == 5
     assert seen["encoder"] not in list(seen["context"].modules())  # which has an encoder of its own
     assert (seen["hidden_size"], seen["depth"]) == (7, 2)
@@ -118,7 +146,9 @@ def test_model_with_latents_gets_a_guide() -> None:
     torch.manual_seed(3)
     first = score(pair, PARTS.example(), samples=3)
     torch.manual_seed(3)
-    assert torch.isfinite(first.total).all() and bool((score(again, PARTS.example(), samples=3).total == first.total).all())
+    assert torch.isfinite(first.total).all() and bool(
+        (score(again, PARTS.example(), samples=3).total == first.total).all()
+    )
 
 
 def test_model_and_guide_are_taken_as_they_are() -> None:
@@ -160,7 +190,10 @@ class Lazy(nn.Module):
 def test_lazy_module_is_ready_and_its_statistics_have_seen_nothing() -> None:
     pair = made(Lazy)
     with pair.scope():
-        assert {name: p.shape for name, p in pair.parameters().items()}["model.linear.weight"] == (K, 3)
+        assert {name: p.shape for name, p in pair.parameters().items()}["model.linear.weight"] == (
+            K,
+            3,
+        )
     assert pair.model.norm.num_batches_tracked == 0 and pair.model.training
 
 
@@ -187,7 +220,9 @@ def test_first_run_leaves_the_store_as_it_was() -> None:
 def test_maker_that_returns_something_else(result: Any, what: str) -> None:
     with pytest.raises(UserError) as error:
         made(lambda: result)
-    wanted = "must return a model, or a model and a guide, callables on a SequenceBatch, and returned"
+    wanted = (
+        "must return a model, or a model and a guide, callables on a SequenceBatch, and returned"
+    )
     assert str(error.value) == f"the pair 'own.py:maker': what makes it {wanted} {what}"
 
 
@@ -196,7 +231,11 @@ def test_maker_that_fails() -> None:
         raise RuntimeError(f"no such\nsize {hidden_size}")
 
     with pytest.raises(
-        UserError, match=r"^the pair 'own\.py:maker' could not be made: RuntimeError: no such size 3 \(line \d+ of .*test_own_pairs\.py\)$"
+        UserError,
+        match=(
+            r"^the pair 'own\.py:maker' could not be made: RuntimeError: no such size 3 \(line "
+            r"\d+ of .*test_own_pairs\.py\)$"
+        ),
     ):
         made(maker)
 
@@ -205,7 +244,14 @@ def test_model_that_fails_on_its_first_batch() -> None:
     def model(batch: SequenceBatch) -> None:
         batch.nothing()  # type: ignore[attr-defined]
 
-    with pytest.raises(UserError, match=r"^the pair 'own\.py:maker' fails on a first batch: AttributeError: .* \(line \d+ of .*\)$"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"^the pair 'own\.py:maker' fails on a first batch: AttributeError: .* \(line \d+ "
+            r"of "
+            r".*\)$"
+        ),
+    ):
         made(lambda: model)
 
 
@@ -213,7 +259,9 @@ def test_a_maker_that_ends_the_program_is_the_pairs_fault() -> None:
     def maker() -> Any:
         sys.exit(3)
 
-    with pytest.raises(UserError, match=r"^the pair 'own\.py:maker' could not be made: SystemExit: 3"):
+    with pytest.raises(
+        UserError, match=r"^the pair 'own\.py:maker' could not be made: SystemExit: 3"
+    ):
         made(maker)
 
 
@@ -234,7 +282,12 @@ def test_which_pairs_carry_a_state() -> None:
         bigram(batch)
         return Outcome(batch.values, None, torch.zeros(len(batch)))
 
-    pairs = [make_pair(model_settings("srnn"), PARTS), Pair(carrying), Pair(bigram), Pair(drifting, mean_field)]
+    pairs = [
+        make_pair(model_settings("srnn"), PARTS),
+        Pair(carrying),
+        Pair(bigram),
+        Pair(drifting, mean_field),
+    ]
     random = torch.get_rng_state()
     assert [carries_state(pair, PARTS) for pair in pairs] == [True, True, False, False]
     assert torch.equal(torch.get_rng_state(), random)

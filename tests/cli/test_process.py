@@ -1,4 +1,6 @@
-"""The command as a process of its own: how fast it answers, and what it does with pipes, signals and odd terminals."""
+"""The command as a process of its own: how fast it answers, and what it does with pipes, signals
+and odd terminals.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ import pytest
 from pyro_seq.cli import main, pyroseq
 
 COMMAND = [sys.executable, "-c", "from pyro_seq.cli import main; main()"]
-TINY = ["model.hidden_size=8", "text.batch_size=4", "text.window=12", "training.precision=float32", "training.num_steps=2"]
+TINY = [
+    "model.hidden_size=8",
+    "text.batch_size=4",
+    "text.window=12",
+    "training.precision=float32",
+    "training.num_steps=2",
+]
 
 
 def started(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -25,7 +33,15 @@ def started(*words: object, **options: object) -> subprocess.CompletedProcess[st
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     (folder / "corpus.txt").write_text("Où est le café ? «Là» " * 10)
-    words = ["text", "train", "--quiet", "--train-corpus", folder / "corpus.txt", "--run-dir", folder / "run"]
+    words = [
+        "text",
+        "train",
+        "--quiet",
+        "--train-corpus",
+        folder / "corpus.txt",
+        "--run-dir",
+        folder / "run",
+    ]
     with pytest.raises(SystemExit) as ended:
         main([*map(str, words), *(word for setting in TINY for word in ("--set", setting))])
     assert ended.value.code == 0
@@ -33,8 +49,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
-    code = "import sys, pyro_seq, pyro_seq.cli; print({'torch', 'pyro', 'numpy', 'tensorboard'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    code = (
+        "import sys, pyro_seq, pyro_seq.cli; print({'torch', 'pyro', 'numpy', 'tensorboard'} & "
+        "set(sys.modules))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "set()\n"
+    )
     seconds = []
     for _ in range(3):  # the best of three: the machine does other things as well
         begun = time.perf_counter()
@@ -43,12 +67,20 @@ def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize("words", [[], ["text"], ["text", "train"], ["text", "generate"], ["text", "evaluate"], ["demo"]])
-def test_every_command_explains_itself(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [[], ["text"], ["text", "train"], ["text", "generate"], ["text", "evaluate"], ["demo"]]
+)
+def test_every_command_explains_itself(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*words, "--help"])
     out, err = capsys.readouterr()
-    assert ended.value.code == 0 and err == "" and out.startswith(f"Usage: {' '.join(['pyroseq', *words])} ")
+    assert (
+        ended.value.code == 0
+        and err == ""
+        and out.startswith(f"Usage: {' '.join(['pyroseq', *words])} ")
+    )
     command = pyroseq
     for word in words:
         command = command.commands[word]  # type: ignore[attr-defined]
@@ -57,7 +89,9 @@ def test_every_command_explains_itself(words: list[str], capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("words", [[], ["text"]])
-def test_without_a_command_the_help_is_shown_on_stderr(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_the_help_is_shown_on_stderr(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         main(words)
     out, err = capsys.readouterr()
@@ -67,11 +101,22 @@ def test_without_a_command_the_help_is_shown_on_stderr(words: list[str], capsys:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
-    assert capsys.readouterr().out == f"pyroseq, version {version('pyro_seq')}\n"  # the installed package's
+    # the installed package's
+    assert capsys.readouterr().out == f"pyroseq, version {version('pyro_seq')}\n"
 
 
 def test_reader_that_goes_away_ends_it_quietly(run: Path) -> None:
-    words = [*COMMAND, "text", "generate", "--run-dir", str(run), "--length", "2000", "--num-samples", "300"]
+    words = [
+        *COMMAND,
+        "text",
+        "generate",
+        "--run-dir",
+        str(run),
+        "--length",
+        "2000",
+        "--num-samples",
+        "300",
+    ]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == b"=== sample 1 of 300\n"
@@ -83,11 +128,18 @@ def test_reader_that_goes_away_ends_it_quietly(run: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_results_that_cannot_be_written_are_an_error(run: Path) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*COMMAND, "text", "generate", "--run-dir", str(run)], stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [*COMMAND, "text", "generate", "--run-dir", str(run)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     assert (done.returncode, done.stderr) == (2, "pyroseq: No space left on device\n")
 
 
-def test_message_is_one_line_whatever_it_is_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_message_is_one_line_whatever_it_is_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     name = "two\nlines \x1b[31mred\u202e" + os.fsdecode(b"\xe9")
     with pytest.raises(SystemExit) as ended:
         main(["text", "generate", "--run-dir", str(tmp_path / name)])

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-SPEC = importlib.util.spec_from_file_location("random_commands", Path(__file__).parent.parent.parent / "tools" / "random_commands.py")
+SPEC = importlib.util.spec_from_file_location(
+    "random_commands", Path(__file__).parent.parent.parent / "tools" / "random_commands.py"
+)
 assert SPEC is not None and SPEC.loader is not None
 random_commands: Any = importlib.util.module_from_spec(SPEC)
 sys.modules["random_commands"] = random_commands
@@ -51,9 +53,16 @@ def test_sample_of_random_lines(place: Path) -> None:
     ],
 )
 def test_what_counts_as_a_finding(
-    code: int | None, interrupted: bool, megabytes: int, output: str, left: list[str], findings: list[str]
+    code: int | None,
+    interrupted: bool,
+    megabytes: int,
+    output: str,
+    left: list[str],
+    findings: list[str],
 ) -> None:
-    outcome = random_commands.Outcome(["text", "train"], code, interrupted, megabytes, 1.0, output, left)
+    outcome = random_commands.Outcome(
+        ["text", "train"], code, interrupted, megabytes, 1.0, output, left
+    )
     assert outcome.findings(2_048) == findings
 
 
@@ -61,11 +70,15 @@ def test_every_command_and_option_is_drawn() -> None:
     lines = random_commands.Lines(0, {"text": "run"}, random_commands.SMALL)
     drawn = [lines.draw() for _ in range(4_000)]
     for path, command in random_commands.leaves().items():
-        options = {parameter.opts[0] for parameter in command.params if parameter.opts[0].startswith("--")} - {"--help"}
+        options = {
+            parameter.opts[0] for parameter in command.params if parameter.opts[0].startswith("--")
+        } - {"--help"}
         given = {word for words in drawn if words[: len(path)] == [*path] for word in words}
         assert options <= given, (path, options - given)
 
 
 def test_seed_decides_the_lines() -> None:
-    first, second = (random_commands.Lines(5, {"text": "run"}, random_commands.SMALL) for _ in range(2))
+    first, second = (
+        random_commands.Lines(5, {"text": "run"}, random_commands.SMALL) for _ in range(2)
+    )
     assert [first.draw() for _ in range(20)] == [second.draw() for _ in range(20)]

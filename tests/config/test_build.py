@@ -18,7 +18,12 @@ from pyro_seq.nn.dropout import SequenceDropout
 from pyro_seq.nn.gaussian import NormalNet
 from pyro_seq.nn.recurrent import Recurrence
 
-PARTS = Parts(Categorical(4), lambda: Embedding(4, 3), lambda encoder: Chain(PreviousObservation(encoder), SideInputs(2)), num_inputs=2)
+PARTS = Parts(
+    Categorical(4),
+    lambda: Embedding(4, 3),
+    lambda encoder: Chain(PreviousObservation(encoder), SideInputs(2)),
+    num_inputs=2,
+)
 
 
 def make(kind: str, **settings: Any) -> Pair:
@@ -26,13 +31,22 @@ def make(kind: str, **settings: Any) -> Pair:
 
 
 def all_of(pair: Pair, kind: type) -> list[Any]:
-    return [module for side in pair.modules().values() for module in side.modules() if isinstance(module, kind)]
+    return [
+        module
+        for side in pair.modules().values()
+        for module in side.modules()
+        if isinstance(module, kind)
+    ]
 
 
 def test_kinds() -> None:
     rnn, iseq, srnn = make("rnn"), make("iseq"), make("srnn")
     assert type(rnn.model) is RNN and rnn.guide is no_guide
-    assert type(iseq.model) is ISEQ and type(iseq.guide) is ISEQGuide and iseq.guide.model is iseq.model
+    assert (
+        type(iseq.model) is ISEQ
+        and type(iseq.guide) is ISEQGuide
+        and iseq.guide.model is iseq.model
+    )
     assert type(srnn.model) is SRNN and type(srnn.guide) is SRNNGuide and srnn.guide.residual
     assert not make("srnn", residual=False).guide.residual
 
@@ -64,8 +78,13 @@ def test_settings_reach_their_parts(kind: str, layout: str) -> None:
     assert pair.model.layout == layout
     recurrences = all_of(pair, Recurrence)
     assert len(recurrences) == {"rnn": 1, "iseq": 3, "srnn": 2}[kind]
-    assert all((r.kind, r.hidden_size, r.rnn.num_layers, r.rnn.dropout) == ("gru", 7, 2, 0.1) for r in recurrences)
-    assert sorted(d.p for d in all_of(pair, SequenceDropout)) == ([0.2, 0.3] if kind == "rnn" else [0.2, 0.2, 0.3])
+    assert all(
+        (r.kind, r.hidden_size, r.rnn.num_layers, r.rnn.dropout) == ("gru", 7, 2, 0.1)
+        for r in recurrences
+    )
+    assert sorted(d.p for d in all_of(pair, SequenceDropout)) == (
+        [0.2, 0.3] if kind == "rnn" else [0.2, 0.2, 0.3]
+    )
     decoder = [layer.out_features for layer in pair.model.decoder if isinstance(layer, nn.Linear)]
     assert decoder == [6, 5, 4]
     assert len(all_of(pair, nn.SiLU)) == 2 + {"rnn": 0, "iseq": 1, "srnn": 2}[kind]

@@ -138,10 +138,14 @@ class TestOverride:
         ],
     )
     def test_unknown_names(self, name: str, near: str) -> None:
-        with pytest.raises(UserError, match=rf"^file: unknown setting '{name}'; did you mean '.*{near}'\?$"):
+        with pytest.raises(
+            UserError, match=rf"^file: unknown setting '{name}'; did you mean '.*{near}'\?$"
+        ):
             override(Outer(), {name: 1}, "file")
 
-    @pytest.mark.parametrize("name", ["inner", "", ".", "inner.", "seed.size", "zzzzzzzz", "inner.size.x.y"])
+    @pytest.mark.parametrize(
+        "name", ["inner", "", ".", "inner.", "seed.size", "zzzzzzzz", "inner.size.x.y"]
+    )
     def test_names_of_no_setting(self, name: str) -> None:
         with pytest.raises(UserError, match="unknown setting"):
             override(Outer(), {name: 1}, "file")
@@ -149,7 +153,12 @@ class TestOverride:
     def test_leaves_the_rest_and_the_original_alone(self) -> None:
         original = Outer()
         changed = override(original, {"inner.size": 3, "seed": 1}, "--set")
-        assert changed.inner.size == 3 and changed.seed == 1 and changed.more == Inner() and changed.inner.rate == 1e-3
+        assert (
+            changed.inner.size == 3
+            and changed.seed == 1
+            and changed.more == Inner()
+            and changed.inner.rate == 1e-3
+        )
         assert original == Outer()
         assert override(original, {}, "--set") == original
 
@@ -162,10 +171,24 @@ class TestFiles:
 
     def test_nested_and_dotted(self, tmp_path: Path) -> None:
         expected = {"seed": 4, "inner.size": 2, "more.sizes": [1, 2], "more.on": False}
-        nested = self.write(tmp_path, "seed = 4\n[inner]\nsize = 2\n[more]\nsizes = [1, 2]\non = false\n")
-        dotted = self.write(tmp_path, "seed = 4\ninner.size = 2\nmore.sizes = [1, 2]\nmore.on = false", "b.toml")
-        quoted = self.write(tmp_path, '"seed" = 4\n"inner.size" = 2\n"more.sizes" = [1, 2]\n[more]\non = false', "c.toml")
-        js = self.write(tmp_path, json.dumps({"seed": 4, "inner": {"size": 2}, "more.sizes": [1, 2], "more": {"on": False}}), "d.json")
+        nested = self.write(
+            tmp_path, "seed = 4\n[inner]\nsize = 2\n[more]\nsizes = [1, 2]\non = false\n"
+        )
+        dotted = self.write(
+            tmp_path, "seed = 4\ninner.size = 2\nmore.sizes = [1, 2]\nmore.on = false", "b.toml"
+        )
+        quoted = self.write(
+            tmp_path,
+            '"seed" = 4\n"inner.size" = 2\n"more.sizes" = [1, 2]\n[more]\non = false',
+            "c.toml",
+        )
+        js = self.write(
+            tmp_path,
+            json.dumps(
+                {"seed": 4, "inner": {"size": 2}, "more.sizes": [1, 2], "more": {"on": False}}
+            ),
+            "d.json",
+        )
         upper = self.write(tmp_path, js.read_bytes(), "E.JSON")
         marked = self.write(tmp_path, b"\xef\xbb\xbf" + nested.read_bytes(), "f.toml")
         for path in (nested, dotted, quoted, js, upper, marked):
@@ -199,7 +222,16 @@ class TestFiles:
         with pytest.raises(UserError, match="Is a directory"):
             read_file(tmp_path)
 
-    @pytest.mark.parametrize("text", ["inner.rate = nan", "inner.rate = inf", "inner.size = {a = 1}", "seed = 2020-01-01", "inner = 3"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "inner.rate = nan",
+            "inner.rate = inf",
+            "inner.size = {a = 1}",
+            "seed = 2020-01-01",
+            "inner = 3",
+        ],
+    )
     def test_values_that_toml_knows_and_settings_do_not(self, tmp_path: Path, text: str) -> None:
         with pytest.raises(UserError):
             override(Outer(), read_file(self.write(tmp_path, text)), "file")
@@ -211,7 +243,12 @@ class TestToml:
         [
             {},
             {"inner.minutes": 3, "inner.sizes": (), "more.on": False, "seed": -(10**15)},
-            {"inner.rate": 1e-12, "more.rate": 1e22, "inner.share": 0.1 + 0.2, "inner.sizes": (1, 2, 3)},
+            {
+                "inner.rate": 1e-12,
+                "more.rate": 1e22,
+                "inner.share": 0.1 + 0.2,
+                "inner.sizes": (1, 2, 3),
+            },
             {"inner.title": 'a "quoted" \\ # 😀 \t line\nbreak', "more.title": "[x] = é"},
         ],
     )
@@ -237,8 +274,15 @@ def test_words() -> None:
 
 
 def test_nearest_words() -> None:
-    assert nearest("lsmt", ["gru", "lstm"]) == "lstm" and nearest("xyz", ["gru", "lstm"]) is None and nearest("x", []) is None
-    assert did_you_mean("xyz", ["lstm", "gru"]) == "; known are gru, lstm" and did_you_mean("x", []) == ""
+    assert (
+        nearest("lsmt", ["gru", "lstm"]) == "lstm"
+        and nearest("xyz", ["gru", "lstm"]) is None
+        and nearest("x", []) is None
+    )
+    assert (
+        did_you_mean("xyz", ["lstm", "gru"]) == "; known are gru, lstm"
+        and did_you_mean("x", []) == ""
+    )
 
 
 def test_the_shipped_settings_come_back() -> None:

@@ -31,28 +31,41 @@ class Program:
 
 def test_shipped_tables_have_the_parameters_of_model_and_guide() -> None:
     recurrent = ["cell", "hidden_size", "num_layers", "dropout", "input_dropout", "output_dropout"]
-    assert list(values(model_settings("rnn"))) == [*recurrent, "decoder_sizes", "skip", "activation", "layout"]
+    assert list(values(model_settings("rnn"))) == [
+        *recurrent,
+        "decoder_sizes",
+        "skip",
+        "activation",
+        "layout",
+    ]
     assert {"latent_size", "latent_sizes", "residual"} <= set(values(model_settings("srnn")))
-    assert "residual" not in values(model_settings("iseq")) and "latent_size" not in values(model_settings("rnn"))
+    assert "residual" not in values(model_settings("iseq")) and "latent_size" not in values(
+        model_settings("rnn")
+    )
     assert {"transition_sizes", "num_flows", "hidden_size"} <= set(values(model_settings("dmm")))
 
 
 @pytest.mark.parametrize("kind", SHIPPED)
 def test_shipped_settings_have_a_meaning_and_no_part_is_among_them(kind: str) -> None:
     settings = model_settings(kind)
-    assert all(text and not text.startswith("a parameter of") for _, _, text in described_settings(settings))
+    assert all(
+        text and not text.startswith("a parameter of")
+        for _, _, text in described_settings(settings)
+    )
     assert not set(values(settings)) & {"emission", "encoder", "context", "num_inputs", "model"}
     assert override(settings, dict(values(settings)), "") == settings == model_settings(kind)
 
 
 def test_defaults_in_order() -> None:
     assert model_settings("rnn").hidden_size == 256
-    assert model_settings("rnn", {"hidden_size": 7, "latent_size": 3}).hidden_size == 7  # a program's for a shipped pair
+    # a program's for a shipped pair
+    assert model_settings("rnn", {"hidden_size": 7, "latent_size": 3}).hidden_size == 7
 
     def maker(emission: Any, hidden_size: int = 5, *, dropout: float, latent_size: int) -> None: ...
 
     settings = table(maker, hidden_size=7, dropout=0.25)
-    assert values(settings) == {"hidden_size": 5, "dropout": 0.25, "latent_size": 16}  # its own, the program's, the vocabulary's
+    # its own, the program's, the vocabulary's
+    assert values(settings) == {"hidden_size": 5, "dropout": 0.25, "latent_size": 16}
 
 
 def test_types_from_annotations_and_defaults() -> None:
@@ -73,9 +86,35 @@ def test_types_from_annotations_and_defaults() -> None:
     ) -> None: ...
 
     settings = table(maker)
-    assert set(values(settings)) == {"count", "rate", "sizes", "words", "mode", "on", "scale", "limit"}
-    changed = override(settings, {"sizes": "1,2", "words": "x,y", "on": "false", "scale": "2", "limit": "0.5", "mode": "slow"}, "")
-    assert (changed.sizes, changed.words, changed.on, changed.scale, changed.limit) == ((1, 2), ("x", "y"), False, 2.0, 0.5)
+    assert set(values(settings)) == {
+        "count",
+        "rate",
+        "sizes",
+        "words",
+        "mode",
+        "on",
+        "scale",
+        "limit",
+    }
+    changed = override(
+        settings,
+        {
+            "sizes": "1,2",
+            "words": "x,y",
+            "on": "false",
+            "scale": "2",
+            "limit": "0.5",
+            "mode": "slow",
+        },
+        "",
+    )
+    assert (changed.sizes, changed.words, changed.on, changed.scale, changed.limit) == (
+        (1, 2),
+        ("x", "y"),
+        False,
+        2.0,
+        0.5,
+    )
     for wrong in ({"count": "1.5"}, {"mode": "fats"}, {"on": "maybe"}, {"limit": "nan"}):
         with pytest.raises(UserError):
             override(settings, wrong, "")
@@ -94,10 +133,16 @@ def test_well_known_names_keep_their_range_unless_they_mean_something_else() -> 
 @pytest.mark.parametrize(
     ("maker", "says"),
     [
-        (lambda hiden_size: None, "'hiden_size' a value: it has no default, .*; did you mean 'hidden_size'"),
+        (
+            lambda hiden_size: None,
+            "'hiden_size' a value: it has no default, .*; did you mean 'hidden_size'",
+        ),
         (lambda emision: None, "did you mean 'emission'"),
         (lambda batch: None, "by what makes the model, not by the model itself"),
-        (lambda kind=3: None, "its parameter 'kind' needs another name, since model.kind is the pair's"),
+        (
+            lambda kind=3: None,
+            "its parameter 'kind' needs another name, since model.kind is the pair's",
+        ),
         (lambda a, /: None, "'a' cannot be given by name"),
         (type, "its parameters cannot be told"),
     ],
@@ -110,7 +155,12 @@ def test_parameters_that_nothing_gives_a_value(maker: Any, says: str) -> None:
 
 def test_classes_and_annotations_that_only_a_type_checker_reads() -> None:
     class Made:
-        def __init__(self, emission: "NoSuchType", hidden_size: "NoSuchType" = 4, depth=2) -> None: ...  # type: ignore  # noqa
+        def __init__(
+            self,
+            emission: "NoSuchType",  # noqa: F821, UP037
+            hidden_size: "NoSuchType" = 4,  # noqa: F821, UP037
+            depth=2,
+        ): ...
 
     assert values(table(Made)) == {"hidden_size": 4, "depth": 2}
 
@@ -119,7 +169,11 @@ def test_classes_and_annotations_that_only_a_type_checker_reads() -> None:
 
 
 def test_the_last_layer_that_names_a_pair_decides() -> None:
-    layers = [Layer({"model.kind": "srnn", "size": 4}, "a"), Layer({"model.latent_size": 3}, "b"), Layer({"model.kind": "iseq"}, "c")]
+    layers = [
+        Layer({"model.kind": "srnn", "size": 4}, "a"),
+        Layer({"model.latent_size": 3}, "b"),
+        Layer({"model.kind": "iseq"}, "c"),
+    ]
     settings = resolve(Program, layers, {})
     assert (settings.model.kind, settings.model.latent_size, settings.size) == ("iseq", 3, 4)
     assert next(f.name for f in fields(settings.model)) == "kind"
@@ -129,10 +183,16 @@ def test_unknown_settings_of_the_pair() -> None:
     with pytest.raises(UserError) as error:
         resolve(Program, [Layer({"model.latent_size": 3}, "--set")], {})
     assert str(error.value).startswith(
-        "--set: unknown setting 'model.latent_size'; did you mean 'model.hidden_size'?; the pair 'rnn' takes "
+        "--set: unknown setting 'model.latent_size'; did you mean 'model.hidden_size'?; the pair "
+        "'rnn' takes "
     )
     assert "model.num_layers" in str(error.value)
-    assert resolve(Program, [Layer({"model.latent_size": 3, "model.hidden_size": 4}, lenient=True)], {}).model.hidden_size == 4
+    assert (
+        resolve(
+            Program, [Layer({"model.latent_size": 3, "model.hidden_size": 4}, lenient=True)], {}
+        ).model.hidden_size
+        == 4
+    )
     for wrong in ("sizes", "modle.hidden_size"):
         with pytest.raises(UserError, match="unknown setting"):
             resolve(Program, [Layer({wrong: 3}, lenient=True)], {})
@@ -151,17 +211,29 @@ def test_unknown_and_wrong_kinds() -> None:
 @pytest.fixture
 def spec(tmp_path: Path) -> str:
     """A pair whose import leaves a trace."""
-    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w').close()\ndef maker(hidden_size=3): pass\n")
+    (tmp_path / "own.py").write_text(
+        f"open({str(tmp_path / 'was run')!r}, 'w').close()\ndef maker(hidden_size=3): pass\n"
+    )
     return f"{tmp_path}/own.py:maker"
 
 
 def test_code_that_a_file_names_is_not_run(spec: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        resolve(Program, [Layer({"model.kind": spec}, "c.toml", trusted=False), Layer({"size": 2}, "--set")], {})
-    assert str(error.value) == f"c.toml names a pair of your own, whose code is not run unless you say so: add --pair {spec}"
+        resolve(
+            Program,
+            [Layer({"model.kind": spec}, "c.toml", trusted=False), Layer({"size": 2}, "--set")],
+            {},
+        )
+    assert str(error.value) == (
+        "c.toml names a pair of your own, whose code is not run unless you say so: add --pair "
+        f"{spec}"
+    )
     with pytest.raises(UserError) as error:
         resolve_run(Program, {"model.kind": spec}, {}, tmp_path, None)
-    assert str(error.value) == f"{tmp_path} was trained with a pair of your own, whose code is not run unless you say so: add --pair {spec}"
+    assert str(error.value) == (
+        f"{tmp_path} was trained with a pair of your own, whose code is not run unless you say "
+        f"so: add --pair {spec}"
+    )
     assert not (tmp_path / "was run").exists()
     assert resolve(Program, [Layer({"model.kind": spec}, "--set")], {}).model.hidden_size == 3
     assert (tmp_path / "was run").exists()
@@ -179,10 +251,15 @@ def test_run_of_a_named_pair_takes_no_other(spec: str, tmp_path: Path) -> None:
     saved = {"model.kind": "srnn"}
     assert resolve_run(Program, saved, {}, tmp_path, "srnn").model.kind == "srnn"
     for other in ("rnn", spec):
-        with pytest.raises(UserError, match=r"was trained with the pair 'srnn', which needs no --pair, and not with"):
+        with pytest.raises(
+            UserError,
+            match=r"was trained with the pair 'srnn', which needs no --pair, and not with",
+        ):
             resolve_run(Program, saved, {}, tmp_path, other)
     assert not (tmp_path / "was run").exists()
 
 
 def test_option_is_as_a_shell_takes_it() -> None:
-    assert pair_option("my file.py:maker") == "--pair 'my file.py:maker'" and pair_option("rnn") == ""
+    assert (
+        pair_option("my file.py:maker") == "--pair 'my file.py:maker'" and pair_option("rnn") == ""
+    )

@@ -1,4 +1,6 @@
-"""Where a pair's code comes from: names, packages, files and modules; what cannot be imported is said in one line."""
+"""Where a pair's code comes from: names, packages, files and modules; what cannot be imported is
+said in one line.
+"""
 
 from __future__ import annotations
 
@@ -62,11 +64,20 @@ def test_file_is_named_by_its_whole_path(file: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(file.parent)
     path_before = list(sys.path)
     recipe = find_recipe("own.py:maker")
-    assert recipe.kind == f"{file}:maker" == find_recipe(f"{file}:maker").kind and named_by_code(recipe.kind)
-    assert recipe.description == "Makes a model." and recipe.source == f"file {file}" and not recipe.shipped
+    assert recipe.kind == f"{file}:maker" == find_recipe(f"{file}:maker").kind and named_by_code(
+        recipe.kind
+    )
+    assert (
+        recipe.description == "Makes a model."
+        and recipe.source == f"file {file}"
+        and not recipe.shipped
+    )
     assert find_recipe("./own.py:Other").description == ""
     assert sys.path == path_before and "own" not in sys.modules
-    assert sorted(path.name for path in file.parent.iterdir() if path.name != "__pycache__") == ["beside.py", "own.py"]
+    assert sorted(path.name for path in file.parent.iterdir() if path.name != "__pycache__") == [
+        "beside.py",
+        "own.py",
+    ]
     assert not list(file.parent.glob("__pycache__/own*"))  # no compiled copy of the user's file
 
 
@@ -84,19 +95,29 @@ def test_file_beside_does_not_hide_what_is_installed(tmp_path: Path) -> None:
 
 
 def test_two_folders_may_each_have_a_helper_of_one_name(tmp_path: Path) -> None:
-    """Which pair is read first makes no difference; one without such a helper does not get another's."""
+    """Which pair is read first makes no difference; one without such a helper does not get
+    another's.
+    """
     for name in ("first", "second"):
         (tmp_path / name / "helpers").mkdir(parents=True)
         (tmp_path / name / "helpers" / "__init__.py").write_text("")
         (tmp_path / name / "helpers" / "words.py").write_text(f"WORD = {name!r}\n")
-        (tmp_path / name / "beside_both.py").write_text("from helpers.words import WORD\nWORD = WORD + '!'\n")
-        (tmp_path / name / "own.py").write_text("import beside_both\ndef maker(): return beside_both.WORD\n")
+        (tmp_path / name / "beside_both.py").write_text(
+            "from helpers.words import WORD\nWORD = WORD + '!'\n"
+        )
+        (tmp_path / name / "own.py").write_text(
+            "import beside_both\ndef maker(): return beside_both.WORD\n"
+        )
     (tmp_path / "third").mkdir()
     (tmp_path / "third" / "own.py").write_text("import beside_both\ndef maker(): pass\n")
-    first, second = (find_recipe(f"{tmp_path}/{name}/own.py:maker").maker for name in ("first", "second"))
+    first, second = (
+        find_recipe(f"{tmp_path}/{name}/own.py:maker").maker for name in ("first", "second")
+    )
     assert (first(), second()) == ("first!", "second!")
     assert "No module named 'beside_both'" in refused(f"{tmp_path}/third/own.py:maker")
-    (tmp_path / "first" / "own.py").write_text("import beside_both, helpers.words\ndef maker(): return helpers.words.WORD\n")
+    (tmp_path / "first" / "own.py").write_text(
+        "import beside_both, helpers.words\ndef maker(): return helpers.words.WORD\n"
+    )
     again = find_recipe(f"{tmp_path}/first/own.py:maker").maker
     assert again() == "first" and second() == "second!"
     modules = [sys.modules[maker.__module__].beside_both for maker in (first, again, second)]
@@ -104,15 +125,26 @@ def test_two_folders_may_each_have_a_helper_of_one_name(tmp_path: Path) -> None:
 
 
 def test_makers_import_what_lies_beside_their_own_file(tmp_path: Path) -> None:
-    """Also where they do it only when they are called, from folders without `__init__.py`, and after another's helper has failed."""
+    """Also where they do it only when they are called, from folders without `__init__.py`, and
+    after another's helper has failed.
+    """
     for name in ("first", "second"):
         for folder, failing in (("plain", False), ("failing", name == "first")):
             (tmp_path / name / folder).mkdir(parents=True)
             (tmp_path / name / folder / "words.py").write_text(f"WORD = {name!r}\n")
             if folder == "failing":
-                (tmp_path / name / folder / "__init__.py").write_text("from . import words\n" + "1 / 0\n" * failing)
-        source = "try:\n    import failing\nexcept ZeroDivisionError:\n    pass\n" if name == "first" else "import failing.words\n"
-        maker = "def maker(emission):\n    from plain.words import WORD\n    return lambda batch: WORD\n"
+                (tmp_path / name / folder / "__init__.py").write_text(
+                    "from . import words\n" + "1 / 0\n" * failing
+                )
+        source = (
+            "try:\n    import failing\nexcept ZeroDivisionError:\n    pass\n"
+            if name == "first"
+            else "import failing.words\n"
+        )
+        maker = (
+            "def maker(emission):\n    from plain.words import WORD\n    return lambda batch: "
+            "WORD\n"
+        )
         (tmp_path / name / "own.py").write_text(source + maker)
     recipes = [find_recipe(f"{tmp_path}/{name}/own.py:maker") for name in ("first", "second")]
     words = []
@@ -121,11 +153,17 @@ def test_makers_import_what_lies_beside_their_own_file(tmp_path: Path) -> None:
             words.append(recipe.maker(None)(None))
     assert words == ["first", "second"] * 2
     assert sys.modules[recipes[1].maker.__module__].failing.words.WORD == "second"
-    assert not {"plain", "plain.words", "failing", "failing.words"} & set(sys.modules), "whoever asks now would mean neither"
+    assert not {"plain", "plain.words", "failing", "failing.words"} & set(sys.modules), (
+        "whoever asks now would mean neither"
+    )
 
 
-def test_a_program_keeps_the_modules_that_it_has_imported(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the working folder, reachable without us or not, and those that have the name of a pair's helper."""
+def test_a_program_keeps_the_modules_that_it_has_imported(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the working folder, reachable without us or not, and those that have the name of a
+    pair's helper.
+    """
     package = tmp_path / "a_package_of_mine"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -155,29 +193,66 @@ def test_module_of_the_working_folder(file: Path, monkeypatch: pytest.MonkeyPatc
     (package / "pairs.py").write_text("def maker(emission): pass\n")
     monkeypatch.chdir(file.parent)
     recipe = find_recipe("some_package_of_mine.pairs:maker")
-    assert recipe.kind == "some_package_of_mine.pairs:maker" and recipe.source == "module some_package_of_mine.pairs"
+    assert (
+        recipe.kind == "some_package_of_mine.pairs:maker"
+        and recipe.source == "module some_package_of_mine.pairs"
+    )
 
 
 @pytest.mark.parametrize(
     ("contents", "spec", "says"),
     [
         (None, "none.py:maker", "cannot read {path}: No such file or directory"),
-        ("def maker(:\n", "own.py:maker", "{path} cannot be imported: line 1 of {path}: invalid syntax"),
-        ("\nimport no_such_module\n", "own.py:maker", "ModuleNotFoundError: No module named 'no_such_module' (line 2 of {path})"),
-        ("import sys\nsys.exit('bye')\n", "own.py:maker", "{path} cannot be imported: SystemExit: bye (line 2 of {path})"),
-        ("\n\n1 / 0\n", "own.py:maker", "{path} cannot be imported: ZeroDivisionError: division by zero (line 3 of {path})"),
+        (
+            "def maker(:\n",
+            "own.py:maker",
+            "{path} cannot be imported: line 1 of {path}: invalid syntax",
+        ),
+        (
+            "\nimport no_such_module\n",
+            "own.py:maker",
+            "ModuleNotFoundError: No module named 'no_such_module' (line 2 of {path})",
+        ),
+        (
+            "import sys\nsys.exit('bye')\n",
+            "own.py:maker",
+            "{path} cannot be imported: SystemExit: bye (line 2 of {path})",
+        ),
+        (
+            "\n\n1 / 0\n",
+            "own.py:maker",
+            "{path} cannot be imported: ZeroDivisionError: division by zero (line 3 of {path})",
+        ),
         ("x = '\0'\n", "own.py:maker", "{path} cannot be imported"),
-        ("def makers(): pass\n", "own.py:maker", "file {path} has no 'maker'; did you mean 'makers'?"),
-        ("maker = 3\n", "own.py:maker", "'maker' is a int, not a class or function that makes a model"),
-        ("import torch\nmaker = torch.nn.Linear(1, 1)\n", "own.py:maker", "'maker' is a module already made"),
+        (
+            "def makers(): pass\n",
+            "own.py:maker",
+            "file {path} has no 'maker'; did you mean 'makers'?",
+        ),
+        (
+            "maker = 3\n",
+            "own.py:maker",
+            "'maker' is a int, not a class or function that makes a model",
+        ),
+        (
+            "import torch\nmaker = torch.nn.Linear(1, 1)\n",
+            "own.py:maker",
+            "'maker' is a module already made",
+        ),
         ("", "own.py:", "is named path/to/file.py:attribute or module:attribute"),
         ("", ":maker", "is named path/to/file.py:attribute or module:attribute"),
         ("", "own.py:a-b", "is named path/to/file.py:attribute or module:attribute"),
-        ("", "no_such_module.x:maker", "No module named 'no_such_module'; tried the installed packages and {folder}"),
+        (
+            "",
+            "no_such_module.x:maker",
+            "No module named 'no_such_module'; tried the installed packages and {folder}",
+        ),
     ],
     ids=range(13),
 )
-def test_what_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: str | None, spec: str, says: str) -> None:
+def test_what_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: str | None, spec: str, says: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / spec.partition(":")[0]
     if contents:
@@ -197,16 +272,36 @@ def installs(folder: Path, package: str, entries: str, code: str) -> None:
 
 def test_pairs_of_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installs(
-        tmp_path, "thirdparty_a", "mine = thirdparty_a:maker\nrnn = thirdparty_a:maker\ntwice = thirdparty_a:maker", "def maker(): pass"
+        tmp_path,
+        "thirdparty_a",
+        "mine = thirdparty_a:maker\nrnn = thirdparty_a:maker\ntwice = thirdparty_a:maker",
+        "def maker(): pass",
     )
-    installs(tmp_path, "thirdparty_b", "broken = thirdparty_b:nothing\ntwice = thirdparty_b:maker\nthree = thirdparty_b:three", "three = 3")
+    installs(
+        tmp_path,
+        "thirdparty_b",
+        "broken = thirdparty_b:nothing\ntwice = thirdparty_b:maker\nthree = thirdparty_b:three",
+        "three = 3",
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert set(installed()) >= {"mine", "broken", "twice", "three"} and "rnn" not in installed()
     recipe = find_recipe("mine")
-    assert (recipe.kind, recipe.source, recipe.shipped) == ("mine", "package thirdparty_a 1.5", False)
+    assert (recipe.kind, recipe.source, recipe.shipped) == (
+        "mine",
+        "package thirdparty_a 1.5",
+        False,
+    )
     assert find_recipe("rnn").shipped
-    assert refused("broken").startswith("the pair 'broken' of package thirdparty_b 1.5 cannot be imported: AttributeError: ")
-    assert refused("three").startswith("the pair 'three' of package thirdparty_b 1.5 is a int, not a class or function")
+    assert refused("broken").startswith(
+        "the pair 'broken' of package thirdparty_b 1.5 cannot be imported: AttributeError: "
+    )
+    assert refused("three").startswith(
+        "the pair 'three' of package thirdparty_b 1.5 is a int, not a class or function"
+    )
     line = refused("twice")
-    assert line.startswith("several installed packages have a pair 'twice': ") and "thirdparty_a 1.5" in line and "thirdparty_b 1.5" in line
+    assert (
+        line.startswith("several installed packages have a pair 'twice': ")
+        and "thirdparty_a 1.5" in line
+        and "thirdparty_b 1.5" in line
+    )
     assert "did you mean 'mine'?" in refused("mines")

@@ -1,4 +1,6 @@
-"""Hidden states summed out: the scan and the forward algorithm against each other, Pyro's own, and extreme likelihoods."""
+"""Hidden states summed out: the scan and the forward algorithm against each other, Pyro's own, and
+extreme likelihoods.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def problem(n: int, steps: int, states: int) -> tuple[Tensor, Tensor, Tensor]:
-    predicted, transition = torch.randn(n, states).log_softmax(-1), torch.randn(states, states).log_softmax(-1)
+    predicted, transition = (
+        torch.randn(n, states).log_softmax(-1),
+        torch.randn(states, states).log_softmax(-1),
+    )
     return predicted, transition, 3 * torch.randn(n, steps, states)
 
 
@@ -26,17 +31,25 @@ def problem(n: int, steps: int, states: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_scan_and_steps_agree(steps: int, states: int) -> None:
     """Figures, beliefs and gradients, with and without padding, for any number of steps."""
     parts = [part.requires_grad_() for part in problem(3, steps, states)]
-    predicted, transition, likelihoods = parts[0].log_softmax(-1), parts[1].log_softmax(-1), parts[2]
+    predicted, transition, likelihoods = (
+        parts[0].log_softmax(-1),
+        parts[1].log_softmax(-1),
+        parts[2],
+    )
     ragged = torch.arange(steps) < torch.tensor([steps, steps // 2, 0]).unsqueeze(-1)
     for active in (None, ragged):
-        results = [function(predicted, transition, likelihoods, active) for function in (by_scan, by_steps)]
+        results = [
+            function(predicted, transition, likelihoods, active) for function in (by_scan, by_steps)
+        ]
         torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)
         losses = [figures.square().sum() + belief[:, 0].sum() for figures, belief in results]
         gradients = [torch.autograd.grad(loss, parts, retain_graph=True) for loss in losses]
         torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-11)
         assert all(gradient.isfinite().all() for gradient in gradients[0])
         if active is not None:
-            assert not results[0][0][~active].any() and results[0][1][2].allclose(predicted[2], rtol=1e-12)
+            assert not results[0][0][~active].any() and results[0][1][2].allclose(
+                predicted[2], rtol=1e-12
+            )
 
 
 @pytest.mark.parametrize("function", [by_scan, by_steps])
@@ -49,18 +62,26 @@ def test_discrete_hmm(function: object) -> None:
     entered = (predicted.unsqueeze(-1) + transition).logsumexp(-2)
     figures, belief = function(entered, transition, log_likelihoods(dist.Normal(loc, 0.5), x))  # type: ignore[operator]
     torch.testing.assert_close(figures.sum(-1), hmm.log_prob(x), rtol=0, atol=1e-10)
-    torch.testing.assert_close(belief, (hmm.filter(x).logits.unsqueeze(-1) + transition).logsumexp(-2), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        belief, (hmm.filter(x).logits.unsqueeze(-1) + transition).logsumexp(-2), rtol=0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("function", [by_scan, by_steps])
 def test_likelihoods_worlds_apart(function: object) -> None:
-    """An outlier that only one state can explain, by ten thousand nats, and a figure of ten thousand steps."""
+    """An outlier that only one state can explain, by ten thousand nats, and a figure of ten
+    thousand steps.
+    """
     predicted, transition, likelihoods = problem(1, 6, 3)
     likelihoods[0, 2] = torch.tensor([-1e4, -2e4, -3.0])
     likelihoods[0, 3] = torch.tensor([-5.0, -2e4, -1e4])
     total = torch.full((), -math.inf)
     for path in torch.cartesian_prod(*[torch.arange(3)] * 6):
-        chain = predicted[0, path[0]] + transition[path[:-1], path[1:]].sum() + likelihoods[0, range(6), path].sum()
+        chain = (
+            predicted[0, path[0]]
+            + transition[path[:-1], path[1:]].sum()
+            + likelihoods[0, range(6), path].sum()
+        )
         total = torch.logaddexp(total, chain)
     figures, _ = function(predicted, transition, likelihoods)  # type: ignore[operator]
     torch.testing.assert_close(figures.sum(), total, rtol=1e-12, atol=1e-10)
@@ -79,17 +100,31 @@ def test_states_that_cannot_be_left() -> None:
         joint = belief * likelihoods[:, t].exp()
         expected, belief = expected + joint.sum().log(), joint / joint.sum() @ transition.exp()
     for function in (by_scan, by_steps):
-        assert function(predicted, transition, likelihoods)[0].sum().item() == pytest.approx(expected.item(), abs=1e-12)
+        assert function(predicted, transition, likelihoods)[0].sum().item() == pytest.approx(
+            expected.item(), abs=1e-12
+        )
 
 
 def test_float32_is_worked_in_float64() -> None:
     predicted, transition, likelihoods = problem(2, 5, 4)
     figures, _ = filtered(predicted.float(), transition.float(), likelihoods.float())
-    expected, _ = by_steps(*(part.float().double().log_softmax(-1) for part in (predicted, transition)), likelihoods.float().double())
+    expected, _ = by_steps(
+        *(part.float().double().log_softmax(-1) for part in (predicted, transition)),
+        likelihoods.float().double(),
+    )
     torch.testing.assert_close(figures, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("emission", [Categorical(4), Bernoulli(), Normal(), Independent(Bernoulli(), (2, 3)), Independent(Normal(), 3)])
+@pytest.mark.parametrize(
+    "emission",
+    [
+        Categorical(4),
+        Bernoulli(),
+        Normal(),
+        Independent(Bernoulli(), (2, 3)),
+        Independent(Normal(), 3),
+    ],
+)
 def test_every_states_likelihood(emission: Categorical) -> None:
     """Table look-ups and matrix products are what `log_prob` says, and so are their gradients."""
     features = torch.randn(5, emission.num_features, requires_grad=True)
@@ -98,7 +133,10 @@ def test_every_states_likelihood(emission: Categorical) -> None:
     actual = log_likelihoods(emission(features), values)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     weights = torch.randn(2, 7, 5)
-    (left,), (right,) = (torch.autograd.grad((weights * x).sum(), features, retain_graph=True) for x in (actual, expected))
+    (left,), (right,) = (
+        torch.autograd.grad((weights * x).sum(), features, retain_graph=True)
+        for x in (actual, expected)
+    )
     torch.testing.assert_close(left, right, rtol=1e-11, atol=1e-12)
 
 

@@ -23,7 +23,11 @@ def both(*shape: int) -> tuple[LazyCategorical, dist.Categorical]:
 
 def test_densities_and_moments() -> None:
     lazy, eager = both(4, 3, 5)
-    assert (lazy.batch_shape, lazy.event_shape, lazy.param_shape) == (eager.batch_shape, eager.event_shape, eager.param_shape)
+    assert (lazy.batch_shape, lazy.event_shape, lazy.param_shape) == (
+        eager.batch_shape,
+        eager.event_shape,
+        eager.param_shape,
+    )
     symbols = torch.randint(5, (4, 3))
     torch.testing.assert_close(lazy.log_prob(symbols), eager.log_prob(symbols))
     torch.testing.assert_close(lazy.logits, eager.logits)
@@ -64,9 +68,13 @@ def test_shapes_of_samples(batch_shape: tuple[int, ...], sample_shape: tuple[int
 
 
 def test_frequencies() -> None:
-    """Each within five standard errors of its probability; what is impossible never occurs, at the ends and in between."""
+    """Each within five standard errors of its probability; what is impossible never occurs, at the
+    ends and in between.
+    """
     never = -torch.inf
-    scores = torch.tensor([[never, 0.0, never, 2.0, -6.0, never], [1.0, never, 0.5, never, never, 0.0]])
+    scores = torch.tensor(
+        [[never, 0.0, never, 2.0, -6.0, never], [1.0, never, 0.5, never, never, 0.0]]
+    )
     p = scores.softmax(-1)
     sample = LazyCategorical(scores, validate_args=False).sample((MANY,))
     counts = torch.stack([torch.bincount(column, minlength=6) for column in sample.unbind(1)])
@@ -75,9 +83,13 @@ def test_frequencies() -> None:
 
 
 def test_float32_reaches_small_probabilities() -> None:
-    """A symbol below float32's resolution of uniform numbers is not left out of the distribution function."""
+    """A symbol below float32's resolution of uniform numbers is not left out of the distribution
+    function.
+    """
     lazy = LazyCategorical(torch.tensor([0.0, -20.0], dtype=torch.float32))
-    assert lazy.probs.cumsum(-1, dtype=torch.double).diff().item() == pytest.approx(2.06e-9, rel=1e-2)
+    assert lazy.probs.cumsum(-1, dtype=torch.double).diff().item() == pytest.approx(
+        2.06e-9, rel=1e-2
+    )
     assert lazy.sample().dtype == torch.long
 
 
@@ -97,9 +109,13 @@ def test_enumeration() -> None:
 
     def loss(kind: object) -> float:
         enumerated = config_enumerate(lambda: model(kind))
-        return SVI(enumerated, lambda: None, pyro.optim.Adam({}), TraceEnum_ELBO(max_plate_nesting=1)).evaluate_loss()
+        return SVI(
+            enumerated, lambda: None, pyro.optim.Adam({}), TraceEnum_ELBO(max_plate_nesting=1)
+        ).evaluate_loss()
 
-    assert loss(LazyCategorical) == pytest.approx(loss(lambda scores: dist.Categorical(logits=scores)), rel=1e-12)
+    assert loss(LazyCategorical) == pytest.approx(
+        loss(lambda scores: dist.Categorical(logits=scores)), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("num", [600, 640, 5_000])
@@ -113,18 +129,27 @@ def test_many_symbols_are_drawn_by_their_probabilities(num: int) -> None:
         p = logits[row].softmax(-1)
         assert not counts[p == 0].any()
         groups = torch.arange(num) // 20  # so that each is expected often enough
-        expected, seen = (torch.zeros(int(groups[-1]) + 1).index_add(0, groups, x) for x in (MANY * p, counts))
+        expected, seen = (
+            torch.zeros(int(groups[-1]) + 1).index_add(0, groups, x) for x in (MANY * p, counts)
+        )
         statistic = ((seen - expected).square() / expected).sum()
         freedom = len(expected) - 1
-        assert abs(statistic - freedom) < 5 * (2 * freedom) ** 0.5  # the deviation of a chi-squared statistic
+        # the deviation of a chi-squared statistic
+        assert abs(statistic - freedom) < 5 * (2 * freedom) ** 0.5
 
 
-def test_uniform_numbers_at_the_edges_give_possible_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uniform_numbers_at_the_edges_give_possible_symbols(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     logits = torch.full((3, 1_000), -torch.inf)
     for row, symbol in enumerate((0, 517, 999)):
         logits[row, symbol] = 0.0
     for edge in (0.0, 1.0):  # torch.rand gives 0, and nearly gives 1
-        monkeypatch.setattr(torch, "rand", lambda *shape, edge=edge, **kwargs: torch.full(shape, edge, dtype=torch.double))
+        monkeypatch.setattr(
+            torch,
+            "rand",
+            lambda *shape, edge=edge, **kwargs: torch.full(shape, edge, dtype=torch.double),
+        )
         assert LazyCategorical(logits).sample().tolist() == [0, 517, 999]
 
 

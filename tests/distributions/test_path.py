@@ -1,4 +1,6 @@
-"""Markov paths: density, law of samples, divergence and gradients, against loops and a Gaussian written out by hand."""
+"""Markov paths: density, law of samples, divergence and gradients, against loops and a Gaussian
+written out by hand.
+"""
 
 from __future__ import annotations
 
@@ -46,13 +48,17 @@ class Linear(nn.Module):
 
     @torch.no_grad()
     def gaussian(self, n: int) -> dist.MultivariateNormal:
-        """The law of the whole path of sequence n, flattened: z = M (b + s noise) + c, with M built block by block."""
+        """The law of the whole path of sequence n, flattened: z = M (b + s noise) + c, with M built
+        block by block.
+        """
         blocks = torch.zeros(STEPS, SIZE, STEPS, SIZE)
         for t in range(STEPS):
             for k in range(t + 1):
                 blocks[t, :, k] = torch.linalg.matrix_power(self.a, t - k)
         matrix = blocks.view(STEPS * SIZE, STEPS * SIZE)
-        start = torch.cat([torch.linalg.matrix_power(self.a, t + 1) @ self.first[n] for t in range(STEPS)])
+        start = torch.cat(
+            [torch.linalg.matrix_power(self.a, t + 1) @ self.first[n] for t in range(STEPS)]
+        )
         scaled = matrix * self.s[n].flatten()
         return dist.MultivariateNormal(start + matrix @ self.b[n].flatten(), scaled @ scaled.t())
 
@@ -68,8 +74,14 @@ def loop(net: NormalNet, features: Tensor, first: Tensor, path: Tensor) -> Tenso
 
 @pytest.fixture
 def network() -> tuple[NormalNet, Tensor, Tensor, MarkovPath]:
-    net, features, first = NormalNet(3 + SIZE, (4,), SIZE), torch.randn(N, STEPS, 3), torch.randn(N, SIZE)
-    path = MarkovPath(first, lambda previous, steps: net(features[:, steps], previous), STEPS, active=ACTIVE)
+    net, features, first = (
+        NormalNet(3 + SIZE, (4,), SIZE),
+        torch.randn(N, STEPS, 3),
+        torch.randn(N, SIZE),
+    )
+    path = MarkovPath(
+        first, lambda previous, steps: net(features[:, steps], previous), STEPS, active=ACTIVE
+    )
     return net, features, first, path
 
 
@@ -87,7 +99,9 @@ class TestDensity:
     def test_against_a_gaussian(self) -> None:
         linear = Linear()
         z = torch.randn(7, N, STEPS, SIZE)
-        expected = torch.stack([linear.gaussian(n).log_prob(z[:, n].flatten(1)) for n in range(N)], -1)
+        expected = torch.stack(
+            [linear.gaussian(n).log_prob(z[:, n].flatten(1)) for n in range(N)], -1
+        )
         torch.testing.assert_close(linear.path().log_prob(z), expected, rtol=1e-10, atol=1e-10)
 
     def test_padding_changes_nothing(self, network: Any) -> None:
@@ -98,13 +112,17 @@ class TestDensity:
 
     def test_no_steps(self) -> None:
         features, net = torch.zeros(N, 0, 1), NormalNet(1 + SIZE, (), SIZE)
-        path = MarkovPath(torch.zeros(N, SIZE), lambda previous, steps: net(features[:, steps], previous), 0)
+        path = MarkovPath(
+            torch.zeros(N, SIZE), lambda previous, steps: net(features[:, steps], previous), 0
+        )
         assert path.rsample().shape == (N, 0, SIZE)
         assert path.log_prob(path.rsample()).tolist() == [0] * N
 
 
 class TestWhatIsKept:
-    """The conditionals of the latest path are shared by density and divergence, but never where they would be wrong."""
+    """The conditionals of the latest path are shared by density and divergence, but never where
+    they would be wrong.
+    """
 
     def test_conditionals_are_computed_once(self) -> None:
         calls: list[slice] = []
@@ -155,14 +173,18 @@ class TestSamples:
             assert errors.abs().max() < 4.5
 
     def test_is_reparameterised(self) -> None:
-        """z = f(noise): the same noise gives the same path, by the loop and by a sampler that claims to be its equal."""
+        """z = f(noise): the same noise gives the same path, by the loop and by a sampler that
+        claims to be its equal.
+        """
         linear = Linear()
         by_loop = linear.path()
 
         def sampler(noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
             previous, steps = first, []
             for t in range(STEPS):
-                previous = previous @ linear.a.t() + linear.b[:, t] + linear.s[:, t] * noise[..., t, :]
+                previous = (
+                    previous @ linear.a.t() + linear.b[:, t] + linear.s[:, t] * noise[..., t, :]
+                )
                 steps.append(previous)
             path = torch.stack(steps, -2)
             return path, linear.s.expand_as(path)
@@ -178,7 +200,9 @@ class TestSamples:
             torch.testing.assert_close(other, results[0])
 
     def test_density_of_its_own_sample_needs_no_second_pass(self) -> None:
-        """log q(z(noise)) from the noise alone equals the density of any equal path, in value and in every gradient."""
+        """log q(z(noise)) from the noise alone equals the density of any equal path, in value and
+        in every gradient.
+        """
         net = NormalNet(SIZE, (4,), SIZE)
         path = MarkovPath(torch.randn(N, SIZE), lambda previous, steps: net(previous), STEPS)
         z = path.rsample()
@@ -186,7 +210,10 @@ class TestSamples:
             own = path.log_prob(z)
         other = path.log_prob(z.clone())
         torch.testing.assert_close(own, other)
-        mine, its = (torch.autograd.grad(log_prob.sum(), list(net.parameters()), retain_graph=True) for log_prob in (own, other))
+        mine, its = (
+            torch.autograd.grad(log_prob.sum(), list(net.parameters()), retain_graph=True)
+            for log_prob in (own, other)
+        )
         torch.testing.assert_close(mine, its)
 
     def test_latest_sample(self) -> None:
@@ -208,8 +235,12 @@ class TestShapes:
         z = wide.rsample()
         assert wide.batch_shape == (4, N) and z.shape == (4, N, STEPS, SIZE)
         torch.testing.assert_close(wide.log_prob(z), path.log_prob(z))
-        single = MarkovPath(torch.zeros(1, SIZE), lambda previous, steps: dist.Normal(previous, 1.0), STEPS).expand((N,))
-        assert single.rsample().shape == (N, STEPS, SIZE) and single.log_prob(single.rsample()).shape == (N,)
+        single = MarkovPath(
+            torch.zeros(1, SIZE), lambda previous, steps: dist.Normal(previous, 1.0), STEPS
+        ).expand((N,))
+        assert single.rsample().shape == (N, STEPS, SIZE) and single.log_prob(
+            single.rsample()
+        ).shape == (N,)
 
     def test_as_a_site(self, network: Any) -> None:
         *_, path = network
@@ -221,7 +252,9 @@ class TestShapes:
         trace = poutine.trace(model).get_trace()
         trace.compute_log_prob()
         assert trace.nodes["z"]["value"].shape == (4, N, STEPS, SIZE)
-        torch.testing.assert_close(trace.nodes["z"]["log_prob"], path.log_prob(trace.nodes["z"]["value"]))
+        torch.testing.assert_close(
+            trace.nodes["z"]["log_prob"], path.log_prob(trace.nodes["z"]["value"])
+        )
 
 
 class TestDivergence:
@@ -230,19 +263,27 @@ class TestDivergence:
         q, p = (
             MarkovPath(
                 torch.zeros(N, SIZE),
-                lambda previous, steps, i=i: dist.Normal(locs[i][:, steps] + 0 * previous, scales[i][:, steps]),
+                lambda previous, steps, i=i: dist.Normal(
+                    locs[i][:, steps] + 0 * previous, scales[i][:, steps]
+                ),
                 STEPS,
                 active=ACTIVE,
             )
             for i in range(2)
         )
         q.rsample()
-        closed = (scales[1] / scales[0]).log() + (scales[0] ** 2 + (locs[0] - locs[1]) ** 2) / (2 * scales[1] ** 2) - 0.5
+        closed = (
+            (scales[1] / scales[0]).log()
+            + (scales[0] ** 2 + (locs[0] - locs[1]) ** 2) / (2 * scales[1] ** 2)
+            - 0.5
+        )
         torch.testing.assert_close(step_kl(q, p), closed)
         torch.testing.assert_close(kl_divergence(q, p), (closed.sum(-1) * ACTIVE).sum(-1))
 
     def test_is_unbiased(self) -> None:
-        """Its mean over samples is the divergence of the two Gaussians, and its spread below the plain estimate's."""
+        """Its mean over samples is the divergence of the two Gaussians, and its spread below the
+        plain estimate's.
+        """
         k = 20_000
         q, p = Linear(), Linear(0.5)
         left, right = q.path(), p.path()
@@ -269,7 +310,9 @@ class TestDivergence:
         assert loss == pytest.approx(kl_divergence(q, p).sum().item(), rel=1e-12)
 
     def test_gradients(self) -> None:
-        """Density and divergence, in everything that they are computed from, against finite differences."""
+        """Density and divergence, in everything that they are computed from, against finite
+        differences.
+        """
         linear, other = Linear(), Linear(0.5)
         noise = torch.randn(N, STEPS, SIZE)
         active = ACTIVE

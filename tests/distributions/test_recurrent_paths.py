@@ -1,4 +1,6 @@
-"""Latent paths with a recurrence over the latents, and with flows: densities against loops over plain distributions, in float64."""
+"""Latent paths with a recurrence over the latents, and with flows: densities against loops over
+plain distributions, in float64.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,11 @@ class Chain:
             normal, running = self.conditional(previous.unsqueeze(1), slice(t, t + 1), running)
             step = dist.Normal(normal.loc[:, 0], normal.scale[:, 0]).to_event(1)
             previous = path[:, t]
-            steps.append((dist.TransformedDistribution(step, list(flows)) if flows else step).log_prob(previous))
+            steps.append(
+                (dist.TransformedDistribution(step, list(flows)) if flows else step).log_prob(
+                    previous
+                )
+            )
         return torch.stack(steps, -1)
 
 
@@ -59,11 +65,17 @@ def test_density_of_samples_and_of_given_paths(flowing: bool) -> None:
         expected = torch.where(ACTIVE, chain.loop(sample, flows), 0.0)
         torch.testing.assert_close(path.step_log_prob(sample), expected)
         torch.testing.assert_close(path.step_log_prob(sample.clone()), expected)
-        torch.testing.assert_close(chain.path(active=ACTIVE, **options).log_prob(sample), expected.sum(-1))
+        torch.testing.assert_close(
+            chain.path(active=ACTIVE, **options).log_prob(sample), expected.sum(-1)
+        )
         given = torch.randn(N, STEPS, SIZE)
-        torch.testing.assert_close(path.step_log_prob(given), torch.where(ACTIVE, chain.loop(given, flows), 0.0))
+        torch.testing.assert_close(
+            path.step_log_prob(given), torch.where(ACTIVE, chain.loop(given, flows), 0.0)
+        )
         again = path.expand((4, N))
-        torch.testing.assert_close(again.log_prob(given.expand(4, N, STEPS, SIZE)), path.log_prob(given).expand(4, N))
+        torch.testing.assert_close(
+            again.log_prob(given.expand(4, N, STEPS, SIZE)), path.log_prob(given).expand(4, N)
+        )
         assert again.rsample().shape == (4, N, STEPS, SIZE)
         assert chain.path(**options).rsample((2,)).shape == (2, N, STEPS, SIZE)
 
@@ -79,7 +91,9 @@ def test_gradients_of_a_flowing_sample_are_those_of_the_loop() -> None:
 
 
 def test_a_flow_moves_the_law_as_it_says() -> None:
-    """The evidence of a flowing path integrates to one, by importance weights of its samples under a broad normal."""
+    """The evidence of a flowing path integrates to one, by importance weights of its samples under
+    a broad normal.
+    """
     torch.manual_seed(3)
     chain = Chain()
     path = chain.path(FlowPath, flows=[affine_autoregressive(SIZE, hidden_dims=[3])])
@@ -96,28 +110,42 @@ def test_no_analytic_divergence_from_a_flow() -> None:
     flowing = chain.path(FlowPath, flows=[affine_autoregressive(SIZE, hidden_dims=[3])])
     flowing.rsample()
     with pytest.raises(NotImplementedError):
-        kl_divergence(flowing, MarkovPath(chain.first, lambda previous, steps: dist.Normal(previous, 1.0), STEPS))
+        kl_divergence(
+            flowing,
+            MarkovPath(chain.first, lambda previous, steps: dist.Normal(previous, 1.0), STEPS),
+        )
 
 
 @pytest.mark.parametrize("lead", [(N,), (2, N)])
 def test_combined_path_is_its_loop(lead: tuple[int, ...]) -> None:
     """In value and in every gradient."""
     combiner = Combiner(SIZE, HIDDEN, epsilon=0.01)
-    inputs = [torch.randn(*lead, STEPS, SIZE), torch.randn(*lead, SIZE), torch.randn(N, STEPS, HIDDEN)]
+    inputs = [
+        torch.randn(*lead, STEPS, SIZE),
+        torch.randn(*lead, SIZE),
+        torch.randn(N, STEPS, HIDDEN),
+    ]
     noise, first, evidence = (x.requires_grad_() for x in inputs)
-    expected = MarkovPath(first, lambda previous, steps: combiner(evidence[:, steps], previous), STEPS).path_of(noise, first)
+    expected = MarkovPath(
+        first, lambda previous, steps: combiner(evidence[:, steps], previous), STEPS
+    ).path_of(noise, first)
     actual = sample_combined_path(noise, first, combiner, evidence)
     torch.testing.assert_close(actual, expected)
     leaves = [noise, first, evidence, *combiner.parameters()]
     weight = torch.randn(2, *expected[0].shape)
-    grads = [torch.autograd.grad((torch.stack(result) * weight).sum(), leaves) for result in (actual, expected)]
+    grads = [
+        torch.autograd.grad((torch.stack(result) * weight).sum(), leaves)
+        for result in (actual, expected)
+    ]
     torch.testing.assert_close(*grads)
     empty = sample_combined_path(noise[..., :0, :], first, combiner, evidence[:, :0])
     assert empty[0].shape == (*lead, 0, SIZE)
 
 
 def test_a_new_gated_transition_stays_near_where_it_is() -> None:
-    """With the gate shut it is linear, W = I; with it open, the proposal; the scale is the proposal's alone."""
+    """With the gate shut it is linear, W = I; with it open, the proposal; the scale is the
+    proposal's alone.
+    """
     transition = GatedTransition(SIZE, (3,), 1, epsilon=0.1)
     z, features = torch.randn(N, SIZE), torch.randn(N, 1)
     with torch.no_grad():

@@ -1,4 +1,6 @@
-"""The API reference builds without a warning, loads nothing from a network, and says what the code says."""
+"""The API reference builds without a warning, loads nothing from a network, and says what the code
+says.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +30,31 @@ TAGS = re.compile(
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built pages; a warning on the way is an error."""
     folder = tmp_path_factory.mktemp("reference")
-    built = subprocess.run([sys.executable, "-P", ROOT / "tools" / "api_reference.py", folder], capture_output=True, text=True)
+    built = subprocess.run(
+        [sys.executable, "-P", ROOT / "tools" / "api_reference.py", folder],
+        capture_output=True,
+        text=True,
+    )
     assert built.returncode == 0 and built.stderr == "", built.stderr
     return folder
 
 
 def module_names() -> list[str]:
     """The modules with a page: all but the command's."""
-    folders = {"pyro_seq": ROOT / "pyro_seq", "pyro_seq.models": ROOT / "models", "pyro_seq.guides": ROOT / "guides"}
-    files = {name: [file.relative_to(folder).with_suffix("") for file in folder.rglob("*.py")] for name, folder in folders.items()}
-    names = {".".join((name, *file.parts)).removesuffix(".__init__") for name, inner in files.items() for file in inner}
+    folders = {
+        "pyro_seq": ROOT / "pyro_seq",
+        "pyro_seq.models": ROOT / "models",
+        "pyro_seq.guides": ROOT / "guides",
+    }
+    files = {
+        name: [file.relative_to(folder).with_suffix("") for file in folder.rglob("*.py")]
+        for name, folder in folders.items()
+    }
+    names = {
+        ".".join((name, *file.parts)).removesuffix(".__init__")
+        for name, inner in files.items()
+        for file in inner
+    }
     return sorted(names - {"pyro_seq.text.data"})
 
 
@@ -59,18 +76,30 @@ class Page(HTMLParser):
         if tag == "a" and target and ":" not in target:
             self.links.add((self.path.parent / target).resolve())
         elif tag != "a":
-            self.loaded += [value for name, value in attrs if name in ("href", "src", "srcset", "data") and value]
+            self.loaded += [
+                value
+                for name, value in attrs
+                if name in ("href", "src", "srcset", "data") and value
+            ]
 
 
 def test_every_module_has_a_page(reference: Path) -> None:
-    pages = {page.relative_to(reference).with_suffix("").as_posix().replace("/", ".") for page in reference.rglob("*.html")}
+    pages = {
+        page.relative_to(reference).with_suffix("").as_posix().replace("/", ".")
+        for page in reference.rglob("*.html")
+    }
     assert pages - {"index"} == set(module_names())
     root = Page(reference / "pyro_seq.html")
-    assert {reference / "pyro_seq" / "scoring.html", reference / "pyro_seq" / "models.html"} <= root.links
+    assert {
+        reference / "pyro_seq" / "scoring.html",
+        reference / "pyro_seq" / "models.html",
+    } <= root.links
 
 
 def test_pages_stand_alone(reference: Path) -> None:
-    """No script, style or image of another host; links between pages lead to pages; and no formula has become a tag."""
+    """No script, style or image of another host; links between pages lead to pages; and no formula
+    has become a tag.
+    """
     for path in reference.rglob("*.html"):
         page, text = Page(path), path.read_text(encoding="utf-8")
         assert not [tag for tag in page.tags if not TAGS.fullmatch(tag)], path
@@ -89,12 +118,16 @@ def test_formulas_survive(reference: Path) -> None:
 
 
 def public(owner: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """(its name, what it is) of every public class, function and method that a module or class defines itself."""
+    """(its name, what it is) of every public class, function and method that a module or class
+    defines itself.
+    """
     for name, value in vars(owner).items():
         value = value.__func__ if isinstance(value, classmethod | staticmethod) else value
         if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
             continue
-        if inspect.getmodule(value) is not (owner if inspect.ismodule(owner) else inspect.getmodule(owner)):
+        if inspect.getmodule(value) is not (
+            owner if inspect.ismodule(owner) else inspect.getmodule(owner)
+        ):
             continue
         full = f"{owner.__name__}.{name}"
         yield full, value
@@ -112,12 +145,18 @@ def arguments(docstring: str) -> set[str] | None:
 
 
 def parameters(value: Callable[..., Any]) -> set[str]:
-    """The parameters of a function, or of a class's constructor and, where that hands keywords on, of those it inherits from."""
+    """The parameters of a function, or of a class's constructor and, where that hands keywords on,
+    of those it inherits from.
+    """
     if not inspect.isclass(value):
         return set(inspect.signature(value).parameters) - {"self", "cls"}
     found: set[str] = set(inspect.signature(value).parameters)
     for kind in value.__mro__:
-        given = inspect.signature(vars(kind)["__init__"]).parameters if inspect.isfunction(vars(kind).get("__init__")) else {}
+        given = (
+            inspect.signature(vars(kind)["__init__"]).parameters
+            if inspect.isfunction(vars(kind).get("__init__"))
+            else {}
+        )
         found |= set(given) - {"self"}
         if given and not any(each.kind is each.VAR_KEYWORD for each in given.values()):
             break
@@ -133,8 +172,12 @@ def test_docstrings_say_what_signatures_say(name: str) -> None:
         assert docstring, f"{full} has no docstring"
         if (named := arguments(docstring)) is not None:
             taken = parameters(value)
-            assert named <= taken, f"{full} has no parameter {sorted(named - taken)}, which its docstring names"
-            assert inspect.isclass(value) or named == taken, f"the docstring of {full} leaves out {sorted(taken - named)}"
+            assert named <= taken, (
+                f"{full} has no parameter {sorted(named - taken)}, which its docstring names"
+            )
+            assert inspect.isclass(value) or named == taken, (
+                f"the docstring of {full} leaves out {sorted(taken - named)}"
+            )
 
 
 @pytest.mark.parametrize("package", ["pyro_seq", "pyro_seq.models", "pyro_seq.guides"])
@@ -160,4 +203,10 @@ def test_the_check_sees_faults() -> None:
 
     assert arguments(inspect.getdoc(scaled) or "") == {"x", "by", "rest"}
     assert parameters(scaled) == {"x", "factor"}
-    assert parameters(pyro_seq.SequenceBatch) == {"values", "lengths", "inputs", "state", "num_steps"}
+    assert parameters(pyro_seq.SequenceBatch) == {
+        "values",
+        "lengths",
+        "inputs",
+        "state",
+        "num_steps",
+    }

@@ -17,20 +17,33 @@ LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 
 
 def python_blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
 
 
 def pyroseq_lines(page: Path) -> list[str]:
-    blocks = re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [line.removeprefix("$ pyroseq ") for block in blocks for line in block.splitlines() if line.startswith("$ pyroseq ")]
+    blocks = re.findall(
+        r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return [
+        line.removeprefix("$ pyroseq ")
+        for block in blocks
+        for line in block.splitlines()
+        if line.startswith("$ pyroseq ")
+    ]
 
 
 def test_there_is_code_to_run() -> None:
     assert sum(len(python_blocks(page)) for page in PAGES) >= 3
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
-def test_code_runs_from_top_to_bottom(page: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name
+)
+def test_code_runs_from_top_to_bottom(
+    page: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     names: dict[str, object] = {}
     for number, block in enumerate(python_blocks(page)):
@@ -38,10 +51,14 @@ def test_code_runs_from_top_to_bottom(page: Path, capsys: pytest.CaptureFixture[
 
 
 def test_page_on_own_pairs_shows_its_example() -> None:
-    assert (ROOT / "examples" / "topic.py").read_text(encoding="utf-8") in python_blocks(ROOT / "docs" / "custom-pairs.md")
+    assert (ROOT / "examples" / "topic.py").read_text(encoding="utf-8") in python_blocks(
+        ROOT / "docs" / "custom-pairs.md"
+    )
 
 
-def test_commands_of_the_page_on_own_pairs_run(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_the_page_on_own_pairs_run(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As they stand, but for sizes: from the check to the sample."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     shutil.copy(corpus, tmp_path / "corpus.txt")
@@ -57,7 +74,13 @@ def test_commands_of_the_page_on_own_pairs_run(tmp_path: Path, corpus: Path, mon
     for line in lines:
         words = shlex.split(line.replace("3000", "4"))
         if words[:2] == ["text", "train"] and "--resume" not in words:
-            sizes = ["text.window=6", "text.batch_size=4", "text.embedding_size=3", "training.num_steps=2", "training.valid_every=2"]
+            sizes = [
+                "text.window=6",
+                "text.batch_size=4",
+                "text.embedding_size=3",
+                "training.num_steps=2",
+                "training.valid_every=2",
+            ]
             words += [word for size in sizes for word in ("--set", size)]
         with pytest.raises(SystemExit) as ended:
             main(words)
@@ -65,23 +88,38 @@ def test_commands_of_the_page_on_own_pairs_run(tmp_path: Path, corpus: Path, mon
 
 
 def links(page: Path) -> list[tuple[Path, str]]:
-    """The files of this repository that a page links to, each with the heading that it names, if any."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    """The files of this repository that a page links to, each with the heading that it names, if
+    any.
+    """
+    text = re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
     targets = [target.partition("#") for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)]
-    return [((page.parent / file).resolve() if file else page, heading) for file, _, heading in targets]
+    return [
+        ((page.parent / file).resolve() if file else page, heading) for file, _, heading in targets
+    ]
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings of a page as links name them: lower case, without punctuation, hyphens for spaces."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+    """The headings of a page as links name them: lower case, without punctuation, hyphens for
+    spaces.
+    """
+    text = re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    return {
+        re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     for target, heading in links(page):
         assert target.exists(), f"{page.name} links to {target}"
-        assert not heading or heading in anchors(target), f"{page.name} links to {target.name}#{heading}, a heading that is not there"
+        assert not heading or heading in anchors(target), (
+            f"{page.name} links to {target.name}#{heading}, a heading that is not there"
+        )
 
 
 def test_readme_lists_every_page() -> None:

@@ -1,4 +1,6 @@
-"""The emission by convolution over keys: its density against its definition written out, its samples against its density."""
+"""The emission by convolution over keys: its density against its definition written out, its
+samples against its density.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,12 @@ def _float64(float64: None) -> None:
 
 
 def made(**options: Any) -> KeyConvolution:
-    emission = KeyConvolution(K, N, H, **{"reach": 2, "reach_below": 3, "autoregressive": True, "activation": "tanh"} | options)
+    emission = KeyConvolution(
+        K,
+        N,
+        H,
+        **{"reach": 2, "reach_below": 3, "autoregressive": True, "activation": "tanh"} | options,
+    )
     torch.nn.init.normal_(emission.outward)
     return emission
 
@@ -71,10 +78,18 @@ def all_vectors() -> Tensor:
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("autoregressive", [False, True])
-def test_the_density_is_the_product_of_its_conditionals_and_sums_to_one(num_layers: int, autoregressive: bool) -> None:
-    emission, features, vectors = made(num_layers=num_layers, autoregressive=autoregressive), some(), all_vectors()
+def test_the_density_is_the_product_of_its_conditionals_and_sums_to_one(
+    num_layers: int, autoregressive: bool
+) -> None:
+    emission, features, vectors = (
+        made(num_layers=num_layers, autoregressive=autoregressive),
+        some(),
+        all_vectors(),
+    )
     found = emission(*features).log_prob(vectors)
-    torch.testing.assert_close(found, torch.stack([by_definition(emission, *features, x) for x in vectors]))
+    torch.testing.assert_close(
+        found, torch.stack([by_definition(emission, *features, x) for x in vectors])
+    )
     torch.testing.assert_close(found.exp().sum(), torch.tensor(1.0))
 
 
@@ -84,7 +99,9 @@ def test_the_density_is_the_product_of_its_conditionals_and_sums_to_one(num_laye
 def test_features_broadcast_over_frames_and_observations(
     lead: tuple[int, ...], own: bool, autoregressive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frames and observations may lack the dimensions that particles have added, whose `own` observations they may be as well."""
+    """Frames and observations may lack the dimensions that particles have added, whose `own`
+    observations they may be as well.
+    """
     monkeypatch.setattr(key_convolution, "ROWS", 5)  # several parts, the last one smaller
     emission = made(autoregressive=autoregressive)
     features, (_, frames) = torch.randn(*lead, 7, K + H), some(7)
@@ -93,7 +110,11 @@ def test_features_broadcast_over_frames_and_observations(
     found = distribution.log_prob(x)
     assert found.shape == (*lead, 7)
     rows = zip(features.view(-1, 7, K + H), x.expand(*lead, 7, K).reshape(-1, 7, K), strict=True)
-    wanted = [by_definition(emission, f, y, one) for fs, xs in rows for f, y, one in zip(fs, frames, xs, strict=True)]
+    wanted = [
+        by_definition(emission, f, y, one)
+        for fs, xs in rows
+        for f, y, one in zip(fs, frames, xs, strict=True)
+    ]
     torch.testing.assert_close(found.flatten(), torch.stack(wanted))
     wider = distribution.expand((7, *lead, 7))
     assert wider.batch_shape == (7, *lead, 7)
@@ -103,19 +124,26 @@ def test_features_broadcast_over_frames_and_observations(
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_samples_have_the_law_of_the_density(temperature: float) -> None:
-    """The 32 vectors' counts against their probabilities: chi-square with 31 degrees of freedom, 1 in 10,000 beyond 68."""
+    """The 32 vectors' counts against their probabilities: chi-square with 31 degrees of freedom, 1
+    in 10,000 beyond 68.
+    """
     torch.manual_seed(0)
     distribution, n = sharpened(made()(*some()), temperature=temperature), 20_000
     p = distribution.log_prob(all_vectors()).detach().exp()
     torch.testing.assert_close(p.sum(), torch.tensor(1.0))
-    counts = torch.bincount((distribution.sample((n,)).long() * (2 ** torch.arange(K - 1, -1, -1))).sum(-1), minlength=32)
+    counts = torch.bincount(
+        (distribution.sample((n,)).long() * (2 ** torch.arange(K - 1, -1, -1))).sum(-1),
+        minlength=32,
+    )
     assert float(((counts - n * p) ** 2 / (n * p)).sum()) < 68
     with pytest.raises(UserError, match="top-k does not apply"):
         sharpened(distribution, top_k=2)
 
 
 def test_a_motion_is_the_same_at_all_keys() -> None:
-    """Without what is learnt of single keys, frames and keys moved up by one have the same logits there, away from the edges."""
+    """Without what is learnt of single keys, frames and keys moved up by one have the same logits
+    there, away from the edges.
+    """
     emission = made(reach=1, reach_below=1)
     assert emission.inward is not None
     torch.nn.init.zeros_(emission.places)
@@ -123,7 +151,10 @@ def test_a_motion_is_the_same_at_all_keys() -> None:
     features, frames = torch.zeros(K + H), torch.zeros(N, K)
     frames[0, 1] = frames[1, 2] = 1
     x = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])
-    low, high = (emission.logits(features, last.flatten(), value=at) for last, at in ((frames, x), (frames.roll(1, 1), x.roll(1))))
+    low, high = (
+        emission.logits(features, last.flatten(), value=at)
+        for last, at in ((frames, x), (frames.roll(1, 1), x.roll(1)))
+    )
     torch.testing.assert_close(low[1:-1], high[2:])
 
 
@@ -135,7 +166,9 @@ def test_dropout_is_of_training_alone_and_one_mask_a_vector() -> None:
     assert emission.eval()(*features).keep is None
 
 
-@pytest.mark.parametrize("name", ["size", "count", "hidden_size", "num_layers", "reach", "reach_below", "dropout"])
+@pytest.mark.parametrize(
+    "name", ["size", "count", "hidden_size", "num_layers", "reach", "reach_below", "dropout"]
+)
 def test_sizes_that_make_no_sense(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         KeyConvolution(**{"size": 3, name: 1.0 if name == "dropout" else 0})
@@ -165,9 +198,14 @@ def test_a_pair_over_it_is_sound_and_learns_to_follow_a_motion(autoregressive: b
 
 
 def test_what_is_passed_on_must_be_there() -> None:
-    with pytest.raises(UserError, match="KeyConvolution wants 10 features of the context passed on, and the context brings 0"):
+    with pytest.raises(
+        UserError,
+        match="KeyConvolution wants 10 features of the context passed on, and the context brings 0",
+    ):
         RNN(made(), PreviousObservation(Flatten(K)))
-    with pytest.raises(UserError, match="looks at frames before, which its model's context must pass on"):
+    with pytest.raises(
+        UserError, match="looks at frames before, which its model's context must pass on"
+    ):
         made()(torch.zeros(K + H))
     context = PassedOn(PreviousObservation(Flatten(K)), LastObservations(Flatten(K), N))
     with pytest.raises(UserError, match="an HMM evaluates its emission for all states at once"):
@@ -176,7 +214,11 @@ def test_what_is_passed_on_must_be_there() -> None:
 
 def test_a_model_that_sees_no_context_passes_it_on() -> None:
     emission = KeyConvolution(K, N, H)
-    model = DMM(emission, PassedOn(PreviousObservation(Flatten(K)), LastObservations(Flatten(K), N)), latent_size=2)
+    model = DMM(
+        emission,
+        PassedOn(PreviousObservation(Flatten(K)), LastObservations(Flatten(K), N)),
+        latent_size=2,
+    )
     assert (model.context.num_features, model.context.num_passed_on) == (0, N * K)
     guide = DMMGuide(model, Flatten(K), hidden_size=4)
     check_pair(model, guide, SequenceBatch(torch.randint(2, (3, 4, K)).double(), [4, 2, 3]))
@@ -187,7 +229,11 @@ def test_every_pair_passes_it_on(shipped: Any, autoregressive: bool) -> None:
     """In both layouts and for particles side by side, the densities are the same."""
     emission = KeyConvolution(K, N, H, reach=2, autoregressive=autoregressive)
     torch.nn.init.normal_(emission.outward)
-    parts = Parts(emission, lambda: Flatten(K), lambda encoder: PassedOn(PreviousObservation(encoder), LastObservations(Flatten(K), N)))
+    parts = Parts(
+        emission,
+        lambda: Flatten(K),
+        lambda encoder: PassedOn(PreviousObservation(encoder), LastObservations(Flatten(K), N)),
+    )
     pair = shipped(parts, "path")
     batch = SequenceBatch(torch.randint(2, (3, 4, K)).double(), [4, 2, 3])
     check_pair(pair.model, pair.guide, batch)
@@ -195,7 +241,9 @@ def test_every_pair_passes_it_on(shipped: Any, autoregressive: bool) -> None:
     path = poutine.trace(poutine.replay(pair.model, trace=guided)).get_trace(batch)
     z = path.nodes["z"]["value"] if "z" in path.nodes else torch.zeros(3, 4, 0)
     pair.model.layout = "steps"
-    steps = poutine.trace(poutine.condition(pair.model, data={f"z_{t}": z[:, t] for t in range(4)})).get_trace(batch)
+    steps = poutine.trace(
+        poutine.condition(pair.model, data={f"z_{t}": z[:, t] for t in range(4)})
+    ).get_trace(batch)
     torch.testing.assert_close(path.log_prob_sum(), steps.log_prob_sum())
     pair.model.layout = "path"
     torch.manual_seed(3)

@@ -1,4 +1,6 @@
-"""Emissions: densities against closed forms written out by hand, laws of samples, padding, and mistakes."""
+"""Emissions: densities against closed forms written out by hand, laws of samples, padding, and
+mistakes.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ def beta(x: Tensor, f: Tensor) -> Tensor:
     return (a + b).lgamma() - a.lgamma() - b.lgamma() + (a - 1) * x.log() + (b - 1) * (1 - x).log()
 
 
-CASES: dict[str, tuple[Any, Any, Any]] = {  # emission, how to draw an observation of it, closed form
+# emission, how to draw an observation of it, closed form
+CASES: dict[str, tuple[Any, Any, Any]] = {
     "categorical": (lambda: Categorical(5), lambda *s: torch.randint(5, s), categorical),
     "bernoulli": (Bernoulli, lambda *s: torch.randint(2, s).double(), bernoulli),
     "binomial": (lambda: Binomial(7), lambda *s: torch.randint(8, s).double(), binomial),
@@ -74,7 +77,10 @@ class TestDensities:
         emission, draw, closed = case
         features, x = torch.randn(*lead, emission.num_features), draw(*lead)
         distribution = emission(features)
-        assert distribution.batch_shape == lead and distribution.event_shape == emission.event_shape == ()
+        assert (
+            distribution.batch_shape == lead
+            and distribution.event_shape == emission.event_shape == ()
+        )
         torch.testing.assert_close(distribution.log_prob(x), closed(x, features))
 
     @pytest.mark.parametrize("shape", [4, (4,), (3, 2)])
@@ -82,11 +88,17 @@ class TestDensities:
         event, draw, closed = case
         emission = Independent(event, shape)
         sizes = (shape,) if isinstance(shape, int) else shape
-        assert emission.event_shape == sizes and emission.num_features == math.prod(sizes) * event.num_features
+        assert (
+            emission.event_shape == sizes
+            and emission.num_features == math.prod(sizes) * event.num_features
+        )
         features, x = torch.randn(2, 3, emission.num_features), draw(2, 3, *sizes)
         expected = torch.zeros(2, 3)
-        for i, entry in enumerate(x.flatten(2).unbind(-1)):  # each entry has features of its own, one after the other
-            expected += closed(entry, features[..., i * event.num_features : (i + 1) * event.num_features])
+        # each entry has features of its own, one after the other
+        for i, entry in enumerate(x.flatten(2).unbind(-1)):
+            expected += closed(
+                entry, features[..., i * event.num_features : (i + 1) * event.num_features]
+            )
         distribution = emission(features)
         assert distribution.event_shape == sizes
         torch.testing.assert_close(distribution.log_prob(x), expected)
@@ -101,29 +113,54 @@ class TestDensities:
         joint = Joint({"note": Independent(Beta(), 3), "count": Binomial(7), "end": Bernoulli()})
         assert joint.num_features == 6 + 1 + 1
         features = torch.randn(2, 8)
-        x = {"note": torch.rand(2, 3), "count": torch.tensor([3.0, 7.0]), "end": torch.tensor([0.0, 1.0])}
+        x = {
+            "note": torch.rand(2, 3),
+            "count": torch.tensor([3.0, 7.0]),
+            "end": torch.tensor([0.0, 1.0]),
+        }
         parts = joint(features)
-        torch.testing.assert_close(parts["note"].log_prob(x["note"]), beta(x["note"], features[:, :6].view(2, 3, 2)).sum(-1))
-        torch.testing.assert_close(parts["count"].log_prob(x["count"]), binomial(x["count"], features[:, 6:7]))
-        torch.testing.assert_close(parts["end"].log_prob(x["end"]), bernoulli(x["end"], features[:, 7:]))
+        torch.testing.assert_close(
+            parts["note"].log_prob(x["note"]),
+            beta(x["note"], features[:, :6].view(2, 3, 2)).sum(-1),
+        )
+        torch.testing.assert_close(
+            parts["count"].log_prob(x["count"]), binomial(x["count"], features[:, 6:7])
+        )
+        torch.testing.assert_close(
+            parts["end"].log_prob(x["end"]), bernoulli(x["end"], features[:, 7:])
+        )
 
     def test_of_a_masked_sequence(self, case: Any) -> None:
         event, draw, closed = case
         for emission, shape in ((event, ()), (Independent(event, 4), (4,))):
             features, x = torch.randn(2, 1, 3, emission.num_features), draw(2, 1, 3, *shape)
-            steps = closed(x, features.view(2, 1, 3, *shape, event.num_features)).view(2, 1, 3, -1).sum(-1)
+            steps = (
+                closed(x, features.view(2, 1, 3, *shape, event.num_features))
+                .view(2, 1, 3, -1)
+                .sum(-1)
+            )
             for mask in (None, MASK):
                 expected = steps.sum(-1) if mask is None else (steps * mask).sum(-1)
-                torch.testing.assert_close(over_time(emission(features), mask).log_prob(x), expected)
-                torch.testing.assert_close(over_time({"a": emission(features)}, mask)["a"].log_prob(x), expected)
+                torch.testing.assert_close(
+                    over_time(emission(features), mask).log_prob(x), expected
+                )
+                torch.testing.assert_close(
+                    over_time({"a": emission(features)}, mask)["a"].log_prob(x), expected
+                )
 
     @pytest.mark.parametrize("kind", ["exp", "softplus"])
     def test_positive_projections(self, kind: str) -> None:
         raw = torch.tensor([0.3, -1.2])
         project = {"exp": torch.exp, "softplus": softplus}[kind]
-        torch.testing.assert_close(Normal(positive=kind, epsilon=0.5)(raw).scale, project(raw[1]) + 0.5)
-        torch.testing.assert_close(Beta(positive=kind, epsilon=0.5)(raw).concentration1, project(raw[0]) + 0.5)
-        torch.testing.assert_close(Beta(positive=kind, epsilon=0.5)(raw).concentration0, project(raw[1]) + 0.5)
+        torch.testing.assert_close(
+            Normal(positive=kind, epsilon=0.5)(raw).scale, project(raw[1]) + 0.5
+        )
+        torch.testing.assert_close(
+            Beta(positive=kind, epsilon=0.5)(raw).concentration1, project(raw[0]) + 0.5
+        )
+        torch.testing.assert_close(
+            Beta(positive=kind, epsilon=0.5)(raw).concentration0, project(raw[1]) + 0.5
+        )
 
 
 class TestSamples:
@@ -136,7 +173,9 @@ class TestSamples:
             x = distribution.sample((n,)).double()
             if isinstance(emission, Categorical):
                 counts = torch.bincount(x.long(), minlength=5)
-                chi_square = ((counts - n * distribution.probs) ** 2 / (n * distribution.probs)).sum()
+                chi_square = (
+                    (counts - n * distribution.probs) ** 2 / (n * distribution.probs)
+                ).sum()
                 assert chi_square < 23.5  # the 1 - 1e-4 quantile with 4 degrees of freedom
                 continue
             assert (x.mean() - distribution.mean).abs() < 4 * (distribution.variance / n).sqrt()
@@ -148,11 +187,20 @@ class TestSamples:
         features = torch.randn(3, 5)
         trace = poutine.trace(lambda: observe("x_0", joint(features))).get_trace()
         drawn = trace.nodes["_RETURN"]["value"]
-        assert set(drawn) == {"a", "b"} and drawn["b"].shape == (3, 2) and trace.stochastic_nodes == ["x_0_a", "x_0_b"]
+        assert (
+            set(drawn) == {"a", "b"}
+            and drawn["b"].shape == (3, 2)
+            and trace.stochastic_nodes == ["x_0_a", "x_0_b"]
+        )
         with pyro.plate("sequences", 3):
             again = poutine.trace(lambda: observe("x_0", joint(features), obs=drawn)).get_trace()
-        assert again.observation_nodes == ["x_0_a", "x_0_b"] and again.nodes["x_0_a"]["value"] is drawn["a"]
-        single = poutine.trace(lambda: observe("x", Bernoulli()(features[:, :1]), obs=drawn["a"])).get_trace()
+        assert (
+            again.observation_nodes == ["x_0_a", "x_0_b"]
+            and again.nodes["x_0_a"]["value"] is drawn["a"]
+        )
+        single = poutine.trace(
+            lambda: observe("x", Bernoulli()(features[:, :1]), obs=drawn["a"])
+        ).get_trace()
         assert single.observation_nodes == ["x"]
 
 
@@ -163,18 +211,28 @@ class TestObservations:
             features = torch.randn(1, 3, 8, requires_grad=True)
             raw = torch.where(MASK.unsqueeze(-1), torch.rand(1, 3, 4), torch.tensor(filler))
             x = emission.prepare(raw, MASK)
-            assert x[MASK].equal(raw[MASK]) and (x[~MASK] == 0.5).all(), "padding has a finite density"
+            assert x[MASK].equal(raw[MASK]) and (x[~MASK] == 0.5).all(), (
+                "padding has a finite density"
+            )
             loss = over_time(emission(features), MASK).log_prob(x).sum()
             loss.backward()
-            assert loss.isfinite() and features.grad.isfinite().all() and not features.grad[~MASK].any()
+            assert (
+                loss.isfinite()
+                and features.grad.isfinite().all()
+                and not features.grad[~MASK].any()
+            )
 
     def test_types(self) -> None:
         ones = torch.ones(1, 3, dtype=torch.uint8)
         assert Categorical(2).prepare(ones, MASK).dtype == torch.long
         for emission in (Bernoulli(), Binomial(1), Normal(), Beta()):
             assert emission.prepare(ones, MASK).dtype == torch.float64
-            assert emission.prepare(ones.float(), MASK).dtype == torch.float64, "densities are those of the module's type"
-            assert emission.float().prepare(ones.double(), MASK).dtype == torch.float64, "what is real stays as precise as it is"
+            assert emission.prepare(ones.float(), MASK).dtype == torch.float64, (
+                "densities are those of the module's type"
+            )
+            assert emission.float().prepare(ones.double(), MASK).dtype == torch.float64, (
+                "what is real stays as precise as it is"
+            )
         assert Independent(Categorical(2), 1).prepare(ones.unsqueeze(-1), MASK).dtype == torch.long
 
     def test_stack(self) -> None:
@@ -184,19 +242,49 @@ class TestObservations:
         assert stacked["a"].shape == (7, 1, 3, 2, 5) and stacked["b"].shape == (7, 1, 3)
         assert stacked["a"][:, :, 1].equal(steps[1]["a"])
         masked = joint.stack(steps, MASK)
-        assert masked["a"][:, :, :2].equal(stacked["a"][:, :, :2]) and not masked["a"][:, :, 2].any()
+        assert (
+            masked["a"][:, :, :2].equal(stacked["a"][:, :, :2]) and not masked["a"][:, :, 2].any()
+        )
         assert not masked["b"][..., 2].any() and masked["b"].dtype == torch.long
 
     @pytest.mark.parametrize(
         ("emission", "values", "message"),
         [
-            (Categorical(3), torch.zeros(1, 3, 2).long(), r"Categorical observations must have event shape \[\], got \[2\]"),
-            (Independent(Bernoulli(), 4), torch.zeros(1, 3, 3), r"must have event shape \[4\], got \[3\]"),
-            (Categorical(3), torch.zeros(1, 3), "Categorical observations must be whole numbers, got torch.float32"),
-            (Normal(), {"a": torch.zeros(1, 3)}, r"Normal observations must be one tensor, got a group of \['a'\]"),
-            (Joint({"a": Normal()}), torch.zeros(1, 3), r"this Joint emission observes \['a'\], got one tensor"),
-            (Joint({"a": Normal(), "b": Normal()}), {"a": torch.zeros(1, 3)}, r"observes \['a', 'b'\], got \['a'\]"),
-            (Joint({"a": Normal()}), {"a": torch.zeros(1, 3, 1)}, "Normal observations must have event shape"),
+            (
+                Categorical(3),
+                torch.zeros(1, 3, 2).long(),
+                r"Categorical observations must have event shape \[\], got \[2\]",
+            ),
+            (
+                Independent(Bernoulli(), 4),
+                torch.zeros(1, 3, 3),
+                r"must have event shape \[4\], got \[3\]",
+            ),
+            (
+                Categorical(3),
+                torch.zeros(1, 3),
+                "Categorical observations must be whole numbers, got torch.float32",
+            ),
+            (
+                Normal(),
+                {"a": torch.zeros(1, 3)},
+                r"Normal observations must be one tensor, got a group of \['a'\]",
+            ),
+            (
+                Joint({"a": Normal()}),
+                torch.zeros(1, 3),
+                r"this Joint emission observes \['a'\], got one tensor",
+            ),
+            (
+                Joint({"a": Normal(), "b": Normal()}),
+                {"a": torch.zeros(1, 3)},
+                r"observes \['a', 'b'\], got \['a'\]",
+            ),
+            (
+                Joint({"a": Normal()}),
+                {"a": torch.zeros(1, 3, 1)},
+                "Normal observations must have event shape",
+            ),
         ],
     )
     def test_that_do_not_fit(self, emission: Emission, values: Any, message: str) -> None:
@@ -205,7 +293,13 @@ class TestObservations:
 
     def test_outside_the_support(self) -> None:
         features = torch.zeros(1, 3, 3)
-        for emission, wrong in ((Categorical(3), 3), (Categorical(3), -1), (Bernoulli(), 0.5), (Binomial(4), 5.0), (Beta(), 1.5)):
+        for emission, wrong in (
+            (Categorical(3), 3),
+            (Categorical(3), -1),
+            (Bernoulli(), 0.5),
+            (Binomial(4), 5.0),
+            (Beta(), 1.5),
+        ):
             x = emission.prepare(torch.full((1, 3), wrong), MASK)
             with pytest.raises(ValueError, match="within the support"):
                 over_time(emission(features[..., : emission.num_features]), MASK).log_prob(x)

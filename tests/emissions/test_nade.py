@@ -1,4 +1,6 @@
-"""The autoregressive emission: its density against the product of conditionals written out, its samples against its density."""
+"""The autoregressive emission: its density against the product of conditionals written out, its
+samples against its density.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def by_definition(emission: NADE, features: Tensor, x: Tensor) -> Tensor:
     """log p(x | f) of one vector, key after key."""
     total = torch.zeros(())
     for k in range(emission.size):
-        below = sum((emission.inward[j] for j in range(k) if x[j]), torch.zeros(emission.hidden_size))
+        below = sum(
+            (emission.inward[j] for j in range(k) if x[j]), torch.zeros(emission.hidden_size)
+        )
         unit = (features[emission.size :] + below).tanh()
         p = torch.sigmoid(features[k] + emission.outward[k] @ unit)
         total = total + (p if x[k] else 1 - p).log()
@@ -52,16 +56,26 @@ def all_vectors(size: int) -> Tensor:
 def test_the_density_is_the_product_of_its_conditionals_and_sums_to_one() -> None:
     emission, features, vectors = made(), torch.randn(9), all_vectors(5)
     found = emission(features).log_prob(vectors)
-    torch.testing.assert_close(found, torch.stack([by_definition(emission, features, x) for x in vectors]))
+    torch.testing.assert_close(
+        found, torch.stack([by_definition(emission, features, x) for x in vectors])
+    )
     torch.testing.assert_close(found.exp().sum(), torch.tensor(1.0))
 
 
 def test_gradients_are_those_of_the_definition() -> None:
-    emission, features, x = made(), torch.randn(6, 9, requires_grad=True), torch.randint(2, (6, 5)).double()
-    wanted = torch.stack([by_definition(emission, f, row) for f, row in zip(features, x, strict=True)]).sum()
+    emission, features, x = (
+        made(),
+        torch.randn(6, 9, requires_grad=True),
+        torch.randint(2, (6, 5)).double(),
+    )
+    wanted = torch.stack(
+        [by_definition(emission, f, row) for f, row in zip(features, x, strict=True)]
+    ).sum()
     inputs = (features, emission.inward, emission.outward)
     for found, expected in zip(
-        torch.autograd.grad(emission(features).log_prob(x).sum(), inputs), torch.autograd.grad(wanted, inputs), strict=True
+        torch.autograd.grad(emission(features).log_prob(x).sum(), inputs),
+        torch.autograd.grad(wanted, inputs),
+        strict=True,
     ):
         torch.testing.assert_close(found, expected)
 
@@ -73,7 +87,9 @@ def test_observations_broadcast_over_what_stands_left_of_them(lead: tuple[int, .
     found = emission(features).log_prob(x)
     assert found.shape == (*lead, 4)
     rows = features.view(-1, 4, 9)
-    wanted = torch.stack([by_definition(emission, f, row) for each in rows for f, row in zip(each, x, strict=True)])
+    wanted = torch.stack(
+        [by_definition(emission, f, row) for each in rows for f, row in zip(each, x, strict=True)]
+    )
     torch.testing.assert_close(found.flatten(), wanted)
     distribution = emission(features)
     wider = distribution.expand((7, *lead, 4))
@@ -83,7 +99,9 @@ def test_observations_broadcast_over_what_stands_left_of_them(lead: tuple[int, .
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_samples_have_the_law_of_the_density(temperature: float) -> None:
-    """The 32 vectors' counts against their probabilities: chi-square with 31 degrees of freedom, 1 in 10,000 beyond 68."""
+    """The 32 vectors' counts against their probabilities: chi-square with 31 degrees of freedom, 1
+    in 10,000 beyond 68.
+    """
     torch.manual_seed(0)
     distribution = sharpened(made()(torch.randn(9)), temperature=temperature)
     drawn, n = distribution.sample((20_000,)), 20_000
@@ -112,7 +130,9 @@ def test_values_that_are_no_zeros_and_ones_are_refused() -> None:
 def test_new_keys_are_all_but_independent() -> None:
     emission, features = NADE(4, 3), torch.randn(7)
     wanted = torch.distributions.Bernoulli(logits=features[:4]).log_prob(all_vectors(4)).sum(-1)
-    torch.testing.assert_close(emission(features).log_prob(all_vectors(4)).detach(), wanted, atol=0.2, rtol=0)
+    torch.testing.assert_close(
+        emission(features).log_prob(all_vectors(4)).detach(), wanted, atol=0.2, rtol=0
+    )
 
 
 def test_dropout_is_of_training_alone_and_one_mask_a_vector() -> None:
@@ -122,7 +142,10 @@ def test_dropout_is_of_training_alone_and_one_mask_a_vector() -> None:
     assert emission.eval()(features).keep is None
 
 
-@pytest.mark.parametrize(("arguments", "match"), [((0,), "size"), ((3, 0), "hidden_size"), ((3, 3, "tanh", 1.0), "dropout")])
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [((0,), "size"), ((3, 0), "hidden_size"), ((3, 3, "tanh", 1.0), "dropout")],
+)
 def test_sizes_that_make_no_sense(arguments: tuple[Any, ...], match: str) -> None:
     names = ("size", "hidden_size", "activation", "dropout")
     with pytest.raises(ValueError, match=match):
@@ -130,7 +153,9 @@ def test_sizes_that_make_no_sense(arguments: tuple[Any, ...], match: str) -> Non
 
 
 def test_a_pair_over_it_is_sound_and_learns_a_chord() -> None:
-    """Keys 0 and 2 sound together or not at all, by a fair coin: ln 2 nats a step, which independent keys cannot reach (2 ln 2)."""
+    """Keys 0 and 2 sound together or not at all, by a fair coin: ln 2 nats a step, which
+    independent keys cannot reach (2 ln 2).
+    """
     torch.manual_seed(1)
     model = RNN(NADE(3, 8), PreviousObservation(Flatten(3)), hidden_size=8)
     torch.nn.init.normal_(model.emission.outward)

@@ -25,15 +25,21 @@ def ways(n: int, k: int) -> float:
 def test_binomial_against_whole_numbers(n: int, k: int, logit: float) -> None:
     expected = ways(n, k) + k * logit - n * math.log1p(math.exp(-abs(logit))) - n * max(logit, 0.0)
     found = emissions.Binomial(n)(torch.tensor([logit])).log_prob(torch.tensor(float(k)))
-    logit_error = abs(k * (float(torch.tensor(logit)) - logit)) + abs(n * (float(torch.tensor(logit)) - logit))
+    logit_error = abs(k * (float(torch.tensor(logit)) - logit)) + abs(
+        n * (float(torch.tensor(logit)) - logit)
+    )
     assert float(found) == pytest.approx(expected, rel=3e-7, abs=1e-6 + logit_error)
 
 
 @pytest.mark.parametrize("n", [10**4, 10**6, 10**8, 2 * 10**9])
 def test_binomial_of_many_trials_in_float32(n: int) -> None:
-    """At the mean the density is 1 / sqrt(2 pi n p q) but for 1 / n: Stirling's series; float32 lgamma is off by up to 100 nats."""
+    """At the mean the density is 1 / sqrt(2 pi n p q) but for 1 / n: Stirling's series; float32
+    lgamma is off by up to 100 nats.
+    """
     emission = emissions.Binomial(n)
-    values = emission.prepare(torch.tensor([[n // 4, n // 2, n // 2 + n // 1000]]), torch.ones(1, 3, dtype=torch.bool))
+    values = emission.prepare(
+        torch.tensor([[n // 4, n // 2, n // 2 + n // 1000]]), torch.ones(1, 3, dtype=torch.bool)
+    )
     assert values.tolist() == [[n // 4, n // 2, n // 2 + n // 1000]]
     logits = torch.tensor([math.log(1 / 3), 0.0, 0.0])
     found = emission(logits.unsqueeze(-1)).log_prob(values[0])
@@ -60,11 +66,17 @@ def test_gradients_of_precise_densities_are_those_of_the_stock_ones(float64: Non
     a, b = (torch.rand(5) + 0.5).requires_grad_(), (torch.rand(5) + 0.5).requires_grad_()
     k, x = torch.tensor([0.0, 1.0, 5.0, 9.0, 10.0]), torch.rand(5)
     for precise, stock, parameters in (
-        (PreciseBinomial(10, logits=logits), torch.distributions.Binomial(10, logits=logits), [logits]),
+        (
+            PreciseBinomial(10, logits=logits),
+            torch.distributions.Binomial(10, logits=logits),
+            [logits],
+        ),
         (PreciseBeta(a, b), torch.distributions.Beta(a, b), [a, b]),
     ):
         value = k if len(parameters) == 1 else x
-        found, expected = (torch.autograd.grad(law.log_prob(value).sum(), parameters) for law in (precise, stock))
+        found, expected = (
+            torch.autograd.grad(law.log_prob(value).sum(), parameters) for law in (precise, stock)
+        )
         torch.testing.assert_close(found, expected)
         assert precise.expand([3, 5]).log_prob(value).shape == (3, 5)
 
@@ -95,7 +107,11 @@ CASES: dict[str, tuple[Callable[[], Emission], Callable[[], Tensor], Callable[[]
         lambda: 1e4 * torch.rand(2, 1000),
         lambda: torch.rand(2, 500).clamp(1e-3, 1 - 1e-3),
     ),
-    "autoregressive vectors": (lambda: NADE(88, 8), lambda: 20 * torch.randn(2, 96), lambda: (torch.rand(2, 88) > 0.9).float()),
+    "autoregressive vectors": (
+        lambda: NADE(88, 8),
+        lambda: 20 * torch.randn(2, 96),
+        lambda: (torch.rand(2, 88) > 0.9).float(),
+    ),
 }
 
 
@@ -107,6 +123,8 @@ def test_every_emission_in_float32_against_float64(
     make, draw_features, draw_values = case
     emission, features, values = make(), draw_features(), draw_values()
     found = emission(features).log_prob(values)
-    wide = emission.double()(features.double()).log_prob(values.double() if values.is_floating_point() else values)
+    wide = emission.double()(features.double()).log_prob(
+        values.double() if values.is_floating_point() else values
+    )
     assert found.dtype == torch.float32 and wide.dtype == torch.float64
     torch.testing.assert_close(found.double(), wide, rtol=3e-6, atol=1e-5)

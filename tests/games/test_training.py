@@ -1,4 +1,6 @@
-"""Learning a game: runs that are equal, stopped, gone on with and refused, and what they leave in their folder."""
+"""Learning a game: runs that are equal, stopped, gone on with and refused, and what they leave in
+their folder.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,19 @@ assert spec is not None and spec.loader is not None
 killed_game = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(killed_game)
 
-SMALL: dict[str, Any] = killed_game.SMALL | {"training.checkpoint_seconds": 1e6, "play.env_steps": 200}
+SMALL: dict[str, Any] = killed_game.SMALL | {
+    "training.checkpoint_seconds": 1e6,
+    "play.env_steps": 200,
+}
 
 
 def begun(folder: Path, seed: int = 3, **changes: Any) -> Any:
-    return begin(folder, game_settings(SMALL, {name.replace("__", "."): value for name, value in changes.items()}), seed=seed, quiet=True)
+    return begin(
+        folder,
+        game_settings(SMALL, {name.replace("__", "."): value for name, value in changes.items()}),
+        seed=seed,
+        quiet=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +68,11 @@ def test_equal_seeds_make_equal_runs_and_others_do_not(learnt: Path, tmp_path: P
 @pytest.mark.slow
 def test_killed_runs_end_as_unbroken_ones() -> None:
     process = subprocess.run(
-        [sys.executable, "-P", str(KILLED_GAME), "--kills", "5"], capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, "-P", str(KILLED_GAME), "--kills", "5"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert process.returncode == 0, process.stdout + process.stderr
 
@@ -66,13 +80,23 @@ def test_killed_runs_end_as_unbroken_ones() -> None:
 @pytest.mark.parametrize("kind", ["srnn", "dmm"])
 def test_pairs_with_latents_are_world_models_too(kind: str, tmp_path: Path) -> None:
     changes = {**SMALL, "model.kind": kind, "model.latent_size": 2, "play.env_steps": 90}
-    trained = begin(tmp_path / "run", game_settings(Layer(changes, lenient=True)), seed=0, quiet=True)
+    trained = begin(
+        tmp_path / "run", game_settings(Layer(changes, lenient=True)), seed=0, quiet=True
+    )
     assert trained.step > 12 and load(tmp_path / "run").real_steps == 90
 
 
 def test_what_a_run_leaves(learnt: Path) -> None:
     names = {path.name for path in learnt.iterdir()}
-    assert {"run.json", "game.json", "last.safetensors", "best.safetensors", "metrics.jsonl", "tensorboard", "games"} <= names
+    assert {
+        "run.json",
+        "game.json",
+        "last.safetensors",
+        "best.safetensors",
+        "metrics.jsonl",
+        "tensorboard",
+        "games",
+    } <= names
     for name in ("learning_curve.png", "predictions.png"):
         assert (learnt / name).read_bytes().startswith(b"\x89PNG")
     lines = [json.loads(line) for line in (learnt / "metrics.jsonl").read_text().splitlines()]
@@ -84,14 +108,19 @@ def test_what_a_run_leaves(learnt: Path) -> None:
 
 
 def test_the_ratio_of_random_games_is_kept(tmp_path: Path) -> None:
-    training = begun(tmp_path / "run", play__random_ratio=0.25, play__games_per_round=2, play__env_steps=400)
+    training = begun(
+        tmp_path / "run", play__random_ratio=0.25, play__games_per_round=2, play__env_steps=400
+    )
     players = [player for _, _, player in training.at.curve][4:]
     assert players[:8] == (["agent"] * 3 + ["random"]) * 2
 
 
 def test_a_goal_ends_it(tmp_path: Path) -> None:
     training = begun(tmp_path / "run", play__goal=1.0, play__goal_games=2, play__env_steps=4000)
-    assert sum(player == "agent" for _, _, player in training.at.curve) in (2, 3) and training.replay.num_steps < 4000
+    assert (
+        sum(player == "agent" for _, _, player in training.at.curve) in (2, 3)
+        and training.replay.num_steps < 4000
+    )
     assert training.stopped_by() == "play.goal is 1, and the agent's last 2 games reach it"
 
 
@@ -103,7 +132,10 @@ def test_going_on_with_more_steps(spoilt: Path, tmp_path: Path) -> None:
 
 def test_a_crash_in_mid_game_keeps_checkpoint_and_games(toys: Any, tmp_path: Path) -> None:
     toys.Counting.stepped = 0
-    with pytest.raises(UserError, match=r"'Toy/CrashLate-v0' failed in game \d+, move \d+: RuntimeError: the motor is broken"):
+    with pytest.raises(
+        UserError,
+        match=r"'Toy/CrashLate-v0' failed in game \d+, move \d+: RuntimeError: the motor is broken",
+    ):
         begun(tmp_path / "run", play__env="Toy/CrashLate-v0")
     saved = load_tree(tmp_path / "run" / "last.safetensors")
     assert saved["real_steps"] >= 20 and saved["position"]["phase"] == "play"
@@ -113,7 +145,9 @@ def test_a_crash_in_mid_game_keeps_checkpoint_and_games(toys: Any, tmp_path: Pat
 
 
 def test_a_game_that_fails_at_once_leaves_no_run(toys: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="returned an observation that is not finite in game 0, move 3"):
+    with pytest.raises(
+        UserError, match="returned an observation that is not finite in game 0, move 3"
+    ):
         begun(tmp_path / "run", play__env="Toy/Nan-v0")
     assert not (tmp_path / "run" / "run.json").exists()
 
@@ -130,12 +164,17 @@ def test_what_is_not_finite_is_said_and_the_checkpoint_kept(spoilt: Path) -> Non
 
 
 def test_another_game_is_refused(spoilt: Path) -> None:
-    with pytest.raises(UserError, match=r"holds a run of the environment 'CartPole-v1', not of 'Acrobot-v1'"):
+    with pytest.raises(
+        UserError, match=r"holds a run of the environment 'CartPole-v1', not of 'Acrobot-v1'"
+    ):
         go_on(spoilt, {}, env="Acrobot-v1", quiet=True)
     document = json.loads((spoilt / "game.json").read_text())
     document["game"]["observation_size"] = 3
     (spoilt / "game.json").write_text(json.dumps(document))
-    with pytest.raises(UserError, match="not the one that the run was begun with: its observation_size was 3, and is 4"):
+    with pytest.raises(
+        UserError,
+        match="not the one that the run was begun with: its observation_size was 3, and is 4",
+    ):
         go_on(spoilt, {}, quiet=True)
 
 
@@ -148,7 +187,9 @@ def test_another_game_is_refused(spoilt: Path) -> None:
         ("last.safetensors", b"x", "damaged"),
     ],
 )
-def test_a_damaged_run_is_not_gone_on_with(spoilt: Path, name: str, spoil: bytes | None, said: str) -> None:
+def test_a_damaged_run_is_not_gone_on_with(
+    spoilt: Path, name: str, spoil: bytes | None, said: str
+) -> None:
     if spoil is None:
         (spoilt / name).unlink()
     else:
@@ -182,7 +223,9 @@ def test_no_agent_yet(spoilt: Path) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_settings(preset: str) -> None:
-    assert game_settings(Layer(PRESETS[preset], f"preset {preset}", lenient=True)).play.env_steps > 0
+    assert (
+        game_settings(Layer(PRESETS[preset], f"preset {preset}", lenient=True)).play.env_steps > 0
+    )
 
 
 def test_figures_of_real_games(learnt: Path) -> None:
@@ -190,9 +233,16 @@ def test_figures_of_real_games(learnt: Path) -> None:
     torch.manual_seed(0)
     episodes = play_real(trained, 40, agent="random", seed=1)
     found, totals = returns_of(episodes), torch.tensor([e.total for e in episodes])
-    assert found.games == 40 and found.mean == pytest.approx(float(totals.mean())) and found.ended == 40
-    assert found.standard_error == pytest.approx(float(totals.std()) / 40**0.5) and found.moves == sum(map(len, episodes))
-    assert abs(found.mean - 22.3) < 5 * found.standard_error  # of random games of CartPole, over ten thousand of them
+    assert (
+        found.games == 40
+        and found.mean == pytest.approx(float(totals.mean()))
+        and found.ended == 40
+    )
+    assert found.standard_error == pytest.approx(
+        float(totals.std()) / 40**0.5
+    ) and found.moves == sum(map(len, episodes))
+    # of random games of CartPole, over ten thousand of them
+    assert abs(found.mean - 22.3) < 5 * found.standard_error
     assert returns_of(episodes[:1]).standard_error is None
     assert set(measured(trained)) >= {"nats_per_step", "error_1"}
     with pytest.raises(UserError, match="must be one of trained, random"):
@@ -208,13 +258,17 @@ def test_games_that_are_counted_are_not_those_that_were_learnt_from(learnt: Path
     assert len({tuple(e.observations[0].tolist()) for e in played}) == 30
 
 
-@pytest.mark.parametrize("changes", [{"agent__beginnings": 0}, {"agent__beginnings": 1}, {"agent__num_games": 1}])
+@pytest.mark.parametrize(
+    "changes", [{"agent__beginnings": 0}, {"agent__beginnings": 1}, {"agent__num_games": 1}]
+)
 def test_imagined_games_may_all_begin_alike(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert begun(tmp_path / "run", play__env_steps=120, **changes).agent.step
 
 
 @pytest.mark.parametrize("env", ["CartPole", "Toy/Plain-v0"])
-def test_ids_without_a_version_and_games_without_pictures(tmp_path: Path, toys: Any, env: str) -> None:
+def test_ids_without_a_version_and_games_without_pictures(
+    tmp_path: Path, toys: Any, env: str
+) -> None:
     begun(tmp_path / "run", play__env=env, play__env_steps=60)
     assert (tmp_path / "run" / "learning_curve.png").exists()
 
@@ -237,7 +291,9 @@ def test_dreams_are_cut_where_they_end(learnt: Path) -> None:
     torch.manual_seed(0)
     for agent in ("trained", "random"):
         games = dream(trained, 20, 15, agent=agent)
-        assert len(games) == 20 and all(len(g.observations) == len(g.rewards) + 1 <= 16 for g in games)
+        assert len(games) == 20 and all(
+            len(g.observations) == len(g.rewards) + 1 <= 16 for g in games
+        )
         assert all(g.ended or len(g.rewards) == max(len(x.rewards) for x in games) for g in games)
 
 
@@ -245,5 +301,10 @@ def test_continuous_games_and_both_gradients(tmp_path: Path, toys: Any) -> None:
     for gradient in ("score", "pathwise"):
         for env in ("Pendulum-v1", "Toy/Second-v0"):
             folder = tmp_path / f"{gradient}-{env.replace('/', '-')}"
-            training = begun(folder, play__env=env, agent__gradient=gradient, play__env_steps=850 if env == "Pendulum-v1" else 60)
+            training = begun(
+                folder,
+                play__env=env,
+                agent__gradient=gradient,
+                play__env_steps=850 if env == "Pendulum-v1" else 60,
+            )
             assert training.agent.step >= 6 and load(folder).game.name == env

@@ -1,4 +1,6 @@
-"""What each guide sees, what it shares with its model, and that its divergence is estimated without bias."""
+"""What each guide sees, what it shares with its model, and that its divergence is estimated without
+bias.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def new_pair(name: str, **settings: Any) -> Pair:
-    sizes: dict[str, Any] = {"hidden_size": 4, "latent_size": 2, "latent_sizes": (3,), "activation": "tanh"}
+    sizes: dict[str, Any] = {
+        "hidden_size": 4,
+        "latent_size": 2,
+        "latent_sizes": (3,),
+        "activation": "tanh",
+    }
     quiet = {"input_dropout": 0.0, "output_dropout": 0.0, "residual": name != "srnn_plain"}
     parts = Parts(Normal(), lambda: Flatten(()), PreviousObservation)
     return make_pair(model_settings(name.removesuffix("_plain"), sizes | quiet | settings), parts)
@@ -37,8 +44,15 @@ def new_pair(name: str, **settings: Any) -> Pair:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", GUIDES)
 def test_posterior_by_hand(name: str, layout: str) -> None:
-    """q(z | x) of each sequence alone, written out in plain PyTorch, with the gradients of everything that it is made of."""
-    pair, x, z, lengths = new_pair(name, layout=layout), torch.randn(3, 5), torch.randn(3, 5, 2), [5, 2, 0]
+    """q(z | x) of each sequence alone, written out in plain PyTorch, with the gradients of
+    everything that it is made of.
+    """
+    pair, x, z, lengths = (
+        new_pair(name, layout=layout),
+        torch.randn(3, 5),
+        torch.randn(3, 5, 2),
+        [5, 2, 0],
+    )
     guide, model = pair.guide, pair.model
     expected = []
     for row, length in enumerate(lengths):
@@ -54,7 +68,12 @@ def test_posterior_by_hand(name: str, layout: str) -> None:
             loc, raw_scale = guide.network.mlp(given).chunk(2)
             if name == "srnn":
                 loc = loc + model.prior.mlp(torch.cat([d[t], previous])).chunk(2)[0]
-            total = total + dist.Normal(loc, nn.functional.softplus(raw_scale) + 1e-4).log_prob(z[row, t]).sum()
+            total = (
+                total
+                + dist.Normal(loc, nn.functional.softplus(raw_scale) + 1e-4)
+                .log_prob(z[row, t])
+                .sum()
+            )
             previous = z[row, t]
         expected.append(total)
     data = {"z": z} if layout == "path" else {f"z_{t}": z[:, t] for t in range(5)}
@@ -64,7 +83,9 @@ def test_posterior_by_hand(name: str, layout: str) -> None:
     shared = [*model.recurrence.parameters(), *model.prior.parameters()] if name == "srnn" else []
     made_of = [*guide.parameters(), *shared]
     theirs = torch.autograd.grad(sum(expected), made_of, allow_unused=True)
-    torch.testing.assert_close(torch.autograd.grad(actual, made_of, allow_unused=True), theirs, rtol=1e-8, atol=1e-11)
+    torch.testing.assert_close(
+        torch.autograd.grad(actual, made_of, allow_unused=True), theirs, rtol=1e-8, atol=1e-11
+    )
 
 
 def step_densities(pair: Pair, x: Tensor, z: Tensor) -> Tensor:
@@ -123,7 +144,9 @@ def test_guide_owns_no_parameter_of_the_model(name: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nothing_to_infer_without_observations(layout: str) -> None:
     pair = new_pair("srnn", layout=layout)
-    with pytest.raises(UserError, match="SRNNGuide infers latents from observations, and the batch has none"):
+    with pytest.raises(
+        UserError, match="SRNNGuide infers latents from observations, and the batch has none"
+    ):
         pair.guide(SequenceBatch(None, [3, 3]))
     assert no_guide(SequenceBatch(None, [3, 3])) is None
 
@@ -134,7 +157,9 @@ def test_nothing_to_infer_without_observations(layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", GUIDES)
 def test_remembering_batch(name: str, layout: str) -> None:
-    """A remembering batch gives equal loss and gradients, and the model's history is computed once."""
+    """A remembering batch gives equal loss and gradients, and the model's history is computed
+    once.
+    """
     pair, batch = new_pair(name, layout=layout), SequenceBatch(torch.randn(3, 4), [4, 2, 0])
     parameters, results, calls = list(pair.parameters().values()), [], []
     for given in (batch, batch.remembering()):
@@ -146,7 +171,10 @@ def test_remembering_batch(name: str, layout: str) -> None:
     torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-14)
     for_guide = name == "srnn"
     for_model = 4 if layout == "steps" else 1
-    assert calls == [for_guide + for_model, for_guide + for_model - (for_guide and layout == "path")]
+    assert calls == [
+        for_guide + for_model,
+        for_guide + for_model - (for_guide and layout == "path"),
+    ]
 
 
 def test_memory_is_of_one_evaluation() -> None:
@@ -164,9 +192,16 @@ def test_memory_is_of_one_evaluation() -> None:
 
 
 def test_dropout_of_a_remembered_history_is_shared() -> None:
-    """The residual mean is that of the very prior it is compared with, dropped features included."""
-    pair, batch = new_pair("srnn", input_dropout=0.5, output_dropout=0.5), SequenceBatch(torch.randn(3, 4)).remembering()
-    with mock.patch.object(pair.model.drop_output, "forward", wraps=pair.model.drop_output.forward) as drop:
+    """The residual mean is that of the very prior it is compared with, dropped features
+    included.
+    """
+    pair, batch = (
+        new_pair("srnn", input_dropout=0.5, output_dropout=0.5),
+        SequenceBatch(torch.randn(3, 4)).remembering(),
+    )
+    with mock.patch.object(
+        pair.model.drop_output, "forward", wraps=pair.model.drop_output.forward
+    ) as drop:
         Trace_ELBO().loss(pair.model, pair.guide, batch)
     assert drop.call_count == 1
 
@@ -177,7 +212,9 @@ def test_dropout_of_a_remembered_history_is_shared() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", GUIDES)
 def test_analytic_divergence(name: str, layout: str) -> None:
-    """TraceMeanField_ELBO and Trace_ELBO agree in expectation, in value and gradient; the former varies less."""
+    """TraceMeanField_ELBO and Trace_ELBO agree in expectation, in value and gradient; the former
+    varies less.
+    """
     pair, batch = new_pair(name, layout=layout), SequenceBatch(torch.randn(3, 4), [4, 2, 0])
     parameters, draws = list(pair.parameters().values()), 150 if layout == "path" else 60
     direction = [torch.randn_like(p) for p in parameters]
@@ -188,7 +225,10 @@ def test_analytic_divergence(name: str, layout: str) -> None:
             torch.manual_seed(seed)
             loss = elbo.differentiable_loss(pair.model, pair.guide, batch)
             gradients = torch.autograd.grad(loss, parameters)
-            row += [loss.detach(), sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))]
+            row += [
+                loss.detach(),
+                sum((g * d).sum() for g, d in zip(gradients, direction, strict=True)),
+            ]
         rows.append(torch.stack(row))
     samples = torch.stack(rows)
     differences = samples[:, :2] - samples[:, 2:]  # of loss and gradient, under the same noise
@@ -218,23 +258,40 @@ class ShiftedPosterior(SRNNGuide):
 
 
 @pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize(("model_class", "guide_class"), [(SRNN, SRNNGuide), (ShiftedPrior, SRNNGuide), (SRNN, ShiftedPosterior)])
-def test_samples_are_of_the_declared_posterior(model_class: Any, guide_class: Any, residual: bool) -> None:
-    """The path is what the same noise becomes step by step, and a subclass's own equations hold there too."""
+@pytest.mark.parametrize(
+    ("model_class", "guide_class"),
+    [(SRNN, SRNNGuide), (ShiftedPrior, SRNNGuide), (SRNN, ShiftedPosterior)],
+)
+def test_samples_are_of_the_declared_posterior(
+    model_class: Any, guide_class: Any, residual: bool
+) -> None:
+    """The path is what the same noise becomes step by step, and a subclass's own equations hold
+    there too.
+    """
     sizes: dict[str, Any] = {"hidden_size": 4, "latent_sizes": (3,)}
     model = model_class(Normal(), PreviousObservation(Flatten(())), latent_size=2, **sizes)
     guide = guide_class(model, Flatten(()), residual=residual, **sizes)
     evidence, _ = guide.gather(SequenceBatch(torch.randn(3, 4)), guide.initial_carried(3))
-    assert (guide.sampler(evidence) is None) == (guide_class is ShiftedPosterior or (residual and model_class is ShiftedPrior))
+    assert (guide.sampler(evidence) is None) == (
+        guide_class is ShiftedPosterior or (residual and model_class is ShiftedPrior)
+    )
     trace = poutine.trace(guide).get_trace(SequenceBatch(torch.randn(3, 4)))
     site = trace.nodes["z"]
     noise, first = torch.randn(3, 4, 2), torch.zeros(3, 2)
     path, _ = site["fn"].path_of(noise, first)
     conditional = site["fn"].at(path)
-    torch.testing.assert_close(path, conditional.loc + conditional.scale * noise, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        path, conditional.loc + conditional.scale * noise, rtol=1e-10, atol=1e-12
+    )
 
 
 def test_flows_that_are_too_narrow() -> None:
-    model = DMM(Categorical(3), PreviousObservation(OneHot(3)), latent_size=4, transition_sizes=(3,), emission_sizes=())
+    model = DMM(
+        Categorical(3),
+        PreviousObservation(OneHot(3)),
+        latent_size=4,
+        transition_sizes=(3,),
+        emission_sizes=(),
+    )
     with pytest.raises(UserError, match=r"flow_sizes must be at least latent_size, 4, got \[3\]"):
         DMMGuide(model, OneHot(3), num_flows=1, flow_sizes=(3,))

@@ -1,6 +1,8 @@
-"""Kills trainings of a game with SIGKILL and resumes them: `python tests/killed_game.py` says whether they end as an unbroken one does.
+"""Kills trainings of a game with SIGKILL and resumes them: `python tests/killed_game.py` says
+whether they end as an unbroken one does.
 
-The bar is that weights and metrics are equal bit by bit to those of the unbroken run, on a CPU. Each training is a fork of this process.
+The bar is that weights and metrics are equal bit by bit to those of the unbroken run, on a CPU.
+Each training is a fork of this process.
 """
 
 from __future__ import annotations
@@ -70,13 +72,27 @@ def forked(folder: Path, changes: dict[str, Any]) -> int:
 
 def differences(a: Path, b: Path) -> list[str]:
     """What differs between two runs, but for the time they took."""
-    found = [name for name in ("best.safetensors", "metrics.jsonl", "game.json") if (a / name).read_bytes() != (b / name).read_bytes()]
-    last_a, last_b = (dict(runs.flatten(runs.load_tree(folder / "last.safetensors"))[1]) for folder in (a, b))
-    found += [f"last: {name}" for name in last_a if name not in last_b or not torch.equal(last_a[name], last_b[name])]
+    found = [
+        name
+        for name in ("best.safetensors", "metrics.jsonl", "game.json")
+        if (a / name).read_bytes() != (b / name).read_bytes()
+    ]
+    last_a, last_b = (
+        dict(runs.flatten(runs.load_tree(folder / "last.safetensors"))[1]) for folder in (a, b)
+    )
+    found += [
+        f"last: {name}"
+        for name in last_a
+        if name not in last_b or not torch.equal(last_a[name], last_b[name])
+    ]
     games = sorted(path.name for path in (a / "games").iterdir())
     if games != sorted(path.name for path in (b / "games").iterdir()):
         return [*found, "the files of games"]
-    return found + [name for name in games if (a / "games" / name).read_bytes() != (b / "games" / name).read_bytes()]
+    return found + [
+        name
+        for name in games
+        if (a / "games" / name).read_bytes() != (b / "games" / name).read_bytes()
+    ]
 
 
 def main() -> None:
@@ -109,7 +125,14 @@ def main() -> None:
         if not status:
             _, status = os.waitpid(forked(killed, changes), 0)
         found = ["a training failed"] if status else differences(whole, killed)
-    print(json.dumps({"killed at": [p and [p["round"], p["phase"], p["done"]] for p in reached], "differences": found}))
+    print(
+        json.dumps(
+            {
+                "killed at": [p and [p["round"], p["phase"], p["done"]] for p in reached],
+                "differences": found,
+            }
+        )
+    )
     sys.exit(bool(found))
 
 

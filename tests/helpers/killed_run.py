@@ -1,7 +1,9 @@
-"""Kills trainings with SIGKILL and resumes them: `python tests/killed_run.py` says whether they end as an unbroken one does.
+"""Kills trainings with SIGKILL and resumes them: `python tests/killed_run.py` says whether they end
+as an unbroken one does.
 
-The bar is 10 kills at random moments, and weights and metrics that are equal bit by bit to those of the unbroken run, on a CPU.
-Everything heavy is imported once; each training is a fork of this process, which itself computes nothing.
+The bar is 10 kills at random moments, and weights and metrics that are equal bit by bit to those of
+the unbroken run, on a CPU. Everything heavy is imported once; each training is a fork of this
+process, which itself computes nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +52,12 @@ SMALL: dict[str, Any] = {
     "training.checkpoint_seconds": 0.0,
 }
 OF_TRAINING = {name: value for name, value in SMALL.items() if not name.startswith("text.")}
-SMALL_ROLLS: dict[str, Any] = {"rolls.rate": 4.0, "rolls.batch_size": 4, "rolls.window": 16, "rolls.transpose": 2}
+SMALL_ROLLS: dict[str, Any] = {
+    "rolls.rate": 4.0,
+    "rolls.batch_size": 4,
+    "rolls.window": 16,
+    "rolls.transpose": 2,
+}
 SMALL_GAME: dict[str, Any] = {
     "model.hidden_size": 6,
     "task.length": 5,
@@ -98,7 +105,9 @@ class Training:
 
     def progress(self, folder: Path) -> int | None:
         """How far the run has come, by the checkpoints that it has kept."""
-        kept = [runs.load_tree(folder / name) for name in self.checkpoints if (folder / name).exists()]
+        kept = [
+            runs.load_tree(folder / name) for name in self.checkpoints if (folder / name).exists()
+        ]
         return sum(saved["step"] + saved.get("rounds", 0) for saved in kept) if kept else None
 
 
@@ -111,22 +120,35 @@ def text_training(corpus: Path, changes: dict[str, Any]) -> Training:
             text_runs.go_on(folder, {}, **options)
         else:
             settings = text_settings(Layer(SMALL | changes, lenient=True))
-            text_runs.begin(folder, settings, {"train": corpus, "valid_fraction": 0.1}, seed=1, **options)
+            text_runs.begin(
+                folder, settings, {"train": corpus, "valid_fraction": 0.1}, seed=1, **options
+            )
 
     return Training(train, ("best.safetensors", "metrics.jsonl", "vocabulary.json"))
 
 
 def game_training(changes: dict[str, Any]) -> Training:
-    """Of a generator by maximum likelihood and then against a discriminator, of an oracle's sentences."""
+    """Of a generator by maximum likelihood and then against a discriminator, of an oracle's
+    sentences.
+    """
 
     def train(folder: Path) -> None:
         options: dict[str, Any] = {"device": "cpu", "quiet": True}
         if (folder / "run.json").exists():
             seqgan_runs.go_on(folder, {}, **options)
         else:
-            seqgan_runs.begin(folder, seqgan_runs.settings_from(SMALL_GAME | changes), {}, seed=1, **options)
+            seqgan_runs.begin(
+                folder, seqgan_runs.settings_from(SMALL_GAME | changes), {}, seed=1, **options
+            )
 
-    files = ("task.json", "metrics.jsonl", "best.safetensors", "curves.png", "pretraining/metrics.jsonl", "pretraining/best.safetensors")
+    files = (
+        "task.json",
+        "metrics.jsonl",
+        "best.safetensors",
+        "curves.png",
+        "pretraining/metrics.jsonl",
+        "pretraining/best.safetensors",
+    )
     return Training(train, files, ("last.safetensors", "pretraining/last.safetensors"))
 
 
@@ -138,8 +160,16 @@ def music_training(changes: dict[str, Any]) -> Training:
         if (folder / "run.json").exists():
             music_runs.go_on(folder, {}, **options)
         else:
-            settings = music_runs.settings_from(Layer(OF_TRAINING | SMALL_ROLLS | changes, lenient=True))
-            music_runs.begin(folder, settings, {"train": (), "demo": True, "valid_fraction": 0.1}, seed=1, **options)
+            settings = music_runs.settings_from(
+                Layer(OF_TRAINING | SMALL_ROLLS | changes, lenient=True)
+            )
+            music_runs.begin(
+                folder,
+                settings,
+                {"train": (), "demo": True, "valid_fraction": 0.1},
+                seed=1,
+                **options,
+            )
 
     return Training(train, ("best.safetensors", "metrics.jsonl", "music.json", "pieces.json"))
 
@@ -150,7 +180,8 @@ def import_early() -> None:
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every resumption
     torch.optim.AdamW([torch.zeros(1)])  # imports a compiler, for seconds
-    curve_pictures.learning_curves_png = lambda *_, **__: b"a picture"  # drawing it takes longer than all the training before
+    # drawing it takes longer than all the training before
+    curve_pictures.learning_curves_png = lambda *_, **__: b"a picture"
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -176,7 +207,8 @@ def finish(child: int) -> None:
         sys.exit(f"a training failed: wait status {status}")
 
 
-BEGINNING = 0.1  # seconds that a fork takes before its first step: it is killed there as well, but not only
+# seconds that a fork takes before its first step: it is killed there as well, but not only
+BEGINNING = 0.1
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -191,11 +223,17 @@ def differences(training: Training, a: Path, b: Path) -> list[str]:
     found = [name for name in training.files if (a / name).read_bytes() != (b / name).read_bytes()]
     for name in training.checkpoints:
         trees = [runs.load_tree(folder / name) for folder in (a, b)]
-        (form_a, last_a), (form_b, last_b) = (runs.flatten(tree | {"minutes": 0.0}) for tree in trees)
+        (form_a, last_a), (form_b, last_b) = (
+            runs.flatten(tree | {"minutes": 0.0}) for tree in trees
+        )
         if form_a != form_b or last_a.keys() != last_b.keys():
             found.append(f"{name}: what it holds besides tensors")
         else:
-            found += [f"{name}: {tensor}" for tensor in last_a if not torch.equal(last_a[tensor], last_b[tensor])]
+            found += [
+                f"{name}: {tensor}"
+                for tensor in last_a
+                if not torch.equal(last_a[tensor], last_b[tensor])
+            ]
         if scalars((a / name).parent) != scalars((b / name).parent):
             found.append(f"TensorBoard's scalars beside {name}")
     return found + [f"left: {name}" for name in sorted(contents(b) - contents(a))]
@@ -203,7 +241,9 @@ def differences(training: Training, a: Path, b: Path) -> list[str]:
 
 def contents(folder: Path) -> set[str]:
     """The files of a run, but for TensorBoard's."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if "tfevents" not in path.name}
+    return {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if "tfevents" not in path.name
+    }
 
 
 def kill_at_random(folder: Path, training: Training, kills: int, seed: str) -> dict[str, Any]:
@@ -233,7 +273,8 @@ def kill_at_random(folder: Path, training: Training, kills: int, seed: str) -> d
 
 
 def kill_at_writes(folder: Path, training: Training, stride: int = 1) -> dict[str, Any]:
-    """An unbroken run, and for each file that a run puts in its place, one killed just before and one just after.
+    """An unbroken run, and for each file that a run puts in its place, one killed just before and
+    one just after.
 
     Of these moments only every so many are taken, `stride`; an odd one takes both kinds in turn.
     """
@@ -259,16 +300,27 @@ def kill_at_writes(folder: Path, training: Training, stride: int = 1) -> dict[st
         alive = not os.WIFSIGNALED(status)
         if not alive:
             finish(forked(lambda: training.train(killed)))
-        found += [f"{what}, killed at {kills / 2}" for what in differences(training, unbroken, killed)]
+        found += [
+            f"{what}, killed at {kills / 2}" for what in differences(training, unbroken, killed)
+        ]
         shutil.rmtree(killed)
     return {"killed at": [kill / 2 for kill in range(1, kills, stride)], "differences": found}
 
 
-def trainings(models: list[str], corpus: Path, steps: int, carries: tuple[bool, ...]) -> Iterator[tuple[dict[str, Any], Training]]:
-    """What is killed, each with what it is called; of `seqgan`, half of the steps are adversarial."""
+def trainings(
+    models: list[str], corpus: Path, steps: int, carries: tuple[bool, ...]
+) -> Iterator[tuple[dict[str, Any], Training]]:
+    """What is killed, each with what it is called; of `seqgan`, half of the steps are
+    adversarial.
+    """
     for kind in models:
         if kind == "seqgan":
-            yield {"model": kind}, game_training({"training.num_steps": steps - steps // 2, "adversarial.num_steps": steps // 2})
+            yield (
+                {"model": kind},
+                game_training(
+                    {"training.num_steps": steps - steps // 2, "adversarial.num_steps": steps // 2}
+                ),
+            )
             continue
         if kind == "midi":
             yield {"model": kind}, music_training({"training.num_steps": steps})
@@ -283,10 +335,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--seed", type=int, default=None, help="of the moments; another one each time if not given")
-    parser.add_argument("--models", nargs="*", default=["rnn", "srnn"], help="pairs of the text program, midi, seqgan")
-    parser.add_argument("--writes", action="store_true", help="kill around each write of a short run instead")
-    parser.add_argument("--stride", type=int, default=1, help="with --writes: only every so many of the moments")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="of the moments; another one each time if not given"
+    )
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        default=["rnn", "srnn"],
+        help="pairs of the text program, midi, seqgan",
+    )
+    parser.add_argument(
+        "--writes", action="store_true", help="kill around each write of a short run instead"
+    )
+    parser.add_argument(
+        "--stride", type=int, default=1, help="with --writes: only every so many of the moments"
+    )
     arguments = parser.parse_args()
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
     import_early()
@@ -295,12 +358,16 @@ def main() -> None:
         corpus = Path(name) / "corpus.txt"
         corpus.write_text(TEXT)
         carries = (True,) if arguments.writes else (True, False)
-        for i, (what, training) in enumerate(trainings(arguments.models, corpus, arguments.steps, carries)):
+        for i, (what, training) in enumerate(
+            trainings(arguments.models, corpus, arguments.steps, carries)
+        ):
             folder = Path(name) / str(i)
             if arguments.writes:
                 what |= kill_at_writes(folder, training, arguments.stride)
             else:
-                what |= {"seed": seed} | kill_at_random(folder, training, arguments.kills, " ".join(map(str, (seed, *what.values()))))
+                what |= {"seed": seed} | kill_at_random(
+                    folder, training, arguments.kills, " ".join(map(str, (seed, *what.values())))
+                )
             print(json.dumps(what), flush=True)
             failed |= bool(what["differences"])
     sys.exit(failed)

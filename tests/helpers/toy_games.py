@@ -10,7 +10,9 @@ from gymnasium import spaces
 
 
 class Counting(gymnasium.Env[Any, Any]):
-    """Observes (move, seed modulo 100) and earns the action; over after `length` moves, if at all."""
+    """Observes (move, seed modulo 100) and earns the action; over after `length` moves, if at
+    all.
+    """
 
     observation_space: Any = spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space: Any = spaces.Discrete(2)
@@ -30,14 +32,22 @@ class Counting(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> Any:
         Counting.stepped += 1
         self.move += 1
-        return self.seen(), float(np.sum(action)), self.length is not None and self.move >= self.length, False, {}
+        return (
+            self.seen(),
+            float(np.sum(action)),
+            self.length is not None and self.move >= self.length,
+            False,
+            {},
+        )
 
 
 class Pushed(Counting):
     """The same with two continuous actions, and observations of two dimensions."""
 
     observation_space: Any = spaces.Box(-np.inf, np.inf, (1, 2), np.float32)
-    action_space: Any = spaces.Box(np.array([-2.0, -np.inf], np.float32), np.array([6.0, np.inf], np.float32))
+    action_space: Any = spaces.Box(
+        np.array([-2.0, -np.inf], np.float32), np.array([6.0, np.inf], np.float32)
+    )
 
     def seen(self) -> Any:
         return np.array([[self.move, self.mark]], np.float32)
@@ -130,7 +140,9 @@ class Written(Counting):
 
 
 class NamedPictures(Counting):
-    observation_space: Any = spaces.Dict({"a": spaces.Box(0, 1, (2,)), "b": spaces.Tuple([spaces.Box(0, 255, (8, 8, 3), np.uint8)])})
+    observation_space: Any = spaces.Dict(
+        {"a": spaces.Box(0, 1, (2,)), "b": spaces.Tuple([spaces.Box(0, 255, (8, 8, 3), np.uint8)])}
+    )
 
 
 class Scripted(Counting):
@@ -150,7 +162,11 @@ class Named(Counting):
 
     def seen(self) -> Any:
         move = self.move % 4
-        return {"a": super().seen(), "b": (2 + move, np.array([move % 2, move % 3])), "c": np.array([1, move % 2], np.int8)}
+        return {
+            "a": super().seen(),
+            "b": (2 + move, np.array([move % 2, move % 3])),
+            "c": np.array([1, move % 2], np.int8),
+        }
 
 
 class Cells(Counting):
@@ -166,7 +182,11 @@ class Checked(Counting):
     """Fails if an action is not one of its space, of the right type and shape."""
 
     def step(self, action: Any) -> Any:
-        right = isinstance(action, np.ndarray) and action.dtype == self.action_space.dtype and self.action_space.contains(action)
+        right = (
+            isinstance(action, np.ndarray)
+            and action.dtype == self.action_space.dtype
+            and self.action_space.contains(action)
+        )
         if not right:
             raise ValueError(f"{action!r} is no action of {self.action_space}")
         return super().step(action)
@@ -181,7 +201,9 @@ class Switches(Checked):
 
 
 class Steps(Checked):
-    action_space: Any = spaces.Box(np.array([[0, -3], [2, 7]]), np.array([[5, 3], [2, 255]]), dtype=np.int32)
+    action_space: Any = spaces.Box(
+        np.array([[0, -3], [2, 7]]), np.array([[5, 3], [2, 255]]), dtype=np.int32
+    )
 
 
 class Level(Checked):
@@ -203,7 +225,9 @@ class Truths(Checked):
 class Endless64(Checked):
     """Whole numbers without bounds, from one on, and up to the largest that there is."""
 
-    action_space: Any = spaces.Box(np.array([-(2**63), 1, -(2**62)]), np.array([2**63 - 1, 2**63 - 1, 2**62]), dtype=np.int64)
+    action_space: Any = spaces.Box(
+        np.array([-(2**63), 1, -(2**62)]), np.array([2**63 - 1, 2**63 - 1, 2**62]), dtype=np.int64
+    )
 
 
 class Doubles(Checked):

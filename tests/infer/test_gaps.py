@@ -55,7 +55,9 @@ def test_infill_has_the_exact_law(noisy: Maker, noise: float, guide: str) -> Non
         pair = Pair(model, no_guide)
     missing = torch.stack([torch.isin(torch.arange(6), torch.tensor(gap)) for gap in GAPS.values()])
     draws = 1000
-    filled = infill(pair, model.batch(X.expand(4, -1)), missing, samples=32, draws=draws).view(4, draws, 6)
+    filled = infill(pair, model.batch(X.expand(4, -1)), missing, samples=32, draws=draws).view(
+        4, draws, 6
+    )
     for row in range(4):
         mean, covariance = model.posterior(X, ~missing[row])
         gap = missing[row]
@@ -85,7 +87,12 @@ def exact_functions(noise: float) -> Pair:
 @pytest.mark.parametrize("noise", [0.1, 0.4, 1.0])
 def test_infill_of_functions_with_a_sure_guide(noise: float) -> None:
     """The guide is sure of what it has seen, also of the guess that stands in a gap."""
-    drawn = infill(exact_functions(noise), SequenceBatch(torch.zeros(1000, 4)), torch.tensor([True, True, True, False]), samples=16)
+    drawn = infill(
+        exact_functions(noise),
+        SequenceBatch(torch.zeros(1000, 4)),
+        torch.tensor([True, True, True, False]),
+        samples=16,
+    )
     assert_normal(drawn[:, :3], torch.zeros(3), torch.full((3,), 1 + noise**2))
 
 
@@ -101,7 +108,11 @@ def test_predictions_after_the_end(noisy: Maker, noise: float, layout: str) -> N
     mean, covariance = model.posterior(X, torch.arange(6) < 4)
     variance = covariance.diagonal() + noise**2
     assert_normal(torch.cat([found[f"x_{t}"] for t in (4, 5)], -1), mean[0, 4:], variance[4:])
-    assert_normal(torch.cat([found[f"z_{t}"].flatten(1) for t in range(6)], -1), mean[0], covariance.diagonal())
+    assert_normal(
+        torch.cat([found[f"z_{t}"].flatten(1) for t in range(6)], -1),
+        mean[0],
+        covariance.diagonal(),
+    )
     with pair.scope(), pair.evaluating():
         stock = Predictive(model, guide=pair.guide, num_samples=2000, parallel=True)(batch)
     assert_normal(stock["x_5"], mean[0, 5:], variance[5:])
@@ -114,10 +125,20 @@ def test_predictions_in_between(noisy: Maker, noise: float) -> None:
     model: Any = pair.model
     found = posterior_predictive(pair, model.batch(X).with_missing([2, 3]), 1000, particles=32)
     mean, covariance = model.posterior(X, torch.tensor([True, True, False, False, True, True]))
-    assert_normal(torch.cat([found[f"z_{t}"].flatten(1) for t in range(6)], -1), mean[0], covariance.diagonal())
-    assert_normal(torch.cat([found["x_2"], found["x_3"]], -1), mean[0, 2:4], covariance.diagonal()[2:4] + noise**2)
+    assert_normal(
+        torch.cat([found[f"z_{t}"].flatten(1) for t in range(6)], -1),
+        mean[0],
+        covariance.diagonal(),
+    )
+    assert_normal(
+        torch.cat([found["x_2"], found["x_3"]], -1),
+        mean[0, 2:4],
+        covariance.diagonal()[2:4] + noise**2,
+    )
     assert found["x_4"].equal(X[:, 4].expand(1000, 1))
-    replicas = posterior_predictive(pair, model.batch(X).with_missing([2, 3]), 1000, particles=32, replicate=True)
+    replicas = posterior_predictive(
+        pair, model.batch(X).with_missing([2, 3]), 1000, particles=32, replicate=True
+    )
     assert_normal(replicas["x_4"], mean[0, 4:5], covariance.diagonal()[4:5] + noise**2)
 
 
@@ -151,16 +172,28 @@ def test_predictions_of_functions(float64: None) -> None:
 def test_guides_refuse_what_was_observed_after_a_gap() -> None:
     model = SRNN(Categorical(4), PreviousObservation(OneHot(4)), hidden_size=4, latent_size=2)
     batch = SequenceBatch(torch.randint(4, (3, 5)), [5, 5, 2])
-    for guide in (SRNNGuide(model, OneHot(4), hidden_size=4), AutoSequenceGuide(model, hidden_size=4).prepare(batch)):
-        with pytest.raises(UserError, match=r"Guide has not seen what is missing before other observations \(steps 1, 3\)"):
+    for guide in (
+        SRNNGuide(model, OneHot(4), hidden_size=4),
+        AutoSequenceGuide(model, hidden_size=4).prepare(batch),
+    ):
+        with pytest.raises(
+            UserError,
+            match=r"Guide has not seen what is missing before other observations \(steps 1, 3\)",
+        ):
             guide(batch.with_missing([1, 3]))
         found = posterior_predictive(Pair(model, guide), batch.with_missing([3, 4]), 4)
         assert found["z_4"].shape == (4, 3, 2) and found["x_4"].shape == (4, 3)
-        assert posterior_predictive(Pair(model, guide), batch.with_missing(range(5)), 4)["z_0"].shape == (4, 3, 2)
+        assert posterior_predictive(Pair(model, guide), batch.with_missing(range(5)), 4)[
+            "z_0"
+        ].shape == (4, 3, 2)
         found = posterior_predictive(Pair(model, guide), batch.with_missing([1, 3]), 4, particles=3)
-        assert found["z_2"].shape == (4, 3, 2) and found["x_2"].equal(batch.values[:, 2].expand(4, 3))  # type: ignore[index]
+        assert found["z_2"].shape == (4, 3, 2) and found["x_2"].equal(
+            batch.values[:, 2].expand(4, 3)
+        )  # type: ignore[index]
         missing = torch.rand(3, 5) < 0.5
-        assert infill(Pair(model, guide), batch, missing, samples=3)[~missing].equal(batch.values[~missing])  # type: ignore[index]
+        assert infill(Pair(model, guide), batch, missing, samples=3)[~missing].equal(
+            batch.values[~missing]
+        )  # type: ignore[index]
 
 
 def test_what_stands_in_a_gap_does_not_reach_the_filter(noisy: Maker) -> None:
@@ -172,7 +205,10 @@ def test_what_stands_in_a_gap_does_not_reach_the_filter(noisy: Maker) -> None:
     found = particle_filter(pair, model.batch(x.expand(n, -1)).with_missing(missing), samples=100)
     off = found.particles.total - model.log_likelihood(x, ~missing)
     assert abs(off.exp().mean() - 1) < 4 * off.exp().std() / math.sqrt(n)
-    assert off.std() < 0.5 and abs(math.log(found.particles.variance.mean() / off.var())) < 4 * math.sqrt(2 / n) + 0.2
+    assert (
+        off.std() < 0.5
+        and abs(math.log(found.particles.variance.mean() / off.var())) < 4 * math.sqrt(2 / n) + 0.2
+    )
 
 
 @pytest.mark.parametrize("layout", ["path", "steps"])
@@ -185,5 +221,7 @@ def test_shipped_pairs(shipped: Callable[[Parts, str], Pair], layout: str) -> No
     assert infill(pair, batch, missing, samples=4)[~missing].equal(values[~missing])
     found = posterior_predictive(pair, batch.with_missing([1, 3]), 3, particles=4)
     assert found["x_1"].shape == (3, 3) and found["x_2"].equal(values[:, 2].expand(3, 3))
-    found = posterior_predictive(pair, batch.with_missing([1, 3]), 3, particles=4, replicate=True, parallel=False)
+    found = posterior_predictive(
+        pair, batch.with_missing([1, 3]), 3, particles=4, replicate=True, parallel=False
+    )
     assert found["x_2"].shape == (3, 3)

@@ -1,4 +1,6 @@
-"""Missing observations against the closed form of a linear-Gaussian pair and the enumerated law of a hidden Markov model."""
+"""Missing observations against the closed form of a linear-Gaussian pair and the enumerated law of
+a hidden Markov model.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,14 @@ A, Q, R = 0.8, 0.6, 0.7
 
 
 def assert_law(drawn: Tensor, mean: Tensor, covariance: Tensor) -> None:
-    """Independent draws `[K, M]` have the mean and covariance of a normal, to five standard errors."""
+    """Independent draws `[K, M]` have the mean and covariance of a normal, to five standard
+    errors.
+    """
     k = len(drawn)
     assert ((drawn.mean(0) - mean).abs() < 5 * (covariance.diagonal() / k).sqrt()).all()
-    spread = ((covariance**2 + torch.outer(covariance.diagonal(), covariance.diagonal())) / k).sqrt()
+    spread = (
+        (covariance**2 + torch.outer(covariance.diagonal(), covariance.diagonal())) / k
+    ).sqrt()
     assert ((torch.cov(drawn.t()) - covariance).abs() < 5 * spread).all()
 
 
@@ -38,7 +44,10 @@ def test_linear_gaussian(written: Pair, linear_gaussian: Callable[..., Pair], ki
     """A gap of two steps and one further: the joint normal of the missing given the others."""
     pair = linear_gaussian("path" if kind == "functions" else kind)
     model: Any = pair.model
-    x, known = torch.tensor([[1.0, 0.0, 0.0, -2.0, 0.0, 1.5]]), torch.tensor([True, False, False, True, False, True])
+    x, known = (
+        torch.tensor([[1.0, 0.0, 0.0, -2.0, 0.0, 1.5]]),
+        torch.tensor([True, False, False, True, False, True]),
+    )
     if kind == "functions":
         pair = written
     batch = SequenceBatch(x) if kind == "functions" else model.batch(x)
@@ -57,7 +66,11 @@ def strings(steps: int) -> Tensor:
 def test_symbols_against_enumeration(make: Any, float64: None) -> None:
     """p(x_2, x_3 | x_1, x_4) of models without latents: all strings that fit, weighed."""
     torch.manual_seed(3)
-    options: dict[str, Any] = {"hidden_size": 4} if make is RNN else {"num_states": 3, "embedding_size": 2, "autoregressive": True}
+    options: dict[str, Any] = (
+        {"hidden_size": 4}
+        if make is RNN
+        else {"num_states": 3, "embedding_size": 2, "autoregressive": True}
+    )
     model = make(Categorical(3), PreviousObservation(OneHot(3)), **options)
     for parameter in model.parameters():
         parameter.data.mul_(2)
@@ -78,9 +91,15 @@ def test_symbols_against_enumeration(make: Any, float64: None) -> None:
 
 @pytest.mark.parametrize("kind", ["rnn", "iseq", "srnn"])
 def test_groups_padding_and_rows(kind: str) -> None:
-    """Rows that miss different steps, a row that misses nothing, padding, and values that must stay inside the support."""
+    """Rows that miss different steps, a row that misses nothing, padding, and values that must stay
+    inside the support.
+    """
     emission = Joint({"level": Independent(Beta(), 2), "on": Bernoulli()})
-    parts = Parts(emission, lambda: Group({"level": Flatten(2), "on": Flatten(())}), lambda encoder: LastObservations(encoder, 2))
+    parts = Parts(
+        emission,
+        lambda: Group({"level": Flatten(2), "on": Flatten(())}),
+        lambda encoder: LastObservations(encoder, 2),
+    )
     pair = make_pair(model_settings(kind, {"hidden_size": 4, "latent_size": 2}), parts)
     values = {"level": torch.rand(4, 5, 2) * 0.8 + 0.1, "on": torch.randint(0, 2, (4, 5)).float()}
     batch, missing = SequenceBatch(values, [5, 4, 2, 5]), torch.rand(4, 5) < 0.5
@@ -96,27 +115,42 @@ def test_groups_padding_and_rows(kind: str) -> None:
     assert (drawn["level"][gone] != batch.values["level"].repeat_interleave(2, 0)[gone]).all()
 
 
-def test_what_stands_at_missing_steps_does_not_matter(written: Pair, linear_gaussian: Callable[..., Pair]) -> None:
+def test_what_stands_at_missing_steps_does_not_matter(
+    written: Pair, linear_gaussian: Callable[..., Pair]
+) -> None:
     missing = torch.tensor([False, True, False])
     for pair in (linear_gaussian(), written):
         found = []
         for value in (0.0, 1e6):
             x = torch.tensor([[1.0, value, 2.0]])
             pyro.set_rng_seed(3)
-            found.append(infill(pair, SequenceBatch(x) if pair is written else pair.model.batch(x), missing))  # type: ignore
+            found.append(
+                infill(pair, SequenceBatch(x) if pair is written else pair.model.batch(x), missing)
+            )  # type: ignore
         assert found[0].equal(found[1]) and found[0][0, 1].abs() < 10
 
 
 def test_rows_of_functions_that_miss_different_steps(written: Pair) -> None:
-    x, missing = torch.arange(12.0).view(3, 4) * 10, torch.tensor([[0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0]]).bool()
+    x, missing = (
+        torch.arange(12.0).view(3, 4) * 10,
+        torch.tensor([[0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0]]).bool(),
+    )
     with mock.patch.object(gaps, "steps_at_once", lambda *_: 1):
         drawn = infill(written, SequenceBatch(x), missing, draws=2)
-    assert drawn[~missing.repeat_interleave(2, 0)].equal(x.repeat_interleave(2, 0)[~missing.repeat_interleave(2, 0)])
+    assert drawn[~missing.repeat_interleave(2, 0)].equal(
+        x.repeat_interleave(2, 0)[~missing.repeat_interleave(2, 0)]
+    )
     assert (drawn[missing.repeat_interleave(2, 0)] % 10).all()
 
 
 def test_all_missing_is_sampled(written: Pair) -> None:
-    drawn = infill(written, SequenceBatch(torch.zeros(1, 3)), torch.ones(3, dtype=torch.bool), draws=3000, samples=4)
+    drawn = infill(
+        written,
+        SequenceBatch(torch.zeros(1, 3)),
+        torch.ones(3, dtype=torch.bool),
+        draws=3000,
+        samples=4,
+    )
     variance = Q**2 * (1 + A**2) + R**2
     assert abs(drawn[:, 1].var() - variance) < 5 * variance * (2 / 3000) ** 0.5
 

@@ -1,4 +1,6 @@
-"""Between two sequences: the ends are what their latents decode to, and the way between them is straight."""
+"""Between two sequences: the ends are what their latents decode to, and the way between them is
+straight.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,15 @@ def its_mean(law: Any) -> Any:
 
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_linear_gaussian(linear_gaussian: Callable[..., Pair], layout: str) -> None:
-    """With the exact posterior and means for draws, the way goes from one smoothed path to the other in equal steps."""
+    """With the exact posterior and means for draws, the way goes from one smoothed path to the
+    other in equal steps.
+    """
     pair = linear_gaussian(layout)
     model: Any = pair.model
-    x, y = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]), torch.tensor([[-1.0, -2.0, -3.0], [4.0, 4.0, 4.0]])
+    x, y = (
+        torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]),
+        torch.tensor([[-1.0, -2.0, -3.0], [4.0, 4.0, 4.0]]),
+    )
     found = interpolate(pair, model.batch(x), model.batch(y), 5, samples=4000, adjust=its_mean)
     assert found.shape == (10, 3)
     found = found.view(2, 5, 3)
@@ -43,15 +50,30 @@ def test_linear_gaussian(linear_gaussian: Callable[..., Pair], layout: str) -> N
 
 def test_unequal_lengths_and_chunks() -> None:
     parts = Parts(
-        Joint({"tone": Categorical(3), "on": Bernoulli()}), lambda: Group({"tone": OneHot(3), "on": Flatten(())}), PreviousObservation
+        Joint({"tone": Categorical(3), "on": Bernoulli()}),
+        lambda: Group({"tone": OneHot(3), "on": Flatten(())}),
+        PreviousObservation,
     )
     pair = make_pair(model_settings("srnn", {"hidden_size": 4, "latent_size": 2}), parts)
 
     def batch(steps: int, lengths: list[int]) -> SequenceBatch:
-        return SequenceBatch({"tone": torch.randint(0, 3, (2, steps)), "on": torch.randint(0, 2, (2, steps)).float()}, lengths)
+        return SequenceBatch(
+            {
+                "tone": torch.randint(0, 3, (2, steps)),
+                "on": torch.randint(0, 2, (2, steps)).float(),
+            },
+            lengths,
+        )
 
     with mock.patch.object(interpolation, "steps_at_once", lambda *_: 1):
-        found = interpolate(pair, batch(6, [6, 2]), batch(4, [3, 4]), 3, samples=2, adjust=lambda law: sharpened(law, temperature=0.5))
+        found = interpolate(
+            pair,
+            batch(6, [6, 2]),
+            batch(4, [3, 4]),
+            3,
+            samples=2,
+            adjust=lambda law: sharpened(law, temperature=0.5),
+        )
     assert found["tone"].shape == (6, 4) and found["tone"].dtype == torch.long
     mask = torch.arange(4) < torch.tensor([3, 2]).repeat_interleave(3).unsqueeze(-1)
     assert not found["on"][~mask].any() and not found["tone"][~mask].any()
@@ -65,15 +87,24 @@ def test_functions_with_a_latent_of_the_sequence() -> None:
             level = pyro.sample("level", dist.Normal(0.0, 5.0))
             for t in batch.steps():
                 with batch.active(t):
-                    pyro.sample(f"x_{t}", dist.Normal(level + batch.inputs_at(t)[:, 0], 1e-4), obs=batch.at(t))  # type: ignore[index]
+                    pyro.sample(
+                        f"x_{t}",
+                        dist.Normal(level + batch.inputs_at(t)[:, 0], 1e-4),
+                        obs=batch.at(t),
+                    )  # type: ignore[index]
 
     def guide(batch: SequenceBatch) -> None:
         with batch.plate():
             pyro.sample("level", dist.Normal((batch.values - batch.inputs[..., 0]).mean(-1), 1e-4))  # type: ignore
 
-    ends = [SequenceBatch(torch.full((1, 3), level), inputs=torch.full((1, 3, 1), u)) for level, u in ((1.0, 0.0), (7.0, 2.0))]
+    ends = [
+        SequenceBatch(torch.full((1, 3), level), inputs=torch.full((1, 3, 1), u))
+        for level, u in ((1.0, 0.0), (7.0, 2.0))
+    ]
     found = interpolate(Pair(model, guide), *ends, 3)
-    torch.testing.assert_close(found, torch.tensor([1.0, 4.0, 7.0]).unsqueeze(-1).expand(3, 3), rtol=0, atol=1e-2)
+    torch.testing.assert_close(
+        found, torch.tensor([1.0, 4.0, 7.0]).unsqueeze(-1).expand(3, 3), rtol=0, atol=1e-2
+    )
 
 
 def test_refusals(linear_gaussian: Callable[..., Pair]) -> None:
@@ -91,7 +122,12 @@ def test_refusals(linear_gaussian: Callable[..., Pair]) -> None:
         interpolate(pair, batch, batch.with_state({}), 3)
     symbols = SequenceBatch(torch.zeros(2, 3, dtype=torch.long))
     with pytest.raises(UserError, match="no latents"):
-        interpolate(Pair(RNN(Categorical(3), PreviousObservation(OneHot(3)), hidden_size=3)), symbols, symbols, 3)
+        interpolate(
+            Pair(RNN(Categorical(3), PreviousObservation(OneHot(3)), hidden_size=3)),
+            symbols,
+            symbols,
+            3,
+        )
 
     def guide(batch: SequenceBatch) -> None:
         with batch.plate():
@@ -120,7 +156,9 @@ def test_functions_of_unequal_steps_are_cut_to_the_shorter() -> None:
     long, short = torch.randn(2, 7), torch.randn(2, 4)
     pair = Pair(walk, guide)
     for first, second in ((long, short), (short, long)):
-        found = interpolate(pair, SequenceBatch(first), SequenceBatch(second), 3, samples=1, adjust=its_mean).view(2, 3, 4)
+        found = interpolate(
+            pair, SequenceBatch(first), SequenceBatch(second), 3, samples=1, adjust=its_mean
+        ).view(2, 3, 4)
         wanted = torch.stack([first[:, :4], (first[:, :4] + second[:, :4]) / 2, second[:, :4]], 1)
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
@@ -150,5 +188,12 @@ def test_latents_of_different_shapes_are_refused() -> None:
         with batch.plate():
             pyro.sample("z", dist.Normal(0.0, 1.0).expand([batch.num_steps + 1]).to_event(1))
 
-    with pytest.raises(UserError, match=r"latents of site 'z' have different shapes, \[4\] and \[3\]"):
-        interpolate(Pair(guide, guide), SequenceBatch(torch.zeros(1, 3)), SequenceBatch(torch.zeros(1, 2)), 2)
+    with pytest.raises(
+        UserError, match=r"latents of site 'z' have different shapes, \[4\] and \[3\]"
+    ):
+        interpolate(
+            Pair(guide, guide),
+            SequenceBatch(torch.zeros(1, 3)),
+            SequenceBatch(torch.zeros(1, 2)),
+            2,
+        )

@@ -1,4 +1,6 @@
-"""Posterior prediction: to the bit what Pyro's `Predictive` gives, in few runs, and replicates of what was observed."""
+"""Posterior prediction: to the bit what Pyro's `Predictive` gives, in few runs, and replicates of
+what was observed.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ PAIRS = ("rnn", "iseq", "srnn")
 
 
 def new_pair(kind: str, layout: str) -> Pair:
-    sizes: dict[str, Any] = {"hidden_size": 4, "latent_size": 2, "latent_sizes": (3,), "layout": layout}
+    sizes: dict[str, Any] = {
+        "hidden_size": 4,
+        "latent_size": 2,
+        "latent_sizes": (3,),
+        "layout": layout,
+    }
     parts = Parts(Categorical(4), lambda: OneHot(4), lambda encoder: LastObservations(encoder, 2))
     return make_pair(model_settings(kind, sizes), parts)
 
@@ -61,9 +68,15 @@ def test_equals_predictive(kind: str, layout: str, parallel: bool) -> None:
     pair.train(False)
     given = batches()
     for batch in (given["observed"], given["continued"]):
-        expected = seeded(lambda batch=batch: Predictive(pair.model, guide=pair.guide, num_samples=6, parallel=parallel)(batch))
+        expected = seeded(
+            lambda batch=batch: Predictive(
+                pair.model, guide=pair.guide, num_samples=6, parallel=parallel
+            )(batch)
+        )
         found = seeded(lambda batch=batch: posterior_predictive(pair, batch, 6, parallel=parallel))
-        assert found.keys() == expected.keys() and all(found[name].equal(expected[name]) for name in expected)
+        assert found.keys() == expected.keys() and all(
+            found[name].equal(expected[name]) for name in expected
+        )
         assert not any(value.requires_grad for value in found.values())
 
 
@@ -71,7 +84,10 @@ def test_equals_predictive(kind: str, layout: str, parallel: bool) -> None:
 def test_predicts_what_the_batch_leaves_open(layout: str) -> None:
     pair, given = new_pair("srnn", layout), batches()
     found = posterior_predictive(pair, given["continued"], 50)
-    assert found["x_4"].equal(given["continued"].values[:, 4].expand(50, 3)) and len(found["x_5"].unique()) > 1
+    assert (
+        found["x_4"].equal(given["continued"].values[:, 4].expand(50, 3))
+        and len(found["x_5"].unique()) > 1
+    )
     assert found["z_6"].shape == (50, 3, 2)
     found = posterior_predictive(pair, given["missing"], 50)
     assert len(found["x_1"][:, 0].unique()) > 1 and len(found["x_0"][:, 0].unique()) == 1
@@ -89,18 +105,24 @@ def test_runs_do_not_grow_with_the_samples() -> None:
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("kind", PAIRS)
 def test_replicates_have_the_law_of_either_layout(kind: str, parallel: bool) -> None:
-    """In layout `steps` Pyro's own two stages; in layout `path` the same latents, as sites of steps."""
+    """In layout `steps` Pyro's own two stages; in layout `path` the same latents, as sites of
+    steps.
+    """
     batch = batches()["observed"]
     pair = new_pair(kind, "steps")
     pair.train(False)
 
     def two_stages() -> dict[str, Tensor]:
         latents = Predictive(pair.guide, num_samples=6, parallel=parallel)(batch)
-        return latents | Predictive(pair.model, posterior_samples=latents, num_samples=6, parallel=parallel)(batch.without_values())
+        return latents | Predictive(
+            pair.model, posterior_samples=latents, num_samples=6, parallel=parallel
+        )(batch.without_values())
 
     expected = seeded(two_stages)
     found = seeded(lambda: posterior_predictive(pair, batch, 6, replicate=True, parallel=parallel))
-    assert found.keys() == expected.keys() and all(found[name].equal(expected[name]) for name in expected)
+    assert found.keys() == expected.keys() and all(
+        found[name].equal(expected[name]) for name in expected
+    )
     pair.model.layout = "path"
     found = posterior_predictive(pair, batch, 6, replicate=True, parallel=parallel)
     assert found["x_2"].shape == (6, 3) and ("z" in found) == (kind != "rnn")
@@ -143,10 +165,18 @@ def test_hmm() -> None:
     model = HMM(Categorical(4), LastObservations(OneHot(4), 2), num_states=3, autoregressive=True)
     batch: Any = batches()["continued"]
     found = posterior_predictive(Pair(model), batch, 20)
-    assert found["x_6"].shape == (20, 3) and found["x_0"].equal(batch.values[:, 0].expand(20, 3)) and "z_0" not in found
+    assert (
+        found["x_6"].shape == (20, 3)
+        and found["x_0"].equal(batch.values[:, 0].expand(20, 3))
+        and "z_0" not in found
+    )
     model.layout = "steps"
     with pytest.warns(
-        UserWarning, match=r"'z_0' \(and \d more\) is marked to be enumerated and not in the guide: it was drawn from the prior"
+        UserWarning,
+        match=(
+            r"'z_0' \(and \d more\) is marked to be enumerated and not in the guide: it was "
+            r"drawn from the prior"
+        ),
     ):
         found = posterior_predictive(Pair(model), batches()["observed"], 20)
     assert found["x_2"].shape == (20, 3)
@@ -171,12 +201,22 @@ def test_refusals() -> None:
         posterior_predictive(pair, batch, 3, return_sites=["y"])
 
 
-def test_draws_of_a_path_are_heard_where_a_model_samples(linear_gaussian: Callable[..., Pair]) -> None:
-    """`Predictive` given z of layout `path`: the observations are of these latents, not of the prior."""
+def test_draws_of_a_path_are_heard_where_a_model_samples(
+    linear_gaussian: Callable[..., Pair],
+) -> None:
+    """`Predictive` given z of layout `path`: the observations are of these latents, not of the
+    prior.
+    """
     model: Any = linear_gaussian("path").model
     path = torch.arange(3.0).view(1, 1, 3, 1).expand(500, 1, 3, 1) * 100
-    found = Predictive(model, posterior_samples={"z": path}, parallel=True)(model.batch(torch.zeros(1, 3)).without_values())
+    found = Predictive(model, posterior_samples={"z": path}, parallel=True)(
+        model.batch(torch.zeros(1, 3)).without_values()
+    )
     for t in range(3):
         assert (found[f"x_{t}"] - 100 * t).abs().max() < 5
-    with pytest.raises(UserError, match="the values given for the path 'z' have 3 steps, and the batch has 2"):
-        Predictive(model, posterior_samples={"z": path}, parallel=True)(model.batch(torch.zeros(1, 2)).without_values())
+    with pytest.raises(
+        UserError, match="the values given for the path 'z' have 3 steps, and the batch has 2"
+    ):
+        Predictive(model, posterior_samples={"z": path}, parallel=True)(
+            model.batch(torch.zeros(1, 2)).without_values()
+        )

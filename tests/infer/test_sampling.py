@@ -1,4 +1,6 @@
-"""Sampling: the law of whole sequences against enumeration, and how temperature and top-k change a distribution."""
+"""Sampling: the law of whole sequences against enumeration, and how temperature and top-k change a
+distribution.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,14 @@ from pyro_seq.encoders import Flatten, Group, OneHot
 from pyro_seq.errors import UserError
 from pyro_seq.infer import sampling
 from pyro_seq.infer.likelihood.scoring import score
-from pyro_seq.infer.sampling import ancestral, draw, sample_sequences, sample_steps, sharpened, without
+from pyro_seq.infer.sampling import (
+    ancestral,
+    draw,
+    sample_sequences,
+    sample_steps,
+    sharpened,
+    without,
+)
 from pyro_seq.models import RNN, SRNN
 from pyro_seq.pairs.pair import Pair
 
@@ -44,7 +53,13 @@ def make_rnn() -> RNN:
 
 def make_srnn() -> SRNN:
     torch.manual_seed(4)
-    return SRNN(Categorical(3), PreviousObservation(OneHot(3)), latent_size=2, latent_sizes=(3,), hidden_size=3).eval()
+    return SRNN(
+        Categorical(3),
+        PreviousObservation(OneHot(3)),
+        latent_size=2,
+        latent_sizes=(3,),
+        hidden_size=3,
+    ).eval()
 
 
 def frequencies(values: Tensor) -> Tensor:
@@ -98,14 +113,19 @@ class TestLaw:
         assert ((left - right) ** 2 / (left + right).clamp_min(1)).sum() < CHI_SQUARE_26
 
     def test_sharpened_samples(self) -> None:
-        """Step by step the distribution is the sharpened one: x_1 ~ p^(1/T), among the two most probable."""
+        """Step by step the distribution is the sharpened one: x_1 ~ p^(1/T), among the two most
+        probable.
+        """
         rnn = make_rnn()
         first = probabilities(rnn).view(3, 9).sum(1)
         kept = torch.where(first >= first.topk(2).values[-1], first, 0.0) ** 2
-        samples = sample_sequences(rnn, 1, state=rnn.initial(MANY), adjust=lambda d: sharpened(d, temperature=0.5, top_k=2))
+        samples = sample_sequences(
+            rnn, 1, state=rnn.initial(MANY), adjust=lambda d: sharpened(d, temperature=0.5, top_k=2)
+        )
         counts = torch.bincount(samples[:, 0], minlength=3).double()
         assert counts[kept == 0].sum() == 0
-        assert chi_square(counts[kept > 0], (MANY * kept / kept.sum())[kept > 0]) < 15.2  # 1 degree of freedom
+        # 1 degree of freedom
+        assert chi_square(counts[kept > 0], (MANY * kept / kept.sum())[kept > 0]) < 15.2
 
 
 class TestShapes:
@@ -113,7 +133,11 @@ class TestShapes:
     def test_ragged_samples_are_zero_at_padding(self, make: Any) -> None:
         batch = SequenceBatch(None, [5, 0, 2, 4])
         outcome = make()(batch)
-        assert outcome.values.shape == (4, 5) and not outcome.values[~batch.mask].any() and outcome.values.any()
+        assert (
+            outcome.values.shape == (4, 5)
+            and not outcome.values[~batch.mask].any()
+            and outcome.values.any()
+        )
 
     def test_groups(self) -> None:
         emission = Joint({"pixels": Independent(Beta(), (2, 2)), "end": Bernoulli()})
@@ -121,14 +145,20 @@ class TestShapes:
         rnn = RNN(emission, context, hidden_size=3).eval()
         samples = sample_sequences(rnn, 4, state=rnn.initial(3))
         assert samples["pixels"].shape == (3, 4, 2, 2) and samples["end"].shape == (3, 4)
-        assert ((samples["pixels"] > 0) & (samples["pixels"] < 1)).all() and set(samples["end"].unique().tolist()) <= {0.0, 1.0}
+        assert ((samples["pixels"] > 0) & (samples["pixels"] < 1)).all() and set(
+            samples["end"].unique().tolist()
+        ) <= {0.0, 1.0}
         batch = SequenceBatch(None, [4, 1, 0])
         values = rnn(batch).values
         assert not values["pixels"][~batch.mask].any() and values["pixels"][batch.mask].all()
 
     def test_side_inputs(self) -> None:
         torch.manual_seed(0)
-        rnn = RNN(Normal(epsilon=1e-6, positive="exp"), Chain(PreviousObservation(Flatten(())), SideInputs(2)), hidden_size=3).eval()
+        rnn = RNN(
+            Normal(epsilon=1e-6, positive="exp"),
+            Chain(PreviousObservation(Flatten(())), SideInputs(2)),
+            hidden_size=3,
+        ).eval()
         u = torch.randn(2, 4, 2)
         seen: list[Tensor] = []
         original = rnn.context.contexts[1].features
@@ -149,7 +179,9 @@ class TestShapes:
         rnn = make_rnn()
         steps = sample_steps(rnn, 3, state=rnn.initial(2))
         first = next(steps)
-        assert first.shape == (2,) and torch.is_grad_enabled(), "a generator at rest leaves the outside alone"
+        assert first.shape == (2,) and torch.is_grad_enabled(), (
+            "a generator at rest leaves the outside alone"
+        )
         assert len(list(steps)) == 2
         assert len(list(sample_steps(rnn, 200, state=rnn.initial(2)))) == 200
         for wrong in (0, -1):
@@ -185,14 +217,22 @@ class TestSharpened:
         never = -math.inf
         for temperature in (0.3, 5.0):
             p = dist.Categorical(logits=torch.tensor([never, 0.0, 0.0, never]), validate_args=False)
-            assert sharpened(p, temperature=temperature).probs.tolist() == pytest.approx([0, 0.5, 0.5, 0])
+            assert sharpened(p, temperature=temperature).probs.tolist() == pytest.approx(
+                [0, 0.5, 0.5, 0]
+            )
 
     @pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-40, 1e-320])
     def test_low_temperatures_leave_the_most_probable(self, temperature: float) -> None:
-        assert sharpened(dist.Categorical(self.P), temperature=temperature).probs.tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
+        assert sharpened(dist.Categorical(self.P), temperature=temperature).probs.tolist() == [
+            [0, 1, 0, 0],
+            [1, 0, 0, 0],
+        ]
         logits = torch.tensor([-40.0, -0.1, 0.0, 0.1, 40.0])
         expected = pytest.approx([0, 0, 0.5, 1, 1], abs=1e-6)
-        assert sharpened(dist.Bernoulli(logits=logits), temperature=temperature).probs.tolist() == expected
+        assert (
+            sharpened(dist.Bernoulli(logits=logits), temperature=temperature).probs.tolist()
+            == expected
+        )
         confident = dist.Categorical(logits=torch.tensor([-1e4, 0.0, 3e4]))
         assert sharpened(confident, temperature=temperature).sample((5,)).tolist() == [2] * 5
 
@@ -200,25 +240,46 @@ class TestSharpened:
         """Of equal values the first one is taken, so that nothing is left to chance."""
         tied = torch.tensor([[0.1, 0.4, 0.4, 0.1], [1.0, 0.0, 0.0, 0.0]])
         for top_k in (None, 3):
-            assert sharpened(dist.Categorical(tied), temperature=0.0, top_k=top_k).sample((9,)).tolist() == [[1, 0]] * 9
-        assert sharpened(dist.Bernoulli(torch.tensor([0.2, 0.5, 0.6])), temperature=0.0).sample((9,)).tolist() == [[0, 0, 1]] * 9
+            assert (
+                sharpened(dist.Categorical(tied), temperature=0.0, top_k=top_k)
+                .sample((9,))
+                .tolist()
+                == [[1, 0]] * 9
+            )
+        assert (
+            sharpened(dist.Bernoulli(torch.tensor([0.2, 0.5, 0.6])), temperature=0.0)
+            .sample((9,))
+            .tolist()
+            == [[0, 0, 1]] * 9
+        )
         keys = Independent(Bernoulli(), (4,))(torch.tensor([[3.0, -1.0, 0.1, -0.1]]))
         assert sharpened({"a": keys}, temperature=0.0)["a"].sample().tolist() == [[1, 0, 1, 0]]
 
     def test_values_that_are_never_drawn(self) -> None:
-        """What is left has the probabilities that it had, given that it is none of those; of a mixture, too."""
+        """What is left has the probabilities that it had, given that it is none of those; of a
+        mixture, too.
+        """
         p = self.P[0]
         left = torch.where(torch.tensor([False, True, False, True]), 0.0, p)
         never = torch.tensor([1, 3])
         torch.testing.assert_close(without(dist.Categorical(p), never).probs, left / left.sum())
-        torch.testing.assert_close(without(LazyCategorical(p.log() + 3), never).probs, left / left.sum())
-        parts, shares = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]), torch.tensor([0.3, 0.7])
-        mixture = without(dist.MixtureSameFamily(dist.Categorical(shares), dist.Categorical(parts)), never)
+        torch.testing.assert_close(
+            without(LazyCategorical(p.log() + 3), never).probs, left / left.sum()
+        )
+        parts, shares = (
+            torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]),
+            torch.tensor([0.3, 0.7]),
+        )
+        mixture = without(
+            dist.MixtureSameFamily(dist.Categorical(shares), dist.Categorical(parts)), never
+        )
         joint = shares @ parts
         kept = torch.tensor([joint[0], joint[2]]) / (joint[0] + joint[2])
         torch.testing.assert_close(mixture.log_prob(torch.tensor([0, 2])).exp(), kept)
         assert set(mixture.sample((200,)).tolist()) == {0, 2}
-        assert sharpened(without(dist.Categorical(p), never), top_k=1).sample().item() == int(left.argmax())
+        assert sharpened(without(dist.Categorical(p), never), top_k=1).sample().item() == int(
+            left.argmax()
+        )
         with pytest.raises(UserError, match="values of a Normal emission cannot be left out"):
             without(dist.Normal(0.0, 1.0), never)
 
@@ -244,14 +305,30 @@ class TestSharpened:
     @pytest.mark.parametrize(
         ("distribution", "options", "message"),
         [
-            (dist.Categorical(P), {"temperature": -1.0}, "temperature must be a number, at least 0"),
+            (
+                dist.Categorical(P),
+                {"temperature": -1.0},
+                "temperature must be a number, at least 0",
+            ),
             (dist.Categorical(P), {"temperature": math.nan}, "at least 0 .*, got nan"),
             (dist.Categorical(P), {"top_k": 0}, "top-k must be at least 1, got 0"),
             (dist.Normal(0.0, 1.0), {"temperature": 0.5}, "temperature does not apply to a Normal"),
-            (Binomial(3)(torch.zeros(1)), {"temperature": 0.5}, "temperature does not apply to a Binomial"),
+            (
+                Binomial(3)(torch.zeros(1)),
+                {"temperature": 0.5},
+                "temperature does not apply to a Binomial",
+            ),
             (dist.Bernoulli(0.5), {"top_k": 3}, "top-k does not apply to a Bernoulli"),
-            (Independent(Normal(), 2)(torch.zeros(4)), {"temperature": 0.5}, "temperature does not apply to a Normal"),
-            ({"a": dist.Categorical(P), "b": dist.Normal(0.0, 1.0)}, {"top_k": 3}, "top-k does not apply to a Normal"),
+            (
+                Independent(Normal(), 2)(torch.zeros(4)),
+                {"temperature": 0.5},
+                "temperature does not apply to a Normal",
+            ),
+            (
+                {"a": dist.Categorical(P), "b": dist.Normal(0.0, 1.0)},
+                {"top_k": 3},
+                "top-k does not apply to a Normal",
+            ),
         ],
     )
     def test_refusals(self, distribution: Any, options: dict[str, Any], message: str) -> None:
@@ -260,7 +337,9 @@ class TestSharpened:
 
 
 class TestAncestral:
-    """Any pair's sequences: declared by equations, functions with sites of their own, functions that return values."""
+    """Any pair's sequences: declared by equations, functions with sites of their own, functions
+    that return values.
+    """
 
     def test_declared_models_follow_their_law_in_chunks(self) -> None:
         rnn = make_rnn().train()
@@ -291,9 +370,18 @@ class TestAncestral:
                     pyro.sample(f"x_{t}_on", dist.Bernoulli(logits=z + batch.inputs_at(t)[:, 0]))  # type: ignore[index]
 
         u = torch.cat([torch.full((MANY, 2, 1), 20.0), torch.full((MANY, 2, 1), -20.0)], 1)
-        drawn = ancestral(Pair(model), MANY, 4, inputs=u, adjust=lambda law: sharpened(law, temperature=0.5))
+        drawn = ancestral(
+            Pair(model), MANY, 4, inputs=u, adjust=lambda law: sharpened(law, temperature=0.5)
+        )
         assert drawn["on"][:, :2].all() and not drawn["on"][:, 2:].any()
-        assert chi_square(torch.bincount(drawn["tone"][:, 0], minlength=3).double(), MANY * p**2 / (p**2).sum()) < 18.4  # 2 degrees
+        # 2 degrees
+        assert (
+            chi_square(
+                torch.bincount(drawn["tone"][:, 0], minlength=3).double(),
+                MANY * p**2 / (p**2).sum(),
+            )
+            < 18.4
+        )
 
     def test_refusals(self) -> None:
         rnn = make_rnn()

@@ -1,4 +1,6 @@
-"""Every shipped pair is sampled, continued, predicted, filled in and interpolated, in both layouts: shapes, types and supports."""
+"""Every shipped pair is sampled, continued, predicted, filled in and interpolated, in both layouts:
+shapes, types and supports.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_seq import Pair, SequenceBatch, UserError, ancestral, continuation, infill, interpolate, posterior_predictive
+from pyro_seq import (
+    Pair,
+    SequenceBatch,
+    UserError,
+    ancestral,
+    continuation,
+    infill,
+    interpolate,
+    posterior_predictive,
+)
 from pyro_seq.config.build import Parts
 from pyro_seq.contexts import LastObservations
 from pyro_seq.emissions.composite import Independent, Joint
@@ -24,19 +35,27 @@ def encoder() -> Group:
 def hmm(autoregressive: bool) -> Callable[[Parts, Any], Pair]:
     def make(parts: Parts, layout: Any) -> Pair:
         context = parts.context(parts.encoder())
-        return Pair(HMM(parts.emission, context, num_states=3, autoregressive=autoregressive, layout=layout))
+        return Pair(
+            HMM(parts.emission, context, num_states=3, autoregressive=autoregressive, layout=layout)
+        )
 
     return make
 
 
 def in_layouts(make: Callable[[Parts, str], Pair]) -> list[Pair]:
     emission = Joint({"tone": Categorical(4), "notes": Independent(Bernoulli(), 3)})
-    return [make(Parts(emission, encoder, lambda one: LastObservations(one, 2)), layout) for layout in ("path", "steps")]
+    return [
+        make(Parts(emission, encoder, lambda one: LastObservations(one, 2)), layout)
+        for layout in ("path", "steps")
+    ]
 
 
 def checked(values: Any, *shape: int) -> None:
     assert values["tone"].shape == shape and values["tone"].dtype == torch.long
-    assert values["notes"].shape == (*shape, 3) and set(values["notes"].unique().tolist()) <= {0.0, 1.0}
+    assert values["notes"].shape == (*shape, 3) and set(values["notes"].unique().tolist()) <= {
+        0.0,
+        1.0,
+    }
 
 
 @pytest.fixture
@@ -59,10 +78,18 @@ def sampled_in_every_way(pair: Pair, batch: SequenceBatch) -> None:
 
 def predicted(pair: Pair, batch: SequenceBatch) -> None:
     whole = SequenceBatch(batch.values)
-    for given, replicate, site in ((whole.continued(2), False, "x_6"), (batch.with_missing([1]), False, "x_1"), (batch, True, "x_3")):
+    for given, replicate, site in (
+        (whole.continued(2), False, "x_6"),
+        (batch.with_missing([1]), False, "x_1"),
+        (batch, True, "x_3"),
+    ):
         for parallel in (False, True):
             found = posterior_predictive(pair, given, 4, parallel=parallel, replicate=replicate)
-            assert found[f"{site}_tone"].shape == (4, 3) and found[f"{site}_notes"].shape == (4, 3, 3)
+            assert found[f"{site}_tone"].shape == (4, 3) and found[f"{site}_notes"].shape == (
+                4,
+                3,
+                3,
+            )
 
 
 def test_shipped_pairs(shipped: Callable[[Parts, str], Pair], batch: SequenceBatch) -> None:
@@ -75,7 +102,10 @@ def test_shipped_pairs(shipped: Callable[[Parts, str], Pair], batch: SequenceBat
 def test_hidden_markov_models(autoregressive: bool, batch: SequenceBatch) -> None:
     for pair in in_layouts(hmm(autoregressive)):
         sampled_in_every_way(pair, batch)
-        with pytest.warns(UserWarning, match="is marked to be enumerated and not in the guide: it was drawn from the prior"):
+        with pytest.warns(
+            UserWarning,
+            match="is marked to be enumerated and not in the guide: it was drawn from the prior",
+        ):
             predicted(pair, batch)
 
 

@@ -23,7 +23,13 @@ from pyro_seq.encoders import Embedding, Flatten
 
 TABLE = Path(__file__).with_name("digests.json")
 N, T = 3, 5
-SMALL = {"hidden_size": 4, "latent_size": 3, "latent_sizes": (5,), "activation": "tanh", "num_states": 3}
+SMALL = {
+    "hidden_size": 4,
+    "latent_size": 3,
+    "latent_sizes": (5,),
+    "activation": "tanh",
+    "num_states": 3,
+}
 CONDITIONAL = {"conditional": True, "cell": "gru"}
 PAIRS: dict[str, dict[str, Any]] = {
     "rnn": {},
@@ -37,7 +43,12 @@ PAIRS: dict[str, dict[str, Any]] = {
     "dmm flows": CONDITIONAL | {"num_flows": 2, "flow_sizes": (6,)},
     "hmm": {},
 }
-CASES = [f"{pair}, {layout}, {kind}" for pair in PAIRS for layout in ("path", "steps") for kind in ("symbols", "chords", "numbers")]
+CASES = [
+    f"{pair}, {layout}, {kind}"
+    for pair in PAIRS
+    for layout in ("path", "steps")
+    for kind in ("symbols", "chords", "numbers")
+]
 
 
 def parts_and_batch(kind: str) -> tuple[Parts, SequenceBatch]:
@@ -47,7 +58,9 @@ def parts_and_batch(kind: str) -> tuple[Parts, SequenceBatch]:
         parts = Parts(emissions.Categorical(4), lambda: Embedding(4, 3), PreviousObservation)
         values = torch.randint(0, 4, (N, T), generator=rng)
     elif kind == "chords":
-        parts = Parts(emissions.Independent(emissions.Bernoulli(), 3), lambda: Flatten(3), PreviousObservation)
+        parts = Parts(
+            emissions.Independent(emissions.Bernoulli(), 3), lambda: Flatten(3), PreviousObservation
+        )
         values = torch.randint(0, 2, (N, T, 3), generator=rng).double()
     else:
         parts = Parts(emissions.Normal(), lambda: Flatten(()), PreviousObservation)
@@ -62,7 +75,9 @@ def summed(values: Any) -> float:
 
 
 def scatter(pair: Pair) -> None:
-    """Give each parameter values that depend on nothing but its place and size, the same on every machine."""
+    """Give each parameter values that depend on nothing but its place and size, the same on every
+    machine.
+    """
     with torch.no_grad():
         for index, parameter in enumerate(pair.parameters().values()):
             place = torch.arange(parameter.numel(), dtype=torch.float64).reshape(parameter.shape)
@@ -70,11 +85,15 @@ def scatter(pair: Pair) -> None:
 
 
 def digest(case: str) -> dict[str, float]:
-    """The loss, its gradients, a score and samples of a pair in a layout over a kind of observations."""
+    """The loss, its gradients, a score and samples of a pair in a layout over a kind of
+    observations.
+    """
     name, layout, kind = case.split(", ")
     parts, batch = parts_and_batch(kind)
     pyro.set_rng_seed(0)
-    pair = make_pair(model_settings(name.split()[0], SMALL | PAIRS[name] | {"layout": layout}), parts)
+    pair = make_pair(
+        model_settings(name.split()[0], SMALL | PAIRS[name] | {"layout": layout}), parts
+    )
     scatter(pair)
     pair.train(False)
     found = {}
@@ -99,7 +118,9 @@ def test_same_numbers(case: str) -> None:
 
 
 def test_every_number_is_told_apart() -> None:
-    """Numbers that were equal for two pairs would hold neither; the layouts of one pair have one density."""
+    """Numbers that were equal for two pairs would hold neither; the layouts of one pair have one
+    density.
+    """
     table = json.loads(TABLE.read_text())
     losses = {round(entry["loss"], 9) for case, entry in table.items() if "path" in case}
     assert len(losses) == len(PAIRS) * 3

@@ -1,4 +1,6 @@
-"""The hidden Markov model against enumeration of all its state paths, Pyro's own `DiscreteHMM`, and its other layout."""
+"""The hidden Markov model against enumeration of all its state paths, Pyro's own `DiscreteHMM`, and
+its other layout.
+"""
 
 from __future__ import annotations
 
@@ -40,18 +42,36 @@ def observed(kind: str) -> tuple[emissions.Emission, Encoder, Any]:
         return emissions.Normal(), Flatten(()), torch.randn(N, T)
     if kind == "beta":
         return emissions.Beta(), Flatten(()), torch.rand(N, T).clamp(0.01, 0.99)
-    joint = emissions.Joint({"symbol": emissions.Categorical(4), "notes": emissions.Independent(emissions.Bernoulli(), 3)})
-    return joint, Group({"symbol": OneHot(4), "notes": Flatten(3)}), {"symbol": symbols, "notes": notes}
+    joint = emissions.Joint(
+        {
+            "symbol": emissions.Categorical(4),
+            "notes": emissions.Independent(emissions.Bernoulli(), 3),
+        }
+    )
+    return (
+        joint,
+        Group({"symbol": OneHot(4), "notes": Flatten(3)}),
+        {"symbol": symbols, "notes": notes},
+    )
 
 
-def new_model(emission: emissions.Emission, encoder: Encoder, autoregressive: bool, layout: Layout = "path") -> HMM:
+def new_model(
+    emission: emissions.Emission, encoder: Encoder, autoregressive: bool, layout: Layout = "path"
+) -> HMM:
     context = Chain(LastObservations(encoder, 2), SideInputs(2))
-    sizes: dict[str, Any] = {"num_states": S, "embedding_size": 4, "emission_sizes": (5,), "activation": "tanh"}
+    sizes: dict[str, Any] = {
+        "num_states": S,
+        "embedding_size": 4,
+        "emission_sizes": (5,),
+        "activation": "tanh",
+    }
     return HMM(emission, context, autoregressive=autoregressive, layout=layout, **sizes)
 
 
 def enumerated(model: HMM, batch: SequenceBatch) -> Tensor:
-    """log p(x) `[N]` by the sum over all S^T state paths, one sequence and one step at a time, from the model's parameters."""
+    """log p(x) `[N]` by the sum over all S^T state paths, one sequence and one step at a time, from
+    the model's parameters.
+    """
     start, move = model.initial_logits.log_softmax(-1), model.transition_logits.log_softmax(-1)
     contexts, _ = model.context.over(batch, model.context.initial(len(batch)))
     rows = []
@@ -61,7 +81,9 @@ def enumerated(model: HMM, batch: SequenceBatch) -> Tensor:
             total = torch.zeros(())
             for t, k in enumerate(path):
                 total = total + (start[k] if t == 0 else move[path[t - 1], k])
-                emission = model.emission(model.decoder(torch.cat([model.embedding[k], contexts[n, t]])))
+                emission = model.emission(
+                    model.decoder(torch.cat([model.embedding[k], contexts[n, t]]))
+                )
                 group = emission if isinstance(emission, dict) else {"": emission}
                 for name, part in group.items():
                     values = batch.values[name] if name else batch.values
@@ -78,9 +100,14 @@ def assert_equal(actual: Any, expected: Any) -> None:
 @pytest.mark.parametrize("autoregressive", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_enumeration_in_both_layouts(kind: str, autoregressive: bool) -> None:
-    """Brute force == path layout == steps layout under `TraceEnum_ELBO`: values and gradients of every parameter."""
+    """Brute force == path layout == steps layout under `TraceEnum_ELBO`: values and gradients of
+    every parameter.
+    """
     emission, encoder, values = observed(kind)
-    model, batch = new_model(emission, encoder, autoregressive), SequenceBatch(values, RAGGED, inputs=torch.randn(N, T, 2))
+    model, batch = (
+        new_model(emission, encoder, autoregressive),
+        SequenceBatch(values, RAGGED, inputs=torch.randn(N, T, 2)),
+    )
     parameters = list(model.parameters())
     exact = enumerated(model, batch)
     losses = [-exact.sum(), Trace_ELBO().differentiable_loss(model, no_guide, batch)]
@@ -98,8 +125,11 @@ def test_equals_discrete_hmm() -> None:
     x = torch.randn(N, T)
     path = poutine.trace(model).get_trace(SequenceBatch(x)).nodes["x"]["fn"]
     moves = model.transition_logits.log_softmax(-1).repeat(T, 1, 1)
-    moves[0] = model.initial_logits.log_softmax(-1)  # Pyro's chain moves once before it emits: to z_1, whatever state it comes from
-    reference = dist.DiscreteHMM(torch.zeros(S), moves, model.emission(model.decoder(model.embedding)))
+    # Pyro's chain moves once before it emits: to z_1, whatever state it comes from
+    moves[0] = model.initial_logits.log_softmax(-1)
+    reference = dist.DiscreteHMM(
+        torch.zeros(S), moves, model.emission(model.decoder(model.embedding))
+    )
     torch.testing.assert_close(path.log_prob(x), reference.log_prob(x), rtol=0, atol=1e-8)
 
 
@@ -119,7 +149,9 @@ def test_score_is_exact_by_step_and_over_windows(kind: str, autoregressive: bool
     steps = torch.diff(prefixes, prepend=torch.zeros(N, 1))
     torch.testing.assert_close(whole.steps, steps, rtol=1e-8, atol=1e-8)
     windows = list(score_document(Pair(model), [part(0, 2), part(2, 3), part(3, T)]))
-    torch.testing.assert_close(torch.cat([w.steps for w in windows], 1), steps, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        torch.cat([w.steps for w in windows], 1), steps, rtol=1e-8, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("method", ["auto", "exact", "importance", "filter", "elbo"])
@@ -136,7 +168,10 @@ def test_score_sums_the_states_out_in_both_layouts(method: Any, proposal: Any) -
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_after_a_window_is_the_same_in_both_layouts(kind: str) -> None:
     emission, encoder, values = observed(kind)
-    model, batch = new_model(emission, encoder, True), SequenceBatch(values, inputs=torch.randn(N, T, 2))
+    model, batch = (
+        new_model(emission, encoder, True),
+        SequenceBatch(values, inputs=torch.randn(N, T, 2)),
+    )
     state = model(batch).state
     model.layout = "steps"
     again = model(batch).state
@@ -148,13 +183,21 @@ def test_state_after_a_window_is_the_same_in_both_layouts(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["normal", "joint"])
 def test_vectorised_particles_and_stock_objectives(kind: str, layout: Layout) -> None:
     emission, encoder, values = observed(kind)
-    model, batch = new_model(emission, encoder, True, layout), SequenceBatch(values, RAGGED, inputs=torch.randn(N, T, 2))
+    model, batch = (
+        new_model(emission, encoder, True, layout),
+        SequenceBatch(values, RAGGED, inputs=torch.randn(N, T, 2)),
+    )
     expected = -enumerated(model, batch).sum()
     many: dict[str, Any] = {"num_particles": 3, "vectorize_particles": True}
     if layout == "steps":
-        losses = [TraceEnum_ELBO(max_plate_nesting=1, **many).differentiable_loss(model, no_guide, batch)]
+        losses = [
+            TraceEnum_ELBO(max_plate_nesting=1, **many).differentiable_loss(model, no_guide, batch)
+        ]
     else:
-        losses = [elbo(**many).differentiable_loss(model, no_guide, batch) for elbo in (Trace_ELBO, TraceMeanField_ELBO)]
+        losses = [
+            elbo(**many).differentiable_loss(model, no_guide, batch)
+            for elbo in (Trace_ELBO, TraceMeanField_ELBO)
+        ]
     for loss in losses:
         assert_equal(loss, expected)
 
@@ -163,7 +206,10 @@ def test_vectorised_particles_and_stock_objectives(kind: str, layout: Layout) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_of_states_change_nothing(kind: str, autoregressive: bool) -> None:
     emission, encoder, values = observed(kind)
-    model, batch = new_model(emission, encoder, autoregressive), SequenceBatch(values, RAGGED, inputs=torch.randn(N, T, 2))
+    model, batch = (
+        new_model(emission, encoder, autoregressive),
+        SequenceBatch(values, RAGGED, inputs=torch.randn(N, T, 2)),
+    )
     results = []
     for entries in (hmm.CHUNK_ENTRIES, 1):
         with mock.patch.object(hmm, "CHUNK_ENTRIES", entries):
@@ -173,16 +219,29 @@ def test_chunks_of_states_change_nothing(kind: str, autoregressive: bool) -> Non
 
 
 def test_large_vocabulary_takes_little_memory() -> None:
-    """16 x 64 steps of 32 states over 20,000 symbols: all probabilities together would be 2.6 GB, more than this limits."""
+    """16 x 64 steps of 32 states over 20,000 symbols: all probabilities together would be 2.6 GB,
+    more than this limits.
+    """
     torch.set_default_dtype(torch.float32)
-    model = HMM(emissions.Categorical(20_000), PreviousObservation(Embedding(20_000, 4)), num_states=32, embedding_size=8)
+    model = HMM(
+        emissions.Categorical(20_000),
+        PreviousObservation(Embedding(20_000, 4)),
+        num_states=32,
+        embedding_size=8,
+    )
     batch = SequenceBatch(torch.randint(0, 20_000, (16, 64)))
     sizes: list[int] = []
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             result = function(*args, **(kwargs or {}))
-            sizes.extend(x.untyped_storage().nbytes() for x in (result if isinstance(result, tuple) else [result]) if isinstance(x, Tensor))
+            sizes.extend(
+                x.untyped_storage().nbytes()
+                for x in (result if isinstance(result, tuple) else [result])
+                if isinstance(x, Tensor)
+            )
             return result
 
     with Largest():
@@ -192,7 +251,10 @@ def test_large_vocabulary_takes_little_memory() -> None:
 
 def test_posterior_of_the_states() -> None:
     emission, encoder, values = observed("joint")
-    model, batch = new_model(emission, encoder, True), SequenceBatch(values, RAGGED, inputs=torch.randn(N, T, 2))
+    model, batch = (
+        new_model(emission, encoder, True),
+        SequenceBatch(values, RAGGED, inputs=torch.randn(N, T, 2)),
+    )
     posterior = model.posterior(batch)
     model.layout = "steps"
     for n, length in enumerate(RAGGED):
@@ -200,8 +262,16 @@ def test_posterior_of_the_states() -> None:
         weights = torch.zeros(length, S)
         total = torch.zeros(())
         for path in itertools.product(range(S), repeat=length):
-            states = {f"z_{t}": torch.tensor([k]) for t, k in enumerate([*path, *[0] * (T - length)])}
-            p = poutine.trace(poutine.condition(model, data=states)).get_trace(alone).log_prob_sum().exp().detach()
+            states = {
+                f"z_{t}": torch.tensor([k]) for t, k in enumerate([*path, *[0] * (T - length)])
+            }
+            p = (
+                poutine.trace(poutine.condition(model, data=states))
+                .get_trace(alone)
+                .log_prob_sum()
+                .exp()
+                .detach()
+            )
             total = total + p
             for t, k in enumerate(path):
                 weights[t, k] += p
@@ -218,20 +288,31 @@ def all_strings(categories: int, steps: int) -> Tensor:
 
 @pytest.mark.parametrize("autoregressive", [False, True])
 def test_samples_follow_the_law(autoregressive: bool) -> None:
-    """Strings drawn step by step, by the model itself in steps, and after a prefix, by a chi-square test."""
+    """Strings drawn step by step, by the model itself in steps, and after a prefix, by a chi-square
+    test.
+    """
     torch.manual_seed(5)
-    model = HMM(emissions.Categorical(3), PreviousObservation(OneHot(3)), num_states=3, embedding_size=2, autoregressive=autoregressive)
+    model = HMM(
+        emissions.Categorical(3),
+        PreviousObservation(OneHot(3)),
+        num_states=3,
+        embedding_size=2,
+        autoregressive=autoregressive,
+    )
     strings, many = all_strings(3, 3), 20_000
     p = score(Pair(model), SequenceBatch(strings)).log_likelihood.exp()
     assert p.sum().item() == pytest.approx(1.0, abs=1e-9) and p.max() > 3 * p.min()
 
     def statistic(samples: Tensor, p: Tensor, base: int) -> float:
-        counts = torch.bincount((samples * base ** torch.arange(samples.shape[1] - 1, -1, -1)).sum(-1), minlength=len(p)).double()
+        counts = torch.bincount(
+            (samples * base ** torch.arange(samples.shape[1] - 1, -1, -1)).sum(-1), minlength=len(p)
+        ).double()
         return ((counts - many * p) ** 2 / (many * p)).sum().item()
 
     with torch.no_grad():
         drawn = sample_sequences(model, 3, state=model.initial(many))
-        assert statistic(drawn, p, 3) < 61.7  # 1 - 1e-4 quantile of chi-square, 26 degrees of freedom
+        # 1 - 1e-4 quantile of chi-square, 26 degrees of freedom
+        assert statistic(drawn, p, 3) < 61.7
         assert statistic(model(SequenceBatch(None, [3] * many)).values, p, 3) < 61.7
         state = model(SequenceBatch(torch.full((many, 1), 1))).state
     rest = sample_sequences(model, 2, state=state)
@@ -243,17 +324,32 @@ def test_samples_follow_the_law(autoregressive: bool) -> None:
 def test_samples_of_every_kind(kind: str) -> None:
     emission, encoder, values = observed(kind)
     model, u = new_model(emission, encoder, True), torch.randn(N, T, 2)
-    drawn, ragged = sample_sequences(model, T, state=model.initial(N), inputs=u), model(SequenceBatch(None, RAGGED, inputs=u)).values
+    drawn, ragged = (
+        sample_sequences(model, T, state=model.initial(N), inputs=u),
+        model(SequenceBatch(None, RAGGED, inputs=u)).values,
+    )
     for sampled in (drawn, ragged):
-        parts = [(sampled, values)] if isinstance(values, Tensor) else [(sampled[name], values[name]) for name in values]
+        parts = (
+            [(sampled, values)]
+            if isinstance(values, Tensor)
+            else [(sampled[name], values[name]) for name in values]
+        )
         assert all(x.shape == y.shape and x.dtype == y.dtype for x, y in parts)
     if kind in ("categorical", "bernoullis", "joint"):
-        sharp = sample_sequences(model, T, state=model.initial(N), inputs=u, adjust=lambda d: sharpened(d, temperature=0.5))
+        sharp = sample_sequences(
+            model,
+            T,
+            state=model.initial(N),
+            inputs=u,
+            adjust=lambda d: sharpened(d, temperature=0.5),
+        )
         assert (sharp["notes"] if kind == "joint" else sharp).shape[:2] == (N, T)
 
 
 def test_mixture_of_states_is_the_law_of_the_next_step() -> None:
-    """What `advance` draws from has the density that `score` gives, for every emission of one tensor."""
+    """What `advance` draws from has the density that `score` gives, for every emission of one
+    tensor.
+    """
     for kind in KINDS[:-1]:
         emission, encoder, values = observed(kind)
         model, u = new_model(emission, encoder, True), torch.randn(N, T, 2)
@@ -275,20 +371,31 @@ def test_predictive(layout: Layout, parallel: bool) -> None:
     for kind in ("normal", "joint"):
         emission, encoder, values = observed(kind)
         model, u = new_model(emission, encoder, True, layout), torch.randn(N, T, 2)
-        drawn = Predictive(model, num_samples=6, parallel=parallel)(SequenceBatch(None, RAGGED, inputs=u))
-        assert drawn["z_2"].shape == (6, N) and drawn["x_4" if kind == "normal" else "x_4_symbol"].shape == (6, N)
-        replayed = Predictive(model, num_samples=6, parallel=parallel)(SequenceBatch(values, RAGGED, inputs=u))
+        drawn = Predictive(model, num_samples=6, parallel=parallel)(
+            SequenceBatch(None, RAGGED, inputs=u)
+        )
+        assert drawn["z_2"].shape == (6, N) and drawn[
+            "x_4" if kind == "normal" else "x_4_symbol"
+        ].shape == (6, N)
+        replayed = Predictive(model, num_samples=6, parallel=parallel)(
+            SequenceBatch(values, RAGGED, inputs=u)
+        )
         if layout == "path":
             assert set(replayed) == ({"x"} if kind == "normal" else {"x_symbol", "x_notes"})
 
 
 def test_learns_two_regimes() -> None:
-    """Sequences that stay around one of two levels for long: the states find them, in a plain Pyro loop."""
+    """Sequences that stay around one of two levels for long: the states find them, in a plain Pyro
+    loop.
+    """
     torch.manual_seed(0)
     switch = torch.rand(32, 40) < 0.1
     level = (switch.cumsum(-1) + torch.randint(0, 2, (32, 1))) % 2
     x = torch.where(level == 1, 2.0, -2.0) + 0.3 * torch.randn(32, 40)
-    model, batch = HMM(emissions.Normal(), PreviousObservation(Flatten(())), num_states=2, embedding_size=4), SequenceBatch(x)
+    model, batch = (
+        HMM(emissions.Normal(), PreviousObservation(Flatten(())), num_states=2, embedding_size=4),
+        SequenceBatch(x),
+    )
     svi = SVI(model, no_guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
     for _ in range(150):
         svi.step(batch)
@@ -301,7 +408,10 @@ def test_learns_two_regimes() -> None:
 
 def test_context_is_left_out_unless_autoregressive() -> None:
     encoder = Embedding(4, 3)
-    assert not any(p is encoder.table.weight for p in HMM(emissions.Categorical(4), PreviousObservation(encoder)).parameters())
+    assert not any(
+        p is encoder.table.weight
+        for p in HMM(emissions.Categorical(4), PreviousObservation(encoder)).parameters()
+    )
     used = HMM(emissions.Categorical(4), PreviousObservation(encoder), autoregressive=True)
     assert any(p is encoder.table.weight for p in used.parameters())
 

@@ -1,4 +1,6 @@
-"""The shipped models against their equations written out by hand, and their densities against enumeration and simulation."""
+"""The shipped models against their equations written out by hand, and their densities against
+enumeration and simulation.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,24 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def new_pair(kind: str, parts: Parts, **settings: Any) -> Pair:
-    sizes: dict[str, Any] = {"hidden_size": 4, "latent_size": 2, "latent_sizes": (3,), "activation": "tanh"}
-    return make_pair(model_settings(kind, sizes | {"input_dropout": 0.0, "output_dropout": 0.0} | settings), parts)
+    sizes: dict[str, Any] = {
+        "hidden_size": 4,
+        "latent_size": 2,
+        "latent_sizes": (3,),
+        "activation": "tanh",
+    }
+    return make_pair(
+        model_settings(kind, sizes | {"input_dropout": 0.0, "output_dropout": 0.0} | settings),
+        parts,
+    )
 
 
 def symbols_pair(kind: str, categories: int = 2, **settings: Any) -> Pair:
-    return new_pair(kind, Parts(Categorical(categories), lambda: OneHot(categories), PreviousObservation), **settings)
+    return new_pair(
+        kind,
+        Parts(Categorical(categories), lambda: OneHot(categories), PreviousObservation),
+        **settings,
+    )
 
 
 # by hand
@@ -46,7 +60,14 @@ def symbols_pair(kind: str, categories: int = 2, **settings: Any) -> Pair:
 def test_rnn_is_a_bare_recurrence(cell: str, layers: int, layout: Any) -> None:
     """The ELBO under the empty guide is the log-likelihood that plain PyTorch gives."""
     symbols, lengths = torch.randint(0, 5, (4, 6)), [6, 2, 0, 5]
-    model = RNN(Categorical(5), PreviousObservation(Embedding(5, 3)), cell=cell, hidden_size=4, num_layers=layers, layout=layout)
+    model = RNN(
+        Categorical(5),
+        PreviousObservation(Embedding(5, 3)),
+        cell=cell,
+        hidden_size=4,
+        num_layers=layers,
+        layout=layout,
+    )
     table = model.context.encoder.table.weight
     bare = {"lstm": nn.LSTM, "gru": nn.GRU}[cell](3, 4, layers, batch_first=True)
     bare.load_state_dict(model.recurrence.rnn.state_dict())
@@ -65,7 +86,9 @@ def test_rnn_is_a_bare_recurrence(cell: str, layers: int, layout: Any) -> None:
 
     parameters = [linear.weight, table, *model.recurrence.rnn.parameters()]
     theirs = torch.autograd.grad(expected, [linear.weight, table, *bare.parameters()])
-    torch.testing.assert_close(torch.autograd.grad(-loss, parameters), theirs, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(-loss, parameters), theirs, rtol=1e-9, atol=1e-12
+    )
 
 
 def at_steps(model: SequenceModel, batch: SequenceBatch, z: Tensor) -> Tensor:
@@ -73,18 +96,33 @@ def at_steps(model: SequenceModel, batch: SequenceBatch, z: Tensor) -> Tensor:
     data = {"z": z} if model.layout == "path" else {f"z_{t}": z[:, t] for t in range(z.shape[1])}
     trace = poutine.trace(poutine.condition(model, data=data)).get_trace(batch)
     trace.compute_log_prob()
-    return sum(site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample" and site["is_observed"])
+    return sum(
+        site["log_prob"]
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and site["is_observed"]
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_iseq_by_hand(layout: Any) -> None:
     x, z = torch.randn(3, 4), torch.randn(3, 4, 2)
-    model = ISEQ(Normal(), PreviousObservation(Flatten(())), latent_size=2, cell="gru", hidden_size=4, layout=layout)
+    model = ISEQ(
+        Normal(),
+        PreviousObservation(Flatten(())),
+        latent_size=2,
+        cell="gru",
+        hidden_size=4,
+        layout=layout,
+    )
     bare, linear = nn.GRU(3, 4, batch_first=True), model.decoder[0]
     bare.load_state_dict(model.recurrence.rnn.state_dict())
     previous = torch.cat([torch.zeros(3, 1), x[:, :-1]], 1)
     features = bare(torch.cat([previous[..., None], z], -1))[0] @ linear.weight.T + linear.bias
-    expected = dist.Normal(features[..., 0], nn.functional.softplus(features[..., 1]) + 1e-3).log_prob(x).sum(-1)
+    expected = (
+        dist.Normal(features[..., 0], nn.functional.softplus(features[..., 1]) + 1e-3)
+        .log_prob(x)
+        .sum(-1)
+    )
     expected = expected + dist.Normal(0.0, 1.0).log_prob(z).sum((1, 2))
     torch.testing.assert_close(at_steps(model, SequenceBatch(x), z), expected, rtol=1e-12, atol=0)
 
@@ -93,7 +131,14 @@ def test_iseq_by_hand(layout: Any) -> None:
 def test_srnn_by_hand(layout: Any) -> None:
     """Equations 2 to 6 of arXiv 1605.07571."""
     x, z = torch.randn(3, 4), torch.randn(3, 4, 2)
-    model = SRNN(Normal(), PreviousObservation(Flatten(())), latent_size=2, latent_sizes=(3,), hidden_size=4, layout=layout)
+    model = SRNN(
+        Normal(),
+        PreviousObservation(Flatten(())),
+        latent_size=2,
+        latent_sizes=(3,),
+        hidden_size=4,
+        layout=layout,
+    )
     bare, linear = nn.LSTM(1, 4, batch_first=True), model.decoder[0]
     bare.load_state_dict(model.recurrence.rnn.state_dict())
     d = bare(torch.cat([torch.zeros(3, 1), x[:, :-1]], 1)[..., None])[0]
@@ -102,9 +147,13 @@ def test_srnn_by_hand(layout: Any) -> None:
     for t in range(4):
         hidden = torch.relu(torch.cat([d[:, t], previous], -1) @ first.weight.T + first.bias)
         loc, raw_scale = (hidden @ last.weight.T + last.bias).chunk(2, -1)
-        expected = expected + dist.Normal(loc, nn.functional.softplus(raw_scale) + 1e-4).log_prob(z[:, t]).sum(-1)
+        expected = expected + dist.Normal(loc, nn.functional.softplus(raw_scale) + 1e-4).log_prob(
+            z[:, t]
+        ).sum(-1)
         features = torch.cat([d[:, t], z[:, t]], -1) @ linear.weight.T + linear.bias
-        expected = expected + dist.Normal(features[:, 0], nn.functional.softplus(features[:, 1]) + 1e-3).log_prob(x[:, t])
+        expected = expected + dist.Normal(
+            features[:, 0], nn.functional.softplus(features[:, 1]) + 1e-3
+        ).log_prob(x[:, t])
         previous = z[:, t]
     torch.testing.assert_close(at_steps(model, SequenceBatch(x), z), expected, rtol=1e-12, atol=0)
 
@@ -134,10 +183,14 @@ def test_padding_changes_nothing(kind: str, cell: str, layout: str, elbo: type[T
     parameters = list(pair.parameters().values())
     results = []
     for filler in (0.0, 1.0, -3.5, math.nan, math.inf):
-        filled = {name: value.clone() for name, value in values.items()} | {"inputs": inputs.clone()}
+        filled = {name: value.clone() for name, value in values.items()} | {
+            "inputs": inputs.clone()
+        }
         for tensor in filled.values():
             tensor[padding] = filler
-        batch = SequenceBatch({name: filled[name] for name in values}, lengths, inputs=filled["inputs"])
+        batch = SequenceBatch(
+            {name: filled[name] for name in values}, lengths, inputs=filled["inputs"]
+        )
         torch.manual_seed(3)
         loss = elbo().differentiable_loss(pair.model, pair.guide, batch)
         results.append((loss, *torch.autograd.grad(loss, parameters)))
@@ -157,8 +210,16 @@ def test_sequences_are_independent(kind: str, layout: str) -> None:
     for function in functions:
         together = density(function, batch, z, layout)
         for row, length in enumerate(lengths):
-            alone = SequenceBatch({k: v[row : row + 1, :length] for k, v in values.items()}, inputs=batch.inputs[row : row + 1, :length])
-            torch.testing.assert_close(density(function, alone, z[row : row + 1, :length], layout)[0], together[row], rtol=1e-10, atol=0)
+            alone = SequenceBatch(
+                {k: v[row : row + 1, :length] for k, v in values.items()},
+                inputs=batch.inputs[row : row + 1, :length],
+            )
+            torch.testing.assert_close(
+                density(function, alone, z[row : row + 1, :length], layout)[0],
+                together[row],
+                rtol=1e-10,
+                atol=0,
+            )
         selected = density(function, batch.select(torch.tensor([2, 0])), z[[2, 0]], layout)
         torch.testing.assert_close(selected, together[[2, 0]], rtol=1e-10, atol=0)
 
@@ -167,7 +228,11 @@ def density(function: Any, batch: SequenceBatch, z: Tensor, layout: str) -> Tens
     data = {"z": z} if layout == "path" else {f"z_{t}": z[:, t] for t in range(z.shape[1])}
     trace = poutine.trace(poutine.condition(function, data=data)).get_trace(batch)
     trace.compute_log_prob()
-    return sum(site["log_prob"] for site in trace.nodes.values() if site["type"] == "sample" and site["is_observed"])
+    return sum(
+        site["log_prob"]
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and site["is_observed"]
+    )
 
 
 # enumeration and simulation
@@ -201,9 +266,14 @@ def test_rnn_samples_have_their_probabilities(layout: str) -> None:
 
 @pytest.mark.parametrize("kind", ["iseq", "srnn"])
 def test_marginals_sum_to_one_and_bound_the_elbo(kind: str) -> None:
-    """Importance sampling of every sequence's probability: they sum to 1, and the trained ELBO lies below them, but near."""
+    """Importance sampling of every sequence's probability: they sum to 1, and the trained ELBO lies
+    below them, but near.
+    """
     pair, draws = symbols_pair(kind), 8000
-    frequent, everything = SequenceBatch(torch.tensor([[0, 0, 0], [1, 1, 1], [1, 0, 1]])), SequenceBatch(all_sequences(2, 3))
+    frequent, everything = (
+        SequenceBatch(torch.tensor([[0, 0, 0], [1, 1, 1], [1, 0, 1]])),
+        SequenceBatch(all_sequences(2, 3)),
+    )
     optimiser = torch.optim.Adam(pair.parameters().values(), 2e-2)
     for _ in range(150):
         optimiser.zero_grad()
@@ -212,7 +282,9 @@ def test_marginals_sum_to_one_and_bound_the_elbo(kind: str) -> None:
     with torch.no_grad():
         repeated = everything.repeat(draws)
         guide_trace = poutine.trace(pair.guide).get_trace(repeated)
-        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(repeated)
+        model_trace = poutine.trace(poutine.replay(pair.model, trace=guide_trace)).get_trace(
+            repeated
+        )
         guide_trace.compute_log_prob()
         model_trace.compute_log_prob()
     joint = model_trace.nodes["z"]["log_prob"] + model_trace.nodes["x"]["log_prob"]
@@ -241,7 +313,8 @@ def test_dropout_holds_for_a_whole_sequence_and_only_in_training() -> None:
         model(batch)
     first, second, evaluated, again = seen
     dropped = first == 0
-    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))  # the same features at every step,
+    # the same features at every step,
+    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
     assert not torch.equal(dropped[0], dropped[1])  # others in every sequence
     assert not torch.equal(dropped, second == 0)  # and every time
     assert 0.3 < float(dropped[:, 0].double().mean()) < 0.7

@@ -1,4 +1,6 @@
-"""Music runs: what is kept of a run, with what it can be gone on with, and where pieces come from."""
+"""Music runs: what is kept of a run, with what it can be gone on with, and where pieces come
+from.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,24 @@ from pyro_seq.music.data.cache import TuneCache
 from pyro_seq.music.data.demo_tunes import write_demo_tunes
 from pyro_seq.music.data.midi_reader import to_common_key
 from pyro_seq.music.data.piano_rolls import Timing
-from pyro_seq.music.data.sources import CACHE, REMARKS, fingerprint, held_out, read_demo, read_music, read_primer
+from pyro_seq.music.data.sources import (
+    CACHE,
+    REMARKS,
+    fingerprint,
+    held_out,
+    read_demo,
+    read_music,
+    read_primer,
+)
 from pyro_seq.music.model.model import RollSettings, read_document, run_settings
-from pyro_seq.music.model.training import generate, load, music_settings, nats_per_frame, play, train
+from pyro_seq.music.model.training import (
+    generate,
+    load,
+    music_settings,
+    nats_per_frame,
+    play,
+    train,
+)
 from pyro_seq.music.program import begin, go_on, read_pieces
 from pyro_seq.runs.checkpoint import load_tree
 from pyro_seq.runs.folder import RunFolder
@@ -55,7 +72,11 @@ def test_a_run_keeps_all_that_it_needs(tmp_path: Path, tunes: Path) -> None:
     run = RunFolder(tmp_path / "run", "midi")
     assert run_settings(run) == SETTINGS
     kept = run.read_json("pieces.json")
-    assert (kept["seed"], kept["demo"], kept["files"]) == (7, False, {"train": [str(tunes)], "valid": []})
+    assert (kept["seed"], kept["demo"], kept["files"]) == (
+        7,
+        False,
+        {"train": [str(tunes)], "valid": []},
+    )
     tempo, markov = read_document(run, 88)
     assert 40 < tempo < 200 and 0 < float(markov.transition[1].max()) < 1
     assert (tmp_path / CACHE).is_dir()
@@ -72,7 +93,8 @@ from torch import nn
 class Plain(nn.Module):
     def __init__(self, emission):
         super().__init__()
-        self.emission, self.features = emission, nn.Linear(emission.event_shape[0], emission.num_features)
+        self.emission = emission
+        self.features = nn.Linear(emission.event_shape[0], emission.num_features)
 
     def forward(self, batch):
         pyro.module("plain", self)
@@ -105,14 +127,21 @@ def test_a_training_can_start_from_another_runs_best_weights(tmp_path: Path) -> 
         model: Any = train(pieces, still, start_from=first, run=run, seed=2, quiet=True).pair.model
         assert all(torch.equal(weight, best[name]) for name, weight in model.state_dict().items())
     wider = music_settings(TINY, {"model.hidden_size": 7})
-    with pytest.raises(UserError, match=r"best.safetensors does not fit these settings: weight model\..* has shape \["):
+    with pytest.raises(
+        UserError,
+        match=r"best.safetensors does not fit these settings: weight model\..* has shape \[",
+    ):
         train(pieces, wider, start_from=first, quiet=True)
     with pytest.raises(UserError, match=f"{tmp_path}/none"):
         train(pieces, SETTINGS, start_from=RunFolder(tmp_path / "none", "midi"), quiet=True)
 
 
-def test_a_run_that_starts_from_another_is_gone_on_with_from_its_own_checkpoint(tmp_path: Path) -> None:
-    """One killed before its first checkpoint starts from the other again, and ends as one that was not."""
+def test_a_run_that_starts_from_another_is_gone_on_with_from_its_own_checkpoint(
+    tmp_path: Path,
+) -> None:
+    """One killed before its first checkpoint starts from the other again, and ends as one that was
+    not.
+    """
     begin(tmp_path / "first", SETTINGS, DATA, seed=1, quiet=True)
     data = DATA | {"start_from": tmp_path / "first"}
     whole = begin(tmp_path / "whole", SETTINGS, data, seed=2, quiet=True).pair.weights()
@@ -123,13 +152,23 @@ def test_a_run_that_starts_from_another_is_gone_on_with_from_its_own_checkpoint(
     again = go_on(tmp_path / "killed", {}, quiet=True).pair.weights()
     go_on(tmp_path / "killed", {"training.num_steps": 6}, quiet=True)
     assert all(torch.equal(weight, whole["model"][name]) for name, weight in again["model"].items())
-    assert not all(torch.equal(weight, whole["model"][name]) for name, weight in fresh["model"].items())
+    assert not all(
+        torch.equal(weight, whole["model"][name]) for name, weight in fresh["model"].items()
+    )
     with pytest.raises(UserError, match=f"{tmp_path}/none"):
-        begin(tmp_path / "other", SETTINGS, DATA | {"start_from": tmp_path / "none"}, seed=2, quiet=True)
+        begin(
+            tmp_path / "other",
+            SETTINGS,
+            DATA | {"start_from": tmp_path / "none"},
+            seed=2,
+            quiet=True,
+        )
     assert not (tmp_path / "other" / "run.json").exists()
 
 
-def test_pieces_are_validated_on_with_the_samples_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_are_validated_on_with_the_samples_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def noted(*args: Any, **options: Any) -> float:
@@ -137,14 +176,28 @@ def test_pieces_are_validated_on_with_the_samples_that_are_asked_for(tmp_path: P
         return nats_per_frame(*args, **options)
 
     monkeypatch.setattr("pyro_seq.music.model.training.nats_per_frame", noted)
-    begin(tmp_path / "run", music_settings({**TINY, "model.kind": "iseq", "training.valid_particles": 5}), DATA, seed=1, quiet=True)
+    begin(
+        tmp_path / "run",
+        music_settings({**TINY, "model.kind": "iseq", "training.valid_particles": 5}),
+        DATA,
+        seed=1,
+        quiet=True,
+    )
     assert asked == [{"method": "elbo", "samples": 5}] * 2
 
 
 @pytest.mark.parametrize("emission", ["bernoulli", "nade"])
-def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path, emission: str) -> None:
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
+    tmp_path: Path, emission: str
+) -> None:
     settings = music_settings(
-        TINY, {"frames.emission": emission, "frames.hidden_size": 4, "training.schedule": "constant", "training.warmup": 0.0}
+        TINY,
+        {
+            "frames.emission": emission,
+            "frames.hidden_size": 4,
+            "training.schedule": "constant",
+            "training.warmup": 0.0,
+        },
     )
     begin(tmp_path / "whole", settings, DATA, seed=3, quiet=True)
     shorter = music_settings(
@@ -159,23 +212,41 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path, 
     )
     begin(tmp_path / "broken", shorter, DATA, seed=3, quiet=True)
     go_on(tmp_path / "broken", {"training.num_steps": 4}, quiet=True)
-    whole, broken = (load_tree(tmp_path / name / "last.safetensors")["weights"]["model"] for name in ("whole", "broken"))
+    whole, broken = (
+        load_tree(tmp_path / name / "last.safetensors")["weights"]["model"]
+        for name in ("whole", "broken")
+    )
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
     metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "broken")]
     assert metrics[0] == metrics[1]
 
 
-def test_pieces_that_have_moved_are_found_and_others_are_refused(tmp_path: Path, tunes: Path) -> None:
+def test_pieces_that_have_moved_are_found_and_others_are_refused(
+    tmp_path: Path, tunes: Path
+) -> None:
     moved = tmp_path / "moved"
     write_demo_tunes(moved)
     begin(tmp_path / "run", SETTINGS, of_files(moved), seed=0, quiet=True)
     moved.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="moved"):
         go_on(tmp_path / "run", {"training.num_steps": 5}, quiet=True)
-    assert go_on(tmp_path / "run", {"training.num_steps": 5}, train_files=[str(tmp_path / "elsewhere")], quiet=True).step == 5
+    assert (
+        go_on(
+            tmp_path / "run",
+            {"training.num_steps": 5},
+            train_files=[str(tmp_path / "elsewhere")],
+            quiet=True,
+        ).step
+        == 5
+    )
     next((tmp_path / "elsewhere").glob("*.mid")).unlink()
     with pytest.raises(UserError, match=r"not the pieces that the run in .* was begun with"):
-        go_on(tmp_path / "run", {"training.num_steps": 6}, train_files=[str(tmp_path / "elsewhere")], quiet=True)
+        go_on(
+            tmp_path / "run",
+            {"training.num_steps": 6},
+            train_files=[str(tmp_path / "elsewhere")],
+            quiet=True,
+        )
     with pytest.raises(UserError, match="begun without such files"):
         go_on(tmp_path / "run", {}, valid_files=[str(tunes)], quiet=True)
     with pytest.raises(UserError, match=r"--seed: a run goes on with what it was begun with"):
@@ -184,7 +255,14 @@ def test_pieces_that_have_moved_are_found_and_others_are_refused(tmp_path: Path,
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": -1}, {"files": {"train": ["x"], "valid": []}}, {"files": 3}, {"valid_fraction": "most"}, {"demo": 1}, {"start_from": 3}],
+    [
+        {"seed": -1},
+        {"files": {"train": ["x"], "valid": []}},
+        {"files": 3},
+        {"valid_fraction": "most"},
+        {"demo": 1},
+        {"start_from": 3},
+    ],
 )
 def test_damaged_documents_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     begin(tmp_path / "run", SETTINGS, DATA, seed=0, quiet=True)
@@ -237,8 +315,12 @@ def test_arrays_bring_their_own_splits(tmp_path: Path, tunes: Path) -> None:
     }
     path = tmp_path / "bach.npz"
     np.savez(path, **arrays)
-    read, _ = read_pieces(SETTINGS, DATA | {"train": (path,), "demo": False}, TuneCache(), quiet=True)
-    assert [len(piece) for piece in read.train] == [4, 5] and [len(piece) for piece in read.valid] == [5]
+    read, _ = read_pieces(
+        SETTINGS, DATA | {"train": (path,), "demo": False}, TuneCache(), quiet=True
+    )
+    assert [len(piece) for piece in read.train] == [4, 5] and [
+        len(piece) for piece in read.valid
+    ] == [5]
     found = read_music([path], "test", SETTINGS.rolls)
     assert found.names == [f"{path}, test piece 1", f"{path}, test piece 2"]
     both = read_music([tunes, path], "train", SETTINGS.rolls)
@@ -248,14 +330,23 @@ def test_arrays_bring_their_own_splits(tmp_path: Path, tunes: Path) -> None:
 
 
 def test_some_of_the_pieces_are_kept_for_validation() -> None:
-    assert held_out(10, 0.2) == [2, 7] and held_out(1, 0.9) == [] and held_out(2, 0.9) == [1] and held_out(5, 0.0) == []
+    assert (
+        held_out(10, 0.2) == [2, 7]
+        and held_out(1, 0.9) == []
+        and held_out(2, 0.9) == [1]
+        and held_out(5, 0.0) == []
+    )
     assert len(set(held_out(97, 0.9))) == 87
 
 
 def test_demo_tunes_come_in_the_key_that_is_asked_for() -> None:
-    own, common = (read_demo(RollSettings(grid=4, common_key=common)).pieces for common in (False, True))
+    own, common = (
+        read_demo(RollSettings(grid=4, common_key=common)).pieces for common in (False, True)
+    )
     assert [len(piece) for piece in own] == [len(piece) for piece in common]
-    assert all(torch.equal(to_common_key(one), other) for one, other in zip(own, common, strict=True))
+    assert all(
+        torch.equal(to_common_key(one), other) for one, other in zip(own, common, strict=True)
+    )
     assert not all(torch.equal(one, other) for one, other in zip(own, common, strict=True))
 
 
@@ -278,12 +369,23 @@ def test_a_primer_is_a_files_beginning(tunes: Path) -> None:
 def test_refusals_leave_nothing_behind(tmp_path: Path, tunes: Path) -> None:
     def refused(match: str, **changes: Any) -> None:
         with pytest.raises(UserError, match=match):
-            begin(tmp_path / "run", changes.pop("settings", SETTINGS), of_files(tunes) | changes, seed=0, quiet=True)
+            begin(
+                tmp_path / "run",
+                changes.pop("settings", SETTINGS),
+                of_files(tunes) | changes,
+                seed=0,
+                quiet=True,
+            )
         assert not (tmp_path / "run" / "run.json").exists()
 
     refused("there is no such file|no such file or folder", train=(str(tmp_path / "nowhere"),))
     refused("fraction kept for validation", valid_fraction=1.0)
-    refused("kl_start", settings=music_settings(TINY, {"training.kl_schedule": "half_life", "training.kl_start": 0.9}))
+    refused(
+        "kl_start",
+        settings=music_settings(
+            TINY, {"training.kl_schedule": "half_life", "training.kl_start": 0.9}
+        ),
+    )
     (tmp_path / "bad.mid").write_bytes(b"no music")
     refused(r"the only file could not be read, .*bad\.mid", train=(str(tmp_path / "bad.mid"),))
 
@@ -293,13 +395,22 @@ def progress(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
     return lambda: capsys.readouterr().err
 
 
-def test_files_that_are_no_music_are_skipped_and_named(tmp_path: Path, tunes: Path, progress: Callable[[], str]) -> None:
+def test_files_that_are_no_music_are_skipped_and_named(
+    tmp_path: Path, tunes: Path, progress: Callable[[], str]
+) -> None:
     (tmp_path / "bad.mid").write_bytes(b"no music")
-    begin(tmp_path / "run", SETTINGS, of_files(tunes) | {"train": (str(tunes), str(tmp_path / "bad.mid"))}, seed=0)
+    begin(
+        tmp_path / "run",
+        SETTINGS,
+        of_files(tunes) | {"train": (str(tunes), str(tmp_path / "bad.mid"))},
+        seed=0,
+    )
     assert "skipped 1 of 13 files" in (said := progress()) and "bad.mid" in said
 
 
-def test_all_files_that_were_skipped_or_mended_are_named_in_the_run(tmp_path: Path, tunes: Path, progress: Callable[[], str]) -> None:
+def test_all_files_that_were_skipped_or_mended_are_named_in_the_run(
+    tmp_path: Path, tunes: Path, progress: Callable[[], str]
+) -> None:
     folder = Path(shutil.copytree(tunes, tmp_path / "tunes"))
     for i in range(5):
         (folder / f"bad-{i}.mid").write_bytes(b"MThd" + bytes(i))
@@ -307,11 +418,18 @@ def test_all_files_that_were_skipped_or_mended_are_named_in_the_run(tmp_path: Pa
     (folder / "odd.mid").write_bytes(one[:10] + b"\0\x09" + one[12:])
     begin(tmp_path / "run", SETTINGS, of_files(folder), seed=0, quiet=True)
     kept = json.loads((tmp_path / "run" / REMARKS).read_text())
-    assert kept["skipped"] == {str(folder / f"bad-{i}.mid"): "it is cut short: it ends within its header" for i in range(5)}
-    assert kept["mended"] == {str(folder / "odd.mid"): "a number of tracks that is wrong, all read (1)"}
+    assert kept["skipped"] == {
+        str(folder / f"bad-{i}.mid"): "it is cut short: it ends within its header" for i in range(5)
+    }
+    assert kept["mended"] == {
+        str(folder / "odd.mid"): "a number of tracks that is wrong, all read (1)"
+    }
     assert progress() == ""
     begin(tmp_path / "other", SETTINGS, of_files(folder), seed=0)
-    assert f"which files were skipped or mended, and why, is in {tmp_path / 'other' / REMARKS}" in progress()
+    assert (
+        f"which files were skipped or mended, and why, is in {tmp_path / 'other' / REMARKS}"
+        in progress()
+    )
     begin(tmp_path / "sound", SETTINGS, of_files(tunes), seed=0, quiet=True)
     assert not (tmp_path / "sound" / REMARKS).exists()
     go_on(tmp_path / "run", {"training.num_steps": 5}, quiet=True)
@@ -343,10 +461,16 @@ def test_a_primer_is_one_piece(tmp_path: Path, tunes: Path, progress: Callable[[
     frames.write_bytes(b"MThd\0\0\0\6\0\1\0\1\xe2\x28" + notes)
     odd.write_bytes(b"MThd\0\0\0\6\0\1\0\5\0\x60" + notes)
     with pytest.raises(
-        UserError, match=r"^--primer: .*two.mid holds 2 pieces of their own \(a MIDI file of type 2\), and a primer is one$"
+        UserError,
+        match=(
+            r"^--primer: .*two.mid holds 2 pieces of their own \(a MIDI file of type 2\), and a "
+            r"primer is one$"
+        ),
     ):
         read_primer(two, 0.1, RollSettings(), 120)
-    with pytest.raises(UserError, match=r"^--primer: .*frames.mid: its times are SMPTE frames, not beats"):
+    with pytest.raises(
+        UserError, match=r"^--primer: .*frames.mid: its times are SMPTE frames, not beats"
+    ):
         read_primer(frames, 0.01, RollSettings(grid=4), 120)
     assert len(read_primer(odd, 0.5, RollSettings(rate=8), 120, Progress())) == 4
     assert progress() == f"mended {odd}: a number of tracks that is wrong, all read (1)\n"
@@ -356,6 +480,9 @@ def test_no_more_frames_are_sampled_than_anybody_could_hear(tmp_path: Path, tune
     begin(tmp_path / "run", SETTINGS, of_files(tunes), seed=0, quiet=True)
     music = load(tmp_path / "run")
     music.timing = Timing(grid=2, tempo=6e7)  # of a file of a microsecond a beat
-    words = r"^a sample of 2 seconds is 4,000,000 frames, at 2e\+06 a second, and at most 1,000,000 are sampled$"
+    words = (
+        r"^a sample of 2 seconds is 4,000,000 frames, at 2e\+06 a second, and at most "
+        r"1,000,000 are sampled$"
+    )
     with pytest.raises(UserError, match=words):
         next(play(music, 2.0))

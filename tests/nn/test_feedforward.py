@@ -24,7 +24,9 @@ def test_activations(name: str) -> None:
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match=r"unknown activation 'rellu'; did you mean 'relu'\?"):
         activation("rellu")
-    with pytest.raises(ValueError, match="unknown positive projection 'qqqq'; known are exp, softplus"):
+    with pytest.raises(
+        ValueError, match="unknown positive projection 'qqqq'; known are exp, softplus"
+    ):
         Positive("qqqq")
     for epsilon in (-1e-9, math.nan):
         with pytest.raises(ValueError, match="must be at least 0"):
@@ -49,8 +51,13 @@ class TestMLP:
         torch.testing.assert_close(mlp(x), expected @ mlp[4].weight.t() + mlp[4].bias)
         assert (mlp.input_size, mlp.output_size) == (3, 2)
 
-    @pytest.mark.parametrize(("hidden", "output", "layers", "size"), [((), None, 0, 3), ((), 2, 1, 2), ((4,), None, 2, 4), ((4,), 2, 3, 2)])
-    def test_ends(self, hidden: tuple[int, ...], output: int | None, layers: int, size: int) -> None:
+    @pytest.mark.parametrize(
+        ("hidden", "output", "layers", "size"),
+        [((), None, 0, 3), ((), 2, 1, 2), ((4,), None, 2, 4), ((4,), 2, 3, 2)],
+    )
+    def test_ends(
+        self, hidden: tuple[int, ...], output: int | None, layers: int, size: int
+    ) -> None:
         mlp = MLP(3, hidden, output)
         assert len(mlp) == layers and mlp.output_size == size == mlp(torch.zeros(5, 3)).shape[-1]
 
@@ -78,7 +85,9 @@ class TestNormalNet:
 
 def test_hidden_units_are_dropped_in_training_only() -> None:
     net, plain = MLP(3, (400,), 2, dropout=0.25), MLP(3, (400,), 2)
-    plain.load_state_dict({name.replace("3.", "2."): weight for name, weight in net.state_dict().items()})
+    plain.load_state_dict(
+        {name.replace("3.", "2."): weight for name, weight in net.state_dict().items()}
+    )
     x = torch.randn(5, 3)
     hidden = []
     net[3].register_forward_pre_hook(lambda module, arguments: hidden.append(arguments[0]))
@@ -88,7 +97,9 @@ def test_hidden_units_are_dropped_in_training_only() -> None:
     assert 0.15 < float(dropped.sum() / (whole > 0).sum()) < 0.35
     assert not dropped.equal(dropped[:1].expand_as(dropped))  # each row by itself
     torch.testing.assert_close(hidden[0], torch.where(dropped, 0, whole / 0.75))
-    assert net.eval()(x).equal(plain(x)) and net(x[:, :1], x[:, 1:]).equal(plain(x[:, :1], x[:, 1:]))
+    assert net.eval()(x).equal(plain(x)) and net(x[:, :1], x[:, 1:]).equal(
+        plain(x[:, :1], x[:, 1:])
+    )
 
 
 class TestSequenceDropout:
@@ -117,11 +128,16 @@ def test_gradients_reach_every_parameter() -> None:
     net = NormalNet(3, (4,), 2)
     normal = net(torch.randn(5, 3))
     (normal.loc.sum() + normal.scale.sum()).backward()
-    assert all(isinstance(p, nn.Parameter) and p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+    assert all(
+        isinstance(p, nn.Parameter) and p.grad is not None and p.grad.abs().sum() > 0
+        for p in net.parameters()
+    )
 
 
 def test_same_features_are_dropped_at_all_steps() -> None:
-    """One mask for a whole sequence, whether its steps come at once or, inside `same_features`, one after the other."""
+    """One mask for a whole sequence, whether its steps come at once or, inside `same_features`, one
+    after the other.
+    """
     drop = SequenceDropout(0.5)
     at_once = drop(torch.ones(6, 5, 8))
     assert (at_once == at_once[:, :1]).all()

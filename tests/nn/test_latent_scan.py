@@ -38,7 +38,9 @@ def assert_equal_paths(
     steps: int = 5,
     fast: bool = True,
 ) -> None:
-    """The two functions agree in value and in the gradient of every input and parameter; `fast` if no loop was needed."""
+    """The two functions agree in value and in the gradient of every input and parameter; `fast` if
+    no loop was needed.
+    """
     features = [posterior.mlp[0].in_features - SIZE]
     noise, first = random(*leads[0], steps, SIZE), random(*leads[1], SIZE)
     arguments = [noise, first, posterior, random(*leads[2], steps, features[0])]
@@ -58,7 +60,11 @@ def assert_equal_paths(
         weight = torch.randn_like(expected[0])
         actual_grads, expected_grads = (
             torch.autograd.grad(
-                sum((part * weight * on).sum() for part, on in ((path, on_path), (scale.log(), on_scale)) if on),
+                sum(
+                    (part * weight * on).sum()
+                    for part, on in ((path, on_path), (scale.log(), on_scale))
+                    if on
+                ),
                 leaves,
                 allow_unused=True,
                 materialize_grads=True,
@@ -72,7 +78,9 @@ def assert_equal_paths(
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
 @pytest.mark.parametrize("prior_hidden", [None, (), (3,), (4, 3), (3, 5, 2)])
 @pytest.mark.parametrize("posterior_hidden", [(), (4,), (4, 3), (2, 3, 4)])
-def test_any_depth_and_batch(posterior_hidden: tuple[int, ...], prior_hidden: tuple[int, ...] | None, lead: tuple[int, ...]) -> None:
+def test_any_depth_and_batch(
+    posterior_hidden: tuple[int, ...], prior_hidden: tuple[int, ...] | None, lead: tuple[int, ...]
+) -> None:
     prior = None if prior_hidden is None else net(4, prior_hidden)
     assert_equal_paths(net(3, posterior_hidden), prior, leads=[lead] * 4)
 
@@ -83,7 +91,9 @@ def test_any_activation(activation: str, positive: str) -> None:
     options = {"activation": activation, "positive": positive, "epsilon": 0.1}
     assert_equal_paths(net(3, (4,), **options))
     assert_equal_paths(net(3, (4, 2), **options), net(1, (3, 2)))
-    assert_equal_paths(net(3, (4, 2), **options), net(1, (3, 2), activation=activation, positive="exp"))
+    assert_equal_paths(
+        net(3, (4, 2), **options), net(1, (3, 2), activation=activation, positive="exp")
+    )
 
 
 @pytest.mark.parametrize(("posterior_features", "prior_features"), [(0, 0), (0, 2), (2, 0)])
@@ -100,12 +110,22 @@ def test_batch_dimensions_broadcast() -> None:
 
 def test_short_paths() -> None:
     assert_equal_paths(net(3), net(2), steps=1)
-    assert sample_path(random(4, 0, SIZE), random(4, SIZE), net(3), random(4, 0, 3))[0].shape == (4, 0, SIZE)
-    assert sample_path(random(0, 5, SIZE), random(0, SIZE), net(3), random(0, 5, 3))[0].shape == (0, 5, SIZE)
+    assert sample_path(random(4, 0, SIZE), random(4, SIZE), net(3), random(4, 0, 3))[0].shape == (
+        4,
+        0,
+        SIZE,
+    )
+    assert sample_path(random(0, 5, SIZE), random(0, SIZE), net(3), random(0, 5, 3))[0].shape == (
+        0,
+        5,
+        SIZE,
+    )
 
 
 def test_other_forms_are_stepped_through() -> None:
-    hooked, dropped, unnamed, in_place, inherited, parametrised, unbiased = (net(3) for _ in range(7))
+    hooked, dropped, unnamed, in_place, inherited, parametrised, unbiased = (
+        net(3) for _ in range(7)
+    )
     hooked.mlp[0].register_forward_hook(lambda module, inputs, output: 2 * output)
     dropped.mlp.append(nn.Dropout(0.0))
     unnamed.mlp[1] = nn.Hardtanh()
@@ -121,7 +141,10 @@ def test_other_forms_are_stepped_through() -> None:
 def test_gradcheck() -> None:
     posterior, prior = net(1, (2,), activation="tanh"), net(1, (2, 3), activation="gelu")
     inputs = [random(2, 3, SIZE), random(2, SIZE), random(2, 3, 1), random(2, 3, 1)]
-    assert torch.autograd.gradcheck(lambda noise, first, e, d: sample_path(noise, first, posterior, e, prior, d), inputs)  # both outputs
+    # both outputs
+    assert torch.autograd.gradcheck(
+        lambda noise, first, e, d: sample_path(noise, first, posterior, e, prior, d), inputs
+    )
 
 
 def test_second_derivatives_raise() -> None:

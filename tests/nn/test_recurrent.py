@@ -31,8 +31,12 @@ def by_torch(module: Recurrence, inputs: Tensor, state: State) -> tuple[Tensor, 
     return outputs.reshape(*lead, *outputs.shape[-2:]), final
 
 
-def gradients(value: tuple[Tensor, State], weights: tuple[Tensor, State], leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    loss = (value[0] * weights[0]).sum() + sum((s * w).sum() for s, w in zip(value[1], weights[1], strict=True))
+def gradients(
+    value: tuple[Tensor, State], weights: tuple[Tensor, State], leaves: list[Tensor]
+) -> tuple[Tensor, ...]:
+    loss = (value[0] * weights[0]).sum() + sum(
+        (s * w).sum() for s, w in zip(value[1], weights[1], strict=True)
+    )
     return torch.autograd.grad(loss, leaves)
 
 
@@ -40,7 +44,9 @@ def gradients(value: tuple[Tensor, State], weights: tuple[Tensor, State], leaves
 @pytest.mark.parametrize("steps", [1, 2, 7])
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_values_and_gradients_are_those_of_torch(kind: str, num_layers: int, steps: int, lead: tuple[int, ...]) -> None:
+def test_values_and_gradients_are_those_of_torch(
+    kind: str, num_layers: int, steps: int, lead: tuple[int, ...]
+) -> None:
     module = recurrence(kind, num_layers=num_layers)
     inputs = torch.randn(*lead, steps, 3, dtype=torch.double, requires_grad=True)
     state = tuple(torch.randn_like(s).requires_grad_() for s in module.initial(*lead))
@@ -51,7 +57,12 @@ def test_values_and_gradients_are_those_of_torch(kind: str, num_layers: int, ste
 
     weights = (torch.randn_like(actual[0]), tuple(torch.randn_like(s) for s in actual[1]))
     leaves = [inputs, *state, *module.parameters()]
-    torch.testing.assert_close(gradients(actual, weights, leaves), gradients(expected, weights, leaves), rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(
+        gradients(actual, weights, leaves),
+        gradients(expected, weights, leaves),
+        rtol=1e-10,
+        atol=1e-11,
+    )
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -69,7 +80,10 @@ def test_gradcheck(kind: str) -> None:
 
 def test_gradcheck_of_the_gru_layer() -> None:
     shapes = [(3, 2, 6), (2, 2), (6, 2), (6,)]
-    assert torch.autograd.gradcheck(_GRULayer.apply, [torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in shapes])
+    assert torch.autograd.gradcheck(
+        _GRULayer.apply,
+        [torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in shapes],
+    )
 
 
 def test_second_derivatives_of_the_gru_raise() -> None:
@@ -177,7 +191,9 @@ def test_single_steps_see_weights_as_they_are() -> None:
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "relu", "tanh"])
 @pytest.mark.parametrize("supported", [None, False])
-def test_mixed_precision_runs(kind: str, supported: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_precision_runs(
+    kind: str, supported: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also on a CPU whose LSTM has no bfloat16."""
     if supported is not None:
         monkeypatch.setattr("pyro_seq.nn.recurrent.has_bfloat16_lstm", lambda device: supported)

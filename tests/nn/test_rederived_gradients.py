@@ -1,7 +1,9 @@
-"""The gradients of every shipped pair's ELBO, re-derived from the papers' equations at the same sampled latents: 1e-8 in float64.
+"""The gradients of every shipped pair's ELBO, re-derived from the papers' equations at the same
+sampled latents: 1e-8 in float64.
 
-Here each sequence is worked on alone, step by step, by its equations in plain PyTorch; of the pair, only the weights are used. The noise
-of a sampled z_t is what its value leaves under the re-derived q, so a reparameterised gradient has the same noise on both sides.
+Here each sequence is worked on alone, step by step, by its equations in plain PyTorch; of the pair,
+only the weights are used. The noise of a sampled z_t is what its value leaves under the re-derived
+q, so a reparameterised gradient has the same noise on both sides.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Sequence(NamedTuple):
-    """One sequence without its padding: x_{1:T} `[T]`, u_{1:T} `[T, INPUTS]`, and the z_{1:T} `[T, Z]` that the guide drew."""
+    """One sequence without its padding: x_{1:T} `[T]`, u_{1:T} `[T, INPUTS]`, and the z_{1:T}
+    `[T, Z]` that the guide drew.
+    """
 
     x: Tensor
     u: Tensor
@@ -123,7 +127,10 @@ class Unrolled:
 
     def __init__(self, recurrence: Any) -> None:
         self.cell, self.layers = CELLS[recurrence.kind], recurrence.rnn.all_weights
-        self.states = [(torch.zeros(SIZES["hidden_size"]),) * (2 if recurrence.kind == "lstm" else 1) for _ in self.layers]
+        self.states = [
+            (torch.zeros(SIZES["hidden_size"]),) * (2 if recurrence.kind == "lstm" else 1)
+            for _ in self.layers
+        ]
 
     def __call__(self, x: Tensor) -> Tensor:
         for layer, weights in enumerate(self.layers):
@@ -153,63 +160,109 @@ def contexts(model: Any, one: Sequence) -> list[Tensor]:
 
 def seen(guide: Any, one: Sequence) -> list[Tensor]:
     """[enc(x_t), u_t]."""
-    return [torch.cat([guide.encoder.table.weight[x], u]) for x, u in zip(one.x, one.u, strict=True)]
+    return [
+        torch.cat([guide.encoder.table.weight[x], u]) for x, u in zip(one.x, one.u, strict=True)
+    ]
 
 
-# the pairs: the ELBO's one-sample estimate of one sequence, sum_t log p(x_t | …) + log p(z_t | …) - log q(z_t | …)
+# the pairs: the ELBO's one-sample estimate of one sequence, sum_t log p(x_t | …) + log p(z_t | …) -
+# log q(z_t | …)
 
 
 def rnn(model: Any, guide: Any, one: Sequence) -> Tensor:
     d = forwards(model.recurrence, contexts(model, one))
-    return sum((log_categorical(mlp(model.decoder, d_t), x) for d_t, x in zip(d, one.x, strict=True)), torch.zeros(()))
+    return sum(
+        (log_categorical(mlp(model.decoder, d_t), x) for d_t, x in zip(d, one.x, strict=True)),
+        torch.zeros(()),
+    )
 
 
 def iseq(model: Any, guide: Any, one: Sequence) -> Tensor:
-    """p: z_t ~ N(0, I), d_t = RNN(d_{t-1}, [c_t, z_t]); q(z_t | e_t), e backwards over f, f forwards over [x_t, u_t]."""
+    """p: z_t ~ N(0, I), d_t = RNN(d_{t-1}, [c_t, z_t]); q(z_t | e_t), e backwards over f, f
+    forwards over [x_t, u_t].
+    """
     e = backwards(guide.backwards, forwards(guide.forwards, seen(guide, one)))
     recurrence, elbo = Unrolled(model.recurrence), torch.zeros(())
     for x, value, c, e_t in zip(one.x, one.z, contexts(model, one), e, strict=True):
         q = normal_net(guide.network, e_t)
         z = same_sample(value, *q)
         d = recurrence(torch.cat([c, z]))
-        elbo = elbo + log_categorical(mlp(model.decoder, d), x) + log_normal(z, torch.zeros(3), torch.ones(3)) - log_normal(z, *q)
+        elbo = (
+            elbo
+            + log_categorical(mlp(model.decoder, d), x)
+            + log_normal(z, torch.zeros(3), torch.ones(3))
+            - log_normal(z, *q)
+        )
     return elbo
 
 
 def srnn(model: Any, guide: Any, one: Sequence) -> Tensor:
     """arXiv 1605.07571, eq. 2-6 and 9-11."""
-    d, e = forwards(model.recurrence, contexts(model, one)), backwards(guide.backwards, seen(guide, one))
+    d, e = (
+        forwards(model.recurrence, contexts(model, one)),
+        backwards(guide.backwards, seen(guide, one)),
+    )
     z, elbo = torch.zeros(3), torch.zeros(())
     for x, value, d_t, e_t in zip(one.x, one.z, d, e, strict=True):
         p, (loc, scale) = normal_net(model.prior, d_t, z), normal_net(guide.network, e_t, z)
         q = (p[0] + loc if guide.residual else loc), scale
         z = same_sample(value, *q)
-        elbo = elbo + log_categorical(mlp(model.decoder, d_t, z), x) + log_normal(z, *p) - log_normal(z, *q)
+        elbo = (
+            elbo
+            + log_categorical(mlp(model.decoder, d_t, z), x)
+            + log_normal(z, *p)
+            - log_normal(z, *q)
+        )
     return elbo
 
 
 def vrnn(model: Any, guide: Any, one: Sequence) -> Tensor:
-    """arXiv 1506.02216, eq. 5-9; a smoothing guide has a backward recurrence's e_t in the place of x_t."""
-    e = seen(guide, one) if guide.backwards is None else backwards(guide.backwards, seen(guide, one))
+    """arXiv 1506.02216, eq. 5-9; a smoothing guide has a backward recurrence's e_t in the place of
+    x_t.
+    """
+    e = (
+        seen(guide, one)
+        if guide.backwards is None
+        else backwards(guide.backwards, seen(guide, one))
+    )
     recurrence, z, elbo = Unrolled(model.recurrence), torch.zeros(3), torch.zeros(())
     for x, value, c, e_t in zip(one.x, one.z, contexts(model, one), e, strict=True):
         d = recurrence(torch.cat([c, mlp(model.features, z)]))
         p, q = normal_net(model.prior, d), normal_net(guide.network, e_t, d)
         z = same_sample(value, *q)
-        elbo = elbo + log_categorical(mlp(model.decoder, mlp(model.features, z), d), x) + log_normal(z, *p) - log_normal(z, *q)
+        elbo = (
+            elbo
+            + log_categorical(mlp(model.decoder, mlp(model.features, z), d), x)
+            + log_normal(z, *p)
+            - log_normal(z, *q)
+        )
     return elbo
 
 
 def dmm(model: Any, guide: Any, one: Sequence) -> Tensor:
-    """arXiv 1609.09869, sec. 4 and 5, each side with a z_0 of its own; flows as in arXiv 1606.04934, eq. 10."""
+    """arXiv 1609.09869, sec. 4 and 5, each side with a z_0 of its own; flows as in arXiv
+    1606.04934, eq. 10.
+    """
     conditional = bool(model.context.num_features)
     c = contexts(model, one) if conditional else [torch.zeros(0)] * len(one.x)
-    inputs = [torch.cat(both) for both in zip(seen(guide, one), c, strict=True)] if guide.guide_context else seen(guide, one)
+    inputs = (
+        [torch.cat(both) for both in zip(seen(guide, one), c, strict=True)]
+        if guide.guide_context
+        else seen(guide, one)
+    )
     z_p, z_q, elbo = model.first, guide.first, torch.zeros(())
     for x, value, c_t, e_t in zip(one.x, one.z, c, backwards(guide.backwards, inputs), strict=True):
-        gate, proposed = mlp(model.prior.gate, z_p, c_t).sigmoid(), mlp(model.prior.proposed, z_p, c_t)
-        p = (1 - gate) * linear(model.prior.linear, z_p) + gate * proposed, positive(linear(model.prior.scale, proposed.relu()))
-        loc, raw_scale = linear(guide.combiner.output, (linear(guide.combiner.latent, z_q).tanh() + e_t) / 2).chunk(2)
+        gate, proposed = (
+            mlp(model.prior.gate, z_p, c_t).sigmoid(),
+            mlp(model.prior.proposed, z_p, c_t),
+        )
+        p = (
+            (1 - gate) * linear(model.prior.linear, z_p) + gate * proposed,
+            positive(linear(model.prior.scale, proposed.relu())),
+        )
+        loc, raw_scale = linear(
+            guide.combiner.output, (linear(guide.combiner.latent, z_q).tanh() + e_t) / 2
+        ).chunk(2)
         q = loc, positive(raw_scale)
         for flow in reversed(guide.flows):
             value = unbent(flow, value)
@@ -224,7 +277,9 @@ def dmm(model: Any, guide: Any, one: Sequence) -> Tensor:
 
 
 def autoregressive(flow: Any, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(m(y), log s(y)) of a masked network whose i-th outputs depend on entries of y that come before the i-th."""
+    """(m(y), log s(y)) of a masked network whose i-th outputs depend on entries of y that come
+    before the i-th.
+    """
     *hidden, last = flow.arn.layers
     for layer in hidden:
         y = ((layer.weight * layer.mask) @ y + layer.bias).relu()
@@ -246,12 +301,17 @@ def hmm(model: Any, guide: Any, one: Sequence) -> Tensor:
     """log p(x_{1:T}) by the sum over all paths of states, S^T of them."""
     initial, transition = model.initial_logits.softmax(-1), model.transition_logits.softmax(-1)
     c = contexts(model, one) if model.context.num_features else [torch.zeros(0)] * len(one.x)
-    emitted = [[log_categorical(mlp(model.decoder, e_k, c_t), x).exp() for e_k in model.embedding] for x, c_t in zip(one.x, c, strict=True)]
+    emitted = [
+        [log_categorical(mlp(model.decoder, e_k, c_t), x).exp() for e_k in model.embedding]
+        for x, c_t in zip(one.x, c, strict=True)
+    ]
     total = torch.zeros(())
     for path in itertools.product(range(SIZES["num_states"]), repeat=len(one.x)):
         probability = torch.ones(())
         for t, k in enumerate(path):
-            probability = probability * (transition[path[t - 1], k] if t else initial[k]) * emitted[t][k]
+            probability = (
+                probability * (transition[path[t - 1], k] if t else initial[k]) * emitted[t][k]
+            )
         total = total + probability
     return total.log()
 
@@ -281,21 +341,27 @@ CASES: dict[str, Case] = {
 
 def new_pair(name: str, cell: str, layout: str) -> Pair:
     """The pair with random weights, also where it starts with zeros."""
-    quiet = {"input_dropout": 0.0, "output_dropout": 0.0, "layout": layout} | ({"cell": cell} if cell else {})
+    quiet = {"input_dropout": 0.0, "output_dropout": 0.0, "layout": layout} | (
+        {"cell": cell} if cell else {}
+    )
     parts = Parts(
         Categorical(SYMBOLS),
         lambda: Embedding(SYMBOLS, 3),
         lambda encoder: Chain(PreviousObservation(encoder), SideInputs(INPUTS)),
         INPUTS,
     )
-    pair = make_pair(model_settings(name.partition("_")[0], SIZES | quiet | CASES[name].settings), parts)
+    pair = make_pair(
+        model_settings(name.partition("_")[0], SIZES | quiet | CASES[name].settings), parts
+    )
     for parameter in pair.parameters().values():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
     return pair
 
 
 def sampled(pair: Pair, batch: SequenceBatch, layout: str, seed: int) -> Tensor:
-    """The latents `[N, T, Z]` that the guide draws after a seed, without any where there are none."""
+    """The latents `[N, T, Z]` that the guide draws after a seed, without any where there are
+    none.
+    """
     pyro.set_rng_seed(seed)
     trace = poutine.trace(pair.guide).get_trace(batch)
     sites = ["z"] if layout == "path" else [f"z_{t}" for t in range(T)]
@@ -306,23 +372,37 @@ def sampled(pair: Pair, batch: SequenceBatch, layout: str, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("name", "cell"), [(name, cell) for name, case in CASES.items() for cell in case.cells])
+@pytest.mark.parametrize(
+    ("name", "cell"), [(name, cell) for name, case in CASES.items() for cell in case.cells]
+)
 def test_loss_and_gradients_are_those_of_the_equations(name: str, cell: str, layout: str) -> None:
     pair = new_pair(name, cell, layout)
-    batch = SequenceBatch(torch.randint(SYMBOLS, (len(LENGTHS), T)), LENGTHS, inputs=torch.randn(len(LENGTHS), T, INPUTS))
+    batch = SequenceBatch(
+        torch.randint(SYMBOLS, (len(LENGTHS), T)),
+        LENGTHS,
+        inputs=torch.randn(len(LENGTHS), T, INPUTS),
+    )
     assert isinstance(batch.values, Tensor) and batch.inputs is not None
     z, parameters = sampled(pair, batch, layout, seed=1), pair.parameters()
 
     enumerated = name.startswith("hmm") and layout == "steps"
     pyro.set_rng_seed(1)
-    loss = (TraceEnum_ELBO(max_plate_nesting=1) if enumerated else Trace_ELBO()).loss_and_grads(pair.model, pair.guide, batch)
+    loss = (TraceEnum_ELBO(max_plate_nesting=1) if enumerated else Trace_ELBO()).loss_and_grads(
+        pair.model, pair.guide, batch
+    )
 
     every = zip(batch.values, batch.inputs, z, LENGTHS, strict=True)
     sequences = [Sequence(x[:length], u[:length], z_n[:length]) for x, u, z_n, length in every]
-    expected = -torch.stack([CASES[name].elbo(pair.model, pair.guide, one) for one in sequences]).sum()
-    gradients = dict(zip(parameters, torch.autograd.grad(expected, list(parameters.values())), strict=True))
+    expected = -torch.stack(
+        [CASES[name].elbo(pair.model, pair.guide, one) for one in sequences]
+    ).sum()
+    gradients = dict(
+        zip(parameters, torch.autograd.grad(expected, list(parameters.values())), strict=True)
+    )
     assert loss == pytest.approx(float(expected.detach()), rel=1e-10)
     for parameter, gradient in gradients.items():
         left = parameters[parameter].grad
         assert left is not None and gradient.abs().max() > 1e-6, parameter
-        torch.testing.assert_close(left, gradient, rtol=0, atol=1e-8, msg=lambda text, of=parameter: f"{of}: {text}")
+        torch.testing.assert_close(
+            left, gradient, rtol=0, atol=1e-8, msg=lambda text, of=parameter: f"{of}: {text}"
+        )

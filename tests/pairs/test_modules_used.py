@@ -48,8 +48,22 @@ class Holder:
 @pytest.mark.parametrize(
     "function",
     [
-        *(NET, by_global, by_helper, by_default, functools.partial(by_argument, NET), functools.partial(by_argument, net=NET)),
-        *(in_closure(NET), in_closure([{"a": NET}]), in_closure(NET, NET[0]), in_closure(in_closure(NET)), Holder().method, Holder()),
+        *(
+            NET,
+            by_global,
+            by_helper,
+            by_default,
+            functools.partial(by_argument, NET),
+            functools.partial(by_argument, net=NET),
+        ),
+        *(
+            in_closure(NET),
+            in_closure([{"a": NET}]),
+            in_closure(NET, NET[0]),
+            in_closure(in_closure(NET)),
+            Holder().method,
+            Holder(),
+        ),
     ],
 )
 def test_found_once(function: Any) -> None:

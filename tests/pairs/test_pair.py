@@ -48,7 +48,11 @@ class Module(nn.Module):
         with batch.plate():
             z = pyro.sample("z", dist.Normal(self.linear(torch.ones(1)), 1.0).expand([2]))
             if self.name == "model":
-                pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).expand([2, 3]).to_event(1), obs=batch.values)
+                pyro.sample(
+                    "x",
+                    dist.Normal(z.unsqueeze(-1), 1.0).expand([2, 3]).to_event(1),
+                    obs=batch.values,
+                )
         return z
 
 
@@ -57,7 +61,8 @@ class Probabilistic(PyroModule):
         super().__init__()
         self.observes = observes
         self.linear = PyroModule[nn.Linear](1, 1)
-        self.name = "scale" if observes else "width"  # the store knows no modules, so constrained parameters need names of their own
+        # the store knows no modules, so constrained parameters need names of their own
+        self.name = "scale" if observes else "width"
         setattr(self, self.name, PyroParam(torch.tensor(0.5), constraint=dist.constraints.positive))
 
     def forward(self, batch: SequenceBatch) -> None:
@@ -65,7 +70,11 @@ class Probabilistic(PyroModule):
         with batch.plate():
             z = pyro.sample("z", dist.Normal(self.linear(torch.ones(1)), scale).expand([2]))
             if self.observes:
-                pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).expand([2, 3]).to_event(1), obs=batch.values)
+                pyro.sample(
+                    "x",
+                    dist.Normal(z.unsqueeze(-1), 1.0).expand([2, 3]).to_event(1),
+                    obs=batch.values,
+                )
 
 
 KINDS: dict[str, Any] = {
@@ -97,13 +106,21 @@ def test_weights_come_back(kind: str, tmp_path: Path) -> None:
         other.load_weights(load_tree(tmp_path / "weights"), tmp_path / "weights")
         pyro.set_rng_seed(1)
         assert Trace_ELBO().loss(other.model, other.guide, BATCH) == loss
-        assert all(torch.equal(p, q) for p, q in zip(pair.parameters().values(), other.parameters().values(), strict=False))
+        assert all(
+            torch.equal(p, q)
+            for p, q in zip(pair.parameters().values(), other.parameters().values(), strict=False)
+        )
 
 
 def test_parameters_by_name() -> None:
     names = {
         "functions": ["loc", "posterior", "scale"],
-        "modules": ["guide.linear.bias", "guide.linear.weight", "model.linear.bias", "model.linear.weight"],
+        "modules": [
+            "guide.linear.bias",
+            "guide.linear.weight",
+            "model.linear.bias",
+            "model.linear.weight",
+        ],
         "a module and a function": ["model.linear.bias", "model.linear.weight", "posterior"],
     }
     for kind, expected in names.items():
@@ -113,7 +130,8 @@ def test_parameters_by_name() -> None:
             assert all(p.is_leaf and p.requires_grad for p in pair.parameters().values())
     pair = called(KINDS["functions"]())
     with pair.scope():
-        assert float(pair.parameters()["scale"].detach().exp()) == pytest.approx(2.0)  # unconstrained
+        # unconstrained
+        assert float(pair.parameters()["scale"].detach().exp()) == pytest.approx(2.0)
 
 
 def test_frozen_and_shared_parameters() -> None:
@@ -131,7 +149,9 @@ def test_scope_is_the_pairs_own_store() -> None:
     with pairs[1].scope():
         assert set(pyro.get_param_store().keys()) == {"loc", "scale", "posterior"}
         assert float(pyro.param("loc").detach()) != 1.0
-    assert float(pyro.param("loc").detach()) == 5.0 and list(pyro.get_param_store().keys()) == ["loc"]
+    assert float(pyro.param("loc").detach()) == 5.0 and list(pyro.get_param_store().keys()) == [
+        "loc"
+    ]
 
 
 def test_scope_keeps_what_was_learnt_before_an_error() -> None:
@@ -146,7 +166,9 @@ def test_scope_keeps_what_was_learnt_before_an_error() -> None:
 
 
 def test_scopes_nest() -> None:
-    """A tool that enters the scope by itself may be used inside of it; nothing that it registers is lost."""
+    """A tool that enters the scope by itself may be used inside of it; nothing that it registers is
+    lost.
+    """
     pair = KINDS["functions"]()
     with pair.scope():
         called(pair)
@@ -156,7 +178,9 @@ def test_scopes_nest() -> None:
 
 
 def test_scopes_of_other_pairs_nest() -> None:
-    """One pair inside another inside the first: each time its own parameters, with all that they were registered or changed to."""
+    """One pair inside another inside the first: each time its own parameters, with all that they
+    were registered or changed to.
+    """
 
     def loc() -> float:
         return float(pyro.param("loc").detach())
@@ -180,14 +204,20 @@ def test_scopes_of_other_pairs_nest() -> None:
 
 
 def test_functions_take_over_what_was_trained_by_hand(tmp_path: Path) -> None:
-    """What they ask for, and no other name; copies, with their constraints; saved and loaded as any other parameters."""
+    """What they ask for, and no other name; copies, with their constraints; saved and loaded as any
+    other parameters.
+    """
     pyro.param("unrelated", torch.zeros(3))
     pyro.param("loc", torch.tensor(5.0))
     pyro.param("scale", torch.tensor(0.25), constraint=dist.constraints.positive)
     pair = called(Pair(model, guide))
     with pair.scope():
-        assert set(pair.weights()["store"]) == set(pair.parameters()) == {"loc", "scale", "posterior"}
-        assert float(pyro.param("loc").detach()) == 5.0 and float(pyro.param("scale").detach()) == 0.25
+        assert (
+            set(pair.weights()["store"]) == set(pair.parameters()) == {"loc", "scale", "posterior"}
+        )
+        assert (
+            float(pyro.param("loc").detach()) == 5.0 and float(pyro.param("scale").detach()) == 0.25
+        )
         assert all(p.is_leaf and p.requires_grad for p in pair.parameters().values())
         for parameter in pair.parameters().values():
             parameter.data.add_(1.0)
@@ -209,7 +239,12 @@ def closures() -> Pair:
     def model(batch: SequenceBatch) -> None:
         pyro.module("inner", inner)
         with batch.plate():
-            z = pyro.sample("z", dist.Normal(inner(torch.ones(1)), pyro.param("width", torch.tensor(1.0))).expand([2]))
+            z = pyro.sample(
+                "z",
+                dist.Normal(inner(torch.ones(1)), pyro.param("width", torch.tensor(1.0))).expand(
+                    [2]
+                ),
+            )
             for t in batch.steps():
                 with batch.active(t):
                     pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=batch.at(t))
@@ -233,7 +268,13 @@ def test_modules_of_functions_trained_by_hand_stay_their_own() -> None:
         Trace_ELBO().loss_and_grads(pair.model, pair.guide, BATCH)
         assert float(pyro.param("width").detach()) == width
         parameters = pair.parameters()
-        assert set(parameters) == {"width", "inner$$$weight", "inner$$$bias", "outer$$$0.weight", "outer$$$0.bias"}
+        assert set(parameters) == {
+            "width",
+            "inner$$$weight",
+            "inner$$$bias",
+            "outer$$$0.weight",
+            "outer$$$0.bias",
+        }
         assert all(p.grad is not None for p in parameters.values())
         weights = pair.weights()
         before = weights["store"]["inner$$$bias"].clone()
@@ -261,7 +302,8 @@ def test_modules_of_functions_have_the_pairs_mode() -> None:
 @pytest.mark.parametrize("kind", ["modules", "pyro modules", "a module and a function"])
 def test_names_of_modules_in_the_store_are_never_taken_over(kind: str) -> None:
     called_outside = KINDS[kind]()
-    Trace_ELBO().loss(called_outside.model, called_outside.guide, BATCH)  # names of the same modules, in Pyro's own store
+    # names of the same modules, in Pyro's own store
+    Trace_ELBO().loss(called_outside.model, called_outside.guide, BATCH)
     with pyro.get_param_store().scope():
         expected = called(KINDS[kind]())
         with expected.scope():
@@ -295,10 +337,16 @@ def test_mode_and_device() -> None:
 BROKEN: dict[str, Any] = {
     "holds no weights": lambda w: [1, 2],
     "holds \\['model'\\]": lambda w: {"model": w["model"]},
-    "'guide.linear.bias' is missing": lambda w: w | {"guide": {k: v for k, v in w["guide"].items() if k != "linear.bias"}},
+    "'guide.linear.bias' is missing": lambda w: (
+        w | {"guide": {k: v for k, v in w["guide"].items() if k != "linear.bias"}}
+    ),
     "'guide.more' is unknown": lambda w: w | {"guide": w["guide"] | {"more": torch.zeros(1)}},
-    "'guide.linear.bias' has shape \\[2\\], not \\[1\\]": lambda w: w | {"guide": w["guide"] | {"linear.bias": torch.zeros(2)}},
-    "'guide.linear.bias' is not finite": lambda w: w | {"guide": w["guide"] | {"linear.bias": torch.tensor([torch.nan])}},
+    "'guide.linear.bias' has shape \\[2\\], not \\[1\\]": lambda w: (
+        w | {"guide": w["guide"] | {"linear.bias": torch.zeros(2)}}
+    ),
+    "'guide.linear.bias' is not finite": lambda w: (
+        w | {"guide": w["guide"] | {"linear.bias": torch.tensor([torch.nan])}}
+    ),
 }
 
 

@@ -1,4 +1,6 @@
-"""Several modules of one class in one session, in plain SVI loops: each of them learns, or it is said why not."""
+"""Several modules of one class in one session, in plain SVI loops: each of them learns, or it is
+said why not.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from pyro_seq.encoders import Embedding, Flatten
 from pyro_seq.guides import SRNNGuide
 from pyro_seq.models import RNN, SRNN
 
-BATCH = SequenceBatch(torch.randint(5, (4, 6), generator=torch.Generator().manual_seed(0)), [6, 6, 3, 2])
+BATCH = SequenceBatch(
+    torch.randint(5, (4, 6), generator=torch.Generator().manual_seed(0)), [6, 6, 3, 2]
+)
 
 
 def rnn(size: int = 4) -> RNN:
@@ -32,7 +36,13 @@ def rnn(size: int = 4) -> RNN:
 
 
 def srnn(size: int = 4) -> tuple[SRNN, SRNNGuide]:
-    model = SRNN(Categorical(5), PreviousObservation(Embedding(5, 3)), hidden_size=size, latent_size=2, latent_sizes=(3,))
+    model = SRNN(
+        Categorical(5),
+        PreviousObservation(Embedding(5, 3)),
+        hidden_size=size,
+        latent_size=2,
+        latent_sizes=(3,),
+    )
     return model, SRNNGuide(model, Embedding(5, 3), hidden_size=size, latent_sizes=(3,))
 
 
@@ -61,7 +71,9 @@ def test_a_cell_that_is_run_twice(sizes: tuple[int, int]) -> None:
         assert unmoved(model.parameters(), training(model)) == 0
         gc.collect()
         assert titles() == {"RNN"}
-    assert {id(p) for _, p in pyro.get_param_store().named_parameters()} == {id(p) for p in model.parameters()}
+    assert {id(p) for _, p in pyro.get_param_store().named_parameters()} == {
+        id(p) for p in model.parameters()
+    }
 
 
 def test_models_side_by_side_learn_in_turn() -> None:
@@ -98,7 +110,9 @@ def test_a_new_guide_for_the_same_model() -> None:
     for _ in range(2):
         assert unmoved([*model.parameters(), *guide.parameters()], training(model, guide)) == 0
         guide = SRNNGuide(model, Embedding(5, 3), hidden_size=6)
-    found = [AutoSequenceGuide(model, hidden_size=3, latent_sizes=(3,)).prepare(BATCH) for _ in range(2)]
+    found = [
+        AutoSequenceGuide(model, hidden_size=3, latent_sizes=(3,)).prepare(BATCH) for _ in range(2)
+    ]
     for auto in found:
         assert unmoved(auto.parameters(), training(model, auto)) == 0
 
@@ -145,7 +159,9 @@ def test_a_pair_beside_it() -> None:
         assert unmoved(inside.parameters(), training(inside)) == 0
         assert titles() == {"RNN"}
     assert not score(pair, BATCH).total.equal(before)
-    assert {id(p) for _, p in pyro.get_param_store().named_parameters()} == {id(p) for p in outside.parameters()}
+    assert {id(p) for _, p in pyro.get_param_store().named_parameters()} == {
+        id(p) for p in outside.parameters()
+    }
     assert unmoved(outside.parameters(), training(outside)) == 0
 
 
@@ -162,12 +178,17 @@ def another(folder: Path, model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("change", [loaded, another])
-def test_a_strangers_parameters_are_said_in_words(change: Callable[[Path, nn.Module], None], tmp_path: Path) -> None:
+def test_a_strangers_parameters_are_said_in_words(
+    change: Callable[[Path, nn.Module], None], tmp_path: Path
+) -> None:
     model = rnn()
     svi = training(model)
     svi.step(BATCH)
     change(tmp_path, model)
-    says = r"store holds 'RNN\$\$\$context.encoder.table.weight', which is not this RNN's own, so that training would not move it"
+    says = (
+        r"store holds 'RNN\$\$\$context.encoder.table.weight', which is not this RNN's own, so "
+        r"that training would not move it"
+    )
     with pytest.raises(UserError, match=says):
         svi.step(BATCH)
     pyro.module("RNN", model, update_module_params=True)
@@ -192,4 +213,6 @@ def test_a_frozen_part_stays() -> None:
     model.decoder.requires_grad_(False)
     model.eval()
     for _ in range(2):
-        assert unmoved(model.parameters(), training(model), SequenceBatch(torch.randn(2, 3, 2))) == 2
+        assert (
+            unmoved(model.parameters(), training(model), SequenceBatch(torch.randn(2, 3, 2))) == 2
+        )

@@ -31,13 +31,17 @@ class TestLatentsOfAllSteps:
     @pytest.mark.parametrize("method", ["elbo", "importance", "filter"])
     @pytest.mark.parametrize("name", ["w", "w_0"])
     def test_a_latent_of_a_whole_sequence_may_have_t_entries(self, method: Any, name: str) -> None:
-        """w ~ N(0, I_4), x_t ~ N(w_4, 1), with its exact posterior as guide: the last entry is none of the last step's."""
+        """w ~ N(0, I_4), x_t ~ N(w_4, 1), with its exact posterior as guide: the last entry is none
+        of the last step's.
+        """
         lengths = torch.tensor([4, 2, 1])
         batch = SequenceBatch(torch.randn(3, 4), lengths)
 
         def sequences(batch: SequenceBatch) -> None:
             with batch.plate():
-                w = pyro.sample(name, dist.Normal(torch.zeros(len(batch), 4), 1.0).to_event(1))[..., 3]
+                w = pyro.sample(name, dist.Normal(torch.zeros(len(batch), 4), 1.0).to_event(1))[
+                    ..., 3
+                ]
                 for t in batch.steps():
                     with batch.active(t):
                         pyro.sample(f"x_{t}", dist.Normal(w, 1.0), obs=batch.at(t))
@@ -45,18 +49,25 @@ class TestLatentsOfAllSteps:
         def guide(batch: SequenceBatch) -> None:
             last, rest = torch.eye(4)[3], torch.eye(4)[:3].sum(0)
             precision = batch.lengths.unsqueeze(-1) + 1.0
-            loc, scale = batch.values.sum(-1, keepdim=True) / precision * last, precision.rsqrt() * last + rest
+            loc, scale = (
+                batch.values.sum(-1, keepdim=True) / precision * last,
+                precision.rsqrt() * last + rest,
+            )
             with batch.plate():
                 pyro.sample(name, dist.Normal(loc, scale).to_event(1))
 
         laws = [dist.MultivariateNormal(torch.zeros(n), torch.eye(n) + 1) for n in lengths.tolist()]
-        expected = torch.stack([law.log_prob(x[:n]) for law, x, n in zip(laws, batch.values, lengths, strict=True)])
+        expected = torch.stack(
+            [law.log_prob(x[:n]) for law, x, n in zip(laws, batch.values, lengths, strict=True)]
+        )
         scored = score(Pair(sequences, guide), batch, method=method, samples=3)
         torch.testing.assert_close(scored.total, expected, rtol=0, atol=1e-9)
         torch.testing.assert_close(scored.steps.double().sum(-1), expected, rtol=0, atol=1e-9)
         assert not scored.steps[~batch.mask].any(), "nothing at padding"
 
-    def independent(self, *, any_length: bool = True, path: bool = False, calls: list[int] | None = None) -> Pair:
+    def independent(
+        self, *, any_length: bool = True, path: bool = False, calls: list[int] | None = None
+    ) -> Pair:
         """z_t ~ N(0, 1), x_t ~ N(z_t, 1), all steps at once, with the exact posterior."""
 
         def both(batch: SequenceBatch) -> None:
@@ -66,7 +77,9 @@ class TestLatentsOfAllSteps:
             with batch.plate():
                 z = dist.Normal(torch.zeros(len(batch), batch.num_steps), 1.0).mask(batch.mask)
                 loc = pyro.sample("z", z.to_event(1))
-                pyro.sample("x", dist.Normal(loc, 1.0).mask(batch.mask).to_event(1), obs=batch.values)
+                pyro.sample(
+                    "x", dist.Normal(loc, 1.0).mask(batch.mask).to_event(1), obs=batch.values
+                )
 
         def guide(batch: SequenceBatch) -> None:
             law = dist.Normal(batch.values / 2, math.sqrt(0.5)).mask(batch.mask)
@@ -86,7 +99,12 @@ class TestLatentsOfAllSteps:
         calls: list[int] = []
         batch = SequenceBatch(torch.randn(3, 4), [4, 2, 1])
         scored = score(self.independent(path=True, calls=calls), batch, samples=2)
-        torch.testing.assert_close(scored.steps, dist.Normal(0.0, math.sqrt(2)).log_prob(batch.values) * batch.mask, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            scored.steps,
+            dist.Normal(0.0, math.sqrt(2)).log_prob(batch.values) * batch.mask,
+            rtol=0,
+            atol=1e-6,
+        )
         assert calls == [6]
 
     def test_where_it_cannot_be_told_totals_are_right(self) -> None:

@@ -1,4 +1,6 @@
-"""Which site belongs to which step: members and latents with numbers in their names, marks, and what cannot be told."""
+"""Which site belongs to which step: members and latents with numbers in their names, marks, and
+what cannot be told.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def law(t: int, m: int) -> dist.Normal:
     return dist.Normal(0.3 * t + m, 1.0 + m)
 
 
-def voices(name: Callable[[int, int], str], members: int, *, active: bool) -> Callable[[SequenceBatch], None]:
+def voices(
+    name: Callable[[int, int], str], members: int, *, active: bool
+) -> Callable[[SequenceBatch], None]:
     """Independent numbers, a site for each step and member."""
 
     def model(batch: SequenceBatch) -> None:
@@ -60,11 +64,15 @@ def voices(name: Callable[[int, int], str], members: int, *, active: bool) -> Ca
 def by_step(values: Tensor) -> Tensor:
     """log p of each step `[N, T]` of values `[N, T, M]`."""
     steps, members = values.shape[1:]
-    return torch.stack([sum(law(t, m).log_prob(values[:, t, m]) for m in range(members)) for t in range(steps)], 1)  # type: ignore[misc]
+    return torch.stack(
+        [sum(law(t, m).log_prob(values[:, t, m]) for m in range(members)) for t in range(steps)], 1
+    )  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
-@pytest.mark.parametrize("names", [[f"voice_{i}" for i in range(4)], list("0123"), ["a_1", "a_0", "b", "2"]], ids=str)
+@pytest.mark.parametrize(
+    "names", [[f"voice_{i}" for i in range(4)], list("0123"), ["a_1", "a_0", "b", "2"]], ids=str
+)
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_members_of_a_group_are_no_steps(names: list[str], steps: int, layout: Any) -> None:
     values = torch.randint(3, (3, steps, 4))
@@ -73,10 +81,19 @@ def test_members_of_a_group_are_no_steps(names: list[str], steps: int, layout: A
         pyro.set_rng_seed(1)
         encoder = encoders.Group({name: encoders.OneHot(3) for name in names})
         emission = emissions.Joint({name: emissions.Categorical(3) for name in names})
-        pair = Pair(RNN(emission, contexts.PreviousObservation(encoder), hidden_size=4, layout=layout))
-        return score(pair, SequenceBatch(dict(zip(names, values.unbind(-1), strict=True)), [steps, 1, 1])).steps
+        pair = Pair(
+            RNN(emission, contexts.PreviousObservation(encoder), hidden_size=4, layout=layout)
+        )
+        return score(
+            pair, SequenceBatch(dict(zip(names, values.unbind(-1), strict=True)), [steps, 1, 1])
+        ).steps
 
-    torch.testing.assert_close(scored(names, layout), scored(["soprano", "alto", "tenor", "bass"], "path"), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        scored(names, layout),
+        scored(["soprano", "alto", "tenor", "bass"], "path"),
+        rtol=0,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("layout", ["path", "steps"])
@@ -91,7 +108,9 @@ def test_a_shipped_model_whose_members_are_numbers_keeps_the_contract(layout: An
 @pytest.mark.parametrize("active", [True, False], ids=["active", "unmarked"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_own_functions_with_numbered_members(name: Callable[[int, int], str], steps: int, active: bool) -> None:
+def test_own_functions_with_numbered_members(
+    name: Callable[[int, int], str], steps: int, active: bool
+) -> None:
     """Also with as many steps as there are members."""
     values = torch.randn(2, steps, 3)
     lengths = [steps, 1] if active else [steps, steps]
@@ -107,28 +126,44 @@ def test_vectors_with_as_many_entries_as_there_are_steps(active: bool) -> None:
         with batch.plate():
             for t in batch.steps():
                 with batch.active(t) if active else nullcontext():
-                    pyro.sample(f"x_{t}", dist.Normal(torch.full((len(batch), 4), 0.3 * t), 1.0).to_event(1), obs=batch.at(t))
+                    pyro.sample(
+                        f"x_{t}",
+                        dist.Normal(torch.full((len(batch), 4), 0.3 * t), 1.0).to_event(1),
+                        obs=batch.at(t),
+                    )
 
     values = torch.randn(2, 4, 4)
-    expected = torch.stack([dist.Normal(0.3 * t, 1.0).log_prob(values[:, t]).sum(-1) for t in range(4)], 1)
-    torch.testing.assert_close(score(Pair(model), SequenceBatch(values)).steps, expected, rtol=0, atol=1e-5)
+    expected = torch.stack(
+        [dist.Normal(0.3 * t, 1.0).log_prob(values[:, t]).sum(-1) for t in range(4)], 1
+    )
+    torch.testing.assert_close(
+        score(Pair(model), SequenceBatch(values)).steps, expected, rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("as_they_are", [True, False])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_paths_of_numbered_members_in_own_functions(steps: int, as_they_are: bool) -> None:
-    """Events `[T]` at sites x_0, x_1, x_2, whose names say nothing of time; also where what is observed is computed of the values."""
+    """Events `[T]` at sites x_0, x_1, x_2, whose names say nothing of time; also where what is
+    observed is computed of the values.
+    """
 
     def model(batch: SequenceBatch) -> None:
         values: Any = batch.values
         with batch.plate():
             for m in range(3):
                 obs = values[str(m)] if as_they_are else values[str(m)] + 0.0
-                pyro.sample(f"x_{m}", dist.Normal(torch.full_like(obs, float(m)), 1.0).mask(batch.mask).to_event(1), obs=obs)
+                pyro.sample(
+                    f"x_{m}",
+                    dist.Normal(torch.full_like(obs, float(m)), 1.0).mask(batch.mask).to_event(1),
+                    obs=obs,
+                )
 
     values = torch.randn(2, steps, 3)
     batch = SequenceBatch({str(m): values[..., m] for m in range(3)}, [steps, 1])
-    expected = sum(dist.Normal(float(m), 1.0).log_prob(values[..., m]) for m in range(3)) * batch.mask
+    expected = (
+        sum(dist.Normal(float(m), 1.0).log_prob(values[..., m]) for m in range(3)) * batch.mask
+    )
     torch.testing.assert_close(score(Pair(model), batch).steps, expected, rtol=0, atol=1e-5)
 
 
@@ -161,7 +196,12 @@ def odd(mark: Callable[[int], Any]) -> Callable[[SequenceBatch], None]:
     def model(batch: SequenceBatch) -> None:
         with batch.plate():
             for t, word in enumerate(["one", "two", "three"]):
-                pyro.sample(word, dist.Normal(torch.full((len(batch),), float(t)), 1.0), obs=batch.at(t), infer={"time": mark(t)})
+                pyro.sample(
+                    word,
+                    dist.Normal(torch.full((len(batch),), float(t)), 1.0),
+                    obs=batch.at(t),
+                    infer={"time": mark(t)},
+                )
 
     return model
 
@@ -170,14 +210,17 @@ def test_marks_say_what_names_do_not() -> None:
     values = torch.randn(2, 3)
     expected = dist.Normal(torch.arange(3.0), 1.0).log_prob(values)
     torch.testing.assert_close(score(Pair(odd(lambda t: t)), SequenceBatch(values)).steps, expected)
-    torch.testing.assert_close(score(Pair(odd(lambda t: 2 - t)), SequenceBatch(values)).steps, expected.flip(1))
+    torch.testing.assert_close(
+        score(Pair(odd(lambda t: 2 - t)), SequenceBatch(values)).steps, expected.flip(1)
+    )
 
 
 @pytest.mark.parametrize(("mark", "says"), [
     (lambda t: 3, "site 'one' is marked 3, which is no step of 0 … 2: mark it, infer={'time': t}"),
     (lambda t: True, "site 'one' is marked True, which is no step"),
     (lambda t: "all", r"site 'one' is marked as over all 3 steps, and its event has shape \[\]"),
-    (lambda t: None, r"site 'one' belongs to no step: name it for its step \(x_0, x_1, … for every step\)"),
+    (lambda t: None,
+    r"site 'one' belongs to no step: name it for its step \(x_0, x_1, … for every step\)"),
 ])  # fmt: skip
 def test_marks_that_do_not_fit_are_refused(mark: Callable[[int], Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
@@ -187,7 +230,10 @@ def test_marks_that_do_not_fit_are_refused(mark: Callable[[int], Any], says: str
 def test_a_mark_of_the_model_counts_where_its_latents_are_replayed() -> None:
     def model(batch: SequenceBatch) -> None:
         with batch.plate():
-            z = [pyro.sample(name, dist.Normal(torch.zeros(len(batch)), 1.0), infer={"time": t}) for t, name in enumerate("ab")]
+            z = [
+                pyro.sample(name, dist.Normal(torch.zeros(len(batch)), 1.0), infer={"time": t})
+                for t, name in enumerate("ab")
+            ]
             for t in range(2):
                 pyro.sample(f"x_{t}", dist.Normal(z[t], 1.0), obs=batch.at(t))
 
@@ -199,7 +245,12 @@ def test_a_mark_of_the_model_counts_where_its_latents_are_replayed() -> None:
     values = torch.randn(2, 2)
     expected = dist.Normal(0.0, 2**0.5).log_prob(values)
     for method in ("elbo", "importance", "filter"):
-        torch.testing.assert_close(score(Pair(model, guide), SequenceBatch(values), method=method, samples=2).steps.float(), expected)  # type: ignore[arg-type]
+        torch.testing.assert_close(
+            score(
+                Pair(model, guide), SequenceBatch(values), method=method, samples=2
+            ).steps.float(),
+            expected,
+        )  # type: ignore[arg-type]
 
 
 def test_a_first_step_before_the_loop() -> None:
@@ -214,7 +265,10 @@ def test_a_first_step_before_the_loop() -> None:
 
     values = torch.randn(2, 3)
     batch = SequenceBatch(values, [3, 2])
-    expected = dist.Normal(torch.cat([torch.zeros(2, 1), values[:, :-1]], 1), 1.0).log_prob(values) * batch.mask
+    expected = (
+        dist.Normal(torch.cat([torch.zeros(2, 1), values[:, :-1]], 1), 1.0).log_prob(values)
+        * batch.mask
+    )
     torch.testing.assert_close(score(Pair(model), batch).steps, expected)
 
 
@@ -224,7 +278,11 @@ def test_labels_of_a_sequence_are_no_steps() -> None:
     def model(batch: SequenceBatch) -> None:
         with batch.plate():
             for i in range(3):
-                pyro.sample(f"label_{i}", dist.Normal(torch.zeros(len(batch)), 1.0), obs=torch.zeros(len(batch)))
+                pyro.sample(
+                    f"label_{i}",
+                    dist.Normal(torch.zeros(len(batch)), 1.0),
+                    obs=torch.zeros(len(batch)),
+                )
             for t in range(batch.num_steps):
                 pyro.sample(f"x_{t}", law(t, 0).expand([len(batch)]), obs=batch.at(t))
 
@@ -241,7 +299,11 @@ def test_what_cannot_be_told_is_refused() -> None:
         inner(batch)
 
     with pytest.raises(
-        UserError, match="which step site 'x_0_0' belongs to cannot be told: the number in its name may be a step or one of"
+        UserError,
+        match=(
+            "which step site 'x_0_0' belongs to cannot be told: the number in its name may be a "
+            "step or one of"
+        ),
     ):
         score(Pair(model), SequenceBatch(torch.randn(2, 3, 3)))
     (line,) = problems(model, lambda batch: None, SequenceBatch(torch.randn(2, 3, 3)))
@@ -253,7 +315,11 @@ def test_classification_leaves_the_users_objects_as_they_are() -> None:
 
     def model(batch: SequenceBatch) -> None:
         with batch.plate():
-            w = pyro.sample("w", dist.Normal(torch.zeros(len(batch), batch.num_steps), 1.0).to_event(1), infer=mine)
+            w = pyro.sample(
+                "w",
+                dist.Normal(torch.zeros(len(batch), batch.num_steps), 1.0).to_event(1),
+                infer=mine,
+            )
             for t in batch.steps():
                 with batch.active(t):
                     pyro.sample(f"x_{t}", dist.Normal(w[:, 0], 1.0), obs=batch.at(t), infer=mine)
@@ -291,7 +357,11 @@ def test_tools_put_members_that_are_numbers_together(steps: int, active: bool) -
                 with batch.active(t) if active else nullcontext():
                     for m in range(2):
                         obs = None if batch.at(t) is None else batch.at(t)[str(m)]
-                        pyro.sample(f"x_{t}_{m}", dist.Normal(100.0 * m + torch.zeros(len(batch)), 1.0), obs=obs)
+                        pyro.sample(
+                            f"x_{t}_{m}",
+                            dist.Normal(100.0 * m + torch.zeros(len(batch)), 1.0),
+                            obs=obs,
+                        )
 
     values = {str(m): 100.0 * m + torch.randn(3, steps) for m in range(2)}
     batch = SequenceBatch(values)
@@ -301,12 +371,16 @@ def test_tools_put_members_that_are_numbers_together(steps: int, active: bool) -
         assert set(found) == {"0", "1"}
         assert all((x - 100.0 * int(m)).abs().max() < 20 for m, x in found.items())
     assert drawn[0]["1"].shape == (3, steps) and drawn[1]["1"].shape == (3, 2)
-    assert filled["0"][:, 0].equal(values["0"][:, 0]) and not filled["0"][:, 1].equal(values["0"][:, 1])
+    assert filled["0"][:, 0].equal(values["0"][:, 0]) and not filled["0"][:, 1].equal(
+        values["0"][:, 1]
+    )
 
 
 @pytest.mark.parametrize("active", [True, False], ids=["active", "unmarked"])
 def test_the_automatic_guide_tells_steps_from_members(active: bool) -> None:
-    """As many latents of a step, and as many of the sequence, as there are steps; later batches have other lengths."""
+    """As many latents of a step, and as many of the sequence, as there are steps; later batches
+    have other lengths.
+    """
 
     def model(batch: SequenceBatch) -> None:
         with batch.plate():
@@ -316,7 +390,9 @@ def test_the_automatic_guide_tells_steps_from_members(active: bool) -> None:
                     z = [pyro.sample(f"z_{t}_{m}", dist.Normal(w[m], 1.0)) for m in range(2)]
                     pyro.sample(f"x_{t}", dist.Normal(z[0] + z[1], 1.0), obs=batch.at(t))
 
-    guide = AutoSequenceGuide(model, hidden_size=4, latent_sizes=(4,)).prepare(SequenceBatch(torch.randn(3, 2)))
+    guide = AutoSequenceGuide(model, hidden_size=4, latent_sizes=(4,)).prepare(
+        SequenceBatch(torch.randn(3, 2))
+    )
     assert guide._first is not None
     assert [latent.name for latent in guide._first.sequence] == ["w_0", "w_1"]
     assert [latent.name for latent in guide._first.steps] == ["z_{}_0", "z_{}_1"]

@@ -1,4 +1,6 @@
-"""`Reinforce` against the exact gradient of its objective, on a generator small enough to enumerate every sequence."""
+"""`Reinforce` against the exact gradient of its objective, on a generator small enough to enumerate
+every sequence.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,16 @@ def generator(**options: Any) -> RNN:
 
 
 def table(seed: int = 1) -> Tensor:
-    """A reward for each step of each sequence, by its symbols so far; far from zero, so that a baseline has something to do."""
+    """A reward for each step of each sequence, by its symbols so far; far from zero, so that a
+    baseline has something to do.
+    """
     random = torch.Generator().manual_seed(seed)
-    columns = [(1 + torch.rand(SYMBOLS ** (t + 1), generator=random)).repeat_interleave(SYMBOLS ** (STEPS - 1 - t)) for t in range(STEPS)]
+    columns = [
+        (1 + torch.rand(SYMBOLS ** (t + 1), generator=random)).repeat_interleave(
+            SYMBOLS ** (STEPS - 1 - t)
+        )
+        for t in range(STEPS)
+    ]
     return torch.stack(columns, 1)
 
 
@@ -55,35 +64,56 @@ def looked_up(rewards: Tensor) -> Callable[[SequenceBatch], Tensor]:
     return lambda batch: rewards[(batch.values * PLACES).sum(-1)]
 
 
-def exact_gradient(model: RNN, rewards: Tensor, entropy_bonus: float = 0.0, lengths: tuple[int, ...] = (STEPS,)) -> dict[str, Tensor]:
-    """The gradient of E[sum_t r_t + beta H_t], summed over sequences of these lengths, by all sequences that there are."""
+def exact_gradient(
+    model: RNN, rewards: Tensor, entropy_bonus: float = 0.0, lengths: tuple[int, ...] = (STEPS,)
+) -> dict[str, Tensor]:
+    """The gradient of E[sum_t r_t + beta H_t], summed over sequences of these lengths, by all
+    sequences that there are.
+    """
     features, _ = model.decode(model.history(SequenceBatch(EVERY))[0], None, None)
     logits = features.log_softmax(-1)
     log_probs = logits.gather(-1, EVERY.unsqueeze(-1)).squeeze(-1)
     entropies = -(logits.exp() * logits).sum(-1)
     objective = torch.zeros(())
     for length in lengths:
-        p = log_probs[:, :length].sum(1).exp() / SYMBOLS ** (STEPS - length)  # what follows a shorter sequence counts once
+        # what follows a shorter sequence counts once
+        p = log_probs[:, :length].sum(1).exp() / SYMBOLS ** (STEPS - length)
         earned = rewards[:, :length] if rewards.dim() == 2 else rewards.unsqueeze(1)
-        objective = objective + (p * (earned.sum(1) + entropy_bonus * entropies[:, :length].sum(1))).sum()
+        objective = (
+            objective + (p * (earned.sum(1) + entropy_bonus * entropies[:, :length].sum(1))).sum()
+        )
     gradients = torch.autograd.grad(objective, list(model.parameters()), allow_unused=True)
-    return {name: g for (name, _), g in zip(model.named_parameters(), gradients, strict=True) if g is not None}
+    return {
+        name: g
+        for (name, _), g in zip(model.named_parameters(), gradients, strict=True)
+        if g is not None
+    }
 
 
-def estimates(model: RNN, objective: Reinforce, times: int, rows: int, lengths: tuple[int, ...] = (STEPS,)) -> dict[str, Tensor]:
-    """Independent estimates of the gradient, `[times, *shape]`, each a mean over `rows` sequences of each length."""
+def estimates(
+    model: RNN, objective: Reinforce, times: int, rows: int, lengths: tuple[int, ...] = (STEPS,)
+) -> dict[str, Tensor]:
+    """Independent estimates of the gradient, `[times, *shape]`, each a mean over `rows` sequences
+    of each length.
+    """
     found: dict[str, list[Tensor]] = {}
     for _ in range(times):
         model.zero_grad()
-        objective.loss_and_grads(model, no_guide, SequenceBatch(None, list(lengths) * rows, num_steps=STEPS))
+        objective.loss_and_grads(
+            model, no_guide, SequenceBatch(None, list(lengths) * rows, num_steps=STEPS)
+        )
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                found.setdefault(name, []).append(-parameter.grad / rows)  # of the objective, not of its negative
+                # of the objective, not of its negative
+                found.setdefault(name, []).append(-parameter.grad / rows)
     return {name: torch.stack(each) for name, each in found.items()}
 
 
 def assert_unbiased(found: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
-    mean, expected = (torch.cat([x.flatten() for x in tree.values()]) for tree in ({n: found[n].mean(0) for n in exact}, exact))
+    mean, expected = (
+        torch.cat([x.flatten() for x in tree.values()])
+        for tree in ({n: found[n].mean(0) for n in exact}, exact)
+    )
     error = torch.cat([(found[n].std(0) / len(found[n]) ** 0.5).flatten() for n in exact])
     assert error.norm() < 0.3 * expected.norm(), "too few samples to tell anything"
     assert ((mean - expected).abs() <= 4 * error + 1e-12).all()
@@ -102,26 +132,35 @@ BASELINES: dict[str, Callable[[], Baseline | None]] = {
 def test_gradient_is_that_of_the_expected_reward(baseline: str) -> None:
     model, rewards = generator(), table()
     objective = Reinforce(looked_up(rewards), baseline=BASELINES[baseline]())
-    assert_unbiased(estimates(model, objective, times=200, rows=400), exact_gradient(model, rewards))
+    assert_unbiased(
+        estimates(model, objective, times=200, rows=400), exact_gradient(model, rewards)
+    )
 
 
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_reward_of_whole_sequences(layout: Any) -> None:
     model, rewards = generator(layout=layout), table().sum(1)
-    assert_unbiased(estimates(model, Reinforce(looked_up(rewards)), times=200, rows=600), exact_gradient(model, rewards))
+    assert_unbiased(
+        estimates(model, Reinforce(looked_up(rewards)), times=200, rows=600),
+        exact_gradient(model, rewards),
+    )
 
 
 @pytest.mark.parametrize("baseline", ["none", "leave_one_out"])
 def test_gradient_with_an_entropy_bonus(baseline: str) -> None:
     model, rewards = generator(), table()
     objective = Reinforce(looked_up(rewards), baseline=BASELINES[baseline](), entropy_bonus=0.7)
-    assert_unbiased(estimates(model, objective, times=200, rows=400), exact_gradient(model, rewards, 0.7))
+    assert_unbiased(
+        estimates(model, objective, times=200, rows=400), exact_gradient(model, rewards, 0.7)
+    )
 
 
 def test_gradient_of_sequences_that_end_early() -> None:
     model, lengths = generator(), (2, 4, 1)
     rewards = table()
-    objective = Reinforce(looked_up(rewards), baseline=MovingAverage(num_steps=STEPS), entropy_bonus=0.3)
+    objective = Reinforce(
+        looked_up(rewards), baseline=MovingAverage(num_steps=STEPS), entropy_bonus=0.3
+    )
     found = estimates(model, objective, times=200, rows=150, lengths=lengths)
     assert_unbiased(found, exact_gradient(model, rewards, 0.3, lengths))
 
@@ -132,18 +171,24 @@ def test_gradient_with_rollouts(rewards: Tensor, baseline: str) -> None:
     model = generator()
     rollouts = Rollouts(Pair(model), looked_up(rewards), num_rollouts=2)
     objective = Reinforce(action_values=rollouts, baseline=BASELINES[baseline]())
-    assert_unbiased(estimates(model, objective, times=150, rows=200), exact_gradient(model, rewards))
+    assert_unbiased(
+        estimates(model, objective, times=150, rows=200), exact_gradient(model, rewards)
+    )
 
 
 @pytest.mark.parametrize("rewards", [table(), table().sum(1)], ids=["by step", "whole"])
 def test_value_with_action_values(rewards: Tensor) -> None:
-    """With rollouts the sum of what the sequences earn, as with the reward itself; else the mean of Q(x_1)."""
+    """With rollouts the sum of what the sequences earn, as with the reward itself; else the mean of
+    Q(x_1).
+    """
     model, batch = generator(), SequenceBatch(None, [STEPS, STEPS, STEPS, STEPS])
     earned = looked_up(rewards)
     pyro.set_rng_seed(0)
     by_reward = Reinforce(earned).loss(model, no_guide, batch)
     pyro.set_rng_seed(0)
-    by_rollouts = Reinforce(action_values=Rollouts(Pair(model), earned, num_rollouts=2)).loss(model, no_guide, batch)
+    by_rollouts = Reinforce(action_values=Rollouts(Pair(model), earned, num_rollouts=2)).loss(
+        model, no_guide, batch
+    )
     assert by_rollouts == pytest.approx(by_reward)
 
     def values(batch: SequenceBatch) -> Tensor:
@@ -164,7 +209,9 @@ def test_baselines_and_rollouts_lower_the_variance() -> None:
     plain = variance(model, reward=reward)
     for make in (MovingAverage, lambda: MovingAverage(num_steps=STEPS), LeaveOneOut):
         assert variance(model, reward=reward, baseline=make()) < 0.7 * plain
-    rolled = variance(model, action_values=Rollouts(Pair(model), reward, num_rollouts=8), baseline=LeaveOneOut())
+    rolled = variance(
+        model, action_values=Rollouts(Pair(model), reward, num_rollouts=8), baseline=LeaveOneOut()
+    )
     assert rolled < variance(model, reward=reward, baseline=LeaveOneOut())
 
 
@@ -194,7 +241,11 @@ def test_value_is_the_negative_of_what_was_earned() -> None:
     entropy = exact_value(model, rewards, 0.1)
     assert value == pytest.approx(-entropy, abs=0.05)
     latest = objective.latest
-    assert latest is not None and latest.returns.shape == (2_000, STEPS) and not latest.advantages.requires_grad
+    assert (
+        latest is not None
+        and latest.returns.shape == (2_000, STEPS)
+        and not latest.advantages.requires_grad
+    )
 
 
 def exact_value(model: RNN, rewards: Tensor, entropy_bonus: float) -> float:
@@ -208,7 +259,12 @@ def test_the_same_generator_learns_by_likelihood_and_by_reward() -> None:
     model = generator()
     optimiser = pyro.optim.Adam({"lr": 0.05})
     SVI(model, no_guide, optimiser, Trace_ELBO()).step(SequenceBatch(EVERY))
-    svi = SVI(model, no_guide, optimiser, Reinforce(lambda batch: (batch.values == 1).double(), baseline=LeaveOneOut()))
+    svi = SVI(
+        model,
+        no_guide,
+        optimiser,
+        Reinforce(lambda batch: (batch.values == 1).double(), baseline=LeaveOneOut()),
+    )
     losses = [svi.step(SequenceBatch(None, [STEPS] * 64)) / 64 for _ in range(60)]
     assert losses[0] > -3 and losses[-1] < -3.9
 
@@ -222,7 +278,12 @@ def test_a_model_of_ones_own() -> None:
                     pyro.sample(f"x_{t}", dist.Categorical(logits=logits[t]), obs=batch.at(t))
 
     rewards = table()
-    svi = SVI(model, no_guide, pyro.optim.Adam({"lr": 0.1}), Reinforce(looked_up(rewards), baseline=MovingAverage()))
+    svi = SVI(
+        model,
+        no_guide,
+        pyro.optim.Adam({"lr": 0.1}),
+        Reinforce(looked_up(rewards), baseline=MovingAverage()),
+    )
     losses = [svi.step(SequenceBatch(None, [STEPS] * 200)) / 200 for _ in range(80)]
     assert losses[-1] < losses[0] - 0.3
     assert losses[-1] == pytest.approx(-float(rewards.sum(1).max()), abs=1.0)
@@ -244,12 +305,21 @@ def test_rollouts_of_a_model_of_ones_own(kind: str) -> None:
         def forward(self, batch: SequenceBatch) -> None:
             steps(self.logits, batch)
 
-    pair = Pair(Own() if kind == "pyro module" else lambda batch: steps(pyro.param("logits", torch.zeros(STEPS, SYMBOLS)), batch))
+    pair = Pair(
+        Own()
+        if kind == "pyro module"
+        else lambda batch: steps(pyro.param("logits", torch.zeros(STEPS, SYMBOLS)), batch)
+    )
     with pair.scope():
         pair.model(SequenceBatch(EVERY))  # which registers a function's parameters
         rollouts = Rollouts(pair, looked_up(table().sum(1)), num_rollouts=2, update_rate=0.0)
         critic = Critic(context(), hidden_size=4)
-        svi = SVI(pair.model, no_guide, pyro.optim.Adam({"lr": 0.1}), Reinforce(action_values=rollouts, baseline=critic))
+        svi = SVI(
+            pair.model,
+            no_guide,
+            pyro.optim.Adam({"lr": 0.1}),
+            Reinforce(action_values=rollouts, baseline=critic),
+        )
         losses = []
         for _ in range(40):
             losses.append(svi.step(SequenceBatch(None, [STEPS] * 100)) / 100)
@@ -261,14 +331,24 @@ def test_a_second_critic_learns_as_well() -> None:
     for _ in range(2):
         critic = Critic(context(), hidden_size=4)
         before = critic.readout.weight.clone()
-        svi = SVI(generator(), no_guide, pyro.optim.Adam({"lr": 0.1}), Reinforce(looked_up(table()), baseline=critic))
+        svi = SVI(
+            generator(),
+            no_guide,
+            pyro.optim.Adam({"lr": 0.1}),
+            Reinforce(looked_up(table()), baseline=critic),
+        )
         svi.step(SequenceBatch(None, [STEPS] * 10))
         assert not torch.equal(critic.readout.weight, before)
 
 
 def test_a_look_at_the_loss_changes_nothing() -> None:
     average = MovingAverage()
-    svi = SVI(generator(), no_guide, pyro.optim.Adam({"lr": 0.1}), Reinforce(looked_up(table()), baseline=average))
+    svi = SVI(
+        generator(),
+        no_guide,
+        pyro.optim.Adam({"lr": 0.1}),
+        Reinforce(looked_up(table()), baseline=average),
+    )
     svi.evaluate_loss(SequenceBatch(None, [STEPS] * 10))
     assert not average.weight
     svi.step(SequenceBatch(None, [STEPS] * 10))
@@ -282,24 +362,39 @@ def test_entropy_of_events_in_plates_beside_the_sequences() -> None:
         p = pyro.param("p", probs)
         with batch.plate(), pyro.plate("k", 3, dim=-2):
             for t in batch.steps():
-                pyro.sample(f"x_{t}", dist.Bernoulli(p[:, None].expand(3, len(batch))), obs=torch.ones(3, len(batch)))
+                pyro.sample(
+                    f"x_{t}",
+                    dist.Bernoulli(p[:, None].expand(3, len(batch))),
+                    obs=torch.ones(3, len(batch)),
+                )
 
     trace = poutine.trace(model).get_trace(SequenceBatch(torch.ones(3, 2)))
-    torch.testing.assert_close(entropies(trace, torch.zeros(3, 2)), dist.Bernoulli(probs).entropy().sum().expand(3, 2))
+    torch.testing.assert_close(
+        entropies(trace, torch.zeros(3, 2)), dist.Bernoulli(probs).entropy().sum().expand(3, 2)
+    )
 
 
 def test_errors_of_a_reward_are_its_own() -> None:
     def broken(batch: SequenceBatch) -> Tensor:
         raise IndexError("list index out of range")
 
-    for objective in (Reinforce(broken), Reinforce(action_values=Rollouts(Pair(generator()), broken))):
+    for objective in (
+        Reinforce(broken),
+        Reinforce(action_values=Rollouts(Pair(generator()), broken)),
+    ):
         with pytest.raises(IndexError, match="list index"):
             objective.loss(generator(), no_guide, SequenceBatch(None, [STEPS] * 4))
 
 
 def test_a_baseline_of_another_length() -> None:
     objective = Reinforce(looked_up(table()), baseline=MovingAverage(num_steps=7))
-    with pytest.raises(UserError, match=r"the baseline must give \[5, 4\] numbers, or what broadcasts to that, and gives \[7\]"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"the baseline must give \[5, 4\] numbers, or what broadcasts to that, and gives "
+            r"\[7\]"
+        ),
+    ):
         objective.loss(generator(), no_guide, SequenceBatch(None, [STEPS] * 5))
 
 
@@ -345,7 +440,9 @@ def test_returns_against_their_definition() -> None:
                 running = rewards[:, t] + discount * running
                 expected[:, t] = running
             torch.testing.assert_close(discounted_returns(rewards, discount, ending), expected)
-            torch.testing.assert_close(generalised_advantages(rewards, values, discount, 1.0, ending), expected - values)
+            torch.testing.assert_close(
+                generalised_advantages(rewards, values, discount, 1.0, ending), expected - values
+            )
     one_step = rewards + 0.9 * torch.cat([values[:, 1:], after[:, None]], 1) - values
     torch.testing.assert_close(generalised_advantages(rewards, values, 0.9, 0.0, after), one_step)
     mixed, running = torch.zeros(3, 5), torch.zeros(3)
@@ -361,7 +458,9 @@ def test_normalised_advantages() -> None:
     latest = objective.latest
     assert latest is not None
     active = latest.advantages[latest.sequences.mask]
-    torch.testing.assert_close((active.mean(), active.std(correction=0)), (torch.zeros(()), torch.ones(())))
+    torch.testing.assert_close(
+        (active.mean(), active.std(correction=0)), (torch.zeros(()), torch.ones(()))
+    )
     assert not latest.advantages[~latest.sequences.mask].any()
 
 
@@ -371,11 +470,21 @@ def test_normalised_advantages() -> None:
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        (lambda batch: torch.full((len(batch),), torch.nan), r"the reward is not finite: nan for sequence 0$"),
-        (lambda batch: torch.ones(len(batch), STEPS).index_fill(1, torch.tensor(2), torch.inf), "inf for sequence 0, step 2"),
+        (
+            lambda batch: torch.full((len(batch),), torch.nan),
+            r"the reward is not finite: nan for sequence 0$",
+        ),
+        (
+            lambda batch: torch.ones(len(batch), STEPS).index_fill(1, torch.tensor(2), torch.inf),
+            "inf for sequence 0, step 2",
+        ),
         (
             lambda batch: torch.ones(len(batch), 7),
-            r"must give \[8, 4\] numbers, one for each step, or \[8\], one for each sequence, and gives shape \[8, 7\]",
+            (
+                r"must give \[8, 4\] numbers, one for each step, or \[8\], one for each sequence, "
+                r"and "
+                r"gives shape \[8, 7\]"
+            ),
         ),
         (lambda batch: 1.0, "and gives float"),
     ],
@@ -387,15 +496,25 @@ def test_rewards_that_are_none(reward: Any, message: str) -> None:
 
 def test_action_values_are_wanted_for_each_step() -> None:
     objective = Reinforce(action_values=lambda batch: torch.ones(len(batch)))
-    with pytest.raises(UserError, match=r"the action values must give \[8, 4\] numbers, one for each step, and gives shape \[8\]"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"the action values must give \[8, 4\] numbers, one for each step, and gives shape "
+            r"\[8\]"
+        ),
+    ):
         objective.loss(generator(), no_guide, SequenceBatch(None, [STEPS] * 8))
 
 
 def test_what_padding_earns_is_nothing_even_where_it_is_not_a_number() -> None:
     batch = SequenceBatch(torch.zeros(2, 3, dtype=torch.long), [1, 3])
-    earned = rewards_by_step(lambda batch: torch.where(batch.mask, 1.0, torch.nan), batch, torch.zeros(2, 3))
+    earned = rewards_by_step(
+        lambda batch: torch.where(batch.mask, 1.0, torch.nan), batch, torch.zeros(2, 3)
+    )
     assert earned.tolist() == [[1, 0, 0], [1, 1, 1]]
-    assert rewards_by_step(lambda batch: torch.tensor([5.0, 7.0]), batch, torch.zeros(2, 3)).tolist() == [[5, 0, 0], [0, 0, 7]]
+    assert rewards_by_step(
+        lambda batch: torch.tensor([5.0, 7.0]), batch, torch.zeros(2, 3)
+    ).tolist() == [[5, 0, 0], [0, 0, 7]]
 
 
 def test_batches_guides_and_generators_that_do_not_fit() -> None:
@@ -411,7 +530,11 @@ def test_batches_guides_and_generators_that_do_not_fit() -> None:
     with pytest.raises(UserError, match=r"without a guide .no_guide., and this guide samples 'z'"):
         objective.loss(generator(), guide, SequenceBatch(None, [STEPS] * 2))
     with pytest.raises(UserError, match="generators without latents, and this one samples 'z'"):
-        objective.loss(ISEQ(Categorical(SYMBOLS), context(), latent_size=2), no_guide, SequenceBatch(None, [STEPS] * 2))
+        objective.loss(
+            ISEQ(Categorical(SYMBOLS), context(), latent_size=2),
+            no_guide,
+            SequenceBatch(None, [STEPS] * 2),
+        )
 
 
 def test_options_that_do_not_go_together() -> None:

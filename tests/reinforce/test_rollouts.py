@@ -59,21 +59,34 @@ def exact(pair: Pair, sequences: Tensor, earned: Tensor) -> Tensor:
 
 def custom(batch: SequenceBatch) -> None:
     """A model that is not declared by its equations: a second-order chain."""
-    table = pyro.param("table", torch.randn(SYMBOLS, SYMBOLS, SYMBOLS, generator=torch.Generator().manual_seed(3)))
+    table = pyro.param(
+        "table", torch.randn(SYMBOLS, SYMBOLS, SYMBOLS, generator=torch.Generator().manual_seed(3))
+    )
     before = last = torch.zeros(len(batch), dtype=torch.long)
     with batch.plate():
         for t in batch.steps():
             with batch.active(t):
-                before, last = last, pyro.sample(f"x_{t}", dist.Categorical(logits=table[before, last]), obs=batch.at(t))
+                before, last = (
+                    last,
+                    pyro.sample(
+                        f"x_{t}", dist.Categorical(logits=table[before, last]), obs=batch.at(t)
+                    ),
+                )
 
 
 @pytest.mark.parametrize("function", [reward, by_step])
-@pytest.mark.parametrize("make", [lambda: Pair(generator()), lambda: Pair(custom)], ids=["declared", "own"])
+@pytest.mark.parametrize(
+    "make", [lambda: Pair(generator()), lambda: Pair(custom)], ids=["declared", "own"]
+)
 @pytest.mark.parametrize("max_rows", [10**6, 50, 7])
 def test_values_are_expectations_over_completions(make: Any, function: Any, max_rows: int) -> None:
     pair, sequences = make(), EVERY[[0, 40, 77]]
     whole = function(SequenceBatch(EVERY))
-    earned = whole if whole.dim() == 2 else torch.cat([torch.zeros(len(EVERY), STEPS - 1), whole[:, None]], 1)
+    earned = (
+        whole
+        if whole.dim() == 2
+        else torch.cat([torch.zeros(len(EVERY), STEPS - 1), whole[:, None]], 1)
+    )
     times = 150
     rolled = Rollouts(pair, function, num_rollouts=8, max_rows=max_rows)
     found = torch.stack([rolled(SequenceBatch(sequences)) for _ in range(times)])
@@ -123,11 +136,14 @@ def test_side_inputs_and_groups_go_along() -> None:
         return given.values["end"].sum(1)
 
     assert not Rollouts(Pair(model), count, num_rollouts=2)(batch).any()
-    assert torch.equal(seen[-1].inputs, batch.inputs.repeat_interleave(2, 0).repeat(STEPS - 1, 1, 1))
+    assert torch.equal(
+        seen[-1].inputs, batch.inputs.repeat_interleave(2, 0).repeat(STEPS - 1, 1, 1)
+    )
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 16 rows of a step at once, which a step of 3 prefixes times 3 sequences times 8 rollouts exceeds
+    # 16 rows of a step at once, which a step of 3 prefixes times 3 sequences times 8 rollouts
+    # exceeds
     pair, batch = Pair(generator()), SequenceBatch(EVERY[[0, 40, 77]])
     torch.manual_seed(1)
     whole = Rollouts(pair, reward, num_rollouts=8).completions(batch, 8)

@@ -26,7 +26,21 @@ from pyro_seq.train.settings import TrainingSettings
 from pyro_seq.train.trainer import Trainer
 
 TOOLS = str(Path(__file__).parent.parent.parent / "tools")
-EXTREMES: list[Any] = [None, True, -1, 0.5, float("nan"), float("inf"), 2**63 - 1, 10**400, "x", [], {}, {1: 2, "a": 3}, torch.zeros(3)]
+EXTREMES: list[Any] = [
+    None,
+    True,
+    -1,
+    0.5,
+    float("nan"),
+    float("inf"),
+    2**63 - 1,
+    10**400,
+    "x",
+    [],
+    {},
+    {1: 2, "a": 3},
+    torch.zeros(3),
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +60,9 @@ def changes(attacks: Any) -> Any:
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_a_text_run_that_was_changed_at_random(attacks: Any, trained: Path, corpus: Path, tmp_path: Path, part: int) -> None:
+def test_a_text_run_that_was_changed_at_random(
+    attacks: Any, trained: Path, corpus: Path, tmp_path: Path, part: int
+) -> None:
     text = attacks.programs(corpus)[0]
     for seed in range(10 * part, 10 * part + 10):
         found, done, outcome = attacks.attack(text, trained, seed, tmp_path / "work")
@@ -55,11 +71,15 @@ def test_a_text_run_that_was_changed_at_random(attacks: Any, trained: Path, corp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(4))
-def test_each_programs_run_that_was_changed_at_random(attacks: Any, corpus: Path, tmp_path: Path, number: int) -> None:
+def test_each_programs_run_that_was_changed_at_random(
+    attacks: Any, corpus: Path, tmp_path: Path, number: int
+) -> None:
     program = attacks.programs(corpus)[number]
     attacks.begin(program, tmp_path / "template")
     for seed in range(1_000, 1_050):
-        found, done, outcome = attacks.attack(program, tmp_path / "template", seed, tmp_path / "work")
+        found, done, outcome = attacks.attack(
+            program, tmp_path / "template", seed, tmp_path / "work"
+        )
         assert not found, (seed, done, outcome.said)
 
 
@@ -67,16 +87,23 @@ def test_it_notices_what_breaks_the_bar(attacks: Any, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     before = attacks.fingerprint(tmp_path / "outside")
     (tmp_path / "outside" / "new").touch()
-    outcome = attacks.Outcome(1, "Traceback (most recent call last)\nKeyError: 'x'", 1.0, 11.0, 3 * 2**30)
+    outcome = attacks.Outcome(
+        1, "Traceback (most recent call last)\nKeyError: 'x'", 1.0, 11.0, 3 * 2**30
+    )
     assert len(attacks.faults(outcome, before, tmp_path / "outside")) == 4
-    assert len(attacks.faults(attacks.Outcome(2, "a\nb", 1.0, 1.0, 0), before, tmp_path / "outside")) == 2
+    assert (
+        len(attacks.faults(attacks.Outcome(2, "a\nb", 1.0, 1.0, 0), before, tmp_path / "outside"))
+        == 2
+    )
 
 
 def trainer(folder: Path) -> Trainer:
     """A training of a few steps, kept in a folder."""
     torch.manual_seed(0)
     parts = Parts(Categorical(5), lambda: Embedding(5, 3), PreviousObservation)
-    pair = make_pair(model_settings("srnn", {"hidden_size": 4, "latent_size": 2, "latent_sizes": (4,)}), parts)
+    pair = make_pair(
+        model_settings("srnn", {"hidden_size": 4, "latent_size": 2, "latent_sizes": (4,)}), parts
+    )
     symbols = torch.arange(60).remainder(5).numpy()
     batches = TextWindows(symbols, batch_size=2, window=6, carry=True, seed=0)
     settings = TrainingSettings(num_steps=3, average=0.9, log_every=2, precision="float32")
@@ -87,7 +114,9 @@ def every_place(tree: Any, changes: Any) -> list[tuple[Any, Callable[[Any], None
     return list(changes.places(tree))
 
 
-def test_a_checkpoint_with_another_value_at_any_place_is_refused_in_a_line(changes: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_with_another_value_at_any_place_is_refused_in_a_line(
+    changes: Any, tmp_path: Path
+) -> None:
     trainer(tmp_path).fit()
     again, path = trainer(tmp_path), tmp_path / "last.safetensors"
     again.settings = TrainingSettings(num_steps=3, average=0.9, log_every=2, precision="float32")
@@ -111,7 +140,9 @@ def test_a_checkpoint_with_another_value_at_any_place_is_refused_in_a_line(chang
                     count += 1
                 else:  # it may be right
                     assert (
-                        type(extreme) is type(old) or place[0] in ("best_loss", "first_loss", "minutes", "sums") or extreme in ([], {})
+                        type(extreme) is type(old)
+                        or place[0] in ("best_loss", "first_loss", "minutes", "sums")
+                        or extreme in ([], {})
                     ), place
     assert count > 500
 
@@ -132,7 +163,9 @@ def test_a_checkpoint_with_another_value_at_any_place_is_refused_in_a_line(chang
     ],
     ids=str,
 )
-def test_what_was_a_traceback_is_a_line(changes: Any, tmp_path: Path, place: tuple[Any, ...], value: Any) -> None:
+def test_what_was_a_traceback_is_a_line(
+    changes: Any, tmp_path: Path, place: tuple[Any, ...], value: Any
+) -> None:
     trainer(tmp_path).fit()
     path = tmp_path / "last.safetensors"
     tree = changes.thawed(load_tree(path))

@@ -62,7 +62,10 @@ REFUSED: list[tuple[Kind, Any, str]] = [
         (Whole(), value, "at is .*, not a whole number in")
         for value in (-1, MOST + 1, 2**63 - 1, 10**9_999, 1.0, True, None, "1", math.nan)
     ),
-    *((Number(0, 9), value, "at is .*, not a finite number in") for value in (-1.0, 10, math.inf, math.nan, True, None, "1", [1.0])),
+    *(
+        (Number(0, 9), value, "at is .*, not a finite number in")
+        for value in (-1.0, 10, math.inf, math.nan, True, None, "1", [1.0])
+    ),
     (Number(), 10**400, "at is a whole number of 1,329 bits, not a finite number"),
     (Word(), 3, "at is 3, not a word"),
     (Word(), "x" * 1_001, "not a word"),
@@ -124,10 +127,15 @@ def test_a_shape_is_looked_at_before_any_entry_is() -> None:
 def test_the_line_names_file_and_place() -> None:
     kind = Fields({"step": Whole(), "optimiser": Fields({"steps": Whole()})})
     check({"step": 1, "optimiser": {"steps": 1}}, kind, Path("last"))
-    line = r"^last is not a checkpoint of this run: optimiser.steps is -1, not a whole number in \[0, 9007199254740992\]$"
+    line = (
+        r"^last is not a checkpoint of this run: optimiser.steps is -1, not a whole number in "
+        r"\[0, 9007199254740992\]$"
+    )
     with pytest.raises(UserError, match=line):
         check({"step": 1, "optimiser": {"steps": -1}}, kind, Path("last"))
     with pytest.raises(UserError, match=r"^last is damaged: step is missing$"):
         check({}, kind, Path("last"), otherwise="is damaged")
-    with pytest.raises(UserError, match=r"^last is .*: what it holds is 3, not a table of step, optimiser$"):
+    with pytest.raises(
+        UserError, match=r"^last is .*: what it holds is 3, not a table of step, optimiser$"
+    ):
         check(3, kind, "last")

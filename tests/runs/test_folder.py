@@ -1,4 +1,6 @@
-"""Run folders: written whole or not at all, held by one process, and every way in which one can be wrong is said."""
+"""Run folders: written whole or not at all, held by one process, and every way in which one can be
+wrong is said.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ Limit = Callable[[int], AbstractContextManager[None]]
 
 TREE: dict[str, Any] = {
     "step": 3,
-    "weights": {"model": {"w": torch.arange(6.0).view(2, 3), "half": torch.ones(2, dtype=torch.bfloat16)}, "store": {}},
+    "weights": {
+        "model": {"w": torch.arange(6.0).view(2, 3), "half": torch.ones(2, dtype=torch.bfloat16)},
+        "store": {},
+    },
     "moments": {0: {"step": torch.tensor(3.0)}, 1: {"step": torch.tensor(4.0)}},
     "carried": (torch.zeros(0, 4), None, [True, "é", 1e-300]),
     "words": str(2**127),
@@ -53,7 +58,11 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 # a tree in a file
@@ -68,7 +77,11 @@ def test_tree_survives_a_file(tmp_path: Path) -> None:
 def test_shapes_are_read_without_the_tensors(tmp_path: Path) -> None:
     save_tree(tmp_path / "t", TREE)
     tree = load_tree(tmp_path / "t", shapes_only=True)
-    for found, saved in ((tree["weights"]["model"]["w"], (2, 3)), (tree["moments"][0]["step"], ()), (tree["carried"][0], (0, 4))):
+    for found, saved in (
+        (tree["weights"]["model"]["w"], (2, 3)),
+        (tree["moments"][0]["step"], ()),
+        (tree["carried"][0], (0, 4)),
+    ):
         assert found.is_meta and found.shape == saved
     assert tree["step"] == 3 and tree["carried"][2] == [True, "é", 1e-300]
 
@@ -76,7 +89,10 @@ def test_shapes_are_read_without_the_tensors(tmp_path: Path) -> None:
 def test_equal_trees_make_equal_bytes(tmp_path: Path) -> None:
     code = "import pathlib, sys, torch; from pyro_seq.runs.checkpoint import save_tree; "
     code += "save_tree(pathlib.Path(sys.argv[1]), eval(sys.argv[2]))"
-    tree = "{'b': torch.arange(3.), 'a': {0: torch.ones(2), 'c': 1.5}, 'd': torch.ones(2, dtype=torch.bfloat16)}"
+    tree = (
+        "{'b': torch.arange(3.), 'a': {0: torch.ones(2), 'c': 1.5}, 'd': torch.ones(2, "
+        "dtype=torch.bfloat16)}"
+    )
     save_tree(tmp_path / "1", eval(tree))
     for name in ("2", "3"):
         os.environ.pop("PYTHONHASHSEED", None)
@@ -104,7 +120,12 @@ def test_full_disk_leaves_the_file_as_it_was(tmp_path: Path, file_size_limit: Li
     path = tmp_path / "t.safetensors"
     save_tree(path, TREE)
     before = contents(tmp_path)
-    with file_size_limit(10_000), pytest.raises(UserError, match=r"cannot write .*t\.safetensors: File too large; .*untouched$"):
+    with (
+        file_size_limit(10_000),
+        pytest.raises(
+            UserError, match=r"cannot write .*t\.safetensors: File too large; .*untouched$"
+        ),
+    ):
         save_tree(path, {"w": torch.zeros(100_000)})
     assert contents(tmp_path) == before and os.listdir(tmp_path) == ["t.safetensors"]
 
@@ -248,9 +269,18 @@ def test_weights_are_copied_in_place() -> None:
         ({"w": torch.ones(2, 1), "b": torch.zeros(1)}, r"'w' has shape \[2, 1\], not \[2\]"),
         ({"w": torch.ones(2), "b": torch.tensor([float("nan")])}, "'b' is not finite"),
         ({"w": torch.ones(2), "b": torch.tensor([float("inf")])}, "'b' is not finite"),
-        ({"w": torch.ones(2), "b": torch.tensor([1e300], dtype=torch.float64)}, "'b' is not finite"),
-        ({"w": torch.ones(2), "b": torch.zeros(1, dtype=torch.long)}, "'b' is torch.int64, not torch.float32"),
-        ({"w": torch.ones(2), "b": torch.zeros(1, dtype=torch.complex64)}, "'b' is torch.complex64"),
+        (
+            {"w": torch.ones(2), "b": torch.tensor([1e300], dtype=torch.float64)},
+            "'b' is not finite",
+        ),
+        (
+            {"w": torch.ones(2), "b": torch.zeros(1, dtype=torch.long)},
+            "'b' is torch.int64, not torch.float32",
+        ),
+        (
+            {"w": torch.ones(2), "b": torch.zeros(1, dtype=torch.complex64)},
+            "'b' is torch.complex64",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_change_nothing(weights: Any, says: str) -> None:
@@ -277,7 +307,9 @@ def test_run_is_not_created_twice(run: RunFolder) -> None:
     assert contents(run.path) == before
 
 
-@pytest.mark.parametrize("name", ["vocabulary.json", "best.safetensors", "last.safetensors", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["vocabulary.json", "best.safetensors", "last.safetensors", "metrics.jsonl"]
+)
 def test_files_that_are_not_a_runs_are_not_overwritten(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=f"holds {name} but no run.json"):
@@ -295,9 +327,15 @@ def test_run_killed_as_it_began_can_be_begun_again(run: RunFolder) -> None:
         run.check_free("vocabulary.json")
 
 
-def test_run_cannot_be_created_on_a_full_disk_by_halves(tmp_path: Path, file_size_limit: Limit) -> None:
+def test_run_cannot_be_created_on_a_full_disk_by_halves(
+    tmp_path: Path, file_size_limit: Limit
+) -> None:
     run = RunFolder(tmp_path / "r", "text")
-    with run.locked(), file_size_limit(500), pytest.raises(UserError, match=r"cannot write .*run\.json"):
+    with (
+        run.locked(),
+        file_size_limit(500),
+        pytest.raises(UserError, match=r"cannot write .*run\.json"),
+    ):
         run.create({"a": "x" * 1_000}, {"vocabulary.json": {}, "corpora.json": {}})
     assert sorted(contents(run.path)) == [".lock"]
     assert not run.exists()
@@ -310,10 +348,14 @@ def test_path_that_is_not_utf8_survives_json(run: RunFolder) -> None:
 
 
 def test_only_one_process_writes_a_run(run: RunFolder) -> None:
-    code = "import sys; from pyro_seq.runs.folder import RunFolder\nwith RunFolder(sys.argv[1], 'text').locked(): print('held')"
+    code = (
+        "import sys; from pyro_seq.runs.folder import RunFolder\nwith RunFolder(sys.argv[1], "
+        "'text').locked(): print('held')"
+    )
     words = [sys.executable, "-c", code, str(run.path)]
     with run.locked():
-        run.write_json("run.json", {"format": FORMAT, "kind": "text", "settings": {}})  # another file under the same name
+        # another file under the same name
+        run.write_json("run.json", {"format": FORMAT, "kind": "text", "settings": {}})
         with run.locked():
             pass
         refused = subprocess.run(words, capture_output=True, text=True)
@@ -328,7 +370,13 @@ def test_lock_that_is_a_link_is_refused(run: RunFolder, tmp_path: Path, there: b
         target.write_text("dear diary")
     (run.path / ".lock").unlink(missing_ok=True)
     (run.path / ".lock").symlink_to(target)
-    with pytest.raises(UserError, match=r"cannot write the run folder .*: \.lock is a symbolic link; remove it$"), run.locked():
+    with (
+        pytest.raises(
+            UserError,
+            match=r"cannot write the run folder .*: \.lock is a symbolic link; remove it$",
+        ),
+        run.locked(),
+    ):
         pytest.fail("the lock was held")
     assert target.read_text() == "dear diary" if there else not target.exists()
 
@@ -359,7 +407,10 @@ def test_what_a_killed_process_was_writing_is_cleared_away(run: RunFolder) -> No
         ('{"format": Infinity, "kind": "text", "settings": {}}', "no format"),
         ('{"format": 1, "kind": "text", "settings": []}', "no settings"),
         (f'{{"format": {FORMAT + 1}, "kind": "text", "settings": {{}}}}', "newer version"),
-        ('{"format": 1, "kind": "text", "settings": {}}', rf"older version of pyro_seq \(format 1, this one reads {FORMAT}\): train anew"),
+        (
+            '{"format": 1, "kind": "text", "settings": {}}',
+            rf"older version of pyro_seq \(format 1, this one reads {FORMAT}\): train anew",
+        ),
         ('{"format": 1, "kind": "midi", "settings": {}}', "of kind 'midi', not 'text'"),
         ('{"format": 1, "settings": {}}', "of kind None, not 'text'"),
     ],
@@ -396,7 +447,10 @@ def test_folder_without_a_run_says_what_is_there(tmp_path: Path) -> None:
         RunFolder(tmp_path / "f", "text").settings()
     with pytest.raises(UserError, match=r"is a file, not a folder"):
         RunFolder(tmp_path / "f", "text").check_free()
-    with pytest.raises(UserError, match=r"cannot write the run folder"), RunFolder(tmp_path / "f", "text").locked():
+    with (
+        pytest.raises(UserError, match=r"cannot write the run folder"),
+        RunFolder(tmp_path / "f", "text").locked(),
+    ):
         pass
     with pytest.raises(UserError, match=r"holds no run \(run\.json is missing\)"):
         RunFolder(tmp_path, "text").settings()

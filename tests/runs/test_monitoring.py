@@ -67,7 +67,11 @@ def test_metrics_that_are_a_link_are_refused(tmp_path: Path, there: bool) -> Non
     (tmp_path / "m").symlink_to(tmp_path / "diary")
     with pytest.raises(UserError, match=r"cannot write .*/m: m is a symbolic link; remove it$"):
         MetricsFile(tmp_path / "m")
-    assert (tmp_path / "diary").read_text() == "dear diary" if there else not (tmp_path / "diary").exists()
+    assert (
+        (tmp_path / "diary").read_text() == "dear diary"
+        if there
+        else not (tmp_path / "diary").exists()
+    )
 
 
 def test_metrics_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
@@ -80,7 +84,9 @@ def test_metrics_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
 
 
 def read_events(folder: Path) -> EventAccumulator:
-    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0}).Reload()
+    return EventAccumulator(
+        str(folder), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0}
+    ).Reload()
 
 
 def test_events_are_what_tensorboard_reads(tmp_path: Path) -> None:
@@ -88,7 +94,14 @@ def test_events_are_what_tensorboard_reads(tmp_path: Path) -> None:
     events = Events(tmp_path / "tensorboard")
     events.scalars(1, {"loss": 2.5, "kl": 0.5})
     events.scalars(2, {"loss": float("nan")})
-    events.histograms(2, {"w": torch.tensor([[1.0, 2.0], [3.0, 3.0]]), "empty": torch.zeros(0), "wrong": torch.tensor([float("inf")])})
+    events.histograms(
+        2,
+        {
+            "w": torch.tensor([[1.0, 2.0], [3.0, 3.0]]),
+            "empty": torch.zeros(0),
+            "wrong": torch.tensor([float("inf")]),
+        },
+    )
     events.samples(2, {"generated": "a\n<b>"})
     assert threading.active_count() == before
     events.close()
@@ -122,10 +135,17 @@ def test_events_after_the_checkpoint_are_superseded(tmp_path: Path) -> None:
         for i, value in enumerate(values):
             events.scalars(start + 1 + i, {"loss": value})
         events.close()
-    assert [(e.step, e.value) for e in read_events(tmp_path).Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    assert [(e.step, e.value) for e in read_events(tmp_path).Scalars("loss")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 30.0),
+        (4, 40.0),
+    ]
 
 
-def test_events_are_on_the_disk_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_are_on_the_disk_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(monitoring, "FLUSH_SECONDS", 0.0)
     events = Events(tmp_path)
     events.scalars(1, {"loss": 2.5})
@@ -142,7 +162,9 @@ def test_without_a_folder_events_are_nothing() -> None:
     events.close()
 
 
-def test_full_disk_is_noticed_by_the_write_that_meets_it(tmp_path: Path, file_size_limit: Limit) -> None:
+def test_full_disk_is_noticed_by_the_write_that_meets_it(
+    tmp_path: Path, file_size_limit: Limit
+) -> None:
     metrics, events = MetricsFile(tmp_path / "m"), Events(tmp_path / "tensorboard")
     events.scalars(1, {"loss": 1.0})
     with file_size_limit(0):
@@ -222,10 +244,44 @@ def test_without_stderr_there_is_no_progress(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_durations_and_counts_read_well() -> None:
-    assert [duration(s) for s in (-1, 0.4, 59.6, 3599, 7389)] == ["0:00", "0:00", "1:00", "59:59", "2:03:09"]
-    assert [count(n) for n in (0, 950, 35_120, 1_200_000, 2e9)] == ["0", "950", "35.1k", "1.2M", "2G"]
+    assert [duration(s) for s in (-1, 0.4, 59.6, 3599, 7389)] == [
+        "0:00",
+        "0:00",
+        "1:00",
+        "59:59",
+        "2:03:09",
+    ]
+    assert [count(n) for n in (0, 950, 35_120, 1_200_000, 2e9)] == [
+        "0",
+        "950",
+        "35.1k",
+        "1.2M",
+        "2G",
+    ]
 
 
 def test_counts_are_rounded_before_their_unit_is_chosen() -> None:
-    numbers = (999.4, 999.6, 999_499, 999_600, 9.994e8, 9.996e8, 9.996e11, 1.5e16, -999_600, float("inf"))
-    assert [count(n) for n in numbers] == ["999", "1k", "999k", "1M", "999M", "1G", "1T", "15000T", "-1M", "inf"]
+    numbers = (
+        999.4,
+        999.6,
+        999_499,
+        999_600,
+        9.994e8,
+        9.996e8,
+        9.996e11,
+        1.5e16,
+        -999_600,
+        float("inf"),
+    )
+    assert [count(n) for n in numbers] == [
+        "999",
+        "1k",
+        "999k",
+        "1M",
+        "999M",
+        "1G",
+        "1T",
+        "15000T",
+        "-1M",
+        "inf",
+    ]

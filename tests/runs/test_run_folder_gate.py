@@ -67,8 +67,19 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("place", ["notes", "metrics.jsonl", "tensorboard", "games/000001.safetensors", "samples/step-1/samples.txt"])
-def test_a_run_folder_with_anything_but_files_is_not_opened(run: RunFolder, outside: Path, name: str, place: str) -> None:
+@pytest.mark.parametrize(
+    "place",
+    [
+        "notes",
+        "metrics.jsonl",
+        "tensorboard",
+        "games/000001.safetensors",
+        "samples/step-1/samples.txt",
+    ],
+)
+def test_a_run_folder_with_anything_but_files_is_not_opened(
+    run: RunFolder, outside: Path, name: str, place: str
+) -> None:
     path = run.path / place
     path.parent.mkdir(parents=True, exist_ok=True)
     FILES[name](path, outside)
@@ -94,7 +105,9 @@ def test_devices_are_refused_and_stay(run: RunFolder) -> None:
     assert stat.S_ISCHR(device.lstat().st_mode)
 
 
-def test_what_belongs_to_others_is_not_looked_into(run: RunFolder, tmp_path: Path, outside: Path) -> None:
+def test_what_belongs_to_others_is_not_looked_into(
+    run: RunFolder, tmp_path: Path, outside: Path
+) -> None:
     for name in ("a", ".venv"):
         (run.path / name).mkdir()
         (run.path / name / "link").symlink_to(outside)
@@ -106,10 +119,17 @@ def test_what_belongs_to_others_is_not_looked_into(run: RunFolder, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_are_opened_without_following_or_waiting(tmp_path: Path, outside: Path, name: str) -> None:
+def test_files_are_opened_without_following_or_waiting(
+    tmp_path: Path, outside: Path, name: str
+) -> None:
     path = tmp_path / "file"
     FILES[name](path, outside)
-    for attempt in (open_plain, lambda path: AppendedFile(path).close(), lambda path: MetricsFile(path, 3).close(), load_tree):
+    for attempt in (
+        open_plain,
+        lambda path: AppendedFile(path).close(),
+        lambda path: MetricsFile(path, 3).close(),
+        load_tree,
+    ):
         with pytest.raises((OSError, UserError)) as error:
             attempt(path)
         assert "file is a" in str(error.value) or "shorter" in str(error.value)
@@ -127,7 +147,9 @@ def test_checkpoints_do_not_follow_links(tmp_path: Path, outside: Path) -> None:
         save_tree(tmp_path / "t", {})
 
 
-def test_metrics_with_a_second_name_are_copied_before_they_are_written_to(run: RunFolder, outside: Path) -> None:
+def test_metrics_with_a_second_name_are_copied_before_they_are_written_to(
+    run: RunFolder, outside: Path
+) -> None:
     os.link(outside / "diary", run.metrics)
     metrics = MetricsFile(run.metrics, 4)
     metrics.write(step=1)
@@ -135,10 +157,16 @@ def test_metrics_with_a_second_name_are_copied_before_they_are_written_to(run: R
     assert run.metrics.read_text() == 'dear{"step": 1}\n'
 
 
-def test_an_output_named_by_a_link_does_not_replace_what_the_run_keeps(run: RunFolder, tmp_path: Path) -> None:
+def test_an_output_named_by_a_link_does_not_replace_what_the_run_keeps(
+    run: RunFolder, tmp_path: Path
+) -> None:
     save_tree(run.last, {})
     (tmp_path / "report.html").symlink_to(run.last)
-    assert run.holds(tmp_path / "report.html") and run.holds(run.last) and not run.holds(run.path / "other")
+    assert (
+        run.holds(tmp_path / "report.html")
+        and run.holds(run.last)
+        and not run.holds(run.path / "other")
+    )
 
 
 @pytest.mark.parametrize("line", ['{"a": 1, "a": 2}', '{"a": [{"b": 1, "b": 1}]}'])
@@ -155,7 +183,10 @@ def test_headers_and_trees_that_no_run_writes(tmp_path: Path) -> None:
         load_tree(path)
     save_tree(path, {"a": torch.zeros(2)})
     whole = path.read_bytes()
-    for old, new in ((b'\\"tensor\\": \\"a\\"}', b'\\"list\\": []}      '), (b'[[\\"a\\",', b"[[null,")):
+    for old, new in (
+        (b'\\"tensor\\": \\"a\\"}', b'\\"list\\": []}      '),
+        (b'[[\\"a\\",', b"[[null,"),
+    ):
         assert old in whole
         path.write_bytes(whole.replace(old, new.ljust(len(old))))
         with pytest.raises(UserError, match="is damaged"):
@@ -168,8 +199,13 @@ def test_headers_and_trees_that_no_run_writes(tmp_path: Path) -> None:
 CHILD = "import sys; from pathlib import Path; from pyro_seq.runs.writing import replacing\n"
 
 
-def test_what_a_living_process_writes_stays_and_what_a_killed_one_wrote_goes(tmp_path: Path) -> None:
-    work = "with replacing(Path(sys.argv[1])) as path:\n    path.write_text('half'); print('ready', flush=True); input()"
+def test_what_a_living_process_writes_stays_and_what_a_killed_one_wrote_goes(
+    tmp_path: Path,
+) -> None:
+    work = (
+        "with replacing(Path(sys.argv[1])) as path:\n    path.write_text('half'); "
+        "print('ready', flush=True); input()"
+    )
     words = [sys.executable, "-c", CHILD + work, str(tmp_path / "t")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None and child.stdout.readline() == b"ready\n"
@@ -195,7 +231,10 @@ def test_a_run_whose_folder_is_another_one_by_now_is_not_written_to(run: RunFold
     with run.locked():
         run.save(run.last, {"step": 1})
         os.rename(run.path, run.path.with_name("moved"))
-        with pytest.raises(UserError, match="was removed, or begun anew, while this process was writing to it: it stops here"):
+        with pytest.raises(
+            UserError,
+            match="was removed, or begun anew, while this process was writing to it: it stops here",
+        ):
             run.save(run.last, {"step": 2})
         with RunFolder(run.path, "text").locked():
             with pytest.raises(UserError, match="begun anew"):
@@ -206,7 +245,11 @@ def test_a_run_whose_folder_is_another_one_by_now_is_not_written_to(run: RunFold
 
 
 def test_it_is_noticed_also_while_the_file_is_being_written(run: RunFolder) -> None:
-    with run.locked(), pytest.raises(UserError, match="begun anew"), run.replacing("report.html") as temporary:
+    with (
+        run.locked(),
+        pytest.raises(UserError, match="begun anew"),
+        run.replacing("report.html") as temporary,
+    ):
         temporary.write_text("x")
         (run.path / ".lock").unlink()
         with RunFolder(run.path, "text").locked():
@@ -217,7 +260,10 @@ def test_it_is_noticed_also_while_the_file_is_being_written(run: RunFolder) -> N
 def test_a_new_folder_is_held_by_one(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with new_folder(folder, "--out-dir"):
-        with pytest.raises(UserError, match="is being written to by another process"), new_folder(folder, "--out-dir"):
+        with (
+            pytest.raises(UserError, match="is being written to by another process"),
+            new_folder(folder, "--out-dir"),
+        ):
             pytest.fail("two have it")
         (folder / "x").touch()
     with pytest.raises(UserError, match="holds files already"), new_folder(folder, "--out-dir"):
@@ -235,7 +281,10 @@ def test_without_files_to_open_nothing_is_left_behind(tmp_path: Path) -> None:
     os.close(opened)
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened, before[1]))  # no more than there are
     try:
-        with pytest.raises(UserError, match=r"cannot write .*: Too many open files"), replacing(tmp_path / "t"):
+        with (
+            pytest.raises(UserError, match=r"cannot write .*: Too many open files"),
+            replacing(tmp_path / "t"),
+        ):
             pytest.fail("the work was begun")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -265,11 +314,23 @@ def test_samples_take_numbers_that_nobody_has(tmp_path: Path, outside: Path) -> 
     (tmp_path / "sample-3.wav").symlink_to(outside / "new")  # taken as well, whatever it is
     formats = [("mid", "png"), ("mid",), ("png",), ("png", "mid")]
     written = [path.name for words in formats for path in sample().write(tmp_path, 1, words)]
-    assert written == ["sample-1.mid", "sample-1.png", "sample-2.mid", "sample-4.png", "sample-5.png", "sample-5.mid"]
+    assert written == [
+        "sample-1.mid",
+        "sample-1.png",
+        "sample-2.mid",
+        "sample-4.png",
+        "sample-5.png",
+        "sample-5.mid",
+    ]
     assert all((tmp_path / name).stat().st_size for name in written)
 
 
-def test_a_sample_that_cannot_be_written_leaves_nothing(tmp_path: Path, file_size_limit: Any) -> None:
-    with file_size_limit(200), pytest.raises(UserError, match=r"cannot write .*sample-1\.png: File too large"):
+def test_a_sample_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, file_size_limit: Any
+) -> None:
+    with (
+        file_size_limit(200),
+        pytest.raises(UserError, match=r"cannot write .*sample-1\.png: File too large"),
+    ):
         sample().write(tmp_path, 1, ("mid", "png"))
     assert sorted(os.listdir(tmp_path)) in ([], ["sample-1.mid"])

@@ -47,7 +47,10 @@ def make_pair() -> Pair:
 
 def all_sequences() -> Tensor:
     """Every sequence of at most T steps, filled up with the end symbol."""
-    rows = {tuple(ended(torch.tensor(row), END).tolist()) for row in itertools.product(range(3), repeat=T)}
+    rows = {
+        tuple(ended(torch.tensor(row), END).tolist())
+        for row in itertools.product(range(3), repeat=T)
+    }
     return torch.tensor(sorted(rows))
 
 
@@ -77,7 +80,9 @@ def test_probabilities_of_all_sequences_add_up_to_1_and_are_those_of_the_samples
     assert int(counts.sum()) == n
     assert float(((counts - n * p) ** 2 / (n * p)).sum()) < len(p) + 5 * math.sqrt(2 * len(p))
     nll, _ = likelihood(pair, sequences, end=END)
-    assert nll.value == pytest.approx(float(-p.log().sum() / lengths_of(sequences, END).sum()), rel=1e-5)
+    assert nll.value == pytest.approx(
+        float(-p.log().sum() / lengths_of(sequences, END).sum()), rel=1e-5
+    )
     assert not (generated(pair, 500, T, end=END, never=[1]) == 1).any()
 
 
@@ -107,28 +112,42 @@ def test_the_gradient_is_that_of_the_expected_reward(rollouts: bool) -> None:
     parameters = [p for p in pair.model.parameters() if p.requires_grad]  # type: ignore[union-attr]
     expected = (log_probs(pair, sequences).exp() * reward(batch_of(sequences, END))).sum()
     exact = torch.autograd.grad(-expected, parameters, allow_unused=True)
-    earned: dict[str, Any] = {"action_values": Rollouts(pair, reward, num_rollouts=2, end=END)} if rollouts else {"reward": reward}
+    earned: dict[str, Any] = (
+        {"action_values": Rollouts(pair, reward, num_rollouts=2, end=END)}
+        if rollouts
+        else {"reward": reward}
+    )
     objective = Reinforce(**earned, sample=SampledToTheEnd(END))
     estimates = []
     with pair.scope():
         for _ in range(20):
-            loss = objective.differentiable_loss(pair.model, pair.guide, SequenceBatch(None, [T] * (n // 20)))
+            loss = objective.differentiable_loss(
+                pair.model, pair.guide, SequenceBatch(None, [T] * (n // 20))
+            )
             grads = torch.autograd.grad(loss * 20 / n, parameters, allow_unused=True)
             estimates.append(torch.cat([g.flatten() for g in grads if g is not None]))
     found, truth = torch.stack(estimates), torch.cat([g.flatten() for g in exact if g is not None])
     errors = (found.mean(0) - truth) / (found.std(0) / 20**0.5 + 1e-4)
-    assert errors.abs().max() < 5 and float(torch.nn.functional.cosine_similarity(found.mean(0), truth, dim=0)) > 0.95
-    assert objective.latest is not None and 1 < objective.latest.sequences.lengths.float().mean() < T
+    assert (
+        errors.abs().max() < 5
+        and float(torch.nn.functional.cosine_similarity(found.mean(0), truth, dim=0)) > 0.95
+    )
+    assert (
+        objective.latest is not None and 1 < objective.latest.sequences.lengths.float().mean() < T
+    )
 
 
 def test_bleu_of_sequences_of_several_lengths() -> None:
     """Against each sequence cut to its own length; the closest reference's length counts."""
     end = 9
     real = torch.tensor([[1, 2, 3, 9, 9, 9], [1, 2, 3, 4, 5, 9], [2, 2, 9, 9, 9, 9]])
-    new = torch.tensor([[1, 2, 3, 4, 9, 9], [5, 9, 9, 9, 9, 9], [9, 9, 9, 9, 9, 9], [1, 2, 3, 4, 5, 9]])
+    new = torch.tensor(
+        [[1, 2, 3, 4, 9, 9], [5, 9, 9, 9, 9, 9], [9, 9, 9, 9, 9, 9], [1, 2, 3, 4, 5, 9]]
+    )
     references = References(real, 2, end=end)
     assert references.closest(torch.tensor([4, 1, 0, 5]).numpy()).tolist() == [3, 2, 2, 5]
-    # by hand: 4/4 and 3/3 of [1 2 3 4]; of [5] its symbol, no pair (0.1 of 1), and a brevity of exp(1 - 2 / 1)
+    # by hand: 4/4 and 3/3 of [1 2 3 4]; of [5] its symbol, no pair (0.1 of 1), and a brevity of
+    # exp(1 - 2 / 1)
     scores = [1.0, math.exp(-1) * math.sqrt(1.0 * 0.1), 0.0, 1.0]
     assert bleu(new, references, 2).value == pytest.approx(sum(scores) / 4)
     assert self_bleu(new[:, :5], 2).value >= 0
@@ -145,7 +164,9 @@ def test_a_recurrent_discriminator_reads_up_to_the_end() -> None:
     whole.load_state_dict(discriminator.state_dict())
     x = ended(torch.tensor([[0, 2, 0, 0, 0], [1, 0, 1, 2, 0], [1, 0, 1, 1, 0]]), END)
     for row, length in zip(x, lengths_of(x, END).tolist(), strict=True):
-        torch.testing.assert_close(discriminator(row.unsqueeze(0)), whole(row[:length].unsqueeze(0)))
+        torch.testing.assert_close(
+            discriminator(row.unsqueeze(0)), whole(row[:length].unsqueeze(0))
+        )
 
 
 @pytest.mark.parametrize("level", ["char", "word"])
@@ -154,26 +175,38 @@ def test_lines_of_a_file(tmp_path: Path, level: str) -> None:
     path.write_bytes(b"\xef\xbb\xbfa b\r\n\r\n\nbb a!\rb\n" * 10)
     task = read_text_task(path, level=level, unit="line", length=6)
     both = torch.cat([task.sequences.train, task.sequences.valid, task.sequences.test])
-    assert [task.rendering.text(row) for row in both[:3]] == ["a b", "bb a!", "b"] and len(both) == 30
+    assert [task.rendering.text(row) for row in both[:3]] == ["a b", "bb a!", "b"] and len(
+        both
+    ) == 30
     assert task.rendering.end == task.rendering.num_symbols - 1 and not task.rendering.never
-    assert lengths_of(both, task.rendering.end).tolist()[:3] == ([4, 6, 2] if level == "char" else [3, 4, 2])
+    assert lengths_of(both, task.rendering.end).tolist()[:3] == (
+        [4, 6, 2] if level == "char" else [3, 4, 2]
+    )
     again = TextRendering.from_json(json.loads(json.dumps(task.rendering.to_json())), path)
     assert (again.end, again.num_symbols) == (task.rendering.end, task.rendering.num_symbols)
     task.rendering.write(both[:2], tmp_path / "out")
     assert (tmp_path / "out" / "samples.txt").read_text() == "a b\nbb a!\n"
     path.write_text("a b\nthis is a line that is much too long, isn't it\n" * 10)
     with pytest.raises(
-        UserError, match=r"t:2: the line has \d+ (characters|words), .* task\.length=6 are learnt: raise it to (47|13) or more"
+        UserError,
+        match=(
+            r"t:2: the line has \d+ (characters|words), .* task\.length=6 are learnt: raise it "
+            r"to (47|13) or more"
+        ),
     ):
         read_text_task(path, level=level, unit="line", length=6)
     path.write_text("ab\nb\n")
     with pytest.raises(UserError, match=r"2 lines with anything in them.*too few"):
         read_text_task(path, level=level, unit="line", length=6)
-    with pytest.raises(UserError, match="unit must be window or line, got 'lines'; did you mean 'line'"):
+    with pytest.raises(
+        UserError, match="unit must be window or line, got 'lines'; did you mean 'line'"
+    ):
         read_text_task(path, level=level, unit="lines")
 
 
-@pytest.mark.parametrize(("kind", "baseline", "level"), [("cnn", "leave_one_out", "char"), ("rnn", "critic", "word")])
+@pytest.mark.parametrize(
+    ("kind", "baseline", "level"), [("cnn", "leave_one_out", "char"), ("rnn", "critic", "word")]
+)
 def test_from_lines_to_lines(
     pyroseq: Callable[..., int],
     seqgan_words: list[str],
@@ -185,18 +218,50 @@ def test_from_lines_to_lines(
 ) -> None:
     path, run = tmp_path / "t.txt", tmp_path / "run"
     path.write_text(CORPUS)
-    words = [*seqgan_words, "--set", "task.unit=line", "--set", "task.length=16", "--set", f"task.level={level}"]
+    words = [
+        *seqgan_words,
+        "--set",
+        "task.unit=line",
+        "--set",
+        "task.length=16",
+        "--set",
+        f"task.level={level}",
+    ]
     words += ["--set", f"discriminator.kind={kind}", "--set", f"adversarial.baseline={baseline}"]
-    assert pyroseq("seqgan", "train", "--task", "text", "--corpus", path, "--run-dir", run, "--quiet", *words) == 0
-    assert pyroseq("seqgan", "train", "--run-dir", run, "--resume", "--quiet", "--adversarial-steps", 5) == 0
+    assert (
+        pyroseq(
+            "seqgan",
+            "train",
+            "--task",
+            "text",
+            "--corpus",
+            path,
+            "--run-dir",
+            run,
+            "--quiet",
+            *words,
+        )
+        == 0
+    )
+    assert (
+        pyroseq(
+            "seqgan", "train", "--run-dir", run, "--resume", "--quiet", "--adversarial-steps", 5
+        )
+        == 0
+    )
     capsys.readouterr()
     assert pyroseq("seqgan", "generate", "--run-dir", run, "--num-samples", 40, "--json") == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     end = load(run).rendering.end
-    assert end is not None and len({lengths_of(torch.tensor(entry["symbols"]), end).item() for entry in found}) > 1
+    assert (
+        end is not None
+        and len({lengths_of(torch.tensor(entry["symbols"]), end).item() for entry in found}) > 1
+    )
     assert all("\n" not in entry["text"] for entry in found)
     assert pyroseq("seqgan", "evaluate", "--run-dir", run, "--num-samples", 30, "--json") == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
-    assert all(0 <= figures[name]["bleu_4"]["value"] <= 1 for name in ("best", "pretrained", "real"))
+    assert all(
+        0 <= figures[name]["bleu_4"]["value"] <= 1 for name in ("best", "pretrained", "real")
+    )
     sample = (run / "samples" / "step-00002" / "samples.txt").read_text()
     assert len(sample.splitlines()) == 16

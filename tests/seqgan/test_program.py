@@ -1,4 +1,6 @@
-"""SeqGAN runs from begin to load, on each task, and all that can be wrong with their folders and data."""
+"""SeqGAN runs from begin to load, on each task, and all that can be wrong with their folders and
+data.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["oracle", "text", "music"])
 def finished(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_seqgan: dict[str, Any], text: Path, seqgan_run: Path
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_seqgan: dict[str, Any],
+    text: Path,
+    seqgan_run: Path,
 ) -> Path:
     """A run on each task."""
     kind = request.param
@@ -51,11 +57,17 @@ def test_a_run_from_begin_to_load(finished: Path) -> None:
     run = RunFolder(finished, KIND)
     task = task_of(run, run_settings(run))
     entries = metrics(finished)
-    by_split = {split: [entry for entry in entries if entry["split"] == split] for split in ("valid", "discriminator", "adversarial")}
+    by_split = {
+        split: [entry for entry in entries if entry["split"] == split]
+        for split in ("valid", "discriminator", "adversarial")
+    }
     assert [entry["step"] for entry in by_split["valid"]] == [0, 2, 4]
     assert [entry["step"] for entry in by_split["discriminator"]] == [1, 2]
     assert [entry["step"] for entry in by_split["adversarial"]] == [1, 2, 3, 4]
-    assert all({"nll", "nll_error", "entropy", task.criterion} <= entry.keys() for entry in by_split["valid"])
+    assert all(
+        {"nll", "nll_error", "entropy", task.criterion} <= entry.keys()
+        for entry in by_split["valid"]
+    )
     assert all(entry.keys() >= ADVERSARIAL for entry in by_split["adversarial"])
     assert {"nll", task.criterion} <= metrics(finished / "pretraining")[-1].keys()
     best, twin = load(finished), load(finished, weights="pretrained")
@@ -66,9 +78,19 @@ def test_a_run_from_begin_to_load(finished: Path) -> None:
         assert isinstance(generator.rendering.text(sequences[0]), str)
     with PIL.Image.open(finished / "curves.png") as picture:
         picture.verify()
-    assert sorted(path.name for path in (finished / "samples").iterdir()) == ["step-00002", "step-00004"]
+    assert sorted(path.name for path in (finished / "samples").iterdir()) == [
+        "step-00002",
+        "step-00004",
+    ]
     left = {path.name for path in finished.iterdir()}
-    assert {"run.json", "task.json", "best.safetensors", "last.safetensors", "pretraining", "tensorboard"} <= left
+    assert {
+        "run.json",
+        "task.json",
+        "best.safetensors",
+        "last.safetensors",
+        "pretraining",
+        "tensorboard",
+    } <= left
     assert not any(name.startswith(".writing") for name in left)
 
 
@@ -84,18 +106,30 @@ def test_tensorboard_has_both_networks_rewards_by_step_and_samples(finished: Pat
     assert bool(read.Tags()["images"]) == (load(finished).settings.task.kind != "text")
 
 
-def test_the_best_weights_of_the_twin_are_where_adversarial_training_began(seqgan_run: Path) -> None:
+def test_the_best_weights_of_the_twin_are_where_adversarial_training_began(
+    seqgan_run: Path,
+) -> None:
     """The likelihood of validation sequences is the pretraining's best, to the last digit."""
-    pretraining = [entry["nll"] for entry in metrics(seqgan_run / "pretraining") if entry["split"] == "valid"]
+    pretraining = [
+        entry["nll"] for entry in metrics(seqgan_run / "pretraining") if entry["split"] == "valid"
+    ]
     assert metrics(seqgan_run)[0]["nll"] == min(pretraining)
 
 
-def test_equal_seeds_make_equal_runs(tmp_path: Path, tiny_seqgan: dict[str, Any], seqgan_run: Path) -> None:
+def test_equal_seeds_make_equal_runs(
+    tmp_path: Path, tiny_seqgan: dict[str, Any], seqgan_run: Path
+) -> None:
     settings = settings_from(tiny_seqgan)
     torch.rand(5)
     for seed in (0, 1):
         begin(tmp_path / str(seed), settings, {}, seed=seed, quiet=True)
-    for name in ("best.safetensors", "metrics.jsonl", "pretraining/metrics.jsonl", "curves.png", "samples/step-00004/samples.txt"):
+    for name in (
+        "best.safetensors",
+        "metrics.jsonl",
+        "pretraining/metrics.jsonl",
+        "curves.png",
+        "samples/step-00004/samples.txt",
+    ):
         same = (seqgan_run / name).read_bytes()
         assert (tmp_path / "0" / name).read_bytes() == same
         assert name == "best.safetensors" or (tmp_path / "1" / name).read_bytes() != same
@@ -116,7 +150,9 @@ def test_runs_of_another_kind(trained: Path, seqgan_run: Path) -> None:
 # data
 
 
-def test_data_may_move_but_not_change(tmp_path: Path, tiny_seqgan: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_may_move_but_not_change(
+    tmp_path: Path, tiny_seqgan: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     here, there, folder = tmp_path / "here.txt", tmp_path / "there.txt", tmp_path / "run"
     here.write_text(TEXT)
     settings = settings_from(tiny_seqgan | {"task.kind": "text", "adversarial.num_steps": 0})
@@ -127,7 +163,9 @@ def test_data_may_move_but_not_change(tmp_path: Path, tiny_seqgan: dict[str, Any
         go_on(folder, {}, quiet=True)
     there.write_text(TEXT.replace("dog", "cow"))
     before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
-    with pytest.raises(UserError, match=r"there\.txt: this is not the data that the run in .* was begun with"):
+    with pytest.raises(
+        UserError, match=r"there\.txt: this is not the data that the run in .* was begun with"
+    ):
         go_on(folder, {"adversarial.num_steps": 1}, quiet=True, corpus=there)
     assert before == {path: path.read_bytes() for path in before}
     there.write_text(TEXT)
@@ -143,13 +181,26 @@ def test_data_may_move_but_not_change(tmp_path: Path, tiny_seqgan: dict[str, Any
         ({}, {"corpus": "a.txt"}, "the task oracle takes no --corpus"),
         ({"task.kind": "text"}, {"corpus": "a.txt", "demo": True}, "the task text takes no --demo"),
         ({}, {"oracle": "none.npz"}, "none.npz"),
-        ({"discriminator.filter_sizes": (2, 9)}, {}, "filters of size 9 do not fit into sequences of 6 symbols"),
+        (
+            {"discriminator.filter_sizes": (2, 9)},
+            {},
+            "filters of size 9 do not fit into sequences of 6 symbols",
+        ),
         ({"discriminator.num_filters": (2,)}, {}, "each size of filters needs a number of filters"),
-        ({"task.length": 2000, "task.kind": "text"}, {"corpus": "cats.txt"}, "fewer than one sequence of 2,000"),
+        (
+            {"task.length": 2000, "task.kind": "text"},
+            {"corpus": "cats.txt"},
+            "fewer than one sequence of 2,000",
+        ),
     ],
 )
 def test_nothing_is_written_for_data_and_settings_that_do_not_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_seqgan: dict[str, Any], changes: dict[str, Any], data: dict[str, Any], said: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_seqgan: dict[str, Any],
+    changes: dict[str, Any],
+    data: dict[str, Any],
+    said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("cats.txt").write_text(TEXT)
@@ -158,11 +209,16 @@ def test_nothing_is_written_for_data_and_settings_that_do_not_fit(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_generator_with_latents_leaves_no_run(tmp_path: Path, tiny_seqgan: dict[str, Any]) -> None:
+def test_a_generator_with_latents_leaves_no_run(
+    tmp_path: Path, tiny_seqgan: dict[str, Any]
+) -> None:
     settings = settings_from(Layer(tiny_seqgan | {"model.kind": "srnn"}, lenient=True))
     with pytest.raises(UserError, match="without latents, and the pair 'srnn' has a guide"):
         begin(tmp_path / "run", settings, {}, seed=0, quiet=True)
-    assert not (tmp_path / "run" / "run.json").exists() and not (tmp_path / "run" / "task.json").exists()
+    assert (
+        not (tmp_path / "run" / "run.json").exists()
+        and not (tmp_path / "run" / "task.json").exists()
+    )
 
 
 def test_a_folder_that_is_taken(seqgan_run: Path, tiny_seqgan: dict[str, Any]) -> None:
@@ -184,7 +240,16 @@ def test_a_folder_that_is_taken(seqgan_run: Path, tiny_seqgan: dict[str, Any]) -
         {"rendering": {"num_symbols": 0}},
         {"rendering": None},
         {"data": {}},
-        {"data": {"oracle": 3, "corpus": None, "train_files": [], "valid_files": [], "test_files": [], "demo": False}},
+        {
+            "data": {
+                "oracle": 3,
+                "corpus": None,
+                "train_files": [],
+                "valid_files": [],
+                "test_files": [],
+                "demo": False,
+            }
+        },
         {"sha256": None},
     ],
     ids=str,
@@ -208,7 +273,9 @@ def test_weights_of_another_size(tmp_path: Path, seqgan_run: Path) -> None:
     folder = Path(shutil.copytree(seqgan_run, tmp_path / "run"))
     document = json.loads((folder / "task.json").read_text())
     (folder / "task.json").write_text(json.dumps(document | {"rendering": {"num_symbols": 11}}))
-    with pytest.raises(UserError, match=r"best\.safetensors does not fit run\.json and task\.json: weight"):
+    with pytest.raises(
+        UserError, match=r"best\.safetensors does not fit run\.json and task\.json: weight"
+    ):
         load(folder)
     for path in folder.rglob("*.safetensors"):
         path.unlink()

@@ -24,17 +24,29 @@ from pyro_seq.seqgan.training.generator import GeneratorTraining
 
 KILLED_RUN = Path(__file__).parent.parent / "helpers" / "killed_run.py"
 OPTIONS: dict[str, Any] = {"device": "cpu", "quiet": True}
-FILES = ("best.safetensors", "metrics.jsonl", "pretraining/best.safetensors", "pretraining/metrics.jsonl", "curves.png")
+FILES = (
+    "best.safetensors",
+    "metrics.jsonl",
+    "pretraining/best.safetensors",
+    "pretraining/metrics.jsonl",
+    "curves.png",
+)
 
 
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture takes longer than all the training that it is of."""
-    monkeypatch.setattr(curve_pictures, "learning_curves_png", lambda *parts, **_: json.dumps(parts).encode())
+    monkeypatch.setattr(
+        curve_pictures, "learning_curves_png", lambda *parts, **_: json.dumps(parts).encode()
+    )
 
 
 def killed_run(*words: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-P", str(KILLED_RUN), "--models", "seqgan", *words], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-P", str(KILLED_RUN), "--models", "seqgan", *words],
+        capture_output=True,
+        text=True,
+    )
     assert not done.stderr, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -46,7 +58,9 @@ def test_runs_killed_at_random_moments_end_as_unbroken_ones() -> None:
 
 
 def test_runs_killed_around_each_write_end_as_unbroken_ones() -> None:
-    """In pretraining, between the two parts, in the discriminator's own rounds, and in adversarial steps."""
+    """In pretraining, between the two parts, in the discriminator's own rounds, and in adversarial
+    steps.
+    """
     training = killed_run("--writes", "--steps", "4", "--stride", "3")
     assert len(training["killed at"]) >= 10 and training["differences"] == []
 
@@ -59,7 +73,9 @@ def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int, how: Callable[[], None]) -> None:
+def stop_at(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int, how: Callable[[], None]
+) -> None:
     """Crash, or press Ctrl-C, as a method is called for so many times."""
     method, counted = getattr(owner, name), []
 
@@ -82,12 +98,28 @@ def assert_equal_runs(a: Path, b: Path) -> None:
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
     for folder in (".", "pretraining"):
         (form_a, tensors_a), (form_b, tensors_b) = last(a / folder), last(b / folder)
-        assert form_a == form_b and all(torch.equal(tensor, tensors_b[name]) for name, tensor in tensors_a.items())
+        assert form_a == form_b and all(
+            torch.equal(tensor, tensors_b[name]) for name, tensor in tensors_a.items()
+        )
 
 
-CRITIC = {"adversarial.baseline": "critic", "adversarial.generator_steps": 2, "adversarial.likelihood_steps": 1}
-RECURRENT = {"discriminator.kind": "rnn", "adversarial.rollouts": 0, "adversarial.baseline": "per_step", "adversarial.entropy_bonus": 0.01}
-RANK = {"discriminator.samples": 20, "adversarial.reward": "rank", "model.dropout": 0.3, "model.num_layers": 2}
+CRITIC = {
+    "adversarial.baseline": "critic",
+    "adversarial.generator_steps": 2,
+    "adversarial.likelihood_steps": 1,
+}
+RECURRENT = {
+    "discriminator.kind": "rnn",
+    "adversarial.rollouts": 0,
+    "adversarial.baseline": "per_step",
+    "adversarial.entropy_bonus": 0.01,
+}
+RANK = {
+    "discriminator.samples": 20,
+    "adversarial.reward": "rank",
+    "model.dropout": 0.3,
+    "model.num_layers": 2,
+}
 
 
 @pytest.mark.parametrize(
@@ -96,9 +128,16 @@ RANK = {"discriminator.samples": 20, "adversarial.reward": "rank", "model.dropou
     ids=["critic", "ctrl-c", "rnn", "rank"],
 )
 def test_resumed_run_equals_the_unbroken_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_seqgan: dict[str, Any], changes: dict[str, Any], how: Callable[[], None]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_seqgan: dict[str, Any],
+    changes: dict[str, Any],
+    how: Callable[[], None],
 ) -> None:
-    always = {f"{part}.checkpoint_seconds": 0.0 if how is crash else 1e6 for part in ("training", "adversarial")}
+    always = {
+        f"{part}.checkpoint_seconds": 0.0 if how is crash else 1e6
+        for part in ("training", "adversarial")
+    }
     settings = settings_from(tiny_seqgan | changes | always)
     begin(tmp_path / "unbroken", settings, {}, seed=3, **OPTIONS)
     moments = [
@@ -119,7 +158,9 @@ def test_resumed_run_equals_the_unbroken_one(
     assert_equal_runs(tmp_path / "unbroken", tmp_path / "broken")
 
 
-def test_a_longer_run_goes_on_as_if_it_had_been_long_from_the_start(tmp_path: Path, tiny_seqgan: dict[str, Any]) -> None:
+def test_a_longer_run_goes_on_as_if_it_had_been_long_from_the_start(
+    tmp_path: Path, tiny_seqgan: dict[str, Any]
+) -> None:
     long = {"adversarial.num_steps": 6}
     begin(tmp_path / "long", settings_from(tiny_seqgan | long), {}, seed=1, **OPTIONS)
     begin(tmp_path / "run", settings_from(tiny_seqgan), {}, seed=1, **OPTIONS)
@@ -130,10 +171,15 @@ def test_a_longer_run_goes_on_as_if_it_had_been_long_from_the_start(tmp_path: Pa
     assert before == {path: path.read_bytes() for path in before}  # a finished run stays as it is
 
 
-def test_a_pretraining_that_is_over_stays_as_long_as_it_was(tmp_path: Path, tiny_seqgan: dict[str, Any]) -> None:
+def test_a_pretraining_that_is_over_stays_as_long_as_it_was(
+    tmp_path: Path, tiny_seqgan: dict[str, Any]
+) -> None:
     begin(tmp_path / "run", settings_from(tiny_seqgan), {}, seed=1, **OPTIONS)
     before = (tmp_path / "run" / "run.json").read_bytes()
-    with pytest.raises(UserError, match=r"--pretrain-steps: the pretraining of the run in .* is over, after 4 steps"):
+    with pytest.raises(
+        UserError,
+        match=r"--pretrain-steps: the pretraining of the run in .* is over, after 4 steps",
+    ):
         go_on(tmp_path / "run", {"training.num_steps": 9}, **OPTIONS)
     assert (tmp_path / "run" / "run.json").read_bytes() == before
     go_on(tmp_path / "run", {"training.num_steps": 4, "adversarial.num_steps": 5}, **OPTIONS)
@@ -144,14 +190,18 @@ def damage(saved: dict[str, Any], how: str) -> Any:
     if how == "nothing":
         return {}
     if how == "discriminator":
-        return saved | {"discriminator": {name: tensor[:1] for name, tensor in saved["discriminator"].items()}}
+        return saved | {
+            "discriminator": {name: tensor[:1] for name, tensor in saved["discriminator"].items()}
+        }
     if how == "generator":
         return saved | {"generator_training": saved["generator_training"] | {"optimiser": 3}}
     return saved | {"rounds": how}
 
 
 @pytest.mark.parametrize("how", ["nothing", "discriminator", "generator", "many"])
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path, tiny_seqgan: dict[str, Any], how: str) -> None:
+def test_a_damaged_checkpoint_is_refused(
+    tmp_path: Path, tiny_seqgan: dict[str, Any], how: str
+) -> None:
     folder = tmp_path / "run"
     begin(folder, settings_from(tiny_seqgan), {}, seed=1, **OPTIONS)
     path = folder / "last.safetensors"
@@ -162,13 +212,20 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, tiny_seqgan: dict[str, 
     assert path.read_bytes() == before
 
 
-def test_a_run_without_its_checkpoint_is_not_begun_anew(tmp_path: Path, tiny_seqgan: dict[str, Any]) -> None:
+def test_a_run_without_its_checkpoint_is_not_begun_anew(
+    tmp_path: Path, tiny_seqgan: dict[str, Any]
+) -> None:
     folder = tmp_path / "run"
     begin(folder, settings_from(tiny_seqgan), {}, seed=1, **OPTIONS)
-    for missing, left in ((("last.safetensors",), "best.safetensors"), (("best.safetensors", "pretraining/last.safetensors"), "task.json")):
+    for missing, left in (
+        (("last.safetensors",), "best.safetensors"),
+        (("best.safetensors", "pretraining/last.safetensors"), "task.json"),
+    ):
         for name in missing:
             (folder / name).unlink()
         before = (folder / left).read_bytes()
-        with pytest.raises(UserError, match=r"last\.safetensors is missing, so training cannot go on"):
+        with pytest.raises(
+            UserError, match=r"last\.safetensors is missing, so training cannot go on"
+        ):
             go_on(folder, {}, **OPTIONS)
         assert (folder / left).read_bytes() == before

@@ -1,4 +1,6 @@
-"""Evaluations and sweeps: a generator beside its pretrained twin and real sequences, as figures, and as pictures."""
+"""Evaluations and sweeps: a generator beside its pretrained twin and real sequences, as figures,
+and as pictures.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +46,23 @@ def painted(png: bytes, colour: str) -> np.ndarray:
 
 def test_figures_are_those_of_each_generator_at_its_temperature(comparison: Comparison) -> None:
     found = evaluate(comparison, 50, temperature=0.5, seed=4)
-    assert list(found.figures) == ["best", "pretrained", "real"] and (found.num_real, found.references) == (12, 12)
+    assert list(found.figures) == ["best", "pretrained", "real"] and (
+        found.num_real,
+        found.references,
+    ) == (12, 12)
     for name, generator in comparison.generators.items():
         torch.manual_seed(4)
-        expected = quality(generator.pair, comparison.task, comparison.task.sequences.test, 50, temperature=0.5)
+        expected = quality(
+            generator.pair, comparison.task, comparison.task.sequences.test, 50, temperature=0.5
+        )
         assert found.figures[name] == expected and next(iter(found.figures[name])) == "nll_oracle"
-    assert found.figures["real"] == comparison.task.judge(comparison.task.sequences.valid, comparison.task.sequences.test)
-    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["figures"]["best"]["nll"]["value"] == found.figures["best"]["nll"].value
+    assert found.figures["real"] == comparison.task.judge(
+        comparison.task.sequences.valid, comparison.task.sequences.test
+    )
+    assert (
+        json.loads(json.dumps(found.to_json(), allow_nan=False))["figures"]["best"]["nll"]["value"]
+        == found.figures["best"]["nll"].value
+    )
 
 
 def test_validation_sequences_as_references(seqgan_run: Path, comparison: Comparison) -> None:
@@ -81,21 +93,32 @@ def test_figures_that_are_not_finite_are_null_in_json(comparison: Comparison) ->
 
 
 def test_likelihood_at_a_temperature_is_that_of_what_is_sampled(seqgan_run: Path) -> None:
-    """Mean NLL of a generator's own sequences at a temperature is the mean of its entropy there, within the errors of both."""
+    """Mean NLL of a generator's own sequences at a temperature is the mean of its entropy there,
+    within the errors of both.
+    """
     pair = Comparison.of(seqgan_run).generators["best"].pair
     for temperature in (0.2, 1.0, 3.0):
-        nll, entropy = likelihood(pair, generated(pair, 4_000, 6, temperature=temperature), temperature=temperature)
+        nll, entropy = likelihood(
+            pair, generated(pair, 4_000, 6, temperature=temperature), temperature=temperature
+        )
         assert nll.standard_error is not None and entropy.standard_error is not None
         assert abs(nll.value - entropy.value) < 4 * (nll.standard_error + entropy.standard_error)
 
 
 def test_names() -> None:
-    assert [figure_name(name) for name in ("nll", "bleu_4", "self_bleu_2")] == ["NLL_test", "BLEU-4", "self-BLEU-2"]
+    assert [figure_name(name) for name in ("nll", "bleu_4", "self_bleu_2")] == [
+        "NLL_test",
+        "BLEU-4",
+        "self-BLEU-2",
+    ]
     assert (
         named_with_unit("nll", "valid", "characters") == "NLL_valid, nats a character"
         and named_with_unit("bleu_2", "test", "x") == "BLEU-2"
     )
-    assert [better(name)[:6] for name in ("nll_oracle", "bleu_3", "self_bleu_3", "mse_pitch", "distinct")] == [
+    assert [
+        better(name)[:6]
+        for name in ("nll_oracle", "bleu_3", "self_bleu_3", "mse_pitch", "distinct")
+    ] == [
         "lower ",
         "higher",
         "best a",
@@ -111,13 +134,21 @@ def test_a_sweep_is_an_evaluation_at_each_temperature(comparison: Comparison) ->
     found = sweep(comparison, [2.0, 0.5, 2], 40, seed=1)
     for name, points in found.curves.items():
         assert [point.temperature for point in points] == [0.5, 2.0]
-        assert [point.figures for point in points] == [comparison.figures(name, 40, temperature=t, seed=1) for t in (0.5, 2.0)]
-    entropy = [[point.figures["entropy"].value for point in points] for points in found.curves.values()]
+        assert [point.figures for point in points] == [
+            comparison.figures(name, 40, temperature=t, seed=1) for t in (0.5, 2.0)
+        ]
+    entropy = [
+        [point.figures["entropy"].value for point in points] for points in found.curves.values()
+    ]
     assert all(low < high for low, high in entropy), "colder is less varied"
     assert (found.criterion, found.higher, found.units) == ("nll_oracle", False, "tokens")
 
 
-@pytest.mark.parametrize("temperatures", [[], [0.0], [1.0, -1.0], [math.nan], [math.inf], list(np.linspace(0.1, 2, 200))], ids=len)
+@pytest.mark.parametrize(
+    "temperatures",
+    [[], [0.0], [1.0, -1.0], [math.nan], [math.inf], list(np.linspace(0.1, 2, 200))],
+    ids=len,
+)
 def test_temperatures_that_are_none(comparison: Comparison, temperatures: list[float]) -> None:
     with pytest.raises(UserError, match="temperatures"):
         sweep(comparison, temperatures, 4)
@@ -125,15 +156,34 @@ def test_temperatures_that_are_none(comparison: Comparison, temperatures: list[f
 
 def drawn(*, higher: bool = False, wrong: float = 1.0, best: bool = True) -> bytes:
     def points(shift: float) -> list[Point]:
-        return [Point(t, {"nll": Figure(7 + t, 0.1), "y": Figure(9 - t + shift, 0.1)}) for t in (0.5, 1.0, 2.0)]
+        return [
+            Point(t, {"nll": Figure(7 + t, 0.1), "y": Figure(9 - t + shift, 0.1)})
+            for t in (0.5, 1.0, 2.0)
+        ]
 
-    curves = {"best": [*points(-2), Point(9.0, {"nll": Figure(wrong), "y": Figure(9.0)})], "pretrained": points(0)}
-    return sweep_png(Sweep("y", higher, "tokens", "test", 10, curves if best else {"pretrained": curves["pretrained"]}), title="$5")
+    curves = {
+        "best": [*points(-2), Point(9.0, {"nll": Figure(wrong), "y": Figure(9.0)})],
+        "pretrained": points(0),
+    }
+    return sweep_png(
+        Sweep(
+            "y",
+            higher,
+            "tokens",
+            "test",
+            10,
+            curves if best else {"pretrained": curves["pretrained"]},
+        ),
+        title="$5",
+    )
 
 
 def test_the_picture_of_a_sweep_has_both_curves() -> None:
     png = drawn(wrong=math.inf)
-    rows = {name: np.flatnonzero(painted(png, colour)[:, :400].any(1)).mean() for name, colour in COLOURS.items()}
+    rows = {
+        name: np.flatnonzero(painted(png, colour)[:, :400].any(1)).mean()
+        for name, colour in COLOURS.items()
+    }
     assert rows["pretrained"] < rows["best"], "the one with less of the criterion is below"
     assert png == drawn(wrong=math.nan), "what is not finite is left out"
     assert png != drawn() and not painted(drawn(best=False), COLOURS["best"]).any()
@@ -144,11 +194,19 @@ def test_the_picture_of_a_sweep_has_both_curves() -> None:
 
 
 def course(start: int, values: list[float], **more: Any) -> list[dict[str, Any]]:
-    return [{"step": start + 10 * i, "nll": value, "y": value + 1, "y_error": 0.1, **more} for i, value in enumerate(values)]
+    return [
+        {"step": start + 10 * i, "nll": value, "y": value + 1, "y_error": 0.1, **more}
+        for i, value in enumerate(values)
+    ]
 
 
 def test_the_picture_of_a_training_has_both_parts_and_figures() -> None:
-    png = learning_curves_png(course(10, [900.0, 9.0, 8.0, 7.5]), course(0, [7.5, 7.0, 6.0]), criterion="y", units="tokens")
+    png = learning_curves_png(
+        course(10, [900.0, 9.0, 8.0, 7.5]),
+        course(0, [7.5, 7.0, 6.0]),
+        criterion="y",
+        units="tokens",
+    )
     for colour in SERIES[1:3]:
         there = painted(png, colour)
         width = there.shape[1]
@@ -162,17 +220,35 @@ def test_the_picture_of_a_training_has_both_parts_and_figures() -> None:
     [([], []), ([7.0], []), ([], [7.0]), ([math.nan, 7.0], [math.inf]), ([7.0, 7.0], [7.0])],
 )
 def test_a_picture_of_any_training(before: list[float], after: list[float]) -> None:
-    assert learning_curves_png(course(1, before), course(0, after), criterion="y", units="tokens").startswith(b"\x89PNG")
-    assert learning_curves_png(course(1, before, y=None), course(0, after), criterion="absent", units="x").startswith(b"\x89PNG")
+    assert learning_curves_png(
+        course(1, before), course(0, after), criterion="y", units="tokens"
+    ).startswith(b"\x89PNG")
+    assert learning_curves_png(
+        course(1, before, y=None), course(0, after), criterion="absent", units="x"
+    ).startswith(b"\x89PNG")
 
 
 def test_curves_of_a_run_with_damaged_metrics(seqgan_run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(seqgan_run, tmp_path / "run"))
-    run, pretraining = RunFolder(folder, "seqgan"), RunFolder(folder / "pretraining", "seqgan-pretraining")
-    assert [entry["step"] for entry in validations(run)] == [0, 2, 4] and len(validations(pretraining)) == 2
+    run, pretraining = (
+        RunFolder(folder, "seqgan"),
+        RunFolder(folder / "pretraining", "seqgan-pretraining"),
+    )
+    assert [entry["step"] for entry in validations(run)] == [0, 2, 4] and len(
+        validations(pretraining)
+    ) == 2
     with run.metrics.open("ab") as file:
-        file.write(b'[3]\n{"step": "x", "split": "valid"}\n' + b"[" * 100_000 + b'\n\xff\n{"step": 5, "split": "valid", "nll": "x"}\n{"st')
+        file.write(
+            b'[3]\n{"step": "x", "split": "valid"}\n'
+            + b"[" * 100_000
+            + b'\n\xff\n{"step": 5, "split": "valid", "nll": "x"}\n{"st'
+        )
     pretraining.metrics.unlink()
-    assert [entry["step"] for entry in validations(run)] == [0, 2, 4, 5] and validations(pretraining) == []
+    assert [entry["step"] for entry in validations(run)] == [0, 2, 4, 5] and validations(
+        pretraining
+    ) == []
     write_curves(run, pretraining, "nll_oracle", "tokens")
-    assert load_tree(run.last)["step"] == 4 and (folder / "curves.png").read_bytes() != (seqgan_run / "curves.png").read_bytes()
+    assert (
+        load_tree(run.last)["step"] == 4
+        and (folder / "curves.png").read_bytes() != (seqgan_run / "curves.png").read_bytes()
+    )

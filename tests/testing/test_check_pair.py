@@ -1,4 +1,6 @@
-"""The contract check: silent on sound pairs, and each fault, put into a sound pair by itself, is found and named."""
+"""The contract check: silent on sound pairs, and each fault, put into a sound pair by itself, is
+found and named.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ class Model(nn.Module):
                         loc = loc + 0.1 * self.calls
                     if "noise" in f:
                         loc = loc + torch.randn(n)
-                    prior: Any = dist.LogNormal(loc, 1.0) if "support" in f else dist.Normal(loc, 1.0)
+                    prior: Any = (
+                        dist.LogNormal(loc, 1.0) if "support" in f else dist.Normal(loc, 1.0)
+                    )
                     if "shape" in f:
                         prior = dist.Normal(loc.unsqueeze(-1).expand(n, 2), 1.0).to_event(1)
                     z = pyro.sample(f"z_{t}", prior)
@@ -118,7 +122,11 @@ class Guide(nn.Module):
         x, n = batch.values, len(batch)
         assert isinstance(x, Tensor)
         seen = x.unsqueeze(-1)
-        h = self.gru(seen.flip(1))[0].flip(1) if "reads padding" in self.faults else batch.reverse(self.gru(batch.reverse(seen))[0])
+        h = (
+            self.gru(seen.flip(1))[0].flip(1)
+            if "reads padding" in self.faults
+            else batch.reverse(self.gru(batch.reverse(seen))[0])
+        )
         if "detached" in self.faults:
             h = h.detach()
         z = torch.zeros(n)
@@ -127,49 +135,134 @@ class Guide(nn.Module):
                 with batch.active(t):
                     if "misses" in self.faults and t == 2:
                         continue
-                    loc, raw = self.out(torch.cat([h[:, t].expand(*z.shape, 3), z.unsqueeze(-1)], -1)).unbind(-1)
+                    loc, raw = self.out(
+                        torch.cat([h[:, t].expand(*z.shape, 3), z.unsqueeze(-1)], -1)
+                    ).unbind(-1)
                     z = pyro.sample(f"z_{t}", dist.Normal(loc, raw.exp()))
                     if "extra" in self.faults:
                         pyro.sample(f"y_{t}", dist.Normal(loc, raw.exp()))
 
 
 FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "the model raises": ({"raises": 1}, {}, "the model fails before its first site: IndexError: a hole"),
-    "a latent that the guide lacks": ({"latent": 1}, {}, r"the guide has no site 'w_0' \(and 4 more\), which the model samples"),
-    "a latent of one step": ({}, {"misses": 1}, "the guide has no site 'z_2', which the model samples"),
-    "a latent that the model lacks": ({}, {"extra": 1}, r"the model has no site 'y_0' \(and 4 more\), which the guide samples"),
-    "event shapes": ({"shape": 1}, {}, r"site 'z_0' \(and 4 more\) has event shape \[\] in the guide and \[2\] in the model"),
+    "the model raises": (
+        {"raises": 1},
+        {},
+        "the model fails before its first site: IndexError: a hole",
+    ),
+    "a latent that the guide lacks": (
+        {"latent": 1},
+        {},
+        r"the guide has no site 'w_0' \(and 4 more\), which the model samples",
+    ),
+    "a latent of one step": (
+        {},
+        {"misses": 1},
+        "the guide has no site 'z_2', which the model samples",
+    ),
+    "a latent that the model lacks": (
+        {},
+        {"extra": 1},
+        r"the model has no site 'y_0' \(and 4 more\), which the guide samples",
+    ),
+    "event shapes": (
+        {"shape": 1},
+        {},
+        r"site 'z_0' \(and 4 more\) has event shape \[\] in the guide and \[2\] in the model",
+    ),
     "supports": (
         {"support": 1},
         {},
-        r"site 'z_0' .* is sampled from Real\(\) by the guide, which leads out of the model's support Greater",
+        (
+            r"site 'z_0' .* is sampled from Real\(\) by the guide, which leads out of the model's "
+            r"support Greater"
+        ),
     ),
-    "a parameter that nothing uses": ({"unused": 1}, {}, "parameter 'model.unused' gets no gradient"),
+    "a parameter that nothing uses": (
+        {"unused": 1},
+        {},
+        "parameter 'model.unused' gets no gradient",
+    ),
     "weights cut off": ({}, {"detached": 1}, "parameter 'guide.gru.weight_ih_l0' gets no gradient"),
-    "a module that Pyro does not know": ({"unregistered": 1}, {}, "parameter 'model.a' is not registered with Pyro.*pyro.module"),
-    "a gradient that is not finite": ({"nan gradient": 1}, {}, "the gradient of parameter 'model.b' is not finite"),
-    "a density that is not finite": ({"nan": 1}, {}, r"the log-density of site 'x_2' .* in the model is not finite \(sequence 0\)"),
+    "a module that Pyro does not know": (
+        {"unregistered": 1},
+        {},
+        "parameter 'model.a' is not registered with Pyro.*pyro.module",
+    ),
+    "a gradient that is not finite": (
+        {"nan gradient": 1},
+        {},
+        "the gradient of parameter 'model.b' is not finite",
+    ),
+    "a density that is not finite": (
+        {"nan": 1},
+        {},
+        r"the log-density of site 'x_2' .* in the model is not finite \(sequence 0\)",
+    ),
     "a batch that is averaged over": (
         {"mixes": 1},
         {},
         r"site 'z_\d' .*in the model changes by .* when the other sequences change",
     ),
-    "a place in the batch": ({"place": 1}, {}, "site 'z_0' .*in the model changes .* when the batch's order changes"),
-    "something kept from call to call": ({"calls": 1}, {}, "site 'z_0' .* in the model changes .* evaluated again"),
+    "a place in the batch": (
+        {"place": 1},
+        {},
+        "site 'z_0' .*in the model changes .* when the batch's order changes",
+    ),
+    "something kept from call to call": (
+        {"calls": 1},
+        {},
+        "site 'z_0' .* in the model changes .* evaluated again",
+    ),
     "noise of its own": ({"noise": 1}, {}, "site 'z_0' .* in the model changes .* evaluated again"),
-    "padding read backwards": ({}, {"reads padding": 1}, r"site 'z_0' .* in the guide changes by .* \(sequence \d\) when more padding"),
-    "padding counted": ({"sees length": 1}, {}, r"site '[xz]_\d' .* in the model changes by .* when more padding follows"),
-    "a site that is not masked": ({"own mask": 1}, {}, r"site 'x_\d' \(and \d more\) in the model is not masked: .*batch.active\(t\)"),
-    "a prior that peeks": ({"peeks": 1}, {}, r"the model looks ahead: what it says of site 'z_0' at step 0 \(sequence \d\)"),
-    "a prior that peeks ahead": ({"peeks ahead": 1}, {}, r"the model looks ahead: what it says of site 'z_0' at step 0"),
-    "an observation of no step": ({"name": 1, "own mask": 1}, {}, "site 'x' belongs to no step: name it for its step"),
+    "padding read backwards": (
+        {},
+        {"reads padding": 1},
+        r"site 'z_0' .* in the guide changes by .* \(sequence \d\) when more padding",
+    ),
+    "padding counted": (
+        {"sees length": 1},
+        {},
+        r"site '[xz]_\d' .* in the model changes by .* when more padding follows",
+    ),
+    "a site that is not masked": (
+        {"own mask": 1},
+        {},
+        r"site 'x_\d' \(and \d more\) in the model is not masked: .*batch.active\(t\)",
+    ),
+    "a prior that peeks": (
+        {"peeks": 1},
+        {},
+        r"the model looks ahead: what it says of site 'z_0' at step 0 \(sequence \d\)",
+    ),
+    "a prior that peeks ahead": (
+        {"peeks ahead": 1},
+        {},
+        r"the model looks ahead: what it says of site 'z_0' at step 0",
+    ),
+    "an observation of no step": (
+        {"name": 1, "own mask": 1},
+        {},
+        "site 'x' belongs to no step: name it for its step",
+    ),
     "no sampling": (
         {"values": 1},
         {},
-        "on a batch without values, from which a model samples: the model fails after site 'z_0': TypeError",
+        (
+            "on a batch without values, from which a model samples: the model fails after site "
+            "'z_0': "
+            "TypeError"
+        ),
     ),
-    "another support when sampled": ({"sampled support": 1}, {}, "site 'x_0' is sampled otherwise than it is scored: from GreaterThan"),
-    "another form when sampled": ({"sampled form": 1}, {}, r"site 'x_0' is sampled otherwise than it is scored: batch shape \[2, 4\]"),
+    "another support when sampled": (
+        {"sampled support": 1},
+        {},
+        "site 'x_0' is sampled otherwise than it is scored: from GreaterThan",
+    ),
+    "another form when sampled": (
+        {"sampled form": 1},
+        {},
+        r"site 'x_0' is sampled otherwise than it is scored: batch shape \[2, 4\]",
+    ),
 }
 
 
@@ -212,12 +305,20 @@ def shared_guide(batch: SequenceBatch) -> None:
 
 def unmasked_path(batch: SequenceBatch) -> None:
     with batch.plate():
-        pyro.sample("x", dist.Normal(torch.zeros(len(batch), batch.num_steps), 1.0).to_event(1), obs=batch.values)
+        pyro.sample(
+            "x",
+            dist.Normal(torch.zeros(len(batch), batch.num_steps), 1.0).to_event(1),
+            obs=batch.values,
+        )
 
 
 def short_memory(batch: SequenceBatch) -> None:
     """Each step's mean is the mean of the sequence, in one site."""
-    level = torch.zeros(len(batch), 1) if batch.values is None else batch.values.sum(-1, keepdim=True) / 5  # type: ignore[union-attr]
+    level = (
+        torch.zeros(len(batch), 1)
+        if batch.values is None
+        else batch.values.sum(-1, keepdim=True) / 5
+    )  # type: ignore[union-attr]
     with batch.plate():
         normal = dist.Normal(level.expand(len(batch), batch.num_steps), 1.0)
         pyro.sample("x", normal.mask(batch.mask).to_event(1), obs=batch.values)
@@ -228,14 +329,18 @@ def fixed_length(batch: SequenceBatch) -> None:
     with batch.plate():
         for t in batch.steps():
             with batch.active(t):
-                pyro.sample(f"x_{t}", dist.Normal(loc[t], 1.0).expand([len(batch)]), obs=batch.at(t))
+                pyro.sample(
+                    f"x_{t}", dist.Normal(loc[t], 1.0).expand([len(batch)]), obs=batch.at(t)
+                )
 
 
 def wrong_scale(batch: SequenceBatch) -> None:
     with batch.plate():
         for t in batch.steps():
             with batch.active(t):
-                pyro.sample(f"x_{t}", dist.Bernoulli(torch.full((len(batch),), 0.5)), obs=batch.at(t))
+                pyro.sample(
+                    f"x_{t}", dist.Bernoulli(torch.full((len(batch),), 0.5)), obs=batch.at(t)
+                )
 
 
 def stateful(batch: SequenceBatch) -> Any:
@@ -255,16 +360,38 @@ def unmasked_but_for(batch: SequenceBatch) -> None:
 
 OTHERS: dict[str, tuple[Any, Any, str]] = {
     "no plate": (no_plate, no_guide, r"site 'x_0' \(and 4 more\) in the model is in no plate"),
-    "a latent that all share": (shared_latent, shared_guide, r"site 'level' in the model has batch shape \[\], not one entry for each"),
+    "a latent that all share": (
+        shared_latent,
+        shared_guide,
+        r"site 'level' in the model has batch shape \[\], not one entry for each",
+    ),
     "a path that is not masked": (unmasked_path, no_guide, "site 'x' in the model is not masked"),
-    "a path that looks ahead": (short_memory, no_guide, "the model looks ahead: what it says of site 'x' at step 0"),
-    "a fixed length": (fixed_length, no_guide, "with two more steps of padding: the model fails after site 'x_4': IndexError"),
+    "a path that looks ahead": (
+        short_memory,
+        no_guide,
+        "the model looks ahead: what it says of site 'x' at step 0",
+    ),
+    "a fixed length": (
+        fixed_length,
+        no_guide,
+        "with two more steps of padding: the model fails after site 'x_4': IndexError",
+    ),
     "values out of support": (
         wrong_scale,
         no_guide,
-        "under Pyro's validation: ValueError: Error while computing log_prob at site 'x_0': .*within the support",
+        (
+            "under Pyro's validation: ValueError: Error while computing log_prob at site 'x_0': "
+            ".*within the support"
+        ),
     ),
-    "a state": (stateful, no_guide, r"the model's state has a tensor of shape \[1, 4\]: its first dimension must be the sequences \(4\)"),
+    "a state": (
+        stateful,
+        no_guide,
+        (
+            r"the model's state has a tensor of shape \[1, 4\]: its first dimension must be the "
+            r"sequences \(4\)"
+        ),
+    ),
 }
 
 
@@ -279,20 +406,26 @@ def test_other_faults(fault: str) -> None:
 
 
 def symbols() -> tuple[Parts, SequenceBatch]:
-    parts = Parts(Categorical(4), lambda: Embedding(4, 3), lambda encoder: LastObservations(encoder, 2))
+    parts = Parts(
+        Categorical(4), lambda: Embedding(4, 3), lambda encoder: LastObservations(encoder, 2)
+    )
     return parts, SequenceBatch(torch.randint(4, (3, 6)), [6, 4, 1])
 
 
 def group() -> tuple[Parts, SequenceBatch]:
     emission = Joint({"notes": Independent(Bernoulli(), 3), "level": Normal()})
-    parts = Parts(emission, lambda: Group({"notes": Flatten(3), "level": Flatten(())}), PreviousObservation)
+    parts = Parts(
+        emission, lambda: Group({"notes": Flatten(3), "level": Flatten(())}), PreviousObservation
+    )
     values = {"notes": torch.randint(2, (4, 5, 3)).float(), "level": torch.randn(4, 5)}
     return parts, SequenceBatch(values, [5, 5, 2, 4])
 
 
 @pytest.mark.parametrize("layout", ["path", "steps"])
 @pytest.mark.parametrize("make_parts", [symbols, group])
-def test_shipped_pairs_are_sound(shipped: Callable[[Parts, str], Pair], layout: str, make_parts: Any) -> None:
+def test_shipped_pairs_are_sound(
+    shipped: Callable[[Parts, str], Pair], layout: str, make_parts: Any
+) -> None:
     parts, batch = make_parts()
     pair = shipped(parts, layout)
     before = copy.deepcopy(pair.weights())
@@ -300,7 +433,11 @@ def test_shipped_pairs_are_sound(shipped: Callable[[Parts, str], Pair], layout: 
     check_pair(pair.model, pair.guide, batch)
     assert notes(pair.model, pair.guide, batch) == []
     assert torch.equal(random, torch.get_rng_state()) and not pyro.get_param_store().keys()
-    assert all(torch.equal(w, pair.weights()[side][name]) for side in before for name, w in before[side].items())
+    assert all(
+        torch.equal(w, pair.weights()[side][name])
+        for side in before
+        for name, w in before[side].items()
+    )
     assert all(part.training for module in pair.modules().values() for part in module.modules())
 
 
@@ -309,14 +446,22 @@ def test_shipped_pairs_are_sound(shipped: Callable[[Parts, str], Pair], layout: 
 @pytest.mark.parametrize("make_parts", [symbols, group])
 def test_hidden_markov_models_are_sound(layout: Any, autoregressive: bool, make_parts: Any) -> None:
     parts, batch = make_parts()
-    model = HMM(parts.emission, parts.context(parts.encoder()), num_states=3, autoregressive=autoregressive, layout=layout)
+    model = HMM(
+        parts.emission,
+        parts.context(parts.encoder()),
+        num_states=3,
+        autoregressive=autoregressive,
+        layout=layout,
+    )
     check_pair(model, no_guide, batch)
 
 
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_automatic_guides_are_sound(layout: str) -> None:
     parts, batch = symbols()
-    model = SRNN(parts.emission, parts.context(parts.encoder()), hidden_size=4, latent_size=2, layout=layout)
+    model = SRNN(
+        parts.emission, parts.context(parts.encoder()), hidden_size=4, latent_size=2, layout=layout
+    )
     check_pair(model, AutoSequenceGuide(model, hidden_size=4), batch)
 
 
@@ -344,7 +489,9 @@ def functions() -> Both:
 def enumerated() -> Both:
     @config_enumerate
     def model(batch: SequenceBatch) -> None:
-        rows = pyro.param("rows", torch.tensor([[0.2, 0.8], [0.6, 0.4]]), constraint=dist.constraints.simplex)
+        rows = pyro.param(
+            "rows", torch.tensor([[0.2, 0.8], [0.6, 0.4]]), constraint=dist.constraints.simplex
+        )
         locs = pyro.param("locs", torch.tensor([-1.0, 1.0]))
         with batch.plate():
             k = torch.zeros(len(batch), dtype=torch.long)
@@ -362,7 +509,10 @@ def sequence_latent() -> Both:
             level = pyro.sample("level", dist.Gamma(torch.full((len(batch),), 2.0), 1.0))
             pyro.sample(
                 "x",
-                dist.Normal(level.unsqueeze(-1), 1.0).expand([len(batch), batch.num_steps]).mask(batch.mask).to_event(1),
+                dist.Normal(level.unsqueeze(-1), 1.0)
+                .expand([len(batch), batch.num_steps])
+                .mask(batch.mask)
+                .to_event(1),
                 obs=batch.values,
             )
 
@@ -374,7 +524,9 @@ def as_many_entries_as_steps() -> Both:
 
     def model(batch: SequenceBatch) -> None:
         with batch.plate():
-            weights = pyro.sample("weights", dist.Normal(torch.zeros(len(batch), 5), 1.0).to_event(1))
+            weights = pyro.sample(
+                "weights", dist.Normal(torch.zeros(len(batch), 5), 1.0).to_event(1)
+            )
             for t in batch.steps():
                 with batch.active(t):
                     pyro.sample(f"x_{t}", dist.Normal(weights.sum(-1), 1.0), obs=batch.at(t))
@@ -417,11 +569,17 @@ class Scaled(PyroModule):
         with batch.plate():
             for t in batch.steps():
                 with batch.active(t):
-                    x = pyro.sample(f"x_{t}", dist.Normal(self.linear(x.unsqueeze(-1)).squeeze(-1), self.scale), obs=batch.at(t))
+                    x = pyro.sample(
+                        f"x_{t}",
+                        dist.Normal(self.linear(x.unsqueeze(-1)).squeeze(-1), self.scale),
+                        obs=batch.at(t),
+                    )
 
 
 def after_the_observation() -> Both:
-    """A latent that is drawn given the observation of its step, one member of a group given the other: in order, so no peeking."""
+    """A latent that is drawn given the observation of its step, one member of a group given the
+    other: in order, so no peeking.
+    """
 
     def model(batch: SequenceBatch) -> None:
         weight = pyro.param("weight", torch.tensor(0.4))
@@ -436,7 +594,10 @@ def after_the_observation() -> Both:
         with batch.plate():
             for t in batch.steps():
                 with batch.active(t):
-                    pyro.sample(f"z_{t}", dist.Normal(pyro.param("gain", torch.tensor(0.5)) * batch.at(t), 0.5))
+                    pyro.sample(
+                        f"z_{t}",
+                        dist.Normal(pyro.param("gain", torch.tensor(0.5)) * batch.at(t), 0.5),
+                    )
 
     return model, guide
 
@@ -461,13 +622,28 @@ def test_sound_pairs(name: str, rows: slice) -> None:
 
 def test_a_latent_over_time_that_is_not_masked() -> None:
     found = problems(*path_of_independent_steps(masked=False), reals())
-    assert [line for side in ("guide", "model") for line in found if line.startswith(f"site 'z' in the {side} is not masked")] == found
+    assert [
+        line
+        for side in ("guide", "model")
+        for line in found
+        if line.startswith(f"site 'z' in the {side} is not masked")
+    ] == found
 
 
 class Elsewhere(TorchFunctionMode):
-    """Inside, what is made of nothing lies on another device than the batch unless it is told where to be, as with a batch on a GPU."""
+    """Inside, what is made of nothing lies on another device than the batch unless it is told where
+    to be, as with a batch on a GPU.
+    """
 
-    MAKERS = (torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.randn, torch.randint)
+    MAKERS = (
+        torch.arange,
+        torch.zeros,
+        torch.ones,
+        torch.full,
+        torch.empty,
+        torch.randn,
+        torch.randint,
+    )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         elsewhere = {"device": "meta"} if func in self.MAKERS else {}
@@ -476,7 +652,9 @@ class Elsewhere(TorchFunctionMode):
 
 def on_its_device() -> Both:
     def latent(batch: SequenceBatch) -> Tensor:
-        return pyro.sample("w", dist.Normal(torch.zeros(len(batch), 5, device=batch.device), 1.0).to_event(1))
+        return pyro.sample(
+            "w", dist.Normal(torch.zeros(len(batch), 5, device=batch.device), 1.0).to_event(1)
+        )
 
     def model(batch: SequenceBatch) -> None:
         with batch.plate():
@@ -534,16 +712,28 @@ def test_vectorised_particles_are_a_note() -> None:
             with batch.plate():
                 for t in batch.steps():
                     with batch.active(t):
-                        rows(pyro.sample(f"z_{t}", dist.Normal(self.out.bias[0].expand(len(batch)), 1.0)))
+                        rows(
+                            pyro.sample(
+                                f"z_{t}", dist.Normal(self.out.bias[0].expand(len(batch)), 1.0)
+                            )
+                        )
 
     found = notes(Model(), OneDimension(), reals())
-    assert len(found) == 1 and "does not run with vectorised particles" in found[0] and "one dimension only" in found[0]
+    assert (
+        len(found) == 1
+        and "does not run with vectorised particles" in found[0]
+        and "one dimension only" in found[0]
+    )
 
 
 def test_batches_that_it_refuses() -> None:
     model, guide = functions()
     with pytest.raises(UserError, match="needs a batch to check the pair on"):
         check_pair(model, guide)
-    for batch in (reals().without_values(), reals().select(slice(0)), SequenceBatch(torch.zeros(2, 0))):
+    for batch in (
+        reals().without_values(),
+        reals().select(slice(0)),
+        SequenceBatch(torch.zeros(2, 0)),
+    ):
         with pytest.raises(UserError, match="is checked on a batch with observations"):
             problems(model, guide, batch)

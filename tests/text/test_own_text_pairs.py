@@ -1,4 +1,6 @@
-"""The text program with pairs that carry no state: what is learnt, scored and written is checked against sums by hand."""
+"""The text program with pairs that carry no state: what is learnt, scored and written is checked
+against sums by hand.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from pyro_seq import Pair, SequenceBatch
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.text.model import SCORING_WINDOW
 from pyro_seq.text.scoring import score_blocks
-from pyro_seq.text.training import Corpora, TextModel, generate, new_pair, score_symbols, text_settings, train, validate
+from pyro_seq.text.training import (
+    Corpora,
+    TextModel,
+    generate,
+    new_pair,
+    score_symbols,
+    text_settings,
+    train,
+    validate,
+)
 from pyro_seq.text.vocabulary import Vocabulary
 from pyro_seq.text.windows import separate_windows
 
@@ -34,7 +45,8 @@ def bigram(emission):
             last = torch.full((len(batch),), k)
             for t in batch.steps():
                 with batch.active(t):
-                    last = pyro.sample(f"x_{t}", dist.Categorical(logits=logits[last]), obs=batch.at(t))
+                    law = dist.Categorical(logits=logits[last])
+                    last = pyro.sample(f"x_{t}", law, obs=batch.at(t))
 
     return model
 """
@@ -43,7 +55,9 @@ def bigram(emission):
 @pytest.fixture
 def text(tmp_path: Path) -> TextModel:
     (tmp_path / "own.py").write_text(BIGRAM)
-    settings = text_settings({"model.kind": f"{tmp_path}/own.py:bigram", "text.window": WINDOW, "text.batch_size": 4})
+    settings = text_settings(
+        {"model.kind": f"{tmp_path}/own.py:bigram", "text.window": WINDOW, "text.batch_size": 4}
+    )
     vocabulary = Vocabulary("char", SYMBOLS, 1)
     return TextModel(new_pair(settings, vocabulary), vocabulary, settings, torch.device("cpu"))
 
@@ -104,7 +118,9 @@ def test_effective_samples_of_separate_windows_are_those_of_the_worst(text: Text
 @pytest.mark.parametrize("length", [1, WINDOW, 4 * WINDOW + 1, 70 * WINDOW])
 def test_validation_is_on_separate_windows(text: TextModel, length: int) -> None:
     symbols = random_symbols(length)
-    assert validate(text, symbols)["loss"] == pytest.approx(-by_hand(text, symbols, WINDOW) / length, rel=1e-5)
+    assert validate(text, symbols)["loss"] == pytest.approx(
+        -by_hand(text, symbols, WINDOW) / length, rel=1e-5
+    )
 
 
 def test_separate_windows_are_the_text_in_order() -> None:
@@ -126,23 +142,41 @@ def test_text_goes_on_after_its_prompt(text: TextModel) -> None:
     assert list(generate(text, length=5)) == ["abcda"]
 
 
-def test_training_says_that_windows_are_separate(text: TextModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_says_that_windows_are_separate(
+    text: TextModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     corpora = Corpora(text.vocabulary, random_symbols(100), random_symbols(20))
     settings = text_settings(
-        {"model.kind": text.settings.model.kind, "text.window": WINDOW, "training.num_steps": 3, "training.sample_every": 2}
+        {
+            "model.kind": text.settings.model.kind,
+            "text.window": WINDOW,
+            "training.num_steps": 3,
+            "training.sample_every": 2,
+        }
     )
     run = RunFolder(tmp_path / "run", "text")
     with run.locked():
         trained = train(corpora, settings, run)
     err = capsys.readouterr().err
-    assert err.count("returns no state, so text.carry has no effect: each window is learnt as a sequence of its own") == 1
+    assert (
+        err.count(
+            "returns no state, so text.carry has no effect: each window is learnt as a sequence "
+            "of "
+            "its own"
+        )
+        == 1
+    )
     assert " with 30 parameters" in err.splitlines()[0] and trained.step == 3
 
 
 @pytest.mark.parametrize("kind", ["srnn", None])
 def test_a_first_validation_draws_as_later_ones_do(text: TextModel, kind: str | None) -> None:
     """A resumed run's first validation is a later one of the unbroken run."""
-    settings = text.settings if kind is None else text_settings({"model.kind": kind, "model.hidden_size": 4})
+    settings = (
+        text.settings
+        if kind is None
+        else text_settings({"model.kind": kind, "model.hidden_size": 4})
+    )
     fresh = TextModel(new_pair(settings, text.vocabulary), text.vocabulary, settings, text.device)
     fresh.pair.train(False)
     shown = []

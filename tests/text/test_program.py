@@ -41,7 +41,9 @@ def corpora(tmp_path: Path) -> dict[str, Any]:
     return {"train": tmp_path / "train.txt", "valid": tmp_path / "valid.txt", "valid_fraction": 0.1}
 
 
-def test_run_keeps_all_that_it_needs(tmp_path: Path, corpora: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_keeps_all_that_it_needs(
+    tmp_path: Path, corpora: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     begin(Path("r"), SETTINGS, corpora | {"train": Path("train.txt")}, seed=7, **OPTIONS)
     run = RunFolder("r", "text")
@@ -51,8 +53,14 @@ def test_run_keeps_all_that_it_needs(tmp_path: Path, corpora: dict[str, Any], mo
         "seed": 7,
         "valid_fraction": 0.1,
         "files": {
-            "train": {"path": str(tmp_path / "train.txt"), "sha256": hashlib.sha256(TEXT.encode()).hexdigest()},
-            "valid": {"path": str(tmp_path / "valid.txt"), "sha256": fingerprint(tmp_path / "valid.txt")},
+            "train": {
+                "path": str(tmp_path / "train.txt"),
+                "sha256": hashlib.sha256(TEXT.encode()).hexdigest(),
+            },
+            "valid": {
+                "path": str(tmp_path / "valid.txt"),
+                "sha256": fingerprint(tmp_path / "valid.txt"),
+            },
         },
     }
     monkeypatch.chdir("/")
@@ -65,27 +73,38 @@ def test_best_weights_are_what_is_loaded(tmp_path: Path, corpora: dict[str, Any]
     trained = begin(tmp_path / "r", SETTINGS, corpora, seed=0, **OPTIONS)
     loaded = load(tmp_path / "r")
     assert loaded.step == 3 and not loaded.model.training
-    for a, b in zip(trained.model.state_dict().values(), loaded.model.state_dict().values(), strict=True):
+    for a, b in zip(
+        trained.model.state_dict().values(), loaded.model.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b)
 
 
-def test_last_weights_are_loaded_where_there_are_no_best_ones_yet(tmp_path: Path, corpora: dict[str, Any]) -> None:
+def test_last_weights_are_loaded_where_there_are_no_best_ones_yet(
+    tmp_path: Path, corpora: dict[str, Any]
+) -> None:
     begin(tmp_path / "r", SETTINGS, corpora, seed=0, **OPTIONS)
     (tmp_path / "r" / "best.safetensors").unlink()
     assert load(tmp_path / "r").step == 3
     (tmp_path / "r" / "last.safetensors").unlink()
-    with pytest.raises(UserError, match="has no weights yet: train it first, or go on with --resume"):
+    with pytest.raises(
+        UserError, match="has no weights yet: train it first, or go on with --resume"
+    ):
         load(tmp_path / "r")
 
 
-def test_moved_corpora_are_taken_where_they_lie_now(tmp_path: Path, corpora: dict[str, Any]) -> None:
+def test_moved_corpora_are_taken_where_they_lie_now(
+    tmp_path: Path, corpora: dict[str, Any]
+) -> None:
     begin(tmp_path / "r", SETTINGS, corpora, seed=0, **OPTIONS)
     (tmp_path / "elsewhere").mkdir()
     for name in ("train.txt", "valid.txt"):
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
     with pytest.raises(UserError, match=r"cannot read .*train\.txt"):
         go_on(tmp_path / "r", {}, **OPTIONS)
-    moved = {"corpus": tmp_path / "elsewhere" / "train.txt", "valid": tmp_path / "elsewhere" / "valid.txt"}
+    moved = {
+        "corpus": tmp_path / "elsewhere" / "train.txt",
+        "valid": tmp_path / "elsewhere" / "valid.txt",
+    }
     assert go_on(tmp_path / "r", {"training.num_steps": 5}, **moved, **OPTIONS).step == 5
     with pytest.raises(UserError, match="is not the valid corpus"):
         go_on(tmp_path / "r", {}, corpus=moved["corpus"], valid=moved["corpus"], **OPTIONS)
@@ -106,14 +125,21 @@ def test_only_one_process_begins_a_run(tmp_path: Path, corpora: dict[str, Any]) 
         assert not other.exists()
 
 
-def test_settings_that_do_not_go_together_leave_nothing(tmp_path: Path, corpora: dict[str, Any]) -> None:
+def test_settings_that_do_not_go_together_leave_nothing(
+    tmp_path: Path, corpora: dict[str, Any]
+) -> None:
     wrong = override(SETTINGS, {"training.kl_schedule": "half_life", "training.kl_start": 0.5}, "")
-    with pytest.raises(UserError, match=r"^training\.kl_start: the half_life schedule .* must start below that, got 0\.5"):
+    with pytest.raises(
+        UserError,
+        match=r"^training\.kl_start: the half_life schedule .* must start below that, got 0\.5",
+    ):
         begin(tmp_path / "r", wrong, corpora, seed=0, **OPTIONS)
     assert not (tmp_path / "r").exists()
 
 
-def test_run_begun_meanwhile_is_not_overwritten(tmp_path: Path, corpora: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_begun_meanwhile_is_not_overwritten(
+    tmp_path: Path, corpora: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def read_slowly(*arguments: Any, **options: Any) -> Any:
         monkeypatch.undo()
         begin(tmp_path / "r", SETTINGS, corpora, seed=0, **OPTIONS)
@@ -127,7 +153,9 @@ def test_run_begun_meanwhile_is_not_overwritten(tmp_path: Path, corpora: dict[st
 
 def test_only_the_length_of_a_run_may_change(tmp_path: Path, corpora: dict[str, Any]) -> None:
     begin(tmp_path / "r", SETTINGS, corpora, seed=0, **OPTIONS)
-    with pytest.raises(UserError, match=r"^--set, --model: a run goes on with what it was begun with"):
+    with pytest.raises(
+        UserError, match=r"^--set, --model: a run goes on with what it was begun with"
+    ):
         go_on(tmp_path / "r", {}, fixed=["--set", "--model"], **OPTIONS)
     with pytest.raises(UserError, match=r"^--resume: training\.num_steps must be at least 1"):
         go_on(tmp_path / "r", {"training.num_steps": 0}, **OPTIONS)

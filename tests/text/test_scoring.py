@@ -1,4 +1,6 @@
-"""Texts in blocks and windows: nothing depends on where they are cut; and what surprises, with the text around it."""
+"""Texts in blocks and windows: nothing depends on where they are cut; and what surprises, with the
+text around it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ import torch
 
 from pyro_seq.errors import UserError
 from pyro_seq.text import scoring as text_scoring
-from pyro_seq.text.scoring import AROUND, MostSurprising, evaluate, score_blocks, score_symbols, windows_of
+from pyro_seq.text.scoring import (
+    AROUND,
+    MostSurprising,
+    evaluate,
+    score_blocks,
+    score_symbols,
+    windows_of,
+)
 from pyro_seq.text.training import TextModel, new_pair, text_settings
 from pyro_seq.text.vocabulary import Vocabulary
 
@@ -35,7 +44,9 @@ def test_windows_of_blocks_are_the_text(sizes: list[int], window: int) -> None:
     symbols, blocks, start = np.arange(333), [], 0
     while start < 333:
         size = sizes[len(blocks) % len(sizes)]
-        blocks.append((symbols[start : start + size], "".join(map(chr, symbols[start : start + size]))))
+        blocks.append(
+            (symbols[start : start + size], "".join(map(chr, symbols[start : start + size])))
+        )
         start += size
     both = list(windows_of(blocks, window))
     windows = [symbols for symbols, _ in both]
@@ -49,7 +60,9 @@ def test_windows_of_blocks_are_the_text(sizes: list[int], window: int) -> None:
 def test_every_method_scores_a_document(method: Any) -> None:
     text = text_model(**LATENT)
     symbols = text.vocabulary.encode(TEXT)
-    scored = score_blocks(text, [(symbols[:200], TEXT[:200]), (symbols[200:], TEXT[200:])], method=method, samples=8)
+    scored = score_blocks(
+        text, [(symbols[:200], TEXT[:200]), (symbols[200:], TEXT[200:])], method=method, samples=8
+    )
     assert scored.method == method and scored.samples == 8 and scored.characters == len(TEXT)
     assert scored.standard_error is not None and 0 < scored.standard_error < 50
     assert (scored.effective_samples is None) == (method == "elbo")
@@ -57,12 +70,18 @@ def test_every_method_scores_a_document(method: Any) -> None:
         score_symbols(text, symbols, method="exact")
 
 
-def test_the_most_surprising_symbols_with_the_text_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_most_surprising_symbols_with_the_text_around(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Equal to ranking all of them, wherever the windows' edges fall."""
     text, path = text_model(), tmp_path / "t.txt"
     path.write_text(TEXT)
     every: list[float] = []
-    evaluate(text, path, listeners=[lambda position, symbols, scored: every.extend(scored.surprise[0].tolist())])
+    evaluate(
+        text,
+        path,
+        listeners=[lambda position, symbols, scored: every.extend(scored.surprise[0].tolist())],
+    )
     assert len(every) == len(TEXT)
     for window in (5, 1_000):
         monkeypatch.setattr(text_scoring, "scoring_window", lambda text, window=window: window)
@@ -72,8 +91,13 @@ def test_the_most_surprising_symbols_with_the_text_around(monkeypatch: pytest.Mo
         best = sorted(every, reverse=True)[:12]
         assert [s.nats for s in found] == pytest.approx(best, rel=1e-5)
         for s in found:
-            assert every[s.position] == pytest.approx(s.nats, rel=1e-5) and TEXT[s.position] == s.symbol
-            assert TEXT[: s.position].endswith(s.before) and len(s.before) == min(AROUND, s.position)
+            assert (
+                every[s.position] == pytest.approx(s.nats, rel=1e-5)
+                and TEXT[s.position] == s.symbol
+            )
+            assert TEXT[: s.position].endswith(s.before) and len(s.before) == min(
+                AROUND, s.position
+            )
             assert TEXT[s.position + 1 :][:AROUND] == s.after
 
 

@@ -1,4 +1,6 @@
-"""Real text, where it is to be had: the corpus as it is described, and a first minute of learning on it."""
+"""Real text, where it is to be had: the corpus as it is described, and a first minute of learning
+on it.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,29 @@ def test_every_character_has_its_symbol(corpus: Path) -> None:
 
 
 def test_a_short_training_beats_counting_pairs(corpus: Path, tmp_path: Path) -> None:
-    """A hundred steps of a small model, on text that it has not seen, against a bigram model fitted on all of the training text."""
+    """A hundred steps of a small model, on text that it has not seen, against a bigram model fitted
+    on all of the training text.
+    """
     vocabulary = Vocabulary.of_file(corpus, oov_buckets=0)
     symbols, _ = vocabulary.encode_file(corpus)
     learnt, held_out = symbols[:1_003_854], symbols[1_003_854:1_023_854]
     counts = torch.ones(65, 65).index_put_(
-        (torch.tensor(learnt[:-1]).long(), torch.tensor(learnt[1:]).long()), torch.ones(()), accumulate=True
+        (torch.tensor(learnt[:-1]).long(), torch.tensor(learnt[1:]).long()),
+        torch.ones(()),
+        accumulate=True,
     )
     pairs = (counts / counts.sum(-1, keepdim=True)).log()
-    bigram = -float(pairs[torch.tensor(held_out[:-1]).long(), torch.tensor(held_out[1:]).long()].mean())
+    bigram = -float(
+        pairs[torch.tensor(held_out[:-1]).long(), torch.tensor(held_out[1:]).long()].mean()
+    )
     assert 2.4 < bigram < 2.55
 
-    changes = {"model.hidden_size": 128, "model.output_dropout": 0.0, "training.num_steps": 200, "training.learning_rate": 1e-2}
+    changes = {
+        "model.hidden_size": 128,
+        "model.output_dropout": 0.0,
+        "training.num_steps": 200,
+        "training.learning_rate": 1e-2,
+    }
     settings = text_settings(changes | {"text.batch_size": 32, "training.sample_every": 0})
     run = RunFolder(tmp_path / "run", "text")
     with run.locked():

@@ -1,4 +1,6 @@
-"""Text models: scores against those computed by hand, continuations, byte level, and what memory they take."""
+"""Text models: scores against those computed by hand, continuations, byte level, and what memory
+they take.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,19 @@ from pyro_seq.text.training import (
 from pyro_seq.text.vocabulary import Vocabulary
 from pyro_seq.text.windows import document_windows
 
-SMALL = {"model.hidden_size": 8, "model.latent_size": 3, "model.latent_sizes": (8,), "text.embedding_size": 4, "text.window": 12}
+SMALL = {
+    "model.hidden_size": 8,
+    "model.latent_size": 3,
+    "model.latent_sizes": (8,),
+    "text.embedding_size": 4,
+    "text.window": 12,
+}
 TEXT = "the cat sat on the mat, é\n" * 7
 
 
-def text_model(kind: str = "rnn", vocabulary: Vocabulary | None = None, **changes: Any) -> TextModel:
+def text_model(
+    kind: str = "rnn", vocabulary: Vocabulary | None = None, **changes: Any
+) -> TextModel:
     """A model with weights large enough that it is far from uniform."""
     settings = text_settings(Layer(SMALL, lenient=True), {"model.kind": kind} | changes)
     vocabulary = vocabulary or Vocabulary("char", "".join(sorted(set(TEXT) - {"é"})), 2)
@@ -59,7 +69,9 @@ def log_probs_by_hand(text: TextModel, symbols: list[int]) -> list[float]:
     embedded = np.zeros(4)
     found = []
     for symbol in symbols:
-        gates = weights["recurrence.rnn.weight_ih_l0"] @ embedded + weights["recurrence.rnn.bias_ih_l0"]
+        gates = (
+            weights["recurrence.rnn.weight_ih_l0"] @ embedded + weights["recurrence.rnn.bias_ih_l0"]
+        )
         gates += weights["recurrence.rnn.weight_hh_l0"] @ h + weights["recurrence.rnn.bias_hh_l0"]
         i, f, g, o = np.split(gates, 4)
         c = c / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
@@ -89,7 +101,8 @@ def test_scores_are_those_computed_by_hand(tmp_path: Path) -> None:
     assert (scored.method, scored.samples, scored.standard_error) == ("exact", 1, 0.0)
     rows = [line.split("\t") for line in lines.getvalue().splitlines()[1:]]
     assert [float(nats) for _, _, nats in rows] == pytest.approx([-x for x in by_hand], abs=2e-5)
-    assert "".join(json.loads(shown) for _, shown, _ in rows) == TEXT  # also what is outside the vocabulary
+    # also what is outside the vocabulary
+    assert "".join(json.loads(shown) for _, shown, _ in rows) == TEXT
 
 
 def test_document_longer_than_a_window_is_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +123,11 @@ def test_bound_says_so_and_grows_tighter(kind: str) -> None:
     text = text_model(kind)
     symbols = text.vocabulary.encode(TEXT)
     scored = {k: [score_symbols(text, symbols, samples=k) for _ in range(5)] for k in (1, 64)}
-    assert all(s.method == "importance" and s.samples == k for k, several in scored.items() for s in several)
+    assert all(
+        s.method == "importance" and s.samples == k
+        for k, several in scored.items()
+        for s in several
+    )
     assert all(s.standard_error is None for s in scored[1])
     assert all(s.standard_error is not None and s.standard_error > 0 for s in scored[64])
     means = {k: sum(s.log_likelihood for s in several) / 5 for k, several in scored.items()}
@@ -131,7 +148,9 @@ def test_validation_reads_streams_side_by_side() -> None:
     text = text_model()
     symbols = text.vocabulary.encode(TEXT)
     edges = np.linspace(0, len(symbols), 17).round().astype(int)
-    by_hand = sum(sum(log_probs_by_hand(text, symbols[a:b].tolist())) for a, b in itertools.pairwise(edges))
+    by_hand = sum(
+        sum(log_probs_by_hand(text, symbols[a:b].tolist())) for a, b in itertools.pairwise(edges)
+    )
     with text.pair.scope():
         figures = validate(text, symbols)
     assert figures["loss"] == pytest.approx(-by_hand / len(symbols), rel=1e-6)
@@ -147,7 +166,9 @@ def test_validation_text_of_any_length(kind: str, length: int) -> None:
 
 
 def test_more_samples_make_a_validation_surer() -> None:
-    """The variance of the ELBO's estimate falls as 1/K: to a sixteenth, which 23 degrees of freedom tell from a quarter."""
+    """The variance of the ELBO's estimate falls as 1/K: to a sixteenth, which 23 degrees of freedom
+    tell from a quarter.
+    """
     deviations = []
     for samples in (1, 16):
         text = text_model("iseq", **{"training.valid_particles": samples})
@@ -178,7 +199,10 @@ def test_seed_decides_the_samples(kind: str) -> None:
 def test_samples_follow_the_model_after_the_prompt() -> None:
     text = text_model()
     prompt = text.vocabulary.encode("the cat")
-    logs = [log_probs_by_hand(text, [*prompt.tolist(), symbol])[-1] for symbol in range(len(text.vocabulary))]
+    logs = [
+        log_probs_by_hand(text, [*prompt.tolist(), symbol])[-1]
+        for symbol in range(len(text.vocabulary))
+    ]
     n = 20_000
     counts = np.zeros(len(text.vocabulary.characters))
     for sample in generate(text, length=1, num_samples=n, prompt="the cat"):
@@ -194,15 +218,28 @@ def test_top_1_is_the_likeliest_and_samples_are_new_text_only() -> None:
     text = text_model()
     symbols = text.vocabulary.encode("the ").tolist()
     for _ in range(10):
-        symbols.append(int(np.argmax([log_probs_by_hand(text, [*symbols, s])[-1] for s in range(len(text.vocabulary))])))
-    assert next(generate(text, length=10, prompt="the ", top_k=1)) == text.vocabulary.decode(np.array(symbols[4:]))
+        symbols.append(
+            int(
+                np.argmax(
+                    [
+                        log_probs_by_hand(text, [*symbols, s])[-1]
+                        for s in range(len(text.vocabulary))
+                    ]
+                )
+            )
+        )
+    assert next(generate(text, length=10, prompt="the ", top_k=1)) == text.vocabulary.decode(
+        np.array(symbols[4:])
+    )
 
 
 def test_many_samples_come_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     text = text_model()
     monkeypatch.setattr(module, "SAMPLED_ROWS", 4)
     samples = list(generate(text, length=6, num_samples=11, prompt="the "))
-    assert len(samples) == 11 and len(set(samples)) > 5 and {len(sample) for sample in samples} == {6}
+    assert (
+        len(samples) == 11 and len(set(samples)) > 5 and {len(sample) for sample in samples} == {6}
+    )
     monkeypatch.setattr(module, "SAMPLED_SYMBOLS", 6)
     assert len(list(generate(text, length=1_500, num_samples=2))) == 2
 
@@ -211,7 +248,13 @@ def test_generation_holds_only_what_it_has_drawn(monkeypatch: pytest.MonkeyPatch
     text = text_model()
     allocated = []
     empty = np.empty
-    monkeypatch.setattr(module.np, "empty", lambda shape, dtype: allocated.append((shape, np.dtype(dtype).itemsize)) or empty(shape, dtype))
+    monkeypatch.setattr(
+        module.np,
+        "empty",
+        lambda shape, dtype: (
+            allocated.append((shape, np.dtype(dtype).itemsize)) or empty(shape, dtype)
+        ),
+    )
     next(generate(text, length=1_001, num_samples=1_000_000))
     assert allocated == [((256, 1_001), 1)]
 
@@ -221,14 +264,18 @@ def test_state_after_the_prompt_is_that_of_its_reading() -> None:
     symbols = text.vocabulary.encode(TEXT)
     with text.pair.scope():
         short = filtered_state(text.pair, document_windows(symbols, window=5), draws=2)["model"]
-        whole = filtered_state(text.pair, document_windows(symbols, window=len(symbols)), draws=2)["model"]
+        whole = filtered_state(text.pair, document_windows(symbols, window=len(symbols)), draws=2)[
+            "model"
+        ]
     for a, b in zip(short["carried"], whole["carried"], strict=True):
         assert torch.allclose(a, b, atol=1e-5) and torch.equal(a[0], a[1])
 
 
 @pytest.mark.parametrize(("options", "says"), [
-    ({"length": 0}, "at least 1"), ({"num_samples": 0}, "at least 1"), ({"prompt": "é"}, "never seen: 'é'"),
-    ({"prompt": "".join(map(chr, range(300, 400)))}, "and 90 more"), ({"temperature": -0.5}, "at least 0"), ({"top_k": 0}, "at least 1"),
+    ({"length": 0}, "at least 1"), ({"num_samples": 0}, "at least 1"),
+    ({"prompt": "é"}, "never seen: 'é'"),
+    ({"prompt": "".join(map(chr, range(300, 400)))}, "and 90 more"),
+    ({"temperature": -0.5}, "at least 0"), ({"top_k": 0}, "at least 1"),
 ])  # fmt: skip
 def test_generation_that_cannot_be(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
@@ -244,7 +291,9 @@ def test_byte_level_reads_and_writes_anything(tmp_path: Path) -> None:
     text = text_model(vocabulary=Vocabulary("byte"), **{"text.level": "byte"})
     scored = evaluate(text, tmp_path / "b.bin")
     assert scored.characters == 768 and scored.unknown == 0
-    assert scored.log_likelihood == pytest.approx(sum(log_probs_by_hand(text, list(data))), rel=1e-6)
+    assert scored.log_likelihood == pytest.approx(
+        sum(log_probs_by_hand(text, list(data))), rel=1e-6
+    )
     assert len(next(generate(text, length=40, prompt="é😀\udcff"))) <= 40
 
 
@@ -256,7 +305,10 @@ def test_validation_part_is_the_corpus_end(tmp_path: Path) -> None:
     settings = TextSettings().text
     corpora = read_corpora(settings, tmp_path / "t", valid_fraction=0.25)
     assert (len(corpora.train), len(corpora.valid)) == (75, 25)
-    assert corpora.vocabulary.decode(np.concatenate([corpora.train, corpora.valid])) == "abcdefghij" * 10
+    assert (
+        corpora.vocabulary.decode(np.concatenate([corpora.train, corpora.valid]))
+        == "abcdefghij" * 10
+    )
     assert len(read_corpora(settings, tmp_path / "t", valid_fraction=0).valid) == 0
     for fraction in (-0.1, 1.0, math.nan):
         with pytest.raises(UserError, match=r"must lie in \[0, 1\)"):
@@ -269,7 +321,9 @@ def test_vocabulary_comes_from_where_it_is_said_to(tmp_path: Path) -> None:
     settings = TextSettings().text
     corpora = read_corpora(settings, tmp_path / "train", valid=tmp_path / "valid")
     assert corpora.vocabulary.characters == "ab" and corpora.valid.tolist() == [0, 1, 2]
-    corpora = read_corpora(settings, tmp_path / "train", valid=tmp_path / "valid", vocabulary_from=tmp_path / "more")
+    corpora = read_corpora(
+        settings, tmp_path / "train", valid=tmp_path / "valid", vocabulary_from=tmp_path / "more"
+    )
     assert corpora.vocabulary.characters == "abcxyz" and corpora.valid.tolist() == [0, 1, 5]
 
 
@@ -279,6 +333,12 @@ def test_a_symbol_is_embedded_and_seen_by_the_next_step_alone() -> None:
     changed = symbols.clone()
     changed[0, 5] += 1
     with text.pair.scope(), torch.no_grad():
-        first, second = (next(iter(score_document(text.pair, document_windows(s[0].numpy(), window=12)))).steps for s in (symbols, changed))
-    assert torch.equal(first[0, :5], second[0, :5]) and not torch.isclose(first[0, 5:], second[0, 5:]).any()
+        first, second = (
+            next(iter(score_document(text.pair, document_windows(s[0].numpy(), window=12)))).steps
+            for s in (symbols, changed)
+        )
+    assert (
+        torch.equal(first[0, :5], second[0, :5])
+        and not torch.isclose(first[0, 5:], second[0, 5:]).any()
+    )
     assert functional.one_hot(symbols).shape[-1] <= len(text.vocabulary)

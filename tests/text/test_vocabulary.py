@@ -1,4 +1,6 @@
-"""Symbols and their numbers: any Unicode, any bytes, a cap with buckets, and errors that say where."""
+"""Symbols and their numbers: any Unicode, any bytes, a cap with buckets, and errors that say
+where.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from hypothesis import strategies as st
 
 from pyro_seq.errors import UserError
 from pyro_seq.text import vocabulary as module
-from pyro_seq.text.vocabulary import CHUNK_BYTES, UNKNOWN, Vocabulary, file_size, quoted, read_bytes, read_lines, read_text
+from pyro_seq.text.vocabulary import (
+    CHUNK_BYTES,
+    UNKNOWN,
+    Vocabulary,
+    file_size,
+    quoted,
+    read_bytes,
+    read_lines,
+    read_text,
+)
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
@@ -39,7 +50,9 @@ def test_any_text_survives_encoding(tmp_path_factory: pytest.TempPathFactory, te
 
 
 @given(st.binary(min_size=1))
-def test_any_bytes_survive_at_byte_level(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_any_bytes_survive_at_byte_level(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
     path = written(tmp_path_factory.mktemp("bytes") / "t.bin", data)
     vocabulary = Vocabulary.of_file(path, level="byte")
     symbols, unknown = vocabulary.encode_file(path)
@@ -70,16 +83,23 @@ def test_without_buckets_an_unknown_character_is_refused(tmp_path: Path) -> None
         vocabulary.encode_file(written(tmp_path / "t", "abxx€"))
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32)])
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32)]
+)
 def test_symbols_take_as_few_bytes_as_their_number_allows(size: int, dtype: type) -> None:
     assert Vocabulary("char", "a", size - 1).dtype == dtype
 
 
 def test_line_ends_stay_and_only_the_first_byte_order_mark_goes(tmp_path: Path) -> None:
-    assert "".join(read_text(written(tmp_path / "t", "\ufeffa\r\nb\rc\n\ufeff"))) == "a\r\nb\rc\n\ufeff"
+    assert (
+        "".join(read_text(written(tmp_path / "t", "\ufeffa\r\nb\rc\n\ufeff")))
+        == "a\r\nb\rc\n\ufeff"
+    )
 
 
-def test_characters_across_chunks_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_across_chunks_are_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "aé€😀" * 5
     for size in range(1, 8):
         monkeypatch.setattr(module, "CHUNK_BYTES", size)
@@ -93,13 +113,16 @@ def test_characters_across_chunks_are_read_whole(tmp_path: Path, monkeypatch: py
         (b"abc\xe9tude", "0xe9", 3),
         ("é€".encode() + b"\x80", "0x80", 5),
         (b"ab\xe2\x82", "0xe2", 2),  # ends in the middle of a character
-        (b"a" * (CHUNK_BYTES - 1) + b"\xe2\x28\xa1", "0xe2", CHUNK_BYTES - 1),  # wrong across two chunks
+        # wrong across two chunks
+        (b"a" * (CHUNK_BYTES - 1) + b"\xe2\x28\xa1", "0xe2", CHUNK_BYTES - 1),
         (b"a" * (CHUNK_BYTES - 1) + b"\xf0\x9f\x98", "0xf0", CHUNK_BYTES - 1),
         (b"a" * CHUNK_BYTES + "é".encode() * 7 + b"\xc0", "0xc0", CHUNK_BYTES + 14),
         (b"\xed\xa0\x80", "0xed", 0),  # a surrogate
     ],
 )
-def test_bytes_that_are_not_utf8_are_named_with_their_offset(tmp_path: Path, data: bytes, byte: str, offset: int) -> None:
+def test_bytes_that_are_not_utf8_are_named_with_their_offset(
+    tmp_path: Path, data: bytes, byte: str, offset: int
+) -> None:
     path = written(tmp_path / "t", data)
     with pytest.raises(UnicodeDecodeError) as truth:
         data.decode()
@@ -110,17 +133,35 @@ def test_bytes_that_are_not_utf8_are_named_with_their_offset(tmp_path: Path, dat
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
-@pytest.mark.parametrize("text", ["the cat sat on the mat\n", "Ελληνικά, and some English beside it\n" * 30])
-def test_wider_encodings_without_a_mark_are_told_by_their_nuls(tmp_path: Path, encoding: str, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["the cat sat on the mat\n", "Ελληνικά, and some English beside it\n" * 30]
+)
+def test_wider_encodings_without_a_mark_are_told_by_their_nuls(
+    tmp_path: Path, encoding: str, text: str
+) -> None:
     path = written(tmp_path / "t", text.encode(encoding))
     name = encoding[:6].upper()
-    with pytest.raises(UserError, match=rf"not UTF-8: (NULs stand among its bytes as in {name} without|byte 0x).*text\.level=byte"):
+    with pytest.raises(
+        UserError,
+        match=(
+            rf"not UTF-8: (NULs stand among its bytes as in {name} without|byte "
+            r"0x).*text\.level=byte"
+        ),
+    ):
         Vocabulary.of_file(path)
-    assert Vocabulary.of_file(path, level="byte").encode_file(path)[0].tobytes() == path.read_bytes()
+    assert (
+        Vocabulary.of_file(path, level="byte").encode_file(path)[0].tobytes() == path.read_bytes()
+    )
 
 
 def test_nuls_in_a_text_are_characters(tmp_path: Path) -> None:
-    for text in ("a\0", "one\0two\0three\0four\0", "\0" * 50, "a\0b\0c\0\0d and so on, with some words", "ab\0a\nbb\nab\0ab\n" * 12):
+    for text in (
+        "a\0",
+        "one\0two\0three\0four\0",
+        "\0" * 50,
+        "a\0b\0c\0\0d and so on, with some words",
+        "ab\0a\nbb\nab\0ab\n" * 12,
+    ):
         assert "".join(read_text(written(tmp_path / "t", text))) == text
 
 
@@ -128,7 +169,9 @@ LINES = "\ufeffone\r\n\r\ntwo\rthree\n\n\n x \nlast"
 
 
 @pytest.mark.parametrize("level", ["char", "byte"])
-def test_a_line_ends_with_its_symbol_whatever_ended_it_in_the_file(tmp_path: Path, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_ends_with_its_symbol_whatever_ended_it_in_the_file(
+    tmp_path: Path, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written(tmp_path / "t", LINES.removeprefix("\ufeff") if level == "byte" else LINES)
     vocabulary = Vocabulary.of_file(path, level=level, line_end=True)
     assert vocabulary.end == len(vocabulary) - 1 and not {"\n", "\r"} & set(vocabulary.characters)
@@ -140,7 +183,9 @@ def test_a_line_ends_with_its_symbol_whatever_ended_it_in_the_file(tmp_path: Pat
         assert vocabulary.decode(symbols) == "one\ntwo\nthree\n x \nlast\n" and unknown == 0
         assert (symbols == vocabulary.end).sum() == 5
         chunks = read_bytes(path) if level == "byte" else read_text(path)
-        lines = [line if isinstance(line, str) else line.decode() for line in read_lines(chunks, level)]
+        lines = [
+            line if isinstance(line, str) else line.decode() for line in read_lines(chunks, level)
+        ]
         assert lines == ["one", "", "two", "three", "", "", " x ", "last"]
     assert vocabulary.decode(np.arange(len(vocabulary)))[-1] == "\n"
 
@@ -149,7 +194,9 @@ def test_a_line_ends_with_its_symbol_whatever_ended_it_in_the_file(tmp_path: Pat
 def test_lines_are_those_of_python(text: str, size: int) -> None:
     chunks = [text[i : i + size] for i in range(0, len(text), size)]
     assert list(read_lines(chunks, "char")) == text.splitlines()
-    assert list(read_lines([chunk.encode() for chunk in chunks], "byte")) == [line.encode() for line in text.splitlines()]
+    assert list(read_lines([chunk.encode() for chunk in chunks], "byte")) == [
+        line.encode() for line in text.splitlines()
+    ]
 
 
 @pytest.mark.parametrize("data", ["", "\n\r\n\r", "\ufeff", "\ufeff\n"])
@@ -159,7 +206,10 @@ def test_a_text_without_a_line_has_no_vocabulary_of_lines(tmp_path: Path, data: 
 
 
 def test_undecodable_command_line_bytes_are_themselves_at_byte_level() -> None:
-    assert Vocabulary("byte").encode(b"caf\xe9".decode(errors="surrogateescape")).tobytes() == b"caf\xe9"
+    assert (
+        Vocabulary("byte").encode(b"caf\xe9".decode(errors="surrogateescape")).tobytes()
+        == b"caf\xe9"
+    )
 
 
 @pytest.mark.parametrize("name", ["missing", "folder", "a/b", "nul\0"])
@@ -175,7 +225,9 @@ def test_empty_file_has_no_vocabulary(tmp_path: Path) -> None:
             Vocabulary.of_file(written(tmp_path / "t", data))
 
 
-def test_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_grows_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written(tmp_path / "t", "aaaa")
     monkeypatch.setattr(module, "file_size", lambda path: 3)
     with pytest.raises(UserError, match="grew while it was read"):
@@ -203,7 +255,9 @@ def test_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, monkeypatch
 )
 def test_damaged_vocabulary_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"v\.json is damaged"):
-        Vocabulary.from_json({"level": "char", "characters": "ab", "oov_buckets": 1} | change, Path("v.json"))
+        Vocabulary.from_json(
+            {"level": "char", "characters": "ab", "oov_buckets": 1} | change, Path("v.json")
+        )
 
 
 def test_quoted_shows_the_first_characters() -> None:
@@ -217,7 +271,8 @@ from pathlib import Path
 from pyro_seq.text.vocabulary import Vocabulary
 path = Path(sys.argv[1])
 def peak():  # not by getrusage, which begins with what the process held that has started this one
-    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 Vocabulary.of_file(Path(sys.argv[2]))._table()  # what every vocabulary takes
 before = peak()
 symbols, _ = Vocabulary.of_file(path, oov_buckets=int(sys.argv[3])).encode_file(path)
@@ -225,9 +280,16 @@ print(len(symbols), symbols.itemsize, peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc, which only Linux has")
-@pytest.mark.parametrize(("character", "buckets", "bytes_each"), [("a", 1, 1), ("я", 1, 1), ("漢", 300, 2), ("😀", 70_000, 4)])
-def test_memory_grows_by_no_more_than_a_symbol_for_a_character(tmp_path: Path, character: str, buckets: int, bytes_each: int) -> None:
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="memory is read from /proc, which only Linux has"
+)
+@pytest.mark.parametrize(
+    ("character", "buckets", "bytes_each"),
+    [("a", 1, 1), ("я", 1, 1), ("漢", 300, 2), ("😀", 70_000, 4)],
+)
+def test_memory_grows_by_no_more_than_a_symbol_for_a_character(
+    tmp_path: Path, character: str, buckets: int, bytes_each: int
+) -> None:
     assert unicodedata.name(character)
     count = 50_000_000 // len(character.encode())
     path = written(tmp_path / "large", character * count)
@@ -236,4 +298,6 @@ def test_memory_grows_by_no_more_than_a_symbol_for_a_character(tmp_path: Path, c
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     symbols, itemsize, grown = map(int, done.stdout.split())
     assert (symbols, itemsize) == (count, bytes_each)
-    assert grown < bytes_each * count + 25e6, f"{grown / 1e6:.0f} MB for {count / 1e6:.0f} M characters"
+    assert grown < bytes_each * count + 25e6, (
+        f"{grown / 1e6:.0f} MB for {count / 1e6:.0f} M characters"
+    )

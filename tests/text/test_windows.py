@@ -1,4 +1,6 @@
-"""Windows of a corpus: what a pass covers, where it can be left and gone on with, and a document in pieces."""
+"""Windows of a corpus: what a pass covers, where it can be left and gone on with, and a document in
+pieces.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from pyro_seq.text.windows import TextWindows, document_windows
 
 
 def windows(length: int, **options: Any) -> TextWindows:
-    return TextWindows(np.arange(length), **({"batch_size": 4, "window": 7, "carry": True, "seed": 3} | options))
+    return TextWindows(
+        np.arange(length), **({"batch_size": 4, "window": 7, "carry": True, "seed": 3} | options)
+    )
 
 
 def values(batch: SequenceBatch) -> torch.Tensor:
@@ -37,7 +41,8 @@ def test_carried_streams_go_on_where_they_ended_and_cover_a_pass(length: int) ->
         rows = values(batch)
         assert rows.shape == (4, 7)
         assert (rows.diff(dim=1) == 1).all()
-        assert (rows.diff(dim=0) == of_a_stream).all()  # four streams side by side, none reaching into the next
+        # four streams side by side, none reaching into the next
+        assert (rows.diff(dim=0) == of_a_stream).all()
         if follows:
             assert ends is not None and torch.equal(rows[:, 0], ends + 1)
         else:
@@ -52,7 +57,11 @@ def test_carried_streams_go_on_where_they_ended_and_cover_a_pass(length: int) ->
 
 def test_passes_begin_at_different_places() -> None:
     stream = windows(1_000)
-    starts = {int(values(batch)[0, 0]) for batch, follows in (stream.draw() for _ in range(2_000)) if not follows}
+    starts = {
+        int(values(batch)[0, 0])
+        for batch, follows in (stream.draw() for _ in range(2_000))
+        if not follows
+    }
     assert starts == set(range(7))
 
 
@@ -83,7 +92,9 @@ def test_going_on_from_a_state_gives_the_same_batches(carry: bool) -> None:
     wanted = [stream.draw() for _ in range(20)]
     again = windows(100, carry=carry, seed=99)
     again.load_state(state)
-    for (batch, follows), (other, other_follows) in zip(wanted, (again.draw() for _ in range(20)), strict=True):
+    for (batch, follows), (other, other_follows) in zip(
+        wanted, (again.draw() for _ in range(20)), strict=True
+    ):
         assert torch.equal(values(batch), values(other)) and follows == other_follows
 
 
@@ -111,16 +122,22 @@ def test_state_of_something_else_is_refused(change: dict[str, Any]) -> None:
 
 
 def test_corpus_shorter_than_a_window_is_refused() -> None:
-    with pytest.raises(UserError, match=r"6 symbols, fewer than one window of 7: lower text\.window"):
+    with pytest.raises(
+        UserError, match=r"6 symbols, fewer than one window of 7: lower text\.window"
+    ):
         windows(6)
 
 
 @given(length=st.integers(1, 60), window=st.integers(1, 20), streams=st.integers(1, 9))
-def test_document_is_covered_exactly_once_and_in_order(length: int, window: int, streams: int) -> None:
+def test_document_is_covered_exactly_once_and_in_order(
+    length: int, window: int, streams: int
+) -> None:
     rows: dict[int, list[int]] = {}
     for batch in document_windows(np.arange(length), window=window, streams=streams):
         assert batch.num_steps <= window
-        for row, (steps, count) in enumerate(zip(values(batch), batch.lengths.tolist(), strict=True)):
+        for row, (steps, count) in enumerate(
+            zip(values(batch), batch.lengths.tolist(), strict=True)
+        ):
             rows.setdefault(row, []).extend(steps[:count].tolist())
     assert len(rows) == min(streams, length)
     assert [symbol for row in sorted(rows) for symbol in rows[row]] == list(range(length))
@@ -131,4 +148,6 @@ def test_windows_are_in_memory_one_at_a_time() -> None:
     symbols = np.zeros(10**8, dtype=np.uint8)  # never touched as a whole
     batch = next(document_windows(symbols, window=10, streams=2))
     assert values(batch).shape == (2, 10)
-    assert values(TextWindows(symbols, batch_size=2, window=10, carry=False, seed=0).draw()[0]).shape == (2, 10)
+    assert values(
+        TextWindows(symbols, batch_size=2, window=10, carry=False, seed=0).draw()[0]
+    ).shape == (2, 10)

@@ -1,4 +1,6 @@
-"""Words of a text: told apart by rule, numbered by frequency, put together as a person would write them."""
+"""Words of a text: told apart by rule, numbered by frequency, put together as a person would write
+them.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ def written(path: Path, data: bytes | str) -> Path:
         ("a.b 3.x", ["a", ".", "b", "3", ".", "x"]),
         ("(“Oui”) «non»", ["(", "“", "Oui", "”", ")", "«", "non", "»"]),
         ("the <unk> of <unk>s", ["the", "<unk>", "of", "<unk>", "s"]),
-        ("हिन्दी 👩\u200d👩\u200d👧 שלום 漢字。", ["हिन्दी", "👩\u200d👩\u200d👧", "שלום", "漢字", "。"]),
+        (
+            "हिन्दी 👩\u200d👩\u200d👧 שלום 漢字。",
+            ["हिन्दी", "👩\u200d👩\u200d👧", "שלום", "漢字", "。"],
+        ),
         (" \t\r\n\u2028", []),
     ],
 )
@@ -74,14 +79,22 @@ def test_line_ends_become_spaces() -> None:
 def test_words_are_numbered_by_frequency_then_by_code_point(tmp_path: Path) -> None:
     path = written(tmp_path / "t", "b a c a. b a")
     vocabulary = WordVocabulary.of_file(path, size=10)
-    assert vocabulary.words == ("a", "b", ".", "c") and len(vocabulary) == 4 and not vocabulary.has_unknown
+    assert (
+        vocabulary.words == ("a", "b", ".", "c")
+        and len(vocabulary) == 4
+        and not vocabulary.has_unknown
+    )
     symbols, unknown = vocabulary.encode_file(path)
     assert (symbols.tolist(), unknown, symbols.dtype) == ([1, 0, 3, 0, 2, 1, 0], 0, np.uint8)
     assert vocabulary.decode(symbols) == "b a c a. b a"
 
 
-@pytest.mark.parametrize(("size", "words", "unknown"), [(2, ("a",), 4), (3, ("a", "b"), 2), (4, ("a", "b", ".", "c"), 0)])
-def test_the_size_counts_the_unknown_word(tmp_path: Path, size: int, words: tuple[str, ...], unknown: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "words", "unknown"), [(2, ("a",), 4), (3, ("a", "b"), 2), (4, ("a", "b", ".", "c"), 0)]
+)
+def test_the_size_counts_the_unknown_word(
+    tmp_path: Path, size: int, words: tuple[str, ...], unknown: int
+) -> None:
     path = written(tmp_path / "t", "b a c a. b a")
     vocabulary = WordVocabulary.of_file(path, size=size)
     assert vocabulary.words == words and len(vocabulary) == size
@@ -104,16 +117,23 @@ def test_without_an_unknown_word_others_are_refused() -> None:
 def test_words_too_long_to_be_words_are_unknown(tmp_path: Path) -> None:
     path = written(tmp_path / "t", f"a {'x' * LONGEST} {'y' * (LONGEST + 1)} a")
     vocabulary = WordVocabulary.of_file(path, size=100)
-    assert vocabulary.words == ("a", "x" * LONGEST) and vocabulary.encode_file(path)[0].tolist() == [0, 1, 2, 0]
+    assert vocabulary.words == ("a", "x" * LONGEST) and vocabulary.encode_file(path)[
+        0
+    ].tolist() == [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize("size", range(1, 9))
-def test_words_across_chunks_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_words_across_chunks_are_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     text = " \nThe well-known cat  -- it's… 1,000 sat"
     monkeypatch.setattr(reading, "CHUNK_BYTES", size)
     path = written(tmp_path / "t", text)
     vocabulary = WordVocabulary.of_file(path, size=100)
-    assert vocabulary.decode(vocabulary.encode_file(path)[0]) == "The well-known cat -- it's… 1,000 sat"
+    assert (
+        vocabulary.decode(vocabulary.encode_file(path)[0])
+        == "The well-known cat -- it's… 1,000 sat"
+    )
 
 
 @pytest.mark.parametrize("data", [b"", b" \n\t", "\ufeff".encode()])
@@ -132,7 +152,11 @@ def test_vocabulary_survives_json(tmp_path_factory: pytest.TempPathFactory, text
     path = written(tmp_path_factory.mktemp("text") / "t.txt", "a " + text)
     vocabulary = WordVocabulary.of_file(path, size=5)
     again = WordVocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())), path)
-    assert (again.words, again.has_unknown, len(again)) == (vocabulary.words, vocabulary.has_unknown, len(vocabulary))
+    assert (again.words, again.has_unknown, len(again)) == (
+        vocabulary.words,
+        vocabulary.has_unknown,
+        len(vocabulary),
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,4 +184,6 @@ def test_vocabulary_survives_json(tmp_path_factory: pytest.TempPathFactory, text
 )
 def test_damaged_vocabulary_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"v\.json is damaged"):
-        WordVocabulary.from_json({"level": "word", "words": ["a", "b"], "unknown": True} | change, Path("v.json"))
+        WordVocabulary.from_json(
+            {"level": "word", "words": ["a", "b"], "unknown": True} | change, Path("v.json")
+        )

@@ -30,7 +30,9 @@ class Stream:
 
     def draw(self) -> tuple[SequenceBatch, bool]:
         self.drawn += 1
-        return SequenceBatch(torch.randint(0, 3, (4, 6), generator=torch.Generator().manual_seed(self.drawn))), self.drawn > 1
+        return SequenceBatch(
+            torch.randint(0, 3, (4, 6), generator=torch.Generator().manual_seed(self.drawn))
+        ), self.drawn > 1
 
     def state(self) -> Any:
         return {"drawn": self.drawn}
@@ -54,15 +56,29 @@ class Normalised(nn.Module):
     def forward(self, batch: SequenceBatch) -> None:
         pyro.module("normalised", self)
         assert isinstance(batch.values, Tensor)
-        means = self.norm(batch.values.double().mean(-1, keepdim=True).to(torch.get_default_dtype())).squeeze(-1)
+        means = self.norm(
+            batch.values.double().mean(-1, keepdim=True).to(torch.get_default_dtype())
+        ).squeeze(-1)
         with batch.plate():
             for t in batch.steps():
                 pyro.sample(f"x_{t}", dist.Normal(means, 1.0), obs=batch.at(t).to(means.dtype))
 
 
-def train(pair: Pair, folder: Path, num_steps: int, *, resume: bool = False, hooks: Hooks | None = None, **changes: Any) -> Trainer:
-    settings = TrainingSettings(num_steps=num_steps, schedule="constant", warmup=0.0, sample_every=0, **changes)
-    trainer = Trainer(pair, Stream(), settings, run=RunFolder(folder, "test"), hooks=hooks, quiet=True)
+def train(
+    pair: Pair,
+    folder: Path,
+    num_steps: int,
+    *,
+    resume: bool = False,
+    hooks: Hooks | None = None,
+    **changes: Any,
+) -> Trainer:
+    settings = TrainingSettings(
+        num_steps=num_steps, schedule="constant", warmup=0.0, sample_every=0, **changes
+    )
+    trainer = Trainer(
+        pair, Stream(), settings, run=RunFolder(folder, "test"), hooks=hooks, quiet=True
+    )
     trainer.fit(resume=resume)
     return trainer
 
@@ -74,14 +90,20 @@ def test_running_statistics_go_on_exactly(tmp_path: Path) -> None:
     train(Pair(Normalised()), unbroken, 6)
     train(Pair(Normalised()), broken, 3)
     train(Pair(Normalised()), broken, 6, resume=True)
-    weights = [load_tree(folder / "last.safetensors")["weights"]["model"] for folder in (unbroken, broken)]
+    weights = [
+        load_tree(folder / "last.safetensors")["weights"]["model"] for folder in (unbroken, broken)
+    ]
     assert weights[0]["norm.num_batches_tracked"] == 6
     for name, weight in weights[0].items():
         assert torch.equal(weight, weights[1][name]), name
 
 
-def test_a_run_goes_on_in_the_precision_it_was_begun_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where `auto` would choose another one, as on another machine; the states carried over are float32 in any case."""
+def test_a_run_goes_on_in_the_precision_it_was_begun_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where `auto` would choose another one, as on another machine; the states carried over
+    are float32 in any case.
+    """
     monkeypatch.setattr(training, "fast_precision", lambda device, largest: torch.bfloat16)
     train(rnn(), tmp_path, 2)
     monkeypatch.setattr(training, "fast_precision", lambda device, largest: torch.float32)
@@ -91,7 +113,9 @@ def test_a_run_goes_on_in_the_precision_it_was_begun_in(tmp_path: Path, monkeypa
     assert {state.dtype for state in saved["carried"]["model"]["carried"]} == {torch.float32}
 
 
-def test_bfloat16_is_never_chosen_for_a_model_of_unknown_densities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_never_chosen_for_a_model_of_unknown_densities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(training, "fast_precision", lambda device, largest: torch.bfloat16)
     train(Pair(Normalised()), tmp_path, 1)
     assert load_tree(tmp_path / "last.safetensors")["precision"] == "float32"
@@ -99,8 +123,12 @@ def test_bfloat16_is_never_chosen_for_a_model_of_unknown_densities(tmp_path: Pat
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     losses = iter([1.0, math.nan])
-    with pytest.raises(NonFinite, match=r"step 4: the validation loss is not finite; the last good checkpoint is"):
-        train(rnn(), tmp_path, 10, hooks=Hooks(validate=lambda: {"loss": next(losses)}), valid_every=2)
+    with pytest.raises(
+        NonFinite, match=r"step 4: the validation loss is not finite; the last good checkpoint is"
+    ):
+        train(
+            rnn(), tmp_path, 10, hooks=Hooks(validate=lambda: {"loss": next(losses)}), valid_every=2
+        )
     assert load_tree(tmp_path / "best.safetensors")["step"] == 2
 
 

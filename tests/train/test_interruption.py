@@ -1,4 +1,6 @@
-"""A training that was interrupted, wherever it was, ends with the very weights and metrics of one that was not: any pair."""
+"""A training that was interrupted, wherever it was, ends with the very weights and metrics of one
+that was not: any pair.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ class Fuse:
 
 
 class Stream:
-    """Random batches; if asked, states are carried over, but for every third batch, which begins anew."""
+    """Random batches; if asked, states are carried over, but for every third batch, which begins
+    anew.
+    """
 
     def __init__(self, fuse: Fuse, *, carry: bool) -> None:
         self.fuse, self.carry, self.drawn = fuse, carry, 0
@@ -71,7 +75,9 @@ class Stream:
     def draw(self) -> tuple[SequenceBatch, bool]:
         self.fuse.burn()
         self.drawn += 1
-        return SequenceBatch(torch.randn(2, 3, generator=self.random)), self.carry and self.drawn % 3 != 1
+        return SequenceBatch(
+            torch.randn(2, 3, generator=self.random)
+        ), self.carry and self.drawn % 3 != 1
 
     def state(self) -> Any:
         return {"drawn": self.drawn, "random": self.random.get_state()}
@@ -83,13 +89,18 @@ class Stream:
 
 def shipped(kind: str, **settings: Any) -> Callable[[], Pair]:
     dropout = {"num_layers": 2, "dropout": 0.2, "input_dropout": 0.2, "output_dropout": 0.2}
-    chosen = model_settings(kind, {"hidden_size": 3, "latent_size": 2, "latent_sizes": (3,)} | dropout | settings)
+    chosen = model_settings(
+        kind, {"hidden_size": 3, "latent_size": 2, "latent_sizes": (3,)} | dropout | settings
+    )
     return lambda: make_pair(chosen, Parts(Normal(), lambda: Flatten(()), PreviousObservation))
 
 
 def functions() -> Pair:
     def model(batch: SequenceBatch) -> None:
-        loc, scale = pyro.param("loc", lambda: torch.randn(2, 2)), pyro.param("scale", torch.ones(()), constraint=dist.constraints.positive)
+        loc, scale = (
+            pyro.param("loc", lambda: torch.randn(2, 2)),
+            pyro.param("scale", torch.ones(()), constraint=dist.constraints.positive),
+        )
         with batch.plate():
             for t in batch.steps():
                 with batch.active(t):
@@ -136,7 +147,16 @@ def _short_way_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # nothing here survives the test
 
 
-def train(make: Callable[[], Pair], folder: Path, fuse: Fuse, *, resume: bool, carry: bool, seed: int = 0, **changes: Any) -> Trainer:
+def train(
+    make: Callable[[], Pair],
+    folder: Path,
+    fuse: Fuse,
+    *,
+    resume: bool,
+    carry: bool,
+    seed: int = 0,
+    **changes: Any,
+) -> Trainer:
     """One process's part of a training: until it is killed or done."""
     pyro.set_rng_seed(seed)
     pair = make()
@@ -149,7 +169,14 @@ def train(make: Callable[[], Pair], folder: Path, fuse: Fuse, *, resume: bool, c
 
     hooks = Hooks(validate=validate, samples=lambda: {"sample": str(torch.rand(1))})
     chosen = TrainingSettings(**(SETTINGS | changes))
-    trainer = Trainer(pair, Stream(fuse, carry=carry), chosen, run=RunFolder(folder, "test"), hooks=hooks, quiet=True)
+    trainer = Trainer(
+        pair,
+        Stream(fuse, carry=carry),
+        chosen,
+        run=RunFolder(folder, "test"),
+        hooks=hooks,
+        quiet=True,
+    )
     trainer.fit(resume=resume)
     return trainer
 
@@ -159,7 +186,11 @@ def outcome(folder: Path) -> dict[str, Any]:
     run = RunFolder(folder, "test")
     last = load_tree(run.last)
     del last["minutes"]
-    return {"last": flat(last), "best": flat(load_tree(run.best)), "metrics": run.metrics.read_bytes()}
+    return {
+        "last": flat(last),
+        "best": flat(load_tree(run.best)),
+        "metrics": run.metrics.read_bytes(),
+    }
 
 
 def flat(tree: Any) -> Any:
@@ -185,8 +216,12 @@ def fuses(monkeypatch: pytest.MonkeyPatch) -> list[Fuse]:
     return current
 
 
-def kill_everywhere(make: Callable[[], Pair], folder: Path, fuses: list[Fuse], *, stride: int = 1, **options: Any) -> None:
-    """Kills a training at every `stride`-th moment, goes on with it, and compares what is left with the unbroken one."""
+def kill_everywhere(
+    make: Callable[[], Pair], folder: Path, fuses: list[Fuse], *, stride: int = 1, **options: Any
+) -> None:
+    """Kills a training at every `stride`-th moment, goes on with it, and compares what is left with
+    the unbroken one.
+    """
     fuses.append(Fuse())
     train(make, folder / "unbroken", fuses[-1], resume=False, **options)
     expected, moments = outcome(folder / "unbroken"), fuses[-1].moments
@@ -196,7 +231,8 @@ def kill_everywhere(make: Callable[[], Pair], folder: Path, fuses: list[Fuse], *
         with pytest.raises(Killed):
             train(make, broken, fuses[-1], resume=False, **options)
         fuses.append(Fuse())
-        # how a training begins comes from its seed; from then on everything comes from its checkpoint
+        # how a training begins comes from its seed; from then on everything comes from its
+        # checkpoint
         seed = 1 if RunFolder(broken, "test").last.exists() else 0
         train(make, broken, fuses[-1], resume=True, seed=seed, **options)
         assert outcome(broken) == expected, moment
@@ -208,8 +244,12 @@ def test_killed_at_any_moment(tmp_path: Path, fuses: list[Fuse]) -> None:
     kill_everywhere(PAIRS["srnn"], tmp_path, fuses, carry=True)
 
 
-def test_killed_between_checkpoints(tmp_path: Path, fuses: list[Fuse], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checkpoints are seldom: a validation, its best weights and lines of metrics may lie between the last one and the end."""
+def test_killed_between_checkpoints(
+    tmp_path: Path, fuses: list[Fuse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints are seldom: a validation, its best weights and lines of metrics may lie between
+    the last one and the end.
+    """
     clock = iter(range(10**9))
     monkeypatch.setattr(training.time, "monotonic", lambda: float(next(clock)))
     kill_everywhere(PAIRS["rnn"], tmp_path, fuses, carry=True, checkpoint_seconds=8.0)
@@ -238,11 +278,15 @@ def test_killed_again_and_again(tmp_path: Path, fuses: list[Fuse]) -> None:
 
 
 def test_early_stopping_counts_on(tmp_path: Path, fuses: list[Fuse]) -> None:
-    """The validations without improvement before a kill count after it; a training that has stopped stays so."""
+    """The validations without improvement before a kill count after it; a training that has stopped
+    stays so.
+    """
     kill_everywhere(PAIRS["rnn"], tmp_path, fuses, stride=17, carry=False, num_steps=100)
     assert load_tree(RunFolder(tmp_path / "unbroken", "test").last)["step"] == 12
     fuses.append(Fuse())
-    again = train(PAIRS["rnn"], tmp_path / "unbroken", fuses[-1], resume=True, carry=False, num_steps=100)
+    again = train(
+        PAIRS["rnn"], tmp_path / "unbroken", fuses[-1], resume=True, carry=False, num_steps=100
+    )
     assert again.step == 12
 
 
@@ -254,11 +298,19 @@ def test_interrupted_by_a_signal(when: str, tmp_path: Path) -> None:
     class Interrupting(Fuse):
         def burn(self) -> None:
             self.moments += 1
-            if self.moments == {"a step": 4, "a validation": 5}[when]:  # the first batch is drawn twice
+            # the first batch is drawn twice
+            if self.moments == {"a step": 4, "a validation": 5}[when]:
                 signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(PAIRS["srnn"], tmp_path / "broken", Interrupting(), resume=False, carry=True, checkpoint_seconds=1e9)
+        train(
+            PAIRS["srnn"],
+            tmp_path / "broken",
+            Interrupting(),
+            resume=False,
+            carry=True,
+            checkpoint_seconds=1e9,
+        )
     assert load_tree(RunFolder(tmp_path / "broken", "test").last)["step"] == 3
     train(PAIRS["srnn"], tmp_path / "broken", Fuse(), resume=True, carry=True, seed=1)
     assert outcome(tmp_path / "broken") == outcome(tmp_path / "unbroken")
@@ -285,7 +337,10 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path: Path) -> None:
     train(PAIRS["rnn"], tmp_path, Fuse(), resume=False, carry=False)
     with pytest.raises(UserError, match="does not fit this pair"):
         train(PAIRS["srnn"], tmp_path, Fuse(), resume=True, carry=False)
-    with pytest.raises(UserError, match=r"is not a checkpoint of this run: optimiser\.averages has 10 entries, not 0"):
+    with pytest.raises(
+        UserError,
+        match=r"is not a checkpoint of this run: optimiser\.averages has 10 entries, not 0",
+    ):
         train(PAIRS["rnn"], tmp_path, Fuse(), resume=True, carry=False, average=0.0)
     run = RunFolder(tmp_path, "test")
     saved = load_tree(run.last)

@@ -1,4 +1,6 @@
-"""Pieces of music as minibatches: each frame once in a pass, stretches, transposition, resumption."""
+"""Pieces of music as minibatches: each frame once in a pass, stretches, transposition,
+resumption.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ def spelt(frames: Tensor) -> list[int]:
 
 def rows(batches: PieceBatches, count: int) -> list[Tensor]:
     drawn = (batches.draw()[0] for _ in range(count))
-    return [row[:length] for batch in drawn for row, length in zip(batch.values, batch.lengths.tolist(), strict=True)]
+    return [
+        row[:length]
+        for batch in drawn
+        for row, length in zip(batch.values, batch.lengths.tolist(), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("window", [0, 4])
@@ -39,14 +45,24 @@ def test_every_frame_comes_once_in_a_pass(window: int) -> None:
         stretches = rows(batches, 1)
         while batches.waiting:
             stretches += rows(batches, 1)
-        assert sorted(number for row in stretches for number in spelt(row)) == list(range(1, sum(LENGTHS) + 1))
-        assert all(spelt(row) == list(range(spelt(row)[0], spelt(row)[0] + len(row))) for row in stretches)
+        assert sorted(number for row in stretches for number in spelt(row)) == list(
+            range(1, sum(LENGTHS) + 1)
+        )
+        assert all(
+            spelt(row) == list(range(spelt(row)[0], spelt(row)[0] + len(row))) for row in stretches
+        )
         assert not window or max(map(len, stretches)) <= window
 
 
 def test_passes_differ_and_seeds_repeat_them() -> None:
-    first, second, again = (rows(PieceBatches(numbered(), batch_size=1, seed=seed), 15) for seed in (1, 2, 1))
-    assert [spelt(row) for row in first] == [spelt(row) for row in again] != [spelt(row) for row in second]
+    first, second, again = (
+        rows(PieceBatches(numbered(), batch_size=1, seed=seed), 15) for seed in (1, 2, 1)
+    )
+    assert (
+        [spelt(row) for row in first]
+        == [spelt(row) for row in again]
+        != [spelt(row) for row in second]
+    )
     assert [spelt(row) for row in first[:5]] != [spelt(row) for row in first[5:10]]
 
 
@@ -56,7 +72,9 @@ def test_transposition_moves_all_notes_alike_and_none_off_the_keyboard() -> None
     stretches = rows(PieceBatches([piece], batch_size=1, transpose=5, seed=0), 60)
     lowest = [int(row.any(0).nonzero()[0]) for row in stretches]
     assert set(lowest) == {0, 1, 2, 3}  # two keys are left below, one above
-    assert all(torch.equal(row, piece.roll(low - 2, 1)) for row, low in zip(stretches, lowest, strict=True))
+    assert all(
+        torch.equal(row, piece.roll(low - 2, 1)) for row, low in zip(stretches, lowest, strict=True)
+    )
     silence = torch.zeros(3, KEYS, dtype=torch.uint8)
     assert not rows(PieceBatches([silence], batch_size=1, transpose=5), 1)[0].any()
 
@@ -92,11 +110,15 @@ def test_similar_lengths_share_a_minibatch() -> None:
 def test_pieces_of_similar_length_stand_together_within_their_bound() -> None:
     groups = of_similar_length(numbered(), most_steps=14)
     assert sorted(i for group in groups for i in group) == [0, 2, 3, 4, 5]  # piece 1 has no frames
-    assert all(len(group) * max(LENGTHS[i] for i in group) <= 14 or len(group) == 1 for group in groups)
+    assert all(
+        len(group) * max(LENGTHS[i] for i in group) <= 14 or len(group) == 1 for group in groups
+    )
 
 
 def test_a_batch_is_what_is_made_of_it() -> None:
-    batches = PieceBatches(numbered(), batch_size=2, observe=lambda batch: batch.with_values(1 - batch.values))  # type: ignore[operator]
+    batches = PieceBatches(
+        numbered(), batch_size=2, observe=lambda batch: batch.with_values(1 - batch.values)
+    )  # type: ignore[operator]
     assert all(row[:, :20].all() for row in rows(batches, 2))
 
 

@@ -35,12 +35,18 @@ def step(optimiser: JointOptimiser, module: nn.Module, number: int) -> None:
 
 
 @pytest.mark.parametrize(("l1", "l2"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.3, 0.2)])
-@pytest.mark.parametrize(("clip_norm", "scale"), [(0.0, 1.0), (0.5, 1.0), (0.5, 0.01), (1e6, 0.1), (0.0, 0.1)])
+@pytest.mark.parametrize(
+    ("clip_norm", "scale"), [(0.0, 1.0), (0.5, 1.0), (0.5, 0.01), (1e6, 0.1), (0.0, 0.1)]
+)
 def test_equals_adamw_by_hand(clip_norm: float, scale: float, l1: float, l2: float) -> None:
     module = network()
     other = copy.deepcopy(module)
-    optimiser = joint(module, betas=(0.8, 0.95), weight_decay=0.1, clip_norm=clip_norm, l1=l1, l2=l2)
-    matrices, vectors = ([p for p in other.parameters() if (p.dim() > 1) == wanted] for wanted in (True, False))
+    optimiser = joint(
+        module, betas=(0.8, 0.95), weight_decay=0.1, clip_norm=clip_norm, l1=l1, l2=l2
+    )
+    matrices, vectors = (
+        [p for p in other.parameters() if (p.dim() > 1) == wanted] for wanted in (True, False)
+    )
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     theirs = torch.optim.AdamW(groups, lr=1e-2, betas=(0.8, 0.95), eps=1e-8)
     for number in range(6):
@@ -63,7 +69,9 @@ def test_equals_adamw_by_hand(clip_norm: float, scale: float, l1: float, l2: flo
 
 
 def test_penalties_rise_to_their_strength() -> None:
-    """At the n-th step (from 0) they count min(1, n / penalty_steps) times, in the gradient that a model without data gets."""
+    """At the n-th step (from 0) they count min(1, n / penalty_steps) times, in the gradient that a
+    model without data gets.
+    """
     module = network()
     weights = next(p for p in module.parameters() if p.dim() > 1)
     optimiser = joint(module, l1=0.3, l2=0.2, penalty_steps=4)
@@ -74,7 +82,9 @@ def test_penalties_rise_to_their_strength() -> None:
         (0.0 * sum(p.sum() for p in module.parameters())).backward()  # type: ignore[union-attr]
         before = weights.detach().clone()
         optimiser(module.parameters())
-        assert optimiser.gradient_norm == pytest.approx(float(expected.norm()), rel=1e-12, abs=1e-15)
+        assert optimiser.gradient_norm == pytest.approx(
+            float(expected.norm()), rel=1e-12, abs=1e-15
+        )
         assert torch.equal(weights, before) == (n == 0)
 
 
@@ -86,7 +96,10 @@ def test_averages() -> None:
     for n in range(1, 7):
         step(optimiser, module, n)
         decay = min(0.3, (1 + n) / (10 + n))
-        expected = [decay * a + (1 - decay) * p.detach() for a, p in zip(expected, module.parameters(), strict=True)]
+        expected = [
+            decay * a + (1 - decay) * p.detach()
+            for a, p in zip(expected, module.parameters(), strict=True)
+        ]
     torch.testing.assert_close(optimiser.averages, expected)
     latest = [p.detach().clone() for p in module.parameters()]
     with pytest.raises(KeyError), optimiser.averaged():
@@ -116,7 +129,9 @@ def test_state_round_trip() -> None:
     for number in range(3, 6):
         step(optimiser, module, number)
         step(resumed, other, number)
-    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(module.parameters(), other.parameters(), strict=True)
+    )
     assert all(torch.equal(p, q) for p, q in zip(optimiser.averages, resumed.averages, strict=True))
     assert resumed.steps == 6
 
@@ -192,19 +207,28 @@ def test_a_parameter_that_appears_later() -> None:
 
 
 def test_old_gradients_are_not_used() -> None:
-    """Gradients that stand on the parameters from before play no part, and none are left after a step."""
+    """Gradients that stand on the parameters from before play no part, and none are left after a
+    step.
+    """
     module = network()
     other = copy.deepcopy(module)
     loss(module, 5).backward()
     for each in (module, other):
         step(joint(each), each, 0)
-    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(module.parameters(), other.parameters(), strict=True)
+    )
     assert all(p.grad is None for p in module.parameters())
 
 
 def test_untouched_parameters_stay() -> None:
     module, idle = network(), nn.Parameter(torch.ones(2, 2))
-    optimiser = JointOptimiser({**dict(module.named_parameters()), "idle": idle}, learning_rate=0.1, weight_decay=0.1, l1=0.1)
+    optimiser = JointOptimiser(
+        {**dict(module.named_parameters()), "idle": idle},
+        learning_rate=0.1,
+        weight_decay=0.1,
+        l1=0.1,
+    )
     step(optimiser, module, 0)
     assert (idle == 1).all()
     optimiser([])  # no gradient at all
@@ -225,12 +249,17 @@ def test_gradients_that_are_not_finite(value: float) -> None:
 
 def test_learning_rate_schedules() -> None:
     def factors(schedule: str, warmup: float = 0.2) -> list[float]:
-        return [learning_rate_factor(p, schedule=schedule, floor=0.1, warmup=warmup) for p in (0.0, 0.1, 0.2, 0.6, 1.0, 1.5)]
+        return [
+            learning_rate_factor(p, schedule=schedule, floor=0.1, warmup=warmup)
+            for p in (0.0, 0.1, 0.2, 0.6, 1.0, 1.5)
+        ]
 
     assert factors("constant") == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0, 1.0])
     assert factors("linear") == pytest.approx([0.0, 0.5, 1.0, 0.55, 0.1, 0.1])
     assert factors("cosine") == pytest.approx([0.0, 0.5, 1.0, 0.55, 0.1, 0.1])
-    assert learning_rate_factor(0.4, schedule="cosine", floor=0.0, warmup=0.2) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert learning_rate_factor(0.4, schedule="cosine", floor=0.0, warmup=0.2) == pytest.approx(
+        0.5 * (1 + math.cos(math.pi / 4))
+    )
     assert factors("linear", warmup=0.0)[:2] == pytest.approx([1.0, 0.91])
     with pytest.raises(ValueError, match="schedule must be one of"):
         factors("steep", warmup=0.0)

@@ -1,4 +1,6 @@
-"""What the trainer says of a broken pair: on the first batch, in one line, and nothing is written."""
+"""What the trainer says of a broken pair: on the first batch, in one line, and nothing is
+written.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,13 @@ class Side(nn.Module):
         n, fault = len(batch), self.fault
         loc = self.loc.detach() if fault == "trains nothing" else self.loc
         if fault != "spare":
-            loc = loc + 0 * self.batch_norm.weight.sum() + self.spare.sum() + self.batch_norm.weight.sum() + self.batch_norm.bias.sum()
+            loc = (
+                loc
+                + 0 * self.batch_norm.weight.sum()
+                + self.spare.sum()
+                + self.batch_norm.weight.sum()
+                + self.batch_norm.bias.sum()
+            )
         loc = loc.detach() if fault == "trains nothing" else loc
         z = torch.zeros(n)
         with batch.plate():
@@ -61,7 +69,9 @@ class Side(nn.Module):
                     if fault == "nan" and t == 1:
                         z = z / 0 * 0
                     shape = [n, 2] if fault == "shape" else [n]
-                    normal: Any = dist.Normal((z + loc).unsqueeze(-1).expand(shape) if fault == "shape" else z + loc, 1.0)
+                    normal: Any = dist.Normal(
+                        (z + loc).unsqueeze(-1).expand(shape) if fault == "shape" else z + loc, 1.0
+                    )
                     if fault == "support":
                         normal = dist.LogNormal(z + loc, 1.0)
                     z = pyro.sample(f"z_{t}", normal.to_event(1) if fault == "shape" else normal)
@@ -69,8 +79,16 @@ class Side(nn.Module):
                     if fault == "extra":
                         pyro.sample(f"w_{t}", dist.Normal(z, 1.0))
                     if self.observes:
-                        pyro.sample(f"x_{t}", dist.Normal(z / 0 if fault == "infinite" else z, 1.0), obs=batch.at(t))
-        return SimpleNamespace(state={"z": z, "steps": torch.tensor(batch.num_steps)}) if fault == "state" else None
+                        pyro.sample(
+                            f"x_{t}",
+                            dist.Normal(z / 0 if fault == "infinite" else z, 1.0),
+                            obs=batch.at(t),
+                        )
+        return (
+            SimpleNamespace(state={"z": z, "steps": torch.tensor(batch.num_steps)})
+            if fault == "state"
+            else None
+        )
 
 
 def new_pair(model: str = "", guide: str = "") -> Pair:
@@ -78,27 +96,64 @@ def new_pair(model: str = "", guide: str = "") -> Pair:
 
 
 FAULTS: dict[str, tuple[str, str, str]] = {
-    "the guide misses a site": ("", "misses", "on the first batch: the guide has no site 'z_1', which the model samples"),
-    "the guide has another site": ("", "extra", r"on the first batch: the model has no site 'w_0' \(and 2 more\), which the guide samples"),
-    "event shapes": ("", "shape", r"site 'z_0' \(and 2 more\) has event shape \[2\] in the guide and \[\] in the model"),
-    "supports": ("support", "", r"site 'z_0' .* is sampled from Real\(\) by the guide, which leads out of the model's support Greater"),
+    "the guide misses a site": (
+        "",
+        "misses",
+        "on the first batch: the guide has no site 'z_1', which the model samples",
+    ),
+    "the guide has another site": (
+        "",
+        "extra",
+        r"on the first batch: the model has no site 'w_0' \(and 2 more\), which the guide samples",
+    ),
+    "event shapes": (
+        "",
+        "shape",
+        r"site 'z_0' \(and 2 more\) has event shape \[2\] in the guide and \[\] in the model",
+    ),
+    "supports": (
+        "support",
+        "",
+        (
+            r"site 'z_0' .* is sampled from Real\(\) by the guide, which leads out of the model's "
+            r"support Greater"
+        ),
+    ),
     "NaN in the guide": (
         "",
         "nan",
-        r"on the first batch: the value of site 'z_1' \(and 1 more\) in the guide is not finite \(sequence 0\)",
+        (
+            r"on the first batch: the value of site 'z_1' \(and 1 more\) in the guide is not "
+            r"finite "
+            r"\(sequence 0\)"
+        ),
     ),
-    "NaN in the model": ("infinite", "", r"on the first batch: the log-density of site 'x_0' .* in the model is not finite"),
+    "NaN in the model": (
+        "infinite",
+        "",
+        r"on the first batch: the log-density of site 'x_0' .* in the model is not finite",
+    ),
     "a state without the sequences": (
         "state",
         "",
-        r"on the first batch: the model's state has a tensor of shape \[\]: its first dimension must be the sequences \(2\)",
+        (
+            r"on the first batch: the model's state has a tensor of shape \[\]: its first "
+            r"dimension "
+            r"must be the sequences \(2\)"
+        ),
     ),
-    "nothing trains": ("trains nothing", "trains nothing", "on the first batch no parameter of this pair gets a gradient"),
+    "nothing trains": (
+        "trains nothing",
+        "trains nothing",
+        "on the first batch no parameter of this pair gets a gradient",
+    ),
 }
 ELBOS: dict[str, Callable[[], Any]] = {
     "settings": lambda: None,
     "particles": lambda: Trace_ELBO(num_particles=2),
-    "vectorised": lambda: Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1),
+    "vectorised": lambda: Trace_ELBO(
+        num_particles=2, vectorize_particles=True, max_plate_nesting=1
+    ),
     "mean field": TraceMeanField_ELBO,
     "renyi": lambda: RenyiELBO(num_particles=2),
 }
@@ -115,11 +170,15 @@ def test_faults(fault: str, elbo: str, tmp_path: Path) -> None:
     before = sorted(path.name for path in (tmp_path / "run").iterdir())
     weights = {name: p.detach().clone() for name, p in pair.parameters().items()}
     with pytest.raises(UserError, match=message) as raised:
-        Trainer(pair, stream, TrainingSettings(num_steps=3), run=run, elbo=ELBOS[elbo](), quiet=True).fit()
+        Trainer(
+            pair, stream, TrainingSettings(num_steps=3), run=run, elbo=ELBOS[elbo](), quiet=True
+        ).fit()
     assert "\n" not in str(raised.value)
     assert stream.drawn == 0
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
-    assert all(torch.equal(p, weights[name]) and p.grad is None for name, p in pair.parameters().items())
+    assert all(
+        torch.equal(p, weights[name]) and p.grad is None for name, p in pair.parameters().items()
+    )
 
 
 def test_a_parameter_that_is_not_used_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +186,9 @@ def test_a_parameter_that_is_not_used_is_named_once(capsys: pytest.CaptureFixtur
     pair.guide.loc.requires_grad_(False)  # type: ignore[attr-defined]  # on purpose, so nothing to say
     Trainer(pair, Stream(), TrainingSettings(num_steps=3)).fit()
     said = [line for line in capsys.readouterr().err.splitlines() if "gradient" in line]
-    assert said == ["parameter 'model.spare' (and 2 more) has no gradient on the first batch: is it in use?"]
+    assert said == [
+        "parameter 'model.spare' (and 2 more) has no gradient on the first batch: is it in use?"
+    ]
 
 
 def test_a_sound_pair_has_nothing_said_about_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,14 +221,25 @@ class Regimes(nn.Module):
         with batch.plate():
             for t in batch.steps():
                 with batch.active(t):
-                    z = pyro.sample(f"z_{t}", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+                    z = pyro.sample(
+                        f"z_{t}", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"}
+                    )
                     pyro.sample(f"x_{t}", dist.Normal(self.locs[z], 1.0), obs=batch.at(t))
 
 
 def test_latents_left_to_enumeration_take_an_objective_that_enumerates() -> None:
-    message = r"on the first batch: site 'z_0' \(and 2 more\) is marked to be enumerated, which Trace_ELBO does not do: it takes TraceEnum"
+    message = (
+        r"on the first batch: site 'z_0' \(and 2 more\) is marked to be enumerated, which "
+        r"Trace_ELBO does not do: it takes TraceEnum"
+    )
     with pytest.raises(UserError, match=message):
         Trainer(Pair(Regimes()), Stream(), TrainingSettings(num_steps=3), quiet=True).fit()
     pair = Pair(Regimes())
-    Trainer(pair, Stream(), TrainingSettings(num_steps=3), elbo=TraceEnum_ELBO(max_plate_nesting=1), quiet=True).fit()
+    Trainer(
+        pair,
+        Stream(),
+        TrainingSettings(num_steps=3),
+        elbo=TraceEnum_ELBO(max_plate_nesting=1),
+        quiet=True,
+    ).fit()
     assert not torch.equal(pair.model.locs.detach(), torch.tensor([-1.0, 1.0]))  # type: ignore[attr-defined]

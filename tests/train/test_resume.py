@@ -1,4 +1,6 @@
-"""A training that was stopped or killed, and resumed, ends with the very weights and metrics of one that was not."""
+"""A training that was stopped or killed, and resumed, ends with the very weights and metrics of one
+that was not.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ SMALL: dict[str, Any] = {
 
 
 def killed_run(*words: str) -> list[dict[str, Any]]:
-    done = subprocess.run([sys.executable, "-P", str(KILLED_RUN), *words], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-P", str(KILLED_RUN), *words], capture_output=True, text=True
+    )
     assert not done.stderr, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -45,7 +49,8 @@ def test_runs_killed_at_random_moments_end_as_unbroken_ones() -> None:
     assert [(t["model"], t["carry"], len(t["killed at"]), t["differences"]) for t in trainings] == [
         (model, carry, 10, []) for model in ("rnn", "srnn") for carry in (True, False)
     ]
-    assert sum(len(set(training["killed at"])) for training in trainings) >= 12  # at different steps, that is
+    # at different steps, that is
+    assert sum(len(set(training["killed at"])) for training in trainings) >= 12
 
 
 @pytest.mark.slow
@@ -56,7 +61,8 @@ def test_runs_of_music_killed_at_random_moments_end_as_unbroken_ones() -> None:
 
 def test_runs_killed_around_each_write_end_as_unbroken_ones() -> None:
     (training,) = killed_run("--writes", "--steps", "4", "--models", "rnn")
-    assert len(training["killed at"]) >= 20  # documents, checkpoints, best weights; before and after
+    # documents, checkpoints, best weights; before and after
+    assert len(training["killed at"]) >= 20
     assert training["differences"] == []
 
 
@@ -89,18 +95,39 @@ def interrupt() -> None:
     "changes",
     [
         {"model.kind": "iseq", "text.carry": True},
-        {"model.kind": "rnn", "model.cell": "gru", "model.num_layers": 2, "model.dropout": 0.3, "training.average": 0.9},
-        {"model.kind": "srnn", "model.input_dropout": 0.2, "model.output_dropout": 0.2, "training.kl_schedule": "linear"},
+        {
+            "model.kind": "rnn",
+            "model.cell": "gru",
+            "model.num_layers": 2,
+            "model.dropout": 0.3,
+            "training.average": 0.9,
+        },
+        {
+            "model.kind": "srnn",
+            "model.input_dropout": 0.2,
+            "model.output_dropout": 0.2,
+            "training.kl_schedule": "linear",
+        },
         {"model.kind": "rnn", "training.precision": "bfloat16"},
-        {"model.kind": "rnn", "text.level": "byte", "training.patience": 2, "training.learning_rate": 0.5},
+        {
+            "model.kind": "rnn",
+            "text.level": "byte",
+            "training.patience": 2,
+            "training.learning_rate": 0.5,
+        },
         {"model.kind": "srnn", "text.unit": "line"},
     ],
     ids=["iseq", "gru", "srnn", "bfloat16", "byte", "line"],
 )
-def test_resumed_run_equals_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], how: Any) -> None:
+def test_resumed_run_equals_the_unbroken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], how: Any
+) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the cat sat on\nthe mat;\n" * 30)
-    settings = text_settings(Layer(SMALL, lenient=True), {"training.checkpoint_seconds": 0.0 if how is crash else 1e6} | changes)
+    settings = text_settings(
+        Layer(SMALL, lenient=True),
+        {"training.checkpoint_seconds": 0.0 if how is crash else 1e6} | changes,
+    )
     options = {"device": "cpu", "quiet": True}
     data = {"train": corpus, "valid_fraction": 0.2}
     unbroken = begin(tmp_path / "unbroken", settings, data, seed=3, **options)
@@ -115,17 +142,32 @@ def test_resumed_run_equals_the_unbroken_one(tmp_path: Path, monkeypatch: pytest
     resumed = go_on(tmp_path / "broken", {}, **options)
     assert resumed.step == unbroken.step
     for name in ("best.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+        assert (tmp_path / "broken" / name).read_bytes() == (
+            tmp_path / "unbroken" / name
+        ).read_bytes()
     for a, b in zip(unbroken.pair.modules().values(), resumed.pair.modules().values(), strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(x, y)
+            for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+        )
 
 
 def test_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the cat sat on the mat; " * 30)
     settings = text_settings(Layer(SMALL, lenient=True))
-    begin(tmp_path / "r", settings, {"train": corpus, "valid_fraction": 0.2}, seed=0, device="cpu", quiet=True)
-    before = {name: (tmp_path / "r" / name).read_bytes() for name in ("best.safetensors", "last.safetensors", "metrics.jsonl", "run.json")}
+    begin(
+        tmp_path / "r",
+        settings,
+        {"train": corpus, "valid_fraction": 0.2},
+        seed=0,
+        device="cpu",
+        quiet=True,
+    )
+    before = {
+        name: (tmp_path / "r" / name).read_bytes()
+        for name in ("best.safetensors", "last.safetensors", "metrics.jsonl", "run.json")
+    }
     go_on(tmp_path / "r", {}, device="cpu", quiet=True)
     assert {name: (tmp_path / "r" / name).read_bytes() for name in before} == before
 
@@ -134,7 +176,14 @@ def test_run_without_its_checkpoint_is_not_begun_anew(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the cat sat on the mat; " * 30)
     settings = text_settings(Layer(SMALL, lenient=True))
-    begin(tmp_path / "r", settings, {"train": corpus, "valid_fraction": 0.2}, seed=0, device="cpu", quiet=True)
+    begin(
+        tmp_path / "r",
+        settings,
+        {"train": corpus, "valid_fraction": 0.2},
+        seed=0,
+        device="cpu",
+        quiet=True,
+    )
     (tmp_path / "r" / "last.safetensors").unlink()
     best = (tmp_path / "r" / "best.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"last\.safetensors is missing, so training cannot go on"):

@@ -1,4 +1,6 @@
-"""Annealing: strengths at the points that define a schedule, and what a scale on the latents scales."""
+"""Annealing: strengths at the points that define a schedule, and what a scale on the latents
+scales.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,15 @@ from pyro_seq.train.schedules import KL_SCHEDULES, kl_strength
 class TestStrength:
     def test_half_life(self) -> None:
         """VAE-Seq: 1e-5 at first, one half after 1e5 steps."""
-        at = {step: kl_strength(step, schedule="half_life", start=1e-5, steps=100_000) for step in (0, 50_000, 100_000, 10**7)}
-        assert at[0] == pytest.approx(1e-5) and at[100_000] == pytest.approx(0.5) and at[10**7] == pytest.approx(1.0)
+        at = {
+            step: kl_strength(step, schedule="half_life", start=1e-5, steps=100_000)
+            for step in (0, 50_000, 100_000, 10**7)
+        }
+        assert (
+            at[0] == pytest.approx(1e-5)
+            and at[100_000] == pytest.approx(0.5)
+            and at[10**7] == pytest.approx(1.0)
+        )
         a, b = -math.log(1e-5), (math.log(2) / -math.log(1e-5)) ** 1e-5
         assert at[50_000] == pytest.approx(math.exp(-a * b**50_000))
 
@@ -42,13 +51,23 @@ class TestStrength:
     @pytest.mark.parametrize("schedule", KL_SCHEDULES)
     @pytest.mark.parametrize("start", [1e-12, 1e-5, 0.3, 0.4, 1.0])
     def test_rises_within_bounds(self, schedule: str, start: float) -> None:
-        strengths = [kl_strength(step, schedule=schedule, start=start, steps=50) for step in [*range(0, 200, 5), 10**6]]
-        assert strengths == sorted(strengths) and strengths[0] > 0 and strengths[-1] == pytest.approx(1.0)
+        strengths = [
+            kl_strength(step, schedule=schedule, start=start, steps=50)
+            for step in [*range(0, 200, 5), 10**6]
+        ]
+        assert (
+            strengths == sorted(strengths)
+            and strengths[0] > 0
+            and strengths[-1] == pytest.approx(1.0)
+        )
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"schedule": "cosine", "start": 1.0}, "must be one of constant, half_life, linear, got 'cosine'"),
+            (
+                {"schedule": "cosine", "start": 1.0},
+                "must be one of constant, half_life, linear, got 'cosine'",
+            ),
             ({"schedule": "linear", "start": 0.0}, r"must start in \(0, 1\], got 0.0"),
             ({"schedule": "half_life", "start": 1.5}, r"must start in \(0, 1\], got 1.5"),
             ({"schedule": "half_life", "start": math.nan}, r"must start in \(0, 1\], got nan"),
@@ -63,10 +82,21 @@ class TestStrength:
 
 class TestScaleLatents:
     @pytest.mark.parametrize("layout", ["path", "steps"])
-    @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, lambda **k: FreeBits_ELBO(0.1, **k)])
+    @pytest.mark.parametrize(
+        "elbo", [Trace_ELBO, TraceMeanField_ELBO, lambda **k: FreeBits_ELBO(0.1, **k)]
+    )
     def test_scales_the_divergence_alone(self, float64: None, layout: Any, elbo: Any) -> None:
-        """loss(beta) = -(L - beta KL): three strengths lie on a line whose value at 0 is minus the likelihood."""
-        model = SRNN(Categorical(3), PreviousObservation(OneHot(3)), latent_size=2, latent_sizes=(3,), hidden_size=3, layout=layout)
+        """loss(beta) = -(L - beta KL): three strengths lie on a line whose value at 0 is minus the
+        likelihood.
+        """
+        model = SRNN(
+            Categorical(3),
+            PreviousObservation(OneHot(3)),
+            latent_size=2,
+            latent_sizes=(3,),
+            hidden_size=3,
+            layout=layout,
+        )
         guide = SRNNGuide(model, OneHot(3), hidden_size=3, latent_sizes=(3,))
         batch = SequenceBatch(torch.randint(3, (4, 5)), [5, 2, 0, 4])
         objective = elbo(max_plate_nesting=1)

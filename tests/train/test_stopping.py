@@ -28,7 +28,9 @@ def test_whichever_is_further_counts() -> None:
         (1, 0.0, 3, "training.patience is 3, and so many validations brought nothing better"),
     ],
 )
-def test_the_setting_that_ends_it_is_named(step: int, minutes: float, validations: int, says: str | None) -> None:
+def test_the_setting_that_ends_it_is_named(
+    step: int, minutes: float, validations: int, says: str | None
+) -> None:
     assert stopped_by("training", S, step, minutes, validations) == says
 
 

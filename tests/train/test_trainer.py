@@ -18,7 +18,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.infer import (
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
@@ -38,7 +45,9 @@ PAIRS = ("rnn", "iseq", "srnn")
 class Stream:
     """Batches made from random numbers of the stream's own, carried on if asked."""
 
-    def __init__(self, make: Callable[[torch.Generator], SequenceBatch], *, carry: bool = False) -> None:
+    def __init__(
+        self, make: Callable[[torch.Generator], SequenceBatch], *, carry: bool = False
+    ) -> None:
         self.make, self.carry, self.drawn = make, carry, 0
         self.random = torch.Generator().manual_seed(0)
 
@@ -71,16 +80,39 @@ def periodic(random: torch.Generator) -> SequenceBatch:
 
 
 def new_pair(kind: str, **settings: Any) -> Pair:
-    sizes: dict[str, Any] = {"hidden_size": 4, "latent_size": 2, "latent_sizes": (3,), "input_dropout": 0.0, "output_dropout": 0.0}
-    return make_pair(model_settings(kind, sizes | settings), Parts(Categorical(3), lambda: OneHot(3), PreviousObservation))
+    sizes: dict[str, Any] = {
+        "hidden_size": 4,
+        "latent_size": 2,
+        "latent_sizes": (3,),
+        "input_dropout": 0.0,
+        "output_dropout": 0.0,
+    }
+    return make_pair(
+        model_settings(kind, sizes | settings),
+        Parts(Categorical(3), lambda: OneHot(3), PreviousObservation),
+    )
 
 
 def settings(**changes: Any) -> TrainingSettings:
-    plain: dict[str, Any] = {"precision": "float32", "schedule": "constant", "warmup": 0.0, "sample_every": 0, "log_every": 1}
+    plain: dict[str, Any] = {
+        "precision": "float32",
+        "schedule": "constant",
+        "warmup": 0.0,
+        "sample_every": 0,
+        "log_every": 1,
+    }
     return TrainingSettings(**(plain | changes))
 
 
-def new_trainer(pair: Pair, batches: Any = None, *, hooks: Any = None, elbo: Any = None, run: Any = None, **changes: Any) -> Trainer:
+def new_trainer(
+    pair: Pair,
+    batches: Any = None,
+    *,
+    hooks: Any = None,
+    elbo: Any = None,
+    run: Any = None,
+    **changes: Any,
+) -> Trainer:
     batches = batches or Stream(random_symbols)
     return Trainer(pair, batches, settings(**changes), hooks=hooks, elbo=elbo, run=run, quiet=True)
 
@@ -92,7 +124,9 @@ def new_run(folder: Path) -> RunFolder:
 def logged(trainer: Trainer) -> list[dict[str, Any]]:
     """The lines of figures that the trainer will report, as they come."""
     lines: list[dict[str, Any]] = []
-    trainer.log.report = lambda step, split, figures: lines.append({"step": step, "split": split, **figures})  # type: ignore[method-assign]
+    trainer.log.report = lambda step, split, figures: lines.append(
+        {"step": step, "split": split, **figures}
+    )  # type: ignore[method-assign]
     return lines
 
 
@@ -102,7 +136,9 @@ def parameters(pair: Pair) -> dict[str, Tensor]:
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 # one step
@@ -111,11 +147,22 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("layout", ["path", "steps"])
 @pytest.mark.parametrize("kind", PAIRS)
 def test_steps_by_hand(kind: str, layout: str, float64: None) -> None:
-    """Three steps are those of AdamW on the annealed, penalised, clipped mean loss per observation."""
+    """Three steps are those of AdamW on the annealed, penalised, clipped mean loss per
+    observation.
+    """
     pair = new_pair(kind, layout=layout)
     other = copy.deepcopy(pair)
-    changes: dict[str, Any] = {"l1": 1e-3, "l2": 1e-2, "weight_decay": 0.1, "clip_norm": 0.5, "learning_rate": 1e-2, "beta2": 0.9}
-    trainer = new_trainer(pair, num_steps=3, kl_schedule="linear", kl_start=0.5, kl_steps=2, **changes)
+    changes: dict[str, Any] = {
+        "l1": 1e-3,
+        "l2": 1e-2,
+        "weight_decay": 0.1,
+        "clip_norm": 0.5,
+        "learning_rate": 1e-2,
+        "beta2": 0.9,
+    }
+    trainer = new_trainer(
+        pair, num_steps=3, kl_schedule="linear", kl_start=0.5, kl_steps=2, **changes
+    )
     lines = logged(trainer)
     pyro.set_rng_seed(0)
     trainer.fit()
@@ -123,13 +170,21 @@ def test_steps_by_hand(kind: str, layout: str, float64: None) -> None:
     pyro.set_rng_seed(0)
     ours = list(other.parameters().values())
     matrices = [p for p in ours if p.dim() > 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": [p for p in ours if p.dim() < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": 0.1},
+        {"params": [p for p in ours if p.dim() < 2], "weight_decay": 0.0},
+    ]
     optimiser, stream = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.9)), Stream(random_symbols)
     for number, beta in enumerate((0.5, 0.75, 1.0)):
         batch, _ = stream.draw()
         guide_trace = poutine.trace(other.guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(other.model, trace=guide_trace)).get_trace(batch)
-        likelihood = torch.stack([s["fn"].log_prob(s["value"]).sum() for s in sites(model_trace, observed=True, mask=batch.mask)]).sum()
+        likelihood = torch.stack(
+            [
+                s["fn"].log_prob(s["value"]).sum()
+                for s in sites(model_trace, observed=True, mask=batch.mask)
+            ]
+        ).sum()
         divergence = guide_trace.log_prob_sum() - (model_trace.log_prob_sum() - likelihood)
         loss = (beta * divergence - likelihood) / 10
         optimiser.zero_grad()
@@ -137,9 +192,17 @@ def test_steps_by_hand(kind: str, layout: str, float64: None) -> None:
         norm = torch.nn.utils.clip_grad_norm_(ours, 0.5)
         optimiser.step()
         line = lines[number]
-        expected = {"loss": loss, "log_likelihood": likelihood / 10, "kl": divergence / 10, "gradient_norm": norm, "kl_strength": beta}
+        expected = {
+            "loss": loss,
+            "log_likelihood": likelihood / 10,
+            "kl": divergence / 10,
+            "gradient_norm": norm,
+            "kl_strength": beta,
+        }
         for name, value in expected.items():
-            assert line[name] == pytest.approx(float(torch.as_tensor(value).detach()), rel=1e-6, abs=1e-9), name
+            assert line[name] == pytest.approx(
+                float(torch.as_tensor(value).detach()), rel=1e-6, abs=1e-9
+            ), name
         assert line["elbo"] == pytest.approx(line["log_likelihood"] - line["kl"])
     for (name, p), q in zip(parameters(pair).items(), ours, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-10, msg=name)
@@ -169,7 +232,9 @@ def test_free_bits() -> None:
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_learning_rate_over_a_run(schedule: str) -> None:
-    trainer = new_trainer(new_pair("rnn"), num_steps=10, learning_rate=0.1, schedule=schedule, warmup=0.2, floor=0.5)
+    trainer = new_trainer(
+        new_pair("rnn"), num_steps=10, learning_rate=0.1, schedule=schedule, warmup=0.2, floor=0.5
+    )
     lines = logged(trainer)
     trainer.fit()
     rates = [line["learning_rate"] for line in lines]
@@ -187,7 +252,9 @@ def test_log_lines_are_means() -> None:
     assert [line["step"] for line in lines[3]] == [3, 6]
     for name in ("loss", "log_likelihood", "kl", "elbo", "gradient_norm"):
         single = [line[name] for line in lines[1]]
-        assert [line[name] for line in lines[3]] == pytest.approx([sum(single[:3]) / 3, sum(single[3:]) / 3])
+        assert [line[name] for line in lines[3]] == pytest.approx(
+            [sum(single[:3]) / 3, sum(single[3:]) / 3]
+        )
 
 
 # what is learnt
@@ -196,7 +263,9 @@ def test_log_lines_are_means() -> None:
 @pytest.mark.parametrize("kind", PAIRS)
 def test_learns_a_periodic_sequence(kind: str) -> None:
     """To below 0.05 nats a step, from log 3 = 1.1, and then generates it."""
-    trainer = new_trainer(new_pair(kind, hidden_size=16), Stream(periodic), num_steps=120, learning_rate=0.03)
+    trainer = new_trainer(
+        new_pair(kind, hidden_size=16), Stream(periodic), num_steps=120, learning_rate=0.03
+    )
     lines = logged(trainer)
     trainer.fit()
     assert lines[0]["loss"] > 0.9
@@ -208,15 +277,21 @@ def test_learns_a_periodic_sequence(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PAIRS)
 def test_carried_states_are_used(kind: str) -> None:
-    """Windows of two steps of a sequence of period four: only what is carried tells which half it is."""
+    """Windows of two steps of a sequence of period four: only what is carried tells which half it
+    is.
+    """
 
     class Windows(Stream):
         def draw(self) -> tuple[SequenceBatch, bool]:
             self.drawn += 1
             start = 2 * self.drawn
-            return SequenceBatch(torch.tensor([0, 0, 1, 2, 0, 0])[torch.arange(start, start + 2) % 4].expand(4, 2)), self.drawn > 1
+            return SequenceBatch(
+                torch.tensor([0, 0, 1, 2, 0, 0])[torch.arange(start, start + 2) % 4].expand(4, 2)
+            ), self.drawn > 1
 
-    trainer = new_trainer(new_pair(kind, hidden_size=16), Windows(periodic), num_steps=120, learning_rate=0.03)
+    trainer = new_trainer(
+        new_pair(kind, hidden_size=16), Windows(periodic), num_steps=120, learning_rate=0.03
+    )
     lines = logged(trainer)
     trainer.fit()
     assert max(line["loss"] for line in lines[-10:]) < 0.2 < math.log(2) / 2
@@ -227,7 +302,9 @@ def test_same_seed_same_weights(average: float) -> None:
     found = []
     for _ in range(2):
         pyro.set_rng_seed(3)
-        trainer = new_trainer(new_pair("srnn", input_dropout=0.3, output_dropout=0.3), num_steps=8, average=average)
+        trainer = new_trainer(
+            new_pair("srnn", input_dropout=0.3, output_dropout=0.3), num_steps=8, average=average
+        )
         trainer.fit()
         found.append(parameters(trainer.pair))
     assert equal(*found)
@@ -244,7 +321,14 @@ def test_validation_does_not_disturb_training() -> None:
     found = []
     for hooked in (None, hooks):
         pyro.set_rng_seed(3)
-        trainer = new_trainer(new_pair("srnn", input_dropout=0.3), num_steps=6, hooks=hooked, valid_every=2, sample_every=2, patience=0)
+        trainer = new_trainer(
+            new_pair("srnn", input_dropout=0.3),
+            num_steps=6,
+            hooks=hooked,
+            valid_every=2,
+            sample_every=2,
+            patience=0,
+        )
         trainer.batches.make = full_symbols
         losses = logged(trainer)
         trainer.fit()
@@ -267,7 +351,10 @@ def function_pair() -> Pair:
                     pyro.sample(f"x_{t}", dist.Normal(z, scale), obs=batch.at(t))
 
     def guide(batch: SequenceBatch) -> None:
-        gain, width = pyro.param("gain", torch.tensor(0.5)), pyro.param("width", torch.tensor(1.0), constraint=dist.constraints.positive)
+        gain, width = (
+            pyro.param("gain", torch.tensor(0.5)),
+            pyro.param("width", torch.tensor(1.0), constraint=dist.constraints.positive),
+        )
         with batch.plate():
             for t in batch.steps():
                 with batch.active(t):
@@ -277,13 +364,17 @@ def function_pair() -> Pair:
 
 
 class Shared(PyroModule):
-    """A model or a guide with a network that both use, a layer of its own under a name that both have, and a constrained parameter."""
+    """A model or a guide with a network that both use, a layer of its own under a name that both
+    have, and a constrained parameter.
+    """
 
     def __init__(self, network: nn.Module, constrained: str, *, observes: bool) -> None:
         super().__init__()
         self.network, self.constrained, self.observes = network, constrained, observes
         self.layer = PyroModule[nn.Linear](2, 1)
-        setattr(self, constrained, PyroParam(torch.tensor(1.0), constraint=dist.constraints.positive))
+        setattr(
+            self, constrained, PyroParam(torch.tensor(1.0), constraint=dist.constraints.positive)
+        )
 
     def forward(self, batch: SequenceBatch) -> None:
         scale = getattr(self, self.constrained)
@@ -292,15 +383,21 @@ class Shared(PyroModule):
                 with batch.active(t):
                     if self.observes:
                         z = pyro.sample(f"z_{t}", dist.Normal(torch.zeros(len(batch)), 1.0))
-                    loc = self.layer(self.network((z if self.observes else batch.at(t))[:, None]))[:, 0]
+                    loc = self.layer(self.network((z if self.observes else batch.at(t))[:, None]))[
+                        :, 0
+                    ]
                     name = f"x_{t}" if self.observes else f"z_{t}"
-                    pyro.sample(name, dist.Normal(loc, scale), obs=batch.at(t) if self.observes else None)
+                    pyro.sample(
+                        name, dist.Normal(loc, scale), obs=batch.at(t) if self.observes else None
+                    )
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "a plain module": lambda: nn.Linear(1, 2),
     "a PyroModule": lambda: PyroModule[nn.Linear](1, 2),
-    "a PyroModule of modules": lambda: PyroModule[nn.Sequential](PyroModule[nn.Linear](1, 2), nn.Tanh()),
+    "a PyroModule of modules": lambda: PyroModule[nn.Sequential](
+        PyroModule[nn.Linear](1, 2), nn.Tanh()
+    ),
 }
 
 
@@ -318,18 +415,30 @@ def test_every_parameter_of_pyro_modules_moves(network: str) -> None:
 
 def test_constrained_parameters_of_one_name_are_an_error() -> None:
     """In Pyro's store model and guide would have one and the same parameter."""
-    pair = Pair(Shared(nn.Linear(1, 2), "scale", observes=True), Shared(nn.Linear(1, 2), "scale", observes=False))
-    with pytest.raises(UserError, match=r"'(model|guide).scale_unconstrained' was replaced by another one of its name"):
+    pair = Pair(
+        Shared(nn.Linear(1, 2), "scale", observes=True),
+        Shared(nn.Linear(1, 2), "scale", observes=False),
+    )
+    with pytest.raises(
+        UserError,
+        match=r"'(model|guide).scale_unconstrained' was replaced by another one of its name",
+    ):
         new_trainer(pair, Stream(real_numbers), num_steps=3).fit()
 
 
 def test_a_module_that_pyro_does_not_know() -> None:
-    """Without any registered parameter Pyro computes no gradient, which is an error; with one it computes all of them."""
+    """Without any registered parameter Pyro computes no gradient, which is an error; with one it
+    computes all of them.
+    """
 
     class Plain(nn.Module):
         def __init__(self, registers: bool) -> None:
             super().__init__()
-            self.loc, self.other, self.registers = nn.Parameter(torch.zeros(())), nn.Linear(1, 1), registers
+            self.loc, self.other, self.registers = (
+                nn.Parameter(torch.zeros(())),
+                nn.Linear(1, 1),
+                registers,
+            )
 
         def forward(self, batch: SequenceBatch) -> None:
             if self.registers:
@@ -337,13 +446,21 @@ def test_a_module_that_pyro_does_not_know() -> None:
             with batch.plate():
                 for t in batch.steps():
                     with batch.active(t):
-                        pyro.sample(f"x_{t}", dist.Normal(self.loc, 1.0).expand([len(batch)]), obs=batch.at(t))
+                        pyro.sample(
+                            f"x_{t}",
+                            dist.Normal(self.loc, 1.0).expand([len(batch)]),
+                            obs=batch.at(t),
+                        )
 
     pair = Pair(Plain(registers=True))
     new_trainer(pair, Stream(real_numbers), num_steps=3).fit()
     assert float(pair.model.loc.detach()) != 0
     with pytest.raises(
-        UserError, match=r"this pair registers no parameters with Pyro \(pyro.param, pyro.module\): there is nothing to train"
+        UserError,
+        match=(
+            r"this pair registers no parameters with Pyro \(pyro.param, pyro.module\): there is "
+            r"nothing to train"
+        ),
     ):
         new_trainer(Pair(Plain(registers=False)), Stream(real_numbers), num_steps=1).fit()
 
@@ -361,7 +478,11 @@ def test_a_pair_of_functions_trains() -> None:
 def test_pairs_that_cannot_be_trained() -> None:
     def fixed(batch: SequenceBatch) -> None:
         with batch.plate():
-            pyro.sample("x", dist.Normal(0.0, 1.0).expand([len(batch), batch.num_steps]).to_event(1), obs=batch.values)
+            pyro.sample(
+                "x",
+                dist.Normal(0.0, 1.0).expand([len(batch), batch.num_steps]).to_event(1),
+                obs=batch.values,
+            )
 
     with pytest.raises(UserError, match="this pair registers no parameters"):
         new_trainer(Pair(fixed), Stream(real_numbers), num_steps=1).fit()
@@ -371,7 +492,11 @@ def test_pairs_that_cannot_be_trained() -> None:
     def growing(batch: SequenceBatch) -> None:
         calls.append(pyro.param(f"loc{len(calls)}", torch.tensor(0.0)))
         with batch.plate():
-            pyro.sample("x", dist.Normal(calls[-1], 1.0).expand([len(batch), batch.num_steps]).to_event(1), obs=batch.values)
+            pyro.sample(
+                "x",
+                dist.Normal(calls[-1], 1.0).expand([len(batch), batch.num_steps]).to_event(1),
+                obs=batch.values,
+            )
 
     with pytest.raises(RuntimeError, match="a parameter appeared after the first step"):
         new_trainer(Pair(growing), Stream(real_numbers), num_steps=1).fit()
@@ -379,7 +504,9 @@ def test_pairs_that_cannot_be_trained() -> None:
 
 ELBOS: dict[str, Callable[[], Any]] = {
     "particles": lambda: Trace_ELBO(num_particles=3),
-    "vectorised": lambda: Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+    "vectorised": lambda: Trace_ELBO(
+        num_particles=3, vectorize_particles=True, max_plate_nesting=1
+    ),
     "mean field": TraceMeanField_ELBO,
     "graph": TraceGraph_ELBO,
     "renyi": lambda: RenyiELBO(alpha=0.5, num_particles=3),
@@ -391,33 +518,46 @@ ELBOS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("kind", PAIRS)
 def test_any_objective(kind: str, elbo: str, carry: bool) -> None:
     stream = Stream(full_symbols, carry=carry)
-    trainer = new_trainer(new_pair(kind), stream, num_steps=4, elbo=ELBOS[elbo](), learning_rate=0.01)
+    trainer = new_trainer(
+        new_pair(kind), stream, num_steps=4, elbo=ELBOS[elbo](), learning_rate=0.01
+    )
     before, lines = parameters(trainer.pair), logged(trainer)
     trainer.fit()
-    assert not [name for name, p in parameters(trainer.pair).items() if torch.equal(p, before[name])]
+    assert not [
+        name for name, p in parameters(trainer.pair).items() if torch.equal(p, before[name])
+    ]
     assert len(lines) == 4 and all(math.isfinite(line["loss"]) for line in lines)
 
 
 def test_an_objective_that_is_not_linear_in_the_densities() -> None:
     """The loss and gradient are those of the whole bound, divided by the number of observations."""
     pair = new_pair("srnn")
-    trainer = new_trainer(pair, num_steps=1, elbo=RenyiELBO(alpha=0, num_particles=4), clip_norm=0.0)
+    trainer = new_trainer(
+        pair, num_steps=1, elbo=RenyiELBO(alpha=0, num_particles=4), clip_norm=0.0
+    )
     other, lines = copy.deepcopy(pair), logged(trainer)
     pyro.set_rng_seed(5)
     trainer.fit()
     pyro.set_rng_seed(5)
-    loss = RenyiELBO(alpha=0, num_particles=4).loss_and_grads(other.model, other.guide, Stream(random_symbols).draw()[0])
+    loss = RenyiELBO(alpha=0, num_particles=4).loss_and_grads(
+        other.model, other.guide, Stream(random_symbols).draw()[0]
+    )
     norm = torch.stack([p.grad.square().sum() for p in other.parameters().values()]).sum().sqrt()
     assert lines[0]["loss"] == pytest.approx(loss / 10, rel=1e-5)
     assert lines[0]["gradient_norm"] == pytest.approx(float(norm) / 10, rel=1e-4)
 
 
 def test_discrete_latents_are_summed_out() -> None:
-    """A hidden Markov model under TraceEnum_ELBO: the loss is the forward algorithm's, and falls."""
+    """A hidden Markov model under TraceEnum_ELBO: the loss is the forward algorithm's, and
+    falls.
+    """
 
     @config_enumerate
     def model(batch: SequenceBatch) -> None:
-        rows, locs = pyro.param("rows", torch.tensor([[0.2, -0.3], [0.5, 0.1]])), pyro.param("locs", torch.tensor([-1.0, 1.0]))
+        rows, locs = (
+            pyro.param("rows", torch.tensor([[0.2, -0.3], [0.5, 0.1]])),
+            pyro.param("locs", torch.tensor([-1.0, 1.0])),
+        )
         with batch.plate():
             z: Any = 0
             for t in batch.steps():
@@ -435,7 +575,9 @@ def test_discrete_latents_are_summed_out() -> None:
             forward = forward + dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).log_prob(x[t])
         expected -= float(forward.logsumexp(0))
     elbo = TraceEnum_ELBO(max_plate_nesting=1)
-    trainer = new_trainer(Pair(model), Stream(lambda _: batch), num_steps=30, elbo=elbo, learning_rate=0.05)
+    trainer = new_trainer(
+        Pair(model), Stream(lambda _: batch), num_steps=30, elbo=elbo, learning_rate=0.05
+    )
     lines = logged(trainer)
     trainer.fit()
     assert lines[0]["loss"] == pytest.approx(expected / batch.num_observations, rel=1e-5)
@@ -453,7 +595,9 @@ def test_bfloat16_is_near_float32(kind: str, cell: str, carry: bool) -> None:
     for precision in ("float32", "bfloat16"):
         pyro.set_rng_seed(0)
         stream = Stream(full_symbols, carry=carry)
-        trainer = new_trainer(new_pair(kind, cell=cell), stream, num_steps=15, learning_rate=0.02, precision=precision)
+        trainer = new_trainer(
+            new_pair(kind, cell=cell), stream, num_steps=15, learning_rate=0.02, precision=precision
+        )
         lines = logged(trainer)
         trainer.fit()
         losses.append(torch.tensor([line["loss"] for line in lines]))
@@ -466,11 +610,15 @@ def test_auto_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "fast_precision", lambda device, largest: torch.bfloat16)
     seen = []
     pair = new_pair("rnn")
-    pair.model.decoder.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    pair.model.decoder.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.dtype)
+    )
     new_trainer(pair, num_steps=1, precision="auto").fit()
     assert seen[-1] == torch.bfloat16
     assert fast_precision(torch.device("cpu"), 2**20) in (torch.bfloat16, torch.float32)
-    assert fast_precision(torch.device("cpu"), 2**10) == torch.float32, "small products are not worth casting"
+    assert fast_precision(torch.device("cpu"), 2**10) == torch.float32, (
+        "small products are not worth casting"
+    )
 
 
 # the end of a run
@@ -483,7 +631,9 @@ def figures(*losses: float) -> Callable[[], dict[str, float]]:
 
 
 def test_early_stopping_and_best_weights(tmp_path: Path) -> None:
-    """It stops after `patience` validations without a better loss; the best weights are in the pair, with and without a run."""
+    """It stops after `patience` validations without a better loss; the best weights are in the
+    pair, with and without a run.
+    """
     for run in (None, new_run(tmp_path)):
         pyro.set_rng_seed(0)
         at_validation: list[dict[str, Tensor]] = []
@@ -491,22 +641,31 @@ def test_early_stopping_and_best_weights(tmp_path: Path) -> None:
 
         pair = new_pair("srnn")
 
-        def validate(pair: Pair = pair, seen: list[Any] = at_validation, losses: Any = losses) -> dict[str, float]:
+        def validate(
+            pair: Pair = pair, seen: list[Any] = at_validation, losses: Any = losses
+        ) -> dict[str, float]:
             seen.append(parameters(pair))
             return losses()
 
-        trainer = new_trainer(pair, num_steps=100, valid_every=3, patience=2, hooks=Hooks(validate=validate), run=run)
+        trainer = new_trainer(
+            pair, num_steps=100, valid_every=3, patience=2, hooks=Hooks(validate=validate), run=run
+        )
         trainer.fit()
         assert trainer.step == 12 and trainer.best_loss == 1.0
         assert equal(parameters(pair), at_validation[1])
         assert not pair.model.training
     best = load_tree(new_run(tmp_path).best)
     assert best["step"] == 6
-    assert all(torch.equal(w, at_validation[1][f"model.{name}"]) for name, w in best["weights"]["model"].items())
+    assert all(
+        torch.equal(w, at_validation[1][f"model.{name}"])
+        for name, w in best["weights"]["model"].items()
+    )
 
 
 def test_last_weights_are_validated() -> None:
-    trainer = new_trainer(new_pair("rnn"), num_steps=5, valid_every=3, hooks=Hooks(validate=figures(2.0, 1.0)))
+    trainer = new_trainer(
+        new_pair("rnn"), num_steps=5, valid_every=3, hooks=Hooks(validate=figures(2.0, 1.0))
+    )
     lines = logged(trainer)
     trainer.fit()
     assert [line["step"] for line in lines if line["split"] == "valid"] == [3, 5]
@@ -515,7 +674,9 @@ def test_last_weights_are_validated() -> None:
 
 @pytest.mark.parametrize("with_run", [False, True])
 @pytest.mark.parametrize("validated", [False, True])
-def test_averaged_weights_are_evaluated_and_kept(validated: bool, with_run: bool, tmp_path: Path) -> None:
+def test_averaged_weights_are_evaluated_and_kept(
+    validated: bool, with_run: bool, tmp_path: Path
+) -> None:
     seen: list[dict[str, Tensor]] = []
 
     def validate() -> dict[str, float]:
@@ -525,7 +686,15 @@ def test_averaged_weights_are_evaluated_and_kept(validated: bool, with_run: bool
 
     run = new_run(tmp_path) if with_run else None
     hooks = Hooks(validate=validate) if validated else None
-    trainer = new_trainer(new_pair("rnn"), num_steps=4, average=0.9, valid_every=2, hooks=hooks, run=run, learning_rate=0.1)
+    trainer = new_trainer(
+        new_pair("rnn"),
+        num_steps=4,
+        average=0.9,
+        valid_every=2,
+        hooks=hooks,
+        run=run,
+        learning_rate=0.1,
+    )
     trainer.fit()
     averages = dict(zip(trainer.optimiser.parameters, trainer.optimiser.averages, strict=True))
     assert equal(parameters(trainer.pair), averages)
@@ -533,8 +702,14 @@ def test_averaged_weights_are_evaluated_and_kept(validated: bool, with_run: bool
     if validated:
         assert equal(seen[-1], averages)
     if run is not None:
-        assert equal({f"model.{name}": w for name, w in load_tree(run.best)["weights"]["model"].items()}, averages)
-        assert not equal({f"model.{name}": w for name, w in load_tree(run.last)["weights"]["model"].items()}, averages)
+        assert equal(
+            {f"model.{name}": w for name, w in load_tree(run.best)["weights"]["model"].items()},
+            averages,
+        )
+        assert not equal(
+            {f"model.{name}": w for name, w in load_tree(run.last)["weights"]["model"].items()},
+            averages,
+        )
 
 
 def test_max_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,7 +721,14 @@ def test_max_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
         return clock[0]
 
     monkeypatch.setattr(training.time, "monotonic", tick)
-    trainer = new_trainer(new_pair("rnn"), num_steps=10_000, max_minutes=0.5, schedule="linear", floor=0.0, learning_rate=1.0)
+    trainer = new_trainer(
+        new_pair("rnn"),
+        num_steps=10_000,
+        max_minutes=0.5,
+        schedule="linear",
+        floor=0.0,
+        learning_rate=1.0,
+    )
     lines = logged(trainer)
     trainer.fit()
     assert 3 < trainer.step < 40 and 0.5 <= trainer.minutes < 0.6
@@ -558,7 +740,9 @@ def test_max_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(number: int, tmp_path: Path) -> None:
-    """A signal ends the run after the step under way, with a checkpoint, and the handlers are what they were."""
+    """A signal ends the run after the step under way, with a checkpoint, and the handlers are what
+    they were.
+    """
     before = signal.getsignal(number)
 
     def interrupt() -> dict[str, float]:
@@ -566,7 +750,9 @@ def test_interrupted(number: int, tmp_path: Path) -> None:
         return {"loss": 1.0}
 
     run = new_run(tmp_path)
-    trainer = new_trainer(new_pair("rnn"), num_steps=10, valid_every=4, hooks=Hooks(validate=interrupt), run=run)
+    trainer = new_trainer(
+        new_pair("rnn"), num_steps=10, valid_every=4, hooks=Hooks(validate=interrupt), run=run
+    )
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     assert trainer.step == 4 and load_tree(run.last)["step"] == 4
@@ -581,7 +767,13 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
             time.sleep(0.01)
         raise AssertionError
 
-    trainer = new_trainer(new_pair("rnn"), num_steps=10, valid_every=4, hooks=Hooks(validate=interrupt), run=new_run(tmp_path))
+    trainer = new_trainer(
+        new_pair("rnn"),
+        num_steps=10,
+        valid_every=4,
+        hooks=Hooks(validate=interrupt),
+        run=new_run(tmp_path),
+    )
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     assert load_tree(new_run(tmp_path).last)["step"] == 0
@@ -600,11 +792,20 @@ def test_loss_that_is_not_finite(kind: str, tmp_path: Path) -> None:
         return {"loss": 1.0}
 
     run = new_run(tmp_path)
-    trainer = new_trainer(new_pair(kind), num_steps=10, valid_every=10, run=run, checkpoint_seconds=0)
+    trainer = new_trainer(
+        new_pair(kind), num_steps=10, valid_every=10, run=run, checkpoint_seconds=0
+    )
     stream, draws = trainer.batches, iter(range(100))
     draw = stream.draw
-    stream.draw = lambda: (next(draws) == 5 and poison(), draw())[1]  # the first is drawn twice: before the fifth step
-    with pytest.raises(NonFinite, match=r"step 5: the log prob of site 'x' in the model is not finite; the last good checkpoint is .*last"):
+    # the first is drawn twice: before the fifth step
+    stream.draw = lambda: (next(draws) == 5 and poison(), draw())[1]
+    with pytest.raises(
+        NonFinite,
+        match=(
+            r"step 5: the log prob of site 'x' in the model is not finite; the last good "
+            r"checkpoint is .*last"
+        ),
+    ):
         trainer.fit()
     assert load_tree(run.last)["step"] == 4
     again = new_trainer(new_pair(kind), num_steps=6, run=run)
@@ -623,10 +824,18 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
     for checkpoints, loss in itertools.product((0.0, 1e9), (0.5, math.nan)):
         run = new_run(tmp_path / f"{checkpoints} {loss}")
-        trainer = new_trainer(new_pair("rnn"), num_steps=3, valid_every=3, checkpoint_seconds=checkpoints, run=run)
+        trainer = new_trainer(
+            new_pair("rnn"), num_steps=3, valid_every=3, checkpoint_seconds=checkpoints, run=run
+        )
         trainer.hooks = Hooks(validate=poison)
         weight = trainer.pair.model.decoder[0].weight
-        with pytest.raises(NonFinite, match=r"step 3: parameter 'model.decoder.0.weight' is not finite; the last good checkpoint"):
+        with pytest.raises(
+            NonFinite,
+            match=(
+                r"step 3: parameter 'model.decoder.0.weight' is not finite; the last good "
+                r"checkpoint"
+            ),
+        ):
             trainer.fit()
         assert load_tree(run.last)["step"] == (2 if checkpoints == 0 else 0)
         assert not run.best.exists()
@@ -636,7 +845,9 @@ def test_weights_that_are_not_finite_at_the_start() -> None:
     pair = new_pair("rnn")
     with torch.no_grad():
         pair.model.decoder[0].bias[1] = math.inf
-    with pytest.raises(NonFinite, match=r"step 0: parameter 'model.decoder.0.bias' is not finite; a lower"):
+    with pytest.raises(
+        NonFinite, match=r"step 0: parameter 'model.decoder.0.bias' is not finite; a lower"
+    ):
         new_trainer(pair, num_steps=3).fit()
 
 
@@ -646,11 +857,20 @@ def test_gradient_that_is_not_finite(tmp_path: Path) -> None:
     trainer = new_trainer(pair, num_steps=10, run=run, checkpoint_seconds=0)
     weight = pair.guide.network.mlp[0].weight
     weight.register_hook(lambda gradient: gradient * (math.nan if trainer.step == 4 else 1.0))
-    with pytest.raises(NonFinite, match=r"step 5: the gradient of parameter 'guide.network.mlp.0.weight' is not finite; the last good"):
+    with pytest.raises(
+        NonFinite,
+        match=(
+            r"step 5: the gradient of parameter 'guide.network.mlp.0.weight' is not finite; the "
+            r"last good"
+        ),
+    ):
         trainer.fit()
     saved = load_tree(run.last)
     assert saved["step"] == 4
-    assert all(torch.equal(w, saved["weights"]["guide"][name]) for name, w in pair.guide.state_dict().items())
+    assert all(
+        torch.equal(w, saved["weights"]["guide"][name])
+        for name, w in pair.guide.state_dict().items()
+    )
 
 
 def test_functions_keep_what_they_learnt_when_a_run_fails() -> None:
@@ -674,17 +894,44 @@ def test_functions_keep_what_they_learnt_when_a_run_fails() -> None:
 
 def test_what_a_run_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = new_run(tmp_path)
-    hooks = Hooks(validate=figures(2.0, 1.5), samples=lambda: {"sample": "abc"}, units="characters", bits="bits/char")
+    hooks = Hooks(
+        validate=figures(2.0, 1.5),
+        samples=lambda: {"sample": "abc"},
+        units="characters",
+        bits="bits/char",
+    )
     chosen = settings(num_steps=6, valid_every=3, log_every=2, sample_every=3)
     Trainer(new_pair("srnn"), Stream(random_symbols), chosen, run=run, hooks=hooks).fit()
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    assert [(line["split"], line["step"]) for line in lines] == [("train", 2), ("valid", 3), ("train", 4), ("train", 6), ("valid", 6)]
+    assert [(line["split"], line["step"]) for line in lines] == [
+        ("train", 2),
+        ("valid", 3),
+        ("train", 4),
+        ("train", 6),
+        ("valid", 6),
+    ]
     assert set(lines[0]) == {
-        *("step", "split", "loss", "log_likelihood", "kl", "elbo", "gradient_norm", "kl_strength", "learning_rate"),
+        *(
+            "step",
+            "split",
+            "loss",
+            "log_likelihood",
+            "kl",
+            "elbo",
+            "gradient_norm",
+            "kl_strength",
+            "learning_rate",
+        ),
     }
     (events,) = run.tensorboard.iterdir()
     written = events.read_bytes()
-    for tag in (b"train/kl_strength", b"valid/loss", b"sample", b"parameters/model.decoder.0.weight", b"speed/characters_per_second"):
+    for tag in (
+        b"train/kl_strength",
+        b"valid/loss",
+        b"sample",
+        b"parameters/model.decoder.0.weight",
+        b"speed/characters_per_second",
+    ):
         assert tag in written
     shown = capsys.readouterr().err
     assert "bits/char" in shown and "characters/s" in shown and "left" in shown
@@ -697,4 +944,6 @@ def test_score_of_a_trained_pair() -> None:
     lines = logged(trainer)
     trainer.fit()
     batch, _ = Stream(random_symbols).draw()
-    assert -float(score(trainer.pair, batch).log_likelihood.sum()) / 10 == pytest.approx(lines[0]["loss"], rel=1e-5)
+    assert -float(score(trainer.pair, batch).log_likelihood.sum()) / 10 == pytest.approx(
+        lines[0]["loss"], rel=1e-5
+    )

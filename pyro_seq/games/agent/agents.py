@@ -1,4 +1,6 @@
-"""The agent: a model of actions given what is seen, as a player of the real game and as the generator that `Reinforce` teaches."""
+"""The agent: a model of actions given what is seen, as a player of the real game and as the
+generator that `Reinforce` teaches.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class Feedforward(SequenceModel):
         layout: Layout = "path",
     ) -> None:
         super().__init__(emission, context, layout=layout)
-        self.decoder = MLP(context.num_features, hidden_sizes, emission.num_features, activation=activation)
+        self.decoder = MLP(
+            context.num_features, hidden_sizes, emission.num_features, activation=activation
+        )
 
     def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
         """The features of p(x_t | c_t)."""
@@ -60,10 +64,11 @@ class Feedforward(SequenceModel):
 
 
 class Action(Emission):
-    """Real numbers that become actions by tanh where these have bounds: N(f_1, 0.2 + sigmoid(f_2)) for each.
+    """Real numbers that become actions by tanh where these have bounds: N(f_1, 0.2 + sigmoid(f_2))
+    for each.
 
-    The scale has a floor, since the variance of a score function goes with 1 / scale^2, and a ceiling, since beyond it noise is all
-    that tanh leaves, though the entropy would go on growing.
+    The scale has a floor, since the variance of a score function goes with 1 / scale^2, and a
+    ceiling, since beyond it noise is all that tanh leaves, though the entropy would go on growing.
 
     Args:
         size: A, numbers of an action.
@@ -80,9 +85,16 @@ class Action(Emission):
 
 
 def make_policy(game: Game, settings: AgentSettings) -> Pair:
-    """A new agent: actions given observations as side inputs; all actions of a discrete game are about equally likely at first."""
-    emission: Emission = Categorical(game.action_size) if game.discrete else Action(game.action_size)
-    context = SideInputs(game.observation_size, EncoderMLP(game.observation_size, settings.encoder_sizes, activation="tanh"))
+    """A new agent: actions given observations as side inputs; all actions of a discrete game are
+    about equally likely at first.
+    """
+    emission: Emission = (
+        Categorical(game.action_size) if game.discrete else Action(game.action_size)
+    )
+    context = SideInputs(
+        game.observation_size,
+        EncoderMLP(game.observation_size, settings.encoder_sizes, activation="tanh"),
+    )
     if settings.kind == "mlp":
         model: SequenceModel = Feedforward(emission, context, hidden_sizes=settings.decoder_sizes)
     else:
@@ -119,18 +131,25 @@ def state_after(model: SequenceModel, observations: Tensor) -> Any:
     return state | {"carried": carried}
 
 
-def act(model: SequenceModel, state: Any, observations: Tensor, temperature: float = 1.0) -> tuple[Tensor, Any]:
-    """(actions as the emission draws them, `[N]` or `[N, A]`, the state after them) given normalised observations `[N, D]`.
+def act(
+    model: SequenceModel, state: Any, observations: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Any]:
+    """(actions as the emission draws them, `[N]` or `[N, A]`, the state after them) given
+    normalised observations `[N, D]`.
 
-    At temperature 0 it is the likeliest action; the scale of a continuous one is multiplied by the temperature. Raises `UserError` for a
-    temperature that is no number, or below 0.
+    At temperature 0 it is the likeliest action; the scale of a continuous one is multiplied by the
+    temperature. Raises `UserError` for a temperature that is no number, or below 0.
     """
     if not 0 <= temperature < math.inf:
         raise UserError(f"the temperature must be a number, at least 0, got {temperature}")
 
     def drawn(emission: Any) -> Tensor:
         if isinstance(emission, torch.distributions.Categorical):
-            return emission.logits.argmax(-1) if temperature == 0 else draw(sharpened(emission, temperature=temperature))
+            return (
+                emission.logits.argmax(-1)
+                if temperature == 0
+                else draw(sharpened(emission, temperature=temperature))
+            )
         normal = emission.base_dist
         return normal.loc + temperature * normal.scale * torch.randn_like(normal.loc)
 
@@ -153,8 +172,15 @@ class AgentPlayer:
         temperature: of its choices; 0: always the likeliest action.
     """
 
-    def __init__(self, game: Game, policy: Pair, normalisation: Normalisation, temperature: float = 1.0) -> None:
-        self.game, self.policy, self.normalisation, self.temperature = game, policy, normalisation, temperature
+    def __init__(
+        self, game: Game, policy: Pair, normalisation: Normalisation, temperature: float = 1.0
+    ) -> None:
+        self.game, self.policy, self.normalisation, self.temperature = (
+            game,
+            policy,
+            normalisation,
+            temperature,
+        )
         self.model: Any = policy.model
         self._states: dict[int, Any] = {}  # by place, each of one row
 

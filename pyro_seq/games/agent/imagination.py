@@ -1,4 +1,6 @@
-"""Imagined games: agent and world model take turns, from steps of real games on, and what the agent learns by from them."""
+"""Imagined games: agent and world model take turns, from steps of real games on, and what the agent
+learns by from them.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ from pyro_seq.reinforce.objective import register_baseline
 class Imagination:
     """Where imagined games start, how they go, and what they earn.
 
-    A reward is in root mean squares of the real ones, times 1 - discount: a game that goes on for ever is worth a usual reward, whatever
-    the discount.
+    A reward is in root mean squares of the real ones, times 1 - discount: a game that goes on for
+    ever is worth a usual reward, whatever the discount.
     A game that is not over at the horizon is worth, from there on, what the critic says.
 
     Args:
@@ -41,19 +43,31 @@ class Imagination:
     """
 
     def __init__(
-        self, world: World, game: Game, normalisation: Normalisation, replay: Replay, critic: Critic, settings: AgentSettings
+        self,
+        world: World,
+        game: Game,
+        normalisation: Normalisation,
+        replay: Replay,
+        critic: Critic,
+        settings: AgentSettings,
     ) -> None:
         self.world, self.game, self.normalisation, self.replay = world, game, normalisation, replay
         self.critic, self.settings = critic, settings
-        self.rewards = self.beyond = torch.zeros(0)  # of the latest games: [N, T], and the observation after the last move [N, D]
-        self.running = torch.zeros(0, dtype=torch.bool)  # [N], those that were not over at the horizon
+        # of the latest games: [N, T], and the observation after the last move [N, D]
+        self.rewards = self.beyond = torch.zeros(0)
+        # [N], those that were not over at the horizon
+        self.running = torch.zeros(0, dtype=torch.bool)
 
     def starts(self, policy: Any, count: int) -> tuple[Any, Any, Tensor]:
-        """(the world's states, the agent's, the observations `[N, D]`) of so many games about to be imagined."""
+        """(the world's states, the agent's, the observations `[N, D]`) of so many games about to be
+        imagined.
+        """
         under_way = count - round(self.settings.beginnings * count)
         within = self.replay.prefixes(under_way, self.settings.prefix) if under_way else None
         anew = count - (0 if within is None else len(within))
-        groups = ([self.replay.beginnings(anew)] if anew else []) + ([] if within is None else [within])
+        groups = ([self.replay.beginnings(anew)] if anew else []) + (
+            [] if within is None else [within]
+        )
         worlds, agents, seen = [], [], []
         for group in groups:
             values: Any = group.values
@@ -64,7 +78,9 @@ class Imagination:
 
     @torch.no_grad()
     def imagine(self, policy: Any, batch: SequenceBatch) -> SequenceBatch:
-        """The agent's actions in imagined games of at most T moves, given what it saw as side inputs: what `Reinforce(sample=…)` takes."""
+        """The agent's actions in imagined games of at most T moves, given what it saw as side
+        inputs: what `Reinforce(sample=…)` takes.
+        """
         with pyro.validation_enabled(False), self.world.pair.evaluating():
             world, agent, seen = self.starts(policy, len(batch))
             first, n = agent, len(batch)
@@ -83,7 +99,12 @@ class Imagination:
                 if not alive.any():
                     break
         self.rewards, self.beyond, self.running = self.earned(torch.stack(rewards, 1)), seen, alive
-        return SequenceBatch(torch.stack(actions, 1), lengths, inputs=torch.stack(inputs, 1), state={"model": first, "guide": None})
+        return SequenceBatch(
+            torch.stack(actions, 1),
+            lengths,
+            inputs=torch.stack(inputs, 1),
+            state={"model": first, "guide": None},
+        )
 
     def earned(self, rewards: Tensor) -> Tensor:
         """Normalised rewards in the units that the agent learns by."""
@@ -93,30 +114,44 @@ class Imagination:
     @property
     def scale(self) -> float:
         """What a usual reward is worth."""
-        return 1 - self.settings.discount if self.settings.discount < 1 else 1.0 / self.settings.horizon
+        return (
+            1 - self.settings.discount
+            if self.settings.discount < 1
+            else 1.0 / self.settings.horizon
+        )
 
     @torch.no_grad()
     def reward(self, batch: SequenceBatch) -> Tensor:
-        """What each move of the latest games earned `[N, T]`, the last one of a game that goes on with what is to be expected of it."""
+        """What each move of the latest games earned `[N, T]`, the last one of a game that goes on
+        with what is to be expected of it.
+        """
         rewards = self.rewards * batch.mask
-        rewards[:, -1] += self.settings.discount * self.values(batch.inputs, self.beyond)[:, -1] * self.running
+        rewards[:, -1] += (
+            self.settings.discount * self.values(batch.inputs, self.beyond)[:, -1] * self.running
+        )
         return rewards
 
     def values(self, seen: Tensor | None, beyond: Tensor) -> Tensor:
         """What the critic says of each step of games and of the one after, `[N, T + 1]`."""
         assert seen is not None
-        return self.critic(SequenceBatch(None, inputs=torch.cat([seen, beyond.unsqueeze(1)], 1)), self.rewards)
+        return self.critic(
+            SequenceBatch(None, inputs=torch.cat([seen, beyond.unsqueeze(1)], 1)), self.rewards
+        )
 
 
 class Pathwise(ELBO):
-    r"""The objective E[sum_t discount^t a_t (r_t + beta H_t) + discount^T a_T V(o_{T+1})] by gradients through imagined games, as VAE-Seq.
+    r"""The objective E[sum_t discount^t a_t (r_t + beta H_t) + discount^T a_T V(o_{T+1})] by
+    gradients through imagined games, as VAE-Seq.
 
-    Actions are reparameterised: a discrete one is relaxed, softmax((f + g) / tau) of logits f with Gumbel noise g (Jang et al. 2017, arXiv
-    1611.01144), a continuous one is Gaussian. What the world model answers is reparameterised too; a_t is the probability that the game is
-    not over. The estimate is biased by the relaxation and by the critic V, which learns lambda-returns by squared error.
+    Actions are reparameterised: a discrete one is relaxed, softmax((f + g) / tau) of logits f with
+    Gumbel noise g (Jang et al. 2017, arXiv 1611.01144), a continuous one is Gaussian. What the
+    world model answers is reparameterised too; a_t is the probability that the game is not over.
+    The estimate is biased by the relaxation and by the critic V, which learns lambda-returns by
+    squared error.
 
     Args:
-        imagination: where games start and how they go; its settings say discount, beta and tau (`relaxation`).
+        imagination: where games start and how they go; its settings say discount, beta and tau
+            (`relaxation`).
     """
 
     def __init__(self, imagination: Imagination) -> None:
@@ -133,7 +168,9 @@ class Pathwise(ELBO):
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The negative of the objective, its gradient accumulated on the parameters of agent and critic."""
+        """The negative of the objective, its gradient accumulated on the parameters of agent and
+        critic.
+        """
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         return float(loss.detach())
@@ -142,22 +179,31 @@ class Pathwise(ELBO):
         """The negative of the objective, summed over games, and the critic's error."""
         settings = self.imagination.settings
         rewards, alive, entropies, seen, beyond = self._imagined(model, batch)
-        pyro.module(type(model).__name__, model)  # only now: the world's scope, once left, registers what it finds anew
+        # only now: the world's scope, once left, registers what it finds anew
+        pyro.module(type(model).__name__, model)
         register_baseline(self.imagination.critic)
         with frozen(self.imagination.critic):
             after = self.imagination.values(seen, beyond)[:, -1]
         discounts = settings.discount ** torch.arange(rewards.shape[1] + 1)
         bonus = settings.entropy_bonus * self.imagination.scale * entropies
-        objective = (discounts[:-1] * alive[:, :-1] * (rewards + bonus)).sum() + (discounts[-1] * alive[:, -1] * after).sum()
+        objective = (discounts[:-1] * alive[:, :-1] * (rewards + bonus)).sum() + (
+            discounts[-1] * alive[:, -1] * after
+        ).sum()
         values = self.imagination.values(seen.detach(), beyond.detach())
         error = self._error(values, rewards.detach(), alive.detach())
-        self.figures = {"return": float(rewards.detach().sum(1).mean()), "entropy": float(entropies.detach().mean())}
+        self.figures = {
+            "return": float(rewards.detach().sum(1).mean()),
+            "entropy": float(entropies.detach().mean()),
+        }
         return error - objective
 
     def _error(self, values: Tensor, rewards: Tensor, alive: Tensor) -> Tensor:
-        """The critic's squared error from lambda-returns, each step weighted by how likely the game gets there."""
+        """The critic's squared error from lambda-returns, each step weighted by how likely the game
+        gets there.
+        """
         settings, known = self.imagination.settings, values.detach()
-        on = alive[:, 1:] / alive[:, :-1].clamp(min=1e-8)  # the probability that this move does not end the game
+        # the probability that this move does not end the game
+        on = alive[:, 1:] / alive[:, :-1].clamp(min=1e-8)
         following = torch.cat([on[:, :-1] * known[:, 1:-1], (on[:, -1:] * known[:, -1:])], 1)
         deltas = rewards + settings.discount * following - known[:, :-1]
         running, advantages = torch.zeros_like(deltas[:, 0]), []
@@ -167,8 +213,12 @@ class Pathwise(ELBO):
         targets = known[:, :-1] + torch.stack(advantages[::-1], 1)
         return 0.5 * (alive[:, :-1] * (values[:, :-1] - targets).square()).sum()
 
-    def _imagined(self, model: Any, batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(rewards `[N, T]`, probabilities a of going on `[N, T + 1]`, entropies `[N, T]`, what was seen, and after `[N, D]`)."""
+    def _imagined(
+        self, model: Any, batch: SequenceBatch
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(rewards `[N, T]`, probabilities a of going on `[N, T + 1]`, entropies `[N, T]`, what was
+        seen, and after `[N, D]`).
+        """
         imagination = self.imagination
         world, agent, seen = imagination.starts(model, len(batch))
         alive, inputs, rewards, entropies = [torch.ones(len(batch))], [], [], []
@@ -177,15 +227,25 @@ class Pathwise(ELBO):
             for _ in range(batch.num_steps):
                 inputs.append(seen)
                 encoded, entropy, agent = self._soft_action(model, agent, seen)
-                x, world = imagination.world.step(world, imagination.world.inputs(encoded), differentiable=True)
+                x, world = imagination.world.step(
+                    world, imagination.world.inputs(encoded), differentiable=True
+                )
                 seen = x["observation"]
                 rewards.append(imagination.earned(x["reward"]))
                 entropies.append(entropy)
                 alive.append(alive[-1] * (1 - x["end"]))
-        return torch.stack(rewards, 1), torch.stack(alive, 1), torch.stack(entropies, 1), torch.stack(inputs, 1), seen
+        return (
+            torch.stack(rewards, 1),
+            torch.stack(alive, 1),
+            torch.stack(entropies, 1),
+            torch.stack(inputs, 1),
+            seen,
+        )
 
     def _soft_action(self, model: Any, state: Any, seen: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """(an encoded action `[N, A]` that gradients go through, the agent's entropy `[N]`, its state after the action)."""
+        """(an encoded action `[N, A]` that gradients go through, the agent's entropy `[N]`, its
+        state after the action).
+        """
         game, found = self.imagination.game, []
 
         def drawn(emission: Any) -> Tensor:
@@ -196,7 +256,8 @@ class Pathwise(ELBO):
             temperature = torch.tensor(self.imagination.settings.relaxation)
             relaxed = dist.RelaxedOneHotCategorical(temperature, logits=emission.logits).rsample()
             found.append((emission, relaxed))
-            return relaxed.argmax(-1)  # what the agent would remember of its action, were it to look at it
+            # what the agent would remember of its action, were it to look at it
+            return relaxed.argmax(-1)
 
         _, _, after = model.advance(state, seen, no_latents, drawn)
         ((emission, encoded),) = found
@@ -205,8 +266,12 @@ class Pathwise(ELBO):
 
 @contextmanager
 def frozen(modules: Any) -> Iterator[None]:
-    """Inside, no gradient is accumulated on a module's parameters, or a pair's; it goes through them."""
-    parts = list(modules.modules().values()) if not isinstance(modules, torch.nn.Module) else [modules]
+    """Inside, no gradient is accumulated on a module's parameters, or a pair's; it goes through
+    them.
+    """
+    parts = (
+        list(modules.modules().values()) if not isinstance(modules, torch.nn.Module) else [modules]
+    )
     parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
     for p in parameters:
         p.requires_grad_(False)

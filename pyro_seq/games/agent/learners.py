@@ -1,4 +1,6 @@
-"""What learns: the world model by stochastic variational inference on real games, the agent by policy gradient in imagined ones."""
+"""What learns: the world model by stochastic variational inference on real games, the agent by
+policy gradient in imagined ones.
+"""
 
 from __future__ import annotations
 
@@ -38,33 +40,60 @@ class WorldLearner:
 
     def __init__(self, pair: Pair, replay: Replay, settings: TrainingSettings) -> None:
         self.pair, self.replay, self.settings, self.step = pair, replay, settings, 0
-        elbo: Any = make_elbo(settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits)
+        elbo: Any = make_elbo(
+            settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits
+        )
         self.elbo, self.recorder = elbo, Recorder(elbo)
-        self.first_loss: float | None = None  # of the untrained model, where this process has begun it
+        # of the untrained model, where this process has begun it
+        self.first_loss: float | None = None
         self.recent_loss = math.nan  # a moving average
         with pair.scope(), tried(pair, replay) as batch:
             parameters, _ = find_parameters(pair, self.elbo, batch)
-            self._summed_out_scaled = scales_summed_out(self.elbo, pair.model, pair.guide, batch, self._kl_strength(0))
+            self._summed_out_scaled = scales_summed_out(
+                self.elbo, pair.model, pair.guide, batch, self._kl_strength(0)
+            )
         self.recorder.take()
         self.optimiser = JointOptimiser.of(parameters, settings)
-        self._svi = SVI(pair.model, pair.guide, self.optimiser, loss=self.elbo.loss, loss_and_grads=self._loss_and_grads)
+        self._svi = SVI(
+            pair.model,
+            pair.guide,
+            self.optimiser,
+            loss=self.elbo.loss,
+            loss_and_grads=self._loss_and_grads,
+        )
 
     def update(self, factor: float = 1.0) -> dict[str, float]:
-        """One update, at a factor of the learning rate; its figures in nats per step. Raises `UserError` for what is not finite."""
+        """One update, at a factor of the learning rate; its figures in nats per step. Raises
+        `UserError` for what is not finite.
+        """
         self.optimiser.scale_learning_rate(factor)
         self.pair.train()
         batch, _ = self.replay.draw()
         try:
             with self.pair.scope(), pyro.validation_enabled(False), finite_probabilities():
-                loss = self._svi.step(batch.remembering() if self.settings.num_particles == 1 else batch)
+                loss = self._svi.step(
+                    batch.remembering() if self.settings.num_particles == 1 else batch
+                )
         except NonFiniteGradient as error:
-            raise UserError(_diverged(f"update {self.step + 1} of the world model", str(error), "training.learning_rate")) from None
+            raise UserError(
+                _diverged(
+                    f"update {self.step + 1} of the world model",
+                    str(error),
+                    "training.learning_rate",
+                )
+            ) from None
         parts, n = self.recorder.take(), max(1, batch.num_observations)
         self.step += 1
-        figures = {"loss": loss, **(parts.per(n) if parts else {}), "gradient_norm": self.optimiser.gradient_norm}
+        figures = {
+            "loss": loss,
+            **(parts.per(n) if parts else {}),
+            "gradient_norm": self.optimiser.gradient_norm,
+        }
         if self.step == 1:
             self.first_loss = max(loss, -figures.get("elbo", -loss))
-        self.recent_loss = loss if math.isnan(self.recent_loss) else 0.9 * self.recent_loss + 0.1 * loss
+        self.recent_loss = (
+            loss if math.isnan(self.recent_loss) else 0.9 * self.recent_loss + 0.1 * loss
+        )
         return figures
 
     def _kl_strength(self, step: int) -> float:
@@ -72,29 +101,49 @@ class WorldLearner:
         return kl_strength(step, schedule=s.kl_schedule, start=s.kl_start, steps=s.kl_steps)
 
     def diverged(self) -> str | None:
-        """In words, that the loss has come far beyond where it began; `None` where it has not, or where it began is not known."""
-        if self.step and self.first_loss is not None and diverged(self.recent_loss, self.first_loss):
+        """In words, that the loss has come far beyond where it began; `None` where it has not, or
+        where it began is not known.
+        """
+        if (
+            self.step
+            and self.first_loss is not None
+            and diverged(self.recent_loss, self.first_loss)
+        ):
             return diverged_words("the world model's loss", self.recent_loss, self.first_loss)
         return None
 
     def _loss_and_grads(self, model: Any, guide: Any, batch: SequenceBatch) -> float:
         per_step = 1.0 / max(1, batch.num_observations)
-        with ScaleLatents(self._kl_strength(self.step), summed_out=self._summed_out_scaled) as scaled:
+        with ScaleLatents(
+            self._kl_strength(self.step), summed_out=self._summed_out_scaled
+        ) as scaled:
             loss = self.elbo.loss_and_grads(model, scaled.noting(guide), batch) * per_step
         self.optimiser.gradient_scale = per_step
         if not math.isfinite(loss):
             what = self.recorder.first_non_finite() or "the loss"
-            raise UserError(_diverged(f"update {self.step + 1} of the world model", what, "training.learning_rate"))
+            raise UserError(
+                _diverged(
+                    f"update {self.step + 1} of the world model", what, "training.learning_rate"
+                )
+            )
         return loss
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs besides the replay."""
         with self.pair.scope():
-            return {"step": self.step, "weights": self.pair.weights(), "optimiser": self.optimiser.state()}
+            return {
+                "step": self.step,
+                "weights": self.pair.weights(),
+                "optimiser": self.optimiser.state(),
+            }
 
     def describe_state(self, where: Any) -> dict[str, Kind]:
         """The kinds of what is in a `state()`, by name; `where` is for messages."""
-        return {"step": Whole(), "weights": describe_weights(self.pair, where), "optimiser": self.optimiser.describe_state()}
+        return {
+            "step": Whole(),
+            "weights": describe_weights(self.pair, where),
+            "optimiser": self.optimiser.describe_state(),
+        }
 
     def load_state(self, state: Any, where: Any) -> None:
         """Go on from `state()`; raises `ValueError` or `UserError` for what is not one."""
@@ -105,7 +154,8 @@ class WorldLearner:
 
 
 class AgentLearner:
-    """Updates of an agent and its critic, `SVI` with `Reinforce` or `Pathwise`, in imagined games alone.
+    """Updates of an agent and its critic, `SVI` with `Reinforce` or `Pathwise`, in imagined games
+    alone.
 
     Args:
         policy: the agent.
@@ -114,13 +164,28 @@ class AgentLearner:
         settings: of the agent.
     """
 
-    def __init__(self, policy: Pair, critic: Critic, imagination: Imagination, settings: AgentSettings) -> None:
-        self.policy, self.critic, self.imagination, self.settings, self.step = policy, critic, imagination, settings, 0
-        parameters = policy.parameters() | {f"critic.{name}": p for name, p in critic.named_parameters()}
-        self.optimiser = JointOptimiser(
-            parameters, learning_rate=settings.learning_rate, clip_norm=settings.clip_norm, average=settings.average
+    def __init__(
+        self, policy: Pair, critic: Critic, imagination: Imagination, settings: AgentSettings
+    ) -> None:
+        self.policy, self.critic, self.imagination, self.settings, self.step = (
+            policy,
+            critic,
+            imagination,
+            settings,
+            0,
         )
-        self.objective: Any = Pathwise(imagination) if settings.gradient == "pathwise" else self._reinforce()
+        parameters = policy.parameters() | {
+            f"critic.{name}": p for name, p in critic.named_parameters()
+        }
+        self.optimiser = JointOptimiser(
+            parameters,
+            learning_rate=settings.learning_rate,
+            clip_norm=settings.clip_norm,
+            average=settings.average,
+        )
+        self.objective: Any = (
+            Pathwise(imagination) if settings.gradient == "pathwise" else self._reinforce()
+        )
         self._svi = SVI(policy.model, no_guide, self.optimiser, loss=self.objective)
 
     def _reinforce(self) -> Reinforce:
@@ -136,7 +201,8 @@ class AgentLearner:
         )
 
     def update(self, factor: float = 1.0) -> dict[str, float]:
-        """One update, at a factor of the learning rate; the imagined games' mean length and value, and the agent's entropy.
+        """One update, at a factor of the learning rate; the imagined games' mean length and value,
+        and the agent's entropy.
 
         Raises `UserError` for what is not finite.
         """
@@ -149,9 +215,13 @@ class AgentLearner:
                 loss = self._svi.step(SequenceBatch(None, [s.horizon] * s.num_games))
                 forget_baseline()  # a pair's weights are the agent's alone
         except NonFiniteGradient as error:
-            raise UserError(_diverged(f"update {self.step + 1} of the agent", str(error), "agent.learning_rate")) from None
+            raise UserError(
+                _diverged(f"update {self.step + 1} of the agent", str(error), "agent.learning_rate")
+            ) from None
         if not math.isfinite(loss):
-            raise UserError(_diverged(f"update {self.step + 1} of the agent", "the loss", "agent.learning_rate"))
+            raise UserError(
+                _diverged(f"update {self.step + 1} of the agent", "the loss", "agent.learning_rate")
+            )
         self.step += 1
         return self._figures()
 
@@ -161,7 +231,10 @@ class AgentLearner:
             return self.objective.figures | norm
         seen = self.objective.latest
         games = seen.sequences
-        figures = {"length": float(games.lengths.float().mean()), "value": float(seen.returns[:, 0].mean())}
+        figures = {
+            "length": float(games.lengths.float().mean()),
+            "value": float(seen.returns[:, 0].mean()),
+        }
         if seen.entropies is not None:
             figures["entropy"] = float(seen.entropies.sum() / games.lengths.sum())
         return figures | norm
@@ -170,12 +243,24 @@ class AgentLearner:
         """All that a resumed run needs."""
         with self.policy.scope():
             weights = self.policy.weights()
-        return {"step": self.step, "weights": weights, "critic": dict(self.critic.state_dict()), "optimiser": self.optimiser.state()}
+        return {
+            "step": self.step,
+            "weights": weights,
+            "critic": dict(self.critic.state_dict()),
+            "optimiser": self.optimiser.state(),
+        }
 
     def describe_state(self, where: Any) -> Kind:
         """The kind of a `state()`; `where` is for messages."""
         weights, critic = describe_weights(self.policy, where), like_all(self.critic.state_dict())
-        return Fields({"step": Whole(), "weights": weights, "critic": critic, "optimiser": self.optimiser.describe_state()})
+        return Fields(
+            {
+                "step": Whole(),
+                "weights": weights,
+                "critic": critic,
+                "optimiser": self.optimiser.describe_state(),
+            }
+        )
 
     def load_state(self, state: Any, where: Any) -> None:
         """Go on from `state()`; raises `ValueError` or `UserError` for what is not one."""

@@ -1,1 +1,3 @@
-"""Environments of gymnasium: which are taken, playing them, games as sequences, the games to learn from."""
+"""Environments of gymnasium: which are taken, playing them, games as sequences, the games to learn
+from.
+"""

@@ -1,9 +1,11 @@
-"""Playing the real game: some environments side by side, each move of all of them by one call of each player.
+"""Playing the real game: some environments side by side, each move of all of them by one call of
+each player.
 
-Environments are stepped one by one, and not by gymnasium's vector environment, for three reasons: a game can begin with a seed of its
-own, so that it does not matter what was played before (a resumed run plays the very same games); one that is over costs no further steps
-of the environment, so that real steps are counted as they are; and a failure is of one game and one move, which can be named. It is nearly
-as fast (`benchmarks/games_speed.py`).
+Environments are stepped one by one, and not by gymnasium's vector environment, for three reasons: a
+game can begin with a seed of its own, so that it does not matter what was played before (a resumed
+run plays the very same games); one that is over costs no further steps of the environment, so that
+real steps are counted as they are; and a failure is of one game and one move, which can be named.
+It is nearly as fast (`benchmarks/games_speed.py`).
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from pyro_seq.errors import UserError
 from pyro_seq.games.environment.environments import Game, Playing
 from pyro_seq.games.environment.episodes import Episode
 
-PLAYING = -1  # in place of a number: games that are played to be seen or counted, and not learnt from
+# in place of a number: games that are played to be seen or counted, and not learnt from
+PLAYING = -1
 FIRST_MOVES = 64  # of a game, for which there is room at first
 
 
 class Player(Protocol):
-    """Who plays: remembers something of each of some places, in each of which one game at a time is played."""
+    """Who plays: remembers something of each of some places, in each of which one game at a time is
+    played.
+    """
 
     def begin(self, place: int) -> None:
         """A new game begins there."""
@@ -38,7 +43,8 @@ class Player(Protocol):
 
 
 class RandomPlayer:
-    """All actions equally likely, each held for 1 … `hold` moves (as often the one as the other), which comes further than trembling does.
+    """All actions equally likely, each held for 1 … `hold` moves (as often the one as the other),
+    which comes further than trembling does.
 
     Args:
         game: what is played.
@@ -62,7 +68,10 @@ class RandomPlayer:
         for place in places:
             held = self._held.get(place)
             if held is None or held[1] == 0:
-                held = [self.game.random_actions(1, self._random)[0], int(self._random.integers(1, self.hold + 1))]
+                held = [
+                    self.game.random_actions(1, self._random)[0],
+                    int(self._random.integers(1, self.hold + 1)),
+                ]
                 self._held[place] = held
             held[1] -= 1
             actions.append(held[0])
@@ -79,7 +88,14 @@ class _Place:
         self.observations = self.actions = self.latest = nothing
         self.rewards: list[float] = []
 
-    def begin(self, player: str, number: int, observation: np.ndarray, latest: np.ndarray, num_actions: int) -> None:
+    def begin(
+        self,
+        player: str,
+        number: int,
+        observation: np.ndarray,
+        latest: np.ndarray,
+        num_actions: int,
+    ) -> None:
         """A game begins; its latest observation is to be found in `latest` `[D]`."""
         self.player, self.number, self.moves, self.rewards = player, number, 0, []
         if not self.room:
@@ -92,16 +108,31 @@ class _Place:
 
     def grow(self) -> None:
         """Room for twice as many moves."""
-        self.observations = np.concatenate([self.observations, np.zeros_like(self.observations[1:])])
-        self.actions, self.room = np.concatenate([self.actions, np.zeros_like(self.actions)]), 2 * self.room
+        self.observations = np.concatenate(
+            [self.observations, np.zeros_like(self.observations[1:])]
+        )
+        self.actions, self.room = (
+            np.concatenate([self.actions, np.zeros_like(self.actions)]),
+            2 * self.room,
+        )
 
     def episode(self, *, ended: bool, complete: bool) -> Episode:
         """The game so far; raises `UserError` if anything in it is not finite."""
         n = self.moves
-        observations, rewards = self.observations[: n + 1].copy(), np.array(self.rewards, np.float32)
+        observations, rewards = (
+            self.observations[: n + 1].copy(),
+            np.array(self.rewards, np.float32),
+        )
         if not (surely_finite(observations) and surely_finite(rewards)):
             self.playing.check(observations, rewards)
-        return Episode(observations.reshape(n + 1, -1), self.actions[:n].copy(), rewards, ended, complete, self.player)
+        return Episode(
+            observations.reshape(n + 1, -1),
+            self.actions[:n].copy(),
+            rewards,
+            ended,
+            complete,
+            self.player,
+        )
 
 
 @contextmanager
@@ -161,32 +192,50 @@ def collect(
         if left <= 0 or not any(under_way.values()):
             break
         for name, mine in under_way.items():
-            together = len(mine) == len(places) <= left  # the most frequent case, for which nothing needs to be looked up
+            # the most frequent case, for which nothing needs to be looked up
+            together = len(mine) == len(places) <= left
             moving = everywhere if together else mine[:left]
             if not moving:
                 continue
-            moves, seen = (places, latest) if together else ([places[place] for place in moving], latest.take(moving, 0))
+            moves, seen = (
+                (places, latest)
+                if together
+                else ([places[place] for place in moving], latest.take(moving, 0))
+            )
             if not surely_finite(seen):
                 for place in moving:
-                    places[place].episode(ended=False, complete=False)  # raises where one is NaN or infinite
-            over = [(moving[i], ended, True) for i, ended in _move(moves, players[name].act(moving, seen), game)]
+                    # raises where one is NaN or infinite
+                    places[place].episode(ended=False, complete=False)
+            over = [
+                (moving[i], ended, True)
+                for i, ended in _move(moves, players[name].act(moving, seen), game)
+            ]
             if most_moves is not None:
                 done = {place for place, _, _ in over}
-                over += [(place, False, False) for place in moving if places[place].moves >= most_moves and place not in done]
+                over += [
+                    (place, False, False)
+                    for place in moving
+                    if places[place].moves >= most_moves and place not in done
+                ]
             for place, ended, complete in over:
-                episodes[places[place].number] = places[place].episode(ended=ended, complete=complete)
+                episodes[places[place].number] = places[place].episode(
+                    ended=ended, complete=complete
+                )
                 mine.remove(place)
                 free.append(place)
             left, steps = left - len(moving), steps + len(moving)
             if moved is not None:
                 moved(len(moving))
-    left_alone = [places[place] for mine in under_way.values() for place in mine if places[place].moves]
+    left_alone = [
+        places[place] for mine in under_way.values() for place in mine if places[place].moves
+    ]
     episodes |= {place.number: place.episode(ended=False, complete=False) for place in left_alone}
     return [episodes[number] for number in sorted(episodes)]
 
 
 def surely_finite(numbers: np.ndarray) -> bool:
-    """Whether the sum of squares is finite: false where one is NaN or infinite, and where some are so large that another look is needed.
+    """Whether the sum of squares is finite: false where one is NaN or infinite, and where some are
+    so large that another look is needed.
 
     It takes a fifth of the time of `isfinite`, of few numbers.
     """
@@ -195,9 +244,11 @@ def surely_finite(numbers: np.ndarray) -> bool:
 
 
 def _move(places: Sequence[_Place], encoded: np.ndarray, game: Game) -> list[tuple[int, bool]]:
-    """A move at each of some places; (its index, whether the game has ended, and was not cut off) of those whose game is over.
+    """A move at each of some places; (its index, whether the game has ended, and was not cut off)
+    of those whose game is over.
 
-    What is done for each move is done here, in one frame: a call more would be a tenth of what a simple environment takes.
+    What is done for each move is done here, in one frame: a call more would be a tenth of what a
+    simple environment takes.
     """
     over, i = [], 0
     try:
@@ -223,4 +274,6 @@ def _move(places: Sequence[_Place], encoded: np.ndarray, game: Game) -> list[tup
 
 def game_seed(seed: int, *numbers: int) -> int:
     """The seed of a run's game of that number, or of whatever else is counted by some."""
-    return int.from_bytes(hashlib.blake2b(repr((seed, *numbers)).encode(), digest_size=4).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(repr((seed, *numbers)).encode(), digest_size=4).digest(), "big"
+    )

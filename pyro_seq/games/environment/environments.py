@@ -17,7 +17,8 @@ from torch.nn import functional
 from pyro_seq.errors import UserError
 
 SUPPORTED = (
-    "what is supported are observations of numbers (Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple of these; no pictures)"
+    "what is supported are observations of numbers (Box, Discrete, MultiDiscrete, MultiBinary, "
+    "Dict and Tuple of these; no pictures)"
     " and actions that are Discrete, MultiDiscrete, MultiBinary or a Box"
 )
 MOST_OBSERVED = 4_096  # numbers of an observation; more are pictures, whatever their type
@@ -69,10 +70,17 @@ class Game:
         """
         if self.discrete:
             return functional.one_hot(action, self.action_size).to(torch.get_default_dtype())
-        encoded = torch.where(torch.from_numpy(self._bounded).to(action.device), action.tanh(), action)
+        encoded = torch.where(
+            torch.from_numpy(self._bounded).to(action.device), action.tanh(), action
+        )
         if not self._whole:
             return encoded
-        return encoded + (torch.from_numpy(self._rounded(encoded.detach().numpy())).to(encoded) - encoded).detach()
+        return (
+            encoded
+            + (
+                torch.from_numpy(self._rounded(encoded.detach().numpy())).to(encoded) - encoded
+            ).detach()
+        )
 
     @cached_property
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +103,9 @@ class Game:
         low, high = self._bounds
         last = np.where(self._bounded, high - np.where(self._bounded, low, 0.0), 1.0)
         cell = np.clip(np.floor((last + 1) * (encoded.astype(np.float64) + 1) / 2), 0, last)
-        return np.where(self._bounded, 2 * cell / np.maximum(last, 1) - (last > 0), np.rint(encoded))
+        return np.where(
+            self._bounded, 2 * cell / np.maximum(last, 1) - (last > 0), np.rint(encoded)
+        )
 
     def to_environment(self, encoded: np.ndarray) -> list[Any]:
         """Encoded actions `[K, A]` as the environment takes them."""
@@ -104,7 +114,10 @@ class Game:
         if self.discrete:
             return [self.first_action + number for number in encoded.argmax(1).tolist()]
         (low, high), bounded, kind = self._bounds, self._bounded, np.dtype(self.action_type)
-        within = np.where(bounded, low, 0.0) + np.where(bounded, high - np.where(bounded, low, 0.0), 0.0) * (encoded + 1) / 2
+        within = (
+            np.where(bounded, low, 0.0)
+            + np.where(bounded, high - np.where(bounded, low, 0.0), 0.0) * (encoded + 1) / 2
+        )
         actions = np.clip(np.where(bounded, within, encoded), low, high)
         if self._whole:
             actions = np.clip(np.rint(actions), *_limits(kind))
@@ -126,7 +139,10 @@ class Game:
             encoded = np.zeros((count, self.action_size), np.float32)
             encoded[np.arange(count), random.integers(self.action_size, size=count)] = 1
             return encoded
-        uniform, normal = random.uniform(-1, 1, (count, self.action_size)), random.standard_normal((count, self.action_size))
+        uniform, normal = (
+            random.uniform(-1, 1, (count, self.action_size)),
+            random.standard_normal((count, self.action_size)),
+        )
         drawn = np.where(self._bounded, uniform, normal)
         return (self._rounded(drawn) if self._whole else drawn).astype(np.float32)
 
@@ -162,7 +178,12 @@ def _several(space: Any, name: str, size: int) -> Game:
     firsts = [int(n) for n in np.broadcast_to(getattr(space, "start", 0), shape).ravel()]
     _check_actions(name, space, math.prod(counts) if counts else 0)
     kind = str(np.dtype(space.dtype))
-    form: dict[str, Any] = {"action_shape": shape, "action_type": kind, "counts": tuple(counts), "firsts": tuple(firsts)}
+    form: dict[str, Any] = {
+        "action_shape": shape,
+        "action_type": kind,
+        "counts": tuple(counts),
+        "firsts": tuple(firsts),
+    }
     return Game(name, size, True, math.prod(counts), **form)
 
 
@@ -172,21 +193,38 @@ def _continuous(space: Any, name: str, size: int) -> Game:
     """
     kind = np.dtype(space.dtype)
     if kind.kind not in "fiub":
-        raise UserError(f"the actions of {name!r} are a {_described(space)}, whose numbers are neither real nor whole; {SUPPORTED}")
+        raise UserError(
+            f"the actions of {name!r} are a {_described(space)}, whose numbers are neither real "
+            f"nor whole; {SUPPORTED}"
+        )
     _check_actions(name, space, math.prod(space.shape))
     low = np.where(space.bounded_below, space.low.astype(np.float64), -np.inf).ravel()
     high = np.where(space.bounded_above, space.high.astype(np.float64), np.inf).ravel()
     if not (low <= high).all():
-        raise UserError(f"the actions of {name!r} are a {_described(space)} with a lower bound that is not below the upper one")
-    form: dict[str, Any] = {"action_shape": tuple(int(n) for n in space.shape), "action_type": str(kind)}
-    return Game(name, size, False, len(low), low=tuple(low.tolist()), high=tuple(high.tolist()), **form)
+        raise UserError(
+            f"the actions of {name!r} are a {_described(space)} with a lower bound that is not "
+            "below the upper one"
+        )
+    form: dict[str, Any] = {
+        "action_shape": tuple(int(n) for n in space.shape),
+        "action_type": str(kind),
+    }
+    return Game(
+        name, size, False, len(low), low=tuple(low.tolist()), high=tuple(high.tolist()), **form
+    )
 
 
 def _check_actions(name: str, space: Any, count: int) -> None:
     if not 0 < count <= MOST_ACTIONS:
-        what = "numbers" if type(space).__name__ == "Box" else "actions to choose from, all combinations counted"
+        what = (
+            "numbers"
+            if type(space).__name__ == "Box"
+            else "actions to choose from, all combinations counted"
+        )
         can = f"from 1 to {MOST_ACTIONS:,} can be played"
-        raise UserError(f"the actions of {name!r} are a {_described(space)} with {count:,} {what}: {can}")
+        raise UserError(
+            f"the actions of {name!r} are a {_described(space)} with {count:,} {what}: {can}"
+        )
 
 
 def _leaves(space: Any) -> Iterator[Any]:
@@ -212,7 +250,9 @@ def flattened(environment: Any) -> Any:
     if isinstance(environment.observation_space, spaces.Box):
         return environment
     sizes = [_leaf_size(leaf) for leaf in _leaves(environment.observation_space)]
-    sound = all(isinstance(size, int) for size in sizes) and 0 < sum(map(int, sizes)) <= MOST_OBSERVED
+    sound = (
+        all(isinstance(size, int) for size in sizes) and 0 < sum(map(int, sizes)) <= MOST_OBSERVED
+    )
     return FlattenObservation(environment) if sound else environment
 
 
@@ -229,7 +269,11 @@ def _leaf_size(space: Any) -> int | str:
     if not isinstance(space, spaces.Box):
         return f"a {_described(space)}"
     size = math.prod(space.shape)
-    return "pictures" if (space.dtype == np.uint8 and len(space.shape) > 1) or size > MOST_OBSERVED else size
+    return (
+        "pictures"
+        if (space.dtype == np.uint8 and len(space.shape) > 1) or size > MOST_OBSERVED
+        else size
+    )
 
 
 def _observation_size(space: Any, name: str) -> int:
@@ -245,18 +289,25 @@ def _observation_size(space: Any, name: str) -> int:
         raise UserError(f"the observations of {name!r} are empty; {SUPPORTED}")
     if size > MOST_OBSERVED:
         what = f"{size:,} numbers, a choice counted once for each value"
-        raise UserError(f"the observations of {name!r} are {what}: at most {MOST_OBSERVED:,} can be learnt from")
+        raise UserError(
+            f"the observations of {name!r} are {what}: at most {MOST_OBSERVED:,} can be learnt from"
+        )
     return size
 
 
 def _described(space: Any) -> str:
     """A space in words that stay on one line."""
-    shape = f" of shape {list(space.shape)} and type {space.dtype}" if type(space).__name__ == "Box" else ""
+    shape = (
+        f" of shape {list(space.shape)} and type {space.dtype}"
+        if type(space).__name__ == "Box"
+        else ""
+    )
     return type(space).__name__ + shape
 
 
 class Playing:
-    """An environment that is played, whose failures are the user's to know: each says the game, its move and what happened.
+    """An environment that is played, whose failures are the user's to know: each says the game, its
+    move and what happened.
 
     Args:
         environment: of gymnasium.
@@ -271,9 +322,14 @@ class Playing:
         self.number = number
         try:
             observation, _ = self.environment.reset(seed=seed)
-            begun, space = np.asarray(observation, dtype=np.float32), self.environment.observation_space.shape
+            begun, space = (
+                np.asarray(observation, dtype=np.float32),
+                self.environment.observation_space.shape,
+            )
             if begun.shape != space:
-                raise ValueError(f"its observation has shape {list(begun.shape)}, and its space {list(space)}")
+                raise ValueError(
+                    f"its observation has shape {list(begun.shape)}, and its space {list(space)}"
+                )
             return begun
         except UserError:  # of what is done beside, such as filming
             raise
@@ -281,19 +337,29 @@ class Playing:
             raise self.failed("failed to begin", 0, error) from None
 
     def check(self, observations: np.ndarray, rewards: np.ndarray) -> None:
-        """Raise `UserError` unless observations `[T + 1, …]` and rewards `[T]` of the game under way are finite."""
+        """Raise `UserError` unless observations `[T + 1, …]` and rewards `[T]` of the game under
+        way are finite.
+        """
         sound = np.isfinite(observations).reshape(len(observations), -1).all(1)
-        for what, finite, first in (("an observation", sound, 0), ("a reward", np.isfinite(rewards), 1)):
+        for what, finite, first in (
+            ("an observation", sound, 0),
+            ("a reward", np.isfinite(rewards), 1),
+        ):
             if not finite.all():
                 move = int(finite.argmin()) + first
-                raise UserError(f"the environment {self.name!r} returned {what} that is not finite in game {self.number}, move {move}")
+                raise UserError(
+                    f"the environment {self.name!r} returned {what} that is not finite in game "
+                    f"{self.number}, move {move}"
+                )
 
     def render(self) -> Any:
         """What the environment draws; raises `UserError` if it cannot."""
         try:
             return self.environment.render()
         except (Exception, SystemExit) as error:
-            raise UserError(f"the environment {self.name!r} cannot be drawn: {in_words(error)}") from None
+            raise UserError(
+                f"the environment {self.name!r} cannot be drawn: {in_words(error)}"
+            ) from None
 
     def close(self) -> None:
         """Close, whatever the environment says."""
@@ -310,7 +376,11 @@ def in_words(error: BaseException) -> str:
     """An error of an environment's code: its type and the first line of what it says."""
     if isinstance(error, SystemExit):
         return f"its code ends the program (sys.exit({error.code!r}))"
-    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
+    return (
+        f"{type(error).__name__}: {first_line(error)}"
+        if str(error).strip()
+        else type(error).__name__
+    )
 
 
 def first_line(error: BaseException) -> str:

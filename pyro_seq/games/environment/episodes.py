@@ -1,4 +1,6 @@
-"""Games that were played, and how they become sequences: step 0 is what a game begins with, step t + 1 what its t-th action led to."""
+"""Games that were played, and how they become sequences: step 0 is what a game begins with, step t
++ 1 what its t-th action led to.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from pyro_seq.batch import SequenceBatch
 
 PLAYERS = ("random", "agent")
 MOST_FLOAT = float(np.finfo(np.float32).max)
-FLAGS = 2  # of the side inputs, after the action: a game's first step; the first step that is seen of one under way
+# of the side inputs, after the action: a game's first step; the first step that is seen of one
+# under way
+FLAGS = 2
 
 
 @dataclass(slots=True, eq=False)
@@ -26,8 +30,10 @@ class Episode:
         observations: as the environment gave them, float32 `[T + 1, D]`.
         actions: encoded (`environments.Game`), float32 `[T, A]`.
         rewards: float32 `[T]`.
-        ended: whether the environment said that the game is over (termination), and not only cut off (truncation).
-        complete: whether it was played until the environment ended or cut it; else the player left it.
+        ended: whether the environment said that the game is over (termination), and not only cut
+            off (truncation).
+        complete: whether it was played until the environment ended or cut it; else the player left
+            it.
         player: who played, one of `PLAYERS`.
     """
 
@@ -48,7 +54,9 @@ class Episode:
 
 
 class Running:
-    """Mean and deviation of columns of numbers that keep coming, `[n, F]`, by merging (Chan et al. 1979)."""
+    """Mean and deviation of columns of numbers that keep coming, `[n, F]`, by merging (Chan et al.
+    1979).
+    """
 
     def __init__(self, size: int) -> None:
         self.count = 0
@@ -75,21 +83,38 @@ class Running:
 
     def state(self) -> dict[str, Any]:
         """What `load_state` goes on from."""
-        return {"count": self.count, "mean": torch.from_numpy(self.mean.copy()), "squares": torch.from_numpy(self.squares.copy())}
+        return {
+            "count": self.count,
+            "mean": torch.from_numpy(self.mean.copy()),
+            "squares": torch.from_numpy(self.squares.copy()),
+        }
 
     def describe_state(self) -> Kind:
         """The kind of a `state()`."""
         mean = TensorOf(len(self.mean), dtype=torch.float64, low=-MOST_FLOAT, high=MOST_FLOAT)
-        return Fields({"count": Whole(), "mean": mean, "squares": TensorOf(len(self.mean), dtype=torch.float64, low=0)})
+        return Fields(
+            {
+                "count": Whole(),
+                "mean": mean,
+                "squares": TensorOf(len(self.mean), dtype=torch.float64, low=0),
+            }
+        )
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `ValueError` for another size or what cannot be such a state."""
+        """Go on from `state()`; raises `ValueError` for another size or what cannot be such a
+        state.
+        """
         self.describe_state().check(state, "the running statistics")
-        self.count, self.mean, self.squares = state["count"], state["mean"].numpy().copy(), state["squares"].numpy().copy()
+        self.count, self.mean, self.squares = (
+            state["count"],
+            state["mean"].numpy().copy(),
+            state["squares"].numpy().copy(),
+        )
 
 
 class Normalisation:
-    """What brings observations, their changes and rewards to mean 0 and deviation 1: running statistics of all that was played.
+    """What brings observations, their changes and rewards to mean 0 and deviation 1: running
+    statistics of all that was played.
 
     Args:
         size: D, numbers of an observation.
@@ -101,12 +126,19 @@ class Normalisation:
 
     def _refresh(self) -> None:
         mean, deviation = self.observations.mean, self.observations.deviation
-        self.mean, self.deviation = torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
-        self.reward_mean, self.reward_deviation = float(self.rewards.mean[0]), float(self.rewards.deviation[0])
+        self.mean, self.deviation = (
+            torch.from_numpy(mean).float(),
+            torch.from_numpy(deviation).float(),
+        )
+        self.reward_mean, self.reward_deviation = (
+            float(self.rewards.mean[0]),
+            float(self.rewards.deviation[0]),
+        )
         square = self.rewards.mean[0] ** 2 + self.rewards.squares[0] / max(1, self.rewards.count)
         self.usual_reward = float(np.sqrt(square)) if square > 0 else 1.0  # the root mean square
         changes = np.sqrt(self.changes.squares / max(1, self.changes.count))
-        self.spread = torch.from_numpy(np.clip(changes / deviation, 1e-3, None)).float()  # of changes, in normalised units
+        # of changes, in normalised units
+        self.spread = torch.from_numpy(np.clip(changes / deviation, 1e-3, None)).float()
 
     def add(self, episodes: Sequence[Episode]) -> None:
         """Take in games."""
@@ -126,7 +158,9 @@ class Normalisation:
 
     def state(self) -> dict[str, Any]:
         """What `load_state` goes on from."""
-        return {name: getattr(self, name).state() for name in ("observations", "changes", "rewards")}
+        return {
+            name: getattr(self, name).state() for name in ("observations", "changes", "rewards")
+        }
 
     def describe_state(self) -> Kind:
         """The kind of a `state()`: one whose means and deviations float32 can hold."""
@@ -134,11 +168,19 @@ class Normalisation:
         def usable(state: Any) -> None:
             tried = Normalisation(len(self.mean))
             tried.load_state(state)
-            numbers = [tried.mean, tried.deviation, tried.spread, torch.tensor([tried.reward_mean, tried.reward_deviation])]
+            numbers = [
+                tried.mean,
+                tried.deviation,
+                tried.spread,
+                torch.tensor([tried.reward_mean, tried.reward_deviation]),
+            ]
             if not all(bool(part.isfinite().all()) for part in numbers):
                 raise ValueError("its deviations are not finite")
 
-        parts = {name: getattr(self, name).describe_state() for name in ("observations", "changes", "rewards")}
+        parts = {
+            name: getattr(self, name).describe_state()
+            for name in ("observations", "changes", "rewards")
+        }
         return Checked(usable, first=Fields(parts))
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -158,7 +200,8 @@ class Stacked:
 
     def __init__(self, episodes: Sequence[Episode], normalisation: Normalisation) -> None:
         lengths = torch.tensor([len(episode) + 1 for episode in episodes])
-        self.lengths, self.begins = lengths, lengths.cumsum(0) - lengths  # steps of each game, and where its step 0 stands
+        # steps of each game, and where its step 0 stands
+        self.lengths, self.begins = lengths, lengths.cumsum(0) - lengths
         self.observations = normalisation.normal(_joined([e.observations for e in episodes]))
         steps, actions = len(self.observations), episodes[0].actions.shape[1]
         later = torch.ones(steps, dtype=torch.bool)
@@ -173,16 +216,24 @@ class Stacked:
         self.num_actions = actions
 
     def stretches(self, games: Tensor, starts: Tensor, length: int) -> SequenceBatch:
-        """Up to `length` steps of `games` `[N]`, from the steps `starts` `[N]` on, as a pair observes them; short where a game is over.
+        """Up to `length` steps of `games` `[N]`, from the steps `starts` `[N]` on, as a pair
+        observes them; short where a game is over.
 
-        The first step of a stretch that begins in mid-game has the second flag, and no action, since what it was taken in is not seen.
+        The first step of a stretch that begins in mid-game has the second flag, and no action,
+        since what it was taken in is not seen.
         """
         lengths = (self.lengths[games] - starts).clamp(max=length)
         steps = torch.arange(int(lengths.max()))
-        index = self.begins[games, None] + starts[:, None] + torch.minimum(steps, lengths[:, None] - 1)
+        index = (
+            self.begins[games, None] + starts[:, None] + torch.minimum(steps, lengths[:, None] - 1)
+        )
         inputs = self.inputs[index]
         inputs[:, 0] = joined(inputs[:, 0], starts > 0, self.num_actions)
-        values = {"observation": self.observations[index], "reward": self.rewards[index], "end": self.ends[index]}
+        values = {
+            "observation": self.observations[index],
+            "reward": self.rewards[index],
+            "end": self.ends[index],
+        }
         values["reward"][:, 0] = values["reward"][:, 0] * (starts == 0)
         return SequenceBatch(values, lengths, inputs=inputs)
 
@@ -192,7 +243,9 @@ def _joined(parts: Sequence[np.ndarray]) -> Tensor:
 
 
 def joined(inputs: Tensor, under_way: Tensor, num_actions: int) -> Tensor:
-    """Side inputs `[N, A + 2]` of the first step that is seen of games, where those `under_way` `[N]` are not at their beginning."""
+    """Side inputs `[N, A + 2]` of the first step that is seen of games, where those `under_way`
+    `[N]` are not at their beginning.
+    """
     flags = torch.zeros_like(inputs)
     flags[:, num_actions + 1] = 1.0
     return torch.where(under_way[:, None], flags, inputs)

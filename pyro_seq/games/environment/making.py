@@ -18,8 +18,10 @@ from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.games.environment.environments import first_line, flattened, in_words
 
 MOST_CHARACTERS = 10_000  # of an environment's arguments
-OURS = ("id", "render_mode", "disable_env_checker")  # arguments of gymnasium.make that are not the user's to give
-# the packages that register families of environments which people name without them, by how an id begins: (for pip, to be imported)
+# arguments of gymnasium.make that are not the user's to give
+OURS = ("id", "render_mode", "disable_env_checker")
+# the packages that register families of environments which people name without them, by how an id
+# begins: (for pip, to be imported)
 FAMILIES = {
     "ALE/": ("ale-py", "ale_py"),
     "BabyAI-": ("minigrid", "minigrid"),
@@ -52,9 +54,17 @@ class Named:
         arguments.
         """
         if self.env is not None and self.env != env:
-            raise UserError(f"{run} holds a run of the environment {env!r}, not of {self.env!r}: choose another --run-dir for that")
-        if self.kwargs is not None and environment_arguments(self.kwargs, "--env-kwargs") != environment_arguments(kwargs, f"{run}"):
-            raise UserError(f"{run} was begun with --env-kwargs {shlex.quote(kwargs or '{}')}, not with {shlex.quote(self.kwargs)}")
+            raise UserError(
+                f"{run} holds a run of the environment {env!r}, not of {self.env!r}: choose "
+                "another --run-dir for that"
+            )
+        if self.kwargs is not None and environment_arguments(
+            self.kwargs, "--env-kwargs"
+        ) != environment_arguments(kwargs, f"{run}"):
+            raise UserError(
+                f"{run} was begun with --env-kwargs {shlex.quote(kwargs or '{}')}, not with "
+                f"{shlex.quote(self.kwargs)}"
+            )
 
     def check_allowed(self, env: str, kwargs: str | None, source: Any) -> None:
         """Raise `UserError` if an environment that `source` names needs words of the user's that
@@ -63,7 +73,11 @@ class Named:
         module = self.env is None and named_by_module(env)
         words = self.kwargs is None and not _is_harmless(environment_arguments(kwargs, f"{source}"))
         if module or words:
-            what = "the environment of a module, which is not imported" if module else "arguments of an environment, which are not used"
+            what = (
+                "the environment of a module, which is not imported"
+                if module
+                else "arguments of an environment, which are not used"
+            )
             missing = environment_options(env if module else None, kwargs if words else None)
             raise UserError(f"{source} names {what} unless you say so: add{missing}")
 
@@ -85,7 +99,9 @@ def options_again(env: str, kwargs: str | None, source: str = "play.env_kwargs")
     """The options without which a run of an environment cannot be used again, as
     `environment_options`.
     """
-    return environment_options(env, None if _is_harmless(environment_arguments(kwargs, source)) else kwargs)
+    return environment_options(
+        env, None if _is_harmless(environment_arguments(kwargs, source)) else kwargs
+    )
 
 
 def environment_arguments(text: str | None, source: str) -> dict[str, Any]:
@@ -100,11 +116,16 @@ def environment_arguments(text: str | None, source: str) -> dict[str, Any]:
         return {}
     right = 'right would be a JSON object, such as {"map_name": "8x8"}'
     if len(text) > MOST_CHARACTERS:
-        raise UserError(f"{source}: the environment's arguments have {len(text):,} characters, more than {MOST_CHARACTERS:,}")
+        raise UserError(
+            f"{source}: the environment's arguments have {len(text):,} characters, more than "
+            f"{MOST_CHARACTERS:,}"
+        )
     try:
         found = json.loads(text, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{source}: the environment's arguments {text[:80]!r} are no JSON ({error}); {right}") from None
+        raise UserError(
+            f"{source}: the environment's arguments {text[:80]!r} are no JSON ({error}); {right}"
+        ) from None
     if not isinstance(found, dict):
         raise UserError(f"{source}: the environment's arguments are {text[:80]!r}; {right}")
     for name in found:
@@ -119,11 +140,15 @@ def _is_harmless(arguments: Any) -> bool:
     code.
     """
     if isinstance(arguments, (dict, list)):
-        return all(map(_is_harmless, arguments.values() if isinstance(arguments, dict) else arguments))
+        return all(
+            map(_is_harmless, arguments.values() if isinstance(arguments, dict) else arguments)
+        )
     return arguments is None or isinstance(arguments, (bool, int, float))
 
 
-def make_environment(name: str, render_mode: str | None = None, arguments: Mapping[str, Any] | None = None) -> Any:
+def make_environment(
+    name: str, render_mode: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> Any:
     """The environment of an id, made with some arguments; a module that the id names is also looked
     for in the working folder.
 
@@ -133,15 +158,23 @@ def make_environment(name: str, render_mode: str | None = None, arguments: Mappi
     """
     import gymnasium
 
-    given = dict(arguments or {}) | ({} if render_mode is None else {"render_mode": render_mode})  # which not every environment takes
+    # which not every environment takes
+    given = dict(arguments or {}) | ({} if render_mode is None else {"render_mode": render_mode})
     try:
         with _quiet(), importable_from(Path.cwd() if named_by_module(name) else None):
             return flattened(gymnasium.make(name, disable_env_checker=True, **given))
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         tried = f"; tried the installed packages and {Path.cwd()}" if named_by_module(name) else ""
-        what = first_line(error).partition(". Environment registration")[0]  # which gymnasium goes on to advise of
-        raise UserError(f"the environment {name!r} needs packages that are not installed: {what}{tried}") from None
-    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv, gymnasium.error.Error) as error:
+        # which gymnasium goes on to advise of
+        what = first_line(error).partition(". Environment registration")[0]
+        raise UserError(
+            f"the environment {name!r} needs packages that are not installed: {what}{tried}"
+        ) from None
+    except (
+        gymnasium.error.UnregisteredEnv,
+        gymnasium.error.DeprecatedEnv,
+        gymnasium.error.Error,
+    ) as error:
         if isinstance(error, gymnasium.error.UnregisteredEnv) or "malformed" in str(error).lower():
             raise UserError(f"gymnasium knows no environment {name!r}{_advice(name)}") from None
         raise UserError(f"the environment {name!r} cannot be made: {first_line(error)}") from None
@@ -155,15 +188,26 @@ def _advice(name: str) -> str:
 
     own = name.rpartition(":")[2]
     for begins, (package, module) in FAMILIES.items():
-        if own.startswith(begins) and not any(known.startswith(begins) for known in gymnasium.registry):
+        if own.startswith(begins) and not any(
+            known.startswith(begins) for known in gymnasium.registry
+        ):
             named = f"--env {module}:{own}"
-            return f": those that begin with {begins} are of the package {package} (pip install {package}), and named with it, {named}"
+            return (
+                f": those that begin with {begins} are of the package {package} (pip install "
+                f"{package}), and named with it, {named}"
+            )
     family = own.rpartition("/")[0]
     if family and not any(known.startswith(f"{family}/") for known in gymnasium.registry):
-        return f": none begin with {family}/; name the package that registers them, --env MODULE:{own}"
+        return (
+            f": none begin with {family}/; name the package that registers them, --env MODULE:{own}"
+        )
     known = [spec for spec in gymnasium.registry if "/" not in spec or "/" in own]
     advice = did_you_mean(own, known)
-    return advice if advice.startswith("; did you mean") else f"; there are {len(known)}, CartPole-v1 and Acrobot-v1 among them"
+    return (
+        advice
+        if advice.startswith("; did you mean")
+        else f"; there are {len(known)}, CartPole-v1 and Acrobot-v1 among them"
+    )
 
 
 @contextmanager

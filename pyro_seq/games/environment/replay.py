@@ -1,4 +1,6 @@
-"""The games that were played so far: which of them are learnt from, stretches of them for the world model, and where to imagine from."""
+"""The games that were played so far: which of them are learnt from, stretches of them for the world
+model, and where to imagine from.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,11 @@ from pyro_seq.runs.writing import make_folder
 
 
 class Replay:
-    """Games, some of which are held out: every `1 / held_out`-th, of each player, is never learnt from.
+    """Games, some of which are held out: every `1 / held_out`-th, of each player, is never learnt
+    from.
 
-    It is a stream of training batches (`training.Batches`): stretches of games, every step in about as many as the others,
-    but for a game's first ones, which are in up to twice as many.
+    It is a stream of training batches (`training.Batches`): stretches of games, every step in about
+    as many as the others, but for a game's first ones, which are in up to twice as many.
 
     Args:
         normalisation: takes in the games that are learnt from.
@@ -33,7 +36,15 @@ class Replay:
         seed: of the choice of stretches.
     """
 
-    def __init__(self, normalisation: Normalisation, *, held_out: float, batch_size: int, window: int, seed: int) -> None:
+    def __init__(
+        self,
+        normalisation: Normalisation,
+        *,
+        held_out: float,
+        batch_size: int,
+        window: int,
+        seed: int,
+    ) -> None:
         self.normalisation, self.held_out = normalisation, held_out
         self.batch_size, self.window = batch_size, window
         self.learnt: list[Episode] = []
@@ -81,12 +92,15 @@ class Replay:
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Some stretches, each from a state of its own."""
         stacked = self.stacked
-        # a stretch that would begin before its game begins with it: else a game's first steps would be in fewer than the others
+        # a stretch that would begin before its game begins with it: else a game's first steps would
+        # be in fewer than the others
         last = np.cumsum(stacked.lengths.numpy() + self.window - 1)
         places = self._random.integers(last[-1], size=self.batch_size)
         games = np.searchsorted(last, places, side="right")
         starts = stacked.lengths.numpy()[games] - (last[games] - places)
-        return stacked.stretches(torch.from_numpy(games), torch.from_numpy(np.maximum(starts, 0)), self.window), False
+        return stacked.stretches(
+            torch.from_numpy(games), torch.from_numpy(np.maximum(starts, 0)), self.window
+        ), False
 
     def beginnings(self, count: int) -> SequenceBatch:
         """The first step of `count` games, drawn at random."""
@@ -94,9 +108,16 @@ class Replay:
         return self.stacked.stretches(games, torch.zeros_like(games), 1)
 
     def prefixes(self, count: int, steps: int) -> SequenceBatch | None:
-        """`count` stretches of exactly so many steps, none of which has ended, all equally likely; `None` if no game is as long."""
+        """`count` stretches of exactly so many steps, none of which has ended, all equally likely;
+        `None` if no game is as long.
+        """
         stacked = self.stacked
-        room = stacked.lengths - steps - torch.tensor([episode.ended for episode in self.learnt]).long() + 1
+        room = (
+            stacked.lengths
+            - steps
+            - torch.tensor([episode.ended for episode in self.learnt]).long()
+            + 1
+        )
         last = room.clamp(min=0).cumsum(0).numpy()
         if last[-1] == 0:
             return None
@@ -124,7 +145,11 @@ def save_episodes(path: Path, episodes: Sequence[Episode]) -> None:
 
     def joined(name: str, *shape: int) -> Tensor:
         parts = [getattr(episode, name) for episode in episodes]
-        return torch.from_numpy(np.concatenate(parts).astype(np.float32)) if parts else torch.zeros(0, *shape)
+        return (
+            torch.from_numpy(np.concatenate(parts).astype(np.float32))
+            if parts
+            else torch.zeros(0, *shape)
+        )
 
     kept = {
         "lengths": [len(episode) for episode in episodes],
@@ -141,8 +166,20 @@ def save_episodes(path: Path, episodes: Sequence[Episode]) -> None:
 def describe_episodes(game: Game | None = None) -> Kind:
     """The kind of what `save_episodes` writes, of games of a form."""
     sizes = (None, None) if game is None else (game.observation_size, game.action_size)
-    sides = {"lengths": Items(Whole()), "ended": Items(Flag()), "complete": Items(Flag()), "players": Items(Word(*PLAYERS))}
-    return Fields({**sides, "observations": TensorOf(None, sizes[0]), "actions": TensorOf(None, sizes[1]), "rewards": TensorOf(None)})
+    sides = {
+        "lengths": Items(Whole()),
+        "ended": Items(Flag()),
+        "complete": Items(Flag()),
+        "players": Items(Word(*PLAYERS)),
+    }
+    return Fields(
+        {
+            **sides,
+            "observations": TensorOf(None, sizes[0]),
+            "actions": TensorOf(None, sizes[1]),
+            "rewards": TensorOf(None),
+        }
+    )
 
 
 def load_episodes(path: Path, game: Game | None = None) -> list[Episode]:
@@ -150,18 +187,32 @@ def load_episodes(path: Path, game: Game | None = None) -> list[Episode]:
     or not of games of that form.
     """
     kept = load_tree(path)
-    none = isinstance(kept, dict) and kept.get("lengths") == []  # then nothing tells how large an observation is
+    # then nothing tells how large an observation is
+    none = isinstance(kept, dict) and kept.get("lengths") == []
     check(kept, describe_episodes(None if none else game), path, otherwise="is damaged")
     try:
-        observations, actions, rewards = (kept[name].numpy() for name in ("observations", "actions", "rewards"))
+        observations, actions, rewards = (
+            kept[name].numpy() for name in ("observations", "actions", "rewards")
+        )
         lengths = kept["lengths"]
         ends = np.cumsum(lengths, dtype=np.int64)
-        if len(rewards) != sum(lengths) or len(actions) != len(rewards) or len(observations) != len(rewards) + len(lengths):
+        if (
+            len(rewards) != sum(lengths)
+            or len(actions) != len(rewards)
+            or len(observations) != len(rewards) + len(lengths)
+        ):
             raise ValueError("its games' lengths do not fit")
-        games = zip(lengths, ends.tolist(), kept["ended"], kept["complete"], kept["players"], strict=True)
+        games = zip(
+            lengths, ends.tolist(), kept["ended"], kept["complete"], kept["players"], strict=True
+        )
         return [
             Episode(
-                observations[end - n + i : end + i + 1], actions[end - n : end], rewards[end - n : end], bool(ended), bool(full), player
+                observations[end - n + i : end + i + 1],
+                actions[end - n : end],
+                rewards[end - n : end],
+                bool(ended),
+                bool(full),
+                player,
             )
             for i, (n, end, ended, full, player) in enumerate(games)
         ]

@@ -1,4 +1,6 @@
-"""What a game looks like: an environment put into the state of an observation, and frames as a moving picture."""
+"""What a game looks like: an environment put into the state of an observation, and frames as a
+moving picture.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from pyro_seq.runs.writing import make_folder, replacing
 
 WIDEST = 480  # pixels of a frame; larger ones are scaled down
 MOST_FRAMES = 3_000  # of one moving picture
-MOST_PIXELS = 2 * 10**8  # of all frames of one: what it takes in memory, three bytes each until it is written
+# of all frames of one: what it takes in memory, three bytes each until it is written
+MOST_PIXELS = 2 * 10**8
 
 
 def _as_it_is(observation: np.ndarray) -> np.ndarray:
@@ -28,7 +31,10 @@ def _pendulum(observation: np.ndarray) -> np.ndarray:
 
 
 def _acrobot(observation: np.ndarray) -> np.ndarray:
-    first, second = math.atan2(observation[1], observation[0]), math.atan2(observation[3], observation[2])
+    first, second = (
+        math.atan2(observation[1], observation[0]),
+        math.atan2(observation[3], observation[2]),
+    )
     return np.array([first, second, observation[4], observation[5]])
 
 
@@ -54,7 +60,10 @@ def frames_of(playing: Playing, observations: Tensor) -> Iterator[np.ndarray]:
     Raises `UserError` for one that cannot be put into a state.
     """
     if not can_be_drawn(playing):
-        raise UserError(f"the environment {playing.name!r} cannot be put into the state of an observation: imagined games have no video")
+        raise UserError(
+            f"the environment {playing.name!r} cannot be put into the state of an observation: "
+            "imagined games have no video"
+        )
     inner = playing.environment.unwrapped
     playing.reset(0)
 
@@ -92,9 +101,12 @@ class Film:
         is no picture.
         """
         if self.steps % self.every == 0:
-            self.frames.append(picture_of(draw()).copy())  # an environment may draw into its own again
+            # an environment may draw into its own again
+            self.frames.append(picture_of(draw()).copy())
             self._pixels += self.frames[-1][..., 0].size
-            while len(self.frames) > max(2, self.most_frames) or (self._pixels > self.most_pixels and len(self.frames) > 2):
+            while len(self.frames) > max(2, self.most_frames) or (
+                self._pixels > self.most_pixels and len(self.frames) > 2
+            ):
                 self.frames, self.every = self.frames[::2], 2 * self.every
                 self._pixels = sum(frame[..., 0].size for frame in self.frames)
         self.steps += 1
@@ -107,18 +119,27 @@ def picture_of(frame: Any) -> np.ndarray:
     from PIL import Image
 
     if frame is None:
-        raise UserError("the environment draws nothing, which is no picture: its render returned None")
+        raise UserError(
+            "the environment draws nothing, which is no picture: its render returned None"
+        )
     try:
         array = np.asarray(frame)
     except ValueError:
-        raise UserError(f"the environment draws a {type(frame).__name__}, which is no picture") from None
+        raise UserError(
+            f"the environment draws a {type(frame).__name__}, which is no picture"
+        ) from None
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise UserError(f"the environment draws {array.dtype} {list(array.shape)}, which is no picture: uint8 [height, width, 3] would be")
+        raise UserError(
+            f"the environment draws {array.dtype} {list(array.shape)}, which is no picture: uint8 "
+            "[height, width, 3] would be"
+        )
     scale = WIDEST / max(array.shape[:2])
     if scale >= 1:
         return array
     size = (max(1, round(array.shape[1] * scale)), max(1, round(array.shape[0] * scale)))
-    return np.asarray(Image.fromarray(np.ascontiguousarray(array)).resize(size, Image.Resampling.BILINEAR))
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(array)).resize(size, Image.Resampling.BILINEAR)
+    )
 
 
 def frames_per_second(playing: Playing) -> float:
@@ -130,7 +151,8 @@ def frames_per_second(playing: Playing) -> float:
 def write_gif(path: Path, frames: Sequence[Any], rate: float) -> None:
     """Frames `[H, W, 3]` of bytes as an animated GIF, which replaces what is at `path`, as a whole.
 
-    A GIF counts time in hundredths of a second, and programs do not show one below two of them: then frames are left out.
+    A GIF counts time in hundredths of a second, and programs do not show one below two of them:
+    then frames are left out.
 
     Args:
         path: of the file.
@@ -146,10 +168,22 @@ def write_gif(path: Path, frames: Sequence[Any], rate: float) -> None:
     every = max(1, math.ceil(rate / 50), math.ceil(len(frames) / MOST_FRAMES))
     shown = [*frames[:-1:every], frames[-1]]
     middle = Image.fromarray(picture_of(shown[len(shown) // 2]))
-    palette = middle.quantize(128, method=Image.Quantize.MEDIANCUT)  # one for all: colours do not flicker
-    pictures = (Image.fromarray(picture_of(frame)).quantize(palette=palette, dither=Image.Dither.NONE) for frame in shown)
+    # one for all: colours do not flicker
+    palette = middle.quantize(128, method=Image.Quantize.MEDIANCUT)
+    pictures = (
+        Image.fromarray(picture_of(frame)).quantize(palette=palette, dither=Image.Dither.NONE)
+        for frame in shown
+    )
     first = next(pictures)  # the others are made one at a time, as they are written
     make_folder(path.parent)
     duration = max(20, round(every * 100 / rate) * 10)
     with replacing(path, follow=False) as temporary:
-        first.save(temporary, format="GIF", save_all=True, append_images=pictures, duration=duration, loop=0, optimize=False)
+        first.save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=pictures,
+            duration=duration,
+            loop=0,
+            optimize=False,
+        )

@@ -14,7 +14,14 @@ from pyro_seq.games.environment.collecting import PLAYING, collect, game_seed
 from pyro_seq.games.environment.environments import Playing
 from pyro_seq.games.environment.episodes import Episode
 from pyro_seq.games.loaded import Dreamt, TrainedGame
-from pyro_seq.games.plots.drawing import Film, can_be_drawn, frames_of, frames_per_second, picture_of, write_gif
+from pyro_seq.games.plots.drawing import (
+    Film,
+    can_be_drawn,
+    frames_of,
+    frames_per_second,
+    picture_of,
+    write_gif,
+)
 from pyro_seq.games.plots.pictures import games_png
 from pyro_seq.runs.writing import make_folder, replacing
 
@@ -69,8 +76,20 @@ def played_games(
     players = {"agent": trained.player(agent, temperature=temperature, seed=seed)}
     try:
         for number in range(num_games):
-            own, told = game_seed(seed, PLAYING), None if moved is None else _counted(moved, number + 1)
-            (episode,) = collect([playing], trained.game, ["agent"], players, seed=own, first=number, most_moves=most_moves, moved=told)
+            own, told = (
+                game_seed(seed, PLAYING),
+                None if moved is None else _counted(moved, number + 1),
+            )
+            (episode,) = collect(
+                [playing],
+                trained.game,
+                ["agent"],
+                players,
+                seed=own,
+                first=number,
+                most_moves=most_moves,
+                moved=told,
+            )
             path = None
             if isinstance(playing.environment, _Filmed):
                 path = trained.path / "videos" / f"{agent}-{seed}-{number + 1}.gif"
@@ -108,14 +127,19 @@ def show_dreams(trained: TrainedGame, games: Sequence[Dreamt], render: str) -> l
         path = folder / "games.png"
         with replacing(path, follow=False) as temporary:
             title = f"{trained.game.name}: {len(games)} imagined games"
-            temporary.write_bytes(games_png([game.observations.numpy() for game in games], title=title))
+            temporary.write_bytes(
+                games_png([game.observations.numpy() for game in games], title=title)
+            )
         return [path]
     if render != "video":
         return []
     playing, files = trained.environment("rgb_array"), []
     try:
         if not can_be_drawn(playing):
-            raise UserError(f"{trained.game.name!r} cannot be put into the state of an observation: use --render picture")
+            raise UserError(
+                f"{trained.game.name!r} cannot be put into the state of an observation: use "
+                "--render picture"
+            )
         for number, game in enumerate(games, 1):
             files.append(folder / f"game-{number}.gif")
             film = Film()

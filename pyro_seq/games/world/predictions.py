@@ -1,4 +1,6 @@
-"""How honest a model of a game is: its likelihood of games that it has not seen, and how far it goes astray when it sees no more."""
+"""How honest a model of a game is: its likelihood of games that it has not seen, and how far it
+goes astray when it sees no more.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,21 @@ STARTS = 256  # places in games from which predictions are made
 
 
 @torch.no_grad()
-def nats_per_step(pair: Pair, episodes: Sequence[Episode], normalisation: Normalisation, *, samples: int = 16) -> float:
-    """-log p(o, r, e | a) of whole games per step, or its estimate with latents; a density in the environment's own units, in nats."""
+def nats_per_step(
+    pair: Pair, episodes: Sequence[Episode], normalisation: Normalisation, *, samples: int = 16
+) -> float:
+    """-log p(o, r, e | a) of whole games per step, or its estimate with latents; a density in the
+    environment's own units, in nats.
+    """
     total, steps = 0.0, 0
     for start in range(0, len(episodes), AT_ONCE):
         batch = whole(episodes[start : start + AT_ONCE], normalisation)
         with pyro.validation_enabled(False):
             total += float(score(pair, batch, samples=samples).log_likelihood.double().sum())
         steps += batch.num_observations
-    units = float(normalisation.deviation.double().log().sum()) + math.log(normalisation.reward_deviation)
+    units = float(normalisation.deviation.double().log().sum()) + math.log(
+        normalisation.reward_deviation
+    )
     return -total / max(1, steps) + units
 
 
@@ -42,8 +50,9 @@ class OpenLoop:
     """How far predictions are off, after a prefix of real steps and then with the actions alone.
 
     Attributes:
-        errors: by horizon, the root mean squared error of each number of the observation, in deviations of that number over the same
-            games, `[D]`; a prediction is the mean of some draws.
+        errors: by horizon, the root mean squared error of each number of the observation, in
+            deviations of that number over the same games, `[D]`; a prediction is the mean of some
+            draws.
         counts: by horizon, how many predictions these are.
     """
 
@@ -66,7 +75,8 @@ def open_loop(
     samples: int = 8,
     starts: int = STARTS,
 ) -> OpenLoop:
-    """Predict from places spread evenly over games that are long enough; a horizon for which none is long enough is left out.
+    """Predict from places spread evenly over games that are long enough; a horizon for which none
+    is long enough is left out.
 
     Args:
         world: the model.
@@ -80,7 +90,8 @@ def open_loop(
     errors, counts = {}, {}
     numbers = Running(episodes[0].observations.shape[1])
     numbers.add(np.concatenate([episode.observations for episode in episodes]))
-    deviation = torch.from_numpy(numbers.deviation)  # of a number that does not vary it is 1: an error is in its own units
+    # of a number that does not vary it is 1: an error is in its own units
+    deviation = torch.from_numpy(numbers.deviation)
     for horizon in horizons:
         found = _places(episodes, prefix + horizon, starts)
         if found is None:
@@ -94,8 +105,12 @@ def open_loop(
 
 
 def _places(episodes: Sequence[Episode], length: int, most: int) -> tuple[Tensor, Tensor] | None:
-    """(games, steps in them) from which so many steps follow, spread evenly; `None` if there are none."""
-    games = torch.cat([torch.full((max(0, len(e) + 2 - length),), i) for i, e in enumerate(episodes)])
+    """(games, steps in them) from which so many steps follow, spread evenly; `None` if there are
+    none.
+    """
+    games = torch.cat(
+        [torch.full((max(0, len(e) + 2 - length),), i) for i, e in enumerate(episodes)]
+    )
     if not len(games):
         return None
     steps = torch.cat([torch.arange(max(0, len(e) + 2 - length)) for e in episodes])
@@ -105,10 +120,14 @@ def _places(episodes: Sequence[Episode], length: int, most: int) -> tuple[Tensor
 
 @torch.no_grad()
 def imagined_from(world: World, batch: SequenceBatch, prefix: int, samples: int) -> Tensor:
-    """Normalised observations `[N, samples, T - prefix, D]` that are drawn after the first steps of full sequences, given their actions."""
+    """Normalised observations `[N, samples, T - prefix, D]` that are drawn after the first steps of
+    full sequences, given their actions.
+    """
     values: Any = batch.values
     assert batch.inputs is not None
-    seen = SequenceBatch(map_tensors(lambda x: x[:, :prefix], values), inputs=batch.inputs[:, :prefix])
+    seen = SequenceBatch(
+        map_tensors(lambda x: x[:, :prefix], values), inputs=batch.inputs[:, :prefix]
+    )
     state, drawn = world.states(seen.repeat(samples)), []
     with pyro.validation_enabled(False), world.pair.evaluating():
         for t in range(prefix, batch.num_steps):
@@ -118,9 +137,17 @@ def imagined_from(world: World, batch: SequenceBatch, prefix: int, samples: int)
 
 
 def shown_beside(
-    world: World, episode: Episode, normalisation: Normalisation, *, prefix: int = 4, draws: int = 64, most: int = 64
+    world: World,
+    episode: Episode,
+    normalisation: Normalisation,
+    *,
+    prefix: int = 4,
+    draws: int = 64,
+    most: int = 64,
 ) -> tuple[Any, Any, int]:
-    """(the first observations of a game `[T, D]`, what is imagined of them `[draws, T - prefix, D]`, the prefix), in the game's units."""
+    """(the first observations of a game `[T, D]`, what is imagined of them
+    `[draws, T - prefix, D]`, the prefix), in the game's units.
+    """
     length = min(len(episode) + 1, most)
     prefix = max(1, min(prefix, length - 1))
     start = torch.zeros(1, dtype=torch.long)

@@ -1,4 +1,6 @@
-"""The model of a game: a pair over what a player sees, given what the player does, and its steps with or without gradients."""
+"""The model of a game: a pair over what a player sees, given what the player does, and its steps
+with or without gradients.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ from torch import Tensor
 from pyro_seq._pytree import map_tensors
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.config.build import Parts, make_pair
-from pyro_seq.contexts import Chain, Context, LastObservations, Nothing, PassedOn, PreviousObservation, SideInputs
+from pyro_seq.contexts import (
+    Chain,
+    Context,
+    LastObservations,
+    Nothing,
+    PassedOn,
+    PreviousObservation,
+    SideInputs,
+)
 from pyro_seq.emissions.base import Emission
 from pyro_seq.emissions.composite import Independent, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Normal
@@ -28,7 +38,8 @@ from pyro_seq.infer.sampling import draw
 from pyro_seq.pairs.model import SequenceModel
 from pyro_seq.pairs.pair import Pair
 
-SMALLEST_SCALE = 0.01  # of what is predicted, in its own deviations: how exact a model may claim to be
+# of what is predicted, in its own deviations: how exact a model may claim to be
+SMALLEST_SCALE = 0.01
 
 
 class ObservationOf(Encoder):
@@ -45,7 +56,11 @@ class ObservationOf(Encoder):
     def blank(self, *lead: int, device: torch.device | None = None) -> dict[str, Tensor]:
         """A group of zeros."""
         zeros = torch.zeros(*lead, device=device)
-        return {"observation": torch.zeros(*lead, self.num_features, device=device), "reward": zeros, "end": zeros}
+        return {
+            "observation": torch.zeros(*lead, self.num_features, device=device),
+            "reward": zeros,
+            "end": zeros,
+        }
 
     def forward(self, values: dict[str, Tensor]) -> Tensor:
         """`[..., D]`."""
@@ -53,7 +68,8 @@ class ObservationOf(Encoder):
 
 
 class WithObservation(Encoder):
-    """What an encoder makes of a step's named group, and after that the observation as it is, `[..., F + D]`.
+    """What an encoder makes of a step's named group, and after that the observation as it is,
+    `[..., F + D]`.
 
     Args:
         encoder: of the group.
@@ -74,7 +90,8 @@ class WithObservation(Encoder):
 
 
 class Before(Chain):
-    """u_t, the encoding of the step before, and that step's observation, passed on to the emission: what a change is predicted from.
+    """u_t, the encoding of the step before, and that step's observation, passed on to the emission:
+    what a change is predicted from.
 
     The same as `PassedOn` of two contexts, each of which would look the step before up by itself.
 
@@ -94,10 +111,12 @@ class Before(Chain):
 
 
 class GameStep(Joint):
-    """What a move leads to: p(o, r, e | f) = N(o; o_{t-1} + s m, s sigma) N(r; …) Bernoulli(e; …), with (m, sigma) of the features.
+    """What a move leads to: p(o, r, e | f) = N(o; o_{t-1} + s m, s sigma) N(r; …) Bernoulli(e; …),
+    with (m, sigma) of the features.
 
-    That is the change of the observation that is predicted, in units s of how much it changes from step to step; the observation before is
-    passed on from the context (`contexts.PassedOn`). With `change=False` it is the observation itself, N(o; m, sigma).
+    That is the change of the observation that is predicted, in units s of how much it changes from
+    step to step; the observation before is passed on from the context (`contexts.PassedOn`). With
+    `change=False` it is the observation itself, N(o; m, sigma).
 
     Args:
         size: D, numbers of an observation.
@@ -108,29 +127,43 @@ class GameStep(Joint):
 
     def __init__(self, size: int, *, change: bool = True) -> None:
         number = Normal(epsilon=SMALLEST_SCALE)
-        super().__init__({"observation": Independent(number, size), "reward": Normal(epsilon=SMALLEST_SCALE), "end": Bernoulli()})
+        super().__init__(
+            {
+                "observation": Independent(number, size),
+                "reward": Normal(epsilon=SMALLEST_SCALE),
+                "end": Bernoulli(),
+            }
+        )
         self.num_passed_on = size if change else 0
         self.register_buffer("spread", torch.ones(size))
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> dict[str, Any]:
-        """The features of observation, reward and end one after the other; the observation before `[..., D]`."""
+        """The features of observation, reward and end one after the other; the observation before
+        `[..., D]`.
+        """
         parts = super().forward(features)
         if self.num_passed_on:
             if previous is None:
-                raise UserError("this emission predicts changes of the observation before, which its model's context must pass on")
+                raise UserError(
+                    "this emission predicts changes of the observation before, which its model's "
+                    "context must pass on"
+                )
             change = parts["observation"].base_dist
             loc, scale = previous + self.spread * change.loc, self.spread * change.scale
             parts["observation"] = dist.Normal(loc, scale).to_event(1)
         return parts
 
 
-def game_parts(game: Game, *, change: bool = True, encoder_sizes: Sequence[int] = (), activation: str = "relu") -> Parts:
+def game_parts(
+    game: Game, *, change: bool = True, encoder_sizes: Sequence[int] = (), activation: str = "relu"
+) -> Parts:
     """What pairs over a game's steps are made of.
 
     Args:
         game: its form.
         change: whether the change of the observation is predicted, and not the observation itself.
-        encoder_sizes: hidden layers of the encoder of an observation; none: its numbers as they are.
+        encoder_sizes: hidden layers of the encoder of an observation; none: its numbers as they
+            are.
         activation: of these.
     """
     size, inputs = game.observation_size, game.action_size + FLAGS
@@ -140,7 +173,11 @@ def game_parts(game: Game, *, change: bool = True, encoder_sizes: Sequence[int] 
         return Group({"observation": seen, "reward": Flatten(()), "end": Flatten(())})
 
     def context(encoder: Encoder) -> Context:
-        return Before(encoder, size, inputs) if change else Chain(SideInputs(inputs), PreviousObservation(encoder))
+        return (
+            Before(encoder, size, inputs)
+            if change
+            else Chain(SideInputs(inputs), PreviousObservation(encoder))
+        )
 
     emission: Emission = GameStep(size, change=change)
     return Parts(emission, encoder, context, inputs)
@@ -149,11 +186,16 @@ def game_parts(game: Game, *, change: bool = True, encoder_sizes: Sequence[int] 
 def new_world(settings: GameSettings, game: Game) -> Pair:
     """The model of a game, with new weights."""
     s = settings.world
-    return make_pair(settings.model, game_parts(game, change=s.change, encoder_sizes=s.encoder_sizes, activation=s.activation))
+    return make_pair(
+        settings.model,
+        game_parts(game, change=s.change, encoder_sizes=s.encoder_sizes, activation=s.activation),
+    )
 
 
 def set_spread(pair: Pair, spread: Tensor) -> None:
-    """Tell a pair over games by how much their observations change from step to step, `[D]`, in normalised units."""
+    """Tell a pair over games by how much their observations change from step to step, `[D]`, in
+    normalised units.
+    """
     emission = getattr(pair.model, "emission", None)
     if isinstance(emission, GameStep):
         with torch.no_grad():
@@ -161,7 +203,8 @@ def set_spread(pair: Pair, spread: Tensor) -> None:
 
 
 class World:
-    """A trained model of a game that is stepped: any pair that is declared by its equations, or whose model returns the state it ends in.
+    """A trained model of a game that is stepped: any pair that is declared by its equations, or
+    whose model returns the state it ends in.
 
     Args:
         pair: over games (`game_parts`); used in evaluation mode.
@@ -177,7 +220,9 @@ class World:
 
     @torch.no_grad()
     def begin(self, count: int) -> tuple[dict[str, Tensor], Any]:
-        """(the first observations `[N, D]`, …, of `count` games, the states after them), drawn from the model."""
+        """(the first observations `[N, D]`, …, of `count` games, the states after them), drawn from
+        the model.
+        """
         inputs = torch.zeros(count, self.num_actions + FLAGS)
         inputs[:, self.num_actions] = 1.0
         model = self.pair.model
@@ -185,37 +230,53 @@ class World:
 
     @torch.no_grad()
     def states(self, prefix: SequenceBatch, *, samples: int = 8) -> Any:
-        """The model's states after games were seen that fill a batch, `[N, …]`; latents are drawn from their filtered distribution.
+        """The model's states after games were seen that fill a batch, `[N, …]`; latents are drawn
+        from their filtered distribution.
 
         Nobody around sees this: an agent's `SVI` would take the world's parameters for the agent's.
         """
         if isinstance(self.pair.model, SequenceModel):
             with pyro.validation_enabled(False), poutine.block():
                 return filtered_state(self.pair, [prefix], samples=samples)["model"]
-        with self.pair.scope(), self.pair.evaluating(), pyro.validation_enabled(False), poutine.block():
+        with (
+            self.pair.scope(),
+            self.pair.evaluating(),
+            pyro.validation_enabled(False),
+            poutine.block(),
+        ):
             guided = poutine.trace(self.pair.guide).get_trace(prefix)
             outcome = poutine.replay(self.pair.model, trace=guided)(prefix)
         return self._state_of(outcome)
 
-    def step(self, state: Any, inputs: Tensor, *, differentiable: bool = False) -> tuple[dict[str, Tensor], Any]:
-        """(observation `[N, D]`, reward `[N]` and end `[N]` of one step, the state after it), drawn from the model.
+    def step(
+        self, state: Any, inputs: Tensor, *, differentiable: bool = False
+    ) -> tuple[dict[str, Tensor], Any]:
+        """(observation `[N, D]`, reward `[N]` and end `[N]` of one step, the state after it), drawn
+        from the model.
 
         Args:
             state: as `states` or a step before has given it.
             inputs: side inputs `[N, A + 2]`.
-            differentiable: whether gradients go through the draws (reparameterised); `end` is then its probability.
+            differentiable: whether gradients go through the draws (reparameterised); `end` is then
+                its probability.
 
-        Raises `UserError` for a pair that returns no state, and for a differentiable step of one that is not declared by its equations.
+        Raises `UserError` for a pair that returns no state, and for a differentiable step of one
+        that is not declared by its equations.
         """
         model = self.pair.model
         if isinstance(model, SequenceModel):
             take: Any = _soft if differentiable else draw
-            latent: Any = (lambda prior: prior.rsample()) if differentiable else (lambda prior: prior.sample())
+            latent: Any = (
+                (lambda prior: prior.rsample())
+                if differentiable
+                else (lambda prior: prior.sample())
+            )
             x, _, after = model.advance(state, inputs, latent, take)
             return x, after
         if differentiable:
             raise UserError(
-                "gradients through a game need a world model declared by its equations (SequenceModel); agent.gradient=score needs none"
+                "gradients through a game need a world model declared by its equations "
+                "(SequenceModel); agent.gradient=score needs none"
             )
         before = None if state is None else {"model": state, "guide": None}
         batch = SequenceBatch(None, [1] * len(inputs), inputs=inputs.unsqueeze(1), state=before)
@@ -227,7 +288,11 @@ class World:
     def _state_of(self, outcome: Any) -> Any:
         state = getattr(outcome, "state", None)
         if state is None or getattr(outcome, "values", None) is None:
-            raise UserError("a pair that is to stand for a game must return an Outcome with its values and the state that it ends in")
+            raise UserError(
+                "a pair that is to stand for a game must return an Outcome with its values and "
+                "the "
+                "state that it ends in"
+            )
         return state
 
 

@@ -1,1 +1,3 @@
-"""Log-likelihoods of sequences: exact ones, bounds, importance weights and how far they can be trusted."""
+"""Log-likelihoods of sequences: exact ones, bounds, importance weights and how far they can be
+trusted.
+"""

@@ -1,4 +1,6 @@
-"""Exact scores of any pair whose latents are all marked to be enumerated: sums over their values, step after step."""
+"""Exact scores of any pair whose latents are all marked to be enumerated: sums over their values,
+step after step.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ from pyro_seq.errors import UserError
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.checks import named, plate_depth
 from pyro_seq.poutine.probe import trace_model
-from pyro_seq.poutine.step_densities import Observed, check_support, is_enumerated, is_factor, place_of
+from pyro_seq.poutine.step_densities import (
+    Observed,
+    check_support,
+    is_enumerated,
+    is_factor,
+    place_of,
+)
 from pyro_seq.poutine.time_sites import places_of, sample_sites
 
 ENTRIES = 2**26  # of a sum's terms that are held at once
@@ -25,7 +33,9 @@ ROW = "row"  # how the sequences' dimension is called, beside the symbols of enu
 
 
 class _Factor(NamedTuple):
-    """One site's share of the density of a step; `dims` names the dimensions of `log_prob` by symbols, `ROW` for the sequences."""
+    """One site's share of the density of a step; `dims` names the dimensions of `log_prob` by
+    symbols, `ROW` for the sequences.
+    """
 
     name: str
     step: int
@@ -35,7 +45,8 @@ class _Factor(NamedTuple):
 
 
 def enumerated_steps(pair: Pair, batch: SequenceBatch, rows: Tensor) -> Tensor:
-    """log p(x_t | x_{<t}) `[N, T]` in nats, in float64, of a pair whose latents are all marked `infer={"enumerate": "parallel"}`.
+    """log p(x_t | x_{<t}) `[N, T]` in nats, in float64, of a pair whose latents are all marked
+    `infer={"enumerate": "parallel"}`.
 
     The latents are summed out in the order in which they are drawn, each as soon as nothing more
     depends on it: for a chain that takes
@@ -72,32 +83,53 @@ def enumerated_steps(pair: Pair, batch: SequenceBatch, rows: Tensor) -> Tensor:
 
 
 def _enumerated_trace(pair: Pair, batch: SequenceBatch) -> Any:
-    """The trace of the model with every latent taking all its values, dimensions named by symbols."""
-    marked_by_hand = "exact scores are of pairs whose latents are all marked to be enumerated, and whose guide samples none"
+    """The trace of the model with every latent taking all its values, dimensions named by
+    symbols.
+    """
+    marked_by_hand = (
+        "exact scores are of pairs whose latents are all marked to be enumerated, "
+        "and "
+        "whose guide samples none"
+    )
     if sampled := [name for name, _ in sample_sites(poutine.trace(pair.guide).get_trace(batch))]:
-        raise UserError(f"{named(sampled)} is sampled by the guide, and others are marked to be enumerated: {marked_by_hand}")
+        raise UserError(
+            f"{named(sampled)} is sampled by the guide, and others are marked to be enumerated: "
+            f"{marked_by_hand}"
+        )
     plain = trace_model(pair.model, batch)
     latents = {name: site for name, site in sample_sites(plain) if not site["is_observed"]}
     if unmarked := [name for name, site in latents.items() if not is_enumerated(site)]:
-        raise UserError(f"{named(unmarked)} is not marked to be enumerated, and others are: {marked_by_hand}")
+        raise UserError(
+            f"{named(unmarked)} is not marked to be enumerated, and others are: {marked_by_hand}"
+        )
     for name, site in latents.items():
         plates = [frame.dim for frame in site["cond_indep_stack"] if frame.vectorized]
         if -1 not in plates:
-            raise UserError(f"site {name!r} is one for all sequences, outside of batch.plate(): no sequence has a score of its own")
+            raise UserError(
+                f"site {name!r} is one for all sequences, outside of batch.plate(): no sequence "
+                "has a score of its own"
+            )
         if len(plates) > 1:
-            raise UserError(f"site {name!r} is enumerated in a plate inside of a sequence, of which there is no exact score")
+            raise UserError(
+                f"site {name!r} is enumerated in a plate inside of a sequence, of which there is "
+                "no exact score"
+            )
     try:
-        trace = poutine.trace(poutine.enum(pair.model, first_available_dim=-1 - plate_depth(plain))).get_trace(batch)
+        trace = poutine.trace(
+            poutine.enum(pair.model, first_available_dim=-1 - plate_depth(plain))
+        ).get_trace(batch)
         trace.symbolize_dims()
     except NotImplementedError:
         raise UserError(
-            f"not all values of {named(latents)} can be gone through: only latents of finitely many values are enumerated"
+            f"not all values of {named(latents)} can be gone through: only latents of finitely "
+            "many values are enumerated"
         ) from None
     except RuntimeError as error:
         if "dim" not in str(error):
             raise
         raise UserError(
-            f"too many latents are enumerated at once for {named(latents)}: the loop over time must be batch.steps() (pyro.markov), which "
+            f"too many latents are enumerated at once for {named(latents)}: the loop over time "
+            "must be batch.steps() (pyro.markov), which "
             "tells those that are of no more use"
         ) from None
     return trace
@@ -121,8 +153,13 @@ def _factors(trace: Any, batch: SequenceBatch, observed: Observed) -> Iterator[_
         else:
             by_step = _by_step(fn, value)
             mask = site["mask"]
-            by_step = scale_and_mask(by_step, mask=mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask)
-            found += [_factor(name, t, log_prob, symbols, trace) for t, log_prob in enumerate(by_step.unbind(-1))]
+            by_step = scale_and_mask(
+                by_step, mask=mask.unsqueeze(-1) if isinstance(mask, Tensor) else mask
+            )
+            found += [
+                _factor(name, t, log_prob, symbols, trace)
+                for t, log_prob in enumerate(by_step.unbind(-1))
+            ]
     yield from sorted(found, key=lambda factor: factor.step)
 
 
@@ -135,39 +172,66 @@ def _by_step(fn: Any, value: Tensor) -> Tensor:
     return inner.sum(tuple(range(-within, 0))) if within else inner
 
 
-def _factor(name: str, step: int, log_prob: Tensor, symbols: dict[int, str], trace: Any, own: str | None = None) -> _Factor:
-    """A site's share of a step with its dimensions named, those of plates inside of a sequence summed over."""
+def _factor(
+    name: str,
+    step: int,
+    log_prob: Tensor,
+    symbols: dict[int, str],
+    trace: Any,
+    own: str | None = None,
+) -> _Factor:
+    """A site's share of a step with its dimensions named, those of plates inside of a sequence
+    summed over.
+    """
     if log_prob.isnan().any():
-        raise UserError(f"the log-density of site {name!r} is not a number: the weights are not finite, as after a training that diverged")
+        raise UserError(
+            f"the log-density of site {name!r} is not a number: the weights are not finite, as "
+            "after a training that diverged"
+        )
     try:
         shares: Any = packed.pack(log_prob, symbols)
     except ValueError:
-        shape = f"{list(log_prob.shape)}, with dimensions that neither a plate nor an enumerated latent has"
+        shape = (
+            f"{list(log_prob.shape)}, with dimensions that neither a plate nor an enumerated "
+            "latent has"
+        )
         raise UserError(f"the log-density of site {name!r} has shape {shape}") from None
     plates, row = set(trace.plate_to_symbol.values()), symbols.get(-1)
     inner = [i for i, symbol in enumerate(shares._pyro_dims) if symbol in plates and symbol != row]
-    dims = tuple(ROW if symbol == row else symbol for symbol in shares._pyro_dims if symbol not in plates or symbol == row)
+    dims = tuple(
+        ROW if symbol == row else symbol
+        for symbol in shares._pyro_dims
+        if symbol not in plates or symbol == row
+    )
     return _Factor(name, step, dims, (shares.sum(inner) if inner else shares).double(), own)
 
 
 def _check_order(factors: list[_Factor]) -> None:
-    """Raise `UserError` where a site depends on a latent of a later step, so that a prefix of a sequence has no density of its own."""
+    """Raise `UserError` where a site depends on a latent of a later step, so that a prefix of a
+    sequence has no density of its own.
+    """
     drawn: set[str] = set()
     for factor in factors:
         drawn.add(factor.own or ROW)
         if early := [symbol for symbol in factor.dims if symbol != ROW and symbol not in drawn]:
             later = next((other.name for other in factors if other.own in early), "a latent")
-            raise UserError(f"site {factor.name!r} depends on {later!r} of a later step: exact scores need latents drawn in order of time")
+            raise UserError(
+                f"site {factor.name!r} depends on {later!r} of a later step: exact scores need "
+                "latents drawn in order of time"
+            )
 
 
-def _multiplied(dims: tuple[str, ...], message: Tensor, factor: _Factor) -> tuple[tuple[str, ...], Tensor]:
+def _multiplied(
+    dims: tuple[str, ...], message: Tensor, factor: _Factor
+) -> tuple[tuple[str, ...], Tensor]:
     """The message times a factor, over the dimensions of both."""
     target = (*(symbol for symbol in factor.dims if symbol not in dims), *dims)
     own, other = _aligned(dims, message, target), _aligned(factor.dims, factor.log_prob, target)
     entries = torch.broadcast_shapes(own.shape, other.shape).numel()
     if entries > ENTRIES:
         raise UserError(
-            f"{entries:,} sums of enumerated latents depend on each other at site {factor.name!r}, and at most {ENTRIES:,} are worked out: "
+            f"{entries:,} sums of enumerated latents depend on each other at site {factor.name!r}, "
+            f"and at most {ENTRIES:,} are worked out: "
             "fewer values, or fewer sequences at a time"
         )
     return target, own + other

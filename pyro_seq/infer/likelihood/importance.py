@@ -1,4 +1,6 @@
-"""Importance weights of whole paths: K latent paths for each sequence, in chunks; of each path its log-weights and last state are kept."""
+"""Importance weights of whole paths: K latent paths for each sequence, in chunks; of each path its
+log-weights and last state are kept.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from pyro_seq.pairs.model import SequenceModel
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.step_densities import Observed, log_weights, states, traced, well_shaped
 
-CHUNK_STEPS = 32_768  # steps of particles that are worked on at once: bounds the memory of that work, not of what is kept
+# steps of particles that are worked on at once: bounds the memory of that work, not of what is kept
+CHUNK_STEPS = 32_768
 FEATURES = 128  # of an emission; where a step has more of them, fewer steps are worked on at once
 
 
@@ -28,39 +31,58 @@ def steps_at_once(pair: Pair) -> int:
 
 
 def path_weights(
-    pair: Pair, batch: SequenceBatch, rows: Tensor, samples: int, proposal: Proposal, states_before: Any
+    pair: Pair,
+    batch: SequenceBatch,
+    rows: Tensor,
+    samples: int,
+    proposal: Proposal,
+    states_before: Any,
 ) -> tuple[Tensor, Callable[[], Any], str | None]:
-    """(log-weights by step of K whole paths for each sequence `[N, K, T]`, the states after them, a latent site's name or `None`).
+    """(log-weights by step of K whole paths for each sequence `[N, K, T]`, the states after them, a
+    latent site's name or `None`).
 
-    For a pair declared by its equations, at a document's beginning, the particles are a dimension to the left, so that what does not
-    depend on latents is computed once for each sequence; for others each sequence is repeated. Without latents K is 1.
-    The states after all K paths are held by what is returned, since a later window may start from them.
-    `rows` are what the sequences are called in a message.
+    For a pair declared by its equations, at a document's beginning, the particles are a dimension
+    to the left, so that what does not depend on latents is computed once for each sequence; for
+    others each sequence is repeated. Without latents K is 1. The states after all K paths are held
+    by what is returned, since a later window may start from them. `rows` are what the sequences are
+    called in a message.
     """
     n, weights, after, latent = len(batch), [], [], None
     if isinstance(pair.model, SequenceModel) and not pair.model.latent_size:
         samples = 1 if states_before is None else samples
     shared = samples > 1 and states_before is None and runs_by_steps(pair, proposal)
     remembering = batch.remembering()
-    for chosen in torch.arange(samples, device=batch.device).split(max(1, steps_at_once(pair) // (n * batch.num_steps))):
+    for chosen in torch.arange(samples, device=batch.device).split(
+        max(1, steps_at_once(pair) // (n * batch.num_steps))
+    ):
         k = len(chosen)
         if shared:
             with pyro.plate("particles", k, dim=-2):
                 traces = traced(pair, remembering, proposal)
-            chunk, latent = log_weights(*traces, torch.zeros(k, n, batch.num_steps, device=batch.device))
+            chunk, latent = log_weights(
+                *traces, torch.zeros(k, n, batch.num_steps, device=batch.device)
+            )
             weights.append(chunk.transpose(0, 1))
         else:
             repeated = batch.repeat(k).remembering()
             if states_before is not None:
                 flat = among_all(chosen.expand(n, k), samples)
-                repeated = repeated.with_state(map_tensors(lambda x, flat=flat: x[flat], states_before)).remembering()
+                repeated = repeated.with_state(
+                    map_tensors(lambda x, flat=flat: x[flat], states_before)
+                ).remembering()
             traces = traced(pair, repeated, proposal)
             observed = to_check(pair, repeated, rows.repeat_interleave(k))
-            chunk, latent = log_weights(*traces, torch.zeros(n * k, batch.num_steps, device=batch.device), observed)
+            chunk, latent = log_weights(
+                *traces, torch.zeros(n * k, batch.num_steps, device=batch.device), observed
+            )
             weights.append(chunk.view(n, k, -1))
         after.append((k, states(*traces)))
         if latent is None and states_before is None:  # all particles are equal: one is enough
-            return weights[0][:, :1], lambda k=k: map_tensors(lambda x: x[::k], well_shaped(after[0][1], n * k)), None
+            return (
+                weights[0][:, :1],
+                lambda k=k: map_tensors(lambda x: x[::k], well_shaped(after[0][1], n * k)),
+                None,
+            )
 
     def unfold(k: int, tree: Any) -> Any:
         return map_tensors(lambda x: x.view(n, k, *x.shape[1:]), well_shaped(tree, n * k))
@@ -75,18 +97,31 @@ def path_weights(
 
 
 def _spread(pair: Pair, proposal: Proposal) -> Callable[[int, Any], Any]:
-    """`spread(k, state)`: a declared pair's state, its tensors `[k, N, …]` or, where all particles share one, `[N, …]`, as `[N, k, …]`."""
+    """`spread(k, state)`: a declared pair's state, its tensors `[k, N, …]` or, where all particles
+    share one, `[N, …]`, as `[N, k, …]`.
+    """
     model: Any = pair.model
     guide: Any = pair.guide
     one = model.initial(1)
-    like = {"model": one, "guide": None if proposal == "prior" else {"latent": one["latent"], "carried": guide.initial_carried(1)}}
+    like = {
+        "model": one,
+        "guide": None
+        if proposal == "prior"
+        else {"latent": one["latent"], "carried": guide.initial_carried(1)},
+    }
 
     def spread(k: int, state: Any) -> Any:
-        return map_tensors(lambda x, y: (x if x.dim() > y.dim() else x.expand(k, *x.shape)).transpose(0, 1), state, like)
+        return map_tensors(
+            lambda x, y: (x if x.dim() > y.dim() else x.expand(k, *x.shape)).transpose(0, 1),
+            state,
+            like,
+        )
 
     return spread
 
 
 def to_check(pair: Pair, batch: SequenceBatch, rows: Tensor) -> Observed | None:
-    """Which observations are to be checked as they are scored: none of a declared pair's, which were checked before."""
+    """Which observations are to be checked as they are scored: none of a declared pair's, which
+    were checked before.
+    """
     return None if isinstance(pair.model, SequenceModel) else Observed(batch.mask, rows)

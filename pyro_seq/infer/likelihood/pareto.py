@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-RELIABLE = 0.7  # above it, neither an estimate of so many samples nor its error says much (Vehtari et al., arXiv 1507.02646, sec. 3.2)
+# above it, neither an estimate of so many samples nor its error says much (Vehtari et al., arXiv
+# 1507.02646, sec. 3.2)
+RELIABLE = 0.7
 LEAST_SAMPLES = 25  # fewer have no tail to fit
 PRIOR = 10  # how many exceedances the fit's weak prior, k = 1/2, counts for
 
@@ -52,9 +54,13 @@ def size_of_tail(samples: int) -> int:
 
 
 def k_hat_of_largest(largest: Tensor) -> Tensor:
-    """Pareto k-hat `[N]` of weights by their `size_of_tail` largest and the next one, logarithms `[N, M + 1]` sorted downwards."""
+    """Pareto k-hat `[N]` of weights by their `size_of_tail` largest and the next one, logarithms
+    `[N, M + 1]` sorted downwards.
+    """
     weights = (largest - largest[..., :1]).exp().nan_to_num(1.0)
     over = (weights[..., :-1] - weights[..., -1:]).flip(-1)
     flat = over[..., -1] < 1e-10  # all of the largest are equal
-    fitted = fitted_shape(torch.where(flat.unsqueeze(-1), torch.ones_like(over), over).clamp_min(1e-200))
+    fitted = fitted_shape(
+        torch.where(flat.unsqueeze(-1), torch.ones_like(over), over).clamp_min(1e-200)
+    )
     return torch.where(flat, torch.full_like(fitted, -math.inf), fitted)

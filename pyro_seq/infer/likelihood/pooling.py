@@ -1,4 +1,5 @@
-"""Many particles in portions, one after the other: how many at a time, and how their scores are put together.
+"""Many particles in portions, one after the other: how many at a time, and how their scores are put
+together.
 
 Portions of k_i particles, sum_i k_i = K, are independent of each other. Each makes an estimate p_i
 of the same likelihood, and so does sum_i k_i / K p_i: for whole paths it is the very estimate of
@@ -18,13 +19,16 @@ from pyro_seq.errors import UserError
 from pyro_seq.infer.likelihood.pareto import LEAST_SAMPLES, k_hat_of_largest, size_of_tail
 from pyro_seq.infer.likelihood.score import Score
 
-MOST_STATES = 2**15  # particles of one sequence at a time, each with a state that is kept from window to window
+# particles of one sequence at a time, each with a state that is kept from window to window
+MOST_STATES = 2**15
 MOST_TOGETHER = 2**18  # particles of all sequences at a time
-MOST_WEIGHTS = 2**22  # steps of all these particles in a window, each with a weight that is kept to the window's end
+# steps of all these particles in a window, each with a weight that is kept to the window's end
+MOST_WEIGHTS = 2**22
 
 
 def portions(n: int, steps: int, samples: int) -> tuple[int, list[int]]:
-    """(sequences at a time, particles at a time of each of them) for K `samples` of n sequences in windows of `steps` steps.
+    """(sequences at a time, particles at a time of each of them) for K `samples` of n sequences in
+    windows of `steps` steps.
 
     Sequences are taken apart before the particles of one are, and a portion has two particles at
     least, to tell their spread.
@@ -33,7 +37,9 @@ def portions(n: int, steps: int, samples: int) -> tuple[int, list[int]]:
     if samples > most:
         count = min(math.ceil(samples / most), samples // 2)
         return 1, [samples // count + (i < samples % count) for i in range(count)]
-    return max(1, min(n, MOST_TOGETHER // samples, MOST_WEIGHTS // max(1, steps * samples))), [samples]
+    return max(1, min(n, MOST_TOGETHER // samples, MOST_WEIGHTS // max(1, steps * samples))), [
+        samples
+    ]
 
 
 class PooledWindow:
@@ -43,14 +49,21 @@ class PooledWindow:
         n, steps = mask.shape
         never = torch.full((n, steps + 1), -math.inf, dtype=torch.double, device=mask.device)
         self.mask, self.samples, self.method = mask, 0, ""
-        self._prefixes = never  # log sum_i k_i p_i of all before the window, and of what follows up to each of its steps
-        self._squares, self._crowding = never[:, 0], never[:, 0]  # of k_i p_i: log of their squares times variance, and over effective
-        self._steps = torch.zeros(n, steps, dtype=torch.double, device=mask.device)  # of `elbo`: the sum of each step's shares
-        self._largest, self._all_samples = never[:, :0], samples  # log-weights, as many as Pareto k-hat looks at
-        self._total, self._spread = self._steps.new_zeros(n), self._steps.new_zeros(n)  # and of whole paths: sum, squared deviations
+        # log sum_i k_i p_i of all before the window, and of what follows up to each of its steps
+        self._prefixes = never
+        # of k_i p_i: log of their squares times variance, and over effective
+        self._squares, self._crowding = never[:, 0], never[:, 0]
+        # of `elbo`: the sum of each step's shares
+        self._steps = torch.zeros(n, steps, dtype=torch.double, device=mask.device)
+        # log-weights, as many as Pareto k-hat looks at
+        self._largest, self._all_samples = never[:, :0], samples
+        # and of whole paths: sum, squared deviations
+        self._total, self._spread = self._steps.new_zeros(n), self._steps.new_zeros(n)
 
     def add(self, scored: Score, before: Tensor) -> None:
-        """Take in what another portion says of the window, and said, in all, of those before it `[N]`."""
+        """Take in what another portion says of the window, and said, in all, of those before it
+        `[N]`.
+        """
         self.method = scored.method
         if scored.effective_samples is None:
             self._add_mean(scored)
@@ -62,25 +75,39 @@ class PooledWindow:
         k, total = scored.samples, scored.total.double()
         within = scored.variance * k * (k - 1)
         if self.samples:
-            within = within + (total - self._total / self.samples).square() * self.samples * k / (self.samples + k)
+            within = within + (total - self._total / self.samples).square() * self.samples * k / (
+                self.samples + k
+            )
         self._spread = self._spread + within
         self._steps, self._total = self._steps + k * scored.steps, self._total + k * total
 
     def _add_mixed(self, scored: Score, before: Tensor, effective: Tensor) -> None:
         weight = math.log(scored.samples)
-        grown = torch.cat([before.unsqueeze(-1), before.unsqueeze(-1) + scored.steps.double().cumsum(-1)], -1)
+        grown = torch.cat(
+            [before.unsqueeze(-1), before.unsqueeze(-1) + scored.steps.double().cumsum(-1)], -1
+        )
         self._prefixes = torch.logaddexp(self._prefixes, weight + grown)
         own, impossible = 2 * (weight + scored.total.double()), scored.total.isneginf()
-        self._squares = torch.logaddexp(self._squares, (own + scored.variance.log()).masked_fill(impossible, -math.inf))
-        self._crowding = torch.logaddexp(self._crowding, (own - effective.log()).masked_fill(impossible, -math.inf))
+        self._squares = torch.logaddexp(
+            self._squares, (own + scored.variance.log()).masked_fill(impossible, -math.inf)
+        )
+        self._crowding = torch.logaddexp(
+            self._crowding, (own - effective.log()).masked_fill(impossible, -math.inf)
+        )
         if scored.k_hat is not None and self._all_samples >= LEAST_SAMPLES:
             weights = torch.cat([self._largest, scored.state["particles"].log_weights.double()], -1)
-            self._largest = weights.topk(min(weights.shape[-1], size_of_tail(self._all_samples) + 1), -1).values
+            self._largest = weights.topk(
+                min(weights.shape[-1], size_of_tail(self._all_samples) + 1), -1
+            ).values
 
     def score(self) -> Score:
-        """The score by all particles; it has no state, since those of earlier portions are not kept."""
+        """The score by all particles; it has no state, since those of earlier portions are not
+        kept.
+        """
         if self.method == "elbo":
-            variance = (self._spread / max(1, self.samples - 1) / self.samples).nan_to_num(nan=math.inf)
+            variance = (self._spread / max(1, self.samples - 1) / self.samples).nan_to_num(
+                nan=math.inf
+            )
             return self._of(self._steps / self.samples, self._total / self.samples, variance, None)
         before, after = self._prefixes[:, :-1], self._prefixes[:, 1:]
         steps = torch.where(before.isneginf(), torch.zeros_like(after), after - before)
@@ -91,7 +118,14 @@ class PooledWindow:
         heavy = k_hat_of_largest(self._largest) if self._largest.shape[-1] else None
         return self._of(steps, last - math.log(self.samples), variance, effective, heavy)
 
-    def _of(self, steps: Tensor, total: Tensor, variance: Tensor, effective: Tensor | None, k_hat: Tensor | None = None) -> Score:
+    def _of(
+        self,
+        steps: Tensor,
+        total: Tensor,
+        variance: Tensor,
+        effective: Tensor | None,
+        k_hat: Tensor | None = None,
+    ) -> Score:
         return Score(
             steps=steps.masked_fill(~self.mask, 0.0),
             mask=self.mask,
@@ -106,7 +140,11 @@ class PooledWindow:
 
 
 def _nothing_carried() -> NoReturn:
-    raise UserError("particles that were worked on in portions leave no state to go on from: score all windows as one document")
+    raise UserError(
+        "particles that were worked on in portions leave no state to go on from: score all "
+        "windows "
+        "as one document"
+    )
 
 
 def joined(parts: list[Score]) -> Score:

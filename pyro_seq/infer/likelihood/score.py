@@ -31,14 +31,19 @@ def doubted(method: str, samples: int, effective: float | None, k_hat: float | N
     itself.
     """
     heavy = k_hat is not None and k_hat > RELIABLE
-    few = effective is not None and 0 < effective < (5 if samples >= LEAST_SAMPLES else 2 if samples >= 10 else 0)
+    few = effective is not None and 0 < effective < (
+        5 if samples >= LEAST_SAMPLES else 2 if samples >= 10 else 0
+    )
     if not heavy and not few:
         return None
     signs = [f"Pareto k-hat {k_hat:.2f}, above {RELIABLE}"] if heavy else []
     signs += [f"effective samples {effective:.1f} of {samples}"] if few else []
     other = "the method filter or " if method == "importance" else ""
     instead = f"try more samples, {other}the other proposal (guide or prior)"
-    return f"the weights have degenerated ({'; '.join(signs)}): the standard error is too small and the figure too low; {instead}"
+    return (
+        f"the weights have degenerated ({'; '.join(signs)}): the standard error is too small "
+        f"and the figure too low; {instead}"
+    )
 
 
 class UnreliableEstimate(UserWarning):
@@ -50,12 +55,14 @@ class Score:
     """The log-likelihood of N sequences (or of one window of each), in nats.
 
     Attributes:
-        steps: `[N, T]`, each step's share log p(x_t | x_{<t}); zero at padding. A row's sum is the sequence's log-likelihood.
+        steps: `[N, T]`, each step's share log p(x_t | x_{<t}); zero at padding. A row's sum is the
+            sequence's log-likelihood.
         mask: `[N, T]`, which steps belong to a sequence.
         total: `[N]`, the log-likelihood of all windows so far; for a single one `log_likelihood`.
-        variance: `[N]`, the Monte Carlo variance of `total`; 0 for exact figures, infinite for an estimate of minus infinity, and
-            NaN for any other of one sample, which cannot tell.
-        method: how the figure was made: `exact`, `elbo`, `importance` or `filter`; all but the first are lower bounds in expectation.
+        variance: `[N]`, the Monte Carlo variance of `total`; 0 for exact figures, infinite for an
+            estimate of minus infinity, and NaN for any other of one sample, which cannot tell.
+        method: how the figure was made: `exact`, `elbo`, `importance` or `filter`; all but the
+            first are lower bounds in expectation.
         samples: K, the number of particles for each sequence; 1 for exact figures.
         effective_samples: `[N]`, the effective number of particles 1 / sum_k w_k^2 (normalised
             weights), between 1 and K: of `importance` at the end, of `filter` the smallest after
@@ -79,7 +86,9 @@ class Score:
 
     @property
     def exact(self) -> bool:
-        """Whether there were no latents, here and in the windows before, so that nothing was estimated."""
+        """Whether there were no latents, here and in the windows before, so that nothing was
+        estimated.
+        """
         return self.method == "exact"
 
     @property
@@ -95,10 +104,23 @@ class Score:
     @property
     def doubt(self) -> str | None:
         """What speaks against the figures and their errors, in words; `None` if nothing does."""
-        effective = None if self.effective_samples is None else self.effective_samples[self.effective_samples > 0]
+        effective = (
+            None
+            if self.effective_samples is None
+            else self.effective_samples[self.effective_samples > 0]
+        )
         fewest = None if effective is None or not len(effective) else float(effective.min())
-        heavy = None if self.k_hat is None else self.k_hat.nan_to_num(-math.inf, neginf=-math.inf)[self.total.isfinite()]
-        return doubted(self.method, self.samples, fewest, None if heavy is None or not len(heavy) else float(heavy.max()))
+        heavy = (
+            None
+            if self.k_hat is None
+            else self.k_hat.nan_to_num(-math.inf, neginf=-math.inf)[self.total.isfinite()]
+        )
+        return doubted(
+            self.method,
+            self.samples,
+            fewest,
+            None if heavy is None or not len(heavy) else float(heavy.max()),
+        )
 
     @property
     def surprise(self) -> Tensor:
@@ -106,16 +128,22 @@ class Score:
         return 0.0 - self.steps
 
     def most_surprising(self, k: int) -> list[Surprise]:
-        """The k steps of all sequences with the most nats, the most surprising first; all steps where there are fewer."""
+        """The k steps of all sequences with the most nats, the most surprising first; all steps
+        where there are fewer.
+        """
         whole(k, "the number of steps to rank", 1)
         ranked = self.surprise.masked_fill(~self.mask, -math.inf).flatten()
         nats, index = ranked.topk(min(k, int(self.mask.sum())))
         width = self.steps.shape[-1]
-        return [Surprise(i // width, i % width, value) for i, value in zip(index.tolist(), nats.tolist(), strict=True)]
+        return [
+            Surprise(i // width, i % width, value)
+            for i, value in zip(index.tolist(), nats.tolist(), strict=True)
+        ]
 
     @property
     def state(self) -> Any:
-        """What the next window starts from: the particles with their weights; `["carried"]` holds the pair's states, `[N * K, …]`.
+        """What the next window starts from: the particles with their weights; `["carried"]` holds
+        the pair's states, `[N * K, …]`.
 
         They are kept as long as the score is, whether asked for or not.
         """

@@ -1,4 +1,6 @@
-"""How likely sequences are under a pair: log-likelihoods in nats, exact or estimated, each estimate with its Monte Carlo standard error."""
+"""How likely sequences are under a pair: log-likelihoods in nats, exact or estimated, each estimate
+with its Monte Carlo standard error.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from pyro_seq.infer.likelihood.importance import path_weights, steps_at_once, to
 from pyro_seq.infer.likelihood.pareto import k_hat
 from pyro_seq.infer.likelihood.pooling import PooledWindow, joined, portions
 from pyro_seq.infer.likelihood.score import Score, UnreliableEstimate, warnings_kept
-from pyro_seq.infer.smc.particle_filter import Proposal, check_observations, has_latents, particle_filter, runs_by_steps
+from pyro_seq.infer.smc.particle_filter import (
+    Proposal,
+    check_observations,
+    has_latents,
+    particle_filter,
+    runs_by_steps,
+)
 from pyro_seq.infer.smc.particles import Particles, among_all, drawn_by_weight, particle_rows
 from pyro_seq.infer.smc.replay_filter import replay_filter
 from pyro_seq.pairs.model import SequenceModel
@@ -34,7 +42,9 @@ ESTIMATES = "the methods elbo, importance and filter estimate it"
 
 
 class _Carried(NamedTuple):
-    """What one window leaves to the next: the particles (of `importance` and `filter`), or each path's log-weight so far (of `elbo`)."""
+    """What one window leaves to the next: the particles (of `importance` and `filter`), or each
+    path's log-weight so far (of `elbo`).
+    """
 
     states: Callable[[], Any]  # the pair's, `[N * K, …]`
     particles: Particles | None
@@ -52,37 +62,51 @@ class _Found(NamedTuple):
 
 @torch.no_grad()
 def score(
-    pair: Pair, batch: SequenceBatch, *, method: Method = "auto", samples: int = 1, proposal: Proposal = "guide", state: Any = None
+    pair: Pair,
+    batch: SequenceBatch,
+    *,
+    method: Method = "auto",
+    samples: int = 1,
+    proposal: Proposal = "guide",
+    state: Any = None,
 ) -> Score:
-    r"""Score the sequences of a batch, or their next window, by the pair's own parameters (`Pair.scope`) in evaluation mode.
+    r"""Score the sequences of a batch, or their next window, by the pair's own parameters
+    (`Pair.scope`) in evaluation mode.
 
-    With latents z and weights w_k = p(x, z_k) / q(z_k | x), z_k ~ q the guide (or, with `proposal="prior"`, the model's own p(z)):
+    With latents z and weights w_k = p(x, z_k) / q(z_k | x), z_k ~ q the guide (or, with
+    `proposal="prior"`, the model's own p(z)):
 
     - `exact`: log p(x), of a pair without latents, and of one whose latents are all marked to be
     enumerated (`enumerated_steps`), which
       any method then sums out; refused for others.
     - `elbo`: the mean of log w_k.
-    - `importance`: log (1/K) sum_k w_k (Burda et al. 2016, arXiv 1509.00519); the ELBO in expectation for K = 1. Over windows (pass
-      each window the `state` of the score before it) the particles go on, resampled when their effective number falls below K / 2.
-    - `filter`: a particle filter, which draws step by step and resamples after any step (`particle_filter`, or `replay_filter` where
-      the pair is not declared by its equations). The estimate of the likelihood is unbiased, here as for `importance`.
+    - `importance`: log (1/K) sum_k w_k (Burda et al. 2016, arXiv 1509.00519); the ELBO in
+      expectation for K = 1. Over windows (pass each window the `state` of the score before it) the
+      particles go on, resampled when their effective number falls below K / 2.
+    - `filter`: a particle filter, which draws step by step and resamples after any step
+      (`particle_filter`, or `replay_filter` where the pair is not declared by its equations). The
+      estimate of the likelihood is unbiased, here as for `importance`.
     - `auto`: `exact` for a pair without latents, else `importance`.
 
-    A step's share is the growth of the estimate from one prefix of the sequence to the next. A latent of a whole sequence, a site of batch
-    shape `[N]` that is named for no step, counts at the first step of each window that samples it. Densities count as they are, whatever
-    `poutine.scale` says. `docs/likelihoods.md` says which method is for what.
+    A step's share is the growth of the estimate from one prefix of the sequence to the next. A
+    latent of a whole sequence, a site of batch shape `[N]` that is named for no step, counts at the
+    first step of each window that samples it. Densities count as they are, whatever `poutine.scale`
+    says. `docs/likelihoods.md` says which method is for what.
 
     Args:
         pair: any model and guide.
-        batch: N sequences, or the next window of each; a first window may start from a state of its own (`batch.state`).
+        batch: N sequences, or the next window of each; a first window may start from a state of its
+            own (`batch.state`).
         method: see above; later windows have that of the first.
         samples: K; later windows have as many as the first.
         proposal: where latents are drawn from, `guide` or `prior`; later windows as the first.
         state: the `state` of the score of the window before.
 
-    Raises `UserError` for a sequence without a step, for a window after one that left no state of the model, for observations outside
-    the emission's support, for a site that only one of model and guide samples (but the guide's may be marked `is_auxiliary`, as in
-    Pyro), for an observed site that belongs to no step, for a site that all sequences share, and for densities that are not a number.
+    Raises `UserError` for a sequence without a step, for a window after one that left no state of
+    the model, for observations outside the emission's support, for a site that only one of model
+    and guide samples (but the guide's may be marked `is_auxiliary`, as in Pyro), for an observed
+    site that belongs to no step, for a site that all sequences share, and for densities that are
+    not a number.
     """
     _check(batch, method, samples, proposal, first=state is None)
     if state is not None:
@@ -98,9 +122,18 @@ def score(
             part = batch.select(rows).head(num_steps)
             try:
                 found.append(_score_rows(pair, part, rows, method, samples, proposal, before))
-            except Unsummed:  # a latent of the user's own that is left to enumeration: there is nothing to sample
-                found.append(_exact(rows, enumerated_steps(pair, part, rows), lambda: {"model": None, "guide": None}))
-    estimated = [part.carried.particles is not None or part.carried.totals is not None for part in found]
+            # a latent of the user's own that is left to enumeration: there is nothing to sample
+            except Unsummed:
+                found.append(
+                    _exact(
+                        rows,
+                        enumerated_steps(pair, part, rows),
+                        lambda: {"model": None, "guide": None},
+                    )
+                )
+    estimated = [
+        part.carried.particles is not None or part.carried.totals is not None for part in found
+    ]
     if any(estimated) and not all(estimated):
         raise UserError("some sequences have latents and some have none: score them apart")
     made = "exact" if not any(estimated) else "importance" if method == "auto" else method
@@ -119,7 +152,10 @@ def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, fi
         raise UserError("there is nothing to score: the batch has no observations")
     if batch.missing:
         instead = "particle_filter takes missing steps, for pairs declared by their equations"
-        raise UserError(f"{len(batch.missing)} steps are missing, and only observations can be scored: {instead}")
+        raise UserError(
+            f"{len(batch.missing)} steps are missing, and only observations can be scored: "
+            f"{instead}"
+        )
     if first and not bool(batch.lengths.all()):
         empty = (batch.lengths == 0).nonzero().flatten().tolist()
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
@@ -128,12 +164,16 @@ def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, fi
     if method not in get_args(Method):
         raise UserError(f"unknown method {method!r}{did_you_mean(method, get_args(Method))}")
     if proposal not in get_args(Proposal):
-        raise UserError(f"unknown proposal {proposal!r}{did_you_mean(proposal, get_args(Proposal))}")
+        raise UserError(
+            f"unknown proposal {proposal!r}{did_you_mean(proposal, get_args(Proposal))}"
+        )
 
 
 @contextmanager
 def _summed_out(pair: Pair) -> Iterator[None]:
-    """Inside, a declared model without latent vectors is in layout `path`, which sums out the states that `steps` leaves to enumeration."""
+    """Inside, a declared model without latent vectors is in layout `path`, which sums out the
+    states that `steps` leaves to enumeration.
+    """
     model = pair.model
     if not isinstance(model, SequenceModel) or model.latent_size:
         yield
@@ -146,7 +186,9 @@ def _summed_out(pair: Pair) -> Iterator[None]:
 
 
 def _groups(pair: Pair, batch: SequenceBatch, samples: int) -> Iterator[tuple[Tensor, int]]:
-    """(rows, the steps of the longest of them) of sequences that are worked on at once: all if they are few, else such of like length."""
+    """(rows, the steps of the longest of them) of sequences that are worked on at once: all if they
+    are few, else such of like length.
+    """
     size, n = steps_at_once(pair), len(batch)
     order = torch.arange(n, device=batch.device)
     if n * batch.num_steps * samples <= size:
@@ -169,31 +211,64 @@ def _of_rows(state: Any, rows: Tensor) -> _Carried:
 
 
 def _score_rows(
-    pair: Pair, batch: SequenceBatch, rows: Tensor, method: str, samples: int, proposal: Proposal, before: _Carried | None
+    pair: Pair,
+    batch: SequenceBatch,
+    rows: Tensor,
+    method: str,
+    samples: int,
+    proposal: Proposal,
+    before: _Carried | None,
 ) -> _Found:
     """The scores of sequences that are worked on at once; `rows` is where they stand among all."""
     particles = None if before is None else before.particles
     states = None if before is None else before.states()
     if method == "filter" and runs_by_steps(pair, proposal) and has_latents(pair):
-        filtered = particle_filter(pair, batch, samples=samples, proposal=proposal, paths=False, particles=particles, state=states)
-        return _Found(rows, filtered.steps, filtered.particles.variance, _Carried(lambda: filtered.state, filtered.particles, None))
+        filtered = particle_filter(
+            pair,
+            batch,
+            samples=samples,
+            proposal=proposal,
+            paths=False,
+            particles=particles,
+            state=states,
+        )
+        return _Found(
+            rows,
+            filtered.steps,
+            filtered.particles.variance,
+            _Carried(lambda: filtered.state, filtered.particles, None),
+        )
     if particles is not None and particles.degenerate.any():
         index, particles = particles.resampled(particles.degenerate)
         flat = among_all(index, samples)
         states = map_tensors(lambda x: x[flat], states)
     if method == "filter":
         begun = particles or Particles.new(len(rows), samples, rows.device)
-        all_particles = batch.repeat(samples) if states is None else batch.repeat(samples).with_state(states)
+        all_particles = (
+            batch.repeat(samples) if states is None else batch.repeat(samples).with_state(states)
+        )
         observed = to_check(pair, all_particles, rows.repeat_interleave(samples))
         steps, begun, after, exact = replay_filter(pair, all_particles, begun, proposal, observed)
         if exact and particles is None:
-            return _exact(rows, steps, lambda: map_tensors(lambda x: x[::samples], well_shaped(after, len(all_particles))))
-        return _Found(rows, steps, begun.variance, _Carried(lambda: well_shaped(after, len(all_particles)), begun, None))
+            return _exact(
+                rows,
+                steps,
+                lambda: map_tensors(lambda x: x[::samples], well_shaped(after, len(all_particles))),
+            )
+        return _Found(
+            rows,
+            steps,
+            begun.variance,
+            _Carried(lambda: well_shaped(after, len(all_particles)), begun, None),
+        )
     by_step, after, latent = path_weights(pair, batch, rows, samples, proposal, states)
     if latent is None and (before is None or (particles is None and before.totals is None)):
         return _exact(rows, by_step[:, 0], after)
     if method == "exact":
-        raise UserError(f"the pair has latents ({latent!r}), so its likelihood is an integral and not to be had exactly: {ESTIMATES}")
+        raise UserError(
+            f"the pair has latents ({latent!r}), so its likelihood is an integral and not to be "
+            f"had exactly: {ESTIMATES}"
+        )
     if method == "elbo":
         return _elbo(rows, by_step.double(), after, None if before is None else before.totals)
     steps, particles = (particles or Particles.new(len(rows), samples, rows.device)).absorb(by_step)
@@ -201,11 +276,20 @@ def _score_rows(
 
 
 def _exact(rows: Tensor, steps: Tensor, states: Callable[[], Any]) -> _Found:
-    return _Found(rows, steps, torch.zeros(len(rows), dtype=torch.double, device=rows.device), _Carried(states, None, None))
+    return _Found(
+        rows,
+        steps,
+        torch.zeros(len(rows), dtype=torch.double, device=rows.device),
+        _Carried(states, None, None),
+    )
 
 
-def _elbo(rows: Tensor, by_step: Tensor, states: Callable[[], Any], totals: Tensor | None) -> _Found:
-    """The mean of the paths' log-weights by step `[N, K, T]`, its variance from the spread of the whole paths'."""
+def _elbo(
+    rows: Tensor, by_step: Tensor, states: Callable[[], Any], totals: Tensor | None
+) -> _Found:
+    """The mean of the paths' log-weights by step `[N, K, T]`, its variance from the spread of the
+    whole paths'.
+    """
     totals = by_step.sum(-1) + (0 if totals is None else totals)
     k = totals.shape[1]
     spread = (totals - totals.mean(-1, keepdim=True)).square().sum(-1)
@@ -214,7 +298,9 @@ def _elbo(rows: Tensor, by_step: Tensor, states: Callable[[], Any], totals: Tens
     return _Found(rows, by_step.mean(1), variance, _Carried(states, None, totals))
 
 
-def _put_together(found: list[_Found], batch: SequenceBatch, before: Any, method: str, proposal: Proposal) -> Score:
+def _put_together(
+    found: list[_Found], batch: SequenceBatch, before: Any, method: str, proposal: Proposal
+) -> Score:
     """The score of all sequences, in their order."""
     rows = torch.cat([part.rows for part in found])
     place = rows.argsort()
@@ -223,10 +309,18 @@ def _put_together(found: list[_Found], batch: SequenceBatch, before: Any, method
         return parts[0] if len(parts) == 1 else torch.cat(parts)[place]
 
     width = batch.num_steps
-    steps = in_order(*(torch.nn.functional.pad(part.steps, (0, width - part.steps.shape[1])) for part in found))
+    steps = in_order(
+        *(torch.nn.functional.pad(part.steps, (0, width - part.steps.shape[1])) for part in found)
+    )
     carried = [part.carried for part in found]
     particles, totals = map_tensors(in_order, *((part.particles, part.totals) for part in carried))
-    samples = 1 if method == "exact" else totals.shape[1] if particles is None else particles.log_weights.shape[1]
+    samples = (
+        1
+        if method == "exact"
+        else totals.shape[1]
+        if particles is None
+        else particles.log_weights.shape[1]
+    )
     if particles is not None:
         total = particles.total
     else:
@@ -239,20 +333,32 @@ def _put_together(found: list[_Found], batch: SequenceBatch, before: Any, method
         if len(trees) > 1:
             index = particle_rows(place, samples)
             joined = map_tensors(lambda *parts: torch.cat(parts)[index], *trees)
-        kept = {"carried": joined, "particles": particles, "totals": totals, "total": total, "effective": effective, "k_hat": heavy}
+        kept = {
+            "carried": joined,
+            "particles": particles,
+            "totals": totals,
+            "total": total,
+            "effective": effective,
+            "k_hat": heavy,
+        }
         return {"method": method, "samples": samples, "proposal": proposal} | kept
 
     variance = in_order(*(part.variance for part in found))
     return Score(steps, batch.mask, total, variance, method, samples, effective, state, heavy)
 
 
-def _diagnosed(particles: Particles | None, total: Tensor, before: Any, method: str) -> tuple[Tensor | None, Tensor | None]:
+def _diagnosed(
+    particles: Particles | None, total: Tensor, before: Any, method: str
+) -> tuple[Tensor | None, Tensor | None]:
     """(effective number, Pareto k-hat) of each sequence, the worst of all windows so far."""
     if particles is None or method == "filter":
         return None if particles is None else particles.least, None
     effective, heavy = particles.effective, k_hat(particles.log_weights)
     if before is not None and before["k_hat"] is not None:
-        effective, heavy = torch.minimum(effective, before["effective"]), torch.maximum(heavy, before["k_hat"])
+        effective, heavy = (
+            torch.minimum(effective, before["effective"]),
+            torch.maximum(heavy, before["k_hat"]),
+        )
     return effective.masked_fill(total.isneginf(), 0.0), heavy
 
 
@@ -265,7 +371,8 @@ def score_document(
     proposal: Proposal = "guide",
     progress: Progress | None = None,
 ) -> Iterator[Score]:
-    """The scores of a document's windows one after the other, states (or particles) carried over, in memory of one window.
+    """The scores of a document's windows one after the other, states (or particles) carried over,
+    in memory of one window.
 
     Where there are so many particles that what is kept of them would fill the memory, portions of
     them read the whole document one after the other (`pooling`): no more memory is taken for more
@@ -286,12 +393,18 @@ def score_document(
         return
     at_once = portions(len(first), first.num_steps, samples)
     if at_once == (len(first), [samples]) or score(pair, first, **options).exact:
-        yield from (scored for _, scored in _in_order(pair, chain([first], ahead), options | {"samples": samples}))
+        yield from (
+            scored
+            for _, scored in _in_order(pair, chain([first], ahead), options | {"samples": samples})
+        )
         return
     again = [first, *ahead] if isinstance(windows, Iterator) else windows
     rows, sizes = at_once
     groups = torch.arange(len(first), device=first.device).split(rows)
-    reported = [_pooled(pair, again, group, sizes, options, _Reported(progress, i, groups, sizes)) for i, group in enumerate(groups)]
+    reported = [
+        _pooled(pair, again, group, sizes, options, _Reported(progress, i, groups, sizes))
+        for i, group in enumerate(groups)
+    ]
     heaviest: Tensor | None = None
     for parts in zip(*reported, strict=True):
         scored = joined([window.score() for window in parts])
@@ -313,16 +426,28 @@ class _Reported(NamedTuple):
     def show(self, portion: int, window: int) -> None:
         if self.progress is not None and self.progress.due():
             done, all_samples = sum(self.sizes[:portion]), sum(self.sizes)
-            of_group = f"sequences {self.group + 1:,} of {len(self.groups):,}: " if len(self.groups) > 1 else ""
+            of_group = (
+                f"sequences {self.group + 1:,} of {len(self.groups):,}: "
+                if len(self.groups) > 1
+                else ""
+            )
             self.progress.show(
-                f"{of_group}{done:,} of {all_samples:,} samples scored, the next {self.sizes[portion]:,} at window {window + 1:,}"
+                f"{of_group}{done:,} of {all_samples:,} samples scored, the next "
+                f"{self.sizes[portion]:,} at window {window + 1:,}"
             )
 
 
 def _pooled(
-    pair: Pair, windows: Iterable[SequenceBatch], rows: Tensor, sizes: list[int], options: dict[str, Any], reported: _Reported
+    pair: Pair,
+    windows: Iterable[SequenceBatch],
+    rows: Tensor,
+    sizes: list[int],
+    options: dict[str, Any],
+    reported: _Reported,
 ) -> list[PooledWindow]:
-    """What portions of these sizes say of some sequences, each reading the whole document, window by window."""
+    """What portions of these sizes say of some sequences, each reading the whole document, window
+    by window.
+    """
     found: list[PooledWindow] = []
     for portion, size in enumerate(sizes):
         before = torch.zeros(len(rows), dtype=torch.double, device=rows.device)
@@ -337,7 +462,9 @@ def _pooled(
     return found
 
 
-def _in_order(pair: Pair, windows: Iterable[SequenceBatch], options: dict[str, Any]) -> Iterator[tuple[SequenceBatch, Score]]:
+def _in_order(
+    pair: Pair, windows: Iterable[SequenceBatch], options: dict[str, Any]
+) -> Iterator[tuple[SequenceBatch, Score]]:
     state = None
     for window in windows:
         scored = score(pair, window, state=state, **options)
@@ -345,11 +472,15 @@ def _in_order(pair: Pair, windows: Iterable[SequenceBatch], options: dict[str, A
         yield window, scored
 
 
-def filtered_state(pair: Pair, windows: Iterable[SequenceBatch], *, samples: int = 16, draws: int = 1) -> Any:
-    """States after each of N sequences, `draws` of each side by side: what continuations start from.
+def filtered_state(
+    pair: Pair, windows: Iterable[SequenceBatch], *, samples: int = 16, draws: int = 1
+) -> Any:
+    """States after each of N sequences, `draws` of each side by side: what continuations start
+    from.
 
-    The latents are drawn from an estimate of the filter p(z_T | x_{1:T}): `samples` particles of the guide, drawn by their weights.
-    Raises `UserError` if there are no windows, or the sequences are not of equal length: then there would be no one step to go on from.
+    The latents are drawn from an estimate of the filter p(z_T | x_{1:T}): `samples` particles of
+    the guide, drawn by their weights. Raises `UserError` if there are no windows, or the sequences
+    are not of equal length: then there would be no one step to go on from.
     """
     state: Any = None
     with warnings_kept():

@@ -33,11 +33,22 @@ class Filled(NamedTuple):
 class _Moved(_Steps):
     """The particles of one move; where a path is kept, it is the first of them."""
 
-    def __init__(self, pair: Pair, batch: SequenceBatch, k: int, move: Move, missing: Tensor, path: Filled | None, guess: Any) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        batch: SequenceBatch,
+        k: int,
+        move: Move,
+        missing: Tensor,
+        path: Filled | None,
+        guess: Any,
+    ) -> None:
         seen = batch if guess is None else batch.with_values(guess)
         proposal = "guide" if move in ("guide", "mixed") else "prior"
         super().__init__(pair, seen, k, proposal, None if move == "guide" else missing, None)
-        self.observed = self.model.emission.prepare(batch.values if path is None else path.values, batch.mask)
+        self.observed = self.model.emission.prepare(
+            batch.values if path is None else path.values, batch.mask
+        )
         self.move_kind, self.path = move, path
 
     def step(self, t: int) -> tuple[Tensor, Tensor | None, Any]:
@@ -63,7 +74,9 @@ class _Moved(_Steps):
                 grown.append(share)
             return values if isinstance(emission, dict) else values[""]
 
-        x, z, self.state = self.model.advance(self.state, self.batch.inputs_at(t), draw_latent, draw_observation)
+        x, z, self.state = self.model.advance(
+            self.state, self.batch.inputs_at(t), draw_latent, draw_observation
+        )
         if z is not None:
             self.latent = z
         return sum(grown[1:], grown[0]).expand(lead), z, x
@@ -93,7 +106,14 @@ def _first(kept: Tensor | None, drawn: Tensor) -> Tensor:
 
 
 def moved(
-    pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, move: Move, path: Filled | None = None, guess: Any = None, draws: int = 1
+    pair: Pair,
+    batch: SequenceBatch,
+    missing: Tensor,
+    k: int,
+    move: Move,
+    path: Filled | None = None,
+    guess: Any = None,
+    draws: int = 1,
 ) -> list[Filled]:
     r"""Draw paths of latents and missing observations by one conditional particle filter.
 
@@ -132,7 +152,9 @@ def moved(
                 index[:, 0] = 0
             run.move(index)
         grown, z, x = run.step(t)
-        _, particles = particles.absorb(torch.where(active, grown, torch.zeros_like(grown)).t().unsqueeze(-1))
+        _, particles = particles.absorb(
+            torch.where(active, grown, torch.zeros_like(grown)).t().unsqueeze(-1)
+        )
         history.add(z, None if move == "guide" else x, index)
     latents, values = history.traced_back()
     found = []
@@ -144,4 +166,10 @@ def moved(
 
 def mixed(missing: Tensor, drawn: Any, observed: Any) -> Any:
     """What was drawn where it is missing, and what was observed elsewhere."""
-    return map_tensors(lambda x, y: torch.where(missing.view(*missing.shape, *(1,) * (y.dim() - 2)), x.to(y.dtype), y), drawn, observed)
+    return map_tensors(
+        lambda x, y: torch.where(
+            missing.view(*missing.shape, *(1,) * (y.dim() - 2)), x.to(y.dtype), y
+        ),
+        drawn,
+        observed,
+    )

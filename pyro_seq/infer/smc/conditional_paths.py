@@ -21,7 +21,8 @@ from pyro_seq.poutine.observation_sites import Stem, stacked, values_at
 from pyro_seq.poutine.step_densities import by_step, log_weights, traced
 from pyro_seq.poutine.time_sites import WHOLE, Marks, Places, Side, classify, sample_sites
 
-Given = dict[str, tuple[Tensor, Tensor]]  # of a site: values, particles first, and for which particles they are
+# of a site: values, particles first, and for which particles they are
+Given = dict[str, tuple[Tensor, Tensor]]
 
 
 class _Given(Messenger):
@@ -37,7 +38,9 @@ class _Given(Messenger):
         value, whose = self.given[msg["name"]]
         row = msg["value"].dim() - msg["fn"].event_dim - 1
         whose = whose.view(-1, *(1,) * msg["fn"].event_dim)
-        msg["value"] = torch.where(whose, value.movedim(0, row).to(msg["value"].dtype), msg["value"])
+        msg["value"] = torch.where(
+            whose, value.movedim(0, row).to(msg["value"].dtype), msg["value"]
+        )
 
 
 class PathMoves:
@@ -55,25 +58,42 @@ class PathMoves:
         places: the steps of the model's sites, which `moved_block` goes by.
     """
 
-    def __init__(self, pair: Pair, batch: SequenceBatch, steps: list[int], stems: list[Stem], k: int, places: Places | None = None) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        batch: SequenceBatch,
+        steps: list[int],
+        stems: list[Stem],
+        k: int,
+        places: Places | None = None,
+    ) -> None:
         self.pair, self.batch, self.steps, self.stems, self.k = pair, batch, steps, stems, k
         self.places = places or {}
         self.size = len(batch) * k
         place = torch.arange(self.size, device=batch.device) % k
         self.every, self.first, self.odd = place >= 0, place == 0, place % 2 == 1
-        self.effective = float(k)  # number of particles of the last move, on average over the sequences
+        # number of particles of the last move, on average over the sequences
+        self.effective = float(k)
         self.fills = {stem.at(t): (stem, t) for stem in stems for t in steps}
 
-    def moved(self, move: Move, path: Filled | None = None, guess: Any = None, draws: int = 1) -> list[Filled]:
-        """Paths drawn by weight; raises `UserError` where the guide's latents are not the model's."""
+    def moved(
+        self, move: Move, path: Filled | None = None, guess: Any = None, draws: int = 1
+    ) -> list[Filled]:
+        """Paths drawn by weight; raises `UserError` where the guide's latents are not the
+        model's.
+        """
         if move == "guide":
             assert path is not None
             return self._by_guide(path, draws)
         if move == "mixed":
             return self._mixed(path, guess, draws)
-        trace = self._model_trace(path, self._latents(path, self.every if move == "values" else self.first))
+        trace = self._model_trace(
+            path, self._latents(path, self.every if move == "values" else self.first)
+        )
         of_latents = self._log_prob(trace, self._is_latent) if move == "values" else 0.0
-        return self._drawn(self._log_prob(trace, _is_observed) + of_latents, draws, trace, path, gaps=True)
+        return self._drawn(
+            self._log_prob(trace, _is_observed) + of_latents, draws, trace, path, gaps=True
+        )
 
     def _by_guide(self, path: Filled, draws: int) -> list[Filled]:
         """The move `guide`, whose model and guide see sequences without gaps."""
@@ -87,15 +107,22 @@ class PathMoves:
         """The move `mixed`: paths of prior and guide, weighed by the mixture of both."""
         prior = self._model_trace(path, self._latents(path, self.first))
         others = {name: site for name, site in sample_sites(prior) if self._is_latent(name, site)}
-        given = {name: (_particles_first(name, site, self.size), self.odd | self.first) for name, site in others.items()}
+        given = {
+            name: (_particles_first(name, site, self.size), self.odd | self.first)
+            for name, site in others.items()
+        }
         seen = self.batch.with_values(guess).repeat(self.k)
         with _Given(given):
             guide_trace = poutine.trace(self.pair.guide).get_trace(seen)
         trace = self._model_trace(path, {}, guide_trace)
         classify([Side(guide_trace, self.pair.guide)], seen, self.pair)
-        by_prior, by_guide = (self._log_prob(side, self._is_latent) for side in (trace, guide_trace))
+        by_prior, by_guide = (
+            self._log_prob(side, self._is_latent) for side in (trace, guide_trace)
+        )
         mixture = torch.logaddexp(by_prior, by_guide) - math.log(2)
-        return self._drawn(self._log_prob(trace, _is_observed) + by_prior - mixture, draws, trace, path, gaps=True)
+        return self._drawn(
+            self._log_prob(trace, _is_observed) + by_prior - mixture, draws, trace, path, gaps=True
+        )
 
     def moved_block(self, path: Filled, steps: range) -> Filled:
         """The path with latents and gaps of some steps drawn anew, the others kept.
@@ -104,7 +131,9 @@ class PathMoves:
         all, but some meet those of a few steps.
         """
         trace = self._model_trace(path, self._latents(path, self.first), block=steps)
-        fixed = self._log_prob(trace, lambda name, site: _is_observed(name, site) or not self._is_of(name, steps))
+        fixed = self._log_prob(
+            trace, lambda name, site: _is_observed(name, site) or not self._is_of(name, steps)
+        )
         return self._drawn(fixed, 1, trace, path, gaps=True)[0]
 
     def _is_latent(self, name: str, site: Any) -> bool:
@@ -122,7 +151,9 @@ class PathMoves:
         named = {} if path is None else path.latents
         return {name: (value.repeat_interleave(self.k, 0), whose) for name, value in named.items()}
 
-    def _model_trace(self, path: Filled | None, given: Given, replayed: Any = None, block: range | None = None) -> Any:
+    def _model_trace(
+        self, path: Filled | None, given: Given, replayed: Any = None, block: range | None = None
+    ) -> Any:
         """The model's trace with the gaps left open, the path put in."""
         particles = self.batch.repeat(self.k).with_missing(self.steps)
         marks = Marks()
@@ -133,7 +164,10 @@ class PathMoves:
             values = path.values[stem.member] if isinstance(path.values, dict) else path.values
             given = given | {name: (values[:, t].repeat_interleave(self.k, 0), self.first)}
         if block is not None:
-            given = {name: (x, whose if self._is_of(name, block) else self.every) for name, (x, whose) in given.items()}
+            given = {
+                name: (x, whose if self._is_of(name, block) else self.every)
+                for name, (x, whose) in given.items()
+            }
         with _Given(given):
             trace = poutine.trace(model).get_trace(particles)
         classify([Side(trace, self.pair.model, marks.found)], particles, self.pair)
@@ -147,11 +181,17 @@ class PathMoves:
                 total = total + by_step(name, site, trace, like).double().sum(-1)
         return total
 
-    def _drawn(self, weights: Tensor, draws: int, trace: Any, path: Filled | None, *, gaps: bool) -> list[Filled]:
+    def _drawn(
+        self, weights: Tensor, draws: int, trace: Any, path: Filled | None, *, gaps: bool
+    ) -> list[Filled]:
         """Particles drawn by their log-weights, with the gaps if these were drawn as well."""
         sites = {name: site for name, site in sample_sites(trace) if self._is_latent(name, site)}
         latents = {name: _particles_first(name, site, self.size) for name, site in sites.items()}
-        new = stacked(values_at(trace, self.stems, self.steps, self.batch.values)) if gaps and self.steps else None
+        new = (
+            stacked(values_at(trace, self.stems, self.steps, self.batch.values))
+            if gaps and self.steps
+            else None
+        )
         index = torch.tensor(self.steps, device=self.batch.device)
         shares = weights.view(-1, self.k).softmax(-1)
         self.effective = float((1 / shares.square().sum(-1)).mean())
@@ -159,7 +199,11 @@ class PathMoves:
         for rows in drawn_by_weight(weights.view(-1, self.k), draws).view(-1, draws).unbind(1):
             values = self.batch.values if path is None else path.values
             if new is not None:
-                values = map_tensors(lambda whole, x, rows=rows: whole.index_copy(1, index, x[rows].to(whole.dtype)), values, new)
+                values = map_tensors(
+                    lambda whole, x, rows=rows: whole.index_copy(1, index, x[rows].to(whole.dtype)),
+                    values,
+                    new,
+                )
             found.append(Filled(values, {name: value[rows] for name, value in latents.items()}))
         return found
 

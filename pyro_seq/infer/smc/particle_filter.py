@@ -1,4 +1,6 @@
-"""A particle filter for pairs declared by their equations: step by step, the states of the particles moved with them."""
+"""A particle filter for pairs declared by their equations: step by step, the states of the
+particles moved with them.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +26,24 @@ from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.step_densities import Observed, check_support
 
 Proposal = Literal["guide", "prior"]
-ROWS = 16_384  # particles of all sequences that are worked on at once, but always all K of a sequence
+# particles of all sequences that are worked on at once, but always all K of a sequence
+ROWS = 16_384
 
 
 class Filtered(NamedTuple):
     """What a particle filter leaves of N sequences with K particles each.
 
     Attributes:
-        steps: `[N, T]`, each step's share log p̂(x_t | x_{<t}) of the estimate, in nats; zero at padding.
+        steps: `[N, T]`, each step's share log p̂(x_t | x_{<t}) of the estimate, in nats; zero at
+            padding.
         particles: the weights `[N, K]`, the estimate so far and its variance.
-        latents: `[N, K, T, Z]`, the paths of the particles that are left; `None` without latents or where paths were not asked for.
-        values: `[N, K, T, *event]`, the observations of each particle, those that were missing drawn; `None` if none was.
-        state: `{"model": …, "guide": …}` after the last step, `[N * K, …]`, the particles of a sequence side by side: what a
-            following window or a continuation starts from (with the weights of `particles`). The guide's part is `None` for
-            latents drawn from the prior.
+        latents: `[N, K, T, Z]`, the paths of the particles that are left; `None` without latents or
+            where paths were not asked for.
+        values: `[N, K, T, *event]`, the observations of each particle, those that were missing
+            drawn; `None` if none was.
+        state: `{"model": …, "guide": …}` after the last step, `[N * K, …]`, the particles of a
+            sequence side by side: what a following window or a continuation starts from (with the
+            weights of `particles`). The guide's part is `None` for latents drawn from the prior.
     """
 
     steps: Tensor
@@ -53,10 +59,14 @@ class Filtered(NamedTuple):
 
 
 def runs_by_steps(pair: Pair, proposal: str) -> bool:
-    """Whether `particle_filter` can run the pair: one declared by its equations, its guide as well where that is asked for proposals."""
+    """Whether `particle_filter` can run the pair: one declared by its equations, its guide as well
+    where that is asked for proposals.
+    """
     if not isinstance(pair.model, SequenceModel):
         return False
-    return proposal == "prior" or not pair.model.latent_size or isinstance(pair.guide, SequenceGuide)
+    return (
+        proposal == "prior" or not pair.model.latent_size or isinstance(pair.guide, SequenceGuide)
+    )
 
 
 def has_latents(pair: Pair) -> bool:
@@ -76,17 +86,21 @@ def particle_filter(
     particles: Particles | None = None,
     state: Any = None,
 ) -> Filtered:
-    r"""Sequential importance resampling (Doucet & Johansen 2009) of the latents of N sequences, K particles each.
+    r"""Sequential importance resampling (Doucet & Johansen 2009) of the latents of N sequences, K
+    particles each.
 
-    At each step z_t is drawn from the guide's q(z_t | evidence_t, z_{<t}), or from the prior (the bootstrap filter), the weights grow by
+    At each step z_t is drawn from the guide's q(z_t | evidence_t, z_{<t}), or from the prior (the
+    bootstrap filter), the weights grow by
 
         p(z_t | z_{<t}, x_{<t}) p(x_t | z_{<=t}, x_{<t}) / q(z_t | …),
 
-    and a sequence whose effective number 1 / sum w^2 is below K / 2 is resampled before its next step. The estimate of the likelihood
-    is unbiased, so its logarithm is a lower bound in expectation.
+    and a sequence whose effective number 1 / sum w^2 is below K / 2 is resampled before its next
+    step. The estimate of the likelihood is unbiased, so its logarithm is a lower bound in
+    expectation.
 
     Args:
-        pair: a `SequenceModel` with, for `proposal="guide"`, a `SequenceGuide`; others raise `UserError`.
+        pair: a `SequenceModel` with, for `proposal="guide"`, a `SequenceGuide`; others raise
+            `UserError`.
         batch: N sequences; may start from a state (of one particle, `[N, …]`).
         samples: K.
         proposal: where latents are drawn from.
@@ -101,7 +115,9 @@ def particle_filter(
     """
     if not runs_by_steps(pair, proposal):
         what = "a SequenceModel with a SequenceGuide" if proposal == "guide" else "a SequenceModel"
-        raise UserError(f"a particle filter by steps with proposals from the {proposal} needs {what}")
+        raise UserError(
+            f"a particle filter by steps with proposals from the {proposal} needs {what}"
+        )
     if batch.missing:
         missing = batch.gaps if missing is None else batch.gaps | missing
     check_observations(pair, batch, missing)
@@ -112,14 +128,20 @@ def particle_filter(
         for rows in torch.arange(len(batch), device=batch.device).split(max(1, ROWS // samples)):
             flat = particle_rows(rows, samples)
             carried = map_tensors(lambda x, flat=flat: x[flat], state)
-            mine = None if particles is None else map_tensors(lambda x, rows=rows: x[rows], particles)
+            mine = (
+                None if particles is None else map_tensors(lambda x, rows=rows: x[rows], particles)
+            )
             unknown = None if missing is None else missing[rows]
-            parts.append(_filter(pair, batch.select(rows), samples, proposal, unknown, paths, mine, carried))
+            parts.append(
+                _filter(pair, batch.select(rows), samples, proposal, unknown, paths, mine, carried)
+            )
     return concatenated(parts)
 
 
 def check_observations(pair: Pair, batch: SequenceBatch, missing: Tensor | None = None) -> None:
-    """Raise `UserError` for observations outside the support of a declared model's emission, before anything looks them up in a table."""
+    """Raise `UserError` for observations outside the support of a declared model's emission, before
+    anything looks them up in a table.
+    """
     emission: Any = getattr(pair.model, "emission", None)
     if not isinstance(pair.model, SequenceModel) or batch.values is None:
         return
@@ -135,13 +157,27 @@ def check_observations(pair: Pair, batch: SequenceBatch, missing: Tensor | None 
 
 
 def _full_precision(batch: SequenceBatch) -> Any:
-    return torch.autocast(batch.device.type, enabled=False) if torch.is_autocast_enabled(batch.device.type) else nullcontext()
+    return (
+        torch.autocast(batch.device.type, enabled=False)
+        if torch.is_autocast_enabled(batch.device.type)
+        else nullcontext()
+    )
 
 
 class _Steps:
-    """One batch of particles `[K, N]` on its way through the steps; what all particles of a sequence share has no dimension K."""
+    """One batch of particles `[K, N]` on its way through the steps; what all particles of a
+    sequence share has no dimension K.
+    """
 
-    def __init__(self, pair: Pair, batch: SequenceBatch, k: int, proposal: str, missing: Tensor | None, carried: Any) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        batch: SequenceBatch,
+        k: int,
+        proposal: str,
+        missing: Tensor | None,
+        carried: Any,
+    ) -> None:
         model: Any = pair.model
         self.model = model
         guide: Any = pair.guide if proposal == "guide" and model.latent_size else None
@@ -151,25 +187,45 @@ class _Steps:
         n, alike = len(batch), True
         if carried is None:
             self.state = self.model.state_before(batch)
-            self.state = self.state | {"latent": self.state["latent"].expand(k, *self.state["latent"].shape)}
-        else:  # what was observed is the same for all particles, unless each has drawn what was missing before
+            self.state = self.state | {
+                "latent": self.state["latent"].expand(k, *self.state["latent"].shape)
+            }
+        # what was observed is the same for all particles, unless each has drawn what was missing
+        # before
+        else:
             by_particle = map_tensors(lambda x: x.view(n, k, *x.shape[1:]), carried)
             first = map_tensors(lambda x: x[:, 0], by_particle)
-            self.batch = batch.with_state(first).remembering()  # for the guide, whose proposals may start from any particle's past
+            # for the guide, whose proposals may start from any particle's past
+            self.batch = batch.with_state(first).remembering()
             self.state = map_tensors(lambda x: x.transpose(0, 1), by_particle["model"])
-            alike = all(torch.equal(x, x[:, :1].expand_as(x)) for x in tensors(by_particle["model"]["context"]))
+            alike = all(
+                torch.equal(x, x[:, :1].expand_as(x))
+                for x in tensors(by_particle["model"]["context"])
+            )
             if alike:
                 self.state["context"] = first["model"]["context"]
         if missing is not None and alike:
-            self.state["context"] = map_tensors(lambda x: x.expand(k, *x.shape), self.state["context"])
+            self.state["context"] = map_tensors(
+                lambda x: x.expand(k, *x.shape), self.state["context"]
+            )
         self.latent = self.state["latent"]  # z_{t-1}, as the guide has it
         if self.guide is not None:
-            begun = self.batch.state["guide"] if self.batch.state is not None else {"carried": self.guide.initial_carried(n)}
+            begun = (
+                self.batch.state["guide"]
+                if self.batch.state is not None
+                else {"carried": self.guide.initial_carried(n)}
+            )
             evidence, self.guide_carried = self.guide.gather(self.batch, begun["carried"])
             self.evidence = tuple(full_precision(part) for part in evidence)
-            by_state = self.batch if carried is None else batch.with_state({"model": self.state, "guide": None})
+            by_state = (
+                self.batch
+                if carried is None
+                else batch.with_state({"model": self.state, "guide": None})
+            )
             self.running = self.guide.initial_running(by_state)
-            self.like_running = self.guide.initial_running(batch.select(slice(0, 1)).with_state(None))
+            self.like_running = self.guide.initial_running(
+                batch.select(slice(0, 1)).with_state(None)
+            )
             if carried is None and self.batch.state is None:
                 self.latent = self.guide.initial_latent(k, n)
         self.like = self.model.initial(1)
@@ -195,7 +251,9 @@ class _Steps:
             if self.guide is None:
                 return prior.sample()
             chunk = tuple(part[:, t : t + 1] for part in self.evidence)
-            posterior, self.running = self.guide.propose(chunk, self.latent.unsqueeze(-2), self.running)
+            posterior, self.running = self.guide.propose(
+                chunk, self.latent.unsqueeze(-2), self.running
+            )
             posterior = posterior.expand((self.k, n))
             if self.missing is not None:
                 z, share = half_prior(prior, posterior, self.missing[:, t])
@@ -218,7 +276,9 @@ class _Steps:
                 grown.append(share)
             return values
 
-        x, z, self.state = self.model.advance(self.state, self.batch.inputs_at(t), draw_latent, draw_observation)
+        x, z, self.state = self.model.advance(
+            self.state, self.batch.inputs_at(t), draw_latent, draw_observation
+        )
         if z is not None:
             self.latent = z
         return sum(grown[1:], grown[0]).expand(self.k, n), z, x
@@ -234,10 +294,18 @@ class _Steps:
         if self.guide is None:
             return {"model": model, "guide": None}
         like = self.guide.initial_carried(1)
-        return {"model": model, "guide": {"latent": model["latent"], "carried": map_tensors(flat, self.guide_carried, like)}}
+        return {
+            "model": model,
+            "guide": {
+                "latent": model["latent"],
+                "carried": map_tensors(flat, self.guide_carried, like),
+            },
+        }
 
 
-def half_prior(prior: Any, posterior: Any, blind: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def half_prior(
+    prior: Any, posterior: Any, blind: Tensor, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(z_t `[K, N, Z]`, log p(z_t) - log q(z_t)), q half the prior and half the posterior.
 
     Where the posterior is `blind` `[N]`, the prior alone proposes. The weights are at most twice
@@ -253,11 +321,26 @@ def half_prior(prior: Any, posterior: Any, blind: Tensor, kept: Tensor | None = 
     return z, torch.where(blind, torch.zeros_like(mixture), log_prior - mixture)
 
 
-def _guessed(pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int, particles: Particles | None, state: Any) -> SequenceBatch:
+def _guessed(
+    pair: Pair,
+    batch: SequenceBatch,
+    missing: Tensor,
+    samples: int,
+    particles: Particles | None,
+    state: Any,
+) -> SequenceBatch:
     """The batch with a guess of what is missing, for the guide to look at."""
     if not bool((missing & batch.mask).any()):
         return batch
-    found = particle_filter(pair, batch, samples=samples, proposal="prior", missing=missing, particles=particles, state=state)
+    found = particle_filter(
+        pair,
+        batch,
+        samples=samples,
+        proposal="prior",
+        missing=missing,
+        particles=particles,
+        state=state,
+    )
     rows = drawn_by_weight(found.log_weights, 1)
 
     def filled(observed: Tensor, drawn: Tensor) -> Tensor:
@@ -267,7 +350,9 @@ def _guessed(pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int, pa
     return batch.with_values(map_tensors(filled, batch.values, found.values))
 
 
-def _observe(emission: Any, observed: Tensor, unknown: Tensor | None, lead: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _observe(
+    emission: Any, observed: Tensor, unknown: Tensor | None, lead: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """(x_t, drawn where unknown; its log-density `[K, N]` or `[N]`, zero where unknown)."""
     if unknown is None:
         return observed, emission.log_prob(observed)
@@ -299,7 +384,9 @@ def _filter(
             index, particles = particles.resampled(resample)
             run.move(index)
         grown, z, x = run.step(t)
-        share, particles = particles.absorb(torch.where(active, grown, torch.zeros_like(grown)).t().unsqueeze(-1))
+        share, particles = particles.absorb(
+            torch.where(active, grown, torch.zeros_like(grown)).t().unsqueeze(-1)
+        )
         shares.append(share)
         if paths:
             history.add(z, None if missing is None else x, index)
@@ -326,7 +413,11 @@ class _History:
         def pick(line: Tensor | None) -> Callable[[Tensor], Tensor]:
             def of(x: Tensor) -> Tensor:
                 moved = x.transpose(0, 1)
-                return moved if line is None else moved[torch.arange(len(line), device=line.device).unsqueeze(-1), line]
+                return (
+                    moved
+                    if line is None
+                    else moved[torch.arange(len(line), device=line.device).unsqueeze(-1), line]
+                )
 
             return of
 

@@ -10,41 +10,53 @@ from torch import Tensor
 
 from pyro_seq.errors import UserError
 
-LAG = 5  # generations after which a particle's share of the weight no longer says anything about the draw that made it
+# generations after which a particle's share of the weight no longer says anything about the draw
+# that made it
+LAG = 5
 
 
 def particle_rows(rows: Tensor, k: int) -> Tensor:
-    """Where the K particles of each of these sequences stand among all, those of one sequence side by side: `[len(rows) * K]`."""
+    """Where the K particles of each of these sequences stand among all, those of one sequence side
+    by side: `[len(rows) * K]`.
+    """
     return (rows.unsqueeze(-1) * k + torch.arange(k, device=rows.device)).flatten()
 
 
 def among_all(index: Tensor, k: int) -> Tensor:
-    """Indices `[N, J]` of particles within their sequences as indices `[N * J]` among the N * K particles of all."""
+    """Indices `[N, J]` of particles within their sequences as indices `[N * J]` among the N * K
+    particles of all.
+    """
     return (index + k * torch.arange(len(index), device=index.device).unsqueeze(-1)).flatten()
 
 
 def drawn_by_weight(log_weights: Tensor, draws: int) -> Tensor:
-    """Indices `[N * draws]` into the N * K particles of N sequences, drawn by their log-weights `[N, K]`.
+    """Indices `[N * draws]` into the N * K particles of N sequences, drawn by their log-weights
+    `[N, K]`.
 
     Raises `UserError` for a sequence none of whose particles has a weight.
     """
     k = log_weights.shape[-1]
     lost = ~log_weights.amax(-1).isfinite()
     if lost.any():
-        raise UserError(f"none of the {k} samples of latents gives sequence {int(lost.nonzero()[0])} a probability above 0")
+        raise UserError(
+            f"none of the {k} samples of latents gives sequence {int(lost.nonzero()[0])} a "
+            "probability above 0"
+        )
     return among_all(torch.multinomial(log_weights.softmax(-1), draws, replacement=True), k)
 
 
 class Particles(NamedTuple):
     """K weighted particles for each of N sequences.
 
-    Between two resamplings all particles are of one generation; `ancestors` says from which particle of the generations before each one
-    descends. All in float64; what is multiplied up is kept as logarithms, in nats.
+    Between two resamplings all particles are of one generation; `ancestors` says from which
+    particle of the generations before each one descends. All in float64; what is multiplied up is
+    kept as logarithms, in nats.
 
     Attributes:
         log_weights: `[N, K]`, normalised.
         total: `[N]`, the estimate of log p of all that the particles have seen.
-        least: `[N]`, the smallest effective number so far; 0 once all particles have become impossible.
+        least: `[N]`, the smallest effective number so far; 0 once all particles have become
+            impossible.
         ancestors: `[N, LAG + 1, K]`, the index of each particle's ancestor 0, 1, … generations ago.
         generations: `[N]`, how many resamplings there were.
         finished: `[N]`, what generations more than LAG ago add to the variance.
@@ -63,11 +75,20 @@ class Particles(NamedTuple):
         log_weights = torch.full((n, k), -math.log(k), dtype=torch.double, device=device)
         zeros = torch.zeros(n, dtype=torch.double, device=device)
         ancestors = torch.arange(k, device=device).expand(n, LAG + 1, k).contiguous()
-        return cls(log_weights, zeros, zeros + k, ancestors, torch.zeros(n, dtype=torch.long, device=device), zeros)
+        return cls(
+            log_weights,
+            zeros,
+            zeros + k,
+            ancestors,
+            torch.zeros(n, dtype=torch.long, device=device),
+            zeros,
+        )
 
     @property
     def effective(self) -> Tensor:
-        """`[N]`, the effective number of particles 1 / sum_k w_k^2 (Kong 1992), between 1 and K; 0 where `total` is minus infinity."""
+        """`[N]`, the effective number of particles 1 / sum_k w_k^2 (Kong 1992), between 1 and K; 0
+        where `total` is minus infinity.
+        """
         return self._number.masked_fill(self.total.isneginf(), 0.0)
 
     @property
@@ -80,26 +101,36 @@ class Particles(NamedTuple):
         return 1 / self.log_weights.exp().square().sum(-1)
 
     def absorb(self, increments: Tensor) -> tuple[Tensor, Particles]:
-        """(each step's share of the estimate `[N, T]`, the particles after the steps), from log-weights by step `[N, K, T]`.
+        """(each step's share of the estimate `[N, T]`, the particles after the steps), from
+        log-weights by step `[N, K, T]`.
 
-        The share is the growth of log sum_k w_k from one prefix to the next. Where all particles have become impossible the share is minus
-        infinity, the effective number 0, and the particles go on with equal weights.
+        The share is the growth of log sum_k w_k from one prefix to the next. Where all particles
+        have become impossible the share is minus infinity, the effective number 0, and the
+        particles go on with equal weights.
         """
         k = self.log_weights.shape[-1]
         prefixes = self.log_weights.unsqueeze(-1) + increments.double().cumsum(-1)
         bound = prefixes.logsumexp(1)
         before = torch.cat([self.log_weights.logsumexp(-1, keepdim=True), bound[:, :-1]], -1)
         steps = torch.where(before.isneginf(), torch.zeros_like(bound), bound - before)
-        weights = torch.where(bound.isneginf().unsqueeze(1), torch.full_like(prefixes, -math.log(k)), prefixes - bound.unsqueeze(1))
+        weights = torch.where(
+            bound.isneginf().unsqueeze(1),
+            torch.full_like(prefixes, -math.log(k)),
+            prefixes - bound.unsqueeze(1),
+        )
         numbers = (1 / weights.exp().square().sum(1)).masked_fill(bound.isneginf(), 0.0)
         least = torch.minimum(self.least, numbers.amin(-1))
-        return steps, self._replace(log_weights=weights[..., -1], total=self.total + steps.sum(-1), least=least)
+        return steps, self._replace(
+            log_weights=weights[..., -1], total=self.total + steps.sum(-1), least=least
+        )
 
     def resampled(self, rows: Tensor) -> tuple[Tensor, Particles]:
-        """(indices `[N, K]` of the particles that go on, the particles with equal weights), where `rows` `[N]` is true.
+        """(indices `[N, K]` of the particles that go on, the particles with equal weights), where
+        `rows` `[N]` is true.
 
-        Each of the K is drawn by the weights and independently of the others (multinomial resampling): schemes of lower variance gained
-        nothing that could be measured on a linear-Gaussian model, and leave no estimate of the variance.
+        Each of the K is drawn by the weights and independently of the others (multinomial
+        resampling): schemes of lower variance gained nothing that could be measured on a
+        linear-Gaussian model, and leave no estimate of the variance.
         """
         n, k = self.log_weights.shape
         weights = self.log_weights.exp()
@@ -107,35 +138,52 @@ class Particles(NamedTuple):
         drawn = torch.searchsorted(weights.cumsum(-1), torch.rand_like(weights)).clamp_(max=k - 1)
         index = torch.where(rows.unsqueeze(-1), drawn, kept)
         leaving = rows & (self.generations >= LAG)
-        young, old = (self._coalesced(torch.full_like(self.generations, lag)) for lag in (LAG - 1, LAG))
+        young, old = (
+            self._coalesced(torch.full_like(self.generations, lag)) for lag in (LAG - 1, LAG)
+        )
         finished = self.finished + torch.where(leaving, old - young, torch.zeros_like(old))
         moved = self.ancestors[:, :-1].gather(2, index.unsqueeze(1).expand(-1, LAG, -1))
-        ancestors = torch.where(rows.view(-1, 1, 1), torch.cat([kept.unsqueeze(1), moved], 1), self.ancestors)
-        log_weights = torch.where(rows.unsqueeze(-1), torch.full_like(self.log_weights, -math.log(k)), self.log_weights)
+        ancestors = torch.where(
+            rows.view(-1, 1, 1), torch.cat([kept.unsqueeze(1), moved], 1), self.ancestors
+        )
+        log_weights = torch.where(
+            rows.unsqueeze(-1), torch.full_like(self.log_weights, -math.log(k)), self.log_weights
+        )
         return index, self._replace(
-            log_weights=log_weights, ancestors=ancestors, generations=self.generations + rows.long(), finished=finished
+            log_weights=log_weights,
+            ancestors=ancestors,
+            generations=self.generations + rows.long(),
+            finished=finished,
         )
 
     @property
     def variance(self) -> Tensor:
-        r"""`[N]`, an estimate of the variance of `total`: infinite where that is minus infinity, else NaN for one particle.
+        r"""`[N]`, an estimate of the variance of `total`: infinite where that is minus infinity,
+        else NaN for one particle.
 
-        From the genealogy (Lee & Whiteley 2018, arXiv 1509.00394; Chan & Lai 2013): with g generations, W the weights and E_i particle i's
-        ancestor in the first of them, 1 - (K / (K - 1))^{g+1} sum_{E_i ≠ E_j} W_i W_j estimates the relative variance of the likelihood,
-        and so the variance of its logarithm, where that is small. In a long sequence all particles descend from one ancestor and the
-        sum is empty; so each generation's part is taken LAG generations later (Olsson & Douc 2019, arXiv 1701.01001). For particles
-        that were never resampled this is the delta method, K / (K - 1) sum_k (W_k - 1/K)^2.
+        From the genealogy (Lee & Whiteley 2018, arXiv 1509.00394; Chan & Lai 2013): with g
+        generations, W the weights and E_i particle i's ancestor in the first of them, 1 - (K / (K -
+        1))^{g+1} sum_{E_i ≠ E_j} W_i W_j estimates the relative variance of the likelihood, and so
+        the variance of its logarithm, where that is small. In a long sequence all particles descend
+        from one ancestor and the sum is empty; so each generation's part is taken LAG generations
+        later (Olsson & Douc 2019, arXiv 1701.01001). For particles that were never resampled this
+        is the delta method, K / (K - 1) sum_k (W_k - 1/K)^2.
         """
         k = self.log_weights.shape[-1]
         if k == 1:
-            return torch.full_like(self.total, math.nan).masked_fill(self.total.isneginf(), math.inf)
-        latest = (self.log_weights.exp() - 1 / k).square().sum(-1) * k / (k - 1)  # the last generation's part, which is not negative
+            return torch.full_like(self.total, math.nan).masked_fill(
+                self.total.isneginf(), math.inf
+            )
+        # the last generation's part, which is not negative
+        latest = (self.log_weights.exp() - 1 / k).square().sum(-1) * k / (k - 1)
         estimate = self.finished + self._coalesced(self.generations.clamp(max=LAG))
         variance = torch.where(self.generations > 0, torch.maximum(estimate, latest), latest)
         return variance.masked_fill(self.total.isneginf(), math.inf)
 
     def _coalesced(self, lag: Tensor) -> Tensor:
-        """`[N]`, what the generations up to `lag` `[N]` ago add to the relative variance: 1 - c^{lag+1} sum_{A_i ≠ A_j} W_i W_j."""
+        """`[N]`, what the generations up to `lag` `[N]` ago add to the relative variance: 1 -
+        c^{lag+1} sum_{A_i ≠ A_j} W_i W_j.
+        """
         n, k = self.log_weights.shape
         weights = self.log_weights.exp()
         ancestor = self.ancestors[torch.arange(n, device=lag.device), lag]

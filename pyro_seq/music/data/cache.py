@@ -38,7 +38,8 @@ VERSION = 2  # raised whenever files are read otherwise, or what is kept is laid
 SUFFIX = ".safetensors"
 MAX_FILE_BYTES = 2**24
 
-LAYOUT: dict[str, tuple[type[Any], int]] = {  # the type of each tensor, and its number of dimensions
+# the type of each tensor, and its number of dimensions
+LAYOUT: dict[str, tuple[type[Any], int]] = {
     "counts": (np.int64, 1),
     "ends": (np.float64, 2),
     "pitches": (np.uint8, 1),
@@ -70,7 +71,15 @@ class TuneCache:
             return None
         try:
             return _found(data)
-        except (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError):
+        except (
+            safetensors.SafetensorError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            MemoryError,
+        ):
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
@@ -93,7 +102,9 @@ class TuneCache:
 
     @contextlib.contextmanager
     def nothing_left_if_refused(self) -> Iterator[None]:
-        """Inside, a `UserError` takes back what was put here, with the folders that were made for it."""
+        """Inside, a `UserError` takes back what was put here, with the folders that were made for
+        it.
+        """
         try:
             yield
         except UserError:
@@ -132,15 +143,21 @@ def _packed(found: Found) -> bytes:
     """What `_found` reads."""
     tunes = () if isinstance(found, str) else found.tunes
     words = [found, ""] if isinstance(found, str) else ["", found.mended]
-    of_notes = [np.stack([tune.starts, tune.ends, tune.start_beats, tune.end_beats]) for tune in tunes]
+    of_notes = [
+        np.stack([tune.starts, tune.ends, tune.start_beats, tune.end_beats]) for tune in tunes
+    ]
     tensors: dict[str, NDArray[Any]] = {
         "counts": np.array([len(tune.pitches) for tune in tunes], dtype=np.int64),
-        "ends": np.array([(tune.length, tune.beats, tune.tempo) for tune in tunes], dtype=np.float64).reshape(-1, 3),
+        "ends": np.array(
+            [(tune.length, tune.beats, tune.tempo) for tune in tunes], dtype=np.float64
+        ).reshape(-1, 3),
         "pitches": np.concatenate([np.zeros(0, np.uint8), *(tune.pitches for tune in tunes)]),
         "times": np.concatenate([np.zeros((4, 0)), *of_notes], axis=1),
         "words": np.frombuffer(json.dumps(words).encode(), dtype=np.uint8),
     }
-    return safetensors.numpy.save({**tensors, "checksum": np.array([_checksum(tensors)], dtype=np.int64)})
+    return safetensors.numpy.save(
+        {**tensors, "checksum": np.array([_checksum(tensors)], dtype=np.int64)}
+    )
 
 
 def _found(data: bytes) -> Found:
@@ -150,22 +167,33 @@ def _found(data: bytes) -> Found:
     """
     tensors = safetensors.numpy.load(data)
     checksum = tensors.pop("checksum")
-    fits = all(tensors[name].dtype == dtype and tensors[name].ndim == dimensions for name, (dtype, dimensions) in LAYOUT.items())
+    fits = all(
+        tensors[name].dtype == dtype and tensors[name].ndim == dimensions
+        for name, (dtype, dimensions) in LAYOUT.items()
+    )
     if not fits or checksum.tolist() != [_checksum(tensors)]:
         raise ValueError("it is damaged")
     reason, mended = json.loads(tensors["words"].tobytes())
     if not all(isinstance(words, str) and words.isprintable() for words in (reason, mended)):
         raise ValueError("there are no words")
-    counts, ends, pitches, times = (tensors[name] for name in ("counts", "ends", "pitches", "times"))
+    counts, ends, pitches, times = (
+        tensors[name] for name in ("counts", "ends", "pitches", "times")
+    )
     if bool(len(counts)) == bool(reason) or (counts < 1).any() or (counts > MAX_NOTES).any():
         raise ValueError("there are pieces that no file could have")
-    if ends.shape != (len(counts), 3) or len(pitches) != counts.sum() or times.shape != (4, len(pitches)):
+    if (
+        ends.shape != (len(counts), 3)
+        or len(pitches) != counts.sum()
+        or times.shape != (4, len(pitches))
+    ):
         raise ValueError("there are not as many notes in each tensor")
     if reason:
         return reason
     edges = [0, *np.cumsum(counts).tolist()]
     pieces = zip(edges[:-1], edges[1:], ends.tolist(), strict=True)
-    return Contents(tuple(_checked(Tune(pitches[i:j], *times[:, i:j], *end)) for i, j, end in pieces), mended)
+    return Contents(
+        tuple(_checked(Tune(pitches[i:j], *times[:, i:j], *end)) for i, j, end in pieces), mended
+    )
 
 
 def _checked(tune: Tune) -> Tune:
@@ -177,7 +205,11 @@ def _checked(tune: Tune) -> Tune:
     ]
     in_beats = (tune.start_beats, tune.end_beats, np.array([tune.beats, tune.tempo]))
     if not all(np.isnan(values).all() for values in in_beats):
-        sound.append((tune.start_beats >= 0) & (tune.start_beats <= tune.end_beats) & (tune.end_beats <= tune.beats))
+        sound.append(
+            (tune.start_beats >= 0)
+            & (tune.start_beats <= tune.end_beats)
+            & (tune.end_beats <= tune.beats)
+        )
         sound.append(np.array(tune.beats <= MAX_BEATS and 0 < tune.tempo < np.inf))
     if not all(condition.all() for condition in sound):  # which is false for what is not a number
         raise ValueError("there are notes that no file could have")

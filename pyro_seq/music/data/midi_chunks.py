@@ -31,7 +31,9 @@ BEHIND = "tracks with what is no event behind their end, passed over"
 GOES_ON = "tracks with events behind their end, read as well"
 BETWEEN = "stretches between tracks that are none, passed over"
 NUMBER = "a number of tracks that is wrong, all read"
-SURPLUS = "tracks beyond the number that its header names, damaged and left out with all behind them"
+SURPLUS = (
+    "tracks beyond the number that its header names, damaged and left out with all behind them"
+)
 HEADER_SIZE = "a header whose length is wrong"
 SECOND = "a second file behind the first, left out"
 
@@ -73,7 +75,12 @@ def read_midi(data: bytes) -> Midi:
             break
         events, at = reader.events, reader.at
         midi.mended += events.mended
-        if left := sum(len(notes) for channel, pitches in events.sounding.items() if channel != DRUMS for notes in pitches.values()):
+        if left := sum(
+            len(notes)
+            for channel, pitches in events.sounding.items()
+            if channel != DRUMS
+            for notes in pitches.values()
+        ):
             midi.mended[NOT_ENDED] += left
         midi.tracks.append(events)
         if len(midi.tracks) > MAX_TRACKS:
@@ -93,11 +100,17 @@ def _unwrapped(data: bytes) -> bytes:
         at = data.find(HEADER)
         if at < 0:
             raise UserError("it is a RIFF file that holds no MIDI file")
-        size = int.from_bytes(data[at - 4 : at], "little") if data[at - 8 : at - 4] == b"data" else 0
+        size = (
+            int.from_bytes(data[at - 4 : at], "little") if data[at - 8 : at - 4] == b"data" else 0
+        )
         return data[at : at + size] if 14 < size <= len(data) - at else data[at:]
     if data[:1] == b"\0" and data[MACBINARY : MACBINARY + 4] == HEADER:
         size = int.from_bytes(data[83:87], "big")  # behind it may be what is no part of the file
-        return data[MACBINARY : MACBINARY + size] if 14 < size <= len(data) - MACBINARY else data[MACBINARY:]
+        return (
+            data[MACBINARY : MACBINARY + size]
+            if 14 < size <= len(data) - MACBINARY
+            else data[MACBINARY:]
+        )
     stripped = data.removeprefix(b"\xef\xbb\xbf").lstrip(BLANK)
     if stripped[:4] != HEADER:
         raise UserError(f"it is not a MIDI file: it {_looks_like(data)}, not with MThd")
@@ -111,7 +124,11 @@ def _looks_like(data: bytes) -> str:
     if not data.strip(BLANK):
         return "holds nothing but blanks"
     start = data[:4]
-    return f"begins with {start.decode()!r}" if start.isascii() and start.decode().isprintable() else f"begins with 0x{start.hex()}"
+    return (
+        f"begins with {start.decode()!r}"
+        if start.isascii() and start.decode().isprintable()
+        else f"begins with 0x{start.hex()}"
+    )
 
 
 def _header(data: bytes) -> tuple[Midi, int, int]:
@@ -127,7 +144,10 @@ def _header(data: bytes) -> tuple[Midi, int, int]:
     if division < 0:
         frames, ticks = -(division >> 8), division & 0xFF
         if frames not in FRAME_RATES or not ticks:
-            raise UserError(f"its header is damaged: its times are SMPTE frames, {frames} a second of {ticks} ticks each")
+            raise UserError(
+                f"its header is damaged: its times are SMPTE frames, {frames} a second of {ticks} "
+                "ticks each"
+            )
         midi.ticks_a_second = FRAME_RATES[frames] * ticks
     if size > 6 and data[at : at + 4] != TRACK and data[14:18] == TRACK:
         midi.mended[HEADER_SIZE] += 1

@@ -41,7 +41,9 @@ class Events:
     """
 
     notes: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    sounding: defaultdict[int, dict[int, list[tuple[int, int]]]] = field(default_factory=lambda: defaultdict(dict))
+    sounding: defaultdict[int, dict[int, list[tuple[int, int]]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     tempi: list[tuple[int, int]] = field(default_factory=list)
     silences: dict[int, int] = field(default_factory=dict)
     mended: Counter[str] = field(default_factory=Counter)
@@ -52,7 +54,9 @@ class Events:
         What is struck at this very tick goes on, but not alone.
         """
         notes = self.sounding[channel].pop(pitch)
-        before = [(start, tick, pitch, velocity, channel) for start, velocity in notes if start < tick]
+        before = [
+            (start, tick, pitch, velocity, channel) for start, velocity in notes if start < tick
+        ]
         self.notes += before
         if before and len(before) < len(notes):
             self.sounding[channel][pitch] = notes[len(before) :]
@@ -60,7 +64,9 @@ class Events:
     def end_all(self, channel: int, tick: int) -> None:
         """End what sounds on a channel."""
         for pitch, notes in self.sounding.pop(channel, {}).items():
-            self.notes += [(start, tick, pitch, velocity, channel) for start, velocity in notes if start < tick]
+            self.notes += [
+                (start, tick, pitch, velocity, channel) for start, velocity in notes if start < tick
+            ]
 
 
 class EventReader:

@@ -29,8 +29,9 @@ MAX_SECONDS = 7_200.0
 MAX_BEATS = 72_000.0  # two hours at 600 beats a minute: what a beat grid's rolls are laid out for
 BLOCK = 2**20  # cells of a roll that are written at once
 
-# How well the twelve tones fit a key, tonic first: Krumhansl & Kessler, "Tracing the dynamic changes in perceived tonal
-# organization in a spatial representation of musical keys", Psychological Review 89 (1982).
+# How well the twelve tones fit a key, tonic first: Krumhansl & Kessler, "Tracing the dynamic
+# changes in perceived tonal organization in a spatial representation of musical keys",
+# Psychological Review 89 (1982).
 MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 A = 9  # A minor's tonic, counted from C
@@ -103,12 +104,18 @@ def read_tune(path: str | Path) -> Tune:
     """
     tunes = read_contents(path).tunes
     if len(tunes) > 1:
-        raise UserError(f"{path}: it holds {len(tunes):,} pieces of their own (a MIDI file of type 2), and one is wanted")
+        raise UserError(
+            f"{path}: it holds {len(tunes):,} pieces of their own (a MIDI file of type 2), and "
+            "one "
+            "is wanted"
+        )
     return tunes[0]
 
 
 def midi_bytes(path: str | Path) -> bytes:
-    """A file's bytes; raises `UserError`, with a reason that does not name it, if they cannot be read or are more than `MAX_BYTES`."""
+    """A file's bytes; raises `UserError`, with a reason that does not name it, if they cannot be
+    read or are more than `MAX_BYTES`.
+    """
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -130,10 +137,16 @@ def midi_bytes(path: str | Path) -> bytes:
 
 
 def contents_of(data: bytes) -> Contents:
-    """What a MIDI file's bytes hold; raises as `read_contents`, with a reason that names no file."""
+    """What a MIDI file's bytes hold; raises as `read_contents`, with a reason that names no
+    file.
+    """
     midi = read_midi(data)
     pieces = [[track] for track in midi.tracks] if midi.kind == SEQUENCES else [midi.tracks]
-    held = [piece for piece in pieces if any(note[-1] != DRUMS for track in piece for note in track.notes)]
+    held = [
+        piece
+        for piece in pieces
+        if any(note[-1] != DRUMS for track in piece for note in track.notes)
+    ]
     if not held:
         raise UserError(_no_notes(midi))
     count = sum(len(track.notes) for piece in held for track in piece)
@@ -153,15 +166,21 @@ def _no_notes(midi: Midi) -> str:
 def _tune(midi: Midi, tracks: Sequence[Events]) -> Tune:
     """The notes of tracks that sound together."""
     times = TempoMap(midi, (tempo for track in tracks for tempo in track.tempi))
-    notes = np.array([note for track in tracks for note in track.notes if note[-1] != DRUMS], dtype=np.int64)
+    notes = np.array(
+        [note for track in tracks for note in track.notes if note[-1] != DRUMS], dtype=np.int64
+    )
     notes = notes[np.lexsort((notes[:, 2], notes[:, 0]))]
     end = max(int(notes[:, 1].max()), max(map(_silence, tracks), default=0))
     length, beats = float(times.seconds(np.array([end]))[0]), float(times.beats(np.array([end]))[0])
     if length > MAX_SECONDS:
-        raise UserError(f"it lasts {length / 3600:,.1f} hours, and at most {MAX_SECONDS / 3600:g} are read")
+        raise UserError(
+            f"it lasts {length / 3600:,.1f} hours, and at most {MAX_SECONDS / 3600:g} are read"
+        )
     if beats > MAX_BEATS:
         raise UserError(f"it lasts {beats:,.0f} beats, and at most {MAX_BEATS:,.0f} are read")
-    (starts, ends), (start_beats, end_beats) = ([of(notes[:, i]) for i in (0, 1)] for of in (times.seconds, times.beats))
+    (starts, ends), (start_beats, end_beats) = (
+        [of(notes[:, i]) for i in (0, 1)] for of in (times.seconds, times.beats)
+    )
     pitches = notes[:, 2].astype(np.uint8)
     return Tune(pitches, starts, ends, start_beats, end_beats, length, beats, times.longest(end))
 
@@ -192,7 +211,11 @@ def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
     Raises `UserError` on the beat grid for a tune that has no beats.
     """
     if timing.grid and not tune.has_beats:
-        raise UserError("its times are SMPTE frames, not beats: of such a file there are frames a second alone (--rate, not --grid)")
+        raise UserError(
+            "its times are SMPTE frames, not beats: of such a file there are frames a second "
+            "alone "
+            "(--rate, not --grid)"
+        )
     starts, ends, length, per_unit = (
         (tune.start_beats, tune.end_beats, tune.beats, float(timing.grid))
         if timing.grid
@@ -205,7 +228,8 @@ def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
     on = (key >= 0) & (key < keys)
     order = np.lexsort((first[on], key[on]))
     key, first, last = key[on][order], first[on][order], last[on][order]
-    # Of notes that overlap on a key only what no earlier one covers is written, so that a frame is written once, however many they are.
+    # Of notes that overlap on a key only what no earlier one covers is written, so that a frame is
+    # written once, however many they are.
     reach = np.maximum.accumulate(key * frames + last)
     first[1:] = np.maximum(first[1:], reach[:-1] - key[1:] * frames)
     roll = np.zeros(frames * keys, dtype=np.uint8)
@@ -213,13 +237,16 @@ def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
     stops = np.cumsum(lengths)
     edges = np.searchsorted(stops, range(BLOCK, int(stops[-1]) if len(stops) else 0, BLOCK))
     for i, j in pairwise([0, *edges.tolist(), len(stops)]):
-        frame = np.arange(lengths[i:j].sum()) - np.repeat(stops[i:j] - lengths[i:j] - (stops[i - 1] if i else 0), lengths[i:j])
+        frame = np.arange(lengths[i:j].sum()) - np.repeat(
+            stops[i:j] - lengths[i:j] - (stops[i - 1] if i else 0), lengths[i:j]
+        )
         roll[np.repeat(begins[i:j], lengths[i:j]) + keys * frame] = 1
     return torch.from_numpy(roll).view(frames, keys)
 
 
 def to_common_key(roll: Tensor) -> Tensor:
-    """The piece `[T, keys]` moved to C major or A minor, by -5 to 6 semitones; a silent one as it is.
+    """The piece `[T, keys]` moved to C major or A minor, by -5 to 6 semitones; a silent one as it
+    is.
 
     Its key is that whose profile (Krumhansl & Kessler 1982) correlates best with how long each of
     the twelve tones sounds. Notes that would leave the keyboard are moved an octave inwards.
@@ -229,7 +256,13 @@ def to_common_key(roll: Tensor) -> Tensor:
     tones = np.bincount((np.arange(keys) + LOWEST[keys]) % 12, sounding, minlength=12)
     if tones.max() == tones.min():  # silence, or all tones alike: no key fits better than another
         return roll
-    profiles = np.stack([np.roll(profile, tonic) for profile in (MAJOR_PROFILE, MINOR_PROFILE) for tonic in range(12)])
+    profiles = np.stack(
+        [
+            np.roll(profile, tonic)
+            for profile in (MAJOR_PROFILE, MINOR_PROFILE)
+            for tonic in range(12)
+        ]
+    )
     profiles -= profiles.mean(1, keepdims=True)
     fit = profiles @ tones / np.linalg.norm(profiles, axis=1)
     minor, tonic = divmod(int(fit.argmax()), 12)
@@ -237,7 +270,9 @@ def to_common_key(roll: Tensor) -> Tensor:
 
 
 def _moved(shift: int, roll: Tensor) -> Tensor:
-    """The roll moved by less than an octave; keys that would leave it fall into the octave at its edge."""
+    """The roll moved by less than an octave; keys that would leave it fall into the octave at its
+    edge.
+    """
     keys, before = roll.shape[1], roll.numpy()
     moved = np.roll(before, shift, axis=1)
     if shift > 0:
@@ -274,11 +309,16 @@ def _named(pattern: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
         if str(pattern) and path.exists():
             return [path]
         if not any(character in str(pattern) for character in "*?["):
-            return _nothing(f"{pattern}: no such file or folder" if str(pattern) else "an empty name names no file or folder")
+            return _nothing(
+                f"{pattern}: no such file or folder"
+                if str(pattern)
+                else "an empty name names no file or folder"
+            )
         matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     except UserError:
         raise
-    except (OSError, ValueError, NotImplementedError) as error:  # a name that is too long, a glob that is none
+    # a name that is too long, a glob that is none
+    except (OSError, ValueError, NotImplementedError) as error:
         return _nothing(f"{str(pattern)!r}: no such file or folder ({error})")
     files = []
     for match in matches:
@@ -300,7 +340,11 @@ def _below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, n) for n in names if Path(n).suffix.lower() in suffixes and not n.startswith("."))
+        yield from (
+            Path(parent, n)
+            for n in names
+            if Path(n).suffix.lower() in suffixes and not n.startswith(".")
+        )
 
 
 def _nothing(message: str) -> list[Path]:

@@ -33,8 +33,12 @@ class TempoMap:
         self.tempi = np.array(list(found.values()), dtype=np.float64)
         self._ticks_a_beat = midi.ticks_a_beat
         # microseconds times ticks a beat: whole numbers, so that sums of them are exact
-        self._at_changes = np.concatenate(([0.0], np.cumsum(np.diff(self.changes) * self.tempi[:-1])))
-        self._a_second = midi.ticks_a_second * TEMPO if midi.ticks_a_second else midi.ticks_a_beat * 1e6
+        self._at_changes = np.concatenate(
+            ([0.0], np.cumsum(np.diff(self.changes) * self.tempi[:-1]))
+        )
+        self._a_second = (
+            midi.ticks_a_second * TEMPO if midi.ticks_a_second else midi.ticks_a_beat * 1e6
+        )
 
     def seconds(self, ticks: NDArray[np.int64]) -> NDArray[np.float64]:
         """When ticks are, in seconds."""
@@ -52,7 +56,10 @@ class TempoMap:
         """
         if not self._ticks_a_beat:
             return float("nan")
-        edges = np.append(self._at_changes, self._at_changes[-1] + max(0.0, end - self.changes[-1]) * self.tempi[-1])
+        edges = np.append(
+            self._at_changes,
+            self._at_changes[-1] + max(0.0, end - self.changes[-1]) * self.tempi[-1],
+        )
         until = self._a_second * self.seconds(np.array([end], dtype=np.int64))[0]
         distinct, of = np.unique((6e7 / self.tempi).round(6), return_inverse=True)
         return float(distinct[np.bincount(of, np.diff(np.minimum(edges, until))).argmax()])

@@ -1,4 +1,6 @@
-"""Piano rolls: pieces of music as binary frames `[T, keys]`, one row a time step and one column a key, low keys first."""
+"""Piano rolls: pieces of music as binary frames `[T, keys]`, one row a time step and one column a
+key, low keys first.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from torch import Tensor
 from pyro_seq.errors import UserError
 
 KEYS = 88
-LOWEST = {KEYS: 21, 128: 0}  # the MIDI pitch of the first key, by number of keys: a piano's, or all of MIDI's
+# the MIDI pitch of the first key, by number of keys: a piano's, or all of MIDI's
+LOWEST = {KEYS: 21, 128: 0}
 SPLITS = ("train", "valid", "test")
 
 
@@ -43,22 +46,41 @@ class Timing:
 
 
 def read_polyphonic(path: Path) -> dict[str, list[Tensor]]:
-    """The pieces `[T, 88]` (uint8, 0 or 1) of each split of an `.npz` with arrays `{split}_lengths` and `{split}_frames` (bits, packed).
+    """The pieces `[T, 88]` (uint8, 0 or 1) of each split of an `.npz` with arrays `{split}_lengths`
+    and `{split}_frames` (bits, packed).
 
     Raises `UserError` if the file cannot be read or holds anything else.
     """
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return {split: _pieces(arrays[f"{split}_lengths"], arrays[f"{split}_frames"]) for split in SPLITS}
+        return {
+            split: _pieces(arrays[f"{split}_lengths"], arrays[f"{split}_frames"])
+            for split in SPLITS
+        }
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise UserError(f"{path} holds no polyphonic music: {type(error).__name__} {error}") from None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        AttributeError,
+    ) as error:
+        raise UserError(
+            f"{path} holds no polyphonic music: {type(error).__name__} {error}"
+        ) from None
 
 
 def _pieces(lengths: Any, frames: Any) -> list[Tensor]:
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or lengths.min(initial=0) < 0 or lengths.sum() != len(frames):
+    if (
+        lengths.ndim != 1
+        or lengths.dtype.kind not in "iu"
+        or lengths.min(initial=0) < 0
+        or lengths.sum() != len(frames)
+    ):
         raise ValueError(f"{len(frames)} frames are not those of pieces of the given lengths")
     keys = np.unpackbits(frames, axis=1)[:, :KEYS]
     if keys.shape[1] != KEYS:

@@ -80,7 +80,11 @@ def read_rolls(
             continue
         rolls.pieces += [to_common_key(roll) if common_key else roll for roll in pieces]
         rolls.paths += [path] * len(pieces)
-        rolls.names += [f"{path}, piece {n}" for n in range(1, len(pieces) + 1)] if len(pieces) > 1 else [str(path)]
+        rolls.names += (
+            [f"{path}, piece {n}" for n in range(1, len(pieces) + 1)]
+            if len(pieces) > 1
+            else [str(path)]
+        )
         rolls.mended += [(path, found.mended)] if found.mended else []
         tempi += [tune.tempo for tune in found.tunes if tune.has_beats]
     if progress is not None:

@@ -1,4 +1,6 @@
-"""Where music comes from: MIDI files, folders and globs of them, arrays of piano rolls, and the tunes that the package makes itself."""
+"""Where music comes from: MIDI files, folders and globs of them, arrays of piano rolls, and the
+tunes that the package makes itself.
+"""
 
 from __future__ import annotations
 
@@ -89,9 +91,16 @@ def read_music(
     found = Found([])
     if midi:
         timing = timing_of(rolls)
-        options: dict[str, Any] = {"keys": rolls.keys, "common_key": rolls.common_key, "name_all": name_all}
+        options: dict[str, Any] = {
+            "keys": rolls.keys,
+            "common_key": rolls.common_key,
+            "name_all": name_all,
+        }
         read = read_rolls(midi, timing, cache=cache, progress=progress, **options)
-        skipped, mended = ({str(path): words for path, words in remarked} for remarked in (read.skipped, read.mended))
+        skipped, mended = (
+            {str(path): words for path, words in remarked}
+            for remarked in (read.skipped, read.mended)
+        )
         found = Found(read.pieces, read.names, read.tempo, skipped, mended)
     for path in arrays:
         if rolls.keys != KEYS:
@@ -103,14 +112,18 @@ def read_music(
 
 
 def arrays_among(patterns: Iterable[str | Path]) -> list[Path]:
-    """Those of the files that are arrays of rolls, which bring validation and test pieces of their own."""
+    """Those of the files that are arrays of rolls, which bring validation and test pieces of their
+    own.
+    """
     return [path for path in find_files(patterns) if path.suffix.lower() == ARRAYS]
 
 
 def read_demo(rolls: RollSettings) -> Found:
     """The tunes that the package makes itself."""
     tunes = demo_tunes()
-    pieces = [_in_key(roll_of(tune, timing_of(rolls, tune.tempo), rolls.keys), rolls) for tune in tunes]
+    pieces = [
+        _in_key(roll_of(tune, timing_of(rolls, tune.tempo), rolls.keys), rolls) for tune in tunes
+    ]
     names = [f"demo tune {i}" for i in range(1, len(pieces) + 1)]
     return Found(pieces, names, statistics.median(tune.tempo for tune in tunes))
 
@@ -120,7 +133,9 @@ def _in_key(roll: Tensor, rolls: RollSettings) -> Tensor:
 
 
 def held_out(count: int, fraction: float) -> list[int]:
-    """Which of so many pieces are kept for validation: evenly spread over all, at least one is left to train on."""
+    """Which of so many pieces are kept for validation: evenly spread over all, at least one is left
+    to train on.
+    """
     kept = min(round(count * fraction), count - 1)
     return [int((i + 0.5) * count / kept) for i in range(kept)]
 
@@ -134,7 +149,9 @@ def fingerprint(pieces: Sequence[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_primer(path: Path, seconds: float, rolls: RollSettings, tempo: float, progress: Progress | None = None) -> Tensor:
+def read_primer(
+    path: Path, seconds: float, rolls: RollSettings, tempo: float, progress: Progress | None = None
+) -> Tensor:
     """The first `seconds` of a MIDI file as a roll `[T, keys]`.
 
     What had to be mended in it is said in the progress.
@@ -143,7 +160,11 @@ def read_primer(path: Path, seconds: float, rolls: RollSettings, tempo: float, p
     """
     contents, timing = read_contents(path), timing_of(rolls, tempo)
     if len(contents.tunes) > 1:
-        several = f"holds {len(contents.tunes):,} pieces of their own (a MIDI file of type 2), and a primer is one"
+        several = (
+            f"holds {len(contents.tunes):,} pieces of their own (a MIDI file of type 2), "
+            "and "
+            "a primer is one"
+        )
         raise UserError(f"--primer: {path} {several}")
     if progress is not None and contents.mended:
         progress.say(f"mended {path}: {contents.mended}")
@@ -153,5 +174,7 @@ def read_primer(path: Path, seconds: float, rolls: RollSettings, tempo: float, p
         raise UserError(f"--primer: {path}: {error}") from None
     frames = max(1, round(seconds * timing.frames_per_second))
     if frames > len(roll):
-        raise UserError(f"--primer-seconds {seconds:g}: {path} has only {timing.seconds(len(roll)):.1f} seconds")
+        raise UserError(
+            f"--primer-seconds {seconds:g}: {path} has only {timing.seconds(len(roll)):.1f} seconds"
+        )
     return _in_key(roll, rolls)[:frames]

@@ -1,4 +1,6 @@
-"""The simplest model of piano rolls that knows time: `MarkovKeys`, each key a Markov chain by itself. A baseline."""
+"""The simplest model of piano rolls that knows time: `MarkovKeys`, each key a Markov chain by
+itself. A baseline.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,13 @@ from pyro_seq.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class MarkovKeys:
-    """p(x_{1:T}) = prod_k p(x_1^k) prod_{t>1} p(x_t^k | x_{t-1}^k): whether a key sounds depends on whether it did a frame ago.
+    """p(x_{1:T}) = prod_k p(x_1^k) prod_{t>1} p(x_t^k | x_{t-1}^k): whether a key sounds depends on
+    whether it did a frame ago.
 
     Attributes:
         initial: `[keys]`, float64, the probability that a key sounds in the first frame.
-        transition: `[2, keys]`, float64, the probability that it sounds after a frame in which it was silent (0) or sounded (1).
+        transition: `[2, keys]`, float64, the probability that it sounds after a frame in which it
+            was silent (0) or sounded (1).
     """
 
     initial: Tensor
@@ -25,29 +29,40 @@ class MarkovKeys:
 
     @classmethod
     def fit(cls, rolls: Iterable[Tensor], pseudo_count: float = 1.0) -> MarkovKeys:
-        """The frequencies in some rolls `[T, keys]`, with `pseudo_count` more of either outcome (1: Laplace's rule of succession).
+        """The frequencies in some rolls `[T, keys]`, with `pseudo_count` more of either outcome (1:
+        Laplace's rule of succession).
 
-        Raises `UserError` if there are no frames, the rolls are of several keyboards, or the count is negative; and if it is 0 where
-        some key was never in one of the states, of which the frequencies then say nothing.
+        Raises `UserError` if there are no frames, the rolls are of several keyboards, or the count
+        is negative; and if it is 0 where some key was never in one of the states, of which the
+        frequencies then say nothing.
         """
         if not 0 <= pseudo_count < float("inf"):
             raise UserError(f"a pseudo-count of {pseudo_count:g} cannot be: 0 or more can")
         first, later = _counts(rolls)
         counts = torch.cat([first[None], later]) + pseudo_count  # [3, keys, 2]
         if (counts.sum(-1) == 0).any():
-            raise UserError("some keys were never seen sounding, or silent: a Markov model of them needs a pseudo-count above 0")
+            raise UserError(
+                "some keys were never seen sounding, or silent: a Markov model of them needs a "
+                "pseudo-count above 0"
+            )
         sounding = counts[..., 1] / counts.sum(-1)
         return cls(sounding[0], sounding[1:])
 
     def nats_per_frame(self, rolls: Iterable[Tensor]) -> float:
-        """-log p of all the rolls by the number of their frames; infinite where the model holds something in them impossible.
+        """-log p of all the rolls by the number of their frames; infinite where the model holds
+        something in them impossible.
 
         Raises `UserError` if there are no frames or the rolls are of another keyboard.
         """
         first, later = _counts(rolls)
-        counts, p = torch.cat([first[None], later]), torch.cat([self.initial[None], self.transition])
+        counts, p = (
+            torch.cat([first[None], later]),
+            torch.cat([self.initial[None], self.transition]),
+        )
         if counts.shape[1] != p.shape[1]:
-            raise UserError(f"these rolls have {counts.shape[1]} keys, and the Markov model {p.shape[1]}")
+            raise UserError(
+                f"these rolls have {counts.shape[1]} keys, and the Markov model {p.shape[1]}"
+            )
         nats = -(torch.xlogy(counts[..., 1], p) + torch.xlogy(counts[..., 0], 1 - p)).sum()
         return float(nats / counts.sum() * p.shape[1])  # every frame is counted once for each key
 
@@ -58,21 +73,32 @@ class MarkovKeys:
         for _ in range(steps):
             frames.append(torch.bernoulli(p, generator=generator).bool())
             p = torch.where(frames[-1], self.transition[1], self.transition[0])
-        return torch.stack(frames, 1).to(torch.uint8) if frames else torch.zeros(num, 0, len(self.initial), dtype=torch.uint8)
+        return (
+            torch.stack(frames, 1).to(torch.uint8)
+            if frames
+            else torch.zeros(num, 0, len(self.initial), dtype=torch.uint8)
+        )
 
 
 def _counts(rolls: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """How often the keys are silent and sound, float64: in first frames `[keys, 2]`, and later by the frame before `[2, keys, 2]`."""
+    """How often the keys are silent and sound, float64: in first frames `[keys, 2]`, and later by
+    the frame before `[2, keys, 2]`.
+    """
     pieces = [roll.detach().cpu().bool() for roll in rolls if len(roll)]
     if not pieces:
         raise UserError("there are no frames of music")
     keys = {piece.shape[-1] for piece in pieces}
     if len(keys) > 1 or any(piece.dim() != 2 for piece in pieces):
-        raise UserError(f"piano rolls of one keyboard are wanted, [T, keys], not {sorted({tuple(piece.shape[1:]) for piece in pieces})}")
+        raise UserError(
+            "piano rolls of one keyboard are wanted, [T, keys], not "
+            f"{sorted({tuple(piece.shape[1:]) for piece in pieces})}"
+        )
     first = torch.stack([piece[0] for piece in pieces])
     before, after = (torch.cat([piece[s] for piece in pieces]) for s in (slice(-1), slice(1, None)))
 
     def both(sounding: Tensor, where: Tensor) -> Tensor:
         return torch.stack([(where & ~sounding).sum(0), (where & sounding).sum(0)], -1).double()
 
-    return both(first, torch.ones_like(first)), torch.stack([both(after, ~before), both(after, before)])
+    return both(first, torch.ones_like(first)), torch.stack(
+        [both(after, ~before), both(after, before)]
+    )

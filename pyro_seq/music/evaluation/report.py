@@ -1,4 +1,6 @@
-"""The report of a music run: its samples to hear, its curves, and how its music compares with that of people."""
+"""The report of a music run: its samples to hear, its curves, and how its music compares with that
+of people.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Asked:
     primer: Tensor | None = None
 
 
-def run_report(run: RunFolder, music: MusicModel, pieces: Sequence[Tensor], asked: Asked, *, source: str) -> tuple[str, dict[str, Any]]:
+def run_report(
+    run: RunFolder, music: MusicModel, pieces: Sequence[Tensor], asked: Asked, *, source: str
+) -> tuple[str, dict[str, Any]]:
     """(the page, the distances that it shows); draws from torch's global random state.
 
     Args:
@@ -61,17 +65,24 @@ def run_report(run: RunFolder, music: MusicModel, pieces: Sequence[Tensor], aske
         curves=_curves(run),
         figures=_figures(music, pieces, source),
         sounds=_sounds(music, asked),
-        histograms=[Picture(png, f"{name}: {', '.join(by_source)} side by side", name) for name, png in pictures.items()],
+        histograms=[
+            Picture(png, f"{name}: {', '.join(by_source)} side by side", name)
+            for name, png in pictures.items()
+        ],
         distances=distances,
     )
     return page, distances
 
 
 def compared(music: MusicModel, pieces: Sequence[Tensor], asked: Asked) -> dict[str, Any]:
-    """`statistics` of real pieces, of the model's and of the Markov model's, all of `COMPARED_SECONDS`; draws from torch's random state."""
+    """`statistics` of real pieces, of the model's and of the Markov model's, all of
+    `COMPARED_SECONDS`; draws from torch's random state.
+    """
     frames = max(2, round(COMPARED_SECONDS * music.timing.frames_per_second))
     stretches = [stretch for piece in pieces for stretch in piece.split(frames)]
-    generated = list(generate(music, frames, num_samples=asked.compared, temperature=asked.temperature))
+    generated = list(
+        generate(music, frames, num_samples=asked.compared, temperature=asked.temperature)
+    )
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
     markov = list(music.markov.sample(asked.compared, frames, generator))
     sources = {"real": stretches, "generated": [roll.cpu() for roll in generated], "Markov": markov}
@@ -88,21 +99,45 @@ def _curves(run: RunFolder) -> list[Picture]:
         except (ValueError, KeyError, TypeError):  # not ours
             continue
     known: Mapping[str, Any] = {name: points for name, points in curves.items() if points}
-    return [Picture(curves_png(known), "Learning curves: nats per frame by step", "Loss by training step")] if known else []
+    return (
+        [
+            Picture(
+                curves_png(known),
+                "Learning curves: nats per frame by step",
+                "Loss by training step",
+            )
+        ]
+        if known
+        else []
+    )
 
 
 def _figures(music: MusicModel, pieces: Sequence[Tensor], source: str) -> list[Figure]:
     scored = evaluate(music, pieces, samples=1)
     how = "exact" if scored.method == "exact" else "at most: negative ELBO"
-    figures = [Figure(f"{music.settings.model.kind} on {source}", scored.nats_per_frame, note=f"{how}; {scored.frames:,} frames")]
+    figures = [
+        Figure(
+            f"{music.settings.model.kind} on {source}",
+            scored.nats_per_frame,
+            note=f"{how}; {scored.frames:,} frames",
+        )
+    ]
     if scored.markov_nats_per_frame is not None:
         note = "each key by itself, given whether it sounded a frame ago"
-        figures.append(Figure(f"first-order Markov model on {source}", scored.markov_nats_per_frame, note=note))
+        figures.append(
+            Figure(f"first-order Markov model on {source}", scored.markov_nats_per_frame, note=note)
+        )
     return figures
 
 
 def _sounds(music: MusicModel, asked: Asked) -> list[Sound]:
-    played = play(music, asked.seconds, num_samples=asked.num_samples, primer=asked.primer, temperature=asked.temperature)
+    played = play(
+        music,
+        asked.seconds,
+        num_samples=asked.num_samples,
+        primer=asked.primer,
+        temperature=asked.temperature,
+    )
     return [
         Sound(
             f"Sample {i}",

@@ -1,7 +1,8 @@
 """What a training on music has come to, as one HTML page that needs nothing else: `report_html`.
 
-Pictures and sounds are inside of the page as data, styles too, and there is no program in it. Its content security policy forbids
-everything else, so that opening a report from elsewhere loads nothing and runs nothing. A second of mono sound at 22 kHz takes 59 kB.
+Pictures and sounds are inside of the page as data, styles too, and there is no program in it. Its
+content security policy forbids everything else, so that opening a report from elsewhere loads
+nothing and runs nothing. A second of mono sound at 22 kHz takes 59 kB.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Any
 
 from pyro_seq.errors import UserError
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; base-uri "
+    "'none'; form-action 'none'"
+)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -84,7 +88,8 @@ def report_html(
     histograms: Sequence[Picture] = (),
     distances: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
-    """The page; parts of which nothing is given are left out. All words are escaped, so any may be given.
+    """The page; parts of which nothing is given are left out. All words are escaped, so any may be
+    given.
 
     Args:
         title: of the page.
@@ -94,7 +99,8 @@ def report_html(
         figures: what was measured.
         sounds: the samples.
         histograms: statistics of real and generated music.
-        distances: how far from real music each kind is, by statistic: `{"generated": {"polyphony": 0.1, …}, "Markov": …}`.
+        distances: how far from real music each kind is, by statistic:
+            `{"generated": {"polyphony": 0.1, …}, "Markov": …}`.
 
     Raises `UserError` for a picture that is no PNG or a sound that is no WAV.
     """
@@ -103,15 +109,23 @@ def report_html(
         _section("Learning curves", _gallery(curves)) if curves else "",
         _section("How likely the music is", _figures(figures)) if figures else "",
         _section("Listen", "".join(map(_sound, sounds))) if sounds else "",
-        _section("What the music is like", _gallery(histograms) + _distances(distances or {})) if histograms or distances else "",
+        _section("What the music is like", _gallery(histograms) + _distances(distances or {}))
+        if histograms or distances
+        else "",
     ]
     paragraph = f'<p class="summary">{escape(summary)}</p>' if summary else ""
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">',
-            f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n<style>{STYLE}</style>\n</head>\n<body>',
+            (
+                '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta '
+                'name="color-scheme" content="light dark">'
+            ),
+            (
+                f'<title>{escape(title)}</title>\n<link rel="icon" '
+                f'href="data:,">\n<style>{STYLE}</style>\n</head>\n<body>'
+            ),
             f"<header><h1>{escape(title)}</h1>{paragraph}</header>\n<main>",
             *filter(None, parts),
             "</main>\n</body>\n</html>\n",
@@ -124,19 +138,30 @@ def _section(heading: str, content: str) -> str:
 
 
 def _details(heading: str, content: str) -> str:
-    return f"<section><details>\n<summary><h2>{escape(heading)}</h2></summary>\n{content}\n</details></section>"
+    summary = f"<summary><h2>{escape(heading)}</h2></summary>"
+    return f"<section><details>\n{summary}\n{content}\n</details></section>"
 
 
 def _table(name: str, head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
-    """Cells are HTML already; the columns from the second on that hold numbers are set to the right."""
+    """Cells are HTML already; the columns from the second on that hold numbers are set to the
+    right.
+    """
 
     def cell(i: int, text: str) -> str:
         return f'<th scope="row">{text}</th>' if i == 0 else f"<td{_number(i, numbers)}>{text}</td>"
 
-    columns = "".join(f'<th scope="col"{_number(i, numbers)}>{text}</th>' for i, text in enumerate(head))
-    body = "\n".join("<tr>" + "".join(cell(i, text) for i, text in enumerate(row)) + "</tr>" for row in rows)
-    region = f'role="region" tabindex="0" aria-label="{name}"'  # so that what does not fit can be reached by keyboard
-    return f'<div class="wide" {region}><table><thead><tr>{columns}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    columns = "".join(
+        f'<th scope="col"{_number(i, numbers)}>{text}</th>' for i, text in enumerate(head)
+    )
+    body = "\n".join(
+        "<tr>" + "".join(cell(i, text) for i, text in enumerate(row)) + "</tr>" for row in rows
+    )
+    # so that what does not fit can be reached by keyboard
+    region = f'role="region" tabindex="0" aria-label="{name}"'
+    return (
+        '<div class="wide" '
+        f"{region}><table><thead><tr>{columns}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+    )
 
 
 def _number(column: int, numbers: int) -> str:
@@ -145,9 +170,18 @@ def _number(column: int, numbers: int) -> str:
 
 def _settings(settings: Mapping[str, Any]) -> str:
     shown = {
-        name: value if isinstance(value, str) else f"{value:,}" if type(value) is int else repr(value) for name, value in settings.items()
+        name: value
+        if isinstance(value, str)
+        else f"{value:,}"
+        if type(value) is int
+        else repr(value)
+        for name, value in settings.items()
     }
-    return _table("Settings", ("Setting", "Value"), ((f"<code>{escape(name)}</code>", escape(value)) for name, value in shown.items()))
+    return _table(
+        "Settings",
+        ("Setting", "Value"),
+        ((f"<code>{escape(name)}</code>", escape(value)) for name, value in shown.items()),
+    )
 
 
 def _figures(figures: Sequence[Figure]) -> str:
@@ -159,33 +193,64 @@ def _distances(distances: Mapping[str, Mapping[str, float]]) -> str:
     if not distances:
         return ""
     names = list(dict.fromkeys(name for far in distances.values() for name in far))
-    rows = ((escape(name), *(_rounded(far.get(name, math.nan), 4) for far in distances.values())) for name in names)
-    what = (
-        "How far from real music, from 0 (alike) to 1: the Jensen–Shannon divergence in bits; of repetition, the mean absolute difference."
+    rows = (
+        (escape(name), *(_rounded(far.get(name, math.nan), 4) for far in distances.values()))
+        for name in names
     )
-    return f'<p class="note">{what}</p>' + _table("Distances", ("Statistic", *map(escape, distances)), rows, numbers=len(distances))
+    what = (
+        "How far from real music, from 0 (alike) to 1: the Jensen–Shannon divergence in bits; "
+        "of repetition, the mean absolute difference."
+    )
+    return f'<p class="note">{what}</p>' + _table(
+        "Distances", ("Statistic", *map(escape, distances)), rows, numbers=len(distances)
+    )
 
 
 def _rounded(value: float, places: int) -> str:
-    return f"{value:,.{places}f}".replace("-", "−") if math.isfinite(value) else "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    return (
+        f"{value:,.{places}f}".replace("-", "−")
+        if math.isfinite(value)
+        else "–"
+        if math.isnan(value)
+        else "∞"
+        if value > 0
+        else "−∞"
+    )
 
 
 def _gallery(pictures: Sequence[Picture]) -> str:
-    shown = (f"<figure>{_image(p.png, p.alt)}" + (f"<figcaption>{escape(p.caption)}</figcaption>" if p.caption else "") for p in pictures)
-    return '<div class="gallery">' + "</figure>\n".join(shown) + "</figure></div>" if pictures else ""
+    shown = (
+        f"<figure>{_image(p.png, p.alt)}"
+        + (f"<figcaption>{escape(p.caption)}</figcaption>" if p.caption else "")
+        for p in pictures
+    )
+    return (
+        '<div class="gallery">' + "</figure>\n".join(shown) + "</figure></div>" if pictures else ""
+    )
 
 
 def _sound(sound: Sound) -> str:
     title = escape(sound.title)
-    players = [(sound.primer, "Primer"), (sound.wav, "Primer and continuation")] if sound.primer else [(sound.wav, "")]
-    file = "".join(character if character.isalnum() else "-" for character in sound.title).strip("-") or "music"
+    players = (
+        [(sound.primer, "Primer"), (sound.wav, "Primer and continuation")]
+        if sound.primer
+        else [(sound.wav, "")]
+    )
+    file = (
+        "".join(character if character.isalnum() else "-" for character in sound.title).strip("-")
+        or "music"
+    )
     lines = [
         f'<article class="sound">\n<h3>{title}</h3>',
         f'<p class="note">{escape(sound.note)}</p>' if sound.note else "",
         f'<div class="wide" role="region" tabindex="0" aria-label="Piano roll of {title}">',
         _image(sound.png, f"Piano roll of {sound.title}") + "</div>",
-        '<div class="players">' + "".join(_player(wav, title, label) for wav, label in players) + "</div>",
-        f'<p><a download="{file}.mid" href="{_data(sound.midi, "audio/midi")}">MIDI file</a></p>' if sound.midi else "",
+        '<div class="players">'
+        + "".join(_player(wav, title, label) for wav, label in players)
+        + "</div>",
+        f'<p><a download="{file}.mid" href="{_data(sound.midi, "audio/midi")}">MIDI file</a></p>'
+        if sound.midi
+        else "",
         "</article>\n",
     ]
     return "\n".join(filter(None, lines))
@@ -195,7 +260,8 @@ def _player(wav: bytes, title: str, label: str) -> str:
     """A player of a sound; the title is HTML already."""
     above, name = (f"<span>{label}</span>", f"{title}: {label}") if label else ("", title)
     return (
-        f'<div class="player">{above}<audio controls preload="metadata" aria-label="{name}" src="{_data(wav, "audio/wav")}"></audio></div>'
+        f'<div class="player">{above}<audio controls preload="metadata" aria-label="{name}" '
+        f'src="{_data(wav, "audio/wav")}"></audio></div>'
     )
 
 
@@ -203,7 +269,10 @@ def _image(png: bytes, alt: str) -> str:
     if png[:8] != PNG or len(png) < 24:
         raise UserError(f"the picture for {alt!r} is no PNG")
     width, height = struct.unpack(">II", png[16:24])
-    return f'<img src="{_data(png, "image/png")}" alt="{escape(alt)}" width="{width}" height="{height}" decoding="async">'
+    return (
+        f'<img src="{_data(png, "image/png")}" alt="{escape(alt)}" width="{width}" '
+        f'height="{height}" decoding="async">'
+    )
 
 
 def _data(content: bytes, kind: str) -> str:
@@ -212,16 +281,21 @@ def _data(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-# Contrasts are 4.5 to 1 or more in both schemes. Pictures are drawn on white; in the dark they are inverted, and their hues turned back.
+# Contrasts are 4.5 to 1 or more in both schemes. Pictures are drawn on white; in the dark they are
+# inverted, and their hues turned back.
 STYLE = """
-:root { --paper: #fbfbfa; --card: #fff; --ink: #23272f; --soft: #5b6472; --line: #dfe3e8; --link: #1767a8 }
+:root { --paper: #fbfbfa; --card: #fff; --ink: #23272f; --soft: #5b6472;
+  --line: #dfe3e8; --link: #1767a8 }
 @media (prefers-color-scheme: dark) {
-  :root { --paper: #15181d; --card: #1b1f25; --ink: #e6e8eb; --soft: #a2abb8; --line: #343b45; --link: #7db8e8 }
+  :root { --paper: #15181d; --card: #1b1f25; --ink: #e6e8eb; --soft: #a2abb8;
+  --line: #343b45; --link: #7db8e8 }
   img { filter: invert(.9) hue-rotate(180deg) }
 }
 * { box-sizing: border-box }
-body { margin: 0 auto; max-width: 64rem; padding: 1.5rem clamp(.9rem, 4vw, 2.5rem) 4rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; overflow-wrap: break-word }
+body { margin: 0 auto; max-width: 64rem; padding: 1.5rem clamp(.9rem, 4vw, 2.5rem) 4rem;
+  background: var(--paper); color: var(--ink);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  overflow-wrap: break-word }
 h1 { font-size: clamp(1.5rem, 5vw, 2.1rem); line-height: 1.2; margin: .5rem 0 }
 h2 { font-size: 1.25rem; margin: 0 0 .8rem }
 h3 { font-size: 1.05rem; margin: 0 0 .3rem }
@@ -232,8 +306,10 @@ section { margin-top: 2.2rem }
 summary { cursor: pointer }
 summary h2 { display: inline }
 details[open] > summary { margin-bottom: .8rem }
-.gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 1rem }
-figure, .sound { margin: 0; padding: .9rem; background: var(--card); border: 1px solid var(--line); border-radius: .6rem }
+.gallery { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)) }
+figure, .sound { margin: 0; padding: .9rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: .6rem }
 figure { max-width: 40rem }
 figcaption { font-size: .9rem; margin-top: .4rem }
 img { display: block; width: 100%; height: auto; border-radius: .3rem }
@@ -247,7 +323,8 @@ article > p:last-child { margin: .6rem 0 0 }
 audio { display: block; width: 100%; min-width: 0 }
 table { border-collapse: collapse; font-size: .95rem; font-variant-numeric: tabular-nums }
 .gallery + .note { margin-top: 1.4rem }
-th, td { text-align: left; vertical-align: baseline; padding: .35rem clamp(.7rem, 2vw, 1.2rem) .35rem 0;
+th, td { text-align: left; vertical-align: baseline;
+  padding: .35rem clamp(.7rem, 2vw, 1.2rem) .35rem 0;
   border-bottom: 1px solid var(--line) }
 thead th { color: var(--soft); font-weight: 600 }
 tbody th { font-weight: 500; min-width: 7rem }

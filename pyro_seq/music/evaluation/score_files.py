@@ -32,18 +32,26 @@ class ScoredMusic:
         """See `ScoredRun`."""
         find_files([path])
 
-    def score_file(self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any) -> Iterator[ScoredSequence]:
-        """See `ScoredRun`: each piece of a MIDI file is a sequence, and each of the test pieces of an `.npz` file; there are no lines."""
+    def score_file(
+        self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any
+    ) -> Iterator[ScoredSequence]:
+        """See `ScoredRun`: each piece of a MIDI file is a sequence, and each of the test pieces of
+        an `.npz` file; there are no lines.
+        """
         if lines:
             raise UserError(f"{path}: --lines is for texts, and this run is one of music")
-        found = read_music([path], "test", self.music.settings.rolls, progress=Progress(), name_all=True)
+        found = read_music(
+            [path], "test", self.music.settings.rolls, progress=Progress(), name_all=True
+        )
         scored = dict(score_pieces(self.music, found.pieces, **options))
         if not scored:
             raise UserError(f"{path}: there are no frames to score")
         for i, score in sorted(scored.items()):
             yield self._sequence(found.names[i], found.pieces[i], score, top, by_step)
 
-    def _sequence(self, name: str, roll: Tensor, scored: PieceScore, top: int, by_step: bool) -> ScoredSequence:
+    def _sequence(
+        self, name: str, roll: Tensor, scored: PieceScore, top: int, by_step: bool
+    ) -> ScoredSequence:
         nats = -scored.steps
         order = range(len(nats)) if by_step else nats.topk(min(top, len(nats))).indices.tolist()
         steps = [self._step(roll, t, float(nats[t])) for t in order]
@@ -62,7 +70,9 @@ class ScoredMusic:
         )
 
     def _step(self, roll: Tensor, t: int, nats: float) -> ScoredStep:
-        before = f"{self.music.timing.seconds(t):.2f} s, " + (f"{chord(roll[t - 1], roll)} " if t else "")
+        before = f"{self.music.timing.seconds(t):.2f} s, " + (
+            f"{chord(roll[t - 1], roll)} " if t else ""
+        )
         after = f" {chord(roll[t + 1], roll)}" if t + 1 < len(roll) else ""
         return ScoredStep(t, nats, chord(roll[t], roll), before, after)
 

@@ -1,4 +1,6 @@
-"""How likely pieces of music are under a model: log-likelihoods of piano rolls, frame by frame, in the literature's nats per frame."""
+"""How likely pieces of music are under a model: log-likelihoods of piano rolls, frame by frame, in
+the literature's nats per frame.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from pyro_seq.music.model.model import MusicModel
 from pyro_seq.music.model.parts import observed
 from pyro_seq.train.minibatches import of_similar_length
 
-AT_ONCE = 8_192  # frames: pieces that together have fewer are scored side by side, and longer ones in windows if the pair carries states
+# frames: pieces that together have fewer are scored side by side, and longer ones in windows if the
+# pair carries states
+AT_ONCE = 8_192
 
 
 @dataclass(eq=False)
@@ -29,7 +33,8 @@ class PieceScore:
     Attributes:
         steps: `[T]`, each frame's share of the log-likelihood, in nats.
         total: the log-likelihood or its bound, in nats.
-        standard_error: its Monte Carlo standard error; 0 for exact figures, `None` where one sample cannot tell.
+        standard_error: its Monte Carlo standard error; 0 for exact figures, `None` where one sample
+            cannot tell.
         effective_samples: the effective number of particles, or `None`.
         k_hat: Pareto k-hat of the weights, or `None`.
         warning: why the figure and its error cannot be relied on, if so.
@@ -50,9 +55,11 @@ class MusicScore:
     """The score of pieces, in nats unless the name says otherwise.
 
     Attributes:
-        nats_per_frame: -log p(x) of all pieces over the number of their frames: type (a) of the literature by `importance`, (b) by `elbo`.
-        markov_nats_per_frame: the same under a first-order Markov model of each key, fitted on the pieces that the run was trained on;
-            `None` where the model's are densities of scores, with which it cannot be compared.
+        nats_per_frame: -log p(x) of all pieces over the number of their frames: type (a) of the
+            literature by `importance`, (b) by `elbo`.
+        markov_nats_per_frame: the same under a first-order Markov model of each key, fitted on the
+            pieces that the run was trained on; `None` where the model's are densities of scores,
+            with which it cannot be compared.
     """
 
     pieces: int
@@ -69,9 +76,11 @@ class MusicScore:
     warning: str | None = None
 
 
-def score_pieces(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> Iterator[tuple[int, PieceScore]]:
-    """(the place of a piece `[T, keys]`, its score), of all that have frames; `options` are `method`, `samples`, `proposal` and
-    `progress` of `scoring.score_document`.
+def score_pieces(
+    music: MusicModel, pieces: Sequence[Tensor], **options: Any
+) -> Iterator[tuple[int, PieceScore]]:
+    """(the place of a piece `[T, keys]`, its score), of all that have frames; `options` are
+    `method`, `samples`, `proposal` and `progress` of `scoring.score_document`.
 
     Raises `UserError` if a log-likelihood is not finite.
     """
@@ -85,12 +94,27 @@ def score_pieces(music: MusicModel, pieces: Sequence[Tensor], **options: Any) ->
             total, error = float(last.total[row]), float(last.standard_error[row])
             if not math.isfinite(total):
                 raise UserError(f"the log-likelihood of a piece is not finite: {DIVERGED}")
-            effective = None if last.effective_samples is None else float(last.effective_samples[row])
+            effective = (
+                None if last.effective_samples is None else float(last.effective_samples[row])
+            )
             known = error if math.isfinite(error) else None
-            yield i, PieceScore(steps[row, : len(pieces[i])], total, known, last.method, last.samples, effective, *diagnosed(last, row))
+            yield (
+                i,
+                PieceScore(
+                    steps[row, : len(pieces[i])],
+                    total,
+                    known,
+                    last.method,
+                    last.samples,
+                    effective,
+                    *diagnosed(last, row),
+                ),
+            )
 
 
-def _scores(music: MusicModel, pieces: Sequence[Tensor], options: dict[str, Any]) -> list[PieceScore]:
+def _scores(
+    music: MusicModel, pieces: Sequence[Tensor], options: dict[str, Any]
+) -> list[PieceScore]:
     found = [scored for _, scored in score_pieces(music, pieces, **options)]
     if not found:
         raise UserError("there are no frames to score")
@@ -98,11 +122,16 @@ def _scores(music: MusicModel, pieces: Sequence[Tensor], options: dict[str, Any]
 
 
 def _windows(music: MusicModel, batch: SequenceBatch) -> list[SequenceBatch]:
-    """Pieces as they are scored: whole, or in windows where one is long and the pair carries states."""
+    """Pieces as they are scored: whole, or in windows where one is long and the pair carries
+    states.
+    """
     assert isinstance(batch.values, Tensor)
     if batch.num_steps <= AT_ONCE or not music.carries:
         return [observed(music.settings.frames, batch)]
-    return [observed(music.settings.frames, SequenceBatch(window)) for window in batch.values.split(AT_ONCE, 1)]
+    return [
+        observed(music.settings.frames, SequenceBatch(window))
+        for window in batch.values.split(AT_ONCE, 1)
+    ]
 
 
 def evaluate(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> MusicScore:
@@ -111,9 +140,14 @@ def evaluate(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> Mus
     Raises `UserError` if there are no frames.
     """
     found = _scores(music, pieces, options)
-    frames, total = sum(len(scored.steps) for scored in found), math.fsum(scored.total for scored in found)
+    frames, total = (
+        sum(len(scored.steps) for scored in found),
+        math.fsum(scored.total for scored in found),
+    )
     errors = [scored.standard_error for scored in found]
-    effective = [scored.effective_samples for scored in found if scored.effective_samples is not None]
+    effective = [
+        scored.effective_samples for scored in found if scored.effective_samples is not None
+    ]
     nats, markov = -total / frames, None
     if music.settings.frames.emission != "beta":
         markov = music.markov.nats_per_frame([piece for piece in pieces if len(piece)])
@@ -121,7 +155,9 @@ def evaluate(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> Mus
         len(found),
         frames,
         total,
-        None if None in errors else math.sqrt(sum(error**2 for error in errors if error is not None)),
+        None
+        if None in errors
+        else math.sqrt(sum(error**2 for error in errors if error is not None)),
         found[0].method,
         found[0].samples,
         min(effective, default=None),
@@ -134,6 +170,8 @@ def evaluate(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> Mus
 
 
 def nats_per_frame(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> float:
-    """-log p(x), or its estimate, of all pieces over the number of their frames; arguments and errors as `evaluate`."""
+    """-log p(x), or its estimate, of all pieces over the number of their frames; arguments and
+    errors as `evaluate`.
+    """
     found = _scores(music, pieces, options)
     return -math.fsum(scored.total for scored in found) / sum(len(scored.steps) for scored in found)

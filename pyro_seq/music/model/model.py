@@ -1,4 +1,6 @@
-"""Models of music: settings, a pair over the frames of piano rolls, and what a run folder holds of it."""
+"""Models of music: settings, a pair over the frames of piano rolls, and what a run folder holds of
+it.
+"""
 
 from __future__ import annotations
 
@@ -35,17 +37,28 @@ class RollSettings:
     """How pieces become piano rolls, and those become minibatches."""
 
     rate: float = between(0.01, MOST_RATE, 32.0, "frames a second")
-    grid: int = between(0, int(MOST_RATE), 0, "frames a beat (a quarter note), tempo changes followed; 0: by rate")
+    grid: int = between(
+        0, int(MOST_RATE), 0, "frames a beat (a quarter note), tempo changes followed; 0: by rate"
+    )
     keys: int = one_of(tuple(LOWEST), KEYS, "88: a piano's keys; 128: all of MIDI's pitches")
     common_key: bool = described(False, "whether all pieces are moved to C major or A minor")
-    transpose: int = between(0, 128, 0, "semitones by which a stretch is moved up or down at most, anew each time it is seen")
+    transpose: int = between(
+        0,
+        128,
+        0,
+        "semitones by which a stretch is moved up or down at most, anew each time it is seen",
+    )
     batch_size: int = between(1, 65_536, 32, "pieces, or stretches of pieces, side by side")
-    window: int = at_least(0, 128, "frames of the stretches that pieces are cut into; 0: pieces are left whole")
+    window: int = at_least(
+        0, 128, "frames of the stretches that pieces are cut into; 0: pieces are left whole"
+    )
 
 
 @dataclass(frozen=True)
 class MusicSettings:
-    """All hyper-parameters of a music run; those of the model are its pair's (`pairs.model_settings`)."""
+    """All hyper-parameters of a music run; those of the model are its pair's
+    (`pairs.model_settings`).
+    """
 
     rolls: RollSettings = field(default_factory=RollSettings)
     frames: FrameSettings = field(default_factory=FrameSettings)
@@ -54,7 +67,9 @@ class MusicSettings:
 
 
 def music_settings(*layers: Layer | Mapping[str, Any]) -> MusicSettings:
-    """The defaults with settings by dotted name, `model.kind` among them, overridden in order; raises `UserError` as `text_settings`."""
+    """The defaults with settings by dotted name, `model.kind` among them, overridden in order;
+    raises `UserError` as `text_settings`.
+    """
     return resolve(MusicSettings, layers, DEFAULTS)
 
 
@@ -70,7 +85,9 @@ def timing_of(rolls: RollSettings, tempo: float = 120.0) -> Timing:
 
 @dataclass
 class MusicModel:
-    """A trained pair, with when its frames sound and what the simplest model has learnt of the same pieces; made by `train` or `load`."""
+    """A trained pair, with when its frames sound and what the simplest model has learnt of the same
+    pieces; made by `train` or `load`.
+    """
 
     pair: Pair
     settings: MusicSettings
@@ -82,11 +99,15 @@ class MusicModel:
     @cached_property
     def carries(self) -> bool:
         """Whether a window can start from the state that the one before ended in."""
-        return carries_state(self.pair, frame_parts(self.settings.frames, self.settings.rolls.keys), self.device)
+        return carries_state(
+            self.pair, frame_parts(self.settings.frames, self.settings.rolls.keys), self.device
+        )
 
 
 def new_pair(settings: MusicSettings, pieces: Sequence[Tensor] = ()) -> Pair:
-    """A pair over frames, with new weights; it starts from how often each key sounds in the pieces, if there are any and it can."""
+    """A pair over frames, with new weights; it starts from how often each key sounds in the pieces,
+    if there are any and it can.
+    """
     pair = make_pair(settings.model, frame_parts(settings.frames, settings.rolls.keys))
     if frames := sum(map(len, pieces)):
         counts = torch.stack([piece.sum(0, dtype=torch.long) for piece in pieces]).sum(0)
@@ -96,30 +117,48 @@ def new_pair(settings: MusicSettings, pieces: Sequence[Tensor] = ()) -> Pair:
 
 def document(tempo: float, markov: MarkovKeys) -> dict[str, Any]:
     """What a run folder keeps of its pieces besides their files: `music.json`."""
-    return {"tempo": tempo, "markov": {"initial": markov.initial.tolist(), "transition": markov.transition.tolist()}}
+    return {
+        "tempo": tempo,
+        "markov": {"initial": markov.initial.tolist(), "transition": markov.transition.tolist()},
+    }
 
 
 def read_document(run: RunFolder, keys: int) -> tuple[float, MarkovKeys]:
-    """What `document` has written: (tempo, the Markov model of each key); raises `UserError` if it is missing or damaged."""
+    """What `document` has written: (tempo, the Markov model of each key); raises `UserError` if it
+    is missing or damaged.
+    """
     found = run.read_json(DOCUMENT)
     try:
         tempo = float(found["tempo"])
-        initial, transition = (torch.tensor(found["markov"][name], dtype=torch.double) for name in ("initial", "transition"))
+        initial, transition = (
+            torch.tensor(found["markov"][name], dtype=torch.double)
+            for name in ("initial", "transition")
+        )
         sound = all(bool(((p >= 0) & (p <= 1)).all()) for p in (initial, transition))
-        if not (math.isfinite(tempo) and tempo > 0 and sound) or initial.shape != (keys,) or transition.shape != (2, keys):
+        if (
+            not (math.isfinite(tempo) and tempo > 0 and sound)
+            or initial.shape != (keys,)
+            or transition.shape != (2, keys)
+        ):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
         raise UserError(f"{run.path / DOCUMENT} is damaged") from None
     return tempo, MarkovKeys(initial, transition)
 
 
-def load(run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None = None) -> MusicModel:
-    """The best weights of a run; a run whose pair is code of the user's own needs that named, as `pair`, before it is run.
+def load(
+    run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None = None
+) -> MusicModel:
+    """The best weights of a run; a run whose pair is code of the user's own needs that named, as
+    `pair`, before it is run.
 
-    Raises `UserError` if it is missing, half-written, damaged, of another kind or version, or its pair is not named.
+    Raises `UserError` if it is missing, half-written, damaged, of another kind or version, or its
+    pair is not named.
     """
     run = RunFolder(run_dir, KIND)
     settings = run_settings(run, pair)
     tempo, markov = read_document(run, settings.rolls.keys)
     made, step = load_pair(run, lambda: new_pair(settings), settings.model.kind, device)
-    return MusicModel(made, settings, timing_of(settings.rolls, tempo), markov, torch.device(device), step)
+    return MusicModel(
+        made, settings, timing_of(settings.rolls, tempo), markov, torch.device(device), step
+    )

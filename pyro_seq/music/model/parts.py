@@ -1,4 +1,6 @@
-"""What a frame of a piano roll is to a pair: the values that it observes, their emission, and the roll that sampled values stand for."""
+"""What a frame of a piano roll is to a pair: the values that it observes, their emission, and the
+roll that sampled values stand for.
+"""
 
 from __future__ import annotations
 
@@ -33,29 +35,46 @@ class FrameSettings:
     emission: str = one_of(
         ("bernoulli", "nade", "convolution", "autoregressive_convolution", "beta"),
         "nade",
-        "what a key is given: bernoulli: the network alone; nade: and the keys below; convolution: the last frames around it; "
+        "what a key is given: bernoulli: the network alone; nade: and the keys below; convolution: "
+        "the last frames around it; "
         "autoregressive_convolution: both; beta: VAE-Seq's scores of keys and a count of notes",
     )
-    hidden_size: int = between(1, 65_536, 128, "hidden units of nade, or of each key of a convolution")
+    hidden_size: int = between(
+        1, 65_536, 128, "hidden units of nade, or of each key of a convolution"
+    )
     num_layers: int = between(1, 64, 1, "hidden layers of each key of a convolution")
     history: int = between(1, 1_024, 4, "how many of the last frames a convolution looks at")
     reach: int = between(1, 128, 12, "how many keys away it looks in them")
-    reach_below: int = between(1, 128, 36, "how many keys down autoregressive_convolution looks in its own frame")
+    reach_below: int = between(
+        1, 128, 36, "how many keys down autoregressive_convolution looks in its own frame"
+    )
     dropout: float = between(0, 0.99, 0.0, "dropout on these hidden units, in training")
     context: str = one_of(
-        ("previous", "last"), "previous", "previous: a step sees the frame before; last: the last context_frames, combined"
+        ("previous", "last"),
+        "previous",
+        "previous: a step sees the frame before; last: the last context_frames, combined",
     )
     context_frames: int = between(1, 10_000, 20, "how far back the context `last` looks")
-    combiner_sizes: tuple[int, ...] = between(1, 65_536, (128,), "layers of the network that combines them")
-    encoder_sizes: tuple[int, ...] = between(1, 65_536, (), "layers of the encoder of a frame; none: its keys as they are")
+    combiner_sizes: tuple[int, ...] = between(
+        1, 65_536, (128,), "layers of the network that combines them"
+    )
+    encoder_sizes: tuple[int, ...] = between(
+        1, 65_536, (), "layers of the encoder of a frame; none: its keys as they are"
+    )
 
 
 def frame_parts(settings: FrameSettings, keys: int) -> Parts:
     """What pairs over frames `[keys]` are made of."""
 
     def encoder() -> Encoder:
-        frame = EncoderMLP(keys, settings.encoder_sizes) if settings.encoder_sizes else Flatten(keys)
-        return frame if settings.emission != "beta" else Group({"notes": frame, "count": OneHot(MOST_NOTES + 1)})
+        frame = (
+            EncoderMLP(keys, settings.encoder_sizes) if settings.encoder_sizes else Flatten(keys)
+        )
+        return (
+            frame
+            if settings.emission != "beta"
+            else Group({"notes": frame, "count": OneHot(MOST_NOTES + 1)})
+        )
 
     emission = _emission(settings, keys)
 
@@ -64,8 +83,14 @@ def frame_parts(settings: FrameSettings, keys: int) -> Parts:
             seen: Context = PreviousObservation(encoder)
         else:
             count = settings.context_frames
-            seen = LastObservations(encoder, count, MLP(count * encoder.num_features, settings.combiner_sizes))
-        return PassedOn(seen, LastObservations(Flatten(keys), settings.history)) if emission.num_passed_on else seen
+            seen = LastObservations(
+                encoder, count, MLP(count * encoder.num_features, settings.combiner_sizes)
+            )
+        return (
+            PassedOn(seen, LastObservations(Flatten(keys), settings.history))
+            if emission.num_passed_on
+            else seen
+        )
 
     return Parts(emission, encoder, context)
 
@@ -91,9 +116,11 @@ def _emission(settings: FrameSettings, keys: int) -> Emission:
 
 
 def observed(settings: FrameSettings, batch: SequenceBatch) -> SequenceBatch:
-    """A batch of rolls `[N, T, keys]` as the emission observes it: by default of torch's default floating-point type, as densities take it.
+    """A batch of rolls `[N, T, keys]` as the emission observes it: by default of torch's default
+    floating-point type, as densities take it.
 
-    By `beta`, as in VAE-Seq, a key is a number, 0.95 where it sounds and 0.05 where not, beside the number of sounding keys (10 at most).
+    By `beta`, as in VAE-Seq, a key is a number, 0.95 where it sounds and 0.05 where not, beside the
+    number of sounding keys (10 at most).
     """
     roll = batch.values
     if not isinstance(roll, Tensor):
@@ -101,11 +128,15 @@ def observed(settings: FrameSettings, batch: SequenceBatch) -> SequenceBatch:
     if settings.emission != "beta":
         return batch.with_values(roll.to(torch.get_default_dtype()))
     notes = torch.where(roll > 0, SOUNDING, SILENT).to(torch.get_default_dtype())
-    return batch.with_values({"notes": notes, "count": roll.sum(-1, dtype=torch.long).clamp(max=MOST_NOTES)})
+    return batch.with_values(
+        {"notes": notes, "count": roll.sum(-1, dtype=torch.long).clamp(max=MOST_NOTES)}
+    )
 
 
 def as_roll(settings: FrameSettings, values: Any) -> Tensor:
-    """Sampled values `[…, keys]`, or a group of them, as a roll (uint8): by `beta`, as many keys sound as were counted."""
+    """Sampled values `[…, keys]`, or a group of them, as a roll (uint8): by `beta`, as many keys
+    sound as were counted.
+    """
     if settings.emission != "beta":
         return values.to(torch.uint8)
     rank = values["notes"].argsort(-1, descending=True).argsort(-1)
@@ -113,7 +144,9 @@ def as_roll(settings: FrameSettings, values: Any) -> Tensor:
 
 
 def start_from_frequencies(model: Any, settings: FrameSettings, frequency: Tensor) -> None:
-    """Let a new model whose decoder ends in a linear layer start from how often each key sounds, `[keys]`."""
+    """Let a new model whose decoder ends in a linear layer start from how often each key sounds,
+    `[keys]`.
+    """
     decoder: Any = getattr(model, "decoder", None)
     if not isinstance(decoder, nn.Sequential) or not isinstance(decoder[-1], nn.Linear):
         return

@@ -1,10 +1,13 @@
-"""The bundled settings of music runs: for MIDI files, and for the two data sets that published figures are of."""
+"""The bundled settings of music runs: for MIDI files, and for the two data sets that published
+figures are of.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-# frames are quarter notes in JSB chorales and eighths in Nottingham, as Boulanger-Lewandowski's files have them
+# frames are quarter notes in JSB chorales and eighths in Nottingham, as Boulanger-Lewandowski's
+# files have them
 JSB: dict[str, Any] = {
     "frames.emission": "bernoulli",
     "rolls.grid": 1,
@@ -32,7 +35,8 @@ NOTTINGHAM: dict[str, Any] = {
     "training.precision": "float32",
 }
 
-# settings that differ from the defaults, by dotted name; what each reaches is in benchmarks/README.md
+# settings that differ from the defaults, by dotted name; what each reaches is in
+# benchmarks/README.md
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "demo": {  # for the dozen tunes that come with the package: half a minute
@@ -92,7 +96,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.num_steps": 14_000,
         "training.valid_every": 600,
     },
-    "jsb-dmm": JSB  # of the sizes of Pyro's example: latent 100, emission 100, transition 200, recurrence 600, minibatches of 20
+    # of the sizes of Pyro's example: latent 100, emission 100, transition 200, recurrence 600,
+    # minibatches of 20
+    "jsb-dmm": JSB
     | {
         "model.kind": "dmm",
         "model.cell": "relu",
@@ -111,9 +117,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.valid_every": 1_000,
         "training.valid_particles": 4,
     },
-    "jsb-rnn": JSB_RNN | {"frames.emission": "convolution", "frames.hidden_size": 96, "frames.dropout": 0.5},
+    "jsb-rnn": JSB_RNN
+    | {"frames.emission": "convolution", "frames.hidden_size": 96, "frames.dropout": 0.5},
     "jsb-chords": JSB_RNN
-    | {"frames.emission": "autoregressive_convolution", "frames.hidden_size": 96, "frames.num_layers": 3, "frames.dropout": 0.4},
+    | {
+        "frames.emission": "autoregressive_convolution",
+        "frames.hidden_size": 96,
+        "frames.num_layers": 3,
+        "frames.dropout": 0.4,
+    },
     "nottingham-best": NOTTINGHAM
     | {
         "model.kind": "srnn",

@@ -17,7 +17,15 @@ from pyro_seq.infer.continuation import continuation
 from pyro_seq.infer.sampling import ancestral, sharpened
 from pyro_seq.music.evaluation.markov import MarkovKeys
 from pyro_seq.music.evaluation.scoring import MusicScore, evaluate, nats_per_frame, score_pieces
-from pyro_seq.music.model.model import KIND, MusicModel, MusicSettings, load, music_settings, new_pair, timing_of
+from pyro_seq.music.model.model import (
+    KIND,
+    MusicModel,
+    MusicSettings,
+    load,
+    music_settings,
+    new_pair,
+    timing_of,
+)
 from pyro_seq.music.model.parts import as_roll, observed
 from pyro_seq.music.render.samples import Rendered
 from pyro_seq.programs.restore import pair_to_train
@@ -50,7 +58,9 @@ SAMPLED = 2**25  # entries of the rolls of samples drawn side by side: bounds me
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """Piano rolls `[T_n, keys]` to learn from and to validate on, and the tempo of their beat grid in beats a minute."""
+    """Piano rolls `[T_n, keys]` to learn from and to validate on, and the tempo of their beat grid
+    in beats a minute.
+    """
 
     train: Sequence[Tensor]
     valid: Sequence[Tensor] = ()
@@ -69,14 +79,15 @@ def train(
     resume: bool = False,
     quiet: bool = False,
 ) -> MusicModel:
-    """Train on pieces, and keep what is best on the validation pieces (by its exact likelihood or ELBO per frame).
+    """Train on pieces, and keep what is best on the validation pieces (by its exact likelihood or
+    ELBO per frame).
 
     Args:
         pieces: the data.
         settings: hyper-parameters.
         run: where to keep checkpoints and the curve of metrics.
-        start_from: another run, whose best weights are the first ones, in place of new ones; a run that has a
-            checkpoint to go on from goes on from that.
+        start_from: another run, whose best weights are the first ones, in place of new ones; a run
+            that has a checkpoint to go on from goes on from that.
         markov: the simplest model of the same pieces, if it is known already.
         seed: of all randomness.
         device: where to compute.
@@ -87,9 +98,17 @@ def train(
     """
     torch.manual_seed(seed)
 
-    pair = pair_to_train(run, lambda: new_pair(settings, pieces.train), settings.model.kind, resume, start_from=start_from).to(device)
+    pair = pair_to_train(
+        run,
+        lambda: new_pair(settings, pieces.train),
+        settings.model.kind,
+        resume,
+        start_from=start_from,
+    ).to(device)
     timing = timing_of(settings.rolls, pieces.tempo)
-    music = MusicModel(pair, settings, timing, markov or MarkovKeys.fit(pieces.train), torch.device(device))
+    music = MusicModel(
+        pair, settings, timing, markov or MarkovKeys.fit(pieces.train), torch.device(device)
+    )
     rolls = settings.rolls
     batches = PieceBatches(
         pieces.train,
@@ -102,17 +121,29 @@ def train(
     )
     valid = _at_most(pieces.valid, VALIDATED)
     hooks = Hooks(
-        validate=(lambda: {"loss": nats_per_frame(music, valid, method="elbo", samples=settings.training.valid_particles)})
+        validate=(
+            lambda: {
+                "loss": nats_per_frame(
+                    music, valid, method="elbo", samples=settings.training.valid_particles
+                )
+            }
+        )
         if valid
         else None,
         samples=lambda: previews(music, pieces.train),
         units="frames",
         bits="bits/frame",
     )
-    frames, held_out = (f"{sum(map(len, part)):,} frames of {len(part):,} pieces" for part in (pieces.train, pieces.valid))
+    frames, held_out = (
+        f"{sum(map(len, part)):,} frames of {len(part):,} pieces"
+        for part in (pieces.train, pieces.valid)
+    )
     with pair.scope():
         parameters = sum(p.numel() for p in pair.parameters().values())
-    words = f"{frames} to train on, {held_out} to validate on; {settings.model.kind} with {parameters:,} parameters"
+    words = (
+        f"{frames} to train on, {held_out} to validate on; {settings.model.kind} with "
+        f"{parameters:,} parameters"
+    )
     Progress(quiet=quiet).say(words)
     trainer = Trainer(pair, batches, settings.training, run=run, hooks=hooks, quiet=quiet)
     trainer.fit(resume=resume)
@@ -137,9 +168,15 @@ def previews(music: MusicModel, pieces: Sequence[Tensor]) -> dict[str, Image | A
     piece = longest[int(torch.randint(len(longest), ()))]
     start = int(torch.randint(max(1, len(piece) - frames), ()))
     shown: dict[str, Image | Audio] = {}
-    for name, roll in (("observed", piece[start : start + frames]), ("generated", next(generate(music, frames)).cpu())):
+    for name, roll in (
+        ("observed", piece[start : start + frames]),
+        ("generated", next(generate(music, frames)).cpu()),
+    ):
         rendered = Rendered(roll, music.timing)
-        shown[f"{name}/roll"], shown[f"{name}/sound"] = Image(rendered.png(name)), Audio(rendered.wav())
+        shown[f"{name}/roll"], shown[f"{name}/sound"] = (
+            Image(rendered.png(name)),
+            Audio(rendered.wav()),
+        )
     return shown
 
 
@@ -152,7 +189,8 @@ def generate(
     temperature: float = 1.0,
     samples: int = 16,
 ) -> Iterator[Tensor]:
-    """New rolls `[frames, keys]`, each going on from the primer `[T, keys]` (which is not repeated) if there is one.
+    """New rolls `[frames, keys]`, each going on from the primer `[T, keys]` (which is not repeated)
+    if there is one.
 
     Draws from torch's global random state.
 
@@ -168,10 +206,15 @@ def generate(
     temperature other than 1 with the emission `beta`, whose scores have none.
     """
     if frames < 1 or num_samples < 1:
-        raise UserError(f"frames and number of samples must be at least 1, got {frames} and {num_samples}")
+        raise UserError(
+            f"frames and number of samples must be at least 1, got {frames} and {num_samples}"
+        )
     if frames > MOST_FRAMES:
         fast = f"{frames:,} frames, at {music.timing.frames_per_second:,.4g} a second"
-        raise UserError(f"a sample of {music.timing.seconds(frames):,.4g} seconds is {fast}, and at most {MOST_FRAMES:,} are sampled")
+        raise UserError(
+            f"a sample of {music.timing.seconds(frames):,.4g} seconds is {fast}, and at most "
+            f"{MOST_FRAMES:,} are sampled"
+        )
     adjust = partial(sharpened, temperature=temperature)
     most = max(1, SAMPLED // (frames * music.settings.rolls.keys))
     for first in range(0, num_samples, most):
@@ -180,8 +223,12 @@ def generate(
             if primer is None or not len(primer):
                 values = ancestral(music.pair, rows, frames, adjust=adjust)
             else:
-                batch = observed(music.settings.frames, SequenceBatch(primer.unsqueeze(0).to(music.device)))
-                values = continuation(music.pair, batch, frames, samples=samples, draws=rows, adjust=adjust)
+                batch = observed(
+                    music.settings.frames, SequenceBatch(primer.unsqueeze(0).to(music.device))
+                )
+                values = continuation(
+                    music.pair, batch, frames, samples=samples, draws=rows, adjust=adjust
+                )
         yield from as_roll(music.settings.frames, values)
 
 
@@ -195,9 +242,13 @@ def play(
     program: int = 0,
     sound_font: Path | None = None,
 ) -> Iterator[Rendered]:
-    """What `generate` makes in so many seconds, each after its primer, ready to be heard and seen; the last two as those of `Rendered`."""
+    """What `generate` makes in so many seconds, each after its primer, ready to be heard and seen;
+    the last two as those of `Rendered`.
+    """
     frames = max(1, round(seconds * music.timing.frames_per_second))
     given = 0 if primer is None else len(primer)
-    for roll in generate(music, frames, num_samples=num_samples, primer=primer, temperature=temperature):
+    for roll in generate(
+        music, frames, num_samples=num_samples, primer=primer, temperature=temperature
+    ):
         whole = roll.cpu() if primer is None else torch.cat([primer, roll.cpu()])
         yield Rendered(whole, music.timing, given, program, sound_font)

@@ -1,4 +1,6 @@
-"""MIDI as sound: `synthesise`, by a small synthesiser of our own or by a sound font, and WAV files."""
+"""MIDI as sound: `synthesise`, by a small synthesiser of our own or by a sound font, and WAV
+files.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +21,48 @@ SAMPLE_RATE = 22_050
 PEAK = 0.9  # the loudest sample there may be
 FADE = 0.02  # seconds in which the sound dies away where the piece is cut off
 ATTACK, RELEASE = 0.004, 0.09  # seconds in which a note comes, and dies away once its key is let go
-GAIN = 0.3  # the amplitude of a note struck as hard as can be, before the loudest moment of the piece decides
+# the amplitude of a note struck as hard as can be, before the loudest moment of the piece decides
+GAIN = 0.3
 PARTIALS = 10
-FONT_GAIN, FONT_LOUDER = 0.8, 3.0  # FluidSynth clips at 16 bits, so the rest of the loudness comes after it
+# FluidSynth clips at 16 bits, so the rest of the loudness comes after it
+FONT_GAIN, FONT_LOUDER = 0.8, 3.0
 NYQUIST = 0.49  # of the sample rate: partials above it would come back as false tones
 
-WHAT_TO_INSTALL = "pip install pyfluidsynth, and the FluidSynth library (apt install libfluidsynth3, or brew install fluid-synth)"
+WHAT_TO_INSTALL = (
+    "pip install pyfluidsynth, and the FluidSynth library (apt install "
+    "libfluidsynth3, or brew install fluid-synth)"
+)
 
 
-def synthesise(midi: PrettyMIDI, seconds: float, *, sample_rate: int = SAMPLE_RATE, sound_font: Path | None = None) -> NDArray[np.float32]:
-    """The sound of a piece, `[round(seconds * sample_rate)]`, mono, between -0.9 and 0.9: only scaled down, so silence stays silence.
+def synthesise(
+    midi: PrettyMIDI,
+    seconds: float,
+    *,
+    sample_rate: int = SAMPLE_RATE,
+    sound_font: Path | None = None,
+) -> NDArray[np.float32]:
+    """The sound of a piece, `[round(seconds * sample_rate)]`, mono, between -0.9 and 0.9: only
+    scaled down, so silence stays silence.
 
-    Without a sound font every note is a struck string: partials f, 2f, … that die away, the higher the faster. Drums and pitch bends
-    are then left out, and so is a pitch above half the sample rate. With one (`.sf2`, `.sf3`) FluidSynth plays.
+    Without a sound font every note is a struck string: partials f, 2f, … that die away, the higher
+    the faster. Drums and pitch bends are then left out, and so is a pitch above half the sample
+    rate. With one (`.sf2`, `.sf3`) FluidSynth plays.
 
-    Raises `UserError` if the sound font cannot be used or FluidSynth is not installed, or for a length or rate that cannot be.
+    Raises `UserError` if the sound font cannot be used or FluidSynth is not installed, or for a
+    length or rate that cannot be.
     """
     if not 0 <= seconds < float("inf"):
         raise UserError(f"a piece cannot last {seconds:g} seconds")
     if not 4_000 <= sample_rate <= 192_000:
-        raise UserError(f"a sample rate of {sample_rate:g} cannot be: 4,000 to 192,000 samples a second can")
+        raise UserError(
+            f"a sample rate of {sample_rate:g} cannot be: 4,000 to 192,000 samples a second can"
+        )
     length = round(seconds * sample_rate)
-    sound = _struck_strings(midi, length, sample_rate) if sound_font is None else _by_sound_font(midi, sample_rate, sound_font)
+    sound = (
+        _struck_strings(midi, length, sample_rate)
+        if sound_font is None
+        else _by_sound_font(midi, sample_rate, sound_font)
+    )
     sound = np.pad(sound[:length], (0, max(0, length - len(sound))))
     fade = min(length, int(FADE * sample_rate))
     if fade:
@@ -59,7 +81,9 @@ def _struck_strings(midi: PrettyMIDI, length: int, sample_rate: int) -> NDArray[
     release = 0.5 + 0.5 * np.cos(np.linspace(0, np.pi, int(RELEASE * sample_rate)))
     for pitch, notes in by_pitch.items():
         spans = [(round(note.start * sample_rate), round(note.end * sample_rate)) for note in notes]
-        string = _string(pitch, min(length, max(end - start for start, end in spans)) + len(release), sample_rate)
+        string = _string(
+            pitch, min(length, max(end - start for start, end in spans)) + len(release), sample_rate
+        )
         for note, (start, end) in zip(notes, spans, strict=True):
             held = min(end, length) - start  # the key, in samples
             if held > 0:
@@ -77,13 +101,16 @@ def _string(pitch: int, length: int, sample_rate: int) -> NDArray[np.float64]:
     sound = np.zeros(length)
     for k in range(1, PARTIALS + 1):
         if k * frequency < NYQUIST * sample_rate:
-            decay = (0.6 + 0.5 * k) * (frequency / 262) ** 0.5  # a second: short strings and high partials die fast
+            # a second: short strings and high partials die fast
+            decay = (0.6 + 0.5 * k) * (frequency / 262) ** 0.5
             sound += k**-1.4 * np.exp(-decay * time) * np.sin(2 * np.pi * k * frequency * time)
     return sound * np.minimum(1, time / ATTACK)
 
 
 def synthesiser_for(path: Path) -> Any:
-    """FluidSynth's class that plays a sound font; raises `UserError` if the file is none, or FluidSynth is not installed."""
+    """FluidSynth's class that plays a sound font; raises `UserError` if the file is none, or
+    FluidSynth is not installed.
+    """
     try:
         with open(path, "rb") as file:
             head = file.read(12)
@@ -107,7 +134,10 @@ def _by_sound_font(midi: PrettyMIDI, sample_rate: int, path: Path) -> NDArray[np
     try:
         font = synthesizer.sfload(str(path))
         if font == -1:  # it says why on stderr
-            raise UserError(f"FluidSynth cannot use the sound font {path}: it is damaged, or of a kind that this FluidSynth does not know")
+            raise UserError(
+                f"FluidSynth cannot use the sound font {path}: it is damaged, or of a kind that "
+                "this FluidSynth does not know"
+            )
         return FONT_LOUDER * midi.fluidsynth(synthesizer=synthesizer, sfid=font, normalize=False)
     finally:
         synthesizer.delete()

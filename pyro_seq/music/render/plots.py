@@ -1,4 +1,6 @@
-"""Pictures as PNG: a piano roll, learning curves, and histograms of two or three bodies of music side by side."""
+"""Pictures as PNG: a piano roll, learning curves, and histograms of two or three bodies of music
+side by side.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from pyro_seq.errors import UserError
 from pyro_seq.music.data.midi_writer import BEATS_A_BAR, lowest_pitch, sustained
 from pyro_seq.music.data.piano_rolls import Timing
 from pyro_seq.music.evaluation.statistics import LAGS, PITCH_CLASSES, WIDEST, length_labels
-from pyro_seq.programs.plotting import GRID, INK, MARK, SERIES, dress, entitle, new_figure, png_bytes
+from pyro_seq.programs.plotting import (
+    GRID,
+    INK,
+    MARK,
+    SERIES,
+    dress,
+    entitle,
+    new_figure,
+    png_bytes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,15 +37,23 @@ MOST_LINES = 160  # beats or bars beyond which they are no lines but a grey area
 
 
 def roll_png(
-    roll: Tensor, timing: Timing, *, title: str = "", primer_frames: int = 0, width: float = 9.0, height: float | None = None
+    roll: Tensor,
+    timing: Timing,
+    *,
+    title: str = "",
+    primer_frames: int = 0,
+    width: float = 9.0,
+    height: float | None = None,
 ) -> bytes:
-    """A picture of a roll: pitch over seconds, with lines at beats and bars (of four) where there is a grid.
+    """A picture of a roll: pitch over seconds, with lines at beats and bars (of four) where there
+    is a grid.
 
     Args:
         roll: `[T, 88]` or `[T, 128]`; what is not 0 sounds.
         timing: when its frames sound.
         title: above the picture.
-        primer_frames: so many frames at the beginning were given, and are shown in grey, up to a line.
+        primer_frames: so many frames at the beginning were given, and are shown in grey, up to a
+            line.
         width, height: inches, of 144 pixels; else the height is as the range of pitches asks for.
 
     Raises `UserError` for what is no roll, or a primer that is longer.
@@ -55,10 +74,16 @@ def roll_png(
     if 0 < primer_frames < len(roll):
         primer = timing.seconds(primer_frames)
         axes.axvline(primer, color=MARK, linewidth=1.3, zorder=4)
-        above: dict[str, Any] = {"va": "bottom", "fontsize": 8, "transform": axes.get_xaxis_transform()}
+        above: dict[str, Any] = {
+            "va": "bottom",
+            "fontsize": 8,
+            "transform": axes.get_xaxis_transform(),
+        }
         axes.text(primer, 1.01, "primer  ", ha="right", color="#5d6676", **above)
         axes.text(primer, 1.01, "  continuation", ha="left", color=MUSIC, **above)
-    axes.set(xlim=(0, timing.seconds(len(roll)) or 1.0), ylim=(low - 0.5, high + 0.5), xlabel="seconds")
+    axes.set(
+        xlim=(0, timing.seconds(len(roll)) or 1.0), ylim=(low - 0.5, high + 0.5), xlabel="seconds"
+    )
     named = [pitch for pitch in range(low, high + 1) if pitch % 12 == 0]
     if len(named) < 2:
         named = [pitch for pitch in range(low, high + 1) if pitch % 12 in (0, 4, 7)]
@@ -68,14 +93,19 @@ def roll_png(
 
 
 def _range(pitches: NDArray[np.int64]) -> tuple[int, int]:
-    """The lowest and the highest pitch of a picture: what sounds and a margin, more than an octave in all."""
+    """The lowest and the highest pitch of a picture: what sounds and a margin, more than an octave
+    in all.
+    """
     low, high = (int(pitches.min()), int(pitches.max())) if len(pitches) else (57, 72)
     margin = MARGIN if high - low >= 8 else MARGIN + 4  # a few notes are no wall
     return max(0, low - margin), min(127, high + margin)
 
 
-def _bars(axes: Axes, notes: NDArray[np.int64], start: int, end: int, colour: str, timing: Timing) -> None:
-    """What notes (first frame, frame after the last, pitch) sound from frame `start` to `end`, as bars.
+def _bars(
+    axes: Axes, notes: NDArray[np.int64], start: int, end: int, colour: str, timing: Timing
+) -> None:
+    """What notes (first frame, frame after the last, pitch) sound from frame `start` to `end`, as
+    bars.
 
     Each is a hair shorter than it sounds, so that neighbours stay apart.
     """
@@ -86,8 +116,17 @@ def _bars(axes: Axes, notes: NDArray[np.int64], start: int, end: int, colour: st
     for first, after, pitch in notes[(notes[:, 0] < end) & (notes[:, 1] > start)].tolist():
         left, right = timing.seconds(max(first, start)), timing.seconds(min(after, end))
         right = max((left + right) / 2, right - gap)
-        corners.append([(left, pitch - 0.42), (right, pitch - 0.42), (right, pitch + 0.42), (left, pitch + 0.42)])
-    axes.add_collection(PolyCollection(corners, facecolor=colour, edgecolor="none", zorder=3), autolim=False)
+        corners.append(
+            [
+                (left, pitch - 0.42),
+                (right, pitch - 0.42),
+                (right, pitch + 0.42),
+                (left, pitch + 0.42),
+            ]
+        )
+    axes.add_collection(
+        PolyCollection(corners, facecolor=colour, edgecolor="none", zorder=3), autolim=False
+    )
 
 
 def _beats(axes: Axes, timing: Timing, frames: int) -> None:
@@ -108,16 +147,23 @@ def curves_png(
 ) -> bytes:
     """Learning curves: (step, value) by name. What is not finite is left out.
 
-    The first values of a training can be so far above the others that these would be one flat line: the picture is cut off there.
+    The first values of a training can be so far above the others that these would be one flat line:
+    the picture is cut off there.
     """
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _figure(width, height)
     tops, bottoms = [], []
     for i, (name, points) in enumerate(curves.items()):
-        finite = np.array([(step, value) for step, value in points if np.isfinite(value)], dtype=float).reshape(-1, 2)
+        finite = np.array(
+            [(step, value) for step, value in points if np.isfinite(value)], dtype=float
+        ).reshape(-1, 2)
         few = len(finite) <= 60
-        style: dict[str, Any] = {"color": SERIES[(i + 1) % len(SERIES)], "label": name, "linewidth": 1.6}
+        style: dict[str, Any] = {
+            "color": SERIES[(i + 1) % len(SERIES)],
+            "label": name,
+            "linewidth": 1.6,
+        }
         axes.plot(finite[:, 0], finite[:, 1], marker="o" if few else "", markersize=3, **style)
         if len(finite):
             tops.append(float(np.quantile(finite[:, 1], 0.95)))
@@ -137,9 +183,14 @@ def curves_png(
 
 
 def histograms(
-    by_source: Mapping[str, Mapping[str, NDArray[np.float64]]], *, lag_unit: str = "beats", width: float = 3.7, height: float = 2.4
+    by_source: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    *,
+    lag_unit: str = "beats",
+    width: float = 3.7,
+    height: float = 2.4,
 ) -> dict[str, bytes]:
-    """One picture for each of `music_statistics.statistics`, in which all sources (real, generated, …) stand side by side.
+    """One picture for each of `music_statistics.statistics`, in which all sources (real, generated,
+    …) stand side by side.
 
     Args:
         by_source: the statistics by the name of what they are of.
@@ -154,21 +205,36 @@ def histograms(
             lag = np.arange(1, LAGS + 1) * (1 if lag_unit == "beats" else 0.5)
             for i, (source, values) in enumerate(series.items()):
                 axes.plot(
-                    lag, values, color=SERIES[i % len(SERIES)], label=source, linewidth=1.5 if i else 3.0
+                    lag,
+                    values,
+                    color=SERIES[i % len(SERIES)],
+                    label=source,
+                    linewidth=1.5 if i else 3.0,
                 )  # real music's may lie below
-            axes.set(xlabel=f"{lag_unit} before", ylabel="likeness", ylim=(0, None), xlim=(0, lag[-1]))
+            axes.set(
+                xlabel=f"{lag_unit} before", ylabel="likeness", ylim=(0, None), xlim=(0, lag[-1])
+            )
         else:
             for i, (source, values) in enumerate(series.items()):
                 bar = 0.84 / len(series)
                 middle = np.arange(len(values)) + bar * (i - (len(series) - 1) / 2)
-                axes.bar(middle, values, bar, color=SERIES[i % len(SERIES)], label=source, linewidth=0)
+                axes.bar(
+                    middle, values, bar, color=SERIES[i % len(SERIES)], label=source, linewidth=0
+                )
             ticks, label = _ticks(name, lag_unit, len(next(iter(series.values()))))
             axes.set_xticks(list(ticks), list(ticks.values()))
             axes.set(xlabel=label, ylabel="share")
         axes.grid(axis="y", color=GRID, linewidth=0.7)
         axes.set_axisbelow(True)
         if len(series) > 1:
-            figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, labelcolor=INK, ncols=3, loc="outside upper right")
+            figure.legend(
+                *axes.get_legend_handles_labels(),
+                frameon=False,
+                fontsize=8,
+                labelcolor=INK,
+                ncols=3,
+                loc="outside upper right",
+            )
         pictures[name] = png_bytes(figure)
     return pictures
 
@@ -178,7 +244,10 @@ def _ticks(name: str, unit: str, bins: int) -> tuple[dict[int, str], str]:
     if name == "pitch classes":
         return dict(enumerate(PITCH_CLASSES)), "pitch class"
     if name == "melodic intervals":
-        return {i + WIDEST: f"{i:+d}".replace("-", "−") if i else "0" for i in range(-WIDEST, WIDEST + 1, 3)}, "semitones"
+        return {
+            i + WIDEST: f"{i:+d}".replace("-", "−") if i else "0"
+            for i in range(-WIDEST, WIDEST + 1, 3)
+        }, "semitones"
     if name == "note lengths":
         return {i: label for i, label in enumerate(length_labels()) if label}, unit
     return {i: str(i) if i < bins - 1 else f"{i}+" for i in range(bins)}, "notes at once"

@@ -50,7 +50,9 @@ class Rendered:
         """A WAV file of all frames, or the first ones."""
         roll = self.roll[:frames]
         midi = to_midi(roll, self.timing, program=self.program)
-        return wav_bytes(synthesise(midi, self.timing.seconds(len(roll)), sound_font=self.sound_font))
+        return wav_bytes(
+            synthesise(midi, self.timing.seconds(len(roll)), sound_font=self.sound_font)
+        )
 
     def png(self, title: str = "") -> bytes:
         """A picture, in which the frames that were given are told from the others."""
@@ -81,17 +83,24 @@ def parse_formats(words: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(word.strip().lower() for word in words.split(",") if word.strip()))
     for name in names:
         if name not in FORMATS:
-            raise UserError(f"--formats takes some of {','.join(FORMATS)}, got {name!r}{did_you_mean(name, FORMATS)}")
+            raise UserError(
+                f"--formats takes some of {','.join(FORMATS)}, got "
+                f"{name!r}{did_you_mean(name, FORMATS)}"
+            )
     if not names:
         raise UserError(f"--formats takes some of {','.join(FORMATS)}, got none")
     return names
 
 
 def free_number(folder: Path) -> int:
-    """The number of the next sample in a folder, which is made if need be; raises `UserError` if nothing can be written there."""
+    """The number of the next sample in a folder, which is made if need be; raises `UserError` if
+    nothing can be written there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        taken = [int(found[1]) for path in folder.iterdir() if (found := NUMBERED.fullmatch(path.name))]
+        taken = [
+            int(found[1]) for path in folder.iterdir() if (found := NUMBERED.fullmatch(path.name))
+        ]
     except OSError as error:
         raise UserError(f"cannot write to --out-dir {folder}: {error.strerror}") from None
     check_writable(folder, "--out-dir")  # now, not after minutes of sampling
@@ -108,7 +117,8 @@ def _claimed(folder: Path, number: int, formats: Sequence[str]) -> int:
         made: list[Path] = []
         try:
             for path in paths:
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # which follows no link
+                # which follows no link
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
                 made.append(path)
             # who claims another format looks here after its own claim: at most one keeps the number
             if not any(map(os.path.lexists, others)):

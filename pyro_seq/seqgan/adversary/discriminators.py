@@ -1,4 +1,6 @@
-"""Networks that tell real sequences from generated ones, and what one says of many sequences at once."""
+"""Networks that tell real sequences from generated ones, and what one says of many sequences at
+once.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from pyro_seq.seqgan.settings import DiscriminatorSettings
 
 
 class Filters(TypedDict):
-    """Filters of a `ConvolutionalDiscriminator`: the symbols that each kind looks at, and how many there are of it."""
+    """Filters of a `ConvolutionalDiscriminator`: the symbols that each kind looks at, and how many
+    there are of it.
+    """
 
     filter_sizes: tuple[int, ...]
     num_filters: tuple[int, ...]
@@ -34,10 +38,12 @@ HIGHWAY_ROWS = 1024  # sequences at a time, without gradients
 
 
 class Discriminator(nn.Module):
-    """The base of all discriminators: D(x) = sigmoid(l(x)) is the probability that a sequence x is real, l(x) = w · f(x) + b its logit.
+    """The base of all discriminators: D(x) = sigmoid(l(x)) is the probability that a sequence x is
+    real, l(x) = w · f(x) + b its logit.
 
-    A subclass defines the features f, `features(symbols [n, T])`, `[n, num_features]`; dropout acts on them, in training only.
-    A softmax over two scores, which SeqGAN's authors have, is the same function: l is the difference of the scores.
+    A subclass defines the features f, `features(symbols [n, T])`, `[n, num_features]`; dropout acts
+    on them, in training only. A softmax over two scores, which SeqGAN's authors have, is the same
+    function: l is the difference of the scores.
 
     Attributes:
         num_symbols: V; a symbol is one of 0 … V - 1.
@@ -45,10 +51,22 @@ class Discriminator(nn.Module):
         rows: how many sequences `logits` takes at a time, which bounds memory.
     """
 
-    def __init__(self, num_symbols: int, num_features: int, *, length: int | None = None, dropout: float = 0.0, rows: int = 1024) -> None:
+    def __init__(
+        self,
+        num_symbols: int,
+        num_features: int,
+        *,
+        length: int | None = None,
+        dropout: float = 0.0,
+        rows: int = 1024,
+    ) -> None:
         super().__init__()
         if num_symbols < 1 or (length is not None and length < 1):
-            raise UserError(f"a discriminator judges sequences of symbols, and there are {num_symbols} symbols and {length} steps")
+            raise UserError(
+                f"a discriminator judges sequences of symbols, and there are {num_symbols} "
+                "symbols "
+                f"and {length} steps"
+            )
         if not 0 <= dropout < 1:
             raise UserError(f"a discriminator's dropout must lie in [0, 1), got {dropout}")
         self.num_symbols, self.length, self.rows = num_symbols, length, rows
@@ -62,26 +80,31 @@ class Discriminator(nn.Module):
         """Symbols `[n, T]` to logits `[n]`; raises `UserError` for sequences of another length."""
         if symbols.dim() != 2 or self.length not in (None, symbols.shape[1]):
             wanted = f"[n, {'T' if self.length is None else self.length}]"
-            raise UserError(f"this discriminator judges sequences of symbols {wanted}, got a tensor of shape {list(symbols.shape)}")
+            raise UserError(
+                f"this discriminator judges sequences of symbols {wanted}, got a tensor of shape "
+                f"{list(symbols.shape)}"
+            )
         return self.output(self.dropout(self.features(symbols))).squeeze(-1)
 
 
 class ConvolutionalDiscriminator(Discriminator):
     """Filters over windows of a sequence, the maximum of each over time, and a highway layer.
 
-    Kim 2014 (arXiv 1408.5882) and Zhang & LeCun (arXiv 1502.01710), as in SeqGAN (arXiv 1609.05473, section 3.3 and appendix): with v
-    the symbols' vectors and k a filter's size,
+    Kim 2014 (arXiv 1408.5882) and Zhang & LeCun (arXiv 1502.01710), as in SeqGAN (arXiv 1609.05473,
+    section 3.3 and appendix): with v the symbols' vectors and k a filter's size,
 
         c_f = max over t of relu(b_f + sum_j w_fj · v(x_{t+j})),  j = 0 … k - 1,   f(x) = highway(c)
 
-    Filters of one size are one product, and b and relu, which keep the order, come after the maximum. Initialised as the authors': vectors
-    uniform in [-1, 1], weights of filters and output normal of deviation 0.1 (none beyond 0.2), their biases 0.1.
+    Filters of one size are one product, and b and relu, which keep the order, come after the
+    maximum. Initialised as the authors': vectors uniform in [-1, 1], weights of filters and output
+    normal of deviation 0.1 (none beyond 0.2), their biases 0.1.
 
     Args:
         num_symbols: V.
         length: T.
         embedding_size: of a symbol's vector.
-        filter_sizes, num_filters: how many filters look at how many symbols; `**PAPER` and `**COMPACT` are known good ones.
+        filter_sizes, num_filters: how many filters look at how many symbols; `**PAPER` and
+            `**COMPACT` are known good ones.
         dropout: the share of features that are dropped in training (the authors keep 0.75 of them).
 
     Raises `UserError` for filters that are longer than the sequences.
@@ -103,7 +126,9 @@ class ConvolutionalDiscriminator(Discriminator):
         for size, num in zip(filter_sizes, num_filters, strict=True):
             counts[size] += num
         self.embedding = nn.Embedding(num_symbols, embedding_size)
-        self.filters = nn.ParameterList(torch.empty(num, size, embedding_size) for size, num in counts.items())
+        self.filters = nn.ParameterList(
+            torch.empty(num, size, embedding_size) for size, num in counts.items()
+        )
         self.bias = nn.Parameter(torch.full((sum(num_filters),), 0.1))
         self.highway = Highway(sum(num_filters))
         nn.init.uniform_(self.embedding.weight, -1.0, 1.0)
@@ -113,13 +138,19 @@ class ConvolutionalDiscriminator(Discriminator):
 
     def features(self, symbols: Tensor) -> Tensor:
         """Symbols `[n, T]` to features `[n, sum of num_filters]`, the smallest filters first."""
-        return self.highway(window_maxima(symbols, self.embedding.weight, list(self.filters)).add_(self.bias).relu_())
+        return self.highway(
+            window_maxima(symbols, self.embedding.weight, list(self.filters))
+            .add_(self.bias)
+            .relu_()
+        )
 
 
 class Highway(nn.Module):
-    """A layer that passes on its input where its gate is shut (Srivastava et al. 2015, arXiv 1505.00387): `[n, size]` to the same.
+    """A layer that passes on its input where its gate is shut (Srivastava et al. 2015, arXiv
+    1505.00387): `[n, size]` to the same.
 
-    y = g * relu(W x + b) + (1 - g) * x, g = sigmoid(V x + c); the gate's bias c starts at -2, so that a new layer passes most of it on.
+    y = g * relu(W x + b) + (1 - g) * x, g = sigmoid(V x + c); the gate's bias c starts at -2, so
+    that a new layer passes most of it on.
     """
 
     def __init__(self, size: int) -> None:
@@ -137,8 +168,14 @@ class Highway(nn.Module):
         return torch.cat([self._mixed(rows, self._product(rows)) for rows in x.split(HIGHWAY_ROWS)])
 
     def _product(self, x: Tensor) -> Tensor:
-        """The linear layer without gradients: by oneDNN, which on AMD's processors is twice as fast as what dense tensors go to."""
-        if x.device.type != "cpu" or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        """The linear layer without gradients: by oneDNN, which on AMD's processors is twice as fast
+        as what dense tensors go to.
+        """
+        if (
+            x.device.type != "cpu"
+            or x.dtype != torch.float32
+            or not torch.backends.mkldnn.is_available()
+        ):
             return self.layer(x)
         return functional.linear(x.to_mkldnn(), self.layer.weight, self.layer.bias).to_dense()
 
@@ -148,7 +185,8 @@ class Highway(nn.Module):
 
 
 class RecurrentDiscriminator(Discriminator):
-    """A recurrence from left to right, and one from right to left unless `bidirectional` is false; the features are their last outputs.
+    """A recurrence from left to right, and one from right to left unless `bidirectional` is false;
+    the features are their last outputs.
 
     Args:
         num_symbols: V.
@@ -179,18 +217,28 @@ class RecurrentDiscriminator(Discriminator):
         self.end = end
         self.embedding = nn.Embedding(num_symbols, embedding_size)
         sizes: Any = {"kind": kind, "num_layers": num_layers}
-        self.recurrences = nn.ModuleList(Recurrence(embedding_size, hidden_size, **sizes) for _ in range(directions))
+        self.recurrences = nn.ModuleList(
+            Recurrence(embedding_size, hidden_size, **sizes) for _ in range(directions)
+        )
 
     def features(self, symbols: Tensor) -> Tensor:
         """Symbols `[n, T]` to features `[n, directions * hidden_size]`."""
         embedded, batch = self.embedding(symbols), batch_of(symbols, self.end)
         both_ways = (embedded, batch.reverse(embedded))[: len(self.recurrences)]
-        outputs = [recurrence(read)[0] for recurrence, read in zip(self.recurrences, both_ways, strict=True)]
-        return torch.cat([batch.last(output, torch.zeros_like(output[:, 0])) for output in outputs], -1)
+        outputs = [
+            recurrence(read)[0]
+            for recurrence, read in zip(self.recurrences, both_ways, strict=True)
+        ]
+        return torch.cat(
+            [batch.last(output, torch.zeros_like(output[:, 0])) for output in outputs], -1
+        )
 
 
-def make_discriminator(settings: DiscriminatorSettings, num_symbols: int, length: int, *, end: int | None = None) -> Discriminator:
-    """A new discriminator of sequences `[n, length]` by its settings; raises `UserError` for filters that do not fit.
+def make_discriminator(
+    settings: DiscriminatorSettings, num_symbols: int, length: int, *, end: int | None = None
+) -> Discriminator:
+    """A new discriminator of sequences `[n, length]` by its settings; raises `UserError` for
+    filters that do not fit.
 
     Where sequences end by themselves, `end` is the symbol that does so and fills them up. A `cnn`
     sees it there as it sees any other.
@@ -200,34 +248,52 @@ def make_discriminator(settings: DiscriminatorSettings, num_symbols: int, length
         sizes: Any = {"embedding_size": s.embedding_size, "hidden_size": s.hidden_size}
         return RecurrentDiscriminator(num_symbols, dropout=s.dropout, end=end, **sizes)
     filters: Filters = {"filter_sizes": s.filter_sizes, "num_filters": s.num_filters}
-    return ConvolutionalDiscriminator(num_symbols, length, embedding_size=s.embedding_size, dropout=s.dropout, **filters)
+    return ConvolutionalDiscriminator(
+        num_symbols, length, embedding_size=s.embedding_size, dropout=s.dropout, **filters
+    )
 
 
 def logits(discriminator: Discriminator, symbols: Tensor, *, rows: int | None = None) -> Tensor:
-    """l(x) of sequences `[*lead, T]`, `[*lead]`: in evaluation mode, without gradients, at most `rows` sequences at a time.
+    """l(x) of sequences `[*lead, T]`, `[*lead]`: in evaluation mode, without gradients, at most
+    `rows` sequences at a time.
 
-    Raises `UserError` for symbols that the discriminator does not know, and for sequences of another length.
+    Raises `UserError` for symbols that the discriminator does not know, and for sequences of
+    another length.
     """
     check_symbols(symbols, discriminator.num_symbols)
     flat = symbols.reshape(-1, symbols.shape[-1])
     num_chunks = max(1, math.ceil(len(flat) / (rows or discriminator.rows)))
     with _evaluating(discriminator), torch.no_grad():
-        return torch.cat([discriminator(chunk) for chunk in flat.tensor_split(num_chunks)]).view(symbols.shape[:-1])
+        return torch.cat([discriminator(chunk) for chunk in flat.tensor_split(num_chunks)]).view(
+            symbols.shape[:-1]
+        )
 
 
-def probability(discriminator: Discriminator, symbols: Tensor, *, rows: int | None = None) -> Tensor:
-    """D(x), the probability that sequences `[*lead, T]` are real, `[*lead]`; otherwise as `logits`."""
+def probability(
+    discriminator: Discriminator, symbols: Tensor, *, rows: int | None = None
+) -> Tensor:
+    """D(x), the probability that sequences `[*lead, T]` are real, `[*lead]`; otherwise as
+    `logits`.
+    """
     return logits(discriminator, symbols, rows=rows).sigmoid_()
 
 
 def check_symbols(symbols: Tensor, num_symbols: int) -> None:
-    """Raise `UserError` unless these are sequences `[*lead, T]` of symbols 0 … `num_symbols` - 1."""
+    """Raise `UserError` unless these are sequences `[*lead, T]` of symbols 0 … `num_symbols` -
+    1.
+    """
     if symbols.dim() < 1 or symbols.dtype not in (torch.int32, torch.int64):
-        raise UserError(f"a discriminator judges sequences of whole numbers [n, T], and was given {symbols.dtype} {list(symbols.shape)}")
+        raise UserError(
+            "a discriminator judges sequences of whole numbers [n, T], and was given "
+            f"{symbols.dtype} {list(symbols.shape)}"
+        )
     if symbols.numel():
         low, high = (int(bound) for bound in torch.aminmax(symbols))
         if low < 0 or high >= num_symbols:
-            raise UserError(f"symbols of this discriminator are 0 … {num_symbols - 1:,}, got {low if low < 0 else high:,}")
+            raise UserError(
+                f"symbols of this discriminator are 0 … {num_symbols - 1:,}, got "
+                f"{low if low < 0 else high:,}"
+            )
 
 
 @contextmanager
@@ -244,12 +310,27 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 def _check_filters(sizes: Sequence[int], nums: Sequence[int], length: int) -> None:
     """Raise `UserError` unless there are filters, and each fits into a sequence."""
     if not sizes or len(sizes) != len(nums):
-        raise UserError(f"each size of filters needs a number of filters, got {len(sizes)} filter_sizes and {len(nums)} num_filters")
+        raise UserError(
+            f"each size of filters needs a number of filters, got {len(sizes)} filter_sizes and "
+            f"{len(nums)} num_filters"
+        )
     if min(sizes) < 1 or min(nums) < 1:
-        raise UserError(f"filter_sizes and num_filters must be at least 1, got {min(*sizes, *nums)}")
+        raise UserError(
+            f"filter_sizes and num_filters must be at least 1, got {min(*sizes, *nums)}"
+        )
     if too_long := sorted({size for size in sizes if size > length}):
         which = ", ".join(map(str, too_long))
         kept = [(size, num) for size, num in zip(sizes, nums, strict=True) if size <= length]
-        fitting = (tuple(column) for column in zip(*kept, strict=True)) if kept else ((min(3, length),), (100,))
-        right = " and ".join(f"{name}={','.join(map(str, c))}" for name, c in zip(("filter_sizes", "num_filters"), fitting, strict=True))
-        raise UserError(f"filters of size {which} do not fit into sequences of {length} symbols: {right} would, or longer sequences")
+        fitting = (
+            (tuple(column) for column in zip(*kept, strict=True))
+            if kept
+            else ((min(3, length),), (100,))
+        )
+        right = " and ".join(
+            f"{name}={','.join(map(str, c))}"
+            for name, c in zip(("filter_sizes", "num_filters"), fitting, strict=True)
+        )
+        raise UserError(
+            f"filters of size {which} do not fit into sequences of {length} symbols: {right} "
+            "would, or longer sequences"
+        )

@@ -11,7 +11,8 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.seqgan.adversary.discriminators import Discriminator, logits
 from pyro_seq.seqgan.lengths import symbols_of
 
-LARGEST_RATIO = 20.0  # of D / (1 - D), beyond which one sequence would be all that a batch learns from
+# of D / (1 - D), beyond which one sequence would be all that a batch learns from
+LARGEST_RATIO = 20.0
 
 
 def probability(logits: Tensor, real: Tensor, generated: Tensor) -> Tensor:
@@ -25,13 +26,21 @@ def log_odds(logits: Tensor, real: Tensor, generated: Tensor) -> Tensor:
 
 
 def rank(logits: Tensor, real: Tensor, generated: Tensor) -> Tensor:
-    """How x ranks among real sequences y: mean_y sigmoid(l(x) - l(y)), in the way of RankGAN (Lin et al. 2017, arXiv 1705.11001)."""
+    """How x ranks among real sequences y: mean_y sigmoid(l(x) - l(y)), in the way of RankGAN (Lin
+    et al. 2017, arXiv 1705.11001).
+    """
     return (logits.unsqueeze(-1) - real).sigmoid().mean(-1)
 
 
 def maligan(logits: Tensor, real: Tensor, generated: Tensor) -> Tensor:
-    """MaliGAN's ratio D / (1 - D) = exp(l), over its mean among generated sequences (Che et al. 2017, arXiv 1702.07983), bounded."""
-    return (logits - (generated.logsumexp(0) - math.log(len(generated)))).exp().clamp(max=LARGEST_RATIO)
+    """MaliGAN's ratio D / (1 - D) = exp(l), over its mean among generated sequences (Che et al.
+    2017, arXiv 1702.07983), bounded.
+    """
+    return (
+        (logits - (generated.logsumexp(0) - math.log(len(generated))))
+        .exp()
+        .clamp(max=LARGEST_RATIO)
+    )
 
 
 SHAPINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -53,14 +62,28 @@ class DiscriminatorReward:
             judged.
     """
 
-    def __init__(self, discriminator: Discriminator, shaping: str, real: Tensor, *, end: int | None = None) -> None:
-        self.discriminator, self.shaping, self.real, self.end = discriminator, SHAPINGS[shaping], real, end
+    def __init__(
+        self, discriminator: Discriminator, shaping: str, real: Tensor, *, end: int | None = None
+    ) -> None:
+        self.discriminator, self.shaping, self.real, self.end = (
+            discriminator,
+            SHAPINGS[shaping],
+            real,
+            end,
+        )
         self.refresh(real)
 
     def refresh(self, generated: Tensor) -> None:
-        """Look at the real sequences again, and at some generated ones `[m, T]`, after a network has changed."""
-        self.of_real, self.of_generated = logits(self.discriminator, self.real), logits(self.discriminator, generated)
+        """Look at the real sequences again, and at some generated ones `[m, T]`, after a network
+        has changed.
+        """
+        self.of_real, self.of_generated = (
+            logits(self.discriminator, self.real),
+            logits(self.discriminator, generated),
+        )
 
     def __call__(self, batch: SequenceBatch) -> Tensor:
         """The shaped rewards of the batch's sequences."""
-        return self.shaping(logits(self.discriminator, symbols_of(batch, self.end)), self.of_real, self.of_generated)
+        return self.shaping(
+            logits(self.discriminator, symbols_of(batch, self.end)), self.of_real, self.of_generated
+        )

@@ -1,4 +1,6 @@
-"""The discriminator's side of the game: epochs over as many real sequences as generated ones, in minibatches of both."""
+"""The discriminator's side of the game: epochs over as many real sequences as generated ones, in
+minibatches of both.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,12 @@ ADVICE = "a lower discriminator.learning_rate may help"
 
 
 class DiscriminatorFigures(NamedTuple):
-    """Means over an epoch, of each sequence as it was judged in training, with dropout and before the step that it took part in.
+    """Means over an epoch, of each sequence as it was judged in training, with dropout and before
+    the step that it took part in.
 
     Attributes:
-        loss: binary cross entropy in nats, without the penalty; log 2 = 0.69 for one who cannot tell.
+        loss: binary cross entropy in nats, without the penalty; log 2 = 0.69 for one who cannot
+            tell.
         accuracy: the share of sequences that are told right.
         real_probability: of D(x) of real sequences.
         generated_probability: of D(x) of generated ones.
@@ -36,18 +40,20 @@ class DiscriminatorFigures(NamedTuple):
 
 
 class DiscriminatorTraining:
-    """Trains a discriminator by the binary cross entropy of real and generated sequences (SeqGAN, arXiv 1609.05473, eq. 5).
+    """Trains a discriminator by the binary cross entropy of real and generated sequences (SeqGAN,
+    arXiv 1609.05473, eq. 5).
 
-    A minibatch minimises its mean of -log D(x) over real and -log(1 - D(x)) over generated sequences, plus l2/2 (|w|² + b²) of the output
-    layer, by Adam. Equal seeds give equal epochs; dropout draws from torch's own generator, whose state is the caller's to keep
+    A minibatch minimises its mean of -log D(x) over real and -log(1 - D(x)) over generated
+    sequences, plus l2/2 (|w|² + b²) of the output layer, by Adam. Equal seeds give equal epochs;
+    dropout draws from torch's own generator, whose state is the caller's to keep
     (`random_state.random_state`).
 
     Args:
         discriminator: to be trained, where it lies.
         learning_rate: Adam's.
         batch_size: sequences of a minibatch at most, half of them real on average.
-        l2: the penalty on the output layer. SeqGAN's authors have 0.2 on both columns of a softmax over two; these are w/2 and -w/2 where
-            the penalty is least, so that theirs is 0.1 here.
+        l2: the penalty on the output layer. SeqGAN's authors have 0.2 on both columns of a softmax
+            over two; these are w/2 and -w/2 where the penalty is least, so that theirs is 0.1 here.
         clip_norm: the largest norm of the gradient, 0 for no limit, as with the authors.
         seed: of the order of sequences.
     """
@@ -63,28 +69,41 @@ class DiscriminatorTraining:
         seed: int = 0,
     ) -> None:
         self.discriminator, self.batch_size, self.l2 = discriminator, batch_size, l2
-        self.optimiser = JointOptimiser(dict(discriminator.named_parameters()), learning_rate=learning_rate, clip_norm=clip_norm)
+        self.optimiser = JointOptimiser(
+            dict(discriminator.named_parameters()), learning_rate=learning_rate, clip_norm=clip_norm
+        )
         self.random = generator(seed)
 
     @classmethod
-    def of(cls, discriminator: Discriminator, settings: DiscriminatorSettings, *, seed: int) -> DiscriminatorTraining:
+    def of(
+        cls, discriminator: Discriminator, settings: DiscriminatorSettings, *, seed: int
+    ) -> DiscriminatorTraining:
         """The training that the settings describe."""
         s = settings
-        return cls(discriminator, learning_rate=s.learning_rate, batch_size=s.batch_size, l2=s.l2, seed=seed)
+        return cls(
+            discriminator,
+            learning_rate=s.learning_rate,
+            batch_size=s.batch_size,
+            l2=s.l2,
+            seed=seed,
+        )
 
     def epoch(self, real: Tensor, generated: Tensor) -> DiscriminatorFigures:
         """One pass over real `[M, T]` and generated sequences `[M', T]`, in an order drawn anew.
 
-        If there are more of one kind, it is a random selection of them, as many as there are of the other. The minibatches are of one size,
-        give or take a sequence. Raises `UserError` for sequences that do not fit the discriminator, and where the loss or its gradient is
-        not finite; the weights are then those of the step before.
+        If there are more of one kind, it is a random selection of them, as many as there are of the
+        other. The minibatches are of one size, give or take a sequence. Raises `UserError` for
+        sequences that do not fit the discriminator, and where the loss or its gradient is not
+        finite; the weights are then those of the step before.
         """
         symbols, labels = self._shuffled(real, generated)
         num_batches = math.ceil(len(symbols) / self.batch_size)
         training = self.discriminator.training
         self.discriminator.train()
         try:
-            batches = zip(symbols.tensor_split(num_batches), labels.tensor_split(num_batches), strict=True)
+            batches = zip(
+                symbols.tensor_split(num_batches), labels.tensor_split(num_batches), strict=True
+            )
             logits = torch.cat([self._step(*batch) for batch in batches])
         finally:
             self.discriminator.train(training)
@@ -96,11 +115,18 @@ class DiscriminatorTraining:
             check_symbols(sequences, self.discriminator.num_symbols)
             if sequences.dim() != 2 or not sequences.numel() or sequences.shape[1] != real.shape[1]:
                 shapes = f"{list(real.shape)} and {list(generated.shape)}"
-                raise UserError(f"there are no {name} sequences of the others' length: real and generated ones are {shapes}")
+                raise UserError(
+                    f"there are no {name} sequences of the others' length: real and generated "
+                    "ones "
+                    f"are {shapes}"
+                )
         num = min(len(real), len(generated))
         chosen = [self.random.permutation(len(sequences))[:num] for sequences in (real, generated)]
         order = torch.from_numpy(self.random.permutation(2 * num)).to(real.device)
-        both = [sequences[torch.from_numpy(rows).to(real.device)] for sequences, rows in zip((real, generated), chosen, strict=True)]
+        both = [
+            sequences[torch.from_numpy(rows).to(real.device)]
+            for sequences, rows in zip((real, generated), chosen, strict=True)
+        ]
         dtype = self.discriminator.output.weight.dtype
         return torch.cat(both)[order], (order < num).to(dtype)
 
@@ -121,12 +147,16 @@ class DiscriminatorTraining:
         return logits.detach()
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs besides the weights: a tree of tensors, words and numbers."""
+        """All that a resumed run needs besides the weights: a tree of tensors, words and
+        numbers.
+        """
         return {"optimiser": self.optimiser.state(), "random": generator_state(self.random)}
 
     def describe_state(self) -> Kind:
         """The kind of a `state()`."""
-        return Fields({"optimiser": self.optimiser.describe_state(), "random": describe_generator_state()})
+        return Fields(
+            {"optimiser": self.optimiser.describe_state(), "random": describe_generator_state()}
+        )
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state()`; raises `ValueError`, and changes nothing, for what is not one."""
@@ -139,4 +169,9 @@ def _figures(logits: Tensor, labels: Tensor) -> DiscriminatorFigures:
     probability, is_real = logits.sigmoid(), labels > 0
     loss = functional.binary_cross_entropy_with_logits(logits, labels)
     accuracy = ((logits > 0) == is_real).to(logits.dtype).mean()
-    return DiscriminatorFigures(*(float(x) for x in (loss, accuracy, probability[is_real].mean(), probability[~is_real].mean())))
+    return DiscriminatorFigures(
+        *(
+            float(x)
+            for x in (loss, accuracy, probability[is_real].mean(), probability[~is_real].mean())
+        )
+    )

@@ -1,6 +1,8 @@
-"""BLEU of generated sequences against real ones (quality), and of generated sequences against one another (lack of diversity).
+"""BLEU of generated sequences against real ones (quality), and of generated sequences against one
+another (lack of diversity).
 
-For a sequence of S symbols, c(g) its count of the n-gram g and r(g) the largest count of g in any single reference of R symbols:
+For a sequence of S symbols, c(g) its count of the n-gram g and r(g) the largest count of g in any
+single reference of R symbols:
 
     p_n = sum_g min(c(g), r(g)) / (S - n + 1)
     BLEU-N = min(1, exp(1 - R / S)) (p_1 p_2 ... p_N)^(1 / N)
@@ -11,10 +13,12 @@ is less). Sequences that end by themselves have the symbols before their end sym
 scores 0. Where no n-gram of some order matches, the product would be 0, so its matches are counted
 as `SMOOTHING`, 0.1: method 1 of Chen and Cherry 2014, "A systematic comparison of smoothing
 techniques for sentence-level BLEU", as Texygen and the papers after SeqGAN
-compute it (by nltk's `sentence_bleu` with `SmoothingFunction().method1`). A sequence that shares no symbol with any reference scores 0
-all the same. With `smoothing=0` it is the definition to the letter.
+compute it (by nltk's `sentence_bleu` with `SmoothingFunction().method1`). A sequence that shares no
+symbol with any reference scores 0 all the same. With `smoothing=0` it is the definition to the
+letter.
 
-Every figure rises with the number of sequences that are compared with, so only figures made with equally many can be compared.
+Every figure rises with the number of sequences that are compared with, so only figures made with
+equally many can be compared.
 """
 
 from __future__ import annotations
@@ -40,7 +44,9 @@ Integers = NDArray[np.int64]
 class _Grams(NamedTuple):
     """The G different n-grams of one order in a set of sequences."""
 
-    keys: Integers  # [G], sorted: of an n-gram, the number of its first n - 1 symbols and that of its last one, made one
+    # [G], sorted: of an n-gram, the number of its first n - 1 symbols and that of its last one,
+    # made one
+    keys: Integers
     most: Integers  # [G], the largest count in one sequence
     holder: Integers  # [G], a sequence that has it
     second: Integers  # [G], the largest count in any other sequence
@@ -58,22 +64,27 @@ class References:
     Raises `UserError` unless these are sequences of at least `order` symbols.
     """
 
-    def __init__(self, sequences: Tensor, order: int = ORDERS[-1], *, end: int | None = None) -> None:
+    def __init__(
+        self, sequences: Tensor, order: int = ORDERS[-1], *, end: int | None = None
+    ) -> None:
         rows, lengths = _rows(sequences, order, end)
         self.order, self.end = order, end
-        self.lengths, self.numbers = np.unique(lengths, return_counts=True)  # how many sequences have each length
+        # how many sequences have each length
+        self.lengths, self.numbers = np.unique(lengths, return_counts=True)
         self._grams: list[_Grams] = []
         symbols = numbers = rows
         for n in range(order):
             values = self._extended(numbers, symbols[:, n:]) if n else rows
             keys = np.unique(values)
-            keys = keys[keys >= 0] if n or end is not None else keys  # none of them reaches beyond the end of its sequence
+            # none of them reaches beyond the end of its sequence
+            keys = keys[keys >= 0] if n or end is not None else keys
             numbers = _numbered(keys, values)
             symbols = symbols if n else numbers
             self._grams.append(_Grams(keys, *_two_largest(numbers)))
 
     def matches(self, sequences: Tensor, *, themselves: bool = False) -> NDArray[np.float64]:
-        """`[order, n]`: how many n-grams of each of `[n, S]` sequences are in the references, none more often than in one of them.
+        """`[order, n]`: how many n-grams of each of `[n, S]` sequences are in the references, none
+        more often than in one of them.
 
         With `themselves` the sequences are the references, and each is compared with the others.
         """
@@ -89,7 +100,9 @@ class References:
         return found
 
     def closest(self, lengths: Integers, *, themselves: bool = False) -> Integers:
-        """`[n]`, the length of a reference that is closest to each of these lengths `[n]`; of others if they are `themselves`."""
+        """`[n]`, the length of a reference that is closest to each of these lengths `[n]`; of
+        others if they are `themselves`.
+        """
         known = np.broadcast_to(self.lengths, (len(lengths), len(self.lengths)))
         apart = np.abs(known - lengths[:, None])
         if themselves:
@@ -98,7 +111,9 @@ class References:
         return closest
 
     def _numbers(self, rows: Integers) -> Iterator[Integers]:
-        """The numbers of the n-grams of `[n, S]` symbols, `[n, S]`, `[n, S - 1]`, ...; -1 for those of no reference."""
+        """The numbers of the n-grams of `[n, S]` symbols, `[n, S]`, `[n, S - 1]`, ...; -1 for those
+        of no reference.
+        """
         symbols = numbers = _numbered(self._grams[0].keys, rows)
         yield numbers
         for n in range(1, self.order):
@@ -106,58 +121,88 @@ class References:
             yield numbers
 
     def _extended(self, numbers: Integers, following: Integers) -> Integers:
-        """The keys of n-grams from the numbers of their first n - 1 symbols and of the one after; -1, which is no key, for unknown ones.
+        """The keys of n-grams from the numbers of their first n - 1 symbols and of the one after;
+        -1, which is no key, for unknown ones.
 
         Numbers lie below the number of n-grams that there are, so that keys of any order fit.
         """
         first = numbers[:, : following.shape[1]]
-        return np.where((first < 0) | (following < 0), -1, first * len(self._grams[0].keys) + following)
+        return np.where(
+            (first < 0) | (following < 0), -1, first * len(self._grams[0].keys) + following
+        )
 
 
-def bleu(generated: Tensor, references: References, order: int = 4, *, smoothing: float = SMOOTHING) -> Figure:
-    """The mean BLEU of generated sequences `[n, S]`, each against all references, of n-grams up to `order`.
+def bleu(
+    generated: Tensor, references: References, order: int = 4, *, smoothing: float = SMOOTHING
+) -> Figure:
+    """The mean BLEU of generated sequences `[n, S]`, each against all references, of n-grams up to
+    `order`.
 
     The standard error is that of the mean over independent sequences, the references being given.
 
-    Raises `UserError` if sequences are shorter than `order`, or the references' n-grams were counted up to a lower order.
+    Raises `UserError` if sequences are shorter than `order`, or the references' n-grams were
+    counted up to a lower order.
     """
     if order > references.order:
-        raise UserError(f"BLEU-{order} needs n-grams of that order, and those of the references were counted up to {references.order}")
+        raise UserError(
+            f"BLEU-{order} needs n-grams of that order, and those of the references were counted "
+            f"up to {references.order}"
+        )
     return _figures(references, generated, (order,), smoothing)[0]
 
 
 def self_bleu(generated: Tensor, order: int = 4, *, smoothing: float = SMOOTHING) -> Figure:
-    """The mean BLEU of sequences `[n, S]`, each against all the others (Zhu et al. 2018, arXiv 1802.01886): the lower, the more diverse.
+    """The mean BLEU of sequences `[n, S]`, each against all the others (Zhu et al. 2018, arXiv
+    1802.01886): the lower, the more diverse.
 
-    Its standard error is the deviation over the square root of n, as if scores were independent, which they are not: a sequence is also
-    a reference of the others. Over repeated draws from Markov chains, windows of text and collapsed generators it was 0.7 to 1.3 times
-    the deviation of the figure itself (a jackknife over sequences 1.2 to 1.6 times).
+    Its standard error is the deviation over the square root of n, as if scores were independent,
+    which they are not: a sequence is also a reference of the others. Over repeated draws from
+    Markov chains, windows of text and collapsed generators it was 0.7 to 1.3 times the deviation of
+    the figure itself (a jackknife over sequences 1.2 to 1.6 times).
 
     Raises `UserError` if there are fewer than two sequences, or they are shorter than `order`.
     """
-    return _figures(References(generated, order), generated, (order,), smoothing, themselves=True)[0]
+    return _figures(References(generated, order), generated, (order,), smoothing, themselves=True)[
+        0
+    ]
 
 
 def bleu_figures(
-    generated: Tensor, references: Tensor, orders: Sequence[int] = ORDERS, *, smoothing: float = SMOOTHING, end: int | None = None
+    generated: Tensor,
+    references: Tensor,
+    orders: Sequence[int] = ORDERS,
+    *,
+    smoothing: float = SMOOTHING,
+    end: int | None = None,
 ) -> dict[str, Figure]:
-    """`bleu_2`, ... against references `[m, R]` and `self_bleu_2`, ... of generated sequences `[n, S]`, all from one count of n-grams.
+    """`bleu_2`, ... against references `[m, R]` and `self_bleu_2`, ... of generated sequences
+    `[n, S]`, all from one count of n-grams.
 
     `end` is the symbol that ends a sequence, if there is one. Raises `UserError` as `bleu` and
     `self_bleu`.
     """
     order = max(orders)
     against = _figures(References(references, order, end=end), generated, orders, smoothing)
-    among = _figures(References(generated, order, end=end), generated, orders, smoothing, themselves=True)
+    among = _figures(
+        References(generated, order, end=end), generated, orders, smoothing, themselves=True
+    )
     names = [f"{kind}_{n}" for kind in ("bleu", "self_bleu") for n in orders]
     return dict(zip(names, against + among, strict=True))
 
 
 def _figures(
-    references: References, generated: Tensor, orders: Sequence[int], smoothing: float, *, themselves: bool = False
+    references: References,
+    generated: Tensor,
+    orders: Sequence[int],
+    smoothing: float,
+    *,
+    themselves: bool = False,
 ) -> list[Figure]:
     if themselves and len(generated) < 2:
-        raise UserError(f"self-BLEU compares sequences with one another: at least 2 are needed, got {len(generated)}")
+        raise UserError(
+            "self-BLEU compares sequences with one another: at least 2 are needed, got "
+            f"{len(generated)}"
+        )
     if not 0 <= smoothing < 1:
         raise UserError(f"smoothing must lie in [0, 1), got {smoothing}")
     matches = references.matches(generated, themselves=themselves)
@@ -165,22 +210,40 @@ def _figures(
     possible = np.maximum(1, lengths - np.arange(len(matches))[:, None])
     with np.errstate(divide="ignore"):  # log 0 without smoothing
         logs = np.log(np.where(matches == 0, smoothing, matches) / possible)
-    brevity = np.minimum(0.0, 1 - references.closest(lengths, themselves=themselves) / np.maximum(1, lengths))
+    brevity = np.minimum(
+        0.0, 1 - references.closest(lengths, themselves=themselves) / np.maximum(1, lengths)
+    )
     means = np.cumsum(logs, 0) / np.arange(1, len(matches) + 1)[:, None]
     scores = np.where(matches[0] == 0, 0.0, np.exp(brevity + means))
     return [Figure.mean(torch.from_numpy(scores[order - 1])) for order in orders]
 
 
 def _rows(sequences: Tensor, order: int, end: int | None) -> tuple[Integers, Integers]:
-    """(sequences `[n, T]` as an array, found sound, -1 from the end symbol on; how many symbols each has before it)."""
-    if sequences.dim() != 2 or not len(sequences) or sequences.is_floating_point() or sequences.is_complex():
-        raise UserError(f"BLEU is of sequences [n, T] of symbols, got shape {list(sequences.shape)} of {sequences.dtype}")
+    """(sequences `[n, T]` as an array, found sound, -1 from the end symbol on; how many symbols
+    each has before it).
+    """
+    if (
+        sequences.dim() != 2
+        or not len(sequences)
+        or sequences.is_floating_point()
+        or sequences.is_complex()
+    ):
+        raise UserError(
+            f"BLEU is of sequences [n, T] of symbols, got shape {list(sequences.shape)} of "
+            f"{sequences.dtype}"
+        )
     if order < 1:
         raise UserError(f"the order of BLEU must be at least 1, got {order}")
     if sequences.shape[1] < order:
-        raise UserError(f"BLEU-{order} needs sequences of at least {order} symbols, got {sequences.shape[1]}")
+        raise UserError(
+            f"BLEU-{order} needs sequences of at least {order} symbols, got {sequences.shape[1]}"
+        )
     symbols = sequences.detach().cpu().long()
-    lengths = lengths_of(symbols, end) - (symbols == end).any(1).long() if end is not None else lengths_of(symbols, None)
+    lengths = (
+        lengths_of(symbols, end) - (symbols == end).any(1).long()
+        if end is not None
+        else lengths_of(symbols, None)
+    )
     over = torch.arange(symbols.shape[1]) >= lengths.unsqueeze(-1)
     return symbols.masked_fill(over, -1).numpy(), lengths.numpy()
 
@@ -194,9 +257,13 @@ def _numbered(keys: Integers, values: Integers) -> Integers:
 
 
 def _counts(numbers: Integers) -> tuple[Integers, Integers, Integers]:
-    """(row, number, how often) of each different number that is not negative in each row, sorted by number, then row."""
+    """(row, number, how often) of each different number that is not negative in each row, sorted by
+    number, then row.
+    """
     n = len(numbers)
-    pairs, counts = np.unique((numbers * n + np.arange(n)[:, None])[numbers >= 0], return_counts=True)
+    pairs, counts = np.unique(
+        (numbers * n + np.arange(n)[:, None])[numbers >= 0], return_counts=True
+    )
     gram, row = np.divmod(pairs, n)
     return row, gram, counts
 

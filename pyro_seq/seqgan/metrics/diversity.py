@@ -1,4 +1,6 @@
-"""Figures that fall when a generator says the same over and over, which a likelihood under an oracle rewards."""
+"""Figures that fall when a generator says the same over and over, which a likelihood under an
+oracle rewards.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,12 @@ from pyro_seq.seqgan.tasks.base import Figure
 
 
 def distinct(sequences: Tensor) -> Figure:
-    """The share of different ones among sequences `[n, T]`, between 1/n and 1; it falls as n grows, so compare those of equal n.
+    """The share of different ones among sequences `[n, T]`, between 1/n and 1; it falls as n grows,
+    so compare those of equal n.
 
-    With s the share of sequences that occur once, the standard error is sqrt(s (1 - s) / n), the jackknife's. It errs on the side of
-    caution (Efron and Stein 1981): where most sequences are different, it is too large by a half.
+    With s the share of sequences that occur once, the standard error is sqrt(s (1 - s) / n), the
+    jackknife's. It errs on the side of caution (Efron and Stein 1981): where most sequences are
+    different, it is too large by a half.
     """
     n = len(sequences)
     _, counts = sequences.unique(dim=0, return_counts=True)
@@ -22,10 +26,12 @@ def distinct(sequences: Tensor) -> Figure:
 
 
 def symbol_entropy(sequences: Tensor) -> Figure:
-    r"""The entropy in nats of a symbol drawn from all those of sequences `[n, T]`: -sum_k p_k log p_k, p_k the share of symbol k.
+    r"""The entropy in nats of a symbol drawn from all those of sequences `[n, T]`: -sum_k p_k log
+    p_k, p_k the share of symbol k.
 
-    It tells of the symbols alone, not of their order. Of K symbols it comes out too low by about (K - 1) / (2 n T), so compare those of
-    equal n. The standard error is that of the mean over sequences of -1/T sum_t log p_{x_t}, which is this entropy.
+    It tells of the symbols alone, not of their order. Of K symbols it comes out too low by about (K
+    - 1) / (2 n T), so compare those of equal n. The standard error is that of the mean over
+      sequences of -1/T sum_t log p_{x_t}, which is this entropy.
     """
     _, symbols, counts = sequences.unique(return_inverse=True, return_counts=True)
     surprise = math.log(sequences.numel()) - counts.double().log()

@@ -18,7 +18,9 @@ BLEU = re.compile(r"(self_)?bleu_(\d+)")
 
 
 def figure_name(name: str, split: str = "test") -> str:
-    """The name of a figure, as `quality.quality` has it, for a person; `split` is of which held-out sequences the likelihood is."""
+    """The name of a figure, as `quality.quality` has it, for a person; `split` is of which held-out
+    sequences the likelihood is.
+    """
     if name == "nll":
         return f"NLL_{split}"
     if found := BLEU.fullmatch(name):
@@ -27,7 +29,9 @@ def figure_name(name: str, split: str = "test") -> str:
 
 
 def unit_of(name: str, units: str) -> str:
-    """What a figure is counted in (`nats a token`), where a symbol is one of `units`; empty for what is a mere number."""
+    """What a figure is counted in (`nats a token`), where a symbol is one of `units`; empty for
+    what is a mere number.
+    """
     if name in NATS:
         return f"nats a {units.removesuffix('s')}"
     return "semitones²" if name == "mse_pitch" else ""

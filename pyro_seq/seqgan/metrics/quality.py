@@ -1,4 +1,6 @@
-"""How good a generator is: the likelihood of held-out sequences, and what the task says of new ones, at any temperature."""
+"""How good a generator is: the likelihood of held-out sequences, and what the task says of new
+ones, at any temperature.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,17 @@ from pyro_seq.seqgan.sizes import check_sequences
 from pyro_seq.seqgan.tasks.base import Figure, Task
 
 
-def generated(pair: Pair, num: int, length: int, *, temperature: float = 1.0, end: int | None = None, never: Sequence[int] = ()) -> Tensor:
-    """New sequences `[num, length]` from the generator's p^(1/temperature), step by step, by torch's global random state.
+def generated(
+    pair: Pair,
+    num: int,
+    length: int,
+    *,
+    temperature: float = 1.0,
+    end: int | None = None,
+    never: Sequence[int] = (),
+) -> Tensor:
+    """New sequences `[num, length]` from the generator's p^(1/temperature), step by step, by
+    torch's global random state.
 
     Args:
         pair: the generator.
@@ -37,7 +48,11 @@ def generated(pair: Pair, num: int, length: int, *, temperature: float = 1.0, en
     check_sequences(num, length, "num_samples")
 
     def adjust(distribution: Any) -> Any:
-        left = without(distribution, torch.tensor(never, device=pair.device)) if never else distribution
+        left = (
+            without(distribution, torch.tensor(never, device=pair.device))
+            if never
+            else distribution
+        )
         return sharpened(left, temperature=temperature)
 
     with finite_probabilities():
@@ -58,13 +73,16 @@ class _Tempered(Messenger):
 
 
 @torch.no_grad()
-def likelihood(pair: Pair, sequences: Tensor, *, temperature: float = 1.0, end: int | None = None) -> tuple[Figure, Figure]:
-    """(NLL, entropy) of a generator at sequences `[n, T]`, in nats a symbol, each with its standard error.
+def likelihood(
+    pair: Pair, sequences: Tensor, *, temperature: float = 1.0, end: int | None = None
+) -> tuple[Figure, Figure]:
+    """(NLL, entropy) of a generator at sequences `[n, T]`, in nats a symbol, each with its standard
+    error.
 
-    NLL is -1/T sum_t log p(x_t | x_{<t}), entropy 1/T sum_t H[p(. | x_{<t})], where p is the generator's distribution at each step with
-    its temperature: what `generated` draws from, and so comparable from one temperature to another.
-    Of sequences that end by themselves it is the nats of all over the symbols of all, each end
-    counted as one, and what fills them up as none.
+    NLL is -1/T sum_t log p(x_t | x_{<t}), entropy 1/T sum_t H[p(. | x_{<t})], where p is the
+    generator's distribution at each step with its temperature: what `generated` draws from, and so
+    comparable from one temperature to another. Of sequences that end by themselves it is the nats
+    of all over the symbols of all, each end counted as one, and what fills them up as none.
     """
     device = next(iter(pair.modules()["model"].parameters())).device
     nats, uncertain, lengths = [], [], []
@@ -78,11 +96,17 @@ def likelihood(pair: Pair, sequences: Tensor, *, temperature: float = 1.0, end: 
             nats.append((-log_weights(trace, trace, like)[0]).masked_fill(~batch.mask, 0.0).sum(1))
             uncertain.append(entropies(trace, like).masked_fill(~batch.mask, 0.0).sum(1))
             lengths.append(batch.lengths)
-    return Figure.ratio(torch.cat(nats), torch.cat(lengths)), Figure.ratio(torch.cat(uncertain), torch.cat(lengths))
+    return Figure.ratio(torch.cat(nats), torch.cat(lengths)), Figure.ratio(
+        torch.cat(uncertain), torch.cat(lengths)
+    )
 
 
-def quality(pair: Pair, task: Task, references: Tensor, num: int, *, temperature: float = 1.0) -> dict[str, Figure]:
-    """Everything at once: `nll`, how likely held-out sequences are, and the task's figures of `num` new ones against them."""
+def quality(
+    pair: Pair, task: Task, references: Tensor, num: int, *, temperature: float = 1.0
+) -> dict[str, Figure]:
+    """Everything at once: `nll`, how likely held-out sequences are, and the task's figures of `num`
+    new ones against them.
+    """
     end = task.rendering.end
     nll, _ = likelihood(pair, references, temperature=temperature, end=end)
     new = generated(pair, num, references.shape[1], temperature=temperature, end=end)

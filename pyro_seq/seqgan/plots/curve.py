@@ -6,7 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyro_seq.programs.plotting import GRID, INK, MARK, SERIES, dress, entitle, new_figure, png_bytes
+from pyro_seq.programs.plotting import (
+    GRID,
+    INK,
+    MARK,
+    SERIES,
+    dress,
+    entitle,
+    new_figure,
+    png_bytes,
+)
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.runs.metrics import read_metrics
 from pyro_seq.seqgan.metrics.figure_names import named_with_unit
@@ -18,24 +27,39 @@ FILE = "curves.png"
 
 
 def write_curves(run: RunFolder, pretraining: RunFolder, criterion: str, units: str) -> None:
-    """Write `curves.png` into a run's folder: how its two parts went, as far as their metrics tell; raises `UserError` if it cannot."""
-    png = learning_curves_png(validations(pretraining), validations(run), criterion=criterion, units=units)
+    """Write `curves.png` into a run's folder: how its two parts went, as far as their metrics tell;
+    raises `UserError` if it cannot.
+    """
+    png = learning_curves_png(
+        validations(pretraining), validations(run), criterion=criterion, units=units
+    )
     with run.replacing(FILE) as temporary:
         temporary.write_bytes(png)
 
 
 def validations(run: RunFolder) -> list[dict[str, Any]]:
     """The lines of a run's metrics that are of validations."""
-    return [entry for entry in read_metrics(run.metrics) if entry.get("split") == "valid" and type(entry.get("step")) is int]
+    return [
+        entry
+        for entry in read_metrics(run.metrics)
+        if entry.get("split") == "valid" and type(entry.get("step")) is int
+    ]
 
 
 def learning_curves_png(
-    pretraining: Sequence[Mapping[str, Any]], adversarial: Sequence[Mapping[str, Any]], *, criterion: str, units: str, title: str = ""
+    pretraining: Sequence[Mapping[str, Any]],
+    adversarial: Sequence[Mapping[str, Any]],
+    *,
+    criterion: str,
+    units: str,
+    title: str = "",
 ) -> bytes:
-    """Criterion and likelihood by step, the pretraining to the left and the adversarial part, after a line, to the right.
+    """Criterion and likelihood by step, the pretraining to the left and the adversarial part, after
+    a line, to the right.
 
-    Both parts have half of the width, whatever their steps. The dashed line is what adversarial training began with, the best of the
-    pretraining; bands are one standard error. The beginning of a pretraining that would make all else one flat line is cut off.
+    Both parts have half of the width, whatever their steps. The dashed line is what adversarial
+    training began with, the best of the pretraining; bands are one standard error. The beginning of
+    a pretraining that would make all else one flat line is cut off.
 
     Args:
         pretraining: figures by name, `step` among them, of each validation in pretraining.
@@ -53,15 +77,40 @@ def learning_curves_png(
         for axes, points in zip(grid[i], parts, strict=True):
             _course(axes, points, colour)
             if twin is not None:
-                axes.axhline(twin, color=colour, linewidth=1.0, linestyle=(0, (4, 3)), alpha=0.8, zorder=2)
+                axes.axhline(
+                    twin, color=colour, linewidth=1.0, linestyle=(0, (4, 3)), alpha=0.8, zorder=2
+                )
         if twin is not None:
-            style: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 7.5, "color": colour}
-            grid[i][1].annotate("best of pretraining", (1, twin), (-4, 2), ("axes fraction", "data"), "offset points", **style)
-        _limit(grid[i][0], *([limit for p in part for limit in (p.value - p.error, p.value + p.error)] for part in parts))
+            style: dict[str, Any] = {
+                "ha": "right",
+                "va": "bottom",
+                "fontsize": 7.5,
+                "color": colour,
+            }
+            grid[i][1].annotate(
+                "best of pretraining",
+                (1, twin),
+                (-4, 2),
+                ("axes fraction", "data"),
+                "offset points",
+                **style,
+            )
+        _limit(
+            grid[i][0],
+            *(
+                [limit for p in part for limit in (p.value - p.error, p.value + p.error)]
+                for part in parts
+            ),
+        )
         grid[i][0].set_ylabel(named_with_unit(name, "valid", units), color=INK, fontsize=8.5)
         grid[i][1].spines["left"].set(color=MARK, linewidth=1.3)
         grid[i][1].tick_params(axis="y", length=0)
-    for axes, part, label in zip(grid[1], (pretraining, adversarial), ("pretraining, updates", "adversarial steps"), strict=True):
+    for axes, part, label in zip(
+        grid[1],
+        (pretraining, adversarial),
+        ("pretraining, updates", "adversarial steps"),
+        strict=True,
+    ):
         axes.set_xlabel(label, color=INK, fontsize=8.5)
         end = max((entry["step"] for entry in part), default=0) or 1
         axes.set_xlim(-0.03 * end, 1.04 * end)
@@ -78,8 +127,14 @@ class _Measured(NamedTuple):
 
 def _finite(entries: Sequence[Mapping[str, Any]], name: str) -> list[_Measured]:
     """What is known of a figure, by step."""
-    known: list[tuple[int, Any, Any]] = [(entry["step"], entry.get(name), entry.get(f"{name}_error")) for entry in entries]
-    return [_Measured(step, value, error if _is_number(error) else 0.0) for step, value, error in known if _is_number(value)]
+    known: list[tuple[int, Any, Any]] = [
+        (entry["step"], entry.get(name), entry.get(f"{name}_error")) for entry in entries
+    ]
+    return [
+        _Measured(step, value, error if _is_number(error) else 0.0)
+        for step, value, error in known
+        if _is_number(value)
+    ]
 
 
 def _is_number(value: Any) -> bool:
@@ -91,7 +146,15 @@ def _course(axes: Axes, points: Sequence[_Measured], colour: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     steps, values = [p.step for p in points], [p.value for p in points]
-    axes.plot(steps, values, color=colour, linewidth=1.6, marker="o" if len(points) <= 60 else "", markersize=3, zorder=3)
+    axes.plot(
+        steps,
+        values,
+        color=colour,
+        linewidth=1.6,
+        marker="o" if len(points) <= 60 else "",
+        markersize=3,
+        zorder=3,
+    )
     low, high = [p.value - p.error for p in points], [p.value + p.error for p in points]
     axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, zorder=1)
     dress(axes).grid(axis="y", color=GRID, linewidth=0.7)
@@ -100,12 +163,17 @@ def _course(axes: Axes, points: Sequence[_Measured], colour: str) -> None:
 
 
 def _limit(axes: Axes, before: Sequence[float], after: Sequence[float]) -> None:
-    """Limits within which the adversarial part is to be seen: those of all but the pretraining's first half, of which as much as fits."""
+    """Limits within which the adversarial part is to be seen: those of all but the pretraining's
+    first half, of which as much as fits.
+    """
     seen = [*before[len(before) // 2 :], *after]
     if not seen:
         return
     low, high = min(seen), max(seen)
     reach = 1.5 * (high - low) or 0.5
-    low, high = max(low - reach, min(low, *before, high)), min(high + reach, max(high, *before, low))
+    low, high = (
+        max(low - reach, min(low, *before, high)),
+        min(high + reach, max(high, *before, low)),
+    )
     margin = 0.06 * (high - low) or 0.5
     axes.set_ylim(low - margin, high + margin)

@@ -1,4 +1,6 @@
-"""A picture of how often symbols occur in several bodies of sequences: the share of the k-th most frequent one, over k."""
+"""A picture of how often symbols occur in several bodies of sequences: the share of the k-th most
+frequent one, over k.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,19 @@ WIDTH, HEIGHT = 4.2, 2.8  # inches
 
 
 def shares_by_rank(sequences: Tensor) -> Tensor:
-    """The shares of the symbols that occur in sequences `[n, T]`, the most frequent first; they add up to 1."""
+    """The shares of the symbols that occur in sequences `[n, T]`, the most frequent first; they add
+    up to 1.
+    """
     _, counts = sequences.unique(return_counts=True)
     return counts.sort(descending=True).values.double() / sequences.numel()
 
 
 def frequencies_png(by_source: Mapping[str, Tensor]) -> bytes:
-    """Share over rank of the symbols of sequences `[n, T]` by the name of what they are from, both axes logarithmic.
+    """Share over rank of the symbols of sequences `[n, T]` by the name of what they are from, both
+    axes logarithmic.
 
-    Of every source as many sequences are taken, the first ones, as there are of the smallest: rare symbols come with more sequences.
+    Of every source as many sequences are taken, the first ones, as there are of the smallest: rare
+    symbols come with more sequences.
     """
     figure = new_figure(WIDTH, HEIGHT)
     axes = dress(figure.add_subplot())
@@ -31,7 +37,14 @@ def frequencies_png(by_source: Mapping[str, Tensor]) -> bytes:
         rank = torch.arange(1, len(shares) + 1)
         few = len(shares) < 3  # symbols, which would be no line
         width = 1.5 if i else 3.0  # one line may lie on the other
-        axes.loglog(rank, shares, color=SERIES[i % len(SERIES)], label=name, linewidth=width, marker="o" if few else "")
+        axes.loglog(
+            rank,
+            shares,
+            color=SERIES[i % len(SERIES)],
+            label=name,
+            linewidth=width,
+            marker="o" if few else "",
+        )
     axes.set(xlabel="rank of a symbol, by frequency", ylabel="its share of all")
     axes.grid(color=GRID, linewidth=0.7)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)

@@ -18,16 +18,25 @@ from pyro_seq.seqgan.tasks.melodies import REST, roll_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH, PANEL_HEIGHT, EDGES = 4.2, 1.2, 0.35  # inches: of a column, of a panel, and of what stands around them
+# inches: of a column, of a panel, and of what stands around them
+WIDTH, PANEL_HEIGHT, EDGES = 4.2, 1.2, 0.35
 MARGIN, LEAST_RANGE = 2, 16  # semitones around what sounds, and of a picture at least
 GAP = 0.06  # of a step: by so much a bar is shorter than its note, so that neighbours stay apart
 
 
-def melodies_png(titled: Sequence[tuple[str, Tensor | None]], seconds: float, *, columns: int = 2, colours: Sequence[str] = ()) -> bytes:
-    """Melodies as panels, row by row: pitch over seconds. Equal neighbouring symbols are one bar, a rest is left white.
+def melodies_png(
+    titled: Sequence[tuple[str, Tensor | None]],
+    seconds: float,
+    *,
+    columns: int = 2,
+    colours: Sequence[str] = (),
+) -> bytes:
+    """Melodies as panels, row by row: pitch over seconds. Equal neighbouring symbols are one bar, a
+    rest is left white.
 
     Args:
-        titled: each melody `[T]` with its title; where `None` stands for a melody its place stays empty.
+        titled: each melody `[T]` with its title; where `None` stands for a melody its place stays
+            empty.
         seconds: how long a step lasts.
         columns: panels side by side.
         colours: of the notes, by column; else all have one.
@@ -49,15 +58,20 @@ def melodies_png(titled: Sequence[tuple[str, Tensor | None]], seconds: float, *,
         if title:
             axes.set_title(title, loc="left", fontsize=8, color=INK, pad=3, parse_math=False)
         below = i + columns
-        axes.tick_params(labelbottom=below >= len(titled) or titled[below][1] is None, labelleft=i % columns == 0)
+        axes.tick_params(
+            labelbottom=below >= len(titled) or titled[below][1] is None, labelleft=i % columns == 0
+        )
     figure.supxlabel("seconds", fontsize=8, color=INK)
     return png_bytes(figure)
 
 
 def _range(melodies: Sequence[Tensor]) -> tuple[int, int]:
-    """The lowest and the highest key of a picture: what sounds in any melody and a margin, an octave and a third at least."""
+    """The lowest and the highest key of a picture: what sounds in any melody and a margin, an
+    octave and a third at least.
+    """
     keys = [key for symbols in melodies for key in symbols.tolist() if key != REST]
-    low, high = (min(keys) - MARGIN, max(keys) + MARGIN) if keys else (39, 51)  # an octave from the middle C on
+    # an octave from the middle C on
+    low, high = (min(keys) - MARGIN, max(keys) + MARGIN) if keys else (39, 51)
     missing = max(0, LEAST_RANGE - (high - low))
     return max(0, low - missing // 2), min(KEYS - 1, high + (missing + 1) // 2)
 
@@ -72,13 +86,20 @@ def _panel(axes: Axes, symbols: Tensor, seconds: float, low: int, high: int, col
     bars = []
     for first, after, key in sustained(roll_of(symbols)).tolist():
         left, right = first * seconds, (after - GAP) * seconds
-        bars.append([(left, key - 0.45), (right, key - 0.45), (right, key + 0.45), (left, key + 0.45)])
-    axes.add_collection(PolyCollection(bars, facecolor=colour, edgecolor="none", zorder=3, snap=False), autolim=False)
+        bars.append(
+            [(left, key - 0.45), (right, key - 0.45), (right, key + 0.45), (left, key + 0.45)]
+        )
+    axes.add_collection(
+        PolyCollection(bars, facecolor=colour, edgecolor="none", zorder=3, snap=False),
+        autolim=False,
+    )
     axes.set_ylim(low - 0.5, high + 0.5)
     named = [key for key in range(low, high + 1) if (lowest + key) % 12 == 0]
     for key in named:
         axes.axhline(key - 0.5, color="#c6ccd6", linewidth=0.6, zorder=1)
     if len(named) < 2:
         named = [key for key in range(low, high + 1) if (lowest + key) % 12 in (0, 7)]
-    axes.set_yticks(named, [PITCH_CLASSES[(lowest + key) % 12] + str((lowest + key) // 12 - 1) for key in named])
+    axes.set_yticks(
+        named, [PITCH_CLASSES[(lowest + key) % 12] + str((lowest + key) // 12 - 1) for key in named]
+    )
     dress(axes, size=7, length=2)

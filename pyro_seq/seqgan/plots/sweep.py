@@ -6,7 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyro_seq.programs.plotting import FAINT, GRID, INK, SERIES, dress, entitle, new_figure, png_bytes
+from pyro_seq.programs.plotting import (
+    FAINT,
+    GRID,
+    INK,
+    SERIES,
+    dress,
+    entitle,
+    new_figure,
+    png_bytes,
+)
 from pyro_seq.seqgan.metrics.figure_names import named_with_unit
 from pyro_seq.seqgan.sweeps import Point, Sweep
 
@@ -18,23 +27,41 @@ LEGENDS = {"pretrained": "maximum likelihood alone", "best": "after adversarial 
 
 
 def sweep_png(sweep: Sweep, *, title: str = "") -> bytes:
-    """The likelihood of held-out sequences (across) against how good new ones are (up), a curve for each generator.
+    """The likelihood of held-out sequences (across) against how good new ones are (up), a curve for
+    each generator.
 
-    Bars are one standard error, numbers temperatures; the point at temperature 1 is filled. What is not finite is left out.
+    Bars are one standard error, numbers temperatures; the point at temperature 1 is filled. What is
+    not finite is left out.
     """
     figure = new_figure(6.0, 4.2)
     axes = dress(figure.add_subplot())
     for name, points in sweep.curves.items():
-        _temperatures(axes, [p for p in (_placed(point, sweep.criterion) for point in points) if p is not None], name)
+        _temperatures(
+            axes,
+            [p for p in (_placed(point, sweep.criterion) for point in points) if p is not None],
+            name,
+        )
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.margins(0.08)
-    named = {axis: named_with_unit(name, sweep.split, sweep.units) for axis, name in (("xlabel", "nll"), ("ylabel", sweep.criterion))}
+    named = {
+        axis: named_with_unit(name, sweep.split, sweep.units)
+        for axis, name in (("xlabel", "nll"), ("ylabel", sweep.criterion))
+    }
     axes.set(**named)
     if sweep.curves:
-        named_so: dict[str, Any] = {"title": "at the temperatures that are written", "title_fontsize": 7.5}
-        axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, **named_so).get_title().set_color(FAINT)
-    corner: dict[str, Any] = {"y": 0.985, "s": "↖ better", "va": "top"} if sweep.higher else {"y": 0.015, "s": "↙ better", "va": "bottom"}
+        named_so: dict[str, Any] = {
+            "title": "at the temperatures that are written",
+            "title_fontsize": 7.5,
+        }
+        axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, **named_so).get_title().set_color(
+            FAINT
+        )
+    corner: dict[str, Any] = (
+        {"y": 0.985, "s": "↖ better", "va": "top"}
+        if sweep.higher
+        else {"y": 0.015, "s": "↙ better", "va": "bottom"}
+    )
     axes.text(0.012, **corner, transform=axes.transAxes, color=FAINT, fontsize=8)
     entitle(axes, title)
     return png_bytes(figure)
@@ -51,7 +78,11 @@ class _Placed(NamedTuple):
 def _placed(point: Point, criterion: str) -> _Placed | None:
     """Where a point stands; `None` if nowhere."""
     (x, dx), (y, dy) = point.figures["nll"], point.figures[criterion]
-    return _Placed(point.temperature, x, y, dx or 0.0, dy or 0.0) if math.isfinite(x) and math.isfinite(y) else None
+    return (
+        _Placed(point.temperature, x, y, dx or 0.0, dy or 0.0)
+        if math.isfinite(x) and math.isfinite(y)
+        else None
+    )
 
 
 def _temperatures(axes: Axes, points: Sequence[_Placed], name: str) -> None:
@@ -81,5 +112,15 @@ def _temperatures(axes: Axes, points: Sequence[_Placed], name: str) -> None:
             zorder=3,
         )
         offset = (6, 5) if name == "best" else (-6, -5)
-        side: dict[str, Any] = {"ha": "left", "va": "bottom"} if name == "best" else {"ha": "right", "va": "top"}
-        axes.annotate(f"{p.temperature:g}", (p.x, p.y), offset, textcoords="offset points", fontsize=7.5, color=colour, **side)
+        side: dict[str, Any] = (
+            {"ha": "left", "va": "bottom"} if name == "best" else {"ha": "right", "va": "top"}
+        )
+        axes.annotate(
+            f"{p.temperature:g}",
+            (p.x, p.y),
+            offset,
+            textcoords="offset points",
+            fontsize=7.5,
+            color=colour,
+            **side,
+        )

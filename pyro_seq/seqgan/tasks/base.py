@@ -1,4 +1,6 @@
-"""What a generator is to learn: sequences of one length, how generated ones are judged, and how they are shown."""
+"""What a generator is to learn: sequences of one length, how generated ones are judged, and how
+they are shown.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +24,27 @@ class Figure(NamedTuple):
 
     @classmethod
     def mean(cls, values: Tensor) -> Figure:
-        """The mean of independent values `[n]`, its error their deviation over the square root of n."""
+        """The mean of independent values `[n]`, its error their deviation over the square root of
+        n.
+        """
         values = values.detach().double()
         n = len(values)
         return cls(float(values.mean()), float(values.std() / n**0.5) if n > 1 else None)
 
     @classmethod
     def ratio(cls, totals: Tensor, lengths: Tensor) -> Figure:
-        """The total of independent sequences `[n]` over that of their lengths `[n]`: their mean, over T, where all have length T.
+        """The total of independent sequences `[n]` over that of their lengths `[n]`: their mean,
+        over T, where all have length T.
 
         The error is that of a ratio of means, the deviation of (total - figure * length) over the
         mean length and the square root of n.
         """
         totals, lengths = totals.detach().double(), lengths.double()
         n, value = len(totals), float(totals.sum() / lengths.sum())
-        return cls(value, float((totals - value * lengths).std() / lengths.mean() / n**0.5) if n > 1 else None)
+        return cls(
+            value,
+            float((totals - value * lengths).std() / lengths.mean() / n**0.5) if n > 1 else None,
+        )
 
 
 class Rendering(Protocol):
@@ -53,50 +61,75 @@ class Rendering(Protocol):
     never: Sequence[int]
 
     def text(self, sequence: Tensor) -> str:
-        """A sequence `[T]` in words, on one line (a line end among its symbols is shown as it is)."""
+        """A sequence `[T]` in words, on one line (a line end among its symbols is shown as it
+        is).
+        """
 
     def pictures(self, generated: Tensor, real: Tensor) -> Mapping[str, Sample]:
-        """Generated sequences `[n, T]` against real ones, as pictures and sounds by name, for TensorBoard; may be empty."""
+        """Generated sequences `[n, T]` against real ones, as pictures and sounds by name, for
+        TensorBoard; may be empty.
+        """
 
     def write(self, sequences: Tensor, folder: Path) -> list[Path]:
-        """Files of the sequences `[n, T]` in a folder, which is made; each is written whole or not at all (`runs.replacing`)."""
+        """Files of the sequences `[n, T]` in a folder, which is made; each is written whole or not
+        at all (`runs.replacing`).
+        """
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` of the same class makes it from."""
 
 
 def evenly_spaced(sequences: Tensor, most: int) -> Tensor:
-    """At most so many of the sequences, from all over them: neighbours of a text or a tune are about the same things."""
+    """At most so many of the sequences, from all over them: neighbours of a text or a tune are
+    about the same things.
+    """
     if len(sequences) <= most:
         return sequences
     return sequences[torch.arange(most, device=sequences.device) * len(sequences) // most]
 
 
 def side_by_side(rendering: Rendering, generated: Tensor, real: Tensor) -> dict[str, Sample]:
-    """Generated sequences `[n, T]` and real ones `[m, T]` as TensorBoard shows them: their texts, and the task's pictures and sounds."""
+    """Generated sequences `[n, T]` and real ones `[m, T]` as TensorBoard shows them: their texts,
+    and the task's pictures and sounds.
+    """
     texts = {"generated": generated, "observed": real}
-    shown: dict[str, Sample] = {name: "\n".join(map(rendering.text, rows)) for name, rows in texts.items()}
+    shown: dict[str, Sample] = {
+        name: "\n".join(map(rendering.text, rows)) for name, rows in texts.items()
+    }
     return shown | dict(rendering.pictures(generated, real))
 
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """Sequences `[M, T]` of symbols (int64) to train on, to validate on and to test on, all of one width (`lengths`)."""
+    """Sequences `[M, T]` of symbols (int64) to train on, to validate on and to test on, all of one
+    width (`lengths`).
+    """
 
     train: Tensor
     valid: Tensor
     test: Tensor
 
     def check(self, num_symbols: int) -> None:
-        """Raise `UserError` unless there are sequences of each kind, all of one length, with symbols below `num_symbols`."""
+        """Raise `UserError` unless there are sequences of each kind, all of one length, with
+        symbols below `num_symbols`.
+        """
         for name in ("train", "valid", "test"):
             part = getattr(self, name)
             if part.dim() != 2 or not len(part) or not part.shape[1]:
-                raise UserError(f"there are no sequences to {name}: [M, T] symbols are wanted, got shape {list(part.shape)}")
+                raise UserError(
+                    f"there are no sequences to {name}: [M, T] symbols are wanted, got shape "
+                    f"{list(part.shape)}"
+                )
             if part.shape[1] != self.train.shape[1]:
-                raise UserError(f"sequences must have one length, got {self.train.shape[1]} to train and {part.shape[1]} to {name}")
+                raise UserError(
+                    f"sequences must have one length, got {self.train.shape[1]} to train and "
+                    f"{part.shape[1]} to {name}"
+                )
             if int(part.min()) < 0 or int(part.max()) >= num_symbols:
-                raise UserError(f"the sequences to {name} have symbol {int(part.max())}, and there are {num_symbols:,} symbols")
+                raise UserError(
+                    f"the sequences to {name} have symbol {int(part.max())}, and there are "
+                    f"{num_symbols:,} symbols"
+                )
 
 
 class Task(Protocol):
@@ -107,7 +140,8 @@ class Task(Protocol):
         rendering: how they are shown.
         first: the symbol that stands before a sequence's first one, or `None` for a blank.
         units: what a symbol is, in the plural (`characters`).
-        criterion: the figure of `judge` that the best weights are chosen by; `higher` says whether more of it is better.
+        criterion: the figure of `judge` that the best weights are chosen by; `higher` says whether
+            more of it is better.
     """
 
     sequences: Sequences
@@ -118,4 +152,6 @@ class Task(Protocol):
     higher: bool
 
     def judge(self, generated: Tensor, references: Tensor) -> dict[str, Figure]:
-        """Figures of generated sequences `[n, T]` by name, `criterion` among them, where real ones `[m, T]` are `references`."""
+        """Figures of generated sequences `[n, T]` by name, `criterion` among them, where real ones
+        `[m, T]` are `references`.
+        """

@@ -1,4 +1,6 @@
-"""Melodies as symbols: the highest key that sounds at each step, or a rest; windows of them, and how far they are apart in semitones."""
+"""Melodies as symbols: the highest key that sounds at each step, or a rest; windows of them, and
+how far they are apart in semitones.
+"""
 
 from __future__ import annotations
 
@@ -17,42 +19,59 @@ REST = KEYS  # the symbol of silence, after those of the keys
 NUM_SYMBOLS = KEYS + 1
 REST_SEMITONES = 12  # how far a rest is from any note
 REST_SIGN = "·"
-ROWS, COLUMNS, SYMBOLS = 512, 8_192, 2**18  # windows that are compared at once, and symbols of those in columns: 32 MiB
+# windows that are compared at once, and symbols of those in columns: 32 MiB
+ROWS, COLUMNS, SYMBOLS = 512, 8_192, 2**18
 
 
 def melody(roll: Tensor) -> Tensor:
-    """The skyline of a piano roll `[*, 88]`, as symbols `[*]` (int64): the highest key that sounds, 0 (A0) to 87 (C8), or 88, a rest.
+    """The skyline of a piano roll `[*, 88]`, as symbols `[*]` (int64): the highest key that sounds,
+    0 (A0) to 87 (C8), or 88, a rest.
 
-    A roll does not say which part a note is of: where the melody rests and an accompaniment sounds, the accompaniment is heard.
-    Raises `UserError` for a roll of another keyboard.
+    A roll does not say which part a note is of: where the melody rests and an accompaniment sounds,
+    the accompaniment is heard. Raises `UserError` for a roll of another keyboard.
     """
     if roll.shape[-1:] != (KEYS,):
-        raise UserError(f"a melody is taken from a roll of {KEYS} keys, not one of shape {list(roll.shape)}")
+        raise UserError(
+            f"a melody is taken from a roll of {KEYS} keys, not one of shape {list(roll.shape)}"
+        )
     sounding = roll != 0
     highest = KEYS - 1 - sounding.flip(-1).to(torch.uint8).argmax(-1)
     return torch.where(sounding.any(-1), highest, REST)
 
 
 def roll_of(symbols: Tensor) -> Tensor:
-    """Symbols `[*]` as a roll `[*, 88]` (uint8) of one key at most, whose skyline they are; raises `UserError` for others than 0 to 88."""
+    """Symbols `[*]` as a roll `[*, 88]` (uint8) of one key at most, whose skyline they are; raises
+    `UserError` for others than 0 to 88.
+    """
     if symbols.numel() and not (int(symbols.min()) >= 0 and int(symbols.max()) <= REST):
-        raise UserError(f"a melody's symbols are 0 to {REST}, got {int(symbols.min())} to {int(symbols.max())}")
+        raise UserError(
+            f"a melody's symbols are 0 to {REST}, got {int(symbols.min())} to {int(symbols.max())}"
+        )
     return torch.nn.functional.one_hot(symbols.long(), NUM_SYMBOLS)[..., :KEYS].to(torch.uint8)
 
 
 def tune_melody(roll: Tensor, every: int = 1) -> Tensor:
-    """The melody `[T]` of a whole tune `[frames, 88]`, from its first note to its last, of which every `every`-th frame is looked at.
+    """The melody `[T]` of a whole tune `[frames, 88]`, from its first note to its last, of which
+    every `every`-th frame is looked at.
 
-    The silence around a tune is none of its rests: files fill the bar before an upbeat with it. Empty for a silent roll.
+    The silence around a tune is none of its rests: files fill the bar before an upbeat with it.
+    Empty for a silent roll.
     """
     sounding = (roll != 0).any(-1).nonzero().flatten()
-    return melody(roll[int(sounding[0]) : int(sounding[-1]) + 1 : every] if len(sounding) else roll[:0])
+    return melody(
+        roll[int(sounding[0]) : int(sounding[-1]) + 1 : every] if len(sounding) else roll[:0]
+    )
 
 
 def names(symbols: Tensor) -> str:
-    """Symbols `[T]` as names of notes, `C4 E4 · G♯4`, where C4 is the middle C and the dot a rest."""
+    """Symbols `[T]` as names of notes, `C4 E4 · G♯4`, where C4 is the middle C and the dot a
+    rest.
+    """
     pitches = [LOWEST[KEYS] + symbol for symbol in symbols.tolist()]
-    return " ".join(PITCH_CLASSES[p % 12] + str(p // 12 - 1) if p < LOWEST[KEYS] + KEYS else REST_SIGN for p in pitches)
+    return " ".join(
+        PITCH_CLASSES[p % 12] + str(p // 12 - 1) if p < LOWEST[KEYS] + KEYS else REST_SIGN
+        for p in pitches
+    )
 
 
 class Windows(NamedTuple):
@@ -61,7 +80,8 @@ class Windows(NamedTuple):
     Attributes:
         symbols: `[M, length]`.
         short: how many melodies are shorter than one window.
-        left_out: how many symbols are in no window: those of short melodies, and at the ends of others.
+        left_out: how many symbols are in no window: those of short melodies, and at the ends of
+            others.
     """
 
     symbols: Tensor
@@ -70,7 +90,9 @@ class Windows(NamedTuple):
 
 
 def windows(melodies: Sequence[Tensor], length: int) -> Windows:
-    """Consecutive windows of `length` symbols of each melody `[T_n]`, from its beginning on, side by side and in order; none spans two."""
+    """Consecutive windows of `length` symbols of each melody `[T_n]`, from its beginning on, side
+    by side and in order; none spans two.
+    """
     if length < 1:
         raise UserError(f"windows must be at least 1 long, got {length}")
     cut = [symbols[: len(symbols) // length * length].view(-1, length) for symbols in melodies]
@@ -80,25 +102,36 @@ def windows(melodies: Sequence[Tensor], length: int) -> Windows:
 
 
 def pitch_mse(generated: Tensor, references: Tensor) -> Figure:
-    """How far generated windows `[n, T]` are from the nearest of the references `[m, T]`, in squared semitones a step.
+    """How far generated windows `[n, T]` are from the nearest of the references `[m, T]`, in
+    squared semitones a step.
 
-    For each generated window g, min over references r of 1/T Σ_t d(g_t, r_t)², where d is the interval between two notes in semitones,
-    12 between a note and a rest, and 0 between two rests; then the mean over generated windows, with its standard error. Memory does not
-    grow with n or m beyond the windows themselves. Raises `UserError` if there are none, or they are not of one length.
+    For each generated window g, min over references r of 1/T Σ_t d(g_t, r_t)², where d is the
+    interval between two notes in semitones, 12 between a note and a rest, and 0 between two rests;
+    then the mean over generated windows, with its standard error. Memory does not grow with n or m
+    beyond the windows themselves. Raises `UserError` if there are none, or they are not of one
+    length.
     """
     if generated.dim() != 2 or references.dim() != 2 or generated.shape[1] != references.shape[1]:
-        raise UserError(f"windows [n, T] are compared with references [m, T], got {list(generated.shape)} and {list(references.shape)}")
+        raise UserError(
+            f"windows [n, T] are compared with references [m, T], got {list(generated.shape)} and "
+            f"{list(references.shape)}"
+        )
     if not generated.numel() or not references.numel():
-        raise UserError(f"there is nothing to compare: {len(generated)} generated windows and {len(references)} references")
+        raise UserError(
+            f"there is nothing to compare: {len(generated)} generated windows and "
+            f"{len(references)} references"
+        )
     distances = [_nearest(rows, references) for rows in generated.split(ROWS)]
     return Figure.mean(torch.cat(distances) / generated.shape[1])
 
 
 def _nearest(generated: Tensor, references: Tensor) -> Tensor:
-    """The smallest Σ_t d(g_t, r_t)² of each row, `[n]`; exact, since every term is a whole number below 2^53.
+    """The smallest Σ_t d(g_t, r_t)² of each row, `[n]`; exact, since every term is a whole number
+    below 2^53.
 
-    With pitches p and q, and u and v 1 where a note sounds and 0 where none does, (p − q)² u v = p² u v − 2 p u q v + u q² v, and what a
-    rest costs is a multiple of u (1 − v) + (1 − u) v: one product of matrices for all pairs.
+    With pitches p and q, and u and v 1 where a note sounds and 0 where none does, (p − q)² u v = p²
+    u v − 2 p u q v + u q² v, and what a rest costs is a multiple of u (1 − v) + (1 − u) v: one
+    product of matrices for all pairs.
     """
     sounds, pitch = _notes(generated)
     cost = float(REST_SEMITONES**2)

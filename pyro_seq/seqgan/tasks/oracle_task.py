@@ -1,4 +1,6 @@
-"""The synthetic task of SeqGAN (Yu et al. 2017, arXiv 1609.05473, sec. 4): to say what an oracle says, judged by the oracle itself."""
+"""The synthetic task of SeqGAN (Yu et al. 2017, arXiv 1609.05473, sec. 4): to say what an oracle
+says, judged by the oracle itself.
+"""
 
 from __future__ import annotations
 
@@ -43,16 +45,22 @@ class OracleRendering:
         return " ".join(map(str, sequence.tolist()))
 
     def pictures(self, generated: Tensor, real: Tensor) -> Mapping[str, Sample]:
-        """How often tokens occur by rank (`frequency_pictures`), in generated and in as many real sequences."""
+        """How often tokens occur by rank (`frequency_pictures`), in generated and in as many real
+        sequences.
+        """
         if not len(generated) or not len(real):
             return {}
         return {"frequencies": Image(frequencies_png({"real": real, "generated": generated}))}
 
     def write(self, sequences: Tensor, folder: Path) -> list[Path]:
-        """`samples.txt`: each sequence of `[n, T]` on a line. Raises `UserError` if it cannot be written."""
+        """`samples.txt`: each sequence of `[n, T]` on a line. Raises `UserError` if it cannot be
+        written.
+        """
         make_folder(folder)
         with replacing(folder / FILE, follow=False) as temporary:
-            temporary.write_text("".join(self.text(sequence) + "\n" for sequence in sequences), encoding="utf-8")
+            temporary.write_text(
+                "".join(self.text(sequence) + "\n" for sequence in sequences), encoding="utf-8"
+            )
         return [folder / FILE]
 
     def to_json(self) -> dict[str, Any]:
@@ -61,7 +69,9 @@ class OracleRendering:
 
     @classmethod
     def from_json(cls, document: Any, where: Path) -> OracleRendering:
-        """Back from JSON, which was read from `where`; raises `UserError` if it is anything else."""
+        """Back from JSON, which was read from `where`; raises `UserError` if it is anything
+        else.
+        """
         number = document.get("num_symbols") if isinstance(document, dict) else None
         if type(number) is not int or not 1 <= number <= MOST_SYMBOLS:
             raise UserError(f"{where} is damaged: it does not say how many symbols an oracle has")
@@ -73,7 +83,8 @@ class OracleTask:
     """Sentences of an oracle, as a `Task`.
 
     Attributes:
-        oracle: what made the sentences, and judges others (`oracle.oracle_from_seed`, `oracle.oracle_from_file`).
+        oracle: what made the sentences, and judges others (`oracle.oracle_from_seed`,
+            `oracle.oracle_from_file`).
         sequences: `[M, T]` sentences.
         rendering: how they are shown, as numbers.
         first: the oracle's start symbol, which generators begin with, too.
@@ -93,16 +104,21 @@ class OracleTask:
     def __post_init__(self) -> None:
         num_symbols = self.oracle.emission.num_features
         if self.rendering.num_symbols != num_symbols:
-            raise UserError(f"the oracle has {num_symbols:,} symbols, and the rendering shows {self.rendering.num_symbols:,}")
+            raise UserError(
+                f"the oracle has {num_symbols:,} symbols, and the rendering shows "
+                f"{self.rendering.num_symbols:,}"
+            )
         self.sequences.check(num_symbols)
 
     def judge(self, generated: Tensor, references: Tensor) -> dict[str, Figure]:
         """Figures of generated sequences `[n, T]`; of the references no use is made.
 
-        - `nll_oracle`: -log p of them under the oracle, in nats a token. What says the oracle's favourite sentence over and over has the
-          best of it, better than the oracle's own sentences have: read it with the others, and with the likelihood of held-out sentences.
+        - `nll_oracle`: -log p of them under the oracle, in nats a token. What says the oracle's
+          favourite sentence over and over has the best of it, better than the oracle's own
+          sentences have: read it with the others, and with the likelihood of held-out sentences.
         - `distinct`: the share of different sentences among them, 1 of the oracle's own.
-        - `symbol_entropy`: the entropy of their tokens, in nats; compare it with that of as many real sentences.
+        - `symbol_entropy`: the entropy of their tokens, in nats; compare it with that of as many
+          real sentences.
 
         Raises `UserError` for what are no sequences of the oracle's symbols.
         """
@@ -114,12 +130,19 @@ class OracleTask:
 
 
 def make_oracle_task(
-    oracle: RNN, *, length: int = 20, num_train: int = 10_000, num_valid: int = 2_000, num_test: int = 10_000, seed: int
+    oracle: RNN,
+    *,
+    length: int = 20,
+    num_train: int = 10_000,
+    num_valid: int = 2_000,
+    num_test: int = 10_000,
+    seed: int,
 ) -> OracleTask:
-    """The task of an oracle whose sentences are drawn from it by a seed, which leaves the global random state untouched.
+    """The task of an oracle whose sentences are drawn from it by a seed, which leaves the global
+    random state untouched.
 
-    Each of the three bodies of sentences has a seed of its own that is drawn by the one given: the sentences to test on do not depend on
-    how many there are to train on.
+    Each of the three bodies of sentences has a seed of its own that is drawn by the one given: the
+    sentences to test on do not depend on how many there are to train on.
 
     Args:
         oracle: what draws them, where it lies; they themselves lie on the CPU.
@@ -132,12 +155,22 @@ def make_oracle_task(
     Raises `UserError` for numbers below 1, and for a seed that none can be.
     """
     if min(length, num_train, num_valid, num_test) < 1:
-        numbers = f"{num_train} to train, {num_valid} to validate and {num_test} to test on, of {length} tokens"
-        raise UserError(f"a task has at least 1 sentence of each kind, of at least 1 token, got {numbers}")
+        numbers = (
+            f"{num_train} to train, {num_valid} to validate and {num_test} to test on, of "
+            f"{length} tokens"
+        )
+        raise UserError(
+            f"a task has at least 1 sentence of each kind, of at least 1 token, got {numbers}"
+        )
     seeds = torch.randint(2**62, (3,), generator=seeded(seed)).tolist()
-    bodies = [_sentences(oracle, num, length, s) for num, s in zip((num_train, num_valid, num_test), seeds, strict=True)]
+    bodies = [
+        _sentences(oracle, num, length, s)
+        for num, s in zip((num_train, num_valid, num_test), seeds, strict=True)
+    ]
     first = oracle.context.before if isinstance(oracle.context, PreviousObservation) else None
-    return OracleTask(oracle, Sequences(*bodies), OracleRendering(oracle.emission.num_features), first)
+    return OracleTask(
+        oracle, Sequences(*bodies), OracleRendering(oracle.emission.num_features), first
+    )
 
 
 def _sentences(oracle: RNN, num: int, length: int, seed: int) -> Tensor:

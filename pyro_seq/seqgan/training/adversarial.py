@@ -1,4 +1,6 @@
-"""The adversarial game: rounds of the discriminator, steps of the generator, and all that a long run needs around them."""
+"""The adversarial game: rounds of the discriminator, steps of the generator, and all that a long
+run needs around them.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,16 @@ SHOWN = 16  # generated sequences in TensorBoard and in the run folder
 
 
 class AdversarialTraining:
-    """Trains a generator against a discriminator (Yu et al. 2017, arXiv 1609.05473, algorithm 1), after its pretraining.
+    """Trains a generator against a discriminator (Yu et al. 2017, arXiv 1609.05473, algorithm 1),
+    after its pretraining.
 
-    First come the discriminator's own rounds, then adversarial steps: updates of the generator by policy gradient, the policy of the
-    rollouts following it, and rounds of the discriminator, each with newly generated sequences. What is kept are the weights with the best
-    figure of the task on validation sequences, those of the pretraining among them, as long as these sequences do not become less likely
-    than the settings' margin allows. A killed run goes on from its last checkpoint, and on a CPU ends with the very weights of one that
-    was never interrupted (unless minutes decide its length).
+    First come the discriminator's own rounds, then adversarial steps: updates of the generator by
+    policy gradient, the policy of the rollouts following it, and rounds of the discriminator, each
+    with newly generated sequences. What is kept are the weights with the best figure of the task on
+    validation sequences, those of the pretraining among them, as long as these sequences do not
+    become less likely than the settings' margin allows. A killed run goes on from its last
+    checkpoint, and on a CPU ends with the very weights of one that was never interrupted (unless
+    minutes decide its length).
 
     Args:
         pair: the generator, pretrained; `fit` leaves the best weights in it.
@@ -73,7 +78,9 @@ class AdversarialTraining:
         self.settings, self.s = settings, settings.adversarial
         self.real = task.sequences.train.to(device)
         self.end = task.rendering.end
-        self.reward = DiscriminatorReward(discriminator, self.s.reward, self.real[:COMPARED], end=self.end)
+        self.reward = DiscriminatorReward(
+            discriminator, self.s.reward, self.real[:COMPARED], end=self.end
+        )
         self.opponent = DiscriminatorTraining.of(discriminator, settings.discriminator, seed=seed)
         self.seed, self.log = seed, TrainingLog(units=task.units, bits="", quiet=quiet)
         self.step = self.rounds = self.validations_since_best = 0
@@ -92,27 +99,40 @@ class AdversarialTraining:
 
     @property
     def _at(self) -> int:
-        """The step in TensorBoard, which must never stand still: the discriminator's own rounds come at 0 and below."""
+        """The step in TensorBoard, which must never stand still: the discriminator's own rounds
+        come at 0 and below.
+        """
         return self.step + self.rounds - self.settings.discriminator.pretrain_rounds
 
     def fit(self, *, resume: bool = False) -> None:
-        """Train until the settings say so, early stopping does, or Ctrl-C is pressed (then a checkpoint is saved first).
+        """Train until the settings say so, early stopping does, or Ctrl-C is pressed (then a
+        checkpoint is saved first).
 
-        Raises `UserError` where a network has collapsed or a value is not finite, the last good checkpoint being kept, and
-        `KeyboardInterrupt` (with the signal's number) after Ctrl-C or SIGTERM.
+        Raises `UserError` where a network has collapsed or a value is not finite, the last good
+        checkpoint being kept, and `KeyboardInterrupt` (with the signal's number) after Ctrl-C or
+        SIGTERM.
         """
         self._interruption.wished = 0
         with ExitStack() as stack:
             stack.enter_context(self.pair.scope())
             stack.enter_context(self.run.locked())
             stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")  # the error that follows says more
+            # the error that follows says more
+            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")
             self._generator = GeneratorTraining(
-                self.pair, self.reward, self.real, self.task.rendering.num_symbols, self.settings, seed=self.seed, end=self.end
+                self.pair,
+                self.reward,
+                self.real,
+                self.task.rendering.num_symbols,
+                self.settings,
+                seed=self.seed,
+                end=self.end,
             )
             going_on = resume and self.run.last.exists()
             size = self._load(load_tree(self.run.last)) if going_on else 0
-            stack.enter_context(self.log.opened(self.run, size=size, step=self._at - (self.validated < 0)))
+            stack.enter_context(
+                self.log.opened(self.run, size=size, step=self._at - (self.validated < 0))
+            )
             stack.enter_context(self._interruption.noticed())
             stack.enter_context(pyro.validation_enabled(False))
             try:
@@ -120,21 +140,34 @@ class AdversarialTraining:
                 self._loop()
                 self._finish()
             except NonFiniteGradient as error:
-                raise self._stopped(f"{error} is not finite; a lower adversarial.learning_rate may help") from None
+                raise self._stopped(
+                    f"{error} is not finite; a lower adversarial.learning_rate may help"
+                ) from None
             except Collapse as error:  # the last checkpoint may have collapsed as well
-                raise UserError(f"adversarial step {self.step + 1}: {error}; the best weights so far are in {self.run.best}") from None
+                raise UserError(
+                    f"adversarial step {self.step + 1}: {error}; the best weights so far are in "
+                    f"{self.run.best}"
+                ) from None
             except UserError as error:
                 raise self._stopped(str(error)) from None
         if self._interruption.wished:
             raise KeyboardInterrupt(self._interruption.wished)
 
     def _stopped(self, why: str) -> UserError:
-        kept = f"; the last good checkpoint is {self.run.last}" if self.run.last.exists() and str(self.run.last) not in why else ""
+        kept = (
+            f"; the last good checkpoint is {self.run.last}"
+            if self.run.last.exists() and str(self.run.last) not in why
+            else ""
+        )
         return UserError(f"adversarial step {self.step + 1}: {why}{kept}")
 
     def _begin(self, going_on: bool) -> None:
         if going_on:
-            rounds = f" and round {self.rounds} of the discriminator" if self.rounds < self.settings.discriminator.pretrain_rounds else ""
+            rounds = (
+                f" and round {self.rounds} of the discriminator"
+                if self.rounds < self.settings.discriminator.pretrain_rounds
+                else ""
+            )
             self.log.progress.say(f"going on after adversarial step {self.step}{rounds}")
         else:
             self._save()
@@ -162,8 +195,12 @@ class AdversarialTraining:
                 saved = time.monotonic()
 
     def stopped_by(self) -> str | None:
-        """What ends the training where it stands, in words that name the setting; `None` if it goes on."""
-        return stopped_by("adversarial", self.s, self.step, self.minutes, self.validations_since_best)
+        """What ends the training where it stands, in words that name the setting; `None` if it goes
+        on.
+        """
+        return stopped_by(
+            "adversarial", self.s, self.step, self.minutes, self.validations_since_best
+        )
 
     def _pretrain_discriminator(self) -> None:
         figures = self._round(self.settings.discriminator.pretrain_epochs)
@@ -173,10 +210,16 @@ class AdversarialTraining:
         self._progress(f"discriminator round {self.rounds}/{total}  {_in_words(figures)}")
 
     def _round(self, epochs: int) -> dict[str, float]:
-        """Epochs of the discriminator on new sequences and as many real ones; its figures in the last of them."""
+        """Epochs of the discriminator on new sequences and as many real ones; its figures in the
+        last of them.
+        """
         num = min(self.settings.discriminator.samples or len(self.real), len(self.real))
         new = generated(self.pair, num, self.settings.length, end=self.end)
-        real = self.real if num == len(self.real) else self.real[torch.randperm(len(self.real))[:num].to(self.real.device)]
+        real = (
+            self.real
+            if num == len(self.real)
+            else self.real[torch.randperm(len(self.real))[:num].to(self.real.device)]
+        )
         figures: Any = {}
         for _ in range(epochs):
             figures = self.opponent.epoch(real, new)
@@ -186,7 +229,9 @@ class AdversarialTraining:
         with aside(self.step):
             self.reward.refresh(generated(self.pair, COMPARED, self.settings.length, end=self.end))
         over = fraction(self.s, self.step, self.minutes)
-        self.generator.optimiser.scale_learning_rate(learning_rate_factor(over, schedule=self.s.schedule, floor=FLOOR))
+        self.generator.optimiser.scale_learning_rate(
+            learning_rate_factor(over, schedule=self.s.schedule, floor=FLOOR)
+        )
         figures: dict[str, float] = {}
         for _ in range(self.s.generator_steps):
             figures = self.generator.step()
@@ -194,11 +239,16 @@ class AdversarialTraining:
             figures["likelihood_nll"] = self.generator.likelihood_step()
         self.generator.follow()
         for _ in range(self.s.discriminator_rounds):
-            figures |= {f"discriminator_{name}": value for name, value in self._round(self.s.discriminator_epochs).items()}
+            figures |= {
+                f"discriminator_{name}": value
+                for name, value in self._round(self.s.discriminator_epochs).items()
+            }
         self.step += 1
         self.log.report(self.step, "adversarial", figures)
         by_step = self.generator.returns_by_step
-        self.log.events.scalars(self.step, {f"reward_by_step/{t + 1:03}": value for t, value in enumerate(by_step)})
+        self.log.events.scalars(
+            self.step, {f"reward_by_step/{t + 1:03}": value for t, value in enumerate(by_step)}
+        )
         self._progress(f"adversarial step {self.step}/{self.s.num_steps}  {_in_words(figures)}")
 
     def _progress(self, line: str) -> None:
@@ -218,19 +268,32 @@ class AdversarialTraining:
         if self.step == 0:
             self.pretrained_nll = nll
         if diverged(nll, self.pretrained_nll):
-            self.log.progress.say(diverged_words(f"adversarial step {self.step}: the generator's nll", nll, self.pretrained_nll))
+            self.log.progress.say(
+                diverged_words(
+                    f"adversarial step {self.step}: the generator's nll", nll, self.pretrained_nll
+                )
+            )
         figures = {name: figure.value for name, figure in found.items()}
-        figures |= {f"{name}_error": figure.standard_error for name, figure in found.items() if figure.standard_error is not None}
+        figures |= {
+            f"{name}_error": figure.standard_error
+            for name, figure in found.items()
+            if figure.standard_error is not None
+        }
         self.log.report(self.step, "valid", figures, at=self._at)
         better = self._is_better(found)
         self.validations_since_best = 0 if better else self.validations_since_best + 1
         shown = "  ".join(f"{name} {figure.value:.3f}" for name, figure in found.items())
-        self.log.progress.say(f"adversarial step {self.step}  validation {shown}{'  (best so far)' if better else ''}")
+        self.log.progress.say(
+            f"adversarial step {self.step}  validation {shown}{'  (best so far)' if better else ''}"
+        )
         if better:
             self.best = found[self.task.criterion].value
             self.run.save(self.run.best, {"step": self.step, "weights": self.pair.weights()})
         if found["entropy"].value < self.s.lowest_entropy:
-            low = f"its entropy is {found['entropy'].value:.3g} nats a symbol, below adversarial.lowest_entropy"
+            low = (
+                f"its entropy is {found['entropy'].value:.3g} nats a symbol, below "
+                "adversarial.lowest_entropy"
+            )
             raise Collapse(f"the generator has collapsed: {low}")
 
     def _is_better(self, found: dict[str, Figure]) -> bool:
@@ -247,9 +310,17 @@ class AdversarialTraining:
     def _show(self) -> None:
         """Generated sequences against real ones, in TensorBoard and as files."""
         with aside(self.step):
-            new = generated(self.pair, SHOWN, self.settings.length, end=self.end, never=self.task.rendering.never).cpu()
+            new = generated(
+                self.pair,
+                SHOWN,
+                self.settings.length,
+                end=self.end,
+                never=self.task.rendering.never,
+            ).cpu()
         rendering = self.task.rendering
-        self.log.events.samples(self._at, side_by_side(rendering, new, self.task.sequences.train[:SHOWN]))
+        self.log.events.samples(
+            self._at, side_by_side(rendering, new, self.task.sequences.train[:SHOWN])
+        )
         self.run.check_own()
         rendering.write(new, self.run.path / "samples" / f"step-{self.step:05}")
 
@@ -293,9 +364,16 @@ class AdversarialTraining:
             load_weights(dict(self.discriminator.state_dict()), saved["discriminator"], where)
             self.generator.load_state(saved["generator_training"], where)
             self.opponent.load_state(saved["discriminator_training"])
-            self.step, self.rounds, self.minutes = saved["step"], saved["rounds"], float(saved["minutes"])
+            self.step, self.rounds, self.minutes = (
+                saved["step"],
+                saved["rounds"],
+                float(saved["minutes"]),
+            )
             self.best = None if saved["best"] is None else float(saved["best"])
-            self.validations_since_best, self.validated = saved["validations_since_best"], saved["validated"]
+            self.validations_since_best, self.validated = (
+                saved["validations_since_best"],
+                saved["validated"],
+            )
             self.pretrained_nll = float(saved["pretrained_nll"])
             set_random_state(saved["random"])
             return int(saved["metrics_size"])

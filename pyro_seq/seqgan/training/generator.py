@@ -1,4 +1,6 @@
-"""The generator's side of the game: REINFORCE on what the discriminator says of its sequences, and maximum likelihood in between."""
+"""The generator's side of the game: REINFORCE on what the discriminator says of its sequences, and
+maximum likelihood in between.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def make_baseline(settings: SeqGANSettings, num_symbols: int) -> Baseline | None
 
 
 class GeneratorTraining:
-    """Updates of a generator by policy gradient, `SVI` with `Reinforce`, and by maximum likelihood, `SVI` with `Trace_ELBO`.
+    """Updates of a generator by policy gradient, `SVI` with `Reinforce`, and by maximum likelihood,
+    `SVI` with `Trace_ELBO`.
 
     Args:
         pair: the generator; all is done inside its scope.
@@ -56,10 +59,23 @@ class GeneratorTraining:
     """
 
     def __init__(
-        self, pair: Pair, reward: Reward, real: Tensor, num_symbols: int, settings: SeqGANSettings, *, seed: int, end: int | None = None
+        self,
+        pair: Pair,
+        reward: Reward,
+        real: Tensor,
+        num_symbols: int,
+        settings: SeqGANSettings,
+        *,
+        seed: int,
+        end: int | None = None,
     ) -> None:
         s: AdversarialSettings = settings.adversarial
-        self.pair, self.length, self.batch_size, self.device = pair, settings.length, s.batch_size, real.device
+        self.pair, self.length, self.batch_size, self.device = (
+            pair,
+            settings.length,
+            s.batch_size,
+            real.device,
+        )
         self.baseline = make_baseline(settings, num_symbols)
         if self.baseline is not None:
             self.baseline.to(real.device)
@@ -67,35 +83,55 @@ class GeneratorTraining:
         if s.rollouts:
             at_once: dict[str, Any] = {"num_rollouts": s.rollouts, "max_rows": s.rollout_batch}
             self.rollouts = Rollouts(pair, reward, update_rate=s.update_rate, end=end, **at_once)
-        earned: dict[str, Any] = {"reward": reward} if self.rollouts is None else {"action_values": self.rollouts}
+        earned: dict[str, Any] = (
+            {"reward": reward} if self.rollouts is None else {"action_values": self.rollouts}
+        )
         if end is not None:
             earned["sample"] = SampledToTheEnd(end)
-        self.objective = Reinforce(**earned, baseline=self.baseline, entropy_bonus=s.entropy_bonus, normalise=s.normalise)
+        self.objective = Reinforce(
+            **earned, baseline=self.baseline, entropy_bonus=s.entropy_bonus, normalise=s.normalise
+        )
         parameters = pair.parameters()
         if self.baseline is not None:
             parameters |= {f"baseline.{name}": p for name, p in self.baseline.named_parameters()}
-        self.optimiser = JointOptimiser(parameters, learning_rate=s.learning_rate, clip_norm=s.clip_norm)
+        self.optimiser = JointOptimiser(
+            parameters, learning_rate=s.learning_rate, clip_norm=s.clip_norm
+        )
         self.optimiser.gradient_scale = 1 / self.batch_size  # means over sequences
         self._adversarial = SVI(pair.model, no_guide, self.optimiser, loss=self.objective)
-        self._likelihood = SVI(pair.model, no_guide, self.optimiser, loss=Trace_ELBO(max_plate_nesting=1))
-        pieces = [row[:length] for row, length in zip(real, lengths_of(real, end).tolist(), strict=True)]
+        self._likelihood = SVI(
+            pair.model, no_guide, self.optimiser, loss=Trace_ELBO(max_plate_nesting=1)
+        )
+        pieces = [
+            row[:length] for row, length in zip(real, lengths_of(real, end).tolist(), strict=True)
+        ]
         self.real = PieceBatches(pieces, batch_size=self.batch_size, seed=seed, device=real.device)
 
     def step(self) -> dict[str, float]:
-        """One update by policy gradient; the loss of a sequence, the mean reward of whole ones, the gradient's norm.
+        """One update by policy gradient; the loss of a sequence, the mean reward of whole ones, the
+        gradient's norm.
 
-        Raises `UserError` if the reward says nothing, since all sequences have the same, and for what is not finite.
+        Raises `UserError` if the reward says nothing, since all sequences have the same, and for
+        what is not finite.
         """
         self.pair.train()
-        loss = self._adversarial.step(SequenceBatch(None, [self.length] * self.batch_size).to(self.device))
+        loss = self._adversarial.step(
+            SequenceBatch(None, [self.length] * self.batch_size).to(self.device)
+        )
         forget_baseline()  # a pair's weights are the generator's alone
         seen = self.objective.latest
         assert seen is not None
         if not math.isfinite(loss):
-            raise UserError("the generator's loss is not finite: a lower adversarial.learning_rate may help")
+            raise UserError(
+                "the generator's loss is not finite: a lower adversarial.learning_rate may help"
+            )
         self._check_spread(seen.returns, seen.sequences)
         reward = float(seen.sequences.last(seen.returns.unsqueeze(-1), seen.returns[:, :1]).mean())
-        return {"loss": loss / self.batch_size, "reward": reward, "gradient_norm": self.optimiser.gradient_norm}
+        return {
+            "loss": loss / self.batch_size,
+            "reward": reward,
+            "gradient_norm": self.optimiser.gradient_norm,
+        }
 
     def _check_spread(self, returns: Tensor, sequences: SequenceBatch) -> None:
         """Refuse to go on where there is nothing to learn from."""
@@ -105,14 +141,25 @@ class GeneratorTraining:
         if len(symbols) > 1 and len(torch.unique(symbols, dim=0)) == 1:
             raise Collapse("the generator has collapsed: all sequences of a minibatch are the same")
         if float(returns.max() - returns.min()) <= 1e-9:
-            answer = f"the reward is {float(returns.mean()):.3g} for every sequence and prefix, so the generator has nothing to learn from"
-            raise Collapse(f"the discriminator has collapsed: {answer}; a lower discriminator.learning_rate or another reward may help")
+            answer = (
+                f"the reward is {float(returns.mean()):.3g} for every sequence and prefix, "
+                "so "
+                "the generator has nothing to learn from"
+            )
+            raise Collapse(
+                f"the discriminator has collapsed: {answer}; a lower discriminator.learning_rate "
+                "or another reward may help"
+            )
 
     @property
     def returns_by_step(self) -> list[float]:
         """The mean action value, or return, of each step of the latest minibatch."""
         seen = self.objective.latest
-        return [] if seen is None else (seen.returns.sum(0) / seen.sequences.mask.sum(0).clamp(min=1)).tolist()
+        return (
+            []
+            if seen is None
+            else (seen.returns.sum(0) / seen.sequences.mask.sum(0).clamp(min=1)).tolist()
+        )
 
     def likelihood_step(self) -> float:
         """One update by maximum likelihood on real sequences; their NLL in nats a symbol."""
@@ -132,7 +179,12 @@ class GeneratorTraining:
             with self.rollouts.policy.scope():
                 policy = self.rollouts.policy.weights()
         baseline = None if self.baseline is None else dict(self.baseline.state_dict())
-        return {"optimiser": self.optimiser.state(), "policy": policy, "baseline": baseline, "real": self.real.state()}
+        return {
+            "optimiser": self.optimiser.state(),
+            "policy": policy,
+            "baseline": baseline,
+            "real": self.real.state(),
+        }
 
     def describe_state(self, where: Any) -> Kind:
         """The kind of a `state()`; `where` is for messages."""
@@ -140,7 +192,12 @@ class GeneratorTraining:
         if self.rollouts is not None:
             policy = Checked(self._check_policy(where))
         baseline = Nothing() if self.baseline is None else like_all(self.baseline.state_dict())
-        kinds = {"optimiser": self.optimiser.describe_state(), "policy": policy, "baseline": baseline, "real": self.real.describe_state()}
+        kinds = {
+            "optimiser": self.optimiser.describe_state(),
+            "policy": policy,
+            "baseline": baseline,
+            "real": self.real.describe_state(),
+        }
         return Fields(kinds)
 
     def _check_policy(self, where: Any) -> Callable[[Any], None]:
@@ -152,7 +209,9 @@ class GeneratorTraining:
         return check_policy
 
     def load_state(self, state: dict[str, Any], where: Any) -> None:
-        """Go on from `state()`; raises `ValueError` for what could not be one, `UserError` for weights that do not fit."""
+        """Go on from `state()`; raises `ValueError` for what could not be one, `UserError` for
+        weights that do not fit.
+        """
         self.optimiser.load_state(state["optimiser"])
         self.real.load_state(state["real"])
         if self.rollouts is not None:

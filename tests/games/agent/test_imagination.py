@@ -1,4 +1,6 @@
-"""Learning in imagined games: estimators against the exact gradient on a two-step toy game, and how imagined games go."""
+"""Learning in imagined games: estimators against the exact gradient on a two-step toy game, and how
+imagined games go.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ N = 4_000  # games of a gradient
 class TwoSteps:
     """A game of two moves that is known exactly, in place of a world model.
 
-    It begins at o = (1, 0, 0). A move earns `rewards[o, a]` and leads to o = (0, 1, 0) or (0, 0, 1), as a is 0 or 1; the second ends it.
-    A relaxed action leads to, and earns, the mixture.
+    It begins at o = (1, 0, 0). A move earns `rewards[o, a]` and leads to o = (0, 1, 0) or (0, 0,
+    1), as a is 0 or 1; the second ends it. A relaxed action leads to, and earns, the mixture.
     """
 
     def __init__(self, rewards: Tensor) -> None:
@@ -50,7 +52,11 @@ class TwoSteps:
         self.moves += 1
         reward = torch.einsum("no,oa,na->n", state, self.rewards, inputs)
         seen = torch.cat([torch.zeros(len(inputs), 1), inputs], 1)
-        return {"observation": seen, "reward": reward, "end": torch.full((len(inputs),), float(self.moves == 2))}, seen
+        return {
+            "observation": seen,
+            "reward": reward,
+            "end": torch.full((len(inputs),), float(self.moves == 2)),
+        }, seen
 
 
 class Rewarded(Normalisation):
@@ -62,13 +68,36 @@ class Rewarded(Normalisation):
 
 
 def imagination_of(world: Any, game: Game, **options: Any) -> Imagination:
-    """Imagined games that begin at (1, 0, 0), or 1 for games that observe one number; rewards in their own units."""
+    """Imagined games that begin at (1, 0, 0), or 1 for games that observe one number; rewards in
+    their own units.
+    """
     size = game.observation_size
-    settings = AgentSettings(**{"discount": 1.0, "beginnings": 1.0, "trace_decay": 1.0, "horizon": 1, "entropy_bonus": 0.0} | options)
+    settings = AgentSettings(
+        **{
+            "discount": 1.0,
+            "beginnings": 1.0,
+            "trace_decay": 1.0,
+            "horizon": 1,
+            "entropy_bonus": 0.0,
+        }
+        | options
+    )
     normalisation = Rewarded(size)
     replay = Replay(normalisation, held_out=0.0, batch_size=1, window=2, seed=0)
     begun = np.eye(size, dtype=np.float32)[[0, 0]]
-    replay.add([Episode(begun, np.zeros((1, game.action_size), np.float32), np.zeros(1, np.float32), True, True, "random")], new=False)
+    replay.add(
+        [
+            Episode(
+                begun,
+                np.zeros((1, game.action_size), np.float32),
+                np.zeros(1, np.float32),
+                True,
+                True,
+                "random",
+            )
+        ],
+        new=False,
+    )
     critic = Critic(SideInputs(size), hidden_size=3)
     return Imagination(world, game, normalisation, replay, critic, settings)
 
@@ -88,13 +117,17 @@ def gradients_of(objective: Any, model: Feedforward, steps: int, repeats: int) -
 
 
 class _Nothing(PyroOptim):
-    """An optimiser that leaves everything as it is, and keeps a model's gradients, which `SVI` throws away."""
+    """An optimiser that leaves everything as it is, and keeps a model's gradients, which `SVI`
+    throws away.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.kept = model, torch.zeros(0)
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        self.kept = torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+        self.kept = torch.cat(
+            [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
+        )
 
 
 def exact_gradient(model: Feedforward, rewards: Tensor, bonus: float) -> Tensor:
@@ -111,7 +144,9 @@ def exact_gradient(model: Feedforward, rewards: Tensor, bonus: float) -> Tensor:
 
 def assert_unbiased(found: Tensor, expected: Tensor) -> None:
     error = found.std(0) / len(found) ** 0.5
-    assert ((found.mean(0) - expected).abs() < 4.5 * error + 1e-9).all(), (found.mean(0) - expected) / error
+    assert ((found.mean(0) - expected).abs() < 4.5 * error + 1e-9).all(), (
+        found.mean(0) - expected
+    ) / error
 
 
 REWARDS = torch.tensor([[0.3, -0.2], [1.0, 0.0], [-1.5, 2.0]], dtype=torch.double)
@@ -119,11 +154,15 @@ REWARDS = torch.tensor([[0.3, -0.2], [1.0, 0.0], [-1.5, 2.0]], dtype=torch.doubl
 
 @pytest.mark.parametrize("bonus", [0.0, 0.3])
 @pytest.mark.parametrize("baseline", [False, True])
-def test_score_function_against_the_exact_gradient(bonus: float, baseline: bool, float64: None) -> None:
+def test_score_function_against_the_exact_gradient(
+    bonus: float, baseline: bool, float64: None
+) -> None:
     game = Game("", 3, True, 2)
     imagination, model = imagination_of(TwoSteps(REWARDS), game), policy_of(3, Categorical(2))
     critic = imagination.critic if baseline else None
-    objective = Reinforce(imagination.reward, baseline=critic, entropy_bonus=bonus, sample=imagination.imagine)
+    objective = Reinforce(
+        imagination.reward, baseline=critic, entropy_bonus=bonus, sample=imagination.imagine
+    )
     found = gradients_of(objective, model, 2, 30)
     assert_unbiased(found, exact_gradient(model, REWARDS, bonus))
 
@@ -148,7 +187,9 @@ def test_a_critic_lowers_the_variance(float64: None) -> None:
 
 
 def test_pathwise_against_the_exact_gradient_of_the_relaxed_game(float64: None) -> None:
-    """Of the last move's relaxed action y = sigmoid((d + l) / tau), l logistic: E[r_1 y + r_2 (1 - y)] by quadrature."""
+    """Of the last move's relaxed action y = sigmoid((d + l) / tau), l logistic: E[r_1 y + r_2 (1 -
+    y)] by quadrature.
+    """
     game, tau = Game("", 3, True, 2), 0.7
     rewards = torch.tensor([[0.3, -0.4], [0.0, 0.0], [0.0, 0.0]])
     imagination = imagination_of(TwoSteps(rewards), game, relaxation=tau)
@@ -162,7 +203,9 @@ def test_pathwise_against_the_exact_gradient_of_the_relaxed_game(float64: None) 
     density = torch.sigmoid(noise) * torch.sigmoid(-noise)
     y = torch.sigmoid((logits[0] - logits[1] + noise.unsqueeze(-1)) / tau).squeeze(-1)
     value = torch.trapezoid(density * (rewards[0, 0] * y + rewards[0, 1] * (1 - y)), noise)
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(value, list(model.parameters()))])
+    expected = torch.cat(
+        [g.flatten() for g in torch.autograd.grad(value, list(model.parameters()))]
+    )
     assert_unbiased(gradients_of(Pathwise(imagination), model, 1, 20), expected)
 
 
@@ -180,14 +223,20 @@ class Quadratic:
 
     def step(self, state: Tensor, inputs: Tensor, *, differentiable: bool = False) -> Any:
         seen = state + inputs
-        return {"observation": seen, "reward": -seen.square().sum(-1), "end": torch.zeros(len(seen))}, seen
+        return {
+            "observation": seen,
+            "reward": -seen.square().sum(-1),
+            "end": torch.zeros(len(seen)),
+        }, seen
 
 
 UNBOUNDED = Game("", 1, False, 1, low=(-float("inf"),), high=(float("inf"),), action_shape=(1,))
 
 
 def exact_quadratic(model: Feedforward, bonus: float) -> Tensor:
-    """Of -E[o_1^2 + o_2^2] + bonus E[H_0 + H_1], by quadrature over a_0 ~ N(m(1), s(1)) with o_1 = 1 + a_0."""
+    """Of -E[o_1^2 + o_2^2] + bonus E[H_0 + H_1], by quadrature over a_0 ~ N(m(1), s(1)) with o_1 =
+    1 + a_0.
+    """
     law = model.emission(model.decoder(torch.ones(1, 1))).base_dist
     nodes, weights = (torch.from_numpy(x) for x in np.polynomial.hermite_e.hermegauss(60))
     weights = weights / weights.sum()
@@ -195,14 +244,19 @@ def exact_quadratic(model: Feedforward, bonus: float) -> Tensor:
     later = model.emission(model.decoder(first.unsqueeze(-1))).base_dist
     second = (first + later.loc.squeeze(-1)).square() + later.scale.squeeze(-1).square()
     value = -(weights * (first.square() + second)).sum()
-    value = value + bonus * (law.entropy().squeeze() + (weights * later.entropy().squeeze(-1)).sum())
+    value = value + bonus * (
+        law.entropy().squeeze() + (weights * later.entropy().squeeze(-1)).sum()
+    )
     return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(model.parameters()))])
 
 
 @pytest.mark.parametrize("gradient", ["score", "pathwise"])
 def test_continuous_actions_against_the_exact_gradient(gradient: str, float64: None) -> None:
     bonus = 0.2
-    imagination, model = imagination_of(Quadratic(), UNBOUNDED, entropy_bonus=bonus), policy_of(1, Action(1))
+    imagination, model = (
+        imagination_of(Quadratic(), UNBOUNDED, entropy_bonus=bonus),
+        policy_of(1, Action(1)),
+    )
     with torch.no_grad():  # so that nothing is expected after the horizon
         for p in imagination.critic.parameters():
             p.zero_()
@@ -239,10 +293,17 @@ def test_games_end_and_what_goes_on_is_worth_what_the_critic_says(float64: None)
     class Ending(TwoSteps):
         def step(self, state: Tensor, inputs: Tensor, *, differentiable: bool = False) -> Any:
             x, after = super().step(state, inputs)
-            return x | {"end": (inputs[:, 0] > 0.5).double() if self.moves == 1 else torch.zeros(len(inputs))}, after
+            return x | {
+                "end": (inputs[:, 0] > 0.5).double()
+                if self.moves == 1
+                else torch.zeros(len(inputs))
+            }, after
 
     game = Game("", 3, True, 2)
-    imagination, model = imagination_of(Ending(REWARDS), game, discount=0.5), policy_of(3, Categorical(2))
+    imagination, model = (
+        imagination_of(Ending(REWARDS), game, discount=0.5),
+        policy_of(3, Categorical(2)),
+    )
     imagination.critic = Known(SideInputs(3))
     batch = imagination.imagine(model, SequenceBatch(None, [2] * 64))
     actions: Any = batch.values
@@ -250,7 +311,8 @@ def test_games_end_and_what_goes_on_is_worth_what_the_critic_says(float64: None)
     assert batch.inputs is not None and (batch.inputs[:, 0] == torch.tensor([1.0, 0, 0])).all()
     earned = imagination.reward(batch)
     for row, (a, b) in zip(earned.tolist(), actions.tolist(), strict=True):
-        # rewards times 1 - discount; the second move's also brings the discounted value of where it led to
+        # rewards times 1 - discount; the second move's also brings the discounted value of where it
+        # led to
         second = 0.0 if a == 0 else 0.5 * float(REWARDS[2, b]) + 0.5 * 7
         assert row == pytest.approx([0.5 * float(REWARDS[0, a]), second])
 
@@ -263,9 +325,23 @@ def test_starts_are_mixed() -> None:
     normalisation = Normalisation(2)
     replay = Replay(normalisation, held_out=0.0, batch_size=1, window=2, seed=0)
     observations = np.stack([np.arange(11), np.zeros(11)], 1).astype(np.float32)
-    replay.add([Episode(observations, np.eye(2, dtype=np.float32)[[0] * 10], np.ones(10, np.float32), True, True, "random")], new=False)
+    replay.add(
+        [
+            Episode(
+                observations,
+                np.eye(2, dtype=np.float32)[[0] * 10],
+                np.ones(10, np.float32),
+                True,
+                True,
+                "random",
+            )
+        ],
+        new=False,
+    )
     settings = AgentSettings(beginnings=0.25, prefix=3, hidden_size=4)
-    world = World(make_pair(model_settings("srnn", {"hidden_size": 4, "latent_size": 2}), game_parts(game)), 2)
+    world = World(
+        make_pair(model_settings("srnn", {"hidden_size": 4, "latent_size": 2}), game_parts(game)), 2
+    )
     from pyro_seq.games.agent.agents import make_policy
 
     model: Any = make_policy(game, settings).model
@@ -273,5 +349,13 @@ def test_starts_are_mixed() -> None:
     _, agents, seen = imagination.starts(model, 400)
     assert (seen[:100, 0] == 0).all() and set(seen[100:, 0].tolist()) == set(range(2, 10))
     assert not agents["carried"][0][:100].any() and agents["carried"][0][100:].any()
-    short = Imagination(world, game, normalisation, replay, Critic(SideInputs(2)), AgentSettings(prefix=30, hidden_size=4))
-    assert (short.starts(make_policy(game, short.settings).model, 7)[2][:, 0] == 0).all()  # no game is as long as the prefix
+    short = Imagination(
+        world,
+        game,
+        normalisation,
+        replay,
+        Critic(SideInputs(2)),
+        AgentSettings(prefix=30, hidden_size=4),
+    )
+    # no game is as long as the prefix
+    assert (short.starts(make_policy(game, short.settings).model, 7)[2][:, 0] == 0).all()

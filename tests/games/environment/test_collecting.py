@@ -1,4 +1,6 @@
-"""Playing the real game: who plays what, that each move is counted, and that chance is the seed's."""
+"""Playing the real game: who plays what, that each move is counted, and that chance is the
+seed's.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def test_no_move_is_made_beyond_the_budget(toys: Any, most: int) -> None:
     environments, game = opened("Toy/Counting-v0", 3)
     toys.Counting.stepped = 0
     players = {"agent": Constant([1, 0]), "random": Constant([1, 0])}
-    episodes = collect(environments, game, ["agent", "random"] * 2 + ["agent"], players, seed=0, most_steps=most)
+    episodes = collect(
+        environments, game, ["agent", "random"] * 2 + ["agent"], players, seed=0, most_steps=most
+    )
     assert sum(map(len, episodes)) == toys.Counting.stepped == min(most, 25)
     assert all(e.complete == (len(e) == 5) and e.ended == e.complete for e in episodes)
 
@@ -71,7 +75,9 @@ def test_chance_is_the_games_own(side_by_side: int) -> None:
     expected = collect(reference, game, ["agent"] * 5, players, seed=9, first=2)
     environments, _ = opened("CartPole-v1", side_by_side)
     collect(environments, game, ["agent"], players, seed=1)
-    for a, b in zip(expected, collect(environments, game, ["agent"] * 5, players, seed=9, first=2), strict=True):
+    for a, b in zip(
+        expected, collect(environments, game, ["agent"] * 5, players, seed=9, first=2), strict=True
+    ):
         np.testing.assert_array_equal(a.observations, b.observations)
     starts = {tuple(e.observations[0].tolist()) for e in expected}
     assert len(starts) == 5 and len({game_seed(s, n) for s in range(30) for n in range(30)}) == 900
@@ -79,7 +85,9 @@ def test_chance_is_the_games_own(side_by_side: int) -> None:
 
 def test_a_failing_game_is_named(toys: Any) -> None:
     environments, game = opened("Toy/Crash-v0", 2)
-    with pytest.raises(UserError, match=r"failed in game \d+, move 4: RuntimeError: the motor is broken$"):
+    with pytest.raises(
+        UserError, match=r"failed in game \d+, move 4: RuntimeError: the motor is broken$"
+    ):
         collect(environments, game, ["agent"] * 8, {"agent": Constant([1, 0])}, seed=0)
 
 
@@ -90,7 +98,14 @@ def test_a_failing_game_is_named(toys: Any) -> None:
         ("Toy/NanReward-v0", "returned a reward that is not finite in game 8, move 2"),
         ("Toy/NanAtLast-v0", "returned an observation that is not finite in game 8, move 5"),
         ("Toy/Unborn-v0", "failed to begin in game 8, move 0: OSError: no such game"),
-        ("Toy/Shapeless-v0", "failed in game 8, move 1: ValueError: could not broadcast input array from shape (3,) into shape (2,)"),
+        (
+            "Toy/Shapeless-v0",
+            (
+                "failed in game 8, move 1: ValueError: could not broadcast input array from shape "
+                "(3,) "
+                "into shape (2,)"
+            ),
+        ),
     ],
 )
 def test_failures_say_where(toys: Any, name: str, said: str) -> None:
@@ -102,7 +117,8 @@ def test_failures_say_where(toys: Any, name: str, said: str) -> None:
 
 def test_large_numbers_are_no_failure(toys: Any) -> None:
     environments, game = opened("Toy/Counting-v0", 1)
-    environments[0].environment.unwrapped.seen = lambda: np.array([3e38, 3e38], np.float32)  # whose sum is infinite
+    # whose sum is infinite
+    environments[0].environment.unwrapped.seen = lambda: np.array([3e38, 3e38], np.float32)
     (episode,) = collect(environments, game, ["agent"], {"agent": Constant([1, 0])}, seed=0)
     assert (episode.observations == np.float32(3e38)).all()
 
@@ -116,8 +132,13 @@ def test_an_environment_may_use_its_array_again(toys: Any) -> None:
 def test_long_games_and_arrays_of_more_dimensions(toys: Any) -> None:
     environments, game = opened("Toy/Long-v0", 2)
     (episode,) = collect(environments, game, ["agent"], {"agent": Constant([0.0, 2.0])}, seed=0)
-    assert len(episode) == 300 and episode.observations.shape == (301, 2) and episode.observations[:, 0].tolist() == list(range(301))
-    assert (episode.rewards == 4).all() and (episode.actions == [0, 2]).all()  # the middle of -2 … 6, and 2
+    assert (
+        len(episode) == 300
+        and episode.observations.shape == (301, 2)
+        and episode.observations[:, 0].tolist() == list(range(301))
+    )
+    # the middle of -2 … 6, and 2
+    assert (episode.rewards == 4).all() and (episode.actions == [0, 2]).all()
 
 
 def test_actions_are_held() -> None:
@@ -125,7 +146,8 @@ def test_actions_are_held() -> None:
     player = RandomPlayer(game, hold=4, seed=1)
     taken = np.array([player.act([0], np.zeros((1, 1)))[0, 0] for _ in range(n)])
     changes = (taken[1:] != taken[:-1]).mean()
-    assert abs(changes - 0.5 / 2.5) < 5 * math.sqrt(0.2 * 0.8 / n)  # after 2.5 moves on average, to the other one of two
+    # after 2.5 moves on average, to the other one of two
+    assert abs(changes - 0.5 / 2.5) < 5 * math.sqrt(0.2 * 0.8 / n)
     assert abs(taken.mean() - 0.5) < 5 * math.sqrt(2 * 2.5 * 0.25 / n)
 
 
@@ -145,11 +167,15 @@ def test_places_hold_actions_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("side_by_side", [1, 3])
-def test_a_game_without_an_end_is_left_at_the_limit_and_others_are_not_touched(toys: Any, side_by_side: int) -> None:
+def test_a_game_without_an_end_is_left_at_the_limit_and_others_are_not_touched(
+    toys: Any, side_by_side: int
+) -> None:
     players = {"agent": Constant([0, 1])}
     environments, game = opened("Toy/ForEver-v0", side_by_side)
     for episode in collect(environments, game, ["agent"] * 4, players, seed=0, most_moves=9):
-        assert len(episode) == 9 and episode.total == 9 and not episode.ended and not episode.complete
+        assert (
+            len(episode) == 9 and episode.total == 9 and not episode.ended and not episode.complete
+        )
     environments, game = opened("Toy/Counting-v0", side_by_side)
     for most, complete in ((4, False), (5, True), (6, True)):  # a game of five moves
         for episode in collect(environments, game, ["agent"] * 4, players, seed=0, most_moves=most):
@@ -158,11 +184,16 @@ def test_a_game_without_an_end_is_left_at_the_limit_and_others_are_not_touched(t
 
 def test_numbers_too_large_for_float32_are_said_in_a_line_and_no_warning(toys: Any) -> None:
     environments, game = opened("Toy/TooLarge-v0", 1)
-    with pytest.raises(UserError, match="returned an observation that is not finite in game 0, move 2"):  # warnings are errors here
+    # warnings are errors here
+    with pytest.raises(
+        UserError, match="returned an observation that is not finite in game 0, move 2"
+    ):
         collect(environments, game, ["agent"], {"agent": Constant([1, 0])}, seed=0)
 
 
 def test_code_that_ends_the_program_is_a_failure_like_others(toys: Any) -> None:
     environments, game = opened("Toy/Leaving-v0", 1)
-    with pytest.raises(UserError, match=r"failed in game 0, move 2: its code ends the program \(sys.exit\(3\)\)"):
+    with pytest.raises(
+        UserError, match=r"failed in game 0, move 2: its code ends the program \(sys.exit\(3\)\)"
+    ):
         collect(environments, game, ["agent"], {"agent": Constant([1, 0])}, seed=0)

@@ -1,4 +1,6 @@
-"""Environments: which are taken, what is said of the others, the forms of an action, and failures in mid-game."""
+"""Environments: which are taken, what is said of the others, the forms of an action, and failures
+in mid-game.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def test_missing_packages_name_the_extra() -> None:
     try:
         import Box2D  # noqa: F401
     except ImportError:
-        with pytest.raises(UserError, match=r"'LunarLander-v3' needs packages that are not installed: .*gymnasium\[box2d\]"):
+        with pytest.raises(
+            UserError,
+            match=r"'LunarLander-v3' needs packages that are not installed: .*gymnasium\[box2d\]",
+        ):
             make_environment("LunarLander-v3")
 
 
@@ -62,7 +67,14 @@ def test_missing_packages_name_the_extra() -> None:
     [
         ("Toy/Pictures-v0", "are pictures, Box of shape [8, 8, 3] and type uint8"),
         ("Toy/Written-v0", "the observations of 'Toy/Written-v0' are a Text"),
-        ("Toy/NamedPictures-v0", "the observations of 'Toy/NamedPictures-v0' hold pictures, Box of shape [8, 8, 3] and type uint8"),
+        (
+            "Toy/NamedPictures-v0",
+            (
+                "the observations of 'Toy/NamedPictures-v0' hold pictures, Box of shape [8, 8, 3] "
+                "and "
+                "type uint8"
+            ),
+        ),
         ("Toy/Scripted-v0", "the actions of 'Toy/Scripted-v0' are a Dict"),
     ],
 )
@@ -85,7 +97,9 @@ def test_continuous_actions_lie_within_their_bounds(toys: Any) -> None:
     encoded = game.encode(raw)
     assert encoded.tolist() == [[-1.0, -7.0], [0.0, 0.5], [1.0, 7.0]]
     actions = np.stack(game.to_environment(encoded.numpy()))
-    assert actions.tolist() == [[-2.0, -7.0], [2.0, 0.5], [6.0, 7.0]] and actions.dtype == np.float32
+    assert (
+        actions.tolist() == [[-2.0, -7.0], [2.0, 0.5], [6.0, 7.0]] and actions.dtype == np.float32
+    )
 
 
 def test_random_actions_are_equally_likely(toys: Any) -> None:
@@ -96,7 +110,9 @@ def test_random_actions_are_equally_likely(toys: Any) -> None:
     _, game = opened("Toy/Pushed-v0")
     drawn = game.random_actions(n, random).astype(float)
     assert np.abs(drawn[:, 0]).max() <= 1 and abs(drawn[:, 0].mean()) < 4 / math.sqrt(3 * n)
-    assert abs(drawn[:, 0].var() - 1 / 3) < 4 * math.sqrt(4 / 45 / n) and abs(drawn[:, 1].var() - 1) < 4 * math.sqrt(2 / n)
+    assert abs(drawn[:, 0].var() - 1 / 3) < 4 * math.sqrt(4 / 45 / n) and abs(
+        drawn[:, 1].var() - 1
+    ) < 4 * math.sqrt(2 / n)
 
 
 def test_a_beginning_of_another_shape_than_its_space(toys: Any) -> None:
@@ -105,14 +121,22 @@ def test_a_beginning_of_another_shape_than_its_space(toys: Any) -> None:
         playing.reset(0)
 
 
-@pytest.mark.parametrize("name", ["Steps", "Level", "WholeLevel", "Byte", "Truths", "Endless64", "Doubles", "Halves"])
+@pytest.mark.parametrize(
+    "name", ["Steps", "Level", "WholeLevel", "Byte", "Truths", "Endless64", "Doubles", "Halves"]
+)
 def test_any_box_is_acted_in_as_its_space_has_it(toys: Any, name: str) -> None:
-    """Type, shape and bounds, from the ends of what is encoded, in between and at random: the environment looks."""
+    """Type, shape and bounds, from the ends of what is encoded, in between and at random: the
+    environment looks.
+    """
     playing, game = opened(f"Toy/{name}-v0")
     raw = torch.linspace(-40, 40, 41)[:, None].expand(41, game.action_size)
     drawn = game.random_actions(40, np.random.default_rng(0))
     playing.reset(0)
-    for encoded in (game.encode(raw).numpy(), drawn, np.full((1, game.action_size), -1, np.float32)):
+    for encoded in (
+        game.encode(raw).numpy(),
+        drawn,
+        np.full((1, game.action_size), -1, np.float32),
+    ):
         for action in game.to_environment(encoded):
             playing.environment.unwrapped.step(action)
 
@@ -125,11 +149,15 @@ def test_whole_numbers_are_equally_likely_and_points_of_their_own(toys: Any) -> 
         taken = np.stack(game.to_environment(drawn)).reshape(n, -1)[:, 0].astype(int)
         share = np.bincount(taken - low, minlength=high - low + 1) / n
         p = 1 / (high - low + 1)
-        assert len(share) == high - low + 1 and np.abs(share - p).max() < 4 * math.sqrt(p * (1 - p) / n)
+        assert len(share) == high - low + 1 and np.abs(share - p).max() < 4 * math.sqrt(
+            p * (1 - p) / n
+        )
         points = np.unique(drawn[:, 0])
         assert len(points) == high - low + 1
         np.testing.assert_allclose(points, np.linspace(-1, 1, high - low + 1), atol=1e-6)
-        encoded = game.encode(torch.linspace(-3, 3, 50)[:, None].expand(50, game.action_size)).numpy()
+        encoded = game.encode(
+            torch.linspace(-3, 3, 50)[:, None].expand(50, game.action_size)
+        ).numpy()
         assert np.isin(encoded[:, 0].round(5), points.round(5)).all()
 
 
@@ -158,20 +186,33 @@ def test_observations_are_flattened_by_gymnasium(toys: Any) -> None:
         playing, game = opened(f"Toy/{name}-v0")
         inner = playing.environment.unwrapped
         assert game.observation_size == size
-        np.testing.assert_array_equal(playing.reset(3), spaces.flatten(inner.observation_space, inner.seen()))
+        np.testing.assert_array_equal(
+            playing.reset(3), spaces.flatten(inner.observation_space, inner.seen())
+        )
 
 
 @pytest.mark.parametrize(
     ("space", "said"),
     [
         (lambda s: s.Discrete(10**7), "with 10,000,000 actions to choose from"),
-        (lambda s: s.MultiDiscrete([100, 100, 100]), "with 1,000,000 actions to choose from, all combinations counted"),
-        (lambda s: s.MultiBinary(70), "actions to choose from, all combinations counted: from 1 to 4,096 can be played"),
-        (lambda s: s.Box(0, 1, (100, 100)), "Box of shape [100, 100] and type float32 with 10,000 numbers: from 1 to 4,096"),
+        (
+            lambda s: s.MultiDiscrete([100, 100, 100]),
+            "with 1,000,000 actions to choose from, all combinations counted",
+        ),
+        (
+            lambda s: s.MultiBinary(70),
+            "actions to choose from, all combinations counted: from 1 to 4,096 can be played",
+        ),
+        (
+            lambda s: s.Box(0, 1, (100, 100)),
+            "Box of shape [100, 100] and type float32 with 10,000 numbers: from 1 to 4,096",
+        ),
         (lambda s: s.Box(0, 1, (2, 0)), "with 0 numbers"),
     ],
 )
-def test_actions_that_cannot_be_played_are_refused_in_words(toys: Any, space: Any, said: str) -> None:
+def test_actions_that_cannot_be_played_are_refused_in_words(
+    toys: Any, space: Any, said: str
+) -> None:
     from gymnasium import spaces
 
     environment = make_environment("Toy/Counting-v0")
@@ -186,5 +227,8 @@ def test_observations_of_too_many_values_are_refused(toys: Any) -> None:
 
     environment = make_environment("Toy/Counting-v0").unwrapped
     environment.observation_space = spaces.Tuple([spaces.Discrete(10**9), spaces.Discrete(2)])
-    with pytest.raises(UserError, match="are 1,000,000,002 numbers, a choice counted once for each value: at most 4,096"):
+    with pytest.raises(
+        UserError,
+        match="are 1,000,000,002 numbers, a choice counted once for each value: at most 4,096",
+    ):
         game_of(environment, "x")

@@ -13,7 +13,14 @@ from PIL import Image
 from pyro_seq.errors import UserError
 from pyro_seq.games.environment.environments import Playing, game_of
 from pyro_seq.games.environment.making import make_environment
-from pyro_seq.games.plots.drawing import STATES, Film, can_be_drawn, frames_of, picture_of, write_gif
+from pyro_seq.games.plots.drawing import (
+    STATES,
+    Film,
+    can_be_drawn,
+    frames_of,
+    picture_of,
+    write_gif,
+)
 from pyro_seq.games.plots.pictures import games_png, predictions_png, returns_png
 
 GAMES = ["CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "Acrobot-v1"]
@@ -28,12 +35,14 @@ def test_an_observation_is_drawn_as_the_state_that_it_is_of(name: str) -> None:
     for move in game.to_environment(game.random_actions(6, random)):
         seen.append(playing.environment.step(move)[0])
         if name == "Pendulum-v1":
-            playing.environment.unwrapped.last_u = None  # an arrow for the torque, which no observation tells
+            # an arrow for the torque, which no observation tells
+            playing.environment.unwrapped.last_u = None
         drawn.append(playing.render())
     again = Playing(make_environment(name, "rgb_array"), name)
     frames = frames_of(again, torch.from_numpy(np.stack(seen[1:])))
     for expected, frame in zip(drawn, frames, strict=True):
-        assert (np.abs(expected.astype(int) - frame).max(-1) > 30).mean() < 0.002  # rounding of float32 moves an edge
+        # rounding of float32 moves an edge
+        assert (np.abs(expected.astype(int) - frame).max(-1) > 30).mean() < 0.002
     assert (drawn[0] != drawn[-1]).any() and len(STATES) == len(GAMES)
 
 
@@ -54,8 +63,12 @@ def bars(count: int) -> list[np.ndarray]:
     return frames
 
 
-@pytest.mark.parametrize(("rate", "every", "duration"), [(10, 1, 100), (30, 1, 30), (50, 1, 20), (100, 2, 20)])
-def test_a_moving_picture_goes_at_the_games_speed(tmp_path: Path, rate: int, every: int, duration: int) -> None:
+@pytest.mark.parametrize(
+    ("rate", "every", "duration"), [(10, 1, 100), (30, 1, 30), (50, 1, 20), (100, 2, 20)]
+)
+def test_a_moving_picture_goes_at_the_games_speed(
+    tmp_path: Path, rate: int, every: int, duration: int
+) -> None:
     write_gif(tmp_path / "deep" / "bars.gif", bars(21), rate)
     with Image.open(tmp_path / "deep" / "bars.gif") as video:
         found = []
@@ -81,7 +94,11 @@ def pixels(png: bytes) -> np.ndarray:
 def test_pictures_show_what_they_are_of() -> None:
     """A curve twice as high is drawn elsewhere; equal figures make equal bytes."""
     games = {"agent": [(10, 5.0), (30, 50.0)], "random": [(5, 9.0)]}
-    assert returns_png(games) == returns_png(games) != returns_png({**games, "agent": [(10, 5.0), (30, 80.0)]})
+    assert (
+        returns_png(games)
+        == returns_png(games)
+        != returns_png({**games, "agent": [(10, 5.0), (30, 80.0)]})
+    )
     returns_png({"agent": [], "random": []})
     real = np.stack([np.linspace(0, 1, 20), np.linspace(1, 0, 20)], 1)
     imagined = np.repeat(real[None, 4:], 5, 0)
@@ -131,7 +148,10 @@ def test_an_environment_may_draw_into_its_picture_again() -> None:
     assert greys(film) == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("shape", "scaled"), [((100, 960, 3), (50, 480, 3)), ((9_600, 40, 3), (480, 2, 3)), ((5, 9_000, 3), (1, 480, 3))])
+@pytest.mark.parametrize(
+    ("shape", "scaled"),
+    [((100, 960, 3), (50, 480, 3)), ((9_600, 40, 3), (480, 2, 3)), ((5, 9_000, 3), (1, 480, 3))],
+)
 def test_large_pictures_are_scaled_down(shape: tuple[int, ...], scaled: tuple[int, ...]) -> None:
     assert picture_of(np.zeros(shape, np.uint8)).shape == scaled
 
@@ -141,7 +161,10 @@ def test_large_pictures_are_scaled_down(shape: tuple[int, ...], scaled: tuple[in
     [
         (None, "its render returned None"),
         ([[1], [1, 2]], "a list, which is no picture"),
-        (np.zeros((4, 4, 4), np.uint8), r"uint8 \[4, 4, 4\], which is no picture: uint8 \[height, width, 3\] would be"),
+        (
+            np.zeros((4, 4, 4), np.uint8),
+            r"uint8 \[4, 4, 4\], which is no picture: uint8 \[height, width, 3\] would be",
+        ),
         (np.zeros((0, 4, 3), np.uint8), "which is no picture"),
     ],
 )

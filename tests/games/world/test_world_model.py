@@ -1,4 +1,6 @@
-"""The model of a game: its emission, its parts under every shipped pair, and its steps against the density that it is trained by."""
+"""The model of a game: its emission, its parts under every shipped pair, and its steps against the
+density that it is trained by.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,11 @@ def parts_in(change: bool = True) -> Parts:
 def game_batch(lengths: list[int] | None = None, steps: int = 6) -> SequenceBatch:
     lengths = lengths or [6, 4, 6]
     n = len(lengths)
-    values = {"observation": torch.randn(n, steps, 3), "reward": torch.randn(n, steps), "end": torch.bernoulli(torch.full((n, steps), 0.3))}
+    values = {
+        "observation": torch.randn(n, steps, 3),
+        "reward": torch.randn(n, steps),
+        "end": torch.bernoulli(torch.full((n, steps), 0.3)),
+    }
     inputs = torch.zeros(n, steps, 4)
     inputs[:, 0, 2] = 1
     inputs[:, 1:, 0] = 1
@@ -51,12 +57,16 @@ def test_the_change_of_an_observation_is_predicted(float64: None) -> None:
     change = (x["observation"] - previous) / emission.spread
     expected = (dist.Normal(loc, scale).log_prob(change) - emission.spread.log()).sum(-1)
     torch.testing.assert_close(found["observation"].log_prob(x["observation"]), expected)
-    torch.testing.assert_close(found["end"].log_prob(x["end"]), torch.nn.functional.logsigmoid(features[:, 6]))
+    torch.testing.assert_close(
+        found["end"].log_prob(x["end"]), torch.nn.functional.logsigmoid(features[:, 6])
+    )
     with pytest.raises(UserError, match="must pass on"):
         emission(features)
 
 
-def test_every_shipped_pair_can_be_a_game(shipped: Callable[[Parts, str], Pair], float64: None) -> None:
+def test_every_shipped_pair_can_be_a_game(
+    shipped: Callable[[Parts, str], Pair], float64: None
+) -> None:
     batch = game_batch()
     for change in (True, False):
         pair = shipped(parts_in(change), "path")
@@ -70,12 +80,16 @@ def test_every_shipped_pair_can_be_a_game(shipped: Callable[[Parts, str], Pair],
             x, state = world.step(state, world.inputs(torch.eye(2)))
         assert x["observation"].shape == (2, 3) and x["reward"].shape == x["end"].shape == (2,)
         soft, _ = world.step(state, world.inputs(torch.eye(2)), differentiable=True)
-        assert soft["observation"].requires_grad and bool(((soft["end"] > 0) & (soft["end"] < 1)).all())
+        assert soft["observation"].requires_grad and bool(
+            ((soft["end"] > 0) & (soft["end"] < 1)).all()
+        )
 
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_steps_have_the_density_that_is_trained(skip: bool, float64: None) -> None:
-    """The emission after a prefix, met by stepping, is the one that the path layout scores the next step with."""
+    """The emission after a prefix, met by stepping, is the one that the path layout scores the next
+    step with.
+    """
     pair = make_pair(model_settings("rnn", {"hidden_size": 4, "skip": skip}), parts_in())
     batch, world = game_batch([6, 6]), World(pair, 2)
     values: Any = batch.values
@@ -84,9 +98,15 @@ def test_steps_have_the_density_that_is_trained(skip: bool, float64: None) -> No
         law = trace.nodes["x_observation"]["fn"]
         while not isinstance(law, torch.distributions.Normal):
             law = law.base_dist
-        state = world.states(SequenceBatch({name: x[:, :5] for name, x in values.items()}, inputs=batch.inputs[:, :5]))  # type: ignore[index]
+        state = world.states(
+            SequenceBatch(
+                {name: x[:, :5] for name, x in values.items()}, inputs=batch.inputs[:, :5]
+            )
+        )  # type: ignore[index]
         seen: list[Any] = []
-        pair.model.advance(state, batch.inputs_at(5), None, lambda e: seen.append(e) or values_at(values, 5))  # type: ignore[attr-defined]
+        pair.model.advance(
+            state, batch.inputs_at(5), None, lambda e: seen.append(e) or values_at(values, 5)
+        )  # type: ignore[attr-defined]
     torch.testing.assert_close(seen[0]["observation"].base_dist.loc, law.loc[:, 5])
 
 
@@ -95,7 +115,9 @@ def values_at(values: dict[str, torch.Tensor], t: int) -> dict[str, torch.Tensor
 
 
 class ByHand(torch.nn.Module):
-    """o_t = o_{t-1} + a_{t-1}, noise 0.1, as Pyro's pages write a model; it returns the state that it ends in, or none."""
+    """o_t = o_{t-1} + a_{t-1}, noise 0.1, as Pyro's pages write a model; it returns the state that
+    it ends in, or none.
+    """
 
     def __init__(self, carries: bool = True) -> None:
         super().__init__()
@@ -112,12 +134,18 @@ class ByHand(torch.nn.Module):
                     moved: Any = batch.inputs_at(t)
                     law = dist.Normal(before + self.gain * moved[:, :1], 0.1).to_event(1)
                     before = pyro.sample(f"x_{t}_observation", law, obs=x["observation"])
-                    reward = pyro.sample(f"x_{t}_reward", dist.Normal(moved[:, 0], 0.1), obs=x["reward"])
-                    end = pyro.sample(f"x_{t}_end", dist.Bernoulli(torch.full((len(batch),), 0.1)), obs=x["end"])
+                    reward = pyro.sample(
+                        f"x_{t}_reward", dist.Normal(moved[:, 0], 0.1), obs=x["reward"]
+                    )
+                    end = pyro.sample(
+                        f"x_{t}_end", dist.Bernoulli(torch.full((len(batch),), 0.1)), obs=x["end"]
+                    )
                 seen.append({"observation": before, "reward": reward, "end": end})
         if not self.carries:
             return None
-        return Outcome({name: torch.stack([s[name] for s in seen], 1) for name in seen[0]}, None, before)
+        return Outcome(
+            {name: torch.stack([s[name] for s in seen], 1) for name in seen[0]}, None, before
+        )
 
 
 def test_a_pair_of_ones_own_is_stepped_by_the_state_it_returns() -> None:
@@ -128,7 +156,9 @@ def test_a_pair_of_ones_own_is_stepped_by_the_state_it_returns() -> None:
     assert torch.equal(state, values["observation"][:, -1])
     with torch.no_grad():
         x, after = world.step(state, world.inputs(torch.tensor([[1.0, 0.0], [0.0, 1.0]])))
-    assert (x["observation"] - state - torch.tensor([[1.0], [0.0]])).abs().max() < 0.6 and torch.equal(after, x["observation"])
+    assert (
+        x["observation"] - state - torch.tensor([[1.0], [0.0]])
+    ).abs().max() < 0.6 and torch.equal(after, x["observation"])
     first, _ = world.begin(7)
     assert first["observation"].shape == (7, 3) and first["observation"].abs().max() < 0.6
 
@@ -146,7 +176,9 @@ def test_a_pair_that_carries_nothing_is_refused() -> None:
 def drift(length: int, random: np.random.Generator) -> Episode:
     """A game in which `ByHand` is exact: o moves by the first action, in noise of 0.1."""
     actions = np.eye(2, dtype=np.float32)[random.integers(2, size=length)]
-    steps = np.concatenate([np.zeros((1, 1)), actions[:, :1]]) + 0.1 * random.standard_normal((length + 1, 3))
+    steps = np.concatenate([np.zeros((1, 1)), actions[:, :1]]) + 0.1 * random.standard_normal(
+        (length + 1, 3)
+    )
     observations = np.cumsum(steps, 0).astype(np.float32)
     rewards = (actions[:, 0] + 0.1 * random.standard_normal(length)).astype(np.float32)
     return Episode(observations, actions, rewards, False, True, "random")
@@ -163,7 +195,9 @@ def test_open_loop_errors_of_the_true_model_are_its_noise() -> None:
         expected = 0.1 * math.sqrt(horizon * (1 + 1 / draws)) / deviation
         independent = min(found.counts[horizon], 60 * 60 // horizon)
         np.testing.assert_allclose(error.numpy(), expected, rtol=4 / math.sqrt(2 * independent))
-    assert set(found.errors) == {1, 10, 50} and found.figures()["error_1"] == pytest.approx(float(found.errors[1].mean()))
+    assert set(found.errors) == {1, 10, 50} and found.figures()["error_1"] == pytest.approx(
+        float(found.errors[1].mean())
+    )
 
 
 def test_horizons_beyond_every_game_are_left_out() -> None:
@@ -173,7 +207,9 @@ def test_horizons_beyond_every_game_are_left_out() -> None:
 
 
 def test_nats_are_of_the_environments_own_units() -> None:
-    """The density of the same games does not depend on how the model's numbers are scaled: here, by the change of variables."""
+    """The density of the same games does not depend on how the model's numbers are scaled: here, by
+    the change of variables.
+    """
     pair = make_pair(model_settings("rnn", {"hidden_size": 4}), parts_in(False))
     random = np.random.default_rng(1)
     games = [drift(n, random) for n in (5, 9)]

@@ -1,4 +1,6 @@
-"""Exact scores of pairs whose latents are all marked to be enumerated, against sums over every assignment."""
+"""Exact scores of pairs whose latents are all marked to be enumerated, against sums over every
+assignment.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,17 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Chain:
-    """z_t ~ A[z_{t-1}], x_t ~ N(mu[z_t] + c[w], 1), with w ~ W a class of the whole sequence if wanted; in groups and plates."""
+    """z_t ~ A[z_{t-1}], x_t ~ N(mu[z_t] + c[w], 1), with w ~ W a class of the whole sequence if
+    wanted; in groups and plates.
+    """
 
     def __init__(self, kind: str = "plain") -> None:
         self.kind = kind
-        self.first, self.move, self.mu = torch.randn(S).softmax(-1), torch.randn(S, S).softmax(-1), 2 * torch.randn(S)
+        self.first, self.move, self.mu = (
+            torch.randn(S).softmax(-1),
+            torch.randn(S, S).softmax(-1),
+            2 * torch.randn(S),
+        )
         self.classes, self.offset = torch.tensor([0.3, 0.7]), torch.tensor([0.0, 1.5])
 
     def __call__(self, batch: SequenceBatch) -> None:
@@ -39,7 +47,11 @@ class Chain:
             )
             for t in batch.steps():
                 with batch.active(t):
-                    z = pyro.sample(f"z_{t}", dist.Categorical(self.first if z is None else self.move[z]), infer=MARKED)
+                    z = pyro.sample(
+                        f"z_{t}",
+                        dist.Categorical(self.first if z is None else self.move[z]),
+                        infer=MARKED,
+                    )
                     self.emit(t, self.mu[z] + self.offset[w], batch.at(t))
 
     def emit(self, t: int, loc: Tensor, x: Any) -> None:
@@ -68,7 +80,11 @@ class Chain:
                     total = total + (self.first[z] if t == 0 else self.move[path[t - 1], z]).log()
                     if self.kind == "group":
                         x: Any = batch.values
-                        total = total + dist.Normal(loc, 1.0).log_prob(x["a"][n, t]) + dist.Poisson(loc.exp()).log_prob(x["b"][n, t])
+                        total = (
+                            total
+                            + dist.Normal(loc, 1.0).log_prob(x["a"][n, t])
+                            + dist.Poisson(loc.exp()).log_prob(x["b"][n, t])
+                        )
                     else:
                         total = total + dist.Normal(loc, 1.0).log_prob(batch.values[n, t]).sum()
                 found.append(total)
@@ -84,7 +100,9 @@ def test_equals_a_sum_over_all_assignments(kind: str, lengths: list[int]) -> Non
     assert scored.exact and scored.method == "exact" and not scored.standard_error.any()
     for n, length in enumerate(lengths):
         expected = torch.stack([model.log_prob(batch, n, t) for t in range(1, length + 1)])
-        torch.testing.assert_close(scored.steps[n, :length].cumsum(-1), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            scored.steps[n, :length].cumsum(-1), expected, rtol=1e-10, atol=1e-10
+        )
         assert not scored.steps[n, length:].any()
 
 
@@ -101,7 +119,10 @@ def test_prior_proposals_estimate_the_same() -> None:
     torch.manual_seed(0)
     model, batch = Chain(), SequenceBatch(torch.randn(1, 4))
     drawn = score(Pair(model), batch, method="importance", proposal="prior", samples=4_000)
-    assert not drawn.exact and abs(drawn.total - score(Pair(model), batch).total) < 4 * drawn.standard_error
+    assert (
+        not drawn.exact
+        and abs(drawn.total - score(Pair(model), batch).total) < 4 * drawn.standard_error
+    )
 
 
 def test_a_long_chain_and_many_sequences_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +158,9 @@ def test_two_chains_that_emit_together() -> None:
 
 
 def test_a_mixture_whose_observations_are_one_site() -> None:
-    """A class of the whole sequence, and x_{1:T} one event: the step's shares are told apart by its distribution."""
+    """A class of the whole sequence, and x_{1:T} one event: the step's shares are told apart by its
+    distribution.
+    """
     scale = torch.tensor([0.5, 2.0])
 
     def model(batch: SequenceBatch) -> None:
@@ -149,7 +172,10 @@ def test_a_mixture_whose_observations_are_one_site() -> None:
     batch = SequenceBatch(torch.randn(2, 4), [4, 2])
     scored = score(Pair(model), batch)
     terms = torch.stack(
-        [dist.Normal(0.0, s).log_prob(batch.values).cumsum(-1) + p.log() for s, p in zip(scale, torch.tensor([0.6, 0.4]), strict=True)]
+        [
+            dist.Normal(0.0, s).log_prob(batch.values).cumsum(-1) + p.log()
+            for s, p in zip(scale, torch.tensor([0.6, 0.4]), strict=True)
+        ]
     )  # type: ignore[arg-type]
     prefixes = terms.logsumexp(0)
     torch.testing.assert_close(scored.total, torch.stack([prefixes[0, 3], prefixes[1, 1]]))
@@ -163,7 +189,14 @@ def test_windows_need_a_state() -> None:
     assert len(list(score_document(Pair(Chain()), windows[:1]))) == 1
 
 
-def sampled(name: str, law: Any, *, infer: Any = MARKED, loop: Callable[[SequenceBatch], Any] | None = None, shared: bool = False) -> Any:
+def sampled(
+    name: str,
+    law: Any,
+    *,
+    infer: Any = MARKED,
+    loop: Callable[[SequenceBatch], Any] | None = None,
+    shared: bool = False,
+) -> Any:
     """A model with one more latent beside an enumerated chain of two states."""
     model = Chain()
 
@@ -175,7 +208,11 @@ def sampled(name: str, law: Any, *, infer: Any = MARKED, loop: Callable[[Sequenc
                 pyro.sample(name, law, infer=infer)
             z: Any = None
             for t in batch.steps() if loop is None else loop(batch):
-                z = pyro.sample(f"z_{t}", dist.Categorical(model.first if z is None else model.move[z]), infer=MARKED)
+                z = pyro.sample(
+                    f"z_{t}",
+                    dist.Categorical(model.first if z is None else model.move[z]),
+                    infer=MARKED,
+                )
                 pyro.sample(f"x_{t}", dist.Normal(model.mu[z], 1.0), obs=batch.at(t))
 
     return whole
@@ -186,8 +223,16 @@ def sampled(name: str, law: Any, *, infer: Any = MARKED, loop: Callable[[Sequenc
     [
         (lambda: sampled("w", dist.Poisson(2.0)), 3, "finitely many values"),
         (lambda: sampled("w", dist.Normal(0.0, 1.0), infer={}), 3, "the guide has no site 'w'"),
-        (lambda: sampled("w", dist.Bernoulli(0.5), shared=True), 3, "site 'w' is one for all sequences"),
-        (lambda: sampled("w", None, loop=lambda batch: range(batch.num_steps)), 80, "must be batch.steps"),
+        (
+            lambda: sampled("w", dist.Bernoulli(0.5), shared=True),
+            3,
+            "site 'w' is one for all sequences",
+        ),
+        (
+            lambda: sampled("w", None, loop=lambda batch: range(batch.num_steps)),
+            80,
+            "must be batch.steps",
+        ),
     ],
 )
 def test_what_cannot_be_summed_out_is_refused(model: Any, steps: int, words: str) -> None:
@@ -211,7 +256,10 @@ def test_latents_of_a_guide_and_of_later_steps_are_refused() -> None:
                 z = pyro.sample(f"z_{t}", dist.Categorical(torch.eye(2)[z] + 0.5), infer=MARKED)
                 pyro.sample(f"x_{t}", dist.Normal(z.double(), 1.0), obs=batch.at(t))
 
-    with pytest.raises(UserError, match="depends on 'z_1' of a later step: exact scores need latents drawn in order of time"):
+    with pytest.raises(
+        UserError,
+        match="depends on 'z_1' of a later step: exact scores need latents drawn in order of time",
+    ):
         score(Pair(backwards), SequenceBatch(torch.randn(2, 3)))
 
 
@@ -219,8 +267,12 @@ def test_observations_outside_the_support_are_named() -> None:
     def model(batch: SequenceBatch) -> None:
         with batch.plate():
             for t in batch.steps():
-                z = pyro.sample(f"z_{t}", dist.Bernoulli(torch.full((len(batch),), 0.5)), infer=MARKED)
+                z = pyro.sample(
+                    f"z_{t}", dist.Bernoulli(torch.full((len(batch),), 0.5)), infer=MARKED
+                )
                 pyro.sample(f"x_{t}", dist.Bernoulli(0.2 + 0.5 * z), obs=batch.at(t))
 
-    with pytest.raises(UserError, match=r"sequence 1, step 2: site 'x_2' observes 3\.0, which must be 0 or 1"):
+    with pytest.raises(
+        UserError, match=r"sequence 1, step 2: site 'x_2' observes 3\.0, which must be 0 or 1"
+    ):
         score(Pair(model), SequenceBatch(torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 3.0]])))

@@ -1,4 +1,6 @@
-"""Particles by the thousand, in portions: the same estimates as of all of them at once, in a memory that does not grow with them."""
+"""Particles by the thousand, in portions: the same estimates as of all of them at once, in a memory
+that does not grow with them.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +52,20 @@ def test_portions_hold_all_particles_and_are_of_like_sizes() -> None:
     assert portions(3, 100, 16) == (3, [16])
     assert portions(20_000, 10, 16) == (2**14, [16])  # sequences come apart first
     rows, sizes = portions(5, 64, 1_000_000)
-    assert rows == 1 and sum(sizes) == 1_000_000 and max(sizes) <= pooling.MOST_STATES and max(sizes) - min(sizes) <= 1
+    assert (
+        rows == 1
+        and sum(sizes) == 1_000_000
+        and max(sizes) <= pooling.MOST_STATES
+        and max(sizes) - min(sizes) <= 1
+    )
     assert portions(1, 10**9, 7) == (1, [3, 2, 2])  # the spread of one particle is not to be told
     assert max(portions(1, 100_000, 1_000)[1]) * 100_000 <= pooling.MOST_WEIGHTS
 
 
 @pytest.mark.parametrize("method", ["importance", "elbo"])
-def test_whole_paths_are_weighed_as_if_all_had_been_drawn_at_once(few: None, linear_gaussian: Callable[..., Pair], method: Any) -> None:
+def test_whole_paths_are_weighed_as_if_all_had_been_drawn_at_once(
+    few: None, linear_gaussian: Callable[..., Pair], method: Any
+) -> None:
     pair, x = linear_gaussian(shift=0.2), torch.randn(1, 5)
     model: Any = pair.model
     torch.manual_seed(3)
@@ -82,13 +91,19 @@ def test_whole_paths_are_weighed_as_if_all_had_been_drawn_at_once(few: None, lin
     torch.testing.assert_close(pooled.steps.sum(-1), pooled.total)
     if method == "importance":
         weights = (totals - totals.logsumexp(0)).exp()
-        numbers = torch.stack([part.effective_samples for part in parts if part.effective_samples is not None])
+        numbers = torch.stack(
+            [part.effective_samples for part in parts if part.effective_samples is not None]
+        )
         torch.testing.assert_close(pooled.effective_samples, 1 / (weights**2 / numbers).sum(0))
 
 
 @pytest.mark.parametrize("method", ["importance", "filter", "elbo"])
-def test_figures_over_windows_and_their_errors_are_right(few: None, linear_gaussian: Callable[..., Pair], method: Any) -> None:
-    """Unbiased for the exact likelihood, as without portions; the error bar is the spread over seeds."""
+def test_figures_over_windows_and_their_errors_are_right(
+    few: None, linear_gaussian: Callable[..., Pair], method: Any
+) -> None:
+    """Unbiased for the exact likelihood, as without portions; the error bar is the spread over
+    seeds.
+    """
     torch.manual_seed(5)
     pair = linear_gaussian(widen=1.2)
     model: Any = pair.model
@@ -99,16 +114,23 @@ def test_figures_over_windows_and_their_errors_are_right(few: None, linear_gauss
         torch.manual_seed(seed)
         found.append(last(score_document(pair, windows(pair, x, 3), method=method, samples=32)))
     totals = torch.stack([scored.total for scored in found]).flatten()
-    spread, said = float(totals.std()), float(torch.stack([scored.variance for scored in found]).mean().sqrt())
+    spread, said = (
+        float(totals.std()),
+        float(torch.stack([scored.variance for scored in found]).mean().sqrt()),
+    )
     assert 0.75 < said / spread < 1.33
     if method == "elbo":
         assert float(totals.mean()) < exact
         at_once = float(score_document_of(pair, windows(pair, x, 3), 800))
-        assert abs(float(totals.mean()) - at_once) < 4 * math.hypot(spread / SEEDS**0.5, spread * (32 / 800) ** 0.5)
+        assert abs(float(totals.mean()) - at_once) < 4 * math.hypot(
+            spread / SEEDS**0.5, spread * (32 / 800) ** 0.5
+        )
         return
     ratio = (totals - exact).exp()
     assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / SEEDS**0.5
-    effective = torch.stack([scored.effective_samples for scored in found if scored.effective_samples is not None])
+    effective = torch.stack(
+        [scored.effective_samples for scored in found if scored.effective_samples is not None]
+    )
     assert ((effective >= 1) & (effective <= 32 + 1e-9)).all()
 
 
@@ -127,23 +149,39 @@ def test_sequences_come_apart_and_together_again(few: None, written: Pair) -> No
     batch = SequenceBatch(x, [4, 2, 3, 1, 4])
     for samples in (4, 20):
         (pooled,) = score_document(written, iter([batch]), samples=samples)
-        assert pooled.mask.equal(batch.mask) and (pooled.steps[~batch.mask] == 0).all() and pooled.samples == samples
+        assert (
+            pooled.mask.equal(batch.mask)
+            and (pooled.steps[~batch.mask] == 0).all()
+            and pooled.samples == samples
+        )
         torch.testing.assert_close(pooled.steps.double().sum(-1), pooled.total)
         direct = score(written, batch, samples=1_000)
-        assert ((pooled.total - direct.total).abs() < 6 * (pooled.variance + direct.variance).sqrt() + 0.5).all()
+        assert (
+            (pooled.total - direct.total).abs()
+            < 6 * (pooled.variance + direct.variance).sqrt() + 0.5
+        ).all()
         if samples == 20:
-            with pytest.raises(UserError, match="worked on in portions leave no state to go on from"):
+            with pytest.raises(
+                UserError, match="worked on in portions leave no state to go on from"
+            ):
                 _ = pooled.state
 
 
-def test_impossible_observations_are_minus_infinity(few: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_observations_are_minus_infinity(
+    few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scored = Score(
-        torch.tensor([[-1.0, -math.inf]]), torch.ones(1, 2) > 0, torch.tensor([-math.inf]), torch.tensor([math.inf]), "importance", 8,
+        torch.tensor([[-1.0, -math.inf]]), torch.ones(1, 2) > 0, torch.tensor([-math.inf]),
+        torch.tensor([math.inf]), "importance", 8,
         torch.zeros(1), lambda: None,
     )  # fmt: skip
-    fine = Score(torch.tensor([[-1.0, -2.0]]), torch.ones(1, 2) > 0, torch.tensor([-3.0]), torch.tensor([0.1]), "importance", 8,
+    fine = Score(torch.tensor([[-1.0, -2.0]]), torch.ones(1, 2) > 0, torch.tensor([-3.0]),
+    torch.tensor([0.1]), "importance", 8,
                  torch.tensor([4.0]), lambda: None)  # fmt: skip
-    for both, total, effective in (([scored, scored], -math.inf, 0.0), ([scored, fine], -3 - math.log(2), 4.0)):
+    for both, total, effective in (
+        ([scored, scored], -math.inf, 0.0),
+        ([scored, fine], -3 - math.log(2), 4.0),
+    ):
         window = pooling.PooledWindow(torch.ones(1, 2) > 0, 16)
         for part in both:
             window.add(part, torch.zeros(1))
@@ -187,7 +225,8 @@ pooling.MOST_STATES = 1_024
 model = SRNN(Categorical(5), PreviousObservation(OneHot(5)), hidden_size=512, latent_size=4)
 pair = Pair(model, SRNNGuide(model, OneHot(5), hidden_size=8))
 x = torch.zeros(1, 4, dtype=torch.long)
-for scored in score_document(pair, [SequenceBatch(part) for part in x.split(2, 1)], samples=int(sys.argv[1]), method="elbo"):
+parts = [SequenceBatch(part) for part in x.split(2, 1)]
+for scored in score_document(pair, parts, samples=int(sys.argv[1]), method="elbo"):
     pass
 status = open("/proc/self/status").read()
 print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
@@ -195,12 +234,23 @@ print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc, which only Linux has")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="memory is read from /proc, which only Linux has"
+)
 def test_memory_does_not_grow_with_particles() -> None:
-    """Ten times the particles of two portions; kept whole, their states alone would take 80 MB more."""
+    """Ten times the particles of two portions; kept whole, their states alone would take 80 MB
+    more.
+    """
 
     def peak(samples: int) -> int:
-        return int(subprocess.run([sys.executable, "-c", PEAK, str(samples)], capture_output=True, text=True, check=True).stdout)
+        return int(
+            subprocess.run(
+                [sys.executable, "-c", PEAK, str(samples)],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
 
     assert peak(20 * 1_024) - peak(2 * 1_024) < 40
 
@@ -215,7 +265,8 @@ def test_pareto_k_hat_of_portions_is_that_of_all_weights() -> None:
         total = part.logsumexp(-1) - math.log(k)
         state = {"particles": SimpleNamespace(log_weights=part)}
         scored = Score(
-            total.unsqueeze(-1), torch.ones(1, 1) > 0, total, torch.ones(1), "importance", k, torch.ones(1),
+            total.unsqueeze(-1), torch.ones(1, 1) > 0, total, torch.ones(1), "importance", k,
+            torch.ones(1),
             lambda state=state: state, k_hat(part),
         )  # fmt: skip
         window.add(scored, torch.zeros(1))

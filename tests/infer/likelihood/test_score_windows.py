@@ -17,11 +17,16 @@ from pyro_seq.pairs.pair import Pair, no_guide
 
 STAYS = torch.tensor([[0.98, 0.02], [0.02, 0.98]])  # p(x_t | x_{t-1})
 X = torch.zeros(2, 12, dtype=torch.long)
-SAYS = "^the model returned no state with the window before: have it return an Outcome with a state, or score whole sequences$"
+SAYS = (
+    "^the model returned no state with the window before: have it return an Outcome with a "
+    "state, or score whole sequences$"
+)
 
 
 def chain(batch: SequenceBatch) -> torch.Tensor:
-    """The last symbol of sequences in which each stays what it was, most often; the first is either one."""
+    """The last symbol of sequences in which each stays what it was, most often; the first is either
+    one.
+    """
     last = None if batch.state is None else batch.state["model"]
     with batch.plate():
         for t in batch.steps():
@@ -59,7 +64,9 @@ def windows(length: int = 3) -> list[SequenceBatch]:
 def test_of_a_model_with_a_state_are_one_sequence() -> None:
     """The guide needs no state for that."""
     whole = score(Pair(forgetful), SequenceBatch(X)).total
-    torch.testing.assert_close(whole, torch.full((2,), 0.5).log().double() + 11 * STAYS[0, 0].log().double())
+    torch.testing.assert_close(
+        whole, torch.full((2,), 0.5).log().double() + 11 * STAYS[0, 0].log().double()
+    )
     parts = list(score_document(Pair(careful, no_guide), windows()))
     torch.testing.assert_close(parts[-1].total, whole)
     assert all(part.exact for part in parts)
@@ -90,7 +97,13 @@ def test_states_without_the_sequences_first_are_refused_where_a_window_would_sta
     pair = Pair(noisy_too if latent else model)
     first = score(pair, windows()[0], method=method, samples=4, proposal="prior")
     torch.testing.assert_close(first.total, score(Pair(forgetful), windows()[0]).total)
-    with pytest.raises(UserError, match=f"^the model's state has a tensor of shape {shape}.*its first dimension must be the sequences"):
+    with pytest.raises(
+        UserError,
+        match=(
+            f"^the model's state has a tensor of shape {shape}.*its first dimension must be the "
+            "sequences"
+        ),
+    ):
         score(pair, windows()[1], state=first.state)
 
 
@@ -111,7 +124,9 @@ def test_second_window_of_a_model_without_a_state_is_refused(method: Any) -> Non
 @pytest.mark.parametrize("method", ["elbo", "importance", "filter"])
 @pytest.mark.parametrize("proposal", ["guide", "prior"])
 def test_a_guide_s_state_is_not_enough(method: Any, proposal: Any) -> None:
-    parts = score_document(Pair(noisy, guide_of_noise), windows(), method=method, samples=3, proposal=proposal)
+    parts = score_document(
+        Pair(noisy, guide_of_noise), windows(), method=method, samples=3, proposal=proposal
+    )
     next(parts)
     with pytest.raises(UserError, match=SAYS):
         next(parts)

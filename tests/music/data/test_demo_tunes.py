@@ -20,16 +20,23 @@ SEEDS = range(6)
 
 def parts(plan: Plan, notes: list[Note]) -> tuple[list[Note], list[set[int]]]:
     """(the melody, the pitch classes that the accompaniment plays in each bar)."""
-    melody = sorted((note for note in notes if note.part == made.MELODY), key=lambda note: note.start)
+    melody = sorted(
+        (note for note in notes if note.part == made.MELODY), key=lambda note: note.start
+    )
     bars = range(0, plan.steps, plan.bar)
-    chords = [{n.pitch % 12 for n in notes if n.part == made.CHORDS and bar <= n.start < bar + plan.bar} for bar in bars]
+    chords = [
+        {n.pitch % 12 for n in notes if n.part == made.CHORDS and bar <= n.start < bar + plan.bar}
+        for bar in bars
+    ]
     return melody, chords
 
 
 def test_a_dozen_tunes_on_a_grid() -> None:
     tunes = demo_tunes()
     assert len(tunes) == 12
-    assert len({(plan.tonic, plan.mode) for plan in PLANS}) == 12 and {plan.beats_a_bar for plan in PLANS} == {3, 4}
+    assert len({(plan.tonic, plan.mode) for plan in PLANS}) == 12 and {
+        plan.beats_a_bar for plan in PLANS
+    } == {3, 4}
     for plan, tune in zip(PLANS, tunes, strict=True):
         assert tune.beats / plan.beats_a_bar in (8, 16)
         for beats in (tune.start_beats, tune.end_beats):
@@ -43,7 +50,10 @@ def test_a_dozen_tunes_on_a_grid() -> None:
 
 def test_the_seed_decides() -> None:
     first, again, other = demo_tunes(3), demo_tunes(3), demo_tunes(4)
-    assert all(np.array_equal(a.pitches, b.pitches) and np.array_equal(a.starts, b.starts) for a, b in zip(first, again, strict=True))
+    assert all(
+        np.array_equal(a.pitches, b.pitches) and np.array_equal(a.starts, b.starts)
+        for a, b in zip(first, again, strict=True)
+    )
     assert not any(np.array_equal(a.pitches, b.pitches) for a, b in zip(first, other, strict=True))
 
 
@@ -75,7 +85,11 @@ def test_the_form(seed: int = 0) -> None:
         half, phrase = 2 * plan.bar, 4 * plan.bar
 
         def at(start: int, half: int = half, melody: list[Note] = melody) -> list[tuple[int, int]]:
-            return [(note.start - start, note.pitch) for note in melody if start <= note.start < start + half]
+            return [
+                (note.start - start, note.pitch)
+                for note in melody
+                if start <= note.start < start + half
+            ]
 
         assert at(0) == at(phrase) == at(3 * phrase) != at(2 * phrase)
 
@@ -93,7 +107,11 @@ def test_keys_are_heard_as_meant() -> None:
 
 def test_files_hold_the_same_tunes(tmp_path: Path) -> None:
     paths = write_demo_tunes(tmp_path / "new" / "folder", seed=2)
-    assert [path.name for path in paths][:3] == ["01-c-major.mid", "02-g-major.mid", "03-a-minor.mid"]
+    assert [path.name for path in paths][:3] == [
+        "01-c-major.mid",
+        "02-g-major.mid",
+        "03-a-minor.mid",
+    ]
     for path, tune in zip(paths, demo_tunes(2), strict=True):
         read = read_tune(path)
         for name in ("pitches", "start_beats", "end_beats", "beats", "tempo"):

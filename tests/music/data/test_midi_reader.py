@@ -1,4 +1,6 @@
-"""MIDI files: their notes by an independent reading, rolls by brute force, common keys, finding files, and what is refused."""
+"""MIDI files: their notes by an independent reading, rolls by brute force, common keys, finding
+files, and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def write(tmp_path: Path) -> Write:
     """Writes tracks of messages as a MIDI file."""
 
     def file(*tracks: Sequence[mido.Message | mido.MetaMessage], name: str = "tune.mid") -> Path:
-        midi = mido.MidiFile(ticks_per_beat=TICKS, tracks=[mido.MidiTrack(track) for track in tracks])
+        midi = mido.MidiFile(
+            ticks_per_beat=TICKS, tracks=[mido.MidiTrack(track) for track in tracks]
+        )
         midi.save(tmp_path / name)
         return tmp_path / name
 
@@ -45,10 +49,16 @@ def write(tmp_path: Path) -> Write:
 
 
 def by_mido(path: Path) -> list[tuple[int, float, float, float, float]]:
-    """(start in seconds, end in seconds, start in beats, end in beats, pitch) of all notes, track by track, by mido alone."""
+    """(start in seconds, end in seconds, start in beats, end in beats, pitch) of all notes, track
+    by track, by mido alone.
+    """
     file = mido.MidiFile(path)
-    assert not any(message.type == "set_tempo" and message.time for track in file.tracks for message in track)
-    tempos = [message.tempo for track in file.tracks for message in track if message.type == "set_tempo"]
+    assert not any(
+        message.type == "set_tempo" and message.time for track in file.tracks for message in track
+    )
+    tempos = [
+        message.tempo for track in file.tracks for message in track if message.type == "set_tempo"
+    ]
     notes = []
     for track in file.tracks:
         tick, sounding = 0, {}
@@ -59,12 +69,17 @@ def by_mido(path: Path) -> list[tuple[int, float, float, float, float]]:
                 sounding[message.channel, message.note] = tick
             elif message.type in ("note_on", "note_off"):
                 ticks = (sounding.pop((message.channel, message.note)), tick)
-                seconds = (mido.tick2second(t, file.ticks_per_beat, tempos[-1] if tempos else 500_000) for t in ticks)
+                seconds = (
+                    mido.tick2second(t, file.ticks_per_beat, tempos[-1] if tempos else 500_000)
+                    for t in ticks
+                )
                 notes.append((*seconds, *(t / file.ticks_per_beat for t in ticks), message.note))
     return sorted(notes, key=lambda row: (row[2], row[4], row[3]))
 
 
-@pytest.mark.parametrize("name", ["train/ashover1.mid", "train/reelsr-t8.mid", "train/reelsm-q56.mid"])
+@pytest.mark.parametrize(
+    "name", ["train/ashover1.mid", "train/reelsr-t8.mid", "train/reelsm-q56.mid"]
+)
 def test_real_tunes_as_mido_reads_them(data_dir: Path, name: str) -> None:
     path = data_dir / "midi" / "nottingham" / name
     tune, expected = read_tune(path), np.array(by_mido(path))
@@ -83,13 +98,23 @@ def test_beats_follow_the_tempo(write: Write) -> None:
     third = 60 / 137.3
     np.testing.assert_allclose(tune.starts, [0.25, 0.75], rtol=1e-6)
     np.testing.assert_allclose(tune.ends, [0.75, 2 + third / 2], rtol=1e-6)
-    assert (tune.tempo, tune.beats) == (60, 3.5)  # 120 and 60 hold for a second each: the slower one
+    # 120 and 60 hold for a second each: the slower one
+    assert (tune.tempo, tune.beats) == (60, 3.5)
     roll = roll_of(tune, Timing(grid=2))
-    assert roll.shape == (7, 88) and roll.nonzero().tolist() == [[1, 39], [2, 39], [3, 43], [4, 43], [5, 43], [6, 43]]
+    assert roll.shape == (7, 88) and roll.nonzero().tolist() == [
+        [1, 39],
+        [2, 39],
+        [3, 43],
+        [4, 43],
+        [5, 43],
+        [6, 43],
+    ]
 
 
 def test_the_tempo_that_holds_longest(write: Write) -> None:
-    tune = read_tune(write([tempo(200), tempo(50, after=TICKS), tempo(200, after=TICKS)], note(60, 3 * TICKS)))
+    tune = read_tune(
+        write([tempo(200), tempo(50, after=TICKS), tempo(200, after=TICKS)], note(60, 3 * TICKS))
+    )
     assert tune.tempo == pytest.approx(50)  # for 1.2 s; 200 for 0.3 s twice
 
 
@@ -105,7 +130,9 @@ def test_drums_and_empty_notes_are_left_out(write: Write) -> None:
 
 def test_silence_at_the_end(write: Write) -> None:
     """All notes off says where a piece ends; other controls do not."""
-    off, pedal = (mido.Message("control_change", control=number, time=TICKS) for number in (123, 64))
+    off, pedal = (
+        mido.Message("control_change", control=number, time=TICKS) for number in (123, 64)
+    )
     tune = read_tune(write([*note(60, TICKS), off, pedal]))
     assert (tune.length, tune.beats) == (1.0, 2.0)
     assert roll_of(tune, Timing(rate=10)).any(1).tolist() == [True] * 5 + [False] * 5
@@ -120,13 +147,17 @@ def test_an_empty_track_is_passed_over(tmp_path: Path, write: Write) -> None:
 
 # rolls
 
-tunes = st.lists(st.tuples(st.integers(0, 127), st.integers(0, 400), st.integers(1, 200)), min_size=1, max_size=20).map(
-    lambda rows: made(*rows)
-)
+tunes = st.lists(
+    st.tuples(st.integers(0, 127), st.integers(0, 400), st.integers(1, 200)),
+    min_size=1,
+    max_size=20,
+).map(lambda rows: made(*rows))
 
 
 def made(*rows: tuple[int, int, int], length: float = 0.0) -> Tune:
-    """A tune of notes (pitch, start, duration), in hundredths of a second and in 25ths of a beat."""
+    """A tune of notes (pitch, start, duration), in hundredths of a second and in 25ths of a
+    beat.
+    """
     pitches, starts, durations = (np.array(column) for column in zip(*rows, strict=True))
     ends = starts + durations
     end = max(length * 100, ends.max())
@@ -134,13 +165,21 @@ def made(*rows: tuple[int, int, int], length: float = 0.0) -> Tune:
     return Tune(pitches.astype(np.uint8), *times, end / 100, end / 25, 240.0)
 
 
-@given(tunes, st.sampled_from([Timing(), Timing(rate=3), Timing(rate=100), Timing(grid=4), Timing(grid=1)]), st.sampled_from([88, 128]))
+@given(
+    tunes,
+    st.sampled_from([Timing(), Timing(rate=3), Timing(rate=100), Timing(grid=4), Timing(grid=1)]),
+    st.sampled_from([88, 128]),
+)
 def test_rolls_by_brute_force(tune: Tune, timing: Timing, keys: int) -> None:
     roll = roll_of(tune, timing, keys)
     per = timing.grid or timing.rate
     spans = (tune.start_beats, tune.end_beats) if timing.grid else (tune.starts, tune.ends)
     expected = torch.zeros_like(roll)
-    for pitch, start, end in zip(tune.pitches.tolist(), *(np.floor(t * per + 0.5).astype(int).tolist() for t in spans), strict=True):
+    for pitch, start, end in zip(
+        tune.pitches.tolist(),
+        *(np.floor(t * per + 0.5).astype(int).tolist() for t in spans),
+        strict=True,
+    ):
         if 0 <= pitch - LOWEST[keys] < keys:
             expected[start : max(end, start + 1), pitch - LOWEST[keys]] = 1
     assert roll.dtype == torch.uint8 and torch.equal(roll, expected)
@@ -148,7 +187,8 @@ def test_rolls_by_brute_force(tune: Tune, timing: Timing, keys: int) -> None:
 
 
 def test_halves_are_rounded_up() -> None:
-    roll = roll_of(made((60, 50, 100), (61, 150, 100), length=3), Timing(rate=1))  # 0.5 to 1.5 s, 1.5 to 2.5 s
+    # 0.5 to 1.5 s, 1.5 to 2.5 s
+    roll = roll_of(made((60, 50, 100), (61, 150, 100), length=3), Timing(rate=1))
     assert roll.nonzero().tolist() == [[1, 39], [2, 40]] and len(roll) == 3
 
 
@@ -156,7 +196,8 @@ def test_keys() -> None:
     tune = made((20, 0, 10), (21, 0, 10), (108, 0, 10), (109, 0, 10))
     assert roll_of(tune, Timing(rate=10)).nonzero().tolist() == [[0, 0], [0, 87]]
     assert roll_of(tune, Timing(rate=10), 128).nonzero()[:, 1].tolist() == [20, 21, 108, 109]
-    assert roll_of(made((10, 0, 5)), Timing(rate=1)).shape == (1, 88)  # off the keyboard: silence, of one frame at least
+    # off the keyboard: silence, of one frame at least
+    assert roll_of(made((10, 0, 5)), Timing(rate=1)).shape == (1, 88)
 
 
 def test_a_roll_written_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,14 +209,19 @@ def test_a_roll_written_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # common keys
 
-CADENCES = {"major": (0, 4, 7, 5, 9, 12, 7, 11, 14, 0, 4, 7, 12), "minor": (0, 3, 7, 5, 8, 12, 7, 11, 14, 0, 3, 7, 12)}
+CADENCES = {
+    "major": (0, 4, 7, 5, 9, 12, 7, 11, 14, 0, 4, 7, 12),
+    "minor": (0, 3, 7, 5, 8, 12, 7, 11, 14, 0, 3, 7, 12),
+}
 
 
 @pytest.mark.parametrize("mode", CADENCES)
 @pytest.mark.parametrize("keys", [88, 128])
 def test_every_key_becomes_the_common_one(mode: str, keys: int) -> None:
     for tonic in range(50, 62):
-        roll = roll_of(made(*((tonic + p, 30 * i, 30) for i, p in enumerate(CADENCES[mode]))), Timing(), keys)
+        roll = roll_of(
+            made(*((tonic + p, 30 * i, 30) for i, p in enumerate(CADENCES[mode]))), Timing(), keys
+        )
         moved = to_common_key(roll)
         lowest = int(moved.any(0).nonzero()[0]) + LOWEST[keys]
         assert lowest % 12 == {"major": 0, "minor": 9}[mode]
@@ -187,12 +233,19 @@ def test_every_key_becomes_the_common_one(mode: str, keys: int) -> None:
 def test_what_would_leave_the_keyboard_comes_back_an_octave() -> None:
     tonic = 62  # D: moved two down
     low, high = (21, 0, 20), (22, 0, 5)
-    roll = roll_of(made(*((tonic + p, 30 * i, 30) for i, p in enumerate(CADENCES["major"])), low, high), Timing())
+    roll = roll_of(
+        made(*((tonic + p, 30 * i, 30) for i, p in enumerate(CADENCES["major"])), low, high),
+        Timing(),
+    )
     moved = to_common_key(roll)
-    assert torch.equal(moved[:, 10], roll[:, 0]) and torch.equal(moved[:, 11], roll[:, 1])  # A0, A#0 as G1, G#1
+    # A0, A#0 as G1, G#1
+    assert torch.equal(moved[:, 10], roll[:, 0]) and torch.equal(moved[:, 11], roll[:, 1])
     assert not moved[:, :10].any() and moved.sum() == roll.sum()
     tonic = 56  # G#: moved four up
-    roll = roll_of(made(*((tonic + p, 30 * i, 30) for i, p in enumerate(CADENCES["major"])), (108, 0, 9)), Timing())
+    roll = roll_of(
+        made(*((tonic + p, 30 * i, 30) for i, p in enumerate(CADENCES["major"])), (108, 0, 9)),
+        Timing(),
+    )
     assert torch.equal(to_common_key(roll)[:, 79], roll[:, 87])  # C8 as E7
 
 
@@ -205,7 +258,16 @@ def test_silence_has_no_key() -> None:
 
 
 def test_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("b.mid", "a.MIDI", "notes.txt", "sub/c.Mid", "sub/deep/d.midi", ".hidden.mid", "sub/.git/e.mid", "odd[1].mid"):
+    for name in (
+        "b.mid",
+        "a.MIDI",
+        "notes.txt",
+        "sub/c.Mid",
+        "sub/deep/d.midi",
+        ".hidden.mid",
+        "sub/.git/e.mid",
+        "odd[1].mid",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "sub" / "back").symlink_to(tmp_path)
@@ -226,13 +288,16 @@ def test_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
     assert found(tmp_path / "*.mid") == ["b.mid", "odd[1].mid"]
     assert found(tmp_path / "**" / "*.midi") == ["sub/deep/d.midi"]
-    assert found(tmp_path / "[x]") == ["x/d.midi"]  # what a glob matches may be a folder, searched as if it were named
+    # what a glob matches may be a folder, searched as if it were named
+    assert found(tmp_path / "[x]") == ["x/d.midi"]
     assert found(tmp_path / "notes.txt") == ["notes.txt"]  # named by itself, so meant
     assert found(tmp_path / "odd[1].mid") == ["odd[1].mid"]
     for name in ("kar/song.kar", "kar/wrapped.RMI"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert found(tmp_path / "kar") == ["kar/song.kar", "kar/wrapped.RMI"] and found(tmp_path / "kar" / "*.kar") == ["kar/song.kar"]
+    assert found(tmp_path / "kar") == ["kar/song.kar", "kar/wrapped.RMI"] and found(
+        tmp_path / "kar" / "*.kar"
+    ) == ["kar/song.kar"]
     monkeypatch.chdir(tmp_path)
     assert find_files(["sub/**/*.mid*"]) == [Path("sub/deep/d.midi")]
 
@@ -276,16 +341,29 @@ REFUSED = {
     "it is cut short: it ends within its header": b"MThd\0\0\0\6\0\1",
     "its header is damaged: 2 bytes long instead of 6": b"MThd\0\0\0\2" + midi(NOTE)[8:],
     "its header is damaged: a beat has no ticks": midi(NOTE, division=0),
-    "its header is damaged: its times are SMPTE frames, 24 a second of 0 ticks each": midi(NOTE, division=-24 * 256),
-    "its header is damaged: its times are SMPTE frames, 7 a second of 40 ticks each": midi(NOTE, division=-7 * 256 + 40),
+    "its header is damaged: its times are SMPTE frames, 24 a second of 0 ticks each": midi(
+        NOTE, division=-24 * 256
+    ),
+    "its header is damaged: its times are SMPTE frames, 7 a second of 40 ticks each": midi(
+        NOTE, division=-7 * 256 + 40
+    ),
     "it has no tracks": midi(NOTE)[:14],
-    "it is damaged: in track 1 an event goes on beyond its end": midi(NOTE[:-1], tracks=2) + chunk(b"MTrk", NOTE),
+    "it is damaged: in track 1 an event goes on beyond its end": midi(NOTE[:-1], tracks=2)
+    + chunk(b"MTrk", NOTE),
     "it is damaged: in track 1 there is data where an event should begin": midi(b"\x00\x00\x40"),
-    "it is damaged: in track 1 there is an event 0xF4, which MIDI does not know": midi(b"\x00\xf4" + NOTE),
-    "it is damaged: in track 1 there is a number that is larger than MIDI has any": midi(b"\xff\xff\xff\xff\xff\x7f" + NOTE[1:]),
+    "it is damaged: in track 1 there is an event 0xF4, which MIDI does not know": midi(
+        b"\x00\xf4" + NOTE
+    ),
+    "it is damaged: in track 1 there is a number that is larger than MIDI has any": midi(
+        b"\xff\xff\xff\xff\xff\x7f" + NOTE[1:]
+    ),
     "it has no notes that end: 1 begin": midi(b"\x00\x90\x3c\x40"),
-    "it lasts 9.1 hours, and at most 2 are read": midi(b"\x00\x90\x3c\x40\x84\x80\x00\x3c\x00", division=1),
-    "it lasts 194.2 hours, and at most 2 are read": midi(b"\xbf\xff\xff\x7f" + NOTE[1:], division=96),
+    "it lasts 9.1 hours, and at most 2 are read": midi(
+        b"\x00\x90\x3c\x40\x84\x80\x00\x3c\x00", division=1
+    ),
+    "it lasts 194.2 hours, and at most 2 are read": midi(
+        b"\xbf\xff\xff\x7f" + NOTE[1:], division=96
+    ),
     "it lasts 100,000 beats, and at most 72,000 are read": midi(
         b"\x00\xff\x51\x03\0\0\x0a\x00\x90\x3c\x40\x86\x8d\x20\x3c\x00", division=1
     ),
@@ -302,7 +380,9 @@ def test_damaged_files(tmp_path: Path, reason: str) -> None:
 
 
 def test_bounds(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write([tempo(100), *(message for pitch in range(50, 60) for message in note(pitch, TICKS))])
+    path = write(
+        [tempo(100), *(message for pitch in range(50, 60) for message in note(pitch, TICKS))]
+    )
 
     def refused(bound: str, value: int, reason: str) -> None:
         with monkeypatch.context() as patched, pytest.raises(UserError, match=reason):

@@ -1,4 +1,6 @@
-"""Piano rolls as MIDI: the same roll comes back, other programs read the file, and it is played as music is."""
+"""Piano rolls as MIDI: the same roll comes back, other programs read the file, and it is played as
+music is.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from pyro_seq.music.data.midi_writer import Clock, sustained, to_midi, velocitie
 from pyro_seq.music.data.piano_rolls import LOWEST, Timing, read_polyphonic
 
 TIMINGS = [Timing(rate=rate) for rate in (32, 20, 12.5, 7.3, 0.5, 441)]
-TIMINGS += [Timing(grid=1, tempo=97.3), Timing(grid=3, tempo=61.7), Timing(grid=4, tempo=120), Timing(grid=12, tempo=211.9)]
+TIMINGS += [
+    Timing(grid=1, tempo=97.3),
+    Timing(grid=3, tempo=61.7),
+    Timing(grid=4, tempo=120),
+    Timing(grid=12, tempo=211.9),
+]
 
 
 @st.composite
@@ -45,8 +52,13 @@ def there_and_back(path: Path, roll: Tensor, timing: Timing, **options: Any) -> 
 @given(rolls(), st.sampled_from(TIMINGS))
 @example(torch.eye(88, dtype=torch.uint8), TIMINGS[0])
 @example(torch.ones(3, 128, dtype=torch.uint8), TIMINGS[3])
-@example(torch.cat([torch.zeros(30, 88), torch.ones(1, 88), torch.zeros(50, 88)]).to(torch.uint8), TIMINGS[7])
-def test_the_same_roll_comes_back(tmp_path_factory: pytest.TempPathFactory, roll: Tensor, timing: Timing) -> None:
+@example(
+    torch.cat([torch.zeros(30, 88), torch.ones(1, 88), torch.zeros(50, 88)]).to(torch.uint8),
+    TIMINGS[7],
+)
+def test_the_same_roll_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, roll: Tensor, timing: Timing
+) -> None:
     path = tmp_path_factory.getbasetemp() / "there-and-back.mid"
     assert torch.equal(there_and_back(path, roll, timing), roll)
 
@@ -60,7 +72,9 @@ def test_a_long_piece_does_not_drift(tmp_path: Path, timing: Timing) -> None:
     assert torch.equal(there_and_back(tmp_path / "long.mid", roll, timing), roll)
 
 
-@pytest.mark.parametrize("timing", [Timing(grid=4, tempo=120), Timing(rate=32)], ids=["beats", "seconds"])
+@pytest.mark.parametrize(
+    "timing", [Timing(grid=4, tempo=120), Timing(rate=32)], ids=["beats", "seconds"]
+)
 def test_real_tunes_come_back(data_dir: Path, tmp_path: Path, timing: Timing) -> None:
     files = sorted((data_dir / "midi" / "nottingham" / "test").glob("*.mid"))
     assert len(files) == 98
@@ -78,14 +92,20 @@ def test_another_program_reads_it(data_dir: Path, tmp_path: Path) -> None:
         events = [event for track in file.tracks for event in track]
         struck = [event for event in events if event.type == "note_on" and event.velocity]
         begun = (roll.diff(dim=0, prepend=torch.zeros(1, 88)) == 1).nonzero()
-        assert len(struck) == len(begun) and sorted(e.note for e in struck) == sorted(k + 21 for k in begun[:, 1].tolist())
-        assert [event.tempo for event in events if event.type == "set_tempo"] == [618_557]  # 60 million / 97
+        assert len(struck) == len(begun) and sorted(e.note for e in struck) == sorted(
+            k + 21 for k in begun[:, 1].tolist()
+        )
+        # 60 million / 97
+        assert [event.tempo for event in events if event.type == "set_tempo"] == [618_557]
         assert [event.program for event in events if event.type == "program_change"] == [6]
-        # to the tempo in whole microseconds a beat; pretty_midi ends a track a tick after its last event
+        # to the tempo in whole microseconds a beat; pretty_midi ends a track a tick after its last
+        # event
         assert file.length == pytest.approx(timing.seconds(len(roll)), abs=0.003)
 
 
-@pytest.mark.parametrize("timing", [Timing(rate=20), Timing(grid=4, tempo=97.3)], ids=["seconds", "beats"])
+@pytest.mark.parametrize(
+    "timing", [Timing(rate=20), Timing(grid=4, tempo=97.3)], ids=["seconds", "beats"]
+)
 def test_equal_rolls_make_equal_files(tmp_path: Path, timing: Timing) -> None:
     roll = (torch.rand(50, 88) < 0.1).to(torch.uint8)
     for name in ("a.mid", "b.mid"):
@@ -98,14 +118,19 @@ def test_frames_are_whole_ticks_at_the_right_tempo(timing: Timing) -> None:
     clock = Clock.of(timing, 1_000)
     assert clock.tick * clock.frame * timing.frames_per_second == pytest.approx(1, abs=2e-6)
     if timing.grid:
-        assert clock.resolution == clock.frame * timing.grid and 6e7 / clock.tempo == pytest.approx(timing.tempo, rel=2e-6)
+        assert clock.resolution == clock.frame * timing.grid and 6e7 / clock.tempo == pytest.approx(
+            timing.tempo, rel=2e-6
+        )
     assert Clock.of(timing, 2_000_000).frame <= 4  # so that pretty_midi reads it
 
 
 def test_a_rate_that_divides_a_second_is_exact() -> None:
     for rate, tempo in ((32, 500_000), (20, 500_000), (12.5, 480_000), (1, 1_000_000)):
         clock = Clock.of(Timing(rate=rate))
-        assert clock.tempo == tempo and clock.frame * clock.tempo * rate == clock.resolution * 1_000_000
+        assert (
+            clock.tempo == tempo
+            and clock.frame * clock.tempo * rate == clock.resolution * 1_000_000
+        )
 
 
 def test_runs_of_frames_are_one_note() -> None:
@@ -122,22 +147,31 @@ def test_notes_are_played_as_music_is() -> None:
     notes = sustained(roll)
     struck = velocities(roll, notes, timing, velocity=70, melody=8)
     assert struck.min() >= 40 and struck.max() <= 110 and len(set(struck.tolist())) > 5
-    low = dict(zip(notes[notes[:, 2] == 40, 0].tolist(), struck[notes[:, 2] == 40].tolist(), strict=True))
+    low = dict(
+        zip(notes[notes[:, 2] == 40, 0].tolist(), struck[notes[:, 2] == 40].tolist(), strict=True)
+    )
     assert low[0] > low[2] and low[16] > low[14] and low[8] > low[6]  # the first beat of a bar
     assert low[16] > low[0] and low[16] > low[56]  # the middle of a phrase
     both = roll.clone()
     both[8, 50] = 1
     again = sustained(both)
-    accompanied = velocities(both, again, timing, velocity=70, melody=8)[(again[:, 0] == 8) & (again[:, 2] == 40)]
+    accompanied = velocities(both, again, timing, velocity=70, melody=8)[
+        (again[:, 0] == 8) & (again[:, 2] == 40)
+    ]
     assert accompanied[0] == low[8] - 8  # no longer the highest
-    loud, soft = (velocities(roll, notes, Timing(rate=4), velocity=velocity, melody=0) for velocity in (127, 1))
+    loud, soft = (
+        velocities(roll, notes, Timing(rate=4), velocity=velocity, melody=0)
+        for velocity in (127, 1)
+    )
     assert set(loud.tolist()) == {110} and set(soft.tolist()) == {40}
 
 
 def test_silence_has_a_length(tmp_path: Path) -> None:
     midi = to_midi(torch.zeros(48, 88), Timing(rate=32))
     [off] = midi.instruments[0].control_changes
-    assert (off.number, off.time) == (ALL_NOTES_OFF, pytest.approx(1.5)) and not midi.instruments[0].notes
+    assert (off.number, off.time) == (ALL_NOTES_OFF, pytest.approx(1.5)) and not midi.instruments[
+        0
+    ].notes
     write_midi(tmp_path / "silence.mid", torch.zeros(48, 88), Timing(rate=32))
     assert mido.MidiFile(tmp_path / "silence.mid").length == pytest.approx(1.5, abs=0.003)
     with pytest.raises(UserError, match="it has no notes"):
@@ -145,7 +179,12 @@ def test_silence_has_a_length(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
-    def refused(match: str, roll: Tensor = torch.zeros(4, 88), timing: Timing = Timing(), **options: Any) -> None:  # noqa: B008 (never changed)
+    def refused(
+        match: str,
+        roll: Tensor = torch.zeros(4, 88),  # noqa: B008 (never changed)
+        timing: Timing = Timing(),  # noqa: B008
+        **options: Any,
+    ) -> None:
         with pytest.raises(UserError, match=match):
             write_midi(tmp_path / "a.mid", roll, timing, **options)
         assert not list(tmp_path.iterdir())
@@ -178,7 +217,9 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pretty_midi.PrettyMIDI, "write", fails)
-    with pytest.raises(UserError, match="No space left on device; what was there before is untouched"):
+    with pytest.raises(
+        UserError, match="No space left on device; what was there before is untouched"
+    ):
         write_midi(path, torch.ones(4, 88), Timing())
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 

@@ -38,9 +38,15 @@ def test_files_that_hold_no_music(tmp_path: Path) -> None:
     refused("broken.npz holds no polyphonic music")
     frames, lengths = np.zeros((5, 11), np.uint8), np.array([2, 3])
     complete = {
-        f"{split}_{name}": array for split in ("train", "valid", "test") for name, array in (("frames", frames), ("lengths", lengths))
+        f"{split}_{name}": array
+        for split in ("train", "valid", "test")
+        for name, array in (("frames", frames), ("lengths", lengths))
     }
-    for change in ({"train_lengths": np.array([2, 2])}, {"valid_frames": frames[:, :4]}, {"test_frames": frames.astype(float)}):
+    for change in (
+        {"train_lengths": np.array([2, 2])},
+        {"valid_frames": frames[:, :4]},
+        {"test_frames": frames.astype(float)},
+    ):
         np.savez(path, **(complete | change))
         refused("holds no polyphonic music")
     np.savez(path, **(complete | {"test_lengths": np.array([[1], [2]], dtype=object)}))

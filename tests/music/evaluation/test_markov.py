@@ -1,4 +1,6 @@
-"""Markov chains of keys: exact against counting by hand and against enumeration, and the literature's figures on real music."""
+"""Markov chains of keys: exact against counting by hand and against enumeration, and the
+literature's figures on real music.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,20 @@ ROLLS = [torch.tensor([[1, 0], [1, 0], [0, 1]]), torch.tensor([[0, 0], [1, 1]])]
 def test_frequencies_are_those_counted_by_hand() -> None:
     model = MarkovKeys.fit(ROLLS, pseudo_count=1)
     assert model.initial.tolist() == pytest.approx([(1 + 1) / (2 + 2), (0 + 1) / (2 + 2)])
-    assert model.transition[0].tolist() == pytest.approx([(1 + 1) / (1 + 2), (2 + 1) / (3 + 2)])  # after silence
+    # after silence
+    assert model.transition[0].tolist() == pytest.approx([(1 + 1) / (1 + 2), (2 + 1) / (3 + 2)])
     assert model.transition[1].tolist() == pytest.approx([(1 + 1) / (2 + 2), 1 / 2])  # after sound
     again = MarkovKeys.fit([roll.bool() for roll in ROLLS], pseudo_count=0.5)
-    assert again.initial.tolist() == pytest.approx([0.5, 0.5 / 3]) and again.transition[0, 1].item() == pytest.approx(2.5 / 4)
+    assert again.initial.tolist() == pytest.approx([0.5, 0.5 / 3]) and again.transition[
+        0, 1
+    ].item() == pytest.approx(2.5 / 4)
 
 
 def test_nats_are_those_counted_by_hand() -> None:
-    model = MarkovKeys(torch.tensor([0.5, 0.25], dtype=torch.float64), torch.tensor([[0.3, 0.6], [0.2, 0.9]], dtype=torch.float64))
+    model = MarkovKeys(
+        torch.tensor([0.5, 0.25], dtype=torch.float64),
+        torch.tensor([[0.3, 0.6], [0.2, 0.9]], dtype=torch.float64),
+    )
     first_key = math.log(0.5) + math.log(0.2) + math.log(0.8) + math.log(0.5) + math.log(0.3)
     second_key = math.log(0.75) + math.log(0.4) + math.log(0.6) + math.log(0.75) + math.log(0.6)
     assert model.nats_per_frame(ROLLS) == pytest.approx(-(first_key + second_key) / 5, rel=1e-12)
@@ -48,15 +56,24 @@ def test_what_never_happened_is_impossible_without_a_pseudo_count() -> None:
 @pytest.mark.parametrize(("corpus", "published"), [("jsb_chorales", 10.43), ("nottingham", 5.16)])
 def test_published_figures(data_dir: Path, corpus: str, published: float) -> None:
     splits = read_polyphonic(data_dir / "polyphonic" / f"{corpus}.npz")
-    assert MarkovKeys.fit(splits["train"]).nats_per_frame(splits["test"]) == pytest.approx(published, abs=0.01)
+    assert MarkovKeys.fit(splits["train"]).nats_per_frame(splits["test"]) == pytest.approx(
+        published, abs=0.01
+    )
 
 
 def test_samples_have_the_frequencies_of_the_model() -> None:
     model = MarkovKeys.fit(ROLLS)
     rolls = model.sample(4_000, 6, torch.Generator().manual_seed(3))
-    assert rolls.shape == (4_000, 6, 2) and rolls.dtype == torch.uint8 and set(rolls.unique().tolist()) == {0, 1}
+    assert (
+        rolls.shape == (4_000, 6, 2)
+        and rolls.dtype == torch.uint8
+        and set(rolls.unique().tolist()) == {0, 1}
+    )
     found = MarkovKeys.fit(list(rolls), pseudo_count=0)
-    for was, fitted, trials in ((model.initial, found.initial, 4_000), (model.transition, found.transition, 6_000)):
+    for was, fitted, trials in (
+        (model.initial, found.initial, 4_000),
+        (model.transition, found.transition, 6_000),
+    ):
         error = (was * (1 - was) / trials).sqrt()  # of at least so many trials
         assert ((was - fitted).abs() < 4.5 * error).all()
 

@@ -1,4 +1,6 @@
-"""The report on music: what is in it, that nothing else is, and that a browser shows and plays it."""
+"""The report on music: what is in it, that nothing else is, and that a browser shows and plays
+it.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,16 @@ from pyro_seq.music.render.plots import curves_png, histograms, roll_png
 
 TIMING = Timing(grid=4, tempo=120)
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 def piece(seed: int = 0) -> torch.Tensor:
     random = torch.Generator().manual_seed(seed)
-    return torch.zeros(48, 88).index_put((torch.arange(48), torch.randint(30, 60, (48,), generator=random)), torch.ones(()))
+    return torch.zeros(48, 88).index_put(
+        (torch.arange(48), torch.randint(30, 60, (48,), generator=random)), torch.ones(())
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,14 @@ def page() -> str:
     primer = real[:16]
     whole = torch.cat([primer, new])
     sounds = [
-        Sound(HOSTILE, sound(whole), roll_png(whole, TIMING, primer_frames=16), HOSTILE, primer=sound(primer), midi=b"MThd"),
+        Sound(
+            HOSTILE,
+            sound(whole),
+            roll_png(whole, TIMING, primer_frames=16),
+            HOSTILE,
+            primer=sound(primer),
+            midi=b"MThd",
+        ),
         Sound("Sample 2", sound(new), roll_png(new, TIMING)),
     ]
     found = {"real": statistics([real], TIMING), "generated": statistics([new], TIMING)}
@@ -55,9 +68,15 @@ def page() -> str:
         summary=HOSTILE,
         settings={"model.kind": HOSTILE, "model.hidden_size": 1200, "training.learning_rate": 1e-3},
         curves=[Picture(curves_png({"training": [(1, 5.0), (2, 4.0)]}), HOSTILE, HOSTILE)],
-        figures=[Figure("model", 3.14159, note=HOSTILE), Figure("nothing", float("nan")), Figure("impossible", float("inf"))],
+        figures=[
+            Figure("model", 3.14159, note=HOSTILE),
+            Figure("nothing", float("nan")),
+            Figure("impossible", float("inf")),
+        ],
         sounds=sounds,
-        histograms=[Picture(png, f"Histograms of {name}") for name, png in histograms(found).items()],
+        histograms=[
+            Picture(png, f"Histograms of {name}") for name, png in histograms(found).items()
+        ],
         distances={"generated": distance(found["real"], found["generated"])},
     )
 
@@ -67,7 +86,9 @@ def sound(roll: torch.Tensor) -> bytes:
 
 
 class Reader(HTMLParser):
-    """The elements of a page, with their attributes, and its text; every element must be closed where it belongs."""
+    """The elements of a page, with their attributes, and its text; every element must be closed
+    where it belongs.
+    """
 
     VOID = ("meta", "link", "img")
 
@@ -97,26 +118,50 @@ class Reader(HTMLParser):
 
 def test_it_needs_nothing_else_and_runs_nothing(page: str) -> None:
     reader = Reader(page)
-    addresses = [value for _, found in reader.elements for name, value in found.items() if name in ("src", "href", "srcset", "action")]
+    addresses = [
+        value
+        for _, found in reader.elements
+        for name, value in found.items()
+        if name in ("src", "href", "srcset", "action")
+    ]
     assert addresses and all(address.startswith("data:") for address in addresses)
-    assert "url(" not in page and "@import" not in page and not reader.all("script") and not reader.all("iframe")
+    assert (
+        "url(" not in page
+        and "@import" not in page
+        and not reader.all("script")
+        and not reader.all("iframe")
+    )
     assert not [name for _, found in reader.elements for name in found if name.startswith("on")]
-    assert "default-src 'none'" in next(found["content"] for found in reader.all("meta") if found.get("http-equiv"))
+    assert "default-src 'none'" in next(
+        found["content"] for found in reader.all("meta") if found.get("http-equiv")
+    )
     assert len(page) < 2_000_000  # 21 seconds of sound at 59 kB are 1.2 MB of it
 
 
 def test_all_words_are_shown_as_they_are(page: str) -> None:
     reader = Reader(page)
-    assert reader.text.count(HOSTILE) == 8  # window title, heading, summary, setting, caption, note of a figure, of a sound, and its title
+    # window title, heading, summary, setting, caption, note of a figure, of a sound, and its title
+    assert reader.text.count(HOSTILE) == 8
     assert HOSTILE in [image["alt"] for image in reader.all("img")]
-    assert "3.142" in reader.text and "–" in reader.text and "∞" in reader.text and "nan" not in reader.text and "1,200" in reader.text
-    assert [link["download"] for link in reader.all("a")] == ["script-alert--x----script-----quotes.mid"]
+    assert (
+        "3.142" in reader.text
+        and "–" in reader.text
+        and "∞" in reader.text
+        and "nan" not in reader.text
+        and "1,200" in reader.text
+    )
+    assert [link["download"] for link in reader.all("a")] == [
+        "script-alert--x----script-----quotes.mid"
+    ]
 
 
 def test_it_can_be_read_without_seeing_it(page: str) -> None:
     reader = Reader(page)
     assert reader.all("html") == [{"lang": "en"}]
-    assert all(image["alt"] and int(image["width"]) > 100 and int(image["height"]) > 100 for image in reader.all("img"))
+    assert all(
+        image["alt"] and int(image["width"]) > 100 and int(image["height"]) > 100
+        for image in reader.all("img")
+    )
     assert [player["aria-label"] for player in reader.all("audio")] == [
         f"{HOSTILE}: Primer",
         f"{HOSTILE}: Primer and continuation",
@@ -140,7 +185,9 @@ def test_pictures_and_sounds_that_are_none() -> None:
 
 
 class Browser:
-    """Chromium, driven by its DevTools protocol over a pair of pipes: JSON messages that end with a zero byte."""
+    """Chromium, driven by its DevTools protocol over a pair of pipes: JSON messages that end with a
+    zero byte.
+    """
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self.to_browser, self.from_browser = to_browser, from_browser
@@ -153,7 +200,11 @@ class Browser:
         """The answer to a command; events on the way are kept."""
         self.number += 1
         message: dict[str, Any] = {"id": self.number, "method": method, "params": parameters}
-        os.write(self.to_browser, json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0")
+        os.write(
+            self.to_browser,
+            json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode()
+            + b"\0",
+        )
         while (answer := self.receive()).get("id") != self.number:
             self.events.append(answer)
         assert "error" not in answer, answer
@@ -171,7 +222,13 @@ class Browser:
 
     def evaluate(self, script: str) -> Any:
         """What a program in the page comes to, in the end if it is a promise."""
-        found = self.ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
+        found = self.ask(
+            "Runtime.evaluate",
+            expression=script,
+            awaitPromise=True,
+            returnByValue=True,
+            userGesture=True,
+        )
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
@@ -186,7 +243,13 @@ class Browser:
 
     def screenshot(self, width: int) -> Image.Image:
         """The top of the page at a width."""
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         png = self.ask("Page.captureScreenshot", format="png")["data"]
         return Image.open(io.BytesIO(base64.b64decode(png)))
 
@@ -206,11 +269,18 @@ def browser(folder: Path) -> Iterator[Browser]:
         "--no-first-run",
         "--hide-scrollbars",
     ]
-    options += [f"--user-data-dir={folder}", "--autoplay-policy=no-user-gesture-required", "--remote-debugging-pipe"]
-    shell = f'exec "$@" 3<&{read_commands} 4>&{write_answers}'  # the descriptors that Chromium expects
+    options += [
+        f"--user-data-dir={folder}",
+        "--autoplay-policy=no-user-gesture-required",
+        "--remote-debugging-pipe",
+    ]
+    # the descriptors that Chromium expects
+    shell = f'exec "$@" 3<&{read_commands} 4>&{write_answers}'
     command = ["bash", "-c", shell, "bash", CHROMIUM, *options]
     pipes = (read_commands, write_answers)
-    with subprocess.Popen(command, pass_fds=pipes, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, pass_fds=pipes, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         for pipe in pipes:
             os.close(pipe)
         try:
@@ -235,15 +305,27 @@ def test_a_browser_shows_and_plays_it(page: str, tmp_path: Path) -> None:
     path.write_text(page, encoding="utf-8")
     with browser(tmp_path / "profile") as chromium:
         chromium.open(path)
-        assert chromium.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100)")
+        assert chromium.evaluate(
+            "[...document.images].every(image => image.complete && image.naturalWidth > 100)"
+        )
         played, duration = chromium.evaluate(PLAY)
         assert played >= 0.3 and duration == pytest.approx(TIMING.seconds(64), abs=0.01)
         for width in (1100, 400):
             picture = np.asarray(chromium.screenshot(width).convert("L"))
             assert picture.shape[1] == width and picture.std() > 10
-            assert chromium.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
+            # nothing sticks out
+            assert chromium.evaluate("document.documentElement.scrollWidth") == width
         happened = chromium.events
-    assert not [event for event in happened if event["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")]
+    assert not [
+        event
+        for event in happened
+        if event["method"]
+        in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+    ]
     assert not [event for event in happened if event["method"] == "Network.loadingFailed"]
-    asked = [event["params"]["request"]["url"] for event in happened if event["method"] == "Network.requestWillBeSent"]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in happened
+        if event["method"] == "Network.requestWillBeSent"
+    ]
     assert asked and all(url.startswith(("file:", "data:")) for url in asked)

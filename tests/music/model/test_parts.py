@@ -1,4 +1,6 @@
-"""What a frame is to a pair: observed values and the rolls that sampled values stand for, by each emission."""
+"""What a frame is to a pair: observed values and the rolls that sampled values stand for, by each
+emission.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,22 @@ from pyro_seq.contexts import LastObservations, PreviousObservation
 from pyro_seq.emissions.composite import Joint
 from pyro_seq.emissions.nade import NADE
 from pyro_seq.infer.likelihood.scoring import score
-from pyro_seq.music.model.parts import MOST_NOTES, FrameSettings, as_roll, frame_parts, observed, start_from_frequencies
+from pyro_seq.music.model.parts import (
+    MOST_NOTES,
+    FrameSettings,
+    as_roll,
+    frame_parts,
+    observed,
+    start_from_frequencies,
+)
 
 BETA = FrameSettings(emission="beta")
 
 
 def rolls(*lengths: int, keys: int = 12) -> SequenceBatch:
-    return SequenceBatch.of([(torch.rand(length, keys) < 0.3).to(torch.uint8) for length in lengths])
+    return SequenceBatch.of(
+        [(torch.rand(length, keys) < 0.3).to(torch.uint8) for length in lengths]
+    )
 
 
 def test_scores_and_a_count_stand_for_a_roll_and_back() -> None:
@@ -31,7 +42,10 @@ def test_scores_and_a_count_stand_for_a_roll_and_back() -> None:
 
 
 def test_as_many_keys_sound_as_were_counted_those_with_the_highest_scores() -> None:
-    values = {"notes": torch.tensor([[0.2, 0.9, 0.6, 0.7], [0.9, 0.8, 0.7, 0.6]]), "count": torch.tensor([2, 0])}
+    values = {
+        "notes": torch.tensor([[0.2, 0.9, 0.6, 0.7], [0.9, 0.8, 0.7, 0.6]]),
+        "count": torch.tensor([2, 0]),
+    }
     assert as_roll(BETA, values).tolist() == [[0, 1, 0, 1], [0, 0, 0, 0]]
 
 
@@ -54,9 +68,21 @@ def test_other_emissions_observe_the_roll_itself_as_numbers(emission: str) -> No
 def test_parts_are_what_the_settings_say() -> None:
     assert isinstance(frame_parts(BETA, 12).emission, Joint)
     parts = frame_parts(FrameSettings(emission="nade", hidden_size=5, dropout=0.2), 12)
-    assert isinstance(parts.emission, NADE) and (parts.emission.hidden_size, parts.emission.dropout) == (5, 0.2)
+    assert isinstance(parts.emission, NADE) and (
+        parts.emission.hidden_size,
+        parts.emission.dropout,
+    ) == (5, 0.2)
     assert isinstance(parts.context(parts.encoder()), PreviousObservation)
-    wide = frame_parts(FrameSettings(emission="beta", context="last", context_frames=4, combiner_sizes=(9, 7), encoder_sizes=(6,)), 12)
+    wide = frame_parts(
+        FrameSettings(
+            emission="beta",
+            context="last",
+            context_frames=4,
+            combiner_sizes=(9, 7),
+            encoder_sizes=(6,),
+        ),
+        12,
+    )
     context = wide.context(wide.encoder())
     assert isinstance(context, LastObservations) and (context.count, context.num_features) == (4, 7)
     assert context.encoder.num_features == 6 + MOST_NOTES + 1
@@ -64,9 +90,13 @@ def test_parts_are_what_the_settings_say() -> None:
 
 @pytest.mark.parametrize("sizes", [(), (5,)])
 @pytest.mark.parametrize("emission", ["bernoulli", "nade", "beta"])
-def test_a_new_model_starts_from_frequencies_where_it_can(emission: str, sizes: tuple[int, ...]) -> None:
+def test_a_new_model_starts_from_frequencies_where_it_can(
+    emission: str, sizes: tuple[int, ...]
+) -> None:
     settings = FrameSettings(emission=emission, hidden_size=3)
-    pair = make_pair(model_settings("rnn", {"hidden_size": 4, "decoder_sizes": sizes}), frame_parts(settings, 3))
+    pair = make_pair(
+        model_settings("rnn", {"hidden_size": 4, "decoder_sizes": sizes}), frame_parts(settings, 3)
+    )
     start_from_frequencies(pair.model, settings, torch.tensor([0.5, 0.0, 0.25]))
     with torch.no_grad():
         pair.model.decoder[-1].weight.zero_()
@@ -74,7 +104,9 @@ def test_a_new_model_starts_from_frequencies_where_it_can(emission: str, sizes: 
             pair.model.emission.outward.zero_()
     silent = observed(settings, SequenceBatch(torch.zeros(1, 1, 3, dtype=torch.uint8)))
     found = float(score(pair, silent).total)
-    assert (found == pytest.approx(torch.tensor([0.5, 1 - 1e-4, 0.75]).log().sum().item(), rel=1e-5)) == (emission != "beta")
+    assert (
+        found == pytest.approx(torch.tensor([0.5, 1 - 1e-4, 0.75]).log().sum().item(), rel=1e-5)
+    ) == (emission != "beta")
 
 
 def test_a_pair_of_ones_own_starts_as_it_was_made() -> None:

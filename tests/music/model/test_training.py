@@ -18,7 +18,16 @@ from pyro_seq.music.evaluation import scoring as music_scoring
 from pyro_seq.music.evaluation.markov import MarkovKeys
 from pyro_seq.music.model.model import new_pair, timing_of
 from pyro_seq.music.model.presets import PRESETS
-from pyro_seq.music.model.training import MusicModel, Pieces, evaluate, generate, music_settings, nats_per_frame, previews, train
+from pyro_seq.music.model.training import (
+    MusicModel,
+    Pieces,
+    evaluate,
+    generate,
+    music_settings,
+    nats_per_frame,
+    previews,
+    train,
+)
 from pyro_seq.runs.checkpoint import load_tree
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.runs.tensorboard import Audio, Image
@@ -43,7 +52,9 @@ def untrained(*changes: dict[str, Any], data: list[Tensor] | None = None) -> Mus
     settings, data = music_settings(TINY, *changes), data or pieces(20)
     pair = new_pair(settings, data)
     pair.train(False)
-    return MusicModel(pair, settings, timing_of(settings.rolls, 90.0), MarkovKeys.fit(data), torch.device("cpu"))
+    return MusicModel(
+        pair, settings, timing_of(settings.rolls, 90.0), MarkovKeys.fit(data), torch.device("cpu")
+    )
 
 
 @pytest.fixture
@@ -53,7 +64,9 @@ def data() -> Pieces:
 
 @pytest.mark.parametrize("emission", ["bernoulli", "nade"])
 def test_a_new_model_starts_from_how_often_keys_sound(emission: str) -> None:
-    """With its last weights at zero, its likelihood is that of independent keys, of the training pieces' own frequencies."""
+    """With its last weights at zero, its likelihood is that of independent keys, of the training
+    pieces' own frequencies.
+    """
     roll = torch.zeros(8, KEYS, dtype=torch.uint8)
     roll[:4, 40], roll[:2, 50] = 1, 1
     music = untrained({"frames.emission": emission}, data=[roll])
@@ -72,7 +85,12 @@ def test_figures_are_sums_over_frames() -> None:
     each = [float(score(music.pair, SequenceBatch(piece.unsqueeze(0))).total) for piece in data]
     assert nats_per_frame(music, data, method="exact") == pytest.approx(-sum(each) / 20, rel=1e-5)
     scored = evaluate(music, [*data, *pieces(0)])
-    assert (scored.pieces, scored.frames, scored.method, scored.standard_error) == (3, 20, "exact", 0.0)
+    assert (scored.pieces, scored.frames, scored.method, scored.standard_error) == (
+        3,
+        20,
+        "exact",
+        0.0,
+    )
     assert scored.log_likelihood == pytest.approx(sum(each), rel=1e-5)
     assert scored.bits_per_frame == pytest.approx(scored.nats_per_frame / math.log(2))
     assert scored.markov_nats_per_frame == pytest.approx(music.markov.nats_per_frame(data))
@@ -90,7 +108,9 @@ def test_estimates_tell_their_error_and_their_particles() -> None:
     assert evaluate(music, pieces(3), method="elbo", samples=1).standard_error is None
 
 
-def test_long_pieces_are_scored_in_windows_as_they_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_pieces_are_scored_in_windows_as_they_are_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     music, data = untrained(), pieces(23, 4)
     whole = evaluate(music, data)
     monkeypatch.setattr(music_scoring, "AT_ONCE", 5)
@@ -120,12 +140,19 @@ def test_training_keeps_the_best_and_goes_on(data: Pieces, tmp_path: Path) -> No
     music = train(data, longer, run=run, resume=True, quiet=True)
     assert music.step == 6
     best = load_tree(run.best)["weights"]["model"]
-    assert all(torch.equal(best[name], weight) for name, weight in music.pair.model.state_dict().items())
+    assert all(
+        torch.equal(best[name], weight) for name, weight in music.pair.model.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_are_settings_and_train(name: str, data: Pieces) -> None:
-    small = {"training.num_steps": 1, "training.max_minutes": None, "training.valid_every": 1, "training.sample_every": 0}
+    small = {
+        "training.num_steps": 1,
+        "training.max_minutes": None,
+        "training.valid_every": 1,
+        "training.sample_every": 0,
+    }
     music = train(data, music_settings(PRESETS[name], small), quiet=True)
     assert music.step == 1 and math.isfinite(nats_per_frame(music, data.valid, samples=2))
 
@@ -133,7 +160,12 @@ def test_presets_are_settings_and_train(name: str, data: Pieces) -> None:
 @pytest.mark.parametrize("emission", ["bernoulli", "nade", "beta"])
 @pytest.mark.parametrize("kind", ["rnn", "srnn"])
 def test_every_emission_trains_scores_and_plays(emission: str, kind: str, data: Pieces) -> None:
-    changes: dict[str, Any] = {"frames.emission": emission, "model.kind": kind, "frames.context": "last", "frames.context_frames": 3}
+    changes: dict[str, Any] = {
+        "frames.emission": emission,
+        "model.kind": kind,
+        "frames.context": "last",
+        "frames.context_frames": 3,
+    }
     changes |= {"frames.encoder_sizes": (7,), "frames.combiner_sizes": (6,)}
     if kind == "srnn":
         changes |= {"model.latent_size": 2, "model.latent_sizes": (3,)}
@@ -144,7 +176,10 @@ def test_every_emission_trains_scores_and_plays(emission: str, kind: str, data: 
     primer = data.train[0]
     for options in ({}, {"primer": primer}):
         rolls = list(generate(music, 4, num_samples=3, **options))
-        assert len(rolls) == 3 and all(roll.shape == (4, KEYS) and roll.dtype == torch.uint8 and roll.max() <= 1 for roll in rolls)
+        assert len(rolls) == 3 and all(
+            roll.shape == (4, KEYS) and roll.dtype == torch.uint8 and roll.max() <= 1
+            for roll in rolls
+        )
 
 
 def test_a_primer_is_what_the_model_goes_on_from() -> None:
@@ -155,9 +190,14 @@ def test_a_primer_is_what_the_model_goes_on_from() -> None:
         for parameter in model.parameters():
             parameter.zero_()
         cell = dict(model.recurrence.named_parameters())
-        weight, bias = (next(cell[name] for name in cell if name.endswith(end)) for end in ("weight_ih_l0", "bias_ih_l0"))
-        weight[2 * KEYS : 3 * KEYS] = 20 * torch.eye(KEYS)  # the LSTM's candidate: what the frame before was
-        bias[:KEYS], bias[KEYS : 2 * KEYS], bias[3 * KEYS :] = 20, -20, 20  # input and output gates open, forget gate closed
+        weight, bias = (
+            next(cell[name] for name in cell if name.endswith(end))
+            for end in ("weight_ih_l0", "bias_ih_l0")
+        )
+        # the LSTM's candidate: what the frame before was
+        weight[2 * KEYS : 3 * KEYS] = 20 * torch.eye(KEYS)
+        # input and output gates open, forget gate closed
+        bias[:KEYS], bias[KEYS : 2 * KEYS], bias[3 * KEYS :] = 20, -20, 20
         model.decoder[-1].weight.copy_(40 * torch.eye(KEYS))
         model.decoder[-1].bias.fill_(-15)
     (primer,) = pieces(9)
@@ -175,8 +215,14 @@ def test_samples_follow_the_seed_and_the_temperature() -> None:
         return list(generate(music, 30, num_samples=2, **options))
 
     first, again, other = drawn(1), drawn(1), drawn(2)
-    assert torch.equal(torch.stack(first), torch.stack(again)) and not torch.equal(torch.stack(first), torch.stack(other))
-    assert float(torch.stack(drawn(1, temperature=0.1)).float().mean()) < 0.01 < float(torch.stack(first).float().mean())
+    assert torch.equal(torch.stack(first), torch.stack(again)) and not torch.equal(
+        torch.stack(first), torch.stack(other)
+    )
+    assert (
+        float(torch.stack(drawn(1, temperature=0.1)).float().mean())
+        < 0.01
+        < float(torch.stack(first).float().mean())
+    )
     with pytest.raises(UserError, match="at least 1"):
         next(generate(music, 0))
     with pytest.raises(UserError, match="temperature does not apply to a Beta"):

@@ -1,4 +1,6 @@
-"""Music as sound: as long as it should be, in tune, without clipping or clicks, and what a sound font needs."""
+"""Music as sound: as long as it should be, in tune, without clipping or clicks, and what a sound
+font needs.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def test_silence_stays_silence() -> None:
 
 
 def test_it_is_only_scaled_down() -> None:
-    soft, loud = (np.abs(synthesise(midi_of(60, velocity=velocity), 1.0)).max() for velocity in (40, 100))
+    soft, loud = (
+        np.abs(synthesise(midi_of(60, velocity=velocity), 1.0)).max() for velocity in (40, 100)
+    )
     assert 0.01 < soft < loud < PEAK
 
 
@@ -61,7 +65,8 @@ def test_it_is_in_tune(pitch: int) -> None:
 
 def test_pitches_that_cannot_be_heard_make_no_false_tones() -> None:
     assert not synthesise(midi_of(127), 1.0, sample_rate=8_000).any()
-    spectrum = np.abs(np.fft.rfft(synthesise(midi_of(108, frames=20), 2.0)))  # 4,186 Hz, of which two partials can be heard
+    # 4,186 Hz, of which two partials can be heard
+    spectrum = np.abs(np.fft.rfft(synthesise(midi_of(108, frames=20), 2.0)))
     far = [i for i in range(len(spectrum)) if min(abs(i / 2 - 4_186), abs(i / 2 - 8_372)) > 200]
     assert spectrum[far].max() < 0.02 * spectrum.max()
 
@@ -101,7 +106,9 @@ def test_sound_fonts_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "font.sf2"
     for content in (b"", b"RIFF", b"RIFF\0\0\0\0WAVEfmt "):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"font.sf2 is no sound font: a file of kind .sf2 or .sf3"):
+        with pytest.raises(
+            UserError, match=r"font.sf2 is no sound font: a file of kind .sf2 or .sf3"
+        ):
             synthesise(midi_of(60), 1.0, sound_font=path)
 
 
@@ -113,10 +120,15 @@ def font(tmp_path: Path) -> Path:
     return path
 
 
-def test_without_fluidsynth_it_says_what_to_install(font: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for absent in (None, types.ModuleType("fluidsynth")):  # not there, or another package of that name
+def test_without_fluidsynth_it_says_what_to_install(
+    font: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # not there, or another package of that name
+    for absent in (None, types.ModuleType("fluidsynth")):
         monkeypatch.setitem(sys.modules, "fluidsynth", absent)
-        with pytest.raises(UserError, match="a sound font needs FluidSynth: pip install pyfluidsynth"):
+        with pytest.raises(
+            UserError, match="a sound font needs FluidSynth: pip install pyfluidsynth"
+        ):
             synthesise(midi_of(60), 1.0, sound_font=font)
 
 
@@ -168,7 +180,11 @@ def test_a_sound_font_is_played(font: Path, fluidsynth: None) -> None:
         synthesise(midi_of(60), 1.0, sound_font=font)
     font.write_bytes(font.read_bytes() + b"more")
     sound = synthesise(midi_of(60, 64, frames=10), 1.5, sound_font=font)
-    assert sound.shape == (33_075,) and np.allclose(sound[:22_049], 3 * 2 * 1_000 / 2**15) and not sound[22_051:].any()
+    assert (
+        sound.shape == (33_075,)
+        and np.allclose(sound[:22_049], 3 * 2 * 1_000 / 2**15)
+        and not sound[22_051:].any()
+    )
     assert not synthesise(midi_of(), 1.0, sound_font=font).any()
     loud = synthesise(midi_of(*range(60), frames=10), 1.5, sound_font=font)
     assert np.abs(loud).max() == pytest.approx(PEAK)
@@ -188,5 +204,13 @@ def test_a_wav_file_holds_the_samples() -> None:
     samples = np.array([0, 0.5, -0.5, 1, -1, 2, -2], dtype=np.float32)
     with wave.open(io.BytesIO(wav_bytes(samples, 8_000))) as file:
         assert file.getparams()[:4] == (1, 2, 8_000, 7)
-        assert np.frombuffer(file.readframes(7), "<i2").tolist() == [0, 16_384, -16_384, 32_767, -32_767, 32_767, -32_767]
+        assert np.frombuffer(file.readframes(7), "<i2").tolist() == [
+            0,
+            16_384,
+            -16_384,
+            32_767,
+            -32_767,
+            32_767,
+            -32_767,
+        ]
     assert len(wav_bytes(np.zeros(0))) == 44

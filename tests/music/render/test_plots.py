@@ -1,4 +1,6 @@
-"""Pictures of music: what stands where, in which colour, and that nothing is left behind in pyplot."""
+"""Pictures of music: what stands where, in which colour, and that nothing is left behind in
+pyplot.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 def painted(png: bytes, colour: str) -> np.ndarray:
-    """Where a picture has a colour, `[height, width]`, in two rows or more: letters have many colours at their edges."""
+    """Where a picture has a colour, `[height, width]`, in two rows or more: letters have many
+    colours at their edges.
+    """
     wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     there = (np.abs(pixels(png) - wanted) <= 2).all(-1)
     return there & (np.roll(there, 1, 0) | np.roll(there, -1, 0))
@@ -36,7 +40,9 @@ def extent(mask: np.ndarray) -> tuple[int, int]:
 
 
 def scale(frames: int = 80) -> torch.Tensor:
-    return torch.zeros(frames, 88).index_put((torch.arange(frames), 30 + torch.arange(frames) * 20 // frames), torch.ones(()))
+    return torch.zeros(frames, 88).index_put(
+        (torch.arange(frames), 30 + torch.arange(frames) * 20 // frames), torch.ones(())
+    )
 
 
 def test_notes_stand_where_they_sound() -> None:
@@ -44,13 +50,17 @@ def test_notes_stand_where_they_sound() -> None:
     roll[40:, 40] = 1
     whole = torch.zeros(80, 88)
     whole[:, 40] = 1
-    (left, right), (middle, end) = extent(painted(roll_png(whole, TIMING), MUSIC)), extent(painted(roll_png(roll, TIMING), MUSIC))
+    (left, right), (middle, end) = (
+        extent(painted(roll_png(whole, TIMING), MUSIC)),
+        extent(painted(roll_png(roll, TIMING), MUSIC)),
+    )
     assert middle == pytest.approx((left + right) / 2, abs=5) and end == pytest.approx(right, abs=3)
     high = torch.zeros(80, 88)
     high[:, 30] = high[:40, 50] = 1
     rows = np.flatnonzero(painted(roll_png(high, TIMING), MUSIC).any(1))
     upper = painted(roll_png(high, TIMING), MUSIC)[rows[0] + 1]
-    assert extent(upper[None])[1] < (left + right) / 2 + 10  # the higher key is above, and ends in the middle
+    # the higher key is above, and ends in the middle
+    assert extent(upper[None])[1] < (left + right) / 2 + 10
 
 
 def test_a_primer_is_of_another_colour_and_ends_at_a_line() -> None:
@@ -65,10 +75,17 @@ def test_a_primer_is_of_another_colour_and_ends_at_a_line() -> None:
 
 def test_beats_are_lines_where_there_is_a_grid() -> None:
     silent = torch.zeros(64, 88)
-    assert painted(roll_png(silent, TIMING), "#e4e7ec").any() and not painted(roll_png(silent, Timing(rate=8)), "#e4e7ec").any()
+    assert (
+        painted(roll_png(silent, TIMING), "#e4e7ec").any()
+        and not painted(roll_png(silent, Timing(rate=8)), "#e4e7ec").any()
+    )
 
 
-@pytest.mark.parametrize("roll", [torch.zeros(0, 88), torch.zeros(1, 128), torch.ones(3, 128), torch.ones(200, 88).bool()], ids=str)
+@pytest.mark.parametrize(
+    "roll",
+    [torch.zeros(0, 88), torch.zeros(1, 128), torch.ones(3, 128), torch.ones(200, 88).bool()],
+    ids=str,
+)
 def test_any_roll_has_a_picture(roll: torch.Tensor) -> None:
     for timing in (TIMING, Timing(rate=32)):
         height, width, _ = pixels(roll_png(roll, timing)).shape
@@ -95,11 +112,18 @@ def test_what_is_no_roll_or_primer() -> None:
 
 def test_curves() -> None:
     falling = [(step, 1_000 / (step + 1) + 5) for step in range(0, 1_000, 10)]
-    png = curves_png({"training": falling, "validation": [(0, 8.0), (500, float("nan")), (900, 7.0)]}, title="$5")
+    png = curves_png(
+        {"training": falling, "validation": [(0, 8.0), (500, float("nan")), (900, 7.0)]}, title="$5"
+    )
     assert painted(png, "#1767a8").any() and painted(png, "#e0851b").any()
     rows = np.flatnonzero(painted(png, "#1767a8").any(1))
     assert rows[-1] - rows[0] > 150  # not one flat line below a first value of a thousand
-    few: list[dict[str, list[tuple[int, float]]]] = [{}, {"a": []}, {"a": [(1, float("inf"))]}, {"a": [(3, 2.0)]}]
+    few: list[dict[str, list[tuple[int, float]]]] = [
+        {},
+        {"a": []},
+        {"a": [(1, float("inf"))]},
+        {"a": [(3, 2.0)]},
+    ]
     for empty in few:
         assert pixels(curves_png(empty)).shape == (432, 720, 3)
 
@@ -107,8 +131,17 @@ def test_curves() -> None:
 def test_histograms_show_every_source() -> None:
     sources = {name: statistics([scale(200)], TIMING) for name in ("real", "generated", "Markov")}
     pictures = histograms(sources)
-    assert list(pictures) == ["pitch classes", "polyphony", "note lengths", "melodic intervals", "repetition"]
+    assert list(pictures) == [
+        "pitch classes",
+        "polyphony",
+        "note lengths",
+        "melodic intervals",
+        "repetition",
+    ]
     for png in pictures.values():
         assert all(painted(png, colour).any() for colour in ("#333a45", "#1767a8", "#e0851b"))
-    assert histograms({"real": statistics([], TIMING)}, lag_unit="seconds").keys() == pictures.keys()  # of nothing
+    # of nothing
+    assert (
+        histograms({"real": statistics([], TIMING)}, lag_unit="seconds").keys() == pictures.keys()
+    )
     assert histograms({}) == {}

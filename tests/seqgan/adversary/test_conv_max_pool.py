@@ -1,4 +1,6 @@
-"""The maxima of filters over windows: every way to them against the definition, values and gradients."""
+"""The maxima of filters over windows: every way to them against the definition, values and
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from pyro_seq.seqgan.adversary import conv_max_pool as module
 from pyro_seq.seqgan.adversary.conv_max_pool import _convolved, _pooled, window_maxima
 
 pytestmark = pytest.mark.usefixtures("float64")
-WAYS = {"by convolution": 1e9, "from tables": 0.0}  # windows for each symbol from which answers are looked up
+# windows for each symbol from which answers are looked up
+WAYS = {"by convolution": 1e9, "from tables": 0.0}
 
 
 @pytest.fixture(params=WAYS)
@@ -34,7 +37,9 @@ def by_definition(symbols: Tensor, vectors: Tensor, filters: list[Tensor]) -> Te
 Problem = tuple[Tensor, Tensor, list[Tensor]]
 
 
-def problem(n: int = 5, steps: int = 7, num_symbols: int = 11, size: int = 3, shapes: Any = ((4, 1), (2, 3))) -> Problem:
+def problem(
+    n: int = 5, steps: int = 7, num_symbols: int = 11, size: int = 3, shapes: Any = ((4, 1), (2, 3))
+) -> Problem:
     """Symbols, their vectors, and filters: how many of which length."""
     torch.manual_seed(0)
     vectors = torch.randn(num_symbols, size, requires_grad=True)
@@ -58,21 +63,31 @@ PROBLEMS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("options", PROBLEMS.values(), ids=PROBLEMS)
 def test_values_and_gradients(way: str, options: dict[str, Any]) -> None:
     symbols, vectors, filters = problem(**options)
-    actual, expected = window_maxima(symbols, vectors, filters), by_definition(symbols, vectors, filters)
+    actual, expected = (
+        window_maxima(symbols, vectors, filters),
+        by_definition(symbols, vectors, filters),
+    )
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     weights = torch.randn_like(actual)
     leaves = [vectors, *filters]
-    gradients = (torch.autograd.grad((maxima * weights).sum(), leaves) for maxima in (actual, expected))
+    gradients = (
+        torch.autograd.grad((maxima * weights).sum(), leaves) for maxima in (actual, expected)
+    )
     torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("options", PROBLEMS.values(), ids=PROBLEMS)
 @pytest.mark.parametrize("block", [1, 64, 2**19])
-def test_without_gradients(way: str, options: dict[str, Any], block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gradients(
+    way: str, options: dict[str, Any], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "BLOCK", block)
     symbols, vectors, filters = problem(**options)
     with torch.no_grad():
-        actual, expected = window_maxima(symbols, vectors, filters), by_definition(symbols, vectors, filters)
+        actual, expected = (
+            window_maxima(symbols, vectors, filters),
+            by_definition(symbols, vectors, filters),
+        )
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -93,20 +108,30 @@ def test_the_choice_between_convolution_and_tables(monkeypatch: pytest.MonkeyPat
 
 def test_gradcheck(way: str) -> None:
     symbols, vectors, filters = problem(n=3)
-    assert torch.autograd.gradcheck(lambda *leaves: window_maxima(symbols, leaves[0], leaves[1:]), (vectors, *filters))
+    assert torch.autograd.gradcheck(
+        lambda *leaves: window_maxima(symbols, leaves[0], leaves[1:]), (vectors, *filters)
+    )
 
 
 def test_other_devices_take_the_derivatives_of_torch() -> None:
     symbols, vectors, filters = problem()
     expected = by_definition(symbols, vectors, filters)
-    actual = torch.cat([_pooled(_convolved(functional.embedding(symbols, vectors), weight)) for weight in filters], 1)
-    gradients = (torch.autograd.grad(maxima.square().sum(), [vectors, *filters]) for maxima in (actual, expected))
+    actual = torch.cat(
+        [_pooled(_convolved(functional.embedding(symbols, vectors), weight)) for weight in filters],
+        1,
+    )
+    gradients = (
+        torch.autograd.grad(maxima.square().sum(), [vectors, *filters])
+        for maxima in (actual, expected)
+    )
     torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
 
 
 def test_what_is_frozen_has_no_gradient() -> None:
     symbols, vectors, filters = problem()
-    expected = torch.autograd.grad(by_definition(symbols, vectors, filters).sum(), [vectors, *filters])
+    expected = torch.autograd.grad(
+        by_definition(symbols, vectors, filters).sum(), [vectors, *filters]
+    )
     vectors.requires_grad_(False)
     window_maxima(symbols, vectors, filters).sum().backward()
     torch.testing.assert_close([weight.grad for weight in filters], list(expected[1:]))
@@ -117,7 +142,9 @@ def test_what_is_frozen_has_no_gradient() -> None:
 
 def test_second_derivatives_raise() -> None:
     symbols, vectors, filters = problem()
-    (grad,) = torch.autograd.grad(window_maxima(symbols, vectors, filters).square().sum(), filters[0], create_graph=True)
+    (grad,) = torch.autograd.grad(
+        window_maxima(symbols, vectors, filters).square().sum(), filters[0], create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 

@@ -1,4 +1,6 @@
-"""Discriminators against textbook networks in float64, what one says of many sequences, and input that does not fit."""
+"""Discriminators against textbook networks in float64, what one says of many sequences, and input
+that does not fit.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ SMALL: Filters = {"filter_sizes": (1, 3, 2, 3), "num_filters": (4, 3, 2, 5)}
 
 
 def convolutional(filters: Filters = SMALL, **options: Any) -> ConvolutionalDiscriminator:
-    return ConvolutionalDiscriminator(SYMBOLS, STEPS, **filters, **({"embedding_size": 6} | options))
+    return ConvolutionalDiscriminator(
+        SYMBOLS, STEPS, **filters, **({"embedding_size": 6} | options)
+    )
 
 
 def sequences(*lead: int) -> Tensor:
@@ -40,12 +44,22 @@ def sequences(*lead: int) -> Tensor:
 
 
 def by_the_textbook(network: ConvolutionalDiscriminator, symbols: Tensor) -> Tensor:
-    """Kim's network with a highway, one PyTorch function for each of its parts, in evaluation mode."""
+    """Kim's network with a highway, one PyTorch function for each of its parts, in evaluation
+    mode.
+    """
     vectors = network.embedding(symbols).transpose(1, 2)
     biases = network.bias.split([len(weight) for weight in network.filters])
-    answers = [functional.conv1d(vectors, w.transpose(1, 2), b).relu() for w, b in zip(network.filters, biases, strict=True)]
-    x = torch.cat([functional.max_pool1d(answer, answer.shape[-1]).squeeze(-1) for answer in answers], 1)
-    (w_transform, w_gate), (b_transform, b_gate) = network.highway.layer.weight.chunk(2), network.highway.layer.bias.chunk(2)
+    answers = [
+        functional.conv1d(vectors, w.transpose(1, 2), b).relu()
+        for w, b in zip(network.filters, biases, strict=True)
+    ]
+    x = torch.cat(
+        [functional.max_pool1d(answer, answer.shape[-1]).squeeze(-1) for answer in answers], 1
+    )
+    (w_transform, w_gate), (b_transform, b_gate) = (
+        network.highway.layer.weight.chunk(2),
+        network.highway.layer.bias.chunk(2),
+    )
     gate = functional.linear(x, w_gate, b_gate).sigmoid()
     features = gate * functional.linear(x, w_transform, b_transform).relu() + (1 - gate) * x
     return functional.linear(features, network.output.weight, network.output.bias).squeeze(-1)
@@ -61,9 +75,14 @@ def test_equals_the_textbook_network(filters: Filters) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
     weights = torch.randn(9)
     parameters = dict(network.named_parameters())
-    found, wanted = (torch.autograd.grad((both * weights).sum(), list(parameters.values())) for both in (actual, expected))
+    found, wanted = (
+        torch.autograd.grad((both * weights).sum(), list(parameters.values()))
+        for both in (actual, expected)
+    )
     for name, a, b in zip(parameters, found, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            a, b, rtol=1e-9, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
+        )
         assert a.abs().sum() > 0, name
     torch.testing.assert_close(logits(network, symbols), expected.detach(), rtol=1e-11, atol=1e-11)
 
@@ -89,7 +108,8 @@ def test_filters_of_one_size_are_one_product() -> None:
 def test_begins_as_the_authors() -> None:
     network = ConvolutionalDiscriminator(2_000, STEPS, **COMPACT)
     assert 0.99 < network.embedding.weight.abs().max() <= 1
-    within_two = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(2**0.5))  # deviation of a normal cut off at two
+    # deviation of a normal cut off at two
+    within_two = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(2**0.5))
     for weight in (*network.filters, network.output.weight):
         assert weight.abs().max() <= 0.2
         error = 0.1 / math.sqrt(2 * weight.numel())
@@ -145,7 +165,9 @@ class TestRecurrent:
     @pytest.mark.parametrize("num_layers", [1, 2])
     @pytest.mark.parametrize("kind", ["lstm", "gru", "tanh"])
     def test_equals_torch(self, kind: str, num_layers: int, float64: None) -> None:
-        network = RecurrentDiscriminator(SYMBOLS, embedding_size=5, hidden_size=4, kind=kind, num_layers=num_layers).eval()
+        network = RecurrentDiscriminator(
+            SYMBOLS, embedding_size=5, hidden_size=4, kind=kind, num_layers=num_layers
+        ).eval()
         symbols = sequences(6)
         x = network.embedding(symbols)
         forwards, backwards = (recurrence.rnn for recurrence in network.recurrences)
@@ -154,11 +176,18 @@ class TestRecurrent:
         torch.testing.assert_close(network(symbols), expected)
         torch.testing.assert_close(logits(network, symbols), expected.detach())
         parameters = list(network.parameters())
-        torch.testing.assert_close(*(torch.autograd.grad(both.square().sum(), parameters) for both in (network(symbols), expected)))
+        torch.testing.assert_close(
+            *(
+                torch.autograd.grad(both.square().sum(), parameters)
+                for both in (network(symbols), expected)
+            )
+        )
 
     def test_one_way(self) -> None:
         """What is read last is the only thing that a short memory knows."""
-        network = RecurrentDiscriminator(SYMBOLS, embedding_size=5, hidden_size=4, bidirectional=False).eval()
+        network = RecurrentDiscriminator(
+            SYMBOLS, embedding_size=5, hidden_size=4, bidirectional=False
+        ).eval()
         assert len(network.recurrences) == 1 and network.output.in_features == 4
 
     def test_any_length(self) -> None:
@@ -169,7 +198,9 @@ class TestRecurrent:
 
 NETWORKS = {
     "convolutional": lambda: convolutional(dropout=0.5),
-    "recurrent": lambda: RecurrentDiscriminator(SYMBOLS, embedding_size=5, hidden_size=4, dropout=0.5),
+    "recurrent": lambda: RecurrentDiscriminator(
+        SYMBOLS, embedding_size=5, hidden_size=4, dropout=0.5
+    ),
 }
 
 
@@ -179,7 +210,9 @@ class TestLogits:
         network, symbols = make(), sequences(3, 7)
         expected = network.eval()(symbols.view(21, STEPS)).detach().view(3, 7)
         seen: list[int] = []
-        network.output.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+        network.output.register_forward_hook(
+            lambda module, inputs, output: seen.append(len(inputs[0]))
+        )
         for rows in (1, 4, 21, 1_000, None):
             seen.clear()
             torch.testing.assert_close(logits(network, symbols, rows=rows), expected)
@@ -189,7 +222,9 @@ class TestLogits:
         assert logits(network, symbols[:0]).shape == (0, 7)
 
     @pytest.mark.parametrize("training", [False, True])
-    def test_evaluation_mode_inside_and_what_it_was_outside(self, make: Any, training: bool) -> None:
+    def test_evaluation_mode_inside_and_what_it_was_outside(
+        self, make: Any, training: bool
+    ) -> None:
         network, symbols = make().train(training), sequences(5)
         first, second = logits(network, symbols), logits(network, symbols)
         assert torch.equal(first, second) and not first.requires_grad
@@ -216,7 +251,8 @@ class TestLogits:
         with torch.no_grad():
             draws = torch.stack([network(symbols) for _ in range(400)])
         error = draws.std(0) / len(draws) ** 0.5
-        deviations = (draws.mean(0) - logits(network, symbols)) / error  # the output is linear in what is dropped
+        # the output is linear in what is dropped
+        deviations = (draws.mean(0) - logits(network, symbols)) / error
         assert float(deviations.abs().max()) < 5
 
     def test_symbols_that_it_does_not_know(self, make: Any) -> None:
@@ -235,10 +271,22 @@ class TestBadInput:
     def test_filters_that_are_too_long(self) -> None:
         with pytest.raises(UserError) as error:
             ConvolutionalDiscriminator(SYMBOLS, 12, **PAPER)
-        right = "filter_sizes=1,2,3,4,5,6,7,8,9,10 and num_filters=100,200,200,200,200,100,100,100,100,100"
-        assert str(error.value) == f"filters of size 15, 20 do not fit into sequences of 12 symbols: {right} would, or longer sequences"
+        right = (
+            "filter_sizes=1,2,3,4,5,6,7,8,9,10 and "
+            "num_filters=100,200,200,200,200,100,100,100,100,100"
+        )
+        assert str(error.value) == (
+            f"filters of size 15, 20 do not fit into sequences of 12 symbols: {right} would, "
+            "or "
+            "longer sequences"
+        )
         with pytest.raises(
-            UserError, match="filters of size 3, 5 do not fit into sequences of 2 symbols: filter_sizes=2 and num_filters=100 would"
+            UserError,
+            match=(
+                "filters of size 3, 5 do not fit into sequences of 2 symbols: filter_sizes=2 "
+                "and "
+                "num_filters=100 would"
+            ),
         ):
             ConvolutionalDiscriminator(SYMBOLS, 2, **COMPACT)
         ConvolutionalDiscriminator(SYMBOLS, 5, **COMPACT)(torch.randint(SYMBOLS, (3, 5)))
@@ -255,7 +303,9 @@ class TestBadInput:
     def test_sequences_of_another_length(self) -> None:
         network = convolutional()
         for shape in ((3, STEPS - 1), (3, STEPS + 1), (STEPS,), (2, 3, STEPS)):
-            with pytest.raises(UserError, match=r"judges sequences of symbols \[n, 20\], got a tensor of shape \["):
+            with pytest.raises(
+                UserError, match=r"judges sequences of symbols \[n, 20\], got a tensor of shape \["
+            ):
                 network(torch.zeros(shape, dtype=torch.long))
         with pytest.raises(UserError, match=r"sequences of symbols \[n, T\]"):
             RecurrentDiscriminator(SYMBOLS)(torch.zeros(3, dtype=torch.long))
@@ -278,15 +328,28 @@ class TestSettings:
     def test_kinds(self) -> None:
         network = make_discriminator(DiscriminatorSettings(), SYMBOLS, STEPS)
         assert isinstance(network, ConvolutionalDiscriminator)
-        assert [len(weight) for weight in network.filters] == [50, 260] and network.dropout.p == 0.25
-        other = make_discriminator(DiscriminatorSettings(kind="rnn", hidden_size=7, embedding_size=3, dropout=0.1), SYMBOLS, STEPS)
+        assert [len(weight) for weight in network.filters] == [
+            50,
+            260,
+        ] and network.dropout.p == 0.25
+        other = make_discriminator(
+            DiscriminatorSettings(kind="rnn", hidden_size=7, embedding_size=3, dropout=0.1),
+            SYMBOLS,
+            STEPS,
+        )
         assert isinstance(other, RecurrentDiscriminator)
-        assert other.output.in_features == 14 and other.embedding.embedding_dim == 3 and other.dropout.p == 0.1
+        assert (
+            other.output.in_features == 14
+            and other.embedding.embedding_dim == 3
+            and other.dropout.p == 0.1
+        )
 
     def test_the_papers_preset(self) -> None:
         assert {name: PRESETS["paper"][f"discriminator.{name}"] for name in PAPER} == PAPER
         assert {name: getattr(DiscriminatorSettings(), name) for name in COMPACT} == COMPACT
 
     def test_filters_that_do_not_fit(self) -> None:
-        with pytest.raises(UserError, match="filters of size 5 do not fit into sequences of 4 symbols"):
+        with pytest.raises(
+            UserError, match="filters of size 5 do not fit into sequences of 4 symbols"
+        ):
             make_discriminator(DiscriminatorSettings(), SYMBOLS, 4)

@@ -42,7 +42,9 @@ def test_each_shaping() -> None:
         reward.refresh(NEW)
         torch.testing.assert_close(reward(SequenceBatch(NEW)), rewards)
         for row in range(3):  # whatever else is judged at the same time
-            torch.testing.assert_close(reward(SequenceBatch(NEW[row : row + 1])), rewards[row : row + 1])
+            torch.testing.assert_close(
+                reward(SequenceBatch(NEW[row : row + 1])), rewards[row : row + 1]
+            )
 
 
 def test_ratios_are_bounded() -> None:

@@ -1,4 +1,6 @@
-"""Training a discriminator: its steps against Adam by hand, balance, what it learns, resumption, and what is not finite."""
+"""Training a discriminator: its steps against Adam by hand, balance, what it learns, resumption,
+and what is not finite.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ from torch.nn import functional
 from pyro_seq._rng import random_state, set_random_state
 from pyro_seq.errors import UserError
 from pyro_seq.runs.checkpoint import load_tree, save_tree
-from pyro_seq.seqgan.adversary.discriminators import ConvolutionalDiscriminator, Discriminator, RecurrentDiscriminator, logits, probability
+from pyro_seq.seqgan.adversary.discriminators import (
+    ConvolutionalDiscriminator,
+    Discriminator,
+    RecurrentDiscriminator,
+    logits,
+    probability,
+)
 from pyro_seq.seqgan.adversary.training import DiscriminatorTraining
 from pyro_seq.seqgan.settings import DiscriminatorSettings
 
@@ -26,7 +34,9 @@ NETWORKS: dict[str, Callable[..., Discriminator]] = {
     "convolutional": lambda **options: ConvolutionalDiscriminator(
         SYMBOLS, STEPS, embedding_size=4, filter_sizes=(2, 3), num_filters=(8, 8), **options
     ),
-    "recurrent": lambda **options: RecurrentDiscriminator(SYMBOLS, embedding_size=4, hidden_size=8, **options),
+    "recurrent": lambda **options: RecurrentDiscriminator(
+        SYMBOLS, embedding_size=4, hidden_size=8, **options
+    ),
 }
 
 
@@ -36,11 +46,15 @@ def make(request: pytest.FixtureRequest) -> Callable[..., Discriminator]:
 
 
 def markov(num: int, staying: float) -> Tensor:
-    """Sequences `[num, STEPS]` that stay with a probability, and otherwise go to any of the other symbols."""
+    """Sequences `[num, STEPS]` that stay with a probability, and otherwise go to any of the other
+    symbols.
+    """
     symbols = torch.randint(SYMBOLS, (num, 1))
     for _ in range(STEPS - 1):
         moved = (symbols[:, -1:] + torch.randint(1, SYMBOLS, (num, 1))) % SYMBOLS
-        symbols = torch.cat([symbols, torch.where(torch.rand(num, 1) < staying, symbols[:, -1:], moved)], 1)
+        symbols = torch.cat(
+            [symbols, torch.where(torch.rand(num, 1) < staying, symbols[:, -1:], moved)], 1
+        )
     return symbols
 
 
@@ -77,7 +91,9 @@ def test_learns_to_tell_two_sources_apart(make: Callable[..., Discriminator]) ->
 
 
 @pytest.mark.usefixtures("float64")
-def test_steps_are_those_of_adam_on_cross_entropy_and_penalty(make: Callable[..., Discriminator]) -> None:
+def test_steps_are_those_of_adam_on_cross_entropy_and_penalty(
+    make: Callable[..., Discriminator],
+) -> None:
     """One minibatch an epoch, so that the order of sequences does not matter."""
     network = make(dropout=0.0)
     other = copy.deepcopy(network)
@@ -87,19 +103,28 @@ def test_steps_are_those_of_adam_on_cross_entropy_and_penalty(make: Callable[...
         real, generated = both()
         figures = training.epoch(real, generated)
         of_real, of_generated = other(real), other(generated)
-        loss = -(functional.logsigmoid(of_real).sum() + functional.logsigmoid(-of_generated).sum()) / 100
+        loss = (
+            -(functional.logsigmoid(of_real).sum() + functional.logsigmoid(-of_generated).sum())
+            / 100
+        )
         adam.zero_grad()
-        (loss + 0.15 * (other.output.weight.square().sum() + other.output.bias.square().sum())).backward()
+        (
+            loss + 0.15 * (other.output.weight.square().sum() + other.output.bias.square().sum())
+        ).backward()
         adam.step()
         right = torch.cat([of_real > 0, of_generated < 0]).double().mean()
         means = of_real.sigmoid().mean(), of_generated.sigmoid().mean()
-        assert figures == pytest.approx([float(x.detach()) for x in (loss, right, *means)], rel=1e-10)
+        assert figures == pytest.approx(
+            [float(x.detach()) for x in (loss, right, *means)], rel=1e-10
+        )
         torch.testing.assert_close(parameters(network), parameters(other), rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.usefixtures("float64")
 def test_the_penalty_is_the_authors_of_a_softmax_at_its_least() -> None:
-    """0.2 on both columns of a softmax: as much as 0.1 on the difference of the columns, if one is the other's negative, and else more."""
+    """0.2 on both columns of a softmax: as much as 0.1 on the difference of the columns, if one is
+    the other's negative, and else more.
+    """
     difference = torch.randn(7)
 
     def penalty(column: Tensor) -> float:
@@ -122,11 +147,18 @@ class Recorded(Discriminator):
         return symbols[:, :1].to(self.output.weight.dtype)
 
 
-@pytest.mark.parametrize(("num_real", "num_generated"), [(60, 60), (100, 37), (37, 100), (1, 1), (1, 5)])
+@pytest.mark.parametrize(
+    ("num_real", "num_generated"), [(60, 60), (100, 37), (37, 100), (1, 1), (1, 5)]
+)
 def test_minibatches_are_balanced(num_real: int, num_generated: int) -> None:
-    """Each sequence once, of the larger kind a new selection in each epoch, in minibatches of one size."""
+    """Each sequence once, of the larger kind a new selection in each epoch, in minibatches of one
+    size.
+    """
     network = Recorded()
-    real, generated = torch.arange(num_real).view(-1, 1), torch.arange(500, 500 + num_generated).view(-1, 1)
+    real, generated = (
+        torch.arange(num_real).view(-1, 1),
+        torch.arange(500, 500 + num_generated).view(-1, 1),
+    )
     training = DiscriminatorTraining(network, batch_size=16)
     num = min(num_real, num_generated)
     seen_in_all, orders, in_first = set(), set(), []
@@ -143,7 +175,8 @@ def test_minibatches_are_balanced(num_real: int, num_generated: int) -> None:
         in_first.append(sum(symbol < 500 for (symbol,) in network.seen[0]) / sizes[0])
     if num > 1:
         assert len(seen_in_all) == num_real + num_generated and len(orders) == 30
-        assert abs(sum(in_first) / 30 - 0.5) < 5 * 0.5 / math.sqrt(30 * sizes[0])  # half of a minibatch is real on average
+        # half of a minibatch is real on average
+        assert abs(sum(in_first) / 30 - 0.5) < 5 * 0.5 / math.sqrt(30 * sizes[0])
 
 
 def test_labels_belong_to_their_sequences() -> None:
@@ -170,12 +203,21 @@ def test_equal_seeds_give_equal_epochs(make: Callable[..., Discriminator]) -> No
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
 
 
-def test_resuming_equals_not_having_stopped(make: Callable[..., Discriminator], tmp_path: Path) -> None:
+def test_resuming_equals_not_having_stopped(
+    make: Callable[..., Discriminator], tmp_path: Path
+) -> None:
     network, (real, generated) = make(), both()
     training = DiscriminatorTraining(network, seed=5)
     for _ in range(2):
         training.epoch(real, generated)
-    save_tree(tmp_path / "tree", {"weights": dict(network.state_dict()), "training": training.state(), "random": random_state()})
+    save_tree(
+        tmp_path / "tree",
+        {
+            "weights": dict(network.state_dict()),
+            "training": training.state(),
+            "random": random_state(),
+        },
+    )
     unbroken = [training.epoch(real, generated) for _ in range(2)]
 
     saved = load_tree(tmp_path / "tree")
@@ -185,9 +227,15 @@ def test_resuming_equals_not_having_stopped(make: Callable[..., Discriminator], 
     resumed.load_state(saved["training"])
     set_random_state(saved["random"])
     assert [resumed.epoch(real, generated) for _ in range(2)] == unbroken
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), resumed_network.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(network.parameters(), resumed_network.parameters(), strict=True)
+    )
     actual, expected = resumed.state(), training.state()
-    assert actual["random"] == expected["random"] and actual["optimiser"]["steps"] == expected["optimiser"]["steps"] == 8
+    assert (
+        actual["random"] == expected["random"]
+        and actual["optimiser"]["steps"] == expected["optimiser"]["steps"] == 8
+    )
 
 
 def test_damaged_states_are_refused_and_change_nothing(make: Callable[..., Discriminator]) -> None:
@@ -226,7 +274,9 @@ def test_the_mode_is_what_it_was(mode: bool) -> None:
     network = NETWORKS["convolutional"]().train(mode)
     training = DiscriminatorTraining(network)
     modes: list[bool] = []
-    network.dropout.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+    network.dropout.register_forward_hook(
+        lambda module, inputs, output: modes.append(module.training)
+    )
     training.epoch(*both())
     assert network.training == mode and set(modes) == {True}
     network.output.register_forward_pre_hook(lambda module, inputs: 1 / 0)
@@ -243,7 +293,13 @@ class TestWhatIsNotFinite:
         with torch.no_grad():
             network.output.bias.fill_(value)
         before = parameters(network)
-        with pytest.raises(UserError, match=r"^the discriminator's loss is not finite; a lower discriminator.learning_rate may help$"):
+        with pytest.raises(
+            UserError,
+            match=(
+                r"^the discriminator's loss is not finite; a lower discriminator.learning_rate "
+                r"may help$"
+            ),
+        ):
             training.epoch(*both())
         torch.testing.assert_close(parameters(network), before, rtol=0, atol=0, equal_nan=True)
         assert training.optimiser.steps == 0
@@ -253,7 +309,14 @@ class TestWhatIsNotFinite:
         training = DiscriminatorTraining(network)
         before = parameters(network)
         network.output.weight.register_hook(lambda grad: grad * math.nan)
-        with pytest.raises(UserError, match=r"^the discriminator: the gradient of parameter 'output.weight' is not finite; a lower"):
+        with pytest.raises(
+            UserError,
+            match=(
+                r"^the discriminator: the gradient of parameter 'output.weight' is not finite; "
+                r"a "
+                r"lower"
+            ),
+        ):
             training.epoch(*both())
         assert all(torch.equal(a, b) for a, b in zip(parameters(network), before, strict=True))
 
@@ -273,7 +336,13 @@ class TestBadInput:
             for pair in ((real, wrong), (wrong, generated)):
                 with pytest.raises(UserError):
                     training.epoch(*pair)
-        with pytest.raises(UserError, match=r"no generated sequences of the others' length: real and generated ones are \[50, 12\]"):
+        with pytest.raises(
+            UserError,
+            match=(
+                r"no generated sequences of the others' length: real and generated ones are "
+                r"\[50, 12\]"
+            ),
+        ):
             training.epoch(real, generated[:0])
 
     def test_symbols(self, make: Callable[..., Discriminator]) -> None:
@@ -291,6 +360,9 @@ def test_figures_are_of_the_network_in_training() -> None:
     """With dropout: not those of `probability`, but of draws whose mean it is near."""
     network, (real, generated) = NETWORKS["convolutional"](), both(2_000)
     figures = DiscriminatorTraining(network, learning_rate=1e-9).epoch(real, generated)
-    for found, symbols in ((figures.real_probability, real), (figures.generated_probability, generated)):
+    for found, symbols in (
+        (figures.real_probability, real),
+        (figures.generated_probability, generated),
+    ):
         calm = probability(network, symbols)
         assert found == pytest.approx(float(calm.mean()), abs=0.05) and found != float(calm.mean())

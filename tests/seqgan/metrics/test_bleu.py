@@ -1,4 +1,6 @@
-"""BLEU and self-BLEU against the definition, spelt out with counters, and against numbers worked out by hand."""
+"""BLEU and self-BLEU against the definition, spelt out with counters, and against numbers worked
+out by hand.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,20 @@ def grams(sequence: list[int], n: int) -> Counter[tuple[int, ...]]:
     return Counter(tuple(sequence[t : t + n]) for t in range(len(sequence) - n + 1))
 
 
-def by_definition(sequence: list[int], references: list[list[int]], order: int, smoothing: float) -> float:
+def by_definition(
+    sequence: list[int], references: list[list[int]], order: int, smoothing: float
+) -> float:
     """Sentence BLEU as Papineni et al. define it, with zero counts of matches replaced."""
-    closest = min((len(reference) for reference in references), key=lambda length: (abs(length - len(sequence)), length))
+    closest = min(
+        (len(reference) for reference in references),
+        key=lambda length: (abs(length - len(sequence)), length),
+    )
     product = min(1.0, math.exp(1 - closest / len(sequence)))
     for n in range(1, order + 1):
         counts = grams(sequence, n)
-        matches: float = sum(min(count, max(grams(r, n)[gram] for r in references)) for gram, count in counts.items())
+        matches: float = sum(
+            min(count, max(grams(r, n)[gram] for r in references)) for gram, count in counts.items()
+        )
         if not matches:
             matches = smoothing if n > 1 else 0
         product *= (matches / sum(counts.values())) ** (1 / order)
@@ -39,15 +48,22 @@ def sets(most: int = 6) -> st.SearchStrategy[Tensor]:
     symbols = st.sampled_from([0, 1, 2, 99_999, 2**62])
 
     def of_length(length: int) -> st.SearchStrategy[Tensor]:
-        return st.lists(st.lists(symbols, min_size=length, max_size=length), min_size=1, max_size=most).map(torch.tensor)
+        return st.lists(
+            st.lists(symbols, min_size=length, max_size=length), min_size=1, max_size=most
+        ).map(torch.tensor)
 
     return st.integers(1, 9).flatmap(of_length)
 
 
 @given(sets(), sets(), st.integers(1, 5), st.sampled_from([0.0, SMOOTHING, 0.5]))
-def test_bleu_is_the_definition(generated: Tensor, references: Tensor, order: int, smoothing: float) -> None:
+def test_bleu_is_the_definition(
+    generated: Tensor, references: Tensor, order: int, smoothing: float
+) -> None:
     assume(order <= min(generated.shape[1], references.shape[1]))
-    scores = [by_definition(sequence, references.tolist(), order, smoothing) for sequence in generated.tolist()]
+    scores = [
+        by_definition(sequence, references.tolist(), order, smoothing)
+        for sequence in generated.tolist()
+    ]
     found = bleu(generated, References(references, order), order, smoothing=smoothing)
     n = len(scores)
     assert found.value == pytest.approx(sum(scores) / n, abs=1e-12)
@@ -62,7 +78,9 @@ def test_bleu_is_the_definition(generated: Tensor, references: Tensor, order: in
 def test_self_bleu_is_the_definition(generated: Tensor, order: int, smoothing: float) -> None:
     assume(len(generated) > 1 and order <= generated.shape[1])
     rows = generated.tolist()
-    scores = [by_definition(row, rows[:i] + rows[i + 1 :], order, smoothing) for i, row in enumerate(rows)]
+    scores = [
+        by_definition(row, rows[:i] + rows[i + 1 :], order, smoothing) for i, row in enumerate(rows)
+    ]
     found = self_bleu(generated, order, smoothing=smoothing)
     assert found.value == pytest.approx(sum(scores) / len(scores), abs=1e-12)
 
@@ -83,17 +101,24 @@ def test_all_figures_at_once_are_the_single_ones(generated: Tensor, references: 
 def test_counted_by_hand() -> None:
     the, cat, on, mat, dog = range(5)
     reference = torch.tensor([[the, cat, on, the, mat]])
-    assert bleu(torch.tensor([[the] * 5]), References(reference), 1).value == pytest.approx(2 / 5)  # Papineni's example: clipped
+    # Papineni's example: clipped
+    assert bleu(torch.tensor([[the] * 5]), References(reference), 1).value == pytest.approx(2 / 5)
     # the cat | on the mat | dog: 4 of 5 symbols, 2 of 4 pairs, 0 of 3 triples
     generated = torch.tensor([[the, cat, dog, the, mat]])
-    assert bleu(generated, References(reference), 2).value == pytest.approx(math.sqrt(4 / 5 * 2 / 4))
-    assert bleu(generated, References(reference), 3).value == pytest.approx((4 / 5 * 2 / 4 * 0.1 / 3) ** (1 / 3))
+    assert bleu(generated, References(reference), 2).value == pytest.approx(
+        math.sqrt(4 / 5 * 2 / 4)
+    )
+    assert bleu(generated, References(reference), 3).value == pytest.approx(
+        (4 / 5 * 2 / 4 * 0.1 / 3) ** (1 / 3)
+    )
     assert bleu(generated, References(reference), 3, smoothing=0).value == 0
 
 
 def test_counts_come_from_the_best_reference_not_from_their_sum() -> None:
     references = torch.tensor([[1, 1, 2, 3], [1, 2, 2, 4], [1, 3, 3, 3]])
-    assert bleu(torch.tensor([[1, 1, 1, 1]]), References(references, 1), 1).value == pytest.approx(2 / 4)
+    assert bleu(torch.tensor([[1, 1, 1, 1]]), References(references, 1), 1).value == pytest.approx(
+        2 / 4
+    )
     assert bleu(torch.tensor([[1, 1, 2, 2]]), References(references, 1), 1).value == 1
 
 
@@ -122,7 +147,9 @@ def test_order_of_sequences_and_type_of_symbols_do_not_matter() -> None:
 
 def test_more_references_never_lower_a_score_nor_longer_ngrams_raise_it_unsmoothed() -> None:
     real, generated = torch.randint(3, (60, 9)), torch.randint(3, (30, 9))
-    by_number = [bleu(generated, References(real[:m]), 4, smoothing=0).value for m in (1, 5, 20, 60)]
+    by_number = [
+        bleu(generated, References(real[:m]), 4, smoothing=0).value for m in (1, 5, 20, 60)
+    ]
     assert by_number == sorted(by_number) and by_number[0] < by_number[-1]
     by_order = [bleu(generated, References(real[:5]), n, smoothing=0).value for n in range(1, 6)]
     assert by_order == sorted(by_order, reverse=True)
@@ -147,7 +174,8 @@ def test_the_error_of_bleu_is_its_deviation_over_draws() -> None:
     found = [bleu(draw(150), references, 4) for _ in range(300)]
     values = torch.tensor([figure.value for figure in found])
     errors = torch.tensor([figure.standard_error for figure in found])
-    assert 0.85 < float(errors.mean() / values.std()) < 1.15  # a deviation from 300 draws is known to 1 / sqrt(600), 4 %
+    # a deviation from 300 draws is known to 1 / sqrt(600), 4 %
+    assert 0.85 < float(errors.mean() / values.std()) < 1.15
 
 
 @pytest.mark.parametrize("symbols", [10, 40, 150])
@@ -170,7 +198,10 @@ def test_a_thousand_against_ten_thousand_takes_no_time() -> None:
     ("refused", "message"),
     [
         (lambda x: bleu(x, References(x, 3), 4), r"BLEU-4 needs .* counted up to 3"),
-        (lambda x: bleu(x[:, :3], References(x, 4), 4), r"BLEU-4 needs sequences of at least 4 symbols, got 3"),
+        (
+            lambda x: bleu(x[:, :3], References(x, 4), 4),
+            r"BLEU-4 needs sequences of at least 4 symbols, got 3",
+        ),
         (lambda x: References(x[:, :4]), r"BLEU-5 needs sequences of at least 5 symbols, got 4"),
         (lambda x: References(x, 0), r"order of BLEU must be at least 1"),
         (lambda x: References(x[:0]), r"got shape \[0, 6\]"),
@@ -183,6 +214,8 @@ def test_a_thousand_against_ten_thousand_takes_no_time() -> None:
         (lambda x: self_bleu(x, smoothing=math.nan), r"smoothing must lie in"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(refused: Callable[[Tensor], object], message: str) -> None:
+def test_what_cannot_be_compared_is_refused(
+    refused: Callable[[Tensor], object], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         refused(torch.randint(4, (8, 6)))

@@ -1,4 +1,6 @@
-"""The likelihood of sequences and the entropy of a generator at any temperature, by the definition."""
+"""The likelihood of sequences and the entropy of a generator at any temperature, by the
+definition.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ SYMBOLS, STEPS = 7, 5
 
 def generator(layout: Any = "path") -> RNN:
     torch.manual_seed(1)
-    model = RNN(Categorical(SYMBOLS), PreviousObservation(Embedding(SYMBOLS, 4)), hidden_size=8, layout=layout)
+    model = RNN(
+        Categorical(SYMBOLS),
+        PreviousObservation(Embedding(SYMBOLS, 4)),
+        hidden_size=8,
+        layout=layout,
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)

@@ -1,4 +1,6 @@
-"""Melodies: the skyline and back, through MIDI too, windows that span no two tunes, and distances against a loop over all pairs."""
+"""Melodies: the skyline and back, through MIDI too, windows that span no two tunes, and distances
+against a loop over all pairs.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,23 @@ from pyro_seq.music.data.midi_reader import roll_of as tune_roll
 from pyro_seq.music.data.midi_writer import write_midi
 from pyro_seq.music.data.piano_rolls import Timing
 from pyro_seq.seqgan.tasks import melodies
-from pyro_seq.seqgan.tasks.melodies import NUM_SYMBOLS, REST, melody, names, pitch_mse, roll_of, tune_melody, windows
+from pyro_seq.seqgan.tasks.melodies import (
+    NUM_SYMBOLS,
+    REST,
+    melody,
+    names,
+    pitch_mse,
+    roll_of,
+    tune_melody,
+    windows,
+)
 
-symbols = st.lists(st.integers(0, REST), max_size=60).map(lambda found: torch.tensor(found, dtype=torch.long))
-rolls = arrays.arrays("uint8", st.tuples(st.integers(0, 12), st.just(88)), elements=st.sampled_from([0, 0, 0, 1])).map(torch.from_numpy)
+symbols = st.lists(st.integers(0, REST), max_size=60).map(
+    lambda found: torch.tensor(found, dtype=torch.long)
+)
+rolls = arrays.arrays(
+    "uint8", st.tuples(st.integers(0, 12), st.just(88)), elements=st.sampled_from([0, 0, 0, 1])
+).map(torch.from_numpy)
 
 
 def by_hand(generated: Tensor, references: Tensor) -> list[float]:
@@ -39,7 +54,11 @@ def by_hand(generated: Tensor, references: Tensor) -> list[float]:
 @given(symbols)
 def test_a_melody_is_its_own_skyline(line: Tensor) -> None:
     roll = roll_of(line)
-    assert roll.dtype == torch.uint8 and roll.shape == (len(line), 88) and int(roll.sum()) == int((line != REST).sum())
+    assert (
+        roll.dtype == torch.uint8
+        and roll.shape == (len(line), 88)
+        and int(roll.sum()) == int((line != REST).sum())
+    )
     assert torch.equal(melody(roll), line)
 
 
@@ -52,8 +71,13 @@ def test_the_skyline_is_the_highest_key_of_each_frame(roll: Tensor) -> None:
     assert torch.equal(melody(roll.expand(3, *roll.shape)), line.expand(3, -1))
 
 
-@given(symbols.filter(lambda line: bool((line != REST).any())), st.sampled_from([0.4, 0.25, 0.37, 1.0, 0.01]))
-def test_midi_written_and_parsed_is_the_same_melody(tmp_path_factory: pytest.TempPathFactory, line: Tensor, seconds: float) -> None:
+@given(
+    symbols.filter(lambda line: bool((line != REST).any())),
+    st.sampled_from([0.4, 0.25, 0.37, 1.0, 0.01]),
+)
+def test_midi_written_and_parsed_is_the_same_melody(
+    tmp_path_factory: pytest.TempPathFactory, line: Tensor, seconds: float
+) -> None:
     path, timing = tmp_path_factory.mktemp("midi") / "a.mid", Timing(rate=1 / seconds)
     write_midi(path, roll_of(line), timing)
     tune = read_tune(path)
@@ -70,12 +94,16 @@ def test_a_tune_is_looked_at_from_its_first_note_on() -> None:
     assert tune_melody(roll, 2).tolist() == [40, 41, REST, 42, 42, 42]
     assert tune_melody(roll, 3).tolist() == [40, REST, 42, 42]
     assert tune_melody(roll, 100).tolist() == [40]
-    assert tune_melody(torch.zeros(5, 88)).tolist() == tune_melody(torch.zeros(0, 88)).tolist() == []
+    assert (
+        tune_melody(torch.zeros(5, 88)).tolist() == tune_melody(torch.zeros(0, 88)).tolist() == []
+    )
 
 
 @pytest.mark.parametrize("shape", [(4, 128), (4, 87), (88, 4), ()], ids=str)
 def test_another_keyboard_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=r"a melody is taken from a roll of 88 keys, not one of shape \["):
+    with pytest.raises(
+        UserError, match=r"a melody is taken from a roll of 88 keys, not one of shape \["
+    ):
         melody(torch.zeros(shape))
 
 
@@ -97,9 +125,17 @@ def test_notes_have_the_names_that_musicians_give_them() -> None:
 
 @given(st.lists(symbols, max_size=6), st.integers(1, 20))
 def test_windows_are_those_of_each_melody_in_order(lines: list[Tensor], length: int) -> None:
-    wanted = [line[i : i + length].tolist() for line in lines for i in range(0, len(line) - length + 1, length)]
+    wanted = [
+        line[i : i + length].tolist()
+        for line in lines
+        for i in range(0, len(line) - length + 1, length)
+    ]
     found = windows(lines, length)
-    assert found.symbols.tolist() == wanted and found.symbols.shape == (len(wanted), length) and found.symbols.dtype == torch.long
+    assert (
+        found.symbols.tolist() == wanted
+        and found.symbols.shape == (len(wanted), length)
+        and found.symbols.dtype == torch.long
+    )
     assert found.short == sum(len(line) < length for line in lines)
     assert found.left_out == sum(map(len, lines)) - length * len(wanted)
 
@@ -121,7 +157,8 @@ def test_distances_are_those_of_a_loop_over_all_pairs(monkeypatch: pytest.Monkey
     whole = pitch_mse(generated, references)
     assert whole.value == pytest.approx(float(wanted.mean()), rel=1e-14)
     assert whole.standard_error == pytest.approx(float(wanted.std() / 20**0.5), rel=1e-12)
-    for name, size in {"ROWS": 3, "COLUMNS": 4, "SYMBOLS": 14}.items():  # in pieces: nothing changes
+    # in pieces: nothing changes
+    for name, size in {"ROWS": 3, "COLUMNS": 4, "SYMBOLS": 14}.items():
         monkeypatch.setattr(melodies, name, size)
         assert pitch_mse(generated, references) == whole
 

@@ -1,4 +1,6 @@
-"""The task of music: what is read and held out, files that are none, figures that mean something, and files that are written."""
+"""The task of music: what is read and held out, files that are none, figures that mean something,
+and files that are written.
+"""
 
 from __future__ import annotations
 
@@ -54,40 +56,71 @@ def tunes(tmp_path_factory: pytest.TempPathFactory, lines: list[Tensor]) -> Path
 
 
 def cut(lines: list[Tensor], length: int) -> list[list[int]]:
-    return [line[i : i + length].tolist() for line in lines for i in range(0, len(line) - length + 1, length)]
+    return [
+        line[i : i + length].tolist()
+        for line in lines
+        for i in range(0, len(line) - length + 1, length)
+    ]
 
 
 # reading
 
 
 def test_files_of_each_kind_are_read_as_they_were_written(tunes: Path, lines: list[Tensor]) -> None:
-    task = read_music_task([tunes / "[0-5].mid"], [tunes / "6.mid", tunes / "7.mid"], [str(tunes / "[89].mid")], length=8)
+    task = read_music_task(
+        [tunes / "[0-5].mid"],
+        [tunes / "6.mid", tunes / "7.mid"],
+        [str(tunes / "[89].mid")],
+        length=8,
+    )
     for name, wanted in {"train": lines[:6], "valid": lines[6:8], "test": lines[8:]}.items():
         found = getattr(task.sequences, name)
         assert found.dtype == torch.long and found.tolist() == cut(wanted, 8)
-    assert (task.first, task.units, task.criterion, task.higher, task.rendering.num_symbols) == (None, "notes", "bleu_4", True, NUM_SYMBOLS)
+    assert (task.first, task.units, task.criterion, task.higher, task.rendering.num_symbols) == (
+        None,
+        "notes",
+        "bleu_4",
+        True,
+        NUM_SYMBOLS,
+    )
     contract: tuple[Task, Rendering] = task, task.rendering
     contract[0].sequences.check(contract[1].num_symbols)
 
 
-@pytest.mark.parametrize(("fractions", "counts"), [((0.1, 0.1), (8, 1, 1)), ((0.3, 0.2), (5, 3, 2)), ((0.01, 0.98), (1, 1, 8))])
-def test_whole_tunes_are_held_out(tunes: Path, lines: list[Tensor], fractions: tuple[float, float], counts: tuple[int, ...]) -> None:
-    parts = read_music_task([tunes], length=5, valid_fraction=fractions[0], test_fraction=fractions[1]).sequences
-    tunes_of = [{int(window[0]) // 8 for window in part} for part in (parts.train, parts.valid, parts.test)]
+@pytest.mark.parametrize(
+    ("fractions", "counts"),
+    [((0.1, 0.1), (8, 1, 1)), ((0.3, 0.2), (5, 3, 2)), ((0.01, 0.98), (1, 1, 8))],
+)
+def test_whole_tunes_are_held_out(
+    tunes: Path, lines: list[Tensor], fractions: tuple[float, float], counts: tuple[int, ...]
+) -> None:
+    parts = read_music_task(
+        [tunes], length=5, valid_fraction=fractions[0], test_fraction=fractions[1]
+    ).sequences
+    tunes_of = [
+        {int(window[0]) // 8 for window in part} for part in (parts.train, parts.valid, parts.test)
+    ]
     assert tuple(map(len, tunes_of)) == counts
     assert set.union(*tunes_of) == set(range(10)) and sum(map(len, tunes_of)) == 10  # none in two
     assert sum(map(len, (parts.train, parts.valid, parts.test))) == len(cut(lines, 5))
 
 
 def test_only_what_has_no_files_of_its_own_is_held_out(tunes: Path, lines: list[Tensor]) -> None:
-    task = read_music_task([tunes / "[0-8].mid"], test_patterns=[tunes / "9.mid"], length=5, test_fraction=7.0)  # which is not needed
+    # which is not needed
+    task = read_music_task(
+        [tunes / "[0-8].mid"], test_patterns=[tunes / "9.mid"], length=5, test_fraction=7.0
+    )
     assert task.sequences.test.tolist() == cut(lines[9:], 5)
     assert len({int(window[0]) // 8 for window in task.sequences.train}) == 8
     assert len({int(window[0]) // 8 for window in task.sequences.valid}) == 1
 
 
-def test_what_sounds_at_each_moment_is_read_however_short_its_neighbours_are(tmp_path: Path) -> None:
-    """Notes of a tenth of a second, a higher one between any two that are looked at, over a chord, after half a bar of silence."""
+def test_what_sounds_at_each_moment_is_read_however_short_its_neighbours_are(
+    tmp_path: Path,
+) -> None:
+    """Notes of a tenth of a second, a higher one between any two that are looked at, over a chord,
+    after half a bar of silence.
+    """
     line = torch.randint(40, 50, (36,), generator=torch.Generator().manual_seed(0))
     roll = roll_of(torch.stack([line, line + 20, line + 21, line + 22], 1).flatten())
     roll[:, :3] = 1
@@ -95,24 +128,37 @@ def test_what_sounds_at_each_moment_is_read_however_short_its_neighbours_are(tmp
     write_midi(tmp_path / "a.mid", roll, Timing(rate=10))
     for name in "bcd":
         write_melody(tmp_path / f"{name}.mid", line)
-    task = read_music_task([tmp_path / "a.mid"], [tmp_path / "b.mid"], [tmp_path / "c.mid"], length=12)
-    assert torch.equal(task.sequences.train, line.view(3, 12)) and torch.equal(task.sequences.valid, line.view(3, 12))
+    task = read_music_task(
+        [tmp_path / "a.mid"], [tmp_path / "b.mid"], [tmp_path / "c.mid"], length=12
+    )
+    assert torch.equal(task.sequences.train, line.view(3, 12)) and torch.equal(
+        task.sequences.valid, line.view(3, 12)
+    )
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.07, 0.25, 1.0, 10.0])
 def test_any_length_of_a_step(tmp_path: Path, lines: list[Tensor], seconds: float) -> None:
     for i, line in enumerate(lines[:3]):
         write_melody(tmp_path / f"{i}.mid", line, Timing(rate=1 / seconds))
-    task = read_music_task([tmp_path / "0.mid"], [tmp_path / "1.mid"], [tmp_path / "2.mid"], seconds=seconds, length=10)
-    assert task.sequences.train.tolist() == cut(lines[:1], 10) and task.rendering == MelodyRendering(seconds)
+    task = read_music_task(
+        [tmp_path / "0.mid"], [tmp_path / "1.mid"], [tmp_path / "2.mid"], seconds=seconds, length=10
+    )
+    assert task.sequences.train.tolist() == cut(
+        lines[:1], 10
+    ) and task.rendering == MelodyRendering(seconds)
 
 
 def test_the_tunes_that_come_along() -> None:
     task = read_music_task(demo=True)
-    sizes = [len(part) for part in (task.sequences.train, task.sequences.valid, task.sequences.test)]
+    sizes = [
+        len(part) for part in (task.sequences.train, task.sequences.valid, task.sequences.test)
+    ]
     assert sizes[0] >= 10 and min(sizes) >= 1 and task.sequences.train.shape[1] == 30
     assert torch.equal(task.sequences.train, read_music_task(demo=True).sequences.train)
-    with pytest.raises(UserError, match=r"the package's own tunes take the place of files, and x\.mid is named to test on"):
+    with pytest.raises(
+        UserError,
+        match=r"the package's own tunes take the place of files, and x\.mid is named to test on",
+    ):
         read_music_task(test_patterns=["x.mid"], demo=True)
 
 
@@ -140,11 +186,19 @@ def test_a_run_keeps_what_was_skipped_and_nothing_stays_of_one_that_is_refused(
     settings = settings_from(tiny_seqgan | {"task.kind": "music"})
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match="none of the"):
-        begin(tmp_path / "new" / "run", replace(settings, task=replace(settings.task, seconds=9.0)), data, seed=0, quiet=True)
+        begin(
+            tmp_path / "new" / "run",
+            replace(settings, task=replace(settings.task, seconds=9.0)),
+            data,
+            seed=0,
+            quiet=True,
+        )
     assert sorted(tmp_path.rglob("*")) == before
     begin(tmp_path / "run", settings, data, seed=0, quiet=True)
     kept = json.loads((tmp_path / "run" / REMARKS).read_text())
-    assert kept["skipped"] == {str(tmp_path / "bad.mid"): "it is cut short: it ends within its header"}
+    assert kept["skipped"] == {
+        str(tmp_path / "bad.mid"): "it is cut short: it ends within its header"
+    }
 
 
 # bad input
@@ -163,7 +217,10 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 
 
 def test_tunes_that_are_all_too_short(tunes: Path) -> None:
-    wanted = r"none of the 1 tunes to validate on lasts 25 notes of 0.4 seconds \(10 s\): the longest has 20"
+    wanted = (
+        r"none of the 1 tunes to validate on lasts 25 notes of 0.4 seconds \(10 s\): the "
+        r"longest has 20"
+    )
     with pytest.raises(UserError, match=wanted):
         read_music_task([tunes / "[1-8].mid"], [tunes / "0.mid"], [tunes / "9.mid"], length=25)
     with pytest.raises(UserError, match="none of the 8 tunes to train on lasts 1000 notes"):
@@ -171,9 +228,13 @@ def test_tunes_that_are_all_too_short(tunes: Path) -> None:
 
 
 def test_tunes_that_are_too_few(tunes: Path) -> None:
-    with pytest.raises(UserError, match="2 tunes are too few to hold some out to test on and to validate on"):
+    with pytest.raises(
+        UserError, match="2 tunes are too few to hold some out to test on and to validate on"
+    ):
         read_music_task([tunes / "0.mid", tunes / "1.mid"], length=5)
-    with pytest.raises(UserError, match="1 tunes are too few to hold some out to test on: name other files"):
+    with pytest.raises(
+        UserError, match="1 tunes are too few to hold some out to test on: name other files"
+    ):
         read_music_task([tunes / "0.mid"], [tunes / "1.mid"], length=5)
     assert len(read_music_task([tunes / "[0-2].mid"], length=20).sequences.train) == 1
 
@@ -181,13 +242,21 @@ def test_tunes_that_are_too_few(tunes: Path) -> None:
 def test_a_file_of_two_kinds(tunes: Path, tmp_path: Path) -> None:
     (tmp_path / "link.mid").symlink_to(tunes / "3.mid")
     for again in (tunes / "3.mid", tunes / ".." / tunes.name / "3.mid", tmp_path):
-        with pytest.raises(UserError, match=r"\.mid is named to train on and to test on: what is judged by must not be learnt from"):
+        with pytest.raises(
+            UserError,
+            match=(
+                r"\.mid is named to train on and to test on: what is judged by must not be "
+                r"learnt from"
+            ),
+        ):
             read_music_task([tunes], test_patterns=[again], length=5)
 
 
 def test_arrays_do_not_say_how_long_a_frame_lasts(tmp_path: Path) -> None:
     np.savez(tmp_path / "rolls.npz", frames=np.zeros((4, 128)))
-    with pytest.raises(UserError, match=r"rolls\.npz holds rolls that do not say how long a frame lasts"):
+    with pytest.raises(
+        UserError, match=r"rolls\.npz holds rolls that do not say how long a frame lasts"
+    ):
         read_music_task([tmp_path / "rolls.npz"])
 
 
@@ -198,9 +267,15 @@ def test_arrays_do_not_say_how_long_a_frame_lasts(tmp_path: Path) -> None:
         ({"seconds": float("nan")}, "not nan"),
         ({"seconds": float("inf")}, "not inf"),
         ({"length": 3}, "a window has at least 4 notes, which BLEU-4 counts, not 3"),
-        ({"valid_fraction": 0.0}, r"the fraction held out to validate on must lie in \(0, 1\), got 0.0"),
+        (
+            {"valid_fraction": 0.0},
+            r"the fraction held out to validate on must lie in \(0, 1\), got 0.0",
+        ),
         ({"test_fraction": float("nan")}, "held out to test on must lie"),
-        ({"test_fraction": 0.5, "valid_fraction": 0.6}, r"the fractions held out leave nothing to train on: 0.5 \+ 0.6"),
+        (
+            {"test_fraction": 0.5, "valid_fraction": 0.6},
+            r"the fractions held out leave nothing to train on: 0.5 \+ 0.6",
+        ),
     ],
     ids=str,
 )
@@ -220,12 +295,21 @@ def test_figures_of_a_copy_and_of_noise(lines: list[Tensor]) -> None:
     real = windows_of(lines, 10)
     task = MusicTask(Sequences(real, real, real), MelodyRendering())
     copied, noise = task.judge(real, real), task.judge(torch.randint(NUM_SYMBOLS, (40, 10)), real)
-    assert list(copied) == ["bleu_2", "bleu_3", "bleu_4", "self_bleu_2", "self_bleu_3", "self_bleu_4", "mse_pitch"]
+    assert list(copied) == [
+        "bleu_2",
+        "bleu_3",
+        "bleu_4",
+        "self_bleu_2",
+        "self_bleu_3",
+        "self_bleu_4",
+        "mse_pitch",
+    ]
     assert task.criterion in copied
     assert copied["bleu_4"] == copied["bleu_2"] == (1.0, 0.0) and copied["mse_pitch"] == (0.0, 0.0)
     assert noise["bleu_4"].value < 0.2 and noise["mse_pitch"].value > 9
     alike = task.judge(real[:1].expand(5, -1), real)
-    assert alike["self_bleu_4"].value == 1.0 and alike["bleu_4"].value == 1.0  # no variety at all, and BLEU does not mind
+    # no variety at all, and BLEU does not mind
+    assert alike["self_bleu_4"].value == 1.0 and alike["bleu_4"].value == 1.0
 
 
 def test_no_more_than_so_many_are_compared() -> None:
@@ -233,7 +317,10 @@ def test_no_more_than_so_many_are_compared() -> None:
     many = torch.randint(20, 70, (3 * COMPARED + 1, 4), generator=generator)
     task = MusicTask(Sequences(many, many, many), MelodyRendering())
     third = many[torch.arange(COMPARED) * len(many) // COMPARED]
-    assert len(third.unique(dim=0)) > 0.99 * COMPARED and int((many == third[-1]).all(1).nonzero()[-1]) > 2.99 * COMPARED
+    assert (
+        len(third.unique(dim=0)) > 0.99 * COMPARED
+        and int((many == third[-1]).all(1).nonzero()[-1]) > 2.99 * COMPARED
+    )
     assert task.judge(many, many) == task.judge(third, third)
 
 
@@ -249,9 +336,13 @@ def test_files_are_read_back_as_what_was_written(tmp_path: Path) -> None:
     sequences[0, 3:9], sequences[1, :], sequences[2, -4:], sequences[3, :2] = 40, 40, REST, REST
     for seconds in (0.4, 0.3):
         paths = MelodyRendering(seconds).write(sequences, tmp_path / "new" / str(seconds))
-        assert [path.name for path in paths] == [f"melody-00{i}.mid" for i in range(1, 7)] + ["melodies.png"]
+        assert [path.name for path in paths] == [f"melody-00{i}.mid" for i in range(1, 7)] + [
+            "melodies.png"
+        ]
         for path, symbols in zip(paths[:6], sequences, strict=True):
-            assert torch.equal(melody(tune_roll(read_tune(path), Timing(rate=1 / seconds))), symbols)
+            assert torch.equal(
+                melody(tune_roll(read_tune(path), Timing(rate=1 / seconds))), symbols
+            )
     tune = read_tune(paths[1])
     assert len(tune.pitches) == 1 and tune.length == pytest.approx(9.0)  # one note that is held
 
@@ -260,10 +351,13 @@ def test_many_files_and_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert MelodyRendering().write(torch.zeros(0, 30, dtype=torch.long), tmp_path / "none") == []
     assert (tmp_path / "none").is_dir()
     written = MelodyRendering().write(torch.full((2, 4), REST), tmp_path)  # no melody, but MIDI
-    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "none", *written])  # nothing else is left behind
+    # nothing else is left behind
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "none", *written])
     with pytest.raises(UserError, match="it has no notes"):
         read_tune(written[0])
-    monkeypatch.setattr(MelodyRendering, "_rendered", lambda self, symbols: SimpleNamespace(midi=lambda: b""))
+    monkeypatch.setattr(
+        MelodyRendering, "_rendered", lambda self, symbols: SimpleNamespace(midi=lambda: b"")
+    )
     monkeypatch.setattr(music_task, "_write", lambda path, data: path)
     many = MelodyRendering().write(torch.full((1000, 4), 40), tmp_path)
     assert [path.name for path in many[::999]] == ["melody-0001.mid", "melody-1000.mid"]
@@ -280,8 +374,18 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_json_there_and_back() -> None:
     made = MelodyRendering(0.25)
-    assert MelodyRendering.from_json(json.loads(json.dumps(made.to_json())), Path("task.json")) == made
-    for damaged in ({}, {"seconds": "0.4"}, {"seconds": True}, {"seconds": -1}, {"seconds": float("nan")}, [], None):
+    assert (
+        MelodyRendering.from_json(json.loads(json.dumps(made.to_json())), Path("task.json")) == made
+    )
+    for damaged in (
+        {},
+        {"seconds": "0.4"},
+        {"seconds": True},
+        {"seconds": -1},
+        {"seconds": float("nan")},
+        [],
+        None,
+    ):
         with pytest.raises(UserError, match=r"task\.json is damaged: it does not say how long"):
             MelodyRendering.from_json(damaged, Path("task.json"))
 
@@ -298,11 +402,17 @@ def folk_tunes(data_dir: Path) -> MusicTask:
 
 
 def test_folk_tunes_are_melodies(folk_tunes: MusicTask) -> None:
-    """Within two octaves and a half or so, moving by small steps, and without rests, since the accompaniment goes on."""
-    lines = torch.cat([folk_tunes.sequences.train, folk_tunes.sequences.valid, folk_tunes.sequences.test])
+    """Within two octaves and a half or so, moving by small steps, and without rests, since the
+    accompaniment goes on.
+    """
+    lines = torch.cat(
+        [folk_tunes.sequences.train, folk_tunes.sequences.valid, folk_tunes.sequences.test]
+    )
     assert len(lines) > 400 and float((lines == REST).double().mean()) < 1e-3
     steps = (lines[:, 1:] - lines[:, :-1]).abs()
-    assert int(lines.double().median()) in range(45, 60) and float((steps <= 5).double().mean()) > 0.85
+    assert (
+        int(lines.double().median()) in range(45, 60) and float((steps <= 5).double().mean()) > 0.85
+    )
 
 
 def test_folk_tunes_are_nearer_to_others_than_noise_is(folk_tunes: MusicTask) -> None:
@@ -312,10 +422,17 @@ def test_folk_tunes_are_nearer_to_others_than_noise_is(folk_tunes: MusicTask) ->
     noise = folk_tunes.judge(shuffled, parts.train)
     for name, sign in {"bleu_2": 1, "bleu_3": 1, "bleu_4": 1, "mse_pitch": -1}.items():
         (a, a_error), (b, b_error) = real[name], noise[name]
-        assert a_error is not None and b_error is not None and sign * (a - b) > 4 * (a_error**2 + b_error**2) ** 0.5, name
+        assert (
+            a_error is not None
+            and b_error is not None
+            and sign * (a - b) > 4 * (a_error**2 + b_error**2) ** 0.5
+        ), name
 
 
 def test_demo_tunes_as_files_are_the_same(tmp_path: Path) -> None:
     write_demo_tunes(tmp_path)
     found, made = read_music_task([tmp_path]).sequences, read_music_task(demo=True).sequences
-    assert all(torch.equal(getattr(found, name), getattr(made, name)) for name in ("train", "valid", "test"))
+    assert all(
+        torch.equal(getattr(found, name), getattr(made, name))
+        for name in ("train", "valid", "test")
+    )

@@ -1,4 +1,6 @@
-"""The oracle: its equations written out in NumPy, its own sentences' entropy, seeds, and files that hold none."""
+"""The oracle: its equations written out in NumPy, its own sentences' entropy, seeds, and files that
+hold none.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.infer.sampling import sample_sequences
 from pyro_seq.pairs.pair import Pair, no_guide
 from pyro_seq.seqgan.tasks import oracle as module
-from pyro_seq.seqgan.tasks.oracle import nats_per_token, nll_oracle, oracle_from_file, oracle_from_seed, parameter_shapes
+from pyro_seq.seqgan.tasks.oracle import (
+    nats_per_token,
+    nll_oracle,
+    oracle_from_file,
+    oracle_from_seed,
+    parameter_shapes,
+)
 from pyro_seq.testing import check_pair
 
 V, E, H, T = 7, 3, 4, 5
@@ -32,7 +40,9 @@ Arrays = dict[str, NDArray[Any]]
 @pytest.fixture
 def arrays() -> Arrays:
     random = np.random.default_rng(0)
-    return {name: random.standard_normal(shape) for name, shape in parameter_shapes(V, E, H).items()}
+    return {
+        name: random.standard_normal(shape) for name, shape in parameter_shapes(V, E, H).items()
+    }
 
 
 @pytest.fixture
@@ -46,7 +56,9 @@ def written_out(p: Arrays, sequence: list[int], start: int) -> float:
     h, c, total, before = np.zeros(len(p["b_i"])), np.zeros(len(p["b_i"])), 0.0, start
     for symbol in sequence:
         x = p["embeddings"][before]
-        i, f, o = (1 / (1 + np.exp(-(x @ p[f"W_{g}"] + h @ p[f"U_{g}"] + p[f"b_{g}"]))) for g in "ifo")
+        i, f, o = (
+            1 / (1 + np.exp(-(x @ p[f"W_{g}"] + h @ p[f"U_{g}"] + p[f"b_{g}"]))) for g in "ifo"
+        )
         c = f * c + i * np.tanh(x @ p["W_c"] + h @ p["U_c"] + p["b_c"])
         h = o * np.tanh(c)
         logits = h @ p["W_out"] + p["b_out"]
@@ -58,14 +70,21 @@ def written_out(p: Arrays, sequence: list[int], start: int) -> float:
 @pytest.mark.parametrize("start", [0, V - 1])
 @pytest.mark.parametrize("at_once", [1, 50, 2**20])
 def test_the_equations_written_out(
-    float64: None, path: Path, arrays: Arrays, start: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+    float64: None,
+    path: Path,
+    arrays: Arrays,
+    start: int,
+    at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "AT_ONCE", at_once)  # chunks of one, of a few and of all
     sequences = torch.randint(V, (9, T))
     expected = torch.tensor([written_out(arrays, row, start) for row in sequences.tolist()])
     oracle = oracle_from_file(path, start=start)
     torch.testing.assert_close(nats_per_token(oracle, sequences), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(-score(Pair(oracle), SequenceBatch(sequences)).total / T, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        -score(Pair(oracle), SequenceBatch(sequences)).total / T, expected, rtol=1e-12, atol=1e-12
+    )
     figure = nll_oracle(oracle, sequences)
     assert figure.value == pytest.approx(float(expected.mean()), rel=1e-12)
     assert figure.standard_error == pytest.approx(float(expected.std()) / 3, rel=1e-12)
@@ -74,7 +93,9 @@ def test_the_equations_written_out(
 def test_the_probabilities_of_all_sequences_add_up_to_one(float64: None, path: Path) -> None:
     oracle, steps = oracle_from_file(path), 3
     everything = torch.cartesian_prod(*[torch.arange(V)] * steps)
-    assert float((-steps * nats_per_token(oracle, everything)).exp().sum()) == pytest.approx(1, rel=1e-12)
+    assert float((-steps * nats_per_token(oracle, everything)).exp().sum()) == pytest.approx(
+        1, rel=1e-12
+    )
 
 
 def test_sampled_sentences_have_the_frequencies_that_it_says(float64: None, path: Path) -> None:
@@ -90,9 +111,11 @@ def test_sampled_sentences_have_the_frequencies_that_it_says(float64: None, path
 
 
 def test_the_papers_oracle(data_dir: Path) -> None:
-    """Its own sentences score its entropy: 5.7533 nats a token, from 122,880 of them (standard error 0.0006, by the steps' entropies).
+    """Its own sentences score its entropy: 5.7533 nats a token, from 122,880 of them (standard
+    error 0.0006, by the steps' entropies).
 
-    The data's description says 5.745, give or take 0.005, which is the standard error of 10,000 sentences.
+    The data's description says 5.745, give or take 0.005, which is the standard error of 10,000
+    sentences.
     """
     oracle = oracle_from_file(data_dir / "seqgan" / "oracle_target_params.npz")
     figure = nll_oracle(oracle, sample_sequences(oracle, 20, state=oracle.initial(2_000)))
@@ -112,26 +135,41 @@ def test_it_is_a_pair_like_any_other() -> None:
 
 
 def test_a_seed_says_all(float64: None) -> None:
-    """In whatever state the global generator is, which is left as it was; and whatever the default type is."""
+    """In whatever state the global generator is, which is left as it was; and whatever the default
+    type is.
+    """
     sizes = {"num_symbols": 11, "embedding_size": 3, "hidden_size": 4}
     state = torch.get_rng_state()
     first = oracle_from_seed(5, **sizes).state_dict()
     assert torch.get_rng_state().equal(state)
     torch.rand(3)
-    again, other = oracle_from_seed(5, **sizes).state_dict(), oracle_from_seed(6, **sizes).state_dict()
+    again, other = (
+        oracle_from_seed(5, **sizes).state_dict(),
+        oracle_from_seed(6, **sizes).state_dict(),
+    )
     torch.set_default_dtype(torch.float32)
     single = oracle_from_seed(5, **sizes).state_dict()
     for name, value in first.items():
-        assert value.equal(again[name]) and single[name].equal(value.float()) and value.dtype == torch.double
+        assert (
+            value.equal(again[name])
+            and single[name].equal(value.float())
+            and value.dtype == torch.double
+        )
         assert name.endswith("bias_hh_l0") or not value.equal(other[name])
     generator = torch.Generator().manual_seed(5)
-    assert single["context.encoder.table.weight"].equal(torch.randn(11, 3, generator=generator)), "embeddings are drawn first"
-    assert single["recurrence.rnn.weight_ih_l0"][:4].t().equal(torch.randn(3, 4, generator=generator)), "then the input gate's weights"
+    assert single["context.encoder.table.weight"].equal(torch.randn(11, 3, generator=generator)), (
+        "embeddings are drawn first"
+    )
+    assert (
+        single["recurrence.rnn.weight_ih_l0"][:4].t().equal(torch.randn(3, 4, generator=generator))
+    ), "then the input gate's weights"
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**80])
 def test_seeds_that_cannot_be(seed: int) -> None:
-    with pytest.raises(UserError, match=f"a seed must lie between 0 and 9223372036854775807, got {seed}"):
+    with pytest.raises(
+        UserError, match=f"a seed must lie between 0 and 9223372036854775807, got {seed}"
+    ):
         oracle_from_seed(seed, num_symbols=3)
     assert oracle_from_seed(2**63 - 1, num_symbols=3)
 
@@ -139,11 +177,17 @@ def test_seeds_that_cannot_be(seed: int) -> None:
 def test_parameters_are_standard_normal() -> None:
     oracle = oracle_from_seed(1)
     shapes = parameter_shapes(5_000, 32, 32)
-    assert sum(math.prod(shape) for shape in shapes.values()) == 333_320 == sum(p.numel() for p in oracle.parameters()) - 128
+    assert (
+        sum(math.prod(shape) for shape in shapes.values())
+        == 333_320
+        == sum(p.numel() for p in oracle.parameters()) - 128
+    )
     for name, parameter in oracle.named_parameters():
         if not name.endswith("bias_hh_l0"):  # which PyTorch has besides, and which is zero
             n, x = parameter.numel(), parameter.double()
-            assert abs(float(x.mean())) < 5 / math.sqrt(n) and abs(float(x.square().mean()) - 1) < 5 * math.sqrt(2 / n), name
+            assert abs(float(x.mean())) < 5 / math.sqrt(n) and abs(
+                float(x.square().mean()) - 1
+            ) < 5 * math.sqrt(2 / n), name
         else:
             assert not parameter.any()
 
@@ -151,10 +195,19 @@ def test_parameters_are_standard_normal() -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"num_symbols": 0}, "at least 1 of everything, got 0 symbols, embeddings of 32 and 32 hidden units"),
+        (
+            {"num_symbols": 0},
+            "at least 1 of everything, got 0 symbols, embeddings of 32 and 32 hidden units",
+        ),
         ({"hidden_size": -1}, "at least 1 of everything"),
-        ({"num_symbols": 10**9}, "would have 65,000,008,320 parameters, and 67,108,864 are the most"),
-        ({"num_symbols": 3, "start": 3}, "the oracle has symbols 0 to 2, and the start symbol must be one of them, got 3"),
+        (
+            {"num_symbols": 10**9},
+            "would have 65,000,008,320 parameters, and 67,108,864 are the most",
+        ),
+        (
+            {"num_symbols": 3, "start": 3},
+            "the oracle has symbols 0 to 2, and the start symbol must be one of them, got 3",
+        ),
         ({"start": -1}, "got -1"),
     ],
 )
@@ -182,7 +235,9 @@ def test_files_of_any_floating_point_type(tmp_path: Path, arrays: Arrays) -> Non
         np.savez_compressed(tmp_path / "oracle.npz", **saved)
         found = nats_per_token(oracle_from_file(tmp_path / "oracle.npz"), sequences)
         assert found.dtype == torch.float32
-        assert found.tolist() == pytest.approx([written_out(arrays, row, 0) for row in sequences.tolist()], rel=rel)
+        assert found.tolist() == pytest.approx(
+            [written_out(arrays, row, 0) for row in sequences.tolist()], rel=rel
+        )
 
 
 def object_array(_: NDArray[Any]) -> NDArray[Any]:
@@ -192,21 +247,41 @@ def object_array(_: NDArray[Any]) -> NDArray[Any]:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("U_f", lambda a: a[:, :3], r"U_f has shape \[4, 3\], and by embeddings and b_i it would be \[4, 4\]"),
-        ("b_out", lambda a: a[None], r"b_out has shape \[1, 7\], and by embeddings and b_i it would be \[7\]"),
+        (
+            "U_f",
+            lambda a: a[:, :3],
+            r"U_f has shape \[4, 3\], and by embeddings and b_i it would be \[4, 4\]",
+        ),
+        (
+            "b_out",
+            lambda a: a[None],
+            r"b_out has shape \[1, 7\], and by embeddings and b_i it would be \[7\]",
+        ),
         ("W_out", lambda a: a.T, r"W_out has shape \[7, 4\]"),
         ("b_i", lambda a: a[:, None], r"b_i has shape \[4, 1\], where 1 sizes"),
         ("embeddings", lambda a: a[0], r"embeddings has shape \[3\], where 2 sizes"),
-        ("embeddings", lambda a: a[:0], r"embeddings has shape \[0, 3\], where 2 sizes of at least 1"),
+        (
+            "embeddings",
+            lambda a: a[:0],
+            r"embeddings has shape \[0, 3\], where 2 sizes of at least 1",
+        ),
         ("W_i", lambda a: a.astype(np.int64), "W_i is made of int64, and floating-point numbers"),
         ("W_i", lambda a: a.astype(complex), "W_i is made of complex128"),
         ("W_i", object_array, "W_i is made of object"),
-        ("W_c", lambda a: np.where(a == a.max(), np.nan, a), "W_c holds numbers that are not finite"),
+        (
+            "W_c",
+            lambda a: np.where(a == a.max(), np.nan, a),
+            "W_c holds numbers that are not finite",
+        ),
         ("b_o", lambda a: a + 1e300, "b_o holds numbers that are not finite"),
     ],
 )
 def test_arrays_that_are_no_oracle(
-    tmp_path: Path, arrays: Arrays, name: str, change: Callable[[NDArray[Any]], NDArray[Any]], message: str
+    tmp_path: Path,
+    arrays: Arrays,
+    name: str,
+    change: Callable[[NDArray[Any]], NDArray[Any]],
+    message: str,
 ) -> None:
     path = tmp_path / "oracle.npz"
     np.savez(path, **(arrays | {name: change(arrays[name])}))
@@ -253,7 +328,11 @@ def npy(shape: tuple[int, ...], data: bytes = b"", version: tuple[int, int] = (1
     """An array's file whose header says what it likes."""
     opened = io.BytesIO()
     header = {"descr": "<f8", "fortran_order": False, "shape": shape}
-    write = np.lib.format.write_array_header_1_0 if version == (1, 0) else np.lib.format.write_array_header_2_0
+    write = (
+        np.lib.format.write_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.write_array_header_2_0
+    )
     write(opened, header)
     return opened.getvalue() + data
 
@@ -266,7 +345,11 @@ def header(words: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("embeddings", npy((2**40, 2**20)), "W_i has shape [3, 4], and by embeddings and b_i it would be [1048576, 4]"),
+        (
+            "embeddings",
+            npy((2**40, 2**20)),
+            "W_i has shape [3, 4], and by embeddings and b_i it would be [1048576, 4]",
+        ),
         ("W_i", npy((E, H), b"\0" * 8), "ValueError"),  # too short
         ("W_i", npy((E, H), b"\0" * (8 * E * H + 1)), "W_i goes on after its end"),
         ("W_i", npy((E, H), b"\0" * 8 * E * H, (2, 0)), "of version 2 of NumPy's format"),
@@ -277,7 +360,11 @@ def header(words: bytes) -> bytes:
         ("W_i", header(b"{" + b"(" * 60_000), "ValueError"),
         ("W_i", header(b"{'a': 1,        \n"), "TokenError"),
         ("W_i", header(b"-" * 9_000 + b"1\n"), "Error"),
-        ("W_i", header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (True, 2.5)}\n"), "ValueError"),
+        (
+            "W_i",
+            header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (True, 2.5)}\n"),
+            "ValueError",
+        ),
     ],
 )
 def test_members_that_are_no_array(path: Path, name: str, content: bytes, message: str) -> None:
@@ -285,7 +372,9 @@ def test_members_that_are_no_array(path: Path, name: str, content: bytes, messag
     assert message in refusal(path)
 
 
-def test_sizes_are_looked_at_before_memory_is_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_are_looked_at_before_memory_is_taken(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file of a few bytes can say that it holds terabytes."""
     big = 2**30
     for name, shape in parameter_shapes(big, E, H).items():
@@ -296,7 +385,9 @@ def test_sizes_are_looked_at_before_memory_is_taken(path: Path, monkeypatch: pyt
 
 
 def test_bytes_that_were_changed(path: Path) -> None:
-    """Whatever happened to a file, it is read or refused in one line; where numbers have changed, the checksum tells."""
+    """Whatever happened to a file, it is read or refused in one line; where numbers have changed,
+    the checksum tells.
+    """
     whole, random = path.read_bytes(), np.random.default_rng(3)
     read = 0
     for _ in range(400):
@@ -335,5 +426,7 @@ def test_what_an_oracle_cannot_judge(path: Path, sequences: Tensor, message: str
 
 def test_symbols_of_any_type_of_whole_numbers(path: Path) -> None:
     oracle, sequences = oracle_from_file(path), torch.randint(V, (4, T))
-    assert nats_per_token(oracle, sequences.to(torch.uint8)).equal(nats_per_token(oracle, sequences))
+    assert nats_per_token(oracle, sequences.to(torch.uint8)).equal(
+        nats_per_token(oracle, sequences)
+    )
     assert nll_oracle(oracle, sequences[:1]).standard_error is None
