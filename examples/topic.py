@@ -1,7 +1,6 @@
 """A pair of one's own in a file: a model with a latent for each step, and no guide.
 
-Each step has a topic z_t, a vector that drifts, and what follows the last observation depends on
-it.
+Each step has a topic z_t, a vector that drifts; what follows the last observation depends on it.
 """
 
 import pyro

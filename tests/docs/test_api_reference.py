@@ -91,7 +91,7 @@ def test_every_module_has_a_page(reference: Path) -> None:
     assert pages - {"index"} == set(module_names())
     root = Page(reference / "pyro_seq.html")
     assert {
-        reference / "pyro_seq" / "scoring.html",
+        reference / "pyro_seq" / "infer.html",
         reference / "pyro_seq" / "models.html",
     } <= root.links
 

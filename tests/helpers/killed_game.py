@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
+from pyro_seq._pytree import flatten
 from pyro_seq.games.program import begin, go_on
 from pyro_seq.games.settings import game_settings
-from pyro_seq.runs import folder as runs
+from pyro_seq.runs.checkpoint import load_tree
 
 SMALL: dict[str, Any] = {
     "play.env_steps": 260,
@@ -77,9 +78,7 @@ def differences(a: Path, b: Path) -> list[str]:
         for name in ("best.safetensors", "metrics.jsonl", "game.json")
         if (a / name).read_bytes() != (b / name).read_bytes()
     ]
-    last_a, last_b = (
-        dict(runs.flatten(runs.load_tree(folder / "last.safetensors"))[1]) for folder in (a, b)
-    )
+    last_a, last_b = (dict(flatten(load_tree(folder / "last.safetensors"))[1]) for folder in (a, b))
     found += [
         f"last: {name}"
         for name in last_a
@@ -121,7 +120,7 @@ def main() -> None:
             if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
                 break  # it came to its end first
             last = killed / "last.safetensors"
-            reached.append(runs.load_tree(last)["position"] if last.exists() else None)
+            reached.append(load_tree(last)["position"] if last.exists() else None)
         if not status:
             _, status = os.waitpid(forked(killed, changes), 0)
         found = ["a training failed"] if status else differences(whole, killed)

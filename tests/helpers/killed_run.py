@@ -27,9 +27,10 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pyro_seq._pytree import flatten
 from pyro_seq.config.model_settings import Layer
 from pyro_seq.music import program as music_runs
-from pyro_seq.runs import folder as runs
+from pyro_seq.runs.checkpoint import load_tree
 from pyro_seq.seqgan import program as seqgan_runs
 from pyro_seq.seqgan.plots import curve as curve_pictures
 from pyro_seq.text import program as text_runs
@@ -105,9 +106,7 @@ class Training:
 
     def progress(self, folder: Path) -> int | None:
         """How far the run has come, by the checkpoints that it has kept."""
-        kept = [
-            runs.load_tree(folder / name) for name in self.checkpoints if (folder / name).exists()
-        ]
+        kept = [load_tree(folder / name) for name in self.checkpoints if (folder / name).exists()]
         return sum(saved["step"] + saved.get("rounds", 0) for saved in kept) if kept else None
 
 
@@ -222,10 +221,8 @@ def differences(training: Training, a: Path, b: Path) -> list[str]:
     """What differs between two runs, but for the time they took."""
     found = [name for name in training.files if (a / name).read_bytes() != (b / name).read_bytes()]
     for name in training.checkpoints:
-        trees = [runs.load_tree(folder / name) for folder in (a, b)]
-        (form_a, last_a), (form_b, last_b) = (
-            runs.flatten(tree | {"minutes": 0.0}) for tree in trees
-        )
+        trees = [load_tree(folder / name) for folder in (a, b)]
+        (form_a, last_a), (form_b, last_b) = (flatten(tree | {"minutes": 0.0}) for tree in trees)
         if form_a != form_b or last_a.keys() != last_b.keys():
             found.append(f"{name}: what it holds besides tensors")
         else:

@@ -212,7 +212,7 @@ def fuses(monkeypatch: pytest.MonkeyPatch) -> list[Fuse]:
         save_tree(path, tree, **options)
         current[-1].burn()
 
-    monkeypatch.setattr("pyro_seq.runs.checkpoint.save_tree", save)
+    monkeypatch.setattr("pyro_seq.runs.folder.save_tree", save)
     return current
 
 
