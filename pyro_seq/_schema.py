@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from pyro_seq.errors import UserError
+from pyro_seq.errors import OF_WRONG_VALUES, UserError
 
 # whole numbers up to here are exact as floats, fit into 64 bits, and leave room for one more
 MOST = 2**53
@@ -302,14 +302,7 @@ class Checked(Kind):
             self.function(value)
         except UserError:
             raise
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except OF_WRONG_VALUES as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise Misfit(f"{place} cannot be what a run has written: {why}") from None
 

@@ -12,6 +12,16 @@ DIVERGED = "its weights are too large, as after a training that diverged"
 # what torch says of NaN and what is drawn from it
 NOT_FINITE = ("probability tensor", "satisfy the constraint", "index out of range")
 
+# what code raises that is given a value of another type, size or form than it expects
+OF_WRONG_VALUES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 class UserError(ValueError):
     """Something the user can put right: what was wrong, where, and what would be right, in one

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_seq._pytree import flatten, unflatten
 from pyro_seq._schema import Fields, Whole, check
-from pyro_seq.errors import UserError
+from pyro_seq.errors import OF_WRONG_VALUES, UserError
 from pyro_seq.runs.plain_files import open_plain
 from pyro_seq.runs.writing import replacing
 
@@ -39,14 +39,7 @@ def going_on_from(checkpoint: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except OF_WRONG_VALUES as error:
         why = f"{type(error).__name__} {error}".splitlines()[0]
         raise UserError(f"{checkpoint} is not a checkpoint of this run: {why}") from None
 
@@ -106,15 +99,7 @@ def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except UserError:
         raise
-    except (
-        safetensors.SafetensorError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (safetensors.SafetensorError, *OF_WRONG_VALUES) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
 
