@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -305,13 +305,6 @@ class Checked(Kind):
         except OF_WRONG_VALUES as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise Misfit(f"{place} cannot be what a run has written: {why}") from None
-
-
-class Described(Protocol):
-    """What says of which kind its state is."""
-
-    def describe_state(self) -> Kind:
-        """The kind of what `state()` gives and `load_state()` takes."""
 
 
 def described(keeper: Any) -> Kind:
