@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.emissions.base import Emission
-from pyro_seq.emissions.elementary import _positive
-from pyro_seq.errors import UserError
+from pyro_seq.errors import UserError, whole
 
 
 class Independent(Emission):
@@ -38,7 +37,7 @@ class Independent(Emission):
         self.event = event
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         for size in self.shape:
-            _positive("shape", size)
+            whole(size, "shape", 1)
         self.event_shape = (*self.shape, *event.event_shape)
         self.num_features = math.prod(self.shape) * event.num_features
         self.dtype, self.filler = event.dtype, event.filler

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_seq.distributions.categorical import LazyCategorical
 from pyro_seq.distributions.precise import PreciseBeta, PreciseBinomial
 from pyro_seq.emissions.base import Emission
+from pyro_seq.errors import whole
 from pyro_seq.nn.feedforward import Positive
 
 FLOAT32_NUMBERS = 2**24  # whole numbers up to here are what they are in float32
@@ -27,7 +28,7 @@ class Categorical(Emission):
 
     def __init__(self, num_categories: int) -> None:
         super().__init__()
-        self.num_features = self.num_categories = _positive("num_categories", num_categories)
+        self.num_features = self.num_categories = whole(num_categories, "num_categories", 1)
 
     def forward(self, features: Tensor) -> dist.Categorical:
         """Logits `[..., num_categories]`."""
@@ -51,7 +52,7 @@ class Binomial(Emission):
 
     def __init__(self, total_count: int) -> None:
         super().__init__()
-        self.total_count = _positive("total_count", total_count)
+        self.total_count = whole(total_count, "total_count", 1)
         self.dtype = torch.double if total_count > FLOAT32_NUMBERS else None
 
     def forward(self, features: Tensor) -> dist.Binomial:
@@ -87,9 +88,3 @@ class Beta(Emission):
         """Raw concentrations `[..., 2]`."""
         concentration1, concentration0 = self.positive(features).unbind(-1)
         return PreciseBeta(concentration1, concentration0)
-
-
-def _positive(name: str, number: int) -> int:
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}")
-    return number
