@@ -317,8 +317,8 @@ def put_special(path: Path, how: str, outside: Path) -> None:
         os.mknod(path, stat.S_IFSOCK | 0o600)
     elif how == "folder":
         path.mkdir()
-    # a device of its own in this folder, never one of the machine's
     elif how == "device" and os.getuid() == 0:
+        # a device of its own in this folder, never one of the machine's
         try:
             os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))
         except OSError:

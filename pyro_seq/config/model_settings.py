@@ -249,8 +249,8 @@ def parameters_of(function: Callable[..., Any], recipe: Recipe) -> dict[str, ins
     try:
         try:
             signature = inspect.signature(function, eval_str=True)
-        # annotations that only a type checker can read
         except (NameError, AttributeError, SyntaxError, TypeError):
+            # annotations that only a type checker can read
             signature = inspect.signature(function)
     except (ValueError, TypeError):
         raise UserError(f"the pair {recipe.kind!r}: its parameters cannot be told") from None

@@ -122,8 +122,8 @@ def score(
             part = batch.select(rows).head(num_steps)
             try:
                 found.append(_score_rows(pair, part, rows, method, samples, proposal, before))
-            # a latent of the user's own that is left to enumeration: there is nothing to sample
             except Unsummed:
+                # a latent of the user's own that is left to enumeration: there is nothing to sample
                 found.append(
                     _exact(
                         rows,

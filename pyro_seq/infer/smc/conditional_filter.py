@@ -10,8 +10,8 @@ from torch import Tensor
 from pyro_seq._pytree import map_tensors
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.base import Distribution
-from pyro_seq.infer.smc.particle_filter import _History, _observe, _Steps, half_prior
 from pyro_seq.infer.smc.particles import Particles, drawn_by_weight
+from pyro_seq.infer.smc.steps import Genealogy, Steps, half_prior, observe_or_draw
 from pyro_seq.pairs.pair import Pair
 
 Move = Literal["prior", "mixed", "guide", "values"]
@@ -30,7 +30,7 @@ class Filled(NamedTuple):
     latents: Any
 
 
-class _Moved(_Steps):
+class _Moved(Steps):
     """The particles of one move; where a path is kept, it is the first of them."""
 
     def __init__(
@@ -67,7 +67,7 @@ class _Moved(_Steps):
             values = {}
             for name, part in parts.items():
                 stands = given[name] if isinstance(emission, dict) else given
-                x, share = _observe(part, stands, unknown, lead)
+                x, share = observe_or_draw(part, stands, unknown, lead)
                 if self.path is not None and unknown is not None:
                     x = torch.cat([stands.expand(x.shape[1:]).unsqueeze(0).to(x.dtype), x[1:]])
                 values[name] = x
@@ -142,7 +142,7 @@ def moved(
     """
     given = batch if path is None else batch.with_values(path.values)
     run = _Moved(pair, given, k, move, missing, path, guess)
-    particles, history = Particles.new(len(batch), k, batch.device), _History(k)
+    particles, history = Particles.new(len(batch), k, batch.device), Genealogy(k)
     for t in range(batch.num_steps):
         active, index = batch.mask[:, t], None
         resample = active & particles.degenerate

@@ -317,8 +317,8 @@ def _named(pattern: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
         matches = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     except UserError:
         raise
-    # a name that is too long, a glob that is none
     except (OSError, ValueError, NotImplementedError) as error:
+        # a name that is too long, a glob that is none
         return _nothing(f"{str(pattern)!r}: no such file or folder ({error})")
     files = []
     for match in matches:

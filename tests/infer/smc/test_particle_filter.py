@@ -259,7 +259,7 @@ class TestMissingBeforeAWindow:
         ):
             torch.manual_seed(0)
             state = particle_filter(Pair(rnn), batch, samples=k, missing=missing).state
-            run = filtering._Steps(Pair(rnn), batch, k, "prior", None, state)
+            run = filtering.Steps(Pair(rnn), batch, k, "prior", None, state)
             assert run.state["context"]["known"].shape == (*lead, 1)
 
 

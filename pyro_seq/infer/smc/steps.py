@@ -1,0 +1,234 @@
+"""Particles of a declared model on their way through the steps, and who descends from whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_seq._pytree import map_tensors, tensors
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.distributions.base import Distribution
+from pyro_seq.nn.precision import full_precision
+from pyro_seq.pairs.pair import Pair
+
+
+def _full_precision(batch: SequenceBatch) -> Any:
+    return (
+        torch.autocast(batch.device.type, enabled=False)
+        if torch.is_autocast_enabled(batch.device.type)
+        else nullcontext()
+    )
+
+
+class Steps:
+    """One batch of particles `[K, N]` on its way through the steps; what all particles of a
+    sequence share has no dimension K.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        batch: SequenceBatch,
+        k: int,
+        proposal: str,
+        missing: Tensor | None,
+        carried: Any,
+    ) -> None:
+        model: Any = pair.model
+        self.model = model
+        guide: Any = pair.guide if proposal == "guide" and model.latent_size else None
+        self.guide = guide
+        self.batch, self.k, self.missing = batch.remembering(), k, missing
+        self.observed = self.model.emission.prepare(batch.values, batch.mask)
+        n, alike = len(batch), True
+        if carried is None:
+            self.state = self.model.state_before(batch)
+            self.state = self.state | {
+                "latent": self.state["latent"].expand(k, *self.state["latent"].shape)
+            }
+        else:
+            # what was observed is the same for all particles, unless each has drawn what was
+            # missing before
+            by_particle = map_tensors(lambda x: x.view(n, k, *x.shape[1:]), carried)
+            first = map_tensors(lambda x: x[:, 0], by_particle)
+            # for the guide, whose proposals may start from any particle's past
+            self.batch = batch.with_state(first).remembering()
+            self.state = map_tensors(lambda x: x.transpose(0, 1), by_particle["model"])
+            alike = all(
+                torch.equal(x, x[:, :1].expand_as(x))
+                for x in tensors(by_particle["model"]["context"])
+            )
+            if alike:
+                self.state["context"] = first["model"]["context"]
+        if missing is not None and alike:
+            self.state["context"] = map_tensors(
+                lambda x: x.expand(k, *x.shape), self.state["context"]
+            )
+        self.latent = self.state["latent"]  # z_{t-1}, as the guide has it
+        if self.guide is not None:
+            begun = (
+                self.batch.state["guide"]
+                if self.batch.state is not None
+                else {"carried": self.guide.initial_carried(n)}
+            )
+            evidence, self.guide_carried = self.guide.gather(self.batch, begun["carried"])
+            self.evidence = tuple(full_precision(part) for part in evidence)
+            by_state = (
+                self.batch
+                if carried is None
+                else batch.with_state({"model": self.state, "guide": None})
+            )
+            self.running = self.guide.initial_running(by_state)
+            self.like_running = self.guide.initial_running(
+                batch.select(slice(0, 1)).with_state(None)
+            )
+            if carried is None and self.batch.state is None:
+                self.latent = self.guide.initial_latent(k, n)
+        self.like = self.model.initial(1)
+
+    def move(self, index: Tensor) -> None:
+        """The particles at `index` `[N, K]` in place of the particles."""
+        columns = torch.arange(index.shape[0], device=index.device)
+
+        def pick(x: Tensor, like: Tensor) -> Tensor:
+            return x[index.t(), columns] if x.dim() > like.dim() else x
+
+        self.state = map_tensors(pick, self.state, self.like)
+        self.latent = self.latent[index.t(), columns]
+        if self.guide is not None and self.running is not None:
+            self.running = map_tensors(pick, self.running, self.like_running)
+
+    def step(self, t: int) -> tuple[Tensor, Tensor | None, Any]:
+        """(the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, x_t) at step t."""
+        n, grown = len(self.batch), []
+
+        def draw_latent(prior: Any) -> Tensor:
+            prior = prior.expand((self.k, n, self.model.latent_size)).to_event(1)
+            if self.guide is None:
+                return prior.sample()
+            chunk = tuple(part[:, t : t + 1] for part in self.evidence)
+            posterior, self.running = self.guide.propose(
+                chunk, self.latent.unsqueeze(-2), self.running
+            )
+            posterior = posterior.expand((self.k, n))
+            if self.missing is not None:
+                z, share = half_prior(prior, posterior, self.missing[:, t])
+                grown.append(share)
+                return z
+            z = posterior.rsample()
+            grown.append(prior.log_prob(z) - posterior.log_prob(z))
+            return z
+
+        def draw_observation(emission: Distribution) -> Any:
+            observed = map_tensors(lambda x: x[:, t], self.observed)
+            unknown = None if self.missing is None else self.missing[:, t]
+            if not isinstance(emission, dict):
+                x, share = observe_or_draw(emission, observed, unknown, (self.k, n))
+                grown.append(share)
+                return x
+            values = {}
+            for name, part in emission.items():
+                values[name], share = observe_or_draw(part, observed[name], unknown, (self.k, n))
+                grown.append(share)
+            return values
+
+        x, z, self.state = self.model.advance(
+            self.state, self.batch.inputs_at(t), draw_latent, draw_observation
+        )
+        if z is not None:
+            self.latent = z
+        return sum(grown[1:], grown[0]).expand(self.k, n), z, x
+
+    def carried(self) -> Any:
+        """The state after the last step, `[N * K, …]`."""
+
+        def flat(x: Tensor, like: Tensor) -> Tensor:
+            full = x if x.dim() > like.dim() else x.expand(self.k, *x.shape)
+            return full.transpose(0, 1).flatten(0, 1)
+
+        model = map_tensors(flat, self.state, self.like)
+        if self.guide is None:
+            return {"model": model, "guide": None}
+        like = self.guide.initial_carried(1)
+        return {
+            "model": model,
+            "guide": {
+                "latent": model["latent"],
+                "carried": map_tensors(flat, self.guide_carried, like),
+            },
+        }
+
+
+def half_prior(
+    prior: Any, posterior: Any, blind: Tensor, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(z_t `[K, N, Z]`, log p(z_t) - log q(z_t)), q half the prior and half the posterior.
+
+    Where the posterior is `blind` `[N]`, the prior alone proposes. The weights are at most twice
+    those of the prior's proposals, however narrow the posterior is. What is `kept` `[N, Z]` is the
+    first particle.
+    """
+    blind = blind.expand(prior.batch_shape)
+    by_prior = blind | (torch.rand(prior.batch_shape, device=blind.device) < 0.5)
+    z = torch.where(by_prior.unsqueeze(-1), prior.sample(), posterior.sample())
+    z = z if kept is None else torch.cat([kept.unsqueeze(0), z[1:]])
+    log_prior = prior.log_prob(z)
+    mixture = torch.logaddexp(log_prior, posterior.log_prob(z)) - math.log(2)
+    return z, torch.where(blind, torch.zeros_like(mixture), log_prior - mixture)
+
+
+def observe_or_draw(
+    emission: Any, observed: Tensor, unknown: Tensor | None, lead: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """(x_t, drawn where unknown; its log-density `[K, N]` or `[N]`, zero where unknown)."""
+    if unknown is None:
+        return observed, emission.log_prob(observed)
+    emission = emission.expand(lead)
+    events = (1,) * len(emission.event_shape)
+    drawn = emission.sample() if unknown.any() else observed.expand(*lead, *emission.event_shape)
+    x = torch.where(unknown.view(-1, *events), drawn, observed)
+    log_prob = emission.log_prob(x)
+    return x, torch.where(unknown, torch.zeros_like(log_prob), log_prob)
+
+
+class Genealogy:
+    """The latents and values of each step `[K, N, …]` and who descends from whom."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.steps: list[tuple[Tensor | None, Any, Tensor | None]] = []
+
+    def add(self, z: Tensor | None, x: Any, index: Tensor | None) -> None:
+        """Add a step: its latents, its values, and the ancestors where it was resampled before."""
+        self.steps.append((z, x, index))
+
+    def traced_back(self) -> tuple[Tensor | None, Any]:
+        """(latents `[N, K, T, Z]`, values `[N, K, T, *event]`) of the particles that are left."""
+        line: Tensor | None = None
+        found: list[tuple[Tensor | None, Any]] = []
+
+        def pick(line: Tensor | None) -> Callable[[Tensor], Tensor]:
+            def of(x: Tensor) -> Tensor:
+                moved = x.transpose(0, 1)
+                return (
+                    moved
+                    if line is None
+                    else moved[torch.arange(len(line), device=line.device).unsqueeze(-1), line]
+                )
+
+            return of
+
+        for z, x, index in reversed(self.steps):
+            found.append(map_tensors(pick(line), (z, x)))
+            if index is not None:
+                line = index if line is None else index.gather(1, line)
+        if not found:
+            return None, None
+        found.reverse()
+        first, *rest = found
+        return map_tensors(lambda *parts: torch.stack(parts, 2), first, *rest)
