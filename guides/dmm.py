@@ -9,7 +9,8 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.transforms import affine_autoregressive
+from pyro.distributions.transforms import AffineAutoregressive
+from pyro.nn import AutoRegressiveNN
 from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
@@ -90,12 +91,15 @@ class DMMGuide(SequenceGuide):
         )
         self.combiner = Combiner(size, hidden_size, positive=positive, epsilon=epsilon)
         self.first = nn.Parameter(torch.zeros(size))
-        self.flows: Any = nn.ModuleList(
-            affine_autoregressive(size, hidden_dims=list(flow_sizes)) for _ in range(num_flows)
-        )
-        for flow in self.flows:
-            network: Any = flow.arn  # Pyro inverts from zeros of the default type
+        # The ReLU that Pyro takes by default is one module for all networks: a mode set in one
+        # guide would be the mode of the others.
+        networks = [
+            AutoRegressiveNN(size, list(flow_sizes), nonlinearity=nn.ReLU())
+            for _ in range(num_flows)
+        ]
+        for network in networks:  # Pyro inverts from zeros of the default type
             network.register_forward_pre_hook(in_own_type)
+        self.flows: Any = nn.ModuleList(AffineAutoregressive(network) for network in networks)
         self.drop_input, self.drop_output = (
             SequenceDropout(guide_input_dropout),
             SequenceDropout(guide_output_dropout),

@@ -5,6 +5,7 @@ bias.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -295,3 +296,14 @@ def test_flows_that_are_too_narrow() -> None:
     )
     with pytest.raises(UserError, match=r"flow_sizes must be at least latent_size, 4, got \[3\]"):
         DMMGuide(model, OneHot(3), num_flows=1, flow_sizes=(3,))
+
+
+def test_two_pairs_share_no_module(shipped: Callable[[Parts, str], Pair]) -> None:
+    pairs = [
+        shipped(Parts(Normal(), lambda: Flatten(()), PreviousObservation), "path") for _ in range(2)
+    ]
+    first, second = (
+        {id(part) for module in pair.modules().values() for part in module.modules()}
+        for pair in pairs
+    )
+    assert not first & second
