@@ -1,17 +1,21 @@
 """How many threads compute, and how they wait for each other.
 
-Both are read from the environment when torch is loaded, and the way of waiting never again. Threads
-that wait for each other by spinning keep each other from running as soon as something else wants a
-core: on two cores beside two other processes, a training of small matrices is tens of times slower.
-Threads that sleep at once lose a third on a quiet machine, where they are woken thousands of times
-a second. Those that spin for a moment and then sleep lose nothing on either, to within what can be
-measured. This module loads nothing, so that it can come before everything else.
+Both are read from the environment when torch is loaded. Threads that wait for each other by
+spinning keep each other from running as soon as something else wants a core: on two cores beside
+two other processes, a training of small matrices is tens of times slower. Threads that sleep at
+once lose a third on a quiet machine, where they are woken thousands of times a second; those that
+spin for a moment and then sleep lose a tenth. So a training of the command spins, and a watcher
+lets it sleep as long as its threads have to wait for a core. This module loads nothing, so that it
+can come before everything else.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
+import types
 
 # About a tenth of a millisecond. OMP_WAIT_POLICY is for every OpenMP; GOMP_SPINCOUNT refines it for
 # libgomp, which torch's own packages for Linux bring, and which torch's kernels, MKL and oneDNN
@@ -19,6 +23,11 @@ import sys
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 SAYS_HOW_TO_WAIT = (*WAITING, "KMP_BLOCKTIME", "KMP_LIBRARY")
 SAYS_HOW_MANY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+SPINNING = {"GOMP_SPINCOUNT": "300000"}  # milliseconds, which is torch's own way
+LOOK_EVERY = 0.25  # seconds
+# seconds of waiting for a core, a second, of all threads together: from so many on threads sleep,
+# and below so few for CALM looks they spin again
+CONTENDED, QUIET, CALM = 0.1, 0.05, 8
 
 _words: str | None = None
 
@@ -61,8 +70,90 @@ def choose_threads(number: int | None, *, useful: int) -> None:
         _words = _computing(number)
     if is_too_late():
         sys.modules["torch"].set_num_threads(number)
-    else:
-        os.environ.update(dict.fromkeys(SAYS_HOW_MANY, str(number)))
+        return
+    os.environ.update(dict.fromkeys(SAYS_HOW_MANY, str(number)))
+    if number > 1 and all(os.environ.get(name) == value for name, value in WAITING.items()):
+        _spin_while_quiet()
+
+
+def _spin_while_quiet() -> None:
+    """Let threads spin, and watch whether they should sleep, where both can be done: with libgomp,
+    as much time as there are cores, and a kernel that says how long threads have waited.
+    """
+    if sys.platform != "linux" or share_of_time() is not None or waited_for_cores() is None:
+        return
+    for name in WAITING:
+        del os.environ[name]
+    os.environ.update(SPINNING)
+    threading.Thread(target=_watch, name="pyro_seq: watches cores", daemon=True).start()
+
+
+def waited_for_cores() -> float | None:
+    """Seconds that the threads of this process were ready to run and had no core; `None` where the
+    kernel does not say.
+    """
+    try:
+        found = [
+            _read(f"/proc/self/task/{task}/schedstat") for task in os.listdir("/proc/self/task")
+        ]
+    except OSError:
+        return None
+    waited = [int(text.split()[1]) for text in found if len(text.split()) == 3]
+    return sum(waited) / 1e9 if waited else None
+
+
+def _watch() -> None:
+    """Let torch's threads sleep while cores are wanted by others, and spin while they are not."""
+    rest, calm = Rest(), 0
+    waited, seen = waited_for_cores() or 0.0, time.monotonic()
+    while True:
+        time.sleep(LOOK_EVERY)
+        before, last = waited, seen
+        waited, seen = waited_for_cores() or 0.0, time.monotonic()
+        share = (waited - before) / (seen - last)
+        calm = calm + 1 if share < QUIET else 0
+        if share > CONTENDED:
+            rest.begin()
+        elif calm >= CALM:
+            rest.end()
+
+
+class Rest:
+    """A time in which libgomp's threads sleep instead of spinning.
+
+    libgomp spins for a ten-thousandth of its count while it manages more threads than there are
+    cores. Here further threads bring teams of their own, which do nothing, to more than that.
+    """
+
+    def __init__(self) -> None:
+        self._over, self._parked = threading.Event(), list[threading.Thread]()
+
+    def begin(self) -> None:
+        """Begin the rest, if torch is there to be rested and computes with several threads."""
+        torch = sys.modules.get("torch")
+        loading = getattr(getattr(torch, "__spec__", None), "_initializing", True)
+        if self._parked or torch is None or loading:
+            return
+        number, self._over = torch.get_num_threads(), threading.Event()
+        if number > 1:
+            more = -(-(cores_of_affinity() + 1 - number) // (number - 1))
+            self._parked = [
+                threading.Thread(target=self._park, args=(torch,), daemon=True)
+                for _ in range(max(1, more))
+            ]
+        for thread in self._parked:
+            thread.start()
+
+    def _park(self, torch: types.ModuleType) -> None:
+        torch.ones(2**17).add_(1)  # large enough for a team
+        self._over.wait()
+
+    def end(self) -> None:
+        """End the rest: libgomp forgets a team when the thread that it belongs to has ended."""
+        self._over.set()
+        for thread in self._parked:
+            thread.join()
+        self._parked = []
 
 
 def _computing(number: int) -> str:

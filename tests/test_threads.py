@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,9 @@ def numbers(count: int) -> dict[str, str]:
 @pytest.mark.parametrize("way", WAYS)
 def test_command_says_how_to_wait_and_how_many_before_torch_is_loaded(way: str) -> None:
     cores = min(8, threads.available_cores())
-    assert environment(WAYS[way].format(TRAIN)) == WAITING | numbers(cores)
+    watched = cores > 1 and threads.share_of_time() is None and threads.waited_for_cores()
+    waiting = threads.SPINNING if watched else WAITING
+    assert environment(WAYS[way].format(TRAIN)) == waiting | numbers(cores)
     assert environment(WAYS[way].format(GENERATE)) == WAITING | numbers(1)
 
 
@@ -145,6 +149,88 @@ def test_choice_is_said_with_the_cores_that_there_are(monkeypatch: pytest.Monkey
     assert threads.words() == "computing with 1 thread on 4 cores; --threads N takes another number"
     threads.choose_threads(None, useful=8)  # what was chosen stands in the environment now
     assert threads.words() is None
+
+
+# spinning on a quiet machine, sleeping on a busy one
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float]], list[str]]:
+    """Runs the watcher with these seconds of waiting for a core a second: what it did when."""
+
+    def run(shares: list[float]) -> list[str]:
+        done: list[str] = []
+        waited, clock = iter([0.0, *accumulate(shares)]), itertools.count()
+        monkeypatch.setattr(threads, "waited_for_cores", lambda: next(waited))
+        monkeypatch.setattr(threads.time, "monotonic", lambda: float(next(clock)))
+        monkeypatch.setattr(threads.time, "sleep", lambda seconds: done.append("."))
+        monkeypatch.setattr(threads.Rest, "begin", lambda self: done.append("sleep"))
+        monkeypatch.setattr(threads.Rest, "end", lambda self: done.append("spin"))
+        with pytest.raises(StopIteration):
+            threads._watch()
+        return done
+
+    return run
+
+
+def test_threads_sleep_while_others_want_the_cores(
+    looks: Callable[[list[float]], list[str]],
+) -> None:
+    calm = [0.01] * threads.CALM
+    assert looks(calm[:-1]).count("spin") == 0
+    assert "".join(looks([0.5])) == ".sleep."
+    done = "".join(looks([0.5, 0.2, *calm[:-1], 0.07, *calm]))
+    assert done.startswith(".sleep.sleep.") and done.endswith(".spin.")
+    assert done.count("spin") == 1
+
+
+def test_rest_ends_with_the_threads_that_made_it() -> None:
+    code = """
+import threading, torch
+from pyro_seq._threads import Rest
+torch.set_num_threads(2)
+rest, before = Rest(), threading.active_count()
+for _ in range(2):
+    rest.begin(); rest.begin()
+    assert threading.active_count() > before
+    assert torch.ones(100_000).add_(1).sum() == 200_000
+    rest.end(); rest.end()
+    assert threading.active_count() == before
+torch.set_num_threads(1)
+rest.begin()
+assert threading.active_count() == before
+"""
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+def test_waiting_for_cores_is_known_where_the_kernel_says_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "_read", lambda path: "10 2000000000 3\n")
+    monkeypatch.setattr(threads.os, "listdir", lambda path: ["1", "2"])
+    assert threads.waited_for_cores() == 4.0
+    for text in ("", "0\n"):
+        monkeypatch.setattr(threads, "_read", lambda path, text=text: text)
+        assert threads.waited_for_cores() is None
+
+
+@pytest.mark.parametrize("why", ["platform", "quota", "kernel", "user"])
+def test_nothing_spins_where_it_cannot_be_watched(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    around = dict(WAITING)
+    monkeypatch.setattr(os, "environ", around)
+    monkeypatch.setattr(threads, "is_too_late", lambda: False)
+    monkeypatch.setattr(threads, "available_cores", lambda: 4)
+    monkeypatch.setattr(threads, "share_of_time", lambda: 3.5 if why == "quota" else None)
+    monkeypatch.setattr(threads, "waited_for_cores", lambda: None if why == "kernel" else 0.0)
+    if why == "platform":
+        monkeypatch.setattr(sys, "platform", "darwin")
+    if why == "user":
+        around["OMP_WAIT_POLICY"] = "ACTIVE"
+    expected = dict(around)
+    threads.choose_threads(None, useful=8)
+    assert around == expected | numbers(4)
 
 
 # control groups
