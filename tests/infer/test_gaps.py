@@ -65,6 +65,44 @@ def test_infill_has_the_exact_law(noisy: Maker, noise: float, guide: str) -> Non
         assert_normal(filled[row][:, gap], mean[0, gap], covariance.diagonal()[gap] + noise**2)
 
 
+JUMPS = torch.tensor([[1.0, 0.3, -0.5, 2.0, 1.2, -1.0, 0.4, 1.5]], dtype=torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "few", "many"), [(None, 64, 512), ({"shift": 0.2, "widen": 1.3}, 16, 128)]
+)
+def test_bias_falls_as_one_over_the_particles(
+    noisy: Maker, options: dict[str, float] | None, few: int, many: int
+) -> None:
+    """Where observations jump by more than three deviations of the prior, few particles meet them:
+    the means of the prior's fills and the variances of a wrong guide's are off, and eight times as
+    many particles leave at most a quarter of it, to four standard errors.
+    """
+    pair, draws = noisy(0.1, **(options or {})), 4000
+    model: Any = pair.model
+    gap = torch.isin(torch.arange(8), torch.tensor([0, 2, 3, 6]))
+    mean, covariance = model.posterior(JUMPS, ~gap)
+    variance = covariance.diagonal()[gap] + 0.1**2
+
+    def off(samples: int) -> tuple[float, float]:
+        """(How far off the fills are at most, and the standard error of that.)"""
+        filled = infill(
+            Pair(model, no_guide) if options is None else pair,
+            model.batch(JUMPS),
+            gap,
+            samples=samples,
+            draws=draws,
+        )[:, gap]
+        if options is None:
+            by_gap = (filled.mean(0) - mean[0, gap]).abs() / variance.sqrt()
+            return float(by_gap.max()), draws**-0.5
+        return float((filled.var(0) / variance - 1).abs().max()), math.sqrt(2 / draws)
+
+    (worse, error), (better, _) = off(few), off(many)
+    assert worse > 8 * error and better < worse / 4 + 4 * error
+
+
 def exact_functions(noise: float) -> Pair:
     """z_t ~ N(0, 1), x_t ~ N(z_t, noise), and the exact posterior of full sequences."""
     variance = 1 / (1 + noise**-2)
