@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # the settings know the schedules
     from pyro_seq.train.settings import TrainingSettings
 
 
-class NonFiniteGradient(ArithmeticError):
-    """A gradient is infinite or NaN; the message names the parameter."""
+class NonFiniteValue(ArithmeticError):
+    """A gradient or a loss is infinite or NaN; the message says which."""
 
 
 class JointOptimiser(PyroOptim):
@@ -120,7 +120,7 @@ class JointOptimiser(PyroOptim):
                 torch._foreach_lerp_(self.averages, list(self.parameters.values()), 1.0 - decay)
 
     def _scale_and_clip(self) -> None:
-        """The gradients scaled, penalised and clipped; raises `NonFiniteGradient`."""
+        """The gradients scaled, penalised and clipped; raises `NonFiniteValue`."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         if not gradients:
             self.gradient_norm = 0.0
@@ -133,7 +133,7 @@ class JointOptimiser(PyroOptim):
         norms = [norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)]
         self.gradient_norm = scale * float(torch.linalg.vector_norm(torch.stack(norms)))
         if not math.isfinite(self.gradient_norm):
-            raise NonFiniteGradient(self._first_non_finite())
+            raise NonFiniteValue(self._first_non_finite())
         if self.clip_norm > 0:
             # as torch.nn.utils.clip_grad_norm_ has it
             scale *= min(1.0, self.clip_norm / (self.gradient_norm + 1e-6))
@@ -177,22 +177,22 @@ class JointOptimiser(PyroOptim):
             for p, value in zip(self.parameters.values(), values, strict=False):
                 p.copy_(value)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as a tree of tensors and numbers."""
         moments = self.optimiser.state_dict()["state"]
         return {"steps": self.steps, "moments": moments, "averages": list(self.averages)}
 
     def describe_state(self) -> Kind:
-        """The kind of a `state()`: of these parameters, and such as a step can be made with."""
+        """The kind of a `state_dict()` of these parameters, such as a step can be made with."""
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         moments = {i: _moments_of(parameter) for i, parameter in enumerate(parameters)}
         averages = Row(*(Like(average) for average in self.averages))
         # a parameter that has had no gradient so far has no moments
         return Fields({"steps": Whole(), "moments": Fields({}, may=moments), "averages": averages})
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `ValueError`, and changes nothing, if it is damaged or of
-        other parameters.
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from a `state_dict()`; raises `ValueError`, and changes nothing, if it is damaged
+        or of other parameters.
         """
         self.describe_state().check(state, "the optimiser")
         whole = self.optimiser.state_dict()
