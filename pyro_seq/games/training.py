@@ -5,7 +5,7 @@ left and gone on with at any time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,15 @@ from pyro_seq.games.settings import AgentSettings, GameSettings, WorldSettings
 from pyro_seq.games.world.predictions import nats_per_step, open_loop
 from pyro_seq.games.world.world_model import World, new_world, set_spread
 from pyro_seq.runs.folder import RunFolder
-from pyro_seq.runs.stateful import RANDOM, Entry, States, attributes, position_of, weights_of
+from pyro_seq.runs.stateful import (
+    RANDOM,
+    Entry,
+    Stateful,
+    States,
+    attributes,
+    position_of,
+    weights_of,
+)
 from pyro_seq.train.log import TrainingLog
 from pyro_seq.train.loop import Budget, Checkpoint, Loop, Stage
 from pyro_seq.train.schedules import learning_rate_factor
@@ -82,18 +90,16 @@ class GameTraining(Loop):
         self.normalisation = Normalisation(game.observation_size)
         sizes: dict[str, Any] = {"batch_size": s.world.batch_size, "window": s.world.window}
         self.replay = Replay(self.normalisation, held_out=s.play.held_out, seed=seed, **sizes)
-        self.pair, self.policy, self.critic = (
-            new_world(s, game),
-            make_policy(game, s.agent),
-            make_critic(game, s.agent),
-        )
+        self.pair, self.policy = new_world(s, game), make_policy(game, s.agent)
+        self.critic = make_critic(game, s.agent)
         self.world = World(self.pair, game.action_size)
         imagination = Imagination(
             self.world, game, self.normalisation, self.replay, self.critic, s.agent
         )
         self.agent = AgentLearner(self.policy, self.critic, imagination, s.agent)
         self._learner: WorldLearner | None = None
-        self.at, self.begun = Position(), False
+        self.at = Position()
+        self.states = self._states()
 
     @property
     def learner(self) -> WorldLearner:
@@ -101,15 +107,6 @@ class GameTraining(Loop):
         if self._learner is None:
             self._learner = WorldLearner(self.pair, self.replay, self.settings.training)
         return self._learner
-
-    def training(self) -> AbstractContextManager[object]:
-        """See `Loop`: from here on the training has a position that can be shown."""
-        self.begun = True
-        return nullcontext()
-
-    def prepare(self) -> None:
-        """See `Loop`: say what is saved."""
-        self.states = self._states()
 
     def stage(self) -> Stage:
         """See `Loop`."""
@@ -147,10 +144,8 @@ class GameTraining(Loop):
 
     def _reached(self) -> bool:
         """Whether the agent's last games are as good as is wanted."""
-        s, returns = (
-            self.settings.play,
-            [total for _, total, player in self.at.curve if player == "agent"],
-        )
+        s = self.settings.play
+        returns = [total for _, total, player in self.at.curve if player == "agent"]
         return (
             s.goal is not None
             and len(returns) >= s.goal_games
@@ -263,24 +258,17 @@ class GameTraining(Loop):
         shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
         self.log.progress.say(f"round {self.at.round}  {steps:,} real steps  {shown}")
         if self.run is not None:
-            with self.playing(), self.pair.scope(), self.policy.scope():
-                self.run.save(
-                    self.run.best,
-                    {
-                        "step": self.step,
-                        "weights": self._world_weights(),
-                        "agent": self.policy.weights(),
-                    }
-                    | {
-                        "normalisation": self.normalisation.state(),
-                        "real_steps": self.replay.num_steps,
-                    },
-                )
+            best = self.run.best
+            with self.playing():
+                learnt = {
+                    "step": self.step,
+                    "weights": weights_of(self.pair, best).state_dict(),
+                    "agent": weights_of(self.policy, best).state_dict(),
+                    "normalisation": self.normalisation.state(),
+                    "real_steps": self.replay.num_steps,
+                }
+                self.run.save(best, learnt)
         self._next_phase()
-
-    def _world_weights(self) -> Any:
-        with self.pair.scope():
-            return self.pair.weights()
 
     @contextmanager
     def playing(self) -> Iterator[None]:
@@ -327,16 +315,8 @@ class GameTraining(Loop):
                 "real_steps": Entry(
                     lambda: self.replay.num_steps, self._load_games, lambda: counter
                 ),
-                "weights": Entry(
-                    weights_of(self.pair, where).state_dict,
-                    lambda weights: self._load_learnt("weights", weights),
-                    Anything,
-                ),
-                "world": Entry(
-                    lambda: self.learner.states().state_dict(),
-                    lambda state: self._load_learnt("world", state),
-                    Anything,
-                ),
+                "weights": self._learnt_later("weights", where),
+                "world": self._learnt_later("world", where),
                 "agent": self.agent.states(where),
                 "replay": position_of(self.replay),
                 **self.log.states(),
@@ -362,20 +342,17 @@ class GameTraining(Loop):
             )
         set_spread(self.pair, self.normalisation.spread)
 
-    def _load_learnt(self, name: str, state: Any) -> None:
-        """Take over a part of what the world model has learnt, once it has been checked."""
-        assert self.run is not None
-        learnt = self._learnt(self.run.last)
-        check({name: state}, Fields({name: learnt[name].describe_state()}), self.run.last)
-        learnt[name].load_state_dict(state)
+    def _learnt_later(self, name: str, where: str | Path) -> Entry:
+        """The entry of a part of what the world model has learnt, checked as it is read."""
 
-    def _learnt(self, where: Path) -> States:
-        return States({"weights": weights_of(self.pair, where), "world": self.learner.states()})
+        def entry() -> Stateful:
+            return weights_of(self.pair, where) if name == "weights" else self.learner.states()
 
-    def check(self, saved: Any, where: Path) -> None:
-        """Raise `UserError` unless this training could go on from a checkpoint that was read from
-        `where`; there must be games by now.
-        """
-        check(saved, self.states.describe_state(), where)
-        learnt: Kind = self._learnt(where).describe_state()
-        check({name: saved[name] for name in ("weights", "world")}, learnt, where)
+        def load(state: Any) -> None:
+            check({name: state}, Fields({name: entry().describe_state()}), where)
+            entry().load_state_dict(state)
+
+        def describe() -> Kind:
+            return Anything() if self._learner is None else entry().describe_state()
+
+        return Entry(lambda: entry().state_dict(), load, describe)

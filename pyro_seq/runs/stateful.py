@@ -33,23 +33,11 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """A `Stateful` made of three functions: write the state, read it, describe it."""
+    """A `Stateful` made of three functions."""
 
-    write: Callable[[], Any]
-    read: Callable[[Any], object]
-    describe: Callable[[], Kind]
-
-    def state_dict(self) -> Any:
-        """See `Stateful`."""
-        return self.write()
-
-    def load_state_dict(self, state: Any, /) -> None:
-        """See `Stateful`."""
-        self.read(state)
-
-    def describe_state(self) -> Kind:
-        """See `Stateful`."""
-        return self.describe()
+    state_dict: Callable[[], Any]
+    load_state_dict: Callable[[Any], object]
+    describe_state: Callable[[], Kind]
 
 
 class States(dict[str, Stateful]):
@@ -83,16 +71,11 @@ class States(dict[str, Stateful]):
 
 def attributes(owner: object, **kinds: Kind) -> dict[str, Stateful]:
     """Return entries for plain attributes of an object, by name, each of its kind."""
-    return {
-        name: Entry(
-            partial(getattr, owner, name), partial(setattr, owner, name), partial(_as, kind)
-        )
-        for name, kind in kinds.items()
-    }
 
+    def entry(name: str, kind: Kind) -> Entry:
+        return Entry(lambda: getattr(owner, name), partial(setattr, owner, name), lambda: kind)
 
-def _as(kind: Kind) -> Kind:
-    return kind
+    return {name: entry(name, kind) for name, kind in kinds.items()}
 
 
 def weights_of(pair: Pair, where: str | Path) -> Entry:

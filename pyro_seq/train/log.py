@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor
 
-from pyro_seq._progress import Progress, count, duration
+from pyro_seq._progress import Progress, count
 from pyro_seq._schema import Checked, Each, Kind, Number, Whole, Word
 from pyro_seq._threads import words
 from pyro_seq.runs.folder import RunFolder
@@ -49,10 +49,8 @@ class TrainingLog:
         """
         self._units_shown, self._shown_at = 0, time.monotonic()
         if run is not None:
-            self.metrics, self.events = (
-                MetricsFile(run.metrics, self.metrics_size),
-                Events(run.tensorboard, step),
-            )
+            self.metrics = MetricsFile(run.metrics, self.metrics_size)
+            self.events = Events(run.tensorboard, step)
         computing = words()
         if computing is not None:
             self.progress.say(computing)
@@ -112,26 +110,15 @@ class TrainingLog:
             step, {f"parameters/{name}": parameter for name, parameter in parameters.items()}
         )
 
-    def show(
-        self,
-        step: int,
-        num_steps: int,
-        figures: dict[str, float],
-        *,
-        fraction: float,
-        minutes: float,
-    ) -> None:
-        """The line of progress, if it is time for one."""
-        if not self.progress.due():
-            return
+    def show(self, step: int, num_steps: int, figures: dict[str, float], left: str) -> None:
+        """The line of progress; `left` says for how long it goes on."""
         now = time.monotonic()
         speed = self._units_shown / max(now - self._shown_at, 1e-9)
         self._units_shown, self._shown_at = 0, now
-        left = duration(minutes * 60 * (1 - fraction) / fraction) if fraction > 0 else "?"
         bits = figures.get("elbo", -figures["loss"]) / -math.log(2)
         self.progress.show(
             f"step {step}/{num_steps}  loss {figures['loss']:.3f}  {bits:.3f} {self.bits}  "
-            f"{count(speed)} {self.units}/s  {left} left"
+            f"{count(speed)} {self.units}/s  {left}"
         )
         self.events.scalars(step, {f"speed/{self.units}_per_second": speed})
 

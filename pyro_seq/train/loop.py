@@ -9,8 +9,10 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+from pyro_seq._progress import duration
 from pyro_seq._schema import check
 from pyro_seq.errors import UserError
 from pyro_seq.runs.checkpoint import going_on_from, load_tree
@@ -158,7 +160,6 @@ class Validate(Callback):
         self.every, self.measure, self.keep, self.evaluating = every, measure, keep, evaluating
         self.best: float | None = None
         self.validated = -1 if at_start else 0  # the step of the last validation
-        self.validations_since_best = 0
 
     def on_train_start(self, loop: Loop) -> None:
         """See `Callback`."""
@@ -182,9 +183,9 @@ class Validate(Callback):
         with self.evaluating():
             found = self.measure()
             loop.report("valid", found.figures)
-            self.validations_since_best = 0 if found.better else self.validations_since_best + 1
+            loop.validations_since_best += 1
             if found.better:
-                self.best = found.value
+                self.best, loop.validations_since_best = found.value, 0
                 self.keep()
         best = "  (best so far)" if found.better else ""
         loop.log.progress.say(f"{loop.name} {loop.step}  validation {found.shown}{best}")
@@ -207,10 +208,13 @@ class Loop:
         run: the folder of checkpoints and metrics, `None` for none.
         log: of metrics and progress.
         name: of a step, in messages.
+        scope: a context around everything, such as a pair's parameter store.
+        training: a context around all steps and callbacks.
     """
 
     step = 0
     minutes = 0.0  # of training, over all resumptions
+    validations_since_best = 0  # without a better figure
 
     def __init__(
         self,
@@ -222,10 +226,14 @@ class Loop:
         run: RunFolder | None = None,
         log: TrainingLog | None = None,
         name: str = "step",
+        scope: Callable[[], AbstractContextManager[object]] = nullcontext,
+        training: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.stages, self.budget, self.run, self.name = stages, budget, run, name
+        self.scope, self.training = scope, training
         self.states, self.callbacks = States(states or {}), list(callbacks)
         self.log = log or TrainingLog(units="steps", bits="bits/step", quiet=True)
+        self.begun = False  # also where it goes on: what a checkpoint holds has been taken over
         self.stage_ended = False  # with the latest step
         self._interruption = Interruption()
 
@@ -236,7 +244,7 @@ class Loop:
         Raises `UserError` for a run that holds a training already, or one that this training cannot
         go on from, and `KeyboardInterrupt` (with the signal's number) after Ctrl-C or SIGTERM.
         """
-        self._interruption.wished = 0
+        self._interruption.wished, self.begun = 0, False
         with ExitStack() as stack:
             stack.enter_context(self.scope())
             if self.run is not None:
@@ -247,6 +255,7 @@ class Loop:
             resumed = self.begin(resume=resume)
             stack.enter_context(self.log.opened(self.run, step=self.logged_step))
             stack.enter_context(self._interruption.noticed())
+            self.begun = True
             stack.enter_context(self.training())
             if resumed:
                 self.log.progress.say(f"going on after {self.where()}")
@@ -273,9 +282,13 @@ class Loop:
         last = self.run.last
         with going_on_from(last):
             saved = load_tree(last)
-            check(saved, self.states.describe_state(), last)
+            self.check(saved, last)
             self.states.load_state_dict(saved)
         return True
+
+    def check(self, saved: object, where: Path) -> None:
+        """Raise `UserError` unless this training could go on from a checkpoint read from there."""
+        check(saved, self.states.describe_state(), where)
 
     def _run(self) -> None:
         started, before = time.monotonic(), self.minutes
@@ -311,6 +324,16 @@ class Loop:
         """Write figures of a split to metrics and TensorBoard."""
         self.log.report(self.step, split, figures)
 
+    def left(self) -> str:
+        """Return how long the rest of the budget takes at the pace so far, in words."""
+        used = self.budget.fraction(self.step, self.minutes)
+        return f"{duration(self.minutes * 60 * (1 - used) / used) if used > 0 else '?'} left"
+
+    def kept(self) -> str:
+        """Return where the last good checkpoint is, to be added to a message."""
+        there = self.run is not None and self.run.last.exists()
+        return f"; the last good checkpoint is {self.run.last}" if self.run and there else ""
+
     # what a subclass may say
 
     def stage(self) -> Stage:
@@ -321,7 +344,7 @@ class Loop:
         """Return what ends the training where it stands, in words that name the setting, or
         `None`.
         """
-        return self.budget.used_up(self.step, self.minutes)
+        return self.budget.used_up(self.step, self.minutes, self.validations_since_best)
 
     def where(self) -> str:
         """Return where the training stands, in words."""
@@ -332,16 +355,8 @@ class Loop:
         """The step of the latest events in TensorBoard."""
         return self.step
 
-    def scope(self) -> AbstractContextManager[object]:
-        """Return a context around everything, such as a pair's parameter store."""
-        return nullcontext()
-
     def prepare(self) -> None:
         """Make what needs the scope, before a checkpoint is read or the first one saved."""
-
-    def training(self) -> AbstractContextManager[object]:
-        """Return a context around all steps and callbacks."""
-        return nullcontext()
 
     def conclude(self) -> None:
         """Finish a training that was not interrupted, after its last checkpoint."""

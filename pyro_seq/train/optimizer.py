@@ -60,13 +60,8 @@ class JointOptimiser(PyroOptim):
         average: float = 0.0,
     ) -> None:
         self.parameters, self.learning_rate = parameters, learning_rate
-        self.clip_norm, self.l1, self.l2, self.penalty_steps, self.average_decay = (
-            clip_norm,
-            l1,
-            l2,
-            penalty_steps,
-            average,
-        )
+        self.clip_norm, self.l1, self.l2 = clip_norm, l1, l2
+        self.penalty_steps, self.average_decay = penalty_steps, average
         self.steps, self.gradient_norm, self.gradient_scale = 0, 0.0, 1.0
         self._known = {id(p) for p in parameters.values()}
         self.matrices = [p for p in parameters.values() if p.dim() >= 2]
@@ -86,20 +81,16 @@ class JointOptimiser(PyroOptim):
     def of(cls, parameters: dict[str, Tensor], settings: TrainingSettings) -> JointOptimiser:
         """The one that the settings of a training describe."""
         s = settings
-        penalties: dict[str, Any] = {
-            "weight_decay": s.weight_decay,
-            "l1": s.l1,
-            "l2": s.l2,
-            "penalty_steps": s.penalty_steps,
-        }
-        betas = (s.beta1, s.beta2)
         return cls(
             parameters,
             learning_rate=s.learning_rate,
-            betas=betas,
+            betas=(s.beta1, s.beta2),
+            weight_decay=s.weight_decay,
             clip_norm=s.clip_norm,
+            l1=s.l1,
+            l2=s.l2,
+            penalty_steps=s.penalty_steps,
             average=s.average,
-            **penalties,
         )
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import pyro
@@ -36,7 +37,7 @@ from pyro_seq.train.schedules import learning_rate_factor
 from pyro_seq.train.settings import PRECISIONS, TrainingSettings
 from pyro_seq.train.svi import Batches, SVIUpdates
 
-ADVICE = "a lower training.learning_rate, or training.clip_norm, may help"
+ADVICE = "a lower training.learning_rate or training.clip_norm may help"
 
 
 @dataclass
@@ -103,6 +104,10 @@ class Trainer(Loop):
             Budget("training", s.num_steps, s.max_minutes, s.patience),
             run=run,
             log=TrainingLog(units=self.hooks.units, bits=self.hooks.bits, quiet=quiet),
+            scope=pair.scope,
+            # the first batch has been checked in full, the others are not: it costs a quarter of
+            # each step
+            training=partial(pyro.validation_enabled, False),
         )
         self.pair, self.batches, self.settings = pair, batches, settings
         self.updates = SVIUpdates(pair, settings, elbo)
@@ -122,16 +127,6 @@ class Trainer(Loop):
     def best_loss(self) -> float:
         """The lowest validation loss so far."""
         return math.inf if self.validation.best is None else self.validation.best
-
-    def scope(self) -> AbstractContextManager[object]:
-        """See `Loop`: the pair's parameter store."""
-        return self.pair.scope()
-
-    def training(self) -> AbstractContextManager[object]:
-        """See `Loop`. The first batch has been checked in full, the others are not: Pyro's
-        validation costs a quarter of each step.
-        """
-        return pyro.validation_enabled(False)
 
     def prepare(self) -> None:
         """See `Loop`: look at the first batch, make the optimiser, and say what is saved and called
@@ -199,31 +194,15 @@ class Trainer(Loop):
         self.carried = {"model": model.state, "guide": guide.state}
         self.step += 1
         self.log.add(figures, max(1, batch.num_observations))
-        self.log.show(
-            self.step,
-            s.num_steps,
-            figures,
-            fraction=self.budget.fraction(self.step, self.minutes),
-            minutes=self.minutes,
-        )
+        if self.log.progress.due():
+            self.log.show(self.step, s.num_steps, figures, self.left())
 
     def _stop(self, where: str, *, after: bool = False) -> NoReturn:
         """End a training that met a value that is not finite in the step under way, or in the one
         done `after` it was.
         """
-        kept = (
-            f"; the last good checkpoint is {self.run.last}"
-            if self.run and self.run.last.exists()
-            else ""
-        )
-        advice = "a lower training.learning_rate or training.clip_norm may help"
-        raise NonFinite(f"step {self.step + (not after)}: {where} is not finite{kept}; {advice}")
-
-    def stopped_by(self) -> str | None:
-        """What ends the training where it stands, in words that name the setting; `None` if it goes
-        on.
-        """
-        return self.budget.used_up(self.step, self.minutes, self.validation.validations_since_best)
+        step = self.step + (not after)
+        raise NonFinite(f"step {step}: {where} is not finite{self.kept()}; {ADVICE}")
 
     # what is seen of it
 
@@ -321,18 +300,13 @@ class Trainer(Loop):
         """What a checkpoint holds; whether the states carried over fit is tried as they are
         read.
         """
-        where = "" if self.run is None else self.run.last
-        counter, validation = Whole(), self.validation
-        best = Entry(
-            lambda: validation.best,
-            lambda best: setattr(validation, "best", best),
-            lambda: Optional(Number()),
-        )
+        where, counter = "" if self.run is None else self.run.last, Whole()
         return States(
             {
                 **attributes(self, step=counter, minutes=Number(0, MOST)),
-                "best_loss": best,
-                **attributes(validation, validations_since_best=counter, validated=counter),
+                "best_loss": attributes(self.validation, best=Optional(Number()))["best"],
+                **attributes(self, validations_since_best=counter),
+                **attributes(self.validation, validated=counter),
                 **attributes(self.updates, first_loss=Optional(Number())),
                 "weights": weights_of(self.pair, where),
                 "optimiser": self.optimiser,

@@ -182,12 +182,8 @@ def validated(losses: list[float], patience: int = 0, **options: Any) -> tuple[T
         better = validate.best is None or loss < validate.best
         return Measured({"loss": loss}, f"loss {loss}", loss, better)
 
-    def stopped_by() -> str | None:
-        return toy.budget.used_up(toy.step, toy.minutes, validate.validations_since_best)
-
     validate = Validate(2, measure, lambda: kept.append(toy.step), **options)
     toy = Toy(callbacks=(validate,), budget=Budget("toy", 7, patience=patience))
-    toy.stopped_by = stopped_by  # type: ignore[method-assign]
     toy.fit()
     toy.kept = kept  # type: ignore[attr-defined]
     return toy, validate
@@ -196,7 +192,7 @@ def validated(losses: list[float], patience: int = 0, **options: Any) -> tuple[T
 def test_the_best_weights_are_kept() -> None:
     toy, validate = validated([3.0, 4.0, 2.0, 2.0])
     assert toy.kept == [2, 6]  # type: ignore[attr-defined]
-    assert (validate.best, validate.validated, validate.validations_since_best) == (2.0, 7, 1)
+    assert (validate.best, validate.validated, toy.validations_since_best) == (2.0, 7, 1)
 
 
 def test_a_validation_before_the_first_step() -> None:

@@ -87,13 +87,8 @@ class AgentLearner:
     def __init__(
         self, policy: Pair, critic: Critic, imagination: Imagination, settings: AgentSettings
     ) -> None:
-        self.policy, self.critic, self.imagination, self.settings, self.step = (
-            policy,
-            critic,
-            imagination,
-            settings,
-            0,
-        )
+        self.policy, self.critic, self.imagination = policy, critic, imagination
+        self.settings, self.step = settings, 0
         parameters = policy.parameters() | {
             f"critic.{name}": p for name, p in critic.named_parameters()
         }

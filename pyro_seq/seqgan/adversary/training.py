@@ -117,8 +117,7 @@ class DiscriminatorTraining:
                 shapes = f"{list(real.shape)} and {list(generated.shape)}"
                 raise UserError(
                     f"there are no {name} sequences of the others' length: real and generated "
-                    "ones "
-                    f"are {shapes}"
+                    f"ones are {shapes}"
                 )
         num = min(len(real), len(generated))
         chosen = [self.random.permutation(len(sequences))[:num] for sequences in (real, generated)]

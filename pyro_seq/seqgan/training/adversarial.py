@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 
-from pyro_seq._progress import duration
 from pyro_seq._rng import aside
 from pyro_seq._schema import MOST, Number, Optional, Whole
 from pyro_seq.errors import UserError
@@ -92,6 +91,8 @@ class AdversarialTraining(Loop):
             run=run,
             log=TrainingLog(units=task.units, bits="", quiet=quiet),
             name="adversarial step",
+            scope=pair.scope,
+            training=self._explained,
         )
         self.pair, self.discriminator, self.task, self.folder = pair, discriminator, task, run
         self.real = task.sequences.train.to(device)
@@ -131,10 +132,6 @@ class AdversarialTraining(Loop):
         rounds = f" and round {self.rounds} of the discriminator"
         return f"{super().where()}{rounds if self.rounds > 0 and self._pretrains() else ''}"
 
-    def scope(self) -> AbstractContextManager[object]:
-        """See `Loop`: the generator's parameter store."""
-        return self.pair.scope()
-
     def prepare(self) -> None:
         """See `Loop`: make the generator's side, and say what is saved."""
         self._generator = GeneratorTraining(
@@ -149,8 +146,8 @@ class AdversarialTraining(Loop):
         self.states = self._states()
 
     @contextmanager
-    def training(self) -> Iterator[None]:
-        """See `Loop`: without Pyro's validation; errors say at which step."""
+    def _explained(self) -> Iterator[None]:
+        """Inside, Pyro's validation is off, and errors say at which step."""
         try:
             with pyro.validation_enabled(False):
                 yield
@@ -167,12 +164,7 @@ class AdversarialTraining(Loop):
             raise self._stopped(str(error)) from None
 
     def _stopped(self, why: str) -> UserError:
-        last = self.folder.last
-        kept = (
-            f"; the last good checkpoint is {last}"
-            if last.exists() and str(last) not in why
-            else ""
-        )
+        kept = "" if str(self.folder.last) in why else self.kept()
         return UserError(f"adversarial step {self.step + 1}: {why}{kept}")
 
     def _pretrains(self) -> bool:
@@ -181,10 +173,6 @@ class AdversarialTraining(Loop):
     def stage(self) -> Stage:
         """See `Loop`."""
         return self.stages["discriminator" if self._pretrains() else "adversarial"]
-
-    def stopped_by(self) -> str | None:
-        """See `Loop`."""
-        return self.budget.used_up(self.step, self.minutes, self.validation.validations_since_best)
 
     # one round, one step
 
@@ -239,9 +227,7 @@ class AdversarialTraining(Loop):
 
     def _progress(self, line: str) -> None:
         if self.log.progress.due():
-            over = self.budget.fraction(self.step, self.minutes)
-            left = f"  {duration(self.minutes * 60 * (1 - over) / over)} left" if over > 0 else ""
-            self.log.progress.show(line + left)
+            self.log.progress.show(f"{line}  {self.left()}")
 
     # what is seen of it
 
@@ -315,12 +301,8 @@ class AdversarialTraining(Loop):
         return States(
             {
                 **attributes(self, step=counter, rounds=counter, minutes=Number(0, MOST)),
-                **attributes(
-                    self.validation,
-                    best=Optional(Number()),
-                    validations_since_best=counter,
-                    validated=Whole(-1),
-                ),
+                **attributes(self.validation, best=Optional(Number()), validated=Whole(-1)),
+                **attributes(self, validations_since_best=counter),
                 # NaN as long as nothing was validated
                 **attributes(self, pretrained_nll=Number(or_nan=True)),
                 "weights": weights_of(self.pair, where),

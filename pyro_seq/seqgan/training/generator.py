@@ -70,12 +70,8 @@ class GeneratorTraining:
         end: int | None = None,
     ) -> None:
         s: AdversarialSettings = settings.adversarial
-        self.pair, self.length, self.batch_size, self.device = (
-            pair,
-            settings.length,
-            s.batch_size,
-            real.device,
-        )
+        self.pair, self.length = pair, settings.length
+        self.batch_size, self.device = s.batch_size, real.device
         self.baseline = make_baseline(settings, num_symbols)
         if self.baseline is not None:
             self.baseline.to(real.device)
@@ -142,9 +138,8 @@ class GeneratorTraining:
             raise Collapse("the generator has collapsed: all sequences of a minibatch are the same")
         if float(returns.max() - returns.min()) <= 1e-9:
             answer = (
-                f"the reward is {float(returns.mean()):.3g} for every sequence and prefix, "
-                "so "
-                "the generator has nothing to learn from"
+                f"the reward is {float(returns.mean()):.3g} for every sequence and prefix, so the "
+                "generator has nothing to learn from"
             )
             raise Collapse(
                 f"the discriminator has collapsed: {answer}; a lower discriminator.learning_rate "
