@@ -80,15 +80,11 @@ def attributes(owner: object, **kinds: Kind) -> dict[str, Stateful]:
 
 def weights_of(pair: Pair, where: str | Path) -> Entry:
     """Return the entry of a pair's weights; `where` they are read from is for messages."""
-
-    def inside(function: Callable[..., Any], *arguments: Any) -> Any:
-        with pair.scope():
-            return function(*arguments)
-
+    inside = pair.scope()  # which decorates: entered anew by each call
     return Entry(
-        lambda: inside(pair.weights),
-        lambda weights: inside(pair.load_weights, weights, where),
-        lambda: Checked(lambda weights: inside(pair.check_weights, weights, where)),
+        inside(pair.weights),
+        inside(lambda weights: pair.load_weights(weights, where)),
+        lambda: Checked(inside(lambda weights: pair.check_weights(weights, where))),
     )
 
 

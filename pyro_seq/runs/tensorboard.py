@@ -127,7 +127,7 @@ class Events:
             self._pending.seek(0)
             self._pending.truncate()
             self._flushed = time.monotonic()
-            self._file.write(data)
+            self._file.append(data)
 
     def close(self) -> None:
         """Flush and close."""
