@@ -316,4 +316,5 @@ def test_training_leaves_the_random_state_of_validations_alone(make: Make) -> No
         training, _ = make(adversarial__num_steps=3, adversarial__valid_every=every)
         training.fit()
         weights.append(load_tree(training.run.last)["weights"]["model"])
+        training.run.last.unlink()  # a training is never begun over another
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
