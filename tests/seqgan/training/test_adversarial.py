@@ -173,6 +173,23 @@ def test_the_best_weights_are_kept_and_left_in_the_generator(
     )
 
 
+def test_checkpoints_have_the_names_they_always_had(
+    make: Make, scripted: Callable[..., None]
+) -> None:
+    """Runs that were begun by an older version go on."""
+    scripted((9.0, 7.0), (8.0, 7.1))
+    training, _ = make(adversarial__num_steps=1, adversarial__valid_every=1)
+    training.fit()
+    saved = load_tree(training.run.last)
+    assert saved.keys() == {
+        *("step", "rounds", "minutes", "best", "validations_since_best", "validated"),
+        *("pretrained_nll", "weights", "discriminator", "generator_training"),
+        *("discriminator_training", "metrics_size", "random"),
+    }
+    assert saved["generator_training"].keys() == {"optimiser", "policy", "baseline", "real"}
+    assert saved["discriminator_training"].keys() == {"optimiser", "random"}
+
+
 def test_training_stops_after_so_many_validations_without_a_better_figure(
     make: Make, scripted: Callable[..., None]
 ) -> None:
