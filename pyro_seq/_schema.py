@@ -6,8 +6,8 @@ checkpoint may come from anybody.
 
 What has passed can be read without another look: every name is there, every value of its type and
 in its range, every tensor of its shape, type and size, and finite. What keeps a state (an
-optimiser, a stream of batches) describes it by `describe_state()`, beside the `state()` that writes
-it and the `load_state()` that takes it over.
+optimiser, a stream of batches) describes it by `describe_state()`, beside what writes it and what
+takes it over.
 """
 
 from __future__ import annotations

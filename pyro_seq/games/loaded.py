@@ -16,7 +16,6 @@ from torch import Tensor
 from pyro_seq._schema import Fields, Whole, check
 from pyro_seq.errors import DIVERGED, UserError, finite_probabilities
 from pyro_seq.games.agent.agents import AgentPlayer, act, make_policy
-from pyro_seq.games.agent.learners import describe_weights
 from pyro_seq.games.environment.collecting import PLAYING, Player, RandomPlayer, collect, game_seed
 from pyro_seq.games.environment.environments import Game, Playing, game_of
 from pyro_seq.games.environment.episodes import Episode, Normalisation
@@ -29,6 +28,7 @@ from pyro_seq.pairs.pair import Pair
 from pyro_seq.programs.restore import compare_shapes, load_pair
 from pyro_seq.runs.checkpoint import load_tree
 from pyro_seq.runs.folder import RunFolder
+from pyro_seq.runs.stateful import weights_of
 
 DOCUMENT = "game.json"
 AGENTS = ("trained", "random")
@@ -231,7 +231,7 @@ def load(
         Normalisation(game.observation_size),
     )
     kinds = {
-        "agent": describe_weights(policy, run.best),
+        "agent": weights_of(policy, run.best).describe_state(),
         "normalisation": normalisation.describe_state(),
         "real_steps": Whole(),
     }

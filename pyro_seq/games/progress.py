@@ -21,7 +21,6 @@ class Position:
         round: from 0.
         phase: one of `PHASES`, and `done`: how many of its updates were made.
         games: how many were begun.
-        minutes: of training, over all resumptions.
         curve: of each whole game, one after the other (real steps up to its end; return; player).
     """
 
@@ -29,12 +28,11 @@ class Position:
     phase: str = "play"
     done: int = 0
     games: int = 0
-    minutes: float = 0.0
     curve: list[list[Any]] = field(default_factory=list)
 
 
 def describe_position() -> Kind:
-    """The kind of a `Position`'s fields."""
+    """The kind of a `Position`'s fields, with the minutes of training beside them."""
     game = Row(Whole(), Number(-MOST_RETURN, MOST_RETURN), Word(*PLAYERS))
     counters = {name: Whole() for name in ("round", "done", "games")}
     return Fields(

@@ -4,17 +4,15 @@ left and gone on with at any time.
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pyro_seq._progress import duration
-from pyro_seq._rng import aside, describe_random_state, random_state, set_random_state
+from pyro_seq._rng import aside
 from pyro_seq._schema import Anything, Fields, Kind, Whole, check
 from pyro_seq.errors import UserError
 from pyro_seq.games.agent.agents import AgentPlayer, make_critic, make_policy
@@ -25,21 +23,28 @@ from pyro_seq.games.environment.environments import Game, Playing
 from pyro_seq.games.environment.episodes import Normalisation
 from pyro_seq.games.environment.replay import Replay, load_episodes, save_episodes
 from pyro_seq.games.progress import PHASES, Position, describe_position, players_of
-from pyro_seq.games.settings import GameSettings
+from pyro_seq.games.settings import AgentSettings, GameSettings, WorldSettings
 from pyro_seq.games.world.predictions import nats_per_step, open_loop
 from pyro_seq.games.world.world_model import World, new_world, set_spread
-from pyro_seq.runs.checkpoint import going_on_from, load_tree
 from pyro_seq.runs.folder import RunFolder
-from pyro_seq.train.interruption import Interruption
+from pyro_seq.runs.stateful import (
+    RANDOM,
+    Entry,
+    Stateful,
+    States,
+    attributes,
+    position_of,
+    weights_of,
+)
 from pyro_seq.train.log import TrainingLog
+from pyro_seq.train.loop import Budget, Checkpoint, Loop, Stage
 from pyro_seq.train.schedules import learning_rate_factor
-from pyro_seq.train.stopping import stopped_by
 
-RANDOM = 1  # beside a round's number, what its random agent is seeded by
+RANDOM_PLAYER = 1  # beside a round's number, what its random agent is seeded by
 MEASURED = 64  # held-out games that are measured on, the latest
 
 
-class GameTraining:
+class GameTraining(Loop):
     """Learns a game.
 
     A round is: games are played by the random agent, and from the second round on by the agent too;
@@ -68,30 +73,33 @@ class GameTraining:
     ) -> None:
         torch.manual_seed(seed)
         s = settings
-        self.settings, self.game, self.environments, self.run, self.seed = (
-            s,
-            game,
-            environments,
-            run,
-            seed,
+        super().__init__(
+            {
+                "play": Stage(self._play),
+                "world": Stage(self._update_world, lambda: self.pair.scope()),
+                "agent": Stage(self._update_agent, lambda: self.policy.scope()),
+                "report": Stage(self._report),
+            },
+            Budget("training", s.training.num_steps, s.training.max_minutes),
+            callbacks=[Checkpoint(s.training.checkpoint_seconds)],
+            run=run,
+            log=TrainingLog(units="steps", bits="bits/step", quiet=quiet),
+            name="real step",
         )
+        self.settings, self.game, self.environments, self.seed = s, game, environments, seed
         self.normalisation = Normalisation(game.observation_size)
         sizes: dict[str, Any] = {"batch_size": s.world.batch_size, "window": s.world.window}
         self.replay = Replay(self.normalisation, held_out=s.play.held_out, seed=seed, **sizes)
-        self.pair, self.policy, self.critic = (
-            new_world(s, game),
-            make_policy(game, s.agent),
-            make_critic(game, s.agent),
-        )
+        self.pair, self.policy = new_world(s, game), make_policy(game, s.agent)
+        self.critic = make_critic(game, s.agent)
         self.world = World(self.pair, game.action_size)
         imagination = Imagination(
             self.world, game, self.normalisation, self.replay, self.critic, s.agent
         )
         self.agent = AgentLearner(self.policy, self.critic, imagination, s.agent)
         self._learner: WorldLearner | None = None
-        self.log = TrainingLog(units="steps", bits="bits/step", quiet=quiet)
-        self.at, self.begun = Position(), False
-        self._interruption = Interruption()
+        self.at = Position()
+        self.states = self._states()
 
     @property
     def learner(self) -> WorldLearner:
@@ -100,72 +108,25 @@ class GameTraining:
             self._learner = WorldLearner(self.pair, self.replay, self.settings.training)
         return self._learner
 
+    def stage(self) -> Stage:
+        """See `Loop`."""
+        return self.stages[self.at.phase]
+
     @property
-    def step(self) -> int:
-        """Updates of the world model."""
-        return self._learner.step if self._learner else 0
+    def logged_step(self) -> int:
+        """See `Loop`."""
+        return self.replay.num_steps
 
-    def fit(self, *, resume: bool = False) -> None:
-        """Learn until the settings say so, or Ctrl-C is pressed (then a checkpoint is saved first).
+    def where(self) -> str:
+        """See `Loop`."""
+        return f"real step {self.replay.num_steps:,}"
 
-        Raises `UserError` for an environment that fails and for what is not finite (checkpoint and
-        games are kept), and `KeyboardInterrupt` after Ctrl-C or SIGTERM.
-        """
-        self._interruption.wished, self.begun = 0, False
-        with ExitStack() as stack:
-            if self.run is not None:
-                stack.enter_context(self.run.locked())
-                if not resume and self.run.last.exists():
-                    raise UserError(
-                        f"{self.run} holds a training: go on with it (resume), or train into "
-                        "another folder"
-                    )
-            stack.enter_context(warnings.catch_warnings())
-            # the error that follows says more
-            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")
-            size = self._load() if resume and self.run is not None and self.run.last.exists() else 0
-            stack.enter_context(self.log.opened(self.run, size=size, step=self.replay.num_steps))
-            if size:
-                self.log.progress.say(f"going on after {self.replay.num_steps:,} real steps")
-            stack.enter_context(self._interruption.noticed())
-            self.begun = True
-            self._loop()
-        if self._interruption.wished:
-            raise KeyboardInterrupt(self._interruption.wished)
-
-    def _loop(self) -> None:
-        started = saved = time.monotonic()
-        before = self.at.minutes
-        scopes = {"world": self.pair.scope, "agent": self.policy.scope}
-        while not self._over():
-            phase = self.at.phase
-            # for all its updates: a scope entered anew costs a tenth of a small step
-            with scopes.get(phase, nullcontext)():
-                while self.at.phase == phase and not self._over():
-                    self._advance()
-                    self.at.minutes = before + (time.monotonic() - started) / 60
-                    if (
-                        self.at.done == 0
-                        or time.monotonic() - saved >= self.settings.training.checkpoint_seconds
-                    ):
-                        self._save()
-                        saved = time.monotonic()
-        self._save()
-        if (
-            not self._interruption.wished
-            and self._learner is not None
-            and (words := self._learner.diverged())
-        ):
+    def conclude(self) -> None:
+        """See `Loop`; raises `UserError` for a world model that has diverged."""
+        if self._learner is not None and (words := self._learner.diverged()):
             raise UserError(
                 f"{words}; a lower training.learning_rate, or training.clip_norm, may help"
             )
-        if not self._interruption.wished:
-            self.log.progress.say(
-                f"real step {self.replay.num_steps:,} is the last: {self.stopped_by()}"
-            )
-
-    def _over(self) -> bool:
-        return bool(self._interruption.wished) or self.stopped_by() is not None
 
     def stopped_by(self) -> str | None:
         """What ends the training where it stands, in words that name the setting; `None` if it goes
@@ -179,14 +140,12 @@ class GameTraining:
             )
         if self.at.phase == "play" and self.replay.num_steps >= s.play.env_steps:
             return f"play.env_steps is {s.play.env_steps:,}"
-        return stopped_by("training", s.training, self.step, self.at.minutes)
+        return super().stopped_by()
 
     def _reached(self) -> bool:
         """Whether the agent's last games are as good as is wanted."""
-        s, returns = (
-            self.settings.play,
-            [total for _, total, player in self.at.curve if player == "agent"],
-        )
+        s = self.settings.play
+        returns = [total for _, total, player in self.at.curve if player == "agent"]
         return (
             s.goal is not None
             and len(returns) >= s.goal_games
@@ -199,32 +158,37 @@ class GameTraining:
             min(1.0, share), schedule=s.schedule, floor=s.floor, warmup=s.warmup
         )
 
-    def _advance(self) -> None:
-        """One part of a phase: all games of a round, or one update."""
-        at, s = self.at, self.settings
-        if at.phase == "play":
-            self._play()
-            at.phase, at.done = "world", 0
-        elif at.phase == "report":
-            self._report()
-            at.phase, at.done, at.round = "play", 0, at.round + 1
-        else:
-            learns: Any = self.learner if at.phase == "world" else self.agent
-            figures = learns.update(self._learning_rate_factor())
-            self.log.add(
-                figures, self.replay.batch_size if at.phase == "world" else s.agent.num_games
-            )
-            at.done += 1
-            self._show(figures)
-            if at.done >= self._updates:
-                self.log.report(learns.step, at.phase, self.log.take_means())
-                at.phase, at.done = PHASES[PHASES.index(at.phase) + 1], 0
+    def _update_world(self) -> None:
+        figures = self.learner.update(self._learning_rate_factor())
+        self.step = self.learner.step
+        self._updated(self.learner.step, figures, self.replay.batch_size, self.settings.world)
 
-    @property
-    def _updates(self) -> int:
-        """How many there are in the phase under way."""
-        sizes: Any = self.settings.world if self.at.phase == "world" else self.settings.agent
-        return int(sizes.first_updates if self.at.round == 0 else sizes.updates)
+    def _update_agent(self) -> None:
+        figures = self.agent.update(self._learning_rate_factor())
+        s = self.settings.agent
+        self._updated(self.agent.step, figures, s.num_games, s)
+
+    def _updated(
+        self,
+        step: int,
+        figures: dict[str, float],
+        units: int,
+        sizes: WorldSettings | AgentSettings,
+    ) -> None:
+        """Count an update of the phase under way, and end the phase with the last of them."""
+        at = self.at
+        updates = sizes.first_updates if at.round == 0 else sizes.updates
+        self.log.add(figures, units)
+        at.done += 1
+        self._show(figures, updates)
+        if at.done >= updates:
+            self.log.report(step, at.phase, self.log.take_means())
+            self._next_phase()
+
+    def _next_phase(self) -> None:
+        at, i = self.at, PHASES.index(self.at.phase) + 1
+        at.phase, at.done = PHASES[i % len(PHASES)], 0
+        at.round += i == len(PHASES)
 
     # the real game
 
@@ -244,7 +208,7 @@ class GameTraining:
         with self.agent.optimiser.averaged():
             players: dict[str, Player] = {
                 "random": RandomPlayer(
-                    self.game, hold=s.hold, seed=game_seed(self.seed, at.round, RANDOM)
+                    self.game, hold=s.hold, seed=game_seed(self.seed, at.round, RANDOM_PLAYER)
                 ),
                 "agent": AgentPlayer(self.game, self.policy, self.normalisation, s.temperature),
             }
@@ -261,6 +225,7 @@ class GameTraining:
             steps += len(episode)
             if episode.complete:
                 at.curve.append([steps, episode.total, episode.player])
+        self._next_phase()
 
     def _games_file(self, number: int) -> Path:
         assert self.run is not None
@@ -268,7 +233,7 @@ class GameTraining:
 
     # what is seen of it
 
-    def _show(self, figures: dict[str, float]) -> None:
+    def _show(self, figures: dict[str, float], updates: int) -> None:
         at, progress = self.at, self.log.progress
         if progress.due():
             s = self.settings
@@ -278,8 +243,8 @@ class GameTraining:
                 else "  ".join(f"{k} {v:.3g}" for k, v in list(figures.items())[:3])
             )
             steps, share = self.replay.num_steps, self.replay.num_steps / s.play.env_steps
-            where = f"{steps:,} real steps ({share:.0%})  {at.phase} {at.done}/{self._updates}"
-            progress.show(f"{where}  {what}  {duration(at.minutes * 60)}")
+            where = f"{steps:,} real steps ({share:.0%})  {at.phase} {at.done}/{updates}"
+            progress.show(f"{where}  {what}  {duration(self.minutes * 60)}")
 
     def _report(self) -> None:
         """Figures of the round, and what plays from now on."""
@@ -293,23 +258,17 @@ class GameTraining:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
         self.log.progress.say(f"round {self.at.round}  {steps:,} real steps  {shown}")
         if self.run is not None:
-            with self.playing(), self.pair.scope(), self.policy.scope():
-                self.run.save(
-                    self.run.best,
-                    {
-                        "step": self.step,
-                        "weights": self._world_weights(),
-                        "agent": self.policy.weights(),
-                    }
-                    | self._kept(),
-                )
-
-    def _world_weights(self) -> Any:
-        with self.pair.scope():
-            return self.pair.weights()
-
-    def _kept(self) -> dict[str, Any]:
-        return {"normalisation": self.normalisation.state(), "real_steps": self.replay.num_steps}
+            best = self.run.best
+            with self.playing():
+                learnt = {
+                    "step": self.step,
+                    "weights": weights_of(self.pair, best).state_dict(),
+                    "agent": weights_of(self.policy, best).state_dict(),
+                    "normalisation": self.normalisation.state(),
+                    "real_steps": self.replay.num_steps,
+                }
+                self.run.save(best, learnt)
+        self._next_phase()
 
     @contextmanager
     def playing(self) -> Iterator[None]:
@@ -338,80 +297,62 @@ class GameTraining:
 
     # checkpoints
 
-    def _save(self) -> None:
-        if self.run is None or not self.replay.learnt:
-            return
-        world = self.learner.state()
-        self.run.save(
-            self.run.last,
-            {
-                "step": self.step,
-                "weights": world.pop("weights"),
-                "world": world,
-                "agent": self.agent.state(),
-                "replay": self.replay.state(),
-                "position": vars(self.at),
-                "sums": self.log.sums,
-                "metrics_size": self.log.flush(),
-                "random": random_state(),
-                **self._kept(),
-            },
-        )
+    def save(self) -> None:
+        """See `Loop`; there is nothing to go on from before the first games."""
+        if self.replay.learnt:
+            super().save()
 
-    def _load(self) -> int:
-        """Go on from what `_save` wrote; the size of the metrics then."""
-        assert self.run is not None
-        saved, where = load_tree(self.run.last), self.run.last
-        with going_on_from(where):
-            check(saved, self._checkpoint(where), where)
-            self.at = Position(**saved["position"])
-            self.normalisation.load_state(saved["normalisation"])
-            for number in range(self.at.round + (self.at.phase != "play")):
-                self.replay.add(load_episodes(self._games_file(number), self.game), new=False)
-            if self.replay.num_steps != saved["real_steps"]:
-                raise ValueError(
-                    f"it knows of {saved['real_steps']} real steps, and {self.run.path / 'games'} "
-                    f"holds {self.replay.num_steps}"
-                )
-            set_spread(self.pair, self.normalisation.spread)
-            check(saved, self._learnt(where), where)
-            self.learner.load_state({"weights": saved["weights"], **saved["world"]}, where)
-            self.agent.load_state(saved["agent"], where)
-            self.replay.load_state(saved["replay"])
-            self.log.sums = dict(saved["sums"])
-            set_random_state(saved["random"])
-            size: int = saved["metrics_size"]
-            return size
-
-    def check(self, saved: Any, where: Path) -> None:
-        """Raise `UserError` unless this training could go on from a checkpoint that was read from
-        `where`; there must be games by now.
+    def _states(self) -> States:
+        """What a checkpoint holds. The games are read in the midst of it: what the world model has
+        learnt is looked at once there are games, and so a learner.
         """
-        check(saved, self._checkpoint(where), where)
-        check(saved, self._learnt(where), where)
-
-    def _learnt(self, where: Path) -> Kind:
-        """The kind of what the world model's learner has written."""
-        learnt = self.learner.describe_state(where)
-        return Fields({"weights": learnt.pop("weights"), "world": Fields(learnt)}, open=True)
-
-    def _checkpoint(self, where: Path) -> Kind:
-        """The kind of what `_save` writes; what the world model has learnt is looked at once there
-        are games, and so a learner.
-        """
-        counter, anything = Whole(), Anything()
-        return Fields(
+        where, counter = "" if self.run is None else self.run.last, Whole()
+        return States(
             {
-                "step": counter,
-                "weights": anything,
-                "world": anything,
-                "agent": self.agent.describe_state(where),
-                "replay": self.replay.describe_state(),
-                "position": describe_position(),
-                "sums": self.log.describe_sums(),
-                "metrics_size": counter,
-                "random": describe_random_state(),
-                "normalisation": self.normalisation.describe_state(),
-                "real_steps": counter,
+                **attributes(self, step=counter),
+                "position": Entry(self._position, self._go_to, describe_position),
+                "normalisation": position_of(self.normalisation),
+                "real_steps": Entry(
+                    lambda: self.replay.num_steps, self._load_games, lambda: counter
+                ),
+                "weights": self._learnt_later("weights", where),
+                "world": self._learnt_later("world", where),
+                "agent": self.agent.states(where),
+                "replay": position_of(self.replay),
+                **self.log.states(),
+                "random": RANDOM,
             }
         )
+
+    def _position(self) -> dict[str, Any]:
+        return vars(self.at) | {"minutes": self.minutes}
+
+    def _go_to(self, position: dict[str, Any]) -> None:
+        fields = dict(position)
+        self.minutes = fields.pop("minutes")
+        self.at = Position(**fields)
+
+    def _load_games(self, real_steps: int) -> None:
+        for number in range(self.at.round + (self.at.phase != "play")):
+            self.replay.add(load_episodes(self._games_file(number), self.game), new=False)
+        if self.replay.num_steps != real_steps:
+            raise ValueError(
+                f"it knows of {real_steps} real steps, and {self._games_file(0).parent} holds "
+                f"{self.replay.num_steps}"
+            )
+        set_spread(self.pair, self.normalisation.spread)
+
+    def _learnt_later(self, name: str, where: str | Path) -> Entry:
+        """The entry of a part of what the world model has learnt, checked as it is read."""
+
+        def entry() -> Stateful:
+            return weights_of(self.pair, where) if name == "weights" else self.learner.states()
+
+        def load(state: Any) -> None:
+            check({name: state}, Fields({name: entry().describe_state()}), where)
+            entry().load_state_dict(state)
+
+        def describe() -> Kind:
+            return Anything() if self._learner is None else entry().describe_state()
+
+        return Entry(lambda: entry().state_dict(), load, describe)

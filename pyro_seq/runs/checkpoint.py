@@ -22,11 +22,7 @@ from pyro_seq.runs.plain_files import open_plain
 from pyro_seq.runs.writing import replacing
 
 FORMAT = 2  # 2: settings of the model are those that its pair takes
-
-
 MAX_HEADER_BYTES = 16 * 2**20  # of a checkpoint: the names of its tensors and all that is no tensor
-
-
 METADATA = "pyro_seq"
 
 

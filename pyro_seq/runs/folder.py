@@ -39,35 +39,24 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RunFolder:
-    """A folder that holds one training run of one kind (`text`, …)."""
+    """A folder that holds one training run of one kind (`text`, …).
+
+    Attributes:
+        last: the checkpoint that a run goes on from.
+        best: the weights with the lowest validation loss.
+        metrics: one JSON line a measurement.
+        tensorboard: TensorBoard's events.
+    """
 
     def __init__(self, path: str | Path, kind: str) -> None:
         self.path, self.kind = Path(path), kind
+        self.last, self.best = self.path / "last.safetensors", self.path / "best.safetensors"
+        self.metrics, self.tensorboard = self.path / "metrics.jsonl", self.path / "tensorboard"
         self._lock = self.path / ".lock"
         self._handle: Any = None  # of the lock, while it is held
 
     def __str__(self) -> str:
         return str(self.path)
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint that a run goes on from."""
-        return self.path / "last.safetensors"
-
-    @property
-    def best(self) -> Path:
-        """The weights with the lowest validation loss."""
-        return self.path / "best.safetensors"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line a measurement."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's events."""
-        return self.path / "tensorboard"
 
     def check_plain(self, to: str = "read") -> None:
         """Raise `UserError` if there are links, devices, pipes or sockets in the folder: whoever

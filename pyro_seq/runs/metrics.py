@@ -16,11 +16,7 @@ from pyro_seq.runs.plain_files import open_no_link, open_plain
 from pyro_seq.runs.writing import replacing
 
 CHUNK = 2**20
-
-
 MOST_READ = 2**26  # bytes of a metrics file: lines of ten million steps
-
-
 LONGEST_LINE = 2**16
 
 
@@ -49,7 +45,7 @@ class AppendedFile:
         except OSError as error:
             raise self._cannot(error) from None
 
-    def write(self, data: bytes) -> None:
+    def append(self, data: bytes) -> None:
         """Write all of it."""
         rest = memoryview(data)
         try:
@@ -88,33 +84,20 @@ def _copy_of_its_own(path: Path, size: int) -> None:
             size -= len(chunk)
 
 
-class MetricsFile:
-    """A file of JSON lines that a resumed run continues as if it had never been interrupted.
+class MetricsFile(AppendedFile):
+    """A file of JSON lines that a resumed run continues as if it had never been interrupted: what
+    was written after the last checkpoint, beyond its first `size` bytes, is written again.
 
     It holds only what the seed determines, no times: equal runs write equal bytes.
     """
 
-    def __init__(self, path: Path, size: int = 0) -> None:
-        """Open the file, cut back to its first `size` bytes: what was written after the last
-        checkpoint is written again.
-        """
-        self._file = AppendedFile(path, size)
-
     def write(self, **figures: Any) -> None:
-        """One line; a figure that is not finite is null, as JSON has no word for it."""
+        """Write one line; a figure that is not finite is null, as JSON has no word for it."""
         finite = {
             name: None if isinstance(value, float) and not abs(value) < float("inf") else value
             for name, value in figures.items()
         }
-        self._file.write((json.dumps(finite) + "\n").encode())
-
-    def flush(self) -> int:
-        """Bring all lines to the disk; the size of the file."""
-        return self._file.flush()
-
-    def close(self) -> None:
-        """Close."""
-        self._file.close()
+        self.append((json.dumps(finite) + "\n").encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

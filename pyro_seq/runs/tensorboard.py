@@ -60,10 +60,8 @@ class Events:
         self._pending = io.BytesIO()
         self._records = RecordWriter(self._pending)
         self._flushed = time.monotonic()
-        self._file = AppendedFile(
-            folder
-            / f"events.out.tfevents.{time.time_ns():019}.{socket.gethostname()}.{os.getpid()}"
-        )
+        name = f"events.out.tfevents.{time.time_ns():019}.{socket.gethostname()}.{os.getpid()}"
+        self._file = AppendedFile(folder / name)
         self._add(step=step + 1, file_version="brain.Event:2")
         self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
         try:
@@ -108,20 +106,14 @@ class Events:
             )
             return Summary(value=[Summary.Value(tag=tag, image=image)])
         with wave.open(io.BytesIO(sample.wav)) as file:
-            rate, channels, frames = file.getframerate(), file.getnchannels(), file.getnframes()
-        sound = {
-            "sample_rate": rate,
-            "num_channels": channels,
-            "length_frames": frames,
-            "content_type": "audio/wav",
-        }
-        return Summary(
-            value=[
-                Summary.Value(
-                    tag=tag, audio=Summary.Audio(encoded_audio_string=sample.wav, **sound)
-                )
-            ]
-        )
+            audio = Summary.Audio(
+                sample_rate=file.getframerate(),
+                num_channels=file.getnchannels(),
+                length_frames=file.getnframes(),
+                content_type="audio/wav",
+                encoded_audio_string=sample.wav,
+            )
+        return Summary(value=[Summary.Value(tag=tag, audio=audio)])
 
     def _add(self, **what: Any) -> None:
         self._records.write(self._event(wall_time=time.time(), **what).SerializeToString())
@@ -135,7 +127,7 @@ class Events:
             self._pending.seek(0)
             self._pending.truncate()
             self._flushed = time.monotonic()
-            self._file.write(data)
+            self._file.append(data)
 
     def close(self) -> None:
         """Flush and close."""

@@ -1,1 +1,1 @@
-"""Training: settings, schedules, optimiser, stopping, the trainer and its minibatches."""
+"""Training: settings, schedules, optimiser, the loop, the trainer and its minibatches."""

@@ -8,14 +8,16 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor
 
-from pyro_seq._progress import Progress, count, duration
-from pyro_seq._schema import Checked, Each, Kind, Number, Word
+from pyro_seq._progress import Progress, count
+from pyro_seq._schema import Checked, Each, Kind, Number, Whole, Word
 from pyro_seq._threads import words
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.runs.metrics import MetricsFile
+from pyro_seq.runs.stateful import Entry, Stateful, attributes
 from pyro_seq.runs.tensorboard import Events
 
 MOST_FIGURES = 1_000
@@ -36,20 +38,19 @@ class TrainingLog:
         self.progress = Progress(quiet=quiet)
         self.sums: dict[str, float] = {}  # since the last means, and of how many steps
         self.metrics: MetricsFile | None = None
+        self.metrics_size = 0  # in bytes, at the last checkpoint
         self.events = Events(None)
         self._units_shown, self._shown_at = 0, time.monotonic()
 
     @contextmanager
-    def opened(self, run: RunFolder | None, *, size: int, step: int) -> Iterator[None]:
-        """Inside, what is logged goes to the run, after the first `size` bytes of its metrics and
-        up to `step` of its events.
+    def opened(self, run: RunFolder | None, *, step: int) -> Iterator[None]:
+        """Inside, what is logged goes to the run, after the metrics of the last checkpoint and up
+        to `step` of its events.
         """
         self._units_shown, self._shown_at = 0, time.monotonic()
         if run is not None:
-            self.metrics, self.events = (
-                MetricsFile(run.metrics, size),
-                Events(run.tensorboard, step),
-            )
+            self.metrics = MetricsFile(run.metrics, self.metrics_size)
+            self.events = Events(run.tensorboard, step)
         computing = words()
         if computing is not None:
             self.progress.say(computing)
@@ -74,8 +75,12 @@ class TrainingLog:
             self.sums[name] = self.sums.get(name, 0.0) + value
         self._units_shown += units
 
-    def describe_sums(self) -> Kind:
-        """The kind of `sums`, as a checkpoint keeps them."""
+    def states(self) -> dict[str, Stateful]:
+        """Return what a checkpoint holds of the log, by name: the sums, and the metrics' size."""
+        size = Entry(self.flush, partial(setattr, self, "metrics_size"), Whole)
+        return attributes(self, sums=self._describe_sums()) | {"metrics_size": size}
+
+    def _describe_sums(self) -> Kind:
         # names become those of figures in the metrics, where these two stand for something else
         figures = Each(
             Word(pattern="(?!(step|split)$)[a-z][a-z0-9_]*"), Number(), most=MOST_FIGURES
@@ -105,26 +110,15 @@ class TrainingLog:
             step, {f"parameters/{name}": parameter for name, parameter in parameters.items()}
         )
 
-    def show(
-        self,
-        step: int,
-        num_steps: int,
-        figures: dict[str, float],
-        *,
-        fraction: float,
-        minutes: float,
-    ) -> None:
-        """The line of progress, if it is time for one."""
-        if not self.progress.due():
-            return
+    def show(self, step: int, num_steps: int, figures: dict[str, float], left: str) -> None:
+        """The line of progress; `left` says for how long it goes on."""
         now = time.monotonic()
         speed = self._units_shown / max(now - self._shown_at, 1e-9)
         self._units_shown, self._shown_at = 0, now
-        left = duration(minutes * 60 * (1 - fraction) / fraction) if fraction > 0 else "?"
         bits = figures.get("elbo", -figures["loss"]) / -math.log(2)
         self.progress.show(
             f"step {step}/{num_steps}  loss {figures['loss']:.3f}  {bits:.3f} {self.bits}  "
-            f"{count(speed)} {self.units}/s  {left} left"
+            f"{count(speed)} {self.units}/s  {left}"
         )
         self.events.scalars(step, {f"speed/{self.units}_per_second": speed})
 

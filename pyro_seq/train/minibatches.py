@@ -21,11 +21,6 @@ from pyro_seq.errors import UserError
 POOL = 8
 
 
-def unchanged(batch: SequenceBatch) -> SequenceBatch:
-    """The batch."""
-    return batch
-
-
 class PieceBatches:
     """An endless stream of minibatches of pieces, each piece once in every pass, in another order
     each time.
@@ -50,7 +45,7 @@ class PieceBatches:
         transpose: int = 0,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        observe: Callable[[SequenceBatch], SequenceBatch] = unchanged,
+        observe: Callable[[SequenceBatch], SequenceBatch] = lambda batch: batch,
     ) -> None:
         self.pieces = [piece for piece in pieces if len(piece)]
         if not self.pieces:

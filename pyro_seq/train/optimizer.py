@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # the settings know the schedules
     from pyro_seq.train.settings import TrainingSettings
 
 
-class NonFiniteGradient(ArithmeticError):
-    """A gradient is infinite or NaN; the message names the parameter."""
+class NonFiniteValue(ArithmeticError):
+    """A gradient or a loss is infinite or NaN; the message says which."""
 
 
 class JointOptimiser(PyroOptim):
@@ -60,13 +60,8 @@ class JointOptimiser(PyroOptim):
         average: float = 0.0,
     ) -> None:
         self.parameters, self.learning_rate = parameters, learning_rate
-        self.clip_norm, self.l1, self.l2, self.penalty_steps, self.average_decay = (
-            clip_norm,
-            l1,
-            l2,
-            penalty_steps,
-            average,
-        )
+        self.clip_norm, self.l1, self.l2 = clip_norm, l1, l2
+        self.penalty_steps, self.average_decay = penalty_steps, average
         self.steps, self.gradient_norm, self.gradient_scale = 0, 0.0, 1.0
         self._known = {id(p) for p in parameters.values()}
         self.matrices = [p for p in parameters.values() if p.dim() >= 2]
@@ -86,20 +81,16 @@ class JointOptimiser(PyroOptim):
     def of(cls, parameters: dict[str, Tensor], settings: TrainingSettings) -> JointOptimiser:
         """The one that the settings of a training describe."""
         s = settings
-        penalties: dict[str, Any] = {
-            "weight_decay": s.weight_decay,
-            "l1": s.l1,
-            "l2": s.l2,
-            "penalty_steps": s.penalty_steps,
-        }
-        betas = (s.beta1, s.beta2)
         return cls(
             parameters,
             learning_rate=s.learning_rate,
-            betas=betas,
+            betas=(s.beta1, s.beta2),
+            weight_decay=s.weight_decay,
             clip_norm=s.clip_norm,
+            l1=s.l1,
+            l2=s.l2,
+            penalty_steps=s.penalty_steps,
             average=s.average,
-            **penalties,
         )
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
@@ -120,7 +111,7 @@ class JointOptimiser(PyroOptim):
                 torch._foreach_lerp_(self.averages, list(self.parameters.values()), 1.0 - decay)
 
     def _scale_and_clip(self) -> None:
-        """The gradients scaled, penalised and clipped; raises `NonFiniteGradient`."""
+        """The gradients scaled, penalised and clipped; raises `NonFiniteValue`."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         if not gradients:
             self.gradient_norm = 0.0
@@ -133,7 +124,7 @@ class JointOptimiser(PyroOptim):
         norms = [norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)]
         self.gradient_norm = scale * float(torch.linalg.vector_norm(torch.stack(norms)))
         if not math.isfinite(self.gradient_norm):
-            raise NonFiniteGradient(self._first_non_finite())
+            raise NonFiniteValue(self._first_non_finite())
         if self.clip_norm > 0:
             # as torch.nn.utils.clip_grad_norm_ has it
             scale *= min(1.0, self.clip_norm / (self.gradient_norm + 1e-6))
@@ -177,22 +168,22 @@ class JointOptimiser(PyroOptim):
             for p, value in zip(self.parameters.values(), values, strict=False):
                 p.copy_(value)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as a tree of tensors and numbers."""
         moments = self.optimiser.state_dict()["state"]
         return {"steps": self.steps, "moments": moments, "averages": list(self.averages)}
 
     def describe_state(self) -> Kind:
-        """The kind of a `state()`: of these parameters, and such as a step can be made with."""
+        """The kind of a `state_dict()` of these parameters, such as a step can be made with."""
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         moments = {i: _moments_of(parameter) for i, parameter in enumerate(parameters)}
         averages = Row(*(Like(average) for average in self.averages))
         # a parameter that has had no gradient so far has no moments
         return Fields({"steps": Whole(), "moments": Fields({}, may=moments), "averages": averages})
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `ValueError`, and changes nothing, if it is damaged or of
-        other parameters.
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from a `state_dict()`; raises `ValueError`, and changes nothing, if it is damaged
+        or of other parameters.
         """
         self.describe_state().check(state, "the optimiser")
         whole = self.optimiser.state_dict()

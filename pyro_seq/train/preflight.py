@@ -106,11 +106,8 @@ def _not_reparameterised(guide_trace: Any, elbo: Any) -> list[str]:
         return []
     any_guide = "Trace_ELBO takes any guide (training.objective=trace, training.free_bits=0)"
     return [
-        (
-            f"{named(through)} in the guide is not reparameterised, which {type(elbo).__name__} "
-            "needs: "
-            f"{any_guide}"
-        )
+        f"{named(through)} in the guide is not reparameterised, which {type(elbo).__name__} "
+        f"needs: {any_guide}"
     ]
 
 
@@ -147,7 +144,6 @@ def find_parameters(
     if len(without) == len(parameters):
         raise UserError(
             "on the first batch no parameter of this pair gets a gradient: the densities depend "
-            "on "
-            "none, so nothing would train"
+            "on none, so nothing would train"
         )
     return parameters, without

@@ -57,12 +57,8 @@ class TrainingSettings:
     objective: str = one_of(
         OBJECTIVES,
         "trace",
-        (
-            "trace: Monte Carlo divergence; mean_field: analytic at each step; enum: latents "
-            "marked "
-            "to "
-            "be enumerated summed out"
-        ),
+        "trace: Monte Carlo divergence; mean_field: analytic at each step; enum: latents marked to "
+        "be enumerated summed out",
     )
     num_particles: int = at_least(1, 1, "samples of the latents per step")
     kl_schedule: str = one_of(KL_SCHEDULES, "constant", "how the divergence's strength rises to 1")
@@ -85,11 +81,8 @@ class TrainingSettings:
     valid_particles: int = at_least(
         1,
         1,
-        (
-            "samples of each sequence's latents at a validation of text or music: the more, the "
-            "surer "
-            "which weights are best"
-        ),
+        "samples of each sequence's latents at a validation of text or music: the more, the surer "
+        "which weights are best",
     )
     sample_every: int = at_least(
         0, 1_000, "steps between samples and histograms in TensorBoard; 0: never"

@@ -1,70 +1,43 @@
-"""Training a pair by stochastic variational inference: `pyro.infer.SVI` with `Trace_ELBO`, and all
-that a long run needs around it.
+"""Training a pair by stochastic variational inference: the loop with one stage, updates by
+`pyro.infer.SVI`.
 """
 
 from __future__ import annotations
 
 import math
-import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from functools import partial
+from typing import Any, NoReturn
 
 import pyro
 import torch
-from pyro.infer import ELBO, SVI
+from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_seq._pytree import detach, map_tensors
-from pyro_seq._rng import aside, describe_random_state, random_state, set_random_state
-from pyro_seq._schema import (
-    MOST,
-    Anything,
-    Checked,
-    Fields,
-    Kind,
-    Number,
-    Optional,
-    Whole,
-    Word,
-    check,
-    described,
-)
+from pyro_seq._rng import aside
+from pyro_seq._schema import MOST, Anything, Number, Optional, Whole, Word
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
-from pyro_seq.infer.elbo import Recorder, make_elbo
 from pyro_seq.nn.precision import fast_precision, full_precision
 from pyro_seq.pairs.model import SequenceModel
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.poutine.scale_latents import ScaleLatents, scales_summed_out
-from pyro_seq.runs.checkpoint import going_on_from, load_tree, weights_in
+from pyro_seq.runs.checkpoint import weights_in
 from pyro_seq.runs.folder import RunFolder
+from pyro_seq.runs.stateful import RANDOM, Entry, States, attributes, position_of, weights_of
 from pyro_seq.runs.tensorboard import Sample
 from pyro_seq.train.divergence import diverged, diverged_words
-from pyro_seq.train.interruption import Interruption
 from pyro_seq.train.log import TrainingLog
-from pyro_seq.train.optimizer import JointOptimiser, NonFiniteGradient
-from pyro_seq.train.preflight import find_parameters, refuse_gaps, tried
-from pyro_seq.train.schedules import kl_strength, learning_rate_factor
+from pyro_seq.train.loop import Budget, Checkpoint, EveryNSteps, Loop, Measured, Stage, Validate
+from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
+from pyro_seq.train.preflight import refuse_gaps, tried
+from pyro_seq.train.schedules import learning_rate_factor
 from pyro_seq.train.settings import PRECISIONS, TrainingSettings
-from pyro_seq.train.stopping import fraction, stopped_by
+from pyro_seq.train.svi import Batches, SVIUpdates
 
-
-class Batches(Protocol):
-    """An endless stream of training batches that can be left and gone on with."""
-
-    def draw(self) -> tuple[SequenceBatch, bool]:
-        """The next batch, and whether it goes on where the one before ended, so that states are
-        carried over.
-        """
-
-    def state(self) -> Any:
-        """Where the stream stands, as a tree of tensors and plain values."""
-
-    def load_state(self, state: Any) -> None:
-        """Go on from `state()`."""
+ADVICE = "a lower training.learning_rate or training.clip_norm may help"
 
 
 @dataclass
@@ -91,7 +64,7 @@ class NonFinite(UserError):
     """
 
 
-class Trainer:
+class Trainer(Loop):
     """Trains a pair on a stream of batches.
 
     A step maximises the ELBO per step of a sequence, (1/n) sum (E_q[log p(x | z)] - beta KL), over
@@ -99,6 +72,9 @@ class Trainer:
     any Pyro `ELBO` given. What it writes to `run` lets a killed training go on; on a CPU the
     resumed run ends with the very weights of one that was never interrupted (unless minutes, which
     no two runs share, decide its length).
+
+    `fit` raises, besides what any `Loop` does, `NonFinite` when a value is not finite, and
+    `UserError` for a pair that cannot be trained.
 
     Args:
         pair: model and guide; `fit` leaves the trained (if asked for, averaged) weights in them,
@@ -122,102 +98,65 @@ class Trainer:
         elbo: ELBO | None = None,
         quiet: bool = False,
     ) -> None:
-        self.pair, self.batches, self.settings, self.run = pair, batches, settings, run
-        self.hooks = hooks or Hooks()
-        self.elbo: Any = elbo or make_elbo(
-            settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits
+        s, self.hooks = settings, hooks or Hooks()
+        super().__init__(
+            {"svi": Stage(self._step)},
+            Budget("training", s.num_steps, s.max_minutes, s.patience),
+            run=run,
+            log=TrainingLog(units=self.hooks.units, bits=self.hooks.bits, quiet=quiet),
+            scope=pair.scope,
+            # the first batch has been checked in full, the others are not: it costs a quarter of
+            # each step
+            training=partial(pyro.validation_enabled, False),
         )
-        self.recorder = Recorder(self.elbo)
-        self.log = TrainingLog(units=self.hooks.units, bits=self.hooks.bits, quiet=quiet)
-        self.step = 0
-        self.minutes = 0.0  # of training, over all resumptions
-        self.best_loss = math.inf
-        # of the untrained pair, its divergence at full strength
-        self.first_loss: float | None = None
-        self._recent_loss = math.nan  # a moving average
-        self._summed_out_scaled = False  # see `scales_summed_out`
-        self.validations_since_best = 0
-        self.validated = 0  # the step of the last validation
+        self.pair, self.batches, self.settings = pair, batches, settings
+        self.updates = SVIUpdates(pair, settings, elbo)
+        self.validation = Validate(
+            s.valid_every, self._measure, self._keep_best, evaluating=self._evaluating
+        )
         self.carried: Any = None  # the states that the next batch starts from, if it goes on
-        self._precision = "float32"
+        self.precision = "float32"
         self._best: Any = None  # the best weights, where there is no run to keep them
-        self._optimiser: JointOptimiser | None = None
-        self._interruption = Interruption()
 
     @property
     def optimiser(self) -> JointOptimiser:
         """The optimiser; exists once training has begun."""
-        assert self._optimiser is not None
-        return self._optimiser
+        return self.updates.optimiser
 
-    def fit(self, *, resume: bool = False) -> None:
-        """Train until the settings say so, early stopping does, or Ctrl-C is pressed (then a
-        checkpoint is saved first).
+    @property
+    def best_loss(self) -> float:
+        """The lowest validation loss so far."""
+        return math.inf if self.validation.best is None else self.validation.best
 
-        With `resume` it goes on from the run's last checkpoint. Raises `NonFinite` when a value is
-        not finite, `UserError` for a pair that cannot be trained, and `KeyboardInterrupt` (with the
-        signal's number) after Ctrl-C or SIGTERM.
+    def prepare(self) -> None:
+        """See `Loop`: look at the first batch, make the optimiser, and say what is saved and called
+        for.
         """
-        self._interruption.wished = 0
-        with ExitStack() as stack:
-            stack.enter_context(self.pair.scope())
-            if self.run is not None:
-                stack.enter_context(self.run.locked())
-                if not resume and self.run.last.exists():
-                    raise UserError(
-                        f"{self.run} holds a training: go on with it (resume), or train into "
-                        "another folder"
-                    )
-            stack.enter_context(warnings.catch_warnings())
-            # the error that follows says more
-            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")
-            # on purpose
-            warnings.filterwarnings(
-                "ignore",
-                message=".* was not registered in the param store because requires_grad=False",
-            )
-            metrics_size = self._prepare(resume)
-            stack.enter_context(self.log.opened(self.run, size=metrics_size, step=self.step))
-            stack.enter_context(self._interruption.noticed())
-            # the first batch has been checked in full, the others are not: Pyro's validation costs
-            # a quarter of each step
-            stack.enter_context(pyro.validation_enabled(False))
-            self._loop()
-            self._finish()
-        if self._interruption.wished:
-            raise KeyboardInterrupt(self._interruption.wished)
-
-    def _prepare(self, resume: bool) -> int:
-        """Make the optimiser, and go back to the last checkpoint if there is one; the size of the
-        metrics so far.
-        """
-        self._optimiser = JointOptimiser.of(self._find_parameters(), self.settings)
-        self._precision = self._choose_precision()
-        if resume and self.run is not None and self.run.last.exists():
-            size = self._load(load_tree(self.run.last))
-            self.log.progress.say(f"going on after step {self.step}")
-            return size
-        # so that a run killed before its first checkpoint starts from the same weights
-        self._save()
-        return 0
-
-    def _find_parameters(self) -> dict[str, Tensor]:
-        """The pair's parameters, after a look at the first batch, which leaves no other trace."""
         self._check_finite(self.pair.parameters())
-        with tried(self.pair, self.batches) as batch:
-            parameters, without = find_parameters(self.pair, self.elbo, batch)
-            self._summed_out_scaled = scales_summed_out(
-                self.elbo, self.pair.model, self.pair.guide, batch, self._kl_strength(0)
-            )
-        self.recorder.take()
+        without = self.updates.prepare(self.batches)
         if without:
             more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
             self.log.progress.say(
                 f"parameter {without[0]!r}{more} has no gradient on the first batch: is it in use?"
             )
-        return parameters
+        self.precision = self._choose_precision()
+        self._run_in_precision()
+        self.states = self._states()
+        s = self.settings
+        self.callbacks = [
+            EveryNSteps(s.log_every, self._log_means),
+            EveryNSteps(s.sample_every, self._show),
+        ]
+        if self.hooks.validate is not None:
+            self.callbacks.append(self.validation)
+        if self.run is not None:
+            self.callbacks.append(Checkpoint(s.checkpoint_seconds))
 
-    # one step
+    def _run_in_precision(self) -> None:
+        self._sides = tuple(
+            _Carried(side, self.precision) for side in (self.pair.model, self.pair.guide)
+        )
+        self.updates.run_as(*self._sides)
 
     def _choose_precision(self) -> str:
         """The settings' precision; `auto` is for models that keep their densities in full
@@ -233,128 +172,53 @@ class Trainer:
         largest = max(multiplied, key=Tensor.numel, default=torch.zeros(0))
         return str(fast_precision(largest.device, largest.numel())).removeprefix("torch.")
 
-    def _recorded(self) -> tuple[_Recorded, _Recorded]:
-        """Model and guide in the precision of training."""
-        precision = getattr(torch, self._precision)
-        return _Recorded(self.pair.model, precision), _Recorded(self.pair.guide, precision)
+    # one step
 
-    def _loop(self) -> None:
-        recorded_model, recorded_guide = self._recorded()
-        svi = SVI(
-            recorded_model,
-            recorded_guide,
-            self.optimiser,
-            loss=self.elbo.loss,
-            loss_and_grads=self._loss_and_grads,
+    def _step(self) -> None:
+        """One update, and its figures."""
+        batch, follows = self.batches.draw()
+        refuse_gaps(batch)
+        batch = batch.with_state(self.carried if follows else None)
+        s = self.settings
+        rate = learning_rate_factor(
+            self.budget.fraction(self.step + 1, self.minutes),
+            schedule=s.schedule,
+            floor=s.floor,
+            warmup=s.warmup,
         )
-        # particles one after the other are each back-propagated by themselves, so they cannot share
-        # a part of the graph
-        shares = getattr(self.elbo, "num_particles", 1) == 1 or getattr(
-            self.elbo, "vectorize_particles", False
-        )
-        started = saved = time.monotonic()
-        minutes_before = self.minutes
-        while not self._interruption.wished and self.stopped_by() is None:
-            batch, follows = self.batches.draw()
-            refuse_gaps(batch)
-            batch = batch.with_state(self.carried if follows else None)
-            self.optimiser.scale_learning_rate(self._learning_rate_factor(self.step + 1))
-            try:
-                loss = svi.step(batch.remembering() if shares else batch)
-            except NonFiniteGradient as error:
-                self._stop(str(error))
-            self.carried = {"model": recorded_model.state, "guide": recorded_guide.state}
-            self.step += 1
-            self.minutes = minutes_before + (time.monotonic() - started) / 60
-            self._account(batch, loss)
-            if self.step % self.settings.valid_every == 0:
-                self._validate()
-            if (
-                self.run is not None
-                and time.monotonic() - saved >= self.settings.checkpoint_seconds
-            ):
-                self._save()
-                saved = time.monotonic()
-
-    def _loss_and_grads(self, model: Any, guide: Any, batch: SequenceBatch) -> float:
-        """The objective per observation, and its gradient; stops before the optimiser does if it is
-        not finite.
-        """
-        per_observation = 1.0 / max(1, batch.num_observations)
-        with ScaleLatents(
-            self._kl_strength(self.step), summed_out=self._summed_out_scaled
-        ) as scaled:
-            loss = self.elbo.loss_and_grads(model, scaled.noting(guide), batch) * per_observation
-        # not a scale of the densities: not every objective is linear in them
-        self.optimiser.gradient_scale = per_observation
-        if not math.isfinite(loss):
-            self._stop(self.recorder.first_non_finite() or "the loss")
-        return loss
+        try:
+            figures = self.updates.update(batch, self.step, rate)
+        except NonFiniteValue as error:
+            self._stop(str(error))
+        model, guide = self._sides
+        self.carried = {"model": model.state, "guide": guide.state}
+        self.step += 1
+        self.log.add(figures, max(1, batch.num_observations))
+        if self.log.progress.due():
+            self.log.show(self.step, s.num_steps, figures, self.left())
 
     def _stop(self, where: str, *, after: bool = False) -> NoReturn:
         """End a training that met a value that is not finite in the step under way, or in the one
         done `after` it was.
         """
-        kept = (
-            f"; the last good checkpoint is {self.run.last}"
-            if self.run and self.run.last.exists()
-            else ""
-        )
-        advice = "a lower training.learning_rate or training.clip_norm may help"
-        raise NonFinite(f"step {self.step + (not after)}: {where} is not finite{kept}; {advice}")
-
-    def _kl_strength(self, step: int) -> float:
-        s = self.settings
-        return kl_strength(step, schedule=s.kl_schedule, start=s.kl_start, steps=s.kl_steps)
-
-    def _learning_rate_factor(self, step: int) -> float:
-        s = self.settings
-        return learning_rate_factor(
-            fraction(s, step, self.minutes), schedule=s.schedule, floor=s.floor, warmup=s.warmup
-        )
-
-    def stopped_by(self) -> str | None:
-        """What ends the training where it stands, in words that name the setting; `None` if it goes
-        on.
-        """
-        return stopped_by(
-            "training", self.settings, self.step, self.minutes, self.validations_since_best
-        )
+        step = self.step + (not after)
+        raise NonFinite(f"step {step}: {where} is not finite{self.kept()}; {ADVICE}")
 
     # what is seen of it
 
-    def _account(self, batch: SequenceBatch, loss: float) -> None:
-        """Count a step's figures, and report them when it is time."""
-        parts, n, s = self.recorder.take(), max(1, batch.num_observations), self.settings
-        figures = {
-            "loss": loss,
-            **(parts.per(n) if parts else {}),
-            "gradient_norm": self.optimiser.gradient_norm,
+    def _log_means(self) -> None:
+        rates = {
+            "kl_strength": self.updates.kl_strength(self.step - 1),
+            "learning_rate": self.optimiser.current_learning_rate,
         }
-        if self.step == 1:
-            self.first_loss = max(loss, -figures.get("elbo", -loss))
-        self._recent_loss = (
-            loss if math.isnan(self._recent_loss) else 0.9 * self._recent_loss + 0.1 * loss
-        )
-        self.log.add(figures, n)
-        self.log.show(
-            self.step,
-            s.num_steps,
-            figures,
-            fraction=fraction(s, self.step, self.minutes),
-            minutes=self.minutes,
-        )
-        if self.step % s.log_every == 0:
-            rates = {
-                "kl_strength": self._kl_strength(self.step - 1),
-                "learning_rate": self.optimiser.current_learning_rate,
-            }
-            self.log.report(self.step, "train", self.log.take_means() | rates)
-        if s.sample_every and self.step % s.sample_every == 0:
-            self.log.histograms(self.step, self.optimiser.parameters)
-            if self.hooks.samples:
-                with self._evaluating():
-                    self.log.events.samples(self.step, self.hooks.samples())
+        self.report("train", self.log.take_means() | rates)
+
+    def _show(self) -> None:
+        """The parameters' distributions, and samples."""
+        self.log.histograms(self.step, self.optimiser.parameters)
+        if self.hooks.samples:
+            with self._evaluating():
+                self.log.events.samples(self.step, self.hooks.samples())
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -368,43 +232,25 @@ class Trainer:
             finally:
                 self.pair.train()
 
-    def _validate(self) -> None:
-        if self.hooks.validate is None:
-            return
-        with self._evaluating():
-            figures = self.hooks.validate()
-            self.validated = self.step
-            if not math.isfinite(figures["loss"]):
-                self._check_finite(self.optimiser.parameters)
-                self._stop("the validation loss", after=True)
-            self.log.report(self.step, "valid", figures)
-            self.validations_since_best += 1
-            lost = diverged(figures["loss"], self.first_loss)
-            better = figures["loss"] < self.best_loss and not lost
-            if better:
-                self.best_loss, self.validations_since_best = figures["loss"], 0
-                self._keep_best()
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    def _measure(self) -> Measured:
+        """The figures of a validation, in evaluation mode."""
+        assert self.hooks.validate is not None
+        figures, first = self.hooks.validate(), self.updates.first_loss
+        loss = figures["loss"]
+        if not math.isfinite(loss):
+            self._check_finite(self.optimiser.parameters)
+            self._stop("the validation loss", after=True)
+        lost = diverged(loss, first)
         if lost:
-            self.log.progress.say(
-                diverged_words(
-                    f"step {self.step}: the validation loss", figures["loss"], self.first_loss
-                )
-            )
-        self.log.progress.say(
-            f"step {self.step}  validation {shown}{'  (best so far)' if better else ''}"
-        )
+            what = f"step {self.step}: the validation loss"
+            self.log.progress.say(diverged_words(what, loss, first))
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        return Measured(figures, shown, loss, loss < self.best_loss and not lost)
 
-    def _finish(self) -> None:
-        """Validate what has not been, keep the last checkpoint, and leave the best weights in the
-        pair.
+    def conclude(self) -> None:
+        """See `Loop`: leave the best weights in the pair. Raises `UserError` for a training that
+        has diverged.
         """
-        if self._interruption.wished:
-            self._save()
-            return
-        if self.step != self.validated:
-            self._validate()
-        self._save()
         self._check_diverged()
         if self.hooks.validate is None:
             with self.optimiser.averaged():
@@ -414,26 +260,19 @@ class Trainer:
         elif self._best is not None:
             self.pair.load_weights(self._best, "the best weights")
         self.pair.train(False)
-        self.log.progress.say(f"step {self.step} is the last: {self.stopped_by()}")
 
     def _check_diverged(self) -> None:
         """Raise `UserError` at the end of a training that has diverged, unless a validation before
         has found better weights.
         """
-        advice = "a lower training.learning_rate, or training.clip_norm, may help"
-        if (
-            self.hooks.validate is None
-            and diverged(self._recent_loss, self.first_loss)
-            and not math.isnan(self._recent_loss)
-        ):
-            raise UserError(
-                f"{diverged_words('its loss', self._recent_loss, self.first_loss)}; {advice}"
-            )
-        if self.hooks.validate is not None and math.isinf(self.best_loss):
-            began = "" if self.first_loss is None else f" ({self.first_loss:.4g} nats per step)"
+        first, recent = self.updates.first_loss, self.updates.recent_loss
+        if self.hooks.validate is None and self.updates.diverged():
+            raise UserError(f"{diverged_words('its loss', recent, first)}; {ADVICE}")
+        if self.hooks.validate is not None and self.validation.best is None:
+            began = "" if first is None else f" ({first:.4g} nats per step)"
             raise UserError(
                 "the training has diverged: every validation's loss is far beyond where it "
-                f"began{began}; {advice}"
+                f"began{began}; {ADVICE}"
             )
 
     def _keep_best(self) -> None:
@@ -452,87 +291,52 @@ class Trainer:
             if not parameter.isfinite().all():
                 self._stop(f"parameter {name!r}", after=True)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """See `Loop`; raises `NonFinite` for weights that no training could go on from."""
         self._check_finite(self.optimiser.parameters)
-        if self.run is None:
-            return
-        self.run.save(
-            self.run.last,
+        super().save()
+
+    def _states(self) -> States:
+        """What a checkpoint holds; whether the states carried over fit is tried as they are
+        read.
+        """
+        where, counter = "" if self.run is None else self.run.last, Whole()
+        return States(
             {
-                "step": self.step,
-                "minutes": self.minutes,
-                "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
-                "validations_since_best": self.validations_since_best,
-                "validated": self.validated,
-                "first_loss": self.first_loss,
-                "weights": self.pair.weights(),
-                "optimiser": self.optimiser.state(),
-                "batches": self.batches.state(),
-                "carried": self.carried,
-                "sums": self.log.sums,
-                "metrics_size": self.log.flush(),
-                "random": random_state(),
-                "precision": self._precision,
+                **attributes(self, step=counter, minutes=Number(0, MOST)),
+                "best_loss": attributes(self.validation, best=Optional(Number()))["best"],
+                **attributes(self, validations_since_best=counter),
+                **attributes(self.validation, validated=counter),
+                **attributes(self.updates, first_loss=Optional(Number())),
+                "weights": weights_of(self.pair, where),
+                "optimiser": self.optimiser,
+                "batches": position_of(self.batches),
+                # as the run was begun, also where another would be chosen now
+                **attributes(self, precision=Word(*PRECISIONS[1:])),
+                "carried": Entry(lambda: self.carried, self._carry_on, Anything),
+                **self.log.states(),
+                "random": RANDOM,
             },
+            may=("first_loss",),
         )
 
-    def _load(self, saved: Any) -> int:
-        """Go on from what `_save` wrote; the size of the metrics then."""
-        assert self.run is not None
-        with going_on_from(self.run.last):
-            check(saved, self._checkpoint(), self.run.last)
-            self.pair.load_weights(saved["weights"], self.run.last)
-            self.optimiser.load_state(saved["optimiser"])
-            self.batches.load_state(saved["batches"])
-            device = next(iter(self.optimiser.parameters.values())).device
-            self.carried = map_tensors(lambda tensor: tensor.to(device), saved["carried"])
-            self.step, self.minutes = saved["step"], float(saved["minutes"])
-            self.best_loss = math.inf if saved["best_loss"] is None else float(saved["best_loss"])
-            self.first_loss = saved.get("first_loss")
-            self.validations_since_best, self.validated = (
-                saved["validations_since_best"],
-                saved["validated"],
-            )
-            self.log.sums = dict(saved["sums"])
-            # as the run was begun, also where another would be chosen now
-            self._precision = saved["precision"]
-            with tried(self.pair, self.batches, self.carried) as batch, torch.no_grad():
-                self.elbo.loss(*self._recorded(), batch)
-            self.recorder.take()
-            set_random_state(saved["random"])
-            return int(saved["metrics_size"])
-
-    def _checkpoint(self) -> Kind:
-        """The kind of what `_save` writes; `_load` tries whether the states carried over fit."""
-        assert self.run is not None
-        where, counter = self.run.last, Whole()
-        return Fields(
-            {
-                "step": counter,
-                "minutes": Number(0, MOST),
-                "best_loss": Optional(Number()),
-                "validations_since_best": counter,
-                "validated": counter,
-                "weights": Checked(lambda weights: self.pair.check_weights(weights, where)),
-                "optimiser": self.optimiser.describe_state(),
-                "batches": described(self.batches),
-                "carried": Anything(),
-                "sums": self.log.describe_sums(),
-                "metrics_size": counter,
-                "random": describe_random_state(),
-                "precision": Word(*PRECISIONS[1:]),
-            },
-            may={"first_loss": Optional(Number())},
-        )
+    def _carry_on(self, carried: Any) -> None:
+        """Take over states, and try whether they fit the next batch."""
+        device = next(iter(self.optimiser.parameters.values())).device
+        self.carried = map_tensors(lambda tensor: tensor.to(device), carried)
+        self._run_in_precision()
+        with tried(self.pair, self.batches, self.carried) as batch, torch.no_grad():
+            self.updates.elbo.loss(*self._sides, batch)
+        self.updates.recorder.take()
 
 
-class _Recorded:
+class _Carried:
     """A model or guide run in a precision, that keeps the (detached) state it returned last, for
     the window that follows.
     """
 
-    def __init__(self, inner: Any, precision: torch.dtype) -> None:
-        self.inner, self.precision, self.state = inner, precision, None
+    def __init__(self, inner: Any, precision: str) -> None:
+        self.inner, self.precision, self.state = inner, getattr(torch, precision), None
 
     def __call__(self, batch: SequenceBatch) -> Any:
         mixed = self.precision != torch.float32

@@ -100,6 +100,18 @@ RIGHT = {
 }
 
 
+def test_checkpoints_have_the_names_they_always_had(learnt: Path) -> None:
+    """Runs that were begun by an older version go on."""
+    whole = load_tree(learnt / "last.safetensors")
+    assert whole.keys() == {
+        *("step", "weights", "world", "agent", "replay", "position", "sums", "metrics_size"),
+        *("random", "normalisation", "real_steps"),
+    }
+    assert whole["world"].keys() == {"step", "optimiser"}
+    assert whole["agent"].keys() == {"step", "weights", "critic", "optimiser"}
+    assert whole["position"].keys() == {"round", "phase", "done", "games", "minutes", "curve"}
+
+
 @pytest.mark.parametrize("place", LAST, ids=str)
 def test_a_checkpoint_with_another_value_is_refused(
     training: GameTraining, learnt: Path, place: Any

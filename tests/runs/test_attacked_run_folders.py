@@ -121,8 +121,8 @@ def test_a_checkpoint_with_another_value_at_any_place_is_refused_in_a_line(
     again, path = trainer(tmp_path), tmp_path / "last.safetensors"
     again.settings = TrainingSettings(num_steps=3, average=0.9, log_every=2, precision="float32")
     with again.pair.scope():
-        again._prepare(resume=True)
-        kind = again._checkpoint()
+        again.begin(resume=True)
+        kind = again.states.describe_state()
     count = 0
     for number in range(len(every_place(changes.thawed(load_tree(path)), changes))):
         for extreme in EXTREMES:

@@ -17,7 +17,7 @@ from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import OneHot
 from pyro_seq.models import RNN
-from pyro_seq.runs.checkpoint import load_tree
+from pyro_seq.runs.checkpoint import load_tree, save_tree
 from pyro_seq.train import trainer as training
 from pyro_seq.train.trainer import Hooks, NonFinite
 
@@ -81,6 +81,22 @@ def train(
     )
     trainer.fit(resume=resume)
     return trainer
+
+
+def test_checkpoints_have_the_names_they_always_had(tmp_path: Path) -> None:
+    """Runs that were begun by an older version go on, also one that knew no first loss."""
+    train(rnn(), tmp_path, 2)
+    path = tmp_path / "last.safetensors"
+    saved = load_tree(path)
+    assert saved.keys() == {
+        *("step", "minutes", "best_loss", "validations_since_best", "validated", "first_loss"),
+        *("weights", "optimiser", "batches", "carried", "sums", "metrics_size", "random"),
+        "precision",
+    }
+    assert saved["optimiser"].keys() == {"steps", "moments", "averages"}
+    del saved["first_loss"]
+    save_tree(path, saved)
+    assert train(rnn(), tmp_path, 3, resume=True).step == 3
 
 
 def test_running_statistics_go_on_exactly(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Normal
 from pyro_seq.encoders import Flatten
 from pyro_seq.runs.checkpoint import load_tree, save_tree
-from pyro_seq.train import trainer as training
+from pyro_seq.train import loop as training
 from pyro_seq.train.trainer import Hooks
 
 STEPS = 9

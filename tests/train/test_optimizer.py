@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_seq.train.optimizer import JointOptimiser, NonFiniteGradient
+from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
 from pyro_seq.train.schedules import learning_rate_factor
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -123,9 +123,9 @@ def test_state_round_trip() -> None:
     for number in range(3):
         step(optimiser, module, number)
     other = copy.deepcopy(module)
-    state = copy.deepcopy(optimiser.state())
+    state = copy.deepcopy(optimiser.state_dict())
     resumed = joint(other, average=0.9, clip_norm=0.5)
-    resumed.load_state(state)
+    resumed.load_state_dict(state)
     for number in range(3, 6):
         step(optimiser, module, number)
         step(resumed, other, number)
@@ -141,9 +141,9 @@ def test_states_of_others_are_refused() -> None:
     optimiser = joint(module, average=0.9)
     step(optimiser, module, 0)
     with pytest.raises(ValueError, match=r"moments.1.exp_avg has shape \[2, 4\], not \[4\]"):
-        joint(nn.Linear(3, 4), average=0.9).load_state(optimiser.state())
+        joint(nn.Linear(3, 4), average=0.9).load_state_dict(optimiser.state_dict())
     with pytest.raises(ValueError, match="averages has 4 entries, not 0"):
-        joint(network()).load_state(optimiser.state())
+        joint(network()).load_state_dict(optimiser.state_dict())
 
 
 def spoil(state: dict[str, Any], how: str) -> None:
@@ -191,12 +191,12 @@ def test_damaged_states_are_refused(how: str, says: str) -> None:
     module = network()
     optimiser = joint(module, average=0.9)
     step(optimiser, module, 0)
-    state = copy.deepcopy(optimiser.state())
+    state = copy.deepcopy(optimiser.state_dict())
     spoil(state, how)
     other = joint(network(), average=0.9)
     with pytest.raises(ValueError, match=says):
-        other.load_state(state)
-    assert other.steps == 0 and not other.state()["moments"]
+        other.load_state_dict(state)
+    assert other.steps == 0 and not other.state_dict()["moments"]
 
 
 def test_a_parameter_that_appears_later() -> None:
@@ -242,7 +242,7 @@ def test_gradients_that_are_not_finite(value: float) -> None:
     optimiser, before = joint(module, clip_norm=1.0), copy.deepcopy(module.state_dict())
     loss(module, 0).backward()
     module[2].weight.grad[0, 0] = value
-    with pytest.raises(NonFiniteGradient, match=r"the gradient of parameter '2\.weight'"):
+    with pytest.raises(NonFiniteValue, match=r"the gradient of parameter '2\.weight'"):
         optimiser(module.parameters())
     assert all(torch.equal(p, before[name]) for name, p in module.state_dict().items())
 

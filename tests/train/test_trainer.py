@@ -36,6 +36,7 @@ from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import OneHot
 from pyro_seq.nn.precision import fast_precision
 from pyro_seq.runs.checkpoint import load_tree
+from pyro_seq.train import loop
 from pyro_seq.train import trainer as training
 from pyro_seq.train.trainer import Hooks, NonFinite
 
@@ -720,7 +721,7 @@ def test_max_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
         clock[0] += 1.0
         return clock[0]
 
-    monkeypatch.setattr(training.time, "monotonic", tick)
+    monkeypatch.setattr(loop.time, "monotonic", tick)
     trainer = new_trainer(
         new_pair("rnn"),
         num_steps=10_000,

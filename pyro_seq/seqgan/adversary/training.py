@@ -16,7 +16,7 @@ from pyro_seq._schema import Fields, Kind
 from pyro_seq.errors import UserError
 from pyro_seq.seqgan.adversary.discriminators import Discriminator, check_symbols
 from pyro_seq.seqgan.settings import DiscriminatorSettings
-from pyro_seq.train.optimizer import JointOptimiser, NonFiniteGradient
+from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
 
 ADVICE = "a lower discriminator.learning_rate may help"
 
@@ -117,8 +117,7 @@ class DiscriminatorTraining:
                 shapes = f"{list(real.shape)} and {list(generated.shape)}"
                 raise UserError(
                     f"there are no {name} sequences of the others' length: real and generated "
-                    "ones "
-                    f"are {shapes}"
+                    f"ones are {shapes}"
                 )
         num = min(len(real), len(generated))
         chosen = [self.random.permutation(len(sequences))[:num] for sequences in (real, generated)]
@@ -142,26 +141,26 @@ class DiscriminatorTraining:
         loss.backward()
         try:
             self.optimiser(self.optimiser.parameters.values())
-        except NonFiniteGradient as error:
+        except NonFiniteValue as error:
             raise UserError(f"the discriminator: {error} is not finite; {ADVICE}") from None
         return logits.detach()
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs besides the weights: a tree of tensors, words and
         numbers.
         """
-        return {"optimiser": self.optimiser.state(), "random": generator_state(self.random)}
+        return {"optimiser": self.optimiser.state_dict(), "random": generator_state(self.random)}
 
     def describe_state(self) -> Kind:
-        """The kind of a `state()`."""
+        """The kind of a `state_dict()`."""
         return Fields(
             {"optimiser": self.optimiser.describe_state(), "random": describe_generator_state()}
         )
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `ValueError`, and changes nothing, for what is not one."""
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from a `state_dict()`; raises `ValueError`, and changes nothing, for another."""
         self.describe_state().check(state, "the discriminator's training")
-        self.optimiser.load_state(state["optimiser"])
+        self.optimiser.load_state_dict(state["optimiser"])
         load_generator_state(self.random, state["random"])
 
 

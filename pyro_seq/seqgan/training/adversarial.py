@@ -1,26 +1,24 @@
-"""The adversarial game: rounds of the discriminator, steps of the generator, and all that a long
-run needs around them.
+"""The adversarial game: the loop with two stages, rounds of the discriminator alone and adversarial
+steps.
 """
 
 from __future__ import annotations
 
 import math
-import time
-import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 
-from pyro_seq._progress import duration
-from pyro_seq._rng import aside, describe_random_state, random_state, set_random_state
-from pyro_seq._schema import MOST, Checked, Fields, Kind, Number, Optional, Whole, check, like_all
-from pyro_seq._weights import load_weights
+from pyro_seq._rng import aside
+from pyro_seq._schema import MOST, Number, Optional, Whole
 from pyro_seq.errors import UserError
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.runs.checkpoint import going_on_from, load_tree, weights_in
+from pyro_seq.runs.checkpoint import weights_in
 from pyro_seq.runs.folder import RunFolder
+from pyro_seq.runs.stateful import RANDOM, States, attributes, weights_of, weights_of_module
 from pyro_seq.seqgan.adversary.rewards import DiscriminatorReward
 from pyro_seq.seqgan.adversary.training import DiscriminatorTraining
 from pyro_seq.seqgan.metrics.quality import generated, quality
@@ -28,18 +26,17 @@ from pyro_seq.seqgan.settings import SeqGANSettings
 from pyro_seq.seqgan.tasks.base import Figure, Task, side_by_side
 from pyro_seq.seqgan.training.generator import Collapse, GeneratorTraining
 from pyro_seq.train.divergence import diverged, diverged_words
-from pyro_seq.train.interruption import Interruption
 from pyro_seq.train.log import TrainingLog
-from pyro_seq.train.optimizer import NonFiniteGradient
+from pyro_seq.train.loop import Budget, Checkpoint, EveryNSteps, Loop, Measured, Stage, Validate
+from pyro_seq.train.optimizer import NonFiniteValue
 from pyro_seq.train.schedules import learning_rate_factor
-from pyro_seq.train.stopping import fraction, stopped_by
 
 FLOOR = 0.02  # where a schedule ends, as a fraction of the learning rate
 COMPARED = 64  # real sequences that a rank is taken among, and generated ones that a ratio is
 SHOWN = 16  # generated sequences in TensorBoard and in the run folder
 
 
-class AdversarialTraining:
+class AdversarialTraining(Loop):
     """Trains a generator against a discriminator (Yu et al. 2017, arXiv 1609.05473, algorithm 1),
     after its pretraining.
 
@@ -50,6 +47,9 @@ class AdversarialTraining:
     become less likely than the settings' margin allows. A killed run goes on from its last
     checkpoint, and on a CPU ends with the very weights of one that was never interrupted (unless
     minutes decide its length).
+
+    `fit` raises, besides what any `Loop` does, `UserError` where a network has collapsed or a value
+    is not finite, the last good checkpoint being kept.
 
     Args:
         pair: the generator, pretrained; `fit` leaves the best weights in it.
@@ -74,22 +74,36 @@ class AdversarialTraining:
         device: torch.device | str = "cpu",
         quiet: bool = False,
     ) -> None:
-        self.pair, self.discriminator, self.task, self.run = pair, discriminator, task, run
         self.settings, self.s = settings, settings.adversarial
+        s = self.s
+        self.validation = Validate(s.valid_every, self._measure, self._keep_best, at_start=True)
+        super().__init__(
+            {
+                "discriminator": Stage(self._pretrain_discriminator),
+                "adversarial": Stage(self._adversarial_step),
+            },
+            Budget("adversarial", s.num_steps, s.max_minutes, s.patience),
+            callbacks=[
+                self.validation,
+                EveryNSteps(s.sample_every, self._show),
+                Checkpoint(s.checkpoint_seconds),
+            ],
+            run=run,
+            log=TrainingLog(units=task.units, bits="", quiet=quiet),
+            name="adversarial step",
+            scope=pair.scope,
+            training=self._explained,
+        )
+        self.pair, self.discriminator, self.task, self.folder = pair, discriminator, task, run
         self.real = task.sequences.train.to(device)
         self.end = task.rendering.end
         self.reward = DiscriminatorReward(
             discriminator, self.s.reward, self.real[:COMPARED], end=self.end
         )
         self.opponent = DiscriminatorTraining.of(discriminator, settings.discriminator, seed=seed)
-        self.seed, self.log = seed, TrainingLog(units=task.units, bits="", quiet=quiet)
-        self.step = self.rounds = self.validations_since_best = 0
-        self.validated = -1  # the step of the last validation
-        self.minutes = 0.0  # over all resumptions
-        self.best: float | None = None
+        self.seed, self.rounds = seed, 0
         self.pretrained_nll = math.nan
         self._generator: GeneratorTraining | None = None
-        self._interruption = Interruption()
 
     @property
     def generator(self) -> GeneratorTraining:
@@ -104,103 +118,63 @@ class AdversarialTraining:
         """
         return self.step + self.rounds - self.settings.discriminator.pretrain_rounds
 
-    def fit(self, *, resume: bool = False) -> None:
-        """Train until the settings say so, early stopping does, or Ctrl-C is pressed (then a
-        checkpoint is saved first).
+    @property
+    def logged_step(self) -> int:
+        """See `Loop`."""
+        return self._at - (self.validation.validated < 0)
 
-        Raises `UserError` where a network has collapsed or a value is not finite, the last good
-        checkpoint being kept, and `KeyboardInterrupt` (with the signal's number) after Ctrl-C or
-        SIGTERM.
-        """
-        self._interruption.wished = 0
-        with ExitStack() as stack:
-            stack.enter_context(self.pair.scope())
-            stack.enter_context(self.run.locked())
-            stack.enter_context(warnings.catch_warnings())
-            # the error that follows says more
-            warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]?inf)")
-            self._generator = GeneratorTraining(
-                self.pair,
-                self.reward,
-                self.real,
-                self.task.rendering.num_symbols,
-                self.settings,
-                seed=self.seed,
-                end=self.end,
-            )
-            going_on = resume and self.run.last.exists()
-            size = self._load(load_tree(self.run.last)) if going_on else 0
-            stack.enter_context(
-                self.log.opened(self.run, size=size, step=self._at - (self.validated < 0))
-            )
-            stack.enter_context(self._interruption.noticed())
-            stack.enter_context(pyro.validation_enabled(False))
-            try:
-                self._begin(going_on)
-                self._loop()
-                self._finish()
-            except NonFiniteGradient as error:
-                raise self._stopped(
-                    f"{error} is not finite; a lower adversarial.learning_rate may help"
-                ) from None
-            except Collapse as error:  # the last checkpoint may have collapsed as well
-                raise UserError(
-                    f"adversarial step {self.step + 1}: {error}; the best weights so far are in "
-                    f"{self.run.best}"
-                ) from None
-            except UserError as error:
-                raise self._stopped(str(error)) from None
-        if self._interruption.wished:
-            raise KeyboardInterrupt(self._interruption.wished)
+    def report(self, split: str, figures: dict[str, float]) -> None:
+        """See `Loop`."""
+        self.log.report(self.step, split, figures, at=self._at)
+
+    def where(self) -> str:
+        """See `Loop`."""
+        rounds = f" and round {self.rounds} of the discriminator"
+        return f"{super().where()}{rounds if self.rounds > 0 and self._pretrains() else ''}"
+
+    def prepare(self) -> None:
+        """See `Loop`: make the generator's side, and say what is saved."""
+        self._generator = GeneratorTraining(
+            self.pair,
+            self.reward,
+            self.real,
+            self.task.rendering.num_symbols,
+            self.settings,
+            seed=self.seed,
+            end=self.end,
+        )
+        self.states = self._states()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Inside, Pyro's validation is off, and errors say at which step."""
+        try:
+            with pyro.validation_enabled(False):
+                yield
+        except NonFiniteValue as error:
+            raise self._stopped(
+                f"{error} is not finite; a lower adversarial.learning_rate may help"
+            ) from None
+        except Collapse as error:  # the last checkpoint may have collapsed as well
+            raise UserError(
+                f"adversarial step {self.step + 1}: {error}; the best weights so far are in "
+                f"{self.folder.best}"
+            ) from None
+        except UserError as error:
+            raise self._stopped(str(error)) from None
 
     def _stopped(self, why: str) -> UserError:
-        kept = (
-            f"; the last good checkpoint is {self.run.last}"
-            if self.run.last.exists() and str(self.run.last) not in why
-            else ""
-        )
+        kept = "" if str(self.folder.last) in why else self.kept()
         return UserError(f"adversarial step {self.step + 1}: {why}{kept}")
 
-    def _begin(self, going_on: bool) -> None:
-        if going_on:
-            rounds = (
-                f" and round {self.rounds} of the discriminator"
-                if self.rounds < self.settings.discriminator.pretrain_rounds
-                else ""
-            )
-            self.log.progress.say(f"going on after adversarial step {self.step}{rounds}")
-        else:
-            self._save()
-        if self.validated < 0:
-            self._validate()
-            self._save()
+    def _pretrains(self) -> bool:
+        return self.rounds < self.settings.discriminator.pretrain_rounds
+
+    def stage(self) -> Stage:
+        """See `Loop`."""
+        return self.stages["discriminator" if self._pretrains() else "adversarial"]
 
     # one round, one step
-
-    def _loop(self) -> None:
-        started = saved = time.monotonic()
-        before = self.minutes
-        while not self._interruption.wished and self.stopped_by() is None:
-            if self.rounds < self.settings.discriminator.pretrain_rounds:
-                self._pretrain_discriminator()
-            else:
-                self._adversarial_step()
-                if self.step % self.s.valid_every == 0:
-                    self._validate()
-                if self.s.sample_every and self.step % self.s.sample_every == 0:
-                    self._show()
-            self.minutes = before + (time.monotonic() - started) / 60
-            if time.monotonic() - saved >= self.s.checkpoint_seconds:
-                self._save()
-                saved = time.monotonic()
-
-    def stopped_by(self) -> str | None:
-        """What ends the training where it stands, in words that name the setting; `None` if it goes
-        on.
-        """
-        return stopped_by(
-            "adversarial", self.s, self.step, self.minutes, self.validations_since_best
-        )
 
     def _pretrain_discriminator(self) -> None:
         figures = self._round(self.settings.discriminator.pretrain_epochs)
@@ -228,7 +202,7 @@ class AdversarialTraining:
     def _adversarial_step(self) -> None:
         with aside(self.step):
             self.reward.refresh(generated(self.pair, COMPARED, self.settings.length, end=self.end))
-        over = fraction(self.s, self.step, self.minutes)
+        over = self.budget.fraction(self.step, self.minutes)
         self.generator.optimiser.scale_learning_rate(
             learning_rate_factor(over, schedule=self.s.schedule, floor=FLOOR)
         )
@@ -253,59 +227,51 @@ class AdversarialTraining:
 
     def _progress(self, line: str) -> None:
         if self.log.progress.due():
-            over = fraction(self.s, self.step, self.minutes)
-            left = f"  {duration(self.minutes * 60 * (1 - over) / over)} left" if over > 0 else ""
-            self.log.progress.show(line + left)
+            self.log.progress.show(f"{line}  {self.left()}")
 
     # what is seen of it
 
-    def _validate(self) -> None:
-        """Measure the generator, and keep its weights if they are the best."""
+    def _measure(self) -> Measured:
+        """The figures of a validation; with an entropy below the settings' it is the last."""
         valid, num = self.task.sequences.valid, self.s.valid_samples
         with aside(self.step):
             found = quality(self.pair, self.task, valid[:num], num)
-        self.validated, nll = self.step, found["nll"].value
+        nll = found["nll"].value
         if self.step == 0:
             self.pretrained_nll = nll
         if diverged(nll, self.pretrained_nll):
-            self.log.progress.say(
-                diverged_words(
-                    f"adversarial step {self.step}: the generator's nll", nll, self.pretrained_nll
-                )
-            )
+            what = f"adversarial step {self.step}: the generator's nll"
+            self.log.progress.say(diverged_words(what, nll, self.pretrained_nll))
         figures = {name: figure.value for name, figure in found.items()}
         figures |= {
             f"{name}_error": figure.standard_error
             for name, figure in found.items()
             if figure.standard_error is not None
         }
-        self.log.report(self.step, "valid", figures, at=self._at)
-        better = self._is_better(found)
-        self.validations_since_best = 0 if better else self.validations_since_best + 1
         shown = "  ".join(f"{name} {figure.value:.3f}" for name, figure in found.items())
-        self.log.progress.say(
-            f"adversarial step {self.step}  validation {shown}{'  (best so far)' if better else ''}"
-        )
-        if better:
-            self.best = found[self.task.criterion].value
-            self.run.save(self.run.best, {"step": self.step, "weights": self.pair.weights()})
-        if found["entropy"].value < self.s.lowest_entropy:
-            low = (
-                f"its entropy is {found['entropy'].value:.3g} nats a symbol, below "
-                "adversarial.lowest_entropy"
-            )
-            raise Collapse(f"the generator has collapsed: {low}")
+        value, better = found[self.task.criterion].value, self._is_better(found)
+        return Measured(figures, shown, value, better, self._collapse(found["entropy"].value))
+
+    def _collapse(self, entropy: float) -> Collapse | None:
+        if not entropy < self.s.lowest_entropy:
+            return None
+        low = f"its entropy is {entropy:.3g} nats a symbol, below adversarial.lowest_entropy"
+        return Collapse(f"the generator has collapsed: {low}")
+
+    def _keep_best(self) -> None:
+        self.folder.save(self.folder.best, {"step": self.step, "weights": self.pair.weights()})
 
     def _is_better(self, found: dict[str, Figure]) -> bool:
         value = found[self.task.criterion].value
         if not math.isfinite(value):
             raise UserError(f"the validation's {self.task.criterion} is not finite")
-        if not math.isfinite(found["nll"].value) and self.best is None:
+        best = self.validation.best
+        if not math.isfinite(found["nll"].value) and best is None:
             raise UserError("the validation's nll is not finite")
-        if self.best is None:
+        if best is None:
             return True
         plausible = found["nll"].value <= self.pretrained_nll + self.s.valid_margin
-        return plausible and (value > self.best if self.task.higher else value < self.best)
+        return plausible and (value > best if self.task.higher else value < best)
 
     def _show(self) -> None:
         """Generated sequences against real ones, in TensorBoard and as files."""
@@ -321,81 +287,30 @@ class AdversarialTraining:
         self.log.events.samples(
             self._at, side_by_side(rendering, new, self.task.sequences.train[:SHOWN])
         )
-        self.run.check_own()
-        rendering.write(new, self.run.path / "samples" / f"step-{self.step:05}")
+        self.folder.check_own()
+        rendering.write(new, self.folder.path / "samples" / f"step-{self.step:05}")
 
-    def _finish(self) -> None:
-        if not self._interruption.wished and self.step != self.validated:
-            self._validate()
-        self._save()
-        if not self._interruption.wished:
-            self.pair.load_weights(weights_in(self.run.best), self.run.best)
-            self.pair.train(False)
-            self.log.progress.say(f"adversarial step {self.step} is the last: {self.stopped_by()}")
+    def conclude(self) -> None:
+        """See `Loop`: leave the best weights in the generator."""
+        self.pair.load_weights(weights_in(self.folder.best), self.folder.best)
+        self.pair.train(False)
 
-    # checkpoints
-
-    def _save(self) -> None:
-        self.run.save(
-            self.run.last,
+    def _states(self) -> States:
+        """What a checkpoint holds."""
+        where, counter = self.folder.last, Whole()
+        return States(
             {
-                "step": self.step,
-                "rounds": self.rounds,
-                "minutes": self.minutes,
-                "best": self.best,
-                "validations_since_best": self.validations_since_best,
-                "validated": self.validated,
-                "pretrained_nll": self.pretrained_nll,
-                "weights": self.pair.weights(),
-                "discriminator": dict(self.discriminator.state_dict()),
-                "generator_training": self.generator.state(),
-                "discriminator_training": self.opponent.state(),
-                "metrics_size": self.log.flush(),
-                "random": random_state(),
-            },
-        )
-
-    def _load(self, saved: Any) -> int:
-        """Go on from what `_save` wrote; the size of the metrics then."""
-        where = self.run.last
-        with going_on_from(where):
-            check(saved, self._checkpoint(), where)
-            self.pair.load_weights(saved["weights"], where)
-            load_weights(dict(self.discriminator.state_dict()), saved["discriminator"], where)
-            self.generator.load_state(saved["generator_training"], where)
-            self.opponent.load_state(saved["discriminator_training"])
-            self.step, self.rounds, self.minutes = (
-                saved["step"],
-                saved["rounds"],
-                float(saved["minutes"]),
-            )
-            self.best = None if saved["best"] is None else float(saved["best"])
-            self.validations_since_best, self.validated = (
-                saved["validations_since_best"],
-                saved["validated"],
-            )
-            self.pretrained_nll = float(saved["pretrained_nll"])
-            set_random_state(saved["random"])
-            return int(saved["metrics_size"])
-
-    def _checkpoint(self) -> Kind:
-        """The kind of what `_save` writes."""
-        where, counter = self.run.last, Whole()
-        return Fields(
-            {
-                "step": counter,
-                "rounds": counter,
-                "minutes": Number(0, MOST),
-                "best": Optional(Number()),
-                "validations_since_best": counter,
-                "validated": Whole(-1),
-                "pretrained_nll": Number(or_nan=True),  # as long as nothing was validated
-                "weights": Checked(lambda weights: self.pair.check_weights(weights, where)),
-                "discriminator": like_all(self.discriminator.state_dict()),
-                "generator_training": self.generator.describe_state(where),
-                "discriminator_training": self.opponent.describe_state(),
-                "metrics_size": counter,
-                "random": describe_random_state(),
+                **attributes(self, step=counter, rounds=counter, minutes=Number(0, MOST)),
+                **attributes(self.validation, best=Optional(Number()), validated=Whole(-1)),
+                **attributes(self, validations_since_best=counter),
+                # NaN as long as nothing was validated
+                **attributes(self, pretrained_nll=Number(or_nan=True)),
+                "weights": weights_of(self.pair, where),
+                "discriminator": weights_of_module(self.discriminator, where),
+                "generator_training": self.generator.states(where),
+                "discriminator_training": self.opponent,
+                "metrics_size": self.log.states()["metrics_size"],
+                "random": RANDOM,
             }
         )
 

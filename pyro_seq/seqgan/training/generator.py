@@ -5,15 +5,14 @@ maximum likelihood in between.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
-from pyro_seq._schema import Checked, Fields, Kind, Nothing, like_all
-from pyro_seq._weights import load_weights
+from pyro_seq._schema import Nothing
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.encoders import Embedding
@@ -22,6 +21,7 @@ from pyro_seq.pairs.pair import Pair, no_guide
 from pyro_seq.reinforce.baselines import Baseline, Critic, LeaveOneOut, MovingAverage
 from pyro_seq.reinforce.objective import Reinforce, Reward, forget_baseline
 from pyro_seq.reinforce.rollouts import Rollouts
+from pyro_seq.runs.stateful import Entry, States, position_of, weights_of, weights_of_module
 from pyro_seq.seqgan.lengths import SampledToTheEnd, lengths_of
 from pyro_seq.seqgan.settings import AdversarialSettings, SeqGANSettings
 from pyro_seq.train.minibatches import PieceBatches
@@ -70,12 +70,8 @@ class GeneratorTraining:
         end: int | None = None,
     ) -> None:
         s: AdversarialSettings = settings.adversarial
-        self.pair, self.length, self.batch_size, self.device = (
-            pair,
-            settings.length,
-            s.batch_size,
-            real.device,
-        )
+        self.pair, self.length = pair, settings.length
+        self.batch_size, self.device = s.batch_size, real.device
         self.baseline = make_baseline(settings, num_symbols)
         if self.baseline is not None:
             self.baseline.to(real.device)
@@ -142,9 +138,8 @@ class GeneratorTraining:
             raise Collapse("the generator has collapsed: all sequences of a minibatch are the same")
         if float(returns.max() - returns.min()) <= 1e-9:
             answer = (
-                f"the reward is {float(returns.mean()):.3g} for every sequence and prefix, "
-                "so "
-                "the generator has nothing to learn from"
+                f"the reward is {float(returns.mean()):.3g} for every sequence and prefix, so the "
+                "generator has nothing to learn from"
             )
             raise Collapse(
                 f"the discriminator has collapsed: {answer}; a lower discriminator.learning_rate "
@@ -168,54 +163,21 @@ class GeneratorTraining:
         return float(self._likelihood.step(batch)) / batch.num_observations
 
     def follow(self) -> None:
-        """Let the policy of the rollouts come after the generator."""
+        """Update the policy of the rollouts: a moving average of the generator's weights."""
         if self.rollouts is not None:
             self.rollouts.follow(self.pair)
 
-    def state(self) -> dict[str, Any]:
-        """All that a resumed run needs besides the generator's weights."""
-        policy: Any = None
-        if self.rollouts is not None:
-            with self.rollouts.policy.scope():
-                policy = self.rollouts.policy.weights()
-        baseline = None if self.baseline is None else dict(self.baseline.state_dict())
-        return {
-            "optimiser": self.optimiser.state(),
-            "policy": policy,
-            "baseline": baseline,
-            "real": self.real.state(),
-        }
-
-    def describe_state(self, where: Any) -> Kind:
-        """The kind of a `state()`; `where` is for messages."""
-        policy: Kind = Nothing()
-        if self.rollouts is not None:
-            policy = Checked(self._check_policy(where))
-        baseline = Nothing() if self.baseline is None else like_all(self.baseline.state_dict())
-        kinds = {
-            "optimiser": self.optimiser.describe_state(),
-            "policy": policy,
-            "baseline": baseline,
-            "real": self.real.describe_state(),
-        }
-        return Fields(kinds)
-
-    def _check_policy(self, where: Any) -> Callable[[Any], None]:
-        def check_policy(weights: Any) -> None:
-            assert self.rollouts is not None
-            with self.rollouts.policy.scope():
-                self.rollouts.policy.check_weights(weights, where)
-
-        return check_policy
-
-    def load_state(self, state: dict[str, Any], where: Any) -> None:
-        """Go on from `state()`; raises `ValueError` for what could not be one, `UserError` for
-        weights that do not fit.
+    def states(self, where: str | Path) -> States:
+        """All that a resumed run needs besides the generator's weights; `where` it is read from is
+        for messages.
         """
-        self.optimiser.load_state(state["optimiser"])
-        self.real.load_state(state["real"])
-        if self.rollouts is not None:
-            with self.rollouts.policy.scope():
-                self.rollouts.policy.load_weights(state["policy"], where)
-        if self.baseline is not None:
-            load_weights(dict(self.baseline.state_dict()), state["baseline"], where)
+        nothing = Entry(lambda: None, lambda state: None, Nothing)
+        rollouts, baseline = self.rollouts, self.baseline
+        return States(
+            {
+                "optimiser": self.optimiser,
+                "real": position_of(self.real),
+                "policy": weights_of(rollouts.policy, where) if rollouts else nothing,
+                "baseline": weights_of_module(baseline, where) if baseline else nothing,
+            }
+        )

@@ -214,7 +214,7 @@ def test_resuming_equals_not_having_stopped(
         tmp_path / "tree",
         {
             "weights": dict(network.state_dict()),
-            "training": training.state(),
+            "training": training.state_dict(),
             "random": random_state(),
         },
     )
@@ -224,14 +224,14 @@ def test_resuming_equals_not_having_stopped(
     resumed_network = make()
     resumed_network.load_state_dict(saved["weights"])
     resumed = DiscriminatorTraining(resumed_network, seed=6)
-    resumed.load_state(saved["training"])
+    resumed.load_state_dict(saved["training"])
     set_random_state(saved["random"])
     assert [resumed.epoch(real, generated) for _ in range(2)] == unbroken
     assert all(
         torch.equal(a, b)
         for a, b in zip(network.parameters(), resumed_network.parameters(), strict=True)
     )
-    actual, expected = resumed.state(), training.state()
+    actual, expected = resumed.state_dict(), training.state_dict()
     assert (
         actual["random"] == expected["random"]
         and actual["optimiser"]["steps"] == expected["optimiser"]["steps"] == 8
@@ -241,7 +241,7 @@ def test_resuming_equals_not_having_stopped(
 def test_damaged_states_are_refused_and_change_nothing(make: Callable[..., Discriminator]) -> None:
     training = DiscriminatorTraining(make())
     training.epoch(*both())
-    before = copy.deepcopy(training.state())
+    before = copy.deepcopy(training.state_dict())
     other = DiscriminatorTraining(Recorded())
     other.epoch(torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1, dtype=torch.long))
     damaged: list[dict[str, Any]] = [
@@ -250,23 +250,26 @@ def test_damaged_states_are_refused_and_change_nothing(make: Callable[..., Discr
         {"random": before["random"]},
         before | {"random": {"words": {"state": "x", "inc": "1"}, "has_uint32": 0, "uinteger": 0}},
         before | {"optimiser": before["optimiser"] | {"steps": -1}},
-        before | {"optimiser": other.state()["optimiser"]},
+        before | {"optimiser": other.state_dict()["optimiser"]},
     ]
     training.random.permutation(7)
-    now = copy.deepcopy(training.state())
+    now = copy.deepcopy(training.state_dict())
     for state in damaged:
         with pytest.raises((KeyError, TypeError, ValueError)):
-            training.load_state(state)
-        assert training.state()["random"] == now["random"] and training.optimiser.steps == 2
-    training.load_state(before)
-    assert training.state()["random"] == before["random"]
+            training.load_state_dict(state)
+        assert training.state_dict()["random"] == now["random"] and training.optimiser.steps == 2
+    training.load_state_dict(before)
+    assert training.state_dict()["random"] == before["random"]
 
 
 def test_settings() -> None:
     settings = DiscriminatorSettings(learning_rate=0.01, batch_size=7, l2=0.3)
     training = DiscriminatorTraining.of(Recorded(), settings, seed=3)
     assert (training.optimiser.learning_rate, training.batch_size, training.l2) == (0.01, 7, 0.3)
-    assert training.state()["random"] == DiscriminatorTraining(Recorded(), seed=3).state()["random"]
+    assert (
+        training.state_dict()["random"]
+        == DiscriminatorTraining(Recorded(), seed=3).state_dict()["random"]
+    )
 
 
 @pytest.mark.parametrize("mode", [False, True])

@@ -173,6 +173,23 @@ def test_the_best_weights_are_kept_and_left_in_the_generator(
     )
 
 
+def test_checkpoints_have_the_names_they_always_had(
+    make: Make, scripted: Callable[..., None]
+) -> None:
+    """Runs that were begun by an older version go on."""
+    scripted((9.0, 7.0), (8.0, 7.1))
+    training, _ = make(adversarial__num_steps=1, adversarial__valid_every=1)
+    training.fit()
+    saved = load_tree(training.run.last)
+    assert saved.keys() == {
+        *("step", "rounds", "minutes", "best", "validations_since_best", "validated"),
+        *("pretrained_nll", "weights", "discriminator", "generator_training"),
+        *("discriminator_training", "metrics_size", "random"),
+    }
+    assert saved["generator_training"].keys() == {"optimiser", "policy", "baseline", "real"}
+    assert saved["discriminator_training"].keys() == {"optimiser", "random"}
+
+
 def test_training_stops_after_so_many_validations_without_a_better_figure(
     make: Make, scripted: Callable[..., None]
 ) -> None:
@@ -316,4 +333,5 @@ def test_training_leaves_the_random_state_of_validations_alone(make: Make) -> No
         training, _ = make(adversarial__num_steps=3, adversarial__valid_every=every)
         training.fit()
         weights.append(load_tree(training.run.last)["weights"]["model"])
+        training.run.last.unlink()  # a training is never begun over another
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

@@ -1,0 +1,362 @@
+"""The training loop: stages whose steps take turns until a budget is used up, callbacks after each
+step, and checkpoints from which a killed training goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pyro_seq._progress import duration
+from pyro_seq._schema import check
+from pyro_seq.errors import UserError
+from pyro_seq.runs.checkpoint import going_on_from, load_tree
+from pyro_seq.runs.folder import RunFolder
+from pyro_seq.runs.stateful import Stateful, States
+from pyro_seq.train.interruption import Interruption
+from pyro_seq.train.log import TrainingLog
+
+EXPECTED_WARNINGS = (
+    "Encountered (NaN|[+-]?inf)",  # the error that follows says more
+    ".* was not registered in the param store because requires_grad=False",  # on purpose
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a training takes: steps, minutes, or validations without a better figure.
+
+    Args:
+        section: of the settings that say so.
+        num_steps: at most.
+        max_minutes: at most, over all resumptions; `None` for no limit.
+        patience: validations without a better figure; 0 for no limit.
+    """
+
+    section: str
+    num_steps: int
+    max_minutes: float | None = None
+    patience: int = 0
+
+    def fraction(self, step: int, minutes: float) -> float:
+        """Return the fraction of the budget used, by steps or minutes, the larger, in [0, 1]."""
+        by_steps = step / self.num_steps if self.num_steps else 1.0
+        by_minutes = minutes / self.max_minutes if self.max_minutes else 0.0
+        return min(1.0, max(by_steps, by_minutes))
+
+    def used_up(self, step: int, minutes: float, validations: int = 0) -> str | None:
+        """Return which limit is reached, in words that name the setting, or `None`.
+
+        Args:
+            step, minutes: of training, over all resumptions.
+            validations: without a better figure, since the best.
+        """
+        if step >= self.num_steps:
+            return f"{self.section}.num_steps is {self.num_steps:,}"
+        if self.max_minutes is not None and minutes >= self.max_minutes:
+            return f"{self.section}.max_minutes is {self.max_minutes:g}"
+        if 0 < self.patience <= validations:
+            return (
+                f"{self.section}.patience is {self.patience}, and so many validations brought "
+                "nothing better"
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step that is repeated for as long as it is the stage's turn.
+
+    Args:
+        step: makes one step, and counts it in `Loop.step` if it is one of the budget's.
+        scope: a context around all steps of a turn; entering one for each step would cost a tenth
+            of a small step.
+    """
+
+    step: Callable[[], object]
+    scope: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+class Callback:
+    """Called by a loop on its way; a subclass defines what it needs."""
+
+    def on_train_start(self, loop: Loop) -> None:
+        """Called before the first step, also of a resumed training."""
+
+    def on_step_end(self, loop: Loop) -> None:
+        """Called after each step of any stage."""
+
+    def on_train_end(self, loop: Loop) -> None:
+        """Called after the last step, unless the training was interrupted."""
+
+
+class EveryNSteps(Callback):
+    """Calls an action every so many steps, 0 for never: samples, means of figures."""
+
+    def __init__(self, every: int, action: Callable[[], object]) -> None:
+        self.every, self.action = every, action
+
+    def on_step_end(self, loop: Loop) -> None:
+        """See `Callback`."""
+        if self.every and loop.step and loop.step % self.every == 0:
+            self.action()
+
+
+class Checkpoint(Callback):
+    """Saves a checkpoint every so many seconds, and where a stage ends."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.saved = seconds, 0.0
+
+    def on_train_start(self, loop: Loop) -> None:
+        """See `Callback`."""
+        self.saved = time.monotonic()
+
+    def on_step_end(self, loop: Loop) -> None:
+        """See `Callback`."""
+        if loop.stage_ended or time.monotonic() - self.saved >= self.seconds:
+            loop.save()
+            self.saved = time.monotonic()
+
+
+class Measured(NamedTuple):
+    """Figures of a validation: all by name, those shown, the one that decides, whether it is the
+    best so far, and an error to be raised once the best weights are kept.
+    """
+
+    figures: dict[str, float]
+    shown: str
+    value: float
+    better: bool
+    error: UserError | None = None
+
+
+class Validate(Callback):
+    """Measures every so many steps and at the end, keeps the best weights, and counts the
+    validations that early stopping waits for.
+
+    Args:
+        every: steps between validations.
+        measure: the figures, and whether they are the best so far.
+        keep: keeps the weights as the best ones.
+        evaluating: a context around both, such as evaluation mode.
+        at_start: whether to validate, and save a checkpoint, before the first step too.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        measure: Callable[[], Measured],
+        keep: Callable[[], object],
+        *,
+        evaluating: Callable[[], AbstractContextManager[object]] = nullcontext,
+        at_start: bool = False,
+    ) -> None:
+        self.every, self.measure, self.keep, self.evaluating = every, measure, keep, evaluating
+        self.best: float | None = None
+        self.validated = -1 if at_start else 0  # the step of the last validation
+
+    def on_train_start(self, loop: Loop) -> None:
+        """See `Callback`."""
+        if self.validated < 0:
+            self.validate(loop)
+            loop.save()
+
+    def on_step_end(self, loop: Loop) -> None:
+        """See `Callback`."""
+        if loop.step != self.validated and loop.step % self.every == 0:
+            self.validate(loop)
+
+    def on_train_end(self, loop: Loop) -> None:
+        """See `Callback`."""
+        if loop.step != self.validated:
+            self.validate(loop)
+
+    def validate(self, loop: Loop) -> None:
+        """Measure, and keep the weights if they are the best."""
+        self.validated = loop.step
+        with self.evaluating():
+            found = self.measure()
+            loop.report("valid", found.figures)
+            loop.validations_since_best += 1
+            if found.better:
+                self.best, loop.validations_since_best = found.value, 0
+                self.keep()
+        best = "  (best so far)" if found.better else ""
+        loop.log.progress.say(f"{loop.name} {loop.step}  validation {found.shown}{best}")
+        if found.error is not None:
+            raise found.error
+
+
+class Loop:
+    """Trains by steps of stages that take turns, and goes on exactly where it was stopped.
+
+    What a checkpoint holds are the `states`: a training that was killed and resumed is that of an
+    unbroken one, bit by bit on a CPU, if all that changes from step to step is among them. A
+    subclass may make them in `prepare`, where its parameters are known.
+
+    Args:
+        stages: by name.
+        budget: the end of the training.
+        states: what a checkpoint holds, by name; `step` and `minutes` are the loop's attributes.
+        callbacks: called in this order.
+        run: the folder of checkpoints and metrics, `None` for none.
+        log: of metrics and progress.
+        name: of a step, in messages.
+        scope: a context around everything, such as a pair's parameter store.
+        training: a context around all steps and callbacks.
+    """
+
+    step = 0
+    minutes = 0.0  # of training, over all resumptions
+    validations_since_best = 0  # without a better figure
+
+    def __init__(
+        self,
+        stages: Mapping[str, Stage],
+        budget: Budget,
+        *,
+        states: Mapping[str, Stateful] | None = None,
+        callbacks: Iterable[Callback] = (),
+        run: RunFolder | None = None,
+        log: TrainingLog | None = None,
+        name: str = "step",
+        scope: Callable[[], AbstractContextManager[object]] = nullcontext,
+        training: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.stages, self.budget, self.run, self.name = stages, budget, run, name
+        self.scope, self.training = scope, training
+        self.states, self.callbacks = States(states or {}), list(callbacks)
+        self.log = log or TrainingLog(units="steps", bits="bits/step", quiet=True)
+        self.begun = False  # also where it goes on: what a checkpoint holds has been taken over
+        self.stage_ended = False  # with the latest step
+        self._interruption = Interruption()
+
+    def fit(self, *, resume: bool = False) -> None:
+        """Train until the budget is used up or Ctrl-C is pressed (then a checkpoint is saved
+        first); with `resume` go on from the run's last checkpoint, if there is one.
+
+        Raises `UserError` for a run that holds a training already, or one that this training cannot
+        go on from, and `KeyboardInterrupt` (with the signal's number) after Ctrl-C or SIGTERM.
+        """
+        self._interruption.wished, self.begun = 0, False
+        with ExitStack() as stack:
+            stack.enter_context(self.scope())
+            if self.run is not None:
+                stack.enter_context(self.run.locked())
+            stack.enter_context(warnings.catch_warnings())
+            for message in EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            resumed = self.begin(resume=resume)
+            stack.enter_context(self.log.opened(self.run, step=self.logged_step))
+            stack.enter_context(self._interruption.noticed())
+            self.begun = True
+            stack.enter_context(self.training())
+            if resumed:
+                self.log.progress.say(f"going on after {self.where()}")
+            for callback in self.callbacks:
+                callback.on_train_start(self)
+            self._run()
+            self._end()
+        if self._interruption.wished:
+            raise KeyboardInterrupt(self._interruption.wished)
+
+    def begin(self, *, resume: bool) -> bool:
+        """Prepare, and go back to the last checkpoint if there is one, else save a first one, so
+        that a run killed before its second starts from the same weights; whether there was one.
+        """
+        there = self.run is not None and self.run.last.exists()
+        if there and not resume:
+            raise UserError(
+                f"{self.run} holds a training: go on with it (resume), or train into another folder"
+            )
+        self.prepare()
+        if self.run is None or not there:
+            self.save()
+            return False
+        last = self.run.last
+        with going_on_from(last):
+            saved = load_tree(last)
+            self.check(saved, last)
+            self.states.load_state_dict(saved)
+        return True
+
+    def check(self, saved: object, where: Path) -> None:
+        """Raise `UserError` unless this training could go on from a checkpoint read from there."""
+        check(saved, self.states.describe_state(), where)
+
+    def _run(self) -> None:
+        started, before = time.monotonic(), self.minutes
+        while not self._is_over():
+            stage = self.stage()
+            with stage.scope():
+                self.stage_ended = False
+                while not self.stage_ended and not self._is_over():
+                    stage.step()
+                    self.minutes = before + (time.monotonic() - started) / 60
+                    self.stage_ended = self.stage() is not stage
+                    for callback in self.callbacks:
+                        callback.on_step_end(self)
+
+    def _end(self) -> None:
+        if not self._interruption.wished:
+            for callback in self.callbacks:
+                callback.on_train_end(self)
+        self.save()
+        if not self._interruption.wished:
+            self.conclude()
+            self.log.progress.say(f"{self.where()} is the last: {self.stopped_by()}")
+
+    def _is_over(self) -> bool:
+        return bool(self._interruption.wished) or self.stopped_by() is not None
+
+    def save(self) -> None:
+        """Save a checkpoint, if there is a run to keep it."""
+        if self.run is not None:
+            self.run.save(self.run.last, self.states.state_dict())
+
+    def report(self, split: str, figures: dict[str, float]) -> None:
+        """Write figures of a split to metrics and TensorBoard."""
+        self.log.report(self.step, split, figures)
+
+    def left(self) -> str:
+        """Return how long the rest of the budget takes at the pace so far, in words."""
+        used = self.budget.fraction(self.step, self.minutes)
+        return f"{duration(self.minutes * 60 * (1 - used) / used) if used > 0 else '?'} left"
+
+    def kept(self) -> str:
+        """Return where the last good checkpoint is, to be added to a message."""
+        there = self.run is not None and self.run.last.exists()
+        return f"; the last good checkpoint is {self.run.last}" if self.run and there else ""
+
+    # what a subclass may say
+
+    def stage(self) -> Stage:
+        """Return the stage whose turn it is; the first one unless a subclass says."""
+        return next(iter(self.stages.values()))
+
+    def stopped_by(self) -> str | None:
+        """Return what ends the training where it stands, in words that name the setting, or
+        `None`.
+        """
+        return self.budget.used_up(self.step, self.minutes, self.validations_since_best)
+
+    def where(self) -> str:
+        """Return where the training stands, in words."""
+        return f"{self.name} {self.step}"
+
+    @property
+    def logged_step(self) -> int:
+        """The step of the latest events in TensorBoard."""
+        return self.step
+
+    def prepare(self) -> None:
+        """Make what needs the scope, before a checkpoint is read or the first one saved."""
+
+    def conclude(self) -> None:
+        """Finish a training that was not interrupted, after its last checkpoint."""

@@ -1,0 +1,129 @@
+"""Updates of a pair by `pyro.infer.SVI`, the objective in nats per observation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+from pyro.infer import ELBO, SVI
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.infer.elbo import Recorder, make_elbo
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.scale_latents import ScaleLatents, scales_summed_out
+from pyro_seq.train.divergence import diverged
+from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
+from pyro_seq.train.preflight import find_parameters, tried
+from pyro_seq.train.schedules import kl_strength
+from pyro_seq.train.settings import TrainingSettings
+
+
+class Batches(Protocol):
+    """An endless stream of training batches that can be left and gone on with."""
+
+    def draw(self) -> tuple[SequenceBatch, bool]:
+        """Draw the next batch, and whether it goes on where the one before ended, so that states
+        are carried over.
+        """
+
+    def state(self) -> Any:
+        """Return where the stream stands, as a tree of tensors and plain values."""
+
+    def load_state(self, state: Any) -> None:
+        """Go on from `state()`."""
+
+
+class SVIUpdates:
+    """Updates of a pair that maximise (1/n) (E_q[log p(x | z)] - beta KL) over a batch's n
+    observations, by `pyro.infer.SVI`; beta and all else are the settings'.
+
+    Args:
+        pair: model and guide; all is done inside its scope.
+        settings: of the objective and the optimiser.
+        elbo: the objective, in place of the settings'.
+    """
+
+    optimiser: JointOptimiser
+
+    def __init__(self, pair: Pair, settings: TrainingSettings, elbo: ELBO | None = None) -> None:
+        self.pair, self.settings = pair, settings
+        self.elbo: Any = elbo or make_elbo(
+            settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits
+        )
+        self.recorder = Recorder(self.elbo)
+        # of the untrained pair, its divergence at full strength
+        self.first_loss: float | None = None
+        self.recent_loss = math.nan  # a moving average
+        self._step, self._summed_out_scaled = 0, False
+        # particles one after the other are each back-propagated by themselves, so they cannot share
+        # a part of the graph
+        self._shares = getattr(self.elbo, "num_particles", 1) == 1 or getattr(
+            self.elbo, "vectorize_particles", False
+        )
+
+    def prepare(self, batches: Batches) -> list[str]:
+        """Make the optimiser after a look at the first batch, which leaves no other trace; the
+        names of parameters that have no gradient there.
+        """
+        with tried(self.pair, batches) as batch:
+            parameters, without = find_parameters(self.pair, self.elbo, batch)
+            self._summed_out_scaled = scales_summed_out(
+                self.elbo, self.pair.model, self.pair.guide, batch, self.kl_strength(0)
+            )
+        self.recorder.take()
+        self.optimiser = JointOptimiser.of(parameters, self.settings)
+        self.run_as(self.pair.model, self.pair.guide)
+        return without
+
+    def run_as(self, model: Any, guide: Any) -> None:
+        """Run these in place of the pair's model and guide, such as in another precision."""
+        self._svi = SVI(
+            model,
+            guide,
+            self.optimiser,
+            loss=self.elbo.loss,
+            loss_and_grads=self._loss_and_grads,
+        )
+
+    def update(self, batch: SequenceBatch, step: int, factor: float) -> dict[str, float]:
+        """Make one update, after `step` others, at a factor of the learning rate.
+
+        Returns its figures in nats per observation. Raises `NonFiniteValue`, before the weights are
+        changed.
+        """
+        self.optimiser.scale_learning_rate(factor)
+        self._step = step
+        loss = self._svi.step(batch.remembering() if self._shares else batch)
+        parts, n = self.recorder.take(), max(1, batch.num_observations)
+        figures = {
+            "loss": loss,
+            **(parts.per(n) if parts else {}),
+            "gradient_norm": self.optimiser.gradient_norm,
+        }
+        if step == 0:
+            self.first_loss = max(loss, -figures.get("elbo", -loss))
+        self.recent_loss = (
+            loss if math.isnan(self.recent_loss) else 0.9 * self.recent_loss + 0.1 * loss
+        )
+        return figures
+
+    def _loss_and_grads(self, model: Any, guide: Any, batch: SequenceBatch) -> float:
+        per_observation = 1.0 / max(1, batch.num_observations)
+        with ScaleLatents(
+            self.kl_strength(self._step), summed_out=self._summed_out_scaled
+        ) as scaled:
+            loss = self.elbo.loss_and_grads(model, scaled.noting(guide), batch) * per_observation
+        # not a scale of the densities: not every objective is linear in them
+        self.optimiser.gradient_scale = per_observation
+        if not math.isfinite(loss):
+            raise NonFiniteValue(self.recorder.first_non_finite() or "the loss")
+        return loss
+
+    def kl_strength(self, step: int) -> float:
+        """Return beta after `step` updates."""
+        s = self.settings
+        return kl_strength(step, schedule=s.kl_schedule, start=s.kl_start, steps=s.kl_steps)
+
+    def diverged(self) -> bool:
+        """Return whether the moving average of the loss is far beyond the first one."""
+        return not math.isnan(self.recent_loss) and diverged(self.recent_loss, self.first_loss)
