@@ -259,7 +259,11 @@ def training_options(
         SEED,
         DEVICE,
         threads_option(threads),
-        click.option("--resume", is_flag=True, help="Go on where the run in --run-dir stopped."),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Go on where the run in --run-dir stopped; what it has may be named again.",
+        ),
         click.option("--quiet", is_flag=True, help="No progress on stderr."),
     ]
 
@@ -271,15 +275,10 @@ def training_options(
     return add
 
 
-def given_options(*names: str) -> list[str]:
-    """Those of the parameters `names` that stand on the command line, as they are written there."""
-    context = click.get_current_context()
-    given = [
-        name
-        for name in names
-        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
-    ]
-    return [parameter.opts[0] for parameter in context.command.params if parameter.name in given]
+def from_command_line(*names: str) -> list[str]:
+    """Return those of the parameters `names` that stand on the command line."""
+    source = click.get_current_context().get_parameter_source
+    return [name for name in names if source(name) == click.core.ParameterSource.COMMANDLINE]
 
 
 @contextmanager

@@ -19,21 +19,21 @@ from pyro_seq.cli.common import (
     Programs,
     described,
     doubt,
-    given_options,
+    from_command_line,
     keep_apart,
     pick_device,
     run_dir_option,
     scoring_options,
     temperature_option,
-    training_options,
 )
-from pyro_seq.cli.programs.training import train_run
+from pyro_seq.cli.programs.training import TrainCommand, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pyro_seq.music.data.sources import Found
     from pyro_seq.music.model.training import MusicModel, MusicScore
+    from pyro_seq.music.program import MusicProgram
 
 MOST_SECONDS = 7_200
 FILES = "FILE|DIR|GLOB"
@@ -64,7 +64,18 @@ def midi() -> None:
     """
 
 
-@midi.command()
+def _program() -> MusicProgram:
+    from pyro_seq.music.program import music_program
+
+    return music_program
+
+
+@midi.add_command
+@TrainCommand(
+    _program,
+    "default, quick, best, demo, and those for published data sets, jsb-… and nottingham-…",
+    out_dir="samples",
+)
 @click.option(
     "--train-files",
     multiple=True,
@@ -111,9 +122,6 @@ def midi() -> None:
     metavar="G",
     help="Frames a beat, tempo changes followed, in place of a rate (rolls.grid).",
 )
-@training_options(
-    "default, quick, best, demo, and those for published data sets, jsb-… and nottingham-…"
-)
 def train(
     train_files: tuple[str, ...],
     valid_files: tuple[str, ...],
@@ -122,8 +130,7 @@ def train(
     start_from: Path | None,
     rate: float | None,
     grid: int | None,
-    **options: Any,
-) -> None:
+) -> Wanted:
     """Train on pieces of music and keep the run in a folder.
 
     Arrays of piano rolls (.npz) are read too, and bring validation pieces of their own. Settings
@@ -132,7 +139,7 @@ def train(
     that the run was begun with.
     """
     context = click.get_current_context()
-    if valid_files and given_options("valid_fraction"):
+    if valid_files and from_command_line("valid_fraction"):
         message = (
             "--valid-files and --valid-fraction exclude each other: validation pieces are "
             "files or a part of the training files"
@@ -148,33 +155,25 @@ def train(
             "--rate and --grid exclude each other: frames are counted by seconds or by beats",
             context,
         )
-    if demo and options["preset"] is None:
-        options["preset"] = "demo"
-    train_run(
-        "midi",
-        "pyro_seq.music.program",
-        data={
-            "train": train_files,
-            "valid": valid_files,
+    missing = (
+        "--train-files is missing: the music to learn from (or --demo, for some that comes with "
+        "pyroseq)"
+    )
+    return Wanted(
+        {
+            "train_files": train_files,
+            "valid_files": valid_files,
             "valid_fraction": valid_fraction,
             "demo": demo,
             "start_from": start_from,
         },
-        moved={"train_files": train_files, "valid_files": valid_files},
-        missing=None
-        if train_files or demo
-        else (
-            "--train-files is missing: the music to learn from (or --demo, for some that comes "
-            "with pyroseq)"
-        ),
-        fixed=("valid_fraction", "demo", "start_from"),
-        overrides=[
+        [
             ("--rate", "rolls.rate", rate),
             ("--rate", "rolls.grid", None if rate is None else 0),
             ("--grid", "rolls.grid", grid),
         ],
-        out_dir="samples",
-        **options,
+        missing=None if train_files or demo else missing,
+        preset="demo" if demo else None,
     )
 
 
@@ -396,7 +395,6 @@ def report(
     import torch
 
     from pyro_seq.music.evaluation.report import Asked, run_report
-    from pyro_seq.runs.folder import RunFolder
     from pyro_seq.runs.writing import replacing
 
     path = out or run_dir / "report.html"
@@ -409,7 +407,7 @@ def report(
     # says what is wrong before minutes of sampling
     with replacing(path, follow=out is not None) as temporary:
         page, distances = run_report(
-            RunFolder(run_dir, "midi"), music, pieces, asked, source=source
+            _program().folder(run_dir), music, pieces, asked, source=source
         )
         temporary.write_text(page, encoding="utf-8")
     click.echo(str(path))
@@ -460,15 +458,12 @@ def _real_pieces(
 ) -> tuple[list[Tensor], str]:
     """(pieces to compare with, what they are called)."""
     from pyro_seq.errors import UserError
-    from pyro_seq.music.program import KIND, read_pieces_json, same_pieces
-    from pyro_seq.runs.folder import RunFolder
 
     if patterns:
         return _read(music, patterns, run_dir, name_all=True).pieces, "the pieces given"
-    _, digest, data = read_pieces_json(RunFolder(run_dir, KIND))
     instead = "name real music to compare with, by --eval-files"
     try:
-        pieces = list(same_pieces(music.settings, data, digest, run_dir, quiet=False).valid)
+        pieces = list(_program().pieces_of(run_dir, music.settings).valid)
     except UserError as error:
         raise UserError(f"{error}; {instead}") from None
     if not pieces:

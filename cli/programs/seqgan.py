@@ -24,12 +24,12 @@ from pyro_seq.cli.common import (
     pick_device,
     run_dir_option,
     temperature_option,
-    training_options,
 )
-from pyro_seq.cli.programs.training import train_run
+from pyro_seq.cli.programs.training import TrainCommand, Wanted
 
 if TYPE_CHECKING:
     from pyro_seq.seqgan.evaluation import Evaluation
+    from pyro_seq.seqgan.program import SeqGANProgram
     from pyro_seq.seqgan.sweeps import Sweep
     from pyro_seq.seqgan.tasks.base import Figure
 
@@ -126,7 +126,14 @@ def seqgan() -> None:
     """
 
 
-@seqgan.command()
+def _program() -> SeqGANProgram:
+    from pyro_seq.seqgan.program import seqgan_program
+
+    return seqgan_program
+
+
+@seqgan.add_command
+@TrainCommand(_program, "default, paper, quick, melodies", DURATIONS)
 @click.option(
     "--task",
     metavar="oracle|text|music",
@@ -138,7 +145,6 @@ def seqgan() -> None:
     is_flag=True,
     help="Of the task music: learn from a dozen small tunes that come with pyroseq.",
 )
-@training_options("default, paper, quick, melodies", DURATIONS)
 @click.option(
     "--rollouts",
     type=int,
@@ -159,34 +165,22 @@ def train(
     rollouts: int | None,
     rollout_batch: int | None,
     reward: str | None,
-    **options: Any,
-) -> None:
+    **data: Any,
+) -> Wanted:
     """Train by maximum likelihood, then against a discriminator, and keep the run in a folder.
 
     Settings come from the defaults or a preset, then --config, then --set and the options that
     stand for a setting. Ctrl-C saves a checkpoint; --resume goes on from it, with the settings and
     the data that the run was begun with.
     """
-    data = {
-        name: options.pop(name)
-        for name in ("oracle", "corpus", "train_files", "valid_files", "test_files")
-    }
-    demo = options.pop("demo")
-    train_run(
-        "seqgan",
-        "pyro_seq.seqgan.program",
-        data=data | {"demo": demo},
-        moved=data,
-        missing=None,  # it depends on the task, which may be named in a file of settings
-        fixed=("demo",),
-        overrides=[
+    return Wanted(  # which data is missing depends on the task, perhaps named in a file of settings
+        data,
+        [
             ("--task", "task.kind", task),
             ("--rollouts", "adversarial.rollouts", rollouts),
             ("--rollout-batch", "adversarial.rollout_batch", rollout_batch),
             ("--reward", "adversarial.reward", reward),
         ],
-        durations=DURATIONS,
-        **options,
     )
 
 
@@ -227,9 +221,8 @@ def generate(
 
     from pyro_seq.runs.writing import new_folder
     from pyro_seq.seqgan.metrics.quality import generated
-    from pyro_seq.seqgan.program import load
 
-    generator = load(run_dir, pick_device(device), pair=pair, weights=weights)
+    generator = _program().load(run_dir, pick_device(device), pair=pair, weights=weights)
     with new_folder(out_dir, "--out-dir") if out_dir is not None else nullcontext():
         torch.manual_seed(seed)
         rendering, length = generator.rendering, generator.settings.length
