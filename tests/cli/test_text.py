@@ -318,7 +318,7 @@ def test_second_ctrl_c_ends_at_once_and_the_run_is_kept(
         time.sleep(30)
         pytest.fail("was not stopped")
 
-    monkeypatch.setattr("pyro_seq.text.training.validate", endless)
+    monkeypatch.setattr("pyro_seq.text.program.validate", endless)
     assert (
         pyroseq(
             "text",
