@@ -122,15 +122,7 @@ def _program() -> MusicProgram:
     metavar="G",
     help="Frames a beat, tempo changes followed, in place of a rate (rolls.grid).",
 )
-def train(
-    train_files: tuple[str, ...],
-    valid_files: tuple[str, ...],
-    valid_fraction: float,
-    demo: bool,
-    start_from: Path | None,
-    rate: float | None,
-    grid: int | None,
-) -> Wanted:
+def train(rate: float | None, grid: int | None, **source: Any) -> Wanted:
     """Train on pieces of music and keep the run in a folder.
 
     Arrays of piano rolls (.npz) are read too, and bring validation pieces of their own. Settings
@@ -138,7 +130,8 @@ def train(
     setting. Ctrl-C saves a checkpoint; --resume goes on from it, with the settings and the pieces
     that the run was begun with.
     """
-    context = click.get_current_context()
+    context, demo = click.get_current_context(), source["demo"]
+    train_files, valid_files = source["train_files"], source["valid_files"]
     if valid_files and from_command_line("valid_fraction"):
         message = (
             "--valid-files and --valid-fraction exclude each other: validation pieces are "
@@ -160,13 +153,7 @@ def train(
         "pyroseq)"
     )
     return Wanted(
-        {
-            "train_files": train_files,
-            "valid_files": valid_files,
-            "valid_fraction": valid_fraction,
-            "demo": demo,
-            "start_from": start_from,
-        },
+        source,
         [
             ("--rate", "rolls.rate", rate),
             ("--rate", "rolls.grid", None if rate is None else 0),

@@ -78,33 +78,21 @@ def _program() -> TextProgram:
     metavar="F",
     help="The text whose characters make the vocabulary; else the training corpus.",
 )
-def train(
-    train_corpus: Path | None,
-    valid_corpus: Path | None,
-    valid_fraction: float,
-    vocab_corpus: Path | None,
-) -> Wanted:
+def train(**source: Any) -> Wanted:
     """Train on a text and keep the run in a folder.
 
     Settings come from the defaults or a preset, then --config, then --set and the options that
     stand for a setting. Ctrl-C saves a checkpoint; --resume goes on from it, with the settings and
     the corpora that the run was begun with.
     """
-    if valid_corpus is not None and from_command_line("valid_fraction"):
+    if source["valid_corpus"] is not None and from_command_line("valid_fraction"):
         message = (
             "--valid-corpus and --valid-fraction exclude each other: the validation text is "
             "a file or a part of the training corpus"
         )
         raise click.UsageError(message, click.get_current_context())
-    return Wanted(
-        {
-            "train_corpus": train_corpus,
-            "valid_corpus": valid_corpus,
-            "valid_fraction": valid_fraction,
-            "vocab_corpus": vocab_corpus,
-        },
-        missing=None if train_corpus else "--train-corpus is missing: the text to learn from",
-    )
+    missing = "--train-corpus is missing: the text to learn from"
+    return Wanted(source, missing=None if source["train_corpus"] else missing)
 
 
 @text.command()

@@ -118,6 +118,8 @@ class GameProgram(Program[GameSettings, GameTraining, GameTraining]):
         """See `Program`."""
         game, _ = read_document(request.run)
         named = Named(request.said.get(ENV), request.said.get(ENV_KWARGS))
+        # also the environment of game.json, which is the one that is made
+        named.check_same(game.name, request.settings.play.env_kwargs, request.run)
         path = request.run.path
         return _training(request, game, lambda: open_named(game, request.settings, named, path))
 
@@ -130,22 +132,14 @@ class GameProgram(Program[GameSettings, GameTraining, GameTraining]):
         return read_document(run)[1], {}
 
     def train(
-        self,
-        data: GameTraining,
-        settings: GameSettings,
-        run: RunFolder,
-        *,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        resume: bool = False,
-        quiet: bool = False,
+        self, data: GameTraining, request: Request[GameSettings], *, resume: bool = False
     ) -> GameTraining:
         """See `Program`; pictures are drawn also where the training was stopped."""
         try:
             data.fit(resume=resume)
         finally:
             if data.begun and data.at.curve:  # a checkpoint that was refused is nothing to draw
-                draw_pictures(data, run)
+                draw_pictures(data, request.run)
         return data
 
     def load(

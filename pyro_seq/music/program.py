@@ -130,27 +130,19 @@ class MusicProgram(Program[MusicSettings, MusicData, MusicModel]):
         return super().is_same(name, own, given)
 
     def train(
-        self,
-        data: MusicData,
-        settings: MusicSettings,
-        run: RunFolder,
-        *,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        resume: bool = False,
-        quiet: bool = False,
+        self, data: MusicData, request: Request[MusicSettings], *, resume: bool = False
     ) -> MusicModel:
         """See `Program`."""
         return train(
             data.pieces,
-            settings,
-            run=run,
+            request.settings,
+            run=request.run,
             start_from=None if data.start_from is None else self.folder(data.start_from),
             markov=data.markov,
-            seed=seed,
-            device=device,
+            seed=request.seed,
+            device=request.device,
             resume=resume,
-            quiet=quiet,
+            quiet=request.quiet,
         )
 
     def scored_run(

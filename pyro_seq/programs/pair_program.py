@@ -11,7 +11,7 @@ import torch
 
 from pyro_seq._progress import Progress
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.programs.program import D, Program, S, T
+from pyro_seq.programs.program import D, Program, Request, S, T
 from pyro_seq.programs.restore import load_pair, pair_to_train
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.train.trainer import Batches, Hooks, Trainer
@@ -52,37 +52,28 @@ class PairProgram(Program[S, D, T]):
         """Yield what is said before training, of the data and of the `pair`, which is in words."""
         yield pair
 
-    def train(
-        self,
-        data: D,
-        settings: S,
-        run: RunFolder,
-        *,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        resume: bool = False,
-        quiet: bool = False,
-    ) -> T:
+    def train(self, data: D, request: Request[S], *, resume: bool = False) -> T:
         """Train on the data, keeping the run in its folder, and return the best model; with
         `resume`, go on from the folder's last checkpoint.
         """
-        torch.manual_seed(seed)
+        settings, run, device = request.settings, request.run, torch.device(request.device)
+        torch.manual_seed(request.seed)
         of: Any = settings
         kind = of.model.kind
         pair = pair_to_train(
             run, lambda: self.new_pair(settings, data), kind, resume, self.described_by
         ).to(device)
-        model = self.model(pair, settings, data, torch.device(device), 0)
-        progress = Progress(quiet=quiet)
-        batches = self.batches(model, data, seed=seed)
+        model = self.model(pair, settings, data, device, 0)
+        progress = Progress(quiet=request.quiet)
+        batches = self.batches(model, data, seed=request.seed)
         with pair.scope():
             parameters = sum(p.numel() for p in pair.parameters().values())
         for line in self.introduce(model, data, f"{kind} with {parameters:,} parameters"):
             progress.say(line)
         hooks = self.hooks(model, data, progress)
-        trainer = Trainer(pair, batches, of.training, run=run, hooks=hooks, quiet=quiet)
+        trainer = Trainer(pair, batches, of.training, run=run, hooks=hooks, quiet=request.quiet)
         trainer.fit(resume=resume)
-        return self.model(pair, settings, data, torch.device(device), trainer.step)
+        return self.model(pair, settings, data, device, trainer.step)
 
     def load(
         self, run_dir: Path | str, device: torch.device | str = "cpu", *, pair: str | None = None

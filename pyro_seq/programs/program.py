@@ -72,6 +72,7 @@ class Request(Generic[S]):
         source: what to learn from, by the names of the program's options.
         run: the folder.
         seed: of all randomness.
+        device: where to compute.
         quiet: no progress on stderr.
         said: when a run is resumed, settings that the user's own words repeat, by dotted name.
         stack: closes, once the training is over, what was opened to read the data.
@@ -81,6 +82,7 @@ class Request(Generic[S]):
     source: Names
     run: RunFolder
     seed: int = 0
+    device: torch.device | str = "cpu"
     quiet: bool = False
     said: Names = field(default_factory=dict)
     stack: ExitStack = field(default_factory=ExitStack)
@@ -130,17 +132,7 @@ class Program(ABC, Generic[S, D, T]):
         other data now."""
 
     @abstractmethod
-    def train(
-        self,
-        data: D,
-        settings: S,
-        run: RunFolder,
-        *,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        resume: bool = False,
-        quiet: bool = False,
-    ) -> T:
+    def train(self, data: D, request: Request[S], *, resume: bool = False) -> T:
         """Train, keeping the run in its folder; with `resume`, go on from its last checkpoint."""
 
     def check(self, settings: S) -> None:
@@ -208,13 +200,13 @@ class Program(ABC, Generic[S, D, T]):
         self.check(settings)
         self.check_device(device)
         with ExitStack() as stack:
-            request = Request(settings, source, run, seed, quiet, stack=stack)
+            request = Request(settings, source, run, seed, device, quiet, stack=stack)
             data = self.read(request)
             documents = dict(self.describe(data, request))
             with run.locked():
                 run.create(dict(flatten(settings)), documents)
                 try:
-                    return self.train(data, settings, run, seed=seed, device=device, quiet=quiet)
+                    return self.train(data, request)
                 except Exception:
                     if not any(stage.last.exists() for stage in self.stages(run)):
                         run.abandon(*documents)
@@ -260,7 +252,7 @@ class Program(ABC, Generic[S, D, T]):
                     break
             own_seed, stored = self.stored_source(run)
             moved = {name: source[name] for name in self.places if source.get(name)}
-            request = Request(settings, stored | moved, run, own_seed, quiet, said, stack)
+            request = Request(settings, stored | moved, run, own_seed, device, quiet, said, stack)
             try:
                 data = self.read_again(request)
             except ContentsDiffer as error:
@@ -269,9 +261,7 @@ class Program(ABC, Generic[S, D, T]):
                 self.check_changes(run, settings)
                 document = run.read_json("run.json") | {"settings": dict(flatten(settings))}
                 run.write_json("run.json", document)
-            return self.train(
-                data, settings, run, seed=own_seed, device=device, resume=True, quiet=quiet
-            )
+            return self.train(data, request, resume=True)
 
     def resumed_settings(
         self,

@@ -7,7 +7,7 @@ by maximum likelihood, whose best weights are the model that adversarial trainin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,19 +130,13 @@ class SeqGANProgram(Program[SeqGANSettings, Task, Generator]):
         return int(known["seed"]), dict(known["data"])
 
     def train(
-        self,
-        data: Task,
-        settings: SeqGANSettings,
-        run: RunFolder,
-        *,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        resume: bool = False,
-        quiet: bool = False,
+        self, data: Task, request: Request[SeqGANSettings], *, resume: bool = False
     ) -> Generator:
         """See `Program`: first by maximum likelihood, then against a discriminator; returns the
         best generator.
         """
+        settings, run, seed = request.settings, request.run, request.seed
+        device, quiet = torch.device(request.device), request.quiet
         num_symbols, first = data.rendering.num_symbols, data.first
         torch.manual_seed(seed)
         stage = run if run.last.exists() else pretraining_of(run)
@@ -154,9 +148,7 @@ class SeqGANProgram(Program[SeqGANSettings, Task, Generator]):
             DESCRIBED_BY,
         ).to(device)
         if stage is not run:
-            pretrain(
-                pair, data, settings, stage, seed=seed, device=device, resume=resume, quiet=quiet
-            )
+            pretrain(pair, data, replace(request, run=stage), resume=resume)
         # so that a run that was killed between its two parts goes on as one that was not
         torch.manual_seed(seed + 1)
         discriminator = make_discriminator(
@@ -167,7 +159,7 @@ class SeqGANProgram(Program[SeqGANSettings, Task, Generator]):
         )
         training.fit(resume=resume)
         write_curves(run, pretraining_of(run), data.criterion, data.units)
-        return Generator(pair, data.rendering, settings, torch.device(device), training.step)
+        return Generator(pair, data.rendering, settings, device, training.step)
 
     def load(
         self,
@@ -233,20 +225,11 @@ def new_generator(settings: SeqGANSettings, num_symbols: int, first: int | None)
     return pair
 
 
-def pretrain(
-    pair: Pair,
-    task: Task,
-    settings: SeqGANSettings,
-    run: RunFolder,
-    *,
-    seed: int,
-    device: Any = "cpu",
-    resume: bool = False,
-    quiet: bool = False,
-) -> None:
+def pretrain(pair: Pair, task: Task, request: Request[SeqGANSettings], *, resume: bool) -> None:
     """Train a generator by maximum likelihood, `SVI` with `Trace_ELBO`; the best weights are left
     in it.
     """
+    settings, quiet = request.settings, request.quiet
     sequences, length, end = task.sequences, settings.length, task.rendering.end
     pieces = [
         row[:steps]
@@ -254,7 +237,9 @@ def pretrain(
             sequences.train, lengths_of(sequences.train, end).tolist(), strict=True
         )
     ]
-    batches = PieceBatches(pieces, batch_size=settings.task.batch_size, seed=seed, device=device)
+    batches = PieceBatches(
+        pieces, batch_size=settings.task.batch_size, seed=request.seed, device=request.device
+    )
     real = sequences.train[:SHOWN]
 
     def validate() -> dict[str, float]:
@@ -279,4 +264,5 @@ def pretrain(
         units=task.units,
         bits=f"bits/{task.units.removesuffix('s')}",
     )
-    Trainer(pair, batches, settings.training, run=run, hooks=hooks, quiet=quiet).fit(resume=resume)
+    trainer = Trainer(pair, batches, settings.training, run=request.run, hooks=hooks, quiet=quiet)
+    trainer.fit(resume=resume)

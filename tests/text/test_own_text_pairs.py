@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pyro_seq import Pair, SequenceBatch
+from pyro_seq.programs.program import Request
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.text.model import SCORING_WINDOW
 from pyro_seq.text.program import text_program
@@ -156,7 +157,7 @@ def test_training_says_that_windows_are_separate(
     )
     run = RunFolder(tmp_path / "run", "text")
     with run.locked():
-        trained = text_program.train(corpora, settings, run)
+        trained = text_program.train(corpora, Request(settings, {}, run))
     err = capsys.readouterr().err
     assert (
         err.count(
