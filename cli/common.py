@@ -140,6 +140,20 @@ def temperature_option(what: str) -> Callable[[F], F]:
     )
 
 
+def num_samples_option(
+    default: int, what: str, *, least: int = 1, most: int = MOST_SAMPLES
+) -> Callable[[F], F]:
+    """The option of how many samples are drawn; `what` is its help."""
+    return click.option(
+        "--num-samples",
+        type=click.IntRange(least, most),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help=what,
+    )
+
+
 def scoring_options(command: F) -> F:
     """The options that say how a likelihood is estimated."""
     for option in reversed(

@@ -12,7 +12,6 @@ import click
 from pyro_seq.cli.common import (
     DEVICE,
     FILE,
-    MOST_SAMPLES,
     PAIR,
     SEED,
     THREADS,
@@ -20,41 +19,26 @@ from pyro_seq.cli.common import (
     described,
     doubt,
     from_command_line,
-    keep_apart,
-    pick_device,
+    num_samples_option,
     run_dir_option,
     scoring_options,
-    temperature_option,
+)
+from pyro_seq.cli.programs.midi_report import report
+from pyro_seq.cli.programs.midi_runs import (
+    FILES,
+    LENGTH,
+    PRIMER,
+    PRIMER_SECONDS,
+    TEMPERATURE,
+    load_run,
+    opening_of,
+    program,
+    read_pieces,
 )
 from pyro_seq.cli.programs.training import TrainCommand, Wanted
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pyro_seq.music.data.sources import Found
     from pyro_seq.music.model.training import MusicModel, MusicScore
-    from pyro_seq.music.program import MusicProgram
-
-MOST_SECONDS = 7_200
-FILES = "FILE|DIR|GLOB"
-LENGTH = click.option(
-    "--length",
-    type=click.FloatRange(0, MOST_SECONDS, min_open=True),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long each sample is, without its primer.",
-)
-PRIMER = click.option("--primer", type=FILE, metavar="FILE", help="A MIDI file to go on from.")
-PRIMER_SECONDS = click.option(
-    "--primer-seconds",
-    type=click.FloatRange(0, MOST_SECONDS, min_open=True),
-    default=5.0,
-    show_default=True,
-    metavar="S",
-    help="How much of the primer is given, from its beginning.",
-)
-TEMPERATURE = temperature_option("keys")
 
 
 @click.group(cls=Programs)
@@ -64,15 +48,12 @@ def midi() -> None:
     """
 
 
-def _program() -> MusicProgram:
-    from pyro_seq.music.program import music_program
-
-    return music_program
+midi.add_command(report)
 
 
 @midi.add_command
 @TrainCommand(
-    _program,
+    program,
     "default, quick, best, demo, and those for published data sets, jsb-… and nottingham-…",
     out_dir="samples",
 )
@@ -204,8 +185,8 @@ def evaluate(
     from pyro_seq._progress import Progress
     from pyro_seq.music.model.training import evaluate as evaluate_music
 
-    music = _load(run_dir, device, pair)
-    found = _read(music, eval_files, run_dir)
+    music = load_run(run_dir, device, pair)
+    found = read_pieces(music, eval_files, run_dir)
     torch.manual_seed(seed)
     scored = evaluate_music(music, found.pieces, progress=Progress().later(), **options)
     if as_json:
@@ -250,14 +231,7 @@ def report_score(scored: MusicScore, music: MusicModel, skipped: int) -> str:
     help="Where samples are written, as sample-1.mid, sample-1.wav, …",
 )
 @LENGTH
-@click.option(
-    "--num-samples",
-    type=click.IntRange(1, MOST_SAMPLES),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="How many samples.",
-)
+@num_samples_option(1, "How many samples.")
 @PRIMER
 @PRIMER_SECONDS
 @click.option(
@@ -315,8 +289,8 @@ def generate(
     names = parse_formats(formats)
     if sound_font is not None and "wav" in names:
         synthesiser_for(sound_font)  # what is wrong with it is said before anything is sampled
-    music = _load(run_dir, device, pair)
-    opening = _primer(music, primer, primer_seconds)
+    music = load_run(run_dir, device, pair)
+    opening = opening_of(music, primer, primer_seconds)
     first = free_number(out_dir)
     torch.manual_seed(seed)
     played = play(
@@ -331,128 +305,3 @@ def generate(
     for number, rendered in enumerate(played, first):
         for path in rendered.write(out_dir, number, names):  # or the next number that is free
             click.echo(str(path))
-
-
-@midi.command()
-@run_dir_option()
-@click.option(
-    "--eval-files",
-    multiple=True,
-    metavar=FILES,
-    help="Real pieces to compare with; if not given, the run's validation pieces.",
-)
-@click.option(
-    "--out",
-    type=FILE,
-    metavar="FILE",
-    help="Where the page is written; report.html in the run folder if not given.",
-)
-@LENGTH
-@click.option(
-    "--num-samples",
-    type=click.IntRange(1, 32),
-    default=4,
-    show_default=True,
-    metavar="N",
-    help="Pieces to listen to.",
-)
-@PRIMER
-@PRIMER_SECONDS
-@TEMPERATURE
-@SEED
-@DEVICE
-@THREADS
-@PAIR
-def report(
-    run_dir: Path,
-    eval_files: tuple[str, ...],
-    out: Path | None,
-    length: float,
-    num_samples: int,
-    primer: Path | None,
-    primer_seconds: float,
-    temperature: float,
-    seed: int,
-    device: str,
-    pair: str | None,
-) -> None:
-    """Write one self-contained HTML page: samples to hear and see, learning curves, and statistics
-    of real and generated music.
-    """
-    import torch
-
-    from pyro_seq.music.evaluation.report import Asked, run_report
-    from pyro_seq.runs.writing import replacing
-
-    path = out or run_dir / "report.html"
-    keep_apart("--out", path, run_dir, primer)
-    music = _load(run_dir, device, pair)
-    opening = _primer(music, primer, primer_seconds)
-    pieces, source = _real_pieces(music, eval_files, run_dir)
-    torch.manual_seed(seed)
-    asked = Asked(num_samples, length, temperature=temperature, primer=opening)
-    # says what is wrong before minutes of sampling
-    with replacing(path, follow=out is not None) as temporary:
-        page, distances = run_report(
-            _program().folder(run_dir), music, pieces, asked, source=source
-        )
-        temporary.write_text(page, encoding="utf-8")
-    click.echo(str(path))
-    for name in distances["generated"]:
-        model, markov = (distances[which][name] for which in ("generated", "Markov"))
-        click.echo(
-            f"{name:<22}{model:.4f} from real music; a Markov model of each key: {markov:.4f}"
-        )
-
-
-def _load(run_dir: Path, device: str, pair: str | None) -> MusicModel:
-    from pyro_seq.music.model.training import load
-
-    return load(run_dir, pick_device(device), pair=pair)
-
-
-def _read(
-    music: MusicModel, patterns: tuple[str, ...], run_dir: Path, *, name_all: bool = False
-) -> Found:
-    from pyro_seq._progress import Progress
-    from pyro_seq.music.data.sources import cache_beside, read_music
-
-    cache = cache_beside(run_dir)
-    with cache.nothing_left_if_refused():
-        return read_music(
-            patterns,
-            "test",
-            music.settings.rolls,
-            cache=cache,
-            progress=Progress(),
-            name_all=name_all,
-        )
-
-
-def _primer(music: MusicModel, path: Path | None, seconds: float) -> Tensor | None:
-    from pyro_seq._progress import Progress
-    from pyro_seq.music.data.sources import read_primer
-
-    return (
-        None
-        if path is None
-        else read_primer(path, seconds, music.settings.rolls, music.timing.tempo, Progress())
-    )
-
-
-def _real_pieces(
-    music: MusicModel, patterns: tuple[str, ...], run_dir: Path
-) -> tuple[list[Tensor], str]:
-    """(pieces to compare with, what they are called)."""
-    from pyro_seq.errors import UserError
-
-    if patterns:
-        return _read(music, patterns, run_dir, name_all=True).pieces, "the pieces given"
-    instead = "name real music to compare with, by --eval-files"
-    try:
-        pieces = list(_program().pieces_of(run_dir, music.settings).valid)
-    except UserError as error:
-        raise UserError(f"{error}; {instead}") from None
-    if not pieces:
-        raise UserError(f"the run in {run_dir} has no validation pieces: {instead}")
-    return pieces, "its validation pieces"

@@ -13,13 +13,13 @@ import click
 from pyro_seq.cli.common import (
     DEVICE,
     FILE,
-    MOST_SAMPLES,
     PAIR,
     SEED,
     THREADS,
     Duration,
     Programs,
     keep_apart,
+    num_samples_option,
     on_one_line,
     pick_device,
     run_dir_option,
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILES = "FILE|DIR|GLOB"
+FILES_OF_MUSIC = {
+    "--train-files": "Of the task music: MIDI files to learn from, as often as needed.",
+    "--valid-files": "Those to validate on, in place of some of the training files.",
+    "--test-files": "Those to test on, likewise.",
+}
 DURATIONS = (
     Duration(
         "--pretrain-steps",
@@ -66,20 +71,9 @@ def data_options(command: F) -> F:
                 help="Of the task oracle: its parameters (.npz); else it is drawn by a seed.",
             ),
             click.option("--corpus", type=FILE, metavar="FILE", help="Of the task text: the text."),
-            click.option(
-                "--train-files",
-                multiple=True,
-                metavar=FILES,
-                help="Of the task music: MIDI files to learn from, as often as needed.",
-            ),
-            click.option(
-                "--valid-files",
-                multiple=True,
-                metavar=FILES,
-                help="Those to validate on, in place of some of the training files.",
-            ),
-            click.option(
-                "--test-files", multiple=True, metavar=FILES, help="Those to test on, likewise."
+            *(
+                click.option(name, multiple=True, metavar=FILES, help=text)
+                for name, text in FILES_OF_MUSIC.items()
             ),
         ]
     ):
@@ -87,18 +81,8 @@ def data_options(command: F) -> F:
     return command
 
 
-def num_samples_option(default: int) -> Callable[[F], F]:
-    """The option of how many sequences are generated."""
-    return click.option(
-        "--num-samples",
-        type=click.IntRange(1 if default == 1 else 2, MOST_SAMPLES),
-        default=default,
-        show_default=True,
-        metavar="N",
-        help="How many sequences are generated.",
-    )
-
-
+ONE = num_samples_option(1, "How many sequences are generated.")
+MANY = num_samples_option(4_000, "How many sequences are generated.", least=2)
 WEIGHTS = click.option(
     "--weights",
     type=click.Choice(["best", "pretrained"]),
@@ -186,7 +170,7 @@ def train(
 
 @seqgan.command()
 @run_dir_option()
-@num_samples_option(1)
+@ONE
 @TEMPERATURE
 @WEIGHTS
 @click.option(
@@ -244,7 +228,7 @@ def generate(
 
 @seqgan.command()
 @run_dir_option()
-@num_samples_option(4_000)
+@MANY
 @TEMPERATURE
 @WEIGHTS
 @SPLIT
@@ -328,7 +312,7 @@ def _shown(figure: Figure | None) -> str:
     metavar="LIST",
     help="Numbers separated by commas; 0.5,0.6,…,1.2 if not given.",
 )
-@num_samples_option(4_000)
+@MANY
 @SPLIT
 @click.option(
     "--out",

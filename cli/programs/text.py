@@ -17,7 +17,6 @@ from pyro_seq.cli.attribute import attribute
 from pyro_seq.cli.common import (
     DEVICE,
     FILE,
-    MOST_SAMPLES,
     PAIR,
     SEED,
     THREADS,
@@ -26,6 +25,7 @@ from pyro_seq.cli.common import (
     doubt,
     from_command_line,
     keep_apart,
+    num_samples_option,
     pick_device,
     run_dir_option,
     scoring_options,
@@ -105,14 +105,7 @@ def train(**source: Any) -> Wanted:
     metavar="N",
     help="Symbols of each sample.",
 )
-@click.option(
-    "--num-samples",
-    type=click.IntRange(1, MOST_SAMPLES),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="How many samples.",
-)
+@num_samples_option(1, "How many samples.")
 @click.option("--prompt", default="", metavar="S", help="Text to continue.")
 @click.option(
     "--prompt-file",

@@ -5,8 +5,9 @@ them.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,32 @@ from pyro_seq.music.data.sources import (
 )
 from pyro_seq.music.evaluation.markov import MarkovKeys
 from pyro_seq.music.evaluation.score_files import ScoredMusic
-from pyro_seq.music.model.model import DEFAULTS, DOCUMENT, document, read_document
+from pyro_seq.music.model.model import (
+    DEFAULTS,
+    DOCUMENT,
+    document,
+    new_pair,
+    read_document,
+    timing_of,
+)
+from pyro_seq.music.model.parts import observed
 from pyro_seq.music.model.presets import PRESETS
-from pyro_seq.music.model.training import MusicModel, MusicSettings, Pieces, load, train
-from pyro_seq.programs.program import ContentsDiffer, Program, Request
+from pyro_seq.music.model.training import (
+    MusicModel,
+    MusicSettings,
+    Pieces,
+    nats_per_frame,
+    previews,
+)
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.programs.pair_program import PairProgram
+from pyro_seq.programs.program import ContentsDiffer, Request
 from pyro_seq.runs.folder import RunFolder
+from pyro_seq.train.minibatches import PieceBatches
+from pyro_seq.train.trainer import Hooks
 
 PIECES = "pieces.json"
+VALIDATED = 100_000  # frames of the validation pieces that are scored during training, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +65,11 @@ class MusicData:
 
     pieces: Pieces
     markov: MarkovKeys
-    start_from: Path | None
+    start_from: Path | None = None
     noted: Mapping[str, Any] = field(default_factory=dict)
 
 
-class MusicProgram(Program[MusicSettings, MusicData, MusicModel]):
+class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
     """Music. What is learnt from is `train_files` and perhaps `valid_files`, files, folders and
     globs; `valid_fraction`, how many of the training pieces are kept for validation where no others
     are given; `demo`, whether the package's own tunes take the place of files; `start_from`, the
@@ -129,27 +149,71 @@ class MusicProgram(Program[MusicSettings, MusicData, MusicModel]):
             return os.path.realpath(own) == os.path.realpath(given)
         return super().is_same(name, own, given)
 
-    def train(
-        self, data: MusicData, request: Request[MusicSettings], *, resume: bool = False
+    def start_from(self, data: MusicData) -> RunFolder | None:
+        """See `PairProgram`."""
+        return None if data.start_from is None else self.folder(data.start_from)
+
+    def stored_data(self, run: RunFolder, settings: MusicSettings) -> MusicData:
+        """See `PairProgram`: no pieces, but their tempo and their Markov model."""
+        tempo, markov = read_document(run, settings.rolls.keys)
+        return MusicData(Pieces((), (), tempo), markov)
+
+    def new_pair(self, settings: MusicSettings, data: MusicData) -> Pair:
+        """See `PairProgram`."""
+        return new_pair(settings, data.pieces.train)
+
+    def model(
+        self, pair: Pair, settings: MusicSettings, data: MusicData, device: torch.device, step: int
     ) -> MusicModel:
-        """See `Program`."""
-        return train(
-            data.pieces,
-            request.settings,
-            run=request.run,
-            start_from=None if data.start_from is None else self.folder(data.start_from),
-            markov=data.markov,
-            seed=request.seed,
-            device=request.device,
-            resume=resume,
-            quiet=request.quiet,
+        """See `PairProgram`."""
+        timing = timing_of(settings.rolls, data.pieces.tempo)
+        return MusicModel(pair, settings, timing, data.markov, device, step)
+
+    def batches(self, model: MusicModel, data: MusicData, *, seed: int) -> PieceBatches:
+        """See `PairProgram`."""
+        rolls = model.settings.rolls
+        return PieceBatches(
+            data.pieces.train,
+            batch_size=rolls.batch_size,
+            window=rolls.window,
+            transpose=rolls.transpose,
+            seed=seed,
+            device=model.device,
+            observe=partial(observed, model.settings.frames),
         )
+
+    def hooks(self, model: MusicModel, data: MusicData, progress: Progress) -> Hooks:
+        """See `PairProgram`; the best weights are those of the exact likelihood, or the ELBO, of
+        the validation pieces, of at most `VALIDATED` frames of them.
+        """
+        valid, options = [], {"samples": model.settings.training.valid_particles}
+        left = VALIDATED
+        for piece in data.pieces.valid:
+            if left > 0 and len(piece):
+                valid.append(piece[:left])
+                left -= len(valid[-1])
+        return Hooks(
+            validate=(lambda: {"loss": nats_per_frame(model, valid, method="elbo", **options)})
+            if valid
+            else None,
+            samples=lambda: previews(model, data.pieces.train),
+            units="frames",
+            bits="bits/frame",
+        )
+
+    def introduce(self, model: MusicModel, data: MusicData, pair: str) -> Iterator[str]:
+        """See `PairProgram`."""
+        frames, held_out = (
+            f"{sum(map(len, part)):,} frames of {len(part):,} pieces"
+            for part in (data.pieces.train, data.pieces.valid)
+        )
+        yield f"{frames} to train on, {held_out} to validate on; {pair}"
 
     def scored_run(
         self, run_dir: Path, device: torch.device, pair: str | None = None
     ) -> ScoredMusic:
         """Return a run as `pyroseq score` asks for it."""
-        return ScoredMusic(load(run_dir, device, pair=pair))
+        return ScoredMusic(self.load(run_dir, device, pair=pair))
 
 
 music_program = MusicProgram()

@@ -44,6 +44,10 @@ class PairProgram(Program[S, D, T]):
     def batches(self, model: T, data: D, *, seed: int) -> Batches:
         """Return the stream of batches to learn from."""
 
+    def start_from(self, data: D) -> RunFolder | None:
+        """Return the run whose best weights are the first ones, in place of new ones."""
+        return None
+
     def hooks(self, model: T, data: D, progress: Progress) -> Hooks:
         """Return validation and samples, and the name of a step."""
         return Hooks()
@@ -61,7 +65,12 @@ class PairProgram(Program[S, D, T]):
         of: Any = settings
         kind = of.model.kind
         pair = pair_to_train(
-            run, lambda: self.new_pair(settings, data), kind, resume, self.described_by
+            run,
+            lambda: self.new_pair(settings, data),
+            kind,
+            resume,
+            self.described_by,
+            start_from=self.start_from(data),
         ).to(device)
         model = self.model(pair, settings, data, device, 0)
         progress = Progress(quiet=request.quiet)

@@ -29,14 +29,14 @@ from pyro_seq.music.data.sources import (
     read_music,
     read_primer,
 )
-from pyro_seq.music.model.model import RollSettings, read_document, run_settings
+from pyro_seq.music.model.model import RollSettings, read_document
 from pyro_seq.music.model.training import (
+    MusicModel,
+    MusicSettings,
     generate,
-    load,
     music_settings,
     nats_per_frame,
     play,
-    train,
 )
 from pyro_seq.music.program import music_program, read_pieces
 from pyro_seq.runs.checkpoint import load_tree
@@ -70,7 +70,7 @@ def of_files(folder: Path) -> dict[str, Any]:
 def test_a_run_keeps_all_that_it_needs(tmp_path: Path, tunes: Path) -> None:
     music_program.start(tmp_path / "run", SETTINGS, of_files(tunes), seed=7, quiet=True)
     run = RunFolder(tmp_path / "run", "midi")
-    assert run_settings(run) == SETTINGS
+    assert music_program.stored_settings(run) == SETTINGS
     kept = run.read_json("pieces.json")
     assert (kept["seed"], kept["demo"], kept["files"]) == (
         7,
@@ -80,7 +80,7 @@ def test_a_run_keeps_all_that_it_needs(tmp_path: Path, tunes: Path) -> None:
     tempo, markov = read_document(run, 88)
     assert 40 < tempo < 200 and 0 < float(markov.transition[1].max()) < 1
     assert (tmp_path / CACHE).is_dir()
-    music = load(tmp_path / "run")
+    music = music_program.load(tmp_path / "run")
     assert music.timing.tempo == tempo and music.step in (2, 4)
     assert next(generate(music, 5)).shape == (5, 88)
 
@@ -112,28 +112,31 @@ def test_a_pair_in_plain_pyro_is_given_numbers(tmp_path: Path, emission: str) ->
     kind = f"{tmp_path}/plain.py:Plain"
     settings = music_settings({**WINDOWS, "model.kind": kind, "frames.emission": emission})
     music_program.start(tmp_path / "run", settings, DATA, seed=1, quiet=True)
-    music = load(tmp_path / "run", pair=kind)
+    music = music_program.load(tmp_path / "run", pair=kind)
     assert next(generate(music, 5)).shape == (5, 88)
     assert 0 < nats_per_frame(music, [next(generate(music, 9))]) < 100
 
 
 def test_a_training_can_start_from_another_runs_best_weights(tmp_path: Path) -> None:
-    music_program.start(tmp_path / "first", SETTINGS, DATA, seed=1, quiet=True)
-    first = RunFolder(tmp_path / "first", "midi")
-    best = load_tree(first.best)["weights"]["model"]
-    pieces, _ = read_pieces(SETTINGS, DATA, TuneCache(), quiet=True)
+    first = tmp_path / "first"
+    music_program.start(first, SETTINGS, DATA, seed=1, quiet=True)
+    best = load_tree(first / "best.safetensors")["weights"]["model"]
     still = music_settings(TINY, {"training.learning_rate": 1e-30, "training.num_steps": 1})
-    for run in (None, RunFolder(tmp_path / "second", "midi")):
-        model: Any = train(pieces, still, start_from=first, run=run, seed=2, quiet=True).pair.model
-        assert all(torch.equal(weight, best[name]) for name, weight in model.state_dict().items())
+
+    def train(settings: MusicSettings, start_from: Path) -> MusicModel:
+        source = DATA | {"start_from": start_from}
+        return music_program.start(tmp_path / "second", settings, source, seed=2, quiet=True)
+
     wider = music_settings(TINY, {"model.hidden_size": 7})
     with pytest.raises(
         UserError,
         match=r"best.safetensors does not fit these settings: weight model\..* has shape \[",
     ):
-        train(pieces, wider, start_from=first, quiet=True)
+        train(wider, first)
     with pytest.raises(UserError, match=f"{tmp_path}/none"):
-        train(pieces, SETTINGS, start_from=RunFolder(tmp_path / "none", "midi"), quiet=True)
+        train(SETTINGS, tmp_path / "none")
+    model: Any = train(still, first).pair.model
+    assert all(torch.equal(weight, best[name]) for name, weight in model.state_dict().items())
 
 
 def test_a_run_that_starts_from_another_is_gone_on_with_from_its_own_checkpoint(
@@ -291,7 +294,7 @@ def test_damaged_music_documents_are_refused(tmp_path: Path, change: dict[str, A
     document = json.loads((tmp_path / "run" / "music.json").read_text()) | change
     (tmp_path / "run" / "music.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"music\.json is damaged"):
-        load(tmp_path / "run")
+        music_program.load(tmp_path / "run")
 
 
 def test_weights_of_other_sizes_are_refused(tmp_path: Path) -> None:
@@ -301,7 +304,7 @@ def test_weights_of_other_sizes_are_refused(tmp_path: Path) -> None:
     document["settings"]["model.hidden_size"] = 60_000  # of which there is no room for the weights
     run.write_json("run.json", document)
     with pytest.raises(UserError, match=r"does not fit run\.json: weight model\..* has shape"):
-        load(tmp_path / "run")
+        music_program.load(tmp_path / "run")
 
 
 # where pieces come from
@@ -484,7 +487,7 @@ def test_a_primer_is_one_piece(tmp_path: Path, tunes: Path, progress: Callable[[
 
 def test_no_more_frames_are_sampled_than_anybody_could_hear(tmp_path: Path, tunes: Path) -> None:
     music_program.start(tmp_path / "run", SETTINGS, of_files(tunes), seed=0, quiet=True)
-    music = load(tmp_path / "run")
+    music = music_program.load(tmp_path / "run")
     music.timing = Timing(grid=2, tempo=6e7)  # of a file of a microsecond a beat
     words = (
         r"^a sample of 2 seconds is 4,000,000 frames, at 2e\+06 a second, and at most "
