@@ -42,9 +42,9 @@ TEMPERATURE = temperature_option("keys")
 
 def program() -> MusicProgram:
     """Import the music program, which takes torch along."""
-    from pyro_seq.music.program import musicmusic_program
+    from pyro_seq.music.program import music_program
 
-    return musicmusic_program
+    return music_program
 
 
 def load_run(run_dir: Path, device: str, pair: str | None) -> MusicModel:
@@ -74,6 +74,7 @@ def read_pieces(
 def opening_of(music: MusicModel, path: Path | None, seconds: float) -> Tensor | None:
     """Read a primer's beginning, if there is one."""
     from pyro_seq._progress import Progress
+    from pyro_seq.music.data.sources import read_primer
 
     return (
         None
