@@ -128,6 +128,11 @@ THREADS = threads_option(1)
 MOST_IN_TRAINING = 8
 
 
+def run_options(command: F) -> F:
+    """The options of every command that computes with a run."""
+    return SEED(DEVICE(THREADS(PAIR(command))))
+
+
 def temperature_option(what: str) -> Callable[[F], F]:
     """The option of the temperature at which `what` are sampled."""
     return click.option(

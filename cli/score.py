@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_seq.cli.common import (
-    DEVICE,
     FILE,
-    PAIR,
-    SEED,
-    THREADS,
     described,
     doubt,
     on_one_line,
     pick_device,
     run_dir_option,
+    run_options,
     scoring_options,
 )
 
@@ -51,10 +48,7 @@ if TYPE_CHECKING:
 @click.option(
     "--json", "as_json", is_flag=True, help="A JSON object a sequence, each on a line of its own."
 )
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def score(
     run_dir: Path,
     files: tuple[Path, ...],

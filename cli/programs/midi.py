@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_seq.cli.common import (
-    DEVICE,
     FILE,
-    PAIR,
-    SEED,
-    THREADS,
     Programs,
     described,
     doubt,
     from_command_line,
     num_samples_option,
     run_dir_option,
+    run_options,
     scoring_options,
 )
 from pyro_seq.cli.programs.midi_report import report
@@ -161,10 +158,7 @@ def train(rate: float | None, grid: int | None, **source: Any) -> Wanted:
     is_flag=True,
     help="The figures as a JSON object, with all files that were skipped or mended.",
 )
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def evaluate(
     run_dir: Path,
     eval_files: tuple[str, ...],
@@ -256,10 +250,7 @@ def report_score(scored: MusicScore, music: MusicModel, skipped: int) -> str:
     metavar="FILE",
     help="A sound font (.sf2, .sf3), by which FluidSynth makes the WAV.",
 )
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def generate(
     run_dir: Path,
     out_dir: Path,

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from pyro_seq.cli.common import (
-    DEVICE,
     FILE,
-    PAIR,
-    SEED,
-    THREADS,
     keep_apart,
     num_samples_option,
     run_dir_option,
+    run_options,
 )
 from pyro_seq.cli.programs.midi_runs import (
     FILES,
@@ -54,10 +51,7 @@ if TYPE_CHECKING:
 @PRIMER
 @PRIMER_SECONDS
 @TEMPERATURE
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def report(
     run_dir: Path,
     eval_files: tuple[str, ...],

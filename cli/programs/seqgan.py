@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pyro_seq.cli.common import (
-    DEVICE,
     FILE,
-    PAIR,
-    SEED,
-    THREADS,
     Duration,
     Programs,
     keep_apart,
@@ -23,6 +19,7 @@ from pyro_seq.cli.common import (
     on_one_line,
     pick_device,
     run_dir_option,
+    run_options,
     temperature_option,
 )
 from pyro_seq.cli.programs.training import TrainCommand, Wanted
@@ -185,10 +182,7 @@ def train(
     is_flag=True,
     help="Each sequence as a JSON object on a line of its own: its symbols and its text.",
 )
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def generate(
     run_dir: Path,
     num_samples: int,
@@ -234,10 +228,7 @@ def generate(
 @SPLIT
 @data_options
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def evaluate(
     run_dir: Path,
     num_samples: int,
@@ -322,10 +313,7 @@ def _shown(figure: Figure | None) -> str:
 )
 @data_options
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def sweep(
     run_dir: Path,
     temperatures: str | None,

@@ -15,11 +15,7 @@ import click
 
 from pyro_seq.cli.attribute import attribute
 from pyro_seq.cli.common import (
-    DEVICE,
     FILE,
-    PAIR,
-    SEED,
-    THREADS,
     Programs,
     described,
     doubt,
@@ -28,6 +24,7 @@ from pyro_seq.cli.common import (
     num_samples_option,
     pick_device,
     run_dir_option,
+    run_options,
     scoring_options,
     temperature_option,
 )
@@ -123,10 +120,7 @@ def train(**source: Any) -> Wanted:
 @click.option(
     "--json", "as_json", is_flag=True, help="Each sample as a JSON string on a line of its own."
 )
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def generate(
     run_dir: Path,
     length: int,
@@ -204,10 +198,7 @@ def _prompt_of(path: Path, vocabulary: Vocabulary) -> str:
     metavar="FILE",
     help="Write each symbol with its nats to a file (- for standard output).",
 )
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def evaluate(
     run_dir: Path,
     eval_corpus: Path,
