@@ -170,7 +170,13 @@ def test_another_game_is_refused(spoilt: Path) -> None:
         game_program.resume(
             spoilt, repeated=[Layer({"play.env": "Acrobot-v1"}, "--env")], quiet=True
         )
+    # an environment that game.json alone names is not made, nor its module imported
     document = json.loads((spoilt / "game.json").read_text())
+    (spoilt / "game.json").write_text(
+        json.dumps(document | {"game": document["game"] | {"name": "os:CartPole-v1"}})
+    )
+    with pytest.raises(UserError, match="holds a run of the environment 'os:CartPole-v1', not of"):
+        game_program.resume(spoilt, repeated=[Layer({"play.env": "CartPole-v1"}, "--env")])
     document["game"]["observation_size"] = 3
     (spoilt / "game.json").write_text(json.dumps(document))
     with pytest.raises(
