@@ -182,7 +182,7 @@ def test_pieces_are_validated_on_with_the_samples_that_are_asked_for(
         asked.append(options)
         return nats_per_frame(*args, **options)
 
-    monkeypatch.setattr("pyro_seq.music.model.training.nats_per_frame", noted)
+    monkeypatch.setattr("pyro_seq.music.program.nats_per_frame", noted)
     music_program.start(
         tmp_path / "run",
         music_settings({**TINY, "model.kind": "iseq", "training.valid_particles": 5}),
@@ -385,7 +385,9 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, tunes: Path) -> None:
             )
         assert not (tmp_path / "run" / "run.json").exists()
 
-    refused("there is no such file|no such file or folder", train=(str(tmp_path / "nowhere"),))
+    refused(
+        "there is no such file|no such file or folder", train_files=(str(tmp_path / "nowhere"),)
+    )
     refused("fraction kept for validation", valid_fraction=1.0)
     refused(
         "kl_start",
@@ -394,7 +396,9 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, tunes: Path) -> None:
         ),
     )
     (tmp_path / "bad.mid").write_bytes(b"no music")
-    refused(r"the only file could not be read, .*bad\.mid", train=(str(tmp_path / "bad.mid"),))
+    refused(
+        r"the only file could not be read, .*bad\.mid", train_files=(str(tmp_path / "bad.mid"),)
+    )
 
 
 @pytest.fixture
