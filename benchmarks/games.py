@@ -17,8 +17,8 @@ import common
 import torch
 
 from pyro_seq.config.model_settings import Layer
-from pyro_seq.games.loaded import Returns, load, measured, play_real, returns_of
-from pyro_seq.games.program import PRESETS, begin
+from pyro_seq.games.loaded import Returns, measured, play_real, returns_of
+from pyro_seq.games.program import PRESETS, game_program
 from pyro_seq.games.settings import game_settings
 
 GAMES = 100
@@ -41,9 +41,9 @@ def run(
     )
     settings = game_settings(Layer(PRESETS[game], game), Layer(changes))
     begun = time.monotonic()
-    begin(folder, settings, seed=seed, quiet=True)
+    game_program.start(folder, settings, seed=seed, quiet=True)
     minutes = (time.monotonic() - begun) / 60
-    trained = load(folder)
+    trained = game_program.load(folder)
     torch.manual_seed(seed)
     earned, by_chance = (
         returns_of(play_real(trained, GAMES, agent=agent, seed=seed + 1_000))

@@ -26,7 +26,7 @@ from pyro_seq.music.data.sources import read_music
 from pyro_seq.music.evaluation.report import Asked, compared
 from pyro_seq.music.evaluation.statistics import distance
 from pyro_seq.music.model.training import MusicModel, evaluate, music_settings
-from pyro_seq.music.program import begin
+from pyro_seq.music.program import music_program
 
 
 def main() -> None:
@@ -53,12 +53,12 @@ def main() -> None:
                 parse_words(options.words),
             )
             data = {
-                "train": [str(folder / "train")],
-                "valid": [str(folder / "valid")],
+                "train_files": [str(folder / "train")],
+                "valid_files": [str(folder / "valid")],
                 "valid_fraction": 0.0,
             }
             began = time.monotonic()
-            music = begin(
+            music = music_program.start(
                 (options.run_dir or Path(temporary)) / pair, settings, data, seed=options.seed
             )
             took = (time.monotonic() - began) / 60

@@ -24,8 +24,11 @@ from common import data_file, machine, report
 
 from pyro_seq.config.fields import flatten, parse_words
 from pyro_seq.music.data.piano_rolls import read_polyphonic
+from pyro_seq.music.evaluation.markov import MarkovKeys
 from pyro_seq.music.model.presets import PRESETS
-from pyro_seq.music.model.training import Pieces, music_settings, nats_per_frame, train
+from pyro_seq.music.model.training import Pieces, music_settings, nats_per_frame
+from pyro_seq.music.program import MusicData, music_program
+from pyro_seq.programs.program import Request
 from pyro_seq.runs.folder import RunFolder
 
 FILES = {"jsb": "polyphonic/jsb_chorales.npz", "nottingham": "polyphonic/nottingham.npz"}
@@ -68,9 +71,9 @@ def main() -> None:
         with run.locked():
             run.create(dict(flatten(settings)), {})
         began = time.monotonic()
-        music = train(
-            Pieces(splits["train"], splits["valid"]), settings, run=run, seed=arguments.seed
-        )
+        pieces = Pieces(splits["train"], splits["valid"])
+        data = MusicData(pieces, MarkovKeys.fit(pieces.train))
+        music = music_program.train(data, Request(settings, {}, run, arguments.seed))
         took = (time.monotonic() - began) / 60
     pair, steps = music.pair, music.step
     size = sum(p.numel() for module in pair.modules().values() for p in module.parameters()) / 1e6

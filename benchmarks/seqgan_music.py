@@ -20,10 +20,10 @@ import torch
 from common import data_file, kept_in, parsed, parser_of_runs, report
 
 from pyro_seq.config.fields import parse_words
-from pyro_seq.runs.folder import RunFolder
 from pyro_seq.seqgan.metrics.quality import quality
 from pyro_seq.seqgan.presets import PRESETS
-from pyro_seq.seqgan.program import KIND, begin, go_on, load, settings_from, task_of
+from pyro_seq.seqgan.program import seqgan_program
+from pyro_seq.seqgan.stored_task import task_of
 
 SAMPLES = 4_000
 SHOWN = ("bleu_2", "bleu_3", "bleu_4", "self_bleu_4", "mse_pitch", "nll", "entropy")
@@ -34,17 +34,17 @@ def main() -> None:
     parser = parser_of_runs(__doc__)
     arguments = parsed(parser)
     folder = data_file("midi/nottingham")
-    settings = settings_from(PRESETS["melodies"], parse_words(arguments.words))
+    settings = seqgan_program.settings(PRESETS["melodies"], parse_words(arguments.words))
     data = {f"{split}_files": [str(folder / split)] for split in ("train", "valid", "test")}
     gains, best = [], []
     with kept_in(arguments.run_dir) as root:
         for seed in arguments.seeds:
             run, began = root / f"melodies-{seed}", time.monotonic()
             if (run / "run.json").exists():
-                go_on(run, {})
+                seqgan_program.resume(run, {})
             else:
-                begin(run, settings, data, seed=seed)
-            task = task_of(RunFolder(run, KIND), settings, quiet=True)
+                seqgan_program.start(run, settings, data, seed=seed)
+            task = task_of(seqgan_program.folder(run), settings, quiet=True)
             print(
                 f"seed {seed}: {(time.monotonic() - began) / 60:.1f} minutes; MIDI in "
                 f"{run / 'samples'}"
@@ -63,7 +63,7 @@ def main() -> None:
                 ("best", 1.0),
             ):
                 torch.manual_seed(0)
-                generator = load(run, weights=weights)  # type: ignore[arg-type]
+                generator = seqgan_program.load(run, weights=weights)  # type: ignore[arg-type]
                 figures = quality(
                     generator.pair, task, task.sequences.test, SAMPLES, temperature=temperature
                 )

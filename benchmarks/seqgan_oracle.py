@@ -26,9 +26,9 @@ import torch
 from common import data_file, kept_in, parsed, parser_of_runs, report
 
 from pyro_seq.config.fields import flatten, parse_words
-from pyro_seq.runs.folder import RunFolder
 from pyro_seq.seqgan.metrics.quality import quality
-from pyro_seq.seqgan.program import KIND, PRETRAINING, begin, go_on, load, settings_from, task_of
+from pyro_seq.seqgan.program import PRETRAINING, seqgan_program
+from pyro_seq.seqgan.stored_task import task_of
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
 SAMPLES = 4_000
@@ -93,27 +93,27 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def pretrained(folder: Path, settings: Mapping[str, Any], seed: int, oracle: Path) -> Path:
     """A run of maximum likelihood alone, which recipes start from."""
-    alone = settings_from(
+    alone = seqgan_program.settings(
         settings, {"adversarial.num_steps": 0, "discriminator.pretrain_rounds": 0}
     )
     if (folder / "run.json").exists():
-        go_on(folder, {})
+        seqgan_program.resume(folder, {})
     else:
-        begin(folder, alone, {"oracle": oracle}, seed=seed)
+        seqgan_program.start(folder, alone, {"oracle": oracle}, seed=seed)
     return folder
 
 
 def adversarial(folder: Path, start: Path, settings: Mapping[str, Any]) -> Path:
     """A run by a recipe that goes on from a pretraining."""
     if not (folder / "run.json").exists():
-        run = RunFolder(folder, KIND)
+        run = seqgan_program.folder(folder)
         with run.locked():
             run.create(
-                dict(flatten(settings_from(settings))),
-                {"task.json": RunFolder(start, KIND).read_json("task.json")},
+                dict(flatten(seqgan_program.settings(settings))),
+                {"task.json": seqgan_program.folder(start).read_json("task.json")},
             )
         shutil.copytree(start / PRETRAINING, folder / PRETRAINING)
-    go_on(folder, {})
+    seqgan_program.resume(folder, {})
     return folder
 
 
@@ -121,8 +121,8 @@ def swept(
     folder: Path, weights: Any, temperatures: tuple[float, ...] = TEMPERATURES
 ) -> dict[float, dict[str, float]]:
     """NLL_test, NLL_oracle and the share of distinct sentences by temperature."""
-    generator = load(folder, weights=weights)
-    task = task_of(RunFolder(folder, KIND), generator.settings, quiet=True)
+    generator = seqgan_program.load(folder, weights=weights)
+    task = task_of(seqgan_program.folder(folder), generator.settings, quiet=True)
     found = {}
     for temperature in temperatures:
         torch.manual_seed(0)

@@ -24,8 +24,8 @@ from common import data_file, machine, report
 
 from pyro_seq.config.fields import parse_words
 from pyro_seq.config.model_settings import Layer
-from pyro_seq.text.program import PRESETS, begin
-from pyro_seq.text.training import evaluate, load, text_settings
+from pyro_seq.text.program import PRESETS, text_program
+from pyro_seq.text.training import evaluate, text_settings
 
 TRAIN_CHARACTERS = 1_003_854
 BARS = {"default": 1.54, "best": 1.47}
@@ -60,14 +60,14 @@ def main() -> None:
         valid.write_text(text[TRAIN_CHARACTERS:], encoding="utf-8")
         run_dir = arguments.run_dir or Path(folder) / "run"
         began = time.monotonic()
-        trained = begin(
+        trained = text_program.start(
             run_dir,
             settings,
-            {"train": train, "valid": valid, "valid_fraction": 0.0},
+            {"train_corpus": train, "valid_corpus": valid, "valid_fraction": 0.0},
             seed=arguments.seed,
         )
         took = (time.monotonic() - began) / 60
-        scored = evaluate(load(run_dir), valid)
+        scored = evaluate(text_program.load(run_dir), valid)
     parameters = sum(p.numel() for p in trained.model.parameters())
     size = (
         f"{parameters / 1e6:.2f} M parameters, {trained.step} steps in {took:.1f} minutes on "

@@ -78,14 +78,13 @@ def attribute(
     from pyro_seq._progress import Progress
     from pyro_seq.config.registry import named_by_code
     from pyro_seq.errors import UserError
-    from pyro_seq.runs.folder import RunFolder
     from pyro_seq.text.attribution import attribute as attribute_text
-    from pyro_seq.text.training import KIND, load
+    from pyro_seq.text.program import text_program
 
     own = [
         run_dir
         for run_dir in run_dirs
-        if named_by_code(str(RunFolder(run_dir, KIND).settings().get("model.kind")))
+        if named_by_code(str(text_program.folder(run_dir).settings().get("model.kind")))
     ]
     if len(pairs) not in (0, 1, len(own)) or (pairs and not own):
         raise UserError(
@@ -94,7 +93,9 @@ def attribute(
         )
     specs = iter(pairs * len(own) if len(pairs) == 1 else pairs)
     models = [
-        load(run_dir, pick_device(device), pair=next(specs, None) if run_dir in own else None)
+        text_program.load(
+            run_dir, pick_device(device), pair=next(specs, None) if run_dir in own else None
+        )
         for run_dir in run_dirs
     ]
     torch.manual_seed(seed)

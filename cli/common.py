@@ -128,6 +128,11 @@ THREADS = threads_option(1)
 MOST_IN_TRAINING = 8
 
 
+def run_options(command: F) -> F:
+    """The options of every command that computes with a run."""
+    return SEED(DEVICE(THREADS(PAIR(command))))
+
+
 def temperature_option(what: str) -> Callable[[F], F]:
     """The option of the temperature at which `what` are sampled."""
     return click.option(
@@ -137,6 +142,20 @@ def temperature_option(what: str) -> Callable[[F], F]:
         show_default=True,
         metavar="T",
         help=f"Below 1: likelier {what}; 0: always the likeliest; above 1: rarer ones.",
+    )
+
+
+def num_samples_option(
+    default: int, what: str, *, least: int = 1, most: int = MOST_SAMPLES
+) -> Callable[[F], F]:
+    """The option of how many samples are drawn; `what` is its help."""
+    return click.option(
+        "--num-samples",
+        type=click.IntRange(least, most),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help=what,
     )
 
 
@@ -259,7 +278,11 @@ def training_options(
         SEED,
         DEVICE,
         threads_option(threads),
-        click.option("--resume", is_flag=True, help="Go on where the run in --run-dir stopped."),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Go on where the run in --run-dir stopped; what it has may be named again.",
+        ),
         click.option("--quiet", is_flag=True, help="No progress on stderr."),
     ]
 
@@ -271,15 +294,10 @@ def training_options(
     return add
 
 
-def given_options(*names: str) -> list[str]:
-    """Those of the parameters `names` that stand on the command line, as they are written there."""
-    context = click.get_current_context()
-    given = [
-        name
-        for name in names
-        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
-    ]
-    return [parameter.opts[0] for parameter in context.command.params if parameter.name in given]
+def from_command_line(*names: str) -> list[str]:
+    """Return those of the parameters `names` that stand on the command line."""
+    source = click.get_current_context().get_parameter_source
+    return [name for name in names if source(name) == click.core.ParameterSource.COMMANDLINE]
 
 
 @contextmanager

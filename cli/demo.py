@@ -50,10 +50,12 @@ def demo(run_dir: Path | None, minutes: float, seed: int, device: str) -> None:
     import torch
 
     from pyro_seq.text import training as text
-    from pyro_seq.text.program import PRESETS, begin
+    from pyro_seq.text.program import text_program
 
     run_dir, where = run_dir or _new_folder(), pick_device(device)
-    settings = text.text_settings(PRESETS["quick"], {"training.max_minutes": minutes})
+    settings = text_program.settings(
+        text_program.presets["quick"], {"training.max_minutes": minutes}
+    )
     with as_file(files("pyro_seq.text.data") / "fable.txt") as corpus:
         read = text.read_corpora(settings.text, corpus)
         click.echo(
@@ -67,11 +69,11 @@ def demo(run_dir: Path | None, minutes: float, seed: int, device: str) -> None:
         untrained.pair.train(False)
         _show("Before training, the model writes:", next(text.generate(untrained, length=200)))
         click.echo(f"\nTraining for {minutes:g} minute{'s' * (minutes != 1)} …")
-        with resumable(run_dir, f"pyroseq text train --run-dir {quoted(run_dir)} --resume"):
-            begin(
-                run_dir, settings, {"train": corpus, "valid_fraction": 0.1}, seed=seed, device=where
-            )
-    trained = text.load(run_dir, where)
+        with resumable(
+            run_dir, f"pyroseq {text_program.kind} train --run-dir {quoted(run_dir)} --resume"
+        ):
+            text_program.start(run_dir, settings, {"train_corpus": corpus}, seed=seed, device=where)
+    trained = text_program.load(run_dir, where)
     torch.manual_seed(seed)
     _show(
         f"After training, it goes on from {PROMPT!r}:",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import math
 from pathlib import Path
@@ -12,24 +11,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_seq.cli.common import (
-    DEVICE,
     FILE,
-    PAIR,
-    SEED,
-    THREADS,
     described,
     doubt,
     on_one_line,
     pick_device,
     run_dir_option,
+    run_options,
     scoring_options,
 )
 
 if TYPE_CHECKING:
     from pyro_seq.programs.scored_run import ScoredRun, ScoredSequence, ScoredStep
-
-# by kind of run, the module whose `open_run(run_dir, device, pair)` is a `ScoredRun`
-READERS = {"midi": "pyro_seq.music.evaluation.score_files", "text": "pyro_seq.text.score_files"}
 
 
 @click.command()
@@ -55,10 +48,7 @@ READERS = {"midi": "pyro_seq.music.evaluation.score_files", "text": "pyro_seq.te
 @click.option(
     "--json", "as_json", is_flag=True, help="A JSON object a sequence, each on a line of its own."
 )
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def score(
     run_dir: Path,
     files: tuple[Path, ...],
@@ -123,17 +113,20 @@ def score(
 
 
 def _open(run_dir: Path, device: Any, pair: str | None) -> ScoredRun:
-    """The run in a folder, by its kind."""
+    """Open the run of a folder, by the program that its kind names."""
     from pyro_seq.errors import UserError
+    from pyro_seq.music.program import music_program
     from pyro_seq.runs.folder import RunFolder
+    from pyro_seq.text.program import text_program
 
-    kind = RunFolder.kind_of(run_dir)
-    if kind not in READERS:
-        raise UserError(
-            f"{run_dir} holds a run of kind {kind!r}, and only runs of kind "
-            f"{', '.join(sorted(READERS))} can be scored"
-        )
-    return importlib.import_module(READERS[kind]).open_run(run_dir, device, pair)
+    kind, programs = RunFolder.kind_of(run_dir), (music_program, text_program)
+    for program in programs:
+        if program.kind == kind:
+            return program.scored_run(run_dir, device, pair)
+    raise UserError(
+        f"{run_dir} holds a run of kind {kind!r}, and only runs of kind "
+        f"{', '.join(program.kind for program in programs)} can be scored"
+    )
 
 
 def as_document(found: ScoredSequence, unit: str) -> dict[str, Any]:

@@ -190,11 +190,11 @@ def tiny_seqgan() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def seqgan_run(tmp_path_factory: pytest.TempPathFactory, tiny_seqgan: dict[str, Any]) -> Path:
     """The folder of a finished adversarial training on an oracle's sentences, to be read only."""
-    from pyro_seq.seqgan.program import begin, settings_from
+    from pyro_seq.seqgan.program import seqgan_program
 
     folder = tmp_path_factory.mktemp("seqgan") / "run"
     torch.set_num_threads(1)
-    begin(folder, settings_from(tiny_seqgan), {}, seed=0, quiet=True)
+    seqgan_program.start(folder, seqgan_program.settings(tiny_seqgan), {}, seed=0, quiet=True)
     return folder
 
 

@@ -290,35 +290,18 @@ def test_run_dir_that_is_a_file(
     assert corpus.read_text() == text
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--set", "model.hidden_size=8"],
-        ["--model", "rnn"],
-        ["--seed", 0],
-        ["--preset", "default"],
-        ["--valid-fraction", 0.1],
-    ],
-    ids=lambda words: words[0],
-)
-def test_resumed_run_keeps_its_settings(
-    spoilt: Path, corpus: Path, refused: Callable[..., str], words: list[Any], commands: Commands
-) -> None:
-    line = refused(*commands(spoilt, corpus)["resume"], *words)
-    assert line.startswith(f"{words[0]}: a run goes on with what it was begun with")
-
-
 def test_resumed_run_keeps_its_corpora(
     spoilt: Path, tmp_path: Path, refused: Callable[..., str], corpus: Path, commands: Commands
 ) -> None:
     before = contents(spoilt)
     (tmp_path / "other.txt").write_text(corpus.read_text() + "!")
     line = refused(*commands(spoilt, corpus)["resume"], "--train-corpus", tmp_path / "other.txt")
-    assert line.endswith(
-        f"is not the train corpus that the run in {spoilt} was begun with: its contents differ"
+    assert line == (
+        f"--train-corpus: {tmp_path / 'other.txt'} is not the train corpus that the run in "
+        f"{spoilt} was begun with: its contents differ (that was {corpus})"
     )
     line = refused(*commands(spoilt, corpus)["resume"], "--valid-corpus", corpus)
-    assert "begun without a corpus to validate on" in line
+    assert line.startswith("--valid-corpus: ") and f"valid_corpus = none, not {corpus}" in line
     assert contents(spoilt) == before
 
 

@@ -50,8 +50,8 @@ from pyro_seq.nn.feedforward import MLP
 from pyro_seq.nn.gaussian import Combiner, NormalNet
 from pyro_seq.reinforce.baselines import Critic, LeaveOneOut, MovingAverage
 from pyro_seq.reinforce.rollouts import Rollouts
-from pyro_seq.text import program as text_runs
 from pyro_seq.text.model import text_settings
+from pyro_seq.text.program import text_program
 
 GPU = "cuda"
 SYMBOLS, INPUTS, STEPS = 4, 2, 5
@@ -480,8 +480,8 @@ def test_text_of_every_pair(kind: str, corpus: Path, tmp_path: Path) -> None:
     }
     settings = text_settings(small)
     options = {"device": torch.device(GPU), "quiet": True}
-    begun = text_runs.begin(
-        tmp_path / "r", settings, {"train": corpus, "valid_fraction": 0.2}, seed=0, **options
+    begun = text_program.start(
+        tmp_path / "r", settings, {"train_corpus": corpus, "valid_fraction": 0.2}, seed=0, **options
     )
     assert begun.step == 3
 

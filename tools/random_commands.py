@@ -159,13 +159,13 @@ def settings_of(program: str) -> list[str]:
     from pyro_seq.config.fields import flatten
     from pyro_seq.games.settings import game_settings
     from pyro_seq.music.model.model import music_settings
-    from pyro_seq.seqgan.settings import seqgan_settings
+    from pyro_seq.seqgan.program import seqgan_program
     from pyro_seq.text.model import text_settings
 
     made = {
         "text": text_settings,
         "midi": music_settings,
-        "seqgan": seqgan_settings,
+        "seqgan": seqgan_program.settings,
         "play": game_settings,
     }.get(program)
     return [] if made is None else sorted(name for name, _ in flatten(made()))

@@ -10,51 +10,32 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_seq.cli.common import (
-    DEVICE,
     FILE,
-    MOST_SAMPLES,
-    PAIR,
-    SEED,
-    THREADS,
     Programs,
     described,
     doubt,
-    given_options,
-    keep_apart,
-    pick_device,
+    from_command_line,
+    num_samples_option,
     run_dir_option,
+    run_options,
     scoring_options,
-    temperature_option,
-    training_options,
 )
-from pyro_seq.cli.programs.training import train_run
+from pyro_seq.cli.programs.midi_report import report
+from pyro_seq.cli.programs.midi_runs import (
+    FILES,
+    LENGTH,
+    PRIMER,
+    PRIMER_SECONDS,
+    TEMPERATURE,
+    load_run,
+    opening_of,
+    program,
+    read_pieces,
+)
+from pyro_seq.cli.programs.training import TrainCommand, Wanted
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pyro_seq.music.data.sources import Found
     from pyro_seq.music.model.training import MusicModel, MusicScore
-
-MOST_SECONDS = 7_200
-FILES = "FILE|DIR|GLOB"
-LENGTH = click.option(
-    "--length",
-    type=click.FloatRange(0, MOST_SECONDS, min_open=True),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long each sample is, without its primer.",
-)
-PRIMER = click.option("--primer", type=FILE, metavar="FILE", help="A MIDI file to go on from.")
-PRIMER_SECONDS = click.option(
-    "--primer-seconds",
-    type=click.FloatRange(0, MOST_SECONDS, min_open=True),
-    default=5.0,
-    show_default=True,
-    metavar="S",
-    help="How much of the primer is given, from its beginning.",
-)
-TEMPERATURE = temperature_option("keys")
 
 
 @click.group(cls=Programs)
@@ -64,7 +45,15 @@ def midi() -> None:
     """
 
 
-@midi.command()
+midi.add_command(report)
+
+
+@midi.add_command
+@TrainCommand(
+    program,
+    "default, quick, best, demo, and those for published data sets, jsb-… and nottingham-…",
+    out_dir="samples",
+)
 @click.option(
     "--train-files",
     multiple=True,
@@ -111,19 +100,7 @@ def midi() -> None:
     metavar="G",
     help="Frames a beat, tempo changes followed, in place of a rate (rolls.grid).",
 )
-@training_options(
-    "default, quick, best, demo, and those for published data sets, jsb-… and nottingham-…"
-)
-def train(
-    train_files: tuple[str, ...],
-    valid_files: tuple[str, ...],
-    valid_fraction: float,
-    demo: bool,
-    start_from: Path | None,
-    rate: float | None,
-    grid: int | None,
-    **options: Any,
-) -> None:
+def train(rate: float | None, grid: int | None, **source: Any) -> Wanted:
     """Train on pieces of music and keep the run in a folder.
 
     Arrays of piano rolls (.npz) are read too, and bring validation pieces of their own. Settings
@@ -131,8 +108,9 @@ def train(
     setting. Ctrl-C saves a checkpoint; --resume goes on from it, with the settings and the pieces
     that the run was begun with.
     """
-    context = click.get_current_context()
-    if valid_files and given_options("valid_fraction"):
+    context, demo = click.get_current_context(), source["demo"]
+    train_files, valid_files = source["train_files"], source["valid_files"]
+    if valid_files and from_command_line("valid_fraction"):
         message = (
             "--valid-files and --valid-fraction exclude each other: validation pieces are "
             "files or a part of the training files"
@@ -148,33 +126,19 @@ def train(
             "--rate and --grid exclude each other: frames are counted by seconds or by beats",
             context,
         )
-    if demo and options["preset"] is None:
-        options["preset"] = "demo"
-    train_run(
-        "midi",
-        "pyro_seq.music.program",
-        data={
-            "train": train_files,
-            "valid": valid_files,
-            "valid_fraction": valid_fraction,
-            "demo": demo,
-            "start_from": start_from,
-        },
-        moved={"train_files": train_files, "valid_files": valid_files},
-        missing=None
-        if train_files or demo
-        else (
-            "--train-files is missing: the music to learn from (or --demo, for some that comes "
-            "with pyroseq)"
-        ),
-        fixed=("valid_fraction", "demo", "start_from"),
-        overrides=[
+    missing = (
+        "--train-files is missing: the music to learn from (or --demo, for some that comes with "
+        "pyroseq)"
+    )
+    return Wanted(
+        source,
+        [
             ("--rate", "rolls.rate", rate),
             ("--rate", "rolls.grid", None if rate is None else 0),
             ("--grid", "rolls.grid", grid),
         ],
-        out_dir="samples",
-        **options,
+        missing=None if train_files or demo else missing,
+        preset="demo" if demo else None,
     )
 
 
@@ -194,10 +158,7 @@ def train(
     is_flag=True,
     help="The figures as a JSON object, with all files that were skipped or mended.",
 )
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def evaluate(
     run_dir: Path,
     eval_files: tuple[str, ...],
@@ -218,8 +179,8 @@ def evaluate(
     from pyro_seq._progress import Progress
     from pyro_seq.music.model.training import evaluate as evaluate_music
 
-    music = _load(run_dir, device, pair)
-    found = _read(music, eval_files, run_dir)
+    music = load_run(run_dir, device, pair)
+    found = read_pieces(music, eval_files, run_dir)
     torch.manual_seed(seed)
     scored = evaluate_music(music, found.pieces, progress=Progress().later(), **options)
     if as_json:
@@ -264,14 +225,7 @@ def report_score(scored: MusicScore, music: MusicModel, skipped: int) -> str:
     help="Where samples are written, as sample-1.mid, sample-1.wav, …",
 )
 @LENGTH
-@click.option(
-    "--num-samples",
-    type=click.IntRange(1, MOST_SAMPLES),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="How many samples.",
-)
+@num_samples_option(1, "How many samples.")
 @PRIMER
 @PRIMER_SECONDS
 @click.option(
@@ -296,10 +250,7 @@ def report_score(scored: MusicScore, music: MusicModel, skipped: int) -> str:
     metavar="FILE",
     help="A sound font (.sf2, .sf3), by which FluidSynth makes the WAV.",
 )
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def generate(
     run_dir: Path,
     out_dir: Path,
@@ -329,8 +280,8 @@ def generate(
     names = parse_formats(formats)
     if sound_font is not None and "wav" in names:
         synthesiser_for(sound_font)  # what is wrong with it is said before anything is sampled
-    music = _load(run_dir, device, pair)
-    opening = _primer(music, primer, primer_seconds)
+    music = load_run(run_dir, device, pair)
+    opening = opening_of(music, primer, primer_seconds)
     first = free_number(out_dir)
     torch.manual_seed(seed)
     played = play(
@@ -345,132 +296,3 @@ def generate(
     for number, rendered in enumerate(played, first):
         for path in rendered.write(out_dir, number, names):  # or the next number that is free
             click.echo(str(path))
-
-
-@midi.command()
-@run_dir_option()
-@click.option(
-    "--eval-files",
-    multiple=True,
-    metavar=FILES,
-    help="Real pieces to compare with; if not given, the run's validation pieces.",
-)
-@click.option(
-    "--out",
-    type=FILE,
-    metavar="FILE",
-    help="Where the page is written; report.html in the run folder if not given.",
-)
-@LENGTH
-@click.option(
-    "--num-samples",
-    type=click.IntRange(1, 32),
-    default=4,
-    show_default=True,
-    metavar="N",
-    help="Pieces to listen to.",
-)
-@PRIMER
-@PRIMER_SECONDS
-@TEMPERATURE
-@SEED
-@DEVICE
-@THREADS
-@PAIR
-def report(
-    run_dir: Path,
-    eval_files: tuple[str, ...],
-    out: Path | None,
-    length: float,
-    num_samples: int,
-    primer: Path | None,
-    primer_seconds: float,
-    temperature: float,
-    seed: int,
-    device: str,
-    pair: str | None,
-) -> None:
-    """Write one self-contained HTML page: samples to hear and see, learning curves, and statistics
-    of real and generated music.
-    """
-    import torch
-
-    from pyro_seq.music.evaluation.report import Asked, run_report
-    from pyro_seq.runs.folder import RunFolder
-    from pyro_seq.runs.writing import replacing
-
-    path = out or run_dir / "report.html"
-    keep_apart("--out", path, run_dir, primer)
-    music = _load(run_dir, device, pair)
-    opening = _primer(music, primer, primer_seconds)
-    pieces, source = _real_pieces(music, eval_files, run_dir)
-    torch.manual_seed(seed)
-    asked = Asked(num_samples, length, temperature=temperature, primer=opening)
-    # says what is wrong before minutes of sampling
-    with replacing(path, follow=out is not None) as temporary:
-        page, distances = run_report(
-            RunFolder(run_dir, "midi"), music, pieces, asked, source=source
-        )
-        temporary.write_text(page, encoding="utf-8")
-    click.echo(str(path))
-    for name in distances["generated"]:
-        model, markov = (distances[which][name] for which in ("generated", "Markov"))
-        click.echo(
-            f"{name:<22}{model:.4f} from real music; a Markov model of each key: {markov:.4f}"
-        )
-
-
-def _load(run_dir: Path, device: str, pair: str | None) -> MusicModel:
-    from pyro_seq.music.model.training import load
-
-    return load(run_dir, pick_device(device), pair=pair)
-
-
-def _read(
-    music: MusicModel, patterns: tuple[str, ...], run_dir: Path, *, name_all: bool = False
-) -> Found:
-    from pyro_seq._progress import Progress
-    from pyro_seq.music.data.sources import cache_beside, read_music
-
-    cache = cache_beside(run_dir)
-    with cache.nothing_left_if_refused():
-        return read_music(
-            patterns,
-            "test",
-            music.settings.rolls,
-            cache=cache,
-            progress=Progress(),
-            name_all=name_all,
-        )
-
-
-def _primer(music: MusicModel, path: Path | None, seconds: float) -> Tensor | None:
-    from pyro_seq._progress import Progress
-    from pyro_seq.music.data.sources import read_primer
-
-    return (
-        None
-        if path is None
-        else read_primer(path, seconds, music.settings.rolls, music.timing.tempo, Progress())
-    )
-
-
-def _real_pieces(
-    music: MusicModel, patterns: tuple[str, ...], run_dir: Path
-) -> tuple[list[Tensor], str]:
-    """(pieces to compare with, what they are called)."""
-    from pyro_seq.errors import UserError
-    from pyro_seq.music.program import KIND, read_pieces_json, same_pieces
-    from pyro_seq.runs.folder import RunFolder
-
-    if patterns:
-        return _read(music, patterns, run_dir, name_all=True).pieces, "the pieces given"
-    _, digest, data = read_pieces_json(RunFolder(run_dir, KIND))
-    instead = "name real music to compare with, by --eval-files"
-    try:
-        pieces = list(same_pieces(music.settings, data, digest, run_dir, quiet=False).valid)
-    except UserError as error:
-        raise UserError(f"{error}; {instead}") from None
-    if not pieces:
-        raise UserError(f"the run in {run_dir} has no validation pieces: {instead}")
-    return pieces, "its validation pieces"

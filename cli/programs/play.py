@@ -18,13 +18,13 @@ from pyro_seq.cli.common import (
     Duration,
     Programs,
     run_dir_option,
-    training_options,
 )
-from pyro_seq.cli.programs.training import train_run
+from pyro_seq.cli.programs.training import TrainCommand, Wanted
 
 if TYPE_CHECKING:
     from pyro_seq.games.environment.episodes import Episode
     from pyro_seq.games.loaded import Returns, TrainedGame
+    from pyro_seq.games.program import GameProgram
 
 MOST_GAMES, MOST_MOVES, MOST_IMAGINED = 10**5, 5_000, 2 * 10**7
 LONG = 1_000  # moves of a game, from which on it is said how many there are
@@ -102,7 +102,21 @@ def play() -> None:
     """Learn a model of a game, train an agent inside it, and let it play."""
 
 
-@play.command()
+def _program() -> GameProgram:
+    from pyro_seq.games.program import game_program
+
+    return game_program
+
+
+@play.add_command
+@TrainCommand(
+    _program,
+    "default, cartpole, acrobot, pendulum, quick",
+    DURATIONS,
+    threads=1,
+    device="cpu",  # small models step by step are quicker there
+    following="run",
+)
 @click.option(
     "--env",
     metavar="ID",
@@ -120,10 +134,7 @@ def play() -> None:
         "none]"
     ),
 )
-@training_options("default, cartpole, acrobot, pendulum, quick", DURATIONS, threads=1)
-def train(
-    env: str | None, env_kwargs: str | None, resume: bool, device: str, **options: Any
-) -> None:
+def train(env: str | None, env_kwargs: str | None) -> Wanted:
     """Learn a game: play it, learn a model of it, train an agent in the model, and again, until the
     real steps are used up.
 
@@ -133,21 +144,9 @@ def train(
     """
     from pyro_seq.games.environment.making import options_again
 
-    train_run(
-        "play",
-        "pyro_seq.games.program",
-        data={},
-        moved={"env": env, "env_kwargs": env_kwargs},
-        missing=None,
-        overrides=[]
-        if resume
-        else [("--env", "play.env", env), ("--env-kwargs", "play.env_kwargs", env_kwargs)],
-        durations=DURATIONS,
-        resume=resume,
-        device="cpu" if device == "auto" else device,  # small models step by step are quicker there
-        following="run",
+    return Wanted(
+        settings=[("--env", "play.env", env), ("--env-kwargs", "play.env_kwargs", env_kwargs)],
         again=options_again(env or "", env_kwargs, "--env-kwargs"),
-        **options,
     )
 
 
@@ -182,10 +181,9 @@ def run(
     import torch
 
     from pyro_seq._progress import Progress
-    from pyro_seq.games.loaded import load
     from pyro_seq.games.plots.showing import played_games
 
-    trained = load(run_dir, pair=pair, env=env, env_kwargs=env_kwargs)
+    trained = _program().load(run_dir, pair=pair, env=env, env_kwargs=env_kwargs)
     torch.manual_seed(seed)
     progress = Progress()
 
@@ -264,7 +262,7 @@ def imagine(
     import torch
 
     from pyro_seq.errors import UserError
-    from pyro_seq.games.loaded import dream, load
+    from pyro_seq.games.loaded import dream
     from pyro_seq.games.plots.showing import show_dreams
 
     if num_games * max_moves > MOST_IMAGINED:
@@ -275,7 +273,7 @@ def imagine(
         raise UserError(
             f"{what}, and {MOST_IMAGINED:,} at once are imagined at most: lower one of them"
         )
-    trained = load(run_dir, pair=pair, env=env, env_kwargs=env_kwargs)
+    trained = _program().load(run_dir, pair=pair, env=env, env_kwargs=env_kwargs)
     torch.manual_seed(seed)
     games = dream(trained, num_games, max_moves, agent=agent, temperature=temperature, seed=seed)
     files = show_dreams(trained, games, render)
@@ -318,9 +316,9 @@ def evaluate(
     import torch
 
     from pyro_seq._progress import Progress
-    from pyro_seq.games.loaded import load, measured, play_real, returns_of
+    from pyro_seq.games.loaded import measured, play_real, returns_of
 
-    trained = load(run_dir, pair=pair, env=env, env_kwargs=env_kwargs)
+    trained = _program().load(run_dir, pair=pair, env=env, env_kwargs=env_kwargs)
     torch.manual_seed(seed)
     progress, moves = Progress(), 0
 

@@ -11,31 +11,33 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pyro_seq.cli.common import (
-    DEVICE,
     FILE,
-    MOST_SAMPLES,
-    PAIR,
-    SEED,
-    THREADS,
     Duration,
     Programs,
     keep_apart,
+    num_samples_option,
     on_one_line,
     pick_device,
     run_dir_option,
+    run_options,
     temperature_option,
-    training_options,
 )
-from pyro_seq.cli.programs.training import train_run
+from pyro_seq.cli.programs.training import TrainCommand, Wanted
 
 if TYPE_CHECKING:
     from pyro_seq.seqgan.evaluation import Evaluation
+    from pyro_seq.seqgan.program import SeqGANProgram
     from pyro_seq.seqgan.sweeps import Sweep
     from pyro_seq.seqgan.tasks.base import Figure
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILES = "FILE|DIR|GLOB"
+FILES_OF_MUSIC = {
+    "--train-files": "Of the task music: MIDI files to learn from, as often as needed.",
+    "--valid-files": "Those to validate on, in place of some of the training files.",
+    "--test-files": "Those to test on, likewise.",
+}
 DURATIONS = (
     Duration(
         "--pretrain-steps",
@@ -66,20 +68,9 @@ def data_options(command: F) -> F:
                 help="Of the task oracle: its parameters (.npz); else it is drawn by a seed.",
             ),
             click.option("--corpus", type=FILE, metavar="FILE", help="Of the task text: the text."),
-            click.option(
-                "--train-files",
-                multiple=True,
-                metavar=FILES,
-                help="Of the task music: MIDI files to learn from, as often as needed.",
-            ),
-            click.option(
-                "--valid-files",
-                multiple=True,
-                metavar=FILES,
-                help="Those to validate on, in place of some of the training files.",
-            ),
-            click.option(
-                "--test-files", multiple=True, metavar=FILES, help="Those to test on, likewise."
+            *(
+                click.option(name, multiple=True, metavar=FILES, help=text)
+                for name, text in FILES_OF_MUSIC.items()
             ),
         ]
     ):
@@ -87,18 +78,8 @@ def data_options(command: F) -> F:
     return command
 
 
-def num_samples_option(default: int) -> Callable[[F], F]:
-    """The option of how many sequences are generated."""
-    return click.option(
-        "--num-samples",
-        type=click.IntRange(1 if default == 1 else 2, MOST_SAMPLES),
-        default=default,
-        show_default=True,
-        metavar="N",
-        help="How many sequences are generated.",
-    )
-
-
+ONE = num_samples_option(1, "How many sequences are generated.")
+MANY = num_samples_option(4_000, "How many sequences are generated.", least=2)
 WEIGHTS = click.option(
     "--weights",
     type=click.Choice(["best", "pretrained"]),
@@ -126,7 +107,14 @@ def seqgan() -> None:
     """
 
 
-@seqgan.command()
+def _program() -> SeqGANProgram:
+    from pyro_seq.seqgan.program import seqgan_program
+
+    return seqgan_program
+
+
+@seqgan.add_command
+@TrainCommand(_program, "default, paper, quick, melodies", DURATIONS)
 @click.option(
     "--task",
     metavar="oracle|text|music",
@@ -138,7 +126,6 @@ def seqgan() -> None:
     is_flag=True,
     help="Of the task music: learn from a dozen small tunes that come with pyroseq.",
 )
-@training_options("default, paper, quick, melodies", DURATIONS)
 @click.option(
     "--rollouts",
     type=int,
@@ -159,40 +146,28 @@ def train(
     rollouts: int | None,
     rollout_batch: int | None,
     reward: str | None,
-    **options: Any,
-) -> None:
+    **data: Any,
+) -> Wanted:
     """Train by maximum likelihood, then against a discriminator, and keep the run in a folder.
 
     Settings come from the defaults or a preset, then --config, then --set and the options that
     stand for a setting. Ctrl-C saves a checkpoint; --resume goes on from it, with the settings and
     the data that the run was begun with.
     """
-    data = {
-        name: options.pop(name)
-        for name in ("oracle", "corpus", "train_files", "valid_files", "test_files")
-    }
-    demo = options.pop("demo")
-    train_run(
-        "seqgan",
-        "pyro_seq.seqgan.program",
-        data=data | {"demo": demo},
-        moved=data,
-        missing=None,  # it depends on the task, which may be named in a file of settings
-        fixed=("demo",),
-        overrides=[
+    return Wanted(  # which data is missing depends on the task, perhaps named in a file of settings
+        data,
+        [
             ("--task", "task.kind", task),
             ("--rollouts", "adversarial.rollouts", rollouts),
             ("--rollout-batch", "adversarial.rollout_batch", rollout_batch),
             ("--reward", "adversarial.reward", reward),
         ],
-        durations=DURATIONS,
-        **options,
     )
 
 
 @seqgan.command()
 @run_dir_option()
-@num_samples_option(1)
+@ONE
 @TEMPERATURE
 @WEIGHTS
 @click.option(
@@ -207,10 +182,7 @@ def train(
     is_flag=True,
     help="Each sequence as a JSON object on a line of its own: its symbols and its text.",
 )
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def generate(
     run_dir: Path,
     num_samples: int,
@@ -227,9 +199,8 @@ def generate(
 
     from pyro_seq.runs.writing import new_folder
     from pyro_seq.seqgan.metrics.quality import generated
-    from pyro_seq.seqgan.program import load
 
-    generator = load(run_dir, pick_device(device), pair=pair, weights=weights)
+    generator = _program().load(run_dir, pick_device(device), pair=pair, weights=weights)
     with new_folder(out_dir, "--out-dir") if out_dir is not None else nullcontext():
         torch.manual_seed(seed)
         rendering, length = generator.rendering, generator.settings.length
@@ -251,16 +222,13 @@ def generate(
 
 @seqgan.command()
 @run_dir_option()
-@num_samples_option(4_000)
+@MANY
 @TEMPERATURE
 @WEIGHTS
 @SPLIT
 @data_options
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def evaluate(
     run_dir: Path,
     num_samples: int,
@@ -335,7 +303,7 @@ def _shown(figure: Figure | None) -> str:
     metavar="LIST",
     help="Numbers separated by commas; 0.5,0.6,…,1.2 if not given.",
 )
-@num_samples_option(4_000)
+@MANY
 @SPLIT
 @click.option(
     "--out",
@@ -345,10 +313,7 @@ def _shown(figure: Figure | None) -> str:
 )
 @data_options
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def sweep(
     run_dir: Path,
     temperatures: str | None,

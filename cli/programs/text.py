@@ -15,26 +15,23 @@ import click
 
 from pyro_seq.cli.attribute import attribute
 from pyro_seq.cli.common import (
-    DEVICE,
     FILE,
-    MOST_SAMPLES,
-    PAIR,
-    SEED,
-    THREADS,
     Programs,
     described,
     doubt,
-    given_options,
+    from_command_line,
     keep_apart,
+    num_samples_option,
     pick_device,
     run_dir_option,
+    run_options,
     scoring_options,
     temperature_option,
-    training_options,
 )
-from pyro_seq.cli.programs.training import train_run
+from pyro_seq.cli.programs.training import TrainCommand, Wanted
 
 if TYPE_CHECKING:
+    from pyro_seq.text.program import TextProgram
     from pyro_seq.text.scoring import TextScore
     from pyro_seq.text.vocabulary import Vocabulary
 
@@ -49,7 +46,14 @@ def text() -> None:
 text.add_command(attribute)
 
 
-@text.command()
+def _program() -> TextProgram:
+    from pyro_seq.text.program import text_program
+
+    return text_program
+
+
+@text.add_command
+@TrainCommand(_program, "default, best, quick")
 @click.option("--train-corpus", type=FILE, metavar="F", help="The text to learn from.")
 @click.option(
     "--valid-corpus",
@@ -71,42 +75,21 @@ text.add_command(attribute)
     metavar="F",
     help="The text whose characters make the vocabulary; else the training corpus.",
 )
-@training_options("default, best, quick")
-def train(
-    train_corpus: Path | None,
-    valid_corpus: Path | None,
-    valid_fraction: float,
-    vocab_corpus: Path | None,
-    **options: Any,
-) -> None:
+def train(**source: Any) -> Wanted:
     """Train on a text and keep the run in a folder.
 
     Settings come from the defaults or a preset, then --config, then --set and the options that
     stand for a setting. Ctrl-C saves a checkpoint; --resume goes on from it, with the settings and
     the corpora that the run was begun with.
     """
-    if valid_corpus is not None and given_options("valid_fraction"):
+    if source["valid_corpus"] is not None and from_command_line("valid_fraction"):
         message = (
             "--valid-corpus and --valid-fraction exclude each other: the validation text is "
             "a file or a part of the training corpus"
         )
         raise click.UsageError(message, click.get_current_context())
-    train_run(
-        "text",
-        "pyro_seq.text.program",
-        data={
-            "train": train_corpus,
-            "valid": valid_corpus,
-            "valid_fraction": valid_fraction,
-            "vocabulary_from": vocab_corpus,
-        },
-        moved={"corpus": train_corpus, "valid": valid_corpus},
-        missing="--train-corpus is missing: the text to learn from"
-        if train_corpus is None
-        else None,
-        fixed=("valid_fraction", "vocab_corpus"),
-        **options,
-    )
+    missing = "--train-corpus is missing: the text to learn from"
+    return Wanted(source, missing=None if source["train_corpus"] else missing)
 
 
 @text.command()
@@ -119,14 +102,7 @@ def train(
     metavar="N",
     help="Symbols of each sample.",
 )
-@click.option(
-    "--num-samples",
-    type=click.IntRange(1, MOST_SAMPLES),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="How many samples.",
-)
+@num_samples_option(1, "How many samples.")
 @click.option("--prompt", default="", metavar="S", help="Text to continue.")
 @click.option(
     "--prompt-file",
@@ -144,10 +120,7 @@ def train(
 @click.option(
     "--json", "as_json", is_flag=True, help="Each sample as a JSON string on a line of its own."
 )
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def generate(
     run_dir: Path,
     length: int,
@@ -165,14 +138,13 @@ def generate(
     import torch
 
     from pyro_seq.text.training import generate as generate_text
-    from pyro_seq.text.training import load
 
-    if prompt_file is not None and given_options("prompt"):
+    if prompt_file is not None and from_command_line("prompt"):
         raise click.UsageError(
             "--prompt and --prompt-file exclude each other: give one of them",
             click.get_current_context(),
         )
-    loaded = load(run_dir, pick_device(device), pair=pair)
+    loaded = _program().load(run_dir, pick_device(device), pair=pair)
     prompt = prompt if prompt_file is None else _prompt_of(prompt_file, loaded.vocabulary)
     torch.manual_seed(seed)
     samples = generate_text(
@@ -226,10 +198,7 @@ def _prompt_of(path: Path, vocabulary: Vocabulary) -> str:
     metavar="FILE",
     help="Write each symbol with its nats to a file (- for standard output).",
 )
-@SEED
-@DEVICE
-@THREADS
-@PAIR
+@run_options
 def evaluate(
     run_dir: Path,
     eval_corpus: Path,
@@ -247,11 +216,10 @@ def evaluate(
 
     from pyro_seq._progress import Progress
     from pyro_seq.text.training import evaluate as evaluate_text
-    from pyro_seq.text.training import load
 
     if per_character is not None:
         keep_apart("--per-character", per_character, run_dir, eval_corpus)
-    loaded = load(run_dir, pick_device(device), pair=pair)
+    loaded = _program().load(run_dir, pick_device(device), pair=pair)
     torch.manual_seed(seed)
     options["progress"] = Progress().later()
     if per_character is None:

@@ -1,173 +1,210 @@
-"""What `train` is in every program: settings from options, a run begun or gone on with, and what
+"""What `train` is in every program: options, settings from them, a run started or resumed, and what
 comes next.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyro_seq.cli.common import (
     DURATIONS,
+    MOST_IN_TRAINING,
     Duration,
-    given_options,
+    from_command_line,
     pair_words,
     pick_device,
     quoted,
     resumable,
+    training_options,
 )
 
+if TYPE_CHECKING:
+    from pyro_seq.config.model_settings import Layer
+    from pyro_seq.programs.program import Program
 
-def train_run(
-    program: str,
-    runs: str,
-    *,
-    run_dir: Path | None,
-    seed: int,
-    device: str,
-    resume: bool,
-    quiet: bool,
-    print_config: bool,
-    data: Mapping[str, Any],
-    moved: Mapping[str, Any],
-    missing: str | None,
-    fixed: tuple[str, ...] = (),
-    overrides: Sequence[tuple[str, str, Any]] = (),
-    durations: Sequence[Duration] = DURATIONS,
-    out_dir: str | None = None,
-    following: str = "generate",
-    again: str = "",
-    **settings: Any,
-) -> None:
-    """Begin a run or go on with one.
+
+@dataclass
+class Wanted:
+    """What the options of a program's own ask for.
+
+    Attributes:
+        source: what to learn from, by the names of the options.
+        settings: options that stand for a setting, `("--rate", "rolls.rate", 32)`; those that are
+            `None` were not given.
+        missing: what to say if there is nothing to train on, else `None`.
+        preset: the bundled settings of a new run, where no others are named.
+        again: options, each after a space, that the run cannot be used without, beside `--pair`.
+    """
+
+    source: Mapping[str, Any] = field(default_factory=dict)
+    settings: Sequence[tuple[str, str, Any]] = ()
+    missing: str | None = None
+    preset: str | None = None
+    again: str = ""
+
+
+@dataclass
+class TrainCommand:
+    """Makes the `train` command of a program, as a decorator of a function that takes the program's
+    own options.
 
     Args:
-        program: `text`, `midi`, …, as the command has it.
-        runs: the domain's module that begins runs and goes on with them: `PRESETS`,
-            `settings_from(*layers)`, `begin(run_dir, settings, data, *, seed, device, quiet)`,
-            `go_on(run_dir, changes, *, fixed, pair, device, quiet, **moved)` and
-            `settings_of(run_dir, changes, *, fixed, pair)`.
-        run_dir, seed, device, resume, quiet, print_config: the options of those names.
-        data: what to train on.
-        moved: where that lies when a run is gone on with.
-        missing: what to say if there is nothing to train on, else `None`.
-        fixed: parameters of the program's own that cannot change when a run is gone on with.
-        overrides: further options that stand for a setting, `("--rate", "rolls.rate", 32)`; those
-            that are `None` were not given.
-        durations: the options that say how long to train, which may change when a run is gone on
-            with; their values are in `settings`.
-        out_dir: the folder in the run folder that `generate` is advised to write to, if it writes
+        program: imports the program and returns it: that takes torch along, so it is called when
+            the command runs.
+        presets: the names of its bundled settings, for the help.
+        durations: the options that say how long to train, which may change when a run is resumed.
+        threads: how many are useful to it.
+        device: where to compute, where nothing else is said.
+        out_dir: the folder in the run folder that is advised to write to, if what comes next writes
             to one.
         following: the program's command that is advised next.
-        again: options, each after a space, that the run cannot be used without, beside `--pair`.
-        settings: the options that say which settings, for `resolve`.
     """
-    given = given_options("config", "words", "model", "preset", "seed", *fixed)
-    given += dict.fromkeys(option for option, _, value in overrides if value is not None)
-    lasting = [
-        (duration.option, duration.setting, settings.pop(duration.parameter))
-        for duration in durations
-    ]
-    settings["overrides"] = [*overrides, *lasting]
-    domain, pair = importlib.import_module(runs), settings["pair"]
-    changes = {name: value for _, name, value in lasting if value is not None}
-    if run_dir is None and (resume or not print_config):
-        raise click.UsageError(
-            "--run-dir is missing: the folder to keep the run in", click.get_current_context()
+
+    program: Callable[[], Program[Any, Any, Any]]
+    presets: str = "default"
+    durations: Sequence[Duration] = DURATIONS
+    threads: int = MOST_IN_TRAINING
+    device: str = "auto"
+    out_dir: str | None = None
+    following: str = "generate"
+
+    def __call__(self, own: Callable[..., Wanted]) -> click.Command:
+        """Return the command with the options and the help of `own`, which says what these options
+        ask for, and those of every `train`.
+        """
+        parameters = list(getattr(own, "__click_params__", ()))
+
+        def command(**given: Any) -> None:
+            self.run(own(**{option.name: given.pop(option.name) for option in parameters}), given)
+
+        command.__doc__ = own.__doc__
+        decorated: Any = training_options(self.presets, self.durations, threads=self.threads)(
+            command
         )
-    if print_config:
+        decorated.__click_params__ += parameters  # click shows the last ones first
+        return click.command("train")(decorated)
+
+    def run(self, wanted: Wanted, given: Mapping[str, Any]) -> None:
+        """Start a run or resume one, or show its settings; `given` are the options of every
+        `train`.
+        """
+        run_dir, resume, shows = given["run_dir"], given["resume"], given["print_config"]
+        context = click.get_current_context()
+        if run_dir is None and (resume or not shows):
+            raise click.UsageError("--run-dir is missing: the folder to keep the run in", context)
+        if wanted.missing is not None and not resume and not shows:
+            raise click.UsageError(wanted.missing, context)
         from pyro_seq.config.fields import to_toml
+        from pyro_seq.errors import UserError
+        from pyro_seq.programs.program import OptionsDiffer
 
-        shown = (
-            domain.settings_of(run_dir, changes, fixed=given, pair=pair)
-            if resume
-            else resolve(runs, **settings)
+        program = self.program()
+        layers = self._layers(program, wanted, given)
+        if not resume:
+            settings = program.settings(*layers)
+            if shows:
+                click.echo(to_toml(settings))
+            else:
+                self._train(program, wanted, given, settings=settings, source=wanted.source)
+            return
+        told = from_command_line("seed", *wanted.source)
+        again = {
+            "changes": self._changes(given, layers),
+            "repeated": layers,
+            "seed": given["seed"] if "seed" in told else None,
+            "source": {name: value for name, value in wanted.source.items() if name in told},
+            "pair": given["pair"],
+        }
+        try:
+            if shows:
+                click.echo(to_toml(program.resumed_settings(run_dir, **again)))
+            else:
+                self._train(program, wanted, given, **again)
+        except OptionsDiffer as error:
+            *most, last = (duration.option for duration in self.durations)
+            raise UserError(f"{error}; only {', '.join(most)} and {last} may change") from None
+
+    def _layers(
+        self, program: Program[Any, Any, Any], wanted: Wanted, given: Mapping[str, Any]
+    ) -> list[Layer]:
+        """Return the settings that the options name: a preset's, then --config, then the options
+        that stand for a setting, then --set; of a run that is resumed without the durations.
+
+        Raises `UserError` for those that do not go together.
+        """
+        from pyro_seq.config.fields import parse_words, read_file
+        from pyro_seq.config.model_settings import Layer
+        from pyro_seq.errors import UserError, did_you_mean
+
+        config, model, pair, resume = (
+            given[name] for name in ("config", "model", "pair", "resume")
         )
-        click.echo(to_toml(shown))
-        return
-    if missing is not None and not resume:
-        raise click.UsageError(missing, click.get_current_context())
-    assert run_dir is not None
-    where = (
-        f"--run-dir {quoted(run_dir)}"
-        + (f" --device {device}" if device != "auto" else "")
-        + pair_words(pair)
-        + again
-    )
-    resuming = f"pyroseq {program} train {where} --resume"
-    with resumable(run_dir, resuming):
-        options = {"device": pick_device(device), "quiet": quiet}
-        if resume:
-            trained = domain.go_on(run_dir, changes, fixed=given, pair=pair, **moved, **options)
-        else:
-            trained = domain.begin(run_dir, resolve(runs, **settings), data, seed=seed, **options)
-    if not quiet:
+        preset, layers = given["preset"] or (None if resume else wanted.preset), []
+        if preset is not None:
+            if preset not in program.presets:
+                raise UserError(f"unknown preset {preset!r}{did_you_mean(preset, program.presets)}")
+            layers.append(Layer(program.presets[preset], f"--preset {preset}", lenient=True))
+        if config is not None:
+            layers.append(Layer(read_file(config), f"--config {config}", trusted=False))
+        if model is not None and ":" in model:
+            raise UserError(
+                f"--model takes the name of a pair; one of your own is named by --pair {model}"
+            )
+        if model is not None and pair is not None:
+            raise UserError("--model and --pair exclude each other: both say which pair")
+        named = [("--model", "model.kind", model), ("--pair", "model.kind", pair), *wanted.settings]
+        if not resume:
+            named += [(d.option, d.setting, given[d.parameter]) for d in self.durations]
+        layers += [
+            Layer({name: value}, option) for option, name, value in named if value is not None
+        ]
+        return [*layers, Layer(parse_words(given["words"]), "--set")]
+
+    def _changes(self, given: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, Any]:
+        """Return the durations of a run that is resumed; --set comes after them."""
+        durations = {d.setting: given[d.parameter] for d in self.durations}
+        return {
+            name: value
+            for name, value in durations.items()
+            if value is not None and name not in layers[-1].changes
+        }
+
+    def _train(
+        self,
+        program: Program[Any, Any, Any],
+        wanted: Wanted,
+        given: Mapping[str, Any],
+        **how: Any,
+    ) -> None:
+        """Train, by the arguments `how` of `Program.start` or `Program.resume`, and say what comes
+        next.
+        """
+        run_dir, device, quiet = given["run_dir"], given["device"], given["quiet"]
+        device = self.device if device == "auto" else device
+        at = f" --device {device}" if device != "auto" else ""
+        words = f"{pair_words(given['pair'])}{wanted.again}"
+        resuming = f"pyroseq {program.kind} train --run-dir {quoted(run_dir)}{at}{words} --resume"
+        with resumable(run_dir, resuming):
+            how |= {"device": pick_device(device), "quiet": quiet}
+            if given["resume"]:
+                trained = program.resume(run_dir, **how)
+            else:
+                trained = program.start(run_dir, seed=given["seed"], **how)
+        if quiet:
+            return
         click.echo(f"done after {trained.step:,} steps; the run is in {run_dir}", err=True)
-        folder = "" if out_dir is None else f" --out-dir {quoted(run_dir / out_dir)}"
-        what_next = (
-            f"next: pyroseq {program} {following} --run-dir "
-            f"{quoted(run_dir)}{folder}{pair_words(pair)}{again}"
-        )
-        click.echo(
-            what_next if _is_usable(run_dir, program) else _longer(following, durations, resuming),
-            err=True,
-        )
-
-
-def _is_usable(run_dir: Path, program: str) -> bool:
-    """Whether a run has weights to be used; that of a game has none before its first round is
-    over.
-    """
-    from pyro_seq.runs.folder import RunFolder
-
-    return RunFolder(run_dir, program).best.exists()
-
-
-def _longer(following: str, durations: Sequence[Duration], resuming: str) -> str:
-    options = " or ".join(duration.option for duration in durations)
-    return f"it is not ready to {following} yet: go on for longer ({options}) with {resuming}"
-
-
-def resolve(
-    runs: str,
-    *,
-    config: Path | None = None,
-    words: tuple[str, ...] = (),
-    model: str | None = None,
-    pair: str | None = None,
-    preset: str | None = None,
-    overrides: Sequence[tuple[str, str, Any]] = (),
-) -> Any:
-    """The settings that the options describe: a preset's, then --config, then --set and the options
-    that stand for a setting.
-
-    Raises `UserError` for those that do not go together.
-    """
-    from pyro_seq.config.fields import parse_words, read_file
-    from pyro_seq.config.model_settings import Layer
-    from pyro_seq.errors import UserError, did_you_mean
-
-    domain, layers = importlib.import_module(runs), []
-    if preset is not None:
-        if preset not in domain.PRESETS:
-            raise UserError(f"unknown preset {preset!r}{did_you_mean(preset, domain.PRESETS)}")
-        layers.append(Layer(domain.PRESETS[preset], f"preset {preset}", lenient=True))
-    if config is not None:
-        layers.append(Layer(read_file(config), str(config), trusted=False))
-    if model is not None and ":" in model:
-        raise UserError(
-            f"--model takes the name of a pair; one of your own is named by --pair {model}"
-        )
-    if model is not None and pair is not None:
-        raise UserError("--model and --pair exclude each other: both say which pair")
-    options: list[tuple[str, str, Any]] = [
-        ("--model", "model.kind", model),
-        ("--pair", "model.kind", pair),
-        *overrides,
-    ]
-    layers += [Layer({name: value}, option) for option, name, value in options if value is not None]
-    return domain.settings_from(*layers, Layer(parse_words(words), "--set"))
+        folder = "" if self.out_dir is None else f" --out-dir {quoted(run_dir / self.out_dir)}"
+        if program.folder(run_dir).best.exists():
+            use = f"pyroseq {program.kind} {self.following} --run-dir {quoted(run_dir)}"
+            click.echo(f"next: {use}{folder}{words}", err=True)
+        else:  # a game has no weights before its first round is over
+            longer = " or ".join(duration.option for duration in self.durations)
+            click.echo(
+                f"it is not ready to {self.following} yet: go on for longer ({longer}) with "
+                f"{resuming}",
+                err=True,
+            )

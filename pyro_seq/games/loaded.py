@@ -21,7 +21,7 @@ from pyro_seq.games.environment.environments import Game, Playing, game_of
 from pyro_seq.games.environment.episodes import Episode, Normalisation
 from pyro_seq.games.environment.making import Named, environment_arguments, make_environment
 from pyro_seq.games.environment.replay import Replay, load_episodes
-from pyro_seq.games.settings import KIND, GameSettings, run_settings
+from pyro_seq.games.settings import GameSettings
 from pyro_seq.games.world.predictions import nats_per_step, open_loop
 from pyro_seq.games.world.world_model import World, new_world
 from pyro_seq.pairs.pair import Pair
@@ -36,7 +36,7 @@ AGENTS = ("trained", "random")
 
 @dataclass
 class TrainedGame:
-    """A game with its model and its agent; made by `load`.
+    """A game with its model and its agent; made by `GameProgram.load`.
 
     Attributes:
         settings: of the run.
@@ -194,22 +194,12 @@ def _is_sound(game: Game) -> bool:
     )
 
 
-def load(
-    run_dir: Path, *, pair: str | None = None, env: str | None = None, env_kwargs: str | None = None
-) -> TrainedGame:
-    """What a run has learnt so far.
+def load_trained(run: RunFolder, settings: GameSettings, named: Named) -> TrainedGame:
+    """Load what a run has learnt so far; `named` is what the user's own words say of its
+    environment.
 
-    Args:
-        run_dir: the folder.
-        pair: a run's pair that is code of the user's own, which is not run unless named here.
-        env, env_kwargs: an environment of a module, and arguments that are words, likewise
-            (`making.Named`).
-
-    Raises `UserError` if it is missing, half-written, damaged, of another kind or version, its pair
-    is not named, or another environment is.
+    Raises `UserError` if the run is half-written or damaged, or another environment is named.
     """
-    run, named = RunFolder(run_dir, KIND), Named(env, env_kwargs)
-    settings = run_settings(run, pair)
     game, _ = read_document(run)
     named.check_same(game.name, settings.play.env_kwargs, run)
     if not run.best.exists():
@@ -251,7 +241,7 @@ def load(
         World(world, game.action_size),
         policy,
         normalisation,
-        Path(run_dir),
+        run.path,
         saved["real_steps"],
         named,
     )

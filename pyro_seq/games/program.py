@@ -1,33 +1,39 @@
-"""Runs of games in their folders: begin one, go on with one; the bundled presets."""
+"""The game program: an environment by its id, what a run folder keeps of it, and the bundled
+presets.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pyro_seq.config.model_settings import Layer
 from pyro_seq.errors import UserError
 from pyro_seq.games.environment.environments import Game, Playing, game_of
 from pyro_seq.games.environment.making import Named, environment_arguments, make_environment
-from pyro_seq.games.loaded import DOCUMENT, document, open_environment, open_named, read_document
+from pyro_seq.games.loaded import (
+    DOCUMENT,
+    TrainedGame,
+    document,
+    load_trained,
+    open_environment,
+    open_named,
+    read_document,
+)
 from pyro_seq.games.plots.pictures import predictions_png, returns_png
-from pyro_seq.games.settings import KIND, GameSettings, game_settings, run_settings
+from pyro_seq.games.settings import DEFAULTS, GameSettings, checked, game_settings
 from pyro_seq.games.training import GameTraining
 from pyro_seq.games.world.predictions import shown_beside
-from pyro_seq.programs.lifecycle import (
-    begin_run,
-    changed,
-    check_can_go_on,
-    check_training,
-    keep_changes,
-)
+from pyro_seq.programs.program import Names, Program, Request
 from pyro_seq.runs.folder import RunFolder
 
-__all__ = ["KIND", "PRESETS", "begin", "go_on", "settings_from", "settings_of"]
+ENV, ENV_KWARGS = "play.env", "play.env_kwargs"
 
-settings_from = game_settings
 
+# settings that differ from the defaults, by dotted name
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "cartpole": {"play.env": "CartPole-v1", "play.goal": 490.0, "play.hold": 3},
@@ -64,106 +70,102 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def begin(
-    run_dir: Path,
-    settings: GameSettings,
-    data: Mapping[str, Any] | None = None,
-    *,
-    seed: int,
-    quiet: bool = False,
-    device: Any = "cpu",
-) -> GameTraining:
-    """Begin a run in a folder and train it.
+class GameProgram(Program[GameSettings, GameTraining, GameTraining]):
+    """Games. There is no `source`: what is learnt from is the environment that the settings name,
+    by a training that is ready to begin.
 
-    Nothing is written before the environment and the settings have been found sound, and a run
-    whose environment fails in its first games can be begun anew.
-
-    Args:
-        run_dir: the folder.
-        settings: hyper-parameters.
-        data: nothing is needed beside the settings.
-        seed: of all randomness, the environment's too.
-        quiet: no progress on stderr.
-        device: the CPU, which is where games are learnt.
-
-    Raises `UserError` for an environment that cannot be made or has spaces that are not supported,
-    and as `GameTraining.fit`.
+    When a run is resumed, `repeated` settings that the user's own words give say whether an
+    environment of a module, or arguments that are words, may be used (`making.Named`). A run whose
+    environment fails in its first games can be begun anew.
     """
-    run = RunFolder(run_dir, KIND)
-    run.check_free(DOCUMENT)
-    check_training(settings.training)
-    _check_device(device)
-    arguments = environment_arguments(settings.play.env_kwargs, "play.env_kwargs")
-    game = _form(settings.play.env, arguments)
-    with _environments(settings, lambda: open_environment(game, arguments)) as environments:
-        training = GameTraining(settings, game, environments, run=run, seed=seed, quiet=quiet)
-        return begin_run(
-            run,
-            settings,
-            {DOCUMENT: document(game, seed)},
-            lambda: _trained(training, run, resume=False),
-        )
+
+    kind = "play"
+    settings_type = GameSettings
+    defaults = DEFAULTS
+    documents = (DOCUMENT,)
+    presets = PRESETS
+
+    def settings(self, *layers: Layer | Names) -> GameSettings:
+        """See `Program`."""
+        return game_settings(*layers)
+
+    def stored_settings(self, run: RunFolder, pair: str | None = None) -> GameSettings:
+        """See `Program`."""
+        return checked(super().stored_settings(run, pair))
+
+    def check_device(self, device: torch.device | str) -> None:
+        """See `Program`."""
+        if str(device) != "cpu":
+            raise UserError(
+                f"--device {device}: games are played and learnt on the CPU, where their small "
+                "models are quicker"
+            )
+
+    def is_same(self, name: str, own: Any, given: Any) -> bool:
+        """See `Program`; arguments of an environment are the same by their values."""
+        if name == ENV_KWARGS:
+            own, given = (environment_arguments(kwargs, name) for kwargs in (own, given))
+        return super().is_same(name, own, given)
+
+    def read(self, request: Request[GameSettings]) -> GameTraining:
+        """See `Program`."""
+        play = request.settings.play
+        arguments = environment_arguments(play.env_kwargs, ENV_KWARGS)
+        game = _form(play.env, arguments)
+        return _training(request, game, lambda: open_environment(game, arguments))
+
+    def read_again(self, request: Request[GameSettings]) -> GameTraining:
+        """See `Program`."""
+        game, _ = read_document(request.run)
+        named = Named(request.said.get(ENV), request.said.get(ENV_KWARGS))
+        # also the environment of game.json, which is the one that is made
+        named.check_same(game.name, request.settings.play.env_kwargs, request.run)
+        path = request.run.path
+        return _training(request, game, lambda: open_named(game, request.settings, named, path))
+
+    def describe(self, data: GameTraining, request: Request[GameSettings]) -> dict[str, Any]:
+        """See `Program`."""
+        return {DOCUMENT: document(data.game, request.seed)}
+
+    def stored_source(self, run: RunFolder) -> tuple[int, dict[str, Any]]:
+        """See `Program`."""
+        return read_document(run)[1], {}
+
+    def train(
+        self, data: GameTraining, request: Request[GameSettings], *, resume: bool = False
+    ) -> GameTraining:
+        """See `Program`; pictures are drawn also where the training was stopped."""
+        try:
+            data.fit(resume=resume)
+        finally:
+            if data.begun and data.at.curve:  # a checkpoint that was refused is nothing to draw
+                draw_pictures(data, request.run)
+        return data
+
+    def load(
+        self,
+        run_dir: Path | str,
+        *,
+        pair: str | None = None,
+        env: str | None = None,
+        env_kwargs: str | None = None,
+    ) -> TrainedGame:
+        """Load what a run has learnt so far.
+
+        Args:
+            run_dir: the folder.
+            pair: a run's pair that is code of the user's own, which is not run unless named here.
+            env, env_kwargs: an environment of a module, and arguments that are words, likewise
+                (`making.Named`).
+
+        Raises `UserError` if it is missing, half-written, damaged, of another kind or version, its
+        pair is not named, or another environment is.
+        """
+        run = self.folder(run_dir)
+        return load_trained(run, self.stored_settings(run, pair), Named(env, env_kwargs))
 
 
-def go_on(
-    run_dir: Path,
-    changes: Mapping[str, Any],
-    *,
-    fixed: Sequence[str] = (),
-    env: str | None = None,
-    env_kwargs: str | None = None,
-    pair: str | None = None,
-    quiet: bool = False,
-    device: Any = "cpu",
-) -> GameTraining:
-    """Go on with the run of a folder from its last checkpoint.
-
-    Args:
-        run_dir: the folder.
-        changes: settings that may change, how long to train, by dotted name.
-        fixed: names of options that were given though a run's settings cannot change: refused.
-        env, env_kwargs: the environment and its arguments, which must be the run's; where they name
-            code or files, only with them.
-        pair: the run's pair, where it is code of the user's own.
-        quiet: no progress on stderr.
-        device: as for `begin`.
-
-    Raises `UserError` if the folder holds no run, or one of another game, and as
-    `GameTraining.fit`.
-    """
-    run = RunFolder(run_dir, KIND)
-    settings = settings_of(run_dir, changes, fixed=fixed, pair=pair)
-    _check_device(device)
-    with run.locked():
-        check_can_go_on(run)
-        game, seed = read_document(run)
-        named = Named(env, env_kwargs)
-        named.check_same(game.name, settings.play.env_kwargs, run)
-        with _environments(
-            settings, lambda: open_named(game, settings, named, run.path)
-        ) as environments:
-            training = GameTraining(settings, game, environments, run=run, seed=seed, quiet=quiet)
-            if changes:
-                keep_changes(run, settings)
-            return _trained(training, run, resume=True)
-
-
-def settings_of(
-    run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None
-) -> GameSettings:
-    """The settings that the run of a folder goes on with; arguments and errors are those of
-    `go_on`.
-    """
-    lasting = "--env-steps, --num-steps and --max-minutes"
-    return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed, lasting=lasting)
-
-
-def _check_device(device: Any) -> None:
-    if str(device) != "cpu":
-        raise UserError(
-            f"--device {device}: games are played and learnt on the CPU, where their small models "
-            "are quicker"
-        )
+game_program = GameProgram()
 
 
 def _form(name: str, arguments: Mapping[str, Any]) -> Game:
@@ -175,27 +177,24 @@ def _form(name: str, arguments: Mapping[str, Any]) -> Game:
         Playing(environment, name).close()
 
 
-@contextmanager
-def _environments(settings: GameSettings, make: Callable[[], Playing]) -> Iterator[list[Playing]]:
-    """The environments that are played side by side, closed afterwards."""
-    opened: list[Playing] = []
-    try:
-        while len(opened) < settings.play.num_envs:
-            opened.append(make())
-        yield opened
-    finally:
-        for playing in opened:
-            playing.close()
-
-
-def _trained(training: GameTraining, run: RunFolder, *, resume: bool) -> GameTraining:
-    """The training, done; its pictures are drawn also where it was stopped."""
-    try:
-        training.fit(resume=resume)
-    finally:
-        if training.begun and training.at.curve:  # a checkpoint that was refused is nothing to draw
-            draw_pictures(training, run)
-    return training
+def _training(
+    request: Request[GameSettings], game: Game, make: Callable[[], Playing]
+) -> GameTraining:
+    """Return a training with the environments that are played side by side, which are closed after
+    it.
+    """
+    environments: list[Playing] = []
+    while len(environments) < request.settings.play.num_envs:
+        environments.append(make())
+        request.stack.callback(environments[-1].close)
+    return GameTraining(
+        request.settings,
+        game,
+        environments,
+        run=request.run,
+        seed=request.seed,
+        quiet=request.quiet,
+    )
 
 
 def draw_pictures(training: GameTraining, run: RunFolder) -> None:

@@ -8,15 +8,13 @@ from typing import Any
 
 from pyro_seq.config.build import model_settings
 from pyro_seq.config.fields import above, at_least, between, described, one_of
-from pyro_seq.config.model_settings import Layer, resolve, resolve_run
+from pyro_seq.config.model_settings import Layer, resolve
 from pyro_seq.errors import UserError
 from pyro_seq.games.environment.making import Named, environment_arguments
 from pyro_seq.nn.feedforward import ACTIVATIONS
 from pyro_seq.nn.recurrent import KINDS
-from pyro_seq.runs.folder import RunFolder
 from pyro_seq.train.settings import TrainingSettings
 
-KIND = "play"
 # moves or updates: more than any machine makes, and whole numbers that float64 holds
 MOST_STEPS = 10**15
 LEAST_TEMPERATURE = 1e-6  # below it float32 has no room for what a logit is divided by
@@ -211,8 +209,3 @@ def checked(settings: GameSettings) -> GameSettings:
                 "steps: lower one of them"
             )
     return settings
-
-
-def run_settings(run: RunFolder, pair: str | None = None) -> GameSettings:
-    """The settings that a run was begun with; `pair` and errors as `text_model.run_settings`."""
-    return checked(resolve_run(GameSettings, run.settings(), DEFAULTS, run.path, pair))

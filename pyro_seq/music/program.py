@@ -1,11 +1,17 @@
-"""Music runs in their folders: begin one, go on with one; the bundled presets."""
+"""The music program: pieces by their files, folders and globs, and what a run folder keeps of
+them.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError
@@ -22,184 +28,215 @@ from pyro_seq.music.data.sources import (
     remarks,
 )
 from pyro_seq.music.evaluation.markov import MarkovKeys
-from pyro_seq.music.model.model import DOCUMENT, document, read_document, run_settings
+from pyro_seq.music.evaluation.score_files import ScoredMusic
+from pyro_seq.music.model.model import (
+    DEFAULTS,
+    DOCUMENT,
+    document,
+    new_pair,
+    read_document,
+    timing_of,
+)
+from pyro_seq.music.model.parts import observed
 from pyro_seq.music.model.presets import PRESETS
 from pyro_seq.music.model.training import (
-    KIND,
     MusicModel,
     MusicSettings,
     Pieces,
-    music_settings,
-    train,
+    nats_per_frame,
+    previews,
 )
-from pyro_seq.programs.lifecycle import (
-    begin_run,
-    changed,
-    check_can_go_on,
-    check_training,
-    keep_changes,
-)
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.programs.pair_program import PairProgram
+from pyro_seq.programs.program import ContentsDiffer, Request
 from pyro_seq.runs.folder import RunFolder
+from pyro_seq.train.minibatches import PieceBatches
+from pyro_seq.train.trainer import Hooks
 
-__all__ = [
-    "KIND",
-    "PRESETS",
-    "begin",
-    "go_on",
-    "read_pieces",
-    "read_pieces_json",
-    "settings_from",
-    "settings_of",
-]
-
-DOCUMENTS = (DOCUMENT, "pieces.json", REMARKS)
-settings_from = music_settings
+PIECES = "pieces.json"
+VALIDATED = 100_000  # frames of the validation pieces that are scored during training, at most
 
 
-def begin(
-    run_dir: Path,
-    settings: MusicSettings,
-    data: Mapping[str, Any],
-    *,
-    seed: int,
-    quiet: bool = False,
-    **options: Any,
-) -> MusicModel:
-    """Begin a run in a folder and train it.
-
-    The folder keeps the settings, where the pieces lie with their fingerprint, their tempo and
-    Markov model, and which files were skipped or mended. Nothing is written before settings and
-    pieces have been found sound but for the cache of parsed files, and nothing stays of a run that
-    is refused, nor what it has brought to that cache.
-
-    Args:
-        run_dir: the folder.
-        settings: hyper-parameters.
-        data: what to learn from: `train` and `valid`, files, folders and globs; `valid_fraction`,
-            how many of the training pieces are kept for validation where no others are given;
-            `demo`, whether the package's own tunes take the place of files; `start_from`, the
-            folder of another run, if the first weights are to be the best of that.
-        seed: of all randomness.
-        quiet: no progress on stderr.
-        options: of `train`.
+@dataclass(frozen=True, eq=False)
+class MusicData:
+    """Pieces to learn from, their Markov model, the document of skipped and mended files, and the
+    folder of the run whose best weights are the first ones, if there is one.
     """
-    run = RunFolder(run_dir, KIND)
-    run.check_free(*DOCUMENTS)
-    check_training(settings.training)
-    cache = cache_beside(run_dir)
-    with cache.nothing_left_if_refused():
-        pieces, noted = read_pieces(settings, data, cache, quiet=quiet)
-        markov = MarkovKeys.fit(pieces.train)
+
+    pieces: Pieces
+    markov: MarkovKeys
+    start_from: Path | None = None
+    noted: Mapping[str, Any] = field(default_factory=dict)
+
+
+class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
+    """Music. What is learnt from is `train_files` and perhaps `valid_files`, files, folders and
+    globs; `valid_fraction`, how many of the training pieces are kept for validation where no others
+    are given; `demo`, whether the package's own tunes take the place of files; `start_from`, the
+    folder of another run, if the first weights are to be the best of that.
+
+    Beside a run folder lies the cache of parsed files; what a run that is refused has brought to
+    that is taken back.
+    """
+
+    kind = "midi"
+    settings_type = MusicSettings
+    defaults = DEFAULTS
+    presets = PRESETS
+    documents = (DOCUMENT, PIECES, REMARKS)
+    places = ("train_files", "valid_files")
+
+    def read(self, request: Request[MusicSettings]) -> MusicData:
+        """See `Program`."""
+        cache = cache_beside(request.run.path)
+        request.stack.enter_context(cache.nothing_left_if_refused())
+        source, quiet = request.source, request.quiet
+        pieces, noted = read_pieces(request.settings, source, cache, quiet=quiet)
+        if noted:
+            Progress(quiet=quiet).say(
+                f"which files were skipped or mended, and why, is in {request.run.path / REMARKS}"
+            )
+        return MusicData(pieces, MarkovKeys.fit(pieces.train), source.get("start_from"), noted)
+
+    def describe(self, data: MusicData, request: Request[MusicSettings]) -> dict[str, Any]:
+        """See `Program`."""
+        source, pieces, first = request.source, data.pieces, data.start_from
         kept = {
-            "seed": seed,
-            "demo": bool(data.get("demo")),
-            "start_from": None
-            if data.get("start_from") is None
-            else os.path.abspath(data["start_from"]),
-            "valid_fraction": data["valid_fraction"],
+            "seed": request.seed,
+            "demo": bool(source.get("demo")),
+            "start_from": None if first is None else os.path.abspath(first),
+            "valid_fraction": source.get("valid_fraction", 0.1),
             "files": {
-                name: [os.path.abspath(pattern) for pattern in data.get(name) or ()]
+                name: [os.path.abspath(pattern) for pattern in source.get(f"{name}_files") or ()]
                 for name in ("train", "valid")
             },
             "sha256": fingerprint([*pieces.train, *pieces.valid]),
         }
-        documents = (
-            dict(zip(DOCUMENTS, (document(pieces.tempo, markov), kept), strict=False)) | noted
-        )
-        options |= {
-            "run": run,
-            "start_from": _run_in(kept["start_from"]),
-            "markov": markov,
-            "seed": seed,
-            "quiet": quiet,
-        }
-        if noted:
-            Progress(quiet=quiet).say(
-                f"which files were skipped or mended, and why, is in {run.path / REMARKS}"
+        return {DOCUMENT: document(pieces.tempo, data.markov), PIECES: kept} | dict(data.noted)
+
+    def stored_source(self, run: RunFolder) -> tuple[int, dict[str, Any]]:
+        """See `Program`."""
+        seed, _, source = _read_pieces_json(run)
+        return seed, source
+
+    def read_again(self, request: Request[MusicSettings]) -> MusicData:
+        """See `Program`."""
+        _, markov = read_document(request.run, request.settings.rolls.keys)
+        pieces = self._pieces_again(request)
+        return MusicData(pieces, markov, request.source["start_from"])
+
+    def _pieces_again(self, request: Request[MusicSettings]) -> Pieces:
+        run, source, cache = request.run, request.source, cache_beside(request.run.path)
+        with cache.nothing_left_if_refused():
+            pieces, _ = read_pieces(request.settings, source, cache, quiet=request.quiet)
+        if fingerprint([*pieces.train, *pieces.valid]) != _read_pieces_json(run)[1]:
+            where = ", ".join(source["train_files"]) or "the package's own tunes"
+            raise ContentsDiffer(
+                f"{where}: these are not the pieces that the run in {run} was begun with: their "
+                "contents differ"
             )
-        return begin_run(run, settings, documents, lambda: train(pieces, settings, **options))
+        return pieces
+
+    def pieces_of(self, run_dir: Path, settings: MusicSettings) -> Pieces:
+        """Read the pieces of a run once more; raises `UserError` if they are others now."""
+        run = self.folder(run_dir)
+        seed, source = self.stored_source(run)
+        return self._pieces_again(Request(settings, source, run, seed))
+
+    def is_same(self, name: str, own: Any, given: Any) -> bool:
+        """See `Program`; folders are the same by their whole paths."""
+        if name == "start_from" and own is not None and given is not None:
+            return os.path.realpath(own) == os.path.realpath(given)
+        return super().is_same(name, own, given)
+
+    def start_from(self, data: MusicData) -> RunFolder | None:
+        """See `PairProgram`."""
+        return None if data.start_from is None else self.folder(data.start_from)
+
+    def stored_data(self, run: RunFolder, settings: MusicSettings) -> MusicData:
+        """See `PairProgram`: no pieces, but their tempo and their Markov model."""
+        tempo, markov = read_document(run, settings.rolls.keys)
+        return MusicData(Pieces((), (), tempo), markov)
+
+    def new_pair(self, settings: MusicSettings, data: MusicData) -> Pair:
+        """See `PairProgram`."""
+        return new_pair(settings, data.pieces.train)
+
+    def model(
+        self, pair: Pair, settings: MusicSettings, data: MusicData, device: torch.device, step: int
+    ) -> MusicModel:
+        """See `PairProgram`."""
+        timing = timing_of(settings.rolls, data.pieces.tempo)
+        return MusicModel(pair, settings, timing, data.markov, device, step)
+
+    def batches(self, model: MusicModel, data: MusicData, *, seed: int) -> PieceBatches:
+        """See `PairProgram`."""
+        rolls = model.settings.rolls
+        return PieceBatches(
+            data.pieces.train,
+            batch_size=rolls.batch_size,
+            window=rolls.window,
+            transpose=rolls.transpose,
+            seed=seed,
+            device=model.device,
+            observe=partial(observed, model.settings.frames),
+        )
+
+    def hooks(self, model: MusicModel, data: MusicData, progress: Progress) -> Hooks:
+        """See `PairProgram`; the best weights are those of the exact likelihood, or the ELBO, of
+        the validation pieces, of at most `VALIDATED` frames of them.
+        """
+        valid, options = [], {"samples": model.settings.training.valid_particles}
+        left = VALIDATED
+        for piece in data.pieces.valid:
+            if left > 0 and len(piece):
+                valid.append(piece[:left])
+                left -= len(valid[-1])
+        return Hooks(
+            validate=(lambda: {"loss": nats_per_frame(model, valid, method="elbo", **options)})
+            if valid
+            else None,
+            samples=lambda: previews(model, data.pieces.train),
+            units="frames",
+            bits="bits/frame",
+        )
+
+    def introduce(self, model: MusicModel, data: MusicData, pair: str) -> Iterator[str]:
+        """See `PairProgram`."""
+        frames, held_out = (
+            f"{sum(map(len, part)):,} frames of {len(part):,} pieces"
+            for part in (data.pieces.train, data.pieces.valid)
+        )
+        yield f"{frames} to train on, {held_out} to validate on; {pair}"
+
+    def scored_run(
+        self, run_dir: Path, device: torch.device, pair: str | None = None
+    ) -> ScoredMusic:
+        """Return a run as `pyroseq score` asks for it."""
+        return ScoredMusic(self.load(run_dir, device, pair=pair))
 
 
-def go_on(
-    run_dir: Path,
-    changes: Mapping[str, Any],
-    *,
-    fixed: Sequence[str] = (),
-    train_files: Sequence[str] = (),
-    valid_files: Sequence[str] = (),
-    pair: str | None = None,
-    quiet: bool = False,
-    **options: Any,
-) -> MusicModel:
-    """Go on with the run of a folder from its last checkpoint.
-
-    Args:
-        run_dir: the folder.
-        changes: settings that may change, how long to train, by dotted name.
-        fixed: names of options that were given though a run's settings cannot change: refused.
-        train_files, valid_files: where the pieces lie now, if they have moved.
-        pair: the run's pair, where it is code of the user's own.
-        quiet: no progress on stderr.
-        options: of `train`.
-
-    Raises `UserError` if the folder holds no run, or the pieces are not those that the run was
-    begun with.
-    """
-    run, settings = RunFolder(run_dir, KIND), settings_of(run_dir, changes, fixed=fixed, pair=pair)
-    with run.locked():
-        check_can_go_on(run)
-        seed, digest, data = read_pieces_json(run)
-        for name, moved in (("train", train_files), ("valid", valid_files)):
-            if moved and not data[name]:
-                raise UserError(f"{moved[0]}: the run in {run_dir} was begun without such files")
-            data[name] = list(moved) or data[name]
-        _, markov = read_document(run, settings.rolls.keys)
-        pieces = same_pieces(settings, data, digest, run_dir, quiet=quiet)
-        if changes:
-            keep_changes(run, settings)
-        options |= {
-            "run": run,
-            "start_from": _run_in(data["start_from"]),
-            "markov": markov,
-            "seed": seed,
-            "quiet": quiet,
-        }
-        return train(pieces, settings, resume=True, **options)
-
-
-def _run_in(folder: str | None) -> RunFolder | None:
-    """The run of a folder, if there is one to start from."""
-    return None if folder is None else RunFolder(Path(folder), KIND)
-
-
-def settings_of(
-    run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None
-) -> MusicSettings:
-    """The settings that the run of a folder goes on with; arguments and errors are those of
-    `go_on`.
-    """
-    return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed)
+music_program = MusicProgram()
 
 
 def read_pieces(
-    settings: MusicSettings, data: Mapping[str, Any], cache: TuneCache, *, quiet: bool
+    settings: MusicSettings, source: Mapping[str, Any], cache: TuneCache, *, quiet: bool
 ) -> tuple[Pieces, dict[str, Any]]:
-    """(what a run learns from and validates on, the document of skipped and mended files, if any).
-
-    `data` is what `begin` takes.
+    """Return (what a run learns from and validates on, the document of skipped and mended files, if
+    any); `source` is as `MusicProgram` says.
 
     Raises `UserError` if there is nothing to learn from.
     """
     rolls, progress = settings.rolls, Progress(quiet=quiet)
-    fraction = data["valid_fraction"]
+    fraction, files = source.get("valid_fraction", 0.1), source.get("train_files") or ()
     if not 0 <= fraction < 1:
         raise UserError(f"the fraction kept for validation must lie in [0, 1), got {fraction}")
-    if data.get("demo"):
+    if source.get("demo"):
         found, held = read_demo(rolls), Found([])
     else:
-        found = read_music(data["train"], "train", rolls, cache=cache, progress=progress)
+        found = read_music(files, "train", rolls, cache=cache, progress=progress)
         # arrays bring validation pieces of their own
-        patterns = data.get("valid") or arrays_among(data["train"])
+        patterns = source.get("valid_files") or arrays_among(files)
         held = (
             read_music(patterns, "valid", rolls, cache=cache, progress=progress)
             if patterns
@@ -215,45 +252,27 @@ def read_pieces(
     return Pieces(pieces, valid, found.tempo), remarks((found, held))
 
 
-def same_pieces(
-    settings: MusicSettings, data: Mapping[str, Any], digest: str, run_dir: Path, *, quiet: bool
-) -> Pieces:
-    """What the run of a folder was begun with, read again.
-
-    Raises `UserError` as `read_pieces`, and if the pieces are others now.
+def _read_pieces_json(run: RunFolder) -> tuple[int, str, dict[str, Any]]:
+    """Return (seed, the pieces' fingerprint, the source) that a run was begun with; raises
+    `UserError` if its document is damaged.
     """
-    cache = cache_beside(run_dir)
-    with cache.nothing_left_if_refused():
-        pieces, _ = read_pieces(settings, data, cache, quiet=quiet)
-    if fingerprint([*pieces.train, *pieces.valid]) != digest:
-        where = ", ".join(data["train"]) or "the package's own tunes"
-        raise UserError(
-            f"{where}: these are not the pieces that the run in {run_dir} was begun with: their "
-            "contents differ"
-        )
-    return pieces
-
-
-def read_pieces_json(run: RunFolder) -> tuple[int, str, dict[str, Any]]:
-    """(seed, the pieces' fingerprint, what `read_pieces` takes) that a run was begun with; raises
-    `UserError` if it is damaged.
-    """
-    found = run.read_json("pieces.json")
+    found = run.read_json(PIECES)
     try:
         files = {
-            name: [str(pattern) for pattern in found["files"][name]] for name in ("train", "valid")
+            f"{name}_files": [str(pattern) for pattern in found["files"][name]]
+            for name in ("train", "valid")
         }
         seed, fraction, demo = int(found["seed"]), float(found["valid_fraction"]), found["demo"]
         first = found.get("start_from")
         sound = (
             type(demo) is bool
-            and bool(files["train"]) is not demo
+            and bool(files["train_files"]) is not demo
             and (first is None or isinstance(first, str))
         )
         if not 0 <= seed < 2**63 or not 0 <= fraction < 1 or not sound:
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-        raise UserError(f"{run.path / 'pieces.json'} is damaged") from None
+        raise UserError(f"{run.path / PIECES} is damaged") from None
     return (
         seed,
         str(found.get("sha256")),

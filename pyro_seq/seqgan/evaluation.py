@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyro_seq.runs.folder import RunFolder
 from pyro_seq.seqgan.metrics.quality import quality
-from pyro_seq.seqgan.program import KIND, Generator, Weights, load, task_of
+from pyro_seq.seqgan.program import Generator, Weights, seqgan_program
+from pyro_seq.seqgan.stored_task import task_of
 from pyro_seq.seqgan.tasks.base import Figure, Task
 
 Split = Literal["valid", "test"]
@@ -59,15 +59,18 @@ class Comparison:
             device: where the generators lie.
             pair: the generator's spec, where it is code of the user's own.
             quiet: no progress on stderr.
-            moved: where the run's data lies now, if it has moved, by the names of `runs.make_task`.
+            moved: where the run's data lies now, if it has moved, by the names of `make_task`.
 
-        Raises `UserError` as `runs.load` and `runs.task_of` do.
+        Raises `UserError` as `seqgan_program.load` and `task_of` do.
         """
-        run = RunFolder(run_dir, KIND)
-        twin = load(run_dir, device, pair=pair, weights="pretrained")
+        run = seqgan_program.folder(run_dir)
+        twin = seqgan_program.load(run_dir, device, pair=pair, weights="pretrained")
         generators = {"pretrained": twin}
         if weights == "best" and (run.best.exists() or run.last.exists()):
-            generators = {"best": load(run_dir, device, pair=pair), "pretrained": twin}
+            generators = {
+                "best": seqgan_program.load(run_dir, device, pair=pair),
+                "pretrained": twin,
+            }
         return cls(generators, task_of(run, twin.settings, moved, quiet=quiet), split)
 
     @property

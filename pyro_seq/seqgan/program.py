@@ -1,4 +1,5 @@
-"""SeqGAN runs in their folders: begin one, go on with one, load one.
+"""The SeqGAN program: a task's data, a generator pretrained and then trained against a
+discriminator.
 
 The folder of a run holds its adversarial training, and in `pretraining/` that of the same generator
 by maximum likelihood, whose best weights are the model that adversarial training has to beat.
@@ -6,8 +7,7 @@ by maximum likelihood, whose best weights are the model that adversarial trainin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +22,7 @@ from pyro_seq.encoders import Embedding
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.sources import REMARKS, cache_beside
 from pyro_seq.pairs.pair import Pair, no_guide
-from pyro_seq.programs.lifecycle import (
-    begin_run,
-    changed,
-    check_can_go_on,
-    check_training,
-    keep_changes,
-)
+from pyro_seq.programs.program import Program, Request
 from pyro_seq.programs.restore import load_pair, pair_to_train
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.seqgan.adversary.discriminators import make_discriminator
@@ -36,10 +30,12 @@ from pyro_seq.seqgan.lengths import lengths_of
 from pyro_seq.seqgan.metrics.quality import generated, likelihood
 from pyro_seq.seqgan.plots.curve import write_curves
 from pyro_seq.seqgan.presets import PRESETS
-from pyro_seq.seqgan.settings import KIND, SeqGANSettings, run_settings, seqgan_settings
+from pyro_seq.seqgan.settings import DEFAULTS, SeqGANSettings
 from pyro_seq.seqgan.sizes import check_sizes
 from pyro_seq.seqgan.stored_task import (
     DOCUMENT,
+    PATHS,
+    PATTERNS,
     RENDERINGS,
     document,
     make_task,
@@ -52,31 +48,15 @@ from pyro_seq.seqgan.training.adversarial import SHOWN, AdversarialTraining
 from pyro_seq.train.minibatches import PieceBatches
 from pyro_seq.train.trainer import Hooks, Trainer
 
-__all__ = [
-    "KIND",
-    "PRESETS",
-    "Generator",
-    "begin",
-    "go_on",
-    "load",
-    "make_task",
-    "settings_from",
-    "settings_of",
-    "task_of",
-    "train",
-]
-
 DESCRIBED_BY = f"run.json and {DOCUMENT}"
 PRETRAINING = "pretraining"
-LASTING = "--pretrain-steps, --adversarial-steps and --max-minutes"  # what may change in a run
 JUDGED = 1_000  # new sequences of a validation in pretraining
 Weights = Literal["best", "pretrained"]
-settings_from = seqgan_settings
 
 
 @dataclass
 class Generator:
-    """A trained generator with what shows its sequences; made by `load` and by a training."""
+    """A trained generator with what shows its sequences; made by a training and by `load`."""
 
     pair: Pair
     rendering: Rendering
@@ -85,146 +65,141 @@ class Generator:
     step: int
 
 
-def begin(
-    run_dir: Path,
-    settings: SeqGANSettings,
-    data: Mapping[str, Any],
-    *,
-    seed: int,
-    device: Any = "cpu",
-    quiet: bool = False,
-) -> Generator:
-    """Begin a run in a folder and train it, first by maximum likelihood, then against a
-    discriminator.
+class SeqGANProgram(Program[SeqGANSettings, Task, Generator]):
+    """SeqGAN. What is learnt from is the data of a task, as `make_task` names it: `oracle`,
+    `corpus`, `train_files`, `valid_files`, `test_files`, `demo`.
 
-    Args:
-        run_dir: the folder.
-        settings: hyper-parameters.
-        data: what to learn from (`make_task`).
-        seed: of all randomness but the task's own.
-        device: where to compute.
-        quiet: no progress on stderr.
-
-    Nothing is written before settings and data have been found sound but for the cache of parsed
-    MIDI files, from which a refused run's part is taken back. Raises `UserError`.
+    Beside a run folder lies the cache of parsed MIDI files; what a run that is refused has brought
+    to that is taken back.
     """
-    run = RunFolder(run_dir, KIND)
-    run.check_free(DOCUMENT, REMARKS)
-    check_training(settings.training)
-    check_sizes(settings)
-    # refuses filters that do not fit, before data is read
-    make_discriminator(settings.discriminator, 2, settings.length)
-    if settings.model.kind in SHIPPED:
-        new_generator(settings, 2, None)  # refuses pairs with latents
-    options = {"seed": seed, "device": device, "quiet": quiet}
-    cache = cache_beside(run_dir)
-    with cache.nothing_left_if_refused():
-        task = make_task(settings, data, run_dir, quiet=quiet, cache=cache)
-        noted = task.documents if isinstance(task, MusicTask) else {}
-        if noted:
+
+    kind = "seqgan"
+    settings_type = SeqGANSettings
+    defaults = DEFAULTS
+    presets = PRESETS
+    documents = (DOCUMENT, REMARKS)
+    places = (*PATHS, *PATTERNS)
+
+    def check(self, settings: SeqGANSettings) -> None:
+        """See `Program`; a discriminator's filters and a generator with latents are refused before
+        data is read.
+        """
+        super().check(settings)
+        check_sizes(settings)
+        make_discriminator(settings.discriminator, 2, settings.length)
+        if settings.model.kind in SHIPPED:
+            new_generator(settings, 2, None)
+
+    def check_changes(self, run: RunFolder, settings: SeqGANSettings) -> None:
+        """See `Program`; the length of a pretraining that is over is not to be changed."""
+        before = run.settings().get("training.num_steps")
+        if run.last.exists() and settings.training.num_steps != before:
+            over = (
+                f"the pretraining of the run in {run.path} is over, after {before} steps, and "
+                "adversarial training has begun"
+            )
+            raise UserError(f"--pretrain-steps: {over}")
+
+    def stages(self, run: RunFolder) -> tuple[RunFolder, ...]:
+        """See `Program`."""
+        return run, pretraining_of(run)
+
+    def read(self, request: Request[SeqGANSettings]) -> Task:
+        """See `Program`."""
+        run, quiet, cache = request.run, request.quiet, cache_beside(request.run.path)
+        request.stack.enter_context(cache.nothing_left_if_refused())
+        task = make_task(request.settings, request.source, run.path, quiet=quiet, cache=cache)
+        if isinstance(task, MusicTask) and task.documents:
             Progress(quiet=quiet).say(
                 f"which files were skipped or mended, and why, is in {run.path / REMARKS}"
             )
-        documents = {DOCUMENT: document(task, data, seed), **noted}
-        return begin_run(
-            run,
-            settings,
-            documents,
-            lambda: train(task, settings, run, **options),
-            first=pretraining_of(run),
+        return task
+
+    def read_again(self, request: Request[SeqGANSettings]) -> Task:
+        """See `Program`."""
+        return task_of(request.run, request.settings, request.source, quiet=request.quiet)
+
+    def describe(self, data: Task, request: Request[SeqGANSettings]) -> dict[str, Any]:
+        """See `Program`."""
+        noted = dict(data.documents) if isinstance(data, MusicTask) else {}
+        return {DOCUMENT: document(data, request.source, request.seed)} | noted
+
+    def stored_source(self, run: RunFolder) -> tuple[int, dict[str, Any]]:
+        """See `Program`."""
+        known = read_document(run)
+        return int(known["seed"]), dict(known["data"])
+
+    def train(
+        self, data: Task, request: Request[SeqGANSettings], *, resume: bool = False
+    ) -> Generator:
+        """See `Program`: first by maximum likelihood, then against a discriminator; returns the
+        best generator.
+        """
+        settings, run, seed = request.settings, request.run, request.seed
+        device, quiet = torch.device(request.device), request.quiet
+        num_symbols, first = data.rendering.num_symbols, data.first
+        torch.manual_seed(seed)
+        stage = run if run.last.exists() else pretraining_of(run)
+        pair = pair_to_train(
+            stage,
+            lambda: new_generator(settings, num_symbols, first),
+            settings.model.kind,
+            resume,
+            DESCRIBED_BY,
+        ).to(device)
+        if stage is not run:
+            pretrain(pair, data, replace(request, run=stage), resume=resume)
+        # so that a run that was killed between its two parts goes on as one that was not
+        torch.manual_seed(seed + 1)
+        discriminator = make_discriminator(
+            settings.discriminator, num_symbols, settings.length, end=data.rendering.end
+        ).to(device)
+        training = AdversarialTraining(
+            pair, discriminator, data, settings, run=run, seed=seed, device=device, quiet=quiet
         )
+        training.fit(resume=resume)
+        write_curves(run, pretraining_of(run), data.criterion, data.units)
+        return Generator(pair, data.rendering, settings, device, training.step)
 
+    def load(
+        self,
+        run_dir: Path | str,
+        device: torch.device | str = "cpu",
+        *,
+        pair: str | None = None,
+        weights: Weights = "best",
+    ) -> Generator:
+        """Load the generator of a run with its best weights, or the best ones of its `pretrained`
+        twin.
 
-def go_on(
-    run_dir: Path,
-    changes: Mapping[str, Any],
-    *,
-    fixed: Sequence[str] = (),
-    pair: str | None = None,
-    device: Any = "cpu",
-    quiet: bool = False,
-    **moved: Any,
-) -> Generator:
-    """Go on with the run of a folder, in whichever part it stopped.
-
-    Args:
-        run_dir: the folder.
-        changes: settings that may change, how long to train, by dotted name.
-        fixed: names of options that were given though a run's settings cannot change: refused.
-        pair: the generator's spec, where it is code of the user's own.
-        device, quiet: as `begin`.
-        moved: where data lies now, if it has moved, by the names of `make_task`.
-
-    Raises `UserError` if the folder holds no run, or the data is not what the run was begun with.
-    """
-    run, settings = RunFolder(run_dir, KIND), settings_of(run_dir, changes, fixed=fixed, pair=pair)
-    with run.locked():
-        check_can_go_on(run)
-        if not run.last.exists():
-            check_can_go_on(pretraining_of(run))
-        seed = int(read_document(run)["seed"])
-        task = task_of(run, settings, moved, quiet=quiet)
-        if changes:
-            _check_changes(run, settings)
-            keep_changes(run, settings)
-        return train(task, settings, run, seed=seed, device=device, resume=True, quiet=quiet)
-
-
-def settings_of(
-    run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None
-) -> SeqGANSettings:
-    """The settings that the run of a folder goes on with; arguments and errors are those of
-    `go_on`.
-    """
-    return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed, lasting=LASTING)
-
-
-def _check_changes(run: RunFolder, settings: SeqGANSettings) -> None:
-    """Raise `UserError` for another length of a pretraining that is over."""
-    before = run.settings().get("training.num_steps")
-    if run.last.exists() and settings.training.num_steps != before:
-        over = (
-            f"the pretraining of the run in {run.path} is over, after {before} steps, and "
-            "adversarial training has begun"
+        Raises `UserError` if the run is missing, half-written, damaged or of another kind, or its
+        pair needs to be named and is not.
+        """
+        run = self.folder(run_dir)
+        settings, known = self.stored_settings(run, pair), read_document(run)
+        where = run.path / DOCUMENT
+        rendering: Rendering = RENDERINGS[settings.task.kind].from_json(known["rendering"], where)
+        first = known["first"]
+        if first is not None and not (type(first) is int and 0 <= first < rendering.num_symbols):
+            raise UserError(f"{where} is damaged: its first symbol is {first!r}")
+        adversarial = run.best.exists() or run.last.exists()
+        holder = pretraining_of(run) if weights == "pretrained" or not adversarial else run
+        made, step = load_pair(
+            holder,
+            lambda: new_generator(settings, rendering.num_symbols, first),
+            settings.model.kind,
+            device,
+            DESCRIBED_BY,
         )
-        raise UserError(f"--pretrain-steps: {over}")
+        return Generator(made, rendering, settings, torch.device(device), step)
 
 
-def load(
-    run_dir: Path,
-    device: torch.device | str = "cpu",
-    *,
-    pair: str | None = None,
-    weights: Weights = "best",
-) -> Generator:
-    """The generator of a run with its best weights, or the best ones of its `pretrained` twin.
-
-    Raises `UserError` if the run is missing, half-written, damaged or of another kind, or its pair
-    needs to be named and is not.
-    """
-    run = RunFolder(run_dir, KIND)
-    settings, known = run_settings(run, pair), read_document(run)
-    rendering: Rendering = RENDERINGS[settings.task.kind].from_json(
-        known["rendering"], run_dir / DOCUMENT
-    )
-    first = known["first"]
-    if first is not None and not (type(first) is int and 0 <= first < rendering.num_symbols):
-        raise UserError(f"{run_dir / DOCUMENT} is damaged: its first symbol is {first!r}")
-    adversarial = run.best.exists() or run.last.exists()
-    holder = pretraining_of(run) if weights == "pretrained" or not adversarial else run
-    made, step = load_pair(
-        holder,
-        lambda: new_generator(settings, rendering.num_symbols, first),
-        settings.model.kind,
-        device,
-        DESCRIBED_BY,
-    )
-    return Generator(made, rendering, settings, torch.device(device), step)
+seqgan_program = SeqGANProgram()
 
 
 def pretraining_of(run: RunFolder) -> RunFolder:
     """Where the generator of a run is trained by maximum likelihood."""
-    return RunFolder(run.path / PRETRAINING, f"{KIND}-{PRETRAINING}")
+    return RunFolder(run.path / PRETRAINING, f"{SeqGANProgram.kind}-{PRETRAINING}")
 
 
 # training
@@ -250,58 +225,11 @@ def new_generator(settings: SeqGANSettings, num_symbols: int, first: int | None)
     return pair
 
 
-def train(
-    task: Task,
-    settings: SeqGANSettings,
-    run: RunFolder,
-    *,
-    seed: int,
-    device: Any = "cpu",
-    resume: bool = False,
-    quiet: bool = False,
-) -> Generator:
-    """Train on a task, keeping the run in its folder, and return the best generator; with `resume`,
-    go on where the run stopped.
-    """
-    num_symbols, first = task.rendering.num_symbols, task.first
-    torch.manual_seed(seed)
-    stage = run if run.last.exists() else pretraining_of(run)
-    pair = pair_to_train(
-        stage,
-        lambda: new_generator(settings, num_symbols, first),
-        settings.model.kind,
-        resume,
-        DESCRIBED_BY,
-    ).to(device)
-    if stage is not run:
-        pretrain(pair, task, settings, stage, seed=seed, device=device, resume=resume, quiet=quiet)
-    # so that a run that was killed between its two parts goes on as one that was not
-    torch.manual_seed(seed + 1)
-    discriminator = make_discriminator(
-        settings.discriminator, num_symbols, settings.length, end=task.rendering.end
-    ).to(device)
-    training = AdversarialTraining(
-        pair, discriminator, task, settings, run=run, seed=seed, device=device, quiet=quiet
-    )
-    training.fit(resume=resume)
-    write_curves(run, pretraining_of(run), task.criterion, task.units)
-    return Generator(pair, task.rendering, settings, torch.device(device), training.step)
-
-
-def pretrain(
-    pair: Pair,
-    task: Task,
-    settings: SeqGANSettings,
-    run: RunFolder,
-    *,
-    seed: int,
-    device: Any = "cpu",
-    resume: bool = False,
-    quiet: bool = False,
-) -> None:
+def pretrain(pair: Pair, task: Task, request: Request[SeqGANSettings], *, resume: bool) -> None:
     """Train a generator by maximum likelihood, `SVI` with `Trace_ELBO`; the best weights are left
     in it.
     """
+    settings, quiet = request.settings, request.quiet
     sequences, length, end = task.sequences, settings.length, task.rendering.end
     pieces = [
         row[:steps]
@@ -309,7 +237,9 @@ def pretrain(
             sequences.train, lengths_of(sequences.train, end).tolist(), strict=True
         )
     ]
-    batches = PieceBatches(pieces, batch_size=settings.task.batch_size, seed=seed, device=device)
+    batches = PieceBatches(
+        pieces, batch_size=settings.task.batch_size, seed=request.seed, device=request.device
+    )
     real = sequences.train[:SHOWN]
 
     def validate() -> dict[str, float]:
@@ -334,4 +264,5 @@ def pretrain(
         units=task.units,
         bits=f"bits/{task.units.removesuffix('s')}",
     )
-    Trainer(pair, batches, settings.training, run=run, hooks=hooks, quiet=quiet).fit(resume=resume)
+    trainer = Trainer(pair, batches, settings.training, run=request.run, hooks=hooks, quiet=quiet)
+    trainer.fit(resume=resume)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyro_seq.config.build import model_settings
 from pyro_seq.config.fields import above, at_least, between, described, one_of
-from pyro_seq.config.model_settings import Layer, resolve, resolve_run
-from pyro_seq.runs.folder import RunFolder
 from pyro_seq.train.schedules import LEARNING_RATE_SCHEDULES
 from pyro_seq.train.settings import TrainingSettings
 
-KIND = "seqgan"
 DEFAULTS: dict[str, Any] = {"hidden_size": 32}  # of a generator, where SeqGAN has its own
 TASKS = ("oracle", "text", "music")
 BASELINES = ("none", "moving_average", "per_step", "leave_one_out", "critic")
@@ -187,17 +183,3 @@ PRETRAINING: dict[str, Any] = {
     "num_steps": 6_000,
     "valid_every": 250,
 }
-
-
-def seqgan_settings(*layers: Layer | Mapping[str, Any]) -> SeqGANSettings:
-    """The defaults with settings by dotted name, overridden in order; raises `UserError` for what
-    is unknown or out of range.
-    """
-    return resolve(SeqGANSettings, layers, DEFAULTS)
-
-
-def run_settings(run: RunFolder, pair: str | None = None) -> SeqGANSettings:
-    """The settings that a run was begun with; `pair` is its generator's spec where that is code of
-    the user's own, which it lets be run.
-    """
-    return resolve_run(SeqGANSettings, run.settings(), DEFAULTS, run.path, pair)

@@ -14,6 +14,7 @@ from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.cache import TuneCache
 from pyro_seq.music.data.sources import cache_beside
+from pyro_seq.programs.program import ContentsDiffer
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.seqgan.settings import SeqGANSettings
 from pyro_seq.seqgan.tasks.base import Task
@@ -111,7 +112,7 @@ def task_of(
     quiet: bool = False,
 ) -> Task:
     """The task of a run, from the data that it was begun with; raises `UserError` if that is not
-    there any more, or differs.
+    there any more, and `ContentsDiffer` if its contents are others.
     """
     known = read_document(run)
     data = known["data"] | {name: value for name, value in (moved or {}).items() if value}
@@ -123,7 +124,7 @@ def task_of(
             or ", ".join(data["train_files"])
             or "the package's own data"
         )
-        raise UserError(
+        raise ContentsDiffer(
             f"{where}: this is not the data that the run in {run.path} was begun with: its "
             "contents differ"
         )

@@ -1,33 +1,27 @@
-"""A text model: its hyper-parameters, the pair that they describe, and how one is loaded from a
-run.
-"""
+"""A text model: its hyper-parameters, and the pair that they describe."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pyro_seq.config.build import Parts, carries_state, make_pair, model_settings
 from pyro_seq.config.fields import between, described, one_of
-from pyro_seq.config.model_settings import Layer, resolve, resolve_run
+from pyro_seq.config.model_settings import Layer, resolve
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import Embedding
 from pyro_seq.errors import UserError
 from pyro_seq.pairs.pair import Pair, no_guide
-from pyro_seq.programs.restore import load_pair
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.text.vocabulary import LEVELS, Vocabulary
 from pyro_seq.train.settings import TrainingSettings
 
-KIND = "text"
 UNITS = ("document", "line")
-DESCRIBED_BY = "run.json and vocabulary.json"
 SCORING_WINDOW = 1_000  # symbols at once, of pairs without latents
 # of a pair, where text has its own
 DEFAULTS: dict[str, Any] = {"hidden_size": 512, "input_dropout": 0.2, "output_dropout": 0.4}
@@ -90,15 +84,6 @@ def text_settings(*layers: Layer | Mapping[str, Any]) -> TextSettings:
     return resolve(TextSettings, layers, DEFAULTS)
 
 
-def run_settings(run: RunFolder, pair: str | None = None) -> TextSettings:
-    """The settings that a run was begun with; `pair` is its pair's spec where that is code of the
-    user's own, which it lets be run.
-
-    Raises `UserError` if the run is missing or damaged, or its pair needs to be named and is not.
-    """
-    return resolve_run(TextSettings, run.settings(), DEFAULTS, run.path, pair)
-
-
 @dataclass
 class TextModel:
     """A trained pair with its vocabulary; made by `load`."""
@@ -133,24 +118,6 @@ def text_parts(settings: TextSettings, vocabulary: Vocabulary) -> Parts:
 def new_pair(settings: TextSettings, vocabulary: Vocabulary) -> Pair:
     """A pair over the symbols of a vocabulary, with new weights."""
     return make_pair(settings.model, text_parts(settings, vocabulary))
-
-
-def load(
-    run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None = None
-) -> TextModel:
-    """The best weights of a run; a run whose pair is code of the user's own needs that named, as
-    `pair`, before it is run.
-
-    Raises `UserError` if it is missing, half-written, damaged, of another kind or version, or its
-    pair is not named.
-    """
-    run = RunFolder(run_dir, KIND)
-    settings = run_settings(run, pair)
-    vocabulary = stored_vocabulary(run, settings)
-    made, step = load_pair(
-        run, lambda: new_pair(settings, vocabulary), settings.model.kind, device, DESCRIBED_BY
-    )
-    return TextModel(made, vocabulary, settings, torch.device(device), step)
 
 
 def stored_vocabulary(run: RunFolder, settings: TextSettings) -> Vocabulary:

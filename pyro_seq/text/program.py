@@ -1,27 +1,33 @@
-"""Text runs in their folders: begin one, go on with one; the bundled presets."""
+"""The text program: corpora by their files, a vocabulary in the run folder, and the bundled
+presets.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyro_seq.errors import UserError
-from pyro_seq.programs.lifecycle import (
-    begin_run,
-    changed,
-    check_can_go_on,
-    check_training,
-    keep_changes,
-)
-from pyro_seq.runs.folder import RunFolder
-from pyro_seq.text.model import run_settings, stored_vocabulary
-from pyro_seq.text.training import KIND, TextModel, TextSettings, read_corpora, text_settings, train
-from pyro_seq.text.vocabulary import read_bytes
+import numpy as np
+import torch
 
-DOCUMENTS = ("vocabulary.json", "corpora.json")
-settings_from = text_settings
+from pyro_seq._progress import Progress
+from pyro_seq.errors import UserError
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.programs.pair_program import PairProgram
+from pyro_seq.programs.program import ContentsDiffer, Request
+from pyro_seq.runs.folder import RunFolder
+from pyro_seq.text.model import DEFAULTS, TextModel, TextSettings, new_pair, stored_vocabulary
+from pyro_seq.text.score_files import ScoredText
+from pyro_seq.text.training import Corpora, previews, read_corpora, validate, vocabulary_of
+from pyro_seq.text.vocabulary import read_bytes
+from pyro_seq.text.windows import LineBatches, TextWindows
+from pyro_seq.train.trainer import Hooks
+
+VOCABULARY, CORPORA = "vocabulary.json", "corpora.json"
+FILES = {"train": "train_corpus", "valid": "valid_corpus"}  # the options of a run's corpora
+
 
 # settings that differ from the defaults, by dotted name
 PRESETS: dict[str, dict[str, Any]] = {
@@ -45,98 +51,155 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def begin(
-    run_dir: Path, settings: TextSettings, corpora: Mapping[str, Any], *, seed: int, **options: Any
-) -> TextModel:
-    """Begin a run in a folder and train it; `corpora` are the arguments of `read_corpora` besides
-    its settings.
-
-    The folder keeps the settings, the vocabulary, and where the corpora lie with their
-    fingerprints. Nothing is written before settings and corpora have been found sound, and nothing
-    stays of a run whose pair is refused before its first step.
+class TextProgram(PairProgram[TextSettings, Corpora, TextModel]):
+    """Text: what is learnt from is `train_corpus`, and perhaps `valid_corpus`, `valid_fraction`
+    and `vocab_corpus`, the arguments of `read_corpora`.
     """
-    run = RunFolder(run_dir, KIND)
-    run.check_free(*DOCUMENTS)
-    check_training(settings.training)
-    read = read_corpora(settings.text, **corpora)
-    _check_window(len(read.train), settings, corpora["train"])
-    files = {name: corpora[name] for name in ("train", "valid") if corpora.get(name) is not None}
-    data = {
-        "seed": seed,
-        "valid_fraction": corpora["valid_fraction"],
-        "files": {
-            name: {"path": str(Path(path).resolve()), "sha256": fingerprint(path)}
-            for name, path in files.items()
-        },
-    }
-    documents = dict(zip(DOCUMENTS, (read.vocabulary.to_json(), data), strict=True))
-    return begin_run(
-        run, settings, documents, lambda: train(read, settings, run, seed=seed, **options)
-    )
 
+    kind = "text"
+    settings_type = TextSettings
+    defaults = DEFAULTS
+    documents = (VOCABULARY, CORPORA)
+    described_by = f"run.json and {VOCABULARY}"
+    places = ("train_corpus", "valid_corpus", "vocab_corpus")
+    presets = PRESETS
 
-def go_on(
-    run_dir: Path,
-    changes: Mapping[str, Any],
-    *,
-    fixed: Sequence[str] = (),
-    corpus: Path | None = None,
-    valid: Path | None = None,
-    pair: str | None = None,
-    **options: Any,
-) -> TextModel:
-    """Go on with the run of a folder from its last checkpoint.
+    def read(self, request: Request[TextSettings]) -> Corpora:
+        """See `Program`."""
+        settings, source = request.settings.text, request.source
+        corpora = read_corpora(
+            settings,
+            source["train_corpus"],
+            valid=source.get("valid_corpus"),
+            valid_fraction=source.get("valid_fraction", 0.1),
+            vocabulary_from=source.get("vocab_corpus"),
+        )
+        length, window = len(corpora.train), settings.window
+        if settings.unit != "line" and length < window:
+            raise UserError(
+                f"{source['train_corpus']} leaves {length:,} symbols to train on, fewer than one "
+                f"window of {window:,}: lower text.window"
+            )
+        return corpora
 
-    Args:
-        run_dir: the folder.
-        changes: settings that may change, how long to train, by dotted name.
-        fixed: names of options that were given though a run's settings cannot change: refused.
-        corpus, valid: where the training and validation corpora lie now, if they have moved.
-        pair: the run's pair, where it is code of the user's own.
-        options: of `train`.
+    def describe(self, data: Corpora, request: Request[TextSettings]) -> dict[str, Any]:
+        """See `Program`."""
+        source = request.source
+        files = {name: Path(source[of]) for name, of in FILES.items() if source.get(of) is not None}
+        corpora = {
+            "seed": request.seed,
+            "valid_fraction": source.get("valid_fraction", 0.1),
+            "files": {
+                name: {"path": str(path.resolve()), "sha256": fingerprint(path)}
+                for name, path in files.items()
+            },
+        }
+        return {VOCABULARY: data.vocabulary.to_json(), CORPORA: corpora}
 
-    Raises `UserError` if the folder holds no run, or a corpus is not the one that the run was begun
-    with.
-    """
-    run, settings = RunFolder(run_dir, KIND), settings_of(run_dir, changes, fixed=fixed, pair=pair)
-    with run.locked():
-        check_can_go_on(run)
+    def stored_source(self, run: RunFolder) -> tuple[int, dict[str, Any]]:
+        """See `Program`."""
         seed, fraction, files = _read_corpora_json(run)
-        for name, moved in (("train", corpus), ("valid", valid)):
-            if moved is not None and name not in files:
-                raise UserError(
-                    f"{moved}: the run in {run_dir} was begun without a corpus to validate on"
-                )
-            if moved is not None:
-                files[name] = (moved, files[name][1])
-        for name, (path, digest) in files.items():
-            if fingerprint(path) != digest:
-                raise UserError(
-                    f"{path} is not the {name} corpus that the run in {run_dir} was begun with: "
+        paths = {of: files[name][0] if name in files else None for name, of in FILES.items()}
+        return seed, paths | {
+            "valid_fraction": fraction,
+            "vocab_corpus": run.path / VOCABULARY,  # which holds all that it was read for
+        }
+
+    def read_again(self, request: Request[TextSettings]) -> Corpora:
+        """See `Program`; compares the corpora by their fingerprints, a corpus of the vocabulary by
+        the vocabulary that it makes.
+        """
+        run, source, settings = request.run, request.source, request.settings
+        paths = {name: source[of] for name, of in FILES.items() if source[of] is not None}
+        for name, (_, digest) in _read_corpora_json(run)[2].items():
+            if fingerprint(paths[name]) != digest:
+                raise ContentsDiffer(
+                    f"{paths[name]} is not the {name} corpus that the run in {run} was begun with: "
                     "its contents differ"
                 )
-        vocabulary = stored_vocabulary(run, settings)
-        paths = {name: path for name, (path, _) in files.items()}
-        read = read_corpora(settings.text, valid_fraction=fraction, vocabulary=vocabulary, **paths)
-        if changes:
-            keep_changes(run, settings)
-        return train(read, settings, run, seed=seed, resume=True, **options)
+        vocabulary, corpus = stored_vocabulary(run, settings), source["vocab_corpus"]
+        if corpus != run.path / VOCABULARY:
+            made = vocabulary_of(corpus, settings.text)
+            if made.to_json() != vocabulary.to_json():
+                raise ContentsDiffer(
+                    f"{corpus} does not make the vocabulary that the run in {run} was begun with: "
+                    "its characters differ"
+                )
+        fraction = source["valid_fraction"]
+        return read_corpora(settings.text, **paths, valid_fraction=fraction, vocabulary=vocabulary)
+
+    def stored_data(self, run: RunFolder, settings: TextSettings) -> Corpora:
+        """See `PairProgram`: the vocabulary, and nothing to learn from."""
+        none = np.zeros(0, dtype=np.int64)
+        return Corpora(stored_vocabulary(run, settings), none, none)
+
+    def new_pair(self, settings: TextSettings, data: Corpora) -> Pair:
+        """See `PairProgram`."""
+        return new_pair(settings, data.vocabulary)
+
+    def model(
+        self, pair: Pair, settings: TextSettings, data: Corpora, device: torch.device, step: int
+    ) -> TextModel:
+        """See `PairProgram`."""
+        return TextModel(pair, data.vocabulary, settings, device, step)
+
+    def batches(self, model: TextModel, data: Corpora, *, seed: int) -> TextWindows | LineBatches:
+        """See `PairProgram`: lines, or windows of a document."""
+        s, device = model.settings.text, model.device
+        if data.vocabulary.line_end:
+            end, size = data.vocabulary.end, s.batch_size
+            return LineBatches(data.train, end, batch_size=size, seed=seed, device=device)
+        return TextWindows(
+            data.train,
+            batch_size=s.batch_size,
+            window=s.window,
+            carry=s.carry and model.carries,
+            seed=seed,
+            device=device,
+        )
+
+    def hooks(self, model: TextModel, data: Corpora, progress: Progress) -> Hooks:
+        """See `PairProgram`."""
+        char = model.settings.text.level == "char"
+        return Hooks(
+            validate=(lambda: validate(model, data.valid, progress=progress.later()))
+            if len(data.valid)
+            else None,
+            samples=lambda: previews(model, data),
+            units="characters" if char else "bytes",
+            bits="bpc" if char else "bits/byte",
+        )
+
+    def introduce(self, model: TextModel, data: Corpora, pair: str) -> Iterator[str]:
+        """See `PairProgram`."""
+        s, lines = model.settings.text, data.vocabulary.line_end
+        units = "characters" if s.level == "char" else "bytes"
+        among = " (each line's end among them)" if lines else ""
+        yield (
+            f"{len(data.train):,} {units} to train on, {len(data.valid):,} to validate on{among}, "
+            f"{len(data.vocabulary):,} symbols; {pair}"
+        )
+        if s.carry and not lines and not model.carries:
+            yield (
+                "this pair returns no state, so text.carry has no effect: each window is learnt as "
+                "a sequence of its own"
+            )
+
+    def scored_run(
+        self, run_dir: Path, device: torch.device, pair: str | None = None
+    ) -> ScoredText:
+        """Return a run as `pyroseq score` asks for it."""
+        return ScoredText(self.load(run_dir, device, pair=pair))
 
 
-def settings_of(
-    run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None
-) -> TextSettings:
-    """The settings that the run of a folder goes on with; arguments and errors are those of
-    `go_on`.
-    """
-    return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed)
+text_program = TextProgram()
 
 
 def _read_corpora_json(run: RunFolder) -> tuple[int, float, dict[str, tuple[Path, str]]]:
-    """(seed, fraction kept for validation, path and fingerprint of each corpus) that a run was
-    begun with.
+    """Return (seed, fraction kept for validation, path and fingerprint of each corpus) that a run
+    was begun with.
     """
-    document = run.read_json("corpora.json")
+    document = run.read_json(CORPORA)
     try:
         files = {
             name: (Path(entry["path"]), str(entry["sha256"]))
@@ -144,30 +207,19 @@ def _read_corpora_json(run: RunFolder) -> tuple[int, float, dict[str, tuple[Path
         }
         seed, fraction = int(document["seed"]), float(document["valid_fraction"])
         if (
-            not {"train"} <= set(files) <= {"train", "valid"}
+            not {"train"} <= set(files) <= set(FILES)
             or not 0 <= seed < 2**63
             or not 0 <= fraction < 1
         ):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-        raise UserError(f"{run.path / 'corpora.json'} is damaged") from None
+        raise UserError(f"{run.path / CORPORA} is damaged") from None
     return seed, fraction, files
 
 
 def fingerprint(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     for chunk in read_bytes(Path(path)):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _check_window(length: int, settings: TextSettings, path: Path) -> None:
-    window = settings.text.window
-    if settings.text.unit == "line":
-        return
-    if length < window:
-        raise UserError(
-            f"{path} leaves {length:,} symbols to train on, fewer than one window of {window:,}: "
-            "lower text.window"
-        )

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pyro_seq.errors import DIVERGED, UserError
 from pyro_seq.infer.likelihood.score import Score, diagnosed
 from pyro_seq.programs.scored_run import ScoredSequence, ScoredStep
-from pyro_seq.text.model import TextModel, load
+from pyro_seq.text.model import TextModel
 from pyro_seq.text.scoring import AROUND, Block, MostSurprising, evaluate, scored_sequences, shown
 from pyro_seq.text.vocabulary import Piece, file_size, read_bytes, read_lines, read_text
 
@@ -120,8 +119,3 @@ class ScoredText:
             steps,
             *diagnosed(scored, 0),
         )
-
-
-def open_run(run_dir: Path, device: torch.device | str, pair: str | None = None) -> ScoredText:
-    """The text run of a folder; `pair` as in `text_model.load`."""
-    return ScoredText(load(run_dir, device, pair=pair))

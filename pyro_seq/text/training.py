@@ -22,15 +22,10 @@ from pyro_seq.infer.continuation import continuation
 from pyro_seq.infer.likelihood.scoring import filtered_state, score_document
 from pyro_seq.infer.sampling import sample_steps, sharpened, without
 from pyro_seq.pairs.model import SequenceModel
-from pyro_seq.programs.restore import pair_to_train
-from pyro_seq.runs.folder import RunFolder
 from pyro_seq.text.model import (
-    DESCRIBED_BY,
-    KIND,
     CorpusSettings,
     TextModel,
     TextSettings,
-    load,
     new_pair,
     scoring_window,
     text_settings,
@@ -38,17 +33,13 @@ from pyro_seq.text.model import (
 from pyro_seq.text.scoring import NATS_TO_BITS, TextScore, evaluate, score_symbols
 from pyro_seq.text.vocabulary import Vocabulary, file_size, quoted
 from pyro_seq.text.windows import (
-    LineBatches,
-    TextWindows,
     document_windows,
     lines_of,
     separate_lines,
     separate_windows,
 )
-from pyro_seq.train.trainer import Hooks, Trainer
 
 __all__ = [
-    "KIND",
     "Corpora",
     "CorpusSettings",
     "TextModel",
@@ -56,13 +47,13 @@ __all__ = [
     "TextSettings",
     "evaluate",
     "generate",
-    "load",
     "new_pair",
+    "previews",
     "read_corpora",
     "score_symbols",
     "text_settings",
-    "train",
     "validate",
+    "vocabulary_of",
 ]
 
 VALIDATION_STREAMS = 16
@@ -104,13 +95,7 @@ def read_corpora(
             f"the fraction kept for validation must lie in [0, 1), got {valid_fraction}"
         )
     if vocabulary is None:
-        source = vocabulary_from or train
-        options: dict[str, Any] = {
-            "size": settings.vocabulary_size,
-            "oov_buckets": settings.oov_buckets,
-            "line_end": settings.unit == "line",
-        }
-        vocabulary = Vocabulary.of_file(source, level=settings.level, **options)
+        vocabulary = vocabulary_of(vocabulary_from or train, settings)
     symbols = _symbols_of(train, vocabulary, settings, "train")
     if valid is not None:
         return Corpora(vocabulary, symbols, _symbols_of(valid, vocabulary, settings, "validate"))
@@ -119,6 +104,17 @@ def read_corpora(
         edges = lines_of(symbols, vocabulary.end)
         kept = int(edges[len(edges) - int(len(edges) * valid_fraction) - 1, 1])
     return Corpora(vocabulary, symbols[:kept], symbols[kept:])
+
+
+def vocabulary_of(corpus: Path, settings: CorpusSettings) -> Vocabulary:
+    """Count the vocabulary of a corpus; errors as `Vocabulary.of_file`."""
+    return Vocabulary.of_file(
+        corpus,
+        level=settings.level,
+        size=settings.vocabulary_size,
+        oov_buckets=settings.oov_buckets,
+        line_end=settings.unit == "line",
+    )
 
 
 def _symbols_of(
@@ -147,75 +143,6 @@ def _symbols_of(
                 f"among them, {limit}"
             )
     return symbols
-
-
-def train(
-    corpora: Corpora,
-    settings: TextSettings,
-    run: RunFolder,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    resume: bool = False,
-    quiet: bool = False,
-) -> TextModel:
-    """Train on corpora, keeping the run in its folder, and return the best model; with `resume`, go
-    on with the folder's run.
-    """
-    torch.manual_seed(seed)
-    pair = pair_to_train(
-        run,
-        lambda: new_pair(settings, corpora.vocabulary),
-        settings.model.kind,
-        resume,
-        DESCRIBED_BY,
-    ).to(device)
-    text = TextModel(pair, corpora.vocabulary, settings, torch.device(device))
-    s = settings.text
-    lines = corpora.vocabulary.line_end
-    carry = s.carry and not lines and text.carries
-    batches: TextWindows | LineBatches
-    if lines:
-        batches = LineBatches(
-            corpora.train, corpora.vocabulary.end, batch_size=s.batch_size, seed=seed, device=device
-        )
-    else:
-        batches = TextWindows(
-            corpora.train,
-            batch_size=s.batch_size,
-            window=s.window,
-            carry=carry,
-            seed=seed,
-            device=device,
-        )
-    progress = Progress(quiet=quiet)
-    hooks = Hooks(
-        validate=(lambda: validate(text, corpora.valid, progress=progress.later()))
-        if len(corpora.valid)
-        else None,
-        samples=lambda: _previews(text, corpora),
-        units="characters" if s.level == "char" else "bytes",
-        bits="bpc" if s.level == "char" else "bits/byte",
-    )
-    among = " (each line's end among them)" if lines else ""
-    sizes = (
-        f"{len(corpora.train):,} {hooks.units} to train on, {len(corpora.valid):,} to "
-        "validate "
-        f"on{among}"
-    )
-    sizes += f", {len(corpora.vocabulary):,} symbols"
-    with pair.scope():
-        parameters = sum(p.numel() for p in pair.parameters().values())
-    progress.say(f"{sizes}; {settings.model.kind} with {parameters:,} parameters")
-    if s.carry and not lines and not carry:
-        progress.say(
-            "this pair returns no state, so text.carry has no effect: each window is learnt as a "
-            "sequence of its own"
-        )
-    trainer = Trainer(pair, batches, settings.training, run=run, hooks=hooks, quiet=quiet)
-    trainer.fit(resume=resume)
-    text.step = trainer.step
-    return text
 
 
 def validate(
@@ -251,7 +178,7 @@ def validate(
     return {"loss": nats, "bits": nats * NATS_TO_BITS}
 
 
-def _previews(text: TextModel, corpora: Corpora) -> dict[str, str]:
+def previews(text: TextModel, corpora: Corpora) -> dict[str, str]:
     """A piece of the corpus and a piece of the model's own."""
     start = int(torch.randint(max(1, len(corpora.train) - 400), ()))
     if not corpora.vocabulary.line_end:

@@ -180,8 +180,8 @@ def test_a_run_goes_on(
     assert "done after 6 steps" in capsys.readouterr().err
     said = refused("midi", "train", "--resume", "--rate", 5, "--run-dir", folder)
     assert said == (
-        "--rate: a run goes on with what it was begun with; only --num-steps and --max-minutes "
-        "may change"
+        f"--rate: the run in {folder} was begun with rolls.rate = 4.0, not 5.0; only --num-steps "
+        "and --max-minutes may change"
     )
 
 
@@ -443,9 +443,9 @@ def test_starting_from_another_run(
         and not (tmp_path / "run" / "run.json").exists()
     )
     assert pyroseq(*words, *same, notes) == 0
-    assert "--start-from: a run goes on with what it was begun with" in refused(
-        *words, "--resume", "--start-from", notes
-    )
+    assert pyroseq(*words, *same, notes, "--resume") == 0
+    said = refused(*words, "--resume", "--start-from", tmp_path)
+    assert f"was begun with start_from = {notes}, not {tmp_path}; only" in said
 
 
 def test_a_sound_font_is_looked_at_before_anything_is_sampled_and_only_for_sound(

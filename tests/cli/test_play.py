@@ -285,8 +285,8 @@ def test_other_games_runs_are_refused(
 ) -> None:
     said = refused("play", "train", "--run-dir", cartpole, "--resume", "--env", "Acrobot-v1")
     assert said == (
-        f"{cartpole} holds a run of the environment 'CartPole-v1', not of 'Acrobot-v1': choose "
-        "another --run-dir for that"
+        f"--env: the run in {cartpole} was begun with play.env = CartPole-v1, not Acrobot-v1; only "
+        "--env-steps, --num-steps and --max-minutes may change"
     )
     assert "already holds a run" in refused(
         "play", "train", "--run-dir", cartpole, "--env", "Acrobot-v1"

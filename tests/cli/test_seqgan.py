@@ -118,12 +118,13 @@ def test_training_on_a_text_and_going_on(
     assert "done after 2 steps" in capsys.readouterr().err
     settings = json.loads((folder / "run.json").read_text())["settings"]
     assert (settings["adversarial.num_steps"], settings["adversarial.max_minutes"]) == (2, 5.0)
-    only = (
-        "a run goes on with what it was begun with; only --pretrain-steps, --adversarial-steps "
-        "and --max-minutes may change"
+    only = "; only --pretrain-steps, --adversarial-steps and --max-minutes may change"
+    begun = f"the run in {folder} was begun with"
+    said = (
+        f"--task, --rollouts: {begun} task.kind = text, not music; adversarial.rollouts = 0, not 3"
     )
-    assert refused(*go_on("--rollouts", 3, "--task", "text")) == f"--task, --rollouts: {only}"
-    assert refused(*go_on("--demo")) == f"--demo: {only}"
+    assert refused(*go_on("--rollouts", 3, "--task", "music")) == said + only
+    assert refused(*go_on("--demo")) == f"--demo: {begun} demo = false, not true{only}"
     assert "--pretrain-steps: the pretraining of the run" in refused(*go_on("--pretrain-steps", 9))
     moved = tmp_path / "moved.txt"
     moved.write_text(corpus.read_text().replace("cat", "dog"))

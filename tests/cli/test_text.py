@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_seq.text.training import load
+from pyro_seq.text.program import text_program
 from pyro_seq.text.windows import TextWindows
 
 TEXT = "the cat sat on the mat; the dog sat on the log. " * 20
@@ -268,7 +268,7 @@ def test_stopped_training_saves_and_says_how_to_go_on(
     monkeypatch.undo()
     assert pyroseq("text", "train", "--run-dir", folder, "--device", "cpu", "--resume") == 0
     assert "going on after step 6" in capsys.readouterr().err
-    assert load(folder).step in (8, 12, 16, 20)
+    assert text_program.load(folder).step in (8, 12, 16, 20)
     # there is nothing to go on with
     assert pyroseq("text", "train", "--run-dir", folder, "--device", "cpu", "--resume") == 0
     err = capsys.readouterr().err
@@ -318,7 +318,7 @@ def test_second_ctrl_c_ends_at_once_and_the_run_is_kept(
         time.sleep(30)
         pytest.fail("was not stopped")
 
-    monkeypatch.setattr("pyro_seq.text.training.validate", endless)
+    monkeypatch.setattr("pyro_seq.text.program.validate", endless)
     assert (
         pyroseq(
             "text",

@@ -15,8 +15,8 @@ import torch
 
 from pyro_seq.errors import UserError
 from pyro_seq.games.environment.replay import load_episodes
-from pyro_seq.games.loaded import load, measured
-from pyro_seq.games.program import begin, go_on
+from pyro_seq.games.loaded import measured
+from pyro_seq.games.program import game_program
 from pyro_seq.games.settings import game_settings
 from pyro_seq.games.training import GameTraining
 from pyro_seq.runs.checkpoint import load_tree, save_tree
@@ -36,7 +36,9 @@ TINY: dict[str, Any] = {
 def training(tmp_path_factory: pytest.TempPathFactory) -> GameTraining:
     """A finished training, whose folder is to be read only."""
     torch.set_num_threads(1)
-    return begin(tmp_path_factory.mktemp("learnt") / "run", game_settings(TINY), seed=1, quiet=True)
+    return game_program.start(
+        tmp_path_factory.mktemp("learnt") / "run", game_settings(TINY), seed=1, quiet=True
+    )
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_with(
     path = spoilt / "last.safetensors"
     save_tree(path, with_value(load_tree(path), place, value))
     with pytest.raises(UserError, match=said):
-        go_on(spoilt, {"play.env_steps": 70}, quiet=True)
+        game_program.resume(spoilt, {"play.env_steps": 70}, quiet=True)
 
 
 BEST = [
@@ -178,7 +180,7 @@ def test_a_result_with_another_value_is_not_loaded(spoilt: Path, place: str) -> 
     for value in VALUES[BEST.index(place) % 3 :: 3]:
         save_tree(path, with_value(whole, place, value))
         with pytest.raises(UserError, match=r"best\.safetensors"):
-            load(spoilt)
+            game_program.load(spoilt)
 
 
 GAMES = [
@@ -223,8 +225,8 @@ def test_statistics_that_no_games_have_make_no_traceback(spoilt: Path, part: str
     says so.
     """
     for name, use in (
-        ("last", lambda: go_on(spoilt, {"play.env_steps": 70}, quiet=True)),
-        ("best", lambda: measured(load(spoilt))),
+        ("last", lambda: game_program.resume(spoilt, {"play.env_steps": 70}, quiet=True)),
+        ("best", lambda: measured(game_program.load(spoilt))),
     ):
         path = spoilt / f"{name}.safetensors"
         tree = load_tree(path)
@@ -245,4 +247,4 @@ def test_games_of_another_form_are_refused(spoilt: Path) -> None:
         UserError,
         match=r"000000.safetensors is damaged: observations has shape \[\d+, 8\], not \[any, 4\]",
     ):
-        measured(load(spoilt))
+        measured(game_program.load(spoilt))

@@ -17,8 +17,8 @@ import torch
 
 from pyro_seq.config.model_settings import Layer
 from pyro_seq.errors import UserError
-from pyro_seq.games.loaded import dream, load, measured, play_real, returns_of
-from pyro_seq.games.program import PRESETS, begin, go_on
+from pyro_seq.games.loaded import dream, measured, play_real, returns_of
+from pyro_seq.games.program import PRESETS, game_program
 from pyro_seq.games.settings import game_settings
 from pyro_seq.runs.checkpoint import load_tree, save_tree
 
@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = killed_game.SMALL | {
 
 
 def begun(folder: Path, seed: int = 3, **changes: Any) -> Any:
-    return begin(
+    return game_program.start(
         folder,
         game_settings(SMALL, {name.replace("__", "."): value for name, value in changes.items()}),
         seed=seed,
@@ -80,10 +80,10 @@ def test_killed_runs_end_as_unbroken_ones() -> None:
 @pytest.mark.parametrize("kind", ["srnn", "dmm"])
 def test_pairs_with_latents_are_world_models_too(kind: str, tmp_path: Path) -> None:
     changes = {**SMALL, "model.kind": kind, "model.latent_size": 2, "play.env_steps": 90}
-    trained = begin(
+    trained = game_program.start(
         tmp_path / "run", game_settings(Layer(changes, lenient=True)), seed=0, quiet=True
     )
-    assert trained.step > 12 and load(tmp_path / "run").real_steps == 90
+    assert trained.step > 12 and game_program.load(tmp_path / "run").real_steps == 90
 
 
 def test_what_a_run_leaves(learnt: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_a_run_leaves(learnt: Path) -> None:
     assert {line["split"] for line in lines} == {"play", "world", "agent"}
     played = [line for line in lines if line["split"] == "play"]
     assert played[-1]["step"] == 200 and "nats_per_step" in played[-1] and "error_1" in played[-1]
-    trained = load(learnt)
+    trained = game_program.load(learnt)
     assert trained.real_steps == 200 and trained.held_out()
 
 
@@ -125,7 +125,7 @@ def test_a_goal_ends_it(tmp_path: Path) -> None:
 
 
 def test_going_on_with_more_steps(spoilt: Path, tmp_path: Path) -> None:
-    training = go_on(spoilt, {"play.env_steps": 260}, quiet=True)
+    training = game_program.resume(spoilt, {"play.env_steps": 260}, quiet=True)
     assert training.replay.num_steps == 260 and training.stopped_by() == "play.env_steps is 260"
     assert json.loads((spoilt / "run.json").read_text())["settings"]["play.env_steps"] == 260
 
@@ -139,9 +139,9 @@ def test_a_crash_in_mid_game_keeps_checkpoint_and_games(toys: Any, tmp_path: Pat
         begun(tmp_path / "run", play__env="Toy/CrashLate-v0")
     saved = load_tree(tmp_path / "run" / "last.safetensors")
     assert saved["real_steps"] >= 20 and saved["position"]["phase"] == "play"
-    assert load(tmp_path / "run").real_steps == saved["real_steps"]
+    assert game_program.load(tmp_path / "run").real_steps == saved["real_steps"]
     toys.Counting.stepped = -10_000  # repaired
-    assert go_on(tmp_path / "run", {}, quiet=True).replay.num_steps == 200
+    assert game_program.resume(tmp_path / "run", {}, quiet=True).replay.num_steps == 200
 
 
 def test_a_game_that_fails_at_once_leaves_no_run(toys: Any, tmp_path: Path) -> None:
@@ -159,23 +159,31 @@ def test_what_is_not_finite_is_said_and_the_checkpoint_kept(spoilt: Path) -> Non
     first["exp_avg"].fill_(3e38)
     save_tree(spoilt / "last.safetensors", saved)
     with pytest.raises(UserError, match=r"not finite|damaged"):
-        go_on(spoilt, {"play.env_steps": 400}, quiet=True)
+        game_program.resume(spoilt, {"play.env_steps": 400}, quiet=True)
     assert (spoilt / "last.safetensors").exists()
 
 
 def test_another_game_is_refused(spoilt: Path) -> None:
     with pytest.raises(
-        UserError, match=r"holds a run of the environment 'CartPole-v1', not of 'Acrobot-v1'"
+        UserError, match=r"^--env: .* was begun with play.env = CartPole-v1, not Acrobot-v1$"
     ):
-        go_on(spoilt, {}, env="Acrobot-v1", quiet=True)
+        game_program.resume(
+            spoilt, repeated=[Layer({"play.env": "Acrobot-v1"}, "--env")], quiet=True
+        )
+    # an environment that game.json alone names is not made, nor its module imported
     document = json.loads((spoilt / "game.json").read_text())
+    (spoilt / "game.json").write_text(
+        json.dumps(document | {"game": document["game"] | {"name": "os:CartPole-v1"}})
+    )
+    with pytest.raises(UserError, match="holds a run of the environment 'os:CartPole-v1', not of"):
+        game_program.resume(spoilt, repeated=[Layer({"play.env": "CartPole-v1"}, "--env")])
     document["game"]["observation_size"] = 3
     (spoilt / "game.json").write_text(json.dumps(document))
     with pytest.raises(
         UserError,
         match="not the one that the run was begun with: its observation_size was 3, and is 4",
     ):
-        go_on(spoilt, {}, quiet=True)
+        game_program.resume(spoilt, {}, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +203,7 @@ def test_a_damaged_run_is_not_gone_on_with(
     else:
         (spoilt / name).write_bytes(spoil)
     with pytest.raises(UserError, match=said):
-        go_on(spoilt, {"play.env_steps": 400}, quiet=True)
+        game_program.resume(spoilt, {"play.env_steps": 400}, quiet=True)
 
 
 @pytest.mark.parametrize("what", ["agent", "normalisation", "weights"])
@@ -204,7 +212,7 @@ def test_a_damaged_result_is_not_loaded(spoilt: Path, what: str) -> None:
     saved[what] = {"x": torch.zeros(1)}
     save_tree(spoilt / "best.safetensors", saved)
     with pytest.raises(UserError, match=r"best.safetensors"):
-        load(spoilt)
+        game_program.load(spoilt)
 
 
 def test_hostile_sizes_take_no_memory(spoilt: Path) -> None:
@@ -212,13 +220,13 @@ def test_hostile_sizes_take_no_memory(spoilt: Path) -> None:
     run["settings"]["agent.hidden_size"] = 65_536
     (spoilt / "run.json").write_text(json.dumps(run))
     with pytest.raises(UserError, match="does not fit"):
-        load(spoilt)
+        game_program.load(spoilt)
 
 
 def test_no_agent_yet(spoilt: Path) -> None:
     (spoilt / "best.safetensors").unlink()
     with pytest.raises(UserError, match="has no agent yet"):
-        load(spoilt)
+        game_program.load(spoilt)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -229,7 +237,7 @@ def test_presets_are_settings(preset: str) -> None:
 
 
 def test_figures_of_real_games(learnt: Path) -> None:
-    trained = load(learnt)
+    trained = game_program.load(learnt)
     torch.manual_seed(0)
     episodes = play_real(trained, 40, agent="random", seed=1)
     found, totals = returns_of(episodes), torch.tensor([e.total for e in episodes])
@@ -250,7 +258,7 @@ def test_figures_of_real_games(learnt: Path) -> None:
 
 
 def test_games_that_are_counted_are_not_those_that_were_learnt_from(learnt: Path) -> None:
-    trained = load(learnt)
+    trained = game_program.load(learnt)
     known = {tuple(e.observations[0].tolist()) for e in trained.held_out()}
     for seed in (0, 3):  # 3 is the run's
         played = play_real(trained, 30, agent="random", seed=seed)
@@ -275,19 +283,19 @@ def test_ids_without_a_version_and_games_without_pictures(
 
 def test_a_number_that_does_not_vary_is_no_error_of_millions(tmp_path: Path, toys: Any) -> None:
     begun(tmp_path / "run", play__env="Toy/Reusing-v0", play__env_steps=80)
-    assert measured(load(tmp_path / "run"))["error_1"] < 100
+    assert measured(game_program.load(tmp_path / "run"))["error_1"] < 100
 
 
 def test_a_refused_resumption_draws_nothing(spoilt: Path) -> None:
     (spoilt / "games/000001.safetensors").write_bytes(b"x")
     before = {path.name: path.read_bytes() for path in spoilt.glob("*.png")}
     with pytest.raises(UserError):
-        go_on(spoilt, {"play.env_steps": 400}, quiet=True)
+        game_program.resume(spoilt, {"play.env_steps": 400}, quiet=True)
     assert before and {path.name: path.read_bytes() for path in spoilt.glob("*.png")} == before
 
 
 def test_dreams_are_cut_where_they_end(learnt: Path) -> None:
-    trained = load(learnt)
+    trained = game_program.load(learnt)
     torch.manual_seed(0)
     for agent in ("trained", "random"):
         games = dream(trained, 20, 15, agent=agent)
@@ -307,4 +315,4 @@ def test_continuous_games_and_both_gradients(tmp_path: Path, toys: Any) -> None:
                 agent__gradient=gradient,
                 play__env_steps=850 if env == "Pendulum-v1" else 60,
             )
-            assert training.agent.step >= 6 and load(folder).game.name == env
+            assert training.agent.step >= 6 and game_program.load(folder).game.name == env

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from pyro_seq._pytree import flatten
-from pyro_seq.games.program import begin, go_on
+from pyro_seq.games.program import game_program
 from pyro_seq.games.settings import game_settings
 from pyro_seq.runs.checkpoint import load_tree
 
@@ -52,9 +52,9 @@ SMALL: dict[str, Any] = {
 def train(folder: Path, changes: dict[str, Any]) -> None:
     """Begin the run in the folder, or go on with it."""
     if (folder / "run.json").exists():
-        go_on(folder, {}, quiet=True)
+        game_program.resume(folder, {}, quiet=True)
     else:
-        begin(folder, game_settings(changes), seed=3, quiet=True)
+        game_program.start(folder, game_settings(changes), seed=3, quiet=True)
 
 
 def forked(folder: Path, changes: dict[str, Any]) -> int:

@@ -29,11 +29,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pyro_seq._pytree import flatten
 from pyro_seq.config.model_settings import Layer
-from pyro_seq.music import program as music_runs
+from pyro_seq.music.program import music_program
 from pyro_seq.runs.checkpoint import load_tree
-from pyro_seq.seqgan import program as seqgan_runs
 from pyro_seq.seqgan.plots import curve as curve_pictures
-from pyro_seq.text import program as text_runs
+from pyro_seq.seqgan.program import seqgan_program
+from pyro_seq.text.program import text_program
 from pyro_seq.text.training import text_settings
 
 TEXT = "the cat sat on the mat; the dog sat on the log. " * 40
@@ -116,12 +116,10 @@ def text_training(corpus: Path, changes: dict[str, Any]) -> Training:
     def train(folder: Path) -> None:
         options: dict[str, Any] = {"device": "cpu", "quiet": True}
         if (folder / "run.json").exists():
-            text_runs.go_on(folder, {}, **options)
+            text_program.resume(folder, **options)
         else:
             settings = text_settings(Layer(SMALL | changes, lenient=True))
-            text_runs.begin(
-                folder, settings, {"train": corpus, "valid_fraction": 0.1}, seed=1, **options
-            )
+            text_program.start(folder, settings, {"train_corpus": corpus}, seed=1, **options)
 
     return Training(train, ("best.safetensors", "metrics.jsonl", "vocabulary.json"))
 
@@ -134,10 +132,10 @@ def game_training(changes: dict[str, Any]) -> Training:
     def train(folder: Path) -> None:
         options: dict[str, Any] = {"device": "cpu", "quiet": True}
         if (folder / "run.json").exists():
-            seqgan_runs.go_on(folder, {}, **options)
+            seqgan_program.resume(folder, **options)
         else:
-            seqgan_runs.begin(
-                folder, seqgan_runs.settings_from(SMALL_GAME | changes), {}, seed=1, **options
+            seqgan_program.start(
+                folder, seqgan_program.settings(SMALL_GAME | changes), seed=1, **options
             )
 
     files = (
@@ -157,18 +155,12 @@ def music_training(changes: dict[str, Any]) -> Training:
     def train(folder: Path) -> None:
         options: dict[str, Any] = {"device": "cpu", "quiet": True}
         if (folder / "run.json").exists():
-            music_runs.go_on(folder, {}, **options)
+            music_program.resume(folder, **options)
         else:
-            settings = music_runs.settings_from(
+            settings = music_program.settings(
                 Layer(OF_TRAINING | SMALL_ROLLS | changes, lenient=True)
             )
-            music_runs.begin(
-                folder,
-                settings,
-                {"train": (), "demo": True, "valid_fraction": 0.1},
-                seed=1,
-                **options,
-            )
+            music_program.start(folder, settings, {"demo": True}, seed=1, **options)
 
     return Training(train, ("best.safetensors", "metrics.jsonl", "music.json", "pieces.json"))
 

@@ -29,16 +29,16 @@ from pyro_seq.music.data.sources import (
     read_music,
     read_primer,
 )
-from pyro_seq.music.model.model import RollSettings, read_document, run_settings
+from pyro_seq.music.model.model import RollSettings, read_document
 from pyro_seq.music.model.training import (
+    MusicModel,
+    MusicSettings,
     generate,
-    load,
     music_settings,
     nats_per_frame,
     play,
-    train,
 )
-from pyro_seq.music.program import begin, go_on, read_pieces
+from pyro_seq.music.program import music_program, read_pieces
 from pyro_seq.runs.checkpoint import load_tree
 from pyro_seq.runs.folder import RunFolder
 
@@ -53,7 +53,7 @@ WINDOWS = {
 }
 TINY = WINDOWS | {"model.hidden_size": 6}
 SETTINGS = music_settings(TINY)
-DATA: dict[str, Any] = {"train": (), "valid": (), "valid_fraction": 0.2, "demo": True}
+DATA: dict[str, Any] = {"valid_fraction": 0.2, "demo": True}
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,13 @@ def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_files(folder: Path) -> dict[str, Any]:
-    return DATA | {"train": (str(folder),), "demo": False}
+    return DATA | {"train_files": (str(folder),), "demo": False}
 
 
 def test_a_run_keeps_all_that_it_needs(tmp_path: Path, tunes: Path) -> None:
-    begin(tmp_path / "run", SETTINGS, of_files(tunes), seed=7, quiet=True)
+    music_program.start(tmp_path / "run", SETTINGS, of_files(tunes), seed=7, quiet=True)
     run = RunFolder(tmp_path / "run", "midi")
-    assert run_settings(run) == SETTINGS
+    assert music_program.stored_settings(run) == SETTINGS
     kept = run.read_json("pieces.json")
     assert (kept["seed"], kept["demo"], kept["files"]) == (
         7,
@@ -80,7 +80,7 @@ def test_a_run_keeps_all_that_it_needs(tmp_path: Path, tunes: Path) -> None:
     tempo, markov = read_document(run, 88)
     assert 40 < tempo < 200 and 0 < float(markov.transition[1].max()) < 1
     assert (tmp_path / CACHE).is_dir()
-    music = load(tmp_path / "run")
+    music = music_program.load(tmp_path / "run")
     assert music.timing.tempo == tempo and music.step in (2, 4)
     assert next(generate(music, 5)).shape == (5, 88)
 
@@ -111,29 +111,32 @@ def test_a_pair_in_plain_pyro_is_given_numbers(tmp_path: Path, emission: str) ->
     (tmp_path / "plain.py").write_text(PLAIN)
     kind = f"{tmp_path}/plain.py:Plain"
     settings = music_settings({**WINDOWS, "model.kind": kind, "frames.emission": emission})
-    begin(tmp_path / "run", settings, DATA, seed=1, quiet=True)
-    music = load(tmp_path / "run", pair=kind)
+    music_program.start(tmp_path / "run", settings, DATA, seed=1, quiet=True)
+    music = music_program.load(tmp_path / "run", pair=kind)
     assert next(generate(music, 5)).shape == (5, 88)
     assert 0 < nats_per_frame(music, [next(generate(music, 9))]) < 100
 
 
 def test_a_training_can_start_from_another_runs_best_weights(tmp_path: Path) -> None:
-    begin(tmp_path / "first", SETTINGS, DATA, seed=1, quiet=True)
-    first = RunFolder(tmp_path / "first", "midi")
-    best = load_tree(first.best)["weights"]["model"]
-    pieces, _ = read_pieces(SETTINGS, DATA, TuneCache(), quiet=True)
+    first = tmp_path / "first"
+    music_program.start(first, SETTINGS, DATA, seed=1, quiet=True)
+    best = load_tree(first / "best.safetensors")["weights"]["model"]
     still = music_settings(TINY, {"training.learning_rate": 1e-30, "training.num_steps": 1})
-    for run in (None, RunFolder(tmp_path / "second", "midi")):
-        model: Any = train(pieces, still, start_from=first, run=run, seed=2, quiet=True).pair.model
-        assert all(torch.equal(weight, best[name]) for name, weight in model.state_dict().items())
+
+    def train(settings: MusicSettings, start_from: Path) -> MusicModel:
+        source = DATA | {"start_from": start_from}
+        return music_program.start(tmp_path / "second", settings, source, seed=2, quiet=True)
+
     wider = music_settings(TINY, {"model.hidden_size": 7})
     with pytest.raises(
         UserError,
         match=r"best.safetensors does not fit these settings: weight model\..* has shape \[",
     ):
-        train(pieces, wider, start_from=first, quiet=True)
+        train(wider, first)
     with pytest.raises(UserError, match=f"{tmp_path}/none"):
-        train(pieces, SETTINGS, start_from=RunFolder(tmp_path / "none", "midi"), quiet=True)
+        train(SETTINGS, tmp_path / "none")
+    model: Any = train(still, first).pair.model
+    assert all(torch.equal(weight, best[name]) for name, weight in model.state_dict().items())
 
 
 def test_a_run_that_starts_from_another_is_gone_on_with_from_its_own_checkpoint(
@@ -142,21 +145,25 @@ def test_a_run_that_starts_from_another_is_gone_on_with_from_its_own_checkpoint(
     """One killed before its first checkpoint starts from the other again, and ends as one that was
     not.
     """
-    begin(tmp_path / "first", SETTINGS, DATA, seed=1, quiet=True)
+    music_program.start(tmp_path / "first", SETTINGS, DATA, seed=1, quiet=True)
     data = DATA | {"start_from": tmp_path / "first"}
-    whole = begin(tmp_path / "whole", SETTINGS, data, seed=2, quiet=True).pair.weights()
-    begin(tmp_path / "killed", SETTINGS, data, seed=2, quiet=True)
-    fresh = begin(tmp_path / "fresh", SETTINGS, DATA, seed=2, quiet=True).pair.weights()
+    whole = music_program.start(
+        tmp_path / "whole", SETTINGS, data, seed=2, quiet=True
+    ).pair.weights()
+    music_program.start(tmp_path / "killed", SETTINGS, data, seed=2, quiet=True)
+    fresh = music_program.start(
+        tmp_path / "fresh", SETTINGS, DATA, seed=2, quiet=True
+    ).pair.weights()
     for name in ("best.safetensors", "last.safetensors", "metrics.jsonl"):
         (tmp_path / "killed" / name).unlink()
-    again = go_on(tmp_path / "killed", {}, quiet=True).pair.weights()
-    go_on(tmp_path / "killed", {"training.num_steps": 6}, quiet=True)
+    again = music_program.resume(tmp_path / "killed", {}, quiet=True).pair.weights()
+    music_program.resume(tmp_path / "killed", {"training.num_steps": 6}, quiet=True)
     assert all(torch.equal(weight, whole["model"][name]) for name, weight in again["model"].items())
     assert not all(
         torch.equal(weight, whole["model"][name]) for name, weight in fresh["model"].items()
     )
     with pytest.raises(UserError, match=f"{tmp_path}/none"):
-        begin(
+        music_program.start(
             tmp_path / "other",
             SETTINGS,
             DATA | {"start_from": tmp_path / "none"},
@@ -175,8 +182,8 @@ def test_pieces_are_validated_on_with_the_samples_that_are_asked_for(
         asked.append(options)
         return nats_per_frame(*args, **options)
 
-    monkeypatch.setattr("pyro_seq.music.model.training.nats_per_frame", noted)
-    begin(
+    monkeypatch.setattr("pyro_seq.music.program.nats_per_frame", noted)
+    music_program.start(
         tmp_path / "run",
         music_settings({**TINY, "model.kind": "iseq", "training.valid_particles": 5}),
         DATA,
@@ -199,7 +206,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
             "training.warmup": 0.0,
         },
     )
-    begin(tmp_path / "whole", settings, DATA, seed=3, quiet=True)
+    music_program.start(tmp_path / "whole", settings, DATA, seed=3, quiet=True)
     shorter = music_settings(
         TINY,
         {
@@ -210,8 +217,8 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(
             "training.num_steps": 2,
         },
     )
-    begin(tmp_path / "broken", shorter, DATA, seed=3, quiet=True)
-    go_on(tmp_path / "broken", {"training.num_steps": 4}, quiet=True)
+    music_program.start(tmp_path / "broken", shorter, DATA, seed=3, quiet=True)
+    music_program.resume(tmp_path / "broken", {"training.num_steps": 4}, quiet=True)
     whole, broken = (
         load_tree(tmp_path / name / "last.safetensors")["weights"]["model"]
         for name in ("whole", "broken")
@@ -226,31 +233,31 @@ def test_pieces_that_have_moved_are_found_and_others_are_refused(
 ) -> None:
     moved = tmp_path / "moved"
     write_demo_tunes(moved)
-    begin(tmp_path / "run", SETTINGS, of_files(moved), seed=0, quiet=True)
+    music_program.start(tmp_path / "run", SETTINGS, of_files(moved), seed=0, quiet=True)
     moved.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="moved"):
-        go_on(tmp_path / "run", {"training.num_steps": 5}, quiet=True)
+        music_program.resume(tmp_path / "run", {"training.num_steps": 5}, quiet=True)
     assert (
-        go_on(
+        music_program.resume(
             tmp_path / "run",
             {"training.num_steps": 5},
-            train_files=[str(tmp_path / "elsewhere")],
+            source={"train_files": [str(tmp_path / "elsewhere")]},
             quiet=True,
         ).step
         == 5
     )
     next((tmp_path / "elsewhere").glob("*.mid")).unlink()
     with pytest.raises(UserError, match=r"not the pieces that the run in .* was begun with"):
-        go_on(
+        music_program.resume(
             tmp_path / "run",
             {"training.num_steps": 6},
-            train_files=[str(tmp_path / "elsewhere")],
+            source={"train_files": [str(tmp_path / "elsewhere")]},
             quiet=True,
         )
-    with pytest.raises(UserError, match="begun without such files"):
-        go_on(tmp_path / "run", {}, valid_files=[str(tunes)], quiet=True)
-    with pytest.raises(UserError, match=r"--seed: a run goes on with what it was begun with"):
-        go_on(tmp_path / "run", {}, fixed=["--seed"], quiet=True)
+    with pytest.raises(UserError, match=r"^--valid-files: .* valid_files = none, not "):
+        music_program.resume(tmp_path / "run", source={"valid_files": [str(tunes)]}, quiet=True)
+    with pytest.raises(UserError, match=r"^--seed: .* was begun with seed = 0, not 1$"):
+        music_program.resume(tmp_path / "run", seed=1, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -265,11 +272,11 @@ def test_pieces_that_have_moved_are_found_and_others_are_refused(
     ],
 )
 def test_damaged_documents_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    begin(tmp_path / "run", SETTINGS, DATA, seed=0, quiet=True)
+    music_program.start(tmp_path / "run", SETTINGS, DATA, seed=0, quiet=True)
     run = RunFolder(tmp_path / "run", "midi")
     run.write_json("pieces.json", run.read_json("pieces.json") | change)
     with pytest.raises(UserError, match=r"pieces\.json is damaged"):
-        go_on(tmp_path / "run", {"training.num_steps": 6}, quiet=True)
+        music_program.resume(tmp_path / "run", {"training.num_steps": 6}, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -283,21 +290,21 @@ def test_damaged_documents_are_refused(tmp_path: Path, change: dict[str, Any]) -
     ],
 )
 def test_damaged_music_documents_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    begin(tmp_path / "run", SETTINGS, DATA, seed=0, quiet=True)
+    music_program.start(tmp_path / "run", SETTINGS, DATA, seed=0, quiet=True)
     document = json.loads((tmp_path / "run" / "music.json").read_text()) | change
     (tmp_path / "run" / "music.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"music\.json is damaged"):
-        load(tmp_path / "run")
+        music_program.load(tmp_path / "run")
 
 
 def test_weights_of_other_sizes_are_refused(tmp_path: Path) -> None:
-    begin(tmp_path / "run", SETTINGS, DATA, seed=0, quiet=True)
+    music_program.start(tmp_path / "run", SETTINGS, DATA, seed=0, quiet=True)
     run = RunFolder(tmp_path / "run", "midi")
     document = run.read_json("run.json")
     document["settings"]["model.hidden_size"] = 60_000  # of which there is no room for the weights
     run.write_json("run.json", document)
     with pytest.raises(UserError, match=r"does not fit run\.json: weight model\..* has shape"):
-        load(tmp_path / "run")
+        music_program.load(tmp_path / "run")
 
 
 # where pieces come from
@@ -316,7 +323,7 @@ def test_arrays_bring_their_own_splits(tmp_path: Path, tunes: Path) -> None:
     path = tmp_path / "bach.npz"
     np.savez(path, **arrays)
     read, _ = read_pieces(
-        SETTINGS, DATA | {"train": (path,), "demo": False}, TuneCache(), quiet=True
+        SETTINGS, DATA | {"train_files": (path,), "demo": False}, TuneCache(), quiet=True
     )
     assert [len(piece) for piece in read.train] == [4, 5] and [
         len(piece) for piece in read.valid
@@ -369,7 +376,7 @@ def test_a_primer_is_a_files_beginning(tunes: Path) -> None:
 def test_refusals_leave_nothing_behind(tmp_path: Path, tunes: Path) -> None:
     def refused(match: str, **changes: Any) -> None:
         with pytest.raises(UserError, match=match):
-            begin(
+            music_program.start(
                 tmp_path / "run",
                 changes.pop("settings", SETTINGS),
                 of_files(tunes) | changes,
@@ -378,7 +385,9 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, tunes: Path) -> None:
             )
         assert not (tmp_path / "run" / "run.json").exists()
 
-    refused("there is no such file|no such file or folder", train=(str(tmp_path / "nowhere"),))
+    refused(
+        "there is no such file|no such file or folder", train_files=(str(tmp_path / "nowhere"),)
+    )
     refused("fraction kept for validation", valid_fraction=1.0)
     refused(
         "kl_start",
@@ -387,7 +396,9 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, tunes: Path) -> None:
         ),
     )
     (tmp_path / "bad.mid").write_bytes(b"no music")
-    refused(r"the only file could not be read, .*bad\.mid", train=(str(tmp_path / "bad.mid"),))
+    refused(
+        r"the only file could not be read, .*bad\.mid", train_files=(str(tmp_path / "bad.mid"),)
+    )
 
 
 @pytest.fixture
@@ -399,10 +410,10 @@ def test_files_that_are_no_music_are_skipped_and_named(
     tmp_path: Path, tunes: Path, progress: Callable[[], str]
 ) -> None:
     (tmp_path / "bad.mid").write_bytes(b"no music")
-    begin(
+    music_program.start(
         tmp_path / "run",
         SETTINGS,
-        of_files(tunes) | {"train": (str(tunes), str(tmp_path / "bad.mid"))},
+        of_files(tunes) | {"train_files": (str(tunes), str(tmp_path / "bad.mid"))},
         seed=0,
     )
     assert "skipped 1 of 13 files" in (said := progress()) and "bad.mid" in said
@@ -416,7 +427,7 @@ def test_all_files_that_were_skipped_or_mended_are_named_in_the_run(
         (folder / f"bad-{i}.mid").write_bytes(b"MThd" + bytes(i))
     one = sorted(tunes.glob("*.mid"))[0].read_bytes()
     (folder / "odd.mid").write_bytes(one[:10] + b"\0\x09" + one[12:])
-    begin(tmp_path / "run", SETTINGS, of_files(folder), seed=0, quiet=True)
+    music_program.start(tmp_path / "run", SETTINGS, of_files(folder), seed=0, quiet=True)
     kept = json.loads((tmp_path / "run" / REMARKS).read_text())
     assert kept["skipped"] == {
         str(folder / f"bad-{i}.mid"): "it is cut short: it ends within its header" for i in range(5)
@@ -425,14 +436,14 @@ def test_all_files_that_were_skipped_or_mended_are_named_in_the_run(
         str(folder / "odd.mid"): "a number of tracks that is wrong, all read (1)"
     }
     assert progress() == ""
-    begin(tmp_path / "other", SETTINGS, of_files(folder), seed=0)
+    music_program.start(tmp_path / "other", SETTINGS, of_files(folder), seed=0)
     assert (
         f"which files were skipped or mended, and why, is in {tmp_path / 'other' / REMARKS}"
         in progress()
     )
-    begin(tmp_path / "sound", SETTINGS, of_files(tunes), seed=0, quiet=True)
+    music_program.start(tmp_path / "sound", SETTINGS, of_files(tunes), seed=0, quiet=True)
     assert not (tmp_path / "sound" / REMARKS).exists()
-    go_on(tmp_path / "run", {"training.num_steps": 5}, quiet=True)
+    music_program.resume(tmp_path / "run", {"training.num_steps": 5}, quiet=True)
 
 
 def test_nothing_is_left_beside_a_run_that_is_refused(tmp_path: Path, tunes: Path) -> None:
@@ -440,17 +451,19 @@ def test_nothing_is_left_beside_a_run_that_is_refused(tmp_path: Path, tunes: Pat
     before = sorted(tmp_path.rglob("*"))
     refused = {
         "could not be read": of_files(tmp_path / "bad.mid"),
-        "no such file": of_files(tunes) | {"valid": (str(tmp_path / "none.mid"),)},
+        "no such file": of_files(tunes) | {"valid_files": (str(tmp_path / "none.mid"),)},
     }
     for reason, data in refused.items():
         for run_dir in (tmp_path / "run", tmp_path / "new" / "deep" / "run"):
             with pytest.raises(UserError, match=reason):
-                begin(run_dir, SETTINGS, data, seed=0, quiet=True)
+                music_program.start(run_dir, SETTINGS, data, seed=0, quiet=True)
             assert sorted(tmp_path.rglob("*")) == before
-    begin(tmp_path / "run", SETTINGS, of_files(tunes), seed=0, quiet=True)
+    music_program.start(tmp_path / "run", SETTINGS, of_files(tunes), seed=0, quiet=True)
     cached = sorted((tmp_path / CACHE).iterdir())
     with pytest.raises(UserError, match="could not be read"):
-        go_on(tmp_path / "run", {}, train_files=[str(tmp_path / "bad.mid")], quiet=True)
+        music_program.resume(
+            tmp_path / "run", source={"train_files": [str(tmp_path / "bad.mid")]}, quiet=True
+        )
     assert sorted((tmp_path / CACHE).iterdir()) == cached
 
 
@@ -477,8 +490,8 @@ def test_a_primer_is_one_piece(tmp_path: Path, tunes: Path, progress: Callable[[
 
 
 def test_no_more_frames_are_sampled_than_anybody_could_hear(tmp_path: Path, tunes: Path) -> None:
-    begin(tmp_path / "run", SETTINGS, of_files(tunes), seed=0, quiet=True)
-    music = load(tmp_path / "run")
+    music_program.start(tmp_path / "run", SETTINGS, of_files(tunes), seed=0, quiet=True)
+    music = music_program.load(tmp_path / "run")
     music.timing = Timing(grid=2, tempo=6e7)  # of a file of a microsecond a beat
     words = (
         r"^a sample of 2 seconds is 4,000,000 frames, at 2e\+06 a second, and at most "

@@ -28,7 +28,7 @@ from pyro_seq.seqgan.adversary.discriminators import RecurrentDiscriminator
 from pyro_seq.seqgan.lengths import SampledToTheEnd, batch_of, ended, lengths_of, symbols_of
 from pyro_seq.seqgan.metrics.bleu import References, bleu, bleu_figures, self_bleu
 from pyro_seq.seqgan.metrics.quality import generated, likelihood
-from pyro_seq.seqgan.program import load
+from pyro_seq.seqgan.program import seqgan_program
 from pyro_seq.seqgan.tasks.base import Figure
 from pyro_seq.seqgan.tasks.text_task import TextRendering, read_text_task
 
@@ -252,7 +252,7 @@ def test_from_lines_to_lines(
     capsys.readouterr()
     assert pyroseq("seqgan", "generate", "--run-dir", run, "--num-samples", 40, "--json") == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    end = load(run).rendering.end
+    end = seqgan_program.load(run).rendering.end
     assert (
         end is not None
         and len({lengths_of(torch.tensor(entry["symbols"]), end).item() for entry in found}) > 1

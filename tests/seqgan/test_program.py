@@ -16,9 +16,9 @@ import torch
 from pyro_seq.config.model_settings import Layer
 from pyro_seq.errors import UserError
 from pyro_seq.runs.checkpoint import load_tree
-from pyro_seq.runs.folder import RunFolder
 from pyro_seq.seqgan.metrics.quality import generated
-from pyro_seq.seqgan.program import KIND, begin, go_on, load, run_settings, settings_from, task_of
+from pyro_seq.seqgan.program import seqgan_program
+from pyro_seq.seqgan.stored_task import task_of
 
 TEXT = "the cat sat on the mat; the dog sat on the log. " * 12
 ADVERSARIAL = {"reward", "gradient_norm", "discriminator_loss", "discriminator_accuracy"}
@@ -45,7 +45,9 @@ def finished(
         return seqgan_run
     data = {"corpus": text} if kind == "text" else {"demo": True}
     folder = tmp_path_factory.mktemp("runs") / kind
-    begin(folder, settings_from(tiny_seqgan | {"task.kind": kind}), data, seed=0, quiet=True)
+    seqgan_program.start(
+        folder, seqgan_program.settings(tiny_seqgan | {"task.kind": kind}), data, seed=0, quiet=True
+    )
     return folder
 
 
@@ -54,8 +56,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_from_begin_to_load(finished: Path) -> None:
-    run = RunFolder(finished, KIND)
-    task = task_of(run, run_settings(run))
+    run = seqgan_program.folder(finished)
+    task = task_of(run, seqgan_program.stored_settings(run))
     entries = metrics(finished)
     by_split = {
         split: [entry for entry in entries if entry["split"] == split]
@@ -70,7 +72,7 @@ def test_a_run_from_begin_to_load(finished: Path) -> None:
     )
     assert all(entry.keys() >= ADVERSARIAL for entry in by_split["adversarial"])
     assert {"nll", task.criterion} <= metrics(finished / "pretraining")[-1].keys()
-    best, twin = load(finished), load(finished, weights="pretrained")
+    best, twin = seqgan_program.load(finished), seqgan_program.load(finished, weights="pretrained")
     assert best.step == load_tree(finished / "best.safetensors")["step"] and twin.step in (2, 4)
     for generator in (best, twin):
         sequences = generated(generator.pair, 3, 6)
@@ -103,7 +105,9 @@ def test_tensorboard_has_both_networks_rewards_by_step_and_samples(finished: Pat
     assert scalars["adversarial/reward"] == scalars["reward_by_step/006"] == [1, 2, 3, 4]
     assert scalars["valid/nll"] == [-2, 2, 4]
     assert {"generated", "observed"} <= {tag.partition("/")[0] for tag in read.Tags()["tensors"]}
-    assert bool(read.Tags()["images"]) == (load(finished).settings.task.kind != "text")
+    assert bool(read.Tags()["images"]) == (
+        seqgan_program.load(finished).settings.task.kind != "text"
+    )
 
 
 def test_the_best_weights_of_the_twin_are_where_adversarial_training_began(
@@ -119,10 +123,10 @@ def test_the_best_weights_of_the_twin_are_where_adversarial_training_began(
 def test_equal_seeds_make_equal_runs(
     tmp_path: Path, tiny_seqgan: dict[str, Any], seqgan_run: Path
 ) -> None:
-    settings = settings_from(tiny_seqgan)
+    settings = seqgan_program.settings(tiny_seqgan)
     torch.rand(5)
     for seed in (0, 1):
-        begin(tmp_path / str(seed), settings, {}, seed=seed, quiet=True)
+        seqgan_program.start(tmp_path / str(seed), settings, {}, seed=seed, quiet=True)
     for name in (
         "best.safetensors",
         "metrics.jsonl",
@@ -136,15 +140,18 @@ def test_equal_seeds_make_equal_runs(
 
 
 def test_runs_of_another_kind(trained: Path, seqgan_run: Path) -> None:
-    from pyro_seq.text.training import load as load_text
+    from pyro_seq.text.program import text_program
 
-    for other in (load, lambda folder: go_on(folder, {}, quiet=True)):
+    for other in (
+        seqgan_program.load,
+        lambda folder: seqgan_program.resume(folder, {}, quiet=True),
+    ):
         with pytest.raises(UserError, match="holds a run of kind 'text', not 'seqgan'"):
             other(trained)
     with pytest.raises(UserError, match="holds a run of kind 'seqgan', not 'text'"):
-        load_text(seqgan_run)
+        text_program.load(seqgan_run)
     with pytest.raises(UserError, match="holds no run"):
-        load(seqgan_run / "pretraining")
+        seqgan_program.load(seqgan_run / "pretraining")
 
 
 # data
@@ -155,21 +162,30 @@ def test_data_may_move_but_not_change(
 ) -> None:
     here, there, folder = tmp_path / "here.txt", tmp_path / "there.txt", tmp_path / "run"
     here.write_text(TEXT)
-    settings = settings_from(tiny_seqgan | {"task.kind": "text", "adversarial.num_steps": 0})
-    begin(folder, settings, {"corpus": here}, seed=0)
+    settings = seqgan_program.settings(
+        tiny_seqgan | {"task.kind": "text", "adversarial.num_steps": 0}
+    )
+    seqgan_program.start(folder, settings, {"corpus": here}, seed=0)
     assert "adversarial step 0 is the last: adversarial.num_steps is 0" in capsys.readouterr().err
     here.rename(there)
     with pytest.raises(UserError, match=r"here\.txt"):
-        go_on(folder, {}, quiet=True)
+        seqgan_program.resume(folder, {}, quiet=True)
     there.write_text(TEXT.replace("dog", "cow"))
     before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
     with pytest.raises(
         UserError, match=r"there\.txt: this is not the data that the run in .* was begun with"
     ):
-        go_on(folder, {"adversarial.num_steps": 1}, quiet=True, corpus=there)
+        seqgan_program.resume(
+            folder, {"adversarial.num_steps": 1}, quiet=True, source={"corpus": there}
+        )
     assert before == {path: path.read_bytes() for path in before}
     there.write_text(TEXT)
-    assert go_on(folder, {"adversarial.num_steps": 1}, quiet=True, corpus=there).step == 1
+    assert (
+        seqgan_program.resume(
+            folder, {"adversarial.num_steps": 1}, quiet=True, source={"corpus": there}
+        ).step
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,16 +221,22 @@ def test_nothing_is_written_for_data_and_settings_that_do_not_fit(
     monkeypatch.chdir(tmp_path)
     Path("cats.txt").write_text(TEXT)
     with pytest.raises(UserError, match=said):
-        begin(tmp_path / "run", settings_from(tiny_seqgan | changes), data, seed=0, quiet=True)
+        seqgan_program.start(
+            tmp_path / "run",
+            seqgan_program.settings(tiny_seqgan | changes),
+            data,
+            seed=0,
+            quiet=True,
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_generator_with_latents_leaves_no_run(
     tmp_path: Path, tiny_seqgan: dict[str, Any]
 ) -> None:
-    settings = settings_from(Layer(tiny_seqgan | {"model.kind": "srnn"}, lenient=True))
+    settings = seqgan_program.settings(Layer(tiny_seqgan | {"model.kind": "srnn"}, lenient=True))
     with pytest.raises(UserError, match="without latents, and the pair 'srnn' has a guide"):
-        begin(tmp_path / "run", settings, {}, seed=0, quiet=True)
+        seqgan_program.start(tmp_path / "run", settings, {}, seed=0, quiet=True)
     assert (
         not (tmp_path / "run" / "run.json").exists()
         and not (tmp_path / "run" / "task.json").exists()
@@ -223,7 +245,9 @@ def test_a_generator_with_latents_leaves_no_run(
 
 def test_a_folder_that_is_taken(seqgan_run: Path, tiny_seqgan: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="already holds a run"):
-        begin(seqgan_run, settings_from(tiny_seqgan), {}, seed=0, quiet=True)
+        seqgan_program.start(
+            seqgan_run, seqgan_program.settings(tiny_seqgan), {}, seed=0, quiet=True
+        )
 
 
 # damage
@@ -260,13 +284,13 @@ def test_a_damaged_document(tmp_path: Path, seqgan_run: Path, change: dict[str, 
     (folder / "task.json").write_text(json.dumps(document | change))
     before = (folder / "last.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"task\.json is damaged|is not the data that the run"):
-        load(folder)
-        go_on(folder, {"adversarial.num_steps": 9}, quiet=True)
+        seqgan_program.load(folder)
+        seqgan_program.resume(folder, {"adversarial.num_steps": 9}, quiet=True)
     assert (folder / "last.safetensors").read_bytes() == before
     for text in ("", "[]", "{}", "{"):
         (folder / "task.json").write_text(text)
         with pytest.raises(UserError, match=r"task\.json is damaged"):
-            load(folder)
+            seqgan_program.load(folder)
 
 
 def test_weights_of_another_size(tmp_path: Path, seqgan_run: Path) -> None:
@@ -276,8 +300,8 @@ def test_weights_of_another_size(tmp_path: Path, seqgan_run: Path) -> None:
     with pytest.raises(
         UserError, match=r"best\.safetensors does not fit run\.json and task\.json: weight"
     ):
-        load(folder)
+        seqgan_program.load(folder)
     for path in folder.rglob("*.safetensors"):
         path.unlink()
     with pytest.raises(UserError, match="has no weights yet"):
-        load(folder)
+        seqgan_program.load(folder)

@@ -18,7 +18,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.runs.checkpoint import load_tree, save_tree
 from pyro_seq.seqgan.adversary.training import DiscriminatorTraining
 from pyro_seq.seqgan.plots import curve as curve_pictures
-from pyro_seq.seqgan.program import begin, go_on, settings_from
+from pyro_seq.seqgan.program import seqgan_program
 from pyro_seq.seqgan.training import adversarial
 from pyro_seq.seqgan.training.generator import GeneratorTraining
 
@@ -138,8 +138,8 @@ def test_resumed_run_equals_the_unbroken_one(
         f"{part}.checkpoint_seconds": 0.0 if how is crash else 1e6
         for part in ("training", "adversarial")
     }
-    settings = settings_from(tiny_seqgan | changes | always)
-    begin(tmp_path / "unbroken", settings, {}, seed=3, **OPTIONS)
+    settings = seqgan_program.settings(tiny_seqgan | changes | always)
+    seqgan_program.start(tmp_path / "unbroken", settings, {}, seed=3, **OPTIONS)
     moments = [
         (adversarial, "generated", 2),  # in the second of the discriminator's own rounds
         (GeneratorTraining, "step", 2),
@@ -149,11 +149,11 @@ def test_resumed_run_equals_the_unbroken_one(
         with monkeypatch.context() as patch, pytest.raises((ZeroDivisionError, KeyboardInterrupt)):
             stop_at(patch, *moment, how)
             if i == 0:
-                begin(tmp_path / "broken", settings, {}, seed=3, **OPTIONS)
+                seqgan_program.start(tmp_path / "broken", settings, {}, seed=3, **OPTIONS)
             else:
-                go_on(tmp_path / "broken", {}, **OPTIONS)
+                seqgan_program.resume(tmp_path / "broken", {}, **OPTIONS)
     torch.manual_seed(77)  # what the process did before is of no account
-    resumed = go_on(tmp_path / "broken", {}, **OPTIONS)
+    resumed = seqgan_program.resume(tmp_path / "broken", {}, **OPTIONS)
     assert resumed.step == tiny_seqgan["adversarial.num_steps"]
     assert_equal_runs(tmp_path / "unbroken", tmp_path / "broken")
 
@@ -162,27 +162,35 @@ def test_a_longer_run_goes_on_as_if_it_had_been_long_from_the_start(
     tmp_path: Path, tiny_seqgan: dict[str, Any]
 ) -> None:
     long = {"adversarial.num_steps": 6}
-    begin(tmp_path / "long", settings_from(tiny_seqgan | long), {}, seed=1, **OPTIONS)
-    begin(tmp_path / "run", settings_from(tiny_seqgan), {}, seed=1, **OPTIONS)
-    assert go_on(tmp_path / "run", long, **OPTIONS).step == 6
+    seqgan_program.start(
+        tmp_path / "long", seqgan_program.settings(tiny_seqgan | long), {}, seed=1, **OPTIONS
+    )
+    seqgan_program.start(
+        tmp_path / "run", seqgan_program.settings(tiny_seqgan), {}, seed=1, **OPTIONS
+    )
+    assert seqgan_program.resume(tmp_path / "run", long, **OPTIONS).step == 6
     assert_equal_runs(tmp_path / "long", tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.safetensors")}
-    go_on(tmp_path / "run", {}, **OPTIONS)
+    seqgan_program.resume(tmp_path / "run", {}, **OPTIONS)
     assert before == {path: path.read_bytes() for path in before}  # a finished run stays as it is
 
 
 def test_a_pretraining_that_is_over_stays_as_long_as_it_was(
     tmp_path: Path, tiny_seqgan: dict[str, Any]
 ) -> None:
-    begin(tmp_path / "run", settings_from(tiny_seqgan), {}, seed=1, **OPTIONS)
+    seqgan_program.start(
+        tmp_path / "run", seqgan_program.settings(tiny_seqgan), {}, seed=1, **OPTIONS
+    )
     before = (tmp_path / "run" / "run.json").read_bytes()
     with pytest.raises(
         UserError,
         match=r"--pretrain-steps: the pretraining of the run in .* is over, after 4 steps",
     ):
-        go_on(tmp_path / "run", {"training.num_steps": 9}, **OPTIONS)
+        seqgan_program.resume(tmp_path / "run", {"training.num_steps": 9}, **OPTIONS)
     assert (tmp_path / "run" / "run.json").read_bytes() == before
-    go_on(tmp_path / "run", {"training.num_steps": 4, "adversarial.num_steps": 5}, **OPTIONS)
+    seqgan_program.resume(
+        tmp_path / "run", {"training.num_steps": 4, "adversarial.num_steps": 5}, **OPTIONS
+    )
 
 
 def damage(saved: dict[str, Any], how: str) -> Any:
@@ -203,12 +211,12 @@ def test_a_damaged_checkpoint_is_refused(
     tmp_path: Path, tiny_seqgan: dict[str, Any], how: str
 ) -> None:
     folder = tmp_path / "run"
-    begin(folder, settings_from(tiny_seqgan), {}, seed=1, **OPTIONS)
+    seqgan_program.start(folder, seqgan_program.settings(tiny_seqgan), {}, seed=1, **OPTIONS)
     path = folder / "last.safetensors"
     save_tree(path, damage(load_tree(path), how))
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"last\.safetensors"):
-        go_on(folder, {"adversarial.num_steps": 9}, **OPTIONS)
+        seqgan_program.resume(folder, {"adversarial.num_steps": 9}, **OPTIONS)
     assert path.read_bytes() == before
 
 
@@ -216,7 +224,7 @@ def test_a_run_without_its_checkpoint_is_not_begun_anew(
     tmp_path: Path, tiny_seqgan: dict[str, Any]
 ) -> None:
     folder = tmp_path / "run"
-    begin(folder, settings_from(tiny_seqgan), {}, seed=1, **OPTIONS)
+    seqgan_program.start(folder, seqgan_program.settings(tiny_seqgan), {}, seed=1, **OPTIONS)
     for missing, left in (
         (("last.safetensors",), "best.safetensors"),
         (("best.safetensors", "pretraining/last.safetensors"), "task.json"),
@@ -227,5 +235,5 @@ def test_a_run_without_its_checkpoint_is_not_begun_anew(
         with pytest.raises(
             UserError, match=r"last\.safetensors is missing, so training cannot go on"
         ):
-            go_on(folder, {}, **OPTIONS)
+            seqgan_program.resume(folder, {}, **OPTIONS)
         assert (folder / left).read_bytes() == before

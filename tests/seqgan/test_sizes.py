@@ -12,13 +12,13 @@ import pytest
 
 from pyro_seq.errors import UserError
 from pyro_seq.seqgan.presets import PRESETS
-from pyro_seq.seqgan.settings import seqgan_settings
+from pyro_seq.seqgan.program import seqgan_program
 from pyro_seq.seqgan.sizes import MOST_SYMBOLS, check_sequences, check_sizes
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_allowed(name: str) -> None:
-    check_sizes(seqgan_settings(PRESETS[name]))
+    check_sizes(seqgan_program.settings(PRESETS[name]))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_presets_are_allowed(name: str) -> None:
 )
 def test_sizes_that_take_gigabytes_are_refused_by_name(changes: dict[str, int], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        check_sizes(seqgan_settings(changes))
+        check_sizes(seqgan_program.settings(changes))
 
 
 def test_refused_run_leaves_nothing_and_takes_no_time(

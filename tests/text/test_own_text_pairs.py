@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from pyro_seq import Pair, SequenceBatch
+from pyro_seq.programs.program import Request
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.text.model import SCORING_WINDOW
+from pyro_seq.text.program import text_program
 from pyro_seq.text.scoring import score_blocks
 from pyro_seq.text.training import (
     Corpora,
@@ -24,7 +26,6 @@ from pyro_seq.text.training import (
     new_pair,
     score_symbols,
     text_settings,
-    train,
     validate,
 )
 from pyro_seq.text.vocabulary import Vocabulary
@@ -156,7 +157,7 @@ def test_training_says_that_windows_are_separate(
     )
     run = RunFolder(tmp_path / "run", "text")
     with run.locked():
-        trained = train(corpora, settings, run)
+        trained = text_program.train(corpora, Request(settings, {}, run))
     err = capsys.readouterr().err
     assert (
         err.count(

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from pyro_seq.programs.program import Request
 from pyro_seq.runs.folder import RunFolder
-from pyro_seq.text.training import Corpora, evaluate, text_settings, train
+from pyro_seq.text.program import text_program
+from pyro_seq.text.training import Corpora, evaluate, text_settings
 from pyro_seq.text.vocabulary import Vocabulary
 
 
@@ -57,6 +59,8 @@ def test_a_short_training_beats_counting_pairs(corpus: Path, tmp_path: Path) -> 
     settings = text_settings(changes | {"text.batch_size": 32, "training.sample_every": 0})
     run = RunFolder(tmp_path / "run", "text")
     with run.locked():
-        text = train(Corpora(vocabulary, learnt, held_out), settings, run, quiet=True)
+        text = text_program.train(
+            Corpora(vocabulary, learnt, held_out), Request(settings, {}, run, quiet=True)
+        )
     (tmp_path / "held_out.txt").write_text(vocabulary.decode(held_out), encoding="utf-8")
     assert evaluate(text, tmp_path / "held_out.txt").nats_per_character < bigram - 0.2

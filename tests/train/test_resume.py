@@ -16,7 +16,7 @@ import torch
 
 from pyro_seq.config.model_settings import Layer
 from pyro_seq.errors import UserError
-from pyro_seq.text.program import begin, go_on
+from pyro_seq.text.program import text_program
 from pyro_seq.text.training import text_settings
 from pyro_seq.text.windows import LineBatches, TextWindows
 
@@ -129,17 +129,17 @@ def test_resumed_run_equals_the_unbroken_one(
         {"training.checkpoint_seconds": 0.0 if how is crash else 1e6} | changes,
     )
     options = {"device": "cpu", "quiet": True}
-    data = {"train": corpus, "valid_fraction": 0.2}
-    unbroken = begin(tmp_path / "unbroken", settings, data, seed=3, **options)
+    data = {"train_corpus": corpus, "valid_fraction": 0.2}
+    unbroken = text_program.start(tmp_path / "unbroken", settings, data, seed=3, **options)
     for i, draws in enumerate((4, 3, 5)):
         with monkeypatch.context() as patch, pytest.raises((ZeroDivisionError, KeyboardInterrupt)):
             stop_at(patch, draws, how)
             if i == 0:
-                begin(tmp_path / "broken", settings, data, seed=3, **options)
+                text_program.start(tmp_path / "broken", settings, data, seed=3, **options)
             else:
-                go_on(tmp_path / "broken", {}, **options)
+                text_program.resume(tmp_path / "broken", {}, **options)
     torch.manual_seed(77)  # what the process did before is of no account
-    resumed = go_on(tmp_path / "broken", {}, **options)
+    resumed = text_program.resume(tmp_path / "broken", {}, **options)
     assert resumed.step == unbroken.step
     for name in ("best.safetensors", "metrics.jsonl"):
         assert (tmp_path / "broken" / name).read_bytes() == (
@@ -156,10 +156,10 @@ def test_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the cat sat on the mat; " * 30)
     settings = text_settings(Layer(SMALL, lenient=True))
-    begin(
+    text_program.start(
         tmp_path / "r",
         settings,
-        {"train": corpus, "valid_fraction": 0.2},
+        {"train_corpus": corpus, "valid_fraction": 0.2},
         seed=0,
         device="cpu",
         quiet=True,
@@ -168,7 +168,7 @@ def test_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
         name: (tmp_path / "r" / name).read_bytes()
         for name in ("best.safetensors", "last.safetensors", "metrics.jsonl", "run.json")
     }
-    go_on(tmp_path / "r", {}, device="cpu", quiet=True)
+    text_program.resume(tmp_path / "r", {}, device="cpu", quiet=True)
     assert {name: (tmp_path / "r" / name).read_bytes() for name in before} == before
 
 
@@ -176,10 +176,10 @@ def test_run_without_its_checkpoint_is_not_begun_anew(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the cat sat on the mat; " * 30)
     settings = text_settings(Layer(SMALL, lenient=True))
-    begin(
+    text_program.start(
         tmp_path / "r",
         settings,
-        {"train": corpus, "valid_fraction": 0.2},
+        {"train_corpus": corpus, "valid_fraction": 0.2},
         seed=0,
         device="cpu",
         quiet=True,
@@ -187,5 +187,5 @@ def test_run_without_its_checkpoint_is_not_begun_anew(tmp_path: Path) -> None:
     (tmp_path / "r" / "last.safetensors").unlink()
     best = (tmp_path / "r" / "best.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"last\.safetensors is missing, so training cannot go on"):
-        go_on(tmp_path / "r", {}, device="cpu", quiet=True)
+        text_program.resume(tmp_path / "r", {}, device="cpu", quiet=True)
     assert (tmp_path / "r" / "best.safetensors").read_bytes() == best

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_seq._progress import Progress
@@ -15,7 +14,7 @@ from pyro_seq.music.data.midi_reader import find_files
 from pyro_seq.music.data.midi_writer import lowest_pitch
 from pyro_seq.music.data.sources import read_music
 from pyro_seq.music.evaluation.scoring import PieceScore, score_pieces
-from pyro_seq.music.model.model import MusicModel, load
+from pyro_seq.music.model.model import MusicModel
 from pyro_seq.music.render.plots import PITCH_CLASSES
 from pyro_seq.programs.scored_run import ScoredSequence, ScoredStep
 
@@ -81,8 +80,3 @@ def chord(frame: Tensor, roll: Tensor) -> str:
     """The keys that sound in a frame `[keys]` of a roll: `C3+E3+G4`, or `–` for none."""
     pitches = (int(key) + lowest_pitch(roll) for key in frame.nonzero().flatten())
     return "+".join(f"{PITCH_CLASSES[pitch % 12]}{pitch // 12 - 1}" for pitch in pitches) or "–"
-
-
-def open_run(run_dir: Path, device: torch.device | str, pair: str | None = None) -> ScoredMusic:
-    """The music run of a folder; `pair` as in `music_model.load`."""
-    return ScoredMusic(load(run_dir, device, pair=pair))

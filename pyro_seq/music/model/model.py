@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +15,15 @@ from torch import Tensor
 
 from pyro_seq.config.build import carries_state, make_pair, model_settings
 from pyro_seq.config.fields import at_least, between, described, one_of
-from pyro_seq.config.model_settings import Layer, resolve, resolve_run
+from pyro_seq.config.model_settings import Layer, resolve
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.piano_rolls import KEYS, LOWEST, Timing
 from pyro_seq.music.evaluation.markov import MarkovKeys
 from pyro_seq.music.model.parts import FrameSettings, frame_parts, start_from_frequencies
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.programs.restore import load_pair
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.train.settings import TrainingSettings
 
-KIND = "midi"
 DOCUMENT = "music.json"
 DEFAULTS: dict[str, Any] = {"skip": True}  # of a pair, where music has its own
 MOST_RATE = 1_000.0  # frames a second; a beat grid has as many steps a beat at most
@@ -73,11 +70,6 @@ def music_settings(*layers: Layer | Mapping[str, Any]) -> MusicSettings:
     return resolve(MusicSettings, layers, DEFAULTS)
 
 
-def run_settings(run: RunFolder, pair: str | None = None) -> MusicSettings:
-    """The settings that a run was begun with; `pair` and errors as `text_model.run_settings`."""
-    return resolve_run(MusicSettings, run.settings(), DEFAULTS, run.path, pair)
-
-
 def timing_of(rolls: RollSettings, tempo: float = 120.0) -> Timing:
     """When a run's frames sound: `tempo` is that of its beat grid, in beats a minute."""
     return Timing(rolls.rate, rolls.grid, tempo)
@@ -86,7 +78,7 @@ def timing_of(rolls: RollSettings, tempo: float = 120.0) -> Timing:
 @dataclass
 class MusicModel:
     """A trained pair, with when its frames sound and what the simplest model has learnt of the same
-    pieces; made by `train` or `load`.
+    pieces; made by `MusicProgram`.
     """
 
     pair: Pair
@@ -144,21 +136,3 @@ def read_document(run: RunFolder, keys: int) -> tuple[float, MarkovKeys]:
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
         raise UserError(f"{run.path / DOCUMENT} is damaged") from None
     return tempo, MarkovKeys(initial, transition)
-
-
-def load(
-    run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None = None
-) -> MusicModel:
-    """The best weights of a run; a run whose pair is code of the user's own needs that named, as
-    `pair`, before it is run.
-
-    Raises `UserError` if it is missing, half-written, damaged, of another kind or version, or its
-    pair is not named.
-    """
-    run = RunFolder(run_dir, KIND)
-    settings = run_settings(run, pair)
-    tempo, markov = read_document(run, settings.rolls.keys)
-    made, step = load_pair(run, lambda: new_pair(settings), settings.model.kind, device)
-    return MusicModel(
-        made, settings, timing_of(settings.rolls, tempo), markov, torch.device(device), step
-    )

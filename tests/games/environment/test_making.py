@@ -22,8 +22,8 @@ from pyro_seq.games.environment.making import (
     make_environment,
     options_again,
 )
-from pyro_seq.games.loaded import load, play_real
-from pyro_seq.games.program import begin, go_on
+from pyro_seq.games.loaded import play_real
+from pyro_seq.games.program import game_program
 from pyro_seq.games.settings import game_settings
 
 TINY: dict[str, Any] = {
@@ -68,7 +68,7 @@ def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run, to be read only."""
     folder = tmp_path_factory.mktemp("cartpole") / "run"
     torch.set_num_threads(1)
-    begin(folder, game_settings(TINY), seed=0, quiet=True)
+    game_program.start(folder, game_settings(TINY), seed=0, quiet=True)
     return folder
 
 
@@ -88,19 +88,25 @@ def test_a_module_in_the_working_folder_is_found_and_a_run_of_it_needs_the_words
     own_module: str, tmp_path: Path
 ) -> None:
     env = f"{own_module}:Own-v0"
-    begin(tmp_path / "run", game_settings(TINY, {"play.env": env}), seed=0, quiet=True)
+    game_program.start(tmp_path / "run", game_settings(TINY, {"play.env": env}), seed=0, quiet=True)
     run = tmp_path / "run"
     with pytest.raises(
         UserError,
         match=f"names the environment of a module, which is not imported .*: add --env {env}$",
     ):
-        play_real(load(run), 1)
-    assert len(play_real(load(run, env=env), 1)[0]) == 5
+        play_real(game_program.load(run), 1)
+    assert len(play_real(game_program.load(run, env=env), 1)[0]) == 5
     with pytest.raises(UserError, match=f"add --env {env}$"):
-        go_on(run, {"play.env_steps": 50}, quiet=True)
-    assert go_on(run, {"play.env_steps": 50}, env=env, quiet=True).replay.num_steps == 50
+        game_program.resume(run, {"play.env_steps": 50}, quiet=True)
+    named = Layer({"play.env": env}, "--env")
+    assert (
+        game_program.resume(
+            run, {"play.env_steps": 50}, repeated=[named], quiet=True
+        ).replay.num_steps
+        == 50
+    )
     with pytest.raises(UserError, match="holds a run of the environment"):
-        load(run, env="CartPole-v1")
+        game_program.load(run, env="CartPole-v1")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +170,7 @@ def test_who_names_what_decides() -> None:
 
 def test_arguments_are_given_kept_and_needed_again(own_module: str, tmp_path: Path) -> None:
     env, words = f"{own_module}:Own-v0", '{"length": 7, "name": "b"}'
-    begin(
+    game_program.start(
         tmp_path / "run",
         game_settings(TINY, {"play.env": env, "play.env_kwargs": words}),
         seed=0,
@@ -177,20 +183,20 @@ def test_arguments_are_given_kept_and_needed_again(own_module: str, tmp_path: Pa
             r"--env-kwargs '"
         ),
     ):
-        play_real(load(tmp_path / "run", env=env), 1)
-    trained = load(tmp_path / "run", env=env, env_kwargs='{"name":"b","length":7}')
+        play_real(game_program.load(tmp_path / "run", env=env), 1)
+    trained = game_program.load(tmp_path / "run", env=env, env_kwargs='{"name":"b","length":7}')
     assert (
         len(play_real(trained, 1)[0]) == 7
         and trained.environment().environment.unwrapped.name == "b"
     )
     with pytest.raises(UserError, match="was begun with --env-kwargs"):
-        load(tmp_path / "run", env=env, env_kwargs='{"length": 8, "name": "b"}')
+        game_program.load(tmp_path / "run", env=env, env_kwargs='{"length": 8, "name": "b"}')
 
 
 def test_numbers_and_truth_values_need_no_word_again(tmp_path: Path) -> None:
     settings = game_settings(TINY, {"play.env": "Pendulum-v1", "play.env_kwargs": '{"g": 1.5}'})
-    begin(tmp_path / "run", settings, seed=0, quiet=True)
-    assert load(tmp_path / "run").environment().environment.unwrapped.g == 1.5
+    game_program.start(tmp_path / "run", settings, seed=0, quiet=True)
+    assert game_program.load(tmp_path / "run").environment().environment.unwrapped.g == 1.5
     assert options_again("Pendulum-v1", '{"g": 1.5}') == "" and options_again(
         "m:A", '{"a": "b c"}'
     ).endswith(""" '{"a": "b c"}'""")
@@ -288,6 +294,8 @@ def test_words_of_the_user_must_name_the_runs_environment() -> None:
 
 @pytest.mark.parametrize("name", ["FrozenLake-v1", "Blackjack-v1", "CliffWalking-v1"])
 def test_games_of_cells_and_cards_are_learnt(name: str, tmp_path: Path) -> None:
-    training = begin(tmp_path / "run", game_settings(TINY, {"play.env": name}), seed=0, quiet=True)
+    training = game_program.start(
+        tmp_path / "run", game_settings(TINY, {"play.env": name}), seed=0, quiet=True
+    )
     assert training.replay.num_steps == 40 and training.step > 0
-    assert len(play_real(load(tmp_path / "run"), 2, most_moves=30)) == 2
+    assert len(play_real(game_program.load(tmp_path / "run"), 2, most_moves=30)) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from pyro_seq.music.model.model import new_pair, timing_of
 from pyro_seq.music.model.presets import PRESETS
 from pyro_seq.music.model.training import (
     MusicModel,
+    MusicSettings,
     Pieces,
     evaluate,
     generate,
     music_settings,
     nats_per_frame,
     previews,
-    train,
 )
+from pyro_seq.music.program import MusicData, music_program
+from pyro_seq.programs.program import Request
 from pyro_seq.runs.checkpoint import load_tree
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.runs.tensorboard import Audio, Image
@@ -42,6 +45,20 @@ TINY = {
     "frames.emission": "bernoulli",
     "frames.hidden_size": 5,
 }
+
+
+def train(
+    pieces: Pieces,
+    settings: MusicSettings,
+    run: RunFolder | None = None,
+    *,
+    start_from: Path | None = None,
+    resume: bool = False,
+) -> MusicModel:
+    data = MusicData(pieces, MarkovKeys.fit(pieces.train), start_from)
+    with tempfile.TemporaryDirectory() as folder:
+        run = run or RunFolder(folder, "midi")
+        return music_program.train(data, Request(settings, {}, run, quiet=True), resume=resume)
 
 
 def pieces(*lengths: int) -> list[Tensor]:
@@ -130,14 +147,14 @@ def test_what_is_not_finite_is_said() -> None:
 
 
 def test_training_keeps_the_best_and_goes_on(data: Pieces, tmp_path: Path) -> None:
-    assert train(data, music_settings(TINY), quiet=True).step == 6
+    assert train(data, music_settings(TINY)).step == 6
     run = RunFolder(tmp_path / "run", "midi")
     with run.locked():
         run.create({}, {})
     first = music_settings(TINY, {"training.num_steps": 4, "training.schedule": "constant"})
     longer = music_settings(TINY, {"training.schedule": "constant", "training.warmup": 0.0})
-    train(data, first, run=run, quiet=True)
-    music = train(data, longer, run=run, resume=True, quiet=True)
+    train(data, first, run)
+    music = train(data, longer, run, resume=True)
     assert music.step == 6
     best = load_tree(run.best)["weights"]["model"]
     assert all(
@@ -153,7 +170,7 @@ def test_presets_are_settings_and_train(name: str, data: Pieces) -> None:
         "training.valid_every": 1,
         "training.sample_every": 0,
     }
-    music = train(data, music_settings(PRESETS[name], small), quiet=True)
+    music = train(data, music_settings(PRESETS[name], small))
     assert music.step == 1 and math.isfinite(nats_per_frame(music, data.valid, samples=2))
 
 
@@ -169,7 +186,7 @@ def test_every_emission_trains_scores_and_plays(emission: str, kind: str, data: 
     changes |= {"frames.encoder_sizes": (7,), "frames.combiner_sizes": (6,)}
     if kind == "srnn":
         changes |= {"model.latent_size": 2, "model.latent_sizes": (3,)}
-    music = train(data, music_settings(TINY, changes), quiet=True)
+    music = train(data, music_settings(TINY, changes))
     scored = evaluate(music, data.valid, samples=2)
     assert math.isfinite(scored.nats_per_frame)
     assert (scored.markov_nats_per_frame is None) == (emission == "beta")

@@ -25,7 +25,7 @@ from pyro_seq.music.data.midi_reader import roll_of as tune_roll
 from pyro_seq.music.data.midi_writer import write_midi
 from pyro_seq.music.data.piano_rolls import Timing
 from pyro_seq.music.data.sources import REMARKS
-from pyro_seq.seqgan.program import begin, settings_from
+from pyro_seq.seqgan.program import seqgan_program
 from pyro_seq.seqgan.tasks import music_task
 from pyro_seq.seqgan.tasks.base import Rendering, Sequences, Task
 from pyro_seq.seqgan.tasks.melodies import NUM_SYMBOLS, REST, melody, roll_of
@@ -183,10 +183,10 @@ def test_a_run_keeps_what_was_skipped_and_nothing_stays_of_one_that_is_refused(
 ) -> None:
     (tmp_path / "bad.mid").write_bytes(b"MThd")
     data = {"train_files": [str(tunes), str(tmp_path / "bad.mid")]}
-    settings = settings_from(tiny_seqgan | {"task.kind": "music"})
+    settings = seqgan_program.settings(tiny_seqgan | {"task.kind": "music"})
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match="none of the"):
-        begin(
+        seqgan_program.start(
             tmp_path / "new" / "run",
             replace(settings, task=replace(settings.task, seconds=9.0)),
             data,
@@ -194,7 +194,7 @@ def test_a_run_keeps_what_was_skipped_and_nothing_stays_of_one_that_is_refused(
             quiet=True,
         )
     assert sorted(tmp_path.rglob("*")) == before
-    begin(tmp_path / "run", settings, data, seed=0, quiet=True)
+    seqgan_program.start(tmp_path / "run", settings, data, seed=0, quiet=True)
     kept = json.loads((tmp_path / "run" / REMARKS).read_text())
     assert kept["skipped"] == {
         str(tmp_path / "bad.mid"): "it is cut short: it ends within its header"

@@ -22,8 +22,9 @@ from pyro_seq.runs.folder import RunFolder
 from pyro_seq.seqgan.adversary.discriminators import make_discriminator
 from pyro_seq.seqgan.adversary.rewards import SHAPINGS, DiscriminatorReward
 from pyro_seq.seqgan.metrics.quality import generated
-from pyro_seq.seqgan.program import make_task, new_generator, settings_from
+from pyro_seq.seqgan.program import new_generator, seqgan_program
 from pyro_seq.seqgan.settings import BASELINES
+from pyro_seq.seqgan.stored_task import make_task
 from pyro_seq.seqgan.tasks.base import Figure, Task
 from pyro_seq.seqgan.training import adversarial
 from pyro_seq.seqgan.training.adversarial import AdversarialTraining
@@ -40,7 +41,7 @@ def make(tmp_path: Path, tiny_seqgan: dict[str, Any]) -> Make:
 
     def made(**changes: Any) -> Made:
         always = {"adversarial.sample_every": 0, "adversarial.checkpoint_seconds": 0.0}
-        settings = settings_from(
+        settings = seqgan_program.settings(
             tiny_seqgan
             | always
             | {name.replace("__", "."): value for name, value in changes.items()}
