@@ -10,13 +10,15 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pyro_seq.errors import UserError, did_you_mean, nearest
 
 S = TypeVar("S")
+# the value of one setting
+Setting = bool | int | float | str | Sequence[bool | int | float | str] | None
 MOST = 2**63 - 1  # of whole numbers: what 64 bits hold
 MOST_ITEMS = 64  # of a setting that is a list: hidden layers, and no one has more
 

@@ -8,12 +8,12 @@ import json
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pyro_seq.config.registry import importable_from
+from pyro_seq.config.user_code import working_folder_importable
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.games.environment.environments import first_line, flattened, in_words
 
@@ -161,7 +161,8 @@ def make_environment(
     # which not every environment takes
     given = dict(arguments or {}) | ({} if render_mode is None else {"render_mode": render_mode})
     try:
-        with _quiet(), importable_from(Path.cwd() if named_by_module(name) else None):
+        by_module = named_by_module(name)
+        with _quiet(), working_folder_importable() if by_module else nullcontext():
             return flattened(gymnasium.make(name, disable_env_checker=True, **given))
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         tried = f"; tried the installed packages and {Path.cwd()}" if named_by_module(name) else ""
