@@ -64,9 +64,10 @@ def resolve(
     trusted, source = True, "settings"
     for layer in layers:
         if KIND in layer.changes:
-            kind, trusted, source = layer.changes[KIND], layer.trusted, layer.source
-            if not isinstance(kind, str):
-                raise UserError(f"{source}: {KIND} must be a word, got {kind!r}")
+            named, trusted, source = layer.changes[KIND], layer.trusted, layer.source
+            if not isinstance(named, str):
+                raise UserError(f"{source}: {KIND} must be a word, got {named!r}")
+            kind = named
     if named_by_code(kind) and not trusted:
         raise UserError(
             f"{source} names a pair of your own, whose code is not run unless you say so: add "
