@@ -15,10 +15,10 @@ from pyro.params.param_store import StateDict
 from torch import Tensor, nn
 
 from pyro_seq._rng import kept
-from pyro_seq._weights import check_weights, load_weights
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pairs._modules_used import modules_of
+from pyro_seq.pairs._weights import check_weights, load_weights
 
 Stochastic = Callable[[SequenceBatch], Any]
 

@@ -11,13 +11,13 @@ import pyro
 from pyro.infer import SVI
 
 from pyro_seq._schema import Checked, Fields, Kind, Whole, like_all
-from pyro_seq._weights import load_weights
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, finite_probabilities
 from pyro_seq.games.agent.imagination import Imagination, Pathwise
 from pyro_seq.games.environment.replay import Replay
 from pyro_seq.games.settings import AgentSettings
 from pyro_seq.infer.elbo import Recorder, make_elbo
+from pyro_seq.pairs._weights import load_weights
 from pyro_seq.pairs.pair import Pair, no_guide
 from pyro_seq.poutine.scale_latents import ScaleLatents, scales_summed_out
 from pyro_seq.reinforce.baselines import Critic

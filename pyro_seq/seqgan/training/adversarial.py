@@ -16,8 +16,8 @@ import torch
 from pyro_seq._progress import duration
 from pyro_seq._rng import aside, describe_random_state, random_state, set_random_state
 from pyro_seq._schema import MOST, Checked, Fields, Kind, Number, Optional, Whole, check, like_all
-from pyro_seq._weights import load_weights
 from pyro_seq.errors import UserError
+from pyro_seq.pairs._weights import load_weights
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.runs.checkpoint import going_on_from, load_tree, weights_in
 from pyro_seq.runs.folder import RunFolder

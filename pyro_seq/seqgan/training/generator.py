@@ -13,11 +13,11 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from pyro_seq._schema import Checked, Fields, Kind, Nothing, like_all
-from pyro_seq._weights import load_weights
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.encoders import Embedding
 from pyro_seq.errors import UserError
+from pyro_seq.pairs._weights import load_weights
 from pyro_seq.pairs.pair import Pair, no_guide
 from pyro_seq.reinforce.baselines import Baseline, Critic, LeaveOneOut, MovingAverage
 from pyro_seq.reinforce.objective import Reinforce, Reward, forget_baseline
