@@ -17,7 +17,6 @@ from pyro_seq.distributions.base import Distribution
 from pyro_seq.emissions.base import Emission
 from pyro_seq.emissions.nade import draw_upwards
 from pyro_seq.errors import UserError
-from pyro_seq.nn.feedforward import activation as make_activation
 
 ROWS = 128  # vectors whose hidden layers are computed at once, which keeps them in the cache
 
@@ -44,7 +43,6 @@ class KeyConvolution(Emission):
         reach: how many keys away a key looks in the last frames, to both sides.
         autoregressive: whether a key looks at those below it in its own frame.
         reach_below: how many keys away it then looks by B.
-        activation: g.
         dropout: on the hidden units, the same ones at all keys of a frame, in training.
     """
 
@@ -58,7 +56,6 @@ class KeyConvolution(Emission):
         reach: int = 12,
         autoregressive: bool = False,
         reach_below: int = 36,
-        activation: str = "gelu",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -77,7 +74,7 @@ class KeyConvolution(Emission):
         self.size, self.count, self.hidden_size, self.dropout = size, count, hidden_size, dropout
         self.event_shape, self.num_passed_on = (size,), count * size
         self.num_features = size + hidden_size
-        self.activation = make_activation(activation)
+        self.activation = nn.GELU()  # g
         self.around = nn.Conv1d(count, hidden_size, 2 * reach + 1, padding=reach)
         self.places = nn.Parameter(torch.randn(hidden_size, size) / 10)  # e
         self.layers: Any = nn.ModuleList(

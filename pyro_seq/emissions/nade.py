@@ -15,7 +15,6 @@ from torch.distributions import constraints
 from torch.nn import functional
 
 from pyro_seq.emissions.base import Emission
-from pyro_seq.nn.feedforward import activation as make_activation
 
 
 class NADE(Emission):
@@ -35,13 +34,10 @@ class NADE(Emission):
     Args:
         size: K, entries of a vector.
         hidden_size: H, hidden units.
-        activation: g.
         dropout: on the hidden units, in training.
     """
 
-    def __init__(
-        self, size: int, hidden_size: int = 128, *, activation: str = "relu", dropout: float = 0.0
-    ) -> None:
+    def __init__(self, size: int, hidden_size: int = 128, *, dropout: float = 0.0) -> None:
         super().__init__()
         for name, number in (("size", size), ("hidden_size", hidden_size)):
             if number < 1:
@@ -50,7 +46,7 @@ class NADE(Emission):
             raise ValueError(f"a dropout probability must lie in [0, 1), got {dropout}")
         self.size, self.hidden_size, self.dropout = size, hidden_size, dropout
         self.event_shape, self.num_features = (size,), size + hidden_size
-        self.activation = make_activation(activation)
+        self.activation: nn.Module = nn.ReLU()  # g
         # W: a few rows are added, those of the sounding keys
         self.inward = nn.Parameter(torch.randn(size, hidden_size) / 2)
         self.outward = nn.Parameter(0.01 * torch.randn(size, hidden_size) / hidden_size**0.5)  # V

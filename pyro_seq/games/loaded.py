@@ -219,32 +219,7 @@ def load(
     world, _ = load_pair(
         run, lambda: new_world(settings, game), settings.model.kind, "cpu", "run.json and game.json"
     )
-    shapes = load_tree(run.best, shapes_only=True)
-    if not isinstance(shapes.get("agent"), dict):
-        raise UserError(f"{run.best} is damaged: it holds no agent")
-    with torch.device("meta"):
-        expected = make_policy(game, settings.agent)
-    compare_shapes(expected, shapes["agent"], f"{run.best} does not fit run.json and game.json")
-    policy, saved, normalisation = (
-        make_policy(game, settings.agent),
-        load_tree(run.best),
-        Normalisation(game.observation_size),
-    )
-    kinds = {
-        "agent": describe_weights(policy, run.best),
-        "normalisation": normalisation.describe_state(),
-        "real_steps": Whole(),
-    }
-    check(
-        saved,
-        Fields({"step": Whole(), "weights": Fields({}, open=True), **kinds}),
-        run.best,
-        otherwise="is damaged",
-    )
-    with policy.scope():
-        policy.load_weights(saved["agent"], run.best)
-    policy.train(False)
-    normalisation.load_state(saved["normalisation"])
+    policy, normalisation, real_steps = _load_agent(run, game, settings)
     return TrainedGame(
         settings,
         game,
@@ -252,9 +227,35 @@ def load(
         policy,
         normalisation,
         Path(run_dir),
-        saved["real_steps"],
+        real_steps,
         named,
     )
+
+
+def _load_agent(
+    run: RunFolder, game: Game, settings: GameSettings
+) -> tuple[Pair, Normalisation, int]:
+    """(the policy, what it sees observations by, the real steps) of a run's best checkpoint."""
+    shapes = load_tree(run.best, shapes_only=True)
+    if not isinstance(shapes.get("agent"), dict):
+        raise UserError(f"{run.best} is damaged: it holds no agent")
+    with torch.device("meta"):
+        expected = make_policy(game, settings.agent)
+    compare_shapes(expected, shapes["agent"], f"{run.best} does not fit run.json and game.json")
+    policy, saved = make_policy(game, settings.agent), load_tree(run.best)
+    normalisation = Normalisation(game.observation_size)
+    kinds = {
+        "agent": describe_weights(policy, run.best),
+        "normalisation": normalisation.describe_state(),
+        "real_steps": Whole(),
+    }
+    described = Fields({"step": Whole(), "weights": Fields({}, open=True), **kinds})
+    check(saved, described, run.best, otherwise="is damaged")
+    with policy.scope():
+        policy.load_weights(saved["agent"], run.best)
+    policy.train(False)
+    normalisation.load_state(saved["normalisation"])
+    return policy, normalisation, saved["real_steps"]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from pyro_seq.games.settings import AgentSettings
 from pyro_seq.infer.sampling import draw, sharpened
 from pyro_seq.models import RNN
 from pyro_seq.nn.feedforward import MLP
-from pyro_seq.pairs.model import Layout, SequenceModel
+from pyro_seq.pairs.model import SequenceModel
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.reinforce.baselines import Critic
 
@@ -40,8 +40,7 @@ class Feedforward(SequenceModel):
     Args:
         emission: p(x_t | features).
         context: c_t.
-        hidden_sizes: of f.
-        activation: of f.
+        hidden_sizes: of f, whose activation is tanh.
     """
 
     def __init__(
@@ -50,12 +49,10 @@ class Feedforward(SequenceModel):
         context: Context,
         *,
         hidden_sizes: Sequence[int] = (64,),
-        activation: str = "tanh",
-        layout: Layout = "path",
     ) -> None:
-        super().__init__(emission, context, layout=layout)
+        super().__init__(emission, context)
         self.decoder = MLP(
-            context.num_features, hidden_sizes, emission.num_features, activation=activation
+            context.num_features, hidden_sizes, emission.num_features, activation="tanh"
         )
 
     def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
