@@ -30,13 +30,13 @@ from pyro_seq.errors import UserError, whole
 T = TypeVar("T")
 STEP_MARK = "time"  # the key of a site's `infer` that says which step it is of (see `time_sites`)
 ALL_STEPS = "all"  # the mark of a site whose event is `[T, …]`, with an entry for each step
-OVER_ALL_STEPS: dict[str, Any] = {STEP_MARK: ALL_STEPS}
+OVER_ALL_STEPS: Any = {STEP_MARK: ALL_STEPS}
 
 
 class _Step(MaskMessenger):
     """The mask of a step, which also marks the sites inside as that step's."""
 
-    def __init__(self, mask: Tensor, step: int) -> None:
+    def __init__(self, mask: Any, step: int) -> None:
         super().__init__(mask)
         self.step = step
 

@@ -135,7 +135,7 @@ def _run_once(pair: Pair, batch: SequenceBatch, *, alone: bool) -> Pair:
     return pair
 
 
-def _is_latent(site: Any) -> bool:
+def _is_latent(site: Mapping[str, Any]) -> bool:
     """Whether a site of a model's trace is something to infer."""
     sampled = (
         site["type"] == "sample"

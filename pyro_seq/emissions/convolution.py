@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional
 
-from pyro_seq.distributions.base import Distribution
+from pyro_seq.distributions.base import Distribution, Shape
 from pyro_seq.emissions.base import Emission
 from pyro_seq.emissions.nade import draw_upwards
 from pyro_seq.errors import UserError
@@ -212,13 +212,11 @@ class ConvolutionalBernoulli(dist.TorchDistribution):
         temperature: float = 1.0,
         validate_args: bool | None = None,
     ) -> None:
-        self.features, self.frames, self.emission, self.keep, self.temperature = (
-            features,
-            frames,
-            emission,
-            keep,
-            temperature,
-        )
+        self.features = features
+        self.frames = frames
+        self.emission = emission
+        self.keep = keep
+        self.temperature = temperature
         super().__init__(
             features.shape[:-1], torch.Size(emission.event_shape), validate_args=validate_args
         )
@@ -228,7 +226,7 @@ class ConvolutionalBernoulli(dist.TorchDistribution):
         """b, `[..., K]`."""
         return self.features[..., : self.emission.size]
 
-    def expand(self, batch_shape: Any, _instance: object = None) -> ConvolutionalBernoulli:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> ConvolutionalBernoulli:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
         features, keep = (
             None if x is None else x.expand(*batch_shape, x.shape[-1])
@@ -257,18 +255,16 @@ class ConvolutionalBernoulli(dist.TorchDistribution):
         return functional.logsigmoid(torch.where(value > 0.5, logits, -logits)).sum(-1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Vectors `[*sample_shape, ..., K]` of zeros and ones."""
         lead = torch.Size(sample_shape) + self.batch_shape
 
         def rows(x: Tensor) -> Tensor:
             return x.expand(*lead, x.shape[-1]).reshape(-1, x.shape[-1])
 
-        features, frames, keep = (
-            rows(self.features),
-            rows(self.frames),
-            None if self.keep is None else rows(self.keep),
-        )
+        features = rows(self.features)
+        frames = rows(self.frames)
+        keep = None if self.keep is None else rows(self.keep)
 
         def logits(left: Tensor, value: Tensor) -> Tensor:
             return (

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional
 
+from pyro_seq.distributions.base import Shape
 from pyro_seq.emissions.base import Emission
 
 
@@ -95,7 +95,7 @@ class AutoregressiveBernoulli(dist.TorchDistribution):
         self.activation, self.keep, self.temperature = activation, keep, temperature
         super().__init__(biases.shape[:-1], biases.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: object = None) -> AutoregressiveBernoulli:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> AutoregressiveBernoulli:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
         return self._mapped(lambda x: x.expand(*batch_shape, x.shape[-1]))
 
@@ -144,7 +144,7 @@ class AutoregressiveBernoulli(dist.TorchDistribution):
         return functional.logsigmoid(torch.where(sounding, chosen, -chosen)).sum(-1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Vectors `[*sample_shape, ..., K]` of zeros and ones."""
         rows = self.expand(torch.Size(sample_shape) + self.batch_shape)._mapped(
             lambda x: x.reshape(-1, x.shape[-1])
@@ -171,10 +171,8 @@ def draw_upwards(value: Tensor, logits: Callable[[Tensor, Tensor], Tensor]) -> T
     each round, the next entry that is 1 is the first one at which the summed hazard -log p(x_k = 0)
     of the entries above the last one exceeds a number drawn from Exp(1).
     """
-    left, keys = (
-        torch.arange(len(value), device=value.device),
-        torch.arange(value.shape[1], device=value.device),
-    )
+    left = torch.arange(len(value), device=value.device)
+    keys = torch.arange(value.shape[1], device=value.device)
     first = left.new_zeros(len(value), 1)
     while len(left):
         hazard = (

@@ -361,10 +361,8 @@ def dream(
         x, state = world.begin(num_games)
         remembered = policy.initial(num_games)
         seen, earned = [x["observation"]], []
-        alive, lengths = (
-            torch.ones(num_games, dtype=torch.bool),
-            torch.zeros(num_games, dtype=torch.long),
-        )
+        alive = torch.ones(num_games, dtype=torch.bool)
+        lengths = torch.zeros(num_games, dtype=torch.long)
         for _ in range(most_moves):
             if agent == "random":
                 encoded = torch.from_numpy(by_chance.act(range(num_games), seen[-1].numpy()))

@@ -65,7 +65,7 @@ def sample_path(
         noise.shape[:-2], first.shape[:-1], *(features.shape[:-2] for _, features, _ in pairs)
     )
     networks = [_network(net, features, output_size, lead) for net, features, output_size in pairs]
-    network = _merged(*networks, size) if len(networks) == 2 else networks[0]
+    network = networks[0] if prior is None else _merged(networks[0], networks[1], size)
     if network is None or steps == 0 or torch.is_autocast_enabled(noise.device.type):
         return sample_path_by_steps(
             noise, first, posterior, posterior_features, prior, prior_features

@@ -239,7 +239,7 @@ class Pair:
             "store": free | self._used()
         }
 
-    def load_weights(self, weights: Any, where: str | Path) -> None:
+    def load_weights(self, weights: object, where: str | Path) -> None:
         """Take over what `weights()` gave; inside `scope()`, and for functions' parameters after a
         first call has registered them.
 
@@ -248,12 +248,12 @@ class Pair:
         """
         load_weights(*self._side_by_side(weights, where), where)
 
-    def check_weights(self, weights: Any, where: str | Path) -> None:
+    def check_weights(self, weights: object, where: str | Path) -> None:
         """Raise what `load_weights` would raise; inside `scope()`."""
         check_weights(*self._side_by_side(weights, where), where)
 
     def _side_by_side(
-        self, weights: Any, where: str | Path
+        self, weights: object, where: str | Path
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(this pair's weights, those of a file) by name; raises `UserError` for those of other
         sides.

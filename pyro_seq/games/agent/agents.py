@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyro
@@ -55,7 +55,9 @@ class Feedforward(SequenceModel):
             context.num_features, hidden_sizes, emission.num_features, activation="tanh"
         )
 
-    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+    def decode(
+        self, h: Tensor, latents: Tensor | None, carried: tuple[()]
+    ) -> tuple[Tensor, tuple[()]]:
         """The features of p(x_t | c_t)."""
         return self.decoder(h), carried
 
@@ -118,7 +120,7 @@ def make_critic(game: Game, settings: AgentSettings) -> Critic:
 
 
 @torch.no_grad()
-def state_after(model: SequenceModel, observations: Tensor) -> Any:
+def state_after(model: SequenceModel, observations: Tensor) -> dict[str, Any]:
     """The agent's state after it has seen `[N, T, D]`, normalised; T may be 0."""
     n = len(observations)
     state = model.initial(n)
@@ -129,8 +131,8 @@ def state_after(model: SequenceModel, observations: Tensor) -> Any:
 
 
 def act(
-    model: SequenceModel, state: Any, observations: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Any]:
+    model: SequenceModel, state: dict[str, Any], observations: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, dict[str, Any]]:
     """(actions as the emission draws them, `[N]` or `[N, A]`, the state after them) given
     normalised observations `[N, D]`.
 
@@ -154,7 +156,7 @@ def act(
     return action, after
 
 
-def no_latents(prior: Any) -> Tensor:
+def no_latents(prior: object) -> NoReturn:
     """What draws an agent's latents, of which there are none."""
     raise TypeError("an agent has no latents")
 
@@ -172,12 +174,10 @@ class AgentPlayer:
     def __init__(
         self, game: Game, policy: Pair, normalisation: Normalisation, temperature: float = 1.0
     ) -> None:
-        self.game, self.policy, self.normalisation, self.temperature = (
-            game,
-            policy,
-            normalisation,
-            temperature,
-        )
+        self.game = game
+        self.policy = policy
+        self.normalisation = normalisation
+        self.temperature = temperature
         self.model: Any = policy.model
         self._states: dict[int, Any] = {}  # by place, each of one row
 

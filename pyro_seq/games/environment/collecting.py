@@ -116,18 +116,14 @@ class _Place:
         self.observations = np.concatenate(
             [self.observations, np.zeros_like(self.observations[1:])]
         )
-        self.actions, self.room = (
-            np.concatenate([self.actions, np.zeros_like(self.actions)]),
-            2 * self.room,
-        )
+        self.actions = np.concatenate([self.actions, np.zeros_like(self.actions)])
+        self.room = 2 * self.room
 
     def episode(self, *, ended: bool, complete: bool) -> Episode:
         """The game so far; raises `UserError` if anything in it is not finite."""
         n = self.moves
-        observations, rewards = (
-            self.observations[: n + 1].copy(),
-            np.array(self.rewards, np.float32),
-        )
+        observations = self.observations[: n + 1].copy()
+        rewards = np.array(self.rewards, np.float32)
         if not (surely_finite(observations) and surely_finite(rewards)):
             self.playing.check(observations, rewards)
         return Episode(

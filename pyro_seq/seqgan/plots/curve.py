@@ -140,7 +140,7 @@ def _finite(entries: Sequence[Mapping[str, Any]], name: str) -> list[_Measured]:
     ]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

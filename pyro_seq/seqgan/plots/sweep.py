@@ -47,8 +47,8 @@ def sweep_png(sweep: Sweep) -> bytes:
     axes.set_ylabel(named_with_unit(sweep.criterion, sweep.split, sweep.units))
     if sweep.curves:
         legend = axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
-        legend.set_title("at the temperatures that are written", {"size": 7.5})
-        legend.get_title().set_color(FAINT)
+        legend.set_title("at the temperatures that are written")
+        legend.get_title().set(color=FAINT, fontsize=7.5)
     corner: dict[str, Any] = (
         {"y": 0.985, "s": "↖ better", "va": "top"}
         if sweep.higher

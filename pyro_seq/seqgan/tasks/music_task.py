@@ -124,7 +124,7 @@ class MelodyRendering:
         return {"seconds": self.seconds}
 
     @classmethod
-    def from_json(cls, document: Any, where: Path) -> MelodyRendering:
+    def from_json(cls, document: object, where: Path) -> MelodyRendering:
         """Back from JSON, which was read from `where`; raises `UserError` if it is anything
         else.
         """

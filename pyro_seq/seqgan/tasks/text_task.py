@@ -89,7 +89,7 @@ class TextRendering:
         return self.vocabulary.to_json() | ({"lines": True} if self.end is not None else {})
 
     @classmethod
-    def from_json(cls, document: Any, where: Path) -> TextRendering:
+    def from_json(cls, document: object, where: Path) -> TextRendering:
         """Back from JSON, which was read from `where`; raises `UserError` if it is no vocabulary of
         characters or words.
         """
@@ -208,10 +208,8 @@ def _text_windows(
     is too little).
     """
     symbols, unknown = vocabulary.encode_file(path)
-    where, advice = (
-        f"{path} has {len(symbols):,} {unit}",
-        "give a longer text or a smaller length",
-    )
+    where = f"{path} has {len(symbols):,} {unit}"
+    advice = "give a longer text or a smaller length"
     if len(symbols) < length:
         raise UserError(f"{where}, fewer than one sequence of {length:,}: {advice}")
     windows = symbols[: len(symbols) // length * length].reshape(-1, length)
