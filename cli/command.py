@@ -84,8 +84,8 @@ def run(arguments: list[str] | None) -> NoReturn:
 
 def _fault_of_own_code(error: Exception) -> str | None:
     """An error that a pair of the user's own has raised, in words; `None` for others."""
-    recipes = sys.modules.get("pyro_seq.config.registry")
-    found: str | None = None if recipes is None else recipes.fault_of_own_code(error)
+    user_code = sys.modules.get("pyro_seq.config.user_code")
+    found: str | None = None if user_code is None else user_code.fault_of_own_code(error)
     return found
 
 

@@ -23,11 +23,11 @@ def list_pairs() -> None:
     from pyro_seq.config.registry import SHIPPED, find_recipe, installed
     from pyro_seq.errors import UserError
 
-    lines = [(name, "shipped", find_recipe(name).description) for name in SHIPPED]
+    lines = [(name, "shipped", find_recipe(name).title) for name in SHIPPED]
     for name in sorted(installed()):
         try:
             recipe = find_recipe(name)
-            lines.append((name, recipe.source, recipe.description or "(it has no docstring)"))
+            lines.append((name, recipe.source, recipe.title or "(it has no docstring)"))
         except UserError as error:
             lines.append((name, "unusable", str(error)))
     names, sources = (max(len(line[column]) for line in lines) for column in (0, 1))

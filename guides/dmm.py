@@ -100,16 +100,16 @@ class DMMGuide(SequenceGuide):
         for network in networks:  # Pyro inverts from zeros of the default type
             network.register_forward_pre_hook(in_own_type)
         self.flows: Any = nn.ModuleList(AffineAutoregressive(network) for network in networks)
-        self.drop_input, self.drop_output = (
-            SequenceDropout(guide_input_dropout),
-            SequenceDropout(guide_output_dropout),
-        )
+        self.drop_input = SequenceDropout(guide_input_dropout)
+        self.drop_output = SequenceDropout(guide_output_dropout)
 
     def initial_latent(self, *lead: int) -> Tensor:
         """z_0, learnt, not the model's."""
         return self.first.expand(*lead, self.model.latent_size)
 
-    def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def gather(
+        self, batch: SequenceBatch, carried: tuple[()]
+    ) -> tuple[tuple[Tensor, ...], tuple[()]]:
         """e_t, which has seen x_{t:T}."""
         seen = self.seen(batch)
         if self.guide_context:

@@ -5,7 +5,6 @@ whole sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 from torch import Tensor
@@ -15,7 +14,7 @@ from pyro_seq.distributions.path import Sampler
 from pyro_seq.encoders import Encoder
 from pyro_seq.nn.dropout import SequenceDropout
 from pyro_seq.nn.gaussian import NormalNet
-from pyro_seq.nn.recurrent import Recurrence
+from pyro_seq.nn.recurrent import Recurrence, State
 from pyro_seq.pairs.guide import SequenceGuide
 from pyro_seq.pairs.model import SequenceModel
 
@@ -80,11 +79,11 @@ class ISEQGuide(SequenceGuide):
         )
         self.drop_input = SequenceDropout(input_dropout)
 
-    def initial_carried(self, *lead: int) -> Any:
+    def initial_carried(self, *lead: int) -> State:
         """f_0 = 0."""
         return self.forwards.initial(*lead)
 
-    def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def gather(self, batch: SequenceBatch, carried: State) -> tuple[tuple[Tensor, ...], State]:
         """e_t, which has seen every observation."""
         f, carried = self.forwards(self.drop_input(self.seen(batch)), carried)
         e, _ = self.backwards(batch.reverse(f))

@@ -88,7 +88,9 @@ class SRNNGuide(SequenceGuide):
         )
         self.drop_input = SequenceDropout(input_dropout)
 
-    def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def gather(
+        self, batch: SequenceBatch, carried: tuple[()]
+    ) -> tuple[tuple[Tensor, ...], tuple[()]]:
         """e_t, which has seen x_{t:T}, and for the residual mean the model's d_t."""
         e, _ = self.backwards(batch.reverse(self.drop_input(self.seen(batch))))
         e = batch.reverse(e)

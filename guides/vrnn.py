@@ -5,7 +5,6 @@ over all that came before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 from torch import Tensor
@@ -14,7 +13,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.encoders import Encoder
 from pyro_seq.models.vrnn import VRNN
 from pyro_seq.nn.gaussian import NormalNet
-from pyro_seq.nn.recurrent import Recurrence
+from pyro_seq.nn.recurrent import Recurrence, State
 from pyro_seq.pairs.guide import SequenceGuide
 
 
@@ -74,20 +73,23 @@ class VRNNGuide(SequenceGuide):
             epsilon=epsilon,
         )
 
-    def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def gather(
+        self, batch: SequenceBatch, carried: tuple[()]
+    ) -> tuple[tuple[Tensor, ...], tuple[()]]:
         """e_t (or x_t's features), and the contexts c_t that the model's recurrence runs on."""
         seen = self.seen(batch)
         if self.backwards is not None:
             seen = batch.reverse(self.backwards(batch.reverse(seen))[0])
         return (seen, self.model.seen(batch)[0]), carried
 
-    def initial_running(self, batch: SequenceBatch) -> Any:
+    def initial_running(self, batch: SequenceBatch) -> State:
         """d_0, or where the window before ended."""
-        return self.model.state_before(batch)["carried"]
+        state: State = self.model.state_before(batch)["carried"]
+        return state
 
     def unroll(
-        self, evidence: tuple[Tensor, ...], previous: Tensor, running: Any
-    ) -> tuple[tuple[Tensor, ...], Any]:
+        self, evidence: tuple[Tensor, ...], previous: Tensor, running: State
+    ) -> tuple[tuple[Tensor, ...], State]:
         """(e_t, d_t) in place of (e_t, c_t)."""
         e, contexts = evidence
         d, running = self.model.recur(contexts, previous, running)

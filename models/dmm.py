@@ -5,7 +5,6 @@ observations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -83,16 +82,16 @@ class DMM(SequenceModel):
             activation=activation,
             dropout=hidden_dropout,
         )
-        self.drop_input, self.drop_output = (
-            SequenceDropout(input_dropout),
-            SequenceDropout(output_dropout),
-        )
+        self.drop_input = SequenceDropout(input_dropout)
+        self.drop_output = SequenceDropout(output_dropout)
 
     def initial_latent(self, *lead: int) -> Tensor:
         """z_0, learnt."""
         return self.first.expand(*lead, self.latent_size)
 
-    def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
+    def recur(
+        self, contexts: Tensor, previous: Tensor, carried: tuple[()]
+    ) -> tuple[Tensor, tuple[()]]:
         """c_t, if the model is conditional."""
         return self.drop_input(contexts), carried
 
@@ -100,7 +99,9 @@ class DMM(SequenceModel):
         """p(z_t | z_{t-1})."""
         return self.prior(previous, h)
 
-    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+    def decode(
+        self, h: Tensor, latents: Tensor | None, carried: tuple[()]
+    ) -> tuple[Tensor, tuple[()]]:
         """The features of p(x_t | z_t)."""
         assert latents is not None
         return self.decoder(self.drop_output(concatenate(latents, h))), carried

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from pyro_seq.contexts import Context
 from pyro_seq.emissions.base import Emission
 from pyro_seq.nn.dropout import SequenceDropout
 from pyro_seq.nn.feedforward import MLP, concatenate
-from pyro_seq.nn.recurrent import Recurrence
+from pyro_seq.nn.recurrent import Recurrence, State
 from pyro_seq.pairs.model import Layout, SequenceModel
 
 
@@ -62,16 +61,14 @@ class ISEQ(SequenceModel):
             inputs, hidden_size, kind=cell, num_layers=num_layers, dropout=dropout
         )
         self.decoder = MLP(hidden_size, decoder_sizes, emission.num_features, activation=activation)
-        self.drop_input, self.drop_output = (
-            SequenceDropout(input_dropout),
-            SequenceDropout(output_dropout),
-        )
+        self.drop_input = SequenceDropout(input_dropout)
+        self.drop_output = SequenceDropout(output_dropout)
 
-    def initial_carried(self, *lead: int) -> Any:
+    def initial_carried(self, *lead: int) -> State:
         """d_0 = 0."""
         return self.recurrence.initial(*lead)
 
-    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+    def decode(self, h: Tensor, latents: Tensor | None, carried: State) -> tuple[Tensor, State]:
         """d_t = RNN(d_{t-1}, [c_t, z_t]), then the features of p(x_t | d_t); the prior N(0, I) is
         the base class's.
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from pyro_seq.contexts import Context
 from pyro_seq.emissions.base import Emission
 from pyro_seq.nn.dropout import SequenceDropout
 from pyro_seq.nn.feedforward import MLP, concatenate
-from pyro_seq.nn.recurrent import Recurrence
+from pyro_seq.nn.recurrent import Recurrence, State
 from pyro_seq.pairs.model import Layout, SequenceModel
 
 
@@ -63,22 +62,20 @@ class RNN(SequenceModel):
         self.skip = skip
         size = hidden_size + (context.num_features if skip else 0)
         self.decoder = MLP(size, decoder_sizes, emission.num_features, activation=activation)
-        self.drop_input, self.drop_output = (
-            SequenceDropout(input_dropout),
-            SequenceDropout(output_dropout),
-        )
+        self.drop_input = SequenceDropout(input_dropout)
+        self.drop_output = SequenceDropout(output_dropout)
 
-    def initial_carried(self, *lead: int) -> Any:
+    def initial_carried(self, *lead: int) -> State:
         """d_0 = 0."""
         return self.recurrence.initial(*lead)
 
-    def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
+    def recur(self, contexts: Tensor, previous: Tensor, carried: State) -> tuple[Tensor, State]:
         """h_t = d_t, or [d_t, c_t]; d_t = RNN(d_{t-1}, c_t)."""
         seen = self.drop_input(contexts)
         d, carried = self.recurrence(seen, carried)
         d = self.drop_output(d)
         return concatenate(d, seen) if self.skip else d, carried
 
-    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+    def decode(self, h: Tensor, latents: Tensor | None, carried: State) -> tuple[Tensor, State]:
         """The features of p(x_t | h_t)."""
         return self.decoder(h), carried

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 from torch import Tensor
@@ -13,7 +12,7 @@ from pyro_seq.emissions.base import Emission
 from pyro_seq.nn.dropout import SequenceDropout
 from pyro_seq.nn.feedforward import MLP, concatenate
 from pyro_seq.nn.gaussian import NormalNet
-from pyro_seq.nn.recurrent import Recurrence
+from pyro_seq.nn.recurrent import Recurrence, State
 from pyro_seq.pairs.model import Layout, SequenceModel
 
 
@@ -91,16 +90,14 @@ class VRNN(SequenceModel):
             emission.num_features,
             activation=activation,
         )
-        self.drop_input, self.drop_output = (
-            SequenceDropout(input_dropout),
-            SequenceDropout(output_dropout),
-        )
+        self.drop_input = SequenceDropout(input_dropout)
+        self.drop_output = SequenceDropout(output_dropout)
 
-    def initial_carried(self, *lead: int) -> Any:
+    def initial_carried(self, *lead: int) -> State:
         """d_0 = 0."""
         return self.recurrence.initial(*lead)
 
-    def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
+    def recur(self, contexts: Tensor, previous: Tensor, carried: State) -> tuple[Tensor, State]:
         """d_t = RNN(d_{t-1}, [c_t, phi(z_{t-1})])."""
         d, carried = self.recurrence(
             self.drop_input(concatenate(contexts, self.features(previous))), carried
@@ -111,7 +108,7 @@ class VRNN(SequenceModel):
         """p(z_t | d_t)."""
         return self.prior(h)
 
-    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+    def decode(self, h: Tensor, latents: Tensor | None, carried: State) -> tuple[Tensor, State]:
         """The features of p(x_t | phi(z_t), d_t)."""
         assert latents is not None
         return self.decoder(self.features(latents), h), carried

@@ -14,11 +14,19 @@ import torch
 from pyro.poutine.mask_messenger import MaskMessenger
 from torch import Tensor
 
+from pyro_seq._batch_checks import (
+    Values,
+    check_index,
+    common_shape,
+    missing_steps,
+    named_values,
+    padded,
+    whole_numbers,
+)
 from pyro_seq._handlers import refuse_subsampling
 from pyro_seq._pytree import map_tensors
 from pyro_seq.errors import UserError, whole
 
-Values = Tensor | dict[str, Tensor]
 T = TypeVar("T")
 STEP_MARK = "time"  # the key of a site's `infer` that says which step it is of (see `time_sites`)
 ALL_STEPS = "all"  # the mark of a site whose event is `[T, …]`, with an entry for each step
@@ -69,20 +77,18 @@ class SequenceBatch:
         state: Any = None,
         num_steps: int | None = None,
     ) -> None:
-        size, steps, device = _common_shape(_named_values(values), inputs, lengths)
-        num_steps = (
-            None if num_steps is None else whole(num_steps, "num_steps of a SequenceBatch", 0)
-        )
-        if steps is not None and num_steps not in (None, steps):
-            raise UserError(
-                f"values and inputs of this SequenceBatch have {steps} steps, but num_steps is "
-                f"{num_steps}"
-            )
-        self.lengths = _whole_numbers(size, steps, device, lengths)
+        size, steps, device = common_shape(named_values(values), inputs, lengths)
+        if num_steps is not None:
+            num_steps = whole(num_steps, "num_steps of a SequenceBatch", 0)
+            if steps not in (None, num_steps):
+                raise UserError(
+                    f"values and inputs of this SequenceBatch have {steps} steps, but num_steps is "
+                    f"{num_steps}"
+                )
+        self.lengths = whole_numbers(size, steps, device, lengths)
         shortest, longest = (int(self.lengths.min()), int(self.lengths.max())) if size else (0, 0)
-        self.num_steps: int = (
-            steps if steps is not None else longest if num_steps is None else num_steps
-        )
+        told = num_steps if steps is None else steps
+        self.num_steps: int = longest if told is None else told
         if shortest < 0 or longest > self.num_steps:
             raise UserError(
                 f"lengths of a SequenceBatch must lie in 0…{self.num_steps}, got "
@@ -92,16 +98,10 @@ class SequenceBatch:
         self.state = state
         self.missing: frozenset[int] = frozenset()
         self._memo: dict[Hashable, Any] | None = None
-        self._mask = torch.arange(
-            self.num_steps, device=self.lengths.device
-        ) < self.lengths.unsqueeze(-1)
+        self._mask = torch.arange(self.num_steps, device=self.device) < self.lengths.unsqueeze(-1)
         self.inputs = None if inputs is None else self._cleaned("inputs", inputs)
-        if isinstance(values, dict):
-            self.values: Values | None = {
-                name: self._cleaned(name, value) for name, value in values.items()
-            }
-        else:
-            self.values = None if values is None else self._cleaned("values", values)
+        clean = {name: self._cleaned(name, value) for name, value in named_values(values).items()}
+        self.values: Values | None = clean if isinstance(values, dict) else clean.get("values")
 
     def _cleaned(self, name: str, tensor: Tensor) -> Tensor:
         mask = self._mask[(..., *(None,) * (tensor.dim() - 2))]
@@ -109,20 +109,14 @@ class SequenceBatch:
         if tensor.is_floating_point() and not tensor.detach().sum().isfinite():
             wrong = ~tensor.detach().isfinite() & mask
             if wrong.any():
-                where = wrong.nonzero()[0]
-                row, step = where[:2].tolist()
-                found = tensor[tuple(where)].item()
+                where = wrong.nonzero()[0].tolist()
                 raise UserError(
-                    f"{name} of a SequenceBatch must be finite: sequence {row}, step {step} holds "
-                    f"{found}"
+                    f"{name} of a SequenceBatch must be finite: sequence {where[0]}, step "
+                    f"{where[1]} holds {tensor[tuple(where)].item()}"
                 )
-        return (
-            tensor
-            if self.is_full
-            else torch.where(
-                mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device)
-            )
-        )
+        if self.is_full:
+            return tensor
+        return torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
 
     @classmethod
     def of(
@@ -131,26 +125,25 @@ class SequenceBatch:
         """The batch of sequences `[T_n, *event]` of any lengths, padded, with side inputs
         `[T_n, C]` if given.
         """
-        padded, lengths = _padded("sequences", sequences)
+        values, lengths = padded("sequences", sequences)
         if inputs is None:
-            return cls(padded, lengths)
-        padded_inputs, input_lengths = _padded("inputs", inputs)
+            return cls(values, lengths)
+        padded_inputs, input_lengths = padded("inputs", inputs)
         if input_lengths != lengths:
             raise UserError(
                 f"sequences and inputs of a SequenceBatch must have equal lengths, got {lengths} "
                 f"and {input_lengths}"
             )
-        return cls(padded, lengths, inputs=padded_inputs)
+        return cls(values, lengths, inputs=padded_inputs)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __repr__(self) -> str:
-        values = {
-            name: list(tensor.shape) for name, tensor in _named_values(self.values).items()
-        } or "to be sampled"
-        missing = f", {len(self.missing)} steps missing" if self.missing else ""
-        return f"SequenceBatch({len(self)} sequences, {self.num_steps} steps{missing}, {values})"
+        shapes = {name: list(tensor.shape) for name, tensor in named_values(self.values).items()}
+        steps = f"{self.num_steps} steps"
+        steps += f", {len(self.missing)} steps missing" if self.missing else ""
+        return f"SequenceBatch({len(self)} sequences, {steps}, {shapes or 'to be sampled'})"
 
     # what a model and a guide say at each step
 
@@ -169,7 +162,7 @@ class SequenceBatch:
         """Steps in all, padding left out: what figures per step are divided by."""
         return int(self.lengths.sum())
 
-    def plate(self) -> AbstractContextManager[Any]:
+    def plate(self) -> AbstractContextManager[object]:
         """The plate of the sequences, `pyro.plate("sequences", N, dim=-1)`; it may be entered
         again.
 
@@ -183,7 +176,7 @@ class SequenceBatch:
         """The time loop: `pyro.markov(range(T))`."""
         return pyro.markov(range(self.num_steps))
 
-    def active(self, t: int) -> AbstractContextManager[Any]:
+    def active(self, t: int) -> AbstractContextManager[object]:
         """A `poutine.mask` that leaves out the sequences that have ended before step `t`, from 0.
 
         The sites inside are marked as those of step t (`time_sites`).
@@ -194,11 +187,9 @@ class SequenceBatch:
         """The observations of step `t`, `[N, *event]` (a dict of such for a named group), or `None`
         when they are to be sampled.
         """
-        return (
-            None
-            if self.values is None or t in self.missing
-            else map_tensors(lambda value: value[:, t], self.values)
-        )
+        if self.values is None or t in self.missing:
+            return None
+        return map_tensors(lambda value: value[:, t], self.values)
 
     def inputs_at(self, t: int) -> Tensor | None:
         """The side inputs of step `t`, `[N, C]`."""
@@ -214,9 +205,8 @@ class SequenceBatch:
             return sequence.flip(-2)
         steps = torch.arange(self.num_steps, device=self.device)
         source = torch.where(self._mask, self.lengths.unsqueeze(-1) - 1 - steps, steps)
-        flat = (
-            source + self.num_steps * torch.arange(len(self), device=self.device).unsqueeze(-1)
-        ).flatten()
+        rows = torch.arange(len(self), device=self.device).unsqueeze(-1)
+        flat = (source + self.num_steps * rows).flatten()
         return sequence.flatten(-3, -2).index_select(-2, flat).view(sequence.shape)
 
     def last(self, sequence: Tensor, before: Tensor, event_dim: int = 1) -> Tensor:
@@ -269,7 +259,7 @@ class SequenceBatch:
             )
         return batch
 
-    def with_missing(self, steps: Any) -> SequenceBatch:
+    def with_missing(self, steps: Iterable[int] | Tensor) -> SequenceBatch:
         """The same batch with the observations of some steps, of all its sequences, left to be
         sampled: `at(t)` is `None` there.
 
@@ -284,7 +274,7 @@ class SequenceBatch:
         `[N, T]`: a step is missing from all sequences, since a model samples it with one site.
         """
         batch = copy(self)
-        batch.missing = self.missing | _missing_steps(steps, self.num_steps)
+        batch.missing = self.missing | missing_steps(steps, self.num_steps)
         if self.values is not None and batch.missing:
             index = torch.tensor(sorted(batch.missing), device=self.device)
             batch.values = map_tensors(lambda value: value.index_fill(1, index, 0), self.values)
@@ -309,17 +299,7 @@ class SequenceBatch:
         first = min(self.missing)
         if bool((self._mask & ~self.gaps)[:, first:].any()):
             return None
-        batch = self._mapped(lambda tensor: tensor)
-        batch.values, batch.inputs, batch._mask = map_tensors(
-            lambda x: x[:, :first], (self.values, self.inputs, self._mask)
-        )
-        batch.lengths, batch.num_steps, batch.missing = (
-            self.lengths.clamp(max=first),
-            first,
-            frozenset(),
-        )
-        batch.is_full = bool(batch._mask.all())
-        return batch
+        return self._cut(first)
 
     def continued(self, num_steps: int, inputs: Tensor | None = None) -> SequenceBatch:
         """The same sequences followed by `num_steps` steps to be sampled, with side inputs
@@ -328,33 +308,29 @@ class SequenceBatch:
         Raises `UserError` for sequences of unequal length, which have no one step to go on from.
         """
         if self.values is None:
-            raise UserError(
-                "sequences to be continued must be observed, and the batch has no values"
-            )
+            raise UserError("sequences to be continued must be observed; the batch has no values")
         if not self.mask.all():
-            got = (
+            raise UserError(
+                "sequences to be continued together must fill their batch's steps, got "
                 f"{int(self.lengths.min())}…{int(self.lengths.max())} in a batch of "
                 f"{self.num_steps}"
-            )
-            raise UserError(
-                f"sequences to be continued together must fill their batch's steps, got {got}"
             )
         num_steps = whole(num_steps, "the number of steps to sample", 0)
         if (inputs is None) != (self.inputs is None) or (
             inputs is not None and inputs.shape[1] != num_steps
         ):
-            got = "none" if inputs is None else f"inputs of {inputs.shape[1]} steps"
-            had = "no inputs" if self.inputs is None else "inputs"
             raise UserError(
-                f"a batch with {had} is continued by {num_steps} steps with the like, got {got}"
+                f"a batch with {'no ' * (self.inputs is None)}inputs is continued by {num_steps} "
+                f"steps with the like, got "
+                f"{'none' if inputs is None else f'inputs of {inputs.shape[1]} steps'}"
             )
 
         def extended(value: Tensor) -> Tensor:
             return torch.cat([value, value.new_zeros(len(self), num_steps, *value.shape[2:])], 1)
 
-        joined = (
-            None if inputs is None or self.inputs is None else torch.cat([self.inputs, inputs], 1)
-        )
+        joined = inputs
+        if inputs is not None and self.inputs is not None:
+            joined = torch.cat([self.inputs, inputs], 1)
         batch = SequenceBatch(map_tensors(extended, self.values), inputs=joined, state=self.state)
         return batch.with_missing({*self.missing, *range(self.num_steps, batch.num_steps)})
 
@@ -377,17 +353,15 @@ class SequenceBatch:
         Raises `UserError` for an index of anything else, and for a mask of another length.
         """
         if not isinstance(index, slice):
-            _check_index(index, len(self))
+            check_index(index, len(self))
         return self._mapped(lambda tensor: tensor[index])
 
     def head(self, num_steps: int) -> SequenceBatch:
         """The same sequences in `num_steps` steps, which must hold the longest: padding at the end
         left out.
         """
-        num_steps, longest = (
-            whole(num_steps, "the number of steps", 0),
-            int(self.lengths.max()) if len(self) else 0,
-        )
+        num_steps = whole(num_steps, "the number of steps", 0)
+        longest = int(self.lengths.max()) if len(self) else 0
         if not longest <= num_steps <= self.num_steps:
             raise UserError(
                 f"the first steps of this SequenceBatch must be {longest}…{self.num_steps}, got "
@@ -395,12 +369,17 @@ class SequenceBatch:
             )
         if num_steps == self.num_steps:
             return self
-        batch = self._mapped(lambda tensor: tensor)
+        return self._cut(num_steps)
+
+    def _cut(self, num_steps: int) -> SequenceBatch:
+        """The first steps of all sequences; already clean, so nothing is checked again."""
+        batch = copy(self)
         batch.values, batch.inputs, batch._mask = map_tensors(
             lambda x: x[:, :num_steps], (self.values, self.inputs, self._mask)
         )
-        batch.num_steps, batch.is_full = num_steps, bool(batch._mask.all())
+        batch.lengths, batch.num_steps = self.lengths.clamp(max=num_steps), num_steps
         batch.missing = frozenset(t for t in self.missing if t < num_steps)
+        batch.is_full, batch._memo = bool(batch._mask.all()), None
         return batch
 
     def to(self, device: torch.device | str) -> SequenceBatch:
@@ -418,156 +397,3 @@ class SequenceBatch:
         )
         batch._memo = None
         return batch
-
-
-def _named_values(values: Values | None) -> dict[str, Tensor]:
-    if values is None:
-        return {}
-    return dict(values) if isinstance(values, dict) else {"values": values}
-
-
-def _padded(name: str, sequences: Iterable[Tensor]) -> tuple[Tensor, list[int]]:
-    """(sequences `[T_n, *event]` as one tensor `[N, T, *event]`, their lengths)."""
-    sequences = list(sequences)
-    if not sequences:
-        raise UserError(f"a SequenceBatch needs at least one sequence, got no {name}")
-    shapes = [list(sequence.shape) for sequence in sequences]
-    if any(not shape or shape[1:] != shapes[0][1:] for shape in shapes):
-        raise UserError(
-            f"{name} of a SequenceBatch must be [T_n, *event] with one event shape, got {shapes}"
-        )
-    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True), [
-        len(sequence) for sequence in sequences
-    ]
-
-
-def _common_shape(
-    values: dict[str, Tensor], inputs: Tensor | None, lengths: Tensor | Sequence[int] | None
-) -> tuple[int, int | None, torch.device]:
-    """(N, T, device) that all tensors share; T is `None` where only the lengths are given."""
-    given: list[tuple[str, Any]] = [
-        *values.items(),
-        *([] if inputs is None else [("inputs", inputs)]),
-    ]
-    for name, tensor in given:
-        if not isinstance(tensor, Tensor):
-            raise UserError(
-                f"{name} of a SequenceBatch must be a tensor, got {type(tensor).__name__}: "
-                "torch.as_tensor makes one"
-            )
-    for name, tensor in values.items():
-        if tensor.dim() < 2:
-            raise UserError(
-                f"{name} of a SequenceBatch must be [N, T, …], got shape {list(tensor.shape)}"
-            )
-    if inputs is not None and inputs.dim() != 3:
-        raise UserError(
-            f"inputs of a SequenceBatch must be [N, T, C], got shape {list(inputs.shape)}"
-        )
-    if len({tensor.shape[:2] for _, tensor in given}) > 1:
-        described = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in given)
-        raise UserError(
-            f"values and inputs of a SequenceBatch must agree in [N, T], got {described}"
-        )
-    if given:
-        first = given[0][1]
-        return first.shape[0], first.shape[1], first.device
-    if lengths is None:
-        raise UserError("a SequenceBatch without values and inputs needs lengths")
-    if not hasattr(lengths, "__len__") or getattr(lengths, "shape", None) == ():
-        raise UserError(
-            "lengths of a SequenceBatch must be whole numbers, one for each sequence, got "
-            f"{lengths!r}"
-        )
-    if not len(lengths):
-        raise UserError(
-            "a SequenceBatch needs at least one sequence, got no values, no inputs and no lengths"
-        )
-    return (
-        len(lengths),
-        None,
-        lengths.device if isinstance(lengths, Tensor) else torch.device("cpu"),
-    )
-
-
-def _whole_numbers(size: int, steps: int | None, device: torch.device, lengths: Any) -> Tensor:
-    """The lengths `[N]` as a tensor on the device."""
-    if lengths is None:
-        return torch.full((size,), steps or 0, device=device)
-    if isinstance(lengths, (list, tuple)):
-        for i, length in enumerate(lengths):
-            whole(length, f"length {i} of a SequenceBatch")
-    checked = torch.as_tensor(
-        lengths, dtype=torch.long if isinstance(lengths, (list, tuple)) else None, device=device
-    )
-    if checked.shape != (size,) or checked.is_floating_point() or checked.dtype == torch.bool:
-        raise UserError(
-            f"lengths of a SequenceBatch must be {size} whole numbers, got {list(checked.shape)} "
-            f"{checked.dtype}"
-        )
-    return checked.long()
-
-
-def _missing_steps(steps: Any, num_steps: int) -> frozenset[int]:
-    """The steps that `with_missing` is told, by number or by a mask."""
-    given = steps.tolist() if hasattr(steps, "tolist") else steps
-    if not isinstance(given, Iterable) or isinstance(given, (str, bytes, dict)):
-        raise UserError(
-            f"missing steps of a SequenceBatch must be whole numbers or a mask [T], got {steps!r}"
-        )
-    given = list(given)
-    if any(isinstance(step, (list, tuple)) for step in given) or any(
-        getattr(step, "ndim", 0) for step in given
-    ):
-        instead = "infill and particle_filter take a mask [N, T]"
-        raise UserError(
-            "a step is missing from all sequences of a SequenceBatch, so a mask has shape "
-            f"[{num_steps}]: {instead}"
-        )
-    truths = [step for step in given if _is_truth(step)]
-    if truths and len(truths) < len(given):
-        raise UserError(
-            "missing steps of a SequenceBatch are truth values or whole numbers, not both"
-        )
-    if truths:
-        if len(given) != num_steps:
-            raise UserError(
-                f"a mask of missing steps must have {num_steps} entries, one for each step, got "
-                f"{len(given)}"
-            )
-        return frozenset(t for t, step in enumerate(given) if step)
-    found = frozenset(whole(step, "a missing step of a SequenceBatch") for step in given)
-    if wrong := [t for t in found if not 0 <= t < num_steps]:
-        raise UserError(
-            f"missing steps of a SequenceBatch must lie in 0…{num_steps - 1}, got "
-            f"{sorted(wrong)[0]}"
-        )
-    return found
-
-
-def _is_truth(value: Any) -> bool:
-    return isinstance(value, bool) or (
-        getattr(value, "shape", None) == () and str(value.dtype).endswith("bool")
-    )
-
-
-def _check_index(index: Any, size: int) -> None:
-    """Raise `UserError` for what does not say which sequences to select."""
-    given = torch.as_tensor(index)
-    if given.dtype == torch.bool and given.shape != (size,):
-        raise UserError(f"a mask of sequences must have shape [{size}], got {list(given.shape)}")
-    if given.dim() != 1 or given.is_floating_point() or given.is_complex():
-        got = f"{given.dtype} {list(given.shape)}"
-        raise UserError(
-            f"sequences are selected by whole numbers [J], by a mask [{size}] or by a slice, got "
-            f"{got}"
-        )
-    if (
-        given.dtype != torch.bool
-        and given.numel()
-        and not -size <= int(given.min()) <= int(given.max()) < size
-    ):
-        raise UserError(
-            f"sequences to select must lie in 0…{size - 1}, got "
-            f"{int(given.min())}…{int(given.max())}"
-        )

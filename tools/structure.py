@@ -23,8 +23,8 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 # From the ground up: the rooms of one floor know nothing of each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("_handlers", "_progress", "_pytree", "_schema", "_threads", "_weights"),
-    ("_rng",),
+    ("_handlers", "_progress", "_pytree", "_schema", "_threads"),
+    ("_rng", "_batch_checks"),
     ("batch",),
     ("distributions",),
     ("nn",),

@@ -12,8 +12,9 @@ from pyro import poutine
 
 from pyro_seq._rng import random_state, set_random_state
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.config.model_settings import model_settings, parameters_of
+from pyro_seq.config.model_settings import model_settings, parameters_of, recipe_of
 from pyro_seq.config.registry import Recipe, find_recipe
+from pyro_seq.config.shipped import ModelSettings
 from pyro_seq.contexts import Context
 from pyro_seq.emissions.base import Emission
 from pyro_seq.encoders import Encoder
@@ -56,7 +57,7 @@ class Parts:
         )
 
 
-def make_pair(settings: Any, parts: Parts) -> Pair:
+def make_pair(settings: ModelSettings, parts: Parts) -> Pair:
     """The pair that `model_settings` describes, with new weights.
 
     What makes it is called with those of the parts that it names as parameters (`emission`,
@@ -67,7 +68,7 @@ def make_pair(settings: Any, parts: Parts) -> Pair:
 
     Raises `UserError` where code that is not ours fails, or returns something else.
     """
-    recipe: Recipe = settings._recipe
+    recipe = recipe_of(settings)
     values = {
         field.name: getattr(settings, field.name)
         for field in fields(settings)
@@ -134,7 +135,7 @@ def _run_once(pair: Pair, batch: SequenceBatch, *, alone: bool) -> Pair:
     return pair
 
 
-def _is_latent(site: Any) -> bool:
+def _is_latent(site: Mapping[str, Any]) -> bool:
     """Whether a site of a model's trace is something to infer."""
     sampled = (
         site["type"] == "sample"

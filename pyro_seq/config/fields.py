@@ -10,61 +10,69 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyro_seq.errors import UserError, did_you_mean, nearest
 
-S = TypeVar("S")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+S = TypeVar("S", bound="DataclassInstance")
+T = TypeVar("T")
+# the value of one setting
+Setting = bool | int | float | str | Sequence[bool | int | float | str] | None
 MOST = 2**63 - 1  # of whole numbers: what 64 bits hold
 MOST_ITEMS = 64  # of a setting that is a list: hidden layers, and no one has more
 
 
-def at_least(low: float, default: Any, text: str) -> Any:
+def at_least(low: float, default: T, text: str) -> T:
     """A setting with a default, a description and a lowest allowed value."""
     return _setting(default, text, low=low)
 
 
-def above(low: float, default: Any, text: str) -> Any:
+def above(low: float, default: T, text: str) -> T:
     """A setting that must be greater than `low`."""
     return _setting(default, text, low=low, strict=True)
 
 
-def between(low: float, high: float, default: Any, text: str) -> Any:
+def between(low: float, high: float, default: T, text: str) -> T:
     """A setting that must lie in [low, high]."""
     return _setting(default, text, low=low, high=high)
 
 
-def one_of(choices: Iterable[Any], default: Any, text: str) -> Any:
+def one_of(choices: Iterable[T], default: T, text: str) -> T:
     """A setting that is one of some words or numbers."""
     return _setting(default, text, choices=tuple(choices))
 
 
-def described(default: Any, text: str) -> Any:
+def described(default: T, text: str) -> T:
     """A setting with a default and a description."""
     return _setting(default, text)
 
 
-def _setting(default: Any, text: str, **rules: Any) -> Any:
+def _setting(default: T, text: str, **rules: Any) -> T:
     return dataclasses.field(default=default, metadata={"text": text, **rules})
 
 
-def flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(settings: DataclassInstance, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting of a dataclass of dataclasses as (dotted name, value), in order."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from flatten(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, value
 
 
-def described_settings(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+def described_settings(
+    settings: DataclassInstance, prefix: str = ""
+) -> Iterator[tuple[str, Any, str]]:
     """Every setting as (dotted name, value, what it means)."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from described_settings(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, value, field.metadata.get("text", "")
@@ -85,7 +93,7 @@ def override(settings: S, changes: Mapping[str, Any], source: str) -> S:
     return settings
 
 
-def _replace(settings: S, path: list[str], value: Any, where: str) -> S:
+def _replace(settings: S, path: list[str], value: object, where: str) -> S:
     head, *rest = path
     if rest:
         return dataclasses.replace(
@@ -98,7 +106,7 @@ def _replace(settings: S, path: list[str], value: Any, where: str) -> S:
     )  # type: ignore[type-var]
 
 
-def _converted(value: Any, kind: Any, where: str) -> Any:
+def _converted(value: object, kind: Any, where: str) -> Any:
     """The value as the setting's type; a string may spell any type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -197,7 +205,7 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def to_toml(settings: Any) -> str:
+def to_toml(settings: DataclassInstance) -> str:
     """The whole table as TOML with dotted names, one a line with its meaning: a file that
     `--config` takes.
     """

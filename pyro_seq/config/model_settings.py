@@ -1,5 +1,5 @@
-"""The settings `model.*` of a pair: one for each parameter of what makes it, those of well-known
-names with meaning and range.
+"""The settings of a program and of its pair, by layers of dotted names; a user's pair has one for
+each parameter of what makes it.
 """
 
 from __future__ import annotations
@@ -11,89 +11,23 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
-from pyro_seq.config.fields import above, between, described, flatten, one_of, override
-from pyro_seq.config.registry import Recipe, find_recipe, named_by_code
+from pyro_seq.config.fields import Setting, flatten, one_of, override
+from pyro_seq.config.registry import SHIPPED, Maker, Recipe, find_recipe, named_by_code
+from pyro_seq.config.shipped import ModelSettings
 from pyro_seq.errors import UserError, did_you_mean
-from pyro_seq.nn.feedforward import ACTIVATIONS, POSITIVE
-from pyro_seq.nn.recurrent import KINDS
 
-S = TypeVar("S")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+S = TypeVar("S", bound="DataclassInstance")
 
 KIND = "model.kind"
 # parameters that are the program's to give
 PARTS = ("emission", "encoder", "context", "num_inputs")
 PLAIN = (bool, int, float, str)
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Parameters whose names mean the same in every pair; the values are for one that has no
-    default of its own.
-    """
-
-    cell: str = one_of(sorted(KINDS), "lstm", "recurrent cell")
-    hidden_size: int = between(1, 65_536, 256, "units of each recurrent layer")
-    guide_size: int | None = between(
-        1, 65_536, None, "units of the guide's recurrence; none for hidden_size"
-    )
-    num_layers: int = between(1, 64, 1, "recurrent layers")
-    dropout: float = between(0, 0.99, 0.0, "dropout between recurrent layers, in training")
-    input_dropout: float = between(
-        0,
-        0.99,
-        0.0,
-        "dropout on what the recurrences see, the same features at all steps of a sequence",
-    )
-    output_dropout: float = between(0, 0.99, 0.0, "dropout on what the recurrences give, likewise")
-    guide_input_dropout: float = between(
-        0, 0.99, 0.0, "dropout on what the guide's recurrence sees, likewise"
-    )
-    guide_output_dropout: float = between(
-        0, 0.99, 0.0, "dropout on what the guide's recurrence gives, likewise"
-    )
-    hidden_dropout: float = between(
-        0, 0.99, 0.0, "dropout on hidden units of transition and emission, others at each step"
-    )
-    guide_context: bool = described(False, "whether the guide sees what came before as well")
-    decoder_sizes: tuple[int, ...] = between(
-        1, 65_536, (), "hidden layers between the recurrence and the emission"
-    )
-    skip: bool = described(False, "whether the emission sees the context beside the recurrence")
-    latent_size: int = between(1, 65_536, 16, "size of z_t")
-    latent_sizes: tuple[int, ...] = between(
-        1, 65_536, (64,), "hidden layers of the networks of z_t's prior and posterior"
-    )
-    feature_sizes: tuple[int, ...] = between(1, 65_536, (64,), "layers of the features of z_t")
-    transition_sizes: tuple[int, ...] = between(
-        1, 65_536, (200,), "hidden layers of the transition's gate and proposal"
-    )
-    emission_sizes: tuple[int, ...] = between(
-        1, 65_536, (100, 100), "hidden layers between z_t and the emission"
-    )
-    conditional: bool = described(False, "whether transition and emission see what came before")
-    residual: bool = described(True, "the posterior's mean is the prior's plus a correction")
-    smoothing: bool = described(True, "whether the posterior of z_t sees what comes after step t")
-    num_flows: int = between(0, 64, 0, "inverse autoregressive flows of the posterior")
-    flow_sizes: tuple[int, ...] = between(1, 65_536, (100,), "hidden units of each flow")
-    num_states: int = between(1, 65_536, 16, "hidden states")
-    embedding_size: int = between(1, 65_536, 64, "size of a hidden state's embedding")
-    autoregressive: bool = described(False, "whether the emission sees what came before")
-    activation: str = one_of(sorted(ACTIVATIONS), "relu", "of hidden layers")
-    positive: str = one_of(sorted(POSITIVE), "softplus", "how scales are kept positive")
-    epsilon: float = above(0, 1e-4, "the smallest scale")
-    layout: str = one_of(
-        ("path", "steps"),
-        "path",
-        "path: one site for all steps, fast; steps: a site for each, as in Pyro's examples",
-    )
-
-
-STANDARD = {
-    known.name: (known, typing.get_type_hints(Vocabulary)[known.name])
-    for known in fields(Vocabulary)
-}
 
 
 class Layer(NamedTuple):
@@ -106,7 +40,7 @@ class Layer(NamedTuple):
         trusted: whether they may name code to run, as the user's own words may and a file may not.
     """
 
-    changes: Mapping[str, Any]
+    changes: Mapping[str, Setting]
     source: str = "settings"
     lenient: bool = False
     trusted: bool = True
@@ -114,8 +48,8 @@ class Layer(NamedTuple):
 
 def resolve(
     program: Callable[..., S],
-    given: Sequence[Layer | Mapping[str, Any]],
-    defaults: Mapping[str, Any],
+    given: Sequence[Layer | Mapping[str, Setting]],
+    defaults: Mapping[str, Setting],
     kind: str = "rnn",
 ) -> S:
     """The settings of a program, its pair being the last one that a layer names.
@@ -123,8 +57,7 @@ def resolve(
     Args:
         program: makes all settings from those of the model (`model=…`): a dataclass.
         given: what overrides the defaults, in order.
-        defaults: the program's own defaults of shipped pairs' settings, and of others' that have
-            none.
+        defaults: the program's own defaults of shipped pairs' settings.
         kind: the pair, if no layer names one.
 
     Raises `UserError` for what `override` and `find_recipe` refuse, and a name or value that the
@@ -134,9 +67,10 @@ def resolve(
     trusted, source = True, "settings"
     for layer in layers:
         if KIND in layer.changes:
-            kind, trusted, source = layer.changes[KIND], layer.trusted, layer.source
-            if not isinstance(kind, str):
-                raise UserError(f"{source}: {KIND} must be a word, got {kind!r}")
+            named, trusted, source = layer.changes[KIND], layer.trusted, layer.source
+            if not isinstance(named, str):
+                raise UserError(f"{source}: {KIND} must be a word, got {named!r}")
+            kind = named
     if named_by_code(kind) and not trusted:
         raise UserError(
             f"{source} names a pair of your own, whose code is not run unless you say so: add "
@@ -147,38 +81,26 @@ def resolve(
     except UserError as error:
         raise (error if named_by_code(kind) else UserError(f"{source}: {error}")) from None
     settings = program(model=model_settings(recipe, defaults))
+    known = [name for name, _ in flatten(settings)]
     for layer in layers:
-        known = {name for name, _ in flatten(settings)}
         changes = {name: value for name, value in layer.changes.items() if name != KIND}
-        if layer.lenient:
-            changes = {
-                name: value
-                for name, value in changes.items()
-                if name in known or not name.startswith("model.")
-            }
-        for name in changes:
-            if name not in known and name.startswith("model."):
-                takes = ", ".join(
-                    sorted(
-                        known_name
-                        for known_name in known
-                        if known_name.startswith("model.") and known_name != KIND
-                    )
-                )
-                advice = did_you_mean(name, known)
-                raise UserError(
-                    f"{layer.source}: unknown setting {name!r}{advice}; the pair {recipe.kind!r} "
-                    f"takes {takes or 'none'}"
-                )
+        foreign = [name for name in changes if name.startswith("model.") and name not in known]
+        if foreign and not layer.lenient:
+            takes = sorted(n for n in known if n.startswith("model.") and n != KIND)
+            raise UserError(
+                f"{layer.source}: unknown setting {foreign[0]!r}{did_you_mean(foreign[0], known)}; "
+                f"the pair {recipe.kind!r} takes {', '.join(takes) or 'none'}"
+            )
+        changes = {name: value for name, value in changes.items() if name not in foreign}
         settings = override(settings, changes, layer.source)
     return settings
 
 
 def resolve_run(
     program: Callable[..., S],
-    saved: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    run: Any,
+    saved: Mapping[str, Setting],
+    defaults: Mapping[str, Setting],
+    run: Path,
     pair: str | None,
 ) -> S:
     """The settings that a run was begun with; `pair` names code that may be run for it.
@@ -210,39 +132,54 @@ def pair_option(kind: str) -> str:
     return f"--pair {shlex.quote(kind)}" if named_by_code(kind) else ""
 
 
-def model_settings(kind: str | Recipe, defaults: Mapping[str, Any] | None = None) -> Any:
-    """The settings of a pair, a frozen dataclass: `kind`, and one for each parameter of its maker
-    that is not a part (`PARTS`).
+@dataclass(frozen=True)
+class OwnSettings(ModelSettings):
+    """Settings of a pair that is not shipped: a subclass for each, made from its signature."""
 
-    A default is the program's (`defaults`), the maker's own, or the vocabulary's; for a maker that
-    is not shipped, its own comes first. Names in `defaults` that the maker does not take are passed
-    over.
+    recipe: ClassVar[Recipe]
+
+
+def recipe_of(settings: ModelSettings) -> Recipe:
+    """The recipe of the pair whose settings these are."""
+    return settings.recipe if isinstance(settings, OwnSettings) else SHIPPED[settings.kind]
+
+
+def model_settings(
+    kind: str | Recipe, defaults: Mapping[str, Setting] | None = None
+) -> ModelSettings:
+    """The settings of a pair: of a shipped one its dataclass, with those of the program's defaults
+    that it has; of another one field for each parameter of its maker that is not a part (`PARTS`),
+    with the maker's own default and no bounds but those of its annotation.
 
     Raises `UserError` for a parameter that nothing gives a value.
     """
     recipe = find_recipe(kind) if isinstance(kind, str) else kind
-    return _table(recipe, tuple(sorted((defaults or {}).items())))()
+    if recipe.settings is None:
+        return _own_settings(recipe)()
+    known = {field.name for field in fields(recipe.settings)}
+    given = {name: value for name, value in (defaults or {}).items() if name in known}
+    return recipe.settings(**given)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=256)
-def _table(recipe: Recipe, defaults: tuple[tuple[str, Any], ...]) -> Any:
-    parameters: dict[str, inspect.Parameter] = {}
-    for function in recipe.callables:
-        for name, parameter in parameters_of(function, recipe).items():
-            if name not in PARTS and not (recipe.guide is not None and name == "model"):
-                parameters.setdefault(name, parameter)
-    columns: list[Any] = [("kind", str, one_of((recipe.kind,), recipe.kind, recipe.description))]
-    for name in [
-        *(name for name in STANDARD if name in parameters),
-        *(name for name in parameters if name not in STANDARD),
-    ]:
-        column = _column(parameters[name], dict(defaults), recipe)
-        if column is not None:
-            columns.append(column)
-    return make_dataclass("ModelSettings", columns, frozen=True, namespace={"_recipe": recipe})
+def _own_settings(recipe: Recipe) -> type[OwnSettings]:
+    kind = one_of((recipe.kind,), recipe.kind, recipe.title)
+    columns = [
+        _column(parameter, recipe)
+        for name, parameter in parameters_of(recipe.maker, recipe).items()
+        if name not in PARTS
+    ]
+    found: type[OwnSettings] = make_dataclass(
+        "OwnSettings",
+        [("kind", str, kind), *(column for column in columns if column is not None)],
+        bases=(OwnSettings,),
+        frozen=True,
+    )
+    found.recipe = recipe
+    return found
 
 
-def parameters_of(function: Callable[..., Any], recipe: Recipe) -> dict[str, inspect.Parameter]:
+def parameters_of(function: Maker, recipe: Recipe) -> dict[str, inspect.Parameter]:
     """The parameters that can be given by name; raises `UserError` if a function tells none, or one
     can only be given by place.
     """
@@ -265,56 +202,29 @@ def parameters_of(function: Callable[..., Any], recipe: Recipe) -> dict[str, ins
     return found
 
 
-def _column(parameter: inspect.Parameter, defaults: Mapping[str, Any], recipe: Recipe) -> Any:
+def _column(parameter: inspect.Parameter, recipe: Recipe) -> tuple[str, Any, Any] | None:
     """(name, type, field) of a parameter; `None` for one that has a default and is no setting."""
-    name, own = parameter.name, parameter.default
+    name, default = parameter.name, parameter.default
     if name == "kind":
         raise UserError(
             f"the pair {recipe.kind!r}: its parameter 'kind' needs another name, since {KIND} is "
             "the pair's"
         )
-    kind, rules = _type_of(parameter)
-    own = tuple(own) if isinstance(own, list) else own
-    if name in STANDARD:
-        standard, hint = STANDARD[name]
-        if own is inspect.Parameter.empty or _accepts(name, own):
-            kind, rules = hint, dict(standard.metadata)
-            own = (
-                standard.default if own is inspect.Parameter.empty and name not in defaults else own
-            )
-    if name in defaults and (recipe.shipped or own is inspect.Parameter.empty):
-        own = defaults[name]
-    if own is inspect.Parameter.empty:
-        advice = did_you_mean(name, [*PARTS, *STANDARD])
-        known = "it has no default, and is neither a part of the program nor a well-known setting"
+    if default is parameter.empty:
+        advice = did_you_mean(name, PARTS)
         if name == "batch":
             advice = "; a pair is named by what makes the model, not by the model itself"
         raise UserError(
-            f"the pair {recipe.kind!r}: nothing gives its parameter {name!r} a value: "
-            f"{known}{advice}"
+            f"the pair {recipe.kind!r}: nothing gives its parameter {name!r} a value: it has no "
+            f"default, and is no part of the program{advice}"
         )
+    kind, rules = _type_of(parameter)
     if kind is None:
         return None
-    return (
-        name,
-        kind,
-        field(
-            default=own,
-            metadata=rules or {"text": f"a parameter of {recipe.kind.rpartition(':')[2]}"},
-        ),
-    )
-
-
-def _accepts(name: str, value: Any) -> bool:
-    """Whether a value is one of a well-known setting, so that a parameter of that name is that
-    setting.
-    """
-    try:
-        return override(Vocabulary(), {name: value}, "") is not None and (
-            value is not None or STANDARD[name][0].default is None
-        )
-    except UserError:
-        return False
+    if isinstance(default, list):
+        default = tuple(default)
+    what = {"text": f"a parameter of {recipe.kind.rpartition(':')[2]}"}
+    return name, kind, field(default=default, metadata=rules or what)
 
 
 def _type_of(parameter: inspect.Parameter) -> tuple[Any, dict[str, Any]]:

@@ -4,4 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+Shape = torch.Size | list[int] | tuple[int, ...]
 Distribution = Any  # a pyro TorchDistribution, or a dict of them for a Joint

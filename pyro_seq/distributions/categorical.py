@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
+
+from pyro_seq.distributions.base import Shape
 
 BLOCK = 64  # symbols that are looked through together, where one is drawn from many
 
@@ -33,7 +33,7 @@ class LazyCategorical(dist.Categorical):
             self, unnormalised.shape[:-1], validate_args=validate_args
         )
 
-    def expand(self, batch_shape: Any, _instance: object = None) -> LazyCategorical:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> LazyCategorical:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
         expanded = LazyCategorical(
             self.unnormalised.expand(*batch_shape, self._num_events), validate_args=False
@@ -52,7 +52,7 @@ class LazyCategorical(dist.Categorical):
         return self.unnormalised.softmax(-1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Symbols `[*sample_shape, ...]`: the first whose cumulated probability exceeds a uniform
         number; cumulated in float64.
 

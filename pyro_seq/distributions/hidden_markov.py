@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, constraints
 from torch.utils.checkpoint import checkpoint
 
-from pyro_seq.distributions.base import Distribution
+from pyro_seq.distributions.base import Distribution, Shape
 
 # the power of the smallest number down to which a sum of products has lost no term that would tell,
 # and has a gradient
@@ -74,13 +74,13 @@ class HiddenMarkov(TorchDistribution):
         """Whatever the likelihood takes, which has its own checks."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def expand(self, batch_shape: Any, _instance: object = None) -> HiddenMarkov:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> HiddenMarkov:
         """The same distribution with more batch dimensions on the left."""
         expanded = copy(self)
         expanded._batch_shape = torch.Size(batch_shape)
         return expanded
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Not there: what a step emits may depend on the observations before it, so sequences are
         sampled by their model.
         """
@@ -141,11 +141,9 @@ def filtered(
         active: `[*batch, T]`, `False` where a step is padding, which leaves everything as it is.
     """
     # probabilities rounded to float32 do not add up to 1, which would tell after thousands of steps
-    predicted, transition, likelihoods = (
-        predicted.double().log_softmax(-1),
-        transition.double().log_softmax(-1),
-        likelihoods.double(),
-    )
+    predicted = predicted.double().log_softmax(-1)
+    transition = transition.double().log_softmax(-1)
+    likelihoods = likelihoods.double()
     lead = torch.broadcast_shapes(predicted.shape[:-1], likelihoods.shape[:-2])
     steps, states = likelihoods.shape[-2:]
     if steps == 0:
@@ -164,10 +162,8 @@ def by_steps(
         figure, after = advanced(predicted, transition, likelihood)
         if active is not None:
             now = active[..., t]
-            figure, after = (
-                torch.where(now, figure, 0.0),
-                torch.where(now.unsqueeze(-1), after, predicted),
-            )
+            figure = torch.where(now, figure, 0.0)
+            after = torch.where(now.unsqueeze(-1), after, predicted)
         figures.append(figure)
         predicted = after
     return torch.stack(figures, -1), predicted

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints, kl_divergence, register_kl
 from torch.distributions.transforms import Transform
 
+from pyro_seq.distributions.base import Shape
 from pyro_seq.errors import UserError
 
 Conditional = Callable[[Tensor, slice], dist.Normal]
@@ -56,12 +57,10 @@ class MarkovPath(TorchDistribution):
         active: Tensor | None = None,
         sampler: Sampler | None = None,
     ) -> None:
-        self.first, self.conditional, self.num_steps, self.active = (
-            first,
-            conditional,
-            num_steps,
-            active,
-        )
+        self.first = first
+        self.conditional = conditional
+        self.num_steps = num_steps
+        self.active = active
         self.sampler = sampler
         self._latest: tuple[Tensor, Any, dist.Normal] | None = None
         self._sampled: Tensor | None = None
@@ -69,7 +68,7 @@ class MarkovPath(TorchDistribution):
             first.shape[:-1], torch.Size([num_steps, first.shape[-1]]), validate_args=False
         )
 
-    def expand(self, batch_shape: Any, _instance: object = None) -> MarkovPath:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> MarkovPath:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
         expanded = copy(self)
         expanded.first = self.first.expand(*batch_shape, self.first.shape[-1])
@@ -77,7 +76,7 @@ class MarkovPath(TorchDistribution):
         expanded._latest = expanded._sampled = None
         return expanded
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """A path `[*sample_shape, *batch, T, Z]`, differentiable in everything that the
         conditionals are computed from.
         """
@@ -212,21 +211,19 @@ class FlowPath(RecurrentPath):
         self.flows = flows
         self._undone: tuple[Tensor, Any, Tensor, Tensor] | None = None
 
-    def expand(self, batch_shape: Any, _instance: object = None) -> FlowPath:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> FlowPath:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
         expanded: Any = super().expand(batch_shape, _instance)
         expanded._undone = None
         return expanded
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """A path `[*sample_shape, *batch, T, Z]`, differentiable in everything that the
         conditionals are computed from.
         """
         shape = torch.Size(sample_shape) + self.batch_shape
-        previous, running = (
-            self.first.expand(*shape, self.first.shape[-1]).unsqueeze(-2),
-            self._start(),
-        )
+        previous = self.first.expand(*shape, self.first.shape[-1]).unsqueeze(-2)
+        running = self._start()
         noise = torch.randn(*shape, *self.event_shape, dtype=previous.dtype, device=previous.device)
         steps: list[tuple[Tensor, ...]] = []
         for t in range(self.num_steps):
@@ -312,13 +309,13 @@ class TransformedPath(TorchDistribution):
             self.step_support, len(self.event_shape) - self.step_support.event_dim
         )
 
-    def expand(self, batch_shape: Any, _instance: object = None) -> TransformedPath:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> TransformedPath:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
         return TransformedPath(
             self.path.expand(batch_shape), self.step_support, self.event_shape[1:]
         )
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """A path `[*sample_shape, *batch, T, *event]`."""
         path = self.path.rsample(sample_shape)
         return self.transform(path.reshape(*path.shape[:-1], *self.unconstrained_shape))

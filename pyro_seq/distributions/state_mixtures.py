@@ -12,7 +12,7 @@ import torch
 from pyro.distributions import Categorical, TorchDistribution
 from torch import Tensor
 
-from pyro_seq.distributions.base import Distribution
+from pyro_seq.distributions.base import Distribution, Shape
 from pyro_seq.distributions.hidden_markov import log_sum_exp
 
 Adjust = Callable[[Distribution], Distribution]
@@ -101,7 +101,7 @@ class StateMixture(TorchDistribution):
         made.adjust = lambda distribution: adjust(before(distribution))
         return made
 
-    def expand(self, batch_shape: Any, _instance: object = None) -> StateMixture:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> StateMixture:
         """The same distribution, of the same group, with more batch dimensions on the left."""
         expanded = copy(self)
         expanded._batch_shape = torch.Size(batch_shape)
@@ -120,14 +120,14 @@ class StateMixture(TorchDistribution):
         log_prob = log_sum_exp(weights + self.state_log_probs(value))
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Values `[*sample_shape, *batch, *event]`, with gradients where the state's distribution
         has them; none by the choice of state.
         """
         return self._drawn(sample_shape, lambda distribution: distribution.rsample())
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Values `[*sample_shape, *batch, *event]`: with the state of the members before, where
         these were drawn, else one drawn anew.
         """
@@ -141,7 +141,7 @@ class StateMixture(TorchDistribution):
         probs: Tensor = self.adjust(self.of_state(self._state(self.batch_shape))).probs
         return probs
 
-    def _drawn(self, sample_shape: Any, draw: Callable[[Distribution], Tensor]) -> Tensor:
+    def _drawn(self, sample_shape: Shape, draw: Callable[[Distribution], Tensor]) -> Tensor:
         state = self._state(torch.Size(sample_shape) + self.batch_shape)
         value = draw(self.adjust(self.of_state(state)))
         self.group.say(self.place, self, value, state)

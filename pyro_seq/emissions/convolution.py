@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional
 
-from pyro_seq.distributions.base import Distribution
+from pyro_seq.distributions.base import Distribution, Shape
 from pyro_seq.emissions.base import Emission
 from pyro_seq.emissions.nade import draw_upwards
 from pyro_seq.errors import UserError
-from pyro_seq.nn.feedforward import activation as make_activation
 
 ROWS = 128  # vectors whose hidden layers are computed at once, which keeps them in the cache
 
@@ -44,7 +43,6 @@ class KeyConvolution(Emission):
         reach: how many keys away a key looks in the last frames, to both sides.
         autoregressive: whether a key looks at those below it in its own frame.
         reach_below: how many keys away it then looks by B.
-        activation: g.
         dropout: on the hidden units, the same ones at all keys of a frame, in training.
     """
 
@@ -58,7 +56,6 @@ class KeyConvolution(Emission):
         reach: int = 12,
         autoregressive: bool = False,
         reach_below: int = 36,
-        activation: str = "gelu",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -77,7 +74,7 @@ class KeyConvolution(Emission):
         self.size, self.count, self.hidden_size, self.dropout = size, count, hidden_size, dropout
         self.event_shape, self.num_passed_on = (size,), count * size
         self.num_features = size + hidden_size
-        self.activation = make_activation(activation)
+        self.activation = nn.GELU()  # g
         self.around = nn.Conv1d(count, hidden_size, 2 * reach + 1, padding=reach)
         self.places = nn.Parameter(torch.randn(hidden_size, size) / 10)  # e
         self.layers: Any = nn.ModuleList(
@@ -215,13 +212,11 @@ class ConvolutionalBernoulli(dist.TorchDistribution):
         temperature: float = 1.0,
         validate_args: bool | None = None,
     ) -> None:
-        self.features, self.frames, self.emission, self.keep, self.temperature = (
-            features,
-            frames,
-            emission,
-            keep,
-            temperature,
-        )
+        self.features = features
+        self.frames = frames
+        self.emission = emission
+        self.keep = keep
+        self.temperature = temperature
         super().__init__(
             features.shape[:-1], torch.Size(emission.event_shape), validate_args=validate_args
         )
@@ -231,7 +226,7 @@ class ConvolutionalBernoulli(dist.TorchDistribution):
         """b, `[..., K]`."""
         return self.features[..., : self.emission.size]
 
-    def expand(self, batch_shape: Any, _instance: object = None) -> ConvolutionalBernoulli:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> ConvolutionalBernoulli:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
         features, keep = (
             None if x is None else x.expand(*batch_shape, x.shape[-1])
@@ -260,18 +255,16 @@ class ConvolutionalBernoulli(dist.TorchDistribution):
         return functional.logsigmoid(torch.where(value > 0.5, logits, -logits)).sum(-1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Vectors `[*sample_shape, ..., K]` of zeros and ones."""
         lead = torch.Size(sample_shape) + self.batch_shape
 
         def rows(x: Tensor) -> Tensor:
             return x.expand(*lead, x.shape[-1]).reshape(-1, x.shape[-1])
 
-        features, frames, keep = (
-            rows(self.features),
-            rows(self.frames),
-            None if self.keep is None else rows(self.keep),
-        )
+        features = rows(self.features)
+        frames = rows(self.frames)
+        keep = None if self.keep is None else rows(self.keep)
 
         def logits(left: Tensor, value: Tensor) -> Tensor:
             return (

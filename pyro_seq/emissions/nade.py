@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional
 
+from pyro_seq.distributions.base import Shape
 from pyro_seq.emissions.base import Emission
-from pyro_seq.nn.feedforward import activation as make_activation
 
 
 class NADE(Emission):
@@ -35,13 +34,10 @@ class NADE(Emission):
     Args:
         size: K, entries of a vector.
         hidden_size: H, hidden units.
-        activation: g.
         dropout: on the hidden units, in training.
     """
 
-    def __init__(
-        self, size: int, hidden_size: int = 128, *, activation: str = "relu", dropout: float = 0.0
-    ) -> None:
+    def __init__(self, size: int, hidden_size: int = 128, *, dropout: float = 0.0) -> None:
         super().__init__()
         for name, number in (("size", size), ("hidden_size", hidden_size)):
             if number < 1:
@@ -50,7 +46,7 @@ class NADE(Emission):
             raise ValueError(f"a dropout probability must lie in [0, 1), got {dropout}")
         self.size, self.hidden_size, self.dropout = size, hidden_size, dropout
         self.event_shape, self.num_features = (size,), size + hidden_size
-        self.activation = make_activation(activation)
+        self.activation: nn.Module = nn.ReLU()  # g
         # W: a few rows are added, those of the sounding keys
         self.inward = nn.Parameter(torch.randn(size, hidden_size) / 2)
         self.outward = nn.Parameter(0.01 * torch.randn(size, hidden_size) / hidden_size**0.5)  # V
@@ -99,7 +95,7 @@ class AutoregressiveBernoulli(dist.TorchDistribution):
         self.activation, self.keep, self.temperature = activation, keep, temperature
         super().__init__(biases.shape[:-1], biases.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: object = None) -> AutoregressiveBernoulli:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> AutoregressiveBernoulli:
         """The same distribution with more batch dimensions on the left, or broadcast ones."""
         return self._mapped(lambda x: x.expand(*batch_shape, x.shape[-1]))
 
@@ -148,7 +144,7 @@ class AutoregressiveBernoulli(dist.TorchDistribution):
         return functional.logsigmoid(torch.where(sounding, chosen, -chosen)).sum(-1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """Vectors `[*sample_shape, ..., K]` of zeros and ones."""
         rows = self.expand(torch.Size(sample_shape) + self.batch_shape)._mapped(
             lambda x: x.reshape(-1, x.shape[-1])
@@ -175,10 +171,8 @@ def draw_upwards(value: Tensor, logits: Callable[[Tensor, Tensor], Tensor]) -> T
     each round, the next entry that is 1 is the first one at which the summed hazard -log p(x_k = 0)
     of the entries above the last one exceeds a number drawn from Exp(1).
     """
-    left, keys = (
-        torch.arange(len(value), device=value.device),
-        torch.arange(value.shape[1], device=value.device),
-    )
+    left = torch.arange(len(value), device=value.device)
+    keys = torch.arange(value.shape[1], device=value.device)
     first = left.new_zeros(len(value), 1)
     while len(left):
         hazard = (

@@ -209,32 +209,7 @@ def load_trained(run: RunFolder, settings: GameSettings, named: Named) -> Traine
     world, _ = load_pair(
         run, lambda: new_world(settings, game), settings.model.kind, "cpu", "run.json and game.json"
     )
-    shapes = load_tree(run.best, shapes_only=True)
-    if not isinstance(shapes.get("agent"), dict):
-        raise UserError(f"{run.best} is damaged: it holds no agent")
-    with torch.device("meta"):
-        expected = make_policy(game, settings.agent)
-    compare_shapes(expected, shapes["agent"], f"{run.best} does not fit run.json and game.json")
-    policy, saved, normalisation = (
-        make_policy(game, settings.agent),
-        load_tree(run.best),
-        Normalisation(game.observation_size),
-    )
-    kinds = {
-        "agent": weights_of(policy, run.best).describe_state(),
-        "normalisation": normalisation.describe_state(),
-        "real_steps": Whole(),
-    }
-    check(
-        saved,
-        Fields({"step": Whole(), "weights": Fields({}, open=True), **kinds}),
-        run.best,
-        otherwise="is damaged",
-    )
-    with policy.scope():
-        policy.load_weights(saved["agent"], run.best)
-    policy.train(False)
-    normalisation.load_state(saved["normalisation"])
+    policy, normalisation, real_steps = _load_agent(run, game, settings)
     return TrainedGame(
         settings,
         game,
@@ -242,9 +217,35 @@ def load_trained(run: RunFolder, settings: GameSettings, named: Named) -> Traine
         policy,
         normalisation,
         run.path,
-        saved["real_steps"],
+        real_steps,
         named,
     )
+
+
+def _load_agent(
+    run: RunFolder, game: Game, settings: GameSettings
+) -> tuple[Pair, Normalisation, int]:
+    """(the policy, what it sees observations by, the real steps) of a run's best checkpoint."""
+    shapes = load_tree(run.best, shapes_only=True)
+    if not isinstance(shapes.get("agent"), dict):
+        raise UserError(f"{run.best} is damaged: it holds no agent")
+    with torch.device("meta"):
+        expected = make_policy(game, settings.agent)
+    compare_shapes(expected, shapes["agent"], f"{run.best} does not fit run.json and game.json")
+    policy, saved = make_policy(game, settings.agent), load_tree(run.best)
+    normalisation = Normalisation(game.observation_size)
+    kinds = {
+        "agent": weights_of(policy, run.best).describe_state(),
+        "normalisation": normalisation.describe_state(),
+        "real_steps": Whole(),
+    }
+    described = Fields({"step": Whole(), "weights": Fields({}, open=True), **kinds})
+    check(saved, described, run.best, otherwise="is damaged")
+    with policy.scope():
+        policy.load_weights(saved["agent"], run.best)
+    policy.train(False)
+    normalisation.load_state(saved["normalisation"])
+    return policy, normalisation, saved["real_steps"]
 
 
 @dataclass(frozen=True)
@@ -350,10 +351,8 @@ def dream(
         x, state = world.begin(num_games)
         remembered = policy.initial(num_games)
         seen, earned = [x["observation"]], []
-        alive, lengths = (
-            torch.ones(num_games, dtype=torch.bool),
-            torch.zeros(num_games, dtype=torch.long),
-        )
+        alive = torch.ones(num_games, dtype=torch.bool)
+        lengths = torch.zeros(num_games, dtype=torch.long)
         for _ in range(most_moves):
             if agent == "random":
                 encoded = torch.from_numpy(by_chance.act(range(num_games), seen[-1].numpy()))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -47,8 +46,9 @@ def sample_path(
     11). E and D may be 0; batch dimensions are broadcast against each other.
 
     Differentiable, once, in noise, z_0, features and parameters. Networks of another form than
-    `NormalNet` makes itself (dropout or parametrisations inside, forward hooks) are stepped through
-    by `sample_path_by_steps`, with equal result.
+    `NormalNet` makes itself (dropout or parametrisations inside, forward hooks), and a prior of
+    another depth or other activations than the posterior's, are stepped through by
+    `sample_path_by_steps`, with equal result.
 
     Raises `ValueError` for a prior without features, or features without a prior.
     """
@@ -65,39 +65,28 @@ def sample_path(
         noise.shape[:-2], first.shape[:-1], *(features.shape[:-2] for _, features, _ in pairs)
     )
     networks = [_network(net, features, output_size, lead) for net, features, output_size in pairs]
-    known = [network for network in networks if network is not None]
-    if len(known) < len(networks) or steps == 0 or torch.is_autocast_enabled(noise.device.type):
+    network = networks[0] if prior is None else _merged(networks[0], networks[1], size)
+    if network is None or steps == 0 or torch.is_autocast_enabled(noise.device.type):
         return sample_path_by_steps(
             noise, first, posterior, posterior_features, prior, prior_features
         )
-    layers, activations = known[0] if len(known) == 1 else _merged(known[0], known[1], size)
-    return _run_layers(layers, activations, posterior.positive, noise, first, lead)
+    return _run_layers(network, posterior.positive, noise, first, lead)
 
 
 def _run_layers(
-    layers: list[_Layer],
-    activations: list[Elementwise],
-    positive: Positive,
-    noise: Tensor,
-    first: Tensor,
-    lead: Sequence[int],
+    network: _Network, positive: Positive, noise: Tensor, first: Tensor, lead: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """The path and its scales `[*lead, T, Z]` of a network of layers with activations between
-    them.
-    """
-    steps, size = noise.shape[-2:]
+    """The path and its scales `[*lead, T, Z]` of a network."""
+    shape = (*lead, *noise.shape[-2:])
     path, scale = _SamplePath.apply(
-        [len(layer.weights) for layer in layers],
-        activations,
+        network.activations,
         positive,
         _time_first(noise, lead),
-        first.expand(*lead, size).reshape(math.prod(lead), size),
-        *(layer.bias for layer in layers),
-        *(weight for layer in layers for weight in layer.weights),
+        first.expand(*lead, shape[-1]).reshape(math.prod(lead), shape[-1]),
+        *(layer.bias for layer in network.layers),
+        *(layer.weight for layer in network.layers),
     )
-    return path.transpose(0, 1).reshape(*lead, steps, size), scale.transpose(0, 1).reshape(
-        *lead, steps, size
-    )
+    return path.transpose(0, 1).reshape(shape), scale.transpose(0, 1).reshape(shape)
 
 
 def sample_combined_path(
@@ -108,9 +97,10 @@ def sample_combined_path(
     """
     lead = torch.broadcast_shapes(noise.shape[:-2], first.shape[:-1], evidence.shape[:-2])
     weight, bias = combiner.output.weight / 2, combiner.output.bias
-    hidden = _Layer((combiner.latent.weight,), combiner.latent.bias)
-    output = _Layer((weight,), _time_first(functional.linear(evidence, weight, bias), lead))
-    return _run_layers([hidden, output], [torch.tanh], combiner.positive, noise, first, lead)
+    hidden = _Layer(combiner.latent.weight, combiner.latent.bias)
+    output = _Layer(weight, _time_first(functional.linear(evidence, weight, bias), lead))
+    network = _Network([hidden, output], [torch.tanh])
+    return _run_layers(network, combiner.positive, noise, first, lead)
 
 
 def sample_path_by_steps(
@@ -137,11 +127,9 @@ def sample_path_by_steps(
 
 
 class _Layer(NamedTuple):
-    """A linear layer `[..., R]` to `[..., S]`; with several weights, the blocks of a block-diagonal
-    one. A bias is `[S]` or `[T, N, S]`.
-    """
+    """A linear layer `[..., R]` to `[..., S]`, whose bias is `[S]` or `[T, N, S]`."""
 
-    weights: tuple[Tensor, ...]
+    weight: Tensor
     bias: Tensor
 
 
@@ -175,11 +163,11 @@ def _network(
         type(a) not in ACTIVATIONS.values() or getattr(a, "inplace", False) for a in activations
     ):
         return None
-    layers = [_Layer((layer.weight,), layer.bias) for layer in linear]
-    layers.append(_Layer((last.weight[:output_size],), last.bias[:output_size]))
-    ((weight,), bias), width = layers[0], features.shape[-1]
+    layers = [_Layer(layer.weight, layer.bias) for layer in linear]
+    layers.append(_Layer(last.weight[:output_size], last.bias[:output_size]))
+    (weight, bias), width = layers[0], features.shape[-1]
     products = functional.linear(features, weight[:, :width], bias)
-    layers[0] = _Layer((weight[:, width:],), _time_first(products, lead))
+    layers[0] = _Layer(weight[:, width:], _time_first(products, lead))
     return _Network(layers, list(activations))
 
 
@@ -188,46 +176,32 @@ def _time_first(x: Tensor, lead: Sequence[int]) -> Tensor:
     return x.expand(*lead, *x.shape[-2:]).reshape(math.prod(lead), *x.shape[-2:]).transpose(0, 1)
 
 
-def _merged(posterior: _Network, prior: _Network, size: int) -> _Network:
+def _merged(posterior: _Network | None, prior: _Network | None, size: int) -> _Network | None:
     """One network whose locations are the sum of the two networks' and whose raw scales are the
-    posterior's.
+    posterior's; `None` unless both have the same depth and activations.
 
-    Its first layer stacks theirs, later ones stand side by side and the last one adds up, so that
-    all but the middle layers cost no more operations than one network's.
+    Its first layer stacks theirs, later ones stand side by side and the last one adds up.
     """
-    depth = max(2, len(posterior.layers), len(prior.layers))
-    posterior, prior = _deepened(posterior, depth), _deepened(prior, depth)
-    layers = []
-    for k, ((left, bias), (right, right_bias)) in enumerate(
-        zip(posterior.layers, prior.layers, strict=True)
+    if (
+        posterior is None
+        or prior is None
+        or repr(posterior.activations) != repr(prior.activations)
+        or not posterior.activations
     ):
-        if k == 0:
-            layers.append(_Layer((torch.cat(left + right),), torch.cat([bias, right_bias], -1)))
-        elif k < depth - 1:
-            layers.append(_Layer(left + right, torch.cat([bias, right_bias])))
-        else:  # the prior has no say in the scales
-            both = torch.cat([*left, functional.pad(right[0], (0, 0, 0, size))], 1)
-            layers.append(_Layer((both,), bias + functional.pad(right_bias, (0, size))))
-    widths = [layer.bias.shape[-1] for layer in posterior.layers[:-1]]
-    between = zip(posterior.activations, prior.activations, widths, strict=True)
-    return _Network(layers, [_side_by_side(*both) for both in between])
-
-
-def _deepened(network: _Network, depth: int) -> _Network:
-    """The same network with as many identities behind it as make it `depth` layers deep."""
-    missing, bias = depth - len(network.layers), network.layers[-1].bias
-    zeros = bias.new_zeros(bias.shape[-1])
-    identity = _Layer((torch.eye(len(zeros), dtype=bias.dtype, device=bias.device),), zeros)
-    return _Network(
-        network.layers + [identity] * missing, network.activations + [nn.Identity()] * missing
+        return None
+    *middle, (right, right_bias) = prior.layers
+    middle.append(  # the prior has no say in the scales
+        _Layer(functional.pad(right, (0, 0, 0, size)), functional.pad(right_bias, (0, size)))
     )
-
-
-def _side_by_side(left: Elementwise, right: Elementwise, width: int) -> Elementwise:
-    """The activation `left` for the first `width` features and `right` for the rest."""
-    if repr(left) == repr(right):  # modules: equal in kind and settings
-        return left
-    return lambda x: torch.cat([left(x[..., :width]), right(x[..., width:])], -1)
+    layers = []
+    for k, (one, other) in enumerate(zip(posterior.layers, middle, strict=True)):
+        if k == len(middle) - 1:
+            layers.append(_Layer(torch.cat([one.weight, other.weight], 1), one.bias + other.bias))
+            break
+        join = torch.block_diag if k else lambda *weights: torch.cat(weights)
+        bias = torch.cat([one.bias, other.bias], -1)
+        layers.append(_Layer(join(one.weight, other.weight), bias))
+    return _Network(layers, posterior.activations)
 
 
 class _SamplePath(torch.autograd.Function):
@@ -243,14 +217,13 @@ class _SamplePath(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        blocks: list[int],
         activations: list[Elementwise],
         positive: Positive,
         noise: Tensor,
         first: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        biases, weights = parameters[: len(blocks)], _grouped(parameters[len(blocks) :], blocks)
+        biases, weights = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
         values = [
             bias.expand(*noise.shape[:2], -1).clone(memory_format=torch.contiguous_format)
             for bias in biases
@@ -259,16 +232,10 @@ class _SamplePath(torch.autograd.Function):
         # of (s + epsilon) * noise, what does not need the loop
         loc.add_(noise, alpha=positive.epsilon)
         path = noise.new_empty(noise.shape)
-        _run(
-            values,
-            weights,
-            activations,
-            first,
-            (loc, raw_scale, noise, path),
-            POSITIVE[positive.kind],
-        )
-        ctx.save_for_backward(noise, first, path, *values, *parameters[len(blocks) :])
-        ctx.blocks, ctx.activations, ctx.positive = blocks, activations, positive
+        ends = (loc, raw_scale, noise, path)
+        _run(values, weights, activations, first, ends, POSITIVE[positive.kind])
+        ctx.save_for_backward(noise, first, path, *values, *weights)
+        ctx.activations, ctx.positive = activations, positive
         ctx.common = [bias.dim() == 1 for bias in biases]  # to all steps
         ctx.set_materialize_grads(False)
         return path, positive(raw_scale.contiguous())
@@ -279,7 +246,7 @@ class _SamplePath(torch.autograd.Function):
         ctx: Any, grad: Tensor | None, grad_scale: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         noise, first, path, *rest = ctx.saved_tensors
-        values, weights = rest[: len(ctx.blocks)], _grouped(rest[len(ctx.blocks) :], ctx.blocks)
+        values, weights = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         inputs = [torch.cat([first[None], path[:-1]])]  # of each layer, for all steps
         # of what follows each layer; times the gradient of what follows, the gradient of its values
         slopes = []
@@ -300,21 +267,16 @@ class _SamplePath(torch.autograd.Function):
             for slope, common in zip(slopes, ctx.common, strict=True)
         ]
         grad_weights = [
-            grad_rows.flatten(0, 1).t() @ columns.flatten(0, 1)
-            for grad_values, group, layer_inputs in zip(slopes, weights, inputs, strict=True)
-            for grad_rows, columns in zip(
-                grad_values.split([len(w) for w in group], -1),
-                layer_inputs.split([w.shape[1] for w in group], -1),
-                strict=True,
-            )
+            rows.flatten(0, 1).t() @ columns.flatten(0, 1)
+            for rows, columns in zip(slopes, inputs, strict=True)
         ]
         grad_noise = adjoint[1:] * (scale + ctx.positive.epsilon)
-        return None, None, None, grad_noise, adjoint[0], *grad_biases, *grad_weights
+        return None, None, grad_noise, adjoint[0], *grad_biases, *grad_weights
 
 
 def _run(
     values: Sequence[Tensor],
-    weights: Sequence[Sequence[Tensor]],
+    weights: Sequence[Tensor],
     activations: Sequence[Elementwise],
     first: Tensor,
     ends: tuple[Tensor, Tensor, Tensor, Tensor],
@@ -326,30 +288,16 @@ def _run(
     `ends` are the locations and raw scales (of the last layer's values), the noise and the path,
     which is filled.
     """
-    transposed = [[w.t().contiguous() for w in group] for group in weights]
-    widths = [[w.shape[1] for w in group] for group in weights]
-    blocks = [
-        _by_step(value, [len(w) for w in group])
-        for value, group in zip(values, weights, strict=True)
-    ]
-    wholes = [
-        block[0] if len(block) == 1 else value.unbind()
-        for block, value in zip(blocks, values, strict=True)
-    ]
+    transposed = [weight.t().contiguous() for weight in weights]
+    by_step = [value.unbind() for value in values]
     z = first
     for t, (loc, raw_scale, noise, z_t) in enumerate(
         zip(*(end.unbind() for end in ends), strict=True)
     ):
-        for k, layer in enumerate(transposed):
+        for k, weight in enumerate(transposed):
             if k:
-                z = activations[k - 1](wholes[k - 1][t])
-            if len(layer) == 1:
-                wholes[k][t].addmm_(z, layer[0])
-            else:
-                for block, columns, weight in zip(
-                    blocks[k], z.split(widths[k], -1), layer, strict=True
-                ):
-                    block[t].addmm_(columns, weight)
+                z = activations[k - 1](by_step[k - 1][t])
+            by_step[k][t].addmm_(z, weight)
         # elementwise functions are several times slower on a slice than on its copy
         z = torch.addcmul(loc, project(raw_scale.contiguous()), noise, out=z_t)
 
@@ -357,7 +305,7 @@ def _run(
 def _carry_back(
     adjoint: Tensor,
     slopes: Sequence[Tensor],
-    weights: Sequence[Sequence[Tensor]],
+    weights: Sequence[Tensor],
     direct: Tensor | None,
 ) -> None:
     """Completes the adjoint `[T + 1, N, Z]` of z in place, and turns the slopes `[T, N, S]` into
@@ -367,35 +315,14 @@ def _carry_back(
     """
     z = adjoint.unbind()
     ends = slopes[-1].unflatten(-1, (2, -1)).unbind()
-    gradients = [
-        _by_step(slope, [len(w) for w in group])
-        for slope, group in zip(slopes, weights, strict=True)
-    ]
-    before = [
-        _by_step(slope, [w.shape[1] for w in group])
-        for slope, group in zip(slopes[:-1], weights[1:], strict=True)
-    ]
+    gradients = [slope.unbind() for slope in slopes]
     for t in range(len(ends) - 1, -1, -1):
         ends[t].mul_(z[t + 1][:, None])
         if direct is not None:
             ends[t][:, 1].add_(direct[t])
         for k in range(len(weights) - 1, 0, -1):
-            for target, gradient, weight in zip(
-                before[k - 1], gradients[k], weights[k], strict=True
-            ):
-                target[t].mul_(gradient[t] @ weight)
-        z[t].addmm_(gradients[0][0][t], weights[0][0])
-
-
-def _by_step(x: Tensor, widths: Sequence[int]) -> list[tuple[Tensor, ...]]:
-    """Blocks of the features of `[T, N, S]`, each as one tensor per step."""
-    return [x.unbind()] if len(widths) == 1 else [block.unbind() for block in x.split(widths, -1)]
-
-
-def _grouped(items: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
-    """The items in consecutive groups of the given sizes."""
-    remaining = iter(items)
-    return [tuple(islice(remaining, count)) for count in counts]
+            gradients[k - 1][t].mul_(gradients[k][t] @ weights[k])
+        z[t].addmm_(gradients[0][t], weights[0])
 
 
 def _with_slope(function: Elementwise, x: Tensor) -> tuple[Tensor, Tensor]:

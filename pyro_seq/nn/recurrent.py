@@ -63,12 +63,10 @@ class Recurrence(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"unknown recurrence {kind!r}{did_you_mean(kind, KINDS)}")
-        self.kind, self.input_size, self.hidden_size, self.output_size = (
-            kind,
-            input_size,
-            hidden_size,
-            hidden_size,
-        )
+        self.kind = kind
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.output_size = hidden_size
         # PyTorch warns of a dropout that has no two layers to stand between
         between = dropout if num_layers > 1 else 0.0
         self.rnn = KINDS[kind](
@@ -172,10 +170,8 @@ class Recurrence(nn.Module):
         for layer, (weight_ih, weight_hh, bias_ih, bias_hh) in enumerate(self.rnn.all_weights):
             if layer and self.rnn.dropout:
                 x = functional.dropout(x, self.rnn.dropout, self.training)
-            products, first = (
-                functional.linear(x, weight_ih, bias_ih).contiguous(),
-                state[0][:, layer],
-            )
+            products = functional.linear(x, weight_ih, bias_ih).contiguous()
+            first = state[0][:, layer]
             if self.kind == "gru":
                 x = _GRULayer.apply(products, first, weight_hh, bias_hh)
             else:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyro
 import torch
-from pyro.poutine.messenger import Messenger
+from pyro import poutine
+from pyro.params.param_store import StateDict
 from torch import Tensor, nn
 
-from pyro_seq._weights import check_weights, load_weights
+from pyro_seq._rng import kept
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pairs._modules_used import modules_of
+from pyro_seq.pairs._weights import check_weights, load_weights
 
 Stochastic = Callable[[SequenceBatch], Any]
 
@@ -26,27 +29,6 @@ def no_guide(batch: SequenceBatch) -> None:
     """
 
 
-class _TakeOver(Messenger):
-    """Copies a parameter from another state of Pyro's store at the moment that a function asks for
-    it and has none of its own.
-    """
-
-    def __init__(self, state: Any) -> None:
-        super().__init__()
-        self.state = state
-
-    def _pyro_param(self, msg: Any) -> None:
-        name, store = msg["name"], pyro.get_param_store()
-        # as `pyro.module` and `PyroModule` register them
-        of_module = any(isinstance(given, nn.Parameter) for given in msg["args"])
-        if name in self.state["params"] and name not in store and not of_module:
-            original = self.state["params"][name]
-            copied = original.detach().clone().requires_grad_(original.requires_grad)
-            store.set_state(
-                {"params": {name: copied}, "constraints": {name: self.state["constraints"][name]}}
-            )
-
-
 class Pair:
     """Any model and guide: callables on a `SequenceBatch` that are valid Pyro (functions,
     `nn.Module`s, `PyroModule`s).
@@ -55,11 +37,9 @@ class Pair:
     silently share them; inside `scope()` the store holds this pair's parameters alone. All tools
     work inside it.
 
-    A pair trained by hand, with parameters in Pyro's store as it stands outside of any scope, is a
-    pair of what was learnt: a parameter that its functions ask for (by `pyro.param`) inside
-    `scope()` for the first time is a copy of the one of its name outside, if there is one. Nothing
-    else is taken over, and nothing outside is changed: modules hold their own parameters, and names
-    in the store that are theirs could be another module's.
+    What functions have learnt in a loop of one's own lies in Pyro's store outside of any scope:
+    `Pair.from_param_store` makes a pair of it. Modules hold their own parameters, and need no such
+    call.
 
     Modules that functions use (`pyro.module`, in their closures or among their globals) are put
     into training and evaluation mode and moved between devices with the pair.
@@ -70,40 +50,83 @@ class Pair:
 
     def __init__(self, model: Stochastic, guide: Stochastic = no_guide) -> None:
         self.model, self.guide = model, guide
-        self._store: Any = {"params": {}, "constraints": {}}
+        self._store: StateDict = {"params": {}, "constraints": {}}
         # what sites the sides have on longer sequences, as `time_sites` has found them
         self.longer_runs: dict[Any, Any] = {}
+
+    @classmethod
+    def from_param_store(cls, model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> Pair:
+        """Make a pair of functions that were trained outside of it, as by Pyro's `SVI`.
+
+        The functions are called once, on `batch`, without dropout and without an effect on torch's
+        random state. Each parameter that they ask Pyro's store for is copied into the pair's own;
+        those of modules stay with the modules. The store itself is left as it is.
+        """
+        pair, outside = cls(model, guide), pyro.get_param_store().get_state()
+        with kept(), pair.evaluating(), torch.no_grad(), pair._own_store():
+            guided = poutine.trace(guide).get_trace(batch)
+            poutine.replay(model, trace=guided)(batch)
+        for name in pair._of_functions().keys() & outside["params"].keys():
+            p = outside["params"][name]
+            pair._store["params"][name] = p.detach().clone().requires_grad_(p.requires_grad)
+            pair._store["constraints"][name] = outside["constraints"][name]
+        return pair
+
+    def _of_functions(self) -> dict[str, Tensor]:
+        """The unconstrained parameters in this pair's store that are of no module; outside of
+        `scope()`.
+        """
+        owned = {id(p) for module in self._all_modules() for p in module.parameters()}
+        params = self._store["params"]
+        # names that `pyro.module` has made hold its sign
+        return {name: p for name, p in params.items() if "$$$" not in name and id(p) not in owned}
 
     @contextmanager
     def scope(self) -> Iterator[None]:
         """Inside, Pyro's parameter store is this pair's own, also after an error; may be nested,
         also in and around other pairs'.
+
+        Warns of parameters that functions have begun anew, though Pyro's store holds some of their
+        names outside.
         """
+        known, outermost = set(self._store["params"]), not self._entered
+        with self._own_store():
+            yield
+        new = pyro.get_param_store().keys() & self._store["params"].keys() - known
+        if outermost and new and (names := new & self._of_functions().keys()):
+            warnings.warn(
+                f"this pair has begun {', '.join(sorted(names))} anew, though Pyro's store outside "
+                "holds parameters of these names: Pair.from_param_store(model, guide, batch) makes "
+                "a pair of what was trained there",
+                stacklevel=3,
+            )
+
+    @contextmanager
+    def _own_store(self) -> Iterator[None]:
+        """What `scope()` does, without its warning."""
         around = self._entered[-1] if self._entered else None
         if around is self:
             yield
             return
         store = pyro.get_param_store()
-        outside: Any = store.get_state()
+        outside = store.get_state()
         # should its scope be entered again in here, it finds what it has registered so far
         if around is not None:
             around._store.update(outside)
             outside = around._store
-        trained_by_hand = around is None and outside["params"]
         store.clear()
         store.set_state(self._store)
         self._entered.append(self)
         try:
-            with _TakeOver(outside) if trained_by_hand else nullcontext():
-                yield
+            yield
         finally:
             self._entered.pop()
             self._store.update(store.get_state())
             store.clear()
             store.set_state(outside)
-            # get_state has taken from parameters what a step of SVI that is under way asks them for
-            for _ in store.values():
-                pass
+            # `get_state` deletes references to unconstrained values, which a step of SVI that is
+            # under way asks for; reading a parameter sets its reference again
+            list(store.values())
 
     def modules(self) -> dict[str, nn.Module]:
         """Those of model and guide that are modules, by the names `model` and `guide`."""
@@ -216,7 +239,7 @@ class Pair:
             "store": free | self._used()
         }
 
-    def load_weights(self, weights: Any, where: str | Path) -> None:
+    def load_weights(self, weights: object, where: str | Path) -> None:
         """Take over what `weights()` gave; inside `scope()`, and for functions' parameters after a
         first call has registered them.
 
@@ -225,12 +248,12 @@ class Pair:
         """
         load_weights(*self._side_by_side(weights, where), where)
 
-    def check_weights(self, weights: Any, where: str | Path) -> None:
+    def check_weights(self, weights: object, where: str | Path) -> None:
         """Raise what `load_weights` would raise; inside `scope()`."""
         check_weights(*self._side_by_side(weights, where), where)
 
     def _side_by_side(
-        self, weights: Any, where: str | Path
+        self, weights: object, where: str | Path
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(this pair's weights, those of a file) by name; raises `UserError` for those of other
         sides.

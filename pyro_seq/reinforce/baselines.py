@@ -91,13 +91,13 @@ class Critic(Baseline):
 
     Args:
         context: c_t, a context of the critic's own.
-        cell, hidden_size: of the recurrence.
+        hidden_size: of the recurrence, a GRU.
     """
 
-    def __init__(self, context: Context, *, cell: str = "gru", hidden_size: int = 64) -> None:
+    def __init__(self, context: Context, *, hidden_size: int = 64) -> None:
         super().__init__()
         self.context = context
-        self.recurrence = Recurrence(context.num_features, hidden_size, kind=cell)
+        self.recurrence = Recurrence(context.num_features, hidden_size, kind="gru")
         self.readout = nn.Linear(hidden_size, 1)
 
     def forward(self, batch: SequenceBatch, returns: Tensor) -> Tensor:

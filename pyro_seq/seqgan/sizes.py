@@ -18,12 +18,10 @@ def check_sizes(settings: SeqGANSettings) -> None:
     """Raise `UserError`, with names and sizes, where sequences or minibatches would take
     gigabytes.
     """
-    task, game, judge, length = (
-        settings.task,
-        settings.adversarial,
-        settings.discriminator,
-        settings.length,
-    )
+    task = settings.task
+    game = settings.adversarial
+    judge = settings.discriminator
+    length = settings.length
     if task.kind == "oracle":
         check_sequences(task.num_train, length, "task.num_train")
         check_sequences(task.num_held_out, length, "task.num_held_out")

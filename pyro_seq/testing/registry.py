@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyro
 
 from pyro_seq import emissions
-from pyro_seq.config.build import Parts, make_pair, model_settings
-from pyro_seq.config.model_settings import KIND, Layer, resolve
+from pyro_seq.config.build import Parts, make_pair
+from pyro_seq.config.fields import Setting
+from pyro_seq.config.model_settings import KIND, Layer, model_settings, resolve
+from pyro_seq.config.shipped import ModelSettings
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.encoders import Embedding, Flatten
 from pyro_seq.errors import UserError, said
 from pyro_seq.testing import problems
 
-SMALL = {
+SMALL: dict[str, Setting] = {
     "hidden_size": 8,
     "latent_size": 2,
     "latent_sizes": (8,),
@@ -29,10 +30,10 @@ LENGTHS = (6, 4, 1, 5)  # of the sequences that a pair is checked on
 
 @dataclass(frozen=True)
 class _Settings:
-    model: Any = field(default_factory=lambda: model_settings("rnn"))
+    model: ModelSettings = field(default_factory=lambda: model_settings("rnn"))
 
 
-def settings_of(name: str, changes: Mapping[str, Any]) -> Any:
+def settings_of(name: str, changes: Mapping[str, Setting]) -> ModelSettings:
     """The settings of a small pair by its name or spec, some of `model.*` changed; raises
     `UserError` for what there is not.
     """
@@ -43,7 +44,7 @@ def settings_of(name: str, changes: Mapping[str, Any]) -> Any:
     ).model
 
 
-def problems_with(settings: Any, emission: str, *, seed: int = 0) -> list[str]:
+def problems_with(settings: ModelSettings, emission: str, *, seed: int = 0) -> list[str]:
     """What is wrong with the pair of these settings over an emission (`categorical`, `bernoulli`,
     `normal`); see `testing.problems`.
     """

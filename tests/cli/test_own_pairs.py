@@ -98,13 +98,13 @@ def test_maker_is_given_the_parts_and_settings_that_it_names() -> None:
         context: Context,
         emission: Emission,
         num_inputs: int,
-        hidden_size: int,
+        hidden_size: int = 7,
         depth: int = 2,
     ) -> Any:
         seen.update(locals())
         return bigram
 
-    made(maker, hidden_size=7)
+    made(maker, depth=3)  # a program's default, which is for shipped pairs
     assert (
         isinstance(seen["encoder"], Embedding)
         and seen["emission"] is PARTS.emission

@@ -51,7 +51,7 @@ def refused(spec: str) -> str:
 def test_shipped_pairs_have_names_and_a_line_each() -> None:
     for name in SHIPPED:
         recipe = find_recipe(name)
-        assert recipe.shipped and recipe.kind == name and recipe.description
+        assert recipe.shipped and recipe.kind == name and recipe.title
         assert not named_by_code(name)
     assert find_recipe("srnn").maker is SRNN
 
@@ -68,11 +68,9 @@ def test_file_is_named_by_its_whole_path(file: Path, monkeypatch: pytest.MonkeyP
         recipe.kind
     )
     assert (
-        recipe.description == "Makes a model."
-        and recipe.source == f"file {file}"
-        and not recipe.shipped
+        recipe.title == "Makes a model." and recipe.source == f"file {file}" and not recipe.shipped
     )
-    assert find_recipe("./own.py:Other").description == ""
+    assert find_recipe("./own.py:Other").title == ""
     assert sys.path == path_before and "own" not in sys.modules
     assert sorted(path.name for path in file.parent.iterdir() if path.name != "__pycache__") == [
         "beside.py",
@@ -122,6 +120,22 @@ def test_two_folders_may_each_have_a_helper_of_one_name(tmp_path: Path) -> None:
     assert again() == "first" and second() == "second!"
     modules = [sys.modules[maker.__module__].beside_both for maker in (first, again, second)]
     assert modules[0] is modules[1] is not modules[2]
+
+
+def test_a_model_that_imports_while_it_runs_finds_its_own_helper(tmp_path: Path) -> None:
+    """At each call of what the maker has returned, whichever pair was read last."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "late.py").write_text(f"WORD = {name!r}\n")
+        (tmp_path / name / "own.py").write_text(
+            "def maker():\n    def model():\n        import late\n        return late.WORD\n"
+            "    return model\n"
+        )
+    models = [
+        find_recipe(f"{tmp_path}/{name}/own.py:maker").maker() for name in ("first", "second")
+    ]
+    assert [model() for model in (*models, *models)] == ["first", "second"] * 2
+    assert "late" not in sys.modules
 
 
 def test_makers_import_what_lies_beside_their_own_file(tmp_path: Path) -> None:
@@ -177,7 +191,7 @@ def test_a_program_keeps_the_modules_that_it_has_imported(
     kept = sys.modules["a_package_of_mine"], sys.modules["a_package_of_mine.pairs"]
     find_recipe(f"{other}/own.py:maker")
     assert (sys.modules["a_package_of_mine"], sys.modules["a_package_of_mine.pairs"]) == kept
-    sys.modules.pop("beside_other")
+    assert "beside_other" not in sys.modules
     monkeypatch.syspath_prepend(tmp_path / "installed")
     (tmp_path / "installed").mkdir()
     (tmp_path / "installed" / "beside_other.py").write_text("")

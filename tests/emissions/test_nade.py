@@ -31,7 +31,8 @@ def _float64(float64: None) -> None:
 
 
 def made(size: int = 5, hidden: int = 4, **options: Any) -> NADE:
-    emission = NADE(size, hidden, activation="tanh", **options)
+    emission = NADE(size, hidden, **options)
+    emission.activation = torch.nn.Tanh()  # smooth, for gradients by differences
     torch.nn.init.normal_(emission.outward)
     return emission
 

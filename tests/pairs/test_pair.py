@@ -143,7 +143,11 @@ def test_frozen_and_shared_parameters() -> None:
 
 def test_scope_is_the_pairs_own_store() -> None:
     pyro.param("loc", torch.tensor(5.0))
-    pairs = [called(KINDS["functions"]()) for _ in range(2)]
+    pairs = [KINDS["functions"]() for _ in range(2)]
+    for pair in pairs:
+        with pytest.warns(UserWarning, match="begun loc anew, though .*from_param_store"):
+            called(pair)
+        called(pair)  # says it once
     with pairs[0].scope():
         pyro.param("loc").unconstrained().data.fill_(1.0)
     with pairs[1].scope():
@@ -203,14 +207,17 @@ def test_scopes_of_other_pairs_nest() -> None:
     assert not pyro.get_param_store().keys()
 
 
-def test_functions_take_over_what_was_trained_by_hand(tmp_path: Path) -> None:
+def test_a_pair_from_the_param_store_is_what_was_trained_by_hand(tmp_path: Path) -> None:
     """What they ask for, and no other name; copies, with their constraints; saved and loaded as any
     other parameters.
     """
     pyro.param("unrelated", torch.zeros(3))
     pyro.param("loc", torch.tensor(5.0))
     pyro.param("scale", torch.tensor(0.25), constraint=dist.constraints.positive)
-    pair = called(Pair(model, guide))
+    before = torch.get_rng_state()
+    pair = Pair.from_param_store(model, guide, BATCH)
+    assert torch.equal(torch.get_rng_state(), before) and "posterior" not in pyro.get_param_store()
+    called(pair)
     with pair.scope():
         assert (
             set(pair.weights()["store"]) == set(pair.parameters()) == {"loc", "scale", "posterior"}
@@ -224,7 +231,7 @@ def test_functions_take_over_what_was_trained_by_hand(tmp_path: Path) -> None:
         save_tree(tmp_path / "weights", pair.weights())
     assert float(pyro.param("loc").detach()) == 5.0, "what stands outside is left alone"
     with pair.scope():
-        assert float(pyro.param("loc").detach()) == 6.0, "taken over once"
+        assert float(pyro.param("loc").detach()) == 6.0, "copied once"
     pyro.clear_param_store()
     other = called(Pair(model, guide))
     with other.scope():
@@ -264,6 +271,7 @@ def test_modules_of_functions_trained_by_hand_stay_their_own() -> None:
     svi.step(BATCH)
     width = float(pyro.param("width").detach())
     assert width != 1.0
+    pair = Pair.from_param_store(pair.model, pair.guide, BATCH)
     with pair.scope():
         Trace_ELBO().loss_and_grads(pair.model, pair.guide, BATCH)
         assert float(pyro.param("width").detach()) == width
@@ -282,9 +290,9 @@ def test_modules_of_functions_trained_by_hand_stay_their_own() -> None:
         assert torch.equal(modules_of(pair.model)[0].bias, before + 1)
 
 
-def test_a_function_beside_a_module_takes_over_what_was_trained_by_hand() -> None:
+def test_a_function_beside_a_module_from_the_param_store() -> None:
     pyro.param("posterior", torch.tensor([3.0, 5.0]))
-    pair = called(Pair(Module("model"), guide))
+    pair = called(Pair.from_param_store(Module("model"), guide, BATCH))
     with pair.scope():
         assert pyro.param("posterior").tolist() == [3.0, 5.0]
 
@@ -299,8 +307,8 @@ def test_modules_of_functions_have_the_pairs_mode() -> None:
     assert not outer[1].training
 
 
-@pytest.mark.parametrize("kind", ["modules", "pyro modules", "a module and a function"])
-def test_names_of_modules_in_the_store_are_never_taken_over(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["modules", "pyro modules"])
+def test_names_of_modules_in_the_store_are_never_copied(kind: str) -> None:
     called_outside = KINDS[kind]()
     # names of the same modules, in Pyro's own store
     Trace_ELBO().loss(called_outside.model, called_outside.guide, BATCH)
@@ -308,7 +316,8 @@ def test_names_of_modules_in_the_store_are_never_taken_over(kind: str) -> None:
         expected = called(KINDS[kind]())
         with expected.scope():
             names = {side: set(part) for side, part in expected.weights().items()}
-    pair = called(KINDS[kind]())
+    pair = KINDS[kind]()
+    pair = called(Pair.from_param_store(pair.model, pair.guide, BATCH))
     outside = {id(p) for _, p in pyro.get_param_store().named_parameters()}
     with pair.scope():
         assert {side: set(part) for side, part in pair.weights().items()} == names

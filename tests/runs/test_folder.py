@@ -19,8 +19,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from pyro_seq._weights import load_weights
 from pyro_seq.errors import UserError
+from pyro_seq.pairs._weights import load_weights
 from pyro_seq.runs.checkpoint import FORMAT, METADATA, load_tree, save_tree
 from pyro_seq.runs.folder import MAX_JSON_BYTES, RunFolder
 from pyro_seq.runs.writing import WRITING, replacing

@@ -174,7 +174,6 @@ def drawn(*, higher: bool = False, wrong: float = 1.0, best: bool = True) -> byt
             10,
             curves if best else {"pretrained": curves["pretrained"]},
         ),
-        title="$5",
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyro
@@ -27,7 +27,7 @@ from pyro_seq.games.settings import AgentSettings
 from pyro_seq.infer.sampling import draw, sharpened
 from pyro_seq.models import RNN
 from pyro_seq.nn.feedforward import MLP
-from pyro_seq.pairs.model import Layout, SequenceModel
+from pyro_seq.pairs.model import SequenceModel
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.reinforce.baselines import Critic
 
@@ -40,8 +40,7 @@ class Feedforward(SequenceModel):
     Args:
         emission: p(x_t | features).
         context: c_t.
-        hidden_sizes: of f.
-        activation: of f.
+        hidden_sizes: of f, whose activation is tanh.
     """
 
     def __init__(
@@ -50,15 +49,15 @@ class Feedforward(SequenceModel):
         context: Context,
         *,
         hidden_sizes: Sequence[int] = (64,),
-        activation: str = "tanh",
-        layout: Layout = "path",
     ) -> None:
-        super().__init__(emission, context, layout=layout)
+        super().__init__(emission, context)
         self.decoder = MLP(
-            context.num_features, hidden_sizes, emission.num_features, activation=activation
+            context.num_features, hidden_sizes, emission.num_features, activation="tanh"
         )
 
-    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+    def decode(
+        self, h: Tensor, latents: Tensor | None, carried: tuple[()]
+    ) -> tuple[Tensor, tuple[()]]:
         """The features of p(x_t | c_t)."""
         return self.decoder(h), carried
 
@@ -121,7 +120,7 @@ def make_critic(game: Game, settings: AgentSettings) -> Critic:
 
 
 @torch.no_grad()
-def state_after(model: SequenceModel, observations: Tensor) -> Any:
+def state_after(model: SequenceModel, observations: Tensor) -> dict[str, Any]:
     """The agent's state after it has seen `[N, T, D]`, normalised; T may be 0."""
     n = len(observations)
     state = model.initial(n)
@@ -132,8 +131,8 @@ def state_after(model: SequenceModel, observations: Tensor) -> Any:
 
 
 def act(
-    model: SequenceModel, state: Any, observations: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Any]:
+    model: SequenceModel, state: dict[str, Any], observations: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, dict[str, Any]]:
     """(actions as the emission draws them, `[N]` or `[N, A]`, the state after them) given
     normalised observations `[N, D]`.
 
@@ -157,7 +156,7 @@ def act(
     return action, after
 
 
-def no_latents(prior: Any) -> Tensor:
+def no_latents(prior: object) -> NoReturn:
     """What draws an agent's latents, of which there are none."""
     raise TypeError("an agent has no latents")
 
@@ -175,12 +174,10 @@ class AgentPlayer:
     def __init__(
         self, game: Game, policy: Pair, normalisation: Normalisation, temperature: float = 1.0
     ) -> None:
-        self.game, self.policy, self.normalisation, self.temperature = (
-            game,
-            policy,
-            normalisation,
-            temperature,
-        )
+        self.game = game
+        self.policy = policy
+        self.normalisation = normalisation
+        self.temperature = temperature
         self.model: Any = policy.model
         self._states: dict[int, Any] = {}  # by place, each of one row
 

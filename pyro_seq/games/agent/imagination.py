@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import pyro
 import pyro.distributions as dist
@@ -22,6 +22,8 @@ from pyro_seq.games.environment.episodes import Normalisation
 from pyro_seq.games.environment.replay import Replay
 from pyro_seq.games.settings import AgentSettings
 from pyro_seq.games.world.world_model import World
+from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.reinforce.baselines import Critic
 from pyro_seq.reinforce.objective import register_baseline
 
@@ -58,7 +60,7 @@ class Imagination:
         # [N], those that were not over at the horizon
         self.running = torch.zeros(0, dtype=torch.bool)
 
-    def starts(self, policy: Any, count: int) -> tuple[Any, Any, Tensor]:
+    def starts(self, policy: SequenceModel, count: int) -> tuple[Any, Any, Tensor]:
         """(the world's states, the agent's, the observations `[N, D]`) of so many games about to be
         imagined.
         """
@@ -77,7 +79,7 @@ class Imagination:
         return concatenated(worlds), concatenated(agents), torch.cat(seen)
 
     @torch.no_grad()
-    def imagine(self, policy: Any, batch: SequenceBatch) -> SequenceBatch:
+    def imagine(self, policy: SequenceModel, batch: SequenceBatch) -> SequenceBatch:
         """The agent's actions in imagined games of at most T moves, given what it saw as side
         inputs: what `Reinforce(sample=…)` takes.
         """
@@ -159,15 +161,17 @@ class Pathwise(ELBO):
         self.imagination = imagination
         self.figures: dict[str, float] = {}
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+    def _get_trace(self, model: object, guide: object, args: object, kwargs: object) -> NoReturn:
         raise TypeError("this objective has no trace: its games are imagined")
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: SequenceModel, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
         """The negative of the objective at imagined games, as a number."""
         with torch.no_grad():
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(
+        self, model: SequenceModel, guide: Stochastic, *args: Any, **kwargs: Any
+    ) -> float:
         """The negative of the objective, its gradient accumulated on the parameters of agent and
         critic.
         """
@@ -175,7 +179,9 @@ class Pathwise(ELBO):
         loss.backward()
         return float(loss.detach())
 
-    def differentiable_loss(self, model: Any, guide: Any, batch: SequenceBatch) -> Tensor:
+    def differentiable_loss(
+        self, model: SequenceModel, guide: Stochastic, batch: SequenceBatch
+    ) -> Tensor:
         """The negative of the objective, summed over games, and the critic's error."""
         settings = self.imagination.settings
         rewards, alive, entropies, seen, beyond = self._imagined(model, batch)
@@ -214,7 +220,7 @@ class Pathwise(ELBO):
         return 0.5 * (alive[:, :-1] * (values[:, :-1] - targets).square()).sum()
 
     def _imagined(
-        self, model: Any, batch: SequenceBatch
+        self, model: SequenceModel, batch: SequenceBatch
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(rewards `[N, T]`, probabilities a of going on `[N, T + 1]`, entropies `[N, T]`, what was
         seen, and after `[N, D]`).
@@ -242,7 +248,9 @@ class Pathwise(ELBO):
             seen,
         )
 
-    def _soft_action(self, model: Any, state: Any, seen: Tensor) -> tuple[Tensor, Tensor, Any]:
+    def _soft_action(
+        self, model: SequenceModel, state: dict[str, Any], seen: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """(an encoded action `[N, A]` that gradients go through, the agent's entropy `[N]`, its
         state after the action).
         """
@@ -265,7 +273,7 @@ class Pathwise(ELBO):
 
 
 @contextmanager
-def frozen(modules: Any) -> Iterator[None]:
+def frozen(modules: torch.nn.Module | Pair) -> Iterator[None]:
     """Inside, no gradient is accumulated on a module's parameters, or a pair's; it goes through
     them.
     """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,11 +93,15 @@ class _Place:
         self,
         player: str,
         number: int,
-        observation: np.ndarray,
+        first: int,
+        seed: int,
         latest: np.ndarray,
         num_actions: int,
     ) -> None:
-        """A game begins; its latest observation is to be found in `latest` `[D]`."""
+        """Begin a game, by the number of it and of the first one; its latest observation is to be
+        found in `latest` `[D]`.
+        """
+        observation = self.playing.reset(game_seed(seed, first + number), first + number)
         self.player, self.number, self.moves, self.rewards = player, number, 0, []
         if not self.room:
             self.room = FIRST_MOVES
@@ -111,18 +116,14 @@ class _Place:
         self.observations = np.concatenate(
             [self.observations, np.zeros_like(self.observations[1:])]
         )
-        self.actions, self.room = (
-            np.concatenate([self.actions, np.zeros_like(self.actions)]),
-            2 * self.room,
-        )
+        self.actions = np.concatenate([self.actions, np.zeros_like(self.actions)])
+        self.room = 2 * self.room
 
     def episode(self, *, ended: bool, complete: bool) -> Episode:
         """The game so far; raises `UserError` if anything in it is not finite."""
         n = self.moves
-        observations, rewards = (
-            self.observations[: n + 1].copy(),
-            np.array(self.rewards, np.float32),
-        )
+        observations = self.observations[: n + 1].copy()
+        rewards = np.array(self.rewards, np.float32)
         if not (surely_finite(observations) and surely_finite(rewards)):
             self.playing.check(observations, rewards)
         return Episode(
@@ -161,15 +162,12 @@ def collect(
     """Play games to their ends, or up to a limit; the episodes, in the order of `games`.
 
     Args:
-        environments: of the game, as many as are played side by side.
-        game: their form.
-        games: who plays each, by a name in `players`.
-        players: by name.
+        environments, game: as many as are played side by side, and their form.
+        games, players: who plays each game, by name, and the players of these names.
         seed: of the run; with it, the number of a game determines what happens in it by chance.
         first: the number of the first game.
-        most_steps: moves in all, after which the games under way are left as they are.
-        most_moves: moves of a game, after which it is left, whether the environment would end it or
-            not.
+        most_steps: moves in all, after which games under way are left.
+        most_moves: moves of a game, after which it is left if it goes on.
         moved: called with the number of moves made since the last call.
 
     Raises `UserError` for an environment that fails.
@@ -179,16 +177,14 @@ def collect(
     everywhere = list(range(len(places)))
     under_way: dict[str, list[int]] = {name: [] for name in players}  # places by player
     episodes: dict[int, Episode] = {}
-    free, number, steps = list(range(len(places)))[::-1], 0, 0
+    free, number, left = everywhere[::-1], 0, sys.maxsize if most_steps is None else most_steps
     while True:
         while free and number < len(games):
             place, name = free.pop(), games[number]
             players[name].begin(place)
-            begun = places[place].playing.reset(game_seed(seed, first + number), first + number)
-            places[place].begin(name, number, begun, latest[place], game.action_size)
+            places[place].begin(name, number, first, seed, latest[place], game.action_size)
             under_way[name].append(place)
             number += 1
-        left = sum(map(len, under_way.values())) if most_steps is None else most_steps - steps
         if left <= 0 or not any(under_way.values()):
             break
         for name, mine in under_way.items():
@@ -197,40 +193,27 @@ def collect(
             moving = everywhere if together else mine[:left]
             if not moving:
                 continue
-            moves, seen = (
-                (places, latest)
-                if together
-                else ([places[place] for place in moving], latest.take(moving, 0))
-            )
-            if not surely_finite(seen):
-                for place in moving:
-                    # raises where one is NaN or infinite
-                    places[place].episode(ended=False, complete=False)
-            over = [
-                (moving[i], ended, True)
-                for i, ended in _move(moves, players[name].act(moving, seen), game)
-            ]
-            if most_moves is not None:
-                done = {place for place, _, _ in over}
-                over += [
-                    (place, False, False)
-                    for place in moving
-                    if places[place].moves >= most_moves and place not in done
-                ]
-            for place, ended, complete in over:
-                episodes[places[place].number] = places[place].episode(
-                    ended=ended, complete=complete
-                )
-                mine.remove(place)
-                free.append(place)
-            left, steps = left - len(moving), steps + len(moving)
+            moves = places if together else [places[place] for place in moving]
+            seen = latest if together else latest.take(moving, 0)
+            _check_finite(moves, seen)
+            over = _move(moves, players[name].act(moving, seen), game)
+            for i, ended, complete in _with_left(over, moves, most_moves):
+                episodes[moves[i].number] = moves[i].episode(ended=ended, complete=complete)
+                mine.remove(moving[i])
+                free.append(moving[i])
+            left -= len(moving)
             if moved is not None:
                 moved(len(moving))
-    left_alone = [
-        places[place] for mine in under_way.values() for place in mine if places[place].moves
-    ]
-    episodes |= {place.number: place.episode(ended=False, complete=False) for place in left_alone}
+    going = (places[place] for mine in under_way.values() for place in mine)
+    episodes |= {p.number: p.episode(ended=False, complete=False) for p in going if p.moves}
     return [episodes[number] for number in sorted(episodes)]
+
+
+def _check_finite(places: Sequence[_Place], seen: np.ndarray) -> None:
+    """Raise `UserError` where one of the latest observations is NaN or infinite."""
+    if not surely_finite(seen):
+        for place in places:
+            place.episode(ended=False, complete=False)
 
 
 def surely_finite(numbers: np.ndarray) -> bool:
@@ -270,6 +253,20 @@ def _move(places: Sequence[_Place], encoded: np.ndarray, game: Game) -> list[tup
     except (Exception, SystemExit) as error:
         raise places[i].playing.failed("failed", places[i].moves + 1, error) from None
     return over
+
+
+def _with_left(
+    over: Sequence[tuple[int, bool]], places: Sequence[_Place], most_moves: int | None
+) -> Iterator[tuple[int, bool, bool]]:
+    """(index, whether the game has ended, whether it is complete) of the places whose game is over,
+    and then of those whose game is left after `most_moves`.
+    """
+    yield from ((i, ended, True) for i, ended in over)
+    if most_moves is not None:
+        done = {i for i, _ in over}
+        for i, place in enumerate(places):
+            if place.moves >= most_moves and i not in done:
+                yield i, False, False
 
 
 def game_seed(seed: int, *numbers: int) -> int:

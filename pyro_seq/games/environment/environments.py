@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyro_seq.errors import UserError
+
+if TYPE_CHECKING:
+    from gymnasium import Env, Space, spaces
 
 SUPPORTED = (
     "what is supported are observations of numbers (Box, Discrete, MultiDiscrete, MultiBinary, "
@@ -139,10 +142,8 @@ class Game:
             encoded = np.zeros((count, self.action_size), np.float32)
             encoded[np.arange(count), random.integers(self.action_size, size=count)] = 1
             return encoded
-        uniform, normal = (
-            random.uniform(-1, 1, (count, self.action_size)),
-            random.standard_normal((count, self.action_size)),
-        )
+        uniform = random.uniform(-1, 1, (count, self.action_size))
+        normal = random.standard_normal((count, self.action_size))
         drawn = np.where(self._bounded, uniform, normal)
         return (self._rounded(drawn) if self._whole else drawn).astype(np.float32)
 
@@ -155,7 +156,7 @@ def _limits(kind: np.dtype[Any]) -> tuple[float, float]:
     return low, high if int(high) <= int(np.iinfo(kind).max) else float(np.nextafter(high, 0))
 
 
-def game_of(environment: Any, name: str) -> Game:
+def game_of(environment: Env[Any, Any], name: str) -> Game:
     """The form of an environment; raises `UserError` for spaces that are not supported."""
     from gymnasium import spaces
 
@@ -171,7 +172,7 @@ def game_of(environment: Any, name: str) -> Game:
     raise UserError(f"the actions of {name!r} are a {_described(actions)}; {SUPPORTED}")
 
 
-def _several(space: Any, name: str, size: int) -> Game:
+def _several(space: spaces.MultiDiscrete | spaces.MultiBinary, name: str, size: int) -> Game:
     """The form of a game in which several choices are made at once."""
     shape = tuple(int(n) for n in space.shape)
     counts = [int(n) for n in np.asarray(getattr(space, "nvec", np.full(shape, 2))).ravel()]
@@ -187,7 +188,7 @@ def _several(space: Any, name: str, size: int) -> Game:
     return Game(name, size, True, math.prod(counts), **form)
 
 
-def _continuous(space: Any, name: str, size: int) -> Game:
+def _continuous(space: spaces.Box, name: str, size: int) -> Game:
     """The form of a game whose actions are a Box; one that cannot be played is refused in words
     that say what is wrong with it.
     """
@@ -214,7 +215,7 @@ def _continuous(space: Any, name: str, size: int) -> Game:
     )
 
 
-def _check_actions(name: str, space: Any, count: int) -> None:
+def _check_actions(name: str, space: Space[Any], count: int) -> None:
     if not 0 < count <= MOST_ACTIONS:
         what = (
             "numbers"
@@ -227,7 +228,7 @@ def _check_actions(name: str, space: Any, count: int) -> None:
         )
 
 
-def _leaves(space: Any) -> Iterator[Any]:
+def _leaves(space: Space[Any]) -> Iterator[Space[Any]]:
     """The spaces that a space is put together of, itself if it is not."""
     from gymnasium import spaces
 
@@ -238,7 +239,7 @@ def _leaves(space: Any) -> Iterator[Any]:
         yield from _leaves(part)
 
 
-def flattened(environment: Any) -> Any:
+def flattened(environment: Env[Any, Any]) -> Env[Any, Any]:
     """The environment, its observations turned into one array by gymnasium's own wrapper where they
     are none: a choice as a unit vector.
 
@@ -256,7 +257,7 @@ def flattened(environment: Any) -> Any:
     return FlattenObservation(environment) if sound else environment
 
 
-def _leaf_size(space: Any) -> int | str:
+def _leaf_size(space: Space[Any]) -> int | str:
     """How many numbers a part of an observation is, or why it is none that can be observed."""
     from gymnasium import spaces
 
@@ -276,7 +277,7 @@ def _leaf_size(space: Any) -> int | str:
     )
 
 
-def _observation_size(space: Any, name: str) -> int:
+def _observation_size(space: Space[Any], name: str) -> int:
     leaves = list(_leaves(space))
     for leaf in leaves:
         found = _leaf_size(leaf)
@@ -295,10 +296,10 @@ def _observation_size(space: Any, name: str) -> int:
     return size
 
 
-def _described(space: Any) -> str:
+def _described(space: Space[Any]) -> str:
     """A space in words that stay on one line."""
     shape = (
-        f" of shape {list(space.shape)} and type {space.dtype}"
+        f" of shape {list(space.shape or ())} and type {space.dtype}"
         if type(space).__name__ == "Box"
         else ""
     )
@@ -314,7 +315,7 @@ class Playing:
         name: its id.
     """
 
-    def __init__(self, environment: Any, name: str) -> None:
+    def __init__(self, environment: Env[Any, Any], name: str) -> None:
         self.environment, self.name, self.number = environment, name, 0
 
     def reset(self, seed: int, number: int = 0) -> np.ndarray:
@@ -322,10 +323,8 @@ class Playing:
         self.number = number
         try:
             observation, _ = self.environment.reset(seed=seed)
-            begun, space = (
-                np.asarray(observation, dtype=np.float32),
-                self.environment.observation_space.shape,
-            )
+            begun = np.asarray(observation, dtype=np.float32)
+            space = self.environment.observation_space.shape
             if begun.shape != space:
                 raise ValueError(
                     f"its observation has shape {list(begun.shape)}, and its space {list(space)}"

@@ -105,11 +105,9 @@ class Running:
         state.
         """
         self.describe_state().check(state, "the running statistics")
-        self.count, self.mean, self.squares = (
-            state["count"],
-            state["mean"].numpy().copy(),
-            state["squares"].numpy().copy(),
-        )
+        self.count = state["count"]
+        self.mean = state["mean"].numpy().copy()
+        self.squares = state["squares"].numpy().copy()
 
 
 class Normalisation:
@@ -126,14 +124,10 @@ class Normalisation:
 
     def _refresh(self) -> None:
         mean, deviation = self.observations.mean, self.observations.deviation
-        self.mean, self.deviation = (
-            torch.from_numpy(mean).float(),
-            torch.from_numpy(deviation).float(),
-        )
-        self.reward_mean, self.reward_deviation = (
-            float(self.rewards.mean[0]),
-            float(self.rewards.deviation[0]),
-        )
+        self.mean = torch.from_numpy(mean).float()
+        self.deviation = torch.from_numpy(deviation).float()
+        self.reward_mean = float(self.rewards.mean[0])
+        self.reward_deviation = float(self.rewards.deviation[0])
         square = self.rewards.mean[0] ** 2 + self.rewards.squares[0] / max(1, self.rewards.count)
         self.usual_reward = float(np.sqrt(square)) if square > 0 else 1.0  # the root mean square
         changes = np.sqrt(self.changes.squares / max(1, self.changes.count))

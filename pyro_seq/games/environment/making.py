@@ -8,14 +8,17 @@ import json
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pyro_seq.config.registry import importable_from
+from pyro_seq.config.user_code import working_folder_importable
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.games.environment.environments import first_line, flattened, in_words
+
+if TYPE_CHECKING:
+    from gymnasium import Env
 
 MOST_CHARACTERS = 10_000  # of an environment's arguments
 # arguments of gymnasium.make that are not the user's to give
@@ -49,7 +52,7 @@ class Named:
     env: str | None = None
     kwargs: str | None = None
 
-    def check_same(self, env: str, kwargs: str | None, run: Any) -> None:
+    def check_same(self, env: str, kwargs: str | None, run: object) -> None:
         """Raise `UserError` if the words name another environment than a run's, or other
         arguments.
         """
@@ -66,7 +69,7 @@ class Named:
                 f"{shlex.quote(self.kwargs)}"
             )
 
-    def check_allowed(self, env: str, kwargs: str | None, source: Any) -> None:
+    def check_allowed(self, env: str, kwargs: str | None, source: object) -> None:
         """Raise `UserError` if an environment that `source` names needs words of the user's that
         are missing, which it tells.
         """
@@ -135,7 +138,7 @@ def environment_arguments(text: str | None, source: str) -> dict[str, Any]:
     return found
 
 
-def _is_harmless(arguments: Any) -> bool:
+def _is_harmless(arguments: object) -> bool:
     """Whether there are but numbers and truth values in it, which can name neither a file nor
     code.
     """
@@ -148,7 +151,7 @@ def _is_harmless(arguments: Any) -> bool:
 
 def make_environment(
     name: str, render_mode: str | None = None, arguments: Mapping[str, Any] | None = None
-) -> Any:
+) -> Env[Any, Any]:
     """The environment of an id, made with some arguments; a module that the id names is also looked
     for in the working folder.
 
@@ -161,7 +164,8 @@ def make_environment(
     # which not every environment takes
     given = dict(arguments or {}) | ({} if render_mode is None else {"render_mode": render_mode})
     try:
-        with _quiet(), importable_from(Path.cwd() if named_by_module(name) else None):
+        by_module = named_by_module(name)
+        with _quiet(), working_folder_importable() if by_module else nullcontext():
             return flattened(gymnasium.make(name, disable_env_checker=True, **given))
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         tried = f"; tried the installed packages and {Path.cwd()}" if named_by_module(name) else ""

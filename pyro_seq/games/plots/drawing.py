@@ -31,10 +31,8 @@ def _pendulum(observation: np.ndarray) -> np.ndarray:
 
 
 def _acrobot(observation: np.ndarray) -> np.ndarray:
-    first, second = (
-        math.atan2(observation[1], observation[0]),
-        math.atan2(observation[3], observation[2]),
-    )
+    first = math.atan2(observation[1], observation[0])
+    second = math.atan2(observation[3], observation[2])
     return np.array([first, second, observation[4], observation[5]])
 
 

@@ -78,7 +78,6 @@ def predictions_png(
     imagined: NDArray[np.floating[Any]],
     prefix: int,
     *,
-    names: Sequence[str] = (),
     title: str = "",
 ) -> bytes:
     """A real game and what the model imagines of it when it sees no more than its first steps, and
@@ -88,7 +87,6 @@ def predictions_png(
         real: observations `[T, D]`.
         imagined: draws `[K, T - prefix, D]` from step `prefix` on.
         prefix: steps that the model saw.
-        names: of the numbers of an observation.
         title: above the picture.
     """
     panels = min(real.shape[1], MOST_PANELS)
@@ -102,7 +100,7 @@ def predictions_png(
         axes.plot(steps, middle, color=IMAGINED, linewidth=1.4, label="imagined, median")
         axes.plot(real[:, i], color=REAL, linewidth=1.2, linestyle=(0, (4, 2)), label="real")
         axes.axvline(prefix - 1, color=FAINT, linewidth=0.9)
-        axes.set_ylabel(names[i] if i < len(names) else f"observation {i + 1}")
+        axes.set_ylabel(f"observation {i + 1}")
         # a few draws that go far astray are not to make all else a flat line
         span = float(np.ptp(real[:, i])) or 1.0
         axes.set_ylim(float(real[:, i].min()) - 0.75 * span, float(real[:, i].max()) + 0.75 * span)
@@ -115,16 +113,14 @@ def predictions_png(
     return png_bytes(figure)
 
 
-def games_png(
-    games: Sequence[NDArray[np.floating[Any]]], *, names: Sequence[str] = (), title: str = ""
-) -> bytes:
+def games_png(games: Sequence[NDArray[np.floating[Any]]], *, title: str = "") -> bytes:
     """Games `[T_n, D]` side by side, a panel for each number of an observation."""
     panels = min(games[0].shape[1], MOST_PANELS)
     figure, every = _figure(panels, 6.5, 0.6 + 1.35 * panels)
     for i, axes in enumerate(every):
         for game in games:
             axes.plot(game[:, i], color=IMAGINED, linewidth=1.0, alpha=0.7)
-        axes.set_ylabel(names[i] if i < len(names) else f"observation {i + 1}")
+        axes.set_ylabel(f"observation {i + 1}")
     every[-1].set_xlabel("step")
     entitle(every[0], title)
     return png_bytes(figure)

@@ -76,10 +76,8 @@ def played_games(
     players = {"agent": trained.player(agent, temperature=temperature, seed=seed)}
     try:
         for number in range(num_games):
-            own, told = (
-                game_seed(seed, PLAYING),
-                None if moved is None else _counted(moved, number + 1),
-            )
+            own = game_seed(seed, PLAYING)
+            told = None if moved is None else _counted(moved, number + 1)
             (episode,) = collect(
                 [playing],
                 trained.game,

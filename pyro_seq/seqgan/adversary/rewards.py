@@ -65,22 +65,18 @@ class DiscriminatorReward:
     def __init__(
         self, discriminator: Discriminator, shaping: str, real: Tensor, *, end: int | None = None
     ) -> None:
-        self.discriminator, self.shaping, self.real, self.end = (
-            discriminator,
-            SHAPINGS[shaping],
-            real,
-            end,
-        )
+        self.discriminator = discriminator
+        self.shaping = SHAPINGS[shaping]
+        self.real = real
+        self.end = end
         self.refresh(real)
 
     def refresh(self, generated: Tensor) -> None:
         """Look at the real sequences again, and at some generated ones `[m, T]`, after a network
         has changed.
         """
-        self.of_real, self.of_generated = (
-            logits(self.discriminator, self.real),
-            logits(self.discriminator, generated),
-        )
+        self.of_real = logits(self.discriminator, self.real)
+        self.of_generated = logits(self.discriminator, generated)
 
     def __call__(self, batch: SequenceBatch) -> Tensor:
         """The shaped rewards of the batch's sequences."""

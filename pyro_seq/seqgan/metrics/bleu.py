@@ -172,7 +172,6 @@ def bleu_figures(
     references: Tensor,
     orders: Sequence[int] = ORDERS,
     *,
-    smoothing: float = SMOOTHING,
     end: int | None = None,
 ) -> dict[str, Figure]:
     """`bleu_2`, ... against references `[m, R]` and `self_bleu_2`, ... of generated sequences
@@ -182,12 +181,13 @@ def bleu_figures(
     `self_bleu`.
     """
     order = max(orders)
-    against = _figures(References(references, order, end=end), generated, orders, smoothing)
-    among = _figures(
-        References(generated, order, end=end), generated, orders, smoothing, themselves=True
-    )
+    against, among = (References(x, order, end=end) for x in (references, generated))
+    figures = [
+        *_figures(against, generated, orders, SMOOTHING),
+        *_figures(among, generated, orders, SMOOTHING, themselves=True),
+    ]
     names = [f"{kind}_{n}" for kind in ("bleu", "self_bleu") for n in orders]
-    return dict(zip(names, against + among, strict=True))
+    return dict(zip(names, figures, strict=True))
 
 
 def _figures(

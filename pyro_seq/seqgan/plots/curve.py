@@ -12,7 +12,6 @@ from pyro_seq.programs.plotting import (
     MARK,
     SERIES,
     dress,
-    entitle,
     new_figure,
     png_bytes,
 )
@@ -52,7 +51,6 @@ def learning_curves_png(
     *,
     criterion: str,
     units: str,
-    title: str = "",
 ) -> bytes:
     """Criterion and likelihood by step, the pretraining to the left and the adversarial part, after
     a line, to the right.
@@ -66,45 +64,13 @@ def learning_curves_png(
         adversarial: the same, with their standard errors (`nll_error`), in adversarial training.
         criterion: the figure that is shown besides `nll`.
         units: what a symbol is, in the plural.
-        title: above all.
     """
     figure = new_figure(7.0, 5.0)
     grid = figure.subplots(2, 2, sharex="col", sharey="row", gridspec_kw={"wspace": 0, "hspace": 0})
     figure.get_layout_engine().set(wspace=0, w_pad=0, rect=(0.008, 0, 0.984, 1))  # type: ignore[union-attr, call-arg]
-    for i, (name, colour) in enumerate(((criterion, SERIES[1]), ("nll", SERIES[2]))):
-        parts = _finite(pretraining, name), _finite(adversarial, name)
-        twin = parts[1][0].value if parts[1] and parts[1][0].step == 0 else None
-        for axes, points in zip(grid[i], parts, strict=True):
-            _course(axes, points, colour)
-            if twin is not None:
-                axes.axhline(
-                    twin, color=colour, linewidth=1.0, linestyle=(0, (4, 3)), alpha=0.8, zorder=2
-                )
-        if twin is not None:
-            style: dict[str, Any] = {
-                "ha": "right",
-                "va": "bottom",
-                "fontsize": 7.5,
-                "color": colour,
-            }
-            grid[i][1].annotate(
-                "best of pretraining",
-                (1, twin),
-                (-4, 2),
-                ("axes fraction", "data"),
-                "offset points",
-                **style,
-            )
-        _limit(
-            grid[i][0],
-            *(
-                [limit for p in part for limit in (p.value - p.error, p.value + p.error)]
-                for part in parts
-            ),
-        )
-        grid[i][0].set_ylabel(named_with_unit(name, "valid", units), color=INK, fontsize=8.5)
-        grid[i][1].spines["left"].set(color=MARK, linewidth=1.3)
-        grid[i][1].tick_params(axis="y", length=0)
+    for row, name, colour in zip(grid, (criterion, "nll"), SERIES[1:3], strict=True):
+        _row(row, _finite(pretraining, name), _finite(adversarial, name), colour)
+        row[0].set_ylabel(named_with_unit(name, "valid", units), color=INK, fontsize=8.5)
     for axes, part, label in zip(
         grid[1],
         (pretraining, adversarial),
@@ -115,8 +81,45 @@ def learning_curves_png(
         end = max((entry["step"] for entry in part), default=0) or 1
         axes.set_xlim(-0.03 * end, 1.04 * end)
     figure.align_ylabels(list(grid[:, 0]))
-    entitle(grid[0][0], title)
     return png_bytes(figure)
+
+
+def _row(
+    row: Sequence[Axes],
+    pretraining: Sequence[_Measured],
+    adversarial: Sequence[_Measured],
+    colour: str,
+) -> None:
+    """One figure in both parts of the training."""
+    left, right = row
+    _course(left, pretraining, colour)
+    _course(right, adversarial, colour)
+    if adversarial and adversarial[0].step == 0:
+        twin = adversarial[0].value
+        for axes in row:
+            axes.axhline(
+                twin, color=colour, linewidth=1.0, linestyle=(0, (4, 3)), alpha=0.8, zorder=2
+            )
+        right.annotate(
+            "best of pretraining",
+            (1, twin),
+            (-4, 2),
+            ("axes fraction", "data"),
+            "offset points",
+            ha="right",
+            va="bottom",
+            fontsize=7.5,
+            color=colour,
+        )
+    _limit(
+        left,
+        *(
+            [x for p in part for x in (p.value - p.error, p.value + p.error)]
+            for part in (pretraining, adversarial)
+        ),
+    )
+    right.spines["left"].set(color=MARK, linewidth=1.3)
+    right.tick_params(axis="y", length=0)
 
 
 class _Measured(NamedTuple):
@@ -137,7 +140,7 @@ def _finite(entries: Sequence[Mapping[str, Any]], name: str) -> list[_Measured]:
     ]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

@@ -12,7 +12,6 @@ from pyro_seq.programs.plotting import (
     INK,
     SERIES,
     dress,
-    entitle,
     new_figure,
     png_bytes,
 )
@@ -26,7 +25,7 @@ COLOURS = {"pretrained": "#8b93a3", "best": SERIES[1]}
 LEGENDS = {"pretrained": "maximum likelihood alone", "best": "after adversarial training"}
 
 
-def sweep_png(sweep: Sweep, *, title: str = "") -> bytes:
+def sweep_png(sweep: Sweep) -> bytes:
     """The likelihood of held-out sequences (across) against how good new ones are (up), a curve for
     each generator.
 
@@ -44,26 +43,18 @@ def sweep_png(sweep: Sweep, *, title: str = "") -> bytes:
     axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.margins(0.08)
-    named = {
-        axis: named_with_unit(name, sweep.split, sweep.units)
-        for axis, name in (("xlabel", "nll"), ("ylabel", sweep.criterion))
-    }
-    axes.set(**named)
+    axes.set_xlabel(named_with_unit("nll", sweep.split, sweep.units))
+    axes.set_ylabel(named_with_unit(sweep.criterion, sweep.split, sweep.units))
     if sweep.curves:
-        named_so: dict[str, Any] = {
-            "title": "at the temperatures that are written",
-            "title_fontsize": 7.5,
-        }
-        axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, **named_so).get_title().set_color(
-            FAINT
-        )
+        legend = axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+        legend.set_title("at the temperatures that are written")
+        legend.get_title().set(color=FAINT, fontsize=7.5)
     corner: dict[str, Any] = (
         {"y": 0.985, "s": "↖ better", "va": "top"}
         if sweep.higher
         else {"y": 0.015, "s": "↙ better", "va": "bottom"}
     )
     axes.text(0.012, **corner, transform=axes.transAxes, color=FAINT, fontsize=8)
-    entitle(axes, title)
     return png_bytes(figure)
 
 

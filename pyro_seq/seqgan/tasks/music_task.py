@@ -124,7 +124,7 @@ class MelodyRendering:
         return {"seconds": self.seconds}
 
     @classmethod
-    def from_json(cls, document: Any, where: Path) -> MelodyRendering:
+    def from_json(cls, document: object, where: Path) -> MelodyRendering:
         """Back from JSON, which was read from `where`; raises `UserError` if it is anything
         else.
         """
@@ -246,15 +246,11 @@ def read_music_task(
             f"a window has at least {max(ORDERS)} notes, which BLEU-{max(ORDERS)} counts, not "
             f"{length}"
         )
-    patterns = {
-        "train": list(train_patterns),
-        "valid": list(valid_patterns),
-        "test": list(test_patterns),
-    }
+    patterns = {"train": train_patterns, "valid": valid_patterns, "test": test_patterns}
     every = max(1, round(seconds / FINE))
     rolls = RollSettings(rate=every / seconds)
     found = {
-        name: _read(named, name, rolls, cache, progress, demo=demo)
+        name: _read(list(named), name, rolls, cache, progress, demo=demo)
         for name, named in patterns.items()
     }
     _check_apart(found)

@@ -232,10 +232,8 @@ def _oracle(parameters: Mapping[str, Tensor], start: int) -> RNN:
     """The model whose parameters these are: PyTorch's LSTM has two biases, of which one is all and
     the other zero.
     """
-    (num_symbols, embedding_size), hidden_size = (
-        parameters["embeddings"].shape,
-        len(parameters["b_i"]),
-    )
+    (num_symbols, embedding_size) = parameters["embeddings"].shape
+    hidden_size = len(parameters["b_i"])
     # what it is initialised by is overwritten, and must not be missed elsewhere
     with torch.random.fork_rng(devices=[]):
         context = PreviousObservation(Embedding(num_symbols, embedding_size), before=start)
@@ -294,7 +292,7 @@ def nats_per_token(oracle: RNN, sequences: Tensor) -> Tensor:
                 into.view(-1).split(steps),
             )
             for states, symbols, log_prob in zip(*chunks, strict=True):
-                features, _ = oracle.decode(states, None, None)
+                features, _ = oracle.decode(states, None, ())
                 log_prob.copy_(oracle.emission(features).log_prob(symbols))
     return -found.mean(-1)
 

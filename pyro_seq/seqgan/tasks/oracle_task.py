@@ -68,7 +68,7 @@ class OracleRendering:
         return {"num_symbols": self.num_symbols}
 
     @classmethod
-    def from_json(cls, document: Any, where: Path) -> OracleRendering:
+    def from_json(cls, document: object, where: Path) -> OracleRendering:
         """Back from JSON, which was read from `where`; raises `UserError` if it is anything
         else.
         """

@@ -89,7 +89,7 @@ class TextRendering:
         return self.vocabulary.to_json() | ({"lines": True} if self.end is not None else {})
 
     @classmethod
-    def from_json(cls, document: Any, where: Path) -> TextRendering:
+    def from_json(cls, document: object, where: Path) -> TextRendering:
         """Back from JSON, which was read from `where`; raises `UserError` if it is no vocabulary of
         characters or words.
         """
@@ -185,22 +185,11 @@ def read_text_task(
             "nothing to learn"
         )
     rendering = TextRendering(vocabulary, lines=lines)
-    if rendering.end is not None:
-        windows, unknown = _lines(path, vocabulary, length, rendering.end)
-        where, advice = (
-            f"{path} has {len(windows):,} lines with anything in them",
-            "give a longer text",
-        )
-    else:
-        symbols, num_unknown = vocabulary.encode_file(path)
-        where, advice = (
-            f"{path} has {len(symbols):,} {UNITS[level]}",
-            "give a longer text or a smaller length",
-        )
-        if len(symbols) < length:
-            raise UserError(f"{where}, fewer than one sequence of {length:,}: {advice}")
-        windows = symbols[: len(symbols) // length * length].reshape(-1, length)
-        unknown = num_unknown / len(symbols)
+    windows, unknown, where, advice = (
+        _text_windows(path, vocabulary, length, UNITS[level])
+        if rendering.end is None
+        else _line_windows(path, vocabulary, length, rendering.end)
+    )
     valid, test = int(len(windows) * valid_fraction), int(len(windows) * test_fraction)
     if not valid or not test:
         parts = f"{valid_fraction:g} of them to validate and {test_fraction:g} to test"
@@ -210,6 +199,30 @@ def read_text_task(
     kept = len(windows) - valid - test
     sequences = Sequences(*map(_tensor, np.split(windows, [kept, kept + valid])))
     return TextTask(sequences, rendering, UNITS[level], unknown)
+
+
+def _text_windows(
+    path: Path, vocabulary: Vocabulary | WordVocabulary, length: int, unit: str
+) -> tuple[NDArray[Any], float, str, str]:
+    """(windows `[M, length]`, the share of unknown symbols, what the file has, what to do if that
+    is too little).
+    """
+    symbols, unknown = vocabulary.encode_file(path)
+    where = f"{path} has {len(symbols):,} {unit}"
+    advice = "give a longer text or a smaller length"
+    if len(symbols) < length:
+        raise UserError(f"{where}, fewer than one sequence of {length:,}: {advice}")
+    windows = symbols[: len(symbols) // length * length].reshape(-1, length)
+    return windows, unknown / len(symbols), where, advice
+
+
+def _line_windows(
+    path: Path, vocabulary: Vocabulary | WordVocabulary, length: int, end: int
+) -> tuple[NDArray[Any], float, str, str]:
+    """The same of lines."""
+    windows, unknown = _lines(path, vocabulary, length, end)
+    where = f"{path} has {len(windows):,} lines with anything in them"
+    return windows, unknown, where, "give a longer text"
 
 
 def _lines(

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_seq.errors import UserError
 
 
-def load_weights(target: dict[str, Tensor], weights: Any, where: str | Path) -> None:
+def load_weights(target: dict[str, Tensor], weights: dict[str, Any], where: str | Path) -> None:
     """Copy weights into tensors of the same names, in place (a module's are `module.state_dict()`).
 
     Raises `UserError` unless names and shapes fit exactly and every number is finite; then nothing
@@ -25,7 +25,7 @@ def load_weights(target: dict[str, Tensor], weights: Any, where: str | Path) -> 
             target[name].copy_(value)
 
 
-def check_weights(target: dict[str, Tensor], weights: Any, where: str | Path) -> None:
+def check_weights(target: dict[str, Tensor], weights: dict[str, Any], where: str | Path) -> None:
     """Raise `UserError` unless `load_weights` could copy these weights."""
     if not isinstance(weights, dict) or not all(
         isinstance(value, Tensor) for value in weights.values()
