@@ -22,7 +22,6 @@ from pyro_seq.errors import UserError
 from pyro_seq.music.data import cache as tune_cache
 from pyro_seq.music.data import rolls as roll_cache
 from pyro_seq.music.data.cache import SUFFIX, VERSION, TuneCache
-from pyro_seq.music.data.demo_tunes import demo_tunes, write_demo_tunes
 from pyro_seq.music.data.midi_reader import (
     Contents,
     read_contents,
@@ -32,13 +31,14 @@ from pyro_seq.music.data.midi_reader import (
 )
 from pyro_seq.music.data.piano_rolls import Timing
 from pyro_seq.music.data.rolls import Rolls, read_rolls
+from pyro_seq.music.data.sources import DEMO
 
 GRID = Timing(grid=4)
 
 
 @pytest.fixture(scope="session")
-def demo_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_demo_tunes(tmp_path_factory.mktemp("demo"))
+def demo_files() -> list[Path]:
+    return sorted(DEMO.iterdir())
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def test_what_is_read_and_what_is_skipped(files: list[Path]) -> None:
         (files[6], "it is cut short: it ends within its header"),
     ]
     assert all(
-        torch.equal(roll, roll_of(tune, GRID))
-        for roll, tune in zip(rolls.pieces, demo_tunes(), strict=False)
+        torch.equal(roll, roll_of(read_tune(path), GRID))
+        for roll, path in zip(rolls.pieces, rolls.paths, strict=True)
     )
     assert rolls.tempo == 120  # of 96, 100, 120, 120, 128
     moved = read_rolls(files, Timing(rate=20), keys=128, common_key=True)

@@ -19,12 +19,11 @@ from torch import Tensor
 from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.cache import TuneCache
-from pyro_seq.music.data.demo_tunes import write_demo_tunes
 from pyro_seq.music.data.midi_reader import read_tune
 from pyro_seq.music.data.midi_reader import roll_of as tune_roll
 from pyro_seq.music.data.midi_writer import write_midi
 from pyro_seq.music.data.piano_rolls import Timing
-from pyro_seq.music.data.sources import REMARKS
+from pyro_seq.music.data.sources import DEMO, REMARKS
 from pyro_seq.seqgan.program import begin, settings_from
 from pyro_seq.seqgan.tasks import music_task
 from pyro_seq.seqgan.tasks.base import Rendering, Sequences, Task
@@ -429,9 +428,8 @@ def test_folk_tunes_are_nearer_to_others_than_noise_is(folk_tunes: MusicTask) ->
         ), name
 
 
-def test_demo_tunes_as_files_are_the_same(tmp_path: Path) -> None:
-    write_demo_tunes(tmp_path)
-    found, made = read_music_task([tmp_path]).sequences, read_music_task(demo=True).sequences
+def test_demo_tunes_as_files_are_the_same() -> None:
+    found, made = read_music_task([DEMO]).sequences, read_music_task(demo=True).sequences
     assert all(
         torch.equal(getattr(found, name), getattr(made, name))
         for name in ("train", "valid", "test")
