@@ -4,11 +4,11 @@ chords, made by rule, and so in the public domain.
     python tools/make_demo_tunes.py            writes the files
     python tools/make_demo_tunes.py --check    fails where a file is not what the rules give
 
-Each tune is built as a folk tune is: phrases of four bars, a chord for each bar, rhythms that return, a
-cadence at each phrase's end. The melody is then the best of all for those chords, found by dynamic
-programming over pairs of notes: chord tones on strong beats, steps rather than leaps, a leap
-followed by a step back, other tones only in passing, an arch over the phrase, and the tune's own
-habits.
+Each tune is built as a folk tune is: phrases of four bars, a chord for each bar, rhythms that
+return, a cadence at each phrase's end. The melody is then the best of all for those chords, found
+by dynamic programming over pairs of notes: chord tones on strong beats, steps rather than leaps, a
+leap followed by a step back, other tones only in passing, an arch over the phrase, and the tune's
+own habits.
 """
 
 from __future__ import annotations
