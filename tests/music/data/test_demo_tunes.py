@@ -4,6 +4,7 @@ their grids, keys and rules.
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import sys
 from itertools import pairwise
@@ -56,6 +57,13 @@ def test_the_files_of_the_package_are_those_of_the_tool(made: Any) -> None:
     assert list(files)[:3] == ["01-c-major.mid", "02-g-major.mid", "03-a-minor.mid"]
     assert {path.name: path.read_bytes() for path in DEMO.iterdir()} == files
     assert made.main(["--check"]) == 0
+
+
+def test_what_is_installed_holds_them() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[3] / "setup.cfg")
+    pattern = setup["options.package_data"]["pyro_seq.music.data"]
+    assert sorted(DEMO.parent.glob(pattern)) == sorted(DEMO.iterdir())
 
 
 def test_a_dozen_tunes_on_a_grid(made: Any) -> None:
