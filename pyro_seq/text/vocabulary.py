@@ -21,6 +21,7 @@ SHOWN_ENCODING, FEWEST_WIDE, ENOUGH_WIDE = 2**16, 4, 16
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 CODE_POINTS = sys.maxunicode + 1
 LEVELS = ("char", "byte")
+QUOTED = 10  # characters that a message shows
 
 
 class Vocabulary:
@@ -316,10 +317,10 @@ def _code_points(text: str) -> NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 
-def quoted(characters: str, most: int = 10) -> str:
+def quoted(characters: str) -> str:
     """Characters in quotation marks for a message, the first few where there are many."""
-    return repr(characters[:most]) + (
-        f" and {len(characters) - most:,} more" if len(characters) > most else ""
+    return repr(characters[:QUOTED]) + (
+        f" and {len(characters) - QUOTED:,} more" if len(characters) > QUOTED else ""
     )
 
 

@@ -15,6 +15,7 @@ import torch
 
 from pyro_seq import Pair, SequenceBatch
 from pyro_seq.runs.folder import RunFolder
+from pyro_seq.text import windows
 from pyro_seq.text.model import SCORING_WINDOW
 from pyro_seq.text.scoring import score_blocks, scored_windows
 from pyro_seq.text.training import (
@@ -122,9 +123,10 @@ def test_validation_is_on_separate_windows(text: TextModel, length: int) -> None
     )
 
 
-def test_separate_windows_are_the_text_in_order() -> None:
+def test_separate_windows_are_the_text_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "SEPARATE_ROWS", 2)
     symbols = random_symbols(3 * WINDOW * 2 + WINDOW + 1)
-    batches = list(separate_windows(symbols, window=WINDOW, rows=2))
+    batches = list(separate_windows(symbols, window=WINDOW))
     assert [batch.lengths.tolist() for batch in batches] == [[WINDOW] * 2] * 3 + [[WINDOW, 1]]
     joined = torch.cat([batch.values[batch.mask] for batch in batches])  # type: ignore[index]
     assert joined.tolist() == symbols.tolist()
