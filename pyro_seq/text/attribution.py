@@ -132,28 +132,14 @@ def attribute(
         raise UserError(f"{path} changed while it was read: copy it first")
     logs = np.array([trail.points for trail in trails]) + np.log(weights)[:, None]
     finals = np.array([trail.total for trail in trails]) + np.log(weights)
-    order = np.argsort(-finals, kind="stable")
-    posteriors = _softmax(finals)
-    evidence = [
-        ModelEvidence(
-            name=names[i],
-            prior=float(weights[i]),
-            posterior=float(posteriors[i]),
-            log_likelihood=trail.total,
-            standard_error=estimate.standard_error,
-            bits_per_symbol=-trail.total / length * NATS_TO_BITS,
-            method=estimate.method,
-            unknown=unknown,
-        )
-        for i, (trail, estimate, unknown) in ((i, found[i]) for i in order)
-    ]
+    order = _likeliest_first(finals)
     best, second = order[:2]
     odds = np.append(logs[best] - logs[second], finals[best] - finals[second])
     places = np.append(np.minimum(np.arange(logs.shape[1]) * trails[0].stride, length), length)
     points = np.linspace(0, logs.shape[1] - 1, CHECKPOINTS + 1).round().astype(int)
     return Attribution(
         symbols=length,
-        models=evidence,
+        models=_evidence(names, weights, found, finals),
         log_odds=float(odds[-1]),
         standard_error=found[best][1].plus(found[second][1]).standard_error,
         along=[
@@ -163,6 +149,34 @@ def attribute(
         turn=_turn(odds, places, models[0].vocabulary, path),
         strongest=_strongest(odds, places, models[0].vocabulary, path),
     )
+
+
+def _likeliest_first(finals: NDArray[np.float64]) -> NDArray[np.intp]:
+    return np.argsort(-finals, kind="stable")
+
+
+def _evidence(
+    names: Sequence[str],
+    weights: NDArray[np.float64],
+    found: Sequence[tuple[Trail, Estimate, int]],
+    finals: NDArray[np.float64],
+) -> list[ModelEvidence]:
+    """Return each model's part, from log p(text) with the logarithm of its prior, `finals`."""
+    posteriors = _softmax(finals)
+    return [
+        ModelEvidence(
+            name=names[i],
+            prior=float(weights[i]),
+            posterior=float(posteriors[i]),
+            log_likelihood=trail.total,
+            standard_error=estimate.standard_error,
+            bits_per_symbol=-trail.total / trail.length * NATS_TO_BITS,
+            method=estimate.method,
+            unknown=unknown,
+        )
+        for i in _likeliest_first(finals)
+        for trail, estimate, unknown in [found[i]]
+    ]
 
 
 def _check_comparable(models: Sequence[TextModel], names: Sequence[str]) -> None:

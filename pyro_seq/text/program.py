@@ -17,8 +17,8 @@ from pyro_seq.programs.lifecycle import (
 )
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.text.model import run_settings, stored_vocabulary
+from pyro_seq.text.reading import read_bytes
 from pyro_seq.text.training import KIND, TextModel, TextSettings, read_corpora, text_settings, train
-from pyro_seq.text.vocabulary import read_bytes
 
 DOCUMENTS = ("vocabulary.json", "corpora.json")
 settings_from = text_settings

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_seq.errors import DIVERGED, UserError
 from pyro_seq.programs.scored_run import ScoredSequence, ScoredStep, shown_steps
 from pyro_seq.text.model import TextModel, load
+from pyro_seq.text.reading import file_size, read_bytes, read_lines, read_text
 from pyro_seq.text.scoring import (
     AROUND,
     Block,
@@ -23,7 +24,7 @@ from pyro_seq.text.scoring import (
     scored_sequences,
     shown,
 )
-from pyro_seq.text.vocabulary import Piece, file_size, read_bytes, read_lines, read_text
+from pyro_seq.text.vocabulary import Piece
 
 
 class ScoredText:

@@ -17,8 +17,8 @@ from pyro_seq.runs.folder import RunFolder
 from pyro_seq.text import program as text_runs
 from pyro_seq.text.model import run_settings
 from pyro_seq.text.program import PRESETS, begin, fingerprint, go_on
+from pyro_seq.text.reading import CHUNK_BYTES
 from pyro_seq.text.training import generate, load, text_settings
-from pyro_seq.text.vocabulary import CHUNK_BYTES
 
 SETTINGS = text_settings(
     {
