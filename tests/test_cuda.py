@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,7 @@ from pyro_seq.emissions.composite import Independent, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Categorical
 from pyro_seq.encoders import Embedding, Encoder, Flatten, Group
 from pyro_seq.models import RNN
-from pyro_seq.music.data.demo_tunes import write_demo_tunes
+from pyro_seq.music.data.sources import DEMO
 from pyro_seq.nn._latent_scan import sample_combined_path, sample_path, sample_path_by_steps
 from pyro_seq.nn.feedforward import MLP
 from pyro_seq.nn.gaussian import Combiner, NormalNet
@@ -540,7 +541,7 @@ def test_music(
         )
         == 0
     )
-    write_demo_tunes(tmp_path / "tunes")
+    shutil.copytree(DEMO, tmp_path / "tunes")
     figures = []
     for device in (GPU, "cpu"):
         capsys.readouterr()

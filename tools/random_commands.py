@@ -265,10 +265,9 @@ class Lines:
 
 def make_place(folder: Path, runs: Mapping[str, Path]) -> None:
     """Fill a folder with what lines name: a corpus, a tune, other files, and finished runs."""
-    from pyro_seq.music.data.demo_tunes import write_demo_tunes
+    from pyro_seq.music.data.sources import DEMO
 
-    with tempfile.TemporaryDirectory() as tunes:
-        shutil.copy(write_demo_tunes(tunes)[0], folder / "tune.mid")
+    shutil.copy(min(DEMO.iterdir()), folder / "tune.mid")
     (folder / "corpus.txt").write_text("the cat sat on the mat; " * 20)
     (folder / "empty").touch()
     (folder / "folder").mkdir()

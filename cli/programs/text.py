@@ -171,7 +171,7 @@ def _prompt_of(path: Path, vocabulary: Vocabulary) -> str:
     line end.
     """
     from pyro_seq.errors import UserError
-    from pyro_seq.text.vocabulary import decoded
+    from pyro_seq.text.reading import decoded
 
     if str(path) == "-":
         data, name = sys.stdin.buffer.read(), "standard input"

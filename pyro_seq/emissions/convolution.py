@@ -76,14 +76,15 @@ class KeyConvolution(Emission):
         self.num_features = size + hidden_size
         self.activation = nn.GELU()  # g
         self.around = nn.Conv1d(count, hidden_size, 2 * reach + 1, padding=reach)
-        self.places = nn.Parameter(torch.randn(hidden_size, size) / 10)  # e
+        # In place: else torch loads its compiler, for seconds, where tensors are meta.
+        self.places = nn.Parameter(torch.randn(hidden_size, size).div_(10))  # e
         self.layers: Any = nn.ModuleList(
             nn.Conv1d(hidden_size, hidden_size, 1) for _ in range(num_layers - 1)
         )
-        self.outward = nn.Parameter(0.01 * torch.randn(hidden_size) / hidden_size**0.5)  # v
+        self.outward = nn.Parameter(torch.randn(hidden_size).mul_(0.01).div_(hidden_size**0.5))  # v
         self.below = nn.Conv1d(1, hidden_size, reach_below, bias=False) if autoregressive else None
-        # W
-        self.inward = nn.Parameter(torch.randn(size, hidden_size) / 10) if autoregressive else None
+        inward = torch.randn(size, hidden_size).div_(10) if autoregressive else None
+        self.inward = None if inward is None else nn.Parameter(inward)  # W
 
     def forward(self, features: Tensor, frames: Tensor | None = None) -> Distribution:
         """Biases of the keys and of the hidden units `[..., K + H]`; the last frames, the most

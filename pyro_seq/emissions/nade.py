@@ -48,8 +48,10 @@ class NADE(Emission):
         self.event_shape, self.num_features = (size,), size + hidden_size
         self.activation: nn.Module = nn.ReLU()  # g
         # W: a few rows are added, those of the sounding keys
-        self.inward = nn.Parameter(torch.randn(size, hidden_size) / 2)
-        self.outward = nn.Parameter(0.01 * torch.randn(size, hidden_size) / hidden_size**0.5)  # V
+        # In place: else torch loads its compiler, for seconds, where tensors are meta.
+        self.inward = nn.Parameter(torch.randn(size, hidden_size).div_(2))
+        outward = torch.randn(size, hidden_size).mul_(0.01).div_(hidden_size**0.5)
+        self.outward = nn.Parameter(outward)  # V
 
     def forward(self, features: Tensor) -> AutoregressiveBernoulli:
         """Biases of the keys and of the hidden units `[..., K + H]`."""

@@ -4,10 +4,84 @@ what is in them is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
+
+from torch import Tensor
+
+from pyro_seq.infer.likelihood.score import Score, diagnosed, doubted
+
+
+@dataclass(kw_only=True)
+class Estimate:
+    """A log-likelihood, exact or estimated, with what is known of its error.
+
+    Attributes:
+        log_likelihood: log p(x), or the estimate, in nats.
+        standard_error: its Monte Carlo standard error; 0 for exact figures, `None` where one sample
+            cannot tell.
+        method: `exact`, or how the estimate was made: `elbo`, `importance` or `filter` (see
+            `infer.likelihood.scoring.score`), lower bounds in expectation.
+        samples: K, the number of particles; 1 for exact figures.
+        effective_samples: of `importance` the effective number of particles at the end, of `filter`
+            the smallest; `None` for the others. Of several sequences that of the one where it is
+            smallest.
+        k_hat: Pareto k-hat of the weights of `importance`, above 0.7 where they have degenerated;
+            `None` where there is none to tell. Of several sequences the largest.
+        warning: why the figure and its error cannot be relied on, if so.
+    """
+
+    log_likelihood: float
+    standard_error: float | None
+    method: str
+    samples: int
+    effective_samples: float | None
+    k_hat: float | None = None
+    warning: str | None = None
+
+    @classmethod
+    def of(cls, scored: Score, row: int = 0) -> Estimate:
+        """Return the estimate of one sequence among those that were scored side by side."""
+        error, effective = float(scored.standard_error[row]), scored.effective_samples
+        k_hat, warning = diagnosed(scored, row)
+        return Estimate(
+            log_likelihood=float(scored.total[row]),
+            standard_error=error if math.isfinite(error) else None,
+            method=scored.method,
+            samples=scored.samples,
+            effective_samples=None if effective is None else float(effective[row]),
+            k_hat=k_hat,
+            warning=warning,
+        )
+
+    def plus(self, other: Estimate) -> Estimate:
+        """Return the estimate of independent sequences together, made by one method."""
+        error = None
+        if self.standard_error is not None and other.standard_error is not None:
+            error = math.hypot(self.standard_error, other.standard_error)
+        effective, k_hat = (
+            choose((value for value in both if value is not None), default=None)
+            for choose, both in (
+                (min, (self.effective_samples, other.effective_samples)),
+                (max, (self.k_hat, other.k_hat)),
+            )
+        )
+        return Estimate(
+            log_likelihood=self.log_likelihood + other.log_likelihood,
+            standard_error=error,
+            method=self.method,
+            samples=self.samples,
+            effective_samples=effective,
+            k_hat=k_hat,
+            warning=doubted(self.method, self.samples, effective, k_hat),
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """Return what every estimate has, by name: what a report adds its own figures to."""
+        return {shared.name: getattr(self, shared.name) for shared in fields(Estimate)}
 
 
 @dataclass
@@ -23,28 +97,26 @@ class ScoredStep:
     after: str = ""
 
 
-@dataclass
-class ScoredSequence:
-    """A sequence's score, in nats unless the name says otherwise; fields as those of
-    `scores.Score`.
+@dataclass(kw_only=True)
+class ScoredSequence(Estimate):
+    """A sequence's score.
 
-    `standard_error` is that of `log_likelihood`, `None` where one sample cannot tell; `unknown`
-    counts steps that lie outside what the model has a symbol for; `warning` says why the figure and
-    its error cannot be relied on, if so; `surprising` holds the steps with the most nats, or all
-    steps in order, as was asked for.
+    Attributes:
+        name: what it is called.
+        steps: how many it has.
+        unknown: steps outside of what the model has a symbol for.
+        surprising: the steps with the most nats, or all steps in order, as was asked for.
     """
 
     name: str
     steps: int
-    log_likelihood: float
-    standard_error: float | None
-    method: str
-    samples: int
-    effective_samples: float | None
     unknown: int = 0
     surprising: list[ScoredStep] = field(default_factory=list)
-    k_hat: float | None = None
-    warning: str | None = None
+
+
+def shown_steps(nats: Tensor, top: int, by_step: bool) -> list[int]:
+    """Return the steps of a sequence with `nats` `[T]` to be shown: all, or those with the most."""
+    return [*range(len(nats))] if by_step else nats.topk(min(top, len(nats))).indices.tolist()
 
 
 class ScoredRun(Protocol):
@@ -59,9 +131,9 @@ class ScoredRun(Protocol):
         ...
 
     def score_file(
-        self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any
+        self, path: Path, *, lines: bool, top: int, by_step: bool, options: dict[str, Any]
     ) -> Iterator[ScoredSequence]:
-        """The scores of a file's sequences: the whole file as one, or each line.
+        """Yield the scores of a file's sequences: the whole file as one, or each line.
 
         `top` asks for as many surprising steps of each sequence, `by_step` for all steps; `options`
         are `method`, `samples`, `proposal`. Raises `UserError` for a file or line that is empty or

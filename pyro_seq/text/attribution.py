@@ -4,7 +4,6 @@ and where the evidence turned.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
+from pyro_seq.programs.scored_run import Estimate
 from pyro_seq.text.model import TextModel
 from pyro_seq.text.scoring import NATS_TO_BITS, ReadBlocks, scored_windows, shown
 from pyro_seq.text.vocabulary import Vocabulary
@@ -124,60 +124,69 @@ def attribute(
     empty or cannot be read.
     """
     weights = _weights(names, prior)
-    levels = {text.vocabulary.level for text in models}
-    if len(levels) > 1:
-        listed = ", ".join(
-            f"{name} ({text.vocabulary.level})" for name, text in zip(names, models, strict=True)
-        )
-        raise UserError(f"the models must be of one level, char or byte, to be compared: {listed}")
-    if len({text.vocabulary.line_end for text in models}) > 1:
-        listed = ", ".join(
-            f"{name} ({text.settings.text.unit})" for name, text in zip(names, models, strict=True)
-        )
-        raise UserError(
-            f"the models must be of one unit, document or line, to be compared: {listed}"
-        )
+    _check_comparable(models, names)
     found = [_follow(text, path, options) for text in models]
-    trails = [trail for trail, _ in found]
+    trails = [trail for trail, _, _ in found]
     length = trails[0].length
     if len({trail.length for trail in trails}) > 1:
         raise UserError(f"{path} changed while it was read: copy it first")
     logs = np.array([trail.points for trail in trails]) + np.log(weights)[:, None]
     finals = np.array([trail.total for trail in trails]) + np.log(weights)
-    order = np.argsort(-finals, kind="stable")
-    posteriors = _softmax(finals)
-    evidence = []
-    for i in order:
-        facts: Any = found[i][1]
-        bits = -trails[i].total / length * NATS_TO_BITS
-        evidence.append(
-            ModelEvidence(
-                names[i],
-                float(weights[i]),
-                float(posteriors[i]),
-                trails[i].total,
-                facts[0],
-                bits,
-                *facts[1:],
-            )
-        )
+    order = _likeliest_first(finals)
     best, second = order[:2]
     odds = np.append(logs[best] - logs[second], finals[best] - finals[second])
     places = np.append(np.minimum(np.arange(logs.shape[1]) * trails[0].stride, length), length)
-    errors = [evidence[0].standard_error, evidence[1].standard_error]
-    along = [
-        {"symbols": int(places[i]), "posterior": _softmax(logs[order, i]).tolist()}
-        for i in np.unique(np.linspace(0, logs.shape[1] - 1, CHECKPOINTS + 1).round().astype(int))
-    ]
+    points = np.linspace(0, logs.shape[1] - 1, CHECKPOINTS + 1).round().astype(int)
     return Attribution(
         symbols=length,
-        models=evidence,
+        models=_evidence(names, weights, found, finals),
         log_odds=float(odds[-1]),
-        standard_error=None if None in errors else math.hypot(*errors),  # type: ignore[arg-type]
-        along=along,
+        standard_error=found[best][1].plus(found[second][1]).standard_error,
+        along=[
+            {"symbols": int(places[i]), "posterior": _softmax(logs[order, i]).tolist()}
+            for i in np.unique(points)
+        ],
         turn=_turn(odds, places, models[0].vocabulary, path),
         strongest=_strongest(odds, places, models[0].vocabulary, path),
     )
+
+
+def _likeliest_first(finals: NDArray[np.float64]) -> NDArray[np.intp]:
+    return np.argsort(-finals, kind="stable")
+
+
+def _evidence(
+    names: Sequence[str],
+    weights: NDArray[np.float64],
+    found: Sequence[tuple[Trail, Estimate, int]],
+    finals: NDArray[np.float64],
+) -> list[ModelEvidence]:
+    """Return each model's part, from log p(text) with the logarithm of its prior, `finals`."""
+    posteriors = _softmax(finals)
+    return [
+        ModelEvidence(
+            name=names[i],
+            prior=float(weights[i]),
+            posterior=float(posteriors[i]),
+            log_likelihood=trail.total,
+            standard_error=estimate.standard_error,
+            bits_per_symbol=-trail.total / trail.length * NATS_TO_BITS,
+            method=estimate.method,
+            unknown=unknown,
+        )
+        for i in _likeliest_first(finals)
+        for trail, estimate, unknown in [found[i]]
+    ]
+
+
+def _check_comparable(models: Sequence[TextModel], names: Sequence[str]) -> None:
+    """Raise `UserError` unless the models speak of the same symbols."""
+    levels = [text.vocabulary.level for text in models]
+    units = ["line" if text.vocabulary.line_end else "document" for text in models]
+    for what, kinds in (("level, char or byte", levels), ("unit, document or line", units)):
+        if len(set(kinds)) > 1:
+            listed = ", ".join(f"{name} ({kind})" for name, kind in zip(names, kinds, strict=True))
+            raise UserError(f"the models must be of one {what}, to be compared: {listed}")
 
 
 def _weights(names: Sequence[str], prior: Sequence[float] | None) -> NDArray[Any]:
@@ -196,27 +205,26 @@ def _weights(names: Sequence[str], prior: Sequence[float] | None) -> NDArray[Any
     return given / given.sum()
 
 
-def _follow(
-    text: TextModel, path: Path, options: dict[str, Any]
-) -> tuple[Trail, tuple[float | None, str, int]]:
-    """(the cumulated log-likelihood, (its standard error, how it was made, characters outside the
-    vocabulary)).
+def _follow(text: TextModel, path: Path, options: dict[str, Any]) -> tuple[Trail, Estimate, int]:
+    """Return (the cumulated log-likelihood, how it was made and its error, characters outside the
+    vocabulary).
     """
-    trail, last, unknown = Trail(), None, 0
+    trail, unknown = Trail(), 0
     shared = (
         np.log(text.vocabulary.bucket_sizes()) if text.vocabulary.level == "char" else np.zeros(0)
     )
-    for (symbols, _), last in scored_windows(text, ReadBlocks(text.vocabulary, path), **options):
-        steps = last.steps[0].double().cpu().numpy()
-        outside = text.vocabulary.is_unknown(symbols)
+    blocks = ReadBlocks(text.vocabulary, path)
+    for scored in scored_windows(text, blocks, name=str(path), **options):
+        steps, outside = (
+            -scored.nats.double().cpu().numpy(),
+            text.vocabulary.is_unknown(scored.symbols),
+        )
         unknown += int(outside.sum())
-        steps[outside] -= shared[symbols[outside].astype(np.int64) - text.vocabulary.buckets.start]
+        steps[outside] -= shared[
+            scored.symbols[outside].astype(np.int64) - text.vocabulary.buckets.start
+        ]
         trail.add(steps)
-    if last is None:
-        what = "has no line with anything in it" if text.vocabulary.line_end else "is empty"
-        raise UserError(f"{path} {what}: there is nothing to attribute")
-    error = float(last.standard_error)
-    return trail, (error if math.isfinite(error) else None, last.method, unknown)
+    return trail, scored.so_far, unknown
 
 
 def _softmax(logs: NDArray[Any]) -> NDArray[Any]:

@@ -19,9 +19,9 @@ from pyro_seq.programs.pair_program import PairProgram
 from pyro_seq.programs.program import ContentsDiffer, Request
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.text.model import DEFAULTS, TextModel, TextSettings, new_pair, stored_vocabulary
+from pyro_seq.text.reading import read_bytes
 from pyro_seq.text.score_files import ScoredText
 from pyro_seq.text.training import Corpora, previews, read_corpora, validate, vocabulary_of
-from pyro_seq.text.vocabulary import read_bytes
 from pyro_seq.text.windows import LineBatches, TextWindows
 from pyro_seq.train.trainer import Hooks
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
 
 from pyro_seq.errors import DIVERGED, UserError
-from pyro_seq.infer.likelihood.score import Score, diagnosed
-from pyro_seq.programs.scored_run import ScoredSequence, ScoredStep
+from pyro_seq.programs.scored_run import ScoredSequence, ScoredStep, shown_steps
 from pyro_seq.text.model import TextModel
-from pyro_seq.text.scoring import AROUND, Block, MostSurprising, evaluate, scored_sequences, shown
-from pyro_seq.text.vocabulary import Piece, file_size, read_bytes, read_lines, read_text
+from pyro_seq.text.reading import file_size, read_bytes, read_lines, read_text
+from pyro_seq.text.scoring import (
+    AROUND,
+    Block,
+    MostSurprising,
+    ScoredBlock,
+    evaluate,
+    scored_sequences,
+    shown,
+)
+from pyro_seq.text.vocabulary import Piece
 
 
 class ScoredText:
@@ -30,7 +38,7 @@ class ScoredText:
         file_size(path)
 
     def score_file(
-        self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any
+        self, path: Path, *, lines: bool, top: int, by_step: bool, options: dict[str, Any]
     ) -> Iterator[ScoredSequence]:
         """See `ScoredRun`; with `lines`, each line is a sequence, scored from its first symbol on
         its own.
@@ -40,46 +48,37 @@ class ScoredText:
         if lines:
             yield from self._lines(path, top, by_step, options)
             return
-        every: list[ScoredStep] = []
-
-        def keep(position: int, piece: Piece, scored: Score) -> None:
-            for i, nats in enumerate(scored.surprise[0].tolist()):
-                every.append(ScoredStep(position + i, nats, shown(piece[i : i + 1])))
-
+        steps: list[ScoredStep] = []
         ranking = MostSurprising(top)
+
+        def keep(position: int, piece: Piece, nats: Tensor) -> None:
+            for i, value in enumerate(nats.tolist()):
+                steps.append(ScoredStep(position + i, value, shown(piece[i : i + 1])))
+
         listeners = [keep] if by_step else [ranking] if top else []
         found = evaluate(self.text, path, listeners=listeners, **options)
-        ranked = [
-            ScoredStep(s.position, s.nats, s.symbol, s.before, s.after) for s in ranking.ranked()
-        ]
         yield ScoredSequence(
-            str(path),
-            found.characters,
-            found.log_likelihood,
-            found.standard_error,
-            found.method,
-            found.samples,
-            found.effective_samples,
-            found.unknown,
-            every if by_step else ranked,
-            found.k_hat,
-            found.warning,
+            **found.figures(),
+            name=str(path),
+            steps=found.characters,
+            unknown=found.unknown,
+            surprising=steps if by_step else ranking.ranked(),
         )
 
-    def _lines(self, path: Path, top: int, by_step: bool, options: Any) -> Iterator[ScoredSequence]:
+    def _lines(
+        self, path: Path, top: int, by_step: bool, options: dict[str, Any]
+    ) -> Iterator[ScoredSequence]:
         numbers = deque[int]()  # of the lines that are being scored
         some = False
-        for (symbols, piece), scored in scored_sequences(
-            self.text, self._numbered(path, numbers), **options
-        ):
+        for scored in scored_sequences(self.text, self._numbered(path, numbers), **options):
             some = True
-            yield self._line(f"{path}:{numbers.popleft()}", scored, symbols, piece, top, by_step)
+            yield self._line(f"{path}:{numbers.popleft()}", scored, top, by_step)
         if not some:
             raise UserError(f"{path} has no line with anything in it: there is nothing to score")
 
     def _numbered(self, path: Path, numbers: deque[int]) -> Iterator[Block]:
-        """Each line's symbols; of a model of lines with the line's end, of any other without; the
-        lines' numbers are kept aside.
+        """Yield each line's symbols; of a model of lines with the line's end, of any other without;
+        the lines' numbers are kept aside.
         """
         vocabulary = self.text.vocabulary
         chunks: Any = read_bytes(path) if vocabulary.level == "byte" else read_text(path)
@@ -90,32 +89,21 @@ class ScoredText:
                 piece = line + end if vocabulary.line_end else line
                 yield vocabulary.encode_known(piece, f"{path}:{number}"), piece
 
-    def _line(
-        self, name: str, scored: Score, symbols: NDArray[Any], piece: Piece, top: int, by_step: bool
-    ) -> ScoredSequence:
-        nats = scored.surprise[0]
-        total, error = float(scored.total), float(scored.standard_error)
-        if not np.isfinite(total):
+    def _line(self, name: str, scored: ScoredBlock, top: int, by_step: bool) -> ScoredSequence:
+        symbols, piece, nats, found = scored
+        if not math.isfinite(found.log_likelihood):
             raise UserError(f"{name}: the log-likelihood is not finite: {DIVERGED}")
-        order = (
-            range(len(symbols)) if by_step else nats.topk(min(top, len(symbols))).indices.tolist()
-        )
-        steps = []
-        for t in order:
-            before, after = piece[max(0, t - AROUND) : t], piece[t + 1 : t + 1 + AROUND]
-            steps.append(
-                ScoredStep(t, float(nats[t]), shown(piece[t : t + 1]), shown(before), shown(after))
+        steps = [
+            ScoredStep(
+                t,
+                float(nats[t]),
+                shown(piece[t : t + 1]),
+                shown(piece[max(0, t - AROUND) : t]),
+                shown(piece[t + 1 : t + 1 + AROUND]),
             )
-        effective = None if scored.effective_samples is None else float(scored.effective_samples)
+            for t in shown_steps(nats, top, by_step)
+        ]
+        unknown = int(self.text.vocabulary.is_unknown(symbols).sum())
         return ScoredSequence(
-            name,
-            len(symbols),
-            total,
-            error if np.isfinite(error) else None,
-            scored.method,
-            scored.samples,
-            effective,
-            int(self.text.vocabulary.is_unknown(symbols).sum()),
-            steps,
-            *diagnosed(scored, 0),
+            **found.figures(), name=name, steps=len(symbols), unknown=unknown, surprising=steps
         )

@@ -190,10 +190,9 @@ def separate_lines(
     symbols: NDArray[Any],
     end: int,
     *,
-    most_steps: int = LINE_STEPS,
     device: torch.device | str = "cpu",
 ) -> Iterator[SequenceBatch]:
-    """All lines of a text, those of similar length side by side: at most `most_steps` steps with
+    """All lines of a text, those of similar length side by side: at most `LINE_STEPS` steps with
     padding, or one line.
     """
     edges = lines_of(symbols, end)
@@ -201,8 +200,8 @@ def separate_lines(
     first = 0
     while first < len(edges):
         lengths = edges[first:, 1] - edges[first:, 0]
-        lengths = lengths[:most_steps]  # a line has a symbol at least
-        fitting = max(1, int((lengths * np.arange(1, len(lengths) + 1) <= most_steps).sum()))
+        lengths = lengths[:LINE_STEPS]  # a line has a symbol at least
+        fitting = max(1, int((lengths * np.arange(1, len(lengths) + 1) <= LINE_STEPS).sum()))
         yield line_batch(symbols, edges[first : first + fitting], device)
         first += fitting
 
@@ -232,15 +231,14 @@ def separate_windows(
     symbols: NDArray[Any],
     *,
     window: int,
-    rows: int = SEPARATE_ROWS,
     device: torch.device | str = "cpu",
 ) -> Iterator[SequenceBatch]:
-    """A document cut into sequences of `window` symbols, the last one shorter, in order, `rows` of
-    them side by side.
+    """A document cut into sequences of `window` symbols, the last one shorter, in order,
+    `SEPARATE_ROWS` of them side by side.
     """
-    for start in range(0, len(symbols), window * rows):
+    for start in range(0, len(symbols), window * SEPARATE_ROWS):
         pieces = (
-            torch.from_numpy(symbols[start : start + window * rows].astype(np.int64))
+            torch.from_numpy(symbols[start : start + window * SEPARATE_ROWS].astype(np.int64))
             .to(device)
             .split(window)
         )

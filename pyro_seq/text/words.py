@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
-from pyro_seq.text.vocabulary import read_text
+from pyro_seq.text.reading import read_text
 
 UNKNOWN_WORD = "<unk>"
 ADVICE = "convert it to UTF-8 first"  # for a text that is not

@@ -19,9 +19,9 @@ import PIL.Image
 import pytest
 import torch
 
-from pyro_seq.music.data.demo_tunes import write_demo_tunes
 from pyro_seq.music.data.midi_reader import read_tune, roll_of
 from pyro_seq.music.data.piano_rolls import Timing
+from pyro_seq.music.data.sources import DEMO
 
 TINY = [
     "rolls.window=16",
@@ -37,9 +37,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tunes")
-    write_demo_tunes(folder)
-    return folder
+    return shutil.copytree(DEMO, tmp_path_factory.mktemp("tunes"), dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module", params=["bernoulli", "nade", "beta"])

@@ -17,11 +17,11 @@ import torch
 from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.cache import TuneCache
-from pyro_seq.music.data.demo_tunes import write_demo_tunes
 from pyro_seq.music.data.midi_reader import to_common_key
 from pyro_seq.music.data.piano_rolls import Timing
 from pyro_seq.music.data.sources import (
     CACHE,
+    DEMO,
     REMARKS,
     fingerprint,
     held_out,
@@ -58,9 +58,7 @@ DATA: dict[str, Any] = {"valid_fraction": 0.2, "demo": True}
 
 @pytest.fixture(scope="module")
 def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tunes")
-    write_demo_tunes(folder)
-    return folder
+    return shutil.copytree(DEMO, tmp_path_factory.mktemp("tunes"), dirs_exist_ok=True)
 
 
 def of_files(folder: Path) -> dict[str, Any]:
@@ -232,7 +230,7 @@ def test_pieces_that_have_moved_are_found_and_others_are_refused(
     tmp_path: Path, tunes: Path
 ) -> None:
     moved = tmp_path / "moved"
-    write_demo_tunes(moved)
+    shutil.copytree(DEMO, moved)
     music_program.start(tmp_path / "run", SETTINGS, of_files(moved), seed=0, quiet=True)
     moved.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="moved"):

@@ -170,7 +170,7 @@ def test_questions_without_an_answer(write: Callable[[str], Path]) -> None:
     ):
         with pytest.raises(UserError, match=says):
             attribute(models, names, path, prior=prior)
-    with pytest.raises(UserError, match="is empty: there is nothing to attribute"):
+    with pytest.raises(UserError, match="is empty: there is nothing to score"):
         attribute([a, b], ["A", "B"], write(""))
     with pytest.raises(UserError, match="no symbol for 'c', and no bucket"):
         attribute([a, b], ["A", "B"], write("abc"))

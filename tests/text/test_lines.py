@@ -15,6 +15,7 @@ import torch
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.infer.likelihood.scoring import score
+from pyro_seq.text import windows
 from pyro_seq.text.attribution import attribute
 from pyro_seq.text.scoring import evaluate
 from pyro_seq.text.training import (
@@ -180,16 +181,13 @@ class TestBatches:
             ):
                 again.load_state(first.state() | wrong if wrong else {})
 
-    def test_all_lines_in_batches_of_bounded_size(self) -> None:
-        found = list(separate_lines(self.SYMBOLS, 9, most_steps=6))
+    def test_all_lines_in_batches_of_bounded_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(windows, "LINE_STEPS", 6)
+        found = list(separate_lines(self.SYMBOLS, 9))
         assert sum(batch.num_observations for batch in found) == 10
         assert all(len(batch) * batch.num_steps <= 6 for batch in found)
-        assert [len(batch) for batch in separate_lines(self.SYMBOLS, 9, most_steps=1)] == [
-            1,
-            1,
-            1,
-            1,
-        ]
+        monkeypatch.setattr(windows, "LINE_STEPS", 1)
+        assert [len(batch) for batch in separate_lines(self.SYMBOLS, 9)] == [1, 1, 1, 1]
 
 
 def test_validation_counts_each_end(tmp_path: Path) -> None:

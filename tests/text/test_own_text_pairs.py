@@ -16,9 +16,10 @@ import torch
 from pyro_seq import Pair, SequenceBatch
 from pyro_seq.programs.program import Request
 from pyro_seq.runs.folder import RunFolder
+from pyro_seq.text import windows
 from pyro_seq.text.model import SCORING_WINDOW
 from pyro_seq.text.program import text_program
-from pyro_seq.text.scoring import score_blocks
+from pyro_seq.text.scoring import score_blocks, scored_windows
 from pyro_seq.text.training import (
     Corpora,
     TextModel,
@@ -103,17 +104,16 @@ def test_effective_samples_of_separate_windows_are_those_of_the_worst(text: Text
                     logits = z.unsqueeze(-1) * torch.arange(5.0)
                     pyro.sample(f"x_{t}", dist.Categorical(logits=logits), obs=batch.at(t))
 
-    text.pair, found = Pair(model), list[float]()
+    text.pair = Pair(model)
     symbols: Any = random_symbols(SCORING_WINDOW + 1)
-    scored = score_blocks(
-        text,
-        [(symbols, symbols)],
-        samples=5,
-        proposal="prior",
-        listeners=[lambda position, piece, one: found.append(float(one.effective_samples))],
-    )
-    assert scored.sequences == len(found) > 1 and sorted(found, reverse=True) == found
-    assert scored.effective_samples == found[-1] < found[0]
+    options: Any = {"samples": 5, "proposal": "prior"}
+    torch.manual_seed(0)
+    blocks = scored_windows(text, [(symbols, symbols)], **options)
+    found = [scored.so_far.effective_samples for scored in blocks]
+    torch.manual_seed(0)
+    whole = score_blocks(text, [(symbols, symbols)], **options)
+    assert whole.sequences == len(found) > 1 and sorted(found, reverse=True) == found
+    assert whole.effective_samples == found[-1] < found[0]
 
 
 @pytest.mark.parametrize("length", [1, WINDOW, 4 * WINDOW + 1, 70 * WINDOW])
@@ -124,9 +124,10 @@ def test_validation_is_on_separate_windows(text: TextModel, length: int) -> None
     )
 
 
-def test_separate_windows_are_the_text_in_order() -> None:
+def test_separate_windows_are_the_text_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "SEPARATE_ROWS", 2)
     symbols = random_symbols(3 * WINDOW * 2 + WINDOW + 1)
-    batches = list(separate_windows(symbols, window=WINDOW, rows=2))
+    batches = list(separate_windows(symbols, window=WINDOW))
     assert [batch.lengths.tolist() for batch in batches] == [[WINDOW] * 2] * 3 + [[WINDOW, 1]]
     joined = torch.cat([batch.values[batch.mask] for batch in batches])  # type: ignore[index]
     assert joined.tolist() == symbols.tolist()

@@ -18,8 +18,8 @@ from pyro_seq.programs.program import OptionsDiffer
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.text import program as text_runs
 from pyro_seq.text.program import PRESETS, fingerprint, text_program
+from pyro_seq.text.reading import CHUNK_BYTES
 from pyro_seq.text.training import generate, text_settings
-from pyro_seq.text.vocabulary import CHUNK_BYTES
 
 SETTINGS = text_settings(
     {

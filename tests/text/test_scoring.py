@@ -80,7 +80,7 @@ def test_the_most_surprising_symbols_with_the_text_around(
     evaluate(
         text,
         path,
-        listeners=[lambda position, symbols, scored: every.extend(scored.surprise[0].tolist())],
+        listeners=[lambda position, symbols, nats: every.extend(nats.tolist())],
     )
     assert len(every) == len(TEXT)
     for window in (5, 1_000):
@@ -91,14 +91,9 @@ def test_the_most_surprising_symbols_with_the_text_around(
         best = sorted(every, reverse=True)[:12]
         assert [s.nats for s in found] == pytest.approx(best, rel=1e-5)
         for s in found:
-            assert (
-                every[s.position] == pytest.approx(s.nats, rel=1e-5)
-                and TEXT[s.position] == s.symbol
-            )
-            assert TEXT[: s.position].endswith(s.before) and len(s.before) == min(
-                AROUND, s.position
-            )
-            assert TEXT[s.position + 1 :][:AROUND] == s.after
+            assert every[s.step] == pytest.approx(s.nats, rel=1e-5) and TEXT[s.step] == s.shown
+            assert TEXT[: s.step].endswith(s.before) and len(s.before) == min(AROUND, s.step)
+            assert TEXT[s.step + 1 :][:AROUND] == s.after
 
 
 def test_a_document_that_is_empty(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pyro_seq.errors import UserError
-from pyro_seq.text import vocabulary as reading
+from pyro_seq.text import reading
 from pyro_seq.text.words import LONGEST, MOST_WORDS, UNKNOWN_WORD, WordVocabulary, join, tokens
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

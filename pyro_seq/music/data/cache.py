@@ -1,51 +1,37 @@
-"""What MIDI files hold, kept on the disk: a safetensors file for each; nothing in it is trusted.
+"""Keeps the notes of MIDI files on the disk, a file for each; nothing in one is trusted.
 
-It is named by the SHA-256 of the MIDI file's bytes.
+A file is named by the SHA-256 of the MIDI file's bytes, since the notes depend on no setting. It
+holds the CRC-32 of the rest in four bytes, then safetensors, which are read several times as fast
+as an archive of numpy's:
 
-counts       int64 [pieces]        the notes of each piece, one piece's after another's; no pieces
-                                   where the file could not be read
-ends         float64 [pieces, 3]   its length in seconds and in beats, and its tempo
-pitches      uint8 [notes]
-times        float64 [4, notes]    starts and ends in seconds, then in beats
-words        uint8 [bytes]         JSON, [why the file could not be read, or "", what was mended in
-                                   it, or ""]
-checksum     int64 [1]             CRC-32 of all of the above
+pieces  float64 [pieces, 4]  of each piece the number of its notes, its length in seconds and in
+                             beats, and its tempo; no pieces where the file could not be read
+notes   float64 [notes, 5]   pitch, start and end in seconds, start and end in beats
+words   uint8 [bytes]        JSON, [why the file could not be read, or "", what was mended in it, or
+                             ""]
 
-A file is made by exclusive creation and never changed, so that processes may write side by side.
-One that is half written, or was tampered with, is as good as none, and is removed.
+It is made by exclusive creation and never changed, so that processes may write side by side. One
+that is half written, damaged or tampered with is removed, and made anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
-from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.midi_reader import MAX_BEATS, MAX_NOTES, MAX_SECONDS, Contents, Tune
+from pyro_seq.runs.plain_files import open_plain
 
-VERSION = 2  # raised whenever files are read otherwise, or what is kept is laid out otherwise
-SUFFIX = ".safetensors"
+VERSION = 3  # raised whenever files are read otherwise, or what is kept is laid out otherwise
+SUFFIX = ".tunes"
 MAX_FILE_BYTES = 2**24
-
-# the type of each tensor, and its number of dimensions
-LAYOUT: dict[str, tuple[type[Any], int]] = {
-    "counts": (np.int64, 1),
-    "ends": (np.float64, 2),
-    "pitches": (np.uint8, 1),
-    "times": (np.float64, 2),
-    "words": (np.uint8, 1),
-}
 
 Found = Contents | str  # what a file holds, or why it holds nothing
 
@@ -62,24 +48,18 @@ class TuneCache:
         self._made: list[Path] = []  # files and folders, in their order
 
     def get(self, key: str) -> Found | None:
-        """What the file with this hash holds, if that is known."""
+        """Return what the file with this hash holds, if that is known."""
         if self.folder is None:
             return None
-        path = self._path(key)
-        data = _bytes(path)
-        if data is None:
+        path = self.folder / f"{VERSION}-{key}{SUFFIX}"
+        try:
+            with open_plain(path) as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        except (OSError, MemoryError):
             return None
         try:
             return _found(data)
-        except (
-            safetensors.SafetensorError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-            MemoryError,
-        ):
+        except Exception:  # whatever is made of what anybody may have written
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
@@ -88,7 +68,7 @@ class TuneCache:
         """Keep what the file with this hash holds."""
         if self.folder is None:
             return
-        path = self._path(key)
+        path = self.folder / f"{VERSION}-{key}{SUFFIX}"
         with contextlib.suppress(OSError):
             if self.folder.is_symlink():  # which could have any other folder written to
                 return
@@ -102,9 +82,7 @@ class TuneCache:
 
     @contextlib.contextmanager
     def nothing_left_if_refused(self) -> Iterator[None]:
-        """Inside, a `UserError` takes back what was put here, with the folders that were made for
-        it.
-        """
+        """Take back, at a `UserError` inside, what was put here, and the folders made for it."""
         try:
             yield
         except UserError:
@@ -113,10 +91,6 @@ class TuneCache:
                     path.rmdir() if path.is_dir() else path.unlink()
             self._made = []
             raise
-
-    def _path(self, key: str) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{VERSION}-{key}{SUFFIX}"
 
     def _make(self, folder: Path) -> None:
         """Make a folder and those that it lies in, and remember which were made."""
@@ -127,97 +101,65 @@ class TuneCache:
         self._made.append(folder)
 
 
-def _bytes(path: Path) -> bytes | None:
-    """A file's bytes; none where it is no file of a cache, cannot be read, or is not there."""
-    with contextlib.suppress(OSError, MemoryError):
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # no link, and no waiting at a pipe
-        descriptor = os.open(path, flags)
-        with open(descriptor, "rb") as file:
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                data = file.read(MAX_FILE_BYTES + 1)
-                return data if len(data) <= MAX_FILE_BYTES else None
-    return None
-
-
 def _packed(found: Found) -> bytes:
-    """What `_found` reads."""
+    """Return the bytes that `_found` reads."""
     tunes = () if isinstance(found, str) else found.tunes
     words = [found, ""] if isinstance(found, str) else ["", found.mended]
-    of_notes = [
-        np.stack([tune.starts, tune.ends, tune.start_beats, tune.end_beats]) for tune in tunes
+    pieces = [(len(tune.pitches), tune.length, tune.beats, tune.tempo) for tune in tunes]
+    notes = [
+        np.stack([t.pitches, t.starts, t.ends, t.start_beats, t.end_beats], axis=1) for t in tunes
     ]
-    tensors: dict[str, NDArray[Any]] = {
-        "counts": np.array([len(tune.pitches) for tune in tunes], dtype=np.int64),
-        "ends": np.array(
-            [(tune.length, tune.beats, tune.tempo) for tune in tunes], dtype=np.float64
-        ).reshape(-1, 3),
-        "pitches": np.concatenate([np.zeros(0, np.uint8), *(tune.pitches for tune in tunes)]),
-        "times": np.concatenate([np.zeros((4, 0)), *of_notes], axis=1),
-        "words": np.frombuffer(json.dumps(words).encode(), dtype=np.uint8),
+    tensors = {
+        "pieces": np.array(pieces, np.float64).reshape(-1, 4),
+        "notes": np.concatenate([np.zeros((0, 5)), *notes]),
+        "words": np.frombuffer(json.dumps(words).encode(), np.uint8),
     }
-    return safetensors.numpy.save(
-        {**tensors, "checksum": np.array([_checksum(tensors)], dtype=np.int64)}
-    )
+    return _checked(safetensors.numpy.save(tensors))
+
+
+def _checked(data: bytes) -> bytes:
+    """Return data with its checksum before it."""
+    return zlib.crc32(data).to_bytes(4, "little") + data
 
 
 def _found(data: bytes) -> Found:
-    """What a file of the cache says.
-
-    Raises one of the errors that `TuneCache.get` knows if that is nothing that a file could hold.
-    """
-    tensors = safetensors.numpy.load(data)
-    checksum = tensors.pop("checksum")
-    fits = all(
-        tensors[name].dtype == dtype and tensors[name].ndim == dimensions
-        for name, (dtype, dimensions) in LAYOUT.items()
-    )
-    if not fits or checksum.tolist() != [_checksum(tensors)]:
+    """Return what a file of the cache says; raises if that is nothing that a file could hold."""
+    if _checked(data[4:]) != data:
         raise ValueError("it is damaged")
+    tensors = safetensors.numpy.load(data[4:])
+    pieces, notes = tensors["pieces"], tensors["notes"]
     reason, mended = json.loads(tensors["words"].tobytes())
-    if not all(isinstance(words, str) and words.isprintable() for words in (reason, mended)):
-        raise ValueError("there are no words")
-    counts, ends, pitches, times = (
-        tensors[name] for name in ("counts", "ends", "pitches", "times")
+    counts = pieces[:, 0]
+    sound = (
+        pieces.dtype == notes.dtype == np.float64
+        and pieces.shape[1:] == (4,)
+        and notes.shape[1:] == (5,)
+        and all(isinstance(text, str) and text.isprintable() for text in (reason, mended))
+        and bool(len(pieces)) != bool(reason)
+        and ((counts >= 1) & (counts <= MAX_NOTES) & (counts % 1 == 0)).all()
+        and counts.sum() == len(notes)
     )
-    if bool(len(counts)) == bool(reason) or (counts < 1).any() or (counts > MAX_NOTES).any():
+    if not sound:
         raise ValueError("there are pieces that no file could have")
-    if (
-        ends.shape != (len(counts), 3)
-        or len(pitches) != counts.sum()
-        or times.shape != (4, len(pitches))
-    ):
-        raise ValueError("there are not as many notes in each tensor")
     if reason:
         return reason
-    edges = [0, *np.cumsum(counts).tolist()]
-    pieces = zip(edges[:-1], edges[1:], ends.tolist(), strict=True)
-    return Contents(
-        tuple(_checked(Tune(pitches[i:j], *times[:, i:j], *end)) for i, j, end in pieces), mended
-    )
+    of_pieces = np.split(notes, np.cumsum(counts[:-1]).astype(np.int64))
+    tunes = [_tune(n, *ends) for n, ends in zip(of_pieces, pieces[:, 1:].tolist(), strict=True)]
+    return Contents(tuple(tunes), mended)
 
 
-def _checked(tune: Tune) -> Tune:
-    """A tune; raises `ValueError` if no file could have it."""
-    sound = [
-        tune.pitches < 128,
-        (tune.starts >= 0) & (tune.starts < tune.ends) & (tune.ends <= tune.length),
-        np.array(tune.length <= MAX_SECONDS),
-    ]
-    in_beats = (tune.start_beats, tune.end_beats, np.array([tune.beats, tune.tempo]))
-    if not all(np.isnan(values).all() for values in in_beats):
-        sound.append(
-            (tune.start_beats >= 0)
-            & (tune.start_beats <= tune.end_beats)
-            & (tune.end_beats <= tune.beats)
-        )
-        sound.append(np.array(tune.beats <= MAX_BEATS and 0 < tune.tempo < np.inf))
-    if not all(condition.all() for condition in sound):  # which is false for what is not a number
+def _tune(notes: np.ndarray, length: float, beats: float, tempo: float) -> Tune:
+    """Return a piece of notes `[n, 5]`; raises `ValueError` if no file could have it."""
+    pitches, starts, ends, start_beats, end_beats = notes.T.copy()
+    sound = (  # which is false for what is not a number
+        (pitches >= 0) & (pitches < 128) & (pitches % 1 == 0)
+        & (starts >= 0) & (starts < ends) & (ends <= length) & (length <= MAX_SECONDS)
+    )  # fmt: skip
+    if not np.isnan([*start_beats, *end_beats, beats, tempo]).all():
+        sound &= (start_beats >= 0) & (start_beats <= end_beats) & (end_beats <= beats)
+        sound &= (beats <= MAX_BEATS) & (0 < tempo < np.inf)
+    if not sound.all():
         raise ValueError("there are notes that no file could have")
-    return tune
-
-
-def _checksum(tensors: Mapping[str, NDArray[Any]]) -> int:
-    checksum = 0
-    for name in LAYOUT:
-        checksum = zlib.crc32(np.ascontiguousarray(tensors[name]).data, checksum)
-    return checksum
+    return Tune(
+        pitches.astype(np.uint8), starts, ends, start_beats, end_beats, length, beats, tempo
+    )

@@ -284,28 +284,28 @@ def _moved(shift: int, roll: Tensor) -> Tensor:
     return torch.from_numpy(moved)
 
 
-def find_files(patterns: Iterable[str | Path], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+def find_files(patterns: Iterable[str | Path]) -> list[Path]:
     """The MIDI files that patterns name, in their order, each once.
 
     A pattern is a file, whatever its suffix; a folder, searched with all that is below it for files
-    of the suffixes (in either case); or a glob, `**` for any folders, whose matches are such files
-    or folders. What a folder or a glob gives is sorted. Hidden files and folders are passed over,
+    of `SUFFIXES` (in either case); or a glob, `**` for any folders, whose matches are such files or
+    folders. What a folder or a glob gives is sorted. Hidden files and folders are passed over,
     and a link to a folder is followed, once.
 
     Raises `UserError` for a pattern that names nothing.
     """
     found: dict[str, Path] = {}
     for pattern in patterns:
-        for path in _named(pattern, tuple(suffix.lower() for suffix in suffixes)):
+        for path in _named(pattern):
             found.setdefault(os.path.realpath(path), path)
     return list(found.values())
 
 
-def _named(pattern: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
+def _named(pattern: str | Path) -> list[Path]:
     path = Path(pattern)
     try:
         if str(pattern) and path.is_dir():
-            return sorted(_below(path, suffixes)) or _nothing(f"no MIDI files in folder {path}")
+            return sorted(_below(path)) or _nothing(f"no MIDI files in folder {path}")
         if str(pattern) and path.exists():
             return [path]
         if not any(character in str(pattern) for character in "*?["):
@@ -325,13 +325,13 @@ def _named(pattern: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
         if any(part.startswith(".") and part not in path.parts for part in match.parts):
             continue
         if match.is_dir():
-            files += sorted(_below(match, suffixes))
-        elif match.suffix.lower() in suffixes:
+            files += sorted(_below(match))
+        elif match.suffix.lower() in SUFFIXES:
             files.append(match)
     return files or _nothing(f"no MIDI file matches {pattern}")
 
 
-def _below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+def _below(folder: Path) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(parent)
@@ -343,7 +343,7 @@ def _below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         yield from (
             Path(parent, n)
             for n in names
-            if Path(n).suffix.lower() in suffixes and not n.startswith(".")
+            if Path(n).suffix.lower() in SUFFIXES and not n.startswith(".")
         )
 
 

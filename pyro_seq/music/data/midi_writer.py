@@ -1,12 +1,9 @@
-"""Piano rolls as MIDI files: `to_midi` and `write_midi`; reading such a file gives the very same
-roll.
-"""
+"""Piano rolls as MIDI files, `to_midi`; reading such a file gives the very same roll."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +12,6 @@ from torch import Tensor
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.midi_events import ALL_NOTES_OFF
 from pyro_seq.music.data.piano_rolls import LOWEST, Timing
-from pyro_seq.runs.writing import replacing
 
 if TYPE_CHECKING:
     from pretty_midi import PrettyMIDI
@@ -30,6 +26,7 @@ MOST_MICROSECONDS = 2**24 - 1  # a beat lasts at most so long in a MIDI file
 SHORTEST_BEAT, BEAT, LONGEST_BEAT = 0.4, 0.5, 1.0
 
 SOFTEST, LOUDEST = 40, 110
+VELOCITY, MELODY = 70, 8  # of a note on average, and what the highest voice has more
 DOWNBEAT, ON_BEAT, OFF_BEAT = 10, 6, -3  # what a note's place in the bar adds to its velocity
 ARCH = 5.0  # what the middle of a phrase has more, and its ends less
 BEATS_A_BAR = 4
@@ -119,37 +116,27 @@ def sustained(roll: Tensor) -> NDArray[np.int64]:
     return notes[np.lexsort((keys, first))]
 
 
-def velocities(
-    roll: Tensor, notes: NDArray[np.int64], timing: Timing, *, velocity: int, melody: int
-) -> NDArray[np.int64]:
+def velocities(roll: Tensor, notes: NDArray[np.int64], timing: Timing) -> NDArray[np.int64]:
     """How hard each of the notes is struck, `[N]`, from 40 to 110, and the same for equal rolls.
 
     Phrases of 16 beats (8 seconds, where there is no grid) swell to their middle, beats are
     accented, the first of four most, and the highest of the notes that sound as one begins is
-    louder by `melody`.
+    louder by `MELODY`.
     """
     first, keys = notes[:, 0], notes[:, 2]
     length = PHRASE_BEATS * timing.grid if timing.grid else PHRASE_SECONDS * timing.rate
-    struck = velocity + ARCH * (2 * np.sin(np.pi * (first % length) / length) - 1)
+    struck = VELOCITY + ARCH * (2 * np.sin(np.pi * (first % length) / length) - 1)
     if timing.grid:
         in_bar = first % (BEATS_A_BAR * timing.grid)
         struck += np.where(
             in_bar == 0, DOWNBEAT, np.where(in_bar % timing.grid == 0, ON_BEAT, OFF_BEAT)
         )
     highest = roll.shape[1] - 1 - roll.detach().cpu().bool().numpy()[:, ::-1].argmax(1)
-    struck += melody * (keys == highest[first])
+    struck += MELODY * (keys == highest[first])
     return np.clip(np.rint(struck), SOFTEST, LOUDEST).astype(np.int64)
 
 
-def to_midi(
-    roll: Tensor,
-    timing: Timing,
-    *,
-    program: int = 0,
-    velocity: int = 70,
-    melody: int = 8,
-    name: str = "",
-) -> PrettyMIDI:
+def to_midi(roll: Tensor, timing: Timing, *, program: int = 0) -> PrettyMIDI:
     """A roll as MIDI, whose notes begin and end on ticks that are whole frames.
 
     Silence at the end is kept by an "all notes off" (control change 123) where the piece ends,
@@ -160,30 +147,26 @@ def to_midi(
         roll: `[T, 88]` or `[T, 128]`; what is not 0 sounds.
         timing: when its frames sound; the tempo of the file is the grid's.
         program: the General MIDI instrument, from 0 (a grand piano) to 127.
-        velocity: how hard notes are struck on average, before accents.
-        melody: what the highest voice has more.
-        name: of the track.
 
-    Raises `UserError` for a roll, timing, instrument or velocity that there is not.
+    Raises `UserError` for a roll, timing or instrument that there is not.
     """
     import pretty_midi
 
     lowest = lowest_pitch(roll)
-    for what, value, least in (("program", program, 0), ("velocity", velocity, 1)):
-        if not least <= value <= 127:
-            raise UserError(f"{what} {value} is outside MIDI's range, {least} to 127")
+    if not 0 <= program <= 127:
+        raise UserError(f"program {program} is outside MIDI's range, 0 to 127")
     clock = Clock.of(timing, len(roll))
     # pretty_midi cuts microseconds off to a whole number when it writes: a hair more makes it the
     # one that is meant
     midi = pretty_midi.PrettyMIDI(
         resolution=clock.resolution, initial_tempo=6e7 / (clock.tempo + 1e-4)
     )
-    piano = pretty_midi.Instrument(program, name=name)
+    piano = pretty_midi.Instrument(program)
     second = clock.frame * clock.tick  # of a frame
     notes = sustained(roll)
     for (first, after, key), struck in zip(
         notes.tolist(),
-        velocities(roll, notes, timing, velocity=velocity, melody=melody),
+        velocities(roll, notes, timing),
         strict=True,
     ):
         piano.notes.append(
@@ -192,13 +175,3 @@ def to_midi(
     piano.control_changes.append(pretty_midi.ControlChange(ALL_NOTES_OFF, 0, len(roll) * second))
     midi.instruments.append(piano)
     return midi
-
-
-def write_midi(path: Path, roll: Tensor, timing: Timing, **options: Any) -> None:
-    """Write a roll as a MIDI file, whole or not at all; the options are those of `to_midi`.
-
-    Raises `UserError` as `to_midi` does, or if the file cannot be written.
-    """
-    midi = to_midi(roll, timing, **options)
-    with replacing(path) as temporary:
-        midi.write(str(temporary))

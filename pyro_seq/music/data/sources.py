@@ -1,13 +1,12 @@
 """Where music comes from: MIDI files, folders and globs of them, arrays of piano rolls, and the
-tunes that the package makes itself.
+tunes that come with the package.
 """
 
 from __future__ import annotations
 
 import hashlib
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor
 from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.cache import TuneCache
-from pyro_seq.music.data.demo_tunes import demo_tunes
 from pyro_seq.music.data.midi_reader import find_files, read_contents, roll_of, to_common_key
 from pyro_seq.music.data.piano_rolls import KEYS, read_polyphonic
 from pyro_seq.music.data.rolls import read_rolls
@@ -25,7 +23,7 @@ from pyro_seq.music.model.model import RollSettings, timing_of
 
 ARRAYS = ".npz"
 CACHE = ".pyroseq-tunes"  # beside the run folders, so that the next run starts at once
-
+DEMO = Path(__file__).with_name("demo")  # the tunes, made by tools/make_demo_tunes.py
 
 REMARKS = "skipped.json"  # in a run folder, where files were skipped or mended
 
@@ -119,13 +117,9 @@ def arrays_among(patterns: Iterable[str | Path]) -> list[Path]:
 
 
 def read_demo(rolls: RollSettings) -> Found:
-    """The tunes that the package makes itself."""
-    tunes = demo_tunes()
-    pieces = [
-        _in_key(roll_of(tune, timing_of(rolls, tune.tempo), rolls.keys), rolls) for tune in tunes
-    ]
-    names = [f"demo tune {i}" for i in range(1, len(pieces) + 1)]
-    return Found(pieces, names, statistics.median(tune.tempo for tune in tunes))
+    """Return the tunes that come with the package."""
+    found = read_music([DEMO], "train", rolls)
+    return replace(found, names=[f"demo tune {i}" for i in range(1, len(found.pieces) + 1)])
 
 
 def _in_key(roll: Tensor, rolls: RollSettings) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pyro_seq.errors import UserError
 
+PSEUDO_COUNT = 1.0  # Laplace's rule of succession
+
 
 @dataclass(frozen=True, eq=False)
 class MarkovKeys:
@@ -28,23 +30,14 @@ class MarkovKeys:
     transition: Tensor
 
     @classmethod
-    def fit(cls, rolls: Iterable[Tensor], pseudo_count: float = 1.0) -> MarkovKeys:
-        """The frequencies in some rolls `[T, keys]`, with `pseudo_count` more of either outcome (1:
-        Laplace's rule of succession).
+    def fit(cls, rolls: Iterable[Tensor]) -> MarkovKeys:
+        """Count the frequencies in some rolls `[T, keys]`, with `PSEUDO_COUNT` more of either
+        outcome.
 
-        Raises `UserError` if there are no frames, the rolls are of several keyboards, or the count
-        is negative; and if it is 0 where some key was never in one of the states, of which the
-        frequencies then say nothing.
+        Raises `UserError` if there are no frames, or the rolls are of several keyboards.
         """
-        if not 0 <= pseudo_count < float("inf"):
-            raise UserError(f"a pseudo-count of {pseudo_count:g} cannot be: 0 or more can")
         first, later = _counts(rolls)
-        counts = torch.cat([first[None], later]) + pseudo_count  # [3, keys, 2]
-        if (counts.sum(-1) == 0).any():
-            raise UserError(
-                "some keys were never seen sounding, or silent: a Markov model of them needs a "
-                "pseudo-count above 0"
-            )
+        counts = torch.cat([first[None], later]) + PSEUDO_COUNT  # [3, keys, 2]
         sounding = counts[..., 1] / counts.sum(-1)
         return cls(sounding[0], sounding[1:])
 

@@ -13,10 +13,10 @@ from pyro_seq.errors import UserError
 from pyro_seq.music.data.midi_reader import find_files
 from pyro_seq.music.data.midi_writer import lowest_pitch
 from pyro_seq.music.data.sources import read_music
-from pyro_seq.music.evaluation.scoring import PieceScore, score_pieces
+from pyro_seq.music.evaluation.scoring import score_pieces
 from pyro_seq.music.model.model import MusicModel
 from pyro_seq.music.render.plots import PITCH_CLASSES
-from pyro_seq.programs.scored_run import ScoredSequence, ScoredStep
+from pyro_seq.programs.scored_run import ScoredSequence, ScoredStep, shown_steps
 
 
 class ScoredMusic:
@@ -32,41 +32,27 @@ class ScoredMusic:
         find_files([path])
 
     def score_file(
-        self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any
+        self, path: Path, *, lines: bool, top: int, by_step: bool, options: dict[str, Any]
     ) -> Iterator[ScoredSequence]:
         """See `ScoredRun`: each piece of a MIDI file is a sequence, and each of the test pieces of
         an `.npz` file; there are no lines.
         """
         if lines:
             raise UserError(f"{path}: --lines is for texts, and this run is one of music")
-        found = read_music(
+        read = read_music(
             [path], "test", self.music.settings.rolls, progress=Progress(), name_all=True
         )
-        scored = dict(score_pieces(self.music, found.pieces, **options))
+        scored = sorted(score_pieces(self.music, read.pieces, **options), key=lambda one: one[0])
         if not scored:
             raise UserError(f"{path}: there are no frames to score")
-        for i, score in sorted(scored.items()):
-            yield self._sequence(found.names[i], found.pieces[i], score, top, by_step)
-
-    def _sequence(
-        self, name: str, roll: Tensor, scored: PieceScore, top: int, by_step: bool
-    ) -> ScoredSequence:
-        nats = -scored.steps
-        order = range(len(nats)) if by_step else nats.topk(min(top, len(nats))).indices.tolist()
-        steps = [self._step(roll, t, float(nats[t])) for t in order]
-        return ScoredSequence(
-            name,
-            len(nats),
-            scored.total,
-            scored.standard_error,
-            scored.method,
-            scored.samples,
-            scored.effective_samples,
-            0,
-            steps,
-            scored.k_hat,
-            scored.warning,
-        )
+        for i, nats, found in scored:
+            steps = [
+                self._step(read.pieces[i], t, float(nats[t]))
+                for t in shown_steps(nats, top, by_step)
+            ]
+            yield ScoredSequence(
+                **found.figures(), name=read.names[i], steps=len(nats), surprising=steps
+            )
 
     def _step(self, roll: Tensor, t: int, nats: float) -> ScoredStep:
         before = f"{self.music.timing.seconds(t):.2f} s, " + (

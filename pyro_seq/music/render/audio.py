@@ -35,13 +35,9 @@ WHAT_TO_INSTALL = (
 
 
 def synthesise(
-    midi: PrettyMIDI,
-    seconds: float,
-    *,
-    sample_rate: int = SAMPLE_RATE,
-    sound_font: Path | None = None,
+    midi: PrettyMIDI, seconds: float, *, sound_font: Path | None = None
 ) -> NDArray[np.float32]:
-    """The sound of a piece, `[round(seconds * sample_rate)]`, mono, between -0.9 and 0.9: only
+    """The sound of a piece, `[round(seconds * SAMPLE_RATE)]`, mono, between -0.9 and 0.9: only
     scaled down, so silence stays silence.
 
     Without a sound font every note is a struck string: partials f, 2f, … that die away, the higher
@@ -49,40 +45,34 @@ def synthesise(
     rate. With one (`.sf2`, `.sf3`) FluidSynth plays.
 
     Raises `UserError` if the sound font cannot be used or FluidSynth is not installed, or for a
-    length or rate that cannot be.
+    length that cannot be.
     """
     if not 0 <= seconds < float("inf"):
         raise UserError(f"a piece cannot last {seconds:g} seconds")
-    if not 4_000 <= sample_rate <= 192_000:
-        raise UserError(
-            f"a sample rate of {sample_rate:g} cannot be: 4,000 to 192,000 samples a second can"
-        )
-    length = round(seconds * sample_rate)
+    length = round(seconds * SAMPLE_RATE)
     sound = (
-        _struck_strings(midi, length, sample_rate)
-        if sound_font is None
-        else _by_sound_font(midi, sample_rate, sound_font)
+        _struck_strings(midi, length) if sound_font is None else _by_sound_font(midi, sound_font)
     )
     sound = np.pad(sound[:length], (0, max(0, length - len(sound))))
-    fade = min(length, int(FADE * sample_rate))
+    fade = min(length, int(FADE * SAMPLE_RATE))
     if fade:
         sound[-fade:] *= np.linspace(1, 0, fade)
     loudest = float(np.abs(sound).max(initial=0))
     return (sound * (PEAK / loudest if loudest > PEAK else 1)).astype(np.float32)
 
 
-def _struck_strings(midi: PrettyMIDI, length: int, sample_rate: int) -> NDArray[np.float64]:
+def _struck_strings(midi: PrettyMIDI, length: int) -> NDArray[np.float64]:
     """The sum of all notes, `[length]`."""
     sound = np.zeros(length)
     by_pitch: dict[int, list[Any]] = {}
     for instrument in midi.instruments:
         for note in [] if instrument.is_drum else instrument.notes:
             by_pitch.setdefault(note.pitch, []).append(note)
-    release = 0.5 + 0.5 * np.cos(np.linspace(0, np.pi, int(RELEASE * sample_rate)))
+    release = 0.5 + 0.5 * np.cos(np.linspace(0, np.pi, int(RELEASE * SAMPLE_RATE)))
     for pitch, notes in by_pitch.items():
-        spans = [(round(note.start * sample_rate), round(note.end * sample_rate)) for note in notes]
+        spans = [(round(note.start * SAMPLE_RATE), round(note.end * SAMPLE_RATE)) for note in notes]
         string = _string(
-            pitch, min(length, max(end - start for start, end in spans)) + len(release), sample_rate
+            pitch, min(length, max(end - start for start, end in spans)) + len(release)
         )
         for note, (start, end) in zip(notes, spans, strict=True):
             held = min(end, length) - start  # the key, in samples
@@ -94,13 +84,13 @@ def _struck_strings(midi: PrettyMIDI, length: int, sample_rate: int) -> NDArray[
     return sound
 
 
-def _string(pitch: int, length: int, sample_rate: int) -> NDArray[np.float64]:
+def _string(pitch: int, length: int) -> NDArray[np.float64]:
     """A string struck at sample 0 and never damped, `[length]`."""
     frequency = 440 * 2 ** ((pitch - 69) / 12)
-    time = np.arange(length) / sample_rate
+    time = np.arange(length) / SAMPLE_RATE
     sound = np.zeros(length)
     for k in range(1, PARTIALS + 1):
-        if k * frequency < NYQUIST * sample_rate:
+        if k * frequency < NYQUIST * SAMPLE_RATE:
             # a second: short strings and high partials die fast
             decay = (0.6 + 0.5 * k) * (frequency / 262) ** 0.5
             sound += k**-1.4 * np.exp(-decay * time) * np.sin(2 * np.pi * k * frequency * time)
@@ -125,12 +115,12 @@ def synthesiser_for(path: Path) -> Any:
     return Synth
 
 
-def _by_sound_font(midi: PrettyMIDI, sample_rate: int, path: Path) -> NDArray[np.float64]:
+def _by_sound_font(midi: PrettyMIDI, path: Path) -> NDArray[np.float64]:
     """The piece as FluidSynth plays it, of a length that its notes decide."""
     make = synthesiser_for(path)
     if not any(instrument.notes for instrument in midi.instruments):
         return np.zeros(0)
-    synthesizer = make(gain=FONT_GAIN, samplerate=float(sample_rate))
+    synthesizer = make(gain=FONT_GAIN, samplerate=float(SAMPLE_RATE))
     try:
         font = synthesizer.sfload(str(path))
         if font == -1:  # it says why on stderr
@@ -143,13 +133,13 @@ def _by_sound_font(midi: PrettyMIDI, sample_rate: int, path: Path) -> NDArray[np
         synthesizer.delete()
 
 
-def wav_bytes(samples: NDArray[np.floating[Any]], sample_rate: int = SAMPLE_RATE) -> bytes:
+def wav_bytes(samples: NDArray[np.floating[Any]]) -> bytes:
     """Samples `[n]` between -1 and 1 as a WAV file: mono, 16 bits a sample."""
     whole = np.rint(np.clip(samples, -1, 1) * 32_767).astype("<i2")
     opened = io.BytesIO()
     with wave.open(opened, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(sample_rate)
+        file.setframerate(SAMPLE_RATE)
         file.writeframes(whole.tobytes())
     return opened.getvalue()

@@ -42,8 +42,6 @@ def roll_png(
     *,
     title: str = "",
     primer_frames: int = 0,
-    width: float = 9.0,
-    height: float | None = None,
 ) -> bytes:
     """A picture of a roll: pitch over seconds, with lines at beats and bars (of four) where there
     is a grid.
@@ -54,7 +52,6 @@ def roll_png(
         title: above the picture.
         primer_frames: so many frames at the beginning were given, and are shown in grey, up to a
             line.
-        width, height: inches, of 144 pixels; else the height is as the range of pitches asks for.
 
     Raises `UserError` for what is no roll, or a primer that is longer.
     """
@@ -64,7 +61,7 @@ def roll_png(
     notes = sustained(roll)
     notes[:, 2] += lowest
     low, high = _range(notes[:, 2])
-    figure, axes = _figure(width, height or min(4.5, 1.1 + 0.055 * (high - low)))
+    figure, axes = _figure(9.0, min(4.5, 1.1 + 0.055 * (high - low)))
     for pitch in range(low, high + 1):
         if pitch % 12 in BLACK_KEYS:
             axes.axhspan(pitch - 0.5, pitch + 0.5, color="#f1f3f6", linewidth=0, zorder=0)
@@ -136,15 +133,7 @@ def _beats(axes: Axes, timing: Timing, frames: int) -> None:
                 axes.axvline(timing.seconds(frame), color=colour, linewidth=0.7, zorder=1)
 
 
-def curves_png(
-    curves: Mapping[str, Sequence[tuple[int, float]]],
-    *,
-    title: str = "",
-    xlabel: str = "step",
-    ylabel: str = "nats per frame",
-    width: float = 5.0,
-    height: float = 3.0,
-) -> bytes:
+def curves_png(curves: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
     """Learning curves: (step, value) by name. What is not finite is left out.
 
     The first values of a training can be so far above the others that these would be one flat line:
@@ -152,7 +141,7 @@ def curves_png(
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(width, height)
+    figure, axes = _figure(5.0, 3.0)
     tops, bottoms = [], []
     for i, (name, points) in enumerate(curves.items()):
         finite = np.array(
@@ -175,10 +164,9 @@ def curves_png(
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
     axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlabel="step", ylabel="nats per frame")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-    entitle(axes, title)
     return png_bytes(figure)
 
 
@@ -186,8 +174,6 @@ def histograms(
     by_source: Mapping[str, Mapping[str, NDArray[np.float64]]],
     *,
     lag_unit: str = "beats",
-    width: float = 3.7,
-    height: float = 2.4,
 ) -> dict[str, bytes]:
     """One picture for each of `music_statistics.statistics`, in which all sources (real, generated,
     …) stand side by side.
@@ -195,11 +181,10 @@ def histograms(
     Args:
         by_source: the statistics by the name of what they are of.
         lag_unit: what lags and lengths of notes are counted in: beats; else seconds.
-        width, height: inches, of 144 pixels.
     """
     pictures = {}
     for name in next(iter(by_source.values()), {}):
-        figure, axes = _figure(width, height)
+        figure, axes = _figure(3.7, 2.4)
         series = {source: found[name] for source, found in by_source.items()}
         if name == "repetition":
             lag = np.arange(1, LAGS + 1) * (1 if lag_unit == "beats" else 0.5)

@@ -18,7 +18,8 @@ from pyro_seq.runs.writing import make_folder, replacing
 from pyro_seq.seqgan.lengths import lengths_of
 from pyro_seq.seqgan.metrics.bleu import ORDERS, bleu_figures
 from pyro_seq.seqgan.tasks.base import Figure, Rendering, Sequences, evenly_spaced
-from pyro_seq.text.vocabulary import Vocabulary, read_lines, read_text
+from pyro_seq.text.reading import read_lines, read_text
+from pyro_seq.text.vocabulary import Vocabulary
 from pyro_seq.text.words import ADVICE, MOST_WORDS, WordVocabulary
 
 LEVELS = ("char", "word")

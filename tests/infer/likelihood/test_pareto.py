@@ -23,8 +23,7 @@ from pyro_seq.cli.score import as_document
 from pyro_seq.cli.score import report as sequence_report
 from pyro_seq.infer.likelihood.pareto import fitted_shape, k_hat
 from pyro_seq.infer.likelihood.score import UnreliableEstimate, doubted
-from pyro_seq.music.evaluation.scoring import MusicScore
-from pyro_seq.programs.scored_run import ScoredSequence
+from pyro_seq.programs.scored_run import Estimate, ScoredSequence
 from pyro_seq.text.scoring import TextScore
 from pyro_seq.text.vocabulary import Vocabulary
 
@@ -118,9 +117,16 @@ def test_reports_say_it() -> None:
         doubted("importance", 4, 1.1, None) is None
         and doubted("importance", 100, 0.0, None) is None
     )
-    sequence = ScoredSequence(
-        "a.txt", 9, -20.0, 0.5, "importance", 100, 1.5, k_hat=1.25, warning=warning
+    estimate = Estimate(
+        log_likelihood=-20.0,
+        standard_error=0.5,
+        method="importance",
+        samples=100,
+        effective_samples=1.5,
+        k_hat=1.25,
+        warning=warning,
     )
+    sequence = ScoredSequence(**estimate.figures(), name="a.txt", steps=9)
     shown = sequence_report(sequence, "byte")
     assert f"  warning             {warning}" in shown and "; Pareto k-hat 1.25)" in shown
     assert (
@@ -128,11 +134,15 @@ def test_reports_say_it() -> None:
         and as_document(sequence, "byte")["warning"] == warning
     )
     text = TextScore(
-        9, -20.0, 2.2, 3.2, 9.2, "importance", 100, 0.5, 1.5, 0, k_hat=1.25, warning=warning
+        **estimate.figures(),
+        characters=9,
+        nats_per_character=2.2,
+        bits_per_character=3.2,
+        perplexity=9.2,
+        unknown=0,
     )
     assert f"warning               {warning}" in text_report(text, Vocabulary("char", "a"))
-    music = MusicScore(1, 9, -20.0, 0.5, "importance", 100, 1.5, 2.2, 3.2, None, 1.25, warning)
-    assert doubt(music, 22) == [f"warning               {warning}"]
+    assert doubt(estimate, 22) == [f"warning               {warning}"]
 
 
 def test_dataclasses_of_tensors_are_equal_to_themselves_alone(

@@ -24,7 +24,6 @@ import pytest
 
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.cache import TuneCache
-from pyro_seq.music.data.demo_tunes import write_demo_tunes
 from pyro_seq.music.data.midi_chunks import MAX_BYTES, MAX_TRACKS
 from pyro_seq.music.data.midi_reader import (
     MAX_BEATS,
@@ -34,6 +33,7 @@ from pyro_seq.music.data.midi_reader import (
     roll_of,
 )
 from pyro_seq.music.data.piano_rolls import Timing
+from pyro_seq.music.data.sources import DEMO
 
 NUM_MUTATED = 1_000
 # the times of what pretty_midi alone takes for as many notes as are read at most
@@ -57,8 +57,7 @@ def midi(*tracks: bytes, division: int = 96) -> bytes:
 
 def valid_files() -> list[bytes]:
     """Two tunes, and a file with an event of every kind."""
-    with tempfile.TemporaryDirectory() as folder:
-        tunes = [path.read_bytes() for path in write_demo_tunes(folder)]
+    tunes = [path.read_bytes() for path in sorted(DEMO.iterdir())]
     texts = b"".join(
         b"\x00\xff" + bytes([kind, 4]) + b"text" for kind in (1, 2, 3, 4, 5, 6, 7, 9, 0x7F)
     )

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pyro_seq.errors import UserError
+from pyro_seq.music.data import midi_writer
 from pyro_seq.music.data.midi_events import ALL_NOTES_OFF
 from pyro_seq.music.data.midi_reader import read_tune, roll_of
-from pyro_seq.music.data.midi_writer import Clock, sustained, to_midi, velocities, write_midi
+from pyro_seq.music.data.midi_writer import Clock, sustained, to_midi, velocities
 from pyro_seq.music.data.piano_rolls import LOWEST, Timing, read_polyphonic
 
 TIMINGS = [Timing(rate=rate) for rate in (32, 20, 12.5, 7.3, 0.5, 441)]
@@ -43,8 +44,8 @@ def rolls(draw: st.DrawFn) -> Tensor:
     return roll
 
 
-def there_and_back(path: Path, roll: Tensor, timing: Timing, **options: Any) -> Tensor:
-    write_midi(path, roll, timing, **options)
+def there_and_back(path: Path, roll: Tensor, timing: Timing) -> Tensor:
+    to_midi(roll, timing).write(str(path))
     return roll_of(read_tune(path), timing, roll.shape[1])
 
 
@@ -87,7 +88,7 @@ def test_another_program_reads_it(data_dir: Path, tmp_path: Path) -> None:
     path, timing = tmp_path / "tune.mid", Timing(grid=2, tempo=97)
     for roll in read_polyphonic(data_dir / "polyphonic" / "nottingham.npz")["test"][:20]:
         roll = torch.cat([roll, torch.zeros(7, 88)])
-        write_midi(path, roll, timing, program=6, name="tune")
+        to_midi(roll, timing, program=6).write(str(path))
         file = mido.MidiFile(path)
         events = [event for track in file.tracks for event in track]
         struck = [event for event in events if event.type == "note_on" and event.velocity]
@@ -109,7 +110,7 @@ def test_another_program_reads_it(data_dir: Path, tmp_path: Path) -> None:
 def test_equal_rolls_make_equal_files(tmp_path: Path, timing: Timing) -> None:
     roll = (torch.rand(50, 88) < 0.1).to(torch.uint8)
     for name in ("a.mid", "b.mid"):
-        write_midi(tmp_path / name, roll, timing)
+        to_midi(roll, timing).write(str(tmp_path / name))
     assert (tmp_path / "a.mid").read_bytes() == (tmp_path / "b.mid").read_bytes()
 
 
@@ -139,13 +140,13 @@ def test_runs_of_frames_are_one_note() -> None:
     assert sustained(torch.zeros(0, 3)).shape == (0, 3)
 
 
-def test_notes_are_played_as_music_is() -> None:
+def test_notes_are_played_as_music_is(monkeypatch: pytest.MonkeyPatch) -> None:
     timing = Timing(grid=2, tempo=100)
     roll = torch.zeros(64, 88, dtype=torch.uint8)
     roll[::2, 40] = 1  # a low voice on every beat
     roll[1::4, 50] = 1  # a high one off it
     notes = sustained(roll)
-    struck = velocities(roll, notes, timing, velocity=70, melody=8)
+    struck = velocities(roll, notes, timing)
     assert struck.min() >= 40 and struck.max() <= 110 and len(set(struck.tolist())) > 5
     low = dict(
         zip(notes[notes[:, 2] == 40, 0].tolist(), struck[notes[:, 2] == 40].tolist(), strict=True)
@@ -155,14 +156,14 @@ def test_notes_are_played_as_music_is() -> None:
     both = roll.clone()
     both[8, 50] = 1
     again = sustained(both)
-    accompanied = velocities(both, again, timing, velocity=70, melody=8)[
-        (again[:, 0] == 8) & (again[:, 2] == 40)
-    ]
+    accompanied = velocities(both, again, timing)[(again[:, 0] == 8) & (again[:, 2] == 40)]
     assert accompanied[0] == low[8] - 8  # no longer the highest
-    loud, soft = (
-        velocities(roll, notes, Timing(rate=4), velocity=velocity, melody=0)
-        for velocity in (127, 1)
-    )
+    monkeypatch.setattr(midi_writer, "MELODY", 0)
+    found = []
+    for velocity in (127, 1):
+        monkeypatch.setattr(midi_writer, "VELOCITY", velocity)
+        found.append(velocities(roll, notes, Timing(rate=4)))
+    loud, soft = found
     assert set(loud.tolist()) == {110} and set(soft.tolist()) == {40}
 
 
@@ -172,13 +173,13 @@ def test_silence_has_a_length(tmp_path: Path) -> None:
     assert (off.number, off.time) == (ALL_NOTES_OFF, pytest.approx(1.5)) and not midi.instruments[
         0
     ].notes
-    write_midi(tmp_path / "silence.mid", torch.zeros(48, 88), Timing(rate=32))
+    midi.write(str(tmp_path / "silence.mid"))
     assert mido.MidiFile(tmp_path / "silence.mid").length == pytest.approx(1.5, abs=0.003)
     with pytest.raises(UserError, match="it has no notes"):
         read_tune(tmp_path / "silence.mid")
 
 
-def test_what_cannot_be_written(tmp_path: Path) -> None:
+def test_what_cannot_be_written() -> None:
     def refused(
         match: str,
         roll: Tensor = torch.zeros(4, 88),  # noqa: B008 (never changed)
@@ -186,13 +187,11 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         **options: Any,
     ) -> None:
         with pytest.raises(UserError, match=match):
-            write_midi(tmp_path / "a.mid", roll, timing, **options)
-        assert not list(tmp_path.iterdir())
+            to_midi(roll, timing, **options)
 
     refused(r"a piano roll is \[T, 88\] or \[T, 128\], not \[4, 87\]", torch.zeros(4, 87))
     refused(r"not \[2, 4, 88\]", torch.zeros(2, 4, 88))
     refused("program 128 is outside MIDI's range, 0 to 127", program=128)
-    refused("velocity 0 is outside MIDI's range, 1 to 127", velocity=0)
     for timing in (
         Timing(grid=4, tempo=3),
         Timing(grid=4, tempo=0),
@@ -202,29 +201,9 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         Timing(rate=1e6),
     ):
         refused("MIDI cannot say a ", timing=timing)
-    with pytest.raises(UserError, match="cannot write"):
-        write_midi(tmp_path / "missing" / "a.mid", torch.zeros(4, 88), Timing())
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pretty_midi
-
-    path = tmp_path / "a.mid"
-    path.write_bytes(b"before")
-
-    def fails(self: Any, name: str) -> None:
-        Path(name).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pretty_midi.PrettyMIDI, "write", fails)
-    with pytest.raises(
-        UserError, match="No space left on device; what was there before is untouched"
-    ):
-        write_midi(path, torch.ones(4, 88), Timing())
-    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
-
-
-def test_a_track_keeps_its_name() -> None:
-    midi = to_midi(torch.ones(2, 88), Timing(), program=12, name="Marimba")
-    assert (midi.instruments[0].name, midi.instruments[0].program) == ("Marimba", 12)
+def test_a_file_has_its_instrument_and_tempo() -> None:
+    midi = to_midi(torch.ones(2, 88), Timing(), program=12)
+    assert midi.instruments[0].program == 12
     assert np.isclose(midi.get_tempo_changes()[1], 120).all()

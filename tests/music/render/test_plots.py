@@ -113,7 +113,7 @@ def test_what_is_no_roll_or_primer() -> None:
 def test_curves() -> None:
     falling = [(step, 1_000 / (step + 1) + 5) for step in range(0, 1_000, 10)]
     png = curves_png(
-        {"training": falling, "validation": [(0, 8.0), (500, float("nan")), (900, 7.0)]}, title="$5"
+        {"training": falling, "validation": [(0, 8.0), (500, float("nan")), (900, 7.0)]}
     )
     assert painted(png, "#1767a8").any() and painted(png, "#e0851b").any()
     rows = np.flatnonzero(painted(png, "#1767a8").any(1))

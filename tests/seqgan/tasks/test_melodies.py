@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.midi_reader import read_tune
 from pyro_seq.music.data.midi_reader import roll_of as tune_roll
-from pyro_seq.music.data.midi_writer import write_midi
+from pyro_seq.music.data.midi_writer import to_midi
 from pyro_seq.music.data.piano_rolls import Timing
 from pyro_seq.seqgan.tasks import melodies
 from pyro_seq.seqgan.tasks.melodies import (
@@ -79,7 +79,7 @@ def test_midi_written_and_parsed_is_the_same_melody(
     tmp_path_factory: pytest.TempPathFactory, line: Tensor, seconds: float
 ) -> None:
     path, timing = tmp_path_factory.mktemp("midi") / "a.mid", Timing(rate=1 / seconds)
-    write_midi(path, roll_of(line), timing)
+    to_midi(roll_of(line), timing).write(str(path))
     tune = read_tune(path)
     assert torch.equal(melody(tune_roll(tune, timing)), line)
     finer = Timing(rate=8 / seconds)
@@ -193,5 +193,5 @@ def test_real_tunes_keep_their_melody_through_midi(data_dir: Path, tmp_path: Pat
     for path in sorted((data_dir / "midi" / "nottingham" / "test").glob("*.mid"))[:12]:
         line = tune_melody(tune_roll(read_tune(path), Timing(rate=20.0)), 8)
         assert len(line) >= 30 and line[0] != REST != line[-1]
-        write_midi(tmp_path / path.name, roll_of(line), timing)
+        to_midi(roll_of(line), timing).write(str(tmp_path / path.name))
         assert torch.equal(melody(tune_roll(read_tune(tmp_path / path.name), timing)), line)

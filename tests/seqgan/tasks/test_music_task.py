@@ -19,12 +19,11 @@ from torch import Tensor
 from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.cache import TuneCache
-from pyro_seq.music.data.demo_tunes import write_demo_tunes
 from pyro_seq.music.data.midi_reader import read_tune
 from pyro_seq.music.data.midi_reader import roll_of as tune_roll
-from pyro_seq.music.data.midi_writer import write_midi
+from pyro_seq.music.data.midi_writer import to_midi
 from pyro_seq.music.data.piano_rolls import Timing
-from pyro_seq.music.data.sources import REMARKS
+from pyro_seq.music.data.sources import DEMO, REMARKS
 from pyro_seq.seqgan.program import seqgan_program
 from pyro_seq.seqgan.tasks import music_task
 from pyro_seq.seqgan.tasks.base import Rendering, Sequences, Task
@@ -36,7 +35,7 @@ TIMING = Timing(rate=2.5)
 
 def write_melody(path: Path, line: Tensor, timing: Timing = TIMING) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_midi(path, roll_of(line), timing)
+    to_midi(roll_of(line), timing).write(str(path))
     return path
 
 
@@ -125,7 +124,7 @@ def test_what_sounds_at_each_moment_is_read_however_short_its_neighbours_are(
     roll = roll_of(torch.stack([line, line + 20, line + 21, line + 22], 1).flatten())
     roll[:, :3] = 1
     roll = torch.cat([torch.zeros(7, 88, dtype=torch.uint8), roll])
-    write_midi(tmp_path / "a.mid", roll, Timing(rate=10))
+    to_midi(roll, Timing(rate=10)).write(str(tmp_path / "a.mid"))
     for name in "bcd":
         write_melody(tmp_path / f"{name}.mid", line)
     task = read_music_task(
@@ -429,9 +428,8 @@ def test_folk_tunes_are_nearer_to_others_than_noise_is(folk_tunes: MusicTask) ->
         ), name
 
 
-def test_demo_tunes_as_files_are_the_same(tmp_path: Path) -> None:
-    write_demo_tunes(tmp_path)
-    found, made = read_music_task([tmp_path]).sequences, read_music_task(demo=True).sequences
+def test_demo_tunes_as_files_are_the_same() -> None:
+    found, made = read_music_task([DEMO]).sequences, read_music_task(demo=True).sequences
     assert all(
         torch.equal(getattr(found, name), getattr(made, name))
         for name in ("train", "valid", "test")

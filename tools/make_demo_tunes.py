@@ -1,28 +1,34 @@
-"""A dozen small tunes, melody over chords, that are made by rule: something to train on at once,
-and in the public domain.
+"""Writes pyro_seq/music/data/demo/, the dozen small tunes that come with pyro_seq: melody over
+chords, made by rule, and so in the public domain.
 
-Each is built as a folk tune is: phrases of four bars, a chord for each bar, rhythms that return, a
-cadence at each phrase's end. The melody is then the best of all for those chords, found by dynamic
-programming over pairs of notes: chord tones on strong beats, steps rather than leaps, a leap
-followed by a step back, other tones only in passing, an arch over the phrase, and the tune's own
-habits.
+    python tools/make_demo_tunes.py            writes the files
+    python tools/make_demo_tunes.py --check    fails where a file is not what the rules give
+
+Each tune is built as a folk tune is: phrases of four bars, a chord for each bar, rhythms that
+return, a cadence at each phrase's end. The melody is then the best of all for those chords, found
+by dynamic programming over pairs of notes: chord tones on strong beats, steps rather than leaps, a
+leap followed by a step back, other tones only in passing, an arch over the phrase, and the tune's
+own habits.
 """
 
 from __future__ import annotations
 
+import io
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pretty_midi
 from numpy.typing import NDArray
 
 from pyro_seq._rng import generator
-from pyro_seq.errors import UserError
 from pyro_seq.music.data.midi_events import ALL_NOTES_OFF
-from pyro_seq.music.data.midi_reader import Tune
 
+TARGET = Path(__file__).parent.parent / "pyro_seq" / "music" / "data" / "demo"
 GRID = 4  # steps a beat
 BARS = 4  # of a phrase
 MELODY, CHORDS = "melody", "chords"
@@ -112,62 +118,27 @@ class Note:
     part: str
 
 
-def demo_tunes(seed: int = 0) -> list[Tune]:
-    """Twelve tunes of 8 or 16 bars in several keys, in 4/4 and 3/4, every note on a grid of `GRID`
-    steps a beat; equal for equal seeds.
+def demo_files(seed: int = 0) -> dict[str, bytes]:
+    """Return the MIDI files of twelve tunes, `01-c-major.mid`, …, by name; equal for equal seeds.
 
-    A note that is struck again is let go a step before, so that it can be told apart in a roll.
+    The tunes have 8 or 16 bars in several keys, in 4/4 and 3/4, melody and chords on a track each,
+    and every note lies on a grid of `GRID` steps a beat. A note that is struck again is let go a
+    step before, so that it can be told apart in a roll.
     """
-    return [_tune(plan, notes) for plan, notes in _compositions(seed)]
+    found = {}
+    for i, (plan, notes) in enumerate(compositions(seed), start=1):
+        file = io.BytesIO()
+        _midi(plan, notes).write(file)
+        found[f"{i:02}-{plan.tonic.lower()}-{plan.mode}.mid"] = file.getvalue()
+    return found
 
 
-def write_demo_tunes(folder: str | Path, seed: int = 0) -> list[Path]:
-    """Write the tunes as MIDI files `01-c-major.mid`, …: melody and chords on a track each; the
-    paths.
-
-    `read_tune` reads from each what `demo_tunes` made. Raises `UserError` if the folder cannot be
-    written.
-    """
-    folder = Path(folder)
-    paths = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for i, (plan, notes) in enumerate(_compositions(seed), start=1):
-            paths.append(folder / f"{i:02}-{plan.tonic.lower()}-{plan.mode}.mid")
-            _midi(plan, notes).write(str(paths[-1]))
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
-    return paths
-
-
-def _compositions(seed: int) -> list[tuple[Plan, list[Note]]]:
+def compositions(seed: int) -> list[tuple[Plan, list[Note]]]:
+    """Return the tunes as they are composed: the plan and the notes of each."""
     return [(plan, _composed(plan, generator(1_000 * seed + i))) for i, plan in enumerate(PLANS)]
 
 
-def _tune(plan: Plan, notes: list[Note]) -> Tune:
-    notes = sorted(notes, key=lambda note: (note.start, note.pitch))
-    start, end = (
-        np.array(steps, dtype=np.float64) / GRID
-        for steps in zip(*((n.start, n.end) for n in notes), strict=True)
-    )
-    beats = plan.steps / GRID
-    seconds = 60 / plan.tempo
-    pitches = np.array([note.pitch for note in notes], dtype=np.uint8)
-    return Tune(
-        pitches,
-        start * seconds,
-        end * seconds,
-        start,
-        end,
-        beats * seconds,
-        beats,
-        float(plan.tempo),
-    )
-
-
-def _midi(plan: Plan, notes: list[Note]) -> Any:
-    import pretty_midi
-
+def _midi(plan: Plan, notes: list[Note]) -> pretty_midi.PrettyMIDI:
     midi = pretty_midi.PrettyMIDI(resolution=480, initial_tempo=plan.tempo)
     midi.time_signature_changes.append(pretty_midi.TimeSignature(plan.beats_a_bar, 4, 0.0))
     midi.key_signature_changes.append(
@@ -405,3 +376,22 @@ def _articulated(notes: list[Note]) -> list[Note]:
         )
         apart.append(Note(note.start, max(end, note.start + 1), note.pitch, note.part))
     return sorted(apart, key=lambda note: (note.start, note.pitch))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the files, or with `--check` compare them; return the exit code."""
+    made = demo_files()
+    if "--check" in arguments:
+        same = made == {path.name: path.read_bytes() for path in TARGET.glob("*.mid")}
+        advice = f"{TARGET} is not what the rules give: run python tools/make_demo_tunes.py"
+        print("as generated" if same else advice)
+        return 0 if same else 1
+    TARGET.mkdir(exist_ok=True)
+    for name, content in made.items():
+        (TARGET / name).write_bytes(content)
+    print(f"{TARGET}: {len(made)} files, {sum(map(len, made.values())):,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
