@@ -6,6 +6,7 @@ import importlib.util
 import os
 import resource
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -75,6 +76,21 @@ SHIPPED: dict[str, Callable[[Parts, str], Pair]] = {
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "shipped" in metafunc.fixturenames:
         metafunc.parametrize("shipped", SHIPPED.values(), ids=SHIPPED)
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what `@pytest.mark.one_in(n)` leaves out: all cases of a test but every n-th.
+
+    An n that has no factor in common with the numbers of values that a test is given mixes them.
+    """
+    counted: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("one_in")
+        name = item.nodeid.partition("[")[0]
+        if mark is not None and counted[name] % mark.args[0]:
+            item.add_marker(pytest.mark.slow)
+        counted[name] += 1
 
 
 @pytest.fixture(autouse=True)

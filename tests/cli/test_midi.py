@@ -188,6 +188,7 @@ def test_a_run_goes_on(
 # evaluate
 
 
+@pytest.mark.one_in(2)
 def test_evaluation_says_what_it_is_beside_the_markov_model(
     pyroseq: Callable[..., int], run: Path, tunes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,6 +332,7 @@ def test_a_sample_begins_with_its_primer(
 # report
 
 
+@pytest.mark.one_in(3)
 def test_report_is_one_page_about_the_run(
     pyroseq: Callable[..., int],
     run: Path,

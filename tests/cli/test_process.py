@@ -113,13 +113,13 @@ def test_reader_that_goes_away_ends_it_quietly(run: Path) -> None:
         "--run-dir",
         str(run),
         "--length",
-        "2000",
-        "--num-samples",
         "300",
+        "--num-samples",
+        "400",
     ]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == b"=== sample 1 of 300\n"
+        assert process.stdout.readline() == b"=== sample 1 of 400\n"
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 1
@@ -129,7 +129,7 @@ def test_reader_that_goes_away_ends_it_quietly(run: Path) -> None:
 def test_results_that_cannot_be_written_are_an_error(run: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*COMMAND, "text", "generate", "--run-dir", str(run)],
+            [*COMMAND, "text", "generate", "--run-dir", str(run), "--length", "5"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

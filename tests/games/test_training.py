@@ -77,6 +77,7 @@ def test_killed_runs_end_as_unbroken_ones() -> None:
     assert process.returncode == 0, process.stdout + process.stderr
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", ["srnn", "dmm"])
 def test_pairs_with_latents_are_world_models_too(kind: str, tmp_path: Path) -> None:
     changes = {**SMALL, "model.kind": kind, "model.latent_size": 2, "play.env_steps": 90}

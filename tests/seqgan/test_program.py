@@ -53,6 +53,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.one_in(2)
 def test_a_run_from_begin_to_load(finished: Path) -> None:
     run = RunFolder(finished, KIND)
     task = task_of(run, run_settings(run))

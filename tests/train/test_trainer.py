@@ -513,6 +513,7 @@ ELBOS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("elbo", ELBOS)
 @pytest.mark.parametrize("kind", PAIRS)
@@ -587,6 +588,7 @@ def test_discrete_latents_are_summed_out() -> None:
 # precision
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("kind", PAIRS)

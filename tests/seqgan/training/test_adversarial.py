@@ -74,6 +74,7 @@ def metrics(training: AdversarialTraining, split: str) -> list[dict[str, Any]]:
 # the variants
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "changes",
     [
