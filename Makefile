@@ -32,7 +32,7 @@ demo: $(installed)
 
 test: chosen := -m "not slow"
 test test-all: $(installed_dev) lint
-	@$(MAKE) --no-print-directory -j 2 --output-sync=target types tests chosen='$(chosen)'
+	@$(MAKE) --no-print-directory -j 2 types tests chosen='$(chosen)'
 
 # -P keeps this folder off sys.path, where models, guides and cli would be packages of their own.
 tests: $(installed_dev)
