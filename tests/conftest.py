@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import resource
 import shutil
@@ -10,13 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import PIL.Image
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
@@ -106,6 +109,19 @@ def clean_pyro() -> Iterator[None]:
         yield
     torch.set_default_dtype(dtype)
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not drawn, which takes longer than the training they are of: each is
+    saved as a picture of one pixel, no two of them equal.
+    """
+    shades = itertools.count(1)
+
+    def save(figure: Figure, opened: BinaryIO, **options: Any) -> None:
+        PIL.Image.new("RGB", (1, 1), next(shades)).save(opened, "PNG")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from pyro_seq.music.data.demo_tunes import write_demo_tunes
 from pyro_seq.music.data.midi_reader import read_tune, roll_of
 from pyro_seq.music.data.piano_rolls import Timing
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 TINY = [
     "rolls.window=16",
     "rolls.batch_size=3",

@@ -22,6 +22,8 @@ from pyro_seq.games.program import PRESETS, begin, go_on
 from pyro_seq.games.settings import game_settings
 from pyro_seq.runs.checkpoint import load_tree, save_tree
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 KILLED_GAME = Path(__file__).parent.parent / "helpers" / "killed_game.py"
 spec = importlib.util.spec_from_file_location("killed_game", KILLED_GAME)
 assert spec is not None and spec.loader is not None
@@ -259,6 +261,7 @@ def test_games_that_are_counted_are_not_those_that_were_learnt_from(learnt: Path
     assert len({tuple(e.observations[0].tolist()) for e in played}) == 30
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "changes", [{"agent__beginnings": 0}, {"agent__beginnings": 1}, {"agent__num_games": 1}]
 )

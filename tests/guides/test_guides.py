@@ -210,6 +210,7 @@ def test_dropout_of_a_remembered_history_is_shared() -> None:
 # the divergence
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", GUIDES)
 def test_analytic_divergence(name: str, layout: str) -> None:

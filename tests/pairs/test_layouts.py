@@ -207,6 +207,7 @@ def test_densities_gradients_and_latents_agree(
             assert_equal(by_steps, by_path)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("kind", ["categorical", "joint"])
 @pytest.mark.parametrize("name", PAIRS)

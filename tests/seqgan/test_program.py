@@ -20,6 +20,8 @@ from pyro_seq.runs.folder import RunFolder
 from pyro_seq.seqgan.metrics.quality import generated
 from pyro_seq.seqgan.program import KIND, begin, go_on, load, run_settings, settings_from, task_of
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 TEXT = "the cat sat on the mat; the dog sat on the log. " * 12
 ADVERSARIAL = {"reward", "gradient_norm", "discriminator_loss", "discriminator_accuracy"}
 

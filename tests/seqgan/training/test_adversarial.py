@@ -28,6 +28,8 @@ from pyro_seq.seqgan.tasks.base import Figure, Task
 from pyro_seq.seqgan.training import adversarial
 from pyro_seq.seqgan.training.adversarial import AdversarialTraining
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 Made = tuple[AdversarialTraining, Pair]
 Make = Callable[..., Made]
 
