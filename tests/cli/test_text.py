@@ -450,6 +450,7 @@ def test_one_sample_has_no_standard_error(
     )
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", ["-", "/dev/stdout"])
 def test_by_character_to_standard_output(
     pyroseq: Callable[..., int],
