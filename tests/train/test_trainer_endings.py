@@ -7,7 +7,6 @@ import json
 import math
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,8 +177,7 @@ def test_interrupted(number: int, tmp_path: Path) -> None:
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     def interrupt() -> dict[str, float]:
         for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
+            signal.raise_signal(signal.SIGINT)
         raise AssertionError
 
     trainer = new_trainer(
