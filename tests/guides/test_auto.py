@@ -219,7 +219,6 @@ def train(
     return [svi.step(batch) for _ in range(steps)]
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", EXACT)
 def test_the_evidence_by_importance_sampling(name: str) -> None:
     """The figure is unbiased for the evidence if and only if the guide's densities are those of its

@@ -310,6 +310,7 @@ def test_hidden_states_summed_out(
     assert_all_move(pair, before)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_guide_for_free(layout: str) -> None:
     """A model with an `AutoSequenceGuide` is as ordinary: SVI, Predictive, and particles side by

@@ -163,6 +163,7 @@ def test_gradient_of_sequences_that_end_early() -> None:
     assert_unbiased(found, exact_gradient(model, rewards, 0.3, lengths))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("rewards", [table(), table().sum(1)], ids=["by step", "whole"])
 @pytest.mark.parametrize("baseline", ["none", "per_step"])
 def test_gradient_with_rollouts(rewards: Tensor, baseline: str) -> None:

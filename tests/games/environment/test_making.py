@@ -288,7 +288,6 @@ def test_words_of_the_user_must_name_the_runs_environment() -> None:
         Named().check_allowed("m:A", '{"a": "b"}', "run")
 
 
-@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", ["FrozenLake-v1", "Blackjack-v1", "CliffWalking-v1"])
 def test_games_of_cells_and_cards_are_learnt(name: str, tmp_path: Path) -> None:
     training = begin(tmp_path / "run", game_settings(TINY, {"play.env": name}), seed=0, quiet=True)
