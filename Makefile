@@ -1,7 +1,8 @@
 # Two commands are all that a fresh checkout needs, with nothing there but make and Python 3.11 or newer:
 #
-#   make demo     train a small model on the text that comes with pyro_seq, and show what it has learned
-#   make test     lint, types and tests
+#   make demo       train a small model on the text that comes with pyro_seq, and show what it has learned
+#   make test       lint, types, and the tests that a change is made with: minutes
+#   make test-all   the same with every test: also those that kill, attack, learn, or vary much for long
 #
 # and make docs builds the API reference into build/api.
 #
@@ -24,14 +25,18 @@ installed_dev := $(venv)/.installed-dev-$(key)
 version = $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0] + " " + "ok" * (sys.version_info[:2] >= (3, 11)))' 2>/dev/null)
 refusal = pyro_seq needs Python 3.11 or newer, and $(PYTHON) is $(or $(strip $(version)),not there): name another one, PYTHON=python3.12
 
-.PHONY: demo test lint types docs bench clean
+.PHONY: demo test test-all tests lint types docs bench clean
 
 demo: $(installed)
 	@$(venv)/bin/pyroseq demo $(ARGS)
 
+test: chosen := -m "not slow"
+test test-all: $(installed_dev) lint
+	@$(MAKE) --no-print-directory -j 2 types tests chosen='$(chosen)'
+
 # -P keeps this folder off sys.path, where models, guides and cli would be packages of their own.
-test: $(installed_dev) lint types
-	@$(python) -P -m pytest -n $(WORKERS) $(ARGS)
+tests: $(installed_dev)
+	@$(python) -P -m pytest -n $(WORKERS) $(chosen) $(ARGS)
 
 lint: $(installed_dev)
 	@$(python) -m ruff check --quiet .

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import resource
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import PIL.Image
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
@@ -77,6 +81,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("shipped", SHIPPED.values(), ids=SHIPPED)
 
 
+@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what `@pytest.mark.one_in(n)` leaves out: all cases of a test but every n-th.
+
+    An n that has no factor in common with the numbers of values that a test is given mixes them.
+    """
+    counted: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("one_in")
+        name = item.nodeid.partition("[")[0]
+        if mark is not None and counted[name] % mark.args[0]:
+            item.add_marker(pytest.mark.slow)
+        counted[name] += 1
+
+
 @pytest.fixture(autouse=True)
 def clean_pyro() -> Iterator[None]:
     """An empty parameter store, seed 0, validation on; the default dtype is what it was when the
@@ -90,6 +109,19 @@ def clean_pyro() -> Iterator[None]:
         yield
     torch.set_default_dtype(dtype)
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not drawn, which takes longer than the training they are of: each is
+    saved as a picture of one pixel, no two of them equal.
+    """
+    shades = itertools.count(1)
+
+    def save(figure: Figure, opened: BinaryIO, **options: Any) -> None:
+        PIL.Image.new("RGB", (1, 1), next(shades)).save(opened, "PNG")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture

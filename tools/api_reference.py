@@ -1,7 +1,8 @@
 """Builds the API reference: a page for each module of the package, made from its docstrings by
 pdoc. Every warning is an error.
 
-    python tools/api_reference.py [FOLDER]        build/api, if no folder is named
+    python tools/api_reference.py [FOLDER [MODULE ...]]     build/api, if no folder is named; every
+                                                            module, if none is named
 
 The pages load nothing from a network. Docstrings are Markdown, with `Args:` sections as Google
 writes them; an equation is written as a reader of the source wants it, so a `<` in it is a
@@ -17,7 +18,7 @@ import shutil
 import sys
 import typing
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pdoc.doc
@@ -30,13 +31,13 @@ BESIDE = ("pyro_seq.models", "pyro_seq.guides")
 LEFT_OUT = ("pyro_seq.cli", "pyro_seq.text.data")  # described by --help; no Python in it
 
 
-def modules() -> dict[str, pdoc.doc.Module]:
-    """Every documented module by name, packages before what is in them."""
+def modules(wanted: Sequence[str] = ()) -> dict[str, pdoc.doc.Module]:
+    """These modules by name, or every documented one, packages before what is in them."""
     names = {"pyro_seq", *BESIDE}
     for package in sorted(names):
         found = pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
         names |= {module.name for module in found if not module.name.startswith(LEFT_OUT)}
-    return {name: pdoc.doc.Module.from_name(name) for name in sorted(names)}
+    return {name: pdoc.doc.Module.from_name(name) for name in wanted or sorted(names)}
 
 
 def resolve_annotations(documented: dict[str, pdoc.doc.Module]) -> None:
@@ -80,11 +81,13 @@ def as_markdown(docstring: str) -> str:
     return "\n".join(lines)
 
 
-def build(target: Path) -> int:
-    """Writes all pages into a folder that is made anew; returns how many modules there are."""
+def build(target: Path, names: Sequence[str] = ()) -> int:
+    """Writes the pages of these modules, or of all, into a folder that is made anew; returns how
+    many there are.
+    """
     for name in pyro_seq.__all__:  # imported at their first use, which this is
         getattr(pyro_seq, name)
-    documented = modules()
+    documented = modules(names)
     resolve_annotations(documented)
     # also those of a package whose `__all__` is about what it offers, not what it is made of
     for name, module in documented.items():
@@ -113,7 +116,7 @@ def main() -> int:
         Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "build" / "api"
     )
     warnings.simplefilter("error")
-    count = build(target)
+    count = build(target, sys.argv[2:])
     print(f"{count} modules: {target / 'index.html'}")
     return 0
 

@@ -36,6 +36,7 @@ MODULE = (
 )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("name", "code"),
     [

@@ -23,6 +23,8 @@ from pyro_seq.music.data.midi_reader import read_tune, roll_of
 from pyro_seq.music.data.piano_rolls import Timing
 from pyro_seq.music.data.sources import DEMO
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 TINY = [
     "rolls.window=16",
     "rolls.batch_size=3",
@@ -186,6 +188,7 @@ def test_a_run_goes_on(
 # evaluate
 
 
+@pytest.mark.one_in(2)
 def test_evaluation_says_what_it_is_beside_the_markov_model(
     pyroseq: Callable[..., int], run: Path, tunes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -329,6 +332,7 @@ def test_a_sample_begins_with_its_primer(
 # report
 
 
+@pytest.mark.one_in(3)
 def test_report_is_one_page_about_the_run(
     pyroseq: Callable[..., int],
     run: Path,

@@ -17,6 +17,8 @@ from PIL import Image
 
 from pyro_seq.cli import main
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 spec = importlib.util.spec_from_file_location(
     "killed_game", Path(__file__).parent.parent / "helpers" / "killed_game.py"
 )

@@ -5,9 +5,9 @@ and odd terminals.
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -59,12 +59,10 @@ def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
         ).stdout
         == "set()\n"
     )
-    seconds = []
-    for _ in range(3):  # the best of three: the machine does other things as well
-        begun = time.perf_counter()
-        assert started("--help").returncode == 0
-        seconds.append(time.perf_counter() - begun)
-    assert min(seconds) < 0.5
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    assert started("--help").returncode == 0
+    # of the processor, whatever else the machine does
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 0.5
 
 
 @pytest.mark.parametrize(
@@ -113,13 +111,13 @@ def test_reader_that_goes_away_ends_it_quietly(run: Path) -> None:
         "--run-dir",
         str(run),
         "--length",
-        "2000",
-        "--num-samples",
         "300",
+        "--num-samples",
+        "400",
     ]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == b"=== sample 1 of 300\n"
+        assert process.stdout.readline() == b"=== sample 1 of 400\n"
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 1
@@ -129,7 +127,7 @@ def test_reader_that_goes_away_ends_it_quietly(run: Path) -> None:
 def test_results_that_cannot_be_written_are_an_error(run: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*COMMAND, "text", "generate", "--run-dir", str(run)],
+            [*COMMAND, "text", "generate", "--run-dir", str(run), "--length", "5"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -18,6 +18,8 @@ import torch
 from pyro_seq.cli import main
 from pyro_seq.cli import pyroseq as command
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 Run = Callable[..., int]
 Refused = Callable[..., str]
 

@@ -8,8 +8,6 @@ import json
 import math
 import os
 import signal
-import threading
-import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -313,9 +311,8 @@ def test_second_ctrl_c_ends_at_once_and_the_run_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def endless(*args: object, **options: object) -> dict[str, float]:
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        time.sleep(30)
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
         pytest.fail("was not stopped")
 
     monkeypatch.setattr("pyro_seq.text.program.validate", endless)
@@ -450,6 +447,7 @@ def test_one_sample_has_no_standard_error(
     )
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", ["-", "/dev/stdout"])
 def test_by_character_to_standard_output(
     pyroseq: Callable[..., int],

@@ -13,6 +13,7 @@ from pyro_seq.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TRAINING = ("README.md", "pairs.md")  # for seconds
 LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 
 
@@ -39,7 +40,12 @@ def test_there_is_code_to_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page.name in TRAINING else [], id=page.name)
+        for page in PAGES
+        if python_blocks(page)
+    ],
 )
 def test_code_runs_from_top_to_bottom(
     page: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

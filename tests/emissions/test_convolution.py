@@ -174,6 +174,7 @@ def test_sizes_that_make_no_sense(name: str) -> None:
         KeyConvolution(**{"size": 3, name: 1.0 if name == "dropout" else 0})
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("autoregressive", [False, True])
 def test_a_pair_over_it_is_sound_and_learns_to_follow_a_motion(autoregressive: bool) -> None:
     """A key that moves up by one at every step, from anywhere: nothing to guess after the first."""
@@ -224,6 +225,7 @@ def test_a_model_that_sees_no_context_passes_it_on() -> None:
     check_pair(model, guide, SequenceBatch(torch.randint(2, (3, 4, K)).double(), [4, 2, 3]))
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("autoregressive", [False, True])
 def test_every_pair_passes_it_on(shipped: Any, autoregressive: bool) -> None:
     """In both layouts and for particles side by side, the densities are the same."""

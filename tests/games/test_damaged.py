@@ -21,6 +21,8 @@ from pyro_seq.games.settings import game_settings
 from pyro_seq.games.training import GameTraining
 from pyro_seq.runs.checkpoint import load_tree, save_tree
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 TINY: dict[str, Any] = {
     "play.env_steps": 60, "play.first_games": 2, "play.games_per_round": 2, "play.num_envs": 2,
     "play.held_out": 0.5,

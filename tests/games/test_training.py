@@ -22,6 +22,8 @@ from pyro_seq.games.program import PRESETS, game_program
 from pyro_seq.games.settings import game_settings
 from pyro_seq.runs.checkpoint import load_tree, save_tree
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 KILLED_GAME = Path(__file__).parent.parent / "helpers" / "killed_game.py"
 spec = importlib.util.spec_from_file_location("killed_game", KILLED_GAME)
 assert spec is not None and spec.loader is not None
@@ -77,6 +79,7 @@ def test_killed_runs_end_as_unbroken_ones() -> None:
     assert process.returncode == 0, process.stdout + process.stderr
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", ["srnn", "dmm"])
 def test_pairs_with_latents_are_world_models_too(kind: str, tmp_path: Path) -> None:
     changes = {**SMALL, "model.kind": kind, "model.latent_size": 2, "play.env_steps": 90}
@@ -266,6 +269,7 @@ def test_games_that_are_counted_are_not_those_that_were_learnt_from(learnt: Path
     assert len({tuple(e.observations[0].tolist()) for e in played}) == 30
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "changes", [{"agent__beginnings": 0}, {"agent__beginnings": 1}, {"agent__num_games": 1}]
 )
@@ -305,14 +309,11 @@ def test_dreams_are_cut_where_they_end(learnt: Path) -> None:
         assert all(g.ended or len(g.rewards) == max(len(x.rewards) for x in games) for g in games)
 
 
-def test_continuous_games_and_both_gradients(tmp_path: Path, toys: Any) -> None:
-    for gradient in ("score", "pathwise"):
-        for env in ("Pendulum-v1", "Toy/Second-v0"):
-            folder = tmp_path / f"{gradient}-{env.replace('/', '-')}"
-            training = begun(
-                folder,
-                play__env=env,
-                agent__gradient=gradient,
-                play__env_steps=850 if env == "Pendulum-v1" else 60,
-            )
-            assert training.agent.step >= 6 and game_program.load(folder).game.name == env
+@pytest.mark.one_in(3)
+@pytest.mark.parametrize("gradient", ["score", "pathwise"])
+@pytest.mark.parametrize(("env", "steps"), [("Pendulum-v1", 850), ("Toy/Second-v0", 60)])
+def test_continuous_games_and_both_gradients(
+    tmp_path: Path, toys: Any, env: str, steps: int, gradient: str
+) -> None:
+    training = begun(tmp_path, play__env=env, agent__gradient=gradient, play__env_steps=steps)
+    assert training.agent.step >= 6 and game_program.load(tmp_path).game.name == env

@@ -236,6 +236,7 @@ def test_the_evidence_by_importance_sampling(name: str) -> None:
     assert (scored.standard_error < 0.2).all()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", EXACT)
 def test_all_parameters_move_and_padding_does_not_count(name: str) -> None:
     model, x, _ = EXACT[name]
@@ -356,6 +357,7 @@ MODELS: dict[str, tuple[Any, Tensor]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", MODELS)
 def test_pyros_objectives(name: str, objective: str) -> None:
@@ -366,6 +368,7 @@ def test_pyros_objectives(name: str, objective: str) -> None:
     assert torch.tensor(losses).isfinite().all()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize(
     "name", ["positive chain", "independent path", "level and chain", "srnn steps"]
@@ -382,6 +385,7 @@ def test_predictive(name: str, parallel: bool) -> None:
     assert all(drawn[site].std(0).max() > 0 for site in latents)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_it_learns_a_shipped_model_in_both_layouts(layout: str) -> None:
     model = shipped(SRNN, layout)

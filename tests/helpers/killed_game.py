@@ -1,5 +1,5 @@
-"""Kills trainings of a game with SIGKILL and resumes them: `python tests/killed_game.py` says
-whether they end as an unbroken one does.
+"""Kills trainings of a game and resumes them: `python tests/helpers/killed_game.py` says whether
+they end as an unbroken one does.
 
 The bar is that weights and metrics are equal bit by bit to those of the unbroken run, on a CPU.
 Each training is a fork of this process.
@@ -14,7 +14,6 @@ import random
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +56,18 @@ def train(folder: Path, changes: dict[str, Any]) -> None:
         game_program.start(folder, game_settings(changes), seed=3, quiet=True)
 
 
-def forked(folder: Path, changes: dict[str, Any]) -> int:
-    """The process id of a copy of this process that trains and ends."""
+def forked(folder: Path, changes: dict[str, Any], killed_after: float = 0.0) -> int:
+    """The process id of a copy of this process that trains and ends; if asked, the kernel ends it
+    when it has had so many seconds of the processor.
+    """
     child = os.fork()
     if child:
         return child
     code = 1
     try:
         torch.set_num_threads(1)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, killed_after)
         train(folder, changes)
         code = 0
     finally:
@@ -109,15 +112,12 @@ def main() -> None:
     torch.optim.AdamW([torch.zeros(1)])
     with tempfile.TemporaryDirectory() as name:
         whole, killed = Path(name) / "whole", Path(name) / "killed"
-        begun = time.monotonic()
-        _, status = os.waitpid(forked(whole, changes), 0)
-        seconds = time.monotonic() - begun
+        _, status, used = os.wait4(forked(whole, changes), 0)
+        seconds = used.ru_utime + used.ru_stime
         reached: list[Any] = []
         while not status and len(reached) < arguments.kills:
-            child = forked(killed, changes)
-            time.sleep(moments.uniform(0.05, 0.1 + seconds / arguments.kills))
-            os.kill(child, signal.SIGKILL)
-            if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+            moment = moments.uniform(0.05, 0.1 + seconds / arguments.kills)
+            if not os.WIFSIGNALED(os.waitpid(forked(killed, changes, moment), 0)[1]):
                 break  # it came to its end first
             last = killed / "last.safetensors"
             reached.append(load_tree(last)["position"] if last.exists() else None)

@@ -1,4 +1,4 @@
-"""Kills trainings with SIGKILL and resumes them: `python tests/killed_run.py` says whether they end
+"""Kills trainings and resumes them: `python tests/helpers/killed_run.py` says whether they end
 as an unbroken one does.
 
 The bar is 10 kills at random moments, and weights and metrics that are equal bit by bit to those of
@@ -17,7 +17,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -191,11 +190,25 @@ def forked(work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def finish(child: int) -> None:
-    """Wait for a child that must succeed."""
-    _, status = os.waitpid(child, 0)
+def finish(child: int) -> float:
+    """Wait for a child that must succeed; returns its seconds of the processor."""
+    _, status, used = os.wait4(child, 0)
     if status:
         sys.exit(f"a training failed: wait status {status}")
+    return used.ru_utime + used.ru_stime
+
+
+def killed_after(seconds: float, work: Callable[[], None]) -> int:
+    """The wait status of a child that the kernel ends, wherever it is and with no chance to tidy
+    up, when it has had so many seconds of the processor: a busy machine changes nothing.
+    """
+
+    def doomed() -> None:
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, max(1e-3, seconds))
+        work()
+
+    return os.waitpid(forked(doomed), 0)[1]
 
 
 # seconds that a fork takes before its first step: it is killed there as well, but not only
@@ -238,18 +251,14 @@ def contents(folder: Path) -> set[str]:
 def kill_at_random(folder: Path, training: Training, kills: int, seed: str) -> dict[str, Any]:
     """An unbroken run, and one killed at random moments; what differs."""
     unbroken, killed = folder / "unbroken", folder / "killed"
-    begun = time.monotonic()
-    finish(forked(lambda: training.train(unbroken)))
-    seconds = time.monotonic() - begun
+    seconds = finish(forked(lambda: training.train(unbroken)))
     moments = random.Random(seed)
     reached: list[int | None] = []
     found: list[str] = []
-    pace = 1.0  # a busy machine is now faster, now slower than it was for the unbroken run
+    pace = 1.0  # reading a checkpoint takes its time, which the unbroken run does not need
     while len(reached) < kills:
-        child = forked(lambda: training.train(killed))
-        time.sleep(moments.uniform(0, BEGINNING + pace * 1.2 * seconds / kills))
-        os.kill(child, signal.SIGKILL)
-        if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+        moment = moments.uniform(0, BEGINNING + pace * 1.2 * seconds / kills)
+        if os.WIFSIGNALED(killed_after(moment, lambda: training.train(killed))):
             step = training.progress(killed)
             pace *= 1.3 if reached and step == reached[-1] else 1.0
             reached.append(step)

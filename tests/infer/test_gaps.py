@@ -45,6 +45,7 @@ def assert_normal(drawn: Tensor, mean: Tensor, variance: Tensor) -> None:
     assert ((drawn.var(0) / variance - 1).abs() < 4 * math.sqrt(2 / (k - 1))).all()
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("noise", [0.1, 1.0])
 @pytest.mark.parametrize("guide", ["exact", "wrong", "none"])
 def test_infill_has_the_exact_law(noisy: Maker, noise: float, guide: str) -> None:
@@ -249,6 +250,7 @@ def test_what_stands_in_a_gap_does_not_reach_the_filter(noisy: Maker) -> None:
     )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_shipped_pairs(shipped: Callable[[Parts, str], Pair], layout: str) -> None:
     """Each takes gaps everywhere, rows of any length, and returns what was observed bit for bit."""

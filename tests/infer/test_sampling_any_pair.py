@@ -92,12 +92,14 @@ def predicted(pair: Pair, batch: SequenceBatch) -> None:
             )
 
 
+@pytest.mark.one_in(3)
 def test_shipped_pairs(shipped: Callable[[Parts, str], Pair], batch: SequenceBatch) -> None:
     for pair in in_layouts(shipped):
         sampled_in_every_way(pair, batch)
         predicted(pair, batch)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("autoregressive", [False, True])
 def test_hidden_markov_models(autoregressive: bool, batch: SequenceBatch) -> None:
     for pair in in_layouts(hmm(autoregressive)):

@@ -68,28 +68,34 @@ def new_model(
     return HMM(emission, context, autoregressive=autoregressive, layout=layout, **sizes)
 
 
+def state_paths(steps: int) -> Tensor:
+    """All `[S^T, T]` of them."""
+    return torch.tensor([*itertools.product(range(S), repeat=steps)], dtype=torch.long)
+
+
 def enumerated(model: HMM, batch: SequenceBatch) -> Tensor:
-    """log p(x) `[N]` by the sum over all S^T state paths, one sequence and one step at a time, from
-    the model's parameters.
+    """log p(x) `[N]` by the sum over all S^T state paths, with densities of one sequence, step and
+    state at a time, from the model's parameters.
     """
     start, move = model.initial_logits.log_softmax(-1), model.transition_logits.log_softmax(-1)
     contexts, _ = model.context.over(batch, model.context.initial(len(batch)))
     rows = []
     for n, length in enumerate(batch.lengths.tolist()):
-        paths = []
-        for path in itertools.product(range(S), repeat=length):
-            total = torch.zeros(())
-            for t, k in enumerate(path):
-                total = total + (start[k] if t == 0 else move[path[t - 1], k])
+        paths, total = state_paths(length), torch.zeros(S**length)
+        for t in range(length):
+            shares = []
+            for k in range(S):
                 emission = model.emission(
                     model.decoder(torch.cat([model.embedding[k], contexts[n, t]]))
                 )
                 group = emission if isinstance(emission, dict) else {"": emission}
-                for name, part in group.items():
-                    values = batch.values[name] if name else batch.values
-                    total = total + part.log_prob(values[n, t])
-            paths.append(total)
-        rows.append(torch.stack(paths).logsumexp(0))
+                values = {name: batch.values[name] if name else batch.values for name in group}
+                shares.append(
+                    sum(part.log_prob(values[name][n, t]) for name, part in group.items())
+                )
+            total = total + (move[paths[:, t - 1], paths[:, t]] if t else start[paths[:, 0]])
+            total = total + torch.stack(shares)[paths[:, t]]
+        rows.append(total.logsumexp(0))
     return torch.stack(rows)
 
 
@@ -258,24 +264,20 @@ def test_posterior_of_the_states() -> None:
     posterior = model.posterior(batch)
     model.layout = "steps"
     for n, length in enumerate(RAGGED):
-        alone = batch.select(slice(n, n + 1))
-        weights = torch.zeros(length, S)
-        total = torch.zeros(())
-        for path in itertools.product(range(S), repeat=length):
-            states = {
-                f"z_{t}": torch.tensor([k]) for t, k in enumerate([*path, *[0] * (T - length)])
-            }
-            p = (
-                poutine.trace(poutine.condition(model, data=states))
-                .get_trace(alone)
-                .log_prob_sum()
-                .exp()
-                .detach()
-            )
-            total = total + p
-            for t, k in enumerate(path):
-                weights[t, k] += p
-        assert_equal(posterior[n, :length], weights / total)
+        paths = state_paths(length)
+        padded = torch.cat([paths, paths.new_zeros(len(paths), T - length)], 1)
+        states = {f"z_{t}": padded[:, t] for t in range(T)}
+        # the sequence beside itself, each time with another path
+        trace = poutine.trace(poutine.condition(model, data=states)).get_trace(
+            batch.select(torch.full((len(paths),), n))
+        )
+        trace.compute_log_prob()
+        sites = [*trace.stochastic_nodes, *trace.observation_nodes]
+        p = sum(
+            trace.nodes[site]["log_prob"].detach() for site in sites if site != "sequences"
+        ).exp()
+        weights = torch.stack([p @ (paths == k).to(p) for k in range(S)], -1)
+        assert_equal(posterior[n, :length], weights / p.sum())
         assert not posterior[n, length:].any()
     assert not posterior.requires_grad
     with pytest.raises(UserError, match="needs observations"):

@@ -171,6 +171,7 @@ def music_parts() -> Parts:
     )
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -42,6 +42,8 @@ from pyro_seq.music.program import music_program, read_pieces
 from pyro_seq.runs.checkpoint import load_tree
 from pyro_seq.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 WINDOWS = {
     "rolls.grid": 2,
     "rolls.window": 16,

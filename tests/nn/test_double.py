@@ -131,6 +131,7 @@ def works_in_float64(
         assert any(not p.equal(q) for p, q in zip(parameters, before, strict=True))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_every_shipped_pair(shipped: Callable[[Parts, str], Pair], layout: str) -> None:
     emission, encoder, draw = CASES["group"]
@@ -177,6 +178,7 @@ def test_hidden_markov_models() -> None:
         works_in_float64(doubled(Pair(model)), SequenceBatch(draw(), LENGTHS))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_the_automatic_guide_is_of_its_models_type(
     shipped: Callable[[Parts, str], Pair], layout: str

@@ -371,6 +371,7 @@ def sampled(pair: Pair, batch: SequenceBatch, layout: str, seed: int) -> Tensor:
     return values[0] if layout == "path" else torch.stack(values, 1)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("name", "cell"), [(name, cell) for name, case in CASES.items() for cell in case.cells]

@@ -178,6 +178,7 @@ def assert_equal(actual: Any, expected: Any) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(("cell", "layers"), list(itertools.product(("lstm", "gru"), (1, 2))))
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PAIRS)
@@ -206,6 +207,7 @@ def test_densities_gradients_and_latents_agree(
             assert_equal(by_steps, by_path)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("kind", ["categorical", "joint"])
 @pytest.mark.parametrize("name", PAIRS)
@@ -269,6 +271,7 @@ def test_two_windows_are_one_sequence(name: str) -> None:
         assert_equal(total, log_density(pair.model, whole, z, layout))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PAIRS)
@@ -325,6 +328,7 @@ def test_state_of_particles_goes_on(name: str) -> None:
     assert_equal(next_loss(noise), torch.stack([next_loss(each) for each in noise]))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["categorical", "joint"])
@@ -342,6 +346,7 @@ def test_predictive(name: str, kind: str, layout: str, parallel: bool) -> None:
         assert len(first.unique()) == first.numel()  # every sequence and draw has its own
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PAIRS)

@@ -82,6 +82,7 @@ def assert_all_move(pair: Pair, before: dict[str, Tensor]) -> None:
     )
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("optimiser", [Adam, ClippedAdam])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_hand_written_svi(shipped: Maker, layout: str, optimiser: Any) -> None:
@@ -101,6 +102,7 @@ def test_hand_written_svi(shipped: Maker, layout: str, optimiser: Any) -> None:
     }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_elbo_module_with_a_torch_optimiser(shipped: Maker, layout: str) -> None:
     pair, batch = shipped(symbols(), layout), new_batch()
@@ -130,6 +132,7 @@ ELBOS: dict[str, Callable[[], ELBO]] = {
 }
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("elbo", ELBOS)
 def test_pyro_objectives(shipped: Maker, elbo: str, layout: str) -> None:
@@ -193,6 +196,7 @@ def test_handlers(name: str, layout: str) -> None:
     )
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("parallel", [False, True])
 @torch.no_grad()
@@ -210,6 +214,7 @@ def test_predictive(shipped: Maker, layout: str, parallel: bool) -> None:
         assert values.shape[0] == 5 and values.isfinite().all() and (values.std(0) > 0).any()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
 def test_particles_side_by_side_are_those_one_by_one(shipped: Maker, layout: str) -> None:
@@ -284,6 +289,7 @@ HMM_ELBOS += [
 ]
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("autoregressive", [False, True])
 @pytest.mark.parametrize(("layout", "elbo"), HMM_ELBOS, ids=[layout for layout, _ in HMM_ELBOS])
 def test_hidden_states_summed_out(
@@ -304,6 +310,7 @@ def test_hidden_states_summed_out(
     assert_all_move(pair, before)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_guide_for_free(layout: str) -> None:
     """A model with an `AutoSequenceGuide` is as ordinary: SVI, Predictive, and particles side by

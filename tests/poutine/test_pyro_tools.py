@@ -63,6 +63,7 @@ def pair(request: pytest.FixtureRequest) -> Sides:
     return srnn(request.param)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.filterwarnings(
     "ignore:TraceEnum_ELBO found no sample sites configured for enumeration"
 )

@@ -132,16 +132,14 @@ BASELINES: dict[str, Callable[[], Baseline | None]] = {
 def test_gradient_is_that_of_the_expected_reward(baseline: str) -> None:
     model, rewards = generator(), table()
     objective = Reinforce(looked_up(rewards), baseline=BASELINES[baseline]())
-    assert_unbiased(
-        estimates(model, objective, times=200, rows=400), exact_gradient(model, rewards)
-    )
+    assert_unbiased(estimates(model, objective, times=50, rows=800), exact_gradient(model, rewards))
 
 
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_reward_of_whole_sequences(layout: Any) -> None:
     model, rewards = generator(layout=layout), table().sum(1)
     assert_unbiased(
-        estimates(model, Reinforce(looked_up(rewards)), times=200, rows=600),
+        estimates(model, Reinforce(looked_up(rewards)), times=60, rows=2000),
         exact_gradient(model, rewards),
     )
 
@@ -151,7 +149,7 @@ def test_gradient_with_an_entropy_bonus(baseline: str) -> None:
     model, rewards = generator(), table()
     objective = Reinforce(looked_up(rewards), baseline=BASELINES[baseline](), entropy_bonus=0.7)
     assert_unbiased(
-        estimates(model, objective, times=200, rows=400), exact_gradient(model, rewards, 0.7)
+        estimates(model, objective, times=50, rows=800), exact_gradient(model, rewards, 0.7)
     )
 
 
@@ -161,19 +159,18 @@ def test_gradient_of_sequences_that_end_early() -> None:
     objective = Reinforce(
         looked_up(rewards), baseline=MovingAverage(num_steps=STEPS), entropy_bonus=0.3
     )
-    found = estimates(model, objective, times=200, rows=150, lengths=lengths)
+    found = estimates(model, objective, times=50, rows=300, lengths=lengths)
     assert_unbiased(found, exact_gradient(model, rewards, 0.3, lengths))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("rewards", [table(), table().sum(1)], ids=["by step", "whole"])
 @pytest.mark.parametrize("baseline", ["none", "per_step"])
 def test_gradient_with_rollouts(rewards: Tensor, baseline: str) -> None:
     model = generator()
     rollouts = Rollouts(Pair(model), looked_up(rewards), num_rollouts=2)
     objective = Reinforce(action_values=rollouts, baseline=BASELINES[baseline]())
-    assert_unbiased(
-        estimates(model, objective, times=150, rows=200), exact_gradient(model, rewards)
-    )
+    assert_unbiased(estimates(model, objective, times=50, rows=600), exact_gradient(model, rewards))
 
 
 @pytest.mark.parametrize("rewards", [table(), table().sum(1)], ids=["by step", "whole"])
@@ -200,7 +197,7 @@ def test_value_with_action_values(rewards: Tensor) -> None:
 def variance(model: RNN, **options: Any) -> float:
     objective = Reinforce(**options)
     estimates(model, objective, times=5, rows=50)  # for averages to settle
-    found = estimates(model, objective, times=100, rows=50)
+    found = estimates(model, objective, times=50, rows=50)
     return sum(float(each.var(0).sum()) for each in found.values())
 
 

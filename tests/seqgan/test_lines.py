@@ -32,6 +32,8 @@ from pyro_seq.seqgan.program import seqgan_program
 from pyro_seq.seqgan.tasks.base import Figure
 from pyro_seq.seqgan.tasks.text_task import TextRendering, read_text_task
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 END, T = 2, 4  # symbols 0 and 1, and the end
 CORPUS = "".join(f"{'ab ' * (1 + i % 3)}{'c' * (i % 4)}.\n\n" for i in range(60))
 

@@ -20,6 +20,8 @@ from pyro_seq.seqgan.metrics.quality import generated
 from pyro_seq.seqgan.program import seqgan_program
 from pyro_seq.seqgan.stored_task import task_of
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 TEXT = "the cat sat on the mat; the dog sat on the log. " * 12
 ADVERSARIAL = {"reward", "gradient_norm", "discriminator_loss", "discriminator_accuracy"}
 
@@ -55,6 +57,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.one_in(2)
 def test_a_run_from_begin_to_load(finished: Path) -> None:
     run = seqgan_program.folder(finished)
     task = task_of(run, seqgan_program.stored_settings(run))

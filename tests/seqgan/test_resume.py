@@ -52,11 +52,13 @@ def killed_run(*words: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_runs_killed_at_random_moments_end_as_unbroken_ones() -> None:
     training = killed_run("--steps", "40", "--kills", "6")
     assert len(training["killed at"]) == 6 and training["differences"] == []
 
 
+@pytest.mark.slow
 def test_runs_killed_around_each_write_end_as_unbroken_ones() -> None:
     """In pretraining, between the two parts, in the discriminator's own rounds, and in adversarial
     steps.
@@ -122,6 +124,7 @@ RANK = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("changes", "how"),
     [(CRITIC, crash), (CRITIC, interrupt), (RECURRENT, crash), (RANK, interrupt)],

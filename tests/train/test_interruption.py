@@ -255,6 +255,7 @@ def test_killed_between_checkpoints(
     kill_everywhere(PAIRS["rnn"], tmp_path, fuses, carry=True, checkpoint_seconds=8.0)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("kind", PAIRS)
 def test_every_pair(kind: str, carry: bool, tmp_path: Path, fuses: list[Fuse]) -> None:

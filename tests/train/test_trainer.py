@@ -1,16 +1,10 @@
-"""Training: what a step computes, what is learnt, how a run ends, and what is seen of it."""
+"""Training: what a step computes, what is learnt, and which pairs and objectives there can be."""
 
 from __future__ import annotations
 
 import copy
-import itertools
-import json
 import math
-import os
-import signal
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -29,118 +23,24 @@ from pyro.infer import (
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from pyro_seq import Pair, RunFolder, SequenceBatch, Trainer, TrainingSettings, UserError, score
-from pyro_seq.config.build import Parts, make_pair, model_settings
-from pyro_seq.contexts import PreviousObservation
-from pyro_seq.emissions.elementary import Categorical
-from pyro_seq.encoders import OneHot
+from pyro_seq import Pair, SequenceBatch, UserError, score
 from pyro_seq.nn.precision import fast_precision
-from pyro_seq.runs.checkpoint import load_tree
-from pyro_seq.train import loop
 from pyro_seq.train import trainer as training
-from pyro_seq.train.trainer import Hooks, NonFinite
-
-PAIRS = ("rnn", "iseq", "srnn")
-
-
-class Stream:
-    """Batches made from random numbers of the stream's own, carried on if asked."""
-
-    def __init__(
-        self, make: Callable[[torch.Generator], SequenceBatch], *, carry: bool = False
-    ) -> None:
-        self.make, self.carry, self.drawn = make, carry, 0
-        self.random = torch.Generator().manual_seed(0)
-
-    def draw(self) -> tuple[SequenceBatch, bool]:
-        self.drawn += 1
-        return self.make(self.random), self.carry and self.drawn > 1
-
-    def state(self) -> Any:
-        return {"drawn": self.drawn, "random": self.random.get_state()}
-
-    def load_state(self, state: Any) -> None:
-        self.drawn = state["drawn"]
-        self.random.set_state(state["random"])
-
-
-def random_symbols(random: torch.Generator) -> SequenceBatch:
-    return SequenceBatch(torch.randint(0, 3, (3, 4), generator=random), [4, 4, 2])
-
-
-def full_symbols(random: torch.Generator) -> SequenceBatch:
-    return SequenceBatch(torch.randint(0, 3, (3, 4), generator=random))
-
-
-def real_numbers(random: torch.Generator) -> SequenceBatch:
-    return SequenceBatch(torch.randn(3, 4, generator=random), [4, 2, 1])
-
-
-def periodic(random: torch.Generator) -> SequenceBatch:
-    return SequenceBatch((torch.arange(12) % 3).expand(8, 12))
-
-
-def new_pair(kind: str, **settings: Any) -> Pair:
-    sizes: dict[str, Any] = {
-        "hidden_size": 4,
-        "latent_size": 2,
-        "latent_sizes": (3,),
-        "input_dropout": 0.0,
-        "output_dropout": 0.0,
-    }
-    return make_pair(
-        model_settings(kind, sizes | settings),
-        Parts(Categorical(3), lambda: OneHot(3), PreviousObservation),
-    )
-
-
-def settings(**changes: Any) -> TrainingSettings:
-    plain: dict[str, Any] = {
-        "precision": "float32",
-        "schedule": "constant",
-        "warmup": 0.0,
-        "sample_every": 0,
-        "log_every": 1,
-    }
-    return TrainingSettings(**(plain | changes))
-
-
-def new_trainer(
-    pair: Pair,
-    batches: Any = None,
-    *,
-    hooks: Any = None,
-    elbo: Any = None,
-    run: Any = None,
-    **changes: Any,
-) -> Trainer:
-    batches = batches or Stream(random_symbols)
-    return Trainer(pair, batches, settings(**changes), hooks=hooks, elbo=elbo, run=run, quiet=True)
-
-
-def new_run(folder: Path) -> RunFolder:
-    return RunFolder(folder, "test")
-
-
-def logged(trainer: Trainer) -> list[dict[str, Any]]:
-    """The lines of figures that the trainer will report, as they come."""
-    lines: list[dict[str, Any]] = []
-    trainer.log.report = lambda step, split, figures: lines.append(
-        {"step": step, "split": split, **figures}
-    )  # type: ignore[method-assign]
-    return lines
-
-
-def parameters(pair: Pair) -> dict[str, Tensor]:
-    with pair.scope():
-        return {name: p.detach().clone() for name, p in pair.parameters().items()}
-
-
-def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(
-        torch.equal(first[name], second[name]) for name in first
-    )
-
+from pyro_seq.train.trainer import Hooks
+from small_trainings import (
+    PAIRS,
+    Stream,
+    equal,
+    full_symbols,
+    function_pair,
+    logged,
+    new_pair,
+    new_trainer,
+    parameters,
+    periodic,
+    random_symbols,
+    real_numbers,
+)
 
 # one step
 
@@ -340,30 +240,6 @@ def test_validation_does_not_disturb_training() -> None:
 # any pair, any objective
 
 
-def function_pair() -> Pair:
-    def model(batch: SequenceBatch) -> None:
-        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
-        weight = pyro.param("weight", lambda: torch.randn(2))
-        with batch.plate():
-            z = torch.zeros(len(batch))
-            for t in batch.steps():
-                with batch.active(t):
-                    z = pyro.sample(f"z_{t}", dist.Normal(weight[0] * z + weight[1], 1.0))
-                    pyro.sample(f"x_{t}", dist.Normal(z, scale), obs=batch.at(t))
-
-    def guide(batch: SequenceBatch) -> None:
-        gain, width = (
-            pyro.param("gain", torch.tensor(0.5)),
-            pyro.param("width", torch.tensor(1.0), constraint=dist.constraints.positive),
-        )
-        with batch.plate():
-            for t in batch.steps():
-                with batch.active(t):
-                    pyro.sample(f"z_{t}", dist.Normal(gain * batch.at(t), width))
-
-    return Pair(model, guide)
-
-
 class Shared(PyroModule):
     """A model or a guide with a network that both use, a layer of its own under a name that both
     have, and a constrained parameter.
@@ -514,6 +390,7 @@ ELBOS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("elbo", ELBOS)
 @pytest.mark.parametrize("kind", PAIRS)
@@ -588,6 +465,7 @@ def test_discrete_latents_are_summed_out() -> None:
 # precision
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("kind", PAIRS)
@@ -620,323 +498,6 @@ def test_auto_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fast_precision(torch.device("cpu"), 2**10) == torch.float32, (
         "small products are not worth casting"
     )
-
-
-# the end of a run
-
-
-def figures(*losses: float) -> Callable[[], dict[str, float]]:
-    """A validation with given losses, one after the other."""
-    remaining = list(losses)
-    return lambda: {"loss": remaining.pop(0)}
-
-
-def test_early_stopping_and_best_weights(tmp_path: Path) -> None:
-    """It stops after `patience` validations without a better loss; the best weights are in the
-    pair, with and without a run.
-    """
-    for run in (None, new_run(tmp_path)):
-        pyro.set_rng_seed(0)
-        at_validation: list[dict[str, Tensor]] = []
-        losses = figures(3.0, 1.0, 2.0, 1.5, 0.5)
-
-        pair = new_pair("srnn")
-
-        def validate(
-            pair: Pair = pair, seen: list[Any] = at_validation, losses: Any = losses
-        ) -> dict[str, float]:
-            seen.append(parameters(pair))
-            return losses()
-
-        trainer = new_trainer(
-            pair, num_steps=100, valid_every=3, patience=2, hooks=Hooks(validate=validate), run=run
-        )
-        trainer.fit()
-        assert trainer.step == 12 and trainer.best_loss == 1.0
-        assert equal(parameters(pair), at_validation[1])
-        assert not pair.model.training
-    best = load_tree(new_run(tmp_path).best)
-    assert best["step"] == 6
-    assert all(
-        torch.equal(w, at_validation[1][f"model.{name}"])
-        for name, w in best["weights"]["model"].items()
-    )
-
-
-def test_last_weights_are_validated() -> None:
-    trainer = new_trainer(
-        new_pair("rnn"), num_steps=5, valid_every=3, hooks=Hooks(validate=figures(2.0, 1.0))
-    )
-    lines = logged(trainer)
-    trainer.fit()
-    assert [line["step"] for line in lines if line["split"] == "valid"] == [3, 5]
-    assert trainer.best_loss == 1.0
-
-
-@pytest.mark.parametrize("with_run", [False, True])
-@pytest.mark.parametrize("validated", [False, True])
-def test_averaged_weights_are_evaluated_and_kept(
-    validated: bool, with_run: bool, tmp_path: Path
-) -> None:
-    seen: list[dict[str, Tensor]] = []
-
-    def validate() -> dict[str, float]:
-        seen.append(parameters(trainer.pair))
-        assert not trainer.pair.model.training and not torch.is_grad_enabled()
-        return {"loss": -len(seen)}
-
-    run = new_run(tmp_path) if with_run else None
-    hooks = Hooks(validate=validate) if validated else None
-    trainer = new_trainer(
-        new_pair("rnn"),
-        num_steps=4,
-        average=0.9,
-        valid_every=2,
-        hooks=hooks,
-        run=run,
-        learning_rate=0.1,
-    )
-    trainer.fit()
-    averages = dict(zip(trainer.optimiser.parameters, trainer.optimiser.averages, strict=True))
-    assert equal(parameters(trainer.pair), averages)
-    assert len(seen) == 2 * validated
-    if validated:
-        assert equal(seen[-1], averages)
-    if run is not None:
-        assert equal(
-            {f"model.{name}": w for name, w in load_tree(run.best)["weights"]["model"].items()},
-            averages,
-        )
-        assert not equal(
-            {f"model.{name}": w for name, w in load_tree(run.last)["weights"]["model"].items()},
-            averages,
-        )
-
-
-def test_max_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever comes first ends the run, and the learning rate's schedule follows it."""
-    clock = [0.0]
-
-    def tick() -> float:
-        clock[0] += 1.0
-        return clock[0]
-
-    monkeypatch.setattr(loop.time, "monotonic", tick)
-    trainer = new_trainer(
-        new_pair("rnn"),
-        num_steps=10_000,
-        max_minutes=0.5,
-        schedule="linear",
-        floor=0.0,
-        learning_rate=1.0,
-    )
-    lines = logged(trainer)
-    trainer.fit()
-    assert 3 < trainer.step < 40 and 0.5 <= trainer.minutes < 0.6
-    assert lines[-1]["learning_rate"] < 0.2 < 0.8 < lines[0]["learning_rate"]
-    steps = new_trainer(new_pair("rnn"), num_steps=2, max_minutes=1000.0)
-    steps.fit()
-    assert steps.step == 2
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(number: int, tmp_path: Path) -> None:
-    """A signal ends the run after the step under way, with a checkpoint, and the handlers are what
-    they were.
-    """
-    before = signal.getsignal(number)
-
-    def interrupt() -> dict[str, float]:
-        os.kill(os.getpid(), number)
-        return {"loss": 1.0}
-
-    run = new_run(tmp_path)
-    trainer = new_trainer(
-        new_pair("rnn"), num_steps=10, valid_every=4, hooks=Hooks(validate=interrupt), run=run
-    )
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit()
-    assert trainer.step == 4 and load_tree(run.last)["step"] == 4
-    assert signal.getsignal(number) is before
-    assert parameters(trainer.pair)
-
-
-def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
-    def interrupt() -> dict[str, float]:
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-        raise AssertionError
-
-    trainer = new_trainer(
-        new_pair("rnn"),
-        num_steps=10,
-        valid_every=4,
-        hooks=Hooks(validate=interrupt),
-        run=new_run(tmp_path),
-    )
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit()
-    assert load_tree(new_run(tmp_path).last)["step"] == 0
-
-
-# values that are not finite
-
-
-@pytest.mark.parametrize("kind", PAIRS)
-def test_loss_that_is_not_finite(kind: str, tmp_path: Path) -> None:
-    """The step and the site are named, and the last good checkpoint can be gone on with."""
-
-    def poison() -> dict[str, float]:
-        with torch.no_grad():
-            next(iter(trainer.pair.model.decoder.parameters())).fill_(math.inf)
-        return {"loss": 1.0}
-
-    run = new_run(tmp_path)
-    trainer = new_trainer(
-        new_pair(kind), num_steps=10, valid_every=10, run=run, checkpoint_seconds=0
-    )
-    stream, draws = trainer.batches, iter(range(100))
-    draw = stream.draw
-    # the first is drawn twice: before the fifth step
-    stream.draw = lambda: (next(draws) == 5 and poison(), draw())[1]
-    with pytest.raises(
-        NonFinite,
-        match=(
-            r"step 5: the log prob of site 'x' in the model is not finite; the last good "
-            r"checkpoint is .*last"
-        ),
-    ):
-        trainer.fit()
-    assert load_tree(run.last)["step"] == 4
-    again = new_trainer(new_pair(kind), num_steps=6, run=run)
-    again.fit(resume=True)
-    assert again.step == 6
-
-
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
-    """A checkpoint or best weights are not overwritten by weights that no run could go on with."""
-    weight: Any = None
-
-    def poison() -> dict[str, float]:
-        with torch.no_grad():
-            weight.fill_(math.nan)
-        return {"loss": loss}
-
-    for checkpoints, loss in itertools.product((0.0, 1e9), (0.5, math.nan)):
-        run = new_run(tmp_path / f"{checkpoints} {loss}")
-        trainer = new_trainer(
-            new_pair("rnn"), num_steps=3, valid_every=3, checkpoint_seconds=checkpoints, run=run
-        )
-        trainer.hooks = Hooks(validate=poison)
-        weight = trainer.pair.model.decoder[0].weight
-        with pytest.raises(
-            NonFinite,
-            match=(
-                r"step 3: parameter 'model.decoder.0.weight' is not finite; the last good "
-                r"checkpoint"
-            ),
-        ):
-            trainer.fit()
-        assert load_tree(run.last)["step"] == (2 if checkpoints == 0 else 0)
-        assert not run.best.exists()
-
-
-def test_weights_that_are_not_finite_at_the_start() -> None:
-    pair = new_pair("rnn")
-    with torch.no_grad():
-        pair.model.decoder[0].bias[1] = math.inf
-    with pytest.raises(
-        NonFinite, match=r"step 0: parameter 'model.decoder.0.bias' is not finite; a lower"
-    ):
-        new_trainer(pair, num_steps=3).fit()
-
-
-def test_gradient_that_is_not_finite(tmp_path: Path) -> None:
-    """The parameter is named, and the weights are those of before the step."""
-    pair, run = new_pair("srnn"), new_run(tmp_path)
-    trainer = new_trainer(pair, num_steps=10, run=run, checkpoint_seconds=0)
-    weight = pair.guide.network.mlp[0].weight
-    weight.register_hook(lambda gradient: gradient * (math.nan if trainer.step == 4 else 1.0))
-    with pytest.raises(
-        NonFinite,
-        match=(
-            r"step 5: the gradient of parameter 'guide.network.mlp.0.weight' is not finite; the "
-            r"last good"
-        ),
-    ):
-        trainer.fit()
-    saved = load_tree(run.last)
-    assert saved["step"] == 4
-    assert all(
-        torch.equal(w, saved["weights"]["guide"][name])
-        for name, w in pair.guide.state_dict().items()
-    )
-
-
-def test_functions_keep_what_they_learnt_when_a_run_fails() -> None:
-    pair = function_pair()
-    trainer = new_trainer(pair, Stream(real_numbers), num_steps=10)
-    draw, draws = trainer.batches.draw, iter(range(100))
-
-    def fail() -> Any:
-        if next(draws) == 4:
-            raise OSError
-        return draw()
-
-    trainer.batches.draw = fail
-    with pytest.raises(OSError):
-        trainer.fit()
-    assert float(parameters(pair)["gain"]) not in (0.0, 0.5)
-
-
-# what is seen of it
-
-
-def test_what_a_run_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = new_run(tmp_path)
-    hooks = Hooks(
-        validate=figures(2.0, 1.5),
-        samples=lambda: {"sample": "abc"},
-        units="characters",
-        bits="bits/char",
-    )
-    chosen = settings(num_steps=6, valid_every=3, log_every=2, sample_every=3)
-    Trainer(new_pair("srnn"), Stream(random_symbols), chosen, run=run, hooks=hooks).fit()
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    assert [(line["split"], line["step"]) for line in lines] == [
-        ("train", 2),
-        ("valid", 3),
-        ("train", 4),
-        ("train", 6),
-        ("valid", 6),
-    ]
-    assert set(lines[0]) == {
-        *(
-            "step",
-            "split",
-            "loss",
-            "log_likelihood",
-            "kl",
-            "elbo",
-            "gradient_norm",
-            "kl_strength",
-            "learning_rate",
-        ),
-    }
-    (events,) = run.tensorboard.iterdir()
-    written = events.read_bytes()
-    for tag in (
-        b"train/kl_strength",
-        b"valid/loss",
-        b"sample",
-        b"parameters/model.decoder.0.weight",
-        b"speed/characters_per_second",
-    ):
-        assert tag in written
-    shown = capsys.readouterr().err
-    assert "bits/char" in shown and "characters/s" in shown and "left" in shown
-    assert "step 6  validation loss 1.5000  (best so far)" in shown
 
 
 def test_score_of_a_trained_pair() -> None:

@@ -26,6 +26,8 @@ from pyro_seq.games.loaded import play_real
 from pyro_seq.games.program import game_program
 from pyro_seq.games.settings import game_settings
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 TINY: dict[str, Any] = {
     "play.env_steps": 40, "play.first_games": 3, "play.games_per_round": 2, "play.num_envs": 2,
     "world.first_updates": 2,

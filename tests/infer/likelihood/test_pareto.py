@@ -28,6 +28,7 @@ from pyro_seq.text.scoring import TextScore
 from pyro_seq.text.vocabulary import Vocabulary
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("shape", [-0.4, 0.2, 0.5, 0.7, 1.0, 2.0])
 def test_shape_of_generalised_pareto_draws(shape: float, float64: None) -> None:
     """From their quantile function (u^-k - 1) / k; fits are drawn to 1/2 by a weight of ten."""

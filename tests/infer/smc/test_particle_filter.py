@@ -282,6 +282,7 @@ def shipped(kind: str, layout: str) -> Pair:
     return Pair(model, of_guide(model, encoders[1], hidden_size=6, **wide))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", ["path", "steps"])
 @pytest.mark.parametrize("kind", ["iseq", "srnn", "vrnn", "dmm"])
 def test_shipped_pairs_agree_with_importance_sampling(

@@ -158,6 +158,7 @@ def test_variance_of_a_genealogy_by_pairs() -> None:
 Maker = Callable[..., Pair]
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("steps", [12, 60])
 @pytest.mark.parametrize(("method", "options"), [
     ("filter", {"proposal": "prior"}), ("filter", {"shift": 0.1, "widen": 1.2}),

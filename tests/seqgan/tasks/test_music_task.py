@@ -30,6 +30,8 @@ from pyro_seq.seqgan.tasks.base import Rendering, Sequences, Task
 from pyro_seq.seqgan.tasks.melodies import NUM_SYMBOLS, REST, melody, roll_of
 from pyro_seq.seqgan.tasks.music_task import COMPARED, MelodyRendering, MusicTask, read_music_task
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 TIMING = Timing(rate=2.5)
 
 

@@ -19,6 +19,8 @@ from pyro_seq.seqgan.tasks.base import Rendering, Sequences, Task
 from pyro_seq.seqgan.tasks.oracle import nats_per_token, oracle_from_file, oracle_from_seed
 from pyro_seq.seqgan.tasks.oracle_task import OracleRendering, OracleTask, make_oracle_task
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 V = 9
 
 

@@ -22,6 +22,8 @@ from pyro_seq.seqgan.tasks.text_task import FILE, TextRendering, TextTask, read_
 from pyro_seq.text.vocabulary import UNKNOWN, Vocabulary
 from pyro_seq.text.words import WordVocabulary
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 
 def written(path: Path, data: bytes | str) -> Path:
     path.write_bytes(data if isinstance(data, bytes) else data.encode())

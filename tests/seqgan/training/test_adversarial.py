@@ -29,6 +29,8 @@ from pyro_seq.seqgan.tasks.base import Figure, Task
 from pyro_seq.seqgan.training import adversarial
 from pyro_seq.seqgan.training.adversarial import AdversarialTraining
 
+pytestmark = pytest.mark.usefixtures("sketched")
+
 Made = tuple[AdversarialTraining, Pair]
 Make = Callable[..., Made]
 
@@ -75,6 +77,7 @@ def metrics(training: AdversarialTraining, split: str) -> list[dict[str, Any]]:
 # the variants
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "changes",
     [
