@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyro_seq import Pair, Trainer
 from pyro_seq.runs.checkpoint import load_tree
+from pyro_seq.train import loop
 from pyro_seq.train.trainer import Hooks, NonFinite
 from small_trainings import (
     PAIRS,
