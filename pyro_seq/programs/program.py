@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -26,6 +26,9 @@ from pyro_seq.infer.elbo import make_elbo
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.train.schedules import kl_strength
 from pyro_seq.train.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Names = Mapping[str, Any]
 NOTHING: Names = MappingProxyType({})
@@ -39,7 +42,7 @@ class Trained(Protocol):
         """How many updates were made."""
 
 
-S = TypeVar("S")
+S = TypeVar("S", bound="DataclassInstance")
 D = TypeVar("D")
 T = TypeVar("T", bound=Trained)
 
@@ -331,7 +334,7 @@ def option_of(name: str) -> str:
 def _spec(layers: Sequence[Layer]) -> str | None:
     """Return the pair that the user's own words name by its code, outside of --pair."""
     kinds = [layer.changes[KIND] for layer in layers if KIND in layer.changes and layer.trusted]
-    return kinds[-1] if kinds and named_by_code(str(kinds[-1])) else None
+    return str(kinds[-1]) if kinds and named_by_code(str(kinds[-1])) else None
 
 
 def _whole(kind: object) -> object:
