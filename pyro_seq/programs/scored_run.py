@@ -8,11 +8,23 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from torch import Tensor
 
+from pyro_seq._progress import Progress
 from pyro_seq.infer.likelihood.score import Score, diagnosed, doubted
+from pyro_seq.infer.likelihood.scoring import Method
+from pyro_seq.infer.smc.particle_filter import Proposal
+
+
+class ScoringOptions(TypedDict, total=False):
+    """How a likelihood is found: arguments of `infer.likelihood.scoring.score_document`."""
+
+    method: Method
+    samples: int
+    proposal: Proposal
+    progress: Progress | None
 
 
 @dataclass(kw_only=True)

@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
-from pyro_seq.programs.scored_run import Estimate
+from pyro_seq.programs.scored_run import Estimate, ScoringOptions
 from pyro_seq.text.model import TextModel
 from pyro_seq.text.scoring import NATS_TO_BITS, ReadBlocks, scored_windows, shown
 from pyro_seq.text.vocabulary import Vocabulary
@@ -103,7 +103,7 @@ def attribute(
     path: Path,
     *,
     prior: Sequence[float] | None = None,
-    **options: Any,
+    **options: Unpack[ScoringOptions],
 ) -> Attribution:
     """The posterior p(model | text) of several models, each by sequential scoring of the whole text
     as one document.
@@ -205,7 +205,7 @@ def _weights(names: Sequence[str], prior: Sequence[float] | None) -> NDArray[Any
     return given / given.sum()
 
 
-def _follow(text: TextModel, path: Path, options: dict[str, Any]) -> tuple[Trail, Estimate, int]:
+def _follow(text: TextModel, path: Path, options: ScoringOptions) -> tuple[Trail, Estimate, int]:
     """Return (the cumulated log-likelihood, how it was made and its error, characters outside the
     vocabulary).
     """

@@ -17,6 +17,7 @@ from pyro_seq.text.reading import file_size, read_bytes, read_lines, read_text
 from pyro_seq.text.scoring import (
     AROUND,
     Block,
+    Listener,
     MostSurprising,
     ScoredBlock,
     evaluate,
@@ -55,7 +56,7 @@ class ScoredText:
             for i, value in enumerate(nats.tolist()):
                 steps.append(ScoredStep(position + i, value, shown(piece[i : i + 1])))
 
-        listeners = [keep] if by_step else [ranking] if top else []
+        listeners: list[Listener] = [keep] if by_step else [ranking] if top else []
         found = evaluate(self.text, path, listeners=listeners, **options)
         yield ScoredSequence(
             **found.figures(),

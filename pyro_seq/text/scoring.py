@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Unpack
 
 import numpy as np
 import pyro
@@ -25,7 +25,7 @@ from pyro_seq.errors import DIVERGED, UserError
 from pyro_seq.infer.likelihood.score import warnings_kept
 from pyro_seq.infer.likelihood.scoring import Method, score_document
 from pyro_seq.infer.smc.particle_filter import Proposal
-from pyro_seq.programs.scored_run import Estimate, ScoredStep
+from pyro_seq.programs.scored_run import Estimate, ScoredStep, ScoringOptions
 from pyro_seq.text.model import SCORING_WINDOW, TextModel, scoring_window
 from pyro_seq.text.vocabulary import Piece, Vocabulary
 from pyro_seq.text.windows import lines_of
@@ -126,7 +126,7 @@ def scored_windows(
 
     Raises `UserError` where there is nothing to score, or a log-likelihood is not finite.
     """
-    options: dict[str, Any] = {
+    options: ScoringOptions = {
         "method": method,
         "samples": samples,
         "proposal": proposal,
@@ -157,7 +157,7 @@ def scored_windows(
 
 
 def _scored_document(
-    text: TextModel, blocks: Iterable[Block], **options: Any
+    text: TextModel, blocks: Iterable[Block], **options: Unpack[ScoringOptions]
 ) -> Iterator[ScoredBlock]:
     """Score the windows of one sequence, of a pair that carries states from each to the next."""
     window = scoring_window(text)
@@ -187,7 +187,7 @@ def _side_by_side(text: TextModel, sequences: Sequence[Block]) -> SequenceBatch:
 
 
 def scored_sequences(
-    text: TextModel, sequences: Iterable[Block], **options: Any
+    text: TextModel, sequences: Iterable[Block], **options: Unpack[ScoringOptions]
 ) -> Iterator[ScoredBlock]:
     """Score sequences that begin and end by themselves, in order; some of them are worked on side
     by side.
@@ -242,24 +242,29 @@ def _sequences(text: TextModel, blocks: Iterable[Block]) -> Iterator[Block]:
 
 
 def evaluate(
-    text: TextModel, path: Path, *, per_character: IO[str] | None = None, **options: Any
+    text: TextModel,
+    path: Path,
+    *,
+    per_character: IO[str] | None = None,
+    listeners: Sequence[Listener] = (),
+    **options: Unpack[ScoringOptions],
 ) -> TextScore:
-    """How likely a file's text is, read from its beginning as one document; `options` are those of
-    `score_blocks`.
+    """Score a file's text, read from its beginning as one document.
 
-    Raises `UserError` for a file that is empty or cannot be read, and for characters without a
-    symbol.
+    A line for each symbol is written to `per_character` (`writer`); other arguments are those of
+    `score_blocks`. Raises `UserError` for a file that is empty or cannot be read, and for
+    characters without a symbol.
     """
-    listeners = list(options.pop("listeners", ()))
     if per_character is not None:
-        listeners.append(writer(per_character))
-    return score_blocks(
-        text, ReadBlocks(text.vocabulary, path), name=str(path), listeners=listeners, **options
-    )
+        listeners = [*listeners, writer(per_character)]
+    blocks = ReadBlocks(text.vocabulary, path)
+    return score_blocks(text, blocks, name=str(path), listeners=listeners, **options)
 
 
-def score_symbols(text: TextModel, symbols: NDArray[Any], **options: Any) -> TextScore:
-    """How likely one document of symbols is; `options` are those of `score_blocks`."""
+def score_symbols(
+    text: TextModel, symbols: NDArray[Any], **options: Unpack[ScoringOptions]
+) -> TextScore:
+    """Score one document of symbols; `options` are those of `score_blocks`."""
     shown = (
         symbols.astype(np.uint8).tobytes()
         if text.vocabulary.level == "byte"
@@ -269,18 +274,24 @@ def score_symbols(text: TextModel, symbols: NDArray[Any], **options: Any) -> Tex
 
 
 def score_blocks(
-    text: TextModel, blocks: Iterable[Block], *, listeners: Iterable[Listener] = (), **options: Any
+    text: TextModel,
+    blocks: Iterable[Block],
+    *,
+    name: str = "the text",
+    listeners: Sequence[Listener] = (),
+    **options: Unpack[ScoringOptions],
 ) -> TextScore:
     """Score one document whose symbols come in blocks.
 
     Args:
         text: the trained model.
         blocks: the symbols, and what stands there.
+        name: what the document is called in a message.
         listeners: are told each window's position, what stands there, and the nats of its symbols.
-        options: `name`, `method`, `samples`, `proposal` and `progress` of `scored_windows`.
+        options: `method`, `samples`, `proposal` and `progress` of `scored_windows`.
     """
     characters = sequences = unknown = 0
-    for scored in scored_windows(text, blocks, **options):
+    for scored in scored_windows(text, blocks, name=name, **options):
         for listener in listeners:
             listener(characters, scored.piece, scored.nats)
         characters, sequences = characters + len(scored.symbols), sequences + 1

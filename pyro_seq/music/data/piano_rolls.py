@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_seq.errors import UserError
@@ -74,7 +75,7 @@ def read_polyphonic(path: Path) -> dict[str, list[Tensor]]:
         ) from None
 
 
-def _pieces(lengths: Any, frames: Any) -> list[Tensor]:
+def _pieces(lengths: NDArray[Any], frames: NDArray[Any]) -> list[Tensor]:
     if (
         lengths.ndim != 1
         or lengths.dtype.kind not in "iu"

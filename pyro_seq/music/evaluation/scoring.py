@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Unpack
 
 import pyro
 import torch
@@ -20,7 +20,7 @@ from pyro_seq.infer.likelihood.score import warnings_kept
 from pyro_seq.infer.likelihood.scoring import score_document
 from pyro_seq.music.model.model import MusicModel
 from pyro_seq.music.model.parts import observed
-from pyro_seq.programs.scored_run import Estimate
+from pyro_seq.programs.scored_run import Estimate, ScoringOptions
 from pyro_seq.train.minibatches import of_similar_length
 
 # frames: pieces that together have fewer are scored side by side, and longer ones in windows if the
@@ -48,7 +48,7 @@ class MusicScore(Estimate):
 
 
 def score_pieces(
-    music: MusicModel, pieces: Sequence[Tensor], **options: Any
+    music: MusicModel, pieces: Sequence[Tensor], **options: Unpack[ScoringOptions]
 ) -> Iterator[tuple[int, Tensor, Estimate]]:
     """Yield (the place of a piece `[T, keys]`, the nats of its frames `[T]`, its log-likelihood) of
     all that have frames.
@@ -82,7 +82,7 @@ def _windows(music: MusicModel, batch: SequenceBatch) -> list[SequenceBatch]:
 
 
 def _together(
-    music: MusicModel, pieces: Sequence[Tensor], options: dict[str, Any]
+    music: MusicModel, pieces: Sequence[Tensor], options: ScoringOptions
 ) -> tuple[Estimate, list[int]]:
     """Return (the log-likelihood of all pieces, how many frames each has that has any)."""
     found = list(score_pieces(music, pieces, **options))
@@ -91,7 +91,9 @@ def _together(
     return reduce(Estimate.plus, (one for _, _, one in found)), [len(nats) for _, nats, _ in found]
 
 
-def evaluate(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> MusicScore:
+def evaluate(
+    music: MusicModel, pieces: Sequence[Tensor], **options: Unpack[ScoringOptions]
+) -> MusicScore:
     """Score pieces `[T, keys]`, in all; `options` as `score_pieces`.
 
     Raises `UserError` if there are no frames.
@@ -110,7 +112,9 @@ def evaluate(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> Mus
     )
 
 
-def nats_per_frame(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> float:
+def nats_per_frame(
+    music: MusicModel, pieces: Sequence[Tensor], **options: Unpack[ScoringOptions]
+) -> float:
     """Return -log p(x), or its estimate, of all pieces over the number of their frames; arguments
     and errors as `evaluate`.
     """
