@@ -17,8 +17,8 @@ from torch import Tensor
 from pyro_seq._pytree import concatenated, map_tensors
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
-from pyro_seq.infer.gaps import blanked, by_steps, draw_gaps
-from pyro_seq.pairs.model import SequenceModel, in_one_path
+from pyro_seq.infer.gaps import blanked, draw_gaps
+from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.poutine.checks import named
 from pyro_seq.poutine.observation_sites import observed_stems, sampled_stems
@@ -148,11 +148,7 @@ def _replicated(
     without them.
     """
     latents = Predictive(guide, num_samples=num_samples, parallel=parallel)(batch)
-    by_site = (
-        by_steps(latents)
-        if isinstance(pair.model, SequenceModel) and in_one_path(pair.model, batch)
-        else latents
-    )
+    by_site = stepper_of(pair).by_step(latents)
     return latents | _decoded(pair, batch.without_values(), by_site, num_samples, parallel)
 
 
@@ -180,11 +176,7 @@ class _Gapped:
         trace = trace_model(pair.model, batch)
         self.hidden = {name for name, site in sample_sites(trace) if is_enumerated(site)}
         self.events = {name: site["fn"].event_shape for name, site in sample_sites(trace)}
-        self.stems = (
-            sampled_stems(trace)
-            if isinstance(pair.model, SequenceModel)
-            else observed_stems(trace) or sampled_stems(trace)
-        )
+        self.stems = observed_stems(trace) or sampled_stems(trace)
 
     def __call__(
         self,
@@ -220,8 +212,7 @@ class _Gapped:
             return {}
         seen = batch if getattr(self.pair.guide, "stops_at_gaps", False) else self.before
         latents = Predictive(guide, num_samples=num_samples, parallel=parallel)(seen)
-        if "z" not in self.events and "z_0" in self.events:
-            latents = by_steps(latents)
+        latents = stepper_of(self.pair).by_step(latents)
         known = [
             (value, self.events[name]) for name, value in latents.items() if name in self.events
         ]

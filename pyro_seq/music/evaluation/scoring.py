@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import DIVERGED, UserError
+from pyro_seq.infer.likelihood.document import score_document
 from pyro_seq.infer.likelihood.score import diagnosed, warnings_kept
-from pyro_seq.infer.likelihood.scoring import score_document
 from pyro_seq.music.model.model import MusicModel
 from pyro_seq.music.model.parts import observed
 from pyro_seq.train.minibatches import of_similar_length
