@@ -43,13 +43,11 @@ def interpolate(
     latents are.
 
     Args:
-        pair: any model and guide with latents, used in evaluation mode; sites of functions as
-            `ancestral` and `score` want them.
+        pair: any model and guide with latents, used in evaluation mode.
         first, second: N sequences each, from their beginnings.
         num: how many places, the two ends among them, so at least 2.
         samples: draws of the guide that are averaged.
-        adjust: what is done to each observation's distribution before it is sampled, for instance
-            `sharpened`.
+        adjust: what is done to each observation's distribution before it is sampled.
 
     Raises `UserError` for batches that do not fit together, and for a pair whose latents are none
     or discrete.

@@ -55,10 +55,8 @@ def posterior_predictive(
     With `replicate` all observations are drawn anew, from latents that the guide
     has inferred from the batch: for posterior predictive checks.
 
-    In parallel, which is the default, guide and model run three times each, however many samples
-    there are (once is for the samples; Pyro looks for their sites in the other two, which use up
-    random numbers, so leaving them out would change the samples). One after the other, each runs
-    num_samples + 2 times: that is for functions whose plates do not take a dimension to the left.
+    In parallel, guide and model run three times each, however many samples there are: once for the
+    samples, and twice since Pyro looks for their sites.
 
     Args:
         pair: any model and guide that take a `SequenceBatch`.
@@ -68,7 +66,7 @@ def posterior_predictive(
         return_sites: names of the sites to return; all by default.
         parallel: whether samples are a dimension of one run (which needs the batch's plate) or
             drawn one after the other.
-        chunk_size: at most so many samples at once, which bounds the memory, but makes them others
+        chunk_size: at most so many samples at once, which bounds the memory; they are then others
             than `Predictive`'s.
         particles: for each sample of each sequence, where gaps lie before an observation.
 
@@ -89,6 +87,24 @@ def posterior_predictive(
         whole(number, f"the number of {what}", 1)
     size = min(num_samples, chunk_size or num_samples)
     sizes = [min(size, num_samples - start) for start in range(0, num_samples, size)]
+    samples = _drawn(pair, batch, sizes, particles, replicate=replicate, parallel=parallel)
+    if return_sites is None:
+        return samples
+    if absent := [name for name in return_sites if name not in samples]:
+        raise UserError(f"there is no site {absent[0]!r}; the sites are {', '.join(samples)}")
+    return {name: samples[name] for name in return_sites}
+
+
+def _drawn(
+    pair: Pair,
+    batch: SequenceBatch,
+    sizes: list[int],
+    particles: int,
+    *,
+    replicate: bool,
+    parallel: bool,
+) -> dict[str, Tensor]:
+    """The samples of all sites, so many at once; warns of what Pyro draws from the prior."""
     inferred, marked = _Names(lambda site: True), _Names(is_enumerated)
 
     def guide(batch: SequenceBatch) -> Any:
@@ -110,14 +126,10 @@ def posterior_predictive(
             "hmm is summed out by continuation)"
         )
         warnings.warn(
-            f"{named(left)} is marked to be enumerated and not in the guide: {drawn}", stacklevel=2
+            f"{named(left)} is marked to be enumerated and not in the guide: {drawn}", stacklevel=3
         )
     samples: dict[str, Tensor] = concatenated(parts)
-    if return_sites is None:
-        return samples
-    if absent := [name for name in return_sites if name not in samples]:
-        raise UserError(f"there is no site {absent[0]!r}; the sites are {', '.join(samples)}")
-    return {name: samples[name] for name in return_sites}
+    return samples
 
 
 class _Names(Messenger):

@@ -89,15 +89,14 @@ def score(
         batch: N sequences, or the next window of each; a first window may start from a state of its
             own (`batch.state`).
         method: see above; later windows have that of the first.
-        samples: K; later windows have as many as the first.
-        proposal: where latents are drawn from, `guide` or `prior`; later windows as the first.
+        samples: K; as the first window.
+        proposal: where latents are drawn from, `guide` or `prior`; as the first window.
         state: the `state` of the score of the window before.
 
-    Raises `UserError` for a sequence without a step, for a window after one that left no state of
-    the model, for observations outside the emission's support, for a site that only one of model
-    and guide samples (but the guide's may be marked `is_auxiliary`, as in Pyro), for an observed
-    site that belongs to no step, for a site that all sequences share, and for densities that are
-    not a number.
+    Raises `UserError` for a sequence without a step, a window after one that left no state,
+    observations outside the support, a site that only one of model and guide samples (unless the
+    guide's is `is_auxiliary`), an observed site of no step, a site that all sequences share, and
+    densities that are not a number.
     """
     _check(batch, method, samples, proposal, first=state is None)
     if state is not None:

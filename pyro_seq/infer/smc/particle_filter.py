@@ -86,12 +86,11 @@ def particle_filter(
         batch: N sequences; may start from a state (of one particle, `[N, …]`).
         samples: K.
         proposal: where latents are drawn from.
-        missing: `[N, T]`, true where x_t is not known, besides the batch's own missing steps
-            (`with_missing`): it is drawn from the emission and counts nothing. What stands there in
-            the batch is not looked at: a guide sees a guess, drawn by a filter with proposals from
-            the prior, and proposes half of the particles at observed steps and none in the gaps,
-            where the guess would make it too sure; the other half come from the prior, and the
-            weights are of the mixture (Hesterberg 1995).
+        missing: `[N, T]`, true where x_t is not known, besides the batch's own missing steps: it is
+            drawn from the emission and counts nothing. A guide sees a guess, drawn by a filter with
+            proposals from the prior, and proposes half of the particles at observed steps and none
+            in the gaps, where the guess would make it too sure; the other half come from the prior,
+            and the weights are of the mixture (Hesterberg 1995).
         paths: whether to keep the latents and values of all steps.
         particles, state: of the window before, to go on from; `state` is `[N * K, …]`.
         rows: what the sequences are called in a message, by default their places in the batch.
