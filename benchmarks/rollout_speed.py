@@ -22,7 +22,8 @@ from pyro_seq import Pair, Rollouts, SequenceBatch
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import Embedding
-from pyro_seq.infer.sampling import ancestral, rows_in_cache
+from pyro_seq.infer.sampling import ancestral
+from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.models import RNN
 
 SYMBOLS, SIZE, BATCH, LENGTH, ROLLOUTS = 5_000, 32, 64, 20, 16
@@ -81,7 +82,7 @@ def bare_products(model: RNN) -> float:
         next(part for part in model.decoder.modules() if isinstance(part, nn.Linear)),
     )
     gates = torch.cat([rnn.weight_ih_l0, rnn.weight_hh_l0], 1).t().contiguous()
-    block = rows_in_cache(model)
+    block = stepper_of(Pair(model)).rows_at_once(LENGTH)
     x, total = torch.randn(block, 2 * SIZE), 0.0
     for t in range(1, LENGTH):
         rows = BATCH * ROLLOUTS * t

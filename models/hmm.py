@@ -33,7 +33,14 @@ from pyro_seq.emissions.composite import Joint
 from pyro_seq.errors import UserError
 from pyro_seq.nn.feedforward import MLP, concatenate
 from pyro_seq.nn.precision import full_precision
-from pyro_seq.pairs.model import Layout, Outcome, SequenceModel, observations, remembered
+from pyro_seq.pairs.model import (
+    Layout,
+    ModelState,
+    Outcome,
+    SequenceModel,
+    observations,
+    remembered,
+)
 from pyro_seq.poutine.summed_out import LeftToSum
 
 # numbers that the emissions of some states at all steps may take; more states are worked on one
@@ -193,11 +200,11 @@ class HMM(SequenceModel):
 
     def advance(
         self,
-        state: dict[str, Any],
+        state: ModelState,
         inputs: Tensor | None,
         draw_latent: Callable[[dist.Normal], Tensor],
         draw_observation: Callable[[Distribution], Any],
-    ) -> tuple[Any, Tensor | None, dict[str, Any]]:
+    ) -> tuple[Any, Tensor | None, ModelState]:
         """One step: x_t is drawn from p(x_t | x_{<t}), the mixture of the states' emissions, and
         changes the belief.
 
@@ -234,7 +241,7 @@ class HMM(SequenceModel):
         states = dist.Categorical(logits=predicted)
         return dist.MixtureSameFamily(states, emissions.expand(torch.Size(predicted.shape)))
 
-    def _after(self, state: dict[str, Any], contexts: Tensor, x: Any) -> dict[str, Any]:
+    def _after(self, state: ModelState, contexts: Tensor, x: Any) -> ModelState:
         """The state after step t."""
         likelihood = self._joint(contexts.unsqueeze(-2), self.emission.stack([x])).squeeze(-2)
         _, belief = advanced(

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pyro_seq.infer.elbo import FreeBits_ELBO as FreeBits_ELBO
     from pyro_seq.infer.infilling import infill as infill
     from pyro_seq.infer.interpolation import interpolate as interpolate
+    from pyro_seq.infer.likelihood.document import score_document as score_document
     from pyro_seq.infer.likelihood.score import Score as Score
     from pyro_seq.infer.likelihood.scoring import score as score
-    from pyro_seq.infer.likelihood.scoring import score_document as score_document
     from pyro_seq.infer.predictive import posterior_predictive as posterior_predictive
     from pyro_seq.infer.sampling import ancestral as ancestral
     from pyro_seq.infer.sampling import sample_sequences as sample_sequences
@@ -68,7 +68,7 @@ _HOMES = {
     "posterior_predictive": "infer.predictive",
     "sample_sequences": "infer.sampling",
     "score": "infer.likelihood.scoring",
-    "score_document": "infer.likelihood.scoring",
+    "score_document": "infer.likelihood.document",
 }
 
 __all__ = [*_HOMES]

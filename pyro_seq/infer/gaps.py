@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import map_tensors, tensors
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.infer.likelihood.importance import steps_at_once
 from pyro_seq.infer.smc.conditional_filter import Filled, Move, mixed, moved
 from pyro_seq.infer.smc.conditional_paths import PathMoves
-from pyro_seq.infer.smc.particle_filter import check_observations, runs_by_steps
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.infer.stepping.declared import DeclaredStepper, stepper_of
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.observation_sites import observed_stems, sampled_stems
 from pyro_seq.poutine.probe import trace_model
@@ -35,9 +33,16 @@ def draw_gaps(
     """Draw z and x_missing given x_observed: (rows, what was drawn of them), until all are done.
 
     A first path of each sequence is one of `samples` particles with latents from the prior, by
-    weight: right up to a bias that falls as 1/samples. Each round of moves after it is a step of a
-    Markov chain that keeps the right law, however few particles there are, and takes a factor of
-    about 1/samples off what is left of the bias.
+    weight: right up to a bias that falls as 1/samples. Each round of moves after it (particle
+    Gibbs: Andrieu, Doucet & Holenstein 2010) keeps the path that there is among its particles and
+    so keeps the right law, however few particles there are, and takes a factor of about 1/samples
+    off what is left of the bias:
+
+    1. latents and missing observations together; those latents that are not in a gap come half from
+       the guide, which has seen a guess;
+    2. the latents, proposed by the guide, which has seen the path's values; these count as
+       observed, so that the guide may be as sure;
+    3. the missing observations, given the latents.
 
     Args:
         pair: any model and guide, in its scope and in evaluation mode.
@@ -47,39 +52,31 @@ def draw_gaps(
         every_row: whether latents are drawn of rows without gaps as well.
     """
     k = max(2, samples)  # of a move: the path and another one
-    for rows in _groups(pair, batch, missing, k, every_row):
-        part, gaps = batch.select(rows), missing[rows]
-        chain = (_DeclaredChain if isinstance(pair.model, SequenceModel) else _Chain)(
-            pair, part, gaps, k
-        )
+    declared = isinstance(stepper_of(pair), DeclaredStepper)
+    kind: type[_Chain] = _DeclaredChain if declared else _Chain
+    for rows in kind.groups(pair, batch, missing, k, every_row):
+        chain = kind(pair, batch.select(rows), missing[rows], k)
         guess, path = chain.move("prior", draws=2)
         for _ in range(ROUNDS):
-            for kind in chain.kinds:
-                path = chain.move(kind, path, guess.values)[0]
+            for move in chain.kinds:
+                path = chain.move(move, path, guess.values)[0]
             path = chain.move_blocks(path)
         yield rows, path
 
 
-def _groups(
-    pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, every_row: bool
-) -> Iterator[Tensor]:
-    """Rows that are worked on together: of undeclared models such as miss the same steps."""
-    if isinstance(pair.model, SequenceModel):
-        every: Any = batch.values
-        values = list(every.values()) if isinstance(every, dict) else [every]
-        numbers: int = batch.num_steps * pair.model.latent_size + sum(x[0].numel() for x in values)
-        rows = (missing.any(-1) | every_row).nonzero().flatten()
-        yield from rows.split(max(1, PATH_NUMBERS // (k * numbers))) if len(rows) else ()
-        return
-    patterns, which = missing.unique(dim=0, return_inverse=True)
-    size = max(1, steps_at_once(pair) // (k * missing.shape[-1]))
-    for index, pattern in enumerate(patterns):
-        if every_row or pattern.any():
-            yield from (which == index).nonzero().flatten().split(size)
-
-
 class _Chain:
     """The moves of some sequences, which miss the same steps, of any pair."""
+
+    @staticmethod
+    def groups(
+        pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, every_row: bool
+    ) -> Iterator[Tensor]:
+        """Rows that are worked on together: such as miss the same steps."""
+        patterns, which = missing.unique(dim=0, return_inverse=True)
+        size = max(1, stepper_of(pair).steps_at_once // (k * missing.shape[-1]))
+        for index, pattern in enumerate(patterns):
+            if every_row or pattern.any():
+                yield from (which == index).nonzero().flatten().split(size)
 
     def __init__(self, pair: Pair, batch: SequenceBatch, missing: Tensor, k: int) -> None:
         steps = missing[0].nonzero().flatten().tolist()
@@ -123,11 +120,23 @@ class _Chain:
 class _DeclaredChain(_Chain):
     """The moves of some sequences of a declared model, by a particle filter."""
 
+    @staticmethod
+    def groups(
+        pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, every_row: bool
+    ) -> Iterator[Tensor]:
+        """Any rows, as many as the memory takes paths of."""
+        model: Any = pair.model
+        numbers = batch.num_steps * model.latent_size
+        numbers += sum(x[0].numel() for x in tensors(batch.values))
+        rows = (missing.any(-1) | every_row).nonzero().flatten()
+        yield from rows.split(max(1, PATH_NUMBERS // (k * numbers))) if len(rows) else ()
+
     def __init__(self, pair: Pair, batch: SequenceBatch, missing: Tensor, k: int) -> None:
-        check_observations(pair, batch, missing)
+        stepper = stepper_of(pair)
+        stepper.check(batch, missing)
         model: Any = pair.model
         self.pair, self.batch, self.missing, self.k = pair, batch, missing, k
-        self.by_steps = runs_by_steps(pair, "guide")
+        self.by_steps = stepper.proposes_by_step("guide")
         self.kinds = ["prior"]
         if model.latent_size:
             of_path = {"z": None}
@@ -165,12 +174,6 @@ def _proposes(pair: Pair, batch: SequenceBatch, latents: dict[str, Any]) -> bool
         site is not None and is_enumerated(site) and name not in proposed
         for name, site in latents.items()
     )
-
-
-def by_steps(latents: dict[str, Any]) -> dict[str, Any]:
-    """A path's site `z` `[…, T, Z]` as the sites `z_0, z_1, …` of a model that samples."""
-    steps = {f"z_{t}": z for t, z in enumerate(latents["z"].unbind(-2))} if "z" in latents else {}
-    return {name: value for name, value in latents.items() if name != "z"} | steps
 
 
 def as_path(latents: dict[str, Any]) -> Tensor:

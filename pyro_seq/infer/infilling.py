@@ -22,27 +22,15 @@ def infill(
     """The sequences with their missing steps drawn: values `[N * draws, T, *event]`, the draws of
     one sequence side by side.
 
-    Each draw is of p(x_missing | x_observed), by a Markov chain of its own. It begins with one of
-    `samples` particles, drawn by weight, whose latents come from the prior and whose missing
-    observations from the emission. Two rounds of moves follow (particle Gibbs: Andrieu, Doucet &
-    Holenstein 2010), each of which keeps the path that there is among its particles and so keeps
-    the right law:
+    Each draw is of p(x_missing | x_observed), by a Markov chain of its own (`gaps.draw_gaps`): one
+    of `samples` particles, drawn by weight, and two rounds of moves that keep the right law. Their
+    bias falls faster than 1/samples; with a guide near the posterior 16 particles do. Where nothing
+    but the prior proposes (a guide that samples nothing, latents left to enumeration), and the
+    observations are exact or unlikely under it, it takes many more.
 
-    1. latents and missing observations together; those latents that are not in a gap come half from
-       the guide, which has seen a guess;
-    2. the latents, proposed by the guide, which has seen the path's values; these count as
-       observed, so that the guide may be as sure;
-    3. the missing observations, given the latents.
-
-    The bias that the beginning has falls at least as 1/samples, and what the rounds leave of it
-    faster; with a guide near the posterior 16 particles do. Where nothing but the prior proposes (a
-    guide that samples nothing, latents left to enumeration), and the observations are exact or
-    unlikely under it, it takes many more.
-
-    A pair declared by its equations runs in a particle filter, resampled where few particles carry
-    the weight. Any other's particles are whole paths: its model runs where `batch.at(t)` is `None`
-    at missing steps, with sites named for their steps, so rows that miss the same steps run
-    together; long sequences take many particles.
+    A pair declared by its equations runs in a particle filter. Any other's particles are whole
+    paths: its model runs where `batch.at(t)` is `None` at missing steps, with sites named for their
+    steps; long sequences take many particles.
 
     Args:
         pair: any model and guide, used in evaluation mode.

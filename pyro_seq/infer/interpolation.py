@@ -13,19 +13,10 @@ from torch import Tensor
 from pyro_seq._pytree import concatenated, map_tensors
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
-from pyro_seq.infer.gaps import by_steps
-from pyro_seq.infer.likelihood.importance import steps_at_once
-from pyro_seq.infer.sampling import draw
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.infer.smc.conditional_filter import mixed
+from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.poutine.observation_sites import (
-    Adjust,
-    Adjusted,
-    sampled_stems,
-    stacked,
-    unchanged,
-    values_at,
-)
+from pyro_seq.poutine.observation_sites import Adjust, unchanged
 from pyro_seq.poutine.time_sites import Side, classify, sample_sites
 
 
@@ -43,24 +34,20 @@ def interpolate(
     `[N * num, T, *event]`, those of one side by side.
 
     At each of `num` places a = 0 … 1, evenly spaced, the latents are (1 - a) z + a z', z and z'
-    being the means over `samples` draws of the guide (`samples=1`: a draw itself, as rough as the
-    posterior), and the model draws observations given them. Latents of each step are combined step
-    by step, and those of a whole sequence as they are. The way is straight, not along a sphere: the
-    latents of a sequence model are no draws from one round normal, and between two means it stays
-    where the prior expects means.
+    being the means over `samples` draws of the guide, and the model draws observations given them.
+    The way is straight, not along a sphere: the latents of a sequence model are no draws from one
+    round normal, and between two means it stays where the prior expects means.
 
     Sequences of unequal length are cut to the shorter: the result has T = the smaller number of
     steps, and is zero beyond the shorter length of each two. Side inputs are combined as the
     latents are.
 
     Args:
-        pair: any model and guide with latents, used in evaluation mode; sites of functions as
-            `ancestral` and `score` want them.
+        pair: any model and guide with latents, used in evaluation mode.
         first, second: N sequences each, from their beginnings.
         num: how many places, the two ends among them, so at least 2.
         samples: draws of the guide that are averaged.
-        adjust: what is done to each observation's distribution before it is sampled, for instance
-            `sharpened`.
+        adjust: what is done to each observation's distribution before it is sampled.
 
     Raises `UserError` for batches that do not fit together, and for a pair whose latents are none
     or discrete.
@@ -72,7 +59,7 @@ def interpolate(
     parts = []
     with pair.scope(), pair.evaluating():
         for rows in torch.arange(len(first), device=first.device).split(
-            max(1, steps_at_once(pair) // (longest * max(num, samples)))
+            max(1, stepper_of(pair).steps_at_once // (longest * max(num, samples)))
         ):
             ends = [_means(pair, batch.select(rows), samples, steps) for batch in (first, second)]
             inputs = [
@@ -146,10 +133,10 @@ def _means(pair: Pair, batch: SequenceBatch, samples: int, steps: int) -> dict[s
         latents[name] = value.unflatten(0, (len(batch), samples)).mean(1)
     if not latents:
         raise UserError("the pair has no latents: there is nothing to interpolate")
-    if isinstance(pair.model, SequenceModel):
-        latents = by_steps(latents)
-        after |= latents.keys() - {f"z_{t}" for t in range(steps)}
-    return {name: value for name, value in latents.items() if name not in after}
+    by_step = stepper_of(pair).by_step(latents)
+    if by_step.keys() != latents.keys():
+        after |= by_step.keys() - {f"z_{t}" for t in range(steps)}
+    return {name: value for name, value in by_step.items() if name not in after}
 
 
 def _cut(ends: list[dict[str, Tensor]], num_steps: tuple[int, int]) -> list[dict[str, Tensor]]:
@@ -172,25 +159,14 @@ def _cut(ends: list[dict[str, Tensor]], num_steps: tuple[int, int]) -> list[dict
 
 
 def _decoded(pair: Pair, batch: SequenceBatch, latents: dict[str, Tensor], adjust: Adjust) -> Any:
-    """The model's observations `[N, T, *event]` given latents, drawn step by step."""
-    model = pair.model
-    if not isinstance(model, SequenceModel):
-        with Adjusted(adjust, lambda stem: stem.before == "x_"):
-            trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(batch)
-        classify([Side(trace, model)], batch, pair)
-        values = stacked(values_at(trace, sampled_stems(trace), range(batch.num_steps)))
-        return map_tensors(
-            lambda x: torch.where(
-                batch.mask.view(*batch.mask.shape, *(1,) * (x.dim() - 2)), x, torch.zeros_like(x)
-            ),
-            values,
-        )
-    state, values = model.initial(len(batch)), []
-    for t in range(batch.num_steps):
-
-        def given(prior: Any, t: int = t) -> Tensor:
-            return latents[f"z_{t}"]
-
-        x, _, state = model.advance(state, batch.inputs_at(t), given, lambda law: draw(adjust(law)))
-        values.append(x)
-    return model.emission.stack(values, batch.mask)
+    """The model's observations `[N, T, *event]` given latents, zero at padding."""
+    stepper: Any = stepper_of(pair)
+    steps = stepper.sample(
+        stepper.initial(len(batch)),
+        batch.num_steps,
+        inputs=batch.inputs,
+        adjust=adjust,
+        latents=latents,
+    )
+    values = stepper.stack(list(steps))
+    return mixed(batch.mask, values, map_tensors(torch.zeros_like, values))

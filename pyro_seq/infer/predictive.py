@@ -17,8 +17,8 @@ from torch import Tensor
 from pyro_seq._pytree import concatenated, map_tensors
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
-from pyro_seq.infer.gaps import blanked, by_steps, draw_gaps
-from pyro_seq.pairs.model import SequenceModel, in_one_path
+from pyro_seq.infer.gaps import blanked, draw_gaps
+from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.poutine.checks import named
 from pyro_seq.poutine.observation_sites import observed_stems, sampled_stems
@@ -55,10 +55,8 @@ def posterior_predictive(
     With `replicate` all observations are drawn anew, from latents that the guide
     has inferred from the batch: for posterior predictive checks.
 
-    In parallel, which is the default, guide and model run three times each, however many samples
-    there are (once is for the samples; Pyro looks for their sites in the other two, which use up
-    random numbers, so leaving them out would change the samples). One after the other, each runs
-    num_samples + 2 times: that is for functions whose plates do not take a dimension to the left.
+    In parallel, guide and model run three times each, however many samples there are: once for the
+    samples, and twice since Pyro looks for their sites.
 
     Args:
         pair: any model and guide that take a `SequenceBatch`.
@@ -68,7 +66,7 @@ def posterior_predictive(
         return_sites: names of the sites to return; all by default.
         parallel: whether samples are a dimension of one run (which needs the batch's plate) or
             drawn one after the other.
-        chunk_size: at most so many samples at once, which bounds the memory, but makes them others
+        chunk_size: at most so many samples at once, which bounds the memory; they are then others
             than `Predictive`'s.
         particles: for each sample of each sequence, where gaps lie before an observation.
 
@@ -89,6 +87,24 @@ def posterior_predictive(
         whole(number, f"the number of {what}", 1)
     size = min(num_samples, chunk_size or num_samples)
     sizes = [min(size, num_samples - start) for start in range(0, num_samples, size)]
+    samples = _drawn(pair, batch, sizes, particles, replicate=replicate, parallel=parallel)
+    if return_sites is None:
+        return samples
+    if absent := [name for name in return_sites if name not in samples]:
+        raise UserError(f"there is no site {absent[0]!r}; the sites are {', '.join(samples)}")
+    return {name: samples[name] for name in return_sites}
+
+
+def _drawn(
+    pair: Pair,
+    batch: SequenceBatch,
+    sizes: list[int],
+    particles: int,
+    *,
+    replicate: bool,
+    parallel: bool,
+) -> dict[str, Tensor]:
+    """The samples of all sites, so many at once; warns of what Pyro draws from the prior."""
     inferred, marked = _Names(lambda site: True), _Names(is_enumerated)
 
     def guide(batch: SequenceBatch) -> Any:
@@ -110,14 +126,10 @@ def posterior_predictive(
             "hmm is summed out by continuation)"
         )
         warnings.warn(
-            f"{named(left)} is marked to be enumerated and not in the guide: {drawn}", stacklevel=2
+            f"{named(left)} is marked to be enumerated and not in the guide: {drawn}", stacklevel=3
         )
     samples: dict[str, Tensor] = concatenated(parts)
-    if return_sites is None:
-        return samples
-    if absent := [name for name in return_sites if name not in samples]:
-        raise UserError(f"there is no site {absent[0]!r}; the sites are {', '.join(samples)}")
-    return {name: samples[name] for name in return_sites}
+    return samples
 
 
 class _Names(Messenger):
@@ -148,11 +160,7 @@ def _replicated(
     without them.
     """
     latents = Predictive(guide, num_samples=num_samples, parallel=parallel)(batch)
-    by_site = (
-        by_steps(latents)
-        if isinstance(pair.model, SequenceModel) and in_one_path(pair.model, batch)
-        else latents
-    )
+    by_site = stepper_of(pair).by_step(latents)
     return latents | _decoded(pair, batch.without_values(), by_site, num_samples, parallel)
 
 
@@ -180,11 +188,7 @@ class _Gapped:
         trace = trace_model(pair.model, batch)
         self.hidden = {name for name, site in sample_sites(trace) if is_enumerated(site)}
         self.events = {name: site["fn"].event_shape for name, site in sample_sites(trace)}
-        self.stems = (
-            sampled_stems(trace)
-            if isinstance(pair.model, SequenceModel)
-            else observed_stems(trace) or sampled_stems(trace)
-        )
+        self.stems = observed_stems(trace) or sampled_stems(trace)
 
     def __call__(
         self,
@@ -220,8 +224,7 @@ class _Gapped:
             return {}
         seen = batch if getattr(self.pair.guide, "stops_at_gaps", False) else self.before
         latents = Predictive(guide, num_samples=num_samples, parallel=parallel)(seen)
-        if "z" not in self.events and "z_0" in self.events:
-            latents = by_steps(latents)
+        latents = stepper_of(self.pair).by_step(latents)
         known = [
             (value, self.events[name]) for name, value in latents.items() if name in self.events
         ]

@@ -7,10 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_seq._pytree import concatenated
@@ -21,22 +19,10 @@ from pyro_seq.distributions.state_mixtures import StateMixture
 from pyro_seq.emissions.convolution import ConvolutionalBernoulli
 from pyro_seq.emissions.nade import AutoregressiveBernoulli
 from pyro_seq.errors import UserError, whole
-from pyro_seq.infer.likelihood.importance import steps_at_once
-from pyro_seq.pairs.model import Outcome, SequenceModel
+from pyro_seq.infer.stepping.declared import draw as draw
+from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair, Stochastic
-from pyro_seq.poutine.observation_sites import (
-    Adjust,
-    Adjusted,
-    sampled_stems,
-    stacked,
-    unchanged,
-    values_at,
-)
-from pyro_seq.poutine.time_sites import Side, classify
-
-AHEAD = 64  # steps that are drawn between two looks at Pyro's global settings
-STATES = 8_192  # sequences that are sampled side by side
-FEATURES = 2**19  # of their emissions in a step: as many as stay in the processor's cache
+from pyro_seq.poutine.observation_sites import Adjust, unchanged
 
 
 def sharpened(
@@ -77,18 +63,8 @@ def sharpened(
             lambda part: sharpened(part, temperature=temperature, top_k=top_k)
         )
     if isinstance(distribution, torch.distributions.Categorical):
-        # so that no temperature makes all of them infinite
-        logits = distribution.logits - distribution.logits.amax(-1, keepdim=True)
-        if not temperature:
-            likeliest = torch.full_like(logits, -torch.inf).scatter_(
-                -1, logits.argmax(-1, keepdim=True), 0.0
-            )
-            return LazyCategorical(
-                torch.where(logits.isnan().any(-1, keepdim=True), logits, likeliest),
-                validate_args=False,
-            )
         return LazyCategorical(
-            _among_top(logits / _divisor(temperature, logits), top_k), validate_args=False
+            _sharpened_logits(distribution.logits, temperature, top_k), validate_args=False
         )
     if isinstance(distribution, torch.distributions.Bernoulli) and top_k is None:
         logits = (
@@ -135,6 +111,17 @@ def without(distribution: Distribution, values: Tensor) -> Distribution:
     return LazyCategorical(logits.index_fill(-1, values, -torch.inf), validate_args=False)
 
 
+def _sharpened_logits(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
+    # so that no temperature makes all of them infinite
+    logits = logits - logits.amax(-1, keepdim=True)
+    if temperature:
+        return _among_top(logits / _divisor(temperature, logits), top_k)
+    likeliest = torch.full_like(logits, -torch.inf).scatter_(
+        -1, logits.argmax(-1, keepdim=True), 0.0
+    )
+    return torch.where(logits.isnan().any(-1, keepdim=True), logits, likeliest)
+
+
 def _among_top(logits: Tensor, top_k: int | None) -> Tensor:
     if top_k is None or top_k >= logits.shape[-1]:
         return logits
@@ -148,32 +135,22 @@ def _divisor(temperature: float, logits: Tensor) -> float:
     return min(max(temperature, limits.tiny), limits.max)
 
 
-def draw(distribution: Distribution) -> Any:
-    """A sample; of a named group, a dict of samples."""
-    return (
-        {name: part.sample() for name, part in distribution.items()}
-        if isinstance(distribution, dict)
-        else distribution.sample()
-    )
-
-
 @torch.no_grad()
 def sample_steps(
-    model: SequenceModel,
+    model: Stochastic,
     num_steps: int,
     *,
     state: Any,
     inputs: Tensor | None = None,
     adjust: Adjust = unchanged,
 ) -> Iterator[Any]:
-    """Sample step after step, without Pyro's handlers: x_t `[*lead, *event]` for t = 1 … num_steps,
-    drawn a few steps ahead.
+    """Sample step after step: x_t `[*lead, *event]` for t = 1 … num_steps.
 
     Args:
-        model: any model declared by its equations, in evaluation mode.
+        model: any model, in evaluation mode; one declared by its equations is run without Pyro's
+            handlers, a few steps ahead.
         num_steps: how many steps.
-        state: the model's state before the first (`model.initial(*lead)`, or a `filtered_state`'s
-            `model`).
+        state: the model's state before the first (`model.initial(*lead)`, or `state_after`).
         inputs: side inputs `[*lead, num_steps, C]`.
         adjust: what is done to each emission distribution before it is sampled, for instance
             `sharpened`.
@@ -185,27 +162,15 @@ def sample_steps(
         raise UserError(
             f"{num_steps} steps to sample need as many side inputs, got {inputs.shape[-2]}"
         )
-    start = 0
-    while start < num_steps:
-        end = min(num_steps, start + AHEAD) if start else 1
-        steps = []
-        # the other steps' distributions have the first one's form
-        with pyro.validation_enabled(start == 0):
-            for t in range(start, end):
-                u = None if inputs is None else inputs[..., t, :]
-                x, _, state = model.advance(
-                    state, u, lambda prior: prior.sample(), lambda emission: draw(adjust(emission))
-                )
-                steps.append(x)
-        yield from steps
-        start = end
+    stepper = stepper_of(Pair(model))
+    yield from stepper.sample(state, num_steps, inputs=inputs, adjust=adjust)
 
 
-def sample_sequences(model: SequenceModel, num_steps: int, **options: Any) -> Any:
+def sample_sequences(model: Stochastic, num_steps: int, **options: Any) -> Any:
     """`sample_steps` put together: values `[*lead, num_steps, *event]`, a dict of such for a named
     group.
     """
-    return model.emission.stack(list(sample_steps(model, num_steps, **options)))
+    return stepper_of(Pair(model)).stack(list(sample_steps(model, num_steps, **options)))
 
 
 @torch.no_grad()
@@ -220,10 +185,10 @@ def ancestral(
     """New sequences of any pair, from its model in evaluation mode: values
     `[num_sequences, num_steps, *event]`, a dict for a named group.
 
-    A model declared by its equations is run step by step (`sample_sequences`). Any other is called
-    on a batch without values, where its observations must be sites `x_0, x_1, …` (`x_0_notes, …` of
-    a named group), unless it returns them (`Outcome.values`). Many sequences are drawn some at a
-    time, which bounds the memory.
+    A model declared by its equations is run step by step. Any other is called on a batch without
+    values, where its observations must be sites `x_0, x_1, …` (`x_0_notes, …` of a named group),
+    unless it returns them (`Outcome.values`). Many sequences are drawn some at a time, which bounds
+    the memory.
 
     Args:
         pair: any model and guide; the guide is not asked.
@@ -243,7 +208,7 @@ def ancestral(
             f"{num_sequences} sequences of {num_steps} steps need as many side inputs, got "
             f"{list(inputs.shape[:2])}"
         )
-    size = rows_at_once(pair, num_steps)
+    size = stepper_of(pair).rows_at_once(num_steps)
     parts = []
     device = pair.device if inputs is None else inputs.device
     with pair.scope(), pair.evaluating():
@@ -263,39 +228,7 @@ def sampled_values(model: Stochastic, batch: SequenceBatch, adjust: Adjust = unc
     All T steps are drawn, also those beyond the end of a shorter sequence. Raises `UserError` for
     observations that cannot be told.
     """
-    if isinstance(model, SequenceModel):
-        return sample_sequences(
-            model,
-            batch.num_steps,
-            state=model.state_before(batch),
-            inputs=batch.inputs,
-            adjust=adjust,
-        )
-    with Adjusted(adjust, lambda stem: stem.before == "x_"):
-        trace = poutine.trace(model).get_trace(batch)
-    classify([Side(trace, model)], batch)
-    return _observations(trace, batch.num_steps)
-
-
-def _observations(trace: Any, num_steps: int) -> Any:
-    """What a model that was called on a batch without values has sampled, `[N, T, *event]`."""
-    outcome = trace.nodes["_RETURN"]["value"]
-    if isinstance(outcome, Outcome) and outcome.values is not None:
-        return outcome.values
-    return stacked(values_at(trace, sampled_stems(trace), range(num_steps)))
-
-
-def rows_at_once(pair: Pair, num_steps: int) -> int:
-    """How many sequences are sampled at once: bounds memory, which for a declared model does not
-    grow with what a step computes.
-    """
-    if not isinstance(pair.model, SequenceModel):
-        return max(1, steps_at_once(pair) // max(1, num_steps))
-    return rows_in_cache(pair.model)
-
-
-def rows_in_cache(model: SequenceModel) -> int:
-    """How many sequences take their steps together fastest: large vocabularies leave room for
-    few.
-    """
-    return max(16, min(STATES, FEATURES // max(1, model.emission.num_features)))
+    before = stepper_of(Pair(model)).state_before(batch)
+    return sample_sequences(
+        model, batch.num_steps, state=before, inputs=batch.inputs, adjust=adjust
+    )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import pyro
 import pyro.distributions as dist
@@ -40,6 +40,20 @@ class Outcome(NamedTuple):
     values: Any
     latents: Tensor | None
     state: Any
+
+
+class ModelState(TypedDict):
+    """The state between two steps of a `SequenceModel`: trees of tensors, sequences first.
+
+    Attributes:
+        context: what the context remembers of the observations.
+        latent: z_t `[*lead, Z]`, z_0 before the first step.
+        carried: the recurrences' state.
+    """
+
+    context: Any
+    latent: Tensor
+    carried: Any
 
 
 class SequenceModel(nn.Module):
@@ -115,7 +129,7 @@ class SequenceModel(nn.Module):
 
     # running them
 
-    def initial(self, *lead: int) -> dict[str, Any]:
+    def initial(self, *lead: int) -> ModelState:
         """The state before the first step of `lead` sequences: what the context remembers, z_0, and
         the recurrences'.
         """
@@ -126,7 +140,7 @@ class SequenceModel(nn.Module):
             "carried": self.initial_carried(*lead),
         }
 
-    def state_before(self, batch: SequenceBatch) -> dict[str, Any]:
+    def state_before(self, batch: SequenceBatch) -> ModelState:
         """The state that the batch's first step starts from."""
         return (
             batch.once((id(self), "before"), lambda: self.initial(len(batch)))
@@ -134,9 +148,9 @@ class SequenceModel(nn.Module):
             else batch.state["model"]
         )
 
-    def forward(self, batch: SequenceBatch) -> Outcome:
-        """The Pyro model p(x, z) of the batch."""
-        whole = in_one_path(self, batch)
+    def forward(self, batch: SequenceBatch, layout: Layout | None = None) -> Outcome:
+        """The Pyro model p(x, z) of the batch, in its own layout or in another one."""
+        whole = in_one_path(self, batch, layout)
         if register(self) and whole:
             raise UserError(
                 f"this {type(self).__name__} has random weights (PyroSample), which are drawn for "
@@ -247,8 +261,8 @@ class SequenceModel(nn.Module):
         )
 
     def _step(
-        self, t: int, state: Any, inputs: Tensor | None, obs: Any
-    ) -> tuple[Any, Tensor | None, Any]:
+        self, t: int, state: ModelState, inputs: Tensor | None, obs: Any
+    ) -> tuple[Any, Tensor | None, ModelState]:
         def draw_latent(prior: Any) -> Tensor:
             return pyro.sample(f"z_{t}", prior.to_event(1))
 
@@ -259,11 +273,11 @@ class SequenceModel(nn.Module):
 
     def advance(
         self,
-        state: dict[str, Any],
+        state: ModelState,
         inputs: Tensor | None,
         draw_latent: Callable[[dist.Normal], Tensor],
         draw_observation: Callable[[Distribution], Any],
-    ) -> tuple[Any, Tensor | None, dict[str, Any]]:
+    ) -> tuple[Any, Tensor | None, ModelState]:
         """One step: (x_t, z_t, the state after it), the two drawn from their distributions as the
         caller says.
         """
@@ -288,16 +302,23 @@ class SequenceModel(nn.Module):
         return x, latent, {"context": context, "latent": current, "carried": carried}
 
 
-def in_one_path(model: SequenceModel, batch: SequenceBatch) -> bool:
-    """Whether a batch runs as one path: with anything left to be sampled, there is nothing to
-    teacher-force, and it runs in steps.
+def in_one_path(model: SequenceModel, batch: SequenceBatch, layout: Layout | None = None) -> bool:
+    """Whether a batch runs as one path, in the model's layout or in another one: with anything left
+    to be sampled, there is nothing to teacher-force, and it runs in steps.
     """
     return (
-        model.layout == "path"
+        (layout or model.layout) == "path"
         and batch.values is not None
         and batch.num_steps > 0
         and not batch.missing
     )
+
+
+def path_by_steps(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> bool:
+    """Whether a model in layout `path` runs this batch in steps."""
+    if not isinstance(model, SequenceModel):
+        return False
+    return model.layout == "path" and not in_one_path(model, batch)
 
 
 def observations(model: SequenceModel, batch: SequenceBatch) -> list[Any]:

@@ -159,11 +159,6 @@ def _by_itself(x: Tensor) -> Tensor:
     return x.clone() if x.untyped_storage().nbytes() > x.numel() * x.element_size() else x
 
 
-def step_of(name: str, site: Any, trace: Any, num_steps: int) -> int | None:
-    """The step of a site; `None` for a site over all steps and for one of the whole sequence."""
-    return places_of(trace, num_steps)[name].step
-
-
 def is_told_apart(site: Any, place: Place) -> bool:
     """Whether a site over time has a density for each step."""
     return place.over_time and (

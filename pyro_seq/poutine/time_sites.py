@@ -28,12 +28,13 @@ def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
     """The random sites of a trace, those of plates and of deterministic values left out."""
     for name, site in trace.nodes.items():
         infer = site.get("infer") or {}
-        if (
-            site["type"] == "sample"
-            and type(site["fn"]).__name__ != "_Subsample"
-            and not infer.get("_deterministic")
-        ):
+        if site["type"] == "sample" and not is_subsample(site) and not infer.get("_deterministic"):
             yield name, site
+
+
+def is_subsample(site: Any) -> bool:
+    """Whether a site is that of a plate, which says what is taken of its sequences."""
+    return type(site["fn"]).__name__ == "_Subsample"
 
 
 class Stem(NamedTuple):

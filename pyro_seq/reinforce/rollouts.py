@@ -11,12 +11,11 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import concatenated, flatten, map_tensors
+from pyro_seq._pytree import concatenated, map_tensors, tensors
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, finite_probabilities
-from pyro_seq.infer.continuation import continuation
-from pyro_seq.infer.sampling import draw, rows_in_cache
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.infer.stepping.declared import draw, stepper_of
+from pyro_seq.infer.stepping.stepper import State, Stepper
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.reinforce.objective import Reward, rewards_by_step
 
@@ -30,10 +29,10 @@ class Rollouts:
     takes, unbiased where the policy is the generator itself.
 
     The policy is a copy of the generator that lags behind it: `follow` moves its weights, w <- rate
-    w + (1 - rate) w_generator. A model declared by its equations draws the completions of all
-    prefixes in one batch that grows by those of one prefix at each step, each going on from the
-    state that its prefix has left; so T prefixes take T steps, not T^2 / 2. Any other model is run
-    once a prefix.
+    w + (1 - rate) w_generator. The completions of all prefixes are drawn in one batch that grows by
+    those of one prefix at each step, each going on from the state that its prefix has left; so T
+    prefixes take T steps, not T^2 / 2. Functions that return no state are run again on all that
+    came before, at each step.
 
     Args:
         generator: what is copied, a model without latents and its empty guide.
@@ -160,59 +159,26 @@ class Rollouts:
         """Completions of every prefix but the whole: values `[T - 1, N, draws, T, *event]`, of
         which the first has one observed step.
         """
-        if not isinstance(self.policy.model, SequenceModel):
-            return self._by_continuation(batch, draws)
-        model, n, prefixes = self.policy.model, len(batch), batch.num_steps - 1
+        stepper: Any = stepper_of(self.policy)
+        n, prefixes = len(batch), batch.num_steps - 1
         completed = map_tensors(
             lambda x: x[None, :, None].expand(prefixes, n, draws, *x.shape[1:]).clone(),
             batch.values,
         )
-        state, alive = model.state_before(batch), None
+        state, alive = stepper.state_before(batch), None
         for t in range(1, batch.num_steps):
-            state = _forced(model, state, batch.inputs_at(t - 1), batch.at(t - 1))
+            state = _forced(stepper, state, batch.inputs_at(t - 1), batch.at(t - 1))
             fresh = map_tensors(lambda x: x.repeat_interleave(draws, 0), state)
             alive = fresh if alive is None else concatenated([alive, fresh])
             inputs = batch.inputs_at(t)
             given = None if inputs is None else inputs.repeat_interleave(draws, 0).repeat(t, 1)
-            drawn, alive = _advanced(model, alive, given)
+            drawn, alive = _advanced(stepper, alive, given, t)
             map_tensors(
                 lambda whole, x, t=t: _put(whole, t, x.view(t, n, draws, *x.shape[1:])),
                 completed,
                 drawn,
             )
         return completed
-
-    def _by_continuation(self, batch: SequenceBatch, draws: int) -> Any:
-        """The same by a model that is not declared by its equations, one prefix after the other."""
-        n, parts = len(batch), []
-        for t in range(1, batch.num_steps):
-            prefix = SequenceBatch(
-                map_tensors(lambda x, t=t: x[:, :t], batch.values),
-                inputs=_span(batch.inputs, 0, t),
-                state=batch.state,
-            )
-            rest = continuation(
-                self.policy,
-                prefix,
-                batch.num_steps - t,
-                inputs=_span(batch.inputs, t, None),
-                samples=1,
-                draws=draws,
-            )
-            parts.append(
-                map_tensors(
-                    lambda seen, new: torch.cat(
-                        [seen.repeat_interleave(draws, 0), new], 1
-                    ).unflatten(0, (n, draws)),
-                    prefix.values,
-                    rest,
-                )
-            )
-        return map_tensors(lambda *x: torch.stack(x), parts[0], *parts[1:])
-
-
-def _span(inputs: Tensor | None, start: int, end: int | None) -> Tensor | None:
-    return None if inputs is None else inputs[:, start:end]
 
 
 def _tiled(batch: SequenceBatch, prefixes: int, draws: int) -> SequenceBatch:
@@ -227,23 +193,26 @@ def _put(whole: Tensor, t: int, drawn: Tensor) -> Tensor:
     return whole
 
 
-def _forced(model: SequenceModel, state: Any, inputs: Tensor | None, observation: Any) -> Any:
-    """The model's state after a step whose observation is known."""
-    return model.advance(state, inputs, _no_latents, lambda emission: observation)[2]
+def _forced(
+    stepper: Stepper[State], state: State, inputs: Tensor | None, observation: Any
+) -> State:
+    """The state after a step whose observation is known."""
+    return stepper.step(state, inputs, _no_latents, lambda emission: observation)[1]
 
 
 def _no_latents(prior: Any) -> Tensor:
     raise UserError("rollouts are for generators without latents, and this one has some")
 
 
-def _advanced(model: SequenceModel, state: Any, inputs: Tensor | None) -> tuple[Any, Any]:
+def _advanced(
+    stepper: Stepper[State], state: State, inputs: Tensor | None, t: int
+) -> tuple[Any, State]:
     """(x_t, the state after it) of many sequences side by side, some at a time."""
-    _, tensors = flatten(state)
-    rows, size = len(next(iter(tensors.values()))), rows_in_cache(model)
+    rows, size = len(tensors(state)[0]), stepper.rows_at_once(t + 1)
     parts = []
     for start in range(0, rows, size):
         chunk = map_tensors(lambda x, start=start: x[start : start + size], state)
         given = None if inputs is None else inputs[start : start + size]
-        x, _, after = model.advance(chunk, given, _no_latents, draw)
-        parts.append((x, after))
-    return concatenated(parts)
+        parts.append(stepper.step(chunk, given, _no_latents, draw))
+    x, after = concatenated(parts)
+    return x, after

@@ -22,8 +22,9 @@ from torch import Tensor
 from pyro_seq._progress import Progress
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import DIVERGED, UserError
+from pyro_seq.infer.likelihood.document import score_document
 from pyro_seq.infer.likelihood.score import warnings_kept
-from pyro_seq.infer.likelihood.scoring import Method, score_document
+from pyro_seq.infer.likelihood.scoring import Method
 from pyro_seq.infer.smc.particle_filter import Proposal
 from pyro_seq.programs.scored_run import Estimate, ScoredStep, ScoringOptions
 from pyro_seq.text.model import SCORING_WINDOW, TextModel, scoring_window

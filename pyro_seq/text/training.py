@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_seq._progress import Progress
-from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, finite_probabilities
-from pyro_seq.infer.continuation import continuation
-from pyro_seq.infer.likelihood.scoring import filtered_state, score_document
+from pyro_seq.infer.continuation import state_after
+from pyro_seq.infer.likelihood.document import score_document
 from pyro_seq.infer.sampling import sample_steps, sharpened, without
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.infer.stepping.declared import stepper_of
+from pyro_seq.infer.stepping.replay import ReplayStepper
 from pyro_seq.text.model import (
     CorpusSettings,
     TextModel,
@@ -256,8 +256,6 @@ def _sample_symbols(
 ) -> list[NDArray[Any]]:
     """New symbols, each row after the prompt: `length` of them, or up to the end of the line."""
     with finite_probabilities(), text.pair.scope(), pyro.validation_enabled(False):
-        if not isinstance(text.model, SequenceModel):
-            return _ended(text, _continued(text, rows, length, prompt, adjust))
         sampled = np.empty((rows, length), dtype=text.vocabulary.dtype)
         steps = sample_steps(
             text.model, length, state=_state_after(text, rows, prompt), adjust=adjust
@@ -283,22 +281,13 @@ def _ended(text: TextModel, sampled: NDArray[Any]) -> list[NDArray[Any]]:
     return [row[:length] for row, length in zip(sampled, lengths, strict=True)]
 
 
-def _continued(text: TextModel, rows: int, length: int, prompt: str, adjust: Any) -> NDArray[Any]:
-    """The same from a model that is not declared by its equations: the whole is one sequence, of
-    which the prompt is observed.
-    """
-    observed = torch.from_numpy(text.vocabulary.encode(prompt).astype(np.int64)).to(text.device)
-    values = continuation(
-        text.pair, SequenceBatch(observed.unsqueeze(0)), length, draws=rows, adjust=adjust
-    )
-    return values.cpu().numpy().astype(text.vocabulary.dtype)
-
-
 def _state_after(text: TextModel, rows: int, prompt: str) -> Any:
     """The model's state after the prompt, for each of the rows."""
+    stepper = stepper_of(text.pair)
     if not prompt:
-        return text.model.initial(rows)
-    windows = document_windows(
-        text.vocabulary.encode(prompt), window=scoring_window(text), device=text.device
-    )
-    return filtered_state(text.pair, windows, draws=rows)["model"]
+        return stepper.initial(rows)
+    symbols = text.vocabulary.encode(prompt)
+    # functions are run again on the whole prompt
+    window = len(symbols) if isinstance(stepper, ReplayStepper) else scoring_window(text)
+    windows = document_windows(symbols, window=window, device=text.device)
+    return state_after(text.pair, windows, draws=rows)

@@ -20,8 +20,8 @@ from pyro_seq import Pair, SequenceBatch, UserError, continuation, score
 from pyro_seq.contexts import PreviousObservation, SideInputs
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import OneHot
-from pyro_seq.infer import continuation as continuations
 from pyro_seq.infer.sampling import sharpened
+from pyro_seq.infer.stepping.declared import DeclaredStepper
 from pyro_seq.models import HMM, RNN
 from pyro_seq.pairs.model import Layout, SequenceModel
 
@@ -152,7 +152,7 @@ def test_chunks_and_order(linear_gaussian: Callable[..., Pair]) -> None:
     pair = linear_gaussian()
     x = torch.tensor([[100.0], [0.0], [-100.0], [50.0]])
     batch = pair.model.batch(torch.cat([x, x], 1), [2, 1, 2, 1])  # type: ignore[attr-defined]
-    with mock.patch.object(continuations, "rows_at_once", lambda *_: 1):
+    with mock.patch.object(DeclaredStepper, "rows_at_once", lambda *_: 1):
         drawn = continuation(pair, batch, 1, inputs=torch.zeros(4, 1, 0), samples=4, draws=3).view(
             4, 3
         )

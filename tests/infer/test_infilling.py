@@ -22,6 +22,7 @@ from pyro_seq.emissions.composite import Independent, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Beta, Categorical
 from pyro_seq.encoders import Flatten, Group, OneHot
 from pyro_seq.infer import gaps
+from pyro_seq.infer.stepping import stepper
 from pyro_seq.models import HMM, RNN
 
 A, Q, R = 0.8, 0.6, 0.7
@@ -135,7 +136,7 @@ def test_rows_of_functions_that_miss_different_steps(written: Pair) -> None:
         torch.arange(12.0).view(3, 4) * 10,
         torch.tensor([[0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0]]).bool(),
     )
-    with mock.patch.object(gaps, "steps_at_once", lambda *_: 1):
+    with mock.patch.object(stepper, "CHUNK_STEPS", 1):
         drawn = infill(written, SequenceBatch(x), missing, draws=2)
     assert drawn[~missing.repeat_interleave(2, 0)].equal(
         x.repeat_interleave(2, 0)[~missing.repeat_interleave(2, 0)]

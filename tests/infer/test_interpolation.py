@@ -19,8 +19,8 @@ from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.composite import Joint
 from pyro_seq.emissions.elementary import Bernoulli, Categorical
 from pyro_seq.encoders import Flatten, Group, OneHot
-from pyro_seq.infer import interpolation
 from pyro_seq.infer.sampling import sharpened
+from pyro_seq.infer.stepping import stepper
 from pyro_seq.models import RNN
 
 
@@ -65,7 +65,7 @@ def test_unequal_lengths_and_chunks() -> None:
             lengths,
         )
 
-    with mock.patch.object(interpolation, "steps_at_once", lambda *_: 1):
+    with mock.patch.object(stepper, "CHUNK_STEPS", 1):
         found = interpolate(
             pair,
             batch(6, [6, 2]),

@@ -22,7 +22,6 @@ from pyro_seq.emissions.composite import Independent, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Beta, Binomial, Categorical, Normal
 from pyro_seq.encoders import Flatten, Group, OneHot
 from pyro_seq.errors import UserError
-from pyro_seq.infer import sampling
 from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.infer.sampling import (
     ancestral,
@@ -32,6 +31,7 @@ from pyro_seq.infer.sampling import (
     sharpened,
     without,
 )
+from pyro_seq.infer.stepping import declared
 from pyro_seq.models import RNN, SRNN
 from pyro_seq.pairs.pair import Pair
 
@@ -343,7 +343,7 @@ class TestAncestral:
 
     def test_declared_models_follow_their_law_in_chunks(self) -> None:
         rnn = make_rnn().train()
-        with mock.patch.object(sampling, "STATES", 777):
+        with mock.patch.object(declared, "STATES", 777):
             samples = ancestral(Pair(rnn), MANY, 3)
         assert chi_square(frequencies(samples), MANY * probabilities(rnn)) < CHI_SQUARE_26
         assert rnn.training

@@ -16,8 +16,8 @@ from pyro_seq.contexts import Chain, PreviousObservation, SideInputs
 from pyro_seq.emissions.composite import Joint
 from pyro_seq.emissions.elementary import Bernoulli, Categorical
 from pyro_seq.encoders import Embedding, Flatten, Group
-from pyro_seq.infer import sampling
 from pyro_seq.infer.likelihood.scoring import score
+from pyro_seq.infer.stepping import declared
 from pyro_seq.models import ISEQ, RNN
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -150,7 +150,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pair, batch = Pair(generator()), SequenceBatch(EVERY[[0, 40, 77]])
     torch.manual_seed(1)
     whole = Rollouts(pair, reward, num_rollouts=8).completions(batch, 8)
-    monkeypatch.setattr(sampling, "FEATURES", 1)
+    monkeypatch.setattr(declared, "FEATURES", 1)
     torch.manual_seed(1)
     assert torch.equal(Rollouts(pair, reward, num_rollouts=8).completions(batch, 8), whole)
 

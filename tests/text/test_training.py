@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from pyro_seq.config.model_settings import Layer
 from pyro_seq.errors import UserError
-from pyro_seq.infer.likelihood.scoring import filtered_state, score_document
+from pyro_seq.infer.likelihood.document import filtered_state, score_document
 from pyro_seq.text import scoring as text_scoring
 from pyro_seq.text import training as module
 from pyro_seq.text.model import SCORING_WINDOW, scoring_window

@@ -13,7 +13,6 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.config.build import Parts, make_pair
 from pyro_seq.contexts import (
@@ -33,9 +32,9 @@ from pyro_seq.errors import UserError
 from pyro_seq.games.environment.environments import Game
 from pyro_seq.games.environment.episodes import FLAGS
 from pyro_seq.games.settings import GameSettings
-from pyro_seq.infer.likelihood.scoring import filtered_state
-from pyro_seq.infer.sampling import draw
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.infer.continuation import state_after
+from pyro_seq.infer.stepping.declared import draw, stepper_of
+from pyro_seq.infer.stepping.replay import Prefix, ReplayStepper
 from pyro_seq.pairs.pair import Pair
 
 # of what is predicted, in its own deviations: how exact a model may claim to be
@@ -225,8 +224,7 @@ class World:
         """
         inputs = torch.zeros(count, self.num_actions + FLAGS)
         inputs[:, self.num_actions] = 1.0
-        model = self.pair.model
-        return self.step(model.initial(count) if isinstance(model, SequenceModel) else None, inputs)
+        return self.step(stepper_of(self.pair).initial(count), inputs)
 
     @torch.no_grad()
     def states(self, prefix: SequenceBatch, *, samples: int = 8) -> Any:
@@ -235,18 +233,8 @@ class World:
 
         Nobody around sees this: an agent's `SVI` would take the world's parameters for the agent's.
         """
-        if isinstance(self.pair.model, SequenceModel):
-            with pyro.validation_enabled(False), poutine.block():
-                return filtered_state(self.pair, [prefix], samples=samples)["model"]
-        with (
-            self.pair.scope(),
-            self.pair.evaluating(),
-            pyro.validation_enabled(False),
-            poutine.block(),
-        ):
-            guided = poutine.trace(self.pair.guide).get_trace(prefix)
-            outcome = poutine.replay(self.pair.model, trace=guided)(prefix)
-        return self._state_of(outcome)
+        with pyro.validation_enabled(False), poutine.block():
+            return _kept(state_after(self.pair, [prefix], samples=samples))
 
     def step(
         self, state: Any, inputs: Tensor, *, differentiable: bool = False
@@ -263,37 +251,28 @@ class World:
         Raises `UserError` for a pair that returns no state, and for a differentiable step of one
         that is not declared by its equations.
         """
-        model = self.pair.model
-        if isinstance(model, SequenceModel):
-            take: Any = _soft if differentiable else draw
-            latent: Any = (
-                (lambda prior: prior.rsample())
-                if differentiable
-                else (lambda prior: prior.sample())
-            )
-            x, _, after = model.advance(state, inputs, latent, take)
-            return x, after
-        if differentiable:
+        stepper: Any = stepper_of(self.pair)
+        if not differentiable:
+            with self.pair.scope(), poutine.block():
+                x, after = stepper.step(state, inputs, lambda prior: prior.sample(), draw)
+            return x, _kept(after)
+        if isinstance(stepper, ReplayStepper):
             raise UserError(
                 "gradients through a game need a world model declared by its equations "
                 "(SequenceModel); agent.gradient=score needs none"
             )
-        before = None if state is None else {"model": state, "guide": None}
-        batch = SequenceBatch(None, [1] * len(inputs), inputs=inputs.unsqueeze(1), state=before)
-        with self.pair.scope(), poutine.block():
-            outcome = model(batch)
-        after = self._state_of(outcome)
-        return map_tensors(lambda x: x[:, 0], outcome.values), after
+        x, after = stepper.step(state, inputs, lambda prior: prior.rsample(), _soft)
+        return x, after
 
-    def _state_of(self, outcome: Any) -> Any:
-        state = getattr(outcome, "state", None)
-        if state is None or getattr(outcome, "values", None) is None:
-            raise UserError(
-                "a pair that is to stand for a game must return an Outcome with its values and "
-                "the "
-                "state that it ends in"
-            )
-        return state
+
+def _kept(state: Any) -> Any:
+    """A state of games that are to be put beside others of another length."""
+    if isinstance(state, Prefix) and state.state is None:
+        raise UserError(
+            "a pair that is to stand for a game must return an Outcome with its values and the "
+            "state that it ends in"
+        )
+    return state
 
 
 def _soft(emission: dict[str, Any]) -> dict[str, Tensor]:

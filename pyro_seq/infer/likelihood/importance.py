@@ -5,6 +5,7 @@ log-weights and last state are kept.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -13,25 +14,14 @@ from torch import Tensor
 
 from pyro_seq._pytree import map_tensors
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.infer.smc.particle_filter import Proposal, runs_by_steps
+from pyro_seq.infer.smc.particle_filter import Proposal
 from pyro_seq.infer.smc.particles import among_all
-from pyro_seq.pairs.model import SequenceModel
-from pyro_seq.pairs.pair import Pair
-from pyro_seq.poutine.step_densities import Observed, log_weights, states, traced, well_shaped
-
-# steps of particles that are worked on at once: bounds the memory of that work, not of what is kept
-CHUNK_STEPS = 32_768
-FEATURES = 128  # of an emission; where a step has more of them, fewer steps are worked on at once
-
-
-def steps_at_once(pair: Pair) -> int:
-    """How many steps of particles are worked on at once."""
-    features = getattr(getattr(pair.model, "emission", None), "num_features", 0)
-    return CHUNK_STEPS * FEATURES // max(FEATURES, features)
+from pyro_seq.infer.stepping.stepper import Stepper
+from pyro_seq.poutine.step_densities import log_weights, states, traced, well_shaped
 
 
 def path_weights(
-    pair: Pair,
+    stepper: Stepper[Any],
     batch: SequenceBatch,
     rows: Tensor,
     samples: int,
@@ -47,81 +37,48 @@ def path_weights(
     by what is returned, since a later window may start from them. `rows` are what the sequences are
     called in a message.
     """
-    n, weights, after, latent = len(batch), [], [], None
-    if isinstance(pair.model, SequenceModel) and not pair.model.latent_size:
-        samples = 1 if states_before is None else samples
-    shared = samples > 1 and states_before is None and runs_by_steps(pair, proposal)
-    remembering = batch.remembering()
-    for chosen in torch.arange(samples, device=batch.device).split(
-        max(1, steps_at_once(pair) // (n * batch.num_steps))
-    ):
+    pair, n, weights = stepper.pair, len(batch), list[Tensor]()
+    if stepper.is_exact and states_before is None:
+        samples = 1
+    shared = samples > 1 and states_before is None and stepper.proposes_by_step(proposal)
+    remembering, after, latent = batch.remembering(), list[Callable[[], Any]](), None
+    every = torch.arange(samples, device=batch.device)
+    for chosen in every.split(max(1, stepper.steps_at_once // (n * batch.num_steps))):
         k = len(chosen)
         if shared:
             with pyro.plate("particles", k, dim=-2):
                 traces = traced(pair, remembering, proposal)
-            chunk, latent = log_weights(
-                *traces, torch.zeros(k, n, batch.num_steps, device=batch.device)
-            )
+            figures = torch.zeros(k, n, batch.num_steps, device=batch.device)
+            chunk, latent = log_weights(*traces, figures)
             weights.append(chunk.transpose(0, 1))
         else:
-            repeated = batch.repeat(k).remembering()
-            if states_before is not None:
-                flat = among_all(chosen.expand(n, k), samples)
-                repeated = repeated.with_state(
-                    map_tensors(lambda x, flat=flat: x[flat], states_before)
-                ).remembering()
-            traces = traced(pair, repeated, proposal)
-            observed = to_check(pair, repeated, rows.repeat_interleave(k))
-            chunk, latent = log_weights(
-                *traces, torch.zeros(n * k, batch.num_steps, device=batch.device), observed
-            )
+            before = _of_particles(states_before, chosen.expand(n, k), samples)
+            repeated = batch.repeat(k)
+            repeated = repeated if before is None else repeated.with_state(before)
+            traces = traced(pair, repeated.remembering(), proposal)
+            observed = stepper.to_check(repeated, rows.repeat_interleave(k))
+            figures = torch.zeros(n * k, batch.num_steps, device=batch.device)
+            chunk, latent = log_weights(*traces, figures, observed)
             weights.append(chunk.view(n, k, -1))
-        after.append((k, states(*traces)))
+        after.append(partial(_by_sequence, stepper, states(*traces), n, k, shared=shared))
         if latent is None and states_before is None:  # all particles are equal: one is enough
-            return (
-                weights[0][:, :1],
-                lambda k=k: map_tensors(lambda x: x[::k], well_shaped(after[0][1], n * k)),
-                None,
-            )
-
-    def unfold(k: int, tree: Any) -> Any:
-        return map_tensors(lambda x: x.view(n, k, *x.shape[1:]), well_shaped(tree, n * k))
-
-    expand = _spread(pair, proposal) if shared else unfold
+            return weights[0][:, :1], lambda: map_tensors(lambda x: x[:, 0], after[0]()), None
 
     def joined() -> Any:
-        first, *rest = (expand(k, tree) for k, tree in after)
+        first, *rest = (found() for found in after)
         return map_tensors(lambda *parts: torch.cat(parts, 1).flatten(0, 1), first, *rest)
 
     return torch.cat(weights, 1), joined, latent
 
 
-def _spread(pair: Pair, proposal: Proposal) -> Callable[[int, Any], Any]:
-    """`spread(k, state)`: a declared pair's state, its tensors `[k, N, …]` or, where all particles
-    share one, `[N, …]`, as `[N, k, …]`.
-    """
-    model: Any = pair.model
-    guide: Any = pair.guide
-    one = model.initial(1)
-    like = {
-        "model": one,
-        "guide": None
-        if proposal == "prior"
-        else {"latent": one["latent"], "carried": guide.initial_carried(1)},
-    }
-
-    def spread(k: int, state: Any) -> Any:
-        return map_tensors(
-            lambda x, y: (x if x.dim() > y.dim() else x.expand(k, *x.shape)).transpose(0, 1),
-            state,
-            like,
-        )
-
-    return spread
+def _of_particles(tree: Any, index: Tensor, samples: int) -> Any:
+    """The states of particles `[N, k]` among all."""
+    flat = among_all(index, samples)
+    return map_tensors(lambda x: x[flat], tree)
 
 
-def to_check(pair: Pair, batch: SequenceBatch, rows: Tensor) -> Observed | None:
-    """Which observations are to be checked as they are scored: none of a declared pair's, which
-    were checked before.
-    """
-    return None if isinstance(pair.model, SequenceModel) else Observed(batch.mask, rows)
+def _by_sequence(stepper: Stepper[Any], tree: Any, n: int, k: int, *, shared: bool) -> Any:
+    """The states after a run as `[N, k, …]`."""
+    if shared:
+        return stepper.unshared(tree, k)
+    return map_tensors(lambda x: x.view(n, k, *x.shape[1:]), well_shaped(tree, n * k))

@@ -6,34 +6,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from itertools import chain
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from pyro_seq._progress import Progress
 from pyro_seq._pytree import map_tensors
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, did_you_mean, whole
 from pyro_seq.infer.likelihood.enumeration import enumerated_steps
-from pyro_seq.infer.likelihood.importance import path_weights, steps_at_once, to_check
+from pyro_seq.infer.likelihood.importance import path_weights
 from pyro_seq.infer.likelihood.pareto import k_hat
-from pyro_seq.infer.likelihood.pooling import PooledWindow, joined, portions
-from pyro_seq.infer.likelihood.score import Score, UnreliableEstimate, warnings_kept
-from pyro_seq.infer.smc.particle_filter import (
-    Proposal,
-    check_observations,
-    has_latents,
-    particle_filter,
-    runs_by_steps,
-)
-from pyro_seq.infer.smc.particles import Particles, among_all, drawn_by_weight, particle_rows
-from pyro_seq.infer.smc.replay_filter import replay_filter
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.infer.likelihood.score import Score, UnreliableEstimate
+from pyro_seq.infer.smc.particle_filter import Proposal, particle_filter
+from pyro_seq.infer.smc.particles import Particles, among_all, particle_rows
+from pyro_seq.infer.stepping.declared import stepper_of
+from pyro_seq.infer.stepping.stepper import Stepper
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.step_densities import Unsummed, well_shaped
 
@@ -49,6 +38,11 @@ class _Carried(NamedTuple):
     states: Callable[[], Any]  # the pair's, `[N * K, …]`
     particles: Particles | None
     totals: Tensor | None  # [N, K]
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether anything was drawn."""
+        return self.particles is not None or self.totals is not None
 
 
 class _Found(NamedTuple):
@@ -77,36 +71,32 @@ def score(
     `proposal="prior"`, the model's own p(z)):
 
     - `exact`: log p(x), of a pair without latents, and of one whose latents are all marked to be
-    enumerated (`enumerated_steps`), which
-      any method then sums out; refused for others.
+      enumerated (`enumerated_steps`), which any method then sums out; refused for others.
     - `elbo`: the mean of log w_k.
     - `importance`: log (1/K) sum_k w_k (Burda et al. 2016, arXiv 1509.00519); the ELBO in
       expectation for K = 1. Over windows (pass each window the `state` of the score before it) the
       particles go on, resampled when their effective number falls below K / 2.
     - `filter`: a particle filter, which draws step by step and resamples after any step
-      (`particle_filter`, or `replay_filter` where the pair is not declared by its equations). The
-      estimate of the likelihood is unbiased, here as for `importance`.
+      (`particle_filter`). The estimate of the likelihood is unbiased, here as for `importance`.
     - `auto`: `exact` for a pair without latents, else `importance`.
 
     A step's share is the growth of the estimate from one prefix of the sequence to the next. A
-    latent of a whole sequence, a site of batch shape `[N]` that is named for no step, counts at the
-    first step of each window that samples it. Densities count as they are, whatever `poutine.scale`
-    says. `docs/likelihoods.md` says which method is for what.
+    latent of a whole sequence counts at the first step of each window that samples it. Densities
+    count as they are, whatever `poutine.scale` says.
 
     Args:
         pair: any model and guide.
         batch: N sequences, or the next window of each; a first window may start from a state of its
             own (`batch.state`).
         method: see above; later windows have that of the first.
-        samples: K; later windows have as many as the first.
-        proposal: where latents are drawn from, `guide` or `prior`; later windows as the first.
+        samples: K; as the first window.
+        proposal: where latents are drawn from, `guide` or `prior`; as the first window.
         state: the `state` of the score of the window before.
 
-    Raises `UserError` for a sequence without a step, for a window after one that left no state of
-    the model, for observations outside the emission's support, for a site that only one of model
-    and guide samples (but the guide's may be marked `is_auxiliary`, as in Pyro), for an observed
-    site that belongs to no step, for a site that all sequences share, and for densities that are
-    not a number.
+    Raises `UserError` for a sequence without a step, a window after one that left no state,
+    observations outside the support, a site that only one of model and guide samples (unless the
+    guide's is `is_auxiliary`), an observed site of no step, a site that all sequences share, and
+    densities that are not a number.
     """
     _check(batch, method, samples, proposal, first=state is None)
     if state is not None:
@@ -114,33 +104,22 @@ def score(
             instead = "have it return an Outcome with a state, or score whole sequences"
             raise UserError(f"the model returned no state with the window before: {instead}")
         method, samples, proposal = state["method"], state["samples"], state["proposal"]
-    check_observations(pair, batch)
+    stepper = stepper_of(pair)
+    stepper.check(batch)
+    scorer = SCORERS[method](stepper.summing_out(), samples, proposal)
     found = []
-    with pair.scope(), pair.evaluating(), _summed_out(pair):
-        for rows, num_steps in _groups(pair, batch, samples):
+    with pair.scope(), pair.evaluating():
+        for rows, num_steps in _groups(stepper, batch, samples):
             before = None if state is None else _of_rows(state, rows)
-            part = batch.select(rows).head(num_steps)
-            try:
-                found.append(_score_rows(pair, part, rows, method, samples, proposal, before))
-            except Unsummed:
-                # a latent of the user's own that is left to enumeration: there is nothing to sample
-                found.append(
-                    _exact(
-                        rows,
-                        enumerated_steps(pair, part, rows),
-                        lambda: {"model": None, "guide": None},
-                    )
-                )
-    estimated = [
-        part.carried.particles is not None or part.carried.totals is not None for part in found
-    ]
+            found.append(scorer(batch.select(rows).head(num_steps), rows, before))
+    estimated = [part.carried.is_estimate for part in found]
     if any(estimated) and not all(estimated):
         raise UserError("some sequences have latents and some have none: score them apart")
     made = "exact" if not any(estimated) else "importance" if method == "auto" else method
-    return _doubted(_put_together(found, batch, state, made, proposal))
+    return doubted(_put_together(found, batch, state, made, proposal))
 
 
-def _doubted(scored: Score) -> Score:
+def doubted(scored: Score) -> Score:
     """Warn where a score cannot be relied on, and return it."""
     if scored.doubt is not None:
         warnings.warn(scored.doubt, UnreliableEstimate, stacklevel=4)
@@ -169,27 +148,13 @@ def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, fi
         )
 
 
-@contextmanager
-def _summed_out(pair: Pair) -> Iterator[None]:
-    """Inside, a declared model without latent vectors is in layout `path`, which sums out the
-    states that `steps` leaves to enumeration.
-    """
-    model = pair.model
-    if not isinstance(model, SequenceModel) or model.latent_size:
-        yield
-        return
-    layout, model.layout = model.layout, "path"
-    try:
-        yield
-    finally:
-        model.layout = layout
-
-
-def _groups(pair: Pair, batch: SequenceBatch, samples: int) -> Iterator[tuple[Tensor, int]]:
+def _groups(
+    stepper: Stepper[Any], batch: SequenceBatch, samples: int
+) -> Iterator[tuple[Tensor, int]]:
     """(rows, the steps of the longest of them) of sequences that are worked on at once: all if they
     are few, else such of like length.
     """
-    size, n = steps_at_once(pair), len(batch)
+    size, n = stepper.steps_at_once, len(batch)
     order = torch.arange(n, device=batch.device)
     if n * batch.num_steps * samples <= size:
         yield order, batch.num_steps
@@ -210,92 +175,118 @@ def _of_rows(state: Any, rows: Tensor) -> _Carried:
     return _Carried(lambda: states, particles, totals)
 
 
-def _score_rows(
-    pair: Pair,
-    batch: SequenceBatch,
-    rows: Tensor,
-    method: str,
-    samples: int,
-    proposal: Proposal,
-    before: _Carried | None,
-) -> _Found:
-    """The scores of sequences that are worked on at once; `rows` is where they stand among all."""
-    particles = None if before is None else before.particles
-    states = None if before is None else before.states()
-    if method == "filter" and runs_by_steps(pair, proposal) and has_latents(pair):
-        filtered = particle_filter(
-            pair,
-            batch,
-            samples=samples,
-            proposal=proposal,
-            paths=False,
-            particles=particles,
-            state=states,
+class _Paths:
+    """Score sequences that are worked on at once by K whole paths each; `auto` and `importance`.
+
+    Args:
+        stepper: of the pair, whose states are summed out where that is known how.
+        samples: K.
+        proposal: `guide` or `prior`.
+    """
+
+    def __init__(self, stepper: Stepper[Any], samples: int, proposal: Proposal) -> None:
+        self.stepper, self.samples, self.proposal = stepper, samples, proposal
+
+    def __call__(self, batch: SequenceBatch, rows: Tensor, before: _Carried | None) -> _Found:
+        """The scores; `rows` is where the sequences stand among all."""
+        try:
+            return self._scored(batch, rows, before)
+        except Unsummed:
+            # a latent of the user's own that is left to enumeration: there is nothing to sample
+            steps = enumerated_steps(self.stepper.pair, batch, rows)
+            return _exact(rows, steps, lambda: {"model": None, "guide": None})
+
+    def _scored(self, batch: SequenceBatch, rows: Tensor, before: _Carried | None) -> _Found:
+        before = before or _Carried(lambda: None, None, None)
+        particles, states = before.particles, before.states()
+        if particles is not None and particles.degenerate.any():
+            index, particles = particles.resampled(particles.degenerate)
+            flat = among_all(index, self.samples)
+            states = map_tensors(lambda x: x[flat], states)
+        by_step, after, latent = path_weights(
+            self.stepper, batch, rows, self.samples, self.proposal, states
         )
-        return _Found(
-            rows,
-            filtered.steps,
-            filtered.particles.variance,
-            _Carried(lambda: filtered.state, filtered.particles, None),
-        )
-    if particles is not None and particles.degenerate.any():
-        index, particles = particles.resampled(particles.degenerate)
-        flat = among_all(index, samples)
-        states = map_tensors(lambda x: x[flat], states)
-    if method == "filter":
-        begun = particles or Particles.new(len(rows), samples, rows.device)
-        all_particles = (
-            batch.repeat(samples) if states is None else batch.repeat(samples).with_state(states)
-        )
-        observed = to_check(pair, all_particles, rows.repeat_interleave(samples))
-        steps, begun, after, exact = replay_filter(pair, all_particles, begun, proposal, observed)
-        if exact and particles is None:
-            return _exact(
-                rows,
-                steps,
-                lambda: map_tensors(lambda x: x[::samples], well_shaped(after, len(all_particles))),
-            )
-        return _Found(
-            rows,
-            steps,
-            begun.variance,
-            _Carried(lambda: well_shaped(after, len(all_particles)), begun, None),
-        )
-    by_step, after, latent = path_weights(pair, batch, rows, samples, proposal, states)
-    if latent is None and (before is None or (particles is None and before.totals is None)):
-        return _exact(rows, by_step[:, 0], after)
-    if method == "exact":
+        if latent is None and not before.is_estimate:
+            return _exact(rows, by_step[:, 0], after)
+        return self._estimate(rows, by_step, latent, _Carried(after, particles, before.totals))
+
+    def _estimate(
+        self, rows: Tensor, by_step: Tensor, latent: str | None, carried: _Carried
+    ) -> _Found:
+        begun = carried.particles or Particles.new(len(rows), self.samples, rows.device)
+        steps, particles = begun.absorb(by_step)
+        return _Found(rows, steps, particles.variance, carried._replace(particles=particles))
+
+
+class _Exact(_Paths):
+    """Score a pair without latents, and refuse others."""
+
+    def _estimate(
+        self, rows: Tensor, by_step: Tensor, latent: str | None, carried: _Carried
+    ) -> _Found:
         raise UserError(
             f"the pair has latents ({latent!r}), so its likelihood is an integral and not to be "
             f"had exactly: {ESTIMATES}"
         )
-    if method == "elbo":
-        return _elbo(rows, by_step.double(), after, None if before is None else before.totals)
-    steps, particles = (particles or Particles.new(len(rows), samples, rows.device)).absorb(by_step)
-    return _Found(rows, steps, particles.variance, _Carried(after, particles, None))
+
+
+class _Elbo(_Paths):
+    """The mean of the paths' log-weights, its variance from the spread of the whole paths'."""
+
+    def _estimate(
+        self, rows: Tensor, by_step: Tensor, latent: str | None, carried: _Carried
+    ) -> _Found:
+        by_step, before = by_step.double(), carried.totals
+        totals = by_step.sum(-1) + (0 if before is None else before)
+        k = totals.shape[1]
+        spread = (totals - totals.mean(-1, keepdim=True)).square().sum(-1)
+        variance = torch.full_like(spread, math.nan) if k == 1 else spread / (k - 1) / k
+        lost = totals.isneginf().any(-1)
+        variance = torch.where(lost, torch.full_like(spread, math.inf), variance)
+        return _Found(rows, by_step.mean(1), variance, _Carried(carried.states, None, totals))
+
+
+class _Filter(_Paths):
+    """Score by a particle filter."""
+
+    def _scored(self, batch: SequenceBatch, rows: Tensor, before: _Carried | None) -> _Found:
+        if self.stepper.is_exact:
+            return super()._scored(batch, rows, before)
+        begun = before or _Carried(lambda: None, None, None)
+        filtered = particle_filter(
+            self.stepper.pair,
+            batch,
+            samples=self.samples,
+            proposal=self.proposal,
+            paths=False,
+            particles=begun.particles,
+            state=begun.states(),
+            rows=rows,
+        )
+
+        def states() -> Any:
+            return well_shaped(filtered.state, len(rows) * self.samples)
+
+        if filtered.exact and begun.particles is None:
+            return _exact(
+                rows, filtered.steps, lambda: map_tensors(lambda x: x[:: self.samples], states())
+            )
+        variance = filtered.particles.variance
+        return _Found(rows, filtered.steps, variance, _Carried(states, filtered.particles, None))
+
+
+SCORERS: dict[str, type[_Paths]] = {
+    "auto": _Paths,
+    "exact": _Exact,
+    "elbo": _Elbo,
+    "importance": _Paths,
+    "filter": _Filter,
+}
 
 
 def _exact(rows: Tensor, steps: Tensor, states: Callable[[], Any]) -> _Found:
-    return _Found(
-        rows,
-        steps,
-        torch.zeros(len(rows), dtype=torch.double, device=rows.device),
-        _Carried(states, None, None),
-    )
-
-
-def _elbo(
-    rows: Tensor, by_step: Tensor, states: Callable[[], Any], totals: Tensor | None
-) -> _Found:
-    """The mean of the paths' log-weights by step `[N, K, T]`, its variance from the spread of the
-    whole paths'.
-    """
-    totals = by_step.sum(-1) + (0 if totals is None else totals)
-    k = totals.shape[1]
-    spread = (totals - totals.mean(-1, keepdim=True)).square().sum(-1)
-    variance = torch.full_like(spread, math.nan) if k == 1 else spread / (k - 1) / k
-    variance = torch.where(totals.isneginf().any(-1), torch.full_like(spread, math.inf), variance)
-    return _Found(rows, by_step.mean(1), variance, _Carried(states, None, totals))
+    certain = torch.zeros(len(rows), dtype=torch.double, device=rows.device)
+    return _Found(rows, steps, certain, _Carried(states, None, None))
 
 
 def _put_together(
@@ -360,143 +351,3 @@ def _diagnosed(
             torch.maximum(heavy, before["k_hat"]),
         )
     return effective.masked_fill(total.isneginf(), 0.0), heavy
-
-
-def score_document(
-    pair: Pair,
-    windows: Iterable[SequenceBatch],
-    *,
-    method: Method = "auto",
-    samples: int = 1,
-    proposal: Proposal = "guide",
-    progress: Progress | None = None,
-) -> Iterator[Score]:
-    """The scores of a document's windows one after the other, states (or particles) carried over,
-    in memory of one window.
-
-    Where there are so many particles that what is kept of them would fill the memory, portions of
-    them read the whole document one after the other (`pooling`): no more memory is taken for more
-    particles, and the scores have no state. The document is then read several times, and if
-    `windows` cannot be, being an iterator, its observations are kept.
-
-    Args:
-        pair, method, samples, proposal: see `score`.
-        windows: of N sequences each, in order.
-        progress: where to show how many of many particles are done.
-
-    Raises `UserError` as `score` does, and so at the second window if the model returns no state.
-    """
-    options: dict[str, Any] = {"method": method, "proposal": proposal}
-    ahead = iter(windows)
-    first = next(ahead, None)
-    if first is None:
-        return
-    at_once = portions(len(first), first.num_steps, samples)
-    if at_once == (len(first), [samples]) or score(pair, first, **options).exact:
-        yield from (
-            scored
-            for _, scored in _in_order(pair, chain([first], ahead), options | {"samples": samples})
-        )
-        return
-    again = [first, *ahead] if isinstance(windows, Iterator) else windows
-    rows, sizes = at_once
-    groups = torch.arange(len(first), device=first.device).split(rows)
-    reported = [
-        _pooled(pair, again, group, sizes, options, _Reported(progress, i, groups, sizes))
-        for i, group in enumerate(groups)
-    ]
-    heaviest: Tensor | None = None
-    for parts in zip(*reported, strict=True):
-        scored = joined([window.score() for window in parts])
-        if scored.k_hat is not None:
-            heaviest = scored.k_hat if heaviest is None else torch.maximum(heaviest, scored.k_hat)
-        yield _doubted(replace(scored, k_hat=heaviest))
-    if progress is not None:
-        progress.end()
-
-
-class _Reported(NamedTuple):
-    """Where the work on a group of sequences is reported to, among how many groups and portions."""
-
-    progress: Progress | None
-    group: int
-    groups: Sequence[Tensor]
-    sizes: list[int]
-
-    def show(self, portion: int, window: int) -> None:
-        if self.progress is not None and self.progress.due():
-            done, all_samples = sum(self.sizes[:portion]), sum(self.sizes)
-            of_group = (
-                f"sequences {self.group + 1:,} of {len(self.groups):,}: "
-                if len(self.groups) > 1
-                else ""
-            )
-            self.progress.show(
-                f"{of_group}{done:,} of {all_samples:,} samples scored, the next "
-                f"{self.sizes[portion]:,} at window {window + 1:,}"
-            )
-
-
-def _pooled(
-    pair: Pair,
-    windows: Iterable[SequenceBatch],
-    rows: Tensor,
-    sizes: list[int],
-    options: dict[str, Any],
-    reported: _Reported,
-) -> list[PooledWindow]:
-    """What portions of these sizes say of some sequences, each reading the whole document, window
-    by window.
-    """
-    found: list[PooledWindow] = []
-    for portion, size in enumerate(sizes):
-        before = torch.zeros(len(rows), dtype=torch.double, device=rows.device)
-        parts = (window.select(rows) for window in windows)
-        with warnings_kept():  # what speaks against all particles is told of all
-            for i, (part, scored) in enumerate(_in_order(pair, parts, options | {"samples": size})):
-                if i == len(found):
-                    found.append(PooledWindow(part.mask, sum(sizes)))
-                found[i].add(scored, before)
-                before = scored.total
-                reported.show(portion, i)
-    return found
-
-
-def _in_order(
-    pair: Pair, windows: Iterable[SequenceBatch], options: dict[str, Any]
-) -> Iterator[tuple[SequenceBatch, Score]]:
-    state = None
-    for window in windows:
-        scored = score(pair, window, state=state, **options)
-        state = scored.state
-        yield window, scored
-
-
-def filtered_state(
-    pair: Pair, windows: Iterable[SequenceBatch], *, samples: int = 16, draws: int = 1
-) -> Any:
-    """States after each of N sequences, `draws` of each side by side: what continuations start
-    from.
-
-    The latents are drawn from an estimate of the filter p(z_T | x_{1:T}): `samples` particles of
-    the guide, drawn by their weights. Raises `UserError` if there are no windows, or the sequences
-    are not of equal length: then there would be no one step to go on from.
-    """
-    state: Any = None
-    with warnings_kept():
-        for _, scored in _in_order(pair, _all_full(windows), {"samples": samples}):
-            state = scored.state
-    if state is None:
-        raise UserError("there is no state to go on from: no window was given")
-    if state["particles"] is None:
-        return map_tensors(lambda x: x.repeat_interleave(draws, 0), state["carried"])
-    chosen = drawn_by_weight(state["particles"].log_weights, draws)
-    return map_tensors(lambda x: x[chosen], state["carried"])
-
-
-def _all_full(windows: Iterable[SequenceBatch]) -> Iterator[SequenceBatch]:
-    for window in windows:
-        if not window.mask.all():
-            got = f"{window.lengths.tolist()} steps of a window of {window.num_steps}"
-            raise UserError(f"sequences to go on from must be of equal length, got {got}")
-        yield window

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from pyro_seq._pytree import map_tensors
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.distributions.base import Distribution
 from pyro_seq.infer.smc.particles import Particles, drawn_by_weight
-from pyro_seq.infer.smc.steps import Genealogy, Steps, half_prior, observe_or_draw
+from pyro_seq.infer.smc.steps import Genealogy, Steps, half_prior
 from pyro_seq.pairs.pair import Pair
 
 Move = Literal["prior", "mixed", "guide", "values"]
@@ -51,48 +50,24 @@ class _Moved(Steps):
         )
         self.move_kind, self.path = move, path
 
-    def step(self, t: int) -> tuple[Tensor, Tensor | None, Any]:
-        """(the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, x_t) at step t."""
-        lead, grown = (self.k, len(self.batch)), []
-
-        def draw_latent(prior: Any) -> Tensor:
-            z, share = self._latent(t, prior.expand((*lead, self.model.latent_size)).to_event(1))
-            grown.append(share)
-            return z
-
-        def draw_observation(emission: Distribution) -> Any:
-            given = map_tensors(lambda x: x[:, t], self.observed)
-            unknown = None if self.missing is None else self.missing[:, t]
-            parts = emission if isinstance(emission, dict) else {"": emission}
-            values = {}
-            for name, part in parts.items():
-                stands = given[name] if isinstance(emission, dict) else given
-                x, share = observe_or_draw(part, stands, unknown, lead)
-                if self.path is not None and unknown is not None:
-                    x = torch.cat([stands.expand(x.shape[1:]).unsqueeze(0).to(x.dtype), x[1:]])
-                values[name] = x
-                grown.append(share)
-            return values if isinstance(emission, dict) else values[""]
-
-        x, z, self.state = self.model.advance(
-            self.state, self.batch.inputs_at(t), draw_latent, draw_observation
-        )
-        if z is not None:
-            self.latent = z
-        return sum(grown[1:], grown[0]).expand(lead), z, x
+    def _observation(self, t: int, emission: Any, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, with the path's value as the first particle's."""
+        x, share = super()._observation(t, emission, observed)
+        if self.path is not None and self.missing is not None:
+            x = _first(observed.expand(x.shape[1:]).to(x.dtype), x)
+        return x, share
 
     def _latent(self, t: int, prior: Any) -> tuple[Tensor, Tensor]:
-        """(z_t `[K, N, Z]`, what it adds to the log-weights `[K, N]`)."""
+        """(z_t `[K, N, Z]`, what it adds to the log-weights)."""
         kept = None if self.path is None else self.path.latents[:, t]
         if self.move_kind == "values":
             assert kept is not None
             z = kept.expand(prior.shape())
             return z, prior.log_prob(z)
         if self.guide is None:
-            return _first(kept, prior.sample()), prior.sample().new_zeros(())
-        chunk = tuple(part[:, t : t + 1] for part in self.evidence)
-        posterior, self.running = self.guide.propose(chunk, self.latent.unsqueeze(-2), self.running)
-        posterior = posterior.expand(prior.batch_shape)
+            z = _first(kept, prior.sample())
+            return z, z.new_zeros(())
+        posterior = self._posterior(t, prior)
         if self.move_kind == "guide":
             z = _first(kept, posterior.sample())
             return z, prior.log_prob(z) - posterior.log_prob(z)

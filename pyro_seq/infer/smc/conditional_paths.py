@@ -8,39 +8,25 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_seq._pytree import map_tensors
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.errors import UserError
 from pyro_seq.infer.smc.conditional_filter import Filled, Move
 from pyro_seq.infer.smc.particles import drawn_by_weight
 from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.given import Given, rows_first
 from pyro_seq.poutine.observation_sites import Stem, stacked, values_at
 from pyro_seq.poutine.step_densities import by_step, log_weights, traced
 from pyro_seq.poutine.time_sites import WHOLE, Marks, Places, Side, classify, sample_sites
 
+LEFT = "what depends on it cannot be filled in"
 # of a site: values, particles first, and for which particles they are
-Given = dict[str, tuple[Tensor, Tensor]]
+ForSome = dict[str, tuple[Tensor, Tensor]]
 
 
-class _Given(Messenger):
-    """Puts values in the place of those just drawn, for some of the particles."""
-
-    def __init__(self, given: Given) -> None:
-        super().__init__()
-        self.given = given
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] not in self.given or msg["is_observed"]:
-            return
-        value, whose = self.given[msg["name"]]
-        row = msg["value"].dim() - msg["fn"].event_dim - 1
-        whose = whose.view(-1, *(1,) * msg["fn"].event_dim)
-        msg["value"] = torch.where(
-            whose, value.movedim(0, row).to(msg["value"].dtype), msg["value"]
-        )
+def _given(values: ForSome) -> Given:
+    return Given(*({name: pair[i] for name, pair in values.items()} for i in range(2)))
 
 
 class PathMoves:
@@ -98,7 +84,7 @@ class PathMoves:
     def _by_guide(self, path: Filled, draws: int) -> list[Filled]:
         """The move `guide`, whose model and guide see sequences without gaps."""
         particles = self.batch.with_values(path.values).repeat(self.k)
-        with _Given(self._latents(path, self.first)):
+        with _given(self._latents(path, self.first)):
             guide_trace, model_trace = traced(self.pair, particles.remembering(), "guide")
         weights = log_weights(guide_trace, model_trace, self._figures())[0].double().sum(-1)
         return self._drawn(weights, draws, guide_trace, path, gaps=False)
@@ -108,11 +94,11 @@ class PathMoves:
         prior = self._model_trace(path, self._latents(path, self.first))
         others = {name: site for name, site in sample_sites(prior) if self._is_latent(name, site)}
         given = {
-            name: (_particles_first(name, site, self.size), self.odd | self.first)
+            name: (rows_first(name, site, self.size, LEFT), self.odd | self.first)
             for name, site in others.items()
         }
         seen = self.batch.with_values(guess).repeat(self.k)
-        with _Given(given):
+        with _given(given):
             guide_trace = poutine.trace(self.pair.guide).get_trace(seen)
         trace = self._model_trace(path, {}, guide_trace)
         classify([Side(guide_trace, self.pair.guide)], seen, self.pair)
@@ -146,13 +132,13 @@ class PathMoves:
     def _figures(self) -> Tensor:
         return torch.zeros(self.size, self.batch.num_steps, device=self.batch.device)
 
-    def _latents(self, path: Filled | None, whose: Tensor) -> Given:
+    def _latents(self, path: Filled | None, whose: Tensor) -> ForSome:
         """The path's latents, for these particles."""
         named = {} if path is None else path.latents
         return {name: (value.repeat_interleave(self.k, 0), whose) for name, value in named.items()}
 
     def _model_trace(
-        self, path: Filled | None, given: Given, replayed: Any = None, block: range | None = None
+        self, path: Filled | None, given: ForSome, replayed: Any = None, block: range | None = None
     ) -> Any:
         """The model's trace with the gaps left open, the path put in."""
         particles = self.batch.repeat(self.k).with_missing(self.steps)
@@ -168,7 +154,7 @@ class PathMoves:
                 name: (x, whose if self._is_of(name, block) else self.every)
                 for name, (x, whose) in given.items()
             }
-        with _Given(given):
+        with _given(given):
             trace = poutine.trace(model).get_trace(particles)
         classify([Side(trace, self.pair.model, marks.found)], particles, self.pair)
         return trace
@@ -186,7 +172,7 @@ class PathMoves:
     ) -> list[Filled]:
         """Particles drawn by their log-weights, with the gaps if these were drawn as well."""
         sites = {name: site for name, site in sample_sites(trace) if self._is_latent(name, site)}
-        latents = {name: _particles_first(name, site, self.size) for name, site in sites.items()}
+        latents = {name: rows_first(name, site, self.size, LEFT) for name, site in sites.items()}
         new = (
             stacked(values_at(trace, self.stems, self.steps, self.batch.values))
             if gaps and self.steps
@@ -210,13 +196,3 @@ class PathMoves:
 
 def _is_observed(name: str, site: Any) -> bool:
     return bool(site["is_observed"])
-
-
-def _particles_first(name: str, site: Any, size: int) -> Tensor:
-    """A site's values, particles first; raises `UserError` where there is not one for each."""
-    value: Tensor = site["value"]
-    row = value.dim() - site["fn"].event_dim - 1
-    if row < 0 or value.shape[row] != size:
-        got = f"values of shape {list(value.shape)}, not one for each sequence"
-        raise UserError(f"site {name!r} has {got}: what depends on it cannot be filled in")
-    return value.movedim(row, 0)

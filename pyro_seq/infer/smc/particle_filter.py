@@ -1,6 +1,4 @@
-"""A particle filter for pairs declared by their equations: step by step, the states of the
-particles moved with them.
-"""
+"""A particle filter: latents drawn step by step, particles resampled on the way."""
 
 from __future__ import annotations
 
@@ -12,14 +10,13 @@ from torch import Tensor
 
 from pyro_seq._pytree import concatenated, map_tensors
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.emissions.base import over_time
 from pyro_seq.errors import UserError
 from pyro_seq.infer.smc.particles import Particles, drawn_by_weight, particle_rows
-from pyro_seq.infer.smc.steps import Genealogy, Steps, _full_precision
-from pyro_seq.pairs.guide import SequenceGuide
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.infer.smc.replayed import ReplayedSteps
+from pyro_seq.infer.smc.steps import Genealogy, Steps
+from pyro_seq.infer.stepping.declared import stepper_of
+from pyro_seq.infer.stepping.stepper import Stepper
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.poutine.step_densities import Observed, check_support
 
 Proposal = Literal["guide", "prior"]
 # particles of all sequences that are worked on at once, but always all K of a sequence
@@ -33,13 +30,14 @@ class Filtered(NamedTuple):
         steps: `[N, T]`, each step's share log p̂(x_t | x_{<t}) of the estimate, in nats; zero at
             padding.
         particles: the weights `[N, K]`, the estimate so far and its variance.
-        latents: `[N, K, T, Z]`, the paths of the particles that are left; `None` without latents or
-            where paths were not asked for.
+        latents: `[N, K, T, Z]`, the paths of the particles that are left, of a pair run by its
+            equations; `None` without latents or where paths were not asked for.
         values: `[N, K, T, *event]`, the observations of each particle, those that were missing
             drawn; `None` if none was.
         state: `{"model": …, "guide": …}` after the last step, `[N * K, …]`, the particles of a
             sequence side by side: what a following window or a continuation starts from (with the
             weights of `particles`). The guide's part is `None` for latents drawn from the prior.
+        exact: whether the estimate is none, the pair having no latents and nothing being missing.
     """
 
     steps: Tensor
@@ -47,27 +45,12 @@ class Filtered(NamedTuple):
     latents: Tensor | None
     values: Any
     state: Any
+    exact: bool
 
     @property
     def log_weights(self) -> Tensor:
         """`[N, K]`, the logarithms of the particles' normalised weights."""
         return self.particles.log_weights
-
-
-def runs_by_steps(pair: Pair, proposal: str) -> bool:
-    """Whether `particle_filter` can run the pair: one declared by its equations, its guide as well
-    where that is asked for proposals.
-    """
-    if not isinstance(pair.model, SequenceModel):
-        return False
-    return (
-        proposal == "prior" or not pair.model.latent_size or isinstance(pair.guide, SequenceGuide)
-    )
-
-
-def has_latents(pair: Pair) -> bool:
-    """Whether a pair is declared by its equations, with latents among them."""
-    return isinstance(pair.model, SequenceModel) and pair.model.latent_size > 0
 
 
 @torch.no_grad()
@@ -81,6 +64,7 @@ def particle_filter(
     paths: bool = True,
     particles: Particles | None = None,
     state: Any = None,
+    rows: Tensor | None = None,
 ) -> Filtered:
     r"""Sequential importance resampling (Doucet & Johansen 2009) of the latents of N sequences, K
     particles each.
@@ -94,62 +78,50 @@ def particle_filter(
     step. The estimate of the likelihood is unbiased, so its logarithm is a lower bound in
     expectation.
 
+    A pair declared by its equations, guide and model, is run by them. Any other runs on whole
+    sequences, and again where its particles were resampled (`ReplayedSteps`).
+
     Args:
-        pair: a `SequenceModel` with, for `proposal="guide"`, a `SequenceGuide`; others raise
-            `UserError`.
+        pair: any model and guide with a latent site for each step.
         batch: N sequences; may start from a state (of one particle, `[N, …]`).
         samples: K.
         proposal: where latents are drawn from.
-        missing: `[N, T]`, true where x_t is not known, besides the batch's own missing steps
-            (`with_missing`): it is drawn from the emission and counts nothing. What stands there in
-            the batch is not looked at: a guide sees a guess, drawn by a filter with proposals from
-            the prior, and proposes half of the particles at observed steps and none in the gaps,
-            where the guess would make it too sure; the other half come from the prior, and the
-            weights are of the mixture (Hesterberg 1995).
+        missing: `[N, T]`, true where x_t is not known, besides the batch's own missing steps: it is
+            drawn from the emission and counts nothing. A guide sees a guess, drawn by a filter with
+            proposals from the prior, and proposes half of the particles at observed steps and none
+            in the gaps, where the guess would make it too sure; the other half come from the prior,
+            and the weights are of the mixture (Hesterberg 1995).
         paths: whether to keep the latents and values of all steps.
         particles, state: of the window before, to go on from; `state` is `[N * K, …]`.
+        rows: what the sequences are called in a message, by default their places in the batch.
+
+    Raises `UserError` for missing steps of a pair that is not run by its equations, and as `score`
+    does.
     """
-    if not runs_by_steps(pair, proposal):
-        what = "a SequenceModel with a SequenceGuide" if proposal == "guide" else "a SequenceModel"
-        raise UserError(
-            f"a particle filter by steps with proposals from the {proposal} needs {what}"
-        )
+    stepper = stepper_of(pair)
     if batch.missing:
         missing = batch.gaps if missing is None else batch.gaps | missing
-    check_observations(pair, batch, missing)
-    if missing is not None and proposal == "guide" and has_latents(pair):
+    if missing is not None and not stepper.proposes_by_step(proposal):
+        what = "a SequenceModel with a SequenceGuide" if proposal == "guide" else "a SequenceModel"
+        raise UserError(
+            f"a particle filter over missing steps with proposals from the {proposal} needs {what}"
+        )
+    stepper.check(batch, missing)
+    if missing is not None and proposal == "guide" and not stepper.is_exact:
         batch = _guessed(pair, batch, missing, samples, particles, state)
+    run = _Filter(stepper, samples, proposal, paths)
+    rows = torch.arange(len(batch), device=batch.device) if rows is None else rows
     parts = []
-    with pair.scope(), pair.evaluating(), pyro.validation_enabled(False), _full_precision(batch):
-        for rows in torch.arange(len(batch), device=batch.device).split(max(1, ROWS // samples)):
-            flat = particle_rows(rows, samples)
+    with pair.scope(), pair.evaluating():
+        for index in torch.arange(len(batch), device=batch.device).split(max(1, ROWS // samples)):
+            flat = particle_rows(index, samples)
             carried = map_tensors(lambda x, flat=flat: x[flat], state)
-            mine = (
-                None if particles is None else map_tensors(lambda x, rows=rows: x[rows], particles)
+            mine, unknown, names = map_tensors(
+                lambda x, index=index: x[index],
+                (particles, missing, rows),
             )
-            unknown = None if missing is None else missing[rows]
-            parts.append(
-                _filter(pair, batch.select(rows), samples, proposal, unknown, paths, mine, carried)
-            )
+            parts.append(run(batch.select(index), unknown, mine, carried, names))
     return concatenated(parts)
-
-
-def check_observations(pair: Pair, batch: SequenceBatch, missing: Tensor | None = None) -> None:
-    """Raise `UserError` for observations outside the support of a declared model's emission, before
-    anything looks them up in a table.
-    """
-    emission: Any = getattr(pair.model, "emission", None)
-    if not isinstance(pair.model, SequenceModel) or batch.values is None:
-        return
-    prepared = emission.prepare(batch.values, batch.mask)
-    like = over_time(emission.blank(1, 1, device=batch.device), None)
-    active = batch.mask if missing is None else batch.mask & ~missing
-    observed = Observed(active, torch.arange(len(batch), device=batch.device))
-    if isinstance(like, dict):
-        for name, fn in like.items():
-            check_support(f"x_{name}", fn, prepared[name], observed, None)
-    else:
-        check_support("x", like, prepared, observed, None)
 
 
 def _guessed(
@@ -181,32 +153,46 @@ def _guessed(
     return batch.with_values(map_tensors(filled, batch.values, found.values))
 
 
-def _filter(
-    pair: Pair,
-    batch: SequenceBatch,
-    k: int,
-    proposal: str,
-    missing: Tensor | None,
-    paths: bool,
-    particles: Particles | None,
-    carried: Any,
-) -> Filtered:
-    n, run = len(batch), Steps(pair, batch, k, proposal, missing, carried)
-    particles = particles or Particles.new(n, k, batch.device)
-    shares, history = [], Genealogy(k)
-    for t in range(batch.num_steps):
-        active, index = batch.mask[:, t], None
-        resample = active & particles.degenerate
-        if resample.any():
-            index, particles = particles.resampled(resample)
-            run.move(index)
-        grown, z, x = run.step(t)
-        share, particles = particles.absorb(
-            torch.where(active, grown, torch.zeros_like(grown)).t().unsqueeze(-1)
-        )
-        shares.append(share)
-        if paths:
-            history.add(z, None if missing is None else x, index)
-    latents, values = history.traced_back()
-    state = run.carried()
-    return Filtered(torch.cat(shares, -1), particles, latents, values, state)
+class _Filter(NamedTuple):
+    """A particle filter of so many samples."""
+
+    stepper: Stepper[Any]
+    k: int
+    proposal: str
+    paths: bool
+
+    def __call__(
+        self,
+        batch: SequenceBatch,
+        missing: Tensor | None,
+        particles: Particles | None,
+        carried: Any,
+        names: Tensor,
+    ) -> Filtered:
+        stepper, k = self.stepper, self.k
+        particles = particles or Particles.new(len(batch), k, batch.device)
+        wide = torch.autocast(batch.device.type, enabled=False)
+        with pyro.validation_enabled(False), wide:
+            run: Steps | ReplayedSteps
+            if stepper.proposes_by_step(self.proposal):
+                run = Steps(stepper.pair, batch, k, self.proposal, missing, carried)
+            else:
+                observed = stepper.to_check(batch.repeat(k), names.repeat_interleave(k))
+                run = ReplayedSteps(stepper.pair, batch, k, self.proposal, carried, observed)
+            shares, history = [], Genealogy(k)
+            for t in range(batch.num_steps):
+                active, index = batch.mask[:, t], None
+                resample = active & particles.degenerate
+                if resample.any():
+                    index, particles = particles.resampled(resample)
+                    run.move(index)
+                grown, z, x = run.step(t)
+                share, particles = particles.absorb(
+                    torch.where(active, grown, torch.zeros_like(grown)).t().unsqueeze(-1)
+                )
+                shares.append(share)
+                if self.paths:
+                    history.add(z, None if missing is None else x, index)
+            latents, values = history.traced_back()
+            exact = not run.has_latents and missing is None
+            return Filtered(torch.cat(shares, -1), particles, latents, values, run.carried(), exact)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,14 +14,6 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.nn.precision import full_precision
 from pyro_seq.pairs.pair import Pair
-
-
-def _full_precision(batch: SequenceBatch) -> Any:
-    return (
-        torch.autocast(batch.device.type, enabled=False)
-        if torch.is_autocast_enabled(batch.device.type)
-        else nullcontext()
-    )
 
 
 class Steps:
@@ -40,7 +31,7 @@ class Steps:
         carried: Any,
     ) -> None:
         model: Any = pair.model
-        self.model = model
+        self.model, self.has_latents = model, model.latent_size > 0
         guide: Any = pair.guide if proposal == "guide" and model.latent_size else None
         self.guide = guide
         self.batch, self.k, self.missing = batch.remembering(), k, missing
@@ -105,44 +96,51 @@ class Steps:
 
     def step(self, t: int) -> tuple[Tensor, Tensor | None, Any]:
         """(the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, x_t) at step t."""
-        n, grown = len(self.batch), []
+        lead, grown = (self.k, len(self.batch)), list[Tensor]()
 
         def draw_latent(prior: Any) -> Tensor:
-            prior = prior.expand((self.k, n, self.model.latent_size)).to_event(1)
-            if self.guide is None:
-                return prior.sample()
-            chunk = tuple(part[:, t : t + 1] for part in self.evidence)
-            posterior, self.running = self.guide.propose(
-                chunk, self.latent.unsqueeze(-2), self.running
-            )
-            posterior = posterior.expand((self.k, n))
-            if self.missing is not None:
-                z, share = half_prior(prior, posterior, self.missing[:, t])
-                grown.append(share)
-                return z
-            z = posterior.rsample()
-            grown.append(prior.log_prob(z) - posterior.log_prob(z))
+            z, share = self._latent(t, prior.expand((*lead, self.model.latent_size)).to_event(1))
+            grown.append(share)
             return z
 
         def draw_observation(emission: Distribution) -> Any:
             observed = map_tensors(lambda x: x[:, t], self.observed)
-            unknown = None if self.missing is None else self.missing[:, t]
-            if not isinstance(emission, dict):
-                x, share = observe_or_draw(emission, observed, unknown, (self.k, n))
-                grown.append(share)
-                return x
+            parts = emission if isinstance(emission, dict) else {"": emission}
             values = {}
-            for name, part in emission.items():
-                values[name], share = observe_or_draw(part, observed[name], unknown, (self.k, n))
+            for name, part in parts.items():
+                stands = observed[name] if isinstance(emission, dict) else observed
+                values[name], share = self._observation(t, part, stands)
                 grown.append(share)
-            return values
+            return values if isinstance(emission, dict) else values[""]
 
         x, z, self.state = self.model.advance(
             self.state, self.batch.inputs_at(t), draw_latent, draw_observation
         )
         if z is not None:
             self.latent = z
-        return sum(grown[1:], grown[0]).expand(self.k, n), z, x
+        return sum(grown[1:], grown[0]).expand(lead), z, x
+
+    def _latent(self, t: int, prior: Any) -> tuple[Tensor, Tensor]:
+        """(z_t `[K, N, Z]`, what it adds to the log-weights)."""
+        if self.guide is None:
+            z = prior.sample()
+            return z, z.new_zeros(())
+        posterior = self._posterior(t, prior)
+        if self.missing is not None:
+            return half_prior(prior, posterior, self.missing[:, t])
+        z = posterior.rsample()
+        return z, prior.log_prob(z) - posterior.log_prob(z)
+
+    def _posterior(self, t: int, prior: Any) -> Any:
+        """q(z_t | …), of the prior's batch shape."""
+        chunk = tuple(part[:, t : t + 1] for part in self.evidence)
+        posterior, self.running = self.guide.propose(chunk, self.latent.unsqueeze(-2), self.running)
+        return posterior.expand(prior.batch_shape)
+
+    def _observation(self, t: int, emission: Any, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_t, drawn where it is missing; its log-density `[K, N]` or `[N]`, zero there)."""
+        unknown = None if self.missing is None else self.missing[:, t]
+        return observe_or_draw(emission, observed, unknown, (self.k, len(self.batch)))
 
     def carried(self) -> Any:
         """The state after the last step, `[N * K, …]`."""

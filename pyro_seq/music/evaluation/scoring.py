@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import DIVERGED, UserError
+from pyro_seq.infer.likelihood.document import score_document
 from pyro_seq.infer.likelihood.score import warnings_kept
-from pyro_seq.infer.likelihood.scoring import score_document
 from pyro_seq.music.model.model import MusicModel
 from pyro_seq.music.model.parts import observed
 from pyro_seq.programs.scored_run import Estimate, ScoringOptions

@@ -14,8 +14,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_seq.errors import finite_probabilities
-from pyro_seq.infer.likelihood.importance import steps_at_once
 from pyro_seq.infer.sampling import ancestral, sharpened, without
+from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.step_densities import entropies, log_weights
 from pyro_seq.seqgan.lengths import batch_of, ended
@@ -86,7 +86,7 @@ def likelihood(
     """
     device = next(iter(pair.modules()["model"].parameters())).device
     nats, uncertain, lengths = [], [], []
-    size = max(1, steps_at_once(pair) // sequences.shape[1])
+    size = max(1, stepper_of(pair).steps_at_once // sequences.shape[1])
     with pair.scope(), pair.evaluating(), pyro.validation_enabled(False):
         for part in sequences.split(size):
             batch = batch_of(part.to(device), end)

@@ -154,12 +154,12 @@ def test_a_pair_of_ones_own_is_stepped_by_the_state_it_returns() -> None:
     batch = game_batch([6, 6])
     values: Any = batch.values
     state = world.states(batch)
-    assert torch.equal(state, values["observation"][:, -1])
+    assert torch.equal(state.state, values["observation"][:, -1])
     with torch.no_grad():
         x, after = world.step(state, world.inputs(torch.tensor([[1.0, 0.0], [0.0, 1.0]])))
     assert (
-        x["observation"] - state - torch.tensor([[1.0], [0.0]])
-    ).abs().max() < 0.6 and torch.equal(after, x["observation"])
+        x["observation"] - state.state - torch.tensor([[1.0], [0.0]])
+    ).abs().max() < 0.6 and torch.equal(after.state, x["observation"])
     first, _ = world.begin(7)
     assert first["observation"].shape == (7, 3) and first["observation"].abs().max() < 0.6
 
@@ -171,7 +171,7 @@ def test_a_pair_that_carries_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="must return an Outcome"), torch.no_grad():
         world.begin(2)
     with pytest.raises(UserError, match=r"agent.gradient=score"):
-        World(Pair(ByHand()), 2).step(torch.zeros(1, 3), torch.zeros(1, 4), differentiable=True)
+        World(Pair(ByHand()), 2).step(None, torch.zeros(1, 4), differentiable=True)
 
 
 def drift(length: int, random: np.random.Generator) -> Episode:

@@ -132,7 +132,7 @@ def test_a_long_chain_and_many_sequences_at_a_time(monkeypatch: pytest.MonkeyPat
     likelihoods = dist.Normal(model.mu, 1.0).log_prob(batch.values.unsqueeze(-1))  # type: ignore[union-attr]
     expected, _ = filtered(model.first.log(), model.move.log(), likelihoods, batch.mask)
     torch.testing.assert_close(score(Pair(model), batch).steps, expected, rtol=1e-9, atol=1e-9)
-    monkeypatch.setattr("pyro_seq.infer.likelihood.importance.CHUNK_STEPS", 150)
+    monkeypatch.setattr("pyro_seq.infer.stepping.stepper.CHUNK_STEPS", 150)
     torch.testing.assert_close(score(Pair(model), batch).steps, expected, rtol=1e-9, atol=1e-9)
 
 

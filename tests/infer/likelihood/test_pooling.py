@@ -23,10 +23,11 @@ from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import OneHot
 from pyro_seq.errors import UserError
 from pyro_seq.infer.likelihood import pooling
+from pyro_seq.infer.likelihood.document import score_document
 from pyro_seq.infer.likelihood.pareto import k_hat
 from pyro_seq.infer.likelihood.pooling import portions
 from pyro_seq.infer.likelihood.score import Score
-from pyro_seq.infer.likelihood.scoring import score, score_document
+from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.models import RNN
 from pyro_seq.pairs.pair import Pair
 
@@ -219,7 +220,7 @@ from pyro_seq.encoders import OneHot
 from pyro_seq.guides import SRNNGuide
 from pyro_seq.models import SRNN
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.infer.likelihood.scoring import score_document
+from pyro_seq.infer.likelihood.document import score_document
 from pyro_seq.infer.likelihood import pooling
 
 pooling.MOST_STATES = 1_024

@@ -11,7 +11,8 @@ import torch
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
-from pyro_seq.infer.likelihood.scoring import filtered_state, score, score_document
+from pyro_seq.infer.likelihood.document import filtered_state, score_document
+from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.pairs.model import Outcome
 from pyro_seq.pairs.pair import Pair, no_guide
 

@@ -36,8 +36,9 @@ from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import OneHot
 from pyro_seq.errors import UserError
-from pyro_seq.infer.likelihood import importance as path_weights
-from pyro_seq.infer.likelihood.scoring import filtered_state, score, score_document
+from pyro_seq.infer.likelihood.document import filtered_state, score_document
+from pyro_seq.infer.likelihood.scoring import score
+from pyro_seq.infer.stepping import stepper
 from pyro_seq.models import RNN
 from pyro_seq.pairs.pair import Pair
 
@@ -119,7 +120,7 @@ class TestExact:
             )
 
     def test_particles_are_not_wasted(self, rnn: RNN, batch: SequenceBatch) -> None:
-        with mock.patch.object(path_weights, "CHUNK_STEPS", 8):
+        with mock.patch.object(stepper, "CHUNK_STEPS", 8):
             scored = score(Pair(rnn), batch, samples=100)
         torch.testing.assert_close(scored.steps, self.by_hand(rnn, batch), rtol=1e-10, atol=1e-12)
         assert scored.samples == 1 and scored.state["carried"]["model"]["latent"].shape[0] == len(
@@ -235,7 +236,7 @@ class TestBounds:
 
     def test_chunks_change_nothing_but_the_draws(self) -> None:
         batch = SequenceBatch(torch.randn(3, 4), [4, 2, 3])
-        with mock.patch.object(path_weights, "CHUNK_STEPS", 8):
+        with mock.patch.object(stepper, "CHUNK_STEPS", 8):
             scored = score(Pair(model, exact_guide), batch, samples=3)
         torch.testing.assert_close(
             scored.log_likelihood, exact_log_likelihood(batch.values, [4, 2, 3]), rtol=0, atol=1e-9
@@ -308,7 +309,7 @@ class TestParticles:
                 return model(batch)
 
         batch = SequenceBatch(torch.arange(6.0).view(3, 2))
-        with mock.patch.object(path_weights, "CHUNK_STEPS", 8):
+        with mock.patch.object(stepper, "CHUNK_STEPS", 8):
             scored = score(Pair(Model(), prior_guide), batch, samples=3)
         assert [len(rows) for rows in seen] == sizes
         assert [row for rows in seen for row in rows] == [0, 0, 0, 2, 2, 2, 4, 4, 4]
@@ -414,7 +415,7 @@ class TestMethods:
         """
         pair, lengths = linear_gaussian(), [2, 9, 1, 5, 9, 3]
         x = torch.randn(6, 9)
-        with mock.patch.object(path_weights, "CHUNK_STEPS", 40):
+        with mock.patch.object(stepper, "CHUNK_STEPS", 40):
             scored = score(pair, pair.model.batch(x), method="importance", samples=8)
             ragged = score(Pair(model, prior_guide), SequenceBatch(x, lengths), samples=200)
         torch.testing.assert_close(scored.total, pair.model.log_likelihood(x), rtol=0, atol=1e-9)

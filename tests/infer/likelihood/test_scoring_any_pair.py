@@ -28,7 +28,8 @@ from pyro_seq.emissions.elementary import Bernoulli, Beta, Binomial, Categorical
 from pyro_seq.encoders import Flatten, Group, OneHot
 from pyro_seq.errors import UserError
 from pyro_seq.guides import SRNNGuide
-from pyro_seq.infer.likelihood.scoring import filtered_state, score, score_document
+from pyro_seq.infer.likelihood.document import filtered_state, score_document
+from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.models import RNN, SRNN
 from pyro_seq.pairs.pair import Pair
 

@@ -21,9 +21,11 @@ from pyro_seq.emissions.elementary import Bernoulli, Categorical, Normal
 from pyro_seq.encoders import Flatten, Group, OneHot
 from pyro_seq.errors import UserError
 from pyro_seq.guides import DMMGuide, ISEQGuide, SRNNGuide, VRNNGuide
-from pyro_seq.infer.likelihood.scoring import score, score_document
+from pyro_seq.infer.likelihood.document import score_document
+from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.infer.smc import particle_filter as filtering
 from pyro_seq.infer.smc.particle_filter import particle_filter
+from pyro_seq.infer.smc.steps import Steps
 from pyro_seq.models import DMM, ISEQ, RNN, SRNN, VRNN
 from pyro_seq.pairs.pair import Pair
 
@@ -259,7 +261,7 @@ class TestMissingBeforeAWindow:
         ):
             torch.manual_seed(0)
             state = particle_filter(Pair(rnn), batch, samples=k, missing=missing).state
-            run = filtering.Steps(Pair(rnn), batch, k, "prior", None, state)
+            run = Steps(Pair(rnn), batch, k, "prior", None, state)
             assert run.state["context"]["known"].shape == (*lead, 1)
 
 
@@ -327,13 +329,12 @@ def test_shipped_pairs_agree_with_importance_sampling(
             assert (ratio.mean() - ratios[0].mean()).abs() < 4.5 * error
 
 
-def test_pairs_that_it_cannot_run(linear_gaussian: Maker) -> None:
+def test_missing_steps_of_pairs_that_it_cannot_run_by_steps(linear_gaussian: Maker) -> None:
     pair = Pair(linear_gaussian().model, lambda batch: None)
+    batch = repeated(linear_gaussian(), 1).with_missing([2])
     with pytest.raises(
         UserError, match="proposals from the guide needs a SequenceModel with a SequenceGuide"
     ):
-        particle_filter(pair, repeated(linear_gaussian(), 1), samples=2)
+        particle_filter(pair, batch, samples=2)
     with pytest.raises(UserError, match=r"from the prior needs a SequenceModel$"):
-        particle_filter(
-            Pair(lambda batch: None), repeated(linear_gaussian(), 1), samples=2, proposal="prior"
-        )
+        particle_filter(Pair(lambda batch: None), batch, samples=2, proposal="prior")

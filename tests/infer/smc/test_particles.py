@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.infer.likelihood.scoring import score, score_document
+from pyro_seq.infer.likelihood.document import score_document
+from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.infer.smc.particles import LAG, Particles
 from pyro_seq.pairs.model import Outcome
 from pyro_seq.pairs.pair import Pair

@@ -18,7 +18,9 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.path import MarkovPath
 from pyro_seq.errors import UserError
-from pyro_seq.infer.likelihood.scoring import score, score_document
+from pyro_seq.infer.likelihood.document import score_document
+from pyro_seq.infer.likelihood.scoring import score
+from pyro_seq.infer.smc.particle_filter import particle_filter
 from pyro_seq.pairs.pair import Pair
 
 A, Q, R = 0.8, 0.6, 0.7  # as in the fixture
@@ -96,6 +98,16 @@ def test_has_the_law_of_the_filter_by_steps(linear_gaussian: Maker) -> None:
     ):
         assert a is not None and b is not None
         assert abs(a.mean() - b.mean()) < 4 * math.hypot(a.std(), b.std()) / math.sqrt(n)
+
+
+def test_is_the_filter_that_a_score_is_made_by() -> None:
+    pair, batch = Pair(model, guide), copies(3)
+    torch.manual_seed(0)
+    scored = score(pair, batch, method="filter", samples=20)
+    torch.manual_seed(0)
+    filtered = particle_filter(pair, batch, samples=20)
+    assert torch.equal(filtered.steps, scored.steps) and not filtered.exact
+    assert filtered.log_weights.exp().sum(-1).allclose(torch.ones(3, dtype=torch.double))
 
 
 def test_ragged_sequences(linear_gaussian: Maker) -> None:

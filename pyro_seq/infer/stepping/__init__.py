@@ -1,0 +1,1 @@
+"""Pairs that are run step after step: one interface, and its two implementations."""

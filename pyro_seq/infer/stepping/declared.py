@@ -1,0 +1,174 @@
+"""`DeclaredStepper`: a pair declared by its equations, run by them; and `stepper_of`, the one place
+that decides how a pair is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_seq._pytree import map_tensors
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.distributions.base import Distribution
+from pyro_seq.emissions.base import over_time
+from pyro_seq.infer.stepping.replay import ReplayStepper
+from pyro_seq.infer.stepping.stepper import DrawLatent, Observe, Stepper
+from pyro_seq.pairs.guide import SequenceGuide
+from pyro_seq.pairs.model import ModelState, SequenceModel
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.observation_sites import Adjust, unchanged
+from pyro_seq.poutine.step_densities import Observed, check_support
+
+AHEAD = 64  # steps that are drawn between two looks at Pyro's global settings
+STATES = 8_192  # sequences that are sampled side by side
+FEATURES = 2**19  # of their emissions in a step: as many as stay in the processor's cache
+# of an emission; where a step has more of them, fewer steps of particles are worked on at once
+CHUNK_FEATURES = 128
+
+
+class DeclaredStepper(Stepper[ModelState]):
+    """Run a pair by its model's equations, in constant memory a step and without Pyro's handlers.
+
+    Args:
+        pair: a model and a guide.
+        model: the pair's.
+    """
+
+    def __init__(self, pair: Pair, model: SequenceModel) -> None:
+        super().__init__(pair)
+        self.model = model
+
+    def proposes_by_step(self, proposal: str) -> bool:
+        """Whether latents can be proposed step by step: by the prior, or by a guide that is
+        declared as well.
+        """
+        guided = not self.model.latent_size or isinstance(self.pair.guide, SequenceGuide)
+        return guided or proposal == "prior"
+
+    @property
+    def is_exact(self) -> bool:
+        """Without latent vectors."""
+        return not self.model.latent_size
+
+    @property
+    def steps_at_once(self) -> int:
+        """Fewer where emissions have many features."""
+        features = self.model.emission.num_features
+        return super().steps_at_once * CHUNK_FEATURES // max(CHUNK_FEATURES, features)
+
+    def summing_out(self) -> DeclaredStepper:
+        """In layout `path`, without latent vectors: it sums out the states that layout `steps`
+        leaves to enumeration.
+        """
+        if self.model.latent_size:
+            return self
+        return DeclaredStepper(
+            Pair(partial(self.model, layout="path"), self.pair.guide), self.model
+        )
+
+    def unshared(self, state: Any, k: int) -> Any:
+        """Tensors `[k, N, …]` or, where all particles share one, `[N, …]`, as `[N, k, …]`."""
+        one, guide = self.model.initial(1), self.pair.guide
+        like = {"model": one, "guide": None}
+        if isinstance(guide, SequenceGuide) and state["guide"] is not None:
+            like["guide"] = {"latent": one["latent"], "carried": guide.initial_carried(1)}
+        return map_tensors(
+            lambda x, y: (x if x.dim() > y.dim() else x.expand(k, *x.shape)).transpose(0, 1),
+            state,
+            like,
+        )
+
+    def initial(self, n: int) -> ModelState:
+        """What the context remembers, z_0 and the recurrences' state."""
+        return self.model.initial(n)
+
+    def state_before(self, batch: SequenceBatch) -> ModelState:
+        """The batch's own, or the initial one."""
+        return self.model.state_before(batch)
+
+    def step(
+        self, state: ModelState, inputs: Tensor | None, draw_latent: DrawLatent, observe: Observe
+    ) -> tuple[Any, ModelState]:
+        """(x_t, the state after it)."""
+        x, _, after = self.model.advance(state, inputs, draw_latent, observe)
+        return x, after
+
+    def sample(
+        self,
+        state: ModelState,
+        num_steps: int,
+        *,
+        inputs: Tensor | None = None,
+        adjust: Adjust = unchanged,
+        latents: dict[str, Tensor] | None = None,
+    ) -> Iterator[Any]:
+        """x_t step after step, drawn a few steps ahead."""
+        start = 0
+        while start < num_steps:
+            end = min(num_steps, start + AHEAD) if start else 1
+            steps = []
+            # the other steps' distributions have the first one's form
+            with pyro.validation_enabled(start == 0):
+                for t in range(start, end):
+
+                    def draw_latent(prior: dist.Normal, t: int = t) -> Tensor:
+                        return prior.sample() if latents is None else latents[f"z_{t}"]
+
+                    u = None if inputs is None else inputs[..., t, :]
+                    x, state = self.step(state, u, draw_latent, lambda law: draw(adjust(law)))
+                    steps.append(x)
+            yield from steps
+            start = end
+
+    def stack(self, steps: list[Any]) -> Any:
+        """As the emission has them."""
+        return self.model.emission.stack(steps)
+
+    def rows_at_once(self, num_steps: int) -> int:
+        """As many as take their steps together fastest: large vocabularies leave room for few."""
+        return max(16, min(STATES, FEATURES // max(1, self.model.emission.num_features)))
+
+    def by_step(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A path's site `z` `[…, T, Z]` as the sites `z_0, z_1, …`."""
+        path = latents["z"].unbind(-2) if "z" in latents else ()
+        rest = {name: value for name, value in latents.items() if name != "z"}
+        return rest | {f"z_{t}": z for t, z in enumerate(path)}
+
+    def check(self, batch: SequenceBatch, missing: Tensor | None = None) -> None:
+        """All observations, before a table of embeddings is asked for symbols that it lacks."""
+        if batch.values is None:
+            return
+        emission = self.model.emission
+        prepared = emission.prepare(batch.values, batch.mask)
+        like = over_time(emission.blank(1, 1, device=batch.device), None)
+        active = batch.mask if missing is None else batch.mask & ~missing
+        observed = Observed(active, torch.arange(len(batch), device=batch.device))
+        if isinstance(like, dict):
+            for name, fn in like.items():
+                check_support(f"x_{name}", fn, prepared[name], observed, None)
+        else:
+            check_support("x", like, prepared, observed, None)
+
+    def to_check(self, batch: SequenceBatch, rows: Tensor) -> None:
+        """None of them: all were checked before."""
+
+
+def draw(distribution: Distribution) -> Any:
+    """A sample; of a named group, a dict of samples."""
+    return (
+        {name: part.sample() for name, part in distribution.items()}
+        if isinstance(distribution, dict)
+        else distribution.sample()
+    )
+
+
+def stepper_of(pair: Pair) -> DeclaredStepper | ReplayStepper:
+    """How a pair is run step after step."""
+    model = pair.model
+    return DeclaredStepper(pair, model) if isinstance(model, SequenceModel) else ReplayStepper(pair)

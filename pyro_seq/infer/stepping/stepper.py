@@ -1,0 +1,130 @@
+"""`Stepper`: the interface that sampling, continuation, prediction and rollouts are written
+against.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import pyro.distributions as dist
+from torch import Tensor
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.distributions.base import Distribution
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.observation_sites import Adjust, unchanged
+from pyro_seq.poutine.step_densities import Observed
+
+# steps of particles that are worked on at once: bounds the memory of that work, not of what is kept
+CHUNK_STEPS = 32_768
+
+State = TypeVar("State")
+DrawLatent = Callable[[dist.Normal], Tensor]
+Observe = Callable[[Distribution], Any]
+
+
+class Stepper(ABC, Generic[State]):
+    """The model of a pair, run step after step from states that are trees of tensors, sequences
+    first.
+
+    There are two kinds: `DeclaredStepper` runs a model's equations, `ReplayStepper` runs any Pyro
+    function again on the steps so far. `declared.stepper_of` says which one a pair has. All methods
+    are called in the pair's scope and in evaluation mode.
+
+    Args:
+        pair: a model and a guide.
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+
+    @abstractmethod
+    def initial(self, n: int) -> State:
+        """The state before the first step of n sequences."""
+
+    @abstractmethod
+    def state_before(self, batch: SequenceBatch) -> State:
+        """The state that the first step of a batch starts from."""
+
+    @abstractmethod
+    def step(
+        self, state: State, inputs: Tensor | None, draw_latent: DrawLatent, observe: Observe
+    ) -> tuple[Any, State]:
+        """(x_t `[N, *event]`, the state after it).
+
+        Args:
+            state: of N sequences.
+            inputs: side inputs `[N, C]`.
+            draw_latent: z_t from its prior.
+            observe: x_t from p(x_t | …), of a named group from a dict of distributions.
+        """
+
+    @abstractmethod
+    def sample(
+        self,
+        state: State,
+        num_steps: int,
+        *,
+        inputs: Tensor | None = None,
+        adjust: Adjust = unchanged,
+        latents: dict[str, Tensor] | None = None,
+    ) -> Iterator[Any]:
+        """Sample x_t `[N, *event]` for t = 1 … num_steps.
+
+        Args:
+            state: of N sequences.
+            num_steps: how many steps.
+            inputs: side inputs `[N, num_steps, C]`.
+            adjust: what is done to each observation's distribution before it is sampled.
+            latents: values `[N, *event]` of the latent sites, in place of draws from the prior.
+        """
+
+    @abstractmethod
+    def stack(self, steps: list[Any]) -> Any:
+        """Observations of T steps `[N, *event]` as `[N, T, *event]`."""
+
+    @abstractmethod
+    def rows_at_once(self, num_steps: int) -> int:
+        """How many sequences are sampled side by side, which bounds the memory."""
+
+    @property
+    def steps_at_once(self) -> int:
+        """How many steps of particles are worked on at once."""
+        return CHUNK_STEPS
+
+    @abstractmethod
+    def by_step(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Latents that the guide has drawn, by the names of the sites of a model that samples."""
+
+    @abstractmethod
+    def proposes_by_step(self, proposal: str) -> bool:
+        """Whether latents can be proposed step by step, from the `guide` or from the `prior`."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is known before a run that there are no latents."""
+        return False
+
+    def summing_out(self) -> Stepper[State]:
+        """The same with the latents summed out of the model that are none to the tools."""
+        return self
+
+    def unshared(self, state: Any, k: int) -> Any:
+        """A state of model and guide after a run in a plate of k particles to the left,
+        `[N, k, …]`; there is one for pairs whose latents are proposed by step.
+        """
+        raise TypeError(f"the states of a {type(self).__name__} have no particles to the left")
+
+    @abstractmethod
+    def check(self, batch: SequenceBatch, missing: Tensor | None = None) -> None:
+        """Raise `UserError` for observations outside of the support, as far as that is known
+        before the model runs; `missing` `[N, T]` are not looked at.
+        """
+
+    @abstractmethod
+    def to_check(self, batch: SequenceBatch, rows: Tensor) -> Observed | None:
+        """Which observations remain to be checked as they are scored, `rows` being what the
+        sequences are called in a message.
+        """
