@@ -186,14 +186,16 @@ class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
         """See `PairProgram`; the best weights are those of the exact likelihood, or the ELBO, of
         the validation pieces, of at most `VALIDATED` frames of them.
         """
-        valid, options = [], {"samples": model.settings.training.valid_particles}
+        valid, samples = [], model.settings.training.valid_particles
         left = VALIDATED
         for piece in data.pieces.valid:
             if left > 0 and len(piece):
                 valid.append(piece[:left])
                 left -= len(valid[-1])
         return Hooks(
-            validate=(lambda: {"loss": nats_per_frame(model, valid, method="elbo", **options)})
+            validate=(
+                lambda: {"loss": nats_per_frame(model, valid, method="elbo", samples=samples)}
+            )
             if valid
             else None,
             samples=lambda: previews(model, data.pieces.train),

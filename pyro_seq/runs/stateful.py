@@ -14,7 +14,7 @@ from torch import nn
 
 from pyro_seq._rng import describe_random_state, random_state, set_random_state
 from pyro_seq._schema import Checked, Fields, Kind, described, like_all
-from pyro_seq._weights import load_weights
+from pyro_seq.pairs._weights import load_weights
 from pyro_seq.pairs.pair import Pair
 
 

@@ -31,7 +31,7 @@ from pyro_seq.distributions.path import MarkovPath
 from pyro_seq.emissions.composite import Independent, Joint
 from pyro_seq.emissions.elementary import Categorical, Normal
 from pyro_seq.encoders import Embedding, Flatten
-from pyro_seq.guides.auto import Symbols
+from pyro_seq.guides._encoder import Symbols
 from pyro_seq.models import ISEQ, RNN, SRNN
 
 A, Q, R = 0.8, 0.6, 1.0  # z_t = A z_{t-1} + Q noise, x_t = z_t + R noise

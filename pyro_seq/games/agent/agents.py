@@ -27,7 +27,7 @@ from pyro_seq.games.settings import AgentSettings
 from pyro_seq.infer.sampling import draw, sharpened
 from pyro_seq.models import RNN
 from pyro_seq.nn.feedforward import MLP
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.pairs.model import ModelState, SequenceModel
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.reinforce.baselines import Critic
 
@@ -120,19 +120,19 @@ def make_critic(game: Game, settings: AgentSettings) -> Critic:
 
 
 @torch.no_grad()
-def state_after(model: SequenceModel, observations: Tensor) -> dict[str, Any]:
+def state_after(model: SequenceModel, observations: Tensor) -> ModelState:
     """The agent's state after it has seen `[N, T, D]`, normalised; T may be 0."""
     n = len(observations)
     state = model.initial(n)
     if observations.shape[1] == 0:
         return state
     _, carried = model.history(SequenceBatch(None, inputs=observations))
-    return state | {"carried": carried}
+    return {**state, "carried": carried}
 
 
 def act(
-    model: SequenceModel, state: dict[str, Any], observations: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, dict[str, Any]]:
+    model: SequenceModel, state: ModelState, observations: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, ModelState]:
     """(actions as the emission draws them, `[N]` or `[N, A]`, the state after them) given
     normalised observations `[N, D]`.
 

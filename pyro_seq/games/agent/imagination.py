@@ -22,7 +22,7 @@ from pyro_seq.games.environment.episodes import Normalisation
 from pyro_seq.games.environment.replay import Replay
 from pyro_seq.games.settings import AgentSettings
 from pyro_seq.games.world.world_model import World
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.pairs.model import ModelState, SequenceModel
 from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.reinforce.baselines import Critic
 from pyro_seq.reinforce.objective import register_baseline
@@ -249,8 +249,8 @@ class Pathwise(ELBO):
         )
 
     def _soft_action(
-        self, model: SequenceModel, state: dict[str, Any], seen: Tensor
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        self, model: SequenceModel, state: ModelState, seen: Tensor
+    ) -> tuple[Tensor, Tensor, ModelState]:
         """(an encoded action `[N, A]` that gradients go through, the agent's entropy `[N]`, its
         state after the action).
         """
