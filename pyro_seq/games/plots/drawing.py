@@ -62,7 +62,7 @@ def frames_of(playing: Playing, observations: Tensor) -> Iterator[np.ndarray]:
             f"the environment {playing.name!r} cannot be put into the state of an observation: "
             "imagined games have no video"
         )
-    inner = playing.environment.unwrapped
+    inner: Any = playing.environment.unwrapped
     playing.reset(0)
 
     def drawn(observation: np.ndarray) -> np.ndarray:
