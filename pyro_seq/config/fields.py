@@ -12,14 +12,11 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pyro_seq.errors import UserError, did_you_mean, nearest
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-S = TypeVar("S", bound="DataclassInstance")
+S = TypeVar("S")
 T = TypeVar("T")
 # the value of one setting
 Setting = bool | int | float | str | Sequence[bool | int | float | str] | None
@@ -56,23 +53,21 @@ def _setting(default: T, text: str, **rules: Any) -> T:
     return dataclasses.field(default=default, metadata={"text": text, **rules})
 
 
-def flatten(settings: DataclassInstance, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(settings: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting of a dataclass of dataclasses as (dotted name, value), in order."""
-    for field in dataclasses.fields(settings):
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if dataclasses.is_dataclass(value):
             yield from flatten(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, value
 
 
-def described_settings(
-    settings: DataclassInstance, prefix: str = ""
-) -> Iterator[tuple[str, Any, str]]:
+def described_settings(settings: object, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     """Every setting as (dotted name, value, what it means)."""
-    for field in dataclasses.fields(settings):
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if dataclasses.is_dataclass(value):
             yield from described_settings(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, value, field.metadata.get("text", "")
@@ -205,7 +200,7 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def to_toml(settings: DataclassInstance) -> str:
+def to_toml(settings: object) -> str:
     """The whole table as TOML with dotted names, one a line with its meaning: a file that
     `--config` takes.
     """

@@ -12,17 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from pyro_seq.config.fields import Setting, flatten, one_of, override
 from pyro_seq.config.registry import SHIPPED, Maker, Recipe, find_recipe, named_by_code
 from pyro_seq.config.shipped import ModelSettings
 from pyro_seq.errors import UserError, did_you_mean
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-S = TypeVar("S", bound="DataclassInstance")
+S = TypeVar("S")
 
 KIND = "model.kind"
 # parameters that are the program's to give

@@ -74,7 +74,7 @@ class KeyConvolution(Emission):
         self.size, self.count, self.hidden_size, self.dropout = size, count, hidden_size, dropout
         self.event_shape, self.num_passed_on = (size,), count * size
         self.num_features = size + hidden_size
-        self.activation = nn.GELU()  # g
+        self.activation: nn.Module = nn.GELU()  # g
         self.around = nn.Conv1d(count, hidden_size, 2 * reach + 1, padding=reach)
         # In place: else torch loads its compiler, for seconds, where tensors are meta.
         self.places = nn.Parameter(torch.randn(hidden_size, size).div_(10))  # e

@@ -155,7 +155,7 @@ def _training() -> TrainingSettings:
 @dataclass(frozen=True)
 class GameSettings:
     """All hyper-parameters of a game's run; those of the model are its pair's
-    (`pairs.model_settings`).
+    (`config.model_settings`).
     """
 
     play: PlaySettings = field(default_factory=PlaySettings)

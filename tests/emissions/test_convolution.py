@@ -37,12 +37,9 @@ def _float64(float64: None) -> None:
 
 
 def made(**options: Any) -> KeyConvolution:
-    emission = KeyConvolution(
-        K,
-        N,
-        H,
-        **{"reach": 2, "reach_below": 3, "autoregressive": True, "activation": "tanh"} | options,
-    )
+    sizes = {"reach": 2, "reach_below": 3, "autoregressive": True}
+    emission = KeyConvolution(K, N, H, **sizes | options)
+    emission.activation = torch.nn.Tanh()
     torch.nn.init.normal_(emission.outward)
     return emission
 

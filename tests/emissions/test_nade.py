@@ -145,10 +145,10 @@ def test_dropout_is_of_training_alone_and_one_mask_a_vector() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
-    [((0,), "size"), ((3, 0), "hidden_size"), ((3, 3, "tanh", 1.0), "dropout")],
+    [((0,), "size"), ((3, 0), "hidden_size"), ((3, 3, 1.0), "dropout")],
 )
 def test_sizes_that_make_no_sense(arguments: tuple[Any, ...], match: str) -> None:
-    names = ("size", "hidden_size", "activation", "dropout")
+    names = ("size", "hidden_size", "dropout")
     with pytest.raises(ValueError, match=match):
         NADE(**dict(zip(names, arguments, strict=False)))
 

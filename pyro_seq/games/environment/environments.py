@@ -327,7 +327,8 @@ class Playing:
             space = self.environment.observation_space.shape
             if begun.shape != space:
                 raise ValueError(
-                    f"its observation has shape {list(begun.shape)}, and its space {list(space or ())}"
+                    f"its observation has shape {list(begun.shape)}, and its space "
+                    f"{list(space or ())}"
                 )
             return begun
         except UserError:  # of what is done beside, such as filming
