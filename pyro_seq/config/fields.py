@@ -93,12 +93,12 @@ def _replace(settings: S, path: list[str], value: object, where: str) -> S:
     if rest:
         return dataclasses.replace(
             settings, **{head: _replace(getattr(settings, head), rest, value, where)}
-        )
-    field = next(field for field in dataclasses.fields(settings) if field.name == head)
+        )  # type: ignore[type-var]
+    field = next(field for field in dataclasses.fields(settings) if field.name == head)  # type: ignore[arg-type]
     kind = typing.get_type_hints(type(settings))[head]
     return dataclasses.replace(
         settings, **{head: _checked(_converted(value, kind, where), field.metadata, where)}
-    )
+    )  # type: ignore[type-var]
 
 
 def _converted(value: object, kind: Any, where: str) -> Any:
