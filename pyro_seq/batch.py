@@ -1,6 +1,4 @@
-"""`SequenceBatch`: sequences of unequal length side by side, and the Pyro idioms that go with
-them.
-"""
+"""Sequences of unequal length side by side, and the Pyro idioms that go with them."""
 
 from __future__ import annotations
 
@@ -26,7 +24,8 @@ OVER_ALL_STEPS: Any = {STEP_MARK: ALL_STEPS}
 
 
 class _Step(MaskMessenger):
-    """The mask of a step, which also marks the sites inside as that step's."""
+    """Mask the sequences that have ended before a step, and mark the sites inside as that step's.
+    """
 
     def __init__(self, mask: Any, step: int) -> None:
         super().__init__(mask)
@@ -39,7 +38,7 @@ class _Step(MaskMessenger):
 
 
 class SequenceBatch:
-    """N sequences x_{1:T}, padded to the longest, and what a pair may know of them.
+    """N sequences x_{1:T}, padded to the longest, as a model and a guide see them.
 
     Args:
         values: observations `[N, T, *event]`, a dict of such tensors for a named group, or `None`
@@ -128,8 +127,10 @@ class SequenceBatch:
     def of(
         cls, sequences: Iterable[Tensor], *, inputs: Iterable[Tensor] | None = None
     ) -> SequenceBatch:
-        """The batch of sequences `[T_n, *event]` of any lengths, padded, with side inputs
-        `[T_n, C]` if given.
+        """Pad sequences `[T_n, *event]` of any lengths into one batch.
+
+        Side inputs are `[T_n, C]`, of the same lengths as the sequences. Raises `UserError` for no
+        sequence, and for event shapes or lengths that differ.
         """
         padded, lengths = _padded("sequences", sequences)
         if inputs is None:
@@ -156,22 +157,21 @@ class SequenceBatch:
 
     @property
     def mask(self) -> Tensor:
-        """Which steps belong to a sequence: `[N, T]`, `True` up to each length."""
+        """The steps that belong to a sequence: `[N, T]`, `True` up to each length."""
         return self._mask
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """The device of the batch's tensors."""
         return self.lengths.device
 
     @property
     def num_observations(self) -> int:
-        """Steps in all, padding left out: what figures per step are divided by."""
+        """The number of all steps without padding, by which figures per step are divided."""
         return int(self.lengths.sum())
 
     def plate(self) -> AbstractContextManager[Any]:
-        """The plate of the sequences, `pyro.plate("sequences", N, dim=-1)`; it may be entered
-        again.
+        """Return `pyro.plate("sequences", N, dim=-1)`; a model may enter the plate again.
 
         Raises `UserError` inside a plate that subsamples: it would make copies of all sequences,
         and no minibatch.
@@ -180,19 +180,20 @@ class SequenceBatch:
         return pyro.plate("sequences", len(self), dim=-1)
 
     def steps(self) -> Iterable[int]:
-        """The time loop: `pyro.markov(range(T))`."""
+        """Return the time loop, `pyro.markov(range(T))`."""
         return pyro.markov(range(self.num_steps))
 
     def active(self, t: int) -> AbstractContextManager[Any]:
-        """A `poutine.mask` that leaves out the sequences that have ended before step `t`, from 0.
+        """Return a `poutine.mask` that leaves out sequences that have ended before step `t`.
 
         The sites inside are marked as those of step t (`time_sites`).
         """
         return _Step(self._mask[:, t], t)
 
     def at(self, t: int) -> Any:
-        """The observations of step `t`, `[N, *event]` (a dict of such for a named group), or `None`
-        when they are to be sampled.
+        """Return the observations of step `t`, or `None` where they are to be sampled.
+
+        They are `[N, *event]`, for a named group a dict of such tensors.
         """
         return (
             None
@@ -201,12 +202,11 @@ class SequenceBatch:
         )
 
     def inputs_at(self, t: int) -> Tensor | None:
-        """The side inputs of step `t`, `[N, C]`."""
+        """Return the side inputs of step `t`, `[N, C]`, or `None` without side inputs."""
         return None if self.inputs is None else self.inputs[:, t]
 
     def reverse(self, sequence: Tensor) -> Tensor:
-        """Each sequence of `[*lead, N, T, F]` turned round within its own length; padding stays
-        where it is.
+        """Reverse each sequence of `[*lead, N, T, F]` within its own length; padding stays in place.
 
         Its own inverse: a backward recurrence is `reverse(recurrence(reverse(x)))`.
         """
@@ -220,8 +220,9 @@ class SequenceBatch:
         return sequence.flatten(-3, -2).index_select(-2, flat).view(sequence.shape)
 
     def last(self, sequence: Tensor, before: Tensor, event_dim: int = 1) -> Tensor:
-        """The entry of `[*lead, N, T, *event]` at each sequence's last step, or `before`
-        `[*lead, N, *event]` if it has no step.
+        """Return each sequence's entry at its last step, of a tensor `[*lead, N, T, *event]`.
+
+        A sequence without a step has its entry of `before`, `[*lead, N, *event]`.
         """
         time = sequence.dim() - 1 - event_dim
         if self.is_full and self.num_steps:
@@ -234,8 +235,9 @@ class SequenceBatch:
     # what the tools do with a batch
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """`compute()`, computed once for a batch that is `remembering()`: what the model and its
-        guide both need of the same batch.
+        """Cache `compute()` under `key`, so that a model and its guide share the result.
+
+        Only a batch from `remembering()` has a cache; any other batch computes each time.
         """
         if self._memo is None:
             return compute()
@@ -244,7 +246,7 @@ class SequenceBatch:
         return self._memo[key]
 
     def remembering(self) -> SequenceBatch:
-        """The same batch with a fresh memory for `once`.
+        """Return the same batch with an empty cache for `once`.
 
         Good for a single evaluation of a single set of parameters: what it remembers is part of
         that evaluation's graph.
@@ -254,13 +256,13 @@ class SequenceBatch:
         return batch
 
     def without_values(self) -> SequenceBatch:
-        """The same batch with its observations left to be sampled."""
+        """Return the same batch with its observations left to be sampled."""
         batch = copy(self)
         batch.values, batch._memo = None, None
         return batch
 
     def with_values(self, values: Values) -> SequenceBatch:
-        """The same batch with other observations, of the same shapes, none of them missing."""
+        """Return the same batch with other observations of equal shapes, none of them missing."""
         batch = SequenceBatch(values, self.lengths, inputs=self.inputs, state=self.state)
         if batch.num_steps != self.num_steps:
             raise UserError(
@@ -270,8 +272,9 @@ class SequenceBatch:
         return batch
 
     def with_missing(self, steps: Any) -> SequenceBatch:
-        """The same batch with the observations of some steps, of all its sequences, left to be
-        sampled: `at(t)` is `None` there.
+        """Return the same batch with the observations of some steps left to be sampled.
+
+        The steps are missing from all sequences, and `at(t)` is `None` there.
 
         What stood there is zeroed; a guide must not take the zeros for observations
         (`before_gaps`).
@@ -293,13 +296,15 @@ class SequenceBatch:
 
     @property
     def gaps(self) -> Tensor:
-        """`[N, T]`, true at missing steps."""
+        """The missing steps: `[N, T]`, `True` where a step is missing."""
         steps = torch.zeros(self.num_steps, dtype=torch.bool, device=self.device)
         steps[sorted(self.missing)] = True
         return steps.expand(len(self), self.num_steps)
 
     def before_gaps(self) -> SequenceBatch | None:
-        """The sequences up to gaps that last to their ends; `None` if any was observed after a gap.
+        """Return the observed beginning of a batch whose missing steps last to its end.
+
+        Returns `None` if any step was observed after a missing one.
 
         What an inference network may look at: zeros stand in a gap, and it would take them for
         observations.
@@ -322,8 +327,7 @@ class SequenceBatch:
         return batch
 
     def continued(self, num_steps: int, inputs: Tensor | None = None) -> SequenceBatch:
-        """The same sequences followed by `num_steps` steps to be sampled, with side inputs
-        `[N, num_steps, C]` if the batch has any.
+        """Append `num_steps` steps to be sampled, with side inputs `[N, num_steps, C]` if any.
 
         Raises `UserError` for sequences of unequal length, which have no one step to go on from.
         """
@@ -359,14 +363,15 @@ class SequenceBatch:
         return batch.with_missing({*self.missing, *range(self.num_steps, batch.num_steps)})
 
     def with_state(self, state: Any) -> SequenceBatch:
-        """The same batch, preceded by what led to `state`."""
+        """Return the same batch, whose first step starts from `state`."""
         batch = copy(self)
         batch.state, batch._memo = state, None
         return batch
 
     def repeat(self, particles: int) -> SequenceBatch:
-        """Every sequence (and its state) `particles` times, the copies of one sequence side by
-        side: `[N * particles, T, …]`.
+        """Repeat every sequence, and its state, `particles` times: `[N * particles, T, …]`.
+
+        The copies of one sequence stand side by side.
         """
         particles = whole(particles, "the number of copies", 0)
         return self._mapped(lambda tensor: tensor.repeat_interleave(particles, 0))
@@ -381,8 +386,9 @@ class SequenceBatch:
         return self._mapped(lambda tensor: tensor[index])
 
     def head(self, num_steps: int) -> SequenceBatch:
-        """The same sequences in `num_steps` steps, which must hold the longest: padding at the end
-        left out.
+        """Cut padding off at the end: the same sequences in `num_steps` steps.
+
+        Raises `UserError` if the longest sequence has more steps.
         """
         num_steps, longest = (
             whole(num_steps, "the number of steps", 0),
@@ -404,12 +410,11 @@ class SequenceBatch:
         return batch
 
     def to(self, device: torch.device | str) -> SequenceBatch:
-        """The batch with all its tensors on `device`."""
+        """Return the batch with all its tensors on `device`."""
         return self._mapped(lambda tensor: tensor.to(device))
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> SequenceBatch:
-        """Every tensor of the batch mapped along its first dimension; already clean, so nothing is
-        checked again.
+        """Map every tensor of the batch along its first dimension, without checking values again.
         """
         batch = copy(self)
         parts = (self.values, self.inputs, self.lengths, self._mask, self.state)
@@ -427,7 +432,7 @@ def _named_values(values: Values | None) -> dict[str, Tensor]:
 
 
 def _padded(name: str, sequences: Iterable[Tensor]) -> tuple[Tensor, list[int]]:
-    """(sequences `[T_n, *event]` as one tensor `[N, T, *event]`, their lengths)."""
+    """Return (sequences `[T_n, *event]` as one tensor `[N, T, *event]`, their lengths)."""
     sequences = list(sequences)
     if not sequences:
         raise UserError(f"a SequenceBatch needs at least one sequence, got no {name}")
@@ -444,7 +449,7 @@ def _padded(name: str, sequences: Iterable[Tensor]) -> tuple[Tensor, list[int]]:
 def _common_shape(
     values: dict[str, Tensor], inputs: Tensor | None, lengths: Tensor | Sequence[int] | None
 ) -> tuple[int, int | None, torch.device]:
-    """(N, T, device) that all tensors share; T is `None` where only the lengths are given."""
+    """Return (N, T, device) of all tensors; T is `None` where only the lengths are given."""
     given: list[tuple[str, Any]] = [
         *values.items(),
         *([] if inputs is None else [("inputs", inputs)]),
@@ -491,7 +496,7 @@ def _common_shape(
 
 
 def _whole_numbers(size: int, steps: int | None, device: torch.device, lengths: Any) -> Tensor:
-    """The lengths `[N]` as a tensor on the device."""
+    """Return the lengths `[N]` as a tensor on the device."""
     if lengths is None:
         return torch.full((size,), steps or 0, device=device)
     if isinstance(lengths, (list, tuple)):
@@ -509,7 +514,7 @@ def _whole_numbers(size: int, steps: int | None, device: torch.device, lengths: 
 
 
 def _missing_steps(steps: Any, num_steps: int) -> frozenset[int]:
-    """The steps that `with_missing` is told, by number or by a mask."""
+    """Return the steps that `with_missing` is given by number or by a mask."""
     given = steps.tolist() if hasattr(steps, "tolist") else steps
     if not isinstance(given, Iterable) or isinstance(given, (str, bytes, dict)):
         raise UserError(
@@ -552,7 +557,7 @@ def _is_truth(value: Any) -> bool:
 
 
 def _check_index(index: Any, size: int) -> None:
-    """Raise `UserError` for what does not say which sequences to select."""
+    """Raise `UserError` for an index that does not select sequences."""
     given = torch.as_tensor(index)
     if given.dtype == torch.bool and given.shape != (size,):
         raise UserError(f"a mask of sequences must have shape [{size}], got {list(given.shape)}")
