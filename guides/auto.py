@@ -1,6 +1,4 @@
-"""A guide for a model that has none: an amortised posterior of whatever latents one run of the
-model shows.
-"""
+"""An automatic guide: an amortised posterior of the latents that one run of a model shows."""
 
 from __future__ import annotations
 
@@ -34,7 +32,9 @@ EMBEDDING_SIZE = 16  # at most; of a symbol
 
 
 class AutoSequenceGuide(nn.Module):
-    r"""(f_t, b_t) = bidirectional RNN over [enc(x_t), u_t]; q(w | f_T, b_1), q(z_t | f_t, b_t, w,
+    r"""An automatic guide: a bidirectional RNN over observations, then a normal for each latent.
+
+    (f_t, b_t) = bidirectional RNN over [enc(x_t), u_t]; q(w | f_T, b_1), q(z_t | f_t, b_t, w,
     z_{t-1}).
 
     A run of the model on the first batch finds its latents, which are of three kinds: of a step
@@ -98,8 +98,9 @@ class AutoSequenceGuide(nn.Module):
         return self._model[0]
 
     def prepare(self, batch: SequenceBatch) -> AutoSequenceGuide:
-        """Make the parameters, for a model of batches like this one, which has at least one
-        sequence and step; once.
+        """Make the parameters for batches like this one, once.
+
+        The batch has at least one sequence and one step.
         """
         if self._first is None:
             if batch.values is None or not len(batch) or not batch.num_steps:
@@ -141,8 +142,9 @@ class AutoSequenceGuide(nn.Module):
             )
 
     def _latents_of(self, batch: SequenceBatch) -> Latents:
-        """The latents of a batch: of a window that starts from a state, those of the whole sequence
-        may have come before it.
+        """Return the latents of a batch.
+
+        In a window that starts from a state, latents of the whole sequence may have come before.
         """
         assert self._first is not None
         if batch.state is None or not batch.num_steps:
@@ -158,7 +160,7 @@ class AutoSequenceGuide(nn.Module):
         return self._later
 
     def _initial(self, size: int) -> dict[str, Any]:
-        """The state before the first step of so many sequences."""
+        """Return the state before the first step of so many sequences."""
         assert self._first is not None
         w, steps, *paths = (
             zeros_like_weights([self], size, n)
@@ -176,7 +178,7 @@ class AutoSequenceGuide(nn.Module):
         }
 
     def forward(self, batch: SequenceBatch) -> Outcome:
-        """The Pyro guide q(z | x) of the batch.
+        """Run the Pyro guide q(z | x) of the batch.
 
         Of a batch whose observations end before its steps do (`continued`), the latents up to
         there; those after it are left to the model. Raises `UserError` for gaps before an
@@ -234,8 +236,10 @@ class AutoSequenceGuide(nn.Module):
         return [self.networks[name] for name in self.networks if name.startswith("path")]
 
     def _gather(self, batch: SequenceBatch, carried: Any) -> tuple[Tensor, Tensor, Any]:
-        """(what both recurrences say at each step `[N, T, 2H]`, at their ends `[N, 2H]`, the state
-        of the forward one).
+        """Run both recurrences over the observations.
+
+        Returns (the features at each step `[N, T, 2H]`, those at the ends `[N, 2H]`, the state of
+        the forward recurrence).
         """
         assert self.encoder is not None
         seen = self.encoder(batch.values)
@@ -261,7 +265,7 @@ class AutoSequenceGuide(nn.Module):
         first: Tensor,
         batch: SequenceBatch,
     ) -> Tensor:
-        """Sample a latent of all steps; its unconstrained path `[*lead, N, T, Z]`."""
+        """Sample a latent of all steps; return its unconstrained path `[*lead, N, T, Z]`."""
 
         def conditional(previous: Tensor, steps: slice) -> dist.Normal:
             return network(evidence[..., steps, :], previous)
@@ -282,7 +286,7 @@ class AutoSequenceGuide(nn.Module):
         return transformed.unconstrained(pyro.sample(latent.name, transformed))
 
     def _by_steps(self, batch: SequenceBatch) -> bool:
-        """Whether a declared model in layout `path` runs this batch in steps."""
+        """Tell whether a declared model in layout `path` runs this batch in steps."""
         model: Any = self.model
         return (
             isinstance(model, SequenceModel)
@@ -298,7 +302,7 @@ class AutoSequenceGuide(nn.Module):
         first: Tensor,
         batch: SequenceBatch,
     ) -> Tensor:
-        """The same as `_sample_path`, a site for each step: `z_0, z_1, …` of `z`."""
+        """Sample the path of `_sample_path` with a site for each step: `z_0, z_1, …` of `z`."""
         path = []
         for t in batch.steps():
             with batch.active(t):
@@ -311,9 +315,7 @@ class AutoSequenceGuide(nn.Module):
     def _sample_steps(
         self, latents: Sequence[Latent], evidence: Tensor, previous: Tensor, batch: SequenceBatch
     ) -> Tensor:
-        """Sample the latents of each step; those after the last one `[*lead, N, U]`,
-        unconstrained.
-        """
+        """Sample the latents of each step; return the last ones `[*lead, N, U]`, unconstrained."""
         before, path = previous, []
         for t in batch.steps() if latents else ():
             with batch.active(t):
@@ -325,8 +327,9 @@ class AutoSequenceGuide(nn.Module):
         return batch.last(torch.stack(path, -2), before) if path else before
 
     def _sample(self, sites: Sequence[tuple[Latent, str]], normal: dist.Normal) -> Tensor:
-        """Sample sites side by side in a diagonal normal in unconstrained space; the unconstrained
-        values `[*lead, N, U]`.
+        """Sample sites side by side in a diagonal normal in unconstrained space.
+
+        Returns the unconstrained values `[*lead, N, U]`.
         """
         sizes = _sizes([latent for latent, _ in sites])
         values = []
@@ -351,7 +354,7 @@ class AutoSequenceGuide(nn.Module):
 
 
 def _type_of_latents(trace: Any) -> torch.dtype | None:
-    """The floating-point type of a model's latents, or `None` where there are none."""
+    """Return the floating-point type of a model's latents, or `None` without latents."""
     types = (site["value"].dtype for site in latent_sites(trace).values())
     return next((dtype for dtype in types if dtype.is_floating_point), None)
 
@@ -361,8 +364,9 @@ def _sizes(latents: Sequence[Latent]) -> list[int]:
 
 
 def default_encoder(values: Any, trace: Any) -> Encoder:
-    """Observations as features: symbols, which the model's trace explains by a `Categorical`,
-    embedded, other numbers as they are.
+    """Return an encoder: an embedding for symbols, `Flatten` for other observations.
+
+    Symbols are what the model's trace explains by a `Categorical`.
     """
     if isinstance(values, dict):
         return Group(
@@ -384,8 +388,9 @@ def _encoder(values: Tensor, num_symbols: int) -> Encoder:
 
 
 def _num_symbols(trace: Any, member: str = "") -> int:
-    """How many symbols the model's observed `Categorical`s know (those with the member's name in
-    theirs); 0 if there are none.
+    """Return how many symbols the model's observed `Categorical`s know; 0 without any.
+
+    Only sites with the member's name in theirs count.
     """
     counts, places = [0], places_of(trace)
     for name, site in sample_sites(trace):
@@ -402,9 +407,7 @@ def _num_symbols(trace: Any, member: str = "") -> int:
 
 
 class Symbols(Encoder):
-    """An array of symbols of shape `event_shape`, the learnt vectors of its entries side by
-    side.
-    """
+    """The learnt vectors of an array of symbols of shape `event_shape`, side by side."""
 
     dtype = torch.long
 
@@ -415,8 +418,9 @@ class Symbols(Encoder):
         self.num_features = math.prod(self.event_shape) * self.table.embedding_dim
 
     def forward(self, values: Tensor) -> Tensor:
-        """`[..., *event_shape]` to `[..., num_features]`; raises `UserError` for a symbol that the
-        table lacks.
+        """Look up features `[..., num_features]` of symbols `[..., *event_shape]`.
+
+        Raises `UserError` for a symbol that the table lacks.
         """
         wrong = values[(values < 0) | (values >= self.table.num_embeddings)]
         if wrong.numel():

@@ -26,8 +26,7 @@ class Progress:
         self._width = 0
 
     def later(self) -> Progress:
-        """Return a copy whose first line is due after an interval: for work that is usually quick.
-        """
+        """Return a copy whose first line is due after an interval, for quick work."""
         made = copy(self)
         made._next, made._width = time.monotonic() + self.interval, 0
         return made

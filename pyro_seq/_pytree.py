@@ -49,8 +49,7 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 def concatenated(trees: Sequence[Any]) -> Any:
-    """Join trees of one form along the first dimension of their tensors; one tree stays as it is.
-    """
+    """Join trees of one form along the first dimension of their tensors."""
     return trees[0] if len(trees) == 1 else map_tensors(lambda *parts: torch.cat(parts), *trees)
 
 

@@ -24,8 +24,7 @@ OVER_ALL_STEPS: Any = {STEP_MARK: ALL_STEPS}
 
 
 class _Step(MaskMessenger):
-    """Mask the sequences that have ended before a step, and mark the sites inside as that step's.
-    """
+    """Mask sequences that have ended before a step, and mark the sites inside with the step."""
 
     def __init__(self, mask: Any, step: int) -> None:
         super().__init__(mask)
@@ -206,7 +205,7 @@ class SequenceBatch:
         return None if self.inputs is None else self.inputs[:, t]
 
     def reverse(self, sequence: Tensor) -> Tensor:
-        """Reverse each sequence of `[*lead, N, T, F]` within its own length; padding stays in place.
+        """Reverse each sequence of `[*lead, N, T, F]` within its own length; padding stays.
 
         Its own inverse: a backward recurrence is `reverse(recurrence(reverse(x)))`.
         """
@@ -414,8 +413,7 @@ class SequenceBatch:
         return self._mapped(lambda tensor: tensor.to(device))
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> SequenceBatch:
-        """Map every tensor of the batch along its first dimension, without checking values again.
-        """
+        """Map every tensor of the batch along its first dimension, unchecked."""
         batch = copy(self)
         parts = (self.values, self.inputs, self.lengths, self._mask, self.state)
         batch.values, batch.inputs, batch.lengths, batch._mask, batch.state = map_tensors(

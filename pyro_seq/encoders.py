@@ -33,8 +33,7 @@ class Encoder(nn.Module):
         self.register_buffer("_place", torch.empty(0), persistent=False)
 
     def blank(self, *lead: int, device: torch.device | None = None) -> Any:
-        """Return observations of zeros `[*lead, *event_shape]`, for the time before the first step.
-        """
+        """Return observations of zeros `[*lead, *event_shape]`, as before the first step."""
         return torch.zeros(
             (*lead, *self.event_shape), dtype=self.dtype or self._place.dtype, device=device
         )

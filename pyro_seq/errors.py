@@ -71,7 +71,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def is_whole(value: Any) -> bool:
-    """Tell whether a value is a whole number of Python, an array or a tensor, and no truth value.
+    """Tell whether a value is a whole number, of Python, an array or a tensor.
+
+    Truth values are none.
     """
     if isinstance(value, bool):
         return False

@@ -1,4 +1,4 @@
-"""Reparameterised samples of a whole latent path whose every step is normal given the one before.
+"""Reparameterised samples of a latent path whose steps are normal given the one before.
 
     z_t = loc_t + scale_t * noise_t,   (loc_t, scale_t) = posterior(e_t, z_{t-1}) [+ prior(d_t,
     z_{t-1}).loc]
@@ -35,8 +35,7 @@ def sample_path(
     prior: NormalNet | None = None,
     prior_features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The path `z_1 … z_T` that standard normal `noise` `[*lead, T, Z]` gives from `first` = z_0
-    `[*lead, Z]`, and its scales.
+    """Map noise `[*lead, T, Z]` and z_0 = `first` `[*lead, Z]` to z_1 … z_T and its scales.
 
     Both are `[*lead, T, Z]`; with them and the noise the density of the path is known, log q(z) =
     sum log N(noise) - log scale.
@@ -82,9 +81,7 @@ def _run_layers(
     first: Tensor,
     lead: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """The path and its scales `[*lead, T, Z]` of a network of layers with activations between
-    them.
-    """
+    """Compute the path and its scales `[*lead, T, Z]` of layers with activations between them."""
     steps, size = noise.shape[-2:]
     path, scale = _SamplePath.apply(
         [len(layer.weights) for layer in layers],
@@ -103,9 +100,7 @@ def _run_layers(
 def sample_combined_path(
     noise: Tensor, first: Tensor, combiner: Combiner, evidence: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The path and its scales, as `sample_path` gives them, of a `Combiner` of evidence
-    `[*lead, T, E]` and the z before.
-    """
+    """Compute `sample_path` of a `Combiner` of evidence `[*lead, T, E]` and the z before."""
     lead = torch.broadcast_shapes(noise.shape[:-2], first.shape[:-1], evidence.shape[:-2])
     weight, bias = combiner.output.weight / 2, combiner.output.bias
     hidden = _Layer((combiner.latent.weight,), combiner.latent.bias)
@@ -121,9 +116,7 @@ def sample_path_by_steps(
     prior: NormalNet | None = None,
     prior_features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What `sample_path` computes, step by step under autograd: its definition, for any networks
-    with a NormalNet's call.
-    """
+    """Compute `sample_path` step by step under autograd: its definition, for any networks."""
     z, path, scales = first, [], []
     for t in range(noise.shape[-2]):
         shift = None
@@ -137,8 +130,9 @@ def sample_path_by_steps(
 
 
 class _Layer(NamedTuple):
-    """A linear layer `[..., R]` to `[..., S]`; with several weights, the blocks of a block-diagonal
-    one. A bias is `[S]` or `[T, N, S]`.
+    """A linear layer `[..., R]` to `[..., S]`; of several weights, block-diagonal.
+
+    A bias is `[S]` or `[T, N, S]`.
     """
 
     weights: tuple[Tensor, ...]
@@ -146,8 +140,7 @@ class _Layer(NamedTuple):
 
 
 class _Network(NamedTuple):
-    """A multilayer perceptron over features and z, its first layer's products with the features
-    taken for all steps.
+    """A multilayer perceptron over features and z, its products with the features precomputed.
 
     The first layer's weight is that on z, `[S, Z]`, and its bias the products `[T, N, S]`. The
     activations stand between layers.
@@ -160,9 +153,7 @@ class _Network(NamedTuple):
 def _network(
     net: NormalNet, features: Tensor, output_size: int, lead: Sequence[int]
 ) -> _Network | None:
-    """The first `output_size` outputs of the net's perceptron, or `None` if it holds anything but
-    what `NormalNet` puts there.
-    """
+    """Return the first `output_size` outputs of a net, or `None` for a net of unknown layers."""
     if type(net) is not NormalNet or type(net.mlp) is not MLP or type(net.positive) is not Positive:
         return None
     if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
@@ -184,13 +175,12 @@ def _network(
 
 
 def _time_first(x: Tensor, lead: Sequence[int]) -> Tensor:
-    """`[..., T, F]` as `[T, N, F]`, with the batch dimensions `lead` in one."""
+    """Return `[..., T, F]` as `[T, N, F]`, with the batch dimensions `lead` in one."""
     return x.expand(*lead, *x.shape[-2:]).reshape(math.prod(lead), *x.shape[-2:]).transpose(0, 1)
 
 
 def _merged(posterior: _Network, prior: _Network, size: int) -> _Network:
-    """One network whose locations are the sum of the two networks' and whose raw scales are the
-    posterior's.
+    """Merge two networks: locations are summed, raw scales are the posterior's.
 
     Its first layer stacks theirs, later ones stand side by side and the last one adds up, so that
     all but the middle layers cost no more operations than one network's.
@@ -214,7 +204,7 @@ def _merged(posterior: _Network, prior: _Network, size: int) -> _Network:
 
 
 def _deepened(network: _Network, depth: int) -> _Network:
-    """The same network with as many identities behind it as make it `depth` layers deep."""
+    """Append identity layers to a network until it is `depth` layers deep."""
     missing, bias = depth - len(network.layers), network.layers[-1].bias
     zeros = bias.new_zeros(bias.shape[-1])
     identity = _Layer((torch.eye(len(zeros), dtype=bias.dtype, device=bias.device),), zeros)
@@ -224,15 +214,14 @@ def _deepened(network: _Network, depth: int) -> _Network:
 
 
 def _side_by_side(left: Elementwise, right: Elementwise, width: int) -> Elementwise:
-    """The activation `left` for the first `width` features and `right` for the rest."""
+    """Apply `left` to the first `width` features and `right` to the rest."""
     if repr(left) == repr(right):  # modules: equal in kind and settings
         return left
     return lambda x: torch.cat([left(x[..., :width]), right(x[..., width:])], -1)
 
 
 class _SamplePath(torch.autograd.Function):
-    """The path and scales `[T, N, Z]` of one network with the given layers, in the terms of
-    `_Network`.
+    """The path and scales `[T, N, Z]` of one network with the given layers, as in `_Network`.
 
     The forward pass keeps the values before each activation. The backward pass takes from them, for
     all steps at once, every elementwise derivative; its loop holds nothing but the adjoint of z,
@@ -320,8 +309,7 @@ def _run(
     ends: tuple[Tensor, Tensor, Tensor, Tensor],
     project: Elementwise,
 ) -> None:
-    """Steps from `first` to the end of the path, adding to the values `[T, N, S]` of each layer
-    what depends on z.
+    """Step from `first` to the end of the path, adding to `[T, N, S]` what depends on z.
 
     `ends` are the locations and raw scales (of the last layer's values), the noise and the path,
     which is filled.
@@ -360,8 +348,7 @@ def _carry_back(
     weights: Sequence[Sequence[Tensor]],
     direct: Tensor | None,
 ) -> None:
-    """Completes the adjoint `[T + 1, N, Z]` of z in place, and turns the slopes `[T, N, S]` into
-    gradients of the values.
+    """Complete the adjoint `[T + 1, N, Z]` of z in place, and turn slopes into gradients.
 
     `direct` `[T, N, Z]` is the part of the raw scales' gradients that does not come through z.
     """
@@ -388,18 +375,18 @@ def _carry_back(
 
 
 def _by_step(x: Tensor, widths: Sequence[int]) -> list[tuple[Tensor, ...]]:
-    """Blocks of the features of `[T, N, S]`, each as one tensor per step."""
+    """Split the features of `[T, N, S]` into blocks, each as one tensor per step."""
     return [x.unbind()] if len(widths) == 1 else [block.unbind() for block in x.split(widths, -1)]
 
 
 def _grouped(items: Sequence[Tensor], counts: Sequence[int]) -> list[Sequence[Tensor]]:
-    """The items in consecutive groups of the given sizes."""
+    """Split the items into consecutive groups of the given sizes."""
     remaining = iter(items)
     return [tuple(islice(remaining, count)) for count in counts]
 
 
 def _with_slope(function: Elementwise, x: Tensor) -> tuple[Tensor, Tensor]:
-    """An elementwise function's values and derivatives at x."""
+    """Return an elementwise function's values and derivatives at x."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         y = function(x)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 
 class SequenceDropout(nn.Module):
-    """Dropout with one mask for all steps of a sequence (Gal & Ghahramani 2016, arXiv 1512.05287),
-    in training only.
+    """Dropout with one mask for all steps of a sequence, in training only.
+
+    Gal & Ghahramani 2016, arXiv 1512.05287.
 
     `[*lead, T, F]` to the same: each feature of each sequence is zeroed with probability `p` at
     every step, or scaled by 1 / (1 - p). A recurrence then sees the same features missing all
@@ -27,7 +28,7 @@ class SequenceDropout(nn.Module):
         self._held: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The features with some of them dropped."""
+        """Drop some of the features of `[..., T, F]`, the same at all steps of a sequence."""
         if not self.training or self.p == 0:
             return x
         mask = self._held
@@ -40,7 +41,7 @@ class SequenceDropout(nn.Module):
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Inside, all calls have the mask of the first."""
+        """Give all calls inside the mask of the first call."""
         self._holding, self._held = True, None
         try:
             yield
@@ -48,14 +49,15 @@ class SequenceDropout(nn.Module):
             self._holding, self._held = False, None
 
     def extra_repr(self) -> str:
-        """What `repr` shows."""
+        """Return the text that `repr` shows."""
         return f"p={self.p}"
 
 
 @contextmanager
 def same_features(module: nn.Module) -> Iterator[None]:
-    """Inside, every `SequenceDropout` of the module drops the same features in all its calls: those
-    of the steps of one sequence.
+    """Make every `SequenceDropout` of a module drop the same features in all calls inside.
+
+    Such calls are those of the steps of one sequence.
     """
     with ExitStack() as stack:
         for part in module.modules():
@@ -66,8 +68,7 @@ def same_features(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_dropout(module: object) -> Iterator[None]:
-    """Inside, a module's parts are in evaluation mode, so that it computes the same at each call;
-    afterwards each is in its own again.
+    """Put a module's parts into evaluation mode inside, and restore each part's mode on exit.
 
     PyTorch's recurrent networks, some of whose kernels propagate gradients in training mode alone,
     keep theirs and lose their dropout. What is no module is left as it is.
