@@ -1,6 +1,4 @@
-"""How sequences may go on: the latents filtered on what was observed, then rolled on by the
-model.
-"""
+"""Continue sequences: latents are filtered on the observed steps, then rolled on."""
 
 from __future__ import annotations
 
@@ -42,8 +40,9 @@ def continuation(
     draws: int = 1,
     adjust: Adjust = unchanged,
 ) -> Any:
-    """Continuations x_{T+1 … T+H} of each sequence: values `[N * draws, num_steps, *event]`, those
-    of one sequence side by side.
+    """Draw x_{T+1 … T+H} of each sequence: values `[N * draws, num_steps, *event]`.
+
+    The draws of one sequence stand side by side.
 
     The latents of the observed steps are drawn from an estimate of p(z | x_{1:T}): `samples`
     particles, drawn by their weights. For a pair declared by its equations they come from the
@@ -111,7 +110,7 @@ def _continued(
     draws: int,
     adjust: Adjust,
 ) -> Any:
-    """The continuations of sequences that all fill their batch."""
+    """Return the continuations of sequences that all fill their batch."""
     inputs = None if inputs is None else inputs.repeat_interleave(draws, 0)
     with pair.scope(), pair.evaluating():
         if isinstance(pair.model, SequenceModel):
@@ -140,9 +139,7 @@ def _continued(
 
 
 class _Fitting(Messenger):
-    """Refuses latents whose event is another one in a longer sequence: those of all steps in one
-    site.
-    """
+    """Refuse latents of all steps in one site, whose event changes in a longer sequence."""
 
     def __init__(self, latents: dict[str, Tensor]) -> None:
         super().__init__()
@@ -162,7 +159,7 @@ class _Fitting(Messenger):
 
 
 def _states(pair: Pair, batch: SequenceBatch, samples: int, draws: int) -> Any:
-    """The model's states after each sequence, `[N * draws, …]`."""
+    """Return the model's states after each sequence, `[N * draws, …]`."""
     model: Any = pair.model
     if not batch.num_steps:
         return map_tensors(lambda x: x.repeat_interleave(draws, 0), model.state_before(batch))

@@ -1,6 +1,4 @@
-"""New sequences from a model: ancestral samples, with temperature and top-k where observations are
-discrete.
-"""
+"""Ancestral sampling of new sequences, with temperature and top-k."""
 
 from __future__ import annotations
 
@@ -42,8 +40,9 @@ FEATURES = 2**19  # of their emissions in a step: as many as stay in the process
 def sharpened(
     distribution: Distribution, *, temperature: float = 1.0, top_k: int | None = None
 ) -> Distribution:
-    """A discrete distribution p^(1/temperature), normalised, among its `top_k` most probable values
-    (of a `Categorical`).
+    """Return p^(1/temperature), normalised, among the `top_k` most probable values.
+
+    The distribution is discrete; `top_k` is for a `Categorical`.
 
     A value that ties with the k-th stays. As the temperature falls to 0 the most probable values
     alone are left; at 0 it is one of them, the first, so that sampling is greedy (a `Bernoulli` of
@@ -108,8 +107,9 @@ def sharpened(
 
 
 def without(distribution: Distribution, values: Tensor) -> Distribution:
-    """A `Categorical` that never draws some of its values `[n]`, the others as likely among
-    themselves as before.
+    """Return a `Categorical` that never draws some of its values `[n]`.
+
+    The other values keep their relative probabilities.
 
     Of a mixture, each component's share is what it leaves to the other values. Raises `UserError`
     for any other distribution.
@@ -143,13 +143,13 @@ def _among_top(logits: Tensor, top_k: int | None) -> Tensor:
 
 
 def _divisor(temperature: float, logits: Tensor) -> float:
-    """The temperature as a number that the logits, minus infinity among them, can be divided by."""
+    """Return the temperature as a number that logits, some minus infinity, can be divided by."""
     limits = torch.finfo(logits.dtype)
     return min(max(temperature, limits.tiny), limits.max)
 
 
 def draw(distribution: Distribution) -> Any:
-    """A sample; of a named group, a dict of samples."""
+    """Draw a sample; of a named group, a dict of samples."""
     return (
         {name: part.sample() for name, part in distribution.items()}
         if isinstance(distribution, dict)
@@ -166,8 +166,9 @@ def sample_steps(
     inputs: Tensor | None = None,
     adjust: Adjust = unchanged,
 ) -> Iterator[Any]:
-    """Sample step after step, without Pyro's handlers: x_t `[*lead, *event]` for t = 1 … num_steps,
-    drawn a few steps ahead.
+    """Yield x_t `[*lead, *event]` for t = 1 … num_steps, without Pyro's handlers.
+
+    A few steps are drawn ahead.
 
     Args:
         model: any model declared by its equations, in evaluation mode.
@@ -202,8 +203,9 @@ def sample_steps(
 
 
 def sample_sequences(model: SequenceModel, num_steps: int, **options: Any) -> Any:
-    """`sample_steps` put together: values `[*lead, num_steps, *event]`, a dict of such for a named
-    group.
+    """Draw sequences by `sample_steps`: values `[*lead, num_steps, *event]`.
+
+    Of a named group they are a dict.
     """
     return model.emission.stack(list(sample_steps(model, num_steps, **options)))
 
@@ -217,8 +219,9 @@ def ancestral(
     inputs: Tensor | None = None,
     adjust: Adjust = unchanged,
 ) -> Any:
-    """New sequences of any pair, from its model in evaluation mode: values
-    `[num_sequences, num_steps, *event]`, a dict for a named group.
+    """Draw new sequences of any pair: values `[num_sequences, num_steps, *event]`.
+
+    The model is in evaluation mode; values of a named group are a dict.
 
     A model declared by its equations is run step by step (`sample_sequences`). Any other is called
     on a batch without values, where its observations must be sites `x_0, x_1, …` (`x_0_notes, …` of
@@ -257,8 +260,9 @@ def ancestral(
 
 @torch.no_grad()
 def sampled_values(model: Stochastic, batch: SequenceBatch, adjust: Adjust = unchanged) -> Any:
-    """The observations that a model samples for a batch without values, `[N, T, *event]`, as
-    `ancestral` does; in the mode that it is in.
+    """Draw observations `[N, T, *event]` for a batch without values, in the model's mode.
+
+    They are drawn as `ancestral` draws them.
 
     All T steps are drawn, also those beyond the end of a shorter sequence. Raises `UserError` for
     observations that cannot be told.
@@ -278,7 +282,7 @@ def sampled_values(model: Stochastic, batch: SequenceBatch, adjust: Adjust = unc
 
 
 def _observations(trace: Any, num_steps: int) -> Any:
-    """What a model that was called on a batch without values has sampled, `[N, T, *event]`."""
+    """Return what a model called on a batch without values has sampled, `[N, T, *event]`."""
     outcome = trace.nodes["_RETURN"]["value"]
     if isinstance(outcome, Outcome) and outcome.values is not None:
         return outcome.values
@@ -286,8 +290,9 @@ def _observations(trace: Any, num_steps: int) -> Any:
 
 
 def rows_at_once(pair: Pair, num_steps: int) -> int:
-    """How many sequences are sampled at once: bounds memory, which for a declared model does not
-    grow with what a step computes.
+    """Return how many sequences are sampled at once, which bounds memory.
+
+    For a declared model memory does not grow with what a step computes.
     """
     if not isinstance(pair.model, SequenceModel):
         return max(1, steps_at_once(pair) // max(1, num_steps))
@@ -295,7 +300,8 @@ def rows_at_once(pair: Pair, num_steps: int) -> int:
 
 
 def rows_in_cache(model: SequenceModel) -> int:
-    """How many sequences take their steps together fastest: large vocabularies leave room for
-    few.
+    """Return how many sequences take their steps together fastest.
+
+    Large vocabularies leave room for few.
     """
     return max(16, min(STATES, FEATURES // max(1, model.emission.num_features)))

@@ -1,6 +1,4 @@
-"""Returns and advantages: what is earned from a step on, and how much more that is than was to be
-expected.
-"""
+"""Compute returns and advantages: rewards from a step on, and how far they exceed a baseline."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from torch import Tensor
 def discounted_returns(
     rewards: Tensor, discount: float = 1.0, after: Tensor | None = None
 ) -> Tensor:
-    """G_t = sum_{s >= t} discount^{s-t} r_s, `[N, T]`, from rewards r `[N, T]`, zero at padding.
+    """Compute G_t = sum_{s >= t} discount^{s-t} r_s `[N, T]`; r `[N, T]` is zero at padding.
 
     `after` `[N]` is what is to be expected after the last step, for sequences that are cut off
     there.
@@ -34,8 +32,10 @@ def generalised_advantages(
     trace_decay: float = 1.0,
     after: Tensor | None = None,
 ) -> Tensor:
-    """A_t = sum_{s >= t} (discount * trace_decay)^{s-t} delta_s, delta_t = r_t + discount V_{t+1} -
-    V_t, `[N, T]`.
+    """Compute generalised advantages A_t `[N, T]`.
+
+    A_t = sum_{s >= t} (discount * trace_decay)^{s-t} delta_s, delta_t = r_t + discount V_{t+1} -
+    V_t.
 
     (Schulman et al. 2016, arXiv 1506.02438.) With `trace_decay` 1 it is G_t - V_t, unbiased
     whatever V is; towards 0 it leans on V, which lowers its variance.

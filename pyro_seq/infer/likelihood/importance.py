@@ -1,6 +1,4 @@
-"""Importance weights of whole paths: K latent paths for each sequence, in chunks; of each path its
-log-weights and last state are kept.
-"""
+"""Importance weights of K whole paths for each sequence, in chunks."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ FEATURES = 128  # of an emission; where a step has more of them, fewer steps are
 
 
 def steps_at_once(pair: Pair) -> int:
-    """How many steps of particles are worked on at once."""
+    """Return how many steps of particles are worked on at once."""
     features = getattr(getattr(pair.model, "emission", None), "num_features", 0)
     return CHUNK_STEPS * FEATURES // max(FEATURES, features)
 
@@ -38,8 +36,9 @@ def path_weights(
     proposal: Proposal,
     states_before: Any,
 ) -> tuple[Tensor, Callable[[], Any], str | None]:
-    """(log-weights by step of K whole paths for each sequence `[N, K, T]`, the states after them, a
-    latent site's name or `None`).
+    """Return (log-weights by step `[N, K, T]`, the states after, a latent's name or `None`).
+
+    They are those of K whole paths for each sequence.
 
     For a pair declared by its equations, at a document's beginning, the particles are a dimension
     to the left, so that what does not depend on latents is computed once for each sequence; for
@@ -97,8 +96,9 @@ def path_weights(
 
 
 def _spread(pair: Pair, proposal: Proposal) -> Callable[[int, Any], Any]:
-    """`spread(k, state)`: a declared pair's state, its tensors `[k, N, …]` or, where all particles
-    share one, `[N, …]`, as `[N, k, …]`.
+    """Return `spread(k, state)`, which lays a declared pair's state out as `[N, k, …]`.
+
+    Its tensors are `[k, N, …]` or, where all particles share one, `[N, …]`.
     """
     model: Any = pair.model
     guide: Any = pair.guide
@@ -121,7 +121,8 @@ def _spread(pair: Pair, proposal: Proposal) -> Callable[[int, Any], Any]:
 
 
 def to_check(pair: Pair, batch: SequenceBatch, rows: Tensor) -> Observed | None:
-    """Which observations are to be checked as they are scored: none of a declared pair's, which
-    were checked before.
+    """Return the observations to check while they are scored.
+
+    Those of a declared pair were checked before.
     """
     return None if isinstance(pair.model, SequenceModel) else Observed(batch.mask, rows)

@@ -1,6 +1,4 @@
-"""How likely sequences are under a pair: log-likelihoods in nats, exact or estimated, each estimate
-with its Monte Carlo standard error.
-"""
+"""Score sequences under a pair: log-likelihoods in nats, exact or with a standard error."""
 
 from __future__ import annotations
 
@@ -42,8 +40,9 @@ ESTIMATES = "the methods elbo, importance and filter estimate it"
 
 
 class _Carried(NamedTuple):
-    """What one window leaves to the next: the particles (of `importance` and `filter`), or each
-    path's log-weight so far (of `elbo`).
+    """The particles, or each path's log-weight so far, that one window leaves to the next.
+
+    Particles are those of `importance` and `filter`, log-weights those of `elbo`.
     """
 
     states: Callable[[], Any]  # the pair's, `[N * K, …]`
@@ -52,7 +51,7 @@ class _Carried(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Some sequences' scores."""
+    """The scores of some sequences."""
 
     rows: Tensor
     steps: Tensor
@@ -70,8 +69,9 @@ def score(
     proposal: Proposal = "guide",
     state: Any = None,
 ) -> Score:
-    r"""Score the sequences of a batch, or their next window, by the pair's own parameters
-    (`Pair.scope`) in evaluation mode.
+    r"""Score the sequences of a batch, or their next window, in nats.
+
+    The pair is in evaluation mode, with its own parameters (`Pair.scope`).
 
     With latents z and weights w_k = p(x, z_k) / q(z_k | x), z_k ~ q the guide (or, with
     `proposal="prior"`, the model's own p(z)):
@@ -171,8 +171,9 @@ def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, fi
 
 @contextmanager
 def _summed_out(pair: Pair) -> Iterator[None]:
-    """Inside, a declared model without latent vectors is in layout `path`, which sums out the
-    states that `steps` leaves to enumeration.
+    """Put a declared model without latent vectors into layout `path` inside.
+
+    Layout `path` sums out the states that `steps` leaves to enumeration.
     """
     model = pair.model
     if not isinstance(model, SequenceModel) or model.latent_size:
@@ -186,8 +187,9 @@ def _summed_out(pair: Pair) -> Iterator[None]:
 
 
 def _groups(pair: Pair, batch: SequenceBatch, samples: int) -> Iterator[tuple[Tensor, int]]:
-    """(rows, the steps of the longest of them) of sequences that are worked on at once: all if they
-    are few, else such of like length.
+    """Yield (rows, the steps of the longest) of sequences that are worked on at once.
+
+    All sequences are if they are few, else those of like length.
     """
     size, n = steps_at_once(pair), len(batch)
     order = torch.arange(n, device=batch.device)
@@ -204,7 +206,7 @@ def _groups(pair: Pair, batch: SequenceBatch, samples: int) -> Iterator[tuple[Te
 
 
 def _of_rows(state: Any, rows: Tensor) -> _Carried:
-    """These sequences' part of what the window before left."""
+    """Return these sequences' part of what the window before left."""
     states = map_tensors(lambda x: x[particle_rows(rows, state["samples"])], state["carried"])
     particles, totals = map_tensors(lambda x: x[rows], (state["particles"], state["totals"]))
     return _Carried(lambda: states, particles, totals)
@@ -219,7 +221,7 @@ def _score_rows(
     proposal: Proposal,
     before: _Carried | None,
 ) -> _Found:
-    """The scores of sequences that are worked on at once; `rows` is where they stand among all."""
+    """Score sequences that are worked on at once; `rows` is where they stand among all."""
     particles = None if before is None else before.particles
     states = None if before is None else before.states()
     if method == "filter" and runs_by_steps(pair, proposal) and has_latents(pair):
@@ -287,9 +289,7 @@ def _exact(rows: Tensor, steps: Tensor, states: Callable[[], Any]) -> _Found:
 def _elbo(
     rows: Tensor, by_step: Tensor, states: Callable[[], Any], totals: Tensor | None
 ) -> _Found:
-    """The mean of the paths' log-weights by step `[N, K, T]`, its variance from the spread of the
-    whole paths'.
-    """
+    """Average the paths' log-weights by step `[N, K, T]`; the variance is the spread of paths."""
     totals = by_step.sum(-1) + (0 if totals is None else totals)
     k = totals.shape[1]
     spread = (totals - totals.mean(-1, keepdim=True)).square().sum(-1)
@@ -301,7 +301,7 @@ def _elbo(
 def _put_together(
     found: list[_Found], batch: SequenceBatch, before: Any, method: str, proposal: Proposal
 ) -> Score:
-    """The score of all sequences, in their order."""
+    """Return the score of all sequences, in their order."""
     rows = torch.cat([part.rows for part in found])
     place = rows.argsort()
 
@@ -350,7 +350,7 @@ def _put_together(
 def _diagnosed(
     particles: Particles | None, total: Tensor, before: Any, method: str
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(effective number, Pareto k-hat) of each sequence, the worst of all windows so far."""
+    """Return (effective number, Pareto k-hat) of each sequence, the worst of all windows so far."""
     if particles is None or method == "filter":
         return None if particles is None else particles.least, None
     effective, heavy = particles.effective, k_hat(particles.log_weights)
@@ -371,8 +371,7 @@ def score_document(
     proposal: Proposal = "guide",
     progress: Progress | None = None,
 ) -> Iterator[Score]:
-    """The scores of a document's windows one after the other, states (or particles) carried over,
-    in memory of one window.
+    """Score a document window by window, states carried over, in memory of one window.
 
     Where there are so many particles that what is kept of them would fill the memory, portions of
     them read the whole document one after the other (`pooling`): no more memory is taken for more
@@ -416,7 +415,7 @@ def score_document(
 
 
 class _Reported(NamedTuple):
-    """Where the work on a group of sequences is reported to, among how many groups and portions."""
+    """Report the progress of a group of sequences among groups and portions."""
 
     progress: Progress | None
     group: int
@@ -445,9 +444,7 @@ def _pooled(
     options: dict[str, Any],
     reported: _Reported,
 ) -> list[PooledWindow]:
-    """What portions of these sizes say of some sequences, each reading the whole document, window
-    by window.
-    """
+    """Score some sequences by portions of particles, each reading the whole document."""
     found: list[PooledWindow] = []
     for portion, size in enumerate(sizes):
         before = torch.zeros(len(rows), dtype=torch.double, device=rows.device)
@@ -475,8 +472,7 @@ def _in_order(
 def filtered_state(
     pair: Pair, windows: Iterable[SequenceBatch], *, samples: int = 16, draws: int = 1
 ) -> Any:
-    """States after each of N sequences, `draws` of each side by side: what continuations start
-    from.
+    """Return states after each of N sequences, `draws` of each side by side.
 
     The latents are drawn from an estimate of the filter p(z_T | x_{1:T}): `samples` particles of
     the guide, drawn by their weights. Raises `UserError` if there are no windows, or the sequences

@@ -1,4 +1,4 @@
-"""A particle filter that keeps a path: moves that leave the posterior as it is."""
+"""A conditional particle filter: moves that leave the posterior invariant."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Filled(NamedTuple):
 
 
 class _Moved(Steps):
-    """The particles of one move; where a path is kept, it is the first of them."""
+    """The particles of one move; where a path is kept, it is the first particle."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class _Moved(Steps):
         self.move_kind, self.path = move, path
 
     def step(self, t: int) -> tuple[Tensor, Tensor | None, Any]:
-        """(the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, x_t) at step t."""
+        """Return (the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, x_t) at step t."""
         lead, grown = (self.k, len(self.batch)), []
 
         def draw_latent(prior: Any) -> Tensor:
@@ -82,7 +82,7 @@ class _Moved(Steps):
         return sum(grown[1:], grown[0]).expand(lead), z, x
 
     def _latent(self, t: int, prior: Any) -> tuple[Tensor, Tensor]:
-        """(z_t `[K, N, Z]`, what it adds to the log-weights `[K, N]`)."""
+        """Return (z_t `[K, N, Z]`, what z_t adds to the log-weights `[K, N]`)."""
         kept = None if self.path is None else self.path.latents[:, t]
         if self.move_kind == "values":
             assert kept is not None
@@ -101,7 +101,7 @@ class _Moved(Steps):
 
 
 def _first(kept: Tensor | None, drawn: Tensor) -> Tensor:
-    """The particles drawn, the first replaced by what is kept."""
+    """Return the particles drawn, the first replaced by what is kept."""
     return drawn if kept is None else torch.cat([kept.unsqueeze(0), drawn[1:]])
 
 
@@ -165,7 +165,7 @@ def moved(
 
 
 def mixed(missing: Tensor, drawn: Any, observed: Any) -> Any:
-    """What was drawn where it is missing, and what was observed elsewhere."""
+    """Return what was drawn where it is missing, and what was observed elsewhere."""
     return map_tensors(
         lambda x, y: torch.where(
             missing.view(*missing.shape, *(1,) * (y.dim() - 2)), x.to(y.dtype), y

@@ -1,6 +1,4 @@
-"""A particle filter for pairs declared by their equations: step by step, the states of the
-particles moved with them.
-"""
+"""A particle filter for declared pairs: step by step, with the particles' states."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ ROWS = 16_384
 
 
 class Filtered(NamedTuple):
-    """What a particle filter leaves of N sequences with K particles each.
+    """The particles of N sequences, K each, after a particle filter.
 
     Attributes:
         steps: `[N, T]`, each step's share log p̂(x_t | x_{<t}) of the estimate, in nats; zero at
@@ -50,13 +48,14 @@ class Filtered(NamedTuple):
 
     @property
     def log_weights(self) -> Tensor:
-        """`[N, K]`, the logarithms of the particles' normalised weights."""
+        """The logarithms of the particles' normalised weights, `[N, K]`."""
         return self.particles.log_weights
 
 
 def runs_by_steps(pair: Pair, proposal: str) -> bool:
-    """Whether `particle_filter` can run the pair: one declared by its equations, its guide as well
-    where that is asked for proposals.
+    """Tell whether `particle_filter` can run the pair.
+
+    Its model declares its equations, and so does its guide where that proposes.
     """
     if not isinstance(pair.model, SequenceModel):
         return False
@@ -66,7 +65,7 @@ def runs_by_steps(pair: Pair, proposal: str) -> bool:
 
 
 def has_latents(pair: Pair) -> bool:
-    """Whether a pair is declared by its equations, with latents among them."""
+    """Tell whether a pair declares its equations, with latents among them."""
     return isinstance(pair.model, SequenceModel) and pair.model.latent_size > 0
 
 
@@ -82,8 +81,9 @@ def particle_filter(
     particles: Particles | None = None,
     state: Any = None,
 ) -> Filtered:
-    r"""Sequential importance resampling (Doucet & Johansen 2009) of the latents of N sequences, K
-    particles each.
+    r"""Filter the latents of N sequences with K particles each, by resampling.
+
+    Sequential importance resampling (Doucet & Johansen 2009).
 
     At each step z_t is drawn from the guide's q(z_t | evidence_t, z_{<t}), or from the prior (the
     bootstrap filter), the weights grow by
@@ -135,8 +135,9 @@ def particle_filter(
 
 
 def check_observations(pair: Pair, batch: SequenceBatch, missing: Tensor | None = None) -> None:
-    """Raise `UserError` for observations outside the support of a declared model's emission, before
-    anything looks them up in a table.
+    """Raise `UserError` for observations outside the support of a declared model's emission.
+
+    This comes before anything looks them up in a table.
     """
     emission: Any = getattr(pair.model, "emission", None)
     if not isinstance(pair.model, SequenceModel) or batch.values is None:
@@ -160,7 +161,7 @@ def _guessed(
     particles: Particles | None,
     state: Any,
 ) -> SequenceBatch:
-    """The batch with a guess of what is missing, for the guide to look at."""
+    """Return the batch with a guess of what is missing, for the guide to look at."""
     if not bool((missing & batch.mask).any()):
         return batch
     found = particle_filter(

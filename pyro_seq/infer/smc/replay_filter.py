@@ -1,6 +1,4 @@
-"""A particle filter for any pair with a site for each step's latents: by replaying the steps that
-are settled.
-"""
+"""A particle filter for any pair with a site for each step: settled steps are replayed."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ ALTERED = 1e-3
 
 
 class _Settled(Messenger):
-    """Puts the values of the latents of settled steps in the place of those just drawn, for each
-    particle as far as it is settled.
-    """
+    """Replace latents of settled steps by their values, for each particle as far as settled."""
 
     def __init__(self, values: dict[str, Tensor], steps: dict[str, int], settled: Tensor) -> None:
         super().__init__()
@@ -49,8 +45,9 @@ class _Settled(Messenger):
 def replay_filter(
     pair: Pair, batch: SequenceBatch, particles: Particles, proposal: str, observed: Observed | None
 ) -> tuple[Tensor, Particles, Any, bool]:
-    """The particle filter of `particle_filter`, for any pair whose latents are sites named for
-    their steps, in order of time.
+    """Filter any pair whose latents are sites named for their steps, in order of time.
+
+    It is the particle filter of `particle_filter`.
 
     The pair runs on all particles; where a sequence's effective number falls below K / 2 after a
     step, its particles are resampled, the latents up to that step kept with them, and the pair runs
@@ -114,8 +111,9 @@ def replay_filter(
 
 
 def _first_degenerate(particles: Particles, grown: Tensor, due: Tensor, lengths: Tensor) -> Tensor:
-    """`[N]`, the first step that is due after which the particles are degenerate, or the sequence's
-    last.
+    """Return the first due step `[N]` after which the particles are degenerate.
+
+    Without one it is the sequence's last step.
     """
     prefixes = particles.log_weights.unsqueeze(-1) + grown.cumsum(-1)
     weights = prefixes.softmax(1).nan_to_num(1 / grown.shape[1])
@@ -125,7 +123,7 @@ def _first_degenerate(particles: Particles, grown: Tensor, due: Tensor, lengths:
 
 
 def _steps_of_latents(trace: Any, num_steps: int) -> dict[str, int]:
-    """The step of each latent site of a trace; a latent of a whole sequence counts at the first."""
+    """Return the step of each latent site; a latent of a whole sequence counts at the first."""
     found: dict[str, int] = {}
     for name, site in sample_sites(trace):
         if site["is_observed"]:
@@ -151,7 +149,7 @@ def _steps_of_latents(trace: Any, num_steps: int) -> dict[str, int]:
 
 
 def _moved(name: str, site: Any, flat: Tensor) -> Tensor:
-    """The values of a site with its rows, the dimension before the event's, at other indices."""
+    """Return the values of a site with its rows, before the event's dimensions, reindexed."""
     value, row = site["value"], -1 - site["fn"].event_dim
     if value.dim() < -row or value.shape[row] != len(flat):
         raise UserError(
@@ -162,9 +160,7 @@ def _moved(name: str, site: Any, flat: Tensor) -> Tensor:
 
 
 def _check_unaltered(by_step: Tensor, before: Tensor, settled: Tensor) -> None:
-    """Raise `UserError` if densities of settled steps have changed, though nothing has that they
-    may depend on.
-    """
+    """Raise `UserError` if densities of settled steps have changed without a reason."""
     changed = ((by_step - before).abs() > ALTERED * (1 + before.abs())) & settled.unsqueeze(1)
     if changed.any():
         step = int(changed.any(0).any(0).nonzero()[0])
