@@ -115,7 +115,7 @@ class HMM(SequenceModel):
 
         Entries at padding are zero.
 
-        Of missing steps nothing is known but what their neighbours say. Raises `UserError` for a
+        The states at missing steps depend on their neighbours alone. Raises `UserError` for a
         batch without values, and where what is
         missing would be wanted by the steps after it: those of an `autoregressive` model whose
             context looks at observations.

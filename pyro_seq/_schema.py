@@ -3,10 +3,9 @@
     kind = Fields({"step": Whole(), "minutes": Number(0, MOST), "best": Optional(Number())})
     check(load_tree(path), kind, path)
 
-What has passed can be read without another look: every name is there, every value of its type and
-in its range, every tensor of its shape, type and size, and finite. What keeps a state (an
-optimiser, a stream of batches) describes it by `describe_state()`, beside the `state()` that writes
-it and the `load_state()` that takes it over.
+A tree that has passed needs no other check: every name is there, every value has its type and
+range, every tensor its shape, type and size, and is finite. An object with a state (an optimiser, a
+stream of batches) describes the state by `describe_state()`, beside `state()` and `load_state()`.
 """
 
 from __future__ import annotations

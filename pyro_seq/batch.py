@@ -45,17 +45,18 @@ class SequenceBatch:
         lengths: number of steps of each sequence `[N]`, between 0 and T; `None` if all have T
             steps.
         inputs: side inputs u_{1:T} `[N, T, C]` that the model may look at but does not explain.
-        state: what came before the first step, as the model and the guide returned it
-            (`{"model": …, "guide": …}`); `None` at a sequence's beginning. So a long document is
-            worked through in windows.
+        state: the state `{"model": …, "guide": …}` that model and guide returned for the window
+            before; `None` at a sequence's beginning. So a long document is processed in windows.
         num_steps: T, where neither `values` nor `inputs` tells it; by default the longest of
             `lengths`.
 
-    Padding is zeroed on the way in, so nothing that stands there can reach a loss or a gradient; a
-    distribution that has no density at 0 (`LogNormal`) needs a number of its support there,
-    `torch.where(batch.mask[:, t], batch.at(t), 1.0)` where `batch.at(t)` is not `None`. NaN and
-    infinities in the active part are refused with `UserError`, as are shapes that do not fit.
-    Sequences and steps are counted from 0.
+    Padding is zeroed, so that its values reach neither a loss nor a gradient. A distribution
+    without a density at 0 (`LogNormal`) needs a number of its support at padded steps:
+    `torch.where(batch.mask[:, t], batch.at(t), 1.0)` where `batch.at(t)` is not `None`. Sequences
+    and steps are counted from 0.
+
+    Raises `UserError` for NaN or infinities before a sequence's end, and for shapes or lengths that
+    do not fit each other.
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class SequenceBatch:
     def plate(self) -> AbstractContextManager[Any]:
         """Return `pyro.plate("sequences", N, dim=-1)`; a model may enter the plate again.
 
-        Raises `UserError` inside a plate that subsamples: it would make copies of all sequences,
+        Raises `UserError` inside a plate that subsamples, which would make copies of all sequences,
         and no minibatch.
         """
         refuse_subsampling()
@@ -207,7 +208,7 @@ class SequenceBatch:
     def reverse(self, sequence: Tensor) -> Tensor:
         """Reverse each sequence of `[*lead, N, T, F]` within its own length; padding stays.
 
-        Its own inverse: a backward recurrence is `reverse(recurrence(reverse(x)))`.
+        `reverse` is its own inverse: a backward recurrence is `reverse(recurrence(reverse(x)))`.
         """
         if self.is_full:
             return sequence.flip(-2)
@@ -247,8 +248,8 @@ class SequenceBatch:
     def remembering(self) -> SequenceBatch:
         """Return the same batch with an empty cache for `once`.
 
-        Good for a single evaluation of a single set of parameters: what it remembers is part of
-        that evaluation's graph.
+        Use the returned batch for one evaluation of one set of parameters: cached results are part
+        of that evaluation's graph.
         """
         batch = copy(self)
         batch._memo = {}
@@ -275,12 +276,12 @@ class SequenceBatch:
 
         The steps are missing from all sequences, and `at(t)` is `None` there.
 
-        What stood there is zeroed; a guide must not take the zeros for observations
-        (`before_gaps`).
+        Removed observations are zeroed; a guide must not take the zeros for observations
+        (`before_gaps`). Steps that are missing already stay missing.
 
         Args:
             steps: the steps, whole numbers in 0…T - 1, or a mask `[T]` of truth values, true where
-                a step is missing; a list, tensor or array. Those that are missing already stay so.
+                a step is missing; a list, tensor or array.
 
         Raises `UserError` for steps that are neither, for both mixed, and for a mask by sequence
         `[N, T]`: a step is missing from all sequences, since a model samples it with one site.
@@ -305,7 +306,7 @@ class SequenceBatch:
 
         Returns `None` if any step was observed after a missing one.
 
-        What an inference network may look at: zeros stand in a gap, and it would take them for
+        An inference network may look at no more: it would take the zeros in a gap for
         observations.
         """
         if not self.missing:

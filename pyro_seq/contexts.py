@@ -1,8 +1,8 @@
 """Contexts c_t: what a step may look at before its observation is known.
 
 A context is a recurrence without parameters of its own over the observations:
-`features(state, u_t)` before x_t is known, then `observe(state, x_t)`. `over` is the same for all
-steps of known observations at once (teacher forcing).
+`features(state, u_t)` before x_t is known, then `observe(state, x_t)`. `over` computes the features
+of all steps at once where observations are known (teacher forcing).
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ class LastObservations(Context):
         encoder: x_t → features.
         count: n, how far back a step looks.
         combiner: a module `[..., n * F]` → `[..., combiner.output_size]`, for instance
-            `networks.MLP`.
-        before: the observation that stands at every step before the first (a symbol that begins
-            sentences, say), encoded like any other; a tensor `[*event]`, a number, or a dict of
-            such for a named group.
+            `nn.feedforward.MLP`.
+        before: the observation at every step before the first (such as a symbol that begins
+            sentences), encoded like any other; a tensor `[*event]`, a number, or a dict of such
+            for a named group.
 
     Raises `ValueError` for a `count` below 1, and for a `before` that is not what the encoder
     takes.
@@ -314,9 +314,8 @@ class PassedOn(Chain):
 
     The emission says how many such features it wants (`Emission.num_passed_on`).
 
-    What `seen` passes on itself comes before what is passed on here. Raises `ValueError` for a
-    `passed_on` that passes on features
-    itself: all of them would be the emission's, in an order that nothing says.
+    Features that `seen` passes on come before the features of `passed_on`. Raises `ValueError` for
+    a `passed_on` that passes on features itself, since their order would be undefined.
     """
 
     def __init__(self, seen: Context, passed_on: Context) -> None:

@@ -17,13 +17,13 @@ class Emission(nn.Module):
     """Base of all emissions, p(x_t | features).
 
     `forward(features [..., num_features])` is a distribution of batch shape `[...]` and event shape
-    `event_shape`. An emission may have parameters of its own (an autoregressive one does); those
-    here have none: a model's own network computes the features.
+    `event_shape`. A model's network computes the features; an emission may have parameters of its
+    own as well (autoregressive emissions do).
 
-    One that looks at what came before by itself says how much of it it wants, `num_passed_on`, and
-    is called with it, too: `forward(features, passed_on [..., num_passed_on])`, whose leading
-    dimensions may lack those on the left (particles). The model's context (`contexts.PassedOn`)
-    brings it.
+    Emissions that condition on past observations set `num_passed_on`, the number of context
+    features that they take as a second argument: `forward(features, passed_on [...,
+    num_passed_on])`. The model's context (`contexts.PassedOn`) provides these features, whose
+    leading dimensions may lack those on the left (particles).
     """
 
     num_features: int
@@ -54,9 +54,9 @@ class Emission(nn.Module):
 
         Padding (not `mask`) is replaced by a value inside the support.
 
-        A density of minus infinity at a padded step would turn into NaN gradients, however it is
-        masked afterwards. Raises `UserError` for another event shape, and for numbers that are not
-        whole where symbols are wanted.
+        A density of minus infinity at a padded step would give NaN gradients, even if it is masked
+        afterwards. Raises `UserError` for another event shape, and for numbers that are not whole
+        where the emission models symbols.
         """
         if not isinstance(values, Tensor):
             raise UserError(
@@ -103,8 +103,8 @@ def observe(name: str, distribution: Distribution, obs: Any = None, infer: Any =
 
     The site of a member is `{name}_{member}`.
 
-    Returns the value (a dict of values for a group); `obs=None` samples it. `infer` is what
-    inference is told of each of the sites.
+    Returns the value (a dict of values for a group); `obs=None` samples it. `infer` is passed to
+    each `pyro.sample`.
     """
     if not isinstance(distribution, dict):
         return pyro.sample(name, distribution, obs=obs, infer=infer)

@@ -26,10 +26,10 @@ class KeyConvolution(Emission):
     What has been learnt of a motion at one key holds at all keys.
 
         p(x_k = 1 | f) = sigmoid(b_k + v g(c + e_k + sum_{i,d} A_{i,d} y_{i,k+d}))
-        p(x_k = 1 | x_{<k}, f) = sigmoid(b_k + v g(c + e_k + sum_{i,d} A_{i,d} y_{i,k+d} + sum_{j<k}
-        x_j (W_j + B_{k-j})))
+        p(x_k = 1 | x_{<k}, f) = sigmoid(b_k + v g(c + e_k + sum_{i,d} A_{i,d} y_{i,k+d}
+                                                   + sum_{j<k} x_j (W_j + B_{k-j})))
 
-    the second if `autoregressive`. The features are biases of the keys b `[K]` and of the hidden
+    The second equation holds if `autoregressive`. The features are biases of the keys b `[K]` and of the hidden
     units c `[H]`, which a model computes; the last n frames y `[n, K]` are passed on to it from the
     context (`contexts.PassedOn`, `contexts.LastObservations` of `encoders.Flatten`). A_{i,d} and
     B_d are zero beyond a reach; e_k and W_j are learnt for each key. v is small at first, so that a

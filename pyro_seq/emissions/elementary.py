@@ -1,8 +1,8 @@
 """Elementary emissions p(x_t | features), without weights of their own.
 
-An emission says how many features it wants (`num_features`), what one observation looks like
-(`event_shape`) and which distribution given features describe. `Independent` makes a vector of
-events of one, `Joint` a named group of several; music and games are compositions of these.
+An emission declares the number of features (`num_features`), the shape of an observation
+(`event_shape`) and the distribution given features. `Independent` makes a vector of one emission,
+`Joint` a named group of several; music and games are compositions of these.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from pyro_seq.nn.feedforward import activation as make_activation
 class NADE(Emission):
     r"""Binary vectors by a neural autoregressive distribution estimator, from the lowest key up.
 
-        p(x | f) = prod_k p(x_k | x_{<k}, f),   p(x_k = 1 | x_{<k}, f) = sigmoid(b_k + V_k g(c +
-        sum_{j<k} x_j W_j))
+        p(x | f) = prod_k p(x_k | x_{<k}, f),
+        p(x_k = 1 | x_{<k}, f) = sigmoid(b_k + V_k g(c + sum_{j<k} x_j W_j))
 
     NADE (Larochelle & Murray 2011), whose biases b `[K]` and c `[H]` are the features that a model
     computes at each step, as in the RNN-NADE of Boulanger-Lewandowski et al. (arXiv 1206.6392, sec.

@@ -34,13 +34,11 @@ class FreeBits_ELBO(Trace_ELBO):
     useful.
 
     KL_l is analytic given the step before, where there is a closed form: each step's own noise is
-    integrated out, as
-    `TraceMeanField_ELBO` does. Else, as after flows, it is the Monte Carlo estimate log q - log p.
-    Either is averaged over the sequences
-    and all particles before it is compared with the threshold. What noise is left makes the maximum
-    too large, for E max(nats, KL) is at
-    least max(nats, E KL): by nothing where the closed form knows all, by much for an estimate from
-    few sequences and particles.
+    integrated out, as `TraceMeanField_ELBO` does. Without a closed form, as after flows, KL_l is
+    the Monte Carlo estimate log q - log p. Either is averaged over the sequences and all particles
+    before it is compared with the threshold. The noise that is left makes the maximum too large,
+    since E max(nats, KL) is at least max(nats, E KL): not at all where the closed form is exact, a
+    lot for an estimate from few sequences and particles.
 
     Raises `ValueError` for latents that are not reparameterised, or that only one of model and
     guide samples.
@@ -146,10 +144,10 @@ def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> E
 
     They are `Trace_ELBO`, `TraceMeanField_ELBO` and `TraceEnum_ELBO`.
 
-    That is, a Monte Carlo divergence, one that is analytic at each step, and the sum over all
-    latents that are marked to be enumerated.
-    With free bits the first two are one objective. Raises `UserError` for free bits of enumerated
-    latents, which have no divergence.
+    `trace` has a Monte Carlo divergence, `mean_field` one that is analytic at each step, and `enum`
+    sums over all latents that are marked to be enumerated. With free bits, `trace` and `mean_field`
+    are one objective. Raises `UserError` for free bits of enumerated latents, which have no
+    divergence.
     """
     if kind not in OBJECTIVES:
         raise ValueError(f"the objective must be 'trace', 'mean_field' or 'enum', got {kind!r}")

@@ -34,10 +34,10 @@ def draw_gaps(
 ) -> Iterator[tuple[Tensor, Filled]]:
     """Draw z and x_missing given x_observed; yield (rows, their draws) until all are done.
 
-    A first path of each sequence is one of `samples` particles with latents from the prior, by
-    weight: right up to a bias that falls as 1/samples. Each round of moves after it is a step of a
-    Markov chain that keeps the right law, however few particles there are, and takes a factor of
-    about 1/samples off what is left of the bias.
+    The first path of each sequence is one of `samples` particles with latents from the prior, drawn
+    by weight; its bias falls as 1/samples. Each round of moves after it is a step of a Markov chain
+    that leaves the posterior invariant, however few particles there are, and reduces the bias by a
+    factor of about 1/samples.
 
     Args:
         pair: any model and guide, in its scope and in evaluation mode.

@@ -21,34 +21,33 @@ def infill(
 
     The draws of one sequence stand side by side.
 
-    Each draw is of p(x_missing | x_observed), by a Markov chain of its own. It begins with one of
-    `samples` particles, drawn by weight, whose latents come from the prior and whose missing
-    observations from the emission. Two rounds of moves follow (particle Gibbs: Andrieu, Doucet &
-    Holenstein 2010), each of which keeps the path that there is among its particles and so keeps
-    the right law:
+    Each draw of p(x_missing | x_observed) comes from a Markov chain of its own. The chain starts
+    with one of `samples` particles, drawn by weight, with latents from the prior and missing
+    observations from the emission. Two rounds of particle Gibbs follow (Andrieu, Doucet &
+    Holenstein 2010). Each move has the current path among its particles, and so leaves the
+    posterior invariant:
 
-    1. latents and missing observations together; those latents that are not in a gap come half from
-       the guide, which has seen a guess;
-    2. the latents, proposed by the guide, which has seen the path's values; these count as
-       observed, so that the guide may be as sure;
+    1. latents and missing observations together; half of the latents outside of gaps are proposed
+       by the guide, which sees a guess in the gaps;
+    2. the latents, proposed by the guide, which sees the path's values as observations;
     3. the missing observations, given the latents.
 
-    The bias that the beginning has falls at least as 1/samples, and what the rounds leave of it
-    faster; with a guide near the posterior 16 particles do. Where nothing but the prior proposes (a
-    guide that samples nothing, latents left to enumeration), and the observations are exact or
-    unlikely under it, it takes many more.
+    The bias of the start falls at least as 1/samples, and the rounds reduce it further; with a
+    guide near the posterior 16 particles are enough. Many more are needed where the prior alone
+    proposes (a guide that samples nothing, enumerated latents) and the observations are exact or
+    unlikely under the prior.
 
-    A pair declared by its equations runs in a particle filter, resampled where few particles carry
-    the weight. Any other's particles are whole paths: its model runs where `batch.at(t)` is `None`
-    at missing steps, with sites named for their steps, so rows that miss the same steps run
-    together; long sequences take many particles.
+    A pair that declares its equations runs in a particle filter, resampled where few particles
+    carry the weight. The particles of any other pair are whole paths: its model runs with
+    `batch.at(t)` `None` at missing steps and with sites named for their steps, so rows that miss
+    the same steps run together, and long sequences take many particles.
 
     Args:
         pair: any model and guide, used in evaluation mode.
-        batch: N sequences; what stands at missing steps is not looked at.
-        missing: `[N, T]`, true where an observation is missing; of all sequences `[T]`; a tensor,
-            array or list. Padding is left as it is. The batch's own missing steps (`with_missing`)
-            are filled in as well. What was observed is returned as it is.
+        batch: N sequences; values at missing steps are ignored.
+        missing: `[N, T]`, true where an observation is missing, or `[T]` for all sequences; a
+            tensor, array or list. The batch's own missing steps (`with_missing`) are filled in as
+            well. Padding and observations are returned unchanged.
         samples: particles for each draw.
         draws: draws for each sequence, independent of each other.
 

@@ -41,12 +41,12 @@ def interpolate(
 
     The sequences between one pair stand side by side.
 
-    At each of `num` places a = 0 … 1, evenly spaced, the latents are (1 - a) z + a z', z and z'
-    being the means over `samples` draws of the guide (`samples=1`: a draw itself, as rough as the
-    posterior), and the model draws observations given them. Latents of each step are combined step
-    by step, and those of a whole sequence as they are. The way is straight, not along a sphere: the
-    latents of a sequence model are no draws from one round normal, and between two means it stays
-    where the prior expects means.
+    At each of `num` evenly spaced places a = 0 … 1 the latents are (1 - a) z + a z', and the model
+    draws observations given these latents. z and z' are the means over `samples` draws of the guide
+    (with `samples=1` single draws, as rough as the posterior). Latents of steps are combined step
+    by step, latents of a whole sequence as they are. The line is straight, not along a sphere,
+    since the latents of a sequence model are not draws from one round normal, and the points
+    between two means are means that the prior expects.
 
     Sequences of unequal length are cut to the shorter: the result has T = the smaller number of
     steps, and is zero beyond the shorter length of each two. Side inputs are combined as the

@@ -39,25 +39,25 @@ def posterior_predictive(
 
     The pair is in evaluation mode, and without gradients.
 
-    The same as `Predictive(pair.model, guide=pair.guide, num_samples=num_samples,
-    parallel=parallel)(batch)` under the same seed, to the bit, inside the pair's own parameters,
-    for batches without missing steps. Steps that the batch leaves to be sampled are predicted,
-    observed ones returned as they are. No guide may look at them, since zeros stand there:
+    For batches without missing steps the samples equal, bit for bit under the same seed, those of
+    `Predictive(pair.model, guide=pair.guide, num_samples=num_samples, parallel=parallel)(batch)`
+    with the pair's own parameters. Missing steps are predicted, observed ones returned unchanged.
+    The guide must not see missing steps, since zeros stand there:
 
     - Steps after the last observation (`batch.continued(H)`): the guide sees the sequences up to
-      there, and the model draws all that follows from the latents that it has inferred.
+      the last observation, and the model draws all later steps given the inferred latents.
     - Gaps before an observation (`batch.with_missing(steps)`), and latents that the guide leaves to
-      enumeration: latents and gaps are drawn together, given all that was observed, as `infill`
-      draws them, with so many `particles`. The states of a shipped `hmm` are summed out there and
-      not returned.
+      enumeration: latents and gaps are drawn together, given all observations, as `infill` draws
+      them, with so many `particles`. The states of a shipped `hmm` are summed out there and not
+      returned.
 
-    With `replicate` all observations are drawn anew, from latents that the guide
-    has inferred from the batch: for posterior predictive checks.
+    With `replicate` all observations are drawn anew, from latents that the guide has inferred from
+    the batch: for posterior predictive checks.
 
-    In parallel, which is the default, guide and model run three times each, however many samples
-    there are (once is for the samples; Pyro looks for their sites in the other two, which use up
-    random numbers, so leaving them out would change the samples). One after the other, each runs
-    num_samples + 2 times: that is for functions whose plates do not take a dimension to the left.
+    In parallel, the default, guide and model run three times each, whatever the number of samples:
+    in two of the runs Pyro looks for sites, and since these runs use random numbers, leaving them
+    out would change the samples. With `parallel=False` each runs num_samples + 2 times, which is
+    for functions whose plates do not take a dimension to the left.
 
     Args:
         pair: any model and guide that take a `SequenceBatch`.

@@ -1,7 +1,7 @@
 """Reparameterised samples of a latent path whose steps are normal given the one before.
 
-    z_t = loc_t + scale_t * noise_t,   (loc_t, scale_t) = posterior(e_t, z_{t-1}) [+ prior(d_t,
-    z_{t-1}).loc]
+    z_t = loc_t + scale_t * noise_t,
+    (loc_t, scale_t) = posterior(e_t, z_{t-1}) [+ prior(d_t, z_{t-1}).loc]
 
 Each step needs the last, so a path is a loop; under autograd the loop records some fifteen
 operations a step, whose bookkeeping costs more than their arithmetic. For networks made of linear

@@ -187,8 +187,8 @@ class _GRULayer(torch.autograd.Function):
 
     With the products `x = (x_r, x_u, x_n)` and `(v_r, v_u, v_n) = W h_{t-1} + b`:
 
-        r = sigmoid(x_r + v_r),  u = sigmoid(x_u + v_u),  n = tanh(x_n + r * v_n),  h_t = n + u *
-        (h_{t-1} - n)
+        r = sigmoid(x_r + v_r),  u = sigmoid(x_u + v_u),  n = tanh(x_n + r * v_n),
+        h_t = n + u * (h_{t-1} - n)
 
     products `[T, N, 3H]`, h_0 `[N, H]`, W `[3H, H]`, b `[3H]`; returns h_1 … h_T `[T, N, H]`. Only
     the products with W are truly sequential: the backward pass computes the derivatives of the

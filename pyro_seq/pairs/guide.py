@@ -22,11 +22,11 @@ from pyro_seq.pairs.registration import register
 class SequenceGuide(nn.Module):
     """q(z_{1:T} | x_{1:T}) = prod_t q(z_t | evidence_t, z_{t-1}): guide of a `SequenceModel`.
 
-    A subclass declares `gather` (everything that the observations say, for all steps) and
-    `posterior` (one chunk of steps). Where q(z_t) depends on a recurrence over the latents before,
-    `unroll` adds that to the evidence of a chunk. Invertible `flows`, if there are any, are what
-    each z_t passes through. The guide may use the model's own equations (`self.model`); the model's
-    parameters stay the model's.
+    A subclass declares `gather` (features of the observations, for all steps) and `posterior` (one
+    chunk of steps). Where q(z_t) depends on a recurrence over earlier latents, `unroll` adds that
+    recurrence to the evidence of a chunk. Each z_t passes through the invertible `flows`, if there
+    are any. The guide may use the model's own equations (`self.model`); the model's parameters stay
+    the model's.
     """
 
     flows: Any
@@ -113,10 +113,9 @@ class SequenceGuide(nn.Module):
     def forward(self, batch: SequenceBatch) -> Outcome:
         """Run the Pyro guide q(z | x) of the batch, in the layout of its model.
 
-        Of a batch whose observations end before its steps do (`continued`), the latents up to
-        there, which the guide infers from what was observed; those after it are left to the model.
-        Raises `UserError` for gaps before an observation: zeros stand in them, and the guide would
-        take these for observations.
+        Where observations end before the batch's steps do (`continued`), the guide samples the
+        latents up to the last observation and leaves later latents to the model. Raises `UserError`
+        for gaps before an observation: the guide would take the zeros in them for observations.
         """
         if batch.values is None:
             raise UserError(

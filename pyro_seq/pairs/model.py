@@ -30,8 +30,8 @@ Layout = Literal["path", "steps"]
 class Outcome(NamedTuple):
     """The values, latents `[*lead, N, T, Z]` and last state that a model or guide returns.
 
-    The state is what a following window starts from, so it is that of sequences that fill the
-    batch's T steps; nothing follows a sequence that ended before.
+    The next window starts from the state, which is that of sequences that fill the batch's T steps;
+    no window follows a sequence that has ended earlier.
     """
 
     values: Any
@@ -45,8 +45,8 @@ class SequenceModel(nn.Module):
     A subclass declares three equations. Each of them takes a chunk of steps `[*lead, T, …]`; a
     chunk may be one step long.
 
-    - `recur(c, z_{t-1}, carried)`: what is computed before z_t is known, from the contexts c_t
-      (`contexts.Context`): h_t. A model that looks at z_{t-1} here says so: `recurs_on_latents`.
+    - `recur(c, z_{t-1}, carried)`: h_t, computed before z_t is known from the contexts c_t
+      (`contexts.Context`). A model that looks at z_{t-1} here sets `recurs_on_latents`.
     - `transition(h, z_{t-1})`: the prior p(z_t | h_t, z_{t-1}), a normal; not needed without
       latents (`latent_size` 0).
     - `decode(h, z, carried)`: the emission's features.
@@ -319,8 +319,8 @@ def observations(model: SequenceModel, batch: SequenceBatch) -> list[Any]:
 def remembered(model: SequenceModel, x: Any, context: Any, latent: Tensor) -> tuple[Any, Tensor]:
     """Return (the context's state after x_t, z_t or its substitute).
 
-    Plates around the model add dimensions to what is sampled, so x, or what was remembered before
-    it, may lack some that the other has.
+    Plates around the model add dimensions to sampled values, so x, or the context's state before
+    x, may lack dimensions that the other has.
     """
     lead = _lead(model.emission, x)
     if len(lead) > 1 or latent.dim() > 2:

@@ -52,11 +52,10 @@ class Pair:
     silently share them; inside `scope()` the store holds this pair's parameters alone. All tools
     work inside it.
 
-    A pair trained by hand, with parameters in Pyro's store as it stands outside of any scope, is a
-    pair of what was learnt: a parameter that its functions ask for (by `pyro.param`) inside
-    `scope()` for the first time is a copy of the one of its name outside, if there is one. Nothing
-    else is taken over, and nothing outside is changed: modules hold their own parameters, and names
-    in the store that are theirs could be another module's.
+    If you trained with plain `SVI` outside `scope()`, the pair copies those parameters, by name,
+    the first time its functions ask for them (by `pyro.param`) inside `scope()`. Nothing else is
+    copied, and the outer store is not changed: modules hold their own parameters, and entries of
+    their names in the store could be another module's.
 
     Modules that functions use (`pyro.module`, in their closures or among their globals) are put
     into training and evaluation mode and moved between devices with the pair.
@@ -157,8 +156,8 @@ class Pair:
 
         To be called inside `scope()`, after a first call has registered functions' parameters.
 
-        The modules' own parameters are taken from them, not from the store, where one of the model
-        and one of the guide that have the same name would be one entry.
+        The modules' parameters are taken from the modules, not from the store, where a parameter of
+        the model and one of the guide with the same name would be one entry.
         """
         named: dict[int, tuple[str, Tensor]] = {}
         for side, module in self.modules().items():

@@ -21,22 +21,21 @@ _OWNERS: Any = WeakTensorKeyDictionary()
 def register(module: nn.Module) -> bool:
     """Register a module in Pyro's store by its class's name, so that its parameters are trained.
 
-    Pyro's store goes by names, and `pyro.module` leaves a parameter that it finds under a name as
-    it is: a second module of the class, as of a notebook's cell that is run twice, would never
-    learn, without a word. So
+    `pyro.module` leaves a parameter that it finds under a name in the store as it is. So a second
+    module of the class, as from a notebook's cell that runs twice, would silently never learn.
+    Therefore
 
-    - what a module has left that is no more (or that has other parameters by now) is taken out of
+    - parameters of a module that was deleted (or that has other parameters by now) are removed from
       the store;
-    - beside a module of the class that still lives, the next one is called `RNN_2`, and so on:
-      several can learn side by side. Where no gradients are recorded it is not registered at all.
+    - beside a module of the class that is still alive, the next one is called `RNN_2`, and so on,
+      so that several can learn side by side. Without gradients no module is registered.
 
-    Weights that are random (`PyroSample`) are drawn here, once for all sequences: networks that run
-    inside the plate of the sequences would draw others for each of them. Returns whether there are
-    any.
+    Random weights (`PyroSample`) are drawn here, once for all sequences: networks inside the plate
+    of the sequences would draw other weights for each sequence. Returns whether there are any.
 
-    Raises `UserError` for parameters of these names that no module of ours has registered, as after
-    `get_param_store().load(…)`, and for random weights in a module that has not been converted as a
-    whole.
+    Raises `UserError` for parameters of these names that no module of this package has registered,
+    as after `get_param_store().load(…)`, and for random weights in a module that has not been
+    converted as a whole.
     """
     title = _free_title(module)
     if title is not None:

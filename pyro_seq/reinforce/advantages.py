@@ -11,8 +11,7 @@ def discounted_returns(
 ) -> Tensor:
     """Compute G_t = sum_{s >= t} discount^{s-t} r_s `[N, T]`; r `[N, T]` is zero at padding.
 
-    `after` `[N]` is what is to be expected after the last step, for sequences that are cut off
-    there.
+    `after` `[N]` is the expected return after the last step, for sequences that are cut off there.
     """
     if after is not None:
         return discounted_returns(torch.cat([rewards, after.unsqueeze(-1)], -1), discount)[..., :-1]
@@ -37,12 +36,12 @@ def generalised_advantages(
     A_t = sum_{s >= t} (discount * trace_decay)^{s-t} delta_s, delta_t = r_t + discount V_{t+1} -
     V_t.
 
-    (Schulman et al. 2016, arXiv 1506.02438.) With `trace_decay` 1 it is G_t - V_t, unbiased
-    whatever V is; towards 0 it leans on V, which lowers its variance.
+    Schulman et al. 2016, arXiv 1506.02438. With `trace_decay` 1, A_t is G_t - V_t, unbiased
+    whatever V is; towards 0, A_t relies on V, which lowers the variance.
 
     Args:
         rewards: r `[N, T]`, zero at padding.
-        values: V_t `[N, T]`, what was to be expected before step t; zero at padding.
+        values: V_t `[N, T]`, the expected return before step t; zero at padding.
         discount, trace_decay: between 0 and 1.
         after: V_{T+1} `[N]`, for sequences that are cut off; zero for those that end.
     """

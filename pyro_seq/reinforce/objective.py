@@ -57,8 +57,8 @@ class Reinforce(ELBO):
 
     Its gradient is estimated (Williams 1992) from sequences that the generator samples, by
 
-        sum_t A_t grad log p(x_t | x_{<t}) + beta grad H_t,    A_t = G_t - b_t,    G_t = sum_{s >=
-        t} r_s + beta sum_{s > t} H_s.
+        sum_t A_t grad log p(x_t | x_{<t}) + beta grad H_t,
+        A_t = G_t - b_t,    G_t = sum_{s >= t} r_s + beta sum_{s > t} H_s.
 
     The estimate is unbiased, whatever the baseline b, but for `normalise`, a `trace_decay` below 1,
     and a `discount` below 1, under which the factor discount^t of the steps is left out, as is
@@ -73,19 +73,18 @@ class Reinforce(ELBO):
         reward: from the sampled batch to what each sequence earns, `[N]`, at its end, or what each
             step earns, `[N, T]`. No gradient is taken through it.
         action_values: in place of rewards, an estimate of Q(x_{1:t}) = E[G_t | x_{1:t}] `[N, T]`,
-            for instance `Rollouts`. The objective's
-            value is then the rewards of the sequences, where an attribute `earned` `[N, T]` tells
-            them (as of `Rollouts`), else Q(x_1).
+            for instance `Rollouts`. The objective's value is then the sum of its attribute `earned`
+            `[N, T]`, the rewards (`Rollouts` has it), else Q(x_1).
         baseline: b; a `Critic`'s parameters are trained beside the generator's, by squared error
             from the returns.
         discount: of rewards per step.
         trace_decay: lambda of generalised advantages, between baseline (0) and returns (1).
         entropy_bonus: beta, nats of reward a nat.
         normalise: whether advantages are brought to mean 0 and deviation 1 over the batch's steps.
-        sample: how sequences come about, `sample(generator, batch)` being the batch with values. By
-            default the generator draws them alone. In a game, where it draws actions and a world
-            answers, the batch that comes back has what was seen as side inputs, and may have
-            lengths of its own. Densities are those of the values, given the side inputs.
+        sample: a function of (generator, batch) that returns the batch with values. By default the
+            generator draws them alone. In a game, where the generator draws actions and a world
+            answers, the returned batch has the world's answers as side inputs, and may have other
+            lengths. Densities are those of the values, given the side inputs.
         num_particles: batches sampled for one gradient.
 
     Raises `UserError` in a step for a reward of another shape or that is not finite, for a

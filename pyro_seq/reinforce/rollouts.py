@@ -24,15 +24,15 @@ class Rollouts:
 
     A policy draws the completions.
 
-    (Yu et al. 2017, arXiv 1609.05473, eq. 4.) Of rewards by step, those before the prefix's last
-    step are left out: Q is an estimate of the return G_t. It is what `Reinforce(action_values=…)`
-    takes, unbiased where the policy is the generator itself.
+    Yu et al. 2017, arXiv 1609.05473, eq. 4. Of rewards by step, those before the prefix's last step
+    are left out: Q estimates the return G_t. `Reinforce(action_values=…)` takes Q, which is
+    unbiased where the policy is the generator itself.
 
-    The policy is a copy of the generator that lags behind it: `follow` moves its weights, w <- rate
-    w + (1 - rate) w_generator. A model declared by its equations draws the completions of all
-    prefixes in one batch that grows by those of one prefix at each step, each going on from the
-    state that its prefix has left; so T prefixes take T steps, not T^2 / 2. Any other model is run
-    once a prefix.
+    The policy is a copy of the generator that lags behind: `follow` moves the policy's weights,
+    w <- rate w + (1 - rate) w_generator. A model that declares its equations draws the completions
+    of all prefixes in one batch, which grows by the completions of one prefix at each step, each
+    from the state after its prefix; so T prefixes take T steps, not T^2 / 2. Any other model runs
+    once for each prefix.
 
     Args:
         generator: what is copied, a model without latents and its empty guide.
@@ -40,8 +40,8 @@ class Rollouts:
         num_rollouts: K.
         update_rate: how much of its own weights the policy keeps, between 0 (all are the
             generator's at once) and 1 (none ever).
-        end: the symbol that ends a sequence, if there is one: a completion is as long as it says
-            (its values are symbols `[N, T]` then).
+        end: the symbol that ends a sequence, if there is one, and so a completion (values are
+            symbols `[N, T]` then).
         max_rows: completions that are drawn and rewarded side by side, which bounds memory; one of
             each of a sequence's prefixes at least.
     """

@@ -1,18 +1,17 @@
 """Run folders: everything needed to use, judge or resume a training.
 
     run.json              what kind of run it is, the format's version, and the resolved settings
-    *.json                what the domain needs besides (a vocabulary)
-    last.safetensors      what a run goes on from: weights, optimiser, random state, position in the
-    data
+    *.json                documents of the program (a vocabulary)
+    last.safetensors      the checkpoint to resume: weights, optimiser, random state, stream of data
     best.safetensors      the weights with the lowest validation loss, for samples and scores
     metrics.jsonl         one line a measurement; equal for equal runs, however often interrupted
     tensorboard/          events, with samples
     .lock                 held by the process that writes the run
 
 Files are written in a temporary folder beside them, flushed to the disk and renamed. Nothing is
-ever unpickled: tensors are safetensors, the rest JSON. A run folder may come from anybody: whoever
-opens one sees to it first that it holds plain files and folders alone, so that nothing outside of
-it can be read or written through it.
+ever unpickled: tensors are safetensors, the rest JSON. A run folder may come from anybody: when one
+is opened, it is checked to hold plain files and folders only, so that nothing outside of it can be
+read or written through it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Open plain files only: a run folder from elsewhere may hold links, devices, pipes, sockets.
 
-A link would lead what is written there out of the folder; a pipe or a device may be read for ever.
-So a folder is looked through once when it is opened (`check_plain`), and each file is opened
-without following a link or waiting for anybody (`open_plain`).
+A link would redirect writing out of the folder; a pipe or a device may be read for ever. So a
+folder is checked once when it is opened (`check_plain`), and each file is opened without following
+a link or waiting for another process (`open_plain`).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def check_plain(folder: Path, below: Iterable[str] = (), *, to: str = "read") ->
 
     Of the folders inside, those of the names `below` are looked into.
 
-    `to` says what for. Other folders in it are somebody else's, and are not entered. The folder
-    itself may be a link: the user has named it.
+    `to` says what for. Other folders inside are not the run's own, and are not entered. The folder
+    itself may be a link, since the user has named it.
     """
     own, waiting = set(below), [(folder, True)]
     try:

@@ -1,8 +1,8 @@
 """Write files whole or not at all, beside other processes that do the same.
 
-A file is written in a temporary folder beside it, flushed to the disk and renamed. The folder is
-locked by the process that writes in it: one that nobody holds was left by a process that was
-killed, and may be cleared away.
+A file is written in a temporary folder beside it, flushed to the disk and renamed. The process that
+writes locks the temporary folder; a folder without a lock was left by a killed process, and may be
+removed.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def held(folder: Path, *, without_locks: bool = True) -> Iterator[bool]:
 
     It is not while another process holds it, or once the folder is gone.
 
-    Where the file system has no locks, nobody knows, and it is as `without_locks` says. Raises
-    `OSError` for what is no folder or cannot be opened.
+    On a file system without locks the answer is `without_locks`. Raises `OSError` for a path that
+    is no folder or cannot be opened.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -44,14 +44,17 @@ def problems(model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> list
 
     A line names the side, the site or parameter, the step and the sequence.
 
-    On the first few sequences of the batch (with some padding made, if it has none): both sides
-    run; they have the same latents, in the plate of the sequences, of one shape and support; no
-    value or density is NaN or infinite; every parameter is registered with Pyro and gets a finite,
-    non-zero gradient. At the same latents, in evaluation mode, the density of every site is the
-    same twice, in another order of the sequences, beside others, with more padding and with other
-    numbers in it; sites at padded steps do not count; no distribution of the model depends on its
-    own or on later observations. The pair can be scored, by steps; the model samples, from a batch
-    without values, what it scores; it goes on from the states that it returns.
+    The checks look at the first few sequences of the batch, with some padding added if it has none:
+
+    - Model and guide run, and have the same latents, in the plate of the sequences, of one shape
+      and support. No value or density is NaN or infinite.
+    - Every parameter is registered with Pyro and gets a finite gradient that is not zero.
+    - At the same latents, in evaluation mode, the density of every site is the same in a second
+      call, in another order of the sequences, beside other sequences, with more padding and with
+      other numbers in the padding. Sites at padded steps do not count.
+    - No distribution of the model depends on its own observation or on later ones.
+    - The pair can be scored by steps, the model samples the sites that it scores, and both sides go
+      on from the states that they return.
 
     Two densities are equal if they are within eps^0.6 of their type, 7e-5 in single precision.
     Neither parameters nor random state are changed.

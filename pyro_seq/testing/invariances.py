@@ -197,10 +197,10 @@ def _steps(name: str, site: Any, trace: Any, batch: SequenceBatch) -> Tensor:
 def causal(probe: Probe) -> Iterator[str]:
     """Check that a step's distribution depends on no observation of that step or later.
 
-    With the observations from step s on exchanged, the distributions that the model gives to the
-    latents and observations up to s must be the ones before, told by their densities at the old
-    values. At step s itself only sites that come before all exchanged observations are asked, and
-    these themselves: later ones may well depend on them.
+    The observations from step s on are exchanged. The model's distributions of the latents and
+    observations up to s must stay the same, which shows in their densities at the old values. At
+    step s itself only the exchanged observations and the sites before them are compared, since
+    later sites may depend on them.
     """
     batch = probe.batch
     if batch.num_steps > LOOKS:

@@ -48,20 +48,19 @@ def enumerated_steps(pair: Pair, batch: SequenceBatch, rows: Tensor) -> Tensor:
 
     All latents are marked `infer={"enumerate": "parallel"}`; sums are in float64.
 
-    The latents are summed out in the order in which they are drawn, each as soon as nothing more
-    depends on it: for a chain that takes
-    O(T S^2) products, for a latent of a whole sequence O(T S). The loop over time must be
-    `batch.steps()` (`pyro.markov`), as for
-    `TraceEnum_ELBO`, so that latents of steps long past are known to be of no more use.
+    Each latent is summed out as soon as nothing more depends on it, in the order in which latents
+    are drawn: a chain takes O(T S^2) products, a latent of a whole sequence O(T S). The loop over
+    time must be `batch.steps()` (`pyro.markov`), as for `TraceEnum_ELBO`, which tells that latents
+    of earlier steps are used no more.
 
     Args:
         pair: a model whose guide samples nothing.
         batch: N observed sequences, whose padding is masked as in any pair.
         rows: what the sequences are called in a message `[N]`.
 
-    Raises `UserError` for latents that are not marked, shared by all sequences, in a plate inside
-    of a sequence, not finite in number, or
-    not drawn in order of time, and where too many depend on each other at once.
+    Raises `UserError` for latents that are not marked, shared by all sequences, in a plate inside a
+    sequence, not finite in number, or not drawn in order of time, and where too many latents depend
+    on each other at once.
     """
     model_trace = _enumerated_trace(pair, batch)
     factors = list(_factors(model_trace, batch, Observed(batch.mask, rows)))

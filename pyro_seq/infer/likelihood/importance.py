@@ -40,11 +40,11 @@ def path_weights(
 
     They are those of K whole paths for each sequence.
 
-    For a pair declared by its equations, at a document's beginning, the particles are a dimension
-    to the left, so that what does not depend on latents is computed once for each sequence; for
-    others each sequence is repeated. Without latents K is 1. The states after all K paths are held
-    by what is returned, since a later window may start from them. `rows` are what the sequences are
-    called in a message.
+    For a pair that declares its equations, at a document's beginning, the particles are a dimension
+    to the left, so that whatever does not depend on latents is computed once for each sequence. For
+    other pairs each sequence is repeated. Without latents K is 1. The result holds the states after
+    all K paths, since a later window may start from them. `rows` are the names of the sequences in
+    a message.
     """
     n, weights, after, latent = len(batch), [], [], None
     if isinstance(pair.model, SequenceModel) and not pair.model.latent_size:

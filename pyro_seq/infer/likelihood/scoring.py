@@ -76,9 +76,8 @@ def score(
     With latents z and weights w_k = p(x, z_k) / q(z_k | x), z_k ~ q the guide (or, with
     `proposal="prior"`, the model's own p(z)):
 
-    - `exact`: log p(x), of a pair without latents, and of one whose latents are all marked to be
-    enumerated (`enumerated_steps`), which
-      any method then sums out; refused for others.
+    - `exact`: log p(x) of a pair without latents, or with latents that are all marked to be
+      enumerated (`enumerated_steps`), which every method sums out; refused for other pairs.
     - `elbo`: the mean of log w_k.
     - `importance`: log (1/K) sum_k w_k (Burda et al. 2016, arXiv 1509.00519); the ELBO in
       expectation for K = 1. Over windows (pass each window the `state` of the score before it) the
@@ -373,10 +372,10 @@ def score_document(
 ) -> Iterator[Score]:
     """Score a document window by window, states carried over, in memory of one window.
 
-    Where there are so many particles that what is kept of them would fill the memory, portions of
-    them read the whole document one after the other (`pooling`): no more memory is taken for more
-    particles, and the scores have no state. The document is then read several times, and if
-    `windows` cannot be, being an iterator, its observations are kept.
+    Where the figures of all particles would fill the memory, portions of the particles read the
+    whole document one after the other (`pooling`): memory does not grow with the number of
+    particles, and the scores have no state. The document is then read several times; if `windows`
+    is an iterator, its observations are kept.
 
     Args:
         pair, method, samples, proposal: see `score`.
@@ -475,8 +474,8 @@ def filtered_state(
     """Return states after each of N sequences, `draws` of each side by side.
 
     The latents are drawn from an estimate of the filter p(z_T | x_{1:T}): `samples` particles of
-    the guide, drawn by their weights. Raises `UserError` if there are no windows, or the sequences
-    are not of equal length: then there would be no one step to go on from.
+    the guide, drawn by their weights. Raises `UserError` if there are no windows, and for sequences
+    of unequal length, which have no common step to go on from.
     """
     state: Any = None
     with warnings_kept():

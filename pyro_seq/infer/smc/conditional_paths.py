@@ -128,8 +128,8 @@ class PathMoves:
     def moved_block(self, path: Filled, steps: range) -> Filled:
         """Return the path with latents and gaps of some steps drawn anew.
 
-        What particles of whole paths cannot do where observations are exact: none of them meets
-        all, but some meet those of a few steps.
+        Where observations are exact, no particle of whole paths meets all of them, but some meet
+        those of a few steps.
         """
         trace = self._model_trace(path, self._latents(path, self.first), block=steps)
         fixed = self._log_prob(

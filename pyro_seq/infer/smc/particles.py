@@ -46,9 +46,9 @@ def drawn_by_weight(log_weights: Tensor, draws: int) -> Tensor:
 class Particles(NamedTuple):
     """K weighted particles for each of N sequences.
 
-    Between two resamplings all particles are of one generation; `ancestors` says from which
-    particle of the generations before each one descends. All in float64; what is multiplied up is
-    kept as logarithms, in nats.
+    Between two resamplings all particles are of one generation; `ancestors` holds the particles of
+    earlier generations from which each one descends. All figures are in float64; weights are stored
+    as logarithms, in nats.
 
     Attributes:
         log_weights: `[N, K]`, normalised.
@@ -57,7 +57,7 @@ class Particles(NamedTuple):
             impossible.
         ancestors: `[N, LAG + 1, K]`, the index of each particle's ancestor 0, 1, … generations ago.
         generations: `[N]`, how many resamplings there were.
-        finished: `[N]`, what generations more than LAG ago add to the variance.
+        finished: `[N]`, the variance contributed by generations more than LAG ago.
     """
 
     log_weights: Tensor

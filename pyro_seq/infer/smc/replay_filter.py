@@ -49,20 +49,20 @@ def replay_filter(
 
     It is the particle filter of `particle_filter`.
 
-    The pair runs on all particles; where a sequence's effective number falls below K / 2 after a
-    step, its particles are resampled, the latents up to that step kept with them, and the pair runs
-    again: those latents are replayed, all states recomputed from them, and the later ones drawn
-    anew. A sequence resampled R times takes R + 1 runs, in which all sequences take part.
+    The pair runs on all particles. Where a sequence's effective number falls below K / 2 after a
+    step, its particles are resampled with their latents up to that step, and the pair runs again:
+    these latents are replayed, all states recomputed from them, and later latents drawn anew. A
+    sequence that is resampled R times takes R + 1 runs, in which all sequences take part.
 
     Args:
         pair: any model and guide.
         batch: the N sequences, each K times side by side: `[N * K, T, …]`.
         particles: of the window before, or new ones.
         proposal: `guide` or `prior`.
-        observed: which observations to check.
+        observed: the observations to check.
 
-    Returns (shares by step `[N, T]`, the particles, the state afterwards `[N * K, …]`, whether
-    there were no latents). Raises `UserError` for a latent site that holds all steps, for latents
+    Returns (shares by step `[N, T]`, the particles, the last state `[N * K, …]`, whether there were
+    no latents). Raises `UserError` for a latent site that holds all steps, for latents
     drawn in another order, and for densities of a step that depend on later latents.
     """
     n, k = particles.log_weights.shape
