@@ -49,8 +49,8 @@ class AutoSequenceGuide(nn.Module):
     window starts from, are f_T, the last z_T and w.
 
     Parameters exist once the guide has been `prepare`d, which the first call does by itself. Raises
-    `UserError` for latents that it cannot sample: discrete ones that are not enumerated, ones that
-    all sequences share, ones in plates inside of a sequence.
+    `UserError` for latents that the guide cannot sample: discrete latents that are not enumerated,
+    latents that all sequences share, latents in plates inside a sequence.
 
     Args:
         model: any Pyro model of a `SequenceBatch`.
@@ -180,9 +180,9 @@ class AutoSequenceGuide(nn.Module):
     def forward(self, batch: SequenceBatch) -> Outcome:
         """Run the Pyro guide q(z | x) of the batch.
 
-        Of a batch whose observations end before its steps do (`continued`), the latents up to
-        there; those after it are left to the model. Raises `UserError` for gaps before an
-        observation, and for a latent of all steps where some are missing.
+        Where observations end before the batch's steps do (`continued`), the guide samples the
+        latents up to the last observation and leaves later latents to the model. Raises `UserError`
+        for gaps before an observation, and for a latent of all steps where some are missing.
         """
         if batch.values is None:
             raise UserError(

@@ -41,17 +41,17 @@ class Filtered(NamedTuple):
 class HiddenMarkov(TorchDistribution):
     """p(x_{1:T}) = sum_{z_{1:T}} prod_t p(z_t | z_{t-1}) p(x_t | z_t), with S hidden states.
 
-    Members of a named group share their hidden states, so each has the law of its sequence given
-    the sequences of those before it: p(x^b_{1:T} | x^a_{1:T}) = p(x^a_{1:T}, x^b_{1:T}) /
+    Members of a named group share their hidden states, so the density of a member's sequence is
+    given the sequences of the members before: p(x^b_{1:T} | x^a_{1:T}) = p(x^a_{1:T}, x^b_{1:T}) /
     p(x^a_{1:T}).
 
     Args:
-        predicted: log p(z_1) `[*batch, S]`, or what the steps before say of it.
+        predicted: log p(z_1) `[*batch, S]`, given the steps before if there are any.
         transition: log p(z_t = j | z_{t-1} = i) `[S, S]`.
         likelihood: log p(x_t | z_t) `[*batch, T, S]` of a sequence `[*batch, T, *event]`.
         shape: `[T, *event]`.
         active: `[*batch, T]`, `False` where a step is padding; `None` for no padding.
-        given: what is known from the group's members before.
+        given: the result of the forward algorithm for the group's members before.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own form)
@@ -133,11 +133,11 @@ def filtered(
 
     They are `[*batch, T]` and `[*batch, S]`, in float64 (Rabiner 1989).
 
-    By an associative scan over the steps' matrices exp(m_t), m_t[i, j] = log p(x_t | z_t = i) + log
-    p(z_{t+1} = j | z_t = i), which is of depth O(log T) and takes O(T S^3) products and O(T S^2)
-    memory (Hassan, Särkkä & García-Fernández 2021, arXiv 2102.05743), where batch and states are
-    few enough for that; else step after step in O(T S^2) products and O(T S) memory. Both give the
-    same to rounding.
+    Where batch and states are few, an associative scan runs over the steps' matrices exp(m_t),
+    m_t[i, j] = log p(x_t | z_t = i) + log p(z_{t+1} = j | z_t = i). The scan has depth O(log T) and
+    takes O(T S^3) products and O(T S^2) memory (Hassan, Särkkä & García-Fernández 2021, arXiv
+    2102.05743). Otherwise the steps run one after another in O(T S^2) products and O(T S) memory.
+    Both give the same result, to rounding.
 
     Args:
         predicted: log p(z_1) `[*batch, S]`.
@@ -186,8 +186,8 @@ def by_scan(
     Products of ever more steps are formed upwards, then the beliefs that enter each product
     downwards.
 
-    Where a number falls out of reach on the way (`_fast_product`), as with transitions that are
-    forbidden, the steps are taken one by one.
+    Where a number falls below the type's range on the way (`_fast_product`), as with forbidden
+    transitions, the steps are taken one by one.
     """
     unsure: list[Tensor] = []
     beliefs = _entering(
@@ -211,8 +211,8 @@ def advanced(predicted: Tensor, transition: Tensor, likelihood: Tensor) -> tuple
 
     They are `[*lead]` and `[*lead, S]`, from log p(z_t | x_{<t}) and log p(x_t | z_t) `[*lead, S]`.
 
-    An observation that no state allows has a log-density of minus infinity, and the states go on as
-    if it had not been seen.
+    An observation that no state allows has a log-density of minus infinity, and leaves the belief
+    as it was.
     """
     joint = predicted + likelihood
     figure = log_sum_exp(joint)
@@ -278,9 +278,9 @@ def log_sum_exp(x: Tensor) -> Tensor:
 def log_product(a: Tensor, b: Tensor) -> Tensor:
     """Compute log(exp(a) @ exp(b)) of rows `[*lead, J]` and a matrix `[J, K]`, exactly.
 
-    By a matrix product, and term by term in the rows that have numbers which the product cannot
-    reach: where what weighs most in a row is
-    forbidden for one of the K, and what is allowed lies hundreds of nats behind.
+    Most rows are one matrix product. Rows with numbers below the range of that product are summed
+    term by term: rows whose largest term is forbidden for one of the K, while the allowed terms lie
+    hundreds of nats lower.
     """
     product, lost = _fast_product(a.unsqueeze(-2), b)
     product, lost = product.squeeze(-2), lost.squeeze(-2)
@@ -331,9 +331,9 @@ def log_likelihoods(distribution: Distribution, values: Tensor) -> Tensor:
 
     The distributions have batch shape `[S]` or `[*lead, S]`.
 
-    Where a state's distribution does not depend on anything else, `Categorical`s look their symbols
-    up and vectors of `Bernoulli`s are one matrix product, so that nothing of the size of all
-    observations times all states times all symbols is made.
+    Where a state's distribution depends on nothing else, `Categorical`s look their symbols up and
+    vectors of `Bernoulli`s are one matrix product, so that no tensor of the size observations x
+    states x symbols is made.
     """
     if len(distribution.batch_shape) == 1:
         inner, vectors = distribution, 0

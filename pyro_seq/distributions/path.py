@@ -24,9 +24,9 @@ class MarkovPath(TorchDistribution):
     """p(z_{1:T}) = prod_t N(z_t; loc_t(z_{t-1}), scale_t(z_{t-1})): a path of vectors.
 
     The density of a given path needs no loop: every conditional is computed at once from the path
-    shifted by one step. Only sampling is sequential. The conditionals of a path are kept for as
-    long as it is the one asked about, so that a density and a divergence at the same path share
-    them: make a new MarkovPath when the parameters have changed, as a model's every call does.
+    shifted by one step. Only sampling is sequential. The conditionals of the last path are cached,
+    so that a density and a divergence at the same path share them: make a new MarkovPath when
+    parameters have changed, as every call of a model does.
 
     Args:
         first: z_0 `[*batch, Z]`.
@@ -36,8 +36,8 @@ class MarkovPath(TorchDistribution):
         active: `[*batch, T]`, `False` where a step is padding and its density left out; `None` for
             no padding.
         sampler: a faster equal of the loop over `conditional`:
-            `sampler(noise [*batch, T, Z], first [*batch, Z])` are the path that standard normal
-            noise becomes, z_t = loc_t + scale_t noise_t, and its scales.
+            `sampler(noise [*batch, T, Z], first [*batch, Z])` returns the path z_t = loc_t +
+            scale_t noise_t of standard normal noise, and its scales.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own form)
@@ -159,9 +159,9 @@ class MarkovPath(TorchDistribution):
 class RecurrentPath(MarkovPath):
     """p(z_{1:T}) = prod_t N(z_t; loc_t(z_{<t}), scale_t(z_{<t})): a recurrence over latents.
 
-    As `MarkovPath`, but `conditional(previous, steps, running)` takes and gives the state of a
-    recurrence over the latents as well: it returns the normal of the chunk's steps and the state
-    after them. For a whole path, the recurrence runs over all steps in one kernel.
+    The class is a `MarkovPath` whose `conditional(previous, steps, running)` also takes and returns
+    the state of a recurrence over the latents: it returns the normal of the chunk's steps and the
+    state after them. For a whole path, the recurrence runs over all steps in one kernel.
 
     Args:
         running: the recurrence's state before the first step.
@@ -190,9 +190,8 @@ class FlowPath(RecurrentPath):
     """A path each of whose steps is a normal that has passed through invertible flows.
 
     z_t = f(y_t), y_t ~ N(loc_t(z_{<t}), scale_t(z_{<t})), so log p(z_t | z_{<t}) = log N(y_t) - log
-    |det df/dy_t|. The density of a path
-    that it has not sampled itself inverts the flows, which for autoregressive ones takes as many
-    passes as z_t has entries.
+    |det df/dy_t|. The density of a path that this object has not sampled inverts the flows, which
+    for autoregressive flows takes as many passes as z_t has entries.
 
     Args:
         flows: bijections of vectors (`torch.distributions.Transform`), the first one acting first.

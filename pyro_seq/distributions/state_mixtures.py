@@ -57,14 +57,13 @@ class _Group:
 class StateMixture(TorchDistribution):
     """p(x^b | x^a, …) = sum_z p(z | x^a, …) p(x^b | z): a member given those before it.
 
-    The members of a group are made together (`mixtures`) and asked one after another, in their
-    order: each is conditioned on the values
-    that those before it were asked about, or gave as samples. So the densities add up to the log of
-    the mixture of all, and samples of
-    all share a state, which every particle draws for itself.
+    The members of a group are made together (`mixtures`) and evaluated or sampled in their order:
+    each member is conditioned on the values of the members before. So the log-densities add up to
+    the log of the mixture of all members, and samples of all members share a state, which every
+    particle draws for itself.
 
     Args:
-        group: what the members share.
+        group: the values and the state that the members share.
         place: where in the group the member stands.
         likelihood: log p(x^b | z) `[*lead, S]` of values `[*lead, *event]`, each state's
             distribution having been adjusted.

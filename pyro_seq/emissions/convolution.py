@@ -29,11 +29,11 @@ class KeyConvolution(Emission):
         p(x_k = 1 | x_{<k}, f) = sigmoid(b_k + v g(c + e_k + sum_{i,d} A_{i,d} y_{i,k+d}
                                                    + sum_{j<k} x_j (W_j + B_{k-j})))
 
-    The second equation holds if `autoregressive`. The features are biases of the keys b `[K]` and of the hidden
-    units c `[H]`, which a model computes; the last n frames y `[n, K]` are passed on to it from the
-    context (`contexts.PassedOn`, `contexts.LastObservations` of `encoders.Flatten`). A_{i,d} and
-    B_d are zero beyond a reach; e_k and W_j are learnt for each key. v is small at first, so that a
-    new emission's keys are all but independent.
+    The second equation holds if `autoregressive`. The features are biases of the keys b `[K]` and
+    of the hidden units c `[H]`, which a model computes. The context passes the last n frames y
+    `[n, K]` on (`contexts.PassedOn`, `contexts.LastObservations` of `encoders.Flatten`). A_{i,d}
+    and B_d are zero beyond a reach; e_k and W_j are learnt for each key. v is small at first, so
+    that a new emission's keys are nearly independent.
 
     Args:
         size: K, entries of a vector.
@@ -118,8 +118,8 @@ class KeyConvolution(Emission):
 
         Those of an autoregressive emission are given the keys of `value` `[..., K]` below each.
 
-        What features have on the left of the frames' dimensions (particles) shares what is computed
-        of the frames.
+        Dimensions of the features to the left of the frames' (particles) share the computation on
+        the frames.
 
         Args:
             features: as those of `forward`.

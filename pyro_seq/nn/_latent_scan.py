@@ -3,10 +3,11 @@
     z_t = loc_t + scale_t * noise_t,
     (loc_t, scale_t) = posterior(e_t, z_{t-1}) [+ prior(d_t, z_{t-1}).loc]
 
-Each step needs the last, so a path is a loop; under autograd the loop records some fifteen
-operations a step, whose bookkeeping costs more than their arithmetic. For networks made of linear
-layers and elementwise activations, `sample_path` runs it as one autograd function instead: what
-does not depend on z is computed for all steps before the loop, what does not feed back after.
+Each step needs the last one, so a path is a loop; under autograd the loop records some fifteen
+operations a step, whose bookkeeping costs more than their arithmetic. For networks of linear layers
+and elementwise activations, `sample_path` runs the loop as one autograd function: everything that
+does not depend on z is computed for all steps before the loop, and everything that does not feed
+back is computed after the loop.
 """
 
 from __future__ import annotations

@@ -13,10 +13,9 @@ class SequenceDropout(nn.Module):
 
     Gal & Ghahramani 2016, arXiv 1512.05287.
 
-    `[*lead, T, F]` to the same: each feature of each sequence is zeroed with probability `p` at
-    every step, or scaled by 1 / (1 - p). A recurrence then sees the same features missing all
-    along, rather than others at each step. What is computed step by step, in chunks of one, needs
-    `same_features`.
+    Each feature of each sequence of `[*lead, T, F]` is zeroed with probability `p` at every step,
+    or else scaled by 1 / (1 - p). So a recurrence misses the same features at all steps.
+    Computation step by step, in chunks of one step, needs `same_features`.
     """
 
     def __init__(self, p: float) -> None:
@@ -70,8 +69,8 @@ def same_features(module: nn.Module) -> Iterator[None]:
 def without_dropout(module: object) -> Iterator[None]:
     """Put a module's parts into evaluation mode inside, and restore each part's mode on exit.
 
-    PyTorch's recurrent networks, some of whose kernels propagate gradients in training mode alone,
-    keep theirs and lose their dropout. What is no module is left as it is.
+    PyTorch's recurrent networks keep their mode and lose their dropout, since some of their kernels
+    propagate gradients in training mode only. An argument that is no module is left as it is.
     """
     parts = list(module.modules()) if isinstance(module, nn.Module) else []
     modes = [(part, part.training) for part in parts]

@@ -72,11 +72,10 @@ class MLP(nn.Sequential):
 
     A linear layer of `output_size` follows if given.
 
-    `[..., input_size]` to `[..., output_size]`; without `output_size` the last hidden layer is the
-    output, and without hidden layers either, the input is. Called with several inputs it takes them
-    side by side, their leading dimensions broadcast; what does not vary along a dimension is not
-    multiplied once for each of its entries. `dropout`, if not 0, follows each activation, in
-    training only.
+    The network maps `[..., input_size]` to `[..., output_size]`; without `output_size` the last
+    hidden layer is the output, and without hidden layers the input is. Several inputs are taken
+    side by side, with leading dimensions broadcast; an input that does not vary along a dimension
+    is multiplied only once for it. `dropout`, if not 0, follows each activation, in training only.
     """
 
     def __init__(

@@ -76,9 +76,9 @@ def find_latents(
 ) -> Latents:
     """Return the latents in the trace of a run of the model.
 
-    Raises `UserError` for those that no guide of ours can sample: discrete ones that are not
-    enumerated, ones that all sequences share, ones in plates inside a sequence, ones whose support
-    differs, ones of some steps only.
+    Raises `UserError` for latents that no guide of this package can sample: discrete latents that
+    are not enumerated, latents that all sequences share, latents in plates inside a sequence, of
+    varying support, or of some steps only.
     """
     places = classify([Side(trace, model)], batch)
     sequence, paths, groups = list[Latent](), list[Latent](), dict[Stem, dict[int, Latent]]()

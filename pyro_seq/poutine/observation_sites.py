@@ -47,8 +47,8 @@ def values_at(trace: Any, stems: list[Stem], steps: Iterable[int], like: Any = N
 
     They are a tensor `[N, *event]`, or a dict of such for a named group.
 
-    `like` are observations that they are to be put beside: a tensor, a dict or, where there are
-    none, `None`. Raises `UserError` if the model has no such sites, or others than `like` has.
+    `like` are observations whose form the result must have: a tensor, a dict, or `None` for any
+    form. Raises `UserError` if the model has no such sites, or others than `like` has.
     """
     members = [stem.member for stem in stems]
     group = isinstance(like, dict) or (like is None and stems != [Stem("x_", "")])

@@ -16,9 +16,9 @@ from pyro_seq.poutine.step_densities import is_enumerated
 class ScaleLatents(Messenger):
     """`poutine.scale` on the latent sites alone.
 
-    Around both a guide and a model (replayed against it) it scales the divergence of an ELBO and
-    leaves the likelihood as it is. Latents that the model alone has, marked to be summed out, have
-    no divergence and are left as they are, but for `summed_out`.
+    Around a guide and a model (replayed against the guide) the handler scales the divergence of an
+    ELBO and leaves the likelihood as it is. Latents of the model alone, marked to be summed out,
+    have no divergence and are not scaled, unless `summed_out`.
 
     Args:
         scale: the divergence's strength.
@@ -71,10 +71,9 @@ def scales_summed_out(
 
     One evaluation on a batch decides.
 
-    A sum over latents has one scale: 1 where observations depend on them, the divergence's where
-    only other latents do, as those of a
-    mixture prior. Raises `UserError` where both do, so that no strength of the divergence can be
-    told apart.
+    A sum over latents has one scale: 1 where observations depend on the latents, the divergence's
+    where only other latents do, as in a mixture prior. Raises `UserError` where both depend on
+    them, since the divergence cannot be separated then.
     """
     if strength == 1.0 or not isinstance(elbo, TraceEnum_ELBO):
         return False

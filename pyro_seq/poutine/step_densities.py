@@ -69,8 +69,8 @@ def log_weights(
     The log-weights are shaped like `like`.
 
     `like` is `[N, T]`, or `[K, N, T]` for K particles in a plate to the left. Where both traces are
-    one, the latents are the model's own draws and their densities cancel. Observations outside
-    their support are refused, those that `observed` names. Raises `UserError` as `score` does.
+    the same, the latents are the model's own draws and their densities cancel. Raises `UserError`
+    as `score` does, and for observations named by `observed` that lie outside their support.
     """
     latent: str | None = None
     shares: list[tuple[int | None, Tensor]] = []
@@ -181,8 +181,8 @@ def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
 def place_of(name: str, site: Any, place: Place) -> int | None:
     """Return the step that a site counts at, `None` if its event has an entry for each step.
 
-    A latent that is over no time counts as a whole at step 0, and so does one whose distribution
-    does not tell its steps apart.
+    A latent of the whole sequence counts at step 0, and so does a latent over time whose
+    distribution has no density for each step.
     """
     if place.step is not None or is_told_apart(site, place):
         return place.step

@@ -14,10 +14,9 @@ from pyro_seq.errors import UserError
 class LeftToSum(Messenger):
     """Raise `UserError` where an objective draws a model's enumerated sites.
 
-    That is, inside of an objective of Pyro's that neither enumerates the site nor takes its value
-    from a guide. Pyro's own answer would be
-    a warning and log p(z) counted as if it belonged to a bound, or a KeyError. Anything else may
-    draw the site: `Predictive`, a trace.
+    Such an objective of Pyro's neither enumerates the site nor takes its value from a guide. Pyro
+    itself would warn and count log p(z) as if it belonged to a bound, or raise a KeyError. Other
+    tools, such as `Predictive` or a trace, may draw the site.
     """
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:

@@ -64,8 +64,8 @@ class Place(NamedTuple):
     Args:
         step: the step, counted from 0; `None` for a site of no one step.
         over_time: whether the site's event has an entry for each step.
-        stem: of a site of one step, what its name has in common with those of the other steps;
-            `None` where the name does not say.
+        stem: of a site of one step, the part of its name that the sites of other steps share;
+            `None` where the name does not show it.
     """
 
     step: int | None = None
@@ -126,20 +126,20 @@ def places_of(trace: Any, num_steps: int | None = None) -> Places:
 def classify(sides: Sequence[Side], batch: SequenceBatch, pair: Pair | None = None) -> Places:
     """Classify the sites of runs on a batch, the model's last; remembered for their traces.
 
-    What counts, in this order:
+    The rules, in this order:
 
-    1. a mark, `infer={"time": t}`, `"all"` or `None` (the whole sequence), on either side.
-       `with batch.active(t)` marks the sites inside, and a declared pair marks all of its sites;
-    2. a distribution that knows its steps (`step_log_prob`), for an event of T entries;
-    3. names `…_{t}…` that there are for every step, and events of T entries. Neither is proof: a
-       group may have T members, and a vector T entries. So the function is run on one sequence of
-       T + 1 steps: the names, or events, that grow are those of steps. Observations that are the
-       batch's own values need no such run. Where a function cannot run on T + 1 steps, or a
-       model does not change with them, names are taken by their word;
-    4. all else is of the whole sequence.
+    1. A mark, `infer={"time": t}`, `"all"` or `None` (the whole sequence), on either side.
+       `with batch.active(t)` marks the sites inside, and a declared pair marks all of its sites.
+    2. A distribution that knows its steps (`step_log_prob`), for an event of T entries.
+    3. Names `…_{t}…` that exist for every step, and events of T entries. Neither is proof: a group
+       may have T members, and a vector T entries. So the function is run on one sequence of T + 1
+       steps, and the names or events that grow belong to steps. Observations that are the batch's
+       own values need no such run. Where a function cannot run on T + 1 steps, or does not change
+       with them, names are trusted.
+    4. All other sites belong to the whole sequence.
 
-    Raises `UserError` where two readings are left. What the run of T + 1 steps has shown is kept on
-    the pair.
+    Raises `UserError` where two readings are left. The result of the run of T + 1 steps is cached
+    on the pair.
     """
     places = _Classification(sides, batch, batch.num_steps, pair).places()
     for side in sides:
