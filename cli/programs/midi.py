@@ -59,9 +59,7 @@ TEMPERATURE = temperature_option("keys")
 
 @click.group(cls=Programs)
 def midi() -> None:
-    """Train on MIDI files, let the model play, score other pieces, and see and hear it all in one
-    page.
-    """
+    """Train on MIDI files, generate music, score other pieces, and write a report."""
 
 
 @midi.command()
@@ -207,8 +205,9 @@ def evaluate(
     pair: str | None,
     **options: Any,
 ) -> None:
-    """Learn how likely pieces are: log-likelihood in nats, nats and bits per frame, beside those of
-    a Markov model of each key.
+    """Learn how likely pieces are, in nats and bits per frame.
+
+    Beside them stand the figures of a Markov model of each key.
 
     Of .npz arrays the test pieces are scored. Files that cannot be read are skipped; --json names
     them all, with the reasons.
@@ -315,8 +314,9 @@ def generate(
     device: str,
     pair: str | None,
 ) -> None:
-    """Play new music, or go on from a primer, as MIDI, sound and pictures; the paths are written to
-    standard output.
+    """Play new music, or go on from a primer, as MIDI, sound and pictures.
+
+    The paths are written to standard output.
 
     Samples are numbered after those that are in the folder already: nothing is overwritten.
     """
@@ -390,8 +390,9 @@ def report(
     device: str,
     pair: str | None,
 ) -> None:
-    """Write one self-contained HTML page: samples to hear and see, learning curves, and statistics
-    of real and generated music.
+    """Write one self-contained HTML page of samples, curves and statistics.
+
+    Samples are to hear and see; statistics are those of real and generated music.
     """
     import torch
 

@@ -1,6 +1,4 @@
-"""What `train` is in every program: settings from options, a run begun or gone on with, and what
-comes next.
-"""
+"""The command `train` of every program: settings from options, a run started or resumed."""
 
 from __future__ import annotations
 
@@ -142,8 +140,9 @@ def resolve(
     preset: str | None = None,
     overrides: Sequence[tuple[str, str, Any]] = (),
 ) -> Any:
-    """The settings that the options describe: a preset's, then --config, then --set and the options
-    that stand for a setting.
+    """Return the settings that the options describe.
+
+    A preset comes first, then --config, then --set and the options that stand for a setting.
 
     Raises `UserError` for those that do not go together.
     """

@@ -1,6 +1,4 @@
-"""The settings `model.*` of a pair: one for each parameter of what makes it, those of well-known
-names with meaning and range.
-"""
+"""The settings `model.*` of a pair, from the parameters of its maker."""
 
 from __future__ import annotations
 
@@ -29,8 +27,9 @@ PLAIN = (bool, int, float, str)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Parameters whose names mean the same in every pair; the values are for one that has no
-    default of its own.
+    """Parameters whose names mean the same in every pair, with meaning, range and default.
+
+    The default is for a maker's parameter without one.
     """
 
     cell: str = one_of(sorted(KINDS), "lstm", "recurrent cell")
@@ -97,7 +96,7 @@ STANDARD = {
 
 
 class Layer(NamedTuple):
-    """Settings by dotted name that override those before.
+    """Settings by dotted name that override earlier ones.
 
     Attributes:
         changes: the settings.
@@ -118,7 +117,7 @@ def resolve(
     defaults: Mapping[str, Any],
     kind: str = "rnn",
 ) -> S:
-    """The settings of a program, its pair being the last one that a layer names.
+    """Return the settings of a program; the last layer that names a pair decides on the pair.
 
     Args:
         program: makes all settings from those of the model (`model=…`): a dataclass.
@@ -181,7 +180,7 @@ def resolve_run(
     run: Any,
     pair: str | None,
 ) -> S:
-    """The settings that a run was begun with; `pair` names code that may be run for it.
+    """Return the settings of a run; `pair` names code that may be run for it.
 
     Raises `UserError` if the run's pair is named by its code and `pair` does not say that this may
     be run, and for a pair that is not the run's.
@@ -204,15 +203,14 @@ def resolve_run(
 
 
 def pair_option(kind: str) -> str:
-    """The option of the command that names a pair by its code, as a shell takes it; empty for a
-    name.
-    """
+    """Return the option that names a pair by its code, quoted for a shell; empty for a name."""
     return f"--pair {shlex.quote(kind)}" if named_by_code(kind) else ""
 
 
 def model_settings(kind: str | Recipe, defaults: Mapping[str, Any] | None = None) -> Any:
-    """The settings of a pair, a frozen dataclass: `kind`, and one for each parameter of its maker
-    that is not a part (`PARTS`).
+    """Return the settings of a pair as a frozen dataclass.
+
+    Fields are `kind` and each parameter of the maker that is not a part (`PARTS`).
 
     A default is the program's (`defaults`), the maker's own, or the vocabulary's; for a maker that
     is not shipped, its own comes first. Names in `defaults` that the maker does not take are passed
@@ -243,8 +241,9 @@ def _table(recipe: Recipe, defaults: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def parameters_of(function: Callable[..., Any], recipe: Recipe) -> dict[str, inspect.Parameter]:
-    """The parameters that can be given by name; raises `UserError` if a function tells none, or one
-    can only be given by place.
+    """Return the parameters that can be given by name.
+
+    Raises `UserError` if a function does not tell them, or one can only be given by place.
     """
     try:
         try:

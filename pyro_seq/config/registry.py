@@ -1,5 +1,6 @@
-"""Where a pair's code comes from: shipped, of an installed package, or named as `module:attribute`
-or `file.py:attribute`.
+"""Find a pair's code: shipped, of an installed package, or named by module or file.
+
+A spec is `module:attribute` or `file.py:attribute`.
 
 Whoever calls `find_recipe` with a spec has its code run. What is read from a file (a run folder, a
 configuration) is not to be followed by itself: `named_by_code` tells.
@@ -47,8 +48,9 @@ SHIPPED: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a pair is made: by what returns a model, or a model and a guide; a shipped one by its
-    model's class and its guide's.
+    """How a pair is made: a maker of a model, or of a model and a guide.
+
+    A shipped pair has its model's class and its guide's class.
 
     Attributes:
         kind: the name, or the spec with the whole path of its file.
@@ -66,24 +68,25 @@ class Recipe:
 
     @property
     def shipped(self) -> bool:
-        """Whether it is one of this package's own."""
+        """Whether the pair is one of this package's own."""
         return self.source == "shipped"
 
     @property
     def description(self) -> str:
-        """The first line of the maker's docstring, empty if it has none."""
+        """The first line of the maker's docstring, empty without a docstring."""
         text = inspect.cleandoc(self.maker.__doc__ or "")
         return text.splitlines()[0] if text else ""
 
     @property
     def callables(self) -> tuple[Callable[..., Any], ...]:
-        """What is called to make it."""
+        """The callables that make the pair."""
         return (self.maker,) if self.guide is None else (self.maker, self.guide)
 
     @contextmanager
     def explained(self, doing: str) -> Iterator[None]:
-        """Inside, its code can import what lies beside it, and an error of code that is not ours
-        becomes a `UserError` of one line.
+        """Turn errors of a user's code inside into a `UserError` of one line.
+
+        Inside, the code can import modules that lie beside it.
 
         The line says what, and where in that code.
         """
@@ -101,15 +104,14 @@ class Recipe:
 
 
 def named_by_code(kind: str) -> bool:
-    """Whether it is no name of an installed pair, but a spec whose code would be imported from
-    anywhere.
-    """
+    """Tell whether a name is a spec, whose code would be imported from anywhere."""
     return ":" in kind
 
 
 def find_recipe(kind: str) -> Recipe:
-    """The recipe of a name or of a spec; the code of a spec is imported, and so is an installed
-    package's.
+    """Return the recipe of a name or a spec; the code of a spec is imported.
+
+    So is the code of an installed package.
 
     Raises `UserError` for a name that is not known, a file or module that cannot be imported, and
     an attribute that is not there or makes nothing.
@@ -144,8 +146,9 @@ def find_recipe(kind: str) -> Recipe:
 
 
 def installed() -> dict[str, list[EntryPoint]]:
-    """The entry points of installed packages by name, those left out whose names are shipped
-    pairs'; nothing is imported.
+    """Return the entry points of installed packages by name; nothing is imported.
+
+    Names of shipped pairs are left out.
     """
     found: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=GROUP):
@@ -155,7 +158,7 @@ def installed() -> dict[str, list[EntryPoint]]:
 
 
 def package_of(entry: EntryPoint) -> str:
-    """The package that an entry point comes with."""
+    """Return the package that an entry point comes with."""
     return (
         f"package {entry.dist.name} {entry.dist.version}"
         if entry.dist
@@ -217,8 +220,9 @@ def _found(kind: str, maker: Any, source: str, what: str, folder: Path | None = 
 
 
 def fault_of_own_code(error: BaseException) -> str | None:
-    """What a pair that is not ours has raised, in one line that ends with the place in its file;
-    `None` for an error of other code.
+    """Return the error of a user's pair in one line, `None` for an error of other code.
+
+    The line ends with the place in the user's file.
     """
     files = [
         frame.filename
@@ -279,7 +283,7 @@ def _import_module(name: str, spec: str) -> Any:
 
 @contextmanager
 def importable_from(folder: Path | None) -> Iterator[None]:
-    """Inside, modules of the folder can be imported; it comes last, so that they hide none.
+    """Make modules of a folder importable inside; the folder comes last, to hide none.
 
     Modules that were imported so from another folder are out of the way meanwhile: two pairs may
     each have a helper of one name beside them. Such names are taken out again afterwards, since

@@ -1,4 +1,4 @@
-"""Runs of games in their folders: begin one, go on with one; the bundled presets."""
+"""Start and resume runs of games in their folders; the bundled presets."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def begin(
     quiet: bool = False,
     device: Any = "cpu",
 ) -> GameTraining:
-    """Begin a run in a folder and train it.
+    """Start a run in a folder and train it.
 
     Nothing is written before the environment and the settings have been found sound, and a run
     whose environment fails in its first games can be begun anew.
@@ -116,7 +116,7 @@ def go_on(
     quiet: bool = False,
     device: Any = "cpu",
 ) -> GameTraining:
-    """Go on with the run of a folder from its last checkpoint.
+    """Resume the run of a folder from its last checkpoint.
 
     Args:
         run_dir: the folder.
@@ -151,9 +151,7 @@ def go_on(
 def settings_of(
     run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None
 ) -> GameSettings:
-    """The settings that the run of a folder goes on with; arguments and errors are those of
-    `go_on`.
-    """
+    """Return the settings that a run is resumed with; arguments are those of `go_on`."""
     lasting = "--env-steps, --num-steps and --max-minutes"
     return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed, lasting=lasting)
 
@@ -199,7 +197,7 @@ def _trained(training: GameTraining, run: RunFolder, *, resume: bool) -> GameTra
 
 
 def draw_pictures(training: GameTraining, run: RunFolder) -> None:
-    """`learning_curve.png`, and `predictions.png` of the longest game that was held out."""
+    """Write `learning_curve.png`, and `predictions.png` of the longest held-out game."""
     curve = training.at.curve
     games = {
         who: [(steps, total) for steps, total, player in curve if player == who]

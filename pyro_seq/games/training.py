@@ -1,5 +1,6 @@
-"""Learning a game in rounds: playing it, learning a model of it, and learning to play in the model;
-left and gone on with at any time.
+"""Learn a game in rounds: play it, learn a model of it, learn to play in the model.
+
+Training can be stopped and resumed at any time.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ MEASURED = 64  # held-out games that are measured on, the latest
 
 
 class GameTraining:
-    """Learns a game.
+    """Train a world model and an agent in rounds.
 
     A round is: games are played by the random agent, and from the second round on by the agent too;
     the world model learns from all that were played; the agent learns in games that it imagines.
@@ -95,18 +96,18 @@ class GameTraining:
 
     @property
     def learner(self) -> WorldLearner:
-        """What trains the world model; made when there is something to learn from."""
+        """The trainer of the world model; it exists once there are games to learn from."""
         if self._learner is None:
             self._learner = WorldLearner(self.pair, self.replay, self.settings.training)
         return self._learner
 
     @property
     def step(self) -> int:
-        """Updates of the world model."""
+        """The number of updates of the world model."""
         return self._learner.step if self._learner else 0
 
     def fit(self, *, resume: bool = False) -> None:
-        """Learn until the settings say so, or Ctrl-C is pressed (then a checkpoint is saved first).
+        """Train until the settings or Ctrl-C end it; Ctrl-C saves a checkpoint first.
 
         Raises `UserError` for an environment that fails and for what is not finite (checkpoint and
         games are kept), and `KeyboardInterrupt` after Ctrl-C or SIGTERM.
@@ -168,9 +169,7 @@ class GameTraining:
         return bool(self._interruption.wished) or self.stopped_by() is not None
 
     def stopped_by(self) -> str | None:
-        """What ends the training where it stands, in words that name the setting; `None` if it goes
-        on.
-        """
+        """Return what ends the training now, naming the setting; `None` if it goes on."""
         s = self.settings
         if self.at.phase == "play" and self._reached():
             return (
@@ -313,9 +312,7 @@ class GameTraining:
 
     @contextmanager
     def playing(self) -> Iterator[None]:
-        """Inside, world and agent have their averaged weights; what is drawn leaves the random
-        state as it was.
-        """
+        """Give world and agent their averaged weights inside, and keep the random state."""
         with (
             self.agent.optimiser.averaged(),
             self.learner.optimiser.averaged(),
@@ -324,8 +321,9 @@ class GameTraining:
             yield
 
     def measured(self) -> dict[str, float]:
-        """What the world model is worth on the latest games that are held out: nats per step, and
-        errors of open-loop predictions.
+        """Measure the world model on the latest held-out games.
+
+        The figures are nats per step, and errors of open-loop predictions.
         """
         games = self.replay.kept[-MEASURED:]
         if not games:
@@ -384,8 +382,9 @@ class GameTraining:
             return size
 
     def check(self, saved: Any, where: Path) -> None:
-        """Raise `UserError` unless this training could go on from a checkpoint that was read from
-        `where`; there must be games by now.
+        """Raise `UserError` unless this training could resume a checkpoint read from `where`.
+
+        There must be games by now.
         """
         check(saved, self._checkpoint(where), where)
         check(saved, self._learnt(where), where)

@@ -1,4 +1,4 @@
-"""Music runs in their folders: begin one, go on with one; the bundled presets."""
+"""Start and resume music runs in their folders; the bundled presets."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def begin(
     quiet: bool = False,
     **options: Any,
 ) -> MusicModel:
-    """Begin a run in a folder and train it.
+    """Start a run in a folder and train it.
 
     The folder keeps the settings, where the pieces lie with their fingerprint, their tempo and
     Markov model, and which files were skipped or mended. Nothing is written before settings and
@@ -131,7 +131,7 @@ def go_on(
     quiet: bool = False,
     **options: Any,
 ) -> MusicModel:
-    """Go on with the run of a folder from its last checkpoint.
+    """Resume the run of a folder from its last checkpoint.
 
     Args:
         run_dir: the folder.
@@ -175,16 +175,14 @@ def _run_in(folder: str | None) -> RunFolder | None:
 def settings_of(
     run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None
 ) -> MusicSettings:
-    """The settings that the run of a folder goes on with; arguments and errors are those of
-    `go_on`.
-    """
+    """Return the settings that a run is resumed with; arguments are those of `go_on`."""
     return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed)
 
 
 def read_pieces(
     settings: MusicSettings, data: Mapping[str, Any], cache: TuneCache, *, quiet: bool
 ) -> tuple[Pieces, dict[str, Any]]:
-    """(what a run learns from and validates on, the document of skipped and mended files, if any).
+    """Read (the pieces of a run, the document of skipped and repaired files, if any).
 
     `data` is what `begin` takes.
 
@@ -218,7 +216,7 @@ def read_pieces(
 def same_pieces(
     settings: MusicSettings, data: Mapping[str, Any], digest: str, run_dir: Path, *, quiet: bool
 ) -> Pieces:
-    """What the run of a folder was begun with, read again.
+    """Read the pieces of a run again.
 
     Raises `UserError` as `read_pieces`, and if the pieces are others now.
     """
@@ -235,8 +233,9 @@ def same_pieces(
 
 
 def read_pieces_json(run: RunFolder) -> tuple[int, str, dict[str, Any]]:
-    """(seed, the pieces' fingerprint, what `read_pieces` takes) that a run was begun with; raises
-    `UserError` if it is damaged.
+    """Read (seed, the pieces' fingerprint, arguments of `read_pieces`) of a run.
+
+    Raises `UserError` if the document is damaged.
     """
     found = run.read_json("pieces.json")
     try:

@@ -1,4 +1,4 @@
-"""What beginning a run, and going on with one, takes in every domain."""
+"""Start and resume a run, in every program."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def begin_run(
     *,
     first: RunFolder | None = None,
 ) -> T:
-    """Begin a run with its settings and documents, and train it; nothing stays of one whose pair is
-    refused before its first step.
+    """Start a run with its settings and documents, and train it.
+
+    Nothing is left of a run whose pair is refused before its first step.
 
     `first` is where its first part is trained, if that has a folder of its own.
     """
@@ -47,8 +48,9 @@ def changed(
     *,
     lasting: str = "--num-steps and --max-minutes",
 ) -> S:
-    """The settings that a run goes on with: its own, but for `changes`, which say how long to
-    train, by dotted name.
+    """Return the settings that a run is resumed with.
+
+    They are the run's own, but for `changes` by dotted name, which say how long to train.
 
     Raises `UserError` if options were given (`fixed`) for what a run cannot change; `lasting` are
     those for what it can.
@@ -62,7 +64,7 @@ def changed(
 
 
 def check_can_go_on(run: RunFolder) -> None:
-    """Raise `UserError` if a run has results but no checkpoint to go on from."""
+    """Raise `UserError` if a run has results but no checkpoint to resume."""
     if not run.last.exists() and run.best.exists():
         raise UserError(
             f"{run.path} is incomplete: {run.last.name} is missing, so training cannot go on"
@@ -70,14 +72,12 @@ def check_can_go_on(run: RunFolder) -> None:
 
 
 def keep_changes(run: RunFolder, settings: Any) -> None:
-    """Write the settings that a run goes on with into its folder."""
+    """Write the settings that a run is resumed with into its folder."""
     run.write_json("run.json", {**run.read_json("run.json"), "settings": dict(flatten(settings))})
 
 
 def check_training(settings: TrainingSettings) -> None:
-    """Raise `UserError` for settings that do not go together though each of them is in its
-    range.
-    """
+    """Raise `UserError` for settings in their ranges that do not go together."""
     try:
         kl_strength(
             0, schedule=settings.kl_schedule, start=settings.kl_start, steps=settings.kl_steps

@@ -1,6 +1,4 @@
-"""What `pyroseq score` asks of a domain: a run that reads files of its kind and says how likely
-what is in them is.
-"""
+"""The interface of `pyroseq score`: a run that reads files of its kind and scores them."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ from typing import Any, Protocol
 
 @dataclass
 class ScoredStep:
-    """A step of a sequence: its number, its nats -log p(x_t | x_{<t}), and itself in its
-    surroundings.
-    """
+    """A step of a sequence: its number, its nats -log p(x_t | x_{<t}), and its surroundings."""
 
     step: int
     nats: float
@@ -25,8 +21,9 @@ class ScoredStep:
 
 @dataclass
 class ScoredSequence:
-    """A sequence's score, in nats unless the name says otherwise; fields as those of
-    `scores.Score`.
+    """A sequence's score, in nats unless the name says otherwise.
+
+    Fields are those of `Score`.
 
     `standard_error` is that of `log_likelihood`, `None` where one sample cannot tell; `unknown`
     counts steps that lie outside what the model has a symbol for; `warning` says why the figure and
@@ -48,20 +45,18 @@ class ScoredSequence:
 
 
 class ScoredRun(Protocol):
-    """A trained run of some domain."""
+    """A trained run of a program that can score files."""
 
     unit: str  # what a step is, in the singular
 
     def check_file(self, path: Path) -> None:
-        """Raise `UserError` for a file that is not there: before any is scored, since that may take
-        hours.
-        """
+        """Raise `UserError` for a missing file, before hours of scoring begin."""
         ...
 
     def score_file(
         self, path: Path, *, lines: bool, top: int, by_step: bool, options: Any
     ) -> Iterator[ScoredSequence]:
-        """The scores of a file's sequences: the whole file as one, or each line.
+        """Score a file's sequences: the whole file as one, or each line.
 
         `top` asks for as many surprising steps of each sequence, `by_step` for all steps; `options`
         are `method`, `samples`, `proposal`. Raises `UserError` for a file or line that is empty or

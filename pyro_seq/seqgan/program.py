@@ -1,4 +1,4 @@
-"""SeqGAN runs in their folders: begin one, go on with one, load one.
+"""Start, resume and load SeqGAN runs in their folders.
 
 The folder of a run holds its adversarial training, and in `pretraining/` that of the same generator
 by maximum likelihood, whose best weights are the model that adversarial training has to beat.
@@ -76,7 +76,7 @@ settings_from = seqgan_settings
 
 @dataclass
 class Generator:
-    """A trained generator with what shows its sequences; made by `load` and by a training."""
+    """A trained generator with the rendering of its sequences."""
 
     pair: Pair
     rendering: Rendering
@@ -94,8 +94,7 @@ def begin(
     device: Any = "cpu",
     quiet: bool = False,
 ) -> Generator:
-    """Begin a run in a folder and train it, first by maximum likelihood, then against a
-    discriminator.
+    """Start a run in a folder and train it, by likelihood and then against a discriminator.
 
     Args:
         run_dir: the folder.
@@ -145,7 +144,7 @@ def go_on(
     quiet: bool = False,
     **moved: Any,
 ) -> Generator:
-    """Go on with the run of a folder, in whichever part it stopped.
+    """Resume the run of a folder, in the part where it stopped.
 
     Args:
         run_dir: the folder.
@@ -173,9 +172,7 @@ def go_on(
 def settings_of(
     run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None
 ) -> SeqGANSettings:
-    """The settings that the run of a folder goes on with; arguments and errors are those of
-    `go_on`.
-    """
+    """Return the settings that a run is resumed with; arguments are those of `go_on`."""
     return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed, lasting=LASTING)
 
 
@@ -197,7 +194,7 @@ def load(
     pair: str | None = None,
     weights: Weights = "best",
 ) -> Generator:
-    """The generator of a run with its best weights, or the best ones of its `pretrained` twin.
+    """Load a run's generator with its best weights, or those of its `pretrained` twin.
 
     Raises `UserError` if the run is missing, half-written, damaged or of another kind, or its pair
     needs to be named and is not.
@@ -223,7 +220,7 @@ def load(
 
 
 def pretraining_of(run: RunFolder) -> RunFolder:
-    """Where the generator of a run is trained by maximum likelihood."""
+    """Return the folder of a run's training by maximum likelihood."""
     return RunFolder(run.path / PRETRAINING, f"{KIND}-{PRETRAINING}")
 
 
@@ -231,8 +228,9 @@ def pretraining_of(run: RunFolder) -> RunFolder:
 
 
 def new_generator(settings: SeqGANSettings, num_symbols: int, first: int | None) -> Pair:
-    """A generator over the symbols of a task, with new weights; raises `UserError` for a pair with
-    latents, which SeqGAN has no use for.
+    """Make a generator over the symbols of a task, with new weights.
+
+    Raises `UserError` for a pair with latents.
     """
     size = settings.task.embedding_size
     parts = Parts(
@@ -260,8 +258,9 @@ def train(
     resume: bool = False,
     quiet: bool = False,
 ) -> Generator:
-    """Train on a task, keeping the run in its folder, and return the best generator; with `resume`,
-    go on where the run stopped.
+    """Train on a task, keeping the run in its folder, and return the best generator.
+
+    With `resume`, training goes on where the run stopped.
     """
     num_symbols, first = task.rendering.num_symbols, task.first
     torch.manual_seed(seed)
@@ -299,9 +298,7 @@ def pretrain(
     resume: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Train a generator by maximum likelihood, `SVI` with `Trace_ELBO`; the best weights are left
-    in it.
-    """
+    """Train a generator by maximum likelihood, and leave the best weights in it."""
     sequences, length, end = task.sequences, settings.length, task.rendering.end
     pieces = [
         row[:steps]

@@ -23,7 +23,7 @@ REWARD_SHAPINGS = ("probability", "log_odds", "rank", "maligan")
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What is learnt, and how it becomes sequences of one length."""
+    """Settings of the data, and of how they become sequences of one length."""
 
     kind: str = one_of(
         TASKS,
@@ -69,7 +69,7 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class DiscriminatorSettings:
-    """The network that tells real sequences from generated ones, and how it is trained."""
+    """Settings of the discriminator and its training."""
 
     kind: str = one_of(
         ("cnn", "rnn"),
@@ -104,7 +104,7 @@ class DiscriminatorSettings:
 
 @dataclass(frozen=True)
 class AdversarialSettings:
-    """The generator against the discriminator."""
+    """Settings of the generator's training against the discriminator."""
 
     num_steps: int = at_least(
         0, 200, "adversarial steps at most: some of the generator, then rounds of the discriminator"
@@ -164,8 +164,9 @@ class AdversarialSettings:
 
 @dataclass(frozen=True)
 class SeqGANSettings:
-    """All hyper-parameters of a run; those of the generator are its pair's, `training` is its
-    pretraining by maximum likelihood.
+    """All hyper-parameters of a run.
+
+    Those of the generator are its pair's; `training` is its pretraining by maximum likelihood.
     """
 
     task: TaskSettings = field(default_factory=TaskSettings)
@@ -176,7 +177,7 @@ class SeqGANSettings:
 
     @property
     def length(self) -> int:
-        """T, the task's own if none is given."""
+        """The length T of sequences, the task's own if none is given."""
         return self.task.length or (30 if self.task.kind == "music" else 20)
 
 
@@ -190,14 +191,16 @@ PRETRAINING: dict[str, Any] = {
 
 
 def seqgan_settings(*layers: Layer | Mapping[str, Any]) -> SeqGANSettings:
-    """The defaults with settings by dotted name, overridden in order; raises `UserError` for what
-    is unknown or out of range.
+    """Return the defaults with settings by dotted name overridden, in order.
+
+    Raises `UserError` for unknown names and values out of range.
     """
     return resolve(SeqGANSettings, layers, DEFAULTS)
 
 
 def run_settings(run: RunFolder, pair: str | None = None) -> SeqGANSettings:
-    """The settings that a run was begun with; `pair` is its generator's spec where that is code of
-    the user's own, which it lets be run.
+    """Return the settings of a run; `pair` allows its generator's code to be run.
+
+    `pair` is the spec of a pair that is the user's own code.
     """
     return resolve_run(SeqGANSettings, run.settings(), DEFAULTS, run.path, pair)

@@ -1,6 +1,4 @@
-"""A text model: its hyper-parameters, the pair that they describe, and how one is loaded from a
-run.
-"""
+"""A text model: its settings, its pair, and loading it from a run."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ DEFAULTS: dict[str, Any] = {"hidden_size": 512, "input_dropout": 0.2, "output_dr
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """How text becomes symbols, and symbols become batches."""
+    """Settings of how text becomes symbols, and symbols become batches."""
 
     level: str = one_of(LEVELS, "char", "char: Unicode characters; byte: the bytes of any file")
     unit: str = one_of(
@@ -72,8 +70,9 @@ class CorpusSettings:
 
 @dataclass(frozen=True)
 class TextSettings:
-    """All hyper-parameters of a text run; those of the model are its pair's
-    (`pairs.model_settings`).
+    """All hyper-parameters of a text run; those of the model are its pair's.
+
+    See `model_settings`.
     """
 
     text: CorpusSettings = field(default_factory=CorpusSettings)
@@ -82,7 +81,9 @@ class TextSettings:
 
 
 def text_settings(*layers: Layer | Mapping[str, Any]) -> TextSettings:
-    """The defaults with settings by dotted name, `model.kind` among them, overridden in order.
+    """Return the defaults with settings by dotted name overridden, in order.
+
+    `model.kind` is among them.
 
     Raises `UserError` for names that are not known, or not to the chosen pair, and for values of
     the wrong type or out of range.
@@ -91,8 +92,9 @@ def text_settings(*layers: Layer | Mapping[str, Any]) -> TextSettings:
 
 
 def run_settings(run: RunFolder, pair: str | None = None) -> TextSettings:
-    """The settings that a run was begun with; `pair` is its pair's spec where that is code of the
-    user's own, which it lets be run.
+    """Return the settings of a run; `pair` allows its pair's code to be run.
+
+    `pair` is the spec of a pair that is the user's own code.
 
     Raises `UserError` if the run is missing or damaged, or its pair needs to be named and is not.
     """
@@ -101,7 +103,7 @@ def run_settings(run: RunFolder, pair: str | None = None) -> TextSettings:
 
 @dataclass
 class TextModel:
-    """A trained pair with its vocabulary; made by `load`."""
+    """A trained pair with its vocabulary, as `load` returns it."""
 
     pair: Pair
     vocabulary: Vocabulary
@@ -116,12 +118,12 @@ class TextModel:
 
     @cached_property
     def carries(self) -> bool:
-        """Whether a window can start from the state that the one before ended in."""
+        """Tell whether a window can start from the state of the one before."""
         return carries_state(self.pair, text_parts(self.settings, self.vocabulary), self.device)
 
 
 def text_parts(settings: TextSettings, vocabulary: Vocabulary) -> Parts:
-    """What pairs are made of: each symbol is embedded, and a step sees the one before it."""
+    """Return the parts of pairs: symbols are embedded, a step sees the previous symbol."""
     size = len(vocabulary)
     return Parts(
         Categorical(size),
@@ -131,15 +133,16 @@ def text_parts(settings: TextSettings, vocabulary: Vocabulary) -> Parts:
 
 
 def new_pair(settings: TextSettings, vocabulary: Vocabulary) -> Pair:
-    """A pair over the symbols of a vocabulary, with new weights."""
+    """Make a pair over the symbols of a vocabulary, with new weights."""
     return make_pair(settings.model, text_parts(settings, vocabulary))
 
 
 def load(
     run_dir: Path, device: torch.device | str = "cpu", *, pair: str | None = None
 ) -> TextModel:
-    """The best weights of a run; a run whose pair is code of the user's own needs that named, as
-    `pair`, before it is run.
+    """Load the best weights of a run.
+
+    A run whose pair is the user's own code needs `pair` to name that code before it is run.
 
     Raises `UserError` if it is missing, half-written, damaged, of another kind or version, or its
     pair is not named.
@@ -154,8 +157,9 @@ def load(
 
 
 def stored_vocabulary(run: RunFolder, settings: TextSettings) -> Vocabulary:
-    """The vocabulary of a run; raises `UserError` if it is damaged, or not one of the settings'
-    unit.
+    """Read the vocabulary of a run.
+
+    Raises `UserError` if it is damaged, or not one of the settings' unit.
     """
     vocabulary = Vocabulary.from_json(
         run.read_json("vocabulary.json"), run.path / "vocabulary.json"
@@ -170,7 +174,8 @@ def stored_vocabulary(run: RunFolder, settings: TextSettings) -> Vocabulary:
 
 
 def scoring_window(text: TextModel) -> int:
-    """Windows of scoring: a guide sees what it saw in training; without latents the length changes
-    nothing but speed and memory.
+    """Return the window of scoring: a guide sees what it saw in training.
+
+    Without latents the window changes nothing but speed and memory.
     """
     return SCORING_WINDOW if text.pair.guide is no_guide else text.settings.text.window

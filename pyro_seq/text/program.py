@@ -1,4 +1,4 @@
-"""Text runs in their folders: begin one, go on with one; the bundled presets."""
+"""Start and resume text runs in their folders; the bundled presets."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def begin(
     run_dir: Path, settings: TextSettings, corpora: Mapping[str, Any], *, seed: int, **options: Any
 ) -> TextModel:
-    """Begin a run in a folder and train it; `corpora` are the arguments of `read_corpora` besides
-    its settings.
+    """Start a run in a folder and train it; `corpora` are arguments of `read_corpora`.
 
     The folder keeps the settings, the vocabulary, and where the corpora lie with their
     fingerprints. Nothing is written before settings and corpora have been found sound, and nothing
@@ -85,7 +84,7 @@ def go_on(
     pair: str | None = None,
     **options: Any,
 ) -> TextModel:
-    """Go on with the run of a folder from its last checkpoint.
+    """Resume the run of a folder from its last checkpoint.
 
     Args:
         run_dir: the folder.
@@ -126,9 +125,7 @@ def go_on(
 def settings_of(
     run_dir: Path, changes: Mapping[str, Any], *, fixed: Sequence[str] = (), pair: str | None = None
 ) -> TextSettings:
-    """The settings that the run of a folder goes on with; arguments and errors are those of
-    `go_on`.
-    """
+    """Return the settings that a run is resumed with; arguments are those of `go_on`."""
     return changed(run_settings(RunFolder(run_dir, KIND), pair), changes, fixed)
 
 
@@ -155,7 +152,7 @@ def _read_corpora_json(run: RunFolder) -> tuple[int, float, dict[str, tuple[Path
 
 
 def fingerprint(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     for chunk in read_bytes(Path(path)):
         digest.update(chunk)

@@ -1,6 +1,4 @@
-"""How likely a text is under a text model: as one document of any length, read in blocks and scored
-in windows.
-"""
+"""Score a text of any length, read in blocks and scored in windows."""
 
 from __future__ import annotations
 
@@ -81,7 +79,7 @@ class TextScore:
 
 @dataclass
 class SurprisingSymbol:
-    """A symbol that the model did not expect, where it stands, and the text around it."""
+    """A symbol that the model did not expect, its position, and the text around it."""
 
     position: int
     nats: float
@@ -91,9 +89,7 @@ class SurprisingSymbol:
 
 
 class ReadBlocks:
-    """A file's symbols in blocks, with what stands there, read anew each time that they are asked
-    for.
-    """
+    """A file's symbols in blocks with their text, read anew each time they are iterated."""
 
     def __init__(self, vocabulary: Vocabulary, path: Path) -> None:
         self.vocabulary, self.path = vocabulary, path
@@ -103,7 +99,7 @@ class ReadBlocks:
 
 
 def windows_of(blocks: Iterable[Block], window: int) -> Iterator[Block]:
-    """Symbols that come in blocks of any lengths, in windows, the last one shorter."""
+    """Cut symbols that come in blocks of any lengths into windows, the last one shorter."""
     rest: Block | None = None
     for symbols, piece in blocks:
         if rest is not None and len(rest[0]):
@@ -125,8 +121,9 @@ def scored_windows(
     proposal: Proposal = "guide",
     progress: Progress | None = None,
 ) -> Iterator[tuple[Block, Score]]:
-    """One document's windows with their scores, states (or particles) carried over, in memory of
-    one block and one window.
+    """Yield one document's windows with their scores, states carried over.
+
+    Memory is that of one block and one window.
 
     Of a model of lines each line is a sequence by itself, whose totals are added up. So they are
     where the pair carries no state: a document of up to `SCORING_WINDOW` symbols is one sequence,
@@ -203,8 +200,7 @@ def _side_by_side(text: TextModel, sequences: Sequence[Block]) -> SequenceBatch:
 def scored_sequences(
     text: TextModel, sequences: Iterable[Block], **options: Any
 ) -> Iterator[tuple[Block, Score]]:
-    """Sequences that begin and end by themselves with their scores, in order; some of them are
-    worked on side by side.
+    """Score sequences that begin and end by themselves, some of them side by side, in order.
 
     A long one is scored window by window if the pair carries states, so that its length takes no
     more memory than its score does. `options` are those of `scoring.score_document`.
@@ -300,8 +296,7 @@ def _sequences(text: TextModel, blocks: Iterable[Block]) -> Iterator[Block]:
 def evaluate(
     text: TextModel, path: Path, *, per_character: IO[str] | None = None, **options: Any
 ) -> TextScore:
-    """How likely a file's text is, read from its beginning as one document; `options` are those of
-    `score_blocks`.
+    """Score a file's text as one document; `options` are those of `score_blocks`.
 
     Raises `UserError` for a file that is empty or cannot be read, and for characters without a
     symbol.
@@ -315,7 +310,7 @@ def evaluate(
 
 
 def score_symbols(text: TextModel, symbols: NDArray[Any], **options: Any) -> TextScore:
-    """How likely one document of symbols is; `options` are those of `score_blocks`."""
+    """Score one document of symbols; `options` are those of `score_blocks`."""
     shown = (
         symbols.astype(np.uint8).tobytes()
         if text.vocabulary.level == "byte"
@@ -332,7 +327,7 @@ def score_blocks(
     name: str = "the text",
     **options: Any,
 ) -> TextScore:
-    """How likely one document is whose symbols come in blocks.
+    """Score one document whose symbols come in blocks.
 
     Args:
         text: the trained model.
@@ -370,15 +365,14 @@ def score_blocks(
 
 
 def shown(piece: Piece) -> str:
-    r"""What stands in a text; a byte that is no character's is shown as Python writes it,
-    `\xe9`.
-    """
+    r"""Return a text as it is displayed; a byte that is no character is written as `\xe9`."""
     return piece if isinstance(piece, str) else piece.decode(errors="backslashreplace")
 
 
 def writer(file: IO[str]) -> Listener:
-    """Writes a line for each symbol: its position, what stands there as JSON (at level `byte` its
-    number), and its nats.
+    """Return a listener that writes a line for each symbol: position, text as JSON, nats.
+
+    At level `byte` the text is the byte's number.
     """
     file.write("position\tsymbol\tnats\n")
 
@@ -391,9 +385,7 @@ def writer(file: IO[str]) -> Listener:
 
 
 class MostSurprising:
-    """A listener that keeps the `count` symbols with the most nats of a document, and the text
-    around them.
-    """
+    """A listener that keeps the `count` most surprising symbols and the text around them."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -421,7 +413,7 @@ class MostSurprising:
         self._recent = joined[-AROUND:]
 
     def ranked(self) -> list[SurprisingSymbol]:
-        """The most surprising first."""
+        """Return the symbols, the most surprising first."""
         found = []
         for nats, place, before in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1])):
             found.append(

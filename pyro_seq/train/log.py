@@ -1,6 +1,4 @@
-"""What is seen of a training: means in the metrics file and TensorBoard, and a line of progress on
-stderr.
-"""
+"""Log a training: means in the metrics file and TensorBoard, progress on stderr."""
 
 from __future__ import annotations
 
@@ -22,8 +20,7 @@ MOST_FIGURES = 1_000
 
 
 class TrainingLog:
-    """Keeps running sums of each step's figures, and writes their means and everything else that is
-    measured.
+    """Running sums of each step's figures, of which the means are written.
 
     Args:
         units: what one step of a sequence is, in the plural.
@@ -41,8 +38,9 @@ class TrainingLog:
 
     @contextmanager
     def opened(self, run: RunFolder | None, *, size: int, step: int) -> Iterator[None]:
-        """Inside, what is logged goes to the run, after the first `size` bytes of its metrics and
-        up to `step` of its events.
+        """Open the run's metrics and events inside.
+
+        Both are cut back, to `size` bytes of metrics and to the events up to `step`.
         """
         self._units_shown, self._shown_at = 0, time.monotonic()
         if run is not None:
@@ -64,7 +62,7 @@ class TrainingLog:
             events.close()
 
     def flush(self) -> int:
-        """Bring metrics and events to the disk; the metrics' size in bytes."""
+        """Bring metrics and events to the disk; return the metrics' size in bytes."""
         self.events.flush()
         return self.metrics.flush() if self.metrics is not None else 0
 
@@ -75,7 +73,7 @@ class TrainingLog:
         self._units_shown += units
 
     def describe_sums(self) -> Kind:
-        """The kind of `sums`, as a checkpoint keeps them."""
+        """Return the kind of `sums`, as a checkpoint keeps them."""
         # names become those of figures in the metrics, where these two stand for something else
         figures = Each(
             Word(pattern="(?!(step|split)$)[a-z][a-z0-9_]*"), Number(), most=MOST_FIGURES
@@ -83,7 +81,7 @@ class TrainingLog:
         return Checked(_check_count, first=figures)
 
     def take_means(self) -> dict[str, float]:
-        """The means of the figures since the last call."""
+        """Return the means of the figures since the last call."""
         sums, self.sums = self.sums, {}
         steps = sums.pop("steps")
         return {name: total / steps for name, total in sums.items()}
@@ -91,7 +89,7 @@ class TrainingLog:
     def report(
         self, step: int, split: str, figures: dict[str, float], *, at: int | None = None
     ) -> None:
-        """Write figures to the metrics and to TensorBoard, there at another step if need be."""
+        """Write figures to the metrics and to TensorBoard, there possibly at another step."""
         if self.metrics is not None:
             self.metrics.write(step=step, split=split, **figures)
         self.events.scalars(
@@ -100,7 +98,7 @@ class TrainingLog:
         )
 
     def histograms(self, step: int, parameters: dict[str, Tensor]) -> None:
-        """The parameters' distributions."""
+        """Write the distributions of parameters to TensorBoard."""
         self.events.histograms(
             step, {f"parameters/{name}": parameter for name, parameter in parameters.items()}
         )
@@ -114,7 +112,7 @@ class TrainingLog:
         fraction: float,
         minutes: float,
     ) -> None:
-        """The line of progress, if it is time for one."""
+        """Show a line of progress, if it is time for one."""
         if not self.progress.due():
             return
         now = time.monotonic()

@@ -1,6 +1,4 @@
-"""One torch optimiser over all parameters of a pair, behind the interface that `pyro.infer.SVI`
-expects.
-"""
+"""One torch optimiser over all parameters of a pair, as `pyro.infer.SVI` expects it."""
 
 from __future__ import annotations
 
@@ -20,12 +18,11 @@ if TYPE_CHECKING:  # the settings know the schedules
 
 
 class NonFiniteGradient(ArithmeticError):
-    """A gradient is infinite or NaN; the message names the parameter."""
+    """An error for a gradient that is infinite or NaN; the message names the parameter."""
 
 
 class JointOptimiser(PyroOptim):
-    """AdamW over all parameters at once, with one global gradient norm, penalties, and an average
-    of the weights.
+    """AdamW over all parameters, with a global gradient norm, penalties, averaged weights.
 
     `SVI` calls it with the set of parameters that a step touched, as it does with Pyro's own
     optimisers, of which there would be one for each parameter. A step is: the gradients that stand
@@ -84,7 +81,7 @@ class JointOptimiser(PyroOptim):
 
     @classmethod
     def of(cls, parameters: dict[str, Tensor], settings: TrainingSettings) -> JointOptimiser:
-        """The one that the settings of a training describe."""
+        """Return the optimiser that the settings of a training describe."""
         s = settings
         penalties: dict[str, Any] = {
             "weight_decay": s.weight_decay,
@@ -103,7 +100,7 @@ class JointOptimiser(PyroOptim):
         )
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
-        """A step with the gradients that stand on the parameters."""
+        """Make a step with the gradients of the parameters."""
         if any(id(p) not in self._known for p in params):
             raise RuntimeError(
                 "a parameter appeared after the first step: register all parameters on the first "
@@ -164,7 +161,7 @@ class JointOptimiser(PyroOptim):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the parameters hold their averages, if there are any."""
+        """Put the averages into the parameters inside, if there are any."""
         kept = [p.detach().clone() for p in self.parameters.values()] if self.averages else []
         self._assign(self.averages)
         try:
@@ -178,12 +175,12 @@ class JointOptimiser(PyroOptim):
                 p.copy_(value)
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs, as a tree of tensors and numbers."""
+        """Return the optimiser's state as a tree of tensors and numbers."""
         moments = self.optimiser.state_dict()["state"]
         return {"steps": self.steps, "moments": moments, "averages": list(self.averages)}
 
     def describe_state(self) -> Kind:
-        """The kind of a `state()`: of these parameters, and such as a step can be made with."""
+        """Return the kind of a `state()` of these parameters."""
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         moments = {i: _moments_of(parameter) for i, parameter in enumerate(parameters)}
         averages = Row(*(Like(average) for average in self.averages))
@@ -191,9 +188,7 @@ class JointOptimiser(PyroOptim):
         return Fields({"steps": Whole(), "moments": Fields({}, may=moments), "averages": averages})
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `ValueError`, and changes nothing, if it is damaged or of
-        other parameters.
-        """
+        """Restore a `state()`; raise `ValueError`, and change nothing, if it does not fit."""
         self.describe_state().check(state, "the optimiser")
         whole = self.optimiser.state_dict()
         self.optimiser.load_state_dict(

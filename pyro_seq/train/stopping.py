@@ -1,6 +1,4 @@
-"""When a training ends: after its steps, its minutes, or validations without a better figure,
-whichever is reached first.
-"""
+"""End a training after its steps, its minutes, or validations without a better figure."""
 
 from __future__ import annotations
 
@@ -8,25 +6,23 @@ from typing import Protocol
 
 
 class StoppingSettings(Protocol):
-    """The settings that say when."""
+    """The settings that say when a training ends."""
 
     @property
     def num_steps(self) -> int:
-        """Steps at most."""
+        """The largest number of steps."""
 
     @property
     def max_minutes(self) -> float | None:
-        """Minutes at most; `None` for no limit."""
+        """The largest number of minutes; `None` for no limit."""
 
     @property
     def patience(self) -> int:
-        """Validations without a better figure after which it ends; 0 for never."""
+        """The number of validations without a better figure; 0 for no limit."""
 
 
 def fraction(settings: StoppingSettings, step: int, minutes: float) -> float:
-    """How much is over after so many steps and minutes: by steps or minutes, whichever is further,
-    in [0, 1].
-    """
+    """Return the fraction of the budget that is used, the larger of steps and minutes."""
     by_steps = step / settings.num_steps if settings.num_steps else 1.0
     by_minutes = minutes / settings.max_minutes if settings.max_minutes else 0.0
     return min(1.0, max(by_steps, by_minutes))
@@ -35,7 +31,7 @@ def fraction(settings: StoppingSettings, step: int, minutes: float) -> float:
 def stopped_by(
     name: str, settings: StoppingSettings, step: int, minutes: float, validations: int = 0
 ) -> str | None:
-    """What ends a training, in words that name the setting; `None` as long as it goes on.
+    """Return what ends a training, naming the setting, or `None` if it goes on.
 
     Args:
         name: the section of the settings.

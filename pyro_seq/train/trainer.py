@@ -1,6 +1,4 @@
-"""Training a pair by stochastic variational inference: `pyro.infer.SVI` with `Trace_ELBO`, and all
-that a long run needs around it.
-"""
+"""Train a pair by stochastic variational inference, with all that a long run needs."""
 
 from __future__ import annotations
 
@@ -53,23 +51,21 @@ from pyro_seq.train.stopping import fraction, stopped_by
 
 
 class Batches(Protocol):
-    """An endless stream of training batches that can be left and gone on with."""
+    """An endless stream of training batches that can be saved and resumed."""
 
     def draw(self) -> tuple[SequenceBatch, bool]:
-        """The next batch, and whether it goes on where the one before ended, so that states are
-        carried over.
-        """
+        """Draw the next batch, and whether it continues the last one, so states are carried."""
 
     def state(self) -> Any:
-        """Where the stream stands, as a tree of tensors and plain values."""
+        """Return the place of the stream, as a tree of tensors and plain values."""
 
     def load_state(self, state: Any) -> None:
-        """Go on from `state()`."""
+        """Restore a `state()`."""
 
 
 @dataclass
 class Hooks:
-    """What the domain adds to training.
+    """What a program adds to training: validation, samples, units.
 
     Args:
         validate: figures on held-out data by name, `loss` (lower is better, nats per step) among
@@ -86,13 +82,14 @@ class Hooks:
 
 
 class NonFinite(UserError):
-    """Training met a value that is infinite or NaN; the message says where, and which checkpoint is
-    the last good one.
+    """An error for a value that is infinite or NaN in training.
+
+    The message says where, and which checkpoint is the last good one.
     """
 
 
 class Trainer:
-    """Trains a pair on a stream of batches.
+    """Train a pair on a stream of batches.
 
     A step maximises the ELBO per step of a sequence, (1/n) sum (E_q[log p(x | z)] - beta KL), over
     the n observations of the batch, through `pyro.infer.SVI` with the objective of the settings, or
@@ -146,13 +143,14 @@ class Trainer:
 
     @property
     def optimiser(self) -> JointOptimiser:
-        """The optimiser; exists once training has begun."""
+        """The optimiser; it exists once training has begun."""
         assert self._optimiser is not None
         return self._optimiser
 
     def fit(self, *, resume: bool = False) -> None:
-        """Train until the settings say so, early stopping does, or Ctrl-C is pressed (then a
-        checkpoint is saved first).
+        """Train until the settings, early stopping or Ctrl-C end it.
+
+        Ctrl-C saves a checkpoint first.
 
         With `resume` it goes on from the run's last checkpoint. Raises `NonFinite` when a value is
         not finite, `UserError` for a pair that cannot be trained, and `KeyboardInterrupt` (with the
@@ -314,9 +312,7 @@ class Trainer:
         )
 
     def stopped_by(self) -> str | None:
-        """What ends the training where it stands, in words that name the setting; `None` if it goes
-        on.
-        """
+        """Return what ends the training now, naming the setting; `None` if it goes on."""
         return stopped_by(
             "training", self.settings, self.step, self.minutes, self.validations_since_best
         )

@@ -10,17 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 WIDEST = 95  # characters of a first line
-FOLDERS = [
-    *["distributions", "emissions", "infer", "nn", "pairs", "poutine", "reinforce", "runs"],
-    "testing",
-]
 FILES = sorted(
-    [
-        *(ROOT / "pyro_seq").glob("*.py"),
-        *(file for folder in FOLDERS for file in (ROOT / "pyro_seq" / folder).rglob("*.py")),
-        *(ROOT / "models").glob("*.py"),
-        *(ROOT / "guides").glob("*.py"),
-    ]
+    file
+    for folder in ("pyro_seq", "models", "guides", "cli")
+    for file in (ROOT / folder).rglob("*.py")
 )
 
 

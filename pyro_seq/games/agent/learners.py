@@ -1,6 +1,4 @@
-"""What learns: the world model by stochastic variational inference on real games, the agent by
-policy gradient in imagined ones.
-"""
+"""Train the world model by SVI on real games, the agent by policy gradient in imagined ones."""
 
 from __future__ import annotations
 
@@ -63,8 +61,9 @@ class WorldLearner:
         )
 
     def update(self, factor: float = 1.0) -> dict[str, float]:
-        """One update, at a factor of the learning rate; its figures in nats per step. Raises
-        `UserError` for what is not finite.
+        """Make an update, and return its figures in nats per step.
+
+        `factor` is that of the learning rate. Raises `UserError` for what is not finite.
         """
         self.optimiser.scale_learning_rate(factor)
         self.pair.train()
@@ -101,9 +100,7 @@ class WorldLearner:
         return kl_strength(step, schedule=s.kl_schedule, start=s.kl_start, steps=s.kl_steps)
 
     def diverged(self) -> str | None:
-        """In words, that the loss has come far beyond where it began; `None` where it has not, or
-        where it began is not known.
-        """
+        """Say that the loss is far beyond the first one, or return `None`."""
         if (
             self.step
             and self.first_loss is not None
@@ -129,7 +126,7 @@ class WorldLearner:
         return loss
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs besides the replay."""
+        """Return all that a resumed run needs besides the replay."""
         with self.pair.scope():
             return {
                 "step": self.step,
@@ -138,7 +135,7 @@ class WorldLearner:
             }
 
     def describe_state(self, where: Any) -> dict[str, Kind]:
-        """The kinds of what is in a `state()`, by name; `where` is for messages."""
+        """Return the kinds of a `state()`'s entries, by name; `where` is for messages."""
         return {
             "step": Whole(),
             "weights": describe_weights(self.pair, where),
@@ -146,7 +143,7 @@ class WorldLearner:
         }
 
     def load_state(self, state: Any, where: Any) -> None:
-        """Go on from `state()`; raises `ValueError` or `UserError` for what is not one."""
+        """Restore a `state()`; raise `ValueError` or `UserError` for anything else."""
         with self.pair.scope():
             self.pair.load_weights(state["weights"], where)
         self.optimiser.load_state(state["optimiser"])
@@ -154,8 +151,9 @@ class WorldLearner:
 
 
 class AgentLearner:
-    """Updates of an agent and its critic, `SVI` with `Reinforce` or `Pathwise`, in imagined games
-    alone.
+    """Updates of an agent and its critic in imagined games alone.
+
+    They are those of `SVI` with `Reinforce` or `Pathwise`.
 
     Args:
         policy: the agent.
@@ -201,8 +199,9 @@ class AgentLearner:
         )
 
     def update(self, factor: float = 1.0) -> dict[str, float]:
-        """One update, at a factor of the learning rate; the imagined games' mean length and value,
-        and the agent's entropy.
+        """Make an update; return the games' mean length and value, and the entropy.
+
+        `factor` is that of the learning rate.
 
         Raises `UserError` for what is not finite.
         """
@@ -240,7 +239,7 @@ class AgentLearner:
         return figures | norm
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs."""
+        """Return all that a resumed run needs."""
         with self.policy.scope():
             weights = self.policy.weights()
         return {
@@ -251,7 +250,7 @@ class AgentLearner:
         }
 
     def describe_state(self, where: Any) -> Kind:
-        """The kind of a `state()`; `where` is for messages."""
+        """Return the kind of a `state()`; `where` is for messages."""
         weights, critic = describe_weights(self.policy, where), like_all(self.critic.state_dict())
         return Fields(
             {
@@ -263,7 +262,7 @@ class AgentLearner:
         )
 
     def load_state(self, state: Any, where: Any) -> None:
-        """Go on from `state()`; raises `ValueError` or `UserError` for what is not one."""
+        """Restore a `state()`; raise `ValueError` or `UserError` for anything else."""
         with self.policy.scope():
             self.policy.load_weights(state["weights"], where)
         load_weights(dict(self.critic.state_dict()), state["critic"], where)
@@ -272,7 +271,7 @@ class AgentLearner:
 
 
 def describe_weights(pair: Pair, where: Any) -> Kind:
-    """The kind of a pair's weights; `where` is for messages."""
+    """Return the kind of a pair's weights; `where` is for messages."""
 
     def check_weights(weights: Any) -> None:
         with pair.scope():

@@ -1,4 +1,4 @@
-"""What MIDI files hold, kept on the disk: a safetensors file for each; nothing in it is trusted.
+"""A cache of parsed MIDI files, one safetensors file each, checked as it is read.
 
 It is named by the SHA-256 of the MIDI file's bytes.
 
@@ -51,7 +51,7 @@ Found = Contents | str  # what a file holds, or why it holds nothing
 
 
 class TuneCache:
-    """What files hold, by the SHA-256 of their bytes; without a folder, nothing.
+    """The parsed content of files by the SHA-256 of their bytes; without a folder, nothing.
 
     Nothing that is wrong with the folder is an error: what cannot be read is not known, what cannot
     be written is not kept.
@@ -62,7 +62,7 @@ class TuneCache:
         self._made: list[Path] = []  # files and folders, in their order
 
     def get(self, key: str) -> Found | None:
-        """What the file with this hash holds, if that is known."""
+        """Return what the file with this hash holds, or `None`."""
         if self.folder is None:
             return None
         path = self._path(key)
@@ -85,7 +85,7 @@ class TuneCache:
             return None
 
     def put(self, key: str, found: Found) -> None:
-        """Keep what the file with this hash holds."""
+        """Store what the file with this hash holds."""
         if self.folder is None:
             return
         path = self._path(key)
@@ -102,9 +102,7 @@ class TuneCache:
 
     @contextlib.contextmanager
     def nothing_left_if_refused(self) -> Iterator[None]:
-        """Inside, a `UserError` takes back what was put here, with the folders that were made for
-        it.
-        """
+        """Remove what was put here, and new folders, if a `UserError` is raised inside."""
         try:
             yield
         except UserError:

@@ -1,5 +1,4 @@
-"""A dozen small tunes, melody over chords, that are made by rule: something to train on at once,
-and in the public domain.
+"""A dozen small tunes, melody over chords, made by rule, to train on at once.
 
 Each is built as a folk tune is: phrases of four bars, a chord for each bar, rhythms that return, a
 cadence at each phrase's end. The melody is then the best of all for those chords, found by dynamic
@@ -30,7 +29,7 @@ MELODY, CHORDS = "melody", "chords"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is settled about a tune before a note of it is.
+    """The key, metre and form of a tune, before its notes are made.
 
     A letter of the form is a phrase, which a capital ends on the tonic and a small letter on the
     dominant; `aAbA` is AABA.
@@ -45,12 +44,12 @@ class Plan:
 
     @property
     def bar(self) -> int:
-        """Steps of a bar."""
+        """The number of steps of a bar."""
         return self.beats_a_bar * GRID
 
     @property
     def steps(self) -> int:
-        """Steps of the whole tune."""
+        """The number of steps of the whole tune."""
         return len(self.form) * BARS * self.bar
 
 
@@ -113,8 +112,9 @@ class Note:
 
 
 def demo_tunes(seed: int = 0) -> list[Tune]:
-    """Twelve tunes of 8 or 16 bars in several keys, in 4/4 and 3/4, every note on a grid of `GRID`
-    steps a beat; equal for equal seeds.
+    """Make twelve tunes of 8 or 16 bars in several keys, equal for equal seeds.
+
+    They are in 4/4 and 3/4, on a grid of `GRID` steps a beat.
 
     A note that is struck again is let go a step before, so that it can be told apart in a roll.
     """
@@ -122,8 +122,9 @@ def demo_tunes(seed: int = 0) -> list[Tune]:
 
 
 def write_demo_tunes(folder: str | Path, seed: int = 0) -> list[Path]:
-    """Write the tunes as MIDI files `01-c-major.mid`, …: melody and chords on a track each; the
-    paths.
+    """Write the tunes as MIDI files `01-c-major.mid`, …, and return the paths.
+
+    Melody and chords have a track each.
 
     `read_tune` reads from each what `demo_tunes` made. Raises `UserError` if the folder cannot be
     written.
@@ -193,9 +194,7 @@ def _midi(plan: Plan, notes: list[Note]) -> Any:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a note of the melody will be: its bar in the phrase, its number there, when it starts
-    (steps), how long it is, its chord.
-    """
+    """The place of a melody note: bar, number, start and length (steps), and chord."""
 
     bar: int
     number: int
@@ -204,7 +203,7 @@ class Slot:
     chord: int
 
     def strong(self, plan: Plan) -> bool:
-        """Whether it stands where the metre is heard."""
+        """Tell whether the note stands on a strong beat."""
         return (
             self.length >= 2 * GRID
             or self.start % (plan.bar if plan.beats_a_bar == 3 else 2 * GRID) == 0

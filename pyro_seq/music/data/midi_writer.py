@@ -1,6 +1,4 @@
-"""Piano rolls as MIDI files: `to_midi` and `write_midi`; reading such a file gives the very same
-roll.
-"""
+"""Write piano rolls as MIDI files, from which the very same rolls are read."""
 
 from __future__ import annotations
 
@@ -52,13 +50,14 @@ class Clock:
 
     @property
     def tick(self) -> float:
-        """Seconds a tick."""
+        """The seconds of a tick."""
         return self.tempo / (1e6 * self.resolution)
 
     @classmethod
     def of(cls, timing: Timing, frames: int = 0) -> Clock:
-        """The clock for a roll of so many frames: the grid's own beats, else beats of about half a
-        second that last whole frames.
+        """Return the clock for a roll: the grid's beats, or beats of about half a second.
+
+        These last whole frames.
 
         MIDI knows tempi in whole microseconds a beat. Of the beats that could be made up, the one
         is taken that this moves least: then a million frames are off by less than one.
@@ -95,8 +94,9 @@ class Clock:
 
 
 def lowest_pitch(roll: Tensor) -> int:
-    """The MIDI pitch of a roll's first key; raises `UserError` unless it is `[T, 88]` or
-    `[T, 128]`.
+    """Return the MIDI pitch of a roll's first key.
+
+    Raises `UserError` unless the roll is `[T, 88]` or `[T, 128]`.
     """
     if roll.dim() != 2 or roll.shape[1] not in LOWEST:
         wanted = " or ".join(f"[T, {keys}]" for keys in LOWEST)
@@ -105,8 +105,9 @@ def lowest_pitch(roll: Tensor) -> int:
 
 
 def sustained(roll: Tensor) -> NDArray[np.int64]:
-    """The notes `[N, 3]` of a roll `[T, keys]`, as (first frame, frame after the last, key): each
-    run of a key's frames is one.
+    """Return the notes `[N, 3]` of a roll: (first frame, frame after the last, key).
+
+    Each run of a key's frames is one note.
 
     They are in the order of their first frames, low keys first.
     """
@@ -122,7 +123,7 @@ def sustained(roll: Tensor) -> NDArray[np.int64]:
 def velocities(
     roll: Tensor, notes: NDArray[np.int64], timing: Timing, *, velocity: int, melody: int
 ) -> NDArray[np.int64]:
-    """How hard each of the notes is struck, `[N]`, from 40 to 110, and the same for equal rolls.
+    """Return how hard each note is struck `[N]`, from 40 to 110, equal for equal rolls.
 
     Phrases of 16 beats (8 seconds, where there is no grid) swell to their middle, beats are
     accented, the first of four most, and the highest of the notes that sound as one begins is
@@ -150,7 +151,7 @@ def to_midi(
     melody: int = 8,
     name: str = "",
 ) -> PrettyMIDI:
-    """A roll as MIDI, whose notes begin and end on ticks that are whole frames.
+    """Convert a roll to MIDI; notes begin and end on ticks that are whole frames.
 
     Silence at the end is kept by an "all notes off" (control change 123) where the piece ends,
     which comes with every piece. The notes are where `midi_files.read_tune` and `roll_of` find the
@@ -195,7 +196,7 @@ def to_midi(
 
 
 def write_midi(path: Path, roll: Tensor, timing: Timing, **options: Any) -> None:
-    """Write a roll as a MIDI file, whole or not at all; the options are those of `to_midi`.
+    """Write a roll as a MIDI file, whole or not at all, with the options of `to_midi`.
 
     Raises `UserError` as `to_midi` does, or if the file cannot be written.
     """

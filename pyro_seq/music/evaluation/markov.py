@@ -1,6 +1,4 @@
-"""The simplest model of piano rolls that knows time: `MarkovKeys`, each key a Markov chain by
-itself. A baseline.
-"""
+"""`MarkovKeys`, a baseline for piano rolls: each key is a Markov chain."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ from pyro_seq.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class MarkovKeys:
-    """p(x_{1:T}) = prod_k p(x_1^k) prod_{t>1} p(x_t^k | x_{t-1}^k): whether a key sounds depends on
-    whether it did a frame ago.
+    """p(x_{1:T}) = prod_k p(x_1^k) prod_{t>1} p(x_t^k | x_{t-1}^k), a chain for each key.
 
     Attributes:
         initial: `[keys]`, float64, the probability that a key sounds in the first frame.
@@ -29,8 +26,9 @@ class MarkovKeys:
 
     @classmethod
     def fit(cls, rolls: Iterable[Tensor], pseudo_count: float = 1.0) -> MarkovKeys:
-        """The frequencies in some rolls `[T, keys]`, with `pseudo_count` more of either outcome (1:
-        Laplace's rule of succession).
+        """Fit the frequencies of rolls `[T, keys]`, with `pseudo_count` more of either outcome.
+
+        1 is Laplace's rule of succession.
 
         Raises `UserError` if there are no frames, the rolls are of several keyboards, or the count
         is negative; and if it is 0 where some key was never in one of the states, of which the
@@ -49,8 +47,9 @@ class MarkovKeys:
         return cls(sounding[0], sounding[1:])
 
     def nats_per_frame(self, rolls: Iterable[Tensor]) -> float:
-        """-log p of all the rolls by the number of their frames; infinite where the model holds
-        something in them impossible.
+        """Return -log p of all rolls over the number of their frames.
+
+        It is infinite where the model holds something impossible.
 
         Raises `UserError` if there are no frames or the rolls are of another keyboard.
         """
@@ -67,7 +66,7 @@ class MarkovKeys:
         return float(nats / counts.sum() * p.shape[1])  # every frame is counted once for each key
 
     def sample(self, num: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
-        """So many new rolls, `[num, steps, keys]`, uint8."""
+        """Draw new rolls `[num, steps, keys]`, uint8."""
         frames = []
         p = self.initial.expand(num, -1)
         for _ in range(steps):

@@ -1,6 +1,4 @@
-"""How likely pieces of music are under a model: log-likelihoods of piano rolls, frame by frame, in
-the literature's nats per frame.
-"""
+"""Score pieces of music under a model, in nats per frame."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ AT_ONCE = 8_192
 
 @dataclass(eq=False)
 class PieceScore:
-    """A piece's score; fields as those of `scores.Score`, for one sequence.
+    """A piece's score; fields are those of `Score`, for one sequence.
 
     Attributes:
         steps: `[T]`, each frame's share of the log-likelihood, in nats.
@@ -79,8 +77,9 @@ class MusicScore:
 def score_pieces(
     music: MusicModel, pieces: Sequence[Tensor], **options: Any
 ) -> Iterator[tuple[int, PieceScore]]:
-    """(the place of a piece `[T, keys]`, its score), of all that have frames; `options` are
-    `method`, `samples`, `proposal` and `progress` of `scoring.score_document`.
+    """Yield (the place of a piece `[T, keys]`, its score), of all pieces with frames.
+
+    `options` are `method`, `samples`, `proposal` and `progress` of `score_document`.
 
     Raises `UserError` if a log-likelihood is not finite.
     """
@@ -135,7 +134,7 @@ def _windows(music: MusicModel, batch: SequenceBatch) -> list[SequenceBatch]:
 
 
 def evaluate(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> MusicScore:
-    """How likely pieces `[T, keys]` are, in all; `options` as `score_pieces`.
+    """Score pieces `[T, keys]` together; `options` are those of `score_pieces`.
 
     Raises `UserError` if there are no frames.
     """
@@ -170,8 +169,9 @@ def evaluate(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> Mus
 
 
 def nats_per_frame(music: MusicModel, pieces: Sequence[Tensor], **options: Any) -> float:
-    """-log p(x), or its estimate, of all pieces over the number of their frames; arguments and
-    errors as `evaluate`.
+    """Return -log p(x), or its estimate, of all pieces over all frames.
+
+    Arguments and errors are those of `evaluate`.
     """
     found = _scores(music, pieces, options)
     return -math.fsum(scored.total for scored in found) / sum(len(scored.steps) for scored in found)

@@ -1,6 +1,4 @@
-"""MIDI as sound: `synthesise`, by a small synthesiser of our own or by a sound font, and WAV
-files.
-"""
+"""MIDI as sound, by a small synthesiser or by a sound font, and WAV files."""
 
 from __future__ import annotations
 
@@ -41,8 +39,9 @@ def synthesise(
     sample_rate: int = SAMPLE_RATE,
     sound_font: Path | None = None,
 ) -> NDArray[np.float32]:
-    """The sound of a piece, `[round(seconds * sample_rate)]`, mono, between -0.9 and 0.9: only
-    scaled down, so silence stays silence.
+    """Synthesise a piece: `[round(seconds * sample_rate)]`, mono, between -0.9 and 0.9.
+
+    It is only scaled down, so silence stays silence.
 
     Without a sound font every note is a struck string: partials f, 2f, … that die away, the higher
     the faster. Drums and pitch bends are then left out, and so is a pitch above half the sample
@@ -108,8 +107,9 @@ def _string(pitch: int, length: int, sample_rate: int) -> NDArray[np.float64]:
 
 
 def synthesiser_for(path: Path) -> Any:
-    """FluidSynth's class that plays a sound font; raises `UserError` if the file is none, or
-    FluidSynth is not installed.
+    """Return FluidSynth's class that plays a sound font.
+
+    Raises `UserError` if the file is none, or FluidSynth is not installed.
     """
     try:
         with open(path, "rb") as file:
@@ -144,7 +144,7 @@ def _by_sound_font(midi: PrettyMIDI, sample_rate: int, path: Path) -> NDArray[np
 
 
 def wav_bytes(samples: NDArray[np.floating[Any]], sample_rate: int = SAMPLE_RATE) -> bytes:
-    """Samples `[n]` between -1 and 1 as a WAV file: mono, 16 bits a sample."""
+    """Encode samples `[n]` between -1 and 1 as a WAV file: mono, 16 bits a sample."""
     whole = np.rint(np.clip(samples, -1, 1) * 32_767).astype("<i2")
     opened = io.BytesIO()
     with wave.open(opened, "wb") as file:

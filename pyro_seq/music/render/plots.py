@@ -1,6 +1,4 @@
-"""Pictures as PNG: a piano roll, learning curves, and histograms of two or three bodies of music
-side by side.
-"""
+"""Plots as PNG: a piano roll, learning curves, histograms side by side."""
 
 from __future__ import annotations
 
@@ -45,8 +43,9 @@ def roll_png(
     width: float = 9.0,
     height: float | None = None,
 ) -> bytes:
-    """A picture of a roll: pitch over seconds, with lines at beats and bars (of four) where there
-    is a grid.
+    """Plot a roll, pitch over seconds, with lines at beats and bars of four beats.
+
+    Lines are drawn where there is a grid.
 
     Args:
         roll: `[T, 88]` or `[T, 128]`; what is not 0 sounds.
@@ -145,7 +144,7 @@ def curves_png(
     width: float = 5.0,
     height: float = 3.0,
 ) -> bytes:
-    """Learning curves: (step, value) by name. What is not finite is left out.
+    """Plot learning curves, (step, value) by name, without values that are not finite.
 
     The first values of a training can be so far above the others that these would be one flat line:
     the picture is cut off there.
@@ -189,8 +188,7 @@ def histograms(
     width: float = 3.7,
     height: float = 2.4,
 ) -> dict[str, bytes]:
-    """One picture for each of `music_statistics.statistics`, in which all sources (real, generated,
-    …) stand side by side.
+    """Plot each of `statistics`, with all sources (real, generated, …) side by side.
 
     Args:
         by_source: the statistics by the name of what they are of.

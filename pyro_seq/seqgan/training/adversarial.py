@@ -1,6 +1,4 @@
-"""The adversarial game: rounds of the discriminator, steps of the generator, and all that a long
-run needs around them.
-"""
+"""Adversarial training: rounds of the discriminator, steps of the generator."""
 
 from __future__ import annotations
 
@@ -40,8 +38,9 @@ SHOWN = 16  # generated sequences in TensorBoard and in the run folder
 
 
 class AdversarialTraining:
-    """Trains a generator against a discriminator (Yu et al. 2017, arXiv 1609.05473, algorithm 1),
-    after its pretraining.
+    """Train a generator against a discriminator (arXiv 1609.05473, algorithm 1).
+
+    Its pretraining comes before.
 
     First come the discriminator's own rounds, then adversarial steps: updates of the generator by
     policy gradient, the policy of the rollouts following it, and rounds of the discriminator, each
@@ -93,7 +92,7 @@ class AdversarialTraining:
 
     @property
     def generator(self) -> GeneratorTraining:
-        """The generator's side; exists once training has begun."""
+        """The generator's side; it exists once training has begun."""
         assert self._generator is not None
         return self._generator
 
@@ -105,8 +104,9 @@ class AdversarialTraining:
         return self.step + self.rounds - self.settings.discriminator.pretrain_rounds
 
     def fit(self, *, resume: bool = False) -> None:
-        """Train until the settings say so, early stopping does, or Ctrl-C is pressed (then a
-        checkpoint is saved first).
+        """Train until the settings, early stopping or Ctrl-C end it.
+
+        Ctrl-C saves a checkpoint first.
 
         Raises `UserError` where a network has collapsed or a value is not finite, the last good
         checkpoint being kept, and `KeyboardInterrupt` (with the signal's number) after Ctrl-C or
@@ -195,9 +195,7 @@ class AdversarialTraining:
                 saved = time.monotonic()
 
     def stopped_by(self) -> str | None:
-        """What ends the training where it stands, in words that name the setting; `None` if it goes
-        on.
-        """
+        """Return what ends the training now, naming the setting; `None` if it goes on."""
         return stopped_by(
             "adversarial", self.s, self.step, self.minutes, self.validations_since_best
         )
