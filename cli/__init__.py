@@ -1,5 +1,6 @@
-"""The `pyroseq` command: parses, calls, prints. What is heavy is imported inside the commands, so
-that `--help` is quick.
+"""The `pyroseq` command: parses, calls, prints.
+
+Heavy modules are imported inside the commands, so that `--help` is quick.
 
 This file is light, too, so that a signal which comes while the rest is being imported already finds
 its handler.

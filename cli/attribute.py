@@ -66,8 +66,9 @@ def attribute(
     pairs: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Say which model a text is from: posterior probabilities, and the passage where the evidence
-    turned.
+    """Say which model a text is from, by posterior probabilities.
+
+    Also shown is the passage where the evidence turned.
 
     Every model reads the whole text, each character after all before it. Where the vocabularies
     differ, a character that a model does not know costs it what its bucket of unknown characters

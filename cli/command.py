@@ -32,9 +32,7 @@ NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # of new
 )
 @click.version_option(__version__, prog_name="pyroseq")
 def pyroseq() -> None:
-    """Probabilistic models of sequences: train them, generate from them, and learn how likely a
-    sequence is.
-    """
+    """Train probabilistic models of sequences, generate from them, and score sequences."""
 
 
 pyroseq.add_command(text)
@@ -47,9 +45,7 @@ pyroseq.add_command(demo)
 
 
 def run(arguments: list[str] | None) -> NoReturn:
-    """Run the command and end with its exit code; every error of the user's is one line on
-    stderr.
-    """
+    """Run the command and end with its exit code; a user's error is one line on stderr."""
     output = Output(sys.stdout)
     try:
         code = pyroseq.main(args=arguments, prog_name="pyroseq", standalone_mode=False)

@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Programs(click.Group):
-    """A group of commands whose help says the first sentence of each in full."""
+    """A group of commands whose help shows the first sentence of each in full."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, each with its sentence, over as many lines as it takes."""
@@ -91,8 +91,9 @@ PAIR = click.option(
 
 
 def threads_option(useful: int) -> Callable[[F], F]:
-    """The option of the number of threads, which must be known before torch is loaded; more than
-    `useful` bring the work nothing.
+    """Return the option of the number of threads, which is set before torch is loaded.
+
+    More than `useful` threads bring the work nothing.
     """
 
     def choose(context: click.Context, parameter: click.Parameter, number: int | None) -> None:
@@ -192,8 +193,7 @@ def scoring_options(command: F) -> F:
 
 
 class Duration(NamedTuple):
-    """An option that says how long to train, which is all that may change when a run is gone on
-    with.
+    """An option that says how long to train, which alone may change when a run is resumed.
 
     Attributes:
         option: as it is written, `--num-steps`.
@@ -302,8 +302,9 @@ def from_command_line(*names: str) -> list[str]:
 
 @contextmanager
 def resumable(run_dir: Path, how: str) -> Iterator[None]:
-    """Where Ctrl-C or SIGTERM stops a training: say how to go on with it, and end with the exit
-    code that the signal has in a shell.
+    """Say how to resume a training that Ctrl-C or SIGTERM has stopped inside.
+
+    The exit code is that of the signal in a shell.
     """
     try:
         yield
@@ -327,9 +328,7 @@ def on_one_line(text: str) -> str:
 
 
 def keep_apart(option: str, out: Path, run_dir: Path, *inputs: Path | None) -> None:
-    """Refuse an output that would take the place of one of a command's inputs, or of a file that a
-    training keeps.
-    """
+    """Refuse an output that would replace an input of a command, or a file of a training."""
     from pyro_seq.errors import UserError
     from pyro_seq.runs.folder import RunFolder
 

@@ -14,8 +14,9 @@ LOADED_LAST = "pyro"  # of what takes long to load
 
 
 class Interrupts:
-    """Raises `KeyboardInterrupt` at Ctrl-C; while modules load, which may catch it, ends at
-    once.
+    """Raise `KeyboardInterrupt` at Ctrl-C; while modules load, end the process at once.
+
+    Modules that are being loaded may catch the error.
     """
 
     def __init__(self) -> None:

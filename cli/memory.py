@@ -36,9 +36,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def what_did_not_load(error: BaseException) -> str | None:
-    """What is wrong where a needed package cannot be imported, in words; `None` for other
-    errors.
-    """
+    """Say what is wrong where a needed package cannot be imported; `None` for other errors."""
     if not isinstance(error, ImportError) or (error.name or "").startswith("pyro_seq"):
         return None
     what = str(error).strip().splitlines()

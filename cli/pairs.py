@@ -17,8 +17,9 @@ def pairs() -> None:
 
 @pairs.command("list")
 def list_pairs() -> None:
-    """Show all pairs that --model takes, with a line on each: those shipped, and those that
-    installed packages add.
+    """Show all pairs that --model takes, with a line on each.
+
+    They are shipped, or added by installed packages.
     """
     from pyro_seq.config.registry import SHIPPED, find_recipe, installed
     from pyro_seq.errors import UserError

@@ -61,9 +61,7 @@ def score(
     pair: str | None,
     **options: Any,
 ) -> None:
-    """Learn how likely files are under a trained run: log-likelihoods, and the steps that surprise
-    it most.
-    """
+    """Learn how likely files are under a trained run, and which steps surprise it most."""
     import torch
 
     from pyro_seq._progress import Progress

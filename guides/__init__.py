@@ -1,6 +1,4 @@
-"""Inference networks, one file each, named after their model; a model without latents has
-`no_guide`.
-"""
+"""Inference networks, one file each, named after their models."""
 
 from pyro_seq.guides.auto import AutoSequenceGuide
 from pyro_seq.guides.dmm import DMMGuide

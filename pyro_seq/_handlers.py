@@ -1,4 +1,4 @@
-"""What Pyro's handlers around a pair ask for, where a pair must look at them itself."""
+"""Look at Pyro's handlers around a pair: plates that subsample, and given paths."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ def refuse_subsampling() -> None:
 
 
 class GivenPath(Messenger):
-    """Gives the latents `z_0, z_1, …` the values of a path `z` that a handler conditions on or
-    replays.
+    """Give the latents `z_0, z_1, …` the values of a path `z` that a handler sets.
 
     A model in layout `path` has its latents in one site `z`; without observations it runs in steps,
     and draws from a posterior of `z`
@@ -60,7 +59,7 @@ class GivenPath(Messenger):
 
 
 def _path_around(name: str) -> tuple[Tensor | None, bool]:
-    """(the value that handlers around give a site, whether as an observation)."""
+    """Return (the value that handlers give a site, whether it is an observation)."""
     found: tuple[Tensor | None, bool] = None, False
     for handler in reversed(_PYRO_STACK):
         if isinstance(handler, BlockMessenger) and handler.hide_fn(

@@ -10,8 +10,7 @@ from typing import IO
 
 
 class Progress:
-    """A line on stderr: rewritten in place on a terminal, and every `interval` seconds a new one
-    elsewhere.
+    """A line on stderr, rewritten in place on a terminal, else printed every `interval` seconds.
 
     Nobody reading it any more is no reason to end a run: it falls silent.
     """
@@ -27,15 +26,13 @@ class Progress:
         self._width = 0
 
     def later(self) -> Progress:
-        """One like it, whose first line is due after an interval: of work that most often takes no
-        time.
-        """
+        """Return a copy whose first line is due after an interval, for quick work."""
         made = copy(self)
         made._next, made._width = time.monotonic() + self.interval, 0
         return made
 
     def due(self) -> bool:
-        """Whether it is time for the next line, so that its figures need computing."""
+        """Tell whether it is time for the next line, so that its figures need computing."""
         return not self.quiet and time.monotonic() >= self._next
 
     def show(self, line: str) -> None:
@@ -48,14 +45,12 @@ class Progress:
             self._write(line + "\n")
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.end()
         self._write(line + "\n")
 
     def end(self) -> None:
-        """Clear the line that is rewritten in place, so that something else can be written
-        there.
-        """
+        """Clear the line that is rewritten in place, so that other text can be written there."""
         if self._width:
             self._write("\r" + " " * self._width + "\r")
         self._width = 0
@@ -71,15 +66,16 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `1:05` or `2:03:09`."""
+    """Write seconds as `1:05` or `2:03:09`."""
     whole = max(0, round(seconds))
     hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def count(number: float) -> str:
-    """A number in at most three digits: `950`, `35.1k`, `1.2M`; it is rounded first, so that
-    999,600 is `1M`.
+    """Write a number in at most three digits: `950`, `35.1k`, `1.2M`.
+
+    The number is rounded first, so that 999,600 is `1M`.
     """
     rounded = float(f"{number:.3g}")
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -1,5 +1,6 @@
-"""Nested tuples, lists and dicts of tensors: what a carried state, a named group of observations or
-a checkpoint is.
+"""Map, join and serialise nested tuples, lists and dicts of tensors.
+
+A carried state, a named group of observations and a checkpoint are such trees.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ DEEPEST = 100  # a tree in a file is nested no deeper
 
 
 def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
-    """`tree` with every tensor replaced by
-    `function(tensor, *tensors at the same place in the others)`; anything else stays.
+    """Replace each tensor of a tree by `function(tensor, *tensors)`, at equal places in `others`.
+
+    Other leaves stay.
     """
     if isinstance(tree, Tensor):
         return function(tree, *others)
@@ -35,7 +37,7 @@ def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    """Those of a tree, whatever else it holds."""
+    """Return all tensors of a tree; other leaves are ignored."""
     found = []
 
     def keep(x: Tensor) -> Tensor:
@@ -47,22 +49,19 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 def concatenated(trees: Sequence[Any]) -> Any:
-    """Trees of one form as one, their tensors joined along the first dimension; a single one as it
-    is.
-    """
+    """Join trees of one form along the first dimension of their tensors."""
     return trees[0] if len(trees) == 1 else map_tensors(lambda *parts: torch.cat(parts), *trees)
 
 
 def detach(tree: Any) -> Any:
-    """The tree cut off from the graph that computed it: what truncated back-propagation carries
-    into the next window.
-    """
+    """Detach all tensors of a tree from the graph, as truncated back-propagation needs it."""
     return map_tensors(Tensor.detach, tree)
 
 
 def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
-    """(the tree's form as JSON can hold it, its tensors by dotted path), which `unflatten` puts
-    together again.
+    """Split a tree into (its form as JSON can hold it, its tensors by dotted path).
+
+    `unflatten` is the inverse.
 
     Dicts may have numbers as keys, and tuples stay tuples; leaves are tensors, numbers, strings,
     booleans and `None`. Raises `TypeError` for anything else, also for named tuples, which would
@@ -106,7 +105,7 @@ def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def unflatten(form: Any, tensors: dict[str, Tensor]) -> Any:
-    """The tree of a form and tensors that `flatten` gave.
+    """Rebuild the tree of a form and tensors that `flatten` returned.
 
     Raises `KeyError`, `TypeError` or `ValueError` if they do not fit each other: each tensor has
     one place, each key of a dict one value.
@@ -119,7 +118,7 @@ def unflatten(form: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _of_form(form: Any, left: dict[str, Tensor], depth: int) -> Any:
-    """The tree of a form, for which tensors are taken out of those `left`."""
+    """Build the tree of a form, and take its tensors out of `left`."""
     if not isinstance(form, dict):
         if isinstance(form, list):
             raise TypeError("a list stands where a form should")

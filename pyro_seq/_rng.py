@@ -1,6 +1,4 @@
-"""States of random number generators, as trees that a checkpoint can hold: torch's on all devices,
-and a NumPy generator's.
-"""
+"""Save and restore the states of random number generators, torch's and NumPy's."""
 
 from __future__ import annotations
 
@@ -18,13 +16,13 @@ A_WORD = r"[0-9]{1,39}"  # of 128 bits
 
 
 def random_state() -> dict[str, Any]:
-    """What `set_random_state` goes back to."""
+    """Return torch's random state on all devices, as `set_random_state` takes it."""
     cuda = {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
     return {"cpu": torch.get_rng_state()} | cuda
 
 
 def describe_random_state() -> Kind:
-    """The kind of a `random_state()`."""
+    """Return the kind of a `random_state()`."""
     size = torch.get_rng_state().numel()
     cpu = Checked(
         lambda state: torch.Generator().set_state(state), first=TensorOf(size, dtype=torch.uint8)
@@ -34,7 +32,7 @@ def describe_random_state() -> Kind:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Go on from `random_state()`."""
+    """Restore a random state that `random_state()` returned."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and "cuda" in state:
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -42,7 +40,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Afterwards torch goes on as if nothing had been drawn inside, on all devices."""
+    """Restore torch's random state (CPU and all GPUs) on exit."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         yield
@@ -50,21 +48,19 @@ def kept() -> Iterator[None]:
 
 @contextmanager
 def aside(seed: int) -> Iterator[None]:
-    """Inside, torch draws by a seed of its own; afterwards it goes on as if nothing had been drawn,
-    on all devices.
-    """
+    """Seed torch inside, and restore its random state (CPU and all GPUs) on exit."""
     with kept():
         torch.manual_seed(seed)
         yield
 
 
 def generator(seed: int) -> np.random.Generator:
-    """A generator whose state `generator_state` knows how to keep."""
+    """Return a NumPy generator whose state `generator_state` can save."""
     return np.random.Generator(np.random.PCG64(seed))
 
 
 def generator_state(random: np.random.Generator) -> dict[str, Any]:
-    """The generator's state, in words and whole numbers."""
+    """Return the generator's state, in words and whole numbers."""
     state = random.bit_generator.state
     # 128-bit numbers, as JSON has none
     words = {key: str(value) for key, value in state["state"].items()}
@@ -72,7 +68,7 @@ def generator_state(random: np.random.Generator) -> dict[str, Any]:
 
 
 def describe_generator_state(**others: Kind) -> Kind:
-    """The kind of a `generator_state()`, and of `others` that stand beside it."""
+    """Return the kind of a `generator_state()`, with `others` beside it."""
     words = Fields({"state": Word(pattern=A_WORD), "inc": Word(pattern=A_WORD)})
     spare = {"has_uint32": Whole(0, 1), "uinteger": Whole(0, 2**32 - 1)}
     taken = Fields({"words": words, **spare, **others})
@@ -80,7 +76,7 @@ def describe_generator_state(**others: Kind) -> Kind:
 
 
 def load_generator_state(random: np.random.Generator, state: dict[str, Any]) -> None:
-    """Go on from `generator_state()`; raises `ValueError` for anything else."""
+    """Restore a `generator_state()`; raises `ValueError` for anything else."""
     try:
         words = {key: int(state["words"][key]) for key in ("state", "inc")}
         if not all(0 <= word < 2**128 for word in words.values()) or not words["inc"] % 2:

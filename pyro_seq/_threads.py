@@ -1,4 +1,4 @@
-"""How many threads compute, and how they wait for each other.
+"""Choose how many threads compute, and how they wait for each other.
 
 Both are read from the environment when torch is loaded. Threads that wait for each other by
 spinning keep each other from running as soon as something else wants a core: on two cores beside
@@ -33,18 +33,18 @@ _words: str | None = None
 
 
 def is_too_late() -> bool:
-    """Whether torch is loaded, so that the environment says nothing to it any more."""
+    """Tell whether torch is loaded, so that it reads nothing from the environment any more."""
     return "torch" in sys.modules
 
 
 def wait_briefly() -> None:
-    """Let threads spin for a moment and then sleep, unless torch is loaded or the user has said."""
+    """Let threads spin for a moment and then sleep, unless torch is loaded or the user chose."""
     if not is_too_late() and not any(name in os.environ for name in SAYS_HOW_TO_WAIT):
         os.environ.update(WAITING)
 
 
 def choose_threads(number: int | None, *, useful: int) -> None:
-    """Let torch compute with `number` threads, or with as many as are useful and have a core each.
+    """Let torch use `number` threads, or as many as are useful and have a core each.
 
     Without `number`, what the environment says (OMP_NUM_THREADS, MKL_NUM_THREADS) or a program that
     has loaded torch has chosen stands. The number does not depend on how busy the machine is: sums
@@ -161,19 +161,19 @@ def _computing(number: int) -> str:
 
 
 def words() -> str | None:
-    """What `choose_threads` has chosen, to be said once; `None` afterwards, and if others chose."""
+    """Return what `choose_threads` chose, once; `None` afterwards, and if the user chose."""
     global _words
     said, _words = _words, None
     return said
 
 
 def cores_of_affinity() -> int:
-    """The cores that the process may run on."""
+    """Return the number of cores that the process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_cores() -> int:
-    """The cores that the process may run on, or what its container's share of time is worth."""
+    """Return the number of cores that the process may run on, or its container's share of time."""
     share = share_of_time()
     return (
         cores_of_affinity()
@@ -183,7 +183,7 @@ def available_cores() -> int:
 
 
 def share_of_time(process: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> float | None:
-    """Seconds of processor time a second that control groups allow the process; `None`: any.
+    """Return the processor seconds a second that control groups allow; `None` without a limit.
 
     Args:
         process: the file that says which groups the process is in.
@@ -204,7 +204,7 @@ def share_of_time(process: str = "/proc/self/cgroup", root: str = "/sys/fs/cgrou
 
 
 def _limit(group: str) -> float | None:
-    """A group's quota of time over its period."""
+    """Return a control group's quota of time over its period."""
     quota, period = ([*_read(f"{group}/cpu.max").split(), "", ""])[:2]
     if not quota:
         quota, period = (

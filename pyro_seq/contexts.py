@@ -1,8 +1,8 @@
 """Contexts c_t: what a step may look at before its observation is known.
 
 A context is a recurrence without parameters of its own over the observations:
-`features(state, u_t)` before x_t is known, then `observe(state, x_t)`. `over` is the same for all
-steps of known observations at once (teacher forcing).
+`features(state, u_t)` before x_t is known, then `observe(state, x_t)`. `over` computes the features
+of all steps at once where observations are known (teacher forcing).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pyro_seq.nn.feedforward import concatenate
 
 
 class Context(nn.Module):
-    """The base of all contexts; `num_features` is the size of c_t, after which come `num_passed_on`
-    features for the emission alone.
+    """Base of all contexts: c_t has `num_features` features for a model's networks.
+
+    After these come `num_passed_on` features for the emission alone.
     """
 
     num_features: int
@@ -35,32 +36,32 @@ class Context(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the context's states lie."""
+        """The device of the context's states."""
         return self._place.device
 
     def unseen(self) -> Context:
-        """A context of which a model's networks see nothing; what is passed on to the emission
-        stays.
-        """
+        """Return a context of the features that are passed on to the emission, and no others."""
         return Nothing()
 
     def initial(self, *lead: int) -> Any:
-        """The state before the first step of `lead` sequences."""
+        """Return the state before the first step of `lead` sequences."""
         return ()
 
     def features(self, state: Any, inputs: Tensor | None) -> Tensor:
-        """c_t `[*lead, num_features + num_passed_on]` from the state before step t and the side
-        inputs u_t `[*lead, C]`.
+        """Compute c_t from the state before step t and the side inputs u_t `[*lead, C]`.
+
+        c_t is `[*lead, num_features + num_passed_on]`.
         """
         raise TypeError(f"{type(self).__name__} must define features(state, inputs)")
 
     def observe(self, state: Any, observation: Any) -> Any:
-        """The state after x_t `[*lead, *event]`."""
+        """Return the state after observing x_t `[*lead, *event]`."""
         return state
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
-        """(c_{1:T} `[N, T, num_features + num_passed_on]`, the state after each sequence's last
-        step), as by stepping through the batch.
+        """Compute c_{1:T} of a batch at once, and the state after each sequence's last step.
+
+        c_{1:T} is `[N, T, num_features + num_passed_on]`, equal to stepping through the batch.
         """
         raise TypeError(f"{type(self).__name__} must define over(batch, state)")
 
@@ -71,21 +72,20 @@ class Nothing(Context):
     num_features = 0
 
     def initial(self, *lead: int) -> Tensor:
-        """Nothing, for each of `lead` sequences."""
+        """Return an empty vector for each of `lead` sequences."""
         return torch.zeros(*lead, 0, dtype=self._place.dtype, device=self.device)
 
     def features(self, state: Any, inputs: Tensor | None) -> Tensor:
-        """`[*lead, 0]`."""
+        """Return c_t without features, `[*lead, 0]`."""
         return state
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
-        """`[N, T, 0]`."""
+        """Return c_{1:T} without features, `[N, T, 0]`."""
         return state.unsqueeze(-2).expand(*state.shape[:-1], batch.num_steps, 0), state
 
 
 class LastObservations(Context):
-    """The encodings of the last `count` observations, the most recent one last, optionally passed
-    through a `combiner`.
+    """The encodings of the last `count` observations, the most recent one last.
 
     c_t = combiner([enc(x_{t-n}), …, enc(x_{t-1})]); before a sequence's beginning an encoding is
     zero, or that of `before`.
@@ -94,10 +94,10 @@ class LastObservations(Context):
         encoder: x_t → features.
         count: n, how far back a step looks.
         combiner: a module `[..., n * F]` → `[..., combiner.output_size]`, for instance
-            `networks.MLP`.
-        before: the observation that stands at every step before the first (a symbol that begins
-            sentences, say), encoded like any other; a tensor `[*event]`, a number, or a dict of
-            such for a named group.
+            `nn.feedforward.MLP`.
+        before: the observation at every step before the first (such as a symbol that begins
+            sentences), encoded like any other; a tensor `[*event]`, a number, or a dict of such
+            for a named group.
 
     Raises `ValueError` for a `count` below 1, and for a `before` that is not what the encoder
     takes.
@@ -121,8 +121,9 @@ class LastObservations(Context):
         self.num_features = sizes if combiner is None else int(combiner.output_size)  # type: ignore[arg-type]
 
     def initial(self, *lead: int) -> dict[str, Any]:
-        """What stands before the first step, `[*lead, n, *event]`, and for each whether it is
-        known, as `before` is and blanks are not.
+        """Return the observations before the first step, and whether each of them is known.
+
+        Observations `[*lead, n, *event]` given by `before` are known, blank ones are not.
         """
         observations = self.encoder.blank(*lead, self.count, device=self.device)
         if self.before is not None:
@@ -133,12 +134,12 @@ class LastObservations(Context):
         return {"observations": observations, "known": known}
 
     def features(self, state: Any, inputs: Tensor | None) -> Tensor:
-        """c_t from the last n observations."""
+        """Compute c_t from the last n observations."""
         encoded = self.encoder(state["observations"]) * state["known"].unsqueeze(-1)
         return self._combine(encoded.flatten(-2))
 
     def observe(self, state: Any, observation: Any) -> Any:
-        """The window of n observations moved on by one."""
+        """Move the window of the last n observations on by one."""
         lead = state["known"].dim() - 1
         # by far the most frequent case, and generation is made of such small steps
         if self.count == 1:
@@ -162,9 +163,7 @@ class LastObservations(Context):
         }
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
-        """All steps at once: the n encodings before each step, from the observations shifted by 1 …
-        n.
-        """
+        """Compute c_{1:T} from the observations shifted by 1 … n steps."""
         history = map_tensors(
             lambda before, x: torch.cat([before, x.to(before.dtype)], 1),
             state["observations"],
@@ -193,8 +192,9 @@ class LastObservations(Context):
 
 
 class PreviousObservation(LastObservations):
-    """The encoding of the observation before: c_t = enc(x_{t-1}), zero at a sequence's beginning,
-    or that of what stands `before` it.
+    """The encoding of the previous observation: c_t = enc(x_{t-1}).
+
+    At a sequence's beginning c_1 is zero, or the encoding of the observation `before`.
     """
 
     def __init__(self, encoder: Encoder, *, before: Any = None) -> None:
@@ -202,7 +202,7 @@ class PreviousObservation(LastObservations):
 
 
 def _check_observation(given: Any, blank: Any) -> None:
-    """Raise `ValueError` unless what is given is an observation of the blank one's form."""
+    """Raise `ValueError` unless an observation has the form of a blank one."""
     if isinstance(blank, dict):
         if not isinstance(given, dict) or set(given) != set(blank):
             got = sorted(given) if isinstance(given, dict) else "no group"
@@ -237,7 +237,7 @@ class SideInputs(Context):
         self.num_features = size if encoder is None else encoder.num_features
 
     def features(self, state: Any, inputs: Tensor | None) -> Tensor:
-        """u_t; raises `UserError` if the batch has none, or of another size."""
+        """Return u_t; raises `UserError` if the batch has none, or has u_t of another size."""
         if inputs is None or inputs.shape[-1] != self.size:
             got = "none" if inputs is None else f"{inputs.shape[-1]}"
             raise UserError(
@@ -246,12 +246,12 @@ class SideInputs(Context):
         return inputs.to(self._place.dtype) if self.encoder is None else self.encoder(inputs)
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
-        """u_{1:T}."""
+        """Return u_{1:T}; raises `UserError` as `features` does."""
         return self.features(state, batch.inputs), state
 
 
 class Chain(Context):
-    """Several contexts at once, their features side by side, and after them what they pass on.
+    """Several contexts side by side, and after their features all that they pass on.
 
     Raises `ValueError` without any context.
     """
@@ -267,16 +267,16 @@ class Chain(Context):
         self.num_passed_on = sum(context.num_passed_on for context in contexts)
 
     def unseen(self) -> Context:
-        """Nothing, and what the contexts pass on."""
+        """Return a context of the features that the members pass on, and no others."""
         passing = [context.unseen() for context in self.contexts if context.num_passed_on]
         return Chain(*passing) if passing else Nothing()
 
     def initial(self, *lead: int) -> tuple[Any, ...]:
-        """The contexts' states."""
+        """Return the states of all members before the first step."""
         return tuple(context.initial(*lead) for context in self.contexts)
 
     def features(self, state: Any, inputs: Tensor | None) -> Tensor:
-        """The contexts' features, in order."""
+        """Compute the members' features of one step, in order."""
         return self._arranged(
             [
                 context.features(part, inputs)
@@ -285,14 +285,14 @@ class Chain(Context):
         )
 
     def observe(self, state: Any, observation: Any) -> tuple[Any, ...]:
-        """Every context observes."""
+        """Return the members' states after observing x_t."""
         return tuple(
             context.observe(part, observation)
             for context, part in zip(self.contexts, state, strict=True)
         )
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
-        """The contexts' features over all steps, side by side."""
+        """Compute the members' features over all steps, side by side."""
         parts = [
             context.over(batch, part) for context, part in zip(self.contexts, state, strict=True)
         ]
@@ -301,7 +301,7 @@ class Chain(Context):
         )
 
     def _arranged(self, parts: list[Tensor]) -> Tensor:
-        """The contexts' features `[…, num_features + num_passed_on]`, what networks see first."""
+        """Order the members' features: first all for networks, then all that are passed on."""
         sizes = [context.num_features for context in self.contexts]
         seen = [part[..., :size] for part, size in zip(parts, sizes, strict=True)]
         return concatenate(
@@ -310,13 +310,12 @@ class Chain(Context):
 
 
 class PassedOn(Chain):
-    """A context for the model's networks, and one whose features go to the emission as they are.
+    """Two contexts: one feeds the model's networks, the other goes directly to the emission.
 
     The emission says how many such features it wants (`Emission.num_passed_on`).
 
-    What `seen` passes on itself comes before what is passed on here. Raises `ValueError` for a
-    `passed_on` that passes on features
-    itself: all of them would be the emission's, in an order that nothing says.
+    Features that `seen` passes on come before the features of `passed_on`. Raises `ValueError` for
+    a `passed_on` that passes on features itself, since their order would be undefined.
     """
 
     def __init__(self, seen: Context, passed_on: Context) -> None:
@@ -330,7 +329,7 @@ class PassedOn(Chain):
         self.num_passed_on = seen.num_passed_on + passed_on.num_features
 
     def unseen(self) -> Context:
-        """Nothing, and what is passed on."""
+        """Return a context of the features that are passed on, and no others."""
         return PassedOn(self.contexts[0].unseen(), self.contexts[1])
 
     def _arranged(self, parts: list[Tensor]) -> Tensor:

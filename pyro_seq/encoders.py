@@ -19,9 +19,7 @@ from pyro_seq.nn.feedforward import MLP as Layers
 
 
 class Encoder(nn.Module):
-    """The base of all encoders: `forward(values [..., *event_shape])` are the features
-    `[..., num_features]`.
-    """
+    """Base of all encoders: observations `[..., *event_shape]` → features `[..., num_features]`."""
 
     num_features: int
     event_shape: tuple[int, ...] = ()
@@ -35,20 +33,18 @@ class Encoder(nn.Module):
         self.register_buffer("_place", torch.empty(0), persistent=False)
 
     def blank(self, *lead: int, device: torch.device | None = None) -> Any:
-        """Observations of zeros `[*lead, *event_shape]`: what stands before a sequence's first
-        step.
-        """
+        """Return observations of zeros `[*lead, *event_shape]`, as before the first step."""
         return torch.zeros(
             (*lead, *self.event_shape), dtype=self.dtype or self._place.dtype, device=device
         )
 
     def forward(self, values: Any) -> Tensor:
-        """The features."""
+        """Compute features `[..., num_features]` from observations `[..., *event_shape]`."""
         raise TypeError(f"{type(self).__name__} must define forward(values)")
 
 
 class Embedding(Encoder):
-    """A learnt vector of `num_features` for each of `num_categories` symbols."""
+    """A learnt vector of `num_features` entries for each of `num_categories` symbols."""
 
     dtype = torch.long
 
@@ -58,12 +54,12 @@ class Embedding(Encoder):
         self.table = nn.Embedding(num_categories, num_features)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Symbols `[...]` to vectors `[..., num_features]`."""
+        """Look up the vectors `[..., num_features]` of symbols `[...]`."""
         return self.table(values)
 
 
 class OneHot(Encoder):
-    """A symbol k of `num_categories` as the k-th unit vector."""
+    """The k-th unit vector for symbol k of `num_categories`."""
 
     dtype = torch.long
 
@@ -72,13 +68,14 @@ class OneHot(Encoder):
         self.num_features = num_categories
 
     def forward(self, values: Tensor) -> Tensor:
-        """Symbols `[...]` to unit vectors `[..., num_categories]`."""
+        """Return the unit vectors `[..., num_categories]` of symbols `[...]`."""
         return functional.one_hot(values, self.num_features).to(self._place.dtype)
 
 
 class Flatten(Encoder):
-    """An array of shape `event_shape` (a number may stand for a vector) as the vector of its
-    entries.
+    """The entries of an array of shape `event_shape` as one vector.
+
+    A whole number K in place of the shape stands for a vector of K entries.
     """
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
@@ -87,14 +84,15 @@ class Flatten(Encoder):
         self.num_features = math.prod(self.event_shape)
 
     def forward(self, values: Tensor) -> Tensor:
-        """`[..., *event_shape]` to `[..., prod(event_shape)]`."""
+        """Flatten arrays `[..., *event_shape]` to vectors `[..., prod(event_shape)]`."""
         lead = values.shape[: values.dim() - len(self.event_shape)]
         return values.reshape(*lead, self.num_features).to(self._place.dtype)
 
 
 class MLP(Encoder):
-    """A multilayer perceptron over a vector observation of `size` entries; the last of
-    `hidden_sizes` is `num_features`.
+    """A multilayer perceptron over a vector observation of `size` entries.
+
+    The last of `hidden_sizes` is `num_features`.
     """
 
     def __init__(self, size: int, hidden_sizes: Sequence[int], *, activation: str = "relu") -> None:
@@ -104,13 +102,13 @@ class MLP(Encoder):
         self.num_features = self.layers.output_size
 
     def forward(self, values: Tensor) -> Tensor:
-        """`[..., size]` of any type to `[..., hidden_sizes[-1]]`."""
+        """Compute features `[..., hidden_sizes[-1]]` from vectors `[..., size]` of any type."""
         weight = next(self.layers.parameters(), self._place)
         return self.layers(values.to(weight.dtype))
 
 
 class Sequential(Encoder):
-    """Encoders one after the other: the features of one are the observation of the next."""
+    """Encoders one after the other: each takes the features of the encoder before it."""
 
     def __init__(self, *encoders: Encoder) -> None:
         super().__init__()
@@ -127,19 +125,20 @@ class Sequential(Encoder):
         self.num_features = encoders[-1].num_features
 
     def blank(self, *lead: int, device: torch.device | None = None) -> Any:
-        """What the first encoder, which may be a `Group`, sees before a sequence's first step."""
+        """Return the blank observations of the first encoder, which may be a `Group`."""
         return self.encoders[0].blank(*lead, device=device)
 
     def forward(self, values: Any) -> Tensor:
-        """`[..., *event_shape]` of the first encoder to `[..., num_features]` of the last."""
+        """Compute the last encoder's features from the first encoder's observations."""
         for encoder in self.encoders:
             values = encoder(values)
         return values
 
 
 class Group(Encoder):
-    """The encoder of a named group of observations (an emission's `Joint`): each member's features
-    side by side.
+    """Encoders of a named group of observations, their features side by side.
+
+    The emission of such a group is a `Joint`.
     """
 
     def __init__(self, encoders: Mapping[str, Encoder]) -> None:
@@ -148,11 +147,11 @@ class Group(Encoder):
         self.num_features = sum(encoder.num_features for encoder in encoders.values())
 
     def blank(self, *lead: int, device: torch.device | None = None) -> dict[str, Tensor]:
-        """A dict of zeros."""
+        """Return a dict of zeros, an observation for each member."""
         return {
             name: encoder.blank(*lead, device=device) for name, encoder in self.encoders.items()
         }
 
     def forward(self, values: dict[str, Tensor]) -> Tensor:
-        """A dict of `[..., *event]` to `[..., num_features]`."""
+        """Compute features `[..., num_features]` from a dict of observations `[..., *event]`."""
         return torch.cat([encoder(values[name]) for name, encoder in self.encoders.items()], -1)

@@ -1,4 +1,4 @@
-"""A user's mistake, said in one line, and the nearest right word for a wrong one."""
+"""A user's mistake in one line, and the nearest known word for an unknown one."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ OF_WRONG_VALUES = (
 
 
 class UserError(ValueError):
-    """Something the user can put right: what was wrong, where, and what would be right, in one
-    line.
+    """A mistake that the user can correct: what was wrong, where, and what would be right.
 
     The command prints the line and ends with exit code 2; from Python it is a `ValueError` like any
     other.
@@ -34,9 +33,7 @@ class UserError(ValueError):
 
 @contextmanager
 def finite_probabilities() -> Iterator[None]:
-    """Inside, what torch says of a distribution with NaN among its parameters becomes a `UserError`
-    of the model.
-    """
+    """Turn torch's error about NaN parameters of a distribution into a `UserError`."""
     try:
         yield
     except (IndexError, RuntimeError, ValueError) as error:
@@ -46,15 +43,14 @@ def finite_probabilities() -> Iterator[None]:
 
 
 def said(error: BaseException) -> str:
-    """An error's message, without the table of shapes that Pyro puts under every `ValueError` which
-    passes through a trace.
-    """
+    """Return an error's message without the table of shapes that Pyro adds to a `ValueError`."""
     return re.split(r"\n\s*Trace Shapes:", str(error))[0]
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is most like a wrong one, or `None` if none is; of dotted names, the last
-    part may decide.
+    """Return the known word that is most like an unknown one, or `None`.
+
+    Of dotted names the last part may decide.
     """
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
@@ -66,9 +62,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known word, else the list of those known; the tail of
-    an error message.
-    """
+    """Return the tail of an error message: `; did you mean 'x'?`, or all known words."""
     known = list(known)
     near = nearest(word, known)
     if near is not None:
@@ -77,7 +71,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number (of Python, an array or a tensor); truth values are not."""
+    """Tell whether a value is a whole number, of Python, an array or a tensor.
+
+    Truth values are none.
+    """
     if isinstance(value, bool):
         return False
     if isinstance(value, int):
@@ -89,7 +86,7 @@ def is_whole(value: Any) -> bool:
 
 
 def whole(value: Any, what: str, at_least: int | None = None) -> int:
-    """A whole number as an `int`.
+    """Return a whole number as an `int`, or raise `UserError`.
 
     Args:
         value: what was given.

@@ -102,9 +102,7 @@ TEMPERATURE = temperature_option("symbols")
 
 @click.group(cls=Programs)
 def seqgan() -> None:
-    """Train a generator of sequences against a discriminator, and see whether it is better than
-    without (SeqGAN).
-    """
+    """Train a generator of sequences against a discriminator (SeqGAN), and compare it."""
 
 
 def _program() -> SeqGANProgram:
@@ -240,8 +238,9 @@ def evaluate(
     device: str,
     **options: Any,
 ) -> None:
-    """Learn how good new sequences are, and how likely real ones, beside the pretrained generator
-    and real sequences.
+    """Learn how good new sequences are, and how likely real ones.
+
+    Beside them stand the pretrained generator and real sequences.
 
     The options of the data are for data that has been moved.
     """
@@ -325,8 +324,9 @@ def sweep(
     device: str,
     **options: Any,
 ) -> None:
-    """Compare quality and diversity over temperatures with the pretrained generator's, as a table
-    and a picture.
+    """Compare quality and diversity over temperatures, as a table and a picture.
+
+    The generator is compared with the pretrained one.
 
     The options of the data are for data that has been moved.
     """

@@ -209,9 +209,7 @@ def evaluate(
     pair: str | None,
     **options: Any,
 ) -> None:
-    """Learn how likely a text is: log-likelihood in nats, nats and bits per character,
-    perplexity.
-    """
+    """Learn how likely a text is, in nats and bits per character, and its perplexity."""
     import torch
 
     from pyro_seq._progress import Progress

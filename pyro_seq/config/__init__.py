@@ -1,3 +1,1 @@
-"""Settings: typed fields under dotted names, the registry of pairs, and making a pair from its
-settings.
-"""
+"""Typed settings under dotted names, the registry of pairs, and pairs from settings."""

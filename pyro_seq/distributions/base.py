@@ -1,4 +1,4 @@
-"""What is meant by a distribution: one of Pyro's, or a named group of them."""
+"""The alias `Distribution`: a distribution of Pyro's, or a named group of distributions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Emissions, p(x_t | features): elementary ones, groups of them, and some with weights of their
-own.
-"""
+"""Emissions p(x_t | features): elementary, composite, and autoregressive ones."""
 
 from pyro_seq.emissions.base import Emission as Emission
 from pyro_seq.emissions.base import observe as observe

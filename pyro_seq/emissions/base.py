@@ -1,4 +1,4 @@
-"""What an emission is: p(x_t | features) as a module, and how observations become sites."""
+"""The base of emissions, p(x_t | features) as a module, and how observations become sites."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pyro_seq.errors import UserError
 
 
 class Emission(nn.Module):
-    """p(x_t | features); the base of all emissions.
+    """Base of all emissions, p(x_t | features).
 
     `forward(features [..., num_features])` is a distribution of batch shape `[...]` and event shape
-    `event_shape`. An emission may have parameters of its own (an autoregressive one does); those
-    here have none: a model's own network computes the features.
+    `event_shape`. A model's network computes the features; an emission may have parameters of its
+    own as well (autoregressive emissions do).
 
-    One that looks at what came before by itself says how much of it it wants, `num_passed_on`, and
-    is called with it, too: `forward(features, passed_on [..., num_passed_on])`, whose leading
-    dimensions may lack those on the left (particles). The model's context (`contexts.PassedOn`)
-    brings it.
+    Emissions that condition on past observations set `num_passed_on`, the number of context
+    features that they take as a second argument: `forward(features, passed_on [...,
+    num_passed_on])`. The model's context (`contexts.PassedOn`) provides these features, whose
+    leading dimensions may lack those on the left (particles).
     """
 
     num_features: int
@@ -39,23 +39,24 @@ class Emission(nn.Module):
         self.register_buffer("_place", torch.empty(0), persistent=False)
 
     def forward(self, features: Tensor) -> Distribution:
-        """The distribution of x_t."""
+        """Return the distribution of x_t, of batch shape `[...]`, given features `[..., F]`."""
         raise TypeError(f"{type(self).__name__} must define forward(features)")
 
     def blank(self, *lead: int, device: torch.device | None = None) -> Distribution:
-        """The distribution where all that it is given is zero, of batch shape `lead`."""
+        """Return the distribution given zero features, of batch shape `lead`."""
         sizes = (
             (self.num_features, self.num_passed_on) if self.num_passed_on else (self.num_features,)
         )
         return self(*(torch.zeros(*lead, size, device=device) for size in sizes))
 
     def prepare(self, values: Any, mask: Tensor) -> Any:
-        """Observations `[N, T, *event]` as the distribution takes them: of its dtype, padding (not
-        `mask`) inside the support.
+        """Convert observations `[N, T, *event]` to the distribution's dtype and support.
 
-        A density of minus infinity at a padded step would turn into NaN gradients, however it is
-        masked afterwards. Raises `UserError` for another event shape, and for numbers that are not
-        whole where symbols are wanted.
+        Padding (not `mask`) is replaced by a value inside the support.
+
+        A density of minus infinity at a padded step would give NaN gradients, even if it is masked
+        afterwards. Raises `UserError` for another event shape, and for numbers that are not whole
+        where the emission models symbols.
         """
         if not isinstance(values, Tensor):
             raise UserError(
@@ -82,8 +83,9 @@ class Emission(nn.Module):
         )
 
     def stack(self, observations: Sequence[Any], mask: Tensor | None = None) -> Any:
-        """The observations of T steps `[*lead, *event]` as one sequence `[*lead, T, *event]`, zero
-        where the mask is `False`.
+        """Stack the observations of T steps `[*lead, *event]` into `[*lead, T, *event]`.
+
+        Entries are zero where the mask is `False`.
         """
         events = len(self.event_shape)
         # those observed lack the dimensions that plates have added to those sampled
@@ -97,11 +99,12 @@ class Emission(nn.Module):
 
 
 def observe(name: str, distribution: Distribution, obs: Any = None, infer: Any = None) -> Any:
-    """The `pyro.sample` statement of an observation; for a named group one statement a member, at
-    `{name}_{member}`.
+    """Sample or observe x_t by `pyro.sample`; a named group has a site for each member.
 
-    Returns the value (a dict of values for a group); `obs=None` samples it. `infer` is what
-    inference is told of each of the sites.
+    The site of a member is `{name}_{member}`.
+
+    Returns the value (a dict of values for a group); `obs=None` samples it. `infer` is passed to
+    each `pyro.sample`.
     """
     if not isinstance(distribution, dict):
         return pyro.sample(name, distribution, obs=obs, infer=infer)
@@ -115,8 +118,9 @@ def observe(name: str, distribution: Distribution, obs: Any = None, infer: Any =
 
 
 def over_time(distribution: Distribution, mask: Tensor | None) -> Distribution:
-    """Steps `[..., T]` made one event: log p(x_{1:T}) = sum_t mask_t log p(x_t); `mask` `[..., T]`
-    leaves padding out.
+    """Make steps `[..., T]` one event: log p(x_{1:T}) = sum_t mask_t log p(x_t).
+
+    The mask `[..., T]` leaves padding out.
     """
     if isinstance(distribution, dict):
         return {name: over_time(part, mask) for name, part in distribution.items()}

@@ -1,4 +1,4 @@
-"""Emissions of several observations at once: vectors of independent entries, named groups."""
+"""Emissions of several observations at once: arrays of independent entries, named groups."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from pyro_seq.errors import UserError, whole
 
 
 class Independent(Emission):
-    """A vector (or array) of events, each with features of its own: p(x | f) = prod_i p_i(x_i |
-    f_i).
+    """p(x | f) = prod_i p_i(x_i | f_i): an array of events, each with features of its own.
 
     Args:
         event: the emission of one entry.
@@ -43,15 +42,14 @@ class Independent(Emission):
         self.dtype, self.filler = event.dtype, event.filler
 
     def forward(self, features: Tensor) -> Distribution:
-        """The entries' features one after the other `[..., prod(shape) * event.num_features]`."""
+        """Return the distribution given features `[..., prod(shape) * event.num_features]`."""
         return self.event(features.unflatten(-1, (*self.shape, self.event.num_features))).to_event(
             len(self.shape)
         )
 
 
 class Joint(Emission):
-    """A named group of observations, independent given the features: p({x^a, x^b} | f) = p_a(x^a |
-    f_a) p_b(x^b | f_b).
+    """p({x^a, x^b} | f) = p_a(x^a | f_a) p_b(x^b | f_b): a named group of observations.
 
     Observations are dicts of tensors by the same names; `forward` returns a dict of distributions.
     Groups do not nest.
@@ -67,7 +65,10 @@ class Joint(Emission):
         self.num_passed_on = sum(emission.num_passed_on for emission in emissions.values())
 
     def forward(self, features: Tensor, passed_on: Tensor | None = None) -> dict[str, Distribution]:
-        """The members' features side by side, in order, and likewise the context passed on."""
+        """Return the members' distributions given their features side by side, in order.
+
+        The features passed on stand side by side in the same way.
+        """
         parts = dict(zip(self.emissions, features.split(self.sizes, -1), strict=True))
         if passed_on is None:
             return {name: emission(parts[name]) for name, emission in self.emissions.items()}
@@ -80,7 +81,7 @@ class Joint(Emission):
         }
 
     def prepare(self, values: Any, mask: Tensor) -> dict[str, Tensor]:
-        """Each observation as its own emission takes it; raises `UserError` if the names differ."""
+        """Convert each member's observations; raise `UserError` if the names differ."""
         if not isinstance(values, dict) or set(values) != set(self.emissions):
             got = sorted(values) if isinstance(values, dict) else "one tensor"
             raise UserError(f"this Joint emission observes {sorted(self.emissions)}, got {got}")
@@ -89,7 +90,7 @@ class Joint(Emission):
         }
 
     def stack(self, observations: Sequence[Any], mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Each member's observations as one sequence."""
+        """Stack each member's observations into one sequence."""
         return {
             name: emission.stack([step[name] for step in observations], mask)
             for name, emission in self.emissions.items()

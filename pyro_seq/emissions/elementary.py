@@ -1,9 +1,8 @@
-"""Emissions p(x_t | features): which distribution an observation has, as a function of features
-that a model computes.
+"""Elementary emissions p(x_t | features), without weights of their own.
 
-An emission says how many features it wants (`num_features`), what one observation looks like
-(`event_shape`) and which distribution given features describe. `Independent` makes a vector of
-events of one, `Joint` a named group of several; music and games are compositions of these.
+An emission declares the number of features (`num_features`), the shape of an observation
+(`event_shape`) and the distribution given features. `Independent` makes a vector of one emission,
+`Joint` a named group of several; music and games are compositions of these.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ FLOAT32_NUMBERS = 2**24  # whole numbers up to here are what they are in float32
 
 
 class Categorical(Emission):
-    """One of `num_categories` symbols, 0 … num_categories - 1: p(x = k) = softmax(features)_k."""
+    """One of `num_categories` symbols: p(x = k) = softmax(features)_k, k from 0."""
 
     dtype = torch.long
 
@@ -31,7 +30,7 @@ class Categorical(Emission):
         self.num_features = self.num_categories = whole(num_categories, "num_categories", 1)
 
     def forward(self, features: Tensor) -> dist.Categorical:
-        """Logits `[..., num_categories]`."""
+        """Return the distribution of logits `[..., num_categories]`."""
         return LazyCategorical(features)
 
 
@@ -41,12 +40,12 @@ class Bernoulli(Emission):
     num_features = 1
 
     def forward(self, features: Tensor) -> dist.Bernoulli:
-        """Logits `[..., 1]`."""
+        """Return the distribution of logits `[..., 1]`."""
         return dist.Bernoulli(logits=features.squeeze(-1))
 
 
 class Binomial(Emission):
-    """How many of `total_count` trials succeeded, each with probability sigmoid(feature)."""
+    """The number of successes in `total_count` trials of probability sigmoid(feature)."""
 
     num_features = 1
 
@@ -56,7 +55,7 @@ class Binomial(Emission):
         self.dtype = torch.double if total_count > FLOAT32_NUMBERS else None
 
     def forward(self, features: Tensor) -> dist.Binomial:
-        """Logits `[..., 1]`."""
+        """Return the distribution of logits `[..., 1]`."""
         return PreciseBinomial(total_count=self.total_count, logits=features.squeeze(-1))
 
 
@@ -70,7 +69,7 @@ class Normal(Emission):
         self.positive = Positive(positive, epsilon)
 
     def forward(self, features: Tensor) -> dist.Normal:
-        """Location and raw scale `[..., 2]`."""
+        """Return the distribution of location and raw scale `[..., 2]`."""
         return dist.Normal(features[..., 0], self.positive(features[..., 1]))
 
 
@@ -85,6 +84,6 @@ class Beta(Emission):
         self.positive = Positive(positive, epsilon)
 
     def forward(self, features: Tensor) -> dist.Beta:
-        """Raw concentrations `[..., 2]`."""
+        """Return the distribution of raw concentrations `[..., 2]`."""
         concentration1, concentration0 = self.positive(features).unbind(-1)
         return PreciseBeta(concentration1, concentration0)

@@ -1,3 +1,1 @@
-"""Games: learn how an environment of gymnasium behaves as a sequence pair, train an agent in what
-has been learnt, and let it play.
-"""
+"""Games: a world model of a gymnasium environment, and an agent that is trained inside it."""

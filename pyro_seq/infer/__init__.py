@@ -1,3 +1,1 @@
-"""Inference with any pair: objectives, scores, particle filters, sampling, continuation,
-prediction, infilling.
-"""
+"""Inference with any pair: objectives, scores, particle filters, sampling, infilling."""

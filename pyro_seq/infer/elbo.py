@@ -1,6 +1,4 @@
-"""Objectives beside Pyro's own: free bits, and a record of the parts that an evidence lower bound
-was made of.
-"""
+"""Objectives beside Pyro's own: free bits, and a record of an ELBO's terms."""
 
 from __future__ import annotations
 
@@ -25,8 +23,9 @@ OBJECTIVES = ("trace", "mean_field", "enum")
 
 
 class FreeBits_ELBO(Trace_ELBO):
-    """An ELBO whose divergence costs nothing below `nats` per step and sequence: E[log p(x | z)] -
-    sum_l max(nats n_l, KL_l).
+    """E[log p(x | z)] - sum_l max(nats n_l, KL_l): the first `nats` of divergence are free.
+
+    They are counted per step and sequence.
 
     (Kingma et al. 2016, arXiv 1606.04934, sec. C.8.) A group of latents l is one latent of one
     step, over the whole minibatch: a site `z_t`, or step t of a `MarkovPath`, so both layouts have
@@ -35,13 +34,11 @@ class FreeBits_ELBO(Trace_ELBO):
     useful.
 
     KL_l is analytic given the step before, where there is a closed form: each step's own noise is
-    integrated out, as
-    `TraceMeanField_ELBO` does. Else, as after flows, it is the Monte Carlo estimate log q - log p.
-    Either is averaged over the sequences
-    and all particles before it is compared with the threshold. What noise is left makes the maximum
-    too large, for E max(nats, KL) is at
-    least max(nats, E KL): by nothing where the closed form knows all, by much for an estimate from
-    few sequences and particles.
+    integrated out, as `TraceMeanField_ELBO` does. Without a closed form, as after flows, KL_l is
+    the Monte Carlo estimate log q - log p. Either is averaged over the sequences and all particles
+    before it is compared with the threshold. The noise that is left makes the maximum too large,
+    since E max(nats, KL) is at least max(nats, E KL): not at all where the closed form is exact, a
+    lot for an estimate from few sequences and particles.
 
     Raises `ValueError` for latents that are not reparameterised, or that only one of model and
     guide samples.
@@ -61,7 +58,7 @@ class FreeBits_ELBO(Trace_ELBO):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The negative of the bound, as a tensor."""
+        """Return the negative of the bound, as a tensor."""
         value: Tensor = torch.zeros(())
         groups: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
@@ -86,8 +83,9 @@ class FreeBits_ELBO(Trace_ELBO):
         return -value / self.num_particles
 
     def _groups(self, q_site: dict[str, Any], p_site: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """(divergence, number of sequences) of each group of a site's latents, scaled and masked:
-        `[T]` for a path, else `[]`.
+        """Return (divergence, number of sequences) of each group of a site's latents.
+
+        They are scaled and masked: `[T]` for a path, else `[]`.
         """
         q, p, path = q_site["fn"], p_site["fn"], q_site["value"]
         of_path = isinstance(q, MarkovPath) and isinstance(p, MarkovPath)
@@ -113,14 +111,14 @@ class FreeBits_ELBO(Trace_ELBO):
     def loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
-        """The negative of the bound, as a number."""
+        """Return the negative of the bound, as a number."""
         with torch.no_grad():
             return torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
-        """The negative of the bound, its gradient accumulated on the parameters."""
+        """Return the negative of the bound, and accumulate its gradient on the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
@@ -142,13 +140,14 @@ def _latent(trace: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> ELBO:
-    """The objective by name: `trace` (`Trace_ELBO`), `mean_field` (`TraceMeanField_ELBO`) or `enum`
-    (`TraceEnum_ELBO`).
+    """Return an objective by name: `trace`, `mean_field` or `enum`.
 
-    That is, a Monte Carlo divergence, one that is analytic at each step, and the sum over all
-    latents that are marked to be enumerated.
-    With free bits the first two are one objective. Raises `UserError` for free bits of enumerated
-    latents, which have no divergence.
+    They are `Trace_ELBO`, `TraceMeanField_ELBO` and `TraceEnum_ELBO`.
+
+    `trace` has a Monte Carlo divergence, `mean_field` one that is analytic at each step, and `enum`
+    sums over all latents that are marked to be enumerated. With free bits, `trace` and `mean_field`
+    are one objective. Raises `UserError` for free bits of enumerated latents, which have no
+    divergence.
     """
     if kind not in OBJECTIVES:
         raise ValueError(f"the objective must be 'trace', 'mean_field' or 'enum', got {kind!r}")
@@ -166,8 +165,9 @@ def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> E
 
 @dataclass
 class Parts:
-    """What a bound was made of, in nats and not scaled: log-likelihood E[log p(x | z)] and
-    divergence E[log q(z) - log p(z)].
+    """Terms of a bound, in nats: E[log p(x | z)] and E[log q(z) - log p(z)].
+
+    The log-likelihood and the divergence are not scaled.
 
     Their difference is the evidence lower bound; latents that only one side has count in the
     divergence.
@@ -177,7 +177,7 @@ class Parts:
     kl: float
 
     def per(self, n: int) -> dict[str, float]:
-        """By name, for each of `n` observations, the bound with them."""
+        """Return the terms and the bound for each of `n` observations, by name."""
         return {
             "log_likelihood": self.log_likelihood / n,
             "kl": self.kl / n,
@@ -186,9 +186,7 @@ class Parts:
 
 
 class Recorder:
-    """Keeps the traces' figures of every evaluation of an ELBO: its parts, and where the first
-    non-finite value stood.
-    """
+    """Record an ELBO's terms at every evaluation, and its first non-finite value."""
 
     def __init__(self, elbo: ELBO) -> None:
         self._sums: list[tuple[Tensor, Tensor]] = []
@@ -221,8 +219,9 @@ class Recorder:
         self._sums.append((likelihood / self._particles, kl / self._particles))
 
     def take(self) -> Parts | None:
-        """The parts, averaged over the particles of all evaluations since the last call; lets go of
-        the graphs.
+        """Return the terms, averaged over all evaluations since the last call.
+
+        Graphs are let go of.
 
         `None` where there was no such evaluation, and where latents are enumerated: their densities
         are those of every state.
@@ -233,8 +232,9 @@ class Recorder:
         return Parts(*(sum(float(part[i]) for part in sums) / len(sums) for i in range(2)))
 
     def first_non_finite(self) -> str | None:
-        """In words, the first site of the last evaluation, which begins with the guide, whose value
-        or log-density is not finite.
+        """Name the first site of the last evaluation whose value or density is not finite.
+
+        The guide's sites come first.
         """
         model_trace, guide_trace = self._traces or (None, None)
         for trace, side in ((guide_trace, "guide"), (model_trace, "model")):

@@ -1,3 +1,1 @@
-"""Music: MIDI files as piano rolls, models of them, samples to hear and see, figures and
-reports.
-"""
+"""Music: MIDI files as piano rolls, models of them, samples, figures and reports."""

@@ -1,1 +1,1 @@
-"""Networks that pairs are made of: feed-forward and recurrent ones, dropout, precision."""
+"""Networks that pairs are made of: feed-forward, recurrent, dropout, precision."""

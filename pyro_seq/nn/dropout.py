@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 class SequenceDropout(nn.Module):
-    """Dropout with one mask for all steps of a sequence (Gal & Ghahramani 2016, arXiv 1512.05287),
-    in training only.
+    """Dropout with one mask for all steps of a sequence, in training only.
 
-    `[*lead, T, F]` to the same: each feature of each sequence is zeroed with probability `p` at
-    every step, or scaled by 1 / (1 - p). A recurrence then sees the same features missing all
-    along, rather than others at each step. What is computed step by step, in chunks of one, needs
-    `same_features`.
+    Gal & Ghahramani 2016, arXiv 1512.05287.
+
+    Each feature of each sequence of `[*lead, T, F]` is zeroed with probability `p` at every step,
+    or else scaled by 1 / (1 - p). So a recurrence misses the same features at all steps.
+    Computation step by step, in chunks of one step, needs `same_features`.
     """
 
     def __init__(self, p: float) -> None:
@@ -27,7 +27,7 @@ class SequenceDropout(nn.Module):
         self._held: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The features with some of them dropped."""
+        """Drop some of the features of `[..., T, F]`, the same at all steps of a sequence."""
         if not self.training or self.p == 0:
             return x
         mask = self._held
@@ -40,7 +40,7 @@ class SequenceDropout(nn.Module):
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Inside, all calls have the mask of the first."""
+        """Give all calls inside the mask of the first call."""
         self._holding, self._held = True, None
         try:
             yield
@@ -48,14 +48,15 @@ class SequenceDropout(nn.Module):
             self._holding, self._held = False, None
 
     def extra_repr(self) -> str:
-        """What `repr` shows."""
+        """Return the text that `repr` shows."""
         return f"p={self.p}"
 
 
 @contextmanager
 def same_features(module: nn.Module) -> Iterator[None]:
-    """Inside, every `SequenceDropout` of the module drops the same features in all its calls: those
-    of the steps of one sequence.
+    """Make every `SequenceDropout` of a module drop the same features in all calls inside.
+
+    Such calls are those of the steps of one sequence.
     """
     with ExitStack() as stack:
         for part in module.modules():
@@ -66,11 +67,10 @@ def same_features(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_dropout(module: object) -> Iterator[None]:
-    """Inside, a module's parts are in evaluation mode, so that it computes the same at each call;
-    afterwards each is in its own again.
+    """Put a module's parts into evaluation mode inside, and restore each part's mode on exit.
 
-    PyTorch's recurrent networks, some of whose kernels propagate gradients in training mode alone,
-    keep theirs and lose their dropout. What is no module is left as it is.
+    PyTorch's recurrent networks keep their mode and lose their dropout, since some of their kernels
+    propagate gradients in training mode only. An argument that is no module is left as it is.
     """
     parts = list(module.modules()) if isinstance(module, nn.Module) else []
     modes = [(part, part.training) for part in parts]

@@ -1,5 +1,4 @@
-"""The feed-forward parts that every model and guide is made of: activations, positive projections,
-multilayer perceptrons.
+"""Feed-forward parts of models and guides: activations, positive projections, perceptrons.
 
 All of them work on the last dimension and leave any number of leading dimensions alone, so the same
 network serves one step `[N, F]`, a whole path `[N, T, F]` and a batch of particles `[K, N, T, F]`.
@@ -35,8 +34,9 @@ POSITIVE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation(name: str) -> nn.Module:
-    """The elementwise activation called `name`; raises `ValueError` naming the nearest known
-    one.
+    """Return the elementwise activation called `name`.
+
+    Raises `ValueError` with the nearest known name.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}{did_you_mean(name, ACTIVATIONS)}")
@@ -44,7 +44,7 @@ def activation(name: str) -> nn.Module:
 
 
 class Positive(nn.Module):
-    """Maps the reals to numbers above `epsilon`: `softplus(x) + epsilon` or `exp(x) + epsilon`.
+    """Map reals to numbers above `epsilon`: `softplus(x) + epsilon` or `exp(x) + epsilon`.
 
     The epsilon keeps a scale away from zero, where a density has no upper bound and a gradient no
     lower one.
@@ -59,23 +59,23 @@ class Positive(nn.Module):
         self.kind, self.epsilon = kind, epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """Real numbers of any shape to numbers above epsilon."""
+        """Map real numbers of any shape to numbers above epsilon."""
         return POSITIVE[self.kind](x) + self.epsilon
 
     def extra_repr(self) -> str:
-        """What `repr` shows."""
+        """Return the text that `repr` shows."""
         return f"{self.kind}, epsilon={self.epsilon}"
 
 
 class MLP(nn.Sequential):
-    """Linear layers of the given `hidden_sizes`, each followed by the activation, then a linear one
-    of `output_size` if given.
+    """Linear layers of `hidden_sizes`, each followed by the activation.
 
-    `[..., input_size]` to `[..., output_size]`; without `output_size` the last hidden layer is the
-    output, and without hidden layers either, the input is. Called with several inputs it takes them
-    side by side, their leading dimensions broadcast; what does not vary along a dimension is not
-    multiplied once for each of its entries. `dropout`, if not 0, follows each activation, in
-    training only.
+    A linear layer of `output_size` follows if given.
+
+    The network maps `[..., input_size]` to `[..., output_size]`; without `output_size` the last
+    hidden layer is the output, and without hidden layers the input is. Several inputs are taken
+    side by side, with leading dimensions broadcast; an input that does not vary along a dimension
+    is multiplied only once for it. `dropout`, if not 0, follows each activation, in training only.
     """
 
     def __init__(
@@ -102,7 +102,10 @@ class MLP(nn.Sequential):
         self.input_size, self.output_size = input_size, size if output_size is None else output_size
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """`[..., F_i]`, the sizes adding up to `input_size`, to `[..., output_size]`."""
+        """Map inputs `[..., F_i]`, side by side, to `[..., output_size]`.
+
+        The sizes F_i add up to `input_size`.
+        """
         present = [x for x in inputs if x.shape[-1]]
         if (
             len({x.shape[:-1] for x in present}) < 2
@@ -128,8 +131,9 @@ _activation = activation  # the name is an argument of MLP's, as everywhere else
 
 
 def concatenate(*inputs: Tensor) -> Tensor:
-    """Features side by side in the last dimension, leading dimensions broadcast; inputs without
-    features are left out.
+    """Join features along the last dimension, with leading dimensions broadcast.
+
+    Inputs without features are left out.
     """
     present = [x for x in inputs if x.shape[-1]]
     if len(present) < 2:
@@ -139,7 +143,7 @@ def concatenate(*inputs: Tensor) -> Tensor:
 
 
 def zeros_like_weights(modules: Sequence[nn.Module], *sizes: int) -> Tensor:
-    """Zeros `[*sizes]` of the type and on the device of the first weight of some modules.
+    """Return zeros `[*sizes]` of the type and device of some modules' first weight.
 
     Where none has any, the first buffer decides; where there is none of these either, the default
     type, on the CPU.

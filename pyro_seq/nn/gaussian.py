@@ -13,8 +13,7 @@ from pyro_seq.nn.precision import full_precision
 
 
 class NormalNet(nn.Module):
-    """A diagonal normal whose location and scale are computed from features: `N(loc(f), scale(f))`,
-    `f` the inputs side by side.
+    """A diagonal normal computed from features: N(loc(f), scale(f)), f the inputs side by side.
 
     Called with tensors `[..., F_i]` (their sizes adding up to `input_size`), it returns a `Normal`
     of batch shape `[..., size]`; the last dimension is left as a batch dimension, so that
@@ -38,7 +37,7 @@ class NormalNet(nn.Module):
         self.positive = Positive(positive, epsilon)
 
     def forward(self, *inputs: Tensor, shift: Tensor | None = None) -> dist.Normal:
-        """The normal of batch shape `[..., size]`."""
+        """Return the normal of batch shape `[..., size]`."""
         # what one side rounds and the other does not is a divergence
         with torch.autocast(inputs[0].device.type, enabled=False):
             loc, raw_scale = self.mlp(*map(full_precision, inputs)).chunk(2, -1)
@@ -49,8 +48,9 @@ class NormalNet(nn.Module):
 
 
 class GatedTransition(nn.Module):
-    """A diagonal normal between a linear and a non-linear step: N((1 - g) * (W z + b) + g * h(z),
-    positive(V relu(h(z)) + v)), g = gate(z).
+    """A diagonal normal between a linear and a non-linear step, mixed by a gate.
+
+    N((1 - g) * (W z + b) + g * h(z), positive(V relu(h(z)) + v)), g = gate(z).
 
     Structured Inference Networks for Nonlinear State Space Models (arXiv 1609.09869, sec. 5.1). W
     starts as the identity, so that a new transition keeps z. The networks of g and h may see other
@@ -84,7 +84,7 @@ class GatedTransition(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, z: Tensor, features: Tensor) -> dist.Normal:
-        """The normal of batch shape `[..., size]`."""
+        """Return the normal of batch shape `[..., size]`."""
         with torch.autocast(z.device.type, enabled=False):
             z = full_precision(z)
             inputs = z, full_precision(features)
@@ -96,8 +96,9 @@ class GatedTransition(nn.Module):
 
 
 class Combiner(nn.Module):
-    """A diagonal normal of evidence e and the latents before: N(W h, positive(V h)), h = (tanh(U
-    z_{t-1}) + e) / 2.
+    """A diagonal normal of evidence e and z_{t-1}.
+
+    N(W h, positive(V h)), h = (tanh(U z_{t-1}) + e) / 2.
 
     Structured Inference Networks for Nonlinear State Space Models (arXiv 1609.09869, fig. 3, DKS).
     Called with e `[..., hidden_size]` and z `[..., size]`, it returns a `Normal` of batch shape
@@ -112,7 +113,7 @@ class Combiner(nn.Module):
         self.positive = Positive(positive, epsilon)
 
     def forward(self, evidence: Tensor, z: Tensor) -> dist.Normal:
-        """The normal of batch shape `[..., size]`."""
+        """Return the normal of batch shape `[..., size]`."""
         with torch.autocast(z.device.type, enabled=False):
             hidden = (self.latent(full_precision(z)).tanh() + full_precision(evidence)) / 2
             loc, raw_scale = self.output(hidden).chunk(2, -1)

@@ -1,4 +1,4 @@
-"""In which types networks compute."""
+"""Floating-point types in which networks compute."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """A network's output as at least float32: products may be taken in bfloat16, densities may
-    not.
+    """Return a network's output as at least float32.
+
+    Products may be taken in bfloat16, densities may not.
     """
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def in_own_type(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A forward pre-hook: the inputs of a module in the floating-point type of its weights."""
+    """Cast a module's inputs to the floating-point type of its weights, as a forward pre-hook."""
     dtype = next(module.parameters()).dtype
     return tuple(x.to(dtype) if isinstance(x, Tensor) else x for x in inputs)
 
@@ -26,8 +27,9 @@ WORTH_CASTING = 2**17
 
 
 def fast_precision(device: torch.device, largest: int) -> torch.dtype:
-    """bfloat16 where the device multiplies matrices faster in it (a GPU that has it, a CPU with
-    matrix tiles), else float32.
+    """Return bfloat16 where the device multiplies matrices faster in it, else float32.
+
+    Such devices are a GPU that has the type, and a CPU with matrix tiles.
 
     `largest` is the number of entries of the largest weight matrix: small ones are not worth
     casting.
@@ -47,8 +49,9 @@ def fast_precision(device: torch.device, largest: int) -> torch.dtype:
 
 
 def has_bfloat16_lstm(device: torch.device) -> bool:
-    """Whether PyTorch's LSTM runs in bfloat16 on a device: on a CPU it is oneDNN's, which needs
-    AVX-512.
+    """Tell whether PyTorch's LSTM runs in bfloat16 on a device.
+
+    On a CPU the LSTM is oneDNN's, which needs AVX-512.
     """
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return True

@@ -1,5 +1,4 @@
-"""Recurrent networks over whole sequences and over single steps, with a state whose batch
-dimensions come first.
+"""Recurrent networks over sequences and single steps, states with batch dimensions first.
 
 Three kernels give the same numbers, and `Recurrence` picks the fastest one that a call allows: a
 fused cell for a single step (generation), PyTorch's own kernel for a whole sequence, and, for
@@ -34,8 +33,9 @@ CELLS = {"gru": torch.gru_cell, "relu": torch.rnn_relu_cell, "tanh": torch.rnn_t
 
 
 class Recurrence(nn.Module):
-    """An LSTM (Hochreiter & Schmidhuber 1997), a GRU (arXiv 1406.1078) or an Elman network of one
-    or more layers, run from left to right.
+    """An LSTM, a GRU or an Elman network of one or more layers, run from left to right.
+
+    LSTM: Hochreiter & Schmidhuber 1997; GRU: arXiv 1406.1078.
 
     `kind` is `lstm`, `gru`, or an Elman network's activation: `tanh` or `relu`. The equations and
     the parameters are those of `torch.nn.LSTM`, `torch.nn.GRU` and `torch.nn.RNN` (one of which is
@@ -80,8 +80,9 @@ class Recurrence(nn.Module):
                     bias_ih[forget] = forget_bias - bias_hh[forget]
 
     def initial(self, *lead: int) -> State:
-        """The zero state of the batch dimensions `lead`: tensors
-        `[*lead, num_layers, hidden_size]`, on the module's device.
+        """Return the zero state of the batch dimensions `lead`.
+
+        Its tensors are `[*lead, num_layers, hidden_size]`, on the module's device.
         """
         like = self.rnn.all_weights[0][0]
         return tuple(
@@ -90,7 +91,7 @@ class Recurrence(nn.Module):
         )
 
     def forward(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Runs over `inputs` `[*lead, T, input_size]` from `state` (zeros if not given).
+        """Run over `inputs` `[*lead, T, input_size]` from `state` (zeros if not given).
 
         Returns the outputs of the last layer, `[*lead, T, hidden_size]`, and the state after the
         last step, which for `T = 0` is the one before the first. The batch dimensions of inputs and
@@ -123,9 +124,7 @@ class Recurrence(nn.Module):
         )
 
     def _run(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        """The forward pass for one batch dimension, `[N, T, input_size]`, by the kernel that suits
-        the call.
-        """
+        """Run over one batch dimension, `[N, T, input_size]`, by the fastest kernel."""
         if inputs.shape[1] == 1:
             return self._step(inputs, state)
         if self.kind != "lstm" and inputs.device.type == "cpu" and torch.is_grad_enabled():
@@ -144,9 +143,7 @@ class Recurrence(nn.Module):
         return outputs, tuple(s.transpose(0, 1) for s in (final if c else (final,)))
 
     def _step(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        """A single step, `[N, 1, input_size]`: PyTorch's sequence kernels cost up to four times
-        their own cell here.
-        """
+        """Run one step, `[N, 1, input_size]`, by the cell, which is up to four times faster."""
         x = inputs[:, 0]
         states: list[State] = []
         for layer, weights in enumerate(self.rnn.all_weights):
@@ -163,8 +160,9 @@ class Recurrence(nn.Module):
         return x[:, None], tuple(torch.stack(parts, 1) for parts in zip(*states, strict=True))
 
     def _layers(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        """A GRU or an Elman network over `[N, T, input_size]`, layer by layer, in the layout
-        `[T, N, F]` of `_GRULayer`.
+        """Run a GRU or an Elman network over `[N, T, input_size]`, layer by layer.
+
+        The layout is `[T, N, F]`, as `_GRULayer` takes it.
         """
         x, final = inputs.transpose(0, 1), []
         for layer, (weight_ih, weight_hh, bias_ih, bias_hh) in enumerate(self.rnn.all_weights):
@@ -181,12 +179,12 @@ class Recurrence(nn.Module):
 
 
 class _GRULayer(torch.autograd.Function):
-    """One GRU layer over a whole sequence, given the products of its inputs with its input weights.
+    """One GRU layer over a whole sequence, given the products of inputs and input weights.
 
     With the products `x = (x_r, x_u, x_n)` and `(v_r, v_u, v_n) = W h_{t-1} + b`:
 
-        r = sigmoid(x_r + v_r),  u = sigmoid(x_u + v_u),  n = tanh(x_n + r * v_n),  h_t = n + u *
-        (h_{t-1} - n)
+        r = sigmoid(x_r + v_r),  u = sigmoid(x_u + v_u),  n = tanh(x_n + r * v_n),
+        h_t = n + u * (h_{t-1} - n)
 
     products `[T, N, 3H]`, h_0 `[N, H]`, W `[3H, H]`, b `[3H]`; returns h_1 … h_T `[T, N, H]`. Only
     the products with W are truly sequential: the backward pass computes the derivatives of the
@@ -244,8 +242,9 @@ class _GRULayer(torch.autograd.Function):
 
 
 class _ElmanLayer(torch.autograd.Function):
-    """h_t = f(x_t + W h_{t-1}), f the ReLU or tanh, over a whole sequence, given the inputs'
-    products and bias x `[T, N, H]`.
+    """h_t = f(x_t + W h_{t-1}) over a whole sequence, f the ReLU or tanh.
+
+    The inputs' products and bias are x `[T, N, H]`.
 
     h_0 `[N, H]`, W `[H, H]`; returns h_1 … h_T `[T, N, H]`. As in `_GRULayer`, derivatives are
     taken for all steps at once before the backward loop, and the gradient of W after it.

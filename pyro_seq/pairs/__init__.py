@@ -1,1 +1,1 @@
-"""Pairs: a model and a guide; models and guides that are declared by their equations."""
+"""Pairs of a model and a guide, and models and guides that declare their equations."""

@@ -1,6 +1,4 @@
-"""The modules that functions use: those in their closures, among the globals that they name, and in
-what they are bound to.
-"""
+"""Find the modules that functions use: in closures, named globals and bound objects."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ LIBRARIES = {"torch", "pyro", "numpy", "pyro_seq"}  # whose functions hold no mo
 
 
 def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
-    """The outermost modules that a call of the function can reach, each once; for a module, itself.
+    """Return the outermost modules that a call can reach, each once; for a module, itself.
 
     Functions inside of functions are looked into, and so are `functools.partial`, bound methods and
     callable objects, lists and dicts.
@@ -36,7 +34,7 @@ def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
 
 
 def _held(value: Any) -> Iterator[Any]:
-    """What a value holds by which a call of it could reach a module."""
+    """Yield all values that a value holds and by which a call of it could reach a module."""
     if isinstance(value, functools.partial):
         yield from (value.func, *value.args, *value.keywords.values())
     elif inspect.ismethod(value):
@@ -59,7 +57,7 @@ def _held(value: Any) -> Iterator[Any]:
 
 
 def _attributes(value: Any) -> list[Any]:
-    """Those of an object that is no function, class or module."""
+    """Return the attributes of an object that is no function, class or module."""
     plain = (
         isinstance(value, (nn.Module, functools.partial))
         or inspect.isroutine(value)

@@ -1,6 +1,4 @@
-"""`SequenceGuide`: an inference network declared by its equations, run in the same two layouts as
-its model.
-"""
+"""`SequenceGuide`: an inference network that declares its equations, in its model's layouts."""
 
 from __future__ import annotations
 
@@ -22,13 +20,13 @@ from pyro_seq.pairs.registration import register
 
 
 class SequenceGuide(nn.Module):
-    """The guide of a `SequenceModel`: q(z_{1:T} | x_{1:T}) = prod_t q(z_t | evidence_t, z_{t-1}).
+    """q(z_{1:T} | x_{1:T}) = prod_t q(z_t | evidence_t, z_{t-1}): guide of a `SequenceModel`.
 
-    A subclass declares `gather` (everything that the observations say, for all steps) and
-    `posterior` (one chunk of steps). Where q(z_t) depends on a recurrence over the latents before,
-    `unroll` adds that to the evidence of a chunk. Invertible `flows`, if there are any, are what
-    each z_t passes through. The guide may use the model's own equations (`self.model`); the model's
-    parameters stay the model's.
+    A subclass declares `gather` (features of the observations, for all steps) and `posterior` (one
+    chunk of steps). Where q(z_t) depends on a recurrence over earlier latents, `unroll` adds that
+    recurrence to the evidence of a chunk. Each z_t passes through the invertible `flows`, if there
+    are any. The guide may use the model's own equations (`self.model`); the model's parameters stay
+    the model's.
     """
 
     flows: Any
@@ -51,50 +49,50 @@ class SequenceGuide(nn.Module):
     # the equations
 
     def initial_carried(self, *lead: int) -> Any:
-        """The state of the recurrences that run forward in time, before the first step."""
+        """Return the state of the forward recurrences before the first step."""
         return ()
 
     def initial_latent(self, *lead: int) -> Tensor:
-        """z_0 `[*lead, Z]`, by default zero."""
+        """Return z_0 `[*lead, Z]`, by default zero."""
         return zeros_like_weights([self, self.model], *lead, self.model.latent_size)
 
     def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
-        """(the evidence, a tuple of tensors `[N, T, E_i]`, and what is carried to the next
-        window).
+        """Compute (the evidence of all steps, the state carried to the next window).
+
+        The evidence is a tuple of tensors `[N, T, E_i]`.
         """
         raise TypeError(f"{type(self).__name__} must define gather(batch, carried)")
 
     def seen(self, batch: SequenceBatch) -> Tensor:
-        """[enc(x_t), u_t] `[N, T, F]`: what the recurrences of a guide run over, by its
-        `encoder`.
-        """
+        """Return [enc(x_t), u_t] `[N, T, F]`, over which the guide's recurrences run."""
         encoded = self.encoder(batch.values)
         return encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
 
     def initial_running(self, batch: SequenceBatch) -> Any:
-        """The state before the first step of the recurrence over the latents that `unroll` runs;
-        `None` if there is none.
-        """
+        """Return the state of `unroll`'s recurrence before the first step, `None` without one."""
 
     def unroll(
         self, evidence: tuple[Tensor, ...], previous: Tensor, running: Any
     ) -> tuple[tuple[Tensor, ...], Any]:
-        """(the evidence of a chunk of steps with what the latents before, z_{t-1} `[*lead, T, Z]`,
-        add to it; running).
+        """Add what z_{t-1} `[*lead, T, Z]` contributes to the evidence of a chunk of steps.
+
+        Returns (the evidence, running).
         """
         return evidence, running
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
-        """q(z_t | evidence_t, z_{t-1}): a normal of batch shape `[*lead, T, Z]`, for a chunk of
-        steps.
+        """Return q(z_t | evidence_t, z_{t-1}) of a chunk of steps.
+
+        It is a normal of batch shape `[*lead, T, Z]`.
         """
         raise TypeError(f"{type(self).__name__} must define posterior(evidence, previous)")
 
     def propose(
         self, evidence: tuple[Tensor, ...], previous: Tensor, running: Any
     ) -> tuple[Any, Any]:
-        """(q(z_t | …) of one step, of batch shape `[*lead]` and event shape `[Z]`; running), from
-        chunks of one step.
+        """Return (q(z_t | …) of one step, running), from chunks of one step.
+
+        The distribution has batch shape `[*lead]` and event shape `[Z]`.
         """
         known, running = self.unroll(evidence, previous, running)
         normal = self.posterior(known, previous)
@@ -104,18 +102,20 @@ class SequenceGuide(nn.Module):
         ), running
 
     def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler | None:
-        """A faster equal of stepping through `posterior` (see `MarkovPath`), if there is one."""
+        """Return a faster equal of stepping through `posterior`, if there is one.
+
+        See `MarkovPath`.
+        """
         return None
 
     # running them
 
     def forward(self, batch: SequenceBatch) -> Outcome:
-        """The Pyro guide q(z | x) of the batch, in the layout of its model.
+        """Run the Pyro guide q(z | x) of the batch, in the layout of its model.
 
-        Of a batch whose observations end before its steps do (`continued`), the latents up to
-        there, which the guide infers from what was observed; those after it are left to the model.
-        Raises `UserError` for gaps before an observation: zeros stand in them, and the guide would
-        take these for observations.
+        Where observations end before the batch's steps do (`continued`), the guide samples the
+        latents up to the last observation and leaves later latents to the model. Raises `UserError`
+        for gaps before an observation: the guide would take the zeros in them for observations.
         """
         if batch.values is None:
             raise UserError(
@@ -182,7 +182,7 @@ class SequenceGuide(nn.Module):
 
 
 def seen_by_guide(name: str, batch: SequenceBatch) -> SequenceBatch:
-    """The part of a batch that a guide of this name may look at: up to gaps at the end.
+    """Return the part of a batch that a guide may look at: up to gaps at the end.
 
     Raises `UserError` for gaps before an observation.
     """

@@ -1,4 +1,4 @@
-"""The parameters of modules in Pyro's store, also of several modules of one class."""
+"""Register modules in Pyro's parameter store, also several modules of one class."""
 
 from __future__ import annotations
 
@@ -19,25 +19,23 @@ _OWNERS: Any = WeakTensorKeyDictionary()
 
 
 def register(module: nn.Module) -> bool:
-    """Register a module in Pyro's store by its class's name, so that its own parameters are
-    trained.
+    """Register a module in Pyro's store by its class's name, so that its parameters are trained.
 
-    Pyro's store goes by names, and `pyro.module` leaves a parameter that it finds under a name as
-    it is: a second module of the class, as of a notebook's cell that is run twice, would never
-    learn, without a word. So
+    `pyro.module` leaves a parameter that it finds under a name in the store as it is. So a second
+    module of the class, as from a notebook's cell that runs twice, would silently never learn.
+    Therefore
 
-    - what a module has left that is no more (or that has other parameters by now) is taken out of
+    - parameters of a module that was deleted (or that has other parameters by now) are removed from
       the store;
-    - beside a module of the class that still lives, the next one is called `RNN_2`, and so on:
-      several can learn side by side. Where no gradients are recorded it is not registered at all.
+    - beside a module of the class that is still alive, the next one is called `RNN_2`, and so on,
+      so that several can learn side by side. Without gradients no module is registered.
 
-    Weights that are random (`PyroSample`) are drawn here, once for all sequences: networks that run
-    inside the plate of the sequences would draw others for each of them. Returns whether there are
-    any.
+    Random weights (`PyroSample`) are drawn here, once for all sequences: networks inside the plate
+    of the sequences would draw other weights for each sequence. Returns whether there are any.
 
-    Raises `UserError` for parameters of these names that no module of ours has registered, as after
-    `get_param_store().load(…)`, and for random weights in a module that has not been converted as a
-    whole.
+    Raises `UserError` for parameters of these names that no module of this package has registered,
+    as after `get_param_store().load(…)`, and for random weights in a module that has not been
+    converted as a whole.
     """
     title = _free_title(module)
     if title is not None:
@@ -46,7 +44,10 @@ def register(module: nn.Module) -> bool:
 
 
 def _free_title(module: nn.Module) -> str | None:
-    """The name to register a module by, which is its own or free now; `None` to leave it alone."""
+    """Return the name to register a module by; `None` to leave the module alone.
+
+    The name is the module's own already, or free now.
+    """
     store: Any = pyro.get_param_store()
     known, kind = store._params, type(module).__name__
     own = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -74,7 +75,7 @@ def _free_title(module: nn.Module) -> str | None:
 
 
 def _draw_weights(module: nn.Module) -> bool:
-    """Draw the random weights of a module's parts for the call under way; whether there are any."""
+    """Draw the random weights of a module's parts for this call; return whether there are any."""
     found = False
     for path, part in module.named_modules():
         names = list(part._pyro_samples) if isinstance(part, PyroModule) else []
@@ -95,7 +96,7 @@ def _draw_weights(module: nn.Module) -> bool:
 
 
 def _owner(parameter: Any, name: str) -> nn.Module | None:
-    """The module that has registered a parameter, if it lives and still has it.
+    """Return the living module that has registered a parameter and still has it, or `None`.
 
     Raises `UserError` for a parameter that no module of ours has registered.
     """

@@ -1,3 +1,1 @@
-"""What the sites of a trace are: which belong to which step, and what a model and a guide must
-share.
-"""
+"""Classify the sites of a trace by steps, and compare a model's sites with a guide's."""

@@ -1,6 +1,4 @@
-"""What a model's and a guide's sites must have in common, and what is wrong where they do not: one
-line a fault, naming the site.
-"""
+"""Compare the sites of a model and a guide: one line a fault, naming the site."""
 
 from __future__ import annotations
 
@@ -19,28 +17,28 @@ DRAWS = 20  # for each sequence, to see whether a guide's samples lie in the mod
 
 
 def sites_by_name(trace: Any) -> dict[str, Any]:
-    """The random sites of a trace, observed or not."""
+    """Return the random sites of a trace, observed or not, by name."""
     return dict(sample_sites(trace))
 
 
 def latent_sites(trace: Any) -> dict[str, Any]:
-    """Those that are sampled."""
+    """Return the sites of a trace that are sampled, by name."""
     return {name: site for name, site in sites_by_name(trace).items() if not site["is_observed"]}
 
 
 def plate_depth(trace: Any) -> int:
-    """How many dimensions plates take, the sequences' included."""
+    """Return the number of dimensions that plates take, the sequences' included."""
     return max((len(site["fn"].batch_shape) for site in sites_by_name(trace).values()), default=1)
 
 
 def named(names: Iterable[str]) -> str:
-    """The first site of some, and how many more there are."""
+    """Name the first of some sites, and how many more there are."""
     first, *more = names
     return f"site {first!r}" + (f" (and {len(more)} more)" if more else "")
 
 
 def by_stem(names: Iterable[str]) -> list[list[str]]:
-    """Names that differ in numbers only, put together: one line is about all of them."""
+    """Group names that differ in numbers only, so that one line is about all of them."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(NUMBER.sub("#", name), []).append(name)
@@ -48,8 +46,9 @@ def by_stem(names: Iterable[str]) -> list[list[str]]:
 
 
 def mismatches(model_trace: Any, guide_trace: Any) -> list[str]:
-    """What is wrong between a model and its guide, from a trace of each: latents of one alone,
-    event shapes, supports.
+    """Return what is wrong between the traces of a model and its guide.
+
+    Latents of one side alone, event shapes and supports are compared.
     """
     p_sites, q_sites = latent_sites(model_trace), latent_sites(guide_trace)
     missing = [
@@ -109,8 +108,9 @@ def _is_real(support: Any) -> bool:
 
 
 def non_finite(trace: Any, side: str) -> list[str]:
-    """Sites of a trace whose value or log-density is not finite for a sequence that has not ended,
-    upstream first: values, densities.
+    """Return sites whose value or log-density is not finite for a sequence that has not ended.
+
+    Upstream sites come first, values before densities.
     """
     for what in ("value", "log-density"):
         faults: dict[str, int] = {}
@@ -132,8 +132,6 @@ def non_finite(trace: Any, side: str) -> list[str]:
 
 
 def unmasked_log_prob(site: Any) -> Tensor:
-    """The log-density of a site's value under its distribution, whatever mask or scale stands
-    around it, in nats.
-    """
+    """Return the log-density of a site's value without masks and scales, in nats."""
     log_prob: Tensor = site["fn"].log_prob(site["value"])
     return log_prob

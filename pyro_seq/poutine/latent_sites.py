@@ -1,6 +1,4 @@
-"""Which latents a model has: one run of it tells their sites, shapes and supports, and how they are
-spread over time.
-"""
+"""Find a model's latents: their sites, shapes, supports and steps, from one run."""
 
 from __future__ import annotations
 
@@ -38,14 +36,15 @@ class Latent:
     support: Any = field(compare=False)  # constraints are not equal to each other
 
     def transform(self) -> Transform:
-        """From unconstrained values to the support; remembers the value that it made last, so that
-        its inverse is exact.
+        """Return the map from unconstrained values to the support.
+
+        It remembers the value that it made last, so that its inverse is exact.
         """
         return biject_to(self.support).with_cache()
 
     @property
     def is_real(self) -> bool:
-        """Whether nothing constrains it."""
+        """Whether the latent is unconstrained."""
         inner = (
             self.support.base_constraint
             if isinstance(self.support, constraints.independent)
@@ -60,7 +59,7 @@ class Latent:
 
     @property
     def size(self) -> int:
-        """How many numbers an unconstrained event has."""
+        """The number of entries of an unconstrained event."""
         return math.prod(self.unconstrained_shape)
 
 
@@ -75,11 +74,11 @@ class Latents(NamedTuple):
 def find_latents(
     trace: Any, batch: SequenceBatch, model: Callable[[SequenceBatch], Any]
 ) -> Latents:
-    """The latents in the trace of a run of the model.
+    """Return the latents in the trace of a run of the model.
 
-    Raises `UserError` for those that no guide of ours can sample: discrete ones that are not
-    enumerated, ones that all sequences share, ones in plates inside a sequence, ones whose support
-    differs, ones of some steps only.
+    Raises `UserError` for latents that no guide of this package can sample: discrete latents that
+    are not enumerated, latents that all sequences share, latents in plates inside a sequence, of
+    varying support, or of some steps only.
     """
     places = classify([Side(trace, model)], batch)
     sequence, paths, groups = list[Latent](), list[Latent](), dict[Stem, dict[int, Latent]]()
@@ -148,9 +147,7 @@ def _check(name: str, site: Any, size: int) -> None:
 def _check_numbers(
     names: list[str], batch: SequenceBatch, model: Callable[[SequenceBatch], Any]
 ) -> None:
-    """Raise `UserError` for sites of some steps only, whose numbers become more as sequences
-    grow.
-    """
+    """Raise `UserError` for sites of some steps only, whose numbers grow with sequences."""
     rows: dict[Stem, list[int]] = {}
     for name in names:
         for stem, number in stems_of(name):
@@ -189,8 +186,9 @@ def _check_transform(latent: Latent) -> None:
 
 
 def _fixed_support(name: str, support: Any) -> Any:
-    """The support with its bounds as numbers; raises `UserError` if they differ between sequences,
-    steps or entries.
+    """Return the support with its bounds as numbers.
+
+    Raises `UserError` if they differ between sequences, steps or entries.
     """
     if isinstance(support, constraints.independent):
         inner = _fixed_support(name, support.base_constraint)
@@ -224,7 +222,7 @@ def _fixed_support(name: str, support: Any) -> Any:
 
 
 def _of_one_step(latent: Latent) -> Latent:
-    """A latent path's event and support without their first dimension."""
+    """Return a latent path's event and support without their first dimension."""
     support = latent.support
     if isinstance(support, constraints.independent):
         inner = support.reinterpreted_batch_ndims - 1
@@ -243,8 +241,9 @@ def _of_one_step(latent: Latent) -> Latent:
 
 
 def _of_steps(stem: Stem, group: dict[int, Latent], num_steps: int) -> Latent:
-    """The latent that stands for a site at each step; raises `UserError` unless there is one of a
-    kind at every step.
+    """Return the latent that stands for a site at each step.
+
+    Raises `UserError` unless there is one of a kind at every step.
     """
     name = stem.at(min(group))
     if sorted(group) != list(range(num_steps)):
@@ -266,7 +265,7 @@ def _of_steps(stem: Stem, group: dict[int, Latent], num_steps: int) -> Latent:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two supports are the same set."""
+    """Tell whether two supports are the same set."""
     if isinstance(one, constraints.independent) and isinstance(other, constraints.independent):
         same = one.reinterpreted_batch_ndims == other.reinterpreted_batch_ndims
         return same and _equal(one.base_constraint, other.base_constraint)

@@ -1,6 +1,4 @@
-"""The sites of a model that are a step's observations, found by their names, so that samples of any
-model can be put together.
-"""
+"""Find the sites that are a step's observations by their names, to stack samples of any model."""
 
 from __future__ import annotations
 
@@ -20,8 +18,9 @@ Adjust = Callable[[Distribution], Distribution]
 
 
 def observed_stems(trace: Any) -> list[Stem]:
-    """The stems of a trace's observed sites, in order; raises `UserError` if an observed site is
-    not named for a step.
+    """Return the stems of a trace's observed sites, in order.
+
+    Raises `UserError` if an observed site is not named for a step.
     """
     found: dict[Stem, None] = {}
     places = places_of(trace)
@@ -38,19 +37,18 @@ def observed_stems(trace: Any) -> list[Stem]:
 
 
 def sampled_stems(trace: Any) -> list[Stem]:
-    """The stems of the sites `x_{t}` and `x_{t}_{member}`, which are observations by their
-    names.
-    """
+    """Return the stems of the sites `x_{t}` and `x_{t}_{member}`, observations by their names."""
     stems = (place.stem for place in places_of(trace).values())
     return list(dict.fromkeys(stem for stem in stems if stem is not None and stem.before == "x_"))
 
 
 def values_at(trace: Any, stems: list[Stem], steps: Iterable[int], like: Any = None) -> list[Any]:
-    """The observations of each step in a trace: a tensor `[N, *event]`, or a dict of such for a
-    named group.
+    """Return the observations of each step in a trace.
 
-    `like` are observations that they are to be put beside: a tensor, a dict or, where there are
-    none, `None`. Raises `UserError` if the model has no such sites, or others than `like` has.
+    They are a tensor `[N, *event]`, or a dict of such for a named group.
+
+    `like` are observations whose form the result must have: a tensor, a dict, or `None` for any
+    form. Raises `UserError` if the model has no such sites, or others than `like` has.
     """
     members = [stem.member for stem in stems]
     group = isinstance(like, dict) or (like is None and stems != [Stem("x_", "")])
@@ -86,8 +84,9 @@ def values_at(trace: Any, stems: list[Stem], steps: Iterable[int], like: Any = N
 
 
 def _rows_first(site: Any) -> Tensor:
-    """A site's value with the sequences first: plates inside a sequence, which Pyro has to the
-    left, become part of the observation.
+    """Return a site's value with the sequences first.
+
+    Plates inside a sequence, which Pyro has to the left, become part of the observation.
     """
     value: Tensor = site["value"]
     rows = value.dim() - len(site["fn"].event_shape) - 1
@@ -95,9 +94,7 @@ def _rows_first(site: Any) -> Tensor:
 
 
 class Adjusted(Messenger):
-    """Replaces the distributions of observations that are to be sampled, for instance by
-    `sharpened` ones.
-    """
+    """Replace the distributions of observations to be sampled, for instance by `sharpened` ones."""
 
     def __init__(self, adjust: Adjust, is_observation: Callable[[Stem], bool]) -> None:
         super().__init__()
@@ -113,7 +110,7 @@ class Adjusted(Messenger):
 
 
 def stacked(rows: list[Any]) -> Any:
-    """Observations of T steps `[N, *event]` as `[N, T, *event]`, member by member."""
+    """Stack observations of T steps `[N, *event]` into `[N, T, *event]`, member by member."""
     if isinstance(rows[0], dict):
         return {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
     parts: list[Tensor] = rows
@@ -121,5 +118,5 @@ def stacked(rows: list[Any]) -> Any:
 
 
 def unchanged(distribution: Distribution) -> Distribution:
-    """The distribution itself: nothing is adjusted."""
+    """Return the distribution itself."""
     return distribution

@@ -1,6 +1,4 @@
-"""One run of a model, or a guide, that shows what it samples, and of longer sequences, what of that
-grows with them.
-"""
+"""Run a model or guide once to see what it samples, and what grows with longer sequences."""
 
 from __future__ import annotations
 
@@ -18,8 +16,9 @@ from pyro_seq.pairs.pair import Pair
 
 
 def trace_model(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> Any:
-    """The trace of one run of a model, latents from the prior; nothing of it reaches handlers
-    around, random state or a graph.
+    """Trace one run of a model, latents from the prior, without side effects.
+
+    Nothing of the run reaches handlers around, the random state or a graph.
     """
     # of a pair's scope, parameters are still its own
     hidden: Any = poutine.block(hide_fn=lambda msg: msg["type"] != "param")
@@ -29,7 +28,7 @@ def trace_model(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> 
 
 
 def lengthened(batch: SequenceBatch) -> SequenceBatch:
-    """The same sequences with one more step of padding."""
+    """Return the same sequences with one more step of padding."""
 
     def pad(tensor: Tensor) -> Tensor:
         return torch.cat([tensor, torch.zeros_like(tensor[:, :1])], 1)
@@ -45,7 +44,7 @@ def lengthened(batch: SequenceBatch) -> SequenceBatch:
 
 
 def prolonged(batch: SequenceBatch) -> SequenceBatch:
-    """The longest sequence of a batch, alone, with its last observation again up to T + 1 steps."""
+    """Return the longest sequence of a batch, its last observation repeated up to T + 1 steps."""
     longest = int(batch.lengths.argmax())
     one, steps = batch.select(slice(longest, longest + 1)), batch.num_steps + 1
     length = int(one.lengths)

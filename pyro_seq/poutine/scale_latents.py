@@ -1,4 +1,4 @@
-"""The divergence's strength: latents scaled on both sides, but for those that are summed out."""
+"""Scale the divergence: latents on both sides, but for those that are summed out."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from pyro_seq.poutine.step_densities import is_enumerated
 
 
 class ScaleLatents(Messenger):
-    """`poutine.scale` on the latent sites alone: every sample site that is not observed has its
-    log-density scaled.
+    """`poutine.scale` on the latent sites alone.
 
-    Around both a guide and a model (replayed against it) it scales the divergence of an ELBO and
-    leaves the likelihood as it is. Latents that the model alone has, marked to be summed out, have
-    no divergence and are left as they are, but for `summed_out`.
+    Around a guide and a model (replayed against the guide) the handler scales the divergence of an
+    ELBO and leaves the likelihood as it is. Latents of the model alone, marked to be summed out,
+    have no divergence and are not scaled, unless `summed_out`.
 
     Args:
         scale: the divergence's strength.
@@ -37,8 +36,9 @@ class ScaleLatents(Messenger):
         self._of_guide: list[Any] = []
 
     def noting(self, guide: Callable[..., Any]) -> Callable[..., Any]:
-        """The guide, whose sites are then known from those that the model alone has; all that is
-        evaluated inside must use it.
+        """Return the guide, with its sites remembered to tell them from the model's own latents.
+
+        All that is evaluated inside must use the returned guide.
         """
 
         def noted(*args: Any, **kwargs: Any) -> Any:
@@ -67,13 +67,13 @@ class ScaleLatents(Messenger):
 def scales_summed_out(
     elbo: Any, model: Callable[..., Any], guide: Callable[..., Any], batch: Any, strength: float
 ) -> bool:
-    """Whether latents that `TraceEnum_ELBO` sums out are to be scaled with the others, told by an
-    evaluation on a batch.
+    """Tell whether latents that `TraceEnum_ELBO` sums out are scaled with the others.
 
-    A sum over latents has one scale: 1 where observations depend on them, the divergence's where
-    only other latents do, as those of a
-    mixture prior. Raises `UserError` where both do, so that no strength of the divergence can be
-    told apart.
+    One evaluation on a batch decides.
+
+    A sum over latents has one scale: 1 where observations depend on the latents, the divergence's
+    where only other latents do, as in a mixture prior. Raises `UserError` where both depend on
+    them, since the divergence cannot be separated then.
     """
     if strength == 1.0 or not isinstance(elbo, TraceEnum_ELBO):
         return False

@@ -1,4 +1,4 @@
-"""Refuse objectives that do not sum out what is marked for it, since they optimise no bound."""
+"""Refuse objectives that do not sum out enumerated latents, since they optimise no bound."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from pyro_seq.errors import UserError
 
 
 class LeftToSum(Messenger):
-    """Around the sites of a shipped model that are marked to be enumerated: raises `UserError`
-    where an objective has one drawn instead.
+    """Raise `UserError` where an objective draws a model's enumerated sites.
 
-    That is, inside of an objective of Pyro's that neither enumerates the site nor takes its value
-    from a guide. Pyro's own answer would be
-    a warning and log p(z) counted as if it belonged to a bound, or a KeyError. Anything else may
-    draw the site: `Predictive`, a trace.
+    Such an objective of Pyro's neither enumerates the site nor takes its value from a guide. Pyro
+    itself would warn and count log p(z) as if it belonged to a bound, or raise a KeyError. Other
+    tools, such as `Predictive` or a trace, may draw the site.
     """
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
@@ -35,7 +33,7 @@ class LeftToSum(Messenger):
 
 
 def does_not_sum(sites: str, objective: Any) -> str:
-    """In words, that an objective does not do what sites are marked for, and what does."""
+    """Say that an objective does not do what sites are marked for, and what does."""
     instead = (
         "it takes TraceEnum_ELBO (training.objective=enum), or for a shipped model layout "
         "'path', which sums the latents out by itself"
@@ -47,9 +45,7 @@ def does_not_sum(sites: str, objective: Any) -> str:
 
 
 def _objective() -> ELBO | None:
-    """The objective of Pyro's that is being evaluated, which it tells nobody: found among the
-    callers.
-    """
+    """Return the Pyro objective under evaluation, found among the callers, or `None`."""
     frame = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")

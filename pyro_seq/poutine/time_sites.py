@@ -1,4 +1,4 @@
-"""Which site of a model or guide belongs to which step: one classification for all tools."""
+"""Classify the sites of a model or guide by steps: one classification for all tools."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Shapes = dict[str, tuple[int, ...]]  # event shapes by site
 
 
 def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
-    """The random sites of a trace, those of plates and of deterministic values left out."""
+    """Yield the random sites of a trace, without plates and deterministic values."""
     for name, site in trace.nodes.items():
         infer = site.get("infer") or {}
         if site["type"] == "sample" and not is_subsample(site) and not infer.get("_deterministic"):
@@ -44,29 +44,29 @@ class Stem(NamedTuple):
     after: str
 
     def at(self, t: int | str) -> str:
-        """The site of step t."""
+        """Return the name of the site of step t."""
         return f"{self.before}{t}{self.after}"
 
     @property
     def member(self) -> str:
-        """What the observation is called in a named group: `notes` of `x_3_notes`, `y` of `y_3`."""
+        """The observation's name in a group: `notes` of `x_3_notes`, `y` of `y_3`."""
         return self.after.strip("_") or self.before.strip("_")
 
 
 def stems_of(name: str) -> Iterator[tuple[Stem, int]]:
-    """All ways to read a number in a name as a step, from left to right: (the rest, the number)."""
+    """Yield all ways to read a number in a name as a step: (the stem, the number)."""
     for found in NUMBER.finditer(name):
         yield Stem(name[: found.start()], name[found.end() :]), int(found[0])
 
 
 class Place(NamedTuple):
-    """Where in time a site stands: at one step, over all of them, or else for the whole sequence.
+    """Where in time a site stands: at one step, over all of them, or for the whole sequence.
 
     Args:
         step: the step, counted from 0; `None` for a site of no one step.
         over_time: whether the site's event has an entry for each step.
-        stem: of a site of one step, what its name has in common with those of the other steps;
-            `None` where the name does not say.
+        stem: of a site of one step, the part of its name that the sites of other steps share;
+            `None` where the name does not show it.
     """
 
     step: int | None = None
@@ -79,9 +79,7 @@ Places = dict[str, Place]
 
 
 class Side(NamedTuple):
-    """One run of a model or guide: its trace, the function, and the marks that the trace has
-    lost.
-    """
+    """One run of a model or guide: its trace, the function, and the marks that the trace lost."""
 
     trace: Any
     function: Callable[[SequenceBatch], Any] | None = None
@@ -89,7 +87,7 @@ class Side(NamedTuple):
 
 
 class Marks(Messenger):
-    """Remembers the marks of the sites inside, which `poutine.replay` loses."""
+    """Remember the marks of the sites inside, which `poutine.replay` loses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +98,7 @@ class Marks(Messenger):
             self.found[msg["name"]] = msg["infer"][STEP_MARK]
 
     def around(self, function: Callable[[SequenceBatch], Any]) -> Callable[[SequenceBatch], Any]:
-        """The function with its marks remembered."""
+        """Return the function with its marks remembered."""
 
         def marked(batch: SequenceBatch) -> Any:
             with self:
@@ -114,7 +112,7 @@ _PLACES: WeakKeyDictionary[Any, Places] = WeakKeyDictionary()
 
 
 def places_of(trace: Any, num_steps: int | None = None) -> Places:
-    """The place of each site of a trace, as `classify` found it, or as the trace alone tells."""
+    """Return the place of each site of a trace, as `classify` or the trace alone tells."""
     if trace not in _PLACES:
         arguments = trace.nodes.get("_INPUT", {}).get("args", ())
         batch = next(
@@ -129,20 +127,20 @@ def places_of(trace: Any, num_steps: int | None = None) -> Places:
 def classify(sides: Sequence[Side], batch: SequenceBatch, pair: Pair | None = None) -> Places:
     """Classify the sites of runs on a batch, the model's last; remembered for their traces.
 
-    What counts, in this order:
+    The rules, in this order:
 
-    1. a mark, `infer={"time": t}`, `"all"` or `None` (the whole sequence), on either side.
-       `with batch.active(t)` marks the sites inside, and a declared pair marks all of its sites;
-    2. a distribution that knows its steps (`step_log_prob`), for an event of T entries;
-    3. names `…_{t}…` that there are for every step, and events of T entries. Neither is proof: a
-       group may have T members, and a vector T entries. So the function is run on one sequence of
-       T + 1 steps: the names, or events, that grow are those of steps. Observations that are the
-       batch's own values need no such run. Where a function cannot run on T + 1 steps, or a
-       model does not change with them, names are taken by their word;
-    4. all else is of the whole sequence.
+    1. A mark, `infer={"time": t}`, `"all"` or `None` (the whole sequence), on either side.
+       `with batch.active(t)` marks the sites inside, and a declared pair marks all of its sites.
+    2. A distribution that knows its steps (`step_log_prob`), for an event of T entries.
+    3. Names `…_{t}…` that exist for every step, and events of T entries. Neither is proof: a group
+       may have T members, and a vector T entries. So the function is run on one sequence of T + 1
+       steps, and the names or events that grow belong to steps. Observations that are the batch's
+       own values need no such run. Where a function cannot run on T + 1 steps, or does not change
+       with them, names are trusted.
+    4. All other sites belong to the whole sequence.
 
-    Raises `UserError` where two readings are left. What the run of T + 1 steps has shown is kept on
-    the pair.
+    Raises `UserError` where two readings are left. The result of the run of T + 1 steps is cached
+    on the pair.
     """
     places = _Classification(sides, batch, batch.num_steps, pair).places()
     for side in sides:
@@ -235,12 +233,12 @@ class _Classification:
         return any(site["fn"].event_shape[:1] == (self.num_steps,) for site in self.sites[name])
 
     def _for_every_step(self, stem: Stem) -> bool:
-        """Whether this stem has a site for each step of the longest sequence, and none beyond T."""
+        """Tell whether a stem has a site for each step up to T, and none beyond."""
         numbers = self._numbers[False, stem].keys()
         return numbers >= set(range(self.longest)) and max(numbers) < self.num_steps
 
     def _is_all_values(self, name: str) -> bool:
-        """Whether a site observes the batch's values as they are, or those of a member."""
+        """Tell whether a site observes the batch's values, or those of a member."""
         values = None if self.batch is None else self.batch.values
         every = list(values.values()) if isinstance(values, dict) else [values]
         return any(
@@ -248,9 +246,7 @@ class _Classification:
         )
 
     def _of_longer(self, name: str) -> Shapes | None:
-        """The sites of the side that has this one (else the model) on a longer sequence, if it
-        runs.
-        """
+        """Return the sites of this one's side on a longer sequence, if it runs."""
         index = max(i for i, side in enumerate(self.sides) if name in side.trace)
         if index not in self._longer:
             self._longer[index] = self._shapes(self.sides[index])
@@ -270,7 +266,10 @@ class _Classification:
 
 
 def _run_longer(function: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> Shapes | None:
-    """Event shapes of a side's sites on one sequence of one more step; `None` where that fails."""
+    """Return the event shapes of a side's sites on one sequence of one more step.
+
+    Returns `None` where that run fails.
+    """
     try:
         longer = trace_model(function, prolonged(batch))
     except Exception:  # a side of the user's that has one length

@@ -1,3 +1,1 @@
-"""What text, music, games and SeqGAN share: beginning a run, going on with one, restoring its
-pair.
-"""
+"""What all programs share: starting a run, resuming it, restoring its pair."""

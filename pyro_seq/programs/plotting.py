@@ -1,4 +1,4 @@
-"""How every picture looks: colours, a figure by itself with its axes, and a PNG of it."""
+"""The look of all plots: colours, a figure with its axes, and a PNG of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SERIES = ("#333a45", "#1767a8", "#e0851b", "#4b9b5f", "#a65aa3")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches by itself, of which pyplot knows nothing."""
+    """Return a figure of so many inches, independent of pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -28,9 +28,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def dress(axes: Axes, *, size: float = 8, length: float = 3) -> Axes:
-    """The axes with a spine to the left and below, and ticks of so many points; labels come in the
-    same ink.
-    """
+    """Return axes with spines to the left and below, ticks of so many points, labels in one ink."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(which="both", colors=FAINT, labelcolor=INK, labelsize=size, length=length)
@@ -40,7 +38,7 @@ def dress(axes: Axes, *, size: float = 8, length: float = 3) -> Axes:
 
 
 def entitle(axes: Axes, text: str, *, pad: float = 6) -> None:
-    """A title above the axes, as it is: no dollar begins mathematics."""
+    """Set a title above the axes, literally: no dollar begins mathematics."""
     if text:
         axes.set_title(
             text, loc="left", fontsize=10, color=INK, fontweight="bold", pad=pad, parse_math=False
@@ -48,7 +46,7 @@ def entitle(axes: Axes, text: str, *, pad: float = 6) -> None:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """The figure as a PNG, the same bytes for equal figures: no version or date is in them."""
+    """Return the figure as a PNG without version or date: equal bytes for equal figures."""
     opened = io.BytesIO()
     figure.savefig(opened, format="png", facecolor=PAPER, metadata={"Software": None})
     return opened.getvalue()

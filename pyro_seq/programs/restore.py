@@ -1,6 +1,4 @@
-"""The pair of a run: made anew by its settings, once the file of its weights has been found to hold
-such a pair's.
-"""
+"""Restore the pair of a run, once the file of its weights has been found to fit."""
 
 from __future__ import annotations
 
@@ -45,8 +43,9 @@ def shapes_only() -> Iterator[None]:
 
 
 def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "run.json") -> Pair:
-    """A new pair for the weights of a checkpoint, which are not read yet; raises `UserError` if
-    they are not such a pair's.
+    """Make a new pair for the weights of a checkpoint, which are not read yet.
+
+    Raises `UserError` if they are not such a pair's.
 
     Shapes of shipped pairs are compared before any memory is taken for them: run.json may ask for
     more than there is.
@@ -80,8 +79,9 @@ def pair_to_train(
     *,
     start_from: RunFolder | None = None,
 ) -> Pair:
-    """A new pair, which fits the run's checkpoint if training goes on from one; else with the best
-    weights of another run, `start_from`.
+    """Make a new pair to train, checked against the run's checkpoint if it is resumed.
+
+    Otherwise it has the best weights of another run, `start_from`, if there is one.
 
     Other arguments and errors as `pair_for`.
     """
@@ -94,8 +94,9 @@ def pair_to_train(
 
 
 def compare_shapes(expected: Pair, weights: dict[str, Any], misfit: str) -> None:
-    """Raise `UserError`, which begins with `misfit`, unless a checkpoint's weights have the shapes
-    of a pair's modules.
+    """Raise `UserError` unless a checkpoint's weights have the shapes of a pair's modules.
+
+    The message begins with `misfit`.
     """
     for side, module in expected.modules().items():
         found = weights.get(side)
@@ -117,8 +118,9 @@ def load_pair(
     device: torch.device | str,
     documents: str = "run.json",
 ) -> tuple[Pair, int]:
-    """(the pair with the best weights of a run, in evaluation mode, the step that they are of);
-    arguments and errors as `pair_for`.
+    """Return (the pair with a run's best weights, in evaluation mode, their step).
+
+    Arguments and errors are those of `pair_for`.
 
     Raises `UserError` also if the run has no weights yet.
     """

@@ -1,6 +1,4 @@
-"""Returns and advantages: what is earned from a step on, and how much more that is than was to be
-expected.
-"""
+"""Compute returns and advantages: rewards from a step on, and how far they exceed a baseline."""
 
 from __future__ import annotations
 
@@ -11,10 +9,9 @@ from torch import Tensor
 def discounted_returns(
     rewards: Tensor, discount: float = 1.0, after: Tensor | None = None
 ) -> Tensor:
-    """G_t = sum_{s >= t} discount^{s-t} r_s, `[N, T]`, from rewards r `[N, T]`, zero at padding.
+    """Compute G_t = sum_{s >= t} discount^{s-t} r_s `[N, T]`; r `[N, T]` is zero at padding.
 
-    `after` `[N]` is what is to be expected after the last step, for sequences that are cut off
-    there.
+    `after` `[N]` is the expected return after the last step, for sequences that are cut off there.
     """
     if after is not None:
         return discounted_returns(torch.cat([rewards, after.unsqueeze(-1)], -1), discount)[..., :-1]
@@ -34,15 +31,17 @@ def generalised_advantages(
     trace_decay: float = 1.0,
     after: Tensor | None = None,
 ) -> Tensor:
-    """A_t = sum_{s >= t} (discount * trace_decay)^{s-t} delta_s, delta_t = r_t + discount V_{t+1} -
-    V_t, `[N, T]`.
+    """Compute generalised advantages A_t `[N, T]`.
 
-    (Schulman et al. 2016, arXiv 1506.02438.) With `trace_decay` 1 it is G_t - V_t, unbiased
-    whatever V is; towards 0 it leans on V, which lowers its variance.
+    A_t = sum_{s >= t} (discount * trace_decay)^{s-t} delta_s, delta_t = r_t + discount V_{t+1} -
+    V_t.
+
+    Schulman et al. 2016, arXiv 1506.02438. With `trace_decay` 1, A_t is G_t - V_t, unbiased
+    whatever V is; towards 0, A_t relies on V, which lowers the variance.
 
     Args:
         rewards: r `[N, T]`, zero at padding.
-        values: V_t `[N, T]`, what was to be expected before step t; zero at padding.
+        values: V_t `[N, T]`, the expected return before step t; zero at padding.
         discount, trace_decay: between 0 and 1.
         after: V_{T+1} `[N]`, for sequences that are cut off; zero for those that end.
     """

@@ -1,5 +1,4 @@
-"""Baselines b_t: what is expected of a sequence before its x_t is drawn. Subtracted from returns,
-they lower the variance of a gradient.
+"""Baselines b_t: expected returns before x_t is drawn, subtracted to lower the variance.
 
 A baseline may depend on x_{<t} and on other sequences, but not on x_t and what follows it: then the
 gradient stays unbiased.
@@ -16,25 +15,23 @@ from pyro_seq.nn.recurrent import Recurrence
 
 
 class Baseline(nn.Module):
-    """The base of all baselines: `forward(batch, returns [N, T])` is b `[N, T]`, or broadcasts to
-    that.
+    """Base of all baselines: `forward(batch, returns [N, T])` is b `[N, T]`, or broadcasts to it.
 
     Those that have parameters are trained beside the policy, to predict the returns.
     """
 
     def forward(self, batch: SequenceBatch, returns: Tensor) -> Tensor:
-        """b_t; of `returns`, those of other sequences may be looked at."""
+        """Return b_t; of `returns`, those of other sequences may be looked at."""
         raise TypeError(f"{type(self).__name__} must define forward(batch, returns)")
 
     def observe(self, returns: Tensor, mask: Tensor) -> None:
-        """Remember returns `[N, T]` for later batches; those where the mask `[N, T]` is `False` are
-        padding.
-        """
+        """Remember returns `[N, T]` for later batches; the mask `[N, T]` leaves out padding."""
 
 
 class MovingAverage(Baseline):
-    """The average of the returns of earlier batches: m <- decay * m + (1 - decay) * mean G,
-    corrected for its beginning at zero.
+    """The average of earlier batches' returns: m <- decay * m + (1 - decay) * mean G.
+
+    It is corrected for its beginning at zero.
 
     Args:
         decay: how slowly it forgets, at least 0 and below 1.
@@ -54,13 +51,14 @@ class MovingAverage(Baseline):
         self.register_buffer("weight", torch.zeros(shape))
 
     def forward(self, batch: SequenceBatch, returns: Tensor) -> Tensor:
-        """The average of the batches before; zero at first."""
+        """Return the average of the batches before; zero at first."""
         return self.average / self.weight.clamp(min=torch.finfo(self.weight.dtype).tiny)
 
     @torch.no_grad()
     def observe(self, returns: Tensor, mask: Tensor) -> None:
-        """Move the average towards the mean of these returns; one of a step that no sequence
-        reaches stays.
+        """Move the average towards the mean of these returns.
+
+        The average of a step that no sequence reaches stays.
         """
         weights = mask.to(returns.dtype)
         total, count = (returns * weights).sum(0), weights.sum(0)
@@ -72,22 +70,21 @@ class MovingAverage(Baseline):
 
 
 class LeaveOneOut(Baseline):
-    """The mean return of the other sequences of the batch at the same step (Kool et al. 2019):
-    b_t^n = mean_{m != n} G_t^m.
+    """b_t^n = mean_{m != n} G_t^m, over the other sequences of the batch (Kool et al. 2019).
 
     For batches whose sequences are independent draws from one distribution. A sequence that alone
     reaches a step has 0.
     """
 
     def forward(self, batch: SequenceBatch, returns: Tensor) -> Tensor:
-        """The mean of the others."""
+        """Return the mean return of the other sequences."""
         mask = batch.mask.to(returns.dtype)
         total, count = (returns * mask).sum(0), mask.sum(0)
         return (total - returns * mask) / (count - mask).clamp(min=1)
 
 
 class Critic(Baseline):
-    """A learnt one: b_t = w . RNN(c_{1:t}) + b, c_t what the step may look at.
+    """A learnt baseline: b_t = w . RNN(c_{1:t}) + b, c_t what the step may look at.
 
     Args:
         context: c_t, a context of the critic's own.
@@ -101,7 +98,7 @@ class Critic(Baseline):
         self.readout = nn.Linear(hidden_size, 1)
 
     def forward(self, batch: SequenceBatch, returns: Tensor) -> Tensor:
-        """b `[N, T]`, differentiable."""
+        """Return b `[N, T]`, differentiable."""
         contexts, _ = self.context.over(batch, self.context.initial(len(batch)))
         hidden, _ = self.recurrence(contexts[..., : self.context.num_features])
         return self.readout(hidden).squeeze(-1)

@@ -1,6 +1,4 @@
-"""REINFORCE as a Pyro objective: `SVI(generator, no_guide, optimiser, loss=Reinforce(reward))`
-teaches a generator what is rewarded.
-"""
+"""REINFORCE as a Pyro objective, `SVI(generator, no_guide, optimiser, loss=Reinforce(…))`."""
 
 from __future__ import annotations
 
@@ -28,15 +26,16 @@ Sample = Callable[[Any, SequenceBatch], SequenceBatch]
 
 
 def sampled(model: Any, batch: SequenceBatch) -> SequenceBatch:
-    """A batch that was to be sampled, with the values that the model gives it."""
+    """Return a batch that was to be sampled, with values that the model draws."""
     with finite_probabilities():
         values = sampled_values(model, batch)
     return SequenceBatch(values, batch.lengths, inputs=batch.inputs, state=batch.state)
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation of the objective has seen, without a graph; all but the sequences
-    `[N, T]`, zero at padding.
+    """Figures of one evaluation of the objective, without a graph.
+
+    All but the sequences are `[N, T]`, zero at padding.
 
     Attributes:
         sequences: those that were sampled.
@@ -52,13 +51,14 @@ class Evaluated(NamedTuple):
 
 
 class Reinforce(ELBO):
-    r"""The objective E[sum_t r_t + beta H_t] of sequences x_{1:T} ~ p_theta, H_t = H[p(x_t |
-    x_{<t})], by the score function.
+    r"""E[sum_t r_t + beta H_t] of x_{1:T} ~ p_theta, its gradient by the score function.
+
+    H_t = H[p(x_t | x_{<t})] is the entropy of a step.
 
     Its gradient is estimated (Williams 1992) from sequences that the generator samples, by
 
-        sum_t A_t grad log p(x_t | x_{<t}) + beta grad H_t,    A_t = G_t - b_t,    G_t = sum_{s >=
-        t} r_s + beta sum_{s > t} H_s.
+        sum_t A_t grad log p(x_t | x_{<t}) + beta grad H_t,
+        A_t = G_t - b_t,    G_t = sum_{s >= t} r_s + beta sum_{s > t} H_s.
 
     The estimate is unbiased, whatever the baseline b, but for `normalise`, a `trace_decay` below 1,
     and a `discount` below 1, under which the factor discount^t of the steps is left out, as is
@@ -73,19 +73,18 @@ class Reinforce(ELBO):
         reward: from the sampled batch to what each sequence earns, `[N]`, at its end, or what each
             step earns, `[N, T]`. No gradient is taken through it.
         action_values: in place of rewards, an estimate of Q(x_{1:t}) = E[G_t | x_{1:t}] `[N, T]`,
-            for instance `Rollouts`. The objective's
-            value is then the rewards of the sequences, where an attribute `earned` `[N, T]` tells
-            them (as of `Rollouts`), else Q(x_1).
+            for instance `Rollouts`. The objective's value is then the sum of its attribute `earned`
+            `[N, T]`, the rewards (`Rollouts` has it), else Q(x_1).
         baseline: b; a `Critic`'s parameters are trained beside the generator's, by squared error
             from the returns.
         discount: of rewards per step.
         trace_decay: lambda of generalised advantages, between baseline (0) and returns (1).
         entropy_bonus: beta, nats of reward a nat.
         normalise: whether advantages are brought to mean 0 and deviation 1 over the batch's steps.
-        sample: how sequences come about, `sample(generator, batch)` being the batch with values. By
-            default the generator draws them alone. In a game, where it draws actions and a world
-            answers, the batch that comes back has what was seen as side inputs, and may have
-            lengths of its own. Densities are those of the values, given the side inputs.
+        sample: a function of (generator, batch) that returns the batch with values. By default the
+            generator draws them alone. In a game, where the generator draws actions and a world
+            answers, the returned batch has the world's answers as side inputs, and may have other
+            lengths. Densities are those of the values, given the side inputs.
         num_particles: batches sampled for one gradient.
 
     Raises `UserError` in a step for a reward of another shape or that is not finite, for a
@@ -121,7 +120,7 @@ class Reinforce(ELBO):
         self.latest: Evaluated | None = None
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """(the model's trace at sequences that it has sampled, the guide's, which is empty)."""
+        """Return (the model's trace at sequences that it sampled, the guide's empty trace)."""
         batch = args[0] if args else None
         if not isinstance(batch, SequenceBatch) or batch.values is not None:
             got = "one with values" if isinstance(batch, SequenceBatch) else type(batch).__name__
@@ -142,7 +141,7 @@ class Reinforce(ELBO):
         )
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The negative of the objective, with its gradient's estimate."""
+        """Return the negative of the objective, with its gradient's estimate."""
         losses = []
         with without_dropout(model):
             for model_trace, (batch, _) in self._get_traces(model, guide, args, kwargs):
@@ -172,9 +171,7 @@ class Reinforce(ELBO):
     def _advantages(
         self, batch: SequenceBatch, like: Tensor, uncertain: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(the batch's reward, the returns `[N, T]`, the advantages `[N, T]`, the baseline's
-        loss).
-        """
+        """Return (rewards, returns `[N, T]`, advantages `[N, T]`, the baseline's loss)."""
         later = torch.zeros_like(like)  # beta H_{t+1}: what x_t earns in entropy, one step on
         if uncertain is not None:
             later[:, :-1] = self.entropy_bonus * self.discount * uncertain.detach()[:, 1:]
@@ -217,8 +214,9 @@ class Reinforce(ELBO):
         )
 
     def _worth(self, batch: SequenceBatch, returns: Tensor) -> Tensor:
-        """What the sequences earn: by the action values' own rewards where they tell them, else the
-        value of each one's first step.
+        """Return what the sequences earn: the action values' own rewards where they report them.
+
+        Else it is the value of each sequence's first step.
         """
         earned = getattr(self.action_values, "earned", None)
         if isinstance(earned, Tensor) and earned.shape == returns.shape:
@@ -226,14 +224,12 @@ class Reinforce(ELBO):
         return returns[:, :1].sum()
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The negative of the objective at sampled sequences, as a number."""
+        """Return the negative of the objective at sampled sequences, as a number."""
         with torch.no_grad():
             return torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The negative of the objective, the estimate of its gradient accumulated on the
-        parameters.
-        """
+        """Return the negative of the objective, and accumulate its gradient on the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
@@ -241,8 +237,9 @@ class Reinforce(ELBO):
 
 
 def rewards_by_step(reward: Reward, batch: SequenceBatch, like: Tensor) -> Tensor:
-    """What a reward gives a batch, by step, shaped like `like` `[N, T]`, zero at padding; that of a
-    whole sequence `[N]` is at its end.
+    """Return a batch's rewards by step, shaped like `like` `[N, T]`, zero at padding.
+
+    The reward of a whole sequence `[N]` stands at its end.
 
     Raises `UserError` for another shape and for numbers that are not finite.
     """
@@ -257,8 +254,9 @@ def rewards_by_step(reward: Reward, batch: SequenceBatch, like: Tensor) -> Tenso
 def _checked(
     function: Reward, what: str, batch: SequenceBatch, like: Tensor, *, whole: bool
 ) -> Tensor:
-    """What a user's function gives for a batch, in the densities' type, once its shape and its
-    numbers have been found sound.
+    """Return what a user's function gives for a batch, if its shape and numbers are sound.
+
+    It is converted to the densities' type.
     """
     with poutine.block():  # what it samples or registers is nobody's but its own
         given = function(batch)
@@ -282,16 +280,18 @@ def _checked(
 
 
 def register_baseline(baseline: Baseline) -> None:
-    """Tell Pyro of a baseline's parameters; those of another one, which would be taken for them,
-    are forgotten.
+    """Register a baseline's parameters with Pyro, and forget those of another baseline.
+
+    These would be taken for the new baseline's.
     """
     forget_baseline(keep=baseline.parameters())
     pyro.module(BASELINE, baseline)
 
 
 def forget_baseline(keep: Iterable[Tensor] = ()) -> None:
-    """Take the parameters of baselines out of Pyro's store, where a pair's scope would count them
-    among the pair's; but for some.
+    """Remove the parameters of baselines, but for some, from Pyro's store.
+
+    A pair's scope would count them among the pair's.
     """
     store, kept = pyro.get_param_store(), {id(parameter) for parameter in keep}
     for name in [
@@ -303,7 +303,7 @@ def forget_baseline(keep: Iterable[Tensor] = ()) -> None:
 
 
 def _expanded(expected: Tensor, like: Tensor) -> Tensor:
-    """A baseline's answer as one for each step; raises `UserError` where its shape is another."""
+    """Expand a baseline's answer to one for each step; raise `UserError` for other shapes."""
     try:
         return expected.expand_as(like)
     except RuntimeError:
@@ -319,7 +319,7 @@ def _refuse(what: str, wanted: str, given: Any) -> NoReturn:
 
 
 def _normalised(advantages: Tensor, mask: Tensor) -> Tensor:
-    """Advantages of mean 0 and deviation 1 over the steps of the mask."""
+    """Scale advantages to mean 0 and deviation 1 over the steps of the mask."""
     active = advantages[mask]
     if not len(active):
         return advantages

@@ -1,1 +1,1 @@
-"""Run folders: files written atomically, checkpoints, metrics, progress."""
+"""Run folders: files written atomically, checkpoints, metrics, TensorBoard."""

@@ -1,6 +1,4 @@
-"""Checkpoints: trees of tensors and plain values in one safetensors file; nothing is ever
-unpickled.
-"""
+"""Checkpoints: trees of tensors and plain values in one safetensors file, never unpickled."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ METADATA = "pyro_seq"
 
 @contextlib.contextmanager
 def going_on_from(checkpoint: Path) -> Iterator[None]:
-    """Inside, a run takes over what its checkpoint holds; whatever fails there becomes a
-    `UserError` that it is none of this run.
-    """
+    """Turn any failure inside into a `UserError`: the checkpoint is not of this run."""
     try:
         yield
     except UserError:
@@ -41,8 +37,9 @@ def going_on_from(checkpoint: Path) -> Iterator[None]:
 
 
 def save_tree(path: Path, tree: Any, *, still: Callable[[], object] | None = None) -> None:
-    """A tree of tensors and plain values as one safetensors file, its form in the file's metadata;
-    whole or not at all.
+    """Write a tree of tensors and plain values as one safetensors file, whole or not at all.
+
+    The tree's form is in the file's metadata.
 
     Equal trees make equal bytes. `still` as `writing.replacing` takes it; a link is not followed.
     """
@@ -58,8 +55,9 @@ def save_tree(path: Path, tree: Any, *, still: Callable[[], object] | None = Non
 
 
 def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
-    """The tree that `save_tree` wrote; raises `UserError` if the file is missing, damaged or
-    something else.
+    """Read a tree that `save_tree` wrote.
+
+    Raises `UserError` if the file is missing, damaged or something else.
 
     With `shapes_only` the tensors are not read: they lie on torch's meta device, as float32, and
     take no memory.
@@ -104,8 +102,9 @@ CHECKPOINT = Fields({"step": Whole(), "weights": Fields({}, open=True)}, open=Tr
 
 
 def weights_in(path: Path) -> Any:
-    """Read the weights of a checkpoint, as `Pair.load_weights` takes them; raises `UserError` if it
-    holds none.
+    """Read the weights of a checkpoint, as `Pair.load_weights` takes them.
+
+    Raises `UserError` if it holds none.
     """
     saved = load_tree(path)
     check(saved, CHECKPOINT, path, otherwise="is damaged: it holds no weights")

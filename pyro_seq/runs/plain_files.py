@@ -1,9 +1,8 @@
-"""Files that are what they seem: a run folder may come from anybody, and hold links, devices, pipes
-and sockets.
+"""Open plain files only: a run folder from elsewhere may hold links, devices, pipes, sockets.
 
-A link would lead what is written there out of the folder; a pipe or a device may be read for ever.
-So a folder is looked through once when it is opened (`check_plain`), and each file is opened
-without following a link or waiting for anybody (`open_plain`).
+A link would redirect writing out of the folder; a pipe or a device may be read for ever. So a
+folder is checked once when it is opened (`check_plain`), and each file is opened without following
+a link or waiting for another process (`open_plain`).
 """
 
 from __future__ import annotations
@@ -28,16 +27,17 @@ NAMES = {
 
 
 def what_it_is(mode: int) -> str | None:
-    """`a pipe`, …: what a status's mode says that no plain file is; `None` for a plain file."""
+    """Say what a status's mode is that no plain file is (`a pipe`); `None` for a plain file."""
     return None if stat.S_ISREG(mode) else NAMES.get(stat.S_IFMT(mode), "no file")
 
 
 def check_plain(folder: Path, below: Iterable[str] = (), *, to: str = "read") -> None:
-    """Raise `UserError` unless all that lies in a folder, and in those of these names `below` it,
-    are plain files and folders.
+    """Raise `UserError` unless a folder holds plain files and folders only.
 
-    `to` says what for. Other folders in it are somebody else's, and are not entered. The folder
-    itself may be a link: the user has named it.
+    Of the folders inside, those of the names `below` are looked into.
+
+    `to` says what for. Other folders inside are not the run's own, and are not entered. The folder
+    itself may be a link, since the user has named it.
     """
     own, waiting = set(below), [(folder, True)]
     try:
@@ -68,8 +68,9 @@ def check_plain(folder: Path, below: Iterable[str] = (), *, to: str = "read") ->
 
 
 def _refuse(path: Path, where: str) -> None:
-    """Raise `UserError`, which begins with where it lies, for what is neither a file nor a folder,
-    unless it has gone meanwhile.
+    """Raise `UserError` for what is neither a file nor a folder, unless it is gone by now.
+
+    The message begins with where it lies.
     """
     try:
         what = what_it_is(path.lstat().st_mode)
@@ -80,8 +81,9 @@ def _refuse(path: Path, where: str) -> None:
 
 
 def open_no_link(path: str, flags: int) -> int:
-    """An opener for `open` that takes plain files alone, and waits for nobody: what a folder from
-    elsewhere holds may be anything.
+    """Open plain files alone, and wait for nobody: an opener for `open`.
+
+    What a folder from elsewhere holds may be anything.
     """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -104,5 +106,5 @@ def open_no_link(path: str, flags: int) -> int:
 
 
 def open_plain(path: str | Path) -> BinaryIO:
-    """A plain file to read; raises `OSError`, whose words say what it is if it is none."""
+    """Open a plain file to read; raise `OSError`, which says what the path is, for others."""
     return open(path, "rb", opener=open_no_link)

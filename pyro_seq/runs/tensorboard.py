@@ -1,4 +1,4 @@
-"""What a person sees of a run: a line of progress on stderr, a metrics file, and TensorBoard."""
+"""Show a run in TensorBoard: scalars, histograms, texts, pictures and sounds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Sample = str | Image | Audio
 
 
 class Events:
-    """TensorBoard's events of a run; without a folder, nothing.
+    """The events of a run for TensorBoard; without a folder, nothing is written.
 
     `torch.utils.tensorboard.SummaryWriter` writes from a thread, whose failure on a full disk would
     be a traceback; this one writes where it is called.
@@ -71,13 +71,13 @@ class Events:
             raise
 
     def scalars(self, step: int, figures: dict[str, float]) -> None:
-        """Figures by tag."""
+        """Write figures by tag."""
         if self._file is not None:
             for tag, value in figures.items():
                 self._add(step=step, summary=self._summary.scalar(tag, value))
 
     def histograms(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Distributions of the entries of tensors, by tag; of those that are finite."""
+        """Write the distributions of the finite entries of tensors, by tag."""
         if self._file is not None:
             for tag, tensor in tensors.items():
                 values = tensor.detach().float().cpu().numpy()
@@ -87,7 +87,7 @@ class Events:
                     )
 
     def samples(self, step: int, samples: Mapping[str, Sample]) -> None:
-        """Texts (shown as they are), pictures and sounds by tag."""
+        """Write texts (shown as they are), pictures and sounds by tag."""
         if self._file is not None:
             for tag, sample in samples.items():
                 self._add(step=step, summary=self._of_sample(tag, sample))
@@ -130,7 +130,7 @@ class Events:
             self._file.append(data)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close the events."""
         if self._file is not None:
             try:
                 self.flush()

@@ -1,8 +1,8 @@
-"""Writing files whole or not at all, beside other processes that do the same.
+"""Write files whole or not at all, beside other processes that do the same.
 
-A file is written in a temporary folder beside it, flushed to the disk and renamed. The folder is
-locked by the process that writes in it: one that nobody holds was left by a process that was
-killed, and may be cleared away.
+A file is written in a temporary folder beside it, flushed to the disk and renamed. The process that
+writes locks the temporary folder; a folder without a lock was left by a killed process, and may be
+removed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ ATTEMPTS = 100  # to make a folder that nobody else clears away
 def replacing(
     path: Path, *, follow: bool = True, still: Callable[[], object] | None = None
 ) -> Iterator[Path]:
-    """A temporary path to write to, which then takes the place of `path`, whole and flushed to the
-    disk, or leaves it as it was.
+    """Yield a temporary path to write to, which then replaces `path`, whole and flushed to disk.
+
+    After an error `path` is as it was.
 
     Args:
         path: the file.
@@ -71,8 +72,9 @@ def replacing(
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raise `UserError` unless there is a plain file or nothing: above all, root could put a file
-    in the place of a device.
+    """Raise `UserError` unless there is a plain file or nothing.
+
+    Root could put a file in the place of a device.
     """
     try:
         what = what_it_is(path.lstat().st_mode)
@@ -84,7 +86,7 @@ def _check_replaceable(path: Path) -> None:
 
 @contextlib.contextmanager
 def _own_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in another one, removed in the end, and held by a lock until then."""
+    """Make a new folder in another one, locked until it is removed in the end."""
     for _ in range(ATTEMPTS):
         folder = Path(tempfile.mkdtemp(prefix=WRITING, dir=parent))
         with contextlib.ExitStack() as stack:
@@ -98,11 +100,12 @@ def _own_folder(parent: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def held(folder: Path, *, without_locks: bool = True) -> Iterator[bool]:
-    """Hold a folder by a lock; inside, whether that is so: it is not while another process does, or
-    once the folder is gone.
+    """Lock a folder inside, and yield whether the lock was taken.
 
-    Where the file system has no locks, nobody knows, and it is as `without_locks` says. Raises
-    `OSError` for what is no folder or cannot be opened.
+    It is not while another process holds it, or once the folder is gone.
+
+    On a file system without locks the answer is `without_locks`. Raises `OSError` for a path that
+    is no folder or cannot be opened.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -123,7 +126,7 @@ def held(folder: Path, *, without_locks: bool = True) -> Iterator[bool]:
 
 
 def is_same(path: Path, descriptor: int) -> bool:
-    """Whether what was opened still lies at a path, and has not been removed or replaced."""
+    """Tell whether an opened file still lies at a path, neither removed nor replaced."""
     try:
         return os.path.samestat(path.lstat(), os.fstat(descriptor))
     except OSError:
@@ -131,8 +134,9 @@ def is_same(path: Path, descriptor: int) -> bool:
 
 
 def clear_left(folder: Path) -> None:
-    """Remove what processes that were killed were writing in a folder; what a living one writes,
-    here or below, stays.
+    """Remove files that killed processes were writing in a folder.
+
+    What a living process writes, here or below, stays.
     """
     for left in sorted(folder.glob(f"{WRITING}*")):
         with contextlib.suppress(OSError), held(left, without_locks=False) as nobodys:
@@ -141,9 +145,7 @@ def clear_left(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder to write to, and those that it lies in; raises `UserError` if that cannot be
-    done.
-    """
+    """Make a folder and its parents; raise `UserError` if that cannot be done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -154,8 +156,7 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(folder: Path, option: str) -> Iterator[None]:
-    """A folder that is new, or there and empty, held for this process alone; one that stays empty
-    and was not there is removed again.
+    """Lock a new or empty folder for this process; remove it if it stays empty and is new.
 
     Raises `UserError`, which names the option, for one that holds files or that another process
     writes to.
@@ -185,8 +186,9 @@ def new_folder(folder: Path, option: str) -> Iterator[None]:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Make a folder if need be; raises `UserError`, which names the option, if nothing can be
-    written there.
+    """Make a folder if need be; raise `UserError` if nothing can be written there.
+
+    The message names the option.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

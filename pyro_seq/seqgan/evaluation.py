@@ -1,6 +1,4 @@
-"""How good the generator of a run is, beside its own twin by maximum likelihood, and beside real
-sequences.
-"""
+"""Evaluate a run's generator beside its pretrained twin and real sequences."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ Figures = Mapping[str, Figure]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Generators of a run, and what judges them.
+    """Generators of a run, with the sequences that judge them.
 
     Attributes:
         generators: by the name of their weights.
@@ -48,8 +46,7 @@ class Comparison:
         quiet: bool = True,
         **moved: Any,
     ) -> Comparison:
-        """Of the run in a folder: the generator with these weights and its pretrained twin, unless
-        they are the same.
+        """Open a run's generator and its pretrained twin, unless they are the same.
 
         Args:
             run_dir: the folder.
@@ -80,8 +77,9 @@ class Comparison:
         return sequences
 
     def figures(self, name: str, num: int, *, temperature: float = 1.0, seed: int = 0) -> Figures:
-        """`quality.quality` of a generator, of `num` new sequences, with `NLL` of the references;
-        the criterion comes first.
+        """Return the figures of `num` new sequences of a generator, the criterion first.
+
+        They are those of `quality.quality`, with the NLL of the references.
         """
         torch.manual_seed(seed)
         return self._ordered(
@@ -91,8 +89,9 @@ class Comparison:
         )
 
     def real(self, num: int) -> tuple[Figures, int]:
-        """What the task says of at most `num` real sequences, held out too but no references, and
-        how many there are.
+        """Return the task's figures of at most `num` real sequences, and their number.
+
+        These sequences are held out too, and are no references.
         """
         others = self.task.sequences.valid if self.split == "test" else self.task.sequences.test
         return self._ordered(self.task.judge(others[:num], self.references)), min(num, len(others))
@@ -126,7 +125,7 @@ class Evaluation:
     num_real: int
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; a figure that is not finite is null."""
+        """Return plain values; a figure that is not finite is null."""
         return {
             **vars(self),
             "figures": {name: figures_json(figures) for name, figures in self.figures.items()},
@@ -136,8 +135,7 @@ class Evaluation:
 def evaluate(
     comparison: Comparison, num: int, *, temperature: float = 1.0, seed: int = 0
 ) -> Evaluation:
-    """All figures of the generators of a run, each with its standard error, beside those of real
-    sequences.
+    """Compute all figures of a run's generators and of real sequences, with standard errors.
 
     Args:
         comparison: what is judged.
@@ -163,7 +161,7 @@ def evaluate(
 
 
 def figures_json(figures: Figures) -> dict[str, Any]:
-    """Figures as plain values, those that are not finite as null."""
+    """Return figures as plain values, those that are not finite as null."""
     finite = {
         name: [x if x is None or math.isfinite(x) else None for x in figure]
         for name, figure in figures.items()

@@ -1,5 +1,4 @@
-"""Sequences that end by themselves: their first end symbol is their last step, and the same symbol
-stands in what is left of the width.
+"""Sequences that end by themselves, with an end symbol as last step and as padding.
 
 So a tensor `[n, T]` of symbols says how long each sequence is. One that has not ended after T steps
 is cut off there.
@@ -15,8 +14,9 @@ from pyro_seq.reinforce.objective import sampled
 
 
 def lengths_of(symbols: Tensor, end: int | None) -> Tensor:
-    """`[*lead]`, the steps of sequences `[*lead, T]`, the end symbol's included; T where there is
-    none, or no such symbol at all.
+    """Return the steps `[*lead]` of sequences `[*lead, T]`, the end symbol's included.
+
+    The length is T without an end symbol.
     """
     width = symbols.shape[-1]
     whole = torch.full(symbols.shape[:-1], width, dtype=torch.long, device=symbols.device)
@@ -27,7 +27,7 @@ def lengths_of(symbols: Tensor, end: int | None) -> Tensor:
 
 
 def ended(symbols: Tensor, end: int | None) -> Tensor:
-    """Sequences `[*lead, T]` with nothing but the end symbol after its first."""
+    """Replace all symbols after the first end symbol of sequences `[*lead, T]` by it."""
     if end is None:
         return symbols
     after = torch.arange(symbols.shape[-1], device=symbols.device) >= lengths_of(
@@ -37,28 +37,26 @@ def ended(symbols: Tensor, end: int | None) -> Tensor:
 
 
 def batch_of(symbols: Tensor, end: int | None) -> SequenceBatch:
-    """Sequences `[n, T]` as a batch that knows their lengths."""
+    """Make a batch with lengths of sequences `[n, T]`."""
     return (
         SequenceBatch(symbols) if end is None else SequenceBatch(symbols, lengths_of(symbols, end))
     )
 
 
 def symbols_of(batch: SequenceBatch, end: int | None) -> Tensor:
-    """The symbols `[n, T]` of a batch, the end symbol in its padding."""
+    """Return the symbols `[n, T]` of a batch, with the end symbol in its padding."""
     assert isinstance(batch.values, Tensor)
     return batch.values if end is None else batch.values.masked_fill(~batch.mask, end)
 
 
 class SampledToTheEnd:
-    """How a generator samples a batch whose sequences end by themselves:
-    `Reinforce(sample=SampledToTheEnd(end))`.
-    """
+    """Sample a batch whose sequences end by themselves, for `Reinforce(sample=…)`."""
 
     def __init__(self, end: int) -> None:
         self.end = end
 
     def __call__(self, model: object, batch: SequenceBatch) -> SequenceBatch:
-        """The batch with values, and with the lengths that they have."""
+        """Return the batch with values and the lengths of its sequences."""
         drawn = sampled(model, batch).values
         assert isinstance(drawn, Tensor)
         return batch_of(drawn, self.end)

@@ -1,4 +1,4 @@
-"""Bundled settings of SeqGAN runs, by dotted name: what differs from the defaults."""
+"""Bundled settings of SeqGAN runs that differ from the defaults, by dotted name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's settings ask of memory, looked at before any is taken.
+"""Check how much memory a run's settings need, before any is taken.
 
 Each setting by itself has a range; here are the products of several, which the ranges do not bound.
 """
@@ -15,8 +15,9 @@ MOST_NUMBERS = 2**26
 
 
 def check_sizes(settings: SeqGANSettings) -> None:
-    """Raise `UserError`, with names and sizes, where sequences or minibatches would take
-    gigabytes.
+    """Raise `UserError` where sequences or minibatches would take gigabytes.
+
+    The message has names and sizes.
     """
     task = settings.task
     game = settings.adversarial
@@ -51,7 +52,7 @@ def check_sizes(settings: SeqGANSettings) -> None:
 
 
 def check_sequences(number: int, length: int, name: str) -> None:
-    """Raise `UserError` for more sequences than are held at once; `name` is what says how many."""
+    """Raise `UserError` for more sequences than fit; `name` is the setting of the number."""
     if number * length > MOST_SYMBOLS:
         most = f"{MOST_SYMBOLS:,} are the most: {MOST_SYMBOLS // length:,} sequences of this length"
         size = f"{number * length:,} symbols, {_gigabytes(number * length * 8)}"

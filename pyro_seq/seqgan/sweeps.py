@@ -1,5 +1,4 @@
-"""Quality against diversity: a generator and its twin by maximum likelihood, each at several
-temperatures.
+"""Compare quality and diversity of a generator and its twin over temperatures.
 
 A generator that is sampled below temperature 1 says what is likely, better and less varied:
 adversarial training that brings no more than that gives a point on the twin's own curve (Caccia et
@@ -50,7 +49,7 @@ class Sweep:
     curves: Mapping[str, Sequence[Point]]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; a figure that is not finite is null."""
+        """Return plain values; a figure that is not finite is null."""
         curves = {
             name: [
                 {"temperature": point.temperature, "figures": figures_json(point.figures)}
@@ -69,7 +68,7 @@ def sweep(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Sweep:
-    """The figures of each generator at each temperature.
+    """Compute the figures of each generator at each temperature.
 
     Args:
         comparison: what is judged.

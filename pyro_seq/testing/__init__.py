@@ -1,6 +1,4 @@
-"""What a pair must be, checked on one batch: `check_pair` for a test suite, `problems` for the
-words, `notes` for what is optional.
-"""
+"""Check on one batch that a pair keeps its contract: `check_pair`, `problems`, `notes`."""
 
 from __future__ import annotations
 
@@ -23,14 +21,15 @@ SEQUENCES, STEPS = 4, 24  # of a larger batch, the first ones: enough to be told
 
 
 class PairProblems(UserError, AssertionError):
-    """A pair breaks its contract; the message has a line for each fault."""
+    """An error for a pair that breaks its contract; the message has a line for each fault."""
 
 
 def check_pair(
     model: Stochastic, guide: Stochastic = no_guide, batch: SequenceBatch | None = None
 ) -> None:
-    """Raise `PairProblems`, with a line for each fault, unless a pair keeps the contract on a
-    batch; see `problems`.
+    """Raise `PairProblems`, with a line for each fault, unless a pair passes `problems`.
+
+    Raises `UserError` without a batch.
     """
     if batch is None:
         raise UserError(
@@ -41,17 +40,21 @@ def check_pair(
 
 
 def problems(model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> list[str]:
-    """What is wrong with a pair, a line for each fault that names the side, the site or parameter,
-    the step and the sequence.
+    """Return what is wrong with a pair on a batch, a line for each fault.
 
-    On the first few sequences of the batch (with some padding made, if it has none): both sides
-    run; they have the same latents, in the plate of the sequences, of one shape and support; no
-    value or density is NaN or infinite; every parameter is registered with Pyro and gets a finite,
-    non-zero gradient. At the same latents, in evaluation mode, the density of every site is the
-    same twice, in another order of the sequences, beside others, with more padding and with other
-    numbers in it; sites at padded steps do not count; no distribution of the model depends on its
-    own or on later observations. The pair can be scored, by steps; the model samples, from a batch
-    without values, what it scores; it goes on from the states that it returns.
+    A line names the side, the site or parameter, the step and the sequence.
+
+    The checks look at the first few sequences of the batch, with some padding added if it has none:
+
+    - Model and guide run, and have the same latents, in the plate of the sequences, of one shape
+      and support. No value or density is NaN or infinite.
+    - Every parameter is registered with Pyro and gets a finite gradient that is not zero.
+    - At the same latents, in evaluation mode, the density of every site is the same in a second
+      call, in another order of the sequences, beside other sequences, with more padding and with
+      other numbers in the padding. Sites at padded steps do not count.
+    - No distribution of the model depends on its own observation or on later ones.
+    - The pair can be scored by steps, the model samples the sites that it scores, and both sides go
+      on from the states that they return.
 
     Two densities are equal if they are within eps^0.6 of their type, 7e-5 in single precision.
     Neither parameters nor random state are changed.
@@ -86,14 +89,14 @@ def problems(model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> list
 
 
 def notes(model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> list[str]:
-    """What a pair cannot do and need not: run with vectorised particles."""
+    """Return what a pair cannot do and need not: run with vectorised particles."""
     pair = Pair(model, guide)
     with evaluating(pair):
         return [*agreement.vectorised(pair, batch, traced("model", model, batch))]
 
 
 def _probe_batch(batch: SequenceBatch) -> SequenceBatch:
-    """A few sequences, not all equal, some of them with padding."""
+    """Return a few sequences of a batch, not all equal, some of them with padding."""
     few = batch.select(slice(SEQUENCES)) if len(batch) > 1 else batch.repeat(2)
     steps = few.num_steps if few.num_steps <= STEPS else STEPS
     values, inputs = map_tensors(lambda x: x[:, :steps].clone(), (few.values, few.inputs))
@@ -108,7 +111,7 @@ def _probe_batch(batch: SequenceBatch) -> SequenceBatch:
 
 
 def _sites(probe: Probe) -> list[str]:
-    """Faults that make other checks useless."""
+    """Return faults that make other checks useless."""
     wrong = []
     for side in ("guide", "model"):
         shared = [
@@ -150,7 +153,7 @@ def _in_plate(site: dict[str, object], probe: Probe) -> bool:
 
 
 def _validated(pair: Pair, batch: SequenceBatch) -> Iterator[str]:
-    """What Pyro's own validation of arguments and values says."""
+    """Yield the complaints of Pyro's own validation of arguments and values."""
     with pyro.validation_enabled():
         try:
             validated = Probe(pair, batch)

@@ -1,6 +1,4 @@
-"""Whether what a model samples is what it scores, whether windows can follow each other, and
-whether particles can be vectorised.
-"""
+"""Check that samples, scores, windows and vectorised particles agree."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from pyro_seq.testing.probe import Failure, Probe, one_line, traced
 
 
 def scored(pair: Pair, batch: SequenceBatch) -> Iterator[str]:
-    """The pair can be scored: every observation belongs to a step."""
+    """Check that the pair can be scored: every observation belongs to a step."""
     try:
         score(pair, batch.select(batch.lengths > 0), samples=2)
     except UserError as error:
@@ -29,8 +27,9 @@ def scored(pair: Pair, batch: SequenceBatch) -> Iterator[str]:
 
 
 def sampled(probe: Probe) -> Iterator[str]:
-    """Without values the model samples observations of the form that it scores: at the same sites,
-    or at those of steps.
+    """Check that a model samples, without values, observations at the sites that it scores.
+
+    The sites of steps may stand in place of the site of all steps.
     """
     try:
         trace = traced("model", probe.pair.model, probe.batch.without_values())
@@ -54,9 +53,7 @@ def sampled(probe: Probe) -> Iterator[str]:
 
 
 def _of_step(name: str, found: dict[str, Any]) -> Any:
-    """The site of the first step that a site of all steps (`x`, `x_member`) stands for: `x_0`,
-    `x_0_member`.
-    """
+    """Return the site of the first step, `x_0_member`, for a site of all steps, `x_member`."""
     for other, site in found.items():
         if any(
             step == 0 and f"{stem.before[:-1]}{stem.after}" == name
@@ -87,7 +84,7 @@ def _form(site: Any, own: Any, over_time: bool) -> str:
 
 
 def windows(probe: Probe) -> Iterator[str]:
-    """A pair that returns states goes on from them."""
+    """Check that a pair that returns states goes on from them."""
     returned = states(probe.guide, probe.model)
     if all(state is None for state in returned.values()):
         return
@@ -99,7 +96,7 @@ def windows(probe: Probe) -> Iterator[str]:
 
 
 def vectorised(pair: Pair, batch: SequenceBatch, model_trace: Any) -> Iterator[str]:
-    """The pair runs with particles side by side, in a dimension left of the sequences'."""
+    """Check that the pair runs with particles in a dimension left of the sequences'."""
     enumerates = any(is_enumerated(site) for site in latent_sites(model_trace).values())
     options: Any = {
         "num_particles": 2,

@@ -1,5 +1,6 @@
-"""Which parameters training would move: those that Pyro knows, and that get a finite gradient that
-is not zero.
+"""Check which parameters training would move.
+
+These are known to Pyro, and get a finite gradient that is not zero.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ AWAY = 0.02
 
 
 def gradients(pair: Pair, batch: SequenceBatch, model_trace: Any) -> Iterator[str]:
-    """Faults of the gradient of the ELBO; parameters, statistics and modes are as before
-    afterwards.
+    """Yield faults of the ELBO's gradient.
+
+    Parameters, statistics and modes are restored afterwards.
     """
     enumerates = any(is_enumerated(site) for site in latent_sites(model_trace).values())
     elbo: Any = (TraceEnum_ELBO if enumerates else Trace_ELBO)(

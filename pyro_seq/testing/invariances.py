@@ -1,6 +1,4 @@
-"""What must not change a density: the other sequences of the batch, padding, an earlier call, and
-observations that are still to come.
-"""
+"""Check what must not change a density: other sequences, padding, calls, later observations."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ SIDES = ("guide", "model")
 def _changed(
     probe: Probe, side: str, trace: Any, expected: dict[str, Tensor], why: str
 ) -> list[str]:
-    """The sites of a side whose densities are not the expected ones, in one line."""
+    """Return the sites of a side whose densities are not the expected ones, in one line."""
     found = densities(trace, len(next(iter(expected.values())))) if expected else {}
     faults = {
         name: wrong
@@ -52,8 +50,9 @@ def each_side(
     index: Tensor,
     why: str,
 ) -> Iterator[str]:
-    """Evaluate both sides on another batch, where row i should have the densities of row `index[i]`
-    in the probe's own.
+    """Evaluate both sides on another batch, and compare with the probe's densities.
+
+    Row i should have the densities of row `index[i]` of the probe's own batch.
     """
     for side in SIDES:
         expected = {
@@ -67,7 +66,7 @@ def each_side(
 
 
 def repeatable(probe: Probe) -> Iterator[str]:
-    """The same latents have the same density twice."""
+    """Check that the same latents have the same density twice."""
     why = (
         "when it is evaluated again at the same latents: something is kept from call to call, "
         "or "
@@ -80,7 +79,7 @@ def repeatable(probe: Probe) -> Iterator[str]:
 
 
 def independent_sequences(probe: Probe) -> Iterator[str]:
-    """A sequence has the same density in another place, beside other sequences."""
+    """Check that a sequence has the same density in another place, beside other sequences."""
     n = len(probe.batch)
     turned = torch.arange(n, device=probe.batch.device).roll(1)
     why = "when the batch's order changes: sequences must not know their place"
@@ -112,8 +111,9 @@ def independent_sequences(probe: Probe) -> Iterator[str]:
 
 
 def padding(probe: Probe) -> Iterator[str]:
-    """Padded steps count nowhere: sites of a step are masked, more padding and other numbers in it
-    change nothing.
+    """Check that padded steps count nowhere.
+
+    Sites of a step are masked; more padding, and other numbers in it, change nothing.
     """
     unmasked = {side: set(_unmasked(probe, side)) for side in SIDES}
     for side, names in unmasked.items():
@@ -146,13 +146,13 @@ def padding(probe: Probe) -> Iterator[str]:
 
 
 def _once_a_side(lines: list[str]) -> list[str]:
-    """The first of several lines on each side."""
+    """Return the first of several lines on each side."""
     kept = {side: next((line for line in lines if f"the {side} " in line), None) for side in SIDES}
     return [line for line in kept.values() if line]
 
 
 def _unmasked(probe: Probe, side: str) -> Iterator[str]:
-    """Sites that count at steps which are padding."""
+    """Yield sites that count at steps which are padding."""
     trace, ended = probe.trace(side), ~probe.batch.mask
     for name, figures in densities(trace, len(probe.batch)).items():
         place = probe.places[name]
@@ -174,9 +174,7 @@ def _unmasked(probe: Probe, side: str) -> Iterator[str]:
 
 
 def _other_padding(probe: Probe) -> dict[str, Tensor]:
-    """The probe's latents, those of paths with their steps turned round where they are
-    padding's.
-    """
+    """Return the probe's latents, with the padded steps of paths reversed."""
     values = dict(probe.values)
     for name, value in values.items():
         if probe.is_over_time(name):
@@ -187,7 +185,7 @@ def _other_padding(probe: Probe) -> dict[str, Tensor]:
 
 
 def _steps(name: str, site: Any, trace: Any, batch: SequenceBatch) -> Tensor:
-    """A site's log-density, shared out over the steps that it belongs to, `[N, T]`."""
+    """Divide a site's log-density over the steps that it belongs to, `[N, T]`."""
     return by_step(
         name,
         site,
@@ -197,12 +195,12 @@ def _steps(name: str, site: Any, trace: Any, batch: SequenceBatch) -> Tensor:
 
 
 def causal(probe: Probe) -> Iterator[str]:
-    """What a model says of a step does not depend on that step's observation, nor on later ones.
+    """Check that a step's distribution depends on no observation of that step or later.
 
-    With the observations from step s on exchanged, the distributions that the model gives to the
-    latents and observations up to s must be the ones before, told by their densities at the old
-    values. At step s itself only sites that come before all exchanged observations are asked, and
-    these themselves: later ones may well depend on them.
+    The observations from step s on are exchanged. The model's distributions of the latents and
+    observations up to s must stay the same, which shows in their densities at the old values. At
+    step s itself only the exchanged observations and the sites before them are compared, since
+    later sites may depend on them.
     """
     batch = probe.batch
     if batch.num_steps > LOOKS:
@@ -224,7 +222,7 @@ def causal(probe: Probe) -> Iterator[str]:
 
 
 def _looks_ahead(probe: Probe, trace: Any, s: int) -> str | None:
-    """In words, the first site that knows of the observations from step s on."""
+    """Name the first site that depends on observations from step s on."""
     old, new = sites_by_name(probe.model), sites_by_name(trace)
     exchanged_before = False
     for name, site in old.items():

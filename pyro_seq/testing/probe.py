@@ -1,6 +1,4 @@
-"""Runs of a pair under control: the same latents for another batch, and what fails said in
-words.
-"""
+"""Run a pair under control: the same latents for another batch, failures said in words."""
 
 from __future__ import annotations
 
@@ -28,11 +26,11 @@ Values = dict[str, Tensor]
 
 
 class Failure(Exception):
-    """A model or guide raised something; the message says which side, at which site, and what."""
+    """An error that a model or guide raised: which side, at which site, and what."""
 
 
 class _Given(Messenger):
-    """Gives latents their values."""
+    """Give latents their values."""
 
     def __init__(self, values: Values) -> None:
         super().__init__()
@@ -48,7 +46,7 @@ class _Given(Messenger):
 
 
 class _Whereabouts(Messenger):
-    """Remembers which sample statement is under way, or was last."""
+    """Remember which sample statement runs, or ran last."""
 
     words = "before its first site"
 
@@ -60,8 +58,9 @@ class _Whereabouts(Messenger):
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line: the first, or the first two where that one announces the
-    other.
+    """Return an error's message in one line.
+
+    It is the first line, or the first two where the first one announces the second.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
@@ -75,7 +74,7 @@ def traced(
     values: Values | None = None,
     seed: int = 0,
 ) -> Any:
-    """The trace of a side's run, given the values of latents; what else it draws, from a seed.
+    """Trace a side's run, given the values of latents, with other draws from a seed.
 
     Raises `Failure` in words.
     """
@@ -91,9 +90,7 @@ def traced(
 
 
 class Probe:
-    """A pair and a batch of it, with the latents that a first run samples; all later runs are at
-    the same latents.
-    """
+    """A pair and a batch, with the latents that a first run samples and all later runs share."""
 
     def __init__(self, pair: Pair, batch: SequenceBatch) -> None:
         self.pair, self.batch = pair, batch
@@ -111,8 +108,9 @@ class Probe:
             raise Failure(str(error)) from error
 
     def _model(self) -> Any:
-        """The model's trace at the guide's latents; raises `Failure`, if latents of another form
-        are why it fails, in these words.
+        """Trace the model at the guide's latents; raise `Failure` if it fails.
+
+        Latents of another form, where they are the reason, are named.
         """
         try:
             return traced("model", self.pair.model, self.batch, self.values)
@@ -127,18 +125,18 @@ class Probe:
     def run(
         self, side: str, batch: SequenceBatch, values: Values | None = None, seed: int = 1
     ) -> Any:
-        """The trace of `model` or `guide` on another batch, at the probe's latents or others."""
+        """Trace `model` or `guide` on another batch, at the probe's latents or others."""
         return traced(
             side, getattr(self.pair, side), batch, self.values if values is None else values, seed
         )
 
     def trace(self, side: str) -> Any:
-        """The trace of the first run."""
+        """Return the trace of the first run."""
         trace: Any = getattr(self, side)
         return trace
 
     def map_rows(self, index: Tensor) -> Values:
-        """The latents of the sequences at an index."""
+        """Return the latents of the sequences at an index."""
         return {
             name: value.index_select(self.row_dim(name), index)
             for name, value in self.values.items()
@@ -146,7 +144,7 @@ class Probe:
         }
 
     def longer(self, steps: int) -> Values:
-        """The latents for so many more steps: of those over time, the last one again."""
+        """Extend the latents by some steps; those over time repeat the last step."""
         return {name: self._prolonged(name, value, steps) for name, value in self.values.items()}
 
     def _site(self, name: str) -> Any:
@@ -156,7 +154,7 @@ class Probe:
         return bool(self._site(name)["fn"].batch_shape[-1:] == (len(self.batch),))
 
     def row_dim(self, name: str) -> int:
-        """The dimension of a latent's value in which the sequences lie."""
+        """Return the dimension of a latent's value that counts the sequences."""
         return self.values[name].dim() - len(self._site(name)["fn"].event_shape) - 1
 
     def _prolonged(self, name: str, value: Tensor, steps: int) -> Tensor:
@@ -167,15 +165,14 @@ class Probe:
         return torch.cat([value, *[last] * steps], time)
 
     def is_over_time(self, name: str) -> bool:
-        """Whether a latent's event has an entry for each step, and would have more of them in a
-        longer batch.
-        """
+        """Tell whether a latent's event has an entry for each step, more in a longer batch."""
         return self.places[name].over_time
 
 
 def densities(trace: Any, size: int) -> Values:
-    """The log-density of each site for each sequence `[N]`, masked steps left out, in nats; of a
-    site that all share, the same for all.
+    """Return the log-density of each site for each sequence `[N]`, in nats.
+
+    Masked steps are left out; a site that all sequences share has the same density for all.
     """
     rows = {}
     for name, site in sites_by_name(trace).items():
@@ -197,8 +194,9 @@ def densities(trace: Any, size: int) -> Values:
 
 
 def differs(one: Tensor, other: Tensor) -> Tensor:
-    """Where two figures are further apart than rounding explains, in their type or the one that
-    parameters have by default.
+    """Tell where two figures differ by more than rounding.
+
+    Rounding is that of their type, or of the type that parameters have by default.
     """
     eps = max(
         torch.finfo(dtype).eps for dtype in (one.dtype, other.dtype, torch.get_default_dtype())
@@ -216,8 +214,9 @@ def differs(one: Tensor, other: Tensor) -> Tensor:
 def active_values(
     batch: SequenceBatch, where: Tensor, seed: int, member: str | None = None
 ) -> SequenceBatch:
-    """The batch with the observations at `where` `[N, T]` exchanged for some that other active
-    steps have (of one member of a group).
+    """Exchange the observations at `where` `[N, T]` for those of other active steps.
+
+    Of a named group, one member's observations are exchanged.
     """
     generator = torch.Generator().manual_seed(seed)
     active = batch.mask.flatten().nonzero().squeeze(-1).cpu()
@@ -241,8 +240,9 @@ def active_values(
 
 @contextmanager
 def evaluating(pair: Pair) -> Iterator[None]:
-    """Inside: the pair in its own scope and in evaluation mode, random state kept; Pyro's
-    validation off, for our words.
+    """Put the pair into its own scope and evaluation mode inside, without Pyro's validation.
+
+    The random state is kept.
     """
     with (
         pair.scope(),

@@ -1,1 +1,1 @@
-"""Text: vocabularies, windows, training, scores, attribution."""
+"""Text: vocabularies, windows, training, scores, authorship attribution."""

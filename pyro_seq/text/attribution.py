@@ -1,5 +1,6 @@
-"""Who wrote this? Several text models' posterior probabilities given a text, along it and after it,
-and where the evidence turned.
+"""Authorship attribution: several models' posterior probabilities given a text.
+
+The posterior is computed after the text and along it, and where the evidence turned.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ AROUND = 80  # symbols shown on either side of a turn
 
 @dataclass
 class ModelEvidence:
-    """One model's part: its name, prior and posterior probability, log p(text) with its standard
-    error, and how it was made.
-    """
+    """One model's name, prior, posterior and log p(text) with its standard error."""
 
     name: str
     prior: float
@@ -42,9 +41,7 @@ class ModelEvidence:
 
 @dataclass
 class Passage:
-    """A piece of the text, from one position up to another, and the nats that it adds to the log
-    odds.
-    """
+    """A piece of the text between two positions, and the nats it adds to the log odds."""
 
     start: int
     end: int
@@ -54,7 +51,9 @@ class Passage:
 
 @dataclass
 class Attribution:
-    """The answer, log odds being those of the likeliest model against the runner-up, in nats.
+    """The posterior of several models, and the likeliest one's log odds, in nats.
+
+    Log odds are against the runner-up.
 
     Attributes:
         symbols: length of the text.
@@ -77,8 +76,9 @@ class Attribution:
 
 
 class Trail:
-    """The cumulated log-likelihood of a text after every so many symbols, at most `MOST_POINTS` of
-    them: a growing text thins them out.
+    """The cumulated log-likelihood of a text at evenly spaced positions.
+
+    There are at most `MOST_POINTS` of them; a growing text thins them out.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Trail:
         self.points: list[float] = [0.0]
 
     def add(self, steps: NDArray[Any]) -> None:
-        """The next symbols' log-probabilities."""
+        """Add the log-probabilities of the next symbols."""
         cumulated = self.total + np.cumsum(steps, dtype=np.float64)
         first = (-self.length - 1) % self.stride  # of the symbols after which a point stands
         self.points += cumulated[first :: self.stride].tolist()
@@ -105,8 +105,7 @@ def attribute(
     prior: Sequence[float] | None = None,
     **options: Unpack[ScoringOptions],
 ) -> Attribution:
-    """The posterior p(model | text) of several models, each by sequential scoring of the whole text
-    as one document.
+    """Compute p(model | text) of several models, each scoring the text as one document.
 
     The models must be of one level, so that they speak of the same symbols. Where vocabularies
     differ, a character outside a model's own costs it -log p(bucket) plus the logarithm of how many

@@ -1,6 +1,4 @@
-"""Words and their numbers: a text cut into words and punctuation marks, counted from a corpus, and
-put together again.
-"""
+"""Number the words and punctuation marks of a corpus, and join them to a text again."""
 
 from __future__ import annotations
 
@@ -48,8 +46,7 @@ def _token() -> re.Pattern[str]:
 
 
 def tokens(text: str) -> Iterator[str]:
-    """A text's words and punctuation marks, in order; white space, line ends among it, only
-    separates them.
+    """Yield a text's words and punctuation marks, in order; white space separates them.
 
     A word is a run of anything but white space and marks, in which single apostrophes and hyphens
     may stand, and full stops, commas and colons between digits: `don't`, `well-known`, `1,000`. A
@@ -60,8 +57,9 @@ def tokens(text: str) -> Iterator[str]:
 
 
 def join(words: Iterable[str]) -> str:
-    """Words and marks as a text on one line: no space before what closes or after what opens;
-    straight quotation marks do so by turns.
+    """Join words and marks to a text on one line.
+
+    No space stands before closing marks or after opening ones; straight quotation marks alternate.
     """
     pieces: list[str] = []
     # whether the next word stands close to the one before; quotation marks that are open
@@ -81,8 +79,9 @@ def join(words: Iterable[str]) -> str:
 
 
 class WordVocabulary:
-    """The words of a corpus, numbered from 0, the most frequent first; the last symbol is the
-    unknown word where there is one.
+    """The words of a corpus, numbered from 0, the most frequent first.
+
+    The last symbol is the unknown word, if there is one.
     """
 
     level = "word"
@@ -96,8 +95,9 @@ class WordVocabulary:
 
     @classmethod
     def of_file(cls, path: Path, *, size: int) -> WordVocabulary:
-        """The vocabulary of a file, of `size` symbols at most: where it has more words, all but the
-        most frequent are unknown.
+        """Return the vocabulary of a file's most frequent words, `size` symbols at most.
+
+        Other words are unknown.
 
         Of equally frequent words the first in the order of code points is kept. Raises `UserError`
         if the file cannot be read, is not UTF-8 or has no words.
@@ -112,12 +112,12 @@ class WordVocabulary:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The vocabulary as a JSON object."""
+        """Return the vocabulary as a JSON object."""
         return {"level": self.level, "words": list(self.words), "unknown": self.has_unknown}
 
     @classmethod
     def from_json(cls, document: dict[str, Any], where: Path) -> WordVocabulary:
-        """Back from JSON; raises `UserError` if it is no vocabulary of words."""
+        """Read the vocabulary from JSON; raise `UserError` if it is none of words."""
         words: Any = document.get("words")
         unknown: Any = document.get("unknown")
         sound = (
@@ -142,8 +142,9 @@ class WordVocabulary:
         return np.min_scalar_type(max(0, len(self) - 1))
 
     def encode(self, text: str) -> NDArray[Any]:
-        """The numbers of a text's words; raises `UserError` where one has none and there is no
-        unknown word.
+        """Return the numbers of a text's words.
+
+        Raises `UserError` for a word without one where there is no unknown word.
         """
         if self.has_unknown:
             return np.fromiter(
@@ -158,14 +159,15 @@ class WordVocabulary:
             ) from None
 
     def decode(self, symbols: NDArray[Any]) -> str:
-        """The text of symbols, by `join`; the unknown word is `<unk>`."""
+        """Return the text of symbols, by `join`; the unknown word is `<unk>`."""
         return join(
             self.words[s] if s < len(self.words) else UNKNOWN_WORD for s in symbols.tolist()
         )
 
     def encode_file(self, path: Path) -> tuple[NDArray[Any], int]:
-        """(the symbols of a whole file, in `dtype`, and how many of its words are unknown); raises
-        `UserError` as `of_file`, `encode`.
+        """Return (the symbols of a whole file, how many of its words are unknown).
+
+        Errors are those of `of_file` and `encode`.
         """
         pieces = [self.encode(piece) for piece in _pieces(path)]
         symbols = np.concatenate([np.empty(0, self.dtype), *pieces])

@@ -1,4 +1,4 @@
-"""Telling that a training has diverged: its loss is far beyond where it began, or not finite."""
+"""Detect that a training has diverged: its loss is far beyond the first one, or not finite."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ FAR = 20.0
 
 
 def diverged(loss: float, first: float | None) -> bool:
-    """Whether a loss in nats per step is not finite, or far beyond the first one, that of the
-    untrained model (`None`: not known).
+    """Tell whether a loss is not finite, or far beyond the first one, in nats per step.
+
+    The first loss is that of the untrained model; `None` if it is not known.
     """
     if not math.isfinite(loss):
         return True
@@ -18,6 +19,6 @@ def diverged(loss: float, first: float | None) -> bool:
 
 
 def diverged_words(what: str, loss: float, first: float | None) -> str:
-    """In words, how far a loss has come from where it began."""
+    """Say how far a loss has moved from the first one."""
     began = "" if first is None else f", and it began at {first:.4g}"
     return f"the training has diverged: {what} is {loss:.4g} nats per step{began}"

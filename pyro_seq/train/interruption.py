@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop, which a long loop grants when it is ready to."""
+"""Turn Ctrl-C and SIGTERM into a request to stop, which a long loop grants when it is ready."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from contextlib import contextmanager
 
 
 class Interruption:
-    """Whether the user has asked to stop: `wished` is the number of the signal that said so, 0 if
-    none has.
-    """
+    """A request to stop: `wished` is the number of the signal, 0 without one."""
 
     def __init__(self) -> None:
         self.wished = 0
 
     @contextmanager
     def noticed(self) -> Iterator[None]:
-        """Inside, a signal is noted in `wished`; a second one raises `KeyboardInterrupt`. Outside
-        the main thread, nothing is.
+        """Note a signal in `wished` inside; a second one raises `KeyboardInterrupt`.
+
+        Outside the main thread no signal is noted.
         """
 
         def note(number: int, frame: object) -> None:

@@ -1,6 +1,4 @@
-"""A training's first batch, tried before anything is written: what is wrong with the pair is said
-there, in a line that names it.
-"""
+"""Try a training's first batch before anything is written, and name faults of the pair."""
 
 from __future__ import annotations
 
@@ -26,8 +24,9 @@ from pyro_seq.poutine.summed_out import does_not_sum
 
 @contextmanager
 def tried(pair: Pair, batches: Any, carried: Any = None) -> Iterator[SequenceBatch]:
-    """The next batch of a stream, in training mode and under Pyro's validation; afterwards all is
-    as before.
+    """Yield the next batch for a dry run, and undo the run's side effects on exit.
+
+    The pair is in training mode, under Pyro's validation.
 
     Only parameters that functions register stay; the stream, the random state, running statistics
     and gradients go back.
@@ -62,9 +61,10 @@ def refuse_gaps(batch: SequenceBatch) -> None:
 
 @torch.no_grad()
 def check_sites(pair: Pair, elbo: Any, batch: SequenceBatch) -> None:
-    """Raise `UserError` for latents that model and guide do not share, or that are marked to be
-    summed out by an objective that does not, for the first site that is not finite, and for a state
-    that does not have the sequences first.
+    """Raise `UserError` for sites of a pair that cannot be trained.
+
+    These are latents that model and guide do not share, latents to be summed out by an objective
+    that does not sum, a site that is not finite, and states without the sequences first.
     """
     with pyro.validation_enabled(False):  # which would speak of a distribution, not of a site
         guide_trace = poutine.trace(pair.guide).get_trace(batch)
@@ -114,8 +114,9 @@ def _not_reparameterised(guide_trace: Any, elbo: Any) -> list[str]:
 def find_parameters(
     pair: Pair, elbo: Any, batch: SequenceBatch
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """(the pair's parameters, all registered by an evaluation of the objective, and the names of
-    those without a gradient).
+    """Return (the pair's parameters, the names of those without a gradient).
+
+    One evaluation of the objective registers all parameters.
 
     A gradient that is zero throughout is none. Raises `UserError` for faults of sites
     (`check_sites`), and for a pair that shares parameters by accident or trains nothing.

@@ -1,6 +1,4 @@
-"""How strongly the divergence counts: its strength by step, and the handler that applies it to the
-latent sites.
-"""
+"""Schedules by step: the divergence's strength and the learning rate."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ KL_SCHEDULES = ("constant", "half_life", "linear")
 
 
 def kl_strength(step: int, *, schedule: str, start: float, steps: int) -> float:
-    """beta at a step (counted from 0), in (0, 1].
+    """Return the divergence's strength beta, in (0, 1], at a step (counted from 0).
 
     - `half_life`: exp(-a b^step) with beta(0) = start and beta(steps) = 1/2, as in VAE-Seq; start
       is 1 or below 1/2;
@@ -46,8 +44,9 @@ LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 def learning_rate_factor(
     progress: float, *, schedule: str, floor: float = 0.0, warmup: float = 0.0
 ) -> float:
-    """What the learning rate is multiplied by at a fraction of the run: linear warm-up, then the
-    schedule down to `floor`.
+    """Return the factor of the learning rate at a fraction of the run.
+
+    A linear warm-up is followed by the schedule down to `floor`.
     """
     if progress < warmup:
         return progress / warmup

@@ -13,7 +13,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a pair is trained; all rates are per step, all figures in nats."""
+    """Hyper-parameters of training; all rates are per step, all figures in nats."""
 
     num_steps: int = at_least(1, 10_000, "parameter updates at most")
     max_minutes: float | None = above(

@@ -14,7 +14,12 @@ from pyro_seq.cli import main
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TRAINING = ("README.md", "pairs.md")  # for seconds
-LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+LINKED = [*PAGES, CONTRIBUTING, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+# a line of a page that fits on a screen; the page on architecture is for who works on the package
+WIDEST = 150
+SHOWN = [*PAGES, CONTRIBUTING]
+SHOWN.remove(ROOT / "docs" / "architecture.md")
 
 
 def python_blocks(page: Path) -> list[str]:
@@ -131,3 +136,16 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_readme_lists_every_page() -> None:
     listed = {target for target, _ in links(ROOT / "README.md")}
     assert {page for page in (ROOT / "docs").rglob("*.md") if page not in listed} == set()
+
+
+@pytest.mark.parametrize("page", SHOWN, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_lines_fit_on_a_screen(page: Path) -> None:
+    lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+    long = [f"{page.name}:{number}" for number, line in lines if len(line) > WIDEST]
+    assert not long, f"lines of more than {WIDEST} characters: {long}"
+
+
+def test_every_page_explains_its_terms() -> None:
+    glossary = ROOT / "docs" / "glossary.md"
+    without = [page.name for page in SHOWN if glossary not in {target for target, _ in links(page)}]
+    assert set(without) <= {glossary.name}

@@ -1,3 +1,1 @@
-"""Environments of gymnasium: which are taken, playing them, games as sequences, the games to learn
-from.
-"""
+"""Environments of gymnasium: supported spaces, playing, games as sequences, replay."""

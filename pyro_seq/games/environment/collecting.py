@@ -1,5 +1,4 @@
-"""Playing the real game: some environments side by side, each move of all of them by one call of
-each player.
+"""Play the real game in several environments side by side, one call of a player a move.
 
 Environments are stepped one by one, and not by gymnasium's vector environment, for three reasons: a
 game can begin with a seed of its own, so that it does not matter what was played before (a resumed
@@ -32,20 +31,19 @@ FIRST_MOVES = 64  # of a game, for which there is room at first
 
 
 class Player(Protocol):
-    """Who plays: remembers something of each of some places, in each of which one game at a time is
-    played.
-    """
+    """A player of games at several places, with a memory of each game."""
 
     def begin(self, place: int) -> None:
-        """A new game begins there."""
+        """Begin a new game at a place."""
 
     def act(self, places: Sequence[int], observations: np.ndarray) -> np.ndarray:
-        """Encoded actions `[K, A]` of the games at K places whose observations are `[K, D]`."""
+        """Return encoded actions `[K, A]` of the games whose observations are `[K, D]`."""
 
 
 class RandomPlayer:
-    """All actions equally likely, each held for 1 … `hold` moves (as often the one as the other),
-    which comes further than trembling does.
+    """Equally likely actions, each held for 1 … `hold` moves, equally likely numbers of them.
+
+    Held actions get further than trembling does.
 
     Args:
         game: what is played.
@@ -58,11 +56,11 @@ class RandomPlayer:
         self._held: dict[int, list[Any]] = {}  # by place: an action, and for how many more moves
 
     def begin(self, place: int) -> None:
-        """Hold nothing."""
+        """Hold no action."""
         self._held.pop(place, None)
 
     def act(self, places: Sequence[int], observations: np.ndarray) -> np.ndarray:
-        """Actions `[K, A]`."""
+        """Return actions `[K, A]`."""
         if self.hold == 1:
             return self.game.random_actions(len(places), self._random)
         actions = []
@@ -159,7 +157,7 @@ def collect(
     most_moves: int | None = None,
     moved: Callable[[int], object] | None = None,
 ) -> list[Episode]:
-    """Play games to their ends, or up to a limit; the episodes, in the order of `games`.
+    """Play games to their ends, or to a limit; return the episodes in the order of `games`.
 
     Args:
         environments, game: as many as are played side by side, and their form.
@@ -217,8 +215,10 @@ def _check_finite(places: Sequence[_Place], seen: np.ndarray) -> None:
 
 
 def surely_finite(numbers: np.ndarray) -> bool:
-    """Whether the sum of squares is finite: false where one is NaN or infinite, and where some are
-    so large that another look is needed.
+    """Tell whether the sum of squares is finite.
+
+    It is not where a number is NaN or infinite, and where some are so large that another look is
+    needed.
 
     It takes a fifth of the time of `isfinite`, of few numbers.
     """
@@ -270,7 +270,7 @@ def _with_left(
 
 
 def game_seed(seed: int, *numbers: int) -> int:
-    """The seed of a run's game of that number, or of whatever else is counted by some."""
+    """Return the seed of the game of a number, or of other things that are counted."""
     return int.from_bytes(
         hashlib.blake2b(repr((seed, *numbers)).encode(), digest_size=4).digest(), "big"
     )

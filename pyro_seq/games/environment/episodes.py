@@ -1,5 +1,6 @@
-"""Games that were played, and how they become sequences: step 0 is what a game begins with, step t
-+ 1 what its t-th action led to.
+"""Games that were played, as sequences: step t + 1 is what the t-th action led to.
+
+Step 0 is what a game begins with.
 """
 
 from __future__ import annotations
@@ -49,21 +50,19 @@ class Episode:
 
     @property
     def total(self) -> float:
-        """What was earned, the sum of all rewards."""
+        """The return of the game, the sum of all rewards."""
         return float(self.rewards.sum(dtype=np.float64))
 
 
 class Running:
-    """Mean and deviation of columns of numbers that keep coming, `[n, F]`, by merging (Chan et al.
-    1979).
-    """
+    """Running mean and deviation of columns of numbers `[n, F]` (Chan et al. 1979)."""
 
     def __init__(self, size: int) -> None:
         self.count = 0
         self.mean, self.squares = np.zeros(size), np.zeros(size)
 
     def add(self, values: np.ndarray) -> None:
-        """Take in `[n, F]`."""
+        """Add numbers `[n, F]`."""
         n = len(values)
         if n == 0:
             return
@@ -77,12 +76,12 @@ class Running:
 
     @property
     def deviation(self) -> np.ndarray:
-        """The standard deviation `[F]`; 1 for what does not vary."""
+        """The standard deviation `[F]`; 1 for columns that do not vary."""
         deviation = np.sqrt(self.squares / max(1, self.count))
         return np.where(deviation > 1e-6 * np.maximum(1.0, np.abs(self.mean)), deviation, 1.0)
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` goes on from."""
+        """Return the state that `load_state` restores."""
         return {
             "count": self.count,
             "mean": torch.from_numpy(self.mean.copy()),
@@ -90,7 +89,7 @@ class Running:
         }
 
     def describe_state(self) -> Kind:
-        """The kind of a `state()`."""
+        """Return the kind of a `state()`."""
         mean = TensorOf(len(self.mean), dtype=torch.float64, low=-MOST_FLOAT, high=MOST_FLOAT)
         return Fields(
             {
@@ -101,9 +100,7 @@ class Running:
         )
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `ValueError` for another size or what cannot be such a
-        state.
-        """
+        """Restore a `state()`; raise `ValueError` for another size or an impossible state."""
         self.describe_state().check(state, "the running statistics")
         self.count = state["count"]
         self.mean = state["mean"].numpy().copy()
@@ -111,8 +108,7 @@ class Running:
 
 
 class Normalisation:
-    """What brings observations, their changes and rewards to mean 0 and deviation 1: running
-    statistics of all that was played.
+    """Running statistics that bring observations, changes and rewards to mean 0, deviation 1.
 
     Args:
         size: D, numbers of an observation.
@@ -135,7 +131,7 @@ class Normalisation:
         self.spread = torch.from_numpy(np.clip(changes / deviation, 1e-3, None)).float()
 
     def add(self, episodes: Sequence[Episode]) -> None:
-        """Take in games."""
+        """Add games."""
         for episode in episodes:
             self.observations.add(episode.observations)
             self.changes.add(np.diff(episode.observations, axis=0))
@@ -143,21 +139,21 @@ class Normalisation:
         self._refresh()
 
     def normal(self, observations: Tensor) -> Tensor:
-        """Observations `[..., D]`, normalised."""
+        """Normalise observations `[..., D]`."""
         return (observations - self.mean.to(observations)) / self.deviation.to(observations)
 
     def raw(self, observations: Tensor) -> Tensor:
-        """Normalised observations `[..., D]` in the environment's units."""
+        """Convert normalised observations `[..., D]` to the environment's units."""
         return observations * self.deviation.to(observations) + self.mean.to(observations)
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` goes on from."""
+        """Return the state that `load_state` restores."""
         return {
             name: getattr(self, name).state() for name in ("observations", "changes", "rewards")
         }
 
     def describe_state(self) -> Kind:
-        """The kind of a `state()`: one whose means and deviations float32 can hold."""
+        """Return the kind of a `state()`; float32 can hold its means and deviations."""
 
         def usable(state: Any) -> None:
             tried = Normalisation(len(self.mean))
@@ -178,14 +174,14 @@ class Normalisation:
         return Checked(usable, first=Fields(parts))
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `ValueError` for what cannot be one."""
+        """Restore a `state()`; raise `ValueError` for an impossible one."""
         for name in ("observations", "changes", "rewards"):
             getattr(self, name).load_state(state[name])
         self._refresh()
 
 
 class Stacked:
-    """Games one after the other in few tensors, so that stretches of many are looked up at once.
+    """Games one after the other in few tensors, to look up many stretches at once.
 
     Args:
         episodes: the games, at least one.
@@ -210,8 +206,9 @@ class Stacked:
         self.num_actions = actions
 
     def stretches(self, games: Tensor, starts: Tensor, length: int) -> SequenceBatch:
-        """Up to `length` steps of `games` `[N]`, from the steps `starts` `[N]` on, as a pair
-        observes them; short where a game is over.
+        """Return up to `length` steps of `games` `[N]` from the steps `starts` `[N]` on.
+
+        A stretch is shorter where a game is over.
 
         The first step of a stretch that begins in mid-game has the second flag, and no action,
         since what it was taken in is not seen.
@@ -237,8 +234,9 @@ def _joined(parts: Sequence[np.ndarray]) -> Tensor:
 
 
 def joined(inputs: Tensor, under_way: Tensor, num_actions: int) -> Tensor:
-    """Side inputs `[N, A + 2]` of the first step that is seen of games, where those `under_way`
-    `[N]` are not at their beginning.
+    """Make the side inputs `[N, A + 2]` of the first seen step of games.
+
+    Games `under_way` `[N]` are not at their beginning.
     """
     flags = torch.zeros_like(inputs)
     flags[:, num_actions + 1] = 1.0
@@ -246,7 +244,7 @@ def joined(inputs: Tensor, under_way: Tensor, num_actions: int) -> Tensor:
 
 
 def whole(episodes: Sequence[Episode], normalisation: Normalisation) -> SequenceBatch:
-    """Whole games as a pair observes them."""
+    """Return whole games as a pair observes them."""
     stacked = Stacked(episodes, normalisation)
     games = torch.arange(len(episodes))
     return stacked.stretches(games, torch.zeros_like(games), int(stacked.lengths.max()))

@@ -1,6 +1,4 @@
-"""The games that were played so far: which of them are learnt from, stretches of them for the world
-model, and where to imagine from.
-"""
+"""The games played so far: held-out ones, stretches to learn from, starts to imagine from."""
 
 from __future__ import annotations
 
@@ -23,8 +21,7 @@ from pyro_seq.runs.writing import make_folder
 
 
 class Replay:
-    """Games, some of which are held out: every `1 / held_out`-th, of each player, is never learnt
-    from.
+    """Games, every `1 / held_out`-th of which, for each player, is held out of training.
 
     It is a stream of training batches (`training.Batches`): stretches of games, every step in about
     as many as the others, but for a game's first ones, which are in up to twice as many.
@@ -60,11 +57,11 @@ class Replay:
 
     @property
     def num_steps(self) -> int:
-        """Moves in all games: what was asked of the environment."""
+        """The moves in all games, as asked of the environment."""
         return sum(map(len, self.episodes))
 
     def add(self, episodes: Sequence[Episode], *, new: bool = True) -> None:
-        """Take in games; those that are not `new` are in the normalisation already."""
+        """Add games; those that are not `new` are in the normalisation already."""
         learnt = []
         for episode in episodes:
             if len(episode) == 0:
@@ -90,7 +87,7 @@ class Replay:
         return self._stacked
 
     def draw(self) -> tuple[SequenceBatch, bool]:
-        """Some stretches, each from a state of its own."""
+        """Draw stretches, each from a state of its own."""
         stacked = self.stacked
         # a stretch that would begin before its game begins with it: else a game's first steps would
         # be in fewer than the others
@@ -103,13 +100,14 @@ class Replay:
         ), False
 
     def beginnings(self, count: int) -> SequenceBatch:
-        """The first step of `count` games, drawn at random."""
+        """Draw the first step of `count` games."""
         games = torch.from_numpy(self._random.integers(len(self.learnt), size=count))
         return self.stacked.stretches(games, torch.zeros_like(games), 1)
 
     def prefixes(self, count: int, steps: int) -> SequenceBatch | None:
-        """`count` stretches of exactly so many steps, none of which has ended, all equally likely;
-        `None` if no game is as long.
+        """Draw `count` stretches of exactly so many steps, all equally likely.
+
+        None of them has ended; `None` if no game is as long.
         """
         stacked = self.stacked
         room = (
@@ -127,20 +125,20 @@ class Replay:
         return stacked.stretches(torch.from_numpy(games), torch.from_numpy(starts), steps)
 
     def state(self) -> dict[str, Any]:
-        """Where the choice of stretches stands."""
+        """Return the state of the random choice of stretches."""
         return generator_state(self._random)
 
     def describe_state(self) -> Kind:
-        """The kind of a `state()`."""
+        """Return the kind of a `state()`."""
         return describe_generator_state()
 
     def load_state(self, state: Any) -> None:
-        """Go on from `state()`."""
+        """Restore a `state()`."""
         load_generator_state(self._random, state)
 
 
 def save_episodes(path: Path, episodes: Sequence[Episode]) -> None:
-    """Games as one safetensors file, whole or not at all."""
+    """Write games as one safetensors file, whole or not at all."""
     make_folder(path.parent)
 
     def joined(name: str, *shape: int) -> Tensor:
@@ -164,7 +162,7 @@ def save_episodes(path: Path, episodes: Sequence[Episode]) -> None:
 
 
 def describe_episodes(game: Game | None = None) -> Kind:
-    """The kind of what `save_episodes` writes, of games of a form."""
+    """Return the kind of what `save_episodes` writes, of games of a form."""
     sizes = (None, None) if game is None else (game.observation_size, game.action_size)
     sides = {
         "lengths": Items(Whole()),
@@ -183,8 +181,9 @@ def describe_episodes(game: Game | None = None) -> Kind:
 
 
 def load_episodes(path: Path, game: Game | None = None) -> list[Episode]:
-    """What `save_episodes` wrote; raises `UserError` if it is missing, damaged or something else,
-    or not of games of that form.
+    """Read games of a form that `save_episodes` wrote.
+
+    Raises `UserError` if the file is missing, damaged or something else, or holds other games.
     """
     kept = load_tree(path)
     # then nothing tells how large an observation is

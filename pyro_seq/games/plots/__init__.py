@@ -1,1 +1,1 @@
-"""Pictures of games: learning curves, predictions, animations."""
+"""Plots of games: learning curves, predictions, animations."""

@@ -1,6 +1,4 @@
-"""What a game looks like: an environment put into the state of an observation, and frames as a
-moving picture.
-"""
+"""Draw games: an environment put into the state of an observation, frames as a film."""
 
 from __future__ import annotations
 
@@ -47,13 +45,14 @@ STATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def can_be_drawn(playing: Playing) -> bool:
-    """Whether the environment can be put into the state of an observation."""
+    """Tell whether the environment can be put into the state of an observation."""
     return type(playing.environment.unwrapped).__name__ in STATES
 
 
 def frames_of(playing: Playing, observations: Tensor) -> Iterator[np.ndarray]:
-    """What the environment draws at each of a game's observations `[T, D]`, which need not be one
-    that it was in; one after the other.
+    """Yield what the environment draws at each of a game's observations `[T, D]`.
+
+    It need not have been in these states.
 
     Raises `UserError` for one that cannot be put into a state.
     """
@@ -73,8 +72,7 @@ def frames_of(playing: Playing, observations: Tensor) -> Iterator[np.ndarray]:
 
 
 class Film:
-    """The frames of a game that goes on, of which there are never more than there is room for: then
-    every second one is dropped.
+    """The frames of a game under way; when room runs out, every second one is dropped.
 
     From then on every second one is asked for, and so on. Memory is bounded however long the game,
     and the frames stay evenly spread.
@@ -90,14 +88,12 @@ class Film:
         self.begin()
 
     def begin(self) -> None:
-        """A new game."""
+        """Begin a new game."""
         self.frames: list[np.ndarray] = []
         self.every, self.steps, self._pixels = 1, 0, 0
 
     def add(self, draw: Callable[[], Any]) -> None:
-        """A step of the game, which `draw` draws if that is to be kept; raises `UserError` for what
-        is no picture.
-        """
+        """Add a step, which `draw` draws if it is kept; raise `UserError` for no picture."""
         if self.steps % self.every == 0:
             # an environment may draw into its own again
             self.frames.append(picture_of(draw()).copy())
@@ -111,8 +107,9 @@ class Film:
 
 
 def picture_of(frame: Any) -> np.ndarray:
-    """A frame as bytes `[H, W, 3]`, scaled down if it is larger than `WIDEST`; raises `UserError`
-    if it is no picture.
+    """Return a frame as bytes `[H, W, 3]`, scaled down if it is wider than `WIDEST`.
+
+    Raises `UserError` if it is no picture.
     """
     from PIL import Image
 
@@ -141,13 +138,13 @@ def picture_of(frame: Any) -> np.ndarray:
 
 
 def frames_per_second(playing: Playing) -> float:
-    """How fast the game goes, as the environment says; 30 if it does not."""
+    """Return the speed of the game, as the environment says it; 30 if it does not."""
     rate = getattr(playing.environment, "metadata", {}).get("render_fps")
     return float(rate) if isinstance(rate, (int, float)) and rate > 0 else 30.0
 
 
 def write_gif(path: Path, frames: Sequence[Any], rate: float) -> None:
-    """Frames `[H, W, 3]` of bytes as an animated GIF, which replaces what is at `path`, as a whole.
+    """Write frames `[H, W, 3]` of bytes as an animated GIF, whole or not at all.
 
     A GIF counts time in hundredths of a second, and programs do not show one below two of them:
     then frames are left out.

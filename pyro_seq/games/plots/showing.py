@@ -1,4 +1,4 @@
-"""Games to look at: real ones in a window or as a video, imagined ones as a picture or a video."""
+"""Show real games in a window or as a video, imagined ones as a picture or a video."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def played_games(
     render: str = "none",
     moved: Callable[[int, int], object] | None = None,
 ) -> Iterator[tuple[Episode, Path | None]]:
-    """Real games one after the other, each with the path of its video if one is asked for.
+    """Play real games one after the other, and yield each with the path of its video.
 
     Args:
         trained: the game, its model and its agent.
@@ -115,7 +115,7 @@ def _write_film(path: Path, film: Film, playing: Playing) -> None:
 
 
 def show_dreams(trained: TrainedGame, games: Sequence[Dreamt], render: str) -> list[Path]:
-    """The files that imagined games were drawn to, in the run folder's `imagined`.
+    """Draw imagined games to files in the run folder's `imagined`, and return their paths.
 
     Raises `UserError` for videos of an environment that cannot draw a state.
     """

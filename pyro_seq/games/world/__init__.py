@@ -1,1 +1,1 @@
-"""Models of an environment: their parts, how they step, how well they predict."""
+"""World models of an environment: parts, steps, and errors of prediction."""

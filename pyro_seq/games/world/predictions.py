@@ -1,6 +1,4 @@
-"""How honest a model of a game is: its likelihood of games that it has not seen, and how far it
-goes astray when it sees no more.
-"""
+"""Measure a world model: its likelihood of unseen games, and open-loop errors."""
 
 from __future__ import annotations
 
@@ -30,8 +28,9 @@ STARTS = 256  # places in games from which predictions are made
 def nats_per_step(
     pair: Pair, episodes: Sequence[Episode], normalisation: Normalisation, *, samples: int = 16
 ) -> float:
-    """-log p(o, r, e | a) of whole games per step, or its estimate with latents; a density in the
-    environment's own units, in nats.
+    """Return -log p(o, r, e | a) of whole games per step, or its estimate, in nats.
+
+    It is a density in the environment's own units.
     """
     total, steps = 0.0, 0
     for start in range(0, len(episodes), AT_ONCE):
@@ -47,7 +46,7 @@ def nats_per_step(
 
 @dataclass(frozen=True, eq=False)
 class OpenLoop:
-    """How far predictions are off, after a prefix of real steps and then with the actions alone.
+    """Errors of predictions after a prefix of real steps, from actions alone.
 
     Attributes:
         errors: by horizon, the root mean squared error of each number of the observation, in
@@ -60,7 +59,7 @@ class OpenLoop:
     counts: dict[int, int]
 
     def figures(self) -> dict[str, float]:
-        """The mean over the numbers of the observation, by name."""
+        """Return the mean over the numbers of the observation, by name."""
         return {f"error_{horizon}": float(error.mean()) for horizon, error in self.errors.items()}
 
 
@@ -75,8 +74,9 @@ def open_loop(
     samples: int = 8,
     starts: int = STARTS,
 ) -> OpenLoop:
-    """Predict from places spread evenly over games that are long enough; a horizon for which none
-    is long enough is left out.
+    """Predict from places spread evenly over games that are long enough.
+
+    A horizon for which no game is long enough is left out.
 
     Args:
         world: the model.
@@ -120,8 +120,9 @@ def _places(episodes: Sequence[Episode], length: int, most: int) -> tuple[Tensor
 
 @torch.no_grad()
 def imagined_from(world: World, batch: SequenceBatch, prefix: int, samples: int) -> Tensor:
-    """Normalised observations `[N, samples, T - prefix, D]` that are drawn after the first steps of
-    full sequences, given their actions.
+    """Draw normalised observations `[N, samples, T - prefix, D]` after the first steps.
+
+    The actions of full sequences are given.
     """
     values: Any = batch.values
     assert batch.inputs is not None
@@ -145,8 +146,9 @@ def shown_beside(
     draws: int = 64,
     most: int = 64,
 ) -> tuple[Any, Any, int]:
-    """(the first observations of a game `[T, D]`, what is imagined of them
-    `[draws, T - prefix, D]`, the prefix), in the game's units.
+    """Return a game's observations `[T, D]`, imagined ones, and the prefix, to show.
+
+    Imagined ones are `[draws, T - prefix, D]`; all are in the game's units.
     """
     length = min(len(episode) + 1, most)
     prefix = max(1, min(prefix, length - 1))

@@ -1,6 +1,4 @@
-"""The model of a game: a pair over what a player sees, given what the player does, and its steps
-with or without gradients.
-"""
+"""A world model: a pair over observations given actions, stepped with or without gradients."""
 
 from __future__ import annotations
 
@@ -42,7 +40,7 @@ SMALLEST_SCALE = 0.01
 
 
 class ObservationOf(Encoder):
-    """Of a step's named group, the observation alone, as it is.
+    """Encode a step's named group by its observation alone, as it is.
 
     Args:
         size: D.
@@ -53,7 +51,7 @@ class ObservationOf(Encoder):
         self.num_features = size
 
     def blank(self, *lead: int, device: torch.device | None = None) -> dict[str, Tensor]:
-        """A group of zeros."""
+        """Return a group of zeros."""
         zeros = torch.zeros(*lead, device=device)
         return {
             "observation": torch.zeros(*lead, self.num_features, device=device),
@@ -62,13 +60,12 @@ class ObservationOf(Encoder):
         }
 
     def forward(self, values: dict[str, Tensor]) -> Tensor:
-        """`[..., D]`."""
+        """Return the observation `[..., D]`."""
         return values["observation"]
 
 
 class WithObservation(Encoder):
-    """What an encoder makes of a step's named group, and after that the observation as it is,
-    `[..., F + D]`.
+    """Encode a step's named group, and append the observation as it is, `[..., F + D]`.
 
     Args:
         encoder: of the group.
@@ -80,17 +77,18 @@ class WithObservation(Encoder):
         self.encoder, self.num_features = encoder, encoder.num_features + size
 
     def blank(self, *lead: int, device: torch.device | None = None) -> Any:
-        """A group of zeros."""
+        """Return a group of zeros."""
         return self.encoder.blank(*lead, device=device)
 
     def forward(self, values: dict[str, Tensor]) -> Tensor:
-        """The encoder's features, then the observation."""
+        """Return the encoder's features, then the observation."""
         return torch.cat([self.encoder(values), values["observation"]], -1)
 
 
 class Before(Chain):
-    """u_t, the encoding of the step before, and that step's observation, passed on to the emission:
-    what a change is predicted from.
+    """u_t and the previous step's encoding, with its observation passed on to the emission.
+
+    The emission predicts a change of that observation.
 
     The same as `PassedOn` of two contexts, each of which would look the step before up by itself.
 
@@ -105,13 +103,14 @@ class Before(Chain):
         self.num_features, self.num_passed_on = self.num_features - size, size
 
     def unseen(self) -> Context:
-        """Nothing, and the observation."""
+        """Return a context of the observation that is passed on, and no other features."""
         return PassedOn(Nothing(), LastObservations(ObservationOf(self.num_passed_on)))
 
 
 class GameStep(Joint):
-    """What a move leads to: p(o, r, e | f) = N(o; o_{t-1} + s m, s sigma) N(r; …) Bernoulli(e; …),
-    with (m, sigma) of the features.
+    """p(o, r, e | f) = N(o; o_{t-1} + s m, s sigma) N(r; …) Bernoulli(e; …).
+
+    m and sigma are computed from the features.
 
     That is the change of the observation that is predicted, in units s of how much it changes from
     step to step; the observation before is passed on from the context (`contexts.PassedOn`). With
@@ -137,8 +136,9 @@ class GameStep(Joint):
         self.register_buffer("spread", torch.ones(size))
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> dict[str, Any]:
-        """The features of observation, reward and end one after the other; the observation before
-        `[..., D]`.
+        """Return the distributions given features and the previous observation `[..., D]`.
+
+        Features are those of observation, reward and end, one after the other.
         """
         parts = super().forward(features)
         if self.num_passed_on:
@@ -156,7 +156,7 @@ class GameStep(Joint):
 def game_parts(
     game: Game, *, change: bool = True, encoder_sizes: Sequence[int] = (), activation: str = "relu"
 ) -> Parts:
-    """What pairs over a game's steps are made of.
+    """Return the parts of pairs over a game's steps.
 
     Args:
         game: its form.
@@ -183,7 +183,7 @@ def game_parts(
 
 
 def new_world(settings: GameSettings, game: Game) -> Pair:
-    """The model of a game, with new weights."""
+    """Make the world model of a game, with new weights."""
     s = settings.world
     return make_pair(
         settings.model,
@@ -192,9 +192,7 @@ def new_world(settings: GameSettings, game: Game) -> Pair:
 
 
 def set_spread(pair: Pair, spread: Tensor) -> None:
-    """Tell a pair over games by how much their observations change from step to step, `[D]`, in
-    normalised units.
-    """
+    """Set the scale `[D]` of changes of observations, in normalised units, of a pair."""
     emission = getattr(pair.model, "emission", None)
     if isinstance(emission, GameStep):
         with torch.no_grad():
@@ -202,8 +200,9 @@ def set_spread(pair: Pair, spread: Tensor) -> None:
 
 
 class World:
-    """A trained model of a game that is stepped: any pair that is declared by its equations, or
-    whose model returns the state it ends in.
+    """A trained world model that is stepped.
+
+    The pair declares its equations, or its model returns the state it ends in.
 
     Args:
         pair: over games (`game_parts`); used in evaluation mode.
@@ -214,22 +213,21 @@ class World:
         self.pair, self.num_actions = pair, num_actions
 
     def inputs(self, actions: Tensor) -> Tensor:
-        """The side inputs of a step `[N, A + 2]` that encoded actions `[N, A]` lead to."""
+        """Return the side inputs `[N, A + 2]` of the step after encoded actions `[N, A]`."""
         return torch.cat([actions, actions.new_zeros(*actions.shape[:-1], FLAGS)], -1)
 
     @torch.no_grad()
     def begin(self, count: int) -> tuple[dict[str, Tensor], Any]:
-        """(the first observations `[N, D]`, …, of `count` games, the states after them), drawn from
-        the model.
-        """
+        """Draw (the first observations `[N, D]`, …, the states after) of `count` games."""
         inputs = torch.zeros(count, self.num_actions + FLAGS)
         inputs[:, self.num_actions] = 1.0
         return self.step(stepper_of(self.pair).initial(count), inputs)
 
     @torch.no_grad()
     def states(self, prefix: SequenceBatch, *, samples: int = 8) -> Any:
-        """The model's states after games were seen that fill a batch, `[N, …]`; latents are drawn
-        from their filtered distribution.
+        """Return the model's states `[N, …]` after games that fill a batch.
+
+        Latents are drawn from their filtered distribution.
 
         Nobody around sees this: an agent's `SVI` would take the world's parameters for the agent's.
         """
@@ -239,8 +237,7 @@ class World:
     def step(
         self, state: Any, inputs: Tensor, *, differentiable: bool = False
     ) -> tuple[dict[str, Tensor], Any]:
-        """(observation `[N, D]`, reward `[N]` and end `[N]` of one step, the state after it), drawn
-        from the model.
+        """Draw (observation `[N, D]`, reward `[N]`, end `[N]`) of one step, and the state after.
 
         Args:
             state: as `states` or a step before has given it.

@@ -1,3 +1,1 @@
-"""Log-likelihoods of sequences: exact ones, bounds, importance weights and how far they can be
-trusted.
-"""
+"""Log-likelihoods of sequences: exact, bounds, importance weights and their diagnostics."""

@@ -1,6 +1,4 @@
-"""Exact scores of any pair whose latents are all marked to be enumerated: sums over their values,
-step after step.
-"""
+"""Exact scores of pairs whose latents are all enumerated: sums, step after step."""
 
 from __future__ import annotations
 
@@ -33,8 +31,9 @@ ROW = "row"  # how the sequences' dimension is called, beside the symbols of enu
 
 
 class _Factor(NamedTuple):
-    """One site's share of the density of a step; `dims` names the dimensions of `log_prob` by
-    symbols, `ROW` for the sequences.
+    """One site's share of a step's density; `dims` names the dimensions by symbols.
+
+    `ROW` stands for the sequences.
     """
 
     name: str
@@ -45,23 +44,23 @@ class _Factor(NamedTuple):
 
 
 def enumerated_steps(pair: Pair, batch: SequenceBatch, rows: Tensor) -> Tensor:
-    """log p(x_t | x_{<t}) `[N, T]` in nats, in float64, of a pair whose latents are all marked
-    `infer={"enumerate": "parallel"}`.
+    """Return log p(x_t | x_{<t}) `[N, T]` in nats, with all latents summed out.
 
-    The latents are summed out in the order in which they are drawn, each as soon as nothing more
-    depends on it: for a chain that takes
-    O(T S^2) products, for a latent of a whole sequence O(T S). The loop over time must be
-    `batch.steps()` (`pyro.markov`), as for
-    `TraceEnum_ELBO`, so that latents of steps long past are known to be of no more use.
+    All latents are marked `infer={"enumerate": "parallel"}`; sums are in float64.
+
+    Each latent is summed out as soon as nothing more depends on it, in the order in which latents
+    are drawn: a chain takes O(T S^2) products, a latent of a whole sequence O(T S). The loop over
+    time must be `batch.steps()` (`pyro.markov`), as for `TraceEnum_ELBO`, which tells that latents
+    of earlier steps are used no more.
 
     Args:
         pair: a model whose guide samples nothing.
         batch: N observed sequences, whose padding is masked as in any pair.
         rows: what the sequences are called in a message `[N]`.
 
-    Raises `UserError` for latents that are not marked, shared by all sequences, in a plate inside
-    of a sequence, not finite in number, or
-    not drawn in order of time, and where too many depend on each other at once.
+    Raises `UserError` for latents that are not marked, shared by all sequences, in a plate inside a
+    sequence, not finite in number, or not drawn in order of time, and where too many latents depend
+    on each other at once.
     """
     model_trace = _enumerated_trace(pair, batch)
     factors = list(_factors(model_trace, batch, Observed(batch.mask, rows)))
@@ -83,9 +82,7 @@ def enumerated_steps(pair: Pair, batch: SequenceBatch, rows: Tensor) -> Tensor:
 
 
 def _enumerated_trace(pair: Pair, batch: SequenceBatch) -> Any:
-    """The trace of the model with every latent taking all its values, dimensions named by
-    symbols.
-    """
+    """Trace the model with every latent taking all its values, dimensions named by symbols."""
     marked_by_hand = (
         "exact scores are of pairs whose latents are all marked to be enumerated, "
         "and "
@@ -136,7 +133,7 @@ def _enumerated_trace(pair: Pair, batch: SequenceBatch) -> Any:
 
 
 def _factors(trace: Any, batch: SequenceBatch, observed: Observed) -> Iterator[_Factor]:
-    """The sites' shares by step, those of a step in the order of the sites."""
+    """Yield the sites' shares by step, those of a step in the order of the sites."""
     found = []
     places = places_of(trace, batch.num_steps)
     for name, site in sample_sites(trace):
@@ -164,7 +161,7 @@ def _factors(trace: Any, batch: SequenceBatch, observed: Observed) -> Iterator[_
 
 
 def _by_step(fn: Any, value: Tensor) -> Tensor:
-    """The log-densities of a site over time by step, `[*batch, T]`."""
+    """Return the log-densities of a site over time by step, `[*batch, T]`."""
     if hasattr(fn, "step_log_prob"):
         steps: Tensor = fn.step_log_prob(value)
         return steps
@@ -180,8 +177,9 @@ def _factor(
     trace: Any,
     own: str | None = None,
 ) -> _Factor:
-    """A site's share of a step with its dimensions named, those of plates inside of a sequence
-    summed over.
+    """Return a site's share of a step with its dimensions named.
+
+    Plates inside a sequence are summed over.
     """
     if log_prob.isnan().any():
         raise UserError(
@@ -207,8 +205,9 @@ def _factor(
 
 
 def _check_order(factors: list[_Factor]) -> None:
-    """Raise `UserError` where a site depends on a latent of a later step, so that a prefix of a
-    sequence has no density of its own.
+    """Raise `UserError` where a site depends on a latent of a later step.
+
+    A prefix of a sequence has no density of its own then.
     """
     drawn: set[str] = set()
     for factor in factors:
@@ -224,7 +223,7 @@ def _check_order(factors: list[_Factor]) -> None:
 def _multiplied(
     dims: tuple[str, ...], message: Tensor, factor: _Factor
 ) -> tuple[tuple[str, ...], Tensor]:
-    """The message times a factor, over the dimensions of both."""
+    """Multiply the message by a factor, over the dimensions of both."""
     target = (*(symbol for symbol in factor.dims if symbol not in dims), *dims)
     own, other = _aligned(dims, message, target), _aligned(factor.dims, factor.log_prob, target)
     entries = torch.broadcast_shapes(own.shape, other.shape).numel()
@@ -238,20 +237,20 @@ def _multiplied(
 
 
 def _aligned(dims: tuple[str, ...], x: Tensor, target: tuple[str, ...]) -> Tensor:
-    """A tensor with the dimensions of a target, of size 1 where it has none."""
+    """Return a tensor with the dimensions of a target, of size 1 where it has none."""
     order = [dims.index(symbol) for symbol in target if symbol in dims]
     shape = [x.shape[dims.index(symbol)] if symbol in dims else 1 for symbol in target]
     return x.permute(order).reshape(shape)
 
 
 def _summed(dims: tuple[str, ...], message: Tensor, symbol: str) -> tuple[tuple[str, ...], Tensor]:
-    """The message with a latent summed out."""
+    """Sum a latent out of the message."""
     place = dims.index(symbol)
     return dims[:place] + dims[place + 1 :], log_sum_exp(message.movedim(place, -1))
 
 
 def _over_rows(dims: tuple[str, ...], message: Tensor) -> Tensor:
-    """The message with all latents summed out, `[N]`."""
+    """Sum all latents out of the message, `[N]`."""
     while len(dims) > 1:
         dims, message = _summed(dims, message, next(symbol for symbol in dims if symbol != ROW))
     return message

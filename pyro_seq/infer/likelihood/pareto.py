@@ -1,4 +1,4 @@
-"""How heavy the tail of importance weights is: Pareto k-hat."""
+"""Diagnose importance weights by Pareto k-hat, the heaviness of their tail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ PRIOR = 10  # how many exceedances the fit's weak prior, k = 1/2, counts for
 
 
 def fitted_shape(exceedances: Tensor) -> Tensor:
-    """Fit the shape k of generalised Pareto distributions to exceedances `[…, M]`, sorted upwards.
+    """Fit the shape k of generalised Pareto distributions to exceedances `[…, M]`.
+
+    Exceedances are sorted upwards.
 
     The method of Zhang & Stephens (2009, Technometrics 51), an average over profile likelihoods;
     its estimate is drawn to 1/2 with the weight of 10 exceedances, as Vehtari et al. do. A
@@ -35,7 +37,7 @@ def fitted_shape(exceedances: Tensor) -> Tensor:
 
 
 def k_hat(log_weights: Tensor) -> Tensor:
-    """Compute Pareto k-hat of importance weights: `[N]` from their logarithms `[N, K]`.
+    """Compute Pareto k-hat `[N]` of importance weights from their logarithms `[N, K]`.
 
     The shape of the generalised Pareto distribution of the largest weights, min(K / 5, 3 sqrt K) of
     them, above the next one (Vehtari, Simpson, Gelman, Yao & Gabry, arXiv 1507.02646). Below 1/2
@@ -49,13 +51,14 @@ def k_hat(log_weights: Tensor) -> Tensor:
 
 
 def size_of_tail(samples: int) -> int:
-    """How many of the largest of so many weights Pareto k-hat is fitted to."""
+    """Return how many of the largest weights Pareto k-hat is fitted to."""
     return math.ceil(min(samples / 5, 3 * math.sqrt(samples)))
 
 
 def k_hat_of_largest(largest: Tensor) -> Tensor:
-    """Pareto k-hat `[N]` of weights by their `size_of_tail` largest and the next one, logarithms
-    `[N, M + 1]` sorted downwards.
+    """Compute Pareto k-hat `[N]` from the largest log-weights `[N, M + 1]`.
+
+    These are the `size_of_tail` largest and the next one, sorted downwards.
     """
     weights = (largest - largest[..., :1]).exp().nan_to_num(1.0)
     over = (weights[..., :-1] - weights[..., -1:]).flip(-1)

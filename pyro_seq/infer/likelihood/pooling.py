@@ -1,5 +1,4 @@
-"""Many particles in portions, one after the other: how many at a time, and how their scores are put
-together.
+"""Pool the scores of portions of particles that are worked on one after the other.
 
 Portions of k_i particles, sum_i k_i = K, are independent of each other. Each makes an estimate p_i
 of the same likelihood, and so does sum_i k_i / K p_i: for whole paths it is the very estimate of
@@ -27,8 +26,9 @@ MOST_WEIGHTS = 2**22
 
 
 def portions(n: int, steps: int, samples: int) -> tuple[int, list[int]]:
-    """(sequences at a time, particles at a time of each of them) for K `samples` of n sequences in
-    windows of `steps` steps.
+    """Return (sequences at a time, particles at a time) for K `samples` of n sequences.
+
+    Windows have `steps` steps; the second entry lists the portions.
 
     Sequences are taken apart before the particles of one are, and a portion has two particles at
     least, to tell their spread.
@@ -43,7 +43,7 @@ def portions(n: int, steps: int, samples: int) -> tuple[int, list[int]]:
 
 
 class PooledWindow:
-    """The scores of one window by portion after portion of K particles, as one."""
+    """The pooled score of one window over portions of K particles."""
 
     def __init__(self, mask: Tensor, samples: int) -> None:
         n, steps = mask.shape
@@ -61,9 +61,7 @@ class PooledWindow:
         self._total, self._spread = self._steps.new_zeros(n), self._steps.new_zeros(n)
 
     def add(self, scored: Score, before: Tensor) -> None:
-        """Take in what another portion says of the window, and said, in all, of those before it
-        `[N]`.
-        """
+        """Add a portion's score of the window, and its total of the windows before `[N]`."""
         self.method = scored.method
         if scored.effective_samples is None:
             self._add_mean(scored)
@@ -101,8 +99,9 @@ class PooledWindow:
             ).values
 
     def score(self) -> Score:
-        """The score by all particles; it has no state, since those of earlier portions are not
-        kept.
+        """Return the score by all particles, without a state.
+
+        The states of earlier portions are not kept.
         """
         if self.method == "elbo":
             variance = (self._spread / max(1, self.samples - 1) / self.samples).nan_to_num(
@@ -148,7 +147,7 @@ def _nothing_carried() -> NoReturn:
 
 
 def joined(parts: list[Score]) -> Score:
-    """The scores of some sequences each, of one window, as that of all of them in order."""
+    """Join the scores of several groups of sequences, of one window, in order."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]

@@ -1,4 +1,4 @@
-"""What a score is: log-likelihoods in nats, step by step, with what is known of their error."""
+"""The result of a score: log-likelihoods in nats, step by step, with their errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Surprise(NamedTuple):
 
 
 def doubted(method: str, samples: int, effective: float | None, k_hat: float | None) -> str | None:
-    """Say why an estimate and its error cannot be relied on; `None` if nothing speaks against them.
+    """Say why an estimate and its error cannot be relied on, or return `None`.
 
     Weights have degenerated where Pareto k-hat is above 0.7, or where fewer than 5 of at least 25
     samples (2 of at least 10) count. A figure of minus infinity, of which no sample counts, says so
@@ -47,7 +47,7 @@ def doubted(method: str, samples: int, effective: float | None, k_hat: float | N
 
 
 class UnreliableEstimate(UserWarning):
-    """A figure whose importance weights have degenerated."""
+    """A warning about a figure whose importance weights have degenerated."""
 
 
 @dataclass(eq=False)
@@ -86,24 +86,22 @@ class Score:
 
     @property
     def exact(self) -> bool:
-        """Whether there were no latents, here and in the windows before, so that nothing was
-        estimated.
-        """
+        """Whether nothing was estimated, here and in the windows before."""
         return self.method == "exact"
 
     @property
     def log_likelihood(self) -> Tensor:
-        """`[N]`, log p(x_{1:T}) or its bound, of this window alone."""
+        """The log-likelihood log p(x_{1:T}) or its bound `[N]`, of this window alone."""
         return self.steps.sum(-1)
 
     @property
     def standard_error(self) -> Tensor:
-        """`[N]`, the Monte Carlo standard error of `total`."""
+        """The Monte Carlo standard error of `total`, `[N]`."""
         return self.variance.sqrt()
 
     @property
     def doubt(self) -> str | None:
-        """What speaks against the figures and their errors, in words; `None` if nothing does."""
+        """Reasons why the figures and their errors cannot be relied on, or `None`."""
         effective = (
             None
             if self.effective_samples is None
@@ -124,12 +122,13 @@ class Score:
 
     @property
     def surprise(self) -> Tensor:
-        """`[N, T]`, each step's -log p(x_t | x_{<t}) in nats; zero at padding."""
+        """The surprise -log p(x_t | x_{<t}) of each step `[N, T]` in nats; zero at padding."""
         return 0.0 - self.steps
 
     def most_surprising(self, k: int) -> list[Surprise]:
-        """The k steps of all sequences with the most nats, the most surprising first; all steps
-        where there are fewer.
+        """Return the k steps of all sequences with the most nats, the most surprising first.
+
+        Returns all steps where there are fewer.
         """
         whole(k, "the number of steps to rank", 1)
         ranked = self.surprise.masked_fill(~self.mask, -math.inf).flatten()
@@ -142,8 +141,9 @@ class Score:
 
     @property
     def state(self) -> Any:
-        """What the next window starts from: the particles with their weights; `["carried"]` holds
-        the pair's states, `[N * K, …]`.
+        """The state that the next window starts from: particles with their weights.
+
+        `["carried"]` holds the pair's states, `[N * K, …]`.
 
         They are kept as long as the score is, whether asked for or not.
         """
@@ -151,7 +151,7 @@ class Score:
 
 
 def diagnosed(scored: Score, row: int) -> tuple[float | None, str | None]:
-    """(Pareto k-hat of a sequence, why its figures cannot be relied on), `None` if neither."""
+    """Return (Pareto k-hat of a sequence, why its figures cannot be relied on), each or `None`."""
     heavy = None if scored.k_hat is None else float(scored.k_hat[row])
     heavy = heavy if heavy is not None and math.isfinite(heavy) else None
     effective = None if scored.effective_samples is None else float(scored.effective_samples[row])
@@ -160,7 +160,7 @@ def diagnosed(scored: Score, row: int) -> tuple[float | None, str | None]:
 
 @contextmanager
 def warnings_kept() -> Iterator[None]:
-    """Inside, no `UnreliableEstimate` is warned of: for what says so itself."""
+    """Suppress the warning `UnreliableEstimate` inside, for callers that report it themselves."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreliableEstimate)
         yield

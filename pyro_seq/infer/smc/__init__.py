@@ -1,1 +1,1 @@
-"""Particle filters, and moves of whole paths that keep the posterior."""
+"""Particle filters, and moves of whole paths that leave the posterior invariant."""

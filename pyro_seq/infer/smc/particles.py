@@ -1,4 +1,4 @@
-"""Weighted particles, the estimate of a likelihood that they carry, and how far off it may be."""
+"""Weighted particles, their estimate of a likelihood, and its variance."""
 
 from __future__ import annotations
 
@@ -16,22 +16,20 @@ LAG = 5
 
 
 def particle_rows(rows: Tensor, k: int) -> Tensor:
-    """Where the K particles of each of these sequences stand among all, those of one sequence side
-    by side: `[len(rows) * K]`.
+    """Return where the K particles of each sequence stand among all: `[len(rows) * K]`.
+
+    Those of one sequence stand side by side.
     """
     return (rows.unsqueeze(-1) * k + torch.arange(k, device=rows.device)).flatten()
 
 
 def among_all(index: Tensor, k: int) -> Tensor:
-    """Indices `[N, J]` of particles within their sequences as indices `[N * J]` among the N * K
-    particles of all.
-    """
+    """Return indices `[N, J]` within sequences as indices `[N * J]` among N * K particles."""
     return (index + k * torch.arange(len(index), device=index.device).unsqueeze(-1)).flatten()
 
 
 def drawn_by_weight(log_weights: Tensor, draws: int) -> Tensor:
-    """Indices `[N * draws]` into the N * K particles of N sequences, drawn by their log-weights
-    `[N, K]`.
+    """Draw indices `[N * draws]` into N * K particles, by log-weights `[N, K]`.
 
     Raises `UserError` for a sequence none of whose particles has a weight.
     """
@@ -48,9 +46,9 @@ def drawn_by_weight(log_weights: Tensor, draws: int) -> Tensor:
 class Particles(NamedTuple):
     """K weighted particles for each of N sequences.
 
-    Between two resamplings all particles are of one generation; `ancestors` says from which
-    particle of the generations before each one descends. All in float64; what is multiplied up is
-    kept as logarithms, in nats.
+    Between two resamplings all particles are of one generation; `ancestors` holds the particles of
+    earlier generations from which each one descends. All figures are in float64; weights are stored
+    as logarithms, in nats.
 
     Attributes:
         log_weights: `[N, K]`, normalised.
@@ -59,7 +57,7 @@ class Particles(NamedTuple):
             impossible.
         ancestors: `[N, LAG + 1, K]`, the index of each particle's ancestor 0, 1, … generations ago.
         generations: `[N]`, how many resamplings there were.
-        finished: `[N]`, what generations more than LAG ago add to the variance.
+        finished: `[N]`, the variance contributed by generations more than LAG ago.
     """
 
     log_weights: Tensor
@@ -71,7 +69,7 @@ class Particles(NamedTuple):
 
     @classmethod
     def new(cls, n: int, k: int, device: torch.device) -> Particles:
-        """K particles of equal weight for each of N sequences, which have seen nothing."""
+        """Return K particles of equal weight for each of N sequences, which have seen nothing."""
         log_weights = torch.full((n, k), -math.log(k), dtype=torch.double, device=device)
         zeros = torch.zeros(n, dtype=torch.double, device=device)
         ancestors = torch.arange(k, device=device).expand(n, LAG + 1, k).contiguous()
@@ -86,14 +84,15 @@ class Particles(NamedTuple):
 
     @property
     def effective(self) -> Tensor:
-        """`[N]`, the effective number of particles 1 / sum_k w_k^2 (Kong 1992), between 1 and K; 0
-        where `total` is minus infinity.
+        """The effective number 1 / sum_k w_k^2 `[N]`, between 1 and K (Kong 1992).
+
+        It is 0 where `total` is minus infinity.
         """
         return self._number.masked_fill(self.total.isneginf(), 0.0)
 
     @property
     def degenerate(self) -> Tensor:
-        """`[N]`, whether the effective number is below K / 2: then it is time to resample."""
+        """Whether the effective number `[N]` is below K / 2: then it is time to resample."""
         return self._number < self.log_weights.shape[-1] / 2
 
     @property
@@ -101,8 +100,9 @@ class Particles(NamedTuple):
         return 1 / self.log_weights.exp().square().sum(-1)
 
     def absorb(self, increments: Tensor) -> tuple[Tensor, Particles]:
-        """(each step's share of the estimate `[N, T]`, the particles after the steps), from
-        log-weights by step `[N, K, T]`.
+        """Return (each step's share of the estimate `[N, T]`, the particles after the steps).
+
+        Log-weights by step are `[N, K, T]`.
 
         The share is the growth of log sum_k w_k from one prefix to the next. Where all particles
         have become impossible the share is minus infinity, the effective number 0, and the
@@ -125,8 +125,7 @@ class Particles(NamedTuple):
         )
 
     def resampled(self, rows: Tensor) -> tuple[Tensor, Particles]:
-        """(indices `[N, K]` of the particles that go on, the particles with equal weights), where
-        `rows` `[N]` is true.
+        """Return (indices `[N, K]` of the survivors, equal particles), where `rows` `[N]` is true.
 
         Each of the K is drawn by the weights and independently of the others (multinomial
         resampling): schemes of lower variance gained nothing that could be measured on a
@@ -158,8 +157,9 @@ class Particles(NamedTuple):
 
     @property
     def variance(self) -> Tensor:
-        r"""`[N]`, an estimate of the variance of `total`: infinite where that is minus infinity,
-        else NaN for one particle.
+        r"""An estimate of the variance of `total`, `[N]`.
+
+        It is infinite where `total` is minus infinity, else NaN for one particle.
 
         From the genealogy (Lee & Whiteley 2018, arXiv 1509.00394; Chan & Lai 2013): with g
         generations, W the weights and E_i particle i's ancestor in the first of them, 1 - (K / (K -
@@ -181,8 +181,9 @@ class Particles(NamedTuple):
         return variance.masked_fill(self.total.isneginf(), math.inf)
 
     def _coalesced(self, lag: Tensor) -> Tensor:
-        """`[N]`, what the generations up to `lag` `[N]` ago add to the relative variance: 1 -
-        c^{lag+1} sum_{A_i ≠ A_j} W_i W_j.
+        """Return what the last `lag` `[N]` generations add to the relative variance, `[N]`.
+
+        1 - c^{lag+1} sum_{A_i ≠ A_j} W_i W_j.
         """
         n, k = self.log_weights.shape
         weights = self.log_weights.exp()

@@ -1,4 +1,4 @@
-"""The tracks of a MIDI file, found in its bytes, out of wrappers and where its lengths are wrong.
+"""Find the tracks of a MIDI file in its bytes, out of wrappers and wrong lengths.
 
 A file that says of itself what is not so is read all the same where there is no doubt what it
     holds: a track ends where its end
@@ -40,7 +40,7 @@ SECOND = "a second file behind the first, left out"
 
 @dataclass
 class Midi:
-    """What a file holds.
+    """The content of a MIDI file.
 
     Attributes:
         kind: the type of file: with 2 each track is a piece, else all are one.
@@ -58,7 +58,7 @@ class Midi:
 
 
 def read_midi(data: bytes) -> Midi:
-    """What a MIDI file's bytes hold, in a time that grows with their number and nothing else.
+    """Parse a MIDI file's bytes, in time linear in their number.
 
     Raises `UserError`, with a reason that names no file, if they are none, or damaged such that it
     is not certain what they hold.

@@ -1,4 +1,4 @@
-"""The events of one track of a MIDI file: notes, tempi and what ends notes.
+"""Read the events of one track of a MIDI file: notes, tempi and ends of notes.
 
 Of all other events it is only found where they end.
 
@@ -29,7 +29,7 @@ RUNNING_ON = "events without a status behind a system event, taken for those of 
 
 @dataclass
 class Events:
-    """What is kept of the events of a track.
+    """The notes and tempi of a track.
 
     Attributes:
         notes: rows (start, end, pitch, velocity, channel), in ticks, in the order in which notes
@@ -49,7 +49,7 @@ class Events:
     mended: Counter[str] = field(default_factory=Counter)
 
     def end(self, channel: int, pitch: int, tick: int) -> None:
-        """End a pitch by a note-off: all that was struck before.
+        """End a pitch by a note-off: all notes of it that were struck before.
 
         What is struck at this very tick goes on, but not alone.
         """
@@ -62,7 +62,7 @@ class Events:
             self.sounding[channel][pitch] = notes[len(before) :]
 
     def end_all(self, channel: int, tick: int) -> None:
-        """End what sounds on a channel."""
+        """End all notes that sound on a channel."""
         for pitch, notes in self.sounding.pop(channel, {}).items():
             self.notes += [
                 (start, tick, pitch, velocity, channel) for start, velocity in notes if start < tick
@@ -70,7 +70,7 @@ class Events:
 
 
 class EventReader:
-    """Reads the events of a track, one after another, in stretches.
+    """Read the events of a track, one after another, in stretches.
 
     Attributes:
         at: the offset of the next event.
@@ -88,7 +88,7 @@ class EventReader:
         self.events = Events()
 
     def read(self, stop: int) -> None:
-        """Read events until offset `stop` is reached or passed, or an end of track was read.
+        """Read events up to offset `stop`, or an end of track.
 
         Raises `UserError`, with a reason that names no track, for what is no event, and
         `IndexError` where the data ends within one.
@@ -170,7 +170,7 @@ class EventReader:
 
 
 def number(data: bytes, at: int) -> tuple[int, int]:
-    """(a number of seven bits a byte, the offset behind it)."""
+    """Read a variable-length number: (its value, the offset behind it)."""
     value = 0
     while True:
         byte = data[at]

@@ -1,4 +1,4 @@
-"""Ticks of a MIDI file as seconds and beats, by all of its changes of tempo."""
+"""Convert ticks of a MIDI file to seconds and beats, by all changes of tempo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEMPO = 500_000  # microseconds a beat, until a file says otherwise
 
 
 class TempoMap:
-    """When the ticks of a piece are.
+    """The times of a piece's ticks.
 
     Attributes:
         changes: ticks at which tempi begin to hold, the first of them 0, each later than the one
@@ -22,7 +22,7 @@ class TempoMap:
     """
 
     def __init__(self, midi: Midi, tempi: Iterable[tuple[int, int]]) -> None:
-        """The times of a piece with changes of tempo (tick, microseconds a beat), in any order.
+        """Take changes of tempo (tick, microseconds a beat) of a piece, in any order.
 
         Of several at a tick the last holds.
         """
@@ -41,16 +41,16 @@ class TempoMap:
         )
 
     def seconds(self, ticks: NDArray[np.int64]) -> NDArray[np.float64]:
-        """When ticks are, in seconds."""
+        """Return the seconds of ticks."""
         i = np.searchsorted(self.changes, ticks, side="right") - 1
         return (self._at_changes[i] + (ticks - self.changes[i]) * self.tempi[i]) / self._a_second
 
     def beats(self, ticks: NDArray[np.int64]) -> NDArray[np.float64]:
-        """When ticks are, in quarter notes; NaN in a file that counts frames."""
+        """Return the quarter notes of ticks; NaN in a file that counts frames."""
         return ticks / self._ticks_a_beat if self._ticks_a_beat else np.full(len(ticks), np.nan)
 
     def longest(self, end: int) -> float:
-        """The tempo that holds for the longest time up to a tick, of several the slowest.
+        """Return the tempo that holds longest up to a tick, of several the slowest.
 
         It is in quarter notes a minute; NaN where frames are counted.
         """

@@ -1,6 +1,4 @@
-"""Piano rolls: pieces of music as binary frames `[T, keys]`, one row a time step and one column a
-key, low keys first.
-"""
+"""Piano rolls: binary frames `[T, keys]`, a row a time step, low keys first."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Timing:
-    """When the frames of a roll sound.
+    """The times of a roll's frames.
 
     Attributes:
         rate: frames a second, where there is no beat grid.
@@ -38,17 +36,18 @@ class Timing:
 
     @property
     def frames_per_second(self) -> float:
-        """Frames a second, by rate or by grid and tempo."""
+        """The frames a second, by rate or by grid and tempo."""
         return self.grid * self.tempo / 60 if self.grid else self.rate
 
     def seconds(self, frames: float) -> float:
-        """How long so many frames last."""
+        """Return how long so many frames last."""
         return frames / self.frames_per_second
 
 
 def read_polyphonic(path: Path) -> dict[str, list[Tensor]]:
-    """The pieces `[T, 88]` (uint8, 0 or 1) of each split of an `.npz` with arrays `{split}_lengths`
-    and `{split}_frames` (bits, packed).
+    """Read the pieces `[T, 88]` (uint8) of each split of an `.npz` of packed bits.
+
+    Its arrays are `{split}_lengths` and `{split}_frames`.
 
     Raises `UserError` if the file cannot be read or holds anything else.
     """

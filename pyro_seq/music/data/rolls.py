@@ -1,4 +1,4 @@
-"""Many MIDI files as piano rolls, each parsed once; what was skipped and mended, with reasons.
+"""Read many MIDI files as piano rolls, each parsed once, with reasons for skipped ones.
 
 What the cache keeps are the notes, not the rolls, so that any rate, grid or range of keys is
 served; and the reasons why files are no music, so that a bad file costs its time once.
@@ -26,7 +26,7 @@ Remarks = list[tuple[Path, str]]  # files, each with what is to be said of it
 
 @dataclass(eq=False)
 class Rolls:
-    """Piano rolls of files.
+    """Piano rolls of files, with what was skipped and repaired.
 
     Attributes:
         pieces: `[T_n, keys]` each, uint8 of 0 and 1.
@@ -55,7 +55,7 @@ def read_rolls(
     progress: Progress | None = None,
     name_all: bool = False,
 ) -> Rolls:
-    """The piano rolls of MIDI files; those that cannot be read are skipped.
+    """Read the piano rolls of MIDI files; unreadable ones are skipped.
 
     Args:
         paths: the files.

@@ -1,6 +1,4 @@
-"""The report of a music run: its samples to hear, its curves, and how its music compares with that
-of people.
-"""
+"""Build the report of a music run: samples, curves, and comparison with real music."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ COMPARED_SECONDS = 30.0  # of each roll whose statistics are compared
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What a report is to hold.
+    """Options of a listening report.
 
     Attributes:
         num_samples: pieces to listen to.
@@ -44,7 +42,7 @@ class Asked:
 def run_report(
     run: RunFolder, music: MusicModel, pieces: Sequence[Tensor], asked: Asked, *, source: str
 ) -> tuple[str, dict[str, Any]]:
-    """(the page, the distances that it shows); draws from torch's global random state.
+    """Return (the page, the distances that it shows), from torch's global random state.
 
     Args:
         run: the run's folder.
@@ -75,8 +73,9 @@ def run_report(
 
 
 def compared(music: MusicModel, pieces: Sequence[Tensor], asked: Asked) -> dict[str, Any]:
-    """`statistics` of real pieces, of the model's and of the Markov model's, all of
-    `COMPARED_SECONDS`; draws from torch's random state.
+    """Return `statistics` of real pieces, samples and the Markov model's samples.
+
+    All last `COMPARED_SECONDS`; samples are from torch's random state.
     """
     frames = max(2, round(COMPARED_SECONDS * music.timing.frames_per_second))
     stretches = [stretch for piece in pieces for stretch in piece.split(frames)]

@@ -1,4 +1,4 @@
-"""What a training on music has come to, as one HTML page that needs nothing else: `report_html`.
+"""Write the results of a music training as one self-contained HTML page.
 
 Pictures and sounds are inside of the page as data, styles too, and there is no program in it. Its
 content security policy forbids everything else, so that opening a report from elsewhere loads
@@ -23,7 +23,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, and what it shows for those who do not see it.
+    """A picture, with a description for those who do not see it.
 
     Attributes:
         png: the file's bytes.
@@ -59,7 +59,7 @@ class Sound:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that the training has come to.
+    """A number among the results.
 
     Attributes:
         name: of what.
@@ -85,8 +85,7 @@ def report_html(
     histograms: Sequence[Picture] = (),
     distances: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
-    """The page; parts of which nothing is given are left out. All words are escaped, so any may be
-    given.
+    """Write the page; parts without content are left out, all words are escaped.
 
     Args:
         title: of the page.

@@ -1,6 +1,4 @@
-"""What music is like in figures that a person understands, and how far two bodies of it are apart:
-`statistics`, `distance`.
-"""
+"""Statistics of music that a person understands, and distances between two bodies of it."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ PITCH_CLASSES = "C C♯ D D♯ E F F♯ G G♯ A A♯ B".split()  # noqa: SIM905
 
 
 def statistics(rolls: Sequence[Tensor], timing: Timing) -> dict[str, NDArray[np.float64]]:
-    """Distributions, and a curve, of some rolls `[T, 88]` or `[T, 128]` taken together.
+    """Compute distributions, and a curve, of rolls `[T, 88]` or `[T, 128]` together.
 
     - `pitch classes` `[12]`: of every frame's sounding keys, C first.
     - `polyphony` `[11]`: how many keys sound at once, 0 to 10 (or more), by frame.
@@ -72,7 +70,7 @@ def statistics(rolls: Sequence[Tensor], timing: Timing) -> dict[str, NDArray[np.
 
 
 def lags(timing: Timing) -> list[int]:
-    """The lags of `repetition`, in frames: of beats, or of half seconds."""
+    """Return the lags of `repetition` in frames: of beats, or of half seconds."""
     if timing.grid:
         return [timing.grid * n for n in range(1, LAGS + 1)]
     return [max(n, round(timing.rate * n / 2)) for n in range(1, LAGS + 1)]
@@ -109,7 +107,7 @@ def _likeness(sounding: NDArray[np.bool_], lag: int) -> tuple[float, int]:
 def distance(
     a: Mapping[str, NDArray[np.float64]], b: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, float]:
-    """How far two results of `statistics` are apart, by statistic; 0 where they are equal.
+    """Return how far two `statistics` are apart, by name; 0 where they are equal.
 
     Of distributions the Jensen–Shannon divergence in bits, (KL(p | m) + KL(q | m)) / 2 with m = (p
     + q) / 2, from 0 to 1; of the repetition the mean absolute difference over the lags that both
@@ -137,8 +135,6 @@ def _jensen_shannon(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
 
 
 def length_labels() -> list[str]:
-    """The bins of note lengths, as 1/16, …, 1, …, 16; those between whole powers of two without a
-    name.
-    """
+    """Return the bins of note lengths, 1/16, …, 1, …, 16; bins between have no name."""
     names = [f"1/{round(1 / length)}" if length < 1 else f"{round(length)}" for length in LENGTHS]
     return [name if i % 2 == 0 else "" for i, name in enumerate(names)]

@@ -1,6 +1,4 @@
-"""What a frame of a piano roll is to a pair: the values that it observes, their emission, and the
-roll that sampled values stand for.
-"""
+"""A frame of a piano roll as a pair observes it: values, emission, and back to a roll."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ RAREST = 1e-4  # the smallest frequency of a key that a new model starts from
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """What a frame is to a pair, and what a step sees of those before."""
+    """Settings of a frame as a pair observes it, and of the frames that a step sees."""
 
     emission: str = one_of(
         ("bernoulli", "nade", "convolution", "autoregressive_convolution", "beta"),
@@ -64,7 +62,7 @@ class FrameSettings:
 
 
 def frame_parts(settings: FrameSettings, keys: int) -> Parts:
-    """What pairs over frames `[keys]` are made of."""
+    """Return the parts of pairs over frames `[keys]`."""
 
     def encoder() -> Encoder:
         frame = (
@@ -116,8 +114,9 @@ def _emission(settings: FrameSettings, keys: int) -> Emission:
 
 
 def observed(settings: FrameSettings, batch: SequenceBatch) -> SequenceBatch:
-    """A batch of rolls `[N, T, keys]` as the emission observes it: by default of torch's default
-    floating-point type, as densities take it.
+    """Encode a batch of rolls `[N, T, keys]` as the emission observes it.
+
+    By default values have torch's default floating-point type.
 
     By `beta`, as in VAE-Seq, a key is a number, 0.95 where it sounds and 0.05 where not, beside the
     number of sounding keys (10 at most).
@@ -134,8 +133,9 @@ def observed(settings: FrameSettings, batch: SequenceBatch) -> SequenceBatch:
 
 
 def as_roll(settings: FrameSettings, values: Any) -> Tensor:
-    """Sampled values `[…, keys]`, or a group of them, as a roll (uint8): by `beta`, as many keys
-    sound as were counted.
+    """Decode sampled values `[…, keys]`, or a group of them, to a roll (uint8).
+
+    By `beta`, as many keys sound as were counted.
     """
     if settings.emission != "beta":
         return values.to(torch.uint8)
@@ -144,8 +144,9 @@ def as_roll(settings: FrameSettings, values: Any) -> Tensor:
 
 
 def start_from_frequencies(model: Any, settings: FrameSettings, frequency: Tensor) -> None:
-    """Let a new model whose decoder ends in a linear layer start from how often each key sounds,
-    `[keys]`.
+    """Set a new model's output biases to how often each key sounds, `[keys]`.
+
+    Its decoder must end in a linear layer.
     """
     decoder: Any = getattr(model, "decoder", None)
     if not isinstance(decoder, nn.Sequential) or not isinstance(decoder[-1], nn.Linear):

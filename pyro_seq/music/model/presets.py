@@ -1,6 +1,4 @@
-"""The bundled settings of music runs: for MIDI files, and for the two data sets that published
-figures are of.
-"""
+"""The bundled settings of music runs, for MIDI files and two data sets of the literature."""
 
 from __future__ import annotations
 

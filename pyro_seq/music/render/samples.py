@@ -1,4 +1,4 @@
-"""A roll in the forms in which people meet music: a MIDI file, a sound, a picture."""
+"""A roll as people meet music: a MIDI file, a sound, a picture."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Rendered:
     sound_font: Path | None = None
 
     def midi(self) -> bytes:
-        """A MIDI file."""
+        """Return a MIDI file."""
         opened = io.BytesIO()
         to_midi(self.roll, self.timing, program=self.program).write(opened)
         return opened.getvalue()
 
     def wav(self, frames: int | None = None) -> bytes:
-        """A WAV file of all frames, or the first ones."""
+        """Return a WAV file of all frames, or of the first ones."""
         roll = self.roll[:frames]
         midi = to_midi(roll, self.timing, program=self.program)
         return wav_bytes(
@@ -55,11 +55,11 @@ class Rendered:
         )
 
     def png(self, title: str = "") -> bytes:
-        """A picture, in which the frames that were given are told from the others."""
+        """Return a picture that tells the primer's frames from the others."""
         return roll_png(self.roll, self.timing, title=title, primer_frames=self.primer_frames)
 
     def write(self, folder: Path, number: int, formats: Sequence[str]) -> list[Path]:
-        """Write `sample-{number}` in some of the `FORMATS`, or the next number that is free.
+        """Write `sample-{number}`, or the next free number, in some of the `FORMATS`.
 
         By now another process that writes into the same folder may have taken the number. Returns
         the paths; raises `UserError` if one cannot be written.
@@ -79,7 +79,7 @@ class Rendered:
 
 
 def parse_formats(words: str) -> tuple[str, ...]:
-    """`mid,wav` as names of `FORMATS`; raises `UserError` for others, or none."""
+    """Return the formats of `mid,wav`; raise `UserError` for unknown ones, or none."""
     names = tuple(dict.fromkeys(word.strip().lower() for word in words.split(",") if word.strip()))
     for name in names:
         if name not in FORMATS:
@@ -93,8 +93,9 @@ def parse_formats(words: str) -> tuple[str, ...]:
 
 
 def free_number(folder: Path) -> int:
-    """The number of the next sample in a folder, which is made if need be; raises `UserError` if
-    nothing can be written there.
+    """Return the number of the next sample in a folder, made if need be.
+
+    Raises `UserError` if nothing can be written there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Discriminators, their training, and what a sequence earns for their answer."""
+"""Discriminators, their training, and rewards by their answers."""

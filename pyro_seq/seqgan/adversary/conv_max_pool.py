@@ -1,5 +1,4 @@
-"""How strongly each filter answers to its best window of a sequence: a convolution over time and
-the maximum of it.
+"""A convolution over time and the maximum of each filter over a sequence.
 
 Three ways give the same numbers. A convolution is what the definition says. Where there are many
 more windows than symbols, the products of all symbols with a filter's vectors are fewer than those
@@ -25,8 +24,9 @@ BLOCK = 2**19  # answers at a time: what a core's own cache holds
 
 
 def window_maxima(symbols: Tensor, vectors: Tensor, filters: Sequence[Tensor]) -> Tensor:
-    """max over t of sum_j w_fj · v(x_{t+j}), for each filter f of each size k, t from 1 to T - k +
-    1: `[n, F]`, all sizes side by side.
+    """Compute max_t sum_j w_fj · v(x_{t+j}) for each filter f: `[n, F]`.
+
+    t runs from 1 to T - k + 1 for a filter of size k; all sizes stand side by side.
 
     Symbols `[n, T]`, their vectors `[V, E]`, and for each size its filters `[F_k, k, E]`. Of equal
     answers the first has the gradient.

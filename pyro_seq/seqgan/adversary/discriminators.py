@@ -1,6 +1,4 @@
-"""Networks that tell real sequences from generated ones, and what one says of many sequences at
-once.
-"""
+"""Networks that tell real sequences from generated ones."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ from pyro_seq.seqgan.settings import DiscriminatorSettings
 
 
 class Filters(TypedDict):
-    """Filters of a `ConvolutionalDiscriminator`: the symbols that each kind looks at, and how many
-    there are of it.
-    """
+    """Filters of a `ConvolutionalDiscriminator`: their size and their number."""
 
     filter_sizes: tuple[int, ...]
     num_filters: tuple[int, ...]
@@ -38,8 +34,9 @@ HIGHWAY_ROWS = 1024  # sequences at a time, without gradients
 
 
 class Discriminator(nn.Module):
-    """The base of all discriminators: D(x) = sigmoid(l(x)) is the probability that a sequence x is
-    real, l(x) = w · f(x) + b its logit.
+    """Base of all discriminators: D(x) = sigmoid(l(x)), l(x) = w · f(x) + b.
+
+    D(x) is the probability that a sequence x is real, l(x) its logit.
 
     A subclass defines the features f, `features(symbols [n, T])`, `[n, num_features]`; dropout acts
     on them, in training only. A softmax over two scores, which SeqGAN's authors have, is the same
@@ -73,11 +70,14 @@ class Discriminator(nn.Module):
         self.dropout, self.output = nn.Dropout(dropout), nn.Linear(num_features, 1)
 
     def features(self, symbols: Tensor) -> Tensor:
-        """Symbols `[n, T]` to features `[n, num_features]`."""
+        """Compute features `[n, num_features]` of symbols `[n, T]`."""
         raise TypeError(f"{type(self).__name__} must define features(symbols)")
 
     def forward(self, symbols: Tensor) -> Tensor:
-        """Symbols `[n, T]` to logits `[n]`; raises `UserError` for sequences of another length."""
+        """Compute logits `[n]` of symbols `[n, T]`.
+
+        Raises `UserError` for sequences of another length.
+        """
         if symbols.dim() != 2 or self.length not in (None, symbols.shape[1]):
             wanted = f"[n, {'T' if self.length is None else self.length}]"
             raise UserError(
@@ -137,7 +137,7 @@ class ConvolutionalDiscriminator(Discriminator):
         nn.init.constant_(self.output.bias, 0.1)
 
     def features(self, symbols: Tensor) -> Tensor:
-        """Symbols `[n, T]` to features `[n, sum of num_filters]`, the smallest filters first."""
+        """Compute features `[n, sum of num_filters]`, the smallest filters first."""
         return self.highway(
             window_maxima(symbols, self.embedding.weight, list(self.filters))
             .add_(self.bias)
@@ -146,8 +146,9 @@ class ConvolutionalDiscriminator(Discriminator):
 
 
 class Highway(nn.Module):
-    """A layer that passes on its input where its gate is shut (Srivastava et al. 2015, arXiv
-    1505.00387): `[n, size]` to the same.
+    """A layer that passes its input on where its gate is shut, `[n, size]` to the same.
+
+    Srivastava et al. 2015, arXiv 1505.00387.
 
     y = g * relu(W x + b) + (1 - g) * x, g = sigmoid(V x + c); the gate's bias c starts at -2, so
     that a new layer passes most of it on.
@@ -162,7 +163,7 @@ class Highway(nn.Module):
             self.layer.bias.copy_(torch.tensor([0.0, -2.0]).repeat_interleave(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output."""
+        """Compute the layer's output."""
         if torch.is_grad_enabled():
             return self._mixed(x, self.layer(x))
         return torch.cat([self._mixed(rows, self._product(rows)) for rows in x.split(HIGHWAY_ROWS)])
@@ -185,8 +186,9 @@ class Highway(nn.Module):
 
 
 class RecurrentDiscriminator(Discriminator):
-    """A recurrence from left to right, and one from right to left unless `bidirectional` is false;
-    the features are their last outputs.
+    """Recurrences over a sequence, forward and (if `bidirectional`) backward.
+
+    The features are their last outputs.
 
     Args:
         num_symbols: V.
@@ -222,7 +224,7 @@ class RecurrentDiscriminator(Discriminator):
         )
 
     def features(self, symbols: Tensor) -> Tensor:
-        """Symbols `[n, T]` to features `[n, directions * hidden_size]`."""
+        """Compute features `[n, directions * hidden_size]` of symbols `[n, T]`."""
         embedded, batch = self.embedding(symbols), batch_of(symbols, self.end)
         both_ways = (embedded, batch.reverse(embedded))[: len(self.recurrences)]
         outputs = [
@@ -237,8 +239,9 @@ class RecurrentDiscriminator(Discriminator):
 def make_discriminator(
     settings: DiscriminatorSettings, num_symbols: int, length: int, *, end: int | None = None
 ) -> Discriminator:
-    """A new discriminator of sequences `[n, length]` by its settings; raises `UserError` for
-    filters that do not fit.
+    """Make a discriminator of sequences `[n, length]` by its settings.
+
+    Raises `UserError` for filters that do not fit.
 
     Where sequences end by themselves, `end` is the symbol that does so and fills them up. A `cnn`
     sees it there as it sees any other.
@@ -254,8 +257,9 @@ def make_discriminator(
 
 
 def logits(discriminator: Discriminator, symbols: Tensor, *, rows: int | None = None) -> Tensor:
-    """l(x) of sequences `[*lead, T]`, `[*lead]`: in evaluation mode, without gradients, at most
-    `rows` sequences at a time.
+    """Compute l(x) `[*lead]` of sequences `[*lead, T]`, at most `rows` at a time.
+
+    The discriminator is in evaluation mode, without gradients.
 
     Raises `UserError` for symbols that the discriminator does not know, and for sequences of
     another length.
@@ -272,16 +276,12 @@ def logits(discriminator: Discriminator, symbols: Tensor, *, rows: int | None = 
 def probability(
     discriminator: Discriminator, symbols: Tensor, *, rows: int | None = None
 ) -> Tensor:
-    """D(x), the probability that sequences `[*lead, T]` are real, `[*lead]`; otherwise as
-    `logits`.
-    """
+    """Compute D(x) `[*lead]`, the probability that sequences are real, as `logits` does."""
     return logits(discriminator, symbols, rows=rows).sigmoid_()
 
 
 def check_symbols(symbols: Tensor, num_symbols: int) -> None:
-    """Raise `UserError` unless these are sequences `[*lead, T]` of symbols 0 … `num_symbols` -
-    1.
-    """
+    """Raise `UserError` unless sequences `[*lead, T]` hold symbols 0 … `num_symbols` - 1."""
     if symbols.dim() < 1 or symbols.dtype not in (torch.int32, torch.int64):
         raise UserError(
             "a discriminator judges sequences of whole numbers [n, T], and was given "

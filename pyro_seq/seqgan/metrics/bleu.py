@@ -1,5 +1,4 @@
-"""BLEU of generated sequences against real ones (quality), and of generated sequences against one
-another (lack of diversity).
+"""BLEU against real sequences (quality) and among generated ones (lack of diversity).
 
 For a sequence of S symbols, c(g) its count of the n-gram g and r(g) the largest count of g in any
 single reference of R symbols:
@@ -83,8 +82,9 @@ class References:
             self._grams.append(_Grams(keys, *_two_largest(numbers)))
 
     def matches(self, sequences: Tensor, *, themselves: bool = False) -> NDArray[np.float64]:
-        """`[order, n]`: how many n-grams of each of `[n, S]` sequences are in the references, none
-        more often than in one of them.
+        """Count the n-grams of `[n, S]` sequences that are in the references: `[order, n]`.
+
+        None counts more often than it is in one reference.
 
         With `themselves` the sequences are the references, and each is compared with the others.
         """
@@ -100,8 +100,9 @@ class References:
         return found
 
     def closest(self, lengths: Integers, *, themselves: bool = False) -> Integers:
-        """`[n]`, the length of a reference that is closest to each of these lengths `[n]`; of
-        others if they are `themselves`.
+        """Return the reference length closest to each length `[n]`.
+
+        If the sequences are `themselves` the references, it is that of another one.
         """
         known = np.broadcast_to(self.lengths, (len(lengths), len(self.lengths)))
         apart = np.abs(known - lengths[:, None])
@@ -135,8 +136,9 @@ class References:
 def bleu(
     generated: Tensor, references: References, order: int = 4, *, smoothing: float = SMOOTHING
 ) -> Figure:
-    """The mean BLEU of generated sequences `[n, S]`, each against all references, of n-grams up to
-    `order`.
+    """Compute the mean BLEU of sequences `[n, S]` against all references.
+
+    n-grams are those up to `order`.
 
     The standard error is that of the mean over independent sequences, the references being given.
 
@@ -152,8 +154,9 @@ def bleu(
 
 
 def self_bleu(generated: Tensor, order: int = 4, *, smoothing: float = SMOOTHING) -> Figure:
-    """The mean BLEU of sequences `[n, S]`, each against all the others (Zhu et al. 2018, arXiv
-    1802.01886): the lower, the more diverse.
+    """Compute the mean BLEU of sequences `[n, S]` against each other; lower is more diverse.
+
+    Zhu et al. 2018, arXiv 1802.01886.
 
     Its standard error is the deviation over the square root of n, as if scores were independent,
     which they are not: a sequence is also a reference of the others. Over repeated draws from
@@ -174,8 +177,9 @@ def bleu_figures(
     *,
     end: int | None = None,
 ) -> dict[str, Figure]:
-    """`bleu_2`, ... against references `[m, R]` and `self_bleu_2`, ... of generated sequences
-    `[n, S]`, all from one count of n-grams.
+    """Compute `bleu_2`, … and `self_bleu_2`, … from one count of n-grams.
+
+    References are `[m, R]`, generated sequences `[n, S]`.
 
     `end` is the symbol that ends a sequence, if there is one. Raises `UserError` as `bleu` and
     `self_bleu`.

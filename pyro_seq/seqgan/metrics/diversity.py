@@ -1,6 +1,4 @@
-"""Figures that fall when a generator says the same over and over, which a likelihood under an
-oracle rewards.
-"""
+"""Figures that fall when a generator repeats itself, which an oracle's likelihood rewards."""
 
 from __future__ import annotations
 
@@ -12,8 +10,9 @@ from pyro_seq.seqgan.tasks.base import Figure
 
 
 def distinct(sequences: Tensor) -> Figure:
-    """The share of different ones among sequences `[n, T]`, between 1/n and 1; it falls as n grows,
-    so compare those of equal n.
+    """Return the share of distinct sequences among `[n, T]`, between 1/n and 1.
+
+    It falls as n grows, so compare shares of equal n.
 
     With s the share of sequences that occur once, the standard error is sqrt(s (1 - s) / n), the
     jackknife's. It errs on the side of caution (Efron and Stein 1981): where most sequences are
@@ -26,8 +25,9 @@ def distinct(sequences: Tensor) -> Figure:
 
 
 def symbol_entropy(sequences: Tensor) -> Figure:
-    r"""The entropy in nats of a symbol drawn from all those of sequences `[n, T]`: -sum_k p_k log
-    p_k, p_k the share of symbol k.
+    r"""Return the entropy -sum_k p_k log p_k of the symbols of sequences `[n, T]`, in nats.
+
+    p_k is the share of symbol k.
 
     It tells of the symbols alone, not of their order. Of K symbols it comes out too low by about (K
     - 1) / (2 n T), so compare those of equal n. The standard error is that of the mean over

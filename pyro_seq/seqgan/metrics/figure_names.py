@@ -1,4 +1,4 @@
-"""What the figures of a generator are called where a person reads them, and which way is better."""
+"""Names and units of a generator's figures, and which way is better."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ BLEU = re.compile(r"(self_)?bleu_(\d+)")
 
 
 def figure_name(name: str, split: str = "test") -> str:
-    """The name of a figure, as `quality.quality` has it, for a person; `split` is of which held-out
-    sequences the likelihood is.
+    """Return the displayed name of a figure of `quality.quality`.
+
+    `split` names the held-out sequences of the likelihood.
     """
     if name == "nll":
         return f"NLL_{split}"
@@ -29,20 +30,18 @@ def figure_name(name: str, split: str = "test") -> str:
 
 
 def unit_of(name: str, units: str) -> str:
-    """What a figure is counted in (`nats a token`), where a symbol is one of `units`; empty for
-    what is a mere number.
-    """
+    """Return the unit of a figure (`nats a token`); empty for a mere number."""
     if name in NATS:
         return f"nats a {units.removesuffix('s')}"
     return "semitones²" if name == "mse_pitch" else ""
 
 
 def better(name: str) -> str:
-    """In words, whether more of a figure is better, or less, or neither."""
+    """Say whether more of a figure is better, or less, or neither."""
     return BETTER.get("bleu" if name.startswith("bleu_") else name, AS_REAL)
 
 
 def named_with_unit(name: str, split: str, units: str) -> str:
-    """What an axis is called that shows a figure."""
+    """Return the label of an axis that shows a figure."""
     unit = unit_of(name, units)
     return figure_name(name, split) + (f", {unit}" if unit else "")

@@ -1,6 +1,4 @@
-"""How good a generator is: the likelihood of held-out sequences, and what the task says of new
-ones, at any temperature.
-"""
+"""Measure a generator at any temperature: held-out likelihood, and figures of new sequences."""
 
 from __future__ import annotations
 
@@ -32,8 +30,9 @@ def generated(
     end: int | None = None,
     never: Sequence[int] = (),
 ) -> Tensor:
-    """New sequences `[num, length]` from the generator's p^(1/temperature), step by step, by
-    torch's global random state.
+    """Sample sequences `[num, length]` from p^(1/temperature), step by step.
+
+    The random state is torch's global one.
 
     Args:
         pair: the generator.
@@ -76,8 +75,9 @@ class _Tempered(Messenger):
 def likelihood(
     pair: Pair, sequences: Tensor, *, temperature: float = 1.0, end: int | None = None
 ) -> tuple[Figure, Figure]:
-    """(NLL, entropy) of a generator at sequences `[n, T]`, in nats a symbol, each with its standard
-    error.
+    """Return (NLL, entropy) of a generator at sequences `[n, T]`, in nats a symbol.
+
+    Both have standard errors.
 
     NLL is -1/T sum_t log p(x_t | x_{<t}), entropy 1/T sum_t H[p(. | x_{<t})], where p is the
     generator's distribution at each step with its temperature: what `generated` draws from, and so
@@ -104,9 +104,7 @@ def likelihood(
 def quality(
     pair: Pair, task: Task, references: Tensor, num: int, *, temperature: float = 1.0
 ) -> dict[str, Figure]:
-    """Everything at once: `nll`, how likely held-out sequences are, and the task's figures of `num`
-    new ones against them.
-    """
+    """Return `nll` of held-out sequences and the task's figures of `num` new ones."""
     end = task.rendering.end
     nll, _ = likelihood(pair, references, temperature=temperature, end=end)
     new = generated(pair, num, references.shape[1], temperature=temperature, end=end)

@@ -1,1 +1,1 @@
-"""Pictures of SeqGAN's figures."""
+"""Plots of SeqGAN's figures."""

@@ -1,4 +1,4 @@
-"""Pictures of how a training went, its two parts side by side."""
+"""Plots of a training, its two parts side by side."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ FILE = "curves.png"
 
 
 def write_curves(run: RunFolder, pretraining: RunFolder, criterion: str, units: str) -> None:
-    """Write `curves.png` into a run's folder: how its two parts went, as far as their metrics tell;
-    raises `UserError` if it cannot.
+    """Write `curves.png` into a run's folder, as far as its metrics tell.
+
+    Raises `UserError` if it cannot be written.
     """
     png = learning_curves_png(
         validations(pretraining), validations(run), criterion=criterion, units=units
@@ -37,7 +38,7 @@ def write_curves(run: RunFolder, pretraining: RunFolder, criterion: str, units: 
 
 
 def validations(run: RunFolder) -> list[dict[str, Any]]:
-    """The lines of a run's metrics that are of validations."""
+    """Return the lines of a run's metrics that are of validations."""
     return [
         entry
         for entry in read_metrics(run.metrics)
@@ -52,8 +53,7 @@ def learning_curves_png(
     criterion: str,
     units: str,
 ) -> bytes:
-    """Criterion and likelihood by step, the pretraining to the left and the adversarial part, after
-    a line, to the right.
+    """Plot criterion and likelihood by step, pretraining to the left of the adversarial part.
 
     Both parts have half of the width, whatever their steps. The dashed line is what adversarial
     training began with, the best of the pretraining; bands are one standard error. The beginning of

@@ -1,6 +1,4 @@
-"""A picture of how often symbols occur in several bodies of sequences: the share of the k-th most
-frequent one, over k.
-"""
+"""Plot how often symbols occur: the share of the k-th most frequent one, over k."""
 
 from __future__ import annotations
 
@@ -15,16 +13,13 @@ WIDTH, HEIGHT = 4.2, 2.8  # inches
 
 
 def shares_by_rank(sequences: Tensor) -> Tensor:
-    """The shares of the symbols that occur in sequences `[n, T]`, the most frequent first; they add
-    up to 1.
-    """
+    """Return the shares of the symbols in sequences `[n, T]`, the most frequent first."""
     _, counts = sequences.unique(return_counts=True)
     return counts.sort(descending=True).values.double() / sequences.numel()
 
 
 def frequencies_png(by_source: Mapping[str, Tensor]) -> bytes:
-    """Share over rank of the symbols of sequences `[n, T]` by the name of what they are from, both
-    axes logarithmic.
+    """Plot share over rank of the symbols of sequences `[n, T]` by source, log-log.
 
     Of every source as many sequences are taken, the first ones, as there are of the smallest: rare
     symbols come with more sequences.

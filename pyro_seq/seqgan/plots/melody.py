@@ -1,4 +1,4 @@
-"""A picture of several melodies side by side, all over the same keys and the same seconds."""
+"""Plot several melodies side by side, over the same keys and seconds."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def melodies_png(
     columns: int = 2,
     colours: Sequence[str] = (),
 ) -> bytes:
-    """Melodies as panels, row by row: pitch over seconds. Equal neighbouring symbols are one bar, a
-    rest is left white.
+    """Plot melodies as panels, row by row: pitch over seconds.
+
+    Equal neighbouring symbols are one bar, a rest is left white.
 
     Args:
         titled: each melody `[T]` with its title; where `None` stands for a melody its place stays

@@ -1,6 +1,4 @@
-"""What a generator is to learn: sequences of one length, how generated ones are judged, and how
-they are shown.
-"""
+"""The interface of a task: sequences to learn, their figures, and how they are shown."""
 
 from __future__ import annotations
 
@@ -24,17 +22,14 @@ class Figure(NamedTuple):
 
     @classmethod
     def mean(cls, values: Tensor) -> Figure:
-        """The mean of independent values `[n]`, its error their deviation over the square root of
-        n.
-        """
+        """Return the mean of independent values `[n]`, with its standard error."""
         values = values.detach().double()
         n = len(values)
         return cls(float(values.mean()), float(values.std() / n**0.5) if n > 1 else None)
 
     @classmethod
     def ratio(cls, totals: Tensor, lengths: Tensor) -> Figure:
-        """The total of independent sequences `[n]` over that of their lengths `[n]`: their mean,
-        over T, where all have length T.
+        """Return the sum of totals over the sum of lengths, both `[n]`, with its standard error.
 
         The error is that of a ratio of means, the deviation of (total - figure * length) over the
         mean length and the square root of n.
@@ -48,7 +43,7 @@ class Figure(NamedTuple):
 
 
 class Rendering(Protocol):
-    """How symbols become what a person reads or hears; all that `generate` needs of a task.
+    """How symbols are shown and played; all that `generate` needs of a task.
 
     Attributes:
         num_symbols: V.
@@ -61,27 +56,22 @@ class Rendering(Protocol):
     never: Sequence[int]
 
     def text(self, sequence: Tensor) -> str:
-        """A sequence `[T]` in words, on one line (a line end among its symbols is shown as it
-        is).
-        """
+        """Return a sequence `[T]` in words, on one line."""
 
     def pictures(self, generated: Tensor, real: Tensor) -> Mapping[str, Sample]:
-        """Generated sequences `[n, T]` against real ones, as pictures and sounds by name, for
-        TensorBoard; may be empty.
-        """
+        """Return pictures and sounds by name, generated `[n, T]` against real, for TensorBoard."""
 
     def write(self, sequences: Tensor, folder: Path) -> list[Path]:
-        """Files of the sequences `[n, T]` in a folder, which is made; each is written whole or not
-        at all (`runs.replacing`).
-        """
+        """Write files of the sequences `[n, T]` in a folder, each whole or not at all."""
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` of the same class makes it from."""
+        """Return a JSON object from which `from_json` of the class makes the rendering."""
 
 
 def evenly_spaced(sequences: Tensor, most: int) -> Tensor:
-    """At most so many of the sequences, from all over them: neighbours of a text or a tune are
-    about the same things.
+    """Return at most so many sequences, evenly spaced.
+
+    Neighbours of a text or a tune are similar.
     """
     if len(sequences) <= most:
         return sequences
@@ -89,9 +79,7 @@ def evenly_spaced(sequences: Tensor, most: int) -> Tensor:
 
 
 def side_by_side(rendering: Rendering, generated: Tensor, real: Tensor) -> dict[str, Sample]:
-    """Generated sequences `[n, T]` and real ones `[m, T]` as TensorBoard shows them: their texts,
-    and the task's pictures and sounds.
-    """
+    """Return generated `[n, T]` and real sequences `[m, T]` for TensorBoard."""
     texts = {"generated": generated, "observed": real}
     shown: dict[str, Sample] = {
         name: "\n".join(map(rendering.text, rows)) for name, rows in texts.items()
@@ -101,8 +89,9 @@ def side_by_side(rendering: Rendering, generated: Tensor, real: Tensor) -> dict[
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """Sequences `[M, T]` of symbols (int64) to train on, to validate on and to test on, all of one
-    width (`lengths`).
+    """Sequences `[M, T]` of symbols to train, validate and test on, all of one width.
+
+    Symbols are int64 (see `lengths`).
     """
 
     train: Tensor
@@ -110,8 +99,9 @@ class Sequences:
     test: Tensor
 
     def check(self, num_symbols: int) -> None:
-        """Raise `UserError` unless there are sequences of each kind, all of one length, with
-        symbols below `num_symbols`.
+        """Raise `UserError` unless all three kinds have sequences of one length.
+
+        Symbols must lie below `num_symbols`.
         """
         for name in ("train", "valid", "test"):
             part = getattr(self, name)
@@ -133,7 +123,7 @@ class Sequences:
 
 
 class Task(Protocol):
-    """Data, and how generated sequences are judged by it.
+    """Data, and the figures of generated sequences.
 
     Attributes:
         sequences: to train on, to validate on, to test on.
@@ -152,6 +142,7 @@ class Task(Protocol):
     higher: bool
 
     def judge(self, generated: Tensor, references: Tensor) -> dict[str, Figure]:
-        """Figures of generated sequences `[n, T]` by name, `criterion` among them, where real ones
-        `[m, T]` are `references`.
+        """Return figures of generated sequences `[n, T]` against `references` `[m, T]`.
+
+        `criterion` is the name of one of them.
         """

@@ -1,6 +1,4 @@
-"""Melodies as symbols: the highest key that sounds at each step, or a rest; windows of them, and
-how far they are apart in semitones.
-"""
+"""Melodies as symbols: the highest sounding key at each step, or a rest."""
 
 from __future__ import annotations
 
@@ -24,8 +22,9 @@ ROWS, COLUMNS, SYMBOLS = 512, 8_192, 2**18
 
 
 def melody(roll: Tensor) -> Tensor:
-    """The skyline of a piano roll `[*, 88]`, as symbols `[*]` (int64): the highest key that sounds,
-    0 (A0) to 87 (C8), or 88, a rest.
+    """Return the skyline of a piano roll `[*, 88]` as symbols `[*]`.
+
+    A symbol is the highest key that sounds, 0 (A0) to 87 (C8), or 88, a rest (int64).
 
     A roll does not say which part a note is of: where the melody rests and an accompaniment sounds,
     the accompaniment is heard. Raises `UserError` for a roll of another keyboard.
@@ -40,8 +39,9 @@ def melody(roll: Tensor) -> Tensor:
 
 
 def roll_of(symbols: Tensor) -> Tensor:
-    """Symbols `[*]` as a roll `[*, 88]` (uint8) of one key at most, whose skyline they are; raises
-    `UserError` for others than 0 to 88.
+    """Return the roll `[*, 88]` (uint8) whose skyline are symbols `[*]`.
+
+    Raises `UserError` for symbols outside 0 to 88.
     """
     if symbols.numel() and not (int(symbols.min()) >= 0 and int(symbols.max()) <= REST):
         raise UserError(
@@ -51,8 +51,9 @@ def roll_of(symbols: Tensor) -> Tensor:
 
 
 def tune_melody(roll: Tensor, every: int = 1) -> Tensor:
-    """The melody `[T]` of a whole tune `[frames, 88]`, from its first note to its last, of which
-    every `every`-th frame is looked at.
+    """Return the melody `[T]` of a tune `[frames, 88]`, every `every`-th frame.
+
+    It runs from the first note to the last.
 
     The silence around a tune is none of its rests: files fill the bar before an upbeat with it.
     Empty for a silent roll.
@@ -64,9 +65,7 @@ def tune_melody(roll: Tensor, every: int = 1) -> Tensor:
 
 
 def names(symbols: Tensor) -> str:
-    """Symbols `[T]` as names of notes, `C4 E4 · G♯4`, where C4 is the middle C and the dot a
-    rest.
-    """
+    """Return symbols `[T]` as names of notes, `C4 E4 · G♯4`, the dot being a rest."""
     pitches = [LOWEST[KEYS] + symbol for symbol in symbols.tolist()]
     return " ".join(
         PITCH_CLASSES[p % 12] + str(p // 12 - 1) if p < LOWEST[KEYS] + KEYS else REST_SIGN
@@ -90,9 +89,7 @@ class Windows(NamedTuple):
 
 
 def windows(melodies: Sequence[Tensor], length: int) -> Windows:
-    """Consecutive windows of `length` symbols of each melody `[T_n]`, from its beginning on, side
-    by side and in order; none spans two.
-    """
+    """Cut melodies `[T_n]` into consecutive windows of `length` symbols, none across two."""
     if length < 1:
         raise UserError(f"windows must be at least 1 long, got {length}")
     cut = [symbols[: len(symbols) // length * length].view(-1, length) for symbols in melodies]
@@ -102,8 +99,7 @@ def windows(melodies: Sequence[Tensor], length: int) -> Windows:
 
 
 def pitch_mse(generated: Tensor, references: Tensor) -> Figure:
-    """How far generated windows `[n, T]` are from the nearest of the references `[m, T]`, in
-    squared semitones a step.
+    """Return the squared semitones a step from windows `[n, T]` to the nearest reference.
 
     For each generated window g, min over references r of 1/T Σ_t d(g_t, r_t)², where d is the
     interval between two notes in semitones, 12 between a note and a rest, and 0 between two rests;

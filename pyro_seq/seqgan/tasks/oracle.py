@@ -1,5 +1,6 @@
-"""The oracle of SeqGAN's synthetic task (arXiv 1609.05473, sec. 4): an LSTM that is never trained,
-whose sentences a generator is to learn.
+"""The oracle of SeqGAN's synthetic task (arXiv 1609.05473, sec. 4), an untrained LSTM.
+
+A generator is to learn its sentences.
 
 With an embedding e(x) of the symbols, x_0 the start symbol, h_0 = c_0 = 0, and s the logistic
 function:
@@ -62,9 +63,7 @@ DAMAGED = (
 def parameter_shapes(
     num_symbols: int, embedding_size: int, hidden_size: int
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of an oracle's parameters, by the names of the equations above and in the order in
-    which they are drawn.
-    """
+    """Return the shapes of an oracle's parameters by name, in the order of drawing."""
     v, e, h = num_symbols, embedding_size, hidden_size
     shapes: dict[str, tuple[int, ...]] = {"embeddings": (v, e)}
     for gate in GATES:
@@ -80,8 +79,9 @@ def oracle_from_seed(
     hidden_size: int = 32,
     start: int = 0,
 ) -> RNN:
-    """An oracle whose parameters are standard normal, as the paper's are, in evaluation mode and
-    without gradients.
+    """Make an oracle with standard normal parameters, as the paper's are.
+
+    It is in evaluation mode and without gradients.
 
     They are drawn one after the other, as `parameter_shapes` has them, by `torch.randn` in float32
     from a generator of their own, so that a seed gives the same oracle on any machine, and nothing
@@ -116,8 +116,9 @@ def oracle_from_seed(
 
 
 def oracle_from_file(path: Path | str, *, start: int = 0) -> RNN:
-    """The oracle of an `.npz` file of arrays named and shaped as in `parameter_shapes`, in
-    evaluation mode and without gradients.
+    """Read the oracle of an `.npz` file of arrays as in `parameter_shapes`.
+
+    It is in evaluation mode and without gradients.
 
     `start` is the symbol that stands before the first. Names, types and shapes are looked at before
     memory is taken for the arrays, and nothing is unpickled. Raises `UserError` if the file cannot
@@ -204,9 +205,7 @@ def _parameter(path: Path, archive: zipfile.ZipFile, name: str) -> Tensor:
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator of its own, by a seed; raises `UserError` for one that does not lie between 0 and
-    2^63 - 1.
-    """
+    """Return a torch generator; raise `UserError` for a seed outside 0 … 2^63 - 1."""
     if not 0 <= seed < 2**63:
         raise UserError(f"a seed must lie between 0 and {2**63 - 1}, got {seed}")
     return torch.Generator().manual_seed(seed)
@@ -257,16 +256,13 @@ def _oracle(parameters: Mapping[str, Tensor], start: int) -> RNN:
 
 
 def nll_oracle(oracle: RNN, sequences: Tensor) -> Figure:
-    """NLL_oracle of sequences `[n, T]`: the mean over them of `nats_per_token`, with its standard
-    error; raises as that does.
-    """
+    """Return NLL_oracle of sequences `[n, T]`: the mean of `nats_per_token`, with its error."""
     return Figure.mean(nats_per_token(oracle, sequences))
 
 
 @torch.no_grad()
 def nats_per_token(oracle: RNN, sequences: Tensor) -> Tensor:
-    """-(1/T) log p(x_{1:T}) of each of the sequences `[n, T]` under an oracle in evaluation mode:
-    `[n]`, in nats.
+    """Return -(1/T) log p(x_{1:T}) `[n]` of sequences `[n, T]` under an oracle, in nats.
 
     All steps are taken at once, teacher-forced, and the softmax over the vocabulary of so many
     steps at a time that memory is bounded. The work is done where the oracle lies. Raises
@@ -298,8 +294,9 @@ def nats_per_token(oracle: RNN, sequences: Tensor) -> Tensor:
 
 
 def check_symbols(sequences: Tensor, num_symbols: int) -> None:
-    """Raise `UserError` unless these are sequences `[n, T]`, at least one of at least one step, of
-    the oracle's symbols.
+    """Raise `UserError` unless these are sequences `[n, T]` of the oracle's symbols.
+
+    There must be a sequence and a step.
     """
     if (
         sequences.dim() != 2
