@@ -18,8 +18,9 @@ EMBEDDING_SIZE = 16  # at most; of a symbol
 
 
 def default_encoder(values: Any, trace: Any) -> Encoder:
-    """Observations as features: symbols, which the model's trace explains by a `Categorical`,
-    embedded, other numbers as they are.
+    """Return an encoder: an embedding for symbols, `Flatten` for other observations.
+
+    Symbols are what the model's trace explains by a `Categorical`.
     """
     if isinstance(values, dict):
         return Group(
@@ -41,8 +42,9 @@ def _encoder(values: Tensor, num_symbols: int) -> Encoder:
 
 
 def _num_symbols(trace: Any, member: str = "") -> int:
-    """How many symbols the model's observed `Categorical`s know (those with the member's name in
-    theirs); 0 if there are none.
+    """Return how many symbols the model's observed `Categorical`s know; 0 without any.
+
+    Only sites with the member's name in theirs count.
     """
     counts, places = [0], places_of(trace)
     for name, site in sample_sites(trace):
@@ -59,9 +61,7 @@ def _num_symbols(trace: Any, member: str = "") -> int:
 
 
 class Symbols(Encoder):
-    """An array of symbols of shape `event_shape`, the learnt vectors of its entries side by
-    side.
-    """
+    """The learnt vectors of an array of symbols of shape `event_shape`, side by side."""
 
     dtype = torch.long
 
@@ -72,8 +72,9 @@ class Symbols(Encoder):
         self.num_features = math.prod(self.event_shape) * self.table.embedding_dim
 
     def forward(self, values: Tensor) -> Tensor:
-        """`[..., *event_shape]` to `[..., num_features]`; raises `UserError` for a symbol that the
-        table lacks.
+        """Look up features `[..., num_features]` of symbols `[..., *event_shape]`.
+
+        Raises `UserError` for a symbol that the table lacks.
         """
         wrong = values[(values < 0) | (values >= self.table.num_embeddings)]
         if wrong.numel():

@@ -1,6 +1,4 @@
-"""A guide for a model that has none: an amortised posterior of whatever latents one run of the
-model shows.
-"""
+"""An automatic guide: an amortised posterior of the latents that one run of a model shows."""
 
 from __future__ import annotations
 
@@ -31,7 +29,9 @@ from pyro_seq.poutine.probe import trace_model
 
 
 class AutoSequenceGuide(nn.Module):
-    r"""(f_t, b_t) = bidirectional RNN over [enc(x_t), u_t]; q(w | f_T, b_1), q(z_t | f_t, b_t, w,
+    r"""An automatic guide: a bidirectional RNN over observations, then a normal for each latent.
+
+    (f_t, b_t) = bidirectional RNN over [enc(x_t), u_t]; q(w | f_T, b_1), q(z_t | f_t, b_t, w,
     z_{t-1}).
 
     A run of the model on the first batch finds its latents, which are of three kinds: of a step
@@ -46,8 +46,8 @@ class AutoSequenceGuide(nn.Module):
     window starts from, are f_T, the last z_T and w.
 
     Parameters exist once the guide has been `prepare`d, which the first call does by itself. Raises
-    `UserError` for latents that it cannot sample: discrete ones that are not enumerated, ones that
-    all sequences share, ones in plates inside of a sequence.
+    `UserError` for latents that the guide cannot sample: discrete latents that are not enumerated,
+    latents that all sequences share, latents in plates inside a sequence.
 
     Args:
         model: any Pyro model of a `SequenceBatch`.
@@ -95,8 +95,9 @@ class AutoSequenceGuide(nn.Module):
         return self._model[0]
 
     def prepare(self, batch: SequenceBatch) -> AutoSequenceGuide:
-        """Make the parameters, for a model of batches like this one, which has at least one
-        sequence and step; once.
+        """Make the parameters for batches like this one, once.
+
+        The batch has at least one sequence and one step.
         """
         if self._first is None:
             if batch.values is None or not len(batch) or not batch.num_steps:
@@ -138,8 +139,9 @@ class AutoSequenceGuide(nn.Module):
             )
 
     def _latents_of(self, batch: SequenceBatch) -> Latents:
-        """The latents of a batch: of a window that starts from a state, those of the whole sequence
-        may have come before it.
+        """Return the latents of a batch.
+
+        In a window that starts from a state, latents of the whole sequence may have come before.
         """
         assert self._first is not None
         if batch.state is None or not batch.num_steps:
@@ -155,7 +157,7 @@ class AutoSequenceGuide(nn.Module):
         return self._later
 
     def _initial(self, size: int) -> dict[str, Any]:
-        """The state before the first step of so many sequences."""
+        """Return the state before the first step of so many sequences."""
         assert self._first is not None
         w, steps, *paths = (
             zeros_like_weights([self], size, n)
@@ -173,11 +175,11 @@ class AutoSequenceGuide(nn.Module):
         }
 
     def forward(self, batch: SequenceBatch) -> Outcome:
-        """The Pyro guide q(z | x) of the batch.
+        """Run the Pyro guide q(z | x) of the batch.
 
-        Of a batch whose observations end before its steps do (`continued`), the latents up to
-        there; those after it are left to the model. Raises `UserError` for gaps before an
-        observation, and for a latent of all steps where some are missing.
+        Where observations end before the batch's steps do (`continued`), the guide samples the
+        latents up to the last observation and leaves later latents to the model. Raises `UserError`
+        for gaps before an observation, and for a latent of all steps where some are missing.
         """
         if batch.values is None:
             raise UserError(
@@ -231,8 +233,10 @@ class AutoSequenceGuide(nn.Module):
         return [self.networks[name] for name in self.networks if name.startswith("path")]
 
     def _gather(self, batch: SequenceBatch, carried: Any) -> tuple[Tensor, Tensor, Any]:
-        """(what both recurrences say at each step `[N, T, 2H]`, at their ends `[N, 2H]`, the state
-        of the forward one).
+        """Run both recurrences over the observations.
+
+        Returns (the features at each step `[N, T, 2H]`, those at the ends `[N, 2H]`, the state of
+        the forward recurrence).
         """
         assert self.encoder is not None
         seen = self.encoder(batch.values)
@@ -258,7 +262,7 @@ class AutoSequenceGuide(nn.Module):
         first: Tensor,
         batch: SequenceBatch,
     ) -> Tensor:
-        """Sample a latent of all steps; its unconstrained path `[*lead, N, T, Z]`."""
+        """Sample a latent of all steps; return its unconstrained path `[*lead, N, T, Z]`."""
 
         def conditional(previous: Tensor, steps: slice) -> dist.Normal:
             return network(evidence[..., steps, :], previous)
@@ -286,7 +290,7 @@ class AutoSequenceGuide(nn.Module):
         first: Tensor,
         batch: SequenceBatch,
     ) -> Tensor:
-        """The same as `_sample_path`, a site for each step: `z_0, z_1, …` of `z`."""
+        """Sample the path of `_sample_path` with a site for each step: `z_0, z_1, …` of `z`."""
         path = []
         for t in batch.steps():
             with batch.active(t):
@@ -299,9 +303,7 @@ class AutoSequenceGuide(nn.Module):
     def _sample_steps(
         self, latents: Sequence[Latent], evidence: Tensor, previous: Tensor, batch: SequenceBatch
     ) -> Tensor:
-        """Sample the latents of each step; those after the last one `[*lead, N, U]`,
-        unconstrained.
-        """
+        """Sample the latents of each step; return the last ones `[*lead, N, U]`, unconstrained."""
         before, path = previous, []
         for t in batch.steps() if latents else ():
             with batch.active(t):
@@ -313,8 +315,9 @@ class AutoSequenceGuide(nn.Module):
         return batch.last(torch.stack(path, -2), before) if path else before
 
     def _sample(self, sites: Sequence[tuple[Latent, str]], normal: dist.Normal) -> Tensor:
-        """Sample sites side by side in a diagonal normal in unconstrained space; the unconstrained
-        values `[*lead, N, U]`.
+        """Sample sites side by side in a diagonal normal in unconstrained space.
+
+        Returns the unconstrained values `[*lead, N, U]`.
         """
         sizes = _sizes([latent for latent, _ in sites])
         values = []
@@ -339,7 +342,7 @@ class AutoSequenceGuide(nn.Module):
 
 
 def _type_of_latents(trace: Any) -> torch.dtype | None:
-    """The floating-point type of a model's latents, or `None` where there are none."""
+    """Return the floating-point type of a model's latents, or `None` without latents."""
     types = (site["value"].dtype for site in latent_sites(trace).values())
     return next((dtype for dtype in types if dtype.is_floating_point), None)
 

@@ -1,6 +1,4 @@
-"""The inference network of DMM: a backward recurrence, combined with the latents before, and flows
-to bend what that gives.
-"""
+"""The guide of DMM: a backward recurrence, combined with z_{t-1}, and optional flows."""
 
 from __future__ import annotations
 
@@ -28,7 +26,9 @@ from pyro_seq.pairs.guide import SequenceGuide
 
 
 class DMMGuide(SequenceGuide):
-    r"""e_t = RNN(e_{t+1}, [enc(x_t), u_t]); q(z_t | z_{t-1}, e_t) from (tanh(U z_{t-1}) + e_t) / 2.
+    r"""The guide of a deep Markov model (Krishnan et al., 2017).
+
+    e_t = RNN(e_{t+1}, [enc(x_t), u_t]); q(z_t | z_{t-1}, e_t) from (tanh(U z_{t-1}) + e_t) / 2.
 
         z_0 -> z_1 ------> z_t
                 ^           ^
@@ -104,13 +104,13 @@ class DMMGuide(SequenceGuide):
         self.drop_output = SequenceDropout(guide_output_dropout)
 
     def initial_latent(self, *lead: int) -> Tensor:
-        """z_0, learnt, not the model's."""
+        """Return the guide's own z_0, a learnt parameter."""
         return self.first.expand(*lead, self.model.latent_size)
 
     def gather(
         self, batch: SequenceBatch, carried: tuple[()]
     ) -> tuple[tuple[Tensor, ...], tuple[()]]:
-        """e_t, which has seen x_{t:T}."""
+        """Compute e_t, which has seen x_{t:T}."""
         seen = self.seen(batch)
         if self.guide_context:
             seen = concatenate(seen, self.model.seen(batch)[0])
@@ -118,11 +118,11 @@ class DMMGuide(SequenceGuide):
         return (self.drop_output(batch.reverse(e)),), carried
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
-        """q(z_t | z_{t-1}, e_t), before the flows."""
+        """Return q(z_t | z_{t-1}, e_t), before the flows."""
         return self.combiner(*evidence, previous)
 
     def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler | None:
-        """The chain of posteriors, in one kernel, unless a subclass has equations of its own."""
+        """Return the chain of posteriors as one kernel, unless a subclass changes the equations."""
         if type(self).posterior is not DMMGuide.posterior:
             return None
         return lambda noise, first: sample_combined_path(noise, first, self.combiner, *evidence)

@@ -1,6 +1,4 @@
-"""The inference network of ISEQ: two recurrences, one after the other, so that each q(z_t) sees the
-whole sequence.
-"""
+"""The guide of ISEQ: two recurrences, one after the other, that see the whole sequence."""
 
 from __future__ import annotations
 
@@ -20,7 +18,9 @@ from pyro_seq.pairs.model import SequenceModel
 
 
 class ISEQGuide(SequenceGuide):
-    r"""f_t = RNN(f_{t-1}, [enc(x_t), u_t]); e_t = RNN(e_{t+1}, f_t); q(z_t | e_t).
+    r"""The guide of an independent sequence model (VAE-Seq).
+
+    f_t = RNN(f_{t-1}, [enc(x_t), u_t]); e_t = RNN(e_{t+1}, f_t); q(z_t | e_t).
 
         z_1           z_t
          ^             ^
@@ -80,21 +80,21 @@ class ISEQGuide(SequenceGuide):
         self.drop_input = SequenceDropout(input_dropout)
 
     def initial_carried(self, *lead: int) -> State:
-        """f_0 = 0."""
+        """Return f_0 = 0."""
         return self.forwards.initial(*lead)
 
     def gather(self, batch: SequenceBatch, carried: State) -> tuple[tuple[Tensor, ...], State]:
-        """e_t, which has seen every observation."""
+        """Compute e_t, which has seen every observation."""
         f, carried = self.forwards(self.drop_input(self.seen(batch)), carried)
         e, _ = self.backwards(batch.reverse(f))
         return (batch.reverse(e),), carried
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
-        """q(z_t | e_t)."""
+        """Return q(z_t | e_t)."""
         return self.network(*evidence)
 
     def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler:
-        """All steps at once, since z_t does not depend on z_{t-1}."""
+        """Return a sampler of all steps at once, since z_t does not depend on z_{t-1}."""
 
         def sample(noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
             normal = self.network(*evidence)

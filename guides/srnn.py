@@ -1,6 +1,4 @@
-"""The inference network of SRNN: a backward recurrence over the observations, then a chain of
-posteriors.
-"""
+"""The guide of SRNN: a backward recurrence over observations, then a chain of posteriors."""
 
 from __future__ import annotations
 
@@ -22,7 +20,9 @@ from pyro_seq.pairs.guide import SequenceGuide
 
 
 class SRNNGuide(SequenceGuide):
-    r"""e_t = RNN(e_{t+1}, [enc(x_t), u_t]); q(z_t | e_t, z_{t-1}).
+    r"""The guide of a stochastic recurrent network (Fraccaro et al., 2016).
+
+    e_t = RNN(e_{t+1}, [enc(x_t), u_t]); q(z_t | e_t, z_{t-1}).
 
         z_0 -> z_1 ------> z_t
                 ^           ^
@@ -91,19 +91,19 @@ class SRNNGuide(SequenceGuide):
     def gather(
         self, batch: SequenceBatch, carried: tuple[()]
     ) -> tuple[tuple[Tensor, ...], tuple[()]]:
-        """e_t, which has seen x_{t:T}, and for the residual mean the model's d_t."""
+        """Compute e_t, which has seen x_{t:T}, and d_t of the model for the residual mean."""
         e, _ = self.backwards(batch.reverse(self.drop_input(self.seen(batch))))
         e = batch.reverse(e)
         return ((e, self.model.history(batch)[0]) if self.residual else (e,)), carried
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
-        """q(z_t | e_t, z_{t-1})."""
+        """Return q(z_t | e_t, z_{t-1})."""
         e, *d = evidence
         shift = self.model.transition(d[0], previous).loc if d else None
         return self.network(e, previous, shift=shift)
 
     def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler | None:
-        """The chain of posteriors, in one kernel, unless a subclass has equations of its own."""
+        """Return the chain of posteriors as one kernel, unless a subclass changes the equations."""
         e, *d = evidence
         if type(self).posterior is not SRNNGuide.posterior or (
             d and type(self.model).transition is not SRNN.transition

@@ -1,6 +1,4 @@
-"""The inference network of VRNN: each posterior sees the observation and the model's own recurrence
-over all that came before.
-"""
+"""The guide of VRNN: each posterior sees the model's own recurrence over earlier steps."""
 
 from __future__ import annotations
 
@@ -18,8 +16,10 @@ from pyro_seq.pairs.guide import SequenceGuide
 
 
 class VRNNGuide(SequenceGuide):
-    r"""q(z_t | x_{<=t}, z_{<t}) = q(z_t | enc(x_t), d_t), d_t the model's recurrence; with
-    `smoothing`, q(z_t | e_t, d_t).
+    r"""The guide of a variational recurrent network (Chung et al., 2015).
+
+    q(z_t | x_{<=t}, z_{<t}) = q(z_t | enc(x_t), d_t), d_t the model's recurrence; with `smoothing`,
+    q(z_t | e_t, d_t).
 
         z_1        z_t
          ^ ^        ^ ^
@@ -76,25 +76,25 @@ class VRNNGuide(SequenceGuide):
     def gather(
         self, batch: SequenceBatch, carried: tuple[()]
     ) -> tuple[tuple[Tensor, ...], tuple[()]]:
-        """e_t (or x_t's features), and the contexts c_t that the model's recurrence runs on."""
+        """Compute e_t (or x_t's features), and the contexts c_t for the model's recurrence."""
         seen = self.seen(batch)
         if self.backwards is not None:
             seen = batch.reverse(self.backwards(batch.reverse(seen))[0])
         return (seen, self.model.seen(batch)[0]), carried
 
     def initial_running(self, batch: SequenceBatch) -> State:
-        """d_0, or where the window before ended."""
+        """Return d_0, or d_t at the end of the window before."""
         state: State = self.model.state_before(batch)["carried"]
         return state
 
     def unroll(
         self, evidence: tuple[Tensor, ...], previous: Tensor, running: State
     ) -> tuple[tuple[Tensor, ...], State]:
-        """(e_t, d_t) in place of (e_t, c_t)."""
+        """Replace c_t by d_t of the model's recurrence: (e_t, d_t)."""
         e, contexts = evidence
         d, running = self.model.recur(contexts, previous, running)
         return (e, d), running
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
-        """q(z_t | e_t, d_t)."""
+        """Return q(z_t | e_t, d_t)."""
         return self.network(*evidence)

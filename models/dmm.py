@@ -1,6 +1,4 @@
-"""DMM: a deep Markov model, whose latents are a Markov chain and all that connects the
-observations.
-"""
+"""DMM: a deep Markov model, whose latents form a Markov chain that carries all memory."""
 
 from __future__ import annotations
 
@@ -19,7 +17,9 @@ from pyro_seq.pairs.model import Layout, SequenceModel
 
 
 class DMM(SequenceModel):
-    r"""z_t ~ p(z_t | z_{t-1}), a gated transition; x_t ~ p(x_t | z_t).
+    r"""Deep Markov model (Krishnan et al., 2017).
+
+    z_t ~ p(z_t | z_{t-1}), a gated transition; x_t ~ p(x_t | z_t).
 
         z_0 -> z_1 -> … -> z_t
                 |           |
@@ -86,22 +86,22 @@ class DMM(SequenceModel):
         self.drop_output = SequenceDropout(output_dropout)
 
     def initial_latent(self, *lead: int) -> Tensor:
-        """z_0, learnt."""
+        """Return z_0, a learnt parameter."""
         return self.first.expand(*lead, self.latent_size)
 
     def recur(
         self, contexts: Tensor, previous: Tensor, carried: tuple[()]
     ) -> tuple[Tensor, tuple[()]]:
-        """c_t, if the model is conditional."""
+        """Return h_t = c_t if the model is conditional, else nothing."""
         return self.drop_input(contexts), carried
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
-        """p(z_t | z_{t-1})."""
+        """Return p(z_t | z_{t-1})."""
         return self.prior(previous, h)
 
     def decode(
         self, h: Tensor, latents: Tensor | None, carried: tuple[()]
     ) -> tuple[Tensor, tuple[()]]:
-        """The features of p(x_t | z_t)."""
+        """Compute the features of p(x_t | z_t)."""
         assert latents is not None
         return self.decoder(self.drop_output(concatenate(latents, h))), carried

@@ -49,7 +49,9 @@ CHUNK_ENTRIES = 2**23
 
 
 class HMM(SequenceModel):
-    r"""z_1 ~ Categorical(pi); z_t ~ Categorical(A[z_{t-1}]); x_t ~ p(x_t | f(e[z_t])), or p(x_t |
+    r"""Hidden Markov model with neural emissions, its states summed out (Rabiner, 1989).
+
+    z_1 ~ Categorical(pi); z_t ~ Categorical(A[z_{t-1}]); x_t ~ p(x_t | f(e[z_t])), or p(x_t |
     f(e[z_t], c_t)).
 
         x_1           x_t
@@ -112,13 +114,15 @@ class HMM(SequenceModel):
         self.decoder = MLP(sizes, emission_sizes, emission.num_features, activation=activation)
 
     def initial_carried(self, *lead: int) -> Any:
-        """log p(z_1) `[*lead, S]`."""
+        """Return log p(z_1) `[*lead, S]`."""
         return self.initial_logits.log_softmax(-1).expand(*lead, self.num_states)
 
     def posterior(self, batch: SequenceBatch) -> Tensor:
-        """p(z_t | x_{1:T}) `[N, T, S]`, the smoothed probabilities of the states; zero at padding.
+        """Compute p(z_t | x_{1:T}) `[N, T, S]`, the smoothed probabilities of the states.
 
-        Of missing steps nothing is known but what their neighbours say. Raises `UserError` for a
+        Entries at padding are zero.
+
+        The states at missing steps depend on their neighbours alone. Raises `UserError` for a
         batch without values, and where what is
         missing would be wanted by the steps after it: those of an `autoregressive` model whose
             context looks at observations.
@@ -142,7 +146,7 @@ class HMM(SequenceModel):
             return torch.autograd.grad(steps.sum(), likelihoods)[0]
 
     def _check_gaps(self, batch: SequenceBatch) -> None:
-        """Raise `UserError` where an observed step looks at missing ones."""
+        """Raise `UserError` where an observed step looks at missing steps."""
         observed = (batch.mask & ~batch.gaps).any(0).nonzero().flatten()
         looks_back = any(x.numel() for x in tensors(self.context.initial(1)))
         if not batch.missing or not looks_back or not len(observed):
@@ -205,8 +209,7 @@ class HMM(SequenceModel):
         draw_latent: Callable[[dist.Normal], Tensor],
         draw_observation: Callable[[Distribution], Any],
     ) -> tuple[Any, Tensor | None, ModelState]:
-        """One step: x_t is drawn from p(x_t | x_{<t}), the mixture of the states' emissions, and
-        changes the belief.
+        """Run one step: x_t ~ p(x_t | x_{<t}), a mixture over states, updates the belief.
 
         The members of a named group share the state: each is the mixture given the members before
             it (`StateMixture`).
@@ -216,7 +219,7 @@ class HMM(SequenceModel):
         return x, None, self._after(state, contexts, x)
 
     def _predictive(self, predicted: Tensor, contexts: Tensor) -> Distribution:
-        """p(x_t | x_{<t}) for log p(z_t | x_{<t}) `[*lead, S]` and c_t `[*lead, C]`."""
+        """Return p(x_t | x_{<t}) for log p(z_t | x_{<t}) `[*lead, S]` and c_t `[*lead, C]`."""
         if isinstance(self.emission, Joint):
 
             def of_state(chosen: Tensor) -> dict[str, Distribution]:
@@ -242,7 +245,7 @@ class HMM(SequenceModel):
         return dist.MixtureSameFamily(states, emissions.expand(torch.Size(predicted.shape)))
 
     def _after(self, state: ModelState, contexts: Tensor, x: Any) -> ModelState:
-        """The state after step t."""
+        """Return the state after step t."""
         likelihood = self._joint(contexts.unsqueeze(-2), self.emission.stack([x])).squeeze(-2)
         _, belief = advanced(
             state["carried"].double(), self._transition().double(), likelihood.double()
@@ -251,14 +254,14 @@ class HMM(SequenceModel):
         return {"context": context, "latent": latent, "carried": self._carried(belief)}
 
     def _transition(self) -> Tensor:
-        """log p(z_{t+1} = j | z_t = i) `[S, S]`."""
+        """Return log p(z_{t+1} = j | z_t = i) `[S, S]`."""
         return self.transition_logits.log_softmax(-1)
 
     def _carried(self, belief: Tensor) -> Tensor:
         return belief.to(self.initial_logits.dtype)
 
     def _members(self) -> list[tuple[str | None, Emission]]:
-        """The emission, or those of a named group by name."""
+        """Return the emission, or the members of a named group by name."""
         return (
             list(self.emission.emissions.items())
             if isinstance(self.emission, Joint)
@@ -266,8 +269,9 @@ class HMM(SequenceModel):
         )
 
     def _features(self, contexts: Tensor, states: slice) -> Tensor:
-        """The features of some states' emissions: `[S, F]`, or `[*lead, S, F]` where they depend on
-        contexts `[*lead, C]`.
+        """Compute the features of some states' emissions, `[S, F]` or `[*lead, S, F]`.
+
+        The latter depend on contexts `[*lead, C]`.
         """
         embedding = self.embedding[states]
         return full_precision(
@@ -277,7 +281,7 @@ class HMM(SequenceModel):
         )
 
     def _joint(self, contexts: Tensor, values: Any) -> Tensor:
-        """log p(x_t | z_t) `[*lead, S]`, of all members of a named group."""
+        """Compute log p(x_t | z_t) `[*lead, S]` of all members of a named group."""
         parts = [
             self._likelihoods(contexts, values if member is None else values[member], member=member)
             for member, _ in self._members()
@@ -292,8 +296,9 @@ class HMM(SequenceModel):
     def _likelihoods(
         self, contexts: Tensor, values: Tensor, *, member: str | None, adjust: Adjust | None = None
     ) -> Tensor:
-        """log p(x_t | z_t) `[*lead, S]` of observations `[*lead, *event]` (of one member of a
-        group), for contexts `[*lead, C]`.
+        """Compute log p(x_t | z_t) `[*lead, S]` of observations `[*lead, *event]`.
+
+        Contexts are `[*lead, C]`; of a named group, the observations are one member's.
 
         In chunks of states, whose emissions are computed again for the gradient instead of kept,
         where they would take much memory.

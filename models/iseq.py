@@ -1,4 +1,4 @@
-"""ISEQ: a sequential variational autoencoder whose latents are independent over time."""
+"""ISEQ: a sequential variational autoencoder with latents independent over time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from pyro_seq.pairs.model import Layout, SequenceModel
 
 
 class ISEQ(SequenceModel):
-    r"""z_t ~ N(0, I); d_t = RNN(d_{t-1}, [c_t, z_t]); x_t ~ p(x_t | d_t).
+    r"""Sequential variational autoencoder with independent latents (VAE-Seq, 2018).
+
+    z_t ~ N(0, I); d_t = RNN(d_{t-1}, [c_t, z_t]); x_t ~ p(x_t | d_t).
 
         x_1             x_t
          ^               ^
@@ -65,12 +67,13 @@ class ISEQ(SequenceModel):
         self.drop_output = SequenceDropout(output_dropout)
 
     def initial_carried(self, *lead: int) -> State:
-        """d_0 = 0."""
+        """Return d_0 = 0."""
         return self.recurrence.initial(*lead)
 
     def decode(self, h: Tensor, latents: Tensor | None, carried: State) -> tuple[Tensor, State]:
-        """d_t = RNN(d_{t-1}, [c_t, z_t]), then the features of p(x_t | d_t); the prior N(0, I) is
-        the base class's.
+        """Compute d_t = RNN(d_{t-1}, [c_t, z_t]), then the features of p(x_t | d_t).
+
+        The prior N(0, I) is the base class's.
         """
         assert latents is not None
         d, carried = self.recurrence(self.drop_input(concatenate(h, latents)), carried)

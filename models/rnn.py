@@ -1,4 +1,4 @@
-"""A recurrent network without latents: the autoregressive model that the others have to beat."""
+"""RNN: a recurrent network without latents, the baseline of all other models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from pyro_seq.pairs.model import Layout, SequenceModel
 
 
 class RNN(SequenceModel):
-    r"""d_t = RNN(d_{t-1}, c_t); x_t ~ p(x_t | d_t).
+    r"""Autoregressive recurrent network without latents.
+
+    d_t = RNN(d_{t-1}, c_t); x_t ~ p(x_t | d_t).
 
         x_1           x_t
          ^             ^
@@ -66,16 +68,16 @@ class RNN(SequenceModel):
         self.drop_output = SequenceDropout(output_dropout)
 
     def initial_carried(self, *lead: int) -> State:
-        """d_0 = 0."""
+        """Return d_0 = 0."""
         return self.recurrence.initial(*lead)
 
     def recur(self, contexts: Tensor, previous: Tensor, carried: State) -> tuple[Tensor, State]:
-        """h_t = d_t, or [d_t, c_t]; d_t = RNN(d_{t-1}, c_t)."""
+        """Compute d_t = RNN(d_{t-1}, c_t); h_t is d_t, or [d_t, c_t] with `skip`."""
         seen = self.drop_input(contexts)
         d, carried = self.recurrence(seen, carried)
         d = self.drop_output(d)
         return concatenate(d, seen) if self.skip else d, carried
 
     def decode(self, h: Tensor, latents: Tensor | None, carried: State) -> tuple[Tensor, State]:
-        """The features of p(x_t | h_t)."""
+        """Compute the features of p(x_t | h_t)."""
         return self.decoder(h), carried

@@ -1,6 +1,4 @@
-"""SRNN: a stochastic recurrent network, whose latents form a chain beside a deterministic
-recurrence.
-"""
+"""SRNN: a stochastic recurrent network, a chain of latents beside a deterministic recurrence."""
 
 from __future__ import annotations
 
@@ -19,7 +17,9 @@ from pyro_seq.pairs.model import Layout, SequenceModel
 
 
 class SRNN(SequenceModel):
-    r"""d_t = RNN(d_{t-1}, c_t); z_t ~ p(z_t | d_t, z_{t-1}); x_t ~ p(x_t | d_t, z_t).
+    r"""Stochastic recurrent network (Fraccaro et al., 2016).
+
+    d_t = RNN(d_{t-1}, c_t); z_t ~ p(z_t | d_t, z_{t-1}); x_t ~ p(x_t | d_t, z_t).
 
         z_0 -> z_1 ------> z_t
              ^  |        ^  |
@@ -86,19 +86,19 @@ class SRNN(SequenceModel):
         self.drop_output = SequenceDropout(output_dropout)
 
     def initial_carried(self, *lead: int) -> State:
-        """d_0 = 0."""
+        """Return d_0 = 0."""
         return self.recurrence.initial(*lead)
 
     def recur(self, contexts: Tensor, previous: Tensor, carried: State) -> tuple[Tensor, State]:
-        """d_t = RNN(d_{t-1}, c_t)."""
+        """Compute d_t = RNN(d_{t-1}, c_t)."""
         d, carried = self.recurrence(self.drop_input(contexts), carried)
         return self.drop_output(d), carried
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
-        """p(z_t | d_t, z_{t-1})."""
+        """Return p(z_t | d_t, z_{t-1})."""
         return self.prior(h, previous)
 
     def decode(self, h: Tensor, latents: Tensor | None, carried: State) -> tuple[Tensor, State]:
-        """The features of p(x_t | d_t, z_t)."""
+        """Compute the features of p(x_t | d_t, z_t)."""
         assert latents is not None
         return self.decoder(h, latents), carried

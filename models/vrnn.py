@@ -1,4 +1,4 @@
-"""VRNN: a recurrent network whose state has seen the latents as well as the observations."""
+"""VRNN: a recurrent network whose state has seen the latents and the observations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from pyro_seq.pairs.model import Layout, SequenceModel
 
 
 class VRNN(SequenceModel):
-    r"""d_t = RNN(d_{t-1}, [c_t, phi(z_{t-1})]); z_t ~ p(z_t | d_t); x_t ~ p(x_t | phi(z_t), d_t).
+    r"""Variational recurrent network (Chung et al., 2015).
+
+    d_t = RNN(d_{t-1}, [c_t, phi(z_{t-1})]); z_t ~ p(z_t | d_t); x_t ~ p(x_t | phi(z_t), d_t).
 
         z_1       z_t
          ^ \       ^ \
@@ -94,21 +96,21 @@ class VRNN(SequenceModel):
         self.drop_output = SequenceDropout(output_dropout)
 
     def initial_carried(self, *lead: int) -> State:
-        """d_0 = 0."""
+        """Return d_0 = 0."""
         return self.recurrence.initial(*lead)
 
     def recur(self, contexts: Tensor, previous: Tensor, carried: State) -> tuple[Tensor, State]:
-        """d_t = RNN(d_{t-1}, [c_t, phi(z_{t-1})])."""
+        """Compute d_t = RNN(d_{t-1}, [c_t, phi(z_{t-1})])."""
         d, carried = self.recurrence(
             self.drop_input(concatenate(contexts, self.features(previous))), carried
         )
         return self.drop_output(d), carried
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
-        """p(z_t | d_t)."""
+        """Return p(z_t | d_t)."""
         return self.prior(h)
 
     def decode(self, h: Tensor, latents: Tensor | None, carried: State) -> tuple[Tensor, State]:
-        """The features of p(x_t | phi(z_t), d_t)."""
+        """Compute the features of p(x_t | phi(z_t), d_t)."""
         assert latents is not None
         return self.decoder(self.features(latents), h), carried

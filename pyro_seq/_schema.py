@@ -1,5 +1,4 @@
-"""What a checkpoint may hold, described once, and checked before anything is made of it: a
-checkpoint may come from anybody.
+"""Describe what a checkpoint may hold, and check a file against it before anything is used.
 
     kind = Fields({"step": Whole(), "minutes": Number(0, MOST), "best": Optional(Number())})
     check(load_tree(path), kind, path)
@@ -31,16 +30,14 @@ SHOWN = 40  # characters of a wrong value in a message
 
 
 class Misfit(ValueError):
-    """A value is not what a checkpoint holds there; the message names the place."""
+    """A value that does not fit its place in a checkpoint; the message names the place."""
 
 
 class Kind:
-    """What stands somewhere in a checkpoint: the base of all kinds."""
+    """Base of all kinds: what may stand at a place in a checkpoint."""
 
     def check(self, value: Any, place: str) -> None:
-        """Raise `Misfit` unless the value is of this kind; `place` is where it stands, in dotted
-        names.
-        """
+        """Raise `Misfit` unless the value is of this kind; `place` is its dotted name."""
         raise TypeError(f"{type(self).__name__} must define check(value, place)")
 
 
@@ -57,7 +54,7 @@ class Whole(Kind):
 
 
 class Number(Kind):
-    """A finite number in [low, high], or with `or_nan` also NaN, where there is none yet."""
+    """A finite number in [low, high], with `or_nan` also NaN."""
 
     def __init__(
         self, low: float = -math.inf, high: float = math.inf, *, or_nan: bool = False
@@ -82,7 +79,7 @@ class Number(Kind):
 
 
 class Word(Kind):
-    """A word: one of some, or one that a pattern fits as a whole."""
+    """A word: one of several, or one that matches a pattern as a whole."""
 
     def __init__(self, *choices: str, pattern: str = "") -> None:
         self.choices, self.pattern = choices, pattern
@@ -107,7 +104,7 @@ class Flag(Kind):
 
 
 class Optional(Kind):
-    """Nothing at all, or a value of a kind."""
+    """`None`, or a value of a kind."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
@@ -119,7 +116,7 @@ class Optional(Kind):
 
 
 class Nothing(Kind):
-    """Nothing at all: what one run keeps and this one does not."""
+    """No value: an entry that other runs have and this run does not."""
 
     def check(self, value: Any, place: str) -> None:
         """See `Kind`."""
@@ -160,9 +157,7 @@ class Row(Kind):
 
 
 class Fields(Kind):
-    """A table with these entries, `may` of which need not be there, and no others unless these are
-    left `open`.
-    """
+    """A table of these entries, of which `may` are optional; others only if it is `open`."""
 
     def __init__(
         self,
@@ -194,7 +189,7 @@ class Fields(Kind):
 
 
 class Each(Kind):
-    """A table of any names of a kind, each with a value of a kind."""
+    """A table whose names are of one kind, and whose values are of one kind."""
 
     def __init__(self, name: Kind, kind: Kind, *, most: int = MOST) -> None:
         self.name, self.kind, self.most = name, kind, most
@@ -209,8 +204,9 @@ class Each(Kind):
 
 
 class TensorOf(Kind):
-    """A tensor of a shape, in which `None` is any extent, and a type, its entries finite and in
-    [low, high].
+    """A tensor of a shape and a type, its entries finite and in [low, high].
+
+    `None` in the shape stands for any extent.
 
     Without a shape it has at most `most` entries. Shape and type are looked at first, so that a
     large file of zeros takes no memory.
@@ -245,8 +241,9 @@ class TensorOf(Kind):
 
 
 class Like(Kind):
-    """A tensor of the shape of another one, and floating as that is, its entries finite in that
-    one's type and in [low, high].
+    """A tensor of another tensor's shape, finite in that tensor's type and in [low, high].
+
+    It is floating-point if the other one is.
     """
 
     def __init__(self, tensor: Tensor, *, low: float = -math.inf, high: float = math.inf) -> None:
@@ -268,14 +265,12 @@ class Like(Kind):
 
 
 def like_all(tensors: Mapping[str, Tensor]) -> Fields:
-    """A table of tensors of these names and shapes: a module's state, of `module.state_dict()`."""
+    """Return the table of tensors of these names and shapes, as of `module.state_dict()`."""
     return Fields({name: Like(tensor) for name, tensor in tensors.items()})
 
 
 class Anything(Kind):
-    """Any tree, as long as all its tensors together have at most `most` entries: what another check
-    will have to look at.
-    """
+    """Any tree whose tensors together have at most `most` entries, for another check to look at."""
 
     def __init__(self, most: int = MOST_ENTRIES) -> None:
         self.most = most
@@ -287,8 +282,9 @@ class Anything(Kind):
 
 
 class Checked(Kind):
-    """What a function takes without an error: it raises `ValueError`, or a `UserError` that says
-    all that there is to say.
+    """A value that a function accepts without `ValueError` or `UserError`.
+
+    A `UserError` says all that there is to say.
     """
 
     def __init__(self, function: Callable[[Any], object], *, first: Kind | None = None) -> None:
@@ -308,7 +304,7 @@ class Checked(Kind):
 
 
 def described(keeper: Any) -> Kind:
-    """The kind of the state of whatever keeps one; of those that do not say, `Anything`."""
+    """Return the kind of an object's state; `Anything` if the object does not describe it."""
     describe = getattr(keeper, "describe_state", None)
     return Anything() if describe is None else describe()
 
@@ -316,9 +312,7 @@ def described(keeper: Any) -> Kind:
 def check(
     tree: Any, kind: Kind, path: str | Path, *, otherwise: str = "is not a checkpoint of this run"
 ) -> None:
-    """Raise `UserError`, which names the file and the place in it, unless a tree that was read from
-    it is of a kind.
-    """
+    """Raise `UserError` with the file and the place unless a tree from a file is of a kind."""
     try:
         kind.check(tree, "")
     except Misfit as error:

@@ -1,6 +1,4 @@
-"""`SequenceBatch`: sequences of unequal length side by side, and the Pyro idioms that go with
-them.
-"""
+"""Sequences of unequal length side by side, and the Pyro idioms that go with them."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ OVER_ALL_STEPS: Any = {STEP_MARK: ALL_STEPS}
 
 
 class _Step(MaskMessenger):
-    """The mask of a step, which also marks the sites inside as that step's."""
+    """Mask sequences that have ended before a step, and mark the sites inside with the step."""
 
     def __init__(self, mask: Any, step: int) -> None:
         super().__init__(mask)
@@ -47,7 +45,7 @@ class _Step(MaskMessenger):
 
 
 class SequenceBatch:
-    """N sequences x_{1:T}, padded to the longest, and what a pair may know of them.
+    """N sequences x_{1:T}, padded to the longest, as a model and a guide see them.
 
     Args:
         values: observations `[N, T, *event]`, a dict of such tensors for a named group, or `None`
@@ -55,17 +53,18 @@ class SequenceBatch:
         lengths: number of steps of each sequence `[N]`, between 0 and T; `None` if all have T
             steps.
         inputs: side inputs u_{1:T} `[N, T, C]` that the model may look at but does not explain.
-        state: what came before the first step, as the model and the guide returned it
-            (`{"model": …, "guide": …}`); `None` at a sequence's beginning. So a long document is
-            worked through in windows.
+        state: the state `{"model": …, "guide": …}` that model and guide returned for the window
+            before; `None` at a sequence's beginning. So a long document is processed in windows.
         num_steps: T, where neither `values` nor `inputs` tells it; by default the longest of
             `lengths`.
 
-    Padding is zeroed on the way in, so nothing that stands there can reach a loss or a gradient; a
-    distribution that has no density at 0 (`LogNormal`) needs a number of its support there,
-    `torch.where(batch.mask[:, t], batch.at(t), 1.0)` where `batch.at(t)` is not `None`. NaN and
-    infinities in the active part are refused with `UserError`, as are shapes that do not fit.
-    Sequences and steps are counted from 0.
+    Padding is zeroed, so that its values reach neither a loss nor a gradient. A distribution
+    without a density at 0 (`LogNormal`) needs a number of its support at padded steps:
+    `torch.where(batch.mask[:, t], batch.at(t), 1.0)` where `batch.at(t)` is not `None`. Sequences
+    and steps are counted from 0.
+
+    Raises `UserError` for NaN or infinities before a sequence's end, and for shapes or lengths that
+    do not fit each other.
     """
 
     def __init__(
@@ -122,8 +121,10 @@ class SequenceBatch:
     def of(
         cls, sequences: Iterable[Tensor], *, inputs: Iterable[Tensor] | None = None
     ) -> SequenceBatch:
-        """The batch of sequences `[T_n, *event]` of any lengths, padded, with side inputs
-        `[T_n, C]` if given.
+        """Pad sequences `[T_n, *event]` of any lengths into one batch.
+
+        Side inputs are `[T_n, C]`, of the same lengths as the sequences. Raises `UserError` for no
+        sequence, and for event shapes or lengths that differ.
         """
         values, lengths = padded("sequences", sequences)
         if inputs is None:
@@ -149,57 +150,56 @@ class SequenceBatch:
 
     @property
     def mask(self) -> Tensor:
-        """Which steps belong to a sequence: `[N, T]`, `True` up to each length."""
+        """The steps that belong to a sequence: `[N, T]`, `True` up to each length."""
         return self._mask
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """The device of the batch's tensors."""
         return self.lengths.device
 
     @property
     def num_observations(self) -> int:
-        """Steps in all, padding left out: what figures per step are divided by."""
+        """The number of all steps without padding, by which figures per step are divided."""
         return int(self.lengths.sum())
 
     def plate(self) -> AbstractContextManager[object]:
-        """The plate of the sequences, `pyro.plate("sequences", N, dim=-1)`; it may be entered
-        again.
+        """Return `pyro.plate("sequences", N, dim=-1)`; a model may enter the plate again.
 
-        Raises `UserError` inside a plate that subsamples: it would make copies of all sequences,
+        Raises `UserError` inside a plate that subsamples, which would make copies of all sequences,
         and no minibatch.
         """
         refuse_subsampling()
         return pyro.plate("sequences", len(self), dim=-1)
 
     def steps(self) -> Iterable[int]:
-        """The time loop: `pyro.markov(range(T))`."""
+        """Return the time loop, `pyro.markov(range(T))`."""
         return pyro.markov(range(self.num_steps))
 
     def active(self, t: int) -> AbstractContextManager[object]:
-        """A `poutine.mask` that leaves out the sequences that have ended before step `t`, from 0.
+        """Return a `poutine.mask` that leaves out sequences that have ended before step `t`.
 
         The sites inside are marked as those of step t (`time_sites`).
         """
         return _Step(self._mask[:, t], t)
 
     def at(self, t: int) -> Any:
-        """The observations of step `t`, `[N, *event]` (a dict of such for a named group), or `None`
-        when they are to be sampled.
+        """Return the observations of step `t`, or `None` where they are to be sampled.
+
+        They are `[N, *event]`, for a named group a dict of such tensors.
         """
         if self.values is None or t in self.missing:
             return None
         return map_tensors(lambda value: value[:, t], self.values)
 
     def inputs_at(self, t: int) -> Tensor | None:
-        """The side inputs of step `t`, `[N, C]`."""
+        """Return the side inputs of step `t`, `[N, C]`, or `None` without side inputs."""
         return None if self.inputs is None else self.inputs[:, t]
 
     def reverse(self, sequence: Tensor) -> Tensor:
-        """Each sequence of `[*lead, N, T, F]` turned round within its own length; padding stays
-        where it is.
+        """Reverse each sequence of `[*lead, N, T, F]` within its own length; padding stays.
 
-        Its own inverse: a backward recurrence is `reverse(recurrence(reverse(x)))`.
+        `reverse` is its own inverse: a backward recurrence is `reverse(recurrence(reverse(x)))`.
         """
         if self.is_full:
             return sequence.flip(-2)
@@ -210,8 +210,9 @@ class SequenceBatch:
         return sequence.flatten(-3, -2).index_select(-2, flat).view(sequence.shape)
 
     def last(self, sequence: Tensor, before: Tensor, event_dim: int = 1) -> Tensor:
-        """The entry of `[*lead, N, T, *event]` at each sequence's last step, or `before`
-        `[*lead, N, *event]` if it has no step.
+        """Return each sequence's entry at its last step, of a tensor `[*lead, N, T, *event]`.
+
+        A sequence without a step has its entry of `before`, `[*lead, N, *event]`.
         """
         time = sequence.dim() - 1 - event_dim
         if self.is_full and self.num_steps:
@@ -224,8 +225,9 @@ class SequenceBatch:
     # what the tools do with a batch
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """`compute()`, computed once for a batch that is `remembering()`: what the model and its
-        guide both need of the same batch.
+        """Cache `compute()` under `key`, so that a model and its guide share the result.
+
+        Only a batch from `remembering()` has a cache; any other batch computes each time.
         """
         if self._memo is None:
             return compute()
@@ -234,23 +236,23 @@ class SequenceBatch:
         return self._memo[key]
 
     def remembering(self) -> SequenceBatch:
-        """The same batch with a fresh memory for `once`.
+        """Return the same batch with an empty cache for `once`.
 
-        Good for a single evaluation of a single set of parameters: what it remembers is part of
-        that evaluation's graph.
+        Use the returned batch for one evaluation of one set of parameters: cached results are part
+        of that evaluation's graph.
         """
         batch = copy(self)
         batch._memo = {}
         return batch
 
     def without_values(self) -> SequenceBatch:
-        """The same batch with its observations left to be sampled."""
+        """Return the same batch with its observations left to be sampled."""
         batch = copy(self)
         batch.values, batch._memo = None, None
         return batch
 
     def with_values(self, values: Values) -> SequenceBatch:
-        """The same batch with other observations, of the same shapes, none of them missing."""
+        """Return the same batch with other observations of equal shapes, none of them missing."""
         batch = SequenceBatch(values, self.lengths, inputs=self.inputs, state=self.state)
         if batch.num_steps != self.num_steps:
             raise UserError(
@@ -260,15 +262,16 @@ class SequenceBatch:
         return batch
 
     def with_missing(self, steps: Iterable[int] | Tensor) -> SequenceBatch:
-        """The same batch with the observations of some steps, of all its sequences, left to be
-        sampled: `at(t)` is `None` there.
+        """Return the same batch with the observations of some steps left to be sampled.
 
-        What stood there is zeroed; a guide must not take the zeros for observations
-        (`before_gaps`).
+        The steps are missing from all sequences, and `at(t)` is `None` there.
+
+        Removed observations are zeroed; a guide must not take the zeros for observations
+        (`before_gaps`). Steps that are missing already stay missing.
 
         Args:
             steps: the steps, whole numbers in 0…T - 1, or a mask `[T]` of truth values, true where
-                a step is missing; a list, tensor or array. Those that are missing already stay so.
+                a step is missing; a list, tensor or array.
 
         Raises `UserError` for steps that are neither, for both mixed, and for a mask by sequence
         `[N, T]`: a step is missing from all sequences, since a model samples it with one site.
@@ -283,15 +286,17 @@ class SequenceBatch:
 
     @property
     def gaps(self) -> Tensor:
-        """`[N, T]`, true at missing steps."""
+        """The missing steps: `[N, T]`, `True` where a step is missing."""
         steps = torch.zeros(self.num_steps, dtype=torch.bool, device=self.device)
         steps[sorted(self.missing)] = True
         return steps.expand(len(self), self.num_steps)
 
     def before_gaps(self) -> SequenceBatch | None:
-        """The sequences up to gaps that last to their ends; `None` if any was observed after a gap.
+        """Return the observed beginning of a batch whose missing steps last to its end.
 
-        What an inference network may look at: zeros stand in a gap, and it would take them for
+        Returns `None` if any step was observed after a missing one.
+
+        An inference network may look at no more: it would take the zeros in a gap for
         observations.
         """
         if not self.missing:
@@ -302,8 +307,7 @@ class SequenceBatch:
         return self._cut(first)
 
     def continued(self, num_steps: int, inputs: Tensor | None = None) -> SequenceBatch:
-        """The same sequences followed by `num_steps` steps to be sampled, with side inputs
-        `[N, num_steps, C]` if the batch has any.
+        """Append `num_steps` steps to be sampled, with side inputs `[N, num_steps, C]` if any.
 
         Raises `UserError` for sequences of unequal length, which have no one step to go on from.
         """
@@ -335,14 +339,15 @@ class SequenceBatch:
         return batch.with_missing({*self.missing, *range(self.num_steps, batch.num_steps)})
 
     def with_state(self, state: Any) -> SequenceBatch:
-        """The same batch, preceded by what led to `state`."""
+        """Return the same batch, whose first step starts from `state`."""
         batch = copy(self)
         batch.state, batch._memo = state, None
         return batch
 
     def repeat(self, particles: int) -> SequenceBatch:
-        """Every sequence (and its state) `particles` times, the copies of one sequence side by
-        side: `[N * particles, T, …]`.
+        """Repeat every sequence, and its state, `particles` times: `[N * particles, T, …]`.
+
+        The copies of one sequence stand side by side.
         """
         particles = whole(particles, "the number of copies", 0)
         return self._mapped(lambda tensor: tensor.repeat_interleave(particles, 0))
@@ -357,8 +362,9 @@ class SequenceBatch:
         return self._mapped(lambda tensor: tensor[index])
 
     def head(self, num_steps: int) -> SequenceBatch:
-        """The same sequences in `num_steps` steps, which must hold the longest: padding at the end
-        left out.
+        """Cut padding off at the end: the same sequences in `num_steps` steps.
+
+        Raises `UserError` if the longest sequence has more steps.
         """
         num_steps = whole(num_steps, "the number of steps", 0)
         longest = int(self.lengths.max()) if len(self) else 0
@@ -383,13 +389,11 @@ class SequenceBatch:
         return batch
 
     def to(self, device: torch.device | str) -> SequenceBatch:
-        """The batch with all its tensors on `device`."""
+        """Return the batch with all its tensors on `device`."""
         return self._mapped(lambda tensor: tensor.to(device))
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> SequenceBatch:
-        """Every tensor of the batch mapped along its first dimension; already clean, so nothing is
-        checked again.
-        """
+        """Map every tensor of the batch along its first dimension, unchecked."""
         batch = copy(self)
         parts = (self.values, self.inputs, self.lengths, self._mask, self.state)
         batch.values, batch.inputs, batch.lengths, batch._mask, batch.state = map_tensors(

@@ -40,9 +40,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Programs)
 def midi() -> None:
-    """Train on MIDI files, let the model play, score other pieces, and see and hear it all in one
-    page.
-    """
+    """Train on MIDI files, generate music, score other pieces, and write a report."""
 
 
 midi.add_command(report)
@@ -168,8 +166,9 @@ def evaluate(
     pair: str | None,
     **options: Any,
 ) -> None:
-    """Learn how likely pieces are: log-likelihood in nats, nats and bits per frame, beside those of
-    a Markov model of each key.
+    """Learn how likely pieces are, in nats and bits per frame.
+
+    Beside them stand the figures of a Markov model of each key.
 
     Of .npz arrays the test pieces are scored. Files that cannot be read are skipped; --json names
     them all, with the reasons.
@@ -266,8 +265,9 @@ def generate(
     device: str,
     pair: str | None,
 ) -> None:
-    """Play new music, or go on from a primer, as MIDI, sound and pictures; the paths are written to
-    standard output.
+    """Play new music, or go on from a primer, as MIDI, sound and pictures.
+
+    The paths are written to standard output.
 
     Samples are numbered after those that are in the folder already: nothing is overwritten.
     """

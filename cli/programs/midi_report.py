@@ -65,8 +65,9 @@ def report(
     device: str,
     pair: str | None,
 ) -> None:
-    """Write one self-contained HTML page: samples to hear and see, learning curves, and statistics
-    of real and generated music.
+    """Write one self-contained HTML page of samples, curves and statistics.
+
+    Samples are to hear and see; statistics are those of real and generated music.
     """
     import torch
 

@@ -81,9 +81,7 @@ def max_moves_option() -> Any:
 
 
 def environment_words(command: Any) -> Any:
-    """The command with the options that name a run's environment again, where that needs the user's
-    own words.
-    """
+    """Add the options that name a run's environment again, which some environments need."""
     env = click.option(
         "--env",
         metavar="ID",
@@ -135,8 +133,9 @@ def _program() -> GameProgram:
     ),
 )
 def train(env: str | None, env_kwargs: str | None) -> Wanted:
-    """Learn a game: play it, learn a model of it, train an agent in the model, and again, until the
-    real steps are used up.
+    """Learn a game: play it, learn a model of it, train an agent in the model, and repeat.
+
+    Rounds end when the real steps are used up.
 
     Settings come from the defaults or a preset, then --config, then --set and the options that
     stand for a setting; --num-steps counts updates of the world model. Ctrl-C saves a checkpoint;
@@ -310,8 +309,9 @@ def evaluate(
     env: str | None,
     env_kwargs: str | None,
 ) -> None:
-    """Learn what an agent earns in the real game, and how well its model predicts games that it has
-    not learnt from.
+    """Learn what an agent earns in the real game, and how well its model predicts.
+
+    Predictions are of games that the model has not learnt from.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""A pair made of a program's parts and of its own settings, whoever wrote it."""
+"""Make a pair of a program's parts and of the pair's settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Parts", "Recipe", "carries_state", "find_recipe", "make_pair", "mode
 
 @dataclass(frozen=True)
 class Parts:
-    """What a domain gives to a pair.
+    """The emission, encoder, context and side inputs that a program gives to a pair.
 
     Args:
         emission: p(x_t | features).
@@ -44,9 +44,7 @@ class Parts:
     num_inputs: int = 0
 
     def example(self, lengths: Sequence[int] = (3, 3)) -> SequenceBatch:
-        """A batch of sequences as the emission draws them where all features are zero, side inputs
-        being zero too.
-        """
+        """Return sequences as the emission draws them given zero features and side inputs."""
         n, steps = len(lengths), max(lengths)
         with torch.no_grad():
             values = draw(self.emission.blank(n, steps))
@@ -58,7 +56,7 @@ class Parts:
 
 
 def make_pair(settings: ModelSettings, parts: Parts) -> Pair:
-    """The pair that `model_settings` describes, with new weights.
+    """Make the pair that `model_settings` describes, with new weights.
 
     What makes it is called with those of the parts that it names as parameters (`emission`,
     `encoder`, `context`, `num_inputs`) and with its settings. It returns a model, or a model and a
@@ -146,8 +144,9 @@ def _is_latent(site: Mapping[str, Any]) -> bool:
 
 
 def carries_state(pair: Pair, parts: Parts, device: torch.device | str = "cpu") -> bool:
-    """Whether a window of a sequence can start from the state that the one before ended in, as its
-    model's `Outcome` on an example says.
+    """Tell whether a window can start from the state in which the one before ended.
+
+    The `Outcome` of the model on an example decides.
 
     Leaves the random state as it is.
     """

@@ -1,5 +1,6 @@
-"""Typed hyper-parameters under dotted names: one table of defaults, overridden by a file and by
-`key=value` words.
+"""Typed hyper-parameters under dotted names.
+
+One table of defaults is overridden by a file and by `key=value` words.
 """
 
 from __future__ import annotations
@@ -25,27 +26,27 @@ MOST_ITEMS = 64  # of a setting that is a list: hidden layers, and no one has mo
 
 
 def at_least(low: float, default: T, text: str) -> T:
-    """A setting with a default, a description and a lowest allowed value."""
+    """Declare a setting with a default, a description and a lowest allowed value."""
     return _setting(default, text, low=low)
 
 
 def above(low: float, default: T, text: str) -> T:
-    """A setting that must be greater than `low`."""
+    """Declare a setting that must be greater than `low`."""
     return _setting(default, text, low=low, strict=True)
 
 
 def between(low: float, high: float, default: T, text: str) -> T:
-    """A setting that must lie in [low, high]."""
+    """Declare a setting that must lie in [low, high]."""
     return _setting(default, text, low=low, high=high)
 
 
 def one_of(choices: Iterable[T], default: T, text: str) -> T:
-    """A setting that is one of some words or numbers."""
+    """Declare a setting that is one of some words or numbers."""
     return _setting(default, text, choices=tuple(choices))
 
 
 def described(default: T, text: str) -> T:
-    """A setting with a default and a description."""
+    """Declare a setting with a default and a description."""
     return _setting(default, text)
 
 
@@ -54,7 +55,7 @@ def _setting(default: T, text: str, **rules: Any) -> T:
 
 
 def flatten(settings: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of a dataclass of dataclasses as (dotted name, value), in order."""
+    """Yield every setting of a dataclass of dataclasses as (dotted name, value), in order."""
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
@@ -64,7 +65,7 @@ def flatten(settings: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def described_settings(settings: object, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Every setting as (dotted name, value, what it means)."""
+    """Yield every setting as (dotted name, value, description)."""
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
@@ -74,8 +75,9 @@ def described_settings(settings: object, prefix: str = "") -> Iterator[tuple[str
 
 
 def override(settings: S, changes: Mapping[str, Any], source: str) -> S:
-    """The settings with some dotted names changed; `source` says in errors where the changes come
-    from.
+    """Return the settings with some dotted names changed.
+
+    `source` says in errors where the changes come from.
 
     Raises `UserError` for an unknown name (with its nearest match), a value of the wrong type, or
     one out of range.
@@ -165,7 +167,7 @@ def _checked(value: Any, rules: Mapping[str, Any], where: str) -> Any:
 
 
 def parse_words(words: Iterable[str]) -> dict[str, str]:
-    """`key=value` words as a dict; raises `UserError` for a word without `=`."""
+    """Return `key=value` words as a dict; raise `UserError` for a word without `=`."""
     changes = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -176,8 +178,9 @@ def parse_words(words: Iterable[str]) -> dict[str, str]:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The dotted settings of a TOML or JSON file, given as nested tables or as dotted names; raises
-    `UserError` if it is neither.
+    """Read the dotted settings of a TOML or JSON file.
+
+    They are nested tables or dotted names; raises `UserError` for any other file.
     """
     kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
@@ -201,9 +204,7 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def to_toml(settings: object) -> str:
-    """The whole table as TOML with dotted names, one a line with its meaning: a file that
-    `--config` takes.
-    """
+    """Write the table as TOML, a setting a line with its description, as `--config` takes it."""
     lines = []
     for name, value, text in described_settings(settings):
         shown = (

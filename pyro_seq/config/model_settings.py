@@ -28,7 +28,7 @@ PLAIN = (bool, int, float, str)
 
 
 class Layer(NamedTuple):
-    """Settings by dotted name that override those before.
+    """Settings by dotted name that override earlier ones.
 
     Attributes:
         changes: the settings.
@@ -49,7 +49,7 @@ def resolve(
     defaults: Mapping[str, Setting],
     kind: str = "rnn",
 ) -> S:
-    """The settings of a program, its pair being the last one that a layer names.
+    """Return the settings of a program; the last layer that names a pair decides on the pair.
 
     Args:
         program: makes all settings from those of the model (`model=…`): a dataclass.
@@ -100,7 +100,7 @@ def resolve_run(
     run: Path,
     pair: str | None,
 ) -> S:
-    """The settings that a run was begun with; `pair` names code that may be run for it.
+    """Return the settings of a run; `pair` names code that may be run for it.
 
     Raises `UserError` if the run's pair is named by its code and `pair` does not say that this may
     be run, and for a pair that is not the run's.
@@ -123,9 +123,7 @@ def resolve_run(
 
 
 def pair_option(kind: str) -> str:
-    """The option of the command that names a pair by its code, as a shell takes it; empty for a
-    name.
-    """
+    """Return the option that names a pair by its code, quoted for a shell; empty for a name."""
     return f"--pair {shlex.quote(kind)}" if named_by_code(kind) else ""
 
 
@@ -177,8 +175,9 @@ def _own_settings(recipe: Recipe) -> type[OwnSettings]:
 
 
 def parameters_of(function: Maker, recipe: Recipe) -> dict[str, inspect.Parameter]:
-    """The parameters that can be given by name; raises `UserError` if a function tells none, or one
-    can only be given by place.
+    """Return the parameters that can be given by name.
+
+    Raises `UserError` if a function does not tell them, or one can only be given by place.
     """
     try:
         try:

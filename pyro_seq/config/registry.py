@@ -1,5 +1,6 @@
-"""Where a pair's code comes from: shipped, of an installed package, or named as `module:attribute`
-or `file.py:attribute`.
+"""Find a pair's code: shipped, of an installed package, or named by module or file.
+
+A spec is `module:attribute` or `file.py:attribute`.
 
 Whoever calls `find_recipe` with a spec has its code run. What is read from a file (a run folder, a
 configuration) is not to be followed by itself: `named_by_code` tells.
@@ -44,8 +45,9 @@ Maker = Callable[..., object]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a pair is made: by what returns a model, or a model and a guide; a shipped one by its
-    model's class and its guide's.
+    """How a pair is made: a maker of a model, or of a model and a guide.
+
+    A shipped pair has its model's class and its guide's class.
 
     Attributes:
         kind: the name, or the spec with the whole path of its file.
@@ -65,7 +67,7 @@ class Recipe:
 
     @property
     def shipped(self) -> bool:
-        """Whether it is one of this package's own."""
+        """Whether the pair is one of this package's own."""
         return self.source == "shipped"
 
     @property
@@ -79,7 +81,7 @@ class Recipe:
 
     @property
     def callables(self) -> tuple[Maker, ...]:
-        """What is called to make it."""
+        """The callables that make the pair."""
         return (self.maker,) if self.guide is None else (self.maker, self.guide)
 
     @contextmanager
@@ -114,15 +116,14 @@ SHIPPED = {
 
 
 def named_by_code(kind: str) -> bool:
-    """Whether it is no name of an installed pair, but a spec whose code would be imported from
-    anywhere.
-    """
+    """Tell whether a name is a spec, whose code would be imported from anywhere."""
     return ":" in kind
 
 
 def find_recipe(kind: str) -> Recipe:
-    """The recipe of a name or of a spec; the code of a spec is imported, and so is an installed
-    package's.
+    """Return the recipe of a name or a spec; the code of a spec is imported.
+
+    So is the code of an installed package.
 
     Raises `UserError` for a name that is not known, a file or module that cannot be imported, and
     an attribute that is not there or makes nothing.
@@ -156,8 +157,9 @@ def find_recipe(kind: str) -> Recipe:
 
 
 def installed() -> dict[str, list[EntryPoint]]:
-    """The entry points of installed packages by name, those left out whose names are shipped
-    pairs'; nothing is imported.
+    """Return the entry points of installed packages by name; nothing is imported.
+
+    Names of shipped pairs are left out.
     """
     found: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=GROUP):
@@ -167,7 +169,7 @@ def installed() -> dict[str, list[EntryPoint]]:
 
 
 def package_of(entry: EntryPoint) -> str:
-    """The package that an entry point comes with."""
+    """Return the package that an entry point comes with."""
     return (
         f"package {entry.dist.name} {entry.dist.version}"
         if entry.dist

@@ -162,8 +162,9 @@ def source_file(maker: Callable[..., object]) -> str | None:
 
 
 def fault_of_own_code(error: BaseException) -> str | None:
-    """What a pair that is not ours has raised, in one line that ends with the place in its file;
-    `None` for an error of other code.
+    """Return the error of a user's pair in one line, `None` for an error of other code.
+
+    The line ends with the place in the user's file.
     """
     files = [
         frame.filename

@@ -1,4 +1,4 @@
-"""A categorical distribution that is normalised only where it must be, and drawn by blocks."""
+"""A categorical distribution that normalises only where it must, and draws by blocks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ BLOCK = 64  # symbols that are looked through together, where one is drawn from 
 
 
 class LazyCategorical(dist.Categorical):
-    """`dist.Categorical(logits=logits)`, which normalises only what it is asked for, and draws by
-    inverting its distribution function.
+    """`dist.Categorical(logits=logits)` that normalises on demand and draws by the inverse CDF.
 
     Its densities are the same, their gradient takes a third of the time, and a draw, which is much
     of a step of generation, less than half.
@@ -34,7 +33,7 @@ class LazyCategorical(dist.Categorical):
         )
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> LazyCategorical:
-        """The same distribution with more batch dimensions on the left, or broadcast ones."""
+        """Return the same distribution with another batch shape, as Pyro's `expand` does."""
         expanded = LazyCategorical(
             self.unnormalised.expand(*batch_shape, self._num_events), validate_args=False
         )
@@ -43,18 +42,19 @@ class LazyCategorical(dist.Categorical):
 
     @lazy_property
     def logits(self) -> Tensor:
-        """Log-probabilities `[..., K]`."""
+        """Return log-probabilities `[..., K]`."""
         return self.unnormalised.log_softmax(-1)
 
     @lazy_property
     def probs(self) -> Tensor:
-        """Probabilities `[..., K]`."""
+        """Return probabilities `[..., K]`."""
         return self.unnormalised.softmax(-1)
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """Symbols `[*sample_shape, ...]`: the first whose cumulated probability exceeds a uniform
-        number; cumulated in float64.
+        """Draw symbols `[*sample_shape, ...]` by inverting the CDF.
+
+        A symbol is the first whose cumulated probability, in float64, exceeds a uniform number.
 
         Of many symbols, the block that holds it is found first, which takes a quarter of the time.
         Raises `ValueError` for probabilities that are not finite.
@@ -70,9 +70,7 @@ class LazyCategorical(dist.Categorical):
 
 
 def _drawn_by_blocks(weights: Tensor, sample_shape: torch.Size) -> Tensor:
-    """Symbols `[*sample_shape, ...]` drawn by weights `[..., K]`: a block of them by its weight,
-    then one by its weight in the block.
-    """
+    """Draw symbols `[*sample_shape, ...]` by weights `[..., K]`: first a block, then in it."""
     num = weights.shape[-1]
     whole = num - num % BLOCK
     sums = weights[..., :whole].unflatten(-1, (-1, BLOCK)).sum(-1)
@@ -96,15 +94,16 @@ def _drawn_by_blocks(weights: Tensor, sample_shape: torch.Size) -> Tensor:
 
 
 def _finite(cumulated: Tensor) -> Tensor:
-    """Cumulated weights; raises `ValueError` if they are not finite."""
+    """Return cumulated weights; raise `ValueError` if they are not finite."""
     if not cumulated[..., -1].isfinite().all():
         raise ValueError("the probability tensor to draw from is not finite")
     return cumulated
 
 
 def _first_above(cumulated: Tensor, level: Tensor) -> Tensor:
-    """The first place whose cumulated weight is above a level `[..., 1]`; rounding takes no level
-    to the end or beyond it.
+    """Return the first place whose cumulated weight is above a level `[..., 1]`.
+
+    Rounding takes no level to the end or beyond it.
     """
     last = cumulated[..., -1:]
     return torch.searchsorted(

@@ -1,5 +1,6 @@
-"""`HiddenMarkov`: sequences whose discrete hidden states are summed out exactly, one step after
-another or by a parallel scan over time.
+"""`HiddenMarkov`: sequences whose discrete hidden states are summed out exactly.
+
+The sum runs step by step, or by a parallel scan over time.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ SCAN_ENTRIES = 2**11
 
 
 class Filtered(NamedTuple):
-    """What the forward algorithm says of a sequence: log p(x_t | z_t) `[*batch, T, S]`, log p(x_t |
-    x_{<t}) `[*batch, T]`, and the belief log p(z_{T+1} | x_{1:T}) `[*batch, S]`.
+    """Results of the forward algorithm for a sequence.
+
+    log p(x_t | z_t) `[*batch, T, S]`, log p(x_t | x_{<t}) `[*batch, T]`, and the belief log
+    p(z_{T+1} | x_{1:T}) `[*batch, S]`.
     """
 
     likelihoods: Tensor
@@ -36,20 +39,19 @@ class Filtered(NamedTuple):
 
 
 class HiddenMarkov(TorchDistribution):
-    """p(x_{1:T}) = sum_{z_{1:T}} prod_t p(z_t | z_{t-1}) p(x_t | z_t), the hidden states z_t being
-    one of S.
+    """p(x_{1:T}) = sum_{z_{1:T}} prod_t p(z_t | z_{t-1}) p(x_t | z_t), with S hidden states.
 
-    Members of a named group share their hidden states, so each has the law of its sequence given
-    the sequences of those before it: p(x^b_{1:T} | x^a_{1:T}) = p(x^a_{1:T}, x^b_{1:T}) /
+    Members of a named group share their hidden states, so the density of a member's sequence is
+    given the sequences of the members before: p(x^b_{1:T} | x^a_{1:T}) = p(x^a_{1:T}, x^b_{1:T}) /
     p(x^a_{1:T}).
 
     Args:
-        predicted: log p(z_1) `[*batch, S]`, or what the steps before say of it.
+        predicted: log p(z_1) `[*batch, S]`, given the steps before if there are any.
         transition: log p(z_t = j | z_{t-1} = i) `[S, S]`.
         likelihood: log p(x_t | z_t) `[*batch, T, S]` of a sequence `[*batch, T, *event]`.
         shape: `[T, *event]`.
         active: `[*batch, T]`, `False` where a step is padding; `None` for no padding.
-        given: what is known from the group's members before.
+        given: the result of the forward algorithm for the group's members before.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own form)
@@ -71,18 +73,19 @@ class HiddenMarkov(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """Whatever the likelihood takes, which has its own checks."""
+        """The support of the likelihood, which checks values by itself."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> HiddenMarkov:
-        """The same distribution with more batch dimensions on the left."""
+        """Return the same distribution with more batch dimensions on the left."""
         expanded = copy(self)
         expanded._batch_shape = torch.Size(batch_shape)
         return expanded
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """Not there: what a step emits may depend on the observations before it, so sequences are
-        sampled by their model.
+        """Raise `NotImplementedError`: sequences are sampled by their model, step by step.
+
+        What a step emits may depend on the observations before it.
         """
         raise NotImplementedError(
             "sequences of a hidden Markov model are sampled by calling the model on a batch "
@@ -90,8 +93,9 @@ class HiddenMarkov(TorchDistribution):
         )
 
     def filtered(self, value: Tensor) -> Filtered:
-        """What is known after the sequence (and the group's members before); kept for as long as it
-        is the one asked about.
+        """Run the forward algorithm over a sequence; the result for the last sequence is cached.
+
+        Members of the group before this one are taken into account.
         """
         recorded = torch.is_grad_enabled()
         if self._latest is None or self._latest[0] is not value or self._latest[1] != recorded:
@@ -108,7 +112,7 @@ class HiddenMarkov(TorchDistribution):
         return self._latest[2]
 
     def step_log_prob(self, value: Tensor) -> Tensor:
-        """log p(x_t | x_{<t}) `[*batch, T]`, in nats; zero at padding."""
+        """Return log p(x_t | x_{<t}) `[*batch, T]`, in nats; zero at padding."""
         steps = self.filtered(value).steps
         # what could not be there at all tells nothing of the members after it
         if self.given is not None:
@@ -118,21 +122,22 @@ class HiddenMarkov(TorchDistribution):
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x_{1:T}) `[*batch]`, in nats."""
+        """Return log p(x_{1:T}) `[*batch]`, in nats."""
         return self.step_log_prob(value).sum(-1)
 
 
 def filtered(
     predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(log p(x_t | x_{<t}) `[*batch, T]`, log p(z_{T+1} | x_{1:T}) `[*batch, S]`) in float64, by
-    the forward algorithm (Rabiner 1989).
+    """Compute log p(x_t | x_{<t}) and log p(z_{T+1} | x_{1:T}) by the forward algorithm.
 
-    By an associative scan over the steps' matrices exp(m_t), m_t[i, j] = log p(x_t | z_t = i) + log
-    p(z_{t+1} = j | z_t = i), which is of depth O(log T) and takes O(T S^3) products and O(T S^2)
-    memory (Hassan, Särkkä & García-Fernández 2021, arXiv 2102.05743), where batch and states are
-    few enough for that; else step after step in O(T S^2) products and O(T S) memory. Both give the
-    same to rounding.
+    They are `[*batch, T]` and `[*batch, S]`, in float64 (Rabiner 1989).
+
+    Where batch and states are few, an associative scan runs over the steps' matrices exp(m_t),
+    m_t[i, j] = log p(x_t | z_t = i) + log p(z_{t+1} = j | z_t = i). The scan has depth O(log T) and
+    takes O(T S^3) products and O(T S^2) memory (Hassan, Särkkä & García-Fernández 2021, arXiv
+    2102.05743). Otherwise the steps run one after another in O(T S^2) products and O(T S) memory.
+    Both give the same result, to rounding.
 
     Args:
         predicted: log p(z_1) `[*batch, S]`.
@@ -156,7 +161,7 @@ def filtered(
 def by_steps(
     predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`filtered`, one step after another."""
+    """Compute `filtered` one step after another."""
     figures = []
     for t, likelihood in enumerate(likelihoods.unbind(-2)):
         figure, after = advanced(predicted, transition, likelihood)
@@ -172,11 +177,13 @@ def by_steps(
 def by_scan(
     predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`filtered`, by a scan: products of ever more steps upwards, then the beliefs that enter each
-    of them downwards.
+    """Compute `filtered` by a parallel scan over time.
 
-    Where a number falls out of reach on the way (`_fast_product`), as with transitions that are
-    forbidden, the steps are taken one by one.
+    Products of ever more steps are formed upwards, then the beliefs that enter each product
+    downwards.
+
+    Where a number falls below the type's range on the way (`_fast_product`), as with forbidden
+    transitions, the steps are taken one by one.
     """
     unsure: list[Tensor] = []
     beliefs = _entering(
@@ -196,11 +203,12 @@ def by_scan(
 
 
 def advanced(predicted: Tensor, transition: Tensor, likelihood: Tensor) -> tuple[Tensor, Tensor]:
-    """(log p(x_t | x_{<t}) `[*lead]`, log p(z_{t+1} | x_{<=t}) `[*lead, S]`) from log p(z_t |
-    x_{<t}) and log p(x_t | z_t) `[*lead, S]`.
+    """Compute log p(x_t | x_{<t}) and log p(z_{t+1} | x_{<=t}) of one step.
 
-    An observation that no state allows has a log-density of minus infinity, and the states go on as
-    if it had not been seen.
+    They are `[*lead]` and `[*lead, S]`, from log p(z_t | x_{<t}) and log p(x_t | z_t) `[*lead, S]`.
+
+    An observation that no state allows has a log-density of minus infinity, and leaves the belief
+    as it was.
     """
     joint = predicted + likelihood
     figure = log_sum_exp(joint)
@@ -213,8 +221,9 @@ def advanced(predicted: Tensor, transition: Tensor, likelihood: Tensor) -> tuple
 def _entering(
     first: Tensor, matrices: Tensor, active: Tensor | None, unsure: list[Tensor]
 ) -> Tensor:
-    """The normalised log-beliefs `[*batch, T, S]` before each step, from those before the first
-    `[*batch, 1, S]`.
+    """Compute normalised log-beliefs `[*batch, T, S]` before each step.
+
+    They follow from the belief before the first step, `[*batch, 1, S]`.
 
     Steps that are not `active` `[*batch, T]` change nothing. What tells whether a number was out of
     reach is added to `unsure`.
@@ -253,9 +262,7 @@ def _entering(
 
 
 def log_sum_exp(x: Tensor) -> Tensor:
-    """`logsumexp` over the last dimension, whose gradient is zero, not NaN, where all terms are
-    minus infinity.
-    """
+    """Compute `logsumexp` over the last dimension, with gradient zero where all terms are -inf."""
     peak = _finite(x.detach().amax(-1, keepdim=True))
     total = (x - peak).exp().sum(-1)
     nothing = total == 0
@@ -265,12 +272,11 @@ def log_sum_exp(x: Tensor) -> Tensor:
 
 
 def log_product(a: Tensor, b: Tensor) -> Tensor:
-    """log(exp(a) @ exp(b)) of rows `[*lead, J]` and a matrix `[J, K]`, exact wherever the terms may
-    lie.
+    """Compute log(exp(a) @ exp(b)) of rows `[*lead, J]` and a matrix `[J, K]`, exactly.
 
-    By a matrix product, and term by term in the rows that have numbers which the product cannot
-    reach: where what weighs most in a row is
-    forbidden for one of the K, and what is allowed lies hundreds of nats behind.
+    Most rows are one matrix product. Rows with numbers below the range of that product are summed
+    term by term: rows whose largest term is forbidden for one of the K, while the allowed terms lie
+    hundreds of nats lower.
     """
     product, lost = _fast_product(a.unsqueeze(-2), b)
     product, lost = product.squeeze(-2), lost.squeeze(-2)
@@ -295,8 +301,9 @@ def log_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _fast_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(log(exp(a) @ exp(b)) of matrices `[..., I, J]` and `[..., J, K]` in the memory of the two,
-    which entries are out of its reach).
+    """Compute log(exp(a) @ exp(b)) in the memory of the two matrices, and which entries are lost.
+
+    Matrices are `[..., I, J]` and `[..., J, K]`; lost entries lie below the range of the type.
 
     Every row is computed relative to its largest term. Entries so far below it that terms may have
     been lost are not to be used.
@@ -311,17 +318,18 @@ def _fast_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _finite(peak: Tensor) -> Tensor:
-    """A peak to subtract: 0 where there is none, so that minus infinity stays what it is."""
+    """Return a peak to subtract: 0 where it is infinite, so that minus infinity stays as it is."""
     return torch.where(peak.isfinite(), peak, 0.0)
 
 
 def log_likelihoods(distribution: Distribution, values: Tensor) -> Tensor:
-    """log p(x | state) `[*lead, S]` of observations `[*lead, *event]`, for distributions of batch
-    shape `[S]` or `[*lead, S]`.
+    """Compute log p(x | state) `[*lead, S]` of observations `[*lead, *event]`.
 
-    Where a state's distribution does not depend on anything else, `Categorical`s look their symbols
-    up and vectors of `Bernoulli`s are one matrix product, so that nothing of the size of all
-    observations times all states times all symbols is made.
+    The distributions have batch shape `[S]` or `[*lead, S]`.
+
+    Where a state's distribution depends on nothing else, `Categorical`s look their symbols up and
+    vectors of `Bernoulli`s are one matrix product, so that no tensor of the size observations x
+    states x symbols is made.
     """
     if len(distribution.batch_shape) == 1:
         inner, vectors = distribution, 0
@@ -340,9 +348,7 @@ def log_likelihoods(distribution: Distribution, values: Tensor) -> Tensor:
 
 
 def _check(distribution: Distribution, values: Tensor) -> None:
-    """The check that `log_prob` makes where validation is on, of each observation once instead of
-    once for each state.
-    """
+    """Check each observation once, as `log_prob` does where validation is on."""
     if distribution._validate_args:
         support = distribution.support
         if not support.check(values.unsqueeze(values.dim() - len(distribution.event_shape))).all():

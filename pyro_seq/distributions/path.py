@@ -1,6 +1,4 @@
-"""Sequence-shaped distributions: a whole latent path as one value, in the way of
-`pyro.distributions.GaussianHMM`.
-"""
+"""Sequence-shaped distributions: a whole latent path as one value, like `GaussianHMM`."""
 
 from __future__ import annotations
 
@@ -24,13 +22,12 @@ Sampler = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class MarkovPath(TorchDistribution):
-    """A path z_{1:T} of vectors with a normal conditional at each step: p(z_{1:T}) = prod_t N(z_t;
-    loc_t(z_{t-1}), scale_t(z_{t-1})).
+    """p(z_{1:T}) = prod_t N(z_t; loc_t(z_{t-1}), scale_t(z_{t-1})): a path of vectors.
 
     The density of a given path needs no loop: every conditional is computed at once from the path
-    shifted by one step. Only sampling is sequential. The conditionals of a path are kept for as
-    long as it is the one asked about, so that a density and a divergence at the same path share
-    them: make a new MarkovPath when the parameters have changed, as a model's every call does.
+    shifted by one step. Only sampling is sequential. The conditionals of the last path are cached,
+    so that a density and a divergence at the same path share them: make a new MarkovPath when
+    parameters have changed, as every call of a model does.
 
     Args:
         first: z_0 `[*batch, Z]`.
@@ -40,8 +37,8 @@ class MarkovPath(TorchDistribution):
         active: `[*batch, T]`, `False` where a step is padding and its density left out; `None` for
             no padding.
         sampler: a faster equal of the loop over `conditional`:
-            `sampler(noise [*batch, T, Z], first [*batch, Z])` are the path that standard normal
-            noise becomes, z_t = loc_t + scale_t noise_t, and its scales.
+            `sampler(noise [*batch, T, Z], first [*batch, Z])` returns the path z_t = loc_t +
+            scale_t noise_t of standard normal noise, and its scales.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own form)
@@ -69,7 +66,7 @@ class MarkovPath(TorchDistribution):
         )
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> MarkovPath:
-        """The same distribution with more batch dimensions on the left, or broadcast ones."""
+        """Return the same distribution with another batch shape, as Pyro's `expand` does."""
         expanded = copy(self)
         expanded.first = self.first.expand(*batch_shape, self.first.shape[-1])
         expanded._batch_shape = torch.Size(batch_shape)
@@ -77,9 +74,7 @@ class MarkovPath(TorchDistribution):
         return expanded
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """A path `[*sample_shape, *batch, T, Z]`, differentiable in everything that the
-        conditionals are computed from.
-        """
+        """Draw a reparameterised path `[*sample_shape, *batch, T, Z]`."""
         shape = torch.Size(sample_shape) + self.batch_shape
         first = self.first.expand(*shape, self.first.shape[-1])
         noise = torch.randn(*shape, *self.event_shape, dtype=first.dtype, device=first.device)
@@ -94,8 +89,9 @@ class MarkovPath(TorchDistribution):
         return self._sampled
 
     def path_of(self, noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        """The path that standard normal noise `[*batch, T, Z]` becomes from z_0 `[*batch, Z]`, and
-        its scales.
+        """Map standard normal noise `[*batch, T, Z]` and z_0 to a path and its scales.
+
+        z_0 is `[*batch, Z]`.
         """
         return (self.sampler or self._by_steps)(noise, first)
 
@@ -109,13 +105,13 @@ class MarkovPath(TorchDistribution):
         return (torch.cat(path, -2), torch.cat(scales, -2)) if path else (noise, noise)
 
     def _start(self) -> Any:
-        """What a loop over the conditionals carries from step to step, before the first."""
+        """Return what a loop over the conditionals carries before the first step."""
 
     def _conditional(self, previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
         return self.conditional(previous, steps), running
 
     def at(self, path: Tensor) -> dist.Normal:
-        """The conditionals that a path meets: a normal of batch shape `[*batch, T, Z]`."""
+        """Return the conditionals at a path: a normal of batch shape `[*batch, T, Z]`."""
         condition = _condition(path)
         if self._latest is None or self._latest[0] is not path or self._latest[1] != condition:
             self._latest = (
@@ -126,24 +122,22 @@ class MarkovPath(TorchDistribution):
         return self._latest[2]
 
     def step_log_prob(self, path: Tensor) -> Tensor:
-        """log p(z_t | z_{t-1}) of each step of a path, `[*batch, T]`, in nats; zero at padding."""
+        """Return log p(z_t | z_{t-1}) of each step `[*batch, T]`, in nats; zero at padding."""
         return self.masked(self.at(path).log_prob(path).sum(-1))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(z_{1:T}) `[*batch]`, in nats."""
+        """Return log p(z_{1:T}) `[*batch]`, in nats."""
         return self.step_log_prob(value).sum(-1)
 
     def masked(self, steps: Tensor) -> Tensor:
-        """Figures per step `[*batch, T]`, those at padding set to zero."""
+        """Set figures per step `[*batch, T]` at padding to zero."""
         return (
             steps if self.active is None else torch.where(self.active, steps, steps.new_zeros(()))
         )
 
     @property
     def loc(self) -> Tensor:
-        """Refused, for `LocScaleReparam`: each step has a location of its own given the one
-        before.
-        """
+        """Refused, for `LocScaleReparam`: each step's location depends on the step before."""
         raise UserError(
             "a latent path has no one location and scale, so LocScaleReparam cannot decentre it: "
             "it works on the sites z_0, z_1, … of "
@@ -152,9 +146,7 @@ class MarkovPath(TorchDistribution):
 
     @property
     def latest_sample(self) -> Tensor:
-        """The path that was sampled last: the one at which a divergence from this distribution is
-        evaluated.
-        """
+        """The path sampled last, at which a divergence from this distribution is evaluated."""
         if self._sampled is None:
             raise NotImplementedError(
                 "the divergence between two Markov paths is evaluated at a sample of the first: "
@@ -164,12 +156,11 @@ class MarkovPath(TorchDistribution):
 
 
 class RecurrentPath(MarkovPath):
-    """A path whose conditionals depend on all latents before: p(z_{1:T}) = prod_t N(z_t;
-    loc_t(z_{<t}), scale_t(z_{<t})).
+    """p(z_{1:T}) = prod_t N(z_t; loc_t(z_{<t}), scale_t(z_{<t})): a recurrence over latents.
 
-    As `MarkovPath`, but `conditional(previous, steps, running)` takes and gives the state of a
-    recurrence over the latents as well: it returns the normal of the chunk's steps and the state
-    after them. For a whole path, the recurrence runs over all steps in one kernel.
+    The class is a `MarkovPath` whose `conditional(previous, steps, running)` also takes and returns
+    the state of a recurrence over the latents: it returns the normal of the chunk's steps and the
+    state after them. For a whole path, the recurrence runs over all steps in one kernel.
 
     Args:
         running: the recurrence's state before the first step.
@@ -198,9 +189,8 @@ class FlowPath(RecurrentPath):
     """A path each of whose steps is a normal that has passed through invertible flows.
 
     z_t = f(y_t), y_t ~ N(loc_t(z_{<t}), scale_t(z_{<t})), so log p(z_t | z_{<t}) = log N(y_t) - log
-    |det df/dy_t|. The density of a path
-    that it has not sampled itself inverts the flows, which for autoregressive ones takes as many
-    passes as z_t has entries.
+    |det df/dy_t|. The density of a path that this object has not sampled inverts the flows, which
+    for autoregressive flows takes as many passes as z_t has entries.
 
     Args:
         flows: bijections of vectors (`torch.distributions.Transform`), the first one acting first.
@@ -212,15 +202,13 @@ class FlowPath(RecurrentPath):
         self._undone: tuple[Tensor, Any, Tensor, Tensor] | None = None
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> FlowPath:
-        """The same distribution with more batch dimensions on the left, or broadcast ones."""
+        """Return the same distribution with another batch shape, as Pyro's `expand` does."""
         expanded: Any = super().expand(batch_shape, _instance)
         expanded._undone = None
         return expanded
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """A path `[*sample_shape, *batch, T, Z]`, differentiable in everything that the
-        conditionals are computed from.
-        """
+        """Draw a reparameterised path `[*sample_shape, *batch, T, Z]`."""
         shape = torch.Size(sample_shape) + self.batch_shape
         previous = self.first.expand(*shape, self.first.shape[-1]).unsqueeze(-2)
         running = self._start()
@@ -245,7 +233,7 @@ class FlowPath(RecurrentPath):
         return path
 
     def _bent(self, base: Tensor) -> tuple[Tensor, Tensor]:
-        """(y through the flows, log |det| `[…]`)."""
+        """Return (y through the flows, log |det| `[…]`)."""
         stretch = base.new_zeros(base.shape[:-1])
         for flow in self.flows:
             bent = flow(base)
@@ -253,7 +241,7 @@ class FlowPath(RecurrentPath):
         return base, stretch
 
     def step_log_prob(self, path: Tensor) -> Tensor:
-        """log p(z_t | z_{<t}) of each step of a path, `[*batch, T]`, in nats; zero at padding."""
+        """Return log p(z_t | z_{<t}) of each step `[*batch, T]`, in nats; zero at padding."""
         if (
             self._undone is None
             or self._undone[0] is not path
@@ -268,17 +256,14 @@ class FlowPath(RecurrentPath):
 
 
 def before(path: Tensor, first: Tensor) -> Tensor:
-    """The latents before each step of a path `[*lead, T, Z]`: z_0 … z_{T-1}, from z_0
-    `[*batch, Z]`.
-    """
+    """Return z_0 … z_{T-1} of a path `[*lead, T, Z]`, from z_0 `[*batch, Z]`."""
     return torch.cat(
         [first.unsqueeze(-2).expand(*path.shape[:-2], 1, path.shape[-1]), path[..., :-1, :]], -2
     )[..., : path.shape[-2], :]
 
 
 class TransformedPath(TorchDistribution):
-    """A Markov path whose steps are mapped, each by itself, into another space: y_t = f(z_t), f
-    one-to-one.
+    """A Markov path whose steps are mapped one by one: y_t = f(z_t), f one-to-one.
 
     log p(y_{1:T}) = sum_t log p(z_t | z_{t-1}) - log |df / dz_t|, over the steps that are active.
 
@@ -304,31 +289,31 @@ class TransformedPath(TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """Paths all of whose steps lie where the transform leads."""
+        """Paths all of whose steps lie in the transform's codomain."""
         return constraints.independent(
             self.step_support, len(self.event_shape) - self.step_support.event_dim
         )
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> TransformedPath:
-        """The same distribution with more batch dimensions on the left, or broadcast ones."""
+        """Return the same distribution with another batch shape, as Pyro's `expand` does."""
         return TransformedPath(
             self.path.expand(batch_shape), self.step_support, self.event_shape[1:]
         )
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """A path `[*sample_shape, *batch, T, *event]`."""
+        """Draw a reparameterised path `[*sample_shape, *batch, T, *event]`."""
         path = self.path.rsample(sample_shape)
         return self.transform(path.reshape(*path.shape[:-1], *self.unconstrained_shape))
 
     def unconstrained(self, value: Tensor) -> Tensor:
-        """The path z `[*batch, T, Z]` that is mapped to a value `[*batch, T, *event]`."""
+        """Map a value `[*batch, T, *event]` back to its path z `[*batch, T, Z]`."""
         inner = self.transform.inv(value)
         return inner.reshape(
             *inner.shape[: inner.dim() - len(self.unconstrained_shape)], self.path.event_shape[-1]
         )
 
     def step_log_prob(self, value: Tensor) -> Tensor:
-        """log p(y_t | y_{t-1}) of each step of a path, `[*batch, T]`, in nats; zero at padding."""
+        """Return log p(y_t | y_{t-1}) of each step `[*batch, T]`, in nats; zero at padding."""
         jacobian = self.transform.log_abs_det_jacobian(self.transform.inv(value), value)
         # dimensions that the transform works along one by one
         own = jacobian.dim() - (len(value.shape) - len(self.event_shape) + 1)
@@ -337,20 +322,19 @@ class TransformedPath(TorchDistribution):
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(y_{1:T}) `[*batch]`, in nats."""
+        """Return log p(y_{1:T}) `[*batch]`, in nats."""
         return self.step_log_prob(value).sum(-1)
 
 
 def _condition(path: Tensor) -> tuple[bool, int | None]:
-    """What must not have changed for the conditionals of a path to hold still: whether a graph is
-    recorded, and the path's version.
-    """
+    """Return the cache key of conditionals: whether a graph is recorded, and the path's version."""
     return torch.is_grad_enabled(), None if path.is_inference() else path._version
 
 
 def step_kl(q: MarkovPath, p: MarkovPath) -> Tensor:
-    """KL(q(z_t | z_{t-1}) || p(z_t | z_{t-1})) `[*batch, T, Z]` in nats, at q's latest sample;
-    padding is not masked.
+    """Compute KL(q(z_t | z_{t-1}) || p(z_t | z_{t-1})) of each step, at q's latest sample.
+
+    The divergences `[*batch, T, Z]` are in nats; padding is not masked.
     """
     path = q.latest_sample
     return kl_divergence(q.at(path), p.at(path))
@@ -358,10 +342,9 @@ def step_kl(q: MarkovPath, p: MarkovPath) -> Tensor:
 
 @register_kl(MarkovPath, MarkovPath)
 def _kl_markov_paths(q: MarkovPath, p: MarkovPath) -> Tensor:
-    """Sum over steps of the divergence between the conditionals at q's latest sample: unbiased for
-    KL(q || p).
+    """Sum the divergences between conditionals over steps, at q's latest sample.
 
-    It is the Monte Carlo estimate with each step's own noise integrated out, which lowers its
-    variance.
+    The sum is unbiased for KL(q || p): the Monte Carlo estimate with each step's own noise
+    integrated out, which lowers its variance.
     """
     return q.masked(step_kl(q, p).sum(-1)).sum(-1)

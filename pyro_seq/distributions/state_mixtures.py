@@ -1,5 +1,6 @@
-"""`StateMixture`: a member of a named group of observations that share a hidden state, with the
-state summed out.
+"""`StateMixture`: one member of a named group of observations that share a hidden state.
+
+The state is summed out.
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ Likelihood = Callable[[Tensor, Adjust], Tensor]
 
 
 class _Group:
-    """What the members of a group have said of their shared state at a step: their values, and the
-    state that these were drawn with.
-    """
+    """The values of a group's members at a step, and the state they were drawn with."""
 
     def __init__(self, predicted: Tensor) -> None:
         self.predicted = predicted
@@ -31,8 +30,9 @@ class _Group:
         self.chosen: Tensor | None = None
 
     def before(self, place: int) -> Tensor:
-        """The log-weights of the states `[*lead, S]` given the values of the members before one,
-        normalised.
+        """Return the normalised log-weights of the states given the members before one.
+
+        The weights are `[*lead, S]`.
         """
         weights = self.predicted
         for i in sorted(self.said):
@@ -47,7 +47,7 @@ class _Group:
         return weights
 
     def say(self, place: int, member: StateMixture, value: Tensor, state: Tensor | None) -> None:
-        """Keep a member's value, and forget what the members after it have said of another one."""
+        """Keep a member's value, and forget the values of the members after it."""
         self.said = {i: said for i, said in self.said.items() if i < place} | {
             place: (member, value)
         }
@@ -55,17 +55,15 @@ class _Group:
 
 
 class StateMixture(TorchDistribution):
-    """p(x^b | x^a, …) = sum_z p(z | x^a, …) p(x^b | z): one member of a group, given the values of
-    those before it, the state z summed out.
+    """p(x^b | x^a, …) = sum_z p(z | x^a, …) p(x^b | z): a member given those before it.
 
-    The members of a group are made together (`mixtures`) and asked one after another, in their
-    order: each is conditioned on the values
-    that those before it were asked about, or gave as samples. So the densities add up to the log of
-    the mixture of all, and samples of
-    all share a state, which every particle draws for itself.
+    The members of a group are made together (`mixtures`) and evaluated or sampled in their order:
+    each member is conditioned on the values of the members before. So the log-densities add up to
+    the log of the mixture of all members, and samples of all members share a state, which every
+    particle draws for itself.
 
     Args:
-        group: what the members share.
+        group: the values and the state that the members share.
         place: where in the group the member stands.
         likelihood: log p(x^b | z) `[*lead, S]` of values `[*lead, *event]`, each state's
             distribution having been adjusted.
@@ -90,29 +88,29 @@ class StateMixture(TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """That of the states' distributions."""
+        """The support of the states' distributions."""
         return self.of_state(
             torch.zeros((), dtype=torch.long, device=self.group.predicted.device)
         ).support
 
     def adjusted(self, adjust: Adjust) -> StateMixture:
-        """The same with every state's distribution adjusted."""
+        """Return the same mixture with every state's distribution adjusted."""
         made, before = copy(self), self.adjust
         made.adjust = lambda distribution: adjust(before(distribution))
         return made
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> StateMixture:
-        """The same distribution, of the same group, with more batch dimensions on the left."""
+        """Return the same distribution with more batch dimensions on the left."""
         expanded = copy(self)
         expanded._batch_shape = torch.Size(batch_shape)
         return expanded
 
     def state_log_probs(self, value: Tensor) -> Tensor:
-        """log p(x^b | z) `[*lead, S]` of values `[*lead, *event]`."""
+        """Return log p(x^b | z) `[*lead, S]` of values `[*lead, *event]`."""
         return self.likelihood(value, self.adjust)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x^b | x^a, …) of values `[*lead, *event]`."""
+        """Return log p(x^b | x^a, …) of values `[*lead, *event]`."""
         weights = self.group.before(self.place)
         said = self.group.said.get(self.place)
         drawn = said is not None and said[1] is value
@@ -121,22 +119,25 @@ class StateMixture(TorchDistribution):
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """Values `[*sample_shape, *batch, *event]`, with gradients where the state's distribution
-        has them; none by the choice of state.
+        """Draw values `[*sample_shape, *batch, *event]`, with the gradients of the state's.
+
+        The choice of the state has no gradient.
         """
         return self._drawn(sample_shape, lambda distribution: distribution.rsample())
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """Values `[*sample_shape, *batch, *event]`: with the state of the members before, where
-        these were drawn, else one drawn anew.
+        """Draw values `[*sample_shape, *batch, *event]` with the state of the members before.
+
+        Where these were not drawn, a state is drawn anew.
         """
         return self._drawn(sample_shape, lambda distribution: distribution.sample())
 
     @property
     def probs(self) -> Tensor:
-        """The probabilities of the state that the members before were drawn with, or of one drawn
-        anew.
+        """The probabilities under the state that the members before were drawn with.
+
+        If these were not drawn, a state is drawn anew.
         """
         probs: Tensor = self.adjust(self.of_state(self._state(self.batch_shape))).probs
         return probs
@@ -164,8 +165,7 @@ def mixtures(
     of_state: Callable[[Tensor], dict[str, Distribution]],
     event_shapes: dict[str, tuple[int, ...]],
 ) -> dict[str, StateMixture]:
-    """The members of a named group that share a state, each given those before it in the group's
-    order.
+    """Make the members of a named group that share a state, each given those before it.
 
     Args:
         predicted: the states' log-probabilities `[*lead, S]`.

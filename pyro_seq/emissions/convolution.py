@@ -1,6 +1,4 @@
-"""Emissions of binary vectors that look at the last frames around each entry, with the same weights
-at every entry: of keys of a piano.
-"""
+"""Emissions of binary vectors by a convolution over the last frames around each entry."""
 
 from __future__ import annotations
 
@@ -22,8 +20,9 @@ ROWS = 128  # vectors whose hidden layers are computed at once, which keeps them
 
 
 class KeyConvolution(Emission):
-    r"""Binary vectors by a convolution over their entries: what has been learnt of a motion at one
-    key holds at all keys.
+    r"""Binary vectors whose entries share one network over the last frames around each entry.
+
+    What has been learnt of a motion at one key holds at all keys.
 
         p(x_k = 1 | f) = sigmoid(b_k + v g(c + e_k + sum_{i,d} A_{i,d} y_{i,k+d}))
         p(x_k = 1 | x_{<k}, f) = sigmoid(b_k + v g(c + e_k + sum_{i,d} A_{i,d} y_{i,k+d} + sum_{j<k}
@@ -87,8 +86,9 @@ class KeyConvolution(Emission):
         self.inward = None if inward is None else nn.Parameter(inward)  # W
 
     def forward(self, features: Tensor, frames: Tensor | None = None) -> Distribution:
-        """Biases of the keys and of the hidden units `[..., K + H]`; the last frames, the most
-        recent one last, `[..., n * K]`.
+        """Return the distribution given biases `[..., K + H]` and the last frames `[..., n * K]`.
+
+        Biases are those of the keys and of the hidden units; the most recent frame comes last.
         """
         if frames is None:
             raise UserError(
@@ -112,11 +112,12 @@ class KeyConvolution(Emission):
         keep: Tensor | None = None,
         value: Tensor | None = None,
     ) -> Tensor:
-        """The keys' logits `[..., K]`; of an autoregressive emission those given the keys of
-        `value` `[..., K]` below each.
+        """Compute the keys' logits `[..., K]`.
 
-        What features have on the left of the frames' dimensions (particles) shares what is computed
-        of the frames.
+        Those of an autoregressive emission are given the keys of `value` `[..., K]` below each.
+
+        Dimensions of the features to the left of the frames' (particles) share the computation on
+        the frames.
 
         Args:
             features: as those of `forward`.
@@ -156,7 +157,7 @@ class KeyConvolution(Emission):
     def _chunk(
         self, features: Tensor, keep: Tensor | None, frames: Tensor, value: Tensor | None
     ) -> Tensor:
-        """The logits `[E, M, K]` of features `[E, M, …]`, frames and values `[M, …]`."""
+        """Compute the logits `[E, M, K]` of features `[E, M, …]`, frames and values `[M, …]`."""
         around = self.around(frames.unflatten(-1, (self.count, self.size))) + self.places
         if self.below is not None and self.inward is not None and value is not None:
             inward = value.unsqueeze(-1) * self.inward
@@ -190,8 +191,7 @@ class KeyConvolution(Emission):
 
 
 class ConvolutionalBernoulli(dist.TorchDistribution):
-    """The distribution of an autoregressive `KeyConvolution`: batch shape `[...]`, event shape
-    `[K]`.
+    """The distribution of an autoregressive `KeyConvolution`, of event shape `[K]`.
 
     Args:
         features: `[..., K + H]`.
@@ -224,11 +224,11 @@ class ConvolutionalBernoulli(dist.TorchDistribution):
 
     @property
     def biases(self) -> Tensor:
-        """b, `[..., K]`."""
+        """The biases b of the keys, `[..., K]`."""
         return self.features[..., : self.emission.size]
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> ConvolutionalBernoulli:
-        """The same distribution with more batch dimensions on the left, or broadcast ones."""
+        """Return the same distribution with another batch shape, as Pyro's `expand` does."""
         features, keep = (
             None if x is None else x.expand(*batch_shape, x.shape[-1])
             for x in (self.features, self.keep)
@@ -241,13 +241,13 @@ class ConvolutionalBernoulli(dist.TorchDistribution):
         return made
 
     def tempered(self, temperature: float) -> ConvolutionalBernoulli:
-        """Each key's p(x_k | x_{<k})^(1/temperature), normalised."""
+        """Return the distribution of each key's p(x_k | x_{<k})^(1/temperature), normalised."""
         made = self.expand(self.batch_shape)
         made.temperature = self.temperature * temperature
         return made
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x) `[...]` of vectors `[..., K]` of zeros and ones."""
+        """Return log p(x) `[...]` of vectors `[..., K]` of zeros and ones, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         logits = (
@@ -257,7 +257,7 @@ class ConvolutionalBernoulli(dist.TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """Vectors `[*sample_shape, ..., K]` of zeros and ones."""
+        """Draw vectors `[*sample_shape, ..., K]` of zeros and ones."""
         lead = torch.Size(sample_shape) + self.batch_shape
 
         def rows(x: Tensor) -> Tensor:

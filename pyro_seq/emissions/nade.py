@@ -1,6 +1,4 @@
-"""An autoregressive emission of binary vectors: each key given those below it, so that chords can
-be modelled.
-"""
+"""An autoregressive emission of binary vectors: each key given those below it, for chords."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from pyro_seq.emissions.base import Emission
 
 
 class NADE(Emission):
-    r"""Binary vectors by a neural autoregressive distribution estimator, from the lowest key up:
+    r"""Binary vectors by a neural autoregressive distribution estimator, from the lowest key up.
 
         p(x | f) = prod_k p(x_k | x_{<k}, f),   p(x_k = 1 | x_{<k}, f) = sigmoid(b_k + V_k g(c +
         sum_{j<k} x_j W_j))
@@ -54,7 +52,7 @@ class NADE(Emission):
         self.outward = nn.Parameter(outward)  # V
 
     def forward(self, features: Tensor) -> AutoregressiveBernoulli:
-        """Biases of the keys and of the hidden units `[..., K + H]`."""
+        """Return the distribution given biases of keys and hidden units `[..., K + H]`."""
         biases, hidden = features.split([self.size, self.hidden_size], -1)
         keep = None
         if self.training and self.dropout:
@@ -65,7 +63,7 @@ class NADE(Emission):
 
 
 class AutoregressiveBernoulli(dist.TorchDistribution):
-    """The distribution of `NADE`: batch shape `[...]`, event shape `[K]`.
+    """The distribution of `NADE`, of batch shape `[...]` and event shape `[K]`.
 
     Args:
         biases: b, `[..., K]`.
@@ -98,17 +96,17 @@ class AutoregressiveBernoulli(dist.TorchDistribution):
         super().__init__(biases.shape[:-1], biases.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> AutoregressiveBernoulli:
-        """The same distribution with more batch dimensions on the left, or broadcast ones."""
+        """Return the same distribution with another batch shape, as Pyro's `expand` does."""
         return self._mapped(lambda x: x.expand(*batch_shape, x.shape[-1]))
 
     def tempered(self, temperature: float) -> AutoregressiveBernoulli:
-        """Each key's p(x_k | x_{<k})^(1/temperature), normalised."""
+        """Return the distribution of each key's p(x_k | x_{<k})^(1/temperature), normalised."""
         made = self._mapped(lambda x: x)
         made.temperature = self.temperature * temperature
         return made
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> AutoregressiveBernoulli:
-        """The same with other batch dimensions."""
+        """Return the same distribution with other batch dimensions."""
         biases, hidden = function(self.biases), function(self.hidden)
         keep = None if self.keep is None else function(self.keep)
         weights = (self.inward, self.outward, self.activation)
@@ -119,8 +117,9 @@ class AutoregressiveBernoulli(dist.TorchDistribution):
         return made
 
     def _logits(self, below: Tensor) -> Tensor:
-        """The keys' logits `[..., M, K]` after each of M sets of sounding keys, whose rows of W are
-        summed in `below` `[..., M, H]`.
+        """Compute the keys' logits `[..., M, K]` after each of M sets of sounding keys.
+
+        The rows of W of each set are summed in `below` `[..., M, H]`.
         """
         units = self.activation(self.hidden.unsqueeze(-2) + below)
         units = units if self.keep is None else units * self.keep.unsqueeze(-2)
@@ -129,7 +128,7 @@ class AutoregressiveBernoulli(dist.TorchDistribution):
         ) / self.temperature
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x) `[...]` of vectors `[..., K]` of zeros and ones."""
+        """Return log p(x) `[...]` of vectors `[..., K]` of zeros and ones, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         sounding, size = value > 0.5, self.event_shape[0]
@@ -147,7 +146,7 @@ class AutoregressiveBernoulli(dist.TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """Vectors `[*sample_shape, ..., K]` of zeros and ones."""
+        """Draw vectors `[*sample_shape, ..., K]` of zeros and ones."""
         rows = self.expand(torch.Size(sample_shape) + self.batch_shape)._mapped(
             lambda x: x.reshape(-1, x.shape[-1])
         )
@@ -165,8 +164,9 @@ class AutoregressiveBernoulli(dist.TorchDistribution):
 
 
 def draw_upwards(value: Tensor, logits: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Binary vectors drawn from the first entry up, each entry given those before it, in place of
-    the zeros of `value` `[N, K]`.
+    """Draw binary vectors from the first entry up, in place of the zeros of `value` `[N, K]`.
+
+    Each entry is given those before it.
 
     `logits` is given which M of the vectors are not drawn to their end, and these vectors so far
     `[M, K]`; what it returns, `[M, K]`, need only hold for entries above the last one that is 1. In

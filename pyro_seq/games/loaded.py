@@ -1,4 +1,4 @@
-"""What a run has learnt of a game: its model, its agent, and how both are used afterwards."""
+"""Load what a run has learnt of a game, its world model and agent, and use both."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TrainedGame:
     named: Named = field(default_factory=Named)
 
     def player(self, agent: str, *, temperature: float = 0.0, seed: int = 0) -> Player:
-        """The `trained` agent or a `random` one; raises `UserError` for another word."""
+        """Return the `trained` agent or a `random` one; raise `UserError` for another word."""
         if agent not in AGENTS:
             raise UserError(f"the agent must be one of {', '.join(AGENTS)}, got {agent!r}")
         if agent == "random":
@@ -67,7 +67,7 @@ class TrainedGame:
         return AgentPlayer(self.game, self.policy, self.normalisation, temperature)
 
     def environment(self, render_mode: str | None = None) -> Playing:
-        """The real game.
+        """Open the real game.
 
         Raises `UserError` if it cannot be made, is not of the form that the run was begun with, or
         would need code or files that the run folder names and the user does not.
@@ -75,8 +75,9 @@ class TrainedGame:
         return open_named(self.game, self.settings, self.named, self.path, render_mode)
 
     def held_out(self) -> list[Episode]:
-        """The games of the run that nothing was learnt from; raises `UserError` if the folder's
-        games are damaged.
+        """Return the held-out games of the run.
+
+        Raises `UserError` if the folder's games are damaged.
         """
         replay = Replay(
             self.normalisation, held_out=self.settings.play.held_out, batch_size=1, window=2, seed=0
@@ -89,8 +90,9 @@ class TrainedGame:
 def open_named(
     game: Game, settings: GameSettings, named: Named, path: Path, render_mode: str | None = None
 ) -> Playing:
-    """The environment of a run in a folder, unless it needs words of the user's that are missing
-    (`making.Named`).
+    """Open the environment of a run, unless it needs words of the user's that are missing.
+
+    See `making.Named`.
     """
     kwargs = settings.play.env_kwargs
     named.check_allowed(game.name, kwargs, path)
@@ -100,9 +102,7 @@ def open_named(
 def open_environment(
     game: Game, arguments: Mapping[str, Any] | None = None, render_mode: str | None = None
 ) -> Playing:
-    """The environment of a game that is known already; raises `UserError` if its spaces are others
-    now.
-    """
+    """Open the environment of a known game; raise `UserError` if its spaces have changed."""
     environment = make_environment(game.name, render_mode, arguments)
     found = game_of(environment, game.name)
     if found != game:
@@ -121,7 +121,7 @@ def open_environment(
 
 
 def document(game: Game, seed: int) -> dict[str, Any]:
-    """What a run folder keeps of its game: `game.json`; an infinite bound is null."""
+    """Return what a run folder keeps of its game, `game.json`; an infinite bound is null."""
     fields = {f.name: getattr(game, f.name) for f in dataclasses.fields(Game)}
     for name in ("low", "high"):
         fields[name] = [x if math.isfinite(x) else None for x in fields[name]]
@@ -135,8 +135,9 @@ def document(game: Game, seed: int) -> dict[str, Any]:
 
 
 def read_document(run: RunFolder) -> tuple[Game, int]:
-    """(the game, the seed) that a run was begun with; raises `UserError` if the document is missing
-    or damaged.
+    """Read (the game, the seed) of a run.
+
+    Raises `UserError` if the document is missing or damaged.
     """
     found = run.read_json(DOCUMENT)
     try:
@@ -250,7 +251,7 @@ def _load_agent(
 
 @dataclass(frozen=True)
 class Returns:
-    """What an agent earned in real games.
+    """The returns of an agent in real games.
 
     Attributes:
         games: how many.
@@ -273,7 +274,7 @@ class Returns:
 
 
 def returns_of(episodes: Sequence[Episode]) -> Returns:
-    """The figures of games."""
+    """Return the figures of games."""
     totals = torch.tensor([episode.total for episode in episodes], dtype=torch.double)
     error = float(totals.std() / len(totals) ** 0.5) if len(totals) > 1 else None
     moves, ended = sum(map(len, episodes)), sum(episode.ended for episode in episodes)
@@ -301,7 +302,7 @@ def play_real(
     most_moves: int | None = None,
     moved: Callable[[int], object] | None = None,
 ) -> list[Episode]:
-    """Play the real game, each one up to `most_moves`; draws from torch's global random state.
+    """Play the real game up to `most_moves`; draws from torch's global random state.
 
     Raises `UserError` for an environment that fails.
     """
@@ -319,8 +320,9 @@ def play_real(
 
 
 def measured(trained: TrainedGame) -> dict[str, float]:
-    """What the world model is worth on the run's games that are held out: nats per step, errors of
-    open-loop predictions; or nothing.
+    """Measure the world model on held-out games: nats per step, open-loop errors.
+
+    Without such games there are no figures.
     """
     games = trained.held_out()
     if not games:
@@ -341,9 +343,7 @@ def dream(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[Dreamt]:
-    """Games that are imagined from their beginnings, as the model draws them. Draws from torch's
-    global random state.
-    """
+    """Imagine games from their beginnings; draws from torch's global random state."""
     world, game, normalisation = trained.world, trained.game, trained.normalisation
     policy: Any = trained.policy.model
     by_chance = RandomPlayer(game, seed=seed)
@@ -375,8 +375,9 @@ def dream(
 
 @dataclass(frozen=True, eq=False)
 class Dreamt:
-    """An imagined game: observations `[T + 1, D]` and rewards `[T]` in the environment's units, and
-    whether it came to an end.
+    """An imagined game: observations `[T + 1, D]`, rewards `[T]`, and whether it ended.
+
+    Both are in the environment's units.
     """
 
     observations: Tensor

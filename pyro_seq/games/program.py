@@ -198,7 +198,7 @@ def _training(
 
 
 def draw_pictures(training: GameTraining, run: RunFolder) -> None:
-    """`learning_curve.png`, and `predictions.png` of the longest game that was held out."""
+    """Write `learning_curve.png`, and `predictions.png` of the longest held-out game."""
     curve = training.at.curve
     games = {
         who: [(steps, total) for steps, total, player in curve if player == who]

@@ -1,4 +1,4 @@
-"""Where a training of a game stands, and who plays the games of a round."""
+"""The progress of a training, and the players of a round's games."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_RETURN = 1e60  # more than any sum of float32 numbers that were counted
 
 @dataclass
 class Position:
-    """Where a training stands.
+    """The progress of a training.
 
     Attributes:
         round: from 0.
@@ -41,8 +41,9 @@ def describe_position() -> Kind:
 
 
 def players_of(number: int, settings: PlaySettings) -> list[str]:
-    """Who plays each game of a round: in the first one the random agent, later the two by the
-    settings' ratio.
+    """Return the player of each game of a round.
+
+    In the first round it is the random agent, later the two alternate by the settings' ratio.
 
     Over the rounds too: a ratio of 0.1 is one game of ten, whatever the games of a round.
     """

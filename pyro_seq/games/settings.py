@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class PlaySettings:
-    """How the real game is played, and how much of it."""
+    """Settings of playing the real game."""
 
     env: str = described("CartPole-v1", "gymnasium's id of the environment")
     env_kwargs: str | None = described(
@@ -64,7 +64,7 @@ class PlaySettings:
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """How the world model learns; its optimiser is that of `training`."""
+    """Settings of the world model's training; its optimiser is that of `training`."""
 
     first_updates: int = between(1, MOST_STEPS, 1_000, "updates after the first games")
     updates: int = between(1, MOST_STEPS, 300, "updates after each further round")
@@ -84,7 +84,7 @@ class WorldSettings:
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """The agent, and how it learns from imagined games."""
+    """Settings of the agent, and of its training in imagined games."""
 
     kind: str = one_of(
         ("recurrent", "mlp"),
@@ -166,8 +166,9 @@ class GameSettings:
 
 
 def game_settings(*layers: Layer | Mapping[str, Any]) -> GameSettings:
-    """The defaults with settings by dotted name, `model.kind` among them, overridden in order;
-    raises `UserError` as `text_settings`.
+    """Return the defaults with settings by dotted name overridden, in order.
+
+    `model.kind` is among them; errors are those of `text_settings`.
     """
     settings = checked(resolve(GameSettings, layers, DEFAULTS))
     last = {
@@ -193,9 +194,7 @@ def game_settings(*layers: Layer | Mapping[str, Any]) -> GameSettings:
 
 
 def checked(settings: GameSettings) -> GameSettings:
-    """The settings, if they go together though each of them is in its range; raises `UserError` if
-    not.
-    """
+    """Return settings that go together; raise `UserError` for others."""
     s = settings
     environment_arguments(s.play.env_kwargs, "play.env_kwargs")
     for many, steps, count in (

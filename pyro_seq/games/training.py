@@ -1,5 +1,6 @@
-"""Learning a game in rounds: playing it, learning a model of it, and learning to play in the model;
-left and gone on with at any time.
+"""Learn a game in rounds: play it, learn a model of it, learn to play in the model.
+
+Training can be stopped and resumed at any time.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ MEASURED = 64  # held-out games that are measured on, the latest
 
 
 class GameTraining(Loop):
-    """Learns a game.
+    """Train a world model and an agent in rounds.
 
     A round is: games are played by the random agent, and from the second round on by the agent too;
     the world model learns from all that were played; the agent learns in games that it imagines.
@@ -103,7 +104,7 @@ class GameTraining(Loop):
 
     @property
     def learner(self) -> WorldLearner:
-        """What trains the world model; made when there is something to learn from."""
+        """The trainer of the world model; it exists once there are games to learn from."""
         if self._learner is None:
             self._learner = WorldLearner(self.pair, self.replay, self.settings.training)
         return self._learner
@@ -129,9 +130,7 @@ class GameTraining(Loop):
             )
 
     def stopped_by(self) -> str | None:
-        """What ends the training where it stands, in words that name the setting; `None` if it goes
-        on.
-        """
+        """Return what ends the training now, naming the setting; `None` if it goes on."""
         s = self.settings
         if self.at.phase == "play" and self._reached():
             return (
@@ -272,9 +271,7 @@ class GameTraining(Loop):
 
     @contextmanager
     def playing(self) -> Iterator[None]:
-        """Inside, world and agent have their averaged weights; what is drawn leaves the random
-        state as it was.
-        """
+        """Give world and agent their averaged weights inside, and keep the random state."""
         with (
             self.agent.optimiser.averaged(),
             self.learner.optimiser.averaged(),
@@ -283,8 +280,9 @@ class GameTraining(Loop):
             yield
 
     def measured(self) -> dict[str, float]:
-        """What the world model is worth on the latest games that are held out: nats per step, and
-        errors of open-loop predictions.
+        """Measure the world model on the latest held-out games.
+
+        The figures are nats per step, and errors of open-loop predictions.
         """
         games = self.replay.kept[-MEASURED:]
         if not games:

@@ -1,6 +1,4 @@
-"""How sequences may go on: the latents filtered on what was observed, then rolled on by the
-model.
-"""
+"""Continue sequences: latents are filtered on the observed steps, then rolled on."""
 
 from __future__ import annotations
 
@@ -93,7 +91,7 @@ def _continued(
     draws: int,
     adjust: Adjust,
 ) -> Any:
-    """The continuations of sequences that all fill their batch."""
+    """Return the continuations of sequences that all fill their batch."""
     given = None if inputs is None else inputs.repeat_interleave(draws, 0)
     with pair.scope(), pair.evaluating():
         state = _state_after(pair, batch, samples, draws)

@@ -1,4 +1,4 @@
-"""Gaps drawn given all that was observed, by moves that leave the posterior as it is."""
+"""Draw gaps given all observations, by moves that leave the posterior invariant."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ FEW = 5  # effective particles, on average over the sequences, below which they 
 def draw_gaps(
     pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int, *, every_row: bool = False
 ) -> Iterator[tuple[Tensor, Filled]]:
-    """Draw z and x_missing given x_observed: (rows, what was drawn of them), until all are done.
+    """Draw z and x_missing given x_observed; yield (rows, their draws) until all are done.
+
+    The first path of each sequence is one of `samples` particles with latents from the prior, drawn
+    by weight; its bias falls as 1/samples. Each round of moves after it is a step of a Markov chain
+    that leaves the posterior invariant, however few particles there are, and reduces the bias by a
+    factor of about 1/samples.
 
     A first path of each sequence is one of `samples` particles with latents from the prior, by
     weight: right up to a bias that falls as 1/samples. Each round of moves after it (particle
@@ -65,7 +70,7 @@ def draw_gaps(
 
 
 class _Chain:
-    """The moves of some sequences, which miss the same steps, of any pair."""
+    """The moves of sequences that miss the same steps, of any pair."""
 
     @staticmethod
     def groups(
@@ -102,14 +107,14 @@ class _Chain:
     def move(
         self, kind: Move, path: Filled | None = None, guess: Any = None, draws: int = 1
     ) -> list[Filled]:
-        """See `conditional_filter.moved`."""
+        """Move the path as `conditional_filter.moved` does."""
         found = self.paths.moved(kind, path, guess, draws)
         if path is None:
             self.hard = self.paths.effective < FEW
         return found
 
     def move_blocks(self, path: Filled) -> Filled:
-        """The path moved by blocks of steps, there and back, where whole paths are of no use."""
+        """Move the path by blocks of steps, there and back, where whole paths fail."""
         t = self.paths.batch.num_steps
         size = -(-t // BLOCKS)
         for start in [*range(0, t, size), *range(t - size, -size, -size)] if self.hard else ():
@@ -118,7 +123,7 @@ class _Chain:
 
 
 class _DeclaredChain(_Chain):
-    """The moves of some sequences of a declared model, by a particle filter."""
+    """The moves of sequences of a declared model, by a particle filter."""
 
     @staticmethod
     def groups(
@@ -146,13 +151,13 @@ class _DeclaredChain(_Chain):
         self.paths = PathMoves(pair, batch, [], [], k)
 
     def move_blocks(self, path: Filled) -> Filled:
-        """Nothing: a particle filter is resampled at each step where that is needed."""
+        """Return the path unmoved: a particle filter resamples at each step by itself."""
         return path
 
     def move(
         self, kind: Move, path: Filled | None = None, guess: Any = None, draws: int = 1
     ) -> list[Filled]:
-        """See `conditional_filter.moved`."""
+        """Move the path as `conditional_filter.moved` does."""
         if kind != "guide" or self.by_steps:
             return moved(self.pair, self.batch, self.missing, self.k, kind, path, guess, draws)
         assert path is not None
@@ -168,7 +173,7 @@ class _DeclaredChain(_Chain):
 
 
 def _proposes(pair: Pair, batch: SequenceBatch, latents: dict[str, Any]) -> bool:
-    """Whether a guide proposes latents; if it lacks enumerated ones, the prior does."""
+    """Tell whether a guide proposes latents; enumerated ones that it lacks the prior proposes."""
     proposed = {name for name, _ in sample_sites(trace_model(pair.guide, batch))}
     return bool(proposed) and not any(
         site is not None and is_enumerated(site) and name not in proposed
@@ -177,7 +182,7 @@ def _proposes(pair: Pair, batch: SequenceBatch, latents: dict[str, Any]) -> bool
 
 
 def as_path(latents: dict[str, Any]) -> Tensor:
-    """A declared model's latents `[…, T, Z]`, from the site `z` or the sites `z_0, z_1, …`."""
+    """Return a declared model's latents `[…, T, Z]`, from `z` or from `z_0, z_1, …`."""
     path: Tensor = (
         latents["z"]
         if "z" in latents
@@ -187,7 +192,7 @@ def as_path(latents: dict[str, Any]) -> Tensor:
 
 
 def blanked(batch: SequenceBatch, missing: Tensor) -> SequenceBatch:
-    """The batch with zeros at its missing steps."""
+    """Return the batch with zeros at its missing steps."""
     return batch.with_values(
         mixed(missing, map_tensors(torch.zeros_like, batch.values), batch.values)
     )

@@ -1,6 +1,4 @@
-"""What may have stood at missing steps: observations drawn given all others, before and after
-them.
-"""
+"""Impute missing steps: observations drawn given all others, before and after them."""
 
 from __future__ import annotations
 
@@ -19,8 +17,9 @@ from pyro_seq.pairs.pair import Pair
 def infill(
     pair: Pair, batch: SequenceBatch, missing: Any, *, samples: int = 64, draws: int = 1
 ) -> Any:
-    """The sequences with their missing steps drawn: values `[N * draws, T, *event]`, the draws of
-    one sequence side by side.
+    """Draw the missing steps of sequences: values `[N * draws, T, *event]`.
+
+    The draws of one sequence stand side by side.
 
     Each draw is of p(x_missing | x_observed), by a Markov chain of its own (`gaps.draw_gaps`): one
     of `samples` particles, drawn by weight, and two rounds of moves that keep the right law. Their

@@ -1,6 +1,4 @@
-"""Between two sequences: what the model makes of latents on the way from those of the one to those
-of the other.
-"""
+"""Interpolate between two sequences in latent space."""
 
 from __future__ import annotations
 
@@ -30,8 +28,9 @@ def interpolate(
     samples: int = 64,
     adjust: Adjust = unchanged,
 ) -> Any:
-    """Sequences between each one of `first` and its counterpart of `second`: values
-    `[N * num, T, *event]`, those of one side by side.
+    """Interpolate between `first` and `second`: values `[N * num, T, *event]`.
+
+    The sequences between one pair stand side by side.
 
     At each of `num` places a = 0 … 1, evenly spaced, the latents are (1 - a) z + a z', z and z'
     being the means over `samples` draws of the guide, and the model draws observations given them.
@@ -102,7 +101,7 @@ def _check(first: SequenceBatch, second: SequenceBatch, num: int, samples: int) 
 
 
 def _on_the_way(start: Tensor, end: Tensor, num: int) -> Tensor:
-    """`[N * num, …]` from `[N, …]`."""
+    """Return points from `[N, …]` on a line to `[N, …]`: `[N * num, …]`."""
     a = torch.linspace(0, 1, num, dtype=start.dtype, device=start.device).view(
         num, *(1,) * (start.dim() - 1)
     )
@@ -110,7 +109,7 @@ def _on_the_way(start: Tensor, end: Tensor, num: int) -> Tensor:
 
 
 def _means(pair: Pair, batch: SequenceBatch, samples: int, steps: int) -> dict[str, Tensor]:
-    """The guide's mean of each latent site `[N, *event]`, those of the first `steps` steps."""
+    """Return the guide's mean of each latent site `[N, *event]`, up to the first `steps` steps."""
     particles = batch.repeat(samples)
     trace = poutine.trace(pair.guide).get_trace(particles)
     after = {
@@ -140,8 +139,9 @@ def _means(pair: Pair, batch: SequenceBatch, samples: int, steps: int) -> dict[s
 
 
 def _cut(ends: list[dict[str, Tensor]], num_steps: tuple[int, int]) -> list[dict[str, Tensor]]:
-    """The means of both sides, those of sites that hold all steps cut to the shorter side's; raises
-    `UserError` where they do not fit.
+    """Cut the means of both sides to the shorter side, for sites that hold all steps.
+
+    Raises `UserError` where they do not fit.
     """
     steps = min(num_steps)
     for name in ends[0]:

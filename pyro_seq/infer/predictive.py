@@ -1,6 +1,4 @@
-"""The posterior predictive distribution of any pair, with the semantics of
-`pyro.infer.Predictive`.
-"""
+"""The posterior predictive distribution of any pair, as `pyro.infer.Predictive` has it."""
 
 from __future__ import annotations
 
@@ -37,8 +35,9 @@ def posterior_predictive(
     chunk_size: int | None = None,
     particles: int = 64,
 ) -> dict[str, Tensor]:
-    """Samples of all sites `[num_samples, *site]` of the model, its latents drawn by the guide, in
-    evaluation mode and without gradients.
+    """Draw all sites of the model `[num_samples, *site]`, latents by the guide.
+
+    The pair is in evaluation mode, and without gradients.
 
     The same as `Predictive(pair.model, guide=pair.guide, num_samples=num_samples,
     parallel=parallel)(batch)` under the same seed, to the bit, inside the pair's own parameters,
@@ -133,7 +132,7 @@ def _drawn(
 
 
 class _Names(Messenger):
-    """The names of the sites that are sampled inside and are of a kind."""
+    """Collect the names of the sites of a kind that are sampled inside."""
 
     def __init__(self, of_kind: Callable[[Any], bool]) -> None:
         super().__init__()
@@ -156,9 +155,7 @@ def _predicted(
 def _replicated(
     pair: Pair, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool
 ) -> dict[str, Tensor]:
-    """Latents drawn from the guide with the observations in sight, observations by the model
-    without them.
-    """
+    """Draw latents from the guide given the observations, and observations anew."""
     latents = Predictive(guide, num_samples=num_samples, parallel=parallel)(batch)
     by_site = stepper_of(pair).by_step(latents)
     return latents | _decoded(pair, batch.without_values(), by_site, num_samples, parallel)
@@ -167,7 +164,7 @@ def _replicated(
 def _decoded(
     pair: Pair, batch: SequenceBatch, given: dict[str, Tensor], num_samples: int, parallel: bool
 ) -> dict[str, Tensor]:
-    """The model's other sites, given some."""
+    """Draw the model's other sites, given some."""
     found: dict[str, Tensor] = Predictive(
         pair.model, posterior_samples=given, num_samples=num_samples, parallel=parallel
     )(batch)
@@ -175,7 +172,7 @@ def _decoded(
 
 
 class _Gapped:
-    """Prediction of batches with gaps, of which a guide must not see the zeros.
+    """Predict batches with gaps, of which a guide must not see the zeros.
 
     Where nothing was observed after a gap, the guide sees the sequences up to there and the model
     draws all that follows. Else, and where the latents up to the gap are not all the guide's own,
@@ -217,7 +214,7 @@ class _Gapped:
     def _of_guide(
         self, guide: Stochastic, batch: SequenceBatch, num_samples: int, parallel: bool
     ) -> dict[str, Tensor] | None:
-        """The guide's latents up to the gaps, or `None` where they are not to be had so."""
+        """Return the guide's latents up to the gaps, or `None` where the guide cannot run."""
         if self.before is None or self.hidden:
             return None
         if not self.before.num_steps:
@@ -235,7 +232,7 @@ class _Gapped:
     def _of_particles(
         self, batch: SequenceBatch, num_samples: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(latents, observations in the gaps) by site `[num_samples, N, …]`."""
+        """Return (latents, observations in the gaps) by site `[num_samples, N, …]`."""
         missing = batch.gaps & batch.mask
         repeated = blanked(batch, missing).repeat(num_samples)
         rows, parts = [], []

@@ -1,6 +1,4 @@
-"""New sequences from a model: ancestral samples, with temperature and top-k where observations are
-discrete.
-"""
+"""Ancestral sampling of new sequences, with temperature and top-k."""
 
 from __future__ import annotations
 
@@ -28,8 +26,9 @@ from pyro_seq.poutine.observation_sites import Adjust, unchanged
 def sharpened(
     distribution: Distribution, *, temperature: float = 1.0, top_k: int | None = None
 ) -> Distribution:
-    """A discrete distribution p^(1/temperature), normalised, among its `top_k` most probable values
-    (of a `Categorical`).
+    """Return p^(1/temperature), normalised, among the `top_k` most probable values.
+
+    The distribution is discrete; `top_k` is for a `Categorical`.
 
     A value that ties with the k-th stays. As the temperature falls to 0 the most probable values
     alone are left; at 0 it is one of them, the first, so that sampling is greedy (a `Bernoulli` of
@@ -84,8 +83,9 @@ def sharpened(
 
 
 def without(distribution: Distribution, values: Tensor) -> Distribution:
-    """A `Categorical` that never draws some of its values `[n]`, the others as likely among
-    themselves as before.
+    """Return a `Categorical` that never draws some of its values `[n]`.
+
+    The other values keep their relative probabilities.
 
     Of a mixture, each component's share is what it leaves to the other values. Raises `UserError`
     for any other distribution.
@@ -130,7 +130,7 @@ def _among_top(logits: Tensor, top_k: int | None) -> Tensor:
 
 
 def _divisor(temperature: float, logits: Tensor) -> float:
-    """The temperature as a number that the logits, minus infinity among them, can be divided by."""
+    """Return the temperature as a number that logits, some minus infinity, can be divided by."""
     limits = torch.finfo(logits.dtype)
     return min(max(temperature, limits.tiny), limits.max)
 
@@ -167,8 +167,9 @@ def sample_steps(
 
 
 def sample_sequences(model: Stochastic, num_steps: int, **options: Any) -> Any:
-    """`sample_steps` put together: values `[*lead, num_steps, *event]`, a dict of such for a named
-    group.
+    """Draw sequences by `sample_steps`: values `[*lead, num_steps, *event]`.
+
+    Of a named group they are a dict.
     """
     return stepper_of(Pair(model)).stack(list(sample_steps(model, num_steps, **options)))
 
@@ -182,8 +183,9 @@ def ancestral(
     inputs: Tensor | None = None,
     adjust: Adjust = unchanged,
 ) -> Any:
-    """New sequences of any pair, from its model in evaluation mode: values
-    `[num_sequences, num_steps, *event]`, a dict for a named group.
+    """Draw new sequences of any pair: values `[num_sequences, num_steps, *event]`.
+
+    The model is in evaluation mode; values of a named group are a dict.
 
     A model declared by its equations is run step by step. Any other is called on a batch without
     values, where its observations must be sites `x_0, x_1, …` (`x_0_notes, …` of a named group),
@@ -222,8 +224,9 @@ def ancestral(
 
 @torch.no_grad()
 def sampled_values(model: Stochastic, batch: SequenceBatch, adjust: Adjust = unchanged) -> Any:
-    """The observations that a model samples for a batch without values, `[N, T, *event]`, as
-    `ancestral` does; in the mode that it is in.
+    """Draw observations `[N, T, *event]` for a batch without values, in the model's mode.
+
+    They are drawn as `ancestral` draws them.
 
     All T steps are drawn, also those beyond the end of a shorter sequence. Raises `UserError` for
     observations that cannot be told.

@@ -1,12 +1,13 @@
-"""Reparameterised samples of a whole latent path whose every step is normal given the one before.
+"""Reparameterised samples of a latent path whose steps are normal given the one before.
 
-    z_t = loc_t + scale_t * noise_t,   (loc_t, scale_t) = posterior(e_t, z_{t-1}) [+ prior(d_t,
-    z_{t-1}).loc]
+    z_t = loc_t + scale_t * noise_t,
+    (loc_t, scale_t) = posterior(e_t, z_{t-1}) [+ prior(d_t, z_{t-1}).loc]
 
-Each step needs the last, so a path is a loop; under autograd the loop records some fifteen
-operations a step, whose bookkeeping costs more than their arithmetic. For networks made of linear
-layers and elementwise activations, `sample_path` runs it as one autograd function instead: what
-does not depend on z is computed for all steps before the loop, what does not feed back after.
+Each step needs the last one, so a path is a loop; under autograd the loop records some fifteen
+operations a step, whose bookkeeping costs more than their arithmetic. For networks of linear layers
+and elementwise activations, `sample_path` runs the loop as one autograd function: everything that
+does not depend on z is computed for all steps before the loop, and everything that does not feed
+back is computed after the loop.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ def sample_path(
     prior: NormalNet | None = None,
     prior_features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The path `z_1 … z_T` that standard normal `noise` `[*lead, T, Z]` gives from `first` = z_0
-    `[*lead, Z]`, and its scales.
+    """Map noise `[*lead, T, Z]` and z_0 = `first` `[*lead, Z]` to z_1 … z_T and its scales.
 
     Both are `[*lead, T, Z]`; with them and the noise the density of the path is known, log q(z) =
     sum log N(noise) - log scale.
@@ -92,9 +92,7 @@ def _run_layers(
 def sample_combined_path(
     noise: Tensor, first: Tensor, combiner: Combiner, evidence: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The path and its scales, as `sample_path` gives them, of a `Combiner` of evidence
-    `[*lead, T, E]` and the z before.
-    """
+    """Compute `sample_path` of a `Combiner` of evidence `[*lead, T, E]` and the z before."""
     lead = torch.broadcast_shapes(noise.shape[:-2], first.shape[:-1], evidence.shape[:-2])
     weight, bias = combiner.output.weight / 2, combiner.output.bias
     hidden = _Layer(combiner.latent.weight, combiner.latent.bias)
@@ -111,9 +109,7 @@ def sample_path_by_steps(
     prior: NormalNet | None = None,
     prior_features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What `sample_path` computes, step by step under autograd: its definition, for any networks
-    with a NormalNet's call.
-    """
+    """Compute `sample_path` step by step under autograd: its definition, for any networks."""
     z, path, scales = first, [], []
     for t in range(noise.shape[-2]):
         shift = None
@@ -134,8 +130,7 @@ class _Layer(NamedTuple):
 
 
 class _Network(NamedTuple):
-    """A multilayer perceptron over features and z, its first layer's products with the features
-    taken for all steps.
+    """A multilayer perceptron over features and z, its products with the features precomputed.
 
     The first layer's weight is that on z, `[S, Z]`, and its bias the products `[T, N, S]`. The
     activations stand between layers.
@@ -148,9 +143,7 @@ class _Network(NamedTuple):
 def _network(
     net: NormalNet, features: Tensor, output_size: int, lead: Sequence[int]
 ) -> _Network | None:
-    """The first `output_size` outputs of the net's perceptron, or `None` if it holds anything but
-    what `NormalNet` puts there.
-    """
+    """Return the first `output_size` outputs of a net, or `None` for a net of unknown layers."""
     if type(net) is not NormalNet or type(net.mlp) is not MLP or type(net.positive) is not Positive:
         return None
     if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
@@ -172,7 +165,7 @@ def _network(
 
 
 def _time_first(x: Tensor, lead: Sequence[int]) -> Tensor:
-    """`[..., T, F]` as `[T, N, F]`, with the batch dimensions `lead` in one."""
+    """Return `[..., T, F]` as `[T, N, F]`, with the batch dimensions `lead` in one."""
     return x.expand(*lead, *x.shape[-2:]).reshape(math.prod(lead), *x.shape[-2:]).transpose(0, 1)
 
 
@@ -205,8 +198,7 @@ def _merged(posterior: _Network | None, prior: _Network | None, size: int) -> _N
 
 
 class _SamplePath(torch.autograd.Function):
-    """The path and scales `[T, N, Z]` of one network with the given layers, in the terms of
-    `_Network`.
+    """The path and scales `[T, N, Z]` of one network with the given layers, as in `_Network`.
 
     The forward pass keeps the values before each activation. The backward pass takes from them, for
     all steps at once, every elementwise derivative; its loop holds nothing but the adjoint of z,
@@ -282,8 +274,7 @@ def _run(
     ends: tuple[Tensor, Tensor, Tensor, Tensor],
     project: Elementwise,
 ) -> None:
-    """Steps from `first` to the end of the path, adding to the values `[T, N, S]` of each layer
-    what depends on z.
+    """Step from `first` to the end of the path, adding to `[T, N, S]` what depends on z.
 
     `ends` are the locations and raw scales (of the last layer's values), the noise and the path,
     which is filled.
@@ -308,8 +299,7 @@ def _carry_back(
     weights: Sequence[Tensor],
     direct: Tensor | None,
 ) -> None:
-    """Completes the adjoint `[T + 1, N, Z]` of z in place, and turns the slopes `[T, N, S]` into
-    gradients of the values.
+    """Complete the adjoint `[T + 1, N, Z]` of z in place, and turn slopes into gradients.
 
     `direct` `[T, N, Z]` is the part of the raw scales' gradients that does not come through z.
     """
@@ -326,7 +316,7 @@ def _carry_back(
 
 
 def _with_slope(function: Elementwise, x: Tensor) -> tuple[Tensor, Tensor]:
-    """An elementwise function's values and derivatives at x."""
+    """Return an elementwise function's values and derivatives at x."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         y = function(x)

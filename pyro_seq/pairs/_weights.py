@@ -1,6 +1,4 @@
-"""Weights of modules by name: copied where names, shapes and types fit, and every number is
-finite.
-"""
+"""Copy weights by name where names, shapes and types fit, and every number is finite."""
 
 from __future__ import annotations
 
@@ -14,7 +12,9 @@ from pyro_seq.errors import UserError
 
 
 def load_weights(target: dict[str, Tensor], weights: dict[str, Any], where: str | Path) -> None:
-    """Copy weights into tensors of the same names, in place (a module's are `module.state_dict()`).
+    """Copy weights in place into the tensors of the same names.
+
+    The target of a module is `module.state_dict()`.
 
     Raises `UserError` unless names and shapes fit exactly and every number is finite; then nothing
     was copied.

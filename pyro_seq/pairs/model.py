@@ -1,6 +1,4 @@
-"""`SequenceModel`: a generative model declared by its equations, which the core runs in two layouts
-of equal density.
-"""
+"""`SequenceModel`: a generative model that declares its equations, run in two equal layouts."""
 
 from __future__ import annotations
 
@@ -30,11 +28,10 @@ Layout = Literal["path", "steps"]
 
 
 class Outcome(NamedTuple):
-    """What a model or guide returns: the observations, the latents `[*lead, N, T, Z]` and the state
-    after the last step.
+    """The values, latents `[*lead, N, T, Z]` and last state that a model or guide returns.
 
-    The state is what a following window starts from, so it is that of sequences that fill the
-    batch's T steps; nothing follows a sequence that ended before.
+    The next window starts from the state, which is that of sequences that fill the batch's T steps;
+    no window follows a sequence that has ended earlier.
     """
 
     values: Any
@@ -57,14 +54,13 @@ class ModelState(TypedDict):
 
 
 class SequenceModel(nn.Module):
-    """A model of sequences with deterministic recurrences and, per step, an optional latent vector
-    z_t.
+    """A model with deterministic recurrences and, per step, an optional latent vector z_t.
 
     A subclass declares three equations. Each of them takes a chunk of steps `[*lead, T, …]`; a
     chunk may be one step long.
 
-    - `recur(c, z_{t-1}, carried)`: what is computed before z_t is known, from the contexts c_t
-      (`contexts.Context`): h_t. A model that looks at z_{t-1} here says so: `recurs_on_latents`.
+    - `recur(c, z_{t-1}, carried)`: h_t, computed before z_t is known from the contexts c_t
+      (`contexts.Context`). A model that looks at z_{t-1} here sets `recurs_on_latents`.
     - `transition(h, z_{t-1})`: the prior p(z_t | h_t, z_{t-1}), a normal; not needed without
       latents (`latent_size` 0).
     - `decode(h, z, carried)`: the emission's features.
@@ -101,37 +97,39 @@ class SequenceModel(nn.Module):
     # the equations
 
     def initial_carried(self, *lead: int) -> Any:
-        """The recurrences' state before the first step."""
+        """Return the recurrences' state before the first step."""
         return ()
 
     def initial_latent(self, *lead: int) -> Tensor:
-        """z_0 `[*lead, Z]`, by default zero."""
+        """Return z_0 `[*lead, Z]`, by default zero."""
         return zeros_like_weights([self], *lead, self.latent_size)
 
     def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
-        """(h_t `[*lead, T, H]`, carried) from c_t `[*lead, T, C]` and z_{t-1} `[*lead, T, Z]`; by
-        default the contexts themselves.
+        """Compute (h_t `[*lead, T, H]`, carried) from c_t and z_{t-1}; by default h_t = c_t.
+
+        c_t is `[*lead, T, C]`, z_{t-1} is `[*lead, T, Z]`.
 
         A model that does not recur on latents is given an empty tensor in place of z_{t-1}.
         """
         return contexts, carried
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
-        """p(z_t | h_t, z_{t-1}): a normal of batch shape `[*lead, T, Z]`; by default N(0, 1)."""
+        """Return p(z_t | h_t, z_{t-1}), a normal `[*lead, T, Z]`; by default N(0, 1)."""
         zeros = previous.new_zeros(
             *torch.broadcast_shapes(h.shape[:-1], previous.shape[:-1]), self.latent_size
         )
         return dist.Normal(zeros, torch.ones_like(zeros))
 
     def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
-        """(features of p(x_t | …) `[*lead, T, emission.num_features]`, carried)."""
+        """Compute (features of p(x_t | …) `[*lead, T, emission.num_features]`, carried)."""
         raise TypeError(f"{type(self).__name__} must define decode(h, latents, carried)")
 
     # running them
 
     def initial(self, *lead: int) -> ModelState:
-        """The state before the first step of `lead` sequences: what the context remembers, z_0, and
-        the recurrences'.
+        """Return the state before the first step of `lead` sequences.
+
+        It holds the states of the context and of the recurrences, and z_0.
         """
         latent = self.initial_latent(*lead)
         return {
@@ -141,7 +139,7 @@ class SequenceModel(nn.Module):
         }
 
     def state_before(self, batch: SequenceBatch) -> ModelState:
-        """The state that the batch's first step starts from."""
+        """Return the state that the batch's first step starts from."""
         return (
             batch.once((id(self), "before"), lambda: self.initial(len(batch)))
             if batch.state is None
@@ -160,22 +158,21 @@ class SequenceModel(nn.Module):
         return self._path(batch) if whole else self._steps(batch)
 
     def seen(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
-        """(c_{1:T} `[N, T, C]`, the context's state after the last step), given the batch's
-        observations.
-        """
+        """Compute (c_{1:T} `[N, T, C]`, the context's last state) from the batch's observations."""
         contexts, after = self._contexts(batch)
         return contexts[..., : self.context.num_features], after
 
     def _contexts(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
-        """The same, with what is passed on to the emission."""
+        """Compute `seen` with the features that are passed on to the emission."""
         return batch.once(
             (id(self), "seen"),
             lambda: self.context.over(batch, self.state_before(batch)["context"]),
         )
 
     def emit(self, features: Tensor, contexts: Tensor) -> Distribution:
-        """p(x_t | features `[*lead, F]`), given all of the context `[*lead, C + num_passed_on]`,
-        some of which may be passed on.
+        """Return p(x_t | features `[*lead, F]`), given all features of the context.
+
+        These are `[*lead, C + num_passed_on]`, the last ones for the emission.
         """
         features = full_precision(features)
         passed_on = contexts[..., self.context.num_features :]
@@ -186,8 +183,9 @@ class SequenceModel(nn.Module):
         )
 
     def history(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
-        """(h_{1:T} `[N, T, H]`, carried), given the batch's observations, of a model that does not
-        recur on latents.
+        """Compute (h_{1:T} `[N, T, H]`, carried) of a model that does not recur on latents.
+
+        The batch's observations are given.
         """
 
         def compute() -> tuple[Tensor, Any]:
@@ -278,8 +276,9 @@ class SequenceModel(nn.Module):
         draw_latent: Callable[[dist.Normal], Tensor],
         draw_observation: Callable[[Distribution], Any],
     ) -> tuple[Any, Tensor | None, ModelState]:
-        """One step: (x_t, z_t, the state after it), the two drawn from their distributions as the
-        caller says.
+        """Run one step: (x_t, z_t, the state after it).
+
+        The caller's functions draw x_t and z_t from their distributions.
         """
         contexts = self.context.features(state["context"], inputs)
         seen = contexts[..., : self.context.num_features].unsqueeze(-2)
@@ -322,8 +321,9 @@ def path_by_steps(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -
 
 
 def observations(model: SequenceModel, batch: SequenceBatch) -> list[Any]:
-    """The observations of each step `[N, *event]` as the model's emission takes them, `None` where
-    they are to be sampled.
+    """Return the observations of each step `[N, *event]`, `None` where they are to be sampled.
+
+    They are converted as the model's emission takes them.
     """
     if batch.values is None:
         return [None] * batch.num_steps
@@ -337,10 +337,10 @@ def observations(model: SequenceModel, batch: SequenceBatch) -> list[Any]:
 
 
 def remembered(model: SequenceModel, x: Any, context: Any, latent: Tensor) -> tuple[Any, Tensor]:
-    """(what the context remembers after x_t, z_t or whatever stands for it).
+    """Return (the context's state after x_t, z_t or its substitute).
 
-    Plates around the model add dimensions to what is sampled, so x, or what was remembered before
-    it, may lack some that the other has.
+    Plates around the model add dimensions to sampled values, so x, or the context's state before
+    x, may lack dimensions that the other has.
     """
     lead = _lead(model.emission, x)
     if len(lead) > 1 or latent.dim() > 2:
@@ -361,7 +361,7 @@ def remembered(model: SequenceModel, x: Any, context: Any, latent: Tensor) -> tu
 
 
 def _lead(emission: Any, x: Any) -> torch.Size:
-    """The batch dimensions of an observation, or of the first one in a named group."""
+    """Return the batch dimensions of an observation, or of the first one in a named group."""
     if isinstance(x, dict):
         name, x = next(iter(x.items()))
         emission = emission.emissions[name]

@@ -24,14 +24,13 @@ Stochastic = Callable[[SequenceBatch], Any]
 
 
 def no_guide(batch: SequenceBatch) -> None:
-    """The guide of a model without latents: nothing to infer, and the ELBO is the exact
-    log-likelihood.
-    """
+    """Do nothing: the guide of a model without latents, whose ELBO is exact."""
 
 
 class Pair:
-    """Any model and guide: callables on a `SequenceBatch` that are valid Pyro (functions,
-    `nn.Module`s, `PyroModule`s).
+    """A model and a guide: callables on a `SequenceBatch` that are valid Pyro.
+
+    They may be functions, `nn.Module`s or `PyroModule`s.
 
     Pyro registers parameters by name in one global store, where two pairs with the same names would
     silently share them; inside `scope()` the store holds this pair's parameters alone. All tools
@@ -83,8 +82,9 @@ class Pair:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Inside, Pyro's parameter store is this pair's own, also after an error; may be nested,
-        also in and around other pairs'.
+        """Make Pyro's parameter store this pair's own inside, also after an error.
+
+        May be nested, also in and around the scopes of other pairs.
 
         Warns of parameters that functions have begun anew, though Pyro's store holds some of their
         names outside.
@@ -129,14 +129,12 @@ class Pair:
             list(store.values())
 
     def modules(self) -> dict[str, nn.Module]:
-        """Those of model and guide that are modules, by the names `model` and `guide`."""
+        """Return the modules among model and guide, by the names `model` and `guide`."""
         sides = {"model": self.model, "guide": self.guide}
         return {name: side for name, side in sides.items() if isinstance(side, nn.Module)}
 
     def _all_modules(self) -> list[nn.Module]:
-        """Model and guide where they are modules, and the modules that they use where they are
-        functions.
-        """
+        """Return model and guide where they are modules, else the modules that they use."""
         return [module for side in (self.model, self.guide) for module in modules_of(side)]
 
     def train(self, mode: bool = True) -> None:
@@ -146,9 +144,7 @@ class Pair:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside, the modules are in evaluation mode; afterwards each module and submodule is in
-        its own mode again.
-        """
+        """Put the modules into evaluation mode inside, and restore each part's mode on exit."""
         modes = [
             (part, part.training) for module in self._all_modules() for part in module.modules()
         ]
@@ -160,9 +156,7 @@ class Pair:
                 part.training = mode
 
     def to(self, device: torch.device | str) -> Pair:
-        """Move the modules and the functions' parameters that have been registered so far to a
-        device.
-        """
+        """Move modules, and functions' parameters registered so far, to a device."""
         for module in self._all_modules():
             module.to(device)
         with self.scope():
@@ -172,8 +166,9 @@ class Pair:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie, those of functions once they have been registered; the CPU if
-        there are none.
+        """The device of the weights; the CPU if there are none.
+
+        Functions' weights exist once they have been registered.
         """
         of_modules = (
             p for module in self._all_modules() for p in (*module.parameters(), *module.buffers())
@@ -183,11 +178,12 @@ class Pair:
         return torch.device("cpu") if found is None else found.device
 
     def parameters(self) -> dict[str, Tensor]:
-        """All that training may change, unconstrained, by name; inside `scope()`, after a first
-        call has registered functions' parameters.
+        """Return all parameters that training may change, unconstrained, by name.
 
-        The modules' own parameters are taken from them, not from the store, where one of the model
-        and one of the guide that have the same name would be one entry.
+        To be called inside `scope()`, after a first call has registered functions' parameters.
+
+        The modules' parameters are taken from the modules, not from the store, where a parameter of
+        the model and one of the guide with the same name would be one entry.
         """
         named: dict[int, tuple[str, Tensor]] = {}
         for side, module in self.modules().items():
@@ -197,21 +193,23 @@ class Pair:
         return dict(named.values()) | self._free()
 
     def _free(self) -> dict[str, Tensor]:
-        """The parameters in Pyro's store that belong to no module: those of functions."""
+        """Return the parameters in Pyro's store that belong to functions, not to modules."""
         owned = {id(p) for module in self.modules().values() for p in module.parameters()}
         return {
             name: p for name, p in pyro.get_param_store().named_parameters() if id(p) not in owned
         }
 
     def buffers(self) -> list[Tensor]:
-        """What the modules keep that is no parameter, as running statistics, also of those that
-        functions use.
+        """Return the modules' buffers, as running statistics.
+
+        Modules that functions use are among them.
         """
         return [buffer for module in self._all_modules() for buffer in module.buffers()]
 
     def _used(self) -> dict[str, Tensor]:
-        """What the modules that functions use hold and Pyro's store does not: buffers and frozen
-        parameters; inside `scope()`.
+        """Return what the modules that functions use hold and Pyro's store does not.
+
+        These are buffers and frozen parameters; to be called inside `scope()`.
         """
         known = {id(p) for _, p in pyro.get_param_store().named_parameters()}
         known |= {
@@ -231,8 +229,10 @@ class Pair:
         return used
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """All weights: the modules' states, and what functions keep in Pyro's store, unconstrained,
-        and in modules; inside `scope()`.
+        """Return all weights: the modules' states, and what functions keep.
+
+        Functions keep parameters in Pyro's store, unconstrained, and in modules; to be called
+        inside `scope()`.
         """
         free = {name: p.detach() for name, p in self._free().items()}
         return {name: dict(module.state_dict()) for name, module in self.modules().items()} | {
@@ -240,8 +240,10 @@ class Pair:
         }
 
     def load_weights(self, weights: object, where: str | Path) -> None:
-        """Take over what `weights()` gave; inside `scope()`, and for functions' parameters after a
-        first call has registered them.
+        """Load weights that `weights()` returned.
+
+        To be called inside `scope()`, and for functions' parameters after a first call has
+        registered them.
 
         Raises `UserError` if names or shapes differ or a number is not finite; then nothing was
         taken over.
@@ -249,14 +251,15 @@ class Pair:
         load_weights(*self._side_by_side(weights, where), where)
 
     def check_weights(self, weights: object, where: str | Path) -> None:
-        """Raise what `load_weights` would raise; inside `scope()`."""
+        """Raise the errors of `load_weights`; to be called inside `scope()`."""
         check_weights(*self._side_by_side(weights, where), where)
 
     def _side_by_side(
         self, weights: object, where: str | Path
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(this pair's weights, those of a file) by name; raises `UserError` for those of other
-        sides.
+        """Return (this pair's weights, a file's weights) by name.
+
+        Raises `UserError` for weights of other sides.
         """
         parts = self.weights()
         if (

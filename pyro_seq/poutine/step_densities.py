@@ -1,6 +1,4 @@
-"""What each site of a trace says of each step: log-densities by step, and observations that a
-density cannot have.
-"""
+"""Log-densities of a trace's sites by step, and observations that have no density."""
 
 from __future__ import annotations
 
@@ -23,31 +21,30 @@ from pyro_seq.poutine.time_sites import sample_sites as sample_sites
 
 
 class Unsummed(UserError):
-    """Latents that are marked to be summed out are to be drawn."""
+    """An error: latents that are marked to be summed out would be drawn."""
 
 
 class Observed(NamedTuple):
-    """Which observations to check: the steps `[N, T]`, and what the sequences are called in a
-    message `[N]`.
-    """
+    """Observations to check: the steps `[N, T]`, and the sequences' names in a message `[N]`."""
 
     active: Tensor
     names: Tensor
 
 
 def is_factor(site: Any) -> bool:
-    """Whether a site is a `pyro.factor`: a term of the density, and nothing that is observed."""
+    """Tell whether a site is a `pyro.factor`: a term of the density, and no observation."""
     return isinstance(site["fn"], dist.Unit)
 
 
 def is_enumerated(site: Any) -> bool:
-    """Whether a site is left to `TraceEnum_ELBO`, which sums it out."""
+    """Tell whether a site is left to `TraceEnum_ELBO`, which sums it out."""
     return site["infer"].get("enumerate") == "parallel"
 
 
 def traced(pair: Pair, batch: SequenceBatch, proposal: str) -> tuple[Any, Any]:
-    """(the trace that the latents were drawn in, the model's trace at these latents), latents drawn
-    from the guide or from the prior.
+    """Return (the trace in which latents were drawn, the model's trace at these latents).
+
+    Latents are drawn from the guide or from the prior.
 
     The sites of both are classified (`time_sites.classify`).
     """
@@ -67,12 +64,13 @@ def traced(pair: Pair, batch: SequenceBatch, proposal: str) -> tuple[Any, Any]:
 def log_weights(
     guide_trace: Any, model_trace: Any, like: Tensor, observed: Observed | None = None
 ) -> tuple[Tensor, str | None]:
-    """(log p(x, z) - log q(z) by step, shaped like `like`, the name of a latent site or `None` if
-    there is none).
+    """Return (log p(x, z) - log q(z) by step, the name of a latent site or `None`).
+
+    The log-weights are shaped like `like`.
 
     `like` is `[N, T]`, or `[K, N, T]` for K particles in a plate to the left. Where both traces are
-    one, the latents are the model's own draws and their densities cancel. Observations outside
-    their support are refused, those that `observed` names. Raises `UserError` as `score` does.
+    the same, the latents are the model's own draws and their densities cancel. Raises `UserError`
+    as `score` does, and for observations named by `observed` that lie outside their support.
     """
     latent: str | None = None
     shares: list[tuple[int | None, Tensor]] = []
@@ -97,14 +95,15 @@ def log_weights(
 
 
 def by_step(name: str, site: Any, trace: Any, like: Tensor) -> Tensor:
-    """The log-density of one site by step, shaped like `like` (see `log_weights`)."""
+    """Return the log-density of one site by step, shaped like `like` (see `log_weights`)."""
     step = place_of(name, site, places_of(trace, like.shape[-1])[name])
     return _summed(like, [(step, _share(like, name, site, step))])
 
 
 def states(guide_trace: Any, model_trace: Any) -> dict[str, Any]:
-    """What model and guide returned for the next window to start from; of latents drawn from the
-    prior, the model's alone.
+    """Return what model and guide return for the next window to start from.
+
+    Of latents drawn from the prior it is the model's alone.
     """
     model, guide = (
         getattr(trace.nodes["_RETURN"]["value"], "state", None)
@@ -116,9 +115,7 @@ def states(guide_trace: Any, model_trace: Any) -> dict[str, Any]:
 
 
 def misshapen(found: dict[str, Any], size: int) -> list[str]:
-    """Whose state has a tensor that does not have the sequences, `size` of them, as its first
-    dimension.
-    """
+    """Return faults of states whose tensors do not have the `size` sequences first."""
     wrong, rule = (
         [],
         f"its first dimension must be the sequences ({size}), where nn.LSTM's has its layers",
@@ -132,9 +129,7 @@ def misshapen(found: dict[str, Any], size: int) -> list[str]:
 
 
 def unkept(found: dict[str, Any]) -> list[str]:
-    """Whose state holds something that neither a window's end cuts off its graph nor a checkpoint
-    gives back.
-    """
+    """Return faults of states that can be neither detached nor saved."""
     try:
         flatten({f"the {side}'s state": state for side, state in found.items()})
     except TypeError as error:
@@ -143,24 +138,23 @@ def unkept(found: dict[str, Any]) -> list[str]:
 
 
 def well_shaped(found: dict[str, Any], size: int) -> dict[str, Any]:
-    """States as they are; raises `UserError` for those that are `misshapen`, so that no window goes
-    on from them.
-    """
+    """Return states unchanged; raise `UserError` for those that are `misshapen`."""
     if wrong := misshapen(found, size):
         raise UserError(wrong[0])
     return found
 
 
 def _by_itself(x: Tensor) -> Tensor:
-    """A tensor without a graph, and without the larger one that it is a part of: a path's last step
-    must not keep the path.
+    """Return a tensor without its graph, copied out of a larger one.
+
+    A path's last step must not keep the path.
     """
     x = x.detach()
     return x.clone() if x.untyped_storage().nbytes() > x.numel() * x.element_size() else x
 
 
 def is_told_apart(site: Any, place: Place) -> bool:
-    """Whether a site over time has a density for each step."""
+    """Tell whether a site over time has a density for each step."""
     return place.over_time and (
         hasattr(site["fn"], "step_log_prob")
         or isinstance(site["fn"], torch.distributions.Independent)
@@ -180,10 +174,10 @@ def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
 
 
 def place_of(name: str, site: Any, place: Place) -> int | None:
-    """The step that a site's density counts at, or `None` if its event has an entry for each step.
+    """Return the step that a site counts at, `None` if its event has an entry for each step.
 
-    A latent that is over no time counts as a whole at step 0, and so does one whose distribution
-    does not tell its steps apart.
+    A latent of the whole sequence counts at step 0, and so does a latent over time whose
+    distribution has no density for each step.
     """
     if place.step is not None or is_told_apart(site, place):
         return place.step
@@ -203,7 +197,7 @@ def place_of(name: str, site: Any, place: Place) -> int | None:
 
 
 def _summed(like: Tensor, shares: list[tuple[int | None, Tensor]]) -> Tensor:
-    """Log-densities of steps `[*lead, N]`, or of all, added up like `like` in the widest type."""
+    """Add up log-densities of steps `[*lead, N]`, or of all, like `like` in the widest type."""
     steps = torch.zeros_like(
         like, dtype=reduce(torch.promote_types, {share.dtype for _, share in shares}, like.dtype)
     )
@@ -214,7 +208,7 @@ def _summed(like: Tensor, shares: list[tuple[int | None, Tensor]]) -> Tensor:
 
 
 def _share(like: Tensor, name: str, site: Any, step: int | None) -> Tensor:
-    """A site's log-density at its step, `[*lead, N]`, or at each of them, `[*lead, N, T]`."""
+    """Return a site's log-density at its step, `[*lead, N]`, or at each step, `[*lead, N, T]`."""
     fn, value, mask = site["fn"], site["value"], site["mask"]
     if step is not None:
         like, log_prob = like[..., step], fn.log_prob(value)
@@ -235,8 +229,9 @@ def _share(like: Tensor, name: str, site: Any, step: int | None) -> Tensor:
 
 
 def _by_row(name: str, log_prob: Tensor, mask: Any, like: Tensor, *, over_steps: bool) -> Tensor:
-    """Log-densities `[*plates, N]` or `[*plates, N, T]` with the plates inside a sequence summed
-    out, those masked set to zero.
+    """Sum the plates inside a sequence out of log-densities; masked ones are zero.
+
+    Log-densities are `[*plates, N]` or `[*plates, N, T]`.
 
     With particles in the plate next to the sequences, `like` has a dimension for them.
     """
@@ -256,8 +251,9 @@ def _by_row(name: str, log_prob: Tensor, mask: Any, like: Tensor, *, over_steps:
 
 
 def check_support(name: str, fn: Any, value: Tensor, observed: Observed, step: int | None) -> None:
-    """Raise `UserError` if an observation lies outside what its distribution can give, naming
-    sequence, step, site and support.
+    """Raise `UserError` if an observation lies outside its distribution's support.
+
+    The message names sequence, step, site and support.
 
     Args:
         name: the site's name.
@@ -291,7 +287,7 @@ def check_support(name: str, fn: Any, value: Tensor, observed: Observed, step: i
 
 
 def _in_words(support: Any) -> str:
-    """What a constraint asks for."""
+    """Say what a constraint asks for."""
     if support is constraints.boolean:
         return "0 or 1"
     if isinstance(support, type(constraints.integer_interval(0, 1))):
@@ -312,8 +308,9 @@ def _in_words(support: Any) -> str:
 
 
 def entropies(trace: Any, like: Tensor) -> Tensor:
-    """H[p(x_t | x_{<t})] of the observed sites by step, in nats, shaped like `like` `[N, T]`, with
-    gradients; padding is not masked.
+    """Return H[p(x_t | x_{<t})] of the observed sites by step `[N, T]`, in nats.
+
+    They are shaped like `like` and have gradients; padding is not masked.
 
     Raises `UserError` for a distribution whose entropy has no closed form.
     """

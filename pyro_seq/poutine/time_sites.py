@@ -129,6 +129,8 @@ def classify(sides: Sequence[Side], batch: SequenceBatch, pair: Pair | None = No
 
     The rules, in this order:
 
+    The rules, in this order:
+
     1. A mark, `infer={"time": t}`, `"all"` or `None` (the whole sequence), on either side.
        `with batch.active(t)` marks the sites inside, and a declared pair marks all of its sites.
     2. A distribution that knows its steps (`step_log_prob`), for an event of T entries.

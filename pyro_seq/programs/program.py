@@ -371,9 +371,7 @@ def check_resumable(run: RunFolder) -> None:
 
 
 def check_training(settings: TrainingSettings) -> None:
-    """Raise `UserError` for settings that do not go together though each of them is in its
-    range.
-    """
+    """Raise `UserError` for settings in their ranges that do not go together."""
     try:
         kl_strength(
             0, schedule=settings.kl_schedule, start=settings.kl_start, steps=settings.kl_steps

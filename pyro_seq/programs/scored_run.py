@@ -1,6 +1,4 @@
-"""What `pyroseq score` asks of a domain: a run that reads files of its kind and says how likely
-what is in them is.
-"""
+"""The interface of `pyroseq score`: a run that reads files of its kind and scores them."""
 
 from __future__ import annotations
 
@@ -98,9 +96,7 @@ class Estimate:
 
 @dataclass
 class ScoredStep:
-    """A step of a sequence: its number, its nats -log p(x_t | x_{<t}), and itself in its
-    surroundings.
-    """
+    """A step of a sequence: its number, its nats -log p(x_t | x_{<t}), and its surroundings."""
 
     step: int
     nats: float
@@ -132,14 +128,12 @@ def shown_steps(nats: Tensor, top: int, by_step: bool) -> list[int]:
 
 
 class ScoredRun(Protocol):
-    """A trained run of some domain."""
+    """A trained run of a program that can score files."""
 
     unit: str  # what a step is, in the singular
 
     def check_file(self, path: Path) -> None:
-        """Raise `UserError` for a file that is not there: before any is scored, since that may take
-        hours.
-        """
+        """Raise `UserError` for a missing file, before hours of scoring begin."""
         ...
 
     def score_file(

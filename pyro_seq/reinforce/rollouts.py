@@ -1,6 +1,4 @@
-"""Monte Carlo rollouts: what a prefix is worth, as the mean reward of completions that a policy
-draws for it.
-"""
+"""Monte Carlo rollouts: the value of a prefix is the mean reward of its completions."""
 
 from __future__ import annotations
 
@@ -21,8 +19,9 @@ from pyro_seq.reinforce.objective import Reward, rewards_by_step
 
 
 class Rollouts:
-    r"""Q(x_{1:t}) = 1/K sum_k R(x_{1:t}, x^k_{t+1:T}) for every prefix, the K completions drawn by
-    the policy; Q(x_{1:T}) = R(x_{1:T}).
+    r"""Q(x_{1:t}) = 1/K sum_k R(x_{1:t}, x^k_{t+1:T}) by K completions; Q(x_{1:T}) = R(x_{1:T}).
+
+    A policy draws the completions.
 
     (Yu et al. 2017, arXiv 1609.05473, eq. 4.) Of rewards by step, those before the prefix's last
     step are left out: Q is an estimate of the return G_t. It is what `Reinforce(action_values=…)`
@@ -98,9 +97,7 @@ class Rollouts:
 
     @torch.no_grad()
     def __call__(self, batch: SequenceBatch) -> Tensor:
-        """Q `[N, T]` of sequences that were sampled, whose every prefix is worth what its
-        completions earn; zero at padding.
-        """
+        """Return Q `[N, T]` of sampled sequences from completions; zero at padding."""
         n, steps = len(batch), batch.num_steps
         earned = rewards_by_step(self.reward, batch, torch.zeros(n, steps, device=batch.device))
         self.earned = earned
@@ -115,12 +112,13 @@ class Rollouts:
         return values * batch.mask
 
     def _prefixes(self, batch: SequenceBatch) -> Tensor:
-        """Which prefixes `[N, T - 1]` have something left to be completed."""
+        """Return which prefixes `[N, T - 1]` have something left to be completed."""
         return torch.arange(1, batch.num_steps, device=batch.device) < batch.lengths.unsqueeze(-1)
 
     def _portions(self, n: int, prefixes: int) -> list[tuple[Tensor, list[int]]]:
-        """(rows of the batch, rollouts drawn one after the other): at most `max_rows` completions
-        at once, or one of each prefix.
+        """Return (rows of the batch, rollouts drawn one after the other) for each portion.
+
+        A portion has at most `max_rows` completions, or one of each prefix.
         """
         at_once = max(1, min(self.num_rollouts, self.max_rows // prefixes))
         whole, rest = divmod(self.num_rollouts, at_once)
@@ -129,7 +127,7 @@ class Rollouts:
         return [(rows, draws) for rows in torch.arange(n).split(size)]
 
     def _prefix_values(self, batch: SequenceBatch, draws: list[int]) -> Tensor:
-        """The mean return of the completions of each prefix, `[N, T - 1]`."""
+        """Return the mean return of the completions of each prefix, `[N, T - 1]`."""
         n, prefixes = len(batch), batch.num_steps - 1
         total = torch.zeros(n, prefixes, device=batch.device)
         for k in draws:
@@ -149,15 +147,16 @@ class Rollouts:
         return total / sum(draws)
 
     def _lengths(self, values: Any, whole: SequenceBatch) -> Tensor:
-        """Of completions: as long as the sequences that they complete, or up to their own ends."""
+        """Return the lengths of completions: the sequences' own, or up to the completions' ends."""
         if self.end is None:
             return whole.lengths
         ends = values == self.end
         return torch.where(ends.any(1), ends.long().argmax(1) + 1, whole.num_steps)
 
     def completions(self, batch: SequenceBatch, draws: int) -> Any:
-        """Completions of every prefix but the whole: values `[T - 1, N, draws, T, *event]`, of
-        which the first has one observed step.
+        """Complete every proper prefix: values `[T - 1, N, draws, T, *event]`.
+
+        The first of them has one observed step.
         """
         stepper: Any = stepper_of(self.policy)
         n, prefixes = len(batch), batch.num_steps - 1
@@ -182,7 +181,7 @@ class Rollouts:
 
 
 def _tiled(batch: SequenceBatch, prefixes: int, draws: int) -> SequenceBatch:
-    """The batch's sequences once for each completion, in the order of `completions`."""
+    """Repeat the batch's sequences for each completion, in the order of `completions`."""
     index = torch.arange(len(batch), device=batch.device).repeat_interleave(draws).repeat(prefixes)
     return batch.without_values().select(index)
 
@@ -207,7 +206,7 @@ def _no_latents(prior: Any) -> Tensor:
 def _advanced(
     stepper: Stepper[State], state: State, inputs: Tensor | None, t: int
 ) -> tuple[Any, State]:
-    """(x_t, the state after it) of many sequences side by side, some at a time."""
+    """Return (x_t, the state after it) of many sequences, some at a time."""
     rows, size = len(tensors(state)[0]), stepper.rows_at_once(t + 1)
     parts = []
     for start in range(0, rows, size):

@@ -1,19 +1,17 @@
-"""Run folders: everything that is needed to use, judge or go on with a training, written so that a
-killed run loses nothing.
+"""Run folders: everything needed to use, judge or resume a training.
 
     run.json              what kind of run it is, the format's version, and the resolved settings
-    *.json                what the domain needs besides (a vocabulary)
-    last.safetensors      what a run goes on from: weights, optimiser, random state, position in the
-    data
+    *.json                documents of the program (a vocabulary)
+    last.safetensors      the checkpoint to resume: weights, optimiser, random state, stream of data
     best.safetensors      the weights with the lowest validation loss, for samples and scores
     metrics.jsonl         one line a measurement; equal for equal runs, however often interrupted
     tensorboard/          events, with samples
     .lock                 held by the process that writes the run
 
 Files are written in a temporary folder beside them, flushed to the disk and renamed. Nothing is
-ever unpickled: tensors are safetensors, the rest JSON. A run folder may come from anybody: whoever
-opens one sees to it first that it holds plain files and folders alone, so that nothing outside of
-it can be read or written through it.
+ever unpickled: tensors are safetensors, the rest JSON. A run folder may come from anybody: when one
+is opened, it is checked to hold plain files and folders only, so that nothing outside of it can be
+read or written through it.
 """
 
 from __future__ import annotations
@@ -59,16 +57,15 @@ class RunFolder:
         return str(self.path)
 
     def check_plain(self, to: str = "read") -> None:
-        """Raise `UserError` if there are links, devices, pipes or sockets in the folder: whoever
-        opens it asks that first.
+        """Raise `UserError` if the folder holds links, devices, pipes or sockets.
+
+        Whoever opens a folder checks it first.
         """
         if self.path.is_dir():
             check_plain(self.path, OWN_FOLDERS, to=to)
 
     def check_own(self) -> None:
-        """Raise `UserError` if the folder is held and has been removed, or begun anew by another
-        process.
-        """
+        """Raise `UserError` if the locked folder was removed, or taken by another process."""
         if not self._is_own():
             raise UserError(
                 f"the run folder {self.path} was removed, or begun anew, while this process was "
@@ -76,30 +73,33 @@ class RunFolder:
             )
 
     def _is_own(self) -> bool:
-        """Whether the lock that this process holds, if it does, is still the folder's."""
+        """Tell whether the lock that this process holds, if any, is still the folder's."""
         return self._handle is None or is_same(self._lock, self._handle.fileno())
 
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
-        """A temporary path for a file of the run, which replaces it if the folder is still this
-        process's own (`writing.replacing`).
+        """Yield a temporary path for a file of the run, which then replaces that file.
+
+        The folder must still be this process's own (`writing.replacing`).
         """
         with replacing(self.path / name, follow=False, still=self.check_own) as temporary:
             yield temporary
 
     def save(self, path: Path, tree: Any) -> None:
-        """A tree as a checkpoint of the run (`save_tree`), if the folder is still this process's
-        own.
+        """Write a tree as a checkpoint of the run (`save_tree`).
+
+        The folder must still be this process's own.
         """
         save_tree(path, tree, still=self.check_own)
 
     def exists(self) -> bool:
-        """Whether a run was begun here."""
+        """Tell whether a run was started here."""
         return (self.path / "run.json").exists()
 
     def holds(self, path: Path) -> bool:
-        """Whether a path is a file that a run in this folder keeps: checkpoints, figures, and
-        documents (`*.json`).
+        """Tell whether a path is a file of the run: a checkpoint, a figure or a document.
+
+        Documents are `*.json`.
         """
         path = path.resolve()
         own = (
@@ -109,8 +109,9 @@ class RunFolder:
         return own and path.is_file() and path.parent == self.path.resolve() and self.exists()
 
     def check_free(self, *documents: str) -> None:
-        """Raise `UserError` unless a run with these documents can be begun here, and nothing is
-        overwritten by it.
+        """Raise `UserError` unless a run with these documents can be started here.
+
+        Nothing would be overwritten by it.
         """
         if self.exists():
             raise UserError(
@@ -132,8 +133,9 @@ class RunFolder:
                 )
 
     def create(self, settings: dict[str, Any], documents: dict[str, Any]) -> None:
-        """Begin a run: its settings and the domain's documents are written, all or none; inside
-        `locked()`.
+        """Start a run: write its settings and the program's documents, all or none.
+
+        To be called inside `locked()`.
 
         Raises `UserError` if the folder holds a run or cannot be written.
         """
@@ -148,8 +150,9 @@ class RunFolder:
             raise
 
     def abandon(self, *documents: str) -> None:
-        """Take a run back that was begun with these documents and has no weights yet, so that it
-        can be begun anew; inside `locked()`.
+        """Take back a run that has no weights yet, so that it can be started anew.
+
+        To be called inside `locked()`, with the documents that the run was started with.
         """
         if not self._is_own():
             return  # what lies there now is another process's
@@ -157,8 +160,9 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any]:
-        """The settings of the run; raises `UserError` if the folder is missing, of another kind or
-        from another version.
+        """Read the settings of the run.
+
+        Raises `UserError` if the folder is missing, of another kind or from another version.
         """
         run = self._document()
         if run["kind"] != self.kind:
@@ -173,13 +177,14 @@ class RunFolder:
 
     @classmethod
     def kind_of(cls, path: str | Path) -> str:
-        """The kind of the run in a folder; raises `UserError` if the folder is missing, holds none,
-        or is from a newer version.
+        """Return the kind of the run in a folder.
+
+        Raises `UserError` if the folder is missing, holds none, or is from a newer version.
         """
         return cls(path, "")._document()["kind"]
 
     def _document(self) -> dict[str, Any]:
-        """run.json."""
+        """Read run.json."""
         if not self.path.is_dir():
             what = "it is a file" if self.path.exists() else "there is nothing"
             raise UserError(f"no run folder at {self.path}: {what}")
@@ -200,7 +205,7 @@ class RunFolder:
         return run | {"kind": run.get("kind")}
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON document of the run; raises `UserError` if it is missing or damaged."""
+        """Read a JSON document of the run; raise `UserError` if it is missing or damaged."""
         path = self.path / name
         try:
             with open_plain(path) as file:
@@ -230,7 +235,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for writing, in a folder that is made if need be; may be nested.
+        """Lock the run for writing, in a folder that is made if need be; may be nested.
 
         Raises `UserError` if another process holds it, the folder cannot be written, or it holds
         other things than files and folders.
@@ -260,8 +265,9 @@ class RunFolder:
                 self._handle = None
 
     def _clear_left(self) -> None:
-        """Remove what killed processes were writing, here and in the run's own folders; a run in
-        one of these sees to its own.
+        """Remove files that killed processes were writing, here and in the run's sub-folders.
+
+        A run inside one of these removes its own.
         """
         clear_left(self.path)
         for name in OWN_FOLDERS:
@@ -276,8 +282,9 @@ class RunFolder:
 
 
 def _without_doubles(entries: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON document; raises `ValueError` for a name that stands twice in it, since
-    one of the two values would be lost.
+    """Return an object of a JSON document; raise `ValueError` for a name that stands twice.
+
+    One of its two values would be lost.
     """
     found = dict(entries)
     if len(found) < len(entries):

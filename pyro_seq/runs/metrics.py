@@ -1,6 +1,4 @@
-"""The metrics file of a run: one JSON line a measurement, cut back to a checkpoint on
-resumption.
-"""
+"""The metrics file of a run: one JSON line a measurement, cut to a checkpoint on resumption."""
 
 from __future__ import annotations
 
@@ -21,13 +19,12 @@ LONGEST_LINE = 2**16
 
 
 class AppendedFile:
-    """A file that grows, unbuffered: what is written is there at once, and a full disk is noticed
-    by the write that meets it.
-    """
+    """An unbuffered file that grows, so that a full disk is noticed by the write that meets it."""
 
     def __init__(self, path: Path, size: int = 0) -> None:
-        """Open the file, cut back to its first `size` bytes; raises `UserError` if it has fewer, is
-        a link or cannot be written.
+        """Open the file, cut back to its first `size` bytes.
+
+        Raises `UserError` if it has fewer, is a link or cannot be written.
         """
         self.path = path
         try:
@@ -55,7 +52,7 @@ class AppendedFile:
             raise self._cannot(error) from None
 
     def flush(self) -> int:
-        """Bring everything to the disk; the size of the file."""
+        """Bring everything to the disk, and return the size of the file."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -63,7 +60,7 @@ class AppendedFile:
         return self._file.tell()
 
     def close(self) -> None:
-        """Close."""
+        """Close the file."""
         self._file.close()
 
     def _cannot(self, error: OSError) -> UserError:
@@ -71,8 +68,9 @@ class AppendedFile:
 
 
 def _copy_of_its_own(path: Path, size: int) -> None:
-    """Put a copy of a file's first `size` bytes in its place: what has another name of the same
-    file as well would be written to through it.
+    """Replace a file by a copy of its first `size` bytes.
+
+    A second name of the same file would be written to through it.
     """
     with (
         replacing(path, follow=False) as temporary,
@@ -101,8 +99,9 @@ class MetricsFile(AppendedFile):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics file, but for those that are none (as one cut off by a kill); no
-    lines if it cannot be read.
+    """Read the lines of a metrics file; no lines if it cannot be read.
+
+    Lines that are damaged (as one cut off by a kill) are left out.
 
     Raises `UserError` for a file that is larger than any training makes it.
     """
@@ -129,9 +128,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _may_be_measured(value: Any) -> bool:
-    """Whether a line of metrics may have a value: nothing, a word, or a number that a float
-    holds.
-    """
+    """Tell whether a metrics line may hold a value: `None`, a word, a number in a float's range."""
     if isinstance(value, (int, float)):
         return abs(value) <= sys.float_info.max  # false for what is not a number
     return value is None or isinstance(value, str)

@@ -198,7 +198,7 @@ seqgan_program = SeqGANProgram()
 
 
 def pretraining_of(run: RunFolder) -> RunFolder:
-    """Where the generator of a run is trained by maximum likelihood."""
+    """Return the folder of a run's training by maximum likelihood."""
     return RunFolder(run.path / PRETRAINING, f"{SeqGANProgram.kind}-{PRETRAINING}")
 
 
@@ -206,8 +206,9 @@ def pretraining_of(run: RunFolder) -> RunFolder:
 
 
 def new_generator(settings: SeqGANSettings, num_symbols: int, first: int | None) -> Pair:
-    """A generator over the symbols of a task, with new weights; raises `UserError` for a pair with
-    latents, which SeqGAN has no use for.
+    """Make a generator over the symbols of a task, with new weights.
+
+    Raises `UserError` for a pair with latents.
     """
     size = settings.task.embedding_size
     parts = Parts(
@@ -226,9 +227,7 @@ def new_generator(settings: SeqGANSettings, num_symbols: int, first: int | None)
 
 
 def pretrain(pair: Pair, task: Task, request: Request[SeqGANSettings], *, resume: bool) -> None:
-    """Train a generator by maximum likelihood, `SVI` with `Trace_ELBO`; the best weights are left
-    in it.
-    """
+    """Train a generator by maximum likelihood, and leave the best weights in it."""
     settings, quiet = request.settings, request.quiet
     sequences, length, end = task.sequences, settings.length, task.rendering.end
     pieces = [

@@ -19,7 +19,7 @@ REWARD_SHAPINGS = ("probability", "log_odds", "rank", "maligan")
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What is learnt, and how it becomes sequences of one length."""
+    """Settings of the data, and of how they become sequences of one length."""
 
     kind: str = one_of(
         TASKS,
@@ -65,7 +65,7 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class DiscriminatorSettings:
-    """The network that tells real sequences from generated ones, and how it is trained."""
+    """Settings of the discriminator and its training."""
 
     kind: str = one_of(
         ("cnn", "rnn"),
@@ -100,7 +100,7 @@ class DiscriminatorSettings:
 
 @dataclass(frozen=True)
 class AdversarialSettings:
-    """The generator against the discriminator."""
+    """Settings of the generator's training against the discriminator."""
 
     num_steps: int = at_least(
         0, 200, "adversarial steps at most: some of the generator, then rounds of the discriminator"
@@ -160,8 +160,9 @@ class AdversarialSettings:
 
 @dataclass(frozen=True)
 class SeqGANSettings:
-    """All hyper-parameters of a run; those of the generator are its pair's, `training` is its
-    pretraining by maximum likelihood.
+    """All hyper-parameters of a run.
+
+    Those of the generator are its pair's; `training` is its pretraining by maximum likelihood.
     """
 
     task: TaskSettings = field(default_factory=TaskSettings)
@@ -172,7 +173,7 @@ class SeqGANSettings:
 
     @property
     def length(self) -> int:
-        """T, the task's own if none is given."""
+        """The length T of sequences, the task's own if none is given."""
         return self.task.length or (30 if self.task.kind == "music" else 20)
 
 

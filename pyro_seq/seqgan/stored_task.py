@@ -1,6 +1,4 @@
-"""The task of a run: made of the data that is named, and found again by what `task.json` keeps of
-it.
-"""
+"""Make the task of a run from its data, and find it again by `task.json`."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ def make_task(
     quiet: bool = False,
     cache: TuneCache | None = None,
 ) -> Task:
-    """The task that the settings name.
+    """Make the task that the settings name.
 
     Args:
         settings: of the run.
@@ -132,7 +130,7 @@ def task_of(
 
 
 def fingerprint(task: Task) -> str:
-    """The SHA-256 of all sequences of a task."""
+    """Return the SHA-256 of all sequences of a task."""
     digest = hashlib.sha256()
     for part in (task.sequences.train, task.sequences.valid, task.sequences.test):
         digest.update(f"{list(part.shape)}".encode() + part.numpy().tobytes())
@@ -140,8 +138,9 @@ def fingerprint(task: Task) -> str:
 
 
 def document(task: Task, data: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """What a run folder keeps of its task: where the data lies and the fingerprint of its
-    sequences, and all that `generate` needs.
+    """Return what a run folder keeps of its task.
+
+    It holds the data's place, the fingerprint of the sequences, and all that `generate` needs.
     """
     kept: dict[str, Any] = {
         name: None if data.get(name) is None else os.path.abspath(data[name]) for name in PATHS
@@ -159,7 +158,7 @@ def document(task: Task, data: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 
 def read_document(run: RunFolder) -> dict[str, Any]:
-    """task.json; raises `UserError` if it is damaged."""
+    """Read task.json; raise `UserError` if it is damaged."""
     found = run.read_json(DOCUMENT)
     try:
         data = found["data"]

@@ -1,4 +1,4 @@
-"""The contract check of a pair that is named as the programs name it, on small parts of its own."""
+"""Check a pair by the name or spec that programs use, on small parts."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ class _Settings:
 
 
 def settings_of(name: str, changes: Mapping[str, Setting]) -> ModelSettings:
-    """The settings of a small pair by its name or spec, some of `model.*` changed; raises
-    `UserError` for what there is not.
+    """Return the settings of a small pair by its name or spec, some of `model.*` changed.
+
+    Raises `UserError` for an unknown name or setting.
     """
     if KIND in changes:
         raise UserError(f"--set: {KIND} is what is checked; give it in place of NAME")
@@ -45,8 +46,9 @@ def settings_of(name: str, changes: Mapping[str, Setting]) -> ModelSettings:
 
 
 def problems_with(settings: ModelSettings, emission: str, *, seed: int = 0) -> list[str]:
-    """What is wrong with the pair of these settings over an emission (`categorical`, `bernoulli`,
-    `normal`); see `testing.problems`.
+    """Return what is wrong with the pair of these settings, as `testing.problems` does.
+
+    The emission is `categorical`, `bernoulli` or `normal`.
     """
     pyro.set_rng_seed(seed)
     parts = example_parts(emission)
@@ -59,7 +61,7 @@ def problems_with(settings: ModelSettings, emission: str, *, seed: int = 0) -> l
 
 
 def example_parts(emission: str) -> Parts:
-    """Small parts for an emission: what a program would give a pair."""
+    """Return small parts for an emission, as a program would give them to a pair."""
     if emission == "categorical":
         return Parts(emissions.Categorical(5), lambda: Embedding(5, 4), PreviousObservation)
     event = emissions.Bernoulli() if emission == "bernoulli" else emissions.Normal()

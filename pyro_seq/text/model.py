@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {"hidden_size": 512, "input_dropout": 0.2, "output_dr
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """How text becomes symbols, and symbols become batches."""
+    """Settings of how text becomes symbols, and symbols become batches."""
 
     level: str = one_of(LEVELS, "char", "char: Unicode characters; byte: the bytes of any file")
     unit: str = one_of(
@@ -66,8 +66,9 @@ class CorpusSettings:
 
 @dataclass(frozen=True)
 class TextSettings:
-    """All hyper-parameters of a text run; those of the model are its pair's
-    (`pairs.model_settings`).
+    """All hyper-parameters of a text run; those of the model are its pair's.
+
+    See `model_settings`.
     """
 
     text: CorpusSettings = field(default_factory=CorpusSettings)
@@ -76,7 +77,9 @@ class TextSettings:
 
 
 def text_settings(*layers: Layer | Mapping[str, Any]) -> TextSettings:
-    """The defaults with settings by dotted name, `model.kind` among them, overridden in order.
+    """Return the defaults with settings by dotted name overridden, in order.
+
+    `model.kind` is among them.
 
     Raises `UserError` for names that are not known, or not to the chosen pair, and for values of
     the wrong type or out of range.
@@ -86,7 +89,7 @@ def text_settings(*layers: Layer | Mapping[str, Any]) -> TextSettings:
 
 @dataclass
 class TextModel:
-    """A trained pair with its vocabulary; made by `load`."""
+    """A trained pair with its vocabulary, as `load` returns it."""
 
     pair: Pair
     vocabulary: Vocabulary
@@ -101,12 +104,12 @@ class TextModel:
 
     @cached_property
     def carries(self) -> bool:
-        """Whether a window can start from the state that the one before ended in."""
+        """Tell whether a window can start from the state of the one before."""
         return carries_state(self.pair, text_parts(self.settings, self.vocabulary), self.device)
 
 
 def text_parts(settings: TextSettings, vocabulary: Vocabulary) -> Parts:
-    """What pairs are made of: each symbol is embedded, and a step sees the one before it."""
+    """Return the parts of pairs: symbols are embedded, a step sees the previous symbol."""
     size = len(vocabulary)
     return Parts(
         Categorical(size),
@@ -116,13 +119,14 @@ def text_parts(settings: TextSettings, vocabulary: Vocabulary) -> Parts:
 
 
 def new_pair(settings: TextSettings, vocabulary: Vocabulary) -> Pair:
-    """A pair over the symbols of a vocabulary, with new weights."""
+    """Make a pair over the symbols of a vocabulary, with new weights."""
     return make_pair(settings.model, text_parts(settings, vocabulary))
 
 
 def stored_vocabulary(run: RunFolder, settings: TextSettings) -> Vocabulary:
-    """The vocabulary of a run; raises `UserError` if it is damaged, or not one of the settings'
-    unit.
+    """Read the vocabulary of a run.
+
+    Raises `UserError` if it is damaged, or not one of the settings' unit.
     """
     vocabulary = Vocabulary.from_json(
         run.read_json("vocabulary.json"), run.path / "vocabulary.json"
@@ -137,7 +141,8 @@ def stored_vocabulary(run: RunFolder, settings: TextSettings) -> Vocabulary:
 
 
 def scoring_window(text: TextModel) -> int:
-    """Windows of scoring: a guide sees what it saw in training; without latents the length changes
-    nothing but speed and memory.
+    """Return the window of scoring: a guide sees what it saw in training.
+
+    Without latents the window changes nothing but speed and memory.
     """
     return SCORING_WINDOW if text.pair.guide is no_guide else text.settings.text.window

@@ -18,8 +18,9 @@ SHOWN_ENCODING, FEWEST_WIDE, ENOUGH_WIDE = 2**16, 4, 16
 
 
 def read_lines(chunks: Iterable[Any], level: str) -> Iterator[Any]:
-    """The lines of a text that comes in chunks, of bytes at level `byte`, without their ends, which
-    are LF, CRLF or CR.
+    """Yield the lines of a text in chunks, without their ends LF, CRLF or CR.
+
+    At level `byte` they are bytes.
     """
     feed: Any = b"\n" if level == "byte" else "\n"
     carriage: Any = b"\r" if level == "byte" else "\r"
@@ -55,9 +56,7 @@ def ended_lines(chunks: Iterable[Any], level: str) -> Iterator[Any]:
 
 
 def file_size(path: Path) -> int:
-    """A file's size in bytes; raises `UserError` if it is missing, a directory, a pipe or
-    unreadable.
-    """
+    """Return a file's size in bytes; raise `UserError` if it is missing, unreadable or no file."""
     try:
         status = path.stat()
     except OSError as error:
@@ -75,7 +74,7 @@ def file_size(path: Path) -> int:
 
 
 def read_bytes(path: Path) -> Iterator[bytes]:
-    """A file's bytes in chunks; raises `UserError` if it is missing, a directory or unreadable."""
+    """Yield a file's bytes in chunks; raise `UserError` if it is missing or unreadable."""
     file_size(path)
     try:
         with open(path, "rb") as file:
@@ -86,8 +85,9 @@ def read_bytes(path: Path) -> Iterator[bytes]:
 
 
 def read_text(path: Path, *, advice: str = "text.level=byte reads any file") -> Iterator[str]:
-    """A file's text in chunks, line ends as they stand, a byte order mark left out; otherwise as
-    `decoded`.
+    """Yield a file's text in chunks, line ends unchanged, without a byte order mark.
+
+    Otherwise as `decoded`.
     """
     yield from decoded(read_bytes(path), str(path), advice=advice)
 
@@ -95,8 +95,7 @@ def read_text(path: Path, *, advice: str = "text.level=byte reads any file") -> 
 def decoded(
     chunks: Iterable[bytes], where: str, *, advice: str = "text.level=byte reads any file"
 ) -> Iterator[str]:
-    """The text of bytes that come in chunks from somewhere, line ends as they stand, a byte order
-    mark left out.
+    """Decode bytes in chunks as text, line ends unchanged, without a byte order mark.
 
     Raises `UserError` where it is not UTF-8, with a word of advice; so it does for UTF-16 and
     UTF-32 without a mark, whose letters are UTF-8 with NULs between them.

@@ -1,4 +1,4 @@
-"""Text files and their lines as `pyroseq score` scores them."""
+"""Score text files and their lines for `pyroseq score`."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ from pyro_seq.text.vocabulary import Piece
 
 
 class ScoredText:
-    """A text run."""
+    """A text run that can score files."""
 
     def __init__(self, text: TextModel) -> None:
         self.text = text
         self.unit = "character" if text.vocabulary.level == "char" else "byte"
 
     def check_file(self, path: Path) -> None:
-        """See `ScoredRun`."""
+        """Raise `UserError` for a missing file, as `ScoredRun` does."""
         file_size(path)
 
     def score_file(
         self, path: Path, *, lines: bool, top: int, by_step: bool, options: dict[str, Any]
     ) -> Iterator[ScoredSequence]:
-        """See `ScoredRun`; with `lines`, each line is a sequence, scored from its first symbol on
-        its own.
+        """Score a file as `ScoredRun` does; with `lines`, each line is a sequence of its own.
 
         Its end is one of its symbols where the model is one of lines, and no part of it otherwise.
         """

@@ -1,6 +1,4 @@
-"""How likely a text is under a text model: as one document of any length, read in blocks and scored
-in windows.
-"""
+"""Score a text of any length, read in blocks and scored in windows."""
 
 from __future__ import annotations
 
@@ -75,9 +73,7 @@ class TextScore(Estimate):
 
 
 class ReadBlocks:
-    """A file's symbols in blocks, with what stands there, read anew each time that they are asked
-    for.
-    """
+    """A file's symbols in blocks with their text, read anew each time they are iterated."""
 
     def __init__(self, vocabulary: Vocabulary, path: Path) -> None:
         self.vocabulary, self.path = vocabulary, path
@@ -87,7 +83,7 @@ class ReadBlocks:
 
 
 def windows_of(blocks: Iterable[Block], window: int) -> Iterator[Block]:
-    """Symbols that come in blocks of any lengths, in windows, the last one shorter."""
+    """Cut symbols that come in blocks of any lengths into windows, the last one shorter."""
     rest: Block | None = None
     for symbols, piece in blocks:
         if rest is not None and len(rest[0]):
@@ -310,15 +306,14 @@ def score_blocks(
 
 
 def shown(piece: Piece) -> str:
-    r"""What stands in a text; a byte that is no character's is shown as Python writes it,
-    `\xe9`.
-    """
+    r"""Return a text as it is displayed; a byte that is no character is written as `\xe9`."""
     return piece if isinstance(piece, str) else piece.decode(errors="backslashreplace")
 
 
 def writer(file: IO[str]) -> Listener:
-    """Writes a line for each symbol: its position, what stands there as JSON (at level `byte` its
-    number), and its nats.
+    """Return a listener that writes a line for each symbol: position, text as JSON, nats.
+
+    At level `byte` the text is the byte's number.
     """
     file.write("position\tsymbol\tnats\n")
 
@@ -331,9 +326,7 @@ def writer(file: IO[str]) -> Listener:
 
 
 class MostSurprising:
-    """A listener that keeps the `count` symbols with the most nats of a document, and the text
-    around them.
-    """
+    """A listener that keeps the `count` most surprising symbols and the text around them."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -362,7 +355,7 @@ class MostSurprising:
         self._recent = joined[-AROUND:]
 
     def ranked(self) -> list[ScoredStep]:
-        """The most surprising first."""
+        """Return the symbols, the most surprising first."""
         return [
             ScoredStep(-at, nats, shown(before[-1:]), shown(before[:-1]), shown(self._after[-at]))
             for nats, at, before in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1]))

@@ -1,6 +1,4 @@
-"""Text: train a character or byte model on a corpus, generate from it, and learn how likely another
-text is under it.
-"""
+"""Train a character or byte model on a corpus, validate it, and generate from it."""
 
 from __future__ import annotations
 
@@ -84,8 +82,9 @@ def read_corpora(
     vocabulary_from: Path | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> Corpora:
-    """Read the corpora: the validation text is a file of its own, or the last `valid_fraction` of
-    the training file.
+    """Read the corpora; validation is a file, or the end of the training file.
+
+    That end is `valid_fraction` of it.
 
     The vocabulary is counted from the training file or another one, or taken as given. Raises
     `UserError` for files that are empty, too short for a window, or cannot be read.
@@ -148,8 +147,9 @@ def _symbols_of(
 def validate(
     text: TextModel, symbols: NDArray[Any], *, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Nats and bits per character of held-out symbols; for pairs with latents the ELBO, of
-    `training.valid_particles` samples.
+    """Return nats and bits per character of held-out symbols.
+
+    For pairs with latents they are the ELBO, of `training.valid_particles` samples.
 
     They are read in several streams side by side, or as separate sequences if the pair carries no
     state, or if each line is one.
@@ -207,8 +207,9 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> Iterator[str]:
-    """Samples of `length` new symbols, each after the prompt (which is not repeated); draws from
-    torch's global random state.
+    """Sample `length` new symbols after the prompt, from torch's global random state.
+
+    The prompt is not repeated.
 
     The symbol of unknown characters is never drawn, which stands for none in particular: the others
     are as likely among themselves as they were. Of a model of lines a sample is a line without its

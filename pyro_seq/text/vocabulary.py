@@ -1,4 +1,4 @@
-"""Symbols and their numbers: characters or bytes, counted from a corpus and kept with a run."""
+"""Number the characters or bytes of a corpus."""
 
 from __future__ import annotations
 
@@ -50,23 +50,21 @@ class Vocabulary:
 
     @property
     def end(self) -> int:
-        """The symbol of a line's end, where there is one; how many others there are."""
+        """The symbol of a line's end, which is also the number of the other symbols."""
         return 256 if self.level == "byte" else len(self.characters) + self.oov_buckets
 
     @property
     def buckets(self) -> range:
-        """The symbols of unknown characters, which stand for none in particular."""
+        """The symbols of unknown characters, which stand for no particular one."""
         return range(0) if self.level == "byte" else range(len(self.characters), self.end)
 
     @property
     def never(self) -> Sequence[int]:
-        """The symbols that are not to be drawn: buckets, and in lines of bytes those that end
-        one.
-        """
+        """The symbols that are never drawn: buckets, and line ends in lines of bytes."""
         return (ord("\n"), ord("\r")) if self.level == "byte" and self.line_end else self.buckets
 
     def is_unknown(self, symbols: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which symbols are buckets."""
+        """Tell which symbols are buckets."""
         return (symbols >= self.buckets.start) & (symbols < self.buckets.stop)
 
     @classmethod
@@ -79,8 +77,9 @@ class Vocabulary:
         oov_buckets: int = 1,
         line_end: bool = False,
     ) -> Vocabulary:
-        """The vocabulary of a file, its `size` most frequent characters (the lower code point first
-        where equally frequent).
+        """Return the vocabulary of a file's `size` most frequent characters.
+
+        Of equally frequent ones the lower code point comes first.
 
         Raises `UserError` if the file cannot be read, is empty, or is not UTF-8 at level `char`.
         """
@@ -103,7 +102,7 @@ class Vocabulary:
         return cls("char", "".join(map(chr, chosen)), oov_buckets, line_end=line_end)
 
     def to_json(self) -> dict[str, Any]:
-        """The vocabulary as a JSON object."""
+        """Return the vocabulary as a JSON object."""
         document = {
             "level": self.level,
             "characters": self.characters,
@@ -113,7 +112,7 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, document: dict[str, Any], where: Path) -> Vocabulary:
-        """Back from JSON; raises `UserError` if it is no vocabulary."""
+        """Read the vocabulary from JSON; raise `UserError` if it is none."""
         level: Any = document.get("level")
         characters: Any = document.get("characters")
         buckets: Any = document.get("oov_buckets")
@@ -146,8 +145,9 @@ class Vocabulary:
         return np.min_scalar_type(max(0, len(self) - 1))
 
     def encode(self, text: str) -> NDArray[Any]:
-        """The numbers of a text's symbols; -1 where a character is unknown and there are no
-        buckets; a line feed is a line's end.
+        """Return the numbers of a text's symbols, -1 for unknown characters without buckets.
+
+        A line feed is a line's end.
 
         Bytes that the command line could not decode (Python's surrogate escapes) are themselves
         again at level `byte`.
@@ -157,7 +157,10 @@ class Vocabulary:
         )
 
     def encode_piece(self, piece: Piece) -> NDArray[Any]:
-        """The numbers of a text's symbols, of bytes at level `byte`; otherwise as `encode`."""
+        """Return the numbers of a text's symbols, of bytes at level `byte`.
+
+        Otherwise as `encode`.
+        """
         if isinstance(piece, bytes):
             numbers: NDArray[Any] = np.frombuffer(piece, dtype=np.uint8)
             if self.line_end:
@@ -172,17 +175,16 @@ class Vocabulary:
         return symbols
 
     def unknown(self, text: str) -> str:
-        """The distinct characters of a text that have no symbol of their own, in order of
-        appearance.
-        """
+        """Return a text's distinct characters without a symbol, in order of appearance."""
         if self.level == "byte":
             return ""
         known = {*self.characters, *("\n" if self.line_end else "")}
         return "".join(dict.fromkeys(c for c in text if c not in known))
 
     def decode(self, symbols: NDArray[Any]) -> str:
-        """The text of symbols; a bucket, or bytes that are not UTF-8, becomes U+FFFD, a line's end
-        a line feed.
+        """Return the text of symbols.
+
+        A bucket, or bytes that are not UTF-8, becomes U+FFFD, a line's end a line feed.
         """
         if self.level == "byte":
             return (
@@ -198,8 +200,7 @@ class Vocabulary:
         )
 
     def encode_file(self, path: Path) -> tuple[NDArray[Any], int]:
-        """(the symbols of a whole file, in `dtype`, and how many of its characters fell into
-        buckets).
+        """Return (the symbols of a whole file, how many characters fell into buckets).
 
         Raises `UserError` if the file cannot be read, is not UTF-8 at level `char`, or holds
         characters without a symbol.
@@ -217,16 +218,12 @@ class Vocabulary:
         return symbols[:length], buckets
 
     def encode_pieces(self, path: Path) -> Iterator[tuple[NDArray[Any], Piece]]:
-        """A file's symbols in blocks, and what stands there; raises `UserError` as
-        `encode_file`.
-        """
+        """Yield a file's symbols in blocks with their text; errors are those of `encode_file`."""
         for piece in self.pieces(path):
             yield self.encode_known(piece, str(path)), piece
 
     def encode_known(self, piece: Piece, where: str) -> NDArray[Any]:
-        """The symbols of a text that stands somewhere; raises `UserError` for characters without a
-        symbol.
-        """
+        """Return the symbols of a text; raise `UserError` for characters without a symbol."""
         encoded = self.encode_piece(piece)
         if encoded.size and encoded.min() < 0:
             missing = self.unknown(str(piece))
@@ -237,7 +234,7 @@ class Vocabulary:
         return encoded
 
     def pieces(self, path: Path) -> Iterator[Piece]:
-        """A file's text, of bytes at level `byte`, as many of them as symbols.
+        """Yield a file's text, of bytes at level `byte`, with as many entries as symbols.
 
         With `line_end` it is each line that is not empty, and a line feed.
 
@@ -247,7 +244,7 @@ class Vocabulary:
         return ended_lines(chunks, self.level) if self.line_end else chunks
 
     def bucket_sizes(self) -> NDArray[np.int64]:
-        """How many of Unicode's 1,114,112 characters share each of the buckets, at level `char`."""
+        """Return how many of Unicode's 1,114,112 characters share each bucket, at level `char`."""
         sizes = np.bincount(
             np.arange(CODE_POINTS) % max(1, self.oov_buckets), minlength=self.oov_buckets
         )
@@ -272,7 +269,7 @@ def _code_points(text: str) -> NDArray[np.uint32]:
 
 
 def quoted(characters: str) -> str:
-    """Characters in quotation marks for a message, the first few where there are many."""
+    """Quote characters for a message, the first few where there are many."""
     return repr(characters[:QUOTED]) + (
         f" and {len(characters) - QUOTED:,} more" if len(characters) > QUOTED else ""
     )

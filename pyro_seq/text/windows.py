@@ -1,6 +1,4 @@
-"""A corpus cut into windows: the training batches of a text model, and the windows in which a
-document is scored.
-"""
+"""Cut a corpus into windows, for training and for scoring."""
 
 from __future__ import annotations
 
@@ -54,7 +52,7 @@ class TextWindows:
         self.position = -1  # of the next window in each stream; negative before a pass begins
 
     def draw(self) -> tuple[SequenceBatch, bool]:
-        """`[batch_size, window]` symbols, and whether they go on where the last ones ended."""
+        """Draw `[batch_size, window]` symbols, and whether they continue the last ones."""
         if not self.carry:
             starts = self.random.integers(0, len(self.symbols) - self.window + 1, self.batch_size)
             return self._at(starts), False
@@ -72,24 +70,22 @@ class TextWindows:
         return SequenceBatch(torch.from_numpy(windows.astype(np.int64)).to(self.device))
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands."""
+        """Return the place of the stream."""
         return {"position": self.position} | generator_state(self.random)
 
     def describe_state(self) -> Kind:
-        """The kind of a `state()`: one that stands in this corpus."""
+        """Return the kind of a `state()` in this corpus."""
         return describe_generator_state(position=Whole(-1, self.length))
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `ValueError` if the stream could not stand there."""
+        """Restore a `state()`; raise `ValueError` if the stream could not stand there."""
         self.describe_state().check(state, "the stream of windows")
         load_generator_state(self.random, state)
         self.position = state["position"]
 
 
 def lines_of(symbols: NDArray[Any], end: int) -> NDArray[np.int64]:
-    """Where the lines of a text `[length]` begin and end, `[n, 2]`; each holds the symbol of its
-    end.
-    """
+    """Return the places `[n, 2]` of the lines of a text `[length]`, their ends included."""
     ends = np.flatnonzero(symbols == end) + 1
     return (
         np.stack([np.concatenate([np.zeros(1, np.int64), ends[:-1]]), ends], 1)
@@ -101,9 +97,7 @@ def lines_of(symbols: NDArray[Any], end: int) -> NDArray[np.int64]:
 def line_batch(
     symbols: NDArray[Any], edges: NDArray[np.int64], device: torch.device | str = "cpu"
 ) -> SequenceBatch:
-    """Lines side by side, `edges` `[n, 2]` being where they begin and end, padded to the
-    longest.
-    """
+    """Pad lines at `edges` `[n, 2]`, their beginnings and ends, into one batch."""
     lengths = edges[:, 1] - edges[:, 0]
     places = np.minimum(edges[:, :1] + np.arange(int(lengths.max())), len(symbols) - 1)
     values = torch.from_numpy(symbols[places].astype(np.int64))
@@ -111,8 +105,7 @@ def line_batch(
 
 
 class LineBatches:
-    """An endless stream of minibatches of whole lines, each line once in every pass, in another
-    order each time.
+    """An endless stream of minibatches of whole lines, each line once a pass, shuffled.
 
     Args:
         symbols: `[length]`, each line with the symbol of its end.
@@ -141,7 +134,7 @@ class LineBatches:
         self._begin_pass()
 
     def draw(self) -> tuple[SequenceBatch, bool]:
-        """The next minibatch, of shorter lines padded; never the continuation of the one before."""
+        """Draw the next minibatch, shorter lines padded; it never continues the last one."""
         if self.position == len(self._order):
             self._begin_pass()
         rows = self._order[self.position]
@@ -167,11 +160,11 @@ class LineBatches:
         return [batches[i] for i in self.random.permutation(len(batches))]
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands: how far in a pass, and what the pass was drawn by."""
+        """Return the place of the stream in a pass, and the pass's seed."""
         return {"position": self.position} | self._before
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `ValueError` if the stream could not stand there."""
+        """Restore a `state()`; raise `ValueError` if the stream could not stand there."""
         try:
             position = int(state["position"])
         except (KeyError, TypeError, OverflowError) as error:
@@ -209,8 +202,9 @@ def separate_lines(
 def document_windows(
     symbols: NDArray[Any], *, window: int, streams: int = 1, device: torch.device | str = "cpu"
 ) -> Iterator[SequenceBatch]:
-    """A document in consecutive windows, the last one shorter; cut into several streams side by
-    side if asked.
+    """Yield a document in consecutive windows, the last one shorter.
+
+    The document is cut into several streams side by side if asked.
 
     With one stream the windows are the whole document in order. Streams are faster, but the first
     symbols of each lack their context.

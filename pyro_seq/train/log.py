@@ -1,6 +1,4 @@
-"""What is seen of a training: means in the metrics file and TensorBoard, and a line of progress on
-stderr.
-"""
+"""Log a training: means in the metrics file and TensorBoard, progress on stderr."""
 
 from __future__ import annotations
 
@@ -24,8 +22,7 @@ MOST_FIGURES = 1_000
 
 
 class TrainingLog:
-    """Keeps running sums of each step's figures, and writes their means and everything else that is
-    measured.
+    """Running sums of each step's figures, of which the means are written.
 
     Args:
         units: what one step of a sequence is, in the plural.
@@ -65,7 +62,7 @@ class TrainingLog:
             events.close()
 
     def flush(self) -> int:
-        """Bring metrics and events to the disk; the metrics' size in bytes."""
+        """Bring metrics and events to the disk; return the metrics' size in bytes."""
         self.events.flush()
         return self.metrics.flush() if self.metrics is not None else 0
 
@@ -88,7 +85,7 @@ class TrainingLog:
         return Checked(_check_count, first=figures)
 
     def take_means(self) -> dict[str, float]:
-        """The means of the figures since the last call."""
+        """Return the means of the figures since the last call."""
         sums, self.sums = self.sums, {}
         steps = sums.pop("steps")
         return {name: total / steps for name, total in sums.items()}
@@ -96,7 +93,7 @@ class TrainingLog:
     def report(
         self, step: int, split: str, figures: dict[str, float], *, at: int | None = None
     ) -> None:
-        """Write figures to the metrics and to TensorBoard, there at another step if need be."""
+        """Write figures to the metrics and to TensorBoard, there possibly at another step."""
         if self.metrics is not None:
             self.metrics.write(step=step, split=split, **figures)
         self.events.scalars(
@@ -105,7 +102,7 @@ class TrainingLog:
         )
 
     def histograms(self, step: int, parameters: dict[str, Tensor]) -> None:
-        """The parameters' distributions."""
+        """Write the distributions of parameters to TensorBoard."""
         self.events.histograms(
             step, {f"parameters/{name}": parameter for name, parameter in parameters.items()}
         )

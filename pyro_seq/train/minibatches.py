@@ -1,6 +1,4 @@
-"""Minibatches of pieces of music: stretches of piano rolls `[T, keys]`, padded, transposed if
-asked.
-"""
+"""Minibatches of pieces: stretches of piano rolls `[T, keys]`, padded and transposed."""
 
 from __future__ import annotations
 
@@ -22,8 +20,7 @@ POOL = 8
 
 
 class PieceBatches:
-    """An endless stream of minibatches of pieces, each piece once in every pass, in another order
-    each time.
+    """An endless stream of minibatches of pieces, each piece once a pass, in random order.
 
     Args:
         pieces: `[T_n, keys]` each, of one keyboard.
@@ -57,9 +54,7 @@ class PieceBatches:
         self.waiting: list[tuple[int, int, int]] = []
 
     def draw(self) -> tuple[SequenceBatch, bool]:
-        """The next minibatch, of shorter pieces padded; never the continuation of the one
-        before.
-        """
+        """Draw the next minibatch, shorter pieces padded; it never continues the last one."""
         if not self.waiting:
             self.waiting = self._pass()
         drawn, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
@@ -101,13 +96,13 @@ class PieceBatches:
         return roll.roll(shift, 1)
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands."""
+        """Return the place of the stream."""
         return {
             "waiting": torch.tensor(self.waiting, dtype=torch.long).view(-1, 3)
         } | generator_state(self.random)
 
     def describe_state(self) -> Kind:
-        """The kind of a `state()`: stretches of these pieces, no more than a pass has."""
+        """Return the kind of a `state()`: stretches of these pieces, at most one pass."""
         window = self.window or max(map(len, self.pieces))
         most = sum(len(piece) // window + 2 for piece in self.pieces)
         waiting = Checked(
@@ -116,7 +111,7 @@ class PieceBatches:
         return describe_generator_state(waiting=waiting)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state()`; raises `ValueError` if the stream could not stand there."""
+        """Restore a `state()`; raise `ValueError` if the stream could not stand there."""
         self.describe_state().check(state, "the stream of pieces")
         load_generator_state(self.random, state)
         self.waiting = [(i, start, end) for i, start, end in state["waiting"].tolist()]
@@ -131,8 +126,9 @@ class PieceBatches:
 
 
 def of_similar_length(pieces: Sequence[Tensor], most_steps: int = 8_192) -> list[list[int]]:
-    """The places of all pieces with frames, those of similar length together: at most `most_steps`
-    steps with padding, or one piece.
+    """Group pieces of similar length, each group at most `most_steps` steps with padding.
+
+    A longer piece is a group of its own; pieces without frames are left out.
     """
     groups: list[list[int]] = []
     for i in sorted(

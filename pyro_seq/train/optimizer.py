@@ -1,6 +1,4 @@
-"""One torch optimiser over all parameters of a pair, behind the interface that `pyro.infer.SVI`
-expects.
-"""
+"""One torch optimiser over all parameters of a pair, as `pyro.infer.SVI` expects it."""
 
 from __future__ import annotations
 
@@ -24,8 +22,7 @@ class NonFiniteValue(ArithmeticError):
 
 
 class JointOptimiser(PyroOptim):
-    """AdamW over all parameters at once, with one global gradient norm, penalties, and an average
-    of the weights.
+    """AdamW over all parameters, with a global gradient norm, penalties, averaged weights.
 
     `SVI` calls it with the set of parameters that a step touched, as it does with Pyro's own
     optimisers, of which there would be one for each parameter. A step is: the gradients that stand
@@ -79,7 +76,7 @@ class JointOptimiser(PyroOptim):
 
     @classmethod
     def of(cls, parameters: dict[str, Tensor], settings: TrainingSettings) -> JointOptimiser:
-        """The one that the settings of a training describe."""
+        """Return the optimiser that the settings of a training describe."""
         s = settings
         return cls(
             parameters,
@@ -94,7 +91,7 @@ class JointOptimiser(PyroOptim):
         )
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
-        """A step with the gradients that stand on the parameters."""
+        """Make a step with the gradients of the parameters."""
         if any(id(p) not in self._known for p in params):
             raise RuntimeError(
                 "a parameter appeared after the first step: register all parameters on the first "
@@ -155,7 +152,7 @@ class JointOptimiser(PyroOptim):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the parameters hold their averages, if there are any."""
+        """Put the averages into the parameters inside, if there are any."""
         kept = [p.detach().clone() for p in self.parameters.values()] if self.averages else []
         self._assign(self.averages)
         try:

@@ -19,7 +19,7 @@ from pyro_seq.train.settings import TrainingSettings
 
 
 class Batches(Protocol):
-    """An endless stream of training batches that can be left and gone on with."""
+    """An endless stream of training batches that can be saved and resumed."""
 
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Draw the next batch, and whether it goes on where the one before ended, so that states
@@ -30,7 +30,7 @@ class Batches(Protocol):
         """Return where the stream stands, as a tree of tensors and plain values."""
 
     def load_state(self, state: Any) -> None:
-        """Go on from `state()`."""
+        """Restore a `state()`."""
 
 
 class SVIUpdates:

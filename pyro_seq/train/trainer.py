@@ -42,7 +42,7 @@ ADVICE = "a lower training.learning_rate or training.clip_norm may help"
 
 @dataclass
 class Hooks:
-    """What the domain adds to training.
+    """What a program adds to training: validation, samples, units.
 
     Args:
         validate: figures on held-out data by name, `loss` (lower is better, nats per step) among
@@ -59,13 +59,14 @@ class Hooks:
 
 
 class NonFinite(UserError):
-    """Training met a value that is infinite or NaN; the message says where, and which checkpoint is
-    the last good one.
+    """An error for a value that is infinite or NaN in training.
+
+    The message says where, and which checkpoint is the last good one.
     """
 
 
 class Trainer(Loop):
-    """Trains a pair on a stream of batches.
+    """Train a pair on a stream of batches.
 
     A step maximises the ELBO per step of a sequence, (1/n) sum (E_q[log p(x | z)] - beta KL), over
     the n observations of the batch, through `pyro.infer.SVI` with the objective of the settings, or
@@ -120,7 +121,7 @@ class Trainer(Loop):
 
     @property
     def optimiser(self) -> JointOptimiser:
-        """The optimiser; exists once training has begun."""
+        """The optimiser; it exists once training has begun."""
         return self.updates.optimiser
 
     @property

@@ -1,6 +1,4 @@
-"""The agent: a model of actions given what is seen, as a player of the real game and as the
-generator that `Reinforce` teaches.
-"""
+"""The agent: a model of actions given observations, for real games and for `Reinforce`."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ LEAST_SCALE = 0.2  # of a continuous action, before tanh
 
 
 class Feedforward(SequenceModel):
-    """x_t ~ p(x_t | f(c_t)): a multilayer perceptron, which remembers nothing.
+    """x_t ~ p(x_t | f(c_t)): a multilayer perceptron without memory.
 
     Args:
         emission: p(x_t | features).
@@ -58,13 +56,12 @@ class Feedforward(SequenceModel):
     def decode(
         self, h: Tensor, latents: Tensor | None, carried: tuple[()]
     ) -> tuple[Tensor, tuple[()]]:
-        """The features of p(x_t | c_t)."""
+        """Compute the features of p(x_t | c_t)."""
         return self.decoder(h), carried
 
 
 class Action(Emission):
-    """Real numbers that become actions by tanh where these have bounds: N(f_1, 0.2 + sigmoid(f_2))
-    for each.
+    """Real numbers N(f_1, 0.2 + sigmoid(f_2)), which become actions by tanh within bounds.
 
     The scale has a floor, since the variance of a score function goes with 1 / scale^2, and a
     ceiling, since beyond it noise is all that tanh leaves, though the entropy would go on growing.
@@ -78,14 +75,15 @@ class Action(Emission):
         self.event_shape, self.num_features = (size,), 2 * size
 
     def forward(self, features: Tensor) -> Any:
-        """Locations, then raw scales, `[..., 2 A]`."""
+        """Return the distribution given locations, then raw scales, `[..., 2 A]`."""
         loc, raw_scale = features.chunk(2, -1)
         return dist.Normal(loc, LEAST_SCALE + raw_scale.sigmoid()).to_event(1)
 
 
 def make_policy(game: Game, settings: AgentSettings) -> Pair:
-    """A new agent: actions given observations as side inputs; all actions of a discrete game are
-    about equally likely at first.
+    """Make an agent: actions given observations as side inputs.
+
+    All actions of a discrete game are about equally likely at first.
     """
     emission: Emission = (
         Categorical(game.action_size) if game.discrete else Action(game.action_size)
@@ -114,14 +112,14 @@ def make_policy(game: Game, settings: AgentSettings) -> Pair:
 
 
 def make_critic(game: Game, settings: AgentSettings) -> Critic:
-    """A new critic of observations."""
+    """Make a critic of observations."""
     encoder = EncoderMLP(game.observation_size, settings.encoder_sizes, activation="tanh")
     return Critic(SideInputs(game.observation_size, encoder), hidden_size=settings.hidden_size)
 
 
 @torch.no_grad()
 def state_after(model: SequenceModel, observations: Tensor) -> ModelState:
-    """The agent's state after it has seen `[N, T, D]`, normalised; T may be 0."""
+    """Return the agent's state after normalised observations `[N, T, D]`; T may be 0."""
     n = len(observations)
     state = model.initial(n)
     if observations.shape[1] == 0:
@@ -133,8 +131,9 @@ def state_after(model: SequenceModel, observations: Tensor) -> ModelState:
 def act(
     model: SequenceModel, state: ModelState, observations: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, ModelState]:
-    """(actions as the emission draws them, `[N]` or `[N, A]`, the state after them) given
-    normalised observations `[N, D]`.
+    """Draw (actions `[N]` or `[N, A]`, the state after) given normalised observations `[N, D]`.
+
+    Actions are as the emission draws them.
 
     At temperature 0 it is the likeliest action; the scale of a continuous one is multiplied by the
     temperature. Raises `UserError` for a temperature that is no number, or below 0.
@@ -157,7 +156,7 @@ def act(
 
 
 def no_latents(prior: object) -> NoReturn:
-    """What draws an agent's latents, of which there are none."""
+    """Raise an error: an agent has no latents to draw."""
     raise TypeError("an agent has no latents")
 
 
@@ -182,12 +181,12 @@ class AgentPlayer:
         self._states: dict[int, Any] = {}  # by place, each of one row
 
     def begin(self, place: int) -> None:
-        """Forget what was seen there."""
+        """Forget the game at a place."""
         self._states[place] = self.model.initial(1)
 
     @torch.no_grad()
     def act(self, places: Sequence[int], observations: np.ndarray) -> np.ndarray:
-        """Encoded actions `[K, A]`."""
+        """Return encoded actions `[K, A]`."""
         state = concatenated([self._states[place] for place in places])
         normal = self.normalisation.normal(torch.from_numpy(observations))
         with self.policy.evaluating(), pyro.validation_enabled(False), finite_probabilities():

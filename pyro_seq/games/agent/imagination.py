@@ -1,6 +1,4 @@
-"""Imagined games: agent and world model take turns, from steps of real games on, and what the agent
-learns by from them.
-"""
+"""Imagine games: agent and world model take turns, from steps of real games on."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ from pyro_seq.reinforce.objective import register_baseline
 
 
 class Imagination:
-    """Where imagined games start, how they go, and what they earn.
+    """The starts of imagined games, their course and their rewards.
 
     A reward is in root mean squares of the real ones, times 1 - discount: a game that goes on for
     ever is worth a usual reward, whatever the discount.
@@ -61,9 +59,7 @@ class Imagination:
         self.running = torch.zeros(0, dtype=torch.bool)
 
     def starts(self, policy: SequenceModel, count: int) -> tuple[Any, Any, Tensor]:
-        """(the world's states, the agent's, the observations `[N, D]`) of so many games about to be
-        imagined.
-        """
+        """Return (the world's states, the agent's, observations `[N, D]`) of games to imagine."""
         under_way = count - round(self.settings.beginnings * count)
         within = self.replay.prefixes(under_way, self.settings.prefix) if under_way else None
         anew = count - (0 if within is None else len(within))
@@ -80,8 +76,9 @@ class Imagination:
 
     @torch.no_grad()
     def imagine(self, policy: SequenceModel, batch: SequenceBatch) -> SequenceBatch:
-        """The agent's actions in imagined games of at most T moves, given what it saw as side
-        inputs: what `Reinforce(sample=…)` takes.
+        """Draw the agent's actions in imagined games of at most T moves.
+
+        Side inputs are what the agent saw, as `Reinforce(sample=…)` takes them.
         """
         with pyro.validation_enabled(False), self.world.pair.evaluating():
             world, agent, seen = self.starts(policy, len(batch))
@@ -109,13 +106,13 @@ class Imagination:
         )
 
     def earned(self, rewards: Tensor) -> Tensor:
-        """Normalised rewards in the units that the agent learns by."""
+        """Scale normalised rewards to the units that the agent learns by."""
         raw = rewards * self.normalisation.reward_deviation + self.normalisation.reward_mean
         return raw * (self.scale / self.normalisation.usual_reward)
 
     @property
     def scale(self) -> float:
-        """What a usual reward is worth."""
+        """The scale of rewards: what a usual reward is worth."""
         return (
             1 - self.settings.discount
             if self.settings.discount < 1
@@ -124,8 +121,9 @@ class Imagination:
 
     @torch.no_grad()
     def reward(self, batch: SequenceBatch) -> Tensor:
-        """What each move of the latest games earned `[N, T]`, the last one of a game that goes on
-        with what is to be expected of it.
+        """Return what each move of the latest games earned `[N, T]`.
+
+        The last move of a game that goes on earns the critic's value as well.
         """
         rewards = self.rewards * batch.mask
         rewards[:, -1] += (
@@ -134,7 +132,7 @@ class Imagination:
         return rewards
 
     def values(self, seen: Tensor | None, beyond: Tensor) -> Tensor:
-        """What the critic says of each step of games and of the one after, `[N, T + 1]`."""
+        """Return the critic's values of each step of games and of the one after, `[N, T + 1]`."""
         assert seen is not None
         return self.critic(
             SequenceBatch(None, inputs=torch.cat([seen, beyond.unsqueeze(1)], 1)), self.rewards
@@ -142,8 +140,9 @@ class Imagination:
 
 
 class Pathwise(ELBO):
-    r"""The objective E[sum_t discount^t a_t (r_t + beta H_t) + discount^T a_T V(o_{T+1})] by
-    gradients through imagined games, as VAE-Seq.
+    r"""E[sum_t discount^t a_t (r_t + beta H_t) + discount^T a_T V(o_{T+1})], by its gradient.
+
+    Gradients go through imagined games, as in VAE-Seq.
 
     Actions are reparameterised: a discrete one is relaxed, softmax((f + g) / tau) of logits f with
     Gumbel noise g (Jang et al. 2017, arXiv 1611.01144), a continuous one is Gaussian. What the
@@ -165,15 +164,16 @@ class Pathwise(ELBO):
         raise TypeError("this objective has no trace: its games are imagined")
 
     def loss(self, model: SequenceModel, guide: Stochastic, *args: Any, **kwargs: Any) -> float:
-        """The negative of the objective at imagined games, as a number."""
+        """Return the negative of the objective at imagined games, as a number."""
         with torch.no_grad():
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(
         self, model: SequenceModel, guide: Stochastic, *args: Any, **kwargs: Any
     ) -> float:
-        """The negative of the objective, its gradient accumulated on the parameters of agent and
-        critic.
+        """Return the negative of the objective, and accumulate the gradients.
+
+        They are those of the agent's and the critic's parameters.
         """
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
@@ -182,7 +182,7 @@ class Pathwise(ELBO):
     def differentiable_loss(
         self, model: SequenceModel, guide: Stochastic, batch: SequenceBatch
     ) -> Tensor:
-        """The negative of the objective, summed over games, and the critic's error."""
+        """Return the negative of the objective, summed over games, and the critic's error."""
         settings = self.imagination.settings
         rewards, alive, entropies, seen, beyond = self._imagined(model, batch)
         # only now: the world's scope, once left, registers what it finds anew
@@ -274,8 +274,9 @@ class Pathwise(ELBO):
 
 @contextmanager
 def frozen(modules: torch.nn.Module | Pair) -> Iterator[None]:
-    """Inside, no gradient is accumulated on a module's parameters, or a pair's; it goes through
-    them.
+    """Accumulate no gradient on the parameters of modules or pairs inside.
+
+    Gradients go through them.
     """
     parts = (
         list(modules.modules().values()) if not isinstance(modules, torch.nn.Module) else [modules]

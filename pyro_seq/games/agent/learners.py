@@ -1,6 +1,4 @@
-"""What learns: the world model by stochastic variational inference on real games, the agent by
-policy gradient in imagined ones.
-"""
+"""Train the world model by SVI on real games, the agent by policy gradient in imagined ones."""
 
 from __future__ import annotations
 
@@ -44,8 +42,9 @@ class WorldLearner:
         self.optimiser = self.updates.optimiser
 
     def update(self, factor: float = 1.0) -> dict[str, float]:
-        """One update, at a factor of the learning rate; its figures in nats per step. Raises
-        `UserError` for what is not finite.
+        """Make an update, and return its figures in nats per step.
+
+        `factor` is that of the learning rate. Raises `UserError` for what is not finite.
         """
         self.pair.train()
         batch, _ = self.replay.draw()
@@ -59,9 +58,7 @@ class WorldLearner:
         return figures
 
     def diverged(self) -> str | None:
-        """In words, that the loss has come far beyond where it began; `None` where it has not, or
-        where it began is not known.
-        """
+        """Say that the loss is far beyond the first one, or return `None`."""
         if not self.updates.diverged():
             return None
         return diverged_words(
@@ -74,8 +71,9 @@ class WorldLearner:
 
 
 class AgentLearner:
-    """Updates of an agent and its critic, `SVI` with `Reinforce` or `Pathwise`, in imagined games
-    alone.
+    """Updates of an agent and its critic in imagined games alone.
+
+    They are those of `SVI` with `Reinforce` or `Pathwise`.
 
     Args:
         policy: the agent.
@@ -116,8 +114,9 @@ class AgentLearner:
         )
 
     def update(self, factor: float = 1.0) -> dict[str, float]:
-        """One update, at a factor of the learning rate; the imagined games' mean length and value,
-        and the agent's entropy.
+        """Make an update; return the games' mean length and value, and the entropy.
+
+        `factor` is that of the learning rate.
 
         Raises `UserError` for what is not finite.
         """

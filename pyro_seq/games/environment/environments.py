@@ -1,4 +1,4 @@
-"""Games as a pair sees them: what is observed in one, what its actions are, and playing it."""
+"""Games as a pair sees them: observations, actions, and playing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXACT = 2.0**53  # whole numbers up to there are exact in float64
 
 @dataclass(frozen=True)
 class Game:
-    """The form of an environment.
+    """The form of an environment: its observations and actions.
 
     An action has three forms: as the agent's emission draws it (a whole number; or real numbers
     `[A]`), *encoded*, as the world model is given it (a unit vector `[A]`; or numbers between -1
@@ -66,8 +66,9 @@ class Game:
     firsts: tuple[int, ...] = ()
 
     def encode(self, action: Tensor) -> Tensor:
-        """Actions as they are drawn, `[...]` or `[..., A]`, as the world model is given them,
-        `[..., A]`; tanh where there are bounds.
+        """Encode drawn actions `[...]` or `[..., A]` for the world model, `[..., A]`.
+
+        Actions with bounds go through tanh.
 
         Gradients pass through the rounding to whole numbers as if there were none.
         """
@@ -111,7 +112,7 @@ class Game:
         )
 
     def to_environment(self, encoded: np.ndarray) -> list[Any]:
-        """Encoded actions `[K, A]` as the environment takes them."""
+        """Convert encoded actions `[K, A]` to those that the environment takes."""
         if self.counts:
             return self._combined(encoded.argmax(1))
         if self.discrete:
@@ -137,7 +138,7 @@ class Game:
         return list(actions.astype(self.action_type).reshape(-1, *self.action_shape))
 
     def random_actions(self, count: int, random: np.random.Generator) -> np.ndarray:
-        """Encoded actions `[count, A]`, all equally likely; unbounded ones normal."""
+        """Draw encoded actions `[count, A]`, equally likely; unbounded ones are normal."""
         if self.discrete:
             encoded = np.zeros((count, self.action_size), np.float32)
             encoded[np.arange(count), random.integers(self.action_size, size=count)] = 1
@@ -157,7 +158,7 @@ def _limits(kind: np.dtype[Any]) -> tuple[float, float]:
 
 
 def game_of(environment: Env[Any, Any], name: str) -> Game:
-    """The form of an environment; raises `UserError` for spaces that are not supported."""
+    """Return the form of an environment; raise `UserError` for unsupported spaces."""
     from gymnasium import spaces
 
     size = _observation_size(environment.observation_space, name)
@@ -240,8 +241,9 @@ def _leaves(space: Space[Any]) -> Iterator[Space[Any]]:
 
 
 def flattened(environment: Env[Any, Any]) -> Env[Any, Any]:
-    """The environment, its observations turned into one array by gymnasium's own wrapper where they
-    are none: a choice as a unit vector.
+    """Flatten the environment's observations to one array by gymnasium's own wrapper.
+
+    A choice becomes a unit vector.
 
     One whose observations are not supported is given back as it is: `game_of` says why.
     """
@@ -307,8 +309,7 @@ def _described(space: Space[Any]) -> str:
 
 
 class Playing:
-    """An environment that is played, whose failures are the user's to know: each says the game, its
-    move and what happened.
+    """An environment that is played; an error names the game, the move and what happened.
 
     Args:
         environment: of gymnasium.
@@ -319,7 +320,10 @@ class Playing:
         self.environment, self.name, self.number = environment, name, 0
 
     def reset(self, seed: int, number: int = 0) -> np.ndarray:
-        """Begin the game of a seed; its first observation. `number` is the game's, for messages."""
+        """Begin the game of a seed, and return its first observation.
+
+        `number` is the game's, for messages.
+        """
         self.number = number
         try:
             observation, _ = self.environment.reset(seed=seed)
@@ -337,9 +341,7 @@ class Playing:
             raise self.failed("failed to begin", 0, error) from None
 
     def check(self, observations: np.ndarray, rewards: np.ndarray) -> None:
-        """Raise `UserError` unless observations `[T + 1, …]` and rewards `[T]` of the game under
-        way are finite.
-        """
+        """Raise `UserError` unless observations `[T + 1, …]` and rewards `[T]` are finite."""
         sound = np.isfinite(observations).reshape(len(observations), -1).all(1)
         for what, finite, first in (
             ("an observation", sound, 0),
@@ -353,7 +355,7 @@ class Playing:
                 )
 
     def render(self) -> Any:
-        """What the environment draws; raises `UserError` if it cannot."""
+        """Return what the environment draws; raise `UserError` if it cannot."""
         try:
             return self.environment.render()
         except (Exception, SystemExit) as error:
@@ -362,18 +364,18 @@ class Playing:
             ) from None
 
     def close(self) -> None:
-        """Close, whatever the environment says."""
+        """Close the environment, whatever it raises."""
         with suppress(Exception, SystemExit):
             self.environment.close()
 
     def failed(self, what: str, move: int, error: BaseException) -> UserError:
-        """What to raise for an error of the environment's code in a move."""
+        """Return the error to raise for an error of the environment's code in a move."""
         where = f"in game {self.number}, move {move}"
         return UserError(f"the environment {self.name!r} {what} {where}: {in_words(error)}")
 
 
 def in_words(error: BaseException) -> str:
-    """An error of an environment's code: its type and the first line of what it says."""
+    """Return an error's type and the first line of its message."""
     if isinstance(error, SystemExit):
         return f"its code ends the program (sys.exit({error.code!r}))"
     return (
@@ -384,5 +386,5 @@ def in_words(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its type if it says nothing."""
+    """Return the first line of an error's message, or its type without one."""
     return (str(error) or type(error).__name__).strip().splitlines()[0]

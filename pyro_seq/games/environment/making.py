@@ -1,6 +1,4 @@
-"""Environments by their ids and arguments: whose words may name code, making one, and what is said
-where that is not possible.
-"""
+"""Make environments by ids and arguments, and refuse words that may name code."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Named:
-    """What the user's own words say of a run's environment; `None` where they say nothing.
+    """The user's own words about a run's environment; `None` where there are none.
 
     A run folder or a configuration may come from somebody else. An id with a module imports that
     module, and arguments that are words may be paths or name code: neither is used unless the user
@@ -53,9 +51,7 @@ class Named:
     kwargs: str | None = None
 
     def check_same(self, env: str, kwargs: str | None, run: object) -> None:
-        """Raise `UserError` if the words name another environment than a run's, or other
-        arguments.
-        """
+        """Raise `UserError` if the words name another environment than a run's."""
         if self.env is not None and self.env != env:
             raise UserError(
                 f"{run} holds a run of the environment {env!r}, not of {self.env!r}: choose "
@@ -70,8 +66,9 @@ class Named:
             )
 
     def check_allowed(self, env: str, kwargs: str | None, source: object) -> None:
-        """Raise `UserError` if an environment that `source` names needs words of the user's that
-        are missing, which it tells.
+        """Raise `UserError` if the words are missing that an environment of `source` needs.
+
+        The message holds them.
         """
         module = self.env is None and named_by_module(env)
         words = self.kwargs is None and not _is_harmless(environment_arguments(kwargs, f"{source}"))
@@ -86,30 +83,30 @@ class Named:
 
 
 def named_by_module(env: str) -> bool:
-    """Whether an id makes gymnasium import a module, `module:Name-v0`."""
+    """Tell whether an id makes gymnasium import a module, `module:Name-v0`."""
     return ":" in env
 
 
 def environment_options(env: str | None, kwargs: str | None) -> str:
-    """The command's options that name an environment, each after a space, as a shell takes them;
-    empty for what needs none.
+    """Return the command's options that name an environment, as a shell takes them.
+
+    Each stands after a space; empty for an environment that needs none.
     """
     named = "" if env is None or not named_by_module(env) else f" --env {shlex.quote(env)}"
     return named if kwargs is None else f"{named} --env-kwargs {shlex.quote(kwargs)}"
 
 
 def options_again(env: str, kwargs: str | None, source: str = "play.env_kwargs") -> str:
-    """The options without which a run of an environment cannot be used again, as
-    `environment_options`.
-    """
+    """Return the options that using a run's environment again needs."""
     return environment_options(
         env, None if _is_harmless(environment_arguments(kwargs, source)) else kwargs
     )
 
 
 def environment_arguments(text: str | None, source: str) -> dict[str, Any]:
-    """The arguments that a JSON object names; `None` for none. Raises `UserError`, which begins
-    with `source`, for anything else.
+    """Read the arguments of a JSON object; `None` for none.
+
+    Raises `UserError`, which begins with `source`, for anything else.
     """
 
     def no_number(word: str) -> NoReturn:
@@ -152,8 +149,9 @@ def _is_harmless(arguments: object) -> bool:
 def make_environment(
     name: str, render_mode: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> Env[Any, Any]:
-    """The environment of an id, made with some arguments; a module that the id names is also looked
-    for in the working folder.
+    """Make the environment of an id with some arguments.
+
+    A module that the id names is also looked for in the working folder.
 
     Raises `UserError` for an id that gymnasium does not know (with the nearest that it does, or the
     package that brings it), for one whose packages are missing (with the extra of pip that brings

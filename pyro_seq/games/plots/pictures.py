@@ -1,6 +1,4 @@
-"""Pictures as PNG: what an agent earned by real steps, and how real games went beside imagined
-ones.
-"""
+"""Plots as PNG: returns by real steps, and real games beside imagined ones."""
 
 from __future__ import annotations
 
@@ -35,8 +33,7 @@ def returns_png(
     title: str = "",
     threshold: float | None = None,
 ) -> bytes:
-    """The learning curve: what each game earned, by the number of real steps when it was over, and
-    the agent's mean of the last ten.
+    """Plot the learning curve: returns by real steps, and the agent's mean of the last ten.
 
     Args:
         games: (real steps, return) by player, `agent` and `random`.
@@ -80,8 +77,7 @@ def predictions_png(
     *,
     title: str = "",
 ) -> bytes:
-    """A real game and what the model imagines of it when it sees no more than its first steps, and
-    the actions.
+    """Plot a real game and what the model imagines of it from its first steps and actions.
 
     Args:
         real: observations `[T, D]`.
@@ -114,7 +110,7 @@ def predictions_png(
 
 
 def games_png(games: Sequence[NDArray[np.floating[Any]]], *, title: str = "") -> bytes:
-    """Games `[T_n, D]` side by side, a panel for each number of an observation."""
+    """Plot games `[T_n, D]` side by side, a panel for each number of an observation."""
     panels = min(games[0].shape[1], MOST_PANELS)
     figure, every = _figure(panels, 6.5, 0.6 + 1.35 * panels)
     for i, axes in enumerate(every):

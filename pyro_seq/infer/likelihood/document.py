@@ -31,13 +31,12 @@ def score_document(
     proposal: Proposal = "guide",
     progress: Progress | None = None,
 ) -> Iterator[Score]:
-    """The scores of a document's windows one after the other, states (or particles) carried over,
-    in memory of one window.
+    """Score a document window by window, states carried over, in memory of one window.
 
-    Where there are so many particles that what is kept of them would fill the memory, portions of
-    them read the whole document one after the other (`pooling`): no more memory is taken for more
-    particles, and the scores have no state. The document is then read several times, and if
-    `windows` cannot be, being an iterator, its observations are kept.
+    Where the figures of all particles would fill the memory, portions of the particles read the
+    whole document one after the other (`pooling`): memory does not grow with the number of
+    particles, and the scores have no state. The document is then read several times; if `windows`
+    is an iterator, its observations are kept.
 
     Args:
         pair, method, samples, proposal: see `score`.
@@ -76,7 +75,7 @@ def score_document(
 
 
 class _Reported(NamedTuple):
-    """Where the work on a group of sequences is reported to, among how many groups and portions."""
+    """Report the progress of a group of sequences among groups and portions."""
 
     progress: Progress | None
     group: int
@@ -105,9 +104,7 @@ def _pooled(
     options: dict[str, Any],
     reported: _Reported,
 ) -> list[PooledWindow]:
-    """What portions of these sizes say of some sequences, each reading the whole document, window
-    by window.
-    """
+    """Score some sequences by portions of particles, each reading the whole document."""
     found: list[PooledWindow] = []
     for portion, size in enumerate(sizes):
         before = torch.zeros(len(rows), dtype=torch.double, device=rows.device)
@@ -135,12 +132,11 @@ def _in_order(
 def filtered_state(
     pair: Pair, windows: Iterable[SequenceBatch], *, samples: int = 16, draws: int = 1
 ) -> Any:
-    """States after each of N sequences, `draws` of each side by side: what continuations start
-    from.
+    """Return states after each of N sequences, `draws` of each side by side.
 
     The latents are drawn from an estimate of the filter p(z_T | x_{1:T}): `samples` particles of
-    the guide, drawn by their weights. Raises `UserError` if there are no windows, or the sequences
-    are not of equal length: then there would be no one step to go on from.
+    the guide, drawn by their weights. Raises `UserError` if there are no windows, and for sequences
+    of unequal length, which have no common step to go on from.
     """
     state: Any = None
     with warnings_kept():

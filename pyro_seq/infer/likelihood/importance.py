@@ -1,6 +1,4 @@
-"""Importance weights of whole paths: K latent paths for each sequence, in chunks; of each path its
-log-weights and last state are kept.
-"""
+"""Importance weights of K whole paths for each sequence, in chunks."""
 
 from __future__ import annotations
 
@@ -28,14 +26,15 @@ def path_weights(
     proposal: Proposal,
     states_before: Any,
 ) -> tuple[Tensor, Callable[[], Any], str | None]:
-    """(log-weights by step of K whole paths for each sequence `[N, K, T]`, the states after them, a
-    latent site's name or `None`).
+    """Return (log-weights by step `[N, K, T]`, the states after, a latent's name or `None`).
 
-    For a pair declared by its equations, at a document's beginning, the particles are a dimension
-    to the left, so that what does not depend on latents is computed once for each sequence; for
-    others each sequence is repeated. Without latents K is 1. The states after all K paths are held
-    by what is returned, since a later window may start from them. `rows` are what the sequences are
-    called in a message.
+    They are those of K whole paths for each sequence.
+
+    For a pair that declares its equations, at a document's beginning, the particles are a dimension
+    to the left, so that whatever does not depend on latents is computed once for each sequence. For
+    other pairs each sequence is repeated. Without latents K is 1. The result holds the states after
+    all K paths, since a later window may start from them. `rows` are the names of the sequences in
+    a message.
     """
     pair, n, weights = stepper.pair, len(batch), list[Tensor]()
     if stepper.is_exact and states_before is None:

@@ -1,6 +1,4 @@
-"""How likely sequences are under a pair: log-likelihoods in nats, exact or estimated, each estimate
-with its Monte Carlo standard error.
-"""
+"""Score sequences under a pair: log-likelihoods in nats, exact or with a standard error."""
 
 from __future__ import annotations
 
@@ -31,8 +29,9 @@ ESTIMATES = "the methods elbo, importance and filter estimate it"
 
 
 class _Carried(NamedTuple):
-    """What one window leaves to the next: the particles (of `importance` and `filter`), or each
-    path's log-weight so far (of `elbo`).
+    """The particles, or each path's log-weight so far, that one window leaves to the next.
+
+    Particles are those of `importance` and `filter`, log-weights those of `elbo`.
     """
 
     states: Callable[[], Any]  # the pair's, `[N * K, …]`
@@ -46,7 +45,7 @@ class _Carried(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Some sequences' scores."""
+    """The scores of some sequences."""
 
     rows: Tensor
     steps: Tensor
@@ -64,8 +63,9 @@ def score(
     proposal: Proposal = "guide",
     state: Any = None,
 ) -> Score:
-    r"""Score the sequences of a batch, or their next window, by the pair's own parameters
-    (`Pair.scope`) in evaluation mode.
+    r"""Score the sequences of a batch, or their next window, in nats.
+
+    The pair is in evaluation mode, with its own parameters (`Pair.scope`).
 
     With latents z and weights w_k = p(x, z_k) / q(z_k | x), z_k ~ q the guide (or, with
     `proposal="prior"`, the model's own p(z)):
@@ -151,8 +151,9 @@ def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, fi
 def _groups(
     stepper: Stepper[Any], batch: SequenceBatch, samples: int
 ) -> Iterator[tuple[Tensor, int]]:
-    """(rows, the steps of the longest of them) of sequences that are worked on at once: all if they
-    are few, else such of like length.
+    """Yield (rows, the steps of the longest) of sequences that are worked on at once.
+
+    All sequences are if they are few, else those of like length.
     """
     size, n = stepper.steps_at_once, len(batch)
     order = torch.arange(n, device=batch.device)
@@ -169,7 +170,7 @@ def _groups(
 
 
 def _of_rows(state: Any, rows: Tensor) -> _Carried:
-    """These sequences' part of what the window before left."""
+    """Return these sequences' part of what the window before left."""
     states = map_tensors(lambda x: x[particle_rows(rows, state["samples"])], state["carried"])
     particles, totals = map_tensors(lambda x: x[rows], (state["particles"], state["totals"]))
     return _Carried(lambda: states, particles, totals)
@@ -292,7 +293,7 @@ def _exact(rows: Tensor, steps: Tensor, states: Callable[[], Any]) -> _Found:
 def _put_together(
     found: list[_Found], batch: SequenceBatch, before: Any, method: str, proposal: Proposal
 ) -> Score:
-    """The score of all sequences, in their order."""
+    """Return the score of all sequences, in their order."""
     rows = torch.cat([part.rows for part in found])
     place = rows.argsort()
 
@@ -341,7 +342,7 @@ def _put_together(
 def _diagnosed(
     particles: Particles | None, total: Tensor, before: Any, method: str
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(effective number, Pareto k-hat) of each sequence, the worst of all windows so far."""
+    """Return (effective number, Pareto k-hat) of each sequence, the worst of all windows so far."""
     if particles is None or method == "filter":
         return None if particles is None else particles.least, None
     effective, heavy = particles.effective, k_hat(particles.log_weights)

@@ -1,4 +1,4 @@
-"""A particle filter that keeps a path: moves that leave the posterior as it is."""
+"""A conditional particle filter: moves that leave the posterior invariant."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Filled(NamedTuple):
 
 
 class _Moved(Steps):
-    """The particles of one move; where a path is kept, it is the first of them."""
+    """The particles of one move; where a path is kept, it is the first particle."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class _Moved(Steps):
 
 
 def _first(kept: Tensor | None, drawn: Tensor) -> Tensor:
-    """The particles drawn, the first replaced by what is kept."""
+    """Return the particles drawn, the first replaced by what is kept."""
     return drawn if kept is None else torch.cat([kept.unsqueeze(0), drawn[1:]])
 
 
@@ -140,7 +140,7 @@ def moved(
 
 
 def mixed(missing: Tensor, drawn: Any, observed: Any) -> Any:
-    """What was drawn where it is missing, and what was observed elsewhere."""
+    """Return what was drawn where it is missing, and what was observed elsewhere."""
     return map_tensors(
         lambda x, y: torch.where(
             missing.view(*missing.shape, *(1,) * (y.dim() - 2)), x.to(y.dtype), y

@@ -1,4 +1,4 @@
-"""Moves of latents and missing observations by whole paths, for any pair."""
+"""Move latents and missing observations by whole paths, for any pair."""
 
 from __future__ import annotations
 
@@ -65,8 +65,9 @@ class PathMoves:
     def moved(
         self, move: Move, path: Filled | None = None, guess: Any = None, draws: int = 1
     ) -> list[Filled]:
-        """Paths drawn by weight; raises `UserError` where the guide's latents are not the
-        model's.
+        """Draw paths by weight.
+
+        Raises `UserError` where the guide's latents are not the model's.
         """
         if move == "guide":
             assert path is not None
@@ -82,7 +83,7 @@ class PathMoves:
         )
 
     def _by_guide(self, path: Filled, draws: int) -> list[Filled]:
-        """The move `guide`, whose model and guide see sequences without gaps."""
+        """Make the move `guide`, whose model and guide see sequences without gaps."""
         particles = self.batch.with_values(path.values).repeat(self.k)
         with _given(self._latents(path, self.first)):
             guide_trace, model_trace = traced(self.pair, particles.remembering(), "guide")
@@ -90,7 +91,7 @@ class PathMoves:
         return self._drawn(weights, draws, guide_trace, path, gaps=False)
 
     def _mixed(self, path: Filled | None, guess: Any, draws: int) -> list[Filled]:
-        """The move `mixed`: paths of prior and guide, weighed by the mixture of both."""
+        """Make the move `mixed`: paths of prior and guide, weighed by the mixture of both."""
         prior = self._model_trace(path, self._latents(path, self.first))
         others = {name: site for name, site in sample_sites(prior) if self._is_latent(name, site)}
         given = {
@@ -111,10 +112,10 @@ class PathMoves:
         )
 
     def moved_block(self, path: Filled, steps: range) -> Filled:
-        """The path with latents and gaps of some steps drawn anew, the others kept.
+        """Return the path with latents and gaps of some steps drawn anew.
 
-        What particles of whole paths cannot do where observations are exact: none of them meets
-        all, but some meet those of a few steps.
+        Where observations are exact, no particle of whole paths meets all of them, but some meet
+        those of a few steps.
         """
         trace = self._model_trace(path, self._latents(path, self.first), block=steps)
         fixed = self._log_prob(
@@ -126,21 +127,21 @@ class PathMoves:
         return not site["is_observed"] and name not in self.fills
 
     def _is_of(self, name: str, steps: range) -> bool:
-        """Whether a site is one of these steps'."""
+        """Tell whether a site belongs to one of these steps."""
         return self.places.get(name, WHOLE).step in steps
 
     def _figures(self) -> Tensor:
         return torch.zeros(self.size, self.batch.num_steps, device=self.batch.device)
 
     def _latents(self, path: Filled | None, whose: Tensor) -> ForSome:
-        """The path's latents, for these particles."""
+        """Return the path's latents, for these particles."""
         named = {} if path is None else path.latents
         return {name: (value.repeat_interleave(self.k, 0), whose) for name, value in named.items()}
 
     def _model_trace(
         self, path: Filled | None, given: ForSome, replayed: Any = None, block: range | None = None
     ) -> Any:
-        """The model's trace with the gaps left open, the path put in."""
+        """Trace the model with the gaps left open and the path put in."""
         particles = self.batch.repeat(self.k).with_missing(self.steps)
         marks = Marks()
         marked = marks.around(self.pair.model)
@@ -160,7 +161,7 @@ class PathMoves:
         return trace
 
     def _log_prob(self, trace: Any, counts: Callable[[str, Any], bool]) -> Tensor:
-        """`[N * k]`, the log-density of the sites that count, in float64."""
+        """Return the log-density of the sites that count, `[N * k]` in float64."""
         total, like = self._figures().double().sum(-1), self._figures()
         for name, site in sample_sites(trace):
             if counts(name, site):
@@ -170,7 +171,7 @@ class PathMoves:
     def _drawn(
         self, weights: Tensor, draws: int, trace: Any, path: Filled | None, *, gaps: bool
     ) -> list[Filled]:
-        """Particles drawn by their log-weights, with the gaps if these were drawn as well."""
+        """Draw particles by their log-weights, with the gaps if these were drawn as well."""
         sites = {name: site for name, site in sample_sites(trace) if self._is_latent(name, site)}
         latents = {name: rows_first(name, site, self.size, LEFT) for name, site in sites.items()}
         new = (

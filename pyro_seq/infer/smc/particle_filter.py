@@ -24,7 +24,7 @@ ROWS = 16_384
 
 
 class Filtered(NamedTuple):
-    """What a particle filter leaves of N sequences with K particles each.
+    """The particles of N sequences, K each, after a particle filter.
 
     Attributes:
         steps: `[N, T]`, each step's share log p̂(x_t | x_{<t}) of the estimate, in nats; zero at
@@ -49,7 +49,7 @@ class Filtered(NamedTuple):
 
     @property
     def log_weights(self) -> Tensor:
-        """`[N, K]`, the logarithms of the particles' normalised weights."""
+        """The logarithms of the particles' normalised weights, `[N, K]`."""
         return self.particles.log_weights
 
 
@@ -66,8 +66,9 @@ def particle_filter(
     state: Any = None,
     rows: Tensor | None = None,
 ) -> Filtered:
-    r"""Sequential importance resampling (Doucet & Johansen 2009) of the latents of N sequences, K
-    particles each.
+    r"""Filter the latents of N sequences with K particles each, by resampling.
+
+    Sequential importance resampling (Doucet & Johansen 2009).
 
     At each step z_t is drawn from the guide's q(z_t | evidence_t, z_{<t}), or from the prior (the
     bootstrap filter), the weights grow by
@@ -132,7 +133,7 @@ def _guessed(
     particles: Particles | None,
     state: Any,
 ) -> SequenceBatch:
-    """The batch with a guess of what is missing, for the guide to look at."""
+    """Return the batch with a guess of what is missing, for the guide to look at."""
     if not bool((missing & batch.mask).any()):
         return batch
     found = particle_filter(

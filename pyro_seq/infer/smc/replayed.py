@@ -147,9 +147,7 @@ def _latents_by_step(trace: Any, num_steps: int) -> dict[str, int]:
 
 
 def _check_unaltered(by_step: Tensor, before: Tensor) -> None:
-    """Raise `UserError` if densities of settled steps have changed, though nothing has that they
-    may depend on.
-    """
+    """Raise `UserError` if densities of settled steps have changed without a reason."""
     changed = (by_step - before).abs() > ALTERED * (1 + before.abs())
     if changed.any():
         step = int(changed.any(0).any(0).nonzero()[0])

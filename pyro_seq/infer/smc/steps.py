@@ -1,4 +1,4 @@
-"""Particles of a declared model on their way through the steps, and who descends from whom."""
+"""Particles of a declared model on their way through the steps, and their ancestors."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from pyro_seq.pairs.pair import Pair
 
 
 class Steps:
-    """One batch of particles `[K, N]` on its way through the steps; what all particles of a
-    sequence share has no dimension K.
+    """One batch of particles `[K, N]` on its way through the steps.
+
+    What all particles of a sequence share has no dimension K.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Steps:
         self.like = self.model.initial(1)
 
     def move(self, index: Tensor) -> None:
-        """The particles at `index` `[N, K]` in place of the particles."""
+        """Replace the particles by those at `index` `[N, K]`."""
         columns = torch.arange(index.shape[0], device=index.device)
 
         def pick(x: Tensor, like: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class Steps:
             self.running = map_tensors(pick, self.running, self.like_running)
 
     def step(self, t: int) -> tuple[Tensor, Tensor | None, Any]:
-        """(the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, x_t) at step t."""
+        """Return (the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, x_t) at step t."""
         lead, grown = (self.k, len(self.batch)), list[Tensor]()
 
         def draw_latent(prior: Any) -> Tensor:
@@ -143,7 +144,7 @@ class Steps:
         return observe_or_draw(emission, observed, unknown, (self.k, len(self.batch)))
 
     def carried(self) -> Any:
-        """The state after the last step, `[N * K, …]`."""
+        """Return the state after the last step, `[N * K, …]`."""
 
         def flat(x: Tensor, like: Tensor) -> Tensor:
             full = x if x.dim() > like.dim() else x.expand(self.k, *x.shape)
@@ -165,7 +166,7 @@ class Steps:
 def half_prior(
     prior: Any, posterior: Any, blind: Tensor, kept: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(z_t `[K, N, Z]`, log p(z_t) - log q(z_t)), q half the prior and half the posterior.
+    """Return (z_t `[K, N, Z]`, log p(z_t) - log q(z_t)), q half prior and half posterior.
 
     Where the posterior is `blind` `[N]`, the prior alone proposes. The weights are at most twice
     those of the prior's proposals, however narrow the posterior is. What is `kept` `[N, Z]` is the
@@ -183,7 +184,10 @@ def half_prior(
 def observe_or_draw(
     emission: Any, observed: Tensor, unknown: Tensor | None, lead: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """(x_t, drawn where unknown; its log-density `[K, N]` or `[N]`, zero where unknown)."""
+    """Return (x_t, drawn where unknown; its log-density, zero where unknown).
+
+    The log-density is `[K, N]` or `[N]`.
+    """
     if unknown is None:
         return observed, emission.log_prob(observed)
     emission = emission.expand(lead)
@@ -195,7 +199,7 @@ def observe_or_draw(
 
 
 class Genealogy:
-    """The latents and values of each step `[K, N, …]` and who descends from whom."""
+    """The latents and values of each step `[K, N, …]`, and the particles' ancestors."""
 
     def __init__(self, k: int) -> None:
         self.k = k
@@ -206,7 +210,7 @@ class Genealogy:
         self.steps.append((z, x, index))
 
     def traced_back(self) -> tuple[Tensor | None, Any]:
-        """(latents `[N, K, T, Z]`, values `[N, K, T, *event]`) of the particles that are left."""
+        """Return (latents `[N, K, T, Z]`, values `[N, K, T, *event]`) of the particles left."""
         line: Tensor | None = None
         found: list[tuple[Tensor | None, Any]] = []
 

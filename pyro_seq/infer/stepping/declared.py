@@ -160,7 +160,7 @@ class DeclaredStepper(Stepper[ModelState]):
 
 
 def draw(distribution: Distribution) -> Any:
-    """A sample; of a named group, a dict of samples."""
+    """Draw a sample; of a named group, a dict of samples."""
     return (
         {name: part.sample() for name, part in distribution.items()}
         if isinstance(distribution, dict)

@@ -91,7 +91,7 @@ class Stepper(ABC, Generic[State]):
 
     @property
     def steps_at_once(self) -> int:
-        """How many steps of particles are worked on at once."""
+        """Return how many steps of particles are worked on at once."""
         return CHUNK_STEPS
 
     @abstractmethod

@@ -37,7 +37,7 @@ Found = Contents | str  # what a file holds, or why it holds nothing
 
 
 class TuneCache:
-    """What files hold, by the SHA-256 of their bytes; without a folder, nothing.
+    """The parsed content of files by the SHA-256 of their bytes; without a folder, nothing.
 
     Nothing that is wrong with the folder is an error: what cannot be read is not known, what cannot
     be written is not kept.
@@ -65,7 +65,7 @@ class TuneCache:
             return None
 
     def put(self, key: str, found: Found) -> None:
-        """Keep what the file with this hash holds."""
+        """Store what the file with this hash holds."""
         if self.folder is None:
             return
         path = self.folder / f"{VERSION}-{key}{SUFFIX}"

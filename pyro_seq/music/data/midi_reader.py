@@ -1,4 +1,4 @@
-"""MIDI files: finding them, reading their notes, and laying those out as piano rolls.
+"""Find MIDI files, read their notes, and lay these out as piano rolls.
 
 `read_tunes` answers within seconds for any file at all, damaged and hostile ones among them.
 """
@@ -39,7 +39,7 @@ A = 9  # A minor's tonic, counted from C
 
 @dataclass(frozen=True, eq=False)
 class Tune:
-    """The notes of a piece, drums left out, sorted by start and then by pitch.
+    """The notes of a piece without drums, sorted by start and then by pitch.
 
     A file whose times are SMPTE frames has no beats: then all that is counted in beats is NaN.
 
@@ -71,7 +71,7 @@ class Tune:
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What a file holds.
+    """The pieces of a file, and what was repaired.
 
     Attributes:
         tunes: its pieces: one, but in a file of type 2, where each of its tracks that has notes is
@@ -85,7 +85,7 @@ class Contents:
 
 
 def read_contents(path: str | Path) -> Contents:
-    """What a MIDI file holds.
+    """Read the pieces of a MIDI file.
 
     Raises `UserError`, with the path and the reason, if it cannot be read, is not MIDI, is damaged
     such that it is not certain what it holds, has no notes (other than drums), or is beyond
@@ -98,7 +98,7 @@ def read_contents(path: str | Path) -> Contents:
 
 
 def read_tune(path: str | Path) -> Tune:
-    """The notes of a MIDI file that holds one piece.
+    """Read the notes of a MIDI file that holds one piece.
 
     Raises `UserError` as `read_contents`, and for a file of several.
     """
@@ -113,8 +113,9 @@ def read_tune(path: str | Path) -> Tune:
 
 
 def midi_bytes(path: str | Path) -> bytes:
-    """A file's bytes; raises `UserError`, with a reason that does not name it, if they cannot be
-    read or are more than `MAX_BYTES`.
+    """Read a file's bytes; raise `UserError` for unreadable or more than `MAX_BYTES`.
+
+    The reason does not name the file.
     """
     try:
         status = os.stat(path)
@@ -137,9 +138,7 @@ def midi_bytes(path: str | Path) -> bytes:
 
 
 def contents_of(data: bytes) -> Contents:
-    """What a MIDI file's bytes hold; raises as `read_contents`, with a reason that names no
-    file.
-    """
+    """Parse a MIDI file's bytes; errors are those of `read_contents`, without a file."""
     midi = read_midi(data)
     pieces = [[track] for track in midi.tracks] if midi.kind == SEQUENCES else [midi.tracks]
     held = [
@@ -195,7 +194,7 @@ def _silence(track: Events) -> int:
 
 
 def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
-    """The tune as a piano roll, uint8 `[T, keys]` of 0 and 1, all of its parts in one.
+    """Lay a tune out as a piano roll, uint8 `[T, keys]` of 0 and 1, all parts in one.
 
     A note that lasts from a to b, in seconds or on the beat grid in quarter notes, sounds from
     frame round(a f) up to round(b f) exclusive, in at least one frame, with f frames a second or a
@@ -245,8 +244,9 @@ def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
 
 
 def to_common_key(roll: Tensor) -> Tensor:
-    """The piece `[T, keys]` moved to C major or A minor, by -5 to 6 semitones; a silent one as it
-    is.
+    """Transpose a piece `[T, keys]` to C major or A minor, by -5 to 6 semitones.
+
+    A silent piece stays as it is.
 
     Its key is that whose profile (Krumhansl & Kessler 1982) correlates best with how long each of
     the twelve tones sounds. Notes that would leave the keyboard are moved an octave inwards.
@@ -285,7 +285,7 @@ def _moved(shift: int, roll: Tensor) -> Tensor:
 
 
 def find_files(patterns: Iterable[str | Path]) -> list[Path]:
-    """The MIDI files that patterns name, in their order, each once.
+    """Return the MIDI files that patterns name, in order, each once.
 
     A pattern is a file, whatever its suffix; a folder, searched with all that is below it for files
     of `SUFFIXES` (in either case); or a glob, `**` for any folders, whose matches are such files or

@@ -49,13 +49,14 @@ class Clock:
 
     @property
     def tick(self) -> float:
-        """Seconds a tick."""
+        """The seconds of a tick."""
         return self.tempo / (1e6 * self.resolution)
 
     @classmethod
     def of(cls, timing: Timing, frames: int = 0) -> Clock:
-        """The clock for a roll of so many frames: the grid's own beats, else beats of about half a
-        second that last whole frames.
+        """Return the clock for a roll: the grid's beats, or beats of about half a second.
+
+        These last whole frames.
 
         MIDI knows tempi in whole microseconds a beat. Of the beats that could be made up, the one
         is taken that this moves least: then a million frames are off by less than one.
@@ -92,8 +93,9 @@ class Clock:
 
 
 def lowest_pitch(roll: Tensor) -> int:
-    """The MIDI pitch of a roll's first key; raises `UserError` unless it is `[T, 88]` or
-    `[T, 128]`.
+    """Return the MIDI pitch of a roll's first key.
+
+    Raises `UserError` unless the roll is `[T, 88]` or `[T, 128]`.
     """
     if roll.dim() != 2 or roll.shape[1] not in LOWEST:
         wanted = " or ".join(f"[T, {keys}]" for keys in LOWEST)
@@ -102,8 +104,9 @@ def lowest_pitch(roll: Tensor) -> int:
 
 
 def sustained(roll: Tensor) -> NDArray[np.int64]:
-    """The notes `[N, 3]` of a roll `[T, keys]`, as (first frame, frame after the last, key): each
-    run of a key's frames is one.
+    """Return the notes `[N, 3]` of a roll: (first frame, frame after the last, key).
+
+    Each run of a key's frames is one note.
 
     They are in the order of their first frames, low keys first.
     """
@@ -117,7 +120,7 @@ def sustained(roll: Tensor) -> NDArray[np.int64]:
 
 
 def velocities(roll: Tensor, notes: NDArray[np.int64], timing: Timing) -> NDArray[np.int64]:
-    """How hard each of the notes is struck, `[N]`, from 40 to 110, and the same for equal rolls.
+    """Return how hard each note is struck `[N]`, from 40 to 110, equal for equal rolls.
 
     Phrases of 16 beats (8 seconds, where there is no grid) swell to their middle, beats are
     accented, the first of four most, and the highest of the notes that sound as one begins is
@@ -137,7 +140,7 @@ def velocities(roll: Tensor, notes: NDArray[np.int64], timing: Timing) -> NDArra
 
 
 def to_midi(roll: Tensor, timing: Timing, *, program: int = 0) -> PrettyMIDI:
-    """A roll as MIDI, whose notes begin and end on ticks that are whole frames.
+    """Convert a roll to MIDI; notes begin and end on ticks that are whole frames.
 
     Silence at the end is kept by an "all notes off" (control change 123) where the piece ends,
     which comes with every piece. The notes are where `midi_files.read_tune` and `roll_of` find the

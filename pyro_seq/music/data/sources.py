@@ -50,7 +50,7 @@ class Found:
 
 
 def remarks(found: Iterable[Found]) -> dict[str, Any]:
-    """The document, by its name, of all files that were skipped or mended; empty without any."""
+    """Return the document of skipped and repaired files, by its name; empty without any."""
     kept: dict[str, dict[str, str]] = {"skipped": {}, "mended": {}}
     for of in found:
         kept["skipped"] |= of.skipped
@@ -59,7 +59,7 @@ def remarks(found: Iterable[Found]) -> dict[str, Any]:
 
 
 def cache_beside(run_dir: Path) -> TuneCache:
-    """What keeps what was parsed: a folder beside the run folder."""
+    """Return the cache of parsed files in a folder beside the run folder."""
     return TuneCache(run_dir.absolute().parent / CACHE)
 
 
@@ -72,7 +72,7 @@ def read_music(
     progress: Progress | None = None,
     name_all: bool = False,
 ) -> Found:
-    """The pieces of MIDI files, folders and globs, and of a split of `.npz` files.
+    """Read the pieces of MIDI files, folders and globs, and of a split of `.npz` files.
 
     Args:
         patterns: files, folders and globs.
@@ -110,9 +110,7 @@ def read_music(
 
 
 def arrays_among(patterns: Iterable[str | Path]) -> list[Path]:
-    """Those of the files that are arrays of rolls, which bring validation and test pieces of their
-    own.
-    """
+    """Return the files that are arrays of rolls, with splits of their own."""
     return [path for path in find_files(patterns) if path.suffix.lower() == ARRAYS]
 
 
@@ -127,15 +125,16 @@ def _in_key(roll: Tensor, rolls: RollSettings) -> Tensor:
 
 
 def held_out(count: int, fraction: float) -> list[int]:
-    """Which of so many pieces are kept for validation: evenly spread over all, at least one is left
-    to train on.
+    """Return the places of pieces kept for validation, evenly spread.
+
+    At least one piece is left to train on.
     """
     kept = min(round(count * fraction), count - 1)
     return [int((i + 0.5) * count / kept) for i in range(kept)]
 
 
 def fingerprint(pieces: Sequence[Tensor]) -> str:
-    """The SHA-256 of rolls."""
+    """Return the SHA-256 of rolls."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(np.array(piece.shape, np.int64).tobytes())
@@ -146,7 +145,7 @@ def fingerprint(pieces: Sequence[Tensor]) -> str:
 def read_primer(
     path: Path, seconds: float, rolls: RollSettings, tempo: float, progress: Progress | None = None
 ) -> Tensor:
-    """The first `seconds` of a MIDI file as a roll `[T, keys]`.
+    """Read the first `seconds` of a MIDI file as a roll `[T, keys]`.
 
     What had to be mended in it is said in the progress.
 

@@ -1,6 +1,4 @@
-"""The simplest model of piano rolls that knows time: `MarkovKeys`, each key a Markov chain by
-itself. A baseline.
-"""
+"""`MarkovKeys`, a baseline for piano rolls: each key is a Markov chain."""
 
 from __future__ import annotations
 
@@ -17,8 +15,7 @@ PSEUDO_COUNT = 1.0  # Laplace's rule of succession
 
 @dataclass(frozen=True, eq=False)
 class MarkovKeys:
-    """p(x_{1:T}) = prod_k p(x_1^k) prod_{t>1} p(x_t^k | x_{t-1}^k): whether a key sounds depends on
-    whether it did a frame ago.
+    """p(x_{1:T}) = prod_k p(x_1^k) prod_{t>1} p(x_t^k | x_{t-1}^k), a chain for each key.
 
     Attributes:
         initial: `[keys]`, float64, the probability that a key sounds in the first frame.
@@ -42,8 +39,9 @@ class MarkovKeys:
         return cls(sounding[0], sounding[1:])
 
     def nats_per_frame(self, rolls: Iterable[Tensor]) -> float:
-        """-log p of all the rolls by the number of their frames; infinite where the model holds
-        something in them impossible.
+        """Return -log p of all rolls over the number of their frames.
+
+        It is infinite where the model holds something impossible.
 
         Raises `UserError` if there are no frames or the rolls are of another keyboard.
         """
@@ -60,7 +58,7 @@ class MarkovKeys:
         return float(nats / counts.sum() * p.shape[1])  # every frame is counted once for each key
 
     def sample(self, num: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
-        """So many new rolls, `[num, steps, keys]`, uint8."""
+        """Draw new rolls `[num, steps, keys]`, uint8."""
         frames = []
         p = self.initial.expand(num, -1)
         for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Pieces of music as `pyroseq score` scores them."""
+"""Score pieces of music for `pyroseq score`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyro_seq.programs.scored_run import ScoredSequence, ScoredStep, shown_steps
 
 
 class ScoredMusic:
-    """A music run."""
+    """A music run that can score files."""
 
     unit = "frame"
 
@@ -28,14 +28,15 @@ class ScoredMusic:
         self.music = music
 
     def check_file(self, path: Path) -> None:
-        """See `ScoredRun`."""
+        """Raise `UserError` for a missing file, as `ScoredRun` does."""
         find_files([path])
 
     def score_file(
         self, path: Path, *, lines: bool, top: int, by_step: bool, options: dict[str, Any]
     ) -> Iterator[ScoredSequence]:
-        """See `ScoredRun`: each piece of a MIDI file is a sequence, and each of the test pieces of
-        an `.npz` file; there are no lines.
+        """Score each piece of a MIDI file, or test piece of an `.npz`, as `ScoredRun` does.
+
+        There are no lines.
         """
         if lines:
             raise UserError(f"{path}: --lines is for texts, and this run is one of music")
@@ -63,6 +64,6 @@ class ScoredMusic:
 
 
 def chord(frame: Tensor, roll: Tensor) -> str:
-    """The keys that sound in a frame `[keys]` of a roll: `C3+E3+G4`, or `–` for none."""
+    """Return the keys that sound in a frame `[keys]`: `C3+E3+G4`, or `–` for none."""
     pitches = (int(key) + lowest_pitch(roll) for key in frame.nonzero().flatten())
     return "+".join(f"{PITCH_CLASSES[pitch % 12]}{pitch // 12 - 1}" for pitch in pitches) or "–"

@@ -1,6 +1,4 @@
-"""How likely pieces of music are under a model: log-likelihoods of piano rolls, frame by frame, in
-the literature's nats per frame.
-"""
+"""Score pieces of music under a model, in nats per frame."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Models of music: settings, a pair over the frames of piano rolls, and what a run folder holds of
-it.
-"""
+"""Models of music: settings, a pair over frames, and what a run folder holds of it."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ MOST_RATE = 1_000.0  # frames a second; a beat grid has as many steps a beat at 
 
 @dataclass(frozen=True)
 class RollSettings:
-    """How pieces become piano rolls, and those become minibatches."""
+    """Settings of how pieces become piano rolls, and rolls minibatches."""
 
     rate: float = between(0.01, MOST_RATE, 32.0, "frames a second")
     grid: int = between(
@@ -53,8 +51,9 @@ class RollSettings:
 
 @dataclass(frozen=True)
 class MusicSettings:
-    """All hyper-parameters of a music run; those of the model are its pair's
-    (`pairs.model_settings`).
+    """All hyper-parameters of a music run; those of the model are its pair's.
+
+    See `model_settings`.
     """
 
     rolls: RollSettings = field(default_factory=RollSettings)
@@ -64,14 +63,15 @@ class MusicSettings:
 
 
 def music_settings(*layers: Layer | Mapping[str, Any]) -> MusicSettings:
-    """The defaults with settings by dotted name, `model.kind` among them, overridden in order;
-    raises `UserError` as `text_settings`.
+    """Return the defaults with settings by dotted name overridden, in order.
+
+    `model.kind` is among them; errors are those of `text_settings`.
     """
     return resolve(MusicSettings, layers, DEFAULTS)
 
 
 def timing_of(rolls: RollSettings, tempo: float = 120.0) -> Timing:
-    """When a run's frames sound: `tempo` is that of its beat grid, in beats a minute."""
+    """Return when a run's frames sound; `tempo` is its beat grid's, in beats a minute."""
     return Timing(rolls.rate, rolls.grid, tempo)
 
 
@@ -90,15 +90,16 @@ class MusicModel:
 
     @cached_property
     def carries(self) -> bool:
-        """Whether a window can start from the state that the one before ended in."""
+        """Tell whether a window can start from the state of the one before."""
         return carries_state(
             self.pair, frame_parts(self.settings.frames, self.settings.rolls.keys), self.device
         )
 
 
 def new_pair(settings: MusicSettings, pieces: Sequence[Tensor] = ()) -> Pair:
-    """A pair over frames, with new weights; it starts from how often each key sounds in the pieces,
-    if there are any and it can.
+    """Make a pair over frames, with new weights.
+
+    It starts from how often each key sounds in the pieces, if there are any and it can.
     """
     pair = make_pair(settings.model, frame_parts(settings.frames, settings.rolls.keys))
     if frames := sum(map(len, pieces)):
@@ -108,7 +109,7 @@ def new_pair(settings: MusicSettings, pieces: Sequence[Tensor] = ()) -> Pair:
 
 
 def document(tempo: float, markov: MarkovKeys) -> dict[str, Any]:
-    """What a run folder keeps of its pieces besides their files: `music.json`."""
+    """Return what a run folder keeps of its pieces besides their files: `music.json`."""
     return {
         "tempo": tempo,
         "markov": {"initial": markov.initial.tolist(), "transition": markov.transition.tolist()},
@@ -116,8 +117,9 @@ def document(tempo: float, markov: MarkovKeys) -> dict[str, Any]:
 
 
 def read_document(run: RunFolder, keys: int) -> tuple[float, MarkovKeys]:
-    """What `document` has written: (tempo, the Markov model of each key); raises `UserError` if it
-    is missing or damaged.
+    """Read (tempo, the Markov baseline) of `music.json`.
+
+    Raises `UserError` if it is missing or damaged.
     """
     found = run.read_json(DOCUMENT)
     try:

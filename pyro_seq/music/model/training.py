@@ -44,8 +44,9 @@ SAMPLED = 2**25  # entries of the rolls of samples drawn side by side: bounds me
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """Piano rolls `[T_n, keys]` to learn from and to validate on, and the tempo of their beat grid
-    in beats a minute.
+    """Piano rolls `[T_n, keys]` to train and validate on, and the tempo of their grid.
+
+    The tempo is in beats a minute.
     """
 
     train: Sequence[Tensor]
@@ -54,7 +55,7 @@ class Pieces:
 
 
 def previews(music: MusicModel, pieces: Sequence[Tensor]) -> dict[str, Image | Audio]:
-    """A stretch of a piece and one of the model's own, to see and to hear in TensorBoard."""
+    """Return a stretch of a piece and a sample, to see and hear in TensorBoard."""
     frames = max(1, round(PREVIEW_SECONDS * music.timing.frames_per_second))
     longest = [piece for piece in pieces if len(piece) >= frames] or [max(pieces, key=len)]
     piece = longest[int(torch.randint(len(longest), ()))]
@@ -81,8 +82,9 @@ def generate(
     temperature: float = 1.0,
     samples: int = 16,
 ) -> Iterator[Tensor]:
-    """New rolls `[frames, keys]`, each going on from the primer `[T, keys]` (which is not repeated)
-    if there is one.
+    """Draw new rolls `[frames, keys]`, each after the primer `[T, keys]` if there is one.
+
+    The primer is not repeated.
 
     Draws from torch's global random state.
 
@@ -134,9 +136,7 @@ def play(
     program: int = 0,
     sound_font: Path | None = None,
 ) -> Iterator[Rendered]:
-    """What `generate` makes in so many seconds, each after its primer, ready to be heard and seen;
-    the last two as those of `Rendered`.
-    """
+    """Generate so many seconds of music, each after its primer, as `Rendered`."""
     frames = max(1, round(seconds * music.timing.frames_per_second))
     given = 0 if primer is None else len(primer)
     for roll in generate(

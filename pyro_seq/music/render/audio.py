@@ -1,6 +1,4 @@
-"""MIDI as sound: `synthesise`, by a small synthesiser of our own or by a sound font, and WAV
-files.
-"""
+"""MIDI as sound, by a small synthesiser or by a sound font, and WAV files."""
 
 from __future__ import annotations
 
@@ -98,8 +96,9 @@ def _string(pitch: int, length: int) -> NDArray[np.float64]:
 
 
 def synthesiser_for(path: Path) -> Any:
-    """FluidSynth's class that plays a sound font; raises `UserError` if the file is none, or
-    FluidSynth is not installed.
+    """Return FluidSynth's class that plays a sound font.
+
+    Raises `UserError` if the file is none, or FluidSynth is not installed.
     """
     try:
         with open(path, "rb") as file:
@@ -134,7 +133,7 @@ def _by_sound_font(midi: PrettyMIDI, path: Path) -> NDArray[np.float64]:
 
 
 def wav_bytes(samples: NDArray[np.floating[Any]]) -> bytes:
-    """Samples `[n]` between -1 and 1 as a WAV file: mono, 16 bits a sample."""
+    """Encode samples `[n]` between -1 and 1 as a WAV file: mono, 16 bits a sample."""
     whole = np.rint(np.clip(samples, -1, 1) * 32_767).astype("<i2")
     opened = io.BytesIO()
     with wave.open(opened, "wb") as file:

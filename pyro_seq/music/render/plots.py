@@ -1,6 +1,4 @@
-"""Pictures as PNG: a piano roll, learning curves, and histograms of two or three bodies of music
-side by side.
-"""
+"""Plots as PNG: a piano roll, learning curves, histograms side by side."""
 
 from __future__ import annotations
 
@@ -43,8 +41,9 @@ def roll_png(
     title: str = "",
     primer_frames: int = 0,
 ) -> bytes:
-    """A picture of a roll: pitch over seconds, with lines at beats and bars (of four) where there
-    is a grid.
+    """Plot a roll, pitch over seconds, with lines at beats and bars of four beats.
+
+    Lines are drawn where there is a grid.
 
     Args:
         roll: `[T, 88]` or `[T, 128]`; what is not 0 sounds.
@@ -134,7 +133,7 @@ def _beats(axes: Axes, timing: Timing, frames: int) -> None:
 
 
 def curves_png(curves: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
-    """Learning curves: (step, value) by name. What is not finite is left out.
+    """Plot learning curves, (step, value) by name, without values that are not finite.
 
     The first values of a training can be so far above the others that these would be one flat line:
     the picture is cut off there.
@@ -175,8 +174,7 @@ def histograms(
     *,
     lag_unit: str = "beats",
 ) -> dict[str, bytes]:
-    """One picture for each of `music_statistics.statistics`, in which all sources (real, generated,
-    …) stand side by side.
+    """Plot each of `statistics`, with all sources (real, generated, …) side by side.
 
     Args:
         by_source: the statistics by the name of what they are of.

@@ -1,4 +1,4 @@
-"""What a sequence earns for deceiving the discriminator: its logit l(x), shaped."""
+"""Rewards of a sequence, shaped from the discriminator's logit l(x)."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ LARGEST_RATIO = 20.0
 
 
 def probability(logits: Tensor, real: Tensor, generated: Tensor) -> Tensor:
-    """D(x) = sigmoid(l), SeqGAN's own (Yu et al. 2017)."""
+    """Return D(x) = sigmoid(l), the reward of SeqGAN (Yu et al. 2017)."""
     return logits.sigmoid()
 
 
 def log_odds(logits: Tensor, real: Tensor, generated: Tensor) -> Tensor:
-    """log D(x) - log(1 - D(x)) = l, which does not flatten where the discriminator is sure."""
+    """Return log D(x) - log(1 - D(x)) = l, which does not flatten for sure answers."""
     return logits
 
 
 def rank(logits: Tensor, real: Tensor, generated: Tensor) -> Tensor:
-    """How x ranks among real sequences y: mean_y sigmoid(l(x) - l(y)), in the way of RankGAN (Lin
-    et al. 2017, arXiv 1705.11001).
+    """Return mean_y sigmoid(l(x) - l(y)), the rank of x among real sequences y.
+
+    As in RankGAN (Lin et al. 2017, arXiv 1705.11001).
     """
     return (logits.unsqueeze(-1) - real).sigmoid().mean(-1)
 
 
 def maligan(logits: Tensor, real: Tensor, generated: Tensor) -> Tensor:
-    """MaliGAN's ratio D / (1 - D) = exp(l), over its mean among generated sequences (Che et al.
-    2017, arXiv 1702.07983), bounded.
+    """Return MaliGAN's ratio D / (1 - D) = exp(l) over its mean among generated sequences.
+
+    Che et al. 2017, arXiv 1702.07983; the ratio is bounded.
     """
     return (
         (logits - (generated.logsumexp(0) - math.log(len(generated))))
@@ -72,14 +74,12 @@ class DiscriminatorReward:
         self.refresh(real)
 
     def refresh(self, generated: Tensor) -> None:
-        """Look at the real sequences again, and at some generated ones `[m, T]`, after a network
-        has changed.
-        """
+        """Update the logits of real and generated sequences `[m, T]` of a new network."""
         self.of_real = logits(self.discriminator, self.real)
         self.of_generated = logits(self.discriminator, generated)
 
     def __call__(self, batch: SequenceBatch) -> Tensor:
-        """The shaped rewards of the batch's sequences."""
+        """Return the shaped rewards of the batch's sequences."""
         return self.shaping(
             logits(self.discriminator, symbols_of(batch, self.end)), self.of_real, self.of_generated
         )

@@ -1,6 +1,4 @@
-"""The discriminator's side of the game: epochs over as many real sequences as generated ones, in
-minibatches of both.
-"""
+"""Train the discriminator in epochs over equally many real and generated sequences."""
 
 from __future__ import annotations
 
@@ -22,8 +20,9 @@ ADVICE = "a lower discriminator.learning_rate may help"
 
 
 class DiscriminatorFigures(NamedTuple):
-    """Means over an epoch, of each sequence as it was judged in training, with dropout and before
-    the step that it took part in.
+    """Means over an epoch, of sequences as they were judged in training.
+
+    They are judged with dropout, and before the step that they take part in.
 
     Attributes:
         loss: binary cross entropy in nats, without the penalty; log 2 = 0.69 for one who cannot
@@ -40,8 +39,7 @@ class DiscriminatorFigures(NamedTuple):
 
 
 class DiscriminatorTraining:
-    """Trains a discriminator by the binary cross entropy of real and generated sequences (SeqGAN,
-    arXiv 1609.05473, eq. 5).
+    """Train a discriminator by binary cross entropy (SeqGAN, arXiv 1609.05473, eq. 5).
 
     A minibatch minimises its mean of -log D(x) over real and -log(1 - D(x)) over generated
     sequences, plus l2/2 (|w|² + b²) of the output layer, by Adam. Equal seeds give equal epochs;
@@ -78,7 +76,7 @@ class DiscriminatorTraining:
     def of(
         cls, discriminator: Discriminator, settings: DiscriminatorSettings, *, seed: int
     ) -> DiscriminatorTraining:
-        """The training that the settings describe."""
+        """Return the training that the settings describe."""
         s = settings
         return cls(
             discriminator,
@@ -89,7 +87,7 @@ class DiscriminatorTraining:
         )
 
     def epoch(self, real: Tensor, generated: Tensor) -> DiscriminatorFigures:
-        """One pass over real `[M, T]` and generated sequences `[M', T]`, in an order drawn anew.
+        """Make one pass over real `[M, T]` and generated sequences `[M', T]`, in random order.
 
         If there are more of one kind, it is a random selection of them, as many as there are of the
         other. The minibatches are of one size, give or take a sequence. Raises `UserError` for

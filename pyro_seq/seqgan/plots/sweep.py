@@ -1,4 +1,4 @@
-"""Pictures of quality against diversity."""
+"""Plots of quality against diversity."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ LEGENDS = {"pretrained": "maximum likelihood alone", "best": "after adversarial 
 
 
 def sweep_png(sweep: Sweep) -> bytes:
-    """The likelihood of held-out sequences (across) against how good new ones are (up), a curve for
-    each generator.
+    """Plot the NLL of held-out sequences against the quality of new ones, a curve a generator.
 
     Bars are one standard error, numbers temperatures; the point at temperature 1 is filled. What is
     not finite is left out.

@@ -1,6 +1,4 @@
-"""The task of music: folk tunes as melodies sampled at a fixed rate, judged by BLEU and by pitch
-(Yu et al. 2017, section 5.3).
-"""
+"""The task of music: folk melodies, judged by BLEU and pitch (Yu et al. 2017, sec. 5.3)."""
 
 from __future__ import annotations
 
@@ -59,7 +57,7 @@ SPLITS = {"train": "to train on", "valid": "to validate on", "test": "to test on
 
 @dataclass
 class MelodyRendering:
-    """Melodies (`melodies.melody`'s symbols) as names of notes, pictures, sounds and MIDI files.
+    """Melodies as names of notes, pictures, sounds and MIDI files.
 
     A melody does not say where a note is struck again: equal neighbours are one note that is held.
 
@@ -74,13 +72,11 @@ class MelodyRendering:
     never: Sequence[int] = field(default=(), init=False)
 
     def text(self, sequence: Tensor) -> str:
-        """The notes of a melody `[T]`, step by step: `C4 C4 E4 ·`, where the dot is a rest."""
+        """Return the notes of a melody `[T]`, `C4 C4 E4 ·`, the dot being a rest."""
         return names(sequence)
 
     def pictures(self, generated: Tensor, real: Tensor) -> Mapping[str, Sample]:
-        """Up to four real melodies beside as many generated ones as rolls, and the first generated
-        one as sound.
-        """
+        """Return up to four real and generated melodies as rolls, and the first as sound."""
         pairs = enumerate(zip_longest(real[:SHOWN].cpu(), generated[:SHOWN].cpu()))
         titled = [
             panel
@@ -95,8 +91,7 @@ class MelodyRendering:
         return shown
 
     def write(self, sequences: Tensor, folder: Path) -> list[Path]:
-        """`melody-001.mid`, … of the sequences `[n, T]`, and `melodies.png` of the first 24: the
-        paths.
+        """Write `melody-001.mid`, … of sequences `[n, T]`, and `melodies.png` of the first 24.
 
         A file read back has the symbols that it was made of, but one of nothing but rests has no
         notes to be read. Files of the same names are replaced. Raises `UserError` if anything
@@ -120,14 +115,12 @@ class MelodyRendering:
         return paths
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` makes it from."""
+        """Return a JSON object from which `from_json` makes the rendering."""
         return {"seconds": self.seconds}
 
     @classmethod
     def from_json(cls, document: object, where: Path) -> MelodyRendering:
-        """Back from JSON, which was read from `where`; raises `UserError` if it is anything
-        else.
-        """
+        """Read the rendering from JSON of `where`; raise `UserError` for anything else."""
         seconds = document.get("seconds") if isinstance(document, Mapping) else None
         if (
             not isinstance(seconds, int | float)
@@ -162,7 +155,7 @@ def check_seconds(seconds: float) -> None:
 
 @dataclass
 class MusicTask:
-    """Windows of melodies, and how generated ones are judged by them; made by `read_music_task`.
+    """Windows of melodies, and figures of generated ones, as a `Task`.
 
     Attributes:
         sequences: windows `[M, T]` to train, to validate and to test on, of different tunes.
@@ -184,7 +177,7 @@ class MusicTask:
     higher: bool = True
 
     def judge(self, generated: Tensor, references: Tensor) -> dict[str, Figure]:
-        """Figures of generated sequences `[n, T]` where real ones `[m, T]` are the references.
+        """Return figures of generated sequences `[n, T]` against real ones `[m, T]`.
 
         `bleu_2` to `bleu_4` (`bleu.bleu`): how many of their runs of up to 2 to 4 notes occur in
         real melodies; higher is better. `self_bleu_2` to `self_bleu_4`: how alike they are among
@@ -216,7 +209,7 @@ def read_music_task(
     progress: Progress | None = None,
     demo: bool = False,
 ) -> MusicTask:
-    """The melodies of MIDI files, looked at every `seconds`, in windows of `length` notes.
+    """Read the melodies of MIDI files, a note every `seconds`, in windows of `length` notes.
 
     What sounds highest at each of these moments is the melody (`melodies.tune_melody`), the first
     moment that of the tune's first note. Windows follow one another within a tune; what is left at

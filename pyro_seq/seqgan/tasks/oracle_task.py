@@ -1,6 +1,4 @@
-"""The synthetic task of SeqGAN (Yu et al. 2017, arXiv 1609.05473, sec. 4): to say what an oracle
-says, judged by the oracle itself.
-"""
+"""The synthetic task of SeqGAN (arXiv 1609.05473, sec. 4), judged by the oracle itself."""
 
 from __future__ import annotations
 
@@ -41,20 +39,19 @@ class OracleRendering:
     never: Sequence[int] = field(default=(), init=False)
 
     def text(self, sequence: Tensor) -> str:
-        """The numbers of a sequence `[T]`, separated by blanks."""
+        """Return the numbers of a sequence `[T]`, separated by blanks."""
         return " ".join(map(str, sequence.tolist()))
 
     def pictures(self, generated: Tensor, real: Tensor) -> Mapping[str, Sample]:
-        """How often tokens occur by rank (`frequency_pictures`), in generated and in as many real
-        sequences.
-        """
+        """Plot how often tokens occur by rank, in generated and in real sequences."""
         if not len(generated) or not len(real):
             return {}
         return {"frequencies": Image(frequencies_png({"real": real, "generated": generated}))}
 
     def write(self, sequences: Tensor, folder: Path) -> list[Path]:
-        """`samples.txt`: each sequence of `[n, T]` on a line. Raises `UserError` if it cannot be
-        written.
+        """Write `samples.txt`, each sequence of `[n, T]` on a line.
+
+        Raises `UserError` if it cannot be written.
         """
         make_folder(folder)
         with replacing(folder / FILE, follow=False) as temporary:
@@ -64,14 +61,12 @@ class OracleRendering:
         return [folder / FILE]
 
     def to_json(self) -> dict[str, Any]:
-        """The size of the vocabulary as a JSON object."""
+        """Return the size of the vocabulary as a JSON object."""
         return {"num_symbols": self.num_symbols}
 
     @classmethod
     def from_json(cls, document: object, where: Path) -> OracleRendering:
-        """Back from JSON, which was read from `where`; raises `UserError` if it is anything
-        else.
-        """
+        """Read the rendering from JSON of `where`; raise `UserError` for anything else."""
         number = document.get("num_symbols") if isinstance(document, dict) else None
         if type(number) is not int or not 1 <= number <= MOST_SYMBOLS:
             raise UserError(f"{where} is damaged: it does not say how many symbols an oracle has")
@@ -111,7 +106,7 @@ class OracleTask:
         self.sequences.check(num_symbols)
 
     def judge(self, generated: Tensor, references: Tensor) -> dict[str, Figure]:
-        """Figures of generated sequences `[n, T]`; of the references no use is made.
+        """Return figures of generated sequences `[n, T]`; the references are not used.
 
         - `nll_oracle`: -log p of them under the oracle, in nats a token. What says the oracle's
           favourite sentence over and over has the best of it, better than the oracle's own
@@ -138,8 +133,9 @@ def make_oracle_task(
     num_test: int = 10_000,
     seed: int,
 ) -> OracleTask:
-    """The task of an oracle whose sentences are drawn from it by a seed, which leaves the global
-    random state untouched.
+    """Draw the sentences of an oracle's task by a seed.
+
+    The global random state is not changed.
 
     Each of the three bodies of sentences has a seed of its own that is drawn by the one given: the
     sentences to test on do not depend on how many there are to train on.

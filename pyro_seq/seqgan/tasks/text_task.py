@@ -1,4 +1,4 @@
-"""Any corpus as a task: windows of characters or of words, judged by BLEU and self-BLEU."""
+"""Any corpus as a task: windows of characters or words, judged by BLEU and self-BLEU."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ ESCAPES = {ord("\\"): "\\\\"} | {
 
 
 class TextRendering:
-    """How the symbols of a vocabulary become a text again: its characters, or its words with spaces
-    between them (`words.join`).
+    """Symbols of a vocabulary as a text: its characters, or its words joined by spaces.
 
     Of lines, which end by themselves, there is one symbol more, the last: a line's end.
     """
@@ -57,8 +56,9 @@ class TextRendering:
         return self.vocabulary.level
 
     def text(self, sequence: Tensor) -> str:
-        """The text of a sequence `[T]`, up to its end; an unknown character is U+FFFD, an unknown
-        word `<unk>`.
+        """Return the text of a sequence `[T]`, up to its end.
+
+        An unknown character is U+FFFD, an unknown word `<unk>`.
         """
         length = int(lengths_of(sequence, self.end)) if self.end is not None else len(sequence)
         symbols = sequence[:length]
@@ -70,12 +70,13 @@ class TextRendering:
         )
 
     def pictures(self, generated: Tensor, real: Tensor) -> Mapping[str, Sample]:
-        """None: a text is what is to be seen of a text."""
+        """Return no pictures: a text is shown as text."""
         return {}
 
     def write(self, sequences: Tensor, folder: Path) -> list[Path]:
-        r"""`samples.txt`: each sequence of `[n, T]` on a line, a line end in it as `\n` (or as
-        Python writes it), a backslash as two.
+        r"""Write `samples.txt`, each sequence of `[n, T]` on a line.
+
+        A line end in it is written as `\n` (or as Python writes it), a backslash as two.
 
         Raises `UserError` if it cannot be written.
         """
@@ -86,14 +87,12 @@ class TextRendering:
         return [folder / FILE]
 
     def to_json(self) -> dict[str, Any]:
-        """The vocabulary as a JSON object, its level in it."""
+        """Return the vocabulary as a JSON object, with its level."""
         return self.vocabulary.to_json() | ({"lines": True} if self.end is not None else {})
 
     @classmethod
     def from_json(cls, document: object, where: Path) -> TextRendering:
-        """Back from JSON, which was read from `where`; raises `UserError` if it is no vocabulary of
-        characters or words.
-        """
+        """Read the rendering from JSON of `where`; raise `UserError` for no vocabulary."""
         if not isinstance(document, dict) or document.get("level") not in LEVELS:
             raise UserError(f"{where} is damaged: it is no vocabulary of characters or words")
         lines: Any = document.get("lines", False)
@@ -135,8 +134,9 @@ class TextTask:
     higher: bool = True
 
     def judge(self, generated: Tensor, references: Tensor) -> dict[str, Figure]:
-        """BLEU-2 to 5 of generated sequences `[n, T]` against real ones `[m, T]`, and self-BLEU-2
-        to 5, which tells of their diversity.
+        """Return BLEU-2 to 5 of sequences `[n, T]` against real ones, and self-BLEU-2 to 5.
+
+        Real ones are `[m, T]`; self-BLEU tells of diversity.
 
         A generator that says one good thing over and over has the best of BLEU: read both. Of many
         sequences no more than 1,000 generated and 10,000 real ones are taken, evenly spaced; the
@@ -156,8 +156,9 @@ def read_text_task(
     valid_fraction: float = 0.1,
     test_fraction: float = 0.1,
 ) -> TextTask:
-    """A corpus cut into windows, end to end, what is left of the text after the last whole one left
-    out; or its lines.
+    """Cut a corpus into windows, end to end, or into its lines.
+
+    Text after the last whole window is left out.
 
     Args:
         path: a text in UTF-8.

@@ -37,8 +37,9 @@ SHOWN = 16  # generated sequences in TensorBoard and in the run folder
 
 
 class AdversarialTraining(Loop):
-    """Trains a generator against a discriminator (Yu et al. 2017, arXiv 1609.05473, algorithm 1),
-    after its pretraining.
+    """Train a generator against a discriminator (arXiv 1609.05473, algorithm 1).
+
+    Its pretraining comes before.
 
     First come the discriminator's own rounds, then adversarial steps: updates of the generator by
     policy gradient, the policy of the rollouts following it, and rounds of the discriminator, each
@@ -107,7 +108,7 @@ class AdversarialTraining(Loop):
 
     @property
     def generator(self) -> GeneratorTraining:
-        """The generator's side; exists once training has begun."""
+        """The generator's side; it exists once training has begun."""
         assert self._generator is not None
         return self._generator
 

@@ -1,6 +1,4 @@
-"""The generator's side of the game: REINFORCE on what the discriminator says of its sequences, and
-maximum likelihood in between.
-"""
+"""Train the generator by REINFORCE on the discriminator's answers, and by likelihood."""
 
 from __future__ import annotations
 
@@ -29,11 +27,11 @@ from pyro_seq.train.optimizer import JointOptimiser
 
 
 class Collapse(UserError):
-    """A generator that says one and the same thing, or a discriminator that does."""
+    """An error for a generator, or a discriminator, that gives one and the same answer."""
 
 
 def make_baseline(settings: SeqGANSettings, num_symbols: int) -> Baseline | None:
-    """The baseline that the settings name."""
+    """Make the baseline that the settings name."""
     kind, task = settings.adversarial.baseline, settings.task
     if kind == "none":
         return None
@@ -45,8 +43,7 @@ def make_baseline(settings: SeqGANSettings, num_symbols: int) -> Baseline | None
 
 
 class GeneratorTraining:
-    """Updates of a generator by policy gradient, `SVI` with `Reinforce`, and by maximum likelihood,
-    `SVI` with `Trace_ELBO`.
+    """Updates of a generator, `SVI` with `Reinforce` and with `Trace_ELBO`.
 
     Args:
         pair: the generator; all is done inside its scope.
@@ -104,8 +101,7 @@ class GeneratorTraining:
         self.real = PieceBatches(pieces, batch_size=self.batch_size, seed=seed, device=real.device)
 
     def step(self) -> dict[str, float]:
-        """One update by policy gradient; the loss of a sequence, the mean reward of whole ones, the
-        gradient's norm.
+        """Make an update by policy gradient; return loss, mean reward and gradient norm.
 
         Raises `UserError` if the reward says nothing, since all sequences have the same, and for
         what is not finite.
@@ -157,7 +153,7 @@ class GeneratorTraining:
         )
 
     def likelihood_step(self) -> float:
-        """One update by maximum likelihood on real sequences; their NLL in nats a symbol."""
+        """Make an update by likelihood on real sequences; return their NLL in nats a symbol."""
         self.pair.train()
         batch, _ = self.real.draw()
         return float(self._likelihood.step(batch)) / batch.num_observations
