@@ -239,20 +239,27 @@ def kill_everywhere(
         shutil.rmtree(broken)
 
 
-def test_killed_at_any_moment(tmp_path: Path, fuses: list[Fuse]) -> None:
+SOME_OR_ALL = pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@SOME_OR_ALL
+def test_killed_at_any_moment(tmp_path: Path, fuses: list[Fuse], stride: int) -> None:
     """Before and after each step, validation and file, with a checkpoint at every step."""
-    kill_everywhere(PAIRS["srnn"], tmp_path, fuses, carry=True)
+    kill_everywhere(PAIRS["srnn"], tmp_path, fuses, carry=True, stride=stride)
 
 
+@SOME_OR_ALL
 def test_killed_between_checkpoints(
-    tmp_path: Path, fuses: list[Fuse], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fuses: list[Fuse], monkeypatch: pytest.MonkeyPatch, stride: int
 ) -> None:
     """Checkpoints are seldom: a validation, its best weights and lines of metrics may lie between
     the last one and the end.
     """
     clock = iter(range(10**9))
     monkeypatch.setattr(training.time, "monotonic", lambda: float(next(clock)))
-    kill_everywhere(PAIRS["rnn"], tmp_path, fuses, carry=True, checkpoint_seconds=8.0)
+    kill_everywhere(
+        PAIRS["rnn"], tmp_path, fuses, carry=True, stride=stride, checkpoint_seconds=8.0
+    )
 
 
 @pytest.mark.one_in(5)
