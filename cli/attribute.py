@@ -78,6 +78,7 @@ def attribute(
 
     from pyro_seq._progress import Progress
     from pyro_seq.config.registry import named_by_code
+    from pyro_seq.config.renamed import with_current_names
     from pyro_seq.errors import UserError
     from pyro_seq.text.attribution import attribute as attribute_text
     from pyro_seq.text.program import text_program
@@ -85,7 +86,9 @@ def attribute(
     own = [
         run_dir
         for run_dir in run_dirs
-        if named_by_code(str(text_program.folder(run_dir).settings().get("model.kind")))
+        if named_by_code(
+            str(with_current_names(text_program.folder(run_dir).settings()).get("model.kind"))
+        )
     ]
     if len(pairs) not in (0, 1, len(own)) or (pairs and not own):
         raise UserError(

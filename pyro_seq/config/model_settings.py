@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from pyro_seq.config.fields import Setting, flatten, one_of, override
 from pyro_seq.config.registry import SHIPPED, Maker, Recipe, find_recipe, named_by_code
+from pyro_seq.config.renamed import refuse_old_names, with_current_names
 from pyro_seq.config.shipped import ModelSettings
 from pyro_seq.errors import UserError, did_you_mean
 
@@ -57,12 +58,13 @@ def resolve(
         defaults: the program's own defaults of shipped pairs' settings.
         kind: the pair, if no layer names one.
 
-    Raises `UserError` for what `override` and `find_recipe` refuse, and a name or value that the
-    chosen pair does not take.
+    Raises `UserError` for what `override` and `find_recipe` refuse, a setting under a name of
+    before, and a name or value that the chosen pair does not take.
     """
     layers = [layer if isinstance(layer, Layer) else Layer(layer) for layer in given]
     trusted, source = True, "settings"
     for layer in layers:
+        refuse_old_names(layer.changes, layer.source)
         if KIND in layer.changes:
             named, trusted, source = layer.changes[KIND], layer.trusted, layer.source
             if not isinstance(named, str):
@@ -105,6 +107,7 @@ def resolve_run(
     Raises `UserError` if the run's pair is named by its code and `pair` does not say that this may
     be run, and for a pair that is not the run's.
     """
+    saved = with_current_names(saved)
     source, kind = f"{run / 'run.json'}", saved.get(KIND)
     if pair is not None and isinstance(kind, str) and not named_by_code(kind) and pair != kind:
         raise UserError(
