@@ -7,10 +7,49 @@ is made of and what can be done with it. They are imported when first used, so t
 
 from __future__ import annotations
 
+import ast
 import importlib
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyro_seq._threads import wait_briefly
+
+__version__ = "0.1.0"
+
+wait_briefly()  # read when torch is loaded, which the names below do
+
+
+def lazy_exports(
+    package: str,
+) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__all__`, `__getattr__` and `__dir__` of a package, by its imports for type checkers.
+
+    `package` lists what it offers as `from module import name as name` under `if TYPE_CHECKING:`,
+    where type checkers and editors find it. At run time each name is imported when it is first
+    used, so that a package of many modules costs nothing to import, and its modules may import
+    each other in any order.
+    """
+    module = sys.modules[package]
+    assert module.__spec__ is not None and module.__spec__.loader is not None
+    source = module.__spec__.loader.get_source(package)  # type: ignore[attr-defined]
+    listed = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    homes = {
+        name.name: node.module
+        for node in listed.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for name in node.names
+    }
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(homes[name]), name)
+        setattr(module, name, value)
+        return value
+
+    return sorted(homes), get, lambda: sorted({*vars(module), *homes})
+
 
 if TYPE_CHECKING:
     from pyro_seq.batch import SequenceBatch as SequenceBatch
@@ -30,6 +69,7 @@ if TYPE_CHECKING:
     from pyro_seq.infer.smc.particle_filter import particle_filter as particle_filter
     from pyro_seq.nn.recurrent import Recurrence as Recurrence
     from pyro_seq.pairs.guide import SequenceGuide as SequenceGuide
+    from pyro_seq.pairs.model import Outcome as Outcome
     from pyro_seq.pairs.model import SequenceModel as SequenceModel
     from pyro_seq.pairs.pair import Pair as Pair
     from pyro_seq.pairs.pair import no_guide as no_guide
@@ -38,49 +78,5 @@ if TYPE_CHECKING:
     from pyro_seq.runs.folder import RunFolder as RunFolder
     from pyro_seq.train.settings import TrainingSettings as TrainingSettings
     from pyro_seq.train.trainer import Trainer as Trainer
-
-__version__ = "0.1.0"
-
-wait_briefly()  # read when torch is loaded, which the names below do
-
-_HOMES = {
-    "AutoSequenceGuide": "guides.auto",
-    "FreeBits_ELBO": "infer.elbo",
-    "MarkovPath": "distributions.path",
-    "Pair": "pairs.pair",
-    "Recurrence": "nn.recurrent",
-    "Reinforce": "reinforce.objective",
-    "Rollouts": "reinforce.rollouts",
-    "RunFolder": "runs.folder",
-    "Score": "infer.likelihood.score",
-    "SequenceBatch": "batch",
-    "SequenceGuide": "pairs.guide",
-    "SequenceModel": "pairs.model",
-    "Trainer": "train.trainer",
-    "TrainingSettings": "train.settings",
-    "UserError": "errors",
-    "ancestral": "infer.sampling",
-    "continuation": "infer.continuation",
-    "infill": "infer.infilling",
-    "interpolate": "infer.interpolation",
-    "no_guide": "pairs.pair",
-    "particle_filter": "infer.smc.particle_filter",
-    "posterior_predictive": "infer.predictive",
-    "sample_sequences": "infer.sampling",
-    "score": "infer.likelihood.scoring",
-    "score_document": "infer.likelihood.document",
-}
-
-__all__ = [*_HOMES]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'pyro_seq' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"pyro_seq.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -85,9 +85,10 @@ def build(target: Path, names: Sequence[str] = ()) -> int:
     """Writes the pages of these modules, or of all, into a folder that is made anew; returns how
     many there are.
     """
-    for name in pyro_seq.__all__:  # imported at their first use, which this is
-        getattr(pyro_seq, name)
     documented = modules(names)
+    for module in documented.values():  # names are imported at their first use, which this is
+        for name in getattr(module.obj, "__all__", ()):
+            getattr(module.obj, name)
     resolve_annotations(documented)
     # also those of a package whose `__all__` is about what it offers, not what it is made of
     for name, module in documented.items():

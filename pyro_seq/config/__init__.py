@@ -1,1 +1,27 @@
 """Typed settings under dotted names, the registry of pairs, and pairs from settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyro_seq import lazy_exports
+
+if TYPE_CHECKING:
+    from pyro_seq.config.build import Parts as Parts
+    from pyro_seq.config.build import make_pair as make_pair
+    from pyro_seq.config.fields import above as above
+    from pyro_seq.config.fields import at_least as at_least
+    from pyro_seq.config.fields import between as between
+    from pyro_seq.config.fields import described as described
+    from pyro_seq.config.fields import flatten as flatten
+    from pyro_seq.config.fields import one_of as one_of
+    from pyro_seq.config.fields import override as override
+    from pyro_seq.config.fields import parse_words as parse_words
+    from pyro_seq.config.fields import read_file as read_file
+    from pyro_seq.config.fields import to_toml as to_toml
+    from pyro_seq.config.model_settings import Layer as Layer
+    from pyro_seq.config.model_settings import resolve as resolve
+    from pyro_seq.config.registry import find_recipe as find_recipe
+    from pyro_seq.config.registry import installed as installed
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

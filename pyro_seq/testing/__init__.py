@@ -17,6 +17,8 @@ from pyro_seq.testing import agreement, invariances
 from pyro_seq.testing.gradients import gradients
 from pyro_seq.testing.probe import Failure, Probe, evaluating, one_line, traced
 
+__all__ = ["PairProblems", "check_pair", "notes", "problems"]
+
 SEQUENCES, STEPS = 4, 24  # of a larger batch, the first ones: enough to be told apart, and quick
 
 

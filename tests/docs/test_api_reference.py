@@ -181,10 +181,10 @@ def test_docstrings_say_what_signatures_say(name: str) -> None:
             )
 
 
-@pytest.mark.parametrize("package", ["pyro_seq", "pyro_seq.models", "pyro_seq.guides"])
+@pytest.mark.parametrize("package", module_names())
 def test_what_a_package_offers_is_documented(package: str) -> None:
     module = importlib.import_module(package)
-    for name in module.__all__:
+    for name in getattr(module, "__all__", ()):
         value = getattr(module, name)
         assert value.__doc__ and value.__doc__.strip(), f"{package}.{name} has no docstring"
 
