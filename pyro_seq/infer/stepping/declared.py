@@ -75,7 +75,7 @@ class DeclaredStepper(Stepper[ModelState]):
     def unshared(self, state: Any, k: int) -> Any:
         """Tensors `[k, N, …]` or, where all particles share one, `[N, …]`, as `[N, k, …]`."""
         one, guide = self.model.initial(1), self.pair.guide
-        like = {"model": one, "guide": None}
+        like: dict[str, Any] = {"model": one, "guide": None}
         if isinstance(guide, SequenceGuide) and state["guide"] is not None:
             like["guide"] = {"latent": one["latent"], "carried": guide.initial_carried(1)}
         return map_tensors(
