@@ -45,23 +45,16 @@ def posterior_predictive(
     observed ones returned as they are. No guide may look at them, since zeros stand there:
 
     - Steps after the last observation (`batch.continued(H)`): the guide sees the sequences up to
-      there, and the model draws all that follows from the latents that it has inferred.
+      there, and the model draws all that follows.
     - Gaps before an observation (`batch.with_missing(steps)`), and latents that the guide leaves to
-      enumeration: latents and gaps are drawn together, given all that was observed, as `infill`
-      draws them, with so many `particles`. The states of a shipped `hmm` are summed out there and
-      not returned.
-
-    With `replicate` all observations are drawn anew, from latents that the guide
-    has inferred from the batch: for posterior predictive checks.
-
-    In parallel, guide and model run three times each, however many samples there are: once for the
-    samples, and twice since Pyro looks for their sites.
+      enumeration: both are drawn together, as `infill` draws them. The states of a shipped `hmm`
+      are summed out there and not returned.
 
     Args:
         pair: any model and guide that take a `SequenceBatch`.
         batch: the sequences, observed at least in part.
         num_samples: K.
-        replicate: whether observations are drawn anew.
+        replicate: whether all observations are drawn anew, for posterior predictive checks.
         return_sites: names of the sites to return; all by default.
         parallel: whether samples are a dimension of one run (which needs the batch's plate) or
             drawn one after the other.

@@ -245,11 +245,11 @@ def evaluating(pair: Pair) -> Iterator[None]:
     The random state is kept.
     """
     with (
+        warnings.catch_warnings(),
         pair.scope(),
         pair.evaluating(),
         pyro.validation_enabled(False),
         torch.no_grad(),
-        warnings.catch_warnings(),
         aside(0),
     ):
         warnings.simplefilter("ignore")

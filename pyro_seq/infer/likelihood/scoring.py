@@ -81,13 +81,11 @@ def score(
     - `auto`: `exact` for a pair without latents, else `importance`.
 
     A step's share is the growth of the estimate from one prefix of the sequence to the next. A
-    latent of a whole sequence counts at the first step of each window that samples it. Densities
-    count as they are, whatever `poutine.scale` says.
+    latent of a whole sequence counts at the first step of each window. `poutine.scale` is ignored.
 
     Args:
         pair: any model and guide.
-        batch: N sequences, or the next window of each; a first window may start from a state of its
-            own (`batch.state`).
+        batch: N sequences, or the next window of each.
         method: see above; later windows have that of the first.
         samples: K; as the first window.
         proposal: where latents are drawn from, `guide` or `prior`; as the first window.

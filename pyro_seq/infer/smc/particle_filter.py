@@ -76,11 +76,8 @@ def particle_filter(
         p(z_t | z_{<t}, x_{<t}) p(x_t | z_{<=t}, x_{<t}) / q(z_t | …),
 
     and a sequence whose effective number 1 / sum w^2 is below K / 2 is resampled before its next
-    step. The estimate of the likelihood is unbiased, so its logarithm is a lower bound in
-    expectation.
-
-    A pair declared by its equations, guide and model, is run by them. Any other runs on whole
-    sequences, and again where its particles were resampled (`ReplayedSteps`).
+    step. The estimate of the likelihood is unbiased. A pair declared by its equations is run by
+    them, any other on whole sequences, again after resampling (`ReplayedSteps`).
 
     Args:
         pair: any model and guide with a latent site for each step.
@@ -88,24 +85,22 @@ def particle_filter(
         samples: K.
         proposal: where latents are drawn from.
         missing: `[N, T]`, true where x_t is not known, besides the batch's own missing steps: it is
-            drawn from the emission and counts nothing. A guide sees a guess, drawn by a filter with
-            proposals from the prior, and proposes half of the particles at observed steps and none
-            in the gaps, where the guess would make it too sure; the other half come from the prior,
-            and the weights are of the mixture (Hesterberg 1995).
+            drawn from the emission and counts nothing. A guide sees a guess and proposes half of
+            the particles at observed steps, and none in the gaps, where the guess would make it too
+            sure; the weights are of the mixture with the prior (Hesterberg 1995).
         paths: whether to keep the latents and values of all steps.
-        particles, state: of the window before, to go on from; `state` is `[N * K, …]`.
-        rows: what the sequences are called in a message, by default their places in the batch.
+        particles, state: of the window before, `state` being `[N * K, …]`.
+        rows: what the sequences are called in a message.
 
-    Raises `UserError` for missing steps of a pair that is not run by its equations, and as `score`
-    does.
+    Raises `UserError` for missing steps of functions, and as `score` does.
     """
     stepper = stepper_of(pair)
     if batch.missing:
         missing = batch.gaps if missing is None else batch.gaps | missing
     if missing is not None and not stepper.proposes_by_step(proposal):
-        what = "a SequenceModel with a SequenceGuide" if proposal == "guide" else "a SequenceModel"
         raise UserError(
-            f"a particle filter over missing steps with proposals from the {proposal} needs {what}"
+            f"a particle filter over missing steps with proposals from the {proposal} needs a "
+            "SequenceModel" + " with a SequenceGuide" * (proposal == "guide")
         )
     stepper.check(batch, missing)
     if missing is not None and proposal == "guide" and not stepper.is_exact:
@@ -117,11 +112,8 @@ def particle_filter(
         for index in torch.arange(len(batch), device=batch.device).split(max(1, ROWS // samples)):
             flat = particle_rows(index, samples)
             carried = map_tensors(lambda x, flat=flat: x[flat], state)
-            mine, unknown, names = map_tensors(
-                lambda x, index=index: x[index],
-                (particles, missing, rows),
-            )
-            parts.append(run(batch.select(index), unknown, mine, carried, names))
+            mine = map_tensors(lambda x, index=index: x[index], (missing, particles, rows))
+            parts.append(run(batch.select(index), carried, *mine))
     return concatenated(parts)
 
 
@@ -165,9 +157,9 @@ class _Filter(NamedTuple):
     def __call__(
         self,
         batch: SequenceBatch,
+        carried: Any,
         missing: Tensor | None,
         particles: Particles | None,
-        carried: Any,
         names: Tensor,
     ) -> Filtered:
         stepper, k = self.stepper, self.k

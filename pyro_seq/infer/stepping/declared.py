@@ -149,11 +149,9 @@ class DeclaredStepper(Stepper[ModelState]):
         like = over_time(emission.blank(1, 1, device=batch.device), None)
         active = batch.mask if missing is None else batch.mask & ~missing
         observed = Observed(active, torch.arange(len(batch), device=batch.device))
-        if isinstance(like, dict):
-            for name, fn in like.items():
-                check_support(f"x_{name}", fn, prepared[name], observed, None)
-        else:
-            check_support("x", like, prepared, observed, None)
+        for name, fn in like.items() if isinstance(like, dict) else (("", like),):
+            values = prepared[name] if name else prepared
+            check_support(f"x_{name}" if name else "x", fn, values, observed, None)
 
     def to_check(self, batch: SequenceBatch, rows: Tensor) -> None:
         """None of them: all were checked before."""

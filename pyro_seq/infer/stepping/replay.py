@@ -23,7 +23,7 @@ from pyro_seq.poutine.observation_sites import (
     unchanged,
     values_at,
 )
-from pyro_seq.poutine.step_densities import Observed, well_shaped
+from pyro_seq.poutine.step_densities import well_shaped
 from pyro_seq.poutine.time_sites import (
     WHOLE,
     Side,
@@ -137,20 +137,9 @@ class ReplayStepper(Stepper[Prefix]):
         """As many as have so many steps in all, since a run holds all of them."""
         return max(1, self.steps_at_once // max(1, num_steps))
 
-    def by_step(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The latents as they are: a function has the same sites whether it samples or not."""
-        return latents
-
     def proposes_by_step(self, proposal: str) -> bool:
         """No: a run draws the latents of all steps."""
         return False
-
-    def check(self, batch: SequenceBatch, missing: Tensor | None = None) -> None:
-        """Nothing: a function's distributions are known once it has run."""
-
-    def to_check(self, batch: SequenceBatch, rows: Tensor) -> Observed:
-        """All of them."""
-        return Observed(batch.mask, rows)
 
 
 def prefix_of(trace: Any, batch: SequenceBatch, stems: list[Stem]) -> Prefix:

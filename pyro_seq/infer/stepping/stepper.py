@@ -94,9 +94,9 @@ class Stepper(ABC, Generic[State]):
         """Return how many steps of particles are worked on at once."""
         return CHUNK_STEPS
 
-    @abstractmethod
     def by_step(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """Latents that the guide has drawn, by the names of the sites of a model that samples."""
+        return latents
 
     @abstractmethod
     def proposes_by_step(self, proposal: str) -> bool:
@@ -117,14 +117,13 @@ class Stepper(ABC, Generic[State]):
         """
         raise TypeError(f"the states of a {type(self).__name__} have no particles to the left")
 
-    @abstractmethod
     def check(self, batch: SequenceBatch, missing: Tensor | None = None) -> None:
         """Raise `UserError` for observations outside of the support, as far as that is known
         before the model runs; `missing` `[N, T]` are not looked at.
         """
 
-    @abstractmethod
     def to_check(self, batch: SequenceBatch, rows: Tensor) -> Observed | None:
         """Which observations remain to be checked as they are scored, `rows` being what the
         sequences are called in a message.
         """
+        return Observed(batch.mask, rows)
