@@ -24,13 +24,16 @@ class _Undrawn(TorchFunctionMode):
     draw or scale them, which takes two seconds.
     """
 
-    IN_PLACE = (nn.init.normal_, Tensor.normal_, Tensor.mul_, Tensor.div_)
+    # what gives the shape of its first argument
+    SAME = (nn.init.normal_, Tensor.normal_, Tensor.mul_, Tensor.div_, Tensor.__rsub__)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in self.IN_PLACE:
+        if "out" in kwargs:
+            return kwargs["out"]
+        if func in self.SAME:
             return args[0] if args else kwargs["tensor"]
         return torch.empty(*args, **kwargs) if func is torch.randn else func(*args, **kwargs)
 
