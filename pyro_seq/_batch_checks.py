@@ -14,6 +14,7 @@ Values = Tensor | dict[str, Tensor]
 
 
 def named_values(values: Values | None) -> dict[str, Tensor]:
+    """Return the tensors of a batch by name; a single tensor is called `values`."""
     if values is None:
         return {}
     return dict(values) if isinstance(values, dict) else {"values": values}

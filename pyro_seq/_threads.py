@@ -89,8 +89,9 @@ def _spin_while_quiet() -> None:
 
 
 def waited_for_cores() -> float | None:
-    """Seconds that the threads of this process were ready to run and had no core; `None` where the
-    kernel does not say.
+    """Return the seconds that the threads of this process were ready to run and had no core.
+
+    `None` where the kernel does not say.
     """
     try:
         found = [

@@ -1,5 +1,6 @@
-"""What the commands of `pyroseq midi` share: the options of samples, and a run with its pieces and
-its primer.
+"""Give the commands of `pyroseq midi` what they share.
+
+These are the options of samples, and a run with its pieces and its primer.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""What `train` is in every program: options, settings from them, a run started or resumed, and what
-comes next.
+"""Make the `train` command of every program.
+
+It has options, makes settings from them, starts or resumes a run, and says what comes next.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class Wanted:
 
 @dataclass
 class TrainCommand:
-    """Makes the `train` command of a program, as a decorator of a function that takes the program's
-    own options.
+    """Make the `train` command of a program.
+
+    It is a decorator of a function that takes the program's own options.
 
     Args:
         program: imports the program and returns it: that takes torch along, so it is called when
@@ -89,8 +91,9 @@ class TrainCommand:
         return click.command("train")(decorated)
 
     def run(self, wanted: Wanted, given: Mapping[str, Any]) -> None:
-        """Start a run or resume one, or show its settings; `given` are the options of every
-        `train`.
+        """Start a run or resume one, or show its settings.
+
+        `given` are the options of every `train`.
         """
         run_dir, resume, shows = given["run_dir"], given["resume"], given["print_config"]
         context = click.get_current_context()

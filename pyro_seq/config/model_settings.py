@@ -1,5 +1,6 @@
-"""The settings of a program and of its pair, by layers of dotted names; a user's pair has one for
-each parameter of what makes it.
+"""Resolve the settings of a program and of its pair, by layers of dotted names.
+
+A user's pair has one setting for each parameter of what makes it.
 """
 
 from __future__ import annotations
@@ -145,9 +146,11 @@ def recipe_of(settings: ModelSettings) -> Recipe:
 def model_settings(
     kind: str | Recipe, defaults: Mapping[str, Setting] | None = None
 ) -> ModelSettings:
-    """The settings of a pair: of a shipped one its dataclass, with those of the program's defaults
-    that it has; of another one field for each parameter of its maker that is not a part (`PARTS`),
-    with the maker's own default and no bounds but those of its annotation.
+    """Return the settings of a pair.
+
+    Those of a shipped pair are its dataclass, with those of the program's defaults that it has; of
+    another pair one field for each parameter of its maker that is not a part (`PARTS`), with the
+    maker's own default and no bounds but those of its annotation.
 
     Raises `UserError` for a parameter that nothing gives a value.
     """

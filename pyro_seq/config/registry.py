@@ -72,8 +72,10 @@ class Recipe:
 
     @property
     def title(self) -> str:
-        """The title of a shipped pair; of another the first line of its maker's docstring, empty if
-        there is none.
+        """Return the title of a pair.
+
+        The title of a shipped pair stands in its settings; that of another pair is the first line
+        of its maker's docstring, empty if there is none.
         """
         if self.settings is not None:
             return str(fields(self.settings)[0].metadata["text"])
@@ -86,8 +88,9 @@ class Recipe:
 
     @contextmanager
     def explained(self, doing: str) -> Iterator[None]:
-        """Turn an error of code that is not ours into a `UserError` of one line: what failed, and
-        where in that code.
+        """Turn an error of code that is not ours into a `UserError` of one line.
+
+        The line says what failed, and where in that code.
         """
         try:
             with working_folder_importable() if self.from_module else nullcontext():

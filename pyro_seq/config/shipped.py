@@ -13,8 +13,10 @@ MOST_UNITS = 65_536  # of a layer
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Settings of a pair: `kind`, its name, and one for each parameter of its model and its guide
-    that the program does not give.
+    """Hold the settings of a pair.
+
+    These are `kind`, the pair's name, and one for each parameter of its model and its guide that
+    the program does not give.
     """
 
     kind: str = described("", "the pair")

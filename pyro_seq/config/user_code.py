@@ -124,8 +124,9 @@ def _is_installed(top: str) -> bool:
 
 
 def import_module(name: str, spec: str) -> ModuleType:
-    """Import an installed module, or one below the working folder; raises `UserError` if neither
-    can be.
+    """Import an installed module, or one below the working folder.
+
+    Raises `UserError` if neither can be imported.
     """
     try:
         with working_folder_importable():
@@ -139,8 +140,9 @@ def import_module(name: str, spec: str) -> ModuleType:
 
 @contextmanager
 def working_folder_importable() -> Iterator[None]:
-    """Let modules of the working folder be imported inside; it comes last, so that they hide
-    none.
+    """Let modules of the working folder be imported inside the context.
+
+    The folder comes last on the path, so that its modules hide none.
     """
     folder = str(Path.cwd())
     sys.path.append(folder)

@@ -196,8 +196,9 @@ def _is_sound(game: Game) -> bool:
 
 
 def load_trained(run: RunFolder, settings: GameSettings, named: Named) -> TrainedGame:
-    """Load what a run has learnt so far; `named` is what the user's own words say of its
-    environment.
+    """Load what a run has learnt so far.
+
+    `named` is what the user's own words say of its environment.
 
     Raises `UserError` if the run is half-written or damaged, or another environment is named.
     """

@@ -1,4 +1,6 @@
-"""The game program: an environment by its id, what a run folder keeps of it, and the bundled
+"""Define the game program.
+
+It has an environment by its id, what a run folder keeps of the environment, and the bundled
 presets.
 """
 
@@ -71,8 +73,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class GameProgram(Program[GameSettings, GameTraining, GameTraining]):
-    """Games. There is no `source`: what is learnt from is the environment that the settings name,
-    by a training that is ready to begin.
+    """Train world models and agents of games.
+
+    There is no `source`: what is learnt from is the environment that the settings name, by a
+    training that is ready to begin.
 
     When a run is resumed, `repeated` settings that the user's own words give say whether an
     environment of a module, or arguments that are words, may be used (`making.Named`). A run whose

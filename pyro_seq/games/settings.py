@@ -154,8 +154,9 @@ def _training() -> TrainingSettings:
 
 @dataclass(frozen=True)
 class GameSettings:
-    """All hyper-parameters of a game's run; those of the model are its pair's
-    (`config.model_settings`).
+    """Hold all hyper-parameters of a game's run.
+
+    Those of the model are its pair's (`config.model_settings`).
     """
 
     play: PlaySettings = field(default_factory=PlaySettings)

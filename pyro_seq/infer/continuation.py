@@ -34,8 +34,9 @@ def continuation(
     draws: int = 1,
     adjust: Adjust = unchanged,
 ) -> Any:
-    """Continue each sequence by x_{T+1 … T+H}: values `[N * draws, num_steps, *event]`, those of
-    one sequence side by side.
+    """Continue each sequence by x_{T+1 … T+H}.
+
+    Returns values `[N * draws, num_steps, *event]`, those of one sequence side by side.
 
     The latents of the observed steps are drawn from an estimate of p(z | x_{1:T}): `samples`
     particles, drawn by their weights. Those of a pair declared by its equations come from the
@@ -118,8 +119,9 @@ def _state_after(pair: Pair, batch: SequenceBatch, samples: int, draws: int) -> 
 def state_after(
     pair: Pair, windows: Iterable[SequenceBatch], *, samples: int = 16, draws: int = 1
 ) -> Any:
-    """The model's states after each of N sequences, `[N * draws, …]`, which `sample_steps` goes on
-    from.
+    """Return the model's states after each of N sequences, `[N * draws, …]`.
+
+    `sample_steps` goes on from them.
 
     The latents are drawn from an estimate of p(z_{1:T} | x_{1:T}): `samples` particles, drawn by
     their weights. Functions that return no state go on from all that they have said so far, so

@@ -1,5 +1,6 @@
-"""The music program: pieces by their files, folders and globs, and what a run folder keeps of
-them.
+"""Define the music program.
+
+It has pieces by their files, folders and globs, and what a run folder keeps of them.
 """
 
 from __future__ import annotations
@@ -59,8 +60,10 @@ VALIDATED = 100_000  # frames of the validation pieces that are scored during tr
 
 @dataclass(frozen=True, eq=False)
 class MusicData:
-    """Pieces to learn from, their Markov model, the document of skipped and mended files, and the
-    folder of the run whose best weights are the first ones, if there is one.
+    """Hold the pieces to learn from.
+
+    Beside them stand their Markov model, the document of skipped and mended files, and the folder
+    of the run whose best weights are the first ones, if there is one.
     """
 
     pieces: Pieces
@@ -70,10 +73,12 @@ class MusicData:
 
 
 class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
-    """Music. What is learnt from is `train_files` and perhaps `valid_files`, files, folders and
-    globs; `valid_fraction`, how many of the training pieces are kept for validation where no others
-    are given; `demo`, whether the package's own tunes take the place of files; `start_from`, the
-    folder of another run, if the first weights are to be the best of that.
+    """Train pairs on music.
+
+    What is learnt from is `train_files` and perhaps `valid_files`, files, folders and globs;
+    `valid_fraction`, how many of the training pieces are kept for validation where no others are
+    given; `demo`, whether the package's own tunes take the place of files; `start_from`, the folder
+    of another run, if the first weights are to be the best of that.
 
     Beside a run folder lies the cache of parsed files; what a run that is refused has brought to
     that is taken back.
@@ -183,8 +188,10 @@ class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
         )
 
     def hooks(self, model: MusicModel, data: MusicData, progress: Progress) -> Hooks:
-        """See `PairProgram`; the best weights are those of the exact likelihood, or the ELBO, of
-        the validation pieces, of at most `VALIDATED` frames of them.
+        """Return the hooks of a training, as `PairProgram` says.
+
+        The best weights are those of the exact likelihood, or the ELBO, of the validation pieces,
+        of at most `VALIDATED` frames of them.
         """
         valid, samples = [], model.settings.training.valid_particles
         left = VALIDATED
@@ -224,8 +231,9 @@ music_program = MusicProgram()
 def read_pieces(
     settings: MusicSettings, source: Mapping[str, Any], cache: TuneCache, *, quiet: bool
 ) -> tuple[Pieces, dict[str, Any]]:
-    """Return (what a run learns from and validates on, the document of skipped and mended files, if
-    any); `source` is as `MusicProgram` says.
+    """Return (what a run learns from and validates on, the document of skipped files, if any).
+
+    The document also names files that were mended; `source` is as `MusicProgram` says.
 
     Raises `UserError` if there is nothing to learn from.
     """

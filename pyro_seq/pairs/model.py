@@ -302,8 +302,10 @@ class SequenceModel(nn.Module):
 
 
 def in_one_path(model: SequenceModel, batch: SequenceBatch, layout: Layout | None = None) -> bool:
-    """Whether a batch runs as one path, in the model's layout or in another one: with anything left
-    to be sampled, there is nothing to teacher-force, and it runs in steps.
+    """Tell whether a batch runs as one path, in the model's layout or in another one.
+
+    With anything left to be sampled, there is nothing to teacher-force, and the batch runs in
+    steps.
     """
     return (
         (layout or model.layout) == "path"

@@ -28,8 +28,9 @@ class PairProgram(Program[S, D, T]):
 
     @abstractmethod
     def stored_data(self, run: RunFolder, settings: S) -> D:
-        """Return as much of the data as a run folder keeps, which is what `new_pair` and `model`
-        need; raises `UserError` if that is damaged.
+        """Return as much of the data as a run folder keeps.
+
+        This is what `new_pair` and `model` need. Raises `UserError` if the stored data is damaged.
         """
 
     @abstractmethod
@@ -57,8 +58,9 @@ class PairProgram(Program[S, D, T]):
         yield pair
 
     def train(self, data: D, request: Request[S], *, resume: bool = False) -> T:
-        """Train on the data, keeping the run in its folder, and return the best model; with
-        `resume`, go on from the folder's last checkpoint.
+        """Train on the data, keeping the run in its folder, and return the best model.
+
+        With `resume`, training goes on from the folder's last checkpoint.
         """
         settings, run, device = request.settings, request.run, torch.device(request.device)
         torch.manual_seed(request.seed)
@@ -87,8 +89,10 @@ class PairProgram(Program[S, D, T]):
     def load(
         self, run_dir: Path | str, device: torch.device | str = "cpu", *, pair: str | None = None
     ) -> T:
-        """Load the best weights of a run; one whose pair is code of the user's own needs that
-        named, as `pair`, before it is run.
+        """Load the best weights of a run.
+
+        A run whose pair is code of the user's own needs that code named, as `pair`, before it is
+        run.
 
         Raises `UserError` if the run is missing, half-written, damaged, of another kind or version,
         or its pair is not named.

@@ -1,5 +1,6 @@
-"""What a program is, and how its runs are started, resumed and read: written here once for text,
-music, games, SeqGAN and a program of your own.
+"""Define what a program is, and how its runs are started, resumed and read.
+
+All of that is written here once for text, music, games, SeqGAN and a program of your own.
 
 A program says which settings it has, how its data is read and found again, what a run folder keeps
 of the data, and how a run is trained.
@@ -48,9 +49,7 @@ T = TypeVar("T", bound=Trained)
 
 
 class OptionsDiffer(UserError):
-    """A run that is resumed was begun with other settings, or with another source, than it is given
-    now.
-    """
+    """Report other settings, or another source, than a resumed run was begun with."""
 
 
 class ContentsDiffer(UserError):
@@ -119,20 +118,24 @@ class Program(ABC, Generic[S, D, T]):
 
     @abstractmethod
     def describe(self, data: D, request: Request[S]) -> Mapping[str, dict[str, Any]]:
-        """Return what a run folder keeps of its data, by the names of `documents`; `seed` and
-        `source` of the request among it.
+        """Return what a run folder keeps of its data, by the names of `documents`.
+
+        `seed` and `source` of the request are among it.
         """
 
     @abstractmethod
     def stored_source(self, run: RunFolder) -> tuple[int, dict[str, Any]]:
-        """Return the seed and the source that a run was begun with; raises `UserError` if its
-        documents are damaged.
+        """Return the seed and the source that a run was begun with.
+
+        Raises `UserError` if the run's documents are damaged.
         """
 
     @abstractmethod
     def read_again(self, request: Request[S]) -> D:
-        """Read the data of a run that is resumed; raises `ContentsDiffer` if it is
-        other data now."""
+        """Read the data of a run that is resumed.
+
+        Raises `ContentsDiffer` if the data is other data now.
+        """
 
     @abstractmethod
     def train(self, data: D, request: Request[S], *, resume: bool = False) -> T:
@@ -165,8 +168,9 @@ class Program(ABC, Generic[S, D, T]):
         return RunFolder(run_dir, self.kind)
 
     def settings(self, *layers: Layer | Names) -> S:
-        """Resolve settings: the defaults with settings by dotted name, `model.kind` among them,
-        overridden in order.
+        """Resolve settings from the defaults and settings by dotted name.
+
+        `model.kind` is among them; layers override those before them, in order.
 
         Raises `UserError` for names that are not known, or not to the chosen pair, and for values
         of the wrong type or out of range.
@@ -174,8 +178,10 @@ class Program(ABC, Generic[S, D, T]):
         return resolve(self.settings_type, layers, self.defaults)
 
     def stored_settings(self, run: RunFolder, pair: str | None = None) -> S:
-        """Return the settings that a run was begun with; `pair` is its pair's spec where that is
-        code of the user's own, which it lets be run.
+        """Return the settings that a run was begun with.
+
+        `pair` is the spec of the run's pair where that is code of the user's own, which the spec
+        lets be run.
 
         Raises `UserError` if the run is missing or damaged, or its pair needs to be named and is
         not.
@@ -276,8 +282,9 @@ class Program(ABC, Generic[S, D, T]):
         source: Names = NOTHING,
         pair: str | None = None,
     ) -> S:
-        """Return the settings that the run of a folder is resumed with; arguments and errors are
-        those of `resume`.
+        """Return the settings that the run of a folder is resumed with.
+
+        Arguments and errors are those of `resume`.
         """
         run = self.folder(run_dir)
         settings = self.stored_settings(run, pair or _spec(repeated))

@@ -83,8 +83,10 @@ def _copy_of_its_own(path: Path, size: int) -> None:
 
 
 class MetricsFile(AppendedFile):
-    """A file of JSON lines that a resumed run continues as if it had never been interrupted: what
-    was written after the last checkpoint, beyond its first `size` bytes, is written again.
+    """Write JSON lines that a resumed run continues as if it had never been interrupted.
+
+    What was written after the last checkpoint, beyond the file's first `size` bytes, is written
+    again.
 
     It holds only what the seed determines, no times: equal runs write equal bytes.
     """

@@ -1,5 +1,7 @@
-"""What a checkpoint is made of: named objects with `state_dict` and `load_state_dict`, as torch's
-have, that also describe which states they take, since a checkpoint may come from anybody.
+"""Describe, save and load what a checkpoint is made of.
+
+A checkpoint is made of named objects with `state_dict` and `load_state_dict`, as torch's have, that
+also describe which states they take, since a checkpoint may come from anybody.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The SeqGAN program: a task's data, a generator pretrained and then trained against a
-discriminator.
+"""Define the SeqGAN program.
+
+It has a task's data, and a generator pretrained and then trained against a discriminator.
 
 The folder of a run holds its adversarial training, and in `pretraining/` that of the same generator
 by maximum likelihood, whose best weights are the model that adversarial training has to beat.
@@ -66,8 +67,10 @@ class Generator:
 
 
 class SeqGANProgram(Program[SeqGANSettings, Task, Generator]):
-    """SeqGAN. What is learnt from is the data of a task, as `make_task` names it: `oracle`,
-    `corpus`, `train_files`, `valid_files`, `test_files`, `demo`.
+    """Train generators against a discriminator.
+
+    What is learnt from is the data of a task, as `make_task` names it: `oracle`, `corpus`,
+    `train_files`, `valid_files`, `test_files`, `demo`.
 
     Beside a run folder lies the cache of parsed MIDI files; what a run that is refused has brought
     to that is taken back.
@@ -81,8 +84,9 @@ class SeqGANProgram(Program[SeqGANSettings, Task, Generator]):
     places = (*PATHS, *PATTERNS)
 
     def check(self, settings: SeqGANSettings) -> None:
-        """See `Program`; a discriminator's filters and a generator with latents are refused before
-        data is read.
+        """Refuse settings that do not go together, as `Program` says.
+
+        A discriminator's filters and a generator with latents are refused before data is read.
         """
         super().check(settings)
         check_sizes(settings)
@@ -132,8 +136,9 @@ class SeqGANProgram(Program[SeqGANSettings, Task, Generator]):
     def train(
         self, data: Task, request: Request[SeqGANSettings], *, resume: bool = False
     ) -> Generator:
-        """See `Program`: first by maximum likelihood, then against a discriminator; returns the
-        best generator.
+        """Train by maximum likelihood, then against a discriminator; return the best generator.
+
+        Arguments are those of `Program.train`.
         """
         settings, run, seed = request.settings, request.run, request.seed
         device, quiet = torch.device(request.device), request.quiet
@@ -169,8 +174,9 @@ class SeqGANProgram(Program[SeqGANSettings, Task, Generator]):
         pair: str | None = None,
         weights: Weights = "best",
     ) -> Generator:
-        """Load the generator of a run with its best weights, or the best ones of its `pretrained`
-        twin.
+        """Load the generator of a run with its best weights.
+
+        With `weights="pretrained"`, they are the best ones of its pretrained twin.
 
         Raises `UserError` if the run is missing, half-written, damaged or of another kind, or its
         pair needs to be named and is not.

@@ -109,8 +109,10 @@ def task_of(
     *,
     quiet: bool = False,
 ) -> Task:
-    """The task of a run, from the data that it was begun with; raises `UserError` if that is not
-    there any more, and `ContentsDiffer` if its contents are others.
+    """Return the task of a run, from the data that the run was begun with.
+
+    Raises `UserError` if that data is not there any more, and `ContentsDiffer` if its contents are
+    others.
     """
     known = read_document(run)
     data = known["data"] | {name: value for name, value in (moved or {}).items() if value}

@@ -1,5 +1,6 @@
-"""The text program: corpora by their files, a vocabulary in the run folder, and the bundled
-presets.
+"""Define the text program.
+
+It has corpora by their files, a vocabulary in the run folder, and the bundled presets.
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class TextProgram(PairProgram[TextSettings, Corpora, TextModel]):
-    """Text: what is learnt from is `train_corpus`, and perhaps `valid_corpus`, `valid_fraction`
-    and `vocab_corpus`, the arguments of `read_corpora`.
+    """Train pairs on text.
+
+    What is learnt from is `train_corpus`, and perhaps `valid_corpus`, `valid_fraction` and
+    `vocab_corpus`, the arguments of `read_corpora`.
     """
 
     kind = "text"
@@ -106,8 +109,10 @@ class TextProgram(PairProgram[TextSettings, Corpora, TextModel]):
         }
 
     def read_again(self, request: Request[TextSettings]) -> Corpora:
-        """See `Program`; compares the corpora by their fingerprints, a corpus of the vocabulary by
-        the vocabulary that it makes.
+        """Read the corpora of a run that is resumed, as `Program` says.
+
+        Corpora are compared by their fingerprints, a corpus of the vocabulary by the vocabulary
+        that it makes.
         """
         run, source, settings = request.run, request.source, request.settings
         paths = {name: source[of] for name, of in FILES.items() if source[of] is not None}

@@ -40,8 +40,10 @@ Listener = Callable[[int, Any, Tensor], None]
 
 
 class ScoredBlock(NamedTuple):
-    """Symbols of a text, what stands there, the nats -log p(x_t | x_{<t}) of each `[length]`, and
-    the log-likelihood of the text up to there.
+    """Hold symbols of a text and their scores.
+
+    These are what stands there, the nats -log p(x_t | x_{<t}) of each `[length]`, and the
+    log-likelihood of the text up to there.
     """
 
     symbols: NDArray[Any]
@@ -106,8 +108,9 @@ def scored_windows(
     proposal: Proposal = "guide",
     progress: Progress | None = None,
 ) -> Iterator[ScoredBlock]:
-    """Score one document window by window, states (or particles) carried over, in memory of one
-    block and one window.
+    """Score one document window by window.
+
+    States (or particles) are carried over, in memory of one block and one window.
 
     Of a model of lines each line is a sequence by itself, whose totals are added up. So they are
     where the pair carries no state: a document of up to `SCORING_WINDOW` symbols is one sequence,
@@ -186,8 +189,9 @@ def _side_by_side(text: TextModel, sequences: Sequence[Block]) -> SequenceBatch:
 def scored_sequences(
     text: TextModel, sequences: Iterable[Block], **options: Unpack[ScoringOptions]
 ) -> Iterator[ScoredBlock]:
-    """Score sequences that begin and end by themselves, in order; some of them are worked on side
-    by side.
+    """Score sequences that begin and end by themselves, in order.
+
+    Some of the sequences are worked on side by side.
 
     A long one is scored window by window if the pair carries states, so that its length takes no
     more memory than its score does. `options` are those of `scoring.score_document`.

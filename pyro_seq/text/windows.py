@@ -185,8 +185,9 @@ def separate_lines(
     *,
     device: torch.device | str = "cpu",
 ) -> Iterator[SequenceBatch]:
-    """All lines of a text, those of similar length side by side: at most `LINE_STEPS` steps with
-    padding, or one line.
+    """Yield all lines of a text, those of similar length side by side.
+
+    A batch has at most `LINE_STEPS` steps with padding, or one line.
     """
     edges = lines_of(symbols, end)
     edges = edges[np.argsort(edges[:, 1] - edges[:, 0], kind="stable")]
@@ -227,8 +228,9 @@ def separate_windows(
     window: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[SequenceBatch]:
-    """A document cut into sequences of `window` symbols, the last one shorter, in order,
-    `SEPARATE_ROWS` of them side by side.
+    """Cut a document into sequences of `window` symbols, in order.
+
+    The last one is shorter; `SEPARATE_ROWS` of them are side by side.
     """
     for start in range(0, len(symbols), window * SEPARATE_ROWS):
         pieces = (

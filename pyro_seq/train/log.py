@@ -41,8 +41,10 @@ class TrainingLog:
 
     @contextmanager
     def opened(self, run: RunFolder | None, *, step: int) -> Iterator[None]:
-        """Inside, what is logged goes to the run, after the metrics of the last checkpoint and up
-        to `step` of its events.
+        """Open the log of a run inside the context.
+
+        What is logged goes to the run, after the metrics of the last checkpoint and up to `step` of
+        its events.
         """
         self._units_shown, self._shown_at = 0, time.monotonic()
         if run is not None:

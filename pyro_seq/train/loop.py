@@ -1,5 +1,7 @@
-"""The training loop: stages whose steps take turns until a budget is used up, callbacks after each
-step, and checkpoints from which a killed training goes on as if nothing had happened.
+"""Run trainings whose stages take turns until a budget is used up.
+
+Callbacks follow each step, and a killed training goes on from its checkpoints as if nothing had
+happened.
 """
 
 from __future__ import annotations
@@ -125,8 +127,10 @@ class Checkpoint(Callback):
 
 
 class Measured(NamedTuple):
-    """Figures of a validation: all by name, those shown, the one that decides, whether it is the
-    best so far, and an error to be raised once the best weights are kept.
+    """Hold the figures of a validation.
+
+    These are all by name, those shown, the one that decides, whether it is the best so far, and an
+    error to be raised once the best weights are kept.
     """
 
     figures: dict[str, float]
@@ -137,8 +141,9 @@ class Measured(NamedTuple):
 
 
 class Validate(Callback):
-    """Measures every so many steps and at the end, keeps the best weights, and counts the
-    validations that early stopping waits for.
+    """Measure every so many steps and at the end, and keep the best weights.
+
+    It also counts the validations that early stopping waits for.
 
     Args:
         every: steps between validations.
@@ -238,8 +243,10 @@ class Loop:
         self._interruption = Interruption()
 
     def fit(self, *, resume: bool = False) -> None:
-        """Train until the budget is used up or Ctrl-C is pressed (then a checkpoint is saved
-        first); with `resume` go on from the run's last checkpoint, if there is one.
+        """Train until the budget is used up or Ctrl-C is pressed.
+
+        Ctrl-C saves a checkpoint first; with `resume`, training goes on from the run's last
+        checkpoint, if there is one.
 
         Raises `UserError` for a run that holds a training already, or one that this training cannot
         go on from, and `KeyboardInterrupt` (with the signal's number) after Ctrl-C or SIGTERM.
@@ -267,8 +274,10 @@ class Loop:
             raise KeyboardInterrupt(self._interruption.wished)
 
     def begin(self, *, resume: bool) -> bool:
-        """Prepare, and go back to the last checkpoint if there is one, else save a first one, so
-        that a run killed before its second starts from the same weights; whether there was one.
+        """Prepare the training, and return whether there was a checkpoint to go back to.
+
+        If there was none, a first one is saved, so that a run killed before its second starts from
+        the same weights.
         """
         there = self.run is not None and self.run.last.exists()
         if there and not resume:
@@ -341,8 +350,9 @@ class Loop:
         return next(iter(self.stages.values()))
 
     def stopped_by(self) -> str | None:
-        """Return what ends the training where it stands, in words that name the setting, or
-        `None`.
+        """Return what ends the training where it stands, or `None`.
+
+        The reason is in words that name the setting.
         """
         return self.budget.used_up(self.step, self.minutes, self.validations_since_best)
 

@@ -179,8 +179,9 @@ class JointOptimiser(PyroOptim):
         return Fields({"steps": Whole(), "moments": Fields({}, may=moments), "averages": averages})
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from a `state_dict()`; raises `ValueError`, and changes nothing, if it is damaged
-        or of other parameters.
+        """Go on from a `state_dict()`.
+
+        Raises `ValueError`, and changes nothing, if the state is damaged or of other parameters.
         """
         self.describe_state().check(state, "the optimiser")
         whole = self.optimiser.state_dict()

@@ -22,8 +22,9 @@ class Batches(Protocol):
     """An endless stream of training batches that can be saved and resumed."""
 
     def draw(self) -> tuple[SequenceBatch, bool]:
-        """Draw the next batch, and whether it goes on where the one before ended, so that states
-        are carried over.
+        """Draw the next batch, and whether it goes on where the one before ended.
+
+        States are carried over where it does.
         """
 
     def state(self) -> Any:
@@ -34,8 +35,10 @@ class Batches(Protocol):
 
 
 class SVIUpdates:
-    """Updates of a pair that maximise (1/n) (E_q[log p(x | z)] - beta KL) over a batch's n
-    observations, by `pyro.infer.SVI`; beta and all else are the settings'.
+    """Update a pair by `pyro.infer.SVI`.
+
+    Updates maximise (1/n) (E_q[log p(x | z)] - beta KL) over a batch's n observations; beta and all
+    else are the settings'.
 
     Args:
         pair: model and guide; all is done inside its scope.
@@ -62,8 +65,9 @@ class SVIUpdates:
         )
 
     def prepare(self, batches: Batches) -> list[str]:
-        """Make the optimiser after a look at the first batch, which leaves no other trace; the
-        names of parameters that have no gradient there.
+        """Make the optimiser, and return the names of parameters that have no gradient.
+
+        Both come from a look at the first batch, which leaves no other trace.
         """
         with tried(self.pair, batches) as batch:
             parameters, without = find_parameters(self.pair, self.elbo, batch)

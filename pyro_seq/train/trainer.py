@@ -1,5 +1,6 @@
-"""Training a pair by stochastic variational inference: the loop with one stage, updates by
-`pyro.infer.SVI`.
+"""Train a pair by stochastic variational inference.
+
+It is the loop with one stage, updates by `pyro.infer.SVI`.
 """
 
 from __future__ import annotations
@@ -130,8 +131,9 @@ class Trainer(Loop):
         return math.inf if self.validation.best is None else self.validation.best
 
     def prepare(self) -> None:
-        """See `Loop`: look at the first batch, make the optimiser, and say what is saved and called
-        for.
+        """Look at the first batch, make the optimiser, and say what is saved and called for.
+
+        Called by `Loop`.
         """
         self._check_finite(self.pair.parameters())
         without = self.updates.prepare(self.batches)
@@ -249,8 +251,9 @@ class Trainer(Loop):
         return Measured(figures, shown, loss, loss < self.best_loss and not lost)
 
     def conclude(self) -> None:
-        """See `Loop`: leave the best weights in the pair. Raises `UserError` for a training that
-        has diverged.
+        """Leave the best weights in the pair, as `Loop` says.
+
+        Raises `UserError` for a training that has diverged.
         """
         self._check_diverged()
         if self.hooks.validate is None:

@@ -1,5 +1,6 @@
-"""Particles of any pair with a site for each step's latents, on their way through the steps: the
-pair is run again whenever particles were resampled.
+"""Move particles of any pair with a site for each step's latents through the steps.
+
+The pair is run again whenever particles were resampled.
 """
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ class ReplayedSteps:
         }
 
     def move(self, index: Tensor) -> None:
-        """Put the particles at `index` `[N, K]` in the place of the particles, and draw the latents
-        of later steps anew where they have moved.
+        """Put the particles at `index` `[N, K]` in the place of the particles.
+
+        Latents of later steps are drawn anew where particles have moved.
         """
         flat = among_all(index, self.k)
         moved = (index != torch.arange(self.k, device=index.device)).any(-1).nonzero().flatten()
@@ -108,8 +110,9 @@ class ReplayedSteps:
             self.after = map_tensors(lambda x, y: x.index_copy(0, rows, y), self.after, new)
 
     def step(self, t: int) -> tuple[Tensor, None, None]:
-        """(the growth of the log-weights `[K, N]` at step t; latents and observations are those of
-        the run).
+        """Return the growth of the log-weights `[K, N]` at step t.
+
+        Latents and observations are those of the run.
         """
         self.next = t + 1
         return self.by_step[..., t].t(), None, None

@@ -1,5 +1,6 @@
-"""`DeclaredStepper`: a pair declared by its equations, run by them; and `stepper_of`, the one place
-that decides how a pair is run.
+"""Run a declared pair by its equations, and decide how a pair is run.
+
+`DeclaredStepper` does the first; `stepper_of` is the one place that does the second.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ class DeclaredStepper(Stepper[ModelState]):
         self.model = model
 
     def proposes_by_step(self, proposal: str) -> bool:
-        """Whether latents can be proposed step by step: by the prior, or by a guide that is
-        declared as well.
+        """Tell whether latents can be proposed step by step.
+
+        They can be by the prior, or by a guide that is declared as well.
         """
         guided = not self.model.latent_size or isinstance(self.pair.guide, SequenceGuide)
         return guided or proposal == "prior"
@@ -63,8 +65,9 @@ class DeclaredStepper(Stepper[ModelState]):
         return super().steps_at_once * CHUNK_FEATURES // max(CHUNK_FEATURES, features)
 
     def summing_out(self) -> DeclaredStepper:
-        """In layout `path`, without latent vectors: it sums out the states that layout `steps`
-        leaves to enumeration.
+        """Return the stepper in layout `path` if the model has no latent vectors.
+
+        Layout `path` sums out the states that layout `steps` leaves to enumeration.
         """
         if self.model.latent_size:
             return self

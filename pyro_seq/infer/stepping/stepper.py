@@ -1,5 +1,6 @@
-"""`Stepper`: the interface that sampling, continuation, prediction and rollouts are written
-against.
+"""Define `Stepper`, which runs the model of a pair step after step.
+
+Sampling, continuation, prediction and rollouts are written against this interface.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ Observe = Callable[[Distribution], Any]
 
 
 class Stepper(ABC, Generic[State]):
-    """The model of a pair, run step after step from states that are trees of tensors, sequences
-    first.
+    """Run the model of a pair step after step.
+
+    The states that it starts from are trees of tensors, sequences first.
 
     There are two kinds: `DeclaredStepper` runs a model's equations, `ReplayStepper` runs any Pyro
     function again on the steps so far. `declared.stepper_of` says which one a pair has. All methods
@@ -112,18 +114,21 @@ class Stepper(ABC, Generic[State]):
         return self
 
     def unshared(self, state: Any, k: int) -> Any:
-        """A state of model and guide after a run in a plate of k particles to the left,
-        `[N, k, …]`; there is one for pairs whose latents are proposed by step.
+        """Return a state of model and guide after a run in a plate of k particles to the left.
+
+        The state is `[N, k, …]`; there is one for pairs whose latents are proposed by step.
         """
         raise TypeError(f"the states of a {type(self).__name__} have no particles to the left")
 
     def check(self, batch: SequenceBatch, missing: Tensor | None = None) -> None:
-        """Raise `UserError` for observations outside of the support, as far as that is known
-        before the model runs; `missing` `[N, T]` are not looked at.
+        """Raise `UserError` for observations outside of the support.
+
+        Only what is known before the model runs is checked; `missing` `[N, T]` are not looked at.
         """
 
     def to_check(self, batch: SequenceBatch, rows: Tensor) -> Observed | None:
-        """Which observations remain to be checked as they are scored, `rows` being what the
-        sequences are called in a message.
+        """Return which observations remain to be checked as they are scored.
+
+        `rows` is what the sequences are called in a message.
         """
         return Observed(batch.mask, rows)

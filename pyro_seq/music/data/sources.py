@@ -1,5 +1,7 @@
-"""Where music comes from: MIDI files, folders and globs of them, arrays of piano rolls, and the
-tunes that come with the package.
+"""Find the music to read.
+
+It comes from MIDI files, folders and globs of them, arrays of piano rolls, and the tunes that come
+with the package.
 """
 
 from __future__ import annotations

@@ -28,8 +28,9 @@ class MarkovKeys:
 
     @classmethod
     def fit(cls, rolls: Iterable[Tensor]) -> MarkovKeys:
-        """Count the frequencies in some rolls `[T, keys]`, with `PSEUDO_COUNT` more of either
-        outcome.
+        """Count the frequencies in some rolls `[T, keys]`.
+
+        Either outcome is counted `PSEUDO_COUNT` times more.
 
         Raises `UserError` if there are no frames, or the rolls are of several keyboards.
         """

@@ -48,8 +48,9 @@ class MusicScore(Estimate):
 def score_pieces(
     music: MusicModel, pieces: Sequence[Tensor], **options: Unpack[ScoringOptions]
 ) -> Iterator[tuple[int, Tensor, Estimate]]:
-    """Yield (the place of a piece `[T, keys]`, the nats of its frames `[T]`, its log-likelihood) of
-    all that have frames.
+    """Yield the score of each piece that has frames.
+
+    A score is (the place of a piece `[T, keys]`, the nats of its frames `[T]`, its log-likelihood).
 
     `options` are `method`, `samples`, `proposal` and `progress` of `scoring.score_document`. Raises
     `UserError` if a log-likelihood is not finite.
@@ -113,8 +114,9 @@ def evaluate(
 def nats_per_frame(
     music: MusicModel, pieces: Sequence[Tensor], **options: Unpack[ScoringOptions]
 ) -> float:
-    """Return -log p(x), or its estimate, of all pieces over the number of their frames; arguments
-    and errors as `evaluate`.
+    """Return -log p(x), or its estimate, of all pieces over the number of their frames.
+
+    Arguments and errors are those of `evaluate`.
     """
     found, frames = _together(music, pieces, options)
     return -found.log_likelihood / sum(frames)

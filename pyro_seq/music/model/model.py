@@ -77,8 +77,10 @@ def timing_of(rolls: RollSettings, tempo: float = 120.0) -> Timing:
 
 @dataclass
 class MusicModel:
-    """A trained pair, with when its frames sound and what the simplest model has learnt of the same
-    pieces; made by `MusicProgram`.
+    """Hold a trained pair of music; `MusicProgram` makes it.
+
+    Beside the pair stand when its frames sound and what the simplest model has learnt of the same
+    pieces.
     """
 
     pair: Pair

@@ -35,8 +35,9 @@ WHAT_TO_INSTALL = (
 def synthesise(
     midi: PrettyMIDI, seconds: float, *, sound_font: Path | None = None
 ) -> NDArray[np.float32]:
-    """The sound of a piece, `[round(seconds * SAMPLE_RATE)]`, mono, between -0.9 and 0.9: only
-    scaled down, so silence stays silence.
+    """Return the sound of a piece, `[round(seconds * SAMPLE_RATE)]`, mono.
+
+    Samples lie between -0.9 and 0.9: the sound is only scaled down, so silence stays silence.
 
     Without a sound font every note is a struck string: partials f, 2f, … that die away, the higher
     the faster. Drums and pitch bends are then left out, and so is a pitch above half the sample

@@ -144,8 +144,9 @@ class DiscriminatorTraining:
         return logits.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs besides the weights: a tree of tensors, words and
-        numbers.
+        """Return all that a resumed run needs besides the weights.
+
+        The state is a tree of tensors, words and numbers.
         """
         return {"optimiser": self.optimiser.state_dict(), "random": generator_state(self.random)}
 

@@ -1,5 +1,6 @@
-"""The adversarial game: the loop with two stages, rounds of the discriminator alone and adversarial
-steps.
+"""Play the adversarial game.
+
+It is the loop with two stages, rounds of the discriminator alone and adversarial steps.
 """
 
 from __future__ import annotations

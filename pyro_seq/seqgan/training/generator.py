@@ -164,8 +164,9 @@ class GeneratorTraining:
             self.rollouts.follow(self.pair)
 
     def states(self, where: str | Path) -> States:
-        """All that a resumed run needs besides the generator's weights; `where` it is read from is
-        for messages.
+        """Return all that a resumed run needs besides the generator's weights.
+
+        `where` it is read from is for messages.
         """
         nothing = Entry(lambda: None, lambda state: None, Nothing)
         rollouts, baseline = self.rollouts, self.baseline
