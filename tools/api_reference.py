@@ -49,7 +49,7 @@ def resolve_annotations(documented: dict[str, pdoc.doc.Module]) -> None:
             if (
                 isinstance(kind, type)
                 and issubclass(kind, tuple)
-                and kind.__module__ == module.fullname
+                and kind.__module__.startswith("pyro_seq")
             ):
                 kind.__new__.__annotations__ = typing.get_type_hints(kind)
 

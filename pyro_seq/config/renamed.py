@@ -1,5 +1,6 @@
-"""Names that settings had in versions before: run folders with them are read, files with them are
-refused with the name of today.
+"""Names that settings had in versions before.
+
+Run folders with such a name are read, files and options are refused with the name of today.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def test_a_run_goes_on(
     assert "done after 6 steps" in capsys.readouterr().err
     said = refused("midi", "train", "--resume", "--rate", 5, "--run-dir", folder)
     assert said == (
-        f"--rate: the run in {folder} was begun with rolls.rate = 4.0, not 5.0; only --num-steps "
+        f"--rate: the run in {folder} was begun with rolls.rate = 32.0, not 5.0; only --num-steps "
         "and --max-minutes may change"
     )
 

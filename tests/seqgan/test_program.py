@@ -124,8 +124,12 @@ def test_the_best_weights_of_the_twin_are_where_adversarial_training_began(
 
 
 def test_equal_seeds_make_equal_runs(
-    tmp_path: Path, tiny_seqgan: dict[str, Any], seqgan_run: Path
+    tmp_path: Path,
+    tiny_seqgan: dict[str, Any],
+    seqgan_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.undo()  # figures are drawn: they are compared
     settings = seqgan_program.settings(tiny_seqgan)
     torch.rand(5)
     for seed in (0, 1):

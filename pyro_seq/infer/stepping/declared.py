@@ -29,8 +29,6 @@ from pyro_seq.poutine.step_densities import Observed, check_support
 AHEAD = 64  # steps that are drawn between two looks at Pyro's global settings
 STATES = 8_192  # sequences that are sampled side by side
 FEATURES = 2**19  # of their emissions in a step: as many as stay in the processor's cache
-# of an emission; where a step has more of them, fewer steps of particles are worked on at once
-CHUNK_FEATURES = 128
 
 
 class DeclaredStepper(Stepper[ModelState]):
@@ -57,12 +55,6 @@ class DeclaredStepper(Stepper[ModelState]):
     def is_exact(self) -> bool:
         """Without latent vectors."""
         return not self.model.latent_size
-
-    @property
-    def steps_at_once(self) -> int:
-        """Fewer where emissions have many features."""
-        features = self.model.emission.num_features
-        return super().steps_at_once * CHUNK_FEATURES // max(CHUNK_FEATURES, features)
 
     def summing_out(self) -> DeclaredStepper:
         """Return the stepper in layout `path` if the model has no latent vectors.

@@ -20,6 +20,7 @@ from pyro_seq.poutine.step_densities import Observed
 
 # steps of particles that are worked on at once: bounds the memory of that work, not of what is kept
 CHUNK_STEPS = 32_768
+CHUNK_FEATURES = 128  # of an emission: with more of them fewer steps are worked on at once
 
 State = TypeVar("State")
 DrawLatent = Callable[[dist.Normal], Tensor]
@@ -93,8 +94,13 @@ class Stepper(ABC, Generic[State]):
 
     @property
     def steps_at_once(self) -> int:
-        """Return how many steps of particles are worked on at once."""
-        return CHUNK_STEPS
+        """Return how many steps of particles are worked on at once.
+
+        They are fewer where emissions have many features.
+        """
+        emission = getattr(self.pair.model, "emission", None)
+        features = max(CHUNK_FEATURES, getattr(emission, "num_features", 0))
+        return CHUNK_STEPS * CHUNK_FEATURES // features
 
     def by_step(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """Latents that the guide has drawn, by the names of the sites of a model that samples."""

@@ -125,7 +125,7 @@ class TestModes:
         loc, scale = (pyro.param(name).detach() for name in ("loc", "scale"))
         assert loc > 0.1 and scale != 1
         torch.testing.assert_close(
-            score(Pair(located, nothing), batch).steps,
+            score(Pair.from_param_store(located, nothing, batch), batch).steps,
             dist.Normal(loc, scale).log_prob(batch.values),
         )
         assert pyro.param("loc").detach() == loc, "outside, nothing has changed"
