@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pyro_seq import Pair, SequenceBatch
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.emissions.composite import Independent
+from pyro_seq.emissions.composite import Factorised
 from pyro_seq.emissions.elementary import Bernoulli
 from pyro_seq.encoders import Flatten
 from pyro_seq.guides import DMMGuide
@@ -129,7 +129,7 @@ def main() -> None:
     example = source.DMM(
         input_dim=KEYS, z_dim=100, emission_dim=100, transition_dim=200, rnn_dim=600
     )
-    model = DMM(Independent(Bernoulli(), KEYS), PreviousObservation(Flatten(KEYS)), epsilon=1e-12)
+    model = DMM(Factorised(Bernoulli(), KEYS), PreviousObservation(Flatten(KEYS)), epsilon=1e-12)
     pair = Pair(model, DMMGuide(model, Flatten(KEYS), epsilon=1e-12))
     same_weights(example, pair)
 
@@ -137,7 +137,7 @@ def main() -> None:
         return loader.get_mini_batch(index, sequences, lengths)
 
     first = torch.arange(BATCH)
-    batch = SequenceBatch.of([pieces[i] for i in minibatch_order(lengths, first)])
+    batch = SequenceBatch.from_sequences([pieces[i] for i in minibatch_order(lengths, first)])
     check_equal(example, pair, minibatch(first), batch)
 
     # the example's
@@ -171,7 +171,7 @@ def main() -> None:
 
         def our_epoch() -> None:
             for _ in range(number):
-                our_svi.step(stream.draw()[0].remembering())
+                our_svi.step(stream.draw()[0].with_cache())
 
         rounds = 1 if options.quick else 7
         spent = common.medians(

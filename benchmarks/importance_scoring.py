@@ -24,9 +24,9 @@ from torch import Tensor
 
 from pyro_seq import Pair, SequenceBatch, score
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.emissions.composite import Independent
+from pyro_seq.emissions.composite import Factorised
 from pyro_seq.emissions.elementary import Bernoulli
-from pyro_seq.encoders import MLP
+from pyro_seq.encoders import MLPEncoder
 from pyro_seq.guides import DMMGuide, ISEQGuide, SRNNGuide, VRNNGuide
 from pyro_seq.models import DMM, ISEQ, SRNN, VRNN
 from pyro_seq.music.data.piano_rolls import KEYS, read_polyphonic
@@ -43,9 +43,9 @@ def new_pair(kind: str, hidden_size: int, latent_size: int) -> Pair:
     """A pair over 88 keys, of the sizes usual for this data."""
     of_model, of_guide = MAKERS[kind]
     options = {} if kind == "dmm" else {"hidden_size": hidden_size, "cell": "gru"}
-    encoders = [MLP(KEYS, [100]) for _ in range(2)]
+    encoders = [MLPEncoder(KEYS, [100]) for _ in range(2)]
     model = of_model(
-        Independent(Bernoulli(), KEYS),
+        Factorised(Bernoulli(), KEYS),
         PreviousObservation(encoders[0]),
         latent_size=latent_size,
         **options,
@@ -79,7 +79,9 @@ def main() -> None:
     parser.add_argument("--latent-size", type=int, default=100)
     options = parser.parse_args()
     print(machine(), flush=True)
-    batch = SequenceBatch.of(read_polyphonic(data_file("polyphonic/jsb_chorales.npz"))["test"])
+    batch = SequenceBatch.from_sequences(
+        read_polyphonic(data_file("polyphonic/jsb_chorales.npz"))["test"]
+    )
     torch.manual_seed(0)
     pair = new_pair(options.pair, options.hidden_size, options.latent_size)
     print(

@@ -19,9 +19,9 @@ from pyro.infer import SVI, Trace_ELBO
 
 from pyro_seq import Pair, SequenceBatch, score
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.emissions.composite import Independent
+from pyro_seq.emissions.composite import Factorised
 from pyro_seq.emissions.elementary import Bernoulli
-from pyro_seq.encoders import MLP
+from pyro_seq.encoders import MLPEncoder
 from pyro_seq.guides import ISEQGuide, SRNNGuide
 from pyro_seq.models import ISEQ, RNN, SRNN
 from pyro_seq.train.optimizer import JointOptimiser
@@ -33,9 +33,9 @@ HIDDEN, LATENT = 64, 16
 def new_pair(kind: str) -> Pair:
     """A pair of the given kind in the path layout."""
     emission, context, encoder = (
-        Independent(Bernoulli(), KEYS),
-        PreviousObservation(MLP(KEYS, [HIDDEN])),
-        MLP(KEYS, [HIDDEN]),
+        Factorised(Bernoulli(), KEYS),
+        PreviousObservation(MLPEncoder(KEYS, [HIDDEN])),
+        MLPEncoder(KEYS, [HIDDEN]),
     )
     if kind == "rnn":
         return Pair(RNN(emission, context, hidden_size=HIDDEN, decoder_sizes=[HIDDEN]))
@@ -95,7 +95,7 @@ def training_step(pair: Pair, x: torch.Tensor) -> Callable[[], object]:
 
     def step() -> None:
         with pair.scope():
-            svi.step(SequenceBatch(x).remembering())
+            svi.step(SequenceBatch(x).with_cache())
 
     return step
 

@@ -23,7 +23,7 @@ from common import data_file, machine, report
 
 from pyro_seq.config.fields import parse_words
 from pyro_seq.music.data.sources import read_music
-from pyro_seq.music.evaluation.report import Asked, compared
+from pyro_seq.music.evaluation.report import ReportOptions, compare_statistics
 from pyro_seq.music.evaluation.statistics import distance
 from pyro_seq.music.model.training import MusicModel, evaluate, music_settings
 from pyro_seq.music.program import music_program
@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for pair in options.pairs:
             settings = music_settings(
-                {"model.kind": pair, "training.max_minutes": options.minutes},
+                {"model.name": pair, "training.max_minutes": options.minutes},
                 parse_words(options.words),
             )
             data = {
@@ -71,7 +71,7 @@ def main() -> None:
 
 def measure(music: MusicModel, folder: Path, samples: int, rolls: int) -> None:
     """The figures of a trained model."""
-    pair = music.settings.model.kind
+    pair = music.settings.model.name
     pieces = read_music([folder / "test"], "test", music.settings.rolls).pieces
     torch.manual_seed(0)
     scored = evaluate(music, pieces, samples=samples)
@@ -89,7 +89,7 @@ def measure(music: MusicModel, folder: Path, samples: int, rolls: int) -> None:
         )
     if markov is not None:
         report("Markov model of each key, the same", markov)
-    by_source = compared(music, pieces, Asked(compared=rolls))
+    by_source = compare_statistics(music, pieces, ReportOptions(num_compared=rolls))
     far = {name: distance(by_source["real"], by_source[name]) for name in ("generated", "Markov")}
     for name, value in far["generated"].items():
         report(f"{pair}, {name}: distance from the test tunes", value, at_most=far["Markov"][name])

@@ -78,7 +78,7 @@ def main() -> None:
     pair, steps = music.pair, music.step
     size = sum(p.numel() for module in pair.modules().values() for p in module.parameters()) / 1e6
     print(
-        f"{arguments.preset}: {settings.model.kind}, {size:.2f} M parameters, {steps} steps in "
+        f"{arguments.preset}: {settings.model.name}, {size:.2f} M parameters, {steps} steps in "
         f"{took:.1f} minutes, seed {arguments.seed}"
     )
     figures = dataclasses.asdict(settings.model)

@@ -22,7 +22,7 @@ from pyro_seq import Pair, Rollouts, SequenceBatch
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import Embedding
-from pyro_seq.infer.sampling import ancestral
+from pyro_seq.infer.sampling import sample
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.models import RNN
 
@@ -106,7 +106,7 @@ def main() -> None:
         Categorical(SYMBOLS), PreviousObservation(Embedding(SYMBOLS, SIZE)), hidden_size=SIZE
     )
     pair = Pair(model)
-    batch = SequenceBatch(ancestral(pair, BATCH, LENGTH))
+    batch = SequenceBatch(sample(pair, BATCH, LENGTH))
     ours, textbook = Rollouts(pair, reward, num_rollouts=ROLLOUTS), Textbook(model)
     assert isinstance(batch.values, Tensor)
     sequences = batch.values

@@ -63,7 +63,7 @@ TUNED_MLE = MLE | {
     "training.learning_rate": 4e-3,
     "training.schedule": "linear",
     "training.weight_decay": 0.3,
-    "training.average": 0.999,
+    "training.ema_decay": 0.999,
     "training.num_steps": 10_000,
     "training.valid_every": 1_000,
 }

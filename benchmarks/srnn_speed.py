@@ -30,9 +30,9 @@ from torch.nn import functional
 
 from pyro_seq import Pair, SequenceBatch, score
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.emissions.composite import Independent
+from pyro_seq.emissions.composite import Factorised
 from pyro_seq.emissions.elementary import Bernoulli
-from pyro_seq.encoders import MLP
+from pyro_seq.encoders import MLPEncoder
 from pyro_seq.guides import SRNNGuide
 from pyro_seq.models import SRNN
 from pyro_seq.train.optimizer import JointOptimiser
@@ -45,10 +45,13 @@ LEARNING_RATE = 1e-3
 
 def new_pair() -> Pair:
     """The network, as pyro_seq declares it."""
-    emission, context = Independent(Bernoulli(), KEYS), PreviousObservation(MLP(KEYS, [HIDDEN]))
+    emission, context = (
+        Factorised(Bernoulli(), KEYS),
+        PreviousObservation(MLPEncoder(KEYS, [HIDDEN])),
+    )
     sizes = {"cell": "gru", "hidden_size": HIDDEN, "latent_sizes": [HIDDEN], "epsilon": EPSILON}
     model = SRNN(emission, context, latent_size=LATENT, decoder_sizes=[HIDDEN], **sizes)
-    return Pair(model, SRNNGuide(model, MLP(KEYS, [HIDDEN]), **sizes))
+    return Pair(model, SRNNGuide(model, MLPEncoder(KEYS, [HIDDEN]), **sizes))
 
 
 class Network(nn.Module):
@@ -195,7 +198,7 @@ def check_equal(pair: Pair, stock: StockPyro, network: Network, x: Tensor) -> No
     torch.manual_seed(1)
     with pair.scope(), fixed_noise():
         our_loss = Trace_ELBO().loss_and_grads(
-            pair.model, pair.guide, SequenceBatch(x).remembering()
+            pair.model, pair.guide, SequenceBatch(x).with_cache()
         )
     shared = Network(pair)  # a copy that gives our gradients the names of the others'
     for p, source in zip(shared.parameters(), _in_order(pair), strict=True):
@@ -265,7 +268,7 @@ def main() -> None:
         )
 
         def our_step() -> None:
-            svi.step(SequenceBatch(x).remembering())
+            svi.step(SequenceBatch(x).with_cache())
 
         steps: dict[str, Callable[[], object]] = {
             "stock Pyro": lambda: stock_svi.step(x),

@@ -96,7 +96,7 @@ def our_training(
     settings = TrainingSettings(
         num_steps=steps + 1, learning_rate=LEARNING_RATE, schedule="constant", warmup=0.0,
         clip_norm=CLIP_NORM,
-        average=0.0, precision=precision, log_every=steps, sample_every=0, valid_every=10**9,
+        ema_decay=0.0, precision=precision, log_every=steps, sample_every=0, valid_every=10**9,
     )  # fmt: skip
     windows = TimedWindows(symbols, batch_size=WINDOWS, window=WINDOW, carry=True, seed=0)
 

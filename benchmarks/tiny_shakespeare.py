@@ -48,7 +48,7 @@ def main() -> None:
     text = data_file("text/tinyshakespeare.txt").read_text(encoding="utf-8")
     minutes = arguments.minutes or (5.0 if arguments.preset == "default" else None)
     changes: dict[str, Any] = {"training.max_minutes": minutes} | (
-        {"model.kind": arguments.model} if arguments.model else {}
+        {"model.name": arguments.model} if arguments.model else {}
     )
     settings = text_settings(
         Layer(PRESETS[arguments.preset], lenient=True), changes, parse_words(arguments.words)
@@ -73,7 +73,7 @@ def main() -> None:
         f"{parameters / 1e6:.2f} M parameters, {trained.step} steps in {took:.1f} minutes on "
         f"{torch.get_num_threads()} threads"
     )
-    print(f"{settings.model.kind}, preset {arguments.preset}: {size}")
+    print(f"{settings.model.name}, preset {arguments.preset}: {size}")
     kind = (
         "exact"
         if scored.method == "exact"
@@ -86,7 +86,7 @@ def main() -> None:
         f"validation: {scored.nats_per_character:.4f} nats, {scored.bits_per_character:.4f} bits "
         f"per character ({kind})"
     )
-    if settings.model.kind == "rnn":
+    if settings.model.name == "rnn":
         report(
             "validation nats per character",
             scored.nats_per_character,

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise
     except BaseException:
         # what a module that was interrupted as it was loaded raises may be anything
-        if not interrupts.noticed:
+        if not interrupts.received:
             raise
         say_interrupted()
         sys.exit(INTERRUPTED)

@@ -87,7 +87,7 @@ def attribute(
         run_dir
         for run_dir in run_dirs
         if named_by_code(
-            str(with_current_names(text_program.folder(run_dir).settings()).get("model.kind"))
+            str(with_current_names(text_program.folder(run_dir).settings()).get("model.name"))
         )
     ]
     if len(pairs) not in (0, 1, len(own)) or (pairs and not own):

@@ -249,7 +249,7 @@ def training_options(
         click.option(
             "--model",
             metavar="NAME",
-            help="Which pair (model.kind), of those that `pyroseq pairs list` shows.",
+            help="Which pair (model.name), of those that `pyroseq pairs list` shows.",
         ),
         PAIR,
         click.option(

@@ -20,7 +20,7 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.noticed, self.previous, self.unraisable = False, None, sys.unraisablehook
+        self.received, self.previous, self.unraisable = False, None, sys.unraisablehook
         try:
             # another handler means that it is ignored on purpose, or somebody else's
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -38,7 +38,7 @@ class Interrupts:
     def _notice(self, number: int, frame: FrameType | None) -> None:
         if _is_loading(frame):
             _end()
-        self.noticed = True
+        self.received = True
         raise KeyboardInterrupt
 
     def _of_no_caller(self, unraisable: Any) -> None:

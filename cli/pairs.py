@@ -21,14 +21,14 @@ def list_pairs() -> None:
 
     They are shipped, or added by installed packages.
     """
-    from pyro_seq.config.registry import SHIPPED, find_recipe, installed
+    from pyro_seq.config.registry import SHIPPED, find_pair, installed
     from pyro_seq.errors import UserError
 
-    lines = [(name, "shipped", find_recipe(name).title) for name in SHIPPED]
+    lines = [(name, "shipped", find_pair(name).title) for name in SHIPPED]
     for name in sorted(installed()):
         try:
-            recipe = find_recipe(name)
-            lines.append((name, recipe.source, recipe.title or "(it has no docstring)"))
+            entry = find_pair(name)
+            lines.append((name, entry.source, entry.title or "(it has no docstring)"))
         except UserError as error:
             lines.append((name, "unusable", str(error)))
     names, sources = (max(len(line[column]) for line in lines) for column in (0, 1))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pyro_seq.cli.programs.training import TrainCommand, Wanted
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions import Categorical
 from pyro_seq.encoders import OneHot
@@ -67,7 +67,7 @@ class ArrayProgram(PairProgram[ArraySettings, torch.Tensor, Fitted]):
 
     def new_pair(self, settings, data):
         symbols = int(data.max()) + 1
-        parts = Parts(Categorical(symbols), lambda: OneHot(symbols), PreviousObservation)
+        parts = PairComponents(Categorical(symbols), lambda: OneHot(symbols), PreviousObservation)
         return make_pair(settings.model, parts)
 
     def model(self, pair, settings, data, device, step):

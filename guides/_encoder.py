@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_seq.encoders import Encoder, Flatten, Group
+from pyro_seq.encoders import Encoder, Flatten, Joint
 from pyro_seq.errors import UserError
 from pyro_seq.poutine.time_sites import places_of, sample_sites
 
@@ -23,7 +23,7 @@ def default_encoder(values: Any, trace: Any) -> Encoder:
     Symbols are what the model's trace explains by a `Categorical`.
     """
     if isinstance(values, dict):
-        return Group(
+        return Joint(
             {
                 member: _encoder(value, _num_symbols(trace, member))
                 for member, value in values.items()

@@ -15,13 +15,13 @@ from pyro_seq.distributions.path import MarkovPath, TransformedPath
 from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
 from pyro_seq.guides._encoder import default_encoder
-from pyro_seq.nn._latent_scan import sample_path
+from pyro_seq.nn._latent_scan import scan_latents
 from pyro_seq.nn.feedforward import concatenate, zeros_like_weights
 from pyro_seq.nn.gaussian import NormalNet
 from pyro_seq.nn.precision import full_precision
 from pyro_seq.nn.recurrent import Recurrence
-from pyro_seq.pairs.guide import seen_by_guide
-from pyro_seq.pairs.model import Outcome, path_by_steps
+from pyro_seq.pairs.guide import batch_for_guide
+from pyro_seq.pairs.model import SequenceOutput, path_by_steps
 from pyro_seq.pairs.registration import register
 from pyro_seq.poutine.checks import latent_sites
 from pyro_seq.poutine.latent_sites import Latent, Latents, find_latents
@@ -174,7 +174,7 @@ class AutoSequenceGuide(nn.Module):
             "steps": steps,
         }
 
-    def forward(self, batch: SequenceBatch) -> Outcome:
+    def forward(self, batch: SequenceBatch) -> SequenceOutput:
         """Run the Pyro guide q(z | x) of the batch.
 
         Where observations end before the batch's steps do (`continued`), the guide samples the
@@ -188,14 +188,14 @@ class AutoSequenceGuide(nn.Module):
         one_path, gaps, batch = (
             not path_by_steps(self.model, batch),
             bool(batch.missing),
-            seen_by_guide(type(self).__name__, batch),
+            batch_for_guide(type(self).__name__, batch),
         )
         if gaps and not batch.num_steps:
-            return Outcome(None, None, None)
+            return SequenceOutput(None, None, None)
         self.prepare(batch)
         latents = self._latents_of(batch)
         if not any(self._first or ()):
-            return Outcome(None, None, None)
+            return SequenceOutput(None, None, None)
         register(self)
         before = None if batch.state is None else batch.state["guide"]
         state = self._initial(len(batch)) if before is None else before
@@ -225,7 +225,7 @@ class AutoSequenceGuide(nn.Module):
                 evidence = concatenate(evidence, path)
                 lasts.append(batch.last(path, first))
             last = self._sample_steps(latents.steps, evidence, state["steps"], batch)
-        return Outcome(
+        return SequenceOutput(
             None, None, {"carried": carried, "sequence": w, "paths": tuple(lasts), "steps": last}
         )
 
@@ -268,7 +268,7 @@ class AutoSequenceGuide(nn.Module):
             return network(evidence[..., steps, :], previous)
 
         def sampler(noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-            return sample_path(noise, first, network, evidence)
+            return scan_latents(noise, first, network, evidence)
 
         path = MarkovPath(
             first,

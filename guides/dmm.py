@@ -16,11 +16,11 @@ from pyro_seq.distributions.path import Sampler
 from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
 from pyro_seq.models.dmm import DMM
-from pyro_seq.nn._latent_scan import sample_combined_path
+from pyro_seq.nn._latent_scan import scan_combined_latents
 from pyro_seq.nn.dropout import SequenceDropout
 from pyro_seq.nn.feedforward import concatenate
 from pyro_seq.nn.gaussian import Combiner
-from pyro_seq.nn.precision import in_own_type
+from pyro_seq.nn.precision import in_parameter_dtype
 from pyro_seq.nn.recurrent import Recurrence
 from pyro_seq.pairs.guide import SequenceGuide
 
@@ -98,7 +98,7 @@ class DMMGuide(SequenceGuide):
             for _ in range(num_flows)
         ]
         for network in networks:  # Pyro inverts from zeros of the default type
-            network.register_forward_pre_hook(in_own_type)
+            network.register_forward_pre_hook(in_parameter_dtype)
         self.flows: Any = nn.ModuleList(AffineAutoregressive(network) for network in networks)
         self.drop_input = SequenceDropout(guide_input_dropout)
         self.drop_output = SequenceDropout(guide_output_dropout)
@@ -107,15 +107,15 @@ class DMMGuide(SequenceGuide):
         """Return the guide's own z_0, a learnt parameter."""
         return self.first.expand(*lead, self.model.latent_size)
 
-    def gather(
-        self, batch: SequenceBatch, carried: tuple[()]
+    def encode(
+        self, batch: SequenceBatch, rnn_state: tuple[()]
     ) -> tuple[tuple[Tensor, ...], tuple[()]]:
         """Compute e_t, which has seen x_{t:T}."""
-        seen = self.seen(batch)
+        seen = self.encoded_batch(batch)
         if self.guide_context:
-            seen = concatenate(seen, self.model.seen(batch)[0])
+            seen = concatenate(seen, self.model.context_features(batch)[0])
         e, _ = self.backwards(batch.reverse(self.drop_input(seen)))
-        return (self.drop_output(batch.reverse(e)),), carried
+        return (self.drop_output(batch.reverse(e)),), rnn_state
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
         """Return q(z_t | z_{t-1}, e_t), before the flows."""
@@ -125,4 +125,4 @@ class DMMGuide(SequenceGuide):
         """Return the chain of posteriors as one kernel, unless a subclass changes the equations."""
         if type(self).posterior is not DMMGuide.posterior:
             return None
-        return lambda noise, first: sample_combined_path(noise, first, self.combiner, *evidence)
+        return lambda noise, first: scan_combined_latents(noise, first, self.combiner, *evidence)

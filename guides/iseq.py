@@ -79,15 +79,15 @@ class ISEQGuide(SequenceGuide):
         )
         self.drop_input = SequenceDropout(input_dropout)
 
-    def initial_carried(self, *lead: int) -> State:
+    def initial_rnn_state(self, *lead: int) -> State:
         """Return f_0 = 0."""
         return self.forwards.initial(*lead)
 
-    def gather(self, batch: SequenceBatch, carried: State) -> tuple[tuple[Tensor, ...], State]:
+    def encode(self, batch: SequenceBatch, rnn_state: State) -> tuple[tuple[Tensor, ...], State]:
         """Compute e_t, which has seen every observation."""
-        f, carried = self.forwards(self.drop_input(self.seen(batch)), carried)
+        f, rnn_state = self.forwards(self.drop_input(self.encoded_batch(batch)), rnn_state)
         e, _ = self.backwards(batch.reverse(f))
-        return (batch.reverse(e),), carried
+        return (batch.reverse(e),), rnn_state
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
         """Return q(z_t | e_t)."""

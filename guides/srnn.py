@@ -12,7 +12,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.path import Sampler
 from pyro_seq.encoders import Encoder
 from pyro_seq.models.srnn import SRNN
-from pyro_seq.nn._latent_scan import sample_path
+from pyro_seq.nn._latent_scan import scan_latents
 from pyro_seq.nn.dropout import SequenceDropout
 from pyro_seq.nn.gaussian import NormalNet
 from pyro_seq.nn.recurrent import Recurrence
@@ -88,13 +88,13 @@ class SRNNGuide(SequenceGuide):
         )
         self.drop_input = SequenceDropout(input_dropout)
 
-    def gather(
-        self, batch: SequenceBatch, carried: tuple[()]
+    def encode(
+        self, batch: SequenceBatch, rnn_state: tuple[()]
     ) -> tuple[tuple[Tensor, ...], tuple[()]]:
         """Compute e_t, which has seen x_{t:T}, and d_t of the model for the residual mean."""
-        e, _ = self.backwards(batch.reverse(self.drop_input(self.seen(batch))))
+        e, _ = self.backwards(batch.reverse(self.drop_input(self.encoded_batch(batch))))
         e = batch.reverse(e)
-        return ((e, self.model.history(batch)[0]) if self.residual else (e,)), carried
+        return ((e, self.model.hidden_states(batch)[0]) if self.residual else (e,)), rnn_state
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
         """Return q(z_t | e_t, z_{t-1})."""
@@ -110,6 +110,6 @@ class SRNNGuide(SequenceGuide):
         ):
             return None
         prior: Any = self.model.prior if d else None
-        return lambda noise, first: sample_path(
+        return lambda noise, first: scan_latents(
             noise, first, self.network, e, prior, d[0] if d else None
         )

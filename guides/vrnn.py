@@ -73,27 +73,27 @@ class VRNNGuide(SequenceGuide):
             epsilon=epsilon,
         )
 
-    def gather(
-        self, batch: SequenceBatch, carried: tuple[()]
+    def encode(
+        self, batch: SequenceBatch, rnn_state: tuple[()]
     ) -> tuple[tuple[Tensor, ...], tuple[()]]:
         """Compute e_t (or x_t's features), and the contexts c_t for the model's recurrence."""
-        seen = self.seen(batch)
+        seen = self.encoded_batch(batch)
         if self.backwards is not None:
             seen = batch.reverse(self.backwards(batch.reverse(seen))[0])
-        return (seen, self.model.seen(batch)[0]), carried
+        return (seen, self.model.context_features(batch)[0]), rnn_state
 
-    def initial_running(self, batch: SequenceBatch) -> State:
+    def initial_guide_state(self, batch: SequenceBatch) -> State:
         """Return d_0, or d_t at the end of the window before."""
         state: State = self.model.state_before(batch)["carried"]
         return state
 
-    def unroll(
-        self, evidence: tuple[Tensor, ...], previous: Tensor, running: State
+    def condition_on_latents(
+        self, evidence: tuple[Tensor, ...], previous: Tensor, guide_state: State
     ) -> tuple[tuple[Tensor, ...], State]:
         """Replace c_t by d_t of the model's recurrence: (e_t, d_t)."""
         e, contexts = evidence
-        d, running = self.model.recur(contexts, previous, running)
-        return (e, d), running
+        d, guide_state = self.model.rnn_step(contexts, previous, guide_state)
+        return (e, d), guide_state
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
         """Return q(z_t | e_t, d_t)."""

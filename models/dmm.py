@@ -62,7 +62,9 @@ class DMM(SequenceModel):
         hidden_dropout: float = 0.0,
         layout: Layout = "path",
     ) -> None:
-        super().__init__(emission, context if conditional else context.unseen(), layout=layout)
+        super().__init__(
+            emission, context if conditional else context.emission_only(), layout=layout
+        )
         self.latent_size = latent_size
         features = self.context.num_features
         self.first = nn.Parameter(torch.zeros(latent_size))
@@ -89,19 +91,19 @@ class DMM(SequenceModel):
         """Return z_0, a learnt parameter."""
         return self.first.expand(*lead, self.latent_size)
 
-    def recur(
-        self, contexts: Tensor, previous: Tensor, carried: tuple[()]
+    def rnn_step(
+        self, contexts: Tensor, previous: Tensor, rnn_state: tuple[()]
     ) -> tuple[Tensor, tuple[()]]:
         """Return h_t = c_t if the model is conditional, else nothing."""
-        return self.drop_input(contexts), carried
+        return self.drop_input(contexts), rnn_state
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
         """Return p(z_t | z_{t-1})."""
         return self.prior(previous, h)
 
     def decode(
-        self, h: Tensor, latents: Tensor | None, carried: tuple[()]
+        self, h: Tensor, latents: Tensor | None, rnn_state: tuple[()]
     ) -> tuple[Tensor, tuple[()]]:
         """Compute the features of p(x_t | z_t)."""
         assert latents is not None
-        return self.decoder(self.drop_output(concatenate(latents, h))), carried
+        return self.decoder(self.drop_output(concatenate(latents, h))), rnn_state

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pyro_seq._pytree import tensors
+from pyro_seq._pytree import tree_leaves
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context
 from pyro_seq.distributions.base import Distribution
@@ -27,7 +27,7 @@ from pyro_seq.distributions.hidden_markov import (
     log_product,
     log_sum_exp,
 )
-from pyro_seq.distributions.state_mixtures import Adjust, mixtures
+from pyro_seq.distributions.state_mixtures import TransformDistribution, mixtures
 from pyro_seq.emissions.base import Emission, observe
 from pyro_seq.emissions.composite import Joint
 from pyro_seq.errors import UserError
@@ -36,10 +36,10 @@ from pyro_seq.nn.precision import full_precision
 from pyro_seq.pairs.model import (
     Layout,
     ModelState,
-    Outcome,
     SequenceModel,
+    SequenceOutput,
     observations,
-    remembered,
+    observe_step,
 )
 from pyro_seq.poutine.summed_out import LeftToSum
 
@@ -94,12 +94,14 @@ class HMM(SequenceModel):
         activation: str = "relu",
         layout: Layout = "path",
     ) -> None:
-        if emission.num_passed_on:
+        if emission.emission_context_size:
             raise UserError(
                 "an HMM evaluates its emission for all states at once, and "
                 f"{type(emission).__name__} wants the context passed on"
             )
-        super().__init__(emission, context if autoregressive else context.unseen(), layout=layout)
+        super().__init__(
+            emission, context if autoregressive else context.emission_only(), layout=layout
+        )
         if num_states < 1 or embedding_size < 1:
             raise ValueError(
                 f"num_states and embedding_size of an HMM must be at least 1, got {num_states} "
@@ -113,7 +115,7 @@ class HMM(SequenceModel):
         sizes = embedding_size + self.context.num_features
         self.decoder = MLP(sizes, emission_sizes, emission.num_features, activation=activation)
 
-    def initial_carried(self, *lead: int) -> Any:
+    def initial_rnn_state(self, *lead: int) -> Any:
         """Return log p(z_1) `[*lead, S]`."""
         return self.initial_logits.log_softmax(-1).expand(*lead, self.num_states)
 
@@ -130,13 +132,15 @@ class HMM(SequenceModel):
         if batch.values is None:
             raise UserError("the states' posterior needs observations, and the batch has none")
         self._check_gaps(batch)
-        contexts, _ = self.seen(batch)
+        contexts, _ = self.context_features(batch)
         # the derivative of log p(x) by log p(x_t | z_t = k) is p(z_t = k | x)
         with torch.enable_grad():
             likelihoods = self._joint(
-                contexts, self.emission.prepare(batch.values, batch.mask & ~batch.gaps)
+                contexts, self.emission.prepare(batch.values, batch.mask & ~batch.missing_mask)
             ).detach()
-            likelihoods = likelihoods.masked_fill(batch.gaps.unsqueeze(-1), 0.0).requires_grad_()
+            likelihoods = likelihoods.masked_fill(
+                batch.missing_mask.unsqueeze(-1), 0.0
+            ).requires_grad_()
             steps, _ = filtered(
                 self.state_before(batch)["carried"].detach(),
                 self._transition().detach(),
@@ -147,8 +151,8 @@ class HMM(SequenceModel):
 
     def _check_gaps(self, batch: SequenceBatch) -> None:
         """Raise `UserError` where an observed step looks at missing steps."""
-        observed = (batch.mask & ~batch.gaps).any(0).nonzero().flatten()
-        looks_back = any(x.numel() for x in tensors(self.context.initial(1)))
+        observed = (batch.mask & ~batch.missing_mask).any(0).nonzero().flatten()
+        looks_back = any(x.numel() for x in tree_leaves(self.context.initial(1)))
         if not batch.missing or not looks_back or not len(observed):
             return
         if early := [t for t in sorted(batch.missing) if t < int(observed[-1])]:
@@ -158,9 +162,9 @@ class HMM(SequenceModel):
                 "is a sum over all that may have stood there; fill it in first (infill), some times"
             )
 
-    def _path(self, batch: SequenceBatch) -> Outcome:
+    def _path(self, batch: SequenceBatch) -> SequenceOutput:
         state, transition = self.state_before(batch), self._transition()
-        contexts, context = self.seen(batch)
+        contexts, context = self.context_features(batch)
         observed = self.emission.prepare(batch.values, batch.mask)
         mask, known = None if batch.is_full else batch.mask, None
         with batch.plate():
@@ -175,13 +179,13 @@ class HMM(SequenceModel):
                 )
                 known = path.filtered(pyro.sample(site, path, obs=values))
         assert known is not None
-        return Outcome(
+        return SequenceOutput(
             batch.values,
             None,
             {"context": context, "latent": state["latent"], "carried": self._carried(known.belief)},
         )
 
-    def _steps(self, batch: SequenceBatch) -> Outcome:
+    def _steps(self, batch: SequenceBatch) -> SequenceOutput:
         state, transition = self.state_before(batch), self._transition()
         first = state["carried"]
         observed, values = observations(self, batch), []
@@ -198,7 +202,7 @@ class HMM(SequenceModel):
                 state = self._after(state, contexts, x)
                 values.append(x)
         sampled = values and (batch.values is None or batch.missing)
-        return Outcome(
+        return SequenceOutput(
             self.emission.stack(values, batch.mask) if sampled else batch.values, None, state
         )
 
@@ -250,7 +254,7 @@ class HMM(SequenceModel):
         _, belief = advanced(
             state["carried"].double(), self._transition().double(), likelihood.double()
         )
-        context, latent = remembered(self, x, state["context"], state["latent"])
+        context, latent = observe_step(self, x, state["context"], state["latent"])
         return {"context": context, "latent": latent, "carried": self._carried(belief)}
 
     def _transition(self) -> Tensor:
@@ -289,12 +293,23 @@ class HMM(SequenceModel):
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     def _adjusted_likelihoods(
-        self, contexts: Tensor, member: str, values: Tensor, adjust: Adjust
+        self,
+        contexts: Tensor,
+        member: str,
+        values: Tensor,
+        transform_distribution: TransformDistribution,
     ) -> Tensor:
-        return self._likelihoods(contexts, values, member=member, adjust=adjust)
+        return self._likelihoods(
+            contexts, values, member=member, transform_distribution=transform_distribution
+        )
 
     def _likelihoods(
-        self, contexts: Tensor, values: Tensor, *, member: str | None, adjust: Adjust | None = None
+        self,
+        contexts: Tensor,
+        values: Tensor,
+        *,
+        member: str | None,
+        transform_distribution: TransformDistribution | None = None,
     ) -> Tensor:
         """Compute log p(x_t | z_t) `[*lead, S]` of observations `[*lead, *event]`.
 
@@ -311,7 +326,9 @@ class HMM(SequenceModel):
         def chunk(start: int) -> Tensor:
             distribution = self.emission(self._features(contexts, slice(start, start + size)))
             own = distribution if member is None else distribution[member]
-            return log_likelihoods(own if adjust is None else adjust(own), values)
+            return log_likelihoods(
+                own if transform_distribution is None else transform_distribution(own), values
+            )
 
         if size >= self.num_states:
             return chunk(0)

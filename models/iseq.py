@@ -66,15 +66,15 @@ class ISEQ(SequenceModel):
         self.drop_input = SequenceDropout(input_dropout)
         self.drop_output = SequenceDropout(output_dropout)
 
-    def initial_carried(self, *lead: int) -> State:
+    def initial_rnn_state(self, *lead: int) -> State:
         """Return d_0 = 0."""
         return self.recurrence.initial(*lead)
 
-    def decode(self, h: Tensor, latents: Tensor | None, carried: State) -> tuple[Tensor, State]:
+    def decode(self, h: Tensor, latents: Tensor | None, rnn_state: State) -> tuple[Tensor, State]:
         """Compute d_t = RNN(d_{t-1}, [c_t, z_t]), then the features of p(x_t | d_t).
 
         The prior N(0, I) is the base class's.
         """
         assert latents is not None
-        d, carried = self.recurrence(self.drop_input(concatenate(h, latents)), carried)
-        return self.decoder(self.drop_output(d)), carried
+        d, rnn_state = self.recurrence(self.drop_input(concatenate(h, latents)), rnn_state)
+        return self.decoder(self.drop_output(d)), rnn_state

@@ -67,17 +67,19 @@ class RNN(SequenceModel):
         self.drop_input = SequenceDropout(input_dropout)
         self.drop_output = SequenceDropout(output_dropout)
 
-    def initial_carried(self, *lead: int) -> State:
+    def initial_rnn_state(self, *lead: int) -> State:
         """Return d_0 = 0."""
         return self.recurrence.initial(*lead)
 
-    def recur(self, contexts: Tensor, previous: Tensor, carried: State) -> tuple[Tensor, State]:
+    def rnn_step(
+        self, contexts: Tensor, previous: Tensor, rnn_state: State
+    ) -> tuple[Tensor, State]:
         """Compute d_t = RNN(d_{t-1}, c_t); h_t is d_t, or [d_t, c_t] with `skip`."""
         seen = self.drop_input(contexts)
-        d, carried = self.recurrence(seen, carried)
+        d, rnn_state = self.recurrence(seen, rnn_state)
         d = self.drop_output(d)
-        return concatenate(d, seen) if self.skip else d, carried
+        return concatenate(d, seen) if self.skip else d, rnn_state
 
-    def decode(self, h: Tensor, latents: Tensor | None, carried: State) -> tuple[Tensor, State]:
+    def decode(self, h: Tensor, latents: Tensor | None, rnn_state: State) -> tuple[Tensor, State]:
         """Compute the features of p(x_t | h_t)."""
-        return self.decoder(h), carried
+        return self.decoder(h), rnn_state

@@ -85,20 +85,22 @@ class SRNN(SequenceModel):
         self.drop_input = SequenceDropout(input_dropout)
         self.drop_output = SequenceDropout(output_dropout)
 
-    def initial_carried(self, *lead: int) -> State:
+    def initial_rnn_state(self, *lead: int) -> State:
         """Return d_0 = 0."""
         return self.recurrence.initial(*lead)
 
-    def recur(self, contexts: Tensor, previous: Tensor, carried: State) -> tuple[Tensor, State]:
+    def rnn_step(
+        self, contexts: Tensor, previous: Tensor, rnn_state: State
+    ) -> tuple[Tensor, State]:
         """Compute d_t = RNN(d_{t-1}, c_t)."""
-        d, carried = self.recurrence(self.drop_input(contexts), carried)
-        return self.drop_output(d), carried
+        d, rnn_state = self.recurrence(self.drop_input(contexts), rnn_state)
+        return self.drop_output(d), rnn_state
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
         """Return p(z_t | d_t, z_{t-1})."""
         return self.prior(h, previous)
 
-    def decode(self, h: Tensor, latents: Tensor | None, carried: State) -> tuple[Tensor, State]:
+    def decode(self, h: Tensor, latents: Tensor | None, rnn_state: State) -> tuple[Tensor, State]:
         """Compute the features of p(x_t | d_t, z_t)."""
         assert latents is not None
-        return self.decoder(h, latents), carried
+        return self.decoder(h, latents), rnn_state

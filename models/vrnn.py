@@ -95,22 +95,24 @@ class VRNN(SequenceModel):
         self.drop_input = SequenceDropout(input_dropout)
         self.drop_output = SequenceDropout(output_dropout)
 
-    def initial_carried(self, *lead: int) -> State:
+    def initial_rnn_state(self, *lead: int) -> State:
         """Return d_0 = 0."""
         return self.recurrence.initial(*lead)
 
-    def recur(self, contexts: Tensor, previous: Tensor, carried: State) -> tuple[Tensor, State]:
+    def rnn_step(
+        self, contexts: Tensor, previous: Tensor, rnn_state: State
+    ) -> tuple[Tensor, State]:
         """Compute d_t = RNN(d_{t-1}, [c_t, phi(z_{t-1})])."""
-        d, carried = self.recurrence(
-            self.drop_input(concatenate(contexts, self.features(previous))), carried
+        d, rnn_state = self.recurrence(
+            self.drop_input(concatenate(contexts, self.features(previous))), rnn_state
         )
-        return self.drop_output(d), carried
+        return self.drop_output(d), rnn_state
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
         """Return p(z_t | d_t)."""
         return self.prior(h)
 
-    def decode(self, h: Tensor, latents: Tensor | None, carried: State) -> tuple[Tensor, State]:
+    def decode(self, h: Tensor, latents: Tensor | None, rnn_state: State) -> tuple[Tensor, State]:
         """Compute the features of p(x_t | phi(z_t), d_t)."""
         assert latents is not None
-        return self.decoder(self.features(latents), h), carried
+        return self.decoder(self.features(latents), h), rnn_state

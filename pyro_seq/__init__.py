@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pyro_seq.distributions.path import MarkovPath as MarkovPath
     from pyro_seq.errors import UserError as UserError
     from pyro_seq.guides.auto import AutoSequenceGuide as AutoSequenceGuide
-    from pyro_seq.infer.continuation import continuation as continuation
+    from pyro_seq.infer.continuations import continuation as continuation
     from pyro_seq.infer.elbo import FreeBits_ELBO as FreeBits_ELBO
     from pyro_seq.infer.infilling import infill as infill
     from pyro_seq.infer.interpolation import interpolate as interpolate
@@ -64,13 +64,13 @@ if TYPE_CHECKING:
     from pyro_seq.infer.likelihood.score import Score as Score
     from pyro_seq.infer.likelihood.scoring import score as score
     from pyro_seq.infer.predictive import posterior_predictive as posterior_predictive
-    from pyro_seq.infer.sampling import ancestral as ancestral
+    from pyro_seq.infer.sampling import sample as sample
     from pyro_seq.infer.sampling import sample_sequences as sample_sequences
     from pyro_seq.infer.smc.particle_filter import particle_filter as particle_filter
     from pyro_seq.nn.recurrent import Recurrence as Recurrence
     from pyro_seq.pairs.guide import SequenceGuide as SequenceGuide
-    from pyro_seq.pairs.model import Outcome as Outcome
     from pyro_seq.pairs.model import SequenceModel as SequenceModel
+    from pyro_seq.pairs.model import SequenceOutput as SequenceOutput
     from pyro_seq.pairs.pair import Pair as Pair
     from pyro_seq.pairs.pair import no_guide as no_guide
     from pyro_seq.reinforce.objective import Reinforce as Reinforce

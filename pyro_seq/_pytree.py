@@ -14,8 +14,9 @@ from torch import Tensor
 DEEPEST = 100  # a tree in a file is nested no deeper
 
 
-def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
-    """Replace each tensor of a tree by `function(tensor, *tensors)`, at equal places in `others`.
+def tree_map(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
+    """Replace each tensor of a tree by `function(tensor, *tree_leaves)`, at equal places in
+    `others`.
 
     Other leaves stay.
     """
@@ -23,12 +24,12 @@ def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any
         return function(tree, *others)
     if isinstance(tree, dict):
         return {
-            key: map_tensors(function, value, *(other[key] for other in others))
+            key: tree_map(function, value, *(other[key] for other in others))
             for key, value in tree.items()
         }
     if isinstance(tree, (tuple, list)):
         mapped = [
-            map_tensors(function, value, *(other[i] for other in others))
+            tree_map(function, value, *(other[i] for other in others))
             for i, value in enumerate(tree)
         ]
         # a named tuple takes them one by one
@@ -36,7 +37,7 @@ def map_tensors(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any
     return tree
 
 
-def tensors(tree: Any) -> list[Tensor]:
+def tree_leaves(tree: Any) -> list[Tensor]:
     """Return all tensors of a tree; other leaves are ignored."""
     found = []
 
@@ -44,24 +45,24 @@ def tensors(tree: Any) -> list[Tensor]:
         found.append(x)
         return x
 
-    map_tensors(keep, tree)
+    tree_map(keep, tree)
     return found
 
 
-def concatenated(trees: Sequence[Any]) -> Any:
+def tree_cat(trees: Sequence[Any]) -> Any:
     """Join trees of one form along the first dimension of their tensors."""
-    return trees[0] if len(trees) == 1 else map_tensors(lambda *parts: torch.cat(parts), *trees)
+    return trees[0] if len(trees) == 1 else tree_map(lambda *parts: torch.cat(parts), *trees)
 
 
-def detach(tree: Any) -> Any:
+def tree_detach(tree: Any) -> Any:
     """Detach all tensors of a tree from the graph, as truncated back-propagation needs it."""
-    return map_tensors(Tensor.detach, tree)
+    return tree_map(Tensor.detach, tree)
 
 
-def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+def to_json_tree(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     """Split a tree into (its form as JSON can hold it, its tensors by dotted path).
 
-    `unflatten` is the inverse.
+    `from_json_tree` is the inverse.
 
     Dicts may have numbers as keys, and tuples stay tuples; leaves are tensors, numbers, strings,
     booleans and `None`. Raises `TypeError` for anything else, also for named tuples, which would
@@ -104,8 +105,8 @@ def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     return form(tree, ""), tensors
 
 
-def unflatten(form: Any, tensors: dict[str, Tensor]) -> Any:
-    """Rebuild the tree of a form and tensors that `flatten` returned.
+def from_json_tree(form: Any, tensors: dict[str, Tensor]) -> Any:
+    """Rebuild the tree of a form and tensors that `to_json_tree` returned.
 
     Raises `KeyError`, `TypeError` or `ValueError` if they do not fit each other: each tensor has
     one place, each key of a dict one value.

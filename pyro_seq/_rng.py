@@ -39,7 +39,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Restore torch's random state (CPU and all GPUs) on exit."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
@@ -47,9 +47,9 @@ def kept() -> Iterator[None]:
 
 
 @contextmanager
-def aside(seed: int) -> Iterator[None]:
+def fork_rng(seed: int) -> Iterator[None]:
     """Seed torch inside, and restore its random state (CPU and all GPUs) on exit."""
-    with kept():
+    with preserve_rng_state():
         torch.manual_seed(seed)
         yield
 

@@ -22,7 +22,7 @@ from pyro_seq._batch_checks import (
     whole_numbers,
 )
 from pyro_seq._handlers import refuse_subsampling
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.errors import UserError, whole
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class SequenceBatch:
         return torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
 
     @classmethod
-    def of(
+    def from_sequences(
         cls, sequences: Iterable[Tensor], *, inputs: Iterable[Tensor] | None = None
     ) -> SequenceBatch:
         """Pad sequences `[T_n, *event]` of any lengths into one batch.
@@ -190,7 +190,7 @@ class SequenceBatch:
         """
         if self.values is None or t in self.missing:
             return None
-        return map_tensors(lambda value: value[:, t], self.values)
+        return tree_map(lambda value: value[:, t], self.values)
 
     def inputs_at(self, t: int) -> Tensor | None:
         """Return the side inputs of step `t`, `[N, C]`, or `None` without side inputs."""
@@ -224,10 +224,10 @@ class SequenceBatch:
 
     # what the tools do with a batch
 
-    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+    def cached(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Cache `compute()` under `key`, so that a model and its guide share the result.
 
-        Only a batch from `remembering()` has a cache; any other batch computes each time.
+        Only a batch from `with_cache()` has a cache; any other batch computes each time.
         """
         if self._memo is None:
             return compute()
@@ -235,8 +235,8 @@ class SequenceBatch:
             self._memo[key] = compute()
         return self._memo[key]
 
-    def remembering(self) -> SequenceBatch:
-        """Return the same batch with an empty cache for `once`.
+    def with_cache(self) -> SequenceBatch:
+        """Return the same batch with an empty cache for `cached`.
 
         Use the returned batch for one evaluation of one set of parameters: cached results are part
         of that evaluation's graph.
@@ -280,12 +280,12 @@ class SequenceBatch:
         batch.missing = self.missing | missing_steps(steps, self.num_steps)
         if self.values is not None and batch.missing:
             index = torch.tensor(sorted(batch.missing), device=self.device)
-            batch.values = map_tensors(lambda value: value.index_fill(1, index, 0), self.values)
+            batch.values = tree_map(lambda value: value.index_fill(1, index, 0), self.values)
         batch._memo = None
         return batch
 
     @property
-    def gaps(self) -> Tensor:
+    def missing_mask(self) -> Tensor:
         """The missing steps: `[N, T]`, `True` where a step is missing."""
         steps = torch.zeros(self.num_steps, dtype=torch.bool, device=self.device)
         steps[sorted(self.missing)] = True
@@ -302,7 +302,7 @@ class SequenceBatch:
         if not self.missing:
             return self
         first = min(self.missing)
-        if bool((self._mask & ~self.gaps)[:, first:].any()):
+        if bool((self._mask & ~self.missing_mask)[:, first:].any()):
             return None
         return self._cut(first)
 
@@ -335,7 +335,7 @@ class SequenceBatch:
         joined = inputs
         if inputs is not None and self.inputs is not None:
             joined = torch.cat([self.inputs, inputs], 1)
-        batch = SequenceBatch(map_tensors(extended, self.values), inputs=joined, state=self.state)
+        batch = SequenceBatch(tree_map(extended, self.values), inputs=joined, state=self.state)
         return batch.with_missing({*self.missing, *range(self.num_steps, batch.num_steps)})
 
     def with_state(self, state: Any) -> SequenceBatch:
@@ -361,7 +361,7 @@ class SequenceBatch:
             check_index(index, len(self))
         return self._mapped(lambda tensor: tensor[index])
 
-    def head(self, num_steps: int) -> SequenceBatch:
+    def truncate(self, num_steps: int) -> SequenceBatch:
         """Cut padding off at the end: the same sequences in `num_steps` steps.
 
         Raises `UserError` if the longest sequence has more steps.
@@ -380,7 +380,7 @@ class SequenceBatch:
     def _cut(self, num_steps: int) -> SequenceBatch:
         """The first steps of all sequences; already clean, so nothing is checked again."""
         batch = copy(self)
-        batch.values, batch.inputs, batch._mask = map_tensors(
+        batch.values, batch.inputs, batch._mask = tree_map(
             lambda x: x[:, :num_steps], (self.values, self.inputs, self._mask)
         )
         batch.lengths, batch.num_steps = self.lengths.clamp(max=num_steps), num_steps
@@ -396,7 +396,7 @@ class SequenceBatch:
         """Map every tensor of the batch along its first dimension, unchecked."""
         batch = copy(self)
         parts = (self.values, self.inputs, self.lengths, self._mask, self.state)
-        batch.values, batch.inputs, batch.lengths, batch._mask, batch.state = map_tensors(
+        batch.values, batch.inputs, batch.lengths, batch._mask, batch.state = tree_map(
             function, parts
         )
         batch._memo = None

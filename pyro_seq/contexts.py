@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
@@ -26,11 +26,11 @@ from pyro_seq.nn.feedforward import concatenate
 class Context(nn.Module):
     """Base of all contexts: c_t has `num_features` features for a model's networks.
 
-    After these come `num_passed_on` features for the emission alone.
+    After these come `emission_context_size` features for the emission alone.
     """
 
     num_features: int
-    num_passed_on: int = 0
+    emission_context_size: int = 0
     _place: Tensor
 
     def __init__(self) -> None:
@@ -43,9 +43,9 @@ class Context(nn.Module):
         """The device of the context's states."""
         return self._place.device
 
-    def unseen(self) -> Context:
+    def emission_only(self) -> Context:
         """Return a context of the features that are passed on to the emission, and no others."""
-        return Nothing()
+        return NoContext()
 
     def initial(self, *lead: int) -> Any:
         """Return the state before the first step of `lead` sequences."""
@@ -54,7 +54,7 @@ class Context(nn.Module):
     def features(self, state: Any, inputs: Tensor | None) -> Tensor:
         """Compute c_t from the state before step t and the side inputs u_t `[*lead, C]`.
 
-        c_t is `[*lead, num_features + num_passed_on]`.
+        c_t is `[*lead, num_features + emission_context_size]`.
         """
         raise TypeError(f"{type(self).__name__} must define features(state, inputs)")
 
@@ -65,12 +65,13 @@ class Context(nn.Module):
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
         """Compute c_{1:T} of a batch at once, and the state after each sequence's last step.
 
-        c_{1:T} is `[N, T, num_features + num_passed_on]`, equal to stepping through the batch.
+        c_{1:T} is `[N, T, num_features + emission_context_size]`, equal to stepping through the
+        batch.
         """
         raise TypeError(f"{type(self).__name__} must define over(batch, state)")
 
 
-class Nothing(Context):
+class NoContext(Context):
     """No context: c_t has no features."""
 
     num_features = 0
@@ -131,7 +132,7 @@ class LastObservations(Context):
         """
         observations = self.encoder.blank(*lead, self.count, device=self.device)
         if self.before is not None:
-            observations = map_tensors(
+            observations = tree_map(
                 lambda blank, x: blank.copy_(torch.as_tensor(x)), observations, self.before
             )
         known = torch.full((*lead, self.count), self.before is not None, device=self.device)
@@ -147,7 +148,7 @@ class LastObservations(Context):
         lead = state["known"].dim() - 1
         # by far the most frequent case, and generation is made of such small steps
         if self.count == 1:
-            latest = map_tensors(
+            latest = tree_map(
                 lambda before, x: x.to(before.dtype).unsqueeze(lead),
                 state["observations"],
                 observation,
@@ -162,13 +163,13 @@ class LastObservations(Context):
 
         known = move(state["known"], torch.ones_like(state["known"][..., 0]))
         return {
-            "observations": map_tensors(move, state["observations"], observation),
+            "observations": tree_map(move, state["observations"], observation),
             "known": known,
         }
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
         """Compute c_{1:T} from the observations shifted by 1 … n steps."""
-        history = map_tensors(
+        history = tree_map(
             lambda before, x: torch.cat([before, x.to(before.dtype)], 1),
             state["observations"],
             batch.values,
@@ -177,14 +178,14 @@ class LastObservations(Context):
         steps = batch.num_steps
         last = batch.lengths.unsqueeze(-1) + torch.arange(self.count, device=batch.device)
         after = {
-            "observations": map_tensors(
+            "observations": tree_map(
                 lambda x: x[torch.arange(len(batch), device=batch.device).unsqueeze(-1), last],
                 history,
             ),
             "known": known.gather(1, last),
         }
         length = self.count + steps - 1
-        encoded = self.encoder(map_tensors(lambda x: x[:, :length], history)) * known[
+        encoded = self.encoder(tree_map(lambda x: x[:, :length], history)) * known[
             :, :length
         ].unsqueeze(-1)
         return self._combine(
@@ -264,16 +265,18 @@ class Chain(Context):
         super().__init__()
         if not contexts:
             raise ValueError(
-                "Chain takes at least one context; Nothing() is the one without features"
+                "Chain takes at least one context; NoContext() is the one without features"
             )
         self.contexts: Any = nn.ModuleList(contexts)
         self.num_features = sum(context.num_features for context in contexts)
-        self.num_passed_on = sum(context.num_passed_on for context in contexts)
+        self.emission_context_size = sum(context.emission_context_size for context in contexts)
 
-    def unseen(self) -> Context:
+    def emission_only(self) -> Context:
         """Return a context of the features that the members pass on, and no others."""
-        passing = [context.unseen() for context in self.contexts if context.num_passed_on]
-        return Chain(*passing) if passing else Nothing()
+        passing = [
+            context.emission_only() for context in self.contexts if context.emission_context_size
+        ]
+        return Chain(*passing) if passing else NoContext()
 
     def initial(self, *lead: int) -> tuple[Any, ...]:
         """Return the states of all members before the first step."""
@@ -313,28 +316,29 @@ class Chain(Context):
         )
 
 
-class PassedOn(Chain):
+class SplitContext(Chain):
     """Two contexts: one feeds the model's networks, the other goes directly to the emission.
 
-    The emission says how many such features it wants (`Emission.num_passed_on`).
+    The emission says how many such features it wants (`Emission.emission_context_size`).
 
     Features that `seen` passes on come before the features of `passed_on`. Raises `ValueError` for
     a `passed_on` that passes on features itself, since their order would be undefined.
     """
 
-    def __init__(self, seen: Context, passed_on: Context) -> None:
-        super().__init__(seen, passed_on)
-        if passed_on.num_passed_on:
+    def __init__(self, recurrent: Context, emission: Context) -> None:
+        super().__init__(recurrent, emission)
+        if emission.emission_context_size:
             raise ValueError(
-                "what PassedOn passes on goes to the emission as a whole: put a Chain of contexts "
-                "there, and no PassedOn"
+                "what SplitContext passes on goes to the emission as a whole: put a Chain of "
+                "contexts "
+                "there, and no SplitContext"
             )
-        self.num_features = seen.num_features
-        self.num_passed_on = seen.num_passed_on + passed_on.num_features
+        self.num_features = recurrent.num_features
+        self.emission_context_size = recurrent.emission_context_size + emission.num_features
 
-    def unseen(self) -> Context:
+    def emission_only(self) -> Context:
         """Return a context of the features that are passed on, and no others."""
-        return PassedOn(self.contexts[0].unseen(), self.contexts[1])
+        return SplitContext(self.contexts[0].emission_only(), self.contexts[1])
 
     def _arranged(self, parts: list[Tensor]) -> Tensor:
         return concatenate(*parts)

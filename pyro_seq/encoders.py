@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_seq.nn.feedforward import MLP as Layers
+from pyro_seq.nn.feedforward import MLP
 
 
 class Encoder(nn.Module):
@@ -89,7 +89,7 @@ class Flatten(Encoder):
         return values.reshape(*lead, self.num_features).to(self._place.dtype)
 
 
-class MLP(Encoder):
+class MLPEncoder(Encoder):
     """A multilayer perceptron over a vector observation of `size` entries.
 
     The last of `hidden_sizes` is `num_features`.
@@ -98,7 +98,7 @@ class MLP(Encoder):
     def __init__(self, size: int, hidden_sizes: Sequence[int], *, activation: str = "relu") -> None:
         super().__init__()
         self.event_shape = (size,)
-        self.layers = Layers(size, hidden_sizes, activation=activation)
+        self.layers = MLP(size, hidden_sizes, activation=activation)
         self.num_features = self.layers.output_size
 
     def forward(self, values: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class Sequential(Encoder):
         self.num_features = encoders[-1].num_features
 
     def blank(self, *lead: int, device: torch.device | None = None) -> Any:
-        """Return the blank observations of the first encoder, which may be a `Group`."""
+        """Return the blank observations of the first encoder, which may be a `Joint`."""
         return self.encoders[0].blank(*lead, device=device)
 
     def forward(self, values: Any) -> Tensor:
@@ -135,7 +135,7 @@ class Sequential(Encoder):
         return values
 
 
-class Group(Encoder):
+class Joint(Encoder):
     """Encoders of a named group of observations, their features side by side.
 
     The emission of such a group is a `Joint`.

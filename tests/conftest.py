@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.cli import main
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import SideInputs
 from pyro_seq.emissions.elementary import Normal
 from pyro_seq.pairs.guide import SequenceGuide
@@ -56,7 +56,7 @@ DEEP: dict[str, Any] = {
 }
 
 
-def shipped_pair(kind: str, **settings: Any) -> Callable[[Parts, str], Pair]:
+def shipped_pair(kind: str, **settings: Any) -> Callable[[PairComponents, str], Pair]:
     return lambda parts, layout: make_pair(
         model_settings(kind, TINY | settings | {"layout": layout}), parts
     )
@@ -64,7 +64,7 @@ def shipped_pair(kind: str, **settings: Any) -> Callable[[Parts, str], Pair]:
 
 # Every shipped pair, small: a test that takes `shipped` runs for each of them, as `shipped(parts,
 # layout)`.
-SHIPPED: dict[str, Callable[[Parts, str], Pair]] = {
+SHIPPED: dict[str, Callable[[PairComponents, str], Pair]] = {
     "rnn": shipped_pair("rnn"),
     "rnn_skip": shipped_pair("rnn", skip=True),
     "iseq": shipped_pair("iseq"),
@@ -342,9 +342,9 @@ class LinearGaussian(SequenceModel):
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
         return dist.Normal(self.A * previous, torch.full_like(previous, self.Q))
 
-    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+    def decode(self, h: Tensor, latents: Tensor | None, rnn_state: Any) -> tuple[Tensor, Any]:
         assert latents is not None
-        return torch.cat([latents, self.scale.expand_as(latents)], -1), carried
+        return torch.cat([latents, self.scale.expand_as(latents)], -1), rnn_state
 
     def batch(self, values: Tensor, lengths: list[int] | None = None) -> SequenceBatch:
         return SequenceBatch(values, lengths, inputs=torch.zeros(*values.shape[:2], 0))
@@ -388,7 +388,7 @@ class LinearGaussianGuide(SequenceGuide):
         self.shift, self.widen = shift, widen
         self.place = torch.nn.Parameter(torch.zeros(()))
 
-    def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def encode(self, batch: SequenceBatch, rnn_state: Any) -> tuple[tuple[Tensor, ...], Any]:
         assert isinstance(batch.values, Tensor) and isinstance(self.model, LinearGaussian)
         mean, s = self.model.posterior(batch.values)
         slope = torch.tensor(
@@ -404,7 +404,7 @@ class LinearGaussianGuide(SequenceGuide):
             ],
             -1,
         )
-        return (parts,), carried
+        return (parts,), rnn_state
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
         loc, slope, scale = evidence[0].split(1, -1)

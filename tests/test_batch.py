@@ -174,13 +174,13 @@ class TestRefusals:
 
     def test_sequences_that_do_not_fit(self) -> None:
         with pytest.raises(UserError, match="at least one sequence"):
-            SequenceBatch.of([])
+            SequenceBatch.from_sequences([])
         with pytest.raises(UserError, match=r"one event shape, got \[\[2, 3\], \[2, 4\]\]"):
-            SequenceBatch.of([torch.zeros(2, 3), torch.zeros(2, 4)])
+            SequenceBatch.from_sequences([torch.zeros(2, 3), torch.zeros(2, 4)])
         with pytest.raises(UserError, match="one event shape"):
-            SequenceBatch.of([torch.tensor(1.0)])
+            SequenceBatch.from_sequences([torch.tensor(1.0)])
         with pytest.raises(UserError, match=r"equal lengths, got \[3, 5\] and \[5, 3\]"):
-            SequenceBatch.of(
+            SequenceBatch.from_sequences(
                 [torch.zeros(3), torch.zeros(5)], inputs=[torch.zeros(5, 1), torch.zeros(3, 1)]
             )
 
@@ -206,7 +206,7 @@ class TestShape:
     def test_of(self) -> None:
         sequences = [torch.randn(n, 2) for n in (3, 0, 1)]
         inputs = [torch.randn(n, 1) for n in (3, 0, 1)]
-        batch = SequenceBatch.of(sequences, inputs=inputs)
+        batch = SequenceBatch.from_sequences(sequences, inputs=inputs)
         assert batch.lengths.tolist() == [3, 0, 1]
         for n, (sequence, u) in enumerate(zip(sequences, inputs, strict=True)):
             assert (
@@ -318,12 +318,12 @@ class TestMapping:
             return len(calls)
 
         batch = ragged()
-        assert (batch.once("key", compute), batch.once("key", compute)) == (1, 2)
-        remembering = batch.remembering()
-        assert [remembering.once("key", compute) for _ in range(3)] == [3, 3, 3]
-        assert remembering.once("other", compute) == 4
-        assert batch.remembering().once("key", compute) == 5, "the memory of another evaluation"
-        assert remembering.repeat(2).once("key", compute) == 6, "what was computed for other rows"
+        assert (batch.cached("key", compute), batch.cached("key", compute)) == (1, 2)
+        remembering = batch.with_cache()
+        assert [remembering.cached("key", compute) for _ in range(3)] == [3, 3, 3]
+        assert remembering.cached("other", compute) == 4
+        assert batch.with_cache().cached("key", compute) == 5, "the memory of another evaluation"
+        assert remembering.repeat(2).cached("key", compute) == 6, "what was computed for other rows"
 
 
 class TestInPyro:
@@ -357,15 +357,15 @@ class TestInPyro:
 
 
 def test_a_batch_of_another_state_remembers_nothing() -> None:
-    remembering = SequenceBatch(torch.zeros(2, 3)).remembering()
-    assert remembering.once("key", lambda: 1) == 1 == remembering.once("key", lambda: 2)
+    remembering = SequenceBatch(torch.zeros(2, 3)).with_cache()
+    assert remembering.cached("key", lambda: 1) == 1 == remembering.cached("key", lambda: 2)
     for other in (
         remembering.with_state({}),
         remembering.without_values(),
-        remembering.remembering(),
+        remembering.with_cache(),
         remembering.repeat(2),
     ):
-        assert other.once("key", lambda: 3) == 3
+        assert other.cached("key", lambda: 3) == 3
 
 
 class TestMissingSteps:
@@ -380,7 +380,7 @@ class TestMissingSteps:
             batch.select(slice(0, 1)),
             batch.repeat(2),
             batch.with_state({}),
-            batch.remembering(),
+            batch.with_cache(),
         ):
             assert same.missing == {1, 3}
         assert "2 steps missing" in repr(batch)

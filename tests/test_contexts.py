@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Chain, Context, LastObservations, PreviousObservation, SideInputs
-from pyro_seq.encoders import MLP, Embedding, Encoder, Flatten, Group, OneHot, Sequential
+from pyro_seq.encoders import Embedding, Encoder, Flatten, Joint, MLPEncoder, OneHot, Sequential
 from pyro_seq.errors import UserError
 from pyro_seq.nn.feedforward import MLP as Layers
 
@@ -25,10 +25,10 @@ ENCODERS: dict[str, tuple[Callable[[], Encoder], Callable[[], Any]]] = {
     "symbols": (lambda: OneHot(4), lambda: torch.randint(4, (5, STEPS))),
     "embedded": (lambda: Embedding(4, 3), lambda: torch.randint(4, (5, STEPS))),
     "vectors": (lambda: Flatten((2, 2)), lambda: torch.randn(5, STEPS, 2, 2)),
-    "whole numbers": (lambda: MLP(3, (2,)), lambda: torch.randint(9, (5, STEPS, 3))),
+    "whole numbers": (lambda: MLPEncoder(3, (2,)), lambda: torch.randint(9, (5, STEPS, 3))),
     "group": (
         lambda: Sequential(
-            Group({"a": Embedding(4, 3), "b": Flatten(2)}), MLP(5, (4,), activation="tanh")
+            Joint({"a": Embedding(4, 3), "b": Flatten(2)}), MLPEncoder(5, (4,), activation="tanh")
         ),
         lambda: {"b": torch.randn(5, STEPS, 2), "a": torch.randint(4, (5, STEPS))},
     ),
@@ -37,7 +37,7 @@ ENCODERS: dict[str, tuple[Callable[[], Encoder], Callable[[], Any]]] = {
 
 def ones(encoder: Encoder) -> Any:
     """An observation that is no blank."""
-    return map_tensors(torch.ones_like, encoder.blank())
+    return tree_map(torch.ones_like, encoder.blank())
 
 
 CONTEXTS: dict[str, Callable[[Encoder], Context]] = {
@@ -49,7 +49,7 @@ CONTEXTS: dict[str, Callable[[Encoder], Context]] = {
     "previous, begun": lambda encoder: PreviousObservation(encoder, before=ones(encoder)),
     "last 3, begun": lambda encoder: LastObservations(encoder, 3, before=ones(encoder)),
     "inputs": lambda encoder: SideInputs(INPUTS),
-    "encoded inputs": lambda encoder: SideInputs(INPUTS, MLP(INPUTS, (3,))),
+    "encoded inputs": lambda encoder: SideInputs(INPUTS, MLPEncoder(INPUTS, (3,))),
     "chain": lambda encoder: Chain(
         LastObservations(encoder, 2), SideInputs(INPUTS), Chain(PreviousObservation(encoder))
     ),
@@ -77,11 +77,11 @@ def case(
 def stepped(context: Context, batch: SequenceBatch, state: Any, n: int) -> tuple[Tensor, Any]:
     """(the features of sequence n over its own steps, its state afterwards), by the definition."""
     features, row = [], slice(n, n + 1)
-    state = map_tensors(lambda x: x[row], state)
+    state = tree_map(lambda x: x[row], state)
     for t in range(int(batch.lengths[n])):
         u = batch.inputs_at(t)
         features.append(context.features(state, None if u is None else u[row]))
-        state = context.observe(state, map_tensors(lambda x: x[row], batch.at(t)))
+        state = context.observe(state, tree_map(lambda x: x[row], batch.at(t)))
     return torch.cat(features) if features else torch.zeros(0, context.num_features), state
 
 
@@ -97,7 +97,7 @@ def assert_same_state(actual: Any, expected: Any) -> None:
         def blot(x: Tensor) -> Tensor:
             return x * expected["known"][(..., *(None,) * (x.dim() - 2))]
 
-        map_tensors(
+        tree_map(
             lambda a, b: torch.testing.assert_close(blot(a), blot(b)),
             actual["observations"],
             expected["observations"],
@@ -107,7 +107,7 @@ def assert_same_state(actual: Any, expected: Any) -> None:
 def cut(batch: SequenceBatch, start: int, stop: int) -> SequenceBatch:
     """The window [start, stop) of a batch."""
     assert batch.inputs is not None
-    values = map_tensors(lambda x: x[:, start:stop], batch.values)
+    values = tree_map(lambda x: x[:, start:stop], batch.values)
     return SequenceBatch(
         values, (batch.lengths - start).clamp(0, stop - start), inputs=batch.inputs[:, start:stop]
     )
@@ -121,7 +121,7 @@ def test_over_equals_stepping(case: tuple[Context, SequenceBatch]) -> None:
     for n, length in enumerate(LENGTHS):
         expected, state = stepped(context, batch, initial, n)
         torch.testing.assert_close(features[n, :length], expected)
-        assert_same_state(map_tensors(lambda x, n=n: x[n : n + 1], after), state)
+        assert_same_state(tree_map(lambda x, n=n: x[n : n + 1], after), state)
 
 
 @pytest.mark.parametrize("cuts", [[k] for k in range(STEPS + 1)] + [[2, 4], [1, 2, 3, 4, 5]])
@@ -180,8 +180,8 @@ def test_what_stands_before_lies_where_the_module_does_and_is_no_weight() -> Non
         (OneHot(3), [0, 1], r"event shape \[\], got \[2\]"),
         (Flatten(2), 1.0, r"event shape \[2\], got \[\]"),
         (OneHot(3), {"a": 1}, r"must be no group, got one of \['a'\]"),
-        (Group({"a": OneHot(3)}), 1, r"a group of \['a'\], got no group"),
-        (Group({"a": OneHot(3)}), {"b": 1}, r"a group of \['a'\], got \['b'\]"),
+        (Joint({"a": OneHot(3)}), 1, r"a group of \['a'\], got no group"),
+        (Joint({"a": OneHot(3)}), {"b": 1}, r"a group of \['a'\], got \['b'\]"),
     ],
 )
 def test_what_cannot_stand_before_the_first_step(
@@ -203,7 +203,7 @@ def test_no_step_sees_its_own_observation_or_the_future(
             [x[:, :t], x[:, t:].flip(0) if x.is_floating_point() else (x[:, t:] + 1) % 4], 1
         )
 
-    changed = SequenceBatch(map_tensors(other, batch.values), LENGTHS, inputs=batch.inputs)
+    changed = SequenceBatch(tree_map(other, batch.values), LENGTHS, inputs=batch.inputs)
     assert context.over(changed, initial)[0][:, : t + 1].equal(features[:, : t + 1])
 
 
@@ -215,7 +215,7 @@ def test_more_batch_dimensions(case: tuple[Context, SequenceBatch]) -> None:
         assert u is not None
         pair, alone = context.features(state, u.expand(2, 5, INPUTS)), context.features(single, u)
         torch.testing.assert_close(pair, alone.expand(2, *alone.shape))
-        state = context.observe(state, map_tensors(lambda x: x.expand(2, *x.shape), batch.at(t)))
+        state = context.observe(state, tree_map(lambda x: x.expand(2, *x.shape), batch.at(t)))
         single = context.observe(single, batch.at(t))
 
 

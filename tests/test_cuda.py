@@ -28,23 +28,24 @@ from pyro_seq import (
     SequenceBatch,
     Trainer,
     TrainingSettings,
-    ancestral,
     continuation,
     infill,
     interpolate,
     posterior_predictive,
+    sample,
     score,
     score_document,
 )
-from pyro_seq._pytree import tensors
-from pyro_seq._rng import aside, random_state, set_random_state
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq._pytree import tree_leaves
+from pyro_seq._rng import fork_rng, random_state, set_random_state
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import Chain, Context, LastObservations, PreviousObservation, SideInputs
-from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Categorical
-from pyro_seq.encoders import Embedding, Encoder, Flatten, Group
+from pyro_seq.encoders import Embedding, Encoder, Flatten
+from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.models import RNN
-from pyro_seq.nn._latent_scan import sample_combined_path, sample_path, sample_path_by_steps
+from pyro_seq.nn._latent_scan import scan_combined_latents, scan_latents, scan_latents_by_steps
 from pyro_seq.nn.feedforward import MLP
 from pyro_seq.nn.gaussian import Combiner, NormalNet
 from pyro_seq.reinforce.baselines import Critic, LeaveOneOut, MovingAverage
@@ -53,7 +54,7 @@ from pyro_seq.reinforce.rollouts import Rollouts
 GPU = "cuda"
 SYMBOLS, INPUTS, STEPS = 4, 2, 5
 LENGTHS = (5, 3, 0, 1)
-Maker = Callable[[Parts, str], Pair]
+Maker = Callable[[PairComponents, str], Pair]
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -65,12 +66,12 @@ def rich_context(encoder: Encoder) -> Context:
     )
 
 
-def parts() -> Parts:
+def parts() -> PairComponents:
     """A symbol and three notes at each step, and side inputs."""
-    emission = Joint({"symbol": Categorical(SYMBOLS), "notes": Independent(Bernoulli(), 3)})
-    return Parts(
+    emission = Joint({"symbol": Categorical(SYMBOLS), "notes": Factorised(Bernoulli(), 3)})
+    return PairComponents(
         emission,
-        lambda: Group({"symbol": Embedding(SYMBOLS, 3), "notes": Flatten(3)}),
+        lambda: JointEncoder({"symbol": Embedding(SYMBOLS, 3), "notes": Flatten(3)}),
         rich_context,
         INPUTS,
     )
@@ -110,7 +111,7 @@ def noise_of_the_cpu() -> Iterator[None]:
 
 def assert_same(found: Any, expected: Any) -> None:
     """Trees of tensors, those found on the GPU."""
-    for x, y in zip(tensors(found), tensors(expected), strict=True):
+    for x, y in zip(tree_leaves(found), tree_leaves(expected), strict=True):
         assert x.device.type == GPU
         torch.testing.assert_close(x.cpu(), y, rtol=1e-9, atol=1e-10)
 
@@ -174,7 +175,7 @@ def test_paths_in_one_kernel(depth: tuple[int, ...], residual: bool, float64: No
     noise, first, seen, *prior = leaves[: len(inputs)]
     given = (noise, first, nets[0], seen, *((nets[1], prior[0]) if residual else ()))
     results = []
-    for function in (sample_path, sample_path_by_steps):
+    for function in (scan_latents, scan_latents_by_steps):
         path, scale = function(*given)
         loss = (
             path.sin() * torch.linspace(1, 2, path.numel(), device=GPU).view_as(path)
@@ -190,7 +191,7 @@ def test_combined_path(float64: None) -> None:
     noise, first, evidence = (
         torch.randn(*shape, device=GPU) for shape in ((3, STEPS, 2), (3, 2), (3, STEPS, 4))
     )
-    path, scale = sample_combined_path(noise, first, combiner, evidence)
+    path, scale = scan_combined_latents(noise, first, combiner, evidence)
     z = first
     for t in range(STEPS):
         law = combiner(evidence[:, t], z)
@@ -270,7 +271,7 @@ def test_estimates_over_windows(shipped: Maker) -> None:
 def test_samples(shipped: Maker) -> None:
     """Each is on the GPU, of its shape, and what was observed stays in it."""
     pair, given = on_gpu(shipped(parts(), "path")), batch((5, 3)).to(GPU)
-    new = ancestral(pair, 3, 4, inputs=torch.randn(3, 4, INPUTS, device=GPU))
+    new = sample(pair, 3, 4, inputs=torch.randn(3, 4, INPUTS, device=GPU))
     assert new["notes"].shape == (3, 4, 3) and new["notes"].device.type == GPU
     full = batch((5, 5)).to(GPU)
     later = continuation(
@@ -294,7 +295,7 @@ def test_discrete_states(layout: str) -> None:
     pair = make_pair(model_settings("hmm", {"num_states": 3, "layout": layout}), parts()).to(GPU)
     given = batch((5, 3)).to(GPU)
     assert (
-        ancestral(pair, 2, 3, inputs=torch.zeros(2, 3, INPUTS, device=GPU))["symbol"].device.type
+        sample(pair, 2, 3, inputs=torch.zeros(2, 3, INPUTS, device=GPU))["symbol"].device.type
         == GPU
     )
     missing = torch.zeros(2, 5, dtype=torch.bool, device=GPU)
@@ -306,7 +307,7 @@ def test_random_state_and_draws_aside() -> None:
     torch.rand(3, device=GPU)
     state = random_state()
     first = torch.rand(4, device=GPU), torch.rand(4)
-    with aside(5):
+    with fork_rng(5):
         torch.rand(9, device=GPU)
     second = torch.rand(4, device=GPU)
     set_random_state(state)
@@ -341,7 +342,7 @@ def test_training_and_going_on(shipped: Maker, tmp_path: Path, precision: str) -
     settings: dict[str, Any] = {
         "learning_rate": 1e-2,
         "precision": precision,
-        "average": 0.5,
+        "ema_decay": 0.5,
         "sample_every": 0,
         "checkpoint_seconds": 1e6,
     }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import detach, flatten, map_tensors, unflatten
+from pyro_seq._pytree import from_json_tree, to_json_tree, tree_detach, tree_map
 
 
 class State(NamedTuple):
@@ -30,23 +30,23 @@ def same(a: Any, b: Any) -> bool:
 def test_map_tensors() -> None:
     x, y = torch.ones(2), torch.zeros(3)
     tree = {"a": (x, None, [y]), "b": State(x, 3), 5: "word"}
-    mapped = map_tensors(lambda t: t + 1, tree)
+    mapped = tree_map(lambda t: t + 1, tree)
     assert same(mapped, {"a": (x + 1, None, [y + 1]), "b": State(x + 1, 3), 5: "word"})
     assert isinstance(mapped["b"], State)
     assert same(
-        map_tensors(
+        tree_map(
             torch.add,
             tree,
             tree,
         ),
         {"a": (2 * x, None, [2 * y]), "b": State(2 * x, 3), 5: "word"},
     )
-    assert map_tensors(torch.neg, None) is None and map_tensors(torch.neg, ()) == ()
+    assert tree_map(torch.neg, None) is None and tree_map(torch.neg, ()) == ()
 
 
 def test_detach() -> None:
     x = torch.ones(2, requires_grad=True) * 2
-    assert not detach([(x,)])[0][0].requires_grad and detach(x).equal(x)
+    assert not tree_detach([(x,)])[0][0].requires_grad and tree_detach(x).equal(x)
 
 
 def test_there_and_back_through_json() -> None:
@@ -61,9 +61,9 @@ def test_there_and_back_through_json() -> None:
         7: {1.5: y},
         "": x,
     }
-    form, tensors = flatten(tree)
-    assert same(unflatten(json.loads(json.dumps(form)), tensors), tree)
-    assert same(unflatten(*flatten(x)), x)
+    form, tensors = to_json_tree(tree)
+    assert same(from_json_tree(json.loads(json.dumps(form)), tensors), tree)
+    assert same(from_json_tree(*to_json_tree(x)), x)
     assert tensors["a.0.b"] is x and tensors["7.1.5"] is y
 
 
@@ -75,25 +75,25 @@ def test_dicts_that_look_like_forms() -> None:
         {"dict": {"tensor": x}},
         {"list": ({"list": []},)},
     ):
-        assert same(unflatten(*flatten(tree)), tree)
+        assert same(from_json_tree(*to_json_tree(tree)), tree)
 
 
 def test_equal_paths_are_told_apart() -> None:
     a, b, c, d = (torch.tensor(float(i)) for i in range(4))
     tree = {"a.b": a, "a": {"b": b}, 1: c, "1": d, "a.b'": d}
-    assert same(unflatten(*flatten(tree)), tree)
-    assert same(unflatten(*flatten({"": {"a": a}, "a": b})), {"": {"a": a}, "a": b})
+    assert same(from_json_tree(*to_json_tree(tree)), tree)
+    assert same(from_json_tree(*to_json_tree({"": {"a": a}, "a": b})), {"": {"a": a}, "a": b})
 
 
 def test_what_cannot_be_held() -> None:
     with pytest.raises(TypeError, match=r"^a\.0 is a set"):
-        flatten({"a": [{1, 2}]})
+        to_json_tree({"a": [{1, 2}]})
     with pytest.raises(TypeError, match=r"^a is a State"):  # which would lose its names
-        flatten({"a": State(torch.ones(1), 2)})
+        to_json_tree({"a": State(torch.ones(1), 2)})
     with pytest.raises(TypeError, match=r"^the tree is a set"):
-        flatten({1})
+        to_json_tree({1})
     with pytest.raises(TypeError, match=r"^a has the key \(1, 2\)"):
-        flatten({"a": {(1, 2): 3}})
+        to_json_tree({"a": {(1, 2): 3}})
 
 
 @pytest.mark.parametrize(
@@ -111,4 +111,4 @@ def test_what_cannot_be_held() -> None:
 )
 def test_forms_that_do_not_fit(form: Any) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
-        unflatten(form, {"x": torch.ones(1)})
+        from_json_tree(form, {"x": torch.ones(1)})

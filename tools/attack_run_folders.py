@@ -65,7 +65,7 @@ TRAINING = {
     "training.log_every": 2,
     "training.valid_every": 2,
     "training.sample_every": 4,
-    "training.average": 0.9,
+    "training.ema_decay": 0.9,
 }
 LOADED = [
     "gymnasium", "matplotlib.pyplot", "torch.utils.tensorboard", "pyro_seq.cli",

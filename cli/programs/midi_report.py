@@ -71,7 +71,7 @@ def report(
     """
     import torch
 
-    from pyro_seq.music.evaluation.report import Asked, run_report
+    from pyro_seq.music.evaluation.report import ReportOptions, run_report
     from pyro_seq.runs.writing import replacing
 
     path = out or run_dir / "report.html"
@@ -80,7 +80,7 @@ def report(
     opening = opening_of(music, primer, primer_seconds)
     pieces, source = _real_pieces(music, eval_files, run_dir)
     torch.manual_seed(seed)
-    asked = Asked(num_samples, length, temperature=temperature, primer=opening)
+    asked = ReportOptions(num_samples, length, temperature=temperature, primer=opening)
     # says what is wrong before minutes of sampling
     with replacing(path, follow=out is not None) as temporary:
         page, distances = run_report(program().folder(run_dir), music, pieces, asked, source=source)

@@ -23,7 +23,7 @@ from pyro_seq.cli.programs.training import TrainCommand, Wanted
 
 if TYPE_CHECKING:
     from pyro_seq.games.environment.episodes import Episode
-    from pyro_seq.games.loaded import Returns, TrainedGame
+    from pyro_seq.games.loaded import LoadedAgent, Returns
     from pyro_seq.games.program import GameProgram
 
 MOST_GAMES, MOST_MOVES, MOST_IMAGINED = 10**5, 5_000, 2 * 10**7
@@ -348,7 +348,7 @@ def evaluate(
         click.echo(report(found, figures, trained, agent))
 
 
-def report(found: Returns, figures: dict[str, float], trained: TrainedGame, agent: str) -> str:
+def report(found: Returns, figures: dict[str, float], trained: LoadedAgent, agent: str) -> str:
     """The figures in words."""
     error = "" if found.standard_error is None else f" (standard error {found.standard_error:,.4g})"
     left = f"; {found.left:,} left at --max-moves, not being over" if found.left else ""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pyro_seq.seqgan.evaluation import Evaluation
     from pyro_seq.seqgan.program import SeqGANProgram
     from pyro_seq.seqgan.sweeps import Sweep
-    from pyro_seq.seqgan.tasks.base import Figure
+    from pyro_seq.seqgan.tasks.base import Measurement
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -287,7 +287,7 @@ def report(found: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _shown(figure: Figure | None) -> str:
+def _shown(figure: Measurement | None) -> str:
     """A figure with its error, in as many digits as it has a meaning in, four after the point."""
     if figure is None:
         return "–"

@@ -159,7 +159,7 @@ class TrainCommand:
             )
         if model is not None and pair is not None:
             raise UserError("--model and --pair exclude each other: both say which pair")
-        named = [("--model", "model.kind", model), ("--pair", "model.kind", pair), *wanted.settings]
+        named = [("--model", "model.name", model), ("--pair", "model.name", pair), *wanted.settings]
         if not resume:
             named += [(d.option, d.setting, given[d.parameter]) for d in self.durations]
         layers += [

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro_seq._rng import random_state, set_random_state
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.config.model_settings import model_settings, parameters_of, recipe_of
-from pyro_seq.config.registry import Recipe, find_recipe
+from pyro_seq.config.registry import PairEntry, find_pair
 from pyro_seq.config.shipped import ModelSettings
 from pyro_seq.contexts import Context
 from pyro_seq.emissions.base import Emission
@@ -23,11 +23,18 @@ from pyro_seq.infer.sampling import draw
 from pyro_seq.pairs.model import SequenceModel
 from pyro_seq.pairs.pair import Pair
 
-__all__ = ["Parts", "Recipe", "carries_state", "find_recipe", "make_pair", "model_settings"]
+__all__ = [
+    "PairComponents",
+    "PairEntry",
+    "carries_state",
+    "find_pair",
+    "make_pair",
+    "model_settings",
+]
 
 
 @dataclass(frozen=True)
-class Parts:
+class PairComponents:
     """The emission, encoder, context and side inputs that a program gives to a pair.
 
     Args:
@@ -55,7 +62,7 @@ class Parts:
         )
 
 
-def make_pair(settings: ModelSettings, parts: Parts) -> Pair:
+def make_pair(settings: ModelSettings, parts: PairComponents) -> Pair:
     """Make the pair that `model_settings` describes, with new weights.
 
     What makes it is called with those of the parts that it names as parameters (`emission`,
@@ -66,17 +73,17 @@ def make_pair(settings: ModelSettings, parts: Parts) -> Pair:
 
     Raises `UserError` where code that is not ours fails, or returns something else.
     """
-    recipe = recipe_of(settings)
+    entry = recipe_of(settings)
     values = {
         field.name: getattr(settings, field.name)
         for field in fields(settings)
-        if field.name != "kind"
+        if field.name != "name"
     }
-    with recipe.explained("could not be made"):
-        made = _call(recipe, recipe.maker, values, parts)
-    if recipe.guide is not None:
-        return Pair(made, _call(recipe, recipe.guide, values | {"model": made}, parts))
-    if recipe.shipped:
+    with entry.explained("could not be made"):
+        made = _call(entry, entry.maker, values, parts)
+    if entry.guide is not None:
+        return Pair(made, _call(entry, entry.guide, values | {"model": made}, parts))
+    if entry.shipped:
         return Pair(made)
     sides = made if isinstance(made, tuple) else (made,)
     if len(sides) not in (1, 2) or not all(callable(side) for side in sides):
@@ -87,16 +94,16 @@ def make_pair(settings: ModelSettings, parts: Parts) -> Pair:
         )
         wanted = "a model, or a model and a guide, callables on a SequenceBatch"
         raise UserError(
-            f"the pair {recipe.kind!r}: what makes it must return {wanted}, and returned {what}"
+            f"the pair {entry.kind!r}: what makes it must return {wanted}, and returned {what}"
         )
     # without validation, which would speak of a distribution: what is not finite is said of a site
     # before anything is trained
-    with recipe.explained("fails on a first batch"), pyro.validation_enabled(False):
+    with entry.explained("fails on a first batch"), pyro.validation_enabled(False):
         return _run_once(Pair(*sides), parts.example(), alone=len(sides) == 1)
 
 
 def _call(
-    recipe: Recipe, function: Callable[..., Any], values: Mapping[str, Any], parts: Parts
+    entry: PairEntry, function: Callable[..., Any], values: Mapping[str, Any], parts: PairComponents
 ) -> Any:
     """A maker called with what it names of settings and parts; encoder and context are made for
     it.
@@ -107,7 +114,7 @@ def _call(
         "encoder": parts.encoder,
         "num_inputs": lambda: parts.num_inputs,
     }
-    named = parameters_of(function, recipe)
+    named = parameters_of(function, entry)
     given = {name: values[name] for name in named if name in values}
     return function(
         **given,
@@ -143,10 +150,10 @@ def _is_latent(site: Mapping[str, Any]) -> bool:
     return sampled and not site["infer"].get("_deterministic")
 
 
-def carries_state(pair: Pair, parts: Parts, device: torch.device | str = "cpu") -> bool:
+def carries_state(pair: Pair, parts: PairComponents, device: torch.device | str = "cpu") -> bool:
     """Tell whether a window can start from the state in which the one before ended.
 
-    The `Outcome` of the model on an example decides.
+    The `SequenceOutput` of the model on an example decides.
 
     Leaves the random state as it is.
     """

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from pyro_seq.config.fields import Setting, flatten, one_of, override
-from pyro_seq.config.registry import SHIPPED, Maker, Recipe, find_recipe, named_by_code
+from pyro_seq.config.registry import SHIPPED, Maker, PairEntry, find_pair, named_by_code
 from pyro_seq.config.renamed import refuse_old_names, with_current_names
 from pyro_seq.config.shipped import ModelSettings
 from pyro_seq.errors import UserError, did_you_mean
 
 S = TypeVar("S")
 
-KIND = "model.kind"
+KIND = "model.name"
 # parameters that are the program's to give
 PARTS = ("emission", "encoder", "context", "num_inputs")
 PLAIN = (bool, int, float, str)
@@ -59,7 +59,7 @@ def resolve(
         defaults: the program's own defaults of shipped pairs' settings.
         kind: the pair, if no layer names one.
 
-    Raises `UserError` for what `override` and `find_recipe` refuse, a setting under a name of
+    Raises `UserError` for what `override` and `find_pair` refuse, a setting under a name of
     before, and a name or value that the chosen pair does not take.
     """
     layers = [layer if isinstance(layer, Layer) else Layer(layer) for layer in given]
@@ -77,10 +77,10 @@ def resolve(
             f"{pair_option(kind)}"
         )
     try:
-        recipe = find_recipe(kind)
+        entry = find_pair(kind)
     except UserError as error:
         raise (error if named_by_code(kind) else UserError(f"{source}: {error}")) from None
-    settings = program(model=model_settings(recipe, defaults))
+    settings = program(model=model_settings(entry, defaults))
     known = [name for name, _ in flatten(settings)]
     for layer in layers:
         changes = {name: value for name, value in layer.changes.items() if name != KIND}
@@ -89,7 +89,7 @@ def resolve(
             takes = sorted(n for n in known if n.startswith("model.") and n != KIND)
             raise UserError(
                 f"{layer.source}: unknown setting {foreign[0]!r}{did_you_mean(foreign[0], known)}; "
-                f"the pair {recipe.kind!r} takes {', '.join(takes) or 'none'}"
+                f"the pair {entry.kind!r} takes {', '.join(takes) or 'none'}"
             )
         changes = {name: value for name, value in changes.items() if name not in foreign}
         settings = override(settings, changes, layer.source)
@@ -135,16 +135,16 @@ def pair_option(kind: str) -> str:
 class OwnSettings(ModelSettings):
     """Settings of a pair that is not shipped: a subclass for each, made from its signature."""
 
-    recipe: ClassVar[Recipe]
+    entry: ClassVar[PairEntry]
 
 
-def recipe_of(settings: ModelSettings) -> Recipe:
+def recipe_of(settings: ModelSettings) -> PairEntry:
     """The recipe of the pair whose settings these are."""
-    return settings.recipe if isinstance(settings, OwnSettings) else SHIPPED[settings.kind]
+    return settings.entry if isinstance(settings, OwnSettings) else SHIPPED[settings.kind]
 
 
 def model_settings(
-    kind: str | Recipe, defaults: Mapping[str, Setting] | None = None
+    kind: str | PairEntry, defaults: Mapping[str, Setting] | None = None
 ) -> ModelSettings:
     """Return the settings of a pair.
 
@@ -154,20 +154,20 @@ def model_settings(
 
     Raises `UserError` for a parameter that nothing gives a value.
     """
-    recipe = find_recipe(kind) if isinstance(kind, str) else kind
-    if recipe.settings is None:
-        return _own_settings(recipe)()
-    known = {field.name for field in fields(recipe.settings)}
+    entry = find_pair(kind) if isinstance(kind, str) else kind
+    if entry.settings is None:
+        return _own_settings(entry)()
+    known = {field.name for field in fields(entry.settings)}
     given = {name: value for name, value in (defaults or {}).items() if name in known}
-    return recipe.settings(**given)  # type: ignore[arg-type]
+    return entry.settings(**given)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=256)
-def _own_settings(recipe: Recipe) -> type[OwnSettings]:
-    kind = one_of((recipe.kind,), recipe.kind, recipe.title)
+def _own_settings(entry: PairEntry) -> type[OwnSettings]:
+    kind = one_of((entry.kind,), entry.kind, entry.title)
     columns = [
-        _column(parameter, recipe)
-        for name, parameter in parameters_of(recipe.maker, recipe).items()
+        _column(parameter, entry)
+        for name, parameter in parameters_of(entry.maker, entry).items()
         if name not in PARTS
     ]
     found: type[OwnSettings] = make_dataclass(
@@ -176,11 +176,11 @@ def _own_settings(recipe: Recipe) -> type[OwnSettings]:
         bases=(OwnSettings,),
         frozen=True,
     )
-    found.recipe = recipe
+    found.entry = entry
     return found
 
 
-def parameters_of(function: Maker, recipe: Recipe) -> dict[str, inspect.Parameter]:
+def parameters_of(function: Maker, entry: PairEntry) -> dict[str, inspect.Parameter]:
     """Return the parameters that can be given by name.
 
     Raises `UserError` if a function does not tell them, or one can only be given by place.
@@ -192,24 +192,24 @@ def parameters_of(function: Maker, recipe: Recipe) -> dict[str, inspect.Paramete
             # annotations that only a type checker can read
             signature = inspect.signature(function)
     except (ValueError, TypeError):
-        raise UserError(f"the pair {recipe.kind!r}: its parameters cannot be told") from None
+        raise UserError(f"the pair {entry.kind!r}: its parameters cannot be told") from None
     found = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
             raise UserError(
-                f"the pair {recipe.kind!r}: its parameter {name!r} cannot be given by name"
+                f"the pair {entry.kind!r}: its parameter {name!r} cannot be given by name"
             )
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             found[name] = parameter
     return found
 
 
-def _column(parameter: inspect.Parameter, recipe: Recipe) -> tuple[str, Any, Any] | None:
+def _column(parameter: inspect.Parameter, entry: PairEntry) -> tuple[str, Any, Any] | None:
     """(name, type, field) of a parameter; `None` for one that has a default and is no setting."""
     name, default = parameter.name, parameter.default
-    if name == "kind":
+    if name == "name":
         raise UserError(
-            f"the pair {recipe.kind!r}: its parameter 'kind' needs another name, since {KIND} is "
+            f"the pair {entry.kind!r}: its parameter 'name' needs another name, since {KIND} is "
             "the pair's"
         )
     if default is parameter.empty:
@@ -217,7 +217,7 @@ def _column(parameter: inspect.Parameter, recipe: Recipe) -> tuple[str, Any, Any
         if name == "batch":
             advice = "; a pair is named by what makes the model, not by the model itself"
         raise UserError(
-            f"the pair {recipe.kind!r}: nothing gives its parameter {name!r} a value: it has no "
+            f"the pair {entry.kind!r}: nothing gives its parameter {name!r} a value: it has no "
             f"default, and is no part of the program{advice}"
         )
     kind, rules = _type_of(parameter)
@@ -225,7 +225,7 @@ def _column(parameter: inspect.Parameter, recipe: Recipe) -> tuple[str, Any, Any
         return None
     if isinstance(default, list):
         default = tuple(default)
-    what = {"text": f"a parameter of {recipe.kind.rpartition(':')[2]}"}
+    what = {"text": f"a parameter of {entry.kind.rpartition(':')[2]}"}
     return name, kind, field(default=default, metadata=rules or what)
 
 

@@ -2,7 +2,7 @@
 
 A spec is `module:attribute` or `file.py:attribute`.
 
-Whoever calls `find_recipe` with a spec has its code run. What is read from a file (a run folder, a
+Whoever calls `find_pair` with a spec has its code run. What is read from a file (a run folder, a
 configuration) is not to be followed by itself: `named_by_code` tells.
 """
 
@@ -44,7 +44,7 @@ Maker = Callable[..., object]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PairEntry:
     """How a pair is made: a maker of a model, or of a model and a guide.
 
     A shipped pair has its model's class and its guide's class.
@@ -106,14 +106,14 @@ class Recipe:
 
 
 SHIPPED = {
-    recipe.kind: recipe
-    for recipe in (
-        Recipe("rnn", RNN, None, RNNSettings),
-        Recipe("iseq", ISEQ, ISEQGuide, ISEQSettings),
-        Recipe("srnn", SRNN, SRNNGuide, SRNNSettings),
-        Recipe("vrnn", VRNN, VRNNGuide, VRNNSettings),
-        Recipe("dmm", DMM, DMMGuide, DMMSettings),
-        Recipe("hmm", HMM, None, HMMSettings),
+    entry.kind: entry
+    for entry in (
+        PairEntry("rnn", RNN, None, RNNSettings),
+        PairEntry("iseq", ISEQ, ISEQGuide, ISEQSettings),
+        PairEntry("srnn", SRNN, SRNNGuide, SRNNSettings),
+        PairEntry("vrnn", VRNN, VRNNGuide, VRNNSettings),
+        PairEntry("dmm", DMM, DMMGuide, DMMSettings),
+        PairEntry("hmm", HMM, None, HMMSettings),
     )
 }
 
@@ -123,7 +123,7 @@ def named_by_code(kind: str) -> bool:
     return ":" in kind
 
 
-def find_recipe(kind: str) -> Recipe:
+def find_pair(kind: str) -> PairEntry:
     """Return the recipe of a name or a spec; the code of a spec is imported.
 
     So is the code of an installed package.
@@ -180,7 +180,7 @@ def package_of(entry: EntryPoint) -> str:
     )
 
 
-def _from_spec(spec: str) -> Recipe:
+def _from_spec(spec: str) -> PairEntry:
     where, _, attribute = spec.rpartition(":")
     if not where or not attribute.isidentifier():
         raise UserError(
@@ -206,7 +206,9 @@ def _from_spec(spec: str) -> Recipe:
     return _found(kind, maker, source, f"--pair {spec}: {attribute!r}", from_module)
 
 
-def _found(kind: str, maker: object, source: str, what: str, from_module: bool = False) -> Recipe:
+def _found(
+    kind: str, maker: object, source: str, what: str, from_module: bool = False
+) -> PairEntry:
     """The recipe of a maker that is not ours; raises `UserError` if it can be none."""
     if isinstance(maker, nn.Module):
         raise UserError(
@@ -221,4 +223,4 @@ def _found(kind: str, maker: object, source: str, what: str, from_module: bool =
     file = source_file(maker)
     if file is not None:
         OWN_FILES.add(file)
-    return Recipe(kind, maker, source=source, from_module=from_module)
+    return PairEntry(kind, maker, source=source, from_module=from_module)

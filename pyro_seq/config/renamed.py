@@ -11,7 +11,17 @@ from typing import Any
 from pyro_seq.errors import UserError
 
 # the dotted name of before, that of today; the value means the same under both
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "training.average": "training.ema_decay",
+    "agent.average": "agent.ema_decay",
+    "training.floor": "training.final_lr_fraction",
+    "play.hold": "play.action_repeat",
+    "agent.trace_decay": "agent.gae_lambda",
+    "agent.relaxation": "agent.gumbel_temperature",
+    "agent.beginnings": "agent.initial_state_fraction",
+    "adversarial.update_rate": "adversarial.rollout_policy_decay",
+    "model.kind": "model.name",
+}
 
 
 def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:

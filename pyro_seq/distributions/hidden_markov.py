@@ -26,7 +26,7 @@ TERMS = 2**22  # terms of sums that are worked out one by one at once
 SCAN_ENTRIES = 2**11
 
 
-class Filtered(NamedTuple):
+class ForwardResult(NamedTuple):
     """Results of the forward algorithm for a sequence.
 
     log p(x_t | z_t) `[*batch, T, S]`, log p(x_t | x_{<t}) `[*batch, T]`, and the belief log
@@ -64,11 +64,11 @@ class HiddenMarkov(TorchDistribution):
         shape: Sequence[int],
         *,
         active: Tensor | None = None,
-        given: Filtered | None = None,
+        given: ForwardResult | None = None,
     ) -> None:
         self.predicted, self.transition, self.likelihood = predicted, transition, likelihood
         self.active, self.given = active, given
-        self._latest: tuple[Tensor, bool, Filtered] | None = None
+        self._latest: tuple[Tensor, bool, ForwardResult] | None = None
         super().__init__(predicted.shape[:-1], torch.Size(shape), validate_args=False)
 
     @property
@@ -92,7 +92,7 @@ class HiddenMarkov(TorchDistribution):
             "without values"
         )
 
-    def filtered(self, value: Tensor) -> Filtered:
+    def filtered(self, value: Tensor) -> ForwardResult:
         """Run the forward algorithm over a sequence; the result for the last sequence is cached.
 
         Members of the group before this one are taken into account.
@@ -104,7 +104,7 @@ class HiddenMarkov(TorchDistribution):
             self._latest = (
                 value,
                 recorded,
-                Filtered(
+                ForwardResult(
                     likelihoods,
                     *filtered(self.predicted, self.transition, likelihoods, self.active),
                 ),

@@ -16,8 +16,8 @@ from torch import Tensor
 from pyro_seq.distributions.base import Distribution, Shape
 from pyro_seq.distributions.hidden_markov import log_sum_exp
 
-Adjust = Callable[[Distribution], Distribution]
-Likelihood = Callable[[Tensor, Adjust], Tensor]
+TransformDistribution = Callable[[Distribution], Distribution]
+Likelihood = Callable[[Tensor, TransformDistribution], Tensor]
 
 
 class _Group:
@@ -83,7 +83,7 @@ class StateMixture(TorchDistribution):
         event_shape: tuple[int, ...],
     ) -> None:
         self.group, self.place, self.likelihood, self.of_state = group, place, likelihood, of_state
-        self.adjust: Adjust = lambda distribution: distribution
+        self.transform_distribution: TransformDistribution = lambda distribution: distribution
         super().__init__(group.predicted.shape[:-1], torch.Size(event_shape), validate_args=False)
 
     @property
@@ -93,10 +93,12 @@ class StateMixture(TorchDistribution):
             torch.zeros((), dtype=torch.long, device=self.group.predicted.device)
         ).support
 
-    def adjusted(self, adjust: Adjust) -> StateMixture:
+    def adjusted(self, transform_distribution: TransformDistribution) -> StateMixture:
         """Return the same mixture with every state's distribution adjusted."""
-        made, before = copy(self), self.adjust
-        made.adjust = lambda distribution: adjust(before(distribution))
+        made, before = copy(self), self.transform_distribution
+        made.transform_distribution = lambda distribution: transform_distribution(
+            before(distribution)
+        )
         return made
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> StateMixture:
@@ -107,7 +109,7 @@ class StateMixture(TorchDistribution):
 
     def state_log_probs(self, value: Tensor) -> Tensor:
         """Return log p(x^b | z) `[*lead, S]` of values `[*lead, *event]`."""
-        return self.likelihood(value, self.adjust)
+        return self.likelihood(value, self.transform_distribution)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x^b | x^a, …) of values `[*lead, *event]`."""
@@ -139,12 +141,14 @@ class StateMixture(TorchDistribution):
 
         If these were not drawn, a state is drawn anew.
         """
-        probs: Tensor = self.adjust(self.of_state(self._state(self.batch_shape))).probs
+        probs: Tensor = self.transform_distribution(
+            self.of_state(self._state(self.batch_shape))
+        ).probs
         return probs
 
     def _drawn(self, sample_shape: Shape, draw: Callable[[Distribution], Tensor]) -> Tensor:
         state = self._state(torch.Size(sample_shape) + self.batch_shape)
-        value = draw(self.adjust(self.of_state(state)))
+        value = draw(self.transform_distribution(self.of_state(state)))
         self.group.say(self.place, self, value, state)
         return value
 

@@ -1,9 +1,11 @@
 """Emissions p(x_t | features): elementary, composite, and autoregressive ones."""
 
+from typing import TYPE_CHECKING
+
 from pyro_seq.emissions.base import Emission as Emission
 from pyro_seq.emissions.base import observe as observe
 from pyro_seq.emissions.base import over_time as over_time
-from pyro_seq.emissions.composite import Independent as Independent
+from pyro_seq.emissions.composite import Factorised as Factorised
 from pyro_seq.emissions.composite import Joint as Joint
 from pyro_seq.emissions.convolution import KeyConvolution as KeyConvolution
 from pyro_seq.emissions.elementary import Bernoulli as Bernoulli
@@ -20,10 +22,19 @@ __all__ = [
     "Binomial",
     "Categorical",
     "Emission",
-    "Independent",
+    "Factorised",
     "Joint",
     "KeyConvolution",
     "Normal",
     "observe",
     "over_time",
 ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Return `Factorised` under its name of before, `Independent`."""
+        if name == "Independent":
+            return Factorised
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,14 +20,14 @@ class Emission(nn.Module):
     `event_shape`. A model's network computes the features; an emission may have parameters of its
     own as well (autoregressive emissions do).
 
-    Emissions that condition on past observations set `num_passed_on`, the number of context
+    Emissions that condition on past observations set `emission_context_size`, the number of context
     features that they take as a second argument: `forward(features, passed_on [...,
-    num_passed_on])`. The model's context (`contexts.PassedOn`) provides these features, whose
-    leading dimensions may lack those on the left (particles).
+    emission_context_size])`. The model's context (`contexts.SplitContext`) provides these features,
+    whose leading dimensions may lack those on the left (particles).
     """
 
     num_features: int
-    num_passed_on: int = 0
+    emission_context_size: int = 0
     event_shape: tuple[int, ...] = ()
     dtype: torch.dtype | None = None  # of an observation; None for the default floating-point type
     filler: float = 0.0  # a value within the support, for padding
@@ -45,7 +45,9 @@ class Emission(nn.Module):
     def blank(self, *lead: int, device: torch.device | None = None) -> Distribution:
         """Return the distribution given zero features, of batch shape `lead`."""
         sizes = (
-            (self.num_features, self.num_passed_on) if self.num_passed_on else (self.num_features,)
+            (self.num_features, self.emission_context_size)
+            if self.emission_context_size
+            else (self.num_features,)
         )
         return self(*(torch.zeros(*lead, size, device=device) for size in sizes))
 

@@ -13,7 +13,7 @@ from pyro_seq.emissions.base import Emission
 from pyro_seq.errors import UserError, whole
 
 
-class Independent(Emission):
+class Factorised(Emission):
     """p(x | f) = prod_i p_i(x_i | f_i): an array of events, each with features of its own.
 
     Args:
@@ -28,7 +28,7 @@ class Independent(Emission):
                 "Independent takes the emission of one entry, not a Joint: make a Joint of "
                 "Independents"
             )
-        if event.num_passed_on:
+        if event.emission_context_size:
             raise ValueError(
                 f"{type(event).__name__} is given the context passed on, which the entries of an "
                 "Independent are not"
@@ -62,7 +62,9 @@ class Joint(Emission):
         self.emissions: Any = nn.ModuleDict(emissions)
         self.sizes = [emission.num_features for emission in emissions.values()]
         self.num_features = sum(self.sizes)
-        self.num_passed_on = sum(emission.num_passed_on for emission in emissions.values())
+        self.emission_context_size = sum(
+            emission.emission_context_size for emission in emissions.values()
+        )
 
     def forward(self, features: Tensor, passed_on: Tensor | None = None) -> dict[str, Distribution]:
         """Return the members' distributions given their features side by side, in order.
@@ -73,10 +75,12 @@ class Joint(Emission):
         if passed_on is None:
             return {name: emission(parts[name]) for name, emission in self.emissions.items()}
         shares = passed_on.split(
-            [emission.num_passed_on for emission in self.emissions.values()], -1
+            [emission.emission_context_size for emission in self.emissions.values()], -1
         )
         return {
-            name: emission(parts[name], share) if emission.num_passed_on else emission(parts[name])
+            name: emission(parts[name], share)
+            if emission.emission_context_size
+            else emission(parts[name])
             for (name, emission), share in zip(self.emissions.items(), shares, strict=True)
         }
 

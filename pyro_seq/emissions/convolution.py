@@ -30,9 +30,9 @@ class KeyConvolution(Emission):
 
     the second if `autoregressive`. The features are biases of the keys b `[K]` and of the hidden
     units c `[H]`, which a model computes; the last n frames y `[n, K]` are passed on to it from the
-    context (`contexts.PassedOn`, `contexts.LastObservations` of `encoders.Flatten`). A_{i,d} and
-    B_d are zero beyond a reach; e_k and W_j are learnt for each key. v is small at first, so that a
-    new emission's keys are all but independent.
+    context (`contexts.SplitContext`, `contexts.LastObservations` of `encoders.Flatten`). A_{i,d}
+    and B_d are zero beyond a reach; e_k and W_j are learnt for each key. v is small at first, so
+    that a new emission's keys are all but independent.
 
     Args:
         size: K, entries of a vector.
@@ -71,7 +71,7 @@ class KeyConvolution(Emission):
         if not 0 <= dropout < 1:
             raise ValueError(f"a dropout probability must lie in [0, 1), got {dropout}")
         self.size, self.count, self.hidden_size, self.dropout = size, count, hidden_size, dropout
-        self.event_shape, self.num_passed_on = (size,), count * size
+        self.event_shape, self.emission_context_size = (size,), count * size
         self.num_features = size + hidden_size
         self.activation: nn.Module = nn.GELU()  # g
         self.around = nn.Conv1d(count, hidden_size, 2 * reach + 1, padding=reach)
@@ -93,7 +93,7 @@ class KeyConvolution(Emission):
         if frames is None:
             raise UserError(
                 "this emission looks at frames before, which its model's context must pass on "
-                "(contexts.PassedOn); nade needs none"
+                "(contexts.SplitContext); nade needs none"
             )
         keep = None
         if self.training and self.dropout:

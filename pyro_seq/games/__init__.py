@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pyro_seq.games.environment.episodes import Episode as Episode
     from pyro_seq.games.environment.making import make_environment as make_environment
     from pyro_seq.games.environment.replay import Replay as Replay
-    from pyro_seq.games.loaded import TrainedGame as TrainedGame
+    from pyro_seq.games.loaded import LoadedAgent as LoadedAgent
     from pyro_seq.games.loaded import dream as dream
     from pyro_seq.games.loaded import play_real as play_real
     from pyro_seq.games.program import game_program as game_program

@@ -16,7 +16,13 @@ from torch import Tensor
 from pyro_seq._schema import Fields, Whole, check
 from pyro_seq.errors import DIVERGED, UserError, finite_probabilities
 from pyro_seq.games.agent.agents import AgentPlayer, act, make_policy
-from pyro_seq.games.environment.collecting import PLAYING, Player, RandomPlayer, collect, game_seed
+from pyro_seq.games.environment.collecting import (
+    EVALUATION_ROUND,
+    Player,
+    RandomPlayer,
+    collect,
+    game_seed,
+)
 from pyro_seq.games.environment.environments import Game, Playing, game_of
 from pyro_seq.games.environment.episodes import Episode, Normalisation
 from pyro_seq.games.environment.making import Named, environment_arguments, make_environment
@@ -35,7 +41,7 @@ AGENTS = ("trained", "random")
 
 
 @dataclass
-class TrainedGame:
+class LoadedAgent:
     """A game with its model and its agent; made by `GameProgram.load`.
 
     Attributes:
@@ -195,7 +201,7 @@ def _is_sound(game: Game) -> bool:
     )
 
 
-def load_trained(run: RunFolder, settings: GameSettings, named: Named) -> TrainedGame:
+def load_trained(run: RunFolder, settings: GameSettings, named: Named) -> LoadedAgent:
     """Load what a run has learnt so far.
 
     `named` is what the user's own words say of its environment.
@@ -209,10 +215,10 @@ def load_trained(run: RunFolder, settings: GameSettings, named: Named) -> Traine
             f"{run.path} has no agent yet: its first round is not over; go on with --resume"
         )
     world, _ = load_pair(
-        run, lambda: new_world(settings, game), settings.model.kind, "cpu", "run.json and game.json"
+        run, lambda: new_world(settings, game), settings.model.name, "cpu", "run.json and game.json"
     )
     policy, normalisation, real_steps = _load_agent(run, game, settings)
-    return TrainedGame(
+    return LoadedAgent(
         settings,
         game,
         World(world, game.action_size),
@@ -293,7 +299,7 @@ def returns_of(episodes: Sequence[Episode]) -> Returns:
 
 
 def play_real(
-    trained: TrainedGame,
+    trained: LoadedAgent,
     num_games: int,
     *,
     agent: str = "trained",
@@ -311,7 +317,7 @@ def play_real(
     players = {"agent": trained.player(agent, temperature=temperature, seed=seed)}
     try:
         # in states of its own: games of the run's seed are those that were learnt from
-        own, games = game_seed(seed, PLAYING), ["agent"] * num_games
+        own, games = game_seed(seed, EVALUATION_ROUND), ["agent"] * num_games
         return collect(
             environments, trained.game, games, players, seed=own, most_moves=most_moves, moved=moved
         )
@@ -320,7 +326,7 @@ def play_real(
             environment.close()
 
 
-def measured(trained: TrainedGame) -> dict[str, float]:
+def measured(trained: LoadedAgent) -> dict[str, float]:
     """Measure the world model on held-out games: nats per step, open-loop errors.
 
     Without such games there are no figures.
@@ -336,14 +342,14 @@ def measured(trained: TrainedGame) -> dict[str, float]:
 
 @torch.no_grad()
 def dream(
-    trained: TrainedGame,
+    trained: LoadedAgent,
     num_games: int,
     most_moves: int,
     *,
     agent: str = "trained",
     temperature: float = 1.0,
     seed: int = 0,
-) -> list[Dreamt]:
+) -> list[ImaginedEpisode]:
     """Imagine games from their beginnings; draws from torch's global random state."""
     world, game, normalisation = trained.world, trained.game, trained.normalisation
     policy: Any = trained.policy.model
@@ -371,11 +377,14 @@ def dream(
     if not (observations.isfinite().all() and rewards.isfinite().all()):
         raise UserError(f"what the model of {trained.path} imagines is not finite: {DIVERGED}")
     games = zip(observations, rewards, lengths.tolist(), alive.tolist(), strict=True)
-    return [Dreamt(o[: length + 1], r[:length], not going_on) for o, r, length, going_on in games]
+    return [
+        ImaginedEpisode(o[: length + 1], r[:length], not going_on)
+        for o, r, length, going_on in games
+    ]
 
 
 @dataclass(frozen=True, eq=False)
-class Dreamt:
+class ImaginedEpisode:
     """An imagined game: observations `[T + 1, D]`, rewards `[T]`, and whether it ended.
 
     Both are in the environment's units.

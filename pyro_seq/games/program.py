@@ -18,7 +18,7 @@ from pyro_seq.games.environment.environments import Game, Playing, game_of
 from pyro_seq.games.environment.making import Named, environment_arguments, make_environment
 from pyro_seq.games.loaded import (
     DOCUMENT,
-    TrainedGame,
+    LoadedAgent,
     document,
     load_trained,
     open_environment,
@@ -38,12 +38,12 @@ ENV, ENV_KWARGS = "play.env", "play.env_kwargs"
 # settings that differ from the defaults, by dotted name
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "cartpole": {"play.env": "CartPole-v1", "play.goal": 490.0, "play.hold": 3},
+    "cartpole": {"play.env": "CartPole-v1", "play.goal": 490.0, "play.action_repeat": 3},
     "acrobot": {
         "play.env": "Acrobot-v1",
         "play.env_steps": 20_000,
         "play.first_games": 10,
-        "play.hold": 8,
+        "play.action_repeat": 8,
         "play.goal": -100.0,
         "play.goal_games": 6,
         "world.first_updates": 2_000,
@@ -153,7 +153,7 @@ class GameProgram(Program[GameSettings, GameTraining, GameTraining]):
         pair: str | None = None,
         env: str | None = None,
         env_kwargs: str | None = None,
-    ) -> TrainedGame:
+    ) -> LoadedAgent:
         """Load what a run has learnt so far.
 
         Args:

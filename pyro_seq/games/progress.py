@@ -14,7 +14,7 @@ MOST_RETURN = 1e60  # more than any sum of float32 numbers that were counted
 
 
 @dataclass
-class Position:
+class TrainingProgress:
     """The progress of a training.
 
     Attributes:
@@ -31,8 +31,8 @@ class Position:
     curve: list[list[Any]] = field(default_factory=list)
 
 
-def describe_position() -> Kind:
-    """The kind of a `Position`'s fields, with the minutes of training beside them."""
+def describe_progress() -> Kind:
+    """The kind of a `TrainingProgress`'s fields, with the minutes of training beside them."""
     game = Row(Whole(), Number(-MOST_RETURN, MOST_RETURN), Word(*PLAYERS))
     counters = {name: Whole() for name in ("round", "done", "games")}
     return Fields(
@@ -40,7 +40,7 @@ def describe_position() -> Kind:
     )
 
 
-def players_of(number: int, settings: PlaySettings) -> list[str]:
+def round_schedule(number: int, settings: PlaySettings) -> list[str]:
     """Return the player of each game of a round.
 
     In the first round it is the random agent, later the two alternate by the settings' ratio.

@@ -53,7 +53,9 @@ class PlaySettings:
         None, "mean return of the agent's last goal_games games that ends the training; none: none"
     )
     goal_games: int = between(1, 10**6, 4, "how many games that is the mean of")
-    hold: int = between(1, 1_000, 1, "moves that the random agent holds an action for at most")
+    action_repeat: int = between(
+        1, 1_000, 1, "moves that the random agent holds an action for at most"
+    )
     temperature: float = between(
         LEAST_TEMPERATURE, 1e6, 1.0, "of the agent's choices in the games that are learnt from"
     )
@@ -114,18 +116,18 @@ class AgentSettings:
     prefix: int = between(
         1, 100_000, 4, "real steps that are seen before a game is imagined on from its middle"
     )
-    beginnings: float = between(
+    initial_state_fraction: float = between(
         0, 1, 0.25, "fraction of the imagined games that start from a real game's beginning"
     )
     discount: float = between(0, 1, 0.99, "of rewards, per move")
-    trace_decay: float = between(
+    gae_lambda: float = between(
         0, 1, 0.95, "lambda of generalised advantages, between critic (0) and returns (1)"
     )
     entropy_bonus: float = between(
         0, 1e6, 0.2, "what a nat of the agent's entropy is worth, in root mean squares of a reward"
     )
     normalise: bool = described(False, "whether advantages are brought to mean 0 and deviation 1")
-    relaxation: float = between(
+    gumbel_temperature: float = between(
         LEAST_TEMPERATURE,
         1e6,
         1.0,
@@ -133,7 +135,7 @@ class AgentSettings:
     )
     learning_rate: float = above(0, 2e-3, "AdamW's learning rate of agent and critic")
     clip_norm: float = at_least(0, 1.0, "largest norm of the gradient; 0 for no limit")
-    average: float = between(
+    ema_decay: float = between(
         0,
         0.99999,
         0.98,
@@ -147,7 +149,7 @@ def _training() -> TrainingSettings:
         num_steps=1_000_000,
         learning_rate=2e-3,
         schedule="linear",
-        floor=0.1,
+        final_lr_fraction=0.1,
         warmup=0.0,
     )
 
@@ -169,7 +171,7 @@ class GameSettings:
 def game_settings(*layers: Layer | Mapping[str, Any]) -> GameSettings:
     """Return the defaults with settings by dotted name overridden, in order.
 
-    `model.kind` is among them; errors are those of `text_settings`.
+    `model.name` is among them; errors are those of `text_settings`.
     """
     settings = checked(resolve(GameSettings, layers, DEFAULTS))
     last = {

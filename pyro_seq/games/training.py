@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pyro_seq._progress import duration
-from pyro_seq._rng import aside
+from pyro_seq._rng import fork_rng
 from pyro_seq._schema import Anything, Fields, Kind, Whole, check
 from pyro_seq.errors import UserError
 from pyro_seq.games.agent.agents import AgentPlayer, make_critic, make_policy
@@ -23,7 +23,7 @@ from pyro_seq.games.environment.collecting import Player, RandomPlayer, collect,
 from pyro_seq.games.environment.environments import Game, Playing
 from pyro_seq.games.environment.episodes import Normalisation
 from pyro_seq.games.environment.replay import Replay, load_episodes, save_episodes
-from pyro_seq.games.progress import PHASES, Position, describe_position, players_of
+from pyro_seq.games.progress import PHASES, TrainingProgress, describe_progress, round_schedule
 from pyro_seq.games.settings import AgentSettings, GameSettings, WorldSettings
 from pyro_seq.games.world.predictions import nats_per_step, open_loop
 from pyro_seq.games.world.world_model import World, new_world, set_spread
@@ -99,7 +99,7 @@ class GameTraining(Loop):
         )
         self.agent = AgentLearner(self.policy, self.critic, imagination, s.agent)
         self._learner: WorldLearner | None = None
-        self.at = Position()
+        self.at = TrainingProgress()
         self.states = self._states()
 
     @property
@@ -154,7 +154,10 @@ class GameTraining(Loop):
     def _learning_rate_factor(self) -> float:
         s, share = self.settings.training, self.replay.num_steps / self.settings.play.env_steps
         return learning_rate_factor(
-            min(1.0, share), schedule=s.schedule, floor=s.floor, warmup=s.warmup
+            min(1.0, share),
+            schedule=s.schedule,
+            final_lr_fraction=s.final_lr_fraction,
+            warmup=s.warmup,
         )
 
     def _update_world(self) -> None:
@@ -194,7 +197,7 @@ class GameTraining(Loop):
     def _play(self) -> None:
         """The games of a round, kept in a file of their own."""
         at, s = self.at, self.settings.play
-        games = players_of(at.round, s)
+        games = round_schedule(at.round, s)
         before, shown = self.replay.num_steps, [0]
 
         def moved(count: int) -> None:
@@ -207,7 +210,9 @@ class GameTraining(Loop):
         with self.agent.optimiser.averaged():
             players: dict[str, Player] = {
                 "random": RandomPlayer(
-                    self.game, hold=s.hold, seed=game_seed(self.seed, at.round, RANDOM_PLAYER)
+                    self.game,
+                    action_repeat=s.action_repeat,
+                    seed=game_seed(self.seed, at.round, RANDOM_PLAYER),
                 ),
                 "agent": AgentPlayer(self.game, self.policy, self.normalisation, s.temperature),
             }
@@ -275,7 +280,7 @@ class GameTraining(Loop):
         with (
             self.agent.optimiser.averaged(),
             self.learner.optimiser.averaged(),
-            aside(self.at.round),
+            fork_rng(self.at.round),
         ):
             yield
 
@@ -308,7 +313,7 @@ class GameTraining(Loop):
         return States(
             {
                 **attributes(self, step=counter),
-                "position": Entry(self._position, self._go_to, describe_position),
+                "position": Entry(self._position, self._go_to, describe_progress),
                 "normalisation": position_of(self.normalisation),
                 "real_steps": Entry(
                     lambda: self.replay.num_steps, self._load_games, lambda: counter
@@ -328,7 +333,7 @@ class GameTraining(Loop):
     def _go_to(self, position: dict[str, Any]) -> None:
         fields = dict(position)
         self.minutes = fields.pop("minutes")
-        self.at = Position(**fields)
+        self.at = TrainingProgress(**fields)
 
     def _load_games(self, real_steps: int) -> None:
         for number in range(self.at.round + (self.at.phase != "play")):

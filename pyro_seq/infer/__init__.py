@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from pyro_seq.infer.likelihood.score import UnreliableEstimate as UnreliableEstimate
     from pyro_seq.infer.likelihood.scoring import score as score
     from pyro_seq.infer.predictive import posterior_predictive as posterior_predictive
-    from pyro_seq.infer.sampling import ancestral as ancestral
+    from pyro_seq.infer.sampling import sample as sample
     from pyro_seq.infer.sampling import sample_sequences as sample_sequences
-    from pyro_seq.infer.sampling import sharpened as sharpened
-    from pyro_seq.infer.smc.particle_filter import Filtered as Filtered
+    from pyro_seq.infer.sampling import tempered as tempered
+    from pyro_seq.infer.smc.particle_filter import ParticleFilterResult as ParticleFilterResult
     from pyro_seq.infer.smc.particle_filter import particle_filter as particle_filter
 else:
     __all__, __getattr__, __dir__ = lazy_exports(__name__)

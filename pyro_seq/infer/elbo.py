@@ -164,7 +164,7 @@ def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> E
 
 
 @dataclass
-class Parts:
+class ElboTerms:
     """Terms of a bound, in nats: E[log p(x | z)] and E[log q(z) - log p(z)].
 
     The log-likelihood and the divergence are not scaled.
@@ -218,7 +218,7 @@ class Recorder:
             kl = sum((-_unscaled(site) for _, site in _latent(model_trace)), kl)
         self._sums.append((likelihood / self._particles, kl / self._particles))
 
-    def take(self) -> Parts | None:
+    def take(self) -> ElboTerms | None:
         """Return the terms, averaged over all evaluations since the last call.
 
         Graphs are let go of.
@@ -229,7 +229,7 @@ class Recorder:
         sums, self._sums, self._traces = self._sums, [], None
         if not sums:
             return None
-        return Parts(*(sum(float(part[i]) for part in sums) / len(sums) for i in range(2)))
+        return ElboTerms(*(sum(float(part[i]) for part in sums) / len(sums) for i in range(2)))
 
     def first_non_finite(self) -> str | None:
         """Name the first site of the last evaluation whose value or density is not finite.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors, tensors
+from pyro_seq._pytree import tree_leaves, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.infer.smc.conditional_filter import Filled, Move, mixed, moved
 from pyro_seq.infer.smc.conditional_paths import PathMoves
@@ -132,7 +132,7 @@ class _DeclaredChain(_Chain):
         """Any rows, as many as the memory takes paths of."""
         model: Any = pair.model
         numbers = batch.num_steps * model.latent_size
-        numbers += sum(x[0].numel() for x in tensors(batch.values))
+        numbers += sum(x[0].numel() for x in tree_leaves(batch.values))
         rows = (missing.any(-1) | every_row).nonzero().flatten()
         yield from rows.split(max(1, PATH_NUMBERS // (k * numbers))) if len(rows) else ()
 
@@ -193,6 +193,4 @@ def as_path(latents: dict[str, Any]) -> Tensor:
 
 def blanked(batch: SequenceBatch, missing: Tensor) -> SequenceBatch:
     """Return the batch with zeros at its missing steps."""
-    return batch.with_values(
-        mixed(missing, map_tensors(torch.zeros_like, batch.values), batch.values)
-    )
+    return batch.with_values(mixed(missing, tree_map(torch.zeros_like, batch.values), batch.values))

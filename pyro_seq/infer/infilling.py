@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.gaps import blanked, draw_gaps
@@ -60,12 +60,12 @@ def infill(
         )
     for what, number in (("samples", samples), ("draws", draws)):
         whole(number, f"the number of {what}", 1)
-    missing = (batch.gaps | missing.to(batch.device)) & batch.mask
+    missing = (batch.missing_mask | missing.to(batch.device)) & batch.mask
     repeated = blanked(batch, missing).repeat(draws)
     filled = repeated.values
     with pair.scope(), pair.evaluating():
         for rows, found in draw_gaps(pair, repeated, missing.repeat_interleave(draws, 0), samples):
-            filled = map_tensors(
+            filled = tree_map(
                 lambda whole, x, rows=rows: whole.index_copy(0, rows, x.to(whole.dtype)),
                 filled,
                 found.values,

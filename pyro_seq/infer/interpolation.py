@@ -8,13 +8,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_seq._pytree import concatenated, map_tensors
+from pyro_seq._pytree import tree_cat, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.smc.conditional_filter import mixed
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.poutine.observation_sites import Adjust, unchanged
+from pyro_seq.poutine.observation_sites import TransformDistribution, unchanged
 from pyro_seq.poutine.time_sites import Side, classify, sample_sites
 
 
@@ -26,7 +26,7 @@ def interpolate(
     num: int,
     *,
     samples: int = 64,
-    adjust: Adjust = unchanged,
+    transform_distribution: TransformDistribution = unchanged,
 ) -> Any:
     """Interpolate between `first` and `second`: values `[N * num, T, *event]`.
 
@@ -46,7 +46,8 @@ def interpolate(
         first, second: N sequences each, from their beginnings.
         num: how many places, the two ends among them, so at least 2.
         samples: draws of the guide that are averaged.
-        adjust: what is done to each observation's distribution before it is sampled.
+        transform_distribution: what is done to each observation's distribution before it is
+            sampled.
 
     Raises `UserError` for batches that do not fit together, and for a pair whose latents are none
     or discrete.
@@ -72,13 +73,13 @@ def interpolate(
                 )
             ends = _cut(ends, (first.num_steps, second.num_steps))
             latents, between = (
-                map_tensors(lambda x, y: _on_the_way(x, y, num), *pairs) for pairs in (ends, inputs)
+                tree_map(lambda x, y: _on_the_way(x, y, num), *pairs) for pairs in (ends, inputs)
             )
             batch = SequenceBatch(
                 None, lengths[rows].repeat_interleave(num), inputs=between, num_steps=steps
             )
-            parts.append(_decoded(pair, batch, latents, adjust))
-    return concatenated(parts)
+            parts.append(_decoded(pair, batch, latents, transform_distribution))
+    return tree_cat(parts)
 
 
 def _check(first: SequenceBatch, second: SequenceBatch, num: int, samples: int) -> None:
@@ -158,15 +159,20 @@ def _cut(ends: list[dict[str, Tensor]], num_steps: tuple[int, int]) -> list[dict
     return ends
 
 
-def _decoded(pair: Pair, batch: SequenceBatch, latents: dict[str, Tensor], adjust: Adjust) -> Any:
+def _decoded(
+    pair: Pair,
+    batch: SequenceBatch,
+    latents: dict[str, Tensor],
+    transform_distribution: TransformDistribution,
+) -> Any:
     """The model's observations `[N, T, *event]` given latents, zero at padding."""
     stepper: Any = stepper_of(pair)
     steps = stepper.sample(
         stepper.initial(len(batch)),
         batch.num_steps,
         inputs=batch.inputs,
-        adjust=adjust,
+        transform_distribution=transform_distribution,
         latents=latents,
     )
     values = stepper.stack(list(steps))
-    return mixed(batch.mask, values, map_tensors(torch.zeros_like, values))
+    return mixed(batch.mask, values, tree_map(torch.zeros_like, values))

@@ -12,7 +12,7 @@ from pyro.infer import Predictive
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_seq._pytree import concatenated, map_tensors
+from pyro_seq._pytree import tree_cat, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.gaps import blanked, draw_gaps
@@ -104,7 +104,7 @@ def _drawn(
             return pair.guide(batch)
 
     with pair.scope(), pair.evaluating():
-        if bool((batch.gaps & batch.mask).any()):
+        if bool((batch.missing_mask & batch.mask).any()):
             draw: Any = partial(_Gapped(pair, batch, particles), replicate=replicate)
         else:
             draw = _replicated if replicate else _predicted
@@ -120,7 +120,7 @@ def _drawn(
         warnings.warn(
             f"{named(left)} is marked to be enumerated and not in the guide: {drawn}", stacklevel=3
         )
-    samples: dict[str, Tensor] = concatenated(parts)
+    samples: dict[str, Tensor] = tree_cat(parts)
     return samples
 
 
@@ -226,7 +226,7 @@ class _Gapped:
         self, batch: SequenceBatch, num_samples: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return (latents, observations in the gaps) by site `[num_samples, N, …]`."""
-        missing = batch.gaps & batch.mask
+        missing = batch.missing_mask & batch.mask
         repeated = blanked(batch, missing).repeat(num_samples)
         rows, parts = [], []
         for some, found in draw_gaps(
@@ -239,7 +239,7 @@ class _Gapped:
             rows.append(some)
             parts.append(found)
         place = torch.cat(rows).argsort().view(len(batch), num_samples).t()
-        values, latents = map_tensors(
+        values, latents = tree_map(
             lambda *x: torch.cat(x)[place], *((part.values, part.latents) for part in parts)
         )
         if isinstance(latents, Tensor):

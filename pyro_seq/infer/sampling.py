@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import concatenated
+from pyro_seq._pytree import tree_cat
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.distributions.categorical import LazyCategorical
@@ -20,10 +20,10 @@ from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.stepping.declared import draw as draw
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair, Stochastic
-from pyro_seq.poutine.observation_sites import Adjust, unchanged
+from pyro_seq.poutine.observation_sites import TransformDistribution, unchanged
 
 
-def sharpened(
+def tempered(
     distribution: Distribution, *, temperature: float = 1.0, top_k: int | None = None
 ) -> Distribution:
     """Return p^(1/temperature), normalised, among the `top_k` most probable values.
@@ -48,18 +48,18 @@ def sharpened(
         return distribution
     if isinstance(distribution, dict):
         return {
-            name: sharpened(part, temperature=temperature, top_k=top_k)
+            name: tempered(part, temperature=temperature, top_k=top_k)
             for name, part in distribution.items()
         }
     if isinstance(distribution, torch.distributions.Independent):
-        inner = sharpened(distribution.base_dist, temperature=temperature, top_k=top_k)
+        inner = tempered(distribution.base_dist, temperature=temperature, top_k=top_k)
         return inner.to_event(distribution.reinterpreted_batch_ndims)
     if isinstance(distribution, torch.distributions.MixtureSameFamily):
-        parts = sharpened(distribution.component_distribution, temperature=temperature, top_k=top_k)
+        parts = tempered(distribution.component_distribution, temperature=temperature, top_k=top_k)
         return dist.MixtureSameFamily(distribution.mixture_distribution, parts)
     if isinstance(distribution, StateMixture):
         return distribution.adjusted(
-            lambda part: sharpened(part, temperature=temperature, top_k=top_k)
+            lambda part: tempered(part, temperature=temperature, top_k=top_k)
         )
     if isinstance(distribution, torch.distributions.Categorical):
         return LazyCategorical(
@@ -142,7 +142,7 @@ def sample_steps(
     *,
     state: Any,
     inputs: Tensor | None = None,
-    adjust: Adjust = unchanged,
+    transform_distribution: TransformDistribution = unchanged,
 ) -> Iterator[Any]:
     """Sample step after step: x_t `[*lead, *event]` for t = 1 … num_steps.
 
@@ -152,8 +152,8 @@ def sample_steps(
         num_steps: how many steps.
         state: the model's state before the first (`model.initial(*lead)`, or `state_after`).
         inputs: side inputs `[*lead, num_steps, C]`.
-        adjust: what is done to each emission distribution before it is sampled, for instance
-            `sharpened`.
+        transform_distribution: what is done to each emission distribution before it is sampled, for
+            instance `tempered`.
 
     Raises `UserError`, at the first step, for less than one step or fewer side inputs than steps.
     """
@@ -163,7 +163,9 @@ def sample_steps(
             f"{num_steps} steps to sample need as many side inputs, got {inputs.shape[-2]}"
         )
     stepper = stepper_of(Pair(model))
-    yield from stepper.sample(state, num_steps, inputs=inputs, adjust=adjust)
+    yield from stepper.sample(
+        state, num_steps, inputs=inputs, transform_distribution=transform_distribution
+    )
 
 
 def sample_sequences(model: Stochastic, num_steps: int, **options: Any) -> Any:
@@ -175,13 +177,13 @@ def sample_sequences(model: Stochastic, num_steps: int, **options: Any) -> Any:
 
 
 @torch.no_grad()
-def ancestral(
+def sample(
     pair: Pair,
     num_sequences: int,
     num_steps: int,
     *,
     inputs: Tensor | None = None,
-    adjust: Adjust = unchanged,
+    transform_distribution: TransformDistribution = unchanged,
 ) -> Any:
     """Draw new sequences of any pair: values `[num_sequences, num_steps, *event]`.
 
@@ -189,7 +191,7 @@ def ancestral(
 
     A model declared by its equations is run step by step. Any other is called on a batch without
     values, where its observations must be sites `x_0, x_1, …` (`x_0_notes, …` of a named group),
-    unless it returns them (`Outcome.values`). Many sequences are drawn some at a time, which bounds
+    unless it returns them (`SequenceOutput.values`). Many sequences are drawn some at a time, which bounds
     the memory.
 
     Args:
@@ -197,8 +199,8 @@ def ancestral(
         num_sequences: N, how many.
         num_steps: T, of how many steps.
         inputs: side inputs `[N, T, C]`.
-        adjust: what is done to each observation's distribution before it is sampled, for instance
-            `sharpened`.
+        transform_distribution: what is done to each observation's distribution before it is
+            sampled, for instance `tempered`.
 
     Raises `UserError` for numbers below 1, side inputs that do not fit, and models whose
     observations cannot be told.
@@ -218,20 +220,28 @@ def ancestral(
             rows = min(size, num_sequences - start)
             given = None if inputs is None else inputs[start : start + rows]
             batch = SequenceBatch(None, [num_steps] * rows, inputs=given).to(device)
-            parts.append(sampled_values(pair.model, batch, adjust))
-    return concatenated(parts)
+            parts.append(sampled_values(pair.model, batch, transform_distribution))
+    return tree_cat(parts)
 
 
 @torch.no_grad()
-def sampled_values(model: Stochastic, batch: SequenceBatch, adjust: Adjust = unchanged) -> Any:
+def sampled_values(
+    model: Stochastic,
+    batch: SequenceBatch,
+    transform_distribution: TransformDistribution = unchanged,
+) -> Any:
     """Draw observations `[N, T, *event]` for a batch without values, in the model's mode.
 
-    They are drawn as `ancestral` draws them.
+    They are drawn as `sample` draws them.
 
     All T steps are drawn, also those beyond the end of a shorter sequence. Raises `UserError` for
     observations that cannot be told.
     """
     before = stepper_of(Pair(model)).state_before(batch)
     return sample_sequences(
-        model, batch.num_steps, state=before, inputs=batch.inputs, adjust=adjust
+        model,
+        batch.num_steps,
+        state=before,
+        inputs=batch.inputs,
+        transform_distribution=transform_distribution,
     )

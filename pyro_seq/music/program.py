@@ -38,7 +38,7 @@ from pyro_seq.music.model.model import (
     read_document,
     timing_of,
 )
-from pyro_seq.music.model.parts import observed
+from pyro_seq.music.model.parts import encode_frames
 from pyro_seq.music.model.presets import PRESETS
 from pyro_seq.music.model.training import (
     MusicModel,
@@ -184,7 +184,7 @@ class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
             transpose=rolls.transpose,
             seed=seed,
             device=model.device,
-            observe=partial(observed, model.settings.frames),
+            observe=partial(encode_frames, model.settings.frames),
         )
 
     def hooks(self, model: MusicModel, data: MusicData, progress: Progress) -> Hooks:

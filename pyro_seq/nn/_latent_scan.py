@@ -5,7 +5,7 @@
 
 Each step needs the last one, so a path is a loop; under autograd the loop records some fifteen
 operations a step, whose bookkeeping costs more than their arithmetic. For networks of linear layers
-and elementwise activations, `sample_path` runs the loop as one autograd function: everything that
+and elementwise activations, `scan_latents` runs the loop as one autograd function: everything that
 does not depend on z is computed for all steps before the loop, and everything that does not feed
 back is computed after the loop.
 """
@@ -27,7 +27,7 @@ from pyro_seq.nn.gaussian import Combiner, NormalNet
 Elementwise = Callable[[Tensor], Tensor]
 
 
-def sample_path(
+def scan_latents(
     noise: Tensor,
     first: Tensor,
     posterior: NormalNet,
@@ -48,7 +48,7 @@ def sample_path(
     Differentiable, once, in noise, z_0, features and parameters. Networks of another form than
     `NormalNet` makes itself (dropout or parametrisations inside, forward hooks), and a prior of
     another depth or other activations than the posterior's, are stepped through by
-    `sample_path_by_steps`, with equal result.
+    `scan_latents_by_steps`, with equal result.
 
     Raises `ValueError` for a prior without features, or features without a prior.
     """
@@ -67,7 +67,7 @@ def sample_path(
     networks = [_network(net, features, output_size, lead) for net, features, output_size in pairs]
     network = networks[0] if prior is None else _merged(networks[0], networks[1], size)
     if network is None or steps == 0 or torch.is_autocast_enabled(noise.device.type):
-        return sample_path_by_steps(
+        return scan_latents_by_steps(
             noise, first, posterior, posterior_features, prior, prior_features
         )
     return _run_layers(network, posterior.positive, noise, first, lead)
@@ -89,10 +89,10 @@ def _run_layers(
     return path.transpose(0, 1).reshape(shape), scale.transpose(0, 1).reshape(shape)
 
 
-def sample_combined_path(
+def scan_combined_latents(
     noise: Tensor, first: Tensor, combiner: Combiner, evidence: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute `sample_path` of a `Combiner` of evidence `[*lead, T, E]` and the z before."""
+    """Compute `scan_latents` of a `Combiner` of evidence `[*lead, T, E]` and the z before."""
     lead = torch.broadcast_shapes(noise.shape[:-2], first.shape[:-1], evidence.shape[:-2])
     weight, bias = combiner.output.weight / 2, combiner.output.bias
     hidden = _Layer(combiner.latent.weight, combiner.latent.bias)
@@ -101,7 +101,7 @@ def sample_combined_path(
     return _run_layers(network, combiner.positive, noise, first, lead)
 
 
-def sample_path_by_steps(
+def scan_latents_by_steps(
     noise: Tensor,
     first: Tensor,
     posterior: NormalNet,
@@ -109,7 +109,7 @@ def sample_path_by_steps(
     prior: NormalNet | None = None,
     prior_features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `sample_path` step by step under autograd: its definition, for any networks."""
+    """Compute `scan_latents` step by step under autograd: its definition, for any networks."""
     z, path, scales = first, [], []
     for t in range(noise.shape[-2]):
         shift = None

@@ -16,7 +16,7 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def in_own_type(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def in_parameter_dtype(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Cast a module's inputs to the floating-point type of its weights, as a forward pre-hook."""
     dtype = next(module.parameters()).dtype
     return tuple(x.to(dtype) if isinstance(x, Tensor) else x for x in inputs)

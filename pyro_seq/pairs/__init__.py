@@ -8,8 +8,8 @@ from pyro_seq import lazy_exports
 
 if TYPE_CHECKING:
     from pyro_seq.pairs.guide import SequenceGuide as SequenceGuide
-    from pyro_seq.pairs.model import Outcome as Outcome
     from pyro_seq.pairs.model import SequenceModel as SequenceModel
+    from pyro_seq.pairs.model import SequenceOutput as SequenceOutput
     from pyro_seq.pairs.pair import Pair as Pair
     from pyro_seq.pairs.pair import no_guide as no_guide
     from pyro_seq.pairs.registration import register as register

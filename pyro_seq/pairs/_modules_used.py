@@ -12,7 +12,7 @@ from torch import nn
 LIBRARIES = {"torch", "pyro", "numpy", "pyro_seq"}  # whose functions hold no modules of anyone's
 
 
-def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
+def modules_used_by(function: Callable[..., Any]) -> list[nn.Module]:
     """Return the outermost modules that a call can reach, each once; for a module, itself.
 
     Functions inside of functions are looked into, and so are `functools.partial`, bound methods and

@@ -15,18 +15,18 @@ from pyro_seq.errors import UserError
 from pyro_seq.nn.dropout import same_features
 from pyro_seq.nn.feedforward import concatenate, zeros_like_weights
 from pyro_seq.nn.precision import full_precision
-from pyro_seq.pairs.model import Outcome, SequenceModel, in_one_path
+from pyro_seq.pairs.model import SequenceModel, SequenceOutput, in_one_path
 from pyro_seq.pairs.registration import register
 
 
 class SequenceGuide(nn.Module):
     """q(z_{1:T} | x_{1:T}) = prod_t q(z_t | evidence_t, z_{t-1}): guide of a `SequenceModel`.
 
-    A subclass declares `gather` (features of the observations, for all steps) and `posterior` (one
-    chunk of steps). Where q(z_t) depends on a recurrence over earlier latents, `unroll` adds that
-    recurrence to the evidence of a chunk. Each z_t passes through the invertible `flows`, if there
-    are any. The guide may use the model's own equations (`self.model`); the model's parameters stay
-    the model's.
+    A subclass declares `encode` (features of the observations, for all steps) and `posterior` (one
+    chunk of steps). Where q(z_t) depends on a recurrence over earlier latents,
+    `condition_on_latents` adds that recurrence to the evidence of a chunk. Each z_t passes through
+    the invertible `flows`, if there are any. The guide may use the model's own equations
+    (`self.model`); the model's parameters stay the model's.
     """
 
     flows: Any
@@ -48,7 +48,7 @@ class SequenceGuide(nn.Module):
 
     # the equations
 
-    def initial_carried(self, *lead: int) -> Any:
+    def initial_rnn_state(self, *lead: int) -> Any:
         """Return the state of the forward recurrences before the first step."""
         return ()
 
@@ -56,29 +56,31 @@ class SequenceGuide(nn.Module):
         """Return z_0 `[*lead, Z]`, by default zero."""
         return zeros_like_weights([self, self.model], *lead, self.model.latent_size)
 
-    def gather(self, batch: SequenceBatch, carried: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def encode(self, batch: SequenceBatch, rnn_state: Any) -> tuple[tuple[Tensor, ...], Any]:
         """Compute (the evidence of all steps, the state carried to the next window).
 
         The evidence is a tuple of tensors `[N, T, E_i]`.
         """
-        raise TypeError(f"{type(self).__name__} must define gather(batch, carried)")
+        raise TypeError(f"{type(self).__name__} must define encode(batch, rnn_state)")
 
-    def seen(self, batch: SequenceBatch) -> Tensor:
+    def encoded_batch(self, batch: SequenceBatch) -> Tensor:
         """Return [enc(x_t), u_t] `[N, T, F]`, over which the guide's recurrences run."""
         encoded = self.encoder(batch.values)
         return encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
 
-    def initial_running(self, batch: SequenceBatch) -> Any:
-        """Return the state of `unroll`'s recurrence before the first step, `None` without one."""
+    def initial_guide_state(self, batch: SequenceBatch) -> Any:
+        """Return the state of `condition_on_latents`'s recurrence before the first step, `None`
+        without one.
+        """
 
-    def unroll(
-        self, evidence: tuple[Tensor, ...], previous: Tensor, running: Any
+    def condition_on_latents(
+        self, evidence: tuple[Tensor, ...], previous: Tensor, guide_state: Any
     ) -> tuple[tuple[Tensor, ...], Any]:
         """Add what z_{t-1} `[*lead, T, Z]` contributes to the evidence of a chunk of steps.
 
         Returns (the evidence, running).
         """
-        return evidence, running
+        return evidence, guide_state
 
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
         """Return q(z_t | evidence_t, z_{t-1}) of a chunk of steps.
@@ -87,19 +89,19 @@ class SequenceGuide(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} must define posterior(evidence, previous)")
 
-    def propose(
-        self, evidence: tuple[Tensor, ...], previous: Tensor, running: Any
+    def proposal(
+        self, evidence: tuple[Tensor, ...], previous: Tensor, guide_state: Any
     ) -> tuple[Any, Any]:
         """Return (q(z_t | …) of one step, running), from chunks of one step.
 
         The distribution has batch shape `[*lead]` and event shape `[Z]`.
         """
-        known, running = self.unroll(evidence, previous, running)
+        known, guide_state = self.condition_on_latents(evidence, previous, guide_state)
         normal = self.posterior(known, previous)
         step = dist.Normal(normal.loc.squeeze(-2), normal.scale.squeeze(-2)).to_event(1)
         return (
             dist.TransformedDistribution(step, list(self.flows)) if len(self.flows) else step
-        ), running
+        ), guide_state
 
     def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler | None:
         """Return a faster equal of stepping through `posterior`, if there is one.
@@ -110,7 +112,7 @@ class SequenceGuide(nn.Module):
 
     # running them
 
-    def forward(self, batch: SequenceBatch) -> Outcome:
+    def forward(self, batch: SequenceBatch) -> SequenceOutput:
         """Run the Pyro guide q(z | x) of the batch, in the layout of its model.
 
         Where observations end before the batch's steps do (`continued`), the guide samples the
@@ -122,37 +124,42 @@ class SequenceGuide(nn.Module):
                 f"{type(self).__name__} infers latents from observations, and the batch has none"
             )
         register(self)
-        one_path, batch = in_one_path(self.model, batch), seen_by_guide(type(self).__name__, batch)
+        one_path, batch = (
+            in_one_path(self.model, batch),
+            batch_for_guide(type(self).__name__, batch),
+        )
         if batch.state is None:
             state = {
                 "latent": self.initial_latent(len(batch)),
-                "carried": self.initial_carried(len(batch)),
+                "carried": self.initial_rnn_state(len(batch)),
             }
         else:
             state = batch.state["guide"]
-        gathered, carried = self.gather(batch, state["carried"])
+        gathered, rnn_state = self.encode(batch, state["carried"])
         # a chain of many steps, each of little work
         evidence = tuple(full_precision(part) for part in gathered)
-        # whose recurrence `unroll` may run, step by step
+        # whose recurrence `condition_on_latents` may run, step by step
         with batch.plate(), same_features(self.model):
             run = self._path if one_path else self._steps
             latents = run(batch, evidence, state["latent"])
-        return Outcome(
-            None, latents, {"latent": batch.last(latents, state["latent"]), "carried": carried}
+        return SequenceOutput(
+            None, latents, {"latent": batch.last(latents, state["latent"]), "carried": rnn_state}
         )
 
     def _path(self, batch: SequenceBatch, evidence: tuple[Tensor, ...], first: Tensor) -> Tensor:
-        def conditional(previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
-            known, running = self.unroll(
-                tuple(part[..., steps, :] for part in evidence), previous, running
+        def conditional(
+            previous: Tensor, steps: slice, guide_state: Any
+        ) -> tuple[dist.Normal, Any]:
+            known, guide_state = self.condition_on_latents(
+                tuple(part[..., steps, :] for part in evidence), previous, guide_state
             )
-            return self.posterior(known, previous), running
+            return self.posterior(known, previous), guide_state
 
         options: dict[str, Any] = {"active": None if batch.is_full else batch.mask}
         options |= {"flows": self.flows} if len(self.flows) else {"sampler": self.sampler(evidence)}
         kind = FlowPath if len(self.flows) else RecurrentPath
         posterior = kind(
-            first, conditional, self.initial_running(batch), batch.num_steps, **options
+            first, conditional, self.initial_guide_state(batch), batch.num_steps, **options
         )
         with torch.autocast(first.device.type, enabled=False):
             return pyro.sample("z", posterior, infer=OVER_ALL_STEPS)
@@ -160,11 +167,11 @@ class SequenceGuide(nn.Module):
     def _steps(
         self, batch: SequenceBatch, evidence: tuple[Tensor, ...], previous: Tensor
     ) -> Tensor:
-        latents, running = [], self.initial_running(batch)
+        latents, guide_state = [], self.initial_guide_state(batch)
         for t in batch.steps():
             with batch.active(t):
                 chunk = tuple(part[..., t : t + 1, :] for part in evidence)
-                posterior, running = self.propose(chunk, previous.unsqueeze(-2), running)
+                posterior, guide_state = self.proposal(chunk, previous.unsqueeze(-2), guide_state)
                 previous = pyro.sample(f"z_{t}", posterior)
             latents.append(previous)
         # a dimension of its own for each step's values
@@ -181,7 +188,7 @@ class SequenceGuide(nn.Module):
         )
 
 
-def seen_by_guide(name: str, batch: SequenceBatch) -> SequenceBatch:
+def batch_for_guide(name: str, batch: SequenceBatch) -> SequenceBatch:
     """Return the part of a batch that a guide may look at: up to gaps at the end.
 
     Raises `UserError` for gaps before an observation.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq._handlers import GivenPath
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import OVER_ALL_STEPS, SequenceBatch
 from pyro_seq.contexts import Context
 from pyro_seq.distributions.base import Distribution
@@ -27,7 +27,7 @@ from pyro_seq.pairs.registration import register
 Layout = Literal["path", "steps"]
 
 
-class Outcome(NamedTuple):
+class SequenceOutput(NamedTuple):
     """The values, latents `[*lead, N, T, Z]` and last state that a model or guide returns.
 
     The next window starts from the state, which is that of sequences that fill the batch's T steps;
@@ -59,14 +59,14 @@ class SequenceModel(nn.Module):
     A subclass declares three equations. Each of them takes a chunk of steps `[*lead, T, …]`; a
     chunk may be one step long.
 
-    - `recur(c, z_{t-1}, carried)`: h_t, computed before z_t is known from the contexts c_t
+    - `rnn_step(c, z_{t-1}, rnn_state)`: h_t, computed before z_t is known from the contexts c_t
       (`contexts.Context`). A model that looks at z_{t-1} here sets `recurs_on_latents`.
     - `transition(h, z_{t-1})`: the prior p(z_t | h_t, z_{t-1}), a normal; not needed without
       latents (`latent_size` 0).
-    - `decode(h, z, carried)`: the emission's features.
+    - `decode(h, z, rnn_state)`: the emission's features.
 
-    `carried` is the recurrences' state (`initial_carried`), a tree of tensors `[*lead, …]`. From
-    these the core runs
+    `rnn_state` is the recurrences' state (`initial_rnn_state`), a tree of tensors `[*lead, …]`.
+    From these the core runs
 
     - layout `path` (the default): one site `z` for the latent path and one site `x` for the
       observations, the recurrences over all steps in one kernel. With `values=None` there is
@@ -75,8 +75,8 @@ class SequenceModel(nn.Module):
       Pyro handler.
 
     A named group of observations (`emissions.Joint`) has a site for each member, `x_{member}` or
-    `x_{t}_{member}`. Calling the model returns an `Outcome`, whose state the next window's batch
-    may carry.
+    `x_{t}_{member}`. Calling the model returns a `SequenceOutput`, whose state the next window's
+    batch may carry.
     """
 
     latent_size: int = 0
@@ -86,8 +86,8 @@ class SequenceModel(nn.Module):
         super().__init__()
         if layout not in ("path", "steps"):
             raise ValueError(f"layout must be 'path' or 'steps', got {layout!r}")
-        if emission.num_passed_on != context.num_passed_on:
-            wants, brings = emission.num_passed_on, context.num_passed_on
+        if emission.emission_context_size != context.emission_context_size:
+            wants, brings = emission.emission_context_size, context.emission_context_size
             raise UserError(
                 f"{type(emission).__name__} wants {wants} features of the context passed on, and "
                 f"the context brings {brings}"
@@ -96,7 +96,7 @@ class SequenceModel(nn.Module):
 
     # the equations
 
-    def initial_carried(self, *lead: int) -> Any:
+    def initial_rnn_state(self, *lead: int) -> Any:
         """Return the recurrences' state before the first step."""
         return ()
 
@@ -104,14 +104,14 @@ class SequenceModel(nn.Module):
         """Return z_0 `[*lead, Z]`, by default zero."""
         return zeros_like_weights([self], *lead, self.latent_size)
 
-    def recur(self, contexts: Tensor, previous: Tensor, carried: Any) -> tuple[Tensor, Any]:
+    def rnn_step(self, contexts: Tensor, previous: Tensor, rnn_state: Any) -> tuple[Tensor, Any]:
         """Compute (h_t `[*lead, T, H]`, carried) from c_t and z_{t-1}; by default h_t = c_t.
 
         c_t is `[*lead, T, C]`, z_{t-1} is `[*lead, T, Z]`.
 
         A model that does not recur on latents is given an empty tensor in place of z_{t-1}.
         """
-        return contexts, carried
+        return contexts, rnn_state
 
     def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
         """Return p(z_t | h_t, z_{t-1}), a normal `[*lead, T, Z]`; by default N(0, 1)."""
@@ -120,9 +120,9 @@ class SequenceModel(nn.Module):
         )
         return dist.Normal(zeros, torch.ones_like(zeros))
 
-    def decode(self, h: Tensor, latents: Tensor | None, carried: Any) -> tuple[Tensor, Any]:
+    def decode(self, h: Tensor, latents: Tensor | None, rnn_state: Any) -> tuple[Tensor, Any]:
         """Compute (features of p(x_t | …) `[*lead, T, emission.num_features]`, carried)."""
-        raise TypeError(f"{type(self).__name__} must define decode(h, latents, carried)")
+        raise TypeError(f"{type(self).__name__} must define decode(h, latents, rnn_state)")
 
     # running them
 
@@ -135,18 +135,18 @@ class SequenceModel(nn.Module):
         return {
             "context": self.context.initial(*lead),
             "latent": latent,
-            "carried": self.initial_carried(*lead),
+            "carried": self.initial_rnn_state(*lead),
         }
 
     def state_before(self, batch: SequenceBatch) -> ModelState:
         """Return the state that the batch's first step starts from."""
         return (
-            batch.once((id(self), "before"), lambda: self.initial(len(batch)))
+            batch.cached((id(self), "before"), lambda: self.initial(len(batch)))
             if batch.state is None
             else batch.state["model"]
         )
 
-    def forward(self, batch: SequenceBatch, layout: Layout | None = None) -> Outcome:
+    def forward(self, batch: SequenceBatch, layout: Layout | None = None) -> SequenceOutput:
         """The Pyro model p(x, z) of the batch, in its own layout or in another one."""
         whole = in_one_path(self, batch, layout)
         if register(self) and whole:
@@ -157,14 +157,14 @@ class SequenceModel(nn.Module):
             )
         return self._path(batch) if whole else self._steps(batch)
 
-    def seen(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
+    def context_features(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
         """Compute (c_{1:T} `[N, T, C]`, the context's last state) from the batch's observations."""
         contexts, after = self._contexts(batch)
         return contexts[..., : self.context.num_features], after
 
     def _contexts(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
-        """Compute `seen` with the features that are passed on to the emission."""
-        return batch.once(
+        """Compute `context_features` with the features that are passed on to the emission."""
+        return batch.cached(
             (id(self), "seen"),
             lambda: self.context.over(batch, self.state_before(batch)["context"]),
         )
@@ -172,41 +172,43 @@ class SequenceModel(nn.Module):
     def emit(self, features: Tensor, contexts: Tensor) -> Distribution:
         """Return p(x_t | features `[*lead, F]`), given all features of the context.
 
-        These are `[*lead, C + num_passed_on]`, the last ones for the emission.
+        These are `[*lead, C + emission_context_size]`, the last ones for the emission.
         """
         features = full_precision(features)
         passed_on = contexts[..., self.context.num_features :]
         return (
             self.emission(features, full_precision(passed_on))
-            if self.emission.num_passed_on
+            if self.emission.emission_context_size
             else self.emission(features)
         )
 
-    def history(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
+    def hidden_states(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
         """Compute (h_{1:T} `[N, T, H]`, carried) of a model that does not recur on latents.
 
         The batch's observations are given.
         """
 
         def compute() -> tuple[Tensor, Any]:
-            contexts, _ = self.seen(batch)
-            return self.recur(contexts, contexts[..., :0], self.state_before(batch)["carried"])
+            contexts, _ = self.context_features(batch)
+            return self.rnn_step(contexts, contexts[..., :0], self.state_before(batch)["carried"])
 
-        return batch.once((id(self), "history"), compute)
+        return batch.cached((id(self), "history"), compute)
 
-    def _path(self, batch: SequenceBatch) -> Outcome:
+    def _path(self, batch: SequenceBatch) -> SequenceOutput:
         state = self.state_before(batch)
         mask = None if batch.is_full else batch.mask
-        contexts, context = self.seen(batch)
-        h, carried = (contexts[..., :0, :], None) if self.recurs_on_latents else self.history(batch)
+        contexts, context = self.context_features(batch)
+        h, rnn_state = (
+            (contexts[..., :0, :], None) if self.recurs_on_latents else self.hidden_states(batch)
+        )
 
         def conditional(previous: Tensor, steps: slice) -> dist.Normal:
             return self.transition(h[..., steps, :], previous)
 
         def recurrent(previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
-            nonlocal h, carried
-            h, carried = self.recur(contexts[..., steps, :], previous, running)
-            return self.transition(h, previous), carried
+            nonlocal h, rnn_state
+            h, rnn_state = self.rnn_step(contexts[..., steps, :], previous, running)
+            return self.transition(h, previous), rnn_state
 
         with batch.plate():
             latents = None
@@ -217,21 +219,21 @@ class SequenceModel(nn.Module):
                 latents = pyro.sample("z", prior, infer=OVER_ALL_STEPS)
                 # which sets h and carried, unless the path is this prior's own sample
                 prior.at(latents)
-                if h.shape[-2] != batch.num_steps or carried is None:
+                if h.shape[-2] != batch.num_steps or rnn_state is None:
                     recurrent(before(latents, state["latent"]), slice(None), state["carried"])
             elif self.latent_size:
                 prior = MarkovPath(state["latent"], conditional, batch.num_steps, active=mask)
                 latents = pyro.sample("z", prior, infer=OVER_ALL_STEPS)
-            features, carried = self.decode(h, latents, carried)
+            features, rnn_state = self.decode(h, latents, rnn_state)
             emission = self.emit(features, self._contexts(batch)[0])
             observed = self.emission.prepare(batch.values, batch.mask)
             observe("x", over_time(emission, mask), obs=observed, infer=OVER_ALL_STEPS)
         latent = state["latent"] if latents is None else batch.last(latents, state["latent"])
-        return Outcome(
-            batch.values, latents, {"context": context, "latent": latent, "carried": carried}
+        return SequenceOutput(
+            batch.values, latents, {"context": context, "latent": latent, "carried": rnn_state}
         )
 
-    def _steps(self, batch: SequenceBatch) -> Outcome:
+    def _steps(self, batch: SequenceBatch) -> SequenceOutput:
         state = self.state_before(batch)
         values: list[Any] = []
         latents: list[Any] = []
@@ -250,7 +252,7 @@ class SequenceModel(nn.Module):
                 latents.append(z)
         if values and (batch.values is None or batch.missing):
             complete = self.emission.stack(values, batch.mask)
-        return Outcome(
+        return SequenceOutput(
             complete,
             torch.stack(torch.broadcast_tensors(*latents), -2)
             if self.latent_size and latents
@@ -283,7 +285,7 @@ class SequenceModel(nn.Module):
         contexts = self.context.features(state["context"], inputs)
         seen = contexts[..., : self.context.num_features].unsqueeze(-2)
         previous = state["latent"].unsqueeze(-2)
-        h, carried = self.recur(
+        h, rnn_state = self.rnn_step(
             seen, previous if self.recurs_on_latents else previous[..., :0], state["carried"]
         )
         latent = (
@@ -291,14 +293,14 @@ class SequenceModel(nn.Module):
             if self.latent_size
             else None
         )
-        features, carried = self.decode(
-            h, None if latent is None else latent.unsqueeze(-2), carried
+        features, rnn_state = self.decode(
+            h, None if latent is None else latent.unsqueeze(-2), rnn_state
         )
         x = draw_observation(self.emit(features.squeeze(-2), contexts))
-        context, current = remembered(
+        context, current = observe_step(
             self, x, state["context"], state["latent"] if latent is None else latent
         )
-        return x, latent, {"context": context, "latent": current, "carried": carried}
+        return x, latent, {"context": context, "latent": current, "carried": rnn_state}
 
 
 def in_one_path(model: SequenceModel, batch: SequenceBatch, layout: Layout | None = None) -> bool:
@@ -333,12 +335,12 @@ def observations(model: SequenceModel, batch: SequenceBatch) -> list[Any]:
     mask[:, sorted(batch.missing)] = False
     prepared = model.emission.prepare(batch.values, mask)
     return [
-        None if t in batch.missing else map_tensors(lambda x, t=t: x[:, t], prepared)
+        None if t in batch.missing else tree_map(lambda x, t=t: x[:, t], prepared)
         for t in range(batch.num_steps)
     ]
 
 
-def remembered(model: SequenceModel, x: Any, context: Any, latent: Tensor) -> tuple[Any, Tensor]:
+def observe_step(model: SequenceModel, x: Any, context: Any, latent: Tensor) -> tuple[Any, Tensor]:
     """Return (the context's state after x_t, z_t or its substitute).
 
     Plates around the model add dimensions to sampled values, so x, or the context's state before
@@ -353,11 +355,11 @@ def remembered(model: SequenceModel, x: Any, context: Any, latent: Tensor) -> tu
             common = torch.broadcast_shapes(common, old.shape[: old.dim() - one.dim()])
             return old
 
-        map_tensors(widest, context, like)
-        context = map_tensors(
+        tree_map(widest, context, like)
+        context = tree_map(
             lambda old, one: old.expand(*common, *old.shape[old.dim() - one.dim() :]), context, like
         )
-        x = map_tensors(lambda part: part.expand(*common, *part.shape[len(lead) :]), x)
+        x = tree_map(lambda part: part.expand(*common, *part.shape[len(lead) :]), x)
         latent = latent if latent.dim() > len(common) else latent.expand(*common, latent.shape[-1])
     return model.context.observe(context, x), latent
 

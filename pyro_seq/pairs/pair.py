@@ -14,10 +14,10 @@ from pyro import poutine
 from pyro.params.param_store import StateDict
 from torch import Tensor, nn
 
-from pyro_seq._rng import kept
+from pyro_seq._rng import preserve_rng_state
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
-from pyro_seq.pairs._modules_used import modules_of
+from pyro_seq.pairs._modules_used import modules_used_by
 from pyro_seq.pairs._weights import check_weights, load_weights
 
 Stochastic = Callable[[SequenceBatch], Any]
@@ -62,7 +62,7 @@ class Pair:
         those of modules stay with the modules. The store itself is left as it is.
         """
         pair, outside = cls(model, guide), pyro.get_param_store().get_state()
-        with kept(), pair.evaluating(), torch.no_grad(), pair._own_store():
+        with preserve_rng_state(), pair.evaluating(), torch.no_grad(), pair._own_store():
             guided = poutine.trace(guide).get_trace(batch)
             poutine.replay(model, trace=guided)(batch)
         for name in pair._of_functions().keys() & outside["params"].keys():
@@ -135,7 +135,7 @@ class Pair:
 
     def _all_modules(self) -> list[nn.Module]:
         """Return model and guide where they are modules, else the modules that they use."""
-        return [module for side in (self.model, self.guide) for module in modules_of(side)]
+        return [module for side in (self.model, self.guide) for module in modules_used_by(side)]
 
     def train(self, mode: bool = True) -> None:
         """Put the modules into training (or, with `False`, evaluation) mode."""
@@ -220,7 +220,7 @@ class Pair:
         used = {}
         for side, function in (("model", self.model), ("guide", self.guide)):
             for i, module in enumerate(
-                [] if isinstance(function, nn.Module) else modules_of(function)
+                [] if isinstance(function, nn.Module) else modules_used_by(function)
             ):
                 for name, x in module.state_dict(keep_vars=True).items():
                     if isinstance(x, Tensor) and id(x) not in known:

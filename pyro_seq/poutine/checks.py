@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 
-from pyro_seq._rng import kept
+from pyro_seq._rng import preserve_rng_state
 from pyro_seq.poutine.step_densities import is_enumerated
 from pyro_seq.poutine.time_sites import NUMBER, sample_sites
 
@@ -87,7 +87,7 @@ def _differences(p: Any, q_site: Any) -> str:
         )
     if _is_real(p.support):
         return ""
-    with kept(), torch.no_grad():
+    with preserve_rng_state(), torch.no_grad():
         inside = all(bool(p.support.check(x).all()) for x in (q_site["value"], q.sample((DRAWS,))))
         # whose support may be said too wide
         outside = not inside or (_is_real(q.support) and not isinstance(q, TransformedDistribution))

@@ -14,7 +14,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.poutine.step_densities import is_factor
 from pyro_seq.poutine.time_sites import Stem, places_of, sample_sites, stems_of
 
-Adjust = Callable[[Distribution], Distribution]
+TransformDistribution = Callable[[Distribution], Distribution]
 
 
 def observed_stems(trace: Any) -> list[Stem]:
@@ -93,12 +93,14 @@ def _rows_first(site: Any) -> Tensor:
     return value.movedim(rows, 0) if rows > 0 else value
 
 
-class Adjusted(Messenger):
-    """Replace the distributions of observations to be sampled, for instance by `sharpened` ones."""
+class TransformedObservations(Messenger):
+    """Replace the distributions of observations to be sampled, for instance by `tempered` ones."""
 
-    def __init__(self, adjust: Adjust, is_observation: Callable[[Stem], bool]) -> None:
+    def __init__(
+        self, transform_distribution: TransformDistribution, is_observation: Callable[[Stem], bool]
+    ) -> None:
         super().__init__()
-        self.adjust, self.is_observation = adjust, is_observation
+        self.transform_distribution, self.is_observation = transform_distribution, is_observation
 
     def _pyro_sample(self, msg: Any) -> None:
         if (
@@ -106,7 +108,7 @@ class Adjusted(Messenger):
             and msg["value"] is None
             and any(self.is_observation(stem) for stem, _ in stems_of(msg["name"]))
         ):
-            msg["fn"] = self.adjust(msg["fn"])
+            msg["fn"] = self.transform_distribution(msg["fn"])
 
 
 def stacked(rows: list[Any]) -> Any:

@@ -9,8 +9,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
-from pyro_seq._rng import kept
+from pyro_seq._pytree import tree_map
+from pyro_seq._rng import preserve_rng_state
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.pairs.pair import Pair
 
@@ -22,7 +22,7 @@ def trace_model(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> 
     """
     # of a pair's scope, parameters are still its own
     hidden: Any = poutine.block(hide_fn=lambda msg: msg["type"] != "param")
-    with torch.no_grad(), kept(), Pair(model).evaluating(), hidden:
+    with torch.no_grad(), preserve_rng_state(), Pair(model).evaluating(), hidden:
         # a batch that remembers would keep what has no graph
         return poutine.trace(model).get_trace(batch.with_state(batch.state))
 
@@ -35,7 +35,7 @@ def lengthened(batch: SequenceBatch) -> SequenceBatch:
 
     inputs = None if batch.inputs is None else pad(batch.inputs)
     return SequenceBatch(
-        map_tensors(pad, batch.values),
+        tree_map(pad, batch.values),
         batch.lengths,
         inputs=inputs,
         state=batch.state,
@@ -58,6 +58,6 @@ def prolonged(batch: SequenceBatch) -> SequenceBatch:
         return torch.cat([tensor[:, :length], *[last] * (steps - length)], 1)
 
     inputs = None if one.inputs is None else extend(one.inputs)
-    return SequenceBatch(
-        map_tensors(extend, one.values), [steps], inputs=inputs, state=one.state
-    ).to(batch.device)
+    return SequenceBatch(tree_map(extend, one.values), [steps], inputs=inputs, state=one.state).to(
+        batch.device
+    )

@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_seq._pytree import flatten, map_tensors, tensors
+from pyro_seq._pytree import to_json_tree, tree_leaves, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pairs.pair import Pair
@@ -109,37 +109,37 @@ def states(guide_trace: Any, model_trace: Any) -> dict[str, Any]:
         getattr(trace.nodes["_RETURN"]["value"], "state", None)
         for trace in (model_trace, guide_trace)
     )
-    return map_tensors(
+    return tree_map(
         _by_itself, {"model": model, "guide": None if guide_trace is model_trace else guide}
     )
 
 
-def misshapen(found: dict[str, Any], size: int) -> list[str]:
+def wrong_batch_dim(found: dict[str, Any], size: int) -> list[str]:
     """Return faults of states whose tensors do not have the `size` sequences first."""
     wrong, rule = (
         [],
         f"its first dimension must be the sequences ({size}), where nn.LSTM's has its layers",
     )
     for side, state in found.items():
-        shapes = [list(x.shape) for x in tensors(state) if x.shape[:1] != (size,)]
+        shapes = [list(x.shape) for x in tree_leaves(state) if x.shape[:1] != (size,)]
         wrong += [
             f"the {side}'s state has a tensor of shape {shape}: {rule}" for shape in shapes[:1]
         ]
     return wrong
 
 
-def unkept(found: dict[str, Any]) -> list[str]:
+def unserialisable_state(found: dict[str, Any]) -> list[str]:
     """Return faults of states that can be neither detached nor saved."""
     try:
-        flatten({f"the {side}'s state": state for side, state in found.items()})
+        to_json_tree({f"the {side}'s state": state for side, state in found.items()})
     except TypeError as error:
         return [f"{error}: a state is made of tensors, in tuples, lists and dicts"]
     return []
 
 
-def well_shaped(found: dict[str, Any], size: int) -> dict[str, Any]:
-    """Return states unchanged; raise `UserError` for those that are `misshapen`."""
-    if wrong := misshapen(found, size):
+def with_batch_first(found: dict[str, Any], size: int) -> dict[str, Any]:
+    """Return states unchanged; raise `UserError` for those that are `wrong_batch_dim`."""
+    if wrong := wrong_batch_dim(found, size):
         raise UserError(wrong[0])
     return found
 
@@ -153,7 +153,7 @@ def _by_itself(x: Tensor) -> Tensor:
     return x.clone() if x.untyped_storage().nbytes() > x.numel() * x.element_size() else x
 
 
-def is_told_apart(site: Any, place: Place) -> bool:
+def has_step_log_prob(site: Any, place: Place) -> bool:
     """Tell whether a site over time has a density for each step."""
     return place.over_time and (
         hasattr(site["fn"], "step_log_prob")
@@ -179,7 +179,7 @@ def place_of(name: str, site: Any, place: Place) -> int | None:
     A latent of the whole sequence counts at step 0, and so does a latent over time whose
     distribution has no density for each step.
     """
-    if place.step is not None or is_told_apart(site, place):
+    if place.step is not None or has_step_log_prob(site, place):
         return place.step
     if not site["is_observed"]:  # every prefix of the sequence depends on it
         return 0

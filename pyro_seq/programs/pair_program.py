@@ -65,7 +65,7 @@ class PairProgram(Program[S, D, T]):
         settings, run, device = request.settings, request.run, torch.device(request.device)
         torch.manual_seed(request.seed)
         of: Any = settings
-        kind = of.model.kind
+        kind = of.model.name
         pair = pair_to_train(
             run,
             lambda: self.new_pair(settings, data),
@@ -102,6 +102,6 @@ class PairProgram(Program[S, D, T]):
         of: Any = settings
         data = self.stored_data(run, settings)
         made, step = load_pair(
-            run, lambda: self.new_pair(settings, data), of.model.kind, device, self.described_by
+            run, lambda: self.new_pair(settings, data), of.model.name, device, self.described_by
         )
         return self.model(made, settings, data, torch.device(device), step)

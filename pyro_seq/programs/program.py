@@ -170,7 +170,7 @@ class Program(ABC, Generic[S, D, T]):
     def settings(self, *layers: Layer | Names) -> S:
         """Resolve settings from the defaults and settings by dotted name.
 
-        `model.kind` is among them; layers override those before them, in order.
+        `model.name` is among them; layers override those before them, in order.
 
         Raises `UserError` for names that are not known, or not to the chosen pair, and for values
         of the wrong type or out of range.

@@ -45,7 +45,9 @@ def shapes_only() -> Iterator[None]:
         yield
 
 
-def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "run.json") -> Pair:
+def build_pair(
+    make: Callable[[], Pair], kind: str, path: Path, documents: str = "run.json"
+) -> Pair:
     """Make a new pair for the weights of a checkpoint, which are not read yet.
 
     Raises `UserError` if they are not such a pair's.
@@ -55,7 +57,7 @@ def pair_for(make: Callable[[], Pair], kind: str, path: Path, documents: str = "
 
     Args:
         make: makes the pair that the run's documents describe.
-        kind: `model.kind` of its settings.
+        kind: `model.name` of its settings.
         path: the checkpoint.
         documents: the names of the run's files that say what the pair is, for messages.
     """
@@ -86,10 +88,10 @@ def pair_to_train(
 
     Otherwise it has the best weights of another run, `start_from`, if there is one.
 
-    Other arguments and errors as `pair_for`.
+    Other arguments and errors as `build_pair`.
     """
     if resume and run is not None and run.last.exists():
-        return pair_for(make, kind, run.last, documents)
+        return build_pair(make, kind, run.last, documents)
     if start_from is None:
         return make()
     start_from.settings()  # says what is wrong with the folder
@@ -123,14 +125,14 @@ def load_pair(
 ) -> tuple[Pair, int]:
     """Return (the pair with a run's best weights, in evaluation mode, their step).
 
-    Arguments and errors are those of `pair_for`.
+    Arguments and errors are those of `build_pair`.
 
     Raises `UserError` also if the run has no weights yet.
     """
     path = run.best if run.best.exists() else run.last
     if not path.exists():
         raise UserError(f"{run.path} has no weights yet: train it first, or go on with --resume")
-    pair = pair_for(make, kind, path, documents)
+    pair = build_pair(make, kind, path, documents)
     saved = load_tree(path)
     with pair.scope():
         pair.load_weights(saved["weights"], path)

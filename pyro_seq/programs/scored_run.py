@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypedDict
 from torch import Tensor
 
 from pyro_seq._progress import Progress
-from pyro_seq.infer.likelihood.score import Score, diagnosed, doubted
+from pyro_seq.infer.likelihood.score import Score, diagnosed, warn_if_unreliable
 from pyro_seq.infer.likelihood.scoring import Method
 from pyro_seq.infer.smc.particle_filter import Proposal
 
@@ -86,7 +86,7 @@ class Estimate:
             samples=self.samples,
             effective_samples=effective,
             k_hat=k_hat,
-            warning=doubted(self.method, self.samples, effective, k_hat),
+            warning=warn_if_unreliable(self.method, self.samples, effective, k_hat),
         )
 
     def figures(self) -> dict[str, Any]:

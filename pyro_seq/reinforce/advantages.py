@@ -28,23 +28,23 @@ def generalised_advantages(
     rewards: Tensor,
     values: Tensor,
     discount: float = 1.0,
-    trace_decay: float = 1.0,
+    gae_lambda: float = 1.0,
     after: Tensor | None = None,
 ) -> Tensor:
     """Compute generalised advantages A_t `[N, T]`.
 
-    A_t = sum_{s >= t} (discount * trace_decay)^{s-t} delta_s, delta_t = r_t + discount V_{t+1} -
+    A_t = sum_{s >= t} (discount * gae_lambda)^{s-t} delta_s, delta_t = r_t + discount V_{t+1} -
     V_t.
 
-    Schulman et al. 2016, arXiv 1506.02438. With `trace_decay` 1, A_t is G_t - V_t, unbiased
+    Schulman et al. 2016, arXiv 1506.02438. With `gae_lambda` 1, A_t is G_t - V_t, unbiased
     whatever V is; towards 0, A_t relies on V, which lowers the variance.
 
     Args:
         rewards: r `[N, T]`, zero at padding.
         values: V_t `[N, T]`, the expected return before step t; zero at padding.
-        discount, trace_decay: between 0 and 1.
+        discount, gae_lambda: between 0 and 1.
         after: V_{T+1} `[N]`, for sequences that are cut off; zero for those that end.
     """
     beyond = torch.zeros_like(values[..., :1]) if after is None else after.unsqueeze(-1)
     following = torch.cat([values[..., 1:], beyond], -1)
-    return discounted_returns(rewards + discount * following - values, discount * trace_decay)
+    return discounted_returns(rewards + discount * following - values, discount * gae_lambda)

@@ -60,7 +60,7 @@ class Reinforce(ELBO):
         sum_t A_t grad log p(x_t | x_{<t}) + beta grad H_t,
         A_t = G_t - b_t,    G_t = sum_{s >= t} r_s + beta sum_{s > t} H_s.
 
-    The estimate is unbiased, whatever the baseline b, but for `normalise`, a `trace_decay` below 1,
+    The estimate is unbiased, whatever the baseline b, but for `normalise`, a `gae_lambda` below 1,
     and a `discount` below 1, under which the factor discount^t of the steps is left out, as is
     usual. The objective is summed over the batch's sequences, as an ELBO is.
 
@@ -78,7 +78,7 @@ class Reinforce(ELBO):
         baseline: b; a `Critic`'s parameters are trained beside the generator's, by squared error
             from the returns.
         discount: of rewards per step.
-        trace_decay: lambda of generalised advantages, between baseline (0) and returns (1).
+        gae_lambda: lambda of generalised advantages, between baseline (0) and returns (1).
         entropy_bonus: beta, nats of reward a nat.
         normalise: whether advantages are brought to mean 0 and deviation 1 over the batch's steps.
         sample: a function of (generator, batch) that returns the batch with values. By default the
@@ -98,7 +98,7 @@ class Reinforce(ELBO):
         action_values: Reward | None = None,
         baseline: Baseline | None = None,
         discount: float = 1.0,
-        trace_decay: float = 1.0,
+        gae_lambda: float = 1.0,
         entropy_bonus: float = 0.0,
         normalise: bool = False,
         sample: Sample = sampled,
@@ -107,15 +107,15 @@ class Reinforce(ELBO):
         super().__init__(num_particles=num_particles, max_plate_nesting=1)
         if (reward is None) == (action_values is None):
             raise ValueError("Reinforce takes a reward or action values, one of the two")
-        for name, number in (("discount", discount), ("trace_decay", trace_decay)):
+        for name, number in (("discount", discount), ("gae_lambda", gae_lambda)):
             if not 0 <= number <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {number}")
-        if action_values is not None and (discount, trace_decay) != (1.0, 1.0):
+        if action_values is not None and (discount, gae_lambda) != (1.0, 1.0):
             raise ValueError(
-                "action values are returns already: discount and trace_decay are for rewards"
+                "action values are returns already: discount and gae_lambda are for rewards"
             )
         self.reward, self.action_values, self.baseline = reward, action_values, baseline
-        self.discount, self.trace_decay = discount, trace_decay
+        self.discount, self.gae_lambda = discount, gae_lambda
         self.entropy_bonus, self.normalise, self.sample = entropy_bonus, normalise, sample
         self.latest: Evaluated | None = None
 
@@ -135,7 +135,7 @@ class Reinforce(ELBO):
                 f"{sites[0]!r}"
             )
         drawn = self.sample(model, batch)
-        return poutine.trace(model).get_trace(drawn.remembering(), *args[1:], **kwargs), (
+        return poutine.trace(model).get_trace(drawn.with_cache(), *args[1:], **kwargs), (
             drawn,
             guide_trace,
         )
@@ -195,7 +195,7 @@ class Reinforce(ELBO):
         advantages = (
             returns - known
             if rewards is None
-            else generalised_advantages(rewards, known, self.discount, self.trace_decay)
+            else generalised_advantages(rewards, known, self.discount, self.gae_lambda)
         )
         advantages = advantages * batch.mask
         error = (

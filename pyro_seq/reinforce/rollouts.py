@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import concatenated, map_tensors, tensors
+from pyro_seq._pytree import tree_cat, tree_leaves, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, finite_probabilities
 from pyro_seq.infer.stepping.declared import draw, stepper_of
@@ -37,7 +37,7 @@ class Rollouts:
         generator: what is copied, a model without latents and its empty guide.
         reward: of a batch of complete sequences, `[N]` or by step `[N, T]`.
         num_rollouts: K.
-        update_rate: how much of its own weights the policy keeps, between 0 (all are the
+        rollout_policy_decay: how much of its own weights the policy keeps, between 0 (all are the
             generator's at once) and 1 (none ever).
         end: the symbol that ends a sequence, if there is one: a completion is as long as it says
             (its values are symbols `[N, T]` then).
@@ -51,7 +51,7 @@ class Rollouts:
         reward: Reward,
         *,
         num_rollouts: int = 16,
-        update_rate: float = 0.8,
+        rollout_policy_decay: float = 0.8,
         end: int | None = None,
         max_rows: int = 32_768,
     ) -> None:
@@ -59,13 +59,13 @@ class Rollouts:
             raise ValueError(
                 f"rollouts and rows must be at least 1, got {num_rollouts} and {max_rows}"
             )
-        if not 0 <= update_rate <= 1:
-            raise ValueError(f"the update rate must lie in [0, 1], got {update_rate}")
+        if not 0 <= rollout_policy_decay <= 1:
+            raise ValueError(f"the policy's decay must lie in [0, 1], got {rollout_policy_decay}")
         self.policy, self.end = copy.deepcopy(generator), end
-        self.reward, self.num_rollouts, self.update_rate, self.max_rows = (
+        self.reward, self.num_rollouts, self.rollout_policy_decay, self.max_rows = (
             reward,
             num_rollouts,
-            update_rate,
+            rollout_policy_decay,
             max_rows,
         )
         # by step, what the sequences that were valued last have earned themselves
@@ -92,7 +92,7 @@ class Rollouts:
         torch._foreach_lerp_(
             [behind[name] for name in names],
             [ahead[name].detach() for name in names],
-            1 - self.update_rate,
+            1 - self.rollout_policy_decay,
         )
 
     @torch.no_grad()
@@ -133,7 +133,7 @@ class Rollouts:
         for k in draws:
             with finite_probabilities():
                 completed = self.completions(batch, k)
-            flat = map_tensors(lambda x: x.flatten(0, 2), completed)
+            flat = tree_map(lambda x: x.flatten(0, 2), completed)
             whole = _tiled(batch, prefixes, k)
             earned = rewards_by_step(
                 self.reward,
@@ -160,19 +160,19 @@ class Rollouts:
         """
         stepper: Any = stepper_of(self.policy)
         n, prefixes = len(batch), batch.num_steps - 1
-        completed = map_tensors(
+        completed = tree_map(
             lambda x: x[None, :, None].expand(prefixes, n, draws, *x.shape[1:]).clone(),
             batch.values,
         )
         state, alive = stepper.state_before(batch), None
         for t in range(1, batch.num_steps):
             state = _forced(stepper, state, batch.inputs_at(t - 1), batch.at(t - 1))
-            fresh = map_tensors(lambda x: x.repeat_interleave(draws, 0), state)
-            alive = fresh if alive is None else concatenated([alive, fresh])
+            fresh = tree_map(lambda x: x.repeat_interleave(draws, 0), state)
+            alive = fresh if alive is None else tree_cat([alive, fresh])
             inputs = batch.inputs_at(t)
             given = None if inputs is None else inputs.repeat_interleave(draws, 0).repeat(t, 1)
             drawn, alive = _advanced(stepper, alive, given, t)
-            map_tensors(
+            tree_map(
                 lambda whole, x, t=t: _put(whole, t, x.view(t, n, draws, *x.shape[1:])),
                 completed,
                 drawn,
@@ -207,11 +207,11 @@ def _advanced(
     stepper: Stepper[State], state: State, inputs: Tensor | None, t: int
 ) -> tuple[Any, State]:
     """Return (x_t, the state after it) of many sequences, some at a time."""
-    rows, size = len(tensors(state)[0]), stepper.rows_at_once(t + 1)
+    rows, size = len(tree_leaves(state)[0]), stepper.rows_at_once(t + 1)
     parts = []
     for start in range(0, rows, size):
-        chunk = map_tensors(lambda x, start=start: x[start : start + size], state)
+        chunk = tree_map(lambda x, start=start: x[start : start + size], state)
         given = None if inputs is None else inputs[start : start + size]
         parts.append(stepper.step(chunk, given, _no_latents, draw))
-    x, after = concatenated(parts)
+    x, after = tree_cat(parts)
     return x, after

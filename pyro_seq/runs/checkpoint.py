@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import flatten, unflatten
+from pyro_seq._pytree import from_json_tree, to_json_tree
 from pyro_seq._schema import Fields, Whole, check
 from pyro_seq.errors import OF_WRONG_VALUES, UserError
 from pyro_seq.runs.plain_files import open_plain
@@ -43,7 +43,7 @@ def save_tree(path: Path, tree: Any, *, still: Callable[[], object] | None = Non
 
     Equal trees make equal bytes. `still` as `writing.replacing` takes it; a link is not followed.
     """
-    form, tensors = flatten(tree)
+    form, tensors = to_json_tree(tree)
     unshared = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
     }
@@ -86,7 +86,7 @@ def load_tree(path: Path, *, shapes_only: bool = False) -> Any:
                     else file.get_tensor(name)
                 )
 
-            return unflatten(document["tree"], {name: tensor(name) for name in file.keys()})  # noqa: SIM118
+            return from_json_tree(document["tree"], {name: tensor(name) for name in file.keys()})  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None
     except OSError as error:

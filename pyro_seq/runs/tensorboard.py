@@ -40,7 +40,7 @@ class Audio:
 Sample = str | Image | Audio
 
 
-class Events:
+class EventWriter:
     """The events of a run for TensorBoard; without a folder, nothing is written.
 
     `torch.utils.tensorboard.SummaryWriter` writes from a thread, whose failure on a full disk would

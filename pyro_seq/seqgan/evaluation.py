@@ -14,10 +14,10 @@ from torch import Tensor
 from pyro_seq.seqgan.metrics.quality import quality
 from pyro_seq.seqgan.program import Generator, Weights, seqgan_program
 from pyro_seq.seqgan.stored_task import task_of
-from pyro_seq.seqgan.tasks.base import Figure, Task
+from pyro_seq.seqgan.tasks.base import Measurement, Task
 
 Split = Literal["valid", "test"]
-Figures = Mapping[str, Figure]
+Figures = Mapping[str, Measurement]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from pyro_seq._progress import Progress
-from pyro_seq.config.build import Parts, make_pair
+from pyro_seq.config.build import PairComponents, make_pair
 from pyro_seq.config.registry import SHIPPED
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
@@ -91,7 +91,7 @@ class SeqGANProgram(Program[SeqGANSettings, Task, Generator]):
         super().check(settings)
         check_sizes(settings)
         make_discriminator(settings.discriminator, 2, settings.length)
-        if settings.model.kind in SHIPPED:
+        if settings.model.name in SHIPPED:
             new_generator(settings, 2, None)
 
     def check_changes(self, run: RunFolder, settings: SeqGANSettings) -> None:
@@ -148,7 +148,7 @@ class SeqGANProgram(Program[SeqGANSettings, Task, Generator]):
         pair = pair_to_train(
             stage,
             lambda: new_generator(settings, num_symbols, first),
-            settings.model.kind,
+            settings.model.name,
             resume,
             DESCRIBED_BY,
         ).to(device)
@@ -193,7 +193,7 @@ class SeqGANProgram(Program[SeqGANSettings, Task, Generator]):
         made, step = load_pair(
             holder,
             lambda: new_generator(settings, rendering.num_symbols, first),
-            settings.model.kind,
+            settings.model.name,
             device,
             DESCRIBED_BY,
         )
@@ -217,7 +217,7 @@ def new_generator(settings: SeqGANSettings, num_symbols: int, first: int | None)
     Raises `UserError` for a pair with latents.
     """
     size = settings.task.embedding_size
-    parts = Parts(
+    parts = PairComponents(
         Categorical(num_symbols),
         lambda: Embedding(num_symbols, size),
         lambda encoder: PreviousObservation(encoder, before=first),
@@ -225,7 +225,7 @@ def new_generator(settings: SeqGANSettings, num_symbols: int, first: int | None)
     pair = make_pair(settings.model, parts)
     if pair.guide is not no_guide:
         raise UserError(
-            f"SeqGAN trains generators without latents, and the pair {settings.model.kind!r} has "
+            f"SeqGAN trains generators without latents, and the pair {settings.model.name!r} has "
             "a "
             "guide: choose rnn"
         )

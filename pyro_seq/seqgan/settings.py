@@ -127,7 +127,7 @@ class AdversarialSettings:
         16,
         "completions of each prefix; 0: the reward of the whole sequence at each of its steps",
     )
-    update_rate: float = between(
+    rollout_policy_decay: float = between(
         0, 1, 0.8, "how much of its weights the policy of the rollouts keeps at each step"
     )
     rollout_batch: int = between(

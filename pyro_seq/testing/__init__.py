@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterator
 import pyro
 import torch
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pairs.pair import Pair, Stochastic, no_guide
 from pyro_seq.poutine.checks import latent_sites, mismatches, named, non_finite, sites_by_name
-from pyro_seq.poutine.step_densities import is_enumerated, misshapen, states, unkept
+from pyro_seq.poutine.step_densities import (
+    is_enumerated,
+    states,
+    unserialisable_state,
+    wrong_batch_dim,
+)
 from pyro_seq.testing import agreement, invariances
 from pyro_seq.testing.gradients import gradients
 from pyro_seq.testing.probe import Failure, Probe, evaluating, one_line, traced
@@ -101,10 +106,10 @@ def _probe_batch(batch: SequenceBatch) -> SequenceBatch:
     """Return a few sequences of a batch, not all equal, some of them with padding."""
     few = batch.select(slice(SEQUENCES)) if len(batch) > 1 else batch.repeat(2)
     steps = few.num_steps if few.num_steps <= STEPS else STEPS
-    values, inputs = map_tensors(lambda x: x[:, :steps].clone(), (few.values, few.inputs))
+    values, inputs = tree_map(lambda x: x[:, :steps].clone(), (few.values, few.inputs))
     lengths = few.lengths.clamp(max=steps)
     if len(batch) == 1:
-        values = map_tensors(lambda x: torch.cat([x[:1], x[1:].roll(1, 1)]), values)
+        values = tree_map(lambda x: torch.cat([x[:1], x[1:].roll(1, 1)]), values)
     if bool((lengths == steps).all()) and steps > 1:
         lengths[1:] = (
             lengths[1:] - 1 - torch.arange(len(lengths) - 1, device=lengths.device) % 2
@@ -143,8 +148,8 @@ def _sites(probe: Probe) -> list[str]:
     return (
         wrong
         or non_finite(probe.model, "model")
-        or unkept(found)
-        or misshapen(found, len(probe.batch))
+        or unserialisable_state(found)
+        or wrong_batch_dim(found, len(probe.batch))
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 
-from pyro_seq._rng import aside
+from pyro_seq._rng import fork_rng
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.checks import latent_sites, plate_depth
@@ -40,7 +40,7 @@ def gradients(pair: Pair, batch: SequenceBatch, model_trace: Any) -> Iterator[st
     try:
         pair.train()
         for seed in range(EVALUATIONS):
-            with aside(seed), torch.enable_grad():
+            with fork_rng(seed), torch.enable_grad():
                 _move(parameters, AWAY if seed else 0.0)
                 loss = elbo.differentiable_loss(pair.model, pair.guide, batch)
                 if not loss.requires_grad:

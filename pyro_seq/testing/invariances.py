@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.poutine.checks import by_stem, named, sites_by_name
 from pyro_seq.poutine.probe import lengthened
-from pyro_seq.poutine.step_densities import by_step, is_told_apart
+from pyro_seq.poutine.step_densities import by_step, has_step_log_prob
 from pyro_seq.testing.probe import Failure, Probe, active_values, densities, differs
 
 LOOKS = 8  # at most so many steps are looked at for what they know of later ones
@@ -167,7 +167,7 @@ def _unmasked(probe: Probe, side: str) -> Iterator[str]:
                 and site["mask"] is None
             ):
                 yield name
-        elif is_told_apart(sites_by_name(trace)[name], place):
+        elif has_step_log_prob(sites_by_name(trace)[name], place):
             steps = _steps(name, sites_by_name(trace)[name], trace, probe.batch)
             if (steps[ended] != 0).any():
                 yield name
@@ -232,7 +232,7 @@ def _looks_ahead(probe: Probe, trace: Any, s: int) -> str | None:
             torch.as_tensor(site["value"]), torch.as_tensor(new[name]["value"])
         )
         place = probe.places[name]
-        at_step = is_told_apart(site, place) or place.step == s
+        at_step = has_step_log_prob(site, place) or place.step == s
         upto = s if own or not exchanged_before else s - 1
         before = _steps(name, site, probe.model, probe.batch)
         after = _steps(

@@ -14,8 +14,8 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
-from pyro_seq._rng import aside
+from pyro_seq._pytree import tree_map
+from pyro_seq._rng import fork_rng
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pairs.pair import Pair
@@ -80,7 +80,7 @@ def traced(
     """
     where, trace = _Whereabouts(), poutine.trace()
     try:
-        with aside(seed), where, trace, _Given(values or {}):
+        with fork_rng(seed), where, trace, _Given(values or {}):
             returned = function(batch)
     except Exception as error:
         raise Failure(f"the {side} fails {where.words}: {one_line(error)}") from error
@@ -234,7 +234,7 @@ def active_values(
             name: exchanged(x) if member in (None, name) else x for name, x in batch.values.items()
         }
     else:
-        other.values = map_tensors(exchanged, batch.values)
+        other.values = tree_map(exchanged, batch.values)
     return other
 
 
@@ -250,7 +250,7 @@ def evaluating(pair: Pair) -> Iterator[None]:
         pair.evaluating(),
         pyro.validation_enabled(False),
         torch.no_grad(),
-        aside(0),
+        fork_rng(0),
     ):
         warnings.simplefilter("ignore")
         yield

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pyro
 
 from pyro_seq import emissions
-from pyro_seq.config.build import Parts, make_pair
+from pyro_seq.config.build import PairComponents, make_pair
 from pyro_seq.config.fields import Setting
 from pyro_seq.config.model_settings import KIND, Layer, model_settings, resolve
 from pyro_seq.config.shipped import ModelSettings
@@ -60,9 +60,11 @@ def problems_with(settings: ModelSettings, emission: str, *, seed: int = 0) -> l
         return [said(error)]
 
 
-def example_parts(emission: str) -> Parts:
+def example_parts(emission: str) -> PairComponents:
     """Return small parts for an emission, as a program would give them to a pair."""
     if emission == "categorical":
-        return Parts(emissions.Categorical(5), lambda: Embedding(5, 4), PreviousObservation)
+        return PairComponents(
+            emissions.Categorical(5), lambda: Embedding(5, 4), PreviousObservation
+        )
     event = emissions.Bernoulli() if emission == "bernoulli" else emissions.Normal()
-    return Parts(emissions.Independent(event, 3), lambda: Flatten(3), PreviousObservation)
+    return PairComponents(emissions.Factorised(event, 3), lambda: Flatten(3), PreviousObservation)

@@ -75,7 +75,7 @@ class Attribution:
     strongest: Passage
 
 
-class Trail:
+class CumulativeLogLikelihood:
     """The cumulated log-likelihood of a text at evenly spaced positions.
 
     There are at most `MOST_POINTS` of them; a growing text thins them out.
@@ -157,7 +157,7 @@ def _likeliest_first(finals: NDArray[np.float64]) -> NDArray[np.intp]:
 def _evidence(
     names: Sequence[str],
     weights: NDArray[np.float64],
-    found: Sequence[tuple[Trail, Estimate, int]],
+    found: Sequence[tuple[CumulativeLogLikelihood, Estimate, int]],
     finals: NDArray[np.float64],
 ) -> list[ModelEvidence]:
     """Return each model's part, from log p(text) with the logarithm of its prior, `finals`."""
@@ -204,11 +204,13 @@ def _weights(names: Sequence[str], prior: Sequence[float] | None) -> NDArray[Any
     return given / given.sum()
 
 
-def _follow(text: TextModel, path: Path, options: ScoringOptions) -> tuple[Trail, Estimate, int]:
+def _follow(
+    text: TextModel, path: Path, options: ScoringOptions
+) -> tuple[CumulativeLogLikelihood, Estimate, int]:
     """Return (the cumulated log-likelihood, how it was made and its error, characters outside the
     vocabulary).
     """
-    trail, unknown = Trail(), 0
+    trail, unknown = CumulativeLogLikelihood(), 0
     shared = (
         np.log(text.vocabulary.bucket_sizes()) if text.vocabulary.level == "char" else np.zeros(0)
     )

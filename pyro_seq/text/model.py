@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pyro_seq.config.build import Parts, carries_state, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, carries_state, make_pair, model_settings
 from pyro_seq.config.fields import between, described, one_of
 from pyro_seq.config.model_settings import Layer, resolve
 from pyro_seq.contexts import PreviousObservation
@@ -79,7 +79,7 @@ class TextSettings:
 def text_settings(*layers: Layer | Mapping[str, Any]) -> TextSettings:
     """Return the defaults with settings by dotted name overridden, in order.
 
-    `model.kind` is among them.
+    `model.name` is among them.
 
     Raises `UserError` for names that are not known, or not to the chosen pair, and for values of
     the wrong type or out of range.
@@ -108,10 +108,10 @@ class TextModel:
         return carries_state(self.pair, text_parts(self.settings, self.vocabulary), self.device)
 
 
-def text_parts(settings: TextSettings, vocabulary: Vocabulary) -> Parts:
+def text_parts(settings: TextSettings, vocabulary: Vocabulary) -> PairComponents:
     """Return the parts of pairs: symbols are embedded, a step sees the previous symbol."""
     size = len(vocabulary)
-    return Parts(
+    return PairComponents(
         Categorical(size),
         lambda: Embedding(size, settings.text.embedding_size),
         PreviousObservation,

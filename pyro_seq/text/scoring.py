@@ -21,7 +21,7 @@ from pyro_seq._progress import Progress
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import DIVERGED, UserError
 from pyro_seq.infer.likelihood.document import score_document
-from pyro_seq.infer.likelihood.score import warnings_kept
+from pyro_seq.infer.likelihood.score import collect_warnings
 from pyro_seq.infer.likelihood.scoring import Method
 from pyro_seq.infer.smc.particle_filter import Proposal
 from pyro_seq.programs.scored_run import Estimate, ScoredStep, ScoringOptions
@@ -163,7 +163,7 @@ def _scored_document(
     window = scoring_window(text)
     scores = score_document(text.pair, _Batches(text, blocks, window), **options)
     for block in windows_of(blocks, window):
-        with pyro.validation_enabled(False), warnings_kept():
+        with pyro.validation_enabled(False), collect_warnings():
             scored = next(scores)
         yield ScoredBlock(*block, scored.surprise[0], Estimate.of(scored))
 
@@ -181,7 +181,7 @@ class _Batches:
 
 
 def _side_by_side(text: TextModel, sequences: Sequence[Block]) -> SequenceBatch:
-    return SequenceBatch.of(
+    return SequenceBatch.from_sequences(
         [torch.from_numpy(symbols.astype(np.int64)) for symbols, _ in sequences]
     ).to(text.device)
 
@@ -202,7 +202,7 @@ def scored_sequences(
             nats = torch.cat([scored.nats for scored in windows])
             yield ScoredBlock(*group[0], nats, windows[-1].so_far)
             continue
-        with pyro.validation_enabled(False), warnings_kept():
+        with pyro.validation_enabled(False), collect_warnings():
             (scored,) = score_document(text.pair, [_side_by_side(text, group)], **options)
         for row, block in enumerate(group):
             nats = scored.surprise[row, : len(block[0])]

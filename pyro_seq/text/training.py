@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError, finite_probabilities
-from pyro_seq.infer.continuation import state_after
+from pyro_seq.infer.continuations import state_after
 from pyro_seq.infer.likelihood.document import score_document
-from pyro_seq.infer.sampling import sample_steps, sharpened, without
+from pyro_seq.infer.sampling import sample_steps, tempered, without
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.infer.stepping.replay import ReplayStepper
 from pyro_seq.text.model import (
@@ -241,25 +241,28 @@ def generate(
         )
     never = torch.tensor(vocabulary.never, dtype=torch.long, device=text.device)
 
-    def adjust(distribution: Any) -> Any:
+    def transform_distribution(distribution: Any) -> Any:
         known = without(distribution, never) if len(never) else distribution
-        return sharpened(known, temperature=temperature, top_k=top_k)
+        return tempered(known, temperature=temperature, top_k=top_k)
 
     most = max(1, min(SAMPLED_ROWS, SAMPLED_SYMBOLS // length))
     for first in range(0, num_samples, most):
         rows = min(most, num_samples - first)
-        for symbols in _sample_symbols(text, rows, length, prompt, adjust):
+        for symbols in _sample_symbols(text, rows, length, prompt, transform_distribution):
             yield text.vocabulary.decode(symbols)
 
 
 def _sample_symbols(
-    text: TextModel, rows: int, length: int, prompt: str, adjust: Any
+    text: TextModel, rows: int, length: int, prompt: str, transform_distribution: Any
 ) -> list[NDArray[Any]]:
     """New symbols, each row after the prompt: `length` of them, or up to the end of the line."""
     with finite_probabilities(), text.pair.scope(), pyro.validation_enabled(False):
         sampled = np.empty((rows, length), dtype=text.vocabulary.dtype)
         steps = sample_steps(
-            text.model, length, state=_state_after(text, rows, prompt), adjust=adjust
+            text.model,
+            length,
+            state=_state_after(text, rows, prompt),
+            transform_distribution=transform_distribution,
         )
         for start in range(0, length, BLOCK):
             block = torch.stack(list(islice(steps, BLOCK)), 1).cpu().numpy()

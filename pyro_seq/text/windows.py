@@ -238,4 +238,4 @@ def separate_windows(
             .to(device)
             .split(window)
         )
-        yield SequenceBatch.of(pieces)
+        yield SequenceBatch.from_sequences(pieces)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pyro_seq import lazy_exports
 
 if TYPE_CHECKING:
-    from pyro_seq.train.interruption import Interruption as Interruption
+    from pyro_seq.train.interruption import SignalGuard as SignalGuard
     from pyro_seq.train.minibatches import PieceBatches as PieceBatches
     from pyro_seq.train.optimizer import JointOptimiser as JointOptimiser
     from pyro_seq.train.settings import TrainingSettings as TrainingSettings

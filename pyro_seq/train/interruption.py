@@ -7,23 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Interruption:
-    """A request to stop: `wished` is the number of the signal, 0 without one."""
+class SignalGuard:
+    """A request to stop: `received` is the number of the signal, 0 without one."""
 
     def __init__(self) -> None:
-        self.wished = 0
+        self.received = 0
 
     @contextmanager
-    def noticed(self) -> Iterator[None]:
-        """Note a signal in `wished` inside; a second one raises `KeyboardInterrupt`.
+    def catch(self) -> Iterator[None]:
+        """Note a signal in `received` inside; a second one raises `KeyboardInterrupt`.
 
         Outside the main thread no signal is noted.
         """
 
         def note(number: int, frame: object) -> None:
-            if self.wished:
+            if self.received:
                 raise KeyboardInterrupt(number)
-            self.wished = number
+            self.received = number
 
         previous = {}
         try:

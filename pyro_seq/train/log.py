@@ -16,7 +16,7 @@ from pyro_seq._threads import words
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.runs.metrics import MetricsFile
 from pyro_seq.runs.stateful import Entry, Stateful, attributes
-from pyro_seq.runs.tensorboard import Events
+from pyro_seq.runs.tensorboard import EventWriter
 
 MOST_FIGURES = 1_000
 
@@ -36,7 +36,7 @@ class TrainingLog:
         self.sums: dict[str, float] = {}  # since the last means, and of how many steps
         self.metrics: MetricsFile | None = None
         self.metrics_size = 0  # in bytes, at the last checkpoint
-        self.events = Events(None)
+        self.events = EventWriter(None)
         self._units_shown, self._shown_at = 0, time.monotonic()
 
     @contextmanager
@@ -49,7 +49,7 @@ class TrainingLog:
         self._units_shown, self._shown_at = 0, time.monotonic()
         if run is not None:
             self.metrics = MetricsFile(run.metrics, self.metrics_size)
-            self.events = Events(run.tensorboard, step)
+            self.events = EventWriter(run.tensorboard, step)
         computing = words()
         if computing is not None:
             self.progress.say(computing)
@@ -57,7 +57,7 @@ class TrainingLog:
             yield
         finally:
             self.progress.end()
-            events, self.events = self.events, Events(None)
+            events, self.events = self.events, EventWriter(None)
             if self.metrics is not None:
                 self.metrics.close()
                 self.metrics = None

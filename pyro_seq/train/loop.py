@@ -20,7 +20,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.runs.checkpoint import going_on_from, load_tree
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.runs.stateful import Stateful, States
-from pyro_seq.train.interruption import Interruption
+from pyro_seq.train.interruption import SignalGuard
 from pyro_seq.train.log import TrainingLog
 
 EXPECTED_WARNINGS = (
@@ -240,7 +240,7 @@ class Loop:
         self.log = log or TrainingLog(units="steps", bits="bits/step", quiet=True)
         self.begun = False  # also where it goes on: what a checkpoint holds has been taken over
         self.stage_ended = False  # with the latest step
-        self._interruption = Interruption()
+        self._interruption = SignalGuard()
 
     def fit(self, *, resume: bool = False) -> None:
         """Train until the budget is used up or Ctrl-C is pressed.
@@ -251,7 +251,7 @@ class Loop:
         Raises `UserError` for a run that holds a training already, or one that this training cannot
         go on from, and `KeyboardInterrupt` (with the signal's number) after Ctrl-C or SIGTERM.
         """
-        self._interruption.wished, self.begun = 0, False
+        self._interruption.received, self.begun = 0, False
         with ExitStack() as stack:
             stack.enter_context(self.scope())
             if self.run is not None:
@@ -261,7 +261,7 @@ class Loop:
                 warnings.filterwarnings("ignore", message=message)
             resumed = self.begin(resume=resume)
             stack.enter_context(self.log.opened(self.run, step=self.logged_step))
-            stack.enter_context(self._interruption.noticed())
+            stack.enter_context(self._interruption.catch())
             self.begun = True
             stack.enter_context(self.training())
             if resumed:
@@ -270,8 +270,8 @@ class Loop:
                 callback.on_train_start(self)
             self._run()
             self._end()
-        if self._interruption.wished:
-            raise KeyboardInterrupt(self._interruption.wished)
+        if self._interruption.received:
+            raise KeyboardInterrupt(self._interruption.received)
 
     def begin(self, *, resume: bool) -> bool:
         """Prepare the training, and return whether there was a checkpoint to go back to.
@@ -313,16 +313,16 @@ class Loop:
                         callback.on_step_end(self)
 
     def _end(self) -> None:
-        if not self._interruption.wished:
+        if not self._interruption.received:
             for callback in self.callbacks:
                 callback.on_train_end(self)
         self.save()
-        if not self._interruption.wished:
+        if not self._interruption.received:
             self.conclude()
             self.log.progress.say(f"{self.where()} is the last: {self.stopped_by()}")
 
     def _is_over(self) -> bool:
-        return bool(self._interruption.wished) or self.stopped_by() is not None
+        return bool(self._interruption.received) or self.stopped_by() is not None
 
     def save(self) -> None:
         """Save a checkpoint, if there is a run to keep it."""

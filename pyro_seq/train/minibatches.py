@@ -59,7 +59,7 @@ class PieceBatches:
             self.waiting = self._pass()
         drawn, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
         stretches = [self._moved(self.pieces[piece][start:end]) for piece, start, end in drawn]
-        return self.observe(SequenceBatch.of(stretches).to(self.device)), False
+        return self.observe(SequenceBatch.from_sequences(stretches).to(self.device)), False
 
     def _pass(self) -> list[tuple[int, int, int]]:
         """Every stretch of every piece once, minibatch after minibatch."""

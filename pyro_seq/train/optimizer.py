@@ -31,7 +31,7 @@ class JointOptimiser(PyroOptim):
     of at least two dimensions), where r rises from 0 to 1 over the first `penalty_steps`; the
     gradient rescaled so that its norm over all parameters is at most `clip_norm`; AdamW (decoupled
     `weight_decay`, on weight matrices); then the average a <- decay * a + (1 - decay) * w, with
-    decay min(average, (1 + n)/(10 + n)) at the n-th step, so that it forgets the beginning.
+    decay min(ema_decay, (1 + n)/(10 + n)) at the n-th step, so that it forgets the beginning.
     Gradients are gone after a step, and before the first.
 
     Args:
@@ -40,7 +40,7 @@ class JointOptimiser(PyroOptim):
         clip_norm: the largest global gradient norm, 0 for no limit.
         l1, l2: the penalties' strengths, reached linearly over `penalty_steps` (0: from the first
             step).
-        average: the average's decay, 0 for none.
+        ema_decay: the average's decay, 0 for none.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class JointOptimiser(PyroOptim):
         l1: float = 0.0,
         l2: float = 0.0,
         penalty_steps: int = 0,
-        average: float = 0.0,
+        ema_decay: float = 0.0,
     ) -> None:
         self.parameters, self.learning_rate = parameters, learning_rate
         self.clip_norm, self.l1, self.l2 = clip_norm, l1, l2
-        self.penalty_steps, self.average_decay = penalty_steps, average
+        self.penalty_steps, self.ema_decay = penalty_steps, ema_decay
         self.steps, self.gradient_norm, self.gradient_scale = 0, 0.0, 1.0
         self._known = {id(p) for p in parameters.values()}
         self.matrices = [p for p in parameters.values() if p.dim() >= 2]
@@ -71,7 +71,7 @@ class JointOptimiser(PyroOptim):
         self.optimiser = torch.optim.AdamW(
             kept, lr=learning_rate, betas=betas, eps=1e-8, fused=True
         )
-        self.averages = [p.detach().clone() for p in parameters.values()] if average > 0 else []
+        self.averages = [p.detach().clone() for p in parameters.values()] if ema_decay > 0 else []
         self.optimiser.zero_grad()
 
     @classmethod
@@ -87,7 +87,7 @@ class JointOptimiser(PyroOptim):
             l1=s.l1,
             l2=s.l2,
             penalty_steps=s.penalty_steps,
-            average=s.average,
+            ema_decay=s.ema_decay,
         )
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
@@ -103,7 +103,7 @@ class JointOptimiser(PyroOptim):
         self.optimiser.zero_grad()
         self.steps += 1
         if self.averages:
-            decay = min(self.average_decay, (1 + self.steps) / (10 + self.steps))
+            decay = min(self.ema_decay, (1 + self.steps) / (10 + self.steps))
             with torch.no_grad():
                 torch._foreach_lerp_(self.averages, list(self.parameters.values()), 1.0 - decay)
 

@@ -18,12 +18,17 @@ from pyro_seq.errors import UserError
 from pyro_seq.infer.elbo import FreeBits_ELBO
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.checks import latent_sites, mismatches, named, non_finite
-from pyro_seq.poutine.step_densities import is_enumerated, misshapen, states, unkept
+from pyro_seq.poutine.step_densities import (
+    is_enumerated,
+    states,
+    unserialisable_state,
+    wrong_batch_dim,
+)
 from pyro_seq.poutine.summed_out import does_not_sum
 
 
 @contextmanager
-def tried(pair: Pair, batches: Any, carried: Any = None) -> Iterator[SequenceBatch]:
+def dry_run(pair: Pair, batches: Any, carried: Any = None) -> Iterator[SequenceBatch]:
     """Yield the next batch for a dry run, and undo the run's side effects on exit.
 
     The pair is in training mode, under Pyro's validation.
@@ -76,7 +81,7 @@ def check_sites(pair: Pair, elbo: Any, batch: SequenceBatch) -> None:
         )
         wrong = wrong or _not_reparameterised(guide_trace, elbo) or non_finite(model_trace, "model")
     found = states(guide_trace, model_trace)
-    wrong = wrong or unkept(found) or misshapen(found, len(batch))
+    wrong = wrong or unserialisable_state(found) or wrong_batch_dim(found, len(batch))
     if wrong:
         raise UserError(f"on the first batch: {wrong[0]}")
 

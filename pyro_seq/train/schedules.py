@@ -42,19 +42,21 @@ LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 
 
 def learning_rate_factor(
-    progress: float, *, schedule: str, floor: float = 0.0, warmup: float = 0.0
+    progress: float, *, schedule: str, final_lr_fraction: float = 0.0, warmup: float = 0.0
 ) -> float:
     """Return the factor of the learning rate at a fraction of the run.
 
-    A linear warm-up is followed by the schedule down to `floor`.
+    A linear warm-up is followed by the schedule down to `final_lr_fraction`.
     """
     if progress < warmup:
         return progress / warmup
     rest = min(1.0, (progress - warmup) / max(1e-12, 1.0 - warmup))
     if schedule == "cosine":
-        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * rest))
+        return final_lr_fraction + (1.0 - final_lr_fraction) * 0.5 * (
+            1.0 + math.cos(math.pi * rest)
+        )
     if schedule == "linear":
-        return floor + (1.0 - floor) * (1.0 - rest)
+        return final_lr_fraction + (1.0 - final_lr_fraction) * (1.0 - rest)
     if schedule != "constant":
         raise ValueError(f"schedule must be one of {LEARNING_RATE_SCHEDULES}, got {schedule!r}")
     return 1.0

@@ -25,7 +25,7 @@ class TrainingSettings:
         "linear",
         "learning rate over the run, as a fraction of steps or minutes",
     )
-    floor: float = between(
+    final_lr_fraction: float = between(
         0, 1, 0.02, "where the schedule ends, as a fraction of the learning rate"
     )
     warmup: float = between(
@@ -48,7 +48,7 @@ class TrainingSettings:
     clip_norm: float = at_least(
         0, 1.0, "largest norm of the gradient over all parameters; 0 for no limit"
     )
-    average: float = between(
+    ema_decay: float = between(
         0,
         0.99999,
         0.0,

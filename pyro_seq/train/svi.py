@@ -13,7 +13,7 @@ from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.scale_latents import ScaleLatents, scales_summed_out
 from pyro_seq.train.divergence import diverged
 from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
-from pyro_seq.train.preflight import find_parameters, tried
+from pyro_seq.train.preflight import dry_run, find_parameters
 from pyro_seq.train.schedules import kl_strength
 from pyro_seq.train.settings import TrainingSettings
 
@@ -69,7 +69,7 @@ class SVIUpdates:
 
         Both come from a look at the first batch, which leaves no other trace.
         """
-        with tried(self.pair, batches) as batch:
+        with dry_run(self.pair, batches) as batch:
             parameters, without = find_parameters(self.pair, self.elbo, batch)
             self._summed_out_scaled = scales_summed_out(
                 self.elbo, self.pair.model, self.pair.guide, batch, self.kl_strength(0)
@@ -97,7 +97,7 @@ class SVIUpdates:
         """
         self.optimiser.scale_learning_rate(factor)
         self._step = step
-        loss = self._svi.step(batch.remembering() if self._shares else batch)
+        loss = self._svi.step(batch.with_cache() if self._shares else batch)
         parts, n = self.recorder.take(), max(1, batch.num_observations)
         figures = {
             "loss": loss,

@@ -17,8 +17,8 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyro_seq._pytree import detach, map_tensors
-from pyro_seq._rng import aside
+from pyro_seq._pytree import tree_detach, tree_map
+from pyro_seq._rng import fork_rng
 from pyro_seq._schema import MOST, Anything, Number, Optional, Whole, Word
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
@@ -33,7 +33,7 @@ from pyro_seq.train.divergence import diverged, diverged_words
 from pyro_seq.train.log import TrainingLog
 from pyro_seq.train.loop import Budget, Checkpoint, EveryNSteps, Loop, Measured, Stage, Validate
 from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
-from pyro_seq.train.preflight import refuse_gaps, tried
+from pyro_seq.train.preflight import dry_run, refuse_gaps
 from pyro_seq.train.schedules import learning_rate_factor
 from pyro_seq.train.settings import PRECISIONS, TrainingSettings
 from pyro_seq.train.svi import Batches, SVIUpdates
@@ -186,7 +186,7 @@ class Trainer(Loop):
         rate = learning_rate_factor(
             self.budget.fraction(self.step + 1, self.minutes),
             schedule=s.schedule,
-            floor=s.floor,
+            final_lr_fraction=s.final_lr_fraction,
             warmup=s.warmup,
         )
         try:
@@ -228,7 +228,7 @@ class Trainer(Loop):
         """Evaluation mode with the averaged weights; the random state comes out as it went in,
         whatever is drawn inside.
         """
-        with self.optimiser.averaged(), aside(self.step), torch.no_grad():
+        with self.optimiser.averaged(), fork_rng(self.step), torch.no_grad():
             self.pair.train(False)
             try:
                 yield
@@ -285,7 +285,7 @@ class Trainer(Loop):
         if self.run is not None:
             self.run.save(self.run.best, {"step": self.step, "weights": self.pair.weights()})
         else:
-            self._best = map_tensors(torch.clone, self.pair.weights())
+            self._best = tree_map(torch.clone, self.pair.weights())
 
     # checkpoints
 
@@ -327,9 +327,9 @@ class Trainer(Loop):
     def _carry_on(self, carried: Any) -> None:
         """Take over states, and try whether they fit the next batch."""
         device = next(iter(self.optimiser.parameters.values())).device
-        self.carried = map_tensors(lambda tensor: tensor.to(device), carried)
+        self.carried = tree_map(lambda tensor: tensor.to(device), carried)
         self._run_in_precision()
-        with tried(self.pair, self.batches, self.carried) as batch, torch.no_grad():
+        with dry_run(self.pair, self.batches, self.carried) as batch, torch.no_grad():
             self.updates.elbo.loss(*self._sides, batch)
         self.updates.recorder.take()
 
@@ -346,5 +346,5 @@ class _Carried:
         mixed = self.precision != torch.float32
         with torch.autocast(batch.device.type, dtype=self.precision) if mixed else nullcontext():
             outcome = self.inner(batch)
-        self.state = map_tensors(full_precision, detach(getattr(outcome, "state", None)))
+        self.state = tree_map(full_precision, tree_detach(getattr(outcome, "state", None)))
         return outcome

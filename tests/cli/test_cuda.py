@@ -85,7 +85,7 @@ def test_text_across_devices(
 @pytest.mark.parametrize("kind", ["rnn", "iseq", "srnn", "vrnn", "dmm", "hmm"])
 def test_text_of_every_pair(kind: str, corpus: Path, tmp_path: Path) -> None:
     small = {
-        "model.kind": kind,
+        "model.name": kind,
         "training.num_steps": 3,
         "training.valid_every": 2,
         "text.window": 12,
@@ -119,7 +119,7 @@ def test_music(
     }
     words = [
         w
-        for k, v in (sizes | {"model.kind": kind, "frames.emission": emission}).items()
+        for k, v in (sizes | {"model.name": kind, "frames.emission": emission}).items()
         for w in ("--set", f"{k}={v}")
     ]
     run = tmp_path / "run"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.cli import main
 from pyro_seq.runs.checkpoint import load_tree, save_tree
 
@@ -115,7 +115,7 @@ def rewrite(path: Path, **changes: Any) -> None:
             "does not fit run.json",
         ),
         ({"settings": {"model.hidden_size": 10**30}}, "model.hidden_size must lie in"),
-        ({"settings": {"model.kind": "srnn"}}, "does not fit run.json"),
+        ({"settings": {"model.name": "srnn"}}, "does not fit run.json"),
     ],
 )
 def test_run_json_of_another_kind_version_or_size(
@@ -283,7 +283,7 @@ CHECKPOINTS: dict[str, Any] = {
 def carried(
     tree: dict[str, Any], function: Callable[[torch.Tensor], torch.Tensor]
 ) -> dict[str, Any]:
-    return tree | {"carried": map_tensors(function, tree["carried"])}
+    return tree | {"carried": tree_map(function, tree["carried"])}
 
 
 CARRIED: dict[str, Callable[[dict[str, Any]], Any]] = {

@@ -144,7 +144,7 @@ def test_print_config_is_a_config_that_can_be_used(
 ) -> None:
     assert pyroseq("midi", "train", "--print-config", "--model", "srnn", "--rate", 10, *WORDS) == 0
     shown = capsys.readouterr().out
-    assert 'model.kind = "srnn"' in shown and "rolls.rate = 10.0" in shown
+    assert 'model.name = "srnn"' in shown and "rolls.rate = 10.0" in shown
     (tmp_path / "c.toml").write_text(shown)
     # in place of the preset's beat grid
     assert pyroseq("midi", "train", "--print-config", "--demo", "--rate", 12) == 0

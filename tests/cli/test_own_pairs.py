@@ -15,18 +15,18 @@ import torch
 from torch import nn
 
 from pyro_seq import AutoSequenceGuide, Pair, SequenceBatch, no_guide, score
-from pyro_seq.config.build import Parts, carries_state, make_pair, model_settings
-from pyro_seq.config.registry import Recipe
+from pyro_seq.config.build import PairComponents, carries_state, make_pair, model_settings
+from pyro_seq.config.registry import PairEntry
 from pyro_seq.contexts import Chain, Context, PreviousObservation, SideInputs
 from pyro_seq.emissions.base import Emission
-from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Beta, Categorical, Normal
 from pyro_seq.encoders import Embedding, Encoder, Flatten
 from pyro_seq.errors import UserError
-from pyro_seq.pairs.model import Outcome
+from pyro_seq.pairs.model import SequenceOutput
 
 K = 4
-PARTS = Parts(
+PARTS = PairComponents(
     Categorical(K),
     lambda: Embedding(K, 3),
     lambda encoder: Chain(PreviousObservation(encoder), SideInputs(2)),
@@ -35,7 +35,9 @@ PARTS = Parts(
 
 
 def made(maker: Callable[..., Any], **settings: Any) -> Pair:
-    return make_pair(model_settings(Recipe("own.py:maker", maker, source="file"), settings), PARTS)
+    return make_pair(
+        model_settings(PairEntry("own.py:maker", maker, source="file"), settings), PARTS
+    )
 
 
 def bigram(batch: SequenceBatch) -> None:
@@ -82,8 +84,8 @@ def test_example_is_what_the_emission_draws() -> None:
         and batch.inputs is not None
         and batch.inputs.shape == (3, 5, 2)
     )
-    group = Joint({"a": Independent(Beta(), 3), "b": Normal()})
-    values = Parts(group, lambda: Flatten(3), PreviousObservation).example().values
+    group = Joint({"a": Factorised(Beta(), 3), "b": Normal()})
+    values = PairComponents(group, lambda: Flatten(3), PreviousObservation).example().values
     assert (
         isinstance(values, dict) and values["a"].shape == (2, 3, 3) and values["b"].shape == (2, 3)
     )
@@ -278,9 +280,9 @@ def test_missing_memory_and_interruptions_are_not_the_pairs(kind: type[BaseExcep
 
 
 def test_which_pairs_carry_a_state() -> None:
-    def carrying(batch: SequenceBatch) -> Outcome:
+    def carrying(batch: SequenceBatch) -> SequenceOutput:
         bigram(batch)
-        return Outcome(batch.values, None, torch.zeros(len(batch)))
+        return SequenceOutput(batch.values, None, torch.zeros(len(batch)))
 
     pairs = [
         make_pair(model_settings("srnn"), PARTS),

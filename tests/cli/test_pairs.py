@@ -227,7 +227,7 @@ def test_wrong_words_to_check(refused: Callable[..., str]) -> None:
     assert "unknown setting 'model.sise'" in refused(
         "pairs", "check", "rnn", "--set", "model.sise=3"
     )
-    assert "is what is checked" in refused("pairs", "check", "rnn", "--set", "model.kind=srnn")
+    assert "is what is checked" in refused("pairs", "check", "rnn", "--set", "model.name=srnn")
     assert "invalid" in refused("pairs", "check", "rnn", "--emission", "poisson").lower()
 
 
@@ -236,7 +236,7 @@ def test_example_is_trained_checked_scored_and_sampled(
 ) -> None:
     settings = json.loads((run / "run.json").read_text())["settings"]
     assert (
-        settings["model.kind"] == f"{EXAMPLE}:Topic"
+        settings["model.name"] == f"{EXAMPLE}:Topic"
         and settings["model.drift"] == 0.2
         and "model.cell" not in settings
     )
@@ -335,7 +335,7 @@ def test_code_that_a_run_names_is_not_run(
     document = json.loads((copy / "run.json").read_text())
     spec = f"{tmp_path}/evil 1.py:maker"
     (tmp_path / "evil 1.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\n")
-    document["settings"]["model.kind"] = spec
+    document["settings"]["model.name"] = spec
     (copy / "run.json").write_text(json.dumps(document))
     for command in commands(copy, corpus).values():
         line = refused(*command)
@@ -343,7 +343,7 @@ def test_code_that_a_run_names_is_not_run(
             f"{copy} was trained with a pair of your own, whose code is not run unless you say "
             f"so: add --pair '{spec}'"
         )
-    (tmp_path / "c.toml").write_text(f"model.kind = {json.dumps(spec)}\n")
+    (tmp_path / "c.toml").write_text(f"model.name = {json.dumps(spec)}\n")
     line = refused("text", "train", "--config", tmp_path / "c.toml", "--print-config")
     assert line.endswith(f"add --pair '{spec}'") and not (tmp_path / "was run").exists()
 

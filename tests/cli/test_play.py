@@ -229,7 +229,7 @@ def test_settings_are_shown(
     assert (
         'play.env = "Acrobot-v1"' in shown
         and "play.env_steps = 123" in shown
-        and 'model.kind = "srnn"' in shown
+        and 'model.name = "srnn"' in shown
     )
 
 
@@ -451,7 +451,7 @@ def test_what_comes_next_names_the_environment_again(
         ("play.goal_games=1" + "0" * 400, "play.goal_games must lie in"),
         ("play.env_steps=1" + "0" * 400, "play.env_steps must lie in"),
         ("world.first_updates=1" + "0" * 400, "world.first_updates must lie in"),
-        ("agent.relaxation=1e-320", "agent.relaxation must lie in"),
+        ("agent.gumbel_temperature=1e-320", "agent.gumbel_temperature must lie in"),
         ("agent.entropy_bonus=1e300", "agent.entropy_bonus must lie in"),
         ("world.batch_size=65536", "world.batch_size times world.window is"),
         ("agent.num_games=1000000", "agent.num_games times agent.horizon is"),

@@ -31,7 +31,7 @@ OTHERS: dict[str, tuple[str, list[tuple[Line, str]]]] = {
         [
             (["--seed", 4], "seed = 3, not 4"),
             (["--preset", "best"], "model.output_dropout = 0.3, not 0.5"),
-            (["--model", "srnn"], "model.kind = rnn, not srnn"),
+            (["--model", "srnn"], "model.name = rnn, not srnn"),
             (["--set", "text.window=13"], "text.window = 12, not 13"),
             (["--config", "OTHER"], "text.batch_size = 4, not 5"),
             (["--valid-fraction", 0.3], "valid_fraction = 0.2, not 0.3"),
@@ -231,11 +231,11 @@ def test_a_pair_of_ones_own_is_named_again(
     folder, file = tmp_path / "run", tmp_path / "own.py"
     file.write_text("from pyro_seq.models import RNN\nOwn = RNN\n")
     settings = tmp_path / "c.json"
-    settings.write_text(json.dumps({"model.kind": "srnn"}))
+    settings.write_text(json.dumps({"model.name": "srnn"}))
     line = ["text", "train", "--train-corpus", corpus, "--run-dir", folder, "--quiet", *tiny]
     line += ["--pair", f"{file}:Own", "--config", settings]
     assert pyroseq(*line) == pyroseq(*line, "--resume") == 0
     assert "add --pair" in refused(*line[:-4], "--resume")
-    said = refused(*line[:-4], "--set", f"model.kind={file}:Other", "--resume")
+    said = refused(*line[:-4], "--set", f"model.name={file}:Other", "--resume")
     assert "has no 'Other'" in said
-    assert pyroseq(*line[:-4], "--set", f"model.kind={file}:Own", "--resume") == 0
+    assert pyroseq(*line[:-4], "--set", f"model.name={file}:Own", "--resume") == 0

@@ -134,7 +134,7 @@ def test_run_folder_holds_all_that_is_needed(run: Path) -> None:
     assert {path.stat().st_mode & 0o077 for path in run.iterdir() if path.is_file()} == {0o044}
     settings = json.loads((run / "run.json").read_text())["settings"]
     assert (
-        settings["model.kind"] == run.name
+        settings["model.name"] == run.name
         and settings["training.num_steps"] == 8
         and settings["text.window"] == 12
     )
@@ -149,7 +149,7 @@ def test_print_config_needs_no_run_and_is_a_config(
     options = ["--model", "srnn", "--num-steps", 7, "--set", "model.decoder_sizes=3,4"]
     assert pyroseq("text", "train", "--print-config", *options) == 0
     shown, err = capsys.readouterr()
-    assert err == "" and 'model.kind = "srnn"' in shown and "model.decoder_sizes = [3, 4]" in shown
+    assert err == "" and 'model.name = "srnn"' in shown and "model.decoder_sizes = [3, 4]" in shown
     (tmp_path / "c.toml").write_text(shown)
     assert pyroseq("text", "train", "--print-config", "--config", tmp_path / "c.toml") == 0
     assert capsys.readouterr().out == shown
@@ -161,7 +161,7 @@ def test_print_config_needs_no_run_and_is_a_config(
             "--config",
             tmp_path / "c.toml",
             "--set",
-            "model.kind=iseq",
+            "model.name=iseq",
         )
         == 2
     )

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from pyro_seq import Pair
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import Chain, PreviousObservation, SideInputs
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import Embedding
@@ -18,7 +18,7 @@ from pyro_seq.nn.dropout import SequenceDropout
 from pyro_seq.nn.gaussian import NormalNet
 from pyro_seq.nn.recurrent import Recurrence
 
-PARTS = Parts(
+PARTS = PairComponents(
     Categorical(4),
     lambda: Embedding(4, 3),
     lambda encoder: Chain(PreviousObservation(encoder), SideInputs(2)),

@@ -12,16 +12,16 @@ import pytest
 
 from pyro_seq.config.fields import described_settings, flatten, override
 from pyro_seq.config.model_settings import Layer, model_settings, pair_option, resolve, resolve_run
-from pyro_seq.config.registry import SHIPPED, Recipe
+from pyro_seq.config.registry import SHIPPED, PairEntry
 from pyro_seq.errors import UserError
 
 
 def table(maker: Callable[..., Any], **defaults: Any) -> Any:
-    return model_settings(Recipe("own.py:maker", maker, source="file"), defaults)
+    return model_settings(PairEntry("own.py:maker", maker, source="file"), defaults)
 
 
 def values(settings: Any) -> dict[str, Any]:
-    return {name: value for name, value in flatten(settings) if name != "kind"}
+    return {name: value for name, value in flatten(settings) if name != "name"}
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def test_names_of_shipped_settings_have_no_bounds_in_other_pairs() -> None:
         (lambda emision: None, "did you mean 'emission'"),
         (lambda batch: None, "by what makes the model, not by the model itself"),
         (
-            lambda kind=3: None,
-            "its parameter 'kind' needs another name, since model.kind is the pair's",
+            lambda name=3: None,
+            "its parameter 'name' needs another name, since model.name is the pair's",
         ),
         (lambda a, /: None, "'a' cannot be given by name"),
         (type, "its parameters cannot be told"),
@@ -185,13 +185,13 @@ def test_classes_and_annotations_that_only_a_type_checker_reads() -> None:
 
 def test_the_last_layer_that_names_a_pair_decides() -> None:
     layers = [
-        Layer({"model.kind": "srnn", "size": 4}, "a"),
+        Layer({"model.name": "srnn", "size": 4}, "a"),
         Layer({"model.latent_size": 3}, "b"),
-        Layer({"model.kind": "iseq"}, "c"),
+        Layer({"model.name": "iseq"}, "c"),
     ]
     settings = resolve(Program, layers, {})
-    assert (settings.model.kind, settings.model.latent_size, settings.size) == ("iseq", 3, 4)
-    assert next(f.name for f in fields(settings.model)) == "kind"
+    assert (settings.model.name, settings.model.latent_size, settings.size) == ("iseq", 3, 4)
+    assert next(f.name for f in fields(settings.model)) == "name"
 
 
 def test_unknown_settings_of_the_pair() -> None:
@@ -215,9 +215,9 @@ def test_unknown_settings_of_the_pair() -> None:
 
 def test_unknown_and_wrong_kinds() -> None:
     with pytest.raises(UserError, match=r"^here: unknown pair 'srn'; did you mean 'srnn'\?"):
-        resolve(Program, [Layer({"model.kind": "srn"}, "here")], {})
-    with pytest.raises(UserError, match=r"^here: model\.kind must be a word, got 3"):
-        resolve(Program, [Layer({"model.kind": 3}, "here")], {})
+        resolve(Program, [Layer({"model.name": "srn"}, "here")], {})
+    with pytest.raises(UserError, match=r"^here: model\.name must be a word, got 3"):
+        resolve(Program, [Layer({"model.name": 3}, "here")], {})
 
 
 # whose code is run
@@ -236,7 +236,7 @@ def test_code_that_a_file_names_is_not_run(spec: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         resolve(
             Program,
-            [Layer({"model.kind": spec}, "c.toml", trusted=False), Layer({"size": 2}, "--set")],
+            [Layer({"model.name": spec}, "c.toml", trusted=False), Layer({"size": 2}, "--set")],
             {},
         )
     assert str(error.value) == (
@@ -244,27 +244,27 @@ def test_code_that_a_file_names_is_not_run(spec: str, tmp_path: Path) -> None:
         f"{spec}"
     )
     with pytest.raises(UserError) as error:
-        resolve_run(Program, {"model.kind": spec}, {}, tmp_path, None)
+        resolve_run(Program, {"model.name": spec}, {}, tmp_path, None)
     assert str(error.value) == (
         f"{tmp_path} was trained with a pair of your own, whose code is not run unless you say "
         f"so: add --pair {spec}"
     )
     assert not (tmp_path / "was run").exists()
-    assert resolve(Program, [Layer({"model.kind": spec}, "--set")], {}).model.hidden_size == 3
+    assert resolve(Program, [Layer({"model.name": spec}, "--set")], {}).model.hidden_size == 3
     assert (tmp_path / "was run").exists()
 
 
 def test_run_of_a_pair_that_is_named_again(spec: str, tmp_path: Path) -> None:
-    saved = {"model.kind": "/elsewhere/own.py:maker", "model.hidden_size": 9, "size": 8}
+    saved = {"model.name": "/elsewhere/own.py:maker", "model.hidden_size": 9, "size": 8}
     settings = resolve_run(Program, saved, {}, tmp_path, spec)
-    assert (settings.model.kind, settings.model.hidden_size, settings.size) == (spec, 9, 8)
+    assert (settings.model.name, settings.model.hidden_size, settings.size) == (spec, 9, 8)
     with pytest.raises(UserError, match=r"run\.json: unknown setting 'model\.depth'"):
         resolve_run(Program, saved | {"model.depth": 1}, {}, tmp_path, spec)
 
 
 def test_run_of_a_named_pair_takes_no_other(spec: str, tmp_path: Path) -> None:
-    saved = {"model.kind": "srnn"}
-    assert resolve_run(Program, saved, {}, tmp_path, "srnn").model.kind == "srnn"
+    saved = {"model.name": "srnn"}
+    assert resolve_run(Program, saved, {}, tmp_path, "srnn").model.name == "srnn"
     for other in ("rnn", spec):
         with pytest.raises(
             UserError,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_seq.config.registry import SHIPPED, find_recipe, installed, named_by_code
+from pyro_seq.config.registry import SHIPPED, find_pair, installed, named_by_code
 from pyro_seq.errors import UserError
 from pyro_seq.models import SRNN
 
@@ -43,17 +43,17 @@ def file(tmp_path: Path) -> Path:
 
 def refused(spec: str) -> str:
     with pytest.raises(UserError) as error:
-        find_recipe(spec)
+        find_pair(spec)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 def test_shipped_pairs_have_names_and_a_line_each() -> None:
     for name in SHIPPED:
-        recipe = find_recipe(name)
-        assert recipe.shipped and recipe.kind == name and recipe.title
+        entry = find_pair(name)
+        assert entry.shipped and entry.kind == name and entry.title
         assert not named_by_code(name)
-    assert find_recipe("srnn").maker is SRNN
+    assert find_pair("srnn").maker is SRNN
 
 
 def test_unknown_name() -> None:
@@ -63,14 +63,12 @@ def test_unknown_name() -> None:
 def test_file_is_named_by_its_whole_path(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(file.parent)
     path_before = list(sys.path)
-    recipe = find_recipe("own.py:maker")
-    assert recipe.kind == f"{file}:maker" == find_recipe(f"{file}:maker").kind and named_by_code(
-        recipe.kind
+    entry = find_pair("own.py:maker")
+    assert entry.kind == f"{file}:maker" == find_pair(f"{file}:maker").kind and named_by_code(
+        entry.kind
     )
-    assert (
-        recipe.title == "Makes a model." and recipe.source == f"file {file}" and not recipe.shipped
-    )
-    assert find_recipe("./own.py:Other").title == ""
+    assert entry.title == "Makes a model." and entry.source == f"file {file}" and not entry.shipped
+    assert find_pair("./own.py:Other").title == ""
     assert sys.path == path_before and "own" not in sys.modules
     assert sorted(path.name for path in file.parent.iterdir() if path.name != "__pycache__") == [
         "beside.py",
@@ -80,16 +78,16 @@ def test_file_is_named_by_its_whole_path(file: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_file_runs_once_until_its_contents_change(file: Path) -> None:
-    maker = find_recipe(f"{file}:maker").maker
-    assert find_recipe(f"{file}:maker").maker is maker
+    maker = find_pair(f"{file}:maker").maker
+    assert find_pair(f"{file}:maker").maker is maker
     file.write_text(SOURCE + "\nmore = 1\n")
-    assert find_recipe(f"{file}:maker").maker is not maker
+    assert find_pair(f"{file}:maker").maker is not maker
 
 
 def test_file_beside_does_not_hide_what_is_installed(tmp_path: Path) -> None:
     (tmp_path / "colorsys.py").write_text("raise RuntimeError('hides the standard library')\n")
     (tmp_path / "own.py").write_text("import colorsys\ndef maker(): colorsys\n")
-    assert find_recipe(f"{tmp_path}/own.py:maker").maker.__name__ == "maker"
+    assert find_pair(f"{tmp_path}/own.py:maker").maker.__name__ == "maker"
 
 
 def test_two_folders_may_each_have_a_helper_of_one_name(tmp_path: Path) -> None:
@@ -109,14 +107,14 @@ def test_two_folders_may_each_have_a_helper_of_one_name(tmp_path: Path) -> None:
     (tmp_path / "third").mkdir()
     (tmp_path / "third" / "own.py").write_text("import beside_both\ndef maker(): pass\n")
     first, second = (
-        find_recipe(f"{tmp_path}/{name}/own.py:maker").maker for name in ("first", "second")
+        find_pair(f"{tmp_path}/{name}/own.py:maker").maker for name in ("first", "second")
     )
     assert (first(), second()) == ("first!", "second!")
     assert "No module named 'beside_both'" in refused(f"{tmp_path}/third/own.py:maker")
     (tmp_path / "first" / "own.py").write_text(
         "import beside_both, helpers.words\ndef maker(): return helpers.words.WORD\n"
     )
-    again = find_recipe(f"{tmp_path}/first/own.py:maker").maker
+    again = find_pair(f"{tmp_path}/first/own.py:maker").maker
     assert again() == "first" and second() == "second!"
     modules = [sys.modules[maker.__module__].beside_both for maker in (first, again, second)]
     assert modules[0] is modules[1] is not modules[2]
@@ -131,9 +129,7 @@ def test_a_model_that_imports_while_it_runs_finds_its_own_helper(tmp_path: Path)
             "def maker():\n    def model():\n        import late\n        return late.WORD\n"
             "    return model\n"
         )
-    models = [
-        find_recipe(f"{tmp_path}/{name}/own.py:maker").maker() for name in ("first", "second")
-    ]
+    models = [find_pair(f"{tmp_path}/{name}/own.py:maker").maker() for name in ("first", "second")]
     assert [model() for model in (*models, *models)] == ["first", "second"] * 2
     assert "late" not in sys.modules
 
@@ -160,13 +156,13 @@ def test_makers_import_what_lies_beside_their_own_file(tmp_path: Path) -> None:
             "WORD\n"
         )
         (tmp_path / name / "own.py").write_text(source + maker)
-    recipes = [find_recipe(f"{tmp_path}/{name}/own.py:maker") for name in ("first", "second")]
+    entries = [find_pair(f"{tmp_path}/{name}/own.py:maker") for name in ("first", "second")]
     words = []
-    for recipe in (*recipes, *recipes):
-        with recipe.explained("could not be made"):
-            words.append(recipe.maker(None)(None))
+    for entry in (*entries, *entries):
+        with entry.explained("could not be made"):
+            words.append(entry.maker(None)(None))
     assert words == ["first", "second"] * 2
-    assert sys.modules[recipes[1].maker.__module__].failing.words.WORD == "second"
+    assert sys.modules[entries[1].maker.__module__].failing.words.WORD == "second"
     assert not {"plain", "plain.words", "failing", "failing.words"} & set(sys.modules), (
         "whoever asks now would mean neither"
     )
@@ -187,9 +183,9 @@ def test_a_program_keeps_the_modules_that_it_has_imported(
     (other / "own.py").write_text("import beside_other\ndef maker(emission): pass\n")
     (other / "beside_other.py").write_text("")
     monkeypatch.chdir(tmp_path)
-    find_recipe("a_package_of_mine.pairs:maker")
+    find_pair("a_package_of_mine.pairs:maker")
     kept = sys.modules["a_package_of_mine"], sys.modules["a_package_of_mine.pairs"]
-    find_recipe(f"{other}/own.py:maker")
+    find_pair(f"{other}/own.py:maker")
     assert (sys.modules["a_package_of_mine"], sys.modules["a_package_of_mine.pairs"]) == kept
     assert "beside_other" not in sys.modules
     monkeypatch.syspath_prepend(tmp_path / "installed")
@@ -198,7 +194,7 @@ def test_a_program_keeps_the_modules_that_it_has_imported(
     importlib.invalidate_caches()
     own = importlib.import_module("beside_other")
     (other / "own.py").write_text("import beside_other\ndef maker(emission): return beside_other\n")
-    assert find_recipe(f"{other}/own.py:maker").maker(None) is own is sys.modules["beside_other"]
+    assert find_pair(f"{other}/own.py:maker").maker(None) is own is sys.modules["beside_other"]
 
 
 def test_module_of_the_working_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,10 +202,10 @@ def test_module_of_the_working_folder(file: Path, monkeypatch: pytest.MonkeyPatc
     package.mkdir()
     (package / "pairs.py").write_text("def maker(emission): pass\n")
     monkeypatch.chdir(file.parent)
-    recipe = find_recipe("some_package_of_mine.pairs:maker")
+    entry = find_pair("some_package_of_mine.pairs:maker")
     assert (
-        recipe.kind == "some_package_of_mine.pairs:maker"
-        and recipe.source == "module some_package_of_mine.pairs"
+        entry.kind == "some_package_of_mine.pairs:maker"
+        and entry.source == "module some_package_of_mine.pairs"
     )
 
 
@@ -299,13 +295,13 @@ def test_pairs_of_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert set(installed()) >= {"mine", "broken", "twice", "three"} and "rnn" not in installed()
-    recipe = find_recipe("mine")
-    assert (recipe.kind, recipe.source, recipe.shipped) == (
+    entry = find_pair("mine")
+    assert (entry.kind, entry.source, entry.shipped) == (
         "mine",
         "package thirdparty_a 1.5",
         False,
     )
-    assert find_recipe("rnn").shipped
+    assert find_pair("rnn").shipped
     assert refused("broken").startswith(
         "the pair 'broken' of package thirdparty_b 1.5 cannot be imported: AttributeError: "
     )

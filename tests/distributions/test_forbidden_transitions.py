@@ -144,14 +144,14 @@ def test_what_no_state_allows_is_minus_infinity_and_no_more() -> None:
 
 def two_classes(layout: str, kind: str = "bernoullis") -> HMM:
     """States that cannot be left, each sure of frames of 88 keys that all sound, or all do not."""
-    keys = emissions.Independent(emissions.Bernoulli(), 88)
+    keys = emissions.Factorised(emissions.Bernoulli(), 88)
     emission: emissions.Emission = (
         keys if kind == "bernoullis" else emissions.Joint({"a": keys, "b": keys})
     )
     encoder = (
         encoders.Flatten(88)
         if kind == "bernoullis"
-        else encoders.Group({"a": encoders.Flatten(88), "b": encoders.Flatten(88)})
+        else encoders.Joint({"a": encoders.Flatten(88), "b": encoders.Flatten(88)})
     )
     hmm = HMM(
         emission,

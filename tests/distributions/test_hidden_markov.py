@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq.distributions.hidden_markov import by_scan, by_steps, filtered, log_likelihoods
-from pyro_seq.emissions.composite import Independent
+from pyro_seq.emissions.composite import Factorised
 from pyro_seq.emissions.elementary import Bernoulli, Categorical, Normal
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -121,8 +121,8 @@ def test_float32_is_worked_in_float64() -> None:
         Categorical(4),
         Bernoulli(),
         Normal(),
-        Independent(Bernoulli(), (2, 3)),
-        Independent(Normal(), 3),
+        Factorised(Bernoulli(), (2, 3)),
+        Factorised(Normal(), 3),
     ],
 )
 def test_every_states_likelihood(emission: Categorical) -> None:
@@ -140,7 +140,7 @@ def test_every_states_likelihood(emission: Categorical) -> None:
     torch.testing.assert_close(left, right, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("emission", [Categorical(4), Independent(Bernoulli(), 3)])
+@pytest.mark.parametrize("emission", [Categorical(4), Factorised(Bernoulli(), 3)])
 def test_values_outside_of_the_support(emission: Categorical) -> None:
     values = torch.full((2, 3, *emission.event_shape), 7, dtype=emission.dtype)
     with pytest.raises(ValueError, match="support"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_seq.distributions.path import FlowPath, MarkovPath, RecurrentPath
-from pyro_seq.nn._latent_scan import sample_combined_path
+from pyro_seq.nn._latent_scan import scan_combined_latents
 from pyro_seq.nn.gaussian import Combiner, GatedTransition, NormalNet
 from pyro_seq.nn.recurrent import Recurrence
 
@@ -129,7 +129,7 @@ def test_combined_path_is_its_loop(lead: tuple[int, ...]) -> None:
     expected = MarkovPath(
         first, lambda previous, steps: combiner(evidence[:, steps], previous), STEPS
     ).path_of(noise, first)
-    actual = sample_combined_path(noise, first, combiner, evidence)
+    actual = scan_combined_latents(noise, first, combiner, evidence)
     torch.testing.assert_close(actual, expected)
     leaves = [noise, first, evidence, *combiner.parameters()]
     weight = torch.randn(2, *expected[0].shape)
@@ -138,7 +138,7 @@ def test_combined_path_is_its_loop(lead: tuple[int, ...]) -> None:
         for result in (actual, expected)
     ]
     torch.testing.assert_close(*grads)
-    empty = sample_combined_path(noise[..., :0, :], first, combiner, evidence[:, :0])
+    empty = scan_combined_latents(noise[..., :0, :], first, combiner, evidence[:, :0])
     assert empty[0].shape == (*lead, 0, SIZE)
 
 

@@ -22,12 +22,12 @@ from pyro_seq import (
     particle_filter,
     score,
 )
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.contexts import Chain, PreviousObservation, SideInputs
 from pyro_seq.distributions.state_mixtures import StateMixture
 from pyro_seq.emissions.nade import NADE
-from pyro_seq.encoders import Flatten, Group, OneHot
-from pyro_seq.infer.sampling import draw, sample_sequences, sharpened
+from pyro_seq.encoders import Flatten, Joint, OneHot
+from pyro_seq.infer.sampling import draw, sample_sequences, tempered
 from pyro_seq.models import HMM
 
 S, T = 3, 12
@@ -45,7 +45,7 @@ def new_model(
     made = {
         "symbol": emissions.Categorical(3),
         "flag": emissions.Bernoulli(),
-        "notes": emissions.Independent(emissions.Bernoulli(), 2),
+        "notes": emissions.Factorised(emissions.Bernoulli(), 2),
         "level": emissions.Normal(),
         "share": emissions.Beta(),
         "count": emissions.Binomial(4),
@@ -54,7 +54,7 @@ def new_model(
     seen = {"symbol": OneHot(3), "notes": Flatten(2), "frame": Flatten(3)}
     names = members.split()
     context = Chain(
-        PreviousObservation(Group({name: seen.get(name, Flatten(())) for name in names})),
+        PreviousObservation(Joint({name: seen.get(name, Flatten(())) for name in names})),
         SideInputs(2),
     )
     emission = emissions.Joint({name: made[name] for name in names})
@@ -127,23 +127,23 @@ def test_filter_over_missing_steps_is_unbiased(members: str) -> None:
     error = ratios.std() / 600**0.5
     assert abs(ratios.mean() - 1) < 4 * error and error < 0.05
     alone = particle_filter(Pair(model), batch, samples=64, missing=missing)
-    drawn = map_tensors(
-        lambda x: x[0, :, 1].flatten(1) if x.dim() > 3 else x[0, :, 1], alone.values
-    )
+    drawn = tree_map(lambda x: x[0, :, 1].flatten(1) if x.dim() > 3 else x[0, :, 1], alone.values)
     assert all(len(x.unique(dim=0)) > 1 for x in drawn.values()), (
         "one draw does not serve all particles"
     )
 
 
-@pytest.mark.parametrize("adjust", [None, partial(sharpened, temperature=0.6)])
+@pytest.mark.parametrize("transform_distribution", [None, partial(tempered, temperature=0.6)])
 @pytest.mark.parametrize("autoregressive", [False, True])
-def test_samples_have_the_law_of_the_densities(autoregressive: bool, adjust: Any) -> None:
+def test_samples_have_the_law_of_the_densities(
+    autoregressive: bool, transform_distribution: Any
+) -> None:
     """Groups drawn together, and a second member given an observed first: a chi-square test of each
     against the densities.
     """
     torch.manual_seed(2)
     model, many = new_model(autoregressive=autoregressive), 20_000
-    state = map_tensors(lambda x: x[:1], sequences_state(model))
+    state = tree_map(lambda x: x[:1], sequences_state(model))
     u, cells = (
         torch.zeros(1, 2),
         [
@@ -155,10 +155,10 @@ def test_samples_have_the_law_of_the_densities(autoregressive: bool, adjust: Any
 
     def laws(lead: int) -> Any:
         found: dict[str, Any] = {}
-        start = map_tensors(lambda x: x.expand(lead, *x.shape[1:]), state)
+        start = tree_map(lambda x: x.expand(lead, *x.shape[1:]), state)
 
         def keep(law: Any) -> Any:
-            found.update(law if adjust is None else adjust(law))
+            found.update(law if transform_distribution is None else transform_distribution(law))
             return {name: part.sample() for name, part in found.items()}
 
         model.advance(start, u.expand(lead, 2), lambda prior: prior.sample(), keep)
@@ -218,7 +218,7 @@ def test_particles_draw_states_of_their_own() -> None:
         emissions.Binomial(5),
         emissions.Normal(),
         emissions.Beta(),
-        emissions.Independent(emissions.Bernoulli(), 4),
+        emissions.Factorised(emissions.Bernoulli(), 4),
         lambda: NADE(5, 4),
     ],
 )
@@ -286,7 +286,7 @@ def test_soft_draws_and_refusals() -> None:
             1,
             state=model.initial(2),
             inputs=torch.zeros(2, 1, 2),
-            adjust=partial(sharpened, temperature=0.5),
+            transform_distribution=partial(tempered, temperature=0.5),
         )
 
 

@@ -15,15 +15,15 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.config.build import Parts
-from pyro_seq.contexts import LastObservations, PassedOn, PreviousObservation
+from pyro_seq.config.build import PairComponents
+from pyro_seq.contexts import LastObservations, PreviousObservation, SplitContext
 from pyro_seq.emissions import convolution as key_convolution
 from pyro_seq.emissions.convolution import KeyConvolution
 from pyro_seq.encoders import Flatten
 from pyro_seq.errors import UserError
 from pyro_seq.guides import DMMGuide
 from pyro_seq.infer.likelihood.scoring import score
-from pyro_seq.infer.sampling import ancestral, sharpened
+from pyro_seq.infer.sampling import sample, tempered
 from pyro_seq.models import DMM, HMM, RNN
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.testing import check_pair
@@ -125,7 +125,7 @@ def test_samples_have_the_law_of_the_density(temperature: float) -> None:
     in 10,000 beyond 68.
     """
     torch.manual_seed(0)
-    distribution, n = sharpened(made()(*some()), temperature=temperature), 20_000
+    distribution, n = tempered(made()(*some()), temperature=temperature), 20_000
     p = distribution.log_prob(all_vectors()).detach().exp()
     torch.testing.assert_close(p.sum(), torch.tensor(1.0))
     counts = torch.bincount(
@@ -134,7 +134,7 @@ def test_samples_have_the_law_of_the_density(temperature: float) -> None:
     )
     assert float(((counts - n * p) ** 2 / (n * p)).sum()) < 68
     with pytest.raises(UserError, match="top-k does not apply"):
-        sharpened(distribution, top_k=2)
+        tempered(distribution, top_k=2)
 
 
 def test_a_motion_is_the_same_at_all_keys() -> None:
@@ -179,7 +179,7 @@ def test_a_pair_over_it_is_sound_and_learns_to_follow_a_motion(autoregressive: b
     size = 8
     emission = KeyConvolution(size, 2, 8, reach=2, autoregressive=autoregressive)
     torch.nn.init.normal_(emission.outward)
-    context = PassedOn(PreviousObservation(Flatten(size)), LastObservations(Flatten(size), 2))
+    context = SplitContext(PreviousObservation(Flatten(size)), LastObservations(Flatten(size), 2))
     model = RNN(emission, context, hidden_size=4)
     pair = Pair(model)
     start, steps = torch.randint(4, (32, 1)), torch.arange(5)
@@ -191,7 +191,7 @@ def test_a_pair_over_it_is_sound_and_learns_to_follow_a_motion(autoregressive: b
     with torch.no_grad():
         nats = -float(score(pair, batch).total.mean())
     assert nats < 4.5  # of the first step
-    drawn = ancestral(pair, 50, 2)
+    drawn = sample(pair, 50, 2)
     assert float((drawn[:, 1, 1:] != drawn[:, 0, :-1]).double().mean()) < 0.1
 
 
@@ -205,7 +205,7 @@ def test_what_is_passed_on_must_be_there() -> None:
         UserError, match="looks at frames before, which its model's context must pass on"
     ):
         made()(torch.zeros(K + H))
-    context = PassedOn(PreviousObservation(Flatten(K)), LastObservations(Flatten(K), N))
+    context = SplitContext(PreviousObservation(Flatten(K)), LastObservations(Flatten(K), N))
     with pytest.raises(UserError, match="an HMM evaluates its emission for all states at once"):
         HMM(made(), context, autoregressive=True)
 
@@ -214,10 +214,10 @@ def test_a_model_that_sees_no_context_passes_it_on() -> None:
     emission = KeyConvolution(K, N, H)
     model = DMM(
         emission,
-        PassedOn(PreviousObservation(Flatten(K)), LastObservations(Flatten(K), N)),
+        SplitContext(PreviousObservation(Flatten(K)), LastObservations(Flatten(K), N)),
         latent_size=2,
     )
-    assert (model.context.num_features, model.context.num_passed_on) == (0, N * K)
+    assert (model.context.num_features, model.context.emission_context_size) == (0, N * K)
     guide = DMMGuide(model, Flatten(K), hidden_size=4)
     check_pair(model, guide, SequenceBatch(torch.randint(2, (3, 4, K)).double(), [4, 2, 3]))
 
@@ -228,10 +228,10 @@ def test_every_pair_passes_it_on(shipped: Any, autoregressive: bool) -> None:
     """In both layouts and for particles side by side, the densities are the same."""
     emission = KeyConvolution(K, N, H, reach=2, autoregressive=autoregressive)
     torch.nn.init.normal_(emission.outward)
-    parts = Parts(
+    parts = PairComponents(
         emission,
         lambda: Flatten(K),
-        lambda encoder: PassedOn(PreviousObservation(encoder), LastObservations(Flatten(K), N)),
+        lambda encoder: SplitContext(PreviousObservation(encoder), LastObservations(Flatten(K), N)),
     )
     pair = shipped(parts, "path")
     batch = SequenceBatch(torch.randint(2, (3, 4, K)).double(), [4, 2, 3])

@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_seq.emissions.base import Emission, observe, over_time
-from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Beta, Binomial, Categorical, Normal
 from pyro_seq.errors import UserError
 
@@ -86,7 +86,7 @@ class TestDensities:
     @pytest.mark.parametrize("shape", [4, (4,), (3, 2)])
     def test_of_independent_events(self, case: Any, shape: Any) -> None:
         event, draw, closed = case
-        emission = Independent(event, shape)
+        emission = Factorised(event, shape)
         sizes = (shape,) if isinstance(shape, int) else shape
         assert (
             emission.event_shape == sizes
@@ -104,13 +104,13 @@ class TestDensities:
         torch.testing.assert_close(distribution.log_prob(x), expected)
 
     def test_of_nested_events(self) -> None:
-        nested, flat = Independent(Independent(Normal(), 2), 3), Independent(Normal(), (3, 2))
+        nested, flat = Factorised(Factorised(Normal(), 2), 3), Factorised(Normal(), (3, 2))
         features, x = torch.randn(4, 12), torch.randn(4, 3, 2)
         assert nested.event_shape == (3, 2)
         torch.testing.assert_close(nested(features).log_prob(x), flat(features).log_prob(x))
 
     def test_of_a_group(self) -> None:
-        joint = Joint({"note": Independent(Beta(), 3), "count": Binomial(7), "end": Bernoulli()})
+        joint = Joint({"note": Factorised(Beta(), 3), "count": Binomial(7), "end": Bernoulli()})
         assert joint.num_features == 6 + 1 + 1
         features = torch.randn(2, 8)
         x = {
@@ -132,7 +132,7 @@ class TestDensities:
 
     def test_of_a_masked_sequence(self, case: Any) -> None:
         event, draw, closed = case
-        for emission, shape in ((event, ()), (Independent(event, 4), (4,))):
+        for emission, shape in ((event, ()), (Factorised(event, 4), (4,))):
             features, x = torch.randn(2, 1, 3, emission.num_features), draw(2, 1, 3, *shape)
             steps = (
                 closed(x, features.view(2, 1, 3, *shape, event.num_features))
@@ -183,7 +183,7 @@ class TestSamples:
             assert (squares.mean() - distribution.variance).abs() < 4 * squares.std() / math.sqrt(n)
 
     def test_observe_samples_or_conditions(self) -> None:
-        joint = Joint({"a": Bernoulli(), "b": Independent(Normal(), 2)})
+        joint = Joint({"a": Bernoulli(), "b": Factorised(Normal(), 2)})
         features = torch.randn(3, 5)
         trace = poutine.trace(lambda: observe("x_0", joint(features))).get_trace()
         drawn = trace.nodes["_RETURN"]["value"]
@@ -206,7 +206,7 @@ class TestSamples:
 
 class TestObservations:
     def test_beta_padding_gives_no_nan_gradient(self) -> None:
-        emission = Independent(Beta(), 4)
+        emission = Factorised(Beta(), 4)
         for filler in (0.0, 1.0):  # where the density of a Beta may be infinite
             features = torch.randn(1, 3, 8, requires_grad=True)
             raw = torch.where(MASK.unsqueeze(-1), torch.rand(1, 3, 4), torch.tensor(filler))
@@ -233,10 +233,10 @@ class TestObservations:
             assert emission.float().prepare(ones.double(), MASK).dtype == torch.float64, (
                 "what is real stays as precise as it is"
             )
-        assert Independent(Categorical(2), 1).prepare(ones.unsqueeze(-1), MASK).dtype == torch.long
+        assert Factorised(Categorical(2), 1).prepare(ones.unsqueeze(-1), MASK).dtype == torch.long
 
     def test_stack(self) -> None:
-        joint = Joint({"a": Independent(Normal(), (2, 5)), "b": Categorical(3)})
+        joint = Joint({"a": Factorised(Normal(), (2, 5)), "b": Categorical(3)})
         steps = [{"a": torch.randn(7, 1, 2, 5), "b": torch.randint(1, 3, (7, 1))} for _ in range(3)]
         stacked = joint.stack(steps)
         assert stacked["a"].shape == (7, 1, 3, 2, 5) and stacked["b"].shape == (7, 1, 3)
@@ -256,7 +256,7 @@ class TestObservations:
                 r"Categorical observations must have event shape \[\], got \[2\]",
             ),
             (
-                Independent(Bernoulli(), 4),
+                Factorised(Bernoulli(), 4),
                 torch.zeros(1, 3, 3),
                 r"must have event shape \[4\], got \[3\]",
             ),
@@ -310,9 +310,9 @@ class TestObservations:
     [
         (lambda: Categorical(0), "num_categories must be at least 1, got 0"),
         (lambda: Binomial(-1), "total_count must be at least 1, got -1"),
-        (lambda: Independent(Normal(), 0), "shape must be at least 1, got 0"),
-        (lambda: Independent(Normal(), (2, 0)), "shape must be at least 1, got 0"),
-        (lambda: Independent(Joint({"a": Normal()}), 2), "not a Joint"),
+        (lambda: Factorised(Normal(), 0), "shape must be at least 1, got 0"),
+        (lambda: Factorised(Normal(), (2, 0)), "shape must be at least 1, got 0"),
+        (lambda: Factorised(Joint({"a": Normal()}), 2), "not a Joint"),
         (lambda: Joint({}), "at least one emission by name"),
         (lambda: Joint({"a": Joint({"b": Normal()})}), "none of them a Joint"),
         (lambda: Normal(positive="sofplus"), "did you mean 'softplus'"),

@@ -19,7 +19,7 @@ from pyro_seq.emissions.nade import NADE, AutoregressiveBernoulli
 from pyro_seq.encoders import Flatten
 from pyro_seq.errors import UserError
 from pyro_seq.infer.likelihood.scoring import score
-from pyro_seq.infer.sampling import ancestral, sharpened
+from pyro_seq.infer.sampling import sample, tempered
 from pyro_seq.models import RNN
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.testing import check_pair
@@ -104,7 +104,7 @@ def test_samples_have_the_law_of_the_density(temperature: float) -> None:
     in 10,000 beyond 68.
     """
     torch.manual_seed(0)
-    distribution = sharpened(made()(torch.randn(9)), temperature=temperature)
+    distribution = tempered(made()(torch.randn(9)), temperature=temperature)
     drawn, n = distribution.sample((20_000,)), 20_000
     p = distribution.log_prob(all_vectors(5)).detach().exp()
     torch.testing.assert_close(p.sum(), torch.tensor(1.0))
@@ -114,13 +114,13 @@ def test_samples_have_the_law_of_the_density(temperature: float) -> None:
 
 def test_tempering_divides_each_conditional_logit() -> None:
     emission, features = made(2), torch.randn(6)
-    hot, cold = emission(features), sharpened(emission(features), temperature=0.25)
+    hot, cold = emission(features), tempered(emission(features), temperature=0.25)
     assert isinstance(cold, AutoregressiveBernoulli)
     p = hot.log_prob(all_vectors(2)).exp()
     first = (p[2:].sum() / p[:2].sum()).log() * 4  # logit of the first key
     torch.testing.assert_close(cold.log_prob(all_vectors(2)).exp()[2:].sum(), first.sigmoid())
     with pytest.raises(UserError, match="top-k does not apply"):
-        sharpened(hot, top_k=2)
+        tempered(hot, top_k=2)
 
 
 def test_values_that_are_no_zeros_and_ones_are_refused() -> None:
@@ -169,5 +169,5 @@ def test_a_pair_over_it_is_sound_and_learns_a_chord() -> None:
     with torch.no_grad():
         nats = -float(score(pair, batch).total.sum()) / batch.num_observations
     assert nats < 0.75
-    drawn = ancestral(pair, 50, 20)
+    drawn = sample(pair, 50, 20)
     assert float((drawn[..., 0] != drawn[..., 2]).double().mean()) < 0.05

@@ -103,7 +103,7 @@ CASES: dict[str, tuple[Callable[[], Emission], Callable[[], Tensor], Callable[[]
         lambda: torch.tensor([1e6 + 1, 1e9, 0.0]),
     ),
     "vectors of 500": (
-        lambda: emissions.Independent(emissions.Beta(), 500),
+        lambda: emissions.Factorised(emissions.Beta(), 500),
         lambda: 1e4 * torch.rand(2, 1000),
         lambda: torch.rand(2, 500).clamp(1e-3, 1 - 1e-3),
     ),

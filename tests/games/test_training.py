@@ -82,7 +82,7 @@ def test_killed_runs_end_as_unbroken_ones() -> None:
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", ["srnn", "dmm"])
 def test_pairs_with_latents_are_world_models_too(kind: str, tmp_path: Path) -> None:
-    changes = {**SMALL, "model.kind": kind, "model.latent_size": 2, "play.env_steps": 90}
+    changes = {**SMALL, "model.name": kind, "model.latent_size": 2, "play.env_steps": 90}
     trained = game_program.start(
         tmp_path / "run", game_settings(Layer(changes, lenient=True)), seed=0, quiet=True
     )
@@ -271,7 +271,12 @@ def test_games_that_are_counted_are_not_those_that_were_learnt_from(learnt: Path
 
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize(
-    "changes", [{"agent__beginnings": 0}, {"agent__beginnings": 1}, {"agent__num_games": 1}]
+    "changes",
+    [
+        {"agent__initial_state_fraction": 0},
+        {"agent__initial_state_fraction": 1},
+        {"agent__num_games": 1},
+    ],
 )
 def test_imagined_games_may_all_begin_alike(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert begun(tmp_path / "run", play__env_steps=120, **changes).agent.step

@@ -28,7 +28,7 @@ from torch import Tensor
 from pyro_seq import AutoSequenceGuide, Pair, SequenceBatch, UserError, score, score_document
 from pyro_seq.contexts import PreviousObservation, SideInputs
 from pyro_seq.distributions.path import MarkovPath
-from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Categorical, Normal
 from pyro_seq.encoders import Embedding, Flatten
 from pyro_seq.guides._encoder import Symbols
@@ -432,9 +432,9 @@ def test_enumerated_latents_are_left_out() -> None:
 def test_what_it_looks_at_by_default() -> None:
     emission = Joint(
         {
-            "notes": Independent(Normal(), 2),
+            "notes": Factorised(Normal(), 2),
             "count": Categorical(5),
-            "pair": Independent(Categorical(3), 2),
+            "pair": Factorised(Categorical(3), 2),
         }
     )
     model = SRNN(emission, SideInputs(2), hidden_size=4, latent_size=1)

@@ -17,7 +17,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyro_seq import Pair, SequenceBatch, UserError
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical, Normal
 from pyro_seq.encoders import Flatten, OneHot
@@ -38,7 +38,7 @@ def new_pair(name: str, **settings: Any) -> Pair:
         "activation": "tanh",
     }
     quiet = {"input_dropout": 0.0, "output_dropout": 0.0, "residual": name != "srnn_plain"}
-    parts = Parts(Normal(), lambda: Flatten(()), PreviousObservation)
+    parts = PairComponents(Normal(), lambda: Flatten(()), PreviousObservation)
     return make_pair(model_settings(name.removesuffix("_plain"), sizes | quiet | settings), parts)
 
 
@@ -163,9 +163,9 @@ def test_remembering_batch(name: str, layout: str) -> None:
     """
     pair, batch = new_pair(name, layout=layout), SequenceBatch(torch.randn(3, 4), [4, 2, 0])
     parameters, results, calls = list(pair.parameters().values()), [], []
-    for given in (batch, batch.remembering()):
+    for given in (batch, batch.with_cache()):
         torch.manual_seed(1)
-        with mock.patch.object(pair.model, "recur", wraps=pair.model.recur) as recur:
+        with mock.patch.object(pair.model, "rnn_step", wraps=pair.model.rnn_step) as recur:
             loss = Trace_ELBO().differentiable_loss(pair.model, pair.guide, given)
         results.append((loss, *torch.autograd.grad(loss, parameters)))
         calls.append(recur.call_count)
@@ -183,7 +183,7 @@ def test_memory_is_of_one_evaluation() -> None:
     pair, batch = new_pair("srnn"), SequenceBatch(torch.randn(3, 4))
     losses = []
     for _ in range(2):
-        for given in (batch, batch.remembering()):
+        for given in (batch, batch.with_cache()):
             torch.manual_seed(1)
             losses.append(Trace_ELBO().loss(pair.model, pair.guide, given))
         with torch.no_grad():
@@ -198,7 +198,7 @@ def test_dropout_of_a_remembered_history_is_shared() -> None:
     """
     pair, batch = (
         new_pair("srnn", input_dropout=0.5, output_dropout=0.5),
-        SequenceBatch(torch.randn(3, 4)).remembering(),
+        SequenceBatch(torch.randn(3, 4)).with_cache(),
     )
     with mock.patch.object(
         pair.model.drop_output, "forward", wraps=pair.model.drop_output.forward
@@ -273,7 +273,7 @@ def test_samples_are_of_the_declared_posterior(
     sizes: dict[str, Any] = {"hidden_size": 4, "latent_sizes": (3,)}
     model = model_class(Normal(), PreviousObservation(Flatten(())), latent_size=2, **sizes)
     guide = guide_class(model, Flatten(()), residual=residual, **sizes)
-    evidence, _ = guide.gather(SequenceBatch(torch.randn(3, 4)), guide.initial_carried(3))
+    evidence, _ = guide.encode(SequenceBatch(torch.randn(3, 4)), guide.initial_rnn_state(3))
     assert (guide.sampler(evidence) is None) == (
         guide_class is ShiftedPosterior or (residual and model_class is ShiftedPrior)
     )
@@ -299,9 +299,10 @@ def test_flows_that_are_too_narrow() -> None:
         DMMGuide(model, OneHot(3), num_flows=1, flow_sizes=(3,))
 
 
-def test_two_pairs_share_no_module(shipped: Callable[[Parts, str], Pair]) -> None:
+def test_two_pairs_share_no_module(shipped: Callable[[PairComponents, str], Pair]) -> None:
     pairs = [
-        shipped(Parts(Normal(), lambda: Flatten(()), PreviousObservation), "path") for _ in range(2)
+        shipped(PairComponents(Normal(), lambda: Flatten(()), PreviousObservation), "path")
+        for _ in range(2)
     ]
     first, second = (
         {id(part) for module in pair.modules().values() for part in module.modules()}

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from pyro_seq._pytree import flatten
+from pyro_seq._pytree import to_json_tree
 from pyro_seq.games.program import game_program
 from pyro_seq.games.settings import game_settings
 from pyro_seq.runs.checkpoint import load_tree
@@ -81,7 +81,9 @@ def differences(a: Path, b: Path) -> list[str]:
         for name in ("best.safetensors", "metrics.jsonl", "game.json")
         if (a / name).read_bytes() != (b / name).read_bytes()
     ]
-    last_a, last_b = (dict(flatten(load_tree(folder / "last.safetensors"))[1]) for folder in (a, b))
+    last_a, last_b = (
+        dict(to_json_tree(load_tree(folder / "last.safetensors"))[1]) for folder in (a, b)
+    )
     found += [
         f"last: {name}"
         for name in last_a
@@ -104,7 +106,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--model", default="rnn")
     arguments = parser.parse_args()
-    moments, changes = random.Random(arguments.seed), SMALL | {"model.kind": arguments.model}
+    moments, changes = random.Random(arguments.seed), SMALL | {"model.name": arguments.model}
     if arguments.model != "rnn":
         changes.pop("model.decoder_sizes")
     import torch.utils.tensorboard

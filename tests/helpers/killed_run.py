@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pyro_seq._pytree import flatten
+from pyro_seq._pytree import to_json_tree
 from pyro_seq.config.model_settings import Layer
 from pyro_seq.music.program import music_program
 from pyro_seq.runs.checkpoint import load_tree
@@ -44,7 +44,7 @@ SMALL: dict[str, Any] = {
     "text.batch_size": 4,
     "text.window": 12,
     "training.precision": "float32",
-    "training.average": 0.9,
+    "training.ema_decay": 0.9,
     "training.schedule": "cosine",
     "training.log_every": 3,
     "training.valid_every": 4,
@@ -227,7 +227,9 @@ def differences(training: Training, a: Path, b: Path) -> list[str]:
     found = [name for name in training.files if (a / name).read_bytes() != (b / name).read_bytes()]
     for name in training.checkpoints:
         trees = [load_tree(folder / name) for folder in (a, b)]
-        (form_a, last_a), (form_b, last_b) = (flatten(tree | {"minutes": 0.0}) for tree in trees)
+        (form_a, last_a), (form_b, last_b) = (
+            to_json_tree(tree | {"minutes": 0.0}) for tree in trees
+        )
         if form_a != form_b or last_a.keys() != last_b.keys():
             found.append(f"{name}: what it holds besides tensors")
         else:
@@ -324,7 +326,7 @@ def trainings(
             yield {"model": kind}, music_training({"training.num_steps": steps})
             continue
         for carry in carries:
-            changes = {"model.kind": kind, "text.carry": carry, "training.num_steps": steps}
+            changes = {"model.name": kind, "text.carry": carry, "training.num_steps": steps}
             yield {"model": kind, "carry": carry}, text_training(corpus, changes)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq import Pair, RunFolder, SequenceBatch, Trainer, TrainingSettings
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import OneHot
@@ -67,7 +67,7 @@ def new_pair(kind: str, **settings: Any) -> Pair:
     }
     return make_pair(
         model_settings(kind, sizes | settings),
-        Parts(Categorical(3), lambda: OneHot(3), PreviousObservation),
+        PairComponents(Categorical(3), lambda: OneHot(3), PreviousObservation),
     )
 
 

@@ -14,7 +14,7 @@ from pyro.infer import Predictive
 from torch import Tensor
 
 from pyro_seq import Pair, SequenceBatch, UserError, infill, no_guide, posterior_predictive
-from pyro_seq.config.build import Parts
+from pyro_seq.config.build import PairComponents
 from pyro_seq.contexts import LastObservations, PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import OneHot
@@ -201,7 +201,7 @@ def test_predictions_of_functions(float64: None) -> None:
     for gap in (3, 1):
         batch = SequenceBatch(values, [4, 3]).with_missing([gap])
         found = posterior_predictive(Pair(model, guide), batch, 2000, particles=32)
-        there = batch.mask & ~batch.gaps
+        there = batch.mask & ~batch.missing_mask
         precision = 1 / 25 + 4.0 * there.sum(-1)
         mean = 4.0 * (batch.values * there).sum(-1) / precision  # type: ignore[operator]
         assert_normal(found["level"], mean, 1 / precision)
@@ -252,9 +252,11 @@ def test_what_stands_in_a_gap_does_not_reach_the_filter(noisy: Maker) -> None:
 
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", ["path", "steps"])
-def test_shipped_pairs(shipped: Callable[[Parts, str], Pair], layout: str) -> None:
+def test_shipped_pairs(shipped: Callable[[PairComponents, str], Pair], layout: str) -> None:
     """Each takes gaps everywhere, rows of any length, and returns what was observed bit for bit."""
-    parts = Parts(Categorical(4), lambda: OneHot(4), lambda encoder: LastObservations(encoder, 2))
+    parts = PairComponents(
+        Categorical(4), lambda: OneHot(4), lambda encoder: LastObservations(encoder, 2)
+    )
     pair, missing = shipped(parts, layout), torch.rand(3, 5) < 0.4
     batch = SequenceBatch(torch.randint(4, (3, 5)), [5, 4, 2])
     values: Any = batch.values

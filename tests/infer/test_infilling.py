@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from pyro_seq import Pair, SequenceBatch, UserError, infill, score
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import LastObservations, PreviousObservation
-from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Beta, Categorical
-from pyro_seq.encoders import Flatten, Group, OneHot
+from pyro_seq.encoders import Flatten, OneHot
+from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.infer import gaps
 from pyro_seq.infer.stepping import stepper
 from pyro_seq.models import HMM, RNN
@@ -95,10 +96,10 @@ def test_groups_padding_and_rows(kind: str) -> None:
     """Rows that miss different steps, a row that misses nothing, padding, and values that must stay
     inside the support.
     """
-    emission = Joint({"level": Independent(Beta(), 2), "on": Bernoulli()})
-    parts = Parts(
+    emission = Joint({"level": Factorised(Beta(), 2), "on": Bernoulli()})
+    parts = PairComponents(
         emission,
-        lambda: Group({"level": Flatten(2), "on": Flatten(())}),
+        lambda: JointEncoder({"level": Flatten(2), "on": Flatten(())}),
         lambda encoder: LastObservations(encoder, 2),
     )
     pair = make_pair(model_settings(kind, {"hidden_size": 4, "latent_size": 2}), parts)

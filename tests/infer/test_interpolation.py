@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from pyro_seq import Pair, SequenceBatch, UserError, interpolate
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.composite import Joint
 from pyro_seq.emissions.elementary import Bernoulli, Categorical
-from pyro_seq.encoders import Flatten, Group, OneHot
-from pyro_seq.infer.sampling import sharpened
+from pyro_seq.encoders import Flatten, OneHot
+from pyro_seq.encoders import Joint as JointEncoder
+from pyro_seq.infer.sampling import tempered
 from pyro_seq.infer.stepping import stepper
 from pyro_seq.models import RNN
 
@@ -39,7 +40,9 @@ def test_linear_gaussian(linear_gaussian: Callable[..., Pair], layout: str) -> N
         torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]),
         torch.tensor([[-1.0, -2.0, -3.0], [4.0, 4.0, 4.0]]),
     )
-    found = interpolate(pair, model.batch(x), model.batch(y), 5, samples=4000, adjust=its_mean)
+    found = interpolate(
+        pair, model.batch(x), model.batch(y), 5, samples=4000, transform_distribution=its_mean
+    )
     assert found.shape == (10, 3)
     found = found.view(2, 5, 3)
     error = model.posterior(x)[1].diagonal().max().sqrt() / 4000**0.5
@@ -49,9 +52,9 @@ def test_linear_gaussian(linear_gaussian: Callable[..., Pair], layout: str) -> N
 
 
 def test_unequal_lengths_and_chunks() -> None:
-    parts = Parts(
+    parts = PairComponents(
         Joint({"tone": Categorical(3), "on": Bernoulli()}),
-        lambda: Group({"tone": OneHot(3), "on": Flatten(())}),
+        lambda: JointEncoder({"tone": OneHot(3), "on": Flatten(())}),
         PreviousObservation,
     )
     pair = make_pair(model_settings("srnn", {"hidden_size": 4, "latent_size": 2}), parts)
@@ -72,7 +75,7 @@ def test_unequal_lengths_and_chunks() -> None:
             batch(4, [3, 4]),
             3,
             samples=2,
-            adjust=lambda law: sharpened(law, temperature=0.5),
+            transform_distribution=lambda law: tempered(law, temperature=0.5),
         )
     assert found["tone"].shape == (6, 4) and found["tone"].dtype == torch.long
     mask = torch.arange(4) < torch.tensor([3, 2]).repeat_interleave(3).unsqueeze(-1)
@@ -157,7 +160,12 @@ def test_functions_of_unequal_steps_are_cut_to_the_shorter() -> None:
     pair = Pair(walk, guide)
     for first, second in ((long, short), (short, long)):
         found = interpolate(
-            pair, SequenceBatch(first), SequenceBatch(second), 3, samples=1, adjust=its_mean
+            pair,
+            SequenceBatch(first),
+            SequenceBatch(second),
+            3,
+            samples=1,
+            transform_distribution=its_mean,
         ).view(2, 3, 4)
         wanted = torch.stack([first[:, :4], (first[:, :4] + second[:, :4]) / 2, second[:, :4]], 1)
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)

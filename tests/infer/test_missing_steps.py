@@ -25,7 +25,7 @@ from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import OneHot
 from pyro_seq.errors import whole
-from pyro_seq.infer.sampling import ancestral
+from pyro_seq.infer.sampling import sample
 from pyro_seq.models import RNN
 
 MASK = [False, False, True, False, True, False]
@@ -95,19 +95,19 @@ def test_methods_keep_them() -> None:
         "select": missing.select(torch.tensor([1])), "slice": missing.select(slice(1)),
         "repeat": missing.repeat(3), "to": missing.to("cpu"),
         "with_state": missing.with_state(None),
-        "remembering": missing.remembering(),
+        "remembering": missing.with_cache(),
     }  # fmt: skip
     for name, found in kept.items():
         assert (
             found.missing == {1, 4} and found.gaps.shape == (len(found), 6) and found.at(1) is None
         ), name
-    short = missing.head(3)
+    short = missing.truncate(3)
     assert short.missing == {1} and short.gaps.tolist() == [[False, True, False]] * 2
     assert missing.with_values(torch.ones(2, 6)).missing == frozenset()
     whole_batch = batch().with_missing([1])
     assert whole_batch.continued(2).missing == {1, 6, 7} and whole_batch.continued(
         2
-    ).gaps.shape == (2, 8)
+    ).missing_mask.shape == (2, 8)
 
 
 def test_what_lies_before_the_gaps() -> None:
@@ -144,11 +144,11 @@ def test_truth_values_and_fractions_are_no_numbers() -> None:
             lambda wrong=wrong: score(pair, symbols, samples=wrong),
             lambda wrong=wrong: posterior_predictive(pair, symbols, wrong),
             lambda wrong=wrong: infill(pair, symbols, MASK[:4], samples=wrong),
-            lambda wrong=wrong: ancestral(pair, wrong, 3),
-            lambda wrong=wrong: ancestral(pair, 3, wrong),
+            lambda wrong=wrong: sample(pair, wrong, 3),
+            lambda wrong=wrong: sample(pair, 3, wrong),
             lambda wrong=wrong: interpolate(pair, symbols, symbols, wrong),
             lambda wrong=wrong: symbols.repeat(wrong),
-            lambda wrong=wrong: symbols.head(wrong),
+            lambda wrong=wrong: symbols.truncate(wrong),
             lambda wrong=wrong: symbols.continued(wrong),
             lambda wrong=wrong: symbols.select(torch.tensor([wrong])),
         ):

@@ -15,7 +15,7 @@ from pyro.infer import Predictive
 from torch import Tensor
 
 from pyro_seq import Pair, SequenceBatch, UserError, posterior_predictive
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import LastObservations
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import OneHot
@@ -31,7 +31,9 @@ def new_pair(kind: str, layout: str) -> Pair:
         "latent_sizes": (3,),
         "layout": layout,
     }
-    parts = Parts(Categorical(4), lambda: OneHot(4), lambda encoder: LastObservations(encoder, 2))
+    parts = PairComponents(
+        Categorical(4), lambda: OneHot(4), lambda encoder: LastObservations(encoder, 2)
+    )
     return make_pair(model_settings(kind, sizes), parts)
 
 

@@ -18,17 +18,18 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Chain, PreviousObservation, SideInputs
 from pyro_seq.distributions.categorical import LazyCategorical
-from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Beta, Binomial, Categorical, Normal
-from pyro_seq.encoders import Flatten, Group, OneHot
+from pyro_seq.encoders import Flatten, OneHot
+from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.errors import UserError
 from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.infer.sampling import (
-    ancestral,
     draw,
+    sample,
     sample_sequences,
     sample_steps,
-    sharpened,
+    tempered,
     without,
 )
 from pyro_seq.infer.stepping import declared
@@ -120,7 +121,10 @@ class TestLaw:
         first = probabilities(rnn).view(3, 9).sum(1)
         kept = torch.where(first >= first.topk(2).values[-1], first, 0.0) ** 2
         samples = sample_sequences(
-            rnn, 1, state=rnn.initial(MANY), adjust=lambda d: sharpened(d, temperature=0.5, top_k=2)
+            rnn,
+            1,
+            state=rnn.initial(MANY),
+            transform_distribution=lambda d: tempered(d, temperature=0.5, top_k=2),
         )
         counts = torch.bincount(samples[:, 0], minlength=3).double()
         assert counts[kept == 0].sum() == 0
@@ -140,8 +144,8 @@ class TestShapes:
         )
 
     def test_groups(self) -> None:
-        emission = Joint({"pixels": Independent(Beta(), (2, 2)), "end": Bernoulli()})
-        context = PreviousObservation(Group({"pixels": Flatten((2, 2)), "end": Flatten(())}))
+        emission = Joint({"pixels": Factorised(Beta(), (2, 2)), "end": Bernoulli()})
+        context = PreviousObservation(JointEncoder({"pixels": Flatten((2, 2)), "end": Flatten(())}))
         rnn = RNN(emission, context, hidden_size=3).eval()
         samples = sample_sequences(rnn, 4, state=rnn.initial(3))
         assert samples["pixels"].shape == (3, 4, 2, 2) and samples["end"].shape == (3, 4)
@@ -203,57 +207,55 @@ class TestSharpened:
     @pytest.mark.parametrize("temperature", [0.25, 0.9, 1.0, 3.0])
     @pytest.mark.parametrize("top_k", [None, 1, 2, 4, 100])
     def test_categorical(self, temperature: float, top_k: int | None) -> None:
-        sharp = sharpened(dist.Categorical(self.P), temperature=temperature, top_k=top_k)
+        sharp = tempered(dist.Categorical(self.P), temperature=temperature, top_k=top_k)
         for row, p in enumerate(self.P):
             threshold = sorted(p.tolist(), reverse=True)[min(top_k or 4, 4) - 1]
             weights = torch.where(p >= threshold, p ** (1 / temperature), torch.zeros(()))
             torch.testing.assert_close(sharp.probs[row], weights / weights.sum())
 
     def test_ties_stay(self) -> None:
-        sharp = sharpened(dist.Categorical(self.P[1]), top_k=2)
+        sharp = tempered(dist.Categorical(self.P[1]), top_k=2)
         torch.testing.assert_close(sharp.probs, self.P[1])
 
     def test_symbols_without_probability_stay_without(self) -> None:
         never = -math.inf
         for temperature in (0.3, 5.0):
             p = dist.Categorical(logits=torch.tensor([never, 0.0, 0.0, never]), validate_args=False)
-            assert sharpened(p, temperature=temperature).probs.tolist() == pytest.approx(
+            assert tempered(p, temperature=temperature).probs.tolist() == pytest.approx(
                 [0, 0.5, 0.5, 0]
             )
 
     @pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-40, 1e-320])
     def test_low_temperatures_leave_the_most_probable(self, temperature: float) -> None:
-        assert sharpened(dist.Categorical(self.P), temperature=temperature).probs.tolist() == [
+        assert tempered(dist.Categorical(self.P), temperature=temperature).probs.tolist() == [
             [0, 1, 0, 0],
             [1, 0, 0, 0],
         ]
         logits = torch.tensor([-40.0, -0.1, 0.0, 0.1, 40.0])
         expected = pytest.approx([0, 0, 0.5, 1, 1], abs=1e-6)
         assert (
-            sharpened(dist.Bernoulli(logits=logits), temperature=temperature).probs.tolist()
+            tempered(dist.Bernoulli(logits=logits), temperature=temperature).probs.tolist()
             == expected
         )
         confident = dist.Categorical(logits=torch.tensor([-1e4, 0.0, 3e4]))
-        assert sharpened(confident, temperature=temperature).sample((5,)).tolist() == [2] * 5
+        assert tempered(confident, temperature=temperature).sample((5,)).tolist() == [2] * 5
 
     def test_at_temperature_0_sampling_is_greedy(self) -> None:
         """Of equal values the first one is taken, so that nothing is left to chance."""
         tied = torch.tensor([[0.1, 0.4, 0.4, 0.1], [1.0, 0.0, 0.0, 0.0]])
         for top_k in (None, 3):
             assert (
-                sharpened(dist.Categorical(tied), temperature=0.0, top_k=top_k)
-                .sample((9,))
-                .tolist()
+                tempered(dist.Categorical(tied), temperature=0.0, top_k=top_k).sample((9,)).tolist()
                 == [[1, 0]] * 9
             )
         assert (
-            sharpened(dist.Bernoulli(torch.tensor([0.2, 0.5, 0.6])), temperature=0.0)
+            tempered(dist.Bernoulli(torch.tensor([0.2, 0.5, 0.6])), temperature=0.0)
             .sample((9,))
             .tolist()
             == [[0, 0, 1]] * 9
         )
-        keys = Independent(Bernoulli(), (4,))(torch.tensor([[3.0, -1.0, 0.1, -0.1]]))
-        assert sharpened({"a": keys}, temperature=0.0)["a"].sample().tolist() == [[1, 0, 1, 0]]
+        keys = Factorised(Bernoulli(), (4,))(torch.tensor([[3.0, -1.0, 0.1, -0.1]]))
+        assert tempered({"a": keys}, temperature=0.0)["a"].sample().tolist() == [[1, 0, 1, 0]]
 
     def test_values_that_are_never_drawn(self) -> None:
         """What is left has the probabilities that it had, given that it is none of those; of a
@@ -277,7 +279,7 @@ class TestSharpened:
         kept = torch.tensor([joint[0], joint[2]]) / (joint[0] + joint[2])
         torch.testing.assert_close(mixture.log_prob(torch.tensor([0, 2])).exp(), kept)
         assert set(mixture.sample((200,)).tolist()) == {0, 2}
-        assert sharpened(without(dist.Categorical(p), never), top_k=1).sample().item() == int(
+        assert tempered(without(dist.Categorical(p), never), top_k=1).sample().item() == int(
             left.argmax()
         )
         with pytest.raises(UserError, match="values of a Normal emission cannot be left out"):
@@ -285,22 +287,22 @@ class TestSharpened:
 
     def test_bernoulli(self) -> None:
         p = torch.tensor([0.2, 0.5, 0.9])
-        sharp = sharpened(dist.Bernoulli(p), temperature=0.5)
+        sharp = tempered(dist.Bernoulli(p), temperature=0.5)
         torch.testing.assert_close(sharp.probs, p**2 / (p**2 + (1 - p) ** 2))
 
     def test_vectors_and_groups(self) -> None:
-        vector = Independent(Bernoulli(), (2, 3))(torch.randn(5, 6))
-        sharp = sharpened(vector, temperature=0.5)
+        vector = Factorised(Bernoulli(), (2, 3))(torch.randn(5, 6))
+        sharp = tempered(vector, temperature=0.5)
         assert (sharp.batch_shape, sharp.event_shape) == (vector.batch_shape, vector.event_shape)
         torch.testing.assert_close(sharp.base_dist.logits, vector.base_dist.logits * 2)
-        group = sharpened({"a": vector, "b": dist.Categorical(self.P)}, temperature=0.5)
+        group = tempered({"a": vector, "b": dist.Categorical(self.P)}, temperature=0.5)
         torch.testing.assert_close(group["b"].probs, self.P**2 / (self.P**2).sum(-1, keepdim=True))
         drawn = draw(group)
         assert drawn["a"].shape == (5, 2, 3) and drawn["b"].shape == (2,)
 
     def test_nothing_to_do(self) -> None:
         normal = dist.Normal(0.0, 1.0)
-        assert sharpened(normal) is normal
+        assert tempered(normal) is normal
 
     @pytest.mark.parametrize(
         ("distribution", "options", "message"),
@@ -320,7 +322,7 @@ class TestSharpened:
             ),
             (dist.Bernoulli(0.5), {"top_k": 3}, "top-k does not apply to a Bernoulli"),
             (
-                Independent(Normal(), 2)(torch.zeros(4)),
+                Factorised(Normal(), 2)(torch.zeros(4)),
                 {"temperature": 0.5},
                 "temperature does not apply to a Normal",
             ),
@@ -333,7 +335,7 @@ class TestSharpened:
     )
     def test_refusals(self, distribution: Any, options: dict[str, Any], message: str) -> None:
         with pytest.raises(UserError, match=message):
-            sharpened(distribution, **options)
+            tempered(distribution, **options)
 
 
 class TestAncestral:
@@ -344,7 +346,7 @@ class TestAncestral:
     def test_declared_models_follow_their_law_in_chunks(self) -> None:
         rnn = make_rnn().train()
         with mock.patch.object(declared, "STATES", 777):
-            samples = ancestral(Pair(rnn), MANY, 3)
+            samples = sample(Pair(rnn), MANY, 3)
         assert chi_square(frequencies(samples), MANY * probabilities(rnn)) < CHI_SQUARE_26
         assert rnn.training
 
@@ -354,9 +356,9 @@ class TestAncestral:
         def by_sites(batch: SequenceBatch) -> None:
             rnn(batch)
 
-        drawn = ancestral(Pair(by_sites), MANY, 3)
+        drawn = sample(Pair(by_sites), MANY, 3)
         assert chi_square(frequencies(drawn), MANY * probabilities(rnn)) < CHI_SQUARE_26
-        drawn = ancestral(Pair(lambda batch: rnn(batch)), MANY, 3)
+        drawn = sample(Pair(lambda batch: rnn(batch)), MANY, 3)
         assert chi_square(frequencies(drawn), MANY * probabilities(rnn)) < CHI_SQUARE_26
 
     def test_functions_of_groups_and_adjusted(self) -> None:
@@ -370,8 +372,12 @@ class TestAncestral:
                     pyro.sample(f"x_{t}_on", dist.Bernoulli(logits=z + batch.inputs_at(t)[:, 0]))  # type: ignore[index]
 
         u = torch.cat([torch.full((MANY, 2, 1), 20.0), torch.full((MANY, 2, 1), -20.0)], 1)
-        drawn = ancestral(
-            Pair(model), MANY, 4, inputs=u, adjust=lambda law: sharpened(law, temperature=0.5)
+        drawn = sample(
+            Pair(model),
+            MANY,
+            4,
+            inputs=u,
+            transform_distribution=lambda law: tempered(law, temperature=0.5),
         )
         assert drawn["on"][:, :2].all() and not drawn["on"][:, 2:].any()
         # 2 degrees
@@ -386,15 +392,15 @@ class TestAncestral:
     def test_refusals(self) -> None:
         rnn = make_rnn()
         with pytest.raises(UserError, match="sequences to sample must be at least 1, got 0"):
-            ancestral(Pair(rnn), 0, 3)
+            sample(Pair(rnn), 0, 3)
         with pytest.raises(UserError, match="steps to sample must be at least 1, got 0"):
-            ancestral(Pair(rnn), 2, 0)
+            sample(Pair(rnn), 2, 0)
         with pytest.raises(UserError, match=r"need as many side inputs, got \[2, 4\]"):
-            ancestral(Pair(rnn), 2, 3, inputs=torch.zeros(2, 4, 1))
+            sample(Pair(rnn), 2, 3, inputs=torch.zeros(2, 4, 1))
 
         def unnamed(batch: SequenceBatch) -> None:
             with batch.plate():
                 pyro.sample("y", dist.Normal(0.0, 1.0))
 
         with pytest.raises(UserError, match="has no sites x_0, x_1"):
-            ancestral(Pair(unnamed), 2, 3)
+            sample(Pair(unnamed), 2, 3)

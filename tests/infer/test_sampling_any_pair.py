@@ -14,26 +14,27 @@ from pyro_seq import (
     Pair,
     SequenceBatch,
     UserError,
-    ancestral,
     continuation,
     infill,
     interpolate,
     posterior_predictive,
+    sample,
 )
-from pyro_seq.config.build import Parts
+from pyro_seq.config.build import PairComponents
 from pyro_seq.contexts import LastObservations
-from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Categorical
-from pyro_seq.encoders import Flatten, Group, OneHot
+from pyro_seq.encoders import Flatten, OneHot
+from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.models import HMM
 
 
-def encoder() -> Group:
-    return Group({"tone": OneHot(4), "notes": Flatten(3)})
+def encoder() -> JointEncoder:
+    return JointEncoder({"tone": OneHot(4), "notes": Flatten(3)})
 
 
-def hmm(autoregressive: bool) -> Callable[[Parts, Any], Pair]:
-    def make(parts: Parts, layout: Any) -> Pair:
+def hmm(autoregressive: bool) -> Callable[[PairComponents, Any], Pair]:
+    def make(parts: PairComponents, layout: Any) -> Pair:
         context = parts.context(parts.encoder())
         return Pair(
             HMM(parts.emission, context, num_states=3, autoregressive=autoregressive, layout=layout)
@@ -42,10 +43,10 @@ def hmm(autoregressive: bool) -> Callable[[Parts, Any], Pair]:
     return make
 
 
-def in_layouts(make: Callable[[Parts, str], Pair]) -> list[Pair]:
-    emission = Joint({"tone": Categorical(4), "notes": Independent(Bernoulli(), 3)})
+def in_layouts(make: Callable[[PairComponents, str], Pair]) -> list[Pair]:
+    emission = Joint({"tone": Categorical(4), "notes": Factorised(Bernoulli(), 3)})
     return [
-        make(Parts(emission, encoder, lambda one: LastObservations(one, 2)), layout)
+        make(PairComponents(emission, encoder, lambda one: LastObservations(one, 2)), layout)
         for layout in ("path", "steps")
     ]
 
@@ -65,7 +66,7 @@ def batch() -> SequenceBatch:
 
 
 def sampled_in_every_way(pair: Pair, batch: SequenceBatch) -> None:
-    checked(ancestral(pair, 3, 4), 3, 4)
+    checked(sample(pair, 3, 4), 3, 4)
     checked(continuation(pair, batch, 3, draws=2), 6, 3)
     missing = torch.rand(3, 5) < 0.5
     filled = infill(pair, batch, missing, draws=2, samples=4)
@@ -93,7 +94,9 @@ def predicted(pair: Pair, batch: SequenceBatch) -> None:
 
 
 @pytest.mark.one_in(3)
-def test_shipped_pairs(shipped: Callable[[Parts, str], Pair], batch: SequenceBatch) -> None:
+def test_shipped_pairs(
+    shipped: Callable[[PairComponents, str], Pair], batch: SequenceBatch
+) -> None:
     for pair in in_layouts(shipped):
         sampled_in_every_way(pair, batch)
         predicted(pair, batch)
@@ -126,5 +129,5 @@ def test_batches_to_be_sampled_lie_where_the_pair_does() -> None:
     pair = Pair(Made()).to("meta")
     assert pair.device.type == "meta" and Pair(lambda batch: None).device.type == "cpu"
     with pytest.raises(UserError, match="seen"):
-        ancestral(pair, 2, 3)
+        sample(pair, 2, 3)
     assert seen == ["meta"]

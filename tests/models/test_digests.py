@@ -16,8 +16,8 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 
-from pyro_seq import Pair, SequenceBatch, ancestral, emissions, score
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq import Pair, SequenceBatch, emissions, sample, score
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.encoders import Embedding, Flatten
 
@@ -51,19 +51,21 @@ CASES = [
 ]
 
 
-def parts_and_batch(kind: str) -> tuple[Parts, SequenceBatch]:
+def parts_and_batch(kind: str) -> tuple[PairComponents, SequenceBatch]:
     """What a pair is made of, and three ragged sequences, by a seed of their own."""
     rng = torch.Generator().manual_seed(7)
     if kind == "symbols":
-        parts = Parts(emissions.Categorical(4), lambda: Embedding(4, 3), PreviousObservation)
+        parts = PairComponents(
+            emissions.Categorical(4), lambda: Embedding(4, 3), PreviousObservation
+        )
         values = torch.randint(0, 4, (N, T), generator=rng)
     elif kind == "chords":
-        parts = Parts(
-            emissions.Independent(emissions.Bernoulli(), 3), lambda: Flatten(3), PreviousObservation
+        parts = PairComponents(
+            emissions.Factorised(emissions.Bernoulli(), 3), lambda: Flatten(3), PreviousObservation
         )
         values = torch.randint(0, 2, (N, T, 3), generator=rng).double()
     else:
-        parts = Parts(emissions.Normal(), lambda: Flatten(()), PreviousObservation)
+        parts = PairComponents(emissions.Normal(), lambda: Flatten(()), PreviousObservation)
         values = torch.rand(N, T, generator=rng) * 4 - 2
     return parts, SequenceBatch(values, [5, 3, 1])
 
@@ -107,7 +109,7 @@ def digest(case: str) -> dict[str, float]:
     pyro.set_rng_seed(2)
     found["score"] = summed(score(pair, batch, samples=4).log_likelihood)
     pyro.set_rng_seed(3)
-    found["samples"] = summed(ancestral(pair, 4, 3))
+    found["samples"] = summed(sample(pair, 4, 3))
     return found
 
 

@@ -17,10 +17,10 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceMeanFie
 from torch import Tensor
 
 from pyro_seq import Pair, SequenceBatch, UserError, emissions, no_guide, score, score_document
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.contexts import Chain, LastObservations, PreviousObservation, SideInputs
-from pyro_seq.encoders import Embedding, Encoder, Flatten, Group, OneHot
-from pyro_seq.infer.sampling import sample_sequences, sharpened
+from pyro_seq.encoders import Embedding, Encoder, Flatten, Joint, OneHot
+from pyro_seq.infer.sampling import sample_sequences, tempered
 from pyro_seq.models import HMM, hmm
 from pyro_seq.pairs.model import Layout
 
@@ -37,7 +37,7 @@ def observed(kind: str) -> tuple[emissions.Emission, Encoder, Any]:
     if kind == "categorical":
         return emissions.Categorical(4), Embedding(4, 3), symbols
     if kind == "bernoullis":
-        return emissions.Independent(emissions.Bernoulli(), 3), Flatten(3), notes
+        return emissions.Factorised(emissions.Bernoulli(), 3), Flatten(3), notes
     if kind == "normal":
         return emissions.Normal(), Flatten(()), torch.randn(N, T)
     if kind == "beta":
@@ -45,12 +45,12 @@ def observed(kind: str) -> tuple[emissions.Emission, Encoder, Any]:
     joint = emissions.Joint(
         {
             "symbol": emissions.Categorical(4),
-            "notes": emissions.Independent(emissions.Bernoulli(), 3),
+            "notes": emissions.Factorised(emissions.Bernoulli(), 3),
         }
     )
     return (
         joint,
-        Group({"symbol": OneHot(4), "notes": Flatten(3)}),
+        Joint({"symbol": OneHot(4), "notes": Flatten(3)}),
         {"symbol": symbols, "notes": notes},
     )
 
@@ -147,7 +147,7 @@ def test_score_is_exact_by_step_and_over_windows(kind: str, autoregressive: bool
     model, u = new_model(emission, encoder, autoregressive), torch.randn(N, T, 2)
 
     def part(start: int, end: int) -> SequenceBatch:
-        return SequenceBatch(map_tensors(lambda x: x[:, start:end], values), inputs=u[:, start:end])
+        return SequenceBatch(tree_map(lambda x: x[:, start:end], values), inputs=u[:, start:end])
 
     whole = score(Pair(model), part(0, T))
     assert whole.exact
@@ -343,7 +343,7 @@ def test_samples_of_every_kind(kind: str) -> None:
             T,
             state=model.initial(N),
             inputs=u,
-            adjust=lambda d: sharpened(d, temperature=0.5),
+            transform_distribution=lambda d: tempered(d, temperature=0.5),
         )
         assert (sharp["notes"] if kind == "joint" else sharp).shape[:2] == (N, T)
 

@@ -16,11 +16,12 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyro_seq import Pair, SequenceBatch, score
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import Chain, LastObservations, PreviousObservation, SideInputs
-from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Categorical, Normal
-from pyro_seq.encoders import Embedding, Flatten, Group, OneHot
+from pyro_seq.encoders import Embedding, Flatten, OneHot
+from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.models import ISEQ, RNN, SRNN
 from pyro_seq.pairs.model import SequenceModel
 
@@ -30,7 +31,7 @@ LAYOUTS = ("path", "steps")
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def new_pair(kind: str, parts: Parts, **settings: Any) -> Pair:
+def new_pair(kind: str, parts: PairComponents, **settings: Any) -> Pair:
     sizes: dict[str, Any] = {
         "hidden_size": 4,
         "latent_size": 2,
@@ -46,7 +47,7 @@ def new_pair(kind: str, parts: Parts, **settings: Any) -> Pair:
 def symbols_pair(kind: str, categories: int = 2, **settings: Any) -> Pair:
     return new_pair(
         kind,
-        Parts(Categorical(categories), lambda: OneHot(categories), PreviousObservation),
+        PairComponents(Categorical(categories), lambda: OneHot(categories), PreviousObservation),
         **settings,
     )
 
@@ -161,11 +162,11 @@ def test_srnn_by_hand(layout: Any) -> None:
 # padding and the batch dimension
 
 
-def music_parts() -> Parts:
-    emission = Joint({"notes": Independent(Bernoulli(), 3), "level": Normal()})
-    return Parts(
+def music_parts() -> PairComponents:
+    emission = Joint({"notes": Factorised(Bernoulli(), 3), "level": Normal()})
+    return PairComponents(
         emission,
-        lambda: Group({"notes": Flatten(3), "level": Flatten(())}),
+        lambda: JointEncoder({"notes": Flatten(3), "level": Flatten(())}),
         lambda encoder: Chain(LastObservations(encoder, 2), SideInputs(2)),
         num_inputs=2,
     )

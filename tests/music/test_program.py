@@ -110,7 +110,7 @@ class Plain(nn.Module):
 def test_a_pair_in_plain_pyro_is_given_numbers(tmp_path: Path, emission: str) -> None:
     (tmp_path / "plain.py").write_text(PLAIN)
     kind = f"{tmp_path}/plain.py:Plain"
-    settings = music_settings({**WINDOWS, "model.kind": kind, "frames.emission": emission})
+    settings = music_settings({**WINDOWS, "model.name": kind, "frames.emission": emission})
     music_program.start(tmp_path / "run", settings, DATA, seed=1, quiet=True)
     music = music_program.load(tmp_path / "run", pair=kind)
     assert next(generate(music, 5)).shape == (5, 88)
@@ -185,7 +185,7 @@ def test_pieces_are_validated_on_with_the_samples_that_are_asked_for(
     monkeypatch.setattr("pyro_seq.music.program.nats_per_frame", noted)
     music_program.start(
         tmp_path / "run",
-        music_settings({**TINY, "model.kind": "iseq", "training.valid_particles": 5}),
+        music_settings({**TINY, "model.name": "iseq", "training.valid_particles": 5}),
         DATA,
         seed=1,
         quiet=True,

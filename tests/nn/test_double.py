@@ -18,28 +18,29 @@ from pyro_seq import (
     Pair,
     SequenceBatch,
     UserError,
-    ancestral,
     continuation,
     emissions,
     no_guide,
+    sample,
     score,
 )
-from pyro_seq.config.build import Parts
+from pyro_seq.config.build import PairComponents
 from pyro_seq.contexts import (
     Chain,
     Context,
     LastObservations,
-    Nothing,
-    PassedOn,
+    NoContext,
     PreviousObservation,
     SideInputs,
+    SplitContext,
 )
 from pyro_seq.emissions.base import Emission
-from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.convolution import KeyConvolution
 from pyro_seq.emissions.elementary import Bernoulli, Beta, Binomial, Categorical, Normal
 from pyro_seq.emissions.nade import NADE
-from pyro_seq.encoders import MLP, Embedding, Encoder, Flatten, Group, OneHot, Sequential
+from pyro_seq.encoders import Embedding, Encoder, Flatten, MLPEncoder, OneHot, Sequential
+from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.models import HMM, RNN
 from pyro_seq.nn.feedforward import MLP as Layers
 from pyro_seq.poutine.time_sites import sample_sites
@@ -58,12 +59,12 @@ CASES: dict[str, Case] = {
         lambda: torch.randint(5, (3, 4)),
     ),
     "answers": (
-        lambda: Independent(Bernoulli(), 3),
+        lambda: Factorised(Bernoulli(), 3),
         lambda: Flatten(3),
         lambda: torch.randint(2, (3, 4, 3)).float(),
     ),
     "whole numbers": (
-        lambda: Independent(Binomial(7), 3),
+        lambda: Factorised(Binomial(7), 3),
         lambda: Flatten(3),
         lambda: torch.randint(8, (3, 4, 3)),
     ),
@@ -73,19 +74,19 @@ CASES: dict[str, Case] = {
         lambda: torch.randint(10**8, (3, 4)),
     ),
     "numbers": (
-        lambda: Independent(Normal(), (3, 1)),
-        lambda: Sequential(Flatten((3, 1)), MLP(3, (4,))),
+        lambda: Factorised(Normal(), (3, 1)),
+        lambda: Sequential(Flatten((3, 1)), MLPEncoder(3, (4,))),
         lambda: torch.randn(3, 4, 3, 1),
     ),
     "shares": (
-        lambda: Independent(Beta(), 3),
-        lambda: MLP(3, (4,)),
+        lambda: Factorised(Beta(), 3),
+        lambda: MLPEncoder(3, (4,)),
         lambda: torch.rand(3, 4, 3).clamp(0.1, 0.9),
     ),
     "chords": (lambda: NADE(3, 2), lambda: Flatten(3), lambda: torch.randint(2, (3, 4, 3)).float()),
     "group": (
-        lambda: Joint({"a": Categorical(5), "b": Independent(Normal(), 2)}),
-        lambda: Group({"a": OneHot(5), "b": Flatten(2)}),
+        lambda: Joint({"a": Categorical(5), "b": Factorised(Normal(), 2)}),
+        lambda: JointEncoder({"a": OneHot(5), "b": Flatten(2)}),
         lambda: {"a": torch.randint(5, (3, 4)), "b": torch.randn(3, 4, 2)},
     ),
 }
@@ -96,9 +97,9 @@ CONTEXTS: dict[str, Callable[[Encoder], Context]] = {
     ),
     "inputs": lambda encoder: SideInputs(2),
     "encoded inputs": lambda encoder: Chain(
-        SideInputs(2, MLP(2, (3,))), SideInputs(2, Flatten(2)), PreviousObservation(encoder)
+        SideInputs(2, MLPEncoder(2, (3,))), SideInputs(2, Flatten(2)), PreviousObservation(encoder)
     ),
-    "nothing": lambda encoder: Chain(Nothing(), SideInputs(2)),
+    "nothing": lambda encoder: Chain(NoContext(), SideInputs(2)),
 }
 
 
@@ -133,9 +134,9 @@ def works_in_float64(
 
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", ["path", "steps"])
-def test_every_shipped_pair(shipped: Callable[[Parts, str], Pair], layout: str) -> None:
+def test_every_shipped_pair(shipped: Callable[[PairComponents, str], Pair], layout: str) -> None:
     emission, encoder, draw = CASES["group"]
-    pair = doubled(shipped(Parts(emission(), encoder, PreviousObservation), layout))
+    pair = doubled(shipped(PairComponents(emission(), encoder, PreviousObservation), layout))
     works_in_float64(pair, SequenceBatch(draw(), LENGTHS))
 
 
@@ -148,7 +149,7 @@ def test_every_emission_and_encoder(case: Case, layout: Any) -> None:
     )
     batch = SequenceBatch(draw(), LENGTHS)
     works_in_float64(pair, batch)
-    ancestral(pair, 2, 3)
+    sample(pair, 2, 3)
     continuation(pair, SequenceBatch(draw()), 2)
 
 
@@ -164,7 +165,7 @@ def test_every_context(context: Callable[[Encoder], Context], layout: Any) -> No
 
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_what_is_passed_on(layout: Any) -> None:
-    context = PassedOn(PreviousObservation(Flatten(3)), LastObservations(Flatten(3), 2))
+    context = SplitContext(PreviousObservation(Flatten(3)), LastObservations(Flatten(3), 2))
     model = RNN(KeyConvolution(3, 2, 4, autoregressive=True), context, hidden_size=4, layout=layout)
     works_in_float64(
         doubled(Pair(model)), SequenceBatch(torch.randint(2, (3, 4, 3)).float(), LENGTHS)
@@ -181,10 +182,12 @@ def test_hidden_markov_models() -> None:
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_the_automatic_guide_is_of_its_models_type(
-    shipped: Callable[[Parts, str], Pair], layout: str
+    shipped: Callable[[PairComponents, str], Pair], layout: str
 ) -> None:
     emission, encoder, draw = CASES["symbols, one-hot"]
-    model: Any = shipped(Parts(emission(), encoder, PreviousObservation), layout).model.double()
+    model: Any = shipped(
+        PairComponents(emission(), encoder, PreviousObservation), layout
+    ).model.double()
     if not model.latent_size:
         return
     batch = SequenceBatch(draw(), LENGTHS)
@@ -196,11 +199,11 @@ def test_the_automatic_guide_is_of_its_models_type(
 
 
 def test_the_score_of_a_double_model_is_that_of_float64(
-    shipped: Callable[[Parts, str], Pair],
+    shipped: Callable[[PairComponents, str], Pair],
 ) -> None:
     """The same weights where float64 is the default, to 1e-12; in float32 they are 1e-7 apart."""
     emission, encoder, draw = CASES["symbols, one-hot"]
-    pair = doubled(shipped(Parts(emission(), encoder, PreviousObservation), "path"))
+    pair = doubled(shipped(PairComponents(emission(), encoder, PreviousObservation), "path"))
     batch = SequenceBatch(draw(), LENGTHS)
     found: list[Tensor] = []
     for default in (torch.float32, torch.float64):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.nn import _latent_scan as paths
-from pyro_seq.nn._latent_scan import sample_path, sample_path_by_steps
+from pyro_seq.nn._latent_scan import scan_latents, scan_latents_by_steps
 from pyro_seq.nn.feedforward import ACTIVATIONS, POSITIVE
 from pyro_seq.nn.gaussian import NormalNet
 
@@ -46,13 +46,13 @@ def assert_equal_paths(
     arguments = [noise, first, posterior, random(*leads[2], steps, features[0])]
     if prior is not None:
         arguments += [prior, random(*leads[3], steps, prior.mlp[0].in_features - SIZE)]
-    with mock.patch.object(paths, "sample_path_by_steps", wraps=sample_path_by_steps) as slow:
-        actual = sample_path(*arguments)
+    with mock.patch.object(paths, "scan_latents_by_steps", wraps=scan_latents_by_steps) as slow:
+        actual = scan_latents(*arguments)
     assert slow.called != fast
-    expected = sample_path_by_steps(*arguments)
+    expected = scan_latents_by_steps(*arguments)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
     with torch.no_grad():
-        torch.testing.assert_close(sample_path(*arguments), expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(scan_latents(*arguments), expected, rtol=1e-10, atol=1e-12)
 
     leaves = [a for a in arguments if isinstance(a, Tensor)]
     leaves += [p for a in arguments if isinstance(a, nn.Module) for p in a.parameters()]
@@ -110,12 +110,12 @@ def test_batch_dimensions_broadcast() -> None:
 
 def test_short_paths() -> None:
     assert_equal_paths(net(3), net(2), steps=1)
-    assert sample_path(random(4, 0, SIZE), random(4, SIZE), net(3), random(4, 0, 3))[0].shape == (
+    assert scan_latents(random(4, 0, SIZE), random(4, SIZE), net(3), random(4, 0, 3))[0].shape == (
         4,
         0,
         SIZE,
     )
-    assert sample_path(random(0, 5, SIZE), random(0, SIZE), net(3), random(0, 5, 3))[0].shape == (
+    assert scan_latents(random(0, 5, SIZE), random(0, SIZE), net(3), random(0, 5, 3))[0].shape == (
         0,
         5,
         SIZE,
@@ -143,13 +143,13 @@ def test_gradcheck() -> None:
     inputs = [random(2, 3, SIZE), random(2, SIZE), random(2, 3, 1), random(2, 3, 1)]
     # both outputs
     assert torch.autograd.gradcheck(
-        lambda noise, first, e, d: sample_path(noise, first, posterior, e, prior, d), inputs
+        lambda noise, first, e, d: scan_latents(noise, first, posterior, e, prior, d), inputs
     )
 
 
 def test_second_derivatives_raise() -> None:
     noise = random(2, 3, SIZE)
-    path, _ = sample_path(noise, random(2, SIZE), net(1), random(2, 3, 1))
+    path, _ = scan_latents(noise, random(2, SIZE), net(1), random(2, 3, 1))
     (grad,) = torch.autograd.grad(path.square().sum(), noise, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
@@ -157,4 +157,4 @@ def test_second_derivatives_raise() -> None:
 
 def test_a_prior_comes_with_its_features() -> None:
     with pytest.raises(ValueError, match="both the prior and its features"):
-        sample_path(random(2, 3, SIZE), random(2, SIZE), net(1), random(2, 3, 1), net(1))
+        scan_latents(random(2, 3, SIZE), random(2, SIZE), net(1), random(2, 3, 1), net(1))

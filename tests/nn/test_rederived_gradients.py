@@ -21,7 +21,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_seq import Pair, SequenceBatch
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import Chain, PreviousObservation, SideInputs
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import Embedding
@@ -344,7 +344,7 @@ def new_pair(name: str, cell: str, layout: str) -> Pair:
     quiet = {"input_dropout": 0.0, "output_dropout": 0.0, "layout": layout} | (
         {"cell": cell} if cell else {}
     )
-    parts = Parts(
+    parts = PairComponents(
         Categorical(SYMBOLS),
         lambda: Embedding(SYMBOLS, 3),
         lambda encoder: Chain(PreviousObservation(encoder), SideInputs(INPUTS)),

@@ -18,10 +18,10 @@ from pyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_seq import Pair, SequenceBatch, emissions
-from pyro_seq._pytree import map_tensors, tensors
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq._pytree import tree_leaves, tree_map
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import Chain, Context, LastObservations, PreviousObservation, SideInputs
-from pyro_seq.encoders import Embedding, Encoder, Flatten, Group, OneHot
+from pyro_seq.encoders import Embedding, Encoder, Flatten, Joint, OneHot
 from pyro_seq.nn.feedforward import MLP
 
 N, T, Z, INPUTS = 4, 5, 5, 2
@@ -51,7 +51,7 @@ def observed(kind: str, steps: int = T) -> Observed:
     if kind == "categorical":
         return Observed(emissions.Categorical(4), lambda: Embedding(4, 3), symbols)
     if kind == "bernoullis":
-        return Observed(emissions.Independent(emissions.Bernoulli(), 3), lambda: Flatten(3), notes)
+        return Observed(emissions.Factorised(emissions.Bernoulli(), 3), lambda: Flatten(3), notes)
     if kind == "normal":
         return Observed(emissions.Normal(), lambda: Flatten(()), torch.randn(N, steps))
     if kind == "beta":
@@ -61,12 +61,12 @@ def observed(kind: str, steps: int = T) -> Observed:
     joint = emissions.Joint(
         {
             "symbol": emissions.Categorical(4),
-            "notes": emissions.Independent(emissions.Bernoulli(), 3),
+            "notes": emissions.Factorised(emissions.Bernoulli(), 3),
         }
     )
     return Observed(
         joint,
-        lambda: Group({"symbol": OneHot(4), "notes": Flatten(3)}),
+        lambda: Joint({"symbol": OneHot(4), "notes": Flatten(3)}),
         {"symbol": symbols, "notes": notes},
     )
 
@@ -95,7 +95,9 @@ def new_pair(name: str, parts: Observed, *, inputs: bool = True, **settings: Any
     }
     chosen = model_settings(name.partition("_")[0], sizes | VARIANTS.get(name, {}) | settings)
     context = rich_context if inputs else PreviousObservation
-    return make_pair(chosen, Parts(parts.emission, parts.encoder, context, INPUTS if inputs else 0))
+    return make_pair(
+        chosen, PairComponents(parts.emission, parts.encoder, context, INPUTS if inputs else 0)
+    )
 
 
 def new_batch(
@@ -232,11 +234,11 @@ def test_carried_states_agree(name: str, kind: str, cell: str) -> None:
                 for side, trace in outcomes.items()
             }
         )
-    assert_equal(*map(tensors, states))
+    assert_equal(*map(tree_leaves, states))
     batch = new_batch(parts.values)
     fresh, _, _ = evaluate(pair, batch, noise[1], "path")
     results = [
-        evaluate(pair, batch.with_state(map_tensors(Tensor.detach, states[0])), noise[1], layout)
+        evaluate(pair, batch.with_state(tree_map(Tensor.detach, states[0])), noise[1], layout)
         for layout in LAYOUTS
     ]
     assert not torch.allclose(results[0][0], fresh)
@@ -363,7 +365,7 @@ def test_samples(name: str, kind: str, layout: str) -> None:
         if site["type"] == "sample" and "log_prob" in site and site["name"] != "sequences":
             total = total + site["log_prob"]
     z = None if name == "rnn" else outcome.latents
-    for sampled, given in zip(tensors(outcome.values), tensors(parts.values), strict=True):
+    for sampled, given in zip(tree_leaves(outcome.values), tree_leaves(parts.values), strict=True):
         assert sampled.shape == given.shape and sampled.dtype == given.dtype
         assert not sampled[~batch.mask].any()
     again = SequenceBatch(outcome.values, RAGGED, inputs=batch.inputs)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from pyro_seq.pairs._modules_used import modules_of
+from pyro_seq.pairs._modules_used import modules_used_by
 
 NET, OTHER = nn.Sequential(nn.Linear(1, 1)), nn.Linear(1, 1)
 
@@ -67,12 +67,12 @@ class Holder:
     ],
 )
 def test_found_once(function: Any) -> None:
-    assert modules_of(function) == [NET]
+    assert modules_used_by(function) == [NET]
 
 
 def test_several_and_none() -> None:
-    assert modules_of(in_closure(NET, OTHER)) == [NET, OTHER]
-    assert modules_of(len) == modules_of(in_closure(3)) == modules_of(Holder) == []
+    assert modules_used_by(in_closure(NET, OTHER)) == [NET, OTHER]
+    assert modules_used_by(len) == modules_used_by(in_closure(3)) == modules_used_by(Holder) == []
 
 
 def test_functions_that_name_each_other_and_cells_without_content() -> None:
@@ -82,6 +82,6 @@ def test_functions_that_name_each_other_and_cells_without_content() -> None:
     def second(x: Any) -> Any:
         return first(x)
 
-    assert modules_of(first) == []
+    assert modules_used_by(first) == []
     later = OTHER
-    assert modules_of(second) == [OTHER]
+    assert modules_used_by(second) == [OTHER]

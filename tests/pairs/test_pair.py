@@ -15,7 +15,7 @@ from pyro.optim import Adam
 from torch import Tensor, nn
 
 from pyro_seq import Pair, SequenceBatch, UserError
-from pyro_seq.pairs._modules_used import modules_of
+from pyro_seq.pairs._modules_used import modules_used_by
 from pyro_seq.runs.checkpoint import load_tree, save_tree
 
 BATCH = SequenceBatch(torch.zeros(2, 3), [3, 1])
@@ -287,7 +287,7 @@ def test_modules_of_functions_trained_by_hand_stay_their_own() -> None:
         weights = pair.weights()
         before = weights["store"]["inner$$$bias"].clone()
         pair.load_weights({"store": {name: w + 1 for name, w in weights["store"].items()}}, "here")
-        assert torch.equal(modules_of(pair.model)[0].bias, before + 1)
+        assert torch.equal(modules_used_by(pair.model)[0].bias, before + 1)
 
 
 def test_a_function_beside_a_module_from_the_param_store() -> None:
@@ -299,7 +299,7 @@ def test_a_function_beside_a_module_from_the_param_store() -> None:
 
 def test_modules_of_functions_have_the_pairs_mode() -> None:
     pair = closures()
-    (outer,) = modules_of(pair.guide)
+    (outer,) = modules_used_by(pair.guide)
     with pair.evaluating():
         assert not outer.training and not outer[1].training
     assert outer.training and outer[1].training

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pyro_seq import AutoSequenceGuide, Pair, SequenceBatch, UserError, no_guide, score
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.emissions.composite import Independent
+from pyro_seq.emissions.composite import Factorised
 from pyro_seq.emissions.elementary import Categorical, Normal
 from pyro_seq.emissions.nade import NADE
 from pyro_seq.encoders import Embedding, Flatten
@@ -209,7 +209,7 @@ def test_what_is_only_scored_beside_another_leaves_no_parameters_behind() -> Non
 
 
 def test_a_frozen_part_stays() -> None:
-    model = RNN(Independent(Normal(), 2), PreviousObservation(Flatten(2)), hidden_size=4)
+    model = RNN(Factorised(Normal(), 2), PreviousObservation(Flatten(2)), hidden_size=4)
     model.decoder.requires_grad_(False)
     model.eval()
     for _ in range(2):

@@ -25,33 +25,33 @@ from pyro.optim import Adam, ClippedAdam
 from torch import Tensor
 
 from pyro_seq import Pair, SequenceBatch
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import LastObservations
-from pyro_seq.emissions.composite import Independent
+from pyro_seq.emissions.composite import Factorised
 from pyro_seq.emissions.elementary import Categorical, Normal
 from pyro_seq.encoders import Embedding, Flatten
 from pyro_seq.guides import AutoSequenceGuide, no_guide
 from pyro_seq.nn.feedforward import MLP
 
-Maker = Callable[[Parts, str], Pair]
+Maker = Callable[[PairComponents, str], Pair]
 LAYOUTS = ("path", "steps")
 
 
-def symbols() -> Parts:
-    return Parts(
+def symbols() -> PairComponents:
+    return PairComponents(
         Categorical(4),
         lambda: Embedding(4, 3),
         lambda encoder: LastObservations(encoder, 2, MLP(6, [5], activation="tanh")),
     )
 
 
-def vectors() -> Parts:
-    return Parts(
-        Independent(Normal(), 2), lambda: Flatten(2), lambda encoder: LastObservations(encoder, 1)
+def vectors() -> PairComponents:
+    return PairComponents(
+        Factorised(Normal(), 2), lambda: Flatten(2), lambda encoder: LastObservations(encoder, 1)
     )
 
 
-def new_pair(name: str, parts: Parts, **settings: Any) -> Pair:
+def new_pair(name: str, parts: PairComponents, **settings: Any) -> Pair:
     sizes: dict[str, Any] = {
         "hidden_size": 4,
         "latent_size": 2,

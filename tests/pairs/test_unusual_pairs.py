@@ -19,10 +19,10 @@ from pyro_seq import (
     Pair,
     SequenceBatch,
     UserError,
-    ancestral,
     continuation,
     infill,
     particle_filter,
+    sample,
     score,
 )
 from pyro_seq.infer.elbo import make_elbo
@@ -143,7 +143,7 @@ def test_missing_steps_of_a_batch_are_missing_everywhere(
     x = torch.randn(2, 4)
     batch, gaps = pair.model.batch(x), torch.tensor([False, True, False, False])
     given = batch.with_missing([1])
-    assert given.gaps.equal(gaps.expand(2, 4))
+    assert given.missing_mask.equal(gaps.expand(2, 4))
     found = []
     for blanked, missing in ((given, None), (batch.with_values(given.values), gaps.expand(2, 4))):
         pyro.set_rng_seed(0)
@@ -170,7 +170,7 @@ def test_plates_inside_a_sequence_are_a_part_of_what_is_observed(size: int) -> N
     values = levels + torch.randn(3, 4, size)
     missing = torch.tensor([False, False, True, False])
     drawn = {
-        "ancestral": ancestral(pair, 5, 4),
+        "ancestral": sample(pair, 5, 4),
         "continuation": continuation(pair, SequenceBatch(values), 2),
         "infill": infill(pair, SequenceBatch(values), missing, samples=3),
     }

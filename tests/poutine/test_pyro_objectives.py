@@ -108,10 +108,10 @@ def test_states_by_step_are_for_whoever_wants_them() -> None:
 def test_dependencies_of_a_hidden_markov_model(layout: Any, autoregressive: bool) -> None:
     for emission, encoder, values in (
         (emissions.Categorical(4), encoders.OneHot(4), torch.randint(4, (2, 3))),
-        (emissions.Independent(emissions.Normal(), 2), encoders.Flatten(2), torch.randn(2, 3, 2)),
+        (emissions.Factorised(emissions.Normal(), 2), encoders.Flatten(2), torch.randn(2, 3, 2)),
         (
             emissions.Joint({"a": emissions.Normal(), "b": emissions.Bernoulli()}),
-            encoders.Group({"a": encoders.Flatten(()), "b": encoders.Flatten(())}),
+            encoders.Joint({"a": encoders.Flatten(()), "b": encoders.Flatten(())}),
             {"a": torch.randn(2, 3), "b": torch.ones(2, 3)},
         ),
     ):

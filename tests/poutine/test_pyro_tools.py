@@ -27,7 +27,7 @@ from pyro.nn.module import to_pyro_module_
 
 from pyro_seq import AutoSequenceGuide, SequenceBatch, UserError, no_guide
 from pyro_seq.contexts import PreviousObservation
-from pyro_seq.emissions.composite import Independent
+from pyro_seq.emissions.composite import Factorised
 from pyro_seq.emissions.elementary import Categorical, Normal
 from pyro_seq.encoders import Embedding, Flatten
 from pyro_seq.guides import SRNNGuide
@@ -263,7 +263,7 @@ def test_any_weight_may_be_random(index: int) -> None:
 
 def test_random_weights_are_inferred() -> None:
     model = RNN(
-        Independent(Normal(), 2), PreviousObservation(Flatten(2)), hidden_size=3, layout="steps"
+        Factorised(Normal(), 2), PreviousObservation(Flatten(2)), hidden_size=3, layout="steps"
     )
     to_pyro_module_(model)
     weight = model.decoder[0].weight

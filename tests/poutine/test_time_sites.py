@@ -20,12 +20,12 @@ from pyro_seq import (
     Pair,
     SequenceBatch,
     UserError,
-    ancestral,
     contexts,
     continuation,
     emissions,
     encoders,
     infill,
+    sample,
     score,
 )
 from pyro_seq.models import RNN
@@ -79,7 +79,7 @@ def test_members_of_a_group_are_no_steps(names: list[str], steps: int, layout: A
 
     def scored(names: list[str], layout: Any) -> Tensor:
         pyro.set_rng_seed(1)
-        encoder = encoders.Group({name: encoders.OneHot(3) for name in names})
+        encoder = encoders.Joint({name: encoders.OneHot(3) for name in names})
         emission = emissions.Joint({name: emissions.Categorical(3) for name in names})
         pair = Pair(
             RNN(emission, contexts.PreviousObservation(encoder), hidden_size=4, layout=layout)
@@ -98,7 +98,7 @@ def test_members_of_a_group_are_no_steps(names: list[str], steps: int, layout: A
 
 @pytest.mark.parametrize("layout", ["path", "steps"])
 def test_a_shipped_model_whose_members_are_numbers_keeps_the_contract(layout: Any) -> None:
-    encoder = encoders.Group({name: encoders.OneHot(3) for name in "01"})
+    encoder = encoders.Joint({name: encoders.OneHot(3) for name in "01"})
     emission = emissions.Joint({name: emissions.Categorical(3) for name in "01"})
     model = RNN(emission, contexts.PreviousObservation(encoder), hidden_size=4, layout=layout)
     batch = SequenceBatch({name: torch.randint(3, (3, 4)) for name in "01"}, [4, 3, 1])
@@ -365,7 +365,7 @@ def test_tools_put_members_that_are_numbers_together(steps: int, active: bool) -
 
     values = {str(m): 100.0 * m + torch.randn(3, steps) for m in range(2)}
     batch = SequenceBatch(values)
-    drawn = ancestral(Pair(model), 3, steps), continuation(Pair(model), batch, 2)
+    drawn = sample(Pair(model), 3, steps), continuation(Pair(model), batch, 2)
     filled = infill(Pair(model), batch, torch.arange(steps) == 1, samples=2)
     for found in (*drawn, filled):
         assert set(found) == {"0", "1"}

@@ -19,7 +19,7 @@ for emission in ("nade", "autoregressive_convolution"):
     for kind in SHIPPED:
         if (kind, emission) == ("hmm", "autoregressive_convolution"):
             continue
-        settings = music_settings({"model.kind": kind, "frames.emission": emission})
+        settings = music_settings({"model.name": kind, "frames.emission": emission})
         with shapes_only():
             expected = new_pair(settings)
         assert shapes(expected) == shapes(new_pair(settings)) != {}

@@ -81,5 +81,5 @@ def test_print_config(
     words = ["--print-config", "--model", "srnn", "--num-steps", "7", *SMALL]
     own.train.main(words, standalone_mode=False)
     out = capsys.readouterr().out
-    assert 'model.kind = "srnn"' in out and "training.num_steps = 7" in out
+    assert 'model.name = "srnn"' in out and "training.num_steps = 7" in out
     assert not list(tmp_path.glob("run*"))

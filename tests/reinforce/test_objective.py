@@ -70,7 +70,7 @@ def exact_gradient(
     """The gradient of E[sum_t r_t + beta H_t], summed over sequences of these lengths, by all
     sequences that there are.
     """
-    features, _ = model.decode(model.history(SequenceBatch(EVERY))[0], None, None)
+    features, _ = model.decode(model.hidden_states(SequenceBatch(EVERY))[0], None, None)
     logits = features.log_softmax(-1)
     log_probs = logits.gather(-1, EVERY.unsqueeze(-1)).squeeze(-1)
     entropies = -(logits.exp() * logits).sum(-1)
@@ -225,7 +225,7 @@ def test_a_critic_learns_what_is_to_be_expected() -> None:
         svi.step(SequenceBatch(None, [STEPS] * 200))
     batch = SequenceBatch(EVERY)
     with torch.no_grad():
-        features, _ = model.decode(model.history(batch)[0], None, None)
+        features, _ = model.decode(model.hidden_states(batch)[0], None, None)
         log_probs = features.log_softmax(-1).gather(-1, EVERY.unsqueeze(-1)).squeeze(-1)
         first = (log_probs.sum(1).exp() * rewards.sum(1)).sum()
         torch.testing.assert_close(critic(batch, rewards)[0, 0], first, atol=0.1, rtol=0)
@@ -247,7 +247,9 @@ def test_value_is_the_negative_of_what_was_earned() -> None:
 
 def exact_value(model: RNN, rewards: Tensor, entropy_bonus: float) -> float:
     with torch.no_grad():
-        logits = model.decode(model.history(SequenceBatch(EVERY))[0], None, None)[0].log_softmax(-1)
+        logits = model.decode(model.hidden_states(SequenceBatch(EVERY))[0], None, None)[
+            0
+        ].log_softmax(-1)
     p = logits.gather(-1, EVERY.unsqueeze(-1)).sum((1, 2)).exp()
     return float((p * (rewards.sum(1) - entropy_bonus * (logits.exp() * logits).sum((1, 2)))).sum())
 
@@ -309,7 +311,9 @@ def test_rollouts_of_a_model_of_ones_own(kind: str) -> None:
     )
     with pair.scope():
         pair.model(SequenceBatch(EVERY))  # which registers a function's parameters
-        rollouts = Rollouts(pair, looked_up(table().sum(1)), num_rollouts=2, update_rate=0.0)
+        rollouts = Rollouts(
+            pair, looked_up(table().sum(1)), num_rollouts=2, rollout_policy_decay=0.0
+        )
         critic = Critic(context(), hidden_size=4)
         svi = SVI(
             pair.model,

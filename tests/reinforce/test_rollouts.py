@@ -15,7 +15,8 @@ from pyro_seq import Pair, Rollouts, SequenceBatch, UserError
 from pyro_seq.contexts import Chain, PreviousObservation, SideInputs
 from pyro_seq.emissions.composite import Joint
 from pyro_seq.emissions.elementary import Bernoulli, Categorical
-from pyro_seq.encoders import Embedding, Flatten, Group
+from pyro_seq.encoders import Embedding, Flatten
+from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.infer.stepping import declared
 from pyro_seq.models import ISEQ, RNN
@@ -125,7 +126,7 @@ def test_sequences_that_end_early() -> None:
 
 def test_side_inputs_and_groups_go_along() -> None:
     emission = Joint({"symbol": Categorical(SYMBOLS), "end": Bernoulli()})
-    encoder = Group({"symbol": Embedding(SYMBOLS, 2), "end": Flatten(())})
+    encoder = JointEncoder({"symbol": Embedding(SYMBOLS, 2), "end": Flatten(())})
     model = RNN(emission, Chain(PreviousObservation(encoder), SideInputs(1)), hidden_size=3)
     with torch.no_grad():
         list(model.decoder.parameters())[-1][-1] = -100.0
@@ -157,7 +158,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_policy_lags_behind_the_generator() -> None:
     pair = Pair(generator())
-    rolled = Rollouts(pair, reward, update_rate=0.8)
+    rolled = Rollouts(pair, reward, rollout_policy_decay=0.8)
     before = {name: p.clone() for name, p in rolled.policy.parameters().items()}
     with torch.no_grad():
         for parameter in pair.model.parameters():

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pyro_seq._schema import check
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import Embedding
@@ -110,13 +110,13 @@ def test_it_notices_what_breaks_the_bar(attacks: Any, tmp_path: Path) -> None:
 def trainer(folder: Path) -> Trainer:
     """A training of a few steps, kept in a folder."""
     torch.manual_seed(0)
-    parts = Parts(Categorical(5), lambda: Embedding(5, 3), PreviousObservation)
+    parts = PairComponents(Categorical(5), lambda: Embedding(5, 3), PreviousObservation)
     pair = make_pair(
         model_settings("srnn", {"hidden_size": 4, "latent_size": 2, "latent_sizes": (4,)}), parts
     )
     symbols = torch.arange(60).remainder(5).numpy()
     batches = TextWindows(symbols, batch_size=2, window=6, carry=True, seed=0)
-    settings = TrainingSettings(num_steps=3, average=0.9, log_every=2, precision="float32")
+    settings = TrainingSettings(num_steps=3, ema_decay=0.9, log_every=2, precision="float32")
     return Trainer(pair, batches, settings, run=RunFolder(folder, "text"), quiet=True)
 
 
@@ -130,7 +130,7 @@ def test_a_checkpoint_with_another_value_at_any_place_is_refused_in_a_line(
 ) -> None:
     trainer(tmp_path).fit()
     again, path = trainer(tmp_path), tmp_path / "last.safetensors"
-    again.settings = TrainingSettings(num_steps=3, average=0.9, log_every=2, precision="float32")
+    again.settings = TrainingSettings(num_steps=3, ema_decay=0.9, log_every=2, precision="float32")
     with again.pair.scope():
         again.begin(resume=True)
         kind = again.states.describe_state()

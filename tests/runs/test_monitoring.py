@@ -22,7 +22,7 @@ from pyro_seq.music.render.audio import wav_bytes
 from pyro_seq.music.render.plots import roll_png
 from pyro_seq.runs import tensorboard as monitoring
 from pyro_seq.runs.metrics import MetricsFile
-from pyro_seq.runs.tensorboard import Audio, Events, Image
+from pyro_seq.runs.tensorboard import Audio, EventWriter, Image
 
 Limit = Callable[[int], AbstractContextManager[None]]
 
@@ -91,7 +91,7 @@ def read_events(folder: Path) -> EventAccumulator:
 
 def test_events_are_what_tensorboard_reads(tmp_path: Path) -> None:
     before = threading.active_count()
-    events = Events(tmp_path / "tensorboard")
+    events = EventWriter(tmp_path / "tensorboard")
     events.scalars(1, {"loss": 2.5, "kl": 0.5})
     events.scalars(2, {"loss": float("nan")})
     events.histograms(
@@ -118,7 +118,7 @@ def test_events_are_what_tensorboard_reads(tmp_path: Path) -> None:
 def test_pictures_and_sounds_are_what_tensorboard_shows(tmp_path: Path) -> None:
     sound = wav_bytes(np.zeros(441))
     picture = roll_png(torch.zeros(4, 88), Timing())
-    events = Events(tmp_path)
+    events = EventWriter(tmp_path)
     events.samples(3, {"a/roll": Image(picture), "a/sound": Audio(sound)})
     events.close()
     read = read_events(tmp_path)
@@ -131,7 +131,7 @@ def test_pictures_and_sounds_are_what_tensorboard_shows(tmp_path: Path) -> None:
 
 def test_events_after_the_checkpoint_are_superseded(tmp_path: Path) -> None:
     for start, values in ((0, (1.0, 2.0, 3.0)), (2, (30.0, 40.0))):
-        events = Events(tmp_path, start)
+        events = EventWriter(tmp_path, start)
         for i, value in enumerate(values):
             events.scalars(start + 1 + i, {"loss": value})
         events.close()
@@ -147,14 +147,14 @@ def test_events_are_on_the_disk_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitoring, "FLUSH_SECONDS", 0.0)
-    events = Events(tmp_path)
+    events = EventWriter(tmp_path)
     events.scalars(1, {"loss": 2.5})
     assert [e.value for e in read_events(tmp_path).Scalars("loss")] == [2.5]
     events.close()
 
 
 def test_without_a_folder_events_are_nothing() -> None:
-    events = Events(None)
+    events = EventWriter(None)
     events.scalars(1, {"a": 1.0})
     events.histograms(1, {"a": torch.zeros(1)})
     events.samples(1, {"a": "b"})
@@ -165,7 +165,7 @@ def test_without_a_folder_events_are_nothing() -> None:
 def test_full_disk_is_noticed_by_the_write_that_meets_it(
     tmp_path: Path, file_size_limit: Limit
 ) -> None:
-    metrics, events = MetricsFile(tmp_path / "m"), Events(tmp_path / "tensorboard")
+    metrics, events = MetricsFile(tmp_path / "m"), EventWriter(tmp_path / "tensorboard")
     events.scalars(1, {"loss": 1.0})
     with file_size_limit(0):
         with pytest.raises(UserError, match=r"cannot write .*m: File too large"):
@@ -175,13 +175,13 @@ def test_full_disk_is_noticed_by_the_write_that_meets_it(
         metrics.close()  # says nothing more
         events.close()
         with pytest.raises(UserError, match=r"cannot write .*tfevents"):
-            Events(tmp_path / "tensorboard")
+            EventWriter(tmp_path / "tensorboard")
 
 
 def test_events_in_a_folder_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").touch()
     with pytest.raises(UserError, match="cannot write"):
-        Events(tmp_path / "tensorboard")
+        EventWriter(tmp_path / "tensorboard")
 
 
 # progress

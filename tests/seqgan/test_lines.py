@@ -29,7 +29,7 @@ from pyro_seq.seqgan.lengths import SampledToTheEnd, batch_of, ended, lengths_of
 from pyro_seq.seqgan.metrics.bleu import References, bleu, bleu_figures, self_bleu
 from pyro_seq.seqgan.metrics.quality import generated, likelihood
 from pyro_seq.seqgan.program import seqgan_program
-from pyro_seq.seqgan.tasks.base import Figure
+from pyro_seq.seqgan.tasks.base import Measurement
 from pyro_seq.seqgan.tasks.text_task import TextRendering, read_text_task
 
 pytestmark = pytest.mark.usefixtures("sketched")
@@ -91,11 +91,11 @@ def test_probabilities_of_all_sequences_add_up_to_1_and_are_those_of_the_samples
 def test_a_ratio_has_the_error_of_a_ratio() -> None:
     torch.manual_seed(0)
     equal = torch.randn(50)
-    one, other = Figure.ratio(equal * 7, torch.full((50,), 7)), Figure.mean(equal)
+    one, other = Measurement.ratio(equal * 7, torch.full((50,), 7)), Measurement.mean(equal)
     assert one == pytest.approx(other, rel=1e-6)
     lengths = torch.randint(1, 9, (400, 60))
     totals = 2.0 * lengths + torch.randn(400, 60) * lengths.sqrt()
-    figures = [Figure.ratio(t, n) for t, n in zip(totals, lengths, strict=True)]
+    figures = [Measurement.ratio(t, n) for t, n in zip(totals, lengths, strict=True)]
     spread = torch.tensor([figure.value for figure in figures]).std()
     said = torch.tensor([figure.standard_error or 0.0 for figure in figures]).mean()
     assert 0.9 < float(said / spread) < 1.1

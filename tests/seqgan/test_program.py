@@ -241,7 +241,7 @@ def test_nothing_is_written_for_data_and_settings_that_do_not_fit(
 def test_a_generator_with_latents_leaves_no_run(
     tmp_path: Path, tiny_seqgan: dict[str, Any]
 ) -> None:
-    settings = seqgan_program.settings(Layer(tiny_seqgan | {"model.kind": "srnn"}, lenient=True))
+    settings = seqgan_program.settings(Layer(tiny_seqgan | {"model.name": "srnn"}, lenient=True))
     with pytest.raises(UserError, match="without latents, and the pair 'srnn' has a guide"):
         seqgan_program.start(tmp_path / "run", settings, {}, seed=0, quiet=True)
     assert (

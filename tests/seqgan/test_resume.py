@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_seq._pytree import flatten
+from pyro_seq._pytree import to_json_tree
 from pyro_seq.errors import UserError
 from pyro_seq.runs.checkpoint import load_tree, save_tree
 from pyro_seq.seqgan.adversary.training import DiscriminatorTraining
@@ -92,7 +92,7 @@ def stop_at(
 
 def last(folder: Path) -> Any:
     """A checkpoint, but for the minutes."""
-    return flatten(load_tree(folder / "last.safetensors") | {"minutes": 0.0})
+    return to_json_tree(load_tree(folder / "last.safetensors") | {"minutes": 0.0})
 
 
 def assert_equal_runs(a: Path, b: Path) -> None:

@@ -26,7 +26,7 @@ from pyro_seq.seqgan.metrics.quality import generated, likelihood, quality
 from pyro_seq.seqgan.plots.curve import learning_curves_png, validations, write_curves
 from pyro_seq.seqgan.plots.sweep import COLOURS, sweep_png
 from pyro_seq.seqgan.sweeps import Point, Sweep, sweep
-from pyro_seq.seqgan.tasks.base import Figure
+from pyro_seq.seqgan.tasks.base import Measurement
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_pretrained_weights_alone(seqgan_run: Path, tmp_path: Path) -> None:
 
 
 def test_figures_that_are_not_finite_are_null_in_json(comparison: Comparison) -> None:
-    point = Point(1.0, {"nll": Figure(math.inf, math.nan), "nll_oracle": Figure(1.0)})
+    point = Point(1.0, {"nll": Measurement(math.inf, math.nan), "nll_oracle": Measurement(1.0)})
     found = Sweep("nll_oracle", False, "tokens", "test", 3, {"best": [point]}).to_json()
     assert found["curves"]["best"][0]["figures"] == {
         "nll": {"value": None, "standard_error": None},
@@ -157,12 +157,12 @@ def test_temperatures_that_are_none(comparison: Comparison, temperatures: list[f
 def drawn(*, higher: bool = False, wrong: float = 1.0, best: bool = True) -> bytes:
     def points(shift: float) -> list[Point]:
         return [
-            Point(t, {"nll": Figure(7 + t, 0.1), "y": Figure(9 - t + shift, 0.1)})
+            Point(t, {"nll": Measurement(7 + t, 0.1), "y": Measurement(9 - t + shift, 0.1)})
             for t in (0.5, 1.0, 2.0)
         ]
 
     curves = {
-        "best": [*points(-2), Point(9.0, {"nll": Figure(wrong), "y": Figure(9.0)})],
+        "best": [*points(-2), Point(9.0, {"nll": Measurement(wrong), "y": Measurement(9.0)})],
         "pretrained": points(0),
     }
     return sweep_png(

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyro_seq import AutoSequenceGuide, Pair, SequenceBatch, UserError
-from pyro_seq.config.build import Parts
+from pyro_seq.config.build import PairComponents
 from pyro_seq.contexts import LastObservations, PreviousObservation
-from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Categorical, Normal
-from pyro_seq.encoders import Embedding, Flatten, Group
+from pyro_seq.encoders import Embedding, Flatten
+from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.guides import no_guide
 from pyro_seq.models import HMM, SRNN
 from pyro_seq.testing import check_pair, notes, problems
@@ -32,17 +33,19 @@ def reals(full: bool = False) -> SequenceBatch:
     return SequenceBatch(torch.randn(4, 5), None if full else [5, 3, 1, 4])
 
 
-def symbols() -> tuple[Parts, SequenceBatch]:
-    parts = Parts(
+def symbols() -> tuple[PairComponents, SequenceBatch]:
+    parts = PairComponents(
         Categorical(4), lambda: Embedding(4, 3), lambda encoder: LastObservations(encoder, 2)
     )
     return parts, SequenceBatch(torch.randint(4, (3, 6)), [6, 4, 1])
 
 
-def group() -> tuple[Parts, SequenceBatch]:
-    emission = Joint({"notes": Independent(Bernoulli(), 3), "level": Normal()})
-    parts = Parts(
-        emission, lambda: Group({"notes": Flatten(3), "level": Flatten(())}), PreviousObservation
+def group() -> tuple[PairComponents, SequenceBatch]:
+    emission = Joint({"notes": Factorised(Bernoulli(), 3), "level": Normal()})
+    parts = PairComponents(
+        emission,
+        lambda: JointEncoder({"notes": Flatten(3), "level": Flatten(())}),
+        PreviousObservation,
     )
     values = {"notes": torch.randint(2, (4, 5, 3)).float(), "level": torch.randn(4, 5)}
     return parts, SequenceBatch(values, [5, 5, 2, 4])
@@ -52,7 +55,7 @@ def group() -> tuple[Parts, SequenceBatch]:
 @pytest.mark.parametrize("layout", ["path", "steps"])
 @pytest.mark.parametrize("make_parts", [symbols, group])
 def test_shipped_pairs_are_sound(
-    shipped: Callable[[Parts, str], Pair], layout: str, make_parts: Any
+    shipped: Callable[[PairComponents, str], Pair], layout: str, make_parts: Any
 ) -> None:
     parts, batch = make_parts()
     pair = shipped(parts, layout)

@@ -17,7 +17,7 @@ import torch
 from pyro_seq.cli import main
 from pyro_seq.errors import UserError
 from pyro_seq.text import attribution
-from pyro_seq.text.attribution import Trail, attribute
+from pyro_seq.text.attribution import CumulativeLogLikelihood, attribute
 from pyro_seq.text.training import TextModel, evaluate, new_pair, text_settings
 from pyro_seq.text.vocabulary import CODE_POINTS, Vocabulary
 
@@ -27,7 +27,7 @@ SMALL = {"model.hidden_size": 4, "text.embedding_size": 3, "text.window": 7}
 def unigram(probabilities: dict[str, float], buckets: int = 0) -> TextModel:
     """A model of independent characters: all weights but the last bias are zero."""
     vocabulary = Vocabulary("char", "".join(c for c in probabilities if len(c) == 1), buckets)
-    settings = text_settings(SMALL | {"model.kind": "rnn"})
+    settings = text_settings(SMALL | {"model.name": "rnn"})
     pair = new_pair(settings, vocabulary)
     with torch.no_grad():
         for parameter in pair.model.parameters():  # type: ignore[union-attr]
@@ -119,7 +119,7 @@ def test_error_bars_of_pairs_with_latents(write: Callable[[str], Path]) -> None:
     vocabulary, settings = (
         Vocabulary("char", "ab"),
         text_settings(
-            SMALL | {"model.kind": "srnn", "model.latent_size": 2, "model.latent_sizes": (4,)}
+            SMALL | {"model.name": "srnn", "model.latent_size": 2, "model.latent_sizes": (4,)}
         ),
     )
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def test_a_long_text_is_followed_in_bounded_memory(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(attribution, "MOST_POINTS", 10)
     steps, trail, random = (
         np.random.default_rng(0).normal(size=1_000),
-        Trail(),
+        CumulativeLogLikelihood(),
         np.random.default_rng(1),
     )
     start = 0

@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
     "text.unit": "line",
     "text.oov_buckets": 0,
 }
-LATENT: dict[str, Any] = {"model.kind": "srnn", "model.latent_size": 2, "model.latent_sizes": (4,)}
+LATENT: dict[str, Any] = {"model.name": "srnn", "model.latent_size": 2, "model.latent_sizes": (4,)}
 CORPUS = "".join(f"{'ab' * (i % 5)}{'c' * (i % 3)}.\n" for i in range(60))
 
 

@@ -58,7 +58,7 @@ def bigram(emission):
 def text(tmp_path: Path) -> TextModel:
     (tmp_path / "own.py").write_text(BIGRAM)
     settings = text_settings(
-        {"model.kind": f"{tmp_path}/own.py:bigram", "text.window": WINDOW, "text.batch_size": 4}
+        {"model.name": f"{tmp_path}/own.py:bigram", "text.window": WINDOW, "text.batch_size": 4}
     )
     vocabulary = Vocabulary("char", SYMBOLS, 1)
     return TextModel(new_pair(settings, vocabulary), vocabulary, settings, torch.device("cpu"))
@@ -150,7 +150,7 @@ def test_training_says_that_windows_are_separate(
     corpora = Corpora(text.vocabulary, random_symbols(100), random_symbols(20))
     settings = text_settings(
         {
-            "model.kind": text.settings.model.kind,
+            "model.name": text.settings.model.name,
             "text.window": WINDOW,
             "training.num_steps": 3,
             "training.sample_every": 2,
@@ -177,7 +177,7 @@ def test_a_first_validation_draws_as_later_ones_do(text: TextModel, kind: str | 
     settings = (
         text.settings
         if kind is None
-        else text_settings({"model.kind": kind, "model.hidden_size": 4})
+        else text_settings({"model.name": kind, "model.hidden_size": 4})
     )
     fresh = TextModel(new_pair(settings, text.vocabulary), text.vocabulary, settings, text.device)
     fresh.pair.train(False)

@@ -165,10 +165,10 @@ def test_run_begun_meanwhile_is_not_overwritten(
 
 def test_only_the_length_of_a_run_may_change(tmp_path: Path, corpora: dict[str, Any]) -> None:
     text_program.start(tmp_path / "r", SETTINGS, corpora, seed=0, **OPTIONS)
-    other = [Layer({"text.window": 13}, "--set"), Layer({"model.kind": "srnn"}, "--model")]
+    other = [Layer({"text.window": 13}, "--set"), Layer({"model.name": "srnn"}, "--model")]
     with pytest.raises(
         OptionsDiffer,
-        match=r"^--model, --set: .* model\.kind = rnn, not srnn; text\.window = 12, not",
+        match=r"^--model, --set: .* model\.name = rnn, not srnn; text\.window = 12, not",
     ):
         text_program.resume(tmp_path / "r", repeated=other, **OPTIONS)
     with pytest.raises(UserError, match=r"^--resume: training\.num_steps must be at least 1"):

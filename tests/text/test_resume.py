@@ -97,28 +97,28 @@ def interrupt() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model.kind": "iseq", "text.carry": True},
+        {"model.name": "iseq", "text.carry": True},
         {
-            "model.kind": "rnn",
+            "model.name": "rnn",
             "model.cell": "gru",
             "model.num_layers": 2,
             "model.dropout": 0.3,
-            "training.average": 0.9,
+            "training.ema_decay": 0.9,
         },
         {
-            "model.kind": "srnn",
+            "model.name": "srnn",
             "model.input_dropout": 0.2,
             "model.output_dropout": 0.2,
             "training.kl_schedule": "linear",
         },
-        {"model.kind": "rnn", "training.precision": "bfloat16"},
+        {"model.name": "rnn", "training.precision": "bfloat16"},
         {
-            "model.kind": "rnn",
+            "model.name": "rnn",
             "text.level": "byte",
             "training.patience": 2,
             "training.learning_rate": 0.5,
         },
-        {"model.kind": "srnn", "text.unit": "line"},
+        {"model.name": "srnn", "text.unit": "line"},
     ],
     ids=["iseq", "gru", "srnn", "bfloat16", "byte", "line"],
 )

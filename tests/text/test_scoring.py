@@ -26,7 +26,7 @@ from pyro_seq.text.vocabulary import Vocabulary
 
 TEXT = "the cat sat on the mat; the dog did not, and so on.\n" * 9
 SMALL: dict[str, Any] = {"model.hidden_size": 6, "text.embedding_size": 4, "text.window": 16}
-LATENT: dict[str, Any] = {"model.kind": "srnn", "model.latent_size": 2, "model.latent_sizes": (4,)}
+LATENT: dict[str, Any] = {"model.name": "srnn", "model.latent_size": 2, "model.latent_sizes": (4,)}
 
 
 def text_model(**changes: Any) -> TextModel:

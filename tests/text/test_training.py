@@ -50,7 +50,7 @@ def text_model(
     kind: str = "rnn", vocabulary: Vocabulary | None = None, **changes: Any
 ) -> TextModel:
     """A model with weights large enough that it is far from uniform."""
-    settings = text_settings(Layer(SMALL, lenient=True), {"model.kind": kind} | changes)
+    settings = text_settings(Layer(SMALL, lenient=True), {"model.name": kind} | changes)
     vocabulary = vocabulary or Vocabulary("char", "".join(sorted(set(TEXT) - {"é"})), 2)
     torch.manual_seed(5)
     pair = new_pair(settings, vocabulary)

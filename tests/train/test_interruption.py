@@ -19,7 +19,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from pyro_seq import Pair, RunFolder, SequenceBatch, Trainer, TrainingSettings, UserError
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Normal
 from pyro_seq.encoders import Flatten
@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "valid_every": 3,
     "log_every": 2,
     "sample_every": 4,
-    "average": 0.9,
+    "ema_decay": 0.9,
     "l1": 1e-4,
     "l2": 1e-3,
     "weight_decay": 0.1,
@@ -92,7 +92,9 @@ def shipped(kind: str, **settings: Any) -> Callable[[], Pair]:
     chosen = model_settings(
         kind, {"hidden_size": 3, "latent_size": 2, "latent_sizes": (3,)} | dropout | settings
     )
-    return lambda: make_pair(chosen, Parts(Normal(), lambda: Flatten(()), PreviousObservation))
+    return lambda: make_pair(
+        chosen, PairComponents(Normal(), lambda: Flatten(()), PreviousObservation)
+    )
 
 
 def functions() -> Pair:
@@ -349,7 +351,7 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path: Path) -> None:
         UserError,
         match=r"is not a checkpoint of this run: optimiser\.averages has 10 entries, not 0",
     ):
-        train(PAIRS["rnn"], tmp_path, Fuse(), resume=True, carry=False, average=0.0)
+        train(PAIRS["rnn"], tmp_path, Fuse(), resume=True, carry=False, ema_decay=0.0)
     run = RunFolder(tmp_path, "test")
     saved = load_tree(run.last)
     del saved["batches"]

@@ -89,9 +89,9 @@ def test_penalties_rise_to_their_strength() -> None:
 
 
 def test_averages() -> None:
-    """a <- decay a + (1 - decay) w, with decay min(average, (1 + n) / (10 + n))."""
+    """a <- decay a + (1 - decay) w, with decay min(ema_decay, (1 + n) / (10 + n))."""
     module = network()
-    optimiser = joint(module, average=0.3)
+    optimiser = joint(module, ema_decay=0.3)
     expected = [p.detach().clone() for p in module.parameters()]
     for n in range(1, 7):
         step(optimiser, module, n)
@@ -119,12 +119,12 @@ def test_without_averages_nothing_changes_inside_averaged() -> None:
 def test_state_round_trip() -> None:
     """Going on from a state gives the weights, bit for bit, of not having stopped."""
     module = network()
-    optimiser = joint(module, average=0.9, clip_norm=0.5)
+    optimiser = joint(module, ema_decay=0.9, clip_norm=0.5)
     for number in range(3):
         step(optimiser, module, number)
     other = copy.deepcopy(module)
     state = copy.deepcopy(optimiser.state_dict())
-    resumed = joint(other, average=0.9, clip_norm=0.5)
+    resumed = joint(other, ema_decay=0.9, clip_norm=0.5)
     resumed.load_state_dict(state)
     for number in range(3, 6):
         step(optimiser, module, number)
@@ -138,10 +138,10 @@ def test_state_round_trip() -> None:
 
 def test_states_of_others_are_refused() -> None:
     module = network()
-    optimiser = joint(module, average=0.9)
+    optimiser = joint(module, ema_decay=0.9)
     step(optimiser, module, 0)
     with pytest.raises(ValueError, match=r"moments.1.exp_avg has shape \[2, 4\], not \[4\]"):
-        joint(nn.Linear(3, 4), average=0.9).load_state_dict(optimiser.state_dict())
+        joint(nn.Linear(3, 4), ema_decay=0.9).load_state_dict(optimiser.state_dict())
     with pytest.raises(ValueError, match="averages has 4 entries, not 0"):
         joint(network()).load_state_dict(optimiser.state_dict())
 
@@ -189,11 +189,11 @@ def spoil(state: dict[str, Any], how: str) -> None:
 )
 def test_damaged_states_are_refused(how: str, says: str) -> None:
     module = network()
-    optimiser = joint(module, average=0.9)
+    optimiser = joint(module, ema_decay=0.9)
     step(optimiser, module, 0)
     state = copy.deepcopy(optimiser.state_dict())
     spoil(state, how)
-    other = joint(network(), average=0.9)
+    other = joint(network(), ema_decay=0.9)
     with pytest.raises(ValueError, match=says):
         other.load_state_dict(state)
     assert other.steps == 0 and not other.state_dict()["moments"]
@@ -250,16 +250,16 @@ def test_gradients_that_are_not_finite(value: float) -> None:
 def test_learning_rate_schedules() -> None:
     def factors(schedule: str, warmup: float = 0.2) -> list[float]:
         return [
-            learning_rate_factor(p, schedule=schedule, floor=0.1, warmup=warmup)
+            learning_rate_factor(p, schedule=schedule, final_lr_fraction=0.1, warmup=warmup)
             for p in (0.0, 0.1, 0.2, 0.6, 1.0, 1.5)
         ]
 
     assert factors("constant") == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0, 1.0])
     assert factors("linear") == pytest.approx([0.0, 0.5, 1.0, 0.55, 0.1, 0.1])
     assert factors("cosine") == pytest.approx([0.0, 0.5, 1.0, 0.55, 0.1, 0.1])
-    assert learning_rate_factor(0.4, schedule="cosine", floor=0.0, warmup=0.2) == pytest.approx(
-        0.5 * (1 + math.cos(math.pi / 4))
-    )
+    assert learning_rate_factor(
+        0.4, schedule="cosine", final_lr_fraction=0.0, warmup=0.2
+    ) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
     assert factors("linear", warmup=0.0)[:2] == pytest.approx([1.0, 0.91])
     with pytest.raises(ValueError, match="schedule must be one of"):
         factors("steep", warmup=0.0)

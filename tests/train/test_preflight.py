@@ -17,7 +17,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELB
 from torch import Tensor, nn
 
 from pyro_seq import Pair, RunFolder, SequenceBatch, Trainer, TrainingSettings, UserError
-from pyro_seq.train.preflight import tried
+from pyro_seq.train.preflight import dry_run
 
 
 class Stream:
@@ -200,7 +200,7 @@ def test_trying_leaves_everything_as_it_was() -> None:
     pair, stream = new_pair(), Stream()
     buffers = {name: b.clone() for name, b in pair.model.state_dict().items()}  # type: ignore[attr-defined]
     random: Tensor = torch.get_rng_state()
-    with tried(pair, stream) as batch:
+    with dry_run(pair, stream) as batch:
         pair.model(batch)
         torch.randn(3)
         assert stream.drawn == 1

@@ -134,7 +134,12 @@ def test_free_bits() -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_learning_rate_over_a_run(schedule: str) -> None:
     trainer = new_trainer(
-        new_pair("rnn"), num_steps=10, learning_rate=0.1, schedule=schedule, warmup=0.2, floor=0.5
+        new_pair("rnn"),
+        num_steps=10,
+        learning_rate=0.1,
+        schedule=schedule,
+        warmup=0.2,
+        final_lr_fraction=0.5,
     )
     lines = logged(trainer)
     trainer.fit()
@@ -198,13 +203,15 @@ def test_carried_states_are_used(kind: str) -> None:
     assert max(line["loss"] for line in lines[-10:]) < 0.2 < math.log(2) / 2
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
-def test_same_seed_same_weights(average: float) -> None:
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_same_seed_same_weights(ema_decay: float) -> None:
     found = []
     for _ in range(2):
         pyro.set_rng_seed(3)
         trainer = new_trainer(
-            new_pair("srnn", input_dropout=0.3, output_dropout=0.3), num_steps=8, average=average
+            new_pair("srnn", input_dropout=0.3, output_dropout=0.3),
+            num_steps=8,
+            ema_decay=ema_decay,
         )
         trainer.fit()
         found.append(parameters(trainer.pair))

@@ -103,7 +103,7 @@ def test_averaged_weights_are_evaluated_and_kept(
     trainer = new_trainer(
         new_pair("rnn"),
         num_steps=4,
-        average=0.9,
+        ema_decay=0.9,
         valid_every=2,
         hooks=hooks,
         run=run,
@@ -140,7 +140,7 @@ def test_max_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
         num_steps=10_000,
         max_minutes=0.5,
         schedule="linear",
-        floor=0.0,
+        final_lr_fraction=0.0,
         learning_rate=1.0,
     )
     lines = logged(trainer)

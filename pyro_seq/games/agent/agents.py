@@ -12,17 +12,17 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import concatenated, map_tensors
+from pyro_seq._pytree import tree_cat, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context, SideInputs
 from pyro_seq.emissions.base import Emission
 from pyro_seq.emissions.elementary import Categorical
-from pyro_seq.encoders import MLP as EncoderMLP
+from pyro_seq.encoders import MLPEncoder as EncoderMLP
 from pyro_seq.errors import DIVERGED, UserError, finite_probabilities
 from pyro_seq.games.environment.environments import Game
 from pyro_seq.games.environment.episodes import Normalisation
 from pyro_seq.games.settings import AgentSettings
-from pyro_seq.infer.sampling import draw, sharpened
+from pyro_seq.infer.sampling import draw, tempered
 from pyro_seq.models import RNN
 from pyro_seq.nn.feedforward import MLP
 from pyro_seq.pairs.model import ModelState, SequenceModel
@@ -54,10 +54,10 @@ class Feedforward(SequenceModel):
         )
 
     def decode(
-        self, h: Tensor, latents: Tensor | None, carried: tuple[()]
+        self, h: Tensor, latents: Tensor | None, rnn_state: tuple[()]
     ) -> tuple[Tensor, tuple[()]]:
         """Compute the features of p(x_t | c_t)."""
-        return self.decoder(h), carried
+        return self.decoder(h), rnn_state
 
 
 class Action(Emission):
@@ -124,8 +124,8 @@ def state_after(model: SequenceModel, observations: Tensor) -> ModelState:
     state = model.initial(n)
     if observations.shape[1] == 0:
         return state
-    _, carried = model.history(SequenceBatch(None, inputs=observations))
-    return {**state, "carried": carried}
+    _, rnn_state = model.hidden_states(SequenceBatch(None, inputs=observations))
+    return {**state, "carried": rnn_state}
 
 
 def act(
@@ -146,7 +146,7 @@ def act(
             return (
                 emission.logits.argmax(-1)
                 if temperature == 0
-                else draw(sharpened(emission, temperature=temperature))
+                else draw(tempered(emission, temperature=temperature))
             )
         normal = emission.base_dist
         return normal.loc + temperature * normal.scale * torch.randn_like(normal.loc)
@@ -187,7 +187,7 @@ class AgentPlayer:
     @torch.no_grad()
     def act(self, places: Sequence[int], observations: np.ndarray) -> np.ndarray:
         """Return encoded actions `[K, A]`."""
-        state = concatenated([self._states[place] for place in places])
+        state = tree_cat([self._states[place] for place in places])
         normal = self.normalisation.normal(torch.from_numpy(observations))
         with self.policy.evaluating(), pyro.validation_enabled(False), finite_probabilities():
             action, state = act(self.model, state, normal, self.temperature)
@@ -195,5 +195,5 @@ class AgentPlayer:
         if not encoded.isfinite().all():
             raise UserError(f"the agent's actions are not finite: {DIVERGED}")
         for i, place in enumerate(places):
-            self._states[place] = map_tensors(lambda x, i=i: x[i : i + 1], state)
+            self._states[place] = tree_map(lambda x, i=i: x[i : i + 1], state)
         return encoded.numpy()

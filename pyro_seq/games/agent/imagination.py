@@ -12,7 +12,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_seq._pytree import concatenated
+from pyro_seq._pytree import tree_cat
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.games.agent.agents import act, no_latents, state_after
 from pyro_seq.games.environment.environments import Game
@@ -60,7 +60,7 @@ class Imagination:
 
     def starts(self, policy: SequenceModel, count: int) -> tuple[Any, Any, Tensor]:
         """Return (the world's states, the agent's, observations `[N, D]`) of games to imagine."""
-        under_way = count - round(self.settings.beginnings * count)
+        under_way = count - round(self.settings.initial_state_fraction * count)
         within = self.replay.prefixes(under_way, self.settings.prefix) if under_way else None
         anew = count - (0 if within is None else len(within))
         groups = ([self.replay.beginnings(anew)] if anew else []) + (
@@ -72,7 +72,7 @@ class Imagination:
             worlds.append(self.world.states(group))
             agents.append(state_after(policy, values["observation"][:, :-1]))
             seen.append(values["observation"][:, -1])
-        return concatenated(worlds), concatenated(agents), torch.cat(seen)
+        return tree_cat(worlds), tree_cat(agents), torch.cat(seen)
 
     @torch.no_grad()
     def imagine(self, policy: SequenceModel, batch: SequenceBatch) -> SequenceBatch:
@@ -152,7 +152,7 @@ class Pathwise(ELBO):
 
     Args:
         imagination: where games start and how they go; its settings say discount, beta and tau
-            (`relaxation`).
+            (`gumbel_temperature`).
     """
 
     def __init__(self, imagination: Imagination) -> None:
@@ -214,7 +214,7 @@ class Pathwise(ELBO):
         deltas = rewards + settings.discount * following - known[:, :-1]
         running, advantages = torch.zeros_like(deltas[:, 0]), []
         for t in reversed(range(deltas.shape[1])):
-            running = deltas[:, t] + settings.discount * settings.trace_decay * on[:, t] * running
+            running = deltas[:, t] + settings.discount * settings.gae_lambda * on[:, t] * running
             advantages.append(running)
         targets = known[:, :-1] + torch.stack(advantages[::-1], 1)
         return 0.5 * (alive[:, :-1] * (values[:, :-1] - targets).square()).sum()
@@ -261,7 +261,7 @@ class Pathwise(ELBO):
                 action = emission.rsample()
                 found.append((emission, game.encode(action)))
                 return action
-            temperature = torch.tensor(self.imagination.settings.relaxation)
+            temperature = torch.tensor(self.imagination.settings.gumbel_temperature)
             relaxed = dist.RelaxedOneHotCategorical(temperature, logits=emission.logits).rsample()
             found.append((emission, relaxed))
             # what the agent would remember of its action, were it to look at it

@@ -94,7 +94,7 @@ class AgentLearner:
             parameters,
             learning_rate=settings.learning_rate,
             clip_norm=settings.clip_norm,
-            average=settings.average,
+            ema_decay=settings.ema_decay,
         )
         self.objective: Any = (
             Pathwise(imagination) if settings.gradient == "pathwise" else self._reinforce()
@@ -107,7 +107,7 @@ class AgentLearner:
             self.imagination.reward,
             baseline=self.critic,
             discount=s.discount,
-            trace_decay=s.trace_decay,
+            gae_lambda=s.gae_lambda,
             entropy_bonus=s.entropy_bonus * self.imagination.scale,
             normalise=s.normalise,
             sample=self.imagination.imagine,

@@ -26,7 +26,7 @@ from pyro_seq.games.environment.environments import Game, Playing
 from pyro_seq.games.environment.episodes import Episode
 
 # in place of a number: games that are played to be seen or counted, and not learnt from
-PLAYING = -1
+EVALUATION_ROUND = -1
 FIRST_MOVES = 64  # of a game, for which there is room at first
 
 
@@ -47,12 +47,12 @@ class RandomPlayer:
 
     Args:
         game: what is played.
-        hold: the longest that an action is held.
+        action_repeat: the longest that an action is held.
         seed: of its choices.
     """
 
-    def __init__(self, game: Game, *, hold: int = 1, seed: int = 0) -> None:
-        self.game, self.hold, self._random = game, hold, generator(seed)
+    def __init__(self, game: Game, *, action_repeat: int = 1, seed: int = 0) -> None:
+        self.game, self.action_repeat, self._random = game, action_repeat, generator(seed)
         self._held: dict[int, list[Any]] = {}  # by place: an action, and for how many more moves
 
     def begin(self, place: int) -> None:
@@ -61,7 +61,7 @@ class RandomPlayer:
 
     def act(self, places: Sequence[int], observations: np.ndarray) -> np.ndarray:
         """Return actions `[K, A]`."""
-        if self.hold == 1:
+        if self.action_repeat == 1:
             return self.game.random_actions(len(places), self._random)
         actions = []
         for place in places:
@@ -69,7 +69,7 @@ class RandomPlayer:
             if held is None or held[1] == 0:
                 held = [
                     self.game.random_actions(1, self._random)[0],
-                    int(self._random.integers(1, self.hold + 1)),
+                    int(self._random.integers(1, self.action_repeat + 1)),
                 ]
                 self._held[place] = held
             held[1] -= 1

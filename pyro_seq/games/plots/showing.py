@@ -10,10 +10,10 @@ from typing import Any
 import gymnasium
 
 from pyro_seq.errors import UserError
-from pyro_seq.games.environment.collecting import PLAYING, collect, game_seed
+from pyro_seq.games.environment.collecting import EVALUATION_ROUND, collect, game_seed
 from pyro_seq.games.environment.environments import Playing
 from pyro_seq.games.environment.episodes import Episode
-from pyro_seq.games.loaded import Dreamt, TrainedGame
+from pyro_seq.games.loaded import ImaginedEpisode, LoadedAgent
 from pyro_seq.games.plots.drawing import (
     Film,
     can_be_drawn,
@@ -48,7 +48,7 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def played_games(
-    trained: TrainedGame,
+    trained: LoadedAgent,
     num_games: int,
     *,
     agent: str = "trained",
@@ -63,7 +63,7 @@ def played_games(
     Args:
         trained: the game, its model and its agent.
         num_games: how many.
-        agent, temperature, seed: as for `TrainedGame.player`.
+        agent, temperature, seed: as for `LoadedAgent.player`.
         most_moves: of a game, after which it is left.
         render: one of `MODES`.
         moved: called with the game's number, from 1, and its moves so far.
@@ -76,7 +76,7 @@ def played_games(
     players = {"agent": trained.player(agent, temperature=temperature, seed=seed)}
     try:
         for number in range(num_games):
-            own = game_seed(seed, PLAYING)
+            own = game_seed(seed, EVALUATION_ROUND)
             told = None if moved is None else _counted(moved, number + 1)
             (episode,) = collect(
                 [playing],
@@ -114,7 +114,7 @@ def _write_film(path: Path, film: Film, playing: Playing) -> None:
     write_gif(path, film.frames, frames_per_second(playing) / film.every)
 
 
-def show_dreams(trained: TrainedGame, games: Sequence[Dreamt], render: str) -> list[Path]:
+def show_dreams(trained: LoadedAgent, games: Sequence[ImaginedEpisode], render: str) -> list[Path]:
     """Draw imagined games to files in the run folder's `imagined`, and return their paths.
 
     Raises `UserError` for videos of an environment that cannot draw a state.

@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.games.environment.episodes import Episode, Normalisation, Running, Stacked, whole
 from pyro_seq.games.world.world_model import World
@@ -20,7 +20,7 @@ from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.pairs.pair import Pair
 
 HORIZONS = (1, 10, 50)
-AT_ONCE = 64  # games that are scored side by side
+CHUNK_GAMES = 64  # games that are scored side by side
 STARTS = 256  # places in games from which predictions are made
 
 
@@ -33,8 +33,8 @@ def nats_per_step(
     It is a density in the environment's own units.
     """
     total, steps = 0.0, 0
-    for start in range(0, len(episodes), AT_ONCE):
-        batch = whole(episodes[start : start + AT_ONCE], normalisation)
+    for start in range(0, len(episodes), CHUNK_GAMES):
+        batch = whole(episodes[start : start + CHUNK_GAMES], normalisation)
         with pyro.validation_enabled(False):
             total += float(score(pair, batch, samples=samples).log_likelihood.double().sum())
         steps += batch.num_observations
@@ -126,9 +126,7 @@ def imagined_from(world: World, batch: SequenceBatch, prefix: int, samples: int)
     """
     values: Any = batch.values
     assert batch.inputs is not None
-    seen = SequenceBatch(
-        map_tensors(lambda x: x[:, :prefix], values), inputs=batch.inputs[:, :prefix]
-    )
+    seen = SequenceBatch(tree_map(lambda x: x[:, :prefix], values), inputs=batch.inputs[:, :prefix])
     state, drawn = world.states(seen.repeat(samples)), []
     with pyro.validation_enabled(False), world.pair.evaluating():
         for t in range(prefix, batch.num_steps):

@@ -12,25 +12,26 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.config.build import Parts, make_pair
+from pyro_seq.config.build import PairComponents, make_pair
 from pyro_seq.contexts import (
     Chain,
     Context,
     LastObservations,
-    Nothing,
-    PassedOn,
+    NoContext,
     PreviousObservation,
     SideInputs,
+    SplitContext,
 )
 from pyro_seq.emissions.base import Emission
-from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Normal
-from pyro_seq.encoders import MLP, Encoder, Flatten, Group
+from pyro_seq.encoders import Encoder, Flatten, MLPEncoder
+from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.errors import UserError
 from pyro_seq.games.environment.environments import Game
 from pyro_seq.games.environment.episodes import FLAGS
 from pyro_seq.games.settings import GameSettings
-from pyro_seq.infer.continuation import state_after
+from pyro_seq.infer.continuations import state_after
 from pyro_seq.infer.stepping.declared import draw, stepper_of
 from pyro_seq.infer.stepping.replay import Prefix, ReplayStepper
 from pyro_seq.pairs.pair import Pair
@@ -90,7 +91,8 @@ class Before(Chain):
 
     The emission predicts a change of that observation.
 
-    The same as `PassedOn` of two contexts, each of which would look the step before up by itself.
+    The same as `SplitContext` of two contexts, each of which would look the step before up by
+    itself.
 
     Args:
         encoder: of a step's named group.
@@ -100,11 +102,13 @@ class Before(Chain):
 
     def __init__(self, encoder: Encoder, size: int, inputs: int) -> None:
         super().__init__(SideInputs(inputs), PreviousObservation(WithObservation(encoder, size)))
-        self.num_features, self.num_passed_on = self.num_features - size, size
+        self.num_features, self.emission_context_size = self.num_features - size, size
 
-    def unseen(self) -> Context:
+    def emission_only(self) -> Context:
         """Return a context of the observation that is passed on, and no other features."""
-        return PassedOn(Nothing(), LastObservations(ObservationOf(self.num_passed_on)))
+        return SplitContext(
+            NoContext(), LastObservations(ObservationOf(self.emission_context_size))
+        )
 
 
 class GameStep(Joint):
@@ -113,8 +117,8 @@ class GameStep(Joint):
     m and sigma are computed from the features.
 
     That is the change of the observation that is predicted, in units s of how much it changes from
-    step to step; the observation before is passed on from the context (`contexts.PassedOn`). With
-    `change=False` it is the observation itself, N(o; m, sigma).
+    step to step; the observation before is passed on from the context (`contexts.SplitContext`).
+    With `change=False` it is the observation itself, N(o; m, sigma).
 
     Args:
         size: D, numbers of an observation.
@@ -127,12 +131,12 @@ class GameStep(Joint):
         number = Normal(epsilon=SMALLEST_SCALE)
         super().__init__(
             {
-                "observation": Independent(number, size),
+                "observation": Factorised(number, size),
                 "reward": Normal(epsilon=SMALLEST_SCALE),
                 "end": Bernoulli(),
             }
         )
-        self.num_passed_on = size if change else 0
+        self.emission_context_size = size if change else 0
         self.register_buffer("spread", torch.ones(size))
 
     def forward(self, features: Tensor, previous: Tensor | None = None) -> dict[str, Any]:
@@ -141,7 +145,7 @@ class GameStep(Joint):
         Features are those of observation, reward and end, one after the other.
         """
         parts = super().forward(features)
-        if self.num_passed_on:
+        if self.emission_context_size:
             if previous is None:
                 raise UserError(
                     "this emission predicts changes of the observation before, which its model's "
@@ -155,7 +159,7 @@ class GameStep(Joint):
 
 def game_parts(
     game: Game, *, change: bool = True, encoder_sizes: Sequence[int] = (), activation: str = "relu"
-) -> Parts:
+) -> PairComponents:
     """Return the parts of pairs over a game's steps.
 
     Args:
@@ -168,8 +172,12 @@ def game_parts(
     size, inputs = game.observation_size, game.action_size + FLAGS
 
     def encoder() -> Encoder:
-        seen = MLP(size, encoder_sizes, activation=activation) if encoder_sizes else Flatten(size)
-        return Group({"observation": seen, "reward": Flatten(()), "end": Flatten(())})
+        seen = (
+            MLPEncoder(size, encoder_sizes, activation=activation)
+            if encoder_sizes
+            else Flatten(size)
+        )
+        return JointEncoder({"observation": seen, "reward": Flatten(()), "end": Flatten(())})
 
     def context(encoder: Encoder) -> Context:
         return (
@@ -179,7 +187,7 @@ def game_parts(
         )
 
     emission: Emission = GameStep(size, change=change)
-    return Parts(emission, encoder, context, inputs)
+    return PairComponents(emission, encoder, context, inputs)
 
 
 def new_world(settings: GameSettings, game: Game) -> Pair:
@@ -266,7 +274,7 @@ def _kept(state: Any) -> Any:
     """A state of games that are to be put beside others of another length."""
     if isinstance(state, Prefix) and state.state is None:
         raise UserError(
-            "a pair that is to stand for a game must return an Outcome with its values and the "
+            "a pair that is to stand for a game must return a SequenceOutput with its values and the "
             "state that it ends in"
         )
     return state

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pyro_seq._progress import Progress
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.infer.likelihood.pooling import PooledWindow, joined, portions
-from pyro_seq.infer.likelihood.score import Score, warnings_kept
+from pyro_seq.infer.likelihood.score import Score, collect_warnings
 from pyro_seq.infer.likelihood.scoring import Method, doubted, score
 from pyro_seq.infer.smc.particle_filter import Proposal
 from pyro_seq.infer.smc.particles import drawn_by_weight
@@ -109,7 +109,7 @@ def _pooled(
     for portion, size in enumerate(sizes):
         before = torch.zeros(len(rows), dtype=torch.double, device=rows.device)
         parts = (window.select(rows) for window in windows)
-        with warnings_kept():  # what speaks against all particles is told of all
+        with collect_warnings():  # what speaks against all particles is told of all
             for i, (part, scored) in enumerate(_in_order(pair, parts, options | {"samples": size})):
                 if i == len(found):
                     found.append(PooledWindow(part.mask, sum(sizes)))
@@ -139,15 +139,15 @@ def filtered_state(
     of unequal length, which have no common step to go on from.
     """
     state: Any = None
-    with warnings_kept():
+    with collect_warnings():
         for _, scored in _in_order(pair, _all_full(windows), {"samples": samples}):
             state = scored.state
     if state is None:
         raise UserError("there is no state to go on from: no window was given")
     if state["particles"] is None:
-        return map_tensors(lambda x: x.repeat_interleave(draws, 0), state["carried"])
+        return tree_map(lambda x: x.repeat_interleave(draws, 0), state["carried"])
     chosen = drawn_by_weight(state["particles"].log_weights, draws)
-    return map_tensors(lambda x: x[chosen], state["carried"])
+    return tree_map(lambda x: x[chosen], state["carried"])
 
 
 def _all_full(windows: Iterable[SequenceBatch]) -> Iterator[SequenceBatch]:

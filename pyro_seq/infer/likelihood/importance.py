@@ -10,12 +10,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.infer.smc.particle_filter import Proposal
 from pyro_seq.infer.smc.particles import among_all
 from pyro_seq.infer.stepping.stepper import Stepper
-from pyro_seq.poutine.step_densities import log_weights, states, traced, well_shaped
+from pyro_seq.poutine.step_densities import log_weights, states, traced, with_batch_first
 
 
 def path_weights(
@@ -40,7 +40,7 @@ def path_weights(
     if stepper.is_exact and states_before is None:
         samples = 1
     shared = samples > 1 and states_before is None and stepper.proposes_by_step(proposal)
-    remembering, after, latent = batch.remembering(), list[Callable[[], Any]](), None
+    remembering, after, latent = batch.with_cache(), list[Callable[[], Any]](), None
     every = torch.arange(samples, device=batch.device)
     for chosen in every.split(max(1, stepper.steps_at_once // (n * batch.num_steps))):
         k = len(chosen)
@@ -54,18 +54,18 @@ def path_weights(
             before = _of_particles(states_before, chosen.expand(n, k), samples)
             repeated = batch.repeat(k)
             repeated = repeated if before is None else repeated.with_state(before)
-            traces = traced(pair, repeated.remembering(), proposal)
+            traces = traced(pair, repeated.with_cache(), proposal)
             observed = stepper.to_check(repeated, rows.repeat_interleave(k))
             figures = torch.zeros(n * k, batch.num_steps, device=batch.device)
             chunk, latent = log_weights(*traces, figures, observed)
             weights.append(chunk.view(n, k, -1))
         after.append(partial(_by_sequence, stepper, states(*traces), n, k, shared=shared))
         if latent is None and states_before is None:  # all particles are equal: one is enough
-            return weights[0][:, :1], lambda: map_tensors(lambda x: x[:, 0], after[0]()), None
+            return weights[0][:, :1], lambda: tree_map(lambda x: x[:, 0], after[0]()), None
 
     def joined() -> Any:
         first, *rest = (found() for found in after)
-        return map_tensors(lambda *parts: torch.cat(parts, 1).flatten(0, 1), first, *rest)
+        return tree_map(lambda *parts: torch.cat(parts, 1).flatten(0, 1), first, *rest)
 
     return torch.cat(weights, 1), joined, latent
 
@@ -73,11 +73,11 @@ def path_weights(
 def _of_particles(tree: Any, index: Tensor, samples: int) -> Any:
     """The states of particles `[N, k]` among all."""
     flat = among_all(index, samples)
-    return map_tensors(lambda x: x[flat], tree)
+    return tree_map(lambda x: x[flat], tree)
 
 
 def _by_sequence(stepper: Stepper[Any], tree: Any, n: int, k: int, *, shared: bool) -> Any:
     """The states after a run as `[N, k, …]`."""
     if shared:
         return stepper.unshared(tree, k)
-    return map_tensors(lambda x: x.view(n, k, *x.shape[1:]), well_shaped(tree, n * k))
+    return tree_map(lambda x: x.view(n, k, *x.shape[1:]), with_batch_first(tree, n * k))

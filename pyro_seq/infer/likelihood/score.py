@@ -23,7 +23,9 @@ class Surprise(NamedTuple):
     nats: float
 
 
-def doubted(method: str, samples: int, effective: float | None, k_hat: float | None) -> str | None:
+def warn_if_unreliable(
+    method: str, samples: int, effective: float | None, k_hat: float | None
+) -> str | None:
     """Say why an estimate and its error cannot be relied on, or return `None`.
 
     Weights have degenerated where Pareto k-hat is above 0.7, or where fewer than 5 of at least 25
@@ -113,7 +115,7 @@ class Score:
             if self.k_hat is None
             else self.k_hat.nan_to_num(-math.inf, neginf=-math.inf)[self.total.isfinite()]
         )
-        return doubted(
+        return warn_if_unreliable(
             self.method,
             self.samples,
             fewest,
@@ -155,11 +157,11 @@ def diagnosed(scored: Score, row: int) -> tuple[float | None, str | None]:
     heavy = None if scored.k_hat is None else float(scored.k_hat[row])
     heavy = heavy if heavy is not None and math.isfinite(heavy) else None
     effective = None if scored.effective_samples is None else float(scored.effective_samples[row])
-    return heavy, doubted(scored.method, scored.samples, effective, heavy)
+    return heavy, warn_if_unreliable(scored.method, scored.samples, effective, heavy)
 
 
 @contextmanager
-def warnings_kept() -> Iterator[None]:
+def collect_warnings() -> Iterator[None]:
     """Suppress the warning `UnreliableEstimate` inside, for callers that report it themselves."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreliableEstimate)

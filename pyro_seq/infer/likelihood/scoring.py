@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, did_you_mean, whole
 from pyro_seq.infer.likelihood.enumeration import enumerated_steps
@@ -22,7 +22,7 @@ from pyro_seq.infer.smc.particles import Particles, among_all, particle_rows
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.infer.stepping.stepper import Stepper
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.poutine.step_densities import Unsummed, well_shaped
+from pyro_seq.poutine.step_densities import Unsummed, with_batch_first
 
 Method = Literal["auto", "exact", "elbo", "importance", "filter"]
 ESTIMATES = "the methods elbo, importance and filter estimate it"
@@ -99,7 +99,7 @@ def score(
     _check(batch, method, samples, proposal, first=state is None)
     if state is not None:
         if state["carried"]["model"] is None:
-            instead = "have it return an Outcome with a state, or score whole sequences"
+            instead = "have it return a SequenceOutput with a state, or score whole sequences"
             raise UserError(f"the model returned no state with the window before: {instead}")
         method, samples, proposal = state["method"], state["samples"], state["proposal"]
     stepper = stepper_of(pair)
@@ -109,7 +109,7 @@ def score(
     with pair.scope(), pair.evaluating():
         for rows, num_steps in _groups(stepper, batch, samples):
             before = None if state is None else _of_rows(state, rows)
-            found.append(scorer(batch.select(rows).head(num_steps), rows, before))
+            found.append(scorer(batch.select(rows).truncate(num_steps), rows, before))
     estimated = [part.carried.is_estimate for part in found]
     if any(estimated) and not all(estimated):
         raise UserError("some sequences have latents and some have none: score them apart")
@@ -169,8 +169,8 @@ def _groups(
 
 def _of_rows(state: Any, rows: Tensor) -> _Carried:
     """Return these sequences' part of what the window before left."""
-    states = map_tensors(lambda x: x[particle_rows(rows, state["samples"])], state["carried"])
-    particles, totals = map_tensors(lambda x: x[rows], (state["particles"], state["totals"]))
+    states = tree_map(lambda x: x[particle_rows(rows, state["samples"])], state["carried"])
+    particles, totals = tree_map(lambda x: x[rows], (state["particles"], state["totals"]))
     return _Carried(lambda: states, particles, totals)
 
 
@@ -201,7 +201,7 @@ class _Paths:
         if particles is not None and particles.degenerate.any():
             index, particles = particles.resampled(particles.degenerate)
             flat = among_all(index, self.samples)
-            states = map_tensors(lambda x: x[flat], states)
+            states = tree_map(lambda x: x[flat], states)
         by_step, after, latent = path_weights(
             self.stepper, batch, rows, self.samples, self.proposal, states
         )
@@ -264,11 +264,11 @@ class _Filter(_Paths):
         )
 
         def states() -> Any:
-            return well_shaped(filtered.state, len(rows) * self.samples)
+            return with_batch_first(filtered.state, len(rows) * self.samples)
 
         if filtered.exact and begun.particles is None:
             return _exact(
-                rows, filtered.steps, lambda: map_tensors(lambda x: x[:: self.samples], states())
+                rows, filtered.steps, lambda: tree_map(lambda x: x[:: self.samples], states())
             )
         variance = filtered.particles.variance
         return _Found(rows, filtered.steps, variance, _Carried(states, filtered.particles, None))
@@ -303,7 +303,7 @@ def _put_together(
         *(torch.nn.functional.pad(part.steps, (0, width - part.steps.shape[1])) for part in found)
     )
     carried = [part.carried for part in found]
-    particles, totals = map_tensors(in_order, *((part.particles, part.totals) for part in carried))
+    particles, totals = tree_map(in_order, *((part.particles, part.totals) for part in carried))
     samples = (
         1
         if method == "exact"
@@ -322,7 +322,7 @@ def _put_together(
         joined = trees[0]
         if len(trees) > 1:
             index = particle_rows(place, samples)
-            joined = map_tensors(lambda *parts: torch.cat(parts)[index], *trees)
+            joined = tree_map(lambda *parts: torch.cat(parts)[index], *trees)
         kept = {
             "carried": joined,
             "particles": particles,

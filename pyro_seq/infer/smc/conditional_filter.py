@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.infer.smc.particles import Particles, drawn_by_weight
 from pyro_seq.infer.smc.steps import Genealogy, Steps, half_prior
@@ -134,14 +134,14 @@ def moved(
     latents, values = history.traced_back()
     found = []
     for rows in drawn_by_weight(particles.log_weights, draws).view(-1, draws).unbind(1):
-        z, x = map_tensors(lambda tensor, rows=rows: tensor.flatten(0, 1)[rows], (latents, values))
+        z, x = tree_map(lambda tensor, rows=rows: tensor.flatten(0, 1)[rows], (latents, values))
         found.append(Filled(given.values if x is None else mixed(missing, x, given.values), z))
     return found
 
 
 def mixed(missing: Tensor, drawn: Any, observed: Any) -> Any:
     """Return what was drawn where it is missing, and what was observed elsewhere."""
-    return map_tensors(
+    return tree_map(
         lambda x, y: torch.where(
             missing.view(*missing.shape, *(1,) * (y.dim() - 2)), x.to(y.dtype), y
         ),

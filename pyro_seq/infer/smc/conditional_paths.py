@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.infer.smc.conditional_filter import Filled, Move
 from pyro_seq.infer.smc.particles import drawn_by_weight
@@ -86,7 +86,7 @@ class PathMoves:
         """Make the move `guide`, whose model and guide see sequences without gaps."""
         particles = self.batch.with_values(path.values).repeat(self.k)
         with _given(self._latents(path, self.first)):
-            guide_trace, model_trace = traced(self.pair, particles.remembering(), "guide")
+            guide_trace, model_trace = traced(self.pair, particles.with_cache(), "guide")
         weights = log_weights(guide_trace, model_trace, self._figures())[0].double().sum(-1)
         return self._drawn(weights, draws, guide_trace, path, gaps=False)
 
@@ -186,7 +186,7 @@ class PathMoves:
         for rows in drawn_by_weight(weights.view(-1, self.k), draws).view(-1, draws).unbind(1):
             values = self.batch.values if path is None else path.values
             if new is not None:
-                values = map_tensors(
+                values = tree_map(
                     lambda whole, x, rows=rows: whole.index_copy(1, index, x[rows].to(whole.dtype)),
                     values,
                     new,

@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import concatenated, map_tensors
+from pyro_seq._pytree import tree_cat, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.infer.smc.particles import Particles, drawn_by_weight, particle_rows
@@ -23,7 +23,7 @@ Proposal = Literal["guide", "prior"]
 ROWS = 16_384
 
 
-class Filtered(NamedTuple):
+class ParticleFilterResult(NamedTuple):
     """The particles of N sequences, K each, after a particle filter.
 
     Attributes:
@@ -65,7 +65,7 @@ def particle_filter(
     particles: Particles | None = None,
     state: Any = None,
     rows: Tensor | None = None,
-) -> Filtered:
+) -> ParticleFilterResult:
     r"""Filter the latents of N sequences with K particles each, by resampling.
 
     Sequential importance resampling (Doucet & Johansen 2009).
@@ -96,7 +96,7 @@ def particle_filter(
     """
     stepper = stepper_of(pair)
     if batch.missing:
-        missing = batch.gaps if missing is None else batch.gaps | missing
+        missing = batch.missing_mask if missing is None else batch.missing_mask | missing
     if missing is not None and not stepper.proposes_by_step(proposal):
         raise UserError(
             f"a particle filter over missing steps with proposals from the {proposal} needs a "
@@ -111,10 +111,10 @@ def particle_filter(
     with pair.scope(), pair.evaluating():
         for index in torch.arange(len(batch), device=batch.device).split(max(1, ROWS // samples)):
             flat = particle_rows(index, samples)
-            carried = map_tensors(lambda x, flat=flat: x[flat], state)
-            mine = map_tensors(lambda x, index=index: x[index], (missing, particles, rows))
+            carried = tree_map(lambda x, flat=flat: x[flat], state)
+            mine = tree_map(lambda x, index=index: x[index], (missing, particles, rows))
             parts.append(run(batch.select(index), carried, *mine))
-    return concatenated(parts)
+    return tree_cat(parts)
 
 
 def _guessed(
@@ -143,7 +143,7 @@ def _guessed(
         unknown = (missing & batch.mask).view(*missing.shape, *(1,) * (observed.dim() - 2))
         return torch.where(unknown, drawn.flatten(0, 1)[rows].to(observed.dtype), observed)
 
-    return batch.with_values(map_tensors(filled, batch.values, found.values))
+    return batch.with_values(tree_map(filled, batch.values, found.values))
 
 
 class _Filter(NamedTuple):
@@ -161,7 +161,7 @@ class _Filter(NamedTuple):
         missing: Tensor | None,
         particles: Particles | None,
         names: Tensor,
-    ) -> Filtered:
+    ) -> ParticleFilterResult:
         stepper, k = self.stepper, self.k
         particles = particles or Particles.new(len(batch), k, batch.device)
         wide = torch.autocast(batch.device.type, enabled=False)
@@ -188,4 +188,6 @@ class _Filter(NamedTuple):
                     history.add(z, None if missing is None else x, index)
             latents, values = history.traced_back()
             exact = not run.has_latents and missing is None
-            return Filtered(torch.cat(shares, -1), particles, latents, values, run.carried(), exact)
+            return ParticleFilterResult(
+                torch.cat(shares, -1), particles, latents, values, run.carried(), exact
+            )

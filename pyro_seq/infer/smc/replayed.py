@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.infer.smc.particles import among_all, particle_rows
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.given import Given, rows_first
-from pyro_seq.poutine.step_densities import Observed, log_weights, misshapen, states, traced
+from pyro_seq.poutine.step_densities import Observed, log_weights, states, traced, wrong_batch_dim
 from pyro_seq.poutine.time_sites import places_of, sample_sites
 
 # nats by which a step's density may differ between two runs with the same latents up to it
@@ -57,7 +57,7 @@ class ReplayedSteps:
         if state is not None:
             self.batch = self.batch.with_state(state)
         self.next = 0  # the step that comes next
-        traces = traced(pair, self.batch.remembering(), proposal)
+        traces = traced(pair, self.batch.with_cache(), proposal)
         self.by_step, latent = self._weights(traces, len(self.batch), observed)
         self.has_latents = latent is not None
         self.after = states(*traces)
@@ -91,23 +91,25 @@ class ReplayedSteps:
         if not self.has_latents or not len(moved):
             return
         # what the window started from
-        self.batch = self.batch.with_state(map_tensors(lambda x: x[flat], self.batch.state))
+        self.batch = self.batch.with_state(tree_map(lambda x: x[flat], self.batch.state))
         self.values = {name: value[flat] for name, value in self.values.items()}
         self.by_step = self.by_step.gather(1, index.unsqueeze(-1).expand_as(self.by_step))
         rows = particle_rows(moved, self.k)
         settled = [name for name, step in self.latents.items() if step < self.next]
         with Given({name: self.values[name][rows] for name in settled}):
-            traces = traced(self.pair, self.batch.select(rows).remembering(), self.proposal)
+            traces = traced(self.pair, self.batch.select(rows).with_cache(), self.proposal)
         by_step, _ = self._weights(traces, len(rows))
         _check_unaltered(by_step[..., : self.next], self.by_step[moved, :, : self.next])
         self.by_step[moved] = by_step
         for name, value in self._values(traces[0], len(rows)).items():
             self.values[name][rows] = value
         new = states(*traces)
-        if misshapen(self.after, len(self.batch)):  # which is said once somebody wants to go on
+        if wrong_batch_dim(
+            self.after, len(self.batch)
+        ):  # which is said once somebody wants to go on
             self.after = new
         else:
-            self.after = map_tensors(lambda x, y: x.index_copy(0, rows, y), self.after, new)
+            self.after = tree_map(lambda x, y: x.index_copy(0, rows, y), self.after, new)
 
     def step(self, t: int) -> tuple[Tensor, None, None]:
         """Return the growth of the log-weights `[K, N]` at step t.
@@ -118,7 +120,7 @@ class ReplayedSteps:
         return self.by_step[..., t].t(), None, None
 
     def carried(self) -> Any:
-        """The state after the last step, `[N * K, …]` unless it is `misshapen`."""
+        """The state after the last step, `[N * K, …]` unless it is `wrong_batch_dim`."""
         return self.after
 
 

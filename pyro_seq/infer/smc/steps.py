@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors, tensors
+from pyro_seq._pytree import tree_leaves, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.nn.precision import full_precision
@@ -35,7 +35,7 @@ class Steps:
         self.model, self.has_latents = model, model.latent_size > 0
         guide: Any = pair.guide if proposal == "guide" and model.latent_size else None
         self.guide = guide
-        self.batch, self.k, self.missing = batch.remembering(), k, missing
+        self.batch, self.k, self.missing = batch.with_cache(), k, missing
         self.observed = self.model.emission.prepare(batch.values, batch.mask)
         n, alike = len(batch), True
         if carried is None:
@@ -46,37 +46,35 @@ class Steps:
         else:
             # what was observed is the same for all particles, unless each has drawn what was
             # missing before
-            by_particle = map_tensors(lambda x: x.view(n, k, *x.shape[1:]), carried)
-            first = map_tensors(lambda x: x[:, 0], by_particle)
+            by_particle = tree_map(lambda x: x.view(n, k, *x.shape[1:]), carried)
+            first = tree_map(lambda x: x[:, 0], by_particle)
             # for the guide, whose proposals may start from any particle's past
-            self.batch = batch.with_state(first).remembering()
-            self.state = map_tensors(lambda x: x.transpose(0, 1), by_particle["model"])
+            self.batch = batch.with_state(first).with_cache()
+            self.state = tree_map(lambda x: x.transpose(0, 1), by_particle["model"])
             alike = all(
                 torch.equal(x, x[:, :1].expand_as(x))
-                for x in tensors(by_particle["model"]["context"])
+                for x in tree_leaves(by_particle["model"]["context"])
             )
             if alike:
                 self.state["context"] = first["model"]["context"]
         if missing is not None and alike:
-            self.state["context"] = map_tensors(
-                lambda x: x.expand(k, *x.shape), self.state["context"]
-            )
+            self.state["context"] = tree_map(lambda x: x.expand(k, *x.shape), self.state["context"])
         self.latent = self.state["latent"]  # z_{t-1}, as the guide has it
         if self.guide is not None:
             begun = (
                 self.batch.state["guide"]
                 if self.batch.state is not None
-                else {"carried": self.guide.initial_carried(n)}
+                else {"carried": self.guide.initial_rnn_state(n)}
             )
-            evidence, self.guide_carried = self.guide.gather(self.batch, begun["carried"])
+            evidence, self.guide_rnn_state = self.guide.encode(self.batch, begun["carried"])
             self.evidence = tuple(full_precision(part) for part in evidence)
             by_state = (
                 self.batch
                 if carried is None
                 else batch.with_state({"model": self.state, "guide": None})
             )
-            self.running = self.guide.initial_running(by_state)
-            self.like_running = self.guide.initial_running(
+            self.running = self.guide.initial_guide_state(by_state)
+            self.like_running = self.guide.initial_guide_state(
                 batch.select(slice(0, 1)).with_state(None)
             )
             if carried is None and self.batch.state is None:
@@ -90,10 +88,10 @@ class Steps:
         def pick(x: Tensor, like: Tensor) -> Tensor:
             return x[index.t(), columns] if x.dim() > like.dim() else x
 
-        self.state = map_tensors(pick, self.state, self.like)
+        self.state = tree_map(pick, self.state, self.like)
         self.latent = self.latent[index.t(), columns]
         if self.guide is not None and self.running is not None:
-            self.running = map_tensors(pick, self.running, self.like_running)
+            self.running = tree_map(pick, self.running, self.like_running)
 
     def step(self, t: int) -> tuple[Tensor, Tensor | None, Any]:
         """Return (the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, x_t) at step t."""
@@ -105,7 +103,7 @@ class Steps:
             return z
 
         def draw_observation(emission: Distribution) -> Any:
-            observed = map_tensors(lambda x: x[:, t], self.observed)
+            observed = tree_map(lambda x: x[:, t], self.observed)
             parts = emission if isinstance(emission, dict) else {"": emission}
             values = {}
             for name, part in parts.items():
@@ -135,7 +133,9 @@ class Steps:
     def _posterior(self, t: int, prior: Any) -> Any:
         """q(z_t | …), of the prior's batch shape."""
         chunk = tuple(part[:, t : t + 1] for part in self.evidence)
-        posterior, self.running = self.guide.propose(chunk, self.latent.unsqueeze(-2), self.running)
+        posterior, self.running = self.guide.proposal(
+            chunk, self.latent.unsqueeze(-2), self.running
+        )
         return posterior.expand(prior.batch_shape)
 
     def _observation(self, t: int, emission: Any, observed: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,15 +150,15 @@ class Steps:
             full = x if x.dim() > like.dim() else x.expand(self.k, *x.shape)
             return full.transpose(0, 1).flatten(0, 1)
 
-        model = map_tensors(flat, self.state, self.like)
+        model = tree_map(flat, self.state, self.like)
         if self.guide is None:
             return {"model": model, "guide": None}
-        like = self.guide.initial_carried(1)
+        like = self.guide.initial_rnn_state(1)
         return {
             "model": model,
             "guide": {
                 "latent": model["latent"],
-                "carried": map_tensors(flat, self.guide_carried, like),
+                "carried": tree_map(flat, self.guide_rnn_state, like),
             },
         }
 
@@ -226,11 +226,11 @@ class Genealogy:
             return of
 
         for z, x, index in reversed(self.steps):
-            found.append(map_tensors(pick(line), (z, x)))
+            found.append(tree_map(pick(line), (z, x)))
             if index is not None:
                 line = index if line is None else index.gather(1, line)
         if not found:
             return None, None
         found.reverse()
         first, *rest = found
-        return map_tensors(lambda *parts: torch.stack(parts, 2), first, *rest)
+        return tree_map(lambda *parts: torch.stack(parts, 2), first, *rest)

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.emissions.base import over_time
@@ -23,7 +23,7 @@ from pyro_seq.infer.stepping.stepper import DrawLatent, Observe, Stepper
 from pyro_seq.pairs.guide import SequenceGuide
 from pyro_seq.pairs.model import ModelState, SequenceModel
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.poutine.observation_sites import Adjust, unchanged
+from pyro_seq.poutine.observation_sites import TransformDistribution, unchanged
 from pyro_seq.poutine.step_densities import Observed, check_support
 
 AHEAD = 64  # steps that are drawn between two looks at Pyro's global settings
@@ -72,8 +72,8 @@ class DeclaredStepper(Stepper[ModelState]):
         one, guide = self.model.initial(1), self.pair.guide
         like: dict[str, Any] = {"model": one, "guide": None}
         if isinstance(guide, SequenceGuide) and state["guide"] is not None:
-            like["guide"] = {"latent": one["latent"], "carried": guide.initial_carried(1)}
-        return map_tensors(
+            like["guide"] = {"latent": one["latent"], "carried": guide.initial_rnn_state(1)}
+        return tree_map(
             lambda x, y: (x if x.dim() > y.dim() else x.expand(k, *x.shape)).transpose(0, 1),
             state,
             like,
@@ -100,7 +100,7 @@ class DeclaredStepper(Stepper[ModelState]):
         num_steps: int,
         *,
         inputs: Tensor | None = None,
-        adjust: Adjust = unchanged,
+        transform_distribution: TransformDistribution = unchanged,
         latents: dict[str, Tensor] | None = None,
     ) -> Iterator[Any]:
         """x_t step after step, drawn a few steps ahead."""
@@ -116,7 +116,9 @@ class DeclaredStepper(Stepper[ModelState]):
                         return prior.sample() if latents is None else latents[f"z_{t}"]
 
                     u = None if inputs is None else inputs[..., t, :]
-                    x, state = self.step(state, u, draw_latent, lambda law: draw(adjust(law)))
+                    x, state = self.step(
+                        state, u, draw_latent, lambda law: draw(transform_distribution(law))
+                    )
                     steps.append(x)
             yield from steps
             start = end

@@ -10,20 +10,20 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch, Values
 from pyro_seq.infer.stepping.stepper import DrawLatent, Observe, Stepper
-from pyro_seq.pairs.model import Outcome
+from pyro_seq.pairs.model import SequenceOutput
 from pyro_seq.poutine.given import Given, rows_first
 from pyro_seq.poutine.observation_sites import (
-    Adjust,
-    Adjusted,
+    TransformDistribution,
+    TransformedObservations,
     sampled_stems,
     stacked,
     unchanged,
     values_at,
 )
-from pyro_seq.poutine.step_densities import well_shaped
+from pyro_seq.poutine.step_densities import with_batch_first
 from pyro_seq.poutine.time_sites import (
     WHOLE,
     Side,
@@ -39,8 +39,8 @@ from pyro_seq.poutine.time_sites import (
 class Prefix(NamedTuple):
     """The state of n sequences that a function is run again on: t steps each and their latents.
 
-    A function that returns the state it ends in (`Outcome`) goes on from that: no steps are kept,
-    and no latents but those of the whole sequence.
+    A function that returns the state it ends in (`SequenceOutput`) goes on from that: no steps are
+    kept, and no latents but those of the whole sequence.
 
     Attributes:
         lengths: `[n]`, t.
@@ -93,7 +93,7 @@ class ReplayStepper(Stepper[Prefix]):
         with _Drawn(state, draw_latent, observe):
             trace, values = self._run(state, batch)
         x = stacked(values)
-        whole = x if state.values is None else map_tensors(_joined, state.values, x)
+        whole = x if state.values is None else tree_map(_joined, state.values, x)
         return values[0], prefix_of(trace, batch.with_values(whole), self._stems(state, trace))
 
     def sample(
@@ -102,12 +102,12 @@ class ReplayStepper(Stepper[Prefix]):
         num_steps: int,
         *,
         inputs: Tensor | None = None,
-        adjust: Adjust = unchanged,
+        transform_distribution: TransformDistribution = unchanged,
         latents: dict[str, Tensor] | None = None,
     ) -> Iterator[Any]:
         """x_t of all steps, drawn in one run."""
         state = state if latents is None else state._replace(latents=latents)
-        with Adjusted(adjust, state.is_observation):
+        with TransformedObservations(transform_distribution, state.is_observation):
             _, values = self._run(state, state.followed_by(num_steps, inputs))
         yield from values
 
@@ -121,9 +121,9 @@ class ReplayStepper(Stepper[Prefix]):
         outcome, steps = trace.nodes["_RETURN"]["value"], range(known, batch.num_steps)
         if not known:
             classify([Side(trace, self.pair.model)], batch, self.pair)
-            if isinstance(outcome, Outcome) and outcome.values is not None:
+            if isinstance(outcome, SequenceOutput) and outcome.values is not None:
                 every: Any = outcome.values
-                return trace, [map_tensors(lambda x, t=t: x[:, t], every) for t in steps]
+                return trace, [tree_map(lambda x, t=t: x[:, t], every) for t in steps]
         return trace, values_at(trace, self._stems(state, trace), steps, state.values)
 
     def _stems(self, state: Prefix, trace: Any) -> list[Stem]:
@@ -158,7 +158,7 @@ def prefix_of(trace: Any, batch: SequenceBatch, stems: list[Stem]) -> Prefix:
     if state is None:
         before = None if batch.state is None else batch.state["model"]
         return Prefix(batch.lengths, latents, batch.values, batch.inputs, tuple(stems), before)
-    well_shaped({"model": state}, len(batch))
+    with_batch_first({"model": state}, len(batch))
     latents = {name: value for name, value in latents.items() if places[name] == WHOLE}
     return Prefix(torch.zeros_like(batch.lengths), latents, stems=tuple(stems), state=state)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.poutine.observation_sites import Adjust, unchanged
+from pyro_seq.poutine.observation_sites import TransformDistribution, unchanged
 from pyro_seq.poutine.step_densities import Observed
 
 # steps of particles that are worked on at once: bounds the memory of that work, not of what is kept
@@ -71,7 +71,7 @@ class Stepper(ABC, Generic[State]):
         num_steps: int,
         *,
         inputs: Tensor | None = None,
-        adjust: Adjust = unchanged,
+        transform_distribution: TransformDistribution = unchanged,
         latents: dict[str, Tensor] | None = None,
     ) -> Iterator[Any]:
         """Sample x_t `[N, *event]` for t = 1 … num_steps.
@@ -80,7 +80,8 @@ class Stepper(ABC, Generic[State]):
             state: of N sequences.
             num_steps: how many steps.
             inputs: side inputs `[N, num_steps, C]`.
-            adjust: what is done to each observation's distribution before it is sampled.
+            transform_distribution: what is done to each observation's distribution before it is
+                sampled.
             latents: values `[N, *event]` of the latent sites, in place of draws from the prior.
         """
 

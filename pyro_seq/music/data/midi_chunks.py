@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from pyro_seq.errors import UserError
-from pyro_seq.music.data.midi_events import NOT_ENDED, EventReader, Events
+from pyro_seq.music.data.midi_events import NOT_ENDED, EventReader, TrackEvents
 
 MAX_BYTES = 4 * 2**20
 MAX_TRACKS = 65_535  # so many a header can name
@@ -53,7 +53,7 @@ class Midi:
     kind: int
     ticks_a_beat: int
     ticks_a_second: float
-    tracks: list[Events] = field(default_factory=list)
+    tracks: list[TrackEvents] = field(default_factory=list)
     mended: Counter[str] = field(default_factory=Counter)
 
 

@@ -28,7 +28,7 @@ RUNNING_ON = "events without a status behind a system event, taken for those of 
 
 
 @dataclass
-class Events:
+class TrackEvents:
     """The notes and tempi of a track.
 
     Attributes:
@@ -85,7 +85,7 @@ class EventReader:
         self.data, self.at = data, at
         self.tick = self.status = 0
         self.broken = self.ended = False
-        self.events = Events()
+        self.events = TrackEvents()
 
     def read(self, stop: int) -> None:
         """Read events up to offset `stop`, or an end of track.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.midi_chunks import DRUMS, MAX_BYTES, SEQUENCES, Midi, read_midi
-from pyro_seq.music.data.midi_events import NOT_ENDED, Events
+from pyro_seq.music.data.midi_events import NOT_ENDED, TrackEvents
 from pyro_seq.music.data.midi_tempo import TempoMap
 from pyro_seq.music.data.piano_rolls import KEYS, LOWEST, Timing
 
@@ -162,7 +162,7 @@ def _no_notes(midi: Midi) -> str:
     return f"it has no notes that end: {never:,} begin" if never else "it has no notes"
 
 
-def _tune(midi: Midi, tracks: Sequence[Events]) -> Tune:
+def _tune(midi: Midi, tracks: Sequence[TrackEvents]) -> Tune:
     """The notes of tracks that sound together."""
     times = TempoMap(midi, (tempo for track in tracks for tempo in track.tempi))
     notes = np.array(
@@ -184,7 +184,7 @@ def _tune(midi: Midi, tracks: Sequence[Events]) -> Tune:
     return Tune(pitches, starts, ends, start_beats, end_beats, length, beats, times.longest(end))
 
 
-def _silence(track: Events) -> int:
+def _silence(track: TrackEvents) -> int:
     """Where a track says that a piece ends in silence; 0 where it does not.
 
     This is its last "all notes off" on a channel that has notes other than drums.

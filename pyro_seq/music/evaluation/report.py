@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq.config.fields import flatten
-from pyro_seq.music.evaluation.report_page import Figure, Picture, Sound, report_html
+from pyro_seq.music.evaluation.report_page import Picture, ReportFigure, Sound, report_html
 from pyro_seq.music.evaluation.statistics import distance, statistics
 from pyro_seq.music.model.training import MusicModel, evaluate, generate, play
 from pyro_seq.music.render.plots import curves_png, histograms
@@ -21,26 +21,31 @@ COMPARED_SECONDS = 30.0  # of each roll whose statistics are compared
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class ReportOptions:
     """Options of a listening report.
 
     Attributes:
         num_samples: pieces to listen to.
         seconds: how long each is, without its primer.
-        compared: rolls whose statistics are compared with the real ones.
+        num_compared: rolls whose statistics are compared with the real ones.
         temperature: of all of them.
         primer: `[T, keys]`, what the pieces go on from, or `None`.
     """
 
     num_samples: int = 4
     seconds: float = 10.0
-    compared: int = 32
+    num_compared: int = 32
     temperature: float = 1.0
     primer: Tensor | None = None
 
 
 def run_report(
-    run: RunFolder, music: MusicModel, pieces: Sequence[Tensor], asked: Asked, *, source: str
+    run: RunFolder,
+    music: MusicModel,
+    pieces: Sequence[Tensor],
+    asked: ReportOptions,
+    *,
+    source: str,
 ) -> tuple[str, dict[str, Any]]:
     """Return (the page, the distances that it shows), from torch's global random state.
 
@@ -51,13 +56,13 @@ def run_report(
         asked: what to show.
         source: what the pieces are called.
     """
-    by_source = compared(music, pieces, asked)
+    by_source = compare_statistics(music, pieces, asked)
     real = by_source["real"]
     distances = {name: distance(real, found) for name, found in by_source.items() if name != "real"}
     unit = "beats" if music.timing.grid else "seconds"
     pictures = histograms(by_source, lag_unit=unit)
     page = report_html(
-        f"Music by {music.settings.model.kind}",
+        f"Music by {music.settings.model.name}",
         summary=f"After {music.step:,} steps of training, beside {source}.",
         settings=dict(flatten(music.settings)),
         curves=_curves(run),
@@ -72,7 +77,9 @@ def run_report(
     return page, distances
 
 
-def compared(music: MusicModel, pieces: Sequence[Tensor], asked: Asked) -> dict[str, Any]:
+def compare_statistics(
+    music: MusicModel, pieces: Sequence[Tensor], asked: ReportOptions
+) -> dict[str, Any]:
     """Return `statistics` of real pieces, samples and the Markov model's samples.
 
     All last `COMPARED_SECONDS`; samples are from torch's random state.
@@ -80,10 +87,10 @@ def compared(music: MusicModel, pieces: Sequence[Tensor], asked: Asked) -> dict[
     frames = max(2, round(COMPARED_SECONDS * music.timing.frames_per_second))
     stretches = [stretch for piece in pieces for stretch in piece.split(frames)]
     generated = list(
-        generate(music, frames, num_samples=asked.compared, temperature=asked.temperature)
+        generate(music, frames, num_samples=asked.num_compared, temperature=asked.temperature)
     )
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-    markov = list(music.markov.sample(asked.compared, frames, generator))
+    markov = list(music.markov.sample(asked.num_compared, frames, generator))
     sources = {"real": stretches, "generated": [roll.cpu() for roll in generated], "Markov": markov}
     return {name: statistics(rolls, music.timing) for name, rolls in sources.items()}
 
@@ -111,12 +118,12 @@ def _curves(run: RunFolder) -> list[Picture]:
     )
 
 
-def _figures(music: MusicModel, pieces: Sequence[Tensor], source: str) -> list[Figure]:
+def _figures(music: MusicModel, pieces: Sequence[Tensor], source: str) -> list[ReportFigure]:
     scored = evaluate(music, pieces, samples=1)
     how = "exact" if scored.method == "exact" else "at most: negative ELBO"
     figures = [
-        Figure(
-            f"{music.settings.model.kind} on {source}",
+        ReportFigure(
+            f"{music.settings.model.name} on {source}",
             scored.nats_per_frame,
             note=f"{how}; {scored.frames:,} frames",
         )
@@ -124,12 +131,14 @@ def _figures(music: MusicModel, pieces: Sequence[Tensor], source: str) -> list[F
     if scored.markov_nats_per_frame is not None:
         note = "each key by itself, given whether it sounded a frame ago"
         figures.append(
-            Figure(f"first-order Markov model on {source}", scored.markov_nats_per_frame, note=note)
+            ReportFigure(
+                f"first-order Markov model on {source}", scored.markov_nats_per_frame, note=note
+            )
         )
     return figures
 
 
-def _sounds(music: MusicModel, asked: Asked) -> list[Sound]:
+def _sounds(music: MusicModel, asked: ReportOptions) -> list[Sound]:
     played = play(
         music,
         asked.seconds,

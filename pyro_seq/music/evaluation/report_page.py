@@ -58,7 +58,7 @@ class Sound:
 
 
 @dataclass(frozen=True)
-class Figure:
+class ReportFigure:
     """A number among the results.
 
     Attributes:
@@ -80,7 +80,7 @@ def report_html(
     summary: str = "",
     settings: Mapping[str, object] | None = None,
     curves: Sequence[Picture] = (),
-    figures: Sequence[Figure] = (),
+    figures: Sequence[ReportFigure] = (),
     sounds: Sequence[Sound] = (),
     histograms: Sequence[Picture] = (),
     distances: Mapping[str, Mapping[str, float]] | None = None,

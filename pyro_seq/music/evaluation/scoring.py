@@ -15,15 +15,15 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import DIVERGED, UserError
 from pyro_seq.infer.likelihood.document import score_document
-from pyro_seq.infer.likelihood.score import warnings_kept
+from pyro_seq.infer.likelihood.score import collect_warnings
 from pyro_seq.music.model.model import MusicModel
-from pyro_seq.music.model.parts import observed
+from pyro_seq.music.model.parts import encode_frames
 from pyro_seq.programs.scored_run import Estimate, ScoringOptions
 from pyro_seq.train.minibatches import of_similar_length
 
 # frames: pieces that together have fewer are scored side by side, and longer ones in windows if the
 # pair carries states
-AT_ONCE = 8_192
+CHUNK_FRAMES = 8_192
 
 
 @dataclass(kw_only=True)
@@ -55,9 +55,9 @@ def score_pieces(
     `options` are `method`, `samples`, `proposal` and `progress` of `scoring.score_document`. Raises
     `UserError` if a log-likelihood is not finite.
     """
-    for group in of_similar_length(pieces, AT_ONCE):
-        batch = SequenceBatch.of([pieces[i] for i in group]).to(music.device)
-        with pyro.validation_enabled(False), warnings_kept():
+    for group in of_similar_length(pieces, CHUNK_FRAMES):
+        batch = SequenceBatch.from_sequences([pieces[i] for i in group]).to(music.device)
+        with pyro.validation_enabled(False), collect_warnings():
             scores = list(score_document(music.pair, _windows(music, batch), **options))
         nats = torch.cat([scored.surprise for scored in scores], 1).cpu()
         for row, i in enumerate(group):
@@ -72,11 +72,11 @@ def _windows(music: MusicModel, batch: SequenceBatch) -> list[SequenceBatch]:
     states.
     """
     assert isinstance(batch.values, Tensor)
-    if batch.num_steps <= AT_ONCE or not music.carries:
-        return [observed(music.settings.frames, batch)]
+    if batch.num_steps <= CHUNK_FRAMES or not music.carries:
+        return [encode_frames(music.settings.frames, batch)]
     return [
-        observed(music.settings.frames, SequenceBatch(window))
-        for window in batch.values.split(AT_ONCE, 1)
+        encode_frames(music.settings.frames, SequenceBatch(window))
+        for window in batch.values.split(CHUNK_FRAMES, 1)
     ]
 
 

@@ -65,7 +65,7 @@ class MusicSettings:
 def music_settings(*layers: Layer | Mapping[str, Any]) -> MusicSettings:
     """Return the defaults with settings by dotted name overridden, in order.
 
-    `model.kind` is among them; errors are those of `text_settings`.
+    `model.name` is among them; errors are those of `text_settings`.
     """
     return resolve(MusicSettings, layers, DEFAULTS)
 

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.config.build import Parts
+from pyro_seq.config.build import PairComponents
 from pyro_seq.config.fields import between, one_of
-from pyro_seq.contexts import Context, LastObservations, PassedOn, PreviousObservation
+from pyro_seq.contexts import Context, LastObservations, PreviousObservation, SplitContext
 from pyro_seq.emissions.base import Emission
-from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.convolution import KeyConvolution
 from pyro_seq.emissions.elementary import Bernoulli, Beta, Categorical
 from pyro_seq.emissions.nade import NADE
-from pyro_seq.encoders import MLP as EncoderMLP
-from pyro_seq.encoders import Encoder, Flatten, Group, OneHot
+from pyro_seq.encoders import Encoder, Flatten, OneHot
+from pyro_seq.encoders import Joint as JointEncoder
+from pyro_seq.encoders import MLPEncoder as EncoderMLP
 from pyro_seq.nn.feedforward import MLP
 
 SOUNDING, SILENT = 0.95, 0.05  # what a key is observed as by the emission `beta`
@@ -61,7 +62,7 @@ class FrameSettings:
     )
 
 
-def frame_parts(settings: FrameSettings, keys: int) -> Parts:
+def frame_parts(settings: FrameSettings, keys: int) -> PairComponents:
     """Return the parts of pairs over frames `[keys]`."""
 
     def encoder() -> Encoder:
@@ -71,7 +72,7 @@ def frame_parts(settings: FrameSettings, keys: int) -> Parts:
         return (
             frame
             if settings.emission != "beta"
-            else Group({"notes": frame, "count": OneHot(MOST_NOTES + 1)})
+            else JointEncoder({"notes": frame, "count": OneHot(MOST_NOTES + 1)})
         )
 
     emission = _emission(settings, keys)
@@ -85,22 +86,22 @@ def frame_parts(settings: FrameSettings, keys: int) -> Parts:
                 encoder, count, MLP(count * encoder.num_features, settings.combiner_sizes)
             )
         return (
-            PassedOn(seen, LastObservations(Flatten(keys), settings.history))
-            if emission.num_passed_on
+            SplitContext(seen, LastObservations(Flatten(keys), settings.history))
+            if emission.emission_context_size
             else seen
         )
 
-    return Parts(emission, encoder, context)
+    return PairComponents(emission, encoder, context)
 
 
 def _emission(settings: FrameSettings, keys: int) -> Emission:
     """p(x_t | features) of a frame, with new weights."""
     if settings.emission == "bernoulli":
-        return Independent(Bernoulli(), keys)
+        return Factorised(Bernoulli(), keys)
     if settings.emission == "nade":
         return NADE(keys, settings.hidden_size, dropout=settings.dropout)
     if settings.emission == "beta":
-        return Joint({"notes": Independent(Beta(), keys), "count": Categorical(MOST_NOTES + 1)})
+        return Joint({"notes": Factorised(Beta(), keys), "count": Categorical(MOST_NOTES + 1)})
     return KeyConvolution(
         keys,
         settings.history,
@@ -113,7 +114,7 @@ def _emission(settings: FrameSettings, keys: int) -> Emission:
     )
 
 
-def observed(settings: FrameSettings, batch: SequenceBatch) -> SequenceBatch:
+def encode_frames(settings: FrameSettings, batch: SequenceBatch) -> SequenceBatch:
     """Encode a batch of rolls `[N, T, keys]` as the emission observes it.
 
     By default values have torch's default floating-point type.
@@ -132,7 +133,7 @@ def observed(settings: FrameSettings, batch: SequenceBatch) -> SequenceBatch:
     )
 
 
-def as_roll(settings: FrameSettings, values: Any) -> Tensor:
+def decode_frames(settings: FrameSettings, values: Any) -> Tensor:
     """Decode sampled values `[…, keys]`, or a group of them, to a roll (uint8).
 
     By `beta`, as many keys sound as were counted.

@@ -14,14 +14,14 @@ JSB: dict[str, Any] = {
     "training.precision": "float32",
 }
 JSB_RNN: dict[str, Any] = JSB | {
-    "model.kind": "rnn",
+    "model.name": "rnn",
     "model.skip": False,
     "model.hidden_size": 128,
     "model.input_dropout": 0.3,
     "model.output_dropout": 0.5,
     "training.learning_rate": 5e-3,
     "training.weight_decay": 0.1,
-    "training.average": 0.99,
+    "training.ema_decay": 0.99,
     "training.num_steps": 900,
     "training.valid_every": 100,
 }
@@ -65,7 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.input_dropout": 0.1,
         "model.output_dropout": 0.3,
         "training.learning_rate": 4e-3,
-        "training.average": 0.999,
+        "training.ema_decay": 0.999,
     },
     "jsb-best": JSB
     | {
@@ -73,7 +73,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "frames.hidden_size": 48,
         "frames.history": 4,
         "frames.dropout": 0.4,
-        "model.kind": "dmm",
+        "model.name": "dmm",
         "model.conditional": True,
         "model.cell": "gru",
         "model.hidden_size": 200,
@@ -87,7 +87,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.objective": "mean_field",
         "training.learning_rate": 3e-3,
         "training.weight_decay": 0.1,
-        "training.average": 0.9995,
+        "training.ema_decay": 0.9995,
         "training.kl_schedule": "linear",
         "training.kl_start": 0.05,
         "training.kl_steps": 4_000,
@@ -98,7 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # minibatches of 20
     "jsb-dmm": JSB
     | {
-        "model.kind": "dmm",
+        "model.name": "dmm",
         "model.cell": "relu",
         "model.guide_output_dropout": 0.1,
         "training.learning_rate": 1e-3,
@@ -107,7 +107,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.penalty_steps": 20_000,
         "training.beta1": 0.96,
         "training.beta2": 0.999,
-        "training.average": 0.9995,
+        "training.ema_decay": 0.9995,
         "training.kl_schedule": "linear",
         "training.kl_start": 0.2,
         "training.kl_steps": 11_500,  # 1,000 passes, as in the example
@@ -126,7 +126,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "nottingham-best": NOTTINGHAM
     | {
-        "model.kind": "srnn",
+        "model.name": "srnn",
         "model.hidden_size": 400,
         "model.guide_size": 256,
         "model.latent_size": 48,
@@ -135,7 +135,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.output_dropout": 0.4,
         "training.learning_rate": 4e-3,
         "training.weight_decay": 0.05,
-        "training.average": 0.999,
+        "training.ema_decay": 0.999,
         "training.kl_schedule": "linear",
         "training.kl_start": 0.2,
         "training.kl_steps": 1_000,
@@ -144,14 +144,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "nottingham-rnn": NOTTINGHAM
     | {
-        "model.kind": "rnn",
+        "model.name": "rnn",
         "model.skip": False,
         "model.hidden_size": 400,
         "model.input_dropout": 0.1,
         "model.output_dropout": 0.5,
         "training.learning_rate": 4e-3,
         "training.weight_decay": 0.05,
-        "training.average": 0.998,
+        "training.ema_decay": 0.998,
         "training.num_steps": 2_600,
         "training.valid_every": 400,
     },

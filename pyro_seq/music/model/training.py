@@ -12,15 +12,15 @@ from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, finite_probabilities
-from pyro_seq.infer.continuation import continuation
-from pyro_seq.infer.sampling import ancestral, sharpened
+from pyro_seq.infer.continuations import continuation
+from pyro_seq.infer.sampling import sample, tempered
 from pyro_seq.music.evaluation.scoring import MusicScore, evaluate, nats_per_frame, score_pieces
 from pyro_seq.music.model.model import (
     MusicModel,
     MusicSettings,
     music_settings,
 )
-from pyro_seq.music.model.parts import as_roll, observed
+from pyro_seq.music.model.parts import decode_frames, encode_frames
 from pyro_seq.music.render.samples import Rendered
 from pyro_seq.runs.tensorboard import Audio, Image
 
@@ -109,21 +109,28 @@ def generate(
             f"a sample of {music.timing.seconds(frames):,.4g} seconds is {fast}, and at most "
             f"{MOST_FRAMES:,} are sampled"
         )
-    adjust = partial(sharpened, temperature=temperature)
+    transform_distribution = partial(tempered, temperature=temperature)
     most = max(1, SAMPLED // (frames * music.settings.rolls.keys))
     for first in range(0, num_samples, most):
         rows = min(most, num_samples - first)
         with finite_probabilities():
             if primer is None or not len(primer):
-                values = ancestral(music.pair, rows, frames, adjust=adjust)
+                values = sample(
+                    music.pair, rows, frames, transform_distribution=transform_distribution
+                )
             else:
-                batch = observed(
+                batch = encode_frames(
                     music.settings.frames, SequenceBatch(primer.unsqueeze(0).to(music.device))
                 )
                 values = continuation(
-                    music.pair, batch, frames, samples=samples, draws=rows, adjust=adjust
+                    music.pair,
+                    batch,
+                    frames,
+                    samples=samples,
+                    draws=rows,
+                    transform_distribution=transform_distribution,
                 )
-        yield from as_roll(music.settings.frames, values)
+        yield from decode_frames(music.settings.frames, values)
 
 
 def play(

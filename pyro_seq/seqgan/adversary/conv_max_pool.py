@@ -23,7 +23,7 @@ LARGEST_TABLE = 2**24  # entries
 BLOCK = 2**19  # answers at a time: what a core's own cache holds
 
 
-def window_maxima(symbols: Tensor, vectors: Tensor, filters: Sequence[Tensor]) -> Tensor:
+def conv_max_pool(symbols: Tensor, vectors: Tensor, filters: Sequence[Tensor]) -> Tensor:
     """Compute max_t sum_j w_fj · v(x_{t+j}) for each filter f: `[n, F]`.
 
     t runs from 1 to T - k + 1 for a filter of size k; all sizes stand side by side.

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from pyro_seq.errors import UserError
 from pyro_seq.nn.recurrent import Recurrence
-from pyro_seq.seqgan.adversary.conv_max_pool import window_maxima
+from pyro_seq.seqgan.adversary.conv_max_pool import conv_max_pool
 from pyro_seq.seqgan.lengths import batch_of
 from pyro_seq.seqgan.settings import DiscriminatorSettings
 
@@ -139,7 +139,7 @@ class ConvolutionalDiscriminator(Discriminator):
     def features(self, symbols: Tensor) -> Tensor:
         """Compute features `[n, sum of num_filters]`, the smallest filters first."""
         return self.highway(
-            window_maxima(symbols, self.embedding.weight, list(self.filters))
+            conv_max_pool(symbols, self.embedding.weight, list(self.filters))
             .add_(self.bias)
             .relu_()
         )

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from pyro_seq.errors import UserError
 from pyro_seq.seqgan.lengths import lengths_of
-from pyro_seq.seqgan.tasks.base import Figure
+from pyro_seq.seqgan.tasks.base import Measurement
 
 ORDERS = (2, 3, 4, 5)
 SMOOTHING = 0.1  # matches of an order that has none
@@ -135,7 +135,7 @@ class References:
 
 def bleu(
     generated: Tensor, references: References, order: int = 4, *, smoothing: float = SMOOTHING
-) -> Figure:
+) -> Measurement:
     """Compute the mean BLEU of sequences `[n, S]` against all references.
 
     n-grams are those up to `order`.
@@ -153,7 +153,7 @@ def bleu(
     return _figures(references, generated, (order,), smoothing)[0]
 
 
-def self_bleu(generated: Tensor, order: int = 4, *, smoothing: float = SMOOTHING) -> Figure:
+def self_bleu(generated: Tensor, order: int = 4, *, smoothing: float = SMOOTHING) -> Measurement:
     """Compute the mean BLEU of sequences `[n, S]` against each other; lower is more diverse.
 
     Zhu et al. 2018, arXiv 1802.01886.
@@ -176,7 +176,7 @@ def bleu_figures(
     orders: Sequence[int] = ORDERS,
     *,
     end: int | None = None,
-) -> dict[str, Figure]:
+) -> dict[str, Measurement]:
     """Compute `bleu_2`, … and `self_bleu_2`, … from one count of n-grams.
 
     References are `[m, R]`, generated sequences `[n, S]`.
@@ -201,7 +201,7 @@ def _figures(
     smoothing: float,
     *,
     themselves: bool = False,
-) -> list[Figure]:
+) -> list[Measurement]:
     if themselves and len(generated) < 2:
         raise UserError(
             "self-BLEU compares sequences with one another: at least 2 are needed, got "
@@ -219,7 +219,7 @@ def _figures(
     )
     means = np.cumsum(logs, 0) / np.arange(1, len(matches) + 1)[:, None]
     scores = np.where(matches[0] == 0, 0.0, np.exp(brevity + means))
-    return [Figure.mean(torch.from_numpy(scores[order - 1])) for order in orders]
+    return [Measurement.mean(torch.from_numpy(scores[order - 1])) for order in orders]
 
 
 def _rows(sequences: Tensor, order: int, end: int | None) -> tuple[Integers, Integers]:

@@ -6,10 +6,10 @@ import math
 
 from torch import Tensor
 
-from pyro_seq.seqgan.tasks.base import Figure
+from pyro_seq.seqgan.tasks.base import Measurement
 
 
-def distinct(sequences: Tensor) -> Figure:
+def distinct(sequences: Tensor) -> Measurement:
     """Return the share of distinct sequences among `[n, T]`, between 1/n and 1.
 
     It falls as n grows, so compare shares of equal n.
@@ -21,10 +21,10 @@ def distinct(sequences: Tensor) -> Figure:
     n = len(sequences)
     _, counts = sequences.unique(dim=0, return_counts=True)
     once = int((counts == 1).sum()) / n
-    return Figure(len(counts) / n, (once * (1 - once) / n) ** 0.5)
+    return Measurement(len(counts) / n, (once * (1 - once) / n) ** 0.5)
 
 
-def symbol_entropy(sequences: Tensor) -> Figure:
+def symbol_entropy(sequences: Tensor) -> Measurement:
     r"""Return the entropy -sum_k p_k log p_k of the symbols of sequences `[n, T]`, in nats.
 
     p_k is the share of symbol k.
@@ -35,4 +35,4 @@ def symbol_entropy(sequences: Tensor) -> Figure:
     """
     _, symbols, counts = sequences.unique(return_inverse=True, return_counts=True)
     surprise = math.log(sequences.numel()) - counts.double().log()
-    return Figure.mean(surprise[symbols].mean(1))
+    return Measurement.mean(surprise[symbols].mean(1))

@@ -12,13 +12,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_seq.errors import finite_probabilities
-from pyro_seq.infer.sampling import ancestral, sharpened, without
+from pyro_seq.infer.sampling import sample, tempered, without
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.step_densities import entropies, log_weights
 from pyro_seq.seqgan.lengths import batch_of, ended
 from pyro_seq.seqgan.sizes import check_sequences
-from pyro_seq.seqgan.tasks.base import Figure, Task
+from pyro_seq.seqgan.tasks.base import Measurement, Task
 
 
 def generated(
@@ -46,16 +46,16 @@ def generated(
     """
     check_sequences(num, length, "num_samples")
 
-    def adjust(distribution: Any) -> Any:
+    def transform_distribution(distribution: Any) -> Any:
         left = (
             without(distribution, torch.tensor(never, device=pair.device))
             if never
             else distribution
         )
-        return sharpened(left, temperature=temperature)
+        return tempered(left, temperature=temperature)
 
     with finite_probabilities():
-        values: Tensor = ancestral(pair, num, length, adjust=adjust)
+        values: Tensor = sample(pair, num, length, transform_distribution=transform_distribution)
     return ended(values, end)
 
 
@@ -68,13 +68,13 @@ class _Tempered(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"]:
-            msg["fn"] = sharpened(msg["fn"], temperature=self.temperature)
+            msg["fn"] = tempered(msg["fn"], temperature=self.temperature)
 
 
 @torch.no_grad()
 def likelihood(
     pair: Pair, sequences: Tensor, *, temperature: float = 1.0, end: int | None = None
-) -> tuple[Figure, Figure]:
+) -> tuple[Measurement, Measurement]:
     """Return (NLL, entropy) of a generator at sequences `[n, T]`, in nats a symbol.
 
     Both have standard errors.
@@ -96,14 +96,14 @@ def likelihood(
             nats.append((-log_weights(trace, trace, like)[0]).masked_fill(~batch.mask, 0.0).sum(1))
             uncertain.append(entropies(trace, like).masked_fill(~batch.mask, 0.0).sum(1))
             lengths.append(batch.lengths)
-    return Figure.ratio(torch.cat(nats), torch.cat(lengths)), Figure.ratio(
+    return Measurement.ratio(torch.cat(nats), torch.cat(lengths)), Measurement.ratio(
         torch.cat(uncertain), torch.cat(lengths)
     )
 
 
 def quality(
     pair: Pair, task: Task, references: Tensor, num: int, *, temperature: float = 1.0
-) -> dict[str, Figure]:
+) -> dict[str, Measurement]:
     """Return `nll` of held-out sequences and the task's figures of `num` new ones."""
     end = task.rendering.end
     nll, _ = likelihood(pair, references, temperature=temperature, end=end)

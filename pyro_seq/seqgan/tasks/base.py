@@ -14,21 +14,21 @@ from pyro_seq.errors import UserError
 from pyro_seq.runs.tensorboard import Sample
 
 
-class Figure(NamedTuple):
+class Measurement(NamedTuple):
     """A measured figure and its standard error, `None` where none can be told."""
 
     value: float
     standard_error: float | None = None
 
     @classmethod
-    def mean(cls, values: Tensor) -> Figure:
+    def mean(cls, values: Tensor) -> Measurement:
         """Return the mean of independent values `[n]`, with its standard error."""
         values = values.detach().double()
         n = len(values)
         return cls(float(values.mean()), float(values.std() / n**0.5) if n > 1 else None)
 
     @classmethod
-    def ratio(cls, totals: Tensor, lengths: Tensor) -> Figure:
+    def ratio(cls, totals: Tensor, lengths: Tensor) -> Measurement:
         """Return the sum of totals over the sum of lengths, both `[n]`, with its standard error.
 
         The error is that of a ratio of means, the deviation of (total - figure * length) over the
@@ -141,7 +141,7 @@ class Task(Protocol):
     criterion: str
     higher: bool
 
-    def judge(self, generated: Tensor, references: Tensor) -> dict[str, Figure]:
+    def judge(self, generated: Tensor, references: Tensor) -> dict[str, Measurement]:
         """Return figures of generated sequences `[n, T]` against `references` `[m, T]`.
 
         `criterion` is the name of one of them.

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.piano_rolls import KEYS, LOWEST
 from pyro_seq.music.evaluation.statistics import PITCH_CLASSES
-from pyro_seq.seqgan.tasks.base import Figure
+from pyro_seq.seqgan.tasks.base import Measurement
 
 REST = KEYS  # the symbol of silence, after those of the keys
 NUM_SYMBOLS = KEYS + 1
@@ -98,7 +98,7 @@ def windows(melodies: Sequence[Tensor], length: int) -> Windows:
     return Windows(found, short, sum(map(len, melodies)) - found.numel())
 
 
-def pitch_mse(generated: Tensor, references: Tensor) -> Figure:
+def pitch_mse(generated: Tensor, references: Tensor) -> Measurement:
     """Return the squared semitones a step from windows `[n, T]` to the nearest reference.
 
     For each generated window g, min over references r of 1/T Σ_t d(g_t, r_t)², where d is the
@@ -118,7 +118,7 @@ def pitch_mse(generated: Tensor, references: Tensor) -> Figure:
             f"{len(references)} references"
         )
     distances = [_nearest(rows, references) for rows in generated.split(ROWS)]
-    return Figure.mean(torch.cat(distances) / generated.shape[1])
+    return Measurement.mean(torch.cat(distances) / generated.shape[1])
 
 
 def _nearest(generated: Tensor, references: Tensor) -> Tensor:

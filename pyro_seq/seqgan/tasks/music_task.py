@@ -30,7 +30,7 @@ from pyro_seq.runs.tensorboard import Audio, Image, Sample
 from pyro_seq.runs.writing import make_folder, replacing
 from pyro_seq.seqgan.metrics.bleu import bleu_figures
 from pyro_seq.seqgan.plots.melody import melodies_png
-from pyro_seq.seqgan.tasks.base import Figure, Rendering, Sequences, evenly_spaced
+from pyro_seq.seqgan.tasks.base import Measurement, Rendering, Sequences, evenly_spaced
 from pyro_seq.seqgan.tasks.melodies import (
     NUM_SYMBOLS,
     REST,
@@ -176,7 +176,7 @@ class MusicTask:
     criterion: str = "bleu_4"
     higher: bool = True
 
-    def judge(self, generated: Tensor, references: Tensor) -> dict[str, Figure]:
+    def judge(self, generated: Tensor, references: Tensor) -> dict[str, Measurement]:
         """Return figures of generated sequences `[n, T]` against real ones `[m, T]`.
 
         `bleu_2` to `bleu_4` (`bleu.bleu`): how many of their runs of up to 2 to 4 notes occur in

@@ -34,14 +34,14 @@ from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import Embedding
 from pyro_seq.errors import UserError
 from pyro_seq.models import RNN
-from pyro_seq.seqgan.tasks.base import Figure
+from pyro_seq.seqgan.tasks.base import Measurement
 
 GATES = "ifoc"  # input, forget and output, and the candidate
 TORCH_GATES = "ifco"  # in the order of `torch.nn.LSTM`, which calls the candidate g
 MOST_NUMBERS = 2**26  # in all of an oracle's parameters: 256 MB
 # logits that a score holds at once, with their softmax 8 MB: more are not faster, since they leave
 # the cache
-AT_ONCE = 2**20
+CHUNK_NUMBERS = 2**20
 # what the parsers of archives and of arrays' headers, which are Python's literals, make of bytes
 # that are none
 DAMAGED = (
@@ -255,9 +255,9 @@ def _oracle(parameters: Mapping[str, Tensor], start: int) -> RNN:
     return model.requires_grad_(False).eval()
 
 
-def nll_oracle(oracle: RNN, sequences: Tensor) -> Figure:
+def nll_oracle(oracle: RNN, sequences: Tensor) -> Measurement:
     """Return NLL_oracle of sequences `[n, T]`: the mean of `nats_per_token`, with its error."""
-    return Figure.mean(nats_per_token(oracle, sequences))
+    return Measurement.mean(nats_per_token(oracle, sequences))
 
 
 @torch.no_grad()
@@ -272,16 +272,16 @@ def nats_per_token(oracle: RNN, sequences: Tensor) -> Tensor:
     device, (_, num_steps) = oracle.context.device, sequences.shape
     rows = max(
         1,
-        AT_ONCE
+        CHUNK_NUMBERS
         // (8 * num_steps * max(oracle.recurrence.hidden_size, oracle.recurrence.input_size)),
     )
-    steps = max(1, AT_ONCE // oracle.emission.num_features)
+    steps = max(1, CHUNK_NUMBERS // oracle.emission.num_features)
     # now: small results between large ones that are freed would leave holes
     found = torch.empty(sequences.shape, device=device)
     # the symbols were looked at, and the logits would be once more for each of the chunks
     with pyro.validation_enabled(False):
         for part, into in zip(sequences.to(device).split(rows), found.split(rows), strict=True):
-            h, _ = oracle.history(SequenceBatch(part))
+            h, _ = oracle.hidden_states(SequenceBatch(part))
             chunks = (
                 h.flatten(0, 1).split(steps),
                 part.flatten().split(steps),

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.errors import UserError
-from pyro_seq.infer.sampling import ancestral
+from pyro_seq.infer.sampling import sample
 from pyro_seq.models import RNN
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.runs.tensorboard import Image, Sample
 from pyro_seq.runs.writing import make_folder, replacing
 from pyro_seq.seqgan.metrics.diversity import distinct, symbol_entropy
 from pyro_seq.seqgan.plots.frequency import frequencies_png
-from pyro_seq.seqgan.tasks.base import Figure, Rendering, Sequences
+from pyro_seq.seqgan.tasks.base import Measurement, Rendering, Sequences
 from pyro_seq.seqgan.tasks.oracle import nll_oracle, seeded
 
 FILE = "samples.txt"
@@ -105,7 +105,7 @@ class OracleTask:
             )
         self.sequences.check(num_symbols)
 
-    def judge(self, generated: Tensor, references: Tensor) -> dict[str, Figure]:
+    def judge(self, generated: Tensor, references: Tensor) -> dict[str, Measurement]:
         """Return figures of generated sequences `[n, T]`; the references are not used.
 
         - `nll_oracle`: -log p of them under the oracle, in nats a token. What says the oracle's
@@ -179,5 +179,5 @@ def _sentences(oracle: RNN, num: int, length: int, seed: int) -> Tensor:
                 torch.cuda.manual_seed(seed)
         else:  # torch.manual_seed would seed GPUs, too, whose states are not kept here
             torch.default_generator.manual_seed(seed)
-        sentences: Tensor = ancestral(Pair(oracle), num, length)
+        sentences: Tensor = sample(Pair(oracle), num, length)
     return sentences.cpu()

@@ -17,7 +17,7 @@ from pyro_seq.runs.tensorboard import Sample
 from pyro_seq.runs.writing import make_folder, replacing
 from pyro_seq.seqgan.lengths import lengths_of
 from pyro_seq.seqgan.metrics.bleu import ORDERS, bleu_figures
-from pyro_seq.seqgan.tasks.base import Figure, Rendering, Sequences, evenly_spaced
+from pyro_seq.seqgan.tasks.base import Measurement, Rendering, Sequences, evenly_spaced
 from pyro_seq.text.reading import read_lines, read_text
 from pyro_seq.text.vocabulary import Vocabulary
 from pyro_seq.text.words import ADVICE, MOST_WORDS, WordVocabulary
@@ -133,7 +133,7 @@ class TextTask:
     criterion: str = "bleu_4"
     higher: bool = True
 
-    def judge(self, generated: Tensor, references: Tensor) -> dict[str, Figure]:
+    def judge(self, generated: Tensor, references: Tensor) -> dict[str, Measurement]:
         """Return BLEU-2 to 5 of sequences `[n, T]` against real ones, and self-BLEU-2 to 5.
 
         Real ones are `[m, T]`; self-BLEU tells of diversity.

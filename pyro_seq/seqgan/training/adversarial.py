@@ -13,7 +13,7 @@ from typing import Any
 import pyro
 import torch
 
-from pyro_seq._rng import aside
+from pyro_seq._rng import fork_rng
 from pyro_seq._schema import MOST, Number, Optional, Whole
 from pyro_seq.errors import UserError
 from pyro_seq.pairs.pair import Pair
@@ -24,7 +24,7 @@ from pyro_seq.seqgan.adversary.rewards import DiscriminatorReward
 from pyro_seq.seqgan.adversary.training import DiscriminatorTraining
 from pyro_seq.seqgan.metrics.quality import generated, quality
 from pyro_seq.seqgan.settings import SeqGANSettings
-from pyro_seq.seqgan.tasks.base import Figure, Task, side_by_side
+from pyro_seq.seqgan.tasks.base import Measurement, Task, side_by_side
 from pyro_seq.seqgan.training.generator import Collapse, GeneratorTraining
 from pyro_seq.train.divergence import diverged, diverged_words
 from pyro_seq.train.log import TrainingLog
@@ -202,11 +202,11 @@ class AdversarialTraining(Loop):
         return {name: float(value) for name, value in figures._asdict().items()}
 
     def _adversarial_step(self) -> None:
-        with aside(self.step):
+        with fork_rng(self.step):
             self.reward.refresh(generated(self.pair, COMPARED, self.settings.length, end=self.end))
         over = self.budget.fraction(self.step, self.minutes)
         self.generator.optimiser.scale_learning_rate(
-            learning_rate_factor(over, schedule=self.s.schedule, floor=FLOOR)
+            learning_rate_factor(over, schedule=self.s.schedule, final_lr_fraction=FLOOR)
         )
         figures: dict[str, float] = {}
         for _ in range(self.s.generator_steps):
@@ -236,7 +236,7 @@ class AdversarialTraining(Loop):
     def _measure(self) -> Measured:
         """The figures of a validation; with an entropy below the settings' it is the last."""
         valid, num = self.task.sequences.valid, self.s.valid_samples
-        with aside(self.step):
+        with fork_rng(self.step):
             found = quality(self.pair, self.task, valid[:num], num)
         nll = found["nll"].value
         if self.step == 0:
@@ -263,7 +263,7 @@ class AdversarialTraining(Loop):
     def _keep_best(self) -> None:
         self.folder.save(self.folder.best, {"step": self.step, "weights": self.pair.weights()})
 
-    def _is_better(self, found: dict[str, Figure]) -> bool:
+    def _is_better(self, found: dict[str, Measurement]) -> bool:
         value = found[self.task.criterion].value
         if not math.isfinite(value):
             raise UserError(f"the validation's {self.task.criterion} is not finite")
@@ -277,7 +277,7 @@ class AdversarialTraining(Loop):
 
     def _show(self) -> None:
         """Generated sequences against real ones, in TensorBoard and as files."""
-        with aside(self.step):
+        with fork_rng(self.step):
             new = generated(
                 self.pair,
                 SHOWN,

@@ -75,7 +75,9 @@ class GeneratorTraining:
         self.rollouts = None
         if s.rollouts:
             at_once: dict[str, Any] = {"num_rollouts": s.rollouts, "max_rows": s.rollout_batch}
-            self.rollouts = Rollouts(pair, reward, update_rate=s.update_rate, end=end, **at_once)
+            self.rollouts = Rollouts(
+                pair, reward, rollout_policy_decay=s.rollout_policy_decay, end=end, **at_once
+            )
         earned: dict[str, Any] = (
             {"reward": reward} if self.rollouts is None else {"action_values": self.rollouts}
         )

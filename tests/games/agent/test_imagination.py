@@ -75,7 +75,7 @@ def imagination_of(world: Any, game: Game, **options: Any) -> Imagination:
     settings = AgentSettings(
         **{
             "discount": 1.0,
-            "beginnings": 1.0,
+            "initial_state_fraction": 1.0,
             "trace_decay": 1.0,
             "horizon": 1,
             "entropy_bonus": 0.0,
@@ -192,7 +192,7 @@ def test_pathwise_against_the_exact_gradient_of_the_relaxed_game(float64: None) 
     """
     game, tau = Game("", 3, True, 2), 0.7
     rewards = torch.tensor([[0.3, -0.4], [0.0, 0.0], [0.0, 0.0]])
-    imagination = imagination_of(TwoSteps(rewards), game, relaxation=tau)
+    imagination = imagination_of(TwoSteps(rewards), game, gumbel_temperature=tau)
     imagination.world.moves = 1  # type: ignore[attr-defined]
     model = policy_of(3, Categorical(2))
     with torch.no_grad():
@@ -338,7 +338,7 @@ def test_starts_are_mixed() -> None:
         ],
         new=False,
     )
-    settings = AgentSettings(beginnings=0.25, prefix=3, hidden_size=4)
+    settings = AgentSettings(initial_state_fraction=0.25, prefix=3, hidden_size=4)
     world = World(
         make_pair(model_settings("srnn", {"hidden_size": 4, "latent_size": 2}), game_parts(game)), 2
     )

@@ -143,7 +143,7 @@ def test_long_games_and_arrays_of_more_dimensions(toys: Any) -> None:
 
 def test_actions_are_held() -> None:
     game, n = Game("", 1, True, 2), 20_000
-    player = RandomPlayer(game, hold=4, seed=1)
+    player = RandomPlayer(game, action_repeat=4, seed=1)
     taken = np.array([player.act([0], np.zeros((1, 1)))[0, 0] for _ in range(n)])
     changes = (taken[1:] != taken[:-1]).mean()
     # after 2.5 moves on average, to the other one of two
@@ -153,7 +153,7 @@ def test_actions_are_held() -> None:
 
 def test_a_new_game_holds_nothing() -> None:
     game = Game("", 1, True, 2)
-    player = RandomPlayer(game, hold=1000, seed=0)
+    player = RandomPlayer(game, action_repeat=1000, seed=0)
     firsts = []
     for _ in range(200):
         player.begin(0)
@@ -162,7 +162,7 @@ def test_a_new_game_holds_nothing() -> None:
 
 
 def test_places_hold_actions_of_their_own() -> None:
-    player = RandomPlayer(Game("", 1, True, 50), hold=1000, seed=0)
+    player = RandomPlayer(Game("", 1, True, 50), action_repeat=1000, seed=0)
     assert len({int(a.argmax()) for a in player.act(range(20), np.zeros((20, 1)))}) > 5
 
 

@@ -16,20 +16,20 @@ import torch
 from pyro import poutine
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.config.build import Parts, make_pair, model_settings
+from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.errors import UserError
 from pyro_seq.games.environment.environments import Game
 from pyro_seq.games.environment.episodes import Episode, Normalisation
 from pyro_seq.games.world.predictions import nats_per_step, open_loop
 from pyro_seq.games.world.world_model import GameStep, World, game_parts, set_spread
-from pyro_seq.pairs.model import Outcome
+from pyro_seq.pairs.model import SequenceOutput
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.testing import check_pair
 
 GAME = Game("", 3, True, 2)
 
 
-def parts_in(change: bool = True) -> Parts:
+def parts_in(change: bool = True) -> PairComponents:
     return game_parts(GAME, change=change, encoder_sizes=(4,), activation="tanh")
 
 
@@ -66,7 +66,7 @@ def test_the_change_of_an_observation_is_predicted(float64: None) -> None:
 
 @pytest.mark.one_in(3)
 def test_every_shipped_pair_can_be_a_game(
-    shipped: Callable[[Parts, str], Pair], float64: None
+    shipped: Callable[[PairComponents, str], Pair], float64: None
 ) -> None:
     batch = game_batch()
     for change in (True, False):
@@ -144,7 +144,7 @@ class ByHand(torch.nn.Module):
                 seen.append({"observation": before, "reward": reward, "end": end})
         if not self.carries:
             return None
-        return Outcome(
+        return SequenceOutput(
             {name: torch.stack([s[name] for s in seen], 1) for name in seen[0]}, None, before
         )
 
@@ -166,9 +166,9 @@ def test_a_pair_of_ones_own_is_stepped_by_the_state_it_returns() -> None:
 
 def test_a_pair_that_carries_nothing_is_refused() -> None:
     world = World(Pair(ByHand(carries=False)), 2)
-    with pytest.raises(UserError, match="must return an Outcome"):
+    with pytest.raises(UserError, match="must return a SequenceOutput"):
         world.states(game_batch([6, 6]))
-    with pytest.raises(UserError, match="must return an Outcome"), torch.no_grad():
+    with pytest.raises(UserError, match="must return a SequenceOutput"), torch.no_grad():
         world.begin(2)
     with pytest.raises(UserError, match=r"agent.gradient=score"):
         World(Pair(ByHand()), 2).step(None, torch.zeros(1, 4), differentiable=True)

@@ -22,7 +22,7 @@ from pyro_seq.cli.programs.text import report as text_report
 from pyro_seq.cli.score import as_document
 from pyro_seq.cli.score import report as sequence_report
 from pyro_seq.infer.likelihood.pareto import fitted_shape, k_hat
-from pyro_seq.infer.likelihood.score import UnreliableEstimate, doubted
+from pyro_seq.infer.likelihood.score import UnreliableEstimate, warn_if_unreliable
 from pyro_seq.programs.scored_run import Estimate, ScoredSequence
 from pyro_seq.text.scoring import TextScore
 from pyro_seq.text.vocabulary import Vocabulary
@@ -105,18 +105,18 @@ def test_other_methods(linear_gaussian: Callable[..., Pair]) -> None:
 
 def test_reports_say_it() -> None:
     """In words and in what --json writes, of `score` and of the programs' `evaluate`."""
-    warning = doubted("importance", 100, 1.5, 1.25)
+    warning = warn_if_unreliable("importance", 100, 1.5, 1.25)
     assert (
         warning is not None
         and "Pareto k-hat 1.25, above 0.7; effective samples 1.5 of 100" in warning
     )
     assert (
-        doubted("importance", 100, 60.0, 0.7) is None
-        and doubted("filter", 100, 4.0, None) is not None
+        warn_if_unreliable("importance", 100, 60.0, 0.7) is None
+        and warn_if_unreliable("filter", 100, 4.0, None) is not None
     )
     assert (
-        doubted("importance", 4, 1.1, None) is None
-        and doubted("importance", 100, 0.0, None) is None
+        warn_if_unreliable("importance", 4, 1.1, None) is None
+        and warn_if_unreliable("importance", 100, 0.0, None) is None
     )
     estimate = Estimate(
         log_likelihood=-20.0,

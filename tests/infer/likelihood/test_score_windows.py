@@ -13,13 +13,13 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.infer.likelihood.document import filtered_state, score_document
 from pyro_seq.infer.likelihood.scoring import score
-from pyro_seq.pairs.model import Outcome
+from pyro_seq.pairs.model import SequenceOutput
 from pyro_seq.pairs.pair import Pair, no_guide
 
 STAYS = torch.tensor([[0.98, 0.02], [0.02, 0.98]])  # p(x_t | x_{t-1})
 X = torch.zeros(2, 12, dtype=torch.long)
 SAYS = (
-    "^the model returned no state with the window before: have it return an Outcome with a "
+    "^the model returned no state with the window before: have it return a SequenceOutput with a "
     "state, or score whole sequences$"
 )
 
@@ -42,8 +42,8 @@ def forgetful(batch: SequenceBatch) -> None:
     chain(batch)
 
 
-def careful(batch: SequenceBatch) -> Outcome:
-    return Outcome(None, None, chain(batch))
+def careful(batch: SequenceBatch) -> SequenceOutput:
+    return SequenceOutput(None, None, chain(batch))
 
 
 def noisy(batch: SequenceBatch) -> None:
@@ -52,10 +52,10 @@ def noisy(batch: SequenceBatch) -> None:
     chain(batch)
 
 
-def guide_of_noise(batch: SequenceBatch) -> Outcome:
+def guide_of_noise(batch: SequenceBatch) -> SequenceOutput:
     for t in batch.steps():
         pyro.sample(f"z_{t}", dist.Normal(torch.zeros(len(batch)), 1.0))
-    return Outcome(None, None, torch.zeros(len(batch)))
+    return SequenceOutput(None, None, torch.zeros(len(batch)))
 
 
 def windows(length: int = 3) -> list[SequenceBatch]:
@@ -73,13 +73,13 @@ def test_of_a_model_with_a_state_are_one_sequence() -> None:
     assert all(part.exact for part in parts)
 
 
-def layers_first(batch: SequenceBatch) -> Outcome:
-    return Outcome(None, None, chain(batch).expand(3, -1))
+def layers_first(batch: SequenceBatch) -> SequenceOutput:
+    return SequenceOutput(None, None, chain(batch).expand(3, -1))
 
 
-def count(batch: SequenceBatch) -> Outcome:
+def count(batch: SequenceBatch) -> SequenceOutput:
     chain(batch)
-    return Outcome(None, None, torch.tensor(batch.num_steps))
+    return SequenceOutput(None, None, torch.tensor(batch.num_steps))
 
 
 @pytest.mark.parametrize("method", ["importance", "filter"])
@@ -90,7 +90,7 @@ def test_states_without_the_sequences_first_are_refused_where_a_window_would_sta
 ) -> None:
     """Whole sequences need none."""
 
-    def noisy_too(batch: SequenceBatch) -> Outcome:
+    def noisy_too(batch: SequenceBatch) -> SequenceOutput:
         for t in batch.steps():
             pyro.sample(f"z_{t}", dist.Normal(torch.zeros(len(batch)), 1.0))
         return model(batch)

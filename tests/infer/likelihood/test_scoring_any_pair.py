@@ -25,7 +25,8 @@ from pyro_seq.contexts import PreviousObservation
 from pyro_seq.distributions.path import MarkovPath
 from pyro_seq.emissions.composite import Joint
 from pyro_seq.emissions.elementary import Bernoulli, Beta, Binomial, Categorical, Normal
-from pyro_seq.encoders import Flatten, Group, OneHot
+from pyro_seq.encoders import Flatten, OneHot
+from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.errors import UserError
 from pyro_seq.guides import SRNNGuide
 from pyro_seq.infer.likelihood.document import filtered_state, score_document
@@ -163,7 +164,7 @@ class TestLayouts:
         batch = SequenceBatch(dict(zip(names, values, strict=True)), [4, 3])
         torch.manual_seed(3)
         emission = Joint(dict(zip(names, (Categorical(3), Normal()), strict=True)))
-        encoder = Group(dict(zip(names, (OneHot(3), Flatten(())), strict=True)))
+        encoder = JointEncoder(dict(zip(names, (OneHot(3), Flatten(())), strict=True)))
         rnn = RNN(emission, PreviousObservation(encoder), hidden_size=3, layout=layout)
         trace = poutine.trace(rnn).get_trace(batch)
         total = trace.log_prob_sum()
@@ -460,7 +461,7 @@ class TestOutsideTheSupport:
 
     def test_a_group_names_its_member(self) -> None:
         emission = Joint({"count": Binomial(2), "level": Normal()})
-        encoder = Group({"count": Flatten(()), "level": Flatten(())})
+        encoder = JointEncoder({"count": Flatten(()), "level": Flatten(())})
         rnn = RNN(emission, PreviousObservation(encoder), hidden_size=3)
         batch = SequenceBatch({"count": torch.tensor([[1.0, 3.0]]), "level": torch.zeros(1, 2)})
         with pytest.raises(

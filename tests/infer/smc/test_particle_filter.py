@@ -16,9 +16,10 @@ from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import LastObservations, PreviousObservation
-from pyro_seq.emissions.composite import Independent, Joint
+from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Categorical, Normal
-from pyro_seq.encoders import Flatten, Group, OneHot
+from pyro_seq.encoders import Flatten, OneHot
+from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.errors import UserError
 from pyro_seq.guides import DMMGuide, ISEQGuide, SRNNGuide, VRNNGuide
 from pyro_seq.infer.likelihood.document import score_document
@@ -266,8 +267,10 @@ class TestMissingBeforeAWindow:
 
 
 def shipped(kind: str, layout: str) -> Pair:
-    emission = Joint({"k": Categorical(3), "notes": Independent(Bernoulli(), 2), "y": Normal()})
-    encoders = [Group({"k": OneHot(3), "notes": Flatten((2,)), "y": Flatten(())}) for _ in range(2)]
+    emission = Joint({"k": Categorical(3), "notes": Factorised(Bernoulli(), 2), "y": Normal()})
+    encoders = [
+        JointEncoder({"k": OneHot(3), "notes": Flatten((2,)), "y": Flatten(())}) for _ in range(2)
+    ]
     makers: dict[str, Any] = {
         "iseq": (ISEQ, ISEQGuide),
         "srnn": (SRNN, SRNNGuide),

@@ -15,7 +15,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.infer.likelihood.document import score_document
 from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.infer.smc.particles import LAG, Particles
-from pyro_seq.pairs.model import Outcome
+from pyro_seq.pairs.model import SequenceOutput
 from pyro_seq.pairs.pair import Pair
 
 CPU = torch.device("cpu")
@@ -76,16 +76,16 @@ def test_a_score_of_minus_infinity_knows_that_it_knows_nothing(method: Any, samp
     in the first of its windows.
     """
 
-    def model(batch: SequenceBatch) -> Outcome:
+    def model(batch: SequenceBatch) -> SequenceOutput:
         for t in batch.steps():
             z = pyro.sample(f"z_{t}", dist.Categorical(torch.full((len(batch), 2), 0.5)))
             pyro.sample(f"x_{t}", dist.Categorical(logits=torch.eye(2).log()[z]), obs=batch.at(t))
-        return Outcome(None, None, torch.zeros(len(batch)))
+        return SequenceOutput(None, None, torch.zeros(len(batch)))
 
-    def guide(batch: SequenceBatch) -> Outcome:
+    def guide(batch: SequenceBatch) -> SequenceOutput:
         for t in batch.steps():
             pyro.sample(f"z_{t}", dist.Categorical(torch.tensor([1.0, 0.0]).expand(len(batch), 2)))
-        return Outcome(None, None, torch.zeros(len(batch)))
+        return SequenceOutput(None, None, torch.zeros(len(batch)))
 
     windows = [
         SequenceBatch(torch.tensor([[0, 1], [0, 0]])),

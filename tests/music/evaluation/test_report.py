@@ -26,7 +26,7 @@ from PIL import Image
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.midi_writer import to_midi
 from pyro_seq.music.data.piano_rolls import Timing
-from pyro_seq.music.evaluation.report_page import Figure, Picture, Sound, report_html
+from pyro_seq.music.evaluation.report_page import Picture, ReportFigure, Sound, report_html
 from pyro_seq.music.evaluation.statistics import distance, statistics
 from pyro_seq.music.render.audio import synthesise, wav_bytes
 from pyro_seq.music.render.plots import curves_png, histograms, roll_png
@@ -66,12 +66,12 @@ def page() -> str:
     return report_html(
         HOSTILE,
         summary=HOSTILE,
-        settings={"model.kind": HOSTILE, "model.hidden_size": 1200, "training.learning_rate": 1e-3},
+        settings={"model.name": HOSTILE, "model.hidden_size": 1200, "training.learning_rate": 1e-3},
         curves=[Picture(curves_png({"training": [(1, 5.0), (2, 4.0)]}), HOSTILE, HOSTILE)],
         figures=[
-            Figure("model", 3.14159, note=HOSTILE),
-            Figure("nothing", float("nan")),
-            Figure("impossible", float("inf")),
+            ReportFigure("model", 3.14159, note=HOSTILE),
+            ReportFigure("nothing", float("nan")),
+            ReportFigure("impossible", float("inf")),
         ],
         sounds=sounds,
         histograms=[

@@ -16,9 +16,9 @@ from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.music.model.parts import (
     MOST_NOTES,
     FrameSettings,
-    as_roll,
+    decode_frames,
+    encode_frames,
     frame_parts,
-    observed,
     start_from_frequencies,
 )
 
@@ -26,19 +26,19 @@ BETA = FrameSettings(emission="beta")
 
 
 def rolls(*lengths: int, keys: int = 12) -> SequenceBatch:
-    return SequenceBatch.of(
+    return SequenceBatch.from_sequences(
         [(torch.rand(length, keys) < 0.3).to(torch.uint8) for length in lengths]
     )
 
 
 def test_scores_and_a_count_stand_for_a_roll_and_back() -> None:
     batch = rolls(6, 4)
-    values = observed(BETA, batch).values
+    values = encode_frames(BETA, batch).values
     assert isinstance(values, dict) and isinstance(batch.values, torch.Tensor)
     assert values["notes"][0].unique().tolist() == pytest.approx([0.05, 0.95])
     assert torch.equal(values["count"], batch.values.sum(-1, dtype=torch.long))
     assert not values["notes"][1, 4:].any()  # padding
-    assert torch.equal(as_roll(BETA, values) * batch.mask.unsqueeze(-1), batch.values)
+    assert torch.equal(decode_frames(BETA, values) * batch.mask.unsqueeze(-1), batch.values)
 
 
 def test_as_many_keys_sound_as_were_counted_those_with_the_highest_scores() -> None:
@@ -46,23 +46,23 @@ def test_as_many_keys_sound_as_were_counted_those_with_the_highest_scores() -> N
         "notes": torch.tensor([[0.2, 0.9, 0.6, 0.7], [0.9, 0.8, 0.7, 0.6]]),
         "count": torch.tensor([2, 0]),
     }
-    assert as_roll(BETA, values).tolist() == [[0, 1, 0, 1], [0, 0, 0, 0]]
+    assert decode_frames(BETA, values).tolist() == [[0, 1, 0, 1], [0, 0, 0, 0]]
 
 
 def test_a_frame_of_more_notes_than_can_be_counted_counts_as_many_as_can() -> None:
     batch = SequenceBatch(torch.ones(1, 1, 12, dtype=torch.uint8))
-    assert observed(BETA, batch).values["count"].item() == MOST_NOTES  # type: ignore[index]
+    assert encode_frames(BETA, batch).values["count"].item() == MOST_NOTES  # type: ignore[index]
 
 
 @pytest.mark.parametrize("emission", ["bernoulli", "nade"])
 def test_other_emissions_observe_the_roll_itself_as_numbers(emission: str) -> None:
     batch = rolls(3)
     settings = FrameSettings(emission=emission)
-    values = observed(settings, batch).values
+    values = encode_frames(settings, batch).values
     assert isinstance(values, torch.Tensor) and isinstance(batch.values, torch.Tensor)
     assert values.dtype == torch.get_default_dtype() and batch.values.dtype == torch.uint8
     assert torch.equal(values, batch.values.float())
-    assert torch.equal(as_roll(settings, values), batch.values)
+    assert torch.equal(decode_frames(settings, values), batch.values)
 
 
 def test_parts_are_what_the_settings_say() -> None:
@@ -102,7 +102,7 @@ def test_a_new_model_starts_from_frequencies_where_it_can(
         pair.model.decoder[-1].weight.zero_()
         if emission == "nade":
             pair.model.emission.outward.zero_()
-    silent = observed(settings, SequenceBatch(torch.zeros(1, 1, 3, dtype=torch.uint8)))
+    silent = encode_frames(settings, SequenceBatch(torch.zeros(1, 1, 3, dtype=torch.uint8)))
     found = float(score(pair, silent).total)
     assert (
         found == pytest.approx(torch.tensor([0.5, 1 - 1e-4, 0.75]).log().sum().item(), rel=1e-5)

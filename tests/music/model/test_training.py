@@ -117,7 +117,7 @@ def test_figures_are_sums_over_frames() -> None:
 
 
 def test_estimates_tell_their_error_and_their_particles() -> None:
-    music = untrained({"model.kind": "srnn", "model.latent_size": 2, "model.latent_sizes": (3,)})
+    music = untrained({"model.name": "srnn", "model.latent_size": 2, "model.latent_sizes": (3,)})
     scored = evaluate(music, pieces(7, 4), samples=5)
     assert (scored.method, scored.samples) == ("importance", 5)
     assert scored.standard_error is not None and scored.standard_error > 0
@@ -130,7 +130,7 @@ def test_long_pieces_are_scored_in_windows_as_they_are_whole(
 ) -> None:
     music, data = untrained(), pieces(23, 4)
     whole = evaluate(music, data)
-    monkeypatch.setattr(music_scoring, "AT_ONCE", 5)
+    monkeypatch.setattr(music_scoring, "CHUNK_FRAMES", 5)
     assert evaluate(music, data).log_likelihood == pytest.approx(whole.log_likelihood, rel=1e-5)
 
 
@@ -179,7 +179,7 @@ def test_presets_are_settings_and_train(name: str, data: Pieces) -> None:
 def test_every_emission_trains_scores_and_plays(emission: str, kind: str, data: Pieces) -> None:
     changes: dict[str, Any] = {
         "frames.emission": emission,
-        "model.kind": kind,
+        "model.name": kind,
         "frames.context": "last",
         "frames.context_frames": 3,
     }
@@ -201,7 +201,7 @@ def test_every_emission_trains_scores_and_plays(emission: str, kind: str, data: 
 
 def test_a_primer_is_what_the_model_goes_on_from() -> None:
     """A model that holds each key as it was a frame ago holds the primer's last frame."""
-    music = untrained({"model.kind": "rnn", "model.hidden_size": KEYS, "model.skip": False})
+    music = untrained({"model.name": "rnn", "model.hidden_size": KEYS, "model.skip": False})
     model: Any = music.pair.model
     with torch.no_grad():
         for parameter in model.parameters():

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyro_seq.seqgan.adversary import conv_max_pool as module
-from pyro_seq.seqgan.adversary.conv_max_pool import _convolved, _pooled, window_maxima
+from pyro_seq.seqgan.adversary.conv_max_pool import _convolved, _pooled, conv_max_pool
 
 pytestmark = pytest.mark.usefixtures("float64")
 # windows for each symbol from which answers are looked up
@@ -64,7 +64,7 @@ PROBLEMS: dict[str, dict[str, Any]] = {
 def test_values_and_gradients(way: str, options: dict[str, Any]) -> None:
     symbols, vectors, filters = problem(**options)
     actual, expected = (
-        window_maxima(symbols, vectors, filters),
+        conv_max_pool(symbols, vectors, filters),
         by_definition(symbols, vectors, filters),
     )
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
@@ -85,7 +85,7 @@ def test_without_gradients(
     symbols, vectors, filters = problem(**options)
     with torch.no_grad():
         actual, expected = (
-            window_maxima(symbols, vectors, filters),
+            conv_max_pool(symbols, vectors, filters),
             by_definition(symbols, vectors, filters),
         )
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
@@ -94,7 +94,7 @@ def test_without_gradients(
 def test_no_sequences(way: str) -> None:
     symbols, vectors, filters = problem()
     with torch.no_grad():
-        assert window_maxima(symbols[:0], vectors, filters).shape == (0, 6)
+        assert conv_max_pool(symbols[:0], vectors, filters).shape == (0, 6)
 
 
 def test_the_choice_between_convolution_and_tables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_the_choice_between_convolution_and_tables(monkeypatch: pytest.MonkeyPat
 def test_gradcheck(way: str) -> None:
     symbols, vectors, filters = problem(n=3)
     assert torch.autograd.gradcheck(
-        lambda *leaves: window_maxima(symbols, leaves[0], leaves[1:]), (vectors, *filters)
+        lambda *leaves: conv_max_pool(symbols, leaves[0], leaves[1:]), (vectors, *filters)
     )
 
 
@@ -133,17 +133,17 @@ def test_what_is_frozen_has_no_gradient() -> None:
         by_definition(symbols, vectors, filters).sum(), [vectors, *filters]
     )
     vectors.requires_grad_(False)
-    window_maxima(symbols, vectors, filters).sum().backward()
+    conv_max_pool(symbols, vectors, filters).sum().backward()
     torch.testing.assert_close([weight.grad for weight in filters], list(expected[1:]))
     vectors.requires_grad_(True)
-    window_maxima(symbols, vectors, [weight.detach() for weight in filters]).sum().backward()
+    conv_max_pool(symbols, vectors, [weight.detach() for weight in filters]).sum().backward()
     torch.testing.assert_close(vectors.grad, expected[0])
 
 
 def test_second_derivatives_raise() -> None:
     symbols, vectors, filters = problem()
     (grad,) = torch.autograd.grad(
-        window_maxima(symbols, vectors, filters).square().sum(), filters[0], create_graph=True
+        conv_max_pool(symbols, vectors, filters).square().sum(), filters[0], create_graph=True
     )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
@@ -155,4 +155,4 @@ def test_unknown_symbols_are_not_taken_for_others(way: str, wrong: int, gradient
     symbols, vectors, filters = problem()
     symbols[2, 3] = wrong
     with torch.set_grad_enabled(gradients), pytest.raises((IndexError, RuntimeError)):
-        window_maxima(symbols, vectors, filters)
+        conv_max_pool(symbols, vectors, filters)

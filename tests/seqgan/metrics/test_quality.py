@@ -16,7 +16,7 @@ from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import Embedding
 from pyro_seq.models import RNN
 from pyro_seq.seqgan.metrics.quality import generated, likelihood, quality
-from pyro_seq.seqgan.tasks.base import Figure
+from pyro_seq.seqgan.tasks.base import Measurement
 from pyro_seq.seqgan.tasks.oracle_task import OracleRendering
 
 SYMBOLS, STEPS = 7, 5
@@ -38,7 +38,7 @@ def generator(layout: Any = "path") -> RNN:
 
 def logits(model: RNN, sequences: Tensor) -> Tensor:
     with torch.no_grad():
-        return model.decode(model.history(SequenceBatch(sequences))[0], None, None)[0]
+        return model.decode(model.hidden_states(SequenceBatch(sequences))[0], None, None)[0]
 
 
 @pytest.mark.parametrize("layout", ["path", "steps"])
@@ -75,9 +75,9 @@ def test_quality_asks_the_task_about_new_sequences() -> None:
     class Judge:
         rendering = OracleRendering(SYMBOLS)
 
-        def judge(self, new: Tensor, references: Tensor) -> dict[str, Figure]:
+        def judge(self, new: Tensor, references: Tensor) -> dict[str, Measurement]:
             seen.extend([new, references])
-            return {"ones": Figure.mean((new == 1).double().mean(1))}
+            return {"ones": Measurement.mean((new == 1).double().mean(1))}
 
     references = torch.randint(SYMBOLS, (20, STEPS))
     figures = quality(Pair(generator()), Judge(), references, 50)  # type: ignore[arg-type]
@@ -86,5 +86,5 @@ def test_quality_asks_the_task_about_new_sequences() -> None:
 
 
 def test_a_figure_of_one_value_has_no_error() -> None:
-    assert Figure.mean(torch.tensor([2.0])) == (2.0, None)
-    assert Figure.mean(torch.tensor([1.0, 3.0])) == (2.0, pytest.approx(1.0))
+    assert Measurement.mean(torch.tensor([2.0])) == (2.0, None)
+    assert Measurement.mean(torch.tensor([1.0, 3.0])) == (2.0, pytest.approx(1.0))

@@ -77,7 +77,7 @@ def test_the_equations_written_out(
     at_once: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "AT_ONCE", at_once)  # chunks of one, of a few and of all
+    monkeypatch.setattr(module, "CHUNK_NUMBERS", at_once)  # chunks of one, of a few and of all
     sequences = torch.randint(V, (9, T))
     expected = torch.tensor([written_out(arrays, row, start) for row in sequences.tolist()])
     oracle = oracle_from_file(path, start=start)

@@ -25,7 +25,7 @@ from pyro_seq.seqgan.metrics.quality import generated
 from pyro_seq.seqgan.program import new_generator, seqgan_program
 from pyro_seq.seqgan.settings import BASELINES
 from pyro_seq.seqgan.stored_task import make_task
-from pyro_seq.seqgan.tasks.base import Figure, Task
+from pyro_seq.seqgan.tasks.base import Measurement, Task
 from pyro_seq.seqgan.training import adversarial
 from pyro_seq.seqgan.training.adversarial import AdversarialTraining
 
@@ -146,12 +146,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def script(*figures: tuple[float, float]) -> None:
         coming: Iterator[tuple[float, float]] = iter(figures)
 
-        def found(*_: Any, **__: Any) -> dict[str, Figure]:
+        def found(*_: Any, **__: Any) -> dict[str, Measurement]:
             oracle, nll = next(coming)
             return {
-                "nll": Figure(nll, 0.1),
-                "entropy": Figure(1.0, 0.1),
-                "nll_oracle": Figure(oracle, 0.1),
+                "nll": Measurement(nll, 0.1),
+                "entropy": Measurement(1.0, 0.1),
+                "nll_oracle": Measurement(oracle, 0.1),
             }
 
         monkeypatch.setattr(adversarial, "quality", found)

@@ -20,7 +20,7 @@ from pyro_seq import Pair, SequenceBatch, UserError, continuation, score
 from pyro_seq.contexts import PreviousObservation, SideInputs
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import OneHot
-from pyro_seq.infer.sampling import sharpened
+from pyro_seq.infer.sampling import tempered
 from pyro_seq.infer.stepping.declared import DeclaredStepper
 from pyro_seq.models import HMM, RNN
 from pyro_seq.pairs.model import Layout, SequenceModel
@@ -142,7 +142,9 @@ def test_adjusted_continuations() -> None:
                 )
 
     batch = SequenceBatch({"tone": torch.zeros(100, 2, dtype=torch.long)})
-    drawn = continuation(Pair(model), batch, 3, adjust=lambda law: sharpened(law, top_k=1))
+    drawn = continuation(
+        Pair(model), batch, 3, transform_distribution=lambda law: tempered(law, top_k=1)
+    )
     assert drawn["tone"].shape == (100, 3) and not drawn["tone"].any()
     assert set(continuation(Pair(model), batch, 3)["tone"].unique().tolist()) == {0, 1, 2}
 

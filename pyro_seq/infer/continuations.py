@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import map_tensors
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.likelihood.document import filtered_state
@@ -19,7 +19,7 @@ from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.infer.stepping.replay import Prefix, ReplayStepper, prefix_of
 from pyro_seq.pairs.model import in_one_path
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.poutine.observation_sites import Adjust, observed_stems, unchanged
+from pyro_seq.poutine.observation_sites import TransformDistribution, observed_stems, unchanged
 from pyro_seq.poutine.step_densities import log_weights, traced
 
 
@@ -32,7 +32,7 @@ def continuation(
     inputs: Tensor | None = None,
     samples: int = 16,
     draws: int = 1,
-    adjust: Adjust = unchanged,
+    transform_distribution: TransformDistribution = unchanged,
 ) -> Any:
     """Continue each sequence by x_{T+1 … T+H}.
 
@@ -51,7 +51,8 @@ def continuation(
         inputs: side inputs of the new steps `[N, num_steps, C]`, if the batch has any.
         samples: particles for each sequence (and all its draws).
         draws: continuations of each sequence.
-        adjust: what is done to each new observation's distribution before it is sampled.
+        transform_distribution: what is done to each new observation's distribution before it is
+            sampled.
 
     Raises `UserError` for a batch without values, numbers below 1, side inputs that do not fit, and
     sites that are not named for steps.
@@ -75,12 +76,14 @@ def continuation(
     for length in batch.lengths.unique().tolist():
         size = max(1, stepper_of(pair).rows_at_once(length + num_steps) // (samples * draws))
         for rows in (batch.lengths == length).nonzero().flatten().split(size):
-            prefix = batch.select(rows).head(length)
+            prefix = batch.select(rows).truncate(length)
             given = None if inputs is None else inputs[rows]
-            parts.append(_continued(pair, prefix, num_steps, given, samples, draws, adjust))
+            parts.append(
+                _continued(pair, prefix, num_steps, given, samples, draws, transform_distribution)
+            )
             found.append(particle_rows(rows, draws))
     order = torch.cat(found).argsort()
-    return map_tensors(lambda *x: torch.cat(x)[order], parts[0], *parts[1:])
+    return tree_map(lambda *x: torch.cat(x)[order], parts[0], *parts[1:])
 
 
 def _continued(
@@ -90,13 +93,19 @@ def _continued(
     inputs: Tensor | None,
     samples: int,
     draws: int,
-    adjust: Adjust,
+    transform_distribution: TransformDistribution,
 ) -> Any:
     """Return the continuations of sequences that all fill their batch."""
     given = None if inputs is None else inputs.repeat_interleave(draws, 0)
     with pair.scope(), pair.evaluating():
         state = _state_after(pair, batch, samples, draws)
-        return sample_sequences(pair.model, num_steps, state=state, inputs=given, adjust=adjust)
+        return sample_sequences(
+            pair.model,
+            num_steps,
+            state=state,
+            inputs=given,
+            transform_distribution=transform_distribution,
+        )
 
 
 def _state_after(pair: Pair, batch: SequenceBatch, samples: int, draws: int) -> Any:
@@ -104,7 +113,7 @@ def _state_after(pair: Pair, batch: SequenceBatch, samples: int, draws: int) -> 
     stepper = stepper_of(pair)
     if not batch.num_steps:
         before: Any = stepper.state_before(batch)
-        return map_tensors(lambda x: x.repeat_interleave(draws, 0), before)
+        return tree_map(lambda x: x.repeat_interleave(draws, 0), before)
     if isinstance(stepper, ReplayStepper):
         return _replayed(pair, batch, samples, draws)
     latents = stepper.model.latent_size
@@ -113,7 +122,7 @@ def _state_after(pair: Pair, batch: SequenceBatch, samples: int, draws: int) -> 
         return state_after(pair, [batch], samples=samples, draws=draws)
     filtered = particle_filter(pair, batch, samples=samples if latents else 1, paths=False)
     chosen = drawn_by_weight(filtered.log_weights, draws)
-    return map_tensors(lambda x: x[chosen], filtered.state["model"])
+    return tree_map(lambda x: x[chosen], filtered.state["model"])
 
 
 def state_after(
@@ -146,4 +155,4 @@ def _replayed(pair: Pair, batch: SequenceBatch, samples: int, draws: int) -> Pre
     weights, _ = log_weights(guide_trace, model_trace, figures)
     chosen = drawn_by_weight(weights.double().sum(-1).view(len(batch), samples), draws)
     state = prefix_of(model_trace, particles, observed_stems(model_trace))
-    return map_tensors(lambda x: x[chosen], state)
+    return tree_map(lambda x: x[chosen], state)
