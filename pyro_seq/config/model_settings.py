@@ -140,7 +140,7 @@ class OwnSettings(ModelSettings):
 
 def recipe_of(settings: ModelSettings) -> PairEntry:
     """The recipe of the pair whose settings these are."""
-    return settings.entry if isinstance(settings, OwnSettings) else SHIPPED[settings.kind]
+    return settings.entry if isinstance(settings, OwnSettings) else SHIPPED[settings.name]
 
 
 def model_settings(
@@ -172,7 +172,7 @@ def _own_settings(entry: PairEntry) -> type[OwnSettings]:
     ]
     found: type[OwnSettings] = make_dataclass(
         "OwnSettings",
-        [("kind", str, kind), *(column for column in columns if column is not None)],
+        [("name", str, kind), *(column for column in columns if column is not None)],
         bases=(OwnSettings,),
         frozen=True,
     )

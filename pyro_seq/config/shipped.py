@@ -15,11 +15,11 @@ MOST_UNITS = 65_536  # of a layer
 class ModelSettings:
     """Hold the settings of a pair.
 
-    These are `kind`, the pair's name, and one for each parameter of its model and its guide that
+    These are `name`, the pair's name, and one for each parameter of its model and its guide that
     the program does not give.
     """
 
-    kind: str = described("", "the pair")
+    name: str = described("", "the pair")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class DecodedSettings(RecurrentSettings):
 class RNNSettings(DecodedSettings):
     """Settings of `models.RNN`."""
 
-    kind: str = one_of(("rnn",), "rnn", "RNN without latents (Graves, 2013)")
+    name: str = one_of(("rnn",), "rnn", "RNN without latents (Graves, 2013)")
     skip: bool = described(False, "whether the emission sees the context beside the recurrence")
 
 
@@ -78,14 +78,14 @@ class LatentSettings(DecodedSettings):
 class ISEQSettings(LatentSettings):
     """Settings of `models.ISEQ` and `guides.ISEQGuide`."""
 
-    kind: str = one_of(("iseq",), "iseq", "Sequential VAE, latents independent (VAE-Seq, 2018)")
+    name: str = one_of(("iseq",), "iseq", "Sequential VAE, latents independent (VAE-Seq, 2018)")
 
 
 @dataclass(frozen=True)
 class SRNNSettings(LatentSettings):
     """Settings of `models.SRNN` and `guides.SRNNGuide`."""
 
-    kind: str = one_of(("srnn",), "srnn", "Stochastic RNN (Fraccaro et al., 2016)")
+    name: str = one_of(("srnn",), "srnn", "Stochastic RNN (Fraccaro et al., 2016)")
     guide_size: int | None = between(
         1, MOST_UNITS, None, "units of the guide's recurrence; none for hidden_size"
     )
@@ -96,7 +96,7 @@ class SRNNSettings(LatentSettings):
 class VRNNSettings(LatentSettings):
     """Settings of `models.VRNN` and `guides.VRNNGuide`."""
 
-    kind: str = one_of(("vrnn",), "vrnn", "Variational RNN (Chung et al., 2015)")
+    name: str = one_of(("vrnn",), "vrnn", "Variational RNN (Chung et al., 2015)")
     feature_sizes: tuple[int, ...] = between(1, MOST_UNITS, (64,), "layers of the features of z_t")
     smoothing: bool = described(True, "whether the posterior of z_t sees what comes after step t")
 
@@ -105,7 +105,7 @@ class VRNNSettings(LatentSettings):
 class DMMSettings(RecurrentSettings):
     """Settings of `models.DMM` and `guides.DMMGuide`."""
 
-    kind: str = one_of(("dmm",), "dmm", "Deep Markov model (Krishnan et al., 2017)")
+    name: str = one_of(("dmm",), "dmm", "Deep Markov model (Krishnan et al., 2017)")
     cell: str = one_of(sorted(KINDS), "relu", "recurrent cell")
     hidden_size: int = between(1, MOST_UNITS, 600, "units of each recurrent layer")
     guide_input_dropout: float = between(
@@ -136,7 +136,7 @@ class DMMSettings(RecurrentSettings):
 class HMMSettings(ModelSettings):
     """Settings of `models.HMM`."""
 
-    kind: str = one_of(("hmm",), "hmm", "Hidden Markov model, neural emissions (Rabiner, 1989)")
+    name: str = one_of(("hmm",), "hmm", "Hidden Markov model, neural emissions (Rabiner, 1989)")
     emission_sizes: tuple[int, ...] = between(
         1, MOST_UNITS, (), "hidden layers between z_t and the emission"
     )

@@ -191,8 +191,8 @@ def sample(
 
     A model declared by its equations is run step by step. Any other is called on a batch without
     values, where its observations must be sites `x_0, x_1, …` (`x_0_notes, …` of a named group),
-    unless it returns them (`SequenceOutput.values`). Many sequences are drawn some at a time, which bounds
-    the memory.
+    unless it returns them (`SequenceOutput.values`). Many sequences are drawn some at a time, which
+    bounds the memory.
 
     Args:
         pair: any model and guide; the guide is not asked.

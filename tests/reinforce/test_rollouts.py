@@ -171,7 +171,7 @@ def test_the_policy_lags_behind_the_generator() -> None:
 
 def test_what_is_refused() -> None:
     pair = Pair(generator())
-    for options in ({"num_rollouts": 0}, {"max_rows": 0}, {"update_rate": 1.5}):
+    for options in ({"num_rollouts": 0}, {"max_rows": 0}, {"rollout_policy_decay": 1.5}):
         with pytest.raises(ValueError, match="must"):
             Rollouts(pair, reward, **options)
     latent = Pair(ISEQ(Categorical(SYMBOLS), context(), latent_size=2))

@@ -274,8 +274,8 @@ def _kept(state: Any) -> Any:
     """A state of games that are to be put beside others of another length."""
     if isinstance(state, Prefix) and state.state is None:
         raise UserError(
-            "a pair that is to stand for a game must return a SequenceOutput with its values and the "
-            "state that it ends in"
+            "a pair that is to stand for a game must return a SequenceOutput with its values and "
+            "the state that it ends in"
         )
     return state
 

@@ -76,7 +76,7 @@ def imagination_of(world: Any, game: Game, **options: Any) -> Imagination:
         **{
             "discount": 1.0,
             "initial_state_fraction": 1.0,
-            "trace_decay": 1.0,
+            "gae_lambda": 1.0,
             "horizon": 1,
             "entropy_bonus": 0.0,
         }
