@@ -14,12 +14,13 @@ from pyro_seq.config.renamed import RENAMED
 from pyro_seq.errors import UserError
 from pyro_seq.games.settings import DEFAULTS as GAME_DEFAULTS
 from pyro_seq.games.settings import GameSettings, game_settings
+from pyro_seq.seqgan.program import seqgan_program
 from pyro_seq.seqgan.settings import DEFAULTS as SEQGAN_DEFAULTS
-from pyro_seq.seqgan.settings import SeqGANSettings, seqgan_settings
+from pyro_seq.seqgan.settings import SeqGANSettings
 
 PROGRAMS: dict[str, tuple[Any, Any, Callable[..., Any]]] = {
     "games": (GameSettings, GAME_DEFAULTS, game_settings),
-    "seqgan": (SeqGANSettings, SEQGAN_DEFAULTS, seqgan_settings),
+    "seqgan": (SeqGANSettings, SEQGAN_DEFAULTS, seqgan_program.settings),
 }
 BEFORE = {new: old for old, new in RENAMED.items()}
 
