@@ -15,10 +15,9 @@ DEEPEST = 100  # a tree in a file is nested no deeper
 
 
 def tree_map(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
-    """Replace each tensor of a tree by `function(tensor, *tree_leaves)`, at equal places in
-    `others`.
+    """Replace each tensor of a tree by `function(tensor, *others)`.
 
-    Other leaves stay.
+    The others are the leaves at equal places in `others`. What is no tensor stays.
     """
     if isinstance(tree, Tensor):
         return function(tree, *others)

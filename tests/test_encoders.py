@@ -85,7 +85,8 @@ def test_symbols_out_of_range() -> None:
 
 def test_definitions_that_do_not_fit() -> None:
     with pytest.raises(
-        ValueError, match=r"MLP encodes events of shape \[4\], but OneHot before it gives \[5\]"
+        ValueError,
+        match=r"MLPEncoder encodes events of shape \[4\], but OneHot before it gives \[5\]",
     ):
         Sequential(OneHot(5), MLPEncoder(4, (3,)))
     with pytest.raises(ValueError, match="at least one encoder"):

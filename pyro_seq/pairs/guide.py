@@ -69,8 +69,9 @@ class SequenceGuide(nn.Module):
         return encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
 
     def initial_guide_state(self, batch: SequenceBatch) -> Any:
-        """Return the state of `condition_on_latents`'s recurrence before the first step, `None`
-        without one.
+        """Return the state before the first step of the recurrence of `condition_on_latents`.
+
+        It is `None` without one.
         """
 
     def condition_on_latents(

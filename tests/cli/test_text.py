@@ -181,7 +181,7 @@ def test_print_config_of_a_run_shows_its_own_settings(
     shown = tomllib.loads(out)
     assert err == "" and shown["training"]["num_steps"] == 99
     assert (
-        shown["model"]["kind"] == run.name
+        shown["model"]["name"] == run.name
         and shown["model"]["hidden_size"] == 8
         and shown["training"]["max_minutes"] == "none"
     )

@@ -47,7 +47,7 @@ def batch(**options: Any) -> SequenceBatch:
 )  # fmt: skip
 def test_by_number_or_by_mask(steps: Any) -> None:
     missing = batch().with_missing(steps)
-    assert missing.missing == {2, 4} and missing.gaps.tolist() == [MASK] * 2
+    assert missing.missing == {2, 4} and missing.missing_mask.tolist() == [MASK] * 2
     assert (
         missing.at(2) is None
         and missing.at(3) is not None
@@ -99,10 +99,12 @@ def test_methods_keep_them() -> None:
     }  # fmt: skip
     for name, found in kept.items():
         assert (
-            found.missing == {1, 4} and found.gaps.shape == (len(found), 6) and found.at(1) is None
+            found.missing == {1, 4}
+            and found.missing_mask.shape == (len(found), 6)
+            and found.at(1) is None
         ), name
     short = missing.truncate(3)
-    assert short.missing == {1} and short.gaps.tolist() == [[False, True, False]] * 2
+    assert short.missing == {1} and short.missing_mask.tolist() == [[False, True, False]] * 2
     assert missing.with_values(torch.ones(2, 6)).missing == frozenset()
     whole_batch = batch().with_missing([1])
     assert whole_batch.continued(2).missing == {1, 6, 7} and whole_batch.continued(
