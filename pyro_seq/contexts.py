@@ -321,8 +321,9 @@ class SplitContext(Chain):
 
     The emission says how many such features it wants (`Emission.emission_context_size`).
 
-    Features that `seen` passes on come before the features of `passed_on`. Raises `ValueError` for
-    a `passed_on` that passes on features itself, since their order would be undefined.
+    Features that `recurrent` passes on to the emission come before the features of `emission`.
+    Raises `ValueError` for an `emission` that passes on features itself, since their order would be
+    undefined.
     """
 
     def __init__(self, recurrent: Context, emission: Context) -> None:
@@ -330,8 +331,7 @@ class SplitContext(Chain):
         if emission.emission_context_size:
             raise ValueError(
                 "what SplitContext passes on goes to the emission as a whole: put a Chain of "
-                "contexts "
-                "there, and no SplitContext"
+                "contexts there, and no SplitContext"
             )
         self.num_features = recurrent.num_features
         self.emission_context_size = recurrent.emission_context_size + emission.num_features

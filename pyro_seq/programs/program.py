@@ -22,6 +22,7 @@ import torch
 from pyro_seq.config.fields import flatten, override
 from pyro_seq.config.model_settings import KIND, Layer, resolve, resolve_run
 from pyro_seq.config.registry import named_by_code
+from pyro_seq.config.renamed import refuse_old_names
 from pyro_seq.errors import UserError
 from pyro_seq.infer.elbo import make_elbo
 from pyro_seq.runs.folder import RunFolder
@@ -287,6 +288,8 @@ class Program(ABC, Generic[S, D, T]):
         Arguments and errors are those of `resume`.
         """
         run = self.folder(run_dir)
+        for layer in repeated:
+            refuse_old_names(layer.changes, layer.source)
         settings = self.stored_settings(run, pair or _spec(repeated))
         differ = [*self._settings_that_differ(settings, changes, repeated)]
         if seed is not None or source:

@@ -45,3 +45,18 @@ def test_a_file_of_before_is_told_the_name_of_today(old: str) -> None:
     with pytest.raises(UserError) as refused:
         game_settings(Layer({old: 0.5}, "old.toml", trusted=False))
     assert str(refused.value) == f"old.toml: the setting {old!r} is named {RENAMED[old]!r} now"
+
+
+def test_a_command_of_before_with_resume_is_told_the_name_of_today(
+    corpus: Path,
+    tiny: list[str],
+    tmp_path: Path,
+    pyroseq: Callable[..., int],
+    refused: Callable[..., str],
+) -> None:
+    words = ["text", "train", "--train-corpus", corpus, "--run-dir", tmp_path / "run", *tiny]
+    said = "--set: the setting 'training.average' is named 'training.ema_decay' now"
+    assert refused(*words, "--set", "training.average=0.5") == said
+    assert not (tmp_path / "run").exists()
+    assert pyroseq(*words, "--quiet") == 0
+    assert refused(*words, "--set", "training.average=0.5", "--resume") == said
