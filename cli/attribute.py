@@ -150,21 +150,7 @@ def report(found: Attribution, unit: str) -> str:
     lines += [
         f"  after {point['symbols']:>12,}  {point['posterior'][0]:.4f}" for point in found.along
     ]
-    turn = found.turn
-    if turn["position"] == 0:
-        lines += ["", f"the evidence is for {best.name} from the beginning"]
-    elif turn["position"] == found.symbols:
-        lines += ["", f"the evidence never turns for {best.name}: it is the prior that decides"]
-    else:
-        lines += [
-            "",
-            (
-                f"the evidence turns for {best.name} after {turn['position']:,} {unit}s, at log "
-                "odds "
-                f"{turn['log_odds']:,.2f}:"
-            ),
-        ]
-        lines.append(f"  {on_one_line(turn['before'])} ▸ {on_one_line(turn['after'])}")
+    lines += _turn(found, unit)
     strongest = found.strongest
     lines += [
         "",
@@ -184,3 +170,18 @@ def report(found: Attribution, unit: str) -> str:
         if model.unknown
     ]
     return "\n".join(lines)
+
+
+def _turn(found: Attribution, unit: str) -> list[str]:
+    """Say where in the text the evidence turns for the likeliest model."""
+    best, turn = found.models[0].name, found.turn
+    if turn["position"] == 0:
+        return ["", f"the evidence is for {best} from the beginning"]
+    if turn["position"] == found.symbols:
+        return ["", f"the evidence never turns for {best}: it is the prior that decides"]
+    return [
+        "",
+        f"the evidence turns for {best} after {turn['position']:,} {unit}s, at log odds "
+        f"{turn['log_odds']:,.2f}:",
+        f"  {on_one_line(turn['before'])} ▸ {on_one_line(turn['after'])}",
+    ]

@@ -55,8 +55,7 @@ class SequenceBatch:
         inputs: side inputs u_{1:T} `[N, T, C]` that the model may look at but does not explain.
         state: the state `{"model": …, "guide": …}` that model and guide returned for the window
             before; `None` at a sequence's beginning. So a long document is processed in windows.
-        num_steps: T, where neither `values` nor `inputs` tells it; by default the longest of
-            `lengths`.
+        num_steps: T, where `values` and `inputs` tell none; by default the longest of `lengths`.
 
     Padding is zeroed, so that its values reach neither a loss nor a gradient. A distribution
     without a density at 0 (`LogNormal`) needs a number of its support at padded steps:
@@ -395,9 +394,7 @@ class SequenceBatch:
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> SequenceBatch:
         """Map every tensor of the batch along its first dimension, unchecked."""
         batch = copy(self)
-        parts = (self.values, self.inputs, self.lengths, self._mask, self.state)
-        batch.values, batch.inputs, batch.lengths, batch._mask, batch.state = tree_map(
-            function, parts
-        )
+        for name in ("values", "inputs", "lengths", "_mask", "state"):
+            setattr(batch, name, tree_map(function, getattr(self, name)))
         batch._memo = None
         return batch

@@ -30,12 +30,11 @@ def interpolate(
 ) -> Any:
     """Interpolate between `first` and `second`: values `[N * num, T, *event]`.
 
-    The sequences between one pair stand side by side.
-
-    At each of `num` places a = 0 … 1, evenly spaced, the latents are (1 - a) z + a z', z and z'
-    being the means over `samples` draws of the guide, and the model draws observations given them.
-    The way is straight, not along a sphere: the latents of a sequence model are no draws from one
-    round normal, and between two means it stays where the prior expects means.
+    The sequences between one pair stand side by side. At each of `num` places a = 0 … 1, evenly
+    spaced, the latents are (1 - a) z + a z', z and z' being the means over `samples` draws of the
+    guide, and the model draws observations given them. The way is straight, not along a sphere: the
+    latents of a sequence model are no draws from one round normal, and between two means it stays
+    where the prior expects means.
 
     Sequences of unequal length are cut to the shorter: the result has T = the smaller number of
     steps, and is zero beyond the shorter length of each two. Side inputs are combined as the

@@ -37,12 +37,11 @@ def posterior_predictive(
 ) -> dict[str, Tensor]:
     """Draw all sites of the model `[num_samples, *site]`, latents by the guide.
 
-    The pair is in evaluation mode, and without gradients.
-
-    The same as `Predictive(pair.model, guide=pair.guide, num_samples=num_samples,
-    parallel=parallel)(batch)` under the same seed, to the bit, inside the pair's own parameters,
-    for batches without missing steps. Steps that the batch leaves to be sampled are predicted,
-    observed ones returned as they are. No guide may look at them, since zeros stand there:
+    The pair is in evaluation mode, and without gradients. The samples are the same as those of
+    `Predictive(pair.model, guide=pair.guide, num_samples=num_samples, parallel=parallel)(batch)`
+    under the same seed, to the bit, inside the pair's own parameters, for batches without missing
+    steps. Steps that the batch leaves to be sampled are predicted, observed ones returned as they
+    are. No guide may look at them, since zeros stand there:
 
     - Steps after the last observation (`batch.continued(H)`): the guide sees the sequences up to
       there, and the model draws all that follows.

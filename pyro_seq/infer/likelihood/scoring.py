@@ -65,10 +65,9 @@ def score(
 ) -> Score:
     r"""Score the sequences of a batch, or their next window, in nats.
 
-    The pair is in evaluation mode, with its own parameters (`Pair.scope`).
-
-    With latents z and weights w_k = p(x, z_k) / q(z_k | x), z_k ~ q the guide (or, with
-    `proposal="prior"`, the model's own p(z)):
+    The pair is in evaluation mode, with its own parameters (`Pair.scope`). With latents z and
+    weights w_k = p(x, z_k) / q(z_k | x), z_k ~ q the guide (or, with `proposal="prior"`, the
+    model's own p(z)):
 
     - `exact`: log p(x), of a pair without latents, and of one whose latents are all marked to be
       enumerated (`enumerated_steps`), which any method then sums out; refused for others.

@@ -68,10 +68,9 @@ def particle_filter(
 ) -> ParticleFilterResult:
     r"""Filter the latents of N sequences with K particles each, by resampling.
 
-    Sequential importance resampling (Doucet & Johansen 2009).
-
-    At each step z_t is drawn from the guide's q(z_t | evidence_t, z_{<t}), or from the prior (the
-    bootstrap filter), the weights grow by
+    Sequential importance resampling (Doucet & Johansen 2009): at each step z_t is drawn from the
+    guide's q(z_t | evidence_t, z_{<t}), or from the prior (the bootstrap filter), the weights grow
+    by
 
         p(z_t | z_{<t}, x_{<t}) p(x_t | z_{<=t}, x_{<t}) / q(z_t | …),
 
