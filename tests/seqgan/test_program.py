@@ -33,7 +33,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["oracle", "text", "music"])
+@pytest.fixture(
+    scope="module", params=["oracle", "text", pytest.param("music", marks=pytest.mark.slow)]
+)
 def finished(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,

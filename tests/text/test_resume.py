@@ -60,7 +60,7 @@ def test_runs_of_music_killed_at_random_moments_end_as_unbroken_ones() -> None:
     assert len(training["killed at"]) == 5 and training["differences"] == []
 
 
-@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 7])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 15])
 def test_runs_killed_around_each_write_end_as_unbroken_ones(stride: int) -> None:
     (training,) = killed_run("--writes", "--steps", "4", "--models", "rnn", "--stride", str(stride))
     # documents, checkpoints, best weights; before and after

@@ -32,6 +32,7 @@ def test_every_character_has_its_symbol(corpus: Path) -> None:
     assert vocabulary.decode(symbols[:1_000]) == corpus.read_text(encoding="utf-8")[:1_000]
 
 
+@pytest.mark.slow
 def test_a_short_training_beats_counting_pairs(corpus: Path, tmp_path: Path) -> None:
     """A hundred steps of a small model, on text that it has not seen, against a bigram model fitted
     on all of the training text.

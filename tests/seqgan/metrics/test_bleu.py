@@ -178,7 +178,7 @@ def test_the_error_of_bleu_is_its_deviation_over_draws() -> None:
     assert 0.85 < float(errors.mean() / values.std()) < 1.15
 
 
-@pytest.mark.parametrize("symbols", [10, 40, 150])
+@pytest.mark.parametrize("symbols", [10, 40, pytest.param(150, marks=pytest.mark.slow)])
 def test_the_error_of_self_bleu_is_near_its_deviation_over_draws(symbols: int) -> None:
     draw = chain(symbols)
     found = [self_bleu(draw(150), 4) for _ in range(200)]
