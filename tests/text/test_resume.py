@@ -155,7 +155,8 @@ def test_resumed_run_equals_the_unbroken_one(
         )
 
 
-def test_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
+def start_small(tmp_path: Path) -> None:
+    """Train a small model on a line said over and over, into the folder `r`."""
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the cat sat on the mat; " * 30)
     settings = text_settings(Layer(SMALL, lenient=True))
@@ -167,6 +168,10 @@ def test_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
         device="cpu",
         quiet=True,
     )
+
+
+def test_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
+    start_small(tmp_path)
     before = {
         name: (tmp_path / "r" / name).read_bytes()
         for name in ("best.safetensors", "last.safetensors", "metrics.jsonl", "run.json")
@@ -176,17 +181,7 @@ def test_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_run_without_its_checkpoint_is_not_begun_anew(tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text("the cat sat on the mat; " * 30)
-    settings = text_settings(Layer(SMALL, lenient=True))
-    text_program.start(
-        tmp_path / "r",
-        settings,
-        {"train_corpus": corpus, "valid_fraction": 0.2},
-        seed=0,
-        device="cpu",
-        quiet=True,
-    )
+    start_small(tmp_path)
     (tmp_path / "r" / "last.safetensors").unlink()
     best = (tmp_path / "r" / "best.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"last\.safetensors is missing, so training cannot go on"):
