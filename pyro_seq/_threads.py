@@ -4,9 +4,9 @@ Both are read from the environment when torch is loaded. Threads that wait for e
 spinning keep each other from running as soon as something else wants a core: on two cores beside
 two other processes, a training of small matrices is tens of times slower. Threads that sleep at
 once lose a third on a quiet machine, where they are woken thousands of times a second; those that
-spin for a moment and then sleep lose a tenth to a sixth. So a training of the command spins, and a watcher
-lets it sleep as long as its threads have to wait for a core. This module loads nothing, so that it
-can come before everything else.
+spin for a moment and then sleep lose a tenth to a sixth. So a training of the command spins, and a
+watcher lets it sleep as long as its threads have to wait for a core. This module loads nothing, so
+that it can come before everything else.
 """
 
 from __future__ import annotations
