@@ -40,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("train",),
     ("programs", "testing"),
-    ("text", "music", "games"),
+    ("text", "music", "games", "series"),
     ("seqgan",),
     ("cli",),
     ("__main__",),

@@ -1,0 +1,1 @@
+"""Files and frames as series, and the schema that says what each column is."""
