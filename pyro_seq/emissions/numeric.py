@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_seq.distributions.base import Distribution
-from pyro_seq.distributions.inflated import ZeroInflated as ZeroInflatedDistribution
-from pyro_seq.distributions.inflated import ZeroOneInflatedBeta as ZeroOneInflatedBetaDistribution
-from pyro_seq.distributions.inflated import ZeroOrGamma as ZeroOrGammaDistribution
-from pyro_seq.distributions.precise import NegativeBinomial as NegativeBinomialDistribution
-from pyro_seq.distributions.precise import PrecisePoisson, PreciseStudentT
+from pyro_seq.distributions.numeric.counts import NegativeBinomial as NegativeBinomialDistribution
+from pyro_seq.distributions.numeric.counts import PrecisePoisson
+from pyro_seq.distributions.numeric.inflated import ZeroInflated as ZeroInflatedDistribution
+from pyro_seq.distributions.numeric.inflated import (
+    ZeroOneInflatedBeta as ZeroOneInflatedBetaDistribution,
+)
+from pyro_seq.distributions.numeric.inflated import ZeroOrGamma as ZeroOrGammaDistribution
+from pyro_seq.distributions.numeric.student import LowRankMultivariateStudentT, PreciseStudentT
 from pyro_seq.emissions.base import Emission
 from pyro_seq.errors import UserError, whole
 
@@ -109,6 +112,41 @@ class StudentTMixture(Located):
         )
         return dist.MixtureSameFamily(
             dist.Categorical(logits=weights.expand(parts.batch_shape)), parts
+        )
+
+
+class LowRankStudentT(Located):
+    r"""Vectors of C numbers with heavy tails and R common factors, around locations l, at scales s.
+
+        x ~ t_df(l + s f_1, S (I + W W^T) S), S = diag(s exp(f_2)), W = V + f_3,
+        df = 2 + softplus(f_4 + 4)
+
+    V `[C, R]` is a weight of the emission: at factors of zero the density has no slope in these.
+
+    Args:
+        size: C.
+        rank: R.
+    """
+
+    def __init__(self, size: int, rank: int = 1) -> None:
+        super().__init__()
+        self.size, self.rank = whole(size, "size", 1), whole(rank, "rank", 1)
+        self.event_shape = (size,)
+        self.num_features = (2 + rank) * size + 1
+        self.factor = nn.Parameter(torch.randn(size, rank) * 0.3 / rank**0.5)
+
+    def around(
+        self, location: Tensor, scale: Tensor, features: Tensor
+    ) -> LowRankMultivariateStudentT:
+        """Return the distribution around locations `[..., C]`, given features `[..., F]`."""
+        features, location, scale = _precise(features, location, scale)
+        size = self.size
+        move, spread, factor, tail = features.split([size, size, size * self.rank, 1], -1)
+        return LowRankMultivariateStudentT(
+            2 + functional.softplus(tail.squeeze(-1) + MORE_DF),
+            location + scale * move,
+            _positive(scale * _exp(spread)),
+            self.factor + factor.unflatten(-1, (size, self.rank)),
         )
 
 
