@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from pyro_seq.distributions.numeric.special import widened
 
 
 class PreciseBinomial(dist.Binomial):
@@ -19,7 +23,7 @@ class PreciseBinomial(dist.Binomial):
         """Return log p(k) in nats, of the parameters' type."""
         if self._validate_args:
             self._validate_sample(value)
-        n, k, logits = (_widened(x) for x in (self.total_count, value, self.logits))
+        n, k, logits = (widened(x) for x in (self.total_count, value, self.logits))
         ways = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
         return (ways + k * logits - n * functional.softplus(logits)).to(self.logits.dtype)
 
@@ -34,13 +38,23 @@ class PreciseBeta(dist.Beta):
         """Return log p(x) in nats, of the parameters' type."""
         if self._validate_args:
             self._validate_sample(value)
-        a, b, x = (_widened(part) for part in (self.concentration1, self.concentration0, value))
+        a, b, x = (widened(part) for part in (self.concentration1, self.concentration0, value))
         norm = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
         return (torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - norm).to(
             self.concentration1.dtype
         )
 
 
-def _widened(x: Tensor) -> Tensor:
-    """Return a tensor in float64, where its device has that type."""
-    return x if x.device.type == "mps" else x.double()
+class PreciseNormal(dist.Normal):
+    """`dist.Normal` whose density is summed up in float64.
+
+    The square of a scale of 10^-23 or 10^20 has no float32.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(x) in nats, of the location's type."""
+        if self._validate_args:
+            self._validate_sample(value)
+        loc, scale, x = (widened(part) for part in (self.loc, self.scale, value))
+        distance = ((x - loc) / scale).square()
+        return (-0.5 * (distance + math.log(2 * math.pi)) - scale.log()).to(self.loc.dtype)
