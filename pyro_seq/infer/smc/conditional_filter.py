@@ -73,7 +73,7 @@ class _Moved(Steps):
         if self.move_kind == "guide":
             z = _first(kept, posterior.sample())
             return z, prior.log_prob(z) - posterior.log_prob(z)
-        assert self.missing is not None
+        assert self.blind is not None
         return half_prior(prior, posterior, self.blind[:, t], kept)
 
 
