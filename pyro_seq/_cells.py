@@ -58,7 +58,9 @@ def truth_mask(given: Any) -> Tensor | None:
 
 def _steps_or_mask(given: Any, num_steps: int) -> Tensor:
     """A mask of truth values as it is, and of steps by number one of `[T]`."""
-    if isinstance(given, Iterable) and not (isinstance(given, (str, bytes)) or hasattr(given, "shape")):
+    if isinstance(given, Iterable) and not (
+        isinstance(given, (str, bytes)) or hasattr(given, "shape")
+    ):
         given = list(given)  # which may be gone through once alone
     mask = truth_mask(given)
     if mask is None:
@@ -156,9 +158,7 @@ def partly(cells: Any, steps: int = 2) -> Tensor:
 
 def choose(cells: Any, chosen: Any, others: Any) -> Any:
     """Return trees `chosen` where cells are true and `others` elsewhere, in the latter's types."""
-    return tree_map(
-        lambda y, x, cell: torch.where(cell, x.to(y.dtype), y), others, chosen, cells
-    )
+    return tree_map(lambda y, x, cell: torch.where(cell, x.to(y.dtype), y), others, chosen, cells)
 
 
 def _leaves(cells: Any) -> list[Tensor]:

@@ -390,7 +390,9 @@ class TestMissingSteps:
         batch = SequenceBatch(torch.ones(2, 3), inputs=torch.ones(2, 3, 1)).continued(
             2, torch.zeros(2, 2, 1)
         )
-        assert batch.num_steps == 5 and batch.to_sample == {3, 4} and batch.lengths.tolist() == [5, 5]
+        assert (
+            batch.num_steps == 5 and batch.to_sample == {3, 4} and batch.lengths.tolist() == [5, 5]
+        )
         assert (
             batch.values.tolist() == [[1, 1, 1, 0, 0]] * 2
             and batch.inputs[..., 0].tolist() == [[1, 1, 1, 0, 0]] * 2

@@ -41,6 +41,7 @@ from pyro_seq.models import HMM, RNN
 from pyro_seq.pairs.model import in_one_path
 from pyro_seq.poutine.step_densities import sample_sites
 
+
 def parts() -> PairComponents:
     """A group of a symbol, a vector and a share, whose encoders are told what was seen."""
     emission = Joint({"a": Categorical(3), "b": Factorised(Normal(), 2), "c": Beta()})
@@ -160,7 +161,7 @@ def state_densities(model: HMM, values: Any, seen: Any) -> Tensor:
 
 def by_paths(model: HMM, densities: Tensor) -> tuple[Tensor, Tensor]:
     """(log p(x) `[N]`, p(z_t | x) `[N, T, S]`) by a sum over all paths of states."""
-    n, steps, states = densities.shape
+    steps, states = densities.shape[1:]
     first, then = model.initial_logits.log_softmax(-1), model.transition_logits.log_softmax(-1)
     joint, occupied = [], []
     for path in itertools.product(range(states), repeat=steps):
@@ -335,5 +336,7 @@ def test_an_automatic_guide_sees_indicators(written: Pair) -> None:
     batch = SequenceBatch(torch.randn(3, 4), missing=torch.rand(3, 4) < 0.4)
     guide = AutoSequenceGuide(written.model, hidden_size=3, latent_sizes=(3,)).prepare(batch)
     assert isinstance(guide.encoder, WithIndicators) and guide.encoder.num_features == 2
-    plain = AutoSequenceGuide(written.model, hidden_size=3).prepare(SequenceBatch(torch.randn(3, 4)))
+    plain = AutoSequenceGuide(written.model, hidden_size=3).prepare(
+        SequenceBatch(torch.randn(3, 4))
+    )
     assert isinstance(plain.encoder, Flatten)

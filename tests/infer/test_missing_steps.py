@@ -69,7 +69,9 @@ def test_by_sequence_and_by_cell() -> None:
     assert both.missing["a"].sum() == 5 and both.num_observations == 3
     assert both.missing_mask.tolist() == both.missing["b"].tolist()
     assert "7 cells missing" in repr(both)  # 5 of a and 2 of b
-    with pytest.raises(UserError, match=r"values of a SequenceBatch must be finite|a of a Sequence"):
+    with pytest.raises(
+        UserError, match=r"values of a SequenceBatch must be finite|a of a Sequence"
+    ):
         SequenceBatch(values, [3, 2])
     for wrong, message in (
         (cells[:, :2], r"shape \[3\] or \[2, 3\] or \[2, 3, 2\], got \[2, 2, 2\]"),

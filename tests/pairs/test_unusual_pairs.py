@@ -156,9 +156,7 @@ def test_missing_steps_of_a_batch_are_missing_everywhere(
     assert filled[:, [0, 3]].equal(batch.values[:, [0, 3]]) and filled[:, [1, 2]].all()
     with pytest.raises(
         UserError,
-        match=(
-            "2 steps are to be sampled, and a continuation goes on from observations"
-        ),
+        match=("2 steps are to be sampled, and a continuation goes on from observations"),
     ):
         continuation(pair, batch.continued(2, torch.zeros(2, 2, 0)), 2)
     later = torch.zeros(2, 2, 0)

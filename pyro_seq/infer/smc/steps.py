@@ -15,7 +15,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.distributions.cells import conditioned, mask_cells
 from pyro_seq.nn.precision import full_precision
-from pyro_seq.pairs.model import prepared, told_at
+from pyro_seq.pairs.observed import prepared, told_at
 from pyro_seq.pairs.pair import Pair
 
 
@@ -43,7 +43,7 @@ class Steps:
         guide: Any = pair.guide if proposal == "guide" and model.latent_size else None
         self.guide = guide
         self.batch, self.k, self.missing = batch.with_cache(), k, missing
-        self.observed = prepared(model, batch)
+        self.observed = prepared(model.emission, batch)
         self.blind: Tensor | None = None
         if missing is not None or shown is not None:
             known = batch.seen
