@@ -79,8 +79,9 @@ def _by_autocorrelation(series: Sequence[NDArray[np.float64]]) -> tuple[int, ...
 def _autocorrelation(values: NDArray[np.float64], most: int) -> NDArray[np.float64] | None:
     """Return the autocorrelation `[most + 1]` of a series at the lags 0 … most, over cells seen."""
     seen = ~np.isnan(values)
-    if seen.sum() < 8:
+    if seen.sum() < 8 or not values[seen].any():
         return None
+    values = values / np.abs(values[seen]).max()
     at = np.arange(len(values), dtype=np.float64)
     slope, level = np.polyfit(at[seen], values[seen], 1)
     rest = np.where(seen, values - slope * at - level, 0.0)
@@ -92,11 +93,7 @@ def _autocorrelation(values: NDArray[np.float64], most: int) -> NDArray[np.float
 
     products, counts = correlated(rest), np.maximum(np.round(correlated(seen.astype(float))), 1)
     mean = products / counts
-    return (
-        mean / mean[0]
-        if mean[0] > 1e-12 * max(float(np.abs(values[seen]).max()), 1e-30) ** 2
-        else None
-    )
+    return mean / mean[0] if mean[0] > 1e-12 else None
 
 
 def calendar_features(

@@ -12,13 +12,14 @@ from pyro_seq.errors import UserError
 from pyro_seq.series.data.calendar import seasons_of
 from pyro_seq.series.data.columns import check_names, roles_of, roles_of_schema
 from pyro_seq.series.data.files.options import ReadOptions
-from pyro_seq.series.data.files.raw import Raw, listed
+from pyro_seq.series.data.files.raw import Raw, listed, quoted
 from pyro_seq.series.data.grid import Findings, Placed, filled, place
 from pyro_seq.series.data.kinds import Cells, cells_of, check_kind, kind_of
 from pyro_seq.series.data.schema import Column, Schema, Series, SeriesTable
 from pyro_seq.series.data.steps import Step, from_local, local, parsed, step_of
 from pyro_seq.series.data.times import Times, times_of
 
+LONGEST_NAME = 1_000
 VALUE = "value"  # the column of series that are a column each
 
 
@@ -34,6 +35,12 @@ def table_of(raw: Raw, options: ReadOptions, schema: Schema | None = None) -> Se
     """
     if not len(raw.frame):
         raise UserError(f"{raw.where} has no rows")
+    long = next((name for name in raw.frame.columns if len(name) > LONGEST_NAME), None)
+    if long is not None:
+        raise UserError(
+            f"{raw.where}: a column's name has {len(long):,} letters, and at most "
+            f"{LONGEST_NAME:,} belong there: it begins {quoted(long)}"
+        )
     check_names(raw, options, schema)
     return _Making(raw, options, schema).table()
 

@@ -6,6 +6,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Mapping
+from tokenize import TokenError
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -95,7 +96,15 @@ def _array(file: BinaryIO | zipfile.ZipExtFile, size: int, where: str) -> Array:
         version = form.read_magic(file)  # type: ignore[arg-type]
         read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
         shape, fortran, dtype = read(file, max_header_size=MOST_HEADER)  # type: ignore[arg-type]
-    except (ValueError, TypeError, EOFError, SyntaxError, MemoryError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        EOFError,
+        SyntaxError,
+        MemoryError,
+        RecursionError,
+        TokenError,
+    ) as error:
         raise UserError(f"{where} has no header of an array: {_line(error)}") from None
     if dtype.hasobject or dtype.kind not in "biufU":
         what = "Python objects, which are not read" if dtype.hasobject else f"entries of {dtype}"
