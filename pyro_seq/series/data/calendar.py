@@ -62,6 +62,8 @@ def _by_autocorrelation(series: Sequence[NDArray[np.float64]]) -> tuple[int, ...
     lags = np.arange(2, most + 1)
     middle = mean[2 : most + 1]
     peaks = lags[(middle > mean[1:most]) & (middle >= mean[3 : most + 2]) & (middle > PEAK)]
+    # what repeats itself goes the other way in between; what is only smooth does not
+    peaks = peaks[np.minimum.accumulate(mean)[peaks] < -PEAK / 3]
     if not len(peaks):
         return ()
     high = mean[peaks].max()

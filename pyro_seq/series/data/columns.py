@@ -159,10 +159,14 @@ def _id_of(raw: Raw, free: Sequence[str], named: Sequence[str], time: str | None
     found = [
         name
         for name in free
-        if name != time and frame[name].dtype.kind not in "fcMm"
-        and frame[name].nunique() < len(frame) / 2 and not frame.duplicated([name, time]).any()
-    ]  # fmt: skip
-    if len(found) == 1:
+        if name != time
+        and frame[name].dtype.kind not in "biufcMm"
+        and frame[name].nunique() < len(frame) / 2
+        and not frame.duplicated([name, time]).any()
+    ]
+    count = [frame[name].nunique() for name in found]
+    alike = len(found) > 1 and len(frame[found].drop_duplicates()) == count[0] == max(count)
+    if len(found) == 1 or alike:  # of several that part the rows in the same way the first
         raw.notes.append(f"{found[0]!r} tells rows of the same time apart: it names the series")
         return found[0]
     return None
