@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -137,6 +138,30 @@ def place(
         )
     _count_holes(raw, rows, positions, found)
     return Placed(positions, length, step.after(first, np.arange(length)))
+
+
+def placed_at_once(parts: Mapping[str, NDArray[np.generic]], step: Step) -> dict[str, Placed]:
+    """Return those series whose rows are one step apart, all of them: many are placed at once.
+
+    Args:
+        parts: `[R]`, the times of each series.
+        step: the step.
+    """
+    times = np.concatenate(list(parts.values()))
+    if step.unit == "ns":
+        apart = np.diff(times).astype(np.int64) == int(step.size)
+    else:
+        apart = np.diff(step.positions(times)) == 1
+    ends = np.cumsum([len(part) for part in parts.values()])
+    odd = np.concatenate([[0], np.cumsum(~apart)])  # moves of another length before each row
+    lengths = np.diff(ends, prepend=0)
+    fine = odd[ends - 1] == odd[ends - lengths]
+    steps = np.arange(lengths.max())
+    return {
+        name: Placed(steps[: len(part)], len(part), part)
+        for (name, part), right in zip(parts.items(), fine, strict=True)
+        if right
+    }
 
 
 def _rows(count: int) -> str:

@@ -13,10 +13,10 @@ from pyro_seq.series.data.calendar import seasons_of
 from pyro_seq.series.data.columns import check_names, roles_of, roles_of_schema
 from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.files.raw import Raw, listed, quoted
-from pyro_seq.series.data.grid import Findings, Placed, filled, place
+from pyro_seq.series.data.grid import Findings, Placed, filled, place, placed_at_once
 from pyro_seq.series.data.kinds import Cells, cells_of, check_kind, kind_of
 from pyro_seq.series.data.schema import Column, Schema, Series, SeriesTable
-from pyro_seq.series.data.steps import Step, from_local, local, parsed, step_of
+from pyro_seq.series.data.steps import DAY, Step, from_local, local, parsed, step_of
 from pyro_seq.series.data.times import Times, times_of
 
 LONGEST_NAME = 1_000
@@ -244,8 +244,9 @@ class _Making:
         step = self.step(list(parts.values()))
         given = self.options.step is not None
         by_clock = times.dated and times.zone is None
+        regular = placed_at_once(parts, step)
         placed = {
-            name: place(
+            name: regular.get(name) or place(
                 self.raw, rows, parts[name], step, self.found,
                 name=str(self.roles.time), given=given, local=by_clock,
             )
@@ -259,6 +260,9 @@ class _Making:
 
     def whole_days(self, moments: NDArray[np.generic], zone: str) -> bool:
         """Tell whether times in a zone are days, whose length in hours varies."""
+        if self.schema is not None:
+            step = parsed(self.schema.step)
+            return step.unit != "ns" or step.size >= DAY
         return len(np.unique((c := local(moments, zone)) - c.astype("datetime64[D]"))) == 1
 
     def step(self, parts: list[NDArray[np.generic]]) -> Step:
