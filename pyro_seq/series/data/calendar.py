@@ -54,8 +54,8 @@ def _by_autocorrelation(series: Sequence[NDArray[np.float64]]) -> tuple[int, ...
     chosen = chosen[:: -(-len(chosen) // MOST_SERIES)]
     most = min(LONGEST_LAG, int(np.median([len(v) for v in chosen])) // FEWEST_PERIODS)
     moves = [np.diff(values) for values in chosen if len(values) > most + 2]
-    curves = [_autocorrelation(v, most + 1) for v in moves]
-    curves = [curve for curve in curves if curve is not None]
+    found = [_autocorrelation(v, most + 1) for v in moves]
+    curves = [curve for curve in found if curve is not None]
     if not curves:
         return ()
     mean = np.mean(curves, axis=0)

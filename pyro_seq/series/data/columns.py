@@ -98,7 +98,7 @@ def roles_of(raw: Raw, options: ReadOptions) -> Roles:
         )
         if role == "target" and options.targets and name not in options.targets:
             continue
-        roles.role[name] = role  # type: ignore[assignment]
+        roles.role[name] = role
         if name not in given:
             roles.guessed.add(name)
     left = [name for name in rest if name not in roles.role]

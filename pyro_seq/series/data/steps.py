@@ -58,20 +58,21 @@ class Step:
         """Return where the step of a time begins: a full hour, a day, the first of a month."""
         if self.unit == "number":
             return time
-        day = np.datetime64(time, "ns").astype("datetime64[D]")
+        moment = _moment(time)
+        day = moment.astype("datetime64[D]")
         if self.unit == "month":
             day = day.astype("datetime64[M]").astype("datetime64[D]")
         elif self.unit == "ns" and self.size < DAY and DAY % int(self.size) == 0:
-            return day + (np.datetime64(time, "ns") - day) // int(self.size) * int(self.size)
+            return day + (moment - day) // int(self.size) * int(self.size)
         return day.astype("datetime64[ns]")
 
     def after(self, first: np.generic, counts: NDArray[np.int64]) -> NDArray[np.generic]:
         """Return the times `[T]` that are so many steps after a time."""
         if self.unit == "number":
             times = first + counts * self.size  # type: ignore[operator]
-            whole = float(first) == int(first) and self.size == int(self.size)  # type: ignore[arg-type]
+            whole = float(first) == int(first) and self.size == int(self.size)
             return times.astype(np.int64) if whole else times
-        start = np.datetime64(first, "ns")
+        start = _moment(first)
         if self.unit == "ns":
             return start + (counts * int(self.size)).astype("timedelta64[ns]")
         day = start.astype("datetime64[D]")
@@ -86,6 +87,12 @@ class Step:
         at = (day - day.astype("datetime64[M]").astype("datetime64[D]")).astype(np.int64)
         at = length - 1 if self.text.endswith("E") else np.minimum(at, length - 1)
         return (begin + at.astype("timedelta64[D]") + clock).astype("datetime64[ns]")
+
+
+def _moment(time: np.generic) -> np.datetime64:
+    moment = np.asarray(time).astype("datetime64[ns]")[()]
+    assert isinstance(moment, np.datetime64)
+    return moment
 
 
 def parsed(text: str) -> Step:
@@ -168,13 +175,13 @@ def step_of(series: list[NDArray[np.generic]]) -> Step | None:
         return None
     common = _commonest(values)
     if dated:
-        common = _rounder(values, int(common))
+        common = _rounder(values.astype(np.int64), int(common))
     else:
         return Step(f"{common:.10g}", "number", float(f"{common:.10g}"))
     return _calendar_step(series, int(common)) or Step(_frequency(int(common)), "ns", int(common))
 
 
-def _rounder(values: NDArray[np.generic], common: int) -> int:
+def _rounder(values: NDArray[np.int64], common: int) -> int:
     """Return the commonest difference, or, if most others are near it, a rounder one among them.
 
     Of times that are a second early or late now and then 59, 60 and 61 seconds are a minute.

@@ -200,8 +200,8 @@ class _Making:
                     "--ignore, or read the columns as one series by --wide joint"
                 )
             values = [self.cells[name].values for name in targets]
-            kind = self.options.kinds.get(VALUE) or kind_of(values, next(iter(words)))
-            found.append(Column(VALUE, kind, "target", next(iter(words))))
+            pooled = self.options.kinds.get(VALUE) or kind_of(values, next(iter(words)))
+            found.append(Column(VALUE, pooled, "target", next(iter(words))))
             targets_kind = dict.fromkeys(targets, found[0])
         for name, role in roles.role.items():
             if roles.layout == "each" and role == "target":

@@ -115,7 +115,7 @@ def _has_text(column: pd.Series) -> bool:
 def _of_pandas(raw: Raw, column: pd.Series, options: ReadOptions) -> Times:
     import pandas as pd
 
-    zone = None if getattr(column.dtype, "tz", None) is None else str(column.dtype.tz)  # type: ignore[union-attr]
+    zone = None if getattr(column.dtype, "tz", None) is None else str(column.dtype.tz)
     if zone is None:
         return _localised(raw, str(column.name), pd.DatetimeIndex(column), options)
     moments = pd.DatetimeIndex(column.dt.tz_convert("UTC").dt.tz_localize(None))
