@@ -16,9 +16,6 @@ from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.series.data.files.encoded import ALWAYS_ALLOWED, MOST_GROWTH
 from pyro_seq.series.data.files.raw import Raw, unique_names
 
-if TYPE_CHECKING:
-    pass
-
 Array = NDArray[np.generic]
 NPY, ZIP = b"\x93NUMPY", b"PK\x03\x04"
 ENTRIES = ("values", "lengths", "known", "static", "columns", "ids")
