@@ -197,9 +197,9 @@ def _rounder(values: NDArray[np.int64], common: int) -> int:
 def _commonest(values: NDArray[np.generic]) -> float:
     """Return the commonest difference; of reals, those alike to nine digits are one."""
     if values.dtype.kind == "f":
-        values = values.astype(np.float64)
-        digits = 9 - np.floor(np.log10(np.median(values))).astype(int)
-        values = np.round(values, int(digits))
+        reals = values.astype(np.float64)
+        digits = 9 - np.floor(np.log10(np.median(reals))).astype(int)
+        values = np.round(reals, int(digits))
     found, counts = np.unique(values, return_counts=True)
     return float(found[counts.argmax()]) if found.dtype.kind == "f" else int(found[counts.argmax()])
 

@@ -62,6 +62,10 @@ SAME = {
         ",date,x,n\n" + "\n".join(f"{i},{row}" for i, row in enumerate(ROWS.split("\n"))),
         "numbers the rows",
     ),
+    "ids of rows": (
+        "id,date,x,n\n" + "\n".join(f"{i},{row}" for i, row in enumerate(ROWS.split("\n"))),
+        "numbers the rows",
+    ),
     "a blank line": (TABLE.replace("\n2020-01-05", "\n\n2020-01-05"), "blank lines"),
     "a column without a cell": (TABLE.replace("\n", ",\n").replace("n,", "n,e", 1) + ",", "out: e"),
     "a row twice": (TABLE.replace("2020-01-05,6.0,4", "2020-01-05,6.0,4\n2020-01-05,6.0,4"), ""),
