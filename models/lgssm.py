@@ -75,6 +75,21 @@ class LGSSM(SequenceModel):
     not fit.
     """
 
+    level_scale: Tensor
+    slope_scale: Tensor
+    damping: Tensor
+    season_scale: Tensor
+    noise_scale: Tensor
+    noise_factors: Tensor
+    factor_rates: Tensor
+    factor_turns: Tensor
+    factor_loading: Tensor
+    regression: Tensor
+    first_mean: Tensor
+    first_scale: Tensor
+    _partner: Tensor
+    _season_of: Tensor
+
     def __init__(
         self,
         emission: Emission,
@@ -101,32 +116,37 @@ class LGSSM(SequenceModel):
         angles = _angles(seasons, harmonics)
         self.kinds = ["level", *["slope"] * (trend != "none")]
         self._lay_out(angles)
-        k, n = len(self.kinds), len(self.kinds) * columns + latent_size
+        n = len(self.kinds) * columns + latent_size
         rank = columns if noise_rank is None else min(noise_rank, columns)
 
-        def logs(*scales: float) -> nn.Parameter:
-            return nn.Parameter(torch.tensor(scales).log().unsqueeze(-1).repeat(1, columns))
+        def logs(*scales: float) -> Tensor:
+            return torch.tensor(scales).log().unsqueeze(-1).repeat(1, columns)
 
-        self.level_scale, self.noise_scale = logs(LEVEL), logs(NOISE)
-        self.slope_scale = logs(*[SLOPE] * (trend != "none"))
-        self.damping = nn.Parameter(
-            torch.full((columns,) if trend == "damped" else (0,), math.log(DAMPING / (1 - DAMPING)))
+        slopes = [SLOPE] * (trend != "none")
+        damping = torch.full((columns if trend == "damped" else 0,), DAMPING).logit()
+        self._learn(
+            level_scale=logs(LEVEL),
+            slope_scale=logs(*slopes),
+            damping=damping,
+            season_scale=logs(*[SEASON] * len(seasons)),
+            noise_scale=logs(NOISE),
+            noise_factors=SHARED * torch.randn(columns, rank),
+            factor_rates=-torch.linspace(math.log(FASTEST), math.log(SLOWEST), latent_size),
+            factor_turns=0.01 * torch.randn(latent_size, latent_size),
+            factor_loading=FACTORS / max(1, latent_size) ** 0.5 * torch.randn(columns, latent_size),
+            regression=torch.zeros(columns, num_inputs - 2 * columns * scaled),
+            first_mean=torch.zeros(n),
+            first_scale=logs(*(self._first_scale(kind, len(angles)) for kind in self.kinds)),
         )
-        self.season_scale = logs(*[SEASON] * len(seasons))
-        self.noise_factors = nn.Parameter(SHARED * torch.randn(columns, rank))
-        spread = torch.linspace(-math.log(FASTEST), -math.log(SLOWEST), latent_size)
-        self.factor_rates = nn.Parameter(spread)
-        self.factor_turns = nn.Parameter(0.01 * torch.randn(latent_size, latent_size))
-        self.factor_loading = nn.Parameter(
-            FACTORS / max(1, latent_size) ** 0.5 * torch.randn(columns, latent_size)
-        )
-        self.regression = nn.Parameter(
-            torch.zeros(columns, num_inputs - 2 * columns * scaled)
-        )
-        self.first_mean = nn.Parameter(torch.zeros(n))
-        first = [self._first_scale(i, angles) for i in range(k)]
-        self.first_scale = logs(*first)
         self._latest: tuple[list[tuple[Tensor, int]], StateSpace] | None = None
+
+    def _learn(self, **weights: Tensor) -> None:
+        """Register weights as parameters, but none that has no entry."""
+        for name, weight in weights.items():
+            if weight.numel():
+                setattr(self, name, nn.Parameter(weight))
+            else:
+                self.register_buffer(name, weight, persistent=False)
 
     def _lay_out(self, angles: Sequence[tuple[int, float]]) -> None:
         """Order the states: kinds one after another, each of C columns; the factors last.
@@ -149,10 +169,9 @@ class LGSSM(SequenceModel):
         # in float64 in any model: a turn of 2,000 steps keeps its phase
         self._angles = tuple(turned)
 
-    def _first_scale(self, kind: int, angles: Sequence[tuple[int, float]]) -> float:
-        if self.kinds[kind] in ("level", "slope"):
-            return {"level": FIRST_LEVEL, "slope": FIRST_SLOPE}[self.kinds[kind]]
-        return FIRST_SEASON / max(1, len(angles)) ** 0.5
+    def _first_scale(self, kind: str, harmonics: int) -> float:
+        known = {"level": FIRST_LEVEL, "slope": FIRST_SLOPE}
+        return known.get(kind, FIRST_SEASON / max(1, harmonics) ** 0.5)
 
     # the matrices
 
@@ -373,7 +392,7 @@ def _real_cells(emission: Emission) -> tuple[Emission, str | None]:
             )
         ((member, own),) = emission.emissions.items()
     support: Any = own.blank(1).support
-    while isinstance(support, constraints.independent):
+    while hasattr(support, "base_constraint"):  # of vectors and mixtures
         support = support.base_constraint
     shape = own.event_shape
     if not isinstance(support, type(constraints.real)) or len(shape) > 1:
