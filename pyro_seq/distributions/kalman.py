@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 KEPT_ENTRIES = 2**24
 SEGMENT = 24  # steps that are computed again together
 # B M-independent work of a step's share of the scan, B n^3, up to which the scan is the faster
-SCAN_PRODUCTS = 2**15
+SCAN_PRODUCTS = 2**17
 
 
 class Transition(NamedTuple):
