@@ -19,6 +19,7 @@ from pyro_seq import (
     SequenceBatch,
     UserError,
     emissions,
+    infill,
     no_guide,
     sample,
     score,
@@ -211,8 +212,7 @@ def test_exact_fills_keep_what_was_observed() -> None:
     group = SequenceBatch(
         {"real": batch.values}, RAGGED, inputs=batch.inputs, missing={"real": batch.missing}
     )
-    with torch.no_grad():
-        filled = model.exact_fill(group, 4000)["real"]
+    filled = infill(Pair(model), group, draws=4000)["real"]
     draws = filled.reshape(N, 4000, T, C)
     assert (draws == batch.values.unsqueeze(1))[~batch.missing.unsqueeze(1).expand_as(draws)].all()  # type: ignore[union-attr]
     means, _ = model.posterior(group)
