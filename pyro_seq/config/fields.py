@@ -6,6 +6,7 @@ One table of defaults is overridden by a file and by `key=value` words.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import tomllib
@@ -23,6 +24,8 @@ T = TypeVar("T")
 Setting = bool | int | float | str | Sequence[bool | int | float | str] | None
 MOST = 2**63 - 1  # of whole numbers: what 64 bits hold
 MOST_ITEMS = 64  # of a setting that is a list: hidden layers, and no one has more
+# the annotations of a class of settings, which are strings: evaluated once, not for each value
+_types_of = functools.lru_cache(typing.get_type_hints)
 
 
 def at_least(low: float, default: T, text: str) -> T:
@@ -97,7 +100,7 @@ def _replace(settings: S, path: list[str], value: object, where: str) -> S:
             settings, **{head: _replace(getattr(settings, head), rest, value, where)}
         )  # type: ignore[type-var]
     field = next(field for field in dataclasses.fields(settings) if field.name == head)  # type: ignore[arg-type]
-    kind = typing.get_type_hints(type(settings))[head]
+    kind = _types_of(type(settings))[head]
     return dataclasses.replace(
         settings, **{head: _checked(_converted(value, kind, where), field.metadata, where)}
     )  # type: ignore[type-var]
