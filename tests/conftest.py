@@ -226,7 +226,8 @@ def seqgan_run(tmp_path_factory: pytest.TempPathFactory, tiny_seqgan: dict[str, 
 
     folder = tmp_path_factory.mktemp("seqgan") / "run"
     torch.set_num_threads(1)
-    seqgan_program.start(folder, seqgan_program.settings(tiny_seqgan), {}, seed=0, quiet=True)
+    settings = seqgan_program.settings(tiny_seqgan)
+    seqgan_program.start(folder, settings, {}, seed=0, device="cpu", quiet=True)
     return folder
 
 

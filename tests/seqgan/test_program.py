@@ -135,7 +135,9 @@ def test_equal_seeds_make_equal_runs(
     settings = seqgan_program.settings(tiny_seqgan)
     torch.rand(5)
     for seed in (0, 1):
-        seqgan_program.start(tmp_path / str(seed), settings, {}, seed=seed, quiet=True)
+        seqgan_program.start(
+            tmp_path / str(seed), settings, {}, seed=seed, device="cpu", quiet=True
+        )
     for name in (
         "best.safetensors",
         "metrics.jsonl",
