@@ -111,8 +111,8 @@ def clean_pyro() -> Iterator[None]:
     pyro.clear_param_store()
 
 
-@pytest.fixture
-def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def sketched() -> Iterator[None]:
     """Figures are made and not drawn, which takes longer than the training they are of: each is
     saved as a picture of one pixel, no two of them equal.
     """
@@ -121,7 +121,9 @@ def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
     def save(figure: Figure, opened: BinaryIO, **options: Any) -> None:
         PIL.Image.new("RGB", (1, 1), next(shades)).save(opened, "PNG")
 
-    monkeypatch.setattr(Figure, "savefig", save)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield
 
 
 @pytest.fixture

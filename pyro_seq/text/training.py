@@ -56,6 +56,7 @@ __all__ = [
 
 VALIDATION_STREAMS = 16
 PREVIEWED_LINES = 8
+PREVIEWED_SYMBOLS = 400
 BLOCK = 100  # symbols that are drawn before the next look at which lines have ended
 # samples drawn side by side, and symbols of all of them: bounds memory
 SAMPLED_ROWS, SAMPLED_SYMBOLS = 256, 2**26
@@ -180,10 +181,11 @@ def validate(
 
 def previews(text: TextModel, corpora: Corpora) -> dict[str, str]:
     """A piece of the corpus and a piece of the model's own."""
-    start = int(torch.randint(max(1, len(corpora.train) - 400), ()))
+    start = int(torch.randint(max(1, len(corpora.train) - PREVIEWED_SYMBOLS), ()))
     if not corpora.vocabulary.line_end:
-        observed = corpora.vocabulary.decode(corpora.train[start : start + 400])
-        return {"observed": observed, "generated": next(generate(text, length=400, num_samples=1))}
+        observed = corpora.vocabulary.decode(corpora.train[start : start + PREVIEWED_SYMBOLS])
+        generated = next(generate(text, length=PREVIEWED_SYMBOLS, num_samples=1))
+        return {"observed": observed, "generated": generated}
     edges = lines_of(corpora.train, corpora.vocabulary.end)
     first = int(np.searchsorted(edges[:, 0], start, side="right")) - 1
     some = edges[first : first + PREVIEWED_LINES]
