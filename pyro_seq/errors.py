@@ -70,7 +70,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return "; known are " + ", ".join(sorted(known)) if known else ""
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: object) -> bool:
     """Tell whether a value is a whole number, of Python, an array or a tensor.
 
     Truth values are none.

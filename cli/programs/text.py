@@ -75,7 +75,7 @@ def _program() -> TextProgram:
     metavar="F",
     help="The text whose characters make the vocabulary; else the training corpus.",
 )
-def train(**source: Any) -> Wanted:
+def train(**source: object) -> Wanted:
     """Train on a text and keep the run in a folder.
 
     Settings come from the defaults or a preset, then --config, then --set and the options that

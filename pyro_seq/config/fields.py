@@ -24,8 +24,6 @@ T = TypeVar("T")
 Setting = bool | int | float | str | Sequence[bool | int | float | str] | None
 MOST = 2**63 - 1  # of whole numbers: what 64 bits hold
 MOST_ITEMS = 64  # of a setting that is a list: hidden layers, and no one has more
-# the annotations of a class of settings, which are strings: evaluated once, not for each value
-_types_of = functools.lru_cache(typing.get_type_hints)
 
 
 def at_least(low: float, default: T, text: str) -> T:
@@ -53,7 +51,7 @@ def described(default: T, text: str) -> T:
     return _setting(default, text)
 
 
-def _setting(default: T, text: str, **rules: Any) -> T:
+def _setting(default: T, text: str, **rules: object) -> T:
     return dataclasses.field(default=default, metadata={"text": text, **rules})
 
 
@@ -93,6 +91,12 @@ def override(settings: S, changes: Mapping[str, Any], source: str) -> S:
     return settings
 
 
+@functools.lru_cache
+def _types_of(settings: type) -> dict[str, Any]:
+    """The types of a class's settings, by name; evaluated once, since they are strings."""
+    return typing.get_type_hints(settings)
+
+
 def _replace(settings: S, path: list[str], value: object, where: str) -> S:
     head, *rest = path
     if rest:
@@ -100,7 +104,8 @@ def _replace(settings: S, path: list[str], value: object, where: str) -> S:
             settings, **{head: _replace(getattr(settings, head), rest, value, where)}
         )  # type: ignore[type-var]
     field = next(field for field in dataclasses.fields(settings) if field.name == head)  # type: ignore[arg-type]
-    kind = _types_of(type(settings))[head]
+    owner: type = type(settings)
+    kind = _types_of(owner)[head]
     return dataclasses.replace(
         settings, **{head: _checked(_converted(value, kind, where), field.metadata, where)}
     )  # type: ignore[type-var]
@@ -145,7 +150,7 @@ def _converted(value: object, kind: Any, where: str) -> Any:
         raise UserError(f"{where} must be {expected}, got {value!r}") from None
 
 
-def _checked(value: Any, rules: Mapping[str, Any], where: str) -> Any:
+def _checked(value: object, rules: Mapping[str, Any], where: str) -> Any:
     for item in value if isinstance(value, tuple) else (value,):
         if item is None:
             continue

@@ -107,7 +107,9 @@ class MarkovPath(TorchDistribution):
     def _start(self) -> Any:
         """Return what a loop over the conditionals carries before the first step."""
 
-    def _conditional(self, previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
+    def _conditional(
+        self, previous: Tensor, steps: slice, running: object
+    ) -> tuple[dist.Normal, Any]:
         return self.conditional(previous, steps), running
 
     def at(self, path: Tensor) -> dist.Normal:
@@ -170,9 +172,9 @@ class RecurrentPath(MarkovPath):
         self,
         first: Tensor,
         conditional: RecurrentConditional,
-        running: Any,
+        running: object,
         num_steps: int,
-        **options: Any,
+        **options: object,
     ) -> None:
         super().__init__(first, conditional, num_steps, **options)  # type: ignore[arg-type]
         self.running = running
@@ -180,7 +182,9 @@ class RecurrentPath(MarkovPath):
     def _start(self) -> Any:
         return self.running
 
-    def _conditional(self, previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
+    def _conditional(
+        self, previous: Tensor, steps: slice, running: object
+    ) -> tuple[dist.Normal, Any]:
         recurrent: Any = self.conditional
         return recurrent(previous, steps, running)
 

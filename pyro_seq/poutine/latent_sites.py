@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
@@ -18,7 +19,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.poutine.checks import latent_sites
 from pyro_seq.poutine.probe import prolonged, trace_model
 from pyro_seq.poutine.step_densities import is_enumerated
-from pyro_seq.poutine.time_sites import Side, Stem, classify, stems_of
+from pyro_seq.poutine.time_sites import Side, Site, Stem, classify, stems_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Latents(NamedTuple):
 
 
 def find_latents(
-    trace: Any, batch: SequenceBatch, model: Callable[[SequenceBatch], Any]
+    trace: Trace, batch: SequenceBatch, model: Callable[[SequenceBatch], Any]
 ) -> Latents:
     """Return the latents in the trace of a run of the model.
 
@@ -110,7 +111,7 @@ def find_latents(
     )
 
 
-def _check(name: str, site: Any, size: int) -> None:
+def _check(name: str, site: Site, size: int) -> None:
     fn = site["fn"]
     if _is_delta(fn):
         raise UserError(
@@ -166,7 +167,7 @@ def _check_numbers(
             )
 
 
-def _is_delta(fn: Any) -> bool:
+def _is_delta(fn: object) -> bool:
     while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
         fn = fn.base_dist
     return isinstance(fn, dist.Delta)
@@ -185,7 +186,7 @@ def _check_transform(latent: Latent) -> None:
         ) from None
 
 
-def _fixed_support(name: str, support: Any) -> Any:
+def _fixed_support(name: str, support: object) -> Any:
     """Return the support with its bounds as numbers.
 
     Raises `UserError` if they differ between sequences, steps or entries.
@@ -264,7 +265,7 @@ def _of_steps(stem: Stem, group: dict[int, Latent], num_steps: int) -> Latent:
     return Latent(stem.at("{}"), first.event_shape, first.support)
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(one: object, other: object) -> bool:
     """Tell whether two supports are the same set."""
     if isinstance(one, constraints.independent) and isinstance(other, constraints.independent):
         same = one.reinterpreted_batch_ndims == other.reinterpreted_batch_ndims

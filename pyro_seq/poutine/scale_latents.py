@@ -41,7 +41,7 @@ class ScaleLatents(Messenger):
         All that is evaluated inside must use the returned guide.
         """
 
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def noted(*args: object, **kwargs: object) -> object:
             self._in_guide, self._of_guide = True, []
             try:
                 return guide(*args, **kwargs)
@@ -65,7 +65,11 @@ class ScaleLatents(Messenger):
 
 
 def scales_summed_out(
-    elbo: Any, model: Callable[..., Any], guide: Callable[..., Any], batch: Any, strength: float
+    elbo: object,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    batch: object,
+    strength: float,
 ) -> bool:
     """Tell whether latents that `TraceEnum_ELBO` sums out are scaled with the others.
 

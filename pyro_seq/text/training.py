@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_seq._progress import Progress
+from pyro_seq.distributions.base import Distribution
 from pyro_seq.errors import UserError, finite_probabilities
 from pyro_seq.infer.continuations import state_after
 from pyro_seq.infer.likelihood.document import score_document
 from pyro_seq.infer.sampling import sample_steps, tempered, without
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.infer.stepping.replay import ReplayStepper
+from pyro_seq.poutine.observation_sites import TransformDistribution
 from pyro_seq.text.model import (
     CorpusSettings,
     TextModel,
@@ -243,7 +245,7 @@ def generate(
         )
     never = torch.tensor(vocabulary.never, dtype=torch.long, device=text.device)
 
-    def transform_distribution(distribution: Any) -> Any:
+    def transform_distribution(distribution: Distribution) -> Distribution:
         known = without(distribution, never) if len(never) else distribution
         return tempered(known, temperature=temperature, top_k=top_k)
 
@@ -255,7 +257,11 @@ def generate(
 
 
 def _sample_symbols(
-    text: TextModel, rows: int, length: int, prompt: str, transform_distribution: Any
+    text: TextModel,
+    rows: int,
+    length: int,
+    prompt: str,
+    transform_distribution: TransformDistribution,
 ) -> list[NDArray[Any]]:
     """New symbols, each row after the prompt: `length` of them, or up to the end of the line."""
     with finite_probabilities(), text.pair.scope(), pyro.validation_enabled(False):
