@@ -241,13 +241,13 @@ class TensorOf(Kind):
 
 
 class Like(Kind):
-    """A tensor of another tensor's shape, finite in that tensor's type and in [low, high].
+    """A tensor of another tensor's shape, finite in that tensor's type and at least `low`.
 
     It is floating-point if the other one is.
     """
 
-    def __init__(self, tensor: Tensor, *, low: float = -math.inf, high: float = math.inf) -> None:
-        self.tensor, self.low, self.high = tensor, low, high
+    def __init__(self, tensor: Tensor, *, low: float = -math.inf) -> None:
+        self.tensor, self.low = tensor, low
 
     def check(self, value: object, place: str) -> None:
         """See `Kind`."""
@@ -261,7 +261,7 @@ class Like(Kind):
             or value.is_complex() != wanted.is_complex()
         ):
             raise Misfit(f"{place} is {value.dtype}, not {wanted.dtype}")
-        _check_entries(value.to(wanted.dtype), place, self.low, self.high)
+        _check_entries(value.to(wanted.dtype), place, self.low, math.inf)
 
 
 def like_all(tensors: Mapping[str, Tensor]) -> Fields:

@@ -126,6 +126,14 @@ def sketched() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def short_previews() -> Iterator[None]:
+    """Trainings show samples of 20 symbols: 400 take longer to draw than all the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_seq.text.training.PREVIEWED_SYMBOLS", 20)
+        yield
+
+
 @pytest.fixture
 def float64(clean_pyro: None) -> None:
     """New tensors are float64, so that two ways to compute the same density can be told equal."""

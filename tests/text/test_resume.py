@@ -16,10 +16,11 @@ import torch
 
 from pyro_seq.config.model_settings import Layer
 from pyro_seq.errors import UserError
-from pyro_seq.text import training as text_training
 from pyro_seq.text.program import text_program
 from pyro_seq.text.training import text_settings
 from pyro_seq.text.windows import LineBatches, TextWindows
+
+pytestmark = pytest.mark.usefixtures("short_previews")
 
 KILLED_RUN = Path(__file__).parent.parent / "helpers" / "killed_run.py"
 SMALL: dict[str, Any] = {
@@ -35,12 +36,6 @@ SMALL: dict[str, Any] = {
     "training.valid_every": 3,
     "training.sample_every": 5,
 }
-
-
-@pytest.fixture(autouse=True)
-def short_previews(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To draw 400 symbols takes longer than all the training."""
-    monkeypatch.setattr(text_training, "PREVIEWED_SYMBOLS", 20)
 
 
 def killed_run(*words: str) -> list[dict[str, Any]]:

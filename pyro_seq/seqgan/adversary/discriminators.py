@@ -273,11 +273,9 @@ def logits(discriminator: Discriminator, symbols: Tensor, *, rows: int | None = 
         )
 
 
-def probability(
-    discriminator: Discriminator, symbols: Tensor, *, rows: int | None = None
-) -> Tensor:
+def probability(discriminator: Discriminator, symbols: Tensor) -> Tensor:
     """Compute D(x) `[*lead]`, the probability that sequences are real, as `logits` does."""
-    return logits(discriminator, symbols, rows=rows).sigmoid_()
+    return logits(discriminator, symbols).sigmoid_()
 
 
 def check_symbols(symbols: Tensor, num_symbols: int) -> None:
