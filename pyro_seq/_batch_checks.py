@@ -77,7 +77,7 @@ def common_shape(
     return len(lengths), None, device
 
 
-def whole_numbers(size: int, steps: int | None, device: torch.device, lengths: object) -> Tensor:
+def whole_numbers(size: int, steps: int | None, device: torch.device, lengths: Any) -> Tensor:
     """The lengths `[N]` as a tensor on the device."""
     if lengths is None:
         return torch.full((size,), steps or 0, device=device)
@@ -95,7 +95,7 @@ def whole_numbers(size: int, steps: int | None, device: torch.device, lengths: o
     return checked.long()
 
 
-def missing_steps(steps: object, num_steps: int) -> frozenset[int]:
+def missing_steps(steps: Any, num_steps: int) -> frozenset[int]:
     """The steps that `with_missing` is told, by number or by a mask."""
     given = steps.tolist() if hasattr(steps, "tolist") else steps
     if not isinstance(given, Iterable) or isinstance(given, (str, bytes, dict)):
@@ -137,7 +137,7 @@ def _is_truth(value: Any) -> bool:
     )
 
 
-def check_index(index: object, size: int) -> None:
+def check_index(index: Any, size: int) -> None:
     """Raise `UserError` for what does not say which sequences to select."""
     given = torch.as_tensor(index)
     if given.dtype == torch.bool and given.shape != (size,):

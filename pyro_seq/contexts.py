@@ -3,6 +3,10 @@
 A context is a recurrence without parameters of its own over the observations:
 `features(state, u_t)` before x_t is known, then `observe(state, x_t)`. `over` computes the features
 of all steps at once where observations are known (teacher forcing).
+
+A context is a recurrence without parameters of its own over the observations:
+`features(state, u_t)` before x_t is known, then `observe(state, x_t)`. `over` computes the features
+of all steps at once where observations are known (teacher forcing).
 """
 
 from __future__ import annotations
