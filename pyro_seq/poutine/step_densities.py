@@ -15,7 +15,6 @@ from torch.distributions import constraints
 
 from pyro_seq._pytree import to_json_tree, tree_leaves, tree_map
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.distributions.base import Distribution
 from pyro_seq.errors import UserError
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.time_sites import HOW_TO_MARK, Marks, Place, Side, Site, classify, places_of
@@ -33,7 +32,7 @@ class Observed(NamedTuple):
     names: Tensor
 
 
-def is_factor(site: Site) -> bool:
+def is_factor(site: Any) -> bool:
     """Tell whether a site is a `pyro.factor`: a term of the density, and no observation."""
     return isinstance(site["fn"], dist.Unit)
 
@@ -252,9 +251,7 @@ def _by_row(name: str, log_prob: Tensor, mask: object, like: Tensor, *, over_ste
     return log_prob.sum(plates) if plates else log_prob
 
 
-def check_support(
-    name: str, fn: Distribution, value: Tensor, observed: Observed, step: int | None
-) -> None:
+def check_support(name: str, fn: Any, value: Tensor, observed: Observed, step: int | None) -> None:
     """Raise `UserError` if an observation lies outside its distribution's support.
 
     The message names sequence, step, site and support.
