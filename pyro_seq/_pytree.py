@@ -79,8 +79,7 @@ def to_json_tree(tree: object) -> tuple[Any, dict[str, Tensor]]:
         if isinstance(node, dict):
             if wrong := [key for key in node if not isinstance(key, (str, int, float))]:
                 raise TypeError(
-                    f"{path or 'the tree'} has the key {wrong[0]!r}, which is neither a word nor "
-                    "a "
+                    f"{path or 'the tree'} has the key {wrong[0]!r}, which is neither a word nor a "
                     "number"
                 )
             return {

@@ -103,8 +103,7 @@ def whole(value: Any, what: str, at_least: int | None = None) -> int:
             else repr(value)
         )
         raise UserError(
-            f"{what} must be a whole "
-            f"number{'' if at_least is None else f', at least {at_least}'}, "
+            f"{what} must be a whole number{'' if at_least is None else f', at least {at_least}'}, "
             f"got {shown}"
         )
     number = int(value)

@@ -129,8 +129,7 @@ def _program() -> GameProgram:
     "--env-kwargs",
     metavar="JSON",
     help=(
-        "Arguments that the environment is made with, a JSON object (play.env_kwargs).  "
-        "[default: "
+        "Arguments that the environment is made with, a JSON object (play.env_kwargs).  [default: "
         "none]"
     ),
 )
@@ -208,8 +207,7 @@ def _say_left(left: int, games: int, max_moves: int) -> None:
         click.echo(
             (
                 f"{had} left after {max_moves:,} moves, not being over; --max-moves N plays on "
-                "(games: "
-                f"{games:,})"
+                f"(games: {games:,})"
             ),
             err=True,
         )
@@ -362,8 +360,7 @@ def report(found: Returns, figures: dict[str, float], trained: LoadedAgent, agen
     ]
     if "nats_per_step" in figures:
         lines.append(
-            f"{'world model':<24}{figures['nats_per_step']:.4f} nats per step of games that it "
-            "has "
+            f"{'world model':<24}{figures['nats_per_step']:.4f} nats per step of games that it has "
             "not learnt from"
         )
     for name, value in figures.items():

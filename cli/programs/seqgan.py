@@ -275,8 +275,7 @@ def report(found: Evaluation) -> str:
     lines = [
         (
             f"{found.num_samples:,} new sequences at temperature {found.temperature:g}, "
-            f"{held_out}; ± "
-            "one standard error"
+            f"{held_out}; ± one standard error"
         ),
         " " * width + "".join(title[name].ljust(WIDTH) for name in found.figures).rstrip(),
         *(

@@ -266,8 +266,7 @@ def report(score: TextScore, vocabulary: Vocabulary) -> str:
         lines.append(f"{'lines':<22}{score.sequences:,}, each scored by itself")
     elif score.sequences > 1:
         lines.append(
-            f"{'scored as':<22}{score.sequences:,} sequences, each by itself: this pair carries "
-            "no "
+            f"{'scored as':<22}{score.sequences:,} sequences, each by itself: this pair carries no "
             "state from one to the next"
         )
     if score.unknown:

@@ -142,8 +142,7 @@ class MarkovPath(TorchDistribution):
         """Refused, for `LocScaleReparam`: each step's location depends on the step before."""
         raise UserError(
             "a latent path has no one location and scale, so LocScaleReparam cannot decentre it: "
-            "it works on the sites z_0, z_1, … of "
-            "layout='steps'"
+            "it works on the sites z_0, z_1, … of layout='steps'"
         )
 
     @property

@@ -116,15 +116,13 @@ def _check(name: str, site: Site, size: int) -> None:
     if _is_delta(fn):
         raise UserError(
             f"site {name!r} is a Delta, a value and nothing to infer: under any guide of a density "
-            "its loss is infinite. Make it a "
-            f"pyro.deterministic({name!r}, value)"
+            f"its loss is infinite. Make it a pyro.deterministic({name!r}, value)"
         )
     if fn.support.is_discrete:
         raise UserError(
             f"site {name!r} is discrete, which this guide does not sample: mark it "
-            f"infer={{'enumerate': 'parallel'}} (or "
-            "pyro.infer.config_enumerate) and train with TraceEnum_ELBO, which sums it out, or "
-            "write its guide by hand"
+            f"infer={{'enumerate': 'parallel'}} (or pyro.infer.config_enumerate) and train with "
+            "TraceEnum_ELBO, which sums it out, or write its guide by hand"
         )
     in_plate = any(
         frame.dim == -1 and frame.size == size
@@ -134,14 +132,12 @@ def _check(name: str, site: Site, size: int) -> None:
     if not in_plate and (size == 1 or fn.batch_shape[-1:] != (size,)):
         raise UserError(
             f"site {name!r} is one for all sequences, outside of batch.plate(), and this guide "
-            "samples latents of sequences: make it a "
-            "pyro.param, or write its guide by hand"
+            "samples latents of sequences: make it a pyro.param, or write its guide by hand"
         )
     if len(fn.batch_shape) > 1 and math.prod(fn.batch_shape[:-1]) > 1:
         raise UserError(
             f"site {name!r} has batch shape {list(fn.batch_shape)}, in a plate inside of a "
-            "sequence: make it one event a sequence "
-            "(.to_event), or write its guide by hand"
+            "sequence: make it one event a sequence (.to_event), or write its guide by hand"
         )
 
 
@@ -162,8 +158,7 @@ def _check_numbers(
         if {number for other, number in found if other == stem} != set(numbers):
             raise UserError(
                 f"sites like {stem.at(numbers[0])!r} must be named for the steps 0 … "
-                f"{batch.num_steps - 1}, "
-                f"one at each; there are {sorted(numbers)}"
+                f"{batch.num_steps - 1}, one at each; there are {sorted(numbers)}"
             )
 
 
@@ -180,9 +175,8 @@ def _check_transform(latent: Latent) -> None:
     except NotImplementedError:
         raise UserError(
             f"site {latent.name!r} lies in {latent.support}, to which PyTorch knows no one-to-one "
-            "map from unconstrained numbers: sample "
-            "parts that it knows (for a covariance, dist.LKJCholesky and scales), or write its "
-            "guide by hand"
+            "map from unconstrained numbers: sample parts that it knows (for a covariance, "
+            "dist.LKJCholesky and scales), or write its guide by hand"
         ) from None
 
 

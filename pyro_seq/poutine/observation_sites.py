@@ -63,8 +63,7 @@ def values_at(
         wanted = f"the group {sorted(like)}" if isinstance(like, dict) else "one observation a step"
         found = f"its sites are of {members}" if stems else "it has no sites x_0, x_1, …"
         raise UserError(
-            f"the model's observations cannot be told from its sites: {wanted} was looked for, "
-            "and "
+            f"the model's observations cannot be told from its sites: {wanted} was looked for, and "
             f"{found}"
         )
     rows = []

@@ -91,6 +91,5 @@ def scales_summed_out(
                 raise
     raise UserError(
         "observations and latents of the guide depend on the same latents that are summed out, so "
-        "the "
-        "divergence has no strength of its own to be annealed: training.kl_schedule=constant"
+        "the divergence has no strength of its own to be annealed: training.kl_schedule=constant"
     )

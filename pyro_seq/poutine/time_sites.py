@@ -17,9 +17,8 @@ from pyro_seq.poutine.probe import prolonged, trace_model
 
 NUMBER = re.compile(r"(?<=_)(0|[1-9]\d*)(?=_|$)")
 HOW_TO_MARK = (
-    f"mark it, infer={{{STEP_MARK!r}: t}} ({ALL_STEPS!r} for an event [T, …], None for "
-    "a "
-    "site of the whole sequence)"
+    f"mark it, infer={{{STEP_MARK!r}: t}} ({ALL_STEPS!r} for an event [T, …], None for a site of "
+    "the whole sequence)"
 )
 
 Shapes = dict[str, tuple[int, ...]]  # event shapes by site

@@ -60,8 +60,7 @@ class Discriminator(nn.Module):
         super().__init__()
         if num_symbols < 1 or (length is not None and length < 1):
             raise UserError(
-                f"a discriminator judges sequences of symbols, and there are {num_symbols} "
-                "symbols "
+                f"a discriminator judges sequences of symbols, and there are {num_symbols} symbols "
                 f"and {length} steps"
             )
         if not 0 <= dropout < 1:
