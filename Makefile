@@ -35,8 +35,9 @@ test test-all: $(installed_dev) lint
 	@$(MAKE) --no-print-directory -j 2 types tests chosen='$(chosen)'
 
 # -P keeps this folder off sys.path, where models, guides and cli would be packages of their own.
+# All tests of a file run in one process, so that what they share is trained once.
 tests: $(installed_dev)
-	@$(python) -P -m pytest -n $(WORKERS) $(chosen) $(ARGS)
+	@$(python) -P -m pytest -n $(WORKERS) --dist loadfile $(chosen) $(ARGS)
 
 lint: $(installed_dev)
 	@$(python) -m ruff check --quiet .

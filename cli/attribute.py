@@ -138,8 +138,7 @@ def report(found: Attribution, unit: str) -> str:
         "",
         (
             f"log odds of {best.name} over {second.name}: {found.log_odds:,.2f} nats (standard "
-            "error "
-            f"{error})"
+            f"error {error})"
         ),
     ]
     if found.standard_error is None or found.log_odds < 2 * found.standard_error:
@@ -163,8 +162,7 @@ def report(found: Attribution, unit: str) -> str:
     lines += [
         (
             f"{model.unknown:,} {unit}s lie outside the vocabulary of {model.name}, each at its "
-            "share "
-            "of a bucket"
+            "share of a bucket"
         )
         for model in found.models
         if model.unknown

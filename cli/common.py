@@ -214,7 +214,7 @@ class Duration(NamedTuple):
         """The name of its value among a command's parameters."""
         return self.option.removeprefix("--").replace("-", "_")
 
-    def __call__(self, command: Any) -> Any:
+    def __call__(self, command: F) -> F:
         """The command with this option."""
         kind = (
             click.FloatRange(self.least, min_open=True)

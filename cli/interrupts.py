@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any
 
 INTERRUPTED = 130
 LOADED_LAST = "pyro"  # of what takes long to load
@@ -41,7 +40,7 @@ class Interrupts:
         self.received = True
         raise KeyboardInterrupt
 
-    def _of_no_caller(self, unraisable: Any) -> None:
+    def _of_no_caller(self, unraisable: sys.UnraisableHookArgs) -> None:
         """`KeyboardInterrupt` where nobody can catch it, as in a destructor."""
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             _end()

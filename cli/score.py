@@ -59,7 +59,7 @@ def score(
     seed: int,
     device: str,
     pair: str | None,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Learn how likely files are under a trained run, and which steps surprise it most."""
     import torch

@@ -98,7 +98,7 @@ class GivenPath(Messenger):
                 f"the values given for the path 'z' have {got} steps, and the batch has {num_steps}"
             )
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name = msg["name"]
         if self.path is not None and name.startswith("z_") and name[2:].isdigit():
             msg["value"] = self.path[..., int(name[2:]), :]

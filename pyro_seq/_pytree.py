@@ -6,15 +6,16 @@ A carried state, a named group of observations and a checkpoint are such trees.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 DEEPEST = 100  # a tree in a file is nested no deeper
 
 
-def tree_map(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
+def tree_map(function: Callable[..., Tensor], tree: object, *others: Any) -> Any:
     """Replace each tensor of a tree by `function(tensor, *others)`.
 
     The others are the leaves at equal places in `others`. What is no tensor stays.
@@ -36,7 +37,7 @@ def tree_map(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:
     return tree
 
 
-def tree_leaves(tree: Any) -> list[Tensor]:
+def tree_leaves(tree: object) -> list[Tensor]:
     """Return all tensors of a tree; other leaves are ignored."""
     found = []
 
@@ -48,17 +49,17 @@ def tree_leaves(tree: Any) -> list[Tensor]:
     return found
 
 
-def tree_cat(trees: Sequence[Any]) -> Any:
+def tree_cat(trees: Sequence[T]) -> T:
     """Join trees of one form along the first dimension of their tensors."""
     return trees[0] if len(trees) == 1 else tree_map(lambda *parts: torch.cat(parts), *trees)
 
 
-def tree_detach(tree: Any) -> Any:
+def tree_detach(tree: T) -> T:
     """Detach all tensors of a tree from the graph, as truncated back-propagation needs it."""
     return tree_map(Tensor.detach, tree)
 
 
-def to_json_tree(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+def to_json_tree(tree: object) -> tuple[Any, dict[str, Tensor]]:
     """Split a tree into (its form as JSON can hold it, its tensors by dotted path).
 
     `from_json_tree` is the inverse.
@@ -69,7 +70,7 @@ def to_json_tree(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     """
     tensors: dict[str, Tensor] = {}
 
-    def form(node: Any, path: str) -> Any:
+    def form(node: object, path: str) -> Any:
         if isinstance(node, Tensor):
             while path in tensors:  # {"a.b": x, "a": {"b": y}}
                 path += "'"
@@ -78,8 +79,7 @@ def to_json_tree(tree: Any) -> tuple[Any, dict[str, Tensor]]:
         if isinstance(node, dict):
             if wrong := [key for key in node if not isinstance(key, (str, int, float))]:
                 raise TypeError(
-                    f"{path or 'the tree'} has the key {wrong[0]!r}, which is neither a word nor "
-                    "a "
+                    f"{path or 'the tree'} has the key {wrong[0]!r}, which is neither a word nor a "
                     "number"
                 )
             return {

@@ -36,7 +36,7 @@ class Misfit(ValueError):
 class Kind:
     """Base of all kinds: what may stand at a place in a checkpoint."""
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """Raise `Misfit` unless the value is of this kind; `place` is its dotted name."""
         raise TypeError(f"{type(self).__name__} must define check(value, place)")
 
@@ -47,7 +47,7 @@ class Whole(Kind):
     def __init__(self, low: int = 0, high: int = MOST) -> None:
         self.low, self.high = low, high
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """See `Kind`."""
         if type(value) is not int or not self.low <= value <= self.high:
             _refuse(value, place, f"a whole number in [{self.low}, {self.high}]")
@@ -84,7 +84,7 @@ class Word(Kind):
     def __init__(self, *choices: str, pattern: str = "") -> None:
         self.choices, self.pattern = choices, pattern
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """See `Kind`."""
         if not isinstance(value, str) or len(value) > LONGEST_WORD:
             _refuse(value, place, "a word")
@@ -97,7 +97,7 @@ class Word(Kind):
 class Flag(Kind):
     """True or false."""
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """See `Kind`."""
         if type(value) is not bool:
             _refuse(value, place, "true or false")
@@ -109,7 +109,7 @@ class Optional(Kind):
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """See `Kind`."""
         if value is not None:
             self.kind.check(value, place)
@@ -118,7 +118,7 @@ class Optional(Kind):
 class Nothing(Kind):
     """No value: an entry that other runs have and this run does not."""
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """See `Kind`."""
         if value is not None:
             _refuse(value, place, "nothing")
@@ -130,7 +130,7 @@ class Items(Kind):
     def __init__(self, kind: Kind, *, least: int = 0, most: int = MOST) -> None:
         self.kind, self.least, self.most = kind, least, most
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """See `Kind`."""
         if not isinstance(value, (list, tuple)):
             _refuse(value, place, "a list")
@@ -146,7 +146,7 @@ class Row(Kind):
     def __init__(self, *kinds: Kind) -> None:
         self.kinds = kinds
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """See `Kind`."""
         if not isinstance(value, (list, tuple)):
             _refuse(value, place, "a list")
@@ -168,7 +168,7 @@ class Fields(Kind):
     ) -> None:
         self.kinds, self.may, self.open = kinds, may or {}, open
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """See `Kind`."""
         if not isinstance(value, dict):
             _refuse(
@@ -194,7 +194,7 @@ class Each(Kind):
     def __init__(self, name: Kind, kind: Kind, *, most: int = MOST) -> None:
         self.name, self.kind, self.most = name, kind, most
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """See `Kind`."""
         if not isinstance(value, dict) or len(value) > self.most:
             _refuse(value, place, "a table")
@@ -222,7 +222,7 @@ class TensorOf(Kind):
     ) -> None:
         self.shape, self.dtype, self.low, self.high, self.most = shape, dtype, low, high, most
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """See `Kind`."""
         if not isinstance(value, Tensor):
             _refuse(value, place, "a tensor")
@@ -241,15 +241,15 @@ class TensorOf(Kind):
 
 
 class Like(Kind):
-    """A tensor of another tensor's shape, finite in that tensor's type and in [low, high].
+    """A tensor of another tensor's shape, finite in that tensor's type and at least `low`.
 
     It is floating-point if the other one is.
     """
 
-    def __init__(self, tensor: Tensor, *, low: float = -math.inf, high: float = math.inf) -> None:
-        self.tensor, self.low, self.high = tensor, low, high
+    def __init__(self, tensor: Tensor, *, low: float = -math.inf) -> None:
+        self.tensor, self.low = tensor, low
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """See `Kind`."""
         wanted = self.tensor
         if not isinstance(value, Tensor):
@@ -261,7 +261,7 @@ class Like(Kind):
             or value.is_complex() != wanted.is_complex()
         ):
             raise Misfit(f"{place} is {value.dtype}, not {wanted.dtype}")
-        _check_entries(value.to(wanted.dtype), place, self.low, self.high)
+        _check_entries(value.to(wanted.dtype), place, self.low, math.inf)
 
 
 def like_all(tensors: Mapping[str, Tensor]) -> Fields:
@@ -275,7 +275,7 @@ class Anything(Kind):
     def __init__(self, most: int = MOST_ENTRIES) -> None:
         self.most = most
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """See `Kind`."""
         if (entries := _entries(value)) > self.most:
             raise Misfit(f"{place} has {entries:,} entries, and at most {self.most:,} belong there")
@@ -290,7 +290,7 @@ class Checked(Kind):
     def __init__(self, function: Callable[[Any], object], *, first: Kind | None = None) -> None:
         self.function, self.first = function, first
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: object, place: str) -> None:
         """See `Kind`."""
         if self.first is not None:
             self.first.check(value, place)
@@ -303,14 +303,18 @@ class Checked(Kind):
             raise Misfit(f"{place} cannot be what a run has written: {why}") from None
 
 
-def described(keeper: Any) -> Kind:
+def described(keeper: object) -> Kind:
     """Return the kind of an object's state; `Anything` if the object does not describe it."""
     describe = getattr(keeper, "describe_state", None)
     return Anything() if describe is None else describe()
 
 
 def check(
-    tree: Any, kind: Kind, path: str | Path, *, otherwise: str = "is not a checkpoint of this run"
+    tree: object,
+    kind: Kind,
+    path: str | Path,
+    *,
+    otherwise: str = "is not a checkpoint of this run",
 ) -> None:
     """Raise `UserError` with the file and the place unless a tree from a file is of a kind."""
     try:
@@ -319,12 +323,12 @@ def check(
         raise UserError(f"{path} {otherwise}: {str(error).lstrip()}") from None
 
 
-def _at(place: str, name: Any) -> str:
+def _at(place: str, name: object) -> str:
     shown = name if isinstance(name, str) and name.isprintable() else repr(name)
     return f"{place}.{shown}" if place else shown
 
 
-def _refuse(value: Any, place: str, wanted: str) -> NoReturn:
+def _refuse(value: object, place: str, wanted: str) -> NoReturn:
     shown = (
         f"a {type(value).__name__}"
         if isinstance(value, (dict, list, tuple, Tensor))
@@ -333,7 +337,7 @@ def _refuse(value: Any, place: str, wanted: str) -> NoReturn:
     raise Misfit(f"{place or 'what it holds'} is {shown}, not {wanted}")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if type(value) is int and abs(value) >= 2**128:
         # Python refuses to write the longest ones
         return f"a whole number of {value.bit_length():,} bits"
@@ -354,7 +358,7 @@ def _check_entries(tensor: Tensor, place: str, low: float, high: float) -> None:
             )
 
 
-def _entries(tree: Any) -> int:
+def _entries(tree: object) -> int:
     if isinstance(tree, Tensor):
         return tree.numel()
     if isinstance(tree, dict):

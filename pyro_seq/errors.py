@@ -70,7 +70,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return "; known are " + ", ".join(sorted(known)) if known else ""
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: object) -> bool:
     """Tell whether a value is a whole number, of Python, an array or a tensor.
 
     Truth values are none.
@@ -103,8 +103,7 @@ def whole(value: Any, what: str, at_least: int | None = None) -> int:
             else repr(value)
         )
         raise UserError(
-            f"{what} must be a whole "
-            f"number{'' if at_least is None else f', at least {at_least}'}, "
+            f"{what} must be a whole number{'' if at_least is None else f', at least {at_least}'}, "
             f"got {shown}"
         )
     number = int(value)

@@ -111,8 +111,8 @@ def clean_pyro() -> Iterator[None]:
     pyro.clear_param_store()
 
 
-@pytest.fixture
-def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def sketched() -> Iterator[None]:
     """Figures are made and not drawn, which takes longer than the training they are of: each is
     saved as a picture of one pixel, no two of them equal.
     """
@@ -121,7 +121,17 @@ def sketched(monkeypatch: pytest.MonkeyPatch) -> None:
     def save(figure: Figure, opened: BinaryIO, **options: Any) -> None:
         PIL.Image.new("RGB", (1, 1), next(shades)).save(opened, "PNG")
 
-    monkeypatch.setattr(Figure, "savefig", save)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_previews() -> Iterator[None]:
+    """Trainings show samples of 20 symbols: 400 take longer to draw than all the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_seq.text.training.PREVIEWED_SYMBOLS", 20)
+        yield
 
 
 @pytest.fixture
@@ -226,7 +236,8 @@ def seqgan_run(tmp_path_factory: pytest.TempPathFactory, tiny_seqgan: dict[str, 
 
     folder = tmp_path_factory.mktemp("seqgan") / "run"
     torch.set_num_threads(1)
-    seqgan_program.start(folder, seqgan_program.settings(tiny_seqgan), {}, seed=0, quiet=True)
+    settings = seqgan_program.settings(tiny_seqgan)
+    seqgan_program.start(folder, settings, {}, seed=0, device="cpu", quiet=True)
     return folder
 
 

@@ -98,7 +98,7 @@ midi.add_command(report)
     metavar="G",
     help="Frames a beat, tempo changes followed, in place of a rate (rolls.grid).",
 )
-def train(rate: float | None, grid: int | None, **source: Any) -> Wanted:
+def train(rate: float | None, grid: int | None, **source: object) -> Wanted:
     """Train on pieces of music and keep the run in a folder.
 
     Arrays of piano rolls (.npz) are read too, and bring validation pieces of their own. Settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from pyro_seq.cli.common import (
     SEED,
     THREADS,
     Duration,
+    F,
     Programs,
     run_dir_option,
 )
@@ -42,7 +44,7 @@ AGENT = click.option(
 )
 
 
-def games_option(default: int) -> Any:
+def games_option(default: int) -> Callable[[F], F]:
     """The option of how many games are played."""
     return click.option(
         "--num-games",
@@ -54,7 +56,7 @@ def games_option(default: int) -> Any:
     )
 
 
-def temperature_option(default: float) -> Any:
+def temperature_option(default: float) -> Callable[[F], F]:
     """The option of the agent's temperature."""
     return click.option(
         "--temperature",
@@ -68,7 +70,7 @@ def temperature_option(default: float) -> Any:
     )
 
 
-def max_moves_option() -> Any:
+def max_moves_option() -> Callable[[F], F]:
     """The option of how long a real game is played."""
     return click.option(
         "--max-moves",
@@ -80,7 +82,7 @@ def max_moves_option() -> Any:
     )
 
 
-def environment_words(command: Any) -> Any:
+def environment_words(command: F) -> F:
     """Add the options that name a run's environment again, which some environments need."""
     env = click.option(
         "--env",
@@ -127,8 +129,7 @@ def _program() -> GameProgram:
     "--env-kwargs",
     metavar="JSON",
     help=(
-        "Arguments that the environment is made with, a JSON object (play.env_kwargs).  "
-        "[default: "
+        "Arguments that the environment is made with, a JSON object (play.env_kwargs).  [default: "
         "none]"
     ),
 )
@@ -206,8 +207,7 @@ def _say_left(left: int, games: int, max_moves: int) -> None:
         click.echo(
             (
                 f"{had} left after {max_moves:,} moves, not being over; --max-moves N plays on "
-                "(games: "
-                f"{games:,})"
+                f"(games: {games:,})"
             ),
             err=True,
         )
@@ -360,8 +360,7 @@ def report(found: Returns, figures: dict[str, float], trained: LoadedAgent, agen
     ]
     if "nats_per_step" in figures:
         lines.append(
-            f"{'world model':<24}{figures['nats_per_step']:.4f} nats per step of games that it "
-            "has "
+            f"{'world model':<24}{figures['nats_per_step']:.4f} nats per step of games that it has "
             "not learnt from"
         )
     for name, value in figures.items():

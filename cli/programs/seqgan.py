@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -144,7 +144,7 @@ def train(
     rollouts: int | None,
     rollout_batch: int | None,
     reward: str | None,
-    **data: Any,
+    **data: object,
 ) -> Wanted:
     """Train by maximum likelihood, then against a discriminator, and keep the run in a folder.
 
@@ -185,7 +185,7 @@ def generate(
     run_dir: Path,
     num_samples: int,
     temperature: float,
-    weights: Any,
+    weights: Literal["best", "pretrained"],
     out_dir: Path | None,
     as_json: bool,
     seed: int,
@@ -231,8 +231,8 @@ def evaluate(
     run_dir: Path,
     num_samples: int,
     temperature: float,
-    weights: Any,
-    split: Any,
+    weights: Literal["best", "pretrained"],
+    split: Literal["valid", "test"],
     as_json: bool,
     seed: int,
     device: str,
@@ -275,8 +275,7 @@ def report(found: Evaluation) -> str:
     lines = [
         (
             f"{found.num_samples:,} new sequences at temperature {found.temperature:g}, "
-            f"{held_out}; ± "
-            "one standard error"
+            f"{held_out}; ± one standard error"
         ),
         " " * width + "".join(title[name].ljust(WIDTH) for name in found.figures).rstrip(),
         *(
@@ -317,7 +316,7 @@ def sweep(
     run_dir: Path,
     temperatures: str | None,
     num_samples: int,
-    split: Any,
+    split: Literal["valid", "test"],
     out: Path | None,
     as_json: bool,
     seed: int,

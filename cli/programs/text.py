@@ -75,7 +75,7 @@ def _program() -> TextProgram:
     metavar="F",
     help="The text whose characters make the vocabulary; else the training corpus.",
 )
-def train(**source: Any) -> Wanted:
+def train(**source: object) -> Wanted:
     """Train on a text and keep the run in a folder.
 
     Settings come from the defaults or a preset, then --config, then --set and the options that
@@ -266,8 +266,7 @@ def report(score: TextScore, vocabulary: Vocabulary) -> str:
         lines.append(f"{'lines':<22}{score.sequences:,}, each scored by itself")
     elif score.sequences > 1:
         lines.append(
-            f"{'scored as':<22}{score.sequences:,} sequences, each by itself: this pair carries "
-            "no "
+            f"{'scored as':<22}{score.sequences:,} sequences, each by itself: this pair carries no "
             "state from one to the next"
         )
     if score.unknown:

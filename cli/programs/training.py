@@ -80,7 +80,7 @@ class TrainCommand:
         """
         parameters = list(getattr(own, "__click_params__", ()))
 
-        def command(**given: Any) -> None:
+        def command(**given: object) -> None:
             self.run(own(**{option.name: given.pop(option.name) for option in parameters}), given)
 
         command.__doc__ = own.__doc__

@@ -6,6 +6,7 @@ One table of defaults is overridden by a file and by `key=value` words.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import tomllib
@@ -50,7 +51,7 @@ def described(default: T, text: str) -> T:
     return _setting(default, text)
 
 
-def _setting(default: T, text: str, **rules: Any) -> T:
+def _setting(default: T, text: str, **rules: object) -> T:
     return dataclasses.field(default=default, metadata={"text": text, **rules})
 
 
@@ -90,6 +91,12 @@ def override(settings: S, changes: Mapping[str, Any], source: str) -> S:
     return settings
 
 
+@functools.lru_cache
+def _types_of(settings: type) -> dict[str, Any]:
+    """The types of a class's settings, by name; evaluated once, since they are strings."""
+    return typing.get_type_hints(settings)
+
+
 def _replace(settings: S, path: list[str], value: object, where: str) -> S:
     head, *rest = path
     if rest:
@@ -97,7 +104,8 @@ def _replace(settings: S, path: list[str], value: object, where: str) -> S:
             settings, **{head: _replace(getattr(settings, head), rest, value, where)}
         )  # type: ignore[type-var]
     field = next(field for field in dataclasses.fields(settings) if field.name == head)  # type: ignore[arg-type]
-    kind = typing.get_type_hints(type(settings))[head]
+    owner: type = type(settings)
+    kind = _types_of(owner)[head]
     return dataclasses.replace(
         settings, **{head: _checked(_converted(value, kind, where), field.metadata, where)}
     )  # type: ignore[type-var]
@@ -142,7 +150,7 @@ def _converted(value: object, kind: Any, where: str) -> Any:
         raise UserError(f"{where} must be {expected}, got {value!r}") from None
 
 
-def _checked(value: Any, rules: Mapping[str, Any], where: str) -> Any:
+def _checked(value: object, rules: Mapping[str, Any], where: str) -> Any:
     for item in value if isinstance(value, tuple) else (value,):
         if item is None:
             continue

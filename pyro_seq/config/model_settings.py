@@ -256,7 +256,7 @@ def _type_of(parameter: inspect.Parameter) -> tuple[Any, dict[str, Any]]:
     return kind, rules
 
 
-def _setting_type(annotation: Any) -> Any:
+def _setting_type(annotation: object) -> Any:
     """The setting's type that an annotation stands for, or `None`."""
     if annotation in PLAIN:
         return annotation

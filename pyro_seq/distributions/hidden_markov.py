@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -73,7 +73,7 @@ class HiddenMarkov(TorchDistribution):
         super().__init__(predicted.shape[:-1], torch.Size(shape), validate_args=False)
 
     @property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """The support of the likelihood, which checks values by itself."""
         return constraints.independent(constraints.real, len(self.event_shape))
 

@@ -107,7 +107,9 @@ class MarkovPath(TorchDistribution):
     def _start(self) -> Any:
         """Return what a loop over the conditionals carries before the first step."""
 
-    def _conditional(self, previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
+    def _conditional(
+        self, previous: Tensor, steps: slice, running: object
+    ) -> tuple[dist.Normal, Any]:
         return self.conditional(previous, steps), running
 
     def at(self, path: Tensor) -> dist.Normal:
@@ -140,8 +142,7 @@ class MarkovPath(TorchDistribution):
         """Refused, for `LocScaleReparam`: each step's location depends on the step before."""
         raise UserError(
             "a latent path has no one location and scale, so LocScaleReparam cannot decentre it: "
-            "it works on the sites z_0, z_1, … of "
-            "layout='steps'"
+            "it works on the sites z_0, z_1, … of layout='steps'"
         )
 
     @property
@@ -170,9 +171,9 @@ class RecurrentPath(MarkovPath):
         self,
         first: Tensor,
         conditional: RecurrentConditional,
-        running: Any,
+        running: object,
         num_steps: int,
-        **options: Any,
+        **options: object,
     ) -> None:
         super().__init__(first, conditional, num_steps, **options)  # type: ignore[arg-type]
         self.running = running
@@ -180,7 +181,9 @@ class RecurrentPath(MarkovPath):
     def _start(self) -> Any:
         return self.running
 
-    def _conditional(self, previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
+    def _conditional(
+        self, previous: Tensor, steps: slice, running: object
+    ) -> tuple[dist.Normal, Any]:
         recurrent: Any = self.conditional
         return recurrent(previous, steps, running)
 

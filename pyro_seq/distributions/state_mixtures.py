@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pyro.distributions import Categorical, TorchDistribution
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_seq.distributions.base import Distribution, Shape
 from pyro_seq.distributions.cells import conditioned, mask_cells
@@ -91,7 +92,7 @@ class StateMixture(TorchDistribution):
         super().__init__(group.predicted.shape[:-1], torch.Size(event_shape), validate_args=False)
 
     @property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """The support of the states' distributions."""
         return self.of_state(
             torch.zeros((), dtype=torch.long, device=self.group.predicted.device)

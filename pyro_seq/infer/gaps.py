@@ -35,14 +35,9 @@ def draw_gaps(
 
     The first path of each sequence is one of `samples` particles with latents from the prior, drawn
     by weight; its bias falls as 1/samples. Each round of moves after it is a step of a Markov chain
-    that leaves the posterior invariant, however few particles there are, and reduces the bias by a
-    factor of about 1/samples.
-
-    A first path of each sequence is one of `samples` particles with latents from the prior, by
-    weight: right up to a bias that falls as 1/samples. Each round of moves after it (particle
-    Gibbs: Andrieu, Doucet & Holenstein 2010) keeps the path that there is among its particles and
-    so keeps the right law, however few particles there are, and takes a factor of about 1/samples
-    off what is left of the bias:
+    (particle Gibbs: Andrieu, Doucet & Holenstein 2010) that keeps the path among its particles and
+    leaves the posterior invariant, however few particles there are, and reduces the bias by a
+    factor of about 1/samples:
 
     1. latents and missing observations together; those latents that are not in a gap come half from
        the guide, which has seen a guess;

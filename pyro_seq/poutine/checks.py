@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 
 from pyro_seq._rng import preserve_rng_state
+from pyro_seq.distributions.base import Distribution
 from pyro_seq.poutine.step_densities import is_enumerated
-from pyro_seq.poutine.time_sites import NUMBER, sample_sites
+from pyro_seq.poutine.time_sites import NUMBER, Site, sample_sites
 
 DRAWS = 20  # for each sequence, to see whether a guide's samples lie in the model's support
 
 
-def sites_by_name(trace: Any) -> dict[str, Any]:
+def sites_by_name(trace: Trace) -> dict[str, Site]:
     """Return the random sites of a trace, observed or not, by name."""
     return dict(sample_sites(trace))
 
 
-def latent_sites(trace: Any) -> dict[str, Any]:
+def latent_sites(trace: Trace) -> dict[str, Site]:
     """Return the sites of a trace that are sampled, by name."""
     return {name: site for name, site in sites_by_name(trace).items() if not site["is_observed"]}
 
 
-def plate_depth(trace: Any) -> int:
+def plate_depth(trace: Trace) -> int:
     """Return the number of dimensions that plates take, the sequences' included."""
     return max((len(site["fn"].batch_shape) for site in sites_by_name(trace).values()), default=1)
 
@@ -45,7 +46,7 @@ def by_stem(names: Iterable[str]) -> list[list[str]]:
     return list(groups.values())
 
 
-def mismatches(model_trace: Any, guide_trace: Any) -> list[str]:
+def mismatches(model_trace: Trace, guide_trace: Trace) -> list[str]:
     """Return what is wrong between the traces of a model and its guide.
 
     Latents of one side alone, event shapes and supports are compared.
@@ -73,7 +74,7 @@ def mismatches(model_trace: Any, guide_trace: Any) -> list[str]:
     return wrong
 
 
-def _differences(p: Any, q_site: Any) -> str:
+def _differences(p: Distribution, q_site: Site) -> str:
     q = q_site["fn"]
     if p.event_shape != q.event_shape:
         shapes = (
@@ -101,13 +102,13 @@ def _differences(p: Any, q_site: Any) -> str:
     )
 
 
-def _is_real(support: Any) -> bool:
+def _is_real(support: object) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support is constraints.real or support is constraints.real_vector
 
 
-def non_finite(trace: Any, side: str) -> list[str]:
+def non_finite(trace: Trace, side: str) -> list[str]:
     """Return sites whose value or log-density is not finite for a sequence that has not ended.
 
     Upstream sites come first, values before densities.
@@ -131,7 +132,7 @@ def non_finite(trace: Any, side: str) -> list[str]:
     return []
 
 
-def unmasked_log_prob(site: Any) -> Tensor:
+def unmasked_log_prob(site: Site) -> Tensor:
     """Return the log-density of a site's value without masks and scales, in nats."""
     log_prob: Tensor = site["fn"].log_prob(site["value"])
     return log_prob

@@ -10,9 +10,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_seq.errors import UserError
+from pyro_seq.poutine.time_sites import Site
 
 
-def rows_first(name: str, site: Any, size: int, otherwise: str) -> Tensor:
+def rows_first(name: str, site: Site, size: int, otherwise: str) -> Tensor:
     """The values of a site `[size, …]`, sequences first: the dimension before the event's.
 
     Raises `UserError`, which ends with `otherwise`, where there is not one for each sequence.
@@ -39,7 +40,7 @@ class Given(Messenger):
         super().__init__()
         self.values, self.whose = values, whose or {}
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         name = msg["name"]
         if name not in self.values or msg["is_observed"]:
             return

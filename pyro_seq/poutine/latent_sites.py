@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
@@ -18,7 +19,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.poutine.checks import latent_sites
 from pyro_seq.poutine.probe import prolonged, trace_model
 from pyro_seq.poutine.step_densities import is_enumerated
-from pyro_seq.poutine.time_sites import Side, Stem, classify, stems_of
+from pyro_seq.poutine.time_sites import Side, Site, Stem, classify, stems_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Latents(NamedTuple):
 
 
 def find_latents(
-    trace: Any, batch: SequenceBatch, model: Callable[[SequenceBatch], Any]
+    trace: Trace, batch: SequenceBatch, model: Callable[[SequenceBatch], Any]
 ) -> Latents:
     """Return the latents in the trace of a run of the model.
 
@@ -110,20 +111,18 @@ def find_latents(
     )
 
 
-def _check(name: str, site: Any, size: int) -> None:
+def _check(name: str, site: Site, size: int) -> None:
     fn = site["fn"]
     if _is_delta(fn):
         raise UserError(
             f"site {name!r} is a Delta, a value and nothing to infer: under any guide of a density "
-            "its loss is infinite. Make it a "
-            f"pyro.deterministic({name!r}, value)"
+            f"its loss is infinite. Make it a pyro.deterministic({name!r}, value)"
         )
     if fn.support.is_discrete:
         raise UserError(
             f"site {name!r} is discrete, which this guide does not sample: mark it "
-            f"infer={{'enumerate': 'parallel'}} (or "
-            "pyro.infer.config_enumerate) and train with TraceEnum_ELBO, which sums it out, or "
-            "write its guide by hand"
+            f"infer={{'enumerate': 'parallel'}} (or pyro.infer.config_enumerate) and train with "
+            "TraceEnum_ELBO, which sums it out, or write its guide by hand"
         )
     in_plate = any(
         frame.dim == -1 and frame.size == size
@@ -133,14 +132,12 @@ def _check(name: str, site: Any, size: int) -> None:
     if not in_plate and (size == 1 or fn.batch_shape[-1:] != (size,)):
         raise UserError(
             f"site {name!r} is one for all sequences, outside of batch.plate(), and this guide "
-            "samples latents of sequences: make it a "
-            "pyro.param, or write its guide by hand"
+            "samples latents of sequences: make it a pyro.param, or write its guide by hand"
         )
     if len(fn.batch_shape) > 1 and math.prod(fn.batch_shape[:-1]) > 1:
         raise UserError(
             f"site {name!r} has batch shape {list(fn.batch_shape)}, in a plate inside of a "
-            "sequence: make it one event a sequence "
-            "(.to_event), or write its guide by hand"
+            "sequence: make it one event a sequence (.to_event), or write its guide by hand"
         )
 
 
@@ -161,12 +158,11 @@ def _check_numbers(
         if {number for other, number in found if other == stem} != set(numbers):
             raise UserError(
                 f"sites like {stem.at(numbers[0])!r} must be named for the steps 0 … "
-                f"{batch.num_steps - 1}, "
-                f"one at each; there are {sorted(numbers)}"
+                f"{batch.num_steps - 1}, one at each; there are {sorted(numbers)}"
             )
 
 
-def _is_delta(fn: Any) -> bool:
+def _is_delta(fn: object) -> bool:
     while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
         fn = fn.base_dist
     return isinstance(fn, dist.Delta)
@@ -179,13 +175,12 @@ def _check_transform(latent: Latent) -> None:
     except NotImplementedError:
         raise UserError(
             f"site {latent.name!r} lies in {latent.support}, to which PyTorch knows no one-to-one "
-            "map from unconstrained numbers: sample "
-            "parts that it knows (for a covariance, dist.LKJCholesky and scales), or write its "
-            "guide by hand"
+            "map from unconstrained numbers: sample parts that it knows (for a covariance, "
+            "dist.LKJCholesky and scales), or write its guide by hand"
         ) from None
 
 
-def _fixed_support(name: str, support: Any) -> Any:
+def _fixed_support(name: str, support: object) -> Any:
     """Return the support with its bounds as numbers.
 
     Raises `UserError` if they differ between sequences, steps or entries.
@@ -264,7 +259,7 @@ def _of_steps(stem: Stem, group: dict[int, Latent], num_steps: int) -> Latent:
     return Latent(stem.at("{}"), first.event_shape, first.support)
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(one: object, other: object) -> bool:
     """Tell whether two supports are the same set."""
     if isinstance(one, constraints.independent) and isinstance(other, constraints.independent):
         same = one.reinterpreted_batch_ndims == other.reinterpreted_batch_ndims

@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.errors import UserError
 from pyro_seq.poutine.step_densities import is_factor
-from pyro_seq.poutine.time_sites import Stem, places_of, sample_sites, stems_of
+from pyro_seq.poutine.time_sites import Site, Stem, places_of, sample_sites, stems_of
 
 TransformDistribution = Callable[[Distribution], Distribution]
 
 
-def observed_stems(trace: Any) -> list[Stem]:
+def observed_stems(trace: Trace) -> list[Stem]:
     """Return the stems of a trace's observed sites, in order.
 
     Raises `UserError` if an observed site is not named for a step.
@@ -36,13 +37,15 @@ def observed_stems(trace: Any) -> list[Stem]:
     return list(found)
 
 
-def sampled_stems(trace: Any) -> list[Stem]:
+def sampled_stems(trace: Trace) -> list[Stem]:
     """Return the stems of the sites `x_{t}` and `x_{t}_{member}`, observations by their names."""
     stems = (place.stem for place in places_of(trace).values())
     return list(dict.fromkeys(stem for stem in stems if stem is not None and stem.before == "x_"))
 
 
-def values_at(trace: Any, stems: list[Stem], steps: Iterable[int], like: Any = None) -> list[Any]:
+def values_at(
+    trace: Trace, stems: list[Stem], steps: Iterable[int], like: object = None
+) -> list[Any]:
     """Return the observations of each step in a trace.
 
     They are a tensor `[N, *event]`, or a dict of such for a named group.
@@ -60,8 +63,7 @@ def values_at(trace: Any, stems: list[Stem], steps: Iterable[int], like: Any = N
         wanted = f"the group {sorted(like)}" if isinstance(like, dict) else "one observation a step"
         found = f"its sites are of {members}" if stems else "it has no sites x_0, x_1, …"
         raise UserError(
-            f"the model's observations cannot be told from its sites: {wanted} was looked for, "
-            "and "
+            f"the model's observations cannot be told from its sites: {wanted} was looked for, and "
             f"{found}"
         )
     rows = []
@@ -83,7 +85,7 @@ def values_at(trace: Any, stems: list[Stem], steps: Iterable[int], like: Any = N
     return rows
 
 
-def _rows_first(site: Any) -> Tensor:
+def _rows_first(site: Site) -> Tensor:
     """Return a site's value with the sequences first.
 
     Plates inside a sequence, which Pyro has to the left, become part of the observation.
@@ -102,7 +104,7 @@ class TransformedObservations(Messenger):
         super().__init__()
         self.transform_distribution, self.is_observation = transform_distribution, is_observation
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if (
             not msg["is_observed"]
             and msg["value"] is None

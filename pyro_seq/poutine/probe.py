@@ -15,7 +15,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.pairs.pair import Pair
 
 
-def trace_model(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> Any:
+def trace_model(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> poutine.Trace:
     """Trace one run of a model, latents from the prior, without side effects.
 
     Nothing of the run reaches handlers around, the random state or a graph.

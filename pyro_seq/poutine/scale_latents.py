@@ -41,7 +41,7 @@ class ScaleLatents(Messenger):
         All that is evaluated inside must use the returned guide.
         """
 
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def noted(*args: object, **kwargs: object) -> object:
             self._in_guide, self._of_guide = True, []
             try:
                 return guide(*args, **kwargs)
@@ -65,7 +65,11 @@ class ScaleLatents(Messenger):
 
 
 def scales_summed_out(
-    elbo: Any, model: Callable[..., Any], guide: Callable[..., Any], batch: Any, strength: float
+    elbo: object,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    batch: object,
+    strength: float,
 ) -> bool:
     """Tell whether latents that `TraceEnum_ELBO` sums out are scaled with the others.
 
@@ -87,6 +91,5 @@ def scales_summed_out(
                 raise
     raise UserError(
         "observations and latents of the guide depend on the same latents that are summed out, so "
-        "the "
-        "divergence has no strength of its own to be annealed: training.kl_schedule=constant"
+        "the divergence has no strength of its own to be annealed: training.kl_schedule=constant"
     )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -16,7 +17,7 @@ from pyro_seq._pytree import to_json_tree, tree_leaves, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pairs.pair import Pair
-from pyro_seq.poutine.time_sites import HOW_TO_MARK, Marks, Place, Side, classify, places_of
+from pyro_seq.poutine.time_sites import HOW_TO_MARK, Marks, Place, Side, Site, classify, places_of
 from pyro_seq.poutine.time_sites import sample_sites as sample_sites
 
 
@@ -42,7 +43,7 @@ def is_factor(site: Any) -> bool:
     return isinstance(site["fn"], dist.Unit)
 
 
-def is_enumerated(site: Any) -> bool:
+def is_enumerated(site: Site) -> bool:
     """Tell whether a site is left to `TraceEnum_ELBO`, which sums it out."""
     return site["infer"].get("enumerate") == "parallel"
 
@@ -68,7 +69,7 @@ def traced(pair: Pair, batch: SequenceBatch, proposal: str) -> tuple[Any, Any]:
 
 
 def log_weights(
-    guide_trace: Any, model_trace: Any, like: Tensor, observed: Observed | None = None
+    guide_trace: Trace, model_trace: Trace, like: Tensor, observed: Observed | None = None
 ) -> tuple[Tensor, str | None]:
     """Return (log p(x, z) - log q(z) by step, the name of a latent site or `None`).
 
@@ -100,13 +101,13 @@ def log_weights(
     return _summed(like, shares), latent
 
 
-def by_step(name: str, site: Any, trace: Any, like: Tensor) -> Tensor:
+def by_step(name: str, site: Site, trace: Trace, like: Tensor) -> Tensor:
     """Return the log-density of one site by step, shaped like `like` (see `log_weights`)."""
     step = place_of(name, site, places_of(trace, like.shape[-1])[name])
     return _summed(like, [(step, _share(like, name, site, step))])
 
 
-def states(guide_trace: Any, model_trace: Any) -> dict[str, Any]:
+def states(guide_trace: Trace, model_trace: Trace) -> dict[str, Any]:
     """Return what model and guide return for the next window to start from.
 
     Of latents drawn from the prior it is the model's alone.
@@ -159,7 +160,7 @@ def _by_itself(x: Tensor) -> Tensor:
     return x.clone() if x.untyped_storage().nbytes() > x.numel() * x.element_size() else x
 
 
-def has_step_log_prob(site: Any, place: Place) -> bool:
+def has_step_log_prob(site: Site, place: Place) -> bool:
     """Tell whether a site over time has a density for each step."""
     return place.over_time and (
         hasattr(site["fn"], "step_log_prob")
@@ -167,7 +168,7 @@ def has_step_log_prob(site: Any, place: Place) -> bool:
     )
 
 
-def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
+def _check_sides(name: str, guide_trace: Trace, model_trace: Trace) -> None:
     if name not in guide_trace:
         if is_enumerated(model_trace.nodes[name]):
             drawn = (
@@ -179,7 +180,7 @@ def _check_sides(name: str, guide_trace: Any, model_trace: Any) -> None:
         raise UserError(f"the model has no site {name!r}, which the guide samples")
 
 
-def place_of(name: str, site: Any, place: Place) -> int | None:
+def place_of(name: str, site: Site, place: Place) -> int | None:
     """Return the step that a site counts at, `None` if its event has an entry for each step.
 
     A latent of the whole sequence counts at step 0, and so does a latent over time whose
@@ -213,7 +214,7 @@ def _summed(like: Tensor, shares: list[tuple[int | None, Tensor]]) -> Tensor:
     return steps
 
 
-def _share(like: Tensor, name: str, site: Any, step: int | None) -> Tensor:
+def _share(like: Tensor, name: str, site: Site, step: int | None) -> Tensor:
     """Return a site's log-density at its step, `[*lead, N]`, or at each step, `[*lead, N, T]`."""
     fn, value, mask = site["fn"], site["value"], site["mask"]
     if step is not None:
@@ -234,7 +235,7 @@ def _share(like: Tensor, name: str, site: Any, step: int | None) -> Tensor:
     return share
 
 
-def _by_row(name: str, log_prob: Tensor, mask: Any, like: Tensor, *, over_steps: bool) -> Tensor:
+def _by_row(name: str, log_prob: Tensor, mask: object, like: Tensor, *, over_steps: bool) -> Tensor:
     """Sum the plates inside a sequence out of log-densities; masked ones are zero.
 
     Log-densities are `[*plates, N]` or `[*plates, N, T]`.
@@ -317,7 +318,7 @@ def _in_words(support: Any) -> str:
     return f"within {support}"
 
 
-def entropies(trace: Any, like: Tensor) -> Tensor:
+def entropies(trace: Trace, like: Tensor) -> Tensor:
     """Return H[p(x_t | x_{<t})] of the observed sites by step `[N, T]`, in nats.
 
     They are shaped like `like` and have gradients; padding is not masked.

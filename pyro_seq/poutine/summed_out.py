@@ -32,7 +32,7 @@ class LeftToSum(Messenger):
             raise UserError(does_not_sum(f"site {msg['name']!r}", objective))
 
 
-def does_not_sum(sites: str, objective: Any) -> str:
+def does_not_sum(sites: str, objective: object) -> str:
     """Say that an objective does not do what sites are marked for, and what does."""
     instead = (
         "it takes TraceEnum_ELBO (training.objective=enum), or for a shipped model layout "

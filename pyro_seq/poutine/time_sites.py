@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 
 from pyro_seq.batch import ALL_STEPS, STEP_MARK, SequenceBatch
@@ -16,15 +17,15 @@ from pyro_seq.poutine.probe import prolonged, trace_model
 
 NUMBER = re.compile(r"(?<=_)(0|[1-9]\d*)(?=_|$)")
 HOW_TO_MARK = (
-    f"mark it, infer={{{STEP_MARK!r}: t}} ({ALL_STEPS!r} for an event [T, …], None for "
-    "a "
-    "site of the whole sequence)"
+    f"mark it, infer={{{STEP_MARK!r}: t}} ({ALL_STEPS!r} for an event [T, …], None for a site of "
+    "the whole sequence)"
 )
 
 Shapes = dict[str, tuple[int, ...]]  # event shapes by site
+Site = Mapping[str, Any]  # what a trace holds under a site's name, as Pyro's message has it
 
 
-def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
+def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
     """Yield the random sites of a trace, without plates and deterministic values."""
     for name, site in trace.nodes.items():
         infer = site.get("infer") or {}
@@ -32,7 +33,7 @@ def sample_sites(trace: Any) -> Iterator[tuple[str, Any]]:
             yield name, site
 
 
-def is_subsample(site: Any) -> bool:
+def is_subsample(site: Site) -> bool:
     """Whether a site is that of a plate, which says what is taken of its sequences."""
     return type(site["fn"]).__name__ == "_Subsample"
 
@@ -81,7 +82,7 @@ Places = dict[str, Place]
 class Side(NamedTuple):
     """One run of a model or guide: its trace, the function, and the marks that the trace lost."""
 
-    trace: Any
+    trace: Trace
     function: Callable[[SequenceBatch], Any] | None = None
     marks: Mapping[str, Any] = {}
 
@@ -93,14 +94,14 @@ class Marks(Messenger):
         super().__init__()
         self.found: dict[str, Any] = {}
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if STEP_MARK in msg["infer"]:
             self.found[msg["name"]] = msg["infer"][STEP_MARK]
 
     def around(self, function: Callable[[SequenceBatch], Any]) -> Callable[[SequenceBatch], Any]:
         """Return the function with its marks remembered."""
 
-        def marked(batch: SequenceBatch) -> Any:
+        def marked(batch: SequenceBatch) -> object:
             with self:
                 return function(batch)
 
@@ -108,10 +109,10 @@ class Marks(Messenger):
 
 
 # of traces: beside them, since they may be the user's
-_PLACES: WeakKeyDictionary[Any, Places] = WeakKeyDictionary()
+_PLACES: WeakKeyDictionary[Trace, Places] = WeakKeyDictionary()
 
 
-def places_of(trace: Any, num_steps: int | None = None) -> Places:
+def places_of(trace: Trace, num_steps: int | None = None) -> Places:
     """Return the place of each site of a trace, as `classify` or the trace alone tells."""
     if trace not in _PLACES:
         arguments = trace.nodes.get("_INPUT", {}).get("args", ())
@@ -283,5 +284,5 @@ def _untold(name: str, why: str) -> UserError:
     return UserError(f"which step site {name!r} belongs to cannot be told: {why}: {HOW_TO_MARK}")
 
 
-def _shapes(trace: Any) -> Shapes:
+def _shapes(trace: Trace) -> Shapes:
     return {name: tuple(site["fn"].event_shape) for name, site in sample_sites(trace)}

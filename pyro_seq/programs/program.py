@@ -158,7 +158,7 @@ class Program(ABC, Generic[S, D, T]):
         """Return the folders of the parts of a training, the last part first."""
         return (run,)
 
-    def is_same(self, name: str, own: Any, given: Any) -> bool:
+    def is_same(self, name: str, own: object, given: object) -> bool:
         """Return whether two values of a setting, or of a `source`, mean the same."""
         return bool(own == given)
 
@@ -362,7 +362,7 @@ def _named(error: ContentsDiffer, moved: Names, stored: Names) -> ContentsDiffer
     return ContentsDiffer(f"{options}: {error}" + f" (that was {', '.join(was)})" * bool(was))
 
 
-def _places(value: Any) -> list[str]:
+def _places(value: object) -> list[str]:
     return [*map(os.path.abspath, value if isinstance(value, (list, tuple)) else [value])]
 
 

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.util import torch_item
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
@@ -25,7 +26,7 @@ Reward = Callable[[SequenceBatch], Tensor]
 Sample = Callable[[Any, SequenceBatch], SequenceBatch]
 
 
-def sampled(model: Any, batch: SequenceBatch) -> SequenceBatch:
+def sampled(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> SequenceBatch:
     """Return a batch that was to be sampled, with values that the model draws."""
     with finite_probabilities():
         values = sampled_values(model, batch)
@@ -119,8 +120,14 @@ class Reinforce(ELBO):
         self.entropy_bonus, self.normalise, self.sample = entropy_bonus, normalise, sample
         self.latest: Evaluated | None = None
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return (the model's trace at sequences that it sampled, the guide's empty trace)."""
+    def _get_trace(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Trace, tuple[SequenceBatch, Trace]]:
+        """Return (the model's trace at sampled sequences, (these, the guide's empty trace))."""
         batch = args[0] if args else None
         if not isinstance(batch, SequenceBatch) or batch.values is not None:
             got = "one with values" if isinstance(batch, SequenceBatch) else type(batch).__name__
@@ -140,7 +147,13 @@ class Reinforce(ELBO):
             guide_trace,
         )
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(
+        self,
+        model: Callable[..., object],
+        guide: Callable[..., object],
+        *args: object,
+        **kwargs: object,
+    ) -> Tensor:
         """Return the negative of the objective, with its gradient's estimate."""
         losses = []
         with without_dropout(model):
@@ -148,7 +161,7 @@ class Reinforce(ELBO):
                 losses.append(self._loss(model_trace, batch))
         return torch.stack(losses).mean()
 
-    def _loss(self, trace: Any, batch: SequenceBatch) -> Tensor:
+    def _loss(self, trace: Trace, batch: SequenceBatch) -> Tensor:
         like = torch.zeros(len(batch), batch.num_steps, device=batch.device)
         log_probs, latent = log_weights(trace, trace, like)
         if latent is not None:
@@ -223,12 +236,24 @@ class Reinforce(ELBO):
             return (earned.to(returns) * batch.mask).sum()
         return returns[:, :1].sum()
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(
+        self,
+        model: Callable[..., object],
+        guide: Callable[..., object],
+        *args: object,
+        **kwargs: object,
+    ) -> float:
         """Return the negative of the objective at sampled sequences, as a number."""
         with torch.no_grad():
             return torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(
+        self,
+        model: Callable[..., object],
+        guide: Callable[..., object],
+        *args: object,
+        **kwargs: object,
+    ) -> float:
         """Return the negative of the objective, and accumulate its gradient on the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
@@ -313,7 +338,7 @@ def _expanded(expected: Tensor, like: Tensor) -> Tensor:
         ) from None
 
 
-def _refuse(what: str, wanted: str, given: Any) -> NoReturn:
+def _refuse(what: str, wanted: str, given: object) -> NoReturn:
     got = f"shape {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
     raise UserError(f"the {what} {wanted}, and gives {got}")
 

@@ -146,7 +146,7 @@ class Rollouts:
             total += to_go.diagonal(dim1=0, dim2=2)
         return total / sum(draws)
 
-    def _lengths(self, values: Any, whole: SequenceBatch) -> Tensor:
+    def _lengths(self, values: Tensor, whole: SequenceBatch) -> Tensor:
         """Return the lengths of completions: the sequences' own, or up to the completions' ends."""
         if self.end is None:
             return whole.lengths
@@ -193,13 +193,13 @@ def _put(whole: Tensor, t: int, drawn: Tensor) -> Tensor:
 
 
 def _forced(
-    stepper: Stepper[State], state: State, inputs: Tensor | None, observation: Any
+    stepper: Stepper[State], state: State, inputs: Tensor | None, observation: object
 ) -> State:
     """The state after a step whose observation is known."""
     return stepper.step(state, inputs, _no_latents, lambda emission: observation)[1]
 
 
-def _no_latents(prior: Any) -> Tensor:
+def _no_latents(prior: object) -> Tensor:
     raise UserError("rollouts are for generators without latents, and this one has some")
 
 

@@ -36,7 +36,7 @@ def going_on_from(checkpoint: Path) -> Iterator[None]:
         raise UserError(f"{checkpoint} is not a checkpoint of this run: {why}") from None
 
 
-def save_tree(path: Path, tree: Any, *, still: Callable[[], object] | None = None) -> None:
+def save_tree(path: Path, tree: object, *, still: Callable[[], object] | None = None) -> None:
     """Write a tree of tensors and plain values as one safetensors file, whole or not at all.
 
     The tree's form is in the file's metadata.

@@ -85,7 +85,7 @@ class RunFolder:
         with replacing(self.path / name, follow=False, still=self.check_own) as temporary:
             yield temporary
 
-    def save(self, path: Path, tree: Any) -> None:
+    def save(self, path: Path, tree: object) -> None:
         """Write a tree as a checkpoint of the run (`save_tree`).
 
         The folder must still be this process's own.

@@ -91,7 +91,7 @@ class MetricsFile(AppendedFile):
     It holds only what the seed determines, no times: equal runs write equal bytes.
     """
 
-    def write(self, **figures: Any) -> None:
+    def write(self, **figures: object) -> None:
         """Write one line; a figure that is not finite is null, as JSON has no word for it."""
         finite = {
             name: None if isinstance(value, float) and not abs(value) < float("inf") else value
@@ -129,7 +129,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _may_be_measured(value: Any) -> bool:
+def _may_be_measured(value: object) -> bool:
     """Tell whether a metrics line may hold a value: `None`, a word, a number in a float's range."""
     if isinstance(value, (int, float)):
         return abs(value) <= sys.float_info.max  # false for what is not a number

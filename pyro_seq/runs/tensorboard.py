@@ -115,7 +115,7 @@ class EventWriter:
             )
         return Summary(value=[Summary.Value(tag=tag, audio=audio)])
 
-    def _add(self, **what: Any) -> None:
+    def _add(self, **what: object) -> None:
         self._records.write(self._event(wall_time=time.time(), **what).SerializeToString())
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self.flush()

@@ -44,7 +44,7 @@ class Comparison:
         device: torch.device | str = "cpu",
         pair: str | None = None,
         quiet: bool = True,
-        **moved: Any,
+        **moved: object,
     ) -> Comparison:
         """Open a run's generator and its pretrained twin, unless they are the same.
 

@@ -6,6 +6,9 @@ is cut off there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,7 +58,9 @@ class SampledToTheEnd:
     def __init__(self, end: int) -> None:
         self.end = end
 
-    def __call__(self, model: object, batch: SequenceBatch) -> SequenceBatch:
+    def __call__(
+        self, model: Callable[[SequenceBatch], Any], batch: SequenceBatch
+    ) -> SequenceBatch:
         """Return the batch with values and the lengths of its sequences."""
         drawn = sampled(model, batch).values
         assert isinstance(drawn, Tensor)

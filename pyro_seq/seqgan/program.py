@@ -225,8 +225,7 @@ def new_generator(settings: SeqGANSettings, num_symbols: int, first: int | None)
     pair = make_pair(settings.model, parts)
     if pair.guide is not no_guide:
         raise UserError(
-            f"SeqGAN trains generators without latents, and the pair {settings.model.name!r} has "
-            "a "
+            f"SeqGAN trains generators without latents, and the pair {settings.model.name!r} has a "
             "guide: choose rnn"
         )
     return pair

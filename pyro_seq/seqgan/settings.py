@@ -90,8 +90,7 @@ class DiscriminatorSettings:
         0,
         (
             "generated sequences of a round, and as many real ones; 0: as many as there are to "
-            "train "
-            "on"
+            "train on"
         ),
     )
     pretrain_rounds: int = at_least(0, 10, "rounds before the generator's first adversarial step")

@@ -18,6 +18,7 @@ from pyro_seq.poutine.step_densities import (
     unserialisable_state,
     wrong_batch_dim,
 )
+from pyro_seq.poutine.time_sites import Site
 from pyro_seq.testing import agreement, invariances
 from pyro_seq.testing.gradients import gradients
 from pyro_seq.testing.probe import Failure, Probe, evaluating, one_line, traced
@@ -159,10 +160,9 @@ def _sites(probe: Probe) -> list[str]:
     )
 
 
-def _in_plate(site: dict[str, object], probe: Probe) -> bool:
-    frames: object = site["cond_indep_stack"]
-    assert isinstance(frames, tuple)
-    return any(frame.dim == -1 and frame.size == len(probe.batch) for frame in frames)
+def _in_plate(site: Site, probe: Probe) -> bool:
+    size = len(probe.batch)
+    return any(frame.dim == -1 and frame.size == size for frame in site["cond_indep_stack"])
 
 
 def _validated(pair: Pair, batch: SequenceBatch) -> Iterator[str]:

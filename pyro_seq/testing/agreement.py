@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.poutine import Trace
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
@@ -14,7 +15,7 @@ from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.checks import latent_sites, named, plate_depth, sites_by_name
 from pyro_seq.poutine.step_densities import is_enumerated, is_factor, states
-from pyro_seq.poutine.time_sites import stems_of
+from pyro_seq.poutine.time_sites import Site, stems_of
 from pyro_seq.testing.probe import Failure, Probe, one_line, traced
 
 
@@ -63,7 +64,7 @@ def _of_step(name: str, found: dict[str, Any]) -> Any:
     return None
 
 
-def _form(site: Any, own: Any, over_time: bool) -> str:
+def _form(site: Site, own: Any, over_time: bool) -> str:
     shapes = list(site["fn"].event_shape)[over_time:], list(own["fn"].event_shape)
     if shapes[0] != shapes[1]:
         return f"event shape {shapes[1]}, not {shapes[0]}"
@@ -95,7 +96,7 @@ def windows(probe: Probe) -> Iterator[str]:
             yield f"on a window that goes on from the state that it returned: {failure}"
 
 
-def vectorised(pair: Pair, batch: SequenceBatch, model_trace: Any) -> Iterator[str]:
+def vectorised(pair: Pair, batch: SequenceBatch, model_trace: Trace) -> Iterator[str]:
     """Check that the pair runs with particles in a dimension left of the sequences'."""
     enumerates = any(is_enumerated(site) for site in latent_sites(model_trace).values())
     options: Any = {

@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_seq._rng import fork_rng
@@ -25,7 +26,7 @@ EVALUATIONS = 3
 AWAY = 0.02
 
 
-def gradients(pair: Pair, batch: SequenceBatch, model_trace: Any) -> Iterator[str]:
+def gradients(pair: Pair, batch: SequenceBatch, model_trace: Trace) -> Iterator[str]:
     """Yield faults of the ELBO's gradient.
 
     Parameters, statistics and modes are restored afterwards.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.poutine.checks import by_stem, named, sites_by_name
 from pyro_seq.poutine.probe import lengthened
 from pyro_seq.poutine.step_densities import by_step, has_step_log_prob
+from pyro_seq.poutine.time_sites import Site
 from pyro_seq.testing.probe import Failure, Probe, active_values, densities, differs
 
 LOOKS = 8  # at most so many steps are looked at for what they know of later ones
@@ -19,7 +20,7 @@ SIDES = ("guide", "model")
 
 
 def _changed(
-    probe: Probe, side: str, trace: Any, expected: dict[str, Tensor], why: str
+    probe: Probe, side: str, trace: Trace, expected: dict[str, Tensor], why: str
 ) -> list[str]:
     """Return the sites of a side whose densities are not the expected ones, in one line."""
     found = densities(trace, len(next(iter(expected.values())))) if expected else {}
@@ -220,7 +221,7 @@ def _other_padding(probe: Probe) -> dict[str, Tensor]:
     return values
 
 
-def _steps(name: str, site: Any, trace: Any, batch: SequenceBatch) -> Tensor:
+def _steps(name: str, site: Site, trace: Trace, batch: SequenceBatch) -> Tensor:
     """Divide a site's log-density over the steps that it belongs to, `[N, T]`."""
     return by_step(
         name,
@@ -257,7 +258,7 @@ def causal(probe: Probe) -> Iterator[str]:
                 break
 
 
-def _looks_ahead(probe: Probe, trace: Any, s: int) -> str | None:
+def _looks_ahead(probe: Probe, trace: Trace, s: int) -> str | None:
     """Name the first site that depends on observations from step s on."""
     old, new = sites_by_name(probe.model), sites_by_name(trace)
     exchanged_before = False

@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.checks import latent_sites, mismatches, sites_by_name, unmasked_log_prob
-from pyro_seq.poutine.time_sites import Side, classify
+from pyro_seq.poutine.time_sites import Side, Site, classify
 
 Values = dict[str, Tensor]
 
@@ -36,7 +37,7 @@ class _Given(Messenger):
         super().__init__()
         self.values = values
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if (
             msg["name"] in self.values
             and not msg["is_observed"]
@@ -50,10 +51,10 @@ class _Whereabouts(Messenger):
 
     words = "before its first site"
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
         self.words = f"at site {msg['name']!r}"
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         self.words = f"after site {msg['name']!r}"
 
 
@@ -73,7 +74,7 @@ def traced(
     batch: SequenceBatch,
     values: Values | None = None,
     seed: int = 0,
-) -> Any:
+) -> Trace:
     """Trace a side's run, given the values of latents, with other draws from a seed.
 
     Raises `Failure` in words.
@@ -107,7 +108,7 @@ class Probe:
         except UserError as error:
             raise Failure(str(error)) from error
 
-    def _model(self) -> Any:
+    def _model(self) -> Trace:
         """Trace the model at the guide's latents; raise `Failure` if it fails.
 
         Latents of another form, where they are the reason, are named.
@@ -124,15 +125,15 @@ class Probe:
 
     def run(
         self, side: str, batch: SequenceBatch, values: Values | None = None, seed: int = 1
-    ) -> Any:
+    ) -> Trace:
         """Trace `model` or `guide` on another batch, at the probe's latents or others."""
         return traced(
             side, getattr(self.pair, side), batch, self.values if values is None else values, seed
         )
 
-    def trace(self, side: str) -> Any:
+    def trace(self, side: str) -> Trace:
         """Return the trace of the first run."""
-        trace: Any = getattr(self, side)
+        trace: Trace = getattr(self, side)
         return trace
 
     def map_rows(self, index: Tensor) -> Values:
@@ -147,7 +148,7 @@ class Probe:
         """Extend the latents by some steps; those over time repeat the last step."""
         return {name: self._prolonged(name, value, steps) for name, value in self.values.items()}
 
-    def _site(self, name: str) -> Any:
+    def _site(self, name: str) -> Site:
         return sites_by_name(self.guide).get(name) or sites_by_name(self.model)[name]
 
     def _has_rows(self, name: str) -> bool:
@@ -169,7 +170,7 @@ class Probe:
         return self.places[name].over_time
 
 
-def densities(trace: Any, size: int) -> Values:
+def densities(trace: Trace, size: int) -> Values:
     """Return the log-density of each site for each sequence `[N]`, in nats.
 
     Masked steps are left out; a site that all sequences share has the same density for all.

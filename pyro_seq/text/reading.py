@@ -118,8 +118,7 @@ def decoded(
         # a mark is reported as the byte that it is
         if not consumed and chunk[0] < 0xFE and (encoding := _nul_padded(chunk)):
             raise UserError(
-                f"{where} is not UTF-8: NULs stand among its bytes as in {encoding} without a "
-                "byte "
+                f"{where} is not UTF-8: NULs stand among its bytes as in {encoding} without a byte "
                 f"order mark; {advice}"
             )
         text = text_of(chunk)

@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_seq._progress import Progress
+from pyro_seq.distributions.base import Distribution
 from pyro_seq.errors import UserError, finite_probabilities
 from pyro_seq.infer.continuations import state_after
 from pyro_seq.infer.likelihood.document import score_document
 from pyro_seq.infer.sampling import sample_steps, tempered, without
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.infer.stepping.replay import ReplayStepper
+from pyro_seq.poutine.observation_sites import TransformDistribution
 from pyro_seq.text.model import (
     CorpusSettings,
     TextModel,
@@ -56,6 +58,7 @@ __all__ = [
 
 VALIDATION_STREAMS = 16
 PREVIEWED_LINES = 8
+PREVIEWED_SYMBOLS = 400
 BLOCK = 100  # symbols that are drawn before the next look at which lines have ended
 # samples drawn side by side, and symbols of all of them: bounds memory
 SAMPLED_ROWS, SAMPLED_SYMBOLS = 256, 2**26
@@ -180,10 +183,11 @@ def validate(
 
 def previews(text: TextModel, corpora: Corpora) -> dict[str, str]:
     """A piece of the corpus and a piece of the model's own."""
-    start = int(torch.randint(max(1, len(corpora.train) - 400), ()))
+    start = int(torch.randint(max(1, len(corpora.train) - PREVIEWED_SYMBOLS), ()))
     if not corpora.vocabulary.line_end:
-        observed = corpora.vocabulary.decode(corpora.train[start : start + 400])
-        return {"observed": observed, "generated": next(generate(text, length=400, num_samples=1))}
+        observed = corpora.vocabulary.decode(corpora.train[start : start + PREVIEWED_SYMBOLS])
+        generated = next(generate(text, length=PREVIEWED_SYMBOLS, num_samples=1))
+        return {"observed": observed, "generated": generated}
     edges = lines_of(corpora.train, corpora.vocabulary.end)
     first = int(np.searchsorted(edges[:, 0], start, side="right")) - 1
     some = edges[first : first + PREVIEWED_LINES]
@@ -241,7 +245,7 @@ def generate(
         )
     never = torch.tensor(vocabulary.never, dtype=torch.long, device=text.device)
 
-    def transform_distribution(distribution: Any) -> Any:
+    def transform_distribution(distribution: Distribution) -> Distribution:
         known = without(distribution, never) if len(never) else distribution
         return tempered(known, temperature=temperature, top_k=top_k)
 
@@ -253,7 +257,11 @@ def generate(
 
 
 def _sample_symbols(
-    text: TextModel, rows: int, length: int, prompt: str, transform_distribution: Any
+    text: TextModel,
+    rows: int,
+    length: int,
+    prompt: str,
+    transform_distribution: TransformDistribution,
 ) -> list[NDArray[Any]]:
     """New symbols, each row after the prompt: `length` of them, or up to the end of the line."""
     with finite_probabilities(), text.pair.scope(), pyro.validation_enabled(False):

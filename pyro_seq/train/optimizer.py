@@ -90,7 +90,7 @@ class JointOptimiser(PyroOptim):
             ema_decay=s.ema_decay,
         )
 
-    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+    def __call__(self, params: Iterable[Tensor], *args: object, **kwargs: object) -> None:
         """Make a step with the gradients of the parameters."""
         if any(id(p) not in self._known for p in params):
             raise RuntimeError(

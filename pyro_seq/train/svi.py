@@ -9,7 +9,7 @@ from pyro.infer import ELBO, SVI
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.infer.elbo import Recorder, make_elbo
-from pyro_seq.pairs.pair import Pair
+from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.poutine.scale_latents import ScaleLatents, scales_summed_out
 from pyro_seq.train.divergence import diverged
 from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
@@ -79,7 +79,7 @@ class SVIUpdates:
         self.run_as(self.pair.model, self.pair.guide)
         return without
 
-    def run_as(self, model: Any, guide: Any) -> None:
+    def run_as(self, model: Stochastic, guide: Stochastic) -> None:
         """Run these in place of the pair's model and guide, such as in another precision."""
         self._svi = SVI(
             model,
@@ -111,7 +111,7 @@ class SVIUpdates:
         )
         return figures
 
-    def _loss_and_grads(self, model: Any, guide: Any, batch: SequenceBatch) -> float:
+    def _loss_and_grads(self, model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> float:
         per_observation = 1.0 / max(1, batch.num_observations)
         with ScaleLatents(
             self.kl_strength(self._step), summed_out=self._summed_out_scaled

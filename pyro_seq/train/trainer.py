@@ -324,7 +324,7 @@ class Trainer(Loop):
             may=("first_loss",),
         )
 
-    def _carry_on(self, carried: Any) -> None:
+    def _carry_on(self, carried: object) -> None:
         """Take over states, and try whether they fit the next batch."""
         device = next(iter(self.optimiser.parameters.values())).device
         self.carried = tree_map(lambda tensor: tensor.to(device), carried)
@@ -339,10 +339,10 @@ class _Carried:
     the window that follows.
     """
 
-    def __init__(self, inner: Any, precision: str) -> None:
+    def __init__(self, inner: Callable[[SequenceBatch], Any], precision: str) -> None:
         self.inner, self.precision, self.state = inner, getattr(torch, precision), None
 
-    def __call__(self, batch: SequenceBatch) -> Any:
+    def __call__(self, batch: SequenceBatch) -> object:
         mixed = self.precision != torch.float32
         with torch.autocast(batch.device.type, dtype=self.precision) if mixed else nullcontext():
             outcome = self.inner(batch)

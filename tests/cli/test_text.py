@@ -19,6 +19,8 @@ from pyro_seq.text.program import text_program
 from pyro_seq.text.windows import TextWindows
 
 TEXT = "the cat sat on the mat; the dog sat on the log. " * 20
+pytestmark = pytest.mark.usefixtures("short_previews")
+
 TINY = [
     "model.hidden_size=8",
     "text.embedding_size=4",
@@ -429,8 +431,10 @@ def test_evaluation_in_words_as_json_and_by_character(
 
 
 def test_one_sample_has_no_standard_error(
-    pyroseq: Callable[..., int], run: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+    pyroseq: Callable[..., int], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    corpus = tmp_path / "e.txt"
+    corpus.write_text(TEXT[:96])
     assert (
         pyroseq(
             "text", "evaluate", "--run-dir", run, "--eval-corpus", corpus, "--samples", 1, "--json"
@@ -471,8 +475,10 @@ def test_by_character_to_standard_output(
 
 
 def test_by_character_to_a_device_leaves_the_device(
-    pyroseq: Callable[..., int], run: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+    pyroseq: Callable[..., int], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    corpus = tmp_path / "e.txt"
+    corpus.write_text(TEXT[:96])
     assert (
         pyroseq(
             "text",

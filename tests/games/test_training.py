@@ -112,7 +112,7 @@ def test_what_a_run_leaves(learnt: Path) -> None:
 
 def test_the_ratio_of_random_games_is_kept(tmp_path: Path) -> None:
     training = begun(
-        tmp_path / "run", play__random_ratio=0.25, play__games_per_round=2, play__env_steps=400
+        tmp_path / "run", play__random_ratio=0.25, play__games_per_round=2, play__env_steps=320
     )
     players = [player for _, _, player in training.at.curve][4:]
     assert players[:8] == (["agent"] * 3 + ["random"]) * 2

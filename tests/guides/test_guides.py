@@ -218,7 +218,7 @@ def test_analytic_divergence(name: str, layout: str) -> None:
     varies less.
     """
     pair, batch = new_pair(name, layout=layout), SequenceBatch(torch.randn(3, 4), [4, 2, 0])
-    parameters, draws = list(pair.parameters().values()), 50 if layout == "path" else 40
+    parameters, draws = list(pair.parameters().values()), 35 if layout == "path" else 30
     direction = [torch.randn_like(p) for p in parameters]
     rows = []
     for seed in range(draws):

@@ -53,8 +53,8 @@ def test_linear_gaussian(written: Pair, linear_gaussian: Callable[..., Pair], ki
     if kind == "functions":
         pair = written
     batch = SequenceBatch(x) if kind == "functions" else model.batch(x)
-    drawn = infill(pair, batch, ~known, samples=32, draws=1500)
-    assert drawn.shape == (1500, 6) and drawn[:, known].equal(x[:, known].expand(1500, -1))
+    drawn = infill(pair, batch, ~known, samples=32, draws=700)
+    assert drawn.shape == (700, 6) and drawn[:, known].equal(x[:, known].expand(700, -1))
     mean, covariance = model.posterior(x, known)
     covariance = covariance[~known][:, ~known] + R**2 * torch.eye(3)
     assert_law(drawn[:, ~known], mean[0, ~known], covariance)
@@ -78,14 +78,14 @@ def test_symbols_against_enumeration(make: Any, float64: None) -> None:
         parameter.data.mul_(2)
     batch = SequenceBatch(torch.tensor([[2, 0, 0, 1], [0, 1, 2, 0]]))
     missing = torch.tensor([[False, True, True, False], [False, False, False, True]])
-    drawn = infill(Pair(model), batch, missing, samples=50, draws=2000).view(2, 2000, 4)
+    drawn = infill(Pair(model), batch, missing, samples=50, draws=1000).view(2, 1000, 4)
     for row, gap in enumerate(([1, 2], [3])):
         fits = batch.values[row].repeat(3 ** len(gap), 1)
         fits[:, gap] = strings(len(gap))
         p = score(Pair(model), SequenceBatch(fits)).log_likelihood.double().softmax(0)
         places = 3 ** torch.arange(len(gap) - 1, -1, -1)
         counts = torch.bincount((drawn[row][:, gap] * places).sum(-1), minlength=len(p)).double()
-        statistic = ((counts - 2000 * p) ** 2 / (2000 * p)).sum()
+        statistic = ((counts - 1000 * p) ** 2 / (1000 * p)).sum()
         assert statistic < {9: 31.9, 3: 18.4}[len(p)]  # 1 - 1e-4 quantiles
         kept = [t for t in range(4) if t not in gap]
         assert (drawn[row][:, kept] == batch.values[row, kept]).all()

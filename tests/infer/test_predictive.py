@@ -62,6 +62,7 @@ class Counted:
         return self.function(batch)
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("layout", ["path", "steps"])
 @pytest.mark.parametrize("kind", PAIRS)

@@ -170,7 +170,7 @@ def test_gradient_with_rollouts(rewards: Tensor, baseline: str) -> None:
     model = generator()
     rollouts = Rollouts(Pair(model), looked_up(rewards), num_rollouts=2)
     objective = Reinforce(action_values=rollouts, baseline=BASELINES[baseline]())
-    assert_unbiased(estimates(model, objective, times=50, rows=600), exact_gradient(model, rewards))
+    assert_unbiased(estimates(model, objective, times=50, rows=300), exact_gradient(model, rewards))
 
 
 @pytest.mark.parametrize("rewards", [table(), table().sum(1)], ids=["by step", "whole"])
@@ -197,7 +197,7 @@ def test_value_with_action_values(rewards: Tensor) -> None:
 def variance(model: RNN, **options: Any) -> float:
     objective = Reinforce(**options)
     estimates(model, objective, times=5, rows=50)  # for averages to settle
-    found = estimates(model, objective, times=50, rows=50)
+    found = estimates(model, objective, times=30, rows=50)
     return sum(float(each.var(0).sum()) for each in found.values())
 
 
@@ -221,8 +221,8 @@ def test_a_critic_learns_what_is_to_be_expected() -> None:
         pyro.optim.Adam(lambda name: {"lr": 0.03 if "baseline" in name else 0.0}),
         Reinforce(looked_up(rewards), baseline=critic),
     )
-    for _ in range(300):
-        svi.step(SequenceBatch(None, [STEPS] * 200))
+    for _ in range(200):
+        svi.step(SequenceBatch(None, [STEPS] * 100))
     batch = SequenceBatch(EVERY)
     with torch.no_grad():
         features, _ = model.decode(model.hidden_states(batch)[0], None, None)

@@ -91,7 +91,7 @@ def test_values_are_expectations_over_completions(
         if whole.dim() == 2
         else torch.cat([torch.zeros(len(EVERY), STEPS - 1), whole[:, None]], 1)
     )
-    times = 40
+    times = 25
     rolled = Rollouts(pair, function, num_rollouts=num_rollouts, max_rows=max_rows)
     found = torch.stack([rolled(SequenceBatch(sequences)) for _ in range(times)])
     expected, error = exact(pair, sequences, earned), found.std(0) / times**0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,11 +35,17 @@ FILES = (
 
 
 @pytest.fixture(autouse=True)
-def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture takes longer than all the training that it is of."""
+def drawn(sketched: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves, which are compared, are their numbers."""
     monkeypatch.setattr(
         curve_pictures, "learning_curves_png", lambda *parts, **_: json.dumps(parts).encode()
     )
+
+
+@pytest.fixture
+def finished(tmp_path: Path, seqgan_run: Path) -> Path:
+    """A copy of the finished run, of seed 0."""
+    return Path(shutil.copytree(seqgan_run, tmp_path / "run"))
 
 
 def killed_run(*words: str) -> dict[str, Any]:
@@ -162,37 +169,29 @@ def test_resumed_run_equals_the_unbroken_one(
 
 
 def test_a_longer_run_goes_on_as_if_it_had_been_long_from_the_start(
-    tmp_path: Path, tiny_seqgan: dict[str, Any]
+    tmp_path: Path, tiny_seqgan: dict[str, Any], finished: Path
 ) -> None:
     long = {"adversarial.num_steps": 6}
     seqgan_program.start(
-        tmp_path / "long", seqgan_program.settings(tiny_seqgan | long), {}, seed=1, **OPTIONS
+        tmp_path / "long", seqgan_program.settings(tiny_seqgan | long), {}, seed=0, **OPTIONS
     )
-    seqgan_program.start(
-        tmp_path / "run", seqgan_program.settings(tiny_seqgan), {}, seed=1, **OPTIONS
-    )
-    assert seqgan_program.resume(tmp_path / "run", long, **OPTIONS).step == 6
-    assert_equal_runs(tmp_path / "long", tmp_path / "run")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.safetensors")}
-    seqgan_program.resume(tmp_path / "run", {}, **OPTIONS)
+    assert seqgan_program.resume(finished, long, **OPTIONS).step == 6
+    assert_equal_runs(tmp_path / "long", finished)
+    before = {path: path.read_bytes() for path in finished.rglob("*.safetensors")}
+    seqgan_program.resume(finished, {}, **OPTIONS)
     assert before == {path: path.read_bytes() for path in before}  # a finished run stays as it is
 
 
-def test_a_pretraining_that_is_over_stays_as_long_as_it_was(
-    tmp_path: Path, tiny_seqgan: dict[str, Any]
-) -> None:
-    seqgan_program.start(
-        tmp_path / "run", seqgan_program.settings(tiny_seqgan), {}, seed=1, **OPTIONS
-    )
-    before = (tmp_path / "run" / "run.json").read_bytes()
+def test_a_pretraining_that_is_over_stays_as_long_as_it_was(finished: Path) -> None:
+    before = (finished / "run.json").read_bytes()
     with pytest.raises(
         UserError,
         match=r"--pretrain-steps: the pretraining of the run in .* is over, after 4 steps",
     ):
-        seqgan_program.resume(tmp_path / "run", {"training.num_steps": 9}, **OPTIONS)
-    assert (tmp_path / "run" / "run.json").read_bytes() == before
+        seqgan_program.resume(finished, {"training.num_steps": 9}, **OPTIONS)
+    assert (finished / "run.json").read_bytes() == before
     seqgan_program.resume(
-        tmp_path / "run", {"training.num_steps": 4, "adversarial.num_steps": 5}, **OPTIONS
+        finished, {"training.num_steps": 4, "adversarial.num_steps": 5}, **OPTIONS
     )
 
 
@@ -210,33 +209,25 @@ def damage(saved: dict[str, Any], how: str) -> Any:
 
 
 @pytest.mark.parametrize("how", ["nothing", "discriminator", "generator", "many"])
-def test_a_damaged_checkpoint_is_refused(
-    tmp_path: Path, tiny_seqgan: dict[str, Any], how: str
-) -> None:
-    folder = tmp_path / "run"
-    seqgan_program.start(folder, seqgan_program.settings(tiny_seqgan), {}, seed=1, **OPTIONS)
-    path = folder / "last.safetensors"
+def test_a_damaged_checkpoint_is_refused(finished: Path, how: str) -> None:
+    path = finished / "last.safetensors"
     save_tree(path, damage(load_tree(path), how))
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"last\.safetensors"):
-        seqgan_program.resume(folder, {"adversarial.num_steps": 9}, **OPTIONS)
+        seqgan_program.resume(finished, {"adversarial.num_steps": 9}, **OPTIONS)
     assert path.read_bytes() == before
 
 
-def test_a_run_without_its_checkpoint_is_not_begun_anew(
-    tmp_path: Path, tiny_seqgan: dict[str, Any]
-) -> None:
-    folder = tmp_path / "run"
-    seqgan_program.start(folder, seqgan_program.settings(tiny_seqgan), {}, seed=1, **OPTIONS)
+def test_a_run_without_its_checkpoint_is_not_begun_anew(finished: Path) -> None:
     for missing, left in (
         (("last.safetensors",), "best.safetensors"),
         (("best.safetensors", "pretraining/last.safetensors"), "task.json"),
     ):
         for name in missing:
-            (folder / name).unlink()
-        before = (folder / left).read_bytes()
+            (finished / name).unlink()
+        before = (finished / left).read_bytes()
         with pytest.raises(
             UserError, match=r"last\.safetensors is missing, so training cannot go on"
         ):
-            seqgan_program.resume(folder, {}, **OPTIONS)
-        assert (folder / left).read_bytes() == before
+            seqgan_program.resume(finished, {}, **OPTIONS)
+        assert (finished / left).read_bytes() == before

@@ -222,8 +222,11 @@ def test_a_picture_of_any_training(before: list[float], after: list[float]) -> N
     assert learning_curves_png(
         course(1, before), course(0, after), criterion="y", units="tokens"
     ).startswith(b"\x89PNG")
+
+
+def test_a_picture_of_a_training_without_its_criterion() -> None:
     assert learning_curves_png(
-        course(1, before, y=None), course(0, after), criterion="absent", units="x"
+        course(1, [math.nan, 7.0], y=None), course(0, [math.inf]), criterion="absent", units="x"
     ).startswith(b"\x89PNG")
 
 

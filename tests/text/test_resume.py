@@ -20,6 +20,8 @@ from pyro_seq.text.program import text_program
 from pyro_seq.text.training import text_settings
 from pyro_seq.text.windows import LineBatches, TextWindows
 
+pytestmark = pytest.mark.usefixtures("short_previews")
+
 KILLED_RUN = Path(__file__).parent.parent / "helpers" / "killed_run.py"
 SMALL: dict[str, Any] = {
     "model.hidden_size": 8,

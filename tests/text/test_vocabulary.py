@@ -185,6 +185,7 @@ print(len(symbols), symbols.itemsize, peak() - before)
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="memory is read from /proc, which only Linux has"
 )
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("character", "buckets", "bytes_each"),
     [("a", 1, 1), ("я", 1, 1), ("漢", 300, 2), ("😀", 70_000, 4)],

@@ -166,6 +166,7 @@ def test_log_lines_are_means() -> None:
 # what is learnt
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", PAIRS)
 def test_learns_a_periodic_sequence(kind: str) -> None:
     """To below 0.05 nats a step, from log 3 = 1.1, and then generates it."""
@@ -181,6 +182,7 @@ def test_learns_a_periodic_sequence(kind: str) -> None:
     assert float((sampled == torch.arange(12) % 3).double().mean()) > 0.9
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", PAIRS)
 def test_carried_states_are_used(kind: str) -> None:
     """Windows of two steps of a sequence of period four: only what is carried tells which half it

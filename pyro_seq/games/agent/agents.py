@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_seq._pytree import tree_cat, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context, SideInputs
+from pyro_seq.distributions.base import Distribution
 from pyro_seq.emissions.base import Emission
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import MLPEncoder as EncoderMLP
@@ -74,7 +75,7 @@ class Action(Emission):
         super().__init__()
         self.event_shape, self.num_features = (size,), 2 * size
 
-    def forward(self, features: Tensor) -> Any:
+    def forward(self, features: Tensor) -> Distribution:
         """Return the distribution given locations, then raw scales, `[..., 2 A]`."""
         loc, raw_scale = features.chunk(2, -1)
         return dist.Normal(loc, LEAST_SCALE + raw_scale.sigmoid()).to_event(1)
@@ -141,7 +142,7 @@ def act(
     if not 0 <= temperature < math.inf:
         raise UserError(f"the temperature must be a number, at least 0, got {temperature}")
 
-    def drawn(emission: Any) -> Tensor:
+    def drawn(emission: Distribution) -> Tensor:
         if isinstance(emission, torch.distributions.Categorical):
             return (
                 emission.logits.argmax(-1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_seq._pytree import tree_cat
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.distributions.base import Distribution
 from pyro_seq.games.agent.agents import act, no_latents, state_after
 from pyro_seq.games.environment.environments import Game
 from pyro_seq.games.environment.episodes import Normalisation
@@ -256,7 +257,7 @@ class Pathwise(ELBO):
         """
         game, found = self.imagination.game, []
 
-        def drawn(emission: Any) -> Tensor:
+        def drawn(emission: Distribution) -> Tensor:
             if not game.discrete:
                 action = emission.rsample()
                 found.append((emission, game.encode(action)))

@@ -106,7 +106,7 @@ class Film:
         self.steps += 1
 
 
-def picture_of(frame: Any) -> np.ndarray:
+def picture_of(frame: object) -> np.ndarray:
     """Return a frame as bytes `[H, W, 3]`, scaled down if it is wider than `WIDEST`.
 
     Raises `UserError` if it is no picture.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium
 
@@ -35,13 +35,13 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         super().__init__(playing.environment)
         self.film, self._draw = Film(), Playing(playing.environment, playing.name).render
 
-    def reset(self, **options: Any) -> Any:
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         found = self.env.reset(**options)
         self.film.begin()
         self.film.add(self._draw)
         return found
 
-    def step(self, action: Any) -> Any:
+    def step(self, action: object) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         found = self.env.step(action)
         self.film.add(self._draw)
         return found

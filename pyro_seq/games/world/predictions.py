@@ -19,15 +19,13 @@ from pyro_seq.games.world.world_model import World
 from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.pairs.pair import Pair
 
-HORIZONS = (1, 10, 50)
+HORIZONS = (1, 10, 50)  # steps ahead of which predictions are judged
 CHUNK_GAMES = 64  # games that are scored side by side
 STARTS = 256  # places in games from which predictions are made
 
 
 @torch.no_grad()
-def nats_per_step(
-    pair: Pair, episodes: Sequence[Episode], normalisation: Normalisation, *, samples: int = 16
-) -> float:
+def nats_per_step(pair: Pair, episodes: Sequence[Episode], normalisation: Normalisation) -> float:
     """Return -log p(o, r, e | a) of whole games per step, or its estimate, in nats.
 
     It is a density in the environment's own units.
@@ -36,7 +34,7 @@ def nats_per_step(
     for start in range(0, len(episodes), CHUNK_GAMES):
         batch = whole(episodes[start : start + CHUNK_GAMES], normalisation)
         with pyro.validation_enabled(False):
-            total += float(score(pair, batch, samples=samples).log_likelihood.double().sum())
+            total += float(score(pair, batch, samples=16).log_likelihood.double().sum())
         steps += batch.num_observations
     units = float(normalisation.deviation.double().log().sum()) + math.log(
         normalisation.reward_deviation
@@ -69,7 +67,6 @@ def open_loop(
     episodes: Sequence[Episode],
     normalisation: Normalisation,
     *,
-    horizons: Sequence[int] = HORIZONS,
     prefix: int = 4,
     samples: int = 8,
     starts: int = STARTS,
@@ -82,7 +79,6 @@ def open_loop(
         world: the model.
         episodes: games that it has not learnt from.
         normalisation: of these.
-        horizons: steps ahead.
         prefix: real steps that are seen first.
         samples: draws of each prediction.
         starts: places at most.
@@ -92,7 +88,7 @@ def open_loop(
     numbers.add(np.concatenate([episode.observations for episode in episodes]))
     # of a number that does not vary it is 1: an error is in its own units
     deviation = torch.from_numpy(numbers.deviation)
-    for horizon in horizons:
+    for horizon in HORIZONS:
         found = _places(episodes, prefix + horizon, starts)
         if found is None:
             continue
@@ -136,21 +132,15 @@ def imagined_from(world: World, batch: SequenceBatch, prefix: int, samples: int)
 
 
 def shown_beside(
-    world: World,
-    episode: Episode,
-    normalisation: Normalisation,
-    *,
-    prefix: int = 4,
-    draws: int = 64,
-    most: int = 64,
+    world: World, episode: Episode, normalisation: Normalisation
 ) -> tuple[Any, Any, int]:
     """Return a game's observations `[T, D]`, imagined ones, and the prefix, to show.
 
-    Imagined ones are `[draws, T - prefix, D]`; all are in the game's units.
+    Imagined ones are `[64, T - prefix, D]`; all are in the game's units.
     """
-    length = min(len(episode) + 1, most)
-    prefix = max(1, min(prefix, length - 1))
+    length = min(len(episode) + 1, 64)
+    prefix = max(1, min(4, length - 1))
     start = torch.zeros(1, dtype=torch.long)
     batch = Stacked([episode], normalisation).stretches(start, start, length)
-    imagined = normalisation.raw(imagined_from(world, batch, prefix, draws)[0])
+    imagined = normalisation.raw(imagined_from(world, batch, prefix, 64)[0])
     return episode.observations[:length], imagined.numpy(), prefix

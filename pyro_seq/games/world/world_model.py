@@ -243,7 +243,7 @@ class World:
             return _kept(state_after(self.pair, [prefix], samples=samples))
 
     def step(
-        self, state: Any, inputs: Tensor, *, differentiable: bool = False
+        self, state: object, inputs: Tensor, *, differentiable: bool = False
     ) -> tuple[dict[str, Tensor], Any]:
         """Draw (observation `[N, D]`, reward `[N]`, end `[N]`) of one step, and the state after.
 
@@ -270,7 +270,7 @@ class World:
         return x, after
 
 
-def _kept(state: Any) -> Any:
+def _kept(state: object) -> Any:
     """A state of games that are to be put beside others of another length."""
     if isinstance(state, Prefix) and state.state is None:
         raise UserError(

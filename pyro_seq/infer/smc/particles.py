@@ -50,10 +50,6 @@ class Particles(NamedTuple):
     earlier generations from which each one descends. All figures are in float64; weights are stored
     as logarithms, in nats.
 
-    Between two resamplings all particles are of one generation; `ancestors` holds the particles of
-    earlier generations from which each one descends. All figures are in float64; weights are stored
-    as logarithms, in nats.
-
     Attributes:
         log_weights: `[N, K]`, normalised.
         total: `[N]`, the estimate of log p of all that the particles have seen.

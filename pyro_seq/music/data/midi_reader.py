@@ -105,8 +105,7 @@ def read_tune(path: str | Path) -> Tune:
     tunes = read_contents(path).tunes
     if len(tunes) > 1:
         raise UserError(
-            f"{path}: it holds {len(tunes):,} pieces of their own (a MIDI file of type 2), and "
-            "one "
+            f"{path}: it holds {len(tunes):,} pieces of their own (a MIDI file of type 2), and one "
             "is wanted"
         )
     return tunes[0]

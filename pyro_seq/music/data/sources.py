@@ -156,9 +156,8 @@ def read_primer(
     contents, timing = read_contents(path), timing_of(rolls, tempo)
     if len(contents.tunes) > 1:
         several = (
-            f"holds {len(contents.tunes):,} pieces of their own (a MIDI file of type 2), "
-            "and "
-            "a primer is one"
+            f"holds {len(contents.tunes):,} pieces of their own (a MIDI file of type 2), and a "
+            "primer is one"
         )
         raise UserError(f"--primer: {path} {several}")
     if progress is not None and contents.mended:

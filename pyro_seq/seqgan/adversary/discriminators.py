@@ -60,8 +60,7 @@ class Discriminator(nn.Module):
         super().__init__()
         if num_symbols < 1 or (length is not None and length < 1):
             raise UserError(
-                f"a discriminator judges sequences of symbols, and there are {num_symbols} "
-                "symbols "
+                f"a discriminator judges sequences of symbols, and there are {num_symbols} symbols "
                 f"and {length} steps"
             )
         if not 0 <= dropout < 1:
@@ -273,11 +272,9 @@ def logits(discriminator: Discriminator, symbols: Tensor, *, rows: int | None = 
         )
 
 
-def probability(
-    discriminator: Discriminator, symbols: Tensor, *, rows: int | None = None
-) -> Tensor:
+def probability(discriminator: Discriminator, symbols: Tensor) -> Tensor:
     """Compute D(x) `[*lead]`, the probability that sequences are real, as `logits` does."""
-    return logits(discriminator, symbols, rows=rows).sigmoid_()
+    return logits(discriminator, symbols).sigmoid_()
 
 
 def check_symbols(symbols: Tensor, num_symbols: int) -> None:

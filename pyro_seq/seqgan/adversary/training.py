@@ -52,7 +52,6 @@ class DiscriminatorTraining:
         batch_size: sequences of a minibatch at most, half of them real on average.
         l2: the penalty on the output layer. SeqGAN's authors have 0.2 on both columns of a softmax
             over two; these are w/2 and -w/2 where the penalty is least, so that theirs is 0.1 here.
-        clip_norm: the largest norm of the gradient, 0 for no limit, as with the authors.
         seed: of the order of sequences.
     """
 
@@ -63,12 +62,12 @@ class DiscriminatorTraining:
         learning_rate: float = 1e-4,
         batch_size: int = 64,
         l2: float = 0.1,
-        clip_norm: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.discriminator, self.batch_size, self.l2 = discriminator, batch_size, l2
+        # the gradient's norm has no limit, as with the authors
         self.optimiser = JointOptimiser(
-            dict(discriminator.named_parameters()), learning_rate=learning_rate, clip_norm=clip_norm
+            dict(discriminator.named_parameters()), learning_rate=learning_rate, clip_norm=0.0
         )
         self.random = generator(seed)
 

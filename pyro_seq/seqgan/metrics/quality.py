@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_seq.distributions.base import Distribution
 from pyro_seq.errors import finite_probabilities
 from pyro_seq.infer.sampling import sample, tempered, without
 from pyro_seq.infer.stepping.declared import stepper_of
@@ -46,7 +47,7 @@ def generated(
     """
     check_sequences(num, length, "num_samples")
 
-    def transform_distribution(distribution: Any) -> Any:
+    def transform_distribution(distribution: Distribution) -> Distribution:
         left = (
             without(distribution, torch.tensor(never, device=pair.device))
             if never
@@ -66,7 +67,7 @@ class _Tempered(Messenger):
         super().__init__()
         self.temperature = temperature
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["is_observed"]:
             msg["fn"] = tempered(msg["fn"], temperature=self.temperature)
 

@@ -294,8 +294,7 @@ def _check_apart(found: Mapping[str, Found]) -> None:
             before = known.setdefault(os.path.realpath(name), split)
             if before != split:
                 raise UserError(
-                    f"{name} is named {SPLITS[before]} and {SPLITS[split]}: what is judged by "
-                    "must "
+                    f"{name} is named {SPLITS[before]} and {SPLITS[split]}: what is judged by must "
                     "not be learnt from"
                 )
 

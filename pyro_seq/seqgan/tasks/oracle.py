@@ -164,8 +164,7 @@ def _checked_shapes(path: Path, archive: zipfile.ZipFile) -> dict[str, tuple[int
     for name, shape in shapes.items():
         if found[name] != shape:
             raise UserError(
-                f"{path}: {name} has shape {list(found[name])}, and by embeddings and b_i it "
-                "would "
+                f"{path}: {name} has shape {list(found[name])}, and by embeddings and b_i it would "
                 f"be {list(shape)}"
             )
     _check_size(path, shapes)
@@ -183,8 +182,7 @@ def _header(path: Path, archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
         shape, _, dtype = np.lib.format.read_array_header_1_0(member)
     if dtype.kind != "f" or dtype.itemsize > 8:
         raise UserError(
-            f"{path}: {name} is made of {dtype}, and floating-point numbers of at most 64 bits "
-            "are "
+            f"{path}: {name} is made of {dtype}, and floating-point numbers of at most 64 bits are "
             "wanted"
         )
     return shape

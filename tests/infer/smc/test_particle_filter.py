@@ -74,11 +74,11 @@ class TestLikelihood:
         torch.testing.assert_close(parts[-1].total, sum(part.log_likelihood for part in parts))
 
     def test_error_falls_as_one_over_the_root_of_k(self, linear_gaussian: Maker) -> None:
-        pair, n = linear_gaussian(), 400
+        pair, n, x = linear_gaussian(), 400, X[:, :6]
         spreads, errors = [], []
         for samples in (50, 200, 800):
             scored = score(
-                pair, repeated(pair, n), method="filter", samples=samples, proposal="prior"
+                pair, repeated(pair, n, x), method="filter", samples=samples, proposal="prior"
             )
             spreads.append(scored.total.std())
             errors.append(scored.variance.mean().sqrt())
@@ -297,7 +297,7 @@ def test_shipped_pairs_agree_with_importance_sampling(
     estimate it is one.
     """
     torch.manual_seed(4)
-    pair, n = shipped(kind, layout), 150
+    pair, n = shipped(kind, layout), 80
     values = {
         "k": torch.randint(3, (2, 4)),
         "notes": torch.randint(2, (2, 4, 2)).float(),

@@ -84,7 +84,7 @@ def test_a_held_note_is_one_bar_and_a_rest_is_a_gap() -> None:
 
 def test_equal_melodies_make_equal_pictures() -> None:
     line = torch.randint(NUM_SYMBOLS, (30,))
-    assert melodies_png([("a", line)] * 3, 0.4) == melodies_png([("a", line)] * 3, 0.4)
+    assert melodies_png([("a", line)], 0.4) == melodies_png([("a", line)], 0.4)
     assert (
         size(melodies_png([], 0.4)) > (0, 0)
         and size(melodies_png([(r"$\frac{1$", line)] * 7, 0.4, columns=3))[0] > 1500
