@@ -14,9 +14,13 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
-from pyro_seq.pairs.model import takes_particles
+from pyro_seq.infer.smc.particles import drawn_by_weight
+from pyro_seq.infer.stepping.declared import DeclaredStepper, stepper_of
+from pyro_seq.pairs.model import unwrapped
+from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.step_densities import sample_sites
 
 Side = Callable[..., Any]  # a model or a guide
@@ -83,20 +87,36 @@ class WeightedELBO(ELBO):
         return self._loss(densities)
 
     def _loss(self, densities: LogDensities) -> float:
-        return float(-self.bound(densities.log_weights.detach()).sum())
+        self.log_weights = densities.log_weights.detach()
+        return float(-self.bound(self.log_weights).sum())
+
+    def chosen_states(self, states: Any, model: Side, guide: Side) -> Any:
+        """Return the states after one of the K last draws of each sequence, drawn by weight.
+
+        `states` are those that model and guide returned; a window that follows starts from the
+        result.
+        """
+        k = len(self.log_weights)
+        if k == 1 or states["model"] is None:
+            return states
+        chosen = drawn_by_weight(self.log_weights.t(), 1)
+        if not share_steps(model, guide):
+            return tree_map(lambda x: x[chosen], states)
+        by_draw = stepper_of(Pair(unwrapped(model), unwrapped(guide))).unshared(states, k)
+        return tree_map(lambda x: x.flatten(0, 1)[chosen], by_draw)
 
     def _get_trace(
         self, model: Side, guide: Side, args: Any, kwargs: Any
     ) -> tuple[poutine.Trace, poutine.Trace]:
         """Return the traces of model and guide, of K draws for each sequence."""
-        run = self._particles(model, args)
+        run = self._particles(model, guide, args)
         guide_trace = run(guide)
         return run(poutine.replay(model, trace=guide_trace)), guide_trace
 
-    def _particles(self, model: Side, args: Any) -> Callable[[Side], poutine.Trace]:
+    def _particles(self, model: Side, guide: Side, args: Any) -> Callable[[Side], poutine.Trace]:
         """Return what runs one side K times for each sequence."""
         (batch,) = args
-        plate = takes_particles(model) and self.num_particles > 1
+        plate = self.num_particles > 1 and share_steps(model, guide)
         repeated = batch if plate else batch.repeat(self.num_particles).with_cache()
 
         def run(side: Side) -> poutine.Trace:
@@ -160,8 +180,10 @@ class ReweightedWakeSleep(IWAE_ELBO):
     def _get_trace(
         self, model: Side, guide: Side, args: Any, kwargs: Any
     ) -> tuple[poutine.Trace, poutine.Trace]:
-        run = self._particles(model, args)
-        apart = self._particles(model, (args[0].with_cache(),))  # what it caches has no graph
+        run = self._particles(model, guide, args)
+        apart = self._particles(
+            model, guide, (args[0].with_cache(),)
+        )  # what it caches has no graph
         with torch.no_grad():
             drawn = apart(guide)
         return run(poutine.replay(model, trace=drawn)), run(poutine.replay(guide, trace=drawn))
@@ -212,7 +234,7 @@ class _ByDraws(WeightedELBO):
         self, model: Side, guide: Side, args: Any, kwargs: Any
     ) -> tuple[poutine.Trace, poutine.Trace]:
         """Return both traces at draws that are leaves of the graph; the guide's has `drawn` too."""
-        run = self._particles(model, args)
+        run = self._particles(model, guide, args)
         drawn = run(guide)
         fixed = drawn.copy()
         latents = [name for name, site in sample_sites(drawn) if not site["is_observed"]]
@@ -261,6 +283,13 @@ class DReG_ELBO(_ByDraws, IWAE_ELBO):
     def _shares(self, log_weights: Tensor) -> tuple[Tensor, Tensor]:
         normalised = log_weights.softmax(0)
         return normalised, normalised**2
+
+
+def share_steps(model: Side, guide: Side) -> bool:
+    """Tell whether draws can be a plate to the left of the sequences: both sides are declared."""
+    pair = Pair(unwrapped(model), unwrapped(guide))
+    stepper = stepper_of(pair)
+    return isinstance(stepper, DeclaredStepper) and stepper.proposes_by_step("guide")
 
 
 def _by_sequence(trace: poutine.Trace, k: int, n: int) -> Tensor:

@@ -324,12 +324,11 @@ def path_by_steps(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -
     return model.layout == "path" and not in_one_path(model, batch)
 
 
-def takes_particles(model: Callable[[SequenceBatch], Any]) -> bool:
-    """Tell whether a plate of particles may stand to the left of a batch's sequences.
-
-    The equations of a declared model take any dimensions there; what wraps it has it as `inner`.
-    """
-    return isinstance(getattr(model, "inner", model), SequenceModel)
+def unwrapped(side: Any) -> Any:
+    """Return the model or guide inside the wrappers of tools, which name it `wrapped_side`."""
+    while hasattr(side, "wrapped_side"):
+        side = side.wrapped_side
+    return side
 
 
 def observations(model: SequenceModel, batch: SequenceBatch) -> list[Any]:

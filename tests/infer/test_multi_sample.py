@@ -15,6 +15,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from torch import Tensor
 
+from pyro_seq._pytree import tree_leaves
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
@@ -31,8 +32,10 @@ from pyro_seq.infer.multi_sample import (
     SequenceRenyiELBO,
     WeightedELBO,
 )
-from pyro_seq.models import SRNN
+from pyro_seq.models import RNN, SRNN
 from pyro_seq.pairs.pair import Pair
+from pyro_seq.train.settings import TrainingSettings
+from pyro_seq.train.trainer import Trainer
 
 K, X = 2, 1.3
 KINDS: dict[str, Callable[[], WeightedELBO]] = {
@@ -221,6 +224,48 @@ def test_terms_are_recorded_and_stock_svi_trains() -> None:
         terms = recorder.take()
     assert terms is not None and np.mean(losses[-5:]) < np.mean(losses[:5])
     assert -np.mean(losses) >= terms.log_likelihood - terms.kl - 1e-9
+
+
+class Going:
+    """One window after another of the same sequences, each from the states of the one before."""
+
+    def __init__(self, batch: SequenceBatch) -> None:
+        self.batch, self.drawn = batch, 0
+
+    def draw(self) -> tuple[SequenceBatch, bool]:
+        self.drawn += 1
+        return self.batch, self.drawn > 1
+
+    def state(self) -> Any:
+        return {"drawn": self.drawn}
+
+    def load_state(self, state: Any) -> None:
+        self.drawn = state["drawn"]
+
+
+@pytest.mark.parametrize("layout", ["path", "steps"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_trainer_carries_one_draws_states(kind: str, layout: str) -> None:
+    """Windows go on from states of N sequences, whatever K is; losses fall."""
+    pair = srnn(layout)
+    settings = TrainingSettings(
+        num_steps=12, objective=kind, num_particles=3, learning_rate=0.03, warmup=0.0
+    )
+    batches = Going(SequenceBatch(torch.arange(20).view(4, 5) % 3))
+    trainer = Trainer(pair, batches, settings, quiet=True)
+    trainer.fit()
+    shapes = {tuple(x.shape[:1]) for x in tree_leaves(trainer.carried)}
+    assert shapes == {(4,)}
+    assert trainer.updates.first_loss is not None
+    assert trainer.updates.recent_loss < trainer.updates.first_loss
+
+
+def test_a_pair_without_latents_has_nothing_to_weigh() -> None:
+    model = RNN(Categorical(3), PreviousObservation(OneHot(3)), hidden_size=3)
+    batches = Going(SequenceBatch(torch.zeros(2, 3, dtype=torch.long)))
+    settings = TrainingSettings(num_steps=2, objective="iwae", num_particles=3)
+    with pytest.raises(UserError, match="no latents, and IWAE_ELBO weighs draws of latents"):
+        Trainer(Pair(model), batches, settings, quiet=True).fit()
 
 
 def test_refusals() -> None:
