@@ -17,9 +17,16 @@ from torch.distributions import kl_divergence
 
 from pyro_seq.distributions.path import MarkovPath, step_kl
 from pyro_seq.errors import UserError
+from pyro_seq.infer.multi_sample import (
+    IWAE_ELBO,
+    STL_ELBO,
+    DReG_ELBO,
+    ReweightedWakeSleep,
+    SequenceRenyiELBO,
+)
 from pyro_seq.poutine.step_densities import is_enumerated
 
-OBJECTIVES = ("trace", "mean_field", "enum")
+OBJECTIVES = ("trace", "mean_field", "enum", "stl", "iwae", "dreg", "renyi", "rws")
 
 
 class FreeBits_ELBO(Trace_ELBO):
@@ -139,28 +146,47 @@ def _latent(trace: Any) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def make_elbo(kind: str, *, num_particles: int = 1, free_bits: float = 0.0) -> ELBO:
-    """Return an objective by name: `trace`, `mean_field` or `enum`.
+def make_elbo(
+    kind: str, *, num_particles: int = 1, free_bits: float = 0.0, renyi_alpha: float = 0.5
+) -> ELBO:
+    """Return an objective by name.
 
-    They are `Trace_ELBO`, `TraceMeanField_ELBO` and `TraceEnum_ELBO`.
+    - `trace`: `Trace_ELBO`, a Monte Carlo divergence; `mean_field`: `TraceMeanField_ELBO`, analytic
+      at each step; with free bits both are `FreeBits_ELBO`.
+    - `enum`: `TraceEnum_ELBO`, which sums over all latents that are marked to be enumerated.
+    - `stl`: `STL_ELBO`. Of `num_particles` weighted draws of each sequence are `iwae`: `IWAE_ELBO`,
+      `dreg`: `DReG_ELBO`, `renyi`: `SequenceRenyiELBO`, `rws`: `ReweightedWakeSleep`.
 
-    `trace` has a Monte Carlo divergence, `mean_field` one that is analytic at each step, and `enum`
-    sums over all latents that are marked to be enumerated. With free bits, `trace` and `mean_field`
-    are one objective. Raises `UserError` for free bits of enumerated latents, which have no
-    divergence.
+    Raises `UserError` for free bits of an objective whose latents have no divergence, and for a
+    single draw where draws are weighed.
     """
     if kind not in OBJECTIVES:
-        raise ValueError(f"the objective must be 'trace', 'mean_field' or 'enum', got {kind!r}")
-    if free_bits > 0 and kind == "enum":
+        raise ValueError(f"the objective must be one of {', '.join(OBJECTIVES)}, got {kind!r}")
+    if free_bits > 0 and kind not in ("trace", "mean_field"):
+        why = (
+            "latents that enum sums out have none"
+            if kind == "enum"
+            else f"{kind} has no divergence of its own"
+        )
         raise UserError(
-            "free bits are of a divergence, and latents that enum sums out have none: "
-            "training.free_bits=0, or another objective"
+            f"free bits are of a divergence, and {why}: training.free_bits=0, or the objective "
+            "trace or mean_field"
         )
     if free_bits > 0:
         return FreeBits_ELBO(free_bits, num_particles=num_particles)
     if kind == "enum":
         return TraceEnum_ELBO(num_particles=num_particles, strict_enumeration_warning=False)
-    return (Trace_ELBO if kind == "trace" else TraceMeanField_ELBO)(num_particles=num_particles)
+    if kind == "renyi":
+        return SequenceRenyiELBO(num_particles, renyi_alpha)
+    made: dict[str, Callable[..., ELBO]] = {
+        "trace": Trace_ELBO,
+        "mean_field": TraceMeanField_ELBO,
+        "stl": STL_ELBO,
+        "iwae": IWAE_ELBO,
+        "dreg": DReG_ELBO,
+        "rws": ReweightedWakeSleep,
+    }
+    return made[kind](num_particles=num_particles)
 
 
 @dataclass

@@ -339,6 +339,13 @@ def path_by_steps(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -
     return model.layout == "path" and not in_one_path(model, batch)
 
 
+def unwrapped(side: Any) -> Any:
+    """Return the model or guide inside the wrappers of tools, which name it `wrapped_side`."""
+    while hasattr(side, "wrapped_side"):
+        side = side.wrapped_side
+    return side
+
+
 def observe_step(
     model: SequenceModel, x: Any, context: Any, latent: Tensor, seen: Any = None
 ) -> tuple[Any, Tensor]:

@@ -48,6 +48,7 @@ class ScaleLatents(Messenger):
             finally:
                 self._in_guide = False
 
+        noted.wrapped_side = guide  # type: ignore[attr-defined]
         return noted
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:

@@ -390,7 +390,10 @@ def check_training(settings: TrainingSettings) -> None:
         raise UserError(f"training.kl_start: {error}") from None
     try:
         make_elbo(
-            settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits
+            settings.objective,
+            num_particles=settings.num_particles,
+            free_bits=settings.free_bits,
+            renyi_alpha=settings.renyi_alpha,
         )
     except ValueError as error:
         raise UserError(f"training.objective and training.free_bits: {error}") from None

@@ -16,6 +16,7 @@ from pyro_seq._rng import random_state, set_random_state
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.infer.elbo import FreeBits_ELBO
+from pyro_seq.infer.multi_sample import WeightedELBO
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.checks import latent_sites, mismatches, named, non_finite
 from pyro_seq.poutine.step_densities import (
@@ -78,6 +79,7 @@ def check_sites(pair: Pair, elbo: Any, batch: SequenceBatch) -> None:
             non_finite(guide_trace, "guide")
             or mismatches(model_trace, guide_trace)
             or _left_to_sum(model_trace, guide_trace, elbo)
+            or _nothing_to_weigh(model_trace, elbo)
         )
         wrong = wrong or _not_reparameterised(guide_trace, elbo) or non_finite(model_trace, "model")
     found = states(guide_trace, model_trace)
@@ -98,6 +100,16 @@ def _left_to_sum(model_trace: Any, guide_trace: Any, elbo: Any) -> list[str]:
     if not marked or isinstance(elbo, TraceEnum_ELBO):
         return []
     return [does_not_sum(named(marked), elbo)]
+
+
+def _nothing_to_weigh(model_trace: Any, elbo: Any) -> list[str]:
+    """An objective of several draws, of a pair without latents to draw."""
+    if not isinstance(elbo, WeightedELBO) or latent_sites(model_trace):
+        return []
+    return [
+        f"this pair has no latents, and {type(elbo).__name__} weighs draws of latents: "
+        "training.objective=trace is its likelihood"
+    ]
 
 
 def _not_reparameterised(guide_trace: Any, elbo: Any) -> list[str]:

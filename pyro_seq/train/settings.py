@@ -58,9 +58,13 @@ class TrainingSettings:
         OBJECTIVES,
         "trace",
         "trace: Monte Carlo divergence; mean_field: analytic at each step; enum: latents marked to "
-        "be enumerated summed out",
+        "be enumerated summed out; stl: trace by gradients through the draws alone; iwae, dreg, "
+        "renyi, rws: num_particles weighted draws of each sequence",
     )
     num_particles: int = at_least(1, 1, "samples of the latents per step")
+    renyi_alpha: float = between(
+        -10, 10, 0.5, "order of Rényi's divergence in the objective renyi; 0: iwae, near 1: trace"
+    )
     kl_schedule: str = one_of(KL_SCHEDULES, "constant", "how the divergence's strength rises to 1")
     kl_start: float = between(1e-12, 1, 1e-3, "the divergence's strength at the first step")
     kl_steps: int = at_least(1, 2_000, "steps until the strength is 1/2 (half_life) or 1 (linear)")

@@ -9,6 +9,7 @@ from pyro.infer import ELBO, SVI
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.infer.elbo import Recorder, make_elbo
+from pyro_seq.infer.multi_sample import WeightedELBO
 from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.poutine.scale_latents import ScaleLatents, scales_summed_out
 from pyro_seq.train.divergence import diverged
@@ -51,7 +52,10 @@ class SVIUpdates:
     def __init__(self, pair: Pair, settings: TrainingSettings, elbo: ELBO | None = None) -> None:
         self.pair, self.settings = pair, settings
         self.elbo: Any = elbo or make_elbo(
-            settings.objective, num_particles=settings.num_particles, free_bits=settings.free_bits
+            settings.objective,
+            num_particles=settings.num_particles,
+            free_bits=settings.free_bits,
+            renyi_alpha=settings.renyi_alpha,
         )
         self.recorder = Recorder(self.elbo)
         # of the untrained pair, its divergence at full strength
@@ -122,6 +126,15 @@ class SVIUpdates:
         if not math.isfinite(loss):
             raise NonFiniteValue(self.recorder.first_non_finite() or "the loss")
         return loss
+
+    def carried(self, states: Any) -> Any:
+        """Return the states that a window which goes on starts from, of those the sides returned.
+
+        Of several weighted draws one is drawn by its weight.
+        """
+        if not isinstance(self.elbo, WeightedELBO):
+            return states
+        return self.elbo.chosen_states(states, self.pair.model, self.pair.guide)
 
     def kl_strength(self, step: int) -> float:
         """Return beta after `step` updates."""

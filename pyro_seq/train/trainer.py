@@ -194,7 +194,7 @@ class Trainer(Loop):
         except NonFiniteValue as error:
             self._stop(str(error))
         model, guide = self._sides
-        self.carried = {"model": model.state, "guide": guide.state}
+        self.carried = self.updates.carried({"model": model.state, "guide": guide.state})
         self.step += 1
         self.log.add(figures, max(1, batch.num_observations))
         if self.log.progress.due():
@@ -340,11 +340,11 @@ class _Carried:
     """
 
     def __init__(self, inner: Callable[[SequenceBatch], Any], precision: str) -> None:
-        self.inner, self.precision, self.state = inner, getattr(torch, precision), None
+        self.wrapped_side, self.precision, self.state = inner, getattr(torch, precision), None
 
     def __call__(self, batch: SequenceBatch) -> object:
         mixed = self.precision != torch.float32
         with torch.autocast(batch.device.type, dtype=self.precision) if mixed else nullcontext():
-            outcome = self.inner(batch)
+            outcome = self.wrapped_side(batch)
         self.state = tree_map(full_precision, tree_detach(getattr(outcome, "state", None)))
         return outcome
