@@ -210,8 +210,9 @@ class _ByDraws(WeightedELBO):
         _, guide_trace = traces = self._get_trace(model, guide, args, kwargs)
         densities = self._densities(traces, args)
         of_model, of_guide = self._shares(densities.log_weights.detach())
-        draws = {name: site for name, site in guide_trace.nodes.items() if "drawn" in site}
-        leaves = [site["value"] for site in draws.values()]
+        nodes: dict[str, Any] = guide_trace.nodes
+        draws = [(site["drawn"], site["value"]) for site in nodes.values() if "drawn" in site]
+        leaves: list[Tensor] = [leaf for _, leaf in draws]
         target = -(of_guide * densities.log_weights).sum()
         gradients = (
             torch.autograd.grad(target, leaves, retain_graph=True, allow_unused=True)
@@ -222,12 +223,12 @@ class _ByDraws(WeightedELBO):
         if loss.requires_grad:
             loss.backward(retain_graph=bool(leaves))
         used = [
-            (site["drawn"], gradient)
-            for site, gradient in zip(draws.values(), gradients, strict=True)
-            if gradient is not None and site["drawn"].requires_grad
+            (drawn, gradient)
+            for (drawn, _), gradient in zip(draws, gradients, strict=True)
+            if gradient is not None and drawn.requires_grad
         ]
         if used:
-            torch.autograd.backward(*zip(*used, strict=True))
+            torch.autograd.backward([drawn for drawn, _ in used], [g for _, g in used])
         return self._loss(densities)
 
     def _get_trace(
@@ -237,20 +238,21 @@ class _ByDraws(WeightedELBO):
         run = self._particles(model, guide, args)
         drawn = run(guide)
         fixed = drawn.copy()
-        latents = [name for name, site in sample_sites(drawn) if not site["is_observed"]]
-        for name in latents:
-            if not drawn.nodes[name]["fn"].has_rsample:
+        latents = {name: site for name, site in sample_sites(drawn) if not site["is_observed"]}
+        nodes: dict[str, Any] = fixed.nodes
+        for name, site in latents.items():
+            if not site["fn"].has_rsample:
                 raise UserError(
                     f"site {name!r} in the guide is not reparameterised, which "
                     f"{type(self).__name__} needs: ReweightedWakeSleep (training.objective=rws) "
                     "takes any latents"
                 )
-            leaf = drawn.nodes[name]["value"].detach().requires_grad_()
-            fixed.nodes[name] = fixed.nodes[name] | {"value": leaf}
+            nodes[name] = nodes[name] | {"value": site["value"].detach().requires_grad_()}
         model_trace = run(poutine.replay(model, trace=fixed))
         guide_trace = run(poutine.replay(guide, trace=fixed))
-        for name in latents:
-            guide_trace.nodes[name]["drawn"] = drawn.nodes[name]["value"]
+        nodes = guide_trace.nodes
+        for name, site in latents.items():
+            nodes[name]["drawn"] = site["value"]
         return model_trace, guide_trace
 
 

@@ -196,7 +196,7 @@ def missing_cells(probe: Probe) -> Iterator[str]:
         )
 
 
-def _missing_of(probe: Probe, name: str, site: dict[str, Any]) -> Tensor | None:
+def _missing_of(probe: Probe, name: str, site: Site) -> Tensor | None:
     """The missing cells of an observed site, in the shape of its value, if it has that of values.
 
     A named group's members are told by their names.
