@@ -14,6 +14,7 @@ from pyro_seq.emissions.elementary import Binomial as Binomial
 from pyro_seq.emissions.elementary import Categorical as Categorical
 from pyro_seq.emissions.elementary import Normal as Normal
 from pyro_seq.emissions.nade import NADE as NADE
+from pyro_seq.emissions.numeric import LowRankStudentT as LowRankStudentT
 from pyro_seq.emissions.numeric import NegativeBinomial as NegativeBinomial
 from pyro_seq.emissions.numeric import Poisson as Poisson
 from pyro_seq.emissions.numeric import StudentT as StudentT
@@ -32,6 +33,7 @@ __all__ = [
     "Factorised",
     "Joint",
     "KeyConvolution",
+    "LowRankStudentT",
     "NegativeBinomial",
     "Normal",
     "Poisson",

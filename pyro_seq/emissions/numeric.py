@@ -9,24 +9,29 @@ values of both.
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_seq.distributions.base import Distribution
-from pyro_seq.distributions.inflated import ZeroInflated as ZeroInflatedDistribution
-from pyro_seq.distributions.inflated import ZeroOneInflatedBeta as ZeroOneInflatedBetaDistribution
-from pyro_seq.distributions.inflated import ZeroOrGamma as ZeroOrGammaDistribution
-from pyro_seq.distributions.precise import NegativeBinomial as NegativeBinomialDistribution
-from pyro_seq.distributions.precise import PrecisePoisson, PreciseStudentT
+from pyro_seq.distributions.numeric.counts import NegativeBinomial as NegativeBinomialDistribution
+from pyro_seq.distributions.numeric.counts import PrecisePoisson
+from pyro_seq.distributions.numeric.inflated import ZeroInflated as ZeroInflatedDistribution
+from pyro_seq.distributions.numeric.inflated import (
+    ZeroOneInflatedBeta as ZeroOneInflatedBetaDistribution,
+)
+from pyro_seq.distributions.numeric.inflated import ZeroOrGamma as ZeroOrGammaDistribution
+from pyro_seq.distributions.numeric.student import LowRankMultivariateStudentT, PreciseStudentT
 from pyro_seq.emissions.base import Emission
 from pyro_seq.errors import UserError, whole
 
 STEEPEST = 15.0  # features in exponents count up to here: factors between e^-15 and e^15
-SMALLEST = 1e-30  # of scales and means: what float32 still divides by
 LOWEST = 0.1  # of a mean: in counts, and in scales for amounts
-MOST_CONCENTRATED = 1e12  # a gamma or negative binomial is a point or a Poisson from here on
+MOST_CONCENTRATED = 1e12  # a gamma or a beta is a point from here on
+ALL_BUT_POISSON = 1e18  # a negative binomial is a Poisson
 MORE_DF = 4.0  # degrees of freedom are about 2 + MORE_DF at features of zero
 RARE = -3.0  # log-odds of an end of the support at features of zero
 
@@ -75,7 +80,7 @@ class StudentT(Located):
         df, loc, scale = torch.broadcast_tensors(
             2 + functional.softplus(tail + MORE_DF), location + scale * move, scale * _exp(spread)
         )
-        return PreciseStudentT(df.to(loc.dtype), loc, _positive(scale))
+        return PreciseStudentT(df.to(loc.dtype), loc, above_zero(scale))
 
 
 class StudentTMixture(Located):
@@ -109,6 +114,41 @@ class StudentTMixture(Located):
         )
         return dist.MixtureSameFamily(
             dist.Categorical(logits=weights.expand(parts.batch_shape)), parts
+        )
+
+
+class LowRankStudentT(Located):
+    r"""Vectors of C numbers with heavy tails and R common factors, around locations l, at scales s.
+
+        x ~ t_df(l + s f_1, S (I + W W^T) S), S = diag(s exp(f_2)), W = V + f_3,
+        df = 2 + softplus(f_4 + 4)
+
+    V `[C, R]` is a weight of the emission: at factors of zero the density has no slope in these.
+
+    Args:
+        size: C.
+        rank: R.
+    """
+
+    def __init__(self, size: int, rank: int = 1) -> None:
+        super().__init__()
+        self.size, self.rank = whole(size, "size", 1), whole(rank, "rank", 1)
+        self.event_shape = (size,)
+        self.num_features = (2 + rank) * size + 1
+        self.factor = nn.Parameter(torch.randn(size, rank) * 0.3 / rank**0.5)
+
+    def around(
+        self, location: Tensor, scale: Tensor, features: Tensor
+    ) -> LowRankMultivariateStudentT:
+        """Return the distribution around locations `[..., C]`, given features `[..., F]`."""
+        features, location, scale = _precise(features, location, scale)
+        size = self.size
+        move, spread, factor, tail = features.split([size, size, size * self.rank, 1], -1)
+        return LowRankMultivariateStudentT(
+            2 + functional.softplus(tail.squeeze(-1) + MORE_DF),
+            location + scale * move,
+            above_zero(scale * _exp(spread)),
+            self.factor + factor.unflatten(-1, (size, self.rank)),
         )
 
 
@@ -176,7 +216,9 @@ class NegativeBinomial(_Count):
         # v in means, by logarithms: none of the powers leaves the range of a float
         share = 2 * (_log(scale) + spread.clamp(-STEEPEST, STEEPEST)) - mean.log()
         concentration = mean.log() + functional.softplus(share) - 2 * share
-        return NegativeBinomialDistribution(mean * _exp(move), _concentration(concentration))
+        return NegativeBinomialDistribution(
+            mean * _exp(move), _concentration(concentration, ALL_BUT_POISSON)
+        )
 
 
 class ZeroInflated(Located):
@@ -226,11 +268,11 @@ class ZeroOrGamma(Located):
         """Return the distribution around locations `[...]`, given features `[..., 3]`."""
         features, location, scale = _precise(features, location, scale)
         move, spread, gate = features.unbind(-1)
-        mean = _positive(torch.maximum(location, LOWEST * scale))
+        mean = above_zero(torch.maximum(location, LOWEST * scale))
         concentration = _concentration(
             2 * (mean.log() - _log(scale) - spread.clamp(-STEEPEST, STEEPEST))
         )
-        return ZeroOrGammaDistribution(gate + RARE, concentration, _positive(mean * _exp(move)))
+        return ZeroOrGammaDistribution(gate + RARE, concentration, above_zero(mean * _exp(move)))
 
 
 class ZeroOneInflatedBeta(Located):
@@ -277,17 +319,16 @@ def _exp(x: Tensor) -> Tensor:
     return x.clamp(-STEEPEST, STEEPEST).exp()
 
 
-def _positive(x: Tensor) -> Tensor:
-    """Return x, at least the smallest number that is divided by."""
-    return x.clamp(min=SMALLEST)
+def above_zero(x: Tensor) -> Tensor:
+    """Return x, at least a number that is divided by without leaving the range of the type."""
+    return x.clamp(min=max(1e3 * torch.finfo(x.dtype).tiny, 1e-100))
 
 
 def _log(scale: Tensor) -> Tensor:
     """Return the logarithm of a scale that may be zero."""
-    return _positive(scale).log()
+    return above_zero(scale).log()
 
 
-def _concentration(logarithm: Tensor) -> Tensor:
-    """Return exp(x) between 1e-6 and 1e12, outside of which a law is degenerate."""
-    limit = torch.tensor(MOST_CONCENTRATED).log()
-    return logarithm.clamp(-limit / 2, limit).exp()
+def _concentration(logarithm: Tensor, most: float = MOST_CONCENTRATED) -> Tensor:
+    """Return exp(x) between 1e-6 and `most`, outside of which a law is degenerate."""
+    return logarithm.clamp(math.log(1e-6), math.log(most)).exp()

@@ -9,8 +9,14 @@ from torch.distributions import constraints
 from torch.nn import functional
 
 from pyro_seq.distributions.base import Distribution, Elementwise, Shape
+from pyro_seq.distributions.numeric.special import (
+    LOG_2_PI,
+    log_beta_kernel,
+    log_ratio_excess,
+    stirling_error,
+    widened,
+)
 from pyro_seq.distributions.precise import PreciseBeta
-from pyro_seq.distributions.special import LOG_2_PI, log_ratio_excess, stirling_error, widened
 
 
 class ZeroInflated(dist.ZeroInflatedDistribution):
@@ -171,7 +177,9 @@ class ZeroOneInflatedBeta(Elementwise):
             self._validate_sample(value)
         zero, one, between = self.log_masses.unbind(-1)
         inner = torch.where((value == 0) | (value == 1), 0.5, value)
-        density = between + self.beta.log_prob(inner)
+        a, b, x = (widened(part) for part in (self.concentration1, self.concentration0, inner))
+        y = 1 - x
+        density = between + (log_beta_kernel(a, b, x, y) - x.log() - y.log()).to(between.dtype)
         return torch.where(value == 0, zero, torch.where(value == 1, one, density))
 
     @torch.no_grad()
