@@ -18,6 +18,7 @@ from pyro_seq.distributions.base import Distribution
 from pyro_seq.distributions.kalman import StateSpace, Transition
 from pyro_seq.distributions.linear_gaussian import CellNormal, LinearGaussian, rows
 from pyro_seq.emissions.base import Emission
+from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
 from pyro_seq.models._structural import Structure, Trend, real_cells
 from pyro_seq.pairs.model import (
@@ -66,14 +67,16 @@ class LGSSM(SequenceModel):
     Args:
         emission: of real numbers, `[]` or `[C]`, or a `Joint` of one such member. It says what is
             observed; the density is this model's own, a normal.
-        num_inputs: size of the side inputs, which are the regressors u_t.
-        seasons: numbers of steps, for instance 24 and 168.
+        num_inputs: size of the side inputs.
+        seasons: numbers of steps, for instance 24 and 168; `None` for no season.
         harmonics: of each season longer than 12 steps; a shorter one has all.
         trend: `none`, `damped` (phi < 1 is learnt) or `linear` (phi = 1).
         latent_size: the number of factors.
         noise_rank: columns of W; `None` for C, with which R is any covariance.
         scaled: whether the first 2 C side inputs are each column's location a_t and scale s_t, so
             that (x_t - a_t) / s_t is what is modelled; the density is of x_t.
+        regressors: an encoder of the side inputs, whose features are the regressors u_t; by default
+            they are the side inputs themselves, without locations and scales.
 
     Raises `UserError` for an emission of anything but real numbers, and for side inputs that do
     not fit.
@@ -98,12 +101,13 @@ class LGSSM(SequenceModel):
         emission: Emission,
         num_inputs: int = 0,
         *,
-        seasons: Sequence[int] = (),
+        seasons: Sequence[int] | None = None,
         harmonics: int = 4,
         trend: Trend = "damped",
         latent_size: int = 4,
         noise_rank: int | None = None,
         scaled: bool = False,
+        regressors: Encoder | None = None,
         layout: Layout = "path",
     ) -> None:
         observed, self.member, size = real_cells(emission)
@@ -115,7 +119,11 @@ class LGSSM(SequenceModel):
                 f"{columns} scales as its first side inputs, and there are {num_inputs}"
             )
         self.num_columns, self.num_inputs, self.scaled = columns, num_inputs, scaled
-        self.structure = structure = Structure.of(seasons, harmonics, trend)
+        self.regressors = regressors
+        num_regressors = num_inputs - 2 * columns * scaled
+        if regressors is not None:
+            num_regressors = regressors.num_features
+        self.structure = structure = Structure.of(seasons or (), harmonics, trend)
         self.register_buffer("_partner", structure.partners(columns), persistent=False)
         rank = columns if noise_rank is None else min(noise_rank, columns)
         season = FIRST_SEASON / max(1, structure.kinds.count("cosine")) ** 0.5
@@ -130,13 +138,13 @@ class LGSSM(SequenceModel):
             level_scale=logs(LEVEL),
             slope_scale=logs(*slopes),
             damping=damping,
-            season_scale=logs(*[SEASON] * len(seasons)),
+            season_scale=logs(*[SEASON] * len(seasons or ())),
             noise_scale=logs(NOISE),
             noise_factors=SHARED * torch.randn(columns, rank),
             factor_rates=-torch.linspace(math.log(FASTEST), math.log(SLOWEST), latent_size),
             factor_turns=0.01 * torch.randn(latent_size, latent_size),
             factor_loading=FACTORS / max(1, latent_size) ** 0.5 * torch.randn(columns, latent_size),
-            regression=torch.zeros(columns, num_inputs - 2 * columns * scaled),
+            regression=torch.zeros(columns, num_regressors),
             first_mean=torch.zeros(len(structure.kinds) * columns + latent_size),
             first_scale=logs(*(first.get(kind, season) for kind in structure.kinds)),
         )
@@ -149,6 +157,39 @@ class LGSSM(SequenceModel):
                 setattr(self, name, nn.Parameter(weight))
             else:
                 self.register_buffer(name, weight, persistent=False)
+
+    @torch.no_grad()
+    def start_from(self, batch: SequenceBatch) -> None:
+        """Set the first scales by observed sequences, for data that is not of unit variance.
+
+        Levels, noise and factors are given shares of the columns' root mean square moves, the first
+        states the columns' means and standard deviations.
+        """
+        location, scale = self._units(batch.inputs)
+        cells = self._own(prepared(self, batch)).double()
+        cells = cells.unsqueeze(-1) if self.scalar else cells
+        seen = self._own(batch.seen).reshape(cells.shape)
+        cells = cells if location is None else cells - location
+        cells = cells if scale is None else cells / scale
+        both = seen[:, 1:] & seen[:, :-1]
+        mean = _mean(cells, seen)
+        spread = _mean((cells - mean) ** 2, seen).sqrt()
+        moves = _mean((cells[:, 1:] - cells[:, :-1]) ** 2, both).sqrt().clamp(min=SMALLEST)
+        spread = torch.maximum(spread, moves)
+        log_moves, log_spread = moves.log(), spread.log()
+        self.level_scale.copy_(log_moves + math.log(0.6))
+        self.noise_scale.copy_(log_moves + math.log(0.5))
+        if self.slope_scale.numel():
+            self.slope_scale.copy_(log_moves + math.log(0.02))
+        if self.season_scale.numel():
+            self.season_scale.copy_((log_moves + math.log(0.05)).expand_as(self.season_scale))
+        self.factor_loading.mul_((moves / FACTORS * 0.3).unsqueeze(-1))
+        self.noise_factors.mul_(moves.unsqueeze(-1))
+        kinds = self.structure.kinds
+        first = {"level": log_spread, "slope": log_moves + math.log(0.1)}
+        for place, kind in enumerate(kinds):
+            self.first_scale[place] = first.get(kind, log_spread + math.log(0.3))
+        self.first_mean[: self.num_columns] = mean  # the levels come first
 
     # the matrices
 
@@ -217,11 +258,13 @@ class LGSSM(SequenceModel):
             )
         if inputs is None:
             return None, None
-        inputs, C = inputs.double(), self.num_columns
+        first = 2 * self.num_columns if self.scaled else 0
+        regressors = inputs[..., first:] if self.regressors is None else self.regressors(inputs)
+        effect = regressors.double() @ self.regression.double().mT
         if not self.scaled:
-            return inputs @ self.regression.double().mT, None
-        location, scale = inputs[..., :C], inputs[..., C : 2 * C]
-        return location + scale * (inputs[..., 2 * C :] @ self.regression.double().mT), scale
+            return effect, None
+        location, scale = inputs[..., :first].double().chunk(2, -1)
+        return location + scale * effect, scale
 
     # running it
 
@@ -341,6 +384,12 @@ class LGSSM(SequenceModel):
         after = kalman.moved(system, kalman.updated(belief, found))
         mean = of.outward(after.mean.unsqueeze(1))[..., 0, 0, :]
         return {"mean": mean, "covariance": of.spread(after.covariance)}
+
+
+def _mean(cells: Tensor, seen: Tensor) -> Tensor:
+    """Return the mean `[C]` of the cells `[N, T, C]` that were seen."""
+    total = torch.where(seen, cells, torch.zeros_like(cells)).sum((0, 1))
+    return total / seen.sum((0, 1)).clamp(min=1)
 
 
 def _check_scale(scale: Tensor) -> None:

@@ -43,12 +43,16 @@ class PairComponents:
             the guide.
         context: makes the model's context from its encoder.
         num_inputs: size of the side inputs, 0 if there are none.
+        regressors: makes an encoder of the side inputs; `None` where they stand as they are.
+        seasons: lengths of the seasons of the data, in steps.
     """
 
     emission: Emission
     encoder: Callable[[], Encoder]
     context: Callable[[Encoder], Context]
     num_inputs: int = 0
+    regressors: Callable[[], Encoder | None] = lambda: None
+    seasons: tuple[int, ...] = ()
 
     def example(self, lengths: Sequence[int] = (3, 3)) -> SequenceBatch:
         """Return sequences as the emission draws them given zero features and side inputs."""
@@ -66,8 +70,9 @@ def make_pair(settings: ModelSettings, parts: PairComponents) -> Pair:
     """Make the pair that `model_settings` describes, with new weights.
 
     What makes it is called with those of the parts that it names as parameters (`emission`,
-    `encoder`, `context`, `num_inputs`) and with its settings. It returns a model, or a model and a
-    guide. A model that comes alone is given no guide if it has no latents, and an
+    `encoder`, `context`, `num_inputs`, `regressors`) and with its settings; a setting `seasons`
+    that is `None` is the data's. It returns a model, or a model and a guide. A model that comes
+    alone is given no guide if it has no latents, and an
     `AutoSequenceGuide` if it has. Pairs that are not shipped are run once, on an example, so that
     parameters which are made by a first call exist.
 
@@ -113,9 +118,15 @@ def _call(
         "context": lambda: parts.context(parts.encoder()),
         "encoder": parts.encoder,
         "num_inputs": lambda: parts.num_inputs,
+        "regressors": parts.regressors,
+        "seasons": lambda: parts.seasons,
     }
     named = parameters_of(function, entry)
-    given = {name: values[name] for name in named if name in values}
+    given = {
+        name: values[name]
+        for name in named
+        if name in values and not (name in makers and values[name] is None)
+    }
     return function(
         **given,
         **{name: make() for name, make in makers.items() if name in named and name not in given},

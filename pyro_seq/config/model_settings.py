@@ -25,7 +25,7 @@ S = TypeVar("S")
 
 KIND = "model.name"
 # parameters that are the program's to give
-PARTS = ("emission", "encoder", "context", "num_inputs")
+PARTS = ("emission", "encoder", "context", "num_inputs", "regressors")
 PLAIN = (bool, int, float, str)
 
 

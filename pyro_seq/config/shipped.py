@@ -156,7 +156,9 @@ class LGSSMSettings(ModelSettings):
     """Settings of `models.LGSSM`."""
 
     name: str = one_of(("lgssm",), "lgssm", "Linear-Gaussian state space (Kalman, 1960)")
-    seasons: tuple[int, ...] = between(2, 1_000_000, (), "steps of each season: 24, 168")
+    seasons: tuple[int, ...] | None = between(
+        2, 1_000_000, None, "steps of each season, as 24, 168; none for those of the data"
+    )
     harmonics: int = between(
         1, MOST_UNITS, 4, "harmonics of each season longer than 12 steps; a shorter one has all"
     )

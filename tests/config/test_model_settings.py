@@ -11,7 +11,14 @@ from typing import Any, Literal
 import pytest
 
 from pyro_seq.config.fields import described_settings, flatten, override
-from pyro_seq.config.model_settings import Layer, model_settings, pair_option, resolve, resolve_run
+from pyro_seq.config.model_settings import (
+    PARTS,
+    Layer,
+    model_settings,
+    pair_option,
+    resolve,
+    resolve_run,
+)
 from pyro_seq.config.registry import SHIPPED, PairEntry
 from pyro_seq.errors import UserError
 
@@ -38,7 +45,7 @@ def test_shipped_settings_are_the_parameters_of_model_and_guide(kind: str) -> No
         defaults |= {
             name: parameter.default for name, parameter in signature(maker).parameters.items()
         }
-    for part in ("emission", "encoder", "context", "num_inputs", "model"):
+    for part in (*PARTS, "model"):
         defaults.pop(part, None)
     assert values(model_settings(kind)) == defaults
 

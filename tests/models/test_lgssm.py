@@ -26,6 +26,7 @@ from pyro_seq import (
     score_document,
 )
 from pyro_seq._pytree import tree_map
+from pyro_seq.encoders import Encoder
 from pyro_seq.infer.continuations import continuation
 from pyro_seq.infer.smc.particle_filter import particle_filter
 from pyro_seq.models import LGSSM
@@ -379,3 +380,51 @@ def test_mistakes_are_told_in_a_line(make: Any, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+class Doubled(Encoder):
+    """Regressors that are the last side inputs, doubled."""
+
+    event_shape = (2 * C + U,)
+    num_features = U
+
+    def forward(self, values: Tensor) -> Tensor:
+        return 2 * values[..., 2 * C :]
+
+
+def test_regressors_are_the_encoders_features() -> None:
+    """The density is that of the same model whose inputs were encoded before."""
+    torch.manual_seed(3)
+    cells = emissions.Factorised(emissions.Normal(), C)
+    encoded = LGSSM(cells, 2 * C + U, scaled=True, regressors=Doubled())
+    plain = LGSSM(cells, 2 * C + U, scaled=True)
+    with torch.no_grad():
+        encoded.regression.normal_()
+    plain.load_state_dict(encoded.state_dict(), strict=False)
+    scales = torch.cat([torch.randn(N, T, C), torch.rand(N, T, C) + 0.5], -1)
+    regressors, x = torch.randn(N, T, U), torch.randn(N, T, C)
+    totals = [
+        score(Pair(model), SequenceBatch(x, inputs=torch.cat([scales, factor * regressors], -1)))
+        for model, factor in ((encoded, 1.0), (plain, 2.0))
+    ]
+    close(totals[0].total, totals[1].total)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_a_start_from_data_is_of_its_units(size: float) -> None:
+    """Scaled data is as likely, but for the units, and nearly as likely as after learning."""
+    torch.manual_seed(4)
+    walk = torch.randn(8, 200, C).cumsum(1)
+    missing = torch.rand(8, 200, C) < 0.1
+    found = []
+    for factor in (1.0, size):
+        torch.manual_seed(5)
+        model = LGSSM(emissions.Factorised(emissions.Normal(), C), seasons=(7,))
+        batch = SequenceBatch(factor * walk + 3 * factor, missing=missing)
+        model.start_from(batch)
+        cells = float((~missing).sum())
+        found.append(float(score(Pair(model), batch).total.sum()) / cells)
+    # the floor of the noise's scale is in the data's units
+    assert found[1] + math.log(size) == pytest.approx(found[0], abs=0.02)
+    truth = -0.5 * math.log(2 * math.pi * math.e)  # of each cell given the last
+    assert truth - 0.35 < found[0] < truth + 0.1

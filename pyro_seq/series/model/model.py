@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.config.build import make_pair
 from pyro_seq.encoders import Joint
+from pyro_seq.errors import UserError
+from pyro_seq.models.lgssm import LGSSM
 from pyro_seq.pairs.model import SequenceModel
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.series.data.schema import Schema, Series, SeriesTable
@@ -136,6 +138,7 @@ def new_pair(
     encoder = InputEncoder(inputs.size, inputs.num_scales, len(ids), size)
     if arrays is not None:
         encoder.standardise_by(examples_of(arrays.inputs, EXAMPLES))
+    _check_kinds(schema, settings)
     pair = make_pair(settings.model, series_parts(schema, settings, len(ids), encoder))
     if arrays is not None:
         for module in pair.modules().values():
@@ -144,8 +147,24 @@ def new_pair(
             windows = SeriesWindows(
                 arrays, batch_size=FITTED_WINDOWS, window=LONGEST_WINDOW, seed=FITTED_SEED
             )
-            start_from_anchors(pair.model, windows.draw()[0])
+            batch = windows.draw()[0]
+            start_from_anchors(pair.model, batch)
+            if isinstance(pair.model, LGSSM):
+                pair.model.start_from(batch)
     return pair
+
+
+def _check_kinds(schema: Schema, settings: SeriesSettings) -> None:
+    """Raise `UserError` for columns that the pair `lgssm` cannot observe."""
+    if settings.model.name != "lgssm":
+        return
+    for column in schema.of_role("target", "past"):
+        if column.kind != "real":
+            as_real = "leave it out" if column.words else f"--kind {column.name}=real"
+            raise UserError(
+                f"lgssm observes real numbers, and column {column.name!r} is of the kind "
+                f"{column.kind}: {as_real}, or another --model"
+            )
 
 
 def _standardise(module: nn.Module, arrays: SeriesArrays) -> None:

@@ -33,6 +33,7 @@ from pyro_seq.series.model.columns import NUMERIC, Group, groups_of, numeric_col
 from pyro_seq.series.model.inputs import InputEncoder, Inputs
 from pyro_seq.series.model.settings import EmissionSettings, SeriesSettings
 
+MOST_SEASONAL = 3  # columns of a pair whose states would be seasons of each: else too many
 LAWS: Mapping[str, Callable[[], Located]] = {
     "count": NegativeBinomial,
     "poisson": Poisson,
@@ -83,6 +84,8 @@ def series_parts(
         lambda: JointEncoder({group.name: _encoder(group) for group in groups}),
         context,
         inputs.size,
+        lambda: encoder,
+        schema.seasons if numeric <= MOST_SEASONAL else (),
     )
 
 
