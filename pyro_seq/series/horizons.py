@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.schema import Schema, Series, SeriesTable
+from pyro_seq.series.data.steps import following, parsed
 
-Cells = dict[str, NDArray[np.float64]]
+NEAR = 0.1  # of a step: as near as another table's times must be, clocks put forward included
 
 
 def history_length(series: Series, schema: Schema) -> int:
@@ -78,20 +79,28 @@ def extended(
 
 
 def _extended(schema: Schema, past: Series, horizon: int, sources: Sequence[Series]) -> Series:
-    times = times_after(past.times, schema, horizon)
+    times = following(past.times[-1], schema.step, horizon)
     cells = {name: np.full(horizon, np.nan) for name in past.values}
     for column in schema.of_role("known"):
         for source in sources:
-            places = np.searchsorted(source.times, times)
-            inside = places < len(source.times)
-            inside[inside] &= source.times[places[inside]] == times[inside]
-            inside &= np.isnan(cells[column.name])
-            cells[column.name][inside] = source.values[column.name][places[inside]]
+            rows, steps = _after(past.times[-1], source.times, schema.step, horizon)
+            empty = np.isnan(cells[column.name][steps])
+            cells[column.name][steps[empty]] = source.values[column.name][rows[empty]]
         missing = np.isnan(cells[column.name]).nonzero()[0]
         if len(missing):
             raise UserError(_lacking(column.name, past.id, times, int(missing[0])))
     values = {name: np.concatenate([past.values[name], cells[name]]) for name in past.values}
     return replace(past, times=np.concatenate([past.times, times]), values=values)
+
+
+def _after(
+    last: np.generic, times: NDArray[np.generic], step: str, horizon: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which of some times are within a horizon after a time, and at which steps of it."""
+    exact = parsed(step).positions(np.concatenate([np.array([last]), times]))[1:] - 1
+    steps = np.round(exact).astype(np.int64)
+    rows = ((steps >= 0) & (steps < horizon) & (np.abs(exact - steps) < NEAR)).nonzero()[0]
+    return rows, steps[rows]
 
 
 def _lacking(name: str, id: str, times: NDArray[np.generic], place: int) -> str:
@@ -101,28 +110,3 @@ def _lacking(name: str, id: str, times: NDArray[np.generic], place: int) -> str:
         f"forecast of {len(times)} steps needs it until {times[-1]!s:.19}: give the known columns "
         f"of these steps{shorter}"
     )
-
-
-def times_after(times: NDArray[np.generic], schema: Schema, horizon: int) -> NDArray[np.generic]:
-    """Return the times `[H]` of the steps after some times, by the step and the zone of a schema.
-
-    Raises `UserError` for times beyond the year 2262, which `datetime64[ns]` ends with.
-    """
-    if times.dtype.kind != "M":
-        step = round(float(schema.step))
-        return (times[-1].astype(np.int64) + step * np.arange(1, horizon + 1)).astype(times.dtype)
-    import pandas as pd
-
-    last = pd.Timestamp(times[-1])
-    if schema.zone is not None:
-        last = last.tz_localize("UTC").tz_convert(schema.zone)
-    try:
-        found = pd.date_range(last, periods=horizon + 2, freq=schema.step).as_unit("ns")
-    except (OverflowError, pd.errors.OutOfBoundsDatetime):
-        raise UserError(
-            f"{horizon:,} steps of {schema.step} after {last} lie beyond the year 2262, where "
-            "times end: ask for a shorter horizon"
-        ) from None
-    found = found[found > last][:horizon]
-    plain = found if schema.zone is None else found.tz_convert("UTC").tz_localize(None)
-    return plain.to_numpy().astype("datetime64[ns]")
