@@ -68,10 +68,12 @@ def roles_of(raw: Raw, options: ReadOptions) -> Roles:
     ignored = set(options.ignore)
     names = [name for name in raw.frame.columns if name not in ignored]
     given = {*options.targets, *options.known, *options.past, *options.static, *options.kinds}
+    given |= {*raw.roles}
     free = [name for name in names if name not in given]
     named_ids = [name for name in free if name.casefold() in ID_NAMES]
     time = options.time if options.time is not None else _time_of(raw, free, named_ids)
-    id_ = options.id if options.id is not None else _id_of(raw, free, named_ids, time or None)
+    id_ = options.id if options.id is not None else raw.id
+    id_ = id_ if id_ is not None else _id_of(raw, free, named_ids, time or None)
     id_, time = id_ or None, time or None
     if options.layout == "long" and id_ is None:
         raise UserError(f"{raw.where} has no column that names series; name it by --id")
@@ -87,7 +89,8 @@ def roles_of(raw: Raw, options: ReadOptions) -> Roles:
     roles = Roles(id_, time, "joint")
     for name in rest:
         role = next(
-            (r for r in ("known", "past", "static") if name in getattr(options, r)), "target"
+            (r for r in ("known", "past", "static") if name in getattr(options, r)),
+            "target" if name in options.targets else raw.roles.get(name, "target"),
         )
         if role == "target" and options.targets and name not in options.targets:
             continue

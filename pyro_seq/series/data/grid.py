@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.files.raw import Raw, listed
-from pyro_seq.series.data.steps import UNITS, Step
+from pyro_seq.series.data.steps import HOUR, Step
 
-HOUR = UNITS["h"]
 NEAR = 1e-6  # of a step: what rounding leaves of times that are numbers
 LOOSE = 0.05  # of a step: moves that differ less from whole steps are meant as such
 MOST_SHARED = 0.02  # of the rows may share a step with another row

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyro_seq.errors import UserError
+from pyro_seq.series.data.files.arrays import NPY, is_npz, read_arrays
 from pyro_seq.series.data.files.delimited import read_delimited
 from pyro_seq.series.data.files.encoded import contents
 from pyro_seq.series.data.files.options import ReadOptions
+from pyro_seq.series.data.files.parquet import MAGIC, read_parquet
 from pyro_seq.series.data.files.raw import Raw, joined
+from pyro_seq.series.data.frames import raw_of
 from pyro_seq.series.data.schema import Schema, SeriesTable
 from pyro_seq.series.data.tables import table_of
 
@@ -44,4 +47,8 @@ def read_series(
 
 def _raw(path: Path, where: str, options: ReadOptions) -> Raw:
     data = contents(path, where)
+    if data.startswith(MAGIC):
+        return raw_of(read_parquet(data, where), where)
+    if data.startswith(NPY) or is_npz(data):
+        return read_arrays(data, where)
     return read_delimited(data, where, options)

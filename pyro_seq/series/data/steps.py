@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pyro_seq.errors import UserError
 
 SECOND = 10**9
-DAY = 86_400 * SECOND
+HOUR, DAY = 3_600 * SECOND, 86_400 * SECOND
 UNITS = {
     "D": DAY, "h": 3600 * SECOND, "min": 60 * SECOND, "s": SECOND, "ms": 10**6, "us": 1000, "ns": 1,
 }  # fmt: skip
@@ -91,9 +91,48 @@ def parsed(text: str) -> Step:
     raise UserError(f"{text!r} is no step; steps are written as 5min, h, D, B, W, MS, QS, YS or 1")
 
 
-def following(last: np.generic, step: str, count: int) -> NDArray[np.generic]:
-    """Return the times of the `count` steps `[count]` after the last one of a series."""
-    return parsed(step).after(last, np.arange(1, count + 1))
+def following(
+    last: np.generic, step: str, count: int, zone: str | None = None
+) -> NDArray[np.generic]:
+    """Return the times of the `count` steps `[count]` after the last one of a series.
+
+    Args:
+        last: the series' last time, in UTC if there is a zone.
+        step: the time between two steps, as a schema has it.
+        count: how many times.
+        zone: the zone of the schema: days and months begin as they do there.
+    """
+    size, counts = parsed(step), np.arange(1, count + 1)
+    if zone is None or (size.unit == "ns" and size.size < DAY):
+        return size.after(last, counts)
+    return from_local(size.after(local(np.array([last]), zone)[0], counts), zone)
+
+
+def local(moments: NDArray[np.generic], zone: str) -> NDArray[np.generic]:
+    """Return moments in UTC as the clock of a zone shows them."""
+    import pandas as pd
+
+    there = pd.DatetimeIndex(moments).tz_localize("UTC").tz_convert(of_pandas(zone))
+    return there.tz_localize(None).as_unit("ns").to_numpy()
+
+
+def from_local(clock: NDArray[np.generic], zone: str) -> NDArray[np.generic]:
+    """Return the moments in UTC at which the clock of a zone shows some times.
+
+    Of an hour that comes twice it is the first one; of one that is skipped, the hour after it.
+    """
+    import pandas as pd
+
+    first = np.ones(len(clock), bool)
+    there = pd.DatetimeIndex(clock).tz_localize(
+        of_pandas(zone), ambiguous=first, nonexistent="shift_forward"
+    )
+    return there.tz_convert("UTC").tz_localize(None).as_unit("ns").to_numpy()
+
+
+def of_pandas(zone: str) -> str:
+    """Return a zone as pandas names it."""
+    return f"UTC{zone}" if zone[0] in "+-" else zone
 
 
 def step_of(series: list[NDArray[np.generic]]) -> Step | None:

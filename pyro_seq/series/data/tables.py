@@ -16,7 +16,7 @@ from pyro_seq.series.data.files.raw import Raw, listed
 from pyro_seq.series.data.grid import Findings, Placed, filled, place
 from pyro_seq.series.data.kinds import Cells, cells_of, check_kind, kind_of
 from pyro_seq.series.data.schema import Column, Schema, Series, SeriesTable
-from pyro_seq.series.data.steps import Step, parsed, step_of
+from pyro_seq.series.data.steps import Step, from_local, local, parsed, step_of
 from pyro_seq.series.data.times import Times, times_of
 
 VALUE = "value"  # the column of series that are a column each
@@ -230,27 +230,27 @@ class _Making:
         moments: NDArray[np.generic] = values.view("datetime64[ns]") if times.dated else values
         clock = moments
         if times.dated and times.zone is not None and self.whole_days(moments, times.zone):
-            clock = _local(moments, times.zone)
+            clock = local(moments, times.zone)
         parts = {name: clock[rows] for name, rows in self.groups.items()}
         step = self.step(list(parts.values()))
         given = self.options.step is not None
-        local = times.dated and times.zone is None
+        by_clock = times.dated and times.zone is None
         placed = {
             name: place(
                 self.raw, rows, parts[name], step, self.found,
-                name=str(self.roles.time), given=given, local=local,
+                name=str(self.roles.time), given=given, local=by_clock,
             )
             for name, rows in self.groups.items()
         }  # fmt: skip
         if clock is not moments:
             for one in placed.values():
-                one.times = _from_local(one.times, str(times.zone))
+                one.times = from_local(one.times, str(times.zone))
         self.raw.notes.extend(self.found.sentences(step))
         return placed, step
 
     def whole_days(self, moments: NDArray[np.generic], zone: str) -> bool:
         """Tell whether times in a zone are days, whose length in hours varies."""
-        return len(np.unique((c := _local(moments, zone)) - c.astype("datetime64[D]"))) == 1
+        return len(np.unique((c := local(moments, zone)) - c.astype("datetime64[D]"))) == 1
 
     def step(self, parts: list[NDArray[np.generic]]) -> Step:
         """Return the step that the user says, or the run, or the commonest one."""
@@ -338,23 +338,3 @@ def _is_multiple(found: Step, step: Step) -> bool:
     if found.unit == step.unit:
         return abs(found.size / step.size - round(found.size / step.size)) < 1e-9 <= found.size
     return step.unit == "business" and found.unit == "ns" and found.size % (86_400 * 10**9) == 0
-
-
-def _local(moments: NDArray[np.generic], zone: str) -> NDArray[np.generic]:
-    import pandas as pd
-
-    there = pd.DatetimeIndex(moments).tz_localize("UTC").tz_convert(_zone(zone))
-    return there.tz_localize(None).as_unit("ns").to_numpy()
-
-
-def _from_local(moments: NDArray[np.generic], zone: str) -> NDArray[np.generic]:
-    import pandas as pd
-
-    there = pd.DatetimeIndex(moments).tz_localize(
-        _zone(zone), ambiguous=True, nonexistent="shift_forward"
-    )  # type: ignore[call-overload]
-    return there.tz_convert("UTC").tz_localize(None).as_unit("ns").to_numpy()
-
-
-def _zone(zone: str) -> str:
-    return f"UTC{zone}" if zone[0] in "+-" else zone

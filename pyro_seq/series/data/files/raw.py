@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
+from pyro_seq.series.data.schema import Role
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +30,9 @@ class Raw:
         notes: sentences for the user.
         decimal: the decimal sign that the file is known to use.
         nameless: columns to which the file gives no name.
+        id: the column that names series, where the file says so.
+        roles: the roles of columns, where the file says them.
+        series: `[R]`, the series of each row, where rows are counted within series.
     """
 
     files: list[str]
@@ -38,6 +42,9 @@ class Raw:
     notes: list[str] = field(default_factory=list)
     decimal: str | None = None
     nameless: list[str] = field(default_factory=list)
+    id: str | None = None
+    roles: dict[str, Role] = field(default_factory=dict)
+    series: NDArray[np.object_] | None = None
 
     @classmethod
     def of_file(cls, where: str, frame: pd.DataFrame, rows: NDArray[np.int64]) -> Raw:
@@ -46,7 +53,11 @@ class Raw:
 
     def place(self, row: int, column: str | None = None) -> str:
         """Return where a cell stands: the file, the row, the column."""
-        where = f"{self.files[self.file_of[row]]}, row {self.rows[row]:,}"
+        where = f"{self.files[self.file_of[row]]}, "
+        if self.series is not None:
+            where += f"series {self.series[row]!r}, step {self.rows[row]:,} from 0"
+        else:
+            where += f"row {self.rows[row]:,}"
         return where if column is None else f"{where}, column {column!r}"
 
     @property
@@ -83,7 +94,15 @@ def joined(tables: Sequence[Raw]) -> Raw:
         [note for table in tables for note in table.notes],
         next((table.decimal for table in tables if table.decimal), None),
         first.nameless,
+        first.id,
+        first.roles,
+        _series_of(tables),
     )
+
+
+def _series_of(tables: Sequence[Raw]) -> NDArray[np.object_] | None:
+    parts = [table.series for table in tables if table.series is not None]
+    return np.concatenate(parts) if len(parts) == len(tables) else None
 
 
 def unique_names(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
