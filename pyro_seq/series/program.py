@@ -28,7 +28,6 @@ from pyro_seq.series.model.settings import (
     DEFAULTS,
     PRESETS,
     SeriesSettings,
-    context_of,
     horizon_of,
 )
 from pyro_seq.series.model.windows import SeriesArrays, SeriesWindows
@@ -179,9 +178,7 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
                 "contents differ"
             )
             raise UserError(words) if source.get(TABLE) else ContentsDiffer(words)
-        return SeriesData(
-            kept["schema"], ids_of(table), table, begins=not run.last.exists()
-        )
+        return SeriesData(kept["schema"], ids_of(table), table, begins=not run.last.exists())
 
     def stored_data(self, run: RunFolder, settings: SeriesSettings) -> SeriesData:
         """See `PairProgram`: the schema and the ids, and nothing to learn from."""
