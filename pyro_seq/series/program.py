@@ -219,7 +219,7 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         )
 
     def hooks(self, model: SeriesModel, data: SeriesData, progress: Progress) -> Hooks:
-        """See `PairProgram`: validation on the last steps of each series, and fan charts of them."""
+        """See `PairProgram`: validation on the last steps of each series, and fan charts."""
         return Hooks(
             validate=lambda: nats(model, data.arrays),
             samples=lambda: previews(model, data.series),
@@ -275,7 +275,7 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         return table, [*changed]
 
     def known_for(self, run_dir: Path | str, files: Sequence[Path | str]) -> SeriesTable:
-        """Return the known columns of files by a run's schema; raises `UserError` as `table_for`."""
+        """Return the known columns of files by a run's schema; errors are those of `table_for`."""
         kept = self.document(self.folder(run_dir))
         source, schema = stored_source(kept["source"]), kept["schema"]
         if not schema.of_role("known"):

@@ -205,7 +205,8 @@ def test_what_is_missing_or_does_not_fit_is_said(
     assert "--out" in refused(*forecast, "--out", tmp_path / "f.txt")
     assert "would replace" in refused(*forecast, "--data", table, "--out", table)
     assert "between 0 and 100" in refused(*forecast, "--levels", "120")
-    assert "at most" in refused(*forecast, "--known-data", plan, "--paths", 10**5, "--horizon", 10**5)  # fmt: skip
+    forecast += ["--known-data", plan]
+    assert "at most" in refused(*forecast, "--paths", 10**5, "--horizon", 10**5)
 
 
 def test_files_of_the_training_that_are_gone_or_have_changed(
