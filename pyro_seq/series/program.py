@@ -155,8 +155,10 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         return found["seed"], stored_source(found["source"])
 
     def is_same(self, name: str, own: Any, given: Any) -> bool:
-        """See `Program`; options that may be repeated are the same in any order, and a table is
-        compared by its contents when it is read.
+        """Tell whether two values of an option mean the same, as `Program` says.
+
+        Options that may be repeated are the same in any order; a table is compared by its contents
+        when it is read.
         """
         if name == TABLE:
             return True
@@ -165,8 +167,10 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         return super().is_same(name, own, given)
 
     def read_again(self, request: Request[SeriesSettings]) -> SeriesData:
-        """Read the series of a run that is resumed, as `Program` says; they are compared by their
-        contents, so that a table may be given again in another file, or from Python.
+        """Read the series of a run that is resumed, as `Program` says.
+
+        They are compared by their contents, so that they may lie in another file, or come from
+        Python.
         """
         run, source = request.run, request.source
         kept = self.document(run)
@@ -255,10 +259,9 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
     def table_for(
         self, run_dir: Path | str, files: Sequence[Path | str] = ()
     ) -> tuple[SeriesTable, list[str]]:
-        """Return series as a run reads them, from files or else from those of its training, and
-        what is to be said of them.
+        """Return series as a run reads them, and what is to be said of them.
 
-        Raises `UserError` for files that differ from the run's schema, and if the files of the
+        They come from the files, or without any from those of the training. Raises `UserError` for files that differ from the run's schema, and if the files of the
         training are not there any more.
         """
         run = self.folder(run_dir)
