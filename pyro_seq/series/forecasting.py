@@ -75,7 +75,7 @@ class Forecast:
         """
         levels = np.asarray(q, dtype=np.float64)
         if not np.all((levels >= 0) & (levels <= 1)):
-            raise UserError(f"a quantile's level lies in [0, 1], got {q}")
+            raise UserError(f"a quantile's level lies in [0, 1], got {q!r}")
         return {c.name: _quantile(self.paths[c.name], levels, c.kind) for c in self.numeric}
 
     def mean(self) -> dict[str, NDArray[np.float64]]:
