@@ -38,12 +38,9 @@ from pyro_seq.pairs.model import (
     ModelState,
     SequenceModel,
     SequenceOutput,
-    observations,
     observe_step,
-    prepared,
-    stack_sampled,
-    told_at,
 )
+from pyro_seq.pairs.observed import observations, prepared, stack_sampled, told_at
 from pyro_seq.poutine.summed_out import LeftToSum
 
 # numbers that the emissions of some states at all steps may take; more states are worked on one

@@ -21,7 +21,8 @@ from pyro_seq.emissions.base import over_time
 from pyro_seq.infer.stepping.replay import ReplayStepper
 from pyro_seq.infer.stepping.stepper import DrawLatent, Observe, Stepper
 from pyro_seq.pairs.guide import SequenceGuide
-from pyro_seq.pairs.model import ModelState, SequenceModel, prepared
+from pyro_seq.pairs.model import ModelState, SequenceModel
+from pyro_seq.pairs.observed import prepared
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.observation_sites import TransformDistribution, unchanged
 from pyro_seq.poutine.step_densities import check_support, observed_steps
