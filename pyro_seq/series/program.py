@@ -13,12 +13,13 @@ import torch
 
 from pyro_seq._progress import Progress
 from pyro_seq._schema import MOST, Anything, Each, Fields, Items, Kind, Number, Whole, Word, check
-from pyro_seq.errors import UserError
+from pyro_seq.errors import OF_WRONG_VALUES, UserError
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.programs.pair_program import PairProgram
 from pyro_seq.programs.program import ContentsDiffer, Request
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.series.data.schema import Schema, Series, SeriesTable
+from pyro_seq.series.data.steps import of_pandas, parsed
 from pyro_seq.series.generating import Known
 from pyro_seq.series.horizons import histories
 from pyro_seq.series.model.columns import numeric_columns
@@ -143,6 +144,10 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         found, path = run.read_json(DOCUMENT), run.path / DOCUMENT
         check(found, _described(), path, otherwise="is damaged")
         schema = Schema.from_json(found["schema"], path)
+        _check_times(schema, path)
+        longest = max(kept["steps"] for kept in found["series"])
+        if any(season > longest for season in schema.seasons):
+            raise UserError(f"{path} is damaged: a season is longer than all series")
         numeric = len(numeric_columns(schema))
         for kept in found["series"]:
             if not len(kept["location"]) == len(kept["scale"]) == numeric:
@@ -321,6 +326,20 @@ def _described() -> Kind:
             "series": Items(series, least=1, most=MOST),
         }
     )
+
+
+def _check_times(schema: Schema, path: Path) -> None:
+    """Raise `UserError` for a step or a zone that there is not."""
+    import pandas as pd
+
+    try:
+        parsed(schema.step)
+        if schema.zone is not None:
+            pd.Timestamp(0, tz=of_pandas(schema.zone))
+    except (*OF_WRONG_VALUES, OSError):
+        raise UserError(
+            f"{path} is damaged: there is no step {schema.step!r} or no zone {schema.zone!r}"
+        ) from None
 
 
 def _of_other_files(source: dict[str, Any], schema: Schema) -> dict[str, Any]:
