@@ -320,6 +320,7 @@ def test_damaged_documents_are_refused_in_a_line(
         assert "series.json" in line and said in line, line
 
 
+@pytest.mark.slow
 def test_the_demo_needs_no_file(
     pyroseq: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
