@@ -256,7 +256,7 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         )
         yield (
             f"the last {model.horizon:,} steps of each are kept for validation; a forecast of "
-            f"{model.horizon:,} steps sees {model.context:,} before; {pair}"
+            f"{model.horizon:,} steps sees up to {model.context:,} before; {pair}"
         )
 
     # tables for a run
