@@ -204,7 +204,7 @@ def roles_of_schema(raw: Raw, options: ReadOptions, schema: Schema) -> Roles:
     for name in columns:
         if name in known and not (each and known[name] == "target"):
             roles.role[name] = known[name]
-        elif name not in taken and each:
+        elif name not in taken and each and name in (options.targets or columns):
             roles.role[name] = "target"
         elif name not in taken:
             other.append(name)
