@@ -45,7 +45,8 @@ class Lags(Context):
     What is passed on to the emission (`emissions.Anchored`) is, `[2 + J, K, size]` flattened: A_k,
     whether A_k is known, and log e_jk. Networks see anchors and errors relative to
     a = sum_k w_k A_k and log e = sum_k w_k log e_k, w_k proportional to e_k^-2: asinh((A_k - a)/e),
-    log(e_k/e), log e_j/e, log(e/scale), asinh((a - location)/scale) and how much was seen lately.
+    log(e_k/e), log(e_j/e) and how much was seen lately; not the location and scale, which, where
+    they are measured on a whole series, would tell what comes.
 
     The first 2 `columns` side inputs are the location and then the scale of each column, in the
     data's units: constant over a series, such as its mean and its mean absolute move.
@@ -71,7 +72,7 @@ class Lags(Context):
         member: str | None = None,
         columns: int | None = None,
         first: int = 0,
-        levels: Sequence[float] = (4.0, 20.0),
+        levels: Sequence[float] = (4.0, 20.0, 200.0),
         phases: Sequence[float] = (3.0, 10.0),
         errors: Sequence[float] = (10.0, 50.0, 250.0),
     ) -> None:
@@ -93,7 +94,7 @@ class Lags(Context):
         self._rings = [Ring(season) for season in self.seasons]
         self.anchors = self._names(levels, phases)
         self.num_errors = len(errors)
-        self.num_features = size * (2 * len(self.anchors) + len(errors) + 3)
+        self.num_features = size * (2 * len(self.anchors) + len(errors) + 1)
         self.emission_context_size = size * len(self.anchors) * (2 + len(errors))
 
     _levels: Tensor
@@ -338,8 +339,6 @@ class Lags(Context):
                 ((anchors - centre) / log_unit.exp()).asinh() * known,
                 (middle - log_unit).clamp(-FURTHEST, FURTHEST) * known,
                 (typical - log_unit).clamp(-FURTHEST, FURTHEST),
-                (log_unit - scale.log()).clamp(-FURTHEST, FURTHEST),
-                ((centre - location) / scale).asinh(),
                 state["level_weights"][..., :1, :],
             ],
             -2,
@@ -358,7 +357,8 @@ class Lags(Context):
         given = inputs[..., : 2 * self.columns].to(self._place.dtype)
         location, scale = given.unflatten(-1, (2, 1, self.columns)).unbind(-3)
         own = slice(self.first, self.first + self.size)
-        return location[..., own], scale[..., own]
+        # padding has no scale
+        return location[..., own], torch.where(scale > 0, scale, 1.0)[..., own]
 
 
 def _ratio(sums: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

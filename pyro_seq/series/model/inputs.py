@@ -143,7 +143,7 @@ class InputEncoder(Encoder):
         if not plain.numel():
             return
         self.centre.copy_(plain.mean(0))
-        spread = plain.std(0, correction=0)
+        spread = (plain - self.centre).square().mean(0).sqrt()
         self.spread.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
 
     def forward(self, values: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from pyro_seq.series.model.parts import Standardised, series_parts
 from pyro_seq.series.model.settings import LONGEST_WINDOW, SeriesSettings, context_of, horizon_of
 from pyro_seq.series.model.windows import SeriesArrays, SeriesWindows
 
+LEAST_STEPS = 256  # of a series that has a vector of its own
 EXAMPLES = 65_536  # rows of side inputs that are standardised by
 FITTED_WINDOWS, FITTED_SEED = 32, 0  # that a new pair's anchors are fitted to
 
@@ -114,8 +115,13 @@ class SeriesModel:
 
 
 def ids_of(table: SeriesTable) -> tuple[str, ...]:
-    """Return the ids that have a vector of their own: all, where there are several series."""
-    return tuple(one.id for one in table.series) if len(table.series) > 1 else ()
+    """Return the ids that have a vector of their own, where there are several series.
+
+    A series of less than 256 steps has none: what would be learnt of it alone is mostly noise.
+    """
+    if len(table.series) < 2:
+        return ()
+    return tuple(one.id for one in table.series if len(one) >= LEAST_STEPS)
 
 
 def new_pair(

@@ -69,7 +69,7 @@ class SeriesSettings:
             max_minutes=10.0,
             learning_rate=2e-3,
             ema_decay=0.99,
-            valid_every=200,
+            valid_every=100,
         )
     )
 
