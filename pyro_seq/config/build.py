@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyro
@@ -51,7 +51,7 @@ class PairComponents:
     encoder: Callable[[], Encoder]
     context: Callable[[Encoder], Context]
     num_inputs: int = 0
-    regressors: Callable[[], Encoder | None] = lambda: None
+    regressors: Callable[[], Encoder | None] = field(default_factory=lambda: _as_they_stand)
     seasons: tuple[int, ...] = ()
 
     def example(self, lengths: Sequence[int] = (3, 3)) -> SequenceBatch:
@@ -64,6 +64,10 @@ class PairComponents:
             list(lengths),
             inputs=torch.zeros(n, steps, self.num_inputs) if self.num_inputs else None,
         )
+
+
+def _as_they_stand() -> None:
+    """Make no encoder."""
 
 
 def make_pair(settings: ModelSettings, parts: PairComponents) -> Pair:

@@ -33,7 +33,7 @@ UNKNOWN = "(unknown)"  # the bucket of words that were not seen
 SUM = "sum"
 
 
-@dataclass
+@dataclass(eq=False)
 class Forecast:
     """Hold draws of the next steps of some series.
 

@@ -23,7 +23,7 @@ SAVED = re.compile(r"Unnamed: \d+")  # what pandas calls an index that it has sa
 MOST_JOINT = 16  # target columns of one series; more are a series each
 
 
-@dataclass
+@dataclass(eq=False)
 class Roles:
     """Hold what the columns of a table are for.
 

@@ -18,7 +18,7 @@ MOST_SAME, MOST_SHARED = 0.001, 0.02
 MOST_HOLES, FEW_ROWS = 100, 10_000  # steps a row; steps that are always allowed
 
 
-@dataclass
+@dataclass(eq=False)
 class Placed:
     """Hold where the rows of one series are on its grid.
 
@@ -33,7 +33,7 @@ class Placed:
     times: NDArray[np.generic]
 
 
-@dataclass
+@dataclass(eq=False)
 class Findings:
     """Count what was found while series were placed, for one sentence each."""
 

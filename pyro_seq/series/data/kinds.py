@@ -32,7 +32,7 @@ LARGEST = 1e37  # beyond it float32, in which models compute, has no numbers
 EDGES = 0.01  # more values at 0 or 1 than this are masses at the ends
 
 
-@dataclass
+@dataclass(eq=False)
 class Cells:
     """Hold a column as numbers.
 

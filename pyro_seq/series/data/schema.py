@@ -123,7 +123,7 @@ class Schema:
         return tuple(column for column in self.columns if column.role in roles)
 
 
-@dataclass
+@dataclass(eq=False)
 class Series:
     """Hold one series at equal steps; rows that the file lacks are there, with nothing observed.
 
@@ -144,7 +144,7 @@ class Series:
         return len(self.times)
 
 
-@dataclass
+@dataclass(eq=False)
 class SeriesTable:
     """Hold the series of some files, and what was found out and done as they were read.
 

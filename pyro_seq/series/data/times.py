@@ -44,7 +44,7 @@ EPOCHS = ((1e8, 1e10, "s"), (1e11, 1e13, "ms"), (1e14, 1e16, "us"), (1e17, 9e18,
 SAMPLE = 200
 
 
-@dataclass
+@dataclass(eq=False)
 class Times:
     """Hold the times of all rows.
 

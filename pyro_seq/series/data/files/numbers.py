@@ -25,7 +25,7 @@ INFINITE = re.compile(r"[+-]?(inf|infinity|∞)", re.IGNORECASE)
 ALMOST = re.compile(r"[$€£¥]?\s*[+-]?\d[\d.,' ]*\s*(%|[$€£¥]|°?[A-Za-z]{1,3})?|#\S+[!?]")
 
 
-@dataclass
+@dataclass(eq=False)
 class Words:
     """Hold the texts of a column that differ, and which of them each row has.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MISSING = ("", "NaN", "nan", "NAN", "-nan", "NA", "<NA>", "N/A", "n/a", "#N/A", "null", "NULL")
 
 
-@dataclass
+@dataclass(eq=False)
 class Raw:
     """Hold the columns of one file or several, before anyone says what the columns mean.
 

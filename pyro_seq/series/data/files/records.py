@@ -22,7 +22,7 @@ DATE = re.compile(
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class Records:
     """Hold where the records of a text are.
 
