@@ -250,9 +250,9 @@ class _ByDraws(WeightedELBO):
             nodes[name] = nodes[name] | {"value": site["value"].detach().requires_grad_()}
         model_trace = run(poutine.replay(model, trace=fixed))
         guide_trace = run(poutine.replay(guide, trace=fixed))
-        nodes = guide_trace.nodes
+        replayed: dict[str, Any] = guide_trace.nodes
         for name, site in latents.items():
-            nodes[name]["drawn"] = site["value"]
+            replayed[name]["drawn"] = site["value"]
         return model_trace, guide_trace
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -32,8 +34,8 @@ def start_from_anchors(model: SequenceModel, batch: SequenceBatch) -> None:
     contexts = model.context.contexts if isinstance(model.context, Chain) else [model.context]
     for lags in contexts:
         if isinstance(lags, Lags):
-            part = emission if lags.member is None else emission.emissions[lags.member]  # type: ignore
-            _fit(part, lags, batch)
+            part: Any = emission
+            _fit(part if lags.member is None else part.emissions[lags.member], lags, batch)
 
 
 def _fit(emission: Anchored, lags: Lags, batch: SequenceBatch) -> None:
@@ -41,7 +43,8 @@ def _fit(emission: Anchored, lags: Lags, batch: SequenceBatch) -> None:
     with torch.no_grad():
         features, _ = lags.over(batch, lags.initial(len(batch)))
     passed_on = features[..., lags.num_features :]
-    values = batch.values if lags.member is None else batch.values[lags.member]
+    observed: Any = batch.values
+    values = observed if lags.member is None else observed[lags.member]
     seen = batch.seen if lags.member is None else batch.seen[lags.member]
     x = emission.prepare(values, seen)
     zeros = passed_on.new_zeros(*passed_on.shape[:-1], emission.num_features)
