@@ -54,7 +54,9 @@ class Anchored(Emission):
         self.scale_weights = nn.Parameter(torch.zeros(errors, anchors, size))
         self.base = nn.Parameter(torch.zeros(own))
 
-    def forward(self, features: Tensor, passed_on: Tensor) -> Distribution:
+    def forward(  # type: ignore[override]
+        self, features: Tensor, passed_on: Tensor
+    ) -> Distribution:
         """Return the distribution given features and what `contexts.Lags` passes on."""
         by_anchor = 2 * self.anchors * self.size
         location, scale = self.located(features[..., :by_anchor], passed_on)
