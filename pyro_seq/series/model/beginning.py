@@ -12,6 +12,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Chain, Lags
 from pyro_seq.emissions.anchored import Anchored
 from pyro_seq.emissions.base import mask_cells
+from pyro_seq.emissions.composite import Joint
 from pyro_seq.pairs.model import SequenceModel
 
 STEPS, RATE = 100, 0.05  # updates of the anchors' weights
@@ -21,21 +22,26 @@ SMALL = 1e-3  # what is left of output weights: with zeros no gradient would rea
 def start_from_anchors(model: SequenceModel, batch: SequenceBatch) -> None:
     """Fit the weights of all `Anchored` emissions to a batch, by likelihood, without networks.
 
-    Networks that give the emission's features begin near zero, so that a new pair forecasts what
-    its anchors do. The result is deterministic.
+    The layer that gives the emission's features begins near zero, so that a new pair forecasts what
+    its anchors do, and gradients reach all layers. The result is deterministic.
     """
     emission = model.emission
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.out_features == emission.num_features:
-            with torch.no_grad():
-                module.weight.mul_(SMALL)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    contexts = model.context.contexts if isinstance(model.context, Chain) else [model.context]
+    outputs = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.out_features == emission.num_features
+    ]
+    for module in outputs[-1:]:
+        with torch.no_grad():
+            module.weight.mul_(SMALL)
+        nn.init.zeros_(module.bias)
+    contexts: Any = model.context.contexts if isinstance(model.context, Chain) else [model.context]
     for lags in contexts:
-        if isinstance(lags, Lags):
-            part: Any = emission
-            _fit(part if lags.member is None else part.emissions[lags.member], lags, batch)
+        if not isinstance(lags, Lags):
+            continue
+        part: Any = emission.emissions[lags.member] if isinstance(emission, Joint) else emission
+        if isinstance(part, Anchored):
+            _fit(part, lags, batch)
 
 
 def _fit(emission: Anchored, lags: Lags, batch: SequenceBatch) -> None:
@@ -43,9 +49,10 @@ def _fit(emission: Anchored, lags: Lags, batch: SequenceBatch) -> None:
     with torch.no_grad():
         features, _ = lags.over(batch, lags.initial(len(batch)))
     passed_on = features[..., lags.num_features :]
-    observed: Any = batch.values
-    values = observed if lags.member is None else observed[lags.member]
-    seen = batch.seen if lags.member is None else batch.seen[lags.member]
+    values: Any = batch.values
+    seen: Any = batch.seen
+    if lags.member is not None:
+        values, seen = values[lags.member], seen[lags.member]
     x = emission.prepare(values, seen)
     zeros = passed_on.new_zeros(*passed_on.shape[:-1], emission.num_features)
     weights = list(emission.parameters())
