@@ -266,9 +266,7 @@ class _ByDraws(WeightedELBO):
             self._particles(model, guide, (batch.with_cache(),)) for batch in (*args, *args)
         )
         before = random_state()
-        drawn = {
-            name: site for name, site in sample_sites(apart(guide)) if not site["is_observed"]
-        }
+        drawn = {name: site for name, site in sample_sites(apart(guide)) if not site["is_observed"]}
         for name, site in drawn.items():
             if not site["fn"].has_rsample:
                 raise UserError(

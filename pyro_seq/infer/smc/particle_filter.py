@@ -97,19 +97,11 @@ def particle_filter(
         particles, state: of the window before, `state` being `[N * K, …]`.
         rows: what the sequences are called in a message.
 
-    Raises `UserError` for anything to be drawn of functions, and as `score` does.
+    Raises `UserError` for a batch without values, for anything to be drawn of functions, and as
+    `score` does.
     """
     stepper = stepper_of(pair)
-    missing = cells_to_draw(batch, missing)
-    if missing is not None and not stepper.proposes_by_step(proposal):
-        raise UserError(
-            f"drawing what is missing in a particle filter with proposals from the {proposal} "
-            "needs a "
-            "SequenceModel" + " with a SequenceGuide" * (proposal == "guide")
-        )
-    stepper.check(batch if missing is None else batch.with_missing(missing))
-    if batch.to_sample:
-        batch = batch.with_values(batch.values, batch.missing)
+    batch, missing = _checked(stepper, batch, missing, proposal)
     shown = None
     if proposal == "guide" and not stepper.is_exact and stepper.proposes_by_step(proposal):
         shown = _shown(pair, batch, missing, samples, particles, state)
@@ -124,6 +116,24 @@ def particle_filter(
             look = None if shown is None else shown.select(index)
             parts.append(run(batch.select(index), look, carried, *mine))
     return tree_cat(parts)
+
+
+def _checked(
+    stepper: Stepper[Any], batch: SequenceBatch, missing: Any, proposal: Proposal
+) -> tuple[SequenceBatch, Any]:
+    """Return the batch with no step left to be sampled, and the cells to draw, or `None`."""
+    if batch.values is None:
+        raise UserError("a particle filter needs observations, and the batch has none")
+    missing = cells_to_draw(batch, missing)
+    if missing is not None and not stepper.proposes_by_step(proposal):
+        raise UserError(
+            f"drawing what is missing in a particle filter with proposals from the {proposal} "
+            "needs a SequenceModel" + " with a SequenceGuide" * (proposal == "guide")
+        )
+    stepper.check(batch if missing is None else batch.with_missing(missing))
+    if batch.to_sample:
+        batch = batch.with_values(batch.values, batch.missing)
+    return batch, missing
 
 
 def _shown(
@@ -145,6 +155,7 @@ def _shown(
         gone = batch.missing if gone is None else tree_map(torch.logical_or, gone, batch.missing)
     if gone is None or not bool(any_cell(gone).any()):
         return None
+    assert batch.values is not None
     whole = batch.with_values(batch.values, batch.missing if told else None)
     found = particle_filter(
         pair,
