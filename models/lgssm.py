@@ -336,7 +336,7 @@ class LGSSM(SequenceModel):
         belief = of.belief(mean, covariance)
         y = of.inward(y.unsqueeze(-2).expand(shape).unsqueeze(-3))[:, 0]
         if cells is not None:
-            cells = cells.reshape(-1, self.num_columns)[: 1 if of.shared else None]
+            cells = of.of_groups(cells)[:, 0]
         found = kalman.innovations(system, belief, y, cells)
         after = kalman.moved(system, kalman.updated(belief, found))
         mean = of.outward(after.mean.unsqueeze(1))[..., 0, 0, :]
