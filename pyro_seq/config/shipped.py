@@ -157,8 +157,12 @@ class LGSSMSettings(ModelSettings):
 
     name: str = one_of(("lgssm",), "lgssm", "Linear-Gaussian state space (Kalman, 1960)")
     seasons: tuple[int, ...] = between(2, 1_000_000, (), "steps of each season: 24, 168")
-    harmonics: int = between(
-        1, MOST_UNITS, 4, "harmonics of each season longer than 12 steps; a shorter one has all"
+    harmonics: int | None = between(
+        1,
+        MOST_UNITS,
+        None,
+        "harmonics of each season longer than 12 steps; a shorter one has all; none for 4, of many "
+        "columns as many as leave at most 100 states",
     )
     trend: str = one_of(
         ("none", "damped", "linear"), "damped", "whether levels have slopes, and of which kind"

@@ -109,7 +109,9 @@ def particle_filter(
     rows = torch.arange(len(batch), device=batch.device) if rows is None else rows
     parts = []
     with pair.scope(), pair.evaluating():
-        for index in torch.arange(len(batch), device=batch.device).split(max(1, ROWS // samples)):
+        for index in torch.arange(len(batch), device=batch.device).split(
+            max(1, min(ROWS, stepper.states_at_once) // samples)
+        ):
             flat = particle_rows(index, samples)
             carried = tree_map(lambda x, flat=flat: x[flat], state)
             mine = tree_map(lambda x, index=index: x[index], (missing, particles, rows))
