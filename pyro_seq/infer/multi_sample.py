@@ -56,7 +56,8 @@ class WeightedELBO(ELBO):
     Args:
         num_particles: K, at least 2.
 
-    Raises `UserError` where a site belongs to no sequence.
+    Raises `UserError` where a site belongs to no sequence, and for a guide's latents that are not
+    reparameterised where the gradient goes through the draws.
     """
 
     def __init__(self, num_particles: int) -> None:
@@ -114,7 +115,22 @@ class WeightedELBO(ELBO):
         """Return the traces of model and guide, of K draws for each sequence."""
         run = self._particles(model, guide, args)
         guide_trace = run(guide)
+        self._latents(guide_trace)
         return run(poutine.replay(model, trace=guide_trace)), guide_trace
+
+    def _latents(self, guide_trace: poutine.Trace) -> dict[str, Any]:
+        """Return the guide's sites; raise `UserError` for one that is not reparameterised."""
+        latents = {
+            name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]
+        }
+        for name, site in latents.items():
+            if not site["fn"].has_rsample:
+                raise UserError(
+                    f"site {name!r} in the guide is not reparameterised, which "
+                    f"{type(self).__name__} needs: ReweightedWakeSleep (training.objective=rws) "
+                    "takes any latents"
+                )
+        return latents
 
     def _particles(self, model: Side, guide: Side, args: Any) -> Callable[[Side], poutine.Trace]:
         """Return what runs one side K times for each sequence."""
@@ -266,14 +282,7 @@ class _ByDraws(WeightedELBO):
             self._particles(model, guide, (batch.with_cache(),)) for batch in (*args, *args)
         )
         before = random_state()
-        drawn = {name: site for name, site in sample_sites(apart(guide)) if not site["is_observed"]}
-        for name, site in drawn.items():
-            if not site["fn"].has_rsample:
-                raise UserError(
-                    f"site {name!r} in the guide is not reparameterised, which "
-                    f"{type(self).__name__} needs: ReweightedWakeSleep (training.objective=rws) "
-                    "takes any latents"
-                )
+        drawn = self._latents(apart(guide))
         set_random_state(before)
         with _Leaves():
             guide_trace = run(guide)

@@ -284,8 +284,9 @@ def test_refusals() -> None:
             make(1)
     with pytest.raises(UserError, match=r"site 'w' has batch shape .*not one entry for each"):
         IWAE_ELBO(2).loss(shared, shared, batch)
-    with pytest.raises(UserError, match="not reparameterised, which DReG_ELBO needs"):
-        DReG_ELBO(2).loss_and_grads(discrete, discrete, batch)
+    for elbo in (IWAE_ELBO(2), DReG_ELBO(2), SequenceRenyiELBO(2), STL_ELBO()):
+        with pytest.raises(UserError, match=f"reparameterised, which {type(elbo).__name__} needs"):
+            elbo.loss_and_grads(discrete, discrete, batch)
     assert math.isfinite(ReweightedWakeSleep(2).loss(discrete, discrete, batch))
     with pytest.raises(UserError, match="a finite number other than 1"):
         SequenceRenyiELBO(2, 1.0)
