@@ -17,6 +17,10 @@ from pyro_seq.errors import UserError
 
 Trend = Literal["none", "damped", "linear"]
 SHORT = 12  # steps of a season up to which all of its harmonics are used
+HARMONICS = 4  # of a longer one, by default
+# of all columns together, which harmonics are left out for by default: a filter's time and memory
+# grow with their square, for each sequence whose gaps are its own
+STATES = 100
 
 
 class Structure(NamedTuple):
@@ -60,6 +64,18 @@ class Structure(NamedTuple):
                 laid.angles.extend([angle, -angle] if pair else [angle])
                 laid.seasons.extend([season] * (1 + pair))
         return laid
+
+    @classmethod
+    def within(cls, seasons: Sequence[int], trend: Trend, columns: int, others: int) -> Structure:
+        """Lay out states as `of` does, with as many harmonics as C columns have room for.
+
+        These are at most `HARMONICS` and at least one; the room is `STATES`, `others` among them.
+        """
+        for harmonics in range(HARMONICS, 1, -1):
+            laid = cls.of(seasons, harmonics, trend)
+            if len(laid.kinds) * columns + others <= STATES:
+                return laid
+        return cls.of(seasons, 1, trend)
 
     def partners(self, columns: int) -> Tensor:
         """Return the number of each state's partner `[k C]`, C columns of each of k kinds."""

@@ -36,6 +36,7 @@ SMALLEST = 1e-4  # scale of the noise, which keeps what is observed from being k
 LEVEL, SLOPE, SEASON, NOISE, FACTORS, SHARED = 0.1, 0.003, 0.01, 0.3, 0.2, 0.05
 FIRST_LEVEL, FIRST_SLOPE, FIRST_SEASON = 2.0, 0.03, 0.5
 DAMPING = 0.95
+FILLED_ENTRIES = 2**25  # of the covariances of all steps, of sequences that are filled together
 FASTEST, SLOWEST = 2.0, 200.0  # steps in which factors forget, before training
 
 
@@ -69,7 +70,8 @@ class LGSSM(SequenceModel):
             observed; the density is this model's own, a normal.
         num_inputs: size of the side inputs.
         seasons: numbers of steps, for instance 24 and 168; `None` for no season.
-        harmonics: of each season longer than 12 steps; a shorter one has all.
+        harmonics: of each season longer than 12 steps; a shorter one has all. `None` for 4, or
+            for fewer of many columns: as many as leave at most 100 states, and at least 1.
         trend: `none`, `damped` (phi < 1 is learnt) or `linear` (phi = 1).
         latent_size: the number of factors.
         noise_rank: columns of W; `None` for C, with which R is any covariance.
@@ -102,7 +104,7 @@ class LGSSM(SequenceModel):
         num_inputs: int = 0,
         *,
         seasons: Sequence[int] | None = None,
-        harmonics: int = 4,
+        harmonics: int | None = None,
         trend: Trend = "damped",
         latent_size: int = 4,
         noise_rank: int | None = None,
@@ -123,7 +125,11 @@ class LGSSM(SequenceModel):
         num_regressors = num_inputs - 2 * columns * scaled
         if regressors is not None:
             num_regressors = regressors.num_features
-        self.structure = structure = Structure.of(seasons or (), harmonics, trend)
+        if harmonics is None:
+            structure = Structure.within(seasons or (), trend, columns, latent_size)
+        else:
+            structure = Structure.of(seasons or (), harmonics, trend)
+        self.structure = structure
         self.register_buffer("_partner", structure.partners(columns), persistent=False)
         rank = columns if noise_rank is None else min(noise_rank, columns)
         season = FIRST_SEASON / max(1, structure.kinds.count("cosine")) ** 0.5
@@ -302,9 +308,13 @@ class LGSSM(SequenceModel):
 
         By the simulation smoother of Durbin & Koopman (2002), so without particles.
         """
-        filled = (
-            self.distribution(batch).fill(self._own(prepared(self, batch)), draws).flatten(0, 1)
-        )
+        size = max(1, FILLED_ENTRIES // (max(1, batch.num_steps) * len(self.first_mean) ** 2))
+        parts = []
+        for index in torch.arange(len(batch), device=batch.device).split(size):
+            some = batch.select(index)
+            values = self._own(prepared(self, some))
+            parts.append(self.distribution(some).fill(values, draws).flatten(0, 1))
+        filled = torch.cat(parts)
         return filled if self.member is None else {self.member: filled}
 
     def _own(self, values: Any) -> Any:
@@ -379,7 +389,7 @@ class LGSSM(SequenceModel):
         belief = of.belief(mean, covariance)
         y = of.inward(y.unsqueeze(-2).expand(shape).unsqueeze(-3))[:, 0]
         if cells is not None:
-            cells = cells.reshape(-1, self.num_columns)[: 1 if of.shared else None]
+            cells = of.of_groups(cells)[:, 0]
         found = kalman.innovations(system, belief, y, cells)
         after = kalman.moved(system, kalman.updated(belief, found))
         mean = of.outward(after.mean.unsqueeze(1))[..., 0, 0, :]

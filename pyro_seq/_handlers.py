@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pyro.distributions as dist
+import torch
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.mask_messenger import MaskMessenger
@@ -32,7 +33,7 @@ class StepMask(MaskMessenger):
     def __init__(
         self, mask: Any, step: int, seen: Tensor | None = None, in_part: bool = False
     ) -> None:
-        super().__init__(mask)
+        super().__init__(cast("torch.BoolTensor", mask))
         self.step, self.seen, self.in_part = step, seen, in_part
 
     def _process_message(self, msg: Any) -> None:

@@ -159,8 +159,12 @@ class LGSSMSettings(ModelSettings):
     seasons: tuple[int, ...] | None = between(
         2, 1_000_000, None, "steps of each season, as 24, 168; none for those of the data"
     )
-    harmonics: int = between(
-        1, MOST_UNITS, 4, "harmonics of each season longer than 12 steps; a shorter one has all"
+    harmonics: int | None = between(
+        1,
+        MOST_UNITS,
+        None,
+        "harmonics of each season longer than 12 steps; a shorter one has all; none for 4, of many "
+        "columns as many as leave at most 100 states",
     )
     trend: str = one_of(
         ("none", "damped", "linear"), "damped", "whether levels have slopes, and of which kind"

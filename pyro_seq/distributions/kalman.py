@@ -323,6 +323,9 @@ def smoothed(
     With r_T = 0 and N_T = 0, r_{t-1} = H' S^-1 v_t + L' r_t and N_{t-1} = H' S^-1 H + L' N_t L for
     L = F (I - K H): the means are m_t + P_t r_{t-1}, the covariances P_t - P_t N_{t-1} P_t.
     """
+    if not y.shape[1]:
+        none = first.mean.unsqueeze(1)[:, :0], first.covariance.unsqueeze(1)[:, :0]
+        return Smoothed(none[0], none[1] if covariances else None, y)
     beliefs, belief = [], first
     for t in range(y.shape[1]):
         found = innovations(system, belief, y[:, t], None if seen is None else seen[:, t])

@@ -22,58 +22,99 @@ from pyro_seq.distributions.kalman import Belief, StateSpace
 
 
 class Rows(NamedTuple):
-    """How sequences `[*lead]` share covariances: all one, or each its own.
+    """How B of `kalman`'s covariances serve sequences `[*lead]`: M of them each, by groups.
 
     `inward` makes of `[*lead, D, T, C]`, D draws of each, the columns that `kalman` takes,
-    `[B, T, C, M]`; `outward` is its inverse.
+    `[B, T, C, M D]`; `outward` is its inverse. A group of fewer than M sequences is filled up with
+    zeros.
+
+    Attributes:
+        lead: the batch dimensions of the sequences.
+        group: which covariance each sequence has, flat.
+        place: which one of its group each sequence is, flat.
+        first: a sequence of each group `[B]`.
+        most: M.
     """
 
     lead: torch.Size
-    shared: bool
+    group: Tensor
+    place: Tensor
+    first: Tensor
+    most: int
 
     def belief(self, mean: Tensor, covariance: Tensor, draws: int = 1) -> Belief:
         """Return moments `[*lead, n]` and `[*lead, n, n]` as columns, in float64."""
         n = mean.shape[-1]
-        mean = mean.double().expand(*self.lead, n).reshape(-1, 1, 1, n)
+        mean = mean.double().expand(*self.lead, n).reshape(len(self.group), 1, 1, n)
         mean = self.inward(mean.expand(-1, draws, 1, n)).squeeze(1)
-        if self.shared:
-            return Belief(mean, covariance.reshape(-1, n, n)[:1].double())
-        return Belief(mean, covariance.double().expand(*self.lead, n, n).reshape(-1, n, n))
+        if len(self.group) and _is_one(covariance):
+            return Belief(mean, _first(covariance).double().expand(len(self.first), n, n))
+        covariance = covariance.expand(*self.lead, n, n).reshape(len(self.group), n, n)
+        return Belief(mean, covariance[self.first].double())
+
+    def of_groups(self, x: Tensor) -> Tensor:
+        """Return what all sequences of a group have alike, of `[*lead, *event]` `[B, *event]`."""
+        return x.reshape(len(self.group), *x.shape[len(self.lead) :])[self.first]
 
     def inward(self, x: Tensor) -> Tensor:
-        """Return `[*lead, D, T, C]` as columns `[B, T, C, M]`."""
-        draws, steps, cells = x.shape[-3:]
-        x = x.reshape(-1, draws, steps, cells)
-        if not self.shared:
+        """Return `[*lead, D, T, C]` as columns `[B, T, C, M D]`."""
+        x = x.reshape(len(self.group), *x.shape[-3:])
+        if self.most == 1:
             return x.permute(0, 2, 3, 1)
-        return x.permute(2, 3, 0, 1).reshape(1, steps, cells, -1)
+        if len(self.first) == 1:
+            x = x.unsqueeze(0)
+        else:
+            columns = x.new_zeros(len(self.first), self.most, *x.shape[1:])
+            x = columns.index_put((self.group, self.place), x)
+        return x.permute(0, 3, 4, 1, 2).flatten(-2)
 
     def outward(self, x: Tensor, draws: int = 1) -> Tensor:
-        """Return columns `[B, T, C, M]` as `[*lead, D, T, C]`."""
-        if self.shared:
-            x = x.squeeze(0).unflatten(-1, (-1, draws)).permute(2, 3, 0, 1)
-        else:
+        """Return columns `[B, T, C, M D]` as `[*lead, D, T, C]`."""
+        if self.most == 1:
             x = x.permute(0, 3, 1, 2)
+        else:
+            x = x.unflatten(-1, (self.most, draws)).permute(0, 3, 4, 1, 2)
+            x = x[0] if len(self.first) == 1 else x[self.group, self.place]
         return x.reshape(*self.lead, *x.shape[1:])
 
     def spread(self, x: Tensor) -> Tensor:
         """Return covariances `[B, *event]` as `[*lead, *event]`."""
         event = x.shape[1:]
-        return x[0].expand(*self.lead, *event) if self.shared else x.reshape(*self.lead, *event)
+        if len(x) == 1:
+            return x[0].expand(*self.lead, *event)
+        return (x if self.most == 1 else x[self.group]).reshape(*self.lead, *event)
 
 
 def rows(lead: torch.Size, covariance: Tensor, seen: Tensor | None = None) -> Rows:
-    """Tell whether sequences share one covariance `[*lead, n, n]` and one set of cells seen.
+    """Group sequences of one covariance `[*lead, n, n]` and one set of cells seen.
 
-    Cells are `[*lead, T, C]`.
+    Cells are `[*lead, T, C]`. Covariances that differ are each a group.
     """
-    alike = seen is None or not lead.numel() or bool((seen == _first(seen)).all())
-    return Rows(lead, lead.numel() > 0 and alike and _alike(covariance))
+    size, device = lead.numel(), covariance.device
+    every, none = (make(size, device=device) for make in (torch.arange, torch.zeros))
+    if not size or not _alike(covariance):
+        return Rows(lead, every, none.long(), every, 1)
+    if seen is None or bool((seen == _first(seen)).all()):
+        return Rows(lead, none.long(), every, every[:1], size)
+    patterns, group = seen.reshape(size, -1).unique(dim=0, return_inverse=True)
+    if len(patterns) == size:
+        return Rows(lead, every, none.long(), every, 1)
+    order = group.argsort(stable=True)
+    counts = group.bincount()
+    starts = counts.cumsum(0) - counts
+    place = torch.empty_like(group)
+    place[order] = every - starts[group[order]]
+    return Rows(lead, group, place, order[starts], int(counts.max()))
+
+
+def _is_one(covariance: Tensor) -> bool:
+    """Tell whether covariances `[*lead, n, n]` are views of one."""
+    sizes = zip(covariance.shape[:-2], covariance.stride()[:-2], strict=True)
+    return all(size == 1 or stride == 0 for size, stride in sizes)
 
 
 def _alike(covariance: Tensor) -> bool:
-    sizes = zip(covariance.shape[:-2], covariance.stride()[:-2], strict=True)
-    if all(size == 1 or stride == 0 for size, stride in sizes):
+    if _is_one(covariance):
         return True
     # equal by chance, each with a gradient of its own
     if covariance.requires_grad:
@@ -218,21 +259,22 @@ class LinearGaussian(TorchDistribution):
     def _rows(self, lead: torch.Size, *, padding: bool = False) -> tuple[Rows, Tensor | None]:
         """Return how sequences share covariances, and the cells seen `[B, T, C]`.
 
-        Padding counts as seen where nothing that comes after it is asked for.
+        Padding counts as seen, unless `padding`: nothing that comes after it is asked for, and
+        sequences of unequal length see the same.
         """
         cells = len(self.system.loading)
         seen = self.seen
-        if padding and self.active is not None:
+        if self.active is not None and (padding or seen is not None):
             active = self.active.unsqueeze(-1).expand(*self.active.shape, cells)
-            seen = active if seen is None else seen & active
-        if seen is not None:
-            seen = seen.expand(*lead, *seen.shape[-2:])
+            if seen is None:
+                seen = active
+            else:
+                seen = seen & active if padding else seen | ~active
+        if seen is None or bool(seen.all()):
+            return rows(lead, self.covariance_before), None
+        seen = seen.expand(*lead, *seen.shape[-2:])
         of = rows(lead, self.covariance_before, seen)
-        if seen is None:
-            return of, None
-        flat = seen.reshape(-1, *seen.shape[-2:])
-        flat = flat[:1] if of.shared else flat
-        return of, None if bool(flat.all()) else flat
+        return of, of.of_groups(seen)
 
     def _standard(self, value: Tensor) -> tuple[Tensor, torch.Size]:
         """Return y_t `[*lead, T, C]` in float64."""

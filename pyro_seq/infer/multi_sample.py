@@ -12,9 +12,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_seq._pytree import tree_map
+from pyro_seq._rng import random_state, set_random_state
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.infer.smc.particles import drawn_by_weight
@@ -53,7 +56,8 @@ class WeightedELBO(ELBO):
     Args:
         num_particles: K, at least 2.
 
-    Raises `UserError` where a site belongs to no sequence.
+    Raises `UserError` where a site belongs to no sequence, and for a guide's latents that are not
+    reparameterised where the gradient goes through the draws.
     """
 
     def __init__(self, num_particles: int) -> None:
@@ -111,7 +115,22 @@ class WeightedELBO(ELBO):
         """Return the traces of model and guide, of K draws for each sequence."""
         run = self._particles(model, guide, args)
         guide_trace = run(guide)
+        self._latents(guide_trace)
         return run(poutine.replay(model, trace=guide_trace)), guide_trace
+
+    def _latents(self, guide_trace: poutine.Trace) -> dict[str, Any]:
+        """Return the guide's sites; raise `UserError` for one that is not reparameterised."""
+        latents = {
+            name: site for name, site in sample_sites(guide_trace) if not site["is_observed"]
+        }
+        for name, site in latents.items():
+            if not site["fn"].has_rsample:
+                raise UserError(
+                    f"site {name!r} in the guide is not reparameterised, which "
+                    f"{type(self).__name__} needs: ReweightedWakeSleep (training.objective=rws) "
+                    "takes any latents"
+                )
+        return latents
 
     def _particles(self, model: Side, guide: Side, args: Any) -> Callable[[Side], poutine.Trace]:
         """Return what runs one side K times for each sequence."""
@@ -131,7 +150,7 @@ class WeightedELBO(ELBO):
     def _densities(
         self, traces: tuple[poutine.Trace, poutine.Trace], args: tuple[SequenceBatch]
     ) -> LogDensities:
-        return LogDensities(*(_by_sequence(of, self.num_particles, len(args[0])) for of in traces))
+        return LogDensities(*(_by_sequence(of, self.num_particles, args[0]) for of in traces))
 
 
 class IWAE_ELBO(WeightedELBO):
@@ -181,17 +200,31 @@ class ReweightedWakeSleep(IWAE_ELBO):
         self, model: Side, guide: Side, args: Any, kwargs: Any
     ) -> tuple[poutine.Trace, poutine.Trace]:
         run = self._particles(model, guide, args)
-        apart = self._particles(
-            model, guide, (args[0].with_cache(),)
-        )  # what it caches has no graph
-        with torch.no_grad():
-            drawn = apart(guide)
-        return run(poutine.replay(model, trace=drawn)), run(poutine.replay(guide, trace=drawn))
+        with _Leaves(gradients=False):
+            guide_trace = run(guide)
+        return run(poutine.replay(model, trace=guide_trace)), guide_trace
 
     def surrogate(self, densities: LogDensities) -> Tensor:
         """Return -sum_k v_k (log p(x, z_k) + log q(z_k | x)), v_k without a gradient."""
         weights = densities.log_weights.detach().softmax(0)
         return -(weights * (densities.model + densities.guide)).sum()
+
+
+class _Leaves(Messenger):
+    """Cut what depends on a draw from what the draw depends on.
+
+    Args:
+        gradients: whether draws are asked for gradients.
+    """
+
+    def __init__(self, *, gradients: bool = True) -> None:
+        super().__init__()
+        self.gradients = gradients
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            value = msg["value"].detach()
+            msg["value"] = value.requires_grad_() if self.gradients else value
 
 
 class _ByDraws(WeightedELBO):
@@ -201,17 +234,22 @@ class _ByDraws(WeightedELBO):
     given z has expectation zero, or is itself turned into such a term, and is left out.
     """
 
+    _drawn: dict[str, Tensor]  # the guide's draws, with what they depend on
+
     @abstractmethod
     def _shares(self, log_weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each draw counts for the model, and a_k for the guide, both `[K, N]`."""
 
     def loss_and_grads(self, model: Side, guide: Side, *args: Any, **kwargs: Any) -> float:
         """Return the negative of the bound, and accumulate gradients on the parameters."""
-        _, guide_trace = traces = self._get_trace(model, guide, args, kwargs)
+        traces = self._get_trace(model, guide, args, kwargs)
         densities = self._densities(traces, args)
         of_model, of_guide = self._shares(densities.log_weights.detach())
-        nodes: dict[str, Any] = guide_trace.nodes
-        draws = [(site["drawn"], site["value"]) for site in nodes.values() if "drawn" in site]
+        draws = [
+            (self._drawn[name], site["value"])
+            for name, site in sample_sites(traces[1])
+            if name in self._drawn
+        ]
         leaves: list[Tensor] = [leaf for _, leaf in draws]
         target = -(of_guide * densities.log_weights).sum()
         gradients = (
@@ -229,31 +267,27 @@ class _ByDraws(WeightedELBO):
         ]
         if used:
             torch.autograd.backward([drawn for drawn, _ in used], [g for _, g in used])
+        self._drawn = {}
         return self._loss(densities)
 
     def _get_trace(
         self, model: Side, guide: Side, args: Any, kwargs: Any
     ) -> tuple[poutine.Trace, poutine.Trace]:
-        """Return both traces at draws that are leaves of the graph; the guide's has `drawn` too."""
-        run = self._particles(model, guide, args)
-        drawn = run(guide)
-        fixed = drawn.copy()
-        latents = {name: site for name, site in sample_sites(drawn) if not site["is_observed"]}
-        nodes: dict[str, Any] = fixed.nodes
-        for name, site in latents.items():
-            if not site["fn"].has_rsample:
-                raise UserError(
-                    f"site {name!r} in the guide is not reparameterised, which "
-                    f"{type(self).__name__} needs: ReweightedWakeSleep (training.objective=rws) "
-                    "takes any latents"
-                )
-            nodes[name] = nodes[name] | {"value": site["value"].detach().requires_grad_()}
-        model_trace = run(poutine.replay(model, trace=fixed))
-        guide_trace = run(poutine.replay(guide, trace=fixed))
-        replayed: dict[str, Any] = guide_trace.nodes
-        for name, site in latents.items():
-            replayed[name]["drawn"] = site["value"]
-        return model_trace, guide_trace
+        """Return both traces at draws that are leaves of the graph, and keep the draws.
+
+        The guide runs twice from one random state, and neither run takes over what the other has
+        cached: so dropout is the same in both.
+        """
+        apart, run = (
+            self._particles(model, guide, (batch.with_cache(),)) for batch in (*args, *args)
+        )
+        before = random_state()
+        drawn = self._latents(apart(guide))
+        set_random_state(before)
+        with _Leaves():
+            guide_trace = run(guide)
+        self._drawn = {name: site["value"] for name, site in drawn.items()}
+        return run(poutine.replay(model, trace=guide_trace)), guide_trace
 
 
 class STL_ELBO(_ByDraws):
@@ -294,9 +328,10 @@ def share_steps(model: Side, guide: Side) -> bool:
     return isinstance(stepper, DeclaredStepper) and stepper.proposes_by_step("guide")
 
 
-def _by_sequence(trace: poutine.Trace, k: int, n: int) -> Tensor:
+def _by_sequence(trace: poutine.Trace, k: int, batch: SequenceBatch) -> Tensor:
     """Sum a trace's log-densities by draw and sequence, `[K, N]`."""
-    total = torch.zeros(k, n)
+    n = len(batch)
+    total = torch.zeros(k, n, device=batch.device)
     for name, site in sample_sites(trace):
         log_prob = site["log_prob"]
         repeated = k > 1 and log_prob.shape[-1:] == (n * k,)

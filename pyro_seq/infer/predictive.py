@@ -257,7 +257,7 @@ class _Gapped:
             latents = {f"z_{t}": z for t, z in enumerate(latents.unbind(-2))}
         gaps: dict[str, Tensor] = {}
         for stem in self.stems:
-            of_stem = values[stem.member] if isinstance(values, dict) else values
+            of_stem = stem.of(values)
             gaps |= {
                 stem.at(t): of_stem[:, :, t] for t in batch.to_sample if stem.at(t) in self.events
             }

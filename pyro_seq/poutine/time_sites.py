@@ -53,6 +53,10 @@ class Stem(NamedTuple):
         """The observation's name in a group: `notes` of `x_3_notes`, `y` of `y_3`."""
         return self.after.strip("_") or self.before.strip("_")
 
+    def of(self, tree: Any) -> Any:
+        """Return the observation's part of a tree like a batch's values."""
+        return tree[self.member] if isinstance(tree, dict) else tree
+
 
 def stems_of(name: str) -> Iterator[tuple[Stem, int]]:
     """Yield all ways to read a number in a name as a step: (the stem, the number)."""

@@ -123,15 +123,19 @@ def example(shared: bool) -> tuple[StateSpace, Tensor, Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("method", METHODS, ids=["steps", "scan"])
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("cells", ["all", "some", "some of all"])
+@pytest.mark.parametrize("cells", ["all", "some", "some of all", "some alike"])
 def test_filter(method: Callable[..., object], shared: bool, cells: str) -> None:
     space, m, P, y, seen = example(shared)
     if cells == "some of all":
         seen = seen[:1].expand(N, T, C)
+    if cells == "some alike":
+        seen = seen[[*range(N - 1), 0]]
     mask = None if cells == "all" else seen
     with mock.patch.object(kalman, "filtered", method):
         law = LinearGaussian(space, m, P, (T, C), seen=mask)
         found = law.filtered(y)
+    used = {"some": N, "some alike": N - 1}.get(cells, 1) if shared else N
+    assert len(law._rows(law.batch_shape)[0].first) == used
     assert found.steps is law.step_log_prob(y) or law.log_prob(y).shape == (N,)
     for n in range(N):
         here = torch.ones(T, C, dtype=torch.bool) if mask is None else seen[n]

@@ -14,6 +14,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from torch import Tensor
+from torch.nn.functional import dropout
 
 from pyro_seq._pytree import tree_leaves
 from pyro_seq.batch import SequenceBatch
@@ -283,8 +284,34 @@ def test_refusals() -> None:
             make(1)
     with pytest.raises(UserError, match=r"site 'w' has batch shape .*not one entry for each"):
         IWAE_ELBO(2).loss(shared, shared, batch)
-    with pytest.raises(UserError, match="not reparameterised, which DReG_ELBO needs"):
-        DReG_ELBO(2).loss_and_grads(discrete, discrete, batch)
+    for elbo in (IWAE_ELBO(2), DReG_ELBO(2), SequenceRenyiELBO(2), STL_ELBO()):
+        with pytest.raises(UserError, match=f"reparameterised, which {type(elbo).__name__} needs"):
+            elbo.loss_and_grads(discrete, discrete, batch)
     assert math.isfinite(ReweightedWakeSleep(2).loss(discrete, discrete, batch))
     with pytest.raises(UserError, match="a finite number other than 1"):
         SequenceRenyiELBO(2, 1.0)
+
+
+class Dropping(Scalar):
+    """A guide that leaves out half of the sequences' locations, which are far away."""
+
+    def guide(self, batch: SequenceBatch) -> None:
+        seen = batch.cached("features", lambda: dropout(self.mean.expand(len(batch)), 0.5))
+        with batch.plate():
+            z = pyro.sample("z_0", dist.Normal(1e6 * (seen + dropout(seen, 0.5)), 1.0))
+            pyro.sample("z_1", dist.Normal(dropout(z, 0.5), 1.0))
+
+    def model(self, batch: SequenceBatch) -> None:
+        with batch.plate():
+            pyro.sample("z_0", dist.Normal(self.theta.expand(len(batch)), 1.0))
+            pyro.sample("z_1", dist.Normal(torch.zeros(len(batch)), 1.0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_are_weighed_by_the_guide_that_made_them(kind: str) -> None:
+    """Dropout is the same where draws are made and where they are weighed."""
+    made, pair, batch = KINDS[kind](), Dropping(), SequenceBatch(torch.full((40, 1), X))
+    torch.manual_seed(0)
+    of = made._densities(made._get_trace(pair.model, pair.guide, (batch,), {}), (batch,)).guide
+    # of z_0 and z_1: -1 - log(2 pi) on average, each draw a chi-square of 2
+    assert float((of.detach().mean() + 1 + math.log(2 * math.pi)).abs()) < 4 / math.sqrt(80)

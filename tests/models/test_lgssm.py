@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
@@ -29,7 +30,8 @@ from pyro_seq._pytree import tree_map
 from pyro_seq.encoders import Encoder
 from pyro_seq.infer.continuations import continuation
 from pyro_seq.infer.smc.particle_filter import particle_filter
-from pyro_seq.models import LGSSM
+from pyro_seq.infer.stepping.declared import stepper_of
+from pyro_seq.models import LGSSM, lgssm
 
 N, T, C, U = 3, 6, 2, 2
 RAGGED = [6, 3, 1]
@@ -337,6 +339,35 @@ def test_no_harmonic_stands_twice() -> None:
     assert len(set(kinds.angles)) == len(kinds.angles) and kinds.kinds.count("cosine") == 15
     assert LGSSM(emissions.Normal(), seasons=(7,), harmonics=1).structure.kinds.count("cosine") == 3
     assert LGSSM(emissions.Normal(), seasons=(2,)).structure.kinds[2:] == ["cosine"]
+
+
+def test_many_columns_take_fewer_harmonics_by_default() -> None:
+    """At most 100 states, 4 harmonics of a long season for few columns, and at least one."""
+    for columns, states in ((1, 22), (5, 94), (6, 88), (7, 74), (10, 64), (20, 124)):
+        emission = emissions.Factorised(emissions.Normal(), columns)
+        assert len(LGSSM(emission, seasons=(24, 168)).first_mean) == states
+    told = LGSSM(emissions.Factorised(emissions.Normal(), 7), seasons=(24, 168), harmonics=4)
+    assert len(told.first_mean) == 130
+
+
+def test_rows_at_once_know_how_large_a_belief_is() -> None:
+    model = LGSSM(emissions.Factorised(emissions.Normal(), 20), seasons=(24, 168))
+    stepper = stepper_of(Pair(model))
+    assert stepper.state_size == 124 * 125
+    assert stepper.rows_at_once(10) == 2**24 // (124 * 125)
+
+
+def test_beliefs_of_no_step_and_fills_a_few_sequences_at_a_time() -> None:
+    model, batch = new_model(), batch_of(RAGGED, True)
+    none = SequenceBatch(torch.zeros(N, 0, C), inputs=torch.zeros(N, 0, U), missing=[])
+    assert model.exact_fill(none, 2).shape == (2 * N, 0, C)
+    means, spreads = model.posterior(none)
+    assert means.shape == (N, 0, len(model.first_mean)) and spreads.shape[:2] == (N, 0)
+    with mock.patch.object(lgssm, "FILLED_ENTRIES", 1):
+        filled = model.exact_fill(batch, 2).view(N, 2, T, C)
+    seen = (batch.seen | ~batch.mask.unsqueeze(-1)).unsqueeze(1).expand_as(filled)
+    assert torch.equal(filled[seen], batch.values.unsqueeze(1).expand_as(filled)[seen])  # type: ignore[union-attr]
+    assert filled[~seen].unique().numel() == int((~seen).sum())
 
 
 def test_factors_are_stationary() -> None:

@@ -71,8 +71,7 @@ class PathMoves:
         """Return (x_t, its cells that were seen) of the sites in gaps that were seen in part."""
         found: ForSome = {}
         for name, (stem, t) in self.fills.items():
-            trees: tuple[Any, Any] = missing, self.batch.values
-            gone, values = (tree[stem.member] if isinstance(tree, dict) else tree for tree in trees)
+            gone, values = stem.of(missing), stem.of(self.batch.values)
             # at padding nothing is missing, and nothing was seen
             there = self.batch.mask[:, t].view(-1, *(1,) * (gone.dim() - 2))
             seen = (~gone[:, t] & there).expand_as(gone[:, t])
@@ -178,7 +177,7 @@ class PathMoves:
         model = marked if replayed is None else poutine.replay(marked, trace=replayed)
         for name, (stem, t) in self.fills.items() if path is not None else ():
             assert path is not None
-            values = path.values[stem.member] if isinstance(path.values, dict) else path.values
+            values = stem.of(path.values)
             given = given | {name: (values[:, t].repeat_interleave(self.k, 0), self.first)}
         if block is not None:
             given = {

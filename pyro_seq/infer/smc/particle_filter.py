@@ -97,19 +97,11 @@ def particle_filter(
         particles, state: of the window before, `state` being `[N * K, …]`.
         rows: what the sequences are called in a message.
 
-    Raises `UserError` for anything to be drawn of functions, and as `score` does.
+    Raises `UserError` for a batch without values, for anything to be drawn of functions, and as
+    `score` does.
     """
     stepper = stepper_of(pair)
-    missing = cells_to_draw(batch, missing)
-    if missing is not None and not stepper.proposes_by_step(proposal):
-        raise UserError(
-            f"drawing what is missing in a particle filter with proposals from the {proposal} "
-            "needs a "
-            "SequenceModel" + " with a SequenceGuide" * (proposal == "guide")
-        )
-    stepper.check(batch if missing is None else batch.with_missing(missing))
-    if batch.to_sample and batch.values is not None:
-        batch = batch.with_values(batch.values, batch.missing)
+    batch, missing = _checked(stepper, batch, missing, proposal)
     shown = None
     if proposal == "guide" and not stepper.is_exact and stepper.proposes_by_step(proposal):
         shown = _shown(pair, batch, missing, samples, particles, state)
@@ -117,13 +109,33 @@ def particle_filter(
     rows = torch.arange(len(batch), device=batch.device) if rows is None else rows
     parts = []
     with pair.scope(), pair.evaluating():
-        for index in torch.arange(len(batch), device=batch.device).split(max(1, ROWS // samples)):
+        for index in torch.arange(len(batch), device=batch.device).split(
+            max(1, min(ROWS, stepper.states_at_once) // samples)
+        ):
             flat = particle_rows(index, samples)
             carried = tree_map(lambda x, flat=flat: x[flat], state)
             mine = tree_map(lambda x, index=index: x[index], (missing, particles, rows))
             look = None if shown is None else shown.select(index)
             parts.append(run(batch.select(index), look, carried, *mine))
     return tree_cat(parts)
+
+
+def _checked(
+    stepper: Stepper[Any], batch: SequenceBatch, missing: Any, proposal: Proposal
+) -> tuple[SequenceBatch, Any]:
+    """Return the batch with no step left to be sampled, and the cells to draw, or `None`."""
+    if batch.values is None:
+        raise UserError("a particle filter needs observations, and the batch has none")
+    missing = cells_to_draw(batch, missing)
+    if missing is not None and not stepper.proposes_by_step(proposal):
+        raise UserError(
+            f"drawing what is missing in a particle filter with proposals from the {proposal} "
+            "needs a SequenceModel" + " with a SequenceGuide" * (proposal == "guide")
+        )
+    stepper.check(batch if missing is None else batch.with_missing(missing))
+    if batch.to_sample:
+        batch = batch.with_values(batch.values, batch.missing)
+    return batch, missing
 
 
 def _shown(

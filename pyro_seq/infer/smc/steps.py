@@ -51,9 +51,17 @@ class Steps:
                 known = tree_map(lambda cells, gone: cells & ~gone, known, missing)
             # steps of which nothing is known, where a guide has seen a guess at most
             self.blind = batch.mask & ~any_cell(known)
-        n, alike = len(batch), True
+        self._start(carried)
+        self.latent = self.state["latent"]  # z_{t-1}, as the guide has it
+        if self.guide is not None:
+            self._start_guide(carried, shown)
+        self.like = self.model.initial(1)
+
+    def _start(self, carried: Any) -> None:
+        """Set the state before the first step, that of the batch or of particles `[N * K, …]`."""
+        n, k, alike = len(self.batch), self.k, True
         if carried is None:
-            self.state = self.model.state_before(batch)
+            self.state = self.model.state_before(self.batch)
             self.state = self.state | {
                 "latent": self.state["latent"].expand(k, *self.state["latent"].shape)
             }
@@ -63,7 +71,7 @@ class Steps:
             by_particle = tree_map(lambda x: x.view(n, k, *x.shape[1:]), carried)
             first = tree_map(lambda x: x[:, 0], by_particle)
             # for the guide, whose proposals may start from any particle's past
-            self.batch = batch.with_state(first).with_cache()
+            self.batch = self.batch.with_state(first).with_cache()
             self.state = tree_map(lambda x: x.transpose(0, 1), by_particle["model"])
             alike = all(
                 torch.equal(x, x[:, :1].expand_as(x))
@@ -71,32 +79,29 @@ class Steps:
             )
             if alike:
                 self.state["context"] = first["model"]["context"]
-        if missing is not None and alike:
+        if self.missing is not None and alike:
             self.state["context"] = tree_map(lambda x: x.expand(k, *x.shape), self.state["context"])
-        self.latent = self.state["latent"]  # z_{t-1}, as the guide has it
-        if self.guide is not None:
-            begun = (
-                self.batch.state["guide"]
-                if self.batch.state is not None
-                else {"carried": self.guide.initial_rnn_state(n)}
-            )
-            looked_at = self.batch
-            if shown is not None:
-                looked_at = shown.with_state(self.batch.state).with_cache()
-            evidence, self.guide_rnn_state = self.guide.encode(looked_at, begun["carried"])
-            self.evidence = tuple(full_precision(part) for part in evidence)
-            by_state = (
-                self.batch
-                if carried is None
-                else batch.with_state({"model": self.state, "guide": None})
-            )
-            self.running = self.guide.initial_guide_state(by_state)
-            self.like_running = self.guide.initial_guide_state(
-                batch.select(slice(0, 1)).with_state(None)
-            )
-            if carried is None and self.batch.state is None:
-                self.latent = self.guide.initial_latent(k, n)
-        self.like = self.model.initial(1)
+
+    def _start_guide(self, carried: Any, shown: SequenceBatch | None) -> None:
+        """Let the guide look at the batch, or at the one `shown`, and set its states."""
+        batch, n = self.batch, len(self.batch)
+        begun = (
+            batch.state["guide"]
+            if batch.state is not None
+            else {"carried": self.guide.initial_rnn_state(n)}
+        )
+        looked_at = batch if shown is None else shown.with_state(batch.state).with_cache()
+        evidence, self.guide_rnn_state = self.guide.encode(looked_at, begun["carried"])
+        self.evidence = tuple(full_precision(part) for part in evidence)
+        by_state = (
+            batch if carried is None else batch.with_state({"model": self.state, "guide": None})
+        )
+        self.running = self.guide.initial_guide_state(by_state)
+        self.like_running = self.guide.initial_guide_state(
+            batch.select(slice(0, 1)).with_state(None)
+        )
+        if carried is None and batch.state is None:
+            self.latent = self.guide.initial_latent(self.k, n)
 
     def move(self, index: Tensor) -> None:
         """Replace the particles by those at `index` `[N, K]`."""

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import tree_map
+from pyro_seq._pytree import tree_leaves, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.emissions.base import over_time
@@ -129,8 +129,17 @@ class DeclaredStepper(Stepper[ModelState]):
         return self.model.emission.stack(steps)
 
     def rows_at_once(self, num_steps: int) -> int:
-        """As many as take their steps together fastest: large vocabularies leave room for few."""
-        return max(16, min(STATES, FEATURES // max(1, self.model.emission.num_features)))
+        """As many as take their steps together fastest: large vocabularies leave room for few.
+
+        So do large states, such as the covariances of a Kalman filter.
+        """
+        features = FEATURES // max(1, self.model.emission.num_features)
+        return max(16, min(STATES, features, self.states_at_once))
+
+    @property
+    def state_size(self) -> int:
+        """How many numbers the state of a sequence holds, at least 1."""
+        return max(1, sum(x.numel() for x in tree_leaves(self.model.initial(1))))
 
     def by_step(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """A path's site `z` `[…, T, Z]` as the sites `z_0, z_1, …`."""

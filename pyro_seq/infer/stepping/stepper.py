@@ -20,6 +20,7 @@ from pyro_seq.poutine.step_densities import Observed, observed_steps
 
 # steps of particles that are worked on at once: bounds the memory of that work, not of what is kept
 CHUNK_STEPS = 32_768
+STATE_NUMBERS = 2**24  # of the states of all sequences side by side
 CHUNK_FEATURES = 128  # of an emission: with more of them fewer steps are worked on at once
 
 State = TypeVar("State")
@@ -92,6 +93,16 @@ class Stepper(ABC, Generic[State]):
     @abstractmethod
     def rows_at_once(self, num_steps: int) -> int:
         """How many sequences are sampled side by side, which bounds the memory."""
+
+    @property
+    def state_size(self) -> int:
+        """How many numbers the state of a sequence holds, at least 1; 1 where it is not known."""
+        return 1
+
+    @property
+    def states_at_once(self) -> int:
+        """How many sequences' states are held side by side, which bounds the memory."""
+        return max(1, STATE_NUMBERS // self.state_size)
 
     @property
     def steps_at_once(self) -> int:
