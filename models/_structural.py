@@ -133,3 +133,25 @@ def real_cells(emission: Emission) -> tuple[Emission, str | None, int | None]:
         member,
         shape[0] if shape else None,
     )
+
+
+def moments(cells: Tensor, seen: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (means, standard deviations, root mean square moves), each `[C]`, of cells seen.
+
+    A move is between two steps that follow each other, both of them seen.
+
+    Args:
+        cells: `[N, T, C]`.
+        seen: the same, true where a cell was seen.
+        least: the smallest move; no standard deviation is below the moves.
+    """
+    mean = _mean(cells, seen)
+    spread = _mean((cells - mean) ** 2, seen).sqrt()
+    squares = (cells[:, 1:] - cells[:, :-1]) ** 2
+    moves = _mean(squares, seen[:, 1:] & seen[:, :-1]).sqrt().clamp(min=least)
+    return mean, torch.maximum(spread, moves), moves
+
+
+def _mean(cells: Tensor, seen: Tensor) -> Tensor:
+    total = torch.where(seen, cells, torch.zeros_like(cells)).sum((0, 1))
+    return total / seen.sum((0, 1)).clamp(min=1)

@@ -20,7 +20,7 @@ from pyro_seq.distributions.linear_gaussian import CellNormal, LinearGaussian, r
 from pyro_seq.emissions.base import Emission
 from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
-from pyro_seq.models._structural import Structure, Trend, real_cells
+from pyro_seq.models._structural import Structure, Trend, moments, real_cells
 from pyro_seq.pairs.model import (
     Layout,
     ModelState,
@@ -177,11 +177,7 @@ class LGSSM(SequenceModel):
         seen = self._own(batch.seen).reshape(cells.shape)
         cells = cells if location is None else cells - location
         cells = cells if scale is None else cells / scale
-        both = seen[:, 1:] & seen[:, :-1]
-        mean = _mean(cells, seen)
-        spread = _mean((cells - mean) ** 2, seen).sqrt()
-        moves = _mean((cells[:, 1:] - cells[:, :-1]) ** 2, both).sqrt().clamp(min=SMALLEST)
-        spread = torch.maximum(spread, moves)
+        mean, spread, moves = moments(cells, seen, SMALLEST)
         log_moves, log_spread = moves.log(), spread.log()
         self.level_scale.copy_(log_moves + math.log(0.6))
         self.noise_scale.copy_(log_moves + math.log(0.5))
@@ -394,12 +390,6 @@ class LGSSM(SequenceModel):
         after = kalman.moved(system, kalman.updated(belief, found))
         mean = of.outward(after.mean.unsqueeze(1))[..., 0, 0, :]
         return {"mean": mean, "covariance": of.spread(after.covariance)}
-
-
-def _mean(cells: Tensor, seen: Tensor) -> Tensor:
-    """Return the mean `[C]` of the cells `[N, T, C]` that were seen."""
-    total = torch.where(seen, cells, torch.zeros_like(cells)).sum((0, 1))
-    return total / seen.sum((0, 1)).clamp(min=1)
 
 
 def _check_scale(scale: Tensor) -> None:

@@ -236,6 +236,7 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         return Hooks(
             validate=lambda: nats(model, data.arrays),
             samples=lambda: previews(model, data.series),
+            at_start=True,
         )
 
     def introduce(self, model: SeriesModel, data: SeriesData, pair: str) -> Iterator[str]:

@@ -51,12 +51,14 @@ class Hooks:
         samples: texts, pictures and sounds by tag for TensorBoard; called in evaluation mode.
         units: what one step of a sequence is, in the plural (`characters`), and `bits`: the name of
             bits per such step.
+        at_start: whether to validate before the first step too, of a pair that may be good then.
     """
 
     validate: Callable[[], dict[str, float]] | None = None
     samples: Callable[[], Mapping[str, Sample]] | None = None
     units: str = "steps"
     bits: str = "bits/step"
+    at_start: bool = False
 
 
 class NonFinite(UserError):
@@ -114,7 +116,11 @@ class Trainer(Loop):
         self.pair, self.batches, self.settings = pair, batches, settings
         self.updates = SVIUpdates(pair, settings, elbo)
         self.validation = Validate(
-            s.valid_every, self._measure, self._keep_best, evaluating=self._evaluating
+            s.valid_every,
+            self._measure,
+            self._keep_best,
+            evaluating=self._evaluating,
+            at_start=self.hooks.at_start,
         )
         self.carried: Any = None  # the states that the next batch starts from, if it goes on
         self.precision = "float32"
@@ -310,7 +316,7 @@ class Trainer(Loop):
                 **attributes(self, step=counter, minutes=Number(0, MOST)),
                 "best_loss": attributes(self.validation, best=Optional(Number()))["best"],
                 **attributes(self, validations_since_best=counter),
-                **attributes(self.validation, validated=counter),
+                **attributes(self.validation, validated=Whole(-self.hooks.at_start)),
                 **attributes(self.updates, first_loss=Optional(Number())),
                 "weights": weights_of(self.pair, where),
                 "optimiser": self.optimiser,

@@ -86,6 +86,18 @@ def test_last_weights_are_validated() -> None:
     assert trainer.best_loss == 1.0
 
 
+def test_untrained_weights_may_be_the_best(tmp_path: Path) -> None:
+    """Where a validation comes before the first step, its weights are among those compared."""
+    pair = new_pair("srnn")
+    before = {name: value.clone() for name, value in parameters(pair).items()}
+    run, hooks = new_run(tmp_path), Hooks(validate=figures(1.0, 2.0, 3.0), at_start=True)
+    trainer = new_trainer(pair, num_steps=4, valid_every=2, hooks=hooks, run=run)
+    trainer.fit()
+    assert trainer.best_loss == 1.0 and trainer.step == 4
+    assert equal(parameters(pair), before)
+    assert load_tree(run.best)["step"] == 0
+
+
 @pytest.mark.parametrize("with_run", [False, True])
 @pytest.mark.parametrize("validated", [False, True])
 def test_averaged_weights_are_evaluated_and_kept(
