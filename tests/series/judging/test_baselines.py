@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyro_seq.series.judging.baselines import BASELINES, Baseline, baseline_paths
 
+
 def paths_of(
     name: Baseline, history: ArrayLike, horizon: int, *kinds: str, **options: Any
 ) -> NDArray[np.float64]:
@@ -51,9 +52,7 @@ def test_columns_keep_their_dependence() -> None:
 def test_missing_cells_are_passed_over() -> None:
     history = np.tile([1.0, 5.0, 9.0], 8)
     history[[-1, -2, 4]] = np.nan
-    assert (
-        paths_of("seasonal naive", history, 3, "real", seasons=(3,))[..., 0] == [1, 5, 9]
-    ).all()
+    assert (paths_of("seasonal naive", history, 3, "real", seasons=(3,))[..., 0] == [1, 5, 9]).all()
     for name in BASELINES:
         found = paths_of(name, np.full((5, 2), np.nan), 4, "real", "category", seasons=(2,))
         assert np.isfinite(found).all()

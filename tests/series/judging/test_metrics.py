@@ -55,7 +55,9 @@ def test_gluonts_figures() -> None:
     assert value == pytest.approx(np.mean(of_series), **near)
     assert left_out == 0
     # its coverage of a quantile is the share below it
-    below = [(column.truth <= found)[column.seen].mean() for found in quantiles(column.paths, [0.1])]
+    below = [
+        (column.truth <= found)[column.seen].mean() for found in quantiles(column.paths, [0.1])
+    ]
     assert below[0] == pytest.approx(0.21428571428571427, **near)
 
 
