@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pyro_seq.distributions.numeric.special import widened
+
 
 class PreciseBinomial(dist.Binomial):
     """`dist.Binomial` whose density is summed up in float64.
@@ -19,7 +21,7 @@ class PreciseBinomial(dist.Binomial):
         """Return log p(k) in nats, of the parameters' type."""
         if self._validate_args:
             self._validate_sample(value)
-        n, k, logits = (_widened(x) for x in (self.total_count, value, self.logits))
+        n, k, logits = (widened(x) for x in (self.total_count, value, self.logits))
         ways = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
         return (ways + k * logits - n * functional.softplus(logits)).to(self.logits.dtype)
 
@@ -34,13 +36,8 @@ class PreciseBeta(dist.Beta):
         """Return log p(x) in nats, of the parameters' type."""
         if self._validate_args:
             self._validate_sample(value)
-        a, b, x = (_widened(part) for part in (self.concentration1, self.concentration0, value))
+        a, b, x = (widened(part) for part in (self.concentration1, self.concentration0, value))
         norm = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
         return (torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - norm).to(
             self.concentration1.dtype
         )
-
-
-def _widened(x: Tensor) -> Tensor:
-    """Return a tensor in float64, where its device has that type."""
-    return x if x.device.type == "mps" else x.double()

@@ -14,6 +14,14 @@ from pyro_seq.emissions.elementary import Binomial as Binomial
 from pyro_seq.emissions.elementary import Categorical as Categorical
 from pyro_seq.emissions.elementary import Normal as Normal
 from pyro_seq.emissions.nade import NADE as NADE
+from pyro_seq.emissions.numeric import LowRankStudentT as LowRankStudentT
+from pyro_seq.emissions.numeric import NegativeBinomial as NegativeBinomial
+from pyro_seq.emissions.numeric import Poisson as Poisson
+from pyro_seq.emissions.numeric import StudentT as StudentT
+from pyro_seq.emissions.numeric import StudentTMixture as StudentTMixture
+from pyro_seq.emissions.numeric import ZeroInflated as ZeroInflated
+from pyro_seq.emissions.numeric import ZeroOneInflatedBeta as ZeroOneInflatedBeta
+from pyro_seq.emissions.numeric import ZeroOrGamma as ZeroOrGamma
 
 __all__ = [
     "NADE",
@@ -25,7 +33,15 @@ __all__ = [
     "Factorised",
     "Joint",
     "KeyConvolution",
+    "LowRankStudentT",
+    "NegativeBinomial",
     "Normal",
+    "Poisson",
+    "StudentT",
+    "StudentTMixture",
+    "ZeroInflated",
+    "ZeroOneInflatedBeta",
+    "ZeroOrGamma",
     "observe",
     "over_time",
 ]

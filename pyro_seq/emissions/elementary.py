@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_seq.distributions.categorical import LazyCategorical
 from pyro_seq.distributions.precise import PreciseBeta, PreciseBinomial
 from pyro_seq.emissions.base import Emission
+from pyro_seq.emissions.numeric import Located
 from pyro_seq.errors import whole
 from pyro_seq.nn.feedforward import Positive
 
@@ -59,7 +60,7 @@ class Binomial(Emission):
         return PreciseBinomial(total_count=self.total_count, logits=features.squeeze(-1))
 
 
-class Normal(Emission):
+class Normal(Located):
     """A real number: N(f_1, positive(f_2)), the second argument being the scale."""
 
     num_features = 2
@@ -71,6 +72,11 @@ class Normal(Emission):
     def forward(self, features: Tensor) -> dist.Normal:
         """Return the distribution of location and raw scale `[..., 2]`."""
         return dist.Normal(features[..., 0], self.positive(features[..., 1]))
+
+    def around(self, location: Tensor, scale: Tensor, features: Tensor) -> dist.Normal:
+        """Return N(l + s f_1, s positive(f_2)) around locations l, at scales s, `[...]` each."""
+        move, spread = features.unbind(-1)
+        return dist.Normal(location + scale * move, scale * self.positive(spread))
 
 
 class Beta(Emission):
