@@ -1,7 +1,7 @@
 """Forecast without a model: the last value, the value of a season ago, climatology.
 
-Each draws what it adds to its point forecast from its own errors in the past: the error of a path is
-that of the same forecast from an origin in the history, all steps and columns together, so that
+Each draws what it adds to its point forecast from its own errors in the past: the error of a path
+is that of the same forecast from an origin in the history, all steps and columns together, so that
 paths have the history's dependence between steps and between columns.
 """
 
@@ -119,8 +119,8 @@ def _origins_of_paths(came: Array, paths: int, generator: np.random.Generator) -
 def _picked(
     values: Array, which: NDArray[np.int64], generator: np.random.Generator, instead: Array
 ) -> Array:
-    """Values `[O, H]` of each path's origin `[S, H]`; where one is missing, another origin's at that
-    step, else any step's, else `instead`.
+    """Values `[O, H]` of each path's origin `[S, H]`; where one is missing, another origin's at
+    that step, else any step's, else `instead`.
     """
     if not values.size:
         return np.broadcast_to(instead, (len(which), len(instead)))

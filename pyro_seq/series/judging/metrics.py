@@ -1,8 +1,8 @@
 """Score forecasts by paths as the forecasting literature does: wQL, CRPS, ND, MASE, coverage.
 
-A forecast is a sample of S paths for each of N windows (a series from some step on). A quantile is
-an order statistic of the paths, as GluonTS' `SampleForecast` has it, so that quantiles of counts are
-whole and quantiles never cross. Only cells that were observed are scored.
+A forecast is a sample of S paths for each of N windows (a series from some step on). A quantile
+is an order statistic of the paths, as GluonTS' `SampleForecast` has it, so that quantiles of counts
+are whole and quantiles never cross. Only cells that were observed are scored.
 """
 
 from __future__ import annotations

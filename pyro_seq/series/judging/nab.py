@@ -146,9 +146,8 @@ def roc_auc(scores: Array, labels: NDArray[np.bool_]) -> float:
         return float("nan")
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts - 1) / 2
-    return float((ranks[inverse][labels].sum() - positives * (positives + 1) / 2)) / (
-        positives * negatives
-    )
+    wins = ranks[inverse][labels].sum() - positives * (positives + 1) / 2
+    return float(wins) / (positives * negatives)
 
 
 def average_precision(scores: Array, labels: NDArray[np.bool_]) -> float:
@@ -164,11 +163,8 @@ def average_precision(scores: Array, labels: NDArray[np.bool_]) -> float:
 
 def mean_by_file(files: Sequence[Labelled]) -> tuple[float, float]:
     """Return (ROC-AUC, average precision), means over the files that have a window."""
-    pairs = [
-        (figure(file.scores[file.start :], file.labels()[file.start :]))
-        for figure in (roc_auc, average_precision)
-        for file in files
-        if file.windows
+    scored = [
+        (file.scores[file.start :], file.labels()[file.start :]) for file in files if file.windows
     ]
-    half = len(pairs) // 2
-    return float(np.mean(pairs[:half])), float(np.mean(pairs[half:]))
+    areas = [roc_auc(*one) for one in scored], [average_precision(*one) for one in scored]
+    return float(np.mean(areas[0])), float(np.mean(areas[1]))
