@@ -10,35 +10,37 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_seq.encoders import Encoder, Flatten, Joint
+from pyro_seq.encoders import Encoder, Flatten, Joint, WithIndicators
 from pyro_seq.errors import UserError
 from pyro_seq.poutine.time_sites import places_of, sample_sites
 
 EMBEDDING_SIZE = 16  # at most; of a symbol
 
 
-def default_encoder(values: Any, trace: Any) -> Encoder:
+def default_encoder(values: Any, trace: Any, indicators: bool = False) -> Encoder:
     """Return an encoder: an embedding for symbols, `Flatten` for other observations.
 
-    Symbols are what the model's trace explains by a `Categorical`.
+    Symbols are what the model's trace explains by a `Categorical`. With `indicators` the features
+    tell which cells were seen.
     """
     if isinstance(values, dict):
         return Joint(
             {
-                member: _encoder(value, _num_symbols(trace, member))
+                member: _encoder(value, _num_symbols(trace, member), indicators)
                 for member, value in values.items()
             }
         )
-    return _encoder(values, _num_symbols(trace))
+    return _encoder(values, _num_symbols(trace), indicators)
 
 
-def _encoder(values: Tensor, num_symbols: int) -> Encoder:
+def _encoder(values: Tensor, num_symbols: int, indicators: bool) -> Encoder:
     whole = not values.is_floating_point() and values.dtype != torch.bool
-    return (
+    encoder: Encoder = (
         Symbols(num_symbols, values.shape[2:])
         if whole and num_symbols
         else Flatten(values.shape[2:])
     )
+    return WithIndicators(encoder) if indicators else encoder
 
 
 def _num_symbols(trace: Any, member: str = "") -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.path import MarkovPath, TransformedPath
-from pyro_seq.encoders import Encoder
+from pyro_seq.encoders import Encoder, encode
 from pyro_seq.errors import UserError
 from pyro_seq.guides._encoder import default_encoder
 from pyro_seq.nn._latent_scan import scan_latents
@@ -117,7 +117,7 @@ class AutoSequenceGuide(nn.Module):
     def _build(self, latents: Latents, trace: Any, batch: SequenceBatch) -> None:
         if self.encoder is None:
             assert batch.values is not None
-            self.encoder = default_encoder(batch.values, trace)
+            self.encoder = default_encoder(batch.values, trace, batch.missing is not None)
         inputs = self.encoder.num_features + (0 if batch.inputs is None else batch.inputs.shape[-1])
         self.forwards = Recurrence(inputs, self.hidden_size, **self._recurrence)
         self.backwards = Recurrence(inputs, self.hidden_size, **self._recurrence)
@@ -187,7 +187,7 @@ class AutoSequenceGuide(nn.Module):
             )
         one_path, gaps, batch = (
             not path_by_steps(self.model, batch),
-            bool(batch.missing),
+            bool(batch.to_sample),
             batch_for_guide(type(self).__name__, batch),
         )
         if gaps and not batch.num_steps:
@@ -239,7 +239,7 @@ class AutoSequenceGuide(nn.Module):
         the forward recurrence).
         """
         assert self.encoder is not None
-        seen = self.encoder(batch.values)
+        seen = encode(self.encoder, batch.values, None if batch.missing is None else batch.seen)
         if batch.inputs is not None:
             seen = concatenate(seen, batch.inputs.to(seen.dtype))
         before = carried[0][..., -1, :]

@@ -28,7 +28,7 @@ from pyro_seq.distributions.hidden_markov import (
     log_sum_exp,
 )
 from pyro_seq.distributions.state_mixtures import TransformDistribution, mixtures
-from pyro_seq.emissions.base import Emission, observe
+from pyro_seq.emissions.base import Emission, mask_cells, observe
 from pyro_seq.emissions.composite import Joint
 from pyro_seq.errors import UserError
 from pyro_seq.nn.feedforward import MLP, concatenate
@@ -40,6 +40,9 @@ from pyro_seq.pairs.model import (
     SequenceOutput,
     observations,
     observe_step,
+    prepared,
+    stack_sampled,
+    told_at,
 )
 from pyro_seq.poutine.summed_out import LeftToSum
 
@@ -124,23 +127,20 @@ class HMM(SequenceModel):
 
         Entries at padding are zero.
 
-        The states at missing steps depend on their neighbours alone. Raises `UserError` for a
-        batch without values, and where what is
-        missing would be wanted by the steps after it: those of an `autoregressive` model whose
-            context looks at observations.
+        Of missing cells nothing is known: the states at a step that is missing, or to be sampled,
+        depend on their neighbours alone. Raises `UserError` for a batch without values, and where
+        steps to be sampled would be wanted by the steps after them: those of an `autoregressive`
+        model whose context looks at observations.
         """
         if batch.values is None:
             raise UserError("the states' posterior needs observations, and the batch has none")
         self._check_gaps(batch)
         contexts, _ = self.context_features(batch)
+        cells = batch.seen if batch.missing is not None or batch.to_sample else None
         # the derivative of log p(x) by log p(x_t | z_t = k) is p(z_t = k | x)
         with torch.enable_grad():
-            likelihoods = self._joint(
-                contexts, self.emission.prepare(batch.values, batch.mask & ~batch.missing_mask)
-            ).detach()
-            likelihoods = likelihoods.masked_fill(
-                batch.missing_mask.unsqueeze(-1), 0.0
-            ).requires_grad_()
+            likelihoods = self._joint(contexts, prepared(self, batch), cells).detach()
+            likelihoods.requires_grad_()
             steps, _ = filtered(
                 self.state_before(batch)["carried"].detach(),
                 self._transition().detach(),
@@ -150,30 +150,30 @@ class HMM(SequenceModel):
             return torch.autograd.grad(steps.sum(), likelihoods)[0]
 
     def _check_gaps(self, batch: SequenceBatch) -> None:
-        """Raise `UserError` where an observed step looks at missing steps."""
-        observed = (batch.mask & ~batch.missing_mask).any(0).nonzero().flatten()
+        """Raise `UserError` where a step looks at steps to be sampled."""
         looks_back = any(x.numel() for x in tree_leaves(self.context.initial(1)))
-        if not batch.missing or not looks_back or not len(observed):
-            return
-        if early := [t for t in sorted(batch.missing) if t < int(observed[-1])]:
+        if looks_back and batch.before_gaps() is None:
             raise UserError(
-                f"step {early[0]} is missing, and the steps after it look at it, since this HMM is "
-                "autoregressive: the states' posterior "
-                "is a sum over all that may have stood there; fill it in first (infill), some times"
+                f"step {min(batch.to_sample)} is to be sampled, and the steps after it look at it, "
+                "since this HMM is autoregressive: the states' posterior is a sum over all that "
+                "may have stood there; fill it in first (infill), some times"
             )
 
     def _path(self, batch: SequenceBatch) -> SequenceOutput:
         state, transition = self.state_before(batch), self._transition()
         contexts, context = self.context_features(batch)
-        observed = self.emission.prepare(batch.values, batch.mask)
+        observed = prepared(self, batch)
         mask, known = None if batch.is_full else batch.mask, None
+        cells = None if batch.missing is None else batch.seen
         with batch.plate():
             for member, emission in self._members():
                 values, site = (
                     (observed, "x") if member is None else (observed[member], f"x_{member}")
                 )
                 shape = (batch.num_steps, *emission.event_shape)
-                likelihood = partial(self._likelihoods, contexts, member=member)
+                likelihood = partial(
+                    self._likelihoods, contexts, member=member, seen=_of_member(cells, member)
+                )
                 path = HiddenMarkov(
                     state["carried"], transition, likelihood, shape, active=mask, given=known
                 )
@@ -198,12 +198,15 @@ class HMM(SequenceModel):
                     with LeftToSum() if t == 0 and batch.values is not None else nullcontext():
                         hidden = pyro.sample(f"z_{t}", prior, infer={"enumerate": "parallel"})
                     features = self.decoder(concatenate(self.embedding[hidden], contexts))
-                    x = observe(f"x_{t}", self.emission(full_precision(features)), obs=observed[t])
-                state = self._after(state, contexts, x)
+                    emission, seen = self.emission(full_precision(features)), told_at(batch, t)
+                    if seen is not None:
+                        emission = mask_cells(emission, seen)
+                    x = observe(f"x_{t}", emission, obs=observed[t])
+                state = self._after(state, contexts, x, seen)
                 values.append(x)
-        sampled = values and (batch.values is None or batch.missing)
+        sampled = values and (batch.values is None or batch.to_sample)
         return SequenceOutput(
-            self.emission.stack(values, batch.mask) if sampled else batch.values, None, state
+            stack_sampled(self, batch, values) if sampled else batch.values, None, state
         )
 
     def advance(
@@ -212,6 +215,7 @@ class HMM(SequenceModel):
         inputs: Tensor | None,
         draw_latent: Callable[[dist.Normal], Tensor],
         draw_observation: Callable[[Distribution], Any],
+        seen: Any = None,
     ) -> tuple[Any, Tensor | None, ModelState]:
         """Run one step: x_t ~ p(x_t | x_{<t}), a mixture over states, updates the belief.
 
@@ -220,7 +224,7 @@ class HMM(SequenceModel):
         """
         contexts = self.context.features(state["context"], inputs)
         x = draw_observation(self._predictive(state["carried"], contexts))
-        return x, None, self._after(state, contexts, x)
+        return x, None, self._after(state, contexts, x, seen)
 
     def _predictive(self, predicted: Tensor, contexts: Tensor) -> Distribution:
         """Return p(x_t | x_{<t}) for log p(z_t | x_{<t}) `[*lead, S]` and c_t `[*lead, C]`."""
@@ -248,13 +252,15 @@ class HMM(SequenceModel):
         states = dist.Categorical(logits=predicted)
         return dist.MixtureSameFamily(states, emissions.expand(torch.Size(predicted.shape)))
 
-    def _after(self, state: ModelState, contexts: Tensor, x: Any) -> ModelState:
-        """Return the state after step t."""
-        likelihood = self._joint(contexts.unsqueeze(-2), self.emission.stack([x])).squeeze(-2)
+    def _after(self, state: ModelState, contexts: Tensor, x: Any, seen: Any = None) -> ModelState:
+        """Return the state after step t, of whose observation some cells may not have been seen."""
+        cells = None if seen is None else self.emission.stack([seen])
+        values = self.emission.stack([x])
+        likelihood = self._joint(contexts.unsqueeze(-2), values, cells).squeeze(-2)
         _, belief = advanced(
             state["carried"].double(), self._transition().double(), likelihood.double()
         )
-        context, latent = observe_step(self, x, state["context"], state["latent"])
+        context, latent = observe_step(self, x, state["context"], state["latent"], seen)
         return {"context": context, "latent": latent, "carried": self._carried(belief)}
 
     def _transition(self) -> Tensor:
@@ -284,10 +290,18 @@ class HMM(SequenceModel):
             )
         )
 
-    def _joint(self, contexts: Tensor, values: Any) -> Tensor:
-        """Compute log p(x_t | z_t) `[*lead, S]` of all members of a named group."""
+    def _joint(self, contexts: Tensor, values: Any, cells: Any = None) -> Tensor:
+        """Compute log p(x_t | z_t) `[*lead, S]` of all members of a named group.
+
+        If `cells` that were seen are given, the others count nothing.
+        """
         parts = [
-            self._likelihoods(contexts, values if member is None else values[member], member=member)
+            self._likelihoods(
+                contexts,
+                values if member is None else values[member],
+                member=member,
+                seen=_of_member(cells, member),
+            )
             for member, _ in self._members()
         ]
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
@@ -309,11 +323,13 @@ class HMM(SequenceModel):
         values: Tensor,
         *,
         member: str | None,
+        seen: Tensor | None = None,
         transform_distribution: TransformDistribution | None = None,
     ) -> Tensor:
         """Compute log p(x_t | z_t) `[*lead, S]` of observations `[*lead, *event]`.
 
-        Contexts are `[*lead, C]`; of a named group, the observations are one member's.
+        Contexts are `[*lead, C]`; of a named group, the observations are one member's. Cells that
+        were not `seen` count nothing.
 
         In chunks of states, whose emissions are computed again for the gradient instead of kept,
         where they would take much memory.
@@ -326,9 +342,9 @@ class HMM(SequenceModel):
         def chunk(start: int) -> Tensor:
             distribution = self.emission(self._features(contexts, slice(start, start + size)))
             own = distribution if member is None else distribution[member]
-            return log_likelihoods(
-                own if transform_distribution is None else transform_distribution(own), values
-            )
+            if transform_distribution is not None:
+                own = transform_distribution(own)
+            return log_likelihoods(own, values, seen)
 
         if size >= self.num_states:
             return chunk(0)
@@ -341,3 +357,8 @@ class HMM(SequenceModel):
             ],
             -1,
         )
+
+
+def _of_member(cells: Any, member: str | None) -> Any:
+    """A member's part of cells, if there are any."""
+    return cells if cells is None or member is None else cells[member]

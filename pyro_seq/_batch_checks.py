@@ -1,4 +1,4 @@
-"""Checks of what a `SequenceBatch` is given: shapes, lengths, missing steps, indices."""
+"""Checks of what a `SequenceBatch` is given: shapes, lengths, indices."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ def named_values(values: Values | None) -> dict[str, Tensor]:
     return dict(values) if isinstance(values, dict) else {"values": values}
 
 
-def padded(name: str, sequences: Iterable[Tensor]) -> tuple[Tensor, list[int]]:
-    """(sequences `[T_n, *event]` as one tensor `[N, T, *event]`, their lengths)."""
+def padded(
+    name: str, sequences: Iterable[Tensor], expected: list[int] | None = None
+) -> tuple[Tensor, list[int]]:
+    """(sequences `[T_n, *event]` as one tensor `[N, T, *event]`, their lengths, as expected)."""
     sequences = list(sequences)
     if not sequences:
         raise UserError(f"a SequenceBatch needs at least one sequence, got no {name}")
@@ -31,7 +33,30 @@ def padded(name: str, sequences: Iterable[Tensor]) -> tuple[Tensor, list[int]]:
             f"{name} of a SequenceBatch must be [T_n, *event] with one event shape, got {shapes}"
         )
     padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-    return padded, [len(sequence) for sequence in sequences]
+    lengths = [len(sequence) for sequence in sequences]
+    if expected not in (None, lengths):
+        raise UserError(
+            f"sequences and {name} of a SequenceBatch must have equal lengths, got {expected} and "
+            f"{lengths}"
+        )
+    return padded, lengths
+
+
+def cleaned(name: str, tensor: Tensor, mask: Tensor, full: bool) -> Tensor:
+    """Zero a tensor's padding; raise `UserError` for what is not finite before a sequence's end."""
+    steps = mask[(..., *(None,) * (tensor.dim() - 2))]
+    # a sum takes a fiftieth of the time of a look at each
+    if tensor.is_floating_point() and not tensor.detach().sum().isfinite():
+        wrong = ~tensor.detach().isfinite() & steps
+        if wrong.any():
+            where = wrong.nonzero()[0].tolist()
+            raise UserError(
+                f"{name} of a SequenceBatch must be finite: sequence {where[0]}, step {where[1]} "
+                f"holds {tensor[tuple(where)].item()}"
+            )
+    if full:
+        return tensor
+    return torch.where(steps, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
 
 
 def common_shape(
@@ -95,48 +120,6 @@ def whole_numbers(size: int, steps: int | None, device: torch.device, lengths: A
     return checked.long()
 
 
-def missing_steps(steps: Any, num_steps: int) -> frozenset[int]:
-    """The steps that `with_missing` is told, by number or by a mask."""
-    given = steps.tolist() if hasattr(steps, "tolist") else steps
-    if not isinstance(given, Iterable) or isinstance(given, (str, bytes, dict)):
-        raise UserError(
-            f"missing steps of a SequenceBatch must be whole numbers or a mask [T], got {steps!r}"
-        )
-    given = list(given)
-    if any(isinstance(step, (list, tuple)) for step in given) or any(
-        getattr(step, "ndim", 0) for step in given
-    ):
-        raise UserError(
-            "a step is missing from all sequences of a SequenceBatch, so a mask has shape "
-            f"[{num_steps}]: infill and particle_filter take a mask [N, T]"
-        )
-    truths = [step for step in given if _is_truth(step)]
-    if truths and len(truths) < len(given):
-        raise UserError(
-            "missing steps of a SequenceBatch are truth values or whole numbers, not both"
-        )
-    if truths:
-        if len(given) != num_steps:
-            raise UserError(
-                f"a mask of missing steps must have {num_steps} entries, one for each step, got "
-                f"{len(given)}"
-            )
-        return frozenset(t for t, step in enumerate(given) if step)
-    found = frozenset(whole(step, "a missing step of a SequenceBatch") for step in given)
-    if wrong := [t for t in found if not 0 <= t < num_steps]:
-        raise UserError(
-            f"missing steps of a SequenceBatch must lie in 0…{num_steps - 1}, got "
-            f"{sorted(wrong)[0]}"
-        )
-    return found
-
-
-def _is_truth(value: Any) -> bool:
-    return isinstance(value, bool) or (
-        getattr(value, "shape", None) == () and str(value.dtype).endswith("bool")
-    )
-
-
 def check_index(index: Any, size: int) -> None:
     """Raise `UserError` for what does not say which sequences to select."""
     given = torch.as_tensor(index)
@@ -152,3 +135,23 @@ def check_index(index: Any, size: int) -> None:
     low, high = int(given.min()), int(given.max())
     if not -size <= low <= high < size:
         raise UserError(f"sequences to select must lie in 0…{size - 1}, got {low}…{high}")
+
+
+def check_continuation(batch: Any, num_steps: int, inputs: Tensor | None) -> None:
+    """Raise `UserError` for sequences that have no one step to go on from, and for other inputs."""
+    if batch.values is None:
+        raise UserError("sequences to be continued must be observed; the batch has no values")
+    if not batch.mask.all():
+        raise UserError(
+            "sequences to be continued together must fill their batch's steps, got "
+            f"{int(batch.lengths.min())}…{int(batch.lengths.max())} in a batch of "
+            f"{batch.num_steps}"
+        )
+    if (inputs is None) != (batch.inputs is None) or (
+        inputs is not None and inputs.shape[1] != num_steps
+    ):
+        raise UserError(
+            f"a batch with {'no ' * (batch.inputs is None)}inputs is continued by {num_steps} "
+            f"steps with the like, got "
+            f"{'none' if inputs is None else f'inputs of {inputs.shape[1]} steps'}"
+        )

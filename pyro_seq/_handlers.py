@@ -1,11 +1,13 @@
-"""Look at Pyro's handlers around a pair: plates that subsample, and given paths."""
+"""Pyro's handlers around a pair and around a step: masks, plates that subsample, given paths."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pyro.distributions as dist
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.condition_messenger import ConditionMessenger
+from pyro.poutine.mask_messenger import MaskMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK
@@ -13,6 +15,52 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 
 from pyro_seq.errors import UserError
+
+
+STEP_MARK = "time"  # the key of a site's `infer` that says which step it is of (see `time_sites`)
+
+
+class StepMask(MaskMessenger):
+    """Mask sequences that have ended before a step, and mark the sites inside with the step.
+
+    Args:
+        mask: the sequences that have not ended, `[N]`.
+        step: t.
+        seen: the sequences of which any cell was observed; observed sites leave the others out.
+        in_part: whether some sequence has cells that were observed beside cells that are missing.
+    """
+
+    def __init__(
+        self, mask: Tensor, step: int, seen: Tensor | None = None, in_part: bool = False
+    ) -> None:
+        super().__init__(mask)
+        self.step, self.seen, self.in_part = step, seen, in_part
+
+    def _process_message(self, msg: Any) -> None:
+        super()._process_message(msg)
+        if msg["type"] != "sample":
+            return
+        msg["infer"].setdefault(STEP_MARK, self.step)
+        # the density of a latent of a step counts, whatever was observed at the step
+        if self.seen is None or not msg["is_observed"]:
+            return
+        msg["mask"] = msg["mask"] & self.seen
+        if self.in_part and not leaves_cells_out(msg["fn"]):
+            raise UserError(
+                f"site {msg['name']!r} would count cells that are missing: its distribution must "
+                f"be mask_cells(distribution, batch.seen_at({self.step}))"
+            )
+
+
+def leaves_cells_out(distribution: Any) -> bool:
+    """Tell whether a distribution leaves cells out, or is that of no observation (a factor)."""
+    while not isinstance(distribution, (dist.MaskedDistribution, dist.Unit)):
+        if getattr(distribution, "seen", None) is not None:
+            return True
+        distribution = getattr(distribution, "base_dist", None)
+        if distribution is None:
+            return False
+    return True
 
 
 def refuse_subsampling() -> None:

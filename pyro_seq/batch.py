@@ -9,39 +9,27 @@ from typing import Any, TypeVar
 
 import pyro
 import torch
-from pyro.poutine.mask_messenger import MaskMessenger
 from torch import Tensor
 
 from pyro_seq._batch_checks import (
     Values,
+    check_continuation,
     check_index,
+    cleaned,
     common_shape,
-    missing_steps,
     named_values,
     padded,
     whole_numbers,
 )
-from pyro_seq._handlers import refuse_subsampling
+from pyro_seq._cells import any_cell, blank_missing, missing_cells, partly, seen_cells
+from pyro_seq._handlers import STEP_MARK, StepMask, refuse_subsampling
 from pyro_seq._pytree import tree_map
 from pyro_seq.errors import UserError, whole
 
 T = TypeVar("T")
-STEP_MARK = "time"  # the key of a site's `infer` that says which step it is of (see `time_sites`)
+_STEPWISE = ("values", "missing", "_seen", "inputs", "_mask")  # trees of tensors `[N, T, …]`
 ALL_STEPS = "all"  # the mark of a site whose event is `[T, …]`, with an entry for each step
 OVER_ALL_STEPS: Any = {STEP_MARK: ALL_STEPS}
-
-
-class _Step(MaskMessenger):
-    """Mask sequences that have ended before a step, and mark the sites inside with the step."""
-
-    def __init__(self, mask: Any, step: int) -> None:
-        super().__init__(mask)
-        self.step = step
-
-    def _process_message(self, msg: Any) -> None:
-        super()._process_message(msg)
-        if msg["type"] == "sample":
-            msg["infer"].setdefault(STEP_MARK, self.step)
 
 
 class SequenceBatch:
@@ -56,14 +44,17 @@ class SequenceBatch:
         state: the state `{"model": …, "guide": …}` that model and guide returned for the window
             before; `None` at a sequence's beginning. So a long document is processed in windows.
         num_steps: T, where `values` and `inputs` tell none; by default the longest of `lengths`.
+        missing: true where a cell of an observation is missing: steps `[N, T]` or cells
+            `[N, T, *event]`, of a named group a dict of such masks (members may be absent) or one
+            mask of steps for all members. See `with_missing`.
 
-    Padding is zeroed, so that its values reach neither a loss nor a gradient. A distribution
-    without a density at 0 (`LogNormal`) needs a number of its support at padded steps:
-    `torch.where(batch.mask[:, t], batch.at(t), 1.0)` where `batch.at(t)` is not `None`. Sequences
-    and steps are counted from 0.
+    Padding and missing cells are zeroed, so that what stands there (also NaN) reaches neither a
+    loss nor a gradient. A distribution without a density at 0 (`LogNormal`) needs a number of its
+    support there: `torch.where(batch.seen_at(t), batch.at(t), 1.0)`. Sequences and steps are
+    counted from 0.
 
-    Raises `UserError` for NaN or infinities before a sequence's end, and for shapes or lengths that
-    do not fit each other.
+    Raises `UserError` for NaN or infinities before a sequence's end that are not missing, and for
+    shapes or lengths that do not fit each other.
     """
 
     def __init__(
@@ -74,6 +65,7 @@ class SequenceBatch:
         inputs: Tensor | None = None,
         state: Any = None,
         num_steps: int | None = None,
+        missing: Any = None,
     ) -> None:
         size, steps, device = common_shape(named_values(values), inputs, lengths)
         if num_steps is not None:
@@ -94,27 +86,23 @@ class SequenceBatch:
             )
         self.is_full = shortest == self.num_steps
         self.state = state
-        self.missing: frozenset[int] = frozenset()
+        # steps that a model samples: those of `continued`, and others that predictive tools set
+        self.to_sample: frozenset[int] = frozenset()
         self._memo: dict[Hashable, Any] | None = None
         self._mask = torch.arange(self.num_steps, device=self.device) < self.lengths.unsqueeze(-1)
-        self.inputs = None if inputs is None else self._cleaned("inputs", inputs)
-        clean = {name: self._cleaned(name, value) for name, value in named_values(values).items()}
+        self.inputs = None if inputs is None else cleaned("inputs", inputs, self._mask, self.is_full)
+        # `[N, T, *event]`, a tree like the values; `None` where no cell can be missing
+        self.missing: Any = None
+        self._seen: Any = None
+        if missing is not None:
+            self.missing = missing_cells(missing, values, self._mask)
+            values = blank_missing(values, self.missing)
+            self._seen = seen_cells(values, self.missing, self._mask)
+        clean = {
+            name: cleaned(name, value, self._mask, self.is_full)
+            for name, value in named_values(values).items()
+        }
         self.values: Values | None = clean if isinstance(values, dict) else clean.get("values")
-
-    def _cleaned(self, name: str, tensor: Tensor) -> Tensor:
-        mask = self._mask[(..., *(None,) * (tensor.dim() - 2))]
-        # a sum takes a fiftieth of the time of a look at each
-        if tensor.is_floating_point() and not tensor.detach().sum().isfinite():
-            wrong = ~tensor.detach().isfinite() & mask
-            if wrong.any():
-                where = wrong.nonzero()[0].tolist()
-                raise UserError(
-                    f"{name} of a SequenceBatch must be finite: sequence {where[0]}, step "
-                    f"{where[1]} holds {tensor[tuple(where)].item()}"
-                )
-        if self.is_full:
-            return tensor
-        return torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
 
     @classmethod
     def from_sequences(
@@ -126,15 +114,8 @@ class SequenceBatch:
         sequence, and for event shapes or lengths that differ.
         """
         values, lengths = padded("sequences", sequences)
-        if inputs is None:
-            return cls(values, lengths)
-        padded_inputs, input_lengths = padded("inputs", inputs)
-        if input_lengths != lengths:
-            raise UserError(
-                f"sequences and inputs of a SequenceBatch must have equal lengths, got {lengths} "
-                f"and {input_lengths}"
-            )
-        return cls(values, lengths, inputs=padded_inputs)
+        joined = None if inputs is None else padded("inputs", inputs, lengths)[0]
+        return cls(values, lengths, inputs=joined)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -142,7 +123,9 @@ class SequenceBatch:
     def __repr__(self) -> str:
         shapes = {name: list(tensor.shape) for name, tensor in named_values(self.values).items()}
         steps = f"{self.num_steps} steps"
-        steps += f", {len(self.missing)} steps missing" if self.missing else ""
+        steps += f", {len(self.to_sample)} of them to be sampled" if self.to_sample else ""
+        gone = sum(int(cells.sum()) for cells in named_values(self.missing).values())
+        steps += f", {gone} cells missing" if gone else ""
         return f"SequenceBatch({len(self)} sequences, {steps}, {shapes or 'to be sampled'})"
 
     # what a model and a guide say at each step
@@ -159,8 +142,25 @@ class SequenceBatch:
 
     @property
     def num_observations(self) -> int:
-        """The number of all steps without padding, by which figures per step are divided."""
-        return int(self.lengths.sum())
+        """The number of observed steps, by which figures per step are divided.
+
+        Steps count without padding and, where cells are missing, those of which any was seen.
+        """
+        return int(self.lengths.sum() if self.missing is None else any_cell(self.seen).sum())
+
+    @property
+    def seen(self) -> Any:
+        """The cells that were observed: `[N, T, *event]`, a tree like the values.
+
+        They are true where nothing is missing, to be sampled or padding.
+        """
+        if self._seen is not None:
+            return self._seen
+        return seen_cells(self.values, self.missing, self._mask, self.to_sample)
+
+    def seen_at(self, t: int) -> Any:
+        """Return the cells of step `t` that were observed, `[N, *event]`; of a group a dict."""
+        return tree_map(lambda cells: cells[:, t], self.seen)
 
     def plate(self) -> AbstractContextManager[object]:
         """Return `pyro.plate("sequences", N, dim=-1)`; a model may enter the plate again.
@@ -178,16 +178,22 @@ class SequenceBatch:
     def active(self, t: int) -> AbstractContextManager[object]:
         """Return a `poutine.mask` that leaves out sequences that have ended before step `t`.
 
-        The sites inside are marked as those of step t (`time_sites`).
+        The sites inside are marked as those of step t (`time_sites`). Observed sites also leave
+        out sequences of which nothing was seen at step t; of a sequence seen in part, the site's
+        distribution must leave cells out (`mask_cells`), or `UserError` is raised.
         """
-        return _Step(self._mask[:, t], t)
+        if self.missing is None or t in self.to_sample:
+            return StepMask(self._mask[:, t], t)
+        seen = self.seen_at(t)
+        return StepMask(self._mask[:, t], t, any_cell(seen, 1), bool(partly(seen, 1).any()))
 
     def at(self, t: int) -> Any:
         """Return the observations of step `t`, or `None` where they are to be sampled.
 
-        They are `[N, *event]`, for a named group a dict of such tensors.
+        They are `[N, *event]`, for a named group a dict of such tensors; zero where a cell is
+        missing (`seen_at`).
         """
-        if self.values is None or t in self.missing:
+        if self.values is None or t in self.to_sample:
             return None
         return tree_map(lambda value: value[:, t], self.values)
 
@@ -247,12 +253,17 @@ class SequenceBatch:
     def without_values(self) -> SequenceBatch:
         """Return the same batch with its observations left to be sampled."""
         batch = copy(self)
-        batch.values, batch._memo = None, None
+        batch.values = batch.missing = batch._seen = batch._memo = None
         return batch
 
-    def with_values(self, values: Values) -> SequenceBatch:
-        """Return the same batch with other observations of equal shapes, none of them missing."""
-        batch = SequenceBatch(values, self.lengths, inputs=self.inputs, state=self.state)
+    def with_values(self, values: Values, missing: Any = None) -> SequenceBatch:
+        """Return the same batch with other observations of equal shapes.
+
+        None of them is missing, but for those that `missing` says.
+        """
+        batch = SequenceBatch(
+            values, self.lengths, inputs=self.inputs, state=self.state, missing=missing
+        )
         if batch.num_steps != self.num_steps:
             raise UserError(
                 f"values of this SequenceBatch must have {self.num_steps} steps, got "
@@ -260,48 +271,58 @@ class SequenceBatch:
             )
         return batch
 
-    def with_missing(self, steps: Iterable[int] | Tensor) -> SequenceBatch:
-        """Return the same batch with the observations of some steps left to be sampled.
+    def with_missing(self, missing: Any) -> SequenceBatch:
+        """Return the same batch without some of its observations.
 
-        The steps are missing from all sequences, and `at(t)` is `None` there.
-
-        Removed observations are zeroed; a guide must not take the zeros for observations
-        (`before_gaps`). Steps that are missing already stay missing.
+        Missing cells are zeroed, `seen` is false there, and they count nothing in a likelihood:
+        training and scores leave them out, and contexts and guides see that they were not seen.
+        `infill` and `posterior_predictive` draw them. What is missing already stays missing.
 
         Args:
-            steps: the steps, whole numbers in 0…T - 1, or a mask `[T]` of truth values, true where
-                a step is missing; a list, tensor or array.
+            missing: steps by number, in 0…T - 1, missing from all sequences; or truth values, true
+                where something is missing: `[T]`, `[N, T]` or by cell `[N, T, *event]`; a list,
+                tensor or array. Of a named group also a dict of such, members may be absent.
 
-        Raises `UserError` for steps that are neither, for both mixed, and for a mask by sequence
-        `[N, T]`: a step is missing from all sequences, since a model samples it with one site.
+        Raises `UserError` for anything else, and for truth values and numbers mixed.
         """
-        batch = copy(self)
-        batch.missing = self.missing | missing_steps(steps, self.num_steps)
-        if self.values is not None and batch.missing:
-            index = torch.tensor(sorted(batch.missing), device=self.device)
-            batch.values = tree_map(lambda value: value.index_fill(1, index, 0), self.values)
-        batch._memo = None
+        batch, cells = copy(self), missing_cells(missing, self.values, self._mask)
+        batch.missing = (
+            cells if self.missing is None else tree_map(torch.logical_or, cells, self.missing)
+        )
+        batch.values, batch._memo = blank_missing(self.values, cells), None
+        batch._seen = seen_cells(self.values, batch.missing, self._mask, self.to_sample)
         return batch
 
     @property
     def missing_mask(self) -> Tensor:
-        """The missing steps: `[N, T]`, `True` where a step is missing."""
-        steps = torch.zeros(self.num_steps, dtype=torch.bool, device=self.device)
-        steps[sorted(self.missing)] = True
-        return steps.expand(len(self), self.num_steps)
+        """The steps that belong to a sequence and of which nothing was observed: `[N, T]`."""
+        return self._mask & ~any_cell(self.seen)
+
+    def sampling(self, steps: Iterable[int]) -> SequenceBatch:
+        """Return the same batch with some steps of all sequences left to be sampled.
+
+        `at(t)` is `None` there, and zeros stand in the values. The steps are no longer missing.
+        """
+        batch = copy(self)
+        batch.to_sample, batch._memo = self.to_sample | frozenset(steps), None
+        if batch.to_sample:
+            index = torch.tensor(sorted(batch.to_sample), device=self.device)
+            batch.values, batch.missing, batch._seen = tree_map(
+                lambda x: x.index_fill(1, index, 0), (self.values, self.missing, self._seen)
+            )
+        return batch
 
     def before_gaps(self) -> SequenceBatch | None:
-        """Return the observed beginning of a batch whose missing steps last to its end.
+        """Return the beginning of a batch whose steps to be sampled last to its end.
 
-        Returns `None` if any step was observed after a missing one.
+        Returns `None` if any step after one to be sampled is not.
 
-        An inference network may look at no more: it would take the zeros in a gap for
-        observations.
+        An inference network may look at no more: it would take the zeros there for observations.
         """
-        if not self.missing:
+        if not self.to_sample:
             return self
-        first = min(self.missing)
-        if bool((self._mask & ~self.missing_mask)[:, first:].any()):
+        first, known = min(self.to_sample), self._mask.any(0).tolist()
+        if any(known[t] and t not in self.to_sample for t in range(first, self.num_steps)):
             return None
         return self._cut(first)
 
@@ -310,32 +331,19 @@ class SequenceBatch:
 
         Raises `UserError` for sequences of unequal length, which have no one step to go on from.
         """
-        if self.values is None:
-            raise UserError("sequences to be continued must be observed; the batch has no values")
-        if not self.mask.all():
-            raise UserError(
-                "sequences to be continued together must fill their batch's steps, got "
-                f"{int(self.lengths.min())}…{int(self.lengths.max())} in a batch of "
-                f"{self.num_steps}"
-            )
         num_steps = whole(num_steps, "the number of steps to sample", 0)
-        if (inputs is None) != (self.inputs is None) or (
-            inputs is not None and inputs.shape[1] != num_steps
-        ):
-            raise UserError(
-                f"a batch with {'no ' * (self.inputs is None)}inputs is continued by {num_steps} "
-                f"steps with the like, got "
-                f"{'none' if inputs is None else f'inputs of {inputs.shape[1]} steps'}"
-            )
+        check_continuation(self, num_steps, inputs)
 
         def extended(value: Tensor) -> Tensor:
             return torch.cat([value, value.new_zeros(len(self), num_steps, *value.shape[2:])], 1)
 
-        joined = inputs
-        if inputs is not None and self.inputs is not None:
-            joined = torch.cat([self.inputs, inputs], 1)
-        batch = SequenceBatch(tree_map(extended, self.values), inputs=joined, state=self.state)
-        return batch.with_missing({*self.missing, *range(self.num_steps, batch.num_steps)})
+        batch = SequenceBatch(
+            tree_map(extended, self.values),
+            inputs=tree_map(lambda *parts: torch.cat(parts, 1), self.inputs, inputs),
+            state=self.state,
+            missing=tree_map(extended, self.missing),
+        )
+        return batch.sampling({*self.to_sample, *range(self.num_steps, batch.num_steps)})
 
     def with_state(self, state: Any) -> SequenceBatch:
         """Return the same batch, whose first step starts from `state`."""
@@ -379,11 +387,10 @@ class SequenceBatch:
     def _cut(self, num_steps: int) -> SequenceBatch:
         """The first steps of all sequences; already clean, so nothing is checked again."""
         batch = copy(self)
-        batch.values, batch.inputs, batch._mask = tree_map(
-            lambda x: x[:, :num_steps], (self.values, self.inputs, self._mask)
-        )
+        for name in _STEPWISE:
+            setattr(batch, name, tree_map(lambda x: x[:, :num_steps], getattr(self, name)))
         batch.lengths, batch.num_steps = self.lengths.clamp(max=num_steps), num_steps
-        batch.missing = frozenset(t for t in self.missing if t < num_steps)
+        batch.to_sample = frozenset(t for t in self.to_sample if t < num_steps)
         batch.is_full, batch._memo = bool(batch._mask.all()), None
         return batch
 
@@ -394,7 +401,7 @@ class SequenceBatch:
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> SequenceBatch:
         """Map every tensor of the batch along its first dimension, unchecked."""
         batch = copy(self)
-        for name in ("values", "inputs", "lengths", "_mask", "state"):
+        for name in (*_STEPWISE, "lengths", "state"):
             setattr(batch, name, tree_map(function, getattr(self, name)))
         batch._memo = None
         return batch

@@ -2,11 +2,8 @@
 
 A context is a recurrence without parameters of its own over the observations:
 `features(state, u_t)` before x_t is known, then `observe(state, x_t)`. `over` computes the features
-of all steps at once where observations are known (teacher forcing).
-
-A context is a recurrence without parameters of its own over the observations:
-`features(state, u_t)` before x_t is known, then `observe(state, x_t)`. `over` computes the features
-of all steps at once where observations are known (teacher forcing).
+of all steps at once where observations are known (teacher forcing). Where a batch has missing cells,
+a context is told which ones were seen: `observe(state, x_t, seen)`, and `batch.seen` for `over`.
 """
 
 from __future__ import annotations
@@ -16,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_seq._cells import any_cell
 from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.encoders import Encoder
+from pyro_seq.encoders import Encoder, encode
 from pyro_seq.errors import UserError
 from pyro_seq.nn.feedforward import concatenate
 
@@ -58,15 +56,22 @@ class Context(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} must define features(state, inputs)")
 
-    def observe(self, state: Any, observation: Any) -> Any:
-        """Return the state after observing x_t `[*lead, *event]`."""
+    def observe(self, state: Any, observation: Any, seen: Any = None) -> Any:
+        """Return the state after observing x_t `[*lead, *event]`.
+
+        Args:
+            state: before x_t.
+            observation: x_t, zero where it was not seen.
+            seen: true where a cell was seen, a tree like x_t whose leading dimensions may lack
+                those on the left; given where a batch has missing cells, and else all were seen.
+        """
         return state
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
         """Compute c_{1:T} of a batch at once, and the state after each sequence's last step.
 
         c_{1:T} is `[N, T, num_features + emission_context_size]`, equal to stepping through the
-        batch.
+        batch. Where the batch has missing cells, `batch.seen` tells which were seen.
         """
         raise TypeError(f"{type(self).__name__} must define over(batch, state)")
 
@@ -93,7 +98,9 @@ class LastObservations(Context):
     """The encodings of the last `count` observations, the most recent one last.
 
     c_t = combiner([enc(x_{t-n}), …, enc(x_{t-1})]); before a sequence's beginning an encoding is
-    zero, or that of `before`.
+    zero, or that of `before`. So it is of an observation of which nothing was seen; of one that was
+    seen in part, missing cells are zero, and an encoder that `takes_seen`
+    (`encoders.WithIndicators`) is told which.
 
     Args:
         encoder: x_t → features.
@@ -128,7 +135,8 @@ class LastObservations(Context):
     def initial(self, *lead: int) -> dict[str, Any]:
         """Return the observations before the first step, and whether each of them is known.
 
-        Observations `[*lead, n, *event]` given by `before` are known, blank ones are not.
+        Observations `[*lead, n, *event]` given by `before` are known, blank ones are not. For an
+        encoder that `takes_seen` the state also holds which cells were seen.
         """
         observations = self.encoder.blank(*lead, self.count, device=self.device)
         if self.before is not None:
@@ -136,16 +144,24 @@ class LastObservations(Context):
                 lambda blank, x: blank.copy_(torch.as_tensor(x)), observations, self.before
             )
         known = torch.full((*lead, self.count), self.before is not None, device=self.device)
-        return {"observations": observations, "known": known}
+        state = {"observations": observations, "known": known}
+        if self.encoder.takes_seen:
+            state["seen"] = tree_map(
+                lambda x: torch.full_like(x, self.before is not None, dtype=torch.bool),
+                observations,
+            )
+        return state
 
     def features(self, state: Any, inputs: Tensor | None) -> Tensor:
         """Compute c_t from the last n observations."""
-        encoded = self.encoder(state["observations"]) * state["known"].unsqueeze(-1)
-        return self._combine(encoded.flatten(-2))
+        encoded = encode(self.encoder, state["observations"], state.get("seen"))
+        return self._combine((encoded * state["known"].unsqueeze(-1)).flatten(-2))
 
-    def observe(self, state: Any, observation: Any) -> Any:
+    def observe(self, state: Any, observation: Any, seen: Any = None) -> Any:
         """Move the window of the last n observations on by one."""
         lead = state["known"].dim() - 1
+        if seen is not None or self.encoder.takes_seen:
+            return self._observe_cells(state, observation, seen)
         # by far the most frequent case, and generation is made of such small steps
         if self.count == 1:
             latest = tree_map(
@@ -155,16 +171,32 @@ class LastObservations(Context):
             )
             return {"observations": latest, "known": torch.ones_like(state["known"])}
 
-        def move(window: Tensor, latest: Tensor) -> Tensor:
-            return torch.cat(
-                [window.narrow(lead, 1, self.count - 1), latest.to(window.dtype).unsqueeze(lead)],
-                lead,
-            )
-
-        known = move(state["known"], torch.ones_like(state["known"][..., 0]))
+        known = self._moved(state["known"], torch.ones_like(state["known"][..., 0]), lead)
         return {
-            "observations": tree_map(move, state["observations"], observation),
+            "observations": tree_map(
+                lambda window, x: self._moved(window, x, lead), state["observations"], observation
+            ),
             "known": known,
+        }
+
+    def _moved(self, window: Tensor, latest: Tensor, lead: int) -> Tensor:
+        """A window `[*lead, n, …]` moved on to the latest entry `[*lead, …]`."""
+        return torch.cat(
+            [window.narrow(lead, 1, self.count - 1), latest.to(window.dtype).unsqueeze(lead)], lead
+        )
+
+    def _observe_cells(self, state: Any, observation: Any, seen: Any) -> Any:
+        """`observe`, with the cells that were seen, or all where `seen` is `None`."""
+        lead = state["known"].dim() - 1
+        seen = tree_map(
+            lambda x, *told: told[0].expand(x.shape) if told else torch.ones_like(x, dtype=torch.bool),
+            observation,
+            *([] if seen is None else [seen]),
+        )
+        latest = {"observations": observation, "known": any_cell(seen, lead), "seen": seen}
+        return {
+            name: tree_map(lambda window, x: self._moved(window, x, lead), window, latest[name])
+            for name, window in state.items()
         }
 
     def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
@@ -174,20 +206,20 @@ class LastObservations(Context):
             state["observations"],
             batch.values,
         )
-        known = torch.cat([state["known"], batch.mask], 1)
-        steps = batch.num_steps
+        there = batch.mask if batch.missing is None else any_cell(batch.seen)
+        known = torch.cat([state["known"], there], 1)
+        whole = {"observations": history, "known": known}
+        if self.encoder.takes_seen:
+            whole["seen"] = tree_map(
+                lambda *parts: torch.cat(parts, 1), state["seen"], batch.seen
+            )
+        steps, rows = batch.num_steps, torch.arange(len(batch), device=batch.device).unsqueeze(-1)
         last = batch.lengths.unsqueeze(-1) + torch.arange(self.count, device=batch.device)
-        after = {
-            "observations": tree_map(
-                lambda x: x[torch.arange(len(batch), device=batch.device).unsqueeze(-1), last],
-                history,
-            ),
-            "known": known.gather(1, last),
-        }
+        after = tree_map(lambda x: x[rows, last], whole)
         length = self.count + steps - 1
-        encoded = self.encoder(tree_map(lambda x: x[:, :length], history)) * known[
-            :, :length
-        ].unsqueeze(-1)
+        before = tree_map(lambda x: x[:, :length], whole)
+        encoded = encode(self.encoder, before["observations"], before.get("seen"))
+        encoded = encoded * before["known"].unsqueeze(-1)
         return self._combine(
             torch.cat([encoded[:, i : i + steps] for i in range(self.count)], -1)
         ), after
@@ -291,10 +323,11 @@ class Chain(Context):
             ]
         )
 
-    def observe(self, state: Any, observation: Any) -> tuple[Any, ...]:
+    def observe(self, state: Any, observation: Any, seen: Any = None) -> tuple[Any, ...]:
         """Return the members' states after observing x_t."""
+        told = () if seen is None else (seen,)
         return tuple(
-            context.observe(part, observation)
+            context.observe(part, observation, *told)
             for context, part in zip(self.contexts, state, strict=True)
         )
 

@@ -23,6 +23,8 @@ class Encoder(nn.Module):
 
     num_features: int
     event_shape: tuple[int, ...] = ()
+    # whether `forward(values, seen)` is told which cells were seen, `[..., *event_shape]`
+    takes_seen: bool = False
     # of an observation; None for the floating-point type of the encoder
     dtype: torch.dtype | None = None
     _place: Tensor
@@ -123,15 +125,16 @@ class Sequential(Encoder):
         self.encoders: Any = nn.ModuleList(encoders)
         self.event_shape, self.dtype = encoders[0].event_shape, encoders[0].dtype
         self.num_features = encoders[-1].num_features
+        self.takes_seen = encoders[0].takes_seen
 
     def blank(self, *lead: int, device: torch.device | None = None) -> Any:
         """Return the blank observations of the first encoder, which may be a `Joint`."""
         return self.encoders[0].blank(*lead, device=device)
 
-    def forward(self, values: Any) -> Tensor:
+    def forward(self, values: Any, seen: Any = None) -> Tensor:
         """Compute the last encoder's features from the first encoder's observations."""
-        for encoder in self.encoders:
-            values = encoder(values)
+        for i, encoder in enumerate(self.encoders):
+            values = encoder(values) if i else encode(encoder, values, seen)
         return values
 
 
@@ -145,6 +148,7 @@ class Joint(Encoder):
         super().__init__()
         self.encoders: Any = nn.ModuleDict(encoders)
         self.num_features = sum(encoder.num_features for encoder in encoders.values())
+        self.takes_seen = any(encoder.takes_seen for encoder in encoders.values())
 
     def blank(self, *lead: int, device: torch.device | None = None) -> dict[str, Tensor]:
         """Return a dict of zeros, an observation for each member."""
@@ -152,6 +156,58 @@ class Joint(Encoder):
             name: encoder.blank(*lead, device=device) for name, encoder in self.encoders.items()
         }
 
-    def forward(self, values: dict[str, Tensor]) -> Tensor:
+    def forward(self, values: dict[str, Tensor], seen: dict[str, Tensor] | None = None) -> Tensor:
         """Compute features `[..., num_features]` from a dict of observations `[..., *event]`."""
-        return torch.cat([encoder(values[name]) for name, encoder in self.encoders.items()], -1)
+        parts = [
+            encode(encoder, values[name], None if seen is None else seen[name])
+            for name, encoder in self.encoders.items()
+        ]
+        return torch.cat(parts, -1)
+
+
+class WithIndicators(Encoder):
+    """The features of an encoder, and for each cell of an observation 1 if it was seen, else 0.
+
+    Cells that were not seen are shown as zero, and of an observation of which nothing was seen all
+    features are zero. With these indicators a model and a guide can tell a missing cell from a zero.
+
+    Raises `ValueError` for the encoder of a named group: make a `Joint` of members with indicators.
+    """
+
+    takes_seen = True
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        if isinstance(encoder.blank(), dict):
+            raise ValueError(
+                "WithIndicators takes the encoder of one member: make a Joint of encoders with "
+                "indicators"
+            )
+        self.encoder, self.event_shape, self.dtype = encoder, encoder.event_shape, encoder.dtype
+        self.num_features = encoder.num_features + math.prod(self.event_shape)
+
+    def blank(self, *lead: int, device: torch.device | None = None) -> Any:
+        """Return the blank observations of the encoder."""
+        return self.encoder.blank(*lead, device=device)
+
+    def forward(self, values: Any, seen: Tensor | None = None) -> Tensor:
+        """Compute features `[..., num_features]` of observations, all seen where `seen` is `None`.
+
+        Both are `[..., *event_shape]`.
+        """
+        lead = values.dim() - len(self.event_shape)
+        if seen is None:
+            encoded = self.encoder(values)
+            return torch.cat([encoded, encoded.new_ones(*values.shape[:lead], self._cells)], -1)
+        encoded = encode(self.encoder, torch.where(seen, values, 0), seen)
+        cells = seen.reshape(*seen.shape[:lead], self._cells).to(encoded.dtype)
+        return torch.cat([encoded * cells.amax(-1, keepdim=True), cells], -1)
+
+    @property
+    def _cells(self) -> int:
+        return math.prod(self.event_shape)
+
+
+def encode(encoder: Encoder, values: Any, seen: Any = None) -> Tensor:
+    """Compute an encoder's features, telling it which cells were seen if it takes that."""
+    return encoder(values, seen) if encoder.takes_seen and seen is not None else encoder(values)

@@ -1,4 +1,4 @@
-"""Mutates run folders of the four programs and uses them: `python tools/attack_run_folders.py
+"""Mutates run folders of all programs and uses them: `python tools/attack_run_folders.py
 --mutations 10000`.
 
 Each mutation is a copy of a small finished run in which one to three things are changed: bytes,
@@ -60,6 +60,8 @@ SIZES = {
         "agent.prefix": 2, "agent.hidden_size": 4,
         "agent.encoder_sizes": "4", "agent.decoder_sizes": "4",
     },
+    "series": {"model.hidden_size": 6, "series.batch_size": 2, "series.horizon": 3,
+    "series.context": 8, "series.embedding_size": 2},
 }  # fmt: skip
 TRAINING = {
     "training.log_every": 2,
@@ -73,14 +75,14 @@ LOADED = [
     "pyro_seq.music.program", "pyro_seq.text.score_files", "pyro_seq.text.program",
     "pyro_seq.games.program",
     "pyro_seq.games.plots.showing", "pyro_seq.seqgan.evaluation", "pyro_seq.seqgan.program",
-    "pyro_seq.seqgan.sweeps",
+    "pyro_seq.seqgan.sweeps", "pandas", "pyro_seq.series.program", "pyro_seq.series.fans",
 ]  # fmt: skip
 BRIEF = ["--max-minutes", "0.01"]
 
 
 @dataclass(frozen=True)
 class Program:
-    """One of the four: how its run is begun, and the commands that use it, `RUN` standing for the
+    """One of them: how its run is begun, and the commands that use it, `RUN` standing for the
     folder.
     """
 
@@ -90,7 +92,7 @@ class Program:
 
 
 def programs(corpus: Path) -> list[Program]:
-    """The four."""
+    """All of them."""
     text, music, game = ["text"], ["midi"], ["play"]
     resume = ["train", "--run-dir", "RUN", "--resume", "--quiet", *BRIEF]
     return [
@@ -151,6 +153,16 @@ def programs(corpus: Path) -> list[Program]:
                 [*game, "run", "--run-dir", "RUN", "--max-moves", "5"],
                 [*game, "imagine", "--run-dir", "RUN", "--num-games", "2", "--max-moves", "5"],
                 [*game, "evaluate", "--run-dir", "RUN", "--num-games", "1"],
+            ],
+        ),
+        Program(
+            "series",
+            ["--demo", "--num-steps", "5"],
+            [
+                ["series", *resume, "--num-steps", "7"],
+                ["series", "forecast", "--run-dir", "RUN", "--paths", "4"],
+                ["series", "generate", "--run-dir", "RUN", "--length", "5"],
+                ["series", "score", "--run-dir", "RUN"],
             ],
         ),
     ]

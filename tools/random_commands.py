@@ -106,7 +106,15 @@ PLACES += [
     "y" * 300,
     "file.toml",
     "own.py:pair",
+    "table.csv",
 ]
+
+
+# thirty days of a shop
+TABLE = "day,sales,weather\n" + "".join(
+    f"2024-{1 + day // 28:02}-{1 + day % 28:02},{day % 7 + day // 10},{'wet' if day % 3 else 'dry'}\n"
+    for day in range(42)
+)
 
 
 class Outcome(NamedTuple):
@@ -160,6 +168,7 @@ def settings_of(program: str) -> list[str]:
     from pyro_seq.games.settings import game_settings
     from pyro_seq.music.model.model import music_settings
     from pyro_seq.seqgan.program import seqgan_program
+    from pyro_seq.series.model.settings import series_settings
     from pyro_seq.text.model import text_settings
 
     made = {
@@ -167,6 +176,7 @@ def settings_of(program: str) -> list[str]:
         "midi": music_settings,
         "seqgan": seqgan_program.settings,
         "play": game_settings,
+        "series": series_settings,
     }.get(program)
     return [] if made is None else sorted(name for name, _ in flatten(made()))
 
@@ -240,7 +250,7 @@ class Lines:
             ]
             return draw.choice([*NUMBERS, *ends, *ends, "1", "2", "3", "5"])
         if isinstance(kind, click.Path) or "files" in (parameter.name or ""):
-            return draw.choice([*PLACES, "corpus.txt", "tune.mid", "folder"])
+            return draw.choice([*PLACES, "corpus.txt", "tune.mid", "table.csv", "folder"])
         known = [
             "cpu",
             "auto",
@@ -255,6 +265,9 @@ class Lines:
             "text",
             "mid",
             "1,2",
+            "day",
+            "sales",
+            "sales=count",
         ]
         return draw.choice([*WORDS, *known, *known])
 
@@ -269,6 +282,7 @@ def make_place(folder: Path, runs: Mapping[str, Path]) -> None:
 
     shutil.copy(min(DEMO.iterdir()), folder / "tune.mid")
     (folder / "corpus.txt").write_text("the cat sat on the mat; " * 20)
+    (folder / "table.csv").write_text(TABLE)
     (folder / "empty").touch()
     (folder / "folder").mkdir()
     (folder / "binary").write_bytes(bytes(range(256)))
@@ -371,11 +385,13 @@ def outcomes(
 def small_runs(folder: Path, small: Mapping[str, Sequence[str]]) -> dict[str, Path]:
     """A finished run of each program, made by the command itself."""
     (folder / "corpus.txt").write_text("the cat sat on the mat; " * 20)
+    (folder / "table.csv").write_text(TABLE)
     data = {
         "text": ["--train-corpus", str(folder / "corpus.txt")],
         "midi": ["--demo"],
         "seqgan": [],
         "play": [],
+        "series": ["--train-data", str(folder / "table.csv")],
     }
     for program, words in small.items():
         try:
@@ -426,6 +442,10 @@ SMALL = {
         "world.updates=1 world.batch_size=4 "
         "agent.num_games=8 agent.horizon=4",
         "--env-steps 160",
+    ),
+    "series": _small(
+        "model.hidden_size=6 series.batch_size=2 series.horizon=3 series.context=8",
+        "--num-steps 2",
     ),
 }
 

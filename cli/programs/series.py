@@ -27,6 +27,7 @@ from pyro_seq.cli.common import (
 )
 from pyro_seq.cli.programs.series_options import (
     DATA,
+    KNOWN_DATA,
     LEVELS,
     MOST_STEPS,
     horizon_option,
@@ -111,13 +112,7 @@ def _computing(command: Any) -> Any:
 @series.command()
 @run_dir_option()
 @DATA
-@click.option(
-    "--known-data",
-    type=FILE,
-    multiple=True,
-    metavar="FILE",
-    help="The known columns over the horizon, if the data does not go so far.",
-)
+@KNOWN_DATA
 @horizon_option("How many steps; the run's own number if not given.")
 @LEVELS
 @paths_option(200)
@@ -166,8 +161,8 @@ def forecast(
 
         check_writable(plot, "--plot")
     model = load_run(run_dir, device, pair)
-    table = table_for(run_dir, model, data)
-    known = program().known_for(model.schema, known_data) if known_data else None
+    table = table_for(run_dir, data)
+    known = program().known_for(run_dir, known_data) if known_data else None
     torch.manual_seed(seed)
     found = forecast_table(
         model, table, horizon=horizon, paths=paths, known=known, progress=Progress().later()
@@ -196,6 +191,7 @@ def forecast(
 )
 @num_samples_option(1, "How many samples.", most=100_000)
 @click.option("--id", metavar="ID", help="The series whose level and scale samples have.")
+@KNOWN_DATA
 @click.option(
     "--out", type=FILE, metavar="FILE", help="Where to write: .csv, .csv.gz, .parquet or .npz."
 )
@@ -205,6 +201,7 @@ def generate(
     length: int | None,
     num_samples: int,
     id: str | None,
+    known_data: tuple[Path, ...],
     out: Path | None,
     seed: int,
     device: str,
@@ -213,20 +210,27 @@ def generate(
     """Draw new series from nothing, as the run has learnt them."""
     import torch
 
+    from pyro_seq.series.data.frames import to_frame
     from pyro_seq.series.generating import generate as generate_series
-    from pyro_seq.series.writing import check_ending
+    from pyro_seq.series.generating import samples_as_arrays
+    from pyro_seq.series.writing import check_ending, write_arrays, write_frame
 
     if out is not None:
         check_ending("--out", out, ENDINGS)
-        keep_apart("--out", out, run_dir)
+        keep_apart("--out", out, run_dir, *known_data)
     model = load_run(run_dir, device, pair)
     torch.manual_seed(seed)
-    found = generate_series(model, length, num_samples=num_samples, id=id)
+    of = program().known_series(run_dir)
+    known = program().known_for(run_dir, known_data) if known_data else None
+    found = generate_series(model, of, length, num_samples=num_samples, id=id, known=known)
     if out is None:
-        click.echo(_as_text(found.to_frame()))
+        click.echo(_as_text(to_frame(found)))
+        return
+    if out.suffix == ".npz":
+        write_arrays(out, samples_as_arrays(found))
     else:
-        found.write(out)
-        click.echo(str(out))
+        write_frame(out, to_frame(found))
+    click.echo(str(out))
 
 
 @series.command()
@@ -251,7 +255,7 @@ def score(
     from pyro_seq.series.scoring import score_table
 
     model = load_run(run_dir, device, pair)
-    table = table_for(run_dir, model, data)
+    table = table_for(run_dir, data)
     torch.manual_seed(seed)
     scored = score_table(model, table, progress=Progress().later(), **options)
     if as_json:

@@ -115,14 +115,14 @@ def load_run(run_dir: Path, device: str, pair: str | None) -> SeriesModel:
     return program().load(run_dir, pick_device(device), pair=pair)
 
 
-def table_for(run_dir: Path, model: SeriesModel, data: tuple[Path, ...]) -> SeriesTable:
+def table_for(run_dir: Path, data: tuple[Path, ...]) -> SeriesTable:
     """Read files by a run's schema, or without any the files of the run's training, and say what
     is to be said of them.
     """
-    found = program().table_for(run_dir, model.schema, data)
-    for note in found.notes:
-        click.echo(note, err=True)
-    return found
+    table, notes = program().table_for(run_dir, data)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    return table
 
 
 def reading_options_given() -> list[str]:
@@ -138,4 +138,11 @@ DATA = click.option(
     multiple=True,
     metavar="FILE",
     help="What has been observed; if not given, the files that the run has learnt from.",
+)
+KNOWN_DATA = click.option(
+    "--known-data",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="The known columns over the steps to come, if the data does not go so far.",
 )

@@ -16,6 +16,7 @@ from torch.distributions import Bernoulli, Categorical, Independent, constraints
 from torch.utils.checkpoint import checkpoint
 
 from pyro_seq.distributions.base import Distribution, Shape
+from pyro_seq.distributions.cells import mask_cells
 
 # the power of the smallest number down to which a sum of products has lost no term that would tell,
 # and has a gradient
@@ -322,10 +323,13 @@ def _finite(peak: Tensor) -> Tensor:
     return torch.where(peak.isfinite(), peak, 0.0)
 
 
-def log_likelihoods(distribution: Distribution, values: Tensor) -> Tensor:
+def log_likelihoods(
+    distribution: Distribution, values: Tensor, seen: Tensor | None = None
+) -> Tensor:
     """Compute log p(x | state) `[*lead, S]` of observations `[*lead, *event]`.
 
-    The distributions have batch shape `[S]` or `[*lead, S]`.
+    The distributions have batch shape `[S]` or `[*lead, S]`. Cells that were not seen
+    (`seen [*lead, *event]`) count nothing.
 
     Where a state's distribution depends on nothing else, `Categorical`s look their symbols up and
     vectors of `Bernoulli`s are one matrix product, so that no tensor of the size observations x
@@ -337,14 +341,20 @@ def log_likelihoods(distribution: Distribution, values: Tensor) -> Tensor:
             inner, vectors = distribution.base_dist, distribution.reinterpreted_batch_ndims
         if isinstance(inner, Categorical) and not vectors:
             _check(distribution, values)
-            return torch.nn.functional.embedding(values, inner.logits.mT)
+            found = torch.nn.functional.embedding(values, inner.logits.mT)
+            return found if seen is None else torch.where(seen.unsqueeze(-1), found, 0.0)
         if isinstance(inner, Bernoulli) and vectors:
             _check(distribution, values)
             logits = inner.logits.flatten(1).double()
-            return values.flatten(-vectors).double() @ logits.mT - torch.nn.functional.softplus(
-                logits
-            ).sum(-1)
-    return distribution.log_prob(values.unsqueeze(values.dim() - len(distribution.event_shape)))
+            sounding, softplus = values.flatten(-vectors).double(), torch.nn.functional.softplus
+            if seen is None:
+                return sounding @ logits.mT - softplus(logits).sum(-1)
+            cells = seen.flatten(-vectors).double()
+            return (cells * sounding) @ logits.mT - cells @ softplus(logits).mT
+    state = values.dim() - len(distribution.event_shape)
+    if seen is not None:
+        distribution = mask_cells(distribution, seen.unsqueeze(-len(distribution.event_shape) - 1))
+    return distribution.log_prob(values.unsqueeze(state))
 
 
 def _check(distribution: Distribution, values: Tensor) -> None:

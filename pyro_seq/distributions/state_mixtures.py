@@ -14,6 +14,7 @@ from pyro.distributions import Categorical, TorchDistribution
 from torch import Tensor
 
 from pyro_seq.distributions.base import Distribution, Shape
+from pyro_seq.distributions.cells import conditioned, mask_cells
 from pyro_seq.distributions.hidden_markov import log_sum_exp
 
 TransformDistribution = Callable[[Distribution], Distribution]
@@ -84,6 +85,9 @@ class StateMixture(TorchDistribution):
     ) -> None:
         self.group, self.place, self.likelihood, self.of_state = group, place, likelihood, of_state
         self.transform_distribution: TransformDistribution = lambda distribution: distribution
+        # cells that count, and a value whose cells seen are known when the others are drawn
+        self.seen: Tensor | None = None
+        self.known: tuple[Tensor, Tensor] | None = None
         super().__init__(group.predicted.shape[:-1], torch.Size(event_shape), validate_args=False)
 
     @property
@@ -101,6 +105,18 @@ class StateMixture(TorchDistribution):
         )
         return made
 
+    def marginal(self, seen: Tensor) -> StateMixture:
+        """Return the law of the cells seen `[*lead, *event]`, all others summed out."""
+        made = copy(self)
+        made.seen = seen
+        return made
+
+    def conditioned(self, x: Tensor, seen: Tensor) -> StateMixture:
+        """Return the law of the other cells given those seen; draws hold the latter as they are."""
+        made = copy(self)
+        made.known = x, seen
+        return made
+
     def expand(self, batch_shape: Shape, _instance: object = None) -> StateMixture:
         """Return the same distribution with more batch dimensions on the left."""
         expanded = copy(self)
@@ -108,8 +124,13 @@ class StateMixture(TorchDistribution):
         return expanded
 
     def state_log_probs(self, value: Tensor) -> Tensor:
-        """Return log p(x^b | z) `[*lead, S]` of values `[*lead, *event]`."""
-        return self.likelihood(value, self.transform_distribution)
+        """Return log p(x^b | z) `[*lead, S]` of values `[*lead, *event]`, or of the cells seen."""
+        if self.seen is None:
+            return self.likelihood(value, self.transform_distribution)
+        cells = self.seen.unsqueeze(-len(self.event_shape) - 1)
+        return self.likelihood(
+            value, lambda distribution: mask_cells(self.transform_distribution(distribution), cells)
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x^b | x^a, …) of values `[*lead, *event]`."""
@@ -148,15 +169,23 @@ class StateMixture(TorchDistribution):
 
     def _drawn(self, sample_shape: Shape, draw: Callable[[Distribution], Tensor]) -> Tensor:
         state = self._state(torch.Size(sample_shape) + self.batch_shape)
-        value = draw(self.transform_distribution(self.of_state(state)))
+        law = self.transform_distribution(self.of_state(state))
+        if self.known is None:
+            value = draw(law)
+        else:
+            x, seen = self.known
+            value = torch.where(seen, x, draw(conditioned(law, x, seen)))
         self.group.say(self.place, self, value, state)
         return value
 
     def _state(self, shape: torch.Size) -> Tensor:
-        state = self.group.chosen if self.place else None
+        state = self.group.chosen if self.place and self.known is None else None
         if state is not None and state.shape == shape:
             return state
         weights = self.group.before(self.place).detach()
+        if self.known is not None:
+            x, seen = self.known
+            weights = weights + self.marginal(seen).state_log_probs(x).detach()
         drawn: Tensor = Categorical(
             logits=weights.expand(*shape, weights.shape[-1]), validate_args=False
         ).sample()

@@ -18,10 +18,11 @@ from torch import distributions as laws
 from torch.distributions import constraints
 
 from pyro_seq.distributions.base import Distribution
-from pyro_seq.distributions.numeric.counts import NegativeBinomial
+from pyro_seq.distributions.numeric.counts import NegativeBinomial, PrecisePoisson
 from pyro_seq.distributions.numeric.inflated import ZeroOneInflatedBeta, ZeroOrGamma
 from pyro_seq.distributions.numeric.special import incomplete_beta, widened
 from pyro_seq.distributions.numeric.student import LowRankMultivariateStudentT
+from pyro_seq.distributions.precise import PreciseBinomial
 from pyro_seq.errors import UserError
 
 HALVINGS = 200  # of an interval, at most; 64 of these end at the last digit of most
@@ -85,7 +86,7 @@ def quantile(distribution: Distribution, q: Tensor | float) -> Tensor:
         return torch.where(q <= 0.5, below + at >= q, above <= 1 - q)
 
     support = distribution.support
-    while isinstance(support, constraints.independent):
+    while hasattr(support, "base_constraint"):  # of entries, or of a mixture's components
         support = support.base_constraint
     if support.is_discrete:
         return _whole_quantile(reached, q)
@@ -209,7 +210,6 @@ def _student_tails(df: Tensor, loc: Tensor, scale: Tensor, x: Tensor) -> Tails:
 @_tails.register
 def _mixture(distribution: laws.MixtureSameFamily, x: Tensor) -> Tails:
     if distribution.event_shape:
-        x = x.unsqueeze(-1 - len(distribution.event_shape))
         raise UserError("the tails of a mixture of vectors are not known: only those of numbers")
     weights = widened(distribution.mixture_distribution.probs)
     parts = _tails(distribution.component_distribution, x.unsqueeze(-1))
@@ -237,16 +237,16 @@ def _coded(probs: Tensor, x: Tensor) -> Tails:
 
 
 def _counted(
-    reach: Callable[[Tensor], tuple[Tensor, Tensor]], distribution: Any, x: Tensor
+    reach: Callable[[Tensor], tuple[Tensor, Tensor]], wide: Distribution, x: Tensor
 ) -> Tails:
-    """Return the tails of counts, given (P(X <= k), P(X > k)) of whole k >= 0."""
+    """Return the tails of counts, given (P(X <= k), P(X > k)) of whole k >= 0, and p(k)."""
     k = x.floor()
     whole, known = x == k, k >= 0
     k = k.clamp(min=0)
     least, above = reach(k)
     before, _ = reach((k - 1).clamp(min=0))
     before = torch.where(k > 0, before, 0.0)
-    at = widened(distribution.log_prob(torch.where(whole, k, 0.0))).exp()
+    at = wide.log_prob(torch.where(whole, k, 0.0)).exp()
     inside = Tails(torch.where(whole, before, least), torch.where(whole, at, 0.0), above)
     return _kept(known, inside, 0.0)
 
@@ -258,13 +258,17 @@ def _poisson(distribution: laws.Poisson, x: Tensor) -> Tails:
     def reach(k: Tensor) -> tuple[Tensor, Tensor]:
         return torch.special.gammaincc(k + 1, rate), torch.special.gammainc(k + 1, rate)
 
-    return _counted(reach, distribution, x)
+    return _counted(reach, PrecisePoisson(rate, validate_args=False), x)
 
 
 @_tails.register
 def _negative_binomial(distribution: NegativeBinomial, x: Tensor) -> Tails:
     m, r = widened(distribution.rate), widened(distribution.concentration)
-    return _counted(lambda k: incomplete_beta(r, k + 1, r / (r + m), m / (r + m)), distribution, x)
+
+    def reach(k: Tensor) -> tuple[Tensor, Tensor]:
+        return incomplete_beta(r, k + 1, r / (r + m), m / (r + m))
+
+    return _counted(reach, NegativeBinomial(m, r, validate_args=False), x)
 
 
 @_tails.register
@@ -276,7 +280,8 @@ def _binomial(distribution: laws.Binomial, x: Tensor) -> Tails:
         least, above = incomplete_beta(rest, k + 1, torch.sigmoid(-logits), torch.sigmoid(logits))
         return torch.where(k < n, least, 1.0), torch.where(k < n, above, 0.0)
 
-    return _kept(x <= n, _counted(reach, distribution, torch.minimum(x, n)), 1.0)
+    wide = PreciseBinomial(n, logits=logits, validate_args=False)
+    return _kept(x <= n, _counted(reach, wide, torch.minimum(x, n)), 1.0)
 
 
 @_tails.register

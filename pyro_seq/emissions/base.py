@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.distributions.base import Distribution
+from pyro_seq.distributions.cells import conditioned, mask_cells
 from pyro_seq.errors import UserError
+
+__all__ = ["Emission", "conditioned", "mask_cells", "observe", "over_time"]
 
 
 class Emission(nn.Module):
@@ -54,7 +57,8 @@ class Emission(nn.Module):
     def prepare(self, values: Any, mask: Tensor) -> Any:
         """Convert observations `[N, T, *event]` to the distribution's dtype and support.
 
-        Padding (not `mask`) is replaced by a value inside the support.
+        Padding (not `mask`, of steps `[N, T]` or of cells `[N, T, *event]`) is replaced by a value
+        inside the support.
 
         A density of minus infinity at a padded step would give NaN gradients, even if it is masked
         afterwards. Raises `UserError` for another event shape, and for numbers that are not whole
@@ -80,9 +84,8 @@ class Emission(nn.Module):
             values = values.to(torch.promote_types(values.dtype, self._place.dtype))
         if self.filler == 0.0:
             return values
-        return torch.where(
-            mask[(..., *(None,) * len(self.event_shape))], values, values.new_tensor(self.filler)
-        )
+        cells = mask[(..., *(None,) * (values.dim() - mask.dim()))]
+        return torch.where(cells, values, values.new_tensor(self.filler))
 
     def stack(self, observations: Sequence[Any], mask: Tensor | None = None) -> Any:
         """Stack the observations of T steps `[*lead, *event]` into `[*lead, T, *event]`.

@@ -84,13 +84,14 @@ class Joint(Emission):
             for (name, emission), share in zip(self.emissions.items(), shares, strict=True)
         }
 
-    def prepare(self, values: Any, mask: Tensor) -> dict[str, Tensor]:
+    def prepare(self, values: Any, mask: Any) -> dict[str, Tensor]:
         """Convert each member's observations; raise `UserError` if the names differ."""
         if not isinstance(values, dict) or set(values) != set(self.emissions):
             got = sorted(values) if isinstance(values, dict) else "one tensor"
             raise UserError(f"this Joint emission observes {sorted(self.emissions)}, got {got}")
         return {
-            name: emission.prepare(values[name], mask) for name, emission in self.emissions.items()
+            name: emission.prepare(values[name], mask[name] if isinstance(mask, dict) else mask)
+            for name, emission in self.emissions.items()
         }
 
     def stack(self, observations: Sequence[Any], mask: Tensor | None = None) -> dict[str, Tensor]:

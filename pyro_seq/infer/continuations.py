@@ -59,10 +59,10 @@ def continuation(
     """
     if batch.values is None or not len(batch):
         raise UserError("there is nothing to go on from: the batch has no observations")
-    if batch.missing:
+    if batch.to_sample:
         raise UserError(
-            f"{len(batch.missing)} steps are missing, and a continuation goes on from "
-            "observations: fill them in first (infill)"
+            f"{len(batch.to_sample)} steps are to be sampled, and a continuation goes on from "
+            "observations"
         )
     for what, number in (("steps to sample", num_steps), ("samples", samples), ("draws", draws)):
         whole(number, f"the number of {what}", 1)

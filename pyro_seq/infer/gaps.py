@@ -86,7 +86,7 @@ class _Chain:
     def __init__(self, pair: Pair, batch: SequenceBatch, missing: Tensor, k: int) -> None:
         steps = missing[0].nonzero().flatten().tolist()
         one = batch.select(slice(1))
-        gaps = one.with_missing(steps)
+        gaps = one.sampling(steps)
         trace = trace_model(pair.model, gaps)
         places = classify([Side(trace, pair.model)], gaps, pair)
         stems = observed_stems(trace) or sampled_stems(trace)

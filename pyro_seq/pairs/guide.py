@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_seq.batch import OVER_ALL_STEPS, SequenceBatch
 from pyro_seq.distributions.path import FlowPath, RecurrentPath, Sampler
+from pyro_seq.encoders import encode
 from pyro_seq.errors import UserError
 from pyro_seq.nn.dropout import same_features
 from pyro_seq.nn.feedforward import concatenate, zeros_like_weights
@@ -65,7 +66,8 @@ class SequenceGuide(nn.Module):
 
     def encoded_batch(self, batch: SequenceBatch) -> Tensor:
         """Return [enc(x_t), u_t] `[N, T, F]`, over which the guide's recurrences run."""
-        encoded = self.encoder(batch.values)
+        seen = None if batch.missing is None else batch.seen
+        encoded = encode(self.encoder, batch.values, seen)
         return encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
 
     def initial_guide_state(self, batch: SequenceBatch) -> Any:
@@ -117,8 +119,9 @@ class SequenceGuide(nn.Module):
         """Run the Pyro guide q(z | x) of the batch, in the layout of its model.
 
         Where observations end before the batch's steps do (`continued`), the guide samples the
-        latents up to the last observation and leaves later latents to the model. Raises `UserError`
-        for gaps before an observation: the guide would take the zeros in them for observations.
+        latents up to the last observation and leaves later latents to the model. Missing cells are
+        zeros to it, and an encoder that `takes_seen` is told which cells were seen. Raises
+        `UserError` for steps to be sampled before an observation.
         """
         if batch.values is None:
             raise UserError(
@@ -192,14 +195,14 @@ class SequenceGuide(nn.Module):
 def batch_for_guide(name: str, batch: SequenceBatch) -> SequenceBatch:
     """Return the part of a batch that a guide may look at: up to gaps at the end.
 
-    Raises `UserError` for gaps before an observation.
+    Raises `UserError` for steps to be sampled before an observation.
     """
     before = batch.before_gaps()
     if before is None:
         instead = "posterior_predictive and infill draw what is missing, and latents with it"
         raise UserError(
-            f"{name} has not seen what is missing before other observations (steps "
-            f"{_listed(batch.missing)}): {instead}"
+            f"{name} has not seen what is to be sampled before other observations (steps "
+            f"{_listed(batch.to_sample)}): {instead}"
         )
     return before
 

@@ -11,13 +11,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_seq._cells import blank_missing
 from pyro_seq._handlers import GivenPath
 from pyro_seq._pytree import tree_map
 from pyro_seq.batch import OVER_ALL_STEPS, SequenceBatch
 from pyro_seq.contexts import Context
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.distributions.path import MarkovPath, RecurrentPath, before
-from pyro_seq.emissions.base import Emission, observe, over_time
+from pyro_seq.emissions.base import Emission, mask_cells, observe, over_time
 from pyro_seq.errors import UserError
 from pyro_seq.nn.dropout import same_features
 from pyro_seq.nn.feedforward import zeros_like_weights
@@ -226,7 +227,9 @@ class SequenceModel(nn.Module):
                 latents = pyro.sample("z", prior, infer=OVER_ALL_STEPS)
             features, rnn_state = self.decode(h, latents, rnn_state)
             emission = self.emit(features, self._contexts(batch)[0])
-            observed = self.emission.prepare(batch.values, batch.mask)
+            if batch.missing is not None:
+                emission = mask_cells(emission, batch.seen)
+            observed = prepared(self, batch)
             observe("x", over_time(emission, mask), obs=observed, infer=OVER_ALL_STEPS)
         latent = state["latent"] if latents is None else batch.last(latents, state["latent"])
         return SequenceOutput(
@@ -247,11 +250,13 @@ class SequenceModel(nn.Module):
         with batch.plate(), same_features(self), path:
             for t in batch.steps():
                 with batch.active(t):
-                    x, z, state = self._step(t, state, batch.inputs_at(t), observed[t])
+                    x, z, state = self._step(
+                        t, state, batch.inputs_at(t), observed[t], told_at(batch, t)
+                    )
                 values.append(x)
                 latents.append(z)
-        if values and (batch.values is None or batch.missing):
-            complete = self.emission.stack(values, batch.mask)
+        if values and (batch.values is None or batch.to_sample):
+            complete = stack_sampled(self, batch, values)
         return SequenceOutput(
             complete,
             torch.stack(torch.broadcast_tensors(*latents), -2)
@@ -261,15 +266,16 @@ class SequenceModel(nn.Module):
         )
 
     def _step(
-        self, t: int, state: ModelState, inputs: Tensor | None, obs: Any
+        self, t: int, state: ModelState, inputs: Tensor | None, obs: Any, seen: Any
     ) -> tuple[Any, Tensor | None, ModelState]:
         def draw_latent(prior: Any) -> Tensor:
             return pyro.sample(f"z_{t}", prior.to_event(1))
 
         def draw_observation(emission: Distribution) -> Any:
-            return observe(f"x_{t}", emission, obs=obs)
+            known = emission if seen is None else mask_cells(emission, seen)
+            return observe(f"x_{t}", known, obs=obs)
 
-        return self.advance(state, inputs, draw_latent, draw_observation)
+        return self.advance(state, inputs, draw_latent, draw_observation, seen)
 
     def advance(
         self,
@@ -277,16 +283,18 @@ class SequenceModel(nn.Module):
         inputs: Tensor | None,
         draw_latent: Callable[[dist.Normal], Tensor],
         draw_observation: Callable[[Distribution], Any],
+        seen: Any = None,
     ) -> tuple[Any, Tensor | None, ModelState]:
         """Run one step: (x_t, z_t, the state after it).
 
-        The caller's functions draw x_t and z_t from their distributions.
+        The caller's functions draw x_t and z_t from their distributions. Where cells are missing
+        from x_t, `seen` (as `batch.seen_at(t)`) is what the state after it is told.
         """
         contexts = self.context.features(state["context"], inputs)
-        seen = contexts[..., : self.context.num_features].unsqueeze(-2)
+        looked_at = contexts[..., : self.context.num_features].unsqueeze(-2)
         previous = state["latent"].unsqueeze(-2)
         h, rnn_state = self.rnn_step(
-            seen, previous if self.recurs_on_latents else previous[..., :0], state["carried"]
+            looked_at, previous if self.recurs_on_latents else previous[..., :0], state["carried"]
         )
         latent = (
             draw_latent(self.transition(h.squeeze(-2), state["latent"]))
@@ -298,7 +306,7 @@ class SequenceModel(nn.Module):
         )
         x = draw_observation(self.emit(features.squeeze(-2), contexts))
         context, current = observe_step(
-            self, x, state["context"], state["latent"] if latent is None else latent
+            self, x, state["context"], state["latent"] if latent is None else latent, seen
         )
         return x, latent, {"context": context, "latent": current, "carried": rnn_state}
 
@@ -313,7 +321,7 @@ def in_one_path(model: SequenceModel, batch: SequenceBatch, layout: Layout | Non
         (layout or model.layout) == "path"
         and batch.values is not None
         and batch.num_steps > 0
-        and not batch.missing
+        and not batch.to_sample
     )
 
 
@@ -331,18 +339,39 @@ def observations(model: SequenceModel, batch: SequenceBatch) -> list[Any]:
     """
     if batch.values is None:
         return [None] * batch.num_steps
-    mask = batch.mask.clone()
-    mask[:, sorted(batch.missing)] = False
-    prepared = model.emission.prepare(batch.values, mask)
+    known = prepared(model, batch)
     return [
-        None if t in batch.missing else tree_map(lambda x, t=t: x[:, t], prepared)
+        None if t in batch.to_sample else tree_map(lambda x, t=t: x[:, t], known)
         for t in range(batch.num_steps)
     ]
 
 
-def observe_step(model: SequenceModel, x: Any, context: Any, latent: Tensor) -> tuple[Any, Tensor]:
+def prepared(model: SequenceModel, batch: SequenceBatch) -> Any:
+    """Return a batch's observations as the model's emission takes them.
+
+    Where nothing was observed stands a value within the support.
+    """
+    cells = batch.missing is not None or batch.to_sample
+    return model.emission.prepare(batch.values, batch.seen if cells else batch.mask)
+
+
+def told_at(batch: SequenceBatch, t: int) -> Any:
+    """Return the cells of step t that were seen, or `None` where none can be missing."""
+    return None if batch.missing is None or t in batch.to_sample else batch.seen_at(t)
+
+
+def stack_sampled(model: SequenceModel, batch: SequenceBatch, values: list[Any]) -> Any:
+    """Stack observations by step, some of which were sampled; missing cells stay zero."""
+    complete = model.emission.stack(values, batch.mask)
+    return complete if batch.missing is None else blank_missing(complete, batch.missing)
+
+
+def observe_step(
+    model: SequenceModel, x: Any, context: Any, latent: Tensor, seen: Any = None
+) -> tuple[Any, Tensor]:
     """Return (the context's state after x_t, z_t or its substitute).
 
+    Of x_t only the cells seen are shown, where cells are missing.
     Plates around the model add dimensions to sampled values, so x, or the context's state before
     x, may lack dimensions that the other has.
     """
@@ -361,7 +390,10 @@ def observe_step(model: SequenceModel, x: Any, context: Any, latent: Tensor) -> 
         )
         x = tree_map(lambda part: part.expand(*common, *part.shape[len(lead) :]), x)
         latent = latent if latent.dim() > len(common) else latent.expand(*common, latent.shape[-1])
-    return model.context.observe(context, x), latent
+    if seen is None:
+        return model.context.observe(context, x), latent
+    shown = tree_map(lambda part, cells: torch.where(cells, part, 0), x, seen)
+    return model.context.observe(context, shown, seen), latent
 
 
 def _lead(emission: Any, x: Any) -> torch.Size:

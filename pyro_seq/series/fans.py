@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +21,10 @@ from pyro_seq.programs.plotting import (
     new_figure,
     png_bytes,
 )
-from pyro_seq.series.data.schema import Column, Series
+from pyro_seq.runs.writing import replacing
+from pyro_seq.series.data.schema import Column, Series, SeriesTable
 from pyro_seq.series.forecasting import UNKNOWN, Forecast
+from pyro_seq.series.horizons import histories
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +67,22 @@ def fan_chart(forecast: Forecast, row: int, history: Series, truth: Series | Non
     if history.times.dtype.kind == "M":
         _date_axis(panels[-1])
     return png_bytes(figure)
+
+
+def write_fan_charts(forecast: Forecast, table: SeriesTable, folder: Path) -> Iterator[Path]:
+    """Write a fan chart of each series into a folder, and yield their paths.
+
+    Each is named for its series, with a number where names are alike.
+    """
+    past = {series.id: series for series in histories(table)}
+    taken: set[str] = set()
+    for row, name in enumerate(forecast.ids):
+        stem = re.sub(r"[^\w.-]+", "_", name)[:80].strip("._") or "series"
+        path = folder / f"{stem if stem.casefold() not in taken else f'{stem}-{row + 1}'}.png"
+        taken.add(path.stem.casefold())
+        with replacing(path) as temporary:
+            temporary.write_bytes(fan_chart(forecast, row, past[name]))
+        yield path
 
 
 Past = tuple[NDArray[np.generic], NDArray[np.float64]]

@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_seq.errors import UserError
-from pyro_seq.series.data.schema import Column, Schema
+from pyro_seq._pytree import tree_map
+from pyro_seq.errors import DIVERGED, UserError, finite_probabilities, whole
+from pyro_seq.infer.continuations import continuation
+from pyro_seq.series.data.schema import Column, Schema, Series, SeriesTable
+from pyro_seq.series.horizons import extended, histories
 from pyro_seq.series.writing import write_arrays, write_frame
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from pyro_seq._progress import Progress
+    from pyro_seq.series.model.model import SeriesModel
+
+MOST_CELLS = 2**28  # of all draws: two gibibytes
+MOST_ROWS = 8_192  # paths that are drawn side by side: bounds memory
 LEVELS = (80.0, 95.0)
 # kinds whose quantiles are values of the column themselves
 WHOLE = ("count", "poisson", "zero_inflated", "yes")
@@ -174,6 +182,97 @@ class Forecast:
             write_arrays(path, self.to_npz())
         else:
             write_frame(path, self.to_frame(levels, joint=joint))
+
+
+def forecast(
+    model: SeriesModel,
+    table: SeriesTable,
+    *,
+    horizon: int | None = None,
+    paths: int = 200,
+    known: SeriesTable | None = None,
+    samples: int = 16,
+    progress: Progress | None = None,
+) -> Forecast:
+    """Forecast the series of a table, each from the end of its history on.
+
+    Draws are continuations (`infer.continuation`) of the model's context, the last steps of each
+    history: latents are filtered there, and missing cells are left out of the likelihood. They come
+    from torch's global random state.
+
+    Args:
+        model: the trained pair, from `series_program.load`.
+        table: the series, by the run's schema; rows after the last observed cell are taken for
+            the known columns' sake, if there are any.
+        horizon: H, how many steps; those that the model was trained for by default.
+        paths: P, draws of each series.
+        known: a table of known columns over the horizon, where `table` does not go so far.
+        samples: particles by which the latents are filtered.
+        progress: where to show how many series are done.
+
+    Raises `UserError` for numbers out of range, a series without an observation, known columns that
+    end before the horizon, and draws that are not finite.
+    """
+    horizon = model.horizon if horizon is None else horizon
+    for what, number in (("the horizon", horizon), ("the number of paths", paths)):
+        whole(number, what, 1)
+    targets = [column.name for column in model.schema.of_role("target")]
+    cells = len(table.series) * paths * horizon * len(targets)
+    if cells > MOST_CELLS:
+        raise UserError(
+            f"{paths:,} paths of {horizon:,} steps of {len(table.series):,} series are {cells:,} "
+            f"cells, and at most {MOST_CELLS:,} are drawn: ask for fewer paths or steps"
+        )
+    past = histories(table)
+    ahead = extended(table, past, horizon, known)
+    drawn: dict[str, list[NDArray[np.float64]]] = {name: [] for name in targets}
+    size = max(1, MOST_ROWS // paths)
+    for first in range(0, len(past), size):
+        if progress is not None and progress.due():
+            progress.show(f"{first:,} of {len(past):,} series are forecast")
+        chosen = slice(first, first + size)
+        found = _drawn(model, past[chosen], ahead[chosen], horizon, paths, samples)
+        for name in targets:
+            drawn[name].append(found[name])
+    if progress is not None:
+        progress.end()
+    return Forecast(
+        model.schema,
+        [series.id for series in past],
+        np.stack([series.times[-horizon:] for series in ahead]),
+        {name: np.concatenate(parts) for name, parts in drawn.items()},
+    )
+
+
+def _drawn(
+    model: SeriesModel,
+    past: Sequence[Series],
+    ahead: Sequence[Series],
+    horizon: int,
+    paths: int,
+    samples: int,
+) -> dict[str, NDArray[np.float64]]:
+    """Return draws `[N, P, H]` of the targets of some series."""
+    stops = [len(series) for series in past]
+    starts = [max(0, stop - model.context) for stop in stops]
+    batch = model.batch_of(past, starts, stops)
+    inputs = model.inputs_of(ahead, stops, [len(series) for series in ahead])
+    with finite_probabilities():
+        values = continuation(
+            model.pair, batch, horizon, inputs=inputs, samples=samples, draws=paths
+        )
+    found = model.columns_of(tree_map(lambda x: x.cpu(), values))
+    drawn = {}
+    for column in model.schema.of_role("target"):
+        cells = np.asarray(found[column.name], np.float64).reshape(len(past), paths, horizon)
+        if not np.isfinite(cells).all():
+            row = int((~np.isfinite(cells)).any((1, 2)).argmax())
+            raise UserError(
+                f"the forecast of {column.name!r} of series {past[row].id!r} is not finite: "
+                f"{DIVERGED}"
+            )
+        drawn[column.name] = cells
+    return drawn
 
 
 def interval_bounds(levels: Sequence[float]) -> dict[str, float]:

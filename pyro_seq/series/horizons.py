@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.schema import Schema, Series, SeriesTable
+from pyro_seq.series.data.steps import DAY, following, parsed
 
-Cells = dict[str, NDArray[np.float64]]
+LAST_YEAR = 2261
+NEAR = 0.1  # of a step: as near as another table's times must be, clocks put forward included
 
 
 def history_length(series: Series, schema: Schema) -> int:
@@ -68,30 +70,67 @@ def extended(
 
     Raises `UserError`, which names the cell, where a known column is missing over the horizon.
     """
-    sources = {series.id: [series] for series in table.series}
-    for series in () if known is None else known.series:
-        sources.setdefault(series.id, []).append(series)
-    if known is not None and table.schema.layout == "each":  # whose known columns all series share
-        for found in sources.values():
-            found += known.series
-    return [_extended(table.schema, series, horizon, sources[series.id]) for series in past]
+    own = {series.id: series for series in table.series}
+    given = {} if known is None else {series.id: series for series in known.series}
+    # without a column of ids, series are named for files, and columns of one file share these
+    shared = [*given.values()] if table.schema.layout != "long" and len(given) == 1 else []
+    found = []
+    for series in past:
+        sources = [own[series.id], *([given[series.id]] if series.id in given else shared)]
+        found.append(_extended(table.schema, series, horizon, sources))
+    return found
 
 
 def _extended(schema: Schema, past: Series, horizon: int, sources: Sequence[Series]) -> Series:
-    times = times_after(past.times, schema, horizon)
+    times = times_after(past.times[-1], schema, horizon)
     cells = {name: np.full(horizon, np.nan) for name in past.values}
     for column in schema.of_role("known"):
         for source in sources:
-            places = np.searchsorted(source.times, times)
-            inside = places < len(source.times)
-            inside[inside] &= source.times[places[inside]] == times[inside]
-            inside &= np.isnan(cells[column.name])
-            cells[column.name][inside] = source.values[column.name][places[inside]]
+            rows, steps = _after(past.times[-1], source.times, schema.step, horizon)
+            empty = np.isnan(cells[column.name][steps])
+            cells[column.name][steps[empty]] = source.values[column.name][rows[empty]]
         missing = np.isnan(cells[column.name]).nonzero()[0]
         if len(missing):
             raise UserError(_lacking(column.name, past.id, times, int(missing[0])))
     values = {name: np.concatenate([past.values[name], cells[name]]) for name in past.values}
     return replace(past, times=np.concatenate([past.times, times]), values=values)
+
+
+def times_after(last: np.generic, schema: Schema, horizon: int) -> NDArray[np.generic]:
+    """Return the times `[H]` of the steps after one, by the step and the zone of a schema.
+
+    Steps of whole days, months or business days are those of the zone's clocks. Raises `UserError`
+    for times beyond the year 2262, which `datetime64[ns]` ends with.
+    """
+    step, zone = parsed(schema.step), schema.zone
+    if step.unit == "number":
+        return following(last, schema.step, horizon)
+    import pandas as pd
+
+    start = pd.Timestamp(last)
+    days = {"month": 31.0 * step.size, "business": 1.5}.get(step.unit, step.size / DAY)
+    if start.year + days * horizon / 365 > LAST_YEAR:
+        raise UserError(
+            f"{horizon:,} steps of {schema.step} after {last!s:.19} lie beyond the year "
+            f"{LAST_YEAR}: ask for a shorter horizon"
+        )
+    if zone is None or (step.unit == "ns" and step.size % DAY):
+        return following(last, schema.step, horizon)
+    zone = f"UTC{zone}" if zone[0] in "+-" else zone
+    clock = start.tz_localize("UTC").tz_convert(zone).tz_localize(None).as_unit("ns").to_numpy()
+    local = pd.DatetimeIndex(following(clock, schema.step, horizon))
+    found = local.tz_localize(zone, ambiguous=True, nonexistent="shift_forward")  # type: ignore[call-overload]
+    return found.tz_convert("UTC").tz_localize(None).as_unit("ns").to_numpy()
+
+
+def _after(
+    last: np.generic, times: NDArray[np.generic], step: str, horizon: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which of some times are within a horizon after a time, and at which steps of it."""
+    exact = parsed(step).positions(np.concatenate([np.array([last]), times]))[1:] - 1
+    steps = np.round(exact).astype(np.int64)
+    rows = ((steps >= 0) & (steps < horizon) & (np.abs(exact - steps) < NEAR)).nonzero()[0]
+    return rows, steps[rows]
 
 
 def _lacking(name: str, id: str, times: NDArray[np.generic], place: int) -> str:
@@ -101,28 +140,3 @@ def _lacking(name: str, id: str, times: NDArray[np.generic], place: int) -> str:
         f"forecast of {len(times)} steps needs it until {times[-1]!s:.19}: give the known columns "
         f"of these steps{shorter}"
     )
-
-
-def times_after(times: NDArray[np.generic], schema: Schema, horizon: int) -> NDArray[np.generic]:
-    """Return the times `[H]` of the steps after some times, by the step and the zone of a schema.
-
-    Raises `UserError` for times beyond the year 2262, which `datetime64[ns]` ends with.
-    """
-    if times.dtype.kind != "M":
-        step = round(float(schema.step))
-        return (times[-1].astype(np.int64) + step * np.arange(1, horizon + 1)).astype(times.dtype)
-    import pandas as pd
-
-    last = pd.Timestamp(times[-1])
-    if schema.zone is not None:
-        last = last.tz_localize("UTC").tz_convert(schema.zone)
-    try:
-        found = pd.date_range(last, periods=horizon + 2, freq=schema.step).as_unit("ns")
-    except (OverflowError, pd.errors.OutOfBoundsDatetime):
-        raise UserError(
-            f"{horizon:,} steps of {schema.step} after {last} lie beyond the year 2262, where "
-            "times end: ask for a shorter horizon"
-        ) from None
-    found = found[found > last][:horizon]
-    plain = found if schema.zone is None else found.tz_convert("UTC").tz_localize(None)
-    return plain.to_numpy().astype("datetime64[ns]")

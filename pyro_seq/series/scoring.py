@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -72,7 +72,8 @@ def score_series(
     if not places:
         raise UserError("there is nothing to score: no cell of a target is observed")
     for group in _of_similar_length(table.series, places):
-        batch = model.batch_of([table.series[i] for i in group])
+        chosen = [table.series[i] for i in group]
+        batch = model.batch_of(chosen, 0, [len(series) for series in chosen])
         with pyro.validation_enabled(False), collect_warnings():
             scores = list(score_document(model.pair, [batch], **options))
         nats = torch.cat([scored.surprise for scored in scores], 1).double().cpu().numpy()
@@ -118,8 +119,9 @@ class ScoredSeries:
 
     unit = "step"
 
-    def __init__(self, model: SeriesModel) -> None:
-        self.model = model
+    def __init__(self, model: SeriesModel, read: Callable[[Path], SeriesTable]) -> None:
+        """Keep a model, and what reads a file by its schema."""
+        self.model, self.read = model, read
 
     def check_file(self, path: Path) -> None:
         """Raise `UserError` for a missing file, as `ScoredRun` does."""
@@ -133,9 +135,7 @@ class ScoredSeries:
         """Score each series of a table, as `ScoredRun` does; there are no lines."""
         if lines:
             raise UserError(f"{path}: --lines is for texts, and this run is one of series")
-        from pyro_seq.series.data.reading import read_series
-
-        table = read_series([path], schema=self.model.schema)
+        table = self.read(path)
         scored = sorted(score_series(self.model, table, **options), key=lambda one: one[0])
         for i, nats, found in scored:
             series = table.series[i]

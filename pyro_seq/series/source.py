@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from pyro_seq._schema import MOST, Fields, Flag, Items, Kind, Optional, Whole, Word
 from pyro_seq.errors import UserError, did_you_mean
-from pyro_seq.series.data.options import ReadOptions
+from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.schema import Kind as ColumnKind
 from pyro_seq.series.data.schema import Schema, SeriesTable
 
@@ -68,10 +69,12 @@ def _kind(word: str) -> tuple[str, ColumnKind]:
     return name, cast(ColumnKind, kind)
 
 
-def read_source(source: Mapping[str, Any], schema: Schema | None = None) -> SeriesTable:
+def read_source(
+    source: Mapping[str, Any], schema: Schema | None = None, *, future: bool = False
+) -> SeriesTable:
     """Read the series of a source: a table, the demo, or files, by a schema where one is given.
 
-    Raises `UserError` for files that cannot be read, or that do not fit the schema.
+    With `future`, files need only what is known ahead: no targets. Raises `UserError` for files that cannot be read, or that do not fit the schema.
     """
     if source.get(TABLE) is not None:
         table: SeriesTable = source[TABLE]
@@ -83,7 +86,12 @@ def read_source(source: Mapping[str, Any], schema: Schema | None = None) -> Seri
         return from_frame(demo_frame(), schema=schema)
     from pyro_seq.series.data.reading import read_series
 
-    return read_series([*source[FILES]], options_of(source), schema)
+    options = replace(options_of(source), future=future)
+    if future and schema is not None and schema.layout == "each":
+        # the columns that are known are those of all its series
+        columns = schema.of_role("known")
+        schema = replace(schema, columns=columns, layout="joint")
+    return read_series([*source[FILES]], options, schema)
 
 
 def kept_source(source: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,11 +55,11 @@ def dry_run(pair: Pair, batches: Any, carried: Any = None) -> Iterator[SequenceB
 
 
 def refuse_gaps(batch: SequenceBatch) -> None:
-    """Raise `UserError` for a batch with missing steps, which would count as observed."""
-    if batch.missing:
+    """Raise `UserError` for steps to be sampled; missing cells count nothing."""
+    if batch.to_sample:
         instead = "fill them in first (infill), or cut the sequences where they are"
         raise UserError(
-            f"{len(batch.missing)} steps of a batch are missing, and a training needs "
+            f"{len(batch.to_sample)} steps of a batch are to be sampled, and a training needs "
             f"observations: {instead}"
         )
 

@@ -76,6 +76,19 @@ OTHERS: dict[str, tuple[str, list[tuple[Line, str]]]] = {
             (["--corpus", "FILE"], "its contents differ (that was CORPUS)"),
         ],
     ),
+    "series": (
+        LASTING,
+        [
+            (["--seed", 4], "seed = 3, not 4"),
+            (["--preset", "best"], "not "),
+            (["--horizon", 4], "series.horizon = 3, not 4"),
+            (["--target", "sales"], "target = none, not sales"),
+            (["--season", 5], "season = 7, not 5"),
+            (["--kind", "sales=real"], "kind = sales=count, not sales=real"),
+            (["--demo"], "demo = false, not true"),
+            (["--train-data", "MORE"], "their contents differ (that was TABLE)"),
+        ],
+    ),
 }
 
 
@@ -102,6 +115,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             piano.notes.append(pretty_midi.Note(80, pitch, beat * 0.5, beat * 0.5 + 0.5))
         tune.instruments.append(piano)
         tune.write(str(folder / "tunes" / f"{number}.mid"))
+    rows = [f"2024-01-{day + 1:02},{day % 7 + day // 10}" for day in range(30)]
+    (folder / "table.csv").write_text("\n".join(["day,sales", *rows]))
+    (folder / "more.csv").write_text("\n".join(["day,sales", *rows, "2024-01-31,7"]))
     return folder
 
 
@@ -127,7 +143,11 @@ def lines(place: Path, corpus: Path, tiny: list[str], tiny_seqgan: dict[str, Any
     play = ["--env", "CartPole-v1", "--env-kwargs", PLAIN, "--seed", 3, *words_of(game)]
     seqgan = ["--task", "text", "--corpus", corpus, "--seed", 3, "--rollouts", 2]
     seqgan += words_of(tiny_seqgan)
-    return {"text": text, "midi": music, "play": play, "seqgan": seqgan}
+    series = ["--train-data", place / "table.csv", "--season", 7, "--kind", "sales=count"]
+    series += ["--horizon", 3, "--seed", 3, "--num-steps", 4]
+    series += words_of({"series.context": 6, "model.hidden_size": 4, "training.valid_every": 2})
+    series += words_of({"training.precision": "float32"})
+    return {"text": text, "midi": music, "play": play, "seqgan": seqgan, "series": series}
 
 
 @pytest.fixture(scope="module", params=OTHERS)
@@ -170,6 +190,7 @@ def test_what_differs_is_refused_by_name(
     program, folder = begun
     lasting, others = OTHERS[program]
     names = {"OTHER": place / "other.json", "FILE": place / "other.txt", "TUNES": place / "tunes"}
+    names |= {"MORE": place / "more.csv", "TABLE": place / "table.csv"}
     names |= {"CORPUS": corpus, "RUN": folder}
 
     def real(word: object) -> str:

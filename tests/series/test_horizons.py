@@ -9,7 +9,7 @@ import pytest
 
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.schema import Column, Schema, Series, SeriesTable
-from pyro_seq.series.horizons import extended, histories, times_after
+from pyro_seq.series.horizons import extended, histories
 
 NAN = np.nan
 SCHEMA = Schema((Column("y", "real"), Column("price", "real", role="known")), id="shop", step="1")
@@ -17,42 +17,6 @@ SCHEMA = Schema((Column("y", "real"), Column("price", "real", role="known")), id
 
 def series(id: str, y: list[float], price: list[float]) -> Series:
     return Series(id, np.arange(len(y)), {"y": np.array(y, float), "price": np.array(price, float)})
-
-
-@pytest.mark.parametrize(
-    ("step", "zone", "last", "wanted"),
-    [
-        ("D", None, "2024-02-28", ["2024-02-29", "2024-03-01"]),
-        ("B", None, "2024-03-01", ["2024-03-04", "2024-03-05"]),
-        ("MS", None, "2023-12-01", ["2024-01-01", "2024-02-01"]),
-        ("ME", None, "2024-01-31", ["2024-02-29", "2024-03-31"]),
-        ("QS", None, "2023-10-01", ["2024-01-01", "2024-04-01"]),
-        ("5min", None, "2024-01-01T23:55", ["2024-01-02T00:00", "2024-01-02T00:05"]),
-        # midnight of Berlin is 23:00 in UTC, from the last Sunday in March on 22:00
-        ("D", "Europe/Berlin", "2024-03-29T23:00", ["2024-03-30T23:00", "2024-03-31T22:00"]),
-        ("h", "Europe/Berlin", "2024-03-31T00:00", ["2024-03-31T01:00", "2024-03-31T02:00"]),
-    ],
-)
-def test_steps_follow_the_calendar(
-    step: str, zone: str | None, last: str, wanted: list[str]
-) -> None:
-    schema = Schema((Column("y", "real"),), time="t", step=step, zone=zone)
-    found = times_after(np.array([last], dtype="datetime64[ns]"), schema, 2)
-    assert found.dtype == np.dtype("datetime64[ns]")
-    np.testing.assert_array_equal(found, np.array(wanted, dtype="datetime64[ns]"))
-
-
-def test_steps_of_numbers() -> None:
-    schema = Schema((Column("y", "real"),), step="4")
-    np.testing.assert_array_equal(times_after(np.array([0, 4]), schema, 3), [8, 12, 16])
-
-
-def test_times_that_no_number_holds_are_refused() -> None:
-    schema = Schema((Column("y", "real"),), time="t", step="YS")
-    last = np.array(["2250-01-01"], dtype="datetime64[ns]")
-    assert len(times_after(last, schema, 3)) == 3
-    with pytest.raises(UserError, match="beyond the year 2262"):
-        times_after(last, schema, 40)
 
 
 def test_rows_for_known_columns_belong_to_the_horizon() -> None:

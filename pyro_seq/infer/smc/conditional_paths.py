@@ -142,7 +142,7 @@ class PathMoves:
         self, path: Filled | None, given: ForSome, replayed: Any = None, block: range | None = None
     ) -> Any:
         """Trace the model with the gaps left open and the path put in."""
-        particles = self.batch.repeat(self.k).with_missing(self.steps)
+        particles = self.batch.repeat(self.k).sampling(self.steps)
         marks = Marks()
         marked = marks.around(self.pair.model)
         model = marked if replayed is None else poutine.replay(marked, trace=replayed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ Kind = Literal[
     "category",  # one of some words: categorical, with a bucket for words that are not known
 ]
 Role = Literal["target", "known", "past", "static"]
+MOST_WORDS = 1_000  # of a category: each has a weight of its own, and must be seen to be learnt
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Schema:
         layout: `long`, with an id; `joint`, one series with all columns; `each`, every target
             column a series by itself, whose one column is called `value`.
         zone: the time zone of the times, `None` without one.
+        holidays: the country whose holidays the calendar has, `None` without them.
     """
 
     columns: tuple[Column, ...]
@@ -65,6 +68,55 @@ class Schema:
     seasons: tuple[int, ...] = ()
     layout: Literal["long", "joint", "each"] = "joint"
     zone: str | None = None
+    holidays: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the schema as what JSON can hold, for `from_json`."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        plain["seasons"] = list(self.seasons)
+        plain["columns"] = [
+            {"name": c.name, "kind": c.kind, "role": c.role, "words": list(c.words)}
+            for c in self.columns
+        ]
+        return plain
+
+    @classmethod
+    def from_json(cls, tree: object, path: str | Path = "the schema") -> Schema:
+        """Return the schema that `to_json` wrote.
+
+        Args:
+            tree: what was read; every entry of it is checked before it is used.
+            path: where it was read, for the message.
+
+        Raises `UserError` that names the place which is not a schema's.
+        """
+        from pyro_seq import _schema as kinds
+
+        text = kinds.Optional(kinds.Word())
+        column = kinds.Fields(
+            {
+                "name": kinds.Word(),
+                "kind": kinds.Word(*get_args(Kind)),
+                "role": kinds.Word(*get_args(Role)),
+                "words": kinds.Items(kinds.Word(), most=MOST_WORDS),
+            }
+        )
+        described = kinds.Fields(
+            {
+                "columns": kinds.Items(column, least=1),
+                "id": text,
+                "time": text,
+                "step": kinds.Word(),
+                "seasons": kinds.Items(kinds.Whole(2)),
+                "layout": kinds.Word("long", "joint", "each"),
+                "zone": text,
+                "holidays": text,
+            }
+        )
+        kinds.check(tree, described, path, otherwise="is not a schema of series")
+        assert isinstance(tree, dict)
+        columns = tuple(Column(**{**c, "words": tuple(c["words"])}) for c in tree["columns"])
+        return cls(**{**tree, "columns": columns, "seasons": tuple(tree["seasons"])})
 
     def of_role(self, *roles: Role) -> tuple[Column, ...]:
         """Return the columns of some roles, in order."""

@@ -1,0 +1,196 @@
+"""Find which column names the series, which has the times, and what the others are for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from pyro_seq.errors import UserError, did_you_mean
+from pyro_seq.series.data.files.delimited import ID_NAMES
+from pyro_seq.series.data.files.options import ReadOptions
+from pyro_seq.series.data.files.raw import Raw, listed
+from pyro_seq.series.data.schema import Schema
+from pyro_seq.series.data.times import TIME_NAMES, looks_like_times
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_JOINT = 16  # target columns of one series; more are a series each
+
+
+@dataclass
+class Roles:
+    """Hold what the columns of a table are for.
+
+    Attributes:
+        id: the column that names series.
+        time: the column of times.
+        layout: which columns are a series.
+        role: the role of each other column, in the order of the file.
+        guessed: columns whose role the user has not named.
+    """
+
+    id: str | None
+    time: str | None
+    layout: Literal["long", "joint", "each"]
+    role: dict[str, Literal["target", "known", "past", "static"]] = field(default_factory=dict)
+    guessed: set[str] = field(default_factory=set)
+
+    def of(self, *roles: str) -> list[str]:
+        """Return the columns of some roles, in order."""
+        return [name for name, role in self.role.items() if role in roles]
+
+
+def check_names(raw: Raw, options: ReadOptions, schema: Schema | None) -> None:
+    """Raise `UserError` for a column that the user names and the file lacks, or names twice."""
+    columns = list(raw.frame.columns)
+    named: dict[str, str] = {}
+    for option in ("targets", "known", "past", "static", "ignore"):
+        for name in getattr(options, option):
+            if name in named:
+                raise UserError(f"column {name!r} is named both by {named[name]} and by {option}")
+            named[name] = option
+    if options.time:
+        named[options.time] = "time"
+    if options.id:
+        named[options.id] = "id"
+    own = {"value", *(() if schema is None else [c.name for c in schema.columns])}
+    for name in [*named, *options.kinds]:
+        if name not in columns and name not in own:
+            raise UserError(f"{raw.where} has no column {name!r}{did_you_mean(name, columns)}")
+
+
+def roles_of(raw: Raw, options: ReadOptions) -> Roles:
+    """Return what the columns are for: as the user says, else by their names and cells."""
+    ignored = set(options.ignore)
+    names = [name for name in raw.frame.columns if name not in ignored]
+    given = {*options.targets, *options.known, *options.past, *options.static, *options.kinds}
+    given |= {*raw.roles}
+    free = [name for name in names if name not in given]
+    named_ids = [name for name in free if name.casefold() in ID_NAMES]
+    time = options.time if options.time is not None else _time_of(raw, free, named_ids)
+    id_ = options.id if options.id is not None else raw.id
+    id_ = id_ if id_ is not None else _id_of(raw, free, named_ids, time or None)
+    id_, time = id_ or None, time or None
+    if options.layout == "long" and id_ is None:
+        raise UserError(f"{raw.where} has no column that names series; name it by --id")
+    if options.layout in ("joint", "each") and id_ is not None:
+        if options.id:
+            raise UserError(f"series named by {id_!r} are long, not {options.layout}")
+        id_ = None
+    rest = [name for name in names if name not in (id_, time)]
+    for name in [n for n in raw.nameless if n in rest and n not in given]:
+        if len(rest) > 1 and _runs(raw.frame[name]):
+            raw.notes.append(f"{name!r} has no name and numbers the rows: it is left out")
+            rest.remove(name)
+    roles = Roles(id_, time, "joint")
+    for name in rest:
+        role = next(
+            (r for r in ("known", "past", "static") if name in getattr(options, r)),
+            "target" if name in options.targets else raw.roles.get(name, "target"),
+        )
+        if role == "target" and options.targets and name not in options.targets:
+            continue
+        roles.role[name] = role  # type: ignore[assignment]
+        if name not in given:
+            roles.guessed.add(name)
+    left = [name for name in rest if name not in roles.role]
+    if left:
+        raw.notes.append(f"columns that are not named are left out: {listed(left)}")
+    if options.ignore:
+        raw.notes.append(f"left out, as is said: {listed(options.ignore)}")
+    if not roles.of("target") and not options.future:
+        raise UserError(f"{raw.where} has no column to predict")
+    many = len(roles.of("target")) > MOST_JOINT
+    roles.layout = "long" if id_ is not None else options.layout or ("each" if many else "joint")
+    return roles
+
+
+def _runs(column: pd.Series) -> bool:
+    """Tell whether a column counts rows: whole numbers that go up by one."""
+    if column.dtype.kind not in "iu":
+        return False
+    moves = np.diff(column.to_numpy())
+    return bool((moves == 1).mean() > 0.99) if len(moves) else False
+
+
+def _time_of(raw: Raw, free: Sequence[str], ids: Sequence[str]) -> str | None:
+    """Return the column of times: a dated one, if possible of a usual name, else whole numbers.
+
+    Whole numbers are times if the column has a usual name, or is the first and has none, and they
+    go up within each series.
+    """
+    usual = [n for n in free if n.casefold() in TIME_NAMES or n in raw.nameless[:1]]
+    for name in [*usual, *(n for n in free if n not in usual)]:
+        if name not in ids and looks_like_times(raw, name):
+            return name
+    for name in usual:
+        column = raw.frame[name]
+        if column.dtype.kind not in "iuf" or column.isna().any() or name in ids:
+            continue
+        groups = [raw.frame[ids[0]].to_numpy()] if ids else [raw.file_of]
+        moves = column.groupby(groups, sort=False).diff().dropna().to_numpy()
+        if len(moves) and (moves > 0).mean() > 0.99:
+            return name
+    return None
+
+
+def _id_of(raw: Raw, free: Sequence[str], named: Sequence[str], time: str | None) -> str | None:
+    """Return the column that names series: one of a usual name, or one that parts equal times."""
+    frame = raw.frame
+    repeated = [n for n in named if n != time and frame[n].nunique() < len(frame)]
+    if time is None:
+        return repeated[0] if repeated else None
+    for name in repeated:
+        if not frame.duplicated([name, time]).any():
+            return name
+    if repeated:
+        return repeated[0]
+    share = float(frame.duplicated([time]).mean())
+    if share < 0.3 or len(raw.files) > 1:
+        return None
+    found = [
+        name
+        for name in free
+        if name != time and frame[name].dtype.kind not in "fcMm"
+        and frame[name].nunique() < len(frame) / 2 and not frame.duplicated([name, time]).any()
+    ]  # fmt: skip
+    if len(found) == 1:
+        raw.notes.append(f"{found[0]!r} tells rows of the same time apart: it names the series")
+        return found[0]
+    return None
+
+
+def roles_of_schema(raw: Raw, options: ReadOptions, schema: Schema) -> Roles:
+    """Return what the columns are for in a run; what the file lacks is named."""
+    columns = list(raw.frame.columns)
+    needed = [name for name in (schema.id, schema.time) if name is not None]
+    each = schema.layout == "each"
+    for column in schema.columns:
+        own = column.role in ("target", "past")
+        if not (own and options.future) and not (each and column.role == "target"):
+            needed.append(column.name)
+    for name in needed:
+        if name not in columns:
+            raise UserError(
+                f"{raw.where} lacks the column {name!r}, which the run was trained with"
+                + did_you_mean(name, columns)
+            )
+    roles = Roles(schema.id, schema.time, schema.layout)
+    known = {column.name: column.role for column in schema.columns}
+    taken = {schema.id, schema.time, *options.ignore}
+    other = []
+    for name in columns:
+        if name in known and not (each and known[name] == "target"):
+            roles.role[name] = known[name]
+        elif name not in taken and each and name in (options.targets or columns):
+            roles.role[name] = "target"
+        elif name not in taken:
+            other.append(name)
+    other = [name for name in other if name not in raw.nameless]
+    if other:
+        raw.notes.append(f"columns that the run was not trained with are left out: {listed(other)}")
+    return roles

@@ -1,0 +1,1 @@
+"""Files of tables and arrays as raw tables: cells as they stand, and where each stands."""

@@ -1,0 +1,203 @@
+"""Read delimited text: CSV and its relatives, each as its owner wrote it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from pyro_seq.errors import UserError
+from pyro_seq.series.data.files.encoded import as_utf8
+from pyro_seq.series.data.files.numbers import sign_of
+from pyro_seq.series.data.files.options import ReadOptions
+from pyro_seq.series.data.files.raw import MISSING, Raw, listed, unique_names
+from pyro_seq.series.data.files.records import (
+    Records,
+    cells_of,
+    delimiter_of,
+    has_header,
+    records_of,
+    sample_of,
+)
+
+MOST_COLUMNS = 100_000
+SIGNS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+ID_NAMES = ("id", "unique_id", "item_id", "series_id", "ts_id", "series", "item", "store_id")
+
+
+def read_delimited(data: bytes, where: str, options: ReadOptions) -> Raw:
+    """Read a text whose lines are rows.
+
+    Args:
+        data: the bytes of the file.
+        where: its name, for messages.
+        options: how to read it.
+
+    Raises `UserError` for what is no table: other kinds of files, rows of other lengths than the
+    header's, quotes that do not close.
+    """
+    notes: list[str] = []
+    data = as_utf8(data, where, options, notes)
+    delimiter, data, skipped = _delimiter(data)
+    sample = cells_of(sample_of(data), delimiter)
+    if not sample:
+        raise UserError(f"{where} is empty")
+    records = records_of(data, delimiter, where)
+    records.lines += skipped
+    records.blank += skipped
+    if delimiter != ",":
+        notes.append(f"cells are parted by {SIGNS[delimiter]}")
+    header = has_header(sample[:200])
+    width = int(records.fields[0])
+    names = sample[0] if header else [""] * width
+    if len(records.starts) <= int(header):
+        raise UserError(f"{where} has no rows below its header")
+    if len(names) > MOST_COLUMNS:
+        raise UserError(
+            f"{where} has {len(names):,} columns, and at most {MOST_COLUMNS:,} are read"
+        )
+    names = _checked_widths(data, records, names, header, delimiter, where, notes)
+    names, repeated, nameless = unique_names(names)
+    if not header:
+        notes.append(f"the file has no header: its columns are called {listed(names)}")
+    if repeated:
+        notes.append(
+            f"the header repeats names: the second {repeated[0]!r} is called "
+            f"{repeated[0] + ' (2)'!r}, and so on, of {len(repeated)} names"
+        )
+    if len(records.blank) and len(names) > 1:
+        notes.append(f"blank lines are no rows: {listed(list(records.blank))}")
+    data, records = _without_headers(data, records, header, notes)
+    return _parsed(
+        data, records, names, nameless, delimiter, where, options, notes, sample[header:]
+    )
+
+
+def _delimiter(data: bytes) -> tuple[str, bytes, int]:
+    """Return the delimiter, the text without a line that names it, and how many lines that were."""
+    if data[:4] == b"sep=" and data[5:7].startswith((b"\n", b"\r\n")):
+        end = data.index(b"\n") + 1
+        return chr(data[4]), data[end:], 1
+    return delimiter_of(sample_of(data)), data, 0
+
+
+def _checked_widths(
+    data: bytes,
+    records: Records,
+    names: Sequence[str],
+    header: bool,
+    delimiter: str,
+    where: str,
+    notes: list[str],
+) -> list[str]:
+    """Return the columns' names once every row has as many cells as there are columns."""
+    names = list(names)
+    body, lines = records.fields[int(header) :], records.lines[int(header) :]
+    if b'"' in data and (body != len(names)).any():  # quotes inside of cells that have none around
+        try:
+            lengths = [
+                len(r) for r in csv.reader(io.StringIO(data.decode()), delimiter=delimiter) if r
+            ]
+        except csv.Error as error:
+            raise UserError(f"{where} cannot be parted into cells: {error}") from None
+        if len(lengths) == len(records.fields):
+            body = np.array(lengths[int(header) :])
+    if (body == len(names)).all():
+        return names
+    if (body == len(names) + 1).all():
+        rows = cells_of(data.decode(errors="replace").splitlines()[int(header) :], delimiter)
+        if all(row[-1] == "" for row in rows):
+            notes.append("every row ends in a delimiter that the header lacks")
+            return [*names, "\0"]
+        first = [row[0] for row in rows]
+        if first in ([str(i + 1) for i in range(len(rows))], [str(i) for i in range(len(rows))]):
+            notes.append("the header lacks a name for the first column, which numbers the rows")
+            return ["", *names]
+    row = int(np.flatnonzero(body != len(names))[0])
+    raise UserError(
+        f"{where}, row {lines[row]:,} has {body[row]:,} cells, and "
+        f"{'the header' if header else 'the first row'} has {len(names):,}; cells are parted by "
+        f"{SIGNS.get(delimiter, repr(delimiter))}, and a cell with one inside needs quotes"
+    )
+
+
+def _without_headers(
+    data: bytes, records: Records, header: bool, notes: list[str]
+) -> tuple[bytes, Records]:
+    """Return the rows alone: without the header, also where it is repeated further down."""
+    if not header:
+        return data, records
+    starts = records.starts
+    line = data[starts[0] : starts[1]].rstrip(b"\r\n")
+    data_from = int(starts[1])
+    again = []
+    at = data.find(b"\n" + line, data_from - 1)
+    while at >= 0:
+        row = int(np.searchsorted(starts, at + 1))
+        end = at + 1 + len(line)
+        if (
+            row < len(starts)
+            and starts[row] == at + 1
+            and data[end : end + 1] in (b"", b"\r", b"\n")
+        ):
+            again.append(row)
+        at = data.find(b"\n" + line, at + 1)
+    kept = np.setdiff1d(np.arange(1, len(starts)), again)
+    if again:
+        notes.append(f"the header is repeated in row {listed([records.lines[r] for r in again])}")
+        stops = np.append(starts[1:], len(data))
+        pieces, begin = [], data_from
+        for row in again:
+            pieces.append(data[begin : starts[row]])
+            begin = int(stops[row])
+        data, data_from = b"".join([*pieces, data[begin:]]), 0
+    rows = Records(starts[kept], records.fields[kept], records.lines[kept], records.blank)
+    return data[data_from:], rows
+
+
+def _parsed(
+    data: bytes,
+    records: Records,
+    names: list[str],
+    nameless: list[str],
+    delimiter: str,
+    where: str,
+    options: ReadOptions,
+    notes: list[str],
+    sample: list[list[str]],
+) -> Raw:
+    """Return the cells as pandas parses them."""
+    import pandas as pd
+
+    words = [c for row in sample for c in row if c[:1].isdigit() or c[:1] in "+-.,"]
+    decimal = options.decimal or sign_of(words)
+    if delimiter == ",":
+        decimal = options.decimal or (decimal if decimal == "." else None)
+    ids = [n for n in names if n == options.id or n.casefold() in ID_NAMES]
+    lacking = [*MISSING, *options.missing]
+    one = len(names) == 1  # then a blank line is a missing cell
+    frame = pd.read_csv(
+        io.BytesIO(data),
+        sep=delimiter,
+        header=None,
+        names=names,
+        index_col=False,
+        dtype=dict.fromkeys(ids, str),
+        na_values={n: [""] if n in ids else lacking for n in names},
+        keep_default_na=False,
+        skip_blank_lines=not one,
+        decimal="," if decimal == "," else ".",
+        low_memory=False,
+    )
+    rows = records.lines
+    if one and len(frame) != len(rows):
+        rows = np.arange(len(frame)) + int(rows[0] if not len(records.blank) else 0)
+    if len(frame) != len(rows):
+        raise UserError(f"{where} cannot be parted into rows: quotation marks inside of cells")
+    for name in [n for n in names if n.startswith("\0")]:
+        del frame[name]
+    raw = Raw.of_file(where, frame, rows.astype(np.int64))
+    raw.notes, raw.decimal, raw.nameless = notes, decimal, nameless
+    return raw

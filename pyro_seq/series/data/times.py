@@ -1,0 +1,300 @@
+"""Read times however they are written: ISO dates, dates of countries, epochs, whole numbers."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_seq.errors import UserError
+from pyro_seq.series.data.files.numbers import Words, words_of
+from pyro_seq.series.data.files.options import ReadOptions
+from pyro_seq.series.data.files.raw import Raw
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TIME_NAMES = (
+    "time", "times", "timestamp", "date", "dates", "datetime", "date_time", "ds", "day", "month",
+    "year", "quarter", "week", "hour", "minute", "t", "step", "time_idx", "period", "index",
+)  # fmt: skip
+ISO = re.compile(
+    r"\d{4}-\d{2}(-\d{2})?([T ]\d{2}:?\d{2}(:?\d{2}([.,]\d+)?)?)?\s*(Z|UTC|[+-]\d{2}(:?\d{2})?)?"
+)
+OFFSET = re.compile(r":\d{2}(?:[.,]\d+)?\s*(Z|UTC|[+-]\d{2}(?::?\d{2})?)$")
+QUARTER = re.compile(r"(\d{4})[- ]?Q([1-4])|Q([1-4])[-/ ](\d{4})", re.IGNORECASE)
+WEEK = re.compile(r"(\d{4})-?W(\d{2})")
+# of dates that are not ISO's, each with any of the clocks
+DAYS = (
+    "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d.%m.%y", "%m/%d/%Y", "%d/%m/%Y", "%m/%d/%y", "%d/%m/%y",
+    "%m-%d-%Y", "%d-%m-%Y", "%Y%m%d", "%d %b %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%d %B %Y",
+    "%B %d, %Y", "%Y-%m-%d", "%Y/%m", "%m/%Y", "%b %Y", "%b-%Y", "%b-%y", "%B %Y", "%Y-%b", "%YM%m",
+)  # fmt: skip
+CLOCKS = (
+    "", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H:%M", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p",
+    " %H",
+)  # fmt: skip
+EPOCHS = ((1e8, 1e10, "s"), (1e11, 1e13, "ms"), (1e14, 1e16, "us"), (1e17, 9e18, "ns"))
+SAMPLE = 200
+
+
+@dataclass
+class Times:
+    """Hold the times of all rows.
+
+    Attributes:
+        values: `[R]`, nanoseconds since 1970 as int64, in UTC if `zone` is there; else whole
+            numbers (int64), or numbers with a fraction (float64).
+        dated: whether they are dates.
+        zone: the zone that they are of.
+    """
+
+    values: NDArray[np.int64] | NDArray[np.float64]
+    dated: bool
+    zone: str | None = None
+
+
+def looks_like_times(raw: Raw, name: str) -> bool:
+    """Tell whether a column of texts or of pandas' times holds dates, from a sample of it."""
+    column = raw.frame[name]
+    if column.dtype.kind == "M":
+        return True
+    if not _has_text(column):
+        return False
+    present = column.dropna()
+    words = words_of(present.iloc[:: max(len(present) // SAMPLE, 1)]).words
+    return bool(words) and bool(formats_of(words))
+
+
+def times_of(raw: Raw, name: str, options: ReadOptions) -> Times:
+    """Return the times of a column.
+
+    Raises `UserError` that names the first cell which is missing, or is no time as the other ones
+    are, and where days and months cannot be told apart.
+    """
+    column = raw.frame[name]
+    missing = np.flatnonzero(column.isna())
+    if len(missing):
+        raise UserError(f"{raw.place(missing[0], name)}: the time is missing")
+    if column.dtype.kind == "M":
+        return _of_pandas(raw, column, options)
+    if not _has_text(column) and options.time_format is None:
+        return _of_numbers(raw, name, column.to_numpy(), options)
+    texts = words_of(column)
+    if (texts.codes < 0).any():
+        raise UserError(f"{raw.place(int((texts.codes < 0).argmax()), name)}: the time is missing")
+    return _of_words(raw, name, texts, options)
+
+
+def _has_text(column: pd.Series) -> bool:
+    return column.dtype.kind not in "biufcMm"
+
+
+def _of_pandas(raw: Raw, column: pd.Series, options: ReadOptions) -> Times:
+    import pandas as pd
+
+    zone = None if getattr(column.dtype, "tz", None) is None else str(column.dtype.tz)  # type: ignore[union-attr]
+    if zone is None:
+        return _localised(raw, str(column.name), pd.DatetimeIndex(column), options)
+    moments = pd.DatetimeIndex(column.dt.tz_convert("UTC").dt.tz_localize(None))
+    return Times(moments.as_unit("ns").asi8, True, options.zone or zone)
+
+
+def _of_numbers(raw: Raw, name: str, values: NDArray[np.generic], options: ReadOptions) -> Times:
+    """Return numbers as they are, but for those that are epochs or dates without hyphens."""
+    import pandas as pd
+
+    numbers = values.astype(np.float64)
+    whole = bool((numbers == np.round(numbers)).all())
+    low, high = float(numbers.min()), float(numbers.max())
+    if whole and low >= 19000101 and high <= 22001231:
+        days = pd.to_datetime(pd.Series(values.astype(np.int64).astype(str)), format="%Y%m%d",
+                              errors="coerce")  # fmt: skip
+        if not days.isna().any():
+            raw.notes.append(f"{name!r} is read as dates, {int(numbers[0])} as {days[0]:%Y-%m-%d}")
+            return _localised(raw, name, pd.DatetimeIndex(days), options)
+    for least, most, unit in EPOCHS:
+        if least <= low and high < most:
+            scale = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[unit]
+            if whole and values.dtype.kind in "iu":
+                moments = values.astype(np.int64) * scale
+            else:
+                moments = np.round(numbers * scale).astype(np.int64)
+            first = pd.Timestamp(int(moments[0]))
+            raw.notes.append(f"{name!r} is read as {unit} since 1970, the first as {first} UTC")
+            return Times(moments, True, options.zone or "UTC")
+    if not np.isfinite(numbers).all():
+        bad = int(np.flatnonzero(~np.isfinite(numbers))[0])
+        raise UserError(f"{raw.place(bad, name)}: the time is {numbers[bad]}")
+    if max(abs(low), abs(high)) >= 2**53:
+        raise UserError(f"{raw.place(0, name)}: {high:g} is no time: numbers go up to 2^53")
+    return Times(numbers.astype(np.int64) if whole else numbers, False)
+
+
+def _of_words(raw: Raw, name: str, texts: Words, options: ReadOptions) -> Times:
+    import pandas as pd
+
+    words = texts.words
+    spread = words[:: max(len(words) // SAMPLE, 1)]
+    formats = [options.time_format] if options.time_format else formats_of(spread)
+    if not formats:
+        raise UserError(
+            f"{raw.place(0, name)}: {words[0]!r} is no time that is known, say how it is written, "
+            "as with --time-format '%d.%m.%Y %H:%M'"
+        )
+    read = {form: _moments(words, form) for form in formats}
+    right = [form for form, moments in read.items() if not moments.isna().any()]
+    if not right:
+        form = min(read, key=lambda f: int(read[f].isna().sum()))
+        code = int(np.flatnonzero(read[form].isna())[0])
+        like = words[0] if code else spread[-1]
+        raise UserError(
+            f"{raw.place(texts.first_row(code), name)}: {words[code]!r} is no time as {like!r} is"
+            + (f", which is written {form}" if form != "iso" else ", or is not in 1678 to 2261")
+        )
+    if len(right) > 1:
+        right = [_only(raw, name, {form: read[form] for form in right}, texts)]
+    if right[0] != "iso":
+        example = read[right[0]][0]
+        raw.notes.append(
+            f"{name!r} is read as {right[0]}: {words[0]!r} is {example:%Y-%m-%d %H:%M}"
+        )
+    moments = read[right[0]]
+    if right[0] == "iso" and (zone := _zone_of(raw, name, texts)) is not None:
+        return Times(moments.as_unit("ns").asi8[texts.codes], True, options.zone or zone)
+    return _localised(raw, name, pd.DatetimeIndex(moments[texts.codes]), options)
+
+
+def _only(raw: Raw, name: str, read: dict[str, pd.DatetimeIndex], texts: Words) -> str:
+    """Return the format by which the times go up in the equallest steps, if only one does so."""
+    uneven = {}
+    for form, moments in read.items():
+        values = moments.as_unit("ns").asi8[texts.codes]
+        steps = np.diff(values)
+        up = steps[steps > 0]
+        common = np.unique(up, return_counts=True)[1].max() / max(len(steps), 1) if len(up) else 0.0
+        uneven[form] = (int((steps < 0).sum()), -float(common))
+    best = sorted(uneven, key=lambda form: uneven[form])
+    same = [f for f in best if (read[f] == read[best[0]]).all()]
+    other = next((f for f in best if f not in same), None)
+    if other is not None and uneven[other] <= uneven[best[0]]:
+        raise UserError(
+            f"{raw.place(0, name)}: {texts.words[0]!r} may be {best[0]} or {other}, and the other "
+            f"rows do not tell: say which with --time-format '{best[0]}'"
+        )
+    return best[0]
+
+
+def formats_of(words: list[str]) -> list[str]:
+    """Return the ways in which all of some texts may be dates: `iso`, `quarter` or formats."""
+    if all(ISO.fullmatch(word) for word in words):
+        return ["iso"]
+    for pattern, form in ((QUARTER, "quarters"), (WEEK, "weeks")):
+        if all(pattern.fullmatch(word) for word in words):
+            return [form]
+    if not all(any(c.isdigit() for c in w) and any(not c.isdigit() for c in w) for w in words[:9]):
+        return []
+    found = []
+    for day, clock in itertools.product(DAYS, CLOCKS):
+        form = day + clock
+        if all(not _moments(part, form).isna().any() for part in (words[:1], words)):
+            found.append(form)
+    return found
+
+
+def _moments(words: list[str], form: str) -> pd.DatetimeIndex:
+    """Return texts as moments, `NaT` where a text is not of the form; of zones as UTC."""
+    import warnings
+
+    import pandas as pd
+
+    if form == "quarters":
+        hits = [QUARTER.fullmatch(word) for word in words]
+        parts = [h and (h[1] or h[4], int(h[2] or h[3]) * 3 - 2) for h in hits]
+        words, form = ["" if p is None else f"{p[0]}-{p[1]:02}-01" for p in parts], "%Y-%m-%d"
+    elif form == "weeks":
+        words, form = [w.replace("-", "").replace("W", "-W") + "-1" for w in words], "%G-W%V-%u"
+    elif form == "iso":
+        words, form = [w.replace(" UTC", "Z").replace("UTC", "Z") for w in words], "ISO8601"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = pd.to_datetime(
+            pd.Series(words, dtype=object), format=form, errors="coerce", utc=form == "ISO8601"
+        )
+    moments = pd.DatetimeIndex(found)
+    if moments.tz is not None:
+        moments = moments.tz_localize(None)
+    years = moments.year
+    return moments.where((years > 1677) & (years < 2262))
+
+
+def _zone_of(raw: Raw, name: str, texts: Words) -> str | None:
+    """Return the zone that ISO dates name, `None` if they name none.
+
+    Two offsets an hour apart, the later hours of summer, are one zone, and this is said.
+    """
+    hits = [OFFSET.search(word) for word in texts.words]
+    if not any(hits):
+        return None
+    offsets = [None if hit is None else _offset(hit[1]) for hit in hits]
+    if None in offsets:
+        code = (
+            offsets.index(None)
+            if offsets[0] is not None
+            else [o is None for o in offsets].index(False)
+        )
+        other = next(w for w, o in zip(texts.words, offsets, strict=True)
+                     if (o is None) != (offsets[code] is None))  # fmt: skip
+        raise UserError(
+            f"{raw.place(texts.first_row(code), name)}: {texts.words[code]!r} and {other!r} are "
+            "times with and without a zone"
+        )
+    minutes = np.array([o for o in offsets if o is not None])
+    kinds = np.unique(minutes)
+    changes = int((np.diff(minutes) != 0).sum())
+    if len(kinds) > 2 or (
+        len(kinds) == 2 and (kinds[1] - kinds[0] != 60 or changes > 2 + len(minutes) // 1000)
+    ):
+        code = int(np.flatnonzero(minutes != minutes[0])[0])
+        raise UserError(
+            f"{raw.place(texts.first_row(code), name)}: {texts.words[code]!r} has another zone "
+            f"than {texts.words[0]!r}: write all times in one zone"
+        )
+    zone = (
+        "UTC"
+        if kinds[0] == 0
+        else f"{'+' if kinds[0] > 0 else '-'}{abs(kinds[0]) // 60:02}:{abs(kinds[0]) % 60:02}"
+    )
+    if len(kinds) == 2:
+        raw.notes.append(
+            f"{name!r} has daylight saving: its offsets from UTC are an hour apart; steps are "
+            f"counted in UTC, and the calendar is that of {zone}, or of --zone"
+        )
+    return zone
+
+
+def _offset(text: str) -> int:
+    """Return the minutes from UTC that a zone's text says."""
+    if text in ("Z", "UTC"):
+        return 0
+    digits = text[1:].replace(":", "").ljust(4, "0")
+    return (-1 if text[0] == "-" else 1) * (int(digits[:2]) * 60 + int(digits[2:]))
+
+
+def _localised(raw: Raw, name: str, moments: pd.DatetimeIndex, options: ReadOptions) -> Times:
+    """Return times that are written without a zone, in UTC if the user names one."""
+    if options.zone is None:
+        return Times(moments.as_unit("ns").asi8, True)
+    try:
+        there = moments.tz_localize(options.zone, ambiguous="infer", nonexistent="raise")
+    except (ValueError, KeyError) as error:
+        try:
+            there = moments.tz_localize(options.zone, ambiguous=False, nonexistent="raise")
+        except (ValueError, KeyError):
+            why = str(error).splitlines()[0]
+            raise UserError(f"{raw.where}, column {name!r} in zone {options.zone}: {why}") from None
+    return Times(there.tz_convert("UTC").tz_localize(None).as_unit("ns").asi8, True, options.zone)

@@ -1,0 +1,333 @@
+"""Define the program of series: tables by their files, and what a run folder keeps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_seq._progress import Progress
+from pyro_seq._schema import MOST, Checked, Each, Fields, Items, Kind, Number, Whole, Word, check
+from pyro_seq.errors import UserError
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.programs.pair_program import PairProgram
+from pyro_seq.programs.program import ContentsDiffer, Request
+from pyro_seq.runs.folder import RunFolder
+from pyro_seq.series.data.schema import Schema, Series, SeriesTable
+from pyro_seq.series.generating import Known
+from pyro_seq.series.horizons import histories
+from pyro_seq.series.model.columns import numeric_columns
+from pyro_seq.series.model.inputs import Inputs
+from pyro_seq.series.model.model import SeriesModel, ids_of, new_pair
+from pyro_seq.series.model.settings import (
+    DEFAULTS,
+    PRESETS,
+    SeriesSettings,
+    context_of,
+    horizon_of,
+)
+from pyro_seq.series.model.windows import SeriesArrays, SeriesWindows
+from pyro_seq.series.scoring import ScoredSeries
+from pyro_seq.series.source import (
+    DEMO,
+    FILES,
+    TABLE,
+    describe_source,
+    fingerprint,
+    kept_source,
+    read_source,
+    stored_source,
+)
+from pyro_seq.series.training import nats, previews
+from pyro_seq.train.trainer import Hooks
+
+DOCUMENT = "series.json"
+SHOWN_NOTES = 12
+
+
+@dataclass(eq=False)
+class SeriesData:
+    """Hold the series to learn from, or as much of them as a run folder keeps.
+
+    Attributes:
+        schema: what the columns are.
+        ids: of the series that have a vector of their own.
+        table: the series as they were read; `None` where they were not.
+        begins: whether a new pair's weights are fitted to the data; those of a resumed run are in
+            its checkpoint.
+    """
+
+    schema: Schema
+    ids: tuple[str, ...]
+    table: SeriesTable | None = None
+    begins: bool = False
+
+    @cached_property
+    def series(self) -> list[Series]:
+        """The histories of the series."""
+        return [] if self.table is None else histories(self.table)
+
+    @cached_property
+    def arrays(self) -> SeriesArrays:
+        """The histories as arrays."""
+        places = {name: i + 1 for i, name in enumerate(self.ids)}
+        return SeriesArrays(Inputs(self.schema, len(self.ids)), self.series, places)
+
+
+class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
+    """Train pairs on series.
+
+    What is learnt from is `train_data`, files, with the options of the command that say how they
+    are read (`source.OPTIONS`); `table`, a `SeriesTable` in place of files, as `from_frame` makes
+    it; or `demo`, series made by rule.
+    """
+
+    kind = "series"
+    settings_type = SeriesSettings
+    defaults = DEFAULTS
+    presets = PRESETS
+    documents = (DOCUMENT,)
+    described_by = f"run.json and {DOCUMENT}"
+    places = (FILES, TABLE)
+
+    def read(self, request: Request[SeriesSettings]) -> SeriesData:
+        """See `Program`."""
+        table = read_source(request.source)
+        data = SeriesData(table.schema, ids_of(table), table, begins=True)
+        self._check(request.settings, data)
+        return data
+
+    def _check(self, settings: SeriesSettings, data: SeriesData) -> None:
+        """Raise `UserError` for series that are too short to learn from and to validate on."""
+        horizon = horizon_of(settings.series, data.schema.seasons)
+        longest = max(data.series, key=len)
+        if len(longest) <= horizon + 1:
+            what = "the series has" if len(data.series) == 1 else "the longest series has"
+            raise UserError(
+                f"{what} {len(longest):,} steps, and {horizon:,} of them are kept for validation, "
+                f"so that nothing is left to learn from: lower the horizon (--horizon, now "
+                f"{horizon:,})"
+            )
+
+    def describe(self, data: SeriesData, request: Request[SeriesSettings]) -> dict[str, Any]:
+        """See `Program`."""
+        assert data.table is not None
+        kept = [
+            vars(
+                Known(
+                    series.id,
+                    len(series),
+                    str(series.times[-1]),
+                    series.static,
+                    *(row.tolist() for row in scales),
+                )
+            )
+            for series, scales in zip(data.series, data.arrays.scales, strict=True)
+        ]
+        document = {
+            "seed": request.seed,
+            "source": kept_source(request.source),
+            "sha256": fingerprint(data.table),
+            "schema": data.schema.to_json(),
+            "series": kept,
+        }
+        check(document, _described(), DOCUMENT, otherwise="cannot be written")
+        return {DOCUMENT: document}
+
+    def document(self, run: RunFolder) -> dict[str, Any]:
+        """Read what a run folder keeps of its data; raises `UserError` if that is damaged."""
+        found, path = run.read_json(DOCUMENT), run.path / DOCUMENT
+        check(found, _described(), path, otherwise="is damaged")
+        schema = Schema.from_json(found["schema"], path)
+        numeric = len(numeric_columns(schema))
+        for kept in found["series"]:
+            if not len(kept["location"]) == len(kept["scale"]) == numeric:
+                raise UserError(f"{path} is damaged: series {kept['id']!r} has other columns")
+        return found | {"schema": schema}
+
+    def stored_source(self, run: RunFolder) -> tuple[int, dict[str, Any]]:
+        """See `Program`."""
+        found = self.document(run)
+        return found["seed"], stored_source(found["source"])
+
+    def is_same(self, name: str, own: Any, given: Any) -> bool:
+        """See `Program`; options that may be repeated are the same in any order."""
+        if isinstance(own, tuple) and isinstance(given, (tuple, list)):
+            return sorted(map(str, own)) == sorted(map(str, given))
+        return super().is_same(name, own, given)
+
+    def read_again(self, request: Request[SeriesSettings]) -> SeriesData:
+        """Read the series of a run that is resumed, as `Program` says; they are compared by their
+        contents, so that a table may be given again in another file, or from Python.
+        """
+        run, source = request.run, request.source
+        kept = self.document(run)
+        if kept["source"][TABLE] and not source.get(TABLE) and not source[FILES]:
+            raise UserError(
+                f"the run in {run} has learnt from a table that was given in Python: give it again"
+            )
+        table = read_source(source, kept["schema"])
+        if fingerprint(table) != kept["sha256"]:
+            given = ", ".join(map(str, source[FILES])) or "the table"
+            words = (
+                f"{given}: these are not the series that the run in {run} was begun with: their "
+                "contents differ"
+            )
+            raise UserError(words) if source.get(TABLE) else ContentsDiffer(words)
+        return SeriesData(
+            kept["schema"], ids_of(table), table, begins=not run.last.exists()
+        )
+
+    def stored_data(self, run: RunFolder, settings: SeriesSettings) -> SeriesData:
+        """See `PairProgram`: the schema and the ids, and nothing to learn from."""
+        kept = self.document(run)
+        ids = tuple(one["id"] for one in kept["series"])
+        return SeriesData(kept["schema"], ids if len(ids) > 1 else ())
+
+    def known_series(self, run_dir: Path | str) -> list[Known]:
+        """Return what a run folder keeps of its series."""
+        return [Known(**kept) for kept in self.document(self.folder(run_dir))["series"]]
+
+    def new_pair(self, settings: SeriesSettings, data: SeriesData) -> Pair:
+        """See `PairProgram`."""
+        return new_pair(data.schema, settings, data.ids, data.arrays if data.begins else None)
+
+    def model(
+        self,
+        pair: Pair,
+        settings: SeriesSettings,
+        data: SeriesData,
+        device: torch.device,
+        step: int,
+    ) -> SeriesModel:
+        """See `PairProgram`."""
+        return SeriesModel(pair, data.schema, settings, data.ids, device, step)
+
+    def batches(self, model: SeriesModel, data: SeriesData, *, seed: int) -> SeriesWindows:
+        """See `PairProgram`: windows of context and horizon, the last steps held out."""
+        settings = model.settings.series
+        return SeriesWindows(
+            data.arrays,
+            batch_size=settings.batch_size,
+            window=model.context + model.horizon,
+            held_out=model.horizon,
+            id_dropout=settings.id_dropout,
+            seed=seed,
+            device=model.device,
+        )
+
+    def hooks(self, model: SeriesModel, data: SeriesData, progress: Progress) -> Hooks:
+        """See `PairProgram`: validation on the last steps of each series, and fan charts of them."""
+        return Hooks(
+            validate=lambda: nats(model, data.arrays),
+            samples=lambda: previews(model, data.series),
+        )
+
+    def introduce(self, model: SeriesModel, data: SeriesData, pair: str) -> Iterator[str]:
+        """See `PairProgram`."""
+        schema, steps = data.schema, [len(series) for series in data.series]
+        assert data.table is not None
+        for note in data.table.notes[:SHOWN_NOTES]:
+            yield f"note: {note}"
+        left = len(data.table.notes) - SHOWN_NOTES
+        if left > 0:
+            yield f"note: {left} more notes are shown by pyroseq series look"
+        several = f"{len(steps):,} series" if len(steps) > 1 else "1 series"
+        columns = ", ".join(f"{c.name} ({c.kind})" for c in schema.of_role("target")[:8])
+        more = len(schema.of_role("target")) - 8
+        yield (
+            f"{several}, {sum(steps):,} steps of {schema.step}; targets {columns}"
+            + (f" and {more} more" if more > 0 else "")
+        )
+        yield (
+            f"the last {model.horizon:,} steps of each are kept for validation; a forecast of "
+            f"{model.horizon:,} steps sees {model.context:,} before; {pair}"
+        )
+
+    # tables for a run
+
+    def table_for(
+        self, run_dir: Path | str, files: Sequence[Path | str] = ()
+    ) -> tuple[SeriesTable, list[str]]:
+        """Return series as a run reads them, from files or else from those of its training, and
+        what is to be said of them.
+
+        Raises `UserError` for files that differ from the run's schema, and if the files of the
+        training are not there any more.
+        """
+        run = self.folder(run_dir)
+        run.settings()  # says what is wrong with the folder
+        kept = self.document(run)
+        source, schema = stored_source(kept["source"]), kept["schema"]
+        if files:
+            table = read_source(_of_other_files(source, schema) | {FILES: files}, schema)
+            return table, [*table.notes]
+        advice = "name the files to go on from by --data"
+        if kept["source"][TABLE]:
+            raise UserError(f"the run in {run} has learnt from a table given in Python: {advice}")
+        gone = [path for path in source[FILES] if not path.is_file()]
+        if gone:
+            raise UserError(f"{gone[0]}, which the run has learnt from, is gone: {advice}")
+        table = read_source(source, schema)
+        changed = [] if fingerprint(table) == kept["sha256"] else [_changed(table, source)]
+        return table, [*changed]
+
+    def known_for(self, run_dir: Path | str, files: Sequence[Path | str]) -> SeriesTable:
+        """Return the known columns of files by a run's schema; raises `UserError` as `table_for`."""
+        kept = self.document(self.folder(run_dir))
+        source, schema = stored_source(kept["source"]), kept["schema"]
+        if not schema.of_role("known"):
+            raise UserError("--known-data: the run has no known columns (--known in train)")
+        return read_source(_of_other_files(source, schema) | {FILES: files}, schema, future=True)
+
+    def scored_run(
+        self, run_dir: Path, device: torch.device, pair: str | None = None
+    ) -> ScoredSeries:
+        """Return a run as `pyroseq score` asks for it."""
+        model = self.load(run_dir, device, pair=pair)
+        return ScoredSeries(model, lambda path: self.table_for(run_dir, [path])[0])
+
+
+series_program = SeriesProgram()
+
+
+def _described() -> Kind:
+    """Return the kind of the document of a run."""
+    series = Fields(
+        {
+            "id": Word(),
+            "steps": Whole(1),
+            "last": Word(),
+            "static": Each(Word(), Number()),
+            "location": Items(Number()),
+            "scale": Items(Number(0)),
+        }
+    )
+    return Fields(
+        {
+            "seed": Whole(0, 2**63 - 1),
+            "source": describe_source(),
+            "sha256": Word(pattern="[0-9a-f]{64}"),
+            "schema": Checked(Schema.from_json),
+            "series": Items(series, least=1, most=MOST),
+        }
+    )
+
+
+def _of_other_files(source: dict[str, Any], schema: Schema) -> dict[str, Any]:
+    """Return the options of a run's files that say how others are written, not what they hold."""
+    written = ("step", "missing", "zone", "time_format", "decimal", "encoding")
+    return {name: source[name] for name in written} | {DEMO: False, TABLE: None}
+
+
+def _changed(table: SeriesTable, source: dict[str, Any]) -> str:
+    last = max((series.times[-1] for series in table.series), key=np.asarray)
+    return (
+        f"{', '.join(path.name for path in source[FILES])}: the contents have changed since the "
+        f"training; they now end at {last!s:.19}"
+    )
