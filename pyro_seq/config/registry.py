@@ -21,6 +21,7 @@ from pyro_seq.config.shipped import (
     DMMSettings,
     HMMSettings,
     ISEQSettings,
+    LGSSMSettings,
     ModelSettings,
     RNNSettings,
     SRNNSettings,
@@ -36,7 +37,7 @@ from pyro_seq.config.user_code import (
 )
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.guides import DMMGuide, ISEQGuide, SRNNGuide, VRNNGuide
-from pyro_seq.models import DMM, HMM, ISEQ, RNN, SRNN, VRNN
+from pyro_seq.models import DMM, HMM, ISEQ, LGSSM, RNN, SRNN, VRNN
 
 GROUP = "pyro_seq.pairs"  # of entry points
 
@@ -114,6 +115,7 @@ SHIPPED = {
         PairEntry("vrnn", VRNN, VRNNGuide, VRNNSettings),
         PairEntry("dmm", DMM, DMMGuide, DMMSettings),
         PairEntry("hmm", HMM, None, HMMSettings),
+        PairEntry("lgssm", LGSSM, None, LGSSMSettings),
     )
 }
 

@@ -149,3 +149,29 @@ class HMMSettings(ModelSettings):
         "path",
         "path: one site for all steps, fast; steps: a site for each, as in Pyro's examples",
     )
+
+
+@dataclass(frozen=True)
+class LGSSMSettings(ModelSettings):
+    """Settings of `models.LGSSM`."""
+
+    name: str = one_of(("lgssm",), "lgssm", "Linear-Gaussian state space (Kalman, 1960)")
+    seasons: tuple[int, ...] = between(2, 1_000_000, (), "steps of each season: 24, 168")
+    harmonics: int = between(
+        1, MOST_UNITS, 4, "harmonics of each season longer than 12 steps; a shorter one has all"
+    )
+    trend: str = one_of(
+        ("none", "damped", "linear"), "damped", "whether levels have slopes, and of which kind"
+    )
+    latent_size: int = between(0, MOST_UNITS, 4, "number of factors that the columns share")
+    noise_rank: int | None = between(
+        0, MOST_UNITS, None, "rank of what noise the columns share; none for any covariance"
+    )
+    scaled: bool = described(
+        False, "whether the first side inputs are each column's location and scale"
+    )
+    layout: str = one_of(
+        ("path", "steps"),
+        "path",
+        "path: one site for all steps, fast; steps: a site for each, as in Pyro's examples",
+    )

@@ -9,6 +9,8 @@ from pyro_seq import lazy_exports
 if TYPE_CHECKING:
     from pyro_seq.distributions.categorical import LazyCategorical as LazyCategorical
     from pyro_seq.distributions.hidden_markov import HiddenMarkov as HiddenMarkov
+    from pyro_seq.distributions.linear_gaussian import CellNormal as CellNormal
+    from pyro_seq.distributions.linear_gaussian import LinearGaussian as LinearGaussian
     from pyro_seq.distributions.path import FlowPath as FlowPath
     from pyro_seq.distributions.path import MarkovPath as MarkovPath
     from pyro_seq.distributions.path import RecurrentPath as RecurrentPath

@@ -1,0 +1,415 @@
+"""A linear-Gaussian state space model: level, trend, seasons, regression and shared factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.contexts import NoContext
+from pyro_seq.distributions import kalman
+from pyro_seq.distributions.base import Distribution
+from pyro_seq.distributions.kalman import StateSpace, Transition
+from pyro_seq.distributions.linear_gaussian import CellNormal, LinearGaussian, rows
+from pyro_seq.emissions.base import Emission
+from pyro_seq.emissions.composite import Factorised, Joint
+from pyro_seq.emissions.elementary import Normal
+from pyro_seq.errors import UserError
+from pyro_seq.pairs.model import Layout, ModelState, SequenceModel, SequenceOutput, observe_step
+
+Trend = Literal["none", "damped", "linear"]
+SHORT = 12  # steps of a season up to which all of its harmonics are used
+SMALLEST = 1e-4  # scale of the noise, which keeps what is observed from being known beforehand
+
+# standard deviations before training, of series of mean 0 and variance 1
+LEVEL, SLOPE, SEASON, NOISE, FACTORS, SHARED = 0.1, 0.003, 0.01, 0.3, 0.2, 0.05
+FIRST_LEVEL, FIRST_SLOPE, FIRST_SEASON = 2.0, 0.03, 0.5
+DAMPING = 0.95
+FASTEST, SLOWEST = 2.0, 200.0  # steps in which factors forget, before training
+
+
+class LGSSM(SequenceModel):
+    r"""Linear-Gaussian state space model, its states integrated out (Kalman, 1960).
+
+    A structural time series model (Harvey 1989; Durbin & Koopman 2012, chapter 3) of C columns,
+    and factors that they share. Each column c has
+
+        x_t = level_t + sum_seasons season_t + D_c u_t + B_c f_t + e_t,    e_t ~ N(0, R)
+        level_{t+1} = level_t + slope_t + N(0, sigma_level^2)
+        slope_{t+1} = phi slope_t + N(0, sigma_slope^2)
+
+    A season of s steps is a sum of harmonics j (Harvey 1989, section 2.3.4): each is a pair
+    (g, g*) that a rotation by 2 pi j / s turns at each step, plus N(0, sigma_season^2) on both;
+    season_t is the sum of the g. So seasons may change, and a long one takes few states. The
+    factors f_t are stationary, with identity covariance at all steps:
+
+        f_{t+1} = A f_t + N(0, I - A A'),    A = exp(K - K' - diag(r)), r > 0
+
+    No A of another form makes another stationary process, up to the basis of f. R is diagonal plus
+    W W'. All variances, phi, A, B, D, W, and the mean and variance of the first states are learnt.
+
+    The likelihood is exact, by a Kalman filter, so the guide is empty (`guides.no_guide`): layout
+    `path` has one observed site, a `LinearGaussian`; layout `steps` a site for each step,
+    p(x_t | x_{<t}). What the model carries is its belief, the moments of z_{t+1} given x_{<=t}.
+
+    Args:
+        emission: of real numbers, `[]` or `[C]`, or a `Joint` of one such member. It says what is
+            observed; the density is this model's own, a normal.
+        num_inputs: size of the side inputs, which are the regressors u_t.
+        seasons: numbers of steps, for instance 24 and 168.
+        harmonics: of each season longer than 12 steps; a shorter one has all.
+        trend: `none`, `damped` (phi < 1 is learnt) or `linear` (phi = 1).
+        latent_size: the number of factors.
+        noise_rank: columns of W; `None` for C, with which R is any covariance.
+        scaled: whether the first 2 C side inputs are each column's location a_t and scale s_t, so
+            that (x_t - a_t) / s_t is what is modelled; the density is of x_t.
+
+    Raises `UserError` for an emission of anything but real numbers, and for side inputs that do
+    not fit.
+    """
+
+    level_scale: Tensor
+    slope_scale: Tensor
+    damping: Tensor
+    season_scale: Tensor
+    noise_scale: Tensor
+    noise_factors: Tensor
+    factor_rates: Tensor
+    factor_turns: Tensor
+    factor_loading: Tensor
+    regression: Tensor
+    first_mean: Tensor
+    first_scale: Tensor
+    _partner: Tensor
+    _season_of: Tensor
+
+    def __init__(
+        self,
+        emission: Emission,
+        num_inputs: int = 0,
+        *,
+        seasons: Sequence[int] = (),
+        harmonics: int = 4,
+        trend: Trend = "damped",
+        latent_size: int = 4,
+        noise_rank: int | None = None,
+        scaled: bool = False,
+        layout: Layout = "path",
+    ) -> None:
+        observed, self.member = _real_cells(emission)
+        super().__init__(observed, NoContext(), layout=layout)
+        self.scalar = not _event_shape(observed, self.member)
+        columns = self.num_columns = 1 if self.scalar else _event_shape(observed, self.member)[0]
+        if scaled and num_inputs < 2 * columns:
+            raise UserError(
+                f"a scaled lgssm of {columns} columns wants their {columns} locations and "
+                f"{columns} scales as its first side inputs, and there are {num_inputs}"
+            )
+        self.num_inputs, self.scaled, self.trend = num_inputs, scaled, trend
+        angles = _angles(seasons, harmonics)
+        self.kinds = ["level", *["slope"] * (trend != "none")]
+        self._lay_out(angles)
+        n = len(self.kinds) * columns + latent_size
+        rank = columns if noise_rank is None else min(noise_rank, columns)
+
+        def logs(*scales: float) -> Tensor:
+            return torch.tensor(scales).log().unsqueeze(-1).repeat(1, columns)
+
+        slopes = [SLOPE] * (trend != "none")
+        damping = torch.full((columns if trend == "damped" else 0,), DAMPING).logit()
+        self._learn(
+            level_scale=logs(LEVEL),
+            slope_scale=logs(*slopes),
+            damping=damping,
+            season_scale=logs(*[SEASON] * len(seasons)),
+            noise_scale=logs(NOISE),
+            noise_factors=SHARED * torch.randn(columns, rank),
+            factor_rates=-torch.linspace(math.log(FASTEST), math.log(SLOWEST), latent_size),
+            factor_turns=0.01 * torch.randn(latent_size, latent_size),
+            factor_loading=FACTORS / max(1, latent_size) ** 0.5 * torch.randn(columns, latent_size),
+            regression=torch.zeros(columns, num_inputs - 2 * columns * scaled),
+            first_mean=torch.zeros(n),
+            first_scale=logs(*(self._first_scale(kind, len(angles)) for kind in self.kinds)),
+        )
+        self._latest: tuple[list[tuple[Tensor, int]], StateSpace] | None = None
+
+    def _learn(self, **weights: Tensor) -> None:
+        """Register weights as parameters, but none that has no entry."""
+        for name, weight in weights.items():
+            if weight.numel():
+                setattr(self, name, nn.Parameter(weight))
+            else:
+                self.register_buffer(name, weight, persistent=False)
+
+    def _lay_out(self, angles: Sequence[tuple[int, float]]) -> None:
+        """Order the states: kinds one after another, each of C columns; the factors last.
+
+        Kinds are level, slope, and (g, g*) of each harmonic, only g where a turn is half a circle.
+        """
+        partner = [1, 0] if self.trend != "none" else [0]
+        seasons: list[int] = []
+        turned: list[float] = []
+        for season, angle in angles:
+            i, both = len(partner), not math.isclose(angle, math.pi)
+            partner += [i + 1, i] if both else [i]
+            seasons += [season] * (1 + both)
+            turned += [angle, -angle] if both else [angle]
+            self.kinds += ["cosine", "sine"][: 1 + both]
+        C = self.num_columns
+        index = torch.tensor(partner).unsqueeze(-1) * C + torch.arange(C)
+        self.register_buffer("_partner", index.flatten(), persistent=False)
+        self.register_buffer("_season_of", torch.tensor(seasons).long(), persistent=False)
+        # in float64 in any model: a turn of 2,000 steps keeps its phase
+        self._angles = tuple(turned)
+
+    def _first_scale(self, kind: str, harmonics: int) -> float:
+        known = {"level": FIRST_LEVEL, "slope": FIRST_SLOPE}
+        return known.get(kind, FIRST_SEASON / max(1, harmonics) ** 0.5)
+
+    # the matrices
+
+    def system(self) -> StateSpace:
+        """Return F, Q, H and R in float64; without gradients the last ones are kept."""
+        weights = [
+            self.level_scale,
+            self.slope_scale,
+            self.season_scale,
+            self.damping,
+            self.noise_scale,
+            self.noise_factors,
+            self.factor_rates,
+            self.factor_turns,
+            self.factor_loading,
+        ]
+        if torch.is_grad_enabled():
+            return self._system()
+        latest = self._latest
+        if latest is None or any(
+            old is not weight or version != weight._version
+            for (old, version), weight in zip(latest[0], weights, strict=True)
+        ):
+            latest = [(weight, weight._version) for weight in weights], self._system()
+            self._latest = latest
+        return latest[1]
+
+    def _system(self) -> StateSpace:
+        factors = self._factors()
+        scales = [self.level_scale, self.slope_scale, self.season_scale[self._season_of]]
+        variances = (2 * torch.cat(scales).double()).exp().flatten()
+        C, n = self.num_columns, len(variances)
+        eye = torch.eye(C, dtype=torch.double, device=variances.device)
+        loads = torch.tensor(
+            [kind in ("level", "cosine") for kind in self.kinds], device=variances.device
+        )
+        structural = (loads.unsqueeze(-1) * eye.unsqueeze(1)).flatten(1)
+        shared = self.noise_factors.double()
+        own = (2 * self.noise_scale.double()).exp().flatten() + SMALLEST**2
+        return StateSpace(
+            Transition(*self._pairs(eye), self._partner, factors),
+            torch.block_diag(
+                torch.diag(variances),
+                torch.eye(len(factors)).to(factors) - factors @ factors.mT,
+            )
+            if len(factors)
+            else torch.diag(variances),
+            torch.cat([structural[:, :n], self.factor_loading.double()], -1),
+            torch.diag(own) + shared @ shared.mT,
+        )
+
+    def _pairs(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F's entries of each structural state and of its partner `[k C]`."""
+        one = like.new_ones(self.num_columns)
+        own, other = [one], [one if self.trend != "none" else 0 * one]
+        if self.trend != "none":
+            own.append(self.damping.double().sigmoid() if self.trend == "damped" else one)
+            other.append(0 * one)
+        for angle in self._angles:
+            own.append(math.cos(angle) * one)
+            other.append((math.sin(angle) if not math.isclose(angle, math.pi) else 0.0) * one)
+        return torch.cat(own), torch.cat(other)
+
+    def _factors(self) -> Tensor:
+        """Return A, whose singular values are below 1."""
+        turns, rates = self.factor_turns.double(), self.factor_rates.double()
+        return torch.linalg.matrix_exp(turns - turns.mT - torch.diag(rates.exp() + SMALLEST))
+
+    def initial_rnn_state(self, *lead: int) -> dict[str, Tensor]:
+        """Return the mean `[*lead, n]` and covariance `[*lead, n, n]` of z_1, in float64."""
+        mean = self.first_mean.double()
+        structural = (2 * self.first_scale.double()).exp().flatten()
+        variances = torch.cat([structural, mean.new_ones(len(mean) - len(structural))])
+        covariance = torch.diag(variances)
+        n = len(mean)
+        return {"mean": mean.expand(*lead, n), "covariance": covariance.expand(*lead, n, n)}
+
+    def _units(self, inputs: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return a_t + s_t D u_t and s_t `[*lead, C]` from side inputs `[*lead, num_inputs]`."""
+        size = 0 if inputs is None else inputs.shape[-1]
+        if size != self.num_inputs:
+            raise UserError(
+                f"this lgssm wants side inputs of size {self.num_inputs}, the batch has "
+                f"{size or 'none'}"
+            )
+        if inputs is None:
+            return None, None
+        inputs, C = inputs.double(), self.num_columns
+        if not self.scaled:
+            return inputs @ self.regression.double().mT, None
+        location, scale = inputs[..., :C], inputs[..., C : 2 * C]
+        return location + scale * (inputs[..., 2 * C :] @ self.regression.double().mT), scale
+
+    # running it
+
+    def distribution(self, batch: SequenceBatch) -> LinearGaussian:
+        """Return p(x_{1:T}) of a batch's sequences, with its moments given observations."""
+        state = self.state_before(batch)["carried"]
+        location, scale = self._units(batch.inputs)
+        if scale is not None:
+            scale = torch.where(batch.mask.unsqueeze(-1), scale, 1.0)
+            _check_scale(scale)
+        event = () if self.scalar else (self.num_columns,)
+        return LinearGaussian(
+            self.system(),
+            state["mean"],
+            state["covariance"],
+            (batch.num_steps, *event),
+            location=location,
+            scale=scale,
+            active=None if batch.is_full else batch.mask,
+        )
+
+    def posterior(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Compute p(z_t | x_{1:T}): means `[N, T, n]` and covariances `[N, T, n, n]`, in float64.
+
+        The states are ordered as `kinds`, each kind for all columns, then the factors. Raises
+        `UserError` for a batch without values.
+        """
+        if batch.values is None:
+            raise UserError("the states' posterior needs observations, and the batch has none")
+        return self.distribution(batch).smoothed(self._own(self._prepared(batch)))
+
+    def _prepared(self, batch: SequenceBatch) -> Any:
+        return self.emission.prepare(batch.values, batch.mask)
+
+    def _own(self, values: Any) -> Any:
+        return values if self.member is None else values[self.member]
+
+    def _path(self, batch: SequenceBatch) -> SequenceOutput:
+        state, path = self.state_before(batch), self.distribution(batch)
+        values = self._own(self._prepared(batch))
+        with batch.plate():
+            name = "x" if self.member is None else f"x_{self.member}"
+            found = path.filtered(pyro.sample(name, path, obs=values))
+        carried = {"mean": found.mean, "covariance": found.covariance}
+        return SequenceOutput(
+            batch.values,
+            None,
+            {"context": state["context"], "latent": state["latent"], "carried": carried},
+        )
+
+    def advance(
+        self,
+        state: ModelState,
+        inputs: Tensor | None,
+        draw_latent: Callable[[dist.Normal], Tensor],
+        draw_observation: Callable[[Distribution], Any],
+    ) -> tuple[Any, Tensor | None, ModelState]:
+        """Run one step: x_t ~ p(x_t | x_{<t}), a normal, updates the belief."""
+        location, scale = self._units(inputs)
+        if scale is not None:
+            _check_scale(scale)
+        predictive = self._predictive(state["carried"], location, scale)
+        x = draw_observation(predictive if self.member is None else {self.member: predictive})
+        y = self._own(x).double()
+        y = y.unsqueeze(-1) if self.scalar else y
+        y = y if location is None else y - location
+        y = y if scale is None else y / scale
+        context, latent = observe_step(self, x, state["context"], state["latent"])
+        return x, None, {"context": context, "latent": latent, "carried": self._after(state, y)}
+
+    def _predictive(
+        self, carried: dict[str, Tensor], location: Tensor | None, scale: Tensor | None
+    ) -> Distribution:
+        """Return p(x_t | x_{<t}) of batch shape `[*lead]`."""
+        system, mean = self.system(), carried["mean"]
+        of = rows(mean.shape[:-1], carried["covariance"])
+        belief = of.belief(mean, carried["covariance"])
+        covariance = system.loading @ belief.covariance @ system.loading.mT + system.noise
+        loc, root = mean.double() @ system.loading.mT, of.spread(torch.linalg.cholesky(covariance))
+        if scale is not None:
+            loc, root = scale * loc, scale.unsqueeze(-1) * root
+        if location is not None:
+            loc = location + loc
+        kind = self.first_mean.dtype
+        loc, root = loc.to(kind), root.to(kind)
+        if self.scalar:
+            return dist.Normal(loc.squeeze(-1), root[..., 0, 0])
+        return CellNormal(loc, scale_tril=root)
+
+    def _after(self, state: ModelState, y: Tensor) -> dict[str, Tensor]:
+        """Return the moments of z_{t+1} given y_t `[*lead, C]` too."""
+        system = self.system()
+        mean, covariance = state["carried"]["mean"], state["carried"]["covariance"]
+        lead = torch.broadcast_shapes(mean.shape[:-1], y.shape[:-1])
+        of = rows(lead, covariance)
+        belief = of.belief(mean, covariance)
+        y = of.inward(y.expand(*lead, y.shape[-1])[..., None, None, :])[:, 0]
+        found = kalman.innovations(system, belief, y, None)
+        after = kalman.moved(system, kalman.updated(belief, found))
+        mean = of.outward(after.mean.unsqueeze(1))[..., 0, 0, :]
+        return {"mean": mean, "covariance": of.spread(after.covariance)}
+
+
+def _angles(seasons: Sequence[int], harmonics: int) -> list[tuple[int, float]]:
+    """Return (number of the season, turn of a step) of each harmonic, none of them twice."""
+    found: dict[float, tuple[int, float]] = {}
+    for season, period in enumerate(seasons):
+        if period < 2:
+            raise UserError(f"a season of an lgssm must have at least 2 steps, got {period}")
+        count = period // 2 if period <= SHORT else min(period // 2, harmonics)
+        for j in range(1, count + 1):
+            # the 7th harmonic of a week is the day's first
+            angle = 2 * math.pi * j / period
+            found.setdefault(round(angle, 9), (season, angle))
+    return list(found.values())
+
+
+def _real_cells(emission: Emission) -> tuple[Emission, str | None]:
+    """Return normals of an emission's form, and the name of a group's only member."""
+    own, member = emission, None
+    if isinstance(emission, Joint):
+        if len(emission.emissions) != 1:
+            raise UserError(
+                "an lgssm observes real numbers as one tensor or one member of a group, got a "
+                f"group of {sorted(emission.emissions)}"
+            )
+        ((member, own),) = emission.emissions.items()
+    support: Any = own.blank(1).support
+    while hasattr(support, "base_constraint"):  # of vectors and mixtures
+        support = support.base_constraint
+    shape = own.event_shape
+    if not isinstance(support, type(constraints.real)) or len(shape) > 1:
+        what = f"{type(own).__name__} of event shape {list(shape)}"
+        raise UserError(f"an lgssm observes real numbers, [] or [C], got the emission {what}")
+    cells = Factorised(Normal(), shape[0]) if shape else Normal()
+    return (cells if member is None else Joint({member: cells})), member
+
+
+def _event_shape(emission: Any, member: str | None) -> tuple[int, ...]:
+    own = emission if member is None else emission.emissions[member]
+    return tuple(own.event_shape)
+
+
+def _check_scale(scale: Tensor) -> None:
+    if not bool((scale > 0).all()):
+        raise UserError(
+            "the side inputs C to 2 C of a scaled lgssm are the columns' scales and must be "
+            f"positive, got {float(scale.min()):g}"
+        )
