@@ -133,3 +133,60 @@ def plain(figures: Figures) -> dict[str, float | None]:
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
+
+
+SHORT = {
+    "wql9": "wQL9",
+    "wql19": "wQL19",
+    "crps": "CRPS",
+    "nd": "ND",
+    "mase": "MASE",
+    "coverage80": "80 %",
+    "coverage95": "95 %",
+    "brier": "Brier",
+    "log_loss": "log loss",
+    "crps_sum": "CRPS-sum",
+    "energy_score": "energy",
+}
+
+
+def table_of_figures(
+    found: Mapping[str, Mapping[str, Figures]], most: int = 12
+) -> tuple[list[str], list[list[str]]]:
+    """Return (head, rows) of figures, those that no forecaster has left out.
+
+    Args:
+        found: figures by forecaster and by column.
+        most: columns of the data that are shown one by one, beside all numbers together.
+    """
+    first = next(iter(found.values()))
+    columns = list(first)
+    columns = columns if len(columns) > 2 or "" not in columns else columns[:1]
+    columns = columns[: most + 1]
+    used = [
+        name
+        for name in SHORT
+        if any(getattr(first[column], name) is not None for column in columns)
+    ]
+    several = len(columns) > 1
+    rows = [
+        [*([column or "all numbers"] if several else []), forecaster, *_cells(figures, used)]
+        for column in columns
+        for forecaster, by_column in found.items()
+        for figures in [by_column[column]]
+    ]
+    head = [*(["column"] if several else []), "forecast", *(SHORT[name] for name in used)]
+    return head, rows
+
+
+def _cells(figures: Figures, used: Sequence[str]) -> list[str]:
+    cells = []
+    for name in used:
+        value = getattr(figures, name)
+        if value is None:
+            cells.append("")
+        elif isinstance(value, tuple):
+            cells.append(f"{100 * value.value:.1f} ± {100 * value.error:.1f}")
+        else:
+            cells.append(f"{value:.4g}" if name in ("crps", "energy_score") else f"{value:.4f}")
+    return cells

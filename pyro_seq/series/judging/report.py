@@ -23,8 +23,8 @@ from pyro_seq.series.data.schema import Series, SeriesTable
 from pyro_seq.series.fans import fan_chart
 from pyro_seq.series.horizons import cut, histories
 from pyro_seq.series.judging.anomalies import ColumnAnomalies, anomalies
-from pyro_seq.series.judging.evaluation import MODEL, Evaluation, evaluate
-from pyro_seq.series.judging.figures import Figures
+from pyro_seq.series.judging.evaluation import Evaluation, evaluate
+from pyro_seq.series.judging.figures import table_of_figures
 from pyro_seq.series.judging.filling import FilledCells, fill
 from pyro_seq.series.judging.metrics import ColumnPaths, crps_of_samples, pit
 from pyro_seq.series.judging.plots import anomalies_png, curves_png, filling_png, pit_png
@@ -215,7 +215,7 @@ _ANOMALIES = (
 
 def figures_table(found: Evaluation) -> PageTable:
     """Return the figures of all forecasters as a table."""
-    head, rows = table_of_figures(found)
+    head, rows = table_of_figures(found.figures)
     note = ""
     if found.nats is not None:
         error = f" ± {found.nats.standard_error:.4f}" if found.nats.standard_error else ""
@@ -224,60 +224,6 @@ def figures_table(found: Evaluation) -> PageTable:
             f"({found.nats.method}, {found.nats.cells:,} cells)."
         )
     return PageTable(head, rows, note)
-
-
-SHORT = {
-    "wql9": "wQL9",
-    "wql19": "wQL19",
-    "crps": "CRPS",
-    "nd": "ND",
-    "mase": "MASE",
-    "coverage80": "80 %",
-    "coverage95": "95 %",
-    "brier": "Brier",
-    "log_loss": "log loss",
-    "crps_sum": "CRPS-sum",
-    "energy_score": "energy",
-}
-
-
-def table_of_figures(found: Evaluation, most: int = 12) -> tuple[list[str], list[list[str]]]:
-    """Return (head, rows) of figures, those that no forecaster has left out.
-
-    Args:
-        found: the evaluation.
-        most: columns of the data that are shown one by one, beside all numbers together.
-    """
-    columns = list(found.figures[MODEL])
-    columns = columns if len(columns) > 2 or "" not in columns else columns[:1]
-    columns = columns[: most + 1]
-    used = [
-        name
-        for name in SHORT
-        if any(getattr(found.figures[MODEL][column], name) is not None for column in columns)
-    ]
-    several = len(columns) > 1
-    rows = [
-        [*([column or "all numbers"] if several else []), forecaster, *_cells(figures, used)]
-        for column in columns
-        for forecaster, by_column in found.figures.items()
-        for figures in [by_column[column]]
-    ]
-    head = [*(["column"] if several else []), "forecast", *(SHORT[name] for name in used)]
-    return head, rows
-
-
-def _cells(figures: Figures, used: Sequence[str]) -> list[str]:
-    cells = []
-    for name in used:
-        value = getattr(figures, name)
-        if value is None:
-            cells.append("")
-        elif isinstance(value, tuple):
-            cells.append(f"{100 * value.value:.1f} ± {100 * value.error:.1f}")
-        else:
-            cells.append(f"{value:.4g}" if name in ("crps", "energy_score") else f"{value:.4f}")
-    return cells
 
 
 def _curves(run: RunFolder) -> list[Plot]:
