@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -41,3 +43,18 @@ class PreciseBeta(dist.Beta):
         return (torch.xlogy(a - 1, x) + torch.special.xlog1py(b - 1, -x) - norm).to(
             self.concentration1.dtype
         )
+
+
+class PreciseNormal(dist.Normal):
+    """`dist.Normal` whose density is summed up in float64.
+
+    The square of a scale of 10^-23 or 10^20 has no float32.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(x) in nats, of the location's type."""
+        if self._validate_args:
+            self._validate_sample(value)
+        loc, scale, x = (widened(part) for part in (self.loc, self.scale, value))
+        distance = ((x - loc) / scale).square()
+        return (-0.5 * (distance + math.log(2 * math.pi)) - scale.log()).to(self.loc.dtype)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pyro_seq.distributions.categorical import LazyCategorical
-from pyro_seq.distributions.precise import PreciseBeta, PreciseBinomial
+from pyro_seq.distributions.precise import PreciseBeta, PreciseBinomial, PreciseNormal
 from pyro_seq.emissions.base import Emission
-from pyro_seq.emissions.numeric import Located
+from pyro_seq.emissions.numeric import Located, above_zero
 from pyro_seq.errors import whole
 from pyro_seq.nn.feedforward import Positive
 
@@ -76,7 +76,7 @@ class Normal(Located):
     def around(self, location: Tensor, scale: Tensor, features: Tensor) -> dist.Normal:
         """Return N(l + s f_1, s positive(f_2)) around locations l, at scales s, `[...]` each."""
         move, spread = features.unbind(-1)
-        return dist.Normal(location + scale * move, scale * self.positive(spread))
+        return PreciseNormal(location + scale * move, above_zero(scale * self.positive(spread)))
 
 
 class Beta(Emission):

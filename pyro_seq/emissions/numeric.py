@@ -9,6 +9,8 @@ values of both.
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -27,9 +29,9 @@ from pyro_seq.emissions.base import Emission
 from pyro_seq.errors import UserError, whole
 
 STEEPEST = 15.0  # features in exponents count up to here: factors between e^-15 and e^15
-SMALLEST = 1e-30  # of scales and means: what float32 still divides by
 LOWEST = 0.1  # of a mean: in counts, and in scales for amounts
-MOST_CONCENTRATED = 1e12  # a gamma or negative binomial is a point or a Poisson from here on
+MOST_CONCENTRATED = 1e12  # a gamma or a beta is a point from here on
+ALL_BUT_POISSON = 1e18  # a negative binomial is a Poisson
 MORE_DF = 4.0  # degrees of freedom are about 2 + MORE_DF at features of zero
 RARE = -3.0  # log-odds of an end of the support at features of zero
 
@@ -78,7 +80,7 @@ class StudentT(Located):
         df, loc, scale = torch.broadcast_tensors(
             2 + functional.softplus(tail + MORE_DF), location + scale * move, scale * _exp(spread)
         )
-        return PreciseStudentT(df.to(loc.dtype), loc, _positive(scale))
+        return PreciseStudentT(df.to(loc.dtype), loc, above_zero(scale))
 
 
 class StudentTMixture(Located):
@@ -145,7 +147,7 @@ class LowRankStudentT(Located):
         return LowRankMultivariateStudentT(
             2 + functional.softplus(tail.squeeze(-1) + MORE_DF),
             location + scale * move,
-            _positive(scale * _exp(spread)),
+            above_zero(scale * _exp(spread)),
             self.factor + factor.unflatten(-1, (size, self.rank)),
         )
 
@@ -214,7 +216,9 @@ class NegativeBinomial(_Count):
         # v in means, by logarithms: none of the powers leaves the range of a float
         share = 2 * (_log(scale) + spread.clamp(-STEEPEST, STEEPEST)) - mean.log()
         concentration = mean.log() + functional.softplus(share) - 2 * share
-        return NegativeBinomialDistribution(mean * _exp(move), _concentration(concentration))
+        return NegativeBinomialDistribution(
+            mean * _exp(move), _concentration(concentration, ALL_BUT_POISSON)
+        )
 
 
 class ZeroInflated(Located):
@@ -264,11 +268,11 @@ class ZeroOrGamma(Located):
         """Return the distribution around locations `[...]`, given features `[..., 3]`."""
         features, location, scale = _precise(features, location, scale)
         move, spread, gate = features.unbind(-1)
-        mean = _positive(torch.maximum(location, LOWEST * scale))
+        mean = above_zero(torch.maximum(location, LOWEST * scale))
         concentration = _concentration(
             2 * (mean.log() - _log(scale) - spread.clamp(-STEEPEST, STEEPEST))
         )
-        return ZeroOrGammaDistribution(gate + RARE, concentration, _positive(mean * _exp(move)))
+        return ZeroOrGammaDistribution(gate + RARE, concentration, above_zero(mean * _exp(move)))
 
 
 class ZeroOneInflatedBeta(Located):
@@ -315,17 +319,16 @@ def _exp(x: Tensor) -> Tensor:
     return x.clamp(-STEEPEST, STEEPEST).exp()
 
 
-def _positive(x: Tensor) -> Tensor:
-    """Return x, at least the smallest number that is divided by."""
-    return x.clamp(min=SMALLEST)
+def above_zero(x: Tensor) -> Tensor:
+    """Return x, at least a number that is divided by without leaving the range of the type."""
+    return x.clamp(min=max(1e3 * torch.finfo(x.dtype).tiny, 1e-100))
 
 
 def _log(scale: Tensor) -> Tensor:
     """Return the logarithm of a scale that may be zero."""
-    return _positive(scale).log()
+    return above_zero(scale).log()
 
 
-def _concentration(logarithm: Tensor) -> Tensor:
-    """Return exp(x) between 1e-6 and 1e12, outside of which a law is degenerate."""
-    limit = torch.tensor(MOST_CONCENTRATED).log()
-    return logarithm.clamp(-limit / 2, limit).exp()
+def _concentration(logarithm: Tensor, most: float = MOST_CONCENTRATED) -> Tensor:
+    """Return exp(x) between 1e-6 and `most`, outside of which a law is degenerate."""
+    return logarithm.clamp(math.log(1e-6), math.log(most)).exp()

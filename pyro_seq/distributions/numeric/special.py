@@ -128,7 +128,7 @@ def _beta_fraction(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
             h = h * step
         if m % 8 and m > 4:
             continue
-        open_ = (step - 1).abs() > 2e-16
+        open_ = (step - 1).abs() > 1e-15
         result[left] = h
         if not open_.any():
             break

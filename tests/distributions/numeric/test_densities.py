@@ -40,7 +40,7 @@ def test_poisson_to_a_billion(mean: float) -> None:
     close(PrecisePoisson(*wide(mean)).log_prob(torch.tensor(COUNTS).double()), expected)
 
 
-@pytest.mark.parametrize("concentration", [1e-6, 0.1, 1.0, 30.0, 1e6, 1e12])
+@pytest.mark.parametrize("concentration", [1e-6, 0.1, 1.0, 30.0, 1e6, 1e12, 1e18])
 def test_negative_binomial_to_a_billion(concentration: float) -> None:
     for mean in (1e-8, 0.3, 1e3, 1e9):
         with mpmath.workdps(60):
