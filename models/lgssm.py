@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import NoContext
@@ -19,13 +18,17 @@ from pyro_seq.distributions.base import Distribution
 from pyro_seq.distributions.kalman import StateSpace, Transition
 from pyro_seq.distributions.linear_gaussian import CellNormal, LinearGaussian, rows
 from pyro_seq.emissions.base import Emission
-from pyro_seq.emissions.composite import Factorised, Joint
-from pyro_seq.emissions.elementary import Normal
 from pyro_seq.errors import UserError
-from pyro_seq.pairs.model import Layout, ModelState, SequenceModel, SequenceOutput, observe_step
+from pyro_seq.models._structural import Structure, Trend, real_cells
+from pyro_seq.pairs.model import (
+    Layout,
+    ModelState,
+    SequenceModel,
+    SequenceOutput,
+    observe_step,
+    prepared,
+)
 
-Trend = Literal["none", "damped", "linear"]
-SHORT = 12  # steps of a season up to which all of its harmonics are used
 SMALLEST = 1e-4  # scale of the noise, which keeps what is observed from being known beforehand
 
 # standard deviations before training, of series of mean 0 and variance 1
@@ -52,7 +55,7 @@ class LGSSM(SequenceModel):
 
         f_{t+1} = A f_t + N(0, I - A A'),    A = exp(K - K' - diag(r)), r > 0
 
-    No A of another form makes another stationary process, up to the basis of f. R is diagonal plus
+    Up to the basis of f, that is every stationary process whose A has a logarithm. R is diagonal plus
     W W'. All variances, phi, A, B, D, W, and the mean and variance of the first states are learnt.
 
     The likelihood is exact, by a Kalman filter, so the guide is empty (`guides.no_guide`): layout
@@ -88,7 +91,6 @@ class LGSSM(SequenceModel):
     first_mean: Tensor
     first_scale: Tensor
     _partner: Tensor
-    _season_of: Tensor
 
     def __init__(
         self,
@@ -103,26 +105,25 @@ class LGSSM(SequenceModel):
         scaled: bool = False,
         layout: Layout = "path",
     ) -> None:
-        observed, self.member = _real_cells(emission)
+        observed, self.member, size = real_cells(emission)
         super().__init__(observed, NoContext(), layout=layout)
-        self.scalar = not _event_shape(observed, self.member)
-        columns = self.num_columns = 1 if self.scalar else _event_shape(observed, self.member)[0]
+        self.scalar, columns = size is None, size or 1
         if scaled and num_inputs < 2 * columns:
             raise UserError(
                 f"a scaled lgssm of {columns} columns wants their {columns} locations and "
                 f"{columns} scales as its first side inputs, and there are {num_inputs}"
             )
-        self.num_inputs, self.scaled, self.trend = num_inputs, scaled, trend
-        angles = _angles(seasons, harmonics)
-        self.kinds = ["level", *["slope"] * (trend != "none")]
-        self._lay_out(angles)
-        n = len(self.kinds) * columns + latent_size
+        self.num_columns, self.num_inputs, self.scaled = columns, num_inputs, scaled
+        self.structure = structure = Structure.of(seasons, harmonics, trend)
+        self.register_buffer("_partner", structure.partners(columns), persistent=False)
         rank = columns if noise_rank is None else min(noise_rank, columns)
+        season = FIRST_SEASON / max(1, structure.kinds.count("cosine")) ** 0.5
+        first = {"level": FIRST_LEVEL, "slope": FIRST_SLOPE}
 
         def logs(*scales: float) -> Tensor:
             return torch.tensor(scales).log().unsqueeze(-1).repeat(1, columns)
 
-        slopes = [SLOPE] * (trend != "none")
+        slopes = [SLOPE] * structure.kinds.count("slope")
         damping = torch.full((columns if trend == "damped" else 0,), DAMPING).logit()
         self._learn(
             level_scale=logs(LEVEL),
@@ -135,8 +136,8 @@ class LGSSM(SequenceModel):
             factor_turns=0.01 * torch.randn(latent_size, latent_size),
             factor_loading=FACTORS / max(1, latent_size) ** 0.5 * torch.randn(columns, latent_size),
             regression=torch.zeros(columns, num_inputs - 2 * columns * scaled),
-            first_mean=torch.zeros(n),
-            first_scale=logs(*(self._first_scale(kind, len(angles)) for kind in self.kinds)),
+            first_mean=torch.zeros(len(structure.kinds) * columns + latent_size),
+            first_scale=logs(*(first.get(kind, season) for kind in structure.kinds)),
         )
         self._latest: tuple[list[tuple[Tensor, int]], StateSpace] | None = None
 
@@ -147,31 +148,6 @@ class LGSSM(SequenceModel):
                 setattr(self, name, nn.Parameter(weight))
             else:
                 self.register_buffer(name, weight, persistent=False)
-
-    def _lay_out(self, angles: Sequence[tuple[int, float]]) -> None:
-        """Order the states: kinds one after another, each of C columns; the factors last.
-
-        Kinds are level, slope, and (g, g*) of each harmonic, only g where a turn is half a circle.
-        """
-        partner = [1, 0] if self.trend != "none" else [0]
-        seasons: list[int] = []
-        turned: list[float] = []
-        for season, angle in angles:
-            i, both = len(partner), not math.isclose(angle, math.pi)
-            partner += [i + 1, i] if both else [i]
-            seasons += [season] * (1 + both)
-            turned += [angle, -angle] if both else [angle]
-            self.kinds += ["cosine", "sine"][: 1 + both]
-        C = self.num_columns
-        index = torch.tensor(partner).unsqueeze(-1) * C + torch.arange(C)
-        self.register_buffer("_partner", index.flatten(), persistent=False)
-        self.register_buffer("_season_of", torch.tensor(seasons).long(), persistent=False)
-        # in float64 in any model: a turn of 2,000 steps keeps its phase
-        self._angles = tuple(turned)
-
-    def _first_scale(self, kind: str, harmonics: int) -> float:
-        known = {"level": FIRST_LEVEL, "slope": FIRST_SLOPE}
-        return known.get(kind, FIRST_SEASON / max(1, harmonics) ** 0.5)
 
     # the matrices
 
@@ -200,40 +176,21 @@ class LGSSM(SequenceModel):
         return latest[1]
 
     def _system(self) -> StateSpace:
-        factors = self._factors()
-        scales = [self.level_scale, self.slope_scale, self.season_scale[self._season_of]]
-        variances = (2 * torch.cat(scales).double()).exp().flatten()
-        C, n = self.num_columns, len(variances)
-        eye = torch.eye(C, dtype=torch.double, device=variances.device)
-        loads = torch.tensor(
-            [kind in ("level", "cosine") for kind in self.kinds], device=variances.device
-        )
-        structural = (loads.unsqueeze(-1) * eye.unsqueeze(1)).flatten(1)
+        factors, structure = self._factors(), self.structure
+        scales = [self.level_scale, self.slope_scale, self.season_scale[structure.seasons]]
+        moves = torch.diag((2 * torch.cat(scales).double()).exp().flatten())
+        eye = torch.eye(self.num_columns).to(moves)
+        damping = self.damping.double().sigmoid() if self.damping.numel() else None
+        own, other = structure.transition(damping, eye.diagonal())
         shared = self.noise_factors.double()
-        own = (2 * self.noise_scale.double()).exp().flatten() + SMALLEST**2
+        noise = (2 * self.noise_scale.double()).exp().flatten() + SMALLEST**2
+        stationary = torch.eye(len(factors)).to(factors)
         return StateSpace(
-            Transition(*self._pairs(eye), self._partner, factors),
-            torch.block_diag(
-                torch.diag(variances),
-                torch.eye(len(factors)).to(factors) - factors @ factors.mT,
-            )
-            if len(factors)
-            else torch.diag(variances),
-            torch.cat([structural[:, :n], self.factor_loading.double()], -1),
-            torch.diag(own) + shared @ shared.mT,
+            Transition(own, other, self._partner, factors),
+            torch.block_diag(moves, stationary - factors @ factors.mT),
+            torch.cat([structure.loading(eye), self.factor_loading.double()], -1),
+            torch.diag(noise) + shared @ shared.mT,
         )
-
-    def _pairs(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return F's entries of each structural state and of its partner `[k C]`."""
-        one = like.new_ones(self.num_columns)
-        own, other = [one], [one if self.trend != "none" else 0 * one]
-        if self.trend != "none":
-            own.append(self.damping.double().sigmoid() if self.trend == "damped" else one)
-            other.append(0 * one)
-        for angle in self._angles:
-            own.append(math.cos(angle) * one)
-            other.append((math.sin(angle) if not math.isclose(angle, math.pi) else 0.0) * one)
-        return torch.cat(own), torch.cat(other)
 
     def _factors(self) -> Tensor:
         """Return A, whose singular values are below 1."""
@@ -283,27 +240,35 @@ class LGSSM(SequenceModel):
             location=location,
             scale=scale,
             active=None if batch.is_full else batch.mask,
+            seen=self._own(batch.seen) if batch.missing is not None or batch.to_sample else None,
         )
 
     def posterior(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Compute p(z_t | x_{1:T}): means `[N, T, n]` and covariances `[N, T, n, n]`, in float64.
 
-        The states are ordered as `kinds`, each kind for all columns, then the factors. Raises
+        The states are ordered as `structure.kinds`, each kind for all columns, then the factors. Raises
         `UserError` for a batch without values.
         """
         if batch.values is None:
             raise UserError("the states' posterior needs observations, and the batch has none")
-        return self.distribution(batch).smoothed(self._own(self._prepared(batch)))
+        return self.distribution(batch).smoothed(self._own(prepared(self, batch)))
 
-    def _prepared(self, batch: SequenceBatch) -> Any:
-        return self.emission.prepare(batch.values, batch.mask)
+    def exact_fill(self, batch: SequenceBatch, draws: int) -> Any:
+        """Draw missing cells and steps given all that was seen: values `[N * draws, T, *event]`.
+
+        By the simulation smoother of Durbin & Koopman (2002), so without particles.
+        """
+        filled = (
+            self.distribution(batch).fill(self._own(prepared(self, batch)), draws).flatten(0, 1)
+        )
+        return filled if self.member is None else {self.member: filled}
 
     def _own(self, values: Any) -> Any:
         return values if self.member is None else values[self.member]
 
     def _path(self, batch: SequenceBatch) -> SequenceOutput:
         state, path = self.state_before(batch), self.distribution(batch)
-        values = self._own(self._prepared(batch))
+        values = self._own(prepared(self, batch))
         with batch.plate():
             name = "x" if self.member is None else f"x_{self.member}"
             found = path.filtered(pyro.sample(name, path, obs=values))
@@ -320,8 +285,9 @@ class LGSSM(SequenceModel):
         inputs: Tensor | None,
         draw_latent: Callable[[dist.Normal], Tensor],
         draw_observation: Callable[[Distribution], Any],
+        seen: Any = None,
     ) -> tuple[Any, Tensor | None, ModelState]:
-        """Run one step: x_t ~ p(x_t | x_{<t}), a normal, updates the belief."""
+        """Run one step: x_t ~ p(x_t | x_{<t}), a normal, updates the belief by what was seen."""
         location, scale = self._units(inputs)
         if scale is not None:
             _check_scale(scale)
@@ -331,8 +297,12 @@ class LGSSM(SequenceModel):
         y = y.unsqueeze(-1) if self.scalar else y
         y = y if location is None else y - location
         y = y if scale is None else y / scale
-        context, latent = observe_step(self, x, state["context"], state["latent"])
-        return x, None, {"context": context, "latent": latent, "carried": self._after(state, y)}
+        cells = None if seen is None else self._own(seen)
+        if cells is not None and self.scalar:
+            cells = cells.unsqueeze(-1)
+        context, latent = observe_step(self, x, state["context"], state["latent"], seen)
+        after = self._after(state["carried"], y, cells)
+        return x, None, {"context": context, "latent": latent, "carried": after}
 
     def _predictive(
         self, carried: dict[str, Tensor], location: Tensor | None, scale: Tensor | None
@@ -353,58 +323,23 @@ class LGSSM(SequenceModel):
             return dist.Normal(loc.squeeze(-1), root[..., 0, 0])
         return CellNormal(loc, scale_tril=root)
 
-    def _after(self, state: ModelState, y: Tensor) -> dict[str, Tensor]:
-        """Return the moments of z_{t+1} given y_t `[*lead, C]` too."""
-        system = self.system()
-        mean, covariance = state["carried"]["mean"], state["carried"]["covariance"]
+    def _after(
+        self, carried: dict[str, Tensor], y: Tensor, seen: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return the moments of z_{t+1} given the cells seen of y_t `[*lead, C]` too."""
+        system, mean, covariance = self.system(), carried["mean"], carried["covariance"]
         lead = torch.broadcast_shapes(mean.shape[:-1], y.shape[:-1])
-        of = rows(lead, covariance)
+        shape = (*lead, 1, self.num_columns)
+        cells = None if seen is None else seen.unsqueeze(-2).expand(shape)
+        of = rows(lead, covariance, cells)
         belief = of.belief(mean, covariance)
-        y = of.inward(y.expand(*lead, y.shape[-1])[..., None, None, :])[:, 0]
-        found = kalman.innovations(system, belief, y, None)
+        y = of.inward(y.unsqueeze(-2).expand(shape).unsqueeze(-3))[:, 0]
+        if cells is not None:
+            cells = cells.reshape(-1, self.num_columns)[: 1 if of.shared else None]
+        found = kalman.innovations(system, belief, y, cells)
         after = kalman.moved(system, kalman.updated(belief, found))
         mean = of.outward(after.mean.unsqueeze(1))[..., 0, 0, :]
         return {"mean": mean, "covariance": of.spread(after.covariance)}
-
-
-def _angles(seasons: Sequence[int], harmonics: int) -> list[tuple[int, float]]:
-    """Return (number of the season, turn of a step) of each harmonic, none of them twice."""
-    found: dict[float, tuple[int, float]] = {}
-    for season, period in enumerate(seasons):
-        if period < 2:
-            raise UserError(f"a season of an lgssm must have at least 2 steps, got {period}")
-        count = period // 2 if period <= SHORT else min(period // 2, harmonics)
-        for j in range(1, count + 1):
-            # the 7th harmonic of a week is the day's first
-            angle = 2 * math.pi * j / period
-            found.setdefault(round(angle, 9), (season, angle))
-    return list(found.values())
-
-
-def _real_cells(emission: Emission) -> tuple[Emission, str | None]:
-    """Return normals of an emission's form, and the name of a group's only member."""
-    own, member = emission, None
-    if isinstance(emission, Joint):
-        if len(emission.emissions) != 1:
-            raise UserError(
-                "an lgssm observes real numbers as one tensor or one member of a group, got a "
-                f"group of {sorted(emission.emissions)}"
-            )
-        ((member, own),) = emission.emissions.items()
-    support: Any = own.blank(1).support
-    while hasattr(support, "base_constraint"):  # of vectors and mixtures
-        support = support.base_constraint
-    shape = own.event_shape
-    if not isinstance(support, type(constraints.real)) or len(shape) > 1:
-        what = f"{type(own).__name__} of event shape {list(shape)}"
-        raise UserError(f"an lgssm observes real numbers, [] or [C], got the emission {what}")
-    cells = Factorised(Normal(), shape[0]) if shape else Normal()
-    return (cells if member is None else Joint({member: cells})), member
-
-
-def _event_shape(emission: Any, member: str | None) -> tuple[int, ...]:
-    own = emission if member is None else emission.emissions[member]
-    return tuple(own.event_shape)
 
 
 def _check_scale(scale: Tensor) -> None:

@@ -15,7 +15,6 @@ are `[B, T, C, M]`, and the cells that were seen `[B, T, C]`, or `None` where al
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 KEPT_ENTRIES = 2**24
 SEGMENT = 24  # steps that are computed again together
 # B M-independent work of a step's share of the scan, B n^3, up to which the scan is the faster
-SCAN_PRODUCTS = 2**15
+SCAN_PRODUCTS = 2**17
 
 
 class Transition(NamedTuple):
@@ -53,7 +52,7 @@ class Transition(NamedTuple):
         return cls(none, none, none.long(), matrix)
 
     @property
-    def mT(self) -> Transition:  # noqa: N802 (torch's own name)
+    def mT(self) -> Transition:
         """F' as a transition."""
         return Transition(self.own, self.other[self.partner], self.partner, self.dense.mT)
 
@@ -121,7 +120,9 @@ class Innovations(NamedTuple):
         return -0.5 * self.errors.square().sum(-2) - scale - 0.5 * math.log(2 * math.pi) * count
 
 
-def innovations(system: StateSpace, predicted: Belief, y: Tensor, seen: Tensor | None) -> Innovations:
+def innovations(
+    system: StateSpace, predicted: Belief, y: Tensor, seen: Tensor | None
+) -> Innovations:
     """Compare observations `[..., C, M]` with what was predicted of them."""
     loading, noise = system.seen(seen)
     shared = loading @ predicted.covariance
@@ -136,9 +137,7 @@ def innovations(system: StateSpace, predicted: Belief, y: Tensor, seen: Tensor |
 def updated(predicted: Belief, found: Innovations) -> Belief:
     """Return the states' moments given this observation too."""
     gain = found.gain.mT
-    return Belief(
-        predicted.mean + gain @ found.errors, predicted.covariance - gain @ found.gain
-    )
+    return Belief(predicted.mean + gain @ found.errors, predicted.covariance - gain @ found.gain)
 
 
 def moved(system: StateSpace, belief: Belief) -> Belief:
@@ -168,18 +167,14 @@ def by_steps(
     system: StateSpace, first: Belief, y: Tensor, seen: Tensor | None = None
 ) -> tuple[Tensor, Belief]:
     """Compute `filtered` one step after another, in O(T n^2 C) products."""
-    recomputed = (
-        torch.is_grad_enabled() and y.shape[1] * first.covariance.numel() > KEPT_ENTRIES
-    )
-    figures, belief = [], first
-    size = SEGMENT if recomputed else y.shape[1]
+    recomputed = torch.is_grad_enabled() and y.shape[1] * first.covariance.numel() > KEPT_ENTRIES
+    size, figures, belief = SEGMENT if recomputed else y.shape[1], [], first
     for start in range(0, y.shape[1], size):
-        part = y[:, start : start + size], None if seen is None else seen[:, start : start + size]
-        figure, belief = (
-            checkpoint(_some_steps, system, belief, *part, use_reentrant=False)
-            if recomputed
-            else _some_steps(system, belief, *part)
-        )
+        part = (None if x is None else x[:, start : start + size] for x in (y, seen))
+        if recomputed:
+            figure, belief = checkpoint(_some_steps, system, belief, *part, use_reentrant=False)
+        else:
+            figure, belief = _some_steps(system, belief, *part)
         figures.append(figure)
     return torch.cat(figures, 1), belief
 
@@ -189,11 +184,9 @@ def _some_steps(
 ) -> tuple[Tensor, Belief]:
     found = []
     for t in range(y.shape[1]):
-        figures = innovations(system, belief, y[:, t], None if seen is None else seen[:, t])
-        belief = moved(system, updated(belief, figures))
-        found.append(figures)
-    parts = (torch.stack([figures[i] for figures in found], 1) for i in (0, 2))
-    root, errors = parts
+        found.append(innovations(system, belief, y[:, t], None if seen is None else seen[:, t]))
+        belief = moved(system, updated(belief, found[-1]))
+    root, errors = (torch.stack([step[i] for step in found], 1) for i in (0, 2))
     return Innovations(root, root, errors).log_prob(seen), belief
 
 
@@ -337,7 +330,11 @@ def smoothed(
     With r_T = 0 and N_T = 0, r_{t-1} = H' S^-1 v_t + L' r_t and N_{t-1} = H' S^-1 H + L' N_t L for
     L = F (I - K H): the means are m_t + P_t r_{t-1}, the covariances P_t - P_t N_{t-1} P_t.
     """
-    beliefs = list(_forward(system, first, y, seen))
+    beliefs, belief = [], first
+    for t in range(y.shape[1]):
+        found = innovations(system, belief, y[:, t], None if seen is None else seen[:, t])
+        beliefs.append((belief, found))
+        belief = moved(system, updated(belief, found))
     r = torch.zeros_like(first.mean)
     N = torch.zeros_like(first.covariance)
     means, spreads = [], []
@@ -345,7 +342,9 @@ def smoothed(
     for t, (belief, found) in reversed(list(enumerate(beliefs))):
         loading, _ = system.seen(None if seen is None else seen[:, t])
         # H' L^-T: what turns innovations into precisions
-        lever = torch.linalg.solve_triangular(found.root, loading.expand_as(found.gain), upper=False)
+        lever = torch.linalg.solve_triangular(
+            found.root, loading.expand_as(found.gain), upper=False
+        )
         r = back @ r
         r = r + lever.mT @ (found.errors - found.gain @ r)
         means.append(belief.mean + belief.covariance @ r)
@@ -357,16 +356,6 @@ def smoothed(
     mean = torch.stack(means[::-1], 1)
     spread = torch.stack(spreads[::-1], 1) if covariances else None
     return Smoothed(mean, spread, _cells(system, mean, y, seen))
-
-
-def _forward(
-    system: StateSpace, belief: Belief, y: Tensor, seen: Tensor | None
-) -> Iterator[tuple[Belief, Innovations]]:
-    """Yield the moments before each step, and what its observation says."""
-    for t in range(y.shape[1]):
-        found = innovations(system, belief, y[:, t], None if seen is None else seen[:, t])
-        yield belief, found
-        belief = moved(system, updated(belief, found))
 
 
 def _cells(system: StateSpace, mean: Tensor, y: Tensor, seen: Tensor | None) -> Tensor:
@@ -384,7 +373,9 @@ def simulated(system: StateSpace, first: Belief, steps: int) -> tuple[Tensor, Te
     """Draw states `[B, T, n, M]` and observations `[B, T, C, M]` of T steps."""
     shape = (steps, *first.mean.shape)
     z = first.mean + _root(first.covariance) @ torch.randn_like(first.mean)
-    moves = _root(system.state_noise) @ torch.randn(shape, dtype=first.mean.dtype, device=first.mean.device)
+    moves = _root(system.state_noise) @ torch.randn(
+        shape, dtype=first.mean.dtype, device=first.mean.device
+    )
     states = []
     for move in moves:
         states.append(z)
@@ -401,7 +392,9 @@ def simulated_given(
 
     A draw of everything, and the mean of what would have to be added to it: z+ + E[z | y - y+].
     """
-    path, drawn = simulated(system, Belief(torch.zeros_like(first.mean), first.covariance), y.shape[1])
+    path, drawn = simulated(
+        system, Belief(torch.zeros_like(first.mean), first.covariance), y.shape[1]
+    )
     found = smoothed(system, first, y - drawn, seen, covariances=False)
     if seen is None:
         return found.mean + path, y

@@ -82,9 +82,9 @@ def _alike(covariance: Tensor) -> bool:
 
 
 class Filtered(NamedTuple):
-    """log p(x_t | x_{<t}) `[*batch, T]`, and the moments of z_{T+1} `[*batch, n]`, `[*batch, n, n]`.
+    """log p(x_t | x_{<t}) `[*batch, T]`, and the moments of z_{T+1}.
 
-    The moments are those of sequences that fill all T steps.
+    The mean is `[*batch, n]`, the covariance `[*batch, n, n]`: of sequences that fill all T steps.
     """
 
     steps: Tensor
