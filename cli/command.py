@@ -18,6 +18,7 @@ from pyro_seq.cli.pairs import pairs
 from pyro_seq.cli.programs.midi import midi
 from pyro_seq.cli.programs.play import play
 from pyro_seq.cli.programs.seqgan import seqgan
+from pyro_seq.cli.programs.series import series
 from pyro_seq.cli.programs.text import text
 from pyro_seq.cli.score import score
 from pyro_seq.errors import UserError, said
@@ -37,6 +38,7 @@ def pyroseq() -> None:
 
 pyroseq.add_command(text)
 pyroseq.add_command(midi)
+pyroseq.add_command(series)
 pyroseq.add_command(seqgan)
 pyroseq.add_command(play)
 pyroseq.add_command(pairs)

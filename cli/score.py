@@ -115,9 +115,11 @@ def _open(run_dir: Path, device: Any, pair: str | None) -> ScoredRun:
     from pyro_seq.errors import UserError
     from pyro_seq.music.program import music_program
     from pyro_seq.runs.folder import RunFolder
+    from pyro_seq.series.program import series_program
     from pyro_seq.text.program import text_program
 
-    kind, programs = RunFolder.kind_of(run_dir), (music_program, text_program)
+    kind = RunFolder.kind_of(run_dir)
+    programs = (music_program, series_program, text_program)
     for program in programs:
         if program.kind == kind:
             return program.scored_run(run_dir, device, pair)

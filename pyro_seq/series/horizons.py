@@ -99,28 +99,18 @@ def _extended(schema: Schema, past: Series, horizon: int, sources: Sequence[Seri
 def times_after(last: np.generic, schema: Schema, horizon: int) -> NDArray[np.generic]:
     """Return the times `[H]` of the steps after one, by the step and the zone of a schema.
 
-    Steps of whole days, months or business days are those of the zone's clocks. Raises `UserError`
-    for times beyond the year 2262, which `datetime64[ns]` ends with.
+    Raises `UserError` for times beyond the year 2261, the last one that `datetime64[ns]` has whole.
     """
-    step, zone = parsed(schema.step), schema.zone
-    if step.unit == "number":
-        return following(last, schema.step, horizon)
-    import pandas as pd
-
-    start = pd.Timestamp(last)
-    days = {"month": 31.0 * step.size, "business": 1.5}.get(step.unit, step.size / DAY)
-    if start.year + days * horizon / 365 > LAST_YEAR:
-        raise UserError(
-            f"{horizon:,} steps of {schema.step} after {last!s:.19} lie beyond the year "
-            f"{LAST_YEAR}: ask for a shorter horizon"
-        )
-    if zone is None or (step.unit == "ns" and step.size % DAY):
-        return following(last, schema.step, horizon)
-    zone = f"UTC{zone}" if zone[0] in "+-" else zone
-    clock = start.tz_localize("UTC").tz_convert(zone).tz_localize(None).as_unit("ns").to_numpy()
-    local = pd.DatetimeIndex(following(clock, schema.step, horizon))
-    found = local.tz_localize(zone, ambiguous=True, nonexistent="shift_forward")  # type: ignore[call-overload]
-    return found.tz_convert("UTC").tz_localize(None).as_unit("ns").to_numpy()
+    step = parsed(schema.step)
+    if step.unit != "number":
+        year = int(last.astype("datetime64[Y]").astype(int)) + 1970
+        days = {"month": 31.0 * step.size, "business": 1.5}.get(step.unit, step.size / DAY)
+        if year + days * horizon / 365 > LAST_YEAR:
+            raise UserError(
+                f"{horizon:,} steps of {schema.step} after {last!s:.19} lie beyond the year "
+                f"{LAST_YEAR}: ask for a shorter horizon"
+            )
+    return following(last, schema.step, horizon, schema.zone)
 
 
 def _after(

@@ -28,7 +28,6 @@ from pyro_seq.series.model.settings import (
     DEFAULTS,
     PRESETS,
     SeriesSettings,
-    context_of,
     horizon_of,
 )
 from pyro_seq.series.model.windows import SeriesArrays, SeriesWindows
@@ -179,9 +178,7 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
                 "contents differ"
             )
             raise UserError(words) if source.get(TABLE) else ContentsDiffer(words)
-        return SeriesData(
-            kept["schema"], ids_of(table), table, begins=not run.last.exists()
-        )
+        return SeriesData(kept["schema"], ids_of(table), table, begins=not run.last.exists())
 
     def stored_data(self, run: RunFolder, settings: SeriesSettings) -> SeriesData:
         """See `PairProgram`: the schema and the ids, and nothing to learn from."""
@@ -222,7 +219,7 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         )
 
     def hooks(self, model: SeriesModel, data: SeriesData, progress: Progress) -> Hooks:
-        """See `PairProgram`: validation on the last steps of each series, and fan charts of them."""
+        """See `PairProgram`: validation on the last steps of each series, and fan charts."""
         return Hooks(
             validate=lambda: nats(model, data.arrays),
             samples=lambda: previews(model, data.series),
@@ -278,7 +275,7 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         return table, [*changed]
 
     def known_for(self, run_dir: Path | str, files: Sequence[Path | str]) -> SeriesTable:
-        """Return the known columns of files by a run's schema; raises `UserError` as `table_for`."""
+        """Return the known columns of files by a run's schema; errors are those of `table_for`."""
         kept = self.document(self.folder(run_dir))
         source, schema = stored_source(kept["source"]), kept["schema"]
         if not schema.of_role("known"):

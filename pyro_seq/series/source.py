@@ -74,7 +74,8 @@ def read_source(
 ) -> SeriesTable:
     """Read the series of a source: a table, the demo, or files, by a schema where one is given.
 
-    With `future`, files need only what is known ahead: no targets. Raises `UserError` for files that cannot be read, or that do not fit the schema.
+    With `future`, files need only what is known ahead: no targets. Raises `UserError` for files
+    that cannot be read, or that do not fit the schema.
     """
     if source.get(TABLE) is not None:
         table: SeriesTable = source[TABLE]

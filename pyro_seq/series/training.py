@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyro
-import torch
 
 from pyro_seq._pytree import tree_leaves
 from pyro_seq.infer.likelihood.score import collect_warnings
