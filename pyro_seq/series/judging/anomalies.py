@@ -13,8 +13,7 @@ from pyro_seq.errors import DIVERGED, UserError, whole
 from pyro_seq.series.data.frames import words_of_codes
 from pyro_seq.series.data.schema import Column, Series, SeriesTable
 from pyro_seq.series.judging.nab import Labelled, NabScore, mean_by_file, nab_score
-from pyro_seq.series.judging.predictive import predictions
-from pyro_seq.series.judging.surprise import (
+from pyro_seq.series.judging.surprise.p_values import (
     LEAST_P,
     WINDOW,
     first_of_runs,
@@ -22,6 +21,7 @@ from pyro_seq.series.judging.surprise import (
     p_values,
     surprise_of,
 )
+from pyro_seq.series.judging.surprise.predictive import predictions
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -6,8 +6,6 @@ after (`infer.infill`). Long series are filled in stretches, each with what surr
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from pyro_seq._pytree import tree_map
 from pyro_seq.errors import DIVERGED, UserError, finite_probabilities, whole
 from pyro_seq.infer.infilling import infill
-from pyro_seq.series.data.frames import to_frame, words_of_codes
+from pyro_seq.series.data.frames import words_of_codes
 from pyro_seq.series.data.schema import Column, Series, SeriesTable
 from pyro_seq.series.forecasting import WHOLE
 from pyro_seq.series.judging.metrics import crps_of_samples
@@ -300,92 +298,3 @@ def _interpolated(values: Array) -> Array:
     if not len(seen):
         return np.zeros(len(values))
     return np.interp(np.arange(len(values)), seen, values[seen])
-
-
-# the file
-
-
-def filled_text(data: bytes | None, table: SeriesTable, filled: SeriesTable) -> str:
-    """Return the filled table as CSV, in the layout that it was read from.
-
-    Where the file's rows are the table's rows, one for one, observed cells are its own text;
-    otherwise numbers are written with as many digits as tell them apart.
-
-    Args:
-        data: the bytes of the file, if it is a text.
-        table: the series as they were read.
-        filled: the same without gaps.
-    """
-    frame = to_frame(filled)
-    names = [str(name) for name in frame.columns]
-    gaps = to_frame(table).isna()
-    gaps.columns = frame.columns
-    texts = [[_shown(cell) for cell in frame[name].tolist()] for name in frame.columns]
-    original = None if data is None else _rows_of_text(data, names, len(frame))
-    if original is not None:
-        header, rows, dialect = original
-        values = [[*row] for row in rows]
-        for name, text, gap in zip(names, texts, gaps.to_numpy().T, strict=True):
-            at = header.index(name)
-            for t in np.flatnonzero(gap):
-                values[t][at] = text[t] or values[t][at]
-        if _same(values, header, names, texts):
-            return _written([header, *values], dialect)
-    return _written([names, *map(list, zip(*texts, strict=True))], ",")
-
-
-def _shown(cell: object) -> str:
-    """A cell as text from which it is read again as it is."""
-    if cell is None or cell != cell:
-        return ""
-    if isinstance(cell, float):
-        return str(int(cell)) if cell.is_integer() and abs(cell) < 2**53 else repr(cell)
-    return str(cell)
-
-
-def _rows_of_text(
-    data: bytes, names: Sequence[str], rows: int
-) -> tuple[list[str], list[list[str]], str] | None:
-    """(header, rows, delimiter) of a text, if it has so many rows and these columns."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None
-    line = text.split("\n", 1)[0]
-    delimiter = max(",;\t|", key=line.count)
-    try:
-        header, *found = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
-    except (csv.Error, ValueError):
-        return None
-    fits = len(found) == rows and all(len(row) == len(header) for row in found)
-    known = all(header.count(name) == 1 for name in names)
-    return (header, found, delimiter) if fits and known else None
-
-
-def _same(
-    values: Sequence[Sequence[str]],
-    header: Sequence[str],
-    names: Sequence[str],
-    texts: Sequence[Sequence[str]],
-) -> bool:
-    """Whether the file's cells are the table's, row for row: the numbers among them."""
-    for name, text in zip(names, texts, strict=True):
-        at = header.index(name)
-        for row, cell in zip(values, text, strict=True):
-            number = _number(cell)
-            if number is not None and _number(row[at]) != number:
-                return False
-    return True
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:
-        return None
-
-
-def _written(rows: Sequence[Sequence[str]], delimiter: str) -> str:
-    opened = io.StringIO()
-    csv.writer(opened, delimiter=delimiter, lineterminator="\n").writerows(rows)
-    return opened.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pyro_seq.series.judging.surprise import first_of_runs, flagged, p_values, surprise_of
+from pyro_seq.series.judging.surprise.p_values import first_of_runs, flagged, p_values, surprise_of
 
 
 def test_p_values_have_about_their_own_law() -> None:
