@@ -24,6 +24,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.distributions.tails import quantile, tails
 from pyro_seq.emissions.base import mask_cells
+from pyro_seq.errors import UserError
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.model import SequenceModel
 from pyro_seq.pairs.pair import Pair
@@ -100,6 +101,11 @@ def _filtered(
 ) -> Iterator[Parts]:
     """Step after step, by k particles of each sequence, side by side."""
     n, model, stepper = len(batch), pair.model, stepper_of(pair)
+    if batch.missing is not None and not isinstance(model, SequenceModel):
+        raise UserError(
+            "steps of which cells are missing are predicted by pairs that are declared by their "
+            "equations (SequenceModel) alone: fill the gaps first"
+        )
     state, many = stepper.state_before(batch.repeat(k)), batch.repeat(k)
     values = many.values
     if isinstance(model, SequenceModel):
@@ -146,7 +152,7 @@ def _advanced(
         drawn: Tensor = prior.sample()
         return drawn
 
-    if seen is not None and isinstance(pair.model, SequenceModel):
+    if isinstance(pair.model, SequenceModel):
         return pair.model.advance(state, inputs, draw_latent, observe, seen)[2]
     return stepper_of(pair).step(state, inputs, draw_latent, observe)[1]
 
