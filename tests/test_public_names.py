@@ -18,7 +18,7 @@ import pyro_seq
 
 MOST, MOST_AT_THE_FRONT = 200, 30
 # modules beside the packages, whose classes are all public
-BESIDE = ("pyro_seq.encoders", "pyro_seq.contexts")
+BESIDE = ("pyro_seq.encoders",)
 
 
 def packages() -> Iterator[ModuleType]:

@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("_handlers", "_progress", "_pytree", "_schema", "_threads"),
     ("_rng", "_batch_checks"),
+    ("_cells",),
     ("batch",),
     ("distributions",),
     ("nn",),

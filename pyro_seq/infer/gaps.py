@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_seq._cells import any_cell, blank_missing
 from pyro_seq._pytree import tree_leaves, tree_map
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.infer.smc.conditional_filter import Filled, Move, mixed, moved
+from pyro_seq.infer.smc.conditional_filter import Filled, Move, moved
 from pyro_seq.infer.smc.conditional_paths import PathMoves
 from pyro_seq.infer.stepping.declared import DeclaredStepper, stepper_of
 from pyro_seq.pairs.pair import Pair
@@ -28,7 +29,7 @@ FEW = 5  # effective particles, on average over the sequences, below which they 
 
 
 def draw_gaps(
-    pair: Pair, batch: SequenceBatch, missing: Tensor, samples: int, *, every_row: bool = False
+    pair: Pair, batch: SequenceBatch, missing: Any, samples: int, *, every_row: bool = False
 ) -> Iterator[tuple[Tensor, Filled]]:
     """Draw z and x_missing given x_observed; yield (rows, their draws) until all are done.
 
@@ -52,7 +53,7 @@ def draw_gaps(
     Args:
         pair: any model and guide, in its scope and in evaluation mode.
         batch: N sequences, zeros in their gaps.
-        missing: `[N, T]`, the gaps.
+        missing: `[N, T, *event]`, the cells in the gaps, a tree like the values.
         samples: particles.
         every_row: whether latents are drawn of rows without gaps as well.
     """
@@ -60,7 +61,8 @@ def draw_gaps(
     declared = isinstance(stepper_of(pair), DeclaredStepper)
     kind: type[_Chain] = _DeclaredChain if declared else _Chain
     for rows in kind.groups(pair, batch, missing, k, every_row):
-        chain = kind(pair, batch.select(rows), missing[rows], k)
+        gaps = tree_map(lambda cells, rows=rows: cells[rows], missing)
+        chain = kind(pair, batch.select(rows), gaps, k)
         guess, path = chain.move("prior", draws=2)
         for _ in range(ROUNDS):
             for move in chain.kinds:
@@ -74,17 +76,17 @@ class _Chain:
 
     @staticmethod
     def groups(
-        pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, every_row: bool
+        pair: Pair, batch: SequenceBatch, missing: Any, k: int, every_row: bool
     ) -> Iterator[Tensor]:
         """Rows that are worked on together: such as miss the same steps."""
-        patterns, which = missing.unique(dim=0, return_inverse=True)
-        size = max(1, stepper_of(pair).steps_at_once // (k * missing.shape[-1]))
+        patterns, which = any_cell(missing).unique(dim=0, return_inverse=True)
+        size = max(1, stepper_of(pair).steps_at_once // (k * batch.num_steps))
         for index, pattern in enumerate(patterns):
             if every_row or pattern.any():
                 yield from (which == index).nonzero().flatten().split(size)
 
-    def __init__(self, pair: Pair, batch: SequenceBatch, missing: Tensor, k: int) -> None:
-        steps = missing[0].nonzero().flatten().tolist()
+    def __init__(self, pair: Pair, batch: SequenceBatch, missing: Any, k: int) -> None:
+        steps = any_cell(missing)[0].nonzero().flatten().tolist()
         one = batch.select(slice(1))
         gaps = one.sampling(steps)
         trace = trace_model(pair.model, gaps)
@@ -100,8 +102,9 @@ class _Chain:
         if latents:
             guided = _proposes(pair, one, latents)
             self.kinds = ["mixed", "guide", "values"] if guided else ["prior", "values"]
-        self.paths = PathMoves(pair, batch, steps, stems, k)
-        self.blocks = PathMoves(pair, batch, steps, stems, min(k, BLOCK_PARTICLES), places)
+        self.paths = PathMoves(pair, batch, steps, stems, k, missing)
+        few = min(k, BLOCK_PARTICLES)
+        self.blocks = PathMoves(pair, batch, steps, stems, few, missing, places)
         self.hard = False
 
     def move(
@@ -127,18 +130,18 @@ class _DeclaredChain(_Chain):
 
     @staticmethod
     def groups(
-        pair: Pair, batch: SequenceBatch, missing: Tensor, k: int, every_row: bool
+        pair: Pair, batch: SequenceBatch, missing: Any, k: int, every_row: bool
     ) -> Iterator[Tensor]:
         """Any rows, as many as the memory takes paths of."""
         model: Any = pair.model
         numbers = batch.num_steps * model.latent_size
         numbers += sum(x[0].numel() for x in tree_leaves(batch.values))
-        rows = (missing.any(-1) | every_row).nonzero().flatten()
+        rows = (any_cell(missing).any(-1) | every_row).nonzero().flatten()
         yield from rows.split(max(1, PATH_NUMBERS // (k * numbers))) if len(rows) else ()
 
-    def __init__(self, pair: Pair, batch: SequenceBatch, missing: Tensor, k: int) -> None:
+    def __init__(self, pair: Pair, batch: SequenceBatch, missing: Any, k: int) -> None:
         stepper = stepper_of(pair)
-        stepper.check(batch, missing)
+        stepper.check(batch.with_missing(missing))
         model: Any = pair.model
         self.pair, self.batch, self.missing, self.k = pair, batch, missing, k
         self.by_steps = stepper.proposes_by_step("guide")
@@ -191,6 +194,6 @@ def as_path(latents: dict[str, Any]) -> Tensor:
     return path
 
 
-def blanked(batch: SequenceBatch, missing: Tensor) -> SequenceBatch:
-    """Return the batch with zeros at its missing steps."""
-    return batch.with_values(mixed(missing, tree_map(torch.zeros_like, batch.values), batch.values))
+def blanked(batch: SequenceBatch, missing: Any) -> SequenceBatch:
+    """Return the batch with zeros at its missing cells, which count as observed."""
+    return batch.with_values(blank_missing(batch.values, missing))

@@ -1,4 +1,4 @@
-"""Impute missing steps: observations drawn given all others, before and after them."""
+"""Impute what is missing: observations drawn given all others, before and after them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.gaps import blanked, draw_gaps
+from pyro_seq.infer.smc.conditional_filter import mixed
+from pyro_seq.infer.smc.particle_filter import cells_to_draw
+from pyro_seq.pairs.model import SequenceModel
 from pyro_seq.pairs.pair import Pair
 
 
 @torch.no_grad()
 def infill(
-    pair: Pair, batch: SequenceBatch, missing: Any, *, samples: int = 64, draws: int = 1
+    pair: Pair, batch: SequenceBatch, missing: Any = None, *, samples: int = 64, draws: int = 1
 ) -> Any:
-    """Draw the missing steps of sequences: values `[N * draws, T, *event]`.
+    """Draw what is missing from sequences: values `[N * draws, T, *event]`.
 
     The draws of one sequence stand side by side.
 
@@ -28,46 +31,56 @@ def infill(
     observations are exact or unlikely under it, it takes many more.
 
     A pair declared by its equations runs in a particle filter. Any other's particles are whole
-    paths: its model runs where `batch.at(t)` is `None` at missing steps, with sites named for their
-    steps; long sequences take many particles.
+    paths: its model runs where `batch.at(t)` is `None` at steps with missing cells, with sites
+    named for their steps; long sequences take many particles. Of a step that was seen in part, the
+    other cells are drawn given those seen, and the density of these weighs (`mask_cells`). A model
+    that draws its missing cells exactly (`SequenceModel.exact_fill`) is asked for the draws.
 
     Args:
         pair: any model and guide, used in evaluation mode.
-        batch: N sequences; what stands at missing steps is not looked at.
-        missing: `[N, T]`, true where an observation is missing; of all sequences `[T]`; a tensor,
-            array or list. Padding is left as it is. The batch's own missing steps (`with_missing`)
-            are filled in as well. What was observed is returned as it is.
+        batch: N sequences; what stands in missing cells is not looked at.
+        missing: what is missing, beside what the batch lacks itself (`None` for no more): steps by
+            number, or truth values `[T]`, `[N, T]` or by cell `[N, T, *event]`, of a named group
+            also a dict of such (as `SequenceBatch.with_missing` takes it). Padding is left as it
+            is. What was observed is returned as it is, bit for bit.
         samples: particles for each draw.
         draws: draws for each sequence, independent of each other.
 
-    Raises `UserError` for a batch without values, another shape than its mask's, numbers below 1,
-    and sites not named for their steps.
+    Raises `UserError` for a batch without values, masks of another shape, numbers below 1, and sites not named for their steps.
     """
     if batch.values is None or not len(batch):
         raise UserError("there is nothing to fill in: the batch has no observations")
-    try:
-        missing = torch.as_tensor(missing)
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(
-            "missing must be a tensor, an array or a list of truth values, got a "
-            f"{type(missing).__name__}"
-        ) from None
-    if missing.dtype != torch.bool or missing.shape not in (batch.mask.shape, batch.mask.shape[1:]):
-        shape = f"{list(batch.mask.shape)} or {[batch.num_steps]}"
-        raise UserError(
-            f"missing must be true or false for each step, of shape {shape}, got {missing.dtype} "
-            f"{list(missing.shape)}"
-        )
     for what, number in (("samples", samples), ("draws", draws)):
         whole(number, f"the number of {what}", 1)
-    missing = (batch.missing_mask | missing.to(batch.device)) & batch.mask
-    repeated = blanked(batch, missing).repeat(draws)
-    filled = repeated.values
+    gaps = cells_to_draw(batch, missing)
+    if batch.missing is not None:
+        gaps = batch.missing if gaps is None else tree_map(torch.logical_or, gaps, batch.missing)
+    if gaps is None:
+        raise UserError("there is nothing to fill in: no cell of the batch is missing")
+    gaps = tree_map(lambda cells: cells.repeat_interleave(draws, 0), gaps)
     with pair.scope(), pair.evaluating():
-        for rows, found in draw_gaps(pair, repeated, missing.repeat_interleave(draws, 0), samples):
-            filled = tree_map(
-                lambda whole, x, rows=rows: whole.index_copy(0, rows, x.to(whole.dtype)),
-                filled,
-                found.values,
-            )
+        filled = _exact(pair, batch, missing, draws)
+        if filled is None:
+            repeated = batch.repeat(draws)
+            filled = _by_moves(pair, blanked(repeated, gaps), gaps, samples)
+    return mixed(gaps, filled, batch.repeat(draws).values)
+
+
+def _exact(pair: Pair, batch: SequenceBatch, missing: Any, draws: int) -> Any:
+    """The model's own exact draws, or `None`."""
+    if not isinstance(pair.model, SequenceModel):
+        return None
+    gaps = batch if missing is None else batch.with_missing(missing)
+    return pair.model.exact_fill(gaps, draws)
+
+
+def _by_moves(pair: Pair, batch: SequenceBatch, gaps: Any, samples: int) -> Any:
+    """Draw the gaps of each sequence once, by moves that leave the posterior invariant."""
+    filled = batch.values
+    for rows, found in draw_gaps(pair, batch, gaps, samples):
+        filled = tree_map(
+            lambda whole, x, rows=rows: whole.index_copy(0, rows, x.to(whole.dtype)),
+            filled,
+            found.values,
+        )
     return filled

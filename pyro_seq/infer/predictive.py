@@ -12,10 +12,12 @@ from pyro.infer import Predictive
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_seq._cells import any_cell
 from pyro_seq._pytree import tree_cat, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.gaps import blanked, draw_gaps
+from pyro_seq.infer.smc.particle_filter import cells_to_draw
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.poutine.checks import named
@@ -40,14 +42,14 @@ def posterior_predictive(
     The pair is in evaluation mode, and without gradients. The samples are the same as those of
     `Predictive(pair.model, guide=pair.guide, num_samples=num_samples, parallel=parallel)(batch)`
     under the same seed, to the bit, inside the pair's own parameters, for batches without missing
-    steps. Steps that the batch leaves to be sampled are predicted, observed ones returned as they
-    are. No guide may look at them, since zeros stand there:
+    cells. What the batch lacks is predicted, what was observed returned as it is. No guide may look
+    at zeros in the place of what is predicted:
 
     - Steps after the last observation (`batch.continued(H)`): the guide sees the sequences up to
       there, and the model draws all that follows.
-    - Gaps before an observation (`batch.with_missing(steps)`), and latents that the guide leaves to
-      enumeration: both are drawn together, as `infill` draws them. The states of a shipped `hmm`
-      are summed out there and not returned.
+    - Gaps before an observation, cells of steps that were seen in part (`batch.with_missing`), and
+      latents that the guide leaves to enumeration: all are drawn together, as `infill` draws them.
+      The states of a shipped `hmm` are summed out there and not returned.
 
     Args:
         pair: any model and guide that take a `SequenceBatch`.
@@ -62,7 +64,7 @@ def posterior_predictive(
         particles: for each sample of each sequence, where gaps lie before an observation.
 
     Raises `UserError` for a batch without values, numbers below 1, and for names of sites that are
-    not there. Where no steps are missing, latents that are marked to be enumerated come from the
+    not there. Where nothing is missing, latents that are marked to be enumerated come from the
     prior, since no guide infers them: that is warned of.
     """
     if batch.values is None:
@@ -103,8 +105,14 @@ def _drawn(
             return pair.guide(batch)
 
     with pair.scope(), pair.evaluating():
-        if bool((batch.missing_mask & batch.mask).any()):
-            draw: Any = partial(_Gapped(pair, batch, particles), replicate=replicate)
+        gaps = batch.missing
+        if batch.to_sample:
+            left = cells_to_draw(batch)
+            gaps = left if gaps is None else tree_map(torch.logical_or, left, gaps)
+        if gaps is not None and bool(any_cell(gaps).any()):
+            gapped = _Gapped(pair, batch, gaps, particles)
+            draw: Any = partial(gapped, replicate=replicate)
+            batch = gapped.batch
         else:
             draw = _replicated if replicate else _predicted
         with marked:
@@ -171,9 +179,14 @@ class _Gapped:
     latents and gaps are drawn together by particles.
     """
 
-    def __init__(self, pair: Pair, batch: SequenceBatch, particles: int) -> None:
-        self.pair, self.particles = pair, particles
-        self.before = batch.before_gaps()
+    def __init__(self, pair: Pair, batch: SequenceBatch, gaps: Any, particles: int) -> None:
+        self.pair, self.particles, self.gaps = pair, particles, gaps
+        self.blank = blanked(batch, gaps)
+        steps = any_cell(gaps)
+        seen = batch.mask & any_cell(tree_map(torch.logical_not, gaps))
+        # the model samples whole steps, and is given those that were seen in part
+        batch = self.batch = self.blank.sampling(steps.any(0).nonzero().flatten().tolist())
+        self.before = None if bool((seen & steps.any(0)).any()) else batch.before_gaps()
         trace = trace_model(pair.model, batch)
         self.hidden = {name for name, site in sample_sites(trace) if is_enumerated(site)}
         self.events = {name: site["fn"].event_shape for name, site in sample_sites(trace)}
@@ -225,13 +238,12 @@ class _Gapped:
         self, batch: SequenceBatch, num_samples: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return (latents, observations in the gaps) by site `[num_samples, N, …]`."""
-        missing = batch.missing_mask & batch.mask
-        repeated = blanked(batch, missing).repeat(num_samples)
+        repeated = self.blank.repeat(num_samples)
         rows, parts = [], []
         for some, found in draw_gaps(
             self.pair,
             repeated,
-            missing.repeat_interleave(num_samples, 0),
+            tree_map(lambda cells: cells.repeat_interleave(num_samples, 0), self.gaps),
             self.particles,
             every_row=True,
         ):
@@ -247,6 +259,6 @@ class _Gapped:
         for stem in self.stems:
             of_stem = values[stem.member] if isinstance(values, dict) else values
             gaps |= {
-                stem.at(t): of_stem[:, :, t] for t in batch.missing if stem.at(t) in self.events
+                stem.at(t): of_stem[:, :, t] for t in batch.to_sample if stem.at(t) in self.events
             }
         return latents or {}, gaps

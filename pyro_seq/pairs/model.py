@@ -125,6 +125,13 @@ class SequenceModel(nn.Module):
         """Compute (features of p(x_t | …) `[*lead, T, emission.num_features]`, carried)."""
         raise TypeError(f"{type(self).__name__} must define decode(h, latents, rnn_state)")
 
+    def exact_fill(self, batch: SequenceBatch, draws: int) -> Any:
+        """Return exact draws of a batch's missing cells, or `None` where only moves draw them.
+
+        Values `[N * draws, T, *event]`, those of one sequence side by side, of p(x_missing |
+        x_observed); `infill` puts what was observed in its place.
+        """
+
     # running them
 
     def initial(self, *lead: int) -> ModelState:

@@ -31,6 +31,12 @@ class Observed(NamedTuple):
     names: Tensor
 
 
+def observed_steps(batch: SequenceBatch, names: Tensor) -> Observed:
+    """Return the steps of a batch of which anything was observed, for a check."""
+    cells = batch.missing is not None or batch.to_sample
+    return Observed(batch.mask & ~batch.missing_mask if cells else batch.mask, names)
+
+
 def is_factor(site: Any) -> bool:
     """Tell whether a site is a `pyro.factor`: a term of the density, and no observation."""
     return isinstance(site["fn"], dist.Unit)
@@ -263,13 +269,17 @@ def check_support(name: str, fn: Any, value: Tensor, observed: Observed, step: i
         observed: which steps to look at.
         step: the one that the site is for.
     """
-    row = value.dim() - len(fn.event_shape) - 1
+    row, counted = value.dim() - len(fn.event_shape) - 1, []
     while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
+        if isinstance(fn, dist.MaskedDistribution) and isinstance(fn._mask, Tensor):
+            counted.append(fn._mask)
         fn = fn.base_dist
     if isinstance(fn, torch.distributions.Beta):  # whose density has no bound at the ends
         inside, wanted = (value > 0) & (value < 1), "strictly between 0 and 1"
     else:
         inside, wanted = fn.support.check(value), _in_words(fn.support)
+    for mask in counted:  # cells that are left out are not looked at
+        inside = inside | ~mask.view(*mask.shape, *(1,) * (inside.dim() - mask.dim()))
     look = observed.active if step is None else observed.active[:, step]
     # a density of another shape, which `score` refuses
     if row < 0 or inside.shape[row : row + look.dim()] != look.shape:

@@ -37,8 +37,8 @@ def demo_frame() -> DataFrame:
 
     draw = np.random.default_rng(17)
     days = pd.date_range("2023-01-02", periods=DAYS, freq="D")
-    year = np.cos(2 * np.pi * (days.dayofyear.to_numpy() - 15) / 365.25)  # 1 in January
-    weekday = np.asarray(days.dayofweek)
+    year = np.cos(2 * np.pi * (days.day_of_year.to_numpy() - 15) / 365.25)  # 1 in January
+    weekday = np.asarray(days.day_of_week)
     weather = _weather(year, draw)
     temperature = 11 - 9 * year + _autoregression(0.8, 2.0, draw)
     parts = []

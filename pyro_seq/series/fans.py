@@ -61,6 +61,7 @@ def fan_chart(forecast: Forecast, row: int, history: Series, truth: Series | Non
         if truth is not None:
             _after(axes, column, truth)
         axes.set_ylabel(_short(column.name), parse_math=False)
+    figure.align_ylabels(panels)
     left = len(forecast.columns) - len(columns)
     more = f" ({left} more columns are not shown)" if left else ""
     entitle(panels[0], f"{_short(str(forecast.ids[row]), 60)}{more}")
@@ -95,6 +96,8 @@ def _fan(axes: Axes, forecast: Forecast, row: int, column: Column, past: Past) -
         axes.plot(*past, ".", color=INK, markersize=3)
         axes.plot(times, paths.mean(0), color=COLOUR, linewidth=1.4)
         axes.set_ylim(-0.05, 1.05)
+        if column.words:
+            axes.set_yticks([0, 1], [_short(word) for word in column.words])
         return
     axes.plot(*past, color=INK, linewidth=1.0, marker=marker, markersize=3)
     levels = [level for share, _ in BANDS for level in (0.5 - share / 2, 0.5 + share / 2)]

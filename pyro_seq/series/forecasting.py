@@ -83,15 +83,16 @@ class Forecast:
         return {column.name: self.paths[column.name].mean(1) for column in self.numeric}
 
     def probabilities(self, name: str) -> NDArray[np.float64]:
-        """Return the share of paths with each word of a category.
+        """Return the share of paths with each word of a category, or of a yes-or-no column.
 
         Returns `[N, H, K + 1]`, in the order of the column's words, last the bucket of words that
-        are not known. Raises `UserError` for a column that is no category of the forecast.
+        are not known, which a yes-or-no column `[N, H, 2]` has not. Raises `UserError` for other
+        columns.
         """
         column = next((c for c in self.columns if c.name == name), None)
-        if column is None or column.kind != "category":
+        if column is None or column.kind not in ("category", "yes"):
             raise UserError(f"{name!r} is not a category of the forecast")
-        codes = np.arange(len(column.words) + 1)
+        codes = np.arange(2 if column.kind == "yes" else len(column.words) + 1)
         return (self.paths[name][..., None] == codes).mean(1)
 
     def sum(self) -> NDArray[np.float64]:
@@ -105,9 +106,9 @@ class Forecast:
         """Return a long frame: a row for each series, step and column.
 
         Its columns are `id`, `time`, `column`, `mean`, `median`, and `lo-L`, `hi-L` for each of the
-        levels L, the ends of the central interval that holds L % of the draws. A category has a row
-        for each word instead, with `category` and `probability`; these two are there if the schema
-        has a category.
+        levels L, the ends of the central interval that holds L % of the draws. A column of words
+        has a row for each word instead, with `category` and `probability`; these two are there if
+        the schema has such a column.
 
         Args:
             levels: in percent, each in (0, 100).
@@ -132,12 +133,13 @@ class Forecast:
         return frame.drop(columns=["_row", "_step", "_place"])
 
     def _rows(self, column: Column, bounds: dict[str, float]) -> DataFrame:
-        if column.kind != "category":
+        if not column.words:
             return self._numbers(column.name, self.paths[column.name], column.kind, bounds)
         import pandas as pd
 
         shares = self.probabilities(column.name)
-        words = [*column.words, UNKNOWN] if shares[..., -1].any() else [*column.words]
+        unknown = column.kind == "category" and shares[..., -1].any()
+        words = [*column.words, UNKNOWN] if unknown else [*column.words]
         rows, steps, codes = np.indices((*shares.shape[:2], len(words))).reshape(3, -1)
         return pd.DataFrame(
             {

@@ -86,8 +86,8 @@ def test_a_frame_has_a_row_for_each_series_step_and_column(forecast: Forecast) -
         "id", "time", "column", "mean", "median", "lo-80", "hi-80", "lo-97.5", "hi-97.5",
         "category", "probability",
     ]  # fmt: skip
-    assert len(frame) == N * H * (3 + len(WORDS))
-    assert frame["id"].tolist() == [name for name in "abc" for _ in range(H * 6)]
+    assert len(frame) == N * H * (2 + 2 + len(WORDS))
+    assert frame["id"].tolist() == [name for name in "abc" for _ in range(H * 7)]
     row = frame[(frame["id"] == "b") & (frame["column"] == "temperature")].iloc[2]
     assert row["time"] == pd.Timestamp("2024-02-29")
     of = forecast.paths["temperature"][1, :, 2]
@@ -99,6 +99,8 @@ def test_a_frame_has_a_row_for_each_series_step_and_column(forecast: Forecast) -
     sums = words.groupby("time")["probability"].sum()
     np.testing.assert_allclose(sums, 1.0, atol=1e-12)
     assert words["median"].isna().all()
+    opened = frame[(frame["column"] == "open") & (frame["category"] == "yes")]
+    np.testing.assert_allclose(opened["probability"], forecast.mean()["open"].reshape(-1))
 
 
 def test_words_that_are_not_known_have_a_row_where_they_were_drawn(forecast: Forecast) -> None:

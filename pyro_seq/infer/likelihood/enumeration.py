@@ -22,6 +22,7 @@ from pyro_seq.poutine.step_densities import (
     check_support,
     is_enumerated,
     is_factor,
+    observed_steps,
     place_of,
 )
 from pyro_seq.poutine.time_sites import places_of, sample_sites
@@ -63,7 +64,7 @@ def enumerated_steps(pair: Pair, batch: SequenceBatch, rows: Tensor) -> Tensor:
     on each other at once.
     """
     model_trace = _enumerated_trace(pair, batch)
-    factors = list(_factors(model_trace, batch, Observed(batch.mask, rows)))
+    factors = list(_factors(model_trace, batch, observed_steps(batch, rows)))
     _check_order(factors)
     last = {symbol: i for i, factor in enumerate(factors) for symbol in factor.dims}
     dims: tuple[str, ...] = (ROW,)

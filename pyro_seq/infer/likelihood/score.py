@@ -57,7 +57,8 @@ class Score:
     """The log-likelihood of N sequences (or of one window of each), in nats.
 
     Attributes:
-        steps: `[N, T]`, each step's share log p(x_t | x_{<t}); zero at padding. A row's sum is the
+        steps: `[N, T]`, each step's share log p(x_t | x_{<t}); zero at padding. Missing
+            cells count nothing. A row's sum is the
             sequence's log-likelihood.
         mask: `[N, T]`, which steps belong to a sequence.
         total: `[N]`, the log-likelihood of all windows so far; for a single one `log_likelihood`.

@@ -126,11 +126,9 @@ def doubted(scored: Score) -> Score:
 def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, first: bool) -> None:
     if batch.values is None or batch.num_steps == 0 or len(batch) == 0:
         raise UserError("there is nothing to score: the batch has no observations")
-    if batch.missing:
-        instead = "particle_filter takes missing steps, for pairs declared by their equations"
+    if batch.to_sample:
         raise UserError(
-            f"{len(batch.missing)} steps are missing, and only observations can be scored: "
-            f"{instead}"
+            f"{len(batch.to_sample)} steps are to be sampled, and only observations can be scored"
         )
     if first and not bool(batch.lengths.all()):
         empty = (batch.lengths == 0).nonzero().flatten().tolist()

@@ -11,6 +11,7 @@ from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.infer.smc.particles import Particles, drawn_by_weight
 from pyro_seq.infer.smc.steps import Genealogy, Steps, half_prior
+from pyro_seq.pairs.model import prepared
 from pyro_seq.pairs.pair import Pair
 
 Move = Literal["prior", "mixed", "guide", "values"]
@@ -38,21 +39,22 @@ class _Moved(Steps):
         batch: SequenceBatch,
         k: int,
         move: Move,
-        missing: Tensor,
+        missing: Any,
         path: Filled | None,
         guess: Any,
     ) -> None:
         seen = batch if guess is None else batch.with_values(guess)
         proposal = "guide" if move in ("guide", "mixed") else "prior"
         super().__init__(pair, seen, k, proposal, None if move == "guide" else missing, None)
-        self.observed = self.model.emission.prepare(
-            batch.values if path is None else path.values, batch.mask
-        )
+        blank = path is None and self.missing is not None
+        self.observed = prepared(self.model, batch.with_missing(missing) if blank else batch)
         self.move_kind, self.path = move, path
 
-    def _observation(self, t: int, emission: Any, observed: Tensor) -> tuple[Tensor, Tensor]:
+    def _observation(
+        self, emission: Any, observed: Tensor, unknown: Tensor | None, seen: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The same, with the path's value as the first particle's."""
-        x, share = super()._observation(t, emission, observed)
+        x, share = super()._observation(emission, observed, unknown, seen)
         if self.path is not None and self.missing is not None:
             x = _first(observed.expand(x.shape[1:]).to(x.dtype), x)
         return x, share
@@ -72,7 +74,7 @@ class _Moved(Steps):
             z = _first(kept, posterior.sample())
             return z, prior.log_prob(z) - posterior.log_prob(z)
         assert self.missing is not None
-        return half_prior(prior, posterior, self.missing[:, t], kept)
+        return half_prior(prior, posterior, self.blind[:, t], kept)
 
 
 def _first(kept: Tensor | None, drawn: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ def _first(kept: Tensor | None, drawn: Tensor) -> Tensor:
 def moved(
     pair: Pair,
     batch: SequenceBatch,
-    missing: Tensor,
+    missing: Any,
     k: int,
     move: Move,
     path: Filled | None = None,
@@ -108,7 +110,7 @@ def moved(
     Args:
         pair: a declared pair, with a `SequenceGuide` for `mixed` and `guide`.
         batch: N sequences; what stands in the gaps is not looked at.
-        missing: `[N, T]`, the gaps.
+        missing: `[N, T, *event]`, the cells in the gaps, a tree like the values.
         k: particles, the path among them.
         move: see above.
         path: what is kept; `guide` and `values` need one.
@@ -139,12 +141,14 @@ def moved(
     return found
 
 
-def mixed(missing: Tensor, drawn: Any, observed: Any) -> Any:
-    """Return what was drawn where it is missing, and what was observed elsewhere."""
-    return tree_map(
-        lambda x, y: torch.where(
-            missing.view(*missing.shape, *(1,) * (y.dim() - 2)), x.to(y.dtype), y
-        ),
-        drawn,
-        observed,
-    )
+def mixed(missing: Any, drawn: Any, observed: Any) -> Any:
+    """Return what was drawn where it is missing, and what was observed elsewhere.
+
+    What is missing are steps `[N, T]`, or cells, a tree like the values.
+    """
+    gone = missing
+    if isinstance(missing, Tensor):
+        gone = tree_map(
+            lambda y: missing.view(*missing.shape, *(1,) * (y.dim() - missing.dim())), observed
+        )
+    return tree_map(lambda x, y, cells: torch.where(cells, x.to(y.dtype), y), drawn, observed, gone)

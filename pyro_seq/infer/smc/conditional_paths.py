@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
+from pyro_seq.distributions.cells import conditioned, mask_cells
 from pyro_seq.infer.smc.conditional_filter import Filled, Move
 from pyro_seq.infer.smc.particles import drawn_by_weight
 from pyro_seq.pairs.pair import Pair
@@ -41,6 +43,7 @@ class PathMoves:
         steps: the gaps.
         stems: what the model's observations are called.
         k: particles, the path among them.
+        missing: the cells in the gaps, a tree like the values; others of these steps were observed.
         places: the steps of the model's sites, which `moved_block` goes by.
     """
 
@@ -51,6 +54,7 @@ class PathMoves:
         steps: list[int],
         stems: list[Stem],
         k: int,
+        missing: Any = None,
         places: Places | None = None,
     ) -> None:
         self.pair, self.batch, self.steps, self.stems, self.k = pair, batch, steps, stems, k
@@ -61,6 +65,35 @@ class PathMoves:
         # number of particles of the last move, on average over the sequences
         self.effective = float(k)
         self.fills = {stem.at(t): (stem, t) for stem in stems for t in steps}
+        self.in_part = {} if missing is None else self._cells_seen(missing)
+
+    def _cells_seen(self, missing: Any) -> ForSome:
+        """Return (x_t, its cells that were seen) of the sites in gaps that were seen in part."""
+        found: ForSome = {}
+        for name, (stem, t) in self.fills.items():
+            gone, values = (
+                tree[stem.member] if isinstance(tree, dict) else tree
+                for tree in (missing, self.batch.values)
+            )
+            # at padding nothing is missing, and nothing was seen
+            there = self.batch.mask[:, t].view(-1, *(1,) * (gone.dim() - 2))
+            seen = (~gone[:, t] & there).expand_as(gone[:, t])
+            if seen.any():
+                found[name] = (
+                    values[:, t].repeat_interleave(self.k, 0),
+                    seen.repeat_interleave(self.k, 0),
+                )
+        return found
+
+    def _of_cells_seen(self, trace: Any, steps: range | None = None) -> Tensor:
+        """Return the log-density of the cells seen in gaps `[N * k]`, of some steps or of all."""
+        total, like = self._figures().double().sum(-1), self._figures()
+        for name, (_, seen) in self.in_part.items():
+            if name in trace and (steps is None or self.fills[name][1] in steps):
+                site = trace.nodes[name]
+                site = {**site, "fn": mask_cells(site["fn"], seen)}
+                total = total + by_step(name, site, trace, like).double().sum(-1)
+        return total
 
     def moved(
         self, move: Move, path: Filled | None = None, guess: Any = None, draws: int = 1
@@ -78,9 +111,8 @@ class PathMoves:
             path, self._latents(path, self.every if move == "values" else self.first)
         )
         of_latents = self._log_prob(trace, self._is_latent) if move == "values" else 0.0
-        return self._drawn(
-            self._log_prob(trace, _is_observed) + of_latents, draws, trace, path, gaps=True
-        )
+        weights = self._log_prob(trace, _is_observed) + self._of_cells_seen(trace)
+        return self._drawn(weights + of_latents, draws, trace, path, gaps=True)
 
     def _by_guide(self, path: Filled, draws: int) -> list[Filled]:
         """Make the move `guide`, whose model and guide see sequences without gaps."""
@@ -107,9 +139,8 @@ class PathMoves:
             self._log_prob(side, self._is_latent) for side in (trace, guide_trace)
         )
         mixture = torch.logaddexp(by_prior, by_guide) - math.log(2)
-        return self._drawn(
-            self._log_prob(trace, _is_observed) + by_prior - mixture, draws, trace, path, gaps=True
-        )
+        weights = self._log_prob(trace, _is_observed) + self._of_cells_seen(trace)
+        return self._drawn(weights + by_prior - mixture, draws, trace, path, gaps=True)
 
     def moved_block(self, path: Filled, steps: range) -> Filled:
         """Return the path with latents and gaps of some steps drawn anew.
@@ -121,7 +152,8 @@ class PathMoves:
         fixed = self._log_prob(
             trace, lambda name, site: _is_observed(name, site) or not self._is_of(name, steps)
         )
-        return self._drawn(fixed, 1, trace, path, gaps=True)[0]
+        weights = fixed + self._of_cells_seen(trace, steps)
+        return self._drawn(weights, 1, trace, path, gaps=True)[0]
 
     def _is_latent(self, name: str, site: Any) -> bool:
         return not site["is_observed"] and name not in self.fills
@@ -155,7 +187,7 @@ class PathMoves:
                 name: (x, whose if self._is_of(name, block) else self.every)
                 for name, (x, whose) in given.items()
             }
-        with _given(given):
+        with _SeenInPart(self.in_part), _given(given):
             trace = poutine.trace(model).get_trace(particles)
         classify([Side(trace, self.pair.model, marks.found)], particles, self.pair)
         return trace
@@ -197,3 +229,21 @@ class PathMoves:
 
 def _is_observed(name: str, site: Any) -> bool:
     return bool(site["is_observed"])
+
+
+class _SeenInPart(Messenger):
+    """Give observations that a model samples the cells that were seen, and draw the others.
+
+    The others are drawn given the cells seen.
+    """
+
+    def __init__(self, cells: ForSome) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.cells and not msg["is_observed"]:
+            x, seen = self.cells[msg["name"]]
+            x = x.to(msg["value"].dtype)
+            drawn = conditioned(msg["fn"], x, seen).sample()
+            msg["value"] = torch.where(seen, x, drawn)

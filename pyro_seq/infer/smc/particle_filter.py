@@ -8,9 +8,11 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_seq._cells import any_cell, missing_cells
 from pyro_seq._pytree import tree_cat, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
+from pyro_seq.infer.smc.conditional_filter import mixed
 from pyro_seq.infer.smc.particles import Particles, drawn_by_weight, particle_rows
 from pyro_seq.infer.smc.replayed import ReplayedSteps
 from pyro_seq.infer.smc.steps import Genealogy, Steps
@@ -60,7 +62,7 @@ def particle_filter(
     *,
     samples: int,
     proposal: Proposal = "guide",
-    missing: Tensor | None = None,
+    missing: Any = None,
     paths: bool = True,
     particles: Particles | None = None,
     state: Any = None,
@@ -83,25 +85,29 @@ def particle_filter(
         batch: N sequences; may start from a state (of one particle, `[N, …]`).
         samples: K.
         proposal: where latents are drawn from.
-        missing: `[N, T]`, true where x_t is not known, besides the batch's own missing steps: it is
-            drawn from the emission and counts nothing. A guide sees a guess and proposes half of
-            the particles at observed steps, and none in the gaps, where the guess would make it too
-            sure; the weights are of the mixture with the prior (Hesterberg 1995).
+        missing: what is to be drawn, as `SequenceBatch.with_missing` takes it: steps, or truth
+            values by step or cell. It is drawn from the emission, given the cells that were seen
+            of the step, and counts nothing; what follows sees what was drawn. A guide sees a guess
+            and proposes half of the particles at observed steps, and none where nothing was seen
+            and the guess would make it too sure; the weights are of the mixture with the prior
+            (Hesterberg 1995). Cells that the batch itself lacks are not drawn: they count nothing,
+            and what follows sees that they were not seen.
         paths: whether to keep the latents and values of all steps.
         particles, state: of the window before, `state` being `[N * K, …]`.
         rows: what the sequences are called in a message.
 
-    Raises `UserError` for missing steps of functions, and as `score` does.
+    Raises `UserError` for anything to be drawn of functions, and as `score` does.
     """
     stepper = stepper_of(pair)
-    if batch.missing:
-        missing = batch.missing_mask if missing is None else batch.missing_mask | missing
+    missing = cells_to_draw(batch, missing)
     if missing is not None and not stepper.proposes_by_step(proposal):
         raise UserError(
-            f"a particle filter over missing steps with proposals from the {proposal} needs a "
+            f"a particle filter that draws what is missing with proposals from the {proposal} needs a "
             "SequenceModel" + " with a SequenceGuide" * (proposal == "guide")
         )
-    stepper.check(batch, missing)
+    stepper.check(batch if missing is None else batch.with_missing(missing))
+    if batch.to_sample:
+        batch = batch.with_values(batch.values, batch.missing)
     if missing is not None and proposal == "guide" and not stepper.is_exact:
         batch = _guessed(pair, batch, missing, samples, particles, state)
     run = _Filter(stepper, samples, proposal, paths)
@@ -119,13 +125,13 @@ def particle_filter(
 def _guessed(
     pair: Pair,
     batch: SequenceBatch,
-    missing: Tensor,
+    missing: Any,
     samples: int,
     particles: Particles | None,
     state: Any,
 ) -> SequenceBatch:
     """Return the batch with a guess of what is missing, for the guide to look at."""
-    if not bool((missing & batch.mask).any()):
+    if not bool(any_cell(missing).any()):
         return batch
     found = particle_filter(
         pair,
@@ -138,11 +144,20 @@ def _guessed(
     )
     rows = drawn_by_weight(found.log_weights, 1)
 
-    def filled(observed: Tensor, drawn: Tensor) -> Tensor:
-        unknown = (missing & batch.mask).view(*missing.shape, *(1,) * (observed.dim() - 2))
-        return torch.where(unknown, drawn.flatten(0, 1)[rows].to(observed.dtype), observed)
+    drawn = tree_map(lambda x: x.flatten(0, 1)[rows], found.values)
+    return batch.with_values(mixed(missing, drawn, batch.values), batch.missing)
 
-    return batch.with_values(tree_map(filled, batch.values, found.values))
+
+def cells_to_draw(batch: SequenceBatch, missing: Any = None) -> Any:
+    """Return the cells of a batch that are to be drawn, a tree like its values, or `None`.
+
+    These are what is told to be missing, and the steps that the batch leaves to be sampled.
+    """
+    found = None if missing is None else missing_cells(missing, batch.values, batch.mask)
+    if not batch.to_sample:
+        return found
+    left = missing_cells(sorted(batch.to_sample), batch.values, batch.mask)
+    return left if found is None else tree_map(torch.logical_or, left, found)
 
 
 class _Filter(NamedTuple):
@@ -157,7 +172,7 @@ class _Filter(NamedTuple):
         self,
         batch: SequenceBatch,
         carried: Any,
-        missing: Tensor | None,
+        missing: Any,
         particles: Particles | None,
         names: Tensor,
     ) -> ParticleFilterResult:

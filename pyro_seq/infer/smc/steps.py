@@ -9,17 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_seq._cells import any_cell, partly
 from pyro_seq._pytree import tree_leaves, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.base import Distribution
+from pyro_seq.distributions.cells import conditioned, mask_cells
 from pyro_seq.nn.precision import full_precision
+from pyro_seq.pairs.model import prepared, told_at
 from pyro_seq.pairs.pair import Pair
 
 
 class Steps:
     """One batch of particles `[K, N]` on its way through the steps.
 
-    What all particles of a sequence share has no dimension K.
+    What all particles of a sequence share has no dimension K. Cells that are `missing`, a tree
+    like the values, are drawn; those that the batch lacks itself count nothing and stay unseen.
     """
 
     def __init__(
@@ -28,7 +32,7 @@ class Steps:
         batch: SequenceBatch,
         k: int,
         proposal: str,
-        missing: Tensor | None,
+        missing: Any,
         carried: Any,
     ) -> None:
         model: Any = pair.model
@@ -36,7 +40,11 @@ class Steps:
         guide: Any = pair.guide if proposal == "guide" and model.latent_size else None
         self.guide = guide
         self.batch, self.k, self.missing = batch.with_cache(), k, missing
-        self.observed = self.model.emission.prepare(batch.values, batch.mask)
+        self.observed = prepared(model, batch)
+        if missing is not None:
+            # steps of which nothing is known, where a guide has seen a guess at most
+            known = tree_map(lambda cells, gone: cells & ~gone, batch.seen, missing)
+            self.blind = any_cell(missing) & ~any_cell(known)
         n, alike = len(batch), True
         if carried is None:
             self.state = self.model.state_before(batch)
@@ -107,13 +115,23 @@ class Steps:
             parts = emission if isinstance(emission, dict) else {"": emission}
             values = {}
             for name, part in parts.items():
-                stands = observed[name] if isinstance(emission, dict) else observed
-                values[name], share = self._observation(t, part, stands)
+                stands, gone, told = (
+                    of[name] if isinstance(of, dict) else of for of in (observed, unknown, seen)
+                )
+                values[name], share = self._observation(part, stands, gone, told)
                 grown.append(share)
             return values if isinstance(emission, dict) else values[""]
 
+        unknown = tree_map(lambda gone: gone[:, t], self.missing)
+        seen = told = told_at(self.batch, t)
+        if seen is not None and unknown is not None:
+            told = tree_map(torch.logical_or, seen, unknown)
         x, z, self.state = self.model.advance(
-            self.state, self.batch.inputs_at(t), draw_latent, draw_observation
+            self.state,
+            self.batch.inputs_at(t),
+            draw_latent,
+            draw_observation,
+            *(() if told is None else (told,)),
         )
         if z is not None:
             self.latent = z
@@ -126,7 +144,7 @@ class Steps:
             return z, z.new_zeros(())
         posterior = self._posterior(t, prior)
         if self.missing is not None:
-            return half_prior(prior, posterior, self.missing[:, t])
+            return half_prior(prior, posterior, self.blind[:, t])
         z = posterior.rsample()
         return z, prior.log_prob(z) - posterior.log_prob(z)
 
@@ -138,10 +156,11 @@ class Steps:
         )
         return posterior.expand(prior.batch_shape)
 
-    def _observation(self, t: int, emission: Any, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_t, drawn where it is missing; its log-density `[K, N]` or `[N]`, zero there)."""
-        unknown = None if self.missing is None else self.missing[:, t]
-        return observe_or_draw(emission, observed, unknown, (self.k, len(self.batch)))
+    def _observation(
+        self, emission: Any, observed: Tensor, unknown: Tensor | None, seen: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(x_t, drawn where it is unknown; its log-density `[K, N]` or `[N]`, of what was seen)."""
+        return observe_or_draw(emission, observed, unknown, seen, (self.k, len(self.batch)))
 
     def carried(self) -> Any:
         """Return the state after the last step, `[N * K, …]`."""
@@ -182,20 +201,37 @@ def half_prior(
 
 
 def observe_or_draw(
-    emission: Any, observed: Tensor, unknown: Tensor | None, lead: tuple[int, int]
+    emission: Any,
+    observed: Tensor,
+    unknown: Tensor | None,
+    seen: Tensor | None,
+    lead: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """Return (x_t, drawn where unknown; its log-density, zero where unknown).
+    """Return (x_t, drawn where unknown; the log-density of the cells seen, `[K, N]` or `[N]`).
 
-    The log-density is `[K, N]` or `[N]`.
+    Args:
+        emission: p(x_t | …).
+        observed: x_t `[N, *event]`, in the cells that are unknown or unseen anything.
+        unknown: the cells to draw given the others, `[N, *event]`; `None` for none.
+        seen: the cells that count, unless they are unknown; `None` for all.
+        lead: (K, N).
     """
     if unknown is None:
-        return observed, emission.log_prob(observed)
+        known = emission if seen is None else mask_cells(emission, seen)
+        return observed, known.log_prob(observed)
     emission = emission.expand(lead)
-    events = (1,) * len(emission.event_shape)
-    drawn = emission.sample() if unknown.any() else observed.expand(*lead, *emission.event_shape)
-    x = torch.where(unknown.view(-1, *events), drawn, observed)
-    log_prob = emission.log_prob(x)
-    return x, torch.where(unknown, torch.zeros_like(log_prob), log_prob)
+    if seen is None and not bool(partly(unknown, 1).any()):
+        whole = any_cell(unknown, 1)
+        drawn = emission.sample() if whole.any() else observed.expand(lead + emission.event_shape)
+        x = torch.where(unknown, drawn, observed)
+        log_prob = emission.log_prob(x)
+        return x, torch.where(whole, torch.zeros_like(log_prob), log_prob)
+    counts = ~unknown if seen is None else seen & ~unknown
+    log_prob = mask_cells(emission, counts).log_prob(observed)
+    x = torch.where(unknown, conditioned(emission, observed, counts).sample(), observed)
+    if seen is not None:  # what a member of a group tells the members after it
+        mask_cells(emission, seen | unknown).log_prob(x)
+    return x, log_prob
 
 
 class Genealogy:

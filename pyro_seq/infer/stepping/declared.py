@@ -21,10 +21,10 @@ from pyro_seq.emissions.base import over_time
 from pyro_seq.infer.stepping.replay import ReplayStepper
 from pyro_seq.infer.stepping.stepper import DrawLatent, Observe, Stepper
 from pyro_seq.pairs.guide import SequenceGuide
-from pyro_seq.pairs.model import ModelState, SequenceModel
+from pyro_seq.pairs.model import ModelState, SequenceModel, prepared
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.observation_sites import TransformDistribution, unchanged
-from pyro_seq.poutine.step_densities import Observed, check_support
+from pyro_seq.poutine.step_densities import check_support, observed_steps
 
 AHEAD = 64  # steps that are drawn between two looks at Pyro's global settings
 STATES = 8_192  # sequences that are sampled side by side
@@ -137,17 +137,16 @@ class DeclaredStepper(Stepper[ModelState]):
         rest = {name: value for name, value in latents.items() if name != "z"}
         return rest | {f"z_{t}": z for t, z in enumerate(path)}
 
-    def check(self, batch: SequenceBatch, missing: Tensor | None = None) -> None:
+    def check(self, batch: SequenceBatch) -> None:
         """All observations, before a table of embeddings is asked for symbols that it lacks."""
         if batch.values is None:
             return
         emission = self.model.emission
-        prepared = emission.prepare(batch.values, batch.mask)
+        known = prepared(self.model, batch)
         like = over_time(emission.blank(1, 1, device=batch.device), None)
-        active = batch.mask if missing is None else batch.mask & ~missing
-        observed = Observed(active, torch.arange(len(batch), device=batch.device))
+        observed = observed_steps(batch, torch.arange(len(batch), device=batch.device))
         for name, fn in like.items() if isinstance(like, dict) else (("", like),):
-            values = prepared[name] if name else prepared
+            values = known[name] if name else known
             check_support(f"x_{name}" if name else "x", fn, values, observed, None)
 
     def to_check(self, batch: SequenceBatch, rows: Tensor) -> None:

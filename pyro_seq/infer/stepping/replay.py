@@ -49,6 +49,7 @@ class Prefix(NamedTuple):
         inputs: side inputs `[n, t, C]`.
         stems: what the observations are called; none where no run has told.
         state: what the steps are preceded by, as the function returned it.
+        missing: the cells of the steps that were not observed, as of a batch.
     """
 
     lengths: Tensor
@@ -57,12 +58,15 @@ class Prefix(NamedTuple):
     inputs: Tensor | None = None
     stems: tuple[Stem, ...] = ()
     state: Any = None
+    missing: Any = None
 
     def followed_by(self, num_steps: int, inputs: Tensor | None) -> SequenceBatch:
         """The batch of these steps and of so many to be sampled."""
         state = None if self.state is None else {"model": self.state, "guide": None}
         if self.values is not None:
-            batch = SequenceBatch(self.values, inputs=self.inputs, state=state)
+            batch = SequenceBatch(
+                self.values, inputs=self.inputs, state=state, missing=self.missing
+            )
             return batch.continued(num_steps, inputs)
         lengths = [num_steps] * len(self.lengths)
         batch = SequenceBatch(None, lengths, inputs=inputs, state=state)
@@ -94,7 +98,8 @@ class ReplayStepper(Stepper[Prefix]):
             trace, values = self._run(state, batch)
         x = stacked(values)
         whole = x if state.values is None else tree_map(_joined, state.values, x)
-        return values[0], prefix_of(trace, batch.with_values(whole), self._stems(state, trace))
+        seen = batch.with_values(whole, batch.missing)
+        return values[0], prefix_of(trace, seen, self._stems(state, trace))
 
     def sample(
         self,
@@ -157,7 +162,8 @@ def prefix_of(trace: Any, batch: SequenceBatch, stems: list[Stem]) -> Prefix:
     state = getattr(trace.nodes["_RETURN"]["value"], "state", None)
     if state is None:
         before = None if batch.state is None else batch.state["model"]
-        return Prefix(batch.lengths, latents, batch.values, batch.inputs, tuple(stems), before)
+        known = batch.values, batch.inputs, tuple(stems), before, batch.missing
+        return Prefix(batch.lengths, latents, *known)
     with_batch_first({"model": state}, len(batch))
     latents = {name: value for name, value in latents.items() if places[name] == WHOLE}
     return Prefix(torch.zeros_like(batch.lengths), latents, stems=tuple(stems), state=state)

@@ -16,7 +16,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.observation_sites import TransformDistribution, unchanged
-from pyro_seq.poutine.step_densities import Observed
+from pyro_seq.poutine.step_densities import Observed, observed_steps
 
 # steps of particles that are worked on at once: bounds the memory of that work, not of what is kept
 CHUNK_STEPS = 32_768
@@ -127,10 +127,10 @@ class Stepper(ABC, Generic[State]):
         """
         raise TypeError(f"the states of a {type(self).__name__} have no particles to the left")
 
-    def check(self, batch: SequenceBatch, missing: Tensor | None = None) -> None:
+    def check(self, batch: SequenceBatch) -> None:
         """Raise `UserError` for observations outside of the support.
 
-        Only what is known before the model runs is checked; `missing` `[N, T]` are not looked at.
+        Only what is known before the model runs is checked, and no missing cell.
         """
 
     def to_check(self, batch: SequenceBatch, rows: Tensor) -> Observed | None:
@@ -138,4 +138,4 @@ class Stepper(ABC, Generic[State]):
 
         `rows` is what the sequences are called in a message.
         """
-        return Observed(batch.mask, rows)
+        return observed_steps(batch, rows)

@@ -82,7 +82,11 @@ def roles_of(raw: Raw, options: ReadOptions) -> Roles:
             raise UserError(f"series named by {id_!r} are long, not {options.layout}")
         id_ = None
     rest = [name for name in names if name not in (id_, time)]
-    for name in [n for n in raw.nameless if n in rest and n not in given]:
+    if len(raw.nameless) < len(raw.frame.columns):
+        unnamed = [n for n in raw.nameless if n in rest and n not in given]
+    else:  # the file has no header
+        unnamed = []
+    for name in unnamed:
         if len(rest) > 1 and _runs(raw.frame[name]):
             raw.notes.append(f"{name!r} has no name and numbers the rows: it is left out")
             rest.remove(name)

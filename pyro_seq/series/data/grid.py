@@ -13,7 +13,8 @@ from pyro_seq.series.data.steps import HOUR, Step
 
 NEAR = 1e-6  # of a step: what rounding leaves of times that are numbers
 LOOSE = 0.05  # of a step: moves that differ less from whole steps are meant as such
-MOST_SHARED = 0.02  # of the rows may share a step with another row
+# of the rows may have the time of the row before, or another one within the same step
+MOST_SAME, MOST_SHARED = 0.001, 0.02
 MOST_HOLES, FEW_ROWS = 100, 10_000  # steps a row; steps that are always allowed
 
 
@@ -61,8 +62,8 @@ class Findings:
             )
         if self.spread:
             said.append(
-                "rows with one and the same time just fill the hole before it, as where clocks "
-                f"are put forward, and are spread over it: {listed(self.spread)}"
+                "the hour that clocks skip (daylight saving) has rows, which all have the time "
+                f"after it, and are spread over it: {listed(self.spread)}"
             )
         if self.clocks:
             said.append(
@@ -104,9 +105,8 @@ def place(
 
     Raises `UserError` that names the row where times go back, or repeat, or have no common step.
     """
-    if step.unit == "ns":
-        if local and step.size < 24 * HOUR:
-            times = _without_clock_changes(raw, rows, times, step, found)
+    if step.unit == "ns" and local and step.size <= HOUR:
+        times = _without_clock_changes(raw, rows, times, step, found)
         times = _spread(raw, rows, times, step, found)
     moves = np.diff(times).astype(np.float64)
     if (moves < 0).any():
@@ -189,7 +189,7 @@ def _is_change(time: np.generic) -> bool:
 def _spread(
     raw: Raw, rows: NDArray[np.int64], times: NDArray[np.generic], step: Step, found: Findings
 ) -> NDArray[np.generic]:
-    """Return times in which rows of one and the same time fill the hole around it, if just so."""
+    """Return times in which an hour of rows with the time after a skipped hour are within it."""
     moves = np.diff(times).astype(np.int64)
     same = moves == 0
     if not same.any():
@@ -200,7 +200,8 @@ def _spread(
         if first == 0 or last + 1 >= len(times):
             continue
         count = int(last - first) + 1
-        if int((times[last + 1] - times[first - 1]).astype(np.int64)) == (count + 1) * size:
+        gap = int((times[last + 1] - times[first - 1]).astype(np.int64))
+        if count * size == HOUR and gap == HOUR + size and _is_change(times[first - 1]):
             ahead = (np.arange(1, count + 1) * size).astype("timedelta64[ns]")
             found.spread.append(
                 f"rows {raw.rows[rows[first]]:,} to {raw.rows[rows[last]]:,} "
@@ -256,16 +257,17 @@ def _count_shared(
     shared = np.flatnonzero(np.diff(positions) == 0) + 1
     if not len(shared):
         return
-    frame = raw.frame
-    alike = [frame.iloc[rows[i]].equals(frame.iloc[rows[i - 1]]) for i in shared[:1000]]
-    found.same += sum(alike)
-    shared = np.array([i for n, i in enumerate(shared) if n >= 1000 or not alike[n]], np.int64)
-    if not given and len(shared) > MOST_SHARED * len(rows):
-        at = int(shared[0])
+    alike = raw.repeats[rows[shared]]
+    found.same += int(alike.sum())
+    shared = shared[~alike]
+    same = shared[times[shared] == times[shared - 1]]
+    many = len(same) > MOST_SAME * len(rows) or len(shared) > MOST_SHARED * len(rows)
+    if not given and many:
+        at = int(same[0] if len(same) else shared[0])
         raise UserError(
-            f"{raw.place(rows[at], name)}: the time {_shown(times[at])} is that of row "
-            f"{raw.rows[rows[at - 1]]:,} too; a series has one row a step. If the file has several "
-            "series, name the column that tells them apart by --id"
+            f"{raw.place(rows[at], name)}: the time {_shown(times[at])} is within the same step as "
+            f"that of row {raw.rows[rows[at - 1]]:,}, {_shown(times[at - 1])}; if the file has "
+            "several series, name the column that tells them apart by --id"
         )
     found.shared += [f"row {raw.rows[rows[i]]:,} ({_shown(times[i])})" for i in shared]
 

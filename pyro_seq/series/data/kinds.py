@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,7 +100,7 @@ def _check_no_units(raw: Raw, name: str, texts: Words) -> None:
         word = texts.words[almost[0]]
         raise UserError(
             f"{raw.place(texts.first_row(almost[0]), name)}: {word!r} is not a number; write it "
-            f"without a unit, or say --kind {name}=category if it is a word"
+            f"without a unit, or say --kind {shlex.quote(name + '=category')} if it is a word"
         )
 
 
@@ -155,12 +156,12 @@ def kind_of(values: Sequence[NDArray[np.float64]], words: Sequence[str] = ()) ->
         return "real"
     if low == 0 and high == 1 and ((pooled == 0) | (pooled == 1)).all():
         return "yes"
-    zeros = float((pooled == 0).mean())
+    zeros, ones = int((pooled == 0).sum()), int((pooled == 1).sum())
     if low >= 0 and high <= MOST_COUNT and (pooled == np.round(pooled)).all():
         return _count_kind([v[~np.isnan(v)] for v in values])
-    if low >= 0 and high <= 1 and zeros + float((pooled == 1).mean()) > EDGES:
+    if low >= 0 and high <= 1 and zeros + ones > max(EDGES * len(pooled), 2):
         return "share"
-    return "positive" if low >= 0 and zeros > ZEROS else "real"
+    return "positive" if low >= 0 and zeros > max(ZEROS * len(pooled), 2) else "real"
 
 
 def _count_kind(values: Sequence[NDArray[np.float64]]) -> Kind:

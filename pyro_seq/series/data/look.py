@@ -70,7 +70,7 @@ def _columns(table: SeriesTable) -> list[str]:
         seen = values[~np.isnan(values)]
         share = 1 - len(seen) / max(len(values), 1)
         missing = "" if not share else f"{len(values) - len(seen):,} ({100 * share:.2g} %)"
-        rows.append((column.name, column.role, column.kind, _range(column, seen), missing))
+        rows.append((_plain(column.name), column.role, column.kind, _range(column, seen), missing))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -82,12 +82,18 @@ def _columns(table: SeriesTable) -> list[str]:
     return lines
 
 
+def _plain(text: str, most: int = 40) -> str:
+    """Return a text from a file so that it keeps to one line."""
+    text = text if len(text) <= most else text[:most] + "…"
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def _range(column: Column, seen: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str:
     if column.words:
         counts = np.bincount(seen.astype(int), minlength=len(column.words))
         order = np.argsort(-counts[: len(column.words)], kind="stable")[:5]
         shown = ", ".join(
-            f"{column.words[i]} {100 * counts[i] / max(len(seen), 1):.2g} %" for i in order
+            f"{_plain(column.words[i])} {100 * counts[i] / max(len(seen), 1):.2g} %" for i in order
         )
         more = len(column.words) - len(order)
         return shown + (f", {more:,} more" if more else "")

@@ -202,9 +202,11 @@ class _Making:
             else:
                 cells = self.cells[name]
                 values = [cells.values[rows] for rows in self.groups.values()]
-                if role == "static":
-                    values = [np.array([v[0] for v in values])]
-                kind = self.options.kinds.get(name) or kind_of(values, cells.words)
+                kind = self.options.kinds.get(name)
+                if kind is None and role == "static":
+                    kind = kind_of([np.array([v[0] for v in values])], cells.words)
+                    kind = kind if kind in ("yes", "category") else "real"
+                kind = kind or kind_of(values, cells.words)
                 words_ = cells.words if kind in ("yes", "category") else ()
                 column = Column(name, kind, role, words_)
                 found.append(column)

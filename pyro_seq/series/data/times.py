@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +39,7 @@ CLOCKS = (
     "", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H:%M", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p",
     " %H",
 )  # fmt: skip
+MINUTE, DAY = 60 * 10**9, 86_400 * 10**9
 EPOCHS = ((1e8, 1e10, "s"), (1e11, 1e13, "ms"), (1e14, 1e16, "us"), (1e17, 9e18, "ns"))
 SAMPLE = 200
 
@@ -84,10 +86,26 @@ def times_of(raw: Raw, name: str, options: ReadOptions) -> Times:
         return _of_pandas(raw, column, options)
     if not _has_text(column) and options.time_format is None:
         return _of_numbers(raw, name, column.to_numpy(), options)
+    if options.time_format is None and (moments := _plain_dates(column)) is not None:
+        return _localised(raw, name, moments, options)
     texts = words_of(column)
     if (texts.codes < 0).any():
         raise UserError(f"{raw.place(int((texts.codes < 0).argmax()), name)}: the time is missing")
     return _of_words(raw, name, texts, options)
+
+
+def _plain_dates(column: pd.Series) -> pd.DatetimeIndex | None:
+    """Return a column of ISO dates without zones as moments, by the short way; else `None`."""
+    import pandas as pd
+
+    sample = [str(word) for word in column.iloc[:: max(len(column) // SAMPLE, 1)]]
+    if not all(ISO.fullmatch(word) and not OFFSET.search(word) for word in sample):
+        return None
+    try:
+        moments = pd.DatetimeIndex(pd.to_datetime(column, format="ISO8601"))
+        return None if moments.tz is not None or moments.hasnans else moments.as_unit("ns")
+    except (ValueError, OverflowError):  # the long way says which cell is wrong
+        return None
 
 
 def _has_text(column: pd.Series) -> bool:
@@ -164,8 +182,14 @@ def _of_words(raw: Raw, name: str, texts: Words, options: ReadOptions) -> Times:
             f"{name!r} is read as {right[0]}: {words[0]!r} is {example:%Y-%m-%d %H:%M}"
         )
     moments = read[right[0]]
-    if right[0] == "iso" and (zone := _zone_of(raw, name, texts)) is not None:
-        return Times(moments.as_unit("ns").asi8[texts.codes], True, options.zone or zone)
+    if right[0] == "iso" and (offsets := _offsets_of(raw, name, texts)) is not None:
+        values = moments.as_unit("ns").asi8
+        clock = values + offsets * MINUTE
+        if np.ptp(offsets) and not np.ptp(clock % DAY) and options.zone is None:
+            raw.notes.append(f"{name!r} has days of a zone with daylight saving: they are dates")
+            return Times(clock[texts.codes], True)
+        zone = options.zone or _zone_of(raw, name, offsets)
+        return Times(values[texts.codes], True, zone)
     return _localised(raw, name, pd.DatetimeIndex(moments[texts.codes]), options)
 
 
@@ -174,7 +198,9 @@ def _only(raw: Raw, name: str, read: dict[str, pd.DatetimeIndex], texts: Words) 
     uneven = {}
     for form, moments in read.items():
         values = moments.as_unit("ns").asi8[texts.codes]
-        steps = np.diff(values)
+        months = values.view("datetime64[ns]").astype("datetime64[M]").astype(np.int64)
+        one_day = len(np.unique(moments.day)) == 1
+        steps = np.diff(months if one_day else values)
         up = steps[steps > 0]
         common = np.unique(up, return_counts=True)[1].max() / max(len(steps), 1) if len(up) else 0.0
         uneven[form] = (int((steps < 0).sum()), -float(common))
@@ -196,13 +222,21 @@ def formats_of(words: list[str]) -> list[str]:
     for pattern, form in ((QUARTER, "quarters"), (WEEK, "weeks")):
         if all(pattern.fullmatch(word) for word in words):
             return [form]
-    if not all(any(c.isdigit() for c in w) and any(not c.isdigit() for c in w) for w in words[:9]):
-        return []
-    found = []
+    found = [form for form, pattern in _patterns().items() if pattern.fullmatch(words[0])]
+    return [form for form in found if not _moments(words, form).isna().any()]
+
+
+@cache
+def _patterns() -> dict[str, re.Pattern[str]]:
+    """Return the known formats of dates, each with a pattern of the texts that may be of it."""
+    parts = {
+        "%Y": r"\d{4}", "%f": r"\d+", "%b": "[A-Za-z]{3}", "%B": "[A-Za-z]{3,9}", "%p": "[AaPp][Mm]",
+    }  # fmt: skip
+    found = {}
     for day, clock in itertools.product(DAYS, CLOCKS):
-        form = day + clock
-        if all(not _moments(part, form).isna().any() for part in (words[:1], words)):
-            found.append(form)
+        text = re.sub(r"[. ]", lambda hit: re.escape(hit[0]), day + clock)
+        text = re.sub(r"%[A-Za-z]", lambda hit: parts.get(hit[0], r"\d{1,2}"), text)
+        found[day + clock] = re.compile(text)
     return found
 
 
@@ -232,44 +266,40 @@ def _moments(words: list[str], form: str) -> pd.DatetimeIndex:
     return moments.where((years > 1677) & (years < 2262))
 
 
-def _zone_of(raw: Raw, name: str, texts: Words) -> str | None:
-    """Return the zone that ISO dates name, `None` if they name none.
+def _offsets_of(raw: Raw, name: str, texts: Words) -> NDArray[np.int64] | None:
+    """Return the minutes from UTC of each text, `None` if no text has a zone.
 
-    Two offsets an hour apart, the later hours of summer, are one zone, and this is said.
+    Two offsets an hour apart, that change at most twice a year or so, are those of one zone.
     """
     hits = [OFFSET.search(word) for word in texts.words]
     if not any(hits):
         return None
-    offsets = [None if hit is None else _offset(hit[1]) for hit in hits]
-    if None in offsets:
-        code = (
-            offsets.index(None)
-            if offsets[0] is not None
-            else [o is None for o in offsets].index(False)
-        )
-        other = next(w for w, o in zip(texts.words, offsets, strict=True)
-                     if (o is None) != (offsets[code] is None))  # fmt: skip
+    known = [hit is not None for hit in hits]
+    if not all(known):
+        code = known.index(not known[0])
         raise UserError(
-            f"{raw.place(texts.first_row(code), name)}: {texts.words[code]!r} and {other!r} are "
-            "times with and without a zone"
+            f"{raw.place(texts.first_row(code), name)}: {texts.words[code]!r} and "
+            f"{texts.words[0]!r} are times with and without a zone"
         )
-    minutes = np.array([o for o in offsets if o is not None])
+    minutes = np.array([_offset(hit[1]) for hit in hits if hit is not None])
     kinds = np.unique(minutes)
     changes = int((np.diff(minutes) != 0).sum())
-    if len(kinds) > 2 or (
-        len(kinds) == 2 and (kinds[1] - kinds[0] != 60 or changes > 2 + len(minutes) // 1000)
-    ):
+    summer = len(kinds) == 2 and kinds[1] - kinds[0] == 60 and changes <= 2 + len(minutes) // 100
+    if len(kinds) > 1 and not summer:
         code = int(np.flatnonzero(minutes != minutes[0])[0])
         raise UserError(
             f"{raw.place(texts.first_row(code), name)}: {texts.words[code]!r} has another zone "
             f"than {texts.words[0]!r}: write all times in one zone"
         )
-    zone = (
-        "UTC"
-        if kinds[0] == 0
-        else f"{'+' if kinds[0] > 0 else '-'}{abs(kinds[0]) // 60:02}:{abs(kinds[0]) % 60:02}"
-    )
-    if len(kinds) == 2:
+    return minutes
+
+
+def _zone_of(raw: Raw, name: str, offsets: NDArray[np.int64]) -> str:
+    """Return the zone of some offsets, that of winter if there is one of summer, which is said."""
+    least = int(offsets.min())
+    sign = "+" if least > 0 else "-"
+    zone = "UTC" if least == 0 else f"{sign}{abs(least) // 60:02}:{abs(least) % 60:02}"
+    if np.ptp(offsets):
         raw.notes.append(
             f"{name!r} has daylight saving: its offsets from UTC are an hour apart; steps are "
             f"counted in UTC, and the calendar is that of {zone}, or of --zone"

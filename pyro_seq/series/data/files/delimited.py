@@ -132,22 +132,17 @@ def _without_headers(
     starts = records.starts
     line = data[starts[0] : starts[1]].rstrip(b"\r\n")
     data_from = int(starts[1])
-    again = []
-    at = data.find(b"\n" + line, data_from - 1)
-    while at >= 0:
-        row = int(np.searchsorted(starts, at + 1))
-        end = at + 1 + len(line)
-        if (
-            row < len(starts)
-            and starts[row] == at + 1
-            and data[end : end + 1] in (b"", b"\r", b"\n")
-        ):
-            again.append(row)
-        at = data.find(b"\n" + line, at + 1)
-    kept = np.setdiff1d(np.arange(1, len(starts)), again)
+    buffer, stops = np.frombuffer(data, np.uint8), np.append(starts[1:], len(data))
+    alike = np.arange(1, len(starts))
+    alike = alike[stops[alike] - starts[alike] >= len(line)]
+    for at, byte in enumerate(line):
+        alike = alike[buffer[starts[alike] + at] == byte]
+    again = [int(i) for i in alike if not data[starts[i] + len(line) : stops[i]].strip(b"\r\n")]
+    body = np.ones(len(starts), bool)
+    body[[0, *again]] = False
+    kept = np.flatnonzero(body)
     if again:
         notes.append(f"the header is repeated in row {listed([records.lines[r] for r in again])}")
-        stops = np.append(starts[1:], len(data))
         pieces, begin = [], data_from
         for row in again:
             pieces.append(data[begin : starts[row]])
@@ -177,9 +172,11 @@ def _parsed(
         decimal = options.decimal or (decimal if decimal == "." else None)
     ids = [n for n in names if n == options.id or n.casefold() in ID_NAMES]
     lacking = [*MISSING, *options.missing]
+    # of pandas 3 the plain way is exact, and the word is deprecated
+    exact = {"float_precision": "round_trip"} if int(pd.__version__.split(".")[0]) < 3 else {}
     one = len(names) == 1  # then a blank line is a missing cell
     frame = pd.read_csv(
-        io.BytesIO(data),
+        io.BytesIO(data.rstrip(b"\r\n") if one else data),
         sep=delimiter,
         header=None,
         names=names,
@@ -190,10 +187,11 @@ def _parsed(
         skip_blank_lines=not one,
         decimal="," if decimal == "," else ".",
         low_memory=False,
+        **exact,
     )
     rows = records.lines
     if one and len(frame) != len(rows):
-        rows = np.arange(len(frame)) + int(rows[0] if not len(records.blank) else 0)
+        rows = np.arange(len(frame)) + rows[0]
     if len(frame) != len(rows):
         raise UserError(f"{where} cannot be parted into rows: quotation marks inside of cells")
     for name in [n for n in names if n.startswith("\0")]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -140,5 +141,6 @@ def _refuse(raw: Raw, name: str, texts: Words, code: int, decimal: str | None = 
         )
     raise UserError(
         f"{place}: {word!r} is not a number, as others in the column are; leave the cell empty, or "
-        f"say --missing {word!r} if it is missing, or --kind {name}=category if all are words"
+        f"say --missing {shlex.quote(word)} if it is missing, or --kind "
+        f"{shlex.quote(name + '=category')} if all are words"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +60,11 @@ class Raw:
         else:
             where += f"row {self.rows[row]:,}"
         return where if column is None else f"{where}, column {column!r}"
+
+    @cached_property
+    def repeats(self) -> NDArray[np.bool_]:
+        """Which rows `[R]` are the same, to the letter, as an earlier one."""
+        return np.asarray(self.frame.duplicated(), bool)
 
     @property
     def where(self) -> str:

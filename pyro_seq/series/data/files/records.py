@@ -124,10 +124,16 @@ def has_header(rows: list[list[str]]) -> bool:
             return False
     words = {at: cell for at, cell in enumerate(first) if _is_word(cell)}
     if words:
-        return any(all(cell != row[at] for row in body if at < len(row)) or not body
-                   for at, cell in words.items())  # fmt: skip
+        return any(_names_column(cell, at, body) for at, cell in words.items())
     names = [str(n) for n in range(len(first) - 1)]  # pandas' own, with an index before them
     return first[0] == "" and first[1:] == names and all(row[0] != "" for row in body)
+
+
+def _names_column(cell: str, at: int, body: list[list[str]]) -> bool:
+    """Tell whether a word is above cells that are no words, or are other words."""
+    below = [row[at] for row in body if at < len(row) and row[at] not in MISSING]
+    words = sum(map(_is_word, below))
+    return words <= len(below) / 2 or cell not in below
 
 
 def _is_word(cell: str) -> bool:
