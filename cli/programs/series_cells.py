@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,13 +194,12 @@ def _is_word(one: ColumnAnomalies, value: float) -> bool:
 
 def _write_plots(found: Sequence[ColumnAnomalies], folder: Path) -> None:
     from pyro_seq.runs.writing import replacing
-    from pyro_seq.series.fans import chart_names
     from pyro_seq.series.judging.report import anomaly_plot
 
     folder.mkdir(parents=True, exist_ok=True)
-    names = chart_names([f"{one.id} {one.column.name}" for one in found])
-    for one, name in zip(found, names, strict=True):
-        path = folder / name
+    for number, one in enumerate(found, 1):
+        name = re.sub(r"[^\w.-]+", "_", f"{one.id}-{one.column.name}")[:80].strip("._")
+        path = folder / f"{number:0{len(str(len(found)))}d}-{name}.png"
         with replacing(path) as temporary:
             temporary.write_bytes(anomaly_plot(one).png)
         click.echo(str(path))

@@ -7,7 +7,8 @@ over a window of steps, which finds changes that no step alone shows.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+import math
+from bisect import bisect_left, bisect_right, insort
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 WINDOW = 60  # steps whose mean surprise is watched
 TOP = 0.1  # share of what came before whose excess is taken for exponential
+FEW = 5  # of these, with which nothing is said of their excess
 TRUST = 50  # surprises that must have come before to count as much as the model's own word
 LEAST_P = 1e-300
 
@@ -64,21 +66,23 @@ def _among_earlier(values: Array, *, trusted: bool) -> Array:
         found = 0.0
         if n:
             reached = n - bisect_left(earlier, value)
-            found = -float(np.log((reached + 1) / (n + 1)))
-            place = int((1 - TOP) * n)
-            if n >= TRUST and value > earlier[place]:
-                spread = _mean_excess(earlier, place)
-                excess = (value - earlier[place]) / spread if spread > 0 else 0.0
-                found = max(found, -np.log(TOP) + excess) if spread > 0 else found
+            found = -math.log((reached + 1) / (n + 1))
+            if n >= TRUST and value > earlier[int((1 - TOP) * n)]:
+                found = max(found, _beyond(earlier, value))
         own = value if trusted else 0.0
         above[t] = (n * found + TRUST * own) / (n + TRUST)
         insort(earlier, value)
     return above
 
 
-def _mean_excess(ordered: list[float], place: int) -> float:
-    top = ordered[place:]
-    return sum(top) / len(top) - ordered[place]
+def _beyond(ordered: list[float], value: float) -> float:
+    """Return -log P(X >= value) for a value among the top ones, with exponential excesses."""
+    least = ordered[int((1 - TOP) * len(ordered))]
+    top = ordered[bisect_right(ordered, least) :]
+    if len(top) < FEW:
+        return 0.0
+    spread = sum(top) / len(top) - least
+    return -math.log(len(top) / len(ordered)) + (value - least) / spread
 
 
 def first_of_runs(score: Array, window: int = WINDOW) -> Array:
