@@ -261,7 +261,7 @@ def fill(
 
     from pyro_seq._progress import Progress
     from pyro_seq.series.judging.filling import fill as fill_table
-    from pyro_seq.series.judging.filling import fill_scores, hidden
+    from pyro_seq.series.judging.filling import fill_scores, hidden, of_gaps
     from pyro_seq.series.judging.rewriting import write_filled
     from pyro_seq.series.writing import TABLES, check_ending
 
@@ -286,6 +286,7 @@ def fill(
         if not as_json:
             click.echo("\n".join(_filled_text(scores, level)))
     if out is not None:
+        found = of_gaps(table, found)
         written = write_filled(out, table, found, level, data[0] if len(data) == 1 else None)
         result["written"] = [str(path) for path in written]
         if not as_json:

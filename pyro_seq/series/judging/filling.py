@@ -6,9 +6,10 @@ after (`infer.infill`). Long series are filled in stretches, each with what surr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyro
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 STRETCH = 96  # steps that are filled at once
 BESIDE = 48  # steps before and after them that are looked at too
+MOST_ROWS = 16_384  # particles of all stretches that are filled side by side
 BY_WORD = ("category", "yes")
 
 
@@ -93,30 +95,43 @@ def fill(
     """
     whole(draws, "the number of draws", 1)
     targets = model.schema.of_role("target")
-    found = []
-    for place, series in enumerate(table.series):
+    gaps = [
+        {column.name: np.isnan(series.values[column.name]) for column in targets}
+        for series in table.series
+    ]
+    stretches = [
+        _Stretch(place, first, last)
+        for place, of_series in enumerate(gaps)
+        for first, last in _stretches(np.any([*of_series.values()], axis=0))
+    ]
+    drawn: list[dict[str, Array]] = []
+    at_once = max(1, MOST_ROWS // (draws * samples))
+    for start in range(0, len(stretches), at_once):
         if progress is not None and progress.due():
-            progress.show(f"{place:,} of {len(table.series):,} series are filled")
-        gaps = {column.name: np.isnan(series.values[column.name]) for column in targets}
-        cells: dict[str, list[Array]] = {name: [] for name in gaps}
-        for first, last in _stretches(np.any(list(gaps.values()), axis=0)):
-            drawn = _drawn(model, series, first, last, draws, samples)
-            for name, gap in gaps.items():
-                cells[name].append(drawn[name][:, gap[first:last]].T)
-        for column in targets:
-            if cells[column.name]:
-                values = np.concatenate(cells[column.name])
-                steps = np.flatnonzero(gaps[column.name])
-                if not np.isfinite(values).all():
-                    raise UserError(
-                        f"what is to fill {column.name!r} of series {series.id!r} is not finite: "
-                        f"{DIVERGED}"
-                    )
-                if len(steps):
-                    found.append(FilledCells(place, column, steps, values))
+            progress.show(f"{start:,} of {len(stretches):,} stretches are filled")
+        some = stretches[start : start + at_once]
+        drawn += _drawn(model, table.series, some, draws, samples)
     if progress is not None:
         progress.end()
+    found = []
+    for place, column in itertools.product(range(len(table.series)), targets):
+        gap = gaps[place][column.name]
+        parts = [
+            values[column.name][:, gap[at.first : at.last]].T
+            for at, values in zip(stretches, drawn, strict=True)
+            if at.series == place
+        ]
+        if gap.any():
+            found.append(FilledCells(place, column, np.flatnonzero(gap), np.concatenate(parts)))
     return found
+
+
+class _Stretch(NamedTuple):
+    """Steps of a series, among which all are whose cells are filled at once."""
+
+    series: int
+    first: int
+    last: int
 
 
 def _stretches(gap: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
@@ -130,18 +145,47 @@ def _stretches(gap: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
 
 
 def _drawn(
-    model: SeriesModel, series: Series, first: int, last: int, draws: int, samples: int
-) -> dict[str, Array]:
-    """Draws `[D, last - first]` of the targets, what was seen among them."""
-    start, stop = max(0, first - BESIDE), min(len(series), last + BESIDE)
-    batch = model.batch_of([series], start, stop)
+    model: SeriesModel,
+    series: Sequence[Series],
+    stretches: Sequence[_Stretch],
+    draws: int,
+    samples: int,
+) -> list[dict[str, Array]]:
+    """Draws `[D, last - first]` of the targets of each stretch, what was seen among them."""
+    own = [series[at.series] for at in stretches]
+    starts = [max(0, at.first - BESIDE) for at in stretches]
+    stops = [min(len(one), at.last + BESIDE) for one, at in zip(own, stretches, strict=True)]
+    batch = model.batch_of(own, starts, stops)
     with finite_probabilities(), pyro.validation_enabled(False):
         values = infill(model.pair, batch, samples=samples, draws=draws)
     found = model.columns_of(tree_map(lambda x: x.cpu(), values))
-    return {
-        column.name: np.asarray(found[column.name], np.float64)[:, first - start : last - start]
-        for column in model.schema.of_role("target")
-    }
+    parts = []
+    for row, (at, start) in enumerate(zip(stretches, starts, strict=True)):
+        rows, steps = (
+            slice(row * draws, (row + 1) * draws),
+            slice(at.first - start, at.last - start),
+        )
+        part = {}
+        for column in model.schema.of_role("target"):
+            part[column.name] = np.asarray(found[column.name][rows, steps], np.float64)
+            if not np.isfinite(part[column.name]).all():
+                raise UserError(
+                    f"what is to fill {column.name!r} of series {own[row].id!r} is not finite: "
+                    f"{DIVERGED}"
+                )
+        parts.append(part)
+    return parts
+
+
+def of_gaps(table: SeriesTable, found: Sequence[FilledCells]) -> list[FilledCells]:
+    """Return those fills that are of cells which a table lacks, and not of hidden ones."""
+    kept = []
+    for cells in found:
+        values = table.series[cells.series].values[cells.column.name]
+        own = np.isnan(values[cells.steps])
+        if own.any():
+            kept.append(replace(cells, steps=cells.steps[own], draws=cells.draws[own]))
+    return kept
 
 
 def filled_table(table: SeriesTable, found: Sequence[FilledCells]) -> SeriesTable:
