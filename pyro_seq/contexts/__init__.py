@@ -11,12 +11,14 @@ from pyro_seq.contexts.base import NoContext as NoContext
 from pyro_seq.contexts.base import SideInputs as SideInputs
 from pyro_seq.contexts.composite import Chain as Chain
 from pyro_seq.contexts.composite import SplitContext as SplitContext
+from pyro_seq.contexts.lags import Lags as Lags
 from pyro_seq.contexts.observations import LastObservations as LastObservations
 from pyro_seq.contexts.observations import PreviousObservation as PreviousObservation
 
 __all__ = [
     "Chain",
     "Context",
+    "Lags",
     "LastObservations",
     "NoContext",
     "PreviousObservation",

@@ -109,7 +109,9 @@ class LastObservations(Context):
         """`observe`, with the cells that were seen, or all where `seen` is `None`."""
         lead = state["known"].dim() - 1
         seen = tree_map(
-            lambda x, *told: told[0].expand(x.shape) if told else torch.ones_like(x, dtype=torch.bool),
+            lambda x, *told: (
+                told[0].expand(x.shape) if told else torch.ones_like(x, dtype=torch.bool)
+            ),
             observation,
             *([] if seen is None else [seen]),
         )
@@ -130,9 +132,7 @@ class LastObservations(Context):
         known = torch.cat([state["known"], there], 1)
         whole = {"observations": history, "known": known}
         if self.encoder.takes_seen:
-            whole["seen"] = tree_map(
-                lambda *parts: torch.cat(parts, 1), state["seen"], batch.seen
-            )
+            whole["seen"] = tree_map(lambda *parts: torch.cat(parts, 1), state["seen"], batch.seen)
         steps, rows = batch.num_steps, torch.arange(len(batch), device=batch.device).unsqueeze(-1)
         last = batch.lengths.unsqueeze(-1) + torch.arange(self.count, device=batch.device)
         after = tree_map(lambda x: x[rows, last], whole)

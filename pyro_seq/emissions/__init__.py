@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from pyro_seq.emissions.anchored import Anchored as Anchored
 from pyro_seq.emissions.base import Emission as Emission
 from pyro_seq.emissions.base import observe as observe
 from pyro_seq.emissions.base import over_time as over_time
@@ -25,6 +26,7 @@ from pyro_seq.emissions.numeric import ZeroOrGamma as ZeroOrGamma
 
 __all__ = [
     "NADE",
+    "Anchored",
     "Bernoulli",
     "Beta",
     "Binomial",

@@ -1,0 +1,1 @@
+"""Models of series: windows as batches, parts of a schema's kinds, settings."""
