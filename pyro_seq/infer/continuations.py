@@ -74,7 +74,8 @@ def continuation(
         raise UserError(f"the batch has side inputs, so {wanted}")
     found, parts = [], []
     for length in batch.lengths.unique().tolist():
-        size = max(1, stepper_of(pair).rows_at_once(length + num_steps) // (samples * draws))
+        at_once = stepper_of(pair).rows_at_once(length + num_steps)
+        size = max(1, at_once // max(samples, draws))  # particles first, continuations then
         for rows in (batch.lengths == length).nonzero().flatten().split(size):
             prefix = batch.select(rows).truncate(length)
             given = None if inputs is None else inputs[rows]

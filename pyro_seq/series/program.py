@@ -155,7 +155,11 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         return found["seed"], stored_source(found["source"])
 
     def is_same(self, name: str, own: Any, given: Any) -> bool:
-        """See `Program`; options that may be repeated are the same in any order."""
+        """See `Program`; options that may be repeated are the same in any order, and a table is
+        compared by its contents when it is read.
+        """
+        if name == TABLE:
+            return True
         if isinstance(own, tuple) and isinstance(given, (tuple, list)):
             return sorted(map(str, own)) == sorted(map(str, given))
         return super().is_same(name, own, given)
