@@ -58,7 +58,10 @@ def truth_mask(given: Any) -> Tensor | None:
 
 def _steps_or_mask(given: Any, num_steps: int) -> Tensor:
     """A mask of truth values as it is, and of steps by number one of `[T]`."""
-    given = list(given) if isinstance(given, Iterable) and not hasattr(given, "shape") else given
+    if isinstance(given, Iterable) and not (
+        isinstance(given, (str, bytes)) or hasattr(given, "shape")
+    ):
+        given = list(given)  # which may be gone through once alone
     mask = truth_mask(given)
     if mask is None:
         mask = torch.zeros(num_steps, dtype=torch.bool)
@@ -75,6 +78,12 @@ def step_numbers(given: Any, num_steps: int) -> frozenset[int]:
             f"[N, T, *event], got {given!r}"
         )
     found = list(found)
+    if any(isinstance(step, (list, tuple)) or getattr(step, "ndim", 0) for step in found):
+        got = f"{given.dtype} {list(given.shape)}" if hasattr(given, "dtype") else repr(given)
+        raise UserError(
+            "what is missing from a SequenceBatch must be true or false for each step or cell, got "
+            f"{got}"
+        )
     if any(isinstance(step, bool) or _is_truth(step) for step in found):
         raise UserError(
             "missing steps of a SequenceBatch are truth values or whole numbers, not both"
@@ -149,9 +158,7 @@ def partly(cells: Any, steps: int = 2) -> Tensor:
 
 def choose(cells: Any, chosen: Any, others: Any) -> Any:
     """Return trees `chosen` where cells are true and `others` elsewhere, in the latter's types."""
-    return tree_map(
-        lambda y, x, cell: torch.where(cell, x.to(y.dtype), y), others, chosen, cells
-    )
+    return tree_map(lambda y, x, cell: torch.where(cell, x.to(y.dtype), y), others, chosen, cells)
 
 
 def _leaves(cells: Any) -> list[Tensor]:

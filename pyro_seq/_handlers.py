@@ -16,7 +16,6 @@ from torch import Tensor
 
 from pyro_seq.errors import UserError
 
-
 STEP_MARK = "time"  # the key of a site's `infer` that says which step it is of (see `time_sites`)
 
 

@@ -86,13 +86,13 @@ class SequenceBatch:
             )
         self.is_full = shortest == self.num_steps
         self.state = state
-        # steps that a model samples: those of `continued`, and others that predictive tools set
         self.to_sample: frozenset[int] = frozenset()
         self._memo: dict[Hashable, Any] | None = None
         self._mask = torch.arange(self.num_steps, device=self.device) < self.lengths.unsqueeze(-1)
-        self.inputs = None if inputs is None else cleaned("inputs", inputs, self._mask, self.is_full)
-        # `[N, T, *event]`, a tree like the values; `None` where no cell can be missing
-        self.missing: Any = None
+        self.inputs = (
+            None if inputs is None else cleaned("inputs", inputs, self._mask, self.is_full)
+        )
+        self.missing: Any = None  # a tree like the values, `None` where no cell can be missing
         self._seen: Any = None
         if missing is not None:
             self.missing = missing_cells(missing, values, self._mask)
@@ -150,16 +150,13 @@ class SequenceBatch:
 
     @property
     def seen(self) -> Any:
-        """The cells that were observed: `[N, T, *event]`, a tree like the values.
-
-        They are true where nothing is missing, to be sampled or padding.
-        """
+        """The cells observed, `[N, T, *event]`: not missing, nor to be sampled, nor padding."""
         if self._seen is not None:
             return self._seen
         return seen_cells(self.values, self.missing, self._mask, self.to_sample)
 
     def seen_at(self, t: int) -> Any:
-        """Return the cells of step `t` that were observed, `[N, *event]`; of a group a dict."""
+        """Return the cells `seen` of step `t`, `[N, *event]`, a dict for a named group."""
         return tree_map(lambda cells: cells[:, t], self.seen)
 
     def plate(self) -> AbstractContextManager[object]:
@@ -272,18 +269,18 @@ class SequenceBatch:
         return batch
 
     def with_missing(self, missing: Any) -> SequenceBatch:
-        """Return the same batch without some of its observations.
+        """Return the same batch without some of its observations, besides what is missing already.
 
-        Missing cells are zeroed, `seen` is false there, and they count nothing in a likelihood:
-        training and scores leave them out, and contexts and guides see that they were not seen.
-        `infill` and `posterior_predictive` draw them. What is missing already stays missing.
+        Missing cells are zeroed and count nothing in a likelihood: training and scores leave them
+        out, contexts and guides are told what was `seen`. `infill` and `posterior_predictive` draw
+        them.
 
         Args:
             missing: steps by number, in 0…T - 1, missing from all sequences; or truth values, true
                 where something is missing: `[T]`, `[N, T]` or by cell `[N, T, *event]`; a list,
                 tensor or array. Of a named group also a dict of such, members may be absent.
 
-        Raises `UserError` for anything else, and for truth values and numbers mixed.
+        Raises `UserError` for anything else.
         """
         batch, cells = copy(self), missing_cells(missing, self.values, self._mask)
         batch.missing = (
@@ -313,9 +310,7 @@ class SequenceBatch:
         return batch
 
     def before_gaps(self) -> SequenceBatch | None:
-        """Return the beginning of a batch whose steps to be sampled last to its end.
-
-        Returns `None` if any step after one to be sampled is not.
+        """Return the beginning of a batch whose steps to be sampled last to its end, else `None`.
 
         An inference network may look at no more: it would take the zeros there for observations.
         """
@@ -329,7 +324,7 @@ class SequenceBatch:
     def continued(self, num_steps: int, inputs: Tensor | None = None) -> SequenceBatch:
         """Append `num_steps` steps to be sampled, with side inputs `[N, num_steps, C]` if any.
 
-        Raises `UserError` for sequences of unequal length, which have no one step to go on from.
+        Raises `UserError` for sequences of unequal length: they have no one step to go on from.
         """
         num_steps = whole(num_steps, "the number of steps to sample", 0)
         check_continuation(self, num_steps, inputs)
@@ -352,10 +347,7 @@ class SequenceBatch:
         return batch
 
     def repeat(self, particles: int) -> SequenceBatch:
-        """Repeat every sequence, and its state, `particles` times: `[N * particles, T, …]`.
-
-        The copies of one sequence stand side by side.
-        """
+        """Repeat every sequence and its state, side by side: `[N * particles, T, …]`."""
         particles = whole(particles, "the number of copies", 0)
         return self._mapped(lambda tensor: tensor.repeat_interleave(particles, 0))
 

@@ -169,7 +169,7 @@ class WithIndicators(Encoder):
     """The features of an encoder, and for each cell of an observation 1 if it was seen, else 0.
 
     Cells that were not seen are shown as zero, and of an observation of which nothing was seen all
-    features are zero. With these indicators a model and a guide can tell a missing cell from a zero.
+    features are zero. With these indicators a model and a guide tell missing cells from zeros.
 
     Raises `ValueError` for the encoder of a named group: make a `Joint` of members with indicators.
     """

@@ -372,25 +372,27 @@ class TestMissingSteps:
     def test_steps_left_to_be_sampled(self) -> None:
         batch = SequenceBatch(
             {"a": torch.ones(2, 4), "b": torch.ones(2, 4, 3, dtype=torch.long)}, [4, 2]
-        ).with_missing([1, 3])
+        ).sampling([1, 3])
         assert batch.at(1) is None and batch.at(3) is None and batch.at(2)["b"].shape == (2, 3)
         assert not batch.values["a"][:, [1, 3]].any() and batch.values["a"][0, [0, 2]].all()
-        assert batch.with_missing([2]).missing == {1, 2, 3} and batch.missing == {1, 3}
+        assert batch.sampling([2]).to_sample == {1, 2, 3} and batch.to_sample == {1, 3}
         for same in (
             batch.select(slice(0, 1)),
             batch.repeat(2),
             batch.with_state({}),
             batch.with_cache(),
         ):
-            assert same.missing == {1, 3}
-        assert "2 steps missing" in repr(batch)
-        assert not batch.with_values({"a": torch.ones(2, 4), "b": torch.ones(2, 4, 3)}).missing
+            assert same.to_sample == {1, 3}
+        assert "2 of them to be sampled" in repr(batch)
+        assert not batch.with_values({"a": torch.ones(2, 4), "b": torch.ones(2, 4, 3)}).to_sample
 
     def test_continued(self) -> None:
         batch = SequenceBatch(torch.ones(2, 3), inputs=torch.ones(2, 3, 1)).continued(
             2, torch.zeros(2, 2, 1)
         )
-        assert batch.num_steps == 5 and batch.missing == {3, 4} and batch.lengths.tolist() == [5, 5]
+        assert (
+            batch.num_steps == 5 and batch.to_sample == {3, 4} and batch.lengths.tolist() == [5, 5]
+        )
         assert (
             batch.values.tolist() == [[1, 1, 1, 0, 0]] * 2
             and batch.inputs[..., 0].tolist() == [[1, 1, 1, 0, 0]] * 2

@@ -2,8 +2,8 @@
 
 A context is a recurrence without parameters of its own over the observations:
 `features(state, u_t)` before x_t is known, then `observe(state, x_t)`. `over` computes the features
-of all steps at once where observations are known (teacher forcing). Where a batch has missing cells,
-a context is told which ones were seen: `observe(state, x_t, seen)`, and `batch.seen` for `over`.
+of all steps at once where observations are known (teacher forcing). Where cells are missing from a
+batch, a context is told which were seen: `observe(state, x_t, seen)`, and `batch.seen` for `over`.
 """
 
 from pyro_seq.contexts.base import Context as Context

@@ -46,7 +46,8 @@ def infill(
         samples: particles for each draw.
         draws: draws for each sequence, independent of each other.
 
-    Raises `UserError` for a batch without values, masks of another shape, numbers below 1, and sites not named for their steps.
+    Raises `UserError` for a batch without values or of which nothing is missing, masks of another
+    shape, numbers below 1, and sites not named for their steps.
     """
     if batch.values is None or not len(batch):
         raise UserError("there is nothing to fill in: the batch has no observations")

@@ -11,7 +11,6 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_seq._cells import blank_missing
 from pyro_seq._handlers import GivenPath
 from pyro_seq._pytree import tree_map
 from pyro_seq.batch import OVER_ALL_STEPS, SequenceBatch
@@ -23,6 +22,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.nn.dropout import same_features
 from pyro_seq.nn.feedforward import zeros_like_weights
 from pyro_seq.nn.precision import full_precision
+from pyro_seq.pairs.observed import observations, prepared, stack_sampled, told_at
 from pyro_seq.pairs.registration import register
 
 Layout = Literal["path", "steps"]
@@ -236,7 +236,7 @@ class SequenceModel(nn.Module):
             emission = self.emit(features, self._contexts(batch)[0])
             if batch.missing is not None:
                 emission = mask_cells(emission, batch.seen)
-            observed = prepared(self, batch)
+            observed = prepared(self.emission, batch)
             observe("x", over_time(emission, mask), obs=observed, infer=OVER_ALL_STEPS)
         latent = state["latent"] if latents is None else batch.last(latents, state["latent"])
         return SequenceOutput(
@@ -247,7 +247,7 @@ class SequenceModel(nn.Module):
         state = self.state_before(batch)
         values: list[Any] = []
         latents: list[Any] = []
-        observed = observations(self, batch)
+        observed = observations(self.emission, batch)
         complete = batch.values
         path = (
             GivenPath(batch.num_steps)
@@ -263,7 +263,7 @@ class SequenceModel(nn.Module):
                 values.append(x)
                 latents.append(z)
         if values and (batch.values is None or batch.to_sample):
-            complete = stack_sampled(self, batch, values)
+            complete = stack_sampled(self.emission, batch, values)
         return SequenceOutput(
             complete,
             torch.stack(torch.broadcast_tensors(*latents), -2)
@@ -337,40 +337,6 @@ def path_by_steps(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -
     if not isinstance(model, SequenceModel):
         return False
     return model.layout == "path" and not in_one_path(model, batch)
-
-
-def observations(model: SequenceModel, batch: SequenceBatch) -> list[Any]:
-    """Return the observations of each step `[N, *event]`, `None` where they are to be sampled.
-
-    They are converted as the model's emission takes them.
-    """
-    if batch.values is None:
-        return [None] * batch.num_steps
-    known = prepared(model, batch)
-    return [
-        None if t in batch.to_sample else tree_map(lambda x, t=t: x[:, t], known)
-        for t in range(batch.num_steps)
-    ]
-
-
-def prepared(model: SequenceModel, batch: SequenceBatch) -> Any:
-    """Return a batch's observations as the model's emission takes them.
-
-    Where nothing was observed stands a value within the support.
-    """
-    cells = batch.missing is not None or batch.to_sample
-    return model.emission.prepare(batch.values, batch.seen if cells else batch.mask)
-
-
-def told_at(batch: SequenceBatch, t: int) -> Any:
-    """Return the cells of step t that were seen, or `None` where none can be missing."""
-    return None if batch.missing is None or t in batch.to_sample else batch.seen_at(t)
-
-
-def stack_sampled(model: SequenceModel, batch: SequenceBatch, values: list[Any]) -> Any:
-    """Stack observations by step, some of which were sampled; missing cells stay zero."""
-    complete = model.emission.stack(values, batch.mask)
-    return complete if batch.missing is None else blank_missing(complete, batch.missing)
 
 
 def observe_step(

@@ -40,6 +40,7 @@ def lengthened(batch: SequenceBatch) -> SequenceBatch:
         inputs=inputs,
         state=batch.state,
         num_steps=batch.num_steps + 1,
+        missing=tree_map(pad, batch.missing),
     )
 
 
@@ -58,6 +59,8 @@ def prolonged(batch: SequenceBatch) -> SequenceBatch:
         return torch.cat([tensor[:, :length], *[last] * (steps - length)], 1)
 
     inputs = None if one.inputs is None else extend(one.inputs)
-    return SequenceBatch(tree_map(extend, one.values), [steps], inputs=inputs, state=one.state).to(
+    missing = tree_map(extend, one.missing)
+    values = tree_map(extend, one.values)
+    return SequenceBatch(values, [steps], inputs=inputs, state=one.state, missing=missing).to(
         batch.device
     )

@@ -59,6 +59,7 @@ def problems(model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> list
     - At the same latents, in evaluation mode, the density of every site is the same in a second
       call, in another order of the sequences, beside other sequences, with more padding and with
       other numbers in the padding. Sites at padded steps do not count.
+    - Of a batch with missing cells, what stands in them counts nowhere.
     - No distribution of the model depends on its own observation or on later ones.
     - The pair can be scored by steps, the model samples the sites that it scores, and both sides go
       on from the states that they return.
@@ -84,6 +85,7 @@ def problems(model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> list
             invariances.repeatable,
             invariances.independent_sequences,
             invariances.padding,
+            invariances.missing_cells,
             agreement.sampled,
             agreement.windows,
         ]
@@ -106,15 +108,19 @@ def _probe_batch(batch: SequenceBatch) -> SequenceBatch:
     """Return a few sequences of a batch, not all equal, some of them with padding."""
     few = batch.select(slice(SEQUENCES)) if len(batch) > 1 else batch.repeat(2)
     steps = few.num_steps if few.num_steps <= STEPS else STEPS
-    values, inputs = tree_map(lambda x: x[:, :steps].clone(), (few.values, few.inputs))
+    values, inputs, missing = tree_map(
+        lambda x: x[:, :steps].clone(), (few.values, few.inputs, few.missing)
+    )
     lengths = few.lengths.clamp(max=steps)
     if len(batch) == 1:
-        values = tree_map(lambda x: torch.cat([x[:1], x[1:].roll(1, 1)]), values)
+        values, missing = tree_map(
+            lambda x: torch.cat([x[:1], x[1:].roll(1, 1)]), (values, missing)
+        )
     if bool((lengths == steps).all()) and steps > 1:
         lengths[1:] = (
             lengths[1:] - 1 - torch.arange(len(lengths) - 1, device=lengths.device) % 2
         ).clamp(min=1)
-    return SequenceBatch(values, lengths, inputs=inputs, state=few.state)
+    return SequenceBatch(values, lengths, inputs=inputs, state=few.state, missing=missing)
 
 
 def _sites(probe: Probe) -> list[str]:

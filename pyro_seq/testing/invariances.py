@@ -173,6 +173,42 @@ def _unmasked(probe: Probe, side: str) -> Iterator[str]:
                 yield name
 
 
+def missing_cells(probe: Probe) -> Iterator[str]:
+    """Check that the densities of observations leave out cells that are missing."""
+    faults = []
+    for name, site in sites_by_name(probe.model).items() if probe.batch.missing is not None else ():
+        missing = _missing_of(probe, name, site) if site["is_observed"] else None
+        if missing is None or not missing.any():
+            continue
+        value = torch.as_tensor(site["value"])
+        before = _steps(name, site, probe.model, probe.batch)
+        for turned in range(1, len(value)):
+            other = torch.where(missing, value.roll(turned, 0), value)
+            after = _steps(name, {**site, "value": other}, probe.model, probe.batch)
+            if differs(before, after).any():
+                faults.append(name)
+                break
+    for group in by_stem(faults):
+        yield (
+            f"{named(group)} in the model counts cells that are missing: sample it under `with "
+            "batch.active(t)`, with mask_cells(distribution, batch.seen_at(t)) for its distribution"
+        )
+
+
+def _missing_of(probe: Probe, name: str, site: dict[str, Any]) -> Tensor | None:
+    """The missing cells of an observed site, in the shape of its value, if it has that of values.
+
+    A named group's members are told by their names.
+    """
+    place, missing = probe.places[name], probe.batch.missing
+    if isinstance(missing, dict):
+        member = place.stem.member if place.stem is not None else name.partition("_")[2]
+        missing = missing.get(member)
+    if missing is not None and place.step is not None:
+        missing = missing[:, place.step]
+    return missing if missing is not None and missing.shape == site["value"].shape else None
+
+
 def _other_padding(probe: Probe) -> dict[str, Tensor]:
     """Return the probe's latents, with the padded steps of paths reversed."""
     values = dict(probe.values)

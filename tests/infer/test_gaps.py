@@ -217,9 +217,9 @@ def test_guides_refuse_what_was_observed_after_a_gap() -> None:
     ):
         with pytest.raises(
             UserError,
-            match=r"Guide has not seen what is missing before other observations \(steps 1, 3\)",
+            match=r"not seen what is to be sampled before other observations \(steps 1, 3\)",
         ):
-            guide(batch.with_missing([1, 3]))
+            guide(batch.sampling([1, 3]))
         found = posterior_predictive(Pair(model, guide), batch.with_missing([3, 4]), 4)
         assert found["z_4"].shape == (4, 3, 2) and found["x_4"].shape == (4, 3)
         assert posterior_predictive(Pair(model, guide), batch.with_missing(range(5)), 4)[

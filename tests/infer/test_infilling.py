@@ -162,7 +162,7 @@ def test_refusals(written: Pair) -> None:
     missing = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(UserError, match="nothing to fill in"):
         infill(pair, batch.without_values(), missing)
-    with pytest.raises(UserError, match=r"of shape \[2, 3\] or \[3\], got torch.bool \[2, 2\]"):
+    with pytest.raises(UserError, match=r"of shape \[3\] or \[2, 3\], got \[2, 2\]"):
         infill(pair, batch, missing[:, :2])
     with pytest.raises(UserError, match="true or false for each step"):
         infill(pair, batch, missing.float())

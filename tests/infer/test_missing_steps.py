@@ -46,17 +46,41 @@ def batch(**options: Any) -> SequenceBatch:
     ],
 )  # fmt: skip
 def test_by_number_or_by_mask(steps: Any) -> None:
-    missing = batch().with_missing(steps)
-    assert missing.missing == {2, 4} and missing.missing_mask.tolist() == [MASK] * 2
-    assert (
-        missing.at(2) is None
-        and missing.at(3) is not None
-        and missing.values[:, [2, 4]].abs().sum() == 0
-    )
-    assert missing.with_missing([0]).missing == {0, 2, 4} and missing.with_missing([]).missing == {
-        2,
-        4,
-    }
+    gapped = batch().with_missing(steps)
+    assert gapped.missing.tolist() == [MASK] * 2 == gapped.missing_mask.tolist()
+    assert gapped.seen.equal(~gapped.missing) and not gapped.seen_at(2).any()
+    assert not gapped.at(2).any() and gapped.at(3).all()
+    assert gapped.with_missing([0]).missing.sum() == 6
+    assert gapped.with_missing([]).missing.equal(gapped.missing)
+
+
+def test_by_sequence_and_by_cell() -> None:
+    """Masks of every shape; what stands there is zeroed, and may be no number."""
+    values = {"a": torch.ones(2, 3, 2), "b": torch.ones(2, 3, dtype=torch.long)}
+    values["a"][0, 1, 1] = math.nan
+    cells = torch.zeros(2, 3, 2, dtype=torch.bool)
+    cells[0, 1, 1] = cells[1, 2, 0] = True
+    gapped = SequenceBatch(values, [3, 2], missing={"a": cells})
+    assert gapped.missing["a"].sum() == 1 and gapped.missing["b"].sum() == 0  # but for padding
+    assert gapped.at(1)["a"].tolist() == [[1, 0], [1, 1]] and gapped.num_observations == 5
+    assert gapped.seen["a"].sum() == 9 and gapped.seen_at(1)["a"].tolist()[0] == [True, False]
+    both = gapped.with_missing([[False, False, True], [True, False, True]])
+    assert both.missing["b"].tolist() == [[False, False, True], [True, False, False]]
+    assert both.missing["a"].sum() == 5 and both.num_observations == 3
+    assert both.missing_mask.tolist() == both.missing["b"].tolist()
+    assert "7 cells missing" in repr(both)  # 5 of a and 2 of b
+    with pytest.raises(
+        UserError, match=r"values of a SequenceBatch must be finite|a of a Sequence"
+    ):
+        SequenceBatch(values, [3, 2])
+    for wrong, message in (
+        (cells[:, :2], r"shape \[3\] or \[2, 3\] or \[2, 3, 2\], got \[2, 2, 2\]"),
+        ({"c": cells}, r"members \['a', 'b'\] was told what is missing of \['c'\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            gapped.with_missing(wrong)
+    with pytest.raises(UserError, match="nothing can be missing from a SequenceBatch without"):
+        SequenceBatch(None, [2]).with_missing([0])
 
 
 @pytest.mark.parametrize(
@@ -71,12 +95,8 @@ def test_by_number_or_by_mask(steps: Any) -> None:
         ([-1], "must lie in 0…5, got -1"),
         ([True, 2], "truth values or whole numbers, not both"),
         ([0, False], "truth values or whole numbers, not both"),
-        ([True, False], "a mask of missing steps must have 6 entries, one for each step, got 2"),
-        (
-            torch.ones(2, 6, dtype=torch.bool),
-            r"a mask has shape \[6\]: infill and particle_filter take a mask \[N, T\]",
-        ),
-        ([MASK, MASK], r"infill and particle_filter take a mask \[N, T\]"),
+        ([True, False], r"truth values of shape \[6\] or \[2, 6\], got \[2\]"),
+        ([MASK, MASK, MASK], r"truth values of shape \[6\] or \[2, 6\], got \[3, 6\]"),
         ("24", "whole numbers or a mask"),
         (2, "whole numbers or a mask"),
         (None, "whole numbers or a mask"),
@@ -89,7 +109,7 @@ def test_refused(steps: Any, message: str) -> None:
 
 
 def test_methods_keep_them() -> None:
-    """Each method's batch has the gaps that belong to its steps, and a mask of its own shape."""
+    """Each method's batch has the cells that belong to its sequences and steps."""
     missing = batch(lengths=[3, 2]).with_missing([1, 4])
     kept: dict[str, SequenceBatch] = {
         "select": missing.select(torch.tensor([1])), "slice": missing.select(slice(1)),
@@ -98,32 +118,36 @@ def test_methods_keep_them() -> None:
         "remembering": missing.with_cache(),
     }  # fmt: skip
     for name, found in kept.items():
-        assert (
-            found.missing == {1, 4}
-            and found.missing_mask.shape == (len(found), 6)
-            and found.at(1) is None
-        ), name
+        expected = torch.zeros(len(found), 6, dtype=torch.bool)
+        expected[:, 1] = True
+        assert found.missing.equal(expected), name
+        assert found.seen.equal(found.mask & ~expected), name
     short = missing.truncate(3)
-    assert short.missing == {1} and short.missing_mask.tolist() == [[False, True, False]] * 2
-    assert missing.with_values(torch.ones(2, 6)).missing == frozenset()
-    whole_batch = batch().with_missing([1])
-    assert whole_batch.continued(2).missing == {1, 6, 7} and whole_batch.continued(
-        2
-    ).missing_mask.shape == (2, 8)
+    assert short.missing.tolist() == [[False, True, False]] * 2
+    assert short.seen.equal(short.mask & ~short.missing)
+    assert missing.with_values(torch.ones(2, 6)).missing is None
+    assert missing.with_values(torch.ones(2, 6), missing.missing).at(1).sum() == 0
+    assert missing.without_values().missing is None
+    later = batch().with_missing([1]).continued(2)
+    assert later.to_sample == {6, 7} and later.missing.nonzero()[:, 1].tolist() == [1, 1]
+    assert later.seen[0].tolist() == [True, False, *[True] * 4, False, False]
+    assert later.at(1) is not None and later.at(6) is None
 
 
-def test_what_lies_before_the_gaps() -> None:
-    assert batch().before_gaps() is not None and batch().with_missing([2]).before_gaps() is None
-    ragged = batch(lengths=[6, 3]).with_missing([4, 5])
+def test_what_lies_before_the_steps_to_be_sampled() -> None:
+    assert batch().before_gaps() is not None and batch().sampling([2]).before_gaps() is None
+    ragged = batch(lengths=[6, 3]).sampling([4, 5])
     before = ragged.before_gaps()
     assert (
         before is not None
         and before.lengths.tolist() == [4, 3]
         and before.num_steps == 4
-        and not before.missing
+        and not before.to_sample
     )
     assert before.values.equal(ragged.values[:, :4]) and not before.is_full  # type: ignore[union-attr,index]
-    assert batch(lengths=[3, 3]).with_missing([2, 4]).before_gaps().lengths.tolist() == [2, 2]  # type: ignore[union-attr]
+    assert batch(lengths=[3, 3]).sampling([2, 4]).before_gaps().lengths.tolist() == [2, 2]  # type: ignore[union-attr]
+    missing = batch().with_missing([1]).sampling([5])
+    assert missing.before_gaps().missing.sum() == 2  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -173,15 +197,14 @@ class _Gapped:
         pass
 
 
-def test_training_refuses_them() -> None:
+def test_training_leaves_them_out() -> None:
     pair = Pair(RNN(Categorical(3), PreviousObservation(OneHot(3)), hidden_size=4), no_guide)
-    with pytest.raises(
-        UserError,
-        match=(
-            r"1 steps of a batch are missing, and a training needs observations: fill them in "
-            r"first \(infill\)"
-        ),
-    ):
-        Trainer(pair, _Gapped(), TrainingSettings(num_steps=1)).fit()
-    with pytest.raises(UserError, match="1 steps are missing, and only observations can be scored"):
-        score(pair, _Gapped().draw()[0])
+    Trainer(pair, _Gapped(), TrainingSettings(num_steps=2)).fit()
+
+    class Later(_Gapped):
+        def draw(self) -> tuple[SequenceBatch, bool]:
+            return SequenceBatch(torch.randint(3, (2, 4))).continued(1), False
+
+    refused = "1 steps of a batch are to be sampled, and a training needs observations"
+    with pytest.raises(UserError, match=refused):
+        Trainer(pair, Later(), TrainingSettings(num_steps=1)).fit()

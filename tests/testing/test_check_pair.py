@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_seq import SequenceBatch
@@ -416,3 +417,30 @@ def test_vectorised_particles_are_a_note() -> None:
         and "does not run with vectorised particles" in found[0]
         and "one dimension only" in found[0]
     )
+
+
+def test_missing_cells_that_count_are_named() -> None:
+    """A pair that masks padding alone, on a batch that lacks whole steps."""
+
+    def counts_all(batch: SequenceBatch) -> None:
+        level = pyro.param("level", torch.zeros(()))
+        with batch.plate():
+            for t in batch.steps():
+                with poutine.mask(mask=batch.mask[:, t]):
+                    pyro.sample(
+                        f"x_{t}", dist.Normal(level.expand(len(batch)), 1.0), obs=batch.at(t)
+                    )
+
+    def leaves_out(batch: SequenceBatch) -> None:
+        level = pyro.param("level", torch.zeros(()))
+        with batch.plate():
+            for t in batch.steps():
+                with batch.active(t):
+                    pyro.sample(
+                        f"x_{t}", dist.Normal(level.expand(len(batch)), 1.0), obs=batch.at(t)
+                    )
+
+    batch = SequenceBatch(torch.randn(3, 4), missing=torch.rand(3, 4) < 0.5)
+    assert problems(leaves_out, no_guide, batch) == []
+    (wrong,) = problems(counts_all, no_guide, batch)
+    assert "in the model counts cells that are missing: sample it under" in wrong

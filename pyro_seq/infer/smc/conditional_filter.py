@@ -11,7 +11,7 @@ from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.infer.smc.particles import Particles, drawn_by_weight
 from pyro_seq.infer.smc.steps import Genealogy, Steps, half_prior
-from pyro_seq.pairs.model import prepared
+from pyro_seq.pairs.observed import prepared
 from pyro_seq.pairs.pair import Pair
 
 Move = Literal["prior", "mixed", "guide", "values"]
@@ -47,7 +47,9 @@ class _Moved(Steps):
         proposal = "guide" if move in ("guide", "mixed") else "prior"
         super().__init__(pair, seen, k, proposal, None if move == "guide" else missing, None)
         blank = path is None and self.missing is not None
-        self.observed = prepared(self.model, batch.with_missing(missing) if blank else batch)
+        self.observed = prepared(
+            self.model.emission, batch.with_missing(missing) if blank else batch
+        )
         self.move_kind, self.path = move, path
 
     def _observation(
@@ -73,7 +75,7 @@ class _Moved(Steps):
         if self.move_kind == "guide":
             z = _first(kept, posterior.sample())
             return z, prior.log_prob(z) - posterior.log_prob(z)
-        assert self.missing is not None
+        assert self.blind is not None
         return half_prior(prior, posterior, self.blind[:, t], kept)
 
 

@@ -91,7 +91,8 @@ def particle_filter(
             and proposes half of the particles at observed steps, and none where nothing was seen
             and the guess would make it too sure; the weights are of the mixture with the prior
             (Hesterberg 1995). Cells that the batch itself lacks are not drawn: they count nothing,
-            and what follows sees that they were not seen.
+            and what follows sees that they were not seen. So does a guide whose encoder
+            `takes_seen`; any other sees a guess of them as well.
         paths: whether to keep the latents and values of all steps.
         particles, state: of the window before, `state` being `[N * K, …]`.
         rows: what the sequences are called in a message.
@@ -102,14 +103,16 @@ def particle_filter(
     missing = cells_to_draw(batch, missing)
     if missing is not None and not stepper.proposes_by_step(proposal):
         raise UserError(
-            f"a particle filter that draws what is missing with proposals from the {proposal} needs a "
+            f"a particle filter that draws what is missing, with proposals from the {proposal}, "
+            "needs a "
             "SequenceModel" + " with a SequenceGuide" * (proposal == "guide")
         )
     stepper.check(batch if missing is None else batch.with_missing(missing))
     if batch.to_sample:
         batch = batch.with_values(batch.values, batch.missing)
-    if missing is not None and proposal == "guide" and not stepper.is_exact:
-        batch = _guessed(pair, batch, missing, samples, particles, state)
+    shown = None
+    if proposal == "guide" and not stepper.is_exact and stepper.proposes_by_step(proposal):
+        shown = _shown(pair, batch, missing, samples, particles, state)
     run = _Filter(stepper, samples, proposal, paths)
     rows = torch.arange(len(batch), device=batch.device) if rows is None else rows
     parts = []
@@ -118,34 +121,43 @@ def particle_filter(
             flat = particle_rows(index, samples)
             carried = tree_map(lambda x, flat=flat: x[flat], state)
             mine = tree_map(lambda x, index=index: x[index], (missing, particles, rows))
-            parts.append(run(batch.select(index), carried, *mine))
+            look = None if shown is None else shown.select(index)
+            parts.append(run(batch.select(index), look, carried, *mine))
     return tree_cat(parts)
 
 
-def _guessed(
+def _shown(
     pair: Pair,
     batch: SequenceBatch,
     missing: Any,
     samples: int,
     particles: Particles | None,
     state: Any,
-) -> SequenceBatch:
-    """Return the batch with a guess of what is missing, for the guide to look at."""
-    if not bool(any_cell(missing).any()):
-        return batch
+) -> SequenceBatch | None:
+    """Return a batch with a guess of what the guide cannot know, or `None` if it knows all.
+
+    A guide that is told which cells were seen (`encoders.WithIndicators`) has learnt what to make
+    of those that the batch lacks.
+    """
+    told = getattr(getattr(pair.guide, "encoder", None), "takes_seen", False)
+    gone = missing
+    if batch.missing is not None and not told:
+        gone = batch.missing if gone is None else tree_map(torch.logical_or, gone, batch.missing)
+    if gone is None or not bool(any_cell(gone).any()):
+        return None
+    whole = batch.with_values(batch.values, batch.missing if told else None)
     found = particle_filter(
         pair,
-        batch,
+        whole,
         samples=samples,
         proposal="prior",
-        missing=missing,
+        missing=gone,
         particles=particles,
         state=state,
     )
     rows = drawn_by_weight(found.log_weights, 1)
-
     drawn = tree_map(lambda x: x.flatten(0, 1)[rows], found.values)
-    return batch.with_values(mixed(missing, drawn, batch.values), batch.missing)
+    return whole.with_values(mixed(gone, drawn, batch.values), whole.missing)
 
 
 def cells_to_draw(batch: SequenceBatch, missing: Any = None) -> Any:
@@ -171,6 +183,7 @@ class _Filter(NamedTuple):
     def __call__(
         self,
         batch: SequenceBatch,
+        shown: SequenceBatch | None,
         carried: Any,
         missing: Any,
         particles: Particles | None,
@@ -182,7 +195,7 @@ class _Filter(NamedTuple):
         with pyro.validation_enabled(False), wide:
             run: Steps | ReplayedSteps
             if stepper.proposes_by_step(self.proposal):
-                run = Steps(stepper.pair, batch, k, self.proposal, missing, carried)
+                run = Steps(stepper.pair, batch, k, self.proposal, missing, carried, shown)
             else:
                 observed = stepper.to_check(batch.repeat(k), names.repeat_interleave(k))
                 run = ReplayedSteps(stepper.pair, batch, k, self.proposal, carried, observed)

@@ -15,7 +15,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.distributions.cells import conditioned, mask_cells
 from pyro_seq.nn.precision import full_precision
-from pyro_seq.pairs.model import prepared, told_at
+from pyro_seq.pairs.observed import prepared, told_at
 from pyro_seq.pairs.pair import Pair
 
 
@@ -24,6 +24,8 @@ class Steps:
 
     What all particles of a sequence share has no dimension K. Cells that are `missing`, a tree
     like the values, are drawn; those that the batch lacks itself count nothing and stay unseen.
+    A guide looks at the batch that is `shown`, which holds a guess of what it cannot know: then it
+    proposes half of the particles, and none where nothing was seen.
     """
 
     def __init__(
@@ -34,17 +36,21 @@ class Steps:
         proposal: str,
         missing: Any,
         carried: Any,
+        shown: SequenceBatch | None = None,
     ) -> None:
         model: Any = pair.model
         self.model, self.has_latents = model, model.latent_size > 0
         guide: Any = pair.guide if proposal == "guide" and model.latent_size else None
         self.guide = guide
         self.batch, self.k, self.missing = batch.with_cache(), k, missing
-        self.observed = prepared(model, batch)
-        if missing is not None:
+        self.observed = prepared(model.emission, batch)
+        self.blind: Tensor | None = None
+        if missing is not None or shown is not None:
+            known = batch.seen
+            if missing is not None:
+                known = tree_map(lambda cells, gone: cells & ~gone, known, missing)
             # steps of which nothing is known, where a guide has seen a guess at most
-            known = tree_map(lambda cells, gone: cells & ~gone, batch.seen, missing)
-            self.blind = any_cell(missing) & ~any_cell(known)
+            self.blind = batch.mask & ~any_cell(known)
         n, alike = len(batch), True
         if carried is None:
             self.state = self.model.state_before(batch)
@@ -74,7 +80,10 @@ class Steps:
                 if self.batch.state is not None
                 else {"carried": self.guide.initial_rnn_state(n)}
             )
-            evidence, self.guide_rnn_state = self.guide.encode(self.batch, begun["carried"])
+            looked_at = self.batch
+            if shown is not None:
+                looked_at = shown.with_state(self.batch.state).with_cache()
+            evidence, self.guide_rnn_state = self.guide.encode(looked_at, begun["carried"])
             self.evidence = tuple(full_precision(part) for part in evidence)
             by_state = (
                 self.batch
@@ -143,7 +152,7 @@ class Steps:
             z = prior.sample()
             return z, z.new_zeros(())
         posterior = self._posterior(t, prior)
-        if self.missing is not None:
+        if self.blind is not None:
             return half_prior(prior, posterior, self.blind[:, t])
         z = posterior.rsample()
         return z, prior.log_prob(z) - posterior.log_prob(z)

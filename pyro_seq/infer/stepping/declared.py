@@ -21,7 +21,8 @@ from pyro_seq.emissions.base import over_time
 from pyro_seq.infer.stepping.replay import ReplayStepper
 from pyro_seq.infer.stepping.stepper import DrawLatent, Observe, Stepper
 from pyro_seq.pairs.guide import SequenceGuide
-from pyro_seq.pairs.model import ModelState, SequenceModel, prepared
+from pyro_seq.pairs.model import ModelState, SequenceModel
+from pyro_seq.pairs.observed import prepared
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.observation_sites import TransformDistribution, unchanged
 from pyro_seq.poutine.step_densities import check_support, observed_steps
@@ -142,7 +143,7 @@ class DeclaredStepper(Stepper[ModelState]):
         if batch.values is None:
             return
         emission = self.model.emission
-        known = prepared(self.model, batch)
+        known = prepared(emission, batch)
         like = over_time(emission.blank(1, 1, device=batch.device), None)
         observed = observed_steps(batch, torch.arange(len(batch), device=batch.device))
         for name, fn in like.items() if isinstance(like, dict) else (("", like),):
