@@ -55,8 +55,9 @@ class LGSSM(SequenceModel):
 
         f_{t+1} = A f_t + N(0, I - A A'),    A = exp(K - K' - diag(r)), r > 0
 
-    Up to the basis of f, that is every stationary process whose A has a logarithm. R is diagonal plus
-    W W'. All variances, phi, A, B, D, W, and the mean and variance of the first states are learnt.
+    Up to the basis of f, every stationary process whose A has a logarithm is one. R is diagonal
+    plus W W'. All variances, phi, A, B, D, W, and the mean and variance of the first states are
+    learnt.
 
     The likelihood is exact, by a Kalman filter, so the guide is empty (`guides.no_guide`): layout
     `path` has one observed site, a `LinearGaussian`; layout `steps` a site for each step,
@@ -246,8 +247,8 @@ class LGSSM(SequenceModel):
     def posterior(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Compute p(z_t | x_{1:T}): means `[N, T, n]` and covariances `[N, T, n, n]`, in float64.
 
-        The states are ordered as `structure.kinds`, each kind for all columns, then the factors. Raises
-        `UserError` for a batch without values.
+        The states are ordered as `structure.kinds`, each kind for all columns, then the factors.
+        Raises `UserError` for a batch without values.
         """
         if batch.values is None:
             raise UserError("the states' posterior needs observations, and the batch has none")

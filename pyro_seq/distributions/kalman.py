@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 # covariances of B T n^2 numbers, above which they are computed again for the gradient, not kept
 KEPT_ENTRIES = 2**24
 SEGMENT = 24  # steps that are computed again together
-# B M-independent work of a step's share of the scan, B n^3, up to which the scan is the faster
+# B n^3, up to which a processor takes less time for the scan than for one step after another
 SCAN_PRODUCTS = 2**17
 
 
@@ -44,12 +44,6 @@ class Transition(NamedTuple):
     other: Tensor
     partner: Tensor
     dense: Tensor
-
-    @classmethod
-    def of(cls, matrix: Tensor) -> Transition:
-        """Return a transition without pairs, by its matrix `[n, n]`."""
-        none = matrix.new_zeros(0)
-        return cls(none, none, none.long(), matrix)
 
     @property
     def mT(self) -> Transition:
@@ -152,15 +146,13 @@ def filtered(
 ) -> tuple[Tensor, Belief]:
     """Compute log p(y_t | y_{<t}) `[B, T, M]` and the moments of z_{T+1} given y_{1:T}.
 
-    Where states and covariances are few, an associative scan of depth O(log T) is used, else one
-    step after another; both give the same, to rounding.
+    By an associative scan of depth O(log T) where states and covariances are few, else one step
+    after another; both give the same, to rounding.
     """
-    steps, states = y.shape[1], system.loading.shape[-1]
-    if not steps:
-        return y.new_zeros(y.shape[0], 0, y.shape[-1]), first
-    if len(first.mean) * states**3 <= SCAN_PRODUCTS:
-        return by_scan(system, first, y, seen)
-    return by_steps(system, first, y, seen)
+    if not y.shape[1]:
+        return y.new_zeros(len(y), 0, y.shape[-1]), first
+    few = len(y) * system.loading.shape[-1] ** 3 <= SCAN_PRODUCTS
+    return (by_scan if few else by_steps)(system, first, y, seen)
 
 
 def by_steps(
@@ -380,7 +372,7 @@ def simulated(system: StateSpace, first: Belief, steps: int) -> tuple[Tensor, Te
     for move in moves:
         states.append(z)
         z = system.transition @ z + move
-    path = torch.stack(states, 1) if states else first.mean.new_zeros(len(z), 0, *z.shape[1:])
+    path = torch.stack(states, 1) if states else z.new_zeros(len(z), 0, *z.shape[1:])
     clean = system.loading @ path
     return path, clean + torch.linalg.cholesky(system.noise) @ torch.randn_like(clean)
 

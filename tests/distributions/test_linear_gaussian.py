@@ -26,6 +26,12 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-8) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
+def transition(matrix: Tensor) -> Transition:
+    """One without pairs."""
+    none = torch.zeros(0)
+    return Transition(none, none, none.long(), matrix)
+
+
 def covariance(size: int) -> Tensor:
     root = torch.randn(size, size + 1)
     return root @ root.mT / size
@@ -35,9 +41,7 @@ def system() -> StateSpace:
     """One that is neither stable nor of full rank."""
     noise = covariance(S)
     noise[0] = noise[:, 0] = 0.0
-    return StateSpace(
-        Transition.of(0.6 * torch.randn(S, S)), noise, torch.randn(C, S), covariance(C)
-    )
+    return StateSpace(transition(0.6 * torch.randn(S, S)), noise, torch.randn(C, S), covariance(C))
 
 
 def dense(space: StateSpace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -240,7 +244,7 @@ def test_gradients_are_those_of_finite_differences(method: object) -> None:
     def total(*parts: Tensor) -> Tensor:
         F, Q, H, R, mean, spread = parts
         law = LinearGaussian(
-            StateSpace(Transition.of(F), Q + Q.mT, H, R + R.mT),
+            StateSpace(transition(F), Q + Q.mT, H, R + R.mT),
             mean,
             (spread + spread.mT).expand(N, S, S),
             (T, C),
@@ -271,7 +275,7 @@ def test_diffuse_beginnings_and_small_noise(method: Callable[..., object]) -> No
     """A first variance 10^12 times the noise's loses digits, but no more than that ratio's."""
     F = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
     space = StateSpace(
-        Transition.of(F), 1e-4 * torch.eye(2), torch.tensor([[1.0, 0.0]]), 1e-6 * torch.eye(1)
+        transition(F), 1e-4 * torch.eye(2), torch.tensor([[1.0, 0.0]]), 1e-6 * torch.eye(1)
     )
     y = torch.randn(1, 300, 1).cumsum(1)
     with mock.patch.object(kalman, "filtered", method):
