@@ -100,17 +100,20 @@ def fill(
         for series in table.series
     ]
     stretches = [
-        _Stretch(place, first, last)
+        stretch
         for place, of_series in enumerate(gaps)
-        for first, last in _stretches(np.any([*of_series.values()], axis=0))
+        for stretch in _stretches(place, np.any([*of_series.values()], axis=0))
     ]
     drawn: list[dict[str, Array]] = []
+    stretches.sort(key=lambda at: at.stop - at.start)
     at_once = max(1, MOST_ROWS // (draws * samples))
-    for start in range(0, len(stretches), at_once):
-        if progress is not None and progress.due():
-            progress.show(f"{start:,} of {len(stretches):,} stretches are filled")
-        some = stretches[start : start + at_once]
-        drawn += _drawn(model, table.series, some, draws, samples)
+    for _, alike in itertools.groupby(stretches, key=lambda at: at.stop - at.start):
+        of_length = list(alike)
+        for first in range(0, len(of_length), at_once):
+            if progress is not None and progress.due():
+                progress.show(f"{len(drawn):,} of {len(stretches):,} stretches are filled")
+            some = of_length[first : first + at_once]
+            drawn += _drawn(model, table.series, some, draws, samples)
     if progress is not None:
         progress.end()
     found = []
@@ -120,27 +123,31 @@ def fill(
             values[column.name][:, gap[at.first : at.last]].T
             for at, values in zip(stretches, drawn, strict=True)
             if at.series == place
-        ]
+        ]  # the sort keeps the order of those of one series, which are alike in length
         if gap.any():
             found.append(FilledCells(place, column, np.flatnonzero(gap), np.concatenate(parts)))
     return found
 
 
 class _Stretch(NamedTuple):
-    """Steps of a series, among which all are whose cells are filled at once."""
+    """Steps of a series whose gaps are filled at once, and around them those that are looked at."""
 
     series: int
     first: int
     last: int
+    start: int
+    stop: int
 
 
-def _stretches(gap: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of stretches that hold all gaps, none longer than is filled at once."""
-    steps = np.flatnonzero(gap)
+def _stretches(series: int, gap: NDArray[np.bool_]) -> Iterator[_Stretch]:
+    """Stretches that hold all gaps, what is looked at of one length where the series is longer."""
+    steps, length = np.flatnonzero(gap), len(gap)
+    around = min(length, STRETCH + 2 * BESIDE)
     while len(steps):
         first = int(steps[0])
         inside = steps[steps < first + STRETCH]
-        yield first, int(inside[-1]) + 1
+        start = min(max(0, first - BESIDE), length - around)
+        yield _Stretch(series, first, int(inside[-1]) + 1, start, start + around)
         steps = steps[len(inside) :]
 
 
@@ -153,17 +160,16 @@ def _drawn(
 ) -> list[dict[str, Array]]:
     """Draws `[D, last - first]` of the targets of each stretch, what was seen among them."""
     own = [series[at.series] for at in stretches]
-    starts = [max(0, at.first - BESIDE) for at in stretches]
-    stops = [min(len(one), at.last + BESIDE) for one, at in zip(own, stretches, strict=True)]
+    starts, stops = [at.start for at in stretches], [at.stop for at in stretches]
     batch = model.batch_of(own, starts, stops)
     with finite_probabilities(), pyro.validation_enabled(False):
         values = infill(model.pair, batch, samples=samples, draws=draws)
     found = model.columns_of(tree_map(lambda x: x.cpu(), values))
     parts = []
-    for row, (at, start) in enumerate(zip(stretches, starts, strict=True)):
+    for row, at in enumerate(stretches):
         rows, steps = (
             slice(row * draws, (row + 1) * draws),
-            slice(at.first - start, at.last - start),
+            slice(at.first - at.start, at.last - at.start),
         )
         part = {}
         for column in model.schema.of_role("target"):
