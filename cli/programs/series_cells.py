@@ -12,7 +12,13 @@ import click
 
 from pyro_seq.cli.common import FILE, keep_apart, run_dir_option
 from pyro_seq.cli.programs.series_judging import aligned, computing, samples_option
-from pyro_seq.cli.programs.series_options import DATA, load_run, parsed_levels, table_for
+from pyro_seq.cli.programs.series_options import (
+    DATA,
+    load_run,
+    parsed_levels,
+    program,
+    table_for,
+)
 
 if TYPE_CHECKING:
     from pyro_seq.series.data.schema import SeriesTable
@@ -287,7 +293,9 @@ def fill(
             click.echo("\n".join(_filled_text(scores, level)))
     if out is not None:
         found = of_gaps(table, found)
-        written = write_filled(out, table, found, level, data[0] if len(data) == 1 else None)
+        files = data or program().stored_source(program().folder(run_dir))[1]["train_data"]
+        source = files[0] if len(files) == 1 else None
+        written = write_filled(out, table, found, level, source)
         result["written"] = [str(path) for path in written]
         if not as_json:
             click.echo("\n".join(result["written"]))

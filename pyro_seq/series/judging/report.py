@@ -194,7 +194,7 @@ def run_report(
         sections,
         summary=f"After {model.step:,} steps of training.",
         read=describe(table),
-        settings={name: str(value) for name, value in flatten(model.settings).items()},
+        settings={name: str(value) for name, value in flatten(model.settings)},
     )
     return page, found
 
