@@ -17,7 +17,7 @@ from pyro_seq.series.judging.surprise.p_values import (
     LEAST_P,
     WINDOW,
     first_of_runs,
-    flagged,
+    first_only,
     p_values,
     surprise_of,
 )
@@ -112,10 +112,8 @@ def anomalies(
             p = np.where(np.isfinite(values), p, np.nan)
             surprise = surprise_of(p)
             among = p_values(surprise, window)
-            if threshold is None:
-                flags = flagged(among, rate, window)
-            else:
-                flags = flagged(np.exp(-surprise), float(np.exp(-threshold)), window)
+            odd = among < rate if threshold is None else surprise >= threshold
+            flags = first_only(odd, window)
             low, expected, high = quantiles
             if column.kind == "category":
                 low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
@@ -256,6 +254,8 @@ def _time(pd: Any, value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
     time = pd.Timestamp(value)
+    if time is pd.NaT:
+        raise ValueError(f"{value!r} is no time")
     return (
         time if time.tzinfo is None else time.tz_convert("UTC").tz_localize(None)
     ).to_datetime64()

@@ -105,11 +105,11 @@ def first_of_runs(score: Array, window: int = WINDOW) -> Array:
     return kept
 
 
-def flagged(p: Array, rate: float, window: int = WINDOW) -> NDArray[np.bool_]:
-    """Return which steps `[T]` are marked: p below the rate, and none in the window before."""
-    found = np.zeros(len(p), dtype=bool)
+def first_only(odd: NDArray[np.bool_], window: int = WINDOW) -> NDArray[np.bool_]:
+    """Return which odd steps `[T]` are marked: those without an odd one in the window before."""
+    found = np.zeros(len(odd), dtype=bool)
     last = -window - 1
-    for t in np.flatnonzero(p < rate):
+    for t in np.flatnonzero(odd):
         found[t] = t - last > window
         last = t
     return found

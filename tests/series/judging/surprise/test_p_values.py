@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pyro_seq.series.judging.surprise.p_values import first_of_runs, flagged, p_values, surprise_of
+from pyro_seq.series.judging.surprise.p_values import (
+    first_of_runs,
+    first_only,
+    p_values,
+    surprise_of,
+)
 
 
 def test_p_values_have_about_their_own_law() -> None:
@@ -48,14 +53,14 @@ def test_missing_cells_have_no_p_value_and_do_not_count() -> None:
 
 
 def test_a_constant_column_is_never_marked() -> None:
-    assert not flagged(p_values(np.full(1000, 0.7)), 0.01).any()
+    assert not (p_values(np.full(1000, 0.7)) < 0.01).any()
 
 
 def test_only_the_first_of_a_run_is_marked() -> None:
     p = np.ones(300)
     p[[10, 11, 40, 101, 200]] = 1e-6
     p[250] = np.nan
-    assert np.flatnonzero(flagged(p, 1e-3, window=60)).tolist() == [10, 101, 200]
+    assert np.flatnonzero(first_only(p < 1e-3, window=60)).tolist() == [10, 101, 200]
 
 
 def test_first_of_runs_keeps_what_none_before_was_as_high_as() -> None:
