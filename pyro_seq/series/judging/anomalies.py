@@ -177,8 +177,9 @@ def against_labels(
     windows: Mapping[str, Sequence[tuple[Any, Any]]],
     window: int = WINDOW,
 ) -> LabelScores:
-    """Compare anomalies with labelled windows; the first 15 % of a series, 750 rows at most, are
-    for learning, and are not scored.
+    """Compare anomalies with labelled windows.
+
+    The first 15 % of a series, 750 rows at most, are for learning, and are not scored.
 
     Args:
         found: the anomalies; of several columns of a series the oddest counts at each step.

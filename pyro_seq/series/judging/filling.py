@@ -1,4 +1,4 @@
-"""Fill the gaps of series with draws of what may have stood there, and measure how well that goes.
+"""Fill the gaps of series with draws of what may have stood there, and measure how well.
 
 Each draw is of the model's law of the missing cells given all that was seen near them, before and
 after (`infer.infill`). Long series are filled in stretches, each with what surrounds it.
@@ -53,8 +53,10 @@ class FilledCells:
     draws: Array
 
     def point(self) -> Array:
-        """Return what is put into each cell `[cells]`: the mean of the draws; of categories and
-        truth values the commonest, of counts the mean rounded.
+        """Return what is put into each cell `[cells]`.
+
+        That is the mean of the draws; of categories and truth values the commonest draw, of counts
+        the mean rounded.
         """
         if self.column.kind in BY_WORD:
             codes = np.arange(int(self.draws.max(initial=0)) + 1)

@@ -1,4 +1,4 @@
-"""Build the report of a run on series: one page of what was read, learnt, forecast and surprising.
+"""Build the report of a run on series: what was read, learnt, forecast and surprising.
 
 Pictures and styles are inside of the page as data, and there is no program in it. Its content
 security policy forbids everything else, so that opening a report from elsewhere loads nothing and
