@@ -136,7 +136,7 @@ class HMM(SequenceModel):
         cells = batch.seen if batch.missing is not None or batch.to_sample else None
         # the derivative of log p(x) by log p(x_t | z_t = k) is p(z_t = k | x)
         with torch.enable_grad():
-            likelihoods = self._joint(contexts, prepared(self.emission, batch), cells).detach()
+            likelihoods = self._joint(contexts, prepared(self, batch), cells).detach()
             likelihoods.requires_grad_()
             steps, _ = filtered(
                 self.state_before(batch)["carried"].detach(),
@@ -159,7 +159,7 @@ class HMM(SequenceModel):
     def _path(self, batch: SequenceBatch) -> SequenceOutput:
         state, transition = self.state_before(batch), self._transition()
         contexts, context = self.context_features(batch)
-        observed = prepared(self.emission, batch)
+        observed = prepared(self, batch)
         mask, known = None if batch.is_full else batch.mask, None
         cells = None if batch.missing is None else batch.seen
         with batch.plate():
@@ -185,7 +185,7 @@ class HMM(SequenceModel):
     def _steps(self, batch: SequenceBatch) -> SequenceOutput:
         state, transition = self.state_before(batch), self._transition()
         first = state["carried"]
-        observed, values = observations(self.emission, batch), []
+        observed, values = observations(self, batch), []
         hidden: Tensor | None = None
         with batch.plate():
             for t in batch.steps():
@@ -203,7 +203,7 @@ class HMM(SequenceModel):
                 values.append(x)
         sampled = values and (batch.values is None or batch.to_sample)
         return SequenceOutput(
-            stack_sampled(self.emission, batch, values) if sampled else batch.values, None, state
+            stack_sampled(self, batch, values) if sampled else batch.values, None, state
         )
 
     def advance(

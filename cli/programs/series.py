@@ -189,7 +189,7 @@ def forecast(
     "--length",
     type=click.IntRange(1, MOST_STEPS),
     metavar="N",
-    help="Steps of each sample; as many as a training window if not given.",
+    help="Steps of each sample; as many as a forecast has if not given.",
 )
 @num_samples_option(1, "How many samples.", most=100_000)
 @click.option("--id", metavar="ID", help="The series whose level and scale samples have.")

@@ -116,8 +116,9 @@ def load_run(run_dir: Path, device: str, pair: str | None) -> SeriesModel:
 
 
 def table_for(run_dir: Path, data: tuple[Path, ...]) -> SeriesTable:
-    """Read files by a run's schema, or without any the files of the run's training, and say what
-    is to be said of them.
+    """Read files by a run's schema, or without any the files of the run's training.
+
+    What is to be said of them goes to stderr.
     """
     table, notes = program().table_for(run_dir, data)
     for note in notes:

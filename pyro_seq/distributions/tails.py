@@ -18,8 +18,8 @@ from torch import distributions as laws
 from torch.distributions import constraints
 
 from pyro_seq.distributions.base import Distribution
-from pyro_seq.distributions.numeric.counts import NegativeBinomial, PrecisePoisson
-from pyro_seq.distributions.numeric.inflated import ZeroOneInflatedBeta, ZeroOrGamma
+from pyro_seq.distributions.numeric.counts import PreciseNegativeBinomial, PrecisePoisson
+from pyro_seq.distributions.numeric.inflated import BetaWithMasses, ZeroInflatedGamma
 from pyro_seq.distributions.numeric.special import incomplete_beta, widened
 from pyro_seq.distributions.numeric.student import LowRankMultivariateStudentT
 from pyro_seq.distributions.precise import PreciseBinomial
@@ -276,13 +276,13 @@ def _poisson(distribution: laws.Poisson, x: Tensor) -> Tails:
 
 
 @_tails.register
-def _negative_binomial(distribution: NegativeBinomial, x: Tensor) -> Tails:
+def _negative_binomial(distribution: PreciseNegativeBinomial, x: Tensor) -> Tails:
     m, r = widened(distribution.rate), widened(distribution.concentration)
 
     def reach(k: Tensor) -> tuple[Tensor, Tensor]:
         return incomplete_beta(r, k + 1, r / (r + m), m / (r + m))
 
-    return _counted(reach, NegativeBinomial(m, r, validate_args=False), x)
+    return _counted(reach, PreciseNegativeBinomial(m, r, validate_args=False), x)
 
 
 @_tails.register
@@ -316,7 +316,7 @@ def _with_zero(zero: Tensor, rest: Tensor, inner: Tails, x: Tensor) -> Tails:
 
 
 @_tails.register
-def _zero_or_gamma(distribution: ZeroOrGamma, x: Tensor) -> Tails:
+def _zero_or_gamma(distribution: ZeroInflatedGamma, x: Tensor) -> Tails:
     gate, a = widened(distribution.gate_logits), widened(distribution.concentration)
     expected = a * (x.clamp(min=0) / widened(distribution.amount))
     inner = _continuous(torch.special.gammainc(a, expected), torch.special.gammaincc(a, expected))
@@ -331,7 +331,7 @@ def _beta(distribution: laws.Beta, x: Tensor) -> Tails:
 
 
 @_tails.register
-def _zero_one(distribution: ZeroOneInflatedBeta, x: Tensor) -> Tails:
+def _zero_one(distribution: BetaWithMasses, x: Tensor) -> Tails:
     zero, one, between = widened(distribution.log_masses).exp().unbind(-1)
     inner = _tails(distribution.beta, x)
     return Tails(

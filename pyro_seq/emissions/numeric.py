@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_seq.distributions.base import Distribution
-from pyro_seq.distributions.numeric.counts import NegativeBinomial as NegativeBinomialDistribution
-from pyro_seq.distributions.numeric.counts import PrecisePoisson
-from pyro_seq.distributions.numeric.inflated import ZeroInflated as ZeroInflatedDistribution
+from pyro_seq.distributions.numeric.counts import PreciseNegativeBinomial, PrecisePoisson
 from pyro_seq.distributions.numeric.inflated import (
-    ZeroOneInflatedBeta as ZeroOneInflatedBetaDistribution,
+    BetaWithMasses,
+    ZeroInflatedCount,
+    ZeroInflatedGamma,
 )
-from pyro_seq.distributions.numeric.inflated import ZeroOrGamma as ZeroOrGammaDistribution
 from pyro_seq.distributions.numeric.student import LowRankMultivariateStudentT, PreciseStudentT
 from pyro_seq.emissions.base import Emission
 from pyro_seq.errors import UserError, whole
@@ -206,9 +205,7 @@ class NegativeBinomial(_Count):
 
     num_features = 2
 
-    def around(
-        self, location: Tensor, scale: Tensor, features: Tensor
-    ) -> NegativeBinomialDistribution:
+    def around(self, location: Tensor, scale: Tensor, features: Tensor) -> PreciseNegativeBinomial:
         """Return the negative binomial around locations `[...]`, given features `[..., 2]`."""
         features, location, scale = _precise(features, location, scale)
         move, spread = features.unbind(-1)
@@ -216,7 +213,7 @@ class NegativeBinomial(_Count):
         # v in means, by logarithms: none of the powers leaves the range of a float
         share = 2 * (_log(scale) + spread.clamp(-STEEPEST, STEEPEST)) - mean.log()
         concentration = mean.log() + functional.softplus(share) - 2 * share
-        return NegativeBinomialDistribution(
+        return PreciseNegativeBinomial(
             mean * _exp(move), _concentration(concentration, ALL_BUT_POISSON)
         )
 
@@ -241,11 +238,11 @@ class ZeroInflated(Located):
         self.event, self.standard = event, event.standard
         self.num_features = event.num_features + 1
 
-    def around(self, location: Tensor, scale: Tensor, features: Tensor) -> ZeroInflatedDistribution:
+    def around(self, location: Tensor, scale: Tensor, features: Tensor) -> ZeroInflatedCount:
         """Return the inflated distribution around locations `[...]`, given features `[..., F]`."""
         counts = self.event.around(location, scale, features[..., :-1])
         gate = features[..., -1].to(counts.mean.dtype) + RARE
-        return ZeroInflatedDistribution(counts, gate)
+        return ZeroInflatedCount(counts, gate)
 
     def prepare(self, values: Tensor, mask: Tensor) -> Tensor:
         """Convert counts `[N, T]` as the other emission does."""
@@ -264,7 +261,7 @@ class ZeroOrGamma(Located):
     num_features = 3
     standard = (1.0, 1.0)
 
-    def around(self, location: Tensor, scale: Tensor, features: Tensor) -> ZeroOrGammaDistribution:
+    def around(self, location: Tensor, scale: Tensor, features: Tensor) -> ZeroInflatedGamma:
         """Return the distribution around locations `[...]`, given features `[..., 3]`."""
         features, location, scale = _precise(features, location, scale)
         move, spread, gate = features.unbind(-1)
@@ -272,7 +269,7 @@ class ZeroOrGamma(Located):
         concentration = _concentration(
             2 * (mean.log() - _log(scale) - spread.clamp(-STEEPEST, STEEPEST))
         )
-        return ZeroOrGammaDistribution(gate + RARE, concentration, above_zero(mean * _exp(move)))
+        return ZeroInflatedGamma(gate + RARE, concentration, above_zero(mean * _exp(move)))
 
 
 class ZeroOneInflatedBeta(Located):
@@ -289,16 +286,14 @@ class ZeroOneInflatedBeta(Located):
     filler = 0.5
     standard = (0.5, 0.25)
 
-    def around(
-        self, location: Tensor, scale: Tensor, features: Tensor
-    ) -> ZeroOneInflatedBetaDistribution:
+    def around(self, location: Tensor, scale: Tensor, features: Tensor) -> BetaWithMasses:
         """Return the distribution around locations `[...]`, given features `[..., 4]`."""
         features, location, scale = _precise(features, location, scale)
         move, spread, zero, one = features.unbind(-1)
         logit = location.clamp(0.01, 0.99).logit() + move.clamp(-STEEPEST, STEEPEST)
         log_mean, log_rest = functional.logsigmoid(logit), functional.logsigmoid(-logit)
         tight = log_mean + log_rest - 2 * (_log(scale) + spread.clamp(-STEEPEST, STEEPEST))
-        return ZeroOneInflatedBetaDistribution(
+        return BetaWithMasses(
             zero + RARE,
             one + RARE,
             _concentration(tight + log_mean),

@@ -236,7 +236,7 @@ class SequenceModel(nn.Module):
             emission = self.emit(features, self._contexts(batch)[0])
             if batch.missing is not None:
                 emission = mask_cells(emission, batch.seen)
-            observed = prepared(self.emission, batch)
+            observed = prepared(self, batch)
             observe("x", over_time(emission, mask), obs=observed, infer=OVER_ALL_STEPS)
         latent = state["latent"] if latents is None else batch.last(latents, state["latent"])
         return SequenceOutput(
@@ -247,7 +247,7 @@ class SequenceModel(nn.Module):
         state = self.state_before(batch)
         values: list[Any] = []
         latents: list[Any] = []
-        observed = observations(self.emission, batch)
+        observed = observations(self, batch)
         complete = batch.values
         path = (
             GivenPath(batch.num_steps)
@@ -263,7 +263,7 @@ class SequenceModel(nn.Module):
                 values.append(x)
                 latents.append(z)
         if values and (batch.values is None or batch.to_sample):
-            complete = stack_sampled(self.emission, batch, values)
+            complete = stack_sampled(self, batch, values)
         return SequenceOutput(
             complete,
             torch.stack(torch.broadcast_tensors(*latents), -2)

@@ -14,6 +14,7 @@ from pyro_seq._pytree import tree_map
 from pyro_seq.errors import DIVERGED, UserError, finite_probabilities, whole
 from pyro_seq.infer.continuations import continuation
 from pyro_seq.series.data.schema import Column, Schema, Series, SeriesTable
+from pyro_seq.series.data.steps import of_pandas
 from pyro_seq.series.horizons import extended, histories
 from pyro_seq.series.writing import write_arrays, write_frame
 
@@ -75,7 +76,7 @@ class Forecast:
         """
         levels = np.asarray(q, dtype=np.float64)
         if not np.all((levels >= 0) & (levels <= 1)):
-            raise UserError(f"a quantile's level lies in [0, 1], got {q}")
+            raise UserError(f"a quantile's level lies in [0, 1], got {q!r}")
         return {c.name: _quantile(self.paths[c.name], levels, c.kind) for c in self.numeric}
 
     def mean(self) -> dict[str, NDArray[np.float64]]:
@@ -128,7 +129,8 @@ class Forecast:
         frame = frame.sort_values(["_row", "_step", "_place"], kind="stable", ignore_index=True)
         frame.insert(0, "time", self.times[frame["_row"], frame["_step"]])
         if self.schema.zone is not None:
-            frame["time"] = frame["time"].dt.tz_localize("UTC").dt.tz_convert(self.schema.zone)
+            zone = of_pandas(self.schema.zone)
+            frame["time"] = frame["time"].dt.tz_localize("UTC").dt.tz_convert(zone)
         frame.insert(0, "id", np.asarray(self.ids, dtype=object)[frame["_row"]])
         return frame.drop(columns=["_row", "_step", "_place"])
 

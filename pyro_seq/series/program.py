@@ -13,12 +13,13 @@ import torch
 
 from pyro_seq._progress import Progress
 from pyro_seq._schema import MOST, Anything, Each, Fields, Items, Kind, Number, Whole, Word, check
-from pyro_seq.errors import UserError
+from pyro_seq.errors import OF_WRONG_VALUES, UserError
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.programs.pair_program import PairProgram
 from pyro_seq.programs.program import ContentsDiffer, Request
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.series.data.schema import Schema, Series, SeriesTable
+from pyro_seq.series.data.steps import of_pandas, parsed
 from pyro_seq.series.generating import Known
 from pyro_seq.series.horizons import histories
 from pyro_seq.series.model.columns import numeric_columns
@@ -143,6 +144,10 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         found, path = run.read_json(DOCUMENT), run.path / DOCUMENT
         check(found, _described(), path, otherwise="is damaged")
         schema = Schema.from_json(found["schema"], path)
+        _check_times(schema, path)
+        longest = max(kept["steps"] for kept in found["series"])
+        if any(season > longest for season in schema.seasons):
+            raise UserError(f"{path} is damaged: a season is longer than all series")
         numeric = len(numeric_columns(schema))
         for kept in found["series"]:
             if not len(kept["location"]) == len(kept["scale"]) == numeric:
@@ -155,8 +160,10 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         return found["seed"], stored_source(found["source"])
 
     def is_same(self, name: str, own: Any, given: Any) -> bool:
-        """See `Program`; options that may be repeated are the same in any order, and a table is
-        compared by its contents when it is read.
+        """Tell whether two values of an option mean the same, as `Program` says.
+
+        Options that may be repeated are the same in any order; a table is compared by its contents
+        when it is read.
         """
         if name == TABLE:
             return True
@@ -165,8 +172,10 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         return super().is_same(name, own, given)
 
     def read_again(self, request: Request[SeriesSettings]) -> SeriesData:
-        """Read the series of a run that is resumed, as `Program` says; they are compared by their
-        contents, so that a table may be given again in another file, or from Python.
+        """Read the series of a run that is resumed, as `Program` says.
+
+        They are compared by their contents, so that they may lie in another file, or come from
+        Python.
         """
         run, source = request.run, request.source
         kept = self.document(run)
@@ -255,10 +264,9 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
     def table_for(
         self, run_dir: Path | str, files: Sequence[Path | str] = ()
     ) -> tuple[SeriesTable, list[str]]:
-        """Return series as a run reads them, from files or else from those of its training, and
-        what is to be said of them.
+        """Return series as a run reads them, and what is to be said of them.
 
-        Raises `UserError` for files that differ from the run's schema, and if the files of the
+        They come from the files, or without any from those of the training. Raises `UserError` for files that differ from the run's schema, and if the files of the
         training are not there any more.
         """
         run = self.folder(run_dir)
@@ -318,6 +326,20 @@ def _described() -> Kind:
             "series": Items(series, least=1, most=MOST),
         }
     )
+
+
+def _check_times(schema: Schema, path: Path) -> None:
+    """Raise `UserError` for a step or a zone that there is not."""
+    import pandas as pd
+
+    try:
+        parsed(schema.step)
+        if schema.zone is not None:
+            pd.Timestamp(0, tz=of_pandas(schema.zone))
+    except (*OF_WRONG_VALUES, OSError):
+        raise UserError(
+            f"{path} is damaged: there is no step {schema.step!r} or no zone {schema.zone!r}"
+        ) from None
 
 
 def _of_other_files(source: dict[str, Any], schema: Schema) -> dict[str, Any]:

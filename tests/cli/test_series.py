@@ -24,7 +24,7 @@ TINY = [
     "training.num_steps=4",
     "training.valid_every=2",
     "training.log_every=2",
-    "training.sample_every=4",
+    "training.sample_every=100",
     "training.precision=float32",
 ]
 WORDS = [word for setting in TINY for word in ("--set", setting)]
@@ -76,7 +76,8 @@ def run(pyroseq: Command, table: Path, tmp_path_factory: pytest.TempPathFactory)
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run") / "run"
     words = ["--train-data", table, "--known", "price", "--horizon", HORIZON, "--run-dir", folder]
-    assert pyroseq("series", "train", "--quiet", *words, *WORDS) == 0
+    words += [*WORDS, "--set", "training.sample_every=4"]
+    assert pyroseq("series", "train", "--quiet", *words) == 0
     return folder
 
 
@@ -299,6 +300,10 @@ def test_damaged_documents_are_refused_in_a_line(
         (("sha256",), "x", "sha256"),
         (("schema", "columns"), [], "columns"),
         (("schema", "layout"), "tall", "layout"),
+        (("schema", "zone"), "Mars/Olympus", "no zone"),
+        (("schema", "zone"), "", "no zone"),
+        (("schema", "step"), "fortnight", "no step"),
+        (("schema", "seasons"), [10**9], "season"),
         (("series",), [], "series"),
         (("series", 0, "scale"), [1.0], "other columns"),
         (("series", 0, "scale"), [-1.0, 1.0], "scale"),
@@ -315,6 +320,7 @@ def test_damaged_documents_are_refused_in_a_line(
         assert "series.json" in line and said in line, line
 
 
+@pytest.mark.slow
 def test_the_demo_needs_no_file(
     pyroseq: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,8 +12,12 @@ from scipy import stats
 from torch import Tensor
 
 from pyro_seq.distributions.categorical import LazyCategorical
-from pyro_seq.distributions.numeric.counts import NegativeBinomial, PrecisePoisson
-from pyro_seq.distributions.numeric.inflated import ZeroInflated, ZeroOneInflatedBeta, ZeroOrGamma
+from pyro_seq.distributions.numeric.counts import PreciseNegativeBinomial, PrecisePoisson
+from pyro_seq.distributions.numeric.inflated import (
+    BetaWithMasses,
+    ZeroInflatedCount,
+    ZeroInflatedGamma,
+)
 from pyro_seq.distributions.numeric.student import LowRankMultivariateStudentT, PreciseStudentT
 from pyro_seq.distributions.precise import PreciseBeta, PreciseBinomial
 from pyro_seq.distributions.tails import quantile, tails
@@ -51,12 +55,12 @@ COUNTS: dict[str, tuple[Any, Any, list[float]]] = {
     "poisson": (lambda: PrecisePoisson(*wide(4.5)), stats.poisson(4.5), [0, 1, 4, 30, 150]),
     "many": (lambda: PrecisePoisson(*wide(1e8)), stats.poisson(1e8), [99_700_000, 1e8, 1e8 + 4e5]),
     "negative binomial": (
-        lambda: NegativeBinomial(*wide(4.5, 0.3)),
+        lambda: PreciseNegativeBinomial(*wide(4.5, 0.3)),
         stats.nbinom(0.3, 0.3 / 4.8),
         [0, 1, 4, 30, 9000],
     ),
     "all but poisson": (
-        lambda: NegativeBinomial(*wide(1e3, 1e7)),
+        lambda: PreciseNegativeBinomial(*wide(1e3, 1e7)),
         stats.nbinom(1e7, 1e7 / (1e7 + 1e3)),
         [500, 999, 1000, 1500],
     ),
@@ -96,19 +100,21 @@ def test_a_probability_of_1e_minus_300_has_its_digits() -> None:
     law = PreciseBeta(*wide(5.0, 2.0))
     below, _, _ = tails(law, torch.tensor(1e-60, dtype=torch.float64))
     assert float(below) == pytest.approx(6e-300, rel=1e-12)  # I_x(5, 2) = 6 x^5 - 5 x^6
-    amounts = ZeroOrGamma(*wide(-800.0, 1.0, 1.0))
+    amounts = ZeroInflatedGamma(*wide(-800.0, 1.0, 1.0))
     _, _, above = tails(amounts, torch.tensor(690.0, dtype=torch.float64))
     assert float(above) == pytest.approx(np.exp(-690.0), rel=1e-12)
 
 
 def test_masses() -> None:
     inner = stats.gamma(2.0, scale=1.5)
-    below, at, above = tails(ZeroOrGamma(*wide(-1.0, 2.0, 3.0)), torch.tensor([-1.0, 0.0, 4.0]))
+    below, at, above = tails(
+        ZeroInflatedGamma(*wide(-1.0, 2.0, 3.0)), torch.tensor([-1.0, 0.0, 4.0])
+    )
     zero = 1 / (1 + np.e)
     np.testing.assert_allclose(below, [0, 0, zero + (1 - zero) * inner.cdf(4)], rtol=1e-12)
     np.testing.assert_allclose(at, [0, zero, 0], rtol=1e-12)
     np.testing.assert_allclose(above, [1, 1 - zero, (1 - zero) * inner.sf(4)], rtol=1e-12)
-    shares = ZeroOneInflatedBeta(*wide(-1.0, 0.5, 2.0, 3.0))
+    shares = BetaWithMasses(*wide(-1.0, 0.5, 2.0, 3.0))
     p0, p1, between = np.exp([-1.0, 0.5, 0.0]) / np.exp([-1.0, 0.5, 0.0]).sum()
     below, at, above = tails(shares, torch.tensor([-0.5, 0.0, 0.25, 1.0, 1.5]).double())
     quarter = stats.beta(2, 3).cdf(0.25)
@@ -120,7 +126,7 @@ def test_masses() -> None:
 
 
 def test_inflated_counts() -> None:
-    law = ZeroInflated(PrecisePoisson(*wide(2.0)), wide(0.3)[0])
+    law = ZeroInflatedCount(PrecisePoisson(*wide(2.0)), wide(0.3)[0])
     k = torch.arange(60.0).double()
     p = law.log_prob(k).exp()
     below, at, above = tails(law, k)
@@ -167,17 +173,17 @@ def test_of_mixtures_and_of_cells() -> None:
 
 
 def test_single_precision_parameters_keep_the_digits_of_a_tail() -> None:
-    narrow = NegativeBinomial(torch.tensor(4.5), torch.tensor(0.25))
-    same = NegativeBinomial(*wide(4.5, 0.25))
+    narrow = PreciseNegativeBinomial(torch.tensor(4.5), torch.tensor(0.25))
+    same = PreciseNegativeBinomial(*wide(4.5, 0.25))
     for part, expected in zip(tails(narrow, 9000), tails(same, 9000), strict=True):
         assert part.dtype == torch.float64 and part.equal(expected)
 
 
 LEVELS = [1e-12, 0.025, 0.1, 0.5, 0.9, 0.975, 1 - 1e-9]
 LAWS = {name: case[0] for name, case in {**CONTINUOUS, **COUNTS}.items()} | {
-    "inflated": lambda: ZeroInflated(PrecisePoisson(*wide(2.0)), wide(-1.5)[0]),
-    "amounts": lambda: ZeroOrGamma(*wide(-1.0, 0.3, 1e-9)),
-    "shares": lambda: ZeroOneInflatedBeta(*wide(-1.0, -0.5, 0.4, 2.0)),
+    "inflated": lambda: ZeroInflatedCount(PrecisePoisson(*wide(2.0)), wide(-1.5)[0]),
+    "amounts": lambda: ZeroInflatedGamma(*wide(-1.0, 0.3, 1e-9)),
+    "shares": lambda: BetaWithMasses(*wide(-1.0, -0.5, 0.4, 2.0)),
     "mixture": mixture,
     "codes": lambda: LazyCategorical(torch.tensor([0.0, 1.0, -2.0, 3.0]).double()),
     "yes": lambda: dist.Bernoulli(torch.tensor(0.3).double()),

@@ -29,7 +29,7 @@ from pyro_seq import (
 )
 from pyro_seq._pytree import tree_map
 from pyro_seq.config import PairComponents
-from pyro_seq.contexts import PreviousObservation
+from pyro_seq.contexts import LastObservations, NoContext, PreviousObservation
 from pyro_seq.emissions.base import conditioned, mask_cells
 from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Beta, Categorical, Normal
@@ -38,7 +38,8 @@ from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.guides import AutoSequenceGuide
 from pyro_seq.infer.smc.particle_filter import particle_filter
 from pyro_seq.models import HMM, RNN
-from pyro_seq.pairs.model import in_one_path
+from pyro_seq.pairs.guide import SequenceGuide
+from pyro_seq.pairs.model import SequenceModel, in_one_path
 from pyro_seq.poutine.step_densities import sample_sites
 
 
@@ -121,6 +122,24 @@ def test_shipped_pairs_count_what_was_seen(
     assert steps[0, 2] == steps[1, 0] == 0 and (steps[:, 3] != 0).all()
 
 
+@pytest.mark.one_in(3)
+def test_shipped_pairs_fill_cells(
+    shipped: Callable[[PairComponents, str], Pair], float64: None
+) -> None:
+    """What was observed comes back bit for bit, and what was not lies within the support."""
+    pair, batch = shipped(parts(), "path"), gapped()
+    filled = infill(pair, batch, samples=3, draws=2)
+    predicted = posterior_predictive(pair, batch, 2, particles=3)
+    for name, x in filled.items():
+        seen, values = (tree[name].repeat_interleave(2, 0) for tree in (batch.seen, batch.values))
+        assert x[seen].equal(values[seen]) and x.isfinite().all()
+        for t in range(5):
+            drawn, cells = predicted[f"x_{t}_{name}"], batch.seen_at(t)[name]
+            assert drawn[:, cells].equal(values[::2, t][cells].expand(2, -1).to(drawn.dtype))
+    c = filled["c"][batch.missing["c"].repeat_interleave(2, 0)]
+    assert len(c) and ((c > 0) & (c < 1)).all()
+
+
 def test_an_rnn_sees_zeros_and_that_they_were_not_seen(float64: None) -> None:
     """Each step's score is the sum over cells seen, given features of what was seen before."""
     encoder = WithIndicators(Flatten(2))
@@ -197,7 +216,7 @@ def test_an_hmm_sums_over_states_given_the_cells_seen(group: bool, float64: None
 def test_an_hmm_fills_the_cells_as_enumeration_has_them(group: bool, float64: None) -> None:
     """All cells of one sequence: each missing cell's law given the cells seen, to 4.5 errors."""
     torch.manual_seed(4)
-    model, draws = hmm(group=group), 4000
+    model, draws = hmm(group=group), 1500
     model.embedding.data *= 2
     values: Any = {"a": torch.tensor([[1, 0]]), "b": torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])}
     missing: Any = {
@@ -241,7 +260,7 @@ def chain(batch: SequenceBatch) -> None:
 def test_functions_fill_the_cells_as_enumeration_has_them(float64: None) -> None:
     values = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
     missing = torch.tensor([[[False, True], [True, False], [False, False]]])
-    draws, pair = 4000, Pair(chain)
+    draws, pair = 2000, Pair(chain)
     filled = infill(pair, SequenceBatch(values), missing, samples=16, draws=draws)
     assert filled[:, ~missing[0]].equal(values[:, ~missing[0]].expand(draws, -1))
     totals = {}
@@ -285,7 +304,7 @@ def test_latents_of_missing_steps_count(linear_gaussian: Any, written: Pair) -> 
     """The estimate is of log p of the steps seen, of a declared pair and of functions, though
     proposals look at zeros: to five standard errors.
     """
-    model, n = linear_gaussian().model, 200
+    model, n = linear_gaussian().model, 100
     x = torch.randn(1, 6)
     gone = torch.isin(torch.arange(6), torch.tensor([1, 2, 5]))
     expected = model.log_likelihood(x, ~gone)
@@ -295,6 +314,114 @@ def test_latents_of_missing_steps_count(linear_gaussian: Any, written: Pair) -> 
             found = score(pair, batch, samples=200, method=method)  # type: ignore[arg-type]
             shares = (found.total - expected).exp()
             assert abs(float(shares.mean() - 1)) < 5 * float(shares.std()) / math.sqrt(n), method
+
+
+class TwoCells(SequenceModel):
+    """z_t ~ N(0.8 z_{t-1}, 0.6); both cells of x_t ~ N(z_t, 0.5)."""
+
+    latent_size = 1
+
+    def __init__(self) -> None:
+        super().__init__(Factorised(Normal(positive="exp", epsilon=0.0), 2), NoContext())
+        self.scale = torch.nn.Parameter(torch.tensor(0.5).log())
+
+    def transition(self, h: Tensor, previous: Tensor) -> dist.Normal:
+        return dist.Normal(0.8 * previous, torch.full_like(previous, 0.6))
+
+    def decode(self, h: Tensor, latents: Tensor | None, rnn_state: Any) -> tuple[Tensor, Any]:
+        assert latents is not None
+        one = torch.cat([latents, self.scale.expand_as(latents)], -1)
+        return torch.cat([one, one], -1), rnn_state
+
+    def joint(self, steps: int) -> Tensor:
+        """The covariance of all cells `[2 T, 2 T]`."""
+        impulse = torch.tensor(
+            [[0.6 * 0.8 ** (t - s) if s <= t else 0.0 for s in range(steps)] for t in range(steps)]
+        )
+        return torch.kron(impulse @ impulse.t(), torch.ones(2, 2)) + 0.25 * torch.eye(2 * steps)
+
+
+class TwoCellsGuide(SequenceGuide):
+    """A guide that was never told of missing cells."""
+
+    def __init__(self, model: TwoCells) -> None:
+        super().__init__(model)
+        self.place = torch.nn.Parameter(torch.zeros(()))
+
+    def encode(self, batch: SequenceBatch, rnn_state: Any) -> tuple[tuple[Tensor, ...], Any]:
+        return (batch.values.mean(-1, keepdim=True),), rnn_state  # type: ignore[union-attr]
+
+    def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
+        loc = 0.25 * previous + 0.6 * evidence[0]
+        return dist.Normal(loc, torch.full_like(loc, 0.35))
+
+
+def two_cells(batch: SequenceBatch) -> None:
+    """`TwoCells` as a function."""
+    with batch.plate():
+        z: Any = torch.zeros(len(batch))
+        for t in batch.steps():
+            with batch.active(t):
+                z = pyro.sample(f"z_{t}", dist.Normal(0.8 * z, 0.6))
+                law: Any = dist.Normal(z.unsqueeze(-1).expand(*z.shape, 2), 0.5).to_event(1)
+                if batch.at(t) is not None:
+                    law = mask_cells(law, batch.seen_at(t))
+                pyro.sample(f"x_{t}", law, obs=batch.at(t))
+
+
+def two_cells_guide(batch: SequenceBatch) -> None:
+    with batch.plate():
+        z: Any = torch.zeros(len(batch))
+        for t in batch.steps():
+            with batch.active(t):
+                loc = 0.25 * z + 0.6 * batch.at(t).mean(-1)
+                z = pyro.sample(f"z_{t}", dist.Normal(loc, 0.35))
+
+
+@pytest.mark.parametrize("kind", ["declared", "functions"])
+def test_gaussian_cells_have_their_exact_law(kind: str, float64: None) -> None:
+    """Fills of cells given all cells seen, with latents in between, and the likelihood of the cells
+    seen, against the joint normal: means, variances and estimates to 4.5 standard errors.
+    """
+    model, draws, steps = TwoCells(), 500, 4
+    guide: Any = TwoCellsGuide(model)
+    pair = Pair(model, guide) if kind == "declared" else Pair(two_cells, two_cells_guide)
+    x = torch.tensor([[[0.9, 0.0], [0.0, 0.0], [-0.6, 0.2], [0.0, 1.1]]])
+    missing = torch.tensor([[False, True], [True, True], [False, False], [True, False]])
+    batch = SequenceBatch(x, missing=missing.unsqueeze(0))
+    gone, whole = missing.flatten(), model.joint(steps)
+    gain = whole[gone][:, ~gone] @ torch.linalg.inv(whole[~gone][:, ~gone])
+    mean = gain @ x.flatten()[~gone]
+    variance = (whole[gone][:, gone] - gain @ whole[~gone][:, gone]).diagonal()
+    drawn = infill(pair, batch, samples=32, draws=draws).flatten(1)[:, gone]
+    assert ((drawn.mean(0) - mean).abs() < 4.5 * (variance / draws).sqrt()).all()
+    assert ((drawn.var(0) / variance - 1).abs() < 4.5 * math.sqrt(2 / draws)).all()
+    law = dist.MultivariateNormal(torch.zeros(int((~gone).sum())), whole[~gone][:, ~gone])
+    total, n = law.log_prob(x.flatten()[~gone]), 50
+    for proposal in ("guide", "prior"):
+        copies = batch.repeat(n)
+        found = score(pair, copies, samples=100, method="filter", proposal=proposal)  # type: ignore[arg-type]
+        shares = (found.total - total).exp()
+        assert abs(float(shares.mean() - 1)) < 4.5 * float(shares.std()) / math.sqrt(n)
+    if kind == "declared":
+        filtered = particle_filter(
+            pair, SequenceBatch(x).repeat(n), samples=100, missing=missing.expand(n, 4, 2)
+        )
+        shares = (filtered.particles.total - total).exp()
+        assert abs(float(shares.mean() - 1)) < 4.5 * float(shares.std()) / math.sqrt(n)
+        assert filtered.values[:, :, ~missing].equal(x[0][~missing].expand(n, 100, -1))
+
+
+def test_a_model_may_fill_exactly(float64: None) -> None:
+    class Exact(TwoCells):
+        def exact_fill(self, batch: SequenceBatch, draws: int) -> Any:
+            assert batch.missing is not None and batch.missing.sum() == 3
+            return torch.full((len(batch) * draws, 4, 2), 7.0)
+
+    x = torch.randn(1, 4, 2)
+    own = torch.tensor([[[True, False]] + [[False, False]] * 3])
+    filled = infill(Pair(Exact(), no_guide), SequenceBatch(x, missing=own), [2], draws=2)
+    assert (filled == 7).sum() == 6 and filled[:, 1].equal(x[:, 1].expand(2, 2))
 
 
 def test_continuations_go_on_from_what_was_seen(float64: None) -> None:
@@ -340,3 +467,16 @@ def test_an_automatic_guide_sees_indicators(written: Pair) -> None:
         SequenceBatch(torch.randn(3, 4))
     )
     assert isinstance(plain.encoder, Flatten)
+
+
+def test_windows_carry_what_was_seen(float64: None) -> None:
+    """A context of three observations, over windows and over the whole: the same scores."""
+    context = LastObservations(WithIndicators(Flatten(2)), 3)
+    pair = Pair(RNN(Factorised(Normal(), 2), context, hidden_size=3))
+    batch = SequenceBatch(torch.randn(2, 7, 2), missing=torch.rand(2, 7, 2) < 0.5)
+    whole, state, found = score(pair, batch).steps, None, []
+    for start, end in ((0, 2), (2, 3), (3, 7)):
+        values, missing = batch.values[:, start:end], batch.missing[:, start:end]  # type: ignore[index]
+        part = score(pair, SequenceBatch(values, missing=missing), state=state)
+        state, found = part.state, [*found, part.steps]
+    torch.testing.assert_close(torch.cat(found, 1), whole)

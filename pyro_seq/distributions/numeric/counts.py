@@ -33,7 +33,7 @@ class PrecisePoisson(dist.Poisson):
         return drawn_counts(self.rate.expand(self._extended_shape(torch.Size(sample_shape))))
 
 
-class NegativeBinomial(Elementwise):
+class PreciseNegativeBinomial(Elementwise):
     """Counts of mean m and variance m + m^2 / r: a Poisson whose rate is drawn from a gamma.
 
         p(k) = Gamma(k + r) / (k! Gamma(r)) (r / (r + m))^r (m / (r + m))^k
@@ -54,6 +54,14 @@ class NegativeBinomial(Elementwise):
     support = constraints.nonnegative_integer
     rate: Tensor
     concentration: Tensor
+
+    def __init__(
+        self,
+        rate: Tensor,
+        concentration: Tensor,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(rate, concentration, validate_args=validate_args)
 
     @property
     def mean(self) -> Tensor:

@@ -19,7 +19,7 @@ from pyro_seq.distributions.numeric.special import (
 from pyro_seq.distributions.precise import PreciseBeta
 
 
-class ZeroInflated(dist.ZeroInflatedDistribution):
+class ZeroInflatedCount(dist.ZeroInflatedDistribution):
     """`dist.ZeroInflatedDistribution` of log-odds, whose density is the same after a draw.
 
     Pyro's keeps the probability once it was asked for, and then computes by it: gradients at
@@ -45,17 +45,17 @@ class ZeroInflated(dist.ZeroInflatedDistribution):
         zero = torch.logaddexp(functional.logsigmoid(self.gate_logits), counted)
         return torch.where(value == 0, zero, counted)
 
-    def expand(self, batch_shape: Shape, _instance: object = None) -> ZeroInflated:
+    def expand(self, batch_shape: Shape, _instance: object = None) -> ZeroInflatedCount:
         """Return the same distribution with another batch shape, as Pyro's `expand` does."""
         shape = torch.Size(batch_shape)
-        expanded = ZeroInflated(
+        expanded = ZeroInflatedCount(
             self.base_dist.expand(shape), self.gate_logits.expand(shape), validate_args=False
         )
         expanded._validate_args = self._validate_args
         return expanded
 
 
-class ZeroOrGamma(Elementwise):
+class ZeroInflatedGamma(Elementwise):
     """Exactly zero with probability pi, else a gamma: rain, sales, durations.
 
         p(0) = pi = sigmoid(gate_logits)
@@ -81,6 +81,15 @@ class ZeroOrGamma(Elementwise):
     gate_logits: Tensor
     concentration: Tensor
     amount: Tensor
+
+    def __init__(
+        self,
+        gate_logits: Tensor,
+        concentration: Tensor,
+        amount: Tensor,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(gate_logits, concentration, amount, validate_args=validate_args)
 
     @property
     def mean(self) -> Tensor:
@@ -120,7 +129,7 @@ class ZeroOrGamma(Elementwise):
         return torch.where(none, 0.0, amounts)
 
 
-class ZeroOneInflatedBeta(Elementwise):
+class BetaWithMasses(Elementwise):
     """Exactly 0, exactly 1, or in between by a beta: shares, utilisations, cloud cover, wind power.
 
         p(0), p(1), p(0 < x < 1) = softmax(zero_logits, one_logits, 0)
@@ -146,6 +155,18 @@ class ZeroOneInflatedBeta(Elementwise):
     one_logits: Tensor
     concentration1: Tensor
     concentration0: Tensor
+
+    def __init__(
+        self,
+        zero_logits: Tensor,
+        one_logits: Tensor,
+        concentration1: Tensor,
+        concentration0: Tensor,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(
+            zero_logits, one_logits, concentration1, concentration0, validate_args=validate_args
+        )
 
     @property
     def log_masses(self) -> Tensor:

@@ -87,6 +87,8 @@ def incomplete_beta(a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor,
     8.17.22, evaluated by Lentz's algorithm (Numerical Recipes, sec. 6.4), on the side of the mean
     where it converges fast; what it gives is the smaller tail, and the other one is the rest.
 
+    Where both concentrations are so large (above 10^10) that the fraction does not end, NaN.
+
     Args:
         a: the first concentration, above 0.
         b: the second one, above 0.
@@ -133,4 +135,6 @@ def _beta_fraction(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
         if not open_.any():
             break
         left, a, b, x, c, d, h = (part[open_] for part in (left, a, b, x, c, d, h))
+    else:
+        result[left] = torch.nan  # not known to any digit
     return result.reshape(shape)

@@ -103,7 +103,7 @@ def particle_filter(
     missing = cells_to_draw(batch, missing)
     if missing is not None and not stepper.proposes_by_step(proposal):
         raise UserError(
-            f"a particle filter that draws what is missing, with proposals from the {proposal}, "
+            f"drawing what is missing in a particle filter with proposals from the {proposal} "
             "needs a "
             "SequenceModel" + " with a SequenceGuide" * (proposal == "guide")
         )

@@ -43,7 +43,7 @@ class Steps:
         guide: Any = pair.guide if proposal == "guide" and model.latent_size else None
         self.guide = guide
         self.batch, self.k, self.missing = batch.with_cache(), k, missing
-        self.observed = prepared(model.emission, batch)
+        self.observed = prepared(model, batch)
         self.blind: Tensor | None = None
         if missing is not None or shown is not None:
             known = batch.seen

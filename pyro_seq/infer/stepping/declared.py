@@ -143,7 +143,7 @@ class DeclaredStepper(Stepper[ModelState]):
         if batch.values is None:
             return
         emission = self.model.emission
-        known = prepared(emission, batch)
+        known = prepared(self.model, batch)
         like = over_time(emission.blank(1, 1, device=batch.device), None)
         observed = observed_steps(batch, torch.arange(len(batch), device=batch.device))
         for name, fn in like.items() if isinstance(like, dict) else (("", like),):

@@ -54,14 +54,16 @@ def _by_autocorrelation(series: Sequence[NDArray[np.float64]]) -> tuple[int, ...
     chosen = chosen[:: -(-len(chosen) // MOST_SERIES)]
     most = min(LONGEST_LAG, int(np.median([len(v) for v in chosen])) // FEWEST_PERIODS)
     moves = [np.diff(values) for values in chosen if len(values) > most + 2]
-    curves = [_autocorrelation(v, most + 1) for v in moves]
-    curves = [curve for curve in curves if curve is not None]
+    found = [_autocorrelation(v, most + 1) for v in moves]
+    curves = [curve for curve in found if curve is not None]
     if not curves:
         return ()
     mean = np.mean(curves, axis=0)
     lags = np.arange(2, most + 1)
     middle = mean[2 : most + 1]
     peaks = lags[(middle > mean[1:most]) & (middle >= mean[3 : most + 2]) & (middle > PEAK)]
+    # what repeats itself goes the other way in between; what is only smooth does not
+    peaks = peaks[np.minimum.accumulate(mean)[peaks] < -PEAK / 3]
     if not len(peaks):
         return ()
     high = mean[peaks].max()
@@ -79,8 +81,9 @@ def _by_autocorrelation(series: Sequence[NDArray[np.float64]]) -> tuple[int, ...
 def _autocorrelation(values: NDArray[np.float64], most: int) -> NDArray[np.float64] | None:
     """Return the autocorrelation `[most + 1]` of a series at the lags 0 … most, over cells seen."""
     seen = ~np.isnan(values)
-    if seen.sum() < 8:
+    if seen.sum() < 8 or not values[seen].any():
         return None
+    values = values / np.abs(values[seen]).max()
     at = np.arange(len(values), dtype=np.float64)
     slope, level = np.polyfit(at[seen], values[seen], 1)
     rest = np.where(seen, values - slope * at - level, 0.0)
@@ -92,11 +95,7 @@ def _autocorrelation(values: NDArray[np.float64], most: int) -> NDArray[np.float
 
     products, counts = correlated(rest), np.maximum(np.round(correlated(seen.astype(float))), 1)
     mean = products / counts
-    return (
-        mean / mean[0]
-        if mean[0] > 1e-12 * max(float(np.abs(values[seen]).max()), 1e-30) ** 2
-        else None
-    )
+    return mean / mean[0] if mean[0] > 1e-12 else None
 
 
 def calendar_features(

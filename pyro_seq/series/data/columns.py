@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -12,12 +13,13 @@ from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.series.data.files.delimited import ID_NAMES
 from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.files.raw import Raw, listed
-from pyro_seq.series.data.schema import Schema
+from pyro_seq.series.data.schema import Kind, Schema
 from pyro_seq.series.data.times import TIME_NAMES, looks_like_times
 
 if TYPE_CHECKING:
     import pandas as pd
 
+SAVED = re.compile(r"Unnamed: \d+")  # what pandas calls an index that it has saved and read again
 MOST_JOINT = 16  # target columns of one series; more are a series each
 
 
@@ -57,6 +59,11 @@ def check_names(raw: Raw, options: ReadOptions, schema: Schema | None) -> None:
         named[options.time] = "time"
     if options.id:
         named[options.id] = "id"
+    for name, kind in options.kinds.items():
+        if kind not in get_args(Kind):
+            raise UserError(
+                f"column {name!r}: no kind {kind!r}{did_you_mean(kind, get_args(Kind))}"
+            )
     own = {"value", *(() if schema is None else [c.name for c in schema.columns])}
     for name in [*named, *options.kinds]:
         if name not in columns and name not in own:
@@ -83,12 +90,13 @@ def roles_of(raw: Raw, options: ReadOptions) -> Roles:
         id_ = None
     rest = [name for name in names if name not in (id_, time)]
     if len(raw.nameless) < len(raw.frame.columns):
-        unnamed = [n for n in raw.nameless if n in rest and n not in given]
+        numbering = [*raw.nameless, *named_ids, *(n for n in rest if SAVED.fullmatch(n))]
+        unnamed = [n for n in numbering if n in rest and n not in given]
     else:  # the file has no header
         unnamed = []
     for name in unnamed:
         if len(rest) > 1 and _runs(raw.frame[name]):
-            raw.notes.append(f"{name!r} has no name and numbers the rows: it is left out")
+            raw.notes.append(f"{name!r} only numbers the rows, and is left out")
             rest.remove(name)
     roles = Roles(id_, time, "joint")
     for name in rest:
@@ -98,7 +106,7 @@ def roles_of(raw: Raw, options: ReadOptions) -> Roles:
         )
         if role == "target" and options.targets and name not in options.targets:
             continue
-        roles.role[name] = role  # type: ignore[assignment]
+        roles.role[name] = role
         if name not in given:
             roles.guessed.add(name)
     left = [name for name in rest if name not in roles.role]
@@ -115,9 +123,11 @@ def roles_of(raw: Raw, options: ReadOptions) -> Roles:
 
 def _runs(column: pd.Series) -> bool:
     """Tell whether a column counts rows: whole numbers that go up by one."""
+    import pandas as pd
+
     if column.dtype.kind not in "iu":
-        return False
-    moves = np.diff(column.to_numpy())
+        column = pd.to_numeric(column, errors="coerce")
+    moves = np.diff(column.to_numpy(np.float64))
     return bool((moves == 1).mean() > 0.99) if len(moves) else False
 
 
@@ -159,10 +169,14 @@ def _id_of(raw: Raw, free: Sequence[str], named: Sequence[str], time: str | None
     found = [
         name
         for name in free
-        if name != time and frame[name].dtype.kind not in "fcMm"
-        and frame[name].nunique() < len(frame) / 2 and not frame.duplicated([name, time]).any()
-    ]  # fmt: skip
-    if len(found) == 1:
+        if name != time
+        and frame[name].dtype.kind not in "biufcMm"
+        and frame[name].nunique() < len(frame) / 2
+        and not frame.duplicated([name, time]).any()
+    ]
+    count = [frame[name].nunique() for name in found]
+    alike = len(found) > 1 and len(frame[found].drop_duplicates()) == count[0] == max(count)
+    if len(found) == 1 or alike:  # of several that part the rows in the same way the first
         raw.notes.append(f"{found[0]!r} tells rows of the same time apart: it names the series")
         return found[0]
     return None
@@ -174,8 +188,8 @@ def roles_of_schema(raw: Raw, options: ReadOptions, schema: Schema) -> Roles:
     needed = [name for name in (schema.id, schema.time) if name is not None]
     each = schema.layout == "each"
     for column in schema.columns:
-        own = column.role in ("target", "past")
-        if not (own and options.future) and not (each and column.role == "target"):
+        ahead = column.role != "known" and options.future
+        if not ahead and not (each and column.role == "target"):
             needed.append(column.name)
     for name in needed:
         if name not in columns:

@@ -6,11 +6,13 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.series.data.files.options import ReadOptions
 from pyro_seq.series.data.files.raw import Raw, unique_names
-from pyro_seq.series.data.schema import Column, Schema, SeriesTable
+from pyro_seq.series.data.schema import Column, Schema, Series, SeriesTable
+from pyro_seq.series.data.steps import of_pandas
 from pyro_seq.series.data.tables import table_of
 
 if TYPE_CHECKING:
@@ -122,43 +124,56 @@ def to_frame(table: SeriesTable) -> pd.DataFrame:
     import pandas as pd
 
     schema = table.schema
-    parts = []
+    if schema.layout == "each":
+        return _wide(table)
+    columns: dict[str, object] = {}
+    if schema.layout == "long" or len(table.series) > 1:
+        names = np.array([one.id for one in table.series], object)
+        columns[schema.id or "series"] = np.repeat(names, [len(one) for one in table.series])
+    if schema.time is not None:
+        times = np.concatenate([one.times for one in table.series])
+        columns[schema.time] = _times(times, schema.zone)
+    for column in schema.columns:
+        parts = [_cells(one, column) for one in table.series]
+        columns[column.name] = words_of_codes(column, np.concatenate(parts))
+    return pd.DataFrame(columns)
+
+
+def _wide(table: SeriesTable) -> pd.DataFrame:
+    """Return a column for every series, and one for each column that the series share."""
+    import pandas as pd
+
+    schema, parts = table.schema, []
     for one in table.series:
-        columns: dict[str, object] = {}
-        if schema.layout == "long" or (schema.layout == "joint" and len(table.series) > 1):
-            columns[schema.id or "series"] = np.repeat(np.array([one.id], object), len(one))
-        if schema.time is not None:
-            columns[schema.time] = _times(one.times, schema.zone)
-        for column in schema.columns:
-            values = (
-                np.full(len(one), one.static[column.name])
-                if column.role == "static"
-                else one.values[column.name]
+        columns = {
+            one.id if column.role == "target" else column.name: words_of_codes(
+                column, _cells(one, column)
             )
-            name = one.id if schema.layout == "each" and column.role == "target" else column.name
-            columns[name] = words_of_codes(column, values)
-        parts.append(pd.DataFrame(columns))
-    if schema.layout != "each":
-        return pd.concat(parts, ignore_index=True)
+            for column in schema.columns
+        }
+        parts.append(pd.DataFrame(columns, index=_times(one.times, schema.zone)))
+    wide = pd.concat(parts, axis=1).sort_index()
+    wide = wide.loc[:, ~wide.columns.duplicated()]
     if schema.time is None:
-        wide = pd.concat(parts, axis=1)
-    else:
-        wide = pd.concat([part.set_index(schema.time) for part in parts], axis=1)
-        wide = wide.sort_index().reset_index()
-    return wide.loc[:, ~wide.columns.duplicated()]
+        return wide.reset_index(drop=True)
+    return wide.rename_axis(schema.time).reset_index()
 
 
-def _times(times: np.ndarray, zone: str | None) -> object:  # type: ignore[type-arg]
+def _cells(one: Series, column: Column) -> NDArray[np.float64]:
+    if column.role == "static":
+        return np.full(len(one), one.static[column.name])
+    return one.values[column.name]
+
+
+def _times(times: NDArray[np.generic], zone: str | None) -> pd.Index:
     import pandas as pd
 
     if zone is None:
-        return times
-    from pyro_seq.series.data.steps import of_pandas
-
+        return pd.Index(times)
     return pd.DatetimeIndex(times).tz_localize("UTC").tz_convert(of_pandas(zone))
 
 
-def words_of_codes(column: Column, values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def words_of_codes(column: Column, values: NDArray[np.float64]) -> NDArray[np.generic]:
     """Return codes as the words of a column, `None` where missing or not known; numbers as is."""
     if not column.words:
         return values

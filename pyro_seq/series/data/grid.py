@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,10 +10,9 @@ from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.files.raw import Raw, listed
-from pyro_seq.series.data.steps import HOUR, Step
+from pyro_seq.series.data.steps import HOUR, LOOSE, Step
 
 NEAR = 1e-6  # of a step: what rounding leaves of times that are numbers
-LOOSE = 0.05  # of a step: moves that differ less from whole steps are meant as such
 # of the rows may have the time of the row before, or another one within the same step
 MOST_SAME, MOST_SHARED = 0.001, 0.02
 MOST_HOLES, FEW_ROWS = 100, 10_000  # steps a row; steps that are always allowed
@@ -116,11 +116,15 @@ def place(
             f"{raw.rows[rows[at - 1]]:,}, {_shown(times[at - 1])}: rows of a series go up in time"
             + _why_mixed(moves)
         )
-    exact = step.positions(times)
+    exact, first = step.positions(times), times[0]
     positions = np.round(exact).astype(np.int64)
     off = np.abs(exact - positions) > NEAR
-    if off.any():
-        _check_common(raw, rows, times, step, exact, name, given)
+    if given and (off.any() or (np.diff(positions) == 0).any()):
+        first = step.floored(first)
+        exact = step.positions(np.concatenate([[first], times]))[1:]
+        positions = np.floor(exact + NEAR).astype(np.int64)
+    elif off.any():
+        _check_common(raw, rows, times, step, exact, name)
         positions = _nearest(exact)
         found.moved += int(off.sum())
     _count_shared(raw, rows, times, positions, found, name, given)
@@ -133,7 +137,31 @@ def place(
             "by --step"
         )
     _count_holes(raw, rows, positions, found)
-    return Placed(positions, length, step.after(times[0], np.arange(length)))
+    return Placed(positions, length, step.after(first, np.arange(length)))
+
+
+def placed_at_once(parts: Mapping[str, NDArray[np.generic]], step: Step) -> dict[str, Placed]:
+    """Return those series whose rows are one step apart, all of them: many are placed at once.
+
+    Args:
+        parts: `[R]`, the times of each series.
+        step: the step.
+    """
+    times = np.concatenate(list(parts.values()))
+    if step.unit == "ns":
+        apart = np.diff(times).astype(np.int64) == int(step.size)
+    else:
+        apart = np.diff(step.positions(times)) == 1
+    ends = np.cumsum([len(part) for part in parts.values()])
+    odd = np.concatenate([[0], np.cumsum(~apart)])  # moves of another length before each row
+    lengths = np.diff(ends, prepend=0)
+    fine = odd[ends - 1] == odd[ends - lengths]
+    steps = np.arange(lengths.max())
+    return {
+        name: Placed(steps[: len(part)], len(part), part)
+        for (name, part), right in zip(parts.items(), fine, strict=True)
+        if right
+    }
 
 
 def _rows(count: int) -> str:
@@ -201,7 +229,8 @@ def _spread(
             continue
         count = int(last - first) + 1
         gap = int((times[last + 1] - times[first - 1]).astype(np.int64))
-        if count * size == HOUR and gap == HOUR + size and _is_change(times[first - 1]):
+        skipped = count * size in (HOUR, HOUR + size) and gap == (count + 1) * size
+        if skipped and _is_change(times[first - 1]):
             ahead = (np.arange(1, count + 1) * size).astype("timedelta64[ns]")
             found.spread.append(
                 f"rows {raw.rows[rows[first]]:,} to {raw.rows[rows[last]]:,} "
@@ -218,12 +247,11 @@ def _check_common(
     step: Step,
     exact: NDArray[np.float64],
     name: str,
-    given: bool,
 ) -> None:
-    """Raise `UserError` if most moves are no whole number of steps, and the step is a guess."""
+    """Raise `UserError` if most moves are no whole number of steps."""
     moves = np.diff(exact)
     odd = np.abs(moves - np.maximum(np.round(moves), 1)) > LOOSE
-    if not given and odd.mean() > 0.5:
+    if odd.mean() > 0.5:
         at = int(np.flatnonzero(odd)[0]) + 1
         raise UserError(
             f"{raw.place(rows[at], name)}: {_shown(times[at])} is {moves[at - 1]:.3g} steps of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.files.numbers import (
     ALMOST,
+    MOST_SAMPLE,
     Words,
     is_number,
     number_of,
@@ -20,13 +20,15 @@ from pyro_seq.series.data.files.numbers import (
     words_of,
 )
 from pyro_seq.series.data.files.options import ReadOptions
-from pyro_seq.series.data.files.raw import Raw
+from pyro_seq.series.data.files.raw import Raw, as_option, quoted
 from pyro_seq.series.data.schema import MOST_WORDS, Column, Kind
 
 ORDERED = ("false", "true", "no", "yes", "n", "y", "f", "t", "off", "on")
 MOST_COUNT = 1e6  # larger whole numbers are measured, not counted
 POISSON = 1.2  # variance over mean up to here is a Poisson number's
 ZEROS = 0.05  # more zeros than this are a mass of their own
+MOST_LETTERS = 500  # of a word
+LARGEST = 1e37  # beyond it float32, in which models compute, has no numbers
 EDGES = 0.01  # more values at 0 or 1 than this are masses at the ends
 
 
@@ -91,16 +93,23 @@ def _finite(
             f"{raw.place(infinite[0], name)}: the number is infinite; leave the cell empty where "
             "the value is not known"
         )
+    large = np.flatnonzero(np.abs(values) > LARGEST)
+    if len(large):
+        raise UserError(
+            f"{raw.place(large[0], name)}: {values[large[0]]:g} is beyond {LARGEST:g}, the largest "
+            "number that models compute with"
+        )
     return values
 
 
 def _check_no_units(raw: Raw, name: str, texts: Words) -> None:
-    almost = [code for code, word in enumerate(texts.words) if ALMOST.fullmatch(word)]
-    if len(almost) > len(texts.words) / 2:
+    words = texts.words[:MOST_SAMPLE]
+    almost = [code for code, word in enumerate(words) if ALMOST.fullmatch(word)]
+    if len(almost) > len(words) / 2:
         word = texts.words[almost[0]]
         raise UserError(
-            f"{raw.place(texts.first_row(almost[0]), name)}: {word!r} is not a number; write it "
-            f"without a unit, or say --kind {shlex.quote(name + '=category')} if it is a word"
+            f"{raw.place(texts.first_row(almost[0]), name)}: {quoted(word)} is not a number; write "
+            f"it without a unit, or say {as_option('--kind', name + '=category')} if it is a word"
         )
 
 
@@ -109,10 +118,17 @@ def _coded(raw: Raw, name: str, texts: Words, known: Column | None) -> Cells:
         if len(texts.words) > MOST_WORDS:
             code = MOST_WORDS
             raise UserError(
-                f"{raw.place(texts.first_row(code), name)}: {texts.words[code]!r} is the "
+                f"{raw.place(texts.first_row(code), name)}: {quoted(texts.words[code])} is the "
                 f"{code + 1:,}th of {len(texts.words):,} different texts, and a category has at "
                 f"most {MOST_WORDS:,}; leave the column out by --ignore, or, if it names series, "
                 "say --id"
+            )
+        long = next((c for c, word in enumerate(texts.words) if len(word) > MOST_LETTERS), None)
+        if long is not None:
+            raise UserError(
+                f"{raw.place(texts.first_row(long), name)}: a text of "
+                f"{len(texts.words[long]):,} letters is no word of a category, which has at most "
+                f"{MOST_LETTERS}; leave the column out by --ignore"
             )
         words = sorted(texts.words, key=_rank)
     else:
@@ -122,9 +138,9 @@ def _coded(raw: Raw, name: str, texts: Words, known: Column | None) -> Cells:
     if other and known is not None:
         place, word = raw.place(texts.first_row(other[0]), name), texts.words[other[0]]
         if known.kind == "yes":
-            raise UserError(f"{place}: {word!r} is neither {words[0]!r} nor {words[1]!r}")
+            raise UserError(f"{place}: {quoted(word)} is neither {words[0]!r} nor {words[1]!r}")
         raw.notes.append(
-            f"{place}: {word!r} is not among the words that the run knows, and "
+            f"{place}: {quoted(word)} is not among the words that the run knows, and "
             f"{len(other) - 1} more: they count as unknown"
         )
     codes = [index.get(word, float(len(words))) for word in texts.words]

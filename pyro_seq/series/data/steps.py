@@ -18,6 +18,13 @@ UNITS = {
 }  # fmt: skip
 MONTHS = {"MS": 1, "ME": 1, "QS": 3, "QE": 3, "YS": 12, "YE": 12}
 OLD = {"H": "h", "T": "min", "S": "s", "M": "ME", "Q": "QE", "Y": "YE", "A": "YE", "m": "min"}
+ROUND = tuple(
+    [7 * DAY, DAY]
+    + [n * HOUR for n in (12, 8, 6, 4, 3, 2, 1)]
+    + [n * 60 * SECOND for n in (30, 20, 15, 10, 5, 2, 1)]
+    + [n * SECOND for n in (30, 20, 15, 10, 5, 2, 1)]
+)
+LOOSE = 0.05  # of a step: moves that differ less from whole steps are meant as such
 WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
 
 
@@ -47,13 +54,25 @@ class Step:
         since = times.astype(np.int64) if self.unit == "ns" else times.astype(np.float64)
         return (since - since[0]) / self.size
 
+    def floored(self, time: np.generic) -> np.generic:
+        """Return where the step of a time begins: a full hour, a day, the first of a month."""
+        if self.unit == "number":
+            return time
+        moment = _moment(time)
+        day = moment.astype("datetime64[D]")
+        if self.unit == "month":
+            day = day.astype("datetime64[M]").astype("datetime64[D]")
+        elif self.unit == "ns" and self.size < DAY and DAY % int(self.size) == 0:
+            return day + (moment - day) // int(self.size) * int(self.size)
+        return day.astype("datetime64[ns]")
+
     def after(self, first: np.generic, counts: NDArray[np.int64]) -> NDArray[np.generic]:
         """Return the times `[T]` that are so many steps after a time."""
         if self.unit == "number":
             times = first + counts * self.size  # type: ignore[operator]
-            whole = float(first) == int(first) and self.size == int(self.size)  # type: ignore[arg-type]
+            whole = float(first) == int(first) and self.size == int(self.size)
             return times.astype(np.int64) if whole else times
-        start = np.datetime64(first, "ns")
+        start = _moment(first)
         if self.unit == "ns":
             return start + (counts * int(self.size)).astype("timedelta64[ns]")
         day = start.astype("datetime64[D]")
@@ -68,6 +87,12 @@ class Step:
         at = (day - day.astype("datetime64[M]").astype("datetime64[D]")).astype(np.int64)
         at = length - 1 if self.text.endswith("E") else np.minimum(at, length - 1)
         return (begin + at.astype("timedelta64[D]") + clock).astype("datetime64[ns]")
+
+
+def _moment(time: np.generic) -> np.datetime64:
+    moment = np.asarray(time).astype("datetime64[ns]")[()]
+    assert isinstance(moment, np.datetime64)
+    return moment
 
 
 def parsed(text: str) -> Step:
@@ -149,17 +174,32 @@ def step_of(series: list[NDArray[np.generic]]) -> Step | None:
     if not len(values):
         return None
     common = _commonest(values)
-    if not dated:
+    if dated:
+        common = _rounder(values.astype(np.int64), int(common))
+    else:
         return Step(f"{common:.10g}", "number", float(f"{common:.10g}"))
     return _calendar_step(series, int(common)) or Step(_frequency(int(common)), "ns", int(common))
+
+
+def _rounder(values: NDArray[np.int64], common: int) -> int:
+    """Return the commonest difference, or, if most others are near it, a rounder one among them.
+
+    Of times that are a second early or late now and then 59, 60 and 61 seconds are a minute.
+    """
+    if (values == common).mean() > 0.5:
+        return common
+    near = values[np.abs(values - common) <= 2 * LOOSE * common]
+    middle = float(np.median(near))
+    found = [size for size in ROUND if abs(size - middle) <= LOOSE * size]
+    return found[0] if found and len(near) > len(values) / 2 else common
 
 
 def _commonest(values: NDArray[np.generic]) -> float:
     """Return the commonest difference; of reals, those alike to nine digits are one."""
     if values.dtype.kind == "f":
-        values = values.astype(np.float64)
-        digits = 9 - np.floor(np.log10(np.median(values))).astype(int)
-        values = np.round(values, int(digits))
+        reals = values.astype(np.float64)
+        digits = 9 - np.floor(np.log10(np.median(reals))).astype(int)
+        values = np.round(reals, int(digits))
     found, counts = np.unique(values, return_counts=True)
     return float(found[counts.argmax()]) if found.dtype.kind == "f" else int(found[counts.argmax()])
 

@@ -12,13 +12,14 @@ from pyro_seq.errors import UserError
 from pyro_seq.series.data.calendar import seasons_of
 from pyro_seq.series.data.columns import check_names, roles_of, roles_of_schema
 from pyro_seq.series.data.files.options import ReadOptions
-from pyro_seq.series.data.files.raw import Raw, listed
-from pyro_seq.series.data.grid import Findings, Placed, filled, place
+from pyro_seq.series.data.files.raw import Raw, listed, quoted
+from pyro_seq.series.data.grid import Findings, Placed, filled, place, placed_at_once
 from pyro_seq.series.data.kinds import Cells, cells_of, check_kind, kind_of
 from pyro_seq.series.data.schema import Column, Schema, Series, SeriesTable
-from pyro_seq.series.data.steps import Step, from_local, local, parsed, step_of
+from pyro_seq.series.data.steps import DAY, Step, from_local, local, parsed, step_of
 from pyro_seq.series.data.times import Times, times_of
 
+LONGEST_NAME = 1_000
 VALUE = "value"  # the column of series that are a column each
 
 
@@ -34,6 +35,12 @@ def table_of(raw: Raw, options: ReadOptions, schema: Schema | None = None) -> Se
     """
     if not len(raw.frame):
         raise UserError(f"{raw.where} has no rows")
+    long = next((name for name in raw.frame.columns if len(name) > LONGEST_NAME), None)
+    if long is not None:
+        raise UserError(
+            f"{raw.where}: a column's name has {len(long):,} letters, and at most "
+            f"{LONGEST_NAME:,} belong there: it begins {quoted(long)}"
+        )
     check_names(raw, options, schema)
     return _Making(raw, options, schema).table()
 
@@ -193,8 +200,8 @@ class _Making:
                     "--ignore, or read the columns as one series by --wide joint"
                 )
             values = [self.cells[name].values for name in targets]
-            kind = self.options.kinds.get(VALUE) or kind_of(values, next(iter(words)))
-            found.append(Column(VALUE, kind, "target", next(iter(words))))
+            pooled = self.options.kinds.get(VALUE) or kind_of(values, next(iter(words)))
+            found.append(Column(VALUE, pooled, "target", next(iter(words))))
             targets_kind = dict.fromkeys(targets, found[0])
         for name, role in roles.role.items():
             if roles.layout == "each" and role == "target":
@@ -237,8 +244,9 @@ class _Making:
         step = self.step(list(parts.values()))
         given = self.options.step is not None
         by_clock = times.dated and times.zone is None
+        regular = placed_at_once(parts, step)
         placed = {
-            name: place(
+            name: regular.get(name) or place(
                 self.raw, rows, parts[name], step, self.found,
                 name=str(self.roles.time), given=given, local=by_clock,
             )
@@ -252,6 +260,9 @@ class _Making:
 
     def whole_days(self, moments: NDArray[np.generic], zone: str) -> bool:
         """Tell whether times in a zone are days, whose length in hours varies."""
+        if self.schema is not None:
+            step = parsed(self.schema.step)
+            return step.unit != "ns" or step.size >= DAY
         return len(np.unique((c := local(moments, zone)) - c.astype("datetime64[D]"))) == 1
 
     def step(self, parts: list[NDArray[np.generic]]) -> Step:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.files.numbers import Words, words_of
 from pyro_seq.series.data.files.options import ReadOptions
-from pyro_seq.series.data.files.raw import Raw
+from pyro_seq.series.data.files.raw import Raw, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +115,7 @@ def _has_text(column: pd.Series) -> bool:
 def _of_pandas(raw: Raw, column: pd.Series, options: ReadOptions) -> Times:
     import pandas as pd
 
-    zone = None if getattr(column.dtype, "tz", None) is None else str(column.dtype.tz)  # type: ignore[union-attr]
+    zone = None if getattr(column.dtype, "tz", None) is None else str(column.dtype.tz)
     if zone is None:
         return _localised(raw, str(column.name), pd.DatetimeIndex(column), options)
     moments = pd.DatetimeIndex(column.dt.tz_convert("UTC").dt.tz_localize(None))
@@ -161,8 +161,8 @@ def _of_words(raw: Raw, name: str, texts: Words, options: ReadOptions) -> Times:
     formats = [options.time_format] if options.time_format else formats_of(spread)
     if not formats:
         raise UserError(
-            f"{raw.place(0, name)}: {words[0]!r} is no time that is known, say how it is written, "
-            "as with --time-format '%d.%m.%Y %H:%M'"
+            f"{raw.place(0, name)}: {quoted(words[0])} is no time that is known; say how it is "
+            "written, as with --time-format '%d.%m.%Y %H:%M'"
         )
     read = {form: _moments(words, form) for form in formats}
     right = [form for form, moments in read.items() if not moments.isna().any()]
@@ -171,7 +171,8 @@ def _of_words(raw: Raw, name: str, texts: Words, options: ReadOptions) -> Times:
         code = int(np.flatnonzero(read[form].isna())[0])
         like = words[0] if code else spread[-1]
         raise UserError(
-            f"{raw.place(texts.first_row(code), name)}: {words[code]!r} is no time as {like!r} is"
+            f"{raw.place(texts.first_row(code), name)}: {quoted(words[code])} is no time as "
+            f"{quoted(like)} is"
             + (f", which is written {form}" if form != "iso" else ", or is not in 1678 to 2261")
         )
     if len(right) > 1:
@@ -179,7 +180,7 @@ def _of_words(raw: Raw, name: str, texts: Words, options: ReadOptions) -> Times:
     if right[0] != "iso":
         example = read[right[0]][0]
         raw.notes.append(
-            f"{name!r} is read as {right[0]}: {words[0]!r} is {example:%Y-%m-%d %H:%M}"
+            f"{name!r} is read as {right[0]}: {quoted(words[0])} is {example:%Y-%m-%d %H:%M}"
         )
     moments = read[right[0]]
     if right[0] == "iso" and (offsets := _offsets_of(raw, name, texts)) is not None:
@@ -209,8 +210,8 @@ def _only(raw: Raw, name: str, read: dict[str, pd.DatetimeIndex], texts: Words) 
     other = next((f for f in best if f not in same), None)
     if other is not None and uneven[other] <= uneven[best[0]]:
         raise UserError(
-            f"{raw.place(0, name)}: {texts.words[0]!r} may be {best[0]} or {other}, and the other "
-            f"rows do not tell: say which with --time-format '{best[0]}'"
+            f"{raw.place(0, name)}: {quoted(texts.words[0])} may be {best[0]} or {other}, and the "
+            f"other rows do not tell: say which with --time-format '{best[0]}'"
         )
     return best[0]
 
@@ -230,8 +231,12 @@ def formats_of(words: list[str]) -> list[str]:
 def _patterns() -> dict[str, re.Pattern[str]]:
     """Return the known formats of dates, each with a pattern of the texts that may be of it."""
     parts = {
-        "%Y": r"\d{4}", "%f": r"\d+", "%b": "[A-Za-z]{3}", "%B": "[A-Za-z]{3,9}", "%p": "[AaPp][Mm]",
-    }  # fmt: skip
+        "%Y": r"\d{4}",
+        "%f": r"\d+",
+        "%b": "[A-Za-z]{3}",
+        "%B": "[A-Za-z]{3,9}",
+        "%p": "[AaPp][Mm]",
+    }
     found = {}
     for day, clock in itertools.product(DAYS, CLOCKS):
         text = re.sub(r"[. ]", lambda hit: re.escape(hit[0]), day + clock)
@@ -278,8 +283,8 @@ def _offsets_of(raw: Raw, name: str, texts: Words) -> NDArray[np.int64] | None:
     if not all(known):
         code = known.index(not known[0])
         raise UserError(
-            f"{raw.place(texts.first_row(code), name)}: {texts.words[code]!r} and "
-            f"{texts.words[0]!r} are times with and without a zone"
+            f"{raw.place(texts.first_row(code), name)}: {quoted(texts.words[code])} and "
+            f"{quoted(texts.words[0])} are times with and without a zone"
         )
     minutes = np.array([_offset(hit[1]) for hit in hits if hit is not None])
     kinds = np.unique(minutes)
@@ -288,8 +293,8 @@ def _offsets_of(raw: Raw, name: str, texts: Words) -> NDArray[np.int64] | None:
     if len(kinds) > 1 and not summer:
         code = int(np.flatnonzero(minutes != minutes[0])[0])
         raise UserError(
-            f"{raw.place(texts.first_row(code), name)}: {texts.words[code]!r} has another zone "
-            f"than {texts.words[0]!r}: write all times in one zone"
+            f"{raw.place(texts.first_row(code), name)}: {quoted(texts.words[code])} has another "
+            f"zone than {quoted(texts.words[0])}: write all times in one zone"
         )
     return minutes
 

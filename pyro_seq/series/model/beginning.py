@@ -13,18 +13,20 @@ from pyro_seq.emissions.base import mask_cells
 from pyro_seq.pairs.model import SequenceModel
 
 STEPS, RATE = 100, 0.05  # updates of the anchors' weights
+SMALL = 1e-3  # what is left of output weights: with zeros no gradient would reach the networks
 
 
 def start_from_anchors(model: SequenceModel, batch: SequenceBatch) -> None:
     """Fit the weights of all `Anchored` emissions to a batch, by likelihood, without networks.
 
-    Networks that give the emission's features begin at zero, so that a new pair forecasts what its
-    anchors do. The result is deterministic.
+    Networks that give the emission's features begin near zero, so that a new pair forecasts what
+    its anchors do. The result is deterministic.
     """
     emission = model.emission
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.out_features == emission.num_features:
-            nn.init.zeros_(module.weight)
+            with torch.no_grad():
+                module.weight.mul_(SMALL)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     contexts = model.context.contexts if isinstance(model.context, Chain) else [model.context]

@@ -130,13 +130,18 @@ class InputEncoder(Encoder):
         plain = size - num_scales - 1
         self.register_buffer("centre", torch.zeros(plain))
         self.register_buffer("spread", torch.ones(plain))
-        self.ids = nn.Embedding(num_ids + 1, embedding_size, padding_idx=0)
-        nn.init.normal_(self.ids.weight[1:], std=0.1)
-        self.num_features = num_scales // 2 + plain + embedding_size
+        self.num_features = num_scales // 2 + plain
+        self.ids: nn.Embedding | None = None
+        if num_ids and embedding_size:
+            self.ids = nn.Embedding(num_ids + 1, embedding_size, padding_idx=0)
+            nn.init.normal_(self.ids.weight[1:], std=0.1)
+            self.num_features += embedding_size
 
     def standardise_by(self, inputs: Tensor) -> None:
         """Take location and spread of each plain side input from examples `[n, I]`."""
         plain = inputs[:, self.num_scales : -1]
+        if not plain.numel():
+            return
         self.centre.copy_(plain.mean(0))
         spread = plain.std(0, correction=0)
         self.spread.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
@@ -147,8 +152,10 @@ class InputEncoder(Encoder):
         plain = (values[..., self.num_scales : -1] - self.centre) / self.spread
         location, scale = values[..., : self.num_scales].unflatten(-1, (2, -1)).unbind(-2)
         size = scale.log() - (location.abs() + scale).log()
-        ids = self.ids(values[..., -1].long())
-        return torch.cat([size, plain.clamp(-FURTHEST, FURTHEST), ids], -1)
+        parts = [size, plain.clamp(-FURTHEST, FURTHEST)]
+        if self.ids is not None:
+            parts.append(self.ids(values[..., -1].long()))
+        return torch.cat(parts, -1)
 
 
 def examples_of(inputs: Sequence[NDArray[np.float32]], most: int) -> Tensor:

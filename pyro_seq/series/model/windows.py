@@ -177,4 +177,6 @@ def validation_batches(
         batch = arrays.batch(rows, starts, stops).to(device)
         lengths = batch.lengths.unsqueeze(-1)
         counted = (lengths // 2).clamp(max=horizon)
-        yield batch, batch.mask & (torch.arange(batch.num_steps) >= lengths - counted)
+        yield batch, batch.mask & (
+            torch.arange(batch.num_steps, device=batch.device) >= lengths - counted
+        )

@@ -14,8 +14,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pyro_seq.distributions.numeric.counts import NegativeBinomial, PrecisePoisson
-from pyro_seq.distributions.numeric.inflated import ZeroInflated, ZeroOneInflatedBeta, ZeroOrGamma
+from pyro_seq.distributions.numeric.counts import PreciseNegativeBinomial, PrecisePoisson
+from pyro_seq.distributions.numeric.inflated import (
+    BetaWithMasses,
+    ZeroInflatedCount,
+    ZeroInflatedGamma,
+)
 from pyro_seq.distributions.numeric.student import PreciseStudentT
 
 COUNTS = [0, 1, 2, 7, 1000, 10**6, 10**9]
@@ -53,13 +57,15 @@ def test_negative_binomial_to_a_billion(concentration: float) -> None:
                 + k * mpmath.log(m / (r + m))
                 for k in COUNTS
             ]
-        found = NegativeBinomial(*wide(mean, concentration)).log_prob(torch.tensor(COUNTS).double())
+        found = PreciseNegativeBinomial(*wide(mean, concentration)).log_prob(
+            torch.tensor(COUNTS).double()
+        )
         close(found, expected)
 
 
 def test_negative_binomial_is_pyros() -> None:
     mean, concentration = torch.tensor([0.5, 3.0, 40.0]), torch.tensor([2.0, 0.7, 11.0])
-    ours = NegativeBinomial(mean.double(), concentration.double())
+    ours = PreciseNegativeBinomial(mean.double(), concentration.double())
     theirs = dist.NegativeBinomial(
         concentration.double(), logits=(mean / concentration).double().log()
     )
@@ -79,7 +85,7 @@ def test_student_t_far_out(df: float) -> None:
 )
 def test_zero_or_gamma(a: float, mean: float) -> None:
     x = torch.tensor([1e-10, 0.1, 0.99, 1.0, 1.001, 30.0]).double() * mean
-    law = ZeroOrGamma(*wide(-0.7, a, mean))
+    law = ZeroInflatedGamma(*wide(-0.7, a, mean))
     some = math.log(1 - 1 / (1 + math.exp(0.7)))
     close(law.log_prob(x), some + stats.gamma.logpdf(x, a, scale=mean / a), 1e-8)
     close(law.log_prob(torch.zeros(1)), [-math.log1p(math.exp(0.7))])
@@ -87,7 +93,7 @@ def test_zero_or_gamma(a: float, mean: float) -> None:
 
 def test_concentrated_amounts() -> None:
     """At a concentration of 10^10 a gamma is a Normal but for its skewness, of order 10^-5."""
-    law = ZeroOrGamma(*wide(-800.0, 1e10, 5.0))
+    law = ZeroInflatedGamma(*wide(-800.0, 1e10, 5.0))
     for z in (0.0, 1.0, -2.0):
         expected = stats.norm.logpdf(z) - math.log(5e-5) + (z**3 - 3 * z) / 3e5
         x = torch.tensor(5 + 5e-5 * z, dtype=torch.float64)
@@ -96,17 +102,19 @@ def test_concentrated_amounts() -> None:
 
 @pytest.mark.parametrize(("a", "b"), [*itertools.product([1e-3, 0.5, 1.0, 30.0, 1e5], repeat=2)])
 def test_beta_with_masses(a: float, b: float) -> None:
-    law = ZeroOneInflatedBeta(*wide(-1.0, 0.5, a, b))
+    law = BetaWithMasses(*wide(-1.0, 0.5, a, b))
     total = math.exp(-1) + math.exp(0.5) + 1
     x = torch.tensor([1e-9, 0.1, 0.5, 0.9, 0.999999]).double()
     close(law.log_prob(x), stats.beta.logpdf(x, a, b) - math.log(total), 1e-8)
     close(law.log_prob(torch.tensor([0.0, 1.0])), [-1 - math.log(total), 0.5 - math.log(total)])
 
 
-@pytest.mark.parametrize("base", [PrecisePoisson(*wide(2.5)), NegativeBinomial(*wide(2.5, 0.8))])
+@pytest.mark.parametrize(
+    "base", [PrecisePoisson(*wide(2.5)), PreciseNegativeBinomial(*wide(2.5, 0.8))]
+)
 def test_counts_sum_to_one(base: Any) -> None:
     k = torch.arange(400.0).double()
-    inflated = ZeroInflated(base, torch.tensor(-0.3).double())
+    inflated = ZeroInflatedCount(base, torch.tensor(-0.3).double())
     for law in (base, inflated):
         p = law.log_prob(k).exp()
         torch.testing.assert_close(p.sum(), torch.ones_like(p.sum()), atol=1e-12, rtol=0)
@@ -116,7 +124,7 @@ def test_counts_sum_to_one(base: Any) -> None:
 
 def test_inflated_is_pyros_and_stays_so_after_a_draw() -> None:
     gate = torch.tensor([-2.0, 0.0, 3.0]).double()
-    ours = ZeroInflated(PrecisePoisson(torch.full((3,), 1.7).double()), gate)
+    ours = ZeroInflatedCount(PrecisePoisson(torch.full((3,), 1.7).double()), gate)
     theirs = dist.ZeroInflatedPoisson(torch.full((3,), 1.7).double(), gate_logits=gate)
     k = torch.arange(9.0).double().unsqueeze(-1)
     torch.testing.assert_close(ours.log_prob(k), theirs.log_prob(k))
@@ -128,11 +136,11 @@ def test_inflated_is_pyros_and_stays_so_after_a_draw() -> None:
 DRAWS: dict[str, tuple[Any, Any]] = {
     "student": (lambda: PreciseStudentT(*wide(3.0, 1.0, 2.0)), lambda x: stats.t.cdf(x, 3, 1, 2)),
     "amounts": (
-        lambda: ZeroOrGamma(*wide(-800.0, 0.3, 2.0)),
+        lambda: ZeroInflatedGamma(*wide(-800.0, 0.3, 2.0)),
         lambda x: stats.gamma.cdf(x, 0.3, scale=2 / 0.3),
     ),
     "shares": (
-        lambda: ZeroOneInflatedBeta(*wide(-800.0, -800.0, 0.4, 2.0)),
+        lambda: BetaWithMasses(*wide(-800.0, -800.0, 0.4, 2.0)),
         lambda x: stats.beta.cdf(x, 0.4, 2.0),
     ),
     "many": (
@@ -153,8 +161,8 @@ def test_draws_are_of_the_law(name: str) -> None:
     "law",
     [
         PrecisePoisson(*wide(2.5)),
-        NegativeBinomial(*wide(2.5, 0.8)),
-        ZeroInflated(NegativeBinomial(*wide(2.5, 3.0)), torch.tensor(-0.5).double()),
+        PreciseNegativeBinomial(*wide(2.5, 0.8)),
+        ZeroInflatedCount(PreciseNegativeBinomial(*wide(2.5, 3.0)), torch.tensor(-0.5).double()),
     ],
 )
 def test_draws_of_counts_are_of_the_law(law: Any) -> None:
@@ -167,12 +175,12 @@ def test_draws_of_counts_are_of_the_law(law: Any) -> None:
 
 def test_draws_of_masses() -> None:
     torch.manual_seed(0)
-    x = ZeroOneInflatedBeta(*wide(-1.0, 0.5, 2.0, 2.0)).sample((20_000,))
+    x = BetaWithMasses(*wide(-1.0, 0.5, 2.0, 2.0)).sample((20_000,))
     total = math.exp(-1) + math.exp(0.5) + 1
     seen = [int((x == 0).sum()), int((x == 1).sum()), int(((x > 0) & (x < 1)).sum())]
     expected = 20_000 / total * np.array([math.exp(-1), math.exp(0.5), 1])
     assert stats.chisquare(seen, expected).pvalue > 1e-3
-    zeros = (ZeroOrGamma(*wide(0.4, 1e-3, 1.0)).sample((20_000,)) == 0).double().mean()
+    zeros = (ZeroInflatedGamma(*wide(0.4, 1e-3, 1.0)).sample((20_000,)) == 0).double().mean()
     p = 1 / (1 + math.exp(-0.4))
     assert abs(float(zeros) - p) < 4 * math.sqrt(p * (1 - p) / 20_000), (
         "amounts are not rounded to 0"
@@ -183,10 +191,10 @@ def test_draws_of_masses() -> None:
 def test_shapes_types_and_expansion(dtype: torch.dtype) -> None:
     one, two = torch.full((3, 1), 0.5, dtype=dtype), torch.full((4,), 2.0, dtype=dtype)
     for law in (
-        NegativeBinomial(one, two),
-        ZeroOrGamma(one, two, one),
-        ZeroOneInflatedBeta(one, two, one, two),
-        ZeroInflated(PrecisePoisson(one.expand(3, 4)), two),
+        PreciseNegativeBinomial(one, two),
+        ZeroInflatedGamma(one, two, one),
+        BetaWithMasses(one, two, one, two),
+        ZeroInflatedCount(PrecisePoisson(one.expand(3, 4)), two),
     ):
         assert law.batch_shape == (3, 4) and law.event_shape == ()
         x = law.sample((7,))
@@ -200,7 +208,10 @@ def test_shapes_types_and_expansion(dtype: torch.dtype) -> None:
 
 def test_moments_of_mixed_laws() -> None:
     torch.manual_seed(0)
-    for law in (ZeroOrGamma(*wide(0.3, 2.0, 5.0)), ZeroOneInflatedBeta(*wide(-1.0, 0.5, 2.0, 3.0))):
+    for law in (
+        ZeroInflatedGamma(*wide(0.3, 2.0, 5.0)),
+        BetaWithMasses(*wide(-1.0, 0.5, 2.0, 3.0)),
+    ):
         x = law.sample((40_000,))
         assert (x.mean() - law.mean).abs() < 4 * (law.variance / 40_000).sqrt()
         squares = (x - law.mean) ** 2

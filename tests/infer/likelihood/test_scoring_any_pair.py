@@ -494,6 +494,6 @@ class TestOutsideTheSupport:
         ):
             score(Pair(model, prior_guide), batch)
         with pytest.raises(
-            UserError, match="1 steps are missing, and only observations can be scored"
+            UserError, match="1 steps are to be sampled, and only observations can be scored"
         ):
-            score(Pair(model, prior_guide), copies(X, 2).with_missing([1]))
+            score(Pair(model, prior_guide), copies(X, 2).sampling([1]))

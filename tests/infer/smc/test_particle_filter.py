@@ -334,10 +334,10 @@ def test_shipped_pairs_agree_with_importance_sampling(
 
 def test_missing_steps_of_pairs_that_it_cannot_run_by_steps(linear_gaussian: Maker) -> None:
     pair = Pair(linear_gaussian().model, lambda batch: None)
-    batch = repeated(linear_gaussian(), 1).with_missing([2])
+    batch = repeated(linear_gaussian(), 1)
     with pytest.raises(
         UserError, match="proposals from the guide needs a SequenceModel with a SequenceGuide"
     ):
-        particle_filter(pair, batch, samples=2)
+        particle_filter(pair, batch, samples=2, missing=[2])
     with pytest.raises(UserError, match=r"from the prior needs a SequenceModel$"):
-        particle_filter(Pair(lambda batch: None), batch, samples=2, proposal="prior")
+        particle_filter(Pair(lambda batch: None), batch, samples=2, proposal="prior", missing=[2])

@@ -6,7 +6,8 @@ import io
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, BinaryIO
+from tokenize import TokenError
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,6 @@ from numpy.typing import NDArray
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.series.data.files.encoded import ALWAYS_ALLOWED, MOST_GROWTH
 from pyro_seq.series.data.files.raw import Raw, unique_names
-
-if TYPE_CHECKING:
-    pass
 
 Array = NDArray[np.generic]
 NPY, ZIP = b"\x93NUMPY", b"PK\x03\x04"
@@ -88,14 +86,22 @@ def _members(data: bytes, where: str) -> dict[str, Array]:
         raise UserError(f"{where} is no whole npz file: {str(error).splitlines()[0]}") from None
 
 
-def _array(file: BinaryIO | zipfile.ZipExtFile, size: int, where: str) -> Array:
+def _array(file: IO[bytes], size: int, where: str) -> Array:
     """Return the array of an npy file once its header fits the file's size."""
     form = np.lib.format
     try:
-        version = form.read_magic(file)  # type: ignore[arg-type]
+        version = form.read_magic(file)
         read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
-        shape, fortran, dtype = read(file, max_header_size=MOST_HEADER)  # type: ignore[arg-type]
-    except (ValueError, TypeError, EOFError, SyntaxError, MemoryError, RecursionError) as error:
+        shape, fortran, dtype = read(file, max_header_size=MOST_HEADER)
+    except (
+        ValueError,
+        TypeError,
+        EOFError,
+        SyntaxError,
+        MemoryError,
+        RecursionError,
+        TokenError,
+    ) as error:
         raise UserError(f"{where} has no header of an array: {_line(error)}") from None
     if dtype.hasobject or dtype.kind not in "biufU":
         what = "Python objects, which are not read" if dtype.hasobject else f"entries of {dtype}"
@@ -155,16 +161,14 @@ def _table(where: str, arrays: Mapping[str, Array]) -> Raw:
 
 
 def _lengths(where: str, arrays: Mapping[str, Array], count: int, steps: int) -> NDArray[np.int64]:
-    lengths = arrays.get("lengths")
-    if lengths is None:
+    if "lengths" not in arrays:
         return np.full(count, steps)
-    if (
-        lengths.shape != (count,)
-        or lengths.dtype.kind not in "iu"
-        or (not ((lengths >= 1) & (lengths <= steps)).all())
-    ):
+    given = arrays["lengths"]
+    fits = given.shape == (count,) and given.dtype.kind in "iu"
+    lengths = given.astype(np.int64) if fits else np.zeros(1, np.int64)
+    if not ((lengths >= 1) & (lengths <= steps)).all():
         raise UserError(f"{where}: 'lengths' must be {count} whole numbers from 1 to {steps}")
-    return lengths.astype(np.int64)
+    return lengths
 
 
 def _names(where: str, arrays: Mapping[str, Array], entry: str, count: int) -> list[str] | None:

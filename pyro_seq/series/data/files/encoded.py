@@ -18,7 +18,7 @@ MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
     (b"\xfe\xff", "utf-16"),
 )
 # A table of text shrinks to a tenth or so; what grows more than this is made to fill the memory.
-MOST_GROWTH, ALWAYS_ALLOWED = 200, 2**26
+MOST_GROWTH, ALWAYS_ALLOWED = 100, 2**26
 FOREIGN = (
     (b"PK\x03\x04", "an Excel workbook or another zip file; save the sheet as CSV"),
     (b"\xd0\xcf\x11\xe0", "an old Excel or Office file; save the sheet as CSV"),
@@ -47,16 +47,19 @@ def contents(path: Path, where: str) -> bytes:
         return data
     most = max(MOST_GROWTH * len(data), ALWAYS_ALLOWED)
     try:
+        parts, size = [], 0
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            unpacked = file.read(most + 1)
+            while size <= most and (part := file.read(2**24)):
+                parts.append(part)
+                size += len(part)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{where} is not a whole gzip file: {error}") from None
-    if len(unpacked) > most:
+    if size > most:
         raise UserError(
             f"{where} grows to more than {MOST_GROWTH} times its size as it is unpacked, as no "
             "table does; unpack it first if it is one"
         )
-    return unpacked
+    return b"".join(parts)
 
 
 def as_utf8(data: bytes, where: str, options: ReadOptions, notes: list[str]) -> bytes:

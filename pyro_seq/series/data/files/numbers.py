@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
-from pyro_seq.series.data.files.raw import MISSING, Raw
+from pyro_seq.series.data.files.raw import MISSING, Raw, as_option, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _GROUP = " '’\u00a0\u2009\u202f"  # what parts thousands in every country
-_POINT = rf"[+-]?(\d{{1,3}}([,{_GROUP}]\d{{3}})+|\d+)?(\.\d*)?([eE][+-]?\d+)?"
-_COMMA = rf"[+-]?(\d{{1,3}}([.{_GROUP}]\d{{3}})+|\d+)?(,\d*)?([eE][+-]?\d+)?"
+_POINT = rf"[+-]?(?=\.?\d)(\d{{1,3}}([,{_GROUP}]\d{{3}})+|\d+)?(\.\d*)?([eE][+-]?\d+)?"
+_COMMA = rf"[+-]?(?=,?\d)(\d{{1,3}}([.{_GROUP}]\d{{3}})+|\d+)?(,\d*)?([eE][+-]?\d+)?"
 POINT, COMMA = re.compile(_POINT), re.compile(_COMMA)
+MOST_SAMPLE = 5_000  # texts that are looked at to tell numbers from words
 INFINITE = re.compile(r"[+-]?(inf|infinity|∞)", re.IGNORECASE)
 # a number with a unit or a sign of money, or what Excel writes for a failed formula
 ALMOST = re.compile(r"[$€£¥]?\s*[+-]?\d[\d.,' ]*\s*(%|[$€£¥]|°?[A-Za-z]{1,3})?|#\S+[!?]")
@@ -72,9 +72,7 @@ def sign_of(words: list[str]) -> str | None:
 
 def is_number(word: str, decimal: str) -> bool:
     """Tell whether a text is a number with this decimal sign."""
-    return bool((POINT if decimal == "." else COMMA).fullmatch(word)) and any(
-        letter.isdigit() for letter in word
-    )
+    return bool((POINT if decimal == "." else COMMA).fullmatch(word))
 
 
 def number_of(word: str, decimal: str) -> float:
@@ -84,11 +82,12 @@ def number_of(word: str, decimal: str) -> float:
 
 
 def numeric_share(texts: Words) -> float:
-    """Return which share of the differing texts is a number, with one decimal sign or another."""
+    """Return which share of the differing texts, of a sample if they are many, is a number."""
+    words = texts.words[:: -(-len(texts.words) // MOST_SAMPLE) or 1]
     fitting = sum(
-        is_number(w, ".") or is_number(w, ",") or bool(INFINITE.fullmatch(w)) for w in texts.words
+        is_number(w, ".") or is_number(w, ",") or bool(INFINITE.fullmatch(w)) for w in words
     )
-    return fitting / max(len(texts.words), 1)
+    return fitting / max(len(words), 1)
 
 
 def numbers_of(raw: Raw, name: str, texts: Words, decimal: str | None) -> NDArray[np.float64]:
@@ -115,7 +114,7 @@ def numbers_of(raw: Raw, name: str, texts: Words, decimal: str | None) -> NDArra
         else:
             word, place = texts.words[doubtful[0]], raw.place(texts.first_row(doubtful[0]), name)
             raise UserError(
-                f"{place}: {word!r} may be {number_of(word, '.'):g} or "
+                f"{place}: {quoted(word)} may be {number_of(word, '.'):g} or "
                 f"{number_of(word, ','):g}, and the column's other numbers do not tell: say which "
                 "sign is the decimal one, as with --decimal ,"
             )
@@ -123,8 +122,8 @@ def numbers_of(raw: Raw, name: str, texts: Words, decimal: str | None) -> NDArra
     for code, word in enumerate(texts.words):
         if INFINITE.fullmatch(word):
             raise UserError(
-                f"{raw.place(texts.first_row(code), name)}: {word!r} is infinite; leave the cell "
-                "empty where the value is not known"
+                f"{raw.place(texts.first_row(code), name)}: {quoted(word)} is infinite; leave the "
+                "cell empty where the value is not known"
             )
         if not is_number(word, sign):
             _refuse(raw, name, texts, code, sign)
@@ -136,11 +135,11 @@ def _refuse(raw: Raw, name: str, texts: Words, code: int, decimal: str | None = 
     word, place = texts.words[code], raw.place(texts.first_row(code), name)
     if decimal is not None and is_number(word, "," if decimal == "." else "."):
         raise UserError(
-            f"{place}: {word!r} is no number with the decimal sign {decimal!r} that the file's "
-            "other numbers have"
+            f"{place}: {quoted(word)} is no number with the decimal sign {decimal!r} that the "
+            "file's other numbers have"
         )
     raise UserError(
-        f"{place}: {word!r} is not a number, as others in the column are; leave the cell empty, or "
-        f"say --missing {shlex.quote(word)} if it is missing, or --kind "
-        f"{shlex.quote(name + '=category')} if all are words"
+        f"{place}: {quoted(word)} is not a number, as others in the column are; leave the cell "
+        f"empty, or say {as_option('--missing', word)} if it is missing, or "
+        f"{as_option('--kind', name + '=category')} if all are words"
     )

@@ -57,7 +57,9 @@ def read_parquet(data: bytes, where: str) -> pd.DataFrame:
             )
         if sum(g.num_rows for g in groups) != about.num_rows:
             raise UserError(f"{where} says two numbers of rows")
-        return file.read(use_threads=False).to_pandas(ignore_metadata=True, date_as_object=False)
+        table = file.read(use_threads=False)
+        table.validate(full=True)  # text that is no UTF-8 would be found only as it is used
+        return table.to_pandas(ignore_metadata=True, date_as_object=False)
     except UserError:
         raise
     except MemoryError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,7 +60,7 @@ class Raw:
             where += f"series {self.series[row]!r}, step {self.rows[row]:,} from 0"
         else:
             where += f"row {self.rows[row]:,}"
-        return where if column is None else f"{where}, column {column!r}"
+        return where if column is None else f"{where}, column {quoted(column)}"
 
     @cached_property
     def repeats(self) -> NDArray[np.bool_]:
@@ -137,7 +138,17 @@ def unique_names(names: Sequence[str]) -> tuple[list[str], list[str], list[str]]
     return found, list(dict.fromkeys(repeated)), nameless
 
 
+def quoted(text: str, most: int = 60) -> str:
+    """Return a text of a file in quotes, its beginning if it is long."""
+    return repr(text if len(text) <= most else text[:most] + "…")
+
+
+def as_option(option: str, value: str) -> str:
+    """Return an option and its value as they are typed, the value's beginning if it is long."""
+    return f"{option} {shlex.quote(value if len(value) <= 60 else value[:60] + '…')}"
+
+
 def listed(names: Sequence[object], most: int = 4) -> str:
     """Return names as text, the first few of many."""
-    shown = ", ".join(str(name) for name in names[:most])
+    shown = ", ".join(quoted(str(name))[1:-1] for name in names[:most])
     return shown if len(names) <= most else f"{shown} … ({len(names):,})"
