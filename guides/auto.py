@@ -51,7 +51,8 @@ class AutoSequenceGuide(nn.Module):
 
     Args:
         model: any Pyro model of a `SequenceBatch`.
-        encoder: x_t → features; by default real numbers as they are, and symbols embedded.
+        encoder: x_t → features; by default real numbers as they are, and symbols embedded, with
+            indicators of what was seen if the batch that it is prepared on has missing cells.
         hidden_size, num_layers, cell: of each of the two recurrences.
         latent_sizes: hidden layers of the networks of q.
         activation, positive, epsilon: see `networks.NormalNet`.
@@ -179,7 +180,8 @@ class AutoSequenceGuide(nn.Module):
 
         Where observations end before the batch's steps do (`continued`), the guide samples the
         latents up to the last observation and leaves later latents to the model. Raises `UserError`
-        for gaps before an observation, and for a latent of all steps where some are missing.
+        for steps to be sampled before an observation, and for a latent of all steps where some are
+        to be sampled.
         """
         if batch.values is None:
             raise UserError(

@@ -30,7 +30,7 @@ class StepMask(MaskMessenger):
     """
 
     def __init__(
-        self, mask: Tensor, step: int, seen: Tensor | None = None, in_part: bool = False
+        self, mask: Any, step: int, seen: Tensor | None = None, in_part: bool = False
     ) -> None:
         super().__init__(mask)
         self.step, self.seen, self.in_part = step, seen, in_part

@@ -269,7 +269,7 @@ def check_support(name: str, fn: Any, value: Tensor, observed: Observed, step: i
         observed: which steps to look at.
         step: the one that the site is for.
     """
-    row, counted = value.dim() - len(fn.event_shape) - 1, []
+    row, counted = value.dim() - len(fn.event_shape) - 1, list[Tensor]()
     while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
         if isinstance(fn, dist.MaskedDistribution) and isinstance(fn._mask, Tensor):
             counted.append(fn._mask)

@@ -47,9 +47,7 @@ class _Moved(Steps):
         proposal = "guide" if move in ("guide", "mixed") else "prior"
         super().__init__(pair, seen, k, proposal, None if move == "guide" else missing, None)
         blank = path is None and self.missing is not None
-        self.observed = prepared(
-            self.model.emission, batch.with_missing(missing) if blank else batch
-        )
+        self.observed = prepared(self.model, batch.with_missing(missing) if blank else batch)
         self.move_kind, self.path = move, path
 
     def _observation(

@@ -71,10 +71,8 @@ class PathMoves:
         """Return (x_t, its cells that were seen) of the sites in gaps that were seen in part."""
         found: ForSome = {}
         for name, (stem, t) in self.fills.items():
-            gone, values = (
-                tree[stem.member] if isinstance(tree, dict) else tree
-                for tree in (missing, self.batch.values)
-            )
+            trees: tuple[Any, Any] = missing, self.batch.values
+            gone, values = (tree[stem.member] if isinstance(tree, dict) else tree for tree in trees)
             # at padding nothing is missing, and nothing was seen
             there = self.batch.mask[:, t].view(-1, *(1,) * (gone.dim() - 2))
             seen = (~gone[:, t] & there).expand_as(gone[:, t])

@@ -108,7 +108,7 @@ def particle_filter(
             "SequenceModel" + " with a SequenceGuide" * (proposal == "guide")
         )
     stepper.check(batch if missing is None else batch.with_missing(missing))
-    if batch.to_sample:
+    if batch.to_sample and batch.values is not None:
         batch = batch.with_values(batch.values, batch.missing)
     shown = None
     if proposal == "guide" and not stepper.is_exact and stepper.proposes_by_step(proposal):
@@ -145,6 +145,7 @@ def _shown(
         gone = batch.missing if gone is None else tree_map(torch.logical_or, gone, batch.missing)
     if gone is None or not bool(any_cell(gone).any()):
         return None
+    assert batch.values is not None
     whole = batch.with_values(batch.values, batch.missing if told else None)
     found = particle_filter(
         pair,
