@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 KEPT_ENTRIES = 2**24
 SEGMENT = 24  # steps that are computed again together
 # B n^3, up to which a processor takes less time for the scan than for one step after another
-SCAN_PRODUCTS = 2**17
+SCAN_PRODUCTS = 2**16
 
 
 class Transition(NamedTuple):
@@ -162,11 +162,12 @@ def by_steps(
     recomputed = torch.is_grad_enabled() and y.shape[1] * first.covariance.numel() > KEPT_ENTRIES
     size, figures, belief = SEGMENT if recomputed else y.shape[1], [], first
     for start in range(0, y.shape[1], size):
-        part = (None if x is None else x[:, start : start + size] for x in (y, seen))
+        steps = slice(start, start + size)
+        part = belief, y[:, steps], None if seen is None else seen[:, steps]
         if recomputed:
-            figure, belief = checkpoint(_some_steps, system, belief, *part, use_reentrant=False)
+            figure, belief = checkpoint(_some_steps, system, *part, use_reentrant=False)
         else:
-            figure, belief = _some_steps(system, belief, *part)
+            figure, belief = _some_steps(system, *part)
         figures.append(figure)
     return torch.cat(figures, 1), belief
 
@@ -287,8 +288,8 @@ def _through(belief: Belief, j: Element) -> Belief:
 
 def _solved(covariance: Tensor, precision: Tensor, x: Tensor) -> Tensor:
     """Compute (I + C J)^-1 x."""
-    product = covariance @ precision
-    return torch.linalg.solve(product + torch.eye(product.shape[-1]).to(product), x)
+    eye = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+    return torch.linalg.solve(eye + covariance @ precision, x)
 
 
 def _symmetric(x: Tensor) -> Tensor:

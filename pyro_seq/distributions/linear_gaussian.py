@@ -67,7 +67,7 @@ def rows(lead: torch.Size, covariance: Tensor, seen: Tensor | None = None) -> Ro
 
     Cells are `[*lead, T, C]`.
     """
-    alike = seen is None or bool((seen == seen.reshape(-1, *seen.shape[-2:])[0]).all())
+    alike = seen is None or not lead.numel() or bool((seen == _first(seen)).all())
     return Rows(lead, lead.numel() > 0 and alike and _alike(covariance))
 
 
@@ -78,7 +78,12 @@ def _alike(covariance: Tensor) -> bool:
     # equal by chance, each with a gradient of its own
     if covariance.requires_grad:
         return False
-    return bool((covariance == covariance.reshape(-1, *covariance.shape[-2:])[0]).all())
+    return bool((covariance == _first(covariance)).all())
+
+
+def _first(x: Tensor) -> Tensor:
+    """The first of all matrices."""
+    return x[(0,) * (x.dim() - 2)]
 
 
 class Filtered(NamedTuple):
@@ -208,9 +213,7 @@ class LinearGaussian(TorchDistribution):
         first = of.belief(self.mean_before, self.covariance_before)
         with torch.no_grad():
             _, y = kalman.simulated(self.system, first, self.event_shape[0])
-            return self._in_units(of.outward(y), self.mean_before.dtype)[
-                (*(slice(None),) * len(lead), 0)
-            ]
+            return self._in_units(of.outward(y), self.mean_before.dtype).squeeze(len(lead))
 
     def _rows(self, lead: torch.Size, *, padding: bool = False) -> tuple[Rows, Tensor | None]:
         """Return how sequences share covariances, and the cells seen `[B, T, C]`.

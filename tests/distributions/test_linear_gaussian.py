@@ -196,9 +196,12 @@ def test_paired_states_are_a_matrix() -> None:
     close(move.mT @ x, F.mT @ x)
 
 
-def test_fills_have_the_moments_of_the_joint_normal() -> None:
-    space, m, P, y, seen = example(False)
-    draws = 20_000
+@pytest.mark.parametrize("shared", [True, False])
+def test_fills_have_the_moments_of_the_joint_normal(shared: bool) -> None:
+    space, m, P, y, seen = example(shared)
+    draws = 8_000
+    if shared:
+        seen = seen[:1].expand(N, T, C)
     filled = LinearGaussian(space, m, P, (T, C), seen=seen).fill(y, draws)
     assert (filled == y.unsqueeze(1))[seen.unsqueeze(1).expand_as(filled)].all()
     for n in range(N):
