@@ -99,3 +99,35 @@ class SplitContext(Chain):
 
     def _arranged(self, parts: list[Tensor]) -> Tensor:
         return concatenate(*parts)
+
+
+class PassedOn(Context):
+    """What another context passes on to the emission, and no features for networks."""
+
+    num_features = 0
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+        self.emission_context_size = context.emission_context_size
+
+    def emission_only(self) -> Context:
+        """Return the context itself."""
+        return self
+
+    def initial(self, *lead: int) -> Any:
+        """Return the other context's state before the first step."""
+        return self.context.initial(*lead)
+
+    def features(self, state: Any, inputs: Tensor | None) -> Tensor:
+        """Return what is passed on at one step."""
+        return self.context.features(state, inputs)[..., self.context.num_features :]
+
+    def observe(self, state: Any, observation: Any, seen: Any = None) -> Any:
+        """Return the other context's state after observing x_t."""
+        return self.context.observe(state, observation, *(() if seen is None else (seen,)))
+
+    def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
+        """Return what is passed on at all steps."""
+        features, after = self.context.over(batch, state)
+        return features[..., self.context.num_features :], after

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts._running import Ring, last_seen, running_means
 from pyro_seq.contexts.base import Context
+from pyro_seq.contexts.composite import PassedOn
 from pyro_seq.errors import UserError, whole
 
 PRIOR = 0.5  # observations that a column's usual move counts for in each running error
@@ -30,10 +31,12 @@ class Lags(Context):
     r"""Anchors of the next value, how far each has lately been from the truth, and their features.
 
     The anchors A_k of a column of `size` are, all from what was seen before the step: the last
-    value; exponentially weighted levels L (spans `levels`); for each season of s steps the value s
+    value; exponentially weighted levels (spans `levels`); for each season of s steps the value s
     steps ago (where that was not seen, the last one seen at the same phase), means over the same
-    phase (spans `phases`, in seasons), and L plus the mean deviation x - L at the same phase, the
-    additive decomposition of Holt and Winters; and, before anything was seen, the series' location.
+    phase (spans `phases`, in seasons), and L plus the mean deviation x - L at the same phase, L the
+    last value, each level, and in longer seasons the value a shortest season ago (the additive
+    decompositions of Holt and Winters, and of Taylor for two seasons); and, before anything was
+    seen, the series' location.
     e_jk is the exponentially weighted mean of |x - A_k| with span j of `errors`, with half an
     observation of the series' scale as its prior.
 
@@ -101,12 +104,14 @@ class Lags(Context):
         names = ["last", *(f"level {span:g}" for span in levels)]
         for s in self.seasons:
             names += [f"season {s}", *(f"phase {s}, {span:g}" for span in phases)]
-            names += [f"level {span:g} + phase {s}" for span in levels]
+            around = ["last", *(f"level {span:g}" for span in levels)]
+            around += [f"season {self.seasons[0]}"] if s != self.seasons[0] else []
+            names += [f"{level} + phase {s}" for level in around]
         return (*names, "location")
 
     def emission_only(self) -> Context:
         """Return the same context, with features for the emission alone."""
-        return _PassedOn(self)
+        return PassedOn(self)
 
     def initial(self, *lead: int) -> dict[str, Any]:
         """Return the state in which nothing was seen."""
@@ -115,6 +120,7 @@ class Lags(Context):
             return torch.zeros(*lead, *sizes, self.size, dtype=self._place.dtype).to(self.device)
 
         levels, phases = len(self._levels), len(self._phases)
+        kept = [2 + 2 * phases + levels + bool(i) for i in range(len(self.seasons))]
         errors = (self.num_errors, len(self.anchors) - 1)
         return {
             "last": zeros(),
@@ -126,8 +132,8 @@ class Lags(Context):
             # of each step of the last season: the last value at its phase; weights, sums of values
             # and sums of deviations at its phase
             "seasons": tuple(
-                ring.state(zeros(ring.length, 1 + 2 * phases + levels), len(lead))
-                for ring in self._rings
+                ring.state(zeros(ring.length, size), len(lead))
+                for ring, size in zip(self._rings, kept, strict=True)
             ),
         }
 
@@ -146,7 +152,7 @@ class Lags(Context):
         x = torch.where(cells > 0, x, torch.zeros_like(x))
         fronts = self._fronts(state)
         anchors = self._anchored(state, fronts)
-        deviations = self._deviations(x, cells, state)
+        deviations = self._deviations(x, cells, state, fronts)
         counted = cells.unsqueeze(-2) * anchors.known
         missed = (x.unsqueeze(-2) - anchors.values).abs() * counted
         return {
@@ -157,8 +163,10 @@ class Lags(Context):
             "errors": _moved(state["errors"], missed, self._errors, 2),
             "error_weights": _moved(state["error_weights"], counted, self._errors, 2),
             "seasons": tuple(
-                ring.moved(kept, self._at_phase(front, x, cells, deviations))
-                for ring, kept, front in zip(self._rings, state["seasons"], fronts, strict=True)
+                ring.moved(kept, self._at_phase(front, x, cells, deviation))
+                for ring, kept, front, deviation in zip(
+                    self._rings, state["seasons"], fronts, deviations, strict=True
+                )
             ),
         }
 
@@ -178,12 +186,14 @@ class Lags(Context):
         }
         streams = {name: _from(state[name], run[name]) for name in run}
         previous = {name: stream[:, :-1] for name, stream in streams.items()}
-        deviations = self._deviations(x, cells, previous)
-        rings = [
-            self._phase_stream(ring.entries(kept), x, seen, deviations)
-            for ring, kept in zip(self._rings, state["seasons"], strict=True)
-        ]
-        anchors = self._anchored(previous, [ring[:, : x.shape[1]] for ring in rings])
+        rings: list[Tensor] = []
+        fronts: list[Tensor] = []
+        for ring, kept in zip(self._rings, state["seasons"], strict=True):
+            level, known = self._around(previous, fronts)
+            deviations = _deviations(x, cells, level, known)
+            rings.append(self._phase_stream(ring.entries(kept), x, seen, deviations))
+            fronts.append(rings[-1][:, : x.shape[1]])
+        anchors = self._anchored(previous, fronts)
         counted = cells.unsqueeze(-2) * anchors.known
         missed = (x.unsqueeze(-2) - anchors.values).abs() * counted
         for name, errors in (("errors", missed), ("error_weights", counted)):
@@ -214,16 +224,35 @@ class Lags(Context):
         """Return the looked-at member of a named group, or the one tensor."""
         return tree if self.member is None else tree[self.member]
 
-    def _deviations(self, x: Tensor, cells: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """Return how far x is from each known level `[…, P, C]`."""
+    def _around(
+        self, state: Mapping[str, Tensor], before: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return what deviations at a phase are from `[…, P, C]`, and whether each is known.
+
+        They are the last value, the levels, and what was seen at the step's phase of the first of
+        the shorter seasons, if there are any.
+        """
         level, known = _ratio(state["levels"], state["level_weights"])
-        return (x.unsqueeze(-2) - level) * cells.unsqueeze(-2) * known
+        values, flags = [state["last"].unsqueeze(-2), level], [state["seen"].unsqueeze(-2), known]
+        if before:
+            slowest = len(self._phases)  # of its weights, which come after the last value
+            values.append(before[0][..., :1, :])
+            flags.append((before[0][..., slowest : slowest + 1, :] > LEAST).to(level.dtype))
+        return torch.cat(values, -2), torch.cat(flags, -2)
+
+    def _deviations(
+        self, x: Tensor, cells: Tensor, state: Mapping[str, Tensor], fronts: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return for each season how far x is from what its deviations are from."""
+        around = [self._around(state, fronts[:i]) for i in range(len(fronts))]
+        return [_deviations(x, cells, *both) for both in around]
 
     def _at_phase(self, front: Tensor, x: Tensor, cells: Tensor, deviations: Tensor) -> Tensor:
         """Return what is kept of a phase `[…, R, C]` after x: one more of its means."""
         last, sums = front[..., :1, :], front[..., 1:, :]
         seen = cells.unsqueeze(-2)
-        new, decays = self._phase_terms(x, cells, deviations), self._phase_decays()
+        new = self._phase_terms(x, cells, deviations)
+        decays = self._phase_decays(new.shape[-2]).unsqueeze(-1)
         moved = decays * sums + (1 - decays) * new
         last = torch.where(seen > 0, x.unsqueeze(-2), last)
         return torch.cat([last, moved], -2)
@@ -234,10 +263,10 @@ class Lags(Context):
         each = [*[cells.unsqueeze(-2)] * phases, *[x.unsqueeze(-2)] * phases]
         return torch.cat([*each, deviations], -2)
 
-    def _phase_decays(self) -> Tensor:
-        """Return the decay of each of `_phase_terms` `[2 Q + P, 1]`; deviations have the last."""
-        slowest = self._phases[-1:].expand(len(self._levels))
-        return torch.cat([self._phases, self._phases, slowest]).unsqueeze(-1)
+    def _phase_decays(self, terms: int) -> Tensor:
+        """Return the decay of each of `_phase_terms`; deviations have the slowest."""
+        slowest = self._phases[-1:].expand(terms - 2 * len(self._phases))
+        return torch.cat([self._phases, self._phases, slowest])
 
     def _phase_stream(self, ring: Tensor, x: Tensor, seen: Tensor, deviations: Tensor) -> Tensor:
         """Return what is kept of each step's phase, from a season before the first step on.
@@ -258,7 +287,7 @@ class Lags(Context):
         first = ring.flatten(0, 1)
         last = last_seen(by_phase(x), by_phase(seen), first[:, 0])
         terms = by_phase(self._phase_terms(x, seen.to(x.dtype), deviations))
-        decays, parts = self._phase_decays().squeeze(-1), []
+        decays, parts = self._phase_decays(terms.shape[2]), []
         for decay in decays.unique():
             which = (decays == decay).nonzero().flatten()
             given = terms[:, :, which].flatten(2)
@@ -273,15 +302,16 @@ class Lags(Context):
 
     def _anchored(self, state: Mapping[str, Any], fronts: Sequence[Tensor]) -> _Anchors:
         """Return all anchors but the location, from what is known of the step's phases."""
-        level, known = _ratio(state["levels"], state["level_weights"])
+        level, known = self._around(state, ())
         phases = len(self._phases)
-        values, flags = [state["last"].unsqueeze(-2), level], [state["seen"].unsqueeze(-2), known]
-        for front in fronts:
+        values, flags = [level], [known]
+        for i, front in enumerate(fronts):
             last, weights, sums, deviations = front.split(
-                [1, phases, phases, len(self._levels)], -2
+                [1, phases, phases, front.shape[-2] - 1 - 2 * phases], -2
             )
             means, once = _ratio(sums, weights)
             deviation, ever = _ratio(deviations, weights[..., -1:, :])
+            level, known = self._around(state, fronts[:i])
             values += [last, means, level + deviation]
             flags += [ever, once, ever * known]
         return _Anchors(torch.cat(values, -2), torch.cat(flags, -2))
@@ -333,38 +363,15 @@ class Lags(Context):
         return location[..., own], scale[..., own]
 
 
-class _PassedOn(Context):
-    """What `Lags` passes on to the emission, and no features for networks."""
-
-    num_features = 0
-
-    def __init__(self, lags: Lags) -> None:
-        super().__init__()
-        self.lags = lags
-        self.emission_context_size = lags.emission_context_size
-
-    def initial(self, *lead: int) -> Any:
-        """See `Lags`."""
-        return self.lags.initial(*lead)
-
-    def features(self, state: Any, inputs: Tensor | None) -> Tensor:
-        """Return what is passed on."""
-        return self.lags.features(state, inputs)[..., self.lags.num_features :]
-
-    def observe(self, state: Any, observation: Any, seen: Any = None) -> Any:
-        """See `Lags`."""
-        return self.lags.observe(state, observation, seen)
-
-    def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
-        """Return what is passed on at all steps."""
-        features, after = self.lags.over(batch, state)
-        return features[..., self.lags.num_features :], after
-
-
 def _ratio(sums: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return sums over weights, and whether there was weight enough (0 or 1); else 0."""
     enough = weights > LEAST
     return torch.where(enough, sums / weights.clamp(min=LEAST), 0.0), enough.to(sums.dtype)
+
+
+def _deviations(x: Tensor, cells: Tensor, level: Tensor, known: Tensor) -> Tensor:
+    """Return how far x `[…, C]` is from each level `[…, P, C]` that is known; 0 where unseen."""
+    return (x.unsqueeze(-2) - level) * cells.unsqueeze(-2) * known
 
 
 def _moved(mean: Tensor, x: Tensor, decays: Tensor, events: int = 1) -> Tensor:
