@@ -235,7 +235,7 @@ def nab(run: Run, seed: int) -> dict[str, float]:
     labels = json.loads(data_file("series/nab/windows.json").read_text(encoding="utf-8"))
     names = sorted(labels)[:: 10 if run.quick else 1]
     started, every, first = time.perf_counter(), [], []
-    of_each = replace(run, minutes=run.minutes / 60)
+    of_each = replace(run, minutes=run.minutes / 100)
     for name in names:
         table = table_of([f"nab/{name}"])
         learnt = until(table, probation(len(table.series[0])))

@@ -227,7 +227,9 @@ def windows_of(labels: Any, name: str, ids: Sequence[str]) -> Mapping[str, list[
     """
     import pandas as pd
 
-    by_id = dict.fromkeys(ids, labels) if isinstance(labels, list) else None
+    by_id: dict[str, Any] | None = None
+    if isinstance(labels, list):
+        by_id = dict.fromkeys(ids, labels)
     if isinstance(labels, dict):
         own = [key for key in labels if name == key or name.endswith(("/" + key, "__" + key))]
         own += [key for key in labels if key.endswith("/" + name)]

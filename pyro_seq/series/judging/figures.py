@@ -185,7 +185,7 @@ def _cells(figures: Figures, used: Sequence[str]) -> list[str]:
         value = getattr(figures, name)
         if value is None:
             cells.append("")
-        elif isinstance(value, tuple):
+        elif isinstance(value, Share):
             cells.append(f"{100 * value.value:.1f} ± {100 * value.error:.1f}")
         else:
             cells.append(f"{value:.4g}" if name in ("crps", "energy_score") else f"{value:.4f}")

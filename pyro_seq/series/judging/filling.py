@@ -285,7 +285,8 @@ def hidden(
     """
     if not 0 < share < 1:
         raise UserError(f"the share that is hidden must be between 0 and 1, got {share:g}")
-    series, masks = [], []
+    series: list[Series] = []
+    masks: list[Mapping[str, NDArray[np.bool_]]] = []
     for one in table.series:
         values, mask = dict(one.values), {}
         for column in table.schema.of_role("target"):

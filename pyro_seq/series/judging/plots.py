@@ -87,7 +87,8 @@ def anomalies_png(
     else:
         above.plot(times, expected, ".", color=COLOUR, markersize=2, alpha=0.5)
         above.set_yticks(range(len(words)), [_short(word) for word in words])
-    style = {"marker": ".", "markersize": 3} if len(times) <= MOST_DOTS or words else {}
+    dots = len(times) <= MOST_DOTS or words
+    style: dict[str, Any] = {"marker": ".", "markersize": 3} if dots else {}
     above.plot(times, values, color=INK, linewidth=0 if words else 0.8, **style)
     above.plot(times[flags], values[flags], "o", color=MARK, markersize=5, markeredgewidth=0)
     for axes in (above, below):
@@ -121,7 +122,7 @@ def filling_png(
     """
     figure, axes = _one(9.0, 2.6)
     mean, low, high = filled
-    style = {"marker": ".", "markersize": 3} if len(times) <= MOST_DOTS else {}
+    style: dict[str, Any] = {"marker": ".", "markersize": 3} if len(times) <= MOST_DOTS else {}
     axes.plot(times, values, color=INK, linewidth=0.8, **style)
     gaps = np.flatnonzero(np.isfinite(mean))
     axes.vlines(times[gaps], low[gaps], high[gaps], color=COLOUR, alpha=0.35, linewidth=1.6)

@@ -308,7 +308,7 @@ def _gaps(
         parts.append(cut(one, min(len(one), start + AROUND), start))
     some = SeriesTable(table.schema, parts)
     found = fill(model, some, draws=asked.draws, progress=progress)
-    plots = []
+    plots: list[Plot] = []
     for cells in found:
         if cells.column.kind == "category" or len(plots) == 2 * SHOWN:
             continue

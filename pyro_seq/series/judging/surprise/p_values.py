@@ -109,7 +109,7 @@ def first_only(odd: NDArray[np.bool_], window: int = WINDOW) -> NDArray[np.bool_
     """Return which odd steps `[T]` are marked: those without an odd one in the window before."""
     found = np.zeros(len(odd), dtype=bool)
     last = -window - 1
-    for t in np.flatnonzero(odd):
+    for t in np.flatnonzero(odd).tolist():
         found[t] = t - last > window
         last = t
     return found

@@ -66,8 +66,7 @@ def predictions(
     """
     with pair.scope(), pair.evaluating(), pyro.validation_enabled(False):
         model = pair.model
-        at_once = isinstance(model, SequenceModel) and not model.latent_size
-        if at_once and type(model)._path is SequenceModel._path:
+        if isinstance(model, SequenceModel) and _runs_at_once(model):
             found = list(_along(model, batch, levels))
         else:
             exact = stepper_of(pair).is_exact
@@ -81,19 +80,28 @@ def predictions(
     }
 
 
-def _along(model: Any, batch: SequenceBatch, levels: tuple[float, ...]) -> Iterator[Parts]:
+def _runs_at_once(model: SequenceModel) -> bool:
+    """Whether a model's laws of all steps are known from the observations alone, at once."""
+    return not model.latent_size and type(model)._path is SequenceModel._path
+
+
+def _along(
+    model: SequenceModel, batch: SequenceBatch, levels: tuple[float, ...]
+) -> Iterator[Parts]:
     """All steps at once, by the recurrence over the observations themselves."""
     batch = batch.with_cache()
     contexts, _ = model.context.over(batch, model.state_before(batch)["context"])
     h, carried = model.hidden_states(batch)
     features, _ = model.decode(h, None, carried)
     observed = model.emission.prepare(batch.values, batch.mask)
+
+    def predicted(law: Any, x: Tensor) -> StepPredictions:
+        return _exact(law, x, levels)
+
     for start in range(0, batch.num_steps, CHUNK):
         steps = slice(start, start + CHUNK)
         law = model.emit(features[:, steps], contexts[:, steps])
-        yield _by_member(
-            law, tree_map(lambda x, s=steps: x[:, s], observed), lambda *cell: _exact(*cell, levels)
-        )
+        yield _by_member(law, tree_map(lambda x, s=steps: x[:, s], observed), predicted)
 
 
 def _filtered(
