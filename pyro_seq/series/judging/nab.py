@@ -86,7 +86,7 @@ def nab_score(files: Sequence[Labelled], threshold: float | None = None) -> NabS
         best = np.maximum.accumulate(np.maximum(gains[rows], -1.0))
         change[rows] = np.diff(best, prepend=-1.0)
         first[rows[:1]] = True
-    ends = np.flatnonzero(np.append(np.diff(scores) != 0, True)[: len(scores)])
+    ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)[: len(scores)])
     totals = np.concatenate([[0.0], np.cumsum(change)[ends]])
     thresholds = np.concatenate([[np.inf], scores[ends]])
     if threshold is None:
