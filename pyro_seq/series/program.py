@@ -256,7 +256,7 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         )
         yield (
             f"the last {model.horizon:,} steps of each are kept for validation; a forecast of "
-            f"{model.horizon:,} steps sees {model.context:,} before; {pair}"
+            f"{model.horizon:,} steps sees up to {model.context:,} before; {pair}"
         )
 
     # tables for a run
@@ -266,8 +266,8 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
     ) -> tuple[SeriesTable, list[str]]:
         """Return series as a run reads them, and what is to be said of them.
 
-        They come from the files, or without any from those of the training. Raises `UserError` for files that differ from the run's schema, and if the files of the
-        training are not there any more.
+        They come from the files, or without any from those of the training. Raises `UserError` for
+        files that differ from the run's schema, and if the files of the training are gone.
         """
         run = self.folder(run_dir)
         run.settings()  # says what is wrong with the folder

@@ -332,4 +332,5 @@ def _localised(raw: Raw, name: str, moments: pd.DatetimeIndex, options: ReadOpti
         except (ValueError, KeyError):
             why = str(error).splitlines()[0]
             raise UserError(f"{raw.where}, column {name!r} in zone {options.zone}: {why}") from None
+        raw.notes.append(f"hours of {name!r} that clocks show twice are taken for those of winter")
     return Times(there.tz_convert("UTC").tz_localize(None).as_unit("ns").asi8, True, options.zone)

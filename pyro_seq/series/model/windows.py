@@ -177,6 +177,7 @@ def validation_batches(
         batch = arrays.batch(rows, starts, stops).to(device)
         lengths = batch.lengths.unsqueeze(-1)
         counted = (lengths // 2).clamp(max=horizon)
-        yield batch, batch.mask & (
-            torch.arange(batch.num_steps, device=batch.device) >= lengths - counted
+        yield (
+            batch,
+            batch.mask & (torch.arange(batch.num_steps, device=batch.device) >= lengths - counted),
         )
