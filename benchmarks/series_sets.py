@@ -19,7 +19,7 @@ from pyro_seq.series.data.reading import ReadOptions, read_series
 from pyro_seq.series.data.schema import SeriesTable
 from pyro_seq.series.horizons import cut
 from pyro_seq.series.judging.anomalies import anomalies, windows_of
-from pyro_seq.series.judging.evaluation import MODEL, Evaluation, evaluate
+from pyro_seq.series.judging.evaluation import MODEL, RollingEvaluation, evaluate
 from pyro_seq.series.judging.figures import Figures
 from pyro_seq.series.judging.filling import fill
 from pyro_seq.series.judging.metrics import ColumnPaths, coverage, weighted_quantile_loss
@@ -85,7 +85,7 @@ def forecasts(
     horizon: int,
     windows: int,
     seed: int,
-) -> Evaluation:
+) -> RollingEvaluation:
     """A training on one table, and forecasts of the last windows of another."""
     model = run.train(name, train, horizon, seed)
     torch.manual_seed(seed)
@@ -95,7 +95,7 @@ def forecasts(
     )  # fmt: skip
 
 
-def figures(found: Evaluation) -> dict[str, float]:
+def figures(found: RollingEvaluation) -> dict[str, float]:
     """The figures of a model and of what it is compared with, all numbers together."""
     result = {}
     for who, columns in found.figures.items():

@@ -29,7 +29,7 @@ from pyro_seq.cli.programs.series_options import (
 )
 
 if TYPE_CHECKING:
-    from pyro_seq.series.judging.evaluation import Evaluation
+    from pyro_seq.series.judging.evaluation import RollingEvaluation
 
 MOST_WINDOWS = 10_000
 
@@ -119,7 +119,7 @@ def evaluate(
     click.echo(json.dumps(found.to_json(), allow_nan=False) if as_json else _evaluated(found))
 
 
-def _evaluated(found: Evaluation) -> str:
+def _evaluated(found: RollingEvaluation) -> str:
     """The figures as a table, and what is to be said of them."""
     from pyro_seq.series.judging.figures import table_of_figures
 
@@ -196,14 +196,14 @@ def report(
 
     from pyro_seq._progress import Progress
     from pyro_seq.runs.writing import replacing
-    from pyro_seq.series.judging.report import ReportOptions, run_report
+    from pyro_seq.series.judging.report import SeriesReportOptions, run_report
 
     path = out or run_dir / "report.html"
     keep_apart("--out", path, run_dir, *eval_data)
     model = load_run(run_dir, device, pair)
     table = table_for(run_dir, eval_data)
     torch.manual_seed(seed)
-    asked = ReportOptions(horizon=horizon, windows=windows, seed=seed)
+    asked = SeriesReportOptions(horizon=horizon, windows=windows, seed=seed)
     # says what is wrong before minutes of sampling
     with replacing(path, follow=out is not None) as temporary:
         page, found = run_report(program().folder(run_dir), model, table, asked, Progress().later())

@@ -57,7 +57,7 @@ class Nats:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class RollingEvaluation:
     """Hold forecasts of rolling windows, and their scores.
 
     Attributes:
@@ -127,7 +127,7 @@ def evaluate(
     samples: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Evaluation:
+) -> RollingEvaluation:
     """Forecast rolling windows of series from what came before, and score the forecasts.
 
     Beside the model stand the last value, the seasonal naive and climatology, each with its own
@@ -171,7 +171,7 @@ def evaluate(
     likely = _nats(model, pieces, horizon, samples, progress) if nats else None
     if progress is not None:
         progress.end()
-    return Evaluation(horizon, chosen, figures, left_out, likely, found, judged[MODEL], past)
+    return RollingEvaluation(horizon, chosen, figures, left_out, likely, found, judged[MODEL], past)
 
 
 def _forecast(

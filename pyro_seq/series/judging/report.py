@@ -23,7 +23,7 @@ from pyro_seq.series.data.schema import Series, SeriesTable
 from pyro_seq.series.fans import fan_chart
 from pyro_seq.series.horizons import cut, histories
 from pyro_seq.series.judging.anomalies import ColumnAnomalies, anomalies
-from pyro_seq.series.judging.evaluation import Evaluation, evaluate
+from pyro_seq.series.judging.evaluation import RollingEvaluation, evaluate
 from pyro_seq.series.judging.figures import table_of_figures
 from pyro_seq.series.judging.filling import FilledCells, fill
 from pyro_seq.series.judging.metrics import ColumnPaths, crps_of_samples, pit
@@ -131,7 +131,7 @@ def _data(png: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class ReportOptions:
+class SeriesReportOptions:
     """Options of a report.
 
     Attributes:
@@ -153,9 +153,9 @@ def run_report(
     run: RunFolder,
     model: SeriesModel,
     table: SeriesTable,
-    asked: ReportOptions | None = None,
+    asked: SeriesReportOptions | None = None,
     progress: Progress | None = None,
-) -> tuple[str, Evaluation]:
+) -> tuple[str, RollingEvaluation]:
     """Return (the page, the evaluation that it shows), from torch's global random state.
 
     Args:
@@ -165,7 +165,7 @@ def run_report(
         asked: what to show.
         progress: where to show how much is done.
     """
-    asked = asked or ReportOptions()
+    asked = asked or SeriesReportOptions()
     found = evaluate(
         model, table, horizon=asked.horizon, windows=asked.windows, paths=asked.paths,
         seed=asked.seed, progress=progress,
@@ -213,7 +213,7 @@ _ANOMALIES = (
 )
 
 
-def figures_table(found: Evaluation) -> PageTable:
+def figures_table(found: RollingEvaluation) -> PageTable:
     """Return the figures of all forecasters as a table."""
     head, rows = table_of_figures(found.figures)
     note = ""
@@ -241,7 +241,7 @@ def _curves(run: RunFolder) -> list[Plot]:
     return [Plot(png, "Learning curves: nats per cell by step", "Loss by training step")]
 
 
-def _scores(found: Evaluation) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _scores(found: RollingEvaluation) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """The CRPS of each window beside the mean size of its column, a mean over columns."""
     parts = [_of_windows(column) for column in found.paths.values()]
     return np.nanmean(np.stack(parts), 0) if parts else np.zeros(0)
@@ -255,17 +255,17 @@ def _of_windows(column: ColumnPaths) -> np.ndarray[tuple[int], np.dtype[np.float
     return scores.sum(-1) / np.maximum(column.seen.sum(-1), 1)
 
 
-def _typical(found: Evaluation) -> list[int]:
+def _typical(found: RollingEvaluation) -> list[int]:
     order = np.argsort(_scores(found), kind="stable")
     places = np.linspace(0.2, 0.8, SHOWN) * (len(order) - 1)
     return list(dict.fromkeys(int(order[round(place)]) for place in places))
 
 
-def _worst(found: Evaluation) -> list[int]:
+def _worst(found: RollingEvaluation) -> list[int]:
     return [int(row) for row in np.argsort(-_scores(found), kind="stable")[:SHOWN]]
 
 
-def _fans(found: Evaluation, series: Sequence[Series], rows: Sequence[int]) -> list[Plot]:
+def _fans(found: RollingEvaluation, series: Sequence[Series], rows: Sequence[int]) -> list[Plot]:
     plots = []
     for row in rows:
         window = found.windows[row]
@@ -277,7 +277,7 @@ def _fans(found: Evaluation, series: Sequence[Series], rows: Sequence[int]) -> l
     return plots
 
 
-def _pits(found: Evaluation, seed: int) -> list[Plot]:
+def _pits(found: RollingEvaluation, seed: int) -> list[Plot]:
     generator = np.random.default_rng(seed)
     plots = []
     for column in found.forecast.numeric:
@@ -289,7 +289,7 @@ def _pits(found: Evaluation, seed: int) -> list[Plot]:
 
 
 def _gaps(
-    model: SeriesModel, table: SeriesTable, asked: ReportOptions, progress: Progress | None
+    model: SeriesModel, table: SeriesTable, asked: SeriesReportOptions, progress: Progress | None
 ) -> list[Plot]:
     """The series with most missing cells, around their first gap."""
     gaps = {

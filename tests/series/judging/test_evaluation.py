@@ -12,7 +12,13 @@ import torch
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.schema import Series, SeriesTable
 from pyro_seq.series.judging.baselines import BASELINES
-from pyro_seq.series.judging.evaluation import MODEL, Evaluation, Window, evaluate, rolling_windows
+from pyro_seq.series.judging.evaluation import (
+    MODEL,
+    RollingEvaluation,
+    Window,
+    evaluate,
+    rolling_windows,
+)
 from pyro_seq.series.judging.figures import table_of_figures
 from pyro_seq.series.judging.metrics import ColumnPaths, crps, seasonal_scale
 from pyro_seq.series.model.model import SeriesModel
@@ -29,7 +35,7 @@ def test_windows_are_the_last_ones() -> None:
         rolling_windows([plain(4)], 4, 1, 4)
 
 
-def evaluated(model: SeriesModel, table: SeriesTable) -> Evaluation:
+def evaluated(model: SeriesModel, table: SeriesTable) -> RollingEvaluation:
     torch.manual_seed(1)
     return evaluate(model, table, windows=3, paths=30)
 
