@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from pyro_seq.series.data.reading import ReadOptions, read_series
 from pyro_seq.series.data.schema import SeriesTable
 from pyro_seq.series.horizons import cut
-from pyro_seq.series.judging.anomalies import anomalies, windows_of
+from pyro_seq.series.judging.anomalies import anomalies, first_after_learning, windows_of
 from pyro_seq.series.judging.evaluation import MODEL, RollingEvaluation, evaluate
 from pyro_seq.series.judging.figures import Figures
 from pyro_seq.series.judging.filling import fill
 from pyro_seq.series.judging.metrics import ColumnPaths, coverage, weighted_quantile_loss
 from pyro_seq.series.judging.nab import Labelled, mean_by_file, nab_score, probation
-from pyro_seq.series.judging.surprise.p_values import LEAST_P, first_of_runs
+from pyro_seq.series.judging.surprise.p_values import LEAST_P
 from pyro_seq.series.model.model import SeriesModel
 from pyro_seq.series.program import series_program
 
@@ -251,7 +251,7 @@ def nab(run: Run, seed: int) -> dict[str, float]:
         ]
         score = np.nan_to_num(-np.log(np.maximum(found.p, LEAST_P)), nan=-1.0)
         every.append(Labelled(score, rows))
-        first.append(Labelled(first_of_runs(score), rows))
+        first.append(Labelled(first_after_learning(score), rows))
     minutes = (time.perf_counter() - started) / 60
     auc, precision = mean_by_file(every)
     scored = nab_score(first)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--window",
     type=click.IntRange(1),
-    default=60,
+    default=100,
     show_default=True,
     metavar="W",
     help="Steps whose mean surprise is watched too, and of which the first is marked.",

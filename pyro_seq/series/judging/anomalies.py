@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from pyro_seq.errors import DIVERGED, UserError, whole
 from pyro_seq.series.data.frames import words_of_codes
 from pyro_seq.series.data.schema import Column, Series, SeriesTable
-from pyro_seq.series.judging.nab import Labelled, NabScore, mean_by_file, nab_score
+from pyro_seq.series.judging.nab import (
+    Labelled,
+    NabScore,
+    mean_by_file,
+    nab_score,
+    probation,
+)
 from pyro_seq.series.judging.surprise.p_values import (
     LEAST_P,
     WINDOW,
@@ -195,10 +201,16 @@ def against_labels(
         score = np.where(np.isnan(odd), -1.0, odd).max(0)
         rows = _rows_of(columns[0], ranges)
         whole_scores.append(Labelled(score, rows))
-        first_scores.append(Labelled(first_of_runs(score, window), rows))
+        first_scores.append(Labelled(first_after_learning(score, window), rows))
     if not any(one.windows for one in whole_scores):
         raise UserError("the labels have no window, so there is nothing to be found")
     return LabelScores(*mean_by_file(whole_scores), nab_score(first_scores))
+
+
+def first_after_learning(score: Array, window: int = WINDOW) -> Array:
+    """Return `first_of_runs` of the rows that are scored; a run in those before hides nothing."""
+    start = probation(len(score))
+    return np.concatenate([np.full(start, -np.inf), first_of_runs(score[start:], window)])
 
 
 def _rows_of(one: ColumnAnomalies, windows: Sequence[tuple[Any, Any]]) -> list[tuple[int, int]]:

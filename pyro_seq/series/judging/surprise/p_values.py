@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-WINDOW = 60  # steps whose mean surprise is watched
+WINDOW = 100  # steps whose mean surprise is watched
 TOP = 0.1  # share of what came before whose excess is taken for exponential
 FEW = 5  # of these, with which nothing is said of their excess
 TRUST = 50  # surprises that must have come before to count as much as the model's own word
