@@ -145,7 +145,7 @@ class SeriesReportOptions:
     horizon: int | None = None
     windows: int = 4
     paths: int = 100
-    draws: int = 50
+    draws: int = 20
     seed: int = 0
 
 
@@ -307,7 +307,7 @@ def _gaps(
         start = max(0, first - AROUND // 2)
         parts.append(cut(one, min(len(one), start + AROUND), start))
     some = SeriesTable(table.schema, parts)
-    found = fill(model, some, draws=asked.draws, progress=progress)
+    found = fill(model, some, draws=asked.draws, samples=8, progress=progress)
     plots: list[Plot] = []
     for cells in found:
         if cells.column.kind == "category" or len(plots) == 2 * SHOWN:
