@@ -219,13 +219,17 @@ def gaps(run: Run, seed: int) -> dict[str, float]:
         holed = replace(one, times=one.times[first:stop], values=values)
         torch.manual_seed(seed)
         found = fill(model, SeriesTable(model.schema, [holed]), draws=2 if run.quick else 50)
-        errors, inside = [], []
+        errors, inside, linear = [], [], []
         for cells in found:
             truth = one.values[cells.column.name][first:stop][cells.steps]
             low, high = cells.interval(80)
             errors.append(np.abs(truth - cells.point()) / spread[cells.column.name])
             inside.append((truth >= low) & (truth <= high))
+            known = np.setdiff1d(np.arange(stop - first), cells.steps)
+            between = np.interp(cells.steps, known, holed.values[cells.column.name][known])
+            linear.append(np.abs(truth - between) / spread[cells.column.name])
         result[f"mae {which}"] = float(np.concatenate(errors).mean())
+        result[f"mae {which} linear"] = float(np.concatenate(linear).mean())
         result[f"coverage 80 {which}"] = float(np.concatenate(inside).mean())
     return result
 
@@ -271,7 +275,8 @@ def weather(run: Run, seed: int) -> dict[str, float]:
     table = table_of(["seattle_weather.csv"], layout="joint")
     start = int(np.searchsorted(table.series[0].times, np.datetime64("2015-01-01")))
     model = run.train("weather", until(table, start), 1, seed)
-    return {"nats": nats_of(model, table, "category0", start)}
+    nats = nats_of(model, table, "category0", start)
+    return {"nats": nats, "nats Markov": markov(table, table, "weather", start, start)}
 
 
 def occupancy(run: Run, seed: int) -> dict[str, float]:
@@ -283,7 +288,21 @@ def occupancy(run: Run, seed: int) -> dict[str, float]:
         table_of([f"occupancy_{which}.csv.gz"], **options) for which in ("train", "test")
     )
     model = run.train("occupancy", train, 1, seed)
-    return {"nats": nats_of(model, test, "yes", 1)}
+    nats = nats_of(model, test, "yes", 1)
+    end = len(train.series[0])
+    return {"nats": nats, "nats Markov": markov(train, test, "Occupancy", end, 1)}
+
+
+def markov(train: SeriesTable, test: SeriesTable, name: str, end: int, start: int) -> float:
+    """The same of a Markov chain of the values before a step of training, each pair seen once
+    more.
+    """
+    past = train.series[0].values[name][:end].astype(int)
+    came = test.series[0].values[name].astype(int)
+    counts = np.ones((max(past.max(), came.max()) + 1,) * 2)
+    np.add.at(counts, (past[:-1], past[1:]), 1)
+    shares = counts / counts.sum(1, keepdims=True)
+    return float(-np.log(shares[came[start - 1 : -1], came[start:]]).mean())
 
 
 @torch.no_grad()
