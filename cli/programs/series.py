@@ -25,6 +25,8 @@ from pyro_seq.cli.common import (
     scoring_options,
     threads_option,
 )
+from pyro_seq.cli.programs.series_cells import anomalies, fill
+from pyro_seq.cli.programs.series_judging import evaluate, report
 from pyro_seq.cli.programs.series_options import (
     DATA,
     KNOWN_DATA,
@@ -270,6 +272,10 @@ def score(
         f"{'nats per cell':<22}{scored.nats_per_cell:.4f}",
     ]
     click.echo("\n".join(lines + doubt(scored, 22)))
+
+
+for command in (evaluate, anomalies, fill, report):
+    series.add_command(command)
 
 
 def _as_json(frame: DataFrame) -> str:

@@ -319,7 +319,9 @@ class Lags(Context):
 
     def _features(self, state: Mapping[str, Tensor], found: _Anchors, inputs: Any) -> Tensor:
         """Return the features for networks, and then what is passed on."""
-        location, scale = self._statics(inputs)
+        lead = found.values.shape[:-2]
+        # side inputs are those of all particles
+        location, scale = (x.expand(*lead, *x.shape[-2:]) for x in self._statics(inputs))
         anchors = torch.cat([found.values, location], -2)
         nothing = 1 - state["seen"].unsqueeze(-2)
         known = torch.cat([found.known, nothing], -2)

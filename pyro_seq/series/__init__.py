@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pyro_seq.series.data.schema import SeriesTable as SeriesTable
     from pyro_seq.series.forecasting import Forecast as Forecast
     from pyro_seq.series.forecasting import forecast as forecast
+    from pyro_seq.series.judging.anomalies import anomalies as anomalies
+    from pyro_seq.series.judging.evaluation import evaluate as evaluate
+    from pyro_seq.series.judging.filling import fill as fill
     from pyro_seq.series.model.model import SeriesModel as SeriesModel
     from pyro_seq.series.program import series_program as series_program
 else:

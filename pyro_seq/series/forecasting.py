@@ -235,7 +235,7 @@ def forecast(
         if progress is not None and progress.due():
             progress.show(f"{first:,} of {len(past):,} series are forecast")
         chosen = slice(first, first + size)
-        found = _drawn(model, past[chosen], ahead[chosen], horizon, paths, samples)
+        found = draw_paths(model, past[chosen], ahead[chosen], horizon, paths, samples)
         for name in targets:
             drawn[name].append(found[name])
     if progress is not None:
@@ -248,7 +248,7 @@ def forecast(
     )
 
 
-def _drawn(
+def draw_paths(
     model: SeriesModel,
     past: Sequence[Series],
     ahead: Sequence[Series],
@@ -256,7 +256,7 @@ def _drawn(
     paths: int,
     samples: int,
 ) -> dict[str, NDArray[np.float64]]:
-    """Return draws `[N, P, H]` of the targets of some series."""
+    """Return draws `[N, P, H]` of the targets of series, whose steps ahead are given after them."""
     stops = [len(series) for series in past]
     starts = [max(0, stop - model.context) for stop in stops]
     batch = model.batch_of(past, starts, stops)

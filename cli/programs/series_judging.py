@@ -1,0 +1,212 @@
+"""`pyroseq series evaluate` and `report`: how good a run on series is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyro_seq.cli.common import (
+    DEVICE,
+    FILE,
+    MOST_IN_TRAINING,
+    MOST_SAMPLES,
+    PAIR,
+    SEED,
+    keep_apart,
+    run_dir_option,
+    threads_option,
+)
+from pyro_seq.cli.programs.series_options import (
+    horizon_option,
+    load_run,
+    paths_option,
+    program,
+    table_for,
+)
+
+if TYPE_CHECKING:
+    from pyro_seq.series.judging.evaluation import RollingEvaluation
+
+MOST_WINDOWS = 10_000
+
+
+def computing(command: Any) -> Any:
+    """Add the options of a command that draws much side by side, which threads can share."""
+    return SEED(DEVICE(threads_option(MOST_IN_TRAINING)(PAIR(command))))
+
+
+def samples_option(default: int) -> Any:
+    """Return the option of the number of particles."""
+    return click.option(
+        "--samples",
+        type=click.IntRange(1, MOST_SAMPLES),
+        default=default,
+        show_default=True,
+        metavar="K",
+        help="Particles, for pairs with latents.",
+    )
+
+
+@click.command()
+@run_dir_option()
+@click.option(
+    "--eval-data",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Series to forecast the ends of; if not given, the files that the run has learnt from.",
+)
+@horizon_option("Steps of a window; the run's own number if not given.")
+@click.option(
+    "--windows",
+    type=click.IntRange(1, MOST_WINDOWS),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Windows of each series: its last ones.",
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(1),
+    metavar="S",
+    help="Steps from a window to the next; the horizon if not given.",
+)
+@paths_option(100, "How many paths are drawn of each window.")
+@samples_option(16)
+@click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
+@computing
+def evaluate(
+    run_dir: Path,
+    eval_data: tuple[Path, ...],
+    horizon: int | None,
+    windows: int,
+    stride: int | None,
+    paths: int,
+    samples: int,
+    as_json: bool,
+    seed: int,
+    device: str,
+    pair: str | None,
+) -> None:
+    """Score forecasts of the last windows of series, beside forecasts without a model.
+
+    Those are the last value, the value of a season ago and climatology, each with its own errors
+    of the past. Coverage is the share of cells in the central interval, with its standard error.
+    """
+    import torch
+
+    from pyro_seq._progress import Progress
+    from pyro_seq.series.judging.evaluation import evaluate as evaluate_table
+
+    model = load_run(run_dir, device, pair)
+    table = table_for(run_dir, eval_data)
+    torch.manual_seed(seed)
+    found = evaluate_table(
+        model,
+        table,
+        horizon=horizon,
+        windows=windows,
+        stride=stride,
+        paths=paths,
+        samples=samples,
+        seed=seed,
+        progress=Progress().later(),
+    )
+    click.echo(json.dumps(found.to_json(), allow_nan=False) if as_json else _evaluated(found))
+
+
+def _evaluated(found: RollingEvaluation) -> str:
+    """The figures as a table, and what is to be said of them."""
+    from pyro_seq.series.judging.figures import table_of_figures
+
+    ids = len({window.series for window in found.windows})
+    head, rows = table_of_figures(found.figures)
+    lines = [
+        f"{len(found.windows):,} windows of {found.horizon:,} steps, of {ids:,} series",
+        "",
+        *aligned(head, rows, head.index("forecast") + 1),
+    ]
+    if found.nats is not None:
+        error = f" ± {found.nats.standard_error:.4f}" if found.nats.standard_error else ""
+        exact = "exact" if found.nats.method == "exact" else f"lower bound, {found.nats.method}"
+        lines += [
+            "",
+            f"nats per cell  {found.nats.per_cell:.4f}{error} ({exact}; "
+            f"{found.nats.cells:,} cells)",
+        ]
+    if found.left_out:
+        lines.append(f"MASE leaves out {found.left_out:,} windows whose history does not move")
+    return "\n".join(lines)
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:
+    """Return lines of cells side by side, the first `words` to the left, figures to the right."""
+    cells = [head, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    return [
+        "  ".join(
+            cell.rjust(width) if i >= words else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+
+
+@click.command()
+@run_dir_option()
+@click.option(
+    "--eval-data",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Series to judge the run by; if not given, the files that the run has learnt from.",
+)
+@horizon_option("Steps of a window; the run's own number if not given.")
+@click.option(
+    "--windows",
+    type=click.IntRange(1, MOST_WINDOWS),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Windows of each series that are forecast.",
+)
+@click.option(
+    "--out",
+    type=FILE,
+    metavar="FILE",
+    help="Where the page is written; report.html in the run folder if not given.",
+)
+@computing
+def report(
+    run_dir: Path,
+    eval_data: tuple[Path, ...],
+    horizon: int | None,
+    windows: int,
+    out: Path | None,
+    seed: int,
+    device: str,
+    pair: str | None,
+) -> None:
+    """Write one self-contained HTML page: what was read, curves, forecasts, gaps, anomalies."""
+    import torch
+
+    from pyro_seq._progress import Progress
+    from pyro_seq.runs.writing import replacing
+    from pyro_seq.series.judging.report import SeriesReportOptions, run_report
+
+    path = out or run_dir / "report.html"
+    keep_apart("--out", path, run_dir, *eval_data)
+    model = load_run(run_dir, device, pair)
+    table = table_for(run_dir, eval_data)
+    torch.manual_seed(seed)
+    asked = SeriesReportOptions(horizon=horizon, windows=windows, seed=seed)
+    # says what is wrong before minutes of sampling
+    with replacing(path, follow=out is not None) as temporary:
+        page, found = run_report(program().folder(run_dir), model, table, asked, Progress().later())
+        temporary.write_text(page, encoding="utf-8")
+    click.echo(str(path))
+    click.echo(_evaluated(found))

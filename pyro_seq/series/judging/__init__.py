@@ -1,0 +1,1 @@
+"""How good a model of series is: scores of forecasts, anomalies, gaps filled, and a report."""

@@ -1,0 +1,276 @@
+"""Find the cells of series that a model did not expect, and those moments in which much is odd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_seq.errors import DIVERGED, UserError, whole
+from pyro_seq.series.data.frames import words_of_codes
+from pyro_seq.series.data.schema import Column, Series, SeriesTable
+from pyro_seq.series.judging.nab import (
+    Labelled,
+    NabScore,
+    mean_by_file,
+    nab_score,
+    probation,
+)
+from pyro_seq.series.judging.surprise.p_values import (
+    LEAST_P,
+    WINDOW,
+    first_of_runs,
+    first_only,
+    p_values,
+    surprise_of,
+)
+from pyro_seq.series.judging.surprise.predictive import predictions
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from pyro_seq._progress import Progress
+    from pyro_seq.series.model.model import SeriesModel
+
+Array = NDArray[np.float64]
+RATE = 0.001
+LEVEL = 0.95  # of the interval that is shown
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnAnomalies:
+    """Hold what was surprising in one column of one series.
+
+    Attributes:
+        id: the series.
+        column: which column.
+        times: `[T]`.
+        values: `[T]`, NaN where a cell is missing.
+        surprise: `[T]`, -log p of each step by the model alone, in nats; NaN where it is missing.
+        p: `[T]`, the p-value among the steps before, sudden and long anomalies together
+            (`surprise.p_values`).
+        flags: `[T]`, true where a cell is marked.
+        expected, low, high: `[T]`, the median and the 95 % interval of what was to come; of a
+            category the likeliest word's code, without an interval.
+    """
+
+    id: str
+    column: Column
+    times: NDArray[np.generic]
+    values: Array
+    surprise: Array
+    p: Array
+    flags: NDArray[np.bool_]
+    expected: Array
+    low: Array
+    high: Array
+
+
+class LabelScores(NamedTuple):
+    """How well marks agree with labelled windows.
+
+    Attributes:
+        roc_auc, average_precision: of -log p against the rows in windows, means over series.
+        nab: Numenta's score of the standard profile, by the threshold that is best for all series.
+    """
+
+    roc_auc: float
+    average_precision: float
+    nab: NabScore
+
+
+def anomalies(
+    model: SeriesModel,
+    table: SeriesTable,
+    *,
+    rate: float = RATE,
+    threshold: float | None = None,
+    window: int = WINDOW,
+    samples: int = 64,
+    progress: Progress | None = None,
+) -> list[ColumnAnomalies]:
+    """Compare each cell of series with what the model expected before it came.
+
+    Args:
+        model: the trained pair, from `series_program.load`.
+        table: the series, by the run's schema.
+        rate: cells with p below it are marked, of a run the first: the share of cells that are
+            marked where nothing is odd.
+        threshold: cells with a `surprise` of so many nats are marked, in place of a rate.
+        window: steps whose mean surprise is watched, and that are one run.
+        samples: particles, of a pair with latents.
+        progress: where to show how many series are done.
+
+    Raises `UserError` for numbers out of range, and for a model whose predictions are not finite.
+    """
+    whole(window, "the window", 1)
+    if not 0 < rate < 1:
+        raise UserError(f"the rate is a share of cells between 0 and 1, got {rate:g}")
+    found = []
+    for i, series in enumerate(table.series):
+        if progress is not None and progress.due():
+            progress.show(f"{i:,} of {len(table.series):,} series are looked through")
+        for column, p, quantiles in _predicted(model, series, samples):
+            values = series.values[column.name]
+            p = np.where(np.isfinite(values), p, np.nan)
+            surprise = surprise_of(p)
+            among = p_values(surprise, window)
+            odd = among < rate if threshold is None else surprise >= threshold
+            flags = first_only(odd, window)
+            low, expected, high = quantiles
+            if column.kind == "category":
+                low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
+            found.append(
+                ColumnAnomalies(
+                    series.id, column, series.times, values, surprise, among, flags,
+                    expected, low, high,
+                )
+            )  # fmt: skip
+    if progress is not None:
+        progress.end()
+    return found
+
+
+def _predicted(
+    model: SeriesModel, series: Series, samples: int
+) -> Iterator[tuple[Column, Array, Array]]:
+    """Yield (target, p of its cells `[T]`, quantiles `[3, T]`)."""
+    if not len(series):
+        return
+    levels = ((1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2)
+    batch = model.batch_of([series], 0, len(series))
+    found = predictions(model.pair, batch, levels, samples=samples)
+    p = model.columns_of({name: part.p.cpu() for name, part in found.items()})
+    ends = model.columns_of({name: part.quantiles.cpu() for name, part in found.items()})
+    for column in model.schema.of_role("target"):
+        of_cells = np.asarray(p[column.name], np.float64)[0]
+        if not np.isfinite(of_cells).all():
+            raise UserError(
+                f"what {column.name!r} of series {series.id!r} was expected to be is not finite: "
+                f"{DIVERGED}"
+            )
+        yield column, of_cells, np.asarray(ends[column.name], np.float64)[:, 0]
+
+
+def to_frame(found: Sequence[ColumnAnomalies]) -> DataFrame:
+    """Return a row for each cell: id, time, column, surprise, p, flag, expected, lo, hi."""
+    import pandas as pd
+
+    parts = [
+        pd.DataFrame(
+            {
+                "id": one.id,
+                "time": one.times,
+                "column": one.column.name,
+                "surprise": one.surprise,
+                "p": one.p,
+                "flag": one.flags.astype(int),
+                "expected": words_of_codes(one.column, one.expected),
+                "lo": one.low,
+                "hi": one.high,
+            }
+        )
+        for one in found
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def against_labels(
+    found: Sequence[ColumnAnomalies],
+    windows: Mapping[str, Sequence[tuple[Any, Any]]],
+    window: int = WINDOW,
+) -> LabelScores:
+    """Compare anomalies with labelled windows.
+
+    The first 15 % of a series, 750 rows at most, are for learning, and are not scored.
+
+    Args:
+        found: the anomalies; of several columns of a series the oddest counts at each step.
+        windows: (first, last) time of each window, by series.
+        window: steps that are one run, of which the first counts.
+
+    Raises `UserError` for a window without a step of its series, and where no series has a window.
+    """
+    whole_scores, first_scores = [], []
+    for id, ranges in windows.items():
+        columns = [one for one in found if one.id == id]
+        odd = np.stack([-np.log(np.maximum(one.p, LEAST_P)) for one in columns])
+        score = np.where(np.isnan(odd), -1.0, odd).max(0)
+        rows = _rows_of(columns[0], ranges)
+        whole_scores.append(Labelled(score, rows))
+        first_scores.append(Labelled(first_after_learning(score, window), rows))
+    if not any(one.windows for one in whole_scores):
+        raise UserError("the labels have no window, so there is nothing to be found")
+    return LabelScores(*mean_by_file(whole_scores), nab_score(first_scores))
+
+
+def first_after_learning(score: Array, window: int = WINDOW) -> Array:
+    """Return `first_of_runs` of the rows that are scored; a run in those before hides nothing."""
+    start = probation(len(score))
+    return np.concatenate([np.full(start, -np.inf), first_of_runs(score[start:], window)])
+
+
+def _rows_of(one: ColumnAnomalies, windows: Sequence[tuple[Any, Any]]) -> list[tuple[int, int]]:
+    """Windows as (first, last) row."""
+    found = []
+    for first, last in windows:
+        inside = np.flatnonzero((one.times >= first) & (one.times <= last))
+        if not len(inside):
+            raise UserError(f"series {one.id!r} has no step in the window {first} … {last}")
+        found.append((int(inside[0]), int(inside[-1])))
+    return sorted(found)
+
+
+def windows_of(labels: Any, name: str, ids: Sequence[str]) -> Mapping[str, list[tuple[Any, Any]]]:
+    """Return the windows of anomalies of each series, from what a file of labels holds.
+
+    The file is `{name: [[first, last], …]}` by the name of a data file or the id of a series, as
+    Numenta's `combined_windows.json`, or a list of windows for all series.
+
+    Args:
+        labels: what the file holds.
+        name: the data file.
+        ids: of the series.
+
+    Raises `UserError` for another form, and for labels that name neither the file nor a series.
+    """
+    import pandas as pd
+
+    by_id: dict[str, Any] | None = None
+    if isinstance(labels, list):
+        by_id = dict.fromkeys(ids, labels)
+    if isinstance(labels, dict):
+        own = [key for key in labels if name == key or name.endswith(("/" + key, "__" + key))]
+        own += [key for key in labels if key.endswith("/" + name)]
+        by_id = {id: labels[id] for id in ids if id in labels}
+        by_id = by_id or (dict.fromkeys(ids, labels[own[0]]) if own else None)
+        if by_id is None:
+            raise UserError(
+                f"the labels name neither {name} nor a series of it; they name "
+                f"{', '.join(map(repr, list(labels)[:3]))}"
+            )
+    form = "labels are lists of windows [[first time, last time], …], by file or by series"
+    if by_id is None:
+        raise UserError(form)
+    try:
+        return {
+            id: [(_time(pd, first), _time(pd, last)) for first, last in windows]
+            for id, windows in by_id.items()
+        }
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{form}: {error}") from None
+
+
+def _time(pd: Any, value: Any) -> Any:
+    """A time as series have them: UTC, or a whole number."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    time = pd.Timestamp(value)
+    if time is pd.NaT:
+        raise ValueError(f"{value!r} is no time")
+    return (
+        time if time.tzinfo is None else time.tz_convert("UTC").tz_localize(None)
+    ).to_datetime64()

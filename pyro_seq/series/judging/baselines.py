@@ -1,0 +1,134 @@
+"""Forecast without a model: the last value, the value of a season ago, climatology.
+
+Each draws what it adds to its point forecast from its own errors in the past: the error of a path
+is that of the same forecast from an origin in the history, all steps and columns together, so that
+paths have the history's dependence between steps and between columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Baseline = Literal["last value", "seasonal naive", "climatology"]
+BASELINES: tuple[Baseline, ...] = ("last value", "seasonal naive", "climatology")
+LEAST_CYCLES = 4  # of a season that is to be told from a shorter one by climatology
+# of kinds without differences; of the others the bounds of what can be
+WORDS = ("yes", "category")
+BOUNDS: Mapping[str, tuple[float, float]] = {"real": (-np.inf, np.inf), "share": (0.0, 1.0)}
+
+
+def baseline_paths(
+    name: Baseline,
+    history: Array,
+    horizon: int,
+    kinds: Sequence[str],
+    seasons: Sequence[int] = (),
+    *,
+    paths: int = 100,
+    recent: int | None = None,
+    generator: np.random.Generator,
+) -> Array:
+    """Return paths `[S, H, C]` of a series after its history.
+
+    Of numbers, a path is the point forecast plus or minus the errors of the same forecast from an
+    origin in the past, drawn at random: both signs, so that the median is the point forecast. Paths
+    are kept within what the column's kind allows. Of categories and truth
+    values, a path is what followed the same point forecast in the past. Climatology's paths are
+    stretches of the past from the same phase of the season, of the longest one that the history
+    holds four times.
+
+    Args:
+        name: which.
+        history: `[T, C]`, NaN where a cell is missing.
+        horizon: H.
+        kinds: of each column.
+        seasons: lengths of seasons; the shortest is the seasonal naive's. Without one the seasonal
+            naive is the last value.
+        paths: S.
+        recent: errors of so many last origins only; of all if not given.
+        generator: of the origins.
+    """
+    steps = len(history)
+    season = next((s for s in sorted(seasons) if s <= steps), 1)
+    lag = season if name == "seasonal naive" else 1
+    cycle = 1
+    if name == "climatology":
+        cycle = max((s for s in seasons if s * LEAST_CYCLES <= steps), default=1)
+    ahead = np.arange(1, horizon + 1)
+    back = ahead - lag * -(-ahead // lag)  # the step that is repeated, from the origin; <= 0
+    # the last steps that are known: in a cycle's first part there may be none before
+    origins = np.arange((steps - 1) % cycle - (cycle > 1) * cycle, steps - 1, cycle)
+    origins = origins[origins >= lag - cycle][-(recent or steps) :]
+    came, filled = _at_steps(history, origins[:, None] + ahead), _carried(history, lag)
+    base = filled[np.maximum(origins[:, None] + back, 0)]
+    point = filled[steps - 1 + back]  # [H, C]
+    which = _origins_of_paths(came, paths, generator)
+    drawn = np.empty((paths, horizon, history.shape[1]))
+    for c, kind in enumerate(kinds):
+        if name == "climatology":
+            drawn[..., c] = _picked(came[..., c], which, generator, point[:, c])
+        elif kind in WORDS:
+            same = np.where(base[..., c] == point[:, c], came[..., c], np.nan)
+            drawn[..., c] = _picked(same, which, generator, point[:, c])
+        else:
+            errors = came[..., c] - base[..., c]
+            errors = _picked(errors, which[::2], generator, np.zeros(horizon))
+            both = np.stack([errors, -errors], 1).reshape(-1, horizon)[:paths]
+            drawn[..., c] = np.clip(point[:, c] + both, *BOUNDS.get(kind, (0.0, np.inf)))
+    return drawn
+
+
+def _at_steps(history: Array, steps: NDArray[np.int64]) -> Array:
+    """The rows of a history at some steps, NaN before its beginning and after its end."""
+    inside = (steps >= 0) & (steps < len(history))
+    return np.where(inside[..., None], history[np.clip(steps, 0, len(history) - 1)], np.nan)
+
+
+def _carried(history: Array, lag: int) -> Array:
+    """A history whose missing cells repeat the last one of the same phase, else the last one, else
+    the first that there is; zero where there is none.
+    """
+    filled = history.copy()
+    if not np.isnan(filled).any():
+        return filled
+    for t in range(lag, len(filled)):
+        filled[t] = np.where(np.isnan(filled[t]), filled[t - lag], filled[t])
+    for t in range(1, len(filled)):
+        filled[t] = np.where(np.isnan(filled[t]), filled[t - 1], filled[t])
+    for t in range(len(filled) - 2, -1, -1):
+        filled[t] = np.where(np.isnan(filled[t]), filled[t + 1], filled[t])
+    return np.nan_to_num(filled)
+
+
+def _origins_of_paths(came: Array, paths: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """An origin for each path: of those that all steps came after, as long as there are any."""
+    whole = np.flatnonzero(~np.isnan(came).all(-1).any(-1))
+    among = whole if len(whole) else np.arange(len(came))
+    if not len(among):
+        return np.zeros(paths, dtype=np.int64)
+    rounds = -(-paths // len(among))
+    # each as often as any other, as far as that goes
+    return np.concatenate([generator.permutation(among) for _ in range(rounds)])[:paths]
+
+
+def _picked(
+    values: Array, which: NDArray[np.int64], generator: np.random.Generator, instead: Array
+) -> Array:
+    """Values `[O, H]` of each path's origin `[S, H]`; where one is missing, another origin's at
+    that step, else any step's, else `instead`.
+    """
+    if not values.size:
+        return np.broadcast_to(instead, (len(which), len(instead)))
+    found = values[which]
+    known = values[~np.isnan(values)]
+    for h in np.flatnonzero(np.isnan(found).any(0)):
+        here = values[~np.isnan(values[:, h]), h]
+        pool = here if len(here) else known if len(known) else instead[h : h + 1]
+        lacking = np.isnan(found[:, h])
+        found[lacking, h] = generator.choice(pool, int(lacking.sum()))
+    return found
