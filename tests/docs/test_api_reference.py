@@ -210,4 +210,5 @@ def test_the_check_sees_faults() -> None:
         "inputs",
         "state",
         "num_steps",
+        "missing",
     }
