@@ -57,7 +57,9 @@ def leaves_cells_out(distribution: Any) -> bool:
     while not isinstance(distribution, (dist.MaskedDistribution, dist.Unit)):
         if getattr(distribution, "seen", None) is not None:
             return True
-        distribution = getattr(distribution, "base_dist", None)
+        # each component of a mixture leaves out the same cells
+        inner = "base_dist" if hasattr(distribution, "base_dist") else "component_distribution"
+        distribution = getattr(distribution, inner, None)
         if distribution is None:
             return False
     return True

@@ -30,6 +30,7 @@ from pyro_seq import (
 from pyro_seq._pytree import tree_map
 from pyro_seq.config import PairComponents
 from pyro_seq.contexts import LastObservations, NoContext, PreviousObservation
+from pyro_seq.distributions.numeric.student import LowRankMultivariateStudentT
 from pyro_seq.emissions.base import conditioned, mask_cells
 from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Bernoulli, Beta, Categorical, Normal
@@ -480,3 +481,30 @@ def test_windows_carry_what_was_seen(float64: None) -> None:
         part = score(pair, SequenceBatch(values, missing=missing), state=state)
         state, found = part.state, [*found, part.steps]
     torch.testing.assert_close(torch.cat(found, 1), whole)
+
+
+@pytest.mark.parametrize("kind", ["mixture", "low rank"])
+def test_vectors_seen_in_part_count_at_a_step(kind: str, float64: None) -> None:
+    """A mixture of vectors and a low-rank t in a step's mask, by the laws of the cells seen."""
+    loc = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+
+    def law(cells: slice = slice(None)) -> Any:
+        if kind == "low rank":
+            df, part = torch.tensor(3.0), loc[0, cells]
+            return LowRankMultivariateStudentT(df, part, 1 + part, torch.ones(len(part), 1))
+        parts = dist.Normal(loc[:, cells], 1.0).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.3, 0.7])), parts)
+
+    def model(batch: SequenceBatch) -> None:
+        with batch.plate():
+            for t in batch.steps():
+                with batch.active(t):
+                    seen = mask_cells(law(), batch.seen_at(t))
+                    pyro.sample(f"x_{t}", seen, obs=batch.at(t))
+
+    x, gone = torch.randn(2, 2, 2), torch.zeros(2, 2, 2, dtype=torch.bool)
+    gone[0, 1, 0] = True
+    found = score(Pair(model, no_guide), SequenceBatch(x, missing=gone)).steps
+    expected = law().log_prob(x)
+    expected[0, 1] = law(slice(1, 2)).log_prob(x[0, 1, 1:])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pyro.distributions as dist
@@ -74,13 +75,12 @@ class LowRankMultivariateStudentT(TorchDistribution):
         shape = torch.broadcast_shapes(
             loc.shape, scale.shape, factor.shape[:-1], (*df.shape, 1), *(x.shape for x in masks)
         )
-        self.df, self.loc, self.scale = (
-            df.expand(shape[:-1]),
-            loc.expand(shape),
-            scale.expand(shape),
-        )
-        self.factor = factor.expand(*shape, factor.shape[-1])
+        dtype = functools.reduce(torch.promote_types, (x.dtype for x in (df, loc, scale, factor)))
+        self.df = df.to(dtype).expand(shape[:-1])
+        self.loc, self.scale = (x.to(dtype).expand(shape) for x in (loc, scale))
+        self.factor = factor.to(dtype).expand(*shape, factor.shape[-1])
         self.counted = None if counted is None else counted.expand(shape)
+        self.seen = self.counted  # which tells a batch's masks that cells are left out
         self.given = None if given is None else given.expand(shape)
         super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
 

@@ -212,7 +212,8 @@ class _Filter(NamedTuple):
             else:
                 observed = stepper.to_check(batch.repeat(k), names.repeat_interleave(k))
                 run = ReplayedSteps(stepper.pair, batch, k, self.proposal, carried, observed)
-            shares, history = [], Genealogy(k)
+            # of no step, so that there is something to join without any
+            shares, history = [batch.mask[:, :0].double()], Genealogy(k)
             for t in range(batch.num_steps):
                 active, index = batch.mask[:, t], None
                 resample = active & particles.degenerate

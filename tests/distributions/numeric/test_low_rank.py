@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from pyro_seq import emissions
 from pyro_seq.distributions.numeric.student import LowRankMultivariateStudentT
 
 SIZE, RANK = 5, 2
@@ -125,3 +126,12 @@ def test_shapes(law: LowRankMultivariateStudentT) -> None:
     assert law.log_prob(x).shape == (4, 2)
     seen = torch.ones(3, 2, SIZE, dtype=torch.bool)
     assert law.marginal(seen).batch_shape == (3, 2), "a mask with particles in front"
+
+
+def test_parameters_of_several_types_are_brought_to_one() -> None:
+    """Anchors in float64 and features in float32, as `around` is given them."""
+    location = torch.full((4, 3), 1e6, dtype=torch.float64)
+    made = emissions.LowRankStudentT(3, 1).around(location, location, torch.zeros(4, 10))
+    seen = torch.tensor([True, False, True]).expand(4, 3)
+    assert made.sample().dtype == made.conditioned(location, seen).sample().dtype == torch.float64
+    assert made.expand([2, 4]).log_prob(location).dtype == torch.float64

@@ -341,3 +341,13 @@ def test_missing_steps_of_pairs_that_it_cannot_run_by_steps(linear_gaussian: Mak
         particle_filter(pair, batch, samples=2, missing=[2])
     with pytest.raises(UserError, match=r"from the prior needs a SequenceModel$"):
         particle_filter(Pair(lambda batch: None), batch, samples=2, proposal="prior", missing=[2])
+
+
+def test_no_step_and_no_observations() -> None:
+    pair = shipped("srnn", "path")
+    law = pair.model.emission.blank(2, 1)  # type: ignore[attr-defined]
+    none = SequenceBatch({name: part.sample()[:, :0] for name, part in law.items()})
+    found = particle_filter(pair, none, samples=3)
+    assert found.steps.shape == (2, 0) and found.particles.total.eq(0).all()
+    with pytest.raises(UserError, match="a particle filter needs observations"):
+        particle_filter(pair, SequenceBatch(None, [3, 2]), samples=3)
