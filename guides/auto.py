@@ -118,7 +118,7 @@ class AutoSequenceGuide(nn.Module):
     def _build(self, latents: Latents, trace: Any, batch: SequenceBatch) -> None:
         if self.encoder is None:
             assert batch.values is not None
-            self.encoder = default_encoder(batch.values, trace, batch.missing is not None)
+            self.encoder = default_encoder(batch.values, trace, batch.missing_cells is not None)
         inputs = self.encoder.num_features + (0 if batch.inputs is None else batch.inputs.shape[-1])
         self.forwards = Recurrence(inputs, self.hidden_size, **self._recurrence)
         self.backwards = Recurrence(inputs, self.hidden_size, **self._recurrence)
@@ -241,7 +241,9 @@ class AutoSequenceGuide(nn.Module):
         the forward recurrence).
         """
         assert self.encoder is not None
-        seen = encode(self.encoder, batch.values, None if batch.missing is None else batch.seen)
+        seen = encode(
+            self.encoder, batch.values, None if batch.missing_cells is None else batch.seen
+        )
         if batch.inputs is not None:
             seen = concatenate(seen, batch.inputs.to(seen.dtype))
         before = carried[0][..., -1, :]

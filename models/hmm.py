@@ -133,7 +133,7 @@ class HMM(SequenceModel):
             raise UserError("the states' posterior needs observations, and the batch has none")
         self._check_gaps(batch)
         contexts, _ = self.context_features(batch)
-        cells = batch.seen if batch.missing is not None or batch.to_sample else None
+        cells = batch.seen if batch.missing_cells is not None or batch.to_sample else None
         # the derivative of log p(x) by log p(x_t | z_t = k) is p(z_t = k | x)
         with torch.enable_grad():
             likelihoods = self._joint(contexts, prepared(self, batch), cells).detach()
@@ -161,7 +161,7 @@ class HMM(SequenceModel):
         contexts, context = self.context_features(batch)
         observed = prepared(self, batch)
         mask, known = None if batch.is_full else batch.mask, None
-        cells = None if batch.missing is None else batch.seen
+        cells = None if batch.missing_cells is None else batch.seen
         with batch.plate():
             for member, emission in self._members():
                 values, site = (

@@ -286,7 +286,9 @@ class LGSSM(SequenceModel):
             location=location,
             scale=scale,
             active=None if batch.is_full else batch.mask,
-            seen=self._own(batch.seen) if batch.missing is not None or batch.to_sample else None,
+            seen=self._own(batch.seen)
+            if batch.missing_cells is not None or batch.to_sample
+            else None,
         )
 
     def posterior(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from pyro_seq._pytree import tree_map
 from pyro_seq.errors import UserError, whole
 
 T = TypeVar("T")
-_STEPWISE = ("values", "missing", "_seen", "inputs", "_mask")  # trees of tensors `[N, T, …]`
+_STEPWISE = ("values", "missing_cells", "_seen", "inputs", "_mask")  # trees of tensors `[N, T, …]`
 ALL_STEPS = "all"  # the mark of a site whose event is `[T, …]`, with an entry for each step
 OVER_ALL_STEPS: Any = {STEP_MARK: ALL_STEPS}
 
@@ -44,14 +44,12 @@ class SequenceBatch:
         state: the state `{"model": …, "guide": …}` that model and guide returned for the window
             before; `None` at a sequence's beginning. So a long document is processed in windows.
         num_steps: T, where `values` and `inputs` tell none; by default the longest of `lengths`.
-        missing: true where a cell of an observation is missing: steps `[N, T]` or cells
-            `[N, T, *event]`, of a named group a dict of such masks (members may be absent) or one
-            mask of steps for all members. See `with_missing`.
+        missing: true where a cell is missing: steps `[N, T]` or cells `[N, T, *event]`, of a named
+            group a dict of such masks or one mask of steps for all. See `with_missing`.
 
-    Padding and missing cells are zeroed, so that what stands there (also NaN) reaches neither a
-    loss nor a gradient. A distribution without a density at 0 (`LogNormal`) needs a number of its
-    support there: `torch.where(batch.seen_at(t), batch.at(t), 1.0)`. Sequences and steps are
-    counted from 0.
+    Padding and missing cells are zeroed: what stands there (also NaN) reaches no loss and no
+    gradient. A distribution without a density at 0 (`LogNormal`) needs a number of its support
+    there: `torch.where(batch.seen_at(t), batch.at(t), 1.0)`. All counts begin at 0.
 
     Raises `UserError` for NaN or infinities before a sequence's end that are not missing, and for
     shapes or lengths that do not fit each other.
@@ -92,16 +90,14 @@ class SequenceBatch:
         self.inputs = (
             None if inputs is None else cleaned("inputs", inputs, self._mask, self.is_full)
         )
-        self.missing: Any = None  # a tree like the values, `None` where no cell can be missing
+        self.missing_cells: Any = None  # masks in a tree like the values; `None`: none is missing
         self._seen: Any = None
         if missing is not None:
-            self.missing = missing_cells(missing, values, self._mask)
-            values = blank_missing(values, self.missing)
-            self._seen = seen_cells(values, self.missing, self._mask)
-        clean = {
-            name: cleaned(name, value, self._mask, self.is_full)
-            for name, value in named_values(values).items()
-        }
+            self.missing_cells = missing_cells(missing, values, self._mask)
+            values = blank_missing(values, self.missing_cells)
+            self._seen = seen_cells(values, self.missing_cells, self._mask)
+        named = named_values(values).items()
+        clean = {name: cleaned(name, x, self._mask, self.is_full) for name, x in named}
         self.values: Values | None = clean if isinstance(values, dict) else clean.get("values")
 
     @classmethod
@@ -110,8 +106,7 @@ class SequenceBatch:
     ) -> SequenceBatch:
         """Pad sequences `[T_n, *event]` of any lengths into one batch.
 
-        Side inputs are `[T_n, C]`, of the same lengths as the sequences. Raises `UserError` for no
-        sequence, and for event shapes or lengths that differ.
+        Inputs are `[T_n, C]`. Raises `UserError` for no sequence, and for shapes that differ.
         """
         values, lengths = padded("sequences", sequences)
         joined = None if inputs is None else padded("inputs", inputs, lengths)[0]
@@ -124,7 +119,7 @@ class SequenceBatch:
         shapes = {name: list(tensor.shape) for name, tensor in named_values(self.values).items()}
         steps = f"{self.num_steps} steps"
         steps += f", {len(self.to_sample)} of them to be sampled" if self.to_sample else ""
-        gone = sum(int(cells.sum()) for cells in named_values(self.missing).values())
+        gone = sum(int(cells.sum()) for cells in named_values(self.missing_cells).values())
         steps += f", {gone} cells missing" if gone else ""
         return f"SequenceBatch({len(self)} sequences, {steps}, {shapes or 'to be sampled'})"
 
@@ -146,14 +141,14 @@ class SequenceBatch:
 
         Steps count without padding and, where cells are missing, those of which any was seen.
         """
-        return int(self.lengths.sum() if self.missing is None else any_cell(self.seen).sum())
+        return int(self.lengths.sum() if self.missing_cells is None else any_cell(self.seen).sum())
 
     @property
     def seen(self) -> Any:
         """The cells observed, `[N, T, *event]`: not missing, nor to be sampled, nor padding."""
         if self._seen is not None:
             return self._seen
-        return seen_cells(self.values, self.missing, self._mask, self.to_sample)
+        return seen_cells(self.values, self.missing_cells, self._mask, self.to_sample)
 
     def seen_at(self, t: int) -> Any:
         """Return the cells `seen` of step `t`, `[N, *event]`, a dict for a named group."""
@@ -162,8 +157,7 @@ class SequenceBatch:
     def plate(self) -> AbstractContextManager[object]:
         """Return `pyro.plate("sequences", N, dim=-1)`; a model may enter the plate again.
 
-        Raises `UserError` inside a plate that subsamples, which would make copies of all sequences,
-        and no minibatch.
+        Raises `UserError` inside a plate that subsamples, which would copy all sequences.
         """
         refuse_subsampling()
         return pyro.plate("sequences", len(self), dim=-1)
@@ -179,7 +173,7 @@ class SequenceBatch:
         out sequences of which nothing was seen at step t; of a sequence seen in part, the site's
         distribution must leave cells out (`mask_cells`), or `UserError` is raised.
         """
-        if self.missing is None or t in self.to_sample:
+        if self.missing_cells is None or t in self.to_sample:
             return StepMask(self._mask[:, t], t)
         seen = self.seen_at(t)
         return StepMask(self._mask[:, t], t, any_cell(seen, 1), bool(partly(seen, 1).any()))
@@ -250,7 +244,7 @@ class SequenceBatch:
     def without_values(self) -> SequenceBatch:
         """Return the same batch with its observations left to be sampled."""
         batch = copy(self)
-        batch.values = batch.missing = batch._seen = batch._memo = None
+        batch.values = batch.missing_cells = batch._seen = batch._memo = None
         return batch
 
     def with_values(self, values: Values, missing: Any = None) -> SequenceBatch:
@@ -271,9 +265,8 @@ class SequenceBatch:
     def with_missing(self, missing: Any) -> SequenceBatch:
         """Return the same batch without some of its observations, besides what is missing already.
 
-        Missing cells are zeroed and count nothing in a likelihood: training and scores leave them
-        out, contexts and guides are told what was `seen`. `infill` and `posterior_predictive` draw
-        them.
+        Training and scores leave missing cells out, contexts and guides are told what was `seen`;
+        `infill` and `posterior_predictive` draw the cells.
 
         Args:
             missing: steps by number, in 0…T - 1, missing from all sequences; or truth values, true
@@ -283,17 +276,25 @@ class SequenceBatch:
         Raises `UserError` for anything else.
         """
         batch, cells = copy(self), missing_cells(missing, self.values, self._mask)
-        batch.missing = (
-            cells if self.missing is None else tree_map(torch.logical_or, cells, self.missing)
+        batch.missing_cells = (
+            cells
+            if self.missing_cells is None
+            else tree_map(torch.logical_or, cells, self.missing_cells)
         )
         batch.values, batch._memo = blank_missing(self.values, cells), None
-        batch._seen = seen_cells(self.values, batch.missing, self._mask, self.to_sample)
+        batch._seen = seen_cells(self.values, batch.missing_cells, self._mask, self.to_sample)
         return batch
 
     @property
     def missing_mask(self) -> Tensor:
         """The steps that belong to a sequence and of which nothing was observed: `[N, T]`."""
         return self._mask & ~any_cell(self.seen)
+
+    @property
+    def missing(self) -> frozenset[int]:
+        """The steps of which nothing was observed in any sequence."""
+        gone = (self.missing_mask | ~self._mask).all(0) & self._mask.any(0)
+        return frozenset(gone.nonzero().flatten().tolist())
 
     def sampling(self, steps: Iterable[int]) -> SequenceBatch:
         """Return the same batch with some steps of all sequences left to be sampled.
@@ -304,8 +305,8 @@ class SequenceBatch:
         batch.to_sample, batch._memo = self.to_sample | frozenset(steps), None
         if batch.to_sample:
             index = torch.tensor(sorted(batch.to_sample), device=self.device)
-            batch.values, batch.missing, batch._seen = tree_map(
-                lambda x: x.index_fill(1, index, 0), (self.values, self.missing, self._seen)
+            batch.values, batch.missing_cells, batch._seen = tree_map(
+                lambda x: x.index_fill(1, index, 0), (self.values, self.missing_cells, self._seen)
             )
         return batch
 
@@ -336,7 +337,7 @@ class SequenceBatch:
             tree_map(extended, self.values),
             inputs=tree_map(lambda *parts: torch.cat(parts, 1), self.inputs, inputs),
             state=self.state,
-            missing=tree_map(extended, self.missing),
+            missing=tree_map(extended, self.missing_cells),
         )
         return batch.sampling({*self.to_sample, *range(self.num_steps, batch.num_steps)})
 

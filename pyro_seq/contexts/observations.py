@@ -128,7 +128,7 @@ class LastObservations(Context):
             state["observations"],
             batch.values,
         )
-        there = batch.mask if batch.missing is None else any_cell(batch.seen)
+        there = batch.mask if batch.missing_cells is None else any_cell(batch.seen)
         known = torch.cat([state["known"], there], 1)
         whole = {"observations": history, "known": known}
         if self.encoder.takes_seen:

@@ -54,8 +54,12 @@ def infill(
     for what, number in (("samples", samples), ("draws", draws)):
         whole(number, f"the number of {what}", 1)
     gaps = cells_to_draw(batch, missing)
-    if batch.missing is not None:
-        gaps = batch.missing if gaps is None else tree_map(torch.logical_or, gaps, batch.missing)
+    if batch.missing_cells is not None:
+        gaps = (
+            batch.missing_cells
+            if gaps is None
+            else tree_map(torch.logical_or, gaps, batch.missing_cells)
+        )
     if gaps is None:
         raise UserError("there is nothing to fill in: no cell of the batch is missing")
     gaps = tree_map(lambda cells: cells.repeat_interleave(draws, 0), gaps)

@@ -105,7 +105,7 @@ def _drawn(
             return pair.guide(batch)
 
     with pair.scope(), pair.evaluating():
-        gaps = batch.missing
+        gaps = batch.missing_cells
         if batch.to_sample:
             left = cells_to_draw(batch)
             gaps = left if gaps is None else tree_map(torch.logical_or, left, gaps)

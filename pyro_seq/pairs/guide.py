@@ -66,7 +66,7 @@ class SequenceGuide(nn.Module):
 
     def encoded_batch(self, batch: SequenceBatch) -> Tensor:
         """Return [enc(x_t), u_t] `[N, T, F]`, over which the guide's recurrences run."""
-        seen = None if batch.missing is None else batch.seen
+        seen = None if batch.missing_cells is None else batch.seen
         encoded = encode(self.encoder, batch.values, seen)
         return encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
 

@@ -234,7 +234,7 @@ class SequenceModel(nn.Module):
                 latents = pyro.sample("z", prior, infer=OVER_ALL_STEPS)
             features, rnn_state = self.decode(h, latents, rnn_state)
             emission = self.emit(features, self._contexts(batch)[0])
-            if batch.missing is not None:
+            if batch.missing_cells is not None:
                 emission = mask_cells(emission, batch.seen)
             observed = prepared(self, batch)
             observe("x", over_time(emission, mask), obs=observed, infer=OVER_ALL_STEPS)

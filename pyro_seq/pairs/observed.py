@@ -21,7 +21,7 @@ def prepared(model: Emitting, batch: SequenceBatch) -> Any:
 
     Where nothing was observed stands a value within the support.
     """
-    cells = batch.missing is not None or batch.to_sample
+    cells = batch.missing_cells is not None or batch.to_sample
     return model.emission.prepare(batch.values, batch.seen if cells else batch.mask)
 
 
@@ -38,10 +38,10 @@ def observations(model: Emitting, batch: SequenceBatch) -> list[Any]:
 
 def told_at(batch: SequenceBatch, t: int) -> Any:
     """Return the cells of step t that were seen, or `None` where none can be missing."""
-    return None if batch.missing is None or t in batch.to_sample else batch.seen_at(t)
+    return None if batch.missing_cells is None or t in batch.to_sample else batch.seen_at(t)
 
 
 def stack_sampled(model: Emitting, batch: SequenceBatch, values: list[Any]) -> Any:
     """Stack observations by step, some of which were sampled; missing cells stay zero."""
     complete = model.emission.stack(values, batch.mask)
-    return complete if batch.missing is None else blank_missing(complete, batch.missing)
+    return complete if batch.missing_cells is None else blank_missing(complete, batch.missing_cells)

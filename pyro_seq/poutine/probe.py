@@ -40,7 +40,7 @@ def lengthened(batch: SequenceBatch) -> SequenceBatch:
         inputs=inputs,
         state=batch.state,
         num_steps=batch.num_steps + 1,
-        missing=tree_map(pad, batch.missing),
+        missing=tree_map(pad, batch.missing_cells),
     )
 
 
@@ -59,7 +59,7 @@ def prolonged(batch: SequenceBatch) -> SequenceBatch:
         return torch.cat([tensor[:, :length], *[last] * (steps - length)], 1)
 
     inputs = None if one.inputs is None else extend(one.inputs)
-    missing = tree_map(extend, one.missing)
+    missing = tree_map(extend, one.missing_cells)
     values = tree_map(extend, one.values)
     return SequenceBatch(values, [steps], inputs=inputs, state=one.state, missing=missing).to(
         batch.device

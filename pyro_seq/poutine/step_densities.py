@@ -34,7 +34,7 @@ class Observed(NamedTuple):
 
 def observed_steps(batch: SequenceBatch, names: Tensor) -> Observed:
     """Return the steps of a batch of which anything was observed, for a check."""
-    cells = batch.missing is not None or batch.to_sample
+    cells = batch.missing_cells is not None or batch.to_sample
     return Observed(batch.mask & ~batch.missing_mask if cells else batch.mask, names)
 
 

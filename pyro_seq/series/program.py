@@ -24,7 +24,7 @@ from pyro_seq.series.generating import Known
 from pyro_seq.series.horizons import histories
 from pyro_seq.series.model.columns import numeric_columns
 from pyro_seq.series.model.inputs import Inputs
-from pyro_seq.series.model.model import SeriesModel, ids_of, new_pair
+from pyro_seq.series.model.model import SeriesModel, new_pair, with_vectors
 from pyro_seq.series.model.settings import (
     DEFAULTS,
     PRESETS,
@@ -67,6 +67,12 @@ class SeriesData:
     table: SeriesTable | None = None
     begins: bool = False
 
+    @classmethod
+    def of(cls, table: SeriesTable, *, begins: bool) -> SeriesData:
+        """Return a table to learn from."""
+        lengths = [(one.id, len(one)) for one in histories(table)]
+        return cls(table.schema, with_vectors(lengths), table, begins)
+
     @cached_property
     def series(self) -> list[Series]:
         """The histories of the series."""
@@ -98,7 +104,7 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
     def read(self, request: Request[SeriesSettings]) -> SeriesData:
         """See `Program`."""
         table = read_source(request.source)
-        data = SeriesData(table.schema, ids_of(table), table, begins=True)
+        data = SeriesData.of(table, begins=True)
         self._check(request.settings, data)
         return data
 
@@ -191,13 +197,14 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
                 "contents differ"
             )
             raise UserError(words) if source.get(TABLE) else ContentsDiffer(words)
-        return SeriesData(kept["schema"], ids_of(table), table, begins=not run.last.exists())
+        return SeriesData.of(table, begins=not run.last.exists())
 
     def stored_data(self, run: RunFolder, settings: SeriesSettings) -> SeriesData:
         """See `PairProgram`: the schema and the ids, and nothing to learn from."""
         kept = self.document(run)
-        ids = tuple(one["id"] for one in kept["series"])
-        return SeriesData(kept["schema"], ids if len(ids) > 1 else ())
+        return SeriesData(
+            kept["schema"], with_vectors([(one["id"], one["steps"]) for one in kept["series"]])
+        )
 
     def known_series(self, run_dir: Path | str) -> list[Known]:
         """Return what a run folder keeps of its series."""

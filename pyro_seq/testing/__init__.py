@@ -110,7 +110,7 @@ def _probe_batch(batch: SequenceBatch) -> SequenceBatch:
     few = batch.select(slice(SEQUENCES)) if len(batch) > 1 else batch.repeat(2)
     steps = few.num_steps if few.num_steps <= STEPS else STEPS
     values, inputs, missing = tree_map(
-        lambda x: x[:, :steps].clone(), (few.values, few.inputs, few.missing)
+        lambda x: x[:, :steps].clone(), (few.values, few.inputs, few.missing_cells)
     )
     lengths = few.lengths.clamp(max=steps)
     if len(batch) == 1:

@@ -177,7 +177,9 @@ def _unmasked(probe: Probe, side: str) -> Iterator[str]:
 def missing_cells(probe: Probe) -> Iterator[str]:
     """Check that the densities of observations leave out cells that are missing."""
     faults = []
-    for name, site in sites_by_name(probe.model).items() if probe.batch.missing is not None else ():
+    for name, site in (
+        sites_by_name(probe.model).items() if probe.batch.missing_cells is not None else ()
+    ):
         missing = _missing_of(probe, name, site) if site["is_observed"] else None
         if missing is None or not missing.any():
             continue
@@ -201,7 +203,7 @@ def _missing_of(probe: Probe, name: str, site: Site) -> Tensor | None:
 
     A named group's members are told by their names.
     """
-    place, missing = probe.places[name], probe.batch.missing
+    place, missing = probe.places[name], probe.batch.missing_cells
     if isinstance(missing, dict):
         member = place.stem.member if place.stem is not None else name.partition("_")[2]
         missing = missing.get(member)

@@ -137,7 +137,7 @@ def test_shipped_pairs_fill_cells(
         for t in range(5):
             drawn, cells = predicted[f"x_{t}_{name}"], batch.seen_at(t)[name]
             assert drawn[:, cells].equal(values[::2, t][cells].expand(2, -1).to(drawn.dtype))
-    c = filled["c"][batch.missing["c"].repeat_interleave(2, 0)]
+    c = filled["c"][batch.missing_cells["c"].repeat_interleave(2, 0)]
     assert len(c) and ((c > 0) & (c < 1)).all()
 
 
@@ -416,7 +416,7 @@ def test_gaussian_cells_have_their_exact_law(kind: str, float64: None) -> None:
 def test_a_model_may_fill_exactly(float64: None) -> None:
     class Exact(TwoCells):
         def exact_fill(self, batch: SequenceBatch, draws: int) -> Any:
-            assert batch.missing is not None and batch.missing.sum() == 3
+            assert batch.missing_cells is not None and batch.missing_cells.sum() == 3
             return torch.full((len(batch) * draws, 4, 2), 7.0)
 
     x = torch.randn(1, 4, 2)
@@ -477,7 +477,7 @@ def test_windows_carry_what_was_seen(float64: None) -> None:
     batch = SequenceBatch(torch.randn(2, 7, 2), missing=torch.rand(2, 7, 2) < 0.5)
     whole, state, found = score(pair, batch).steps, None, []
     for start, end in ((0, 2), (2, 3), (3, 7)):
-        values, missing = batch.values[:, start:end], batch.missing[:, start:end]  # type: ignore[index]
+        values, missing = batch.values[:, start:end], batch.missing_cells[:, start:end]  # type: ignore[index]
         part = score(pair, SequenceBatch(values, missing=missing), state=state)
         state, found = part.state, [*found, part.steps]
     torch.testing.assert_close(torch.cat(found, 1), whole)

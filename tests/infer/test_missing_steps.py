@@ -47,11 +47,11 @@ def batch(**options: Any) -> SequenceBatch:
 )  # fmt: skip
 def test_by_number_or_by_mask(steps: Any) -> None:
     gapped = batch().with_missing(steps)
-    assert gapped.missing.tolist() == [MASK] * 2 == gapped.missing_mask.tolist()
-    assert gapped.seen.equal(~gapped.missing) and not gapped.seen_at(2).any()
+    assert gapped.missing_cells.tolist() == [MASK] * 2 == gapped.missing_mask.tolist()
+    assert gapped.seen.equal(~gapped.missing_cells) and not gapped.seen_at(2).any()
     assert not gapped.at(2).any() and gapped.at(3).all()
-    assert gapped.with_missing([0]).missing.sum() == 6
-    assert gapped.with_missing([]).missing.equal(gapped.missing)
+    assert gapped.with_missing([0]).missing_cells.sum() == 6
+    assert gapped.with_missing([]).missing_cells.equal(gapped.missing_cells)
 
 
 def test_by_sequence_and_by_cell() -> None:
@@ -61,13 +61,15 @@ def test_by_sequence_and_by_cell() -> None:
     cells = torch.zeros(2, 3, 2, dtype=torch.bool)
     cells[0, 1, 1] = cells[1, 2, 0] = True
     gapped = SequenceBatch(values, [3, 2], missing={"a": cells})
-    assert gapped.missing["a"].sum() == 1 and gapped.missing["b"].sum() == 0  # but for padding
+    assert (
+        gapped.missing_cells["a"].sum() == 1 and gapped.missing_cells["b"].sum() == 0
+    )  # but for padding
     assert gapped.at(1)["a"].tolist() == [[1, 0], [1, 1]] and gapped.num_observations == 5
     assert gapped.seen["a"].sum() == 9 and gapped.seen_at(1)["a"].tolist()[0] == [True, False]
     both = gapped.with_missing([[False, False, True], [True, False, True]])
-    assert both.missing["b"].tolist() == [[False, False, True], [True, False, False]]
-    assert both.missing["a"].sum() == 5 and both.num_observations == 3
-    assert both.missing_mask.tolist() == both.missing["b"].tolist()
+    assert both.missing_cells["b"].tolist() == [[False, False, True], [True, False, False]]
+    assert both.missing_cells["a"].sum() == 5 and both.num_observations == 3
+    assert both.missing_mask.tolist() == both.missing_cells["b"].tolist()
     assert "7 cells missing" in repr(both)  # 5 of a and 2 of b
     with pytest.raises(
         UserError, match=r"values of a SequenceBatch must be finite|a of a Sequence"
@@ -120,16 +122,16 @@ def test_methods_keep_them() -> None:
     for name, found in kept.items():
         expected = torch.zeros(len(found), 6, dtype=torch.bool)
         expected[:, 1] = True
-        assert found.missing.equal(expected), name
+        assert found.missing_cells.equal(expected), name
         assert found.seen.equal(found.mask & ~expected), name
     short = missing.truncate(3)
-    assert short.missing.tolist() == [[False, True, False]] * 2
-    assert short.seen.equal(short.mask & ~short.missing)
-    assert missing.with_values(torch.ones(2, 6)).missing is None
-    assert missing.with_values(torch.ones(2, 6), missing.missing).at(1).sum() == 0
-    assert missing.without_values().missing is None
+    assert short.missing_cells.tolist() == [[False, True, False]] * 2
+    assert short.seen.equal(short.mask & ~short.missing_cells)
+    assert missing.with_values(torch.ones(2, 6)).missing_cells is None
+    assert missing.with_values(torch.ones(2, 6), missing.missing_cells).at(1).sum() == 0
+    assert missing.without_values().missing_cells is None
     later = batch().with_missing([1]).continued(2)
-    assert later.to_sample == {6, 7} and later.missing.nonzero()[:, 1].tolist() == [1, 1]
+    assert later.to_sample == {6, 7} and later.missing_cells.nonzero()[:, 1].tolist() == [1, 1]
     assert later.seen[0].tolist() == [True, False, *[True] * 4, False, False]
     assert later.at(1) is not None and later.at(6) is None
 
@@ -147,7 +149,7 @@ def test_what_lies_before_the_steps_to_be_sampled() -> None:
     assert before.values.equal(ragged.values[:, :4]) and not before.is_full  # type: ignore[union-attr,index]
     assert batch(lengths=[3, 3]).sampling([2, 4]).before_gaps().lengths.tolist() == [2, 2]  # type: ignore[union-attr]
     missing = batch().with_missing([1]).sampling([5])
-    assert missing.before_gaps().missing.sum() == 2  # type: ignore[union-attr]
+    assert missing.before_gaps().missing_cells.sum() == 2  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_scores_are_those_of_a_plain_filter(trend: Any, missing: bool) -> None:
 def test_groups_scalars_and_scales() -> None:
     """One member of a group; x = a + s y, whose density has the factor 1 / s."""
     model, plain_batch = new_model(group=True, scaled=True), batch_of(RAGGED, True)
-    x, u, gone = plain_batch.values, plain_batch.inputs, plain_batch.missing
+    x, u, gone = plain_batch.values, plain_batch.inputs, plain_batch.missing_cells
     assert u is not None
     a, s = torch.randn(N, 1, C).expand(N, T, C), torch.rand(N, 1, C).expand(N, T, C) + 0.5
     batch = SequenceBatch(
@@ -172,7 +172,7 @@ def test_windows_carry_the_belief(missing: bool) -> None:
     whole = score(Pair(model), batch).steps
 
     def window(start: int, stop: int) -> SequenceBatch:
-        cells = None if batch.missing is None else batch.missing[:, start:stop]
+        cells = None if batch.missing_cells is None else batch.missing_cells[:, start:stop]
         return SequenceBatch(
             batch.values[:, start:stop],  # type: ignore[index]
             inputs=batch.inputs[:, start:stop],  # type: ignore[index]
@@ -213,11 +213,13 @@ def test_posterior_is_that_of_the_joint_normal() -> None:
 def test_exact_fills_keep_what_was_observed() -> None:
     model, batch = new_model(group=True), batch_of(RAGGED, True)
     group = SequenceBatch(
-        {"real": batch.values}, RAGGED, inputs=batch.inputs, missing={"real": batch.missing}
+        {"real": batch.values}, RAGGED, inputs=batch.inputs, missing={"real": batch.missing_cells}
     )
     filled = infill(Pair(model), group, draws=4000)["real"]
     draws = filled.reshape(N, 4000, T, C)
-    assert (draws == batch.values.unsqueeze(1))[~batch.missing.unsqueeze(1).expand_as(draws)].all()  # type: ignore[union-attr]
+    assert (draws == batch.values.unsqueeze(1))[
+        ~batch.missing_cells.unsqueeze(1).expand_as(draws)
+    ].all()  # type: ignore[union-attr]
     means, _ = model.posterior(group)
     _, _, H, R, *_ = matrices(model)
     expected = (means @ H.mT + batch.inputs @ model.regression.mT).detach()  # type: ignore[operator]
@@ -257,7 +259,7 @@ def test_pads_and_missing_cells_change_no_loss_and_no_gradient(missing: bool) ->
         there = batch.seen if missing else batch.mask.unsqueeze(-1).expand(N, T, C)
         values = torch.where(there, batch.values, wrong)  # type: ignore[call-overload]
         model.zero_grad()
-        changed = SequenceBatch(values, RAGGED, inputs=batch.inputs, missing=batch.missing)
+        changed = SequenceBatch(values, RAGGED, inputs=batch.inputs, missing=batch.missing_cells)
         loss = Trace_ELBO().differentiable_loss(model, no_guide, changed)
         loss.backward()
         grads = [weight.grad for weight in model.parameters() if weight.grad is not None]

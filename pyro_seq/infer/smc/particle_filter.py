@@ -134,7 +134,7 @@ def _checked(
         )
     stepper.check(batch if missing is None else batch.with_missing(missing))
     if batch.to_sample:
-        batch = batch.with_values(batch.values, batch.missing)
+        batch = batch.with_values(batch.values, batch.missing_cells)
     return batch, missing
 
 
@@ -153,12 +153,16 @@ def _shown(
     """
     told = getattr(getattr(pair.guide, "encoder", None), "takes_seen", False)
     gone = missing
-    if batch.missing is not None and not told:
-        gone = batch.missing if gone is None else tree_map(torch.logical_or, gone, batch.missing)
+    if batch.missing_cells is not None and not told:
+        gone = (
+            batch.missing_cells
+            if gone is None
+            else tree_map(torch.logical_or, gone, batch.missing_cells)
+        )
     if gone is None or not bool(any_cell(gone).any()):
         return None
     assert batch.values is not None
-    whole = batch.with_values(batch.values, batch.missing if told else None)
+    whole = batch.with_values(batch.values, batch.missing_cells if told else None)
     found = particle_filter(
         pair,
         whole,
@@ -170,7 +174,7 @@ def _shown(
     )
     rows = drawn_by_weight(found.log_weights, 1)
     drawn = tree_map(lambda x: x.flatten(0, 1)[rows], found.values)
-    return whole.with_values(mixed(gone, drawn, batch.values), whole.missing)
+    return whole.with_values(mixed(gone, drawn, batch.values), whole.missing_cells)
 
 
 def cells_to_draw(batch: SequenceBatch, missing: Any = None) -> Any:

@@ -98,7 +98,7 @@ class ReplayStepper(Stepper[Prefix]):
             trace, values = self._run(state, batch)
         x = stacked(values)
         whole = x if state.values is None else tree_map(_joined, state.values, x)
-        seen = batch.with_values(whole, batch.missing)
+        seen = batch.with_values(whole, batch.missing_cells)
         return values[0], prefix_of(trace, seen, self._stems(state, trace))
 
     def sample(
@@ -162,7 +162,7 @@ def prefix_of(trace: Any, batch: SequenceBatch, stems: list[Stem]) -> Prefix:
     state = getattr(trace.nodes["_RETURN"]["value"], "state", None)
     if state is None:
         before = None if batch.state is None else batch.state["model"]
-        known = batch.values, batch.inputs, tuple(stems), before, batch.missing
+        known = batch.values, batch.inputs, tuple(stems), before, batch.missing_cells
         return Prefix(batch.lengths, latents, *known)
     with_batch_first({"model": state}, len(batch))
     latents = {name: value for name, value in latents.items() if places[name] == WHOLE}

@@ -39,7 +39,7 @@ class Window(NamedTuple):
     start: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Nats:
     """How likely what came was, as it came, in nats of densities in the data's own units.
 
@@ -284,5 +284,5 @@ def _batches(
             before = model.batch_of(part, starts, origins)
             ahead = model.inputs_of(part, origins, ends)
             inputs = None if before.inputs is None else torch.cat([before.inputs, ahead], 1)
-            yield done, SequenceBatch(whole_.values, inputs=inputs, missing=whole_.missing)
+            yield done, SequenceBatch(whole_.values, inputs=inputs, missing=whole_.missing_cells)
             done += len(part)

@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 BY_KIND = ("yes", "category")  # kinds that are scored by probabilities
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Figures:
     """Hold the scores of one forecaster, of one column or of all that are numbers.
 

@@ -253,7 +253,7 @@ def draws_arrays(
 # how well it goes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FillScore:
     """Hold how near fills come to cells that were hidden.
 

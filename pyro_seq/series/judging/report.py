@@ -38,7 +38,7 @@ SHOWN = 4  # pictures of each kind
 AROUND = 300  # steps around a gap or an anomaly that are shown
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plot:
     """A picture, with a description for those who do not see it.
 
@@ -53,7 +53,7 @@ class Plot:
     caption: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PageTable:
     """A table, its cells as they are shown.
 
@@ -68,7 +68,7 @@ class PageTable:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Section:
     """A part of the page.
 
@@ -130,7 +130,7 @@ def _data(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SeriesReportOptions:
     """Options of a report.
 

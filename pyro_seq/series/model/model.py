@@ -115,13 +115,19 @@ class SeriesModel:
 
 
 def ids_of(table: SeriesTable) -> tuple[str, ...]:
-    """Return the ids that have a vector of their own, where there are several series.
+    """Return the ids of a table's series that have a vector of their own; see `with_vectors`."""
+    return with_vectors([(one.id, len(one)) for one in table.series])
 
-    A series of less than 256 steps has none: what would be learnt of it alone is mostly noise.
+
+def with_vectors(series: Sequence[tuple[str, int]]) -> tuple[str, ...]:
+    """Return the ids that have a vector of their own, of series by id and number of steps.
+
+    A series of less than 256 steps has none: what would be learnt of it alone is mostly noise. A
+    series by itself needs none.
     """
-    if len(table.series) < 2:
+    if len(series) < 2:
         return ()
-    return tuple(one.id for one in table.series if len(one) >= LEAST_STEPS)
+    return tuple(name for name, steps in series if steps >= LEAST_STEPS)
 
 
 def new_pair(

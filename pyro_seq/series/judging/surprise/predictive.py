@@ -33,7 +33,7 @@ DRAWS = 16  # of each particle, for the quantiles of a mixture
 CHUNK = 4096  # steps whose tails are computed at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepPredictions:
     """What was predicted of some steps, for one member of the observations.
 
@@ -109,7 +109,7 @@ def _filtered(
 ) -> Iterator[Parts]:
     """Step after step, by k particles of each sequence, side by side."""
     n, model, stepper = len(batch), pair.model, stepper_of(pair)
-    if batch.missing is not None and not isinstance(model, SequenceModel):
+    if batch.missing_cells is not None and not isinstance(model, SequenceModel):
         raise UserError(
             "steps of which cells are missing are predicted by pairs that are declared by their "
             "equations (SequenceModel) alone: fill the gaps first"
@@ -148,7 +148,7 @@ def _filtered(
 
 
 def _seen_at(batch: SequenceBatch, t: int) -> Any:
-    return None if batch.missing is None else batch.seen_at(t)
+    return None if batch.missing_cells is None else batch.seen_at(t)
 
 
 def _advanced(
