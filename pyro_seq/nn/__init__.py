@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from pyro_seq.nn.gaussian import Combiner as Combiner
     from pyro_seq.nn.gaussian import GatedTransition as GatedTransition
     from pyro_seq.nn.gaussian import NormalNet as NormalNet
-    from pyro_seq.nn.precision import fast_precision as fast_precision
-    from pyro_seq.nn.precision import full_precision as full_precision
     from pyro_seq.nn.recurrent import Recurrence as Recurrence
 else:
     __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING
 from pyro_seq import lazy_exports
 
 if TYPE_CHECKING:
-    from pyro_seq.series.data.files.options import ReadOptions as ReadOptions
     from pyro_seq.series.data.frames import from_frame as from_frame
     from pyro_seq.series.data.reading import read_series as read_series
-    from pyro_seq.series.data.schema import Schema as Schema
-    from pyro_seq.series.data.schema import SeriesTable as SeriesTable
     from pyro_seq.series.forecasting import Forecast as Forecast
     from pyro_seq.series.forecasting import forecast as forecast
     from pyro_seq.series.judging.anomalies import anomalies as anomalies
     from pyro_seq.series.judging.evaluation import evaluate as evaluate
     from pyro_seq.series.judging.filling import fill as fill
-    from pyro_seq.series.model.model import SeriesModel as SeriesModel
     from pyro_seq.series.program import series_program as series_program
 else:
     __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_seq.distributions import CellNormal, LinearGaussian, kalman
+from pyro_seq.distributions import LinearGaussian, kalman
 from pyro_seq.distributions.kalman import Belief, StateSpace, Transition
+from pyro_seq.distributions.linear_gaussian import CellNormal
 
 N, T, C, S = 3, 7, 3, 4
 METHODS = (kalman.by_steps, kalman.by_scan)

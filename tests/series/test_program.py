@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from pyro_seq.errors import UserError
-from pyro_seq.series import SeriesModel, SeriesTable, forecast, from_frame, series_program
+from pyro_seq.series import forecast, from_frame, series_program
+from pyro_seq.series.data.schema import SeriesTable
 from pyro_seq.series.horizons import cut
+from pyro_seq.series.model.model import SeriesModel
 from pyro_seq.series.scoring import score_table
 from pyro_seq.series.training import nats
 
