@@ -246,8 +246,10 @@ class HMM(SequenceModel):
             if emissions.logits.dim() == 2:
                 return LazyCategorical(log_product(predicted, emissions.logits))
             return LazyCategorical(log_sum_exp((predicted.unsqueeze(-1) + emissions.logits).mT))
-        states = dist.Categorical(logits=predicted)
-        return dist.MixtureSameFamily(states, emissions.expand(torch.Size(predicted.shape)))
+        # particles may share a belief, and differ in what the contexts have seen
+        shape = torch.broadcast_shapes(predicted.shape, emissions.batch_shape)
+        states = dist.Categorical(logits=predicted.expand(shape))
+        return dist.MixtureSameFamily(states, emissions.expand(shape))
 
     def _after(self, state: ModelState, contexts: Tensor, x: Any, seen: Any = None) -> ModelState:
         """Return the state after step t, of whose observation some cells may not have been seen."""

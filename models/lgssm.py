@@ -342,6 +342,9 @@ class LGSSM(SequenceModel):
         """Run one step: x_t ~ p(x_t | x_{<t}), a normal, updates the belief by what was seen."""
         location, scale = self._units(inputs)
         if scale is not None:
+            assert inputs is not None
+            # side inputs of nothing but zeros are those of padding
+            scale = torch.where((inputs == 0).all(-1, keepdim=True), 1.0, scale)
             _check_scale(scale)
         predictive = self._predictive(state["carried"], location, scale)
         x = draw_observation(predictive if self.member is None else {self.member: predictive})

@@ -296,9 +296,6 @@ def _symmetric(x: Tensor) -> Tensor:
     return 0.5 * (x + x.mT)
 
 
-# the way back
-
-
 class Smoothed(NamedTuple):
     """Moments given all observations: means `[B, T, n, M]`, covariances `[B, T, n, n]` or none.
 
@@ -324,8 +321,8 @@ def smoothed(
     L = F (I - K H): the means are m_t + P_t r_{t-1}, the covariances P_t - P_t N_{t-1} P_t.
     """
     if not y.shape[1]:
-        none = first.mean.unsqueeze(1)[:, :0], first.covariance.unsqueeze(1)[:, :0]
-        return Smoothed(none[0], none[1] if covariances else None, y)
+        mean, spread = (part.unsqueeze(1)[:, :0] for part in first)
+        return Smoothed(mean, spread if covariances else None, y)
     beliefs, belief = [], first
     for t in range(y.shape[1]):
         found = innovations(system, belief, y[:, t], None if seen is None else seen[:, t])
@@ -350,8 +347,8 @@ def smoothed(
             N = _symmetric(N - (N @ found.gain.mT) @ lever + lever.mT @ lever)
             spreads.append(belief.covariance - belief.covariance @ N @ belief.covariance)
     mean = torch.stack(means[::-1], 1)
-    spread = torch.stack(spreads[::-1], 1) if covariances else None
-    return Smoothed(mean, spread, _cells(system, mean, y, seen))
+    covariance = torch.stack(spreads[::-1], 1) if covariances else None
+    return Smoothed(mean, covariance, _cells(system, mean, y, seen))
 
 
 def _cells(system: StateSpace, mean: Tensor, y: Tensor, seen: Tensor | None) -> Tensor:

@@ -24,9 +24,8 @@ from pyro_seq.distributions.kalman import Belief, StateSpace
 class Rows(NamedTuple):
     """How B of `kalman`'s covariances serve sequences `[*lead]`: M of them each, by groups.
 
-    `inward` makes of `[*lead, D, T, C]`, D draws of each, the columns that `kalman` takes,
-    `[B, T, C, M D]`; `outward` is its inverse. A group of fewer than M sequences is filled up with
-    zeros.
+    D draws of each, `[*lead, D, T, C]`, are the columns `[B, T, C, M D]` that `kalman` takes; a
+    group of fewer than M sequences is filled up with zeros.
 
     Attributes:
         lead: the batch dimensions of the sequences.
@@ -90,17 +89,17 @@ def rows(lead: torch.Size, covariance: Tensor, seen: Tensor | None = None) -> Ro
 
     Cells are `[*lead, T, C]`. Covariances that differ are each a group.
     """
-    size, device = lead.numel(), covariance.device
-    every, none = (make(size, device=device) for make in (torch.arange, torch.zeros))
+    size = lead.numel()
+    every = torch.arange(size, device=covariance.device)
+    alone = Rows(lead, every, torch.zeros_like(every), every, 1)
     if not size or not _alike(covariance):
-        return Rows(lead, every, none.long(), every, 1)
+        return alone
     if seen is None or bool((seen == _first(seen)).all()):
-        return Rows(lead, none.long(), every, every[:1], size)
+        return Rows(lead, torch.zeros_like(every), every, every[:1], size)
     patterns, group = seen.reshape(size, -1).unique(dim=0, return_inverse=True)
     if len(patterns) == size:
-        return Rows(lead, every, none.long(), every, 1)
-    order = group.argsort(stable=True)
-    counts = group.bincount()
+        return alone
+    order, counts = group.argsort(stable=True), group.bincount()
     starts = counts.cumsum(0) - counts
     place = torch.empty_like(group)
     place[order] = every - starts[group[order]]
@@ -109,7 +108,7 @@ def rows(lead: torch.Size, covariance: Tensor, seen: Tensor | None = None) -> Ro
 
 def _is_one(covariance: Tensor) -> bool:
     """Tell whether covariances `[*lead, n, n]` are views of one."""
-    sizes = zip(covariance.shape[:-2], covariance.stride()[:-2], strict=True)
+    sizes = zip(covariance.shape[:-2], covariance.stride(), strict=False)
     return all(size == 1 or stride == 0 for size, stride in sizes)
 
 
@@ -266,10 +265,7 @@ class LinearGaussian(TorchDistribution):
         seen = self.seen
         if self.active is not None and (padding or seen is not None):
             active = self.active.unsqueeze(-1).expand(*self.active.shape, cells)
-            if seen is None:
-                seen = active
-            else:
-                seen = seen & active if padding else seen | ~active
+            seen = active if seen is None else seen & active if padding else seen | ~active
         if seen is None or bool(seen.all()):
             return rows(lead, self.covariance_before), None
         seen = seen.expand(*lead, *seen.shape[-2:])

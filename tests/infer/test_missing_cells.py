@@ -159,11 +159,18 @@ def test_an_rnn_sees_zeros_and_that_they_were_not_seen(float64: None) -> None:
         score(Pair(model), SequenceBatch(x, missing=missing).continued(1))
 
 
-def hmm(layout: Any = "path", group: bool = True) -> HMM:
+def hmm(layout: Any = "path", group: bool = True, autoregressive: bool = False) -> HMM:
     emission: Any = Factorised(Bernoulli(), 2)
     if group:
         emission = Joint({"a": Categorical(3), "b": emission})
-    return HMM(emission, PreviousObservation(Flatten(2)), num_states=3, layout=layout)
+    encoder = JointEncoder({"a": OneHot(3), "b": Flatten(2)}) if group else Flatten(2)
+    return HMM(
+        emission,
+        PreviousObservation(encoder),
+        num_states=3,
+        layout=layout,
+        autoregressive=autoregressive,
+    )
 
 
 def state_densities(model: HMM, values: Any, seen: Any) -> Tensor:
@@ -213,11 +220,14 @@ def test_an_hmm_sums_over_states_given_the_cells_seen(group: bool, float64: None
     assert loss == pytest.approx(-float(total.sum().detach()))
 
 
+@pytest.mark.parametrize("autoregressive", [True, False])
 @pytest.mark.parametrize("group", [True, False])
-def test_an_hmm_fills_the_cells_as_enumeration_has_them(group: bool, float64: None) -> None:
+def test_an_hmm_fills_the_cells_as_enumeration_has_them(
+    group: bool, autoregressive: bool, float64: None
+) -> None:
     """All cells of one sequence: each missing cell's law given the cells seen, to 4.5 errors."""
     torch.manual_seed(4)
-    model, draws = hmm(group=group), 1500
+    model, draws = hmm(group=group, autoregressive=autoregressive), 1500
     model.embedding.data *= 2
     values: Any = {"a": torch.tensor([[1, 0]]), "b": torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])}
     missing: Any = {

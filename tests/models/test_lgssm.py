@@ -166,6 +166,24 @@ def test_groups_scalars_and_scales() -> None:
         close(found.steps, same.steps)
 
 
+def test_scales_of_ragged_sequences_step_after_step() -> None:
+    """Padded side inputs are zeros, which are no scales: layouts, filters and samplers agree."""
+    model, plain_batch = new_model(scaled=True), batch_of(RAGGED, True)
+    units = torch.rand(N, T, 2 * C) + 0.5
+    batch = SequenceBatch(
+        plain_batch.values,
+        RAGGED,
+        inputs=torch.cat([units, plain_batch.inputs], -1),  # type: ignore[list-item]
+        missing=plain_batch.missing,
+    )
+    expected = score(Pair(model), batch)
+    model.layout = "steps"
+    close(Trace_ELBO().differentiable_loss(model, no_guide, batch), -expected.total.sum())
+    close(particle_filter(Pair(model), batch, samples=2).steps.double(), expected.steps)
+    drawn = model(batch.without_values()).values
+    assert drawn.shape == (N, T, C) and drawn.isfinite().all()
+
+
 @pytest.mark.parametrize("missing", [False, True])
 def test_windows_carry_the_belief(missing: bool) -> None:
     model, batch = new_model(), batch_of([T, T, T], missing)

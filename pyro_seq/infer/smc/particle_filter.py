@@ -106,12 +106,10 @@ def particle_filter(
     if proposal == "guide" and not stepper.is_exact and stepper.proposes_by_step(proposal):
         shown = _shown(pair, batch, missing, samples, particles, state)
     run = _Filter(stepper, samples, proposal, paths)
-    rows = torch.arange(len(batch), device=batch.device) if rows is None else rows
-    parts = []
+    every, size = torch.arange(len(batch), device=batch.device), min(ROWS, stepper.states_at_once)
+    rows, parts = every if rows is None else rows, []
     with pair.scope(), pair.evaluating():
-        for index in torch.arange(len(batch), device=batch.device).split(
-            max(1, min(ROWS, stepper.states_at_once) // samples)
-        ):
+        for index in every.split(max(1, size // samples)):
             flat = particle_rows(index, samples)
             carried = tree_map(lambda x, flat=flat: x[flat], state)
             mine = tree_map(lambda x, index=index: x[index], (missing, particles, rows))
