@@ -77,8 +77,8 @@ class LGSSM(SequenceModel):
         noise_rank: columns of W; `None` for C, with which R is any covariance.
         scaled: whether the first 2 C side inputs are each column's location a_t and scale s_t, so
             that (x_t - a_t) / s_t is what is modelled; the density is of x_t.
-        regressors: an encoder of the side inputs, whose features are the regressors u_t; by default
-            they are the side inputs themselves, without locations and scales.
+        regressors: an encoder of the side inputs, whose features are u_t; by default u_t are the
+            side inputs themselves, without locations and scales.
 
     Raises `UserError` for an emission of anything but real numbers, and for side inputs that do
     not fit.
@@ -121,10 +121,8 @@ class LGSSM(SequenceModel):
                 f"{columns} scales as its first side inputs, and there are {num_inputs}"
             )
         self.num_columns, self.num_inputs, self.scaled = columns, num_inputs, scaled
-        self.regressors = regressors
-        num_regressors = num_inputs - 2 * columns * scaled
-        if regressors is not None:
-            num_regressors = regressors.num_features
+        self.regressors, plain = regressors, num_inputs - 2 * columns * scaled
+        num_regressors = plain if regressors is None else regressors.num_features
         if harmonics is None:
             structure = Structure.within(seasons or (), trend, columns, latent_size)
         else:
@@ -168,8 +166,7 @@ class LGSSM(SequenceModel):
     def start_from(self, batch: SequenceBatch) -> None:
         """Set the first scales by observed sequences, for data that is not of unit variance.
 
-        Levels, noise and factors are given shares of the columns' root mean square moves, the first
-        states the columns' means and standard deviations.
+        Noise is a share of the columns' root mean square moves, first states are of their spread.
         """
         location, scale = self._units(batch.inputs)
         cells = self._own(prepared(self, batch)).double()
@@ -179,19 +176,16 @@ class LGSSM(SequenceModel):
         cells = cells if scale is None else cells / scale
         mean, spread, moves = moments(cells, seen, SMALLEST)
         log_moves, log_spread = moves.log(), spread.log()
-        self.level_scale.copy_(log_moves + math.log(0.6))
-        self.noise_scale.copy_(log_moves + math.log(0.5))
-        if self.slope_scale.numel():
-            self.slope_scale.copy_(log_moves + math.log(0.02))
-        if self.season_scale.numel():
-            self.season_scale.copy_((log_moves + math.log(0.05)).expand_as(self.season_scale))
+        shares = {"level_scale": 0.6, "noise_scale": 0.5, "slope_scale": 0.02, "season_scale": 0.05}
+        for name, share in shares.items():
+            weight = getattr(self, name)
+            weight.copy_((log_moves + math.log(share)).expand_as(weight))
         self.factor_loading.mul_((moves / FACTORS * 0.3).unsqueeze(-1))
         self.noise_factors.mul_(moves.unsqueeze(-1))
-        kinds = self.structure.kinds
         first = {"level": log_spread, "slope": log_moves + math.log(0.1)}
-        for place, kind in enumerate(kinds):
+        for place, kind in enumerate(self.structure.kinds):
             self.first_scale[place] = first.get(kind, log_spread + math.log(0.3))
-        self.first_mean[: self.num_columns] = mean  # the levels come first
+        self.first_mean[: self.num_columns] = mean  # levels come first
 
     # the matrices
 

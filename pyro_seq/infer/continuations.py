@@ -60,10 +60,8 @@ def continuation(
     if batch.values is None or not len(batch):
         raise UserError("there is nothing to go on from: the batch has no observations")
     if batch.to_sample:
-        raise UserError(
-            f"{len(batch.to_sample)} steps are to be sampled, and a continuation goes on from "
-            "observations"
-        )
+        wanted = "are to be sampled, and a continuation goes on from observations"
+        raise UserError(f"{len(batch.to_sample)} steps {wanted}")
     for what, number in (("steps to sample", num_steps), ("samples", samples), ("draws", draws)):
         whole(number, f"the number of {what}", 1)
     if inputs is not None and inputs.shape[:2] != (len(batch), num_steps):
