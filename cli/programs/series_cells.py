@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_seq.cli.common import FILE, keep_apart, run_dir_option
-from pyro_seq.cli.programs.series_judging import aligned, computing, samples_option
+from pyro_seq.cli.programs.series_judging import computing, samples_option
 from pyro_seq.cli.programs.series_options import (
     DATA,
     load_run,
@@ -319,4 +319,6 @@ def _filled_text(scores: dict[str, FillScore], level: float) -> list[str]:
         cells = [f"{one.mae:.5g}", *("" if x is None else f"{x:.5g}" for x in figures)]
         share = "" if one.coverage is None else f"{100 * one.coverage:.1f} %"
         rows.append([name, f"{one.cells:,}", *cells, share])
+    from pyro_seq.series.judging.figures import aligned
+
     return aligned(head, rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ from pyro_seq.cli.programs.series_options import (
 )
 
 if TYPE_CHECKING:
-    from pyro_seq.series.judging.evaluation import RollingEvaluation
+    pass
 
 MOST_WINDOWS = 10_000
 
@@ -116,44 +115,7 @@ def evaluate(
         seed=seed,
         progress=Progress().later(),
     )
-    click.echo(json.dumps(found.to_json(), allow_nan=False) if as_json else _evaluated(found))
-
-
-def _evaluated(found: RollingEvaluation) -> str:
-    """The figures as a table, and what is to be said of them."""
-    from pyro_seq.series.judging.figures import table_of_figures
-
-    ids = len({window.series for window in found.windows})
-    head, rows = table_of_figures(found.figures)
-    lines = [
-        f"{len(found.windows):,} windows of {found.horizon:,} steps, of {ids:,} series",
-        "",
-        *aligned(head, rows, head.index("forecast") + 1),
-    ]
-    if found.nats is not None:
-        error = f" ± {found.nats.standard_error:.4f}" if found.nats.standard_error else ""
-        exact = "exact" if found.nats.method == "exact" else f"lower bound, {found.nats.method}"
-        lines += [
-            "",
-            f"nats per cell  {found.nats.per_cell:.4f}{error} ({exact}; "
-            f"{found.nats.cells:,} cells)",
-        ]
-    if found.left_out:
-        lines.append(f"MASE leaves out {found.left_out:,} windows whose history does not move")
-    return "\n".join(lines)
-
-
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:
-    """Return lines of cells side by side, the first `words` to the left, figures to the right."""
-    cells = [head, *rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    return [
-        "  ".join(
-            cell.rjust(width) if i >= words else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
+    click.echo(json.dumps(found.to_json(), allow_nan=False) if as_json else str(found))
 
 
 @click.command()
@@ -209,4 +171,4 @@ def report(
         page, found = run_report(program().folder(run_dir), model, table, asked, Progress().later())
         temporary.write_text(page, encoding="utf-8")
     click.echo(str(path))
-    click.echo(_evaluated(found))
+    click.echo(str(found))

@@ -13,7 +13,7 @@ from pyro_seq.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TRAINING = ("README.md", "plain-pyro.md")  # for seconds
+TRAINING = ("README.md", "plain-pyro.md", "series.md", "series-tutorial.md")  # for seconds
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 LINKED = [*PAGES, CONTRIBUTING, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 # a line of a page that fits on a screen; the page on architecture is for who works on the package

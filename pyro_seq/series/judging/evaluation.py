@@ -20,7 +20,14 @@ from pyro_seq.series.data.schema import Column, Series, SeriesTable
 from pyro_seq.series.forecasting import MOST_ROWS, Forecast, draw_paths
 from pyro_seq.series.horizons import cut, histories
 from pyro_seq.series.judging.baselines import BASELINES, Baseline, baseline_paths
-from pyro_seq.series.judging.figures import BY_KIND, Figures, figures_of, plain
+from pyro_seq.series.judging.figures import (
+    BY_KIND,
+    Figures,
+    aligned,
+    figures_of,
+    plain,
+    table_of_figures,
+)
 from pyro_seq.series.judging.metrics import ColumnPaths, seasonal_scale
 
 if TYPE_CHECKING:
@@ -80,6 +87,25 @@ class RollingEvaluation:
     forecast: Forecast
     paths: Mapping[str, ColumnPaths]
     past: Sequence[Series] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Return the figures as a table, and what is to be said of them."""
+        ids = len({window.series for window in self.windows})
+        head, rows = table_of_figures(self.figures)
+        lines = [
+            f"{len(self.windows):,} windows of {self.horizon:,} steps, of {ids:,} series",
+            "",
+            *aligned(head, rows, head.index("forecast") + 1),
+        ]
+        if self.nats is not None:
+            error = f" ± {self.nats.standard_error:.4f}" if self.nats.standard_error else ""
+            method = self.nats.method
+            exact = "exact" if method == "exact" else f"lower bound, {method}"
+            figure = f"nats per cell  {self.nats.per_cell:.4f}{error}"
+            lines += ["", f"{figure} ({exact}; {self.nats.cells:,} cells)"]
+        if self.left_out:
+            lines.append(f"MASE leaves out {self.left_out:,} windows whose history does not move")
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Return all figures, those that do not exist as `None`."""

@@ -190,3 +190,16 @@ def _cells(figures: Figures, used: Sequence[str]) -> list[str]:
         else:
             cells.append(f"{value:.4g}" if name in ("crps", "energy_score") else f"{value:.4f}")
     return cells
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:
+    """Return lines of cells side by side, the first `words` to the left, figures to the right."""
+    cells = [head, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    return [
+        "  ".join(
+            cell.rjust(width) if i >= words else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
