@@ -326,9 +326,11 @@ def test_posterior_where_observations_look_at_a_gap() -> None:
     side inputs, do not matter.
     """
     hmm, x = new_hmm("path", autoregressive=True), torch.randint(4, (2, 4))
-    with pytest.raises(UserError, match="step 1 is missing, and the steps after it look at it"):
-        hmm.posterior(SequenceBatch(x).with_missing([1]))
-    at_end = hmm.posterior(SequenceBatch(x).with_missing([3]))
+    with pytest.raises(
+        UserError, match="step 1 is to be sampled, and the steps after it look at it"
+    ):
+        hmm.posterior(SequenceBatch(x).sampling([1]))
+    at_end = hmm.posterior(SequenceBatch(x).sampling([3]))
     torch.testing.assert_close(at_end[:, :3], hmm.posterior(SequenceBatch(x[:, :3])))
     ahead = (
         (at_end[:, 2].log().unsqueeze(-1) + hmm.transition_logits.log_softmax(-1))

@@ -90,7 +90,7 @@ def test_objectives_agree(pair: Sides, elbo: Any, vectorised: bool) -> None:
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_with_a_guide(pair: Sides, parallel: bool) -> None:
     model, guide = pair
-    found = Predictive(model, guide=guide, num_samples=6, parallel=parallel)(FULL.with_missing([3]))
+    found = Predictive(model, guide=guide, num_samples=6, parallel=parallel)(FULL.sampling([3]))
     assert found["x_3"].shape == (6, 3) and found["z_0"].shape == (6, 3, 2)
 
 
