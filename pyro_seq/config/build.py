@@ -20,7 +20,7 @@ from pyro_seq.emissions.base import Emission
 from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
 from pyro_seq.infer.sampling import draw
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.pairs.model import declared
 from pyro_seq.pairs.pair import Pair
 
 __all__ = [
@@ -172,7 +172,7 @@ def carries_state(pair: Pair, parts: PairComponents, device: torch.device | str 
 
     Leaves the random state as it is.
     """
-    if isinstance(pair.model, SequenceModel):
+    if declared(pair.model) is not None:
         return True
     random = random_state()
     try:

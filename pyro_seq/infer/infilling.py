@@ -12,7 +12,7 @@ from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.gaps import blanked, draw_gaps
 from pyro_seq.infer.smc.conditional_filter import mixed
 from pyro_seq.infer.smc.particle_filter import cells_to_draw
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.pairs.model import declared
 from pyro_seq.pairs.pair import Pair
 
 
@@ -73,10 +73,11 @@ def infill(
 
 def _exact(pair: Pair, batch: SequenceBatch, missing: Any, draws: int) -> Any:
     """The model's own exact draws, or `None`."""
-    if not isinstance(pair.model, SequenceModel):
+    model = declared(pair.model)
+    if model is None:
         return None
     gaps = batch if missing is None else batch.with_missing(missing)
-    return pair.model.exact_fill(gaps, draws)
+    return model.exact_fill(gaps, draws)
 
 
 def _by_moves(pair: Pair, batch: SequenceBatch, gaps: Any, samples: int) -> Any:

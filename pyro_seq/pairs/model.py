@@ -339,6 +339,11 @@ def path_by_steps(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -
     return model.layout == "path" and not in_one_path(model, batch)
 
 
+def declared(model: Callable[[SequenceBatch], Any]) -> SequenceModel | None:
+    """Return the model if its equations are declared, else `None`."""
+    return model if isinstance(model, SequenceModel) else None
+
+
 def unwrapped(side: Any) -> Any:
     """Return the model or guide inside the wrappers of tools, which name it `wrapped_side`."""
     while hasattr(side, "wrapped_side"):

@@ -23,7 +23,7 @@ from pyro_seq._schema import MOST, Anything, Number, Optional, Whole, Word
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.nn.precision import fast_precision, full_precision
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.pairs.model import declared
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.runs.checkpoint import weights_in
 from pyro_seq.runs.folder import RunFolder
@@ -173,7 +173,7 @@ class Trainer(Loop):
         """
         if self.settings.precision != "auto":
             return self.settings.precision
-        if not isinstance(self.pair.model, SequenceModel):
+        if declared(self.pair.model) is None:
             return "float32"
         modules = [part for module in self.pair.modules().values() for part in module.modules()]
         looked_up = {id(part.weight) for part in modules if isinstance(part, nn.Embedding)}

@@ -17,7 +17,7 @@ from pyro_seq.config.build import make_pair
 from pyro_seq.encoders import Joint
 from pyro_seq.errors import UserError
 from pyro_seq.models.lgssm import LGSSM
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.pairs.model import declared
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.series.data.schema import Schema, Series, SeriesTable
 from pyro_seq.series.model.beginning import start_from_anchors
@@ -155,14 +155,15 @@ def new_pair(
     if arrays is not None:
         for module in pair.modules().values():
             _standardise(module, arrays)
-        if isinstance(pair.model, SequenceModel):
+        model = declared(pair.model)
+        if model is not None:
             windows = SeriesWindows(
                 arrays, batch_size=FITTED_WINDOWS, window=LONGEST_WINDOW, seed=FITTED_SEED
             )
             batch = windows.draw()[0]
-            start_from_anchors(pair.model, batch)
-            if isinstance(pair.model, LGSSM):
-                pair.model.start_from(batch)
+            start_from_anchors(model, batch)
+            if isinstance(model, LGSSM):
+                model.start_from(batch)
     return pair
 
 

@@ -26,7 +26,7 @@ from pyro_seq.distributions.tails import quantile, tails
 from pyro_seq.emissions.base import mask_cells
 from pyro_seq.errors import UserError
 from pyro_seq.infer.stepping.declared import stepper_of
-from pyro_seq.pairs.model import SequenceModel
+from pyro_seq.pairs.model import SequenceModel, declared
 from pyro_seq.pairs.pair import Pair
 
 DRAWS = 16  # of each particle, for the quantiles of a mixture
@@ -65,8 +65,8 @@ def predictions(
     Raises `UserError` for a law whose tails are not known.
     """
     with pair.scope(), pair.evaluating(), pyro.validation_enabled(False):
-        model = pair.model
-        if isinstance(model, SequenceModel) and _runs_at_once(model):
+        model = declared(pair.model)
+        if model is not None and _runs_at_once(model):
             found = list(_along(model, batch, levels))
         else:
             exact = stepper_of(pair).is_exact
@@ -108,15 +108,15 @@ def _filtered(
     pair: Pair, batch: SequenceBatch, levels: tuple[float, ...], k: int
 ) -> Iterator[Parts]:
     """Step after step, by k particles of each sequence, side by side."""
-    n, model, stepper = len(batch), pair.model, stepper_of(pair)
-    if batch.missing_cells is not None and not isinstance(model, SequenceModel):
+    n, model, stepper = len(batch), declared(pair.model), stepper_of(pair)
+    if batch.missing_cells is not None and model is None:
         raise UserError(
             "steps of which cells are missing are predicted by pairs that are declared by their "
             "equations (SequenceModel) alone: fill the gaps first"
         )
     state, many = stepper.state_before(batch.repeat(k)), batch.repeat(k)
     values = many.values
-    if isinstance(model, SequenceModel):
+    if model is not None:
         values = model.emission.prepare(values, many.mask)
     weights = torch.full((n, k), -math.log(k), dtype=torch.double, device=batch.device)
     for t in range(batch.num_steps):
@@ -160,8 +160,9 @@ def _advanced(
         drawn: Tensor = prior.sample()
         return drawn
 
-    if isinstance(pair.model, SequenceModel):
-        return pair.model.advance(state, inputs, draw_latent, observe, seen)[2]
+    model = declared(pair.model)
+    if model is not None:
+        return model.advance(state, inputs, draw_latent, observe, seen)[2]
     return stepper_of(pair).step(state, inputs, draw_latent, observe)[1]
 
 
