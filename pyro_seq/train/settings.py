@@ -63,7 +63,7 @@ class TrainingSettings:
     )
     num_particles: int = at_least(1, 1, "samples of the latents per step")
     renyi_alpha: float = between(
-        -10, 10, 0.5, "order of Rényi's divergence in the objective renyi; 0: iwae, near 1: trace"
+        0, 10, 0.5, "order of Renyi's divergence in the objective renyi; 0: iwae, near 1: trace"
     )
     kl_schedule: str = one_of(KL_SCHEDULES, "constant", "how the divergence's strength rises to 1")
     kl_start: float = between(1e-12, 1, 1e-3, "the divergence's strength at the first step")

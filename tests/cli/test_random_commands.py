@@ -31,8 +31,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, trained: Path, seqgan_run: P
 
 def test_sample_of_random_lines(place: Path) -> None:
     runs = {"text": "text-run", "seqgan": "seqgan-run"}
-    lines = random_commands.Lines(3, runs, random_commands.SMALL)
-    limits = {"seconds": 1.0, "address_space": 8 * 2**30}
+    lines = random_commands.Lines(16, runs, random_commands.SMALL)
+    limits = {"seconds": 4.0, "address_space": 8 * 2**30}
     found = [*random_commands.outcomes(lines, 30, place, **limits)]
     wrong = {" ".join(outcome.words): outcome.findings(2_048) for outcome in found}
     assert not any(wrong.values()), {words: faults for words, faults in wrong.items() if faults}
@@ -79,6 +79,6 @@ def test_every_command_and_option_is_drawn() -> None:
 
 def test_seed_decides_the_lines() -> None:
     first, second = (
-        random_commands.Lines(5, {"text": "run"}, random_commands.SMALL) for _ in range(2)
+        random_commands.Lines(16, {"text": "run"}, random_commands.SMALL) for _ in range(2)
     )
     assert [first.draw() for _ in range(20)] == [second.draw() for _ in range(20)]
