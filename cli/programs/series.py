@@ -158,13 +158,13 @@ def forecast(
     if out is not None:
         check_ending("--out", out, ENDINGS)
         keep_apart("--out", out, run_dir, *data, *known_data)
+    model = load_run(run_dir, device, pair)
+    table = table_for(run_dir, data)
+    known = program().known_for(run_dir, known_data) if known_data else None
     if plot is not None:
         from pyro_seq.runs.writing import check_writable
 
         check_writable(plot, "--plot")
-    model = load_run(run_dir, device, pair)
-    table = table_for(run_dir, data)
-    known = program().known_for(run_dir, known_data) if known_data else None
     torch.manual_seed(seed)
     found = forecast_table(
         model, table, horizon=horizon, paths=paths, known=known, progress=Progress().later()

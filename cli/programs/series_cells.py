@@ -97,13 +97,13 @@ def anomalies(
     if out is not None:
         check_ending("--out", out, TABLES)
         keep_apart("--out", out, run_dir, *data, labels)
+    windows = None if labels is None else _labels(labels)
+    model = load_run(run_dir, device, pair)
+    table = table_for(run_dir, data)
     if plot is not None:
         from pyro_seq.runs.writing import check_writable
 
         check_writable(plot, "--plot")
-    windows = None if labels is None else _labels(labels)
-    model = load_run(run_dir, device, pair)
-    table = table_for(run_dir, data)
     torch.manual_seed(seed)
     found = find(
         model,

@@ -329,3 +329,12 @@ def test_the_demo_needs_no_file(
     assert pyroseq("series", "forecast", "--run-dir", folder, "--paths", 2, "--horizon", 1) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("harbour", "2025-01-01", "visitors", "snow"))
+
+
+@pytest.mark.parametrize("command", ["forecast", "anomalies"])
+def test_a_command_that_is_refused_leaves_no_folder(
+    command: str, refused: Refused, tmp_path: Path
+) -> None:
+    """The folder of pictures is made once there is something to draw."""
+    refused("series", command, "--run-dir", tmp_path, "--plot", tmp_path / "plots")
+    assert not (tmp_path / "plots").exists()
