@@ -35,6 +35,7 @@ from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import Embedding
 from pyro_seq.models import RNN
+from pyro_seq.nn.precision import has_bfloat16_lstm
 from pyro_seq.text.model import TextModel, TextSettings
 from pyro_seq.text.training import generate
 from pyro_seq.text.vocabulary import Vocabulary
@@ -226,6 +227,9 @@ def main() -> None:
     rounds, steps = (2, 3) if options.quick else (16, 6)
     with tempfile.TemporaryDirectory() as folder:
         for precision in ("float32", "bfloat16"):
+            if precision == "bfloat16" and not has_bfloat16_lstm(torch.device("cpu")):
+                print("bfloat16: skipped, PyTorch has no LSTM in it on this processor (AVX-512)")
+                continue
             print(f"training in {precision}, {steps} steps a turn")
             turns = {
                 "PyTorch": bare_training(network, symbols, steps=steps, precision=precision),
