@@ -92,7 +92,7 @@ def test_hand_written_svi(shipped: Maker, layout: str, optimiser: Any) -> None:
     pair, batch = shipped(symbols(), layout), new_batch()
     before = weights(pair)
     svi = SVI(pair.model, pair.guide, optimiser({"lr": 1e-2}), Trace_ELBO())
-    losses = [svi.step(batch) for _ in range(25)]
+    losses = [svi.step(batch) for _ in range(40)]
     assert sum(losses[-5:]) < sum(losses[:5])
     assert_all_move(pair, before)
     assert set(pyro.get_param_store().keys()) == {

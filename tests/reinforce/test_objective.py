@@ -170,7 +170,7 @@ def test_gradient_with_rollouts(rewards: Tensor, baseline: str) -> None:
     model = generator()
     rollouts = Rollouts(Pair(model), looked_up(rewards), num_rollouts=2)
     objective = Reinforce(action_values=rollouts, baseline=BASELINES[baseline]())
-    assert_unbiased(estimates(model, objective, times=50, rows=300), exact_gradient(model, rewards))
+    assert_unbiased(estimates(model, objective, times=50, rows=600), exact_gradient(model, rewards))
 
 
 @pytest.mark.parametrize("rewards", [table(), table().sum(1)], ids=["by step", "whole"])
