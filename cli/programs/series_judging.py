@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from pyro_seq.cli.common import (
     MOST_SAMPLES,
     PAIR,
     SEED,
+    F,
     keep_apart,
     run_dir_option,
     threads_option,
@@ -50,24 +52,38 @@ def samples_option(default: int) -> Any:
     )
 
 
+def windows_options(data: str, default: int, windows: str) -> Callable[[F], F]:
+    """Return --eval-data, --horizon and --windows, with what they are in words."""
+
+    def decorated(command: F) -> F:
+        options = (
+            click.option(
+                "--eval-data",
+                type=FILE,
+                multiple=True,
+                metavar="FILE",
+                help=f"{data}; if not given, the files that the run has learnt from.",
+            ),
+            horizon_option("Steps of a window; the run's own number if not given."),
+            click.option(
+                "--windows",
+                type=click.IntRange(1, MOST_WINDOWS),
+                default=default,
+                show_default=True,
+                metavar="N",
+                help=windows,
+            ),
+        )
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorated
+
+
 @click.command()
 @run_dir_option()
-@click.option(
-    "--eval-data",
-    type=FILE,
-    multiple=True,
-    metavar="FILE",
-    help="Series to forecast the ends of; if not given, the files that the run has learnt from.",
-)
-@horizon_option("Steps of a window; the run's own number if not given.")
-@click.option(
-    "--windows",
-    type=click.IntRange(1, MOST_WINDOWS),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Windows of each series: its last ones.",
-)
+@windows_options("Series to forecast the ends of", 1, "Windows of each series: its last ones.")
 @click.option(
     "--stride",
     type=click.IntRange(1),
@@ -120,22 +136,7 @@ def evaluate(
 
 @click.command()
 @run_dir_option()
-@click.option(
-    "--eval-data",
-    type=FILE,
-    multiple=True,
-    metavar="FILE",
-    help="Series to judge the run by; if not given, the files that the run has learnt from.",
-)
-@horizon_option("Steps of a window; the run's own number if not given.")
-@click.option(
-    "--windows",
-    type=click.IntRange(1, MOST_WINDOWS),
-    default=4,
-    show_default=True,
-    metavar="N",
-    help="Windows of each series that are forecast.",
-)
+@windows_options("Series to judge the run by", 4, "Windows of each series that are forecast.")
 @click.option(
     "--out",
     type=FILE,

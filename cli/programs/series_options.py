@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import FILE, from_command_line, pick_device
+from pyro_seq.cli.common import FILE, F, from_command_line, pick_device
 
 if TYPE_CHECKING:
     from pyro_seq.series.data.schema import SeriesTable
     from pyro_seq.series.model.model import SeriesModel
     from pyro_seq.series.program import SeriesProgram
 
-F = TypeVar("F", bound=Callable[..., Any])
 
 MOST_STEPS = 100_000  # of a horizon, or of a sample
 MOST_PATHS = 100_000

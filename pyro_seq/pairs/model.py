@@ -132,6 +132,9 @@ class SequenceModel(nn.Module):
         x_observed); `infill` puts what was observed in its place.
         """
 
+    def start_from(self, batch: SequenceBatch) -> None:
+        """Set new weights by observed sequences, where a model can; by default nothing."""
+
     # running them
 
     def initial(self, *lead: int) -> ModelState:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pyro_seq.config.fields import flatten
-from pyro_seq.music.evaluation.report_page import Picture, ReportFigure, Sound, report_html
+from pyro_seq.music.evaluation.report_page import ReportFigure, Sound, report_html
 from pyro_seq.music.evaluation.statistics import distance, statistics
 from pyro_seq.music.model.training import MusicModel, evaluate, generate, play
 from pyro_seq.music.render.plots import curves_png, histograms
+from pyro_seq.programs.page import Picture
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.runs.metrics import read_metrics
 

@@ -14,26 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from pyro_seq.errors import UserError
-
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture, with a description for those who do not see it.
-
-    Attributes:
-        png: the file's bytes.
-        alt: what is to be seen, in a sentence.
-        caption: what stands below it.
-    """
-
-    png: bytes
-    alt: str
-    caption: str = ""
+from pyro_seq.programs.page import PNG, Picture, page_templates
 
 
 @dataclass(frozen=True)
@@ -100,14 +82,7 @@ def report_html(
 
     Raises `UserError` for a picture that is no PNG or a sound that is no WAV.
     """
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    page = page_templates(Path(__file__).parent)
     filters = (_shown, _rounded, _size, _data, _file_name)
     page.filters |= {function.__name__.removeprefix("_"): function for function in filters}
     distances = distances or {}

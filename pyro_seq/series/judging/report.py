@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyro_seq.config.fields import flatten
+from pyro_seq.programs.page import Picture, page_templates
 from pyro_seq.runs.metrics import read_metrics
 from pyro_seq.series.data.look import describe
 from pyro_seq.series.data.schema import Series, SeriesTable
@@ -36,21 +37,6 @@ if TYPE_CHECKING:
 
 SHOWN = 4  # pictures of each kind
 AROUND = 300  # steps around a gap or an anomaly that are shown
-
-
-@dataclass(frozen=True, eq=False)
-class Plot:
-    """A picture, with a description for those who do not see it.
-
-    Attributes:
-        png: the file's bytes.
-        alt: what is to be seen, in a sentence.
-        caption: what stands below it.
-    """
-
-    png: bytes
-    alt: str
-    caption: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +69,7 @@ class Section:
     title: str
     note: str = ""
     tables: Sequence[PageTable] = ()
-    pictures: Sequence[Plot] = ()
+    pictures: Sequence[Picture] = ()
     large: bool = False
 
 
@@ -104,16 +90,7 @@ def report_html(
         read: what the data was taken for, on several lines.
         settings: how the run was trained, by dotted name.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    page = page_templates(Path(__file__).parent)
     page.filters |= {"size": _size, "data": _data}
     return page.get_template("report.html.jinja").render(
         title=title, sections=sections, summary=summary, read=read, settings=settings
@@ -226,7 +203,7 @@ def figures_table(found: RollingEvaluation) -> PageTable:
     return PageTable(head, rows, note)
 
 
-def _curves(run: RunFolder) -> list[Plot]:
+def _curves(run: RunFolder) -> list[Picture]:
     curves: dict[str, list[tuple[int, float]]] = {"training": [], "validation": []}
     for entry in read_metrics(run.metrics):
         try:
@@ -238,7 +215,7 @@ def _curves(run: RunFolder) -> list[Plot]:
     if not known:
         return []
     png = curves_png(known, "nats per cell")
-    return [Plot(png, "Learning curves: nats per cell by step", "Loss by training step")]
+    return [Picture(png, "Learning curves: nats per cell by step", "Loss by training step")]
 
 
 def _scores(found: RollingEvaluation) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -265,7 +242,7 @@ def _worst(found: RollingEvaluation) -> list[int]:
     return [int(row) for row in np.argsort(-_scores(found), kind="stable")[:SHOWN]]
 
 
-def _fans(found: RollingEvaluation, series: Sequence[Series], rows: Sequence[int]) -> list[Plot]:
+def _fans(found: RollingEvaluation, series: Sequence[Series], rows: Sequence[int]) -> list[Picture]:
     plots = []
     for row in rows:
         window = found.windows[row]
@@ -273,24 +250,24 @@ def _fans(found: RollingEvaluation, series: Sequence[Series], rows: Sequence[int
         truth = cut(one, window.start + found.horizon, window.start)
         png = fan_chart(found.forecast, row, found.past[row], truth)
         start = str(truth.times[0])[:16]
-        plots.append(Plot(png, f"Forecast of {one.id} from {start}", f"{one.id} from {start}"))
+        plots.append(Picture(png, f"Forecast of {one.id} from {start}", f"{one.id} from {start}"))
     return plots
 
 
-def _pits(found: RollingEvaluation, seed: int) -> list[Plot]:
+def _pits(found: RollingEvaluation, seed: int) -> list[Picture]:
     generator = np.random.default_rng(seed)
     plots = []
     for column in found.forecast.numeric:
         own = found.paths[column.name]
         if own.seen.any():
             png = pit_png(pit(own, generator), column.name)
-            plots.append(Plot(png, f"PIT histogram of {column.name}"))
+            plots.append(Picture(png, f"PIT histogram of {column.name}"))
     return plots
 
 
 def _gaps(
     model: SeriesModel, table: SeriesTable, asked: SeriesReportOptions, progress: Progress | None
-) -> list[Plot]:
+) -> list[Picture]:
     """The series with most missing cells, around their first gap."""
     gaps = {
         i: int(sum(np.isnan(one.values[c.name]).sum() for c in model.schema.of_role("target")))
@@ -308,7 +285,7 @@ def _gaps(
         parts.append(cut(one, min(len(one), start + AROUND), start))
     some = SeriesTable(table.schema, parts)
     found = fill(model, some, draws=asked.draws, samples=8, progress=progress)
-    plots: list[Plot] = []
+    plots: list[Picture] = []
     for cells in found:
         if cells.column.kind == "category" or len(plots) == 2 * SHOWN:
             continue
@@ -316,19 +293,19 @@ def _gaps(
     return plots
 
 
-def _gap(one: Series, cells: FilledCells) -> Plot:
+def _gap(one: Series, cells: FilledCells) -> Picture:
     filled = [np.full(len(one), np.nan) for _ in range(3)]
     for whole, part in zip(filled, (cells.point(), *cells.interval(80)), strict=True):
         whole[cells.steps] = part
     title = f"{one.id}: {cells.column.name}"
     values = one.values[cells.column.name]
     png = filling_png(one.times, values, (filled[0], filled[1], filled[2]), title=title)
-    return Plot(png, f"{title}, with its gaps filled", f"{len(cells.steps):,} cells are filled")
+    return Picture(png, f"{title}, with its gaps filled", f"{len(cells.steps):,} cells are filled")
 
 
 def _anomalies(
     model: SeriesModel, series: Sequence[Series], table: SeriesTable, progress: Progress | None
-) -> list[Plot]:
+) -> list[Picture]:
     """The series whose oddest step is the oddest, around it."""
     longest = [one for one in series if len(one) > 1][: 4 * SHOWN]
     found = anomalies(model, SeriesTable(table.schema, longest), progress=progress)
@@ -337,7 +314,7 @@ def _anomalies(
     return [anomaly_plot(one, AROUND) for one in known[:SHOWN]]
 
 
-def anomaly_plot(one: ColumnAnomalies, around: int | None = None) -> Plot:
+def anomaly_plot(one: ColumnAnomalies, around: int | None = None) -> Picture:
     """Return the picture of a column's anomalies.
 
     Args:
@@ -360,4 +337,4 @@ def anomaly_plot(one: ColumnAnomalies, around: int | None = None) -> Plot:
     )
     count = int(one.flags.sum())
     words = f"{count:,} step{'s' * (count != 1)} of {len(one.times):,} are marked"
-    return Plot(png, f"{title}: {words}", words)
+    return Picture(png, f"{title}: {words}", words)

@@ -16,7 +16,6 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.config.build import make_pair
 from pyro_seq.encoders import Joint
 from pyro_seq.errors import UserError
-from pyro_seq.models.lgssm import LGSSM
 from pyro_seq.pairs.model import declared
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.series.data.schema import Schema, Series, SeriesTable
@@ -162,8 +161,7 @@ def new_pair(
             )
             batch = windows.draw()[0]
             start_from_anchors(model, batch)
-            if isinstance(model, LGSSM):
-                model.start_from(batch)
+            model.start_from(batch)
     return pair
 
 

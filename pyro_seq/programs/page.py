@@ -1,0 +1,41 @@
+"""Self-contained pages: pictures as data, and the templates that pages are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, with a description for those who do not see it.
+
+    Attributes:
+        png: the file's bytes.
+        alt: what is to be seen, in a sentence.
+        caption: what stands below it.
+    """
+
+    png: bytes
+    alt: str
+    caption: str = ""
+
+
+def page_templates(folder: Path) -> Environment:
+    """Return the templates of a folder, whose values are escaped and must all be given."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
