@@ -121,13 +121,16 @@ def _like(steps: Tensor, value: Tensor) -> Tensor:
     return steps[(..., *(None,) * (value.dim() - 2))]
 
 
-def blank_missing(values: Any, missing: Any) -> Any:
+def blank_missing(values: Values | None, missing: Values | None) -> Any:
     """Put zeros in the place of missing cells; gradients of what stood there are zero."""
     return tree_map(lambda value, gone: value.masked_fill(gone, 0), values, missing)
 
 
 def seen_cells(
-    values: Any, missing: Any, mask: Tensor, to_sample: frozenset[int] = frozenset()
+    values: Values | None,
+    missing: Values | None,
+    mask: Tensor,
+    to_sample: frozenset[int] = frozenset(),
 ) -> Any:
     """Return where values `[N, T, *event]` were observed: not missing, to be sampled or padding."""
     steps = mask
@@ -142,7 +145,7 @@ def seen_cells(
     return tree_map(of, values, *([] if missing is None else [missing]))
 
 
-def any_cell(cells: Any, steps: int = 2) -> Tensor:
+def any_cell(cells: Values, steps: int = 2) -> Tensor:
     """Return where any cell of any member is true, over the first `steps` dimensions."""
     parts = [cell.flatten(steps).any(-1) if cell.dim() > steps else cell for cell in _leaves(cells)]
     found = parts[0]
@@ -151,15 +154,15 @@ def any_cell(cells: Any, steps: int = 2) -> Tensor:
     return found
 
 
-def partly(cells: Any, steps: int = 2) -> Tensor:
+def partly(cells: Values, steps: int = 2) -> Tensor:
     """Return where some but not all cells are true, over the first `steps` dimensions."""
     return any_cell(cells, steps) & any_cell(tree_map(torch.logical_not, cells), steps)
 
 
-def choose(cells: Any, chosen: Any, others: Any) -> Any:
+def choose(cells: Values, chosen: Any, others: Any) -> Any:
     """Return trees `chosen` where cells are true and `others` elsewhere, in the latter's types."""
     return tree_map(lambda y, x, cell: torch.where(cell, x.to(y.dtype), y), others, chosen, cells)
 
 
-def _leaves(cells: Any) -> list[Tensor]:
+def _leaves(cells: Values) -> list[Tensor]:
     return [cells] if isinstance(cells, Tensor) else tree_leaves(cells)

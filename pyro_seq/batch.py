@@ -63,7 +63,7 @@ class SequenceBatch:
         inputs: Tensor | None = None,
         state: Any = None,
         num_steps: int | None = None,
-        missing: Any = None,
+        missing: Values | None = None,
     ) -> None:
         size, steps, device = common_shape(named_values(values), inputs, lengths)
         if num_steps is not None:
@@ -247,7 +247,7 @@ class SequenceBatch:
         batch.values = batch.missing_cells = batch._seen = batch._memo = None
         return batch
 
-    def with_values(self, values: Values, missing: Any = None) -> SequenceBatch:
+    def with_values(self, values: Values | None, missing: Values | None = None) -> SequenceBatch:
         """Return the same batch with other observations of equal shapes.
 
         None of them is missing, but for those that `missing` says.
@@ -262,7 +262,7 @@ class SequenceBatch:
             )
         return batch
 
-    def with_missing(self, missing: Any) -> SequenceBatch:
+    def with_missing(self, missing: Values | None) -> SequenceBatch:
         """Return the same batch without some of its observations, besides what is missing already.
 
         Training and scores leave missing cells out, contexts and guides are told what was `seen`;

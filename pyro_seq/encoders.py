@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_seq._batch_checks import Values
 from pyro_seq.nn.feedforward import MLP
 
 
@@ -131,7 +132,7 @@ class Sequential(Encoder):
         """Return the blank observations of the first encoder, which may be a `Joint`."""
         return self.encoders[0].blank(*lead, device=device)
 
-    def forward(self, values: Any, seen: Any = None) -> Tensor:
+    def forward(self, values: Any, seen: Values | None = None) -> Tensor:
         """Compute the last encoder's features from the first encoder's observations."""
         for i, encoder in enumerate(self.encoders):
             values = encoder(values) if i else encode(encoder, values, seen)
@@ -190,7 +191,7 @@ class WithIndicators(Encoder):
         """Return the blank observations of the encoder."""
         return self.encoder.blank(*lead, device=device)
 
-    def forward(self, values: Any, seen: Tensor | None = None) -> Tensor:
+    def forward(self, values: Tensor, seen: Tensor | None = None) -> Tensor:
         """Compute features `[..., num_features]` of observations, all seen where `seen` is `None`.
 
         Both are `[..., *event_shape]`.
@@ -208,6 +209,6 @@ class WithIndicators(Encoder):
         return math.prod(self.event_shape)
 
 
-def encode(encoder: Encoder, values: Any, seen: Any = None) -> Tensor:
+def encode(encoder: Encoder, values: Values | None, seen: Values | None = None) -> Tensor:
     """Compute an encoder's features, telling it which cells were seen if it takes that."""
     return encoder(values, seen) if encoder.takes_seen and seen is not None else encoder(values)

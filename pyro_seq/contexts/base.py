@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_seq._batch_checks import Values
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
@@ -47,7 +48,7 @@ class Context(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} must define features(state, inputs)")
 
-    def observe(self, state: Any, observation: Any, seen: Any = None) -> Any:
+    def observe(self, state: Any, observation: Values, seen: Values | None = None) -> Any:
         """Return the state after observing x_t `[*lead, *event]`.
 
         Args:

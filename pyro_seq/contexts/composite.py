@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_seq._batch_checks import Values
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts.base import Context, NoContext
 from pyro_seq.nn.feedforward import concatenate
@@ -47,7 +48,9 @@ class Chain(Context):
             ]
         )
 
-    def observe(self, state: Any, observation: Any, seen: Any = None) -> tuple[Any, ...]:
+    def observe(
+        self, state: Any, observation: Values, seen: Values | None = None
+    ) -> tuple[Any, ...]:
         """Return the members' states after observing x_t."""
         told = () if seen is None else (seen,)
         return tuple(
@@ -123,7 +126,7 @@ class PassedOn(Context):
         """Return what is passed on at one step."""
         return self.context.features(state, inputs)[..., self.context.num_features :]
 
-    def observe(self, state: Any, observation: Any, seen: Any = None) -> Any:
+    def observe(self, state: Any, observation: Values, seen: Values | None = None) -> Any:
         """Return the other context's state after observing x_t."""
         return self.context.observe(state, observation, *(() if seen is None else (seen,)))
 

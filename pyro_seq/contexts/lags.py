@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_seq._batch_checks import Values
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts._running import Ring, last_seen, running_means
 from pyro_seq.contexts.base import Context
@@ -146,7 +147,7 @@ class Lags(Context):
         fronts = self._fronts(state)
         return self._features(state, self._anchored(state, fronts), inputs)
 
-    def observe(self, state: Any, observation: Any, seen: Any = None) -> Any:
+    def observe(self, state: Any, observation: Values, seen: Values | None = None) -> Any:
         """Return the state after x_t `[*lead, C]`, of which the cells of `seen` were seen."""
         x = self._of_member(observation).to(self._place.dtype)
         cells = torch.ones_like(x) if seen is None else self._of_member(seen).to(x.dtype)

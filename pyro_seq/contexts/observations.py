@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_seq._batch_checks import Values
 from pyro_seq._cells import any_cell
 from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
@@ -77,7 +78,7 @@ class LastObservations(Context):
         encoded = encode(self.encoder, state["observations"], state.get("seen"))
         return self._combine((encoded * state["known"].unsqueeze(-1)).flatten(-2))
 
-    def observe(self, state: Any, observation: Any, seen: Any = None) -> Any:
+    def observe(self, state: Any, observation: Values, seen: Values | None = None) -> Any:
         """Move the window of the last n observations on by one."""
         lead = state["known"].dim() - 1
         if seen is not None or self.encoder.takes_seen:
@@ -105,7 +106,7 @@ class LastObservations(Context):
             [window.narrow(lead, 1, self.count - 1), latest.to(window.dtype).unsqueeze(lead)], lead
         )
 
-    def _observe_cells(self, state: Any, observation: Any, seen: Any) -> Any:
+    def _observe_cells(self, state: Any, observation: Values, seen: Values | None) -> Any:
         """`observe`, with the cells that were seen, or all where `seen` is `None`."""
         lead = state["known"].dim() - 1
         seen = tree_map(

@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_seq._batch_checks import Values
 from pyro_seq.distributions.base import Distribution
 from pyro_seq.distributions.cells import conditioned, mask_cells
 from pyro_seq.errors import UserError
@@ -103,7 +104,7 @@ class Emission(nn.Module):
         )
 
 
-def observe(name: str, distribution: Distribution, obs: Any = None, infer: Any = None) -> Any:
+def observe(name: str, distribution: Distribution, obs: Any = None, infer: Any = None) -> Values:
     """Sample or observe x_t by `pyro.sample`; a named group has a site for each member.
 
     The site of a member is `{name}_{member}`.

@@ -84,7 +84,7 @@ class Joint(Emission):
             for (name, emission), share in zip(self.emissions.items(), shares, strict=True)
         }
 
-    def prepare(self, values: Any, mask: Any) -> dict[str, Tensor]:
+    def prepare(self, values: dict[str, Tensor], mask: Any) -> dict[str, Tensor]:
         """Convert each member's observations; raise `UserError` if the names differ."""
         if not isinstance(values, dict) or set(values) != set(self.emissions):
             got = sorted(values) if isinstance(values, dict) else "one tensor"

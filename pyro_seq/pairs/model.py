@@ -9,8 +9,10 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_seq._batch_checks import Values
 from pyro_seq._handlers import GivenPath
 from pyro_seq._pytree import tree_map
 from pyro_seq.batch import OVER_ALL_STEPS, SequenceBatch
@@ -276,9 +278,14 @@ class SequenceModel(nn.Module):
         )
 
     def _step(
-        self, t: int, state: ModelState, inputs: Tensor | None, obs: Any, seen: Any
+        self,
+        t: int,
+        state: ModelState,
+        inputs: Tensor | None,
+        obs: Values | None,
+        seen: Values | None,
     ) -> tuple[Any, Tensor | None, ModelState]:
-        def draw_latent(prior: Any) -> Tensor:
+        def draw_latent(prior: TorchDistribution) -> Tensor:
             return pyro.sample(f"z_{t}", prior.to_event(1))
 
         def draw_observation(emission: Distribution) -> Any:
@@ -293,7 +300,7 @@ class SequenceModel(nn.Module):
         inputs: Tensor | None,
         draw_latent: Callable[[dist.Normal], Tensor],
         draw_observation: Callable[[Distribution], Any],
-        seen: Any = None,
+        seen: Values | None = None,
     ) -> tuple[Any, Tensor | None, ModelState]:
         """Run one step: (x_t, z_t, the state after it).
 
@@ -355,7 +362,7 @@ def unwrapped(side: Any) -> Any:
 
 
 def observe_step(
-    model: SequenceModel, x: Any, context: Any, latent: Tensor, seen: Any = None
+    model: SequenceModel, x: Values, context: Any, latent: Tensor, seen: Values | None = None
 ) -> tuple[Any, Tensor]:
     """Return (the context's state after x_t, z_t or its substitute).
 
@@ -384,7 +391,7 @@ def observe_step(
     return model.context.observe(context, shown, seen), latent
 
 
-def _lead(emission: Any, x: Any) -> torch.Size:
+def _lead(emission: Any, x: Values) -> torch.Size:
     """Return the batch dimensions of an observation, or of the first one in a named group."""
     if isinstance(x, dict):
         name, x = next(iter(x.items()))

@@ -10,6 +10,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_seq._rng import random_state, set_random_state
@@ -88,7 +89,7 @@ def check_sites(pair: Pair, elbo: Any, batch: SequenceBatch) -> None:
         raise UserError(f"on the first batch: {wrong[0]}")
 
 
-def _left_to_sum(model_trace: Any, guide_trace: Any, elbo: Any) -> list[str]:
+def _left_to_sum(model_trace: Trace, guide_trace: Trace, elbo: Any) -> list[str]:
     """What an objective that sums no latents out would do with those marked for it: draw them,
     count log p(z), and optimise no bound.
     """
@@ -102,7 +103,7 @@ def _left_to_sum(model_trace: Any, guide_trace: Any, elbo: Any) -> list[str]:
     return [does_not_sum(named(marked), elbo)]
 
 
-def _nothing_to_weigh(model_trace: Any, elbo: Any) -> list[str]:
+def _nothing_to_weigh(model_trace: Trace, elbo: Any) -> list[str]:
     """An objective of several draws, of a pair without latents to draw."""
     if not isinstance(elbo, WeightedELBO) or latent_sites(model_trace):
         return []
@@ -112,7 +113,7 @@ def _nothing_to_weigh(model_trace: Any, elbo: Any) -> list[str]:
     ]
 
 
-def _not_reparameterised(guide_trace: Any, elbo: Any) -> list[str]:
+def _not_reparameterised(guide_trace: Trace, elbo: Any) -> list[str]:
     """Latents whose noise the objective would have to differentiate through, and cannot."""
     if not isinstance(elbo, (TraceMeanField_ELBO, FreeBits_ELBO)):
         return []

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyro_seq._batch_checks import Values
 from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.infer.smc.particles import Particles, drawn_by_weight
@@ -39,9 +41,9 @@ class _Moved(Steps):
         batch: SequenceBatch,
         k: int,
         move: Move,
-        missing: Any,
+        missing: Values | None,
         path: Filled | None,
-        guess: Any,
+        guess: Values | None,
     ) -> None:
         seen = batch if guess is None else batch.with_values(guess)
         proposal = "guide" if move in ("guide", "mixed") else "prior"
@@ -59,7 +61,7 @@ class _Moved(Steps):
             x = _first(observed.expand(x.shape[1:]).to(x.dtype), x)
         return x, share
 
-    def _latent(self, t: int, prior: Any) -> tuple[Tensor, Tensor]:
+    def _latent(self, t: int, prior: TorchDistribution) -> tuple[Tensor, Tensor]:
         """(z_t `[K, N, Z]`, what it adds to the log-weights)."""
         kept = None if self.path is None else self.path.latents[:, t]
         if self.move_kind == "values":
@@ -85,11 +87,11 @@ def _first(kept: Tensor | None, drawn: Tensor) -> Tensor:
 def moved(
     pair: Pair,
     batch: SequenceBatch,
-    missing: Any,
+    missing: Values | None,
     k: int,
     move: Move,
     path: Filled | None = None,
-    guess: Any = None,
+    guess: Values | None = None,
     draws: int = 1,
 ) -> list[Filled]:
     r"""Draw paths of latents and missing observations by one conditional particle filter.
@@ -141,7 +143,7 @@ def moved(
     return found
 
 
-def mixed(missing: Any, drawn: Any, observed: Any) -> Any:
+def mixed(missing: Values | None, drawn: Any, observed: Any) -> Any:
     """Return what was drawn where it is missing, and what was observed elsewhere.
 
     What is missing are steps `[N, T]`, or cells, a tree like the values.

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_seq._batch_checks import Values
 from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.cells import conditioned, mask_cells
@@ -54,7 +56,7 @@ class PathMoves:
         steps: list[int],
         stems: list[Stem],
         k: int,
-        missing: Any = None,
+        missing: Values | None = None,
         places: Places | None = None,
     ) -> None:
         self.pair, self.batch, self.steps, self.stems, self.k = pair, batch, steps, stems, k
@@ -67,7 +69,7 @@ class PathMoves:
         self.fills = {stem.at(t): (stem, t) for stem in stems for t in steps}
         self.in_part = {} if missing is None else self._cells_seen(missing)
 
-    def _cells_seen(self, missing: Any) -> ForSome:
+    def _cells_seen(self, missing: Values | None) -> ForSome:
         """Return (x_t, its cells that were seen) of the sites in gaps that were seen in part."""
         found: ForSome = {}
         for name, (stem, t) in self.fills.items():
@@ -82,7 +84,7 @@ class PathMoves:
                 )
         return found
 
-    def _of_cells_seen(self, trace: Any, steps: range | None = None) -> Tensor:
+    def _of_cells_seen(self, trace: Trace, steps: range | None = None) -> Tensor:
         """Return the log-density of the cells seen in gaps `[N * k]`, of some steps or of all."""
         total, like = self._figures().double().sum(-1), self._figures()
         for name, (_, seen) in self.in_part.items():
@@ -93,7 +95,7 @@ class PathMoves:
         return total
 
     def moved(
-        self, move: Move, path: Filled | None = None, guess: Any = None, draws: int = 1
+        self, move: Move, path: Filled | None = None, guess: Values | None = None, draws: int = 1
     ) -> list[Filled]:
         """Draw paths by weight.
 
@@ -119,7 +121,7 @@ class PathMoves:
         weights = log_weights(guide_trace, model_trace, self._figures())[0].double().sum(-1)
         return self._drawn(weights, draws, guide_trace, path, gaps=False)
 
-    def _mixed(self, path: Filled | None, guess: Any, draws: int) -> list[Filled]:
+    def _mixed(self, path: Filled | None, guess: Values | None, draws: int) -> list[Filled]:
         """Make the move `mixed`: paths of prior and guide, weighed by the mixture of both."""
         prior = self._model_trace(path, self._latents(path, self.first))
         others = {name: site for name, site in sample_sites(prior) if self._is_latent(name, site)}
@@ -189,7 +191,7 @@ class PathMoves:
         classify([Side(trace, self.pair.model, marks.found)], particles, self.pair)
         return trace
 
-    def _log_prob(self, trace: Any, counts: Callable[[str, Any], bool]) -> Tensor:
+    def _log_prob(self, trace: Trace, counts: Callable[[str, Any], bool]) -> Tensor:
         """Return the log-density of the sites that count, `[N * k]` in float64."""
         total, like = self._figures().double().sum(-1), self._figures()
         for name, site in sample_sites(trace):
@@ -198,7 +200,7 @@ class PathMoves:
         return total
 
     def _drawn(
-        self, weights: Tensor, draws: int, trace: Any, path: Filled | None, *, gaps: bool
+        self, weights: Tensor, draws: int, trace: Trace, path: Filled | None, *, gaps: bool
     ) -> list[Filled]:
         """Draw particles by their log-weights, with the gaps if these were drawn as well."""
         sites = {name: site for name, site in sample_sites(trace) if self._is_latent(name, site)}
