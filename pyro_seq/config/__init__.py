@@ -13,12 +13,7 @@ if TYPE_CHECKING:
     from pyro_seq.config.fields import at_least as at_least
     from pyro_seq.config.fields import between as between
     from pyro_seq.config.fields import described as described
-    from pyro_seq.config.fields import flatten as flatten
     from pyro_seq.config.fields import one_of as one_of
-    from pyro_seq.config.fields import override as override
-    from pyro_seq.config.fields import parse_words as parse_words
-    from pyro_seq.config.fields import read_file as read_file
-    from pyro_seq.config.fields import to_toml as to_toml
     from pyro_seq.config.model_settings import Layer as Layer
     from pyro_seq.config.model_settings import resolve as resolve
     from pyro_seq.config.registry import find_pair as find_pair

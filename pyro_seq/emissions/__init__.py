@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from pyro_seq.emissions.anchored import Anchored as Anchored
 from pyro_seq.emissions.base import Emission as Emission
 from pyro_seq.emissions.base import observe as observe
-from pyro_seq.emissions.base import over_time as over_time
 from pyro_seq.emissions.composite import Factorised as Factorised
 from pyro_seq.emissions.composite import Joint as Joint
 from pyro_seq.emissions.convolution import KeyConvolution as KeyConvolution
@@ -45,7 +44,6 @@ __all__ = [
     "ZeroOneInflatedBeta",
     "ZeroOrGamma",
     "observe",
-    "over_time",
 ]
 
 

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING
 from pyro_seq import lazy_exports
 
 if TYPE_CHECKING:
-    from pyro_seq.games.agent.agents import AgentPlayer as AgentPlayer
-    from pyro_seq.games.environment.collecting import RandomPlayer as RandomPlayer
     from pyro_seq.games.environment.collecting import collect as collect
-    from pyro_seq.games.environment.episodes import Episode as Episode
     from pyro_seq.games.environment.making import make_environment as make_environment
     from pyro_seq.games.environment.replay import Replay as Replay
     from pyro_seq.games.loaded import LoadedAgent as LoadedAgent

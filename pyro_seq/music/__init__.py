@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING
 from pyro_seq import lazy_exports
 
 if TYPE_CHECKING:
-    from pyro_seq.music.data.midi_reader import Tune as Tune
     from pyro_seq.music.data.midi_reader import read_tune as read_tune
-    from pyro_seq.music.data.piano_rolls import Timing as Timing
     from pyro_seq.music.data.piano_rolls import read_polyphonic as read_polyphonic
     from pyro_seq.music.data.rolls import Rolls as Rolls
     from pyro_seq.music.data.rolls import read_rolls as read_rolls
     from pyro_seq.music.data.sources import read_music as read_music
-    from pyro_seq.music.evaluation.markov import MarkovKeys as MarkovKeys
-    from pyro_seq.music.evaluation.scoring import MusicScore as MusicScore
     from pyro_seq.music.evaluation.scoring import evaluate as evaluate
     from pyro_seq.music.evaluation.statistics import statistics as statistics
     from pyro_seq.music.model.model import MusicModel as MusicModel

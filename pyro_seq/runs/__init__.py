@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING
 from pyro_seq import lazy_exports
 
 if TYPE_CHECKING:
-    from pyro_seq.runs.checkpoint import load_tree as load_tree
-    from pyro_seq.runs.checkpoint import save_tree as save_tree
     from pyro_seq.runs.folder import RunFolder as RunFolder
-    from pyro_seq.runs.metrics import MetricsFile as MetricsFile
     from pyro_seq.runs.metrics import read_metrics as read_metrics
-    from pyro_seq.runs.tensorboard import EventWriter as EventWriter
 else:
     __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from pyro_seq.seqgan.adversary.discriminators import make_discriminator as make_discriminator
     from pyro_seq.seqgan.adversary.rewards import DiscriminatorReward as DiscriminatorReward
     from pyro_seq.seqgan.evaluation import Evaluation as Evaluation
-    from pyro_seq.seqgan.metrics.bleu import References as References
     from pyro_seq.seqgan.metrics.bleu import bleu as bleu
-    from pyro_seq.seqgan.metrics.bleu import bleu_figures as bleu_figures
     from pyro_seq.seqgan.metrics.bleu import self_bleu as self_bleu
     from pyro_seq.seqgan.program import Generator as Generator
     from pyro_seq.seqgan.program import seqgan_program as seqgan_program

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 from pyro_seq import lazy_exports
 
 if TYPE_CHECKING:
-    from pyro_seq.train.interruption import SignalGuard as SignalGuard
     from pyro_seq.train.minibatches import PieceBatches as PieceBatches
-    from pyro_seq.train.optimizer import JointOptimiser as JointOptimiser
     from pyro_seq.train.settings import TrainingSettings as TrainingSettings
     from pyro_seq.train.svi import Batches as Batches
     from pyro_seq.train.trainer import Hooks as Hooks
