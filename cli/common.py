@@ -160,6 +160,16 @@ def num_samples_option(
     )
 
 
+REFINE = click.option(
+    "--refine",
+    type=click.IntRange(0, MOST_SAMPLES),
+    default=0,
+    show_default=True,
+    metavar="STEPS",
+    help="Gradient steps that improve the guide's answer for each sequence by itself; 100 do much.",
+)
+
+
 def scoring_options(command: F) -> F:
     """The options that say how a likelihood is estimated."""
     for option in reversed(
@@ -186,6 +196,7 @@ def scoring_options(command: F) -> F:
                 show_default=True,
                 help="Where particles are drawn from.",
             ),
+            REFINE,
         ]
     ):
         command = option(command)
@@ -384,6 +395,8 @@ def described(score: Any) -> str:
         f"lower bound, {METHODS[score.method]} with {score.samples} "
         f"sample{'s' * (score.samples > 1)}; standard error {error}"
     )
+    if score.refined:
+        made = f"{made}; guide refined by {score.refined:,} step{'s' * (score.refined > 1)}"
     made = (
         made
         if score.effective_samples is None

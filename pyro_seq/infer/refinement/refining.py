@@ -28,7 +28,7 @@ from pyro_seq.poutine.step_densities import log_weights, sample_sites, traced
 
 # of the steps that are scored at once, so many are refined: a graph is kept of all of them
 GRAPH_SHARE = 4
-LEARNING_RATE = 0.1  # of Adam, in units of the guide's own standard deviations
+LEARNING_RATE = 0.05  # of Adam, in units of the guide's own standard deviations
 BETAS = 0.9, 0.99
 COMPARED = 4  # draws by which the refined answer and the guide's own are compared
 
@@ -101,6 +101,7 @@ def _optimised(
             gradients = torch.autograd.grad(loss, leaves)
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 leaf.grad = gradient.nan_to_num(0.0, 0.0, 0.0)  # of draws that are impossible
+            optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 - i / steps)
             optimiser.step()
             share = 1 / max(1, i - half + 1)
             means = [torch.lerp(m, x.detach(), share) for m, x in zip(means, leaves, strict=True)]
