@@ -17,6 +17,8 @@ from pyro_seq._pytree import tree_cat, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.gaps import blanked, draw_gaps
+from pyro_seq.infer.refinement.guides import numbered
+from pyro_seq.infer.refinement.refining import refine as refined_pair
 from pyro_seq.infer.smc.particle_filter import cells_to_draw
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair, Stochastic
@@ -36,6 +38,7 @@ def posterior_predictive(
     parallel: bool = True,
     chunk_size: int | None = None,
     particles: int = 64,
+    refine: int = 0,
 ) -> dict[str, Tensor]:
     """Draw all sites of the model `[num_samples, *site]`, latents by the guide.
 
@@ -62,6 +65,8 @@ def posterior_predictive(
         chunk_size: at most so many samples at once, which bounds the memory; they are then others
             than `Predictive`'s.
         particles: for each sample of each sequence, where gaps lie before an observation.
+        refine: gradient steps by which the guide is improved for each sequence before it is drawn
+            from (`score` says how); refused where particles draw latents and gaps together.
 
     Raises `UserError` for a batch without values, numbers below 1, and for names of sites that are
     not there. Where nothing is missing, latents that are marked to be enumerated come from the
@@ -80,6 +85,15 @@ def posterior_predictive(
         whole(number, f"the number of {what}", 1)
     size = min(num_samples, chunk_size or num_samples)
     sizes = [min(size, num_samples - start) for start in range(0, num_samples, size)]
+    if whole(refine, "the number of steps to refine the guide by", 0):
+        seen = batch.before_gaps()
+        if seen is None or batch.missing_cells is not None:
+            raise UserError(
+                "refine improves what the guide says of sequences that were seen, and here cells "
+                "are missing before an observation, which particles draw: leave it out"
+            )
+        with pair.scope(), pair.evaluating():
+            pair, batch = refined_pair(pair, seen, refine), numbered(batch)
     samples = _drawn(pair, batch, sizes, particles, replicate=replicate, parallel=parallel)
     if return_sites is None:
         return samples

@@ -29,7 +29,7 @@ from pyro_seq.poutine.step_densities import log_weights, sample_sites, traced
 # of the steps that are scored at once, so many are refined: a graph is kept of all of them
 GRAPH_SHARE = 4
 LEARNING_RATE = 0.05  # of Adam, in units of the guide's own standard deviations
-BETAS = 0.9, 0.99
+BETAS = 0.9, 0.95
 COMPARED = 4  # draws by which the refined answer and the guide's own are compared
 
 
@@ -51,7 +51,7 @@ def refine(pair: Pair, batch: SequenceBatch, steps: int, states: Any = None) -> 
     where q_{m,s} is the guide with the noise of its latents moved, noise -> m + exp(s) noise, one m
     and s for each number of noise (`poutine.move_noise.MoveNoise`): q_{0,0} is the guide, and where
     it is normal given what was drawn before, so is q_{m,s}, with any location and scale. The steps
-    are Adam's, by gradients through the draws alone; the mean of the second half of them is kept
+    are Adam's, by gradients through the draws alone; the mean of the last quarter of them is kept
     for each sequence whose bound it raises, by draws of its own, and (0, 0) for the others.
 
     All sequences are given the same noise, in all calls: what is found for a sequence depends on
@@ -95,7 +95,7 @@ def _optimised(
         corrections = _nothing(pair, _going_on(batch, states, 0))
         leaves = [x.requires_grad_() for c in corrections.values() for x in c[:2]]
         optimiser = torch.optim.Adam(leaves, lr=LEARNING_RATE, betas=BETAS)
-        means, half = [torch.zeros_like(x) for x in leaves], steps // 2
+        means, burnt = [torch.zeros_like(x) for x in leaves], steps - 1 - steps // 4
         for i in range(steps):
             loss = -_bounds(pair, _going_on(batch, states, i), corrections, i).sum()
             gradients = torch.autograd.grad(loss, leaves)
@@ -103,7 +103,7 @@ def _optimised(
                 leaf.grad = gradient.nan_to_num(0.0, 0.0, 0.0)  # of draws that are impossible
             optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 - i / steps)
             optimiser.step()
-            share = 1 / max(1, i - half + 1)
+            share = 1 / max(1, i - burnt + 1)
             means = [torch.lerp(m, x.detach(), share) for m, x in zip(means, leaves, strict=True)]
     found = iter(means)
     last = {name: Correction(next(found), next(found), c.row) for name, c in corrections.items()}
