@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq.distributions.path import MarkovPath, TransformedPath, of_type
+from pyro_seq.errors import UserError
 
 SMALLEST = 2.0**-54  # of uniform numbers, whose noise is finite
 
@@ -34,7 +35,7 @@ def noise_of(fn: Any, generator: torch.Generator) -> Tensor:
     Numbers come from the generator one by one, so that fewer steps take the first of them.
     """
     base, like, row = _innermost(fn), shift_of(fn), len(fn.batch_shape) - 1
-    shape = like.shape[:row] + (1,) + like.shape[row + 1 :]
+    shape = (*like.shape[:row], 1, *like.shape[row + 1 :])
     uniform = torch.rand(shape, generator=generator, dtype=torch.double).clamp_min(SMALLEST)
     kind = type(base) if _has_loc_scale(base) else dist.Normal
     zero = torch.zeros((), dtype=torch.double)
@@ -90,6 +91,20 @@ def moved(fn: Any, shift: Tensor, log_scale: Tensor) -> Any:
         return dist.MultivariateNormal(loc, scale_tril=triangle, validate_args=False)
     kind = getattr(dist, type(fn).__name__, type(fn))
     return kind(fn.loc + fn.scale * shift, fn.scale * log_scale.exp(), validate_args=False)
+
+
+def mean_of(fn: Any, value: Tensor) -> Tensor:
+    """Return a distribution's mean, given what was drawn before; the value where none is known.
+
+    Of a path it is given the path itself, `value`, step by step.
+    """
+    if isinstance(fn, MarkovPath):
+        return fn.at(value).loc if type(fn).step_log_prob is MarkovPath.step_log_prob else value
+    try:
+        mean: Tensor = fn.mean
+    except (NotImplementedError, UserError):
+        return value
+    return mean
 
 
 def _innermost(fn: Any) -> Any:

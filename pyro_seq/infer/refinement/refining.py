@@ -87,9 +87,7 @@ def _put(target: Tensor, rows: Tensor, values: Tensor) -> None:
     part[rows] = values
 
 
-def _optimised(
-    pair: Pair, batch: SequenceBatch, steps: int, states: Any
-) -> dict[str, Correction]:
+def _optimised(pair: Pair, batch: SequenceBatch, steps: int, states: Any) -> dict[str, Correction]:
     """Return the corrections of the sequences of a batch that is worked on at once."""
     with torch.enable_grad():
         corrections = _nothing(pair, _going_on(batch, states, 0))
@@ -161,9 +159,9 @@ def _the_better(
     none = {name: c.mapped(torch.zeros_like) for name, c in found.items()}
     gain = torch.zeros(len(batch), device=batch.device)
     for i in range(drawn, drawn + COMPARED):
-        before, after = (
-            _bounds(pair, _going_on(batch, states, i), of, i) for of in (none, found)
-        )
+        before, after = (_bounds(pair, _going_on(batch, states, i), of, i) for of in (none, found))
         gain = gain + torch.where(before == after, 0.0, after - before)
     worse = (gain < 0).nonzero().flatten()
-    return {name: c.mapped(lambda x, c=c: x.index_fill(c.row, worse, 0)) for name, c in found.items()}
+    return {
+        name: c.mapped(lambda x, c=c: x.index_fill(c.row, worse, 0)) for name, c in found.items()
+    }

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from small_latents import shipped, symbols
 from torch import Tensor
 
 from linear_chain import A, C, Q, R, Result, X, exact_log_likelihood, model, windows
@@ -18,12 +19,11 @@ from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import OneHot
 from pyro_seq.errors import UserError
-from pyro_seq.guides import AutoSequenceGuide, DMMGuide, SRNNGuide, VRNNGuide
 from pyro_seq.infer.likelihood.document import score_document
 from pyro_seq.infer.likelihood.scoring import score
 from pyro_seq.infer.refinement.guides import numbered
 from pyro_seq.infer.refinement.refining import refine, refined_for
-from pyro_seq.models import DMM, RNN, SRNN, VRNN
+from pyro_seq.models import RNN
 from pyro_seq.pairs.pair import Pair
 
 LENGTHS = [4, 2, 3]
@@ -125,32 +125,7 @@ class TestClosedForms:
         torch.testing.assert_close(scored.total[0], exact, rtol=0, atol=1e-3)
 
 
-def shipped(kind: str, layout: str = "path") -> Pair:
-    """A small shipped pair of symbols."""
-    torch.manual_seed(3)
-    emission, context = Categorical(4), PreviousObservation(OneHot(4))
-    sizes: dict[str, Any] = {"latent_size": 2, "layout": layout}
-    if kind == "dmm":
-        dmm = DMM(emission, context, **sizes)
-        return Pair(dmm, DMMGuide(dmm, OneHot(4), hidden_size=5))
-    if kind == "flows":
-        dmm = DMM(emission, context, **sizes)
-        return Pair(dmm, DMMGuide(dmm, OneHot(4), hidden_size=5, num_flows=1, flow_sizes=(4,)))
-    if kind == "vrnn":
-        vrnn = VRNN(emission, context, hidden_size=5, **sizes)
-        return Pair(vrnn, VRNNGuide(vrnn, OneHot(4), hidden_size=5))
-    srnn = SRNN(emission, context, hidden_size=5, **sizes)
-    if kind == "auto":
-        return Pair(srnn, AutoSequenceGuide(srnn, hidden_size=4))
-    return Pair(srnn, SRNNGuide(srnn, OneHot(4), hidden_size=5))
-
-
 KINDS = ["srnn", "vrnn", "dmm", "flows", "auto"]
-
-
-def symbols() -> SequenceBatch:
-    torch.manual_seed(4)
-    return SequenceBatch(torch.randint(4, (3, 6)), [6, 3, 5])
 
 
 class TestPairs:
