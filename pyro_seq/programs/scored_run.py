@@ -147,7 +147,7 @@ class ScoredRun(Protocol):
         """Yield the scores of a file's sequences: the whole file as one, or each line.
 
         `top` asks for as many surprising steps of each sequence, `by_step` for all steps; `options`
-        are `method`, `samples`, `proposal` and `refine`. Raises `UserError` for a file or line that is empty or
-        cannot be scored.
+        are `method`, `samples`, `proposal` and `refine`. Raises `UserError` for a file or line that
+        is empty or cannot be scored.
         """
         ...

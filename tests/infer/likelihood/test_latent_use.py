@@ -45,7 +45,7 @@ def guide_of(strength: Tensor, scale: float = 1.0) -> Any:
 def test_units_whose_mean_moves_with_the_observations_are_active() -> None:
     torch.manual_seed(0)
     batch = SequenceBatch(torch.randn(50, 6), [6] * 25 + [3] * 25)
-    # unit 1 moves by 0.05 deviations, a variance of 0.0025; unit 2 by nothing from a mean of its own
+    # unit 1 moves by a variance of 0.0025; unit 2 has a mean of its own, which does not move
     use = latent_use(Pair(wide_model, guide_of(torch.tensor([0.5, 0.05, 0.0]))), batch)
     assert use is not None and (use.active, use.units) == (1, 3)
     x = batch.values[batch.mask]  # type: ignore[index]
@@ -57,7 +57,7 @@ def test_units_whose_mean_moves_with_the_observations_are_active() -> None:
 def test_a_guide_that_repeats_the_prior_has_collapsed() -> None:
     torch.manual_seed(0)
     use = latent_use(Pair(model, prior_guide), SequenceBatch(torch.randn(8, 5)))
-    assert use is not None and use.units == 1 and use.kl == 0
+    assert use is not None and use.units == 1 and abs(use.kl) < 1e-12
     said = collapsed(use)
     assert said is not None and "posterior collapse" in said and "training.free_bits" in said
 
