@@ -391,12 +391,15 @@ def described(score: Any) -> str:
         if score.standard_error is None
         else f"{score.standard_error:.2f} nats"
     )
+    refined = (
+        f"; guide refined by {score.refined:,} step{'s' * (score.refined > 1)}"
+        if score.refined
+        else ""
+    )
     made = (
         f"lower bound, {METHODS[score.method]} with {score.samples} "
-        f"sample{'s' * (score.samples > 1)}; standard error {error}"
+        f"sample{'s' * (score.samples > 1)}{refined}; standard error {error}"
     )
-    if score.refined:
-        made = f"{made}; guide refined by {score.refined:,} step{'s' * (score.refined > 1)}"
     made = (
         made
         if score.effective_samples is None
