@@ -84,10 +84,8 @@ def score(
     A step's share is the growth of the estimate from one prefix of the sequence to the next. A
     latent of a whole sequence counts at the first step of each window. `poutine.scale` is ignored.
 
-    With `refine`, q is the guide improved for each sequence by so many gradient steps of the
-    sequence's own ELBO (`refinement.refine`; Kim et al. 2018, arXiv 1802.02550), for all methods.
-    The model and all weights stay as they are, and the figures are of draws made after the last
-    step, so they are lower bounds in expectation as before.
+    With `refine`, q is the guide improved by gradient steps of each sequence's own ELBO, no weight
+    being changed (`refinement.refine`; Kim et al. 2018, arXiv 1802.02550).
 
     Args:
         pair: any model and guide.
@@ -95,39 +93,36 @@ def score(
         method: see above; later windows have that of the first.
         samples: K; as the first window.
         proposal: where latents are drawn from, `guide` or `prior`; as the first window.
-        refine: gradient steps for each window of each sequence, 0 for the guide as it is; as the
-            first window.
+        refine: gradient steps for each window, 0 for the guide as it is; as the first window.
         state: the `state` of the score of the window before.
 
     Raises `UserError` for a sequence without a step, a window after one that left no state,
     observations outside the support, a site that only one of model and guide samples (unless the
     guide's is `is_auxiliary`), an observed site of no step, a site that all sequences share,
-    densities that are not a number, and a guide to be refined whose latents are not made of noise
-    by a location and a scale.
+    densities that are not a number, and a guide that cannot be refined.
     """
     _check(batch, method, samples, proposal, refine, first=state is None)
     if state is not None:
-        if state["carried"]["model"] is None:
-            instead = "have it return a SequenceOutput with a state, or score whole sequences"
-            raise UserError(f"the model returned no state with the window before: {instead}")
-        method, samples, proposal = state["method"], state["samples"], state["proposal"]
-        refine = state["refine"]
+        method, samples, proposal, refine = _as_before(state)
     stepper_of(pair).check(batch)
-    found = []
     with pair.scope(), pair.evaluating():
         if refine:
             pair, batch = refined_for(pair, batch, refine, _drawn_states(state, refine))
         stepper = stepper_of(pair)
         scorer = SCORERS[method](stepper.summing_out(), samples, proposal)
-        for rows, num_steps in side_by_side(batch, stepper.steps_at_once, samples):
-            before = None if state is None else _of_rows(state, rows)
-            found.append(scorer(batch.select(rows).truncate(num_steps), rows, before))
-    estimated = [part.carried.is_estimate for part in found]
-    if any(estimated) and not all(estimated):
-        raise UserError("some sequences have latents and some have none: score them apart")
-    made = "exact" if not any(estimated) else "importance" if method == "auto" else method
-    options = {"proposal": proposal, "refine": refine if made != "exact" else 0}
-    return doubted(_put_together(found, batch, state, made, options))
+        found = [
+            scorer(batch.select(rows).truncate(steps), rows, _of_rows(state, rows))
+            for rows, steps in side_by_side(batch, stepper.steps_at_once, samples)
+        ]
+    return doubted(_put_together(found, batch, state, method, proposal, refine))
+
+
+def _as_before(state: Any) -> tuple[Method, int, Proposal, int]:
+    """Return how the window before was scored; raise `UserError` if it left no state."""
+    if state["carried"]["model"] is None:
+        instead = "have it return a SequenceOutput with a state, or score whole sequences"
+        raise UserError(f"the model returned no state with the window before: {instead}")
+    return state["method"], state["samples"], state["proposal"], state["refine"]
 
 
 def _drawn_states(state: Any, most: int) -> Any:
@@ -176,8 +171,10 @@ def _check(
         )
 
 
-def _of_rows(state: Any, rows: Tensor) -> _Carried:
-    """Return these sequences' part of what the window before left."""
+def _of_rows(state: Any, rows: Tensor) -> _Carried | None:
+    """Return these sequences' part of what the window before left, if there was one."""
+    if state is None:
+        return None
     states = tree_map(lambda x: x[particle_rows(rows, state["samples"])], state["carried"])
     particles, totals = tree_map(lambda x: x[rows], (state["particles"], state["totals"]))
     return _Carried(lambda: states, particles, totals)
@@ -298,9 +295,19 @@ def _exact(rows: Tensor, steps: Tensor, states: Callable[[], Any]) -> _Found:
 
 
 def _put_together(
-    found: list[_Found], batch: SequenceBatch, before: Any, method: str, options: dict[str, Any]
+    found: list[_Found],
+    batch: SequenceBatch,
+    before: Any,
+    asked: str,
+    proposal: Proposal,
+    refine: int,
 ) -> Score:
     """Return the score of all sequences, in their order."""
+    estimated = [part.carried.is_estimate for part in found]
+    if any(estimated) and not all(estimated):
+        raise UserError("some sequences have latents and some have none: score them apart")
+    method = "exact" if not any(estimated) else "importance" if asked == "auto" else asked
+    options = {"proposal": proposal, "refine": 0 if method == "exact" else refine}
     rows = torch.cat([part.rows for part in found])
     place = rows.argsort()
 
