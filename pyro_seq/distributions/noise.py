@@ -67,8 +67,8 @@ def from_noise(fn: Any, noise: Tensor) -> Tensor:
         return value
     if _has_triangle(fn):
         return fn.loc + (fn.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
-    value: Tensor = fn.loc + fn.scale * noise
-    return value
+    located: Tensor = fn.loc + fn.scale * noise
+    return located
 
 
 def moved(fn: Any, shift: Tensor, log_scale: Tensor) -> Any:

@@ -30,6 +30,10 @@ class Correction(NamedTuple):
         chosen = self.mapped(lambda x: x.index_select(self.row, rows))
         return chosen if steps is None else chosen.mapped(lambda x: x[..., :steps, :])
 
+    def without(self, rows: Tensor) -> Correction:
+        """Return the corrections with none of these sequences."""
+        return self.mapped(lambda x: x.index_fill(self.row, rows, 0))
+
     def at_step(self, t: int) -> Correction:
         """Return the correction of one step of a path's."""
         return self.mapped(lambda x: x[..., t, :])._replace(row=self.row + 1)

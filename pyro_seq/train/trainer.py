@@ -248,7 +248,7 @@ class Trainer(Loop):
     def _measure(self) -> Measured:
         """The figures of a validation, in evaluation mode."""
         assert self.hooks.validate is not None
-        figures, first = self.hooks.validate() | self._active_units(), self.updates.first_loss
+        figures, first = self.hooks.validate(), self.updates.first_loss
         loss = figures["loss"]
         if not math.isfinite(loss):
             self._check_finite(self.optimiser.parameters)
@@ -258,6 +258,7 @@ class Trainer(Loop):
             what = f"step {self.step}: the validation loss"
             self.log.progress.say(diverged_words(what, loss, first))
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        figures = figures | self._active_units()
         return Measured(figures, shown, loss, loss < self.best_loss and not lost)
 
     def _active_units(self) -> dict[str, float]:

@@ -32,8 +32,11 @@ def numbered(batch: SequenceBatch) -> SequenceBatch:
 def with_corrections(pair: Pair, corrections: Corrections) -> Pair:
     """Return the pair, with the same weights, whose guide has corrections of numbered sequences."""
     refined, guide = copy(pair), pair.guide
-    kind = RefinedSequenceGuide if isinstance(guide, SequenceGuide) else RefinedGuide
-    refined.guide = kind(guide, corrections)
+    refined.guide = (
+        RefinedSequenceGuide(guide, corrections)
+        if isinstance(guide, SequenceGuide)
+        else RefinedGuide(guide, corrections)
+    )
     return refined
 
 
@@ -108,8 +111,10 @@ class RefinedSequenceGuide(SequenceGuide):
             shift, log_scale, _ = self.corrections["z"].of_rows(batch.origin, batch.num_steps)
             return shift, log_scale
         steps = [self.corrections[f"z_{t}"].of_rows(batch.origin) for t in range(batch.num_steps)]
-        shift, log_scale = (torch.stack([step[i] for step in steps], -2) for i in range(2))
-        return shift, log_scale
+        return (
+            torch.stack([step.shift for step in steps], -2),
+            torch.stack([step.log_scale for step in steps], -2),
+        )
 
     def proposal(
         self, evidence: tuple[Tensor, ...], previous: Tensor, guide_state: Any

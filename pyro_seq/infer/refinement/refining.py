@@ -162,6 +162,4 @@ def _the_better(
         before, after = (_bounds(pair, _going_on(batch, states, i), of, i) for of in (none, found))
         gain = gain + torch.where(before == after, 0.0, after - before)
     worse = (gain < 0).nonzero().flatten()
-    return {
-        name: c.mapped(lambda x, c=c: x.index_fill(c.row, worse, 0)) for name, c in found.items()
-    }
+    return {name: c.without(worse) for name, c in found.items()}
