@@ -307,7 +307,7 @@ def _put_together(
     if any(estimated) and not all(estimated):
         raise UserError("some sequences have latents and some have none: score them apart")
     method = "exact" if not any(estimated) else "importance" if asked == "auto" else asked
-    options = {"proposal": proposal, "refine": 0 if method == "exact" else refine}
+    options: dict[str, Any] = {"proposal": proposal, "refine": 0 if method == "exact" else refine}
     rows = torch.cat([part.rows for part in found])
     place = rows.argsort()
 
