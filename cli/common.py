@@ -186,6 +186,13 @@ def scoring_options(command: F) -> F:
                 show_default=True,
                 help="Where particles are drawn from.",
             ),
+            click.option(
+                "--refine",
+                type=click.IntRange(0, MOST_SAMPLES),
+                default=0,
+                metavar="STEPS",
+                help="Gradient steps that improve the guide's answer for each sequence by itself.",
+            ),
         ]
     ):
         command = option(command)
@@ -375,21 +382,17 @@ def described(score: Any) -> str:
     """How a figure was made, its error and its effective number of particles, in words."""
     if score.method == "exact":
         return "exact"
-    error = (
-        "unknown from one sample"
-        if score.standard_error is None
-        else f"{score.standard_error:.2f} nats"
-    )
-    made = (
-        f"lower bound, {METHODS[score.method]} with {score.samples} "
-        f"sample{'s' * (score.samples > 1)}; standard error {error}"
-    )
-    made = (
-        made
-        if score.effective_samples is None
-        else f"{made}; effective samples {score.effective_samples:.1f}"
-    )
-    return made if score.k_hat is None else f"{made}; Pareto k-hat {score.k_hat:.2f}"
+    made, n, error = METHODS[score.method], score.samples, score.standard_error
+    parts = [f"lower bound, {made} with {n} sample{'s' * (n > 1)}"]
+    if score.refined:
+        parts.append(f"guide refined by {score.refined:,} step{'s' * (score.refined > 1)}")
+    known = "unknown from one sample" if error is None else f"{error:.2f} nats"
+    parts.append(f"standard error {known}")
+    if score.effective_samples is not None:
+        parts.append(f"effective samples {score.effective_samples:.1f}")
+    if score.k_hat is not None:
+        parts.append(f"Pareto k-hat {score.k_hat:.2f}")
+    return "; ".join(parts)
 
 
 def doubt(score: Any, width: int) -> list[str]:

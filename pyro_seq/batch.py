@@ -84,6 +84,7 @@ class SequenceBatch:
             )
         self.is_full = shortest == self.num_steps
         self.state = state
+        self.origin: Tensor | None = None  # `[N]`, rows of the batch that a tool has numbered
         self.to_sample: frozenset[int] = frozenset()
         self._memo: dict[Hashable, Any] | None = None
         self._mask = torch.arange(self.num_steps, device=self.device) < self.lengths.unsqueeze(-1)
@@ -117,10 +118,9 @@ class SequenceBatch:
 
     def __repr__(self) -> str:
         shapes = {name: list(tensor.shape) for name, tensor in named_values(self.values).items()}
-        steps = f"{self.num_steps} steps"
-        steps += f", {len(self.to_sample)} of them to be sampled" if self.to_sample else ""
+        open_steps = f", {len(self.to_sample)} of them to be sampled" if self.to_sample else ""
         gone = sum(int(cells.sum()) for cells in named_values(self.missing_cells).values())
-        steps += f", {gone} cells missing" if gone else ""
+        steps = f"{self.num_steps} steps{open_steps}{f', {gone} cells missing' if gone else ''}"
         return f"SequenceBatch({len(self)} sequences, {steps}, {shapes or 'to be sampled'})"
 
     # what a model and a guide say at each step
@@ -252,9 +252,9 @@ class SequenceBatch:
 
         None of them is missing, but for those that `missing` says.
         """
-        batch = SequenceBatch(
-            values, self.lengths, inputs=self.inputs, state=self.state, missing=missing
-        )
+        given: Any = {"inputs": self.inputs, "state": self.state, "missing": missing}
+        batch = SequenceBatch(values, self.lengths, **given)
+        batch.origin = self.origin
         if batch.num_steps != self.num_steps:
             raise UserError(
                 f"values of this SequenceBatch must have {self.num_steps} steps, got "
@@ -394,7 +394,7 @@ class SequenceBatch:
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> SequenceBatch:
         """Map every tensor of the batch along its first dimension, unchecked."""
         batch = copy(self)
-        for name in (*_STEPWISE, "lengths", "state"):
+        for name in (*_STEPWISE, "lengths", "state", "origin"):
             setattr(batch, name, tree_map(function, getattr(self, name)))
         batch._memo = None
         return batch

@@ -61,6 +61,7 @@ class MarkovPath(TorchDistribution):
         self.sampler = sampler
         self._latest: tuple[Tensor, Any, dist.Normal] | None = None
         self._sampled: Tensor | None = None
+        self._moved: tuple[Tensor, Tensor] | None = None  # the noise's shift and log-scale
         super().__init__(
             first.shape[:-1], torch.Size([num_steps, first.shape[-1]]), validate_args=False
         )
@@ -77,7 +78,21 @@ class MarkovPath(TorchDistribution):
         """Draw a reparameterised path `[*sample_shape, *batch, T, Z]`."""
         shape = torch.Size(sample_shape) + self.batch_shape
         first = self.first.expand(*shape, self.first.shape[-1])
-        noise = torch.randn(*shape, *self.event_shape, dtype=first.dtype, device=first.device)
+        return self.from_noise(torch.randn(*shape, *self.event_shape, **of_type(first)), first)
+
+    def moved(self, shift: Tensor, log_scale: Tensor) -> MarkovPath:
+        """Return the path whose noise is shift + exp(log_scale) * noise, both `[*batch, T, Z]`.
+
+        Each step's normal becomes N(loc_t + scale_t shift_t, scale_t exp(log_scale_t)), given the
+        step before. What is known of the latest path stays known.
+        """
+        moved = copy(self)
+        moved._moved = shift, log_scale
+        return moved
+
+    def from_noise(self, noise: Tensor, first: Tensor) -> Tensor:
+        """Map standard normal noise `[*batch, T, Z]` and z_0 to the path drawn from it."""
+        noise = self._move(noise)
         self._sampled, scale = self.path_of(noise, first)
         # the conditionals that this path has met are known from its noise: a density at it needs no
         # second pass
@@ -88,10 +103,16 @@ class MarkovPath(TorchDistribution):
         )
         return self._sampled
 
-    def path_of(self, noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        """Map standard normal noise `[*batch, T, Z]` and z_0 to a path and its scales.
+    def _move(self, noise: Tensor) -> Tensor:
+        if self._moved is None:
+            return noise
+        shift, log_scale = self._moved
+        return shift + log_scale.exp() * noise
 
-        z_0 is `[*batch, Z]`.
+    def path_of(self, noise: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Map noise `[*batch, T, Z]` to the path loc_t + scale_t noise_t, and to its scales.
+
+        z_0 is `[*batch, Z]`. The noise is taken as it is, also by a path that was `moved`.
         """
         return (self.sampler or self._by_steps)(noise, first)
 
@@ -121,7 +142,8 @@ class MarkovPath(TorchDistribution):
                 condition,
                 self._conditional(before(path, self.first), slice(None), self._start())[0],
             )
-        return self._latest[2]
+        normal = self._latest[2]
+        return normal if self._moved is None else moved_normal(normal, *self._moved)
 
     def step_log_prob(self, path: Tensor) -> Tensor:
         """Return log p(z_t | z_{t-1}) of each step `[*batch, T]`, in nats; zero at padding."""
@@ -210,12 +232,9 @@ class FlowPath(RecurrentPath):
         expanded._undone = None
         return expanded
 
-    def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """Draw a reparameterised path `[*sample_shape, *batch, T, Z]`."""
-        shape = torch.Size(sample_shape) + self.batch_shape
-        previous = self.first.expand(*shape, self.first.shape[-1]).unsqueeze(-2)
-        running = self._start()
-        noise = torch.randn(*shape, *self.event_shape, dtype=previous.dtype, device=previous.device)
+    def from_noise(self, noise: Tensor, first: Tensor) -> Tensor:
+        """Map standard normal noise `[*batch, T, Z]` and z_0 to the path drawn from it."""
+        noise, previous, running = self._move(noise), first.unsqueeze(-2), self._start()
         steps: list[tuple[Tensor, ...]] = []
         for t in range(self.num_steps):
             normal, running = self._conditional(previous, slice(t, t + 1), running)
@@ -256,6 +275,17 @@ class FlowPath(RecurrentPath):
             self._undone = path, _condition(path), base, self._bent(base)[1]
         _, _, base, stretch = self._undone
         return self.masked(self.at(path).log_prob(base).sum(-1) - stretch)
+
+
+def moved_normal(normal: Any, shift: Tensor, log_scale: Tensor) -> dist.Normal:
+    """Return a normal whose noise is shifted and scaled: N(loc + scale shift, scale exp(…))."""
+    loc, scale = normal.loc + normal.scale * shift, normal.scale * log_scale.exp()
+    return dist.Normal(loc, scale, validate_args=False)
+
+
+def of_type(like: Tensor) -> dict[str, Any]:
+    """Return the options that make a tensor of the type and on the device of another."""
+    return {"dtype": like.dtype, "device": like.device}
 
 
 def before(path: Tensor, first: Tensor) -> Tensor:
@@ -305,8 +335,17 @@ class TransformedPath(TorchDistribution):
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw a reparameterised path `[*sample_shape, *batch, T, *event]`."""
-        path = self.path.rsample(sample_shape)
+        return self.bent(self.path.rsample(sample_shape))
+
+    def bent(self, path: Tensor) -> Tensor:
+        """Map a path z `[*batch, T, Z]` to the value `[*batch, T, *event]`."""
         return self.transform(path.reshape(*path.shape[:-1], *self.unconstrained_shape))
+
+    def of_path(self, path: MarkovPath) -> TransformedPath:
+        """Return the same map of another path."""
+        other = copy(self)
+        other.path = path
+        return other
 
     def unconstrained(self, value: Tensor) -> Tensor:
         """Map a value `[*batch, T, *event]` back to its path z `[*batch, T, Z]`."""

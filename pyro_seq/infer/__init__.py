@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pyro_seq.infer.infilling import infill as infill
     from pyro_seq.infer.interpolation import interpolate as interpolate
     from pyro_seq.infer.likelihood.document import score_document as score_document
+    from pyro_seq.infer.likelihood.gap import inference_gap as inference_gap
     from pyro_seq.infer.likelihood.score import Score as Score
     from pyro_seq.infer.likelihood.score import UnreliableEstimate as UnreliableEstimate
     from pyro_seq.infer.likelihood.scoring import score as score

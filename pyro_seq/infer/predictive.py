@@ -17,6 +17,8 @@ from pyro_seq._pytree import tree_cat, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.gaps import blanked, draw_gaps
+from pyro_seq.infer.refinement.guides import numbered
+from pyro_seq.infer.refinement.refining import refine as refined_pair
 from pyro_seq.infer.smc.particle_filter import cells_to_draw
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair, Stochastic
@@ -36,6 +38,7 @@ def posterior_predictive(
     parallel: bool = True,
     chunk_size: int | None = None,
     particles: int = 64,
+    refine: int = 0,
 ) -> dict[str, Tensor]:
     """Draw all sites of the model `[num_samples, *site]`, latents by the guide.
 
@@ -62,6 +65,7 @@ def posterior_predictive(
         chunk_size: at most so many samples at once, which bounds the memory; they are then others
             than `Predictive`'s.
         particles: for each sample of each sequence, where gaps lie before an observation.
+        refine: gradient steps that improve the guide for each sequence first, as in `score`.
 
     Raises `UserError` for a batch without values, numbers below 1, and for names of sites that are
     not there. Where nothing is missing, latents that are marked to be enumerated come from the
@@ -72,20 +76,32 @@ def posterior_predictive(
             "the guide infers latents from observations, and the batch has none: for samples of "
             "the model alone there is ancestral"
         )
-    for what, number in (
-        ("samples", num_samples),
-        ("samples of a chunk", num_samples if chunk_size is None else chunk_size),
-        ("particles", particles),
-    ):
+    for what, number in (("samples", num_samples), ("particles", particles)):
         whole(number, f"the number of {what}", 1)
-    size = min(num_samples, chunk_size or num_samples)
+    most = num_samples if chunk_size is None else chunk_size
+    size = min(num_samples, whole(most, "the number of samples of a chunk", 1))
     sizes = [min(size, num_samples - start) for start in range(0, num_samples, size)]
+    pair, batch = _refined(pair, batch, refine)
     samples = _drawn(pair, batch, sizes, particles, replicate=replicate, parallel=parallel)
     if return_sites is None:
         return samples
     if absent := [name for name in return_sites if name not in samples]:
         raise UserError(f"there is no site {absent[0]!r}; the sites are {', '.join(samples)}")
     return {name: samples[name] for name in return_sites}
+
+
+def _refined(pair: Pair, batch: SequenceBatch, steps: int) -> tuple[Pair, SequenceBatch]:
+    """Return the pair with its guide refined for what was observed, and the batch numbered."""
+    if not whole(steps, "the number of steps to refine the guide by", 0):
+        return pair, batch
+    seen = batch.before_gaps()
+    if seen is None or batch.missing_cells is not None:
+        raise UserError(
+            "refine improves what the guide says of sequences that were seen, and here cells are "
+            "missing before an observation, which particles draw: leave it out"
+        )
+    with pair.scope(), pair.evaluating():
+        return refined_pair(pair, seen, steps), numbered(batch)
 
 
 def _drawn(

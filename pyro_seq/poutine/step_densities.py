@@ -16,6 +16,7 @@ from torch.distributions import constraints
 from pyro_seq._pytree import to_json_tree, tree_leaves, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
+from pyro_seq.pairs.model import unwrapped
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.time_sites import HOW_TO_MARK, Marks, Place, Side, Site, classify, places_of
 from pyro_seq.poutine.time_sites import sample_sites as sample_sites
@@ -63,7 +64,10 @@ def traced(pair: Pair, batch: SequenceBatch, proposal: str) -> tuple[Any, Any]:
     else:
         guide_trace = poutine.trace(pair.guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
-        sides = [Side(guide_trace, pair.guide), Side(model_trace, pair.model, marks.found)]
+        sides = [
+            Side(guide_trace, unwrapped(pair.guide)),
+            Side(model_trace, pair.model, marks.found),
+        ]
     classify(sides, batch, pair)
     return guide_trace, model_trace
 

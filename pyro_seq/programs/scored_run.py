@@ -22,6 +22,7 @@ class ScoringOptions(TypedDict, total=False):
     method: Method
     samples: int
     proposal: Proposal
+    refine: int
     progress: Progress | None
 
 
@@ -42,6 +43,7 @@ class Estimate:
         k_hat: Pareto k-hat of the weights of `importance`, above 0.7 where they have degenerated;
             `None` where there is none to tell. Of several sequences the largest.
         warning: why the figure and its error cannot be relied on, if so.
+        refined: gradient steps by which the guide was improved for each sequence.
     """
 
     log_likelihood: float
@@ -51,6 +53,7 @@ class Estimate:
     effective_samples: float | None
     k_hat: float | None = None
     warning: str | None = None
+    refined: int = 0
 
     @classmethod
     def of(cls, scored: Score, row: int = 0) -> Estimate:
@@ -65,6 +68,7 @@ class Estimate:
             effective_samples=None if effective is None else float(effective[row]),
             k_hat=k_hat,
             warning=warning,
+            refined=scored.refined,
         )
 
     def plus(self, other: Estimate) -> Estimate:
@@ -87,6 +91,7 @@ class Estimate:
             effective_samples=effective,
             k_hat=k_hat,
             warning=warn_if_unreliable(self.method, self.samples, effective, k_hat),
+            refined=self.refined,
         )
 
     def figures(self) -> dict[str, Any]:
@@ -142,7 +147,7 @@ class ScoredRun(Protocol):
         """Yield the scores of a file's sequences: the whole file as one, or each line.
 
         `top` asks for as many surprising steps of each sequence, `by_step` for all steps; `options`
-        are `method`, `samples`, `proposal`. Raises `UserError` for a file or line that is empty or
-        cannot be scored.
+        are `method`, `samples`, `proposal` and `refine`. Raises `UserError` for a file or line that
+        is empty or cannot be scored.
         """
         ...

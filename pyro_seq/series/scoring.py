@@ -65,8 +65,8 @@ def score_series(
 
     A score is (the place of the series, the nats of its steps `[T]`, its log-likelihood).
 
-    `options` are `method`, `samples`, `proposal` and `progress` of `infer.score_document`. Raises
-    `UserError` if a log-likelihood is not finite.
+    `options` are `method`, `samples`, `proposal`, `refine` and `progress` of
+    `infer.score_document`. Raises `UserError` if a log-likelihood is not finite.
     """
     places = [i for i, series in enumerate(table.series) if observed(model, series).any()]
     if not places:

@@ -117,7 +117,8 @@ def attribute(
         names: what they are called.
         path: the text.
         prior: a weight above 0 for each model; equal if not given.
-        options: `method`, `samples`, `proposal` and `progress` of `text_scoring.scored_windows`.
+        options: `method`, `samples`, `proposal`, `refine` and `progress` of
+            `text_scoring.scored_windows`.
 
     Raises `UserError` for models of different levels, weights that do not fit, and a text that is
     empty or cannot be read.

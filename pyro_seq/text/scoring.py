@@ -106,6 +106,7 @@ def scored_windows(
     method: Method = "auto",
     samples: int = 16,
     proposal: Proposal = "guide",
+    refine: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[ScoredBlock]:
     """Score one document window by window.
@@ -121,7 +122,7 @@ def scored_windows(
         blocks: symbols, and what stands there; of a file `ReadBlocks`, since many samples are
             scored in portions, each of which reads all.
         name: what the document is called in a message.
-        method, samples, proposal: see `scoring.score`.
+        method, samples, proposal, refine: see `scoring.score`.
         progress: where to show how far it is.
 
     Raises `UserError` where there is nothing to score, or a log-likelihood is not finite.
@@ -130,6 +131,7 @@ def scored_windows(
         "method": method,
         "samples": samples,
         "proposal": proposal,
+        "refine": refine,
         "progress": progress,
     }
     apart = text.vocabulary.line_end or not text.carries
@@ -289,7 +291,7 @@ def score_blocks(
         blocks: the symbols, and what stands there.
         name: what the document is called in a message.
         listeners: are told each window's position, what stands there, and the nats of its symbols.
-        options: `method`, `samples`, `proposal` and `progress` of `scored_windows`.
+        options: `method`, `samples`, `proposal`, `refine` and `progress` of `scored_windows`.
     """
     characters = sequences = unknown = 0
     for scored in scored_windows(text, blocks, name=name, **options):

@@ -22,6 +22,7 @@ from pyro_seq._rng import fork_rng
 from pyro_seq._schema import MOST, Anything, Number, Optional, Whole, Word
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
+from pyro_seq.infer.likelihood.latent_use import collapsed, latent_use
 from pyro_seq.nn.precision import fast_precision, full_precision
 from pyro_seq.pairs.model import declared
 from pyro_seq.pairs.pair import Pair
@@ -38,6 +39,7 @@ from pyro_seq.train.schedules import learning_rate_factor
 from pyro_seq.train.settings import PRECISIONS, TrainingSettings
 from pyro_seq.train.svi import Batches, SVIUpdates
 
+ANNEALED = 0.95  # the divergence's strength from which on it is judged whether latents are in use
 ADVICE = "a lower training.learning_rate or training.clip_norm may help"
 
 
@@ -124,6 +126,8 @@ class Trainer(Loop):
         )
         self.carried: Any = None  # the states that the next batch starts from, if it goes on
         self.precision = "float32"
+        self._latest: SequenceBatch | None = None  # the batch of the last step
+        self._said_collapsed = False
         self._best: Any = None  # the best weights, where there is no run to keep them
 
     @property
@@ -187,7 +191,7 @@ class Trainer(Loop):
         """One update, and its figures."""
         batch, follows = self.batches.draw()
         refuse_gaps(batch)
-        batch = batch.with_state(self.carried if follows else None)
+        batch = self._latest = batch.with_state(self.carried if follows else None)
         s = self.settings
         rate = learning_rate_factor(
             self.budget.fraction(self.step + 1, self.minutes),
@@ -254,7 +258,23 @@ class Trainer(Loop):
             what = f"step {self.step}: the validation loss"
             self.log.progress.say(diverged_words(what, loss, first))
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        figures = figures | self._active_units()
         return Measured(figures, shown, loss, loss < self.best_loss and not lost)
+
+    def _active_units(self) -> dict[str, float]:
+        """Return how many units of the latents are in use on the last batch; say if none are."""
+        try:
+            use = None if self._latest is None else latent_use(self.pair, self._latest)
+        except UserError:  # of sites that belong to no step: there is a training without the figure
+            return {}
+        if use is None:
+            return {}
+        if not self._said_collapsed and self.updates.kl_strength(self.step) >= ANNEALED:
+            why = collapsed(use)
+            if why is not None:
+                self._said_collapsed = True
+                self.log.progress.say(f"step {self.step}: {why}")
+        return {"active_units": float(use.active)}
 
     def conclude(self) -> None:
         """Leave the best weights in the pair, as `Loop` says.

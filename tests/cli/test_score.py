@@ -135,3 +135,32 @@ def test_what_cannot_be_scored(
     assert "holds a run of kind 'weather', not 'text'" in refused(
         "text", "evaluate", "--run-dir", spoilt, "--eval-corpus", corpus
     )
+
+
+def test_a_guide_is_refined(
+    corpus: Path, tiny: list[str], tmp_path: Path, shown: Shown, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--refine is told of beside the figure, at `score` and at `evaluate`."""
+    folder, text = tmp_path / "run", tmp_path / "t.txt"
+    text.write_text("the cat sat on it")
+    small = ["--set", "model.latent_size=2", "--set", "training.num_steps=3"]
+    words = ["--train-corpus", corpus, "--run-dir", folder, *tiny, "--model", "srnn", *small]
+    with pytest.raises(SystemExit) as ended:
+        main(["text", "train", "--quiet", *map(str, words)])
+    assert ended.value.code == 0
+    options = ["--method", "elbo", "--samples", 4, "--refine", 2]
+    found = json.loads(shown("--run-dir", folder, text, "--json", *options))
+    assert (found["refined"], found["method"], found["samples"]) == (2, "elbo", 4)
+    assert "4 samples; guide refined by 2 steps; standard" in shown(
+        "--run-dir", folder, text, *options
+    )
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(
+            ["text", "evaluate", *map(str, ["--run-dir", folder, "--eval-corpus", text, *options])]
+        )
+    assert "guide refined by 2 steps" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["score", *map(str, ["--run-dir", folder, text, *options, "--proposal", "prior"])])
+    assert ended.value.code == 2
+    assert "refine improves the guide's proposals" in capsys.readouterr().err

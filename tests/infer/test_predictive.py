@@ -223,3 +223,19 @@ def test_draws_of_a_path_are_heard_where_a_model_samples(
         Predictive(model, posterior_samples={"z": path}, parallel=True)(
             model.batch(torch.zeros(1, 2)).without_values()
         )
+
+
+@pytest.mark.parametrize("layout", ["path", "steps"])
+def test_a_refined_guide_predicts(layout: str) -> None:
+    """Latents are drawn from the guide refined for the sequences, also where they go on."""
+    pair, given = new_pair("srnn", layout), batches()
+    for name in ("observed", "continued"):
+        draws = [
+            seeded(lambda name=name, n=n: posterior_predictive(pair, given[name], 40, refine=n))
+            for n in (0, 20)
+        ]
+        assert draws[0].keys() == draws[1].keys()
+        site = "z" if layout == "path" and name == "observed" else "z_0"
+        assert not draws[0][site].equal(draws[1][site])
+    with pytest.raises(UserError, match="refine improves what the guide says"):
+        posterior_predictive(pair, given["missing"], 2, refine=3)

@@ -518,3 +518,64 @@ def test_score_of_a_trained_pair() -> None:
     assert -float(score(trainer.pair, batch).log_likelihood.sum()) / 10 == pytest.approx(
         lines[0]["loss"], rel=1e-5
     )
+
+
+class TestLatentsInUse:
+    """Active units are a figure of each validation, and a collapse is said once."""
+
+    def trained(self, reads: bool, **changes: Any) -> tuple[list[dict[str, Any]], list[str]]:
+        """Validations of a chain whose observations depend on its latent, or do not."""
+
+        def model(batch: SequenceBatch) -> None:
+            pyro.module("emission", emission)
+            standard = dist.Normal(torch.zeros(len(batch), 1), 1.0).to_event(1)
+            with batch.plate():
+                for t in batch.steps():
+                    with batch.active(t):
+                        z = pyro.sample(f"z_{t}", standard)
+                        loc = emission(z if reads else 0 * z).squeeze(-1)
+                        pyro.sample(f"x_{t}", dist.Normal(loc, 0.5), obs=batch.at(t))
+
+        def guide(batch: SequenceBatch) -> None:
+            slope = pyro.param("slope", torch.tensor(1.0))
+            with batch.plate():
+                for t in batch.steps():
+                    with batch.active(t):
+                        loc = (slope * batch.at(t)).unsqueeze(-1)
+                        pyro.sample(f"z_{t}", dist.Normal(loc, 1.0).to_event(1))
+
+        torch.manual_seed(0)
+        emission = nn.Linear(1, 1)
+        with torch.no_grad():
+            emission.weight.fill_(1.0)
+
+        def draw(random: torch.Generator) -> SequenceBatch:
+            return SequenceBatch(torch.randn(16, 4, generator=random))
+
+        trainer = new_trainer(
+            Pair(model, guide),
+            Stream(draw),
+            hooks=Hooks(validate=lambda: {"loss": 1.0}),
+            num_steps=60,
+            valid_every=20,
+            learning_rate=0.1,
+            **changes,
+        )
+        lines, said = logged(trainer), list[str]()
+        trainer.log.progress.say = said.append  # type: ignore[method-assign,assignment]
+        trainer.fit()
+        return [line for line in lines if line["split"] == "valid"], said
+
+    def test_used(self) -> None:
+        lines, said = self.trained(reads=True)
+        assert [line["active_units"] for line in lines] == [1.0, 1.0, 1.0]
+        assert not any("collapse" in line for line in said)
+
+    def test_collapsed(self) -> None:
+        lines, said = self.trained(reads=False)
+        assert lines[-1]["active_units"] == 0.0
+        assert sum("posterior collapse" in line for line in said) == 1
+
+    def test_it_is_not_judged_before_the_divergence_is_at_full_strength(self) -> None:
+        _, said = self.trained(reads=False, kl_schedule="linear", kl_steps=1_000, kl_start=0.5)
+        assert not any("collapse" in line for line in said)

@@ -29,6 +29,7 @@ def score_document(
     method: Method = "auto",
     samples: int = 1,
     proposal: Proposal = "guide",
+    refine: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[Score]:
     """Score a document window by window, states carried over, in memory of one window.
@@ -39,7 +40,7 @@ def score_document(
     is an iterator, its observations are kept.
 
     Args:
-        pair, method, samples, proposal: see `score`.
+        pair, method, samples, proposal, refine: see `score`.
         windows: of N sequences each, in order.
         progress: where to show how many of many particles are done.
 
@@ -52,11 +53,10 @@ def score_document(
         return
     at_once = portions(len(first), first.num_steps, samples)
     if at_once == (len(first), [samples]) or score(pair, first, **options).exact:
-        yield from (
-            scored
-            for _, scored in _in_order(pair, chain([first], ahead), options | {"samples": samples})
-        )
+        options |= {"samples": samples, "refine": refine}
+        yield from (scored for _, scored in _in_order(pair, chain([first], ahead), options))
         return
+    options["refine"] = refine
     again = [first, *ahead] if isinstance(windows, Iterator) else windows
     rows, sizes = at_once
     groups = torch.arange(len(first), device=first.device).split(rows)

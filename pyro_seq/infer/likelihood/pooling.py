@@ -48,7 +48,7 @@ class PooledWindow:
     def __init__(self, mask: Tensor, samples: int) -> None:
         n, steps = mask.shape
         never = torch.full((n, steps + 1), -math.inf, dtype=torch.double, device=mask.device)
-        self.mask, self.samples, self.method = mask, 0, ""
+        self.mask, self.samples, self.method, self.refined = mask, 0, "", 0
         # log sum_i k_i p_i of all before the window, and of what follows up to each of its steps
         self._prefixes = never
         # of k_i p_i: log of their squares times variance, and over effective
@@ -62,7 +62,7 @@ class PooledWindow:
 
     def add(self, scored: Score, before: Tensor) -> None:
         """Add a portion's score of the window, and its total of the windows before `[N]`."""
-        self.method = scored.method
+        self.method, self.refined = scored.method, scored.refined
         if scored.effective_samples is None:
             self._add_mean(scored)
         else:
@@ -134,6 +134,7 @@ class PooledWindow:
             samples=self.samples,
             effective_samples=effective,
             k_hat=k_hat,
+            refined=self.refined,
             _carry=_nothing_carried,
         )
 
@@ -162,5 +163,6 @@ def joined(parts: list[Score]) -> Score:
         samples=first.samples,
         effective_samples=torch.cat(effective) if effective else None,
         k_hat=torch.cat(heavy) if heavy else None,
+        refined=first.refined,
         _carry=_nothing_carried,
     )

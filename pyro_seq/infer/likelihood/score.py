@@ -75,6 +75,8 @@ class Score:
         k_hat: `[N]`, Pareto k-hat of the weights of `importance` (`pareto.k_hat`), over windows the
             largest at the end of any so far; NaN for fewer than 25 samples, `None` for the other
             methods. Above 0.7 neither the figure nor its error can be relied on.
+        refined: gradient steps by which the guide was improved for each sequence; 0 for the guide
+            as it is, and for exact figures.
     """
 
     steps: Tensor
@@ -86,6 +88,7 @@ class Score:
     effective_samples: Tensor | None
     _carry: Callable[[], Any] = field(repr=False)
     k_hat: Tensor | None = None
+    refined: int = 0
 
     @property
     def exact(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -17,10 +17,11 @@ from pyro_seq.infer.likelihood.enumeration import enumerated_steps
 from pyro_seq.infer.likelihood.importance import path_weights
 from pyro_seq.infer.likelihood.pareto import k_hat
 from pyro_seq.infer.likelihood.score import Score, UnreliableEstimate
+from pyro_seq.infer.refinement.refining import refined_for
 from pyro_seq.infer.smc.particle_filter import Proposal, particle_filter
-from pyro_seq.infer.smc.particles import Particles, among_all, particle_rows
+from pyro_seq.infer.smc.particles import Particles, among_all, drawn_by_weight, particle_rows
 from pyro_seq.infer.stepping.declared import stepper_of
-from pyro_seq.infer.stepping.stepper import Stepper
+from pyro_seq.infer.stepping.stepper import Stepper, side_by_side
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.step_densities import Unsummed, with_batch_first
 
@@ -61,6 +62,7 @@ def score(
     method: Method = "auto",
     samples: int = 1,
     proposal: Proposal = "guide",
+    refine: int = 0,
     state: Any = None,
 ) -> Score:
     r"""Score the sequences of a batch, or their next window, in nats.
@@ -82,38 +84,59 @@ def score(
     A step's share is the growth of the estimate from one prefix of the sequence to the next. A
     latent of a whole sequence counts at the first step of each window. `poutine.scale` is ignored.
 
+    With `refine`, q is the guide improved by gradient steps of each sequence's own ELBO, no weight
+    being changed (`refinement.refine`; Kim et al. 2018, arXiv 1802.02550).
+
     Args:
         pair: any model and guide.
         batch: N sequences, or the next window of each.
         method: see above; later windows have that of the first.
         samples: K; as the first window.
         proposal: where latents are drawn from, `guide` or `prior`; as the first window.
+        refine: gradient steps for each window, 0 for the guide as it is; as the first window.
         state: the `state` of the score of the window before.
 
     Raises `UserError` for a sequence without a step, a window after one that left no state,
     observations outside the support, a site that only one of model and guide samples (unless the
-    guide's is `is_auxiliary`), an observed site of no step, a site that all sequences share, and
-    densities that are not a number.
+    guide's is `is_auxiliary`), an observed site of no step, a site that all sequences share,
+    densities that are not a number, and a guide that cannot be refined.
     """
-    _check(batch, method, samples, proposal, first=state is None)
+    _check(batch, method, samples, proposal, refine, first=state is None)
     if state is not None:
-        if state["carried"]["model"] is None:
-            instead = "have it return a SequenceOutput with a state, or score whole sequences"
-            raise UserError(f"the model returned no state with the window before: {instead}")
-        method, samples, proposal = state["method"], state["samples"], state["proposal"]
-    stepper = stepper_of(pair)
-    stepper.check(batch)
-    scorer = SCORERS[method](stepper.summing_out(), samples, proposal)
-    found = []
+        method, samples, proposal, refine = _as_before(state)
+    stepper_of(pair).check(batch)
     with pair.scope(), pair.evaluating():
-        for rows, num_steps in _groups(stepper, batch, samples):
-            before = None if state is None else _of_rows(state, rows)
-            found.append(scorer(batch.select(rows).truncate(num_steps), rows, before))
-    estimated = [part.carried.is_estimate for part in found]
-    if any(estimated) and not all(estimated):
-        raise UserError("some sequences have latents and some have none: score them apart")
-    made = "exact" if not any(estimated) else "importance" if method == "auto" else method
-    return doubted(_put_together(found, batch, state, made, proposal))
+        if refine:
+            pair, batch = refined_for(pair, batch, refine, _drawn_states(state, refine))
+        stepper = stepper_of(pair)
+        scorer = SCORERS[method](stepper.summing_out(), samples, proposal)
+        found = [
+            scorer(batch.select(rows).truncate(steps), rows, _of_rows(state, rows))
+            for rows, steps in side_by_side(batch, stepper.steps_at_once, samples)
+        ]
+    return doubted(_put_together(found, batch, state, method, proposal, refine))
+
+
+def _as_before(state: Any) -> tuple[Method, int, Proposal, int]:
+    """Return how the window before was scored; raise `UserError` if it left no state."""
+    if state["carried"]["model"] is None:
+        instead = "have it return a SequenceOutput with a state, or score whole sequences"
+        raise UserError(f"the model returned no state with the window before: {instead}")
+    return state["method"], state["samples"], state["proposal"], state["refine"]
+
+
+def _drawn_states(state: Any, most: int) -> Any:
+    """Return the states of particles drawn by weight, of K at most so many for each sequence."""
+    if state is None:
+        return None
+    draws = min(state["samples"], most)
+    if state["particles"] is None:
+        n = len(state["total"])
+        rows = torch.arange(n * state["samples"], device=state["total"].device)
+        chosen = rows.view(n, -1)[:, :draws].flatten()
+    else:
+        chosen = drawn_by_weight(state["particles"].log_weights, draws)
+    return tree_map(lambda x: x[chosen], state["carried"])
 
 
 def doubted(scored: Score) -> Score:
@@ -123,7 +146,9 @@ def doubted(scored: Score) -> Score:
     return scored
 
 
-def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, first: bool) -> None:
+def _check(
+    batch: SequenceBatch, method: str, samples: int, proposal: str, refine: int, *, first: bool
+) -> None:
     if batch.values is None or batch.num_steps == 0 or len(batch) == 0:
         raise UserError("there is nothing to score: the batch has no observations")
     if batch.to_sample:
@@ -135,6 +160,9 @@ def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, fi
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise UserError(f"sequence {empty[0]}{more} has no step: there is nothing to score in it")
     whole(samples, "the number of samples", 1)
+    whole(refine, "the number of steps to refine the guide by", 0)
+    if refine and proposal == "prior":
+        raise UserError("refine improves the guide's proposals, and proposal='prior' asks for none")
     if method not in get_args(Method):
         raise UserError(f"unknown method {method!r}{did_you_mean(method, get_args(Method))}")
     if proposal not in get_args(Proposal):
@@ -143,29 +171,10 @@ def _check(batch: SequenceBatch, method: str, samples: int, proposal: str, *, fi
         )
 
 
-def _groups(
-    stepper: Stepper[Any], batch: SequenceBatch, samples: int
-) -> Iterator[tuple[Tensor, int]]:
-    """Yield (rows, the steps of the longest) of sequences that are worked on at once.
-
-    All sequences are if they are few, else those of like length.
-    """
-    size, n = stepper.steps_at_once, len(batch)
-    order = torch.arange(n, device=batch.device)
-    if n * batch.num_steps * samples <= size:
-        yield order, batch.num_steps
-        return
-    order = batch.lengths.argsort(descending=True, stable=True)
-    start = 0
-    while start < n:
-        longest = max(1, int(batch.lengths[order[start]]))
-        rows = order[start : start + max(1, size // (longest * samples))]
-        yield rows, longest
-        start += len(rows)
-
-
-def _of_rows(state: Any, rows: Tensor) -> _Carried:
-    """Return these sequences' part of what the window before left."""
+def _of_rows(state: Any, rows: Tensor) -> _Carried | None:
+    """Return these sequences' part of what the window before left, if there was one."""
+    if state is None:
+        return None
     states = tree_map(lambda x: x[particle_rows(rows, state["samples"])], state["carried"])
     particles, totals = tree_map(lambda x: x[rows], (state["particles"], state["totals"]))
     return _Carried(lambda: states, particles, totals)
@@ -286,9 +295,19 @@ def _exact(rows: Tensor, steps: Tensor, states: Callable[[], Any]) -> _Found:
 
 
 def _put_together(
-    found: list[_Found], batch: SequenceBatch, before: Any, method: str, proposal: Proposal
+    found: list[_Found],
+    batch: SequenceBatch,
+    before: Any,
+    asked: str,
+    proposal: Proposal,
+    refine: int,
 ) -> Score:
     """Return the score of all sequences, in their order."""
+    estimated = [part.carried.is_estimate for part in found]
+    if any(estimated) and not all(estimated):
+        raise UserError("some sequences have latents and some have none: score them apart")
+    method = "exact" if not any(estimated) else "importance" if asked == "auto" else asked
+    options: dict[str, Any] = {"proposal": proposal, "refine": 0 if method == "exact" else refine}
     rows = torch.cat([part.rows for part in found])
     place = rows.argsort()
 
@@ -328,10 +347,11 @@ def _put_together(
             "effective": effective,
             "k_hat": heavy,
         }
-        return {"method": method, "samples": samples, "proposal": proposal} | kept
+        return {"method": method, "samples": samples} | options | kept
 
-    variance = in_order(*(part.variance for part in found))
-    return Score(steps, batch.mask, total, variance, method, samples, effective, state, heavy)
+    variance, refined = in_order(*(part.variance for part in found)), options["refine"]
+    whole_score = steps, batch.mask, total, variance, method, samples, effective, state, heavy
+    return Score(*whole_score, refined=refined)
 
 
 def _diagnosed(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
@@ -150,3 +151,29 @@ class Stepper(ABC, Generic[State]):
         `rows` is what the sequences are called in a message.
         """
         return observed_steps(batch, rows)
+
+
+def side_by_side(
+    batch: SequenceBatch, most_steps: int, samples: int = 1
+) -> Iterator[tuple[Tensor, int]]:
+    """Yield (rows, the steps of the longest) of sequences that are worked on at once.
+
+    All sequences are if they are few, else those of like length.
+
+    Args:
+        batch: N sequences.
+        most_steps: of all particles together.
+        samples: particles of each sequence.
+    """
+    n = len(batch)
+    order = torch.arange(n, device=batch.device)
+    if n * batch.num_steps * samples <= most_steps:
+        yield order, batch.num_steps
+        return
+    order = batch.lengths.argsort(descending=True, stable=True)
+    start = 0
+    while start < n:
+        longest = max(1, int(batch.lengths[order[start]]))
+        rows = order[start : start + max(1, most_steps // (longest * samples))]
+        yield rows, longest
+        start += len(rows)

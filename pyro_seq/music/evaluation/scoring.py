@@ -52,8 +52,8 @@ def score_pieces(
 
     A score is (the place of a piece `[T, keys]`, the nats of its frames `[T]`, its log-likelihood).
 
-    `options` are `method`, `samples`, `proposal` and `progress` of `scoring.score_document`. Raises
-    `UserError` if a log-likelihood is not finite.
+    `options` are `method`, `samples`, `proposal`, `refine` and `progress` of
+    `scoring.score_document`. Raises `UserError` if a log-likelihood is not finite.
     """
     for group in of_similar_length(pieces, CHUNK_FRAMES):
         batch = SequenceBatch.from_sequences([pieces[i] for i in group]).to(music.device)

@@ -55,12 +55,14 @@ class Nats:
         cells: how many were observed.
         method: `exact`, or how a bound was made.
         standard_error: of a bound, by Monte Carlo, over all cells; 0 for exact figures.
+        warning: why the figure and its error cannot be relied on, if so.
     """
 
     per_cell: float
     cells: int
     method: str
     standard_error: float
+    warning: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,7 @@ class RollingEvaluation:
             exact = "exact" if method == "exact" else f"lower bound, {method}"
             figure = f"nats per cell  {self.nats.per_cell:.4f}{error}"
             lines += ["", f"{figure} ({exact}; {self.nats.cells:,} cells)"]
+            lines += [f"warning: {self.nats.warning}"] if self.nats.warning else []
         if self.left_out:
             lines.append(f"MASE leaves out {self.left_out:,} windows whose history does not move")
         return "\n".join(lines)
@@ -277,7 +280,7 @@ def _nats(
     )
     if not cells:
         return None
-    total, variance, method = 0.0, 0.0, "exact"
+    total, variance, method, warning = 0.0, 0.0, "exact", None
     for done, batch in _batches(model, pieces, horizon):
         if progress is not None and progress.due():
             progress.show(f"{done:,} of {len(pieces):,} windows are scored")
@@ -286,8 +289,8 @@ def _nats(
         nats = torch.cat([scored.surprise for scored in scores], 1).double()
         total += float(nats[:, -horizon:].sum())
         variance += float(scores[-1].standard_error.double().square().sum())
-        method = scores[-1].method
-    return Nats(total / cells, cells, method, math.sqrt(variance) / cells)
+        method, warning = scores[-1].method, scores[-1].doubt or warning
+    return Nats(total / cells, cells, method, math.sqrt(variance) / cells, warning)
 
 
 def _batches(

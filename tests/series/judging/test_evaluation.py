@@ -108,3 +108,14 @@ def test_numbers_out_of_range(series_model: SeriesModel, table: SeriesTable) -> 
 def test_paths_that_are_alike_have_the_error_as_their_score() -> None:
     column = ColumnPaths(np.full((1, 4, 2), 3.0), np.array([[1.0, 5.0]]), np.ones((1, 2), bool))
     assert crps(column) == 2.0
+
+
+def test_a_figure_whose_weights_say_nothing_says_so_beside_it(
+    series_model: SeriesModel, table: SeriesTable
+) -> None:
+    """The doubt of a bound stands under it, in words and in JSON."""
+    found = evaluate(series_model, table, paths=2)
+    assert found.nats is not None and found.nats.warning is None
+    doubted = replace(found, nats=replace(found.nats, warning="the weights have degenerated"))
+    assert "cells)\nwarning: the weights have degenerated" in str(doubted)
+    assert doubted.to_json()["nats"]["warning"] == "the weights have degenerated"
