@@ -52,9 +52,9 @@ def simulated(
 
 
 def _chosen(weights: Tensor) -> Tensor:
-    """Draw indices `[…]` by weights `[…, K]`."""
-    flat = weights.reshape(-1, weights.shape[-1])
-    return torch.multinomial(flat, 1).view(weights.shape[:-1])
+    """Draw indices `[…]` by weights `[…, K]` that add up to 1."""
+    at = torch.rand_like(weights[..., :1])
+    return torch.searchsorted(weights.cumsum(-1), at).squeeze(-1).clamp(max=weights.shape[-1] - 1)
 
 
 def _by_weight(log_weights: Tensor, draws: int) -> Tensor:

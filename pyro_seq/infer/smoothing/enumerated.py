@@ -23,7 +23,6 @@ from pyro_seq.infer.smoothing.marginals import Marginal
 from pyro_seq.infer.smoothing.sites import Sites
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.checks import plate_depth
-from pyro_seq.poutine.given import rows_first
 from pyro_seq.poutine.probe import trace_model
 from pyro_seq.poutine.step_densities import observed_steps
 
@@ -43,13 +42,13 @@ def enumerated_marginals(
     found = _probabilities(pair, batch, rows, filtered=filtered)
     if filtered:
         drawn = {
-            name: sites.states[name][torch.multinomial(p, draws, replacement=True)].t()
+            name: sites.states[name][torch.multinomial(p, draws, replacement=True).t()]
             for name, p in found.items()
         }
         best = None
     else:
         drawn = {
-            name: value.view(len(batch), draws).t()
+            name: value.unflatten(0, (len(batch), draws)).transpose(0, 1)
             for name, value in _inferred(pair, batch.repeat(draws), found, 1).items()
         }
         best = _inferred(pair, batch, found, 0)
@@ -79,13 +78,13 @@ def _probabilities(
             factors.append(Factor(factor.name, factor.step, (factor.own, ROW), mark, None))
     check_order(factors)
     with torch.enable_grad():
-        prefixes = summed_prefixes(factors, batch)
+        prefixes = [steps.sum() for steps in summed_prefixes(factors, batch).unbind(-1)]
     if not filtered:
         every = [mark for _, mark in marks.values()]
-        slopes = torch.autograd.grad(prefixes[-1].sum(), every)
+        slopes = torch.autograd.grad(prefixes[-1], every)
         return {name: slope.t() for name, slope in zip(marks, slopes, strict=True)}
     return {
-        name: torch.autograd.grad(prefixes[step].sum(), mark, retain_graph=True)[0].t()
+        name: torch.autograd.grad(prefixes[step], mark, retain_graph=True)[0].t()
         for name, (step, mark) in marks.items()
     }
 
@@ -98,5 +97,9 @@ def _inferred(
     dim = -1 - plate_depth(trace_model(model, batch))
     inferred = infer_discrete(model, first_available_dim=dim, temperature=temperature)
     trace = poutine.trace(inferred).get_trace(batch)
-    why = "its states cannot be told apart"
-    return {name: rows_first(name, trace.nodes[name], len(batch), why) for name in names}
+    found = {name: trace.nodes[name] for name in names}
+    # Pyro leaves out the sequences where there is one
+    return {
+        name: site["value"].expand(len(batch), *site["fn"].event_shape)
+        for name, site in found.items()
+    }

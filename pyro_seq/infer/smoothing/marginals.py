@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 
-
 class Marginal(NamedTuple):
     """A latent of N sequences given observations, at each of T steps.
 

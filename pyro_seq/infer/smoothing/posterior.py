@@ -30,7 +30,9 @@ from pyro_seq.poutine.step_densities import log_weights, traced
 from pyro_seq.poutine.time_sites import sample_sites
 
 Method = Literal["auto", "exact", "particles", "importance"]
-NUMBERS = 2**24  # of the particles, or of the exact moments, of sequences that are worked on at once
+NUMBERS = (
+    2**24
+)  # of the particles, or of the exact moments, of sequences that are worked on at once
 Part = tuple[dict[str, Marginal], Tensor | None]
 
 
@@ -136,7 +138,7 @@ def _chosen(
                 enumerated_marginals(pair, some, rows, samples, filtered=filtered),
                 None,
             ),
-            samples * len(sites.groups(sites.latents)),
+            samples * len(sites.latents),
         )
     if method == "exact":
         raise UserError(
@@ -149,7 +151,9 @@ def _chosen(
     return (
         "importance" if by_weight else "particles",
         lambda some, _: inferred(stepper, sites, some, samples, proposal, filtered),
-        samples * max(1, len(sites.groups(sites.latents))) * max(1, getattr(model, "latent_size", 1)),
+        samples
+        * max(1, len(sites.groups(sites.latents)))
+        * max(1, getattr(model, "latent_size", 1)),
     )
 
 
@@ -216,19 +220,18 @@ def _by_weight(
     return _marginals(sites, drawn), effective[:, -1:].expand_as(effective)
 
 
-def _marginals(
-    sites: Sites, values: Latents, log_w: Tensor | None = None
-) -> dict[str, Marginal]:
+def _marginals(sites: Sites, values: Latents, log_w: Tensor | None = None) -> dict[str, Marginal]:
     """Return the law of each latent, by values `[N, K, …]` by site and log-weights `[N, K, T]`."""
     if list(values) == [PATH] and PATH not in sites.latents:  # a declared model in steps
         return {PATH: _weighted(values[PATH], log_w)}
     found = {}
     for key, names in sites.groups(values).items():
         by_step, first = sites.by_step(names), names[0]
+        states = sites.states.get(first)
         found[key] = _weighted(
             sites.stacked(names, values, 2),
             log_w if log_w is None or by_step else log_w[..., -1],
-            sites.states.get(first),
+            states if states is not None and states.dim() == 1 else None,
             named=first in sites.named,
             whole=not by_step,
         )

@@ -23,7 +23,7 @@ class Sites(NamedTuple):
     Attributes:
         latents: their names.
         places: which step each site is of.
-        states: the values `[S]` of the sites that have finitely many, by name.
+        states: the values `[S, *event]` of the sites that have finitely many, by name.
         named: the sites whose values are names, and no numbers.
         enumerated: the sites that are marked to be summed out.
         num_steps: T.
@@ -49,11 +49,15 @@ class Sites(NamedTuple):
             set(found),
             classify([Side(trace, pair.model)], one, pair),
             {
-                name: law.enumerate_support(expand=False).flatten()
+                name: law.enumerate_support(expand=False).reshape(-1, *law.event_shape)
                 for name, law in laws.items()
-                if getattr(law, "has_enumerate_support", False) and not law.event_shape
+                if getattr(law, "has_enumerate_support", False)
             },
-            {name for name, law in laws.items() if isinstance(law, torch.distributions.Categorical)},
+            {
+                name
+                for name, law in laws.items()
+                if isinstance(law, torch.distributions.Categorical)
+            },
             {name for name, site in found.items() if is_enumerated(site)},
             batch.num_steps,
         )
@@ -90,7 +94,7 @@ class Sites(NamedTuple):
         return place.over_time or (place.step is not None and len(names) == self.num_steps)
 
     def stacked(self, names: list[str], values: dict[str, Tensor], dim: int) -> Tensor:
-        """Return the values of a latent's sites, with steps at `dim` where there is one for each."""
+        """Return the values of a latent's sites, with steps at `dim` if each has one."""
         first = self.places[names[0]]
         if first.over_time or not self.by_step(names):
             return values[names[0]]

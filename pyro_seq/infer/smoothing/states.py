@@ -30,9 +30,7 @@ def state_marginal(
         draws: M.
         smoothed: p(z_t | x_{1:T}) `[N, T, S]`.
     """
-    predicted, transition, likelihoods = (
-        x.double() for x in (predicted, transition, likelihoods)
-    )
+    predicted, transition, likelihoods = (x.double() for x in (predicted, transition, likelihoods))
     likelihoods = torch.where(mask.unsqueeze(-1), likelihoods, 0.0)
     beliefs = filtered_states(predicted, transition, likelihoods)
     if smoothed is None:
