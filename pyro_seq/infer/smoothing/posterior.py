@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, did_you_mean, whole
 from pyro_seq.infer.likelihood.score import UnreliableEstimate
-from pyro_seq.infer.smc.particle_filter import Proposal
+from pyro_seq.infer.smc.particle_filter import ROWS, Proposal
 from pyro_seq.infer.smoothing.backward import simulated
 from pyro_seq.infer.smoothing.enumerated import enumerated_marginals
 from pyro_seq.infer.smoothing.forward import PATH, Latents, kept_by_filter, picked
@@ -81,7 +81,7 @@ def posterior(
     with pair.scope(), pair.evaluating():
         made, part_of, numbers = _chosen(stepper, batch, method, samples, proposal, filtered)
         rows = torch.arange(len(batch), device=batch.device)
-        size = max(1, NUMBERS // max(1, numbers * batch.num_steps))
+        size = max(1, min(ROWS // samples, NUMBERS // (numbers * batch.num_steps)))
         parts = [part_of(batch.select(some), some) for some in rows.split(size)]
     marginals = {name: joined([part[name] for part, _ in parts]) for name in parts[0][0]}
     numbers_found = [effective for _, effective in parts if effective is not None]
@@ -131,6 +131,7 @@ def _chosen(
                 size + samples * math.isqrt(size),
             )
     sites = Sites.of(pair, batch)
+    latents = len(sites.groups(sites.latents))
     if sites.enumerated == sites.latents and method in ("auto", "exact"):
         return (
             "exact",
@@ -138,7 +139,7 @@ def _chosen(
                 enumerated_marginals(pair, some, rows, samples, filtered=filtered),
                 None,
             ),
-            samples * len(sites.latents),
+            samples * latents,
         )
     if method == "exact":
         raise UserError(

@@ -1,4 +1,4 @@
-"""The hidden states of a Markov chain given observations: by step, whole paths, the likeliest path.
+"""The states of a hidden Markov chain given observations: by step, paths, the likeliest path.
 
 Rabiner (1989), *A tutorial on hidden Markov models*. Everything is in float64.
 """
