@@ -48,7 +48,8 @@ def simulated(
     model = declared(stepper.pair.model)
     if kept.markov and model is not None:
         return _of_chain(model, batch, kept, draws)
-    return _by_metropolis(_densities(stepper, batch), batch, kept, draws)
+    densities = _densities(stepper, batch, declared=kept.declared)
+    return _by_metropolis(densities, batch, kept, draws)
 
 
 def _chosen(weights: Tensor) -> Tensor:
@@ -94,18 +95,14 @@ def _of_chain(
 Densities = Callable[[Latents], Tensor]
 
 
-def _densities(stepper: Stepper[Any], batch: SequenceBatch) -> Densities:
+def _densities(stepper: Stepper[Any], batch: SequenceBatch, *, declared: bool) -> Densities:
     """Return what gives log p(x, z) by step `[N, M, T]` of paths `[N, M, …]` by site."""
-    model = stepper.pair.model
-    of_path = declared(model) is not None
+    model: Any = stepper.pair.model
+    function = partial(model, layout="path") if declared else model
 
     def densities(latents: Latents) -> Tensor:
-        named = latents
-        function: Any = model
-        if of_path and PATH in latents:  # the equations' own names
-            function = partial(model, layout="path")
-        m = next(iter(named.values())).shape[1]
-        rows = {name: value.flatten(0, 1) for name, value in named.items()}
+        m = next(iter(latents.values())).shape[1]
+        rows = {name: value.flatten(0, 1) for name, value in latents.items()}
         size = max(1, stepper.steps_at_once // max(1, batch.num_steps))
         found, every = [], batch.repeat(m)
         for some in torch.arange(len(every), device=batch.device).split(size):
@@ -129,26 +126,18 @@ def _by_metropolis(
     last = batch.num_steps - 1
     lines = kept.lines(_by_weight(kept.log_weights[last], draws), last)
     places = [t for t in range(last, 0, -1) if kept.ancestors[t] is not None]
-    now = densities(_whole(kept, lines)) if places else None
+    now = densities(kept.at(lines)) if places else None
     for start in places:
         for _ in range(TRIES):
             assert now is not None
             offered = kept.lines(_by_weight(kept.log_weights[start - 1], draws), start - 1)
             other = offered + lines[start:]
-            then = densities(_whole(kept, other))
+            then = densities(kept.at(other))
             gain = (then[..., start:] - now[..., start:]).sum(-1)
             taken = torch.rand_like(gain).log() < gain
             now = torch.where(taken.unsqueeze(-1), then, now)
             lines = [torch.where(taken, new, old) for new, old in zip(other, lines, strict=True)]
-    return _whole(kept, lines), torch.stack([_effective(kept, x) for x in lines], -1)
-
-
-def _whole(kept: Kept, lines: list[Tensor]) -> Latents:
-    """Return the values along lines; of a declared model one path `[N, M, T, Z]`."""
-    if list(kept.latents[0]) != [PATH]:
-        return kept.at(lines)
-    steps = [picked(sites[PATH], x) for sites, x in zip(kept.latents, lines, strict=True)]
-    return {PATH: torch.stack(steps, 2)}
+    return kept.at(lines), torch.stack([_effective(kept, x) for x in lines], -1)
 
 
 def _effective(kept: Kept, line: Tensor) -> Tensor:

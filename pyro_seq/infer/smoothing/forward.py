@@ -29,6 +29,7 @@ class Kept(NamedTuple):
         effective: `[N, T]`, the effective number of particles; 0 where none was possible.
         ancestors: by step, the particles `[N, K]` of the step before from which each one descends;
             `None` where every particle goes on by itself.
+        declared: whether a model's equations were run, whose one site by step is `PATH`.
         markov: whether what follows a step depends on its latents alone.
     """
 
@@ -36,6 +37,7 @@ class Kept(NamedTuple):
     log_weights: list[Tensor]
     effective: Tensor
     ancestors: list[Tensor | None]
+    declared: bool
     markov: bool
 
     def lines(self, index: Tensor, last: int) -> list[Tensor]:
@@ -47,7 +49,13 @@ class Kept(NamedTuple):
         return found[::-1]
 
     def at(self, lines: list[Tensor]) -> Latents:
-        """Return the values `[N, M, *event]` of all sites along these lines."""
+        """Return the values `[N, M, *event]` of all sites along these lines.
+
+        Of a declared model it is one path `[N, M, T, Z]`.
+        """
+        if self.declared:
+            steps = zip(self.latents, lines, strict=True)
+            return {PATH: torch.stack([picked(sites[PATH], line) for sites, line in steps], 2)}
         return {
             name: picked(value, line)
             for line, sites in zip(lines, self.latents, strict=False)
@@ -84,7 +92,7 @@ def kept_by_filter(
             observed = stepper.to_check(batch.repeat(k), every.repeat_interleave(k))
             run = ReplayedSteps(pair, batch, k, proposal, None, observed)
         particles = Particles.new(len(batch), k, batch.device)
-        kept = Kept([], [], batch.mask[:, :0].double(), [], _is_markov(run))
+        kept = Kept([], [], batch.mask[:, :0].double(), [], isinstance(run, Steps), markov=False)
         numbers = []
         for t in range(batch.num_steps):
             active, index = batch.mask[:, t], None

@@ -109,7 +109,10 @@ def joined(parts: Sequence[Marginal]) -> Marginal:
     draws = torch.cat([part.draws for part in parts], 1)
     return Marginal(
         draws,
-        *(all_of(name, 0) for name in ("mean", "stddev", "probabilities", "most_likely")),
+        all_of("mean", 0),
+        all_of("stddev", 0),
+        all_of("probabilities", 0),
+        all_of("most_likely", 0),
         draws if first.atoms is first.draws else all_of("atoms", 1),
         all_of("log_weights", 1),
         first.whole,

@@ -173,7 +173,7 @@ def _by_particles(
             paths, effective = simulated(stepper, batch, kept, samples)
         return _marginals(sites, paths), _where_possible(effective, kept.effective)
     values = {name: x for step in kept.latents for name, x in step.items()}
-    if list(kept.latents[0]) == [PATH]:
+    if kept.declared:
         values = {PATH: torch.stack([step[PATH] for step in kept.latents], 2)}
     return _marginals(sites, values, torch.stack(kept.log_weights, -1)), kept.effective
 
@@ -239,7 +239,14 @@ def _marginals(sites: Sites, values: Latents, log_w: Tensor | None = None) -> di
     return found
 
 
-def _weighted(values: Tensor, log_w: Tensor | None, *states: Any, **kind: bool) -> Marginal:
+def _weighted(
+    values: Tensor,
+    log_w: Tensor | None,
+    states: Tensor | None = None,
+    *,
+    named: bool = False,
+    whole: bool = False,
+) -> Marginal:
     """Return the law of values, sequences first."""
     weights = None if log_w is None else log_w.transpose(0, 1)
-    return Marginal.weighted(values.transpose(0, 1), weights, *states, **kind)
+    return Marginal.weighted(values.transpose(0, 1), weights, states, named=named, whole=whole)

@@ -385,11 +385,13 @@ def test_whole_paths_are_weighed_where_the_guide_draws_them() -> None:
 
 
 def test_latents_of_whole_sequences_and_states_that_are_drawn() -> None:
-    """w ~ N(0, 1), k_t of two values, x_t ~ N(w + k_t, 1), by a sum over k and a normal in w."""
+    """w ~ N(0, 1), called `z`, k_t of two values, x_t ~ N(w + k_t, 1): by a sum over k, and a normal
+    in w.
+    """
 
     def model(batch: SequenceBatch) -> None:
         with batch.plate():
-            w = pyro.sample("w", dist.Normal(torch.zeros(len(batch)), 1.0))
+            w = pyro.sample("z", dist.Normal(torch.zeros(len(batch)), 1.0))
             for t in batch.steps():
                 with batch.active(t):
                     k = pyro.sample(f"k_{t}", dist.Bernoulli(torch.full((len(batch),), 0.3)))
@@ -407,14 +409,14 @@ def test_latents_of_whole_sequences_and_states_that_are_drawn() -> None:
         means.append(y.sum() / 3)
         ones.append(torch.tensor(k))
     p = torch.stack(weights) / sum(weights)
-    w, k = found.mean["w"], found.probabilities["k"]
-    assert w.shape == (40,) and k.shape == (40, 2, 2) and found.draws["w"].shape == (400, 40)
+    w, k = found.mean["z"], found.probabilities["k"]
+    assert w.shape == (40,) and k.shape == (40, 2, 2) and found.draws["z"].shape == (400, 40)
     assert (w.mean() - p @ torch.stack(means)).abs() < 4 * w.std() / 40**0.5
     close(k.sum(-1), torch.ones(40, 2))
     close(found.mean["k"], k[..., 1])
     expected = p @ torch.stack(ones)
     assert ((k[..., 1].mean(0) - expected).abs() < 4 * k[..., 1].std(0) / 40**0.5).all()
-    assert found.quantile([0.2, 0.8])["w"].shape == (2, 40)
+    assert found.quantile([0.2, 0.8])["z"].shape == (2, 40)
 
 
 def test_quantiles_of_draws() -> None:
