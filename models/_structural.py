@@ -155,3 +155,12 @@ def moments(cells: Tensor, seen: Tensor, least: float) -> tuple[Tensor, Tensor, 
 def _mean(cells: Tensor, seen: Tensor) -> Tensor:
     total = torch.where(seen, cells, torch.zeros_like(cells)).sum((0, 1))
     return total / seen.sum((0, 1)).clamp(min=1)
+
+
+def check_scale(scale: Tensor) -> None:
+    """Raise `UserError` for scales of columns that are not positive."""
+    if not bool((scale > 0).all()):
+        raise UserError(
+            "the side inputs C to 2 C of a scaled lgssm are the columns' scales and must be "
+            f"positive, got {float(scale.min()):g}"
+        )

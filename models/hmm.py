@@ -31,6 +31,8 @@ from pyro_seq.distributions.state_mixtures import TransformDistribution, mixture
 from pyro_seq.emissions.base import Emission, mask_cells, observe
 from pyro_seq.emissions.composite import Joint
 from pyro_seq.errors import UserError
+from pyro_seq.infer.smoothing.marginals import Marginal
+from pyro_seq.infer.smoothing.states import state_marginal
 from pyro_seq.nn.feedforward import MLP, concatenate
 from pyro_seq.nn.precision import full_precision
 from pyro_seq.pairs.model import (
@@ -131,20 +133,33 @@ class HMM(SequenceModel):
         """
         if batch.values is None:
             raise UserError("the states' posterior needs observations, and the batch has none")
-        self._check_gaps(batch)
-        contexts, _ = self.context_features(batch)
-        cells = batch.seen if batch.missing_cells is not None or batch.to_sample else None
-        # the derivative of log p(x) by log p(x_t | z_t = k) is p(z_t = k | x)
         with torch.enable_grad():
-            likelihoods = self._joint(contexts, prepared(self, batch), cells).detach()
-            likelihoods.requires_grad_()
+            likelihoods = self._observed_likelihoods(batch).requires_grad_()
             steps, _ = filtered(
                 self.state_before(batch)["carried"].detach(),
                 self._transition().detach(),
                 likelihoods,
                 batch.mask,
             )
+            # the derivative of log p(x) by log p(x_t | z_t = k) is p(z_t = k | x)
             return torch.autograd.grad(steps.sum(), likelihoods)[0]
+
+    def exact_posterior(
+        self, batch: SequenceBatch, draws: int, *, filtered: bool
+    ) -> dict[str, Marginal]:
+        """Return the states given observations, as `z`."""
+        smoothed = None if filtered else self.posterior(batch)
+        first, likelihoods = self.state_before(batch)["carried"], self._observed_likelihoods(batch)
+        moves = self._transition()
+        return {"z": state_marginal(first, moves, likelihoods, batch.mask, draws, smoothed)}
+
+    def _observed_likelihoods(self, batch: SequenceBatch) -> Tensor:
+        """Compute log p(x_t | z_t) `[N, T, S]` of what was seen, without a graph."""
+        self._check_gaps(batch)
+        cells = batch.seen if batch.missing_cells is not None or batch.to_sample else None
+        with torch.no_grad():
+            contexts, _ = self.context_features(batch.with_cache())
+            return self._joint(contexts, prepared(self, batch), cells)
 
     def _check_gaps(self, batch: SequenceBatch) -> None:
         """Raise `UserError` where a step looks at steps to be sampled."""

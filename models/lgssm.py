@@ -20,7 +20,9 @@ from pyro_seq.distributions.linear_gaussian import CellNormal, LinearGaussian, r
 from pyro_seq.emissions.base import Emission
 from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
-from pyro_seq.models._structural import Structure, Trend, moments, real_cells
+from pyro_seq.infer.smoothing.gaussian import gaussian_marginal
+from pyro_seq.infer.smoothing.marginals import Marginal
+from pyro_seq.models._structural import Structure, Trend, check_scale, moments, real_cells
 from pyro_seq.pairs.model import (
     Layout,
     ModelState,
@@ -270,7 +272,7 @@ class LGSSM(SequenceModel):
         location, scale = self._units(batch.inputs)
         if scale is not None:
             scale = torch.where(batch.mask.unsqueeze(-1), scale, 1.0)
-            _check_scale(scale)
+            check_scale(scale)
         event = () if self.scalar else (self.num_columns,)
         return LinearGaussian(
             self.system(),
@@ -294,6 +296,13 @@ class LGSSM(SequenceModel):
         if batch.values is None:
             raise UserError("the states' posterior needs observations, and the batch has none")
         return self.distribution(batch).smoothed(self._own(prepared(self, batch)))
+
+    def exact_posterior(
+        self, batch: SequenceBatch, draws: int, *, filtered: bool
+    ) -> dict[str, Marginal]:
+        """Return the states `[n]` given observations, as `z`."""
+        law, values = self.distribution(batch), self._own(prepared(self, batch))
+        return {"z": gaussian_marginal(law, values, draws, filtered=filtered)}
 
     def exact_fill(self, batch: SequenceBatch, draws: int) -> Any:
         """Draw missing cells and steps given all that was seen: values `[N * draws, T, *event]`.
@@ -339,7 +348,7 @@ class LGSSM(SequenceModel):
             assert inputs is not None
             # side inputs of nothing but zeros are those of padding
             scale = torch.where((inputs == 0).all(-1, keepdim=True), 1.0, scale)
-            _check_scale(scale)
+            check_scale(scale)
         predictive = self._predictive(state["carried"], location, scale)
         x = draw_observation(predictive if self.member is None else {self.member: predictive})
         y = self._own(x).double()
@@ -389,11 +398,3 @@ class LGSSM(SequenceModel):
         after = kalman.moved(system, kalman.updated(belief, found))
         mean = of.outward(after.mean.unsqueeze(1))[..., 0, 0, :]
         return {"mean": mean, "covariance": of.spread(after.covariance)}
-
-
-def _check_scale(scale: Tensor) -> None:
-    if not bool((scale > 0).all()):
-        raise UserError(
-            "the side inputs C to 2 C of a scaled lgssm are the columns' scales and must be "
-            f"positive, got {float(scale.min()):g}"
-        )

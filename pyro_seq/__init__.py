@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from pyro_seq.infer.sampling import sample as sample
     from pyro_seq.infer.sampling import sample_sequences as sample_sequences
     from pyro_seq.infer.smc.particle_filter import particle_filter as particle_filter
+    from pyro_seq.infer.smoothing.posterior import posterior as posterior
     from pyro_seq.nn.recurrent import Recurrence as Recurrence
     from pyro_seq.pairs.guide import SequenceGuide as SequenceGuide
     from pyro_seq.pairs.model import SequenceModel as SequenceModel

@@ -365,8 +365,8 @@ def _cells(system: StateSpace, mean: Tensor, y: Tensor, seen: Tensor | None) -> 
 def simulated(system: StateSpace, first: Belief, steps: int) -> tuple[Tensor, Tensor]:
     """Draw states `[B, T, n, M]` and observations `[B, T, C, M]` of T steps."""
     shape = (steps, *first.mean.shape)
-    z = first.mean + _root(first.covariance) @ torch.randn_like(first.mean)
-    moves = _root(system.state_noise) @ torch.randn(
+    z = first.mean + root(first.covariance) @ torch.randn_like(first.mean)
+    moves = root(system.state_noise) @ torch.randn(
         shape, dtype=first.mean.dtype, device=first.mean.device
     )
     states = []
@@ -394,7 +394,7 @@ def simulated_given(
     return found.mean + path, torch.where(seen.unsqueeze(-1), y, found.observations + drawn)
 
 
-def _root(covariance: Tensor) -> Tensor:
+def root(covariance: Tensor) -> Tensor:
     """Return a matrix A with A A' = covariance, which may be singular."""
     values, vectors = torch.linalg.eigh(covariance)
     return vectors * values.clamp(min=0).sqrt().unsqueeze(-2)

@@ -190,8 +190,8 @@ class LinearGaussian(TorchDistribution):
         """Run the Kalman filter over a sequence; the result for the last sequence is cached."""
         recorded = torch.is_grad_enabled()
         if self._latest is None or self._latest[0] is not value or self._latest[1] != recorded:
-            y, lead = self._standard(value)
-            of, seen = self._rows(lead)
+            y, lead = self.standard(value)
+            of, seen = self.grouped(lead)
             steps, after = kalman.filtered(
                 self.system,
                 of.belief(self.mean_before, self.covariance_before),
@@ -221,8 +221,8 @@ class LinearGaussian(TorchDistribution):
 
         Padding and missing cells tell nothing.
         """
-        y, lead = self._standard(value)
-        of, seen = self._rows(lead, padding=True)
+        y, lead = self.standard(value)
+        of, seen = self.grouped(lead, padding=True)
         first = of.belief(self.mean_before, self.covariance_before)
         found = kalman.smoothed(self.system, first, of.inward(y.unsqueeze(-3)), seen)
         assert found.covariance is not None
@@ -233,8 +233,8 @@ class LinearGaussian(TorchDistribution):
 
         What was seen is returned as it is, to the last bit.
         """
-        y, lead = self._standard(value)
-        of, seen = self._rows(lead, padding=True)
+        y, lead = self.standard(value)
+        of, seen = self.grouped(lead, padding=True)
         first = of.belief(self.mean_before, self.covariance_before, draws)
         many = y.unsqueeze(-3).expand(*lead, draws, *y.shape[-2:])
         _, filled = kalman.simulated_given(self.system, first, of.inward(many), seen)
@@ -255,7 +255,7 @@ class LinearGaussian(TorchDistribution):
             _, y = kalman.simulated(self.system, first, self.event_shape[0])
             return self._in_units(of.outward(y), self.mean_before.dtype).squeeze(len(lead))
 
-    def _rows(self, lead: torch.Size, *, padding: bool = False) -> tuple[Rows, Tensor | None]:
+    def grouped(self, lead: torch.Size, *, padding: bool = False) -> tuple[Rows, Tensor | None]:
         """Return how sequences share covariances, and the cells seen `[B, T, C]`.
 
         Padding counts as seen, unless `padding`: nothing that comes after it is asked for, and
@@ -272,7 +272,7 @@ class LinearGaussian(TorchDistribution):
         of = rows(lead, self.covariance_before, seen)
         return of, of.of_groups(seen)
 
-    def _standard(self, value: Tensor) -> tuple[Tensor, torch.Size]:
+    def standard(self, value: Tensor) -> tuple[Tensor, torch.Size]:
         """Return y_t `[*lead, T, C]` in float64."""
         y = value.double() if len(self.event_shape) == 2 else value.double().unsqueeze(-1)
         if self.location is not None:

@@ -134,6 +134,12 @@ class SequenceModel(nn.Module):
         x_observed); `infill` puts what was observed in its place.
         """
 
+    def exact_posterior(self, batch: SequenceBatch, draws: int, *, filtered: bool) -> Any:
+        """Return a `Marginal` for each latent, by name, or `None` where particles find them.
+
+        Of a step it is given all observations, or where `filtered` those up to the step.
+        """
+
     def start_from(self, batch: SequenceBatch) -> None:
         """Set new weights by observed sequences, where a model can; by default nothing."""
 

@@ -55,3 +55,17 @@ class Given(Messenger):
             whose = self.whose[name].view(-1, *(1,) * events)
             value = torch.where(whose, value.to(msg["value"].dtype), msg["value"])
         msg["value"] = value
+
+
+class Held(Messenger):
+    """Hold latent sites at values `[N, …]` by name, so that they are weighed and not drawn."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            value = self.values[msg["name"]]
+            msg["value"] = value.movedim(0, value.dim() - msg["fn"].event_dim - 1)
+            msg["done"] = True

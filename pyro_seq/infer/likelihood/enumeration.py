@@ -31,7 +31,7 @@ ENTRIES = 2**26  # of a sum's terms that are held at once
 ROW = "row"  # how the sequences' dimension is called, beside the symbols of enumerated latents
 
 
-class _Factor(NamedTuple):
+class Factor(NamedTuple):
     """One site's share of a step's density; `dims` names the dimensions by symbols.
 
     `ROW` stands for the sequences.
@@ -63,9 +63,16 @@ def enumerated_steps(pair: Pair, batch: SequenceBatch, rows: Tensor) -> Tensor:
     sequence, not finite in number, or not drawn in order of time, and where too many latents depend
     on each other at once.
     """
-    model_trace = _enumerated_trace(pair, batch)
-    factors = list(_factors(model_trace, batch, observed_steps(batch, rows)))
-    _check_order(factors)
+    trace = enumerated_trace(pair, batch)
+    factors = list(factors_of(trace, batch, observed_steps(batch, rows)))
+    check_order(factors)
+    whole = summed_prefixes(factors, batch)
+    before = torch.nn.functional.pad(whole[:, :-1], (1, 0))
+    return torch.where(batch.mask & ~before.isneginf(), whole - before, 0.0)
+
+
+def summed_prefixes(factors: list[Factor], batch: SequenceBatch) -> Tensor:
+    """Return log p(x_{1:t}) `[N, T]` in nats, each latent summed out as soon as it may be."""
     last = {symbol: i for i, factor in enumerate(factors) for symbol in factor.dims}
     dims: tuple[str, ...] = (ROW,)
     message = torch.zeros(len(batch), dtype=torch.double, device=batch.device)
@@ -77,12 +84,10 @@ def enumerated_steps(pair: Pair, batch: SequenceBatch, rows: Tensor) -> Tensor:
                 dims, message = _summed(dims, message, symbol)
             done += 1
         prefixes.append(_over_rows(dims, message))
-    whole = torch.stack(prefixes, -1)
-    before = torch.nn.functional.pad(whole[:, :-1], (1, 0))
-    return torch.where(batch.mask & ~before.isneginf(), whole - before, 0.0)
+    return torch.stack(prefixes, -1)
 
 
-def _enumerated_trace(pair: Pair, batch: SequenceBatch) -> Any:
+def enumerated_trace(pair: Pair, batch: SequenceBatch) -> Any:
     """Trace the model with every latent taking all its values, dimensions named by symbols."""
     marked_by_hand = (
         "exact scores are of pairs whose latents are all marked to be enumerated, "
@@ -133,7 +138,7 @@ def _enumerated_trace(pair: Pair, batch: SequenceBatch) -> Any:
     return trace
 
 
-def _factors(trace: Any, batch: SequenceBatch, observed: Observed) -> Iterator[_Factor]:
+def factors_of(trace: Any, batch: SequenceBatch, observed: Observed) -> Iterator[Factor]:
     """Yield the sites' shares by step, those of a step in the order of the sites."""
     found = []
     places = places_of(trace, batch.num_steps)
@@ -177,7 +182,7 @@ def _factor(
     symbols: dict[int, str],
     trace: Any,
     own: str | None = None,
-) -> _Factor:
+) -> Factor:
     """Return a site's share of a step with its dimensions named.
 
     Plates inside a sequence are summed over.
@@ -202,10 +207,10 @@ def _factor(
         for symbol in shares._pyro_dims
         if symbol not in plates or symbol == row
     )
-    return _Factor(name, step, dims, (shares.sum(inner) if inner else shares).double(), own)
+    return Factor(name, step, dims, (shares.sum(inner) if inner else shares).double(), own)
 
 
-def _check_order(factors: list[_Factor]) -> None:
+def check_order(factors: list[Factor]) -> None:
     """Raise `UserError` where a site depends on a latent of a later step.
 
     A prefix of a sequence has no density of its own then.
@@ -222,7 +227,7 @@ def _check_order(factors: list[_Factor]) -> None:
 
 
 def _multiplied(
-    dims: tuple[str, ...], message: Tensor, factor: _Factor
+    dims: tuple[str, ...], message: Tensor, factor: Factor
 ) -> tuple[tuple[str, ...], Tensor]:
     """Multiply the message by a factor, over the dimensions of both."""
     target = (*(symbol for symbol in factor.dims if symbol not in dims), *dims)

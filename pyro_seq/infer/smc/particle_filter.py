@@ -104,7 +104,7 @@ def particle_filter(
     batch, missing = _checked(stepper, batch, missing, proposal)
     shown = None
     if proposal == "guide" and not stepper.is_exact and stepper.proposes_by_step(proposal):
-        shown = _shown(pair, batch, missing, samples, particles, state)
+        shown = shown_with_guesses(pair, batch, missing, samples, particles, state)
     run = _Filter(stepper, samples, proposal, paths)
     every, size = torch.arange(len(batch), device=batch.device), min(ROWS, stepper.states_at_once)
     rows, parts = every if rows is None else rows, []
@@ -136,7 +136,7 @@ def _checked(
     return batch, missing
 
 
-def _shown(
+def shown_with_guesses(
     pair: Pair,
     batch: SequenceBatch,
     missing: Any,

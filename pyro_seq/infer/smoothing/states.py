@@ -1,0 +1,86 @@
+"""The states of a hidden Markov chain given observations: by step, paths, the likeliest path.
+
+Rabiner (1989), *A tutorial on hidden Markov models*. Everything is in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_seq.distributions.hidden_markov import advanced
+from pyro_seq.infer.smoothing.marginals import Marginal
+
+
+def state_marginal(
+    predicted: Tensor,
+    transition: Tensor,
+    likelihoods: Tensor,
+    mask: Tensor,
+    draws: int,
+    smoothed: Tensor | None,
+) -> Marginal:
+    """Return the states given all observations, or where `smoothed` is `None` those up to a step.
+
+    Args:
+        predicted: log p(z_1) `[N, S]`.
+        transition: log p(z_{t+1} = j | z_t = i) `[S, S]`.
+        likelihoods: log p(x_t | z_t) `[N, T, S]`.
+        mask: `[N, T]`, the steps that belong to a sequence.
+        draws: M.
+        smoothed: p(z_t | x_{1:T}) `[N, T, S]`.
+    """
+    predicted, transition, likelihoods = (x.double() for x in (predicted, transition, likelihoods))
+    likelihoods = torch.where(mask.unsqueeze(-1), likelihoods, 0.0)
+    beliefs = filtered_states(predicted, transition, likelihoods)
+    if smoothed is None:
+        flat = beliefs.exp().flatten(0, 1)
+        states = torch.multinomial(flat, draws, replacement=True)
+        return Marginal(states.t().view(draws, *mask.shape), probabilities=beliefs.exp())
+    return Marginal(
+        drawn_paths(beliefs, transition, draws),
+        probabilities=smoothed,
+        most_likely=likeliest_paths(predicted, transition, likelihoods, mask),
+    )
+
+
+def filtered_states(predicted: Tensor, transition: Tensor, likelihoods: Tensor) -> Tensor:
+    """Compute log p(z_t | x_{1:t}) `[N, T, S]` by the forward algorithm."""
+    found = []
+    for likelihood in likelihoods.unbind(-2):
+        found.append((predicted + likelihood).log_softmax(-1))
+        _, predicted = advanced(predicted, transition, likelihood)
+    return torch.stack(found, -2)
+
+
+def drawn_paths(beliefs: Tensor, transition: Tensor, draws: int) -> Tensor:
+    """Draw whole paths of states `[M, N, T]` given all observations.
+
+    Backwards: p(z_t = i | z_{t+1} = j, x_{1:t}) is proportional to p(z_t = i | x_{1:t}) p(j | i).
+    """
+    n, num_steps, states = beliefs.shape
+    z = torch.multinomial(beliefs[:, -1].exp(), draws, replacement=True)  # [N, M]
+    path = [z]
+    for t in reversed(range(num_steps - 1)):
+        logits = beliefs[:, t].unsqueeze(1) + transition.mT[z]
+        flat = logits.softmax(-1).view(n * draws, states)
+        z = torch.multinomial(flat, 1).view(n, draws)
+        path.append(z)
+    return torch.stack(path[::-1], -1).transpose(0, 1)
+
+
+def likeliest_paths(
+    predicted: Tensor, transition: Tensor, likelihoods: Tensor, mask: Tensor
+) -> Tensor:
+    """Find the path of states of the largest p(z_{1:T} | x_{1:T}) `[N, T]` (Viterbi 1967)."""
+    score, back = predicted + likelihoods[:, 0], list[Tensor]()
+    same = torch.arange(predicted.shape[-1], device=mask.device)
+    for t in range(1, likelihoods.shape[1]):
+        best, came_from = (score.unsqueeze(-1) + transition).max(-2)
+        active = mask[:, t].unsqueeze(-1)
+        score = torch.where(active, best + likelihoods[:, t], score)
+        back.append(torch.where(active, came_from, same))
+    path = [score.argmax(-1)]
+    for came_from in reversed(back):
+        path.append(came_from.gather(-1, path[-1].unsqueeze(-1)).squeeze(-1))
+    return torch.stack(path[::-1], -1)
