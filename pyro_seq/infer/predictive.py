@@ -17,12 +17,14 @@ from pyro_seq._pytree import tree_cat, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.gaps import blanked, draw_gaps
+from pyro_seq.infer.global_latents import global_draws
 from pyro_seq.infer.smc.particle_filter import cells_to_draw
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.poutine.checks import named
 from pyro_seq.poutine.observation_sites import observed_stems, sampled_stems
 from pyro_seq.poutine.probe import trace_model
+from pyro_seq.poutine.shared import shared_latents
 from pyro_seq.poutine.step_densities import is_enumerated, sample_sites
 
 
@@ -50,6 +52,9 @@ def posterior_predictive(
     - Gaps before an observation, cells of steps that were seen in part (`batch.with_missing`), and
       latents that the guide leaves to enumeration: all are drawn together, as `infill` draws them.
       The states of a shipped `hmm` are summed out there and not returned.
+
+    Each sample has its own draw of latents that all sequences share; where these are random weights
+    (`PyroSample`), `parallel=False` it must be.
 
     Args:
         pair: any model and guide that take a `SequenceBatch`.
@@ -80,7 +85,15 @@ def posterior_predictive(
         whole(number, f"the number of {what}", 1)
     size = min(num_samples, chunk_size or num_samples)
     sizes = [min(size, num_samples - start) for start in range(0, num_samples, size)]
-    samples = _drawn(pair, batch, sizes, particles, replicate=replicate, parallel=parallel)
+    told: dict[str, Any] = {"replicate": replicate, "parallel": parallel}
+    if (batch.to_sample or batch.missing_cells is not None) and shared_latents(pair, batch):
+        parts = []
+        for values, local in global_draws(pair, batch.before_gaps() or batch, num_samples):
+            drawn = _drawn(local, batch, [1], particles, **told)
+            parts.append(drawn | {name: value.unsqueeze(0) for name, value in values.items()})
+        samples: dict[str, Tensor] = tree_cat(parts)
+    else:
+        samples = _drawn(pair, batch, sizes, particles, **told)
     if return_sites is None:
         return samples
     if absent := [name for name in return_sites if name not in samples]:

@@ -19,6 +19,7 @@ from pyro_seq.infer.elbo import FreeBits_ELBO
 from pyro_seq.infer.multi_sample import WeightedELBO
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.checks import latent_sites, mismatches, named, non_finite
+from pyro_seq.poutine.shared import shared_latents
 from pyro_seq.poutine.step_densities import (
     is_enumerated,
     states,
@@ -63,6 +64,25 @@ def refuse_gaps(batch: SequenceBatch) -> None:
             f"{len(batch.to_sample)} steps of a batch are to be sampled, and a training needs "
             f"observations: {instead}"
         )
+
+
+def total_of(pair: Pair, batches: Any, batch: SequenceBatch) -> int | None:
+    """Return how many sequences a stream's batches are drawn from, if all share latents.
+
+    Raises `UserError` for a stream that does not say: the weight of the shared latents beside the
+    sequences is not known then.
+    """
+    shared = shared_latents(pair, batch)
+    if not shared or batch.total is not None:
+        return None
+    total: int | None = getattr(batches, "num_sequences", None)
+    if total is None:
+        raise UserError(
+            f"all sequences share the latent {shared[0]!r}, which counts once for the whole data: "
+            f"{type(batches).__name__} must say how many sequences these have (num_sequences), or "
+            "draw batches that are batch.of_total(n)"
+        )
+    return total
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, did_you_mean, whole
 from pyro_seq.infer.likelihood.enumeration import enumerated_steps
 from pyro_seq.infer.likelihood.importance import path_weights
+from pyro_seq.infer.likelihood.over_globals import over_globals, refuse_exact
 from pyro_seq.infer.likelihood.pareto import k_hat
 from pyro_seq.infer.likelihood.score import Score, UnreliableEstimate
 from pyro_seq.infer.smc.particle_filter import Proposal, particle_filter
@@ -22,6 +23,7 @@ from pyro_seq.infer.smc.particles import Particles, among_all, particle_rows
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.infer.stepping.stepper import Stepper
 from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.shared import shared_latents
 from pyro_seq.poutine.step_densities import Unsummed, with_batch_first
 
 Method = Literal["auto", "exact", "elbo", "importance", "filter"]
@@ -62,6 +64,7 @@ def score(
     samples: int = 1,
     proposal: Proposal = "guide",
     state: Any = None,
+    global_draws: int = 32,
 ) -> Score:
     r"""Score the sequences of a batch, or their next window, in nats.
 
@@ -82,6 +85,10 @@ def score(
     A step's share is the growth of the estimate from one prefix of the sequence to the next. A
     latent of a whole sequence counts at the first step of each window. `poutine.scale` is ignored.
 
+    Of a pair with latents that all sequences share (`GlobalGuide`), each sequence's figure is its
+    posterior predictive density, log (1/S) sum_s p(x_n | g_s) over S draws of the guide, where
+    p(x_n | g_s) is what the method makes of the pair given g_s (`over_globals`).
+
     Args:
         pair: any model and guide.
         batch: N sequences, or the next window of each.
@@ -89,13 +96,31 @@ def score(
         samples: K; as the first window.
         proposal: where latents are drawn from, `guide` or `prior`; as the first window.
         state: the `state` of the score of the window before.
+        global_draws: S, draws of the latents that all sequences share; as the first window.
 
     Raises `UserError` for a sequence without a step, a window after one that left no state,
     observations outside the support, a site that only one of model and guide samples (unless the
-    guide's is `is_auxiliary`), an observed site of no step, a site that all sequences share, and
+    guide's is `is_auxiliary`), an observed site of no step or that all sequences share, and
     densities that are not a number.
     """
     _check(batch, method, samples, proposal, first=state is None)
+    shared = shared_latents(pair, batch)
+    if shared:
+        if method == "exact":
+            refuse_exact(shared[0], ESTIMATES)
+
+        def given(local: Pair, window: SequenceBatch, begun: Any) -> Score:
+            return _score(local, window, method, samples, proposal, begun)
+
+        told: dict[str, Any] = {"method": method, "draws": global_draws, "state": state}
+        return doubted(over_globals(given, pair, batch, shared, **told))
+    return doubted(_score(pair, batch, method, samples, proposal, state))
+
+
+def _score(
+    pair: Pair, batch: SequenceBatch, method: str, samples: int, proposal: Proposal, state: Any
+) -> Score:
+    """Score the sequences of a pair none of whose latents is shared by all."""
     if state is not None:
         if state["carried"]["model"] is None:
             instead = "have it return a SequenceOutput with a state, or score whole sequences"
@@ -113,7 +138,7 @@ def score(
     if any(estimated) and not all(estimated):
         raise UserError("some sequences have latents and some have none: score them apart")
     made = "exact" if not any(estimated) else "importance" if method == "auto" else method
-    return doubted(_put_together(found, batch, state, made, proposal))
+    return _put_together(found, batch, state, made, proposal)
 
 
 def doubted(scored: Score) -> Score:
