@@ -78,8 +78,9 @@ def make_pair(settings: ModelSettings, parts: PairComponents) -> Pair:
     `encoder`, `context`, `num_inputs`, `regressors`) and with its settings; a setting `seasons`
     that is `None` is the data's. It returns a model, or a model and a guide. A model that comes
     alone is given no guide if it has no latents, and an
-    `AutoSequenceGuide` if it has, in a `GlobalGuide` where all sequences share some. Pairs that are not shipped are run once, on an example, so that
-    parameters which are made by a first call exist.
+    `AutoSequenceGuide` if it has, in a `GlobalGuide` where all sequences share some. Pairs that are
+    not shipped are run once, on an example, so that parameters which are made by a first call
+    exist.
 
     Raises `UserError` where code that is not ours fails, or returns something else.
     """

@@ -160,7 +160,7 @@ class SequenceModel(nn.Module):
     def forward(self, batch: SequenceBatch, layout: Layout | None = None) -> SequenceOutput:
         """The Pyro model p(x, z) of the batch, in its own layout or in another one."""
         whole = in_one_path(self, batch, layout)
-        if register(self) and whole:
+        if register(self) and whole and self.latent_size:
             raise UserError(
                 f"this {type(self).__name__} has random weights (PyroSample), which are drawn for "
                 "the time of a call, and in layout 'path' its "

@@ -1,4 +1,4 @@
-"""Check on one batch that a pair keeps its contract: `check_pair`, `problems`, `notes`."""
+"""Check a pair: `check_pair`, `problems` and `notes` its contract, `calibration` its posterior."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from pyro_seq.poutine.time_sites import Site
 from pyro_seq.testing import agreement, invariances
 from pyro_seq.testing.gradients import gradients
 from pyro_seq.testing.probe import Failure, Probe, evaluating, one_line, traced
+from pyro_seq.testing.simulation_based import calibration
 
-__all__ = ["PairProblems", "check_pair", "notes", "problems"]
+__all__ = ["PairProblems", "calibration", "check_pair", "notes", "problems"]
 
 SEQUENCES, STEPS = 4, 24  # of a larger batch, the first ones: enough to be told apart, and quick
 
