@@ -222,7 +222,7 @@ def shipped_models(layout: Any) -> list[Any]:
 
 
 def test_random_weights_of_densities_that_are_computed_later_are_refused() -> None:
-    for model in shipped_models("path")[2:5]:
+    for model in shipped_models("path")[2:]:
         to_pyro_module_(model)
         model.decoder[0].weight = PyroSample(
             dist.Normal(0.0, 1.0).expand(model.decoder[0].weight.shape).to_event(2)
@@ -234,7 +234,7 @@ def test_random_weights_of_densities_that_are_computed_later_are_refused() -> No
 
 
 @pytest.mark.parametrize(
-    ("layout", "index"), [*(("steps", i) for i in range(6)), *(("path", i) for i in (0, 1, 5))]
+    ("layout", "index"), [*(("steps", i) for i in range(6)), *(("path", i) for i in (0, 1))]
 )
 def test_any_weight_may_be_random(layout: str, index: int) -> None:
     """All weights at once, one draw of each for all sequences: the density of plain weights."""
