@@ -56,6 +56,11 @@ class TextWindows:
         """How many windows the corpus has side by side."""
         return max(1, round(len(self.symbols) / self.window))
 
+    @property
+    def num_observations(self) -> int:
+        """How many symbols the corpus has."""
+        return len(self.symbols)
+
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Draw `[batch_size, window]` symbols, and whether they continue the last ones."""
         if not self.carry:
@@ -142,6 +147,11 @@ class LineBatches:
     def num_sequences(self) -> int:
         """How many lines there are."""
         return len(self.edges)
+
+    @property
+    def num_observations(self) -> int:
+        """How many symbols the lines have."""
+        return int((self.edges[:, 1] - self.edges[:, 0]).sum())
 
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Draw the next minibatch, shorter lines padded; it never continues the last one."""

@@ -60,6 +60,11 @@ class PieceBatches:
         cut = (1 + max(0, n - 1) / self.window if self.window else 1.0 for n in lengths)
         return round(sum(cut))
 
+    @property
+    def num_observations(self) -> int:
+        """How many steps all pieces have."""
+        return sum(len(piece) for piece in self.pieces)
+
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Draw the next minibatch, shorter pieces padded; it never continues the last one."""
         if not self.waiting:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -66,23 +66,32 @@ def refuse_gaps(batch: SequenceBatch) -> None:
         )
 
 
-def total_of(pair: Pair, batches: Any, batch: SequenceBatch) -> int | None:
-    """Return how many sequences a stream's batches are drawn from, if all share latents.
+class WholeData(NamedTuple):
+    """How many sequences and observed steps all data have, of which batches are drawn."""
+
+    sequences: int
+    observations: int
+
+
+def whole_data(pair: Pair, batches: Any, batch: SequenceBatch) -> WholeData | None:
+    """Return of how much data a stream's batches are, if all sequences share latents.
 
     Raises `UserError` for a stream that does not say: the weight of the shared latents beside the
     sequences is not known then.
     """
     shared = shared_latents(pair, batch)
-    if not shared or batch.total is not None:
+    if not shared:
         return None
-    total: int | None = getattr(batches, "num_sequences", None)
-    if total is None:
-        raise UserError(
-            f"all sequences share the latent {shared[0]!r}, which counts once for the whole data: "
-            f"{type(batches).__name__} must say how many sequences these have (num_sequences), or "
-            "draw batches that are batch.of_total(n)"
-        )
-    return total
+    total = batch.total or getattr(batches, "num_sequences", None)
+    observations = getattr(batches, "num_observations", None)
+    for name, number in (("num_sequences", total), ("num_observations", observations)):
+        if number is None:
+            raise UserError(
+                f"all sequences share the latent {shared[0]!r}, which counts once for the whole "
+                f"data: {type(batches).__name__} must say how many sequences and steps these have "
+                f"(num_sequences, num_observations), and has no {name}"
+            )
+    return WholeData(int(total or 0), int(observations or 0))
 
 
 @torch.no_grad()

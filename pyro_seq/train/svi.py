@@ -14,7 +14,7 @@ from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.poutine.scale_latents import ScaleLatents, scales_summed_out
 from pyro_seq.train.divergence import diverged
 from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
-from pyro_seq.train.preflight import dry_run, find_parameters, total_of
+from pyro_seq.train.preflight import WholeData, dry_run, find_parameters, whole_data
 from pyro_seq.train.schedules import kl_strength
 from pyro_seq.train.settings import TrainingSettings
 
@@ -22,8 +22,9 @@ from pyro_seq.train.settings import TrainingSettings
 class Batches(Protocol):
     """An endless stream of training batches that can be saved and resumed.
 
-    For pairs with latents that all sequences share it also has `num_sequences`: how many sequences
-    (or windows) the data hold, of which its batches are minibatches.
+    For pairs with latents that all sequences share it also has `num_sequences` and
+    `num_observations`: how many sequences (or windows) and steps the data hold, of which its
+    batches are minibatches.
     """
 
     def draw(self) -> tuple[SequenceBatch, bool]:
@@ -44,7 +45,7 @@ class SVIUpdates:
 
     Updates maximise (1/n) (E_q[log p(x | z)] - beta KL) over a batch's n observations; beta and all
     else are the settings'. Where all sequences share latents, a batch of N sequences is one of the
-    whole data's (`SequenceBatch.of_total`), and n stands for the observations of all of these.
+    whole data's (`SequenceBatch.of_total`), and n are the observations of all of these.
 
     Args:
         pair: model and guide; all is done inside its scope.
@@ -67,7 +68,7 @@ class SVIUpdates:
         self.first_loss: float | None = None
         self.recent_loss = math.nan  # a moving average
         self._step, self._summed_out_scaled = 0, False
-        self._total: int | None = None  # sequences in all data, where latents are shared by all
+        self._data: WholeData | None = None  # where latents are shared by all sequences
         # particles one after the other are each back-propagated by themselves, so they cannot share
         # a part of the graph
         self._shares = getattr(self.elbo, "num_particles", 1) == 1 or getattr(
@@ -80,7 +81,7 @@ class SVIUpdates:
         Both come from a look at the first batch, which leaves no other trace.
         """
         with dry_run(self.pair, batches) as batch:
-            self._total = total_of(self.pair, batches, batch)
+            self._data = whole_data(self.pair, batches, batch)
             batch = self._of_data(batch)
             parameters, without = find_parameters(self.pair, self.elbo, batch)
             self._summed_out_scaled = scales_summed_out(
@@ -110,7 +111,7 @@ class SVIUpdates:
         self.optimiser.scale_learning_rate(factor)
         self._step, batch = step, self._of_data(batch)
         loss = self._svi.step(batch.with_cache() if self._shares else batch)
-        parts, n = self.recorder.take(), _observations_of_data(batch)
+        parts, n = self.recorder.take(), self._observations(batch)
         figures = {
             "loss": loss,
             **(parts.per(n) if parts else {}),
@@ -125,12 +126,23 @@ class SVIUpdates:
 
     def _of_data(self, batch: SequenceBatch) -> SequenceBatch:
         """Return a minibatch of all data, unless it says itself of how many sequences it is."""
-        if self._total is None or batch.total is not None:
+        if self._data is None or batch.total is not None:
             return batch
-        return batch.of_total(self._total)
+        return batch.of_total(self._data.sequences)
+
+    def _observations(self, batch: SequenceBatch) -> float:
+        """Return how many observations a batch's objective is of.
+
+        Where latents are shared, they are those of all data, a number that is the same for all
+        batches: else sequences in batches of few steps would count for more beside the prior.
+        """
+        if self._data is not None:
+            return self._data.observations
+        share = 1.0 if batch.total is None else batch.total / max(1, len(batch))
+        return max(1, batch.num_observations) * share
 
     def _loss_and_grads(self, model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> float:
-        per_observation = 1.0 / _observations_of_data(batch)
+        per_observation = 1.0 / self._observations(batch)
         with ScaleLatents(
             self.kl_strength(self._step), summed_out=self._summed_out_scaled
         ) as scaled:
@@ -158,9 +170,3 @@ class SVIUpdates:
     def diverged(self) -> bool:
         """Return whether the moving average of the loss is far beyond the first one."""
         return not math.isnan(self.recent_loss) and diverged(self.recent_loss, self.first_loss)
-
-
-def _observations_of_data(batch: SequenceBatch) -> float:
-    """How many observations a batch stands for: its own, times total/N of a minibatch."""
-    share = 1.0 if batch.total is None else batch.total / max(1, len(batch))
-    return max(1, batch.num_observations) * share

@@ -112,8 +112,8 @@ class Noise(Messenger):
 
 @pytest.mark.usefixtures("float64")
 def test_gradients_of_all_minibatches_average_to_that_of_the_whole() -> None:
-    """Exactly: over all minibatches of 3 of 10 sequences, noise fixed."""
-    batch, noise = observed(), torch.randn(len(LENGTHS))
+    """Exactly: over all minibatches of 2 of 6 sequences, noise fixed."""
+    batch, noise = observed().select(slice(6)), torch.randn(6)
     guide = GlobalGuide(panel, levels, over=AutoNormal).prepare(batch)
     weights = list(guide.parameters())
 
@@ -123,9 +123,9 @@ def test_gradients_of_all_minibatches_average_to_that_of_the_whole() -> None:
             loss = Trace_ELBO().differentiable_loss(panel, guide, some)
         return [*torch.autograd.grad(loss, weights), loss.detach()]
 
-    chosen = [torch.tensor(rows) for rows in itertools.combinations(range(len(LENGTHS)), 3)]
-    parts = [gradient(batch.of_total(10).select(rows), rows) for rows in chosen]
-    whole = gradient(batch, torch.arange(10))
+    chosen = [torch.tensor(rows) for rows in itertools.combinations(range(6), 2)]
+    parts = [gradient(batch.of_total(6).select(rows), rows) for rows in chosen]
+    whole = gradient(batch, torch.arange(6))
     for mean, one in zip(zip(*parts, strict=True), whole, strict=True):
         torch.testing.assert_close(torch.stack(mean).mean(0), one, rtol=1e-10, atol=1e-10)
 
@@ -151,7 +151,9 @@ def fitted() -> tuple[Pair, SequenceBatch]:
     assert isinstance(batch.values, Tensor)
     pieces = [x[:n] for x, n in zip(batch.values, LENGTHS, strict=True)]
     pair = Pair(panel, GlobalGuide(panel, levels))
-    settings = TrainingSettings(num_steps=500, learning_rate=0.05, precision="float32")
+    settings = TrainingSettings(
+        num_steps=400, learning_rate=0.05, ema_decay=0.98, precision="float32"
+    )
     Trainer(pair, PieceBatches(pieces, batch_size=5), settings, quiet=True).fit()
     return pair, batch
 
@@ -174,10 +176,10 @@ def test_scores_are_posterior_predictive_densities(fitted: tuple[Pair, SequenceB
     pair, new = Pair(panel, GlobalGuide(panel, levels, over=draws)), observed(1)
     expected = predictive(new, mean, deviation)
     for method, samples in (("importance", 1), ("auto", 2), ("filter", 4)):
-        found = score(pair, new, method=method, samples=samples, global_draws=200)  # type: ignore[arg-type]
-        assert not found.exact and found.samples == 200
+        found = score(pair, new, method=method, samples=samples, global_draws=80)  # type: ignore[arg-type]
+        assert not found.exact and found.samples == 80
         assert (found.total - expected).abs().lt(5 * found.standard_error + 1e-3).all()
-    bound = score(pair, new, method="elbo", global_draws=200)
+    bound = score(pair, new, method="elbo", global_draws=60)
     assert (bound.total < expected + 4 * bound.standard_error).all()
     with pytest.raises(UserError, match=r"all sequences share the latent 'mu'.*not to be had ex"):
         score(pair, new, method="exact")
@@ -186,9 +188,9 @@ def test_scores_are_posterior_predictive_densities(fitted: tuple[Pair, SequenceB
 def test_errors_of_scores_cover(fitted: tuple[Pair, SequenceBatch]) -> None:
     mean, deviation = posterior_of_mean(fitted[1])
     draws = {"mu": mean + deviation * torch.randn(5_000)}
-    pair, new = Pair(panel, GlobalGuide(panel, levels, over=draws)), observed(2).select(slice(3))
+    pair, new = Pair(panel, GlobalGuide(panel, levels, over=draws)), observed(2).select(slice(8))
     expected = predictive(new, mean, deviation)
-    found = [score(pair, new, global_draws=20) for _ in range(40)]
+    found = [score(pair, new, global_draws=12) for _ in range(24)]
     z = torch.stack([(one.total - expected) / one.standard_error for one in found])
     assert 0.6 < float(z.std()) < 1.5 and abs(float(z.mean())) < 0.6
 
@@ -198,12 +200,12 @@ def test_tools_draw_both(fitted: tuple[Pair, SequenceBatch]) -> None:
     full = batch.select(slice(2))
     mean, deviation = posterior_of_mean(batch)
     spread = math.sqrt(deviation**2 + BETWEEN**2 + WITHIN**2)
-    new = sample(pair, 300, 1)
-    assert abs(float(new.mean()) - mean) < 5 * spread / math.sqrt(300)
+    new = sample(pair, 200, 1)
+    assert abs(float(new.mean()) - mean) < 5 * spread / math.sqrt(200)
     assert float(new.std()) == pytest.approx(spread, rel=0.25)
     one = sample(pair, 300, 1, global_draws=1)
     assert float(one.std()) == pytest.approx(math.hypot(BETWEEN, WITHIN), rel=0.25)
-    wide = sample(pair, 300, 1, proposal="prior")
+    wide = sample(pair, 200, 1, proposal="prior")
     assert float(wide.std()) == pytest.approx(math.sqrt(WIDE**2 + BETWEEN**2 + 1), rel=0.25)
     assert continuation(pair, batch, 2, draws=3).shape == (30, 2)
     filled = infill(pair, full, [3], draws=2)
@@ -233,9 +235,11 @@ def test_guide_is_kept_in_a_run_folder(tmp_path: Path) -> None:
         local = AutoSequenceGuide(panel, hidden_size=4, latent_sizes=())
         pair = Pair(panel, GlobalGuide(panel, local, over=AutoMultivariateNormal))
         settings = TrainingSettings(num_steps=steps, precision="float32", schedule="constant")
-        with RunFolder(tmp_path / "run").lock():
+        with RunFolder(tmp_path / "run", "test").lock():
             stream = PieceBatches(pieces, batch_size=2)
-            Trainer(pair, stream, settings, run=RunFolder(tmp_path / "run"), quiet=True).fit()
+            Trainer(
+                pair, stream, settings, run=RunFolder(tmp_path / "run", "test"), quiet=True
+            ).fit()
         return pair
 
     first, again = trained(3), trained(3)
@@ -262,7 +266,7 @@ def test_figures_are_of_an_observation_of_all_data() -> None:
         for one in each:
             assert one["loss"] == pytest.approx(-one["elbo"], rel=1e-4)
         found.append(sum(one["elbo"] for one in each) / 30)
-    assert found[0] == pytest.approx(found[1], rel=0.1)
+    assert found[0] == pytest.approx(found[1], rel=0.03)
 
 
 def grouped(batch: SequenceBatch) -> None:
@@ -334,7 +338,7 @@ def test_bad_input() -> None:
         num_sequences = None  # type: ignore[assignment]
 
     stream = Unsaid(pieces, batch_size=2)
-    with pytest.raises(UserError, match="Unsaid must say how many sequences"):
+    with pytest.raises(UserError, match=r"Unsaid must say how many seq.*has no num_sequences"):
         Trainer(Pair(panel, GlobalGuide(panel, levels)), stream, settings, quiet=True).fit()
     weighing = TrainingSettings(num_steps=1, objective="iwae", num_particles=2)
     with pytest.raises(UserError, match="latents that all sequences share are learnt by trace"):
@@ -394,12 +398,12 @@ def test_nuts_over_the_weights_of_a_filter_and_its_draws_as_a_guide() -> None:
     model = LGSSM(Normal(), trend="none", latent_size=0, noise_rank=0)
     with_priors(model, "noise_scale")
     batch = SequenceBatch((0.4 * torch.randn(3, 6)).cumsum(1))
-    chain = MCMC(NUTS(model, max_plate_nesting=1), 12, 8, disable_progbar=True)
+    chain = MCMC(NUTS(model, max_plate_nesting=1), 6, 4, disable_progbar=True)
     chain.run(batch)
     draws = chain.get_samples()
     pair = Pair(model, GlobalGuide(model, over=draws))
-    found = score(pair, batch, global_draws=30)
-    each = [score(local, batch) for _, local in global_draws(pair, batch, 30)]
+    found = score(pair, batch, global_draws=20)
+    each = [score(local, batch) for _, local in global_draws(pair, batch, 20)]
     assert all(one.exact for one in each)
     low = torch.stack([one.total for one in each]).amin(0) - 1
     assert (found.total > low).all() and sample(pair, 2, 3).shape == (2, 3)

@@ -138,6 +138,11 @@ class SeriesWindows:
         n = self.lengths.astype(float)
         return max(1, round(float(n.sum() ** 2 / (n * np.minimum(n, self.window)).sum())))
 
+    @property
+    def num_observations(self) -> int:
+        """How many steps all series have that are learnt."""
+        return int(self.lengths.sum())
+
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Draw the next minibatch; it never continues the last one."""
         share = self.lengths / self.lengths.sum()
