@@ -27,7 +27,7 @@ from pyro_seq.poutine.step_densities import (
     sample_sites,
     traced,
 )
-from pyro_seq.poutine.time_sites import WHOLE, Marks, Places, Side, classify
+from pyro_seq.poutine.time_sites import WHOLE, Marks, Places, Side, Site, classify
 from pyro_seq.testing.uniformity import Uniformity, uniformity
 
 Draws = dict[str, Tensor]  # by site: [n, *event] of a simulation's truth, [n, L, *event] of draws
@@ -227,8 +227,7 @@ class _Simulations:
         n, k = len(batch), self.draws
         truth = {
             name: rows_first(name, site, n, "it cannot be ranked")
-            for name, site in sample_sites(trace)
-            if not site["is_observed"]
+            for name, site in self._latents(trace).items()
         }
         drawn = self._of_guide(data) if self.posterior is None else self._of_posterior(data)
         found = _matched(truth, drawn)
@@ -244,7 +243,7 @@ class _Simulations:
     def of_shared(self, batch: SequenceBatch, names: list[str]) -> tuple[Draws, Draws]:
         """(truth, draws) of a data set whose sequences share latents: one simulation."""
         trace, data = self._simulate(batch)
-        sites = {name: s for name, s in sample_sites(trace) if not s["is_observed"]}
+        sites = self._latents(trace)
         assert self.posterior is not None
         drawn = {name: self._thinned(name, x) for name, x in self.posterior(data).items()}
         own = [name for name in drawn if name in sites and name not in names]
@@ -273,6 +272,15 @@ class _Simulations:
         if values is None:
             values = stacked(values_at(trace, sampled_stems(trace), range(batch.num_steps)))
         return trace, batch.with_values(values, batch.missing_cells)
+
+    def _latents(self, trace: Any) -> dict[str, Site]:
+        """Return the sites of a model's own draws that are no observations."""
+        stems = sampled_stems(trace)
+        return {
+            name: site
+            for name, site in sample_sites(trace)
+            if not site["is_observed"] and self.places[name].stem not in stems
+        }
 
     def _of_guide(self, data: SequenceBatch) -> Draws:
         n, k, p = len(data), self.draws, self.particles
