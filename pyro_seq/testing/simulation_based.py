@@ -150,7 +150,7 @@ def calibration(
         particles: of how many draws of the guide each is chosen, by importance weights: with many,
             the ranks are those of the guide put right by weighing.
         posterior: in place of the guide: draws `{site: [K, *value]}` given a batch, as
-            `MCMC.get_samples()` returns them; `K` at least `draws` times `thin`. Where all
+            `MCMC.get_samples()` returns them, of which `draws` are left by `thin`. Where all
             sequences share latents, it is called for each simulation with the whole batch, and of
             the sequences' own latents those of the first one are ranked.
         thin: every so many draws of a chain one counts, since ranks among draws that depend on each
@@ -308,7 +308,7 @@ class _Simulations:
         if len(kept) < self.draws:
             raise UserError(
                 f"the posterior has {len(drawn)} draws of {name!r}, and {self.draws} of every "
-                f"{self.thin} are ranked among: {self.draws * self.thin} at least"
+                f"{self.thin} are ranked among: {(self.draws - 1) * self.thin + 1} at least"
             )
         return kept
 

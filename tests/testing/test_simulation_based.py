@@ -173,8 +173,8 @@ def test_latents_that_all_sequences_share() -> None:
     assert any(line.startswith("mu (p =") and "too narrow" in line for line in wrong.problems)
     options = {"simulations": 20, "draws": 5, "posterior": posterior(1.0), "thin": 3}
     assert "log-likelihood" in calibration(pair, batch, **options).ranks
-    with pytest.raises(UserError, match=r"19 draws of 'mu', and 5 of every 4 .* 20 at least"):
-        calibration(pair, batch, **options | {"thin": 4})
+    with pytest.raises(UserError, match=r"19 draws of 'mu', and 5 of every 5 .* 21 at least"):
+        calibration(pair, batch, **options | {"thin": 5})
     with pytest.raises(UserError, match=r"all sequences share 'mu'.*each simulation is another"):
         calibration(pair, batch)
 
