@@ -5,6 +5,15 @@ from pyro_seq.guides.dmm import DMMGuide
 from pyro_seq.guides.iseq import ISEQGuide
 from pyro_seq.guides.srnn import SRNNGuide
 from pyro_seq.guides.vrnn import VRNNGuide
+from pyro_seq.infer.global_latents import GlobalGuide
 from pyro_seq.pairs.pair import no_guide
 
-__all__ = ["AutoSequenceGuide", "DMMGuide", "ISEQGuide", "SRNNGuide", "VRNNGuide", "no_guide"]
+__all__ = [
+    "AutoSequenceGuide",
+    "DMMGuide",
+    "GlobalGuide",
+    "ISEQGuide",
+    "SRNNGuide",
+    "VRNNGuide",
+    "no_guide",
+]

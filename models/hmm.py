@@ -84,6 +84,8 @@ class HMM(SequenceModel):
         autoregressive: whether the emission looks at c_t as well: p(x_t | z_t, c_t).
     """
 
+    computes_later = True
+
     def __init__(
         self,
         emission: Emission,

@@ -120,6 +120,34 @@ def whole_numbers(size: int, steps: int | None, device: torch.device, lengths: A
     return checked.long()
 
 
+def steps_in_all(lengths: Tensor, steps: int | None, num_steps: int | None) -> int:
+    """T, as tensors (`steps`) or the caller (`num_steps`) say, else the longest of `lengths`."""
+    if num_steps is not None:
+        num_steps = whole(num_steps, "num_steps of a SequenceBatch", 0)
+        if steps not in (None, num_steps):
+            raise UserError(
+                f"values and inputs of this SequenceBatch have {steps} steps, but num_steps is "
+                f"{num_steps}"
+            )
+    shortest, longest = (int(lengths.min()), int(lengths.max())) if len(lengths) else (0, 0)
+    told = num_steps if steps is None else steps
+    total = longest if told is None else told
+    if shortest < 0 or longest > total:
+        raise UserError(
+            f"lengths of a SequenceBatch must lie in 0…{total}, got {shortest}…{longest}"
+        )
+    return total
+
+
+def check_cut(lengths: Tensor, num_steps: int, now: int) -> None:
+    """Raise `UserError` where the first `num_steps` of `now` steps do not hold all sequences."""
+    longest = int(lengths.max()) if len(lengths) else 0
+    if not longest <= num_steps <= now:
+        raise UserError(
+            f"the first steps of this SequenceBatch must be {longest}…{now}, got {num_steps}"
+        )
+
+
 def check_index(index: Any, size: int) -> None:
     """Raise `UserError` for what does not say which sequences to select."""
     given = torch.as_tensor(index)

@@ -14,22 +14,25 @@ from torch import Tensor
 from pyro_seq._batch_checks import (
     Values,
     check_continuation,
+    check_cut,
     check_index,
     cleaned,
     common_shape,
     named_values,
     padded,
+    steps_in_all,
     whole_numbers,
 )
 from pyro_seq._cells import any_cell, blank_missing, missing_cells, partly, seen_cells
 from pyro_seq._handlers import STEP_MARK, StepMask, refuse_subsampling
 from pyro_seq._pytree import tree_map
-from pyro_seq.errors import UserError, whole
+from pyro_seq.errors import whole
 
 T = TypeVar("T")
 _STEPWISE = ("values", "missing_cells", "_seen", "inputs", "_mask")  # trees of tensors `[N, T, …]`
 ALL_STEPS = "all"  # the mark of a site whose event is `[T, …]`, with an entry for each step
 OVER_ALL_STEPS: Any = {STEP_MARK: ALL_STEPS}
+PLATE = "sequences"  # the name of the plate of a batch's sequences
 
 
 class SequenceBatch:
@@ -66,25 +69,14 @@ class SequenceBatch:
         missing: Values | None = None,
     ) -> None:
         size, steps, device = common_shape(named_values(values), inputs, lengths)
-        if num_steps is not None:
-            num_steps = whole(num_steps, "num_steps of a SequenceBatch", 0)
-            if steps not in (None, num_steps):
-                raise UserError(
-                    f"values and inputs of this SequenceBatch have {steps} steps, but num_steps is "
-                    f"{num_steps}"
-                )
         self.lengths = whole_numbers(size, steps, device, lengths)
-        shortest, longest = (int(self.lengths.min()), int(self.lengths.max())) if size else (0, 0)
-        told = num_steps if steps is None else steps
-        self.num_steps: int = longest if told is None else told
-        if shortest < 0 or longest > self.num_steps:
-            raise UserError(
-                f"lengths of a SequenceBatch must lie in 0…{self.num_steps}, got "
-                f"{shortest}…{longest}"
-            )
-        self.is_full = shortest == self.num_steps
+        self.num_steps = steps_in_all(self.lengths, steps, num_steps)
+        self.is_full = bool((self.lengths == self.num_steps).all())
         self.state = state
         self.origin: Tensor | None = None  # `[N]`, rows of the batch that a tool has numbered
+        self.total: int | None = None  # the sequences of all data, of a minibatch (`of_total`)
+        # latents that all of them share, by site, which a `GlobalGuide` shows to the local guide
+        self.globals: dict[str, Tensor] | None = None
         self.to_sample: frozenset[int] = frozenset()
         self._memo: dict[Hashable, Any] | None = None
         self._mask = torch.arange(self.num_steps, device=self.device) < self.lengths.unsqueeze(-1)
@@ -157,10 +149,22 @@ class SequenceBatch:
     def plate(self) -> AbstractContextManager[object]:
         """Return `pyro.plate("sequences", N, dim=-1)`; a model may enter the plate again.
 
+        Of a minibatch of a data set (`of_total`) the plate scales the densities inside by total/N.
         Raises `UserError` inside a plate that subsamples, which would copy all sequences.
         """
         refuse_subsampling()
-        return pyro.plate("sequences", len(self), dim=-1)
+        rows = None if self.total is None else torch.arange(len(self), device=self.device)
+        return pyro.plate(PLATE, self.total or len(self), subsample=rows, dim=-1)
+
+    def of_total(self, num_sequences: int) -> SequenceBatch:
+        """Return the same batch as a minibatch of a data set of `num_sequences` sequences.
+
+        `plate()` then counts its sequences for all of them, beside latents that all share, which
+        count once: `pyro.plate(size=num_sequences, subsample_size=N)` of given sequences.
+        """
+        batch = copy(self)
+        batch.total = whole(num_sequences, "the number of sequences of a data set", 1)
+        return batch
 
     def steps(self) -> Iterable[int]:
         """Return the time loop, `pyro.markov(range(T))`."""
@@ -225,11 +229,10 @@ class SequenceBatch:
 
         Only a batch from `with_cache()` has a cache; any other batch computes each time.
         """
-        if self._memo is None:
-            return compute()
-        if key not in self._memo:
-            self._memo[key] = compute()
-        return self._memo[key]
+        memo = {} if self._memo is None else self._memo
+        if key not in memo:
+            memo[key] = compute()
+        return memo[key]
 
     def with_cache(self) -> SequenceBatch:
         """Return the same batch with an empty cache for `cached`.
@@ -252,15 +255,8 @@ class SequenceBatch:
 
         None of them is missing, but for those that `missing` says.
         """
-        given: Any = {"inputs": self.inputs, "state": self.state, "missing": missing}
-        batch = SequenceBatch(values, self.lengths, **given)
-        batch.origin = self.origin
-        if batch.num_steps != self.num_steps:
-            raise UserError(
-                f"values of this SequenceBatch must have {self.num_steps} steps, got "
-                f"{batch.num_steps}"
-            )
-        return batch
+        told = {"inputs": self.inputs, "state": self.state, "num_steps": self.num_steps}
+        return SequenceBatch(values, self.lengths, missing=missing, **told)._among(self)
 
     def with_missing(self, missing: Values | None) -> SequenceBatch:
         """Return the same batch without some of its observations, besides what is missing already.
@@ -339,7 +335,8 @@ class SequenceBatch:
             state=self.state,
             missing=tree_map(extended, self.missing_cells),
         )
-        return batch.sampling({*self.to_sample, *range(self.num_steps, batch.num_steps)})
+        new = range(self.num_steps, batch.num_steps)
+        return batch._among(self).sampling({*self.to_sample, *new})
 
     def with_state(self, state: Any) -> SequenceBatch:
         """Return the same batch, whose first step starts from `state`."""
@@ -350,7 +347,9 @@ class SequenceBatch:
     def repeat(self, particles: int) -> SequenceBatch:
         """Repeat every sequence and its state, side by side: `[N * particles, T, …]`."""
         particles = whole(particles, "the number of copies", 0)
-        return self._mapped(lambda tensor: tensor.repeat_interleave(particles, 0))
+        batch = self._mapped(lambda tensor: tensor.repeat_interleave(particles, 0))
+        batch.total = None if self.total is None else self.total * particles
+        return batch
 
     def select(self, index: Tensor | slice) -> SequenceBatch:
         """Select sequences (and their states): whole numbers, a mask `[N]` or a slice.
@@ -367,12 +366,7 @@ class SequenceBatch:
         Raises `UserError` if the longest sequence has more steps.
         """
         num_steps = whole(num_steps, "the number of steps", 0)
-        longest = int(self.lengths.max()) if len(self) else 0
-        if not longest <= num_steps <= self.num_steps:
-            raise UserError(
-                f"the first steps of this SequenceBatch must be {longest}…{self.num_steps}, got "
-                f"{num_steps}"
-            )
+        check_cut(self.lengths, num_steps, self.num_steps)
         if num_steps == self.num_steps:
             return self
         return self._cut(num_steps)
@@ -390,6 +384,10 @@ class SequenceBatch:
     def to(self, device: torch.device | str) -> SequenceBatch:
         """Return the batch with all its tensors on `device`."""
         return self._mapped(lambda tensor: tensor.to(device))
+
+    def _among(self, other: SequenceBatch) -> SequenceBatch:
+        self.total, self.globals, self.origin = other.total, other.globals, other.origin
+        return self
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> SequenceBatch:
         """Map every tensor of the batch along its first dimension, unchecked."""

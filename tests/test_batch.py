@@ -416,5 +416,5 @@ class TestMissingSteps:
             match="with no inputs is continued by 2 steps with the like, got inputs of 2 steps",
         ):
             SequenceBatch(torch.ones(2, 3)).continued(2, torch.ones(2, 2, 1))
-        with pytest.raises(UserError, match="must have 3 steps, got 4"):
+        with pytest.raises(UserError, match="have 4 steps, but num_steps is 3"):
             batch.with_values(torch.ones(2, 4))

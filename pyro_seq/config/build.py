@@ -22,6 +22,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.infer.sampling import draw
 from pyro_seq.pairs.model import declared
 from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.shared import shared_latents
 
 __all__ = [
     "PairComponents",
@@ -77,8 +78,9 @@ def make_pair(settings: ModelSettings, parts: PairComponents) -> Pair:
     `encoder`, `context`, `num_inputs`, `regressors`) and with its settings; a setting `seasons`
     that is `None` is the data's. It returns a model, or a model and a guide. A model that comes
     alone is given no guide if it has no latents, and an
-    `AutoSequenceGuide` if it has. Pairs that are not shipped are run once, on an example, so that
-    parameters which are made by a first call exist.
+    `AutoSequenceGuide` if it has, in a `GlobalGuide` where all sequences share some. Pairs that are
+    not shipped are run once, on an example, so that parameters which are made by a first call
+    exist.
 
     Raises `UserError` where code that is not ours fails, or returns something else.
     """
@@ -147,11 +149,13 @@ def _run_once(pair: Pair, batch: SequenceBatch, *, alone: bool) -> Pair:
     if not alone or not any(_is_latent(site) for site in trace.nodes.values()):
         return pair
     from pyro_seq.guides.auto import AutoSequenceGuide
+    from pyro_seq.infer.global_latents import GlobalGuide
 
-    guide = AutoSequenceGuide(pair.model)
-    with pair.scope(), pair.evaluating():
-        guide.prepare(batch)
-    pair.guide = guide
+    local = AutoSequenceGuide(pair.model)
+    shared = shared_latents(pair, batch)
+    pair.guide = GlobalGuide(pair.model, local) if shared else local
+    with pair.scope(), pair.evaluating(), torch.no_grad():
+        pair.guide(batch) if shared else local.prepare(batch)
     return pair
 
 

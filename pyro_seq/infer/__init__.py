@@ -8,6 +8,7 @@ from pyro_seq import lazy_exports
 
 if TYPE_CHECKING:
     from pyro_seq.infer.elbo import FreeBits_ELBO as FreeBits_ELBO
+    from pyro_seq.infer.global_latents import global_draws as global_draws
     from pyro_seq.infer.infilling import infill as infill
     from pyro_seq.infer.interpolation import interpolate as interpolate
     from pyro_seq.infer.likelihood.document import score_document as score_document

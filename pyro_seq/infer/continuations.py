@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
+from pyro_seq.infer.global_latents import by_draw
 from pyro_seq.infer.likelihood.document import filtered_state
 from pyro_seq.infer.sampling import sample_sequences
 from pyro_seq.infer.smc.particle_filter import particle_filter
@@ -20,6 +21,7 @@ from pyro_seq.infer.stepping.replay import Prefix, ReplayStepper, prefix_of
 from pyro_seq.pairs.model import in_one_path
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.observation_sites import TransformDistribution, observed_stems, unchanged
+from pyro_seq.poutine.shared import shared_latents
 from pyro_seq.poutine.step_densities import log_weights, traced
 
 
@@ -43,6 +45,7 @@ def continuation(
     particle filter; without latents the state that is continued is exact. The guide of any other
     pair proposes whole paths, and its model, whose sites are named for their steps, runs again with
     `batch.at(t)` `None` from the prefix's end on, unless it returns the state that it ends in.
+    Latents that all sequences share are the guide's, drawn once for each of the `draws`.
 
     Args:
         pair: any model and guide, used in evaluation mode.
@@ -70,6 +73,16 @@ def continuation(
     if batch.inputs is not None and inputs is None:
         wanted = f"the {num_steps} steps after it need some: inputs [N, {num_steps}, C]"
         raise UserError(f"the batch has side inputs, so {wanted}")
+    shared = shared_latents(pair, batch)
+    if shared:
+        told = {
+            "inputs": inputs,
+            "samples": samples,
+            "transform_distribution": transform_distribution,
+        }
+        return by_draw(
+            pair, batch, draws, lambda local: continuation(local, batch, num_steps, **told)
+        )
     found, parts = [], []
     for length in batch.lengths.unique().tolist():
         at_once = stepper_of(pair).rows_at_once(length + num_steps)

@@ -15,6 +15,7 @@ from pyro.infer.util import torch_item
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_seq.batch import PLATE
 from pyro_seq.distributions.path import MarkovPath, step_kl
 from pyro_seq.errors import UserError
 from pyro_seq.infer.multi_sample import (
@@ -47,6 +48,8 @@ class FreeBits_ELBO(Trace_ELBO):
     since E max(nats, KL) is at least max(nats, E KL): not at all where the closed form is exact, a
     lot for an estimate from few sequences and particles.
 
+    Latents that all sequences share (`GlobalGuide`) have no free bits.
+
     Raises `ValueError` for latents that are not reparameterised, or that only one of model and
     guide samples.
 
@@ -73,6 +76,7 @@ class FreeBits_ELBO(Trace_ELBO):
                 (site["log_prob_sum"] for site in _observed(model_trace)), torch.zeros(())
             )
             p_sites, q_sites = dict(_latent(model_trace)), dict(_latent(guide_trace))
+            value = value - _free_of_bits(p_sites, q_sites)
             if alone := sorted(p_sites.keys() ^ q_sites.keys()):
                 raise ValueError(
                     f"free bits need every latent in both model and guide, and site {alone[0]!r} "
@@ -130,6 +134,27 @@ class FreeBits_ELBO(Trace_ELBO):
         if loss.requires_grad:
             loss.backward()
         return torch_item(loss)
+
+
+def _free_of_bits(p_sites: dict[str, Any], q_sites: dict[str, Any]) -> Tensor:
+    """Take the sites that belong to no step out of both sides; return their log q - log p.
+
+    These are what a guide samples besides (`is_auxiliary`), and latents outside of the batch's
+    plate, which all sequences share.
+    """
+    in_plate = any(_is_of_sequences(site) for site in q_sites.values())
+    kl: Tensor = torch.zeros(())
+    for name, q_site in list(q_sites.items()):
+        auxiliary = (q_site["infer"] or {}).get("is_auxiliary") and name not in p_sites
+        shared = name in p_sites and in_plate and not _is_of_sequences(p_sites[name])
+        if auxiliary or shared:
+            kl = kl + q_sites.pop(name)["log_prob_sum"]
+            kl = kl - p_sites.pop(name)["log_prob_sum"] if shared else kl
+    return kl
+
+
+def _is_of_sequences(site: dict[str, Any]) -> bool:
+    return any(frame.name == PLATE for frame in site["cond_indep_stack"])
 
 
 def _observed(trace: Any) -> list[dict[str, Any]]:
@@ -193,7 +218,8 @@ def make_elbo(
 class ElboTerms:
     """Terms of a bound, in nats: E[log p(x | z)] and E[log q(z) - log p(z)].
 
-    The log-likelihood and the divergence are not scaled.
+    The log-likelihood and the divergence are not scaled, but for those of a minibatch, which count
+    for the data set that it is of (`SequenceBatch.of_total`).
 
     Their difference is the evidence lower bound; latents that only one side has count in the
     divergence.
@@ -202,7 +228,7 @@ class ElboTerms:
     log_likelihood: float
     kl: float
 
-    def per(self, n: int) -> dict[str, float]:
+    def per(self, n: float) -> dict[str, float]:
         """Return the terms and the bound for each of `n` observations, by name."""
         return {
             "log_likelihood": self.log_likelihood / n,
@@ -277,5 +303,9 @@ class Recorder:
 
 
 def _unscaled(site: dict[str, Any]) -> Tensor:
+    """Sum a site's log-densities; a minibatch's count for all data, other scales count nothing."""
     log_prob: Tensor = scale_and_mask(site["unscaled_log_prob"].detach(), mask=site["mask"])
-    return log_prob.sum()
+    whole = 1.0
+    for frame in site["cond_indep_stack"]:
+        whole *= frame.full_size / frame.size if frame.full_size and frame.size > 0 else 1.0
+    return log_prob.sum() * whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.gaps import blanked, draw_gaps
+from pyro_seq.infer.global_latents import by_draw
 from pyro_seq.infer.smc.conditional_filter import mixed
 from pyro_seq.infer.smc.particle_filter import cells_to_draw
 from pyro_seq.pairs.model import declared
 from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.shared import shared_latents
 
 
 @torch.no_grad()
@@ -35,6 +38,7 @@ def infill(
     named for their steps; long sequences take many particles. Of a step that was seen in part, the
     other cells are drawn given those seen, and the density of these weighs (`mask_cells`). A model
     that draws its missing cells exactly (`SequenceModel.exact_fill`) is asked for the draws.
+    Latents that all sequences share are the guide's, drawn once for each of the `draws`.
 
     Args:
         pair: any model and guide, used in evaluation mode.
@@ -62,6 +66,9 @@ def infill(
         )
     if gaps is None:
         raise UserError("there is nothing to fill in: no cell of the batch is missing")
+    if shared_latents(pair, batch):
+        fill = partial(infill, batch=batch, missing=missing, samples=samples)
+        return by_draw(pair, batch, draws, fill)
     gaps = tree_map(lambda cells: cells.repeat_interleave(draws, 0), gaps)
     with pair.scope(), pair.evaluating():
         filled = _exact(pair, batch, missing, draws)

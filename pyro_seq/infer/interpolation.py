@@ -15,6 +15,7 @@ from pyro_seq.infer.smc.conditional_filter import mixed
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.observation_sites import TransformDistribution, unchanged
+from pyro_seq.poutine.shared import refuse_shared
 from pyro_seq.poutine.time_sites import Side, classify, sample_sites
 
 
@@ -48,10 +49,11 @@ def interpolate(
         transform_distribution: what is done to each observation's distribution before it is
             sampled.
 
-    Raises `UserError` for batches that do not fit together, and for a pair whose latents are none
-    or discrete.
+    Raises `UserError` for batches that do not fit together, for a pair whose latents are none or
+    discrete, and for latents that all sequences share (`global_draws`).
     """
     _check(first, second, num, samples)
+    refuse_shared(pair, first, "an interpolation")
     steps = min(first.num_steps, second.num_steps)
     longest = max(first.num_steps, second.num_steps)
     lengths = torch.minimum(first.lengths, second.lengths)

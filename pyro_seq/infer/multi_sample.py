@@ -338,7 +338,8 @@ def _by_sequence(trace: poutine.Trace, k: int, batch: SequenceBatch) -> Tensor:
         if not repeated and log_prob.shape[-1:] != (n,):
             raise UserError(
                 f"site {name!r} has batch shape {list(log_prob.shape)}, not one entry for each "
-                "sequence: an objective that weighs draws needs sites in the batch's plate"
+                "sequence: an objective that weighs draws needs sites in the batch's plate "
+                "(latents that all sequences share are learnt by trace, mean_field or enum)"
             )
         if repeated:
             log_prob = log_prob.unflatten(-1, (n, k)).movedim(-1, -2)

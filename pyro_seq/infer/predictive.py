@@ -17,6 +17,7 @@ from pyro_seq._pytree import tree_cat, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.gaps import blanked, draw_gaps
+from pyro_seq.infer.global_latents import global_draws
 from pyro_seq.infer.refinement.guides import numbered
 from pyro_seq.infer.refinement.refining import refine as refined_pair
 from pyro_seq.infer.smc.particle_filter import cells_to_draw
@@ -25,6 +26,7 @@ from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.poutine.checks import named
 from pyro_seq.poutine.observation_sites import observed_stems, sampled_stems
 from pyro_seq.poutine.probe import trace_model
+from pyro_seq.poutine.shared import shared_latents
 from pyro_seq.poutine.step_densities import is_enumerated, sample_sites
 
 
@@ -54,6 +56,9 @@ def posterior_predictive(
       latents that the guide leaves to enumeration: all are drawn together, as `infill` draws them.
       The states of a shipped `hmm` are summed out there and not returned.
 
+    Each sample has its own draw of latents that all sequences share; where these are random weights
+    (`PyroSample`), `parallel=False` it must be.
+
     Args:
         pair: any model and guide that take a `SequenceBatch`.
         batch: the sequences, observed at least in part.
@@ -82,7 +87,15 @@ def posterior_predictive(
     size = min(num_samples, whole(most, "the number of samples of a chunk", 1))
     sizes = [min(size, num_samples - start) for start in range(0, num_samples, size)]
     pair, batch = _refined(pair, batch, refine)
-    samples = _drawn(pair, batch, sizes, particles, replicate=replicate, parallel=parallel)
+    told: dict[str, Any] = {"replicate": replicate, "parallel": parallel}
+    if (batch.to_sample or batch.missing_cells is not None) and shared_latents(pair, batch):
+        parts = []
+        for values, local in global_draws(pair, batch.before_gaps() or batch, num_samples):
+            drawn = _drawn(local, batch, [1], particles, **told)
+            parts.append(drawn | {name: value.unsqueeze(0) for name, value in values.items()})
+        samples: dict[str, Tensor] = tree_cat(parts)
+    else:
+        samples = _drawn(pair, batch, sizes, particles, **told)
     if return_sites is None:
         return samples
     if absent := [name for name in return_sites if name not in samples]:
@@ -94,6 +107,11 @@ def _refined(pair: Pair, batch: SequenceBatch, steps: int) -> tuple[Pair, Sequen
     """Return the pair with its guide refined for what was observed, and the batch numbered."""
     if not whole(steps, "the number of steps to refine the guide by", 0):
         return pair, batch
+    if shared := shared_latents(pair, batch):
+        raise UserError(
+            f"refine improves what the guide says of each sequence by itself, and all sequences "
+            f"share the latent {shared[0]!r}: leave it out"
+        )
     seen = batch.before_gaps()
     if seen is None or batch.missing_cells is not None:
         raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -17,10 +17,12 @@ from pyro_seq.distributions.state_mixtures import StateMixture
 from pyro_seq.emissions.convolution import ConvolutionalBernoulli
 from pyro_seq.emissions.nade import AutoregressiveBernoulli
 from pyro_seq.errors import UserError, whole
+from pyro_seq.infer.global_latents import blind_globals, given_globals
 from pyro_seq.infer.stepping.declared import draw as draw
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.poutine.observation_sites import TransformDistribution, unchanged
+from pyro_seq.poutine.shared import random_weights, shared_latents
 
 
 def tempered(
@@ -162,6 +164,11 @@ def sample_steps(
         raise UserError(
             f"{num_steps} steps to sample need as many side inputs, got {inputs.shape[-2]}"
         )
+    if weights := random_weights(model):
+        raise UserError(
+            f"the weight {weights[0]!r} is random, and each step would draw another one: sample "
+            "with the pair (sample), or with a model given draws (global_draws)"
+        )
     stepper = stepper_of(Pair(model))
     yield from stepper.sample(
         state, num_steps, inputs=inputs, transform_distribution=transform_distribution
@@ -184,6 +191,8 @@ def sample(
     *,
     inputs: Tensor | None = None,
     transform_distribution: TransformDistribution = unchanged,
+    proposal: Literal["guide", "prior"] = "guide",
+    global_draws: int | None = None,
 ) -> Any:
     """Draw new sequences of any pair: values `[num_sequences, num_steps, *event]`.
 
@@ -195,15 +204,20 @@ def sample(
     bounds the memory.
 
     Args:
-        pair: any model and guide; the guide is not asked.
+        pair: any model and guide; the guide is asked for latents that all sequences share alone.
         num_sequences: N, how many.
         num_steps: T, of how many steps.
         inputs: side inputs `[N, T, C]`.
         transform_distribution: what is done to each observation's distribution before it is
             sampled, for instance `tempered`.
+        proposal: where latents that all sequences share are drawn from: `guide`, the posterior that
+            a `GlobalGuide` has learnt, or the `prior`.
+        global_draws: how many draws of these; the sequences are divided among them. By default each
+            sequence has its own, as independent predictions have; with 1 all have one in common, as
+            a data set has.
 
-    Raises `UserError` for numbers below 1, side inputs that do not fit, and models whose
-    observations cannot be told.
+    Raises `UserError` for numbers below 1, side inputs that do not fit, models whose observations
+    cannot be told, and shared latents whose guide needs observations.
     """
     whole(num_sequences, "the number of sequences to sample", 1)
     whole(num_steps, "the number of steps to sample", 1)
@@ -212,6 +226,30 @@ def sample(
             f"{num_sequences} sequences of {num_steps} steps need as many side inputs, got "
             f"{list(inputs.shape[:2])}"
         )
+    device = pair.device if inputs is None else inputs.device
+    first = SequenceBatch(None, [1], inputs=None if inputs is None else inputs[:1, :1]).to(device)
+    if shared := shared_latents(pair, first):
+        draws = num_sequences if global_draws is None else whole(global_draws, "global_draws", 1)
+        parts = []
+        rows = torch.arange(num_sequences, device=device).tensor_split(min(draws, num_sequences))
+        for some in rows:
+            with pair.scope(), pair.evaluating():
+                values = blind_globals(pair, first, shared, proposal)
+            given = None if inputs is None else inputs[some]
+            with given_globals(pair, values) as local:
+                parts.append(_sampled(local, len(some), num_steps, given, transform_distribution))
+        return tree_cat(parts)
+    return _sampled(pair, num_sequences, num_steps, inputs, transform_distribution)
+
+
+def _sampled(
+    pair: Pair,
+    num_sequences: int,
+    num_steps: int,
+    inputs: Tensor | None,
+    transform_distribution: TransformDistribution,
+) -> Any:
+    """Draw sequences of a pair none of whose latents is shared by all, some at a time."""
     size = stepper_of(pair).rows_at_once(num_steps)
     parts = []
     device = pair.device if inputs is None else inputs.device

@@ -84,6 +84,7 @@ class SequenceModel(nn.Module):
 
     latent_size: int = 0
     recurs_on_latents: bool = False
+    computes_later: bool = False  # whether layout `path` uses weights after the call is over
 
     def __init__(self, emission: Emission, context: Context, *, layout: Layout = "path") -> None:
         super().__init__()
@@ -168,7 +169,7 @@ class SequenceModel(nn.Module):
     def forward(self, batch: SequenceBatch, layout: Layout | None = None) -> SequenceOutput:
         """The Pyro model p(x, z) of the batch, in its own layout or in another one."""
         whole = in_one_path(self, batch, layout)
-        if register(self) and whole:
+        if register(self) and whole and (self.latent_size or self.computes_later):
             raise UserError(
                 f"this {type(self).__name__} has random weights (PyroSample), which are drawn for "
                 "the time of a call, and in layout 'path' its "

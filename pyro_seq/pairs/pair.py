@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,6 +72,12 @@ class Pair:
             pair._store["constraints"][name] = outside["constraints"][name]
         return pair
 
+    def with_sides(self, model: Stochastic, guide: Stochastic) -> Pair:
+        """Return a pair of other sides with the same parameters, those of Pyro's store."""
+        other = copy(self)
+        other.model, other.guide, other.longer_runs = model, guide, {}
+        return other
+
     def _of_functions(self) -> dict[str, Tensor]:
         """The unconstrained parameters in this pair's store that are of no module; outside of
         `scope()`.
@@ -105,7 +112,7 @@ class Pair:
     def _own_store(self) -> Iterator[None]:
         """What `scope()` does, without its warning."""
         around = self._entered[-1] if self._entered else None
-        if around is self:
+        if around is not None and around._store is self._store:
             yield
             return
         store = pyro.get_param_store()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from pyro.distributions import Delta
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
@@ -88,6 +89,9 @@ def _differences(p: Distribution, q_site: Site) -> str:
         )
     if _is_real(p.support):
         return ""
+    if isinstance(q, Delta):  # a value, carried into the support by an automatic guide
+        inside = bool(p.support.check(q_site["value"]).all())
+        return "" if inside else f"has a value outside of the model's support {p.support}"
     with preserve_rng_state(), torch.no_grad():
         inside = all(bool(p.support.check(x).all()) for x in (q_site["value"], q.sample((DRAWS,))))
         # whose support may be said too wide

@@ -78,14 +78,14 @@ def find_latents(
     """Return the latents in the trace of a run of the model.
 
     Raises `UserError` for latents that no guide of this package can sample: discrete latents that
-    are not enumerated, latents that all sequences share, latents in plates inside a sequence, of
-    varying support, or of some steps only.
+    are not enumerated, latents that all sequences share and that no `GlobalGuide` has drawn,
+    latents in plates inside a sequence, of varying support, or of some steps only.
     """
     places = classify([Side(trace, model)], batch)
     sequence, paths, groups = list[Latent](), list[Latent](), dict[Stem, dict[int, Latent]]()
     alone: list[str] = []
     for name, site in latent_sites(trace).items():
-        if is_enumerated(site):
+        if is_enumerated(site) or name in (batch.globals or ()):
             continue
         fn, place = site["fn"], places[name]
         _check(name, site, len(batch))
@@ -132,7 +132,8 @@ def _check(name: str, site: Site, size: int) -> None:
     if not in_plate and (size == 1 or fn.batch_shape[-1:] != (size,)):
         raise UserError(
             f"site {name!r} is one for all sequences, outside of batch.plate(), and this guide "
-            "samples latents of sequences: make it a pyro.param, or write its guide by hand"
+            "samples latents of sequences: make it a pyro.param, or have both guided, "
+            "GlobalGuide(model, AutoSequenceGuide(model))"
         )
     if len(fn.batch_shape) > 1 and math.prod(fn.batch_shape[:-1]) > 1:
         raise UserError(

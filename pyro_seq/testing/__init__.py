@@ -1,4 +1,4 @@
-"""Check on one batch that a pair keeps its contract: `check_pair`, `problems`, `notes`."""
+"""Check a pair: `check_pair`, `problems` and `notes` its contract, `calibration` its posterior."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pairs.pair import Pair, Stochastic, no_guide
 from pyro_seq.poutine.checks import latent_sites, mismatches, named, non_finite, sites_by_name
+from pyro_seq.poutine.shared import shared_sites
 from pyro_seq.poutine.step_densities import (
     is_enumerated,
     states,
@@ -22,8 +23,9 @@ from pyro_seq.poutine.time_sites import Site
 from pyro_seq.testing import agreement, invariances
 from pyro_seq.testing.gradients import gradients
 from pyro_seq.testing.probe import Failure, Probe, evaluating, one_line, traced
+from pyro_seq.testing.simulation_based import calibration
 
-__all__ = ["PairProblems", "check_pair", "notes", "problems"]
+__all__ = ["PairProblems", "calibration", "check_pair", "notes", "problems"]
 
 SEQUENCES, STEPS = 4, 24  # of a larger batch, the first ones: enough to be told apart, and quick
 
@@ -54,8 +56,9 @@ def problems(model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> list
 
     The checks look at the first few sequences of the batch, with some padding added if it has none:
 
-    - Model and guide run, and have the same latents, in the plate of the sequences, of one shape
-      and support. No value or density is NaN or infinite.
+    - Model and guide run, and have the same latents, of one shape and support: in the plate of the
+      sequences, or outside of it as latents that all sequences share. No value or density is NaN
+      or infinite.
     - Every parameter is registered with Pyro and gets a finite gradient that is not zero.
     - At the same latents, in evaluation mode, the density of every site is the same in a second
       call, in another order of the sequences, beside other sequences, with more padding and with
@@ -128,15 +131,16 @@ def _sites(probe: Probe) -> list[str]:
     """Return faults that make other checks useless."""
     wrong = []
     for side in ("guide", "model"):
+        meant = shared_sites(probe.trace(side), len(probe.batch)).keys()
         shared = [
             name
             for name, site in sites_by_name(probe.trace(side)).items()
-            if site["fn"].batch_shape[-1:] != (len(probe.batch),)
+            if site["fn"].batch_shape[-1:] != (len(probe.batch),) and name not in meant
         ]
         bare = [
             name
             for name, site in sites_by_name(probe.trace(side)).items()
-            if name not in shared and not _in_plate(site, probe)
+            if name not in shared and name not in meant and not _in_plate(site, probe)
         ]
         if shared:
             shape = list(sites_by_name(probe.trace(side))[shared[0]]["fn"].batch_shape)

@@ -265,7 +265,7 @@ def _looks_ahead(probe: Probe, trace: Trace, s: int) -> str | None:
     old, new = sites_by_name(probe.model), sites_by_name(trace)
     exchanged_before = False
     for name, site in old.items():
-        if name not in new:
+        if name not in new or name in probe.shared:
             continue
         own = bool(site["is_observed"]) and not torch.equal(
             torch.as_tensor(site["value"]), torch.as_tensor(new[name]["value"])

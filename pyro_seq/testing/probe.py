@@ -21,6 +21,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.checks import latent_sites, mismatches, sites_by_name, unmasked_log_prob
+from pyro_seq.poutine.shared import shared_sites
 from pyro_seq.poutine.time_sites import Side, Site, classify
 
 Values = dict[str, Tensor]
@@ -139,10 +140,16 @@ class Probe:
     def map_rows(self, index: Tensor) -> Values:
         """Return the latents of the sequences at an index."""
         return {
-            name: value.index_select(self.row_dim(name), index)
+            name: value if name in self.shared else value.index_select(self.row_dim(name), index)
             for name, value in self.values.items()
-            if self._has_rows(name)
+            if name in self.shared or self._has_rows(name)
         }
+
+    @property
+    def shared(self) -> set[str]:
+        """Return the names of latents that all sequences share."""
+        sides = (self.guide, self.model)
+        return {name for trace in sides for name in shared_sites(trace, len(self.batch))}
 
     def longer(self, steps: int) -> Values:
         """Extend the latents by some steps; those over time repeat the last step."""
@@ -175,7 +182,7 @@ def densities(trace: Trace, size: int) -> Values:
 
     Masked steps are left out; a site that all sequences share has the same density for all.
     """
-    rows = {}
+    rows, shared = {}, shared_sites(trace, size)
     for name, site in sites_by_name(trace).items():
         log_prob = unmasked_log_prob(site)
         if site["mask"] is not None:
@@ -184,7 +191,7 @@ def densities(trace: Trace, size: int) -> Values:
                 log_prob,
                 log_prob.new_zeros(()),
             )
-        own = log_prob.dim() > 0 and log_prob.shape[-1] == size
+        own = log_prob.dim() > 0 and log_prob.shape[-1] == size and name not in shared
         rows[name] = (
             log_prob.sum(tuple(range(log_prob.dim() - 1)))
             if own and log_prob.dim() > 1

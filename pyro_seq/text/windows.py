@@ -51,6 +51,16 @@ class TextWindows:
         self.random = generator(seed)
         self.position = -1  # of the next window in each stream; negative before a pass begins
 
+    @property
+    def num_sequences(self) -> int:
+        """How many windows the corpus has side by side."""
+        return max(1, round(len(self.symbols) / self.window))
+
+    @property
+    def num_observations(self) -> int:
+        """How many symbols the corpus has."""
+        return len(self.symbols)
+
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Draw `[batch_size, window]` symbols, and whether they continue the last ones."""
         if not self.carry:
@@ -132,6 +142,16 @@ class LineBatches:
             raise UserError("there are no lines to train on")
         self.random = generator(seed)
         self._begin_pass()
+
+    @property
+    def num_sequences(self) -> int:
+        """How many lines there are."""
+        return len(self.edges)
+
+    @property
+    def num_observations(self) -> int:
+        """How many symbols the lines have."""
+        return int((self.edges[:, 1] - self.edges[:, 0]).sum())
 
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Draw the next minibatch, shorter lines padded; it never continues the last one."""

@@ -53,6 +53,18 @@ class PieceBatches:
         # (piece, first step, last step) of the stretches left in this pass
         self.waiting: list[tuple[int, int, int]] = []
 
+    @property
+    def num_sequences(self) -> int:
+        """How many stretches a pass has, on average over its offsets."""
+        lengths = (len(piece) for piece in self.pieces)
+        cut = (1 + max(0, n - 1) / self.window if self.window else 1.0 for n in lengths)
+        return round(sum(cut))
+
+    @property
+    def num_observations(self) -> int:
+        """How many steps all pieces have."""
+        return sum(len(piece) for piece in self.pieces)
+
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Draw the next minibatch, shorter pieces padded; it never continues the last one."""
         if not self.waiting:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -20,6 +20,7 @@ from pyro_seq.infer.elbo import FreeBits_ELBO
 from pyro_seq.infer.multi_sample import WeightedELBO
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.poutine.checks import latent_sites, mismatches, named, non_finite
+from pyro_seq.poutine.shared import shared_latents
 from pyro_seq.poutine.step_densities import (
     is_enumerated,
     states,
@@ -64,6 +65,34 @@ def refuse_gaps(batch: SequenceBatch) -> None:
             f"{len(batch.to_sample)} steps of a batch are to be sampled, and a training needs "
             f"observations: {instead}"
         )
+
+
+class WholeData(NamedTuple):
+    """How many sequences and observed steps all data have, of which batches are drawn."""
+
+    sequences: int
+    observations: int
+
+
+def whole_data(pair: Pair, batches: Any, batch: SequenceBatch) -> WholeData | None:
+    """Return of how much data a stream's batches are, if all sequences share latents.
+
+    Raises `UserError` for a stream that does not say: the weight of the shared latents beside the
+    sequences is not known then.
+    """
+    shared = shared_latents(pair, batch)
+    if not shared:
+        return None
+    total = batch.total or getattr(batches, "num_sequences", None)
+    observations = getattr(batches, "num_observations", None)
+    for name, number in (("num_sequences", total), ("num_observations", observations)):
+        if number is None:
+            raise UserError(
+                f"all sequences share the latent {shared[0]!r}, which counts once for the whole "
+                f"data: {type(batches).__name__} must say how many sequences and steps these have "
+                f"(num_sequences, num_observations), and has no {name}"
+            )
+    return WholeData(int(total or 0), int(observations or 0))
 
 
 @torch.no_grad()

@@ -14,13 +14,18 @@ from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.poutine.scale_latents import ScaleLatents, scales_summed_out
 from pyro_seq.train.divergence import diverged
 from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
-from pyro_seq.train.preflight import dry_run, find_parameters
+from pyro_seq.train.preflight import WholeData, dry_run, find_parameters, whole_data
 from pyro_seq.train.schedules import kl_strength
 from pyro_seq.train.settings import TrainingSettings
 
 
 class Batches(Protocol):
-    """An endless stream of training batches that can be saved and resumed."""
+    """An endless stream of training batches that can be saved and resumed.
+
+    For pairs with latents that all sequences share it also has `num_sequences` and
+    `num_observations`: how many sequences (or windows) and steps the data hold, of which its
+    batches are minibatches.
+    """
 
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Draw the next batch, and whether it goes on where the one before ended.
@@ -39,7 +44,8 @@ class SVIUpdates:
     """Update a pair by `pyro.infer.SVI`.
 
     Updates maximise (1/n) (E_q[log p(x | z)] - beta KL) over a batch's n observations; beta and all
-    else are the settings'.
+    else are the settings'. Where all sequences share latents, a batch of N sequences is one of the
+    whole data's (`SequenceBatch.of_total`), and n are the observations of all of these.
 
     Args:
         pair: model and guide; all is done inside its scope.
@@ -62,6 +68,7 @@ class SVIUpdates:
         self.first_loss: float | None = None
         self.recent_loss = math.nan  # a moving average
         self._step, self._summed_out_scaled = 0, False
+        self._data: WholeData | None = None  # where latents are shared by all sequences
         # particles one after the other are each back-propagated by themselves, so they cannot share
         # a part of the graph
         self._shares = getattr(self.elbo, "num_particles", 1) == 1 or getattr(
@@ -74,6 +81,8 @@ class SVIUpdates:
         Both come from a look at the first batch, which leaves no other trace.
         """
         with dry_run(self.pair, batches) as batch:
+            self._data = whole_data(self.pair, batches, batch)
+            batch = self._of_data(batch)
             parameters, without = find_parameters(self.pair, self.elbo, batch)
             self._summed_out_scaled = scales_summed_out(
                 self.elbo, self.pair.model, self.pair.guide, batch, self.kl_strength(0)
@@ -100,9 +109,9 @@ class SVIUpdates:
         changed.
         """
         self.optimiser.scale_learning_rate(factor)
-        self._step = step
+        self._step, batch = step, self._of_data(batch)
         loss = self._svi.step(batch.with_cache() if self._shares else batch)
-        parts, n = self.recorder.take(), max(1, batch.num_observations)
+        parts, n = self.recorder.take(), self._observations(batch)
         figures = {
             "loss": loss,
             **(parts.per(n) if parts else {}),
@@ -115,8 +124,25 @@ class SVIUpdates:
         )
         return figures
 
+    def _of_data(self, batch: SequenceBatch) -> SequenceBatch:
+        """Return a minibatch of all data, unless it says itself of how many sequences it is."""
+        if self._data is None or batch.total is not None:
+            return batch
+        return batch.of_total(self._data.sequences)
+
+    def _observations(self, batch: SequenceBatch) -> float:
+        """Return how many observations a batch's objective is of.
+
+        Where latents are shared, they are those of all data, a number that is the same for all
+        batches: else sequences in batches of few steps would count for more beside the prior.
+        """
+        if self._data is not None:
+            return self._data.observations
+        share = 1.0 if batch.total is None else batch.total / max(1, len(batch))
+        return max(1, batch.num_observations) * share
+
     def _loss_and_grads(self, model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> float:
-        per_observation = 1.0 / max(1, batch.num_observations)
+        per_observation = 1.0 / self._observations(batch)
         with ScaleLatents(
             self.kl_strength(self._step), summed_out=self._summed_out_scaled
         ) as scaled:

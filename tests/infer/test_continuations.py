@@ -214,8 +214,9 @@ def test_refusals(written: Pair, linear_gaussian: Callable[..., Pair]) -> None:
     def its(batch: SequenceBatch) -> None:
         pyro.sample("level", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(UserError, match="'level' has batch shape"):
-        continuation(Pair(shared, its), batch, 2)
+    with pytest.raises(UserError, match=r"the guide has no site 'level'.*GlobalGuide"):
+        continuation(Pair(shared), batch, 2)
+    assert continuation(Pair(shared, its), batch, 2).shape == (len(batch), 2)
 
 
 def test_observations_that_no_latents_explain() -> None:

@@ -279,18 +279,6 @@ def no_plate(batch: SequenceBatch) -> None:
             pyro.sample(f"x_{t}", dist.Normal(torch.zeros(len(batch)), 1.0), obs=batch.at(t))
 
 
-def shared_latent(batch: SequenceBatch) -> None:
-    level = pyro.sample("level", dist.Normal(0.0, 1.0))
-    with batch.plate():
-        for t in batch.steps():
-            with batch.active(t):
-                pyro.sample(f"x_{t}", dist.Normal(level.expand(len(batch)), 1.0), obs=batch.at(t))
-
-
-def shared_guide(batch: SequenceBatch) -> None:
-    pyro.sample("level", dist.Normal(0.0, 1.0))
-
-
 def unmasked_path(batch: SequenceBatch) -> None:
     with batch.plate():
         pyro.sample(
@@ -348,11 +336,6 @@ def unmasked_but_for(batch: SequenceBatch) -> None:
 
 OTHERS: dict[str, tuple[Any, Any, str]] = {
     "no plate": (no_plate, no_guide, r"site 'x_0' \(and 4 more\) in the model is in no plate"),
-    "a latent that all share": (
-        shared_latent,
-        shared_guide,
-        r"site 'level' in the model has batch shape \[\], not one entry for each",
-    ),
     "a path that is not masked": (unmasked_path, no_guide, "site 'x' in the model is not masked"),
     "a path that looks ahead": (
         short_memory,

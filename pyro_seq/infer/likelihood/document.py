@@ -20,6 +20,7 @@ from pyro_seq.infer.likelihood.scoring import Method, doubted, score
 from pyro_seq.infer.smc.particle_filter import Proposal
 from pyro_seq.infer.smc.particles import drawn_by_weight
 from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.shared import refuse_shared, shared_latents
 
 
 def score_document(
@@ -31,6 +32,7 @@ def score_document(
     proposal: Proposal = "guide",
     refine: int = 0,
     progress: Progress | None = None,
+    global_draws: int = 32,
 ) -> Iterator[Score]:
     """Score a document window by window, states carried over, in memory of one window.
 
@@ -40,7 +42,8 @@ def score_document(
     is an iterator, its observations are kept.
 
     Args:
-        pair, method, samples, proposal, refine: see `score`.
+        pair, method, samples, proposal, refine, global_draws: see `score`; draws of latents that
+            all sequences share go on from window to window, side by side in memory.
         windows: of N sequences each, in order.
         progress: where to show how many of many particles are done.
 
@@ -50,6 +53,10 @@ def score_document(
     ahead = iter(windows)
     first = next(ahead, None)
     if first is None:
+        return
+    if shared_latents(pair, first):
+        options |= {"samples": samples, "refine": refine, "global_draws": global_draws}
+        yield from (scored for _, scored in _in_order(pair, chain([first], ahead), options))
         return
     at_once = portions(len(first), first.num_steps, samples)
     if at_once == (len(first), [samples]) or score(pair, first, **options).exact:
@@ -140,7 +147,8 @@ def filtered_state(
     """
     state: Any = None
     with collect_warnings():
-        for _, scored in _in_order(pair, _all_full(windows), {"samples": samples}):
+        for window, scored in _in_order(pair, _all_full(windows), {"samples": samples}):
+            refuse_shared(pair, window, "a filter over windows")
             state = scored.state
     if state is None:
         raise UserError("there is no state to go on from: no window was given")

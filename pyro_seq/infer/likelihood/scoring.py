@@ -15,6 +15,7 @@ from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, did_you_mean, whole
 from pyro_seq.infer.likelihood.enumeration import enumerated_steps
 from pyro_seq.infer.likelihood.importance import path_weights
+from pyro_seq.infer.likelihood.over_globals import over_globals, refuse_exact
 from pyro_seq.infer.likelihood.pareto import k_hat
 from pyro_seq.infer.likelihood.score import Score, UnreliableEstimate
 from pyro_seq.infer.refinement.refining import refined_for
@@ -23,6 +24,7 @@ from pyro_seq.infer.smc.particles import Particles, among_all, drawn_by_weight, 
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.infer.stepping.stepper import Stepper, side_by_side
 from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.shared import shared_latents
 from pyro_seq.poutine.step_densities import Unsummed, with_batch_first
 
 Method = Literal["auto", "exact", "elbo", "importance", "filter"]
@@ -64,6 +66,7 @@ def score(
     proposal: Proposal = "guide",
     refine: int = 0,
     state: Any = None,
+    global_draws: int = 32,
 ) -> Score:
     r"""Score the sequences of a batch, or their next window, in nats.
 
@@ -87,6 +90,10 @@ def score(
     With `refine`, q is the guide improved by gradient steps of each sequence's own ELBO, no weight
     being changed (`refinement.refine`; Kim et al. 2018, arXiv 1802.02550).
 
+    Of a pair with latents that all sequences share (`GlobalGuide`), each sequence's figure is its
+    posterior predictive density, log (1/S) sum_s p(x_n | g_s) over S draws of the guide, where
+    p(x_n | g_s) is what the method makes of the pair given g_s (`over_globals`).
+
     Args:
         pair: any model and guide.
         batch: N sequences, or the next window of each.
@@ -95,13 +102,37 @@ def score(
         proposal: where latents are drawn from, `guide` or `prior`; as the first window.
         refine: gradient steps for each window, 0 for the guide as it is; as the first window.
         state: the `state` of the score of the window before.
+        global_draws: S, draws of the latents that all sequences share; as the first window.
 
     Raises `UserError` for a sequence without a step, a window after one that left no state,
     observations outside the support, a site that only one of model and guide samples (unless the
-    guide's is `is_auxiliary`), an observed site of no step, a site that all sequences share,
-    densities that are not a number, and a guide that cannot be refined.
+    guide's is `is_auxiliary`), an observed site of no step or that all sequences share, densities
+    that are not a number, and a guide that cannot be refined.
     """
     _check(batch, method, samples, proposal, refine, first=state is None)
+    shared = shared_latents(pair, batch)
+    if shared:
+        if method == "exact":
+            refuse_exact(shared[0], ESTIMATES)
+
+        def given(local: Pair, window: SequenceBatch, begun: Any) -> Score:
+            return _score(local, window, method, samples, proposal, refine, begun)
+
+        told: dict[str, Any] = {"method": method, "draws": global_draws, "state": state}
+        return doubted(over_globals(given, pair, batch, shared, **told))
+    return doubted(_score(pair, batch, method, samples, proposal, refine, state))
+
+
+def _score(
+    pair: Pair,
+    batch: SequenceBatch,
+    method: Method,
+    samples: int,
+    proposal: Proposal,
+    refine: int,
+    state: Any,
+) -> Score:
+    """Score the sequences of a pair none of whose latents is shared by all."""
     if state is not None:
         method, samples, proposal, refine = _as_before(state)
     stepper_of(pair).check(batch)
@@ -114,7 +145,7 @@ def score(
             scorer(batch.select(rows).truncate(steps), rows, _of_rows(state, rows))
             for rows, steps in side_by_side(batch, stepper.steps_at_once, samples)
         ]
-    return doubted(_put_together(found, batch, state, method, proposal, refine))
+    return _put_together(found, batch, state, method, proposal, refine)
 
 
 def _as_before(state: Any) -> tuple[Method, int, Proposal, int]:

@@ -19,6 +19,7 @@ from pyro_seq.infer.smc.steps import Genealogy, Steps
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.infer.stepping.stepper import Stepper
 from pyro_seq.pairs.pair import Pair
+from pyro_seq.poutine.shared import refuse_shared
 
 Proposal = Literal["guide", "prior"]
 # particles of all sequences that are worked on at once, but always all K of a sequence
@@ -97,9 +98,10 @@ def particle_filter(
         particles, state: of the window before, `state` being `[N * K, …]`.
         rows: what the sequences are called in a message.
 
-    Raises `UserError` for a batch without values, for anything to be drawn of functions, and as
-    `score` does.
+    Raises `UserError` for a batch without values, for anything to be drawn of functions, for
+    latents that all sequences share (`global_draws`), and as `score` does.
     """
+    refuse_shared(pair, batch, "a particle filter")
     stepper = stepper_of(pair)
     batch, missing = _checked(stepper, batch, missing, proposal)
     shown = None

@@ -132,6 +132,17 @@ class SeriesWindows:
             raise UserError("no series has two steps, so there is nothing to learn")
         self.random = generator(seed)
 
+    @property
+    def num_sequences(self) -> int:
+        """How many windows of the mean length drawn have as many steps as all series."""
+        n = self.lengths.astype(float)
+        return max(1, round(float(n.sum() ** 2 / (n * np.minimum(n, self.window)).sum())))
+
+    @property
+    def num_observations(self) -> int:
+        """How many steps all series have that are learnt."""
+        return int(self.lengths.sum())
+
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Draw the next minibatch; it never continues the last one."""
         share = self.lengths / self.lengths.sum()

@@ -276,37 +276,16 @@ class TestCustomPairs:
         torch.testing.assert_close(scored.log_likelihood, expected, rtol=0, atol=1e-9)
         assert not scored.exact and not scored.steps[~batch.mask].any()
 
-    @pytest.mark.parametrize("name", ["w", "w_0"])
-    @pytest.mark.parametrize("size", [(), (1,), (2,)])
-    def test_what_all_sequences_share_is_refused(self, name: str, size: tuple[int, ...]) -> None:
+    def test_observations_that_all_sequences_share_are_refused(self) -> None:
         """One density for all of them is no share of each."""
 
-        def shared(batch: SequenceBatch) -> None:
-            pyro.sample(name, dist.Normal(torch.zeros(size), 1.0))
-
-        def both(batch: SequenceBatch) -> None:
-            shared(batch)
-            with batch.plate():
-                for t in batch.steps():
-                    pyro.sample(f"x_{t}", dist.Normal(torch.zeros(3), 1.0), obs=batch.at(t))
-
-        with pytest.raises(
-            UserError,
-            match=(
-                rf"^site '{name}' has batch shape \[{size[0] if size else ''}\], not one entry "
-                r"for each"
-            ),
-        ):
-            score(Pair(both, shared), copies(X, 3))
-
-    def test_a_path_that_all_sequences_share_is_refused(self) -> None:
         def path(batch: SequenceBatch) -> None:
-            pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(torch.zeros(4), 1.0).to_event(1), obs=X.float())
 
         with pytest.raises(
-            UserError, match=r"^site 'z' has batch shape \[\], not one entry for each sequence"
+            UserError, match=r"^site 'x' has batch shape \[\], not one entry for each sequence"
         ):
-            score(Pair(path, path), copies(X, 3))
+            score(Pair(path), copies(X, 3))
 
     def test_sites_of_one_side(self) -> None:
         batch = copies(X, 2)
