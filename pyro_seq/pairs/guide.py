@@ -85,6 +85,16 @@ class SequenceGuide(nn.Module):
         """
         return evidence, guide_state
 
+    def given_hidden(
+        self, evidence: tuple[Tensor, ...], h: Tensor
+    ) -> tuple[Tensor, ...] | None:
+        """Return what `condition_on_latents` does where the model's h_t is known, if it is that.
+
+        A guide whose recurrence is the model's own need not run it a second time at a step that
+        the model takes as well. `h` is `[*lead, T, H]`, as `SequenceModel.rnn_step` returns it;
+        `None` for a guide that runs another recurrence, or none.
+        """
+
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
         """Return q(z_t | evidence_t, z_{t-1}) of a chunk of steps.
 
@@ -100,11 +110,13 @@ class SequenceGuide(nn.Module):
         The distribution has batch shape `[*lead]` and event shape `[Z]`.
         """
         known, guide_state = self.condition_on_latents(evidence, previous, guide_state)
+        return self.proposal_given(known, previous), guide_state
+
+    def proposal_given(self, known: tuple[Tensor, ...], previous: Tensor) -> Any:
+        """Return q(z_t | …) of one step, given all evidence, that of earlier latents included."""
         normal = self.posterior(known, previous)
         step = dist.Normal(normal.loc.squeeze(-2), normal.scale.squeeze(-2)).to_event(1)
-        return (
-            dist.TransformedDistribution(step, list(self.flows)) if len(self.flows) else step
-        ), guide_state
+        return dist.TransformedDistribution(step, list(self.flows)) if len(self.flows) else step
 
     def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler | None:
         """Return a faster equal of stepping through `posterior`, if there is one.
