@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyro_seq.infer.sampling import sample as sample
     from pyro_seq.infer.sampling import sample_sequences as sample_sequences
     from pyro_seq.infer.sampling import tempered as tempered
+    from pyro_seq.infer.smc.fivo import FIVO_ELBO as FIVO_ELBO
     from pyro_seq.infer.smc.particle_filter import ParticleFilterResult as ParticleFilterResult
     from pyro_seq.infer.smc.particle_filter import particle_filter as particle_filter
 else:

@@ -102,6 +102,12 @@ class SequenceGuide(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} must define posterior(evidence, previous)")
 
+    def posterior_beside(
+        self, evidence: tuple[Tensor, ...], previous: Tensor, prior: dist.Normal
+    ) -> dist.Normal:
+        """Return `posterior` where p(z_t | h_t, z_{t-1}) of the same step has been computed."""
+        return self.posterior(evidence, previous)
+
     def proposal(
         self, evidence: tuple[Tensor, ...], previous: Tensor, guide_state: Any
     ) -> tuple[Any, Any]:
@@ -110,11 +116,13 @@ class SequenceGuide(nn.Module):
         The distribution has batch shape `[*lead]` and event shape `[Z]`.
         """
         known, guide_state = self.condition_on_latents(evidence, previous, guide_state)
-        return self.proposal_given(known, previous), guide_state
+        return self.of_one_step(self.posterior(known, previous)), guide_state
 
-    def proposal_given(self, known: tuple[Tensor, ...], previous: Tensor) -> Any:
-        """Return q(z_t | …) of one step, given all evidence, that of earlier latents included."""
-        normal = self.posterior(known, previous)
+    def of_one_step(self, normal: dist.Normal) -> Any:
+        """Return q(z_t | …) of batch shape `[*lead]` from the normal of a chunk of one step.
+
+        It has passed through the flows, if there are any.
+        """
         step = dist.Normal(normal.loc.squeeze(-2), normal.scale.squeeze(-2)).to_event(1)
         return dist.TransformedDistribution(step, list(self.flows)) if len(self.flows) else step
 

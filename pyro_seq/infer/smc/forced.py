@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.infer.smc.steps import Steps
+from pyro_seq.pairs.guide import SequenceGuide
 from pyro_seq.pairs.pair import Pair
 
 Scale = float | Tensor  # of log-densities: one, or one for each sequence `[N]`
@@ -35,24 +39,34 @@ class ForcedSteps(Steps):
     ) -> None:
         super().__init__(pair, batch, k, "guide", None, None)
         self.of_latents, self.of_observations = scales
-        self.contexts, self.state["context"] = self.model.all_context_features(self.batch)
-        self.hidden: Tensor | None = None
+        contexts, self.state["context"] = self.model.all_context_features(self.batch)
+        # by step at once: the gradient of each step's slice would be as long as the sequence
+        self.contexts, self.hidden = contexts.split(1, 1), None
+        self.evidence_at = [part.split(1, 1) for part in self.evidence]
+        self.shares = type(self.guide).proposal is SequenceGuide.proposal
         if not self.model.recurs_on_latents:
-            self.hidden, self.state["carried"] = self.model.hidden_states(self.batch)
+            hidden, self.state["carried"] = self.model.hidden_states(self.batch)
+            self.hidden = hidden.split(1, 1)
+
+    def move(self, index: Tensor) -> None:
+        """Replace the particles by those at `index` `[N, K]`."""
+        same = self.latent is self.state["latent"]
+        super().move(index)
+        self.latent = self.state["latent"] if same else self.latent
 
     def step(self, t: int) -> tuple[Tensor, Tensor, None]:
         """Return (the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, no values) at step t."""
-        model, contexts = self.model, self.contexts[:, t : t + 1]
-        previous, carried = self.state["latent"], self.state["carried"]
+        model, contexts = self.model, self.contexts[t]
+        previous, carried = self.state["latent"].unsqueeze(-2), self.state["carried"]
         if self.hidden is None:
             seen = contexts[..., : model.context.num_features]
-            h, carried = model.rnn_step(seen, previous.unsqueeze(-2), carried)
+            h, carried = model.rnn_step(seen, previous, carried)
         else:
-            h = self.hidden[:, t : t + 1]
-        prior = model.transition(h.squeeze(-2), previous).to_event(1)
-        posterior = self._proposal(t, h)
+            h = self.hidden[t]
+        prior = model.transition(h, previous)
+        posterior = self._proposal(t, h, prior)
         z = posterior.rsample()
-        grown = self.of_latents * (prior.log_prob(z) - posterior.log_prob(z))
+        grown = self.of_latents * log_ratio(z.unsqueeze(-2), prior, posterior)
         features, carried = model.decode(h, z.unsqueeze(-2), carried)
         _, shares = self._observe(t, model.emit(features.squeeze(-2), contexts.squeeze(-2)))
         for share in shares:
@@ -61,15 +75,19 @@ class ForcedSteps(Steps):
         self.latent = z
         return grown, z, None
 
-    def _proposal(self, t: int, h: Tensor) -> object:
+    def _proposal(self, t: int, h: Tensor, prior: dist.Normal) -> Any:
         """q(z_t | …) of batch shape `[K, N]`."""
-        chunk = tuple(part[:, t : t + 1] for part in self.evidence)
-        previous = self.latent.unsqueeze(-2)
-        known = self.guide.given_hidden(chunk, h)
-        if known is None:
+        chunk, previous = tuple(part[t] for part in self.evidence_at), self.latent.unsqueeze(-2)
+        # before the first step the guide may have another z_0
+        if not self.shares or self.latent is not self.state["latent"]:
             posterior, self.running = self.guide.proposal(chunk, previous, self.running)
         else:
-            posterior, self.running = self.guide.proposal_given(known, previous), None
+            known = self.guide.given_hidden(chunk, h)
+            if known is None:
+                known, self.running = self.guide.condition_on_latents(chunk, previous, self.running)
+            else:
+                self.running = None
+            posterior = self.guide.of_one_step(self.guide.posterior_beside(known, previous, prior))
         if not posterior.has_rsample:
             raise UserError(
                 f"the latents of {type(self.guide).__name__} are not reparameterised, and a "
@@ -78,3 +96,16 @@ class ForcedSteps(Steps):
             )
         lead = torch.Size([self.k, len(self.batch)])
         return posterior if posterior.batch_shape == lead else posterior.expand(lead)
+
+
+def log_ratio(z: Tensor, prior: dist.Normal, posterior: Any) -> Tensor:
+    """Return log p(z) - log q(z) `[K, N]` at z `[K, N, 1, Z]`, in few operations for two normals.
+
+    The prior has batch shape `[…, 1, Z]`, the posterior `[K, N]` and event shape `[Z]`.
+    """
+    q = getattr(posterior, "base_dist", None)
+    if not isinstance(posterior, torch.distributions.Independent) or not isinstance(q, dist.Normal):
+        return prior.log_prob(z).sum((-2, -1)) - posterior.log_prob(z.squeeze(-2))
+    loc, scale = q.loc.unsqueeze(-2), q.scale.unsqueeze(-2)
+    apart = ((z - loc) / scale).square() - ((z - prior.loc) / prior.scale).square()
+    return (apart / 2 + (scale / prior.scale).log()).sum((-2, -1))
