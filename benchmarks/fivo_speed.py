@@ -62,9 +62,7 @@ def ratio(name: str, particles: int, rounds: int) -> float:
     pair.train()
     objectives = {
         "fivo": FIVO_ELBO(particles),
-        "trace": Trace_ELBO(
-            num_particles=particles, vectorize_particles=True, max_plate_nesting=1
-        ),
+        "trace": Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1),
     }
     with pair.scope():
         for objective in objectives.values():  # which registers the parameters

@@ -85,9 +85,7 @@ class SequenceGuide(nn.Module):
         """
         return evidence, guide_state
 
-    def given_hidden(
-        self, evidence: tuple[Tensor, ...], h: Tensor
-    ) -> tuple[Tensor, ...] | None:
+    def given_hidden(self, evidence: tuple[Tensor, ...], h: Tensor) -> tuple[Tensor, ...] | None:
         """Return what `condition_on_latents` does where the model's h_t is known, if it is that.
 
         A guide whose recurrence is the model's own need not run it a second time at a step that

@@ -175,8 +175,8 @@ class Trainer(Loop):
         if isinstance(self.updates.elbo, FIVO_ELBO):
             if self.settings.precision == "bfloat16":
                 raise UserError(
-                    "fivo compares weights of particles, in full precision: training.precision must "
-                    "be auto or float32"
+                    "fivo compares weights of particles, in full precision: training.precision "
+                    "must be auto or float32"
                 )
             return "float32"
         if self.settings.precision != "auto":
