@@ -8,7 +8,8 @@ per frame, types (a) and (b).
 (a) is the importance-sampled log-likelihood (`--samples` particles), (b) the negative ELBO, both
 summed over all pieces and divided by the number of frames; a pair without latents has one exact
 figure. A preset trained by a particle filter's bound has that bound, of as many particles as in
-training, in the place of (b). Weights are chosen on the validation pieces; test pieces are scored once, at the end.
+training, in the place of (b). Weights are chosen on the validation pieces; test pieces are scored
+once, at the end.
 """
 
 from __future__ import annotations

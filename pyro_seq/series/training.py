@@ -22,8 +22,8 @@ SHOWN, PATHS = 3, 100  # series whose forecasts are shown in TensorBoard, and of
 def nats(model: SeriesModel, arrays: SeriesArrays) -> dict[str, float]:
     """Return the nats of the last steps of all series, given those before.
 
-    `loss` is -log p (or the bound that is maximised) over the number of steps, `nats_per_cell` over that
-    of their observed cells.
+    `loss` is -log p (or the bound that is maximised) over the number of steps, `nats_per_cell` over
+    that of their observed cells.
     """
     total, steps, cells = 0.0, 0, 0
     method, samples = model.settings.training.validation()
