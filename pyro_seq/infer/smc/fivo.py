@@ -23,7 +23,7 @@ from pyro_seq._pytree import tree_detach, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.multi_sample import Side, WeightedELBO, share_steps
-from pyro_seq.infer.smc.forced import ForcedSteps, Scale
+from pyro_seq.infer.smc.forced import ForcedSteps
 from pyro_seq.infer.smc.particles import drawn_by_weight, effective_number, survivors
 from pyro_seq.nn.dropout import same_features
 from pyro_seq.pairs.model import unwrapped
@@ -107,7 +107,8 @@ class FIVO_ELBO(WeightedELBO):
             raise UserError("FIVO_ELBO needs observations, and steps of the batch have none")
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(batch.device.type, enabled=False))
-            for side in (pair.model, pair.guide):
+            sides: tuple[Any, Any] = pair.model, pair.guide
+            for side in sides:
                 register(side)
                 stack.enter_context(same_features(side, for_all=True))
             run = ForcedSteps(pair, batch, self.num_particles, scales)
@@ -133,7 +134,9 @@ class FIVO_ELBO(WeightedELBO):
                     resampled.append((chance, bound.detach()))
                 log_weights = torch.where(rows.unsqueeze(-1), equal, log_weights)
             grown = run.step(t)[0]
-            joint = log_weights + torch.where(active, grown, torch.zeros_like(grown)).t().double()
+            if not batch.is_full:
+                grown = torch.where(active, grown, torch.zeros_like(grown))
+            joint = log_weights + grown.t().double()
             total = joint.logsumexp(-1)
             bound, log_weights = bound + total, joint - total.unsqueeze(-1)
         term = torch.zeros_like(bound)
@@ -166,11 +169,11 @@ def declared_pair(model: Side, guide: Side, objective: str) -> Pair:
     return pair
 
 
-def scales_around() -> tuple[Scale, Scale]:
+def scales_around() -> tuple[Tensor | None, Tensor | None]:
     """Return what handlers around a pair multiply log-densities of latents and of observations by.
 
-    Each is one number, or one for each sequence `[N]`. Raises `UserError` for handlers that give
-    sites their values.
+    Each is one number, or one for each sequence `[N]`; `None` for nothing. Raises `UserError` for
+    handlers that give sites their values.
     """
     refuse_subsampling()
     for handler in _PYRO_STACK:
@@ -183,7 +186,12 @@ def scales_around() -> tuple[Scale, Scale]:
     with poutine.trace() as probe:
         pyro.sample("z_0", dist.Delta(zero))
         pyro.sample("x_0", dist.Delta(zero), obs=zero)
-    latent, observed = (probe.trace.nodes[name] for name in ("z_0", "x_0"))
-    return tuple(  # type: ignore[return-value]
-        scale_and_mask(torch.ones(()), site["scale"], site["mask"]) for site in (latent, observed)
-    )
+    return _scale(probe.trace.nodes["z_0"]), _scale(probe.trace.nodes["x_0"])
+
+
+def _scale(site: Any) -> Tensor | None:
+    """Return what a site's log-density is multiplied by, `None` for nothing."""
+    if site["mask"] is None and isinstance(site["scale"], float) and site["scale"] == 1.0:
+        return None
+    scale: Tensor = scale_and_mask(torch.ones(()), site["scale"], site["mask"])
+    return scale

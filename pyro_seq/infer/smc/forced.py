@@ -14,8 +14,6 @@ from pyro_seq.infer.smc.steps import Steps
 from pyro_seq.pairs.guide import SequenceGuide
 from pyro_seq.pairs.pair import Pair
 
-Scale = float | Tensor  # of log-densities: one, or one for each sequence `[N]`
-
 
 class ForcedSteps(Steps):
     """`Steps` by the guide's proposals, none of whose observations is to be drawn.
@@ -29,13 +27,18 @@ class ForcedSteps(Steps):
         pair: a `SequenceModel` with latents and its `SequenceGuide`.
         batch: N sequences; may start from a state of one particle each.
         k: K.
-        scales: of the latents' log p - log q, and of log p(x_t | …), as handlers around a pair ask.
+        scales: of the latents' log p - log q, and of log p(x_t | …), as handlers around a pair ask;
+            `None` for 1.
 
     Raises `UserError` at the first step for proposals that are not reparameterised.
     """
 
     def __init__(
-        self, pair: Pair, batch: SequenceBatch, k: int, scales: tuple[Scale, Scale] = (1.0, 1.0)
+        self,
+        pair: Pair,
+        batch: SequenceBatch,
+        k: int,
+        scales: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> None:
         super().__init__(pair, batch, k, "guide", None, None)
         self.of_latents, self.of_observations = scales
@@ -47,12 +50,6 @@ class ForcedSteps(Steps):
         if not self.model.recurs_on_latents:
             hidden, self.state["carried"] = self.model.hidden_states(self.batch)
             self.hidden = hidden.split(1, 1)
-
-    def move(self, index: Tensor) -> None:
-        """Replace the particles by those at `index` `[N, K]`."""
-        same = self.latent is self.state["latent"]
-        super().move(index)
-        self.latent = self.state["latent"] if same else self.latent
 
     def step(self, t: int) -> tuple[Tensor, Tensor, None]:
         """Return (the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, no values) at step t."""
@@ -66,11 +63,11 @@ class ForcedSteps(Steps):
         prior = model.transition(h, previous)
         posterior = self._proposal(t, h, prior)
         z = posterior.rsample()
-        grown = self.of_latents * log_ratio(z.unsqueeze(-2), prior, posterior)
+        grown = _scaled(log_ratio(z.unsqueeze(-2), prior, posterior), self.of_latents)
         features, carried = model.decode(h, z.unsqueeze(-2), carried)
         _, shares = self._observe(t, model.emit(features.squeeze(-2), contexts.squeeze(-2)))
         for share in shares:
-            grown = grown + self.of_observations * share
+            grown = grown + _scaled(share, self.of_observations)
         self.state = self.state | {"latent": z, "carried": carried}
         self.latent = z
         return grown, z, None
@@ -96,6 +93,10 @@ class ForcedSteps(Steps):
             )
         lead = torch.Size([self.k, len(self.batch)])
         return posterior if posterior.batch_shape == lead else posterior.expand(lead)
+
+
+def _scaled(log_density: Tensor, scale: Tensor | None) -> Tensor:
+    return log_density if scale is None else scale * log_density
 
 
 def log_ratio(z: Tensor, prior: dist.Normal, posterior: Any) -> Tensor:

@@ -113,8 +113,9 @@ class Steps:
                 return x
             return x.flatten(0, 1).index_select(0, flat).unflatten(0, x.shape[:2])
 
+        same = self.latent is self.state["latent"]  # after a step; the guide may have another z_0
         self.state = tree_map(pick, self.state, self.like)
-        self.latent = pick(self.latent, self.like["latent"])
+        self.latent = self.state["latent"] if same else pick(self.latent, self.like["latent"])
         if self.guide is not None and self.running is not None:
             self.running = tree_map(pick, self.running, self.like_running)
 

@@ -275,17 +275,17 @@ def test_what_is_shared_moves_with_the_particles(kind: str) -> None:
 
 
 def test_bounds_are_in_order(linear_gaussian: Callable[..., Pair]) -> None:
-    """ELBO < IWAE < FIVO < log p over 40 steps, 8 particles, each apart by ten errors."""
-    pair, n, k = linear_gaussian(shift=0.5, widen=1.6), 100, 8
+    """ELBO < IWAE < FIVO < log p over 40 steps, 8 particles, each apart by five errors."""
+    pair, n, k = linear_gaussian(shift=0.5, widen=1.6), 60, 8
     model: Any = pair.model
     x = model.covariance(40) @ torch.randn(40)
     batch, truth = model.batch(x.expand(n, -1)), float(model.log_likelihood(x))
     of: list[tuple[float, float]] = []
     for elbo in (FIVO_ELBO(1), IWAE_ELBO(k), FIVO_ELBO(k), FIVO_ELBO(4 * k)):
-        values = torch.tensor([-elbo.loss(model, pair.guide, batch) / n for _ in range(8)])
-        of.append((float(values.mean()), float(values.std()) / math.sqrt(8)))
+        values = torch.tensor([-elbo.loss(model, pair.guide, batch) / n for _ in range(6)])
+        of.append((float(values.mean()), float(values.std()) / math.sqrt(6)))
     for (low, low_error), (high, high_error) in zip(of, [*of[1:], (truth, 0.0)], strict=True):
-        assert high - low > 10 * math.hypot(low_error, high_error), (of, truth)
+        assert high - low > 5 * math.hypot(low_error, high_error), (of, truth)
 
 
 def test_stock_svi_trains() -> None:
