@@ -67,16 +67,18 @@ def check(name: str, emissions: tuple[str, ...], words: tuple[str, ...], seed: i
     that there was none to check.
     """
     from pyro_seq.config.fields import parse_words
-    from pyro_seq.testing.registry import problems_with, settings_of
+    from pyro_seq.testing.registry import checked, settings_of
 
     settings, faulty = settings_of(name, parse_words(words)), False
     for emission in dict.fromkeys(emissions):
-        found = problems_with(settings, emission, seed=seed)
+        found, note = checked(settings, emission, seed=seed)
         faulty |= bool(found)
         click.echo(
             f"{emission}: {'OK' if not found else f'{len(found)} problem' + 's' * (len(found) > 1)}"
         )
         for problem in found:
             click.echo(f"  - {problem}")
+        if note:
+            click.echo(f"  {note}")
     if faulty:
         raise click.exceptions.Exit(FAULTY)

@@ -102,6 +102,15 @@ class SRNNGuide(SequenceGuide):
         shift = self.model.transition(d[0], previous).loc if d else None
         return self.network(e, previous, shift=shift)
 
+    def posterior_beside(
+        self, evidence: tuple[Tensor, ...], previous: Tensor, prior: dist.Normal
+    ) -> dist.Normal:
+        """Return q(z_t | e_t, z_{t-1}), unless a subclass changes the equations of either."""
+        e, *d = evidence
+        if type(self).posterior is not SRNNGuide.posterior:
+            return self.posterior(evidence, previous)
+        return self.network(e, previous, shift=prior.loc if d else None)
+
     def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler | None:
         """Return the chain of posteriors as one kernel, unless a subclass changes the equations."""
         e, *d = evidence

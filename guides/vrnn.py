@@ -95,6 +95,11 @@ class VRNNGuide(SequenceGuide):
         d, guide_state = self.model.rnn_step(contexts, previous, guide_state)
         return (e, d), guide_state
 
+    def given_hidden(self, evidence: tuple[Tensor, ...], h: Tensor) -> tuple[Tensor, ...] | None:
+        """Return (e_t, d_t), d_t the model's, unless a subclass changes the equations."""
+        own = type(self).condition_on_latents is VRNNGuide.condition_on_latents
+        return (evidence[0], h) if own else None
+
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
         """Return q(z_t | e_t, d_t)."""
         return self.network(*evidence)

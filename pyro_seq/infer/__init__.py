@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyro_seq.infer.sampling import sample as sample
     from pyro_seq.infer.sampling import sample_sequences as sample_sequences
     from pyro_seq.infer.sampling import tempered as tempered
+    from pyro_seq.infer.smc.fivo import FIVO_ELBO as FIVO_ELBO
     from pyro_seq.infer.smc.particle_filter import particle_filter as particle_filter
     from pyro_seq.infer.smoothing.posterior import posterior as posterior
     from pyro_seq.infer.smoothing.result import Posterior as Posterior

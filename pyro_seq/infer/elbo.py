@@ -25,9 +25,10 @@ from pyro_seq.infer.multi_sample import (
     ReweightedWakeSleep,
     SequenceRenyiELBO,
 )
+from pyro_seq.infer.smc.fivo import FIVO_ELBO
 from pyro_seq.poutine.step_densities import is_enumerated
 
-OBJECTIVES = ("trace", "mean_field", "enum", "stl", "iwae", "dreg", "renyi", "rws")
+OBJECTIVES = ("trace", "mean_field", "enum", "stl", "iwae", "dreg", "renyi", "rws", "fivo")
 
 
 class FreeBits_ELBO(Trace_ELBO):
@@ -172,7 +173,12 @@ def _latent(trace: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def make_elbo(
-    kind: str, *, num_particles: int = 1, free_bits: float = 0.0, renyi_alpha: float = 0.5
+    kind: str,
+    *,
+    num_particles: int = 1,
+    free_bits: float = 0.0,
+    renyi_alpha: float = 0.5,
+    resample_below: float = 0.5,
 ) -> ELBO:
     """Return an objective by name.
 
@@ -180,7 +186,8 @@ def make_elbo(
       at each step; with free bits both are `FreeBits_ELBO`.
     - `enum`: `TraceEnum_ELBO`, which sums over all latents that are marked to be enumerated.
     - `stl`: `STL_ELBO`. Of `num_particles` weighted draws of each sequence are `iwae`: `IWAE_ELBO`,
-      `dreg`: `DReG_ELBO`, `renyi`: `SequenceRenyiELBO`, `rws`: `ReweightedWakeSleep`.
+      `dreg`: `DReG_ELBO`, `renyi`: `SequenceRenyiELBO`, `rws`: `ReweightedWakeSleep`; of a filter
+      of so many particles, resampled as `resample_below` says, `fivo`: `FIVO_ELBO`.
 
     Raises `UserError` for free bits of an objective whose latents have no divergence, and for a
     single draw where draws are weighed.
@@ -201,6 +208,14 @@ def make_elbo(
         return FreeBits_ELBO(free_bits, num_particles=num_particles)
     if kind == "enum":
         return TraceEnum_ELBO(num_particles=num_particles, strict_enumeration_warning=False)
+    if kind == "fivo":
+        if num_particles < 2:
+            raise UserError(
+                f"fivo weighs several particles of each sequence, and with num_particles="
+                f"{num_particles} is the ELBO: training.num_particles of at least 2, or the "
+                "objective trace"
+            )
+        return FIVO_ELBO(num_particles, resample_below=resample_below)
     if kind == "renyi":
         return SequenceRenyiELBO(num_particles, renyi_alpha)
     made: dict[str, Callable[..., ELBO]] = {

@@ -190,10 +190,10 @@ class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
     def hooks(self, model: MusicModel, data: MusicData, progress: Progress) -> Hooks:
         """Return the hooks of a training, as `PairProgram` says.
 
-        The best weights are those of the exact likelihood, or the ELBO, of the validation pieces,
+        The best weights are those of the exact likelihood, or the bound, of the validation pieces,
         of at most `VALIDATED` frames of them.
         """
-        valid, samples = [], model.settings.training.valid_particles
+        valid, (method, samples) = [], model.settings.training.validation()
         left = VALIDATED
         for piece in data.pieces.valid:
             if left > 0 and len(piece):
@@ -201,7 +201,7 @@ class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
                 left -= len(valid[-1])
         return Hooks(
             validate=(
-                lambda: {"loss": nats_per_frame(model, valid, method="elbo", samples=samples)}
+                lambda: {"loss": nats_per_frame(model, valid, method=method, samples=samples)}
             )
             if valid
             else None,

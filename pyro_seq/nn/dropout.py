@@ -23,29 +23,27 @@ class SequenceDropout(nn.Module):
         if not 0 <= p < 1:
             raise ValueError(f"a dropout probability must lie in [0, 1), got {p}")
         self.p = p
-        self._holding = False
+        self._holding = self._for_all = False
         self._held: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop some of the features of `[..., T, F]`, the same at all steps of a sequence."""
         if not self.training or self.p == 0:
             return x
-        mask = self._held
-        if mask is None or mask.shape[:-2] != x.shape[:-2]:
-            mask = (
-                x.new_empty(*x.shape[:-2], 1, x.shape[-1]).bernoulli_(1 - self.p).div_(1 - self.p)
-            )
+        mask, lead = self._held, x.shape[-3 if self._for_all else 0 : -2]
+        if mask is None or mask.shape[:-2] != lead:
+            mask = x.new_empty(*lead, 1, x.shape[-1]).bernoulli_(1 - self.p).div_(1 - self.p)
             self._held = mask if self._holding else None
         return x * mask
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Give all calls inside the mask of the first call."""
-        self._holding, self._held = True, None
+    def hold(self, *, for_all: bool = False) -> Iterator[None]:
+        """Give all calls inside the mask of the first call; see `same_features`."""
+        self._holding, self._held, self._for_all = True, None, for_all
         try:
             yield
         finally:
-            self._holding, self._held = False, None
+            self._holding, self._held, self._for_all = False, None, False
 
     def extra_repr(self) -> str:
         """Return the text that `repr` shows."""
@@ -53,15 +51,20 @@ class SequenceDropout(nn.Module):
 
 
 @contextmanager
-def same_features(module: nn.Module) -> Iterator[None]:
+def same_features(module: nn.Module, *, for_all: bool = False) -> Iterator[None]:
     """Make every `SequenceDropout` of a module drop the same features in all calls inside.
 
     Such calls are those of the steps of one sequence.
+
+    Args:
+        module: a model or a guide.
+        for_all: whether all particles of a sequence, in dimensions to the left of the sequences',
+            miss the same features, so that weights compare latents and not networks.
     """
     with ExitStack() as stack:
         for part in module.modules():
             if isinstance(part, SequenceDropout):
-                stack.enter_context(part.hold())
+                stack.enter_context(part.hold(for_all=for_all))
         yield
 
 

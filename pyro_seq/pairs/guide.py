@@ -85,12 +85,26 @@ class SequenceGuide(nn.Module):
         """
         return evidence, guide_state
 
+    def given_hidden(self, evidence: tuple[Tensor, ...], h: Tensor) -> tuple[Tensor, ...] | None:
+        """Return what `condition_on_latents` does where the model's h_t is known, if it is that.
+
+        A guide whose recurrence is the model's own need not run it a second time at a step that
+        the model takes as well. `h` is `[*lead, T, H]`, as `SequenceModel.rnn_step` returns it;
+        `None` for a guide that runs another recurrence, or none.
+        """
+
     def posterior(self, evidence: tuple[Tensor, ...], previous: Tensor) -> dist.Normal:
         """Return q(z_t | evidence_t, z_{t-1}) of a chunk of steps.
 
         It is a normal of batch shape `[*lead, T, Z]`.
         """
         raise TypeError(f"{type(self).__name__} must define posterior(evidence, previous)")
+
+    def posterior_beside(
+        self, evidence: tuple[Tensor, ...], previous: Tensor, prior: dist.Normal
+    ) -> dist.Normal:
+        """Return `posterior` where p(z_t | h_t, z_{t-1}) of the same step has been computed."""
+        return self.posterior(evidence, previous)
 
     def proposal(
         self, evidence: tuple[Tensor, ...], previous: Tensor, guide_state: Any
@@ -100,11 +114,15 @@ class SequenceGuide(nn.Module):
         The distribution has batch shape `[*lead]` and event shape `[Z]`.
         """
         known, guide_state = self.condition_on_latents(evidence, previous, guide_state)
-        normal = self.posterior(known, previous)
+        return self.of_one_step(self.posterior(known, previous)), guide_state
+
+    def of_one_step(self, normal: dist.Normal) -> Any:
+        """Return q(z_t | …) of batch shape `[*lead]` from the normal of a chunk of one step.
+
+        It has passed through the flows, if there are any.
+        """
         step = dist.Normal(normal.loc.squeeze(-2), normal.scale.squeeze(-2)).to_event(1)
-        return (
-            dist.TransformedDistribution(step, list(self.flows)) if len(self.flows) else step
-        ), guide_state
+        return dist.TransformedDistribution(step, list(self.flows)) if len(self.flows) else step
 
     def sampler(self, evidence: tuple[Tensor, ...]) -> Sampler | None:
         """Return a faster equal of stepping through `posterior`, if there is one.

@@ -179,10 +179,10 @@ class SequenceModel(nn.Module):
 
     def context_features(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
         """Compute (c_{1:T} `[N, T, C]`, the context's last state) from the batch's observations."""
-        contexts, after = self._contexts(batch)
+        contexts, after = self.all_context_features(batch)
         return contexts[..., : self.context.num_features], after
 
-    def _contexts(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
+    def all_context_features(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
         """Compute `context_features` with the features that are passed on to the emission."""
         return batch.cached(
             (id(self), "seen"),
@@ -245,7 +245,7 @@ class SequenceModel(nn.Module):
                 prior = MarkovPath(state["latent"], conditional, batch.num_steps, active=mask)
                 latents = pyro.sample("z", prior, infer=OVER_ALL_STEPS)
             features, rnn_state = self.decode(h, latents, rnn_state)
-            emission = self.emit(features, self._contexts(batch)[0])
+            emission = self.emit(features, self.all_context_features(batch)[0])
             if batch.missing_cells is not None:
                 emission = mask_cells(emission, batch.seen)
             observed = prepared(self, batch)

@@ -22,17 +22,17 @@ SHOWN, PATHS = 3, 100  # series whose forecasts are shown in TensorBoard, and of
 def nats(model: SeriesModel, arrays: SeriesArrays) -> dict[str, float]:
     """Return the nats of the last steps of all series, given those before.
 
-    `loss` is -log p (or the bound of the ELBO) over the number of steps, `nats_per_cell` over that
-    of their observed cells.
+    `loss` is -log p (or the bound that is maximised) over the number of steps, `nats_per_cell` over
+    that of their observed cells.
     """
     total, steps, cells = 0.0, 0, 0
-    samples = model.settings.training.valid_particles
+    method, samples = model.settings.training.validation()
     found = validation_batches(
         arrays, context=model.context, horizon=model.horizon, device=model.device
     )
     for batch, counted in found:
         with pyro.validation_enabled(False), collect_warnings():
-            scored = score(model.pair, batch, method="elbo", samples=samples)
+            scored = score(model.pair, batch, method=method, samples=samples)
         total += float(scored.surprise[counted].double().sum())
         steps += int(counted.sum())
         cells += sum(int(seen[counted].sum()) for seen in tree_leaves(batch.seen))

@@ -108,6 +108,20 @@ def notes(model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> list[st
         return [*agreement.vectorised(pair, batch, traced("model", model, batch))]
 
 
+def objective_needed(model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> str | None:
+    """Return which objective a pair trains with where its latents are marked to be summed out."""
+    pair = Pair(model, guide)
+    with evaluating(pair):
+        found = traced("model", model, batch.select(slice(1)))
+    marked = [name for name, site in latent_sites(found).items() if is_enumerated(site)]
+    if not marked:
+        return None
+    return (
+        f"{named(marked)} is marked to be enumerated: the pair trains with "
+        "training.objective=enum (TraceEnum_ELBO), and its scores are exact"
+    )
+
+
 def _probe_batch(batch: SequenceBatch) -> SequenceBatch:
     """Return a few sequences of a batch, not all equal, some of them with padding."""
     few = batch.select(slice(SEQUENCES)) if len(batch) > 1 else batch.repeat(2)

@@ -15,7 +15,7 @@ from pyro_seq.config.shipped import ModelSettings
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.encoders import Embedding, Flatten
 from pyro_seq.errors import UserError, said
-from pyro_seq.testing import problems
+from pyro_seq.testing import objective_needed, problems
 
 SMALL: dict[str, Setting] = {
     "hidden_size": 8,
@@ -45,19 +45,24 @@ def settings_of(name: str, changes: Mapping[str, Setting]) -> ModelSettings:
     ).model
 
 
-def problems_with(settings: ModelSettings, emission: str, *, seed: int = 0) -> list[str]:
-    """Return what is wrong with the pair of these settings, as `testing.problems` does.
+def checked(
+    settings: ModelSettings, emission: str, *, seed: int = 0
+) -> tuple[list[str], str | None]:
+    """Return what is wrong with the pair of these settings, and the objective that it needs.
 
-    The emission is `categorical`, `bernoulli` or `normal`.
+    The faults are `testing.problems`', the objective `testing.objective_needed`'s. The emission is
+    `categorical`, `bernoulli` or `normal`.
     """
     pyro.set_rng_seed(seed)
     parts = example_parts(emission)
     try:
         pair = make_pair(settings, parts)
+        batch = parts.example(LENGTHS)
         with pair.scope():
-            return problems(pair.model, pair.guide, parts.example(LENGTHS))
+            found = problems(pair.model, pair.guide, batch)
+            return found, None if found else objective_needed(pair.model, pair.guide, batch)
     except UserError as error:
-        return [said(error)]
+        return [said(error)], None
 
 
 def example_parts(emission: str) -> PairComponents:

@@ -152,16 +152,14 @@ def validate(
 ) -> dict[str, float]:
     """Return nats and bits per character of held-out symbols.
 
-    For pairs with latents they are the ELBO, of `training.valid_particles` samples.
+    For pairs with latents they are the ELBO, of `training.valid_particles` samples, or the bound of
+    the objective `fivo` (`TrainingSettings.validation`).
 
     They are read in several streams side by side, or as separate sequences if the pair carries no
     state, or if each line is one.
     """
-    options: dict[str, Any] = {
-        "method": "elbo",
-        "samples": text.settings.training.valid_particles,
-        "progress": progress,
-    }
+    method, samples = text.settings.training.validation()
+    options: dict[str, Any] = {"method": method, "samples": samples, "progress": progress}
     if text.carries and not text.vocabulary.line_end:
         windows = document_windows(
             symbols, window=scoring_window(text), streams=VALIDATION_STREAMS, device=text.device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pyro_seq.config.fields import above, at_least, between, one_of
 from pyro_seq.infer.elbo import OBJECTIVES
@@ -59,11 +60,19 @@ class TrainingSettings:
         "trace",
         "trace: Monte Carlo divergence; mean_field: analytic at each step; enum: latents marked to "
         "be enumerated summed out; stl: trace by gradients through the draws alone; iwae, dreg, "
-        "renyi, rws: num_particles weighted draws of each sequence",
+        "renyi, rws: num_particles weighted draws of each sequence; fivo: a particle filter of "
+        "num_particles",
     )
     num_particles: int = at_least(1, 1, "samples of the latents per step")
     renyi_alpha: float = between(
         0, 10, 0.5, "order of Renyi's divergence in the objective renyi; 0: iwae, near 1: trace"
+    )
+    resample_below: float = between(
+        0,
+        1,
+        0.5,
+        "fivo resamples particles whose effective number is below this fraction of them; 1: at "
+        "every step, 0: never",
     )
     kl_schedule: str = one_of(KL_SCHEDULES, "constant", "how the divergence's strength rises to 1")
     kl_start: float = between(1e-12, 1, 1e-3, "the divergence's strength at the first step")
@@ -85,8 +94,8 @@ class TrainingSettings:
     valid_particles: int = at_least(
         1,
         1,
-        "samples of each sequence's latents at a validation of text or music: the more, the surer "
-        "which weights are best",
+        "samples of each sequence's latents at a validation: the more, the surer which weights are "
+        "best; of fivo at least num_particles, by its own bound",
     )
     sample_every: int = at_least(
         0, 1_000, "steps between samples and histograms in TensorBoard; 0: never"
@@ -95,3 +104,13 @@ class TrainingSettings:
         0, 0, "validations without a better loss after which training stops; 0: never"
     )
     checkpoint_seconds: float = at_least(0, 30.0, "seconds between checkpoints")
+
+    def validation(self) -> tuple[Literal["elbo", "filter"], int]:
+        """Return (the method, the number of samples) of the score that weights are chosen by.
+
+        The bound that `fivo` maximises is that of a particle filter, which is far above the ELBO of
+        the same pair; the other objectives' pairs are compared by the ELBO.
+        """
+        if self.objective == "fivo":
+            return "filter", max(self.valid_particles, self.num_particles)
+        return "elbo", self.valid_particles

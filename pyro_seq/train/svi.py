@@ -62,6 +62,7 @@ class SVIUpdates:
             num_particles=settings.num_particles,
             free_bits=settings.free_bits,
             renyi_alpha=settings.renyi_alpha,
+            resample_below=settings.resample_below,
         )
         self.recorder = Recorder(self.elbo)
         # of the untrained pair, its divergence at full strength

@@ -23,6 +23,7 @@ from pyro_seq._schema import MOST, Anything, Number, Optional, Whole, Word
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.infer.likelihood.latent_use import collapsed, latent_use
+from pyro_seq.infer.smc.fivo import FIVO_ELBO
 from pyro_seq.nn.precision import fast_precision, full_precision
 from pyro_seq.pairs.model import declared
 from pyro_seq.pairs.pair import Pair
@@ -173,8 +174,15 @@ class Trainer(Loop):
 
     def _choose_precision(self) -> str:
         """The settings' precision; `auto` is for models that keep their densities in full
-        precision, and for matrices worth it.
+        precision, and for matrices worth it; a particle filter has full precision alone.
         """
+        if isinstance(self.updates.elbo, FIVO_ELBO):
+            if self.settings.precision == "bfloat16":
+                raise UserError(
+                    "fivo compares weights of particles, in full precision: training.precision "
+                    "must be auto or float32"
+                )
+            return "float32"
         if self.settings.precision != "auto":
             return self.settings.precision
         if declared(self.pair.model) is None:

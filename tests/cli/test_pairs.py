@@ -403,3 +403,15 @@ def test_wrong_words_to_train(refused: Callable[..., str]) -> None:
     assert "unknown setting 'model.cell'" in line and line.endswith(
         "takes model.drift, model.hidden_size, model.latent_size"
     )
+
+
+def test_check_says_which_objective_sums_states_out(
+    pyroseq: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check = "pairs", "check", "hmm", "--set", "model.num_states=3"
+    assert pyroseq(*check, "--set", "model.layout=steps") == 0
+    told = capsys.readouterr().out
+    assert "categorical: OK\n  site 'z_0' (and 5 more) is marked to be enumerated" in told
+    assert "training.objective=enum (TraceEnum_ELBO), and its scores are exact" in told
+    assert pyroseq(*check) == 0
+    assert capsys.readouterr().out == "categorical: OK\n"

@@ -328,7 +328,7 @@ class TestMakeElbo:
         ]  # type: ignore[attr-defined]
         assert make_elbo("trace") is not make_elbo("trace"), "an objective belongs to one model"
         with pytest.raises(
-            ValueError, match=r"must be one of trace, mean_field, enum, .*rws, got 'elbo'"
+            ValueError, match=r"must be one of trace, mean_field, enum, .*rws, fivo, got 'elbo'"
         ):
             make_elbo("elbo")
 

@@ -146,3 +146,6 @@ def test_same_features_are_dropped_at_all_steps() -> None:
     assert all(torch.equal(step, steps[0]) for step in steps)
     assert {0.0, 2.0} == set(steps[0].unique().tolist())
     assert not torch.equal(drop(torch.ones(6, 1, 8)), steps[0])
+    with same_features(drop, for_all=True):
+        of_particles, once = drop(torch.ones(3, 6, 1, 8)), drop(torch.ones(6, 1, 8))
+    assert torch.equal(of_particles, once.expand(3, 6, 1, 8))

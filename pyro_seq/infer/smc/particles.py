@@ -43,6 +43,24 @@ def drawn_by_weight(log_weights: Tensor, draws: int) -> Tensor:
     return among_all(torch.multinomial(log_weights.softmax(-1), draws, replacement=True), k)
 
 
+def survivors(log_weights: Tensor, rows: Tensor) -> Tensor:
+    """Draw the indices `[N, K]` of K particles that survive a resampling, where `rows` `[N]`.
+
+    Each of the K is drawn by the weights, independently of the others (multinomial resampling);
+    the other sequences keep the particles that they have. Log-weights `[N, K]` are normalised.
+    """
+    n, k = log_weights.shape
+    weights = log_weights.exp()
+    kept = torch.arange(k, device=weights.device).expand(n, k)
+    drawn = torch.searchsorted(weights.cumsum(-1), torch.rand_like(weights)).clamp_(max=k - 1)
+    return torch.where(rows.unsqueeze(-1), drawn, kept)
+
+
+def effective_number(log_weights: Tensor) -> Tensor:
+    """Return 1 / sum_k w_k^2 `[N]` of normalised log-weights `[N, K]` (Kong 1992)."""
+    return 1 / log_weights.exp().square().sum(-1)
+
+
 class Particles(NamedTuple):
     """K weighted particles for each of N sequences.
 
@@ -88,16 +106,12 @@ class Particles(NamedTuple):
 
         It is 0 where `total` is minus infinity.
         """
-        return self._number.masked_fill(self.total.isneginf(), 0.0)
+        return effective_number(self.log_weights).masked_fill(self.total.isneginf(), 0.0)
 
     @property
     def degenerate(self) -> Tensor:
         """Whether the effective number `[N]` is below K / 2: then it is time to resample."""
-        return self._number < self.log_weights.shape[-1] / 2
-
-    @property
-    def _number(self) -> Tensor:
-        return 1 / self.log_weights.exp().square().sum(-1)
+        return effective_number(self.log_weights) < self.log_weights.shape[-1] / 2
 
     def absorb(self, increments: Tensor) -> tuple[Tensor, Particles]:
         """Return (each step's share of the estimate `[N, T]`, the particles after the steps).
@@ -132,10 +146,8 @@ class Particles(NamedTuple):
         linear-Gaussian model, and leave no estimate of the variance.
         """
         n, k = self.log_weights.shape
-        weights = self.log_weights.exp()
-        kept = torch.arange(k, device=weights.device).expand(n, k)
-        drawn = torch.searchsorted(weights.cumsum(-1), torch.rand_like(weights)).clamp_(max=k - 1)
-        index = torch.where(rows.unsqueeze(-1), drawn, kept)
+        kept = torch.arange(k, device=rows.device).expand(n, k)
+        index = survivors(self.log_weights, rows)
         leaving = rows & (self.generations >= LAG)
         young, old = (
             self._coalesced(torch.full_like(self.generations, lag)) for lag in (LAG - 1, LAG)

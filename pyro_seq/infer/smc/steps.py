@@ -105,13 +105,17 @@ class Steps:
 
     def move(self, index: Tensor) -> None:
         """Replace the particles by those at `index` `[N, K]`."""
-        columns = torch.arange(index.shape[0], device=index.device)
+        rows = torch.arange(index.shape[0], device=index.device)
+        flat = (index.t() * len(rows) + rows).flatten()
 
         def pick(x: Tensor, like: Tensor) -> Tensor:
-            return x[index.t(), columns] if x.dim() > like.dim() else x
+            if x.dim() == like.dim():
+                return x
+            return x.flatten(0, 1).index_select(0, flat).unflatten(0, x.shape[:2])
 
+        same = self.latent is self.state["latent"]  # after a step; the guide may have another z_0
         self.state = tree_map(pick, self.state, self.like)
-        self.latent = self.latent[index.t(), columns]
+        self.latent = self.state["latent"] if same else pick(self.latent, self.like["latent"])
         if self.guide is not None and self.running is not None:
             self.running = tree_map(pick, self.running, self.like_running)
 
@@ -125,21 +129,13 @@ class Steps:
             return z
 
         def draw_observation(emission: Distribution) -> Any:
-            observed = tree_map(lambda x: x[:, t], self.observed)
-            parts = emission if isinstance(emission, dict) else {"": emission}
-            values = {}
-            for name, part in parts.items():
-                stands, gone, told = (
-                    of[name] if isinstance(of, dict) else of for of in (observed, unknown, seen)
-                )
-                values[name], share = self._observation(part, stands, gone, told)
-                grown.append(share)
-            return values if isinstance(emission, dict) else values[""]
+            x, shares = self._observe(t, emission)
+            grown.extend(shares)
+            return x
 
-        unknown = tree_map(lambda gone: gone[:, t], self.missing)
-        seen = told = told_at(self.batch, t)
-        if seen is not None and unknown is not None:
-            told = tree_map(torch.logical_or, seen, unknown)
+        told = told_at(self.batch, t)
+        if told is not None and self.missing is not None:
+            told = tree_map(lambda seen, gone: seen | gone[:, t], told, self.missing)
         x, z, self.state = self.model.advance(
             self.state,
             self.batch.inputs_at(t),
@@ -150,6 +146,23 @@ class Steps:
         if z is not None:
             self.latent = z
         return sum(grown[1:], grown[0]).expand(lead), z, x
+
+    def _observe(self, t: int, emission: Distribution) -> tuple[Any, list[Tensor]]:
+        """(x_t, drawn where it is missing; log-densities of what was seen, `[K, N]` or `[N]`)."""
+        observed = tree_map(lambda x: x[:, t], self.observed)
+        unknown = tree_map(lambda gone: gone[:, t], self.missing)
+        seen = told_at(self.batch, t)
+        if not isinstance(emission, dict):
+            x, share = self._observation(emission, observed, unknown, seen)
+            return x, [share]
+        values, shares = {}, []
+        for name, part in emission.items():
+            stands, gone, told = (
+                of[name] if isinstance(of, dict) else of for of in (observed, unknown, seen)
+            )
+            values[name], share = self._observation(part, stands, gone, told)
+            shares.append(share)
+        return values, shares
 
     def _latent(self, t: int, prior: Any) -> tuple[Tensor, Tensor]:
         """(z_t `[K, N, Z]`, what it adds to the log-weights)."""
