@@ -25,6 +25,7 @@ from pyro_seq.series.model.inputs import InputEncoder, Inputs, examples_of
 from pyro_seq.series.model.parts import Standardised, series_parts
 from pyro_seq.series.model.settings import LONGEST_WINDOW, SeriesSettings, context_of, horizon_of
 from pyro_seq.series.model.windows import SeriesArrays, SeriesWindows
+from pyro_seq.series.pooling.pool import Pool
 
 LEAST_STEPS = 256  # of a series that has a vector of its own
 EXAMPLES = 65_536  # rows of side inputs that are standardised by
@@ -42,6 +43,7 @@ class SeriesModel:
         ids: of the series that have a vector of their own, in the order of the vectors.
         device: where the pair lies.
         step: updates that it was trained for.
+        pool: how its forecasts are pooled with those that need no model, if they are.
     """
 
     pair: Pair
@@ -50,6 +52,7 @@ class SeriesModel:
     ids: tuple[str, ...]
     device: torch.device
     step: int = 0
+    pool: Pool | None = None
 
     @property
     def horizon(self) -> int:

@@ -15,7 +15,13 @@ from pyro_seq.series.model import model as series_model
 from pyro_seq.series.model.model import SeriesModel, ids_of, new_pair
 from pyro_seq.series.model.scaling import location_and_scale
 from pyro_seq.series.model.settings import SeriesSettings, context_of, series_settings
-from pyro_seq.series.model.windows import SeriesArrays, SeriesWindows, validation_batches
+from pyro_seq.series.model.windows import (
+    SeriesArrays,
+    SeriesWindows,
+    held_out_steps,
+    held_out_windows,
+    validation_batches,
+)
 
 COLUMNS = (
     Column("price", "real"),
@@ -152,7 +158,7 @@ def test_windows_go_on_from_their_state(shops: tuple[SeriesModel, SeriesArrays])
     _, arrays = shops
 
     def stream(seed: int) -> SeriesWindows:
-        return SeriesWindows(arrays, batch_size=4, window=15, held_out=7, id_dropout=0.5, seed=seed)
+        return SeriesWindows(arrays, batch_size=4, window=15, horizon=7, id_dropout=0.5, seed=seed)
 
     first, second = stream(1), stream(2)
     for _ in range(3):
@@ -171,12 +177,27 @@ def test_ends_of_series_are_held_out_and_validated(
     shops: tuple[SeriesModel, SeriesArrays],
 ) -> None:
     _, arrays = shops
-    windows = SeriesWindows(arrays, batch_size=64, window=100, held_out=7, seed=0)
+    windows = SeriesWindows(arrays, batch_size=64, window=100, horizon=7, seed=0)
     drawn = windows.draw()[0]
     assert set(drawn.lengths.tolist()) <= {53, 33, 18}
     ((batch, counted),) = validation_batches(arrays, context=10, horizon=7)
     assert batch.lengths.tolist() == [17, 17, 17] and counted.sum(1).tolist() == [7, 7, 7]
     assert counted[:, -7:].all()
+
+
+def test_up_to_eight_windows_of_a_fifth_are_held_out() -> None:
+    assert held_out_steps([1, 8, 9, 100, 1_000], 7).tolist() == [0, 0, 7, 14, 56]
+    assert held_out_windows([9, 100], 7) == [(0, 2), (1, 86), (1, 93)]
+
+
+def test_a_minibatch_has_as_many_windows_as_there_are(
+    shops: tuple[SeriesModel, SeriesArrays],
+) -> None:
+    _, arrays = shops
+    whole = SeriesWindows(arrays, batch_size=64, window=100).draw()[0]
+    assert sorted(whole.lengths.tolist()) == sorted(arrays.lengths.tolist())
+    many = SeriesWindows(arrays, batch_size=0, window=8)
+    assert many.batch_size == 512
 
 
 def test_unknown_series_have_no_vector(shops: tuple[SeriesModel, SeriesArrays]) -> None:
