@@ -75,7 +75,11 @@ class SeriesModel:
         return {name: i + 1 for i, name in enumerate(self.ids)}
 
     def batch_of(
-        self, series: Sequence[Series], start: int | Sequence[int], stop: int | Sequence[int]
+        self,
+        series: Sequence[Series],
+        start: int | Sequence[int],
+        stop: int | Sequence[int],
+        measured: Sequence[int] | None = None,
     ) -> SequenceBatch:
         """Return steps of series as a batch.
 
@@ -85,9 +89,12 @@ class SeriesModel:
             series: one for each sequence.
             start: the first step, of all or of each.
             stop: the first step that is none of them.
+            measured: the first step that locations and scales are not measured on, of each series,
+                in place of `stop`.
         """
         starts, stops = _each(start, len(series)), _each(stop, len(series))
-        arrays = self.arrays([_cut(one, int(end)) for one, end in zip(series, stops, strict=True)])
+        cut = [_cut(one, int(end)) for one, end in zip(series, stops, strict=True)]
+        arrays = SeriesArrays(self.inputs, cut, self.places, measured)
         rows = np.arange(len(series))
         return arrays.batch(rows, starts, stops).to(self.device)
 
@@ -160,8 +167,9 @@ def new_pair(
         model = declared(pair.model)
         if model is not None:
             windows = SeriesWindows(
-                arrays, batch_size=FITTED_WINDOWS, window=LONGEST_WINDOW, seed=FITTED_SEED
-            )
+                arrays, batch_size=FITTED_WINDOWS, window=LONGEST_WINDOW, seed=FITTED_SEED,
+                horizon=horizon_of(settings.series, schema.seasons),
+            )  # fmt: skip
             batch = windows.draw()[0]
             start_from_anchors(model, batch)
             model.start_from(batch)

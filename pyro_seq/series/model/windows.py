@@ -20,18 +20,23 @@ from pyro_seq.series.model.scaling import location_and_scale
 
 VALIDATED_STEPS = 2**16  # of the windows of a batch of validation
 VALIDATED_SERIES = 128  # that a validation looks at: bounds its time
-HELD_OUT, MOST_HELD_OUT = 0.2, 8  # share of a series, and windows, that are never learnt from
+# of a series never learnt from: windows, and the shares that they are at least and at most
+WINDOWS_HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 8, 0.05, 0.2
 BATCH_STEPS = 4_096  # of all windows of a minibatch, where the settings leave their number open
 
 
 def held_out_steps(lengths: Sequence[int] | NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
     """Return how many steps at the end of each series are never learnt from `[N]`.
 
-    They are whole windows of the horizon: up to eight, as many as a fifth of the series holds, and
-    at least one; of a series too short for one and a step before it, none.
+    They are whole windows of the horizon: eight, or as many as a twentieth of the series holds if
+    these are more, but no more than a fifth holds, and at least one; of a series too short for one
+    and a step before it, none.
     """
     steps = np.asarray(lengths, np.int64)
-    windows = (HELD_OUT * steps / horizon).astype(np.int64).clip(1, MOST_HELD_OUT)
+    least, most = (
+        (share * steps / horizon).astype(np.int64) for share in (LEAST_HELD_OUT, MOST_HELD_OUT)
+    )
+    windows = np.minimum(np.maximum(least, WINDOWS_HELD_OUT), most).clip(1)
     return np.where(steps > windows * horizon + 1, windows * horizon, 0)
 
 
@@ -53,6 +58,8 @@ class SeriesArrays:
         inputs: which side inputs there are.
         series: the series.
         places: of series' ids among those that a pair was trained on, by id.
+        measured: steps at the beginning of each series that its location and scale are measured
+            on; all if not given.
 
     Raises `UserError` for known and static columns without a value.
     """
@@ -62,6 +69,7 @@ class SeriesArrays:
         inputs: Inputs,
         series: Sequence[Series],
         places: Mapping[str, int],
+        measured: Sequence[int] | None = None,
     ) -> None:
         schema = inputs.schema
         self.groups = groups_of(schema)
@@ -71,7 +79,8 @@ class SeriesArrays:
             for one in series
         ]
         numeric = [column.name for column in numeric_columns(schema)]
-        self.scales = [_scales(one, numeric) for one in series]
+        steps = self.lengths if measured is None else measured
+        self.scales = [_scales(one, numeric, stop) for one, stop in zip(series, steps, strict=True)]
         self.inputs = [
             inputs.at(one, 0, len(one), scales, places.get(one.id, 0))
             for one, scales in zip(series, self.scales, strict=True)
@@ -111,11 +120,11 @@ class SeriesArrays:
         )
 
 
-def _scales(series: Series, numeric: Sequence[str]) -> NDArray[np.float64]:
-    """Return location and scale of each numeric column `[2, C]`, by all that was seen."""
+def _scales(series: Series, numeric: Sequence[str], stop: int) -> NDArray[np.float64]:
+    """Return location and scale of each numeric column `[2, C]`, by what was seen up to a step."""
     if not numeric:
         return np.zeros((2, 0))
-    return location_and_scale(np.stack([series.values[name] for name in numeric], 1))
+    return location_and_scale(np.stack([series.values[name][:stop] for name in numeric], 1))
 
 
 class SeriesWindows:

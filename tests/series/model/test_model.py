@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from pyro_seq.contexts import Lags
 from pyro_seq.errors import UserError
 from pyro_seq.infer.continuations import continuation
+from pyro_seq.series.data.frames import from_frame
 from pyro_seq.series.data.schema import Column, Schema, Series, SeriesTable
 from pyro_seq.series.model import beginning
 from pyro_seq.series.model import model as series_model
+from pyro_seq.series.model.inputs import Inputs
 from pyro_seq.series.model.model import SeriesModel, ids_of, new_pair
 from pyro_seq.series.model.scaling import location_and_scale
 from pyro_seq.series.model.settings import SeriesSettings, context_of, series_settings
@@ -185,8 +188,8 @@ def test_ends_of_series_are_held_out_and_validated(
     assert counted[:, -7:].all()
 
 
-def test_up_to_eight_windows_of_a_fifth_are_held_out() -> None:
-    assert held_out_steps([1, 8, 9, 100, 1_000], 7).tolist() == [0, 0, 7, 14, 56]
+def test_eight_windows_or_a_twentieth_are_held_out_and_a_fifth_at_most() -> None:
+    assert held_out_steps([1, 8, 9, 100, 1_000, 2_000], 7).tolist() == [0, 0, 7, 14, 56, 98]
     assert held_out_windows([9, 100], 7) == [(0, 2), (1, 86), (1, 93)]
 
 
@@ -229,3 +232,33 @@ def test_context_fits_into_a_window() -> None:
     settings = SeriesSettings().series
     assert context_of(settings, (24, 168)) == 344
     assert context_of(series_settings({"series.horizon": 400}).series, ()) == 400
+
+
+def test_a_new_pair_follows_chains_of_its_words_and_truth_values(clean_pyro: None) -> None:
+    draw, stay = np.random.default_rng(0), {"sky": 0.9, "open": 0.8}
+    cells: dict[str, list[int]] = {"sky": [0], "open": [1]}
+    for name, share in stay.items():
+        for _ in range(399):
+            moved = draw.random() > share
+            cells[name].append((cells[name][-1] + moved) % (3 if name == "sky" else 2))
+    frame = pd.DataFrame({"day": pd.date_range("2024-01-01", periods=400), "open": cells["open"]})
+    frame["sky"] = np.array(["dry", "fog", "rain"])[cells["sky"]]
+    data = from_frame(frame)
+    settings = series_settings({"series.horizon": 5, "model.hidden_size": 8})
+    arrays = SeriesArrays(Inputs(data.schema, 0), data.series, {})
+    pair = new_pair(data.schema, settings, (), arrays)
+    learnt = 400 - int(held_out_steps([400], 5)[0])
+    batch = arrays.batch(np.array([0]), np.array([0]), np.array([400]))
+    with torch.no_grad():
+        h, carried = pair.model.hidden_states(batch)
+        law = pair.model.emission(pair.model.decode(h, None, carried)[0])
+    for name, found, symbols in (
+        ("sky", law["category0"].logits.softmax(-1)[0], 4),
+        ("open", law["yes"].mean[0], 2),
+    ):
+        codes = data.series[0].values[name].astype(int)
+        counts = np.ones((symbols, symbols))
+        np.add.at(counts, (codes[: learnt - 1], codes[1:learnt]), 1)
+        exact = (counts / counts.sum(1, keepdims=True))[codes[:-1]]
+        shown = found[1:] if name == "sky" else torch.stack([1 - found[1:, 0], found[1:, 0]], -1)
+        np.testing.assert_allclose(shown, exact, atol=0.01)
