@@ -29,7 +29,7 @@ NEAR = 0.5  # leads within a factor of e^NEAR are alike
 # what is tried as the logarithm of the spread in the middle of the horizon, and as its slope
 # narrower by a fifth at most: what comes may be odder than what was held out
 LEVELS, SLOPES = np.linspace(-0.2, 0.6, 9), np.linspace(-0.2, 0.2, 5)
-SHRUNK = 1.0  # share of the loss of one window that a spread of e costs
+SHRUNK = 2.0  # share of the loss at one time that a spread of e costs
 
 
 def fit_pool(model: SeriesModel, series: Sequence[Series], seed: int) -> Pool | None:
@@ -40,7 +40,7 @@ def fit_pool(model: SeriesModel, series: Sequence[Series], seed: int) -> Pool | 
     moves of the series), a mean over windows and, by a Gaussian kernel in log h, over leads like h
     (Bates and Granger, 1969, for squared errors); the pair's counts three times. The spread,
     s_h = exp(a + b g(h)), g log h shifted and scaled to run from -1 to 1, is the one of the least
-    loss, shrunk to 1: the fewer windows, the more.
+    loss, shrunk to 1: the fewer times they are of, the more.
 
     Args:
         model: the trained pair.
@@ -59,23 +59,25 @@ def fit_pool(model: SeriesModel, series: Sequence[Series], seed: int) -> Pool | 
     with fork_rng(seed), torch.no_grad():
         drawn = draw_paths(model, past, pieces, horizon, PATHS, SAMPLES)
     members = [drawn, *members_of(drawn, past, schema, np.random.default_rng(seed))]
+    times = len({start for _, start in windows})
     fitted = {}
     for column in columns:
         name = column.name
         came = np.stack([piece.values[name][-horizon:] for piece in pieces])
         moves = [location_and_scale(one.values[name][:, None])[1, 0] for one in past]
         own = np.stack([np.sort(member[name], 1) for member in members])
-        fitted[name] = _fitted(own, came / np.array(moves)[:, None], np.array(moves))
+        fitted[name] = _fitted(own, came / np.array(moves)[:, None], np.array(moves), times)
     return Pool(len(windows), fitted)
 
 
-def _fitted(members: Array, came: Array, moves: Array) -> ColumnPool:
+def _fitted(members: Array, came: Array, moves: Array, times: int) -> ColumnPool:
     """Return the pool of one column.
 
     Args:
         members: sorted draws `[1 + B, N, P, H]`.
         came: `[N, H]` in moves, NaN where a cell is missing.
         moves: `[N]`, of each window's series.
+        times: how many windows begin at different steps: those of other series may be alike.
     """
     members = members / moves[:, None, None]
     horizon, lead = members.shape[-1], np.log(np.arange(1, members.shape[-1] + 1))
@@ -93,10 +95,10 @@ def _fitted(members: Array, came: Array, moves: Array) -> ColumnPool:
     weights = trust * (mean / mean.min(0)) ** -POWER
     weights /= weights.sum(0)
     pooled = (weights[:, None, None] * members).sum(0)
-    return ColumnPool(weights, _spread(pooled, came, lead))
+    return ColumnPool(weights, _spread(pooled, came, lead, times))
 
 
-def _spread(pooled: Array, came: Array, lead: Array) -> Array:
+def _spread(pooled: Array, came: Array, lead: Array, times: int) -> Array:
     """Return the factor `[H]` of the distances from the median that has the least loss."""
     middle = np.median(pooled, 1, keepdims=True)
     place = 2 * lead / lead[-1] - 1 if len(lead) > 1 else lead
@@ -106,7 +108,7 @@ def _spread(pooled: Array, came: Array, lead: Array) -> Array:
         for slope in SLOPES if len(lead) > 1 else (0.0,):
             spread = np.exp(level + slope * place)
             loss = np.nansum(_loss(middle + spread * (pooled - middle), came)) / whole
-            loss += SHRUNK * (level**2 + 2 * slope**2) / len(came)
+            loss += SHRUNK * (level**2 + 2 * slope**2) / times
             if loss < best:
                 best, found = loss, spread
     return found

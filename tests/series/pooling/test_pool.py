@@ -80,7 +80,7 @@ def test_weights_follow_losses_and_spread_follows_errors() -> None:
     generator = np.random.default_rng(0)
     came = generator.normal(0, 1, (200, HORIZON))
     members = np.sort([generator.normal(m, 0.5, (200, 100, HORIZON)) for m in (0, 0, 9, 9)], 2)
-    found = _fitted(members, came, np.ones(200))
+    found = _fitted(members, came, np.ones(200), 200)
     np.testing.assert_allclose(found.weights.sum(0), 1)
     np.testing.assert_allclose(found.weights[:2].T, [[0.75, 0.25]] * HORIZON, atol=0.02)
     assert found.weights[2:].max() < 1e-3
@@ -89,7 +89,7 @@ def test_weights_follow_losses_and_spread_follows_errors() -> None:
 
 def test_nothing_seen_leaves_the_pair_alone() -> None:
     members = np.zeros((4, 1, 10, HORIZON))
-    found = _fitted(members, np.full((1, HORIZON), np.nan), np.ones(1))
+    found = _fitted(members, np.full((1, HORIZON), np.nan), np.ones(1), 1)
     assert found.weights.tolist() == [[1.0] * HORIZON] + [[0.0] * HORIZON] * 3
     assert found.spread.tolist() == [1.0] * HORIZON
 
