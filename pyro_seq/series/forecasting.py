@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_seq._pytree import tree_map
@@ -256,7 +257,10 @@ def draw_paths(
     paths: int,
     samples: int,
 ) -> dict[str, NDArray[np.float64]]:
-    """Return draws `[N, P, H]` of the targets of series, whose steps ahead are given after them."""
+    """Return draws `[N, P, H]` of the targets of series, whose steps ahead are given after them.
+
+    Those of numbers are pooled, if the model has a pool.
+    """
     stops = [len(series) for series in past]
     starts = [max(0, stop - model.context) for stop in stops]
     batch = model.batch_of(past, starts, stops)
@@ -276,7 +280,10 @@ def draw_paths(
                 f"{DIVERGED}"
             )
         drawn[column.name] = cells
-    return drawn
+    if model.pool is None:
+        return drawn
+    seed = int(torch.randint(2**62, ()))
+    return model.pool.pooled(drawn, past, model.schema, np.random.default_rng(seed))
 
 
 def interval_bounds(levels: Sequence[float]) -> dict[str, float]:

@@ -31,7 +31,9 @@ from pyro_seq.series.model.settings import (
     SeriesSettings,
     horizon_of,
 )
-from pyro_seq.series.model.windows import SeriesArrays, SeriesWindows
+from pyro_seq.series.model.windows import SeriesArrays, SeriesWindows, held_out_steps
+from pyro_seq.series.pooling.fitting import fit_pool
+from pyro_seq.series.pooling.pool import Pool
 from pyro_seq.series.scoring import ScoredSeries
 from pyro_seq.series.source import (
     DEMO,
@@ -46,7 +48,7 @@ from pyro_seq.series.source import (
 from pyro_seq.series.training import nats, previews
 from pyro_seq.train.trainer import Hooks
 
-DOCUMENT = "series.json"
+DOCUMENT, POOL = "series.json", "pool.json"
 SHOWN_NOTES = 12
 
 
@@ -60,12 +62,14 @@ class SeriesData:
         table: the series as they were read; `None` where they were not.
         begins: whether a new pair's weights are fitted to the data; those of a resumed run are in
             its checkpoint.
+        pool: how a trained run's forecasts are pooled, if they are.
     """
 
     schema: Schema
     ids: tuple[str, ...]
     table: SeriesTable | None = None
     begins: bool = False
+    pool: Pool | None = None
 
     @classmethod
     def of(cls, table: SeriesTable, *, begins: bool) -> SeriesData:
@@ -202,9 +206,11 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
     def stored_data(self, run: RunFolder, settings: SeriesSettings) -> SeriesData:
         """See `PairProgram`: the schema and the ids, and nothing to learn from."""
         kept = self.document(run)
-        return SeriesData(
-            kept["schema"], with_vectors([(one["id"], one["steps"]) for one in kept["series"]])
-        )
+        ids = with_vectors([(one["id"], one["steps"]) for one in kept["series"]])
+        pool = None
+        if settings.series.pool and (path := run.path / POOL).exists():
+            pool = Pool.from_json(run.read_json(POOL), kept["schema"], path)
+        return SeriesData(kept["schema"], ids, pool=pool)
 
     def known_series(self, run_dir: Path | str) -> list[Known]:
         """Return what a run folder keeps of its series."""
@@ -223,7 +229,19 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         step: int,
     ) -> SeriesModel:
         """See `PairProgram`."""
-        return SeriesModel(pair, data.schema, settings, data.ids, device, step)
+        return SeriesModel(pair, data.schema, settings, data.ids, device, step, data.pool)
+
+    def train(
+        self, data: SeriesData, request: Request[SeriesSettings], *, resume: bool = False
+    ) -> SeriesModel:
+        """See `PairProgram`; beside the weights, the folder keeps how forecasts are pooled."""
+        (request.run.path / POOL).unlink(missing_ok=True)
+        model = super().train(data, request, resume=resume)
+        if request.settings.series.pool:
+            model.pool = fit_pool(model, data.series, request.seed)
+            if model.pool is not None:
+                request.run.write_json(POOL, model.pool.to_json())
+        return model
 
     def batches(self, model: SeriesModel, data: SeriesData, *, seed: int) -> SeriesWindows:
         """See `PairProgram`: windows of context and horizon, the last steps held out."""
@@ -232,7 +250,7 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
             data.arrays,
             batch_size=settings.batch_size,
             window=model.context + model.horizon,
-            held_out=model.horizon,
+            horizon=model.horizon,
             id_dropout=settings.id_dropout,
             seed=seed,
             device=model.device,
@@ -262,9 +280,11 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
             f"{several}, {sum(steps):,} steps of {schema.step}; targets {columns}"
             + (f" and {more} more" if more > 0 else "")
         )
+        held_out = int(held_out_steps(steps, model.horizon).max())
         yield (
-            f"the last {model.horizon:,} steps of each are kept for validation; a forecast of "
-            f"{model.horizon:,} steps sees up to {model.context:,} before; {pair}"
+            f"the last {held_out:,} steps{' of the longest' * (len(steps) > 1)} are kept for "
+            f"validation; a forecast of {model.horizon:,} steps sees up to {model.context:,} "
+            f"before; {pair}"
         )
 
     # tables for a run

@@ -28,6 +28,7 @@ from pyro_seq.series.judging.surprise.p_values import (
     surprise_of,
 )
 from pyro_seq.series.judging.surprise.predictive import predictions
+from pyro_seq.series.model.columns import numeric_columns
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 RATE = 0.001
 LEVEL = 0.95  # of the interval that is shown
+LEAST_SEEN = 20  # cells of a number that say how far it moves
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +96,9 @@ def anomalies(
 ) -> list[ColumnAnomalies]:
     """Compare each cell of series with what the model expected before it came.
 
+    Where a series lies and how far it moves, which a model starts from, is measured on its first
+    15 % (750 steps at most), so that what is said of a later cell depends on no cell after it.
+
     Args:
         model: the trained pair, from `series_program.load`.
         table: the series, by the run's schema.
@@ -141,7 +146,7 @@ def _predicted(
     if not len(series):
         return
     levels = ((1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2)
-    batch = model.batch_of([series], 0, len(series))
+    batch = model.batch_of([series], 0, len(series), [_learnt_from(model, series)])
     found = predictions(model.pair, batch, levels, samples=samples)
     p = model.columns_of({name: part.p.cpu() for name, part in found.items()})
     ends = model.columns_of({name: part.quantiles.cpu() for name, part in found.items()})
@@ -153,6 +158,19 @@ def _predicted(
                 f"{DIVERGED}"
             )
         yield column, of_cells, np.asarray(ends[column.name], np.float64)[:, 0]
+
+
+def _learnt_from(model: SeriesModel, series: Series) -> int:
+    """Return how many steps at the beginning say where a series lies and how far it moves.
+
+    They are those that are for learning, and as many more as it takes to see each number
+    `LEAST_SEEN` times, so that no later cell has a say in how odd a cell is.
+    """
+    stop = probation(len(series))
+    for column in numeric_columns(model.schema):
+        seen = np.flatnonzero(~np.isnan(series.values[column.name]))[:LEAST_SEEN]
+        stop = max(stop, int(seen[-1]) + 1 if len(seen) else 0)
+    return stop
 
 
 def to_frame(found: Sequence[ColumnAnomalies]) -> DataFrame:

@@ -19,7 +19,6 @@ from pyro_seq.infer.likelihood.score import collect_warnings
 from pyro_seq.series.data.schema import Column, Series, SeriesTable
 from pyro_seq.series.forecasting import MOST_ROWS, Forecast, draw_paths
 from pyro_seq.series.horizons import cut, histories
-from pyro_seq.series.judging.baselines import BASELINES, Baseline, baseline_paths
 from pyro_seq.series.judging.figures import (
     BY_KIND,
     Figures,
@@ -29,6 +28,7 @@ from pyro_seq.series.judging.figures import (
     table_of_figures,
 )
 from pyro_seq.series.judging.metrics import ColumnPaths, seasonal_scale
+from pyro_seq.series.pooling.baselines import BASELINES, Baseline, baseline_paths
 
 if TYPE_CHECKING:
     from pyro_seq._progress import Progress
@@ -160,7 +160,7 @@ def evaluate(
     """Forecast rolling windows of series from what came before, and score the forecasts.
 
     Beside the model stand the last value, the seasonal naive and climatology, each with its own
-    empirical errors (`judging.baselines`). The model's paths come from torch's global random state.
+    empirical errors (`pooling.baselines`). The model's paths come from torch's global random state.
 
     Args:
         model: the trained pair, from `series_program.load`.

@@ -1,4 +1,4 @@
-"""Begin a pair near the best naive forecast: fit the weights of its anchors alone."""
+"""Begin a pair near the best naive forecast: by its anchors, and chains of words alone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from pyro_seq._rng import fork_rng
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.contexts import Chain, Lags
+from pyro_seq.contexts import Chain, Lags, PreviousObservation
 from pyro_seq.emissions.anchored import Anchored
 from pyro_seq.emissions.base import mask_cells
 from pyro_seq.emissions.composite import Joint
+from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.pairs.model import SequenceModel
 
 STEPS, RATE = 100, 0.05  # updates of the anchors' weights
@@ -23,7 +24,9 @@ def start_from_anchors(model: SequenceModel, batch: SequenceBatch) -> None:
     """Fit the weights of all `Anchored` emissions to a batch, by likelihood, without networks.
 
     The layer that gives the emission's features begins near zero, so that a new pair forecasts what
-    its anchors do, and gradients reach all layers. The result is deterministic.
+    its anchors do, and gradients reach all layers; of words and truth values it forecasts what a
+    Markov chain of each does, where the layer sees the last observation. The result is
+    deterministic.
     """
     emission = model.emission
     outputs = [
@@ -35,6 +38,7 @@ def start_from_anchors(model: SequenceModel, batch: SequenceBatch) -> None:
         with torch.no_grad():
             module.weight.mul_(SMALL)
         nn.init.zeros_(module.bias)
+        start_from_chains(model, module, batch)
     contexts: Any = model.context.contexts if isinstance(model.context, Chain) else [model.context]
     for lags in contexts:
         if not isinstance(lags, Lags):
@@ -42,6 +46,65 @@ def start_from_anchors(model: SequenceModel, batch: SequenceBatch) -> None:
         part: Any = emission.emissions[lags.member] if isinstance(emission, Joint) else emission
         if isinstance(part, Anchored):
             _fit(part, lags, batch)
+
+
+@torch.no_grad()
+def start_from_chains(model: SequenceModel, output: nn.Linear, batch: SequenceBatch) -> None:
+    r"""Set an output layer so that words and truth values follow Markov chains of order one.
+
+    The logits of symbol j after symbol i become log p(j | i), p(j | i) = (n_ij + 1) / (n_i + K) of
+    the pairs of steps in which both were seen, and where the last one was not seen those of
+    p(j) = (n_j + 1) / (n + K). Nothing is done to a layer that does not see the last observation
+    as it is.
+    """
+    chain: Any = model.context
+    last: Any = chain.contexts[-1] if isinstance(chain, Chain) else None
+    encoder = last.encoder if isinstance(last, PreviousObservation) else None
+    if not isinstance(encoder, JointEncoder) or not _sees_as_it_is(model, output, batch):
+        return
+    emission: Any = model.emission
+    ends = torch.tensor(emission.sizes).cumsum(0).tolist()
+    rows = dict(zip(emission.emissions, [0, *ends], strict=False))
+    values: Any = batch.values
+    seen: Any = batch.seen
+    column = output.in_features - encoder.num_features
+    for name, member in encoder.encoders.items():
+        row, codes, cells = rows[name], values[name].long(), seen[name]
+        if codes.dim() == 2:
+            size = member.num_features - 1
+            base, after = _log_shares(codes, cells, size)
+            output.bias[row : row + size] = base
+            output.weight[row : row + size, column : column + size] = (after - base).T
+        else:
+            for c in range(size := codes.shape[-1]):
+                base, after = _log_shares(codes[..., c], cells[..., c], 2)
+                odds, (no, yes) = base[1] - base[0], after[:, 1] - after[:, 0]
+                output.bias[row + c] = odds
+                output.weight[row + c, column + c] = yes - no
+                output.weight[row + c, column + size + c] = no - odds
+        column += member.num_features
+
+
+def _sees_as_it_is(model: SequenceModel, output: nn.Linear, batch: SequenceBatch) -> bool:
+    """Tell whether the features are what a layer makes of inputs that end with the context's."""
+    if model.latent_size or model.recurs_on_latents:
+        return False
+    h, carried = model.hidden_states(batch)
+    contexts, _ = model.context_features(batch)
+    size = contexts.shape[-1]
+    if h.shape[-1] != output.in_features or not torch.equal(h[..., -size:], contexts):
+        return False
+    return torch.allclose(model.decode(h, None, carried)[0], output(h))
+
+
+def _log_shares(codes: Tensor, seen: Tensor, symbols: int) -> tuple[Tensor, Tensor]:
+    """Return log p(j) `[K]` and log p(j | i) `[K, K]` of symbols `[N, T]`, each seen once more."""
+    counts = torch.ones(symbols, symbols)
+    both = seen[:, 1:] & seen[:, :-1]
+    pairs = (codes[:, :-1][both], codes[:, 1:][both])
+    counts.index_put_(pairs, torch.ones(len(pairs[0])), accumulate=True)
+    base = torch.bincount(codes[seen], minlength=symbols) + 1.0
+    return (base / base.sum()).log(), (counts / counts.sum(1, keepdim=True)).log()
 
 
 def _fit(emission: Anchored, lags: Lags, batch: SequenceBatch) -> None:

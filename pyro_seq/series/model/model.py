@@ -25,6 +25,7 @@ from pyro_seq.series.model.inputs import InputEncoder, Inputs, examples_of
 from pyro_seq.series.model.parts import Standardised, series_parts
 from pyro_seq.series.model.settings import LONGEST_WINDOW, SeriesSettings, context_of, horizon_of
 from pyro_seq.series.model.windows import SeriesArrays, SeriesWindows
+from pyro_seq.series.pooling.pool import Pool
 
 LEAST_STEPS = 256  # of a series that has a vector of its own
 EXAMPLES = 65_536  # rows of side inputs that are standardised by
@@ -42,6 +43,7 @@ class SeriesModel:
         ids: of the series that have a vector of their own, in the order of the vectors.
         device: where the pair lies.
         step: updates that it was trained for.
+        pool: how its forecasts are pooled with those that need no model, if they are.
     """
 
     pair: Pair
@@ -50,6 +52,7 @@ class SeriesModel:
     ids: tuple[str, ...]
     device: torch.device
     step: int = 0
+    pool: Pool | None = None
 
     @property
     def horizon(self) -> int:
@@ -72,7 +75,11 @@ class SeriesModel:
         return {name: i + 1 for i, name in enumerate(self.ids)}
 
     def batch_of(
-        self, series: Sequence[Series], start: int | Sequence[int], stop: int | Sequence[int]
+        self,
+        series: Sequence[Series],
+        start: int | Sequence[int],
+        stop: int | Sequence[int],
+        measured: Sequence[int] | None = None,
     ) -> SequenceBatch:
         """Return steps of series as a batch.
 
@@ -82,9 +89,12 @@ class SeriesModel:
             series: one for each sequence.
             start: the first step, of all or of each.
             stop: the first step that is none of them.
+            measured: the first step that locations and scales are not measured on, of each series,
+                in place of `stop`.
         """
         starts, stops = _each(start, len(series)), _each(stop, len(series))
-        arrays = self.arrays([_cut(one, int(end)) for one, end in zip(series, stops, strict=True)])
+        cut = [_cut(one, int(end)) for one, end in zip(series, stops, strict=True)]
+        arrays = SeriesArrays(self.inputs, cut, self.places, measured)
         rows = np.arange(len(series))
         return arrays.batch(rows, starts, stops).to(self.device)
 
@@ -157,8 +167,9 @@ def new_pair(
         model = declared(pair.model)
         if model is not None:
             windows = SeriesWindows(
-                arrays, batch_size=FITTED_WINDOWS, window=LONGEST_WINDOW, seed=FITTED_SEED
-            )
+                arrays, batch_size=FITTED_WINDOWS, window=LONGEST_WINDOW, seed=FITTED_SEED,
+                horizon=horizon_of(settings.series, schema.seasons),
+            )  # fmt: skip
             batch = windows.draw()[0]
             start_from_anchors(model, batch)
             model.start_from(batch)

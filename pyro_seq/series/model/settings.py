@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyro_seq.config.build import model_settings
-from pyro_seq.config.fields import at_least, between
+from pyro_seq.config.fields import at_least, between, described
 from pyro_seq.config.model_settings import Layer, resolve
 from pyro_seq.train.settings import TrainingSettings
 
@@ -34,12 +34,19 @@ class WindowSettings:
     context: int = at_least(
         0, 0, "steps before them that a forecast sees; 0: as many as fit into 512 steps with them"
     )
-    batch_size: int = between(1, 65_536, 32, "windows side by side")
+    batch_size: int = between(
+        0, 65_536, 0, "windows side by side; 0: as many as have 4,096 steps together"
+    )
     embedding_size: int = between(
         0, 1_024, 8, "size of the vector that each series has of its own, where there are several"
     )
     id_dropout: float = between(
         0, 1, 0.1, "share of the windows in training whose series is treated as one never seen"
+    )
+    pool: bool = described(
+        True,
+        "whether forecasts are pooled with the last value, the seasonal naive and climatology, by "
+        "how each did in the windows held out",
     )
 
 
@@ -69,7 +76,8 @@ class SeriesSettings:
             max_minutes=10.0,
             learning_rate=2e-3,
             ema_decay=0.99,
-            valid_every=100,
+            valid_every=50,
+            patience=12,
         )
     )
 

@@ -19,6 +19,36 @@ from pyro_seq.series.model.inputs import Inputs
 from pyro_seq.series.model.scaling import location_and_scale
 
 VALIDATED_STEPS = 2**16  # of the windows of a batch of validation
+VALIDATED_SERIES = 128  # that a validation looks at: bounds its time
+# of a series never learnt from: windows, and the shares that they are at least and at most
+WINDOWS_HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 8, 0.05, 0.2
+BATCH_STEPS = 4_096  # of all windows of a minibatch, where the settings leave their number open
+
+
+def held_out_steps(lengths: Sequence[int] | NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
+    """Return how many steps at the end of each series are never learnt from `[N]`.
+
+    They are whole windows of the horizon: eight, or as many as a twentieth of the series holds if
+    these are more, but no more than a fifth holds, and at least one; of a series too short for one
+    and a step before it, none.
+    """
+    steps = np.asarray(lengths, np.int64)
+    least, most = (
+        (share * steps / horizon).astype(np.int64) for share in (LEAST_HELD_OUT, MOST_HELD_OUT)
+    )
+    windows = np.minimum(np.maximum(least, WINDOWS_HELD_OUT), most).clip(1)
+    return np.where(steps > windows * horizon + 1, windows * horizon, 0)
+
+
+def held_out_windows(lengths: Sequence[int], horizon: int) -> list[tuple[int, int]]:
+    """Return (series, first step) of each window that is held out."""
+    return [
+        (row, start)
+        for row, (length, held) in enumerate(
+            zip(lengths, held_out_steps(lengths, horizon), strict=True)
+        )
+        for start in range(length - int(held), length, horizon)
+    ]
 
 
 class SeriesArrays:
@@ -28,6 +58,8 @@ class SeriesArrays:
         inputs: which side inputs there are.
         series: the series.
         places: of series' ids among those that a pair was trained on, by id.
+        measured: steps at the beginning of each series that its location and scale are measured
+            on; all if not given.
 
     Raises `UserError` for known and static columns without a value.
     """
@@ -37,6 +69,7 @@ class SeriesArrays:
         inputs: Inputs,
         series: Sequence[Series],
         places: Mapping[str, int],
+        measured: Sequence[int] | None = None,
     ) -> None:
         schema = inputs.schema
         self.groups = groups_of(schema)
@@ -46,7 +79,8 @@ class SeriesArrays:
             for one in series
         ]
         numeric = [column.name for column in numeric_columns(schema)]
-        self.scales = [_scales(one, numeric) for one in series]
+        steps = self.lengths if measured is None else measured
+        self.scales = [_scales(one, numeric, stop) for one, stop in zip(series, steps, strict=True)]
         self.inputs = [
             inputs.at(one, 0, len(one), scales, places.get(one.id, 0))
             for one, scales in zip(series, self.scales, strict=True)
@@ -86,24 +120,26 @@ class SeriesArrays:
         )
 
 
-def _scales(series: Series, numeric: Sequence[str]) -> NDArray[np.float64]:
-    """Return location and scale of each numeric column `[2, C]`, by all that was seen."""
+def _scales(series: Series, numeric: Sequence[str], stop: int) -> NDArray[np.float64]:
+    """Return location and scale of each numeric column `[2, C]`, by what was seen up to a step."""
     if not numeric:
         return np.zeros((2, 0))
-    return location_and_scale(np.stack([series.values[name] for name in numeric], 1))
+    return location_and_scale(np.stack([series.values[name][:stop] for name in numeric], 1))
 
 
 class SeriesWindows:
     """An endless stream of minibatches of windows, at random places of random series.
 
     A series is drawn as often as it has steps, a place with equal probabilities; series that are
-    shorter than a window are taken whole.
+    shorter than a window are taken whole. A minibatch has each window once, so that it is smaller
+    where there are few.
 
     Args:
         arrays: the series.
-        batch_size: windows in a minibatch.
+        batch_size: windows that are drawn for a minibatch; 0: as many as have 4,096 steps.
         window: steps of a window.
-        held_out: steps at the end of each series that are never drawn.
+        horizon: H, of which windows at the ends of series are never drawn (`held_out_steps`); 0:
+            nothing is held out.
         id_dropout: probability that a window's series is treated as one never seen.
         seed: of the places.
         device: where the batches lie.
@@ -117,19 +153,20 @@ class SeriesWindows:
         *,
         batch_size: int,
         window: int,
-        held_out: int = 0,
+        horizon: int = 0,
         id_dropout: float = 0.0,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.arrays, self.batch_size, self.window = arrays, batch_size, window
+        self.arrays, self.window = arrays, window
         self.id_dropout, self.device = id_dropout, device
-        kept = arrays.lengths - held_out
-        # of a series too short to hold anything out, all is learnt
-        self.lengths = np.where(kept > 1, kept, arrays.lengths)
+        held_out = held_out_steps(arrays.lengths, horizon) if horizon else 0
+        self.lengths = arrays.lengths - held_out
         self.lengths = np.where(self.lengths > 1, self.lengths, 0)
         if not self.lengths.any():
             raise UserError("no series has two steps, so there is nothing to learn")
+        usual = np.average(np.minimum(self.lengths, window), weights=self.lengths)
+        self.batch_size = batch_size or max(1, round(BATCH_STEPS / usual))
         self.random = generator(seed)
 
     @property
@@ -148,10 +185,11 @@ class SeriesWindows:
         share = self.lengths / self.lengths.sum()
         rows = self.random.choice(len(share), self.batch_size, p=share)
         starts = self.random.integers(0, np.maximum(self.lengths[rows] - self.window, 0) + 1)
+        rows, starts = np.unique(np.stack([rows, starts]), axis=1)
         batch = self.arrays.batch(
             rows, starts, np.minimum(starts + self.window, self.lengths[rows])
         )
-        unknown = torch.from_numpy(self.random.random(self.batch_size) < self.id_dropout)
+        unknown = torch.from_numpy(self.random.random(len(rows)) < self.id_dropout)
         assert batch.inputs is not None
         batch.inputs[..., -1].masked_fill_(unknown.unsqueeze(-1), 0)
         return batch.to(self.device), False
@@ -173,22 +211,24 @@ class SeriesWindows:
 def validation_batches(
     arrays: SeriesArrays, *, context: int, horizon: int, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[SequenceBatch, torch.Tensor]]:
-    """Yield the last `horizon` steps of every series, after `context` others.
+    """Yield the steps of series that are held out (`held_out_steps`), after `context` others.
 
-    Beside each batch comes a mask `[N, T]` of the steps that count: the last `horizon` ones, of a
-    series too short for both the last half.
+    Beside each batch comes a mask `[N, T]` of the steps that count: those held out, of a series too
+    short for that the last half. Of more than 128 series as many are looked at, of all lengths.
     """
     order = np.argsort(arrays.lengths, kind="stable")
     order = order[arrays.lengths[order] > 1]
-    size = max(1, VALIDATED_STEPS // (context + horizon))
+    among = np.linspace(0, len(order) - 1, min(len(order), VALIDATED_SERIES)).round().astype(int)
+    order = order[among]
+    lengths = arrays.lengths
+    held_out = held_out_steps(lengths, horizon)
+    counted = np.where(held_out > 0, held_out, np.minimum(lengths // 2, horizon))
+    size = max(1, VALIDATED_STEPS // (context + int(counted.max(initial=0))))
     for first in range(0, len(order), size):
         rows = order[first : first + size]
         stops = arrays.lengths[rows]
-        starts = np.maximum(stops - context - horizon, 0)
+        starts = np.maximum(stops - context - counted[rows], 0)
         batch = arrays.batch(rows, starts, stops).to(device)
-        lengths = batch.lengths.unsqueeze(-1)
-        counted = (lengths // 2).clamp(max=horizon)
-        yield (
-            batch,
-            batch.mask & (torch.arange(batch.num_steps, device=batch.device) >= lengths - counted),
-        )
+        last = batch.lengths.unsqueeze(-1)
+        begins = last - torch.from_numpy(counted[rows]).to(device).unsqueeze(-1)
+        yield batch, batch.mask & (torch.arange(batch.num_steps, device=batch.device) >= begins)

@@ -96,3 +96,16 @@ def test_labels_without_a_step() -> None:
     for windows in ({"a": [(np.datetime64("2030-01-01"), np.datetime64("2030-01-02"))]}, {"a": []}):
         with pytest.raises(UserError):
             against_labels([one], windows)
+
+
+def test_what_is_said_of_a_cell_depends_on_no_later_cell(
+    series_model: SeriesModel, table: SeriesTable
+) -> None:
+    before = anomalies(series_model, table)
+    series = table.series[0]
+    later = {name: cells.copy() for name, cells in series.values.items()}
+    later["level"][45:] += 1_000
+    after = anomalies(series_model, replace(table, series=[replace(series, values=later)]))
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_allclose(one.surprise[:45], other.surprise[:45], rtol=1e-4)
+        np.testing.assert_allclose(one.p[:45], other.p[:45], rtol=1e-4)

@@ -11,7 +11,6 @@ import torch
 
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.schema import Series, SeriesTable
-from pyro_seq.series.judging.baselines import BASELINES
 from pyro_seq.series.judging.evaluation import (
     MODEL,
     RollingEvaluation,
@@ -22,6 +21,7 @@ from pyro_seq.series.judging.evaluation import (
 from pyro_seq.series.judging.figures import table_of_figures
 from pyro_seq.series.judging.metrics import ColumnPaths, crps, seasonal_scale
 from pyro_seq.series.model.model import SeriesModel
+from pyro_seq.series.pooling.baselines import BASELINES
 
 
 def plain(steps: int) -> Series:

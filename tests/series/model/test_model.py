@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from pyro_seq.contexts import Lags
 from pyro_seq.errors import UserError
 from pyro_seq.infer.continuations import continuation
+from pyro_seq.series.data.frames import from_frame
 from pyro_seq.series.data.schema import Column, Schema, Series, SeriesTable
 from pyro_seq.series.model import beginning
 from pyro_seq.series.model import model as series_model
+from pyro_seq.series.model.inputs import Inputs
 from pyro_seq.series.model.model import SeriesModel, ids_of, new_pair
 from pyro_seq.series.model.scaling import location_and_scale
 from pyro_seq.series.model.settings import SeriesSettings, context_of, series_settings
-from pyro_seq.series.model.windows import SeriesArrays, SeriesWindows, validation_batches
+from pyro_seq.series.model.windows import (
+    SeriesArrays,
+    SeriesWindows,
+    held_out_steps,
+    held_out_windows,
+    validation_batches,
+)
 
 COLUMNS = (
     Column("price", "real"),
@@ -152,7 +161,7 @@ def test_windows_go_on_from_their_state(shops: tuple[SeriesModel, SeriesArrays])
     _, arrays = shops
 
     def stream(seed: int) -> SeriesWindows:
-        return SeriesWindows(arrays, batch_size=4, window=15, held_out=7, id_dropout=0.5, seed=seed)
+        return SeriesWindows(arrays, batch_size=4, window=15, horizon=7, id_dropout=0.5, seed=seed)
 
     first, second = stream(1), stream(2)
     for _ in range(3):
@@ -171,12 +180,27 @@ def test_ends_of_series_are_held_out_and_validated(
     shops: tuple[SeriesModel, SeriesArrays],
 ) -> None:
     _, arrays = shops
-    windows = SeriesWindows(arrays, batch_size=64, window=100, held_out=7, seed=0)
+    windows = SeriesWindows(arrays, batch_size=64, window=100, horizon=7, seed=0)
     drawn = windows.draw()[0]
     assert set(drawn.lengths.tolist()) <= {53, 33, 18}
     ((batch, counted),) = validation_batches(arrays, context=10, horizon=7)
     assert batch.lengths.tolist() == [17, 17, 17] and counted.sum(1).tolist() == [7, 7, 7]
     assert counted[:, -7:].all()
+
+
+def test_eight_windows_or_a_twentieth_are_held_out_and_a_fifth_at_most() -> None:
+    assert held_out_steps([1, 8, 9, 100, 1_000, 2_000], 7).tolist() == [0, 0, 7, 14, 56, 98]
+    assert held_out_windows([9, 100], 7) == [(0, 2), (1, 86), (1, 93)]
+
+
+def test_a_minibatch_has_as_many_windows_as_there_are(
+    shops: tuple[SeriesModel, SeriesArrays],
+) -> None:
+    _, arrays = shops
+    whole = SeriesWindows(arrays, batch_size=64, window=100).draw()[0]
+    assert sorted(whole.lengths.tolist()) == sorted(arrays.lengths.tolist())
+    many = SeriesWindows(arrays, batch_size=0, window=8)
+    assert many.batch_size == 512
 
 
 def test_unknown_series_have_no_vector(shops: tuple[SeriesModel, SeriesArrays]) -> None:
@@ -208,3 +232,33 @@ def test_context_fits_into_a_window() -> None:
     settings = SeriesSettings().series
     assert context_of(settings, (24, 168)) == 344
     assert context_of(series_settings({"series.horizon": 400}).series, ()) == 400
+
+
+def test_a_new_pair_follows_chains_of_its_words_and_truth_values(clean_pyro: None) -> None:
+    draw, stay = np.random.default_rng(0), {"sky": 0.9, "open": 0.8}
+    cells: dict[str, list[int]] = {"sky": [0], "open": [1]}
+    for name, share in stay.items():
+        for _ in range(399):
+            moved = draw.random() > share
+            cells[name].append((cells[name][-1] + moved) % (3 if name == "sky" else 2))
+    frame = pd.DataFrame({"day": pd.date_range("2024-01-01", periods=400), "open": cells["open"]})
+    frame["sky"] = np.array(["dry", "fog", "rain"])[cells["sky"]]
+    data = from_frame(frame)
+    settings = series_settings({"series.horizon": 5, "model.hidden_size": 8})
+    arrays = SeriesArrays(Inputs(data.schema, 0), data.series, {})
+    pair = new_pair(data.schema, settings, (), arrays)
+    learnt = 400 - int(held_out_steps([400], 5)[0])
+    batch = arrays.batch(np.array([0]), np.array([0]), np.array([400]))
+    with torch.no_grad():
+        h, carried = pair.model.hidden_states(batch)
+        law = pair.model.emission(pair.model.decode(h, None, carried)[0])
+    for name, found, symbols in (
+        ("sky", law["category0"].logits.softmax(-1)[0], 4),
+        ("open", law["yes"].mean[0], 2),
+    ):
+        codes = data.series[0].values[name].astype(int)
+        counts = np.ones((symbols, symbols))
+        np.add.at(counts, (codes[: learnt - 1], codes[1:learnt]), 1)
+        exact = (counts / counts.sum(1, keepdims=True))[codes[:-1]]
+        shown = found[1:] if name == "sky" else torch.stack([1 - found[1:, 0], found[1:, 0]], -1)
+        np.testing.assert_allclose(shown, exact, atol=0.01)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_seq.series.judging.baselines import BASELINES, Baseline, baseline_paths
+from pyro_seq.series.pooling.baselines import BASELINES, Baseline, baseline_paths
 
 
 def paths_of(

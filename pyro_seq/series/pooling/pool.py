@@ -1,0 +1,181 @@
+"""Pool a pair's draws with forecasts that need no model, each lead by weights of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_seq._schema import Each, Fields, Items, Number, Row, Whole, Word, check
+from pyro_seq.errors import UserError
+from pyro_seq.series.data.schema import Column, Schema, Series
+from pyro_seq.series.pooling.baselines import BASELINES, BOUNDS, Baseline, baseline_paths
+
+Array = NDArray[np.float64]
+OF_COUNTS = ("count", "poisson", "zero_inflated")
+MASSES: Mapping[str, tuple[float, ...]] = {"positive": (0.0,), "share": (0.0, 1.0)}  # by kind
+WITHOUT_POOL = ("yes", "category")  # kinds without quantiles to be averaged
+RECENT = 500  # origins whose errors a forecast without a model has
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnPool:
+    """Hold how the forecasts of one column are pooled, by lead h = 1 … H.
+
+    Attributes:
+        weights: `[1 + B, H]`, of the pair first, then of each of `BASELINES`; they sum to 1.
+        spread: `[H]`, the factor of the distances from the median.
+    """
+
+    weights: Array
+    spread: Array
+
+    def pooled(self, members: Sequence[Array], kind: str, generator: np.random.Generator) -> Array:
+        r"""Return draws `[N, P, H]` whose quantiles are those of the members, averaged.
+
+            Q_h(u) = m_h + s_h (\sum_k w_kh Q_kh(u) - m_h)
+
+        Q_kh are the members' quantile functions, m the median of their weighted sum (averages of
+        quantiles: Lichtendahl, Grushka-Cockayne and Winkler, 2013). A draw keeps its rank at each
+        step among the first member's, so that steps and columns depend on each other as there
+        (ensemble copula coupling: Schefzik, Thorarinsdottir and Gneiting, 2013, arXiv:1302.7149).
+        Counts are rounded, bounds are kept, and exact zeros and ones have the average of their
+        probabilities. Leads beyond H are pooled as H is.
+
+        Args:
+            members: draws `[N, P, H']` of the pair and of each of `BASELINES`.
+            kind: of the column.
+            generator: breaks ties between ranks.
+        """
+        own = members[0]
+        lead = np.minimum(np.arange(own.shape[2]), self.weights.shape[1] - 1)
+        weights, spread = self.weights[:, lead], self.spread[lead]
+        ordered = sum(
+            weight * np.sort(member, 1) for weight, member in zip(weights, members, strict=True)
+        )
+        middle = np.median(ordered, 1, keepdims=True)
+        ordered = np.clip(middle + spread * (ordered - middle), *BOUNDS.get(kind, (0.0, np.inf)))
+        if kind in OF_COUNTS:
+            ordered = np.rint(ordered)
+        place = (np.arange(own.shape[1]) + 0.5)[:, None] / own.shape[1]
+        for mass in MASSES.get(kind, ()):
+            shares = [(member == mass).mean(1, keepdims=True) for member in members]
+            share = sum(weight * one for weight, one in zip(weights, shares, strict=True))
+            ordered = np.where(place < share if mass == 0 else place > 1 - share, mass, ordered)
+        drawn = np.empty_like(own)
+        order = np.lexsort((generator.random(own.shape), own), 1)
+        np.put_along_axis(drawn, order, ordered, 1)
+        return drawn
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Hold how a run's forecasts are pooled, as its document says.
+
+    Attributes:
+        windows: how many held-out windows the weights were found on.
+        columns: by the names of the targets that are numbers.
+    """
+
+    windows: int
+    columns: Mapping[str, ColumnPool]
+
+    def pooled(
+        self,
+        drawn: Mapping[str, Array],
+        past: Sequence[Series],
+        schema: Schema,
+        generator: np.random.Generator,
+    ) -> dict[str, Array]:
+        """Return draws `[N, P, H]` by column, those of numbers pooled; see `ColumnPool.pooled`.
+
+        Args:
+            drawn: the pair's.
+            past: the series' histories.
+            schema: says which columns there are.
+            generator: of the draws of forecasts without a model.
+        """
+        others = members_of(drawn, past, schema, generator)
+        return dict(drawn) | {
+            column.name: self.columns[column.name].pooled(
+                [drawn[column.name], *(paths[column.name] for paths in others)],
+                column.kind,
+                generator,
+            )
+            for column in pooled_columns(schema)
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the pool as a document."""
+        columns = {
+            name: {"weights": own.weights.round(6).tolist(), "spread": own.spread.round(6).tolist()}
+            for name, own in self.columns.items()
+        }
+        return {"windows": self.windows, "members": ["pair", *BASELINES], "columns": columns}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any], schema: Schema, path: Path) -> Pool:
+        """Return the pool of a document; raises `UserError` for one that is damaged."""
+        check(document, _described(), path, otherwise="is damaged")
+        names = [column.name for column in pooled_columns(schema)]
+        found = {}
+        for name, kept in document["columns"].items():
+            lengths = {len(row) for row in (*kept["weights"], kept["spread"])}
+            if len(lengths) != 1:
+                raise UserError(f"{path} is damaged: column {name!r} has leads of several numbers")
+            weights = np.array(kept["weights"], np.float64)
+            found[name] = ColumnPool(weights, np.array(kept["spread"], np.float64))
+        if sorted(found) != sorted(names):
+            raise UserError(f"{path} is damaged: it is about columns that the run has not")
+        return cls(document["windows"], found)
+
+
+def pooled_columns(schema: Schema) -> list[Column]:
+    """Return the targets whose forecasts are pooled: all numbers."""
+    return [column for column in schema.of_role("target") if column.kind not in WITHOUT_POOL]
+
+
+def members_of(
+    drawn: Mapping[str, Array],
+    past: Sequence[Series],
+    schema: Schema,
+    generator: np.random.Generator,
+) -> list[dict[str, Array]]:
+    """Return draws like some others, of each of `BASELINES`, by column."""
+    columns = pooled_columns(schema)
+    if not columns:
+        return [{} for _ in BASELINES]
+    paths, horizon = drawn[columns[0].name].shape[1:]
+
+    def of(name: Baseline, series: Series) -> Array:
+        return baseline_paths(
+            name,
+            np.stack([series.values[column.name] for column in columns], -1),
+            horizon,
+            [column.kind for column in columns],
+            schema.seasons,
+            paths=paths,
+            recent=RECENT,
+            generator=generator,
+        )
+
+    found = [np.stack([of(name, series) for series in past]) for name in BASELINES]
+    return [{column.name: one[..., c] for c, column in enumerate(columns)} for one in found]
+
+
+def _described() -> Fields:
+    """Return the kind of the document of a pool."""
+    members = ("pair", *BASELINES)
+    rows = Row(*(Items(Number(0, 1), least=1) for _ in members))
+    column = Fields({"weights": rows, "spread": Items(Number(1e-3, 1e3), least=1)})
+    return Fields(
+        {
+            "windows": Whole(1),
+            "members": Row(*(Word(name) for name in members)),
+            "columns": Each(Word(), column),
+        }
+    )

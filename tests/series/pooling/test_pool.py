@@ -1,0 +1,126 @@
+"""Pools of forecasts: quantiles averaged, ranks kept, weights by losses of known sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import rankdata
+
+from pyro_seq.errors import UserError
+from pyro_seq.series.data.schema import Column, Schema, Series
+from pyro_seq.series.pooling.baselines import BASELINES
+from pyro_seq.series.pooling.fitting import _fitted, _loss
+from pyro_seq.series.pooling.pool import ColumnPool, Pool, members_of
+
+HORIZON = 4
+
+
+def flat(*weights: float, spread: float = 1.0) -> ColumnPool:
+    shares = np.repeat(np.array(weights)[:, None], HORIZON, 1)
+    return ColumnPool(shares, np.full(HORIZON, spread))
+
+
+def normals(*locations: float, paths: int = 501, scale: float = 1.0) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.normal(m, scale, (2, paths, HORIZON)) for m in locations]
+
+
+def test_quantiles_are_averaged_and_ranks_are_kept() -> None:
+    members = normals(0, 4, 8, 100)
+    found = flat(0.5, 0.25, 0.25, 0).pooled(members, "real", np.random.default_rng(1))
+    wanted = sum(w * np.sort(m, 1) for w, m in zip((0.5, 0.25, 0.25, 0), members, strict=True))
+    np.testing.assert_allclose(np.sort(found, 1), wanted)
+    np.testing.assert_array_equal(rankdata(found, axis=1), rankdata(members[0], axis=1))
+
+
+def test_the_spread_is_about_the_median() -> None:
+    members = normals(3, 3, 3, 3)
+    found = flat(1, 0, 0, 0, spread=2.0).pooled(members, "real", np.random.default_rng(1))
+    middle = np.median(members[0], 1, keepdims=True)
+    np.testing.assert_allclose(found, middle + 2 * (members[0] - middle))
+
+
+def test_leads_beyond_the_horizon_are_pooled_as_its_last() -> None:
+    pool = ColumnPool(np.array([[1, 0.0], [0, 1.0], [0, 0], [0, 0]]), np.ones(2))
+    members = normals(0, 4, 8, 100)
+    found = pool.pooled(members, "real", np.random.default_rng(1))
+    np.testing.assert_allclose(np.sort(found, 1)[..., 1:], np.sort(members[1], 1)[..., 1:])
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("share", 0, 1), ("positive", 0, np.inf)])
+def test_masses_at_the_ends_are_averaged(kind: str, low: float, high: float) -> None:
+    members = [np.clip(one, low, high) for one in normals(0.4, 0.6, 0.5, 0.5, paths=1_000)]
+    found = flat(0.5, 0.5, 0, 0).pooled(members, kind, np.random.default_rng(1))
+    assert found.min() >= low and found.max() <= high
+    for end in {low, high} - {np.inf}:
+        shares = [(one == end).mean((1, 2)) for one in members]
+        np.testing.assert_allclose((found == end).mean((1, 2)), (shares[0] + shares[1]) / 2,
+                                   atol=2e-3)  # fmt: skip
+
+
+def test_counts_stay_whole() -> None:
+    generator = np.random.default_rng(0)
+    members = [generator.poisson(m, (2, 99, HORIZON)).astype(float) for m in (0.3, 1, 5, 9)]
+    found = flat(0.4, 0.3, 0.2, 0.1, spread=3).pooled(members, "count", generator)
+    assert (found == found.round()).all() and found.min() == 0
+
+
+def test_loss_is_the_crps_of_a_normal() -> None:
+    drawn = np.sort(np.random.default_rng(0).normal(size=(1, 40_000, 1)), 1)
+    y = 0.7
+    density, below = np.exp(-(y**2) / 2) / np.sqrt(2 * np.pi), 0.758036
+    exact = y * (2 * below - 1) + 2 * density - 1 / np.sqrt(np.pi)
+    assert _loss(drawn, np.array([[y]]))[0, 0] == pytest.approx(exact, abs=0.01)
+
+
+def test_weights_follow_losses_and_spread_follows_errors() -> None:
+    generator = np.random.default_rng(0)
+    came = generator.normal(0, 1, (200, HORIZON))
+    members = np.sort([generator.normal(m, 0.5, (200, 100, HORIZON)) for m in (0, 0, 9, 9)], 2)
+    found = _fitted(members, came, np.ones(200), 200)
+    np.testing.assert_allclose(found.weights.sum(0), 1)
+    np.testing.assert_allclose(found.weights[:2].T, [[0.75, 0.25]] * HORIZON, atol=0.02)
+    assert found.weights[2:].max() < 1e-3
+    assert (found.spread > 1.5).all()  # twice as far, as far as the grid goes
+
+
+def test_nothing_seen_leaves_the_pair_alone() -> None:
+    members = np.zeros((4, 1, 10, HORIZON))
+    found = _fitted(members, np.full((1, HORIZON), np.nan), np.ones(1), 1)
+    assert found.weights.tolist() == [[1.0] * HORIZON] + [[0.0] * HORIZON] * 3
+    assert found.spread.tolist() == [1.0] * HORIZON
+
+
+def schema() -> Schema:
+    return Schema((Column("a", "real"), Column("b", "yes")), step="D", seasons=(2,))
+
+
+def test_a_pool_is_written_and_read(tmp_path: Path) -> None:
+    pool = Pool(3, {"a": flat(0.7, 0.1, 0.1, 0.1)})
+    found = Pool.from_json(pool.to_json(), schema(), tmp_path)
+    np.testing.assert_allclose(found.columns["a"].weights, pool.columns["a"].weights)
+    document = pool.to_json()
+    wrong: list[dict[str, Any]] = [
+        document | {"columns": {}},
+        document | {"windows": 0},
+        document | {"members": ["pair", *BASELINES[::-1]]},
+        document | {"columns": {"a": {"weights": [[1.0]] * 4, "spread": [1.0, 1.0]}}},
+        document | {"columns": {"a": {"weights": [[2.0]] * 4, "spread": [1.0]}}},
+    ]
+    for one in wrong:
+        with pytest.raises(UserError, match="is damaged"):
+            Pool.from_json(one, schema(), tmp_path)
+
+
+def test_only_numbers_are_pooled() -> None:
+    times = np.arange(30)
+    past = [Series("x", times, {"a": np.sin(times * 1.0), "b": times % 2.0}, {})]
+    generator = np.random.default_rng(0)
+    drawn = {name: generator.integers(0, 2, (1, 20, HORIZON)) * 1.0 for name in "ab"}
+    others = members_of(drawn, past, schema(), generator)
+    assert [sorted(one) for one in others] == [["a"]] * len(BASELINES)
+    found = Pool(1, {"a": flat(0.25, 0.25, 0.25, 0.25)}).pooled(drawn, past, schema(), generator)
+    assert found["b"] is drawn["b"] and found["a"].shape == (1, 20, HORIZON)
