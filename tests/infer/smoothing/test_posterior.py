@@ -385,9 +385,7 @@ def test_whole_paths_are_weighed_where_the_guide_draws_them() -> None:
 
 
 def test_latents_of_whole_sequences_and_states_that_are_drawn() -> None:
-    """w ~ N(0, 1), called `z`, k_t of two values, x_t ~ N(w + k_t, 1): by a sum over k, and a normal
-    in w.
-    """
+    """w ~ N(0, 1), called `z`, k_t of two values, x_t ~ N(w + k_t, 1): by a sum and a normal."""
 
     def model(batch: SequenceBatch) -> None:
         with batch.plate():
