@@ -136,7 +136,7 @@ def test_filter(method: Callable[..., object], shared: bool, cells: str) -> None
         law = LinearGaussian(space, m, P, (T, C), seen=mask)
         found = law.filtered(y)
     used = {"some": N, "some alike": N - 1}.get(cells, 1) if shared else N
-    assert len(law._rows(law.batch_shape)[0].first) == used
+    assert len(law.grouped(law.batch_shape)[0].first) == used
     assert found.steps is law.step_log_prob(y) or law.log_prob(y).shape == (N,)
     for n in range(N):
         here = torch.ones(T, C, dtype=torch.bool) if mask is None else seen[n]
