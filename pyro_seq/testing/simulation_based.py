@@ -1,4 +1,4 @@
-"""Simulation-based calibration: is a pair's posterior right on average over its own model?"""
+"""Check a posterior by simulation: it is right if true values rank uniformly among its draws."""
 
 from __future__ import annotations
 
