@@ -349,7 +349,7 @@ def _matched(truth: Draws, found: Draws) -> Draws:
 
 def _ranks(truth: Draws, found: Draws, places: Places, steps: list[int]) -> dict[str, Tensor]:
     """Rank the truth among the draws, `[n]` by quantity."""
-    ranks = {}
+    ranks: dict[str, Tensor] = {}
     for name, drawn in found.items():
         place, true = places.get(name, WHOLE), truth[name]
         if place.over_time:
