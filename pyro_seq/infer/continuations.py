@@ -75,7 +75,7 @@ def continuation(
         raise UserError(f"the batch has side inputs, so {wanted}")
     shared = shared_latents(pair, batch)
     if shared:
-        told = {
+        told: dict[str, Any] = {
             "inputs": inputs,
             "samples": samples,
             "transform_distribution": transform_distribution,

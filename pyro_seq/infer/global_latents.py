@@ -116,7 +116,8 @@ class GlobalGuide(nn.Module):
         self.prepare(batch)
         with poutine.trace() as traced:
             self.over(batch)
-        return {name: traced.trace.nodes[name]["value"] for name in self.names}
+        nodes: Any = traced.trace.nodes
+        return {name: nodes[name]["value"] for name in self.names}
 
     def forward(self, batch: SequenceBatch) -> object:
         """Run the guide q(g) q(z | x, g); what it returns is the local guide's."""
@@ -173,7 +174,7 @@ def blind_globals(
     Raises `UserError` for a guide other than a `GlobalGuide`, which would look at observations.
     """
     if proposal == "prior":
-        nodes = poutine.trace(pair.model).get_trace(batch).nodes
+        nodes: Any = poutine.trace(pair.model).get_trace(batch).nodes
         return {name: nodes[name]["value"] for name in names}
     if not isinstance(pair.guide, GlobalGuide):
         raise UserError(

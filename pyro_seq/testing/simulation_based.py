@@ -1,4 +1,4 @@
-"""Simulation-based calibration: is a pair's posterior right on average over its own model?"""
+"""Check a posterior by simulation: it is right if true values rank uniformly among its draws."""
 
 from __future__ import annotations
 
@@ -349,7 +349,7 @@ def _matched(truth: Draws, found: Draws) -> Draws:
 
 def _ranks(truth: Draws, found: Draws, places: Places, steps: list[int]) -> dict[str, Tensor]:
     """Rank the truth among the draws, `[n]` by quantity."""
-    ranks = {}
+    ranks: dict[str, Tensor] = {}
     for name, drawn in found.items():
         place, true = places.get(name, WHOLE), truth[name]
         if place.over_time:
