@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pyro_seq.runs.folder import RunFolder as RunFolder
     from pyro_seq.runs.metrics import MetricsFile as MetricsFile
     from pyro_seq.runs.metrics import read_metrics as read_metrics
+    from pyro_seq.runs.ranks import joined as joined
     from pyro_seq.runs.tensorboard import EventWriter as EventWriter
 else:
     __all__, __getattr__, __dir__ = lazy_exports(__name__)
