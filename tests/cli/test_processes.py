@@ -35,9 +35,6 @@ PAIR = """
 import os, time
 from pyro_seq import Pair
 from pyro_seq.models import RNN
-from pyro_seq.emissions import Categorical
-from pyro_seq.contexts import PreviousObservation
-from pyro_seq.encoders import OneHot
 
 class Hanging(RNN):
     calls = 0
@@ -48,8 +45,8 @@ class Hanging(RNN):
             time.sleep(1000)
         return super().forward(batch)
 
-def pair(parts):
-    return Pair(Hanging(parts.emission, parts.context(), hidden_size=8))
+def pair(emission, context, hidden_size=8):
+    return Pair(Hanging(emission, context, hidden_size=hidden_size))
 """
 
 
@@ -72,7 +69,7 @@ def training(run: Path, *words: object, restarts: int = 0) -> Iterator[subproces
         for process in (*left.values(), started.pid):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        started.wait()
+        started.communicate()
 
 
 def finished(process: subprocess.Popen[str], within: float = 120) -> tuple[int, list[str]]:
@@ -152,7 +149,7 @@ def test_a_rank_that_hangs_ends_all(tmp_path: Path, corpus: Path) -> None:
     pair.write_text(PAIR)
     words = ["--pair", f"{pair}:pair", "--train-corpus", corpus, "--num-steps", 10**6]
     with training(run, *words) as process:
-        wait_for(beyond(run, 20))
+        wait_for(beyond(run, 15))
         began = time.monotonic()
         code, said = finished(process, 60)
     assert code != 0 and time.monotonic() - began < 30
