@@ -33,7 +33,6 @@ SMALL = {
 }
 PAIR = """
 import os, time
-from pyro_seq import Pair
 from pyro_seq.models import RNN
 
 class Hanging(RNN):
@@ -46,7 +45,7 @@ class Hanging(RNN):
         return super().forward(batch)
 
 def pair(emission, context, hidden_size=8):
-    return Pair(Hanging(emission, context, hidden_size=hidden_size))
+    return Hanging(emission, context, hidden_size=hidden_size)
 """
 
 
