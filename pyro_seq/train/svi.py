@@ -194,8 +194,9 @@ class SVIUpdates:
 
 
 class Carried:
-    """A model or guide run in a precision, that keeps the (detached) state it returned last, for
-    the window that follows.
+    """A model or guide run in a precision, which keeps the state that it returned last.
+
+    The (detached) state is for the window that follows.
     """
 
     def __init__(self, inner: Callable[[SequenceBatch], Any], precision: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranked import CASES
+from ranked import CASES, QUICK
 
 HELPERS = Path(__file__).parent.parent / "helpers"
 Found = dict[str, Any]
@@ -20,18 +20,21 @@ Found = dict[str, Any]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What came of every training by processes."""
-    folder = tmp_path_factory.mktemp("ranked")
+    return outcomes(tmp_path_factory.mktemp("ranked"))
+
+
+def outcomes(folder: Path, *words: str) -> Found:
     path = os.pathsep.join([str(HELPERS), os.environ.get("PYTHONPATH", "")])
     ran = subprocess.run(
-        [sys.executable, "-P", str(HELPERS / "ranked.py"), str(folder)],
+        [sys.executable, "-P", str(HELPERS / "ranked.py"), str(folder), *words],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert ran.returncode == 0 and "Traceback" not in ran.stderr, ran.stderr
-    outcomes: Found = json.loads(ran.stdout)
-    return outcomes
+    found: Found = json.loads(ran.stdout)
+    return found
 
 
 def apart(found: dict[str, Any], expected: dict[str, Any]) -> float:
@@ -45,15 +48,27 @@ def apart(found: dict[str, Any], expected: dict[str, Any]) -> float:
     return difference / math.hypot(*(math.hypot(*expected[name]) for name in numbers))
 
 
-@pytest.mark.parametrize("ranks", ["2", "3"])
-@pytest.mark.parametrize("case", CASES)
-def test_gradients_are_those_of_one_process(found: Found, case: str, ranks: str) -> None:
-    """Of sequences of unequal length, with equal noise, in float64; so are the figures."""
+def check_gradients(found: Found, case: str, ranks: str) -> None:
     expected = found["gradients"]["1"][0][case]
     assert len(found["gradients"][ranks]) == int(ranks)
     for of_rank in found["gradients"][ranks]:
         assert apart(of_rank[case]["gradients"], expected["gradients"]) <= 1e-12
         assert of_rank[case]["figures"] == pytest.approx(expected["figures"], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("case", "ranks"), [*((case, "2") for case in CASES), *((case, "3") for case in QUICK)]
+)
+def test_gradients_are_those_of_one_process(found: Found, case: str, ranks: str) -> None:
+    """Of sequences of unequal length, with equal noise, in float64; so are the figures."""
+    check_gradients(found, case, ranks)
+
+
+@pytest.mark.slow
+def test_gradients_of_three_ranks(tmp_path: Path) -> None:
+    found = outcomes(tmp_path, "gradients")
+    for case in CASES:
+        check_gradients(found, case, "3")
 
 
 def test_weights_and_validations_are_those_of_one_process(found: Found) -> None:
