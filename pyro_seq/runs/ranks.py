@@ -27,7 +27,7 @@ T = TypeVar("T")
 LONGEST = timedelta(days=1)  # of what rank 0 does while the others wait, as a validation
 JOINING = timedelta(minutes=5)
 # a step that takes longer than so many seconds, and so many times the usual, hangs
-PATIENCE, TIMES = 20.0, 20.0
+PATIENCE, TIMES = 15.0, 20.0
 FIRST_STEP = 600.0  # seconds, of the first step, whose usual time nobody knows
 LOOKING = 2.0  # seconds to look for what a rank that has ended had to say
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -36,7 +36,14 @@ OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 class Lost(UserError):
     """Another process of the training has ended, or hangs."""
 
+    hangs = False  # of which it says nothing, now or later
     explained = False  # by the words of the process that has ended first
+
+    def followed_by(self, words: str) -> Lost:
+        """Return the error with more words."""
+        more = Lost(f"{self}{words}")
+        more.hangs, more.explained = self.hangs, self.explained
+        return more
 
 
 def size() -> int:
@@ -105,7 +112,7 @@ def joined(device: torch.device | str = "cpu") -> Iterator[None]:
             with suppress(RuntimeError):
                 store.set(f"ended-{number}", said(error) if str(error) else type(error).__name__)
             raise
-        found = _reason(store, number, among)
+        found = None if error.hangs else _reason(store, number, among)
         if found is None:
             raise
         explained = Lost(found)
@@ -150,11 +157,13 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        hangs = "Timed out" in str(error) or "timed out" in str(error)
-        raise Lost(
+        hangs = "timed out" in str(error).lower()
+        lost = Lost(
             f"another process of this training {'hangs' if hangs else 'has ended'}, so process "
             f"{rank()} of {size()} ends too"
-        ) from error
+        )
+        lost.hangs = hangs
+        raise lost from error
 
 
 def gathered(value: T) -> list[T]:

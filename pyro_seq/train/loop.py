@@ -265,7 +265,7 @@ class Loop:
         try:
             yield
         except ranks.Lost as error:
-            raise ranks.Lost(f"{error}{self.kept()}") from None
+            raise error.followed_by(self.kept()) from None
 
     def begin(self, *, resume: bool) -> bool:
         """Prepare the training, and return whether there was a checkpoint to go back to.
