@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -305,23 +303,6 @@ def from_command_line(*names: str) -> list[str]:
     """Return those of the parameters `names` that stand on the command line."""
     source = click.get_current_context().get_parameter_source
     return [name for name in names if source(name) == click.core.ParameterSource.COMMANDLINE]
-
-
-@contextmanager
-def resumable(run_dir: Path, how: str) -> Iterator[None]:
-    """Say how to resume a training that Ctrl-C or SIGTERM has stopped inside.
-
-    The exit code is that of the signal in a shell.
-    """
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
-        if (run_dir / "run.json").exists():
-            click.echo(f"pyroseq: stopped; the run is kept, go on with: {how}", err=True)
-        else:
-            click.echo("pyroseq: stopped before the run had begun", err=True)
-        raise click.exceptions.Exit(128 + number) from None
 
 
 def pair_words(pair: str | None) -> str:

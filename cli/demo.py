@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from pyro_seq.cli.among import resumable
 from pyro_seq.cli.common import (
     DEVICE,
     FILE,
@@ -14,7 +15,6 @@ from pyro_seq.cli.common import (
     SEED,
     pick_device,
     quoted,
-    resumable,
     threads_option,
 )
 

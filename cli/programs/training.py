@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_seq.cli.among import among_processes, resumable, speaks
 from pyro_seq.cli.common import (
     DURATIONS,
     MOST_IN_TRAINING,
@@ -19,7 +20,6 @@ from pyro_seq.cli.common import (
     pair_words,
     pick_device,
     quoted,
-    resumable,
     training_options,
 )
 
@@ -101,6 +101,14 @@ class TrainCommand:
             raise click.UsageError("--run-dir is missing: the folder to keep the run in", context)
         if wanted.missing is not None and not resume and not shows:
             raise click.UsageError(wanted.missing, context)
+        device = self.device if given["device"] == "auto" else given["device"]
+        with among_processes(None if shows else run_dir, device) as (here, restarted):
+            given = {**given, "resume": resume or restarted, "device": device}
+            self._run(wanted, given, here)
+
+    def _run(self, wanted: Wanted, given: Mapping[str, Any], here: str) -> None:
+        """Do what `run` says, computing on the device named `here`."""
+        run_dir, resume, shows = given["run_dir"], given["resume"], given["print_config"]
         from pyro_seq.config.fields import to_toml
         from pyro_seq.errors import UserError
         from pyro_seq.programs.program import OptionsDiffer
@@ -112,7 +120,8 @@ class TrainCommand:
             if shows:
                 click.echo(to_toml(settings))
             else:
-                self._train(program, wanted, given, settings=settings, source=wanted.source)
+                how = {"settings": settings, "source": wanted.source, "device": here}
+                self._train(program, wanted, given, **how)
             return
         told = from_command_line("seed", *wanted.source)
         again = {
@@ -126,7 +135,7 @@ class TrainCommand:
             if shows:
                 click.echo(to_toml(program.resumed_settings(run_dir, **again)))
             else:
-                self._train(program, wanted, given, **again)
+                self._train(program, wanted, given, device=here, **again)
         except OptionsDiffer as error:
             *most, last = (duration.option for duration in self.durations)
             raise UserError(f"{error}; only {', '.join(most)} and {last} may change") from None
@@ -187,17 +196,16 @@ class TrainCommand:
         next.
         """
         run_dir, device, quiet = given["run_dir"], given["device"], given["quiet"]
-        device = self.device if device == "auto" else device
         at = f" --device {device}" if device != "auto" else ""
         words = f"{pair_words(given['pair'])}{wanted.again}"
         resuming = f"pyroseq {program.kind} train --run-dir {quoted(run_dir)}{at}{words} --resume"
         with resumable(run_dir, resuming):
-            how |= {"device": pick_device(device), "quiet": quiet}
+            how |= {"device": pick_device(how["device"]), "quiet": quiet}
             if given["resume"]:
                 trained = program.resume(run_dir, **how)
             else:
                 trained = program.start(run_dir, seed=given["seed"], **how)
-        if quiet:
+        if quiet or not speaks():
             return
         click.echo(f"done after {trained.step:,} steps; the run is in {run_dir}", err=True)
         folder = "" if self.out_dir is None else f" --out-dir {quoted(run_dir / self.out_dir)}"

@@ -38,8 +38,8 @@ from pyro_seq.runs.stateful import (
     weights_of,
 )
 from pyro_seq.train.log import TrainingLog
-from pyro_seq.train.loop import Budget, Checkpoint, Loop, Stage
-from pyro_seq.train.schedules import learning_rate_factor
+from pyro_seq.train.loop import Checkpoint, Loop, Stage
+from pyro_seq.train.schedules import Budget, learning_rate_factor
 
 RANDOM_PLAYER = 1  # beside a round's number, what its random agent is seeded by
 MEASURED = 64  # held-out games that are measured on, the latest

@@ -60,6 +60,9 @@ class FreeBits_ELBO(Trace_ELBO):
             Monte Carlo estimates.
     """
 
+    # adds figures up over the processes that share a minibatch; `None`: there is one
+    over_ranks: Callable[[Tensor], Tensor] | None = None
+
     def __init__(self, nats: float, *, analytic_kl: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not nats >= 0 or not math.isfinite(nats):
@@ -91,8 +94,18 @@ class FreeBits_ELBO(Trace_ELBO):
                 groups.setdefault(name, []).append(self._groups(q_site, p_sites[name]))
         for of_particles in groups.values():
             kl, covered = (torch.stack(parts).sum(0) for parts in zip(*of_particles, strict=True))
-            value = value - torch.maximum(kl, self.nats * covered).sum()
+            value = value - self._counted(kl, self.nats * covered).sum()
         return -value / self.num_particles
+
+    def _counted(self, kl: Tensor, free: Tensor) -> Tensor:
+        """Return what counts of each group: its divergence, or what of it is free.
+
+        Of a minibatch over several processes, this one's share of what counts.
+        """
+        if self.over_ranks is None:
+            return torch.maximum(kl, free)
+        whole, whole_free = self.over_ranks(torch.stack([kl, free.to(kl)]))
+        return torch.where(whole > whole_free, kl, free)
 
     def _groups(self, q_site: dict[str, Any], p_site: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return (divergence, number of sequences) of each group of a site's latents.

@@ -24,6 +24,7 @@ class PairProgram(Program[S, D, T]):
         described_by: the run's files that say what the pair is, for messages.
     """
 
+    by_processes: ClassVar[bool] = True
     described_by: ClassVar[str] = "run.json"
 
     @abstractmethod

@@ -24,9 +24,9 @@ from pyro_seq.config.model_settings import KIND, Layer, resolve, resolve_run
 from pyro_seq.config.registry import named_by_code
 from pyro_seq.config.renamed import refuse_old_names
 from pyro_seq.errors import UserError
-from pyro_seq.infer.elbo import make_elbo
+from pyro_seq.programs.checks import check_resumable, check_training
+from pyro_seq.runs import ranks
 from pyro_seq.runs.folder import RunFolder
-from pyro_seq.train.schedules import kl_strength
 from pyro_seq.train.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Program(ABC, Generic[S, D, T]):
         defaults: the program's own defaults of a pair's settings.
         presets: bundled settings by name: what differs from the defaults, by dotted name.
         documents: the JSON files that a run folder keeps besides `run.json`.
+        by_processes: whether several processes can train one run together.
         places: those values of a `source` that say where data lies: files may have moved when a run
             is resumed, and their contents are compared.
     """
@@ -109,6 +110,7 @@ class Program(ABC, Generic[S, D, T]):
     defaults: ClassVar[Names] = NOTHING
     presets: ClassVar[Mapping[str, Names]] = MappingProxyType({"default": NOTHING})
     documents: ClassVar[tuple[str, ...]]
+    by_processes: ClassVar[bool] = False
     places: ClassVar[tuple[str, ...]] = ()
 
     # what a program says
@@ -153,6 +155,14 @@ class Program(ABC, Generic[S, D, T]):
 
     def check_device(self, device: torch.device | str) -> None:
         """Raise `UserError` for a device that the program cannot train on."""
+
+    def check_processes(self) -> None:
+        """Raise `UserError` for several processes where the program trains in one."""
+        if ranks.size() > 1 and not self.by_processes:
+            raise UserError(
+                f"{self.kind} trains in one process, and here are {ranks.size()}: start it without "
+                "torchrun"
+            )
 
     def stages(self, run: RunFolder) -> tuple[RunFolder, ...]:
         """Return the folders of the parts of a training, the last part first."""
@@ -205,22 +215,26 @@ class Program(ABC, Generic[S, D, T]):
         written before settings and data have been found sound, and nothing stays of a run that is
         refused before its first checkpoint.
         """
-        run = self.folder(run_dir)
-        run.check_free(*self.documents)
-        self.check(settings)
-        self.check_device(device)
+        run, quiet = self.folder(run_dir), quiet or not ranks.is_first()
         with ExitStack() as stack:
-            request = Request(settings, source, run, seed, device, quiet, stack=stack)
-            data = self.read(request)
-            documents = dict(self.describe(data, request))
-            with run.locked():
+            with ranks.agreed():
+                run.check_free(*self.documents)
+                self.check(settings)
+                self.check_device(device)
+                self.check_processes()
+                request = Request(settings, source, run, seed, device, quiet, stack=stack)
+                data = self.read(request)
+                documents = dict(self.describe(data, request))
+            ranks.check_same({"settings": dict(flatten(settings)), **documents})
+            with ranks.agreed():
+                stack.enter_context(run.locked())
                 run.create(dict(flatten(settings)), documents)
-                try:
-                    return self.train(data, request)
-                except Exception:
-                    if not any(stage.last.exists() for stage in self.stages(run)):
-                        run.abandon(*documents)
-                    raise
+            try:
+                return self.train(data, request)
+            except Exception:
+                if not any(stage.last.exists() for stage in self.stages(run)):
+                    run.abandon(*documents)
+                raise
 
     def resume(
         self,
@@ -249,24 +263,30 @@ class Program(ABC, Generic[S, D, T]):
         Raises `UserError` if the folder holds no run, `OptionsDiffer` if the run was begun with
         other settings or another source, and `ContentsDiffer` if the data is other data now.
         """
-        run = self.folder(run_dir)
-        settings = self.resumed_settings(
-            run_dir, changes, repeated=repeated, seed=seed, source=source, pair=pair
-        )
-        self.check_device(device)
+        run, quiet = self.folder(run_dir), quiet or not ranks.is_first()
         said = {k: v for layer in repeated if layer.trusted for k, v in layer.changes.items()}
-        with run.locked(), ExitStack() as stack:
-            for stage in self.stages(run):
-                check_resumable(stage)
-                if stage.last.exists():
-                    break
-            own_seed, stored = self.stored_source(run)
-            moved = {name: source[name] for name in self.places if source.get(name)}
-            request = Request(settings, stored | moved, run, own_seed, device, quiet, said, stack)
-            try:
-                data = self.read_again(request)
-            except ContentsDiffer as error:
-                raise (_named(error, moved, stored) if moved else error) from None
+        with ExitStack() as stack:
+            with ranks.agreed():
+                settings = self.resumed_settings(
+                    run_dir, changes, repeated=repeated, seed=seed, source=source, pair=pair
+                )
+                self.check_device(device)
+                self.check_processes()
+                stack.enter_context(run.locked())
+                for stage in self.stages(run):
+                    check_resumable(stage)
+                    if stage.last.exists():
+                        break
+                own_seed, stored = self.stored_source(run)
+                moved = {name: source[name] for name in self.places if source.get(name)}
+                request = Request(
+                    settings, stored | moved, run, own_seed, device, quiet, said, stack
+                )
+                try:
+                    data = self.read_again(request)
+                except ContentsDiffer as error:
+                    raise (_named(error, moved, stored) if moved else error) from None
+            ranks.check_same({"settings": dict(flatten(settings))})
             if changes:
                 self.check_changes(run, settings)
                 document = run.read_json("run.json") | {"settings": dict(flatten(settings))}
@@ -370,30 +390,3 @@ def _shown(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value)) or "none"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def check_resumable(run: RunFolder) -> None:
-    """Raise `UserError` if a run has results but no checkpoint to go on from."""
-    if not run.last.exists() and run.best.exists():
-        raise UserError(
-            f"{run.path} is incomplete: {run.last.name} is missing, so training cannot go on"
-        )
-
-
-def check_training(settings: TrainingSettings) -> None:
-    """Raise `UserError` for settings in their ranges that do not go together."""
-    try:
-        kl_strength(
-            0, schedule=settings.kl_schedule, start=settings.kl_start, steps=settings.kl_steps
-        )
-    except ValueError as error:
-        raise UserError(f"training.kl_start: {error}") from None
-    try:
-        make_elbo(
-            settings.objective,
-            num_particles=settings.num_particles,
-            free_bits=settings.free_bits,
-            renyi_alpha=settings.renyi_alpha,
-        )
-    except ValueError as error:
-        raise UserError(f"training.objective and training.free_bits: {error}") from None

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_seq.errors import UserError
+from pyro_seq.runs import ranks
 from pyro_seq.runs.checkpoint import FORMAT, save_tree
 from pyro_seq.runs.plain_files import check_plain, open_no_link, open_plain
 from pyro_seq.runs.writing import WRITING, clear_left, is_same, replacing
@@ -38,6 +39,8 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 class RunFolder:
     """A folder that holds one training run of one kind (`text`, …).
+
+    Of several processes that train together rank 0 alone locks the folder and writes to it.
 
     Attributes:
         last: the checkpoint that a run goes on from.
@@ -88,9 +91,10 @@ class RunFolder:
     def save(self, path: Path, tree: object) -> None:
         """Write a tree as a checkpoint of the run (`save_tree`).
 
-        The folder must still be this process's own.
+        The folder must still be this process's own. All ranks call it, and all learn if rank 0
+        cannot write.
         """
-        save_tree(path, tree, still=self.check_own)
+        ranks.from_first(lambda: save_tree(path, tree, still=self.check_own))
 
     def exists(self) -> bool:
         """Tell whether a run was started here."""
@@ -113,6 +117,8 @@ class RunFolder:
 
         Nothing would be overwritten by it.
         """
+        if not ranks.is_first():
+            return
         if self.exists():
             raise UserError(
                 f"{self.path} already holds a run: add --resume to go on with it, or choose "
@@ -139,6 +145,8 @@ class RunFolder:
 
         Raises `UserError` if the folder holds a run or cannot be written.
         """
+        if not ranks.is_first():
+            return
         self.check_free(*documents)
         try:
             for name, document in documents.items():
@@ -154,7 +162,7 @@ class RunFolder:
 
         To be called inside `locked()`, with the documents that the run was started with.
         """
-        if not self._is_own():
+        if not self._is_own() or not ranks.is_first():
             return  # what lies there now is another process's
         for name in ("run.json", *documents):
             (self.path / name).unlink(missing_ok=True)
@@ -227,6 +235,8 @@ class RunFolder:
 
     def write_json(self, name: str, document: dict[str, Any]) -> None:
         """Write a JSON document of the run, whole or not at all."""
+        if not ranks.is_first():
+            return
         text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
         # of file names that are not UTF-8
         escaped = SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
@@ -240,7 +250,7 @@ class RunFolder:
         Raises `UserError` if another process holds it, the folder cannot be written, or it holds
         other things than files and folders.
         """
-        if self._handle is not None:
+        if self._handle is not None or not ranks.is_first():
             yield
             return
         self.check_plain("write")

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class SignalGuard:
-    """A request to stop: `received` is the number of the signal, 0 without one."""
+    """A request to stop: `received` is the number of the signal, 0 without one.
+
+    A second signal raises `KeyboardInterrupt`. With `hangs` that is said instead by whether the
+    process hangs, since launchers of several processes may send a signal twice.
+    """
 
     def __init__(self) -> None:
         self.received = 0
+        self.hangs: Callable[[], bool] | None = None
 
     @contextmanager
     def catch(self) -> Iterator[None]:
-        """Note a signal in `received` inside; a second one raises `KeyboardInterrupt`.
+        """Note a signal in `received` inside.
 
         Outside the main thread no signal is noted.
         """
 
         def note(number: int, frame: object) -> None:
-            if self.received:
+            if self.received if self.hangs is None else self.hangs():
                 raise KeyboardInterrupt(number)
             self.received = number
 

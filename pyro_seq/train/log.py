@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_seq._progress import Progress, count
 from pyro_seq._schema import Checked, Each, Kind, Number, Whole, Word
 from pyro_seq._threads import words
+from pyro_seq.runs import ranks
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.runs.metrics import MetricsFile
 from pyro_seq.runs.stateful import Entry, Stateful, attributes
@@ -27,12 +28,12 @@ class TrainingLog:
     Args:
         units: what one step of a sequence is, in the plural.
         bits: the name of bits per such step.
-        quiet: no progress on stderr.
+        quiet: no progress on stderr; of several processes only rank 0 shows any.
     """
 
     def __init__(self, *, units: str, bits: str, quiet: bool) -> None:
         self.units, self.bits = units, bits
-        self.progress = Progress(quiet=quiet)
+        self.progress = Progress(quiet=quiet or not ranks.is_first())
         self.sums: dict[str, float] = {}  # since the last means, and of how many steps
         self.metrics: MetricsFile | None = None
         self.metrics_size = 0  # in bytes, at the last checkpoint
@@ -47,7 +48,7 @@ class TrainingLog:
         its events.
         """
         self._units_shown, self._shown_at = 0, time.monotonic()
-        if run is not None:
+        if run is not None and ranks.is_first():
             self.metrics = MetricsFile(run.metrics, self.metrics_size)
             self.events = EventWriter(run.tensorboard, step)
         computing = words()

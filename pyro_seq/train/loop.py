@@ -6,10 +6,11 @@ happened.
 
 from __future__ import annotations
 
+import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,57 +18,19 @@ from typing import NamedTuple
 from pyro_seq._progress import duration
 from pyro_seq._schema import check
 from pyro_seq.errors import UserError
+from pyro_seq.runs import ranks
 from pyro_seq.runs.checkpoint import going_on_from, load_tree
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.runs.stateful import Stateful, States
 from pyro_seq.train.interruption import SignalGuard
 from pyro_seq.train.log import TrainingLog
+from pyro_seq.train.ranks import Wishes
+from pyro_seq.train.schedules import Budget
 
 EXPECTED_WARNINGS = (
     "Encountered (NaN|[+-]?inf)",  # the error that follows says more
     ".* was not registered in the param store because requires_grad=False",  # on purpose
 )
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The most that a training takes: steps, minutes, or validations without a better figure.
-
-    Args:
-        section: of the settings that say so.
-        num_steps: at most.
-        max_minutes: at most, over all resumptions; `None` for no limit.
-        patience: validations without a better figure; 0 for no limit.
-    """
-
-    section: str
-    num_steps: int
-    max_minutes: float | None = None
-    patience: int = 0
-
-    def fraction(self, step: int, minutes: float) -> float:
-        """Return the fraction of the budget used, by steps or minutes, the larger, in [0, 1]."""
-        by_steps = step / self.num_steps if self.num_steps else 1.0
-        by_minutes = minutes / self.max_minutes if self.max_minutes else 0.0
-        return min(1.0, max(by_steps, by_minutes))
-
-    def used_up(self, step: int, minutes: float, validations: int = 0) -> str | None:
-        """Return which limit is reached, in words that name the setting, or `None`.
-
-        Args:
-            step, minutes: of training, over all resumptions.
-            validations: without a better figure, since the best.
-        """
-        if step >= self.num_steps:
-            return f"{self.section}.num_steps is {self.num_steps:,}"
-        if self.max_minutes is not None and minutes >= self.max_minutes:
-            return f"{self.section}.max_minutes is {self.max_minutes:g}"
-        if 0 < self.patience <= validations:
-            return (
-                f"{self.section}.patience is {self.patience}, and so many validations brought "
-                "nothing better"
-            )
-        return None
 
 
 @dataclass(frozen=True)
@@ -98,15 +61,18 @@ class Callback:
 
 
 class EveryNSteps(Callback):
-    """Calls an action every so many steps, 0 for never: samples, means of figures."""
+    """Calls an action every so many steps, 0 for never: samples, means of figures.
 
-    def __init__(self, every: int, action: Callable[[], object]) -> None:
+    Of several ranks the first one acts.
+    """
+
+    def __init__(self, every: int, action: Callable[[], None]) -> None:
         self.every, self.action = every, action
 
     def on_step_end(self, loop: Loop) -> None:
         """See `Callback`."""
         if self.every and loop.step and loop.step % self.every == 0:
-            self.action()
+            ranks.from_first(self.action)
 
 
 class Checkpoint(Callback):
@@ -121,9 +87,14 @@ class Checkpoint(Callback):
 
     def on_step_end(self, loop: Loop) -> None:
         """See `Callback`."""
-        if loop.stage_ended or time.monotonic() - self.saved >= self.seconds:
+        heard = loop.heard
+        if loop.stage_ended or (self.due() if heard is None else heard.checkpoint):
             loop.save()
             self.saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Return whether it is time for a checkpoint."""
+        return time.monotonic() - self.saved >= self.seconds
 
 
 class Measured(NamedTuple):
@@ -186,7 +157,7 @@ class Validate(Callback):
         """Measure, and keep the weights if they are the best."""
         self.validated = loop.step
         with self.evaluating():
-            found = self.measure()
+            found = ranks.from_first(self.measure)
             loop.report("valid", found.figures)
             loop.validations_since_best += 1
             if found.better:
@@ -204,6 +175,10 @@ class Loop:
     What a checkpoint holds are the `states`: a training that was killed and resumed is that of an
     unbroken one, bit by bit on a CPU, if all that changes from step to step is among them. A
     subclass may make them in `prepare`, where its parameters are known.
+
+    Several processes (`runs.ranks`) run the loop side by side, if its stages add up over the ranks
+    what they compute, and the `wishes` with it: what ends a step, and whether it was the last, is
+    the same on all of them.
 
     Args:
         stages: by name.
@@ -240,7 +215,9 @@ class Loop:
         self.log = log or TrainingLog(units="steps", bits="bits/step", quiet=True)
         self.begun = False  # also where it goes on: what a checkpoint holds has been taken over
         self.stage_ended = False  # with the latest step
+        self.heard: Wishes | None = None  # of all ranks, with the latest step; of several only
         self._interruption = SignalGuard()
+        self._started = self._minutes_before = 0.0
 
     def fit(self, *, resume: bool = False) -> None:
         """Train until the budget is used up or Ctrl-C is pressed.
@@ -251,16 +228,20 @@ class Loop:
         Raises `UserError` for a run that holds a training already, or one that this training cannot
         go on from, and `KeyboardInterrupt` (with the signal's number) after Ctrl-C or SIGTERM.
         """
-        self._interruption.received, self.begun = 0, False
+        self._interruption.received, self.begun, several = 0, False, ranks.size() > 1
+        self.heard = Wishes() if several else None
+        self._interruption.hangs = self.hangs if several else None
         with ExitStack() as stack:
+            stack.enter_context(self._where_it_was_lost())
             stack.enter_context(self.scope())
-            if self.run is not None:
-                stack.enter_context(self.run.locked())
+            with ranks.agreed():
+                stack.enter_context(nullcontext() if self.run is None else self.run.locked())
             stack.enter_context(warnings.catch_warnings())
             for message in EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
             resumed = self.begin(resume=resume)
-            stack.enter_context(self.log.opened(self.run, step=self.logged_step))
+            with ranks.agreed():
+                stack.enter_context(self.log.opened(self.run, step=self.logged_step))
             stack.enter_context(self._interruption.catch())
             self.begun = True
             stack.enter_context(self.training())
@@ -270,8 +251,21 @@ class Loop:
                 callback.on_train_start(self)
             self._run()
             self._end()
-        if self._interruption.received:
-            raise KeyboardInterrupt(self._interruption.received)
+        if self.interrupted:
+            raise KeyboardInterrupt(self.interrupted)
+
+    @property
+    def interrupted(self) -> int:
+        """The number of the signal that ends the training, 0 for none."""
+        return self._interruption.received if self.heard is None else self.heard.signal
+
+    @contextmanager
+    def _where_it_was_lost(self) -> Iterator[None]:
+        """Say which checkpoint is the last, where another rank does not answer any more."""
+        try:
+            yield
+        except ranks.Lost as error:
+            raise error.followed_by(self.kept()) from None
 
     def begin(self, *, resume: bool) -> bool:
         """Prepare the training, and return whether there was a checkpoint to go back to.
@@ -279,17 +273,20 @@ class Loop:
         If there was none, a first one is saved, so that a run killed before its second starts from
         the same weights.
         """
-        there = self.run is not None and self.run.last.exists()
+        there = ranks.from_first(lambda: self.run is not None and self.run.last.exists())
         if there and not resume:
             raise UserError(
                 f"{self.run} holds a training: go on with it (resume), or train into another folder"
             )
-        self.prepare()
+        with ranks.agreed():
+            self.prepare()
+        if ranks.size() > 1:
+            self.join()
         if self.run is None or not there:
             self.save()
             return False
         last = self.run.last
-        with going_on_from(last):
+        with ranks.agreed(), going_on_from(last):
             saved = load_tree(last)
             self.check(saved, last)
             self.states.load_state_dict(saved)
@@ -300,33 +297,51 @@ class Loop:
         check(saved, self.states.describe_state(), where)
 
     def _run(self) -> None:
-        started, before = time.monotonic(), self.minutes
+        self._started, self._minutes_before = time.monotonic(), self.minutes
         while not self._is_over():
             stage = self.stage()
             with stage.scope():
                 self.stage_ended = False
                 while not self.stage_ended and not self._is_over():
                     stage.step()
-                    self.minutes = before + (time.monotonic() - started) / 60
+                    self.minutes = self._clock() if self.heard is None else self.heard.minutes
                     self.stage_ended = self.stage() is not stage
                     for callback in self.callbacks:
                         callback.on_step_end(self)
 
+    def _clock(self) -> float:
+        """The minutes of training until now, on this process's clock."""
+        return self._minutes_before + (time.monotonic() - self._started) / 60
+
+    def wishes(self) -> Wishes:
+        """Return what this rank wishes, to be added up with what it has computed in a step."""
+        received, first = self._interruption.received, ranks.is_first()
+        due = any(one.due() for one in self.callbacks if isinstance(one, Checkpoint))
+        return Wishes(
+            self._clock() if first else 0.0,
+            float(first and due),
+            float(received == signal.SIGINT),
+            float(received == signal.SIGTERM),
+        )
+
     def _end(self) -> None:
-        if not self._interruption.received:
+        if not self.interrupted:
             for callback in self.callbacks:
                 callback.on_train_end(self)
         self.save()
-        if not self._interruption.received:
+        if not self.interrupted:
             self.conclude()
             self.log.progress.say(f"{self.where()} is the last: {self.stopped_by()}")
 
     def _is_over(self) -> bool:
-        return bool(self._interruption.received) or self.stopped_by() is not None
+        return bool(self.interrupted) or self.stopped_by() is not None
 
     def save(self) -> None:
         """Save a checkpoint, if there is a run to keep it."""
         if self.run is not None:
+            if ranks.size() > 1:  # what fails on rank 0 is to fail before states are gathered
+                with ranks.agreed():
+                    self.log.flush()
             self.run.save(self.run.last, self.states.state_dict())
 
     def report(self, split: str, figures: dict[str, float]) -> None:
@@ -367,6 +382,13 @@ class Loop:
 
     def prepare(self) -> None:
         """Make what needs the scope, before a checkpoint is read or the first one saved."""
+
+    def join(self) -> None:
+        """Compare what the ranks train on, and give them equal weights and noise of their own."""
+
+    def hangs(self) -> bool:
+        """Tell whether the step under way takes far longer than steps do."""
+        return False
 
     def conclude(self) -> None:
         """Finish a training that was not interrupted, after its last checkpoint."""

@@ -1,8 +1,9 @@
-"""Schedules by step: the divergence's strength and the learning rate."""
+"""Schedules by step: the divergence's strength, the learning rate, and the end of a training."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from pyro_seq.errors import UserError
 
@@ -60,3 +61,44 @@ def learning_rate_factor(
     if schedule != "constant":
         raise ValueError(f"schedule must be one of {LEARNING_RATE_SCHEDULES}, got {schedule!r}")
     return 1.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a training takes: steps, minutes, or validations without a better figure.
+
+    Args:
+        section: of the settings that say so.
+        num_steps: at most.
+        max_minutes: at most, over all resumptions; `None` for no limit.
+        patience: validations without a better figure; 0 for no limit.
+    """
+
+    section: str
+    num_steps: int
+    max_minutes: float | None = None
+    patience: int = 0
+
+    def fraction(self, step: int, minutes: float) -> float:
+        """Return the fraction of the budget used, by steps or minutes, the larger, in [0, 1]."""
+        by_steps = step / self.num_steps if self.num_steps else 1.0
+        by_minutes = minutes / self.max_minutes if self.max_minutes else 0.0
+        return min(1.0, max(by_steps, by_minutes))
+
+    def used_up(self, step: int, minutes: float, validations: int = 0) -> str | None:
+        """Return which limit is reached, in words that name the setting, or `None`.
+
+        Args:
+            step, minutes: of training, over all resumptions.
+            validations: without a better figure, since the best.
+        """
+        if step >= self.num_steps:
+            return f"{self.section}.num_steps is {self.num_steps:,}"
+        if self.max_minutes is not None and minutes >= self.max_minutes:
+            return f"{self.section}.max_minutes is {self.max_minutes:g}"
+        if 0 < self.patience <= validations:
+            return (
+                f"{self.section}.patience is {self.patience}, and so many validations brought "
+                "nothing better"
+            )
+        return None

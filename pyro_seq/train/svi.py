@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
+import torch
+from pyro import poutine
 from pyro.infer import ELBO, SVI
 
+from pyro_seq._pytree import tree_detach, tree_map
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.infer.elbo import Recorder, make_elbo
+from pyro_seq.errors import UserError
+from pyro_seq.infer.elbo import ElboTerms, FreeBits_ELBO, Recorder, make_elbo
 from pyro_seq.infer.multi_sample import WeightedELBO
+from pyro_seq.nn.precision import full_precision
 from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.poutine.scale_latents import ScaleLatents, scales_summed_out
+from pyro_seq.runs import ranks
 from pyro_seq.train.divergence import diverged
 from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
 from pyro_seq.train.preflight import WholeData, dry_run, find_parameters, whole_data
+from pyro_seq.train.ranks import Wishes
 from pyro_seq.train.schedules import kl_strength
 from pyro_seq.train.settings import TrainingSettings
 
@@ -45,7 +55,9 @@ class SVIUpdates:
 
     Updates maximise (1/n) (E_q[log p(x | z)] - beta KL) over a batch's n observations; beta and all
     else are the settings'. Where all sequences share latents, a batch of N sequences is one of the
-    whole data's (`SequenceBatch.of_total`), and n are the observations of all of these.
+    whole data's (`SequenceBatch.of_total`), and n are the observations of all of these. Where
+    several processes share a batch, n and the sum are those of all of its rows: gradients, figures
+    and `wishes` are added up over the ranks in one message.
 
     Args:
         pair: model and guide; all is done inside its scope.
@@ -70,6 +82,12 @@ class SVIUpdates:
         self.recent_loss = math.nan  # a moving average
         self._step, self._summed_out_scaled = 0, False
         self._data: WholeData | None = None  # where latents are shared by all sequences
+        self.observations: float = 0  # of the latest batch, all ranks' rows together
+        self._terms: ElboTerms | None = None
+        self.idle = False  # whether this rank's row is another's, and does not count
+        self.pace = ranks.Pace()
+        self.wishes: Callable[[], Wishes] = Wishes  # of this rank, which ride along
+        self.heard: Wishes | None = None  # of all
         # particles one after the other are each back-propagated by themselves, so they cannot share
         # a part of the graph
         self._shares = getattr(self.elbo, "num_particles", 1) == 1 or getattr(
@@ -83,6 +101,11 @@ class SVIUpdates:
         """
         with dry_run(self.pair, batches) as batch:
             self._data = whole_data(self.pair, batches, batch)
+            if self._data is not None and ranks.size() > 1:
+                raise UserError(
+                    "all sequences share latents of this pair, which one process trains: start it "
+                    "without torchrun"
+                )
             batch = self._of_data(batch)
             parameters, without = find_parameters(self.pair, self.elbo, batch)
             self._summed_out_scaled = scales_summed_out(
@@ -112,7 +135,7 @@ class SVIUpdates:
         self.optimiser.scale_learning_rate(factor)
         self._step, batch = step, self._of_data(batch)
         loss = self._svi.step(batch.with_cache() if self._shares else batch)
-        parts, n = self.recorder.take(), self._observations(batch)
+        parts, n = self._terms, max(1, self.observations)
         figures = {
             "loss": loss,
             **(parts.per(n) if parts else {}),
@@ -140,18 +163,47 @@ class SVIUpdates:
         if self._data is not None:
             return self._data.observations
         share = 1.0 if batch.total is None else batch.total / max(1, len(batch))
-        return max(1, batch.num_observations) * share
+        return batch.num_observations * share
 
     def _loss_and_grads(self, model: Stochastic, guide: Stochastic, batch: SequenceBatch) -> float:
-        per_observation = 1.0 / self._observations(batch)
-        with ScaleLatents(
-            self.kl_strength(self._step), summed_out=self._summed_out_scaled
-        ) as scaled:
-            loss = self.elbo.loss_and_grads(model, scaled.noting(guide), batch) * per_observation
+        with (
+            ScaleLatents(
+                self.kl_strength(self._step), summed_out=self._summed_out_scaled
+            ) as scaled,
+            self._shared(batch),
+        ):
+            loss = self.elbo.loss_and_grads(model, scaled.noting(guide), batch)
+        where = None if math.isfinite(loss) else self.recorder.first_non_finite() or "the loss"
+        self.observations, self._terms = self._observations(batch), self.recorder.take()
+        if ranks.size() > 1:
+            loss = self._add_up(loss)
+        per_observation = 1.0 / max(1, self.observations)
         # not a scale of the densities: not every objective is linear in them
         self.optimiser.gradient_scale = per_observation
         if not math.isfinite(loss):
-            raise NonFiniteValue(self.recorder.first_non_finite() or "the loss")
+            raise NonFiniteValue(next(filter(None, ranks.gathered(where)), "the loss"))
+        return loss * per_observation
+
+    @contextmanager
+    def _shared(self, batch: SequenceBatch) -> Iterator[None]:
+        """Evaluate the objective inside as one rank's share of the whole batch's."""
+        with ExitStack() as stack:
+            if self.idle:
+                stack.enter_context(poutine.mask(mask=False))
+            if ranks.size() > 1 and isinstance(self.elbo, FreeBits_ELBO):
+                self.elbo.over_ranks = partial(ranks.total, patience=self.pace.patience)
+                stack.callback(setattr, self.elbo, "over_ranks", None)
+            yield
+
+    def _add_up(self, loss: float) -> float:
+        """Add gradients, figures and wishes up over the ranks; return the loss of all."""
+        mine, n = self._terms, 0 if self.idle else self.observations
+        terms = (0.0, 0.0) if mine is None else (mine.log_likelihood, mine.kl)
+        numbers = [loss, float(n), *terms, *self.wishes()]
+        parameters = list(self.optimiser.parameters.values())
+        loss, observed, likelihood, kl, *wishes = ranks.add_up(parameters, numbers, self.pace)
+        self.observations, self.heard = observed, Wishes(*wishes)
+        self._terms = None if mine is None else ElboTerms(likelihood, kl)
         return loss
 
     def carried(self, states: Any) -> Any:
@@ -171,3 +223,21 @@ class SVIUpdates:
     def diverged(self) -> bool:
         """Return whether the moving average of the loss is far beyond the first one."""
         return not math.isnan(self.recent_loss) and diverged(self.recent_loss, self.first_loss)
+
+
+class Carried:
+    """A model or guide run in a precision, which keeps the state that it returned last.
+
+    The (detached) state is for the window that follows.
+    """
+
+    def __init__(self, inner: Callable[[SequenceBatch], Any], precision: str) -> None:
+        self.wrapped_side, self.precision, self.state = inner, getattr(torch, precision), None
+
+    def __call__(self, batch: SequenceBatch) -> object:
+        """Run the side, and keep its state."""
+        mixed = self.precision != torch.float32
+        with torch.autocast(batch.device.type, dtype=self.precision) if mixed else nullcontext():
+            outcome = self.wrapped_side(batch)
+        self.state = tree_map(full_precision, tree_detach(getattr(outcome, "state", None)))
+        return outcome

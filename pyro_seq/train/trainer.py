@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pyro
@@ -17,30 +18,30 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyro_seq._pytree import tree_detach, tree_map
+from pyro_seq._pytree import tree_leaves, tree_map
 from pyro_seq._rng import fork_rng
-from pyro_seq._schema import MOST, Anything, Number, Optional, Whole, Word
-from pyro_seq.batch import SequenceBatch
+from pyro_seq._schema import MOST, Anything, Items, Number, Optional, Whole, Word
 from pyro_seq.errors import UserError
-from pyro_seq.infer.likelihood.latent_use import collapsed, latent_use
 from pyro_seq.infer.smc.fivo import FIVO_ELBO
-from pyro_seq.nn.precision import fast_precision, full_precision
+from pyro_seq.nn.precision import fast_precision
 from pyro_seq.pairs.model import declared
 from pyro_seq.pairs.pair import Pair
+from pyro_seq.runs import ranks
 from pyro_seq.runs.checkpoint import weights_in
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.runs.stateful import RANDOM, Entry, States, attributes, position_of, weights_of
 from pyro_seq.runs.tensorboard import Sample
 from pyro_seq.train.divergence import diverged, diverged_words
+from pyro_seq.train.latents_in_use import LatentsInUse
 from pyro_seq.train.log import TrainingLog
-from pyro_seq.train.loop import Budget, Checkpoint, EveryNSteps, Loop, Measured, Stage, Validate
+from pyro_seq.train.loop import Checkpoint, EveryNSteps, Loop, Measured, Stage, Validate
 from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
 from pyro_seq.train.preflight import dry_run, refuse_gaps
-from pyro_seq.train.schedules import learning_rate_factor
+from pyro_seq.train.ranks import Rows, check_number, seed_noise
+from pyro_seq.train.schedules import Budget, learning_rate_factor
 from pyro_seq.train.settings import PRECISIONS, TrainingSettings
-from pyro_seq.train.svi import Batches, SVIUpdates
+from pyro_seq.train.svi import Batches, Carried, SVIUpdates
 
-ANNEALED = 0.95  # the divergence's strength from which on it is judged whether latents are in use
 ADVICE = "a lower training.learning_rate or training.clip_norm may help"
 
 
@@ -80,6 +81,10 @@ class Trainer(Loop):
     resumed run ends with the very weights of one that was never interrupted (unless minutes, which
     no two runs share, decide its length).
 
+    In a `torch.distributed` group of R processes each batch is dealt out, rows r, r + R, … to rank
+    r, and a step is that of the whole batch. All ranks make the trainer alike; rank 0 alone
+    validates, writes and speaks. Each has noise of its own.
+
     `fit` raises, besides what any `Loop` does, `NonFinite` when a value is not finite, and
     `UserError` for a pair that cannot be trained.
 
@@ -117,6 +122,7 @@ class Trainer(Loop):
             training=partial(pyro.validation_enabled, False),
         )
         self.pair, self.batches, self.settings = pair, batches, settings
+        self._dealt: Rows | None = None  # this rank's rows of them, of several
         self.updates = SVIUpdates(pair, settings, elbo)
         self.validation = Validate(
             s.valid_every,
@@ -127,8 +133,7 @@ class Trainer(Loop):
         )
         self.carried: Any = None  # the states that the next batch starts from, if it goes on
         self.precision = "float32"
-        self._latest: SequenceBatch | None = None  # the batch of the last step
-        self._said_collapsed = False
+        self._in_use = LatentsInUse(pair)
         self._best: Any = None  # the best weights, where there is no run to keep them
 
     @property
@@ -148,6 +153,8 @@ class Trainer(Loop):
         """
         self._check_finite(self.pair.parameters())
         without = self.updates.prepare(self.batches)
+        self._dealt = Rows(self.batches) if ranks.size() > 1 else None
+        self.updates.wishes = self.wishes
         if without:
             more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
             self.log.progress.say(
@@ -166,9 +173,27 @@ class Trainer(Loop):
         if self.run is not None:
             self.callbacks.append(Checkpoint(s.checkpoint_seconds))
 
+    def join(self) -> None:
+        """See `Loop`."""
+        parameters = self.optimiser.parameters
+        assert self._dealt is not None
+        known = {
+            "training settings": (self.settings, self.precision),
+            "parameters": [(name, tuple(p.shape)) for name, p in parameters.items()],
+            "data (a first batch)": self._dealt.fingerprint,
+        }
+        ranks.check_same(known)
+        kept = tree_leaves((self.pair.weights(), self.optimiser.averages))
+        ranks.take_from_first([tensor for tensor in kept if isinstance(tensor, Tensor)])
+        seed_noise()
+
+    def hangs(self) -> bool:
+        """See `Loop`."""
+        return self.updates.pace.hangs()
+
     def _run_in_precision(self) -> None:
         self._sides = tuple(
-            _Carried(side, self.precision) for side in (self.pair.model, self.pair.guide)
+            Carried(side, self.precision) for side in (self.pair.model, self.pair.guide)
         )
         self.updates.run_as(*self._sides)
 
@@ -197,9 +222,11 @@ class Trainer(Loop):
 
     def _step(self) -> None:
         """One update, and its figures."""
-        batch, follows = self.batches.draw()
+        self.updates.pace.begin()
+        batch, follows = (self._dealt or self.batches).draw()
         refuse_gaps(batch)
-        batch = self._latest = batch.with_state(self.carried if follows else None)
+        self.updates.idle = self._dealt is not None and self._dealt.idle
+        batch = self._in_use.latest = batch.with_state(self.carried if follows else None)
         s = self.settings
         rate = learning_rate_factor(
             self.budget.fraction(self.step + 1, self.minutes),
@@ -213,8 +240,8 @@ class Trainer(Loop):
             self._stop(str(error))
         model, guide = self._sides
         self.carried = self.updates.carried({"model": model.state, "guide": guide.state})
-        self.step += 1
-        self.log.add(figures, max(1, batch.num_observations))
+        self.step, self.heard = self.step + 1, self.updates.heard
+        self.log.add(figures, max(1, self.updates.observations))
         if self.log.progress.due():
             self.log.show(self.step, s.num_steps, figures, self.left())
 
@@ -266,23 +293,11 @@ class Trainer(Loop):
             what = f"step {self.step}: the validation loss"
             self.log.progress.say(diverged_words(what, loss, first))
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        figures = figures | self._active_units()
+        in_use, warning = self._in_use.figures(self.updates.kl_strength(self.step))
+        if warning is not None:
+            self.log.progress.say(f"step {self.step}: {warning}")
+        figures = figures | in_use
         return Measured(figures, shown, loss, loss < self.best_loss and not lost)
-
-    def _active_units(self) -> dict[str, float]:
-        """Return how many units of the latents are in use on the last batch; say if none are."""
-        try:
-            use = None if self._latest is None else latent_use(self.pair, self._latest)
-        except UserError:  # of sites that belong to no step: there is a training without the figure
-            return {}
-        if use is None:
-            return {}
-        if not self._said_collapsed and self.updates.kl_strength(self.step) >= ANNEALED:
-            why = collapsed(use)
-            if why is not None:
-                self._said_collapsed = True
-                self.log.progress.say(f"step {self.step}: {why}")
-        return {"active_units": float(use.active)}
 
     def conclude(self) -> None:
         """Leave the best weights in the pair, as `Loop` says.
@@ -351,34 +366,36 @@ class Trainer(Loop):
                 "batches": position_of(self.batches),
                 # as the run was begun, also where another would be chosen now
                 **attributes(self, precision=Word(*PRECISIONS[1:])),
-                "carried": Entry(lambda: self.carried, self._carry_on, Anything),
+                **({"carried": self._of_carried()} if ranks.size() == 1 else {}),
                 **self.log.states(),
-                "random": RANDOM,
+                **({"random": RANDOM} if ranks.size() == 1 else {"ranks": self._of_ranks()}),
             },
             may=("first_loss",),
         )
+
+    def _of_carried(self) -> Entry:
+        return Entry(lambda: self.carried, self._carry_on, Anything)
+
+    def _of_ranks(self) -> Entry:
+        """What each rank has of its own: states carried over, and noise."""
+        own = States({"carried": self._of_carried(), "random": RANDOM})
+        return Entry(
+            lambda: ranks.gathered(own.state_dict()),
+            lambda states: own.load_state_dict(states[ranks.rank()]),
+            lambda: Items(own.describe_state(), least=ranks.size(), most=ranks.size()),
+        )
+
+    def check(self, saved: object, where: Path) -> None:
+        """See `Loop`."""
+        check_number(saved, where)
+        super().check(saved, where)
 
     def _carry_on(self, carried: object) -> None:
         """Take over states, and try whether they fit the next batch."""
         device = next(iter(self.optimiser.parameters.values())).device
         self.carried = tree_map(lambda tensor: tensor.to(device), carried)
         self._run_in_precision()
-        with dry_run(self.pair, self.batches, self.carried) as batch, torch.no_grad():
+        stream = self._dealt or self.batches
+        with dry_run(self.pair, stream, self.carried) as batch, torch.no_grad():
             self.updates.elbo.loss(*self._sides, batch)
         self.updates.recorder.take()
-
-
-class _Carried:
-    """A model or guide run in a precision, that keeps the (detached) state it returned last, for
-    the window that follows.
-    """
-
-    def __init__(self, inner: Callable[[SequenceBatch], Any], precision: str) -> None:
-        self.wrapped_side, self.precision, self.state = inner, getattr(torch, precision), None
-
-    def __call__(self, batch: SequenceBatch) -> object:
-        mixed = self.precision != torch.float32
-        with torch.autocast(batch.device.type, dtype=self.precision) if mixed else nullcontext():
-            outcome = self.wrapped_side(batch)
-        self.state = tree_map(full_precision, tree_detach(getattr(outcome, "state", None)))
-        return outcome

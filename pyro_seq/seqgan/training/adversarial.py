@@ -28,9 +28,9 @@ from pyro_seq.seqgan.tasks.base import Measurement, Task, side_by_side
 from pyro_seq.seqgan.training.generator import Collapse, GeneratorTraining
 from pyro_seq.train.divergence import diverged, diverged_words
 from pyro_seq.train.log import TrainingLog
-from pyro_seq.train.loop import Budget, Checkpoint, EveryNSteps, Loop, Measured, Stage, Validate
+from pyro_seq.train.loop import Checkpoint, EveryNSteps, Loop, Measured, Stage, Validate
 from pyro_seq.train.optimizer import NonFiniteValue
-from pyro_seq.train.schedules import learning_rate_factor
+from pyro_seq.train.schedules import Budget, learning_rate_factor
 
 FLOOR = 0.02  # where a schedule ends, as a fraction of the learning rate
 COMPARED = 64  # real sequences that a rank is taken among, and generated ones that a ratio is
