@@ -31,8 +31,7 @@ from pyro_seq.runs.checkpoint import weights_in
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.runs.stateful import RANDOM, Entry, States, attributes, position_of, weights_of
 from pyro_seq.runs.tensorboard import Sample
-from pyro_seq.train.divergence import diverged, diverged_words
-from pyro_seq.train.latents_in_use import LatentsInUse
+from pyro_seq.train.divergence import LatentsInUse, diverged, diverged_words
 from pyro_seq.train.log import TrainingLog
 from pyro_seq.train.loop import Checkpoint, EveryNSteps, Loop, Measured, Stage, Validate
 from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
@@ -246,9 +245,7 @@ class Trainer(Loop):
             self.log.show(self.step, s.num_steps, figures, self.left())
 
     def _stop(self, where: str, *, after: bool = False) -> NoReturn:
-        """End a training that met a value that is not finite in the step under way, or in the one
-        done `after` it was.
-        """
+        """End a training that met a value that is not finite, in this step or `after` it."""
         step = self.step + (not after)
         raise NonFinite(f"step {step}: {where} is not finite{self.kept()}; {ADVICE}")
 
