@@ -110,7 +110,8 @@ def test_training_says_what_it_learns_and_what_comes_next(
         for line in lines
     )
     assert any(
-        "the last 5 steps of each are kept" in line and "parameters" in line for line in lines
+        "the last 10 steps of the longest are kept" in line and "parameters" in line
+        for line in lines
     )
     assert lines[-1] == f"next: pyroseq series forecast --run-dir {tmp_path}/run"
 
