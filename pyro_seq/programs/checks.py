@@ -33,4 +33,4 @@ def check_training(settings: TrainingSettings) -> None:
             renyi_alpha=settings.renyi_alpha,
         )
     except ValueError as error:
-        raise UserError(f"training.objective and training.free_bits: {error}") from None
+        raise UserError(f"training.objective: {error}") from None
