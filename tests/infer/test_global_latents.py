@@ -445,21 +445,20 @@ def exact_levels(batch: SequenceBatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("over", [AutoNormal, AutoMultivariateNormal])
-def test_posterior_of_a_hierarchy_against_nuts(over: Any) -> None:
+def test_posterior_of_a_hierarchy_against_nuts() -> None:
     """Means within 0.1 posterior deviations, 95 % intervals within 10 %."""
     torch.manual_seed(0)
     x = 0.8 + 0.7 * torch.randn(60, 1) + 1.2 * torch.randn(60, 5)
     batch = SequenceBatch(x)
     chain = MCMC(NUTS(hierarchy, max_plate_nesting=1), 1_500, 300, disable_progbar=True)
     chain.run(batch)
-    guide = GlobalGuide(leveled, exact_levels, over=over)
+    guide = GlobalGuide(leveled, exact_levels, over=AutoMultivariateNormal)
     rate = pyro.optim.ExponentialLR(
-        {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.03}, "gamma": 0.998}
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.03}, "gamma": 0.999}
     )
     svi = SVI(leveled, guide, rate, Trace_ELBO(num_particles=4))
     order = torch.arange(60)
-    for _ in range(1_500):
+    for _ in range(3_000):
         rows = order[torch.randperm(60)[:30]]
         svi.step(batch.of_total(60).select(rows))
         rate.step()
