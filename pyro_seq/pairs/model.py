@@ -173,6 +173,10 @@ class SequenceModel(nn.Module):
         contexts, after = self._contexts(batch)
         return contexts[..., : self.context.num_features], after
 
+    def passed_on(self, batch: SequenceBatch) -> Tensor:
+        """Return what the context passes on to the emission, `[N, T, emission_context_size]`."""
+        return self._contexts(batch)[0][..., self.context.num_features :]
+
     def _contexts(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
         """Compute `context_features` with the features that are passed on to the emission."""
         return batch.cached(
