@@ -159,7 +159,9 @@ class PixelMixture(TorchDistribution):
         """Draw pictures `[*sample_shape, ..., C, H, W]`: components, then their numbers."""
         lead = torch.Size(sample_shape) + self.batch_shape
         by_pixel = self.logits.movedim(-3, -1)
-        component = torch.distributions.Categorical(logits=by_pixel).sample(torch.Size(sample_shape))
+        component = torch.distributions.Categorical(logits=by_pixel).sample(
+            torch.Size(sample_shape)
+        )
         index = component.unsqueeze(-3).unsqueeze(-3).expand(*lead, 1, *self.event_shape)
         loc, scale = (
             x.expand(*lead, *x.shape[-4:]).gather(-4, index).squeeze(-4)
