@@ -1,4 +1,4 @@
-"""Films: sequences of pictures from arrays, GIFs and folders, models of them, and what they draw."""
+"""Films: sequences of pictures from files, models of them, and what these models draw."""
 
 from __future__ import annotations
 

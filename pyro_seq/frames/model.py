@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,12 +15,11 @@ from pyro_seq.contexts import Context, LastObservations, PreviousObservation, Sp
 from pyro_seq.emissions.pictures import Pictures
 from pyro_seq.encoders import Conv2d, Encoder, Flatten
 from pyro_seq.errors import UserError
-from pyro_seq.frames.data.films import LEVELS, Film, Films, Shape
+from pyro_seq.frames.data.films import LEVELS, Film, Shape
 from pyro_seq.frames.settings import FilmSettings, FrameSettings
 from pyro_seq.pairs.pair import Pair
 
 PIXEL_OF = {"binary": "bernoulli", "bytes": "logistic", "real": "normal"}
-DARKEST = 1e-3  # how often a pixel of a new model is lit at least
 
 
 def pixel_of(settings: FrameSettings, kind: str) -> str:
@@ -61,7 +58,6 @@ def frame_parts(settings: FrameSettings, shape: Shape, kind: str) -> PairCompone
             count=count,
             scale=emission.scale,
             wraps=settings.wraps,
-            takes_seen=True,
         )
 
     def context(_: Encoder) -> Context:
@@ -130,18 +126,6 @@ class FilmModel:
         return np.clip(np.round(pixels), 0, 1 if self.kind == "binary" else LEVELS).astype(np.uint8)
 
 
-def new_pair(settings: FilmSettings, shape: Shape, kind: str, films: Films | None = None) -> Pair:
-    """Make a pair over frames, with new weights.
-
-    Pixels of 0 and 1 start from how often they are lit in the films, if there are any.
-    """
-    parts = frame_parts(settings.frames, shape, kind)
-    pair = make_pair(settings.model, parts)
-    emission: Any = getattr(pair.model, "emission", None)
-    if films is not None and isinstance(emission, Pictures) and emission.pixel == "bernoulli":
-        lit = np.mean([film.mean((0, 2, 3)) for film in films.films], 0)
-        start = torch.from_numpy(lit).clamp(DARKEST, 1 - DARKEST).logit()
-        with torch.no_grad():
-            assert emission.last.bias is not None
-            emission.last.bias.copy_(start)
-    return pair
+def new_pair(settings: FilmSettings, shape: Shape, kind: str) -> Pair:
+    """Make a pair over frames, with new weights."""
+    return make_pair(settings.model, frame_parts(settings.frames, shape, kind))

@@ -22,15 +22,15 @@ SQUARES: dict[str, Any] = LATENT | {
     "model.hidden_size": 32,
     "training.learning_rate": 5e-3,
     "training.kl_steps": 900,
-    "training.num_steps": 1_600,
-    "training.valid_every": 200,
+    "training.num_steps": 1_200,
+    "training.valid_every": 100,
     "training.sample_every": 400,
 }
 
 # settings that differ from the defaults, by dotted name; what each reaches is in docs/frames.md
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "demo": SQUARES | {"training.kl_steps": 500, "training.num_steps": 800},
+    "demo": SQUARES | {"training.num_steps": 900},
     "squares": SQUARES,  # for frames_turns
     "average": {  # no latents: the pixels of the next frame are independent given the last ones
         "model.name": "rnn",
@@ -55,8 +55,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "frames.batch_size": 8,
         "training.learning_rate": 6e-3,
         "training.kl_steps": 500,
-        "training.num_steps": 2_000,
-        "training.valid_every": 200,
+        "training.num_steps": 1_500,
+        "training.valid_every": 100,
     },
     "digits": LATENT
     | {

@@ -127,7 +127,7 @@ class FrameProgram(PairProgram[FilmSettings, FilmData, FilmModel]):
 
     def new_pair(self, settings: FilmSettings, data: FilmData) -> Pair:
         """See `PairProgram`."""
-        return new_pair(settings, data.shape, data.kind, data.train)
+        return new_pair(settings, data.shape, data.kind)
 
     def model(
         self, pair: Pair, settings: FilmSettings, data: FilmData, device: torch.device, step: int

@@ -13,7 +13,7 @@ WAYS = ((0, STRIDE), (0, -STRIDE), (STRIDE, 0), (-STRIDE, 0))
 def moving_squares(
     num_films: int = 500, num_frames: int = 20, size: int = 16, *, seed: int = 0
 ) -> Films:
-    """Draw films of a 3 x 3 square that moves 2 pixels a frame, in a direction drawn anew each time.
+    """Draw films of a 3 x 3 square that moves 2 pixels a frame, in a direction drawn anew.
 
     What leaves on one side comes in on the other. Where the square goes is one of four things, so
     that no model can be better than log 4 = 1.386 nats a frame after the first, and none whose

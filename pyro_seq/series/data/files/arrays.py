@@ -63,6 +63,7 @@ def read_arrays(data: bytes, where: str) -> Raw:
 
 
 def npz_arrays(data: bytes, where: str) -> dict[str, Array]:
+    """Return the arrays of an npz file, whose sizes are looked at before any is unpacked."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
