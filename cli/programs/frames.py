@@ -45,6 +45,17 @@ OUT_DIR = click.option(
     metavar="DIR",
     help="Where films are written, as GIFs, a contact sheet (PNG) and an array (npz).",
 )
+SKIP = click.option(
+    "--skip",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="The first frames of each film, which are not counted in nats.",
+)
+RULE = click.option(
+    "--rule", metavar="NAME", help="A rule for valid frames: square, one 3 x 3 square on a torus."
+)
 SPLIT = click.option(
     "--split",
     type=click.Choice(["train", "valid", "test"]),
@@ -55,7 +66,7 @@ SPLIT = click.option(
 
 
 def eval_data_option(what: str) -> Any:
-    """Return --eval-data, films that `what` says the use of."""
+    """Return --eval-data, with what it is in words."""
     return click.option(
         "--eval-data",
         multiple=True,
@@ -105,14 +116,16 @@ def load(run_dir: Path, device: str, pair: str | None, seed: int) -> FilmModel:
     return model
 
 
-def films_for(run_dir: Path, paths: tuple[Path, ...], split: str = "test") -> Films:
-    """Read films as a run takes them; what is skipped is said on stderr."""
+def opened(
+    run_dir: Path, eval_data: tuple[Path, ...], split: str, **how: Any
+) -> tuple[FilmModel, Films]:
+    """Load a run, and read films as it takes them; what is skipped is said on stderr."""
     from pyro_seq.frames.program import skipped_lines
 
-    films = program().films_for(run_dir, paths, split)
+    films = program().films_for(run_dir, eval_data, split)
     for line in skipped_lines([films]):
         click.echo(line, err=True)
-    return films
+    return load(run_dir, **how), films
 
 
 def chosen_film(films: Films, number: int) -> Film:
@@ -186,18 +199,9 @@ def train(demo: bool, **source: Any) -> Wanted:
 @run_dir_option()
 @eval_data_option("Films to score")
 @SPLIT
-@click.option(
-    "--skip",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="The first frames of each film, which are not counted in nats.",
-)
+@SKIP
 @SAMPLES
-@click.option(
-    "--rule", metavar="NAME", help="A rule for valid frames: square, one 3 x 3 square on a torus."
-)
+@RULE
 @click.option(
     "--continuations",
     type=click.IntRange(1, MOST_SAMPLES),
@@ -209,32 +213,24 @@ def train(demo: bool, **source: Any) -> Wanted:
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
 @run_options
 def evaluate(
-    run_dir: Path,
-    eval_data: tuple[Path, ...],
-    split: str,
     skip: int,
     samples: int,
     rule: str | None,
     continuations: int,
     as_json: bool,
-    seed: int,
-    device: str,
-    pair: str | None,
+    **where: Any,
 ) -> None:
     """Learn how likely films are, and how good what is drawn: nats a frame, errors, valid frames.
 
     Nats are given by the bound and by importance weights, with standard errors over films.
     """
     from pyro_seq._progress import Progress
-    from pyro_seq.frames.data.rules import rule_of
     from pyro_seq.frames.scoring import evaluate as evaluate_films
 
-    if rule is not None:
-        rule_of(rule)
-    model = load(run_dir, device, pair, seed)
+    model, films = opened(**where)
     found = evaluate_films(
         model,
-        films_for(run_dir, eval_data, split),
+        films,
         skip=skip,
         samples=samples,
         rule=rule,
@@ -275,20 +271,12 @@ def report_score(found: FilmScore) -> str:
 @frames_option(20, "Frames of each film.")
 @num_samples_option(4, "How many films.", most=MOST_SHOWN)
 @run_options
-def generate(
-    run_dir: Path,
-    out_dir: Path,
-    num_frames: int,
-    num_samples: int,
-    seed: int,
-    device: str,
-    pair: str | None,
-) -> None:
+def generate(out_dir: Path, num_frames: int, num_samples: int, **where: Any) -> None:
     """Draw new films, as GIFs, a contact sheet and an array; the paths are written."""
     from pyro_seq.frames.drawing import generate as draw
     from pyro_seq.frames.show.files import write_films
 
-    model = load(run_dir, device, pair, seed)
+    model = load(**where)
     drawn = draw(model, num_frames, num_films=num_samples)
     for path in write_films(out_dir, "generated", drawn, model.kind):
         click.echo(str(path))
@@ -313,18 +301,13 @@ def generate(
 @SAMPLES
 @run_options
 def continue_(
-    run_dir: Path,
     out_dir: Path,
-    eval_data: tuple[Path, ...],
-    split: str,
     film: int,
     primer_frames: int,
     num_frames: int,
     num_samples: int,
     samples: int,
-    seed: int,
-    device: str,
-    pair: str | None,
+    **where: Any,
 ) -> None:
     """Draw several futures of a film's first frames, side by side."""
     import numpy as np
@@ -333,8 +316,8 @@ def continue_(
     from pyro_seq.frames.drawing import continue_films
     from pyro_seq.frames.show.files import write_films
 
-    model = load(run_dir, device, pair, seed)
-    real = chosen_film(films_for(run_dir, eval_data, split), film)
+    model, films = opened(**where)
+    real = chosen_film(films, film)
     if primer_frames > len(real):
         raise UserError(f"--primer-frames {primer_frames}: the film has {len(real)} frames")
     primer = real[:primer_frames]
@@ -359,25 +342,15 @@ def continue_(
 @SAMPLES
 @run_options
 def fill(
-    run_dir: Path,
-    out_dir: Path,
-    eval_data: tuple[Path, ...],
-    split: str,
-    film: int,
-    hide: str | None,
-    num_samples: int,
-    samples: int,
-    seed: int,
-    device: str,
-    pair: str | None,
+    out_dir: Path, film: int, hide: str | None, num_samples: int, samples: int, **where: Any
 ) -> None:
     """Draw hidden frames in the middle of a film, given those before and after them."""
     from pyro_seq.frames.drawing import fill as fill_film
     from pyro_seq.frames.drawing import hidden_frames
     from pyro_seq.frames.show.files import write_films
 
-    model = load(run_dir, device, pair, seed)
-    real = chosen_film(films_for(run_dir, eval_data, split), film)
+    model, films = opened(**where)
+    real = chosen_film(films, film)
     hidden = hidden_frames(hide, len(real))
     drawn = fill_film(model, real, hidden, draws=num_samples, samples=samples)
     for path in write_films(out_dir, "filled", drawn, model.kind):
@@ -394,15 +367,8 @@ def fill(
 )
 @eval_data_option("Real films")
 @SPLIT
-@click.option(
-    "--skip",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="The first frames of each film, which are not counted in nats.",
-)
-@click.option("--rule", metavar="NAME", help="A rule for valid frames, as in evaluate.")
+@SKIP
+@RULE
 @click.option(
     "--out",
     type=FILE,
@@ -413,28 +379,23 @@ def fill(
 def report(
     run_dir: Path,
     beside: Path | None,
-    eval_data: tuple[Path, ...],
-    split: str,
     skip: int,
     rule: str | None,
     out: Path | None,
-    seed: int,
-    device: str,
-    pair: str | None,
+    eval_data: tuple[Path, ...],
+    split: str,
+    **how: Any,
 ) -> None:
     """Write one self-contained HTML page: real, reconstructed, continued, filled, interpolated."""
-    from pyro_seq.frames.data.rules import rule_of
     from pyro_seq.frames.show.report import report_html
     from pyro_seq.runs.writing import replacing
 
-    if rule is not None:
-        rule_of(rule)
     path = out or run_dir / "report.html"
     keep_apart("--out", path, run_dir)
-    models = [load(run_dir, device, pair, seed)]
+    model, films = opened(run_dir, eval_data, split, **how)
+    models = [model]
     if beside is not None:
-        models.append(load(beside, device, None, seed))
-    films = films_for(run_dir, eval_data, split)
+        models.append(load(beside, **how | {"pair": None}))
     with replacing(path, follow=out is not None) as temporary:
         page = report_html(models, films, skip=skip, rule=rule)
         temporary.write_text(page, encoding="utf-8")

@@ -15,6 +15,7 @@ LATENT: dict[str, Any] = {
 # the next frame lies near the last one: hidden units know no places but by that
 SQUARES: dict[str, Any] = LATENT | {
     "frames.wraps": True,
+    "frames.kernel_sizes": (5, 3),  # the second one tells a stray pixel from a square
     "frames.map_channels": (),
     "frames.features": 32,
     "frames.encoder_channels": (8, 8, 8),
@@ -22,7 +23,7 @@ SQUARES: dict[str, Any] = LATENT | {
     "model.hidden_size": 32,
     "training.learning_rate": 5e-3,
     "training.kl_steps": 900,
-    "training.num_steps": 1_200,
+    "training.num_steps": 4_000,
     "training.valid_every": 100,
     "training.sample_every": 400,
 }
@@ -30,7 +31,7 @@ SQUARES: dict[str, Any] = LATENT | {
 # settings that differ from the defaults, by dotted name; what each reaches is in docs/frames.md
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "demo": SQUARES | {"training.num_steps": 900},
+    "demo": SQUARES | {"training.num_steps": 1_200},
     "squares": SQUARES,  # for frames_turns
     "average": {  # no latents: the pixels of the next frame are independent given the last ones
         "model.name": "rnn",

@@ -152,9 +152,7 @@ def test_the_way_of_a_person(
     assert "<script" not in page and "http://" not in page and "https://" not in page
 
 
-def test_what_is_refused(
-    run: Path, data: Path, tmp_path: Path, refused: Refused
-) -> None:
+def test_what_is_refused(run: Path, data: Path, tmp_path: Path, refused: Refused) -> None:
     assert "--train-data is missing" in refused("frames", "train", "--run-dir", tmp_path / "a")
     both = ["--demo", "--train-data", data, "--run-dir", tmp_path / "a"]
     assert "films of its own" in refused("frames", "train", *both)
