@@ -51,7 +51,6 @@ def learnt(name: str, preset: str, seed: int, folder: Path, options: Any) -> Fil
 
 
 def _words(found: FilmScore) -> str:
-    assert found.importance is not None
     parts = [
         f"bound {found.bound.mean:.3f} ± {found.bound.standard_error:.3f} nats a frame",
         f"importance-weighted ({found.samples}) {found.importance.mean:.3f}",

@@ -213,12 +213,7 @@ def train(demo: bool, **source: Any) -> Wanted:
 @click.option("--json", "as_json", is_flag=True, help="The figures as a JSON object.")
 @run_options
 def evaluate(
-    skip: int,
-    samples: int,
-    rule: str | None,
-    continuations: int,
-    as_json: bool,
-    **where: Any,
+    skip: int, samples: int, rule: str | None, continuations: int, as_json: bool, **where: Any
 ) -> None:
     """Learn how likely films are, and how good what is drawn: nats a frame, errors, valid frames.
 

@@ -57,7 +57,7 @@ class FilmScore:
         bound: nats a frame by the bound (ELBO); of pairs without latents exact, and the same as
             `importance`.
         importance: nats a frame by importance weights of `samples` paths, a lower bound of the
-            likelihood that is nearer; `None` where they were not asked for.
+            likelihood that is nearer.
         samples: K.
         squared_error: of a frame beside the mean of what follows the frames before it, summed over
             its pixels, in units of the range of a pixel; of each film's last frame.
@@ -69,7 +69,7 @@ class FilmScore:
     frames: int
     skip: int
     bound: Nats
-    importance: Nats | None
+    importance: Nats
     samples: int
     squared_error: Nats
     valid: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ def halved(size: Sequence[int], times: int) -> list[tuple[int, int]]:
     return sizes
 
 
-def padding_of(wraps: bool) -> str:
+def padding_of(wraps: bool) -> Literal["circular", "zeros"]:
     """Return torch's word for what stands around a picture: its other side, or zeros."""
     return "circular" if wraps else "zeros"
 

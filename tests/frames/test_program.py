@@ -93,7 +93,7 @@ def test_drawing_and_scoring(run: Path) -> None:
     torch.manual_seed(0)
     found = evaluate(model, films, skip=1, samples=3, rule="square", continuations=3)
     assert found.frames == 10 and found.valid is not None and 0 <= found.valid <= 1
-    assert found.importance is not None and found.importance.mean < found.bound.mean + 5
+    assert found.importance.mean < found.bound.mean + 5
     with pytest.raises(UserError, match="--skip 6"):
         nats_per_frame(model, films.films, skip=6, samples=1)
 

@@ -109,14 +109,12 @@ class PixelMixture(TorchDistribution):
 
     def expand(self, batch_shape: Shape, _instance: object = None) -> PixelMixture:
         """Return the same distribution with another batch shape, as Pyro's `expand` does."""
-        made = PixelMixture(
-            *(
-                x.expand(*batch_shape, *x.shape[len(self.batch_shape) :])
-                for x in (self.logits, self.loc, self.scale)
-            ),
-            None if self.seen is None else self.seen.expand(*batch_shape, *self.event_shape),
-            validate_args=False,
+        logits, loc, scale = (
+            x.expand(*batch_shape, *x.shape[len(self.batch_shape) :])
+            for x in (self.logits, self.loc, self.scale)
         )
+        seen = None if self.seen is None else self.seen.expand(*batch_shape, *self.event_shape)
+        made = PixelMixture(logits, loc, scale, seen, validate_args=False)
         made._validate_args = self._validate_args
         return made
 
@@ -134,11 +132,8 @@ class PixelMixture(TorchDistribution):
         """Return the law of the entries not seen given those seen, whose values x holds."""
         logits = self.logits + self.marginal(seen)._by_component(x)
         shape = logits.shape[:-3]
-        return PixelMixture(
-            logits,
-            *(x.expand(*shape, *x.shape[-4:]) for x in (self.loc, self.scale)),
-            validate_args=False,
-        )
+        loc, scale = (x.expand(*shape, *x.shape[-4:]) for x in (self.loc, self.scale))
+        return PixelMixture(logits, loc, scale, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(x) `[...]` of pictures `[..., C, H, W]`, in nats."""

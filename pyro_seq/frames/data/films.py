@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyro_seq.errors import UserError
 
-Film = NDArray[np.generic]  # [T, C, H, W]: uint8, or float32 from 0 to 1
+Film = NDArray[Any]  # [T, C, H, W]: uint8, or float32 from 0 to 1
 Shape = tuple[int, int, int]
 
 LEVELS = 255  # the brightest of 8 bits
@@ -50,8 +51,8 @@ class Films:
 
     def chosen(self, places: Sequence[int]) -> Films:
         """Return some of the films, by their places."""
-        films, names = ([part[i] for i in places] for part in (self.films, self.names))
-        return Films(films, self.kind, names)
+        films = [self.films[i] for i in places]
+        return Films(films, self.kind, [self.names[i] for i in places])
 
 
 def films_of(
