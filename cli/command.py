@@ -15,6 +15,7 @@ from pyro_seq.cli.interrupts import INTERRUPTED
 from pyro_seq.cli.memory import OUT_OF_MEMORY, is_out_of_memory, what_did_not_load
 from pyro_seq.cli.output import Output
 from pyro_seq.cli.pairs import pairs
+from pyro_seq.cli.programs.frames import frames
 from pyro_seq.cli.programs.midi import midi
 from pyro_seq.cli.programs.play import play
 from pyro_seq.cli.programs.seqgan import seqgan
@@ -39,6 +40,7 @@ def pyroseq() -> None:
 pyroseq.add_command(text)
 pyroseq.add_command(midi)
 pyroseq.add_command(series)
+pyroseq.add_command(frames)
 pyroseq.add_command(seqgan)
 pyroseq.add_command(play)
 pyroseq.add_command(pairs)

@@ -113,13 +113,14 @@ def score(
 def _open(run_dir: Path, device: Any, pair: str | None) -> ScoredRun:
     """Open the run of a folder, by the program that its kind names."""
     from pyro_seq.errors import UserError
+    from pyro_seq.frames.program import frame_program
     from pyro_seq.music.program import music_program
     from pyro_seq.runs.folder import RunFolder
     from pyro_seq.series.program import series_program
     from pyro_seq.text.program import text_program
 
     kind = RunFolder.kind_of(run_dir)
-    programs = (music_program, series_program, text_program)
+    programs = (frame_program, music_program, series_program, text_program)
     for program in programs:
         if program.kind == kind:
             return program.scored_run(run_dir, device, pair)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from pyro_seq._batch_checks import Values
 from pyro_seq.nn.feedforward import MLP
+from pyro_seq.nn.pictures import Downsampling
 
 
 class Encoder(nn.Module):
@@ -26,6 +27,8 @@ class Encoder(nn.Module):
     event_shape: tuple[int, ...] = ()
     # whether `forward(values, seen)` is told which cells were seen, `[..., *event_shape]`
     takes_seen: bool = False
+    # whether `forward` is told, as `past`, what a model's context passes on to its emission
+    takes_past: bool = False
     # of an observation; None for the floating-point type of the encoder
     dtype: torch.dtype | None = None
     _place: Tensor
@@ -108,6 +111,76 @@ class MLPEncoder(Encoder):
         """Compute features `[..., hidden_sizes[-1]]` from vectors `[..., size]` of any type."""
         weight = next(self.layers.parameters(), self._place)
         return self.layers(values.to(weight.dtype))
+
+
+class Conv2d(Encoder):
+    """Convolutions over a picture `[C, H, W]`, each of stride 2, then a linear layer to features.
+
+    Any size will do: odd extents are padded. With `takes_seen`, pixels that were not seen are shown
+    as zero, and which ones were is shown as C further channels. With a `count`, a guide's encoder
+    sees the last frames beside a picture, as further channels: what has moved, and where to, can be
+    found at each place, and is what the latents of a film are about. These frames are what the
+    model's context passes on to its emission (`emissions.Pictures` with as large a `count`); where
+    there are none, as in a context, they are zero.
+
+    Args:
+        shape: C, H and W.
+        num_features: of the features.
+        channels: of each convolution.
+        count: how many last frames are seen beside a picture.
+        scale: what pixels are divided by: 255 for whole numbers of 8 bits.
+        activation: after each layer.
+        wraps: whether pictures join at their edges, as on a torus.
+        takes_seen: whether the encoder is told which pixels were seen.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_features: int = 64,
+        *,
+        channels: Sequence[int] = (16, 32),
+        count: int = 0,
+        scale: float = 1.0,
+        activation: str = "relu",
+        wraps: bool = False,
+        takes_seen: bool = False,
+    ) -> None:
+        super().__init__()
+        colours, *size = self.event_shape = tuple(shape)
+        self.num_features, self.scale, self.count = num_features, scale, count
+        self.takes_seen, self.takes_past = takes_seen, count > 0
+        self.layers = Downsampling(
+            (colours * (1 + takes_seen + count), *size),
+            channels,
+            num_features,
+            activation=activation,
+            wraps=wraps,
+        )
+
+    def forward(
+        self, values: Tensor, seen: Tensor | None = None, past: Tensor | None = None
+    ) -> Tensor:
+        """Compute features `[..., num_features]` of pictures `[..., C, H, W]` of any type.
+
+        The last frames `past` are `[..., count * C * H * W]`.
+        """
+        weight = next(self.layers.parameters())
+        shown = [values.to(weight.dtype) / self.scale]
+        if self.takes_seen:
+            cells = torch.ones_like(shown[0]) if seen is None else seen.to(weight.dtype)
+            shown = [shown[0] * cells, cells.expand_as(shown[0])]
+        if self.count:
+            colours, *size = self.event_shape
+            lead, frames = values.shape[:-3], (self.count * colours, *size)
+            shown.append(
+                weight.new_zeros(*lead, *frames)
+                if past is None
+                else past.to(weight.dtype).reshape(*lead, *frames) / self.scale
+            )
+        pictures = torch.cat(shown, -3)
+        features = self.layers(pictures.reshape(-1, *pictures.shape[-3:]))
+        return features.view(*pictures.shape[:-3], self.num_features)
 
 
 class Sequential(Encoder):
@@ -209,6 +282,17 @@ class WithIndicators(Encoder):
         return math.prod(self.event_shape)
 
 
-def encode(encoder: Encoder, values: Values | None, seen: Values | None = None) -> Tensor:
-    """Compute an encoder's features, telling it which cells were seen if it takes that."""
-    return encoder(values, seen) if encoder.takes_seen and seen is not None else encoder(values)
+def encode(
+    encoder: Encoder,
+    values: Values | None,
+    seen: Values | None = None,
+    past: Tensor | None = None,
+) -> Tensor:
+    """Compute an encoder's features, telling it which cells were seen if it takes that.
+
+    Likewise `past`, what a model's context passes on to its emission.
+    """
+    told: dict[str, Any] = {"seen": seen} if encoder.takes_seen and seen is not None else {}
+    if encoder.takes_past and past is not None:
+        told["past"] = past
+    return encoder(values, **told)

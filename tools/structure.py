@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("train",),
     ("programs", "testing"),
     ("text", "music", "games", "series"),
-    ("seqgan",),
+    ("seqgan", "frames"),
     ("cli",),
     ("__main__",),
 )

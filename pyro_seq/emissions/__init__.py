@@ -22,6 +22,7 @@ from pyro_seq.emissions.numeric import StudentTMixture as StudentTMixture
 from pyro_seq.emissions.numeric import ZeroInflated as ZeroInflated
 from pyro_seq.emissions.numeric import ZeroOneInflatedBeta as ZeroOneInflatedBeta
 from pyro_seq.emissions.numeric import ZeroOrGamma as ZeroOrGamma
+from pyro_seq.emissions.pictures import Pictures as Pictures
 
 __all__ = [
     "NADE",
@@ -37,6 +38,7 @@ __all__ = [
     "LowRankStudentT",
     "NegativeBinomial",
     "Normal",
+    "Pictures",
     "Poisson",
     "StudentT",
     "StudentTMixture",

@@ -65,9 +65,13 @@ class SequenceGuide(nn.Module):
         raise TypeError(f"{type(self).__name__} must define encode(batch, rnn_state)")
 
     def encoded_batch(self, batch: SequenceBatch) -> Tensor:
-        """Return [enc(x_t), u_t] `[N, T, F]`, over which the guide's recurrences run."""
+        """Return [enc(x_t), u_t] `[N, T, F]`, over which the guide's recurrences run.
+
+        An encoder that `takes_past` is told what the model's context passes on to its emission.
+        """
         seen = None if batch.missing_cells is None else batch.seen
-        encoded = encode(self.encoder, batch.values, seen)
+        past = self.model.passed_on(batch) if self.encoder.takes_past else None
+        encoded = encode(self.encoder, batch.values, seen, past)
         return encoded if batch.inputs is None else concatenate(encoded, batch.inputs)
 
     def initial_guide_state(self, batch: SequenceBatch) -> Any:

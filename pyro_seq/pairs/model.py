@@ -182,6 +182,10 @@ class SequenceModel(nn.Module):
         contexts, after = self.all_context_features(batch)
         return contexts[..., : self.context.num_features], after
 
+    def passed_on(self, batch: SequenceBatch) -> Tensor:
+        """Return what the context passes on to the emission, `[N, T, emission_context_size]`."""
+        return self.all_context_features(batch)[0][..., self.context.num_features :]
+
     def all_context_features(self, batch: SequenceBatch) -> tuple[Tensor, Any]:
         """Compute `context_features` with the features that are passed on to the emission."""
         return batch.cached(

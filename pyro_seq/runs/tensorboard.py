@@ -25,9 +25,18 @@ HISTOGRAM_BINS = 64
 
 @dataclass(frozen=True)
 class Image:
-    """A picture, as a PNG."""
+    """A picture, as a PNG, or a moving one, as a GIF."""
 
     png: bytes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, from where every PNG and every GIF has them."""
+        gif = self.png[:4] == b"GIF8"
+        width, height = (
+            struct.unpack("<HH", self.png[6:10]) if gif else (struct.unpack(">II", self.png[16:24]))
+        )
+        return width, height
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ class EventWriter:
             indented = "\n".join("    " + line for line in sample.splitlines())
             return self._summary.text(tag, indented)
         if isinstance(sample, Image):
-            width, height = struct.unpack(">II", sample.png[16:24])  # where every PNG has them
+            width, height = sample.size
             image = Summary.Image(
                 height=height, width=width, colorspace=3, encoded_image_string=sample.png
             )

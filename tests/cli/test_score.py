@@ -129,8 +129,8 @@ def test_what_cannot_be_scored(
     run = json.loads((spoilt / "run.json").read_text())
     (spoilt / "run.json").write_text(json.dumps(run | {"kind": "weather"}))
     assert (
-        "holds a run of kind 'weather', and only runs of kind midi, series, text can be scored"
-        in refused("score", "--run-dir", spoilt, corpus)
+        "holds a run of kind 'weather', and only runs of kind frames, midi, series, text can be "
+        "scored" in refused("score", "--run-dir", spoilt, corpus)
     )
     assert "holds a run of kind 'weather', not 'text'" in refused(
         "text", "evaluate", "--run-dir", spoilt, "--eval-corpus", corpus

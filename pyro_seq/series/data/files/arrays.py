@@ -49,8 +49,8 @@ def read_arrays(data: bytes, where: str) -> Raw:
     Raises `UserError` for an array of Python objects, of another shape, or larger than the file.
     """
     if data.startswith(NPY):
-        return _table(where, {"values": _array(io.BytesIO(data), len(data), where)})
-    arrays = _members(data, where)
+        return _table(where, {"values": npy_array(io.BytesIO(data), len(data), where)})
+    arrays = npz_arrays(data, where)
     if "values" not in arrays:
         return _ragged(where, arrays)
     for name in arrays:
@@ -62,7 +62,8 @@ def read_arrays(data: bytes, where: str) -> Raw:
     return _table(where, arrays)
 
 
-def _members(data: bytes, where: str) -> dict[str, Array]:
+def npz_arrays(data: bytes, where: str) -> dict[str, Array]:
+    """Return the arrays of an npz file, whose sizes are looked at before any is unpacked."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
@@ -78,7 +79,7 @@ def _members(data: bytes, where: str) -> dict[str, Array]:
                 if name in found:
                     raise UserError(f"{where} has two arrays {name!r}")
                 with archive.open(member) as file:
-                    found[name] = _array(file, member.file_size, f"{where}, array {name!r}")
+                    found[name] = npy_array(file, member.file_size, f"{where}, array {name!r}")
             return found
     except UserError:
         raise
@@ -86,7 +87,7 @@ def _members(data: bytes, where: str) -> dict[str, Array]:
         raise UserError(f"{where} is no whole npz file: {str(error).splitlines()[0]}") from None
 
 
-def _array(file: IO[bytes], size: int, where: str) -> Array:
+def npy_array(file: IO[bytes], size: int, where: str) -> Array:
     """Return the array of an npy file once its header fits the file's size."""
     form = np.lib.format
     try:

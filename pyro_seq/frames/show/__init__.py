@@ -1,0 +1,1 @@
+"""Films to be looked at: GIFs, contact sheets, TensorBoard, the report."""
