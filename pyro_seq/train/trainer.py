@@ -240,7 +240,7 @@ class Trainer(Loop):
         model, guide = self._sides
         self.carried = self.updates.carried({"model": model.state, "guide": guide.state})
         self.step, self.heard = self.step + 1, self.updates.heard
-        self.log.add(figures, max(1, self.updates.observations))
+        self.log.add(figures, max(1, round(self.updates.observations)))
         if self.log.progress.due():
             self.log.show(self.step, s.num_steps, figures, self.left())
 
