@@ -40,9 +40,8 @@ from pyro_seq.pairs.model import (
     ModelState,
     SequenceModel,
     SequenceOutput,
-    observe_step,
 )
-from pyro_seq.pairs.observed import observations, prepared, stack_sampled, told_at
+from pyro_seq.pairs.observed import observations, observe_step, prepared, stack_sampled, told_at
 from pyro_seq.poutine.summed_out import LeftToSum
 
 # numbers that the emissions of some states at all steps may take; more states are worked on one

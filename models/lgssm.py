@@ -28,9 +28,9 @@ from pyro_seq.pairs.model import (
     ModelState,
     SequenceModel,
     SequenceOutput,
-    observe_step,
     prepared,
 )
+from pyro_seq.pairs.observed import observe_step
 
 SMALLEST = 1e-4  # scale of the noise, which keeps what is observed from being known beforehand
 

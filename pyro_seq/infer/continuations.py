@@ -60,19 +60,9 @@ def continuation(
     Raises `UserError` for a batch without values, numbers below 1, side inputs that do not fit, and
     sites that are not named for steps.
     """
-    if batch.values is None or not len(batch):
-        raise UserError("there is nothing to go on from: the batch has no observations")
-    if batch.to_sample:
-        wanted = "are to be sampled, and a continuation goes on from observations"
-        raise UserError(f"{len(batch.to_sample)} steps {wanted}")
     for what, number in (("steps to sample", num_steps), ("samples", samples), ("draws", draws)):
         whole(number, f"the number of {what}", 1)
-    if inputs is not None and inputs.shape[:2] != (len(batch), num_steps):
-        got = f"as many side inputs, got {list(inputs.shape[:2])}"
-        raise UserError(f"{num_steps} steps after each of {len(batch)} sequences need {got}")
-    if batch.inputs is not None and inputs is None:
-        wanted = f"the {num_steps} steps after it need some: inputs [N, {num_steps}, C]"
-        raise UserError(f"the batch has side inputs, so {wanted}")
+    _check(batch, num_steps, inputs)
     shared = shared_latents(pair, batch)
     if shared:
         told: dict[str, Any] = {
@@ -96,6 +86,21 @@ def continuation(
             found.append(particle_rows(rows, draws))
     order = torch.cat(found).argsort()
     return tree_map(lambda *x: torch.cat(x)[order], parts[0], *parts[1:])
+
+
+def _check(batch: SequenceBatch, num_steps: int, inputs: Tensor | None) -> None:
+    """Raise `UserError` unless a batch can be continued by so many steps with these inputs."""
+    if batch.values is None or not len(batch):
+        raise UserError("there is nothing to go on from: the batch has no observations")
+    if batch.to_sample:
+        wanted = "are to be sampled, and a continuation goes on from observations"
+        raise UserError(f"{len(batch.to_sample)} steps {wanted}")
+    if inputs is not None and inputs.shape[:2] != (len(batch), num_steps):
+        got = f"as many side inputs, got {list(inputs.shape[:2])}"
+        raise UserError(f"{num_steps} steps after each of {len(batch)} sequences need {got}")
+    if batch.inputs is not None and inputs is None:
+        wanted = f"the {num_steps} steps after it need some: inputs [N, {num_steps}, C]"
+        raise UserError(f"the batch has side inputs, so {wanted}")
 
 
 def _continued(

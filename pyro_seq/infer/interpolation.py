@@ -68,10 +68,8 @@ def interpolate(
                 for batch in (first, second)
             ]
             if ends[0].keys() != ends[1].keys():
-                raise UserError(
-                    f"the two sequences' latents are different sites: {sorted(ends[0])} and "
-                    f"{sorted(ends[1])}"
-                )
+                sites = f"{sorted(ends[0])} and {sorted(ends[1])}"
+                raise UserError(f"the two sequences' latents are different sites: {sites}")
             ends = _cut(ends, (first.num_steps, second.num_steps))
             latents, between = (
                 tree_map(lambda x, y: _on_the_way(x, y, num), *pairs) for pairs in (ends, inputs)

@@ -67,8 +67,7 @@ def posterior_predictive(
         return_sites: names of the sites to return; all by default.
         parallel: whether samples are a dimension of one run (which needs the batch's plate) or
             drawn one after the other.
-        chunk_size: at most so many samples at once, which bounds the memory; they are then others
-            than `Predictive`'s.
+        chunk_size: at most so many samples at once; they are then others than `Predictive`'s.
         particles: for each sample of each sequence, where gaps lie before an observation.
         refine: gradient steps that improve the guide for each sequence first, as in `score`.
 
@@ -76,35 +75,41 @@ def posterior_predictive(
     not there. Where nothing is missing, latents that are marked to be enumerated come from the
     prior, since no guide infers them: that is warned of.
     """
-    if batch.values is None:
-        raise UserError(
-            "the guide infers latents from observations, and the batch has none: for samples of "
-            "the model alone there is ancestral"
-        )
     for what, number in (("samples", num_samples), ("particles", particles)):
         whole(number, f"the number of {what}", 1)
     most = num_samples if chunk_size is None else chunk_size
     size = min(num_samples, whole(most, "the number of samples of a chunk", 1))
     sizes = [min(size, num_samples - start) for start in range(0, num_samples, size)]
-    pair, batch = _refined(pair, batch, refine)
+    pair, batch = _inferable(pair, batch, refine)
     told: dict[str, Any] = {"replicate": replicate, "parallel": parallel}
     if (batch.to_sample or batch.missing_cells is not None) and shared_latents(pair, batch):
-        parts = []
-        for values, local in global_draws(pair, batch.before_gaps() or batch, num_samples):
-            drawn = _drawn(local, batch, [1], particles, **told)
-            parts.append(drawn | {name: value.unsqueeze(0) for name, value in values.items()})
-        samples: dict[str, Tensor] = tree_cat(parts)
+        samples = _by_globals(pair, batch, num_samples, particles, told)
     else:
         samples = _drawn(pair, batch, sizes, particles, **told)
-    if return_sites is None:
-        return samples
-    if absent := [name for name in return_sites if name not in samples]:
+    names = samples if return_sites is None else return_sites
+    if absent := [name for name in names if name not in samples]:
         raise UserError(f"there is no site {absent[0]!r}; the sites are {', '.join(samples)}")
-    return {name: samples[name] for name in return_sites}
+    return {name: samples[name] for name in names}
 
 
-def _refined(pair: Pair, batch: SequenceBatch, steps: int) -> tuple[Pair, SequenceBatch]:
-    """Return the pair with its guide refined for what was observed, and the batch numbered."""
+def _by_globals(
+    pair: Pair, batch: SequenceBatch, num_samples: int, particles: int, told: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Draw samples one by one, each given its own draw of what all sequences share."""
+    parts = []
+    for values, local in global_draws(pair, batch.before_gaps() or batch, num_samples):
+        drawn = _drawn(local, batch, [1], particles, **told)
+        parts.append(drawn | {name: value.unsqueeze(0) for name, value in values.items()})
+    return tree_cat(parts)
+
+
+def _inferable(pair: Pair, batch: SequenceBatch, steps: int) -> tuple[Pair, SequenceBatch]:
+    """Return the pair and the batch; refined for what was observed, and numbered, if asked for."""
+    if batch.values is None:
+        raise UserError(
+            "the guide infers latents from observations, and the batch has none: for samples of "
+            "the model alone there is ancestral"
+        )
     if not whole(steps, "the number of steps to refine the guide by", 0):
         return pair, batch
     if shared := shared_latents(pair, batch):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from pyro_seq._batch_checks import Values
 from pyro_seq._handlers import GivenPath
-from pyro_seq._pytree import tree_map
 from pyro_seq.batch import OVER_ALL_STEPS, SequenceBatch
 from pyro_seq.contexts import Context
 from pyro_seq.distributions.base import Distribution
@@ -24,7 +23,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.nn.dropout import same_features
 from pyro_seq.nn.feedforward import zeros_like_weights
 from pyro_seq.nn.precision import full_precision
-from pyro_seq.pairs.observed import observations, prepared, stack_sampled, told_at
+from pyro_seq.pairs.observed import observations, observe_step, prepared, stack_sampled, told_at
 from pyro_seq.pairs.registration import register
 
 Layout = Literal["path", "steps"]
@@ -370,41 +369,3 @@ def unwrapped(side: Any) -> Any:
     while hasattr(side, "wrapped_side"):
         side = side.wrapped_side
     return side
-
-
-def observe_step(
-    model: SequenceModel, x: Values, context: Any, latent: Tensor, seen: Values | None = None
-) -> tuple[Any, Tensor]:
-    """Return (the context's state after x_t, z_t or its substitute).
-
-    Of x_t only the cells seen are shown, where cells are missing.
-    Plates around the model add dimensions to sampled values, so x, or the context's state before
-    x, may lack dimensions that the other has.
-    """
-    lead = _lead(model.emission, x)
-    if len(lead) > 1 or latent.dim() > 2:
-        like, common = model.context.initial(), lead
-
-        def widest(old: Tensor, one: Tensor) -> Tensor:
-            nonlocal common
-            common = torch.broadcast_shapes(common, old.shape[: old.dim() - one.dim()])
-            return old
-
-        tree_map(widest, context, like)
-        context = tree_map(
-            lambda old, one: old.expand(*common, *old.shape[old.dim() - one.dim() :]), context, like
-        )
-        x = tree_map(lambda part: part.expand(*common, *part.shape[len(lead) :]), x)
-        latent = latent if latent.dim() > len(common) else latent.expand(*common, latent.shape[-1])
-    if seen is None:
-        return model.context.observe(context, x), latent
-    shown = tree_map(lambda part, cells: torch.where(cells, part, 0), x, seen)
-    return model.context.observe(context, shown, seen), latent
-
-
-def _lead(emission: Any, x: Values) -> torch.Size:
-    """Return the batch dimensions of an observation, or of the first one in a named group."""
-    if isinstance(x, dict):
-        name, x = next(iter(x.items()))
-        emission = emission.emissions[name]
-    return x.shape[: x.dim() - len(emission.event_shape)]

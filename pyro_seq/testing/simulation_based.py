@@ -147,41 +147,28 @@ def calibration(
             one after the other; the values are not looked at.
         simulations: how many.
         draws: L, of the posterior in each simulation.
-        particles: of how many draws of the guide each is chosen, by importance weights: with many,
-            the ranks are those of the guide put right by weighing.
+        particles: of how many draws of the guide each is chosen, by importance weights.
         posterior: in place of the guide: draws `{site: [K, *value]}` given a batch, as
             `MCMC.get_samples()` returns them, of which `draws` are left by `thin`. Where all
             sequences share latents, it is called for each simulation with the whole batch, and of
             the sequences' own latents those of the first one are ranked.
-        thin: every so many draws of a chain one counts, since ranks among draws that depend on each
-            other are not uniform.
+        thin: of a chain every so many draws one counts; else they depend on each other.
         steps: at which steps the latents of steps are ranked; by default the first, the middle and
             the last of the shortest sequence.
         log_likelihood: whether it is ranked; of shared latents that takes a run for each draw.
 
-    Raises `UserError` for a pair without latents to draw, for latents that all sequences share
-    without `posterior`, since a guide of these is of one data set and simulations are of many, and
-    for draws that are too few or of no site of the model's.
+    Raises `UserError` without latents to draw, for latents that all sequences share without
+    `posterior`, and for draws that are too few or of no site of the model's.
     """
-    for what, number, least in (
-        ("the number of simulations", simulations, 20),
-        ("the number of draws", draws, 4),
-        ("the number of particles", particles, 1),
-        ("thin", thin, 1),
-    ):
-        whole(number, what, least)
-    if not len(batch) or not int(batch.lengths.min()):
-        raise UserError("sequences to simulate have at least one step, and there is none")
-    shared = shared_latents(pair, batch)
-    if shared and posterior is None:
-        raise UserError(
-            f"all sequences share {shared[0]!r}, whose posterior a guide knows given one data set, "
-            "and each simulation is another: posterior=, a function that infers it anew"
-        )
+    whole(simulations, "the number of simulations", 20)
+    whole(draws, "the number of draws", 4)
+    whole(particles, "the number of particles", 1)
+    whole(thin, "thin", 1)
+    shared = _shared(pair, batch, posterior is not None)
     last = int(batch.lengths.min()) - 1
     at = sorted({0, last // 2, last} if steps is None else set(steps))
     run = _Simulations(pair, draws, particles, posterior, thin, log_likelihood)
-    parts: list[dict[str, Tensor]] = []
+    parts = []
     with pair.scope(), pair.evaluating():
         for some in _portions(pair, batch, simulations, draws * particles, alone=not shared):
             truth, found = run.of_shared(some, shared) if shared else run.of_sequences(some)
@@ -191,6 +178,19 @@ def calibration(
     ranks = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     tests = {name: uniformity(of.cpu().numpy(), draws) for name, of in ranks.items()}
     return Calibration(ranks, draws, tests)
+
+
+def _shared(pair: Pair, batch: SequenceBatch, told: bool) -> list[str]:
+    """Return the latents that all sequences share; raise `UserError` if they cannot be ranked."""
+    if not len(batch) or not int(batch.lengths.min()):
+        raise UserError("sequences to simulate have at least one step, and there is none")
+    shared = shared_latents(pair, batch)
+    if shared and not told:
+        raise UserError(
+            f"all sequences share {shared[0]!r}, whose posterior a guide knows given one data set, "
+            "and each simulation is another: posterior=, a function that infers it anew"
+        )
+    return shared
 
 
 def _portions(

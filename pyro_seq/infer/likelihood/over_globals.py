@@ -50,11 +50,10 @@ def over_globals(
     whole(draws, "the number of draws of latents that all sequences share", 1)
     with pair.scope(), pair.evaluating():
         before = [None] * draws if state is None else state["states"]
-        drawn = (
-            [draw_globals(pair, batch, names) for _ in before]
-            if state is None
-            else state["globals"]
-        )
+        if state is not None:
+            drawn = state["globals"]
+        else:
+            drawn = [draw_globals(pair, batch, names) for _ in before]
         found = []
         for values, begun in zip(drawn, before, strict=True):
             with given_globals(pair, values) as local, collect_warnings():
@@ -62,9 +61,8 @@ def over_globals(
     by_step = torch.stack([one.steps.double() for one in found], 1)
     mean = _mean if method == "elbo" else _mean_density
     steps, total, variance, particles = mean(by_step, None if state is None else state["so_far"])
-    effective, heavy = None, None
-    if particles is not None:
-        effective, heavy = particles.effective, k_hat(particles.log_weights)
+    doubts = () if particles is None else (particles.effective, k_hat(particles.log_weights))
+    effective, heavy = doubts or (None, None)
 
     def after() -> dict[str, Any]:
         so_far = particles if particles is not None else _so_far(by_step, state)
@@ -73,26 +71,17 @@ def over_globals(
         return kept | {name: told[name] for name in ("method", "samples", "proposal", "refine")}
 
     made = method if method in ("elbo", "filter") else "importance"
-    return Score(
-        steps,
-        batch.mask,
-        total,
-        variance,
-        made,
-        len(drawn),
-        effective,
-        after,
-        heavy,
-        refined=found[0].refined,
-    )
+    figures = (steps, batch.mask, total, variance, made, len(drawn), effective, after, heavy)
+    return Score(*figures, refined=found[0].refined)
 
 
-def refuse_exact(name: str, instead: str) -> None:
-    """Raise `UserError`: a density of what depends on shared latents is an integral."""
-    raise UserError(
-        f"all sequences share the latent {name!r}, so a likelihood is an integral over it and not "
-        f"to be had exactly: {instead}"
-    )
+def refuse_exact(method: str, name: str, instead: str) -> None:
+    """Raise `UserError` for `exact`: a density given shared latents is an integral over these."""
+    if method == "exact":
+        raise UserError(
+            f"all sequences share the latent {name!r}, so a likelihood is an integral over it and "
+            f"not to be had exactly: {instead}"
+        )
 
 
 Figures = tuple[Tensor, Tensor, Tensor, Particles | None]

@@ -86,10 +86,8 @@ def score(
 
     A step's share is the growth of the estimate from one prefix of the sequence to the next. A
     latent of a whole sequence counts at the first step of each window. `poutine.scale` is ignored.
-
     With `refine`, q is the guide improved by gradient steps of each sequence's own ELBO, no weight
     being changed (`refinement.refine`; Kim et al. 2018, arXiv 1802.02550).
-
     Of a pair with latents that all sequences share (`GlobalGuide`), each sequence's figure is its
     posterior predictive density, log (1/S) sum_s p(x_n | g_s) over S draws of the guide, where
     p(x_n | g_s) is what the method makes of the pair given g_s (`over_globals`).
@@ -97,12 +95,12 @@ def score(
     Args:
         pair: any model and guide.
         batch: N sequences, or the next window of each.
-        method: see above; later windows have that of the first.
-        samples: K; as the first window.
-        proposal: where latents are drawn from, `guide` or `prior`; as the first window.
-        refine: gradient steps for each window, 0 for the guide as it is; as the first window.
-        state: the `state` of the score of the window before.
-        global_draws: S, draws of the latents that all sequences share; as the first window.
+        method: see above.
+        samples: K.
+        proposal: where latents are drawn from, `guide` or `prior`.
+        refine: gradient steps for each window, 0 for the guide as it is.
+        state: of the score of the window before, as are then method, K, proposal, refine, S.
+        global_draws: S, of latents that all sequences share.
 
     Raises `UserError` for a sequence without a step, a window after one that left no state,
     observations outside the support, a site that only one of model and guide samples (unless the
@@ -110,17 +108,15 @@ def score(
     that are not a number, and a guide that cannot be refined.
     """
     _check(batch, method, samples, proposal, refine, first=state is None)
-    shared = shared_latents(pair, batch)
-    if shared:
-        if method == "exact":
-            refuse_exact(shared[0], ESTIMATES)
 
-        def given(local: Pair, window: SequenceBatch, begun: Any) -> Score:
-            return _score(local, window, method, samples, proposal, refine, begun)
+    def given(local: Pair, window: SequenceBatch, begun: Any) -> Score:
+        return _score(local, window, method, samples, proposal, refine, begun)
 
-        told: dict[str, Any] = {"method": method, "draws": global_draws, "state": state}
-        return doubted(over_globals(given, pair, batch, shared, **told))
-    return doubted(_score(pair, batch, method, samples, proposal, refine, state))
+    if not (shared := shared_latents(pair, batch)):
+        return doubted(given(pair, batch, state))
+    refuse_exact(method, shared[0], ESTIMATES)
+    told: Any = {"method": method, "draws": global_draws, "state": state}
+    return doubted(over_globals(given, pair, batch, shared, **told))
 
 
 def _score(

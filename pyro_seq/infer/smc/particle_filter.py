@@ -98,8 +98,8 @@ def particle_filter(
         particles, state: of the window before, `state` being `[N * K, …]`.
         rows: what the sequences are called in a message.
 
-    Raises `UserError` for a batch without values, for anything to be drawn of functions, for
-    latents that all sequences share (`global_draws`), and as `score` does.
+    Raises `UserError` for a batch without values, anything to be drawn of functions, latents that
+    all sequences share, and as `score` does.
     """
     refuse_shared(pair, batch, "a particle filter")
     stepper = stepper_of(pair)
@@ -113,9 +113,9 @@ def particle_filter(
     with pair.scope(), pair.evaluating():
         for index in every.split(max(1, size // samples)):
             flat = particle_rows(index, samples)
+            look = None if shown is None else shown.select(index)
             carried = tree_map(lambda x, flat=flat: x[flat], state)
             mine = tree_map(lambda x, index=index: x[index], (missing, particles, rows))
-            look = None if shown is None else shown.select(index)
             parts.append(run(batch.select(index), look, carried, *mine))
     return tree_cat(parts)
 
