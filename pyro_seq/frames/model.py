@@ -17,13 +17,13 @@ from pyro_seq.emissions.pictures import Pictures
 from pyro_seq.encoders import Conv2d, Encoder, Flatten
 from pyro_seq.errors import UserError
 from pyro_seq.frames.data.films import LEVELS, Film, Shape
-from pyro_seq.frames.settings import FilmSettings, FrameSettings
+from pyro_seq.frames.settings import FilmSettings, PixelSettings
 from pyro_seq.pairs.pair import Pair
 
 PIXEL_OF = {"binary": "bernoulli", "bytes": "logistic", "real": "normal"}
 
 
-def pixel_of(settings: FrameSettings, kind: str) -> str:
+def pixel_of(settings: PixelSettings, kind: str) -> str:
     """Return what a pixel is given the features, of films whose pixels are of a kind.
 
     Raises `UserError` for an emission that those pixels do not have.
@@ -36,7 +36,7 @@ def pixel_of(settings: FrameSettings, kind: str) -> str:
     return pixel
 
 
-def frame_parts(settings: FrameSettings, shape: Shape, kind: str) -> PairComponents:
+def frame_parts(settings: PixelSettings, shape: Shape, kind: str) -> PairComponents:
     """Return the parts of pairs over frames `[C, H, W]` of a kind of pixels."""
     pixel, count = pixel_of(settings, kind), settings.history
     emission = Pictures(

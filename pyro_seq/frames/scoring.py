@@ -39,7 +39,7 @@ ONE_STEP_DRAWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nats:
+class MeanOfFilms:
     """-log p(x_t | x_<t) of frames: the mean and its standard error over films, in nats a frame."""
 
     mean: float
@@ -68,10 +68,10 @@ class FilmScore:
     films: int
     frames: int
     skip: int
-    bound: Nats
-    importance: Nats
+    bound: MeanOfFilms
+    importance: MeanOfFilms
     samples: int
-    squared_error: Nats
+    squared_error: MeanOfFilms
     valid: float | None = None
     continuations: int = 0
 
@@ -108,7 +108,7 @@ def _windows(batch: SequenceBatch, frames: int) -> list[SequenceBatch]:
 
 def nats_per_frame(
     model: FilmModel, films: Sequence[Film], *, skip: int = 0, **options: Unpack[ScoringOptions]
-) -> Nats:
+) -> MeanOfFilms:
     """Return the nats a frame of films, the first `skip` frames of each not counted.
 
     Other options and errors are those of `score_films`; raises `UserError` if no frame is left.
@@ -123,18 +123,18 @@ def nats_per_frame(
     return _ratio(np.array(sums), np.array(counts))
 
 
-def _ratio(sums: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> Nats:
+def _ratio(sums: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> MeanOfFilms:
     """Return a mean over frames, with its standard error by films."""
     mean = sums.sum() / counts.sum()
     spread = float(((sums - mean * counts) ** 2).sum())
     films = len(sums)
     error = math.sqrt(spread * films / max(1, films - 1)) / counts.sum()
-    return Nats(mean=float(mean), standard_error=error if films > 1 else math.inf)
+    return MeanOfFilms(mean=float(mean), standard_error=error if films > 1 else math.inf)
 
 
 def next_frame_error(
     model: FilmModel, films: Sequence[Film], *, draws: int = ONE_STEP_DRAWS, samples: int = 16
-) -> Nats:
+) -> MeanOfFilms:
     """Return the squared error of the mean of p(x_T | x_<T), of each film's last frame.
 
     The mean is over `draws` draws; what their number adds to the error, their variance over their

@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class FrameSettings:
+class PixelSettings:
     """Settings of a frame as a pair observes it, and of films as minibatches."""
 
     pixel: str = one_of(
@@ -63,7 +63,7 @@ class FrameSettings:
 class FilmSettings:
     """All hyper-parameters of a run on films; those of the model are its pair's."""
 
-    frames: FrameSettings = field(default_factory=FrameSettings)
+    frames: PixelSettings = field(default_factory=PixelSettings)
     model: Any = field(default_factory=lambda: model_settings("vrnn", DEFAULTS))
     training: TrainingSettings = field(default_factory=TrainingSettings)
 

@@ -28,9 +28,10 @@ HOW_TO_GUIDE = "GlobalGuide(model, guide) adds them to the guide of the others"
 def shared_sites(trace: Trace, size: int) -> dict[str, Site]:
     """Return the latents of a trace of `size` sequences that are one for all, by name.
 
-    They stand outside of `batch.plate()`. In a model that never enters this plate, a site is each
-    sequence's own if its last batch dimension counts the sequences. Latents marked to be
-    enumerated are left out, and so are sites marked as those of a step, which are never shared.
+    They stand outside of `batch.plate()`, and their last batch dimension does not count the
+    sequences, unless it is another plate's in a model that enters `batch.plate()`. Latents marked
+    to be enumerated are left out, and so are sites marked as those of a step, which are never
+    shared.
     """
     sites = dict(sample_sites(trace))
     in_plate = {name for name, site in sites.items() if any(f.name == PLATE for f in _frames(site))}
@@ -40,7 +41,10 @@ def shared_sites(trace: Trace, size: int) -> dict[str, Site]:
         if not site["is_observed"]
         and not is_enumerated(site)
         and name not in in_plate
-        and (bool(in_plate) or site["fn"].batch_shape[-1:] != (size,))
+        and (
+            site["fn"].batch_shape[-1:] != (size,)
+            or (bool(in_plate) and any(frame.dim == -1 for frame in _frames(site)))
+        )
         and not isinstance((site["infer"] or {}).get(STEP_MARK), int)
     }
 

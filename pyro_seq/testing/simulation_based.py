@@ -36,7 +36,7 @@ COORDINATES = 4  # of a site, at most
 DENSITY = "log-likelihood"  # the test quantity that depends on the data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """The ranks of true values among draws of a posterior, and what they say.
 

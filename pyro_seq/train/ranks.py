@@ -34,7 +34,7 @@ class Wishes(NamedTuple):
         return int(signal.SIGTERM if self.terminated else signal.SIGINT if self.interrupted else 0)
 
 
-class Rows:
+class RowsOfRank:
     """A stream of batches of which each rank keeps rows r, r + R, r + 2 R, ….
 
     All ranks draw the same batches, so that there is one position in the stream. A rank for which a

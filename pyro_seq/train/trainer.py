@@ -36,7 +36,7 @@ from pyro_seq.train.log import TrainingLog
 from pyro_seq.train.loop import Checkpoint, EveryNSteps, Loop, Measured, Stage, Validate
 from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
 from pyro_seq.train.preflight import dry_run, refuse_gaps
-from pyro_seq.train.ranks import Rows, check_number, seed_noise
+from pyro_seq.train.ranks import RowsOfRank, check_number, seed_noise
 from pyro_seq.train.schedules import Budget, learning_rate_factor
 from pyro_seq.train.settings import PRECISIONS, TrainingSettings
 from pyro_seq.train.svi import Batches, Carried, SVIUpdates
@@ -121,7 +121,7 @@ class Trainer(Loop):
             training=partial(pyro.validation_enabled, False),
         )
         self.pair, self.batches, self.settings = pair, batches, settings
-        self._dealt: Rows | None = None  # this rank's rows of them, of several
+        self._dealt: RowsOfRank | None = None  # this rank's rows of them, of several
         self.updates = SVIUpdates(pair, settings, elbo)
         self.validation = Validate(
             s.valid_every,
@@ -152,7 +152,7 @@ class Trainer(Loop):
         """
         self._check_finite(self.pair.parameters())
         without = self.updates.prepare(self.batches)
-        self._dealt = Rows(self.batches) if ranks.size() > 1 else None
+        self._dealt = RowsOfRank(self.batches) if ranks.size() > 1 else None
         self.updates.wishes = self.wishes
         if without:
             more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""

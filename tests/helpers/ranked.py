@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from pyro_seq import Pair, RunFolder, SequenceBatch, UserError
 from pyro_seq.runs import ranks
 from pyro_seq.train.optimizer import JointOptimiser
-from pyro_seq.train.ranks import Rows
+from pyro_seq.train.ranks import RowsOfRank
 from pyro_seq.train.svi import SVIUpdates
 from pyro_seq.train.trainer import Hooks
 from small_trainings import Stream, function_pair, new_pair, new_trainer, settings
@@ -187,7 +187,7 @@ def gradients(*names: str) -> dict[str, Any]:
             updates.optimiser.__class__ = Seen
             whole = len(stream.draw()[0])
             stream.load_state({"drawn": 0, "random": torch.Generator().manual_seed(0).get_state()})
-            rows = Rows.__new__(Rows)
+            rows = RowsOfRank.__new__(RowsOfRank)
             rows.inner = stream
             batch, _ = rows.draw()
             updates.idle = rows.idle

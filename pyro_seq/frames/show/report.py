@@ -18,7 +18,7 @@ from pyro_seq.config.fields import flatten
 from pyro_seq.frames.data.films import Film, Films
 from pyro_seq.frames.drawing import between, continue_films, fill, generate, hidden_frames
 from pyro_seq.frames.model import FilmModel
-from pyro_seq.frames.scoring import Nats, evaluate, has_latents
+from pyro_seq.frames.scoring import MeanOfFilms, evaluate, has_latents
 from pyro_seq.frames.show.render import as_rgb, contact_sheet, enlarged, gif_bytes, side_by_side
 from pyro_seq.programs.page import page_templates
 
@@ -112,7 +112,7 @@ def _row(name: str, model: FilmModel, films: Films, skip: int, rule: str | None)
     ]
 
 
-def _figure(nats: Nats) -> str:
+def _figure(nats: MeanOfFilms) -> str:
     return f"{nats.mean:,.3f} ± {nats.standard_error:.3f}"
 
 
