@@ -185,6 +185,7 @@ def test_scores_are_posterior_predictive_densities(fitted: tuple[Pair, SequenceB
         score(pair, new, method="exact")
 
 
+@pytest.mark.slow
 def test_errors_of_scores_cover(fitted: tuple[Pair, SequenceBatch]) -> None:
     mean, deviation = posterior_of_mean(fitted[1])
     draws = {"mu": mean + deviation * torch.randn(5_000)}
@@ -359,6 +360,7 @@ def with_priors(model: Any, *names: str) -> Any:
     return model
 
 
+@pytest.mark.slow
 def test_weights_of_a_shipped_pair() -> None:
     """Equations run as those of any other pair: also in layout `path`, also by the filter."""
     model = SRNN(

@@ -448,6 +448,7 @@ def case_of(linear_gaussian: Callable[..., Pair]) -> Callable[[str, bool], Case]
     return make
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tool", ROWS)
 def test_what_the_table_says(tool: str, kind: str, case_of: Callable[[str, bool], Case]) -> None:

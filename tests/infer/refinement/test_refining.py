@@ -106,6 +106,7 @@ class TestClosedForms:
         torch.testing.assert_close(scored.total, exact, rtol=0, atol=1e-3)
         assert (scored.standard_error < 2e-3).all()
 
+    @pytest.mark.slow
     def test_importance_weights_stay_unbiased(self, batch: SequenceBatch) -> None:
         assert isinstance(batch.values, Tensor)
         exact = exact_log_likelihood(batch.values, LENGTHS)
@@ -116,6 +117,7 @@ class TestClosedForms:
             assert (scored.total - exact < 4 * scored.standard_error + 0.01).all()
             assert (scored.total - exact > -4 * scored.standard_error - 0.15).all()
 
+    @pytest.mark.slow
     def test_a_latent_of_a_whole_sequence_of_several_dimensions(self) -> None:
         batch = SequenceBatch(X.expand(1, -1))
         a, one = torch.tensor([1.0, 0.5]), torch.ones(4)
@@ -273,6 +275,7 @@ class TestDocuments:
         *_, scored = score_document(pair, parts, method=method, samples=8, refine=4)
         assert scored.refined == 4 and bool(scored.total.isfinite().all())
 
+    @pytest.mark.slow
     def test_functions_reach_the_likelihood_over_windows(self) -> None:
         """q(z_t | z_{t-1}) with the exact slopes, each window's posterior given its state."""
 

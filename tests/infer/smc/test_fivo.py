@@ -288,6 +288,7 @@ def test_bounds_are_in_order(linear_gaussian: Callable[..., Pair]) -> None:
         assert high - low > 5 * math.hypot(low_error, high_error), (of, truth)
 
 
+@pytest.mark.slow
 def test_stock_svi_trains() -> None:
     pair, batch = symbols("vrnn, filtering"), SequenceBatch(torch.arange(20).view(4, 5) % 3)
     svi = SVI(pair.model, pair.guide, Adam({"lr": 0.03}), FIVO_ELBO(4))
