@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.poutine import Trace
 from torch import Tensor, nn
 
+from pyro_seq._batch_checks import Values
 from pyro_seq.encoders import Encoder, Flatten, Joint, WithIndicators
 from pyro_seq.errors import UserError
 from pyro_seq.poutine.time_sites import places_of, sample_sites
@@ -17,7 +18,7 @@ from pyro_seq.poutine.time_sites import places_of, sample_sites
 EMBEDDING_SIZE = 16  # at most; of a symbol
 
 
-def default_encoder(values: Any, trace: Any, indicators: bool = False) -> Encoder:
+def default_encoder(values: Values, trace: Trace, indicators: bool = False) -> Encoder:
     """Return an encoder: an embedding for symbols, `Flatten` for other observations.
 
     Symbols are what the model's trace explains by a `Categorical`. With `indicators` the features
@@ -43,7 +44,7 @@ def _encoder(values: Tensor, num_symbols: int, indicators: bool) -> Encoder:
     return WithIndicators(encoder) if indicators else encoder
 
 
-def _num_symbols(trace: Any, member: str = "") -> int:
+def _num_symbols(trace: Trace, member: str = "") -> int:
     """Return how many symbols the model's observed `Categorical`s know; 0 without any.
 
     Only sites with the member's name in theirs count.

@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.poutine import Trace
 from torch import Tensor, nn
 
 from pyro_seq.batch import SequenceBatch
@@ -115,7 +116,7 @@ class AutoSequenceGuide(nn.Module):
             self._first = latents
         return self
 
-    def _build(self, latents: Latents, trace: Any, batch: SequenceBatch) -> None:
+    def _build(self, latents: Latents, trace: Trace, batch: SequenceBatch) -> None:
         if self.encoder is None:
             assert batch.values is not None
             self.encoder = default_encoder(batch.values, trace, batch.missing_cells is not None)
@@ -345,7 +346,7 @@ class AutoSequenceGuide(nn.Module):
         return concatenate(*values)
 
 
-def _type_of_latents(trace: Any) -> torch.dtype | None:
+def _type_of_latents(trace: Trace) -> torch.dtype | None:
     """Return the floating-point type of a model's latents, or `None` without latents."""
     types = (site["value"].dtype for site in latent_sites(trace).values())
     return next((dtype for dtype in types if dtype.is_floating_point), None)

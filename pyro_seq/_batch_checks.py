@@ -11,6 +11,8 @@ from torch import Tensor
 from pyro_seq.errors import UserError, whole
 
 Values = Tensor | dict[str, Tensor]
+# what is missing, as a user says it: steps by number, or truth values, of a group also by member
+Missing = Tensor | Iterable[Any]
 
 
 def named_values(values: Values | None) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq._batch_checks import (
+    Missing,
     Values,
     check_continuation,
     check_cut,
@@ -66,7 +67,7 @@ class SequenceBatch:
         inputs: Tensor | None = None,
         state: Any = None,
         num_steps: int | None = None,
-        missing: Values | None = None,
+        missing: Missing | None = None,
     ) -> None:
         size, steps, device = common_shape(named_values(values), inputs, lengths)
         self.lengths = whole_numbers(size, steps, device, lengths)
@@ -250,7 +251,7 @@ class SequenceBatch:
         batch.values = batch.missing_cells = batch._seen = batch._memo = None
         return batch
 
-    def with_values(self, values: Values | None, missing: Values | None = None) -> SequenceBatch:
+    def with_values(self, values: Values | None, missing: Missing | None = None) -> SequenceBatch:
         """Return the same batch with other observations of equal shapes.
 
         None of them is missing, but for those that `missing` says.
@@ -258,7 +259,7 @@ class SequenceBatch:
         told = {"inputs": self.inputs, "state": self.state, "num_steps": self.num_steps}
         return SequenceBatch(values, self.lengths, missing=missing, **told)._among(self)
 
-    def with_missing(self, missing: Values | None) -> SequenceBatch:
+    def with_missing(self, missing: Missing | None) -> SequenceBatch:
         """Return the same batch without some of its observations, besides what is missing already.
 
         Training and scores leave missing cells out, contexts and guides are told what was `seen`;

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pyro_seq._batch_checks import Missing
 from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
@@ -21,7 +22,12 @@ from pyro_seq.poutine.shared import shared_latents
 
 @torch.no_grad()
 def infill(
-    pair: Pair, batch: SequenceBatch, missing: Any = None, *, samples: int = 64, draws: int = 1
+    pair: Pair,
+    batch: SequenceBatch,
+    missing: Missing | None = None,
+    *,
+    samples: int = 64,
+    draws: int = 1,
 ) -> Any:
     """Draw what is missing from sequences: values `[N * draws, T, *event]`.
 
@@ -59,11 +65,8 @@ def infill(
         whole(number, f"the number of {what}", 1)
     gaps = cells_to_draw(batch, missing)
     if batch.missing_cells is not None:
-        gaps = (
-            batch.missing_cells
-            if gaps is None
-            else tree_map(torch.logical_or, gaps, batch.missing_cells)
-        )
+        own = batch.missing_cells
+        gaps = own if gaps is None else tree_map(torch.logical_or, gaps, own)
     if gaps is None:
         raise UserError("there is nothing to fill in: no cell of the batch is missing")
     if shared_latents(pair, batch):
@@ -78,7 +81,7 @@ def infill(
     return mixed(gaps, filled, batch.repeat(draws).values)
 
 
-def _exact(pair: Pair, batch: SequenceBatch, missing: Any, draws: int) -> Any:
+def _exact(pair: Pair, batch: SequenceBatch, missing: Missing | None, draws: int) -> Any:
     """The model's own exact draws, or `None`."""
     model = declared(pair.model)
     if model is None:

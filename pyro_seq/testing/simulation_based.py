@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
@@ -273,7 +274,7 @@ class _Simulations:
             values = stacked(values_at(trace, sampled_stems(trace), range(batch.num_steps)))
         return trace, batch.with_values(values, batch.missing_cells)
 
-    def _latents(self, trace: Any) -> dict[str, Site]:
+    def _latents(self, trace: Trace) -> dict[str, Site]:
         """Return the sites of a model's own draws that are no observations."""
         stems = sampled_stems(trace)
         return {

@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
@@ -138,7 +139,7 @@ def enumerated_trace(pair: Pair, batch: SequenceBatch) -> Any:
     return trace
 
 
-def factors_of(trace: Any, batch: SequenceBatch, observed: Observed) -> Iterator[Factor]:
+def factors_of(trace: Trace, batch: SequenceBatch, observed: Observed) -> Iterator[Factor]:
     """Yield the sites' shares by step, those of a step in the order of the sites."""
     found = []
     places = places_of(trace, batch.num_steps)
@@ -180,7 +181,7 @@ def _factor(
     step: int,
     log_prob: Tensor,
     symbols: dict[int, str],
-    trace: Any,
+    trace: Trace,
     own: str | None = None,
 ) -> Factor:
     """Return a site's share of a step with its dimensions named.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
@@ -108,7 +109,7 @@ def collapsed(use: LatentUse) -> str | None:
     )
 
 
-def _divergence(guide_trace: Any, model_trace: Any) -> float:
+def _divergence(guide_trace: Trace, model_trace: Trace) -> float:
     """Return log q(z | x) - log p(z) at the draws, of the latents that both sides have."""
     total = 0.0
     for trace, sign in ((guide_trace, 1), (model_trace, -1)):

@@ -8,6 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_seq._batch_checks import Missing, Values
 from pyro_seq._cells import any_cell, missing_cells
 from pyro_seq._pytree import tree_cat, tree_map
 from pyro_seq.batch import SequenceBatch
@@ -63,7 +64,7 @@ def particle_filter(
     *,
     samples: int,
     proposal: Proposal = "guide",
-    missing: Any = None,
+    missing: Missing | None = None,
     paths: bool = True,
     particles: Particles | None = None,
     state: Any = None,
@@ -87,13 +88,12 @@ def particle_filter(
         samples: K.
         proposal: where latents are drawn from.
         missing: what is to be drawn, as `SequenceBatch.with_missing` takes it: steps, or truth
-            values by step or cell. It is drawn from the emission, given the cells that were seen
-            of the step, and counts nothing; what follows sees what was drawn. A guide sees a guess
-            and proposes half of the particles at observed steps, and none where nothing was seen
-            and the guess would make it too sure; the weights are of the mixture with the prior
-            (Hesterberg 1995). Cells that the batch itself lacks are not drawn: they count nothing,
-            and what follows sees that they were not seen. So does a guide whose encoder
-            `takes_seen`; any other sees a guess of them as well.
+            values by step or cell. It is drawn from the emission, given the step's seen cells, and
+            counts nothing; what follows sees what was drawn. A guide sees a guess and proposes half
+            of the particles at observed steps, and none where nothing was seen and the guess would
+            make it too sure; the weights are of the mixture with the prior (Hesterberg 1995). Cells
+            that the batch itself lacks are not drawn: they count nothing, and what follows sees
+            that. So does a guide whose encoder `takes_seen`; any other sees a guess of them.
         paths: whether to keep the latents and values of all steps.
         particles, state: of the window before, `state` being `[N * K, …]`.
         rows: what the sequences are called in a message.
@@ -103,10 +103,10 @@ def particle_filter(
     """
     refuse_shared(pair, batch, "a particle filter")
     stepper = stepper_of(pair)
-    batch, missing = _checked(stepper, batch, missing, proposal)
+    batch, cells = _checked(stepper, batch, missing, proposal)
     shown = None
     if proposal == "guide" and not stepper.is_exact and stepper.proposes_by_step(proposal):
-        shown = shown_with_guesses(pair, batch, missing, samples, particles, state)
+        shown = shown_with_guesses(pair, batch, cells, samples, particles, state)
     run = _Filter(stepper, samples, proposal, paths)
     every, size = torch.arange(len(batch), device=batch.device), min(ROWS, stepper.states_at_once)
     rows, parts = every if rows is None else rows, []
@@ -115,13 +115,13 @@ def particle_filter(
             flat = particle_rows(index, samples)
             look = None if shown is None else shown.select(index)
             carried = tree_map(lambda x, flat=flat: x[flat], state)
-            mine = tree_map(lambda x, index=index: x[index], (missing, particles, rows))
+            mine = tree_map(lambda x, index=index: x[index], (cells, particles, rows))
             parts.append(run(batch.select(index), look, carried, *mine))
     return tree_cat(parts)
 
 
 def _checked(
-    stepper: Stepper[Any], batch: SequenceBatch, missing: Any, proposal: Proposal
+    stepper: Stepper[Any], batch: SequenceBatch, missing: Missing | None, proposal: Proposal
 ) -> tuple[SequenceBatch, Any]:
     """Return the batch with no step left to be sampled, and the cells to draw, or `None`."""
     if batch.values is None:
@@ -141,7 +141,7 @@ def _checked(
 def shown_with_guesses(
     pair: Pair,
     batch: SequenceBatch,
-    missing: Any,
+    missing: Values | None,
     samples: int,
     particles: Particles | None,
     state: Any,
@@ -177,7 +177,7 @@ def shown_with_guesses(
     return whole.with_values(mixed(gone, drawn, batch.values), whole.missing_cells)
 
 
-def cells_to_draw(batch: SequenceBatch, missing: Any = None) -> Any:
+def cells_to_draw(batch: SequenceBatch, missing: Missing | None = None) -> Any:
     """Return the cells of a batch that are to be drawn, a tree like its values, or `None`.
 
     These are what is told to be missing, and the steps that the batch leaves to be sampled.
@@ -202,7 +202,7 @@ class _Filter(NamedTuple):
         batch: SequenceBatch,
         shown: SequenceBatch | None,
         carried: Any,
-        missing: Any,
+        missing: Values | None,
         particles: Particles | None,
         names: Tensor,
     ) -> ParticleFilterResult:

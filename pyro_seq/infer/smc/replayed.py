@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_seq._pytree import tree_map
@@ -73,7 +74,7 @@ class ReplayedSteps:
         by_step, latent = log_weights(*traces, figures, observed)
         return by_step.view(-1, self.k, num_steps).double(), latent
 
-    def _values(self, trace: Any, rows: int) -> dict[str, Tensor]:
+    def _values(self, trace: Trace, rows: int) -> dict[str, Tensor]:
         """The latents `[rows, …]` of a run."""
         sites = dict(sample_sites(trace))
         return {
@@ -124,7 +125,7 @@ class ReplayedSteps:
         return self.after
 
 
-def _latents_by_step(trace: Any, num_steps: int) -> dict[str, int]:
+def _latents_by_step(trace: Trace, num_steps: int) -> dict[str, int]:
     """The step of each latent site of a trace; a latent of a whole sequence counts at the first."""
     found: dict[str, int] = {}
     places = places_of(trace, num_steps)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyro_seq._batch_checks import Values
 from pyro_seq._cells import any_cell, partly
 from pyro_seq._pytree import tree_leaves, tree_map
 from pyro_seq.batch import SequenceBatch
@@ -34,7 +36,7 @@ class Steps:
         batch: SequenceBatch,
         k: int,
         proposal: str,
-        missing: Any,
+        missing: Values | None,
         carried: Any,
         shown: SequenceBatch | None = None,
     ) -> None:
@@ -123,7 +125,7 @@ class Steps:
         """Return (the growth of the log-weights `[K, N]`, z_t `[K, N, Z]`, x_t) at step t."""
         lead, grown = (self.k, len(self.batch)), list[Tensor]()
 
-        def draw_latent(prior: Any) -> Tensor:
+        def draw_latent(prior: TorchDistribution) -> Tensor:
             z, share = self._latent(t, prior.expand((*lead, self.model.latent_size)).to_event(1))
             grown.append(share)
             return z
@@ -164,7 +166,7 @@ class Steps:
             shares.append(share)
         return values, shares
 
-    def _latent(self, t: int, prior: Any) -> tuple[Tensor, Tensor]:
+    def _latent(self, t: int, prior: TorchDistribution) -> tuple[Tensor, Tensor]:
         """(z_t `[K, N, Z]`, what it adds to the log-weights)."""
         if self.guide is None:
             z = prior.sample()
@@ -175,7 +177,7 @@ class Steps:
         z = posterior.rsample()
         return z, prior.log_prob(z) - posterior.log_prob(z)
 
-    def _posterior(self, t: int, prior: Any) -> Any:
+    def _posterior(self, t: int, prior: TorchDistribution) -> Any:
         """q(z_t | …), of the prior's batch shape."""
         chunk = tuple(part[:, t : t + 1] for part in self.evidence)
         posterior, self.running = self.guide.proposal(
@@ -210,7 +212,7 @@ class Steps:
 
 
 def half_prior(
-    prior: Any, posterior: Any, blind: Tensor, kept: Tensor | None = None
+    prior: TorchDistribution, posterior: Any, blind: Tensor, kept: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return (z_t `[K, N, Z]`, log p(z_t) - log q(z_t)), q half prior and half posterior.
 
@@ -268,7 +270,7 @@ class Genealogy:
         self.k = k
         self.steps: list[tuple[Tensor | None, Any, Tensor | None]] = []
 
-    def add(self, z: Tensor | None, x: Any, index: Tensor | None) -> None:
+    def add(self, z: Tensor | None, x: Values | None, index: Tensor | None) -> None:
         """Add a step: its latents, its values, and the ancestors where it was resampled before."""
         self.steps.append((z, x, index))
 

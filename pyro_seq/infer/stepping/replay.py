@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -131,7 +132,7 @@ class ReplayStepper(Stepper[Prefix]):
                 return trace, [tree_map(lambda x, t=t: x[:, t], every) for t in steps]
         return trace, values_at(trace, self._stems(state, trace), steps, state.values)
 
-    def _stems(self, state: Prefix, trace: Any) -> list[Stem]:
+    def _stems(self, state: Prefix, trace: Trace) -> list[Stem]:
         return list(state.stems) or sampled_stems(trace)
 
     def stack(self, steps: list[Any]) -> Any:
@@ -147,7 +148,7 @@ class ReplayStepper(Stepper[Prefix]):
         return False
 
 
-def prefix_of(trace: Any, batch: SequenceBatch, stems: list[Stem]) -> Prefix:
+def prefix_of(trace: Trace, batch: SequenceBatch, stems: list[Stem]) -> Prefix:
     """The state after a run of a function on observed sequences that fill their batch.
 
     Raises `UserError` for a latent site that has not one entry for each sequence.

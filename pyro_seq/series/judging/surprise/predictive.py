@@ -16,9 +16,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch import distributions as laws
 
+from pyro_seq._batch_checks import Values
 from pyro_seq._pytree import tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.distributions.base import Distribution
@@ -95,7 +97,7 @@ def _along(
     features, _ = model.decode(h, None, carried)
     observed = model.emission.prepare(batch.values, batch.mask)
 
-    def predicted(law: Any, x: Tensor) -> StepPredictions:
+    def predicted(law: TorchDistribution, x: Tensor) -> StepPredictions:
         return _exact(law, x, levels)
 
     for start in range(0, batch.num_steps, CHUNK):
@@ -123,7 +125,7 @@ def _filtered(
         x, seen = tree_map(lambda whole, t=t: whole[:, t], values), _seen_at(many, t)
         heard: list[Distribution] = []
 
-        def observe(law: Distribution, x: Any = x, heard: list[Distribution] = heard) -> Any:
+        def observe(law: Distribution, x: Values = x, heard: list[Distribution] = heard) -> Any:
             heard.append(law)
             return x
 
@@ -132,7 +134,9 @@ def _filtered(
             heard[0] if len(heard) == 1 else {name: p for part in heard for name, p in part.items()}
         )
 
-        def predicted(law: Any, x: Tensor, weights: Tensor = weights) -> StepPredictions:
+        def predicted(
+            law: TorchDistribution, x: Tensor, weights: Tensor = weights
+        ) -> StepPredictions:
             return _exact(law, x, levels) if k == 1 else _mixed(law, x, levels, weights)
 
         parts = _by_member(law, x, predicted)
@@ -152,11 +156,15 @@ def _seen_at(batch: SequenceBatch, t: int) -> Any:
 
 
 def _advanced(
-    pair: Pair, state: Any, inputs: Tensor | None, observe: Callable[[Any], Any], seen: Any
+    pair: Pair,
+    state: Any,
+    inputs: Tensor | None,
+    observe: Callable[[Any], Any],
+    seen: Values | None,
 ) -> Any:
     """The state after a step whose latents are drawn from the prior."""
 
-    def draw_latent(prior: Any) -> Tensor:
+    def draw_latent(prior: TorchDistribution) -> Tensor:
         drawn: Tensor = prior.sample()
         return drawn
 
@@ -166,7 +174,7 @@ def _advanced(
     return stepper_of(pair).step(state, inputs, draw_latent, observe)[1]
 
 
-def _log_prob(law: Distribution, x: Any, seen: Any) -> Tensor:
+def _log_prob(law: Distribution, x: Values, seen: Values | None) -> Tensor:
     law = law if seen is None else mask_cells(law, seen)
     if isinstance(law, dict):
         return torch.stack([part.log_prob(x[name]) for name, part in law.items()]).sum(0)
@@ -192,7 +200,7 @@ def _by_member(law: Distribution, x: Any, predicted: Callable[[Any, Tensor], Any
     return {"": predicted(law, x)}
 
 
-def _marginal(law: Any) -> Any:
+def _marginal(law: TorchDistribution) -> Any:
     """A law whose cells are known one by one."""
     while isinstance(law, laws.Independent | dist.MaskedDistribution):
         law = law.base_dist
@@ -201,7 +209,7 @@ def _marginal(law: Any) -> Any:
     return law
 
 
-def _exact(law: Any, x: Tensor, levels: tuple[float, ...]) -> StepPredictions:
+def _exact(law: TorchDistribution, x: Tensor, levels: tuple[float, ...]) -> StepPredictions:
     """What a law says of values `[*batch, *event]`."""
     law = _marginal(law)
     if isinstance(law, laws.Categorical):
@@ -222,7 +230,9 @@ def _of_categories(probs: Tensor, x: Tensor, levels: tuple[float, ...]) -> StepP
     return StepPredictions(torch.where(probs <= own, probs, 0.0).sum(-1), likeliest)
 
 
-def _mixed(law: Any, x: Tensor, levels: tuple[float, ...], log_weights: Tensor) -> StepPredictions:
+def _mixed(
+    law: TorchDistribution, x: Tensor, levels: tuple[float, ...], log_weights: Tensor
+) -> StepPredictions:
     """What a mixture of K laws each says of values: rows `[N * K, *event]`, weights `[N, K]`."""
     law, weights = _marginal(law), log_weights.exp()
     n, k = weights.shape
