@@ -142,6 +142,10 @@ class HMMSettings(ModelSettings):
     )
     num_states: int = between(1, MOST_UNITS, 16, "hidden states")
     embedding_size: int = between(1, MOST_UNITS, 64, "size of a hidden state's embedding")
+    order: int = between(1, 16, 1, "states before that the next one depends on")
+    max_duration: int = between(
+        1, 65_536, 1, "most steps that a state lasts; 1: no durations, states drawn at each step"
+    )
     autoregressive: bool = described(False, "whether the emission sees what came before")
     activation: str = one_of(sorted(ACTIVATIONS), "relu", "of hidden layers")
     layout: str = one_of(
