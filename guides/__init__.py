@@ -3,8 +3,17 @@
 from pyro_seq.guides.auto import AutoSequenceGuide
 from pyro_seq.guides.dmm import DMMGuide
 from pyro_seq.guides.iseq import ISEQGuide
+from pyro_seq.guides.slds import SLDSGuide
 from pyro_seq.guides.srnn import SRNNGuide
 from pyro_seq.guides.vrnn import VRNNGuide
 from pyro_seq.pairs.pair import no_guide
 
-__all__ = ["AutoSequenceGuide", "DMMGuide", "ISEQGuide", "SRNNGuide", "VRNNGuide", "no_guide"]
+__all__ = [
+    "AutoSequenceGuide",
+    "DMMGuide",
+    "ISEQGuide",
+    "SLDSGuide",
+    "SRNNGuide",
+    "VRNNGuide",
+    "no_guide",
+]

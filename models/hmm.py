@@ -116,8 +116,7 @@ class HMM(SequenceModel):
         if num_states < 1 or embedding_size < 1:
             raise ValueError(
                 f"num_states and embedding_size of an HMM must be at least 1, got {num_states} "
-                "and "
-                f"{embedding_size}"
+                f"and {embedding_size}"
             )
         check_size(num_states, order, max_duration)
         self.num_states, self.order, self.max_duration = num_states, order, max_duration
@@ -247,8 +246,7 @@ class HMM(SequenceModel):
     ) -> tuple[Any, Tensor | None, ModelState]:
         """Run one step: x_t ~ p(x_t | x_{<t}), a mixture over states, updates the belief.
 
-        The members of a named group share the state: each is the mixture given the members before
-            it (`StateMixture`).
+        The members of a named group share the state (`StateMixture`).
         """
         contexts = self.context.features(state["context"], inputs)
         predicted, chain = state["carried"], self._transition()

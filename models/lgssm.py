@@ -20,7 +20,14 @@ from pyro_seq.distributions.linear_gaussian import CellNormal, LinearGaussian, r
 from pyro_seq.emissions.base import Emission
 from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
-from pyro_seq.models._structural import Structure, Trend, moments, real_cells
+from pyro_seq.models._structural import (
+    Structure,
+    Trend,
+    check_scale,
+    moments,
+    real_cells,
+    units,
+)
 from pyro_seq.pairs.model import (
     Layout,
     ModelState,
@@ -246,21 +253,8 @@ class LGSSM(SequenceModel):
 
     def _units(self, inputs: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Return a_t + s_t D u_t and s_t `[*lead, C]` from side inputs `[*lead, num_inputs]`."""
-        size = 0 if inputs is None else inputs.shape[-1]
-        if size != self.num_inputs:
-            raise UserError(
-                f"this lgssm wants side inputs of size {self.num_inputs}, the batch has "
-                f"{size or 'none'}"
-            )
-        if inputs is None:
-            return None, None
-        first = 2 * self.num_columns if self.scaled else 0
-        regressors = inputs[..., first:] if self.regressors is None else self.regressors(inputs)
-        effect = regressors.double() @ self.regression.double().mT
-        if not self.scaled:
-            return effect, None
-        location, scale = inputs[..., :first].double().chunk(2, -1)
-        return location + scale * effect, scale
+        given = self.regression, self.regressors
+        return units(inputs, self.num_inputs, *given, scaled=self.scaled, name="lgssm")
 
     # running it
 
@@ -270,7 +264,7 @@ class LGSSM(SequenceModel):
         location, scale = self._units(batch.inputs)
         if scale is not None:
             scale = torch.where(batch.mask.unsqueeze(-1), scale, 1.0)
-            _check_scale(scale)
+            check_scale(scale)
         event = () if self.scalar else (self.num_columns,)
         return LinearGaussian(
             self.system(),
@@ -339,7 +333,7 @@ class LGSSM(SequenceModel):
             assert inputs is not None
             # side inputs of nothing but zeros are those of padding
             scale = torch.where((inputs == 0).all(-1, keepdim=True), 1.0, scale)
-            _check_scale(scale)
+            check_scale(scale)
         predictive = self._predictive(state["carried"], location, scale)
         x = draw_observation(predictive if self.member is None else {self.member: predictive})
         y = self._own(x).double()
@@ -389,11 +383,3 @@ class LGSSM(SequenceModel):
         after = kalman.moved(system, kalman.updated(belief, found))
         mean = of.outward(after.mean.unsqueeze(1))[..., 0, 0, :]
         return {"mean": mean, "covariance": of.spread(after.covariance)}
-
-
-def _check_scale(scale: Tensor) -> None:
-    if not bool((scale > 0).all()):
-        raise UserError(
-            "the side inputs C to 2 C of a scaled lgssm are the columns' scales and must be "
-            f"positive, got {float(scale.min()):g}"
-        )

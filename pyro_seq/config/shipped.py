@@ -185,3 +185,23 @@ class LGSSMSettings(ModelSettings):
         "path",
         "path: one site for all steps, fast; steps: a site for each, as in Pyro's examples",
     )
+
+
+@dataclass(frozen=True)
+class SLDSSettings(ModelSettings):
+    """Settings of `models.SLDS` and `guides.SLDSGuide`."""
+
+    name: str = one_of(
+        ("slds",), "slds", "Switching linear dynamical system (Ghahramani & Hinton, 2000)"
+    )
+    num_states: int = between(1, 256, 2, "regimes z_t")
+    state_size: int = between(1, 256, 4, "size of the continuous state h_t")
+    smoothing: bool = described(True, "whether the guide of z_t sees what comes after step t")
+    scaled: bool = described(
+        False, "whether the first side inputs are each column's location and scale"
+    )
+    layout: str = one_of(
+        ("path", "steps"),
+        "path",
+        "path: one site for all steps, fast; steps: a site for each, as in Pyro's examples",
+    )
