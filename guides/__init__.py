@@ -3,6 +3,7 @@
 from pyro_seq.guides.auto import AutoSequenceGuide
 from pyro_seq.guides.dmm import DMMGuide
 from pyro_seq.guides.iseq import ISEQGuide
+from pyro_seq.guides.slds import SLDSGuide
 from pyro_seq.guides.srnn import SRNNGuide
 from pyro_seq.guides.vrnn import VRNNGuide
 from pyro_seq.infer.global_latents import GlobalGuide
@@ -13,6 +14,7 @@ __all__ = [
     "DMMGuide",
     "GlobalGuide",
     "ISEQGuide",
+    "SLDSGuide",
     "SRNNGuide",
     "VRNNGuide",
     "no_guide",

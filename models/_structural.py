@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from pyro_seq.emissions.base import Emission
 from pyro_seq.emissions.composite import Factorised, Joint
 from pyro_seq.emissions.elementary import Normal
+from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
 
 Trend = Literal["none", "damped", "linear"]
@@ -107,16 +108,17 @@ class Structure(NamedTuple):
         return torch.cat(own), torch.cat(other)
 
 
-def real_cells(emission: Emission) -> tuple[Emission, str | None, int | None]:
+def real_cells(emission: Emission, name: str = "lgssm") -> tuple[Emission, str | None, int | None]:
     """Return normals of an emission's form, the name of a group's only member, and C.
 
-    C is `None` for scalars. Raises `UserError` for what is no vector of real numbers.
+    C is `None` for scalars. Raises `UserError` for what is no vector of real numbers, naming the
+    model.
     """
     own, member = emission, None
     if isinstance(emission, Joint):
         if len(emission.emissions) != 1:
             raise UserError(
-                "an lgssm observes real numbers as one tensor or one member of a group, got a "
+                f"an {name} observes real numbers as one tensor or one member of a group, got a "
                 f"group of {sorted(emission.emissions)}"
             )
         ((member, own),) = emission.emissions.items()
@@ -126,13 +128,43 @@ def real_cells(emission: Emission) -> tuple[Emission, str | None, int | None]:
     shape = own.event_shape
     if not isinstance(support, type(constraints.real)) or len(shape) > 1:
         what = f"{type(own).__name__} of event shape {list(shape)}"
-        raise UserError(f"an lgssm observes real numbers, [] or [C], got the emission {what}")
+        raise UserError(f"an {name} observes real numbers, [] or [C], got the emission {what}")
     cells = Factorised(Normal(), shape[0]) if shape else Normal()
     return (
         cells if member is None else Joint({member: cells}),
         member,
         shape[0] if shape else None,
     )
+
+
+def units(
+    inputs: Tensor | None,
+    size: int,
+    regression: Tensor,
+    regressors: Encoder | None,
+    *,
+    scaled: bool,
+    name: str,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return a_t + s_t D u_t and s_t `[*lead, C]` from side inputs `[*lead, size]`; none for 0, 1.
+
+    Of a `scaled` model the first 2 C side inputs are a_t and s_t. Raises `UserError` for side
+    inputs of another size, naming the model.
+    """
+    given = 0 if inputs is None else inputs.shape[-1]
+    if given != size:
+        raise UserError(
+            f"this {name} wants side inputs of size {size}, the batch has {given or 'none'}"
+        )
+    if inputs is None:
+        return None, None
+    first = 2 * len(regression) if scaled else 0
+    known = inputs[..., first:] if regressors is None else regressors(inputs)
+    effect = known.double() @ regression.double().mT
+    if not scaled:
+        return effect, None
+    location, scale = inputs[..., :first].double().chunk(2, -1)
+    return location + scale * effect, scale
 
 
 def moments(cells: Tensor, seen: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,10 +189,10 @@ def _mean(cells: Tensor, seen: Tensor) -> Tensor:
     return total / seen.sum((0, 1)).clamp(min=1)
 
 
-def check_scale(scale: Tensor) -> None:
-    """Raise `UserError` for scales of columns that are not positive."""
+def check_scale(scale: Tensor, name: str = "lgssm") -> None:
+    """Raise `UserError` for scales of columns that are not positive, naming the model."""
     if not bool((scale > 0).all()):
         raise UserError(
-            "the side inputs C to 2 C of a scaled lgssm are the columns' scales and must be "
+            f"the side inputs C to 2 C of a scaled {name} are the columns' scales and must be "
             f"positive, got {float(scale.min()):g}"
         )

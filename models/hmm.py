@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pyro_seq._cells import of_member
 from pyro_seq._pytree import tree_leaves
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.contexts import Context
@@ -27,6 +28,7 @@ from pyro_seq.distributions.hidden_markov import (
     log_product,
     log_sum_exp,
 )
+from pyro_seq.distributions.state_chains import StateChain, check_size, most_probable
 from pyro_seq.distributions.state_mixtures import TransformDistribution, mixtures
 from pyro_seq.emissions.base import Emission, mask_cells, observe
 from pyro_seq.emissions.composite import Joint
@@ -53,7 +55,10 @@ class HMM(SequenceModel):
     r"""Hidden Markov model with neural emissions, its states summed out (Rabiner, 1989).
 
     z_1 ~ Categorical(pi); z_t ~ Categorical(A[z_{t-1}]); x_t ~ p(x_t | f(e[z_t])), or p(x_t |
-    f(e[z_t], c_t)).
+    f(e[z_t], c_t)). Of order m, z_t ~ Categorical(A[z_{t-m}, …, z_{t-1}]), and pi is of the states
+    up to step 1. With durations (hidden semi-Markov: Yu 2010; Johnson & Willsky 2013, arXiv
+    1203.1365) a state lasts d steps, d ~ Categorical(D[z]) up to `max_duration`, and is followed by
+    another one: A[z, z] = 0. The last one may last beyond step T.
 
         x_1           x_t
          ^             ^
@@ -68,11 +73,10 @@ class HMM(SequenceModel):
       member.
     - layout `steps`: sites `z_0, x_0, z_1, x_1, …`, each z_t enumerated in parallel: for
       `TraceEnum_ELBO(max_plate_nesting=1)`, whose loss is that of `Trace_ELBO` in layout `path`,
-      and for handlers that want the states by name. Under an objective that neither
-      enumerates the states nor has them from a guide, it raises `UserError`.
+      and for handlers that want the states by name; other objectives raise `UserError`. Of an
+      order above 1 or with durations, z_t is the number of an expanded state (`StateChain`).
 
-    To the tools, which run it step by step (`advance`), it has no latents: what it carries is its
-    belief log p(z_{t+1} | x_{<=t}).
+    To the tools, which run it step by step, it has no latents: it carries log p(z_{t+1} | x_{<=t}).
 
     Args:
         emission: p(x_t | features).
@@ -81,6 +85,10 @@ class HMM(SequenceModel):
         embedding_size: of a state's embedding e[k].
         emission_sizes: hidden layers of f.
         autoregressive: whether the emission looks at c_t as well: p(x_t | z_t, c_t).
+        order: m, the number of states before that the next one depends on.
+        max_duration: the most steps that a state lasts; 1 for states drawn anew at each step.
+
+    Raises `UserError` where the S^m `max_duration` expanded states are more than 65536.
     """
 
     computes_later = True
@@ -96,31 +104,32 @@ class HMM(SequenceModel):
         autoregressive: bool = False,
         activation: str = "relu",
         layout: Layout = "path",
+        order: int = 1,
+        max_duration: int = 1,
     ) -> None:
         if emission.emission_context_size:
-            raise UserError(
-                "an HMM evaluates its emission for all states at once, and "
-                f"{type(emission).__name__} wants the context passed on"
-            )
+            what = f"{type(emission).__name__} wants the context passed on"
+            raise UserError(f"an HMM evaluates its emission for all states at once, and {what}")
         super().__init__(
             emission, context if autoregressive else context.emission_only(), layout=layout
         )
         if num_states < 1 or embedding_size < 1:
-            raise ValueError(
-                f"num_states and embedding_size of an HMM must be at least 1, got {num_states} "
-                "and "
-                f"{embedding_size}"
-            )
-        self.num_states = num_states
-        self.initial_logits = nn.Parameter(torch.zeros(num_states))
-        self.transition_logits = nn.Parameter(torch.randn(num_states, num_states))
+            raise ValueError("num_states and embedding_size of an HMM must be at least 1")
+        check_size(num_states, order, max_duration)
+        self.num_states, self.order, self.max_duration = num_states, order, max_duration
+        self.initial_logits = nn.Parameter(torch.zeros(num_states**order))
+        self.transition_logits = nn.Parameter(torch.randn(num_states**order, num_states))
+        if max_duration > 1:
+            self.duration_logits = nn.Parameter(torch.zeros(num_states, max_duration))
         self.embedding = nn.Parameter(torch.randn(num_states, embedding_size))
         sizes = embedding_size + self.context.num_features
         self.decoder = MLP(sizes, emission_sizes, emission.num_features, activation=activation)
 
     def initial_rnn_state(self, *lead: int) -> Any:
-        """Return log p(z_1) `[*lead, S]`."""
-        return self.initial_logits.log_softmax(-1).expand(*lead, self.num_states)
+        """Return log p(z_1) `[*lead, S]`, or of the first expanded states."""
+        first, chain = self.initial_logits.log_softmax(-1), self._transition()
+        first = first if isinstance(chain, Tensor) else chain.begun(first)
+        return first.expand(*lead, len(first))
 
     def posterior(self, batch: SequenceBatch) -> Tensor:
         """Compute p(z_t | x_{1:T}) `[N, T, S]`, the smoothed probabilities of the states.
@@ -132,18 +141,34 @@ class HMM(SequenceModel):
         steps to be sampled would be wanted by the steps after them: those of an `autoregressive`
         model whose context looks at observations.
         """
+        likelihoods = self._observed_likelihoods(batch)
+        predicted = self.state_before(batch)["carried"]
+        # the derivative of log p(x) by log p(x_t | z_t = k) is p(z_t = k | x)
+        with torch.enable_grad():
+            likelihoods.requires_grad_()
+            steps, _ = filtered(predicted.detach(), self._transition(), likelihoods, batch.mask)
+            return torch.autograd.grad(steps.sum(), likelihoods)[0]
+
+    def viterbi(self, batch: SequenceBatch) -> Tensor:
+        """Compute the most probable path of the states given x_{1:T}, `[N, T]`; 0 at padding.
+
+        It is most probable together with the states' durations (Viterbi 1967). Raises `UserError`
+        as `posterior` does.
+        """
+        chain = self._transition()
+        chain = StateChain(chain) if isinstance(chain, Tensor) else chain
+        predicted = self.state_before(batch)["carried"]
+        return most_probable(predicted, chain, self._observed_likelihoods(batch), batch.mask)
+
+    def _observed_likelihoods(self, batch: SequenceBatch) -> Tensor:
+        """Return log p(x_t | z_t) `[N, T, S]` of what was seen, without gradients."""
         if batch.values is None:
             raise UserError("the states' posterior needs observations, and the batch has none")
-        with torch.enable_grad():
-            likelihoods = self._observed_likelihoods(batch).requires_grad_()
-            steps, _ = filtered(
-                self.state_before(batch)["carried"].detach(),
-                self._transition().detach(),
-                likelihoods,
-                batch.mask,
-            )
-            # the derivative of log p(x) by log p(x_t | z_t = k) is p(z_t = k | x)
-            return torch.autograd.grad(steps.sum(), likelihoods)[0]
+        self._check_gaps(batch)
+        cells = batch.seen if batch.missing_cells is not None or batch.to_sample else None
+        with torch.no_grad():
+            contexts, _ = self.context_features(batch.with_cache())
+            return self._joint(contexts, prepared(self, batch), cells)
 
     def exact_posterior(
         self, batch: SequenceBatch, draws: int, *, filtered: bool
@@ -153,14 +178,6 @@ class HMM(SequenceModel):
         first, likelihoods = self.state_before(batch)["carried"], self._observed_likelihoods(batch)
         moves = self._transition()
         return {"z": state_marginal(first, moves, likelihoods, batch.mask, draws, smoothed)}
-
-    def _observed_likelihoods(self, batch: SequenceBatch) -> Tensor:
-        """Compute log p(x_t | z_t) `[N, T, S]` of what was seen, without a graph."""
-        self._check_gaps(batch)
-        cells = batch.seen if batch.missing_cells is not None or batch.to_sample else None
-        with torch.no_grad():
-            contexts, _ = self.context_features(batch.with_cache())
-            return self._joint(contexts, prepared(self, batch), cells)
 
     def _check_gaps(self, batch: SequenceBatch) -> None:
         """Raise `UserError` where a step looks at steps to be sampled."""
@@ -185,21 +202,20 @@ class HMM(SequenceModel):
                 )
                 shape = (batch.num_steps, *emission.event_shape)
                 likelihood = partial(
-                    self._likelihoods, contexts, member=member, seen=_of_member(cells, member)
+                    self._likelihoods, contexts, member=member, seen=of_member(cells, member)
                 )
                 path = HiddenMarkov(
                     state["carried"], transition, likelihood, shape, active=mask, given=known
                 )
                 known = path.filtered(pyro.sample(site, path, obs=values))
         assert known is not None
-        return SequenceOutput(
-            batch.values,
-            None,
-            {"context": context, "latent": state["latent"], "carried": self._carried(known.belief)},
-        )
+        carried = known.belief.to(self.embedding.dtype)
+        after: ModelState = {"context": context, "latent": state["latent"], "carried": carried}
+        return SequenceOutput(batch.values, None, after)
 
     def _steps(self, batch: SequenceBatch) -> SequenceOutput:
-        state, transition = self.state_before(batch), self._transition()
+        state, chain = self.state_before(batch), self._transition()
+        transition = chain if isinstance(chain, Tensor) else chain.dense()
         first = state["carried"]
         observed, values = observations(self, batch), []
         hidden: Tensor | None = None
@@ -210,7 +226,8 @@ class HMM(SequenceModel):
                     prior = dist.Categorical(logits=first if hidden is None else transition[hidden])
                     with LeftToSum() if t == 0 and batch.values is not None else nullcontext():
                         hidden = pyro.sample(f"z_{t}", prior, infer={"enumerate": "parallel"})
-                    features = self.decoder(concatenate(self.embedding[hidden], contexts))
+                    own = hidden if isinstance(chain, Tensor) else chain.state(hidden)
+                    features = self.decoder(concatenate(self.embedding[own], contexts))
                     emission, seen = self.emission(full_precision(features)), told_at(batch, t)
                     if seen is not None:
                         emission = mask_cells(emission, seen)
@@ -232,11 +249,12 @@ class HMM(SequenceModel):
     ) -> tuple[Any, Tensor | None, ModelState]:
         """Run one step: x_t ~ p(x_t | x_{<t}), a mixture over states, updates the belief.
 
-        The members of a named group share the state: each is the mixture given the members before
-            it (`StateMixture`).
+        The members of a named group share the state (`StateMixture`).
         """
         contexts = self.context.features(state["context"], inputs)
-        x = draw_observation(self._predictive(state["carried"], contexts))
+        predicted, chain = state["carried"], self._transition()
+        predicted = predicted if isinstance(chain, Tensor) else chain.marginal(predicted)
+        x = draw_observation(self._predictive(predicted, contexts))
         return x, None, self._after(state, contexts, x, seen)
 
     def _predictive(self, predicted: Tensor, contexts: Tensor) -> Distribution:
@@ -276,14 +294,18 @@ class HMM(SequenceModel):
             state["carried"].double(), self._transition().double(), likelihood.double()
         )
         context, latent = observe_step(self, x, state["context"], state["latent"], seen)
-        return {"context": context, "latent": latent, "carried": self._carried(belief)}
+        return {"context": context, "latent": latent, "carried": belief.to(self.embedding.dtype)}
 
-    def _transition(self) -> Tensor:
-        """Return log p(z_{t+1} = j | z_t = i) `[S, S]`."""
-        return self.transition_logits.log_softmax(-1)
-
-    def _carried(self, belief: Tensor) -> Tensor:
-        return belief.to(self.initial_logits.dtype)
+    def _transition(self) -> Tensor | StateChain:
+        """Return log p(z_{t+1} = j | z_t = i) `[S, S]`, or how expanded states move."""
+        states = self.num_states
+        logits: Tensor = self.transition_logits
+        if self.max_duration > 1:  # a state is followed by another one
+            same = torch.eye(states, dtype=torch.bool, device=logits.device)
+            logits = logits.masked_fill(same.repeat(len(logits) // states, 1), -torch.inf)
+            return StateChain(logits.log_softmax(-1), self.duration_logits.log_softmax(-1))
+        moves = logits.log_softmax(-1)
+        return moves if self.order == 1 else StateChain(moves)
 
     def _members(self) -> list[tuple[str | None, Emission]]:
         """Return the emission, or the members of a named group by name."""
@@ -315,7 +337,7 @@ class HMM(SequenceModel):
                 contexts,
                 values if member is None else values[member],
                 member=member,
-                seen=_of_member(cells, member),
+                seen=of_member(cells, member),
             )
             for member, _ in self._members()
         ]
@@ -372,8 +394,3 @@ class HMM(SequenceModel):
             ],
             -1,
         )
-
-
-def _of_member(cells: Any, member: str | None) -> Any:
-    """A member's part of cells, if there are any."""
-    return cells if cells is None or member is None else cells[member]

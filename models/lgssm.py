@@ -22,7 +22,14 @@ from pyro_seq.encoders import Encoder
 from pyro_seq.errors import UserError
 from pyro_seq.infer.smoothing.gaussian import gaussian_marginal
 from pyro_seq.infer.smoothing.marginals import Marginal
-from pyro_seq.models._structural import Structure, Trend, check_scale, moments, real_cells
+from pyro_seq.models._structural import (
+    Structure,
+    Trend,
+    check_scale,
+    moments,
+    real_cells,
+    units,
+)
 from pyro_seq.pairs.model import (
     Layout,
     ModelState,
@@ -248,21 +255,8 @@ class LGSSM(SequenceModel):
 
     def _units(self, inputs: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Return a_t + s_t D u_t and s_t `[*lead, C]` from side inputs `[*lead, num_inputs]`."""
-        size = 0 if inputs is None else inputs.shape[-1]
-        if size != self.num_inputs:
-            raise UserError(
-                f"this lgssm wants side inputs of size {self.num_inputs}, the batch has "
-                f"{size or 'none'}"
-            )
-        if inputs is None:
-            return None, None
-        first = 2 * self.num_columns if self.scaled else 0
-        regressors = inputs[..., first:] if self.regressors is None else self.regressors(inputs)
-        effect = regressors.double() @ self.regression.double().mT
-        if not self.scaled:
-            return effect, None
-        location, scale = inputs[..., :first].double().chunk(2, -1)
-        return location + scale * effect, scale
+        given = self.regression, self.regressors
+        return units(inputs, self.num_inputs, *given, scaled=self.scaled, name="lgssm")
 
     # running it
 

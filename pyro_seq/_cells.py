@@ -164,5 +164,10 @@ def choose(cells: Values, chosen: Any, others: Any) -> Any:
     return tree_map(lambda y, x, cell: torch.where(cell, x.to(y.dtype), y), others, chosen, cells)
 
 
+def of_member(cells: Any, member: str | None) -> Any:
+    """Return a member's part of cells, if there are any."""
+    return cells if cells is None or member is None else cells[member]
+
+
 def _leaves(cells: Values) -> list[Tensor]:
     return [cells] if isinstance(cells, Tensor) else tree_leaves(cells)

@@ -24,6 +24,7 @@ from pyro_seq.config.shipped import (
     LGSSMSettings,
     ModelSettings,
     RNNSettings,
+    SLDSSettings,
     SRNNSettings,
     VRNNSettings,
 )
@@ -36,8 +37,8 @@ from pyro_seq.config.user_code import (
     working_folder_importable,
 )
 from pyro_seq.errors import UserError, did_you_mean
-from pyro_seq.guides import DMMGuide, ISEQGuide, SRNNGuide, VRNNGuide
-from pyro_seq.models import DMM, HMM, ISEQ, LGSSM, RNN, SRNN, VRNN
+from pyro_seq.guides import DMMGuide, ISEQGuide, SLDSGuide, SRNNGuide, VRNNGuide
+from pyro_seq.models import DMM, HMM, ISEQ, LGSSM, RNN, SLDS, SRNN, VRNN
 
 GROUP = "pyro_seq.pairs"  # of entry points
 
@@ -116,6 +117,7 @@ SHIPPED = {
         PairEntry("dmm", DMM, DMMGuide, DMMSettings),
         PairEntry("hmm", HMM, None, HMMSettings),
         PairEntry("lgssm", LGSSM, None, LGSSMSettings),
+        PairEntry("slds", SLDS, SLDSGuide, SLDSSettings),
     )
 }
 

@@ -142,6 +142,10 @@ class HMMSettings(ModelSettings):
     )
     num_states: int = between(1, MOST_UNITS, 16, "hidden states")
     embedding_size: int = between(1, MOST_UNITS, 64, "size of a hidden state's embedding")
+    order: int = between(1, 16, 1, "states before that the next one depends on")
+    max_duration: int = between(
+        1, 65_536, 1, "most steps that a state lasts; 1: no durations, states drawn at each step"
+    )
     autoregressive: bool = described(False, "whether the emission sees what came before")
     activation: str = one_of(sorted(ACTIVATIONS), "relu", "of hidden layers")
     layout: str = one_of(
@@ -173,6 +177,26 @@ class LGSSMSettings(ModelSettings):
     noise_rank: int | None = between(
         0, MOST_UNITS, None, "rank of what noise the columns share; none for any covariance"
     )
+    scaled: bool = described(
+        False, "whether the first side inputs are each column's location and scale"
+    )
+    layout: str = one_of(
+        ("path", "steps"),
+        "path",
+        "path: one site for all steps, fast; steps: a site for each, as in Pyro's examples",
+    )
+
+
+@dataclass(frozen=True)
+class SLDSSettings(ModelSettings):
+    """Settings of `models.SLDS` and `guides.SLDSGuide`."""
+
+    name: str = one_of(
+        ("slds",), "slds", "Switching linear dynamical system (Ghahramani & Hinton, 2000)"
+    )
+    num_states: int = between(1, 256, 2, "regimes z_t")
+    state_size: int = between(1, 256, 4, "size of the continuous state h_t")
+    smoothing: bool = described(True, "whether the guide of z_t sees what comes after step t")
     scaled: bool = described(
         False, "whether the first side inputs are each column's location and scale"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -27,11 +27,28 @@ TERMS = 2**22  # terms of sums that are worked out one by one at once
 SCAN_ENTRIES = 2**11
 
 
+class Moves(Protocol):
+    """How E expanded states move, of which the observation sees S states (`StateChain`)."""
+
+    @property
+    def size(self) -> int:
+        """E."""
+
+    def double(self) -> Moves:
+        """Return the same in float64, probabilities summing to 1."""
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Return figures of the states `[*lead, S]` as those of the expanded states."""
+
+    def moved(self, belief: Tensor) -> Tensor:
+        """Return log-probabilities `[*lead, E]` one step later."""
+
+
 class ForwardResult(NamedTuple):
     """Results of the forward algorithm for a sequence.
 
     log p(x_t | z_t) `[*batch, T, S]`, log p(x_t | x_{<t}) `[*batch, T]`, and the belief log
-    p(z_{T+1} | x_{1:T}) `[*batch, S]`.
+    p(z_{T+1} | x_{1:T}) `[*batch, S]`, of expanded states `[*batch, E]`.
     """
 
     likelihoods: Tensor
@@ -47,8 +64,9 @@ class HiddenMarkov(TorchDistribution):
     p(x^a_{1:T}).
 
     Args:
-        predicted: log p(z_1) `[*batch, S]`, given the steps before if there are any.
-        transition: log p(z_t = j | z_{t-1} = i) `[S, S]`.
+        predicted: log p(z_1) `[*batch, S]`, given the steps before if there are any; of expanded
+            states `[*batch, E]`.
+        transition: log p(z_t = j | z_{t-1} = i) `[S, S]`, or how expanded states move.
         likelihood: log p(x_t | z_t) `[*batch, T, S]` of a sequence `[*batch, T, *event]`.
         shape: `[T, *event]`.
         active: `[*batch, T]`, `False` where a step is padding; `None` for no padding.
@@ -60,7 +78,7 @@ class HiddenMarkov(TorchDistribution):
     def __init__(
         self,
         predicted: Tensor,
-        transition: Tensor,
+        transition: Tensor | Moves,
         likelihood: Callable[[Tensor], Tensor],
         shape: Sequence[int],
         *,
@@ -128,7 +146,10 @@ class HiddenMarkov(TorchDistribution):
 
 
 def filtered(
-    predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: Tensor | None = None
+    predicted: Tensor,
+    transition: Tensor | Moves,
+    likelihoods: Tensor,
+    active: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute log p(x_t | x_{<t}) and log p(z_{T+1} | x_{1:T}) by the forward algorithm.
 
@@ -138,29 +159,34 @@ def filtered(
     m_t[i, j] = log p(x_t | z_t = i) + log p(z_{t+1} = j | z_t = i). The scan has depth O(log T) and
     takes O(T S^3) products and O(T S^2) memory (Hassan, Särkkä & García-Fernández 2021, arXiv
     2102.05743). Otherwise the steps run one after another in O(T S^2) products and O(T S) memory.
-    Both give the same result, to rounding.
+    Both give the same result, to rounding. Expanded states move step after step.
 
     Args:
-        predicted: log p(z_1) `[*batch, S]`.
-        transition: log p(z_{t+1} = j | z_t = i) `[S, S]`.
+        predicted: log p(z_1) `[*batch, S]`, or `[*batch, E]`.
+        transition: log p(z_{t+1} = j | z_t = i) `[S, S]`, or how expanded states move.
         likelihoods: log p(x_t | z_t) `[*batch, T, S]`.
         active: `[*batch, T]`, `False` where a step is padding, which leaves everything as it is.
     """
     # probabilities rounded to float32 do not add up to 1, which would tell after thousands of steps
     predicted = predicted.double().log_softmax(-1)
-    transition = transition.double().log_softmax(-1)
     likelihoods = likelihoods.double()
     lead = torch.broadcast_shapes(predicted.shape[:-1], likelihoods.shape[:-2])
     steps, states = likelihoods.shape[-2:]
     if steps == 0:
-        return likelihoods.new_zeros(*lead, 0), predicted.expand(*lead, states)
+        return likelihoods.new_zeros(*lead, 0), predicted.expand(*lead, predicted.shape[-1])
+    if not isinstance(transition, Tensor):
+        return by_steps(predicted, transition.double(), likelihoods, active)
+    transition = transition.double().log_softmax(-1)
     if lead.numel() * states**2 <= SCAN_ENTRIES:
         return by_scan(predicted, transition, likelihoods, active)
     return by_steps(predicted, transition, likelihoods, active)
 
 
 def by_steps(
-    predicted: Tensor, transition: Tensor, likelihoods: Tensor, active: Tensor | None = None
+    predicted: Tensor,
+    transition: Tensor | Moves,
+    likelihoods: Tensor,
+    active: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `filtered` one step after another."""
     figures = []
@@ -203,20 +229,25 @@ def by_scan(
     )
 
 
-def advanced(predicted: Tensor, transition: Tensor, likelihood: Tensor) -> tuple[Tensor, Tensor]:
+def advanced(
+    predicted: Tensor, transition: Tensor | Moves, likelihood: Tensor
+) -> tuple[Tensor, Tensor]:
     """Compute log p(x_t | x_{<t}) and log p(z_{t+1} | x_{<=t}) of one step.
 
-    They are `[*lead]` and `[*lead, S]`, from log p(z_t | x_{<t}) and log p(x_t | z_t) `[*lead, S]`.
+    They are `[*lead]` and `[*lead, S]`, from log p(z_t | x_{<t}) and log p(x_t | z_t) `[*lead, S]`;
+    beliefs in expanded states are `[*lead, E]`.
 
     An observation that no state allows has a log-density of minus infinity, and leaves the belief
     as it was.
     """
-    joint = predicted + likelihood
+    moves = None if isinstance(transition, Tensor) else transition
+    joint = predicted + (likelihood if moves is None else moves.spread(likelihood))
     figure = log_sum_exp(joint)
     normalised = joint - torch.where(figure.isneginf(), 0.0, figure).unsqueeze(-1)
-    return figure, log_product(
-        torch.where(figure.isneginf().unsqueeze(-1), predicted, normalised), transition
-    )
+    known = torch.where(figure.isneginf().unsqueeze(-1), predicted, normalised)
+    if isinstance(transition, Tensor):
+        return figure, log_product(known, transition)
+    return figure, transition.moved(known)
 
 
 def _entering(

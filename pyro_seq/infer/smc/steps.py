@@ -174,7 +174,7 @@ class Steps:
         posterior = self._posterior(t, prior)
         if self.blind is not None:
             return half_prior(prior, posterior, self.blind[:, t])
-        z = posterior.rsample()
+        z = posterior()
         return z, prior.log_prob(z) - posterior.log_prob(z)
 
     def _posterior(self, t: int, prior: TorchDistribution) -> Any:

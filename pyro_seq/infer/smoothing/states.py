@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_seq.distributions.hidden_markov import advanced
+from pyro_seq.distributions.state_chains import StateChain
 from pyro_seq.infer.smoothing.marginals import Marginal
 
 
 def state_marginal(
     predicted: Tensor,
-    transition: Tensor,
+    transition: Tensor | StateChain,
     likelihoods: Tensor,
     mask: Tensor,
     draws: int,
@@ -24,12 +25,14 @@ def state_marginal(
 
     Args:
         predicted: log p(z_1) `[N, S]`.
-        transition: log p(z_{t+1} = j | z_t = i) `[S, S]`.
+        transition: log p(z_{t+1} = j | z_t = i) `[S, S]`; or a chain of expanded states.
         likelihoods: log p(x_t | z_t) `[N, T, S]`.
         mask: `[N, T]`, the steps that belong to a sequence.
         draws: M.
         smoothed: p(z_t | x_{1:T}) `[N, T, S]`.
     """
+    if isinstance(transition, StateChain):
+        return _expanded(predicted, transition, likelihoods, mask, draws, smoothed)
     predicted, transition, likelihoods = (x.double() for x in (predicted, transition, likelihoods))
     likelihoods = torch.where(mask.unsqueeze(-1), likelihoods, 0.0)
     beliefs = filtered_states(predicted, transition, likelihoods)
@@ -42,6 +45,28 @@ def state_marginal(
         probabilities=smoothed,
         most_likely=likeliest_paths(predicted, transition, likelihoods, mask),
     )
+
+
+def _expanded(
+    predicted: Tensor,
+    chain: StateChain,
+    likelihoods: Tensor,
+    mask: Tensor,
+    draws: int,
+    smoothed: Tensor | None,
+) -> Marginal:
+    """Return `state_marginal` of a chain of several orders or with durations.
+
+    It is of the expanded states `[N, E]`, whose matrix is at most 2048 x 2048; the likeliest path
+    is likeliest together with the states' durations.
+    """
+    spread = chain.spread(likelihoods)
+    found = state_marginal(predicted, chain.dense(), spread, mask, draws, smoothed)
+    path, beliefs = found.most_likely, found.probabilities
+    if smoothed is None and beliefs is not None:
+        beliefs = chain.marginal(beliefs.log()).exp()
+    states = None if path is None else chain.state(path)
+    return Marginal(chain.state(found.draws), probabilities=beliefs, most_likely=states)
 
 
 def filtered_states(predicted: Tensor, transition: Tensor, likelihoods: Tensor) -> Tensor:

@@ -177,14 +177,15 @@ def new_pair(
 
 
 def _check_kinds(schema: Schema, settings: SeriesSettings) -> None:
-    """Raise `UserError` for columns that the pair `lgssm` cannot observe."""
-    if settings.model.name != "lgssm":
+    """Raise `UserError` for columns that `lgssm` and `slds` cannot observe."""
+    name = settings.model.name
+    if name not in ("lgssm", "slds"):
         return
     for column in schema.of_role("target", "past"):
         if column.kind != "real":
             as_real = "leave it out" if column.words else f"--kind {column.name}=real"
             raise UserError(
-                f"lgssm observes real numbers, and column {column.name!r} is of the kind "
+                f"{name} observes real numbers, and column {column.name!r} is of the kind "
                 f"{column.kind}: {as_real}, or another --model"
             )
 
