@@ -113,7 +113,7 @@ def test_check_of_a_sound_pair(
 def test_shipped_pairs_keep_the_contract(
     pyroseq: Callable[..., int], kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    emission = "normal" if kind == "lgssm" else "categorical"
+    emission = "normal" if kind in ("lgssm", "slds") else "categorical"
     assert pyroseq("pairs", "check", kind, "--emission", emission) == 0, capsys.readouterr().out
 
 

@@ -42,6 +42,8 @@ PAIRS: dict[str, dict[str, Any]] = {
     "dmm": CONDITIONAL,
     "dmm flows": CONDITIONAL | {"num_flows": 2, "flow_sizes": (6,)},
     "hmm": {},
+    "hmm order": {"order": 2},
+    "hmm durations": {"max_duration": 3},
 }
 CASES = [
     f"{pair}, {layout}, {kind}"
@@ -99,7 +101,7 @@ def digest(case: str) -> dict[str, float]:
     scatter(pair)
     pair.train(False)
     found = {}
-    if name != "hmm" or layout == "path":
+    if not name.startswith("hmm") or layout == "path":
         pyro.set_rng_seed(1)
         loss = Trace_ELBO().differentiable_loss(pair.model, pair.guide, batch)
         loss.backward()

@@ -15,14 +15,23 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from pyro_seq import Pair, SequenceBatch, UserError, emissions, sample, score, score_document
+from pyro_seq import (
+    Pair,
+    SequenceBatch,
+    UserError,
+    emissions,
+    no_guide,
+    sample,
+    score,
+    score_document,
+)
 from pyro_seq.config.build import PairComponents, make_pair, model_settings
 from pyro_seq.config.registry import SHIPPED
 from pyro_seq.contexts import NoContext
 from pyro_seq.encoders import Flatten
 from pyro_seq.guides import SLDSGuide
 from pyro_seq.infer.continuations import continuation
-from pyro_seq.models import SLDS, slds
+from pyro_seq.models import LGSSM, SLDS, slds
 from pyro_seq.models._switching import drawn_paths
 from pyro_seq.models.slds import belief_of
 from pyro_seq.testing import problems
@@ -322,18 +331,79 @@ def two_regimes() -> SLDS:
     return model
 
 
-def learnt(truth: SLDS, steps: int, sequences: int, length: int) -> tuple[SLDS, SequenceBatch]:
-    """An slds fitted to draws of the true one by the ELBO, and held-out draws."""
-    torch.manual_seed(0)
-    draws = sample(Pair(truth), sequences, length)
-    held = SequenceBatch(sample(Pair(truth), 16, length))
+def learnt(truth: SLDS, draws: Tensor, steps: int) -> SLDS:
+    """An slds fitted to draws of the true one."""
     model = SLDS(emissions.Factorised(emissions.Normal(), C), num_states=2, state_size=2)
     model.start_from(SequenceBatch(draws))
-    guide = SLDSGuide(model)
+    fitted(model, SLDSGuide(model), draws, steps)
+    return model
+
+
+def fitted(model: Any, guide: Any, draws: Tensor, steps: int) -> None:
+    """Update a pair by the ELBO of 16 sequences at a time."""
     optimiser = torch.optim.Adam(model.parameters(), lr=0.03)
     for _ in range(steps):
         optimiser.zero_grad()
         rows = torch.randperm(len(draws))[:16]
         Trace_ELBO().differentiable_loss(model, guide, SequenceBatch(draws[rows])).backward()
         optimiser.step()
-    return model, held
+
+
+def test_the_gradient_is_that_of_finite_differences() -> None:
+    """Of the ELBO's terms at given regimes, every weight in a direction of its own."""
+    model, batch = new_model(2), batch_of()
+    batch = SequenceBatch(
+        batch.values, RAGGED, inputs=torch.randn(N, T, 2), missing=batch.missing_cells
+    )
+    z = torch.randint(K, (N, T, 1))
+
+    def loss() -> Tensor:
+        given = pyro.poutine.condition(model, data={"z": z})
+        return pyro.poutine.trace(given).get_trace(batch).log_prob_sum()
+
+    loss().backward()
+    for weight in model.parameters():
+        direction = torch.randn_like(weight)
+        with torch.no_grad():
+            weight += 1e-5 * direction
+            above = loss()
+            weight -= 2e-5 * direction
+            below = loss()
+            weight += 1e-5 * direction
+        slope = float((weight.grad * direction).sum())  # type: ignore[operator]
+        assert float((above - below) / 2e-5) == pytest.approx(slope, rel=1e-5, abs=1e-6)
+
+
+def figures(model: Any, guide: Any, batch: SequenceBatch) -> float:
+    """Nats of each held-out cell, by a filter."""
+    total = score(Pair(model, guide), batch, method="filter", samples=32).total.sum()
+    return float(total) / batch.values.numel()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("steps", "length", "gap", "accuracy"),
+    [
+        (25, 30, 0.45, 0.9),
+        pytest.param(250, 60, 0.05, 0.95, marks=pytest.mark.slow),
+    ],
+)
+def test_regimes_are_learnt(steps: int, length: int, gap: float, accuracy: float) -> None:
+    """Held-out likelihood near the truth's and above `lgssm`'s, regimes found again."""
+    truth = two_regimes()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        drawn = truth(SequenceBatch(None, [length] * 64))
+    model = learnt(truth, drawn.values[16:], steps)
+    held, regimes = SequenceBatch(drawn.values[:16]), drawn.latents[:16, :, 0]
+    best = figures(truth, SLDSGuide(truth), held)
+    own = figures(model, SLDSGuide(model), held)
+    same = (model.posterior(held, samples=32).regimes.argmax(-1) == regimes).double().mean()
+    print(best, own, same)
+    assert best - gap < own < best + 0.03
+    assert max(float(same), 1 - float(same)) > accuracy
+    torch.manual_seed(0)
+    plain = LGSSM(emissions.Factorised(emissions.Normal(), C), latent_size=4)
+    plain.start_from(SequenceBatch(drawn.values[16:]))
+    fitted(plain, no_guide, drawn.values[16:], steps)
+    print(figures(plain, no_guide, held))
+    assert own > figures(plain, no_guide, held) + 0.1

@@ -196,7 +196,7 @@ def test_the_contract_of_pairs_is_kept(layout: str) -> None:
 
 @pytest.mark.parametrize(("order", "longest"), CHAINS)
 def test_latents_by_step_are_those_of_the_states(order: int, longest: int) -> None:
-    """`posterior` draws paths of states, not of expanded ones, as likely as `HMM.posterior` says."""
+    """`posterior` draws states, not expanded ones, as likely as `HMM.posterior` says."""
     model = new_model(order, longest)
     batch = SequenceBatch(torch.tensor([[0, 1, 2, 1, 0], [1, 1, 0, 2, 2]]), [5, 3])
     found = posterior(Pair(model), batch, samples=4000)

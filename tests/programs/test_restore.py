@@ -17,7 +17,7 @@ def shapes(pair):
 
 for emission in ("nade", "autoregressive_convolution"):
     for kind in SHIPPED:
-        if kind == "lgssm" or (kind, emission) == ("hmm", "autoregressive_convolution"):
+        if kind in ("lgssm", "slds") or (kind, emission) == ("hmm", "autoregressive_convolution"):
             continue
         settings = music_settings({"model.name": kind, "frames.emission": emission})
         with shapes_only():
