@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -45,7 +46,7 @@ class _Undrawn(TorchFunctionMode):
 @contextmanager
 def shapes_only() -> Iterator[None]:
     """Give modules that are made inside shapes without numbers, which take no memory."""
-    with torch.device("meta"), _Undrawn():
+    with torch.device("meta"), _Undrawn(), pyro.validation_enabled(False):  # there are no values
         yield
 
 
