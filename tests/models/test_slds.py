@@ -393,12 +393,10 @@ def test_regimes_are_learnt(steps: int, length: int, gap: float, accuracy: float
     best = figures(truth, SLDSGuide(truth), held)
     own = figures(model, SLDSGuide(model), held)
     same = (model.posterior(held, samples=32).regimes.argmax(-1) == regimes).double().mean()
-    print(best, own, same)
     assert best - gap < own < best + 0.03
     assert max(float(same), 1 - float(same)) > accuracy
     torch.manual_seed(0)
     plain = LGSSM(emissions.Factorised(emissions.Normal(), C), latent_size=4)
     plain.start_from(SequenceBatch(drawn.values[16:]))
     fitted(plain, no_guide, drawn.values[16:], steps)
-    print(figures(plain, no_guide, held))
     assert own > figures(plain, no_guide, held) + 0.1
