@@ -54,8 +54,8 @@ BARS = {  # the published figures to reach: type (b), exact or the filter's, the
 REFINED_BARS = {"jsb-dmm": (6.70, None)}  # with the guide refined for each piece
 
 
-def main() -> None:
-    """Train, then score."""
+def parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("preset", nargs="?", choices=sorted(NAMES))
     parser.add_argument("--list", action="store_true", help="the presets with their settings")
@@ -75,7 +75,12 @@ def main() -> None:
         type=Path,
         help="where to keep the run with its curve; a temporary folder if not given",
     )
-    arguments = parser.parse_args()
+    return parser, parser.parse_args()
+
+
+def main() -> None:
+    """Train, then score."""
+    parser, arguments = parsed()
     if arguments.list or arguments.preset is None:
         print(json.dumps({name: PRESETS[name] for name in NAMES}, indent=2))
         return

@@ -158,6 +158,18 @@ def num_samples_option(
     )
 
 
+def samples_option(default: int, more: str = "") -> Any:
+    """Return the option of the number of particles; what more of them do is said if need be."""
+    return click.option(
+        "--samples",
+        type=click.IntRange(1, MOST_SAMPLES),
+        default=default,
+        show_default=True,
+        metavar="K",
+        help=f"Particles, for pairs with latents{more}.",
+    )
+
+
 def scoring_options(command: F) -> F:
     """The options that say how a likelihood is estimated."""
     for option in reversed(
@@ -169,14 +181,7 @@ def scoring_options(command: F) -> F:
                 show_default=True,
                 help="How: auto is exact for pairs without latents, else importance.",
             ),
-            click.option(
-                "--samples",
-                type=click.IntRange(1, MOST_SAMPLES),
-                default=16,
-                show_default=True,
-                metavar="K",
-                help="Particles, for pairs with latents; more make the bound tighter.",
-            ),
+            samples_option(16, "; more make the bound tighter"),
             click.option(
                 "--proposal",
                 type=click.Choice(["guide", "prior"]),

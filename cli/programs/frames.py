@@ -18,6 +18,7 @@ from pyro_seq.cli.common import (
     pick_device,
     run_dir_option,
     run_options,
+    samples_option,
 )
 from pyro_seq.cli.programs.training import TrainCommand, Wanted
 
@@ -30,14 +31,7 @@ if TYPE_CHECKING:
 MOST_FRAMES = 100_000
 MOST_SHOWN = 64
 PATHS = "FILE|DIR"
-SAMPLES = click.option(
-    "--samples",
-    type=click.IntRange(1, MOST_SAMPLES),
-    default=16,
-    show_default=True,
-    metavar="K",
-    help="Particles, for pairs with latents.",
-)
+SAMPLES = samples_option(16)
 OUT_DIR = click.option(
     "--out-dir",
     required=True,

@@ -13,12 +13,12 @@ from pyro_seq.cli.common import (
     DEVICE,
     FILE,
     MOST_IN_TRAINING,
-    MOST_SAMPLES,
     PAIR,
     SEED,
     F,
     keep_apart,
     run_dir_option,
+    samples_option,
     threads_option,
 )
 from pyro_seq.cli.programs.series_options import (
@@ -38,18 +38,6 @@ MOST_WINDOWS = 10_000
 def computing(command: Any) -> Any:
     """Add the options of a command that draws much side by side, which threads can share."""
     return SEED(DEVICE(threads_option(MOST_IN_TRAINING)(PAIR(command))))
-
-
-def samples_option(default: int) -> Any:
-    """Return the option of the number of particles."""
-    return click.option(
-        "--samples",
-        type=click.IntRange(1, MOST_SAMPLES),
-        default=default,
-        show_default=True,
-        metavar="K",
-        help="Particles, for pairs with latents.",
-    )
 
 
 def windows_options(data: str, default: int, windows: str) -> Callable[[F], F]:

@@ -12,61 +12,55 @@ LATENT: dict[str, Any] = {
     "training.kl_start": 0.02,
     "training.precision": "float32",
 }
-# the next frame lies near the last one: hidden units know no places but by that
-SQUARES: dict[str, Any] = LATENT | {
-    "frames.wraps": True,
-    "frames.kernel_sizes": (5, 3),  # the second one tells a stray pixel from a square
+SMALL: dict[str, Any] = {
     "frames.map_channels": (),
     "frames.features": 32,
     "frames.encoder_channels": (8, 8, 8),
     "frames.encoder_features": 32,
-    "model.hidden_size": 32,
-    "training.learning_rate": 5e-3,
-    "training.kl_steps": 900,
-    "training.num_steps": 4_000,
-    "training.valid_every": 100,
-    "training.sample_every": 400,
 }
+# the next frame lies near the last one: hidden units know no places but by that
+SQUARES: dict[str, Any] = (
+    LATENT
+    | SMALL
+    | {
+        "frames.wraps": True,
+        "frames.kernel_sizes": (5, 3),  # the second one tells a stray pixel from a square
+        "model.hidden_size": 32,
+        "training.learning_rate": 5e-3,
+        "training.kl_steps": 900,
+        "training.num_steps": 4_000,
+        "training.valid_every": 100,
+        "training.sample_every": 400,
+    }
+)
+
+MOVING: dict[str, Any] = LATENT | SMALL | {"frames.history": 3, "frames.kernel_sizes": (7, 3, 1)}
 
 # settings that differ from the defaults, by dotted name; what each reaches is in docs/frames.md
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "demo": SQUARES | {"training.num_steps": 1_200},
     "squares": SQUARES,  # for frames_turns
-    "average": {  # no latents: the pixels of the next frame are independent given the last ones
+    # no latents: the pixels of the next frame are independent given the last ones
+    "average": SMALL
+    | {
         "model.name": "rnn",
         "frames.wraps": True,
-        "frames.map_channels": (),
-        "frames.features": 32,
-        "frames.encoder_channels": (8, 8, 8),
-        "frames.encoder_features": 32,
         "model.hidden_size": 32,
         "training.precision": "float32",
         "training.num_steps": 500,
         "training.valid_every": 100,
     },
-    "balls": LATENT
+    "balls": MOVING
     | {
-        "frames.history": 3,
-        "frames.kernel_sizes": (7, 3, 1),
-        "frames.map_channels": (),
-        "frames.features": 32,
-        "frames.encoder_channels": (8, 8, 8),
-        "frames.encoder_features": 32,
         "frames.batch_size": 8,
         "training.learning_rate": 6e-3,
         "training.kl_steps": 500,
         "training.num_steps": 1_500,
         "training.valid_every": 100,
     },
-    "digits": LATENT
+    "digits": MOVING
     | {
-        "frames.history": 3,
-        "frames.kernel_sizes": (7, 3, 1),
-        "frames.map_channels": (),
-        "frames.features": 32,
-        "frames.encoder_channels": (8, 8, 8),
-        "frames.encoder_features": 32,
         "training.learning_rate": 6e-3,
         "training.kl_steps": 700,
         "training.num_steps": 2_000,

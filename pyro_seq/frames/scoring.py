@@ -15,13 +15,12 @@ from torch import Tensor
 
 from pyro_seq._progress import Progress
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.errors import DIVERGED, UserError
+from pyro_seq.errors import UserError
 from pyro_seq.frames.data.films import Film, Films
 from pyro_seq.frames.data.reading import read_films
 from pyro_seq.frames.data.rules import rule_of
 from pyro_seq.frames.drawing import continue_films
 from pyro_seq.frames.model import FilmModel
-from pyro_seq.infer.likelihood.document import score_document
 from pyro_seq.infer.likelihood.score import collect_warnings
 from pyro_seq.infer.likelihood.scoring import Method, score
 from pyro_seq.programs.scored_run import (
@@ -29,9 +28,9 @@ from pyro_seq.programs.scored_run import (
     ScoredSequence,
     ScoredStep,
     ScoringOptions,
+    scored_in_groups,
     shown_steps,
 )
-from pyro_seq.train.minibatches import of_similar_length
 
 # pixels of films that are scored side by side, or of a window of a longer one
 CHUNK_PIXELS = 2**21
@@ -85,17 +84,13 @@ def score_films(
     `UserError` if a log-likelihood is not finite.
     """
     frames = max(1, CHUNK_PIXELS // math.prod(model.shape) // options.get("samples", 16))
-    for group in of_similar_length([torch.from_numpy(film) for film in films], frames):
+
+    def windows_of(group: list[int]) -> list[SequenceBatch]:
         batch = model.batch_of([films[i] for i in group])
-        with pyro.validation_enabled(False), collect_warnings():
-            windows = _windows(batch, frames) if model.carries else [batch]
-            scores = list(score_document(model.pair, windows, **options))
-        nats = torch.cat([scored.surprise for scored in scores], 1).cpu()
-        for row, i in enumerate(group):
-            found = Estimate.of(scores[-1], row)
-            if not math.isfinite(found.log_likelihood):
-                raise UserError(f"the log-likelihood of a film is not finite: {DIVERGED}")
-            yield i, nats[row, : len(films[i])], found
+        return _windows(batch, frames) if model.carries else [batch]
+
+    pieces = [torch.from_numpy(film) for film in films]
+    yield from scored_in_groups(model.pair, pieces, frames, windows_of, "film", **options)
 
 
 def _windows(batch: SequenceBatch, frames: int) -> list[SequenceBatch]:

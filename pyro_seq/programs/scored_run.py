@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, Unpack
 
+import pyro
+import torch
 from torch import Tensor
 
 from pyro_seq._progress import Progress
-from pyro_seq.infer.likelihood.score import Score, diagnosed, warn_if_unreliable
+from pyro_seq.batch import SequenceBatch
+from pyro_seq.errors import DIVERGED, UserError
+from pyro_seq.infer.likelihood.document import score_document
+from pyro_seq.infer.likelihood.score import (
+    Score,
+    collect_warnings,
+    diagnosed,
+    warn_if_unreliable,
+)
 from pyro_seq.infer.likelihood.scoring import Method
 from pyro_seq.infer.smc.particle_filter import Proposal
+from pyro_seq.pairs.pair import Pair
+from pyro_seq.train.minibatches import of_similar_length
 
 
 class ScoringOptions(TypedDict, total=False):
@@ -125,6 +137,38 @@ class ScoredSequence(Estimate):
     steps: int
     unknown: int = 0
     surprising: list[ScoredStep] = field(default_factory=list)
+
+
+def scored_in_groups(
+    pair: Pair,
+    pieces: Sequence[Tensor],
+    most_steps: int,
+    windows_of: Callable[[list[int]], Iterable[SequenceBatch]],
+    kind: str,
+    **options: Unpack[ScoringOptions],
+) -> Iterator[tuple[int, Tensor, Estimate]]:
+    """Yield (the place of a piece, the nats of its steps `[T]`, its log-likelihood).
+
+    Pieces of similar length are scored side by side.
+
+    Args:
+        pair: whose likelihood is found.
+        pieces: `[T, …]` each; those without steps are left out.
+        most_steps: of a group in all.
+        windows_of: the batches, one after the other, of pieces by their places.
+        kind: what a piece is called in a message.
+
+    Raises `UserError` if a log-likelihood is not finite.
+    """
+    for group in of_similar_length(pieces, most_steps):
+        with pyro.validation_enabled(False), collect_warnings():
+            scores = list(score_document(pair, windows_of(group), **options))
+        nats = torch.cat([scored.surprise for scored in scores], 1).cpu()
+        for row, i in enumerate(group):
+            found = Estimate.of(scores[-1], row)
+            if not math.isfinite(found.log_likelihood):
+                raise UserError(f"the log-likelihood of a {kind} is not finite: {DIVERGED}")
+            yield i, nats[row, : len(pieces[i])], found
 
 
 def shown_steps(nats: Tensor, top: int, by_step: bool) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import pyro
@@ -218,21 +219,50 @@ class _Filter(NamedTuple):
                 run = ReplayedSteps(stepper.pair, batch, k, self.proposal, carried, observed)
             # of no step, so that there is something to join without any
             shares, history = [batch.mask[:, :0].double()], Genealogy(k)
-            for t in range(batch.num_steps):
-                active, index = batch.mask[:, t], None
-                resample = active & particles.degenerate
-                if resample.any():
-                    index, particles = particles.resampled(resample)
-                    run.move(index)
-                grown, z, x = run.step(t)
-                share, particles = particles.absorb(
-                    torch.where(active, grown, torch.zeros_like(grown)).t().unsqueeze(-1)
-                )
-                shares.append(share)
+            for taken in steps_taken(run, batch.mask, particles):
+                particles = taken.particles
+                shares.append(taken.share)
                 if self.paths:
-                    history.add(z, None if missing is None else x, index)
+                    history.add(taken.z, None if missing is None else taken.x, taken.ancestors)
             latents, values = history.traced_back()
             exact = not run.has_latents and missing is None
             return ParticleFilterResult(
                 torch.cat(shares, -1), particles, latents, values, run.carried(), exact
             )
+
+
+class Taken(NamedTuple):
+    """A step that K particles of N sequences have taken.
+
+    Attributes:
+        z, x: what the particles drew, as the run gives it.
+        ancestors: who descends from whom, `[N, K]`; `None` where nothing was resampled before.
+        share: the step's share of the log-likelihoods, `[N, 1]`.
+        particles: after the step.
+    """
+
+    z: Any
+    x: Any
+    ancestors: Tensor | None
+    share: Tensor
+    particles: Particles
+
+
+def steps_taken(run: Steps | ReplayedSteps, mask: Tensor, particles: Particles) -> Iterator[Taken]:
+    """Yield each step of a filter: degenerate particles are resampled, all move and are weighed.
+
+    Args:
+        run: takes the steps.
+        mask: `[N, T]`, the steps that belong to a sequence.
+        particles: before the first step.
+    """
+    for t in range(mask.shape[1]):
+        active, index = mask[:, t], None
+        resample = active & particles.degenerate
+        if resample.any():
+            index, particles = particles.resampled(resample)
+            run.move(index)
+        grown, z, x = run.step(t)
+        grown = torch.where(active, grown, torch.zeros_like(grown)).t()
+        share, particles = particles.absorb(grown.unsqueeze(-1))
+        yield Taken(z, x, index, share, particles)

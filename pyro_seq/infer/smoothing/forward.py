@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_seq._pytree import tree_leaves
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.infer.smc.particle_filter import Proposal, shown_with_guesses
+from pyro_seq.infer.smc.particle_filter import Proposal, shown_with_guesses, steps_taken
 from pyro_seq.infer.smc.particles import Particles
 from pyro_seq.infer.smc.replayed import ReplayedSteps
 from pyro_seq.infer.smc.steps import Steps
@@ -94,19 +94,11 @@ def kept_by_filter(
         particles = Particles.new(len(batch), k, batch.device)
         kept = Kept([], [], batch.mask[:, :0].double(), [], isinstance(run, Steps), markov=False)
         numbers = []
-        for t in range(batch.num_steps):
-            active, index = batch.mask[:, t], None
-            resample = active & particles.degenerate
-            if resample.any():
-                index, particles = particles.resampled(resample)
-                run.move(index)
-            grown, z, _ = run.step(t)
-            grown = torch.where(active, grown, torch.zeros_like(grown)).t()
-            _, particles = particles.absorb(grown.unsqueeze(-1))
-            kept.latents.append(_latents(run, t, z, k))
-            kept.log_weights.append(particles.log_weights)
-            kept.ancestors.append(index)
-            numbers.append(particles.effective)
+        for t, taken in enumerate(steps_taken(run, batch.mask, particles)):
+            kept.latents.append(_latents(run, t, taken.z, k))
+            kept.log_weights.append(taken.particles.log_weights)
+            kept.ancestors.append(taken.ancestors)
+            numbers.append(taken.particles.effective)
         return kept._replace(effective=torch.stack(numbers, -1), markov=_is_markov(run))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq.distributions.hidden_markov import advanced
-from pyro_seq.distributions.state_chains import StateChain
+from pyro_seq.distributions.state_chains import StateChain, most_probable
 from pyro_seq.infer.smoothing.marginals import Marginal
 
 
@@ -43,7 +43,7 @@ def state_marginal(
     return Marginal(
         drawn_paths(beliefs, transition, draws),
         probabilities=smoothed,
-        most_likely=likeliest_paths(predicted, transition, likelihoods, mask),
+        most_likely=most_probable(predicted, StateChain(transition), likelihoods, mask),
     )
 
 
@@ -92,20 +92,3 @@ def drawn_paths(beliefs: Tensor, transition: Tensor, draws: int) -> Tensor:
         z = torch.multinomial(flat, 1).view(n, draws)
         path.append(z)
     return torch.stack(path[::-1], -1).transpose(0, 1)
-
-
-def likeliest_paths(
-    predicted: Tensor, transition: Tensor, likelihoods: Tensor, mask: Tensor
-) -> Tensor:
-    """Find the path of states of the largest p(z_{1:T} | x_{1:T}) `[N, T]` (Viterbi 1967)."""
-    score, back = predicted + likelihoods[:, 0], list[Tensor]()
-    same = torch.arange(predicted.shape[-1], device=mask.device)
-    for t in range(1, likelihoods.shape[1]):
-        best, came_from = (score.unsqueeze(-1) + transition).max(-2)
-        active = mask[:, t].unsqueeze(-1)
-        score = torch.where(active, best + likelihoods[:, t], score)
-        back.append(torch.where(active, came_from, same))
-    path = [score.argmax(-1)]
-    for came_from in reversed(back):
-        path.append(came_from.gather(-1, path[-1].unsqueeze(-1)).squeeze(-1))
-    return torch.stack(path[::-1], -1)

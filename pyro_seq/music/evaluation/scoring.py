@@ -8,18 +8,13 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Unpack
 
-import pyro
-import torch
 from torch import Tensor
 
 from pyro_seq.batch import SequenceBatch
-from pyro_seq.errors import DIVERGED, UserError
-from pyro_seq.infer.likelihood.document import score_document
-from pyro_seq.infer.likelihood.score import collect_warnings
+from pyro_seq.errors import UserError
 from pyro_seq.music.model.model import MusicModel
 from pyro_seq.music.model.parts import encode_frames
-from pyro_seq.programs.scored_run import Estimate, ScoringOptions
-from pyro_seq.train.minibatches import of_similar_length
+from pyro_seq.programs.scored_run import Estimate, ScoringOptions, scored_in_groups
 
 # frames: pieces that together have fewer are scored side by side, and longer ones in windows if the
 # pair carries states
@@ -55,16 +50,12 @@ def score_pieces(
     `options` are `method`, `samples`, `proposal`, `refine` and `progress` of
     `scoring.score_document`. Raises `UserError` if a log-likelihood is not finite.
     """
-    for group in of_similar_length(pieces, CHUNK_FRAMES):
+
+    def windows_of(group: list[int]) -> list[SequenceBatch]:
         batch = SequenceBatch.from_sequences([pieces[i] for i in group]).to(music.device)
-        with pyro.validation_enabled(False), collect_warnings():
-            scores = list(score_document(music.pair, _windows(music, batch), **options))
-        nats = torch.cat([scored.surprise for scored in scores], 1).cpu()
-        for row, i in enumerate(group):
-            found = Estimate.of(scores[-1], row)
-            if not math.isfinite(found.log_likelihood):
-                raise UserError(f"the log-likelihood of a piece is not finite: {DIVERGED}")
-            yield i, nats[row, : len(pieces[i])], found
+        return _windows(music, batch)
+
+    yield from scored_in_groups(music.pair, pieces, CHUNK_FRAMES, windows_of, "piece", **options)
 
 
 def _windows(music: MusicModel, batch: SequenceBatch) -> list[SequenceBatch]:
