@@ -157,6 +157,7 @@ def scored_in_groups(
         most_steps: of a group in all.
         windows_of: the batches, one after the other, of pieces by their places.
         kind: what a piece is called in a message.
+        options: `ScoringOptions`.
 
     Raises `UserError` if a log-likelihood is not finite.
     """
