@@ -172,7 +172,7 @@ def frames() -> None:
     is_flag=True,
     help="Learn from squares that turn as they like, made here (preset demo, if none is given).",
 )
-def train(demo: bool, **source: Any) -> Wanted:
+def train(demo: bool, **source: object) -> Wanted:
     """Train on films and keep the run in a folder.
 
     Settings come from the defaults or a preset, then --config, then --set. Ctrl-C saves a

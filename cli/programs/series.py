@@ -58,7 +58,7 @@ def series() -> None:
 @series.command()
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
 @reading_options
-def look(files: tuple[Path, ...], **options: Any) -> None:
+def look(files: tuple[Path, ...], **options: object) -> None:
     """Show what files are taken for; nothing is trained.
 
     Every guess can be overridden by an option, here as in train.
@@ -83,7 +83,7 @@ def look(files: tuple[Path, ...], **options: Any) -> None:
 @click.option(
     "--demo", is_flag=True, help="Learn two years of three shops, made by rule, in place of files."
 )
-def train(horizon: int | None, **source: Any) -> Wanted:
+def train(horizon: int | None, **source: object) -> Wanted:
     """Train on tables of series and keep the run in a folder.
 
     What columns are is guessed, as look shows, and can be said. The last H steps of each series are
