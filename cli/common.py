@@ -158,7 +158,7 @@ def num_samples_option(
     )
 
 
-def samples_option(default: int, more: str = "") -> Any:
+def samples_option(default: int, more: str = "") -> Callable[[F], F]:
     """Return the option of the number of particles; what more of them do is said if need be."""
     return click.option(
         "--samples",

@@ -105,14 +105,14 @@ class SLDSGuide(SequenceGuide):
         return self.posterior(known, previous).to_event(1)
 
     def proposal(
-        self, evidence: tuple[Tensor, ...], previous: Tensor, guide_state: Any
+        self, evidence: tuple[Tensor, ...], previous: Tensor, guide_state: object
     ) -> tuple[Any, Any]:
         """Return (q(z_t | …) of one step, what it carries), from chunks of one step."""
         known, guide_state = self.condition_on_latents(evidence, previous, guide_state)
         return self.proposal_given(known, previous), guide_state
 
     def _path(self, batch: SequenceBatch, evidence: tuple[Tensor, ...], first: Tensor) -> Tensor:
-        def conditional(z: Tensor, t: int, running: Any) -> tuple[Tensor, Any]:
+        def conditional(z: Tensor, t: int, running: object) -> tuple[Tensor, Any]:
             step = tuple(part[:, t : t + 1] for part in evidence)
             (logits,), running = self.condition_on_latents(step, z[..., None, None], running)
             return logits.squeeze(-2), running

@@ -245,7 +245,7 @@ class HMM(SequenceModel):
         inputs: Tensor | None,
         draw_latent: Callable[[dist.Normal], Tensor],
         draw_observation: Callable[[Distribution], Any],
-        seen: Any = None,
+        seen: object = None,
     ) -> tuple[Any, Tensor | None, ModelState]:
         """Run one step: x_t ~ p(x_t | x_{<t}), a mixture over states, updates the belief.
 

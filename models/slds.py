@@ -242,7 +242,7 @@ class SLDS(SequenceModel):
         """Return p(z_{1:T}) of a batch's sequences; with `padded`, of regimes at padding too."""
         first, moves = self.state_before(batch)["carried"]["regime"], self.regimes().moves
 
-        def conditional(z: Tensor, t: int, _: Any) -> tuple[Tensor, Any]:
+        def conditional(z: Tensor, t: int, _: object) -> tuple[Tensor, Any]:
             return (moves[z] if t else first), None
 
         active = torch.ones_like(batch.mask) if padded else batch.mask

@@ -104,7 +104,7 @@ def common_shape(
     return len(lengths), None, device
 
 
-def whole_numbers(size: int, steps: int | None, device: torch.device, lengths: Any) -> Tensor:
+def whole_numbers(size: int, steps: int | None, device: torch.device, lengths: object) -> Tensor:
     """The lengths `[N]` as a tensor on the device."""
     if lengths is None:
         return torch.full((size,), steps or 0, device=device)
@@ -150,7 +150,7 @@ def check_cut(lengths: Tensor, num_steps: int, now: int) -> None:
         )
 
 
-def check_index(index: Any, size: int) -> None:
+def check_index(index: object, size: int) -> None:
     """Raise `UserError` for what does not say which sequences to select."""
     given = torch.as_tensor(index)
     if given.dtype == torch.bool and given.shape != (size,):

@@ -13,7 +13,7 @@ from pyro_seq._pytree import tree_leaves, tree_map
 from pyro_seq.errors import UserError, whole
 
 
-def missing_cells(given: Any, values: Values | None, mask: Tensor) -> Any:
+def missing_cells(given: object, values: Values | None, mask: Tensor) -> Any:
     """Return masks by cell, a tree like the values, of what `with_missing` is told.
 
     Args:
@@ -44,7 +44,7 @@ def missing_cells(given: Any, values: Values | None, mask: Tensor) -> Any:
     }
 
 
-def truth_mask(given: Any) -> Tensor | None:
+def truth_mask(given: object) -> Tensor | None:
     """Return truth values as a tensor, and `None` for what holds no truth values."""
     if isinstance(given, (str, bytes, dict)) or not isinstance(given, Iterable):
         return None
@@ -56,7 +56,7 @@ def truth_mask(given: Any) -> Tensor | None:
     return mask if mask.dtype == torch.bool and mask.dim() else None
 
 
-def _steps_or_mask(given: Any, num_steps: int) -> Tensor:
+def _steps_or_mask(given: object, num_steps: int) -> Tensor:
     """A mask of truth values as it is, and of steps by number one of `[T]`."""
     if isinstance(given, Iterable) and not (
         isinstance(given, (str, bytes)) or hasattr(given, "shape")
@@ -159,7 +159,7 @@ def partly(cells: Values, steps: int = 2) -> Tensor:
     return any_cell(cells, steps) & any_cell(tree_map(torch.logical_not, cells), steps)
 
 
-def choose(cells: Values, chosen: Any, others: Any) -> Any:
+def choose(cells: Values, chosen: object, others: object) -> Any:
     """Return trees `chosen` where cells are true and `others` elsewhere, in the latter's types."""
     return tree_map(lambda y, x, cell: torch.where(cell, x.to(y.dtype), y), others, chosen, cells)
 

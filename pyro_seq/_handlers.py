@@ -31,7 +31,7 @@ class StepMask(MaskMessenger):
     """
 
     def __init__(
-        self, mask: Any, step: int, seen: Tensor | None = None, in_part: bool = False
+        self, mask: object, step: int, seen: Tensor | None = None, in_part: bool = False
     ) -> None:
         super().__init__(cast("torch.BoolTensor", mask))
         self.step, self.seen, self.in_part = step, seen, in_part
@@ -52,7 +52,7 @@ class StepMask(MaskMessenger):
             )
 
 
-def leaves_cells_out(distribution: Any) -> bool:
+def leaves_cells_out(distribution: object) -> bool:
     """Tell whether a distribution leaves cells out, or is that of no observation (a factor)."""
     while not isinstance(distribution, (dist.MaskedDistribution, dist.Unit)):
         if getattr(distribution, "seen", None) is not None:

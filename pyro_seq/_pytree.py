@@ -104,7 +104,7 @@ def to_json_tree(tree: object) -> tuple[Any, dict[str, Tensor]]:
     return form(tree, ""), tensors
 
 
-def from_json_tree(form: Any, tensors: dict[str, Tensor]) -> Any:
+def from_json_tree(form: object, tensors: dict[str, Tensor]) -> Any:
     """Rebuild the tree of a form and tensors that `to_json_tree` returned.
 
     Raises `KeyError`, `TypeError` or `ValueError` if they do not fit each other: each tensor has
@@ -117,7 +117,7 @@ def from_json_tree(form: Any, tensors: dict[str, Tensor]) -> Any:
     return tree
 
 
-def _of_form(form: Any, left: dict[str, Tensor], depth: int) -> Any:
+def _of_form(form: object, left: dict[str, Tensor], depth: int) -> Any:
     """Build the tree of a form, and take its tensors out of `left`."""
     if not isinstance(form, dict):
         if isinstance(form, list):

@@ -65,7 +65,7 @@ class SequenceBatch:
         lengths: Tensor | Sequence[int] | None = None,
         *,
         inputs: Tensor | None = None,
-        state: Any = None,
+        state: object = None,
         num_steps: int | None = None,
         missing: Missing | None = None,
     ) -> None:
@@ -73,7 +73,7 @@ class SequenceBatch:
         self.lengths = whole_numbers(size, steps, device, lengths)
         self.num_steps = steps_in_all(self.lengths, steps, num_steps)
         self.is_full = bool((self.lengths == self.num_steps).all())
-        self.state = state
+        self.state: Any = state
         self.origin: Tensor | None = None  # `[N]`, rows of the batch that a tool has numbered
         self.total: int | None = None  # the sequences of all data, of a minibatch (`of_total`)
         # latents that all of them share, by site, which a `GlobalGuide` shows to the local guide
@@ -339,7 +339,7 @@ class SequenceBatch:
         new = range(self.num_steps, batch.num_steps)
         return batch._among(self).sampling({*self.to_sample, *new})
 
-    def with_state(self, state: Any) -> SequenceBatch:
+    def with_state(self, state: object) -> SequenceBatch:
         """Return the same batch, whose first step starts from `state`."""
         batch = copy(self)
         batch.state, batch._memo = state, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import click
 from pyro_seq.cli.common import (
     FILE,
     MOST_SAMPLES,
+    F,
     Programs,
     keep_apart,
     num_samples_option,
@@ -59,7 +61,7 @@ SPLIT = click.option(
 )
 
 
-def eval_data_option(what: str) -> Any:
+def eval_data_option(what: str) -> Callable[[F], F]:
     """Return --eval-data, with what it is in words."""
     return click.option(
         "--eval-data",
@@ -70,7 +72,7 @@ def eval_data_option(what: str) -> Any:
     )
 
 
-def frames_option(default: int, what: str) -> Any:
+def frames_option(default: int, what: str) -> Callable[[F], F]:
     """Return --num-frames."""
     return click.option(
         "--num-frames",
@@ -82,7 +84,7 @@ def frames_option(default: int, what: str) -> Any:
     )
 
 
-def film_option() -> Any:
+def film_option() -> Callable[[F], F]:
     """Return --film, which of the films is meant."""
     return click.option(
         "--film",
@@ -172,7 +174,7 @@ def frames() -> None:
     is_flag=True,
     help="Learn from squares that turn as they like, made here (preset demo, if none is given).",
 )
-def train(demo: bool, **source: Any) -> Wanted:
+def train(demo: bool, **source: object) -> Wanted:
     """Train on films and keep the run in a folder.
 
     Settings come from the defaults or a preset, then --config, then --set. Ctrl-C saves a

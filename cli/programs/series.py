@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_seq.cli.common import (
-    DEVICE,
     FILE,
-    MOST_IN_TRAINING,
-    PAIR,
-    SEED,
     Programs,
     described,
     doubt,
@@ -23,7 +19,6 @@ from pyro_seq.cli.common import (
     run_dir_option,
     run_options,
     scoring_options,
-    threads_option,
 )
 from pyro_seq.cli.programs.series_cells import anomalies, fill
 from pyro_seq.cli.programs.series_judging import evaluate, report
@@ -32,6 +27,7 @@ from pyro_seq.cli.programs.series_options import (
     KNOWN_DATA,
     LEVELS,
     MOST_STEPS,
+    computing,
     horizon_option,
     load_run,
     parsed_levels,
@@ -58,7 +54,7 @@ def series() -> None:
 @series.command()
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
 @reading_options
-def look(files: tuple[Path, ...], **options: Any) -> None:
+def look(files: tuple[Path, ...], **options: object) -> None:
     """Show what files are taken for; nothing is trained.
 
     Every guess can be overridden by an option, here as in train.
@@ -83,7 +79,7 @@ def look(files: tuple[Path, ...], **options: Any) -> None:
 @click.option(
     "--demo", is_flag=True, help="Learn two years of three shops, made by rule, in place of files."
 )
-def train(horizon: int | None, **source: Any) -> Wanted:
+def train(horizon: int | None, **source: object) -> Wanted:
     """Train on tables of series and keep the run in a folder.
 
     What columns are is guessed, as look shows, and can be said. The last H steps of each series are
@@ -106,11 +102,6 @@ def train(horizon: int | None, **source: Any) -> Wanted:
     )
 
 
-def _computing(command: Any) -> Any:
-    """Add the options of a command that draws many paths side by side, which threads can share."""
-    return SEED(DEVICE(threads_option(MOST_IN_TRAINING)(PAIR(command))))
-
-
 @series.command()
 @run_dir_option()
 @DATA
@@ -127,7 +118,7 @@ def _computing(command: Any) -> Any:
 @click.option("--plot", type=FILE, metavar="DIR", help="A folder for a fan chart of each series.")
 @click.option("--joint", is_flag=True, help="Also forecast the sum over the columns.")
 @click.option("--json", "as_json", is_flag=True, help="The table as JSON.")
-@_computing
+@computing
 def forecast(
     run_dir: Path,
     data: tuple[Path, ...],
@@ -197,7 +188,7 @@ def forecast(
 @click.option(
     "--out", type=FILE, metavar="FILE", help="Where to write: .csv, .csv.gz, .parquet or .npz."
 )
-@_computing
+@computing
 def generate(
     run_dir: Path,
     length: int | None,

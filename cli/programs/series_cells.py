@@ -137,7 +137,7 @@ def _labels(path: Path) -> Any:
 def _compared(
     found: list[ColumnAnomalies],
     table: SeriesTable,
-    labels: Any,
+    labels: object,
     data: tuple[Path, ...],
     window: int,
 ) -> LabelScores:

@@ -5,23 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyro_seq.cli.common import (
-    DEVICE,
     FILE,
-    MOST_IN_TRAINING,
-    PAIR,
-    SEED,
     F,
     keep_apart,
     run_dir_option,
     samples_option,
-    threads_option,
 )
 from pyro_seq.cli.programs.series_options import (
+    computing,
     horizon_option,
     load_run,
     paths_option,
@@ -29,15 +24,7 @@ from pyro_seq.cli.programs.series_options import (
     table_for,
 )
 
-if TYPE_CHECKING:
-    pass
-
 MOST_WINDOWS = 10_000
-
-
-def computing(command: Any) -> Any:
-    """Add the options of a command that draws much side by side, which threads can share."""
-    return SEED(DEVICE(threads_option(MOST_IN_TRAINING)(PAIR(command))))
 
 
 def windows_options(data: str, default: int, windows: str) -> Callable[[F], F]:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import FILE, F, from_command_line, pick_device
+from pyro_seq.cli.common import (
+    DEVICE,
+    FILE,
+    MOST_IN_TRAINING,
+    PAIR,
+    SEED,
+    F,
+    from_command_line,
+    pick_device,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from pyro_seq.series.data.schema import SeriesTable
@@ -72,7 +82,14 @@ def reading_options(command: F) -> F:
     return command
 
 
-def paths_option(default: int, what: str = "How many paths are drawn of each series.") -> Any:
+def computing(command: F) -> F:
+    """Add the options of a command that draws much side by side, which threads can share."""
+    return SEED(DEVICE(threads_option(MOST_IN_TRAINING)(PAIR(command))))
+
+
+def paths_option(
+    default: int, what: str = "How many paths are drawn of each series."
+) -> Callable[[F], F]:
     """Return the option of the number of paths; `what` is its help."""
     return click.option(
         "--paths",

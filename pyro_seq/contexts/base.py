@@ -41,14 +41,14 @@ class Context(nn.Module):
         """Return the state before the first step of `lead` sequences."""
         return ()
 
-    def features(self, state: Any, inputs: Tensor | None) -> Tensor:
+    def features(self, state: object, inputs: Tensor | None) -> Tensor:
         """Compute c_t from the state before step t and the side inputs u_t `[*lead, C]`.
 
         c_t is `[*lead, num_features + emission_context_size]`.
         """
         raise TypeError(f"{type(self).__name__} must define features(state, inputs)")
 
-    def observe(self, state: Any, observation: Values, seen: Values | None = None) -> Any:
+    def observe(self, state: object, observation: Values, seen: Values | None = None) -> Any:
         """Return the state after observing x_t `[*lead, *event]`.
 
         Args:
@@ -59,7 +59,7 @@ class Context(nn.Module):
         """
         return state
 
-    def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
+    def over(self, batch: SequenceBatch, state: object) -> tuple[Tensor, Any]:
         """Compute c_{1:T} of a batch at once, and the state after each sequence's last step.
 
         c_{1:T} is `[N, T, num_features + emission_context_size]`, equal to stepping through the
@@ -94,7 +94,7 @@ class SideInputs(Context):
         self.size, self.encoder = size, encoder
         self.num_features = size if encoder is None else encoder.num_features
 
-    def features(self, state: Any, inputs: Tensor | None) -> Tensor:
+    def features(self, state: object, inputs: Tensor | None) -> Tensor:
         """Return u_t; raises `UserError` if the batch has none, or has u_t of another size."""
         if inputs is None or inputs.shape[-1] != self.size:
             got = "none" if inputs is None else f"{inputs.shape[-1]}"
@@ -103,6 +103,6 @@ class SideInputs(Context):
             )
         return inputs.to(self._place.dtype) if self.encoder is None else self.encoder(inputs)
 
-    def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
+    def over(self, batch: SequenceBatch, state: object) -> tuple[Tensor, Any]:
         """Return u_{1:T}; raises `UserError` as `features` does."""
         return self.features(state, batch.inputs), state

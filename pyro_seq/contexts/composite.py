@@ -122,15 +122,15 @@ class PassedOn(Context):
         """Return the other context's state before the first step."""
         return self.context.initial(*lead)
 
-    def features(self, state: Any, inputs: Tensor | None) -> Tensor:
+    def features(self, state: object, inputs: Tensor | None) -> Tensor:
         """Return what is passed on at one step."""
         return self.context.features(state, inputs)[..., self.context.num_features :]
 
-    def observe(self, state: Any, observation: Values, seen: Values | None = None) -> Any:
+    def observe(self, state: object, observation: Values, seen: Values | None = None) -> Any:
         """Return the other context's state after observing x_t."""
         return self.context.observe(state, observation, *(() if seen is None else (seen,)))
 
-    def over(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
+    def over(self, batch: SequenceBatch, state: object) -> tuple[Tensor, Any]:
         """Return what is passed on at all steps."""
         features, after = self.context.over(batch, state)
         return features[..., self.context.num_features :], after

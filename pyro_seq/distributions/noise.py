@@ -43,7 +43,7 @@ def noise_of(fn: Any, generator: torch.Generator) -> Tensor:
     return noise.to(like)
 
 
-def shift_of(fn: Any) -> Tensor:
+def shift_of(fn: object) -> Tensor:
     """Return no shift of a distribution's noise: zeros `[*batch, *event of the noise]`."""
     base = _innermost(fn)
     if isinstance(base, MarkovPath):
@@ -107,7 +107,7 @@ def mean_of(fn: Any, value: Tensor) -> Tensor:
     return mean
 
 
-def _innermost(fn: Any) -> Any:
+def _innermost(fn: object) -> Any:
     """Return the distribution whose noise a distribution is a map of."""
     wrappers = (
         torch.distributions.Independent,
@@ -119,7 +119,7 @@ def _innermost(fn: Any) -> Any:
     return fn
 
 
-def _has_triangle(fn: Any) -> bool:
+def _has_triangle(fn: object) -> bool:
     return hasattr(fn, "scale_tril") and hasattr(fn, "loc")
 
 

@@ -179,7 +179,7 @@ def _kept(condition: Tensor, inside: Tails, below: float) -> Tails:
 
 
 @singledispatch
-def _tails(distribution: Any, x: Tensor) -> Tails:
+def _tails(distribution: object, x: Tensor) -> Tails:
     """Return the tails at x, in float64, of a distribution by its class."""
     raise UserError(
         f"the tails of a {type(distribution).__name__} are not known; they are known of the "

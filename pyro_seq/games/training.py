@@ -351,7 +351,7 @@ class GameTraining(Loop):
         def entry() -> Stateful:
             return weights_of(self.pair, where) if name == "weights" else self.learner.states()
 
-        def load(state: object) -> None:
+        def load(state: dict[str, Any]) -> None:
             check({name: state}, Fields({name: entry().describe_state()}), where)
             entry().load_state_dict(state)
 

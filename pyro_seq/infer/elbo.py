@@ -12,6 +12,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import torch_item
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -63,14 +64,14 @@ class FreeBits_ELBO(Trace_ELBO):
     # adds figures up over the processes that share a minibatch; `None`: there is one
     over_ranks: Callable[[Tensor], Tensor] | None = None
 
-    def __init__(self, nats: float, *, analytic_kl: bool = True, **kwargs: Any) -> None:
+    def __init__(self, nats: float, *, analytic_kl: bool = True, **kwargs: object) -> None:
         super().__init__(**kwargs)
         if not nats >= 0 or not math.isfinite(nats):
             raise ValueError(f"free bits must be a finite number of nats, at least 0, got {nats}")
         self.nats, self.analytic_kl = nats, analytic_kl
 
     def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: object, **kwargs: object
     ) -> Tensor:
         """Return the negative of the bound, as a tensor."""
         value: Tensor = torch.zeros(())
@@ -134,14 +135,14 @@ class FreeBits_ELBO(Trace_ELBO):
         return total(kl), total(torch.ones_like(kl))
 
     def loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: object, **kwargs: object
     ) -> float:
         """Return the negative of the bound, as a number."""
         with torch.no_grad():
             return torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: object, **kwargs: object
     ) -> float:
         """Return the negative of the bound, and accumulate its gradient on the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
@@ -276,14 +277,14 @@ class Recorder:
         if hasattr(elbo, "_get_trace"):
             inner = elbo._get_trace
 
-            def recorded(model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+            def recorded(model: object, guide: object, args: object, kwargs: object) -> Any:
                 traces = inner(model, guide, args, kwargs)
                 self._record(*traces)
                 return traces
 
             elbo._get_trace = recorded  # type: ignore[method-assign]
 
-    def _record(self, model_trace: Any, guide_trace: Any) -> None:
+    def _record(self, model_trace: Trace, guide_trace: Trace) -> None:
         self._traces = model_trace, guide_trace
         if any(
             is_enumerated(site)

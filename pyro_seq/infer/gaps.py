@@ -29,7 +29,7 @@ FEW = 5  # effective particles, on average over the sequences, below which they 
 
 
 def draw_gaps(
-    pair: Pair, batch: SequenceBatch, missing: Any, samples: int, *, every_row: bool = False
+    pair: Pair, batch: SequenceBatch, missing: object, samples: int, *, every_row: bool = False
 ) -> Iterator[tuple[Tensor, Filled]]:
     """Draw z and x_missing given x_observed; yield (rows, their draws) until all are done.
 

@@ -90,7 +90,7 @@ def _exact(pair: Pair, batch: SequenceBatch, missing: Missing | None, draws: int
     return model.exact_fill(gaps, draws)
 
 
-def _by_moves(pair: Pair, batch: SequenceBatch, gaps: Any, samples: int) -> Any:
+def _by_moves(pair: Pair, batch: SequenceBatch, gaps: object, samples: int) -> Any:
     """Draw the gaps of each sequence once, by moves that leave the posterior invariant."""
     filled = batch.values
     for rows, found in draw_gaps(pair, batch, gaps, samples):

@@ -110,7 +110,7 @@ class WeightedELBO(ELBO):
         return tree_map(lambda x: x.flatten(0, 1)[chosen], by_draw)
 
     def _get_trace(
-        self, model: Side, guide: Side, args: Any, kwargs: Any
+        self, model: Side, guide: Side, args: object, kwargs: object
     ) -> tuple[poutine.Trace, poutine.Trace]:
         """Return the traces of model and guide, of K draws for each sequence."""
         run = self._particles(model, guide, args)
@@ -197,7 +197,7 @@ class ReweightedWakeSleep(IWAE_ELBO):
     """
 
     def _get_trace(
-        self, model: Side, guide: Side, args: Any, kwargs: Any
+        self, model: Side, guide: Side, args: object, kwargs: object
     ) -> tuple[poutine.Trace, poutine.Trace]:
         run = self._particles(model, guide, args)
         with _Leaves(gradients=False):

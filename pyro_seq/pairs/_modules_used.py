@@ -33,7 +33,7 @@ def modules_used_by(function: Callable[..., Any]) -> list[nn.Module]:
     return [module for module in found.values() if id(module) not in inner]
 
 
-def _held(value: Any) -> Iterator[Any]:
+def _held(value: object) -> Iterator[Any]:
     """Yield all values that a value holds and by which a call of it could reach a module."""
     if isinstance(value, functools.partial):
         yield from (value.func, *value.args, *value.keywords.values())
@@ -56,7 +56,7 @@ def _held(value: Any) -> Iterator[Any]:
         yield from value.values()
 
 
-def _attributes(value: Any) -> list[Any]:
+def _attributes(value: object) -> list[Any]:
     """Return the attributes of an object that is no function, class or module."""
     plain = (
         isinstance(value, (nn.Module, functools.partial))

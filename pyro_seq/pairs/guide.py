@@ -111,7 +111,7 @@ class SequenceGuide(nn.Module):
         return self.posterior(evidence, previous)
 
     def proposal(
-        self, evidence: tuple[Tensor, ...], previous: Tensor, guide_state: Any
+        self, evidence: tuple[Tensor, ...], previous: Tensor, guide_state: object
     ) -> tuple[Any, Any]:
         """Return (q(z_t | …) of one step, running), from chunks of one step.
 
@@ -174,7 +174,7 @@ class SequenceGuide(nn.Module):
 
     def _path(self, batch: SequenceBatch, evidence: tuple[Tensor, ...], first: Tensor) -> Tensor:
         def conditional(
-            previous: Tensor, steps: slice, guide_state: Any
+            previous: Tensor, steps: slice, guide_state: object
         ) -> tuple[dist.Normal, Any]:
             known, guide_state = self.condition_on_latents(
                 tuple(part[..., steps, :] for part in evidence), previous, guide_state

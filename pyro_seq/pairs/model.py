@@ -228,7 +228,7 @@ class SequenceModel(nn.Module):
         def conditional(previous: Tensor, steps: slice) -> dist.Normal:
             return self.transition(h[..., steps, :], previous)
 
-        def recurrent(previous: Tensor, steps: slice, running: Any) -> tuple[dist.Normal, Any]:
+        def recurrent(previous: Tensor, steps: slice, running: object) -> tuple[dist.Normal, Any]:
             nonlocal h, rnn_state
             h, rnn_state = self.rnn_step(contexts[..., steps, :], previous, running)
             return self.transition(h, previous), rnn_state
@@ -364,7 +364,7 @@ def declared(model: Callable[[SequenceBatch], Any]) -> SequenceModel | None:
     return model if isinstance(model, SequenceModel) else None
 
 
-def unwrapped(side: Any) -> Any:
+def unwrapped(side: object) -> Any:
     """Return the model or guide inside the wrappers of tools, which name it `wrapped_side`."""
     while hasattr(side, "wrapped_side"):
         side = side.wrapped_side

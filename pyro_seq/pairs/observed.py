@@ -59,7 +59,7 @@ def stack_sampled(model: Emitting, batch: SequenceBatch, values: list[Any]) -> A
 
 
 def observe_step(
-    model: Observing, x: Values, context: Any, latent: Tensor, seen: Values | None = None
+    model: Observing, x: Values, context: object, latent: Tensor, seen: Values | None = None
 ) -> tuple[Any, Tensor]:
     """Return (the context's state after x_t, z_t or its substitute).
 

@@ -95,7 +95,7 @@ def _draw_weights(module: nn.Module) -> bool:
     return found
 
 
-def _owner(parameter: Any, name: str) -> nn.Module | None:
+def _owner(parameter: object, name: str) -> nn.Module | None:
     """Return the living module that has registered a parameter and still has it, or `None`.
 
     Raises `UserError` for a parameter that no module of ours has registered.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.infer import TraceEnum_ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 
 from pyro_seq.errors import UserError
@@ -66,7 +66,7 @@ class ScaleLatents(Messenger):
 
 
 def scales_summed_out(
-    elbo: object,
+    elbo: ELBO,
     model: Callable[..., Any],
     guide: Callable[..., Any],
     batch: object,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ def observed_steps(batch: SequenceBatch, names: Tensor) -> Observed:
     return Observed(batch.mask & ~batch.missing_mask if cells else batch.mask, names)
 
 
-def is_factor(site: Any) -> bool:
+def is_factor(site: Mapping[str, Any]) -> bool:
     """Tell whether a site is a `pyro.factor`: a term of the density, and no observation."""
     return isinstance(site["fn"], dist.Unit)
 
@@ -301,7 +302,7 @@ def check_support(name: str, fn: Any, value: Tensor, observed: Observed, step: i
         )
 
 
-def _in_words(support: Any) -> str:
+def _in_words(support: constraints.Constraint) -> str:
     """Say what a constraint asks for."""
     if support is constraints.boolean:
         return "0 or 1"

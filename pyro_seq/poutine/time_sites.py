@@ -53,7 +53,7 @@ class Stem(NamedTuple):
         """The observation's name in a group: `notes` of `x_3_notes`, `y` of `y_3`."""
         return self.after.strip("_") or self.before.strip("_")
 
-    def of(self, tree: Any) -> Any:
+    def of(self, tree: object) -> Any:
         """Return the observation's part of a tree like a batch's values."""
         return tree[self.member] if isinstance(tree, dict) else tree
 

@@ -26,7 +26,7 @@ class Stateful(Protocol):
     def state_dict(self) -> Any:
         """Return the state, a tree of tensors, words and numbers."""
 
-    def load_state_dict(self, state: Any, /) -> object:
+    def load_state_dict(self, state: dict[str, Any], /) -> object:
         """Go on from a state that `describe_state()` has let pass."""
 
     def describe_state(self) -> Kind:

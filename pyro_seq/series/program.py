@@ -169,7 +169,7 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         found = self.document(run)
         return found["seed"], stored_source(found["source"])
 
-    def is_same(self, name: str, own: Any, given: Any) -> bool:
+    def is_same(self, name: str, own: object, given: object) -> bool:
         """Tell whether two values of an option mean the same, as `Program` says.
 
         Options that may be repeated are the same in any order; a table is compared by its contents

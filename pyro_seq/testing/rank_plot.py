@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_seq.testing.uniformity import Uniformity, bin_of, ecdf_band, num_bins
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST = 12  # quantities in a picture
 INK, BAND, BAR, ODD = "#333a45", "#dbe6f1", "#1767a8", "#c2410c"
@@ -51,7 +55,9 @@ def rank_picture(
     return opened.getvalue()
 
 
-def _histogram(axis: Any, ranks: Any, draws: int, level: float, colour: str, title: str) -> None:
+def _histogram(
+    axis: Axes, ranks: NDArray[np.int64], draws: int, level: float, colour: str, title: str
+) -> None:
     """Counts by bin, over what 95 of 100 single bins of uniform ranks have."""
     from scipy.stats import binom
 
@@ -67,7 +73,7 @@ def _histogram(axis: Any, ranks: Any, draws: int, level: float, colour: str, tit
     _dress(axis)
 
 
-def _ecdf(axis: Any, ranks: Any, draws: int, level: float, colour: str) -> None:
+def _ecdf(axis: Axes, ranks: NDArray[np.int64], draws: int, level: float, colour: str) -> None:
     """The share of ranks below each edge, less that of uniform ranks, within its band."""
     bins, n = num_bins(draws), len(ranks)
     edges = np.arange(bins + 1) / bins
@@ -83,6 +89,6 @@ def _ecdf(axis: Any, ranks: Any, draws: int, level: float, colour: str) -> None:
     _dress(axis)
 
 
-def _dress(axis: Any) -> None:
+def _dress(axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=7, colors=INK, length=2)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -74,7 +74,7 @@ class WholeData(NamedTuple):
     observations: int
 
 
-def whole_data(pair: Pair, batches: Any, batch: SequenceBatch) -> WholeData | None:
+def whole_data(pair: Pair, batches: object, batch: SequenceBatch) -> WholeData | None:
     """Return of how much data a stream's batches are, if all sequences share latents.
 
     Raises `UserError` for a stream that does not say: the weight of the shared latents beside the
@@ -96,7 +96,7 @@ def whole_data(pair: Pair, batches: Any, batch: SequenceBatch) -> WholeData | No
 
 
 @torch.no_grad()
-def check_sites(pair: Pair, elbo: Any, batch: SequenceBatch) -> None:
+def check_sites(pair: Pair, elbo: ELBO, batch: SequenceBatch) -> None:
     """Raise `UserError` for sites of a pair that cannot be trained.
 
     These are latents that model and guide do not share, latents to be summed out by an objective
@@ -118,7 +118,7 @@ def check_sites(pair: Pair, elbo: Any, batch: SequenceBatch) -> None:
         raise UserError(f"on the first batch: {wrong[0]}")
 
 
-def _left_to_sum(model_trace: Trace, guide_trace: Trace, elbo: Any) -> list[str]:
+def _left_to_sum(model_trace: Trace, guide_trace: Trace, elbo: ELBO) -> list[str]:
     """What an objective that sums no latents out would do with those marked for it: draw them,
     count log p(z), and optimise no bound.
     """
@@ -132,7 +132,7 @@ def _left_to_sum(model_trace: Trace, guide_trace: Trace, elbo: Any) -> list[str]
     return [does_not_sum(named(marked), elbo)]
 
 
-def _nothing_to_weigh(model_trace: Trace, elbo: Any) -> list[str]:
+def _nothing_to_weigh(model_trace: Trace, elbo: ELBO) -> list[str]:
     """An objective of several draws, of a pair without latents to draw."""
     if not isinstance(elbo, WeightedELBO) or latent_sites(model_trace):
         return []
@@ -142,7 +142,7 @@ def _nothing_to_weigh(model_trace: Trace, elbo: Any) -> list[str]:
     ]
 
 
-def _not_reparameterised(guide_trace: Trace, elbo: Any) -> list[str]:
+def _not_reparameterised(guide_trace: Trace, elbo: ELBO) -> list[str]:
     """Latents whose noise the objective would have to differentiate through, and cannot."""
     if not isinstance(elbo, (TraceMeanField_ELBO, FreeBits_ELBO)):
         return []

@@ -96,7 +96,7 @@ def seed_noise() -> None:
         torch.manual_seed((seed + OF_RANK * ranks.rank()) % 2**63)
 
 
-def check_number(saved: Any, where: object) -> None:
+def check_number(saved: object, where: object) -> None:
     """Raise `UserError` for a checkpoint that was written by another number of processes."""
     kept = saved.get("ranks") if isinstance(saved, dict) else None
     wrote = len(kept) if isinstance(kept, list) else 1

@@ -206,7 +206,7 @@ class SVIUpdates:
         self._terms = None if mine is None else ElboTerms(likelihood, kl)
         return loss
 
-    def carried(self, states: Any) -> Any:
+    def carried(self, states: object) -> Any:
         """Return the states that a window which goes on starts from, of those the sides returned.
 
         Of several weighted draws one is drawn by its weight.

@@ -24,7 +24,7 @@ def path_weights(
     rows: Tensor,
     samples: int,
     proposal: Proposal,
-    states_before: Any,
+    states_before: object,
 ) -> tuple[Tensor, Callable[[], Any], str | None]:
     """Return (log-weights by step `[N, K, T]`, the states after, a latent's name or `None`).
 
@@ -70,7 +70,7 @@ def path_weights(
     return torch.cat(weights, 1), joined, latent
 
 
-def _of_particles(tree: Any, index: Tensor, samples: int) -> Any:
+def _of_particles(tree: object, index: Tensor, samples: int) -> Any:
     """The states of particles `[N, k]` among all."""
     flat = among_all(index, samples)
     return tree_map(lambda x: x[flat], tree)

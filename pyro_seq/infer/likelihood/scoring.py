@@ -65,7 +65,7 @@ def score(
     samples: int = 1,
     proposal: Proposal = "guide",
     refine: int = 0,
-    state: Any = None,
+    state: object = None,
     global_draws: int = 32,
 ) -> Score:
     r"""Score the sequences of a batch, or their next window, in nats.
@@ -109,7 +109,7 @@ def score(
     """
     _check(batch, method, samples, proposal, refine, first=state is None)
 
-    def given(local: Pair, window: SequenceBatch, begun: Any) -> Score:
+    def given(local: Pair, window: SequenceBatch, begun: object) -> Score:
         return _score(local, window, method, samples, proposal, refine, begun)
 
     if not (shared := shared_latents(pair, batch)):
@@ -126,7 +126,7 @@ def _score(
     samples: int,
     proposal: Proposal,
     refine: int,
-    state: Any,
+    state: object,
 ) -> Score:
     """Score the sequences of a pair none of whose latents is shared by all."""
     if state is not None:

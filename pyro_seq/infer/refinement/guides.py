@@ -96,7 +96,7 @@ class RefinedSequenceGuide(SequenceGuide):
         """Return the guide's own."""
         return self.wrapped_side.initial_guide_state(batch)
 
-    def encode(self, batch: SequenceBatch, rnn_state: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def encode(self, batch: SequenceBatch, rnn_state: object) -> tuple[tuple[Tensor, ...], Any]:
         """Compute the guide's evidence, and beside it each step's shift and log-scale."""
         evidence, rnn_state = self.wrapped_side.encode(batch, rnn_state)
         return (*evidence, *self._by_step(batch)), rnn_state
@@ -117,7 +117,7 @@ class RefinedSequenceGuide(SequenceGuide):
         )
 
     def proposal(
-        self, evidence: tuple[Tensor, ...], previous: Tensor, guide_state: Any
+        self, evidence: tuple[Tensor, ...], previous: Tensor, guide_state: object
     ) -> tuple[Any, Any]:
         """Return the corrected q(z_t | …) of one step, running."""
         *own, shift, log_scale = evidence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,13 +33,13 @@ COMPARED = 4  # draws by which the refined answer and the guide's own are compar
 
 
 def refined_for(
-    pair: Pair, batch: SequenceBatch, steps: int, states: Any = None
+    pair: Pair, batch: SequenceBatch, steps: int, states: object = None
 ) -> tuple[Pair, SequenceBatch]:
     """Return the pair with its guide refined (`refine`), and the batch as the guide knows it."""
     return refine(pair, batch, steps, states), numbered(batch)
 
 
-def refine(pair: Pair, batch: SequenceBatch, steps: int, states: Any = None) -> Pair:
+def refine(pair: Pair, batch: SequenceBatch, steps: int, states: object = None) -> Pair:
     r"""Return the pair with its guide refined for the sequences of a batch.
 
     Semi-amortised inference (Kim et al. 2018, arXiv 1802.02550): the guide's answer for a sequence
@@ -87,7 +86,9 @@ def _put(target: Tensor, rows: Tensor, values: Tensor) -> None:
     part[rows] = values
 
 
-def _optimised(pair: Pair, batch: SequenceBatch, steps: int, states: Any) -> dict[str, Correction]:
+def _optimised(
+    pair: Pair, batch: SequenceBatch, steps: int, states: object
+) -> dict[str, Correction]:
     """Return the corrections of the sequences of a batch that is worked on at once."""
     with torch.enable_grad():
         corrections = _nothing(pair, _going_on(batch, states, 0))
@@ -108,13 +109,13 @@ def _optimised(pair: Pair, batch: SequenceBatch, steps: int, states: Any) -> dic
     return _the_better(pair, batch, last, steps, states)
 
 
-def _k(states: Any, batch: SequenceBatch) -> int:
+def _k(states: object, batch: SequenceBatch) -> int:
     """Return the number K of particles of each sequence whose states are `[N * K, …]`."""
     leaves = tree_leaves(states)
     return len(leaves[0]) // len(batch) if leaves else 1
 
 
-def _going_on(batch: SequenceBatch, states: Any, turn: int) -> SequenceBatch:
+def _going_on(batch: SequenceBatch, states: object, turn: int) -> SequenceBatch:
     """Return the batch, going on from one of the K particles of each sequence, if there are any."""
     if states is None:
         return batch
@@ -153,7 +154,7 @@ def _bounds(pair: Pair, batch: SequenceBatch, corrections: Corrections, draw: in
 
 @torch.no_grad()
 def _the_better(
-    pair: Pair, batch: SequenceBatch, found: dict[str, Correction], drawn: int, states: Any
+    pair: Pair, batch: SequenceBatch, found: dict[str, Correction], drawn: int, states: object
 ) -> dict[str, Correction]:
     """Return the corrections of the sequences whose bound they raise, by new draws, else zeros."""
     none = {name: c.mapped(torch.zeros_like) for name, c in found.items()}

@@ -53,7 +53,7 @@ class _Moved(Steps):
         self.move_kind, self.path = move, path
 
     def _observation(
-        self, emission: Any, observed: Tensor, unknown: Tensor | None, seen: Tensor | None
+        self, emission: object, observed: Tensor, unknown: Tensor | None, seen: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The same, with the path's value as the first particle's."""
         x, share = super()._observation(emission, observed, unknown, seen)
@@ -143,7 +143,7 @@ def moved(
     return found
 
 
-def mixed(missing: Values | None, drawn: Any, observed: Any) -> Any:
+def mixed(missing: Values | None, drawn: object, observed: object) -> Any:
     """Return what was drawn where it is missing, and what was observed elsewhere.
 
     What is missing are steps `[N, T]`, or cells, a tree like the values.

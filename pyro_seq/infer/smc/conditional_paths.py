@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -154,7 +154,7 @@ class PathMoves:
         weights = fixed + self._of_cells_seen(trace, steps)
         return self._drawn(weights, 1, trace, path, gaps=True)[0]
 
-    def _is_latent(self, name: str, site: Any) -> bool:
+    def _is_latent(self, name: str, site: Mapping[str, Any]) -> bool:
         return not site["is_observed"] and name not in self.fills
 
     def _is_of(self, name: str, steps: range) -> bool:
@@ -226,7 +226,7 @@ class PathMoves:
         return found
 
 
-def _is_observed(name: str, site: Any) -> bool:
+def _is_observed(name: str, site: Mapping[str, Any]) -> bool:
     return bool(site["is_observed"])
 
 

@@ -95,7 +95,7 @@ class FIVO_ELBO(WeightedELBO):
             surrogate.backward()
         return float(-bound.detach().sum())
 
-    def chosen_states(self, states: Any, model: Side, guide: Side) -> Any:
+    def chosen_states(self, states: object, model: Side, guide: Side) -> Any:
         """Return the states after one of the particles of each sequence, drawn by weight."""
         chosen = drawn_by_weight(self.log_weights.t(), 1)
         return tree_map(lambda x: x[chosen], self._after)

@@ -68,7 +68,7 @@ def particle_filter(
     missing: Missing | None = None,
     paths: bool = True,
     particles: Particles | None = None,
-    state: Any = None,
+    state: object = None,
     rows: Tensor | None = None,
 ) -> ParticleFilterResult:
     r"""Filter the latents of N sequences with K particles each, by resampling.
@@ -145,7 +145,7 @@ def shown_with_guesses(
     missing: Values | None,
     samples: int,
     particles: Particles | None,
-    state: Any,
+    state: object,
 ) -> SequenceBatch | None:
     """Return a batch with a guess of what the guide cannot know, or `None` if it knows all.
 
@@ -202,7 +202,7 @@ class _Filter(NamedTuple):
         self,
         batch: SequenceBatch,
         shown: SequenceBatch | None,
-        carried: Any,
+        carried: object,
         missing: Values | None,
         particles: Particles | None,
         names: Tensor,

@@ -50,7 +50,7 @@ class ReplayedSteps:
         batch: SequenceBatch,
         k: int,
         proposal: str,
-        state: Any,
+        state: object,
         observed: Observed | None,
     ) -> None:
         self.pair, self.proposal, self.k, self.n = pair, proposal, k, len(batch)

@@ -37,7 +37,7 @@ class Steps:
         k: int,
         proposal: str,
         missing: Values | None,
-        carried: Any,
+        carried: object,
         shown: SequenceBatch | None = None,
     ) -> None:
         model: Any = pair.model
@@ -59,7 +59,7 @@ class Steps:
             self._start_guide(carried, shown)
         self.like = self.model.initial(1)
 
-    def _start(self, carried: Any) -> None:
+    def _start(self, carried: object) -> None:
         """Set the state before the first step, that of the batch or of particles `[N * K, …]`."""
         n, k, alike = len(self.batch), self.k, True
         if carried is None:
@@ -186,7 +186,7 @@ class Steps:
         return posterior.expand(prior.batch_shape)
 
     def _observation(
-        self, emission: Any, observed: Tensor, unknown: Tensor | None, seen: Tensor | None
+        self, emission: object, observed: Tensor, unknown: Tensor | None, seen: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(x_t, drawn where it is unknown; its log-density `[K, N]` or `[N]`, of what was seen)."""
         return observe_or_draw(emission, observed, unknown, seen, (self.k, len(self.batch)))

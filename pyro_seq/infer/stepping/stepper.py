@@ -132,7 +132,7 @@ class Stepper(ABC, Generic[State]):
         """The same with the latents summed out of the model that are none to the tools."""
         return self
 
-    def unshared(self, state: Any, k: int) -> Any:
+    def unshared(self, state: object, k: int) -> Any:
         """Return a state of model and guide after a run in a plate of k particles to the left.
 
         The state is `[N, k, …]`; there is one for pairs whose latents are proposed by step.

@@ -242,7 +242,9 @@ def _rows_of(one: ColumnAnomalies, windows: Sequence[tuple[Any, Any]]) -> list[t
     return sorted(found)
 
 
-def windows_of(labels: Any, name: str, ids: Sequence[str]) -> Mapping[str, list[tuple[Any, Any]]]:
+def windows_of(
+    labels: object, name: str, ids: Sequence[str]
+) -> Mapping[str, list[tuple[Any, Any]]]:
     """Return the windows of anomalies of each series, from what a file of labels holds.
 
     The file is `{name: [[first, last], …]}` by the name of a data file or the id of a series, as

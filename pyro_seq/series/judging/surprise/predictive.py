@@ -181,7 +181,7 @@ def _log_prob(law: Distribution, x: Values, seen: Values | None) -> Tensor:
     return law.log_prob(x)
 
 
-def _resampled(state: Any, weights: Tensor, k: int) -> tuple[Any, Tensor]:
+def _resampled(state: object, weights: Tensor, k: int) -> tuple[Any, Tensor]:
     """Particles drawn by weight where the effective number is below K / 2."""
     few = 1 / weights.exp().square().sum(-1) < k / 2
     if not few.any():
