@@ -75,6 +75,9 @@ def parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         type=Path,
         help="where to keep the run with its curve; a temporary folder if not given",
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint of --run-dir"
+    )
     return parser, parser.parse_args()
 
 
@@ -89,6 +92,8 @@ def main() -> None:
     splits = read_polyphonic(data_file(FILES[arguments.preset.partition("-")[0]]))
     settings = music_settings(PRESETS[arguments.preset], parse_words(arguments.words))
     print(machine(), flush=True)
+    if arguments.resume and arguments.run_dir is None:
+        parser.error("--resume goes on with a run: name its folder, --run-dir")
     if arguments.refine:
         if arguments.run_dir is None:
             parser.error("--refine scores a run that was trained: name its folder, --run-dir")
@@ -104,12 +109,14 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(arguments.run_dir or Path(folder) / "run", "midi")
-        with run.locked():
-            run.create(dict(flatten(settings)), {})
+        if not arguments.resume:
+            with run.locked():
+                run.create(dict(flatten(settings)), {})
         began = time.monotonic()
         pieces = Pieces(splits["train"], splits["valid"])
         data = MusicData(pieces, MarkovKeys.fit(pieces.train))
-        music = music_program.train(data, Request(settings, {}, run, arguments.seed))
+        request = Request(settings, {}, run, arguments.seed)
+        music = music_program.train(data, request, resume=arguments.resume)
         took = (time.monotonic() - began) / 60
     pair, steps = music.pair, music.step
     size = sum(p.numel() for module in pair.modules().values() for p in module.parameters()) / 1e6

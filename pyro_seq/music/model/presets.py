@@ -141,7 +141,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.kl_schedule": "linear",
         "training.kl_start": 0.2,
         "training.kl_steps": 300,
-        "training.num_steps": 1_600,
+        "training.num_steps": 2_400,
         "training.valid_every": 100,
     },
     "nottingham-best": NOTTINGHAM
