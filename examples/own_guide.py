@@ -13,7 +13,15 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
-from pyro_seq import Pair, Recurrence, SequenceBatch, SequenceGuide, Trainer, TrainingSettings, score
+from pyro_seq import (
+    Pair,
+    Recurrence,
+    SequenceBatch,
+    SequenceGuide,
+    Trainer,
+    TrainingSettings,
+    score,
+)
 from pyro_seq.contexts import NoContext
 from pyro_seq.emissions import Factorised, Normal
 from pyro_seq.encoders import Flatten
@@ -40,7 +48,9 @@ class BothWays(SequenceGuide):
         self.backwards = Recurrence(encoder.num_features, hidden_size, kind="gru")
         size = model.latent_size
         self.network = nn.Sequential(
-            nn.Linear(2 * hidden_size + size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 2 * size)
+            nn.Linear(2 * hidden_size + size, hidden_size),
+            nn.Tanh(),
+            nn.Linear(hidden_size, 2 * size),
         )
 
     def initial_rnn_state(self, *lead):
@@ -57,7 +67,7 @@ class BothWays(SequenceGuide):
     def posterior(self, evidence, previous):
         prior = self.model.transition(evidence[0][..., :0], previous)
         move, raw_scale = self.network(concatenate(evidence[0], previous)).chunk(2, -1)
-        return dist.Normal(prior.loc + move, nn.functional.softplus(raw_scale) + 1e-3)
+        return dist.Normal(prior.loc + move, nn.functional.softplus(raw_scale - 2) + 1e-3)
 
 
 def swings(num, seed):
@@ -100,7 +110,9 @@ def main(words=None):
 
     train, held_out = swings(128, seed=0), SequenceBatch(swings(48, seed=1))
     guides = {
-        "backwards (DMMGuide)": lambda model: DMMGuide(model, Flatten(2), cell="gru", hidden_size=32),
+        "backwards (DMMGuide)": lambda model: DMMGuide(
+            model, Flatten(2), cell="gru", hidden_size=32
+        ),
         "both ways (ours)": lambda model: BothWays(model, Flatten(2)),
     }
     bounds = []
@@ -108,7 +120,7 @@ def main(words=None):
         pair = learnt(make_guide, train, options.steps)
         torch.manual_seed(0)
         bound = score(pair, held_out, method="elbo", samples=20).total
-        closer = score(pair, held_out, method="filter", samples=500, proposal="prior").total
+        closer = score(pair, held_out, method="filter", samples=3000, proposal="prior").total
         bounds.append(bound)
         print(
             f"{name}: bound {bound.mean():.2f}, by a filter without the guide {closer.mean():.2f}; "

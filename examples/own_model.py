@@ -88,8 +88,10 @@ def main(words=None):
     found = score(pair, held_out, method="filter", samples=200, proposal="prior")
     rate = train.values.sum() / train.num_observations
     gain = found.total - constant_rate(held_out, rate)
-    print(f"held out: {found.total.mean():.2f} nats a day, Monte Carlo error "
-          f"{found.variance.sum().sqrt() / len(held_out):.2f}")
+    print(
+        f"held out: {found.total.mean():.2f} nats a day, Monte Carlo error "
+        f"{found.variance.sum().sqrt() / len(held_out):.2f}"
+    )
     print(f"beside a constant rate: {gain.mean():.2f} ± {gain.std() / len(gain) ** 0.5:.2f} more")
 
     hours = int(held_out.lengths[0])

@@ -79,9 +79,11 @@ def report(name, generator, held_out):
     pair = Pair(generator)
     drawn = sample(pair, 1000, LENGTH)
     turns, nats = alternating(SequenceBatch(drawn)), -score(pair, SequenceBatch(held_out)).total
-    print(f"{name}: {turns.mean():.2f} ± {turns.std() / len(turns) ** 0.5:.2f} of 5 turns; "
-          f"held-out words {nats.mean():.2f} ± {nats.std() / len(nats) ** 0.5:.2f} nats; "
-          f"{len(set(map(tuple, drawn.tolist()))) / 10:.0f} % distinct")
+    print(
+        f"{name}: {turns.mean():.2f} ± {turns.std() / len(turns) ** 0.5:.2f} of 5 turns; "
+        f"held-out words {nats.mean():.2f} ± {nats.std() / len(nats) ** 0.5:.2f} nats; "
+        f"{len(set(map(tuple, drawn.tolist()))) / 10:.0f} % distinct"
+    )
     print("  " + spelled(drawn[:10]))
 
 

@@ -55,7 +55,9 @@ def test_it_is_a_notebook(page: Path) -> None:
         for page in TUTORIALS
     ],
 )
-def test_its_cells_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_cells_run_in_order(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In one process, as a kernel would run them; pictures are drawn and closed."""
     pytest.importorskip("IPython", reason="the tutorials show sounds and films by IPython")
     import matplotlib.pyplot as plt
