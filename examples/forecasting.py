@@ -19,9 +19,8 @@ from pyro_seq.emissions import Normal
 from pyro_seq.models import LGSSM
 from pyro_seq.series.demo import demo_frame
 from pyro_seq.series.judging.metrics import crps_of_samples
-from pyro_seq.train import PieceBatches
 
-WEEKS, DRAWS = 8, 300
+DRAWS = 300
 
 
 def series(options):
@@ -74,11 +73,12 @@ def main(words=None):
     parser.add_argument("--time", default="day")
     parser.add_argument("--value", default="value")
     parser.add_argument("--season", type=int, default=7)
+    parser.add_argument("--weeks", type=int, default=8, help="seasons at the end to be judged on")
     parser.add_argument("--steps", type=int, default=120)
     options = parser.parse_args(words)
 
     frame, horizon = series(options), options.season
-    values, learnt = frame.to_numpy(float), len(frame) - WEEKS * options.season
+    values, learnt = frame.to_numpy(float), len(frame) - options.weeks * options.season
     logs = np.log1p(values[:learnt])
     location = np.nanmean(logs, 0)[:, None]
     scale = np.nanstd(logs, 0)[:, None]

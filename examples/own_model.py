@@ -63,7 +63,7 @@ def draw(path, rates, day, found, future):
     import matplotlib.pyplot as plt
 
     low, high = (level[0].exp() for level in found.quantile([0.05, 0.95])["log_rate"])
-    figure, axes = plt.subplots(figsize=(7, 3))
+    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     axes.fill_between(range(day.num_steps), low, high, alpha=0.3, label="90 % of the posterior")
     axes.plot(rates[: day.num_steps], "k", label="true rate")
     axes.plot(day.values[0], "o", ms=3, label="counted")

@@ -32,16 +32,12 @@ DOCUMENT, END = "visits.json", "(end)"  # the end of a visit is an event, too
 
 @dataclass(frozen=True)
 class VisitSettings:
-    """All that `--set` may change: of the pair, and of its training."""
-
     model: Any = field(default_factory=lambda: model_settings("rnn", {"hidden_size": 32}))
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
 @dataclass
 class Visits:
-    """The names of events, and visits to learn from and to validate on."""
-
     events: list[str]
     train: list[torch.Tensor] = field(default_factory=list)
     valid: list[torch.Tensor] = field(default_factory=list)

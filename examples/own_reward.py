@@ -2,9 +2,9 @@
 
 python examples/own_reward.py [--steps 400] [--reward-steps 60]
 
-First a generator learns the six-letter words of the bundled fables by likelihood. Then `Reinforce`
-teaches it a rule that no data says: vowels and consonants take turns. An anchor, the pretrained
-generator's own log-likelihood, keeps it near English.
+First a generator learns by likelihood, from the words of the bundled fables, what five letters of a
+word look like. Then `Reinforce` teaches it a rule that no data says: vowels and consonants take
+turns. An anchor, the pretrained generator's own log-likelihood, keeps it near English.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from pyro_seq.reinforce.baselines import LeaveOneOut
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOWELS = torch.tensor([LETTERS.index(letter) for letter in "aeiou"])
-LENGTH = 6
+LENGTH = 5
 ANCHOR = 0.15  # reward for each nat of the pretrained generator
 
 
 def book_words():
-    """All distinct words of six letters, as numbers [N, 6]: to learn from, and held out."""
+    """All distinct five letters in a row of a word, [N, 5]: to learn from, and held out."""
     book = (files("pyro_seq.text.data") / "fable.txt").read_text(encoding="utf-8").lower()
-    words = sorted(set(re.findall(rf"\b[a-z]{{{LENGTH}}}\b", book)))
+    words = sorted(set(re.findall(rf"(?=([a-z]{{{LENGTH}}}))", book)))
     numbers = torch.tensor([[LETTERS.index(letter) for letter in word] for word in words])
     numbers = numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))]
     return numbers[len(words) // 10 :], numbers[: len(words) // 10]
@@ -50,7 +50,7 @@ def alternating(batch):
 
 def pretrain(words, steps):
     """Maximum likelihood: stock SVI with Trace_ELBO, as for any model without latents."""
-    generator = RNN(Categorical(26), PreviousObservation(Embedding(26, 16)), hidden_size=64)
+    generator = RNN(Categorical(26), PreviousObservation(Embedding(26, 16)), hidden_size=48)
     svi = SVI(generator, no_guide, pyro.optim.ClippedAdam({"lr": 5e-3}), Trace_ELBO())
     for _ in range(steps):
         svi.step(SequenceBatch(words[torch.randint(len(words), (64,))]))
@@ -71,7 +71,7 @@ def bend(generator, steps):
         svi.step(SequenceBatch(None, [LENGTH] * 64))
         rollouts.follow(Pair(generator))  # the policy of the completions comes after
         if step % 20 == 0:
-            print(f"  step {step}: {alternating(loss.latest.sequences).mean():.2f} of 5 turns")
+            print(f"  step {step}: {alternating(loss.latest.sequences).mean():.2f} of 4 turns")
 
 
 def report(name, generator, held_out):
@@ -80,7 +80,7 @@ def report(name, generator, held_out):
     drawn = sample(pair, 1000, LENGTH)
     turns, nats = alternating(SequenceBatch(drawn)), -score(pair, SequenceBatch(held_out)).total
     print(
-        f"{name}: {turns.mean():.2f} ± {turns.std() / len(turns) ** 0.5:.2f} of 5 turns; "
+        f"{name}: {turns.mean():.2f} ± {turns.std() / len(turns) ** 0.5:.2f} of 4 turns; "
         f"held-out words {nats.mean():.2f} ± {nats.std() / len(nats) ** 0.5:.2f} nats; "
         f"{len(set(map(tuple, drawn.tolist()))) / 10:.0f} % distinct"
     )

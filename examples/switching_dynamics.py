@@ -23,7 +23,7 @@ STEPS, STAY, NOISE = 40, 0.95, 0.1
 
 
 def motions(num, seed):
-    """Regimes [N, T] and places [N, T, 2]: regime 1 turns by half a radian a step, 0 comes to rest."""
+    """Regimes [N, T] and places [N, T, 2]: regime 1 turns half a radian a step, 0 comes to rest."""
     random = torch.Generator().manual_seed(seed)
     turn = torch.linalg.matrix_exp(torch.tensor([[0.0, -0.5], [0.5, 0.0]]))
     regime = torch.randint(2, (num,), generator=random)
