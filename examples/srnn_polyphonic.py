@@ -17,7 +17,7 @@ import torch
 from pyro_seq import Pair, SequenceBatch, Trainer, TrainingSettings, sample, score
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions import Bernoulli, Factorised
-from pyro_seq.encoders import MLP, Flatten, Sequential
+from pyro_seq.encoders import Flatten, MLPEncoder, Sequential
 from pyro_seq.guides import SRNNGuide
 from pyro_seq.models import SRNN
 from pyro_seq.music import music_settings, read_music, read_polyphonic
@@ -43,7 +43,7 @@ def new_pair():
     """The parts and the pair: an encoder of a frame for the model, and another for the guide."""
 
     def encoder():
-        return Sequential(Flatten(KEYS), MLP(KEYS, (32,)))
+        return Sequential(Flatten(KEYS), MLPEncoder(KEYS, (32,)))
 
     model = SRNN(
         Factorised(Bernoulli(), KEYS),
