@@ -98,11 +98,12 @@ def draw(path, values, missing, draws):
 def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--held-out", type=int, default=24, help="sequences to be filled")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args(words)
 
     pair = learn(*sensors(256, seed=0), options.steps)
-    values, missing = sensors(24, seed=1)
+    values, missing = sensors(options.held_out, seed=1)
     held_out = SequenceBatch(values, missing=missing)
     torch.manual_seed(0)
     found = score(pair, held_out, method="filter", samples=200)

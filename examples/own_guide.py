@@ -106,6 +106,7 @@ def learnt(make_guide, train, steps):
 def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--particles", type=int, default=3000, help="of the filter")
     options = parser.parse_args(words)
 
     train, held_out = swings(128, seed=0), SequenceBatch(swings(48, seed=1))
@@ -120,7 +121,9 @@ def main(words=None):
         pair = learnt(make_guide, train, options.steps)
         torch.manual_seed(0)
         bound = score(pair, held_out, method="elbo", samples=20).total
-        closer = score(pair, held_out, method="filter", samples=3000, proposal="prior").total
+        closer = score(
+            pair, held_out, method="filter", samples=options.particles, proposal="prior"
+        ).total
         bounds.append(bound)
         print(
             f"{name}: bound {bound.mean():.2f}, by a filter without the guide {closer.mean():.2f}; "

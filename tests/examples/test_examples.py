@@ -21,6 +21,12 @@ FOLDER = Path(__file__).parent.parent.parent / "examples"
 MOST_LINES = 150
 UNRELIABLE = f"ignore::{UnreliableEstimate.__module__}.{UnreliableEstimate.__name__}"
 FIGURE = r"-?\d+\.\d+ ± \d+\.\d+"  # one that was measured, with its error
+PICTURE = "--picture {folder}/out.png"
+
+
+def slow(*case: str) -> object:
+    """A case that takes seconds."""
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 def imported(name: str) -> ModuleType:
@@ -52,13 +58,17 @@ def test_it_is_short_and_says_how_it_is_run(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words", "says"),
     [
-        ("own_model", "--steps 2 --picture {folder}/out.png", f"beside a constant rate: {FIGURE} more"),
-        ("own_guide", "--steps 2", f"ours beside the other: {FIGURE} nats"),
+        slow("own_model", f"--steps 2 {PICTURE}", f"constant rate: {FIGURE} more"),
+        slow("own_guide", "--steps 2 --particles 50", f"ours beside the other: {FIGURE} nats"),
         ("own_reward", "--steps 2 --reward-steps 2", f"by reward: {FIGURE} of 4 turns"),
-        ("srnn_polyphonic", "--steps 2 --sound {folder}/out.wav", rf"SRNN \(b, the bound\): {FIGURE}"),
+        (
+            "srnn_polyphonic",
+            "--steps 2 --sound {folder}/out.wav",
+            rf"SRNN \(b, the bound\): {FIGURE}",
+        ),
         ("forecasting", "--steps 2 --weeks 2", f"CRPS: {FIGURE}"),
-        ("switching_dynamics", "--steps 2 --num 8 --picture {folder}/out.png", f"found: {FIGURE}"),
-        ("missing_data", "--steps 2 --picture {folder}/out.png", f"straight lines: .* {FIGURE}"),
+        slow("switching_dynamics", f"--steps 2 --num 8 {PICTURE}", f"found: {FIGURE}"),
+        slow("missing_data", f"--steps 2 --held-out 2 {PICTURE}", f"straight lines: .* {FIGURE}"),
     ],
 )
 def test_it_runs(
