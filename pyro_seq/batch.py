@@ -207,9 +207,9 @@ class SequenceBatch:
         if self.is_full:
             return sequence.flip(-2)
         steps = torch.arange(self.num_steps, device=self.device)
-        source = torch.where(self._mask, self.lengths.unsqueeze(-1) - 1 - steps, steps)
         rows = self.num_steps * torch.arange(len(self), device=self.device).unsqueeze(-1)
-        return sequence.flatten(-3, -2).index_select(-2, (source + rows).flatten()).view_as(sequence)
+        source = rows + torch.where(self._mask, self.lengths.unsqueeze(-1) - 1 - steps, steps)
+        return sequence.flatten(-3, -2).index_select(-2, source.flatten()).view_as(sequence)
 
     def last(self, sequence: Tensor, before: Tensor, event_dim: int = 1) -> Tensor:
         """Return each sequence's entry at its last step, of a tensor `[*lead, N, T, *event]`.
