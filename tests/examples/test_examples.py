@@ -59,7 +59,7 @@ def test_it_is_short_and_says_how_it_is_run(path: Path) -> None:
     ("name", "words", "says"),
     [
         slow("own_model", f"--steps 2 {PICTURE}", f"constant rate: {FIGURE} more"),
-        slow("own_guide", "--steps 2 --particles 50", f"ours beside the other: {FIGURE} nats"),
+        slow("own_guide", "--steps 2 --draws 30", f"ours beside the other: {FIGURE} nats"),
         ("own_reward", "--steps 2 --reward-steps 2", f"by reward: {FIGURE} of 4 turns"),
         (
             "srnn_polyphonic",
