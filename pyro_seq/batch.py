@@ -198,17 +198,18 @@ class SequenceBatch:
         return None if self.inputs is None else self.inputs[:, t]
 
     def reverse(self, sequence: Tensor) -> Tensor:
-        """Reverse each sequence of `[*lead, N, T, F]` within its own length; padding stays.
+        """Reverse each sequence of `[N, T]` or `[*lead, N, T, F]` within its length; padding stays.
 
         `reverse` is its own inverse: a backward recurrence is `reverse(recurrence(reverse(x)))`.
         """
+        if sequence.dim() == 2:
+            return self.reverse(sequence.unsqueeze(-1)).squeeze(-1)
         if self.is_full:
             return sequence.flip(-2)
         steps = torch.arange(self.num_steps, device=self.device)
-        source = torch.where(self._mask, self.lengths.unsqueeze(-1) - 1 - steps, steps)
-        rows = torch.arange(len(self), device=self.device).unsqueeze(-1)
-        flat = (source + self.num_steps * rows).flatten()
-        return sequence.flatten(-3, -2).index_select(-2, flat).view(sequence.shape)
+        rows = self.num_steps * torch.arange(len(self), device=self.device).unsqueeze(-1)
+        source = rows + torch.where(self._mask, self.lengths.unsqueeze(-1) - 1 - steps, steps)
+        return sequence.flatten(-3, -2).index_select(-2, source.flatten()).view_as(sequence)
 
     def last(self, sequence: Tensor, before: Tensor, event_dim: int = 1) -> Tensor:
         """Return each sequence's entry at its last step, of a tensor `[*lead, N, T, *event]`.

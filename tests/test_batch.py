@@ -240,6 +240,9 @@ class TestRecurrences:
                 reversed_by_loop[..., n, t, :] = sequence[..., n, length - 1 - t, :]
         assert batch.reverse(sequence).equal(reversed_by_loop)
         assert batch.reverse(batch.reverse(sequence)).equal(sequence)
+        if not lead:
+            numbers = sequence[..., 0]
+            assert batch.reverse(numbers).equal(reversed_by_loop[..., 0])
 
     def test_reverse_of_a_transposed_sequence(self) -> None:
         sequence = torch.randn(STEPS, 4, 3)

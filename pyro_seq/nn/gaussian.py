@@ -56,8 +56,8 @@ class GatedTransition(nn.Module):
     starts as the identity, so that a new transition keeps z. The networks of g and h may see other
     features, side by side with z.
 
-    Called with z `[..., size]` and features `[..., F]`, it returns a `Normal` of batch shape
-    `[..., size]`.
+    Called with z `[..., size]` and features `[..., F]`, if there are any, it returns a `Normal` of
+    batch shape `[..., size]`.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class GatedTransition(nn.Module):
         nn.init.eye_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, z: Tensor, features: Tensor) -> dist.Normal:
+    def forward(self, z: Tensor, *features: Tensor) -> dist.Normal:
         """Return the normal of batch shape `[..., size]`."""
         with torch.autocast(z.device.type, enabled=False):
             z = full_precision(z)
-            inputs = z, full_precision(features)
+            inputs = z, *map(full_precision, features)
             gate, proposed = self.gate(*inputs).sigmoid(), self.proposed(*inputs)
             return dist.Normal(
                 torch.lerp(self.linear(z), proposed, gate),

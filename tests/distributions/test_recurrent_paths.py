@@ -153,3 +153,5 @@ def test_a_new_gated_transition_stays_near_where_it_is() -> None:
             transition.gate[-1].bias.fill_(bias)
             torch.testing.assert_close(transition(z, features).loc, expected)
         assert (transition(z, features).scale > 0.1).all()
+        alone = GatedTransition(SIZE, (3,))
+        torch.testing.assert_close(alone(z).loc, alone(z, features[:, :0]).loc)
