@@ -77,15 +77,8 @@ def continuation(
     with pair.scope(), pair.evaluating():
         for rows, state in _states_after(pair, batch, num_steps, samples, draws):
             given = None if inputs is None else inputs[rows].repeat_interleave(draws, 0)
-            parts.append(
-                sample_sequences(
-                    pair.model,
-                    num_steps,
-                    state=state,
-                    inputs=given,
-                    transform_distribution=transform_distribution,
-                )
-            )
+            how = {"inputs": given, "transform_distribution": transform_distribution}
+            parts.append(sample_sequences(pair.model, num_steps, state=state, **how))
             found.append(particle_rows(rows, draws))
     order = torch.cat(found).argsort()
     return tree_map(lambda *x: torch.cat(x)[order], parts[0], *parts[1:])
