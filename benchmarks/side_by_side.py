@@ -23,7 +23,7 @@ import torch
 from pyro_seq import Pair, SequenceBatch, continuation
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions import Normal
-from pyro_seq.encoders import Identity
+from pyro_seq.encoders import Flatten
 from pyro_seq.models import RNN
 from pyro_seq.series.data.frames import from_frame
 from pyro_seq.series.judging.anomalies import anomalies
@@ -137,8 +137,8 @@ def main() -> None:
 
     compare(f"{len(lines)} lines of 2,000 characters", with_size(1, score_lines), score_lines)
 
-    rnn = Pair(RNN(Normal(1), PreviousObservation(Identity(1)), hidden_size=32))
-    past = [torch.randn(20 + i, 1) for i in range(many)]
+    rnn = Pair(RNN(Normal(), PreviousObservation(Flatten(())), hidden_size=32))
+    past = [torch.randn(20 + i) for i in range(many)]
 
     def go_on(some: list[torch.Tensor]) -> object:
         return continuation(rnn, SequenceBatch.from_sequences(some), 48, draws=20)
