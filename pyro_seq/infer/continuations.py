@@ -77,7 +77,7 @@ def continuation(
     with pair.scope(), pair.evaluating():
         for rows, state in _states_after(pair, batch, num_steps, samples, draws):
             given = None if inputs is None else inputs[rows].repeat_interleave(draws, 0)
-            how = {"inputs": given, "transform_distribution": transform_distribution}
+            how: dict[str, Any] = {"inputs": given, "transform_distribution": transform_distribution}
             parts.append(sample_sequences(pair.model, num_steps, state=state, **how))
             found.append(particle_rows(rows, draws))
     order = torch.cat(found).argsort()
