@@ -63,13 +63,9 @@ def continuation(
     for what, number in (("steps to sample", num_steps), ("samples", samples), ("draws", draws)):
         whole(number, f"the number of {what}", 1)
     _check(batch, num_steps, inputs)
-    shared = shared_latents(pair, batch)
-    if shared:
-        told: dict[str, Any] = {
-            "inputs": inputs,
-            "samples": samples,
-            "transform_distribution": transform_distribution,
-        }
+    changed: dict[str, Any] = {"transform_distribution": transform_distribution}
+    if shared_latents(pair, batch):
+        told = changed | {"inputs": inputs, "samples": samples}
         return by_draw(
             pair, batch, draws, lambda local: continuation(local, batch, num_steps, **told)
         )
@@ -77,8 +73,9 @@ def continuation(
     with pair.scope(), pair.evaluating():
         for rows, state in _states_after(pair, batch, num_steps, samples, draws):
             given = None if inputs is None else inputs[rows].repeat_interleave(draws, 0)
-            how: dict[str, Any] = {"inputs": given, "transform_distribution": transform_distribution}
-            parts.append(sample_sequences(pair.model, num_steps, state=state, **how))
+            parts.append(
+                sample_sequences(pair.model, num_steps, state=state, inputs=given, **changed)
+            )
             found.append(particle_rows(rows, draws))
     order = torch.cat(found).argsort()
     return tree_map(lambda *x: torch.cat(x)[order], parts[0], *parts[1:])
