@@ -1,9 +1,10 @@
-"""A busy machine: steps of `pyroseq demo` by default, with one thread, and as torch itself waits.
+"""A busy machine: `text train` and `text evaluate` by default, with one thread, as torch waits.
 
-Each contestant is the demo in a process of its own, with an environment of its own; they take
-turns, and what counts are the steps that its checkpoint says it has taken. Beside it run as many
-busy processes as is said (`--busy`), each of which wants a core for itself; with `--busy 0` nothing
-runs beside it but what the machine does anyway, which the first line tells.
+Each contestant is the command in a process of its own, with an environment of its own, by default
+settings; they take turns. Beside it run as many busy processes as is said (`--busy`), each of which
+wants a core for itself; with `--busy 0` nothing runs beside it but what the machine does anyway,
+which the first line tells. Of a training the time of a step counts, by the steps that its
+checkpoint says it has taken; of a scoring the whole command's.
 
 - `default`: what the command chooses by itself;
 - `one thread`: the same with `--threads 1`;
@@ -14,10 +15,12 @@ runs beside it but what the machine does anyway, which the first line tells.
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +38,8 @@ CONTESTANTS: dict[str, tuple[dict[str, str], list[str]]] = {
     "one thread": ({}, ["--threads", "1"]),
     "torch's own": (TORCHS_OWN, []),
 }
-LONGEST = 60.0  # seconds that busy processes live for, whatever becomes of this one
+LONGEST = 600.0  # seconds that busy processes live for, whatever becomes of this one
+TRAINED, SCORED = 200_000, 100_000  # characters, drawn by rule
 
 
 @contextmanager
@@ -51,37 +55,45 @@ def busy_processes(number: int) -> Iterator[None]:
             process.wait()
 
 
-def steps(environment: dict[str, str], options: list[str], minutes: float, busy: int) -> int:
-    """Updates that a demo of so many minutes takes."""
-    around = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in (*SAYS_HOW_TO_WAIT, *SAYS_HOW_MANY)
-    }
-    with tempfile.TemporaryDirectory() as folder, busy_processes(busy):
-        run_dir = Path(folder) / "run"
-        words = [
-            sys.executable,
-            "-P",
-            "-m",
-            "pyro_seq",
-            "demo",
-            "--minutes",
-            str(minutes),
-            "--run-dir",
-            str(run_dir),
-            *options,
-        ]
+def seconds(contestant: str, busy: int, *words: str) -> float:
+    """How long `pyroseq text …` takes a contestant."""
+    own, options = CONTESTANTS[contestant]
+    said = (*SAYS_HOW_TO_WAIT, *SAYS_HOW_MANY)
+    around = {name: value for name, value in os.environ.items() if name not in said}
+    command = [sys.executable, "-P", "-m", "pyro_seq", "text", *words, *options]
+    with busy_processes(busy):
+        started = time.perf_counter()
         subprocess.run(
-            words,
-            env=around | environment,
+            command,
+            env=around | own,
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        taken = load_tree(RunFolder(run_dir, "text").last)["step"]
-    assert isinstance(taken, int)
-    return taken
+        return time.perf_counter() - started
+
+
+def seconds_of_step(contestant: str, busy: int, folder: Path, minutes: float) -> float:
+    """How long a step of a training takes."""
+    run_dir = folder / contestant
+    shutil.rmtree(run_dir, ignore_errors=True)
+    corpus = ("--train-corpus", str(folder / "trained.txt"), "--run-dir", str(run_dir))
+    seconds(contestant, busy, "train", *corpus, "--max-minutes", str(minutes))
+    taken = load_tree(RunFolder(run_dir, "text").last)
+    return float(taken["minutes"] * 60 / max(1, taken["step"]))
+
+
+def compare(what: str, busy: int, turns: dict[str, list[float]]) -> None:
+    """The medians, and the ratios to the two others where these took part."""
+    middle = {name: statistics.median(own) for name, own in turns.items()}
+    for name, own in turns.items():
+        spread = f"({min(own):.3f} to {max(own):.3f})"
+        print(f"  {what}, {name:<12} {middle[name]:9.3f} s  {spread}")
+    load = f"{busy} busy process{'es' * (busy != 1)}, {what}"
+    for name, bar in (("one thread", 1.2 if busy else None), ("torch's own", None)):
+        if {"default", name} <= middle.keys():
+            ratio = middle["default"] / middle[name]
+            common.report(f"{load}: default over {name}", ratio, at_most=bar)
 
 
 def main() -> None:
@@ -93,34 +105,28 @@ def main() -> None:
         default=2,
         help="busy processes beside it; 0: a quiet machine, if it is one",
     )
-    parser.add_argument("--minutes", type=float, default=0.2, help="of each demo")
+    parser.add_argument("--minutes", type=float, default=0.3, help="of each training")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=[*CONTESTANTS], choices=[*CONTESTANTS])
     options = common.parsed(parser)
     rounds, minutes = (1, 0.03) if options.quick else (options.rounds, options.minutes)
-    taken: dict[str, list[int]] = {name: [] for name in CONTESTANTS}
-    for _ in range(rounds):
-        for name, (environment, words) in CONTESTANTS.items():
-            taken[name].append(steps(environment, words, minutes, options.busy))
-    middle = {name: statistics.median(counts) for name, counts in taken.items()}
-    for name, counts in taken.items():
-        print(
-            f"  {name:<12} {middle[name]:8.0f} steps in {minutes * 60:.0f} s  ({min(counts)} to "
-            f"{max(counts)})"
-        )
-    load = f"{options.busy} busy process{'es' * (options.busy != 1)}"
-    over_one, over_own = (
-        middle["default"] / max(1, middle[other]) for other in ("one thread", "torch's own")
-    )
-    common.report(
-        f"{load}: steps by default over one thread",
-        over_one,
-        at_least=0.8 if options.busy else None,
-    )
-    common.report(
-        f"{load}: steps by default over torch's own waiting",
-        over_own,
-        at_least=None if options.busy else 0.97,
-    )
+    steps: dict[str, list[float]] = {name: [] for name in options.only}
+    scored: dict[str, list[float]] = {name: [] for name in options.only}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, busy = Path(temporary), options.busy
+        scored_length = SCORED // 20 if options.quick else SCORED
+        for name, length in (("trained.txt", TRAINED), ("scored.txt", scored_length)):
+            (folder / name).write_text(common.text_by_rule(length))
+        for _ in range(rounds):
+            for name, turns in steps.items():
+                turns.append(seconds_of_step(name, busy, folder, minutes))
+        run = ("--run-dir", str(folder / options.only[0]))
+        for _ in range(rounds):
+            for name, turns in scored.items():
+                words = ("evaluate", *run, "--eval-corpus", str(folder / "scored.txt"))
+                turns.append(seconds(name, busy, *words))
+    compare("a step of text train", options.busy, steps)
+    compare("text evaluate", options.busy, scored)
 
 
 if __name__ == "__main__":

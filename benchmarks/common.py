@@ -12,6 +12,7 @@ import argparse
 import gc
 import os
 import platform
+import random
 import statistics
 import sys
 import tempfile
@@ -109,6 +110,16 @@ def data_file(name: str) -> Path:
         print(f"skipped: needs the real data, {name}: {where}")
         sys.exit(0)
     return path
+
+
+def text_by_rule(length: int) -> str:
+    """A text of words, the commoner the shorter, that anybody can make again."""
+    rng, letters = random.Random(0), "etaoinshrdlucmfwypvbgk"
+    words = ["".join(rng.choices(letters, k=1 + i // 60)) for i in range(600)]
+    weights = [1 / (1 + i) for i in range(600)]
+    drawn = rng.choices(words, weights, k=length)
+    lines = (" ".join(drawn[i : i + 10]) for i in range(0, len(drawn), 10))
+    return "\n".join(lines)[:length]
 
 
 def in_turns(

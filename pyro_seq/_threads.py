@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Callable
 
 # About a tenth of a millisecond. OMP_WAIT_POLICY is for every OpenMP; GOMP_SPINCOUNT refines it for
 # libgomp, which torch's own packages for Linux bring, and which torch's kernels, MKL and oneDNN
@@ -28,8 +29,12 @@ LOOK_EVERY = 0.25  # seconds
 # seconds of waiting for a core, a second, of all threads together: from so many on threads sleep,
 # and below so few for CALM looks they spin again
 CONTENDED, QUIET, CALM = 0.1, 0.05, 8
+# More threads are worth it where they shorten a step by a tenth. Each number is tried so often, but
+# a third time only within so many seconds.
+WORTH, TRIES, PATIENCE = 0.9, 3, 2.0
 
 _words: str | None = None
+_most = 1  # threads that a training may find out by itself whether it can use
 
 
 def is_too_late() -> bool:
@@ -47,25 +52,21 @@ def choose_threads(number: int | None, *, useful: int) -> None:
     """Let torch use `number` threads, or as many as are useful and have a core each.
 
     Without `number`, what the environment says (OMP_NUM_THREADS, MKL_NUM_THREADS) or a program that
-    has loaded torch has chosen stands. The number does not depend on how busy the machine is: sums
-    are rounded by it, and a run that is gone on with is to end with the very weights of one that
-    was not interrupted.
+    has loaded torch has chosen stands; else a training finds out how many of these it can use
+    (`find_useful`). The number does not depend on how busy the machine is: sums are rounded by it,
+    and a run that is gone on with is to end with the very weights of one that was not interrupted.
 
     Args:
         number: asked for by the user; `None`: not asked for.
         useful: more threads than so many bring the work nothing.
     """
-    global _words
-    _words = None
+    global _words, _most
+    _words, _most = None, 1
     if number is None:
         if is_too_late() or any(name in os.environ for name in SAYS_HOW_MANY):
             return
-        cores = available_cores()
-        number = min(cores, useful)
-        _words = (
-            f"{_computing(number)} on {cores} core{'s' * (cores != 1)}; --threads N takes "
-            "another number"
-        )
+        number = _most = min(available_cores(), useful)
+        _words = _chosen(number)
     else:
         _words = _computing(number)
     if is_too_late():
@@ -74,6 +75,56 @@ def choose_threads(number: int | None, *, useful: int) -> None:
     os.environ.update(dict.fromkeys(SAYS_HOW_MANY, str(number)))
     if number > 1 and all(os.environ.get(name) == value for name, value in WAITING.items()):
         _spin_while_quiet()
+
+
+def is_open() -> bool:
+    """Tell whether `find_useful` has anything to choose from."""
+    return _most > 1
+
+
+def find_useful(step: Callable[[], object]) -> None:
+    """Let torch compute with as many threads as a step can use, unless the user has said how many.
+
+    What counts is the processor time of the thread that calls: its share of the work, and all that
+    cannot be shared. Other programs hardly change it, since neither waiting for a core nor for
+    threads that sleep is in it; so of one work the number is the same on a busy machine.
+
+    Args:
+        step: is called some times for each number of threads, and must leave nothing behind.
+    """
+    global _words
+    if not is_open():
+        return
+    torch, rest = sys.modules["torch"], Rest()
+    numbers = sorted({*(2**i for i in range(_most.bit_length())), _most})
+    spent = dict.fromkeys(numbers, float("inf"))
+    if os.environ.items() >= SPINNING.items():  # else they would spin, where others have the cores
+        rest.begin()
+    begun, useful = time.monotonic(), _most
+    try:
+        for tried in range(TRIES):
+            if tried > 1 and time.monotonic() - begun > PATIENCE:
+                break
+            for number in numbers:
+                torch.set_num_threads(number)
+                before = time.thread_time()
+                step()
+                spent[number] = min(spent[number], time.thread_time() - before)
+        useful = next(n for n in numbers if WORTH * spent[n] <= min(spent.values()))
+    finally:
+        torch.set_num_threads(useful)
+        rest.end()
+    times = spent[1] / max(1e-9, spent[useful])
+    more = f"one would take {times:.1f} times as long" if useful > 1 else "more gain too little"
+    _words = _chosen(useful, f": {more}")
+
+
+def go_on_with(number: int) -> None:
+    """Compute with the number of threads that a training was begun with, unless the user chose."""
+    global _words
+    if is_open():
+        sys.modules["torch"].set_num_threads(min(number, _most))
+        _words = _chosen(min(number, _most), ", as before")
 
 
 def _spin_while_quiet() -> None:
@@ -161,8 +212,14 @@ def _computing(number: int) -> str:
     return f"computing with {number} thread{'s' * (number != 1)}"
 
 
+def _chosen(number: int, why: str = "") -> str:
+    cores = available_cores()
+    there = f"{cores} core{'s' * (cores != 1)}"
+    return f"{_computing(number)} on {there}{why}; --threads N takes another number"
+
+
 def words() -> str | None:
-    """Return what `choose_threads` chose, once; `None` afterwards, and if the user chose."""
+    """Return what was chosen, once; `None` afterwards, and if the user chose."""
     global _words
     said, _words = _words, None
     return said

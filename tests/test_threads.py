@@ -151,6 +151,86 @@ def test_choice_is_said_with_the_cores_that_there_are(monkeypatch: pytest.Monkey
     assert threads.words() is None
 
 
+# how many a training can use
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], list[int]]:
+    """Runs a choice among steps that take such times by number of threads: what torch was told."""
+
+    def run(seconds: dict[int, float]) -> list[int]:
+        told, clock = [max(seconds)], [0.0]
+        monkeypatch.setattr(threads, "_most", max(seconds))
+        monkeypatch.setattr(threads, "available_cores", lambda: max(seconds))
+        monkeypatch.setattr(os, "environ", {})
+        monkeypatch.setattr(torch, "set_num_threads", told.append)
+        monkeypatch.setattr(threads.time, "thread_time", lambda: clock[0])
+
+        def step() -> None:
+            clock[0] += seconds[told[-1]]
+
+        threads.find_useful(step)
+        return told
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("seconds", "number", "why"),
+    [
+        ({1: 1.0, 2: 0.55}, 2, "one would take 1.8 times as long"),
+        ({1: 1.0, 2: 0.95}, 1, "more gain too little"),
+        ({1: 1.0, 2: 1.4}, 1, "more gain too little"),
+        ({1: 1.0, 2: 0.6, 4: 0.45, 6: 0.43}, 4, "one would take 2.2 times as long"),
+    ],
+)
+def test_training_takes_as_many_threads_as_shorten_its_steps(
+    seconds: dict[int, float],
+    number: int,
+    why: str,
+    trained: Callable[[dict[int, float]], list[int]],
+) -> None:
+    told = trained(seconds)
+    assert told[-1] == number and set(told) == set(seconds)
+    on = f"on {max(seconds)} cores: {why}; --threads N takes another number"
+    assert threads.words() == f"computing with {number} thread{'s' * (number > 1)} {on}"
+
+
+def test_as_many_threads_as_were_chosen_stay_where_a_step_fails(
+    monkeypatch: pytest.MonkeyPatch, trained: Callable[[dict[int, float]], list[int]]
+) -> None:
+    trained({1: 1.0, 2: 0.5})
+    told: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    with pytest.raises(ZeroDivisionError):
+        threads.find_useful(lambda: 1 / 0)
+    assert told == [1, 2]
+
+
+def test_training_is_gone_on_with_by_the_number_it_was_begun_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(threads, "_most", 4)
+    monkeypatch.setattr(threads, "available_cores", lambda: 4)
+    for number in (1, 8):
+        threads.go_on_with(number)
+        assert f"with {min(number, 4)} thread" in str(words := threads.words())
+        assert "on 4 cores, as before; --threads N" in str(words)
+    assert told == [1, 4]
+
+
+def test_nobody_is_asked_who_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (None, 1):
+        threads.choose_threads(number, useful=4)  # torch is loaded: what stands was chosen
+        assert not threads.is_open()
+        threads.find_useful(lambda: pytest.fail("a step was tried"))
+        before = torch.get_num_threads()
+        threads.go_on_with(3)
+        assert torch.get_num_threads() == before
+
+
 # spinning on a quiet machine, sleeping on a busy one
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_seq._pytree import tree_map
+from pyro_seq._pytree import tree_cat, tree_map
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError, whole
 from pyro_seq.infer.global_latents import by_draw
@@ -63,25 +63,18 @@ def continuation(
     for what, number in (("steps to sample", num_steps), ("samples", samples), ("draws", draws)):
         whole(number, f"the number of {what}", 1)
     _check(batch, num_steps, inputs)
-    shared = shared_latents(pair, batch)
-    if shared:
-        told: dict[str, Any] = {
-            "inputs": inputs,
-            "samples": samples,
-            "transform_distribution": transform_distribution,
-        }
+    changed: dict[str, Any] = {"transform_distribution": transform_distribution}
+    if shared_latents(pair, batch):
+        told = changed | {"inputs": inputs, "samples": samples}
         return by_draw(
             pair, batch, draws, lambda local: continuation(local, batch, num_steps, **told)
         )
     found, parts = [], []
-    for length in batch.lengths.unique().tolist():
-        at_once = stepper_of(pair).rows_at_once(length + num_steps)
-        size = max(1, at_once // max(samples, draws))  # particles first, continuations then
-        for rows in (batch.lengths == length).nonzero().flatten().split(size):
-            prefix = batch.select(rows).truncate(length)
-            given = None if inputs is None else inputs[rows]
+    with pair.scope(), pair.evaluating():
+        for rows, state in _states_after(pair, batch, num_steps, samples, draws):
+            given = None if inputs is None else inputs[rows].repeat_interleave(draws, 0)
             parts.append(
-                _continued(pair, prefix, num_steps, given, samples, draws, transform_distribution)
+                sample_sequences(pair.model, num_steps, state=state, inputs=given, **changed)
             )
             found.append(particle_rows(rows, draws))
     order = torch.cat(found).argsort()
@@ -103,26 +96,27 @@ def _check(batch: SequenceBatch, num_steps: int, inputs: Tensor | None) -> None:
         raise UserError(f"the batch has side inputs, so {wanted}")
 
 
-def _continued(
-    pair: Pair,
-    batch: SequenceBatch,
-    num_steps: int,
-    inputs: Tensor | None,
-    samples: int,
-    draws: int,
-    transform_distribution: TransformDistribution,
-) -> Any:
-    """Return the continuations of sequences that all fill their batch."""
-    given = None if inputs is None else inputs.repeat_interleave(draws, 0)
-    with pair.scope(), pair.evaluating():
-        state = _state_after(pair, batch, samples, draws)
-        return sample_sequences(
-            pair.model,
-            num_steps,
-            state=state,
-            inputs=given,
-            transform_distribution=transform_distribution,
-        )
+def _states_after(
+    pair: Pair, batch: SequenceBatch, num_steps: int, samples: int, draws: int
+) -> Iterator[tuple[Tensor, Any]]:
+    """Yield (rows, the model's states after them) of sequences that go on side by side.
+
+    States are found for each length by itself. What goes on from them does not depend on lengths,
+    unless functions are run again on the steps so far.
+    """
+    stepper = stepper_of(pair)
+    apart = isinstance(stepper, ReplayStepper)
+    waiting, most = list[tuple[Tensor, Any]](), 0
+    for length in batch.lengths.unique().tolist():
+        at_once = stepper.rows_at_once(length + num_steps)
+        size = max(1, at_once // max(samples, draws))  # particles first, continuations then
+        for rows in (batch.lengths == length).nonzero().flatten().split(size):
+            if waiting and (apart or sum(len(one) for one, _ in waiting) + len(rows) > most):
+                yield tree_cat(waiting)
+                waiting = []
+            prefix, most = batch.select(rows).truncate(length), size
+            waiting.append((rows, _state_after(pair, prefix, samples, draws)))
+    yield tree_cat(waiting)
 
 
 def _state_after(pair: Pair, batch: SequenceBatch, samples: int, draws: int) -> Any:

@@ -179,6 +179,7 @@ class _Classification:
                 if marked and self.marks[name] == number:  # beside which others may be unmarked
                     self._numbers.setdefault((False, stem), {})[number] = name
         self._longer: dict[int, Shapes | None] = {}
+        self._counting: dict[Stem, bool] = {}
 
     def places(self) -> Places:
         return {
@@ -204,11 +205,16 @@ class _Classification:
                 f"site {name!r} is marked {mark!r}, which is no step of {steps}: {HOW_TO_MARK}"
             )
         for stem, number in stems_of(name):
-            if number == mark and all(
-                self.marks[other] == t for t, other in self._numbers[True, stem].items()
-            ):
+            if number == mark and self._counts_steps(stem):
                 return Place(mark, stem=stem)
         return Place(mark)
+
+    def _counts_steps(self, stem: Stem) -> bool:
+        """Tell whether the numbers of all marked sites of a stem are the steps of their marks."""
+        if stem not in self._counting:
+            sites = self._numbers[True, stem].items()
+            self._counting[stem] = all(self.marks[name] == t for t, name in sites)
+        return self._counting[stem]
 
     def _unmarked(self, name: str) -> Place:
         over_time = self._has_all_steps(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -25,6 +25,7 @@ from pyro_seq.programs.scored_run import (
     shown_steps,
 )
 from pyro_seq.series.data.schema import Series, SeriesTable
+from pyro_seq.train.minibatches import of_similar_length
 
 if TYPE_CHECKING:
     from pyro_seq.series.model.model import SeriesModel
@@ -71,13 +72,14 @@ def score_series(
     places = [i for i, series in enumerate(table.series) if observed(model, series).any()]
     if not places:
         raise UserError("there is nothing to score: no cell of a target is observed")
-    for group in _of_similar_length(table.series, places):
-        chosen = [table.series[i] for i in group]
+    scored = [table.series[i] for i in places]
+    for group in of_similar_length(scored, CHUNK_STEPS):
+        chosen = [scored[place] for place in group]
         batch = model.batch_of(chosen, 0, [len(series) for series in chosen])
         with pyro.validation_enabled(False), collect_warnings():
             scores = list(score_document(model.pair, [batch], **options))
         nats = torch.cat([scored.surprise for scored in scores], 1).double().cpu().numpy()
-        for row, i in enumerate(group):
+        for row, i in enumerate(places[place] for place in group):
             found = Estimate.of(scores[-1], row)
             if not math.isfinite(found.log_likelihood):
                 name = table.series[i].id
@@ -101,17 +103,6 @@ def score_table(
         nats_per_step=-found.log_likelihood / steps,
         nats_per_cell=-found.log_likelihood / cells,
     )
-
-
-def _of_similar_length(series: Sequence[Series], places: Sequence[int]) -> Iterator[list[int]]:
-    """Yield groups of similar length, each at most `CHUNK_STEPS` steps with padding."""
-    group: list[int] = []
-    for i in sorted(places, key=lambda i: len(series[i])):
-        if group and (len(group) + 1) * len(series[i]) > CHUNK_STEPS:
-            yield group
-            group = []
-        group.append(i)
-    yield group
 
 
 class ScoredSeries:

@@ -27,12 +27,13 @@ from pyro_seq.infer.smc.particle_filter import Proposal
 from pyro_seq.programs.scored_run import Estimate, ScoredStep, ScoringOptions
 from pyro_seq.text.model import SCORING_WINDOW, TextModel, scoring_window
 from pyro_seq.text.vocabulary import Piece, Vocabulary
-from pyro_seq.text.windows import lines_of
+from pyro_seq.text.windows import lines_of, windows_between
 
 NATS_TO_BITS = 1 / math.log(2)
 AROUND = 24  # symbols shown on either side of a surprising one
 
 SIDE_BY_SIDE = 16_384  # steps of sequences that are scored at once, with padding
+MOST_SYMBOLS = 2**22  # of long sequences that are scored window by window, side by side
 
 Block = tuple[NDArray[Any], Piece]  # symbols, and what stands there
 # told the position of a window's first symbol, what stands there, and the nats of each symbol
@@ -195,14 +196,12 @@ def scored_sequences(
 
     Some of the sequences are worked on side by side.
 
-    A long one is scored window by window if the pair carries states, so that its length takes no
-    more memory than its score does. `options` are those of `scoring.score_document`.
+    Long ones are scored window by window if the pair carries states, so that their lengths take no
+    more memory than their scores do. `options` are those of `scoring.score_document`.
     """
     for group in _groups(text, sequences):
         if len(group[0][0]) > SCORING_WINDOW and text.carries:
-            windows = list(_scored_document(text, group, **options))
-            nats = torch.cat([scored.nats for scored in windows])
-            yield ScoredBlock(*group[0], nats, windows[-1].so_far)
+            yield from _in_windows(text, group, **options)
             continue
         with pyro.validation_enabled(False), collect_warnings():
             (scored,) = score_document(text.pair, [_side_by_side(text, group)], **options)
@@ -211,22 +210,53 @@ def scored_sequences(
             yield ScoredBlock(*block, nats, Estimate.of(scored, row))
 
 
+def _in_windows(
+    text: TextModel, group: list[Block], **options: Unpack[ScoringOptions]
+) -> Iterator[ScoredBlock]:
+    """Score long sequences side by side, states carried from window to window."""
+    lengths = [len(symbols) for symbols, _ in group]
+    symbols, edges = np.concatenate([symbols for symbols, _ in group]), np.cumsum([0, *lengths])
+    window = scoring_window(text)
+    windows = windows_between(symbols, edges, window=window, device=text.device)
+    nats, found = list[Tensor](), dict[int, Estimate]()
+    with pyro.validation_enabled(False), collect_warnings():
+        for i, scored in enumerate(score_document(text.pair, windows, **options)):
+            nats.append(scored.surprise)
+            for row, length in enumerate(lengths):
+                if i == (length - 1) // window:  # where it ends: what comes after is not its own
+                    found[row] = Estimate.of(scored, row)
+    every = torch.cat(nats, 1)
+    for row, block in enumerate(group):
+        yield ScoredBlock(*block, every[row, : lengths[row]], found[row])
+
+
 def _groups(text: TextModel, sequences: Iterable[Block]) -> Iterator[list[Block]]:
-    """Sequences in order, as many at once as make `SIDE_BY_SIDE` steps with padding; one that is
-    long stands alone.
-    """
+    """Sequences in order, as many at once as the memory takes."""
     group: list[Block] = []
-    longest = 0
+    shortest = longest = 0
     for block in sequences:
         length = len(block[0])
-        alone = length > SCORING_WINDOW or longest > SCORING_WINDOW
-        if group and (alone or (len(group) + 1) * max(longest, length) > SIDE_BY_SIDE):
+        if not group:
+            shortest = longest = length
+        low, high = min(shortest, length), max(longest, length)
+        if group and not _together(text, len(group) + 1, low, high):
             yield group
-            group, longest = [], 0
+            group, low, high = [], length, length
         group.append(block)
-        longest = max(longest, length)
+        shortest, longest = low, high
     if group:
         yield group
+
+
+def _together(text: TextModel, n: int, shortest: int, longest: int) -> bool:
+    """Tell whether n sequences are scored at once: `SIDE_BY_SIDE` steps with padding.
+
+    They are those of a window, where all are long, of similar lengths, and the pair carries states.
+    """
+    if longest <= SCORING_WINDOW:
+        return n * longest <= SIDE_BY_SIDE
+    alike = shortest > SCORING_WINDOW and longest <= 2 * shortest and n * longest <= MOST_SYMBOLS
+    return text.carries and alike and n * scoring_window(text) <= SIDE_BY_SIDE
 
 
 def _sequences(text: TextModel, blocks: Iterable[Block]) -> Iterator[Block]:

@@ -232,6 +232,20 @@ def document_windows(
     """
     streams = max(1, min(streams, len(symbols)))
     edges = np.linspace(0, len(symbols), streams + 1).round().astype(np.int64)
+    yield from windows_between(symbols, edges, window=window, device=device)
+
+
+def windows_between(
+    symbols: NDArray[Any],
+    edges: NDArray[np.int64],
+    *,
+    window: int,
+    device: torch.device | str = "cpu",
+) -> Iterator[SequenceBatch]:
+    """Yield the consecutive windows of n sequences side by side, which lie between n + 1 `edges`.
+
+    Of a sequence that has ended a window has no step.
+    """
     longest = int(np.diff(edges).max(initial=0))
     for start in range(0, longest, window):
         lengths = np.clip(np.diff(edges) - start, 0, window)

@@ -283,6 +283,7 @@ class Loop:
         if ranks.size() > 1:
             self.join()
         if self.run is None or not there:
+            self.rehearse()
             self.save()
             return False
         last = self.run.last
@@ -382,6 +383,9 @@ class Loop:
 
     def prepare(self) -> None:
         """Make what needs the scope, before a checkpoint is read or the first one saved."""
+
+    def rehearse(self) -> None:
+        """Try what is to be chosen once, before the first checkpoint is saved."""
 
     def join(self) -> None:
         """Compare what the ranks train on, and give them equal weights and noise of their own."""

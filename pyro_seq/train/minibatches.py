@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from itertools import pairwise
 from typing import Any
 
@@ -137,10 +137,10 @@ class PieceBatches:
             raise ValueError("it stands in pieces that are not those the run was trained on")
 
 
-def of_similar_length(pieces: Sequence[Tensor], most_steps: int = 8_192) -> list[list[int]]:
+def of_similar_length(pieces: Sequence[Sized], most_steps: int = 8_192) -> list[list[int]]:
     """Group pieces of similar length, each group at most `most_steps` steps with padding.
 
-    A longer piece is a group of its own; pieces without frames are left out.
+    A longer piece is a group of its own; pieces without steps are left out.
     """
     groups: list[list[int]] = []
     for i in sorted(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, Protocol
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, SVI
 
 from pyro_seq._pytree import tree_detach, tree_map
+from pyro_seq._schema import Number, Optional, Whole
+from pyro_seq._threads import find_useful, go_on_with, is_open
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
 from pyro_seq.infer.elbo import ElboTerms, FreeBits_ELBO, Recorder, make_elbo
@@ -21,6 +24,7 @@ from pyro_seq.nn.precision import full_precision
 from pyro_seq.pairs.pair import Pair, Stochastic
 from pyro_seq.poutine.scale_latents import ScaleLatents, scales_summed_out
 from pyro_seq.runs import ranks
+from pyro_seq.runs.stateful import Entry, Stateful, attributes
 from pyro_seq.train.divergence import diverged
 from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
 from pyro_seq.train.preflight import WholeData, dry_run, find_parameters, whole_data
@@ -115,6 +119,32 @@ class SVIUpdates:
         self.optimiser = JointOptimiser.of(parameters, self.settings)
         self.run_as(self.pair.model, self.pair.guide)
         return without
+
+    def rehearse(self, batches: Batches) -> None:
+        """Find out how many threads a step can use, on the first batch, which leaves no trace.
+
+        Of several processes each keeps the number that it was started with.
+        """
+        if ranks.size() > 1 or not is_open():
+            return
+        with dry_run(self.pair, batches) as batch, suppress(NonFiniteValue):
+            batch, svi = self._of_data(batch), self._svi
+
+            def step() -> None:
+                once = batch.with_cache() if self._shares else batch
+                svi.loss_and_grads(svi.model, svi.guide, once)
+
+            with pyro.validation_enabled(False):
+                find_useful(step)
+        self.recorder.take()
+
+    def states(self) -> dict[str, Stateful]:
+        """Return what a checkpoint holds of the updates, by name.
+
+        The number of threads is among them, since sums are rounded by it.
+        """
+        threads = Entry(torch.get_num_threads, go_on_with, lambda: Whole(1))
+        return attributes(self, first_loss=Optional(Number())) | {"threads": threads}
 
     def run_as(self, model: Stochastic, guide: Stochastic) -> None:
         """Run these in place of the pair's model and guide, such as in another precision."""

@@ -146,10 +146,7 @@ class Trainer(Loop):
         return math.inf if self.validation.best is None else self.validation.best
 
     def prepare(self) -> None:
-        """Look at the first batch, make the optimiser, and say what is saved and called for.
-
-        Called by `Loop`.
-        """
+        """Look at the first batch, make the optimiser, and say what is saved and called for."""
         self._check_finite(self.pair.parameters())
         without = self.updates.prepare(self.batches)
         self._dealt = RowsOfRank(self.batches) if ranks.size() > 1 else None
@@ -171,6 +168,10 @@ class Trainer(Loop):
             self.callbacks.append(self.validation)
         if self.run is not None:
             self.callbacks.append(Checkpoint(s.checkpoint_seconds))
+
+    def rehearse(self) -> None:
+        """See `Loop`."""
+        self.updates.rehearse(self.batches)
 
     def join(self) -> None:
         """See `Loop`."""
@@ -357,7 +358,7 @@ class Trainer(Loop):
                 "best_loss": attributes(self.validation, best=Optional(Number()))["best"],
                 **attributes(self, validations_since_best=counter),
                 **attributes(self.validation, validated=Whole(-self.hooks.at_start)),
-                **attributes(self.updates, first_loss=Optional(Number())),
+                **self.updates.states(),
                 "weights": weights_of(self.pair, where),
                 "optimiser": self.optimiser,
                 "batches": position_of(self.batches),
@@ -367,7 +368,7 @@ class Trainer(Loop):
                 **self.log.states(),
                 **({"random": RANDOM} if ranks.size() == 1 else {"ranks": self._of_ranks()}),
             },
-            may=("first_loss",),
+            may=("first_loss", "threads"),
         )
 
     def _of_carried(self) -> Entry:

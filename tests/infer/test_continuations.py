@@ -20,7 +20,8 @@ from pyro_seq import Pair, SequenceBatch, UserError, continuation, score
 from pyro_seq.contexts import PreviousObservation, SideInputs
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import OneHot
-from pyro_seq.infer.sampling import tempered
+from pyro_seq.infer import continuations
+from pyro_seq.infer.sampling import sample_sequences, tempered
 from pyro_seq.infer.stepping.declared import DeclaredStepper
 from pyro_seq.models import HMM, RNN
 from pyro_seq.pairs.model import Layout, SequenceModel
@@ -94,6 +95,24 @@ def test_ragged_prefixes_go_on_from_their_own_ends(
         drawn = continuation(pair, given, 1, inputs=inputs, samples=32).view(3, 3000, 1)
         for row, length in enumerate(lengths):
             assert_law(drawn[row : row + 1], *predictive(exact, x[row : row + 1, :length], 1))
+
+
+def test_prefixes_of_any_lengths_go_on_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, linear_gaussian: Callable[..., Pair]
+) -> None:
+    calls: list[int] = []
+
+    def counted(model: Any, num_steps: int, **options: Any) -> Any:
+        drawn = sample_sequences(model, num_steps, **options)
+        calls.append(len(drawn))
+        return drawn
+
+    monkeypatch.setattr(continuations, "sample_sequences", counted)
+    pair = linear_gaussian()
+    lengths = [4, 0, 2, 1, 3, 2]
+    batch = pair.model.batch(torch.zeros(6, 4), lengths)  # type: ignore[attr-defined]
+    drawn = continuation(pair, batch, 2, inputs=torch.zeros(6, 2, 0), samples=4, draws=3)
+    assert calls == [18] and drawn.shape == (18, 2)
 
 
 def strings(steps: int) -> Tensor:

@@ -70,6 +70,33 @@ def test_every_method_scores_a_document(method: Any) -> None:
         score_symbols(text, symbols, method="exact")
 
 
+@pytest.mark.parametrize("changes", [{}, LATENT])
+def test_long_sequences_side_by_side_are_scored_as_each_by_itself(
+    changes: dict[str, Any], float64: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order, each by the windows up to its own end: exact figures are equal, and sampled ones
+    agree within their errors.
+    """
+    monkeypatch.setattr(text_scoring, "SCORING_WINDOW", 20)
+    text = text_model(**changes)
+    pieces = [
+        TEXT[start : start + n] for start, n in ((0, 45), (7, 9), (3, 48), (11, 90), (5, 100))
+    ]
+    blocks = [(text.vocabulary.encode(piece), piece) for piece in pieces]
+    groups = [[piece for _, piece in group] for group in text_scoring._groups(text, blocks)]
+    assert groups == [pieces[:1], pieces[1:2], pieces[2:4], pieces[4:]]
+    options: Any = {"method": "elbo", "samples": 32} if changes else {}
+    found = list(text_scoring.scored_sequences(text, blocks, **options))
+    assert [scored.piece for scored in found] == pieces
+    for block, scored in zip(blocks, found, strict=True):
+        alone, by_itself = score_symbols(text, block[0], **options), scored.so_far
+        error = np.hypot(alone.standard_error or 0.0, by_itself.standard_error or 0.0)
+        difference = abs(alone.log_likelihood - by_itself.log_likelihood)
+        assert difference <= 5 * error + 1e-9
+        assert float(scored.nats.sum()) == pytest.approx(-by_itself.log_likelihood, abs=1e-9)
+        assert len(scored.nats) == len(block[0])
+
+
 def test_the_most_surprising_symbols_with_the_text_around(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_seq import Pair, RunFolder, SequenceBatch, Trainer, TrainingSettings, UserError
+from pyro_seq import Pair, RunFolder, SequenceBatch, Trainer, TrainingSettings, UserError, _threads
 from pyro_seq.contexts import PreviousObservation
 from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import OneHot
@@ -20,6 +20,7 @@ from pyro_seq.models import RNN
 from pyro_seq.runs.checkpoint import load_tree, save_tree
 from pyro_seq.train import trainer as training
 from pyro_seq.train.trainer import Hooks, NonFinite
+from small_trainings import equal, new_pair, new_run, new_trainer, parameters
 
 
 class Stream:
@@ -84,17 +85,17 @@ def train(
 
 
 def test_checkpoints_have_the_names_they_always_had(tmp_path: Path) -> None:
-    """Runs that were begun by an older version go on, also one that knew no first loss."""
+    """Runs that were begun by an older version go on, also without first loss or threads."""
     train(rnn(), tmp_path, 2)
     path = tmp_path / "last.safetensors"
     saved = load_tree(path)
     assert saved.keys() == {
         *("step", "minutes", "best_loss", "validations_since_best", "validated", "first_loss"),
         *("weights", "optimiser", "batches", "carried", "sums", "metrics_size", "random"),
-        "precision",
+        *("precision", "threads"),
     }
     assert saved["optimiser"].keys() == {"steps", "moments", "averages"}
-    del saved["first_loss"]
+    del saved["first_loss"], saved["threads"]
     save_tree(path, saved)
     assert train(rnn(), tmp_path, 3, resume=True).step == 3
 
@@ -153,3 +154,40 @@ def test_a_training_is_never_begun_over_another(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds a training"):
         train(rnn(), tmp_path, 1)
     assert load_tree(tmp_path / "last.safetensors")["step"] == 3
+
+
+@pytest.mark.parametrize("kind", ["rnn", "srnn"])
+def test_choice_of_threads_leaves_no_trace_and_is_gone_on_with(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_pyro: None
+) -> None:
+    """Steps are tried before the first one, and the checkpoint says how many threads they took."""
+
+    def trained(folder: str, most: int, steps: int, *, resume: bool = False) -> dict[str, Tensor]:
+        monkeypatch.setattr(_threads, "_most", most)
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        pair = new_pair(kind, input_dropout=0.5)
+        trainer = new_trainer(pair, run=new_run(tmp_path / folder), num_steps=steps)
+        trainer.fit(resume=resume)
+        return parameters(pair)
+
+    told, stands = list[int](), [1]
+
+    def tell(number: int) -> None:
+        stands[0] = number
+        told.append(number)
+
+    monkeypatch.setattr(torch, "set_num_threads", tell)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: stands[0])
+    expected = trained("untold", 1, 4)
+    assert not told
+    trained("tried", 2, 2)
+    chosen = told[-1]
+    assert told == [1, 2] * _threads.TRIES + [chosen]
+    assert load_tree(new_run(tmp_path / "tried").last)["threads"] == chosen
+    told.clear()
+    assert equal(trained("tried", 8, 4, resume=True), expected)
+    assert told == [chosen]
+    # a user who chose is left alone
+    trained("tried", 1, 6, resume=True)
+    assert told == [chosen]

@@ -29,6 +29,8 @@ from pyro_seq.series.judging.surprise.p_values import (
 )
 from pyro_seq.series.judging.surprise.predictive import predictions
 from pyro_seq.series.model.columns import numeric_columns
+from pyro_seq.series.scoring import CHUNK_STEPS
+from pyro_seq.train.minibatches import of_similar_length
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 RATE = 0.001
 LEVEL = 0.95  # of the interval that is shown
+MOST_PARTICLES = 16_384  # of series that are looked through side by side
 LEAST_SEEN = 20  # cells of a number that say how far it moves
 
 
@@ -114,50 +117,67 @@ def anomalies(
     whole(window, "the window", 1)
     if not 0 < rate < 1:
         raise UserError(f"the rate is a share of cells between 0 and 1, got {rate:g}")
-    found = []
-    for i, series in enumerate(table.series):
-        if progress is not None and progress.due():
-            progress.show(f"{i:,} of {len(table.series):,} series are looked through")
-        for column, p, quantiles in _predicted(model, series, samples):
-            values = series.values[column.name]
-            p = np.where(np.isfinite(values), p, np.nan)
-            surprise = surprise_of(p)
-            among = p_values(surprise, window)
-            odd = among < rate if threshold is None else surprise >= threshold
-            flags = first_only(odd, window)
-            low, expected, high = quantiles
-            if column.kind == "category":
-                low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
-            found.append(
-                ColumnAnomalies(
-                    series.id, column, series.times, values, surprise, among, flags,
-                    expected, low, high,
-                )
-            )  # fmt: skip
+    found: dict[int, list[ColumnAnomalies]] = {}
+    rows = max(1, MOST_PARTICLES // samples)
+    for group in of_similar_length(table.series, CHUNK_STEPS):
+        for places in (group[first : first + rows] for first in range(0, len(group), rows)):
+            if progress is not None and progress.due():
+                progress.show(f"{len(found):,} of {len(table.series):,} series are looked through")
+            predicted = _predicted(model, [table.series[i] for i in places], samples)
+            for i, columns in zip(places, predicted, strict=True):
+                found[i] = [
+                    _judged(table.series[i], *column, rate, threshold, window) for column in columns
+                ]
     if progress is not None:
         progress.end()
-    return found
+    return [one for i in sorted(found) for one in found[i]]
+
+
+def _judged(
+    series: Series,
+    column: Column,
+    p: Array,
+    quantiles: Array,
+    rate: float,
+    threshold: float | None,
+    window: int,
+) -> ColumnAnomalies:
+    """Return what is odd in a column, by p of its cells `[T]` and quantiles `[3, T]`."""
+    values = series.values[column.name]
+    surprise = surprise_of(np.where(np.isfinite(values), p, np.nan))
+    among = p_values(surprise, window)
+    odd = among < rate if threshold is None else surprise >= threshold
+    low, expected, high = quantiles
+    if column.kind == "category":
+        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
+    return ColumnAnomalies(
+        series.id, column, series.times, values, surprise, among, first_only(odd, window),
+        expected, low, high,
+    )  # fmt: skip
 
 
 def _predicted(
-    model: SeriesModel, series: Series, samples: int
-) -> Iterator[tuple[Column, Array, Array]]:
-    """Yield (target, p of its cells `[T]`, quantiles `[3, T]`)."""
-    if not len(series):
-        return
+    model: SeriesModel, series: Sequence[Series], samples: int
+) -> Iterator[list[tuple[Column, Array, Array]]]:
+    """Yield of each series (target, p of its cells `[T]`, quantiles `[3, T]`), side by side."""
     levels = ((1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2)
-    batch = model.batch_of([series], 0, len(series), [_learnt_from(model, series)])
+    measured = [_learnt_from(model, one) for one in series]
+    batch = model.batch_of(series, 0, [len(one) for one in series], measured)
     found = predictions(model.pair, batch, levels, samples=samples)
     p = model.columns_of({name: part.p.cpu() for name, part in found.items()})
     ends = model.columns_of({name: part.quantiles.cpu() for name, part in found.items()})
-    for column in model.schema.of_role("target"):
-        of_cells = np.asarray(p[column.name], np.float64)[0]
-        if not np.isfinite(of_cells).all():
-            raise UserError(
-                f"what {column.name!r} of series {series.id!r} was expected to be is not finite: "
-                f"{DIVERGED}"
-            )
-        yield column, of_cells, np.asarray(ends[column.name], np.float64)[:, 0]
+    for row, one in enumerate(series):
+        columns = []
+        for column in model.schema.of_role("target"):
+            of_cells = np.asarray(p[column.name], np.float64)[row, : len(one)]
+            if not np.isfinite(of_cells).all():
+                raise UserError(
+                    f"what {column.name!r} of series {one.id!r} was expected to be is not finite: "
+                    f"{DIVERGED}"
+                )
+            quantiles = np.asarray(ends[column.name], np.float64)[:, row, : len(one)]
+            columns.append((column, of_cells, quantiles))
+        yield columns
 
 
 def _learnt_from(model: SeriesModel, series: Series) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from pyro_seq.errors import UserError
 from pyro_seq.series.data.schema import Column, SeriesTable
+from pyro_seq.series.horizons import cut
+from pyro_seq.series.judging import anomalies as judging
 from pyro_seq.series.judging.anomalies import (
     ColumnAnomalies,
     against_labels,
@@ -50,6 +53,22 @@ def test_what_comes_later_changes_nothing(series_model: SeriesModel, table: Seri
     other = SeriesTable(table.schema, [replace(table.series[0], values=values)])
     after = anomalies(series_model, other)[0]
     assert before.surprise[:50] == pytest.approx(after.surprise[:50], nan_ok=True, rel=1e-4)
+
+
+def test_series_side_by_side_are_looked_through_as_each_by_itself(
+    series_model: SeriesModel, table: SeriesTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series = [cut(table.series[0], stop) for stop in (60, 33, 41)]
+    each = [anomalies(series_model, replace(table, series=[one])) for one in series]
+    for rows in (3, 2):
+        monkeypatch.setattr(judging, "MOST_PARTICLES", 64 * rows)
+        found = anomalies(series_model, replace(table, series=series))
+        for one, alone in zip(found, itertools.chain(*each), strict=True):
+            assert one.column == alone.column and len(one.values) == len(alone.values)
+            for name in ("surprise", "expected", "low", "high"):  # p are ranks, which ties move
+                expected = getattr(alone, name)
+                close = pytest.approx(expected, nan_ok=True, rel=1e-4, abs=1e-6)
+                assert getattr(one, name) == close, name
 
 
 def test_numbers_out_of_range(series_model: SeriesModel, table: SeriesTable) -> None:

@@ -32,7 +32,7 @@ from pyro_seq.pairs.model import SequenceModel, declared
 from pyro_seq.pairs.pair import Pair
 
 DRAWS = 16  # of each particle, for the quantiles of a mixture
-CHUNK = 4096  # steps whose tails are computed at once
+CHUNK = 4096  # steps of all sequences whose tails are computed at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +100,9 @@ def _along(
     def predicted(law: TorchDistribution, x: Tensor) -> StepPredictions:
         return _exact(law, x, levels)
 
-    for start in range(0, batch.num_steps, CHUNK):
-        steps = slice(start, start + CHUNK)
+    size = max(1, CHUNK // len(batch))
+    for start in range(0, batch.num_steps, size):
+        steps = slice(start, start + size)
         law = model.emit(features[:, steps], contexts[:, steps])
         yield _by_member(law, tree_map(lambda x, s=steps: x[:, s], observed), predicted)
 
