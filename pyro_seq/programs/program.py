@@ -25,7 +25,7 @@ from pyro_seq.config.renamed import refuse_old_names
 from pyro_seq.errors import UserError
 from pyro_seq.programs.checks import check_resumable, check_training
 from pyro_seq.programs.differences import Difference, option_of, places, shown
-from pyro_seq.programs.shared import Shared
+from pyro_seq.programs.shared import Shared, as_they_are
 from pyro_seq.runs import ranks
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.train.loop import Callback
@@ -165,7 +165,7 @@ class Program(ABC, Generic[S, D, T]):
 
     def shared(self, run: RunFolder) -> Shared:
         """Return what of a run is given away: by default all documents, as they are."""
-        return Shared({name: run.read_json(name) for name in self.documents})
+        return as_they_are(run, self.documents)
 
     def is_same(self, name: str, own: object, given: object) -> bool:
         """Return whether two values of a setting, or of a `source`, mean the same."""
