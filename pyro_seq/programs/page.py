@@ -28,7 +28,7 @@ class Picture:
 
 
 def page_templates(folder: Path, *, html: bool = True) -> Environment:
-    """Return the templates of a folder, whose values must all be given; of HTML they are escaped."""
+    """Return the templates of a folder; values must all be given, and those of HTML are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(

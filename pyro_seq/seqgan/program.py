@@ -140,9 +140,10 @@ class SeqGANProgram(Program[SeqGANSettings, Task, Generator]):
         data = kept["data"]
         places = [data[name] for name in PATHS if data[name]]
         places += [place for name in PATTERNS for place in data[name]]
+        nowhere = dict.fromkeys(PATHS) | {name: [] for name in PATTERNS}
         stages = [stage for stage in self.stages(run) if stage.best.exists()]
         return Shared(
-            {DOCUMENT: kept | {"data": data | dict.fromkeys(PATHS) | dict.fromkeys(PATTERNS, [])}},
+            {DOCUMENT: kept | {"data": data | nowhere}},
             data=places,
             commands=["seqgan generate --run-dir DIR", "seqgan evaluate --run-dir DIR"],
             python="from pyro_seq.seqgan import seqgan_program\n"
