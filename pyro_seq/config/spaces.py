@@ -89,8 +89,6 @@ def dimension(word: str, settings: object, source: str = "--space") -> Dimension
         return Dimension(name, (), low, high, bool(colon))
     words = tuple(part.strip() for part in COMMA.split(values))
     if len({taken(part) for part in words}) < max(2, len(words)):
-        what = (
-            "values are named twice" if len(words) > 1 else "there is one value, which --set sets"
-        )
+        what = "a value is named twice" if len(words) > 1 else "one value is for --set"
         raise UserError(f"{here}: {what}; {RIGHT}")
     return Dimension(name, words)

@@ -164,12 +164,9 @@ class Search:
             make_folder(self.run_dir)
             with self._explained():
                 study = self._open()
-                while True:
-                    with ExitStack() as stack:
-                        trial = self._next(study, trials, stack)
-                        if trial is None:
-                            return self._found(study)
-                        self._try(study, trial)
+                while self._one_more(study, trials):
+                    pass
+                return self._found(study)
         finally:
             optuna.logging.set_verbosity(level)
 
@@ -267,6 +264,14 @@ class Search:
         return self.run_dir / f"trial-{number:04}"
 
     # a trial
+
+    def _one_more(self, study: optuna.Study, trials: int) -> bool:
+        """Make a trial, if there are not enough of them; return whether there were not."""
+        with ExitStack() as stack:
+            trial = self._next(study, trials, stack)
+            if trial is not None:
+                self._try(study, trial)
+            return trial is not None
 
     def _try(self, study: optuna.Study, trial: optuna.Trial) -> None:
         """Train by what a trial suggests, and tell the study what came of it."""

@@ -220,6 +220,7 @@ def test_nothing_of_the_machine_is_given_away(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("kind", MADE)
 def test_what_the_card_says_can_be_done(
     kind: str,
@@ -246,12 +247,7 @@ def test_what_the_card_says_can_be_done(
     python = re.search(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
     assert python is not None
     code = python[1].replace("500", "3").replace("200", "3").replace('"DIR"', repr(str(out)))
-    exec(
-        code.replace("DIR", str(out)).replace(
-            "FILE", str(case.data).replace("\n", "\\n").replace('"', '\\"')
-        ),
-        {},
-    )
+    exec(code.replace('"FILE"', repr(str(case.data))), {})
 
 
 @pytest.mark.parametrize("kind", ["text", "seqgan"])
