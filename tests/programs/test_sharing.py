@@ -389,6 +389,24 @@ def test_a_run_without_validation_gives_its_last_weights(tmp_path: Path, corpus:
     assert "measured none" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_what_a_hub_has_brought_is_loaded_from_files_alone(
+    cases: Callable[[str], Case], tmp_path: Path
+) -> None:
+    """As `snapshot_download` leaves it: files with `local_dir`, else links into a cache."""
+    local, cache = tmp_path / "local", tmp_path / "models--ann--fables"
+    share(text_program, cases("text").run, local)
+    (local / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+    (local / ".cache" / "huggingface").mkdir(parents=True)
+    (local / ".cache" / "huggingface" / "best.safetensors.lock").touch()
+    assert text_program.load(local).step > 0
+    snapshot = cache / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    for path in local.glob("*.*"):
+        (snapshot / path.name).symlink_to(path)
+    with pytest.raises(UserError, match="is a symbolic link; remove it"):
+        text_program.load(snapshot)
+
+
 def test_names_of_data_without_that_of_the_user(home: Path) -> None:
     assert os.environ["LOGNAME"] == USER
     places = [home / "a.txt", home.parent, f"/x/{USER}.csv", "/x/joanna.csv", f"/y/{USER.upper()}"]
