@@ -152,8 +152,10 @@ class TrainCommand:
     def layers(
         self, program: Program[Any, Any, Any], wanted: Wanted, given: Mapping[str, Any]
     ) -> list[Layer]:
-        """Return the settings that the options name: a preset's, then --config, then the options
-        that stand for a setting, then --set; of a run that is resumed without the durations.
+        """Return the settings that the options name, in layers.
+
+        They are a preset's, then --config, then the options that stand for a setting, then --set;
+        of a run that is resumed without the durations.
 
         Raises `UserError` for those that do not go together.
         """

@@ -115,7 +115,8 @@ def declared(settings: object, name: str) -> tuple[Any, Mapping[str, Any]]:
     """Return (the type of a setting by its dotted name, without `None`, its rules)."""
     *path, last = name.split(".")
     owner = functools.reduce(getattr, path, settings)
-    kind = _types_of(type(owner))[last]
+    of: type = type(owner)
+    kind = _types_of(of)[last]
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kind = next(a for a in typing.get_args(kind) if a is not type(None))
     return kind, next(f.metadata for f in dataclasses.fields(owner) if f.name == last)  # type: ignore[arg-type]

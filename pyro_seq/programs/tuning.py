@@ -308,8 +308,8 @@ class Search:
         self._keep_best(study)
 
     def _train(self, number: int, settings: Any, watch: WatchedTrial) -> None:
-        run_dir, how = self.folder(number), {"device": self.device, "quiet": True}
-        how["callbacks"] = [watch]
+        run_dir = self.folder(number)
+        how: Any = {"device": self.device, "quiet": True, "callbacks": [watch]}
         if not (run_dir / "run.json").exists():
             self.program.start(run_dir, settings, self.source, seed=self.seed, **how)
             return
