@@ -252,10 +252,15 @@ class Search:
                     return optuna.Trial(study, number)
             if len(under_way) + sum(map(_counts, every)) >= trials:
                 return None
+            if (foreign := self.folder(len(every))).exists():
+                raise UserError(
+                    f"{foreign} is there already, and is no run of the study in {self.storage}: "
+                    "name another --run-dir"
+                )
             # of its own for each trial, so that what is suggested depends on the study alone
             study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(every))
             trial = study.ask()
-            self.folder(trial.number).mkdir(exist_ok=True)
+            self.folder(trial.number).mkdir()
             stack.enter_context(held(self.folder(trial.number)))
             return trial
 

@@ -118,6 +118,19 @@ def test_trials_of_other_processes_are_left_alone(search: Callable[..., Search])
     assert states == [optuna.trial.TrialState.COMPLETE] * 3
 
 
+def test_runs_of_another_study_are_neither_gone_on_with_nor_removed(
+    search: Callable[..., Search], tmp_path: Path
+) -> None:
+    found = search().tune(1)
+    assert found.run_dir is not None
+    kept = (found.run_dir / "run.json").read_bytes()
+    (tmp_path / "study.db").unlink()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"trial-0000 is there already, and is no run of the"):
+            search().tune(1)
+    assert (found.run_dir / "run.json").read_bytes() == kept
+
+
 def test_pruned_trials(search: Callable[..., Search], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_seq.programs.tuning.UNPRUNED", 1)
     space = ["training.learning_rate=1e-9,1e-2"]
