@@ -26,7 +26,7 @@ from pyro_seq.config.model_settings import KIND, Layer
 from pyro_seq.config.registry import named_by_code
 from pyro_seq.config.spaces import COMMA, Dimension, dimension, split_space
 from pyro_seq.errors import UserError, said
-from pyro_seq.programs.program import NOTHING, Names, Program
+from pyro_seq.programs.program import NOTHING, Names, Program, Request
 from pyro_seq.programs.trial import Pruned, WatchedTrial
 from pyro_seq.runs.writing import held, make_folder
 
@@ -160,6 +160,8 @@ class Search:
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
+            if not self.storage.exists():
+                self._read_once()
             make_folder(self.storage.absolute().parent)
             make_folder(self.run_dir)
             with self._explained():
@@ -169,6 +171,17 @@ class Search:
                 return self._found(study)
         finally:
             optuna.logging.set_verbosity(level)
+
+    def _read_once(self) -> None:
+        """Read the data by the first values of the space: nothing stays of a study refused."""
+        kind = self.kinds[0]
+        first = {one.name: (*one.choices, one.low)[0] for one in self.dimensions[kind].values()}
+        settings, run = self._settings(kind, first), self.program.folder(self.folder(0))
+        with ExitStack() as stack:
+            self.program.check(settings)
+            self.program.check_device(self.device)
+            read = Request(settings, self.source, run, self.seed, quiet=True, stack=stack)
+            self.program.read(read)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -204,6 +204,7 @@ def test_what_no_trial_can_begin_with_ends_the_study_and_does_not_count(
     missing = {"train_corpus": tmp_path / "no.txt"}
     with pytest.raises(UserError, match=r"no\.txt"):
         search(source=missing).tune(1)
+    assert not list(tmp_path.iterdir())
     unvalidated = {"train_corpus": corpus, "valid_fraction": 0.0}
     with pytest.raises(UserError, match="nothing is kept to validate on"):
         search(source=unvalidated).tune(1)
