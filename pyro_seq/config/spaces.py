@@ -6,6 +6,7 @@ Types and bounds are those that the settings' own fields declare.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,15 @@ def split_space(word: str, source: str) -> tuple[str, str]:
     return name, values
 
 
+def separated(values: str, here: str, taken: Callable[[str], object] = str) -> tuple[str, ...]:
+    """Return the values of `A,B,C`; raise `UserError` for one alone, and for equal ones."""
+    words = tuple(part.strip() for part in COMMA.split(values))
+    if len({taken(part) for part in words}) < max(2, len(words)):
+        what = "a value is named twice" if len(words) > 1 else "one value is for --set"
+        raise UserError(f"{here}: {what}; {RIGHT}")
+    return words
+
+
 def dimension(word: str, settings: object, source: str = "--space") -> Dimension:
     """Read `NAME=LOW..HIGH`, `NAME=LOW..HIGH:log` or `NAME=A,B,C`.
 
@@ -87,8 +97,4 @@ def dimension(word: str, settings: object, source: str = "--space") -> Dimension
         if colon and low <= 0:
             raise UserError(f"{here}: on a logarithmic scale LOW must be above 0")
         return Dimension(name, (), low, high, bool(colon))
-    words = tuple(part.strip() for part in COMMA.split(values))
-    if len({taken(part) for part in words}) < max(2, len(words)):
-        what = "a value is named twice" if len(words) > 1 else "one value is for --set"
-        raise UserError(f"{here}: {what}; {RIGHT}")
-    return Dimension(name, words)
+    return Dimension(name, separated(values, here, taken))

@@ -24,7 +24,7 @@ from pyro_seq._progress import Progress
 from pyro_seq.config.fields import Setting, flatten
 from pyro_seq.config.model_settings import KIND, Layer
 from pyro_seq.config.registry import named_by_code
-from pyro_seq.config.spaces import COMMA, Dimension, dimension, split_space
+from pyro_seq.config.spaces import Dimension, dimension, separated, split_space
 from pyro_seq.errors import UserError, said
 from pyro_seq.programs.program import NOTHING, Names, Program, Request
 from pyro_seq.programs.trial import Pruned, WatchedTrial
@@ -116,7 +116,9 @@ class Search:
         if len(self.spaces) < max(1, len(space)):
             raise UserError("--space: name each setting once, and at least one")
         if KIND in self.spaces:
-            self.kinds = [part.strip() for part in COMMA.split(self.spaces[KIND])]
+            self.kinds = [*separated(self.spaces[KIND], f"--space {KIND}={self.spaces[KIND]}")]
+        if self.storage.exists() and not self.storage.is_file():
+            raise UserError(f"--storage {storage} is no file: name that of a study, or a new one")
         self._refuse_twice()
         self.dimensions = {kind: self._dimensions(kind) for kind in self.kinds}
         known = {name for taken in self.dimensions.values() for name in taken}

@@ -170,6 +170,7 @@ def test_what_is_refused_before_anything_is_made(
         (["model.hidden_size=2..4", "model.hidden_size=2,3"], "name each setting once"),
         (["model.latent_size=2..4"], "unknown setting 'model.latent_size'"),
         (["model.name=rnn,lstm"], "unknown pair 'lstm'"),
+        (["model.name=rnn"], "one value is for --set"),
         (["training.num_steps=0..4"], "must be at least 1"),
     ):
         with pytest.raises(UserError, match=said):
@@ -231,7 +232,7 @@ def test_a_file_that_is_no_study_is_refused(search: Callable[..., Search], tmp_p
     with pytest.raises(UserError, match=r"--storage .*study\.db: file is not a database"):
         search().tune(1)
     (tmp_path / "folder.db").mkdir()
-    with pytest.raises(UserError, match=r"--storage .*folder\.db: unable to open database file"):
+    with pytest.raises(UserError, match=r"--storage .*folder\.db is no file"):
         search(name="folder.db").tune(1)
 
 
