@@ -21,6 +21,7 @@ from pyro_seq.cli.programs.play import play
 from pyro_seq.cli.programs.seqgan import seqgan
 from pyro_seq.cli.programs.series import series
 from pyro_seq.cli.programs.text import text
+from pyro_seq.cli.runs.share import share
 from pyro_seq.cli.score import score
 from pyro_seq.errors import UserError, said
 
@@ -45,6 +46,7 @@ pyroseq.add_command(seqgan)
 pyroseq.add_command(play)
 pyroseq.add_command(pairs)
 pyroseq.add_command(score)
+pyroseq.add_command(share)
 pyroseq.add_command(demo)
 
 

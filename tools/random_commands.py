@@ -200,7 +200,7 @@ class Lines:
         """A line."""
         path = self.random.choice(sorted(self.leaves))
         words = [*path]
-        if path[-1] == "train":
+        if path[-1] in ("train", "tune"):
             words += self.small.get(path[0], ())
         parameters = [p for p in self.leaves[path].params if p.name != "help"]
         for parameter in parameters:
@@ -238,6 +238,9 @@ class Lines:
             return (
                 f"{self._setting(program)}={draw.choice(NUMBERS if draw.random() < 0.7 else WORDS)}"
             )
+        if parameter.name == "space" and self.settings.get(program):
+            ends = sorted(draw.choice(NUMBERS) for _ in range(2))
+            return f"{self._setting(program)}={draw.choice(('..', ',')).join(ends)}"
         if parameter.name in ("run_dir", "run_dirs"):
             return draw.choice([*self.runs.values(), *self.runs.values(), *PLACES])
         if isinstance(kind, click.Choice):

@@ -23,6 +23,7 @@ from pyro_seq.cli.common import (
     samples_option,
 )
 from pyro_seq.cli.programs.training import TrainCommand, Wanted
+from pyro_seq.cli.runs.tune import tuned
 
 if TYPE_CHECKING:
     from pyro_seq.frames.data.films import Film, Films
@@ -138,7 +139,7 @@ def frames() -> None:
     """Train on sequences of pictures, and draw films: new, continued, filled in."""
 
 
-@frames.add_command
+@tuned(frames)
 @TrainCommand(
     program,
     "default, demo, squares, digits, balls, and average (no latents: what is drawn is an average)",

@@ -33,6 +33,7 @@ from pyro_seq.cli.programs.midi_runs import (
     read_pieces,
 )
 from pyro_seq.cli.programs.training import TrainCommand, Wanted
+from pyro_seq.cli.runs.tune import tuned
 
 if TYPE_CHECKING:
     from pyro_seq.music.model.training import MusicModel, MusicScore
@@ -46,7 +47,7 @@ def midi() -> None:
 midi.add_command(report)
 
 
-@midi.add_command
+@tuned(midi)
 @TrainCommand(
     program,
     "default, quick, best, demo, and those for published data sets, jsb-… and nottingham-…",

@@ -38,6 +38,7 @@ from pyro_seq.cli.programs.series_options import (
     table_for,
 )
 from pyro_seq.cli.programs.training import TrainCommand, Wanted
+from pyro_seq.cli.runs.tune import tuned
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -65,7 +66,7 @@ def look(files: tuple[Path, ...], **options: object) -> None:
     click.echo(describe(read_source({"train_data": files, **options})))
 
 
-@series.add_command
+@tuned(series)
 @TrainCommand(program, "default, quick, best", following="forecast")
 @click.option(
     "--train-data",

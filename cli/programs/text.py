@@ -29,6 +29,7 @@ from pyro_seq.cli.common import (
     temperature_option,
 )
 from pyro_seq.cli.programs.training import TrainCommand, Wanted
+from pyro_seq.cli.runs.tune import tuned
 
 if TYPE_CHECKING:
     from pyro_seq.text.program import TextProgram
@@ -52,7 +53,7 @@ def _program() -> TextProgram:
     return text_program
 
 
-@text.add_command
+@tuned(text)
 @TrainCommand(_program, "default, best, quick")
 @click.option("--train-corpus", type=FILE, metavar="F", help="The text to learn from.")
 @click.option(

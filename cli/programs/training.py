@@ -48,6 +48,13 @@ class Wanted:
     again: str = ""
 
 
+class Train(click.Command):
+    """A `train` command, with what made it: another command may be made of the same options."""
+
+    maker: TrainCommand
+    own: Callable[..., Wanted]
+
+
 @dataclass
 class TrainCommand:
     """Make the `train` command of a program.
@@ -74,7 +81,7 @@ class TrainCommand:
     out_dir: str | None = None
     following: str = "generate"
 
-    def __call__(self, own: Callable[..., Wanted]) -> click.Command:
+    def __call__(self, own: Callable[..., Wanted]) -> Train:
         """Return the command with the options and the help of `own`, which says what these options
         ask for, and those of every `train`.
         """
@@ -88,7 +95,9 @@ class TrainCommand:
             command
         )
         decorated.__click_params__ += parameters  # click shows the last ones first
-        return click.command("train")(decorated)
+        made = click.command("train", cls=Train)(decorated)
+        made.maker, made.own = self, own
+        return made
 
     def run(self, wanted: Wanted, given: Mapping[str, Any]) -> None:
         """Start a run or resume one, or show its settings.
@@ -114,7 +123,7 @@ class TrainCommand:
         from pyro_seq.programs.program import OptionsDiffer
 
         program = self.program()
-        layers = self._layers(program, wanted, given)
+        layers = self.layers(program, wanted, given)
         if not resume:
             settings = program.settings(*layers)
             if shows:
@@ -140,11 +149,13 @@ class TrainCommand:
             *most, last = (duration.option for duration in self.durations)
             raise UserError(f"{error}; only {', '.join(most)} and {last} may change") from None
 
-    def _layers(
+    def layers(
         self, program: Program[Any, Any, Any], wanted: Wanted, given: Mapping[str, Any]
     ) -> list[Layer]:
-        """Return the settings that the options name: a preset's, then --config, then the options
-        that stand for a setting, then --set; of a run that is resumed without the durations.
+        """Return the settings that the options name, in layers.
+
+        They are a preset's, then --config, then the options that stand for a setting, then --set;
+        of a run that is resumed without the durations.
 
         Raises `UserError` for those that do not go together.
         """

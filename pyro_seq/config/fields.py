@@ -111,6 +111,17 @@ def _replace(settings: S, path: list[str], value: object, where: str) -> S:
     )  # type: ignore[type-var]
 
 
+def declared(settings: object, name: str) -> tuple[Any, Mapping[str, Any]]:
+    """Return (the type of a setting by its dotted name, without `None`, its rules)."""
+    *path, last = name.split(".")
+    owner = functools.reduce(getattr, path, settings)
+    of: type = type(owner)
+    kind = _types_of(of)[last]
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kind = next(a for a in typing.get_args(kind) if a is not type(None))
+    return kind, next(f.metadata for f in dataclasses.fields(owner) if f.name == last)  # type: ignore[arg-type]
+
+
 def _converted(value: object, kind: Any, where: str) -> Any:
     """The value as the setting's type; a string may spell any type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

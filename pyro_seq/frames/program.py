@@ -26,6 +26,7 @@ from pyro_seq.frames.training import previews, validation_nats
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.programs.pair_program import PairProgram
 from pyro_seq.programs.program import ContentsDiffer, Names, Request
+from pyro_seq.programs.shared import Shared
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.train.minibatches import PieceBatches
 from pyro_seq.train.trainer import Hooks
@@ -186,6 +187,8 @@ class FrameProgram(PairProgram[FilmSettings, FilmData, FilmModel]):
             return read_films(paths, split, shape=(colours, height, width), kind=kept["pixels"])
         advice = "name films by --eval-data"
         _, source = self.stored_source(run)
+        if not source[FILES] and not source[DEMO]:
+            raise UserError(f"the run in {run} was shared without its films: {advice}")
         try:
             data = _read(source)
         except UserError as error:
@@ -195,6 +198,23 @@ class FrameProgram(PairProgram[FilmSettings, FilmData, FilmModel]):
         if data.valid is None:
             raise UserError(f"the run in {run} has kept no films for validation: {advice}")
         return data.valid
+
+    def shared(self, run: RunFolder) -> Shared:
+        """See `Program`: the size and kind of frames."""
+        found = self.document(run)
+        source = found["source"]
+        return Shared(
+            {DOCUMENT: found | {"source": source | {FILES: [], VALID: []}}},
+            data=[*source[FILES], *source[VALID]],
+            commands=[
+                "frames generate --run-dir DIR --out-dir films",
+                "frames evaluate --run-dir DIR --eval-data FILE",
+                "score --run-dir DIR FILE",
+            ],
+            python="from pyro_seq.frames import frame_program, generate\n\n"
+            'model = frame_program.load("DIR")\n'
+            "films = generate(model, 20, num_films=4)  # films, frames, channels, height, width",
+        )
 
     def scored_run(
         self, run_dir: Path, device: torch.device, pair: str | None = None

@@ -6,6 +6,7 @@ presets.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,12 @@ import torch
 from pyro_seq.config.model_settings import Layer
 from pyro_seq.errors import UserError
 from pyro_seq.games.environment.environments import Game, Playing, game_of
-from pyro_seq.games.environment.making import Named, environment_arguments, make_environment
+from pyro_seq.games.environment.making import (
+    Named,
+    environment_arguments,
+    make_environment,
+    options_again,
+)
 from pyro_seq.games.loaded import (
     DOCUMENT,
     LoadedAgent,
@@ -30,6 +36,7 @@ from pyro_seq.games.settings import DEFAULTS, GameSettings, checked, game_settin
 from pyro_seq.games.training import GameTraining
 from pyro_seq.games.world.predictions import shown_beside
 from pyro_seq.programs.program import Names, Program, Request
+from pyro_seq.programs.shared import WEIGHTS, Shared
 from pyro_seq.runs.folder import RunFolder
 
 ENV, ENV_KWARGS = "play.env", "play.env_kwargs"
@@ -134,6 +141,25 @@ class GameProgram(Program[GameSettings, GameTraining, GameTraining]):
     def stored_source(self, run: RunFolder) -> tuple[int, dict[str, Any]]:
         """See `Program`."""
         return read_document(run)[1], {}
+
+    def shared(self, run: RunFolder) -> Shared:
+        """See `Program`: the game's form; neither games nor replay."""
+        settings = self.stored_settings(run)
+        name = read_document(run)[0].name
+        again = options_again(name, settings.play.env_kwargs)
+        return Shared(
+            {DOCUMENT: run.read_json(DOCUMENT)},
+            without=f"games of the environment {json.dumps(name)}",
+            splits=["play"],
+            commands=[
+                f"play evaluate --run-dir DIR{again}",
+                "play imagine --run-dir DIR",
+            ],
+            python="from pyro_seq.games import dream, game_program\n\n"
+            'trained = game_program.load("DIR")\n'
+            "games = dream(trained, num_games=4, most_moves=100)",
+            checkpoints={"best.safetensors": [*WEIGHTS, "agent", "normalisation", "real_steps"]},
+        )
 
     def train(
         self, data: GameTraining, request: Request[GameSettings], *, resume: bool = False

@@ -50,6 +50,7 @@ from pyro_seq.music.model.training import (
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.programs.pair_program import PairProgram
 from pyro_seq.programs.program import ContentsDiffer, Request
+from pyro_seq.programs.shared import Shared
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.train.minibatches import PieceBatches
 from pyro_seq.train.trainer import Hooks
@@ -217,6 +218,25 @@ class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
             for part in (data.pieces.train, data.pieces.valid)
         )
         yield f"{frames} to train on, {held_out} to validate on; {pair}"
+
+    def shared(self, run: RunFolder) -> Shared:
+        """See `Program`: tempo and Markov model; where the pieces lay, if they are the demo's."""
+        _, source = self.stored_source(run)
+        documents = {DOCUMENT: run.read_json(DOCUMENT)}
+        if source["demo"]:
+            documents[PIECES] = run.read_json(PIECES) | {"start_from": None}
+        return Shared(
+            documents,
+            data=[*source["train_files"], *source["valid_files"]],
+            commands=[
+                "midi generate --run-dir DIR --out-dir samples",
+                "midi evaluate --run-dir DIR --eval-files FILES",
+                "score --run-dir DIR FILE",
+            ],
+            python="from pyro_seq.music import generate, music_program\n\n"
+            'music = music_program.load("DIR")\n'
+            "roll = next(generate(music, 200))  # frames, keys",
+        )
 
     def scored_run(
         self, run_dir: Path, device: torch.device, pair: str | None = None

@@ -27,13 +27,13 @@ class Picture:
     caption: str = ""
 
 
-def page_templates(folder: Path) -> Environment:
-    """Return the templates of a folder, whose values are escaped and must all be given."""
+def page_templates(folder: Path, *, html: bool = True) -> Environment:
+    """Return the templates of a folder; values must all be given, and those of HTML are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(
         loader=FileSystemLoader(folder),
-        autoescape=True,
+        autoescape=html,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -82,7 +83,7 @@ class PairProgram(Program[S, D, T]):
             parameters = sum(p.numel() for p in pair.parameters().values())
         for line in self.introduce(model, data, f"{kind} with {parameters:,} parameters"):
             progress.say(line)
-        hooks = self.hooks(model, data, progress)
+        hooks = replace(self.hooks(model, data, progress), callbacks=request.callbacks)
         trainer = Trainer(pair, batches, of.training, run=run, hooks=hooks, quiet=request.quiet)
         trainer.fit(resume=resume)
         return self.model(pair, settings, data, device, trainer.step)

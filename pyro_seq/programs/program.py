@@ -8,14 +8,13 @@ of the data, and how a run is trained.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 
@@ -25,8 +24,11 @@ from pyro_seq.config.registry import named_by_code
 from pyro_seq.config.renamed import refuse_old_names
 from pyro_seq.errors import UserError
 from pyro_seq.programs.checks import check_resumable, check_training
+from pyro_seq.programs.differences import Difference, option_of, places, shown
+from pyro_seq.programs.shared import Shared, as_they_are
 from pyro_seq.runs import ranks
 from pyro_seq.runs.folder import RunFolder
+from pyro_seq.train.loop import Callback
 from pyro_seq.train.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -57,15 +59,6 @@ class ContentsDiffer(UserError):
     """The data of a run that is resumed is not what the run was begun with."""
 
 
-class Difference(NamedTuple):
-    """A value of a run, and another one that an option gives it."""
-
-    option: str
-    name: str
-    own: object
-    given: object
-
-
 @dataclass(frozen=True)
 class Request(Generic[S]):
     """What a run is to be started or resumed with.
@@ -77,6 +70,7 @@ class Request(Generic[S]):
         seed: of all randomness.
         device: where to compute.
         quiet: no progress on stderr.
+        callbacks: of the training, beside those that it has by itself.
         said: when a run is resumed, settings that the user's own words repeat, by dotted name.
         stack: closes, once the training is over, what was opened to read the data.
     """
@@ -87,6 +81,7 @@ class Request(Generic[S]):
     seed: int = 0
     device: torch.device | str = "cpu"
     quiet: bool = False
+    callbacks: Sequence[Callback] = ()
     said: Names = field(default_factory=dict)
     stack: ExitStack = field(default_factory=ExitStack)
 
@@ -168,6 +163,10 @@ class Program(ABC, Generic[S, D, T]):
         """Return the folders of the parts of a training, the last part first."""
         return (run,)
 
+    def shared(self, run: RunFolder) -> Shared:
+        """Return what of a run is given away: by default all documents, as they are."""
+        return as_they_are(run, self.documents)
+
     def is_same(self, name: str, own: object, given: object) -> bool:
         """Return whether two values of a setting, or of a `source`, mean the same."""
         return bool(own == given)
@@ -208,6 +207,7 @@ class Program(ABC, Generic[S, D, T]):
         seed: int,
         device: torch.device | str = "cpu",
         quiet: bool = False,
+        callbacks: Sequence[Callback] = (),
     ) -> T:
         """Start a run in a folder, and train it.
 
@@ -222,7 +222,9 @@ class Program(ABC, Generic[S, D, T]):
                 self.check(settings)
                 self.check_device(device)
                 self.check_processes()
-                request = Request(settings, source, run, seed, device, quiet, stack=stack)
+                request = Request(
+                    settings, source, run, seed, device, quiet, callbacks, stack=stack
+                )
                 data = self.read(request)
                 documents = dict(self.describe(data, request))
             ranks.check_same({"settings": dict(flatten(settings)), **documents})
@@ -247,6 +249,7 @@ class Program(ABC, Generic[S, D, T]):
         pair: str | None = None,
         device: torch.device | str = "cpu",
         quiet: bool = False,
+        callbacks: Sequence[Callback] = (),
     ) -> T:
         """Resume the run of a folder from its last checkpoint.
 
@@ -259,6 +262,7 @@ class Program(ABC, Generic[S, D, T]):
             pair: the run's pair, where it is code of the user's own.
             device: where to compute.
             quiet: no progress on stderr.
+            callbacks: of the training, beside those that it has by itself.
 
         Raises `UserError` if the folder holds no run, `OptionsDiffer` if the run was begun with
         other settings or another source, and `ContentsDiffer` if the data is other data now.
@@ -280,7 +284,7 @@ class Program(ABC, Generic[S, D, T]):
                 own_seed, stored = self.stored_source(run)
                 moved = {name: source[name] for name in self.places if source.get(name)}
                 request = Request(
-                    settings, stored | moved, run, own_seed, device, quiet, said, stack
+                    settings, stored | moved, run, own_seed, device, quiet, callbacks, said, stack
                 )
                 try:
                     data = self.read_again(request)
@@ -317,7 +321,7 @@ class Program(ABC, Generic[S, D, T]):
         if differ:
             options = ", ".join(dict.fromkeys(each.option for each in differ))
             values = "; ".join(
-                f"{each.name} = {_shown(each.own)}, not {_shown(each.given)}" for each in differ
+                f"{each.name} = {shown(each.own)}, not {shown(each.given)}" for each in differ
             )
             raise OptionsDiffer(f"{options}: the run in {run} was begun with {values}")
         return override(settings, changes, "--resume")
@@ -356,11 +360,6 @@ class Program(ABC, Generic[S, D, T]):
                 yield Difference(option_of(name), name, own[name], value)
 
 
-def option_of(name: str) -> str:
-    """Return the command's option of a parameter."""
-    return "--" + name.replace("_", "-")
-
-
 def _spec(layers: Sequence[Layer]) -> str | None:
     """Return the pair that the user's own words name by its code, outside of --pair."""
     kinds = [layer.changes[KIND] for layer in layers if KIND in layer.changes and layer.trusted]
@@ -377,16 +376,6 @@ def _whole(kind: object) -> object:
 
 def _named(error: ContentsDiffer, moved: Names, stored: Names) -> ContentsDiffer:
     """Return the error with the options that have named the data, and where that was."""
-    was = [_shown(stored[name]) for name in moved if _places(moved[name]) != _places(stored[name])]
+    was = [shown(stored[name]) for name in moved if places(moved[name]) != places(stored[name])]
     options = ", ".join(map(option_of, moved))
     return ContentsDiffer(f"{options}: {error}" + f" (that was {', '.join(was)})" * bool(was))
-
-
-def _places(value: object) -> list[str]:
-    return [*map(os.path.abspath, value if isinstance(value, (list, tuple)) else [value])]
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value)) or "none"
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

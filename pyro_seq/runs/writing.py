@@ -185,6 +185,33 @@ def new_folder(folder: Path, option: str) -> Iterator[None]:
                 folder.rmdir()  # which fails, as it should, for one that holds something
 
 
+@contextlib.contextmanager
+def whole_folder(folder: Path, option: str) -> Iterator[Path]:
+    """Yield a temporary folder to write to, which then becomes `folder`, whole or not at all.
+
+    Raises `UserError`, which names the option, for a path where there is anything already, and if
+    it cannot be written.
+    """
+    path = folder.absolute()
+    if os.path.lexists(path):
+        raise UserError(
+            f"{option} {folder} is there already: choose another, so that nothing is overwritten"
+        )
+    make_folder(path.parent)
+    try:
+        with _own_folder(path.parent) as own:
+            temporary = own / path.name
+            temporary.mkdir()
+            yield temporary
+            for where, _, files in os.walk(temporary):
+                for name in files:
+                    _flush(Path(where) / name)
+            os.rename(temporary, path)  # fails where something has come in between
+            _flush(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {option} {folder}: {error.strerror or error}") from None
+
+
 def check_writable(folder: Path, option: str) -> None:
     """Make a folder if need be; raise `UserError` if nothing can be written there.
 

@@ -25,6 +25,7 @@ from pyro_seq.music.data.sources import REMARKS, cache_beside
 from pyro_seq.pairs.pair import Pair, no_guide
 from pyro_seq.programs.program import Program, Request
 from pyro_seq.programs.restore import load_pair, pair_to_train
+from pyro_seq.programs.shared import WEIGHTS, Shared
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.seqgan.adversary.discriminators import make_discriminator
 from pyro_seq.seqgan.lengths import lengths_of
@@ -132,6 +133,25 @@ class SeqGANProgram(Program[SeqGANSettings, Task, Generator]):
         """See `Program`."""
         known = read_document(run)
         return int(known["seed"]), dict(known["data"])
+
+    def shared(self, run: RunFolder) -> Shared:
+        """See `Program`: what shows sequences, and the weights with and without an adversary."""
+        kept = read_document(run)
+        data = kept["data"]
+        places = [data[name] for name in PATHS if data[name]]
+        places += [place for name in PATTERNS for place in data[name]]
+        nowhere = dict.fromkeys(PATHS) | {name: [] for name in PATTERNS}
+        stages = [stage for stage in self.stages(run) if stage.best.exists()]
+        return Shared(
+            {DOCUMENT: kept | {"data": data | nowhere}},
+            data=places,
+            commands=["seqgan generate --run-dir DIR", "seqgan evaluate --run-dir DIR"],
+            python="from pyro_seq.seqgan import seqgan_program\n"
+            "from pyro_seq.seqgan.metrics.quality import generated\n\n"
+            'generator = seqgan_program.load("DIR")\n'
+            "symbols = generated(generator.pair, 4, generator.settings.length)",
+            checkpoints={str(stage.best.relative_to(run.path)): WEIGHTS for stage in stages},
+        )
 
     def train(
         self, data: Task, request: Request[SeqGANSettings], *, resume: bool = False

@@ -17,6 +17,7 @@ from pyro_seq.errors import OF_WRONG_VALUES, UserError
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.programs.pair_program import PairProgram
 from pyro_seq.programs.program import ContentsDiffer, Request
+from pyro_seq.programs.shared import Shared
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.series.data.schema import Schema, Series, SeriesTable
 from pyro_seq.series.data.steps import of_pandas, parsed
@@ -35,6 +36,7 @@ from pyro_seq.series.model.windows import SeriesArrays, SeriesWindows, held_out_
 from pyro_seq.series.pooling.fitting import fit_pool
 from pyro_seq.series.pooling.pool import Pool
 from pyro_seq.series.scoring import ScoredSeries
+from pyro_seq.series.sharing import shared_series
 from pyro_seq.series.source import (
     DEMO,
     FILES,
@@ -287,6 +289,11 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
             f"before; {pair}"
         )
 
+    def shared(self, run: RunFolder) -> Shared:
+        """See `Program`."""
+        self.document(run)  # says what is damaged
+        return shared_series(run, DOCUMENT, POOL)
+
     # tables for a run
 
     def table_for(
@@ -307,6 +314,8 @@ class SeriesProgram(PairProgram[SeriesSettings, SeriesData, SeriesModel]):
         advice = "name the files to go on from by --data"
         if kept["source"][TABLE]:
             raise UserError(f"the run in {run} has learnt from a table given in Python: {advice}")
+        if not source[FILES] and not source[DEMO]:
+            raise UserError(f"the run in {run} was shared without its data: {advice}")
         gone = [path for path in source[FILES] if not path.is_file()]
         if gone:
             raise UserError(f"{gone[0]}, which the run has learnt from, is gone: {advice}")

@@ -18,6 +18,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.programs.pair_program import PairProgram
 from pyro_seq.programs.program import ContentsDiffer, Request
+from pyro_seq.programs.shared import Shared
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.text.model import DEFAULTS, TextModel, TextSettings, new_pair, stored_vocabulary
 from pyro_seq.text.reading import read_bytes
@@ -189,6 +190,22 @@ class TextProgram(PairProgram[TextSettings, Corpora, TextModel]):
                 "this pair returns no state, so text.carry has no effect: each window is learnt as "
                 "a sequence of its own"
             )
+
+    def shared(self, run: RunFolder) -> Shared:
+        """See `Program`: the vocabulary."""
+        files = _read_corpora_json(run)[2].values()
+        return Shared(
+            {VOCABULARY: run.read_json(VOCABULARY)},
+            data=[path for path, _ in files],
+            commands=[
+                "text generate --run-dir DIR --length 500",
+                "text evaluate --run-dir DIR --eval-corpus FILE",
+                "score --run-dir DIR FILE",
+            ],
+            python="from pyro_seq.text import generate, text_program\n\n"
+            'text = text_program.load("DIR")\n'
+            "print(next(generate(text, length=500)))",
+        )
 
     def scored_run(
         self, run_dir: Path, device: torch.device, pair: str | None = None

@@ -56,6 +56,9 @@ class Callback:
     def on_step_end(self, loop: Loop) -> None:
         """Called after each step of any stage."""
 
+    def on_validation(self, loop: Loop, found: Measured) -> None:
+        """Called after each validation, once the weights are kept if they are the best."""
+
     def on_train_end(self, loop: Loop) -> None:
         """Called after the last step, unless the training was interrupted."""
 
@@ -167,6 +170,8 @@ class Validate(Callback):
         loop.log.progress.say(f"{loop.name} {loop.step}  validation {found.shown}{best}")
         if found.error is not None:
             raise found.error
+        for callback in loop.callbacks:
+            callback.on_validation(loop, found)
 
 
 class Loop:

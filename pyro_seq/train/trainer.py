@@ -6,7 +6,7 @@ It is the loop with one stage, updates by `pyro.infer.SVI`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ from pyro_seq.runs.stateful import RANDOM, Entry, States, attributes, position_o
 from pyro_seq.runs.tensorboard import Sample
 from pyro_seq.train.divergence import LatentsInUse, diverged, diverged_words
 from pyro_seq.train.log import TrainingLog
-from pyro_seq.train.loop import Checkpoint, EveryNSteps, Loop, Measured, Stage, Validate
+from pyro_seq.train.loop import Callback, Checkpoint, EveryNSteps, Loop, Measured, Stage, Validate
 from pyro_seq.train.optimizer import JointOptimiser, NonFiniteValue
 from pyro_seq.train.preflight import dry_run, refuse_gaps
 from pyro_seq.train.ranks import RowsOfRank, check_number, seed_noise
@@ -55,6 +55,7 @@ class Hooks:
         units: what one step of a sequence is, in the plural (`characters`), and `bits`: the name of
             bits per such step.
         at_start: whether to validate before the first step too, of a pair that may be good then.
+        callbacks: called on the way, the first ones that are; of several ranks on each.
     """
 
     validate: Callable[[], dict[str, float]] | None = None
@@ -62,6 +63,7 @@ class Hooks:
     units: str = "steps"
     bits: str = "bits/step"
     at_start: bool = False
+    callbacks: Sequence[Callback] = ()
 
 
 class NonFinite(UserError):
@@ -161,6 +163,7 @@ class Trainer(Loop):
         self.states = self._states()
         s = self.settings
         self.callbacks = [
+            *self.hooks.callbacks,
             EveryNSteps(s.log_every, self._log_means),
             EveryNSteps(s.sample_every, self._show),
         ]
@@ -286,8 +289,7 @@ class Trainer(Loop):
         if not math.isfinite(loss):
             self._check_finite(self.optimiser.parameters)
             self._stop("the validation loss", after=True)
-        lost = diverged(loss, first)
-        if lost:
+        if lost := diverged(loss, first):
             what = f"step {self.step}: the validation loss"
             self.log.progress.say(diverged_words(what, loss, first))
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())

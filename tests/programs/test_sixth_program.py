@@ -14,6 +14,7 @@ import torch
 
 from pyro_seq import SequenceBatch, score
 from pyro_seq.errors import UserError
+from pyro_seq.programs import share
 
 FILE = Path(__file__).parent.parent.parent / "examples" / "arrays.py"
 MOST_LINES = 60
@@ -73,6 +74,19 @@ def test_train_resume_and_load(own: Any, array: Path, tmp_path: Path) -> None:
     np.save(array, np.zeros((2, 3), dtype=np.int64))
     with pytest.raises(UserError, match=r"^--data: .* is not what .* was begun with"):
         run(*line, "--resume")
+
+
+def test_share(own: Any, array: Path, tmp_path: Path) -> None:
+    """A program that does not say what is given away gives all, and no path."""
+    settings = own.array_program.settings({"model.hidden_size": 4, "training.num_steps": 2})
+    source = {"data": array}
+    own.array_program.start(tmp_path / "run", settings, source, seed=0, quiet=True)
+    with pytest.raises(UserError, match=r"array\.json holds a path of this machine.*shared`\)"):
+        share(own.array_program, tmp_path / "run", tmp_path / "out")
+    kept = tmp_path / "run" / "array.json"
+    kept.write_text(kept.read_text().replace(str(array), "elsewhere"))
+    share(own.array_program, tmp_path / "run", tmp_path / "out")
+    assert own.array_program.load(tmp_path / "out").step == 2
 
 
 def test_print_config(

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pyro_seq import Pair, SequenceBatch, UserError, score
 from pyro_seq.nn.precision import fast_precision
 from pyro_seq.train import trainer as training
+from pyro_seq.train.loop import Callback, Loop, Measured
 from pyro_seq.train.trainer import Hooks
 from small_trainings import (
     PAIRS,
@@ -218,6 +219,24 @@ def test_same_seed_same_weights(ema_decay: float) -> None:
         trainer.fit()
         found.append(parameters(trainer.pair))
     assert equal(*found)
+
+
+def test_callbacks_are_told_of_validations() -> None:
+    """In order, after the best weights are kept; what they raise ends the training there."""
+    losses, told = iter([3.0, 2.0, 2.5]), []
+
+    class Told(Callback):
+        def on_validation(self, loop: Loop, found: Measured) -> None:
+            assert isinstance(loop, training.Trainer) and loop.best_loss <= found.value
+            told.append((loop.step, found.value, found.better))
+            if loop.step == 4:
+                raise LookupError
+
+    hooks = Hooks(validate=lambda: {"loss": next(losses)}, callbacks=[Told()], at_start=True)
+    trainer = new_trainer(new_pair("rnn"), hooks=hooks, num_steps=9, valid_every=2)
+    with pytest.raises(LookupError):
+        trainer.fit()
+    assert told == [(0, 3.0, True), (2, 2.0, True), (4, 2.5, False)] and trainer.step == 4
 
 
 def test_validation_does_not_disturb_training() -> None:
