@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import pyro_seq
+from pyro_seq._rng import preserve_rng_state
 from pyro_seq.errors import UserError
 from pyro_seq.frames.program import frame_program
 from pyro_seq.music.program import music_program
@@ -80,7 +81,8 @@ class RunToOpen:
     @cached_property
     def run(self) -> ScoredRun:
         """The run with its weights; raises `UserError` if it is not what it was."""
-        opened = open_run(self.run_dir, torch.device(self.device), self.pair)
+        with preserve_rng_state():  # weights are drawn before they are read
+            opened = open_run(self.run_dir, torch.device(self.device), self.pair)
         if fingerprint_of_run(self.run_dir, self.pair) != self.fingerprint:
             raise UserError(
                 f"the run in {self.run_dir} is not what it was when its scoring began: its weights "
