@@ -65,8 +65,9 @@ class Outcome:
 def files_of(patterns: Iterable[str | Path]) -> dict[str, Path]:
     """Return the files that patterns name, in order, by where each lies below its pattern.
 
-    A pattern is a file or a glob, `**` for any folders; hidden files are passed over. A file lies
-    at its name below its own folder, what a glob finds below the folders that the glob names.
+    A pattern is a file or a glob, `**` for any folders; folders and hidden files are passed over.
+    A file lies at its name below its own folder, what a glob finds below the folders that the glob
+    names.
 
     Raises `UserError` for a pattern that names nothing, a folder, and two files of one place.
     """
@@ -75,9 +76,9 @@ def files_of(patterns: Iterable[str | Path]) -> dict[str, Path]:
         literal = os.path.lexists(pattern) or not glob.has_magic(pattern)
         base = Path(pattern).parent if literal else _without_wildcards(pattern)
         matches = [pattern] if literal else sorted(glob.glob(pattern, recursive=True))
-        paths = [Path(match) for match in matches if literal or os.path.isfile(match)]
-        if not paths or (literal and not os.path.isfile(pattern)):
-            folder = os.path.isdir(pattern)
+        paths = [Path(match) for match in matches if literal or not os.path.isdir(match)]
+        folder = os.path.isdir(pattern)
+        if not paths or folder or (literal and not os.path.lexists(pattern)):
             what = f"is a folder: name its files, as in {pattern}/*" if folder else "names no file"
             raise UserError(f"--files: {pattern} {what}")
         for path in paths:
