@@ -51,9 +51,12 @@ def fingerprint_of_run(run_dir: Path | str, pair: str | None = None) -> str:
     digest = hashlib.sha256(f"pyro_seq {pyro_seq.__version__}".encode())
     try:
         for path in [*files, *([code] if code.suffix == ".py" else [])]:
+            digest.update(b"\n" + path.name.encode(errors="surrogateescape") + b"\n")
+            contents = hashlib.sha256()
             with open_plain(path) as file:
-                contents = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"\n{contents} {path.name}".encode(errors="surrogateescape"))
+                while chunk := file.read(2**20):
+                    contents.update(chunk)
+            digest.update(contents.digest())
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"cannot read {error.filename or run.path}: {reason}") from None

@@ -156,12 +156,12 @@ class Scorer:
             doubts += [] if found.warning is None else [f"row {row.number}: {found.warning}"]
         return dict(zip(self.added, (totals, errors, units), strict=True)), doubts
 
-    def _row(self, cell: object, number: int) -> _Row:
+    def _row(self, cell: Any, number: int) -> _Row:
         if isinstance(cell, (str, bytes)):
             return _Row(number, cell, self.rows.sequences_in(cell, f"row {number}"))
         import pandas as pd
 
-        if np.ndim(cell) == 0 and pd.isna(cell):  # type: ignore[call-overload]
+        if np.ndim(cell) == 0 and pd.isna(cell):
             return _Row(number, None, [])
         raise UserError(
             f"row {number} is of type {type(cell).__name__}, and a cell to score is str or bytes"
