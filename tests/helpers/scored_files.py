@@ -24,13 +24,12 @@ from pyro_seq.runs import ranks
 from pyro_seq.scoring.files import FilesToScore, files_of, score_files
 from pyro_seq.scoring.scorer import Scorer
 
-AT = 2  # the file at which something happens
-
 
 def scored(
-    out: Path, run: Path, patterns: list[str], *, then: Callable[[], Any] | None = None
+    out: Path, run: Path, patterns: list[str], *, then: Callable[[int], Any] | None = None
 ) -> Any:
-    """What came of files, in the words of one process; `then` is called at its second file."""
+    """What came of files, in the words of one process; `then` is told which of its files
+    comes next."""
     work = FilesToScore(Scorer(run, samples=2, together=4), files_of(patterns), out)
     reader: Any = work.scorer.opened.run
     score_file, count = reader.score_file, 0
@@ -38,8 +37,8 @@ def scored(
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal count
         count += 1
-        if count == AT and then is not None:
-            then()
+        if then is not None:
+            then(count)
         return score_file(*args, **kwargs)
 
     reader.score_file = counted
@@ -62,7 +61,7 @@ def launchers(folder: Path, *works: Work) -> list[Any]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-*.json"))]
 
 
-def die() -> None:
+def die(count: int = 0) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -74,24 +73,27 @@ def main() -> None:
     torch.set_num_threads(1)
     Scorer(run, samples=2).scored(["the cat"])
 
-    def go(out: str, then: Callable[[], Any] | None = None) -> Work:
+    def go(out: str, then: Callable[[int], Any] | None = None) -> Work:
         return lambda: scored(folder / out, run, patterns, then=then)
 
     found: dict[str, Any] = {}
     for number in (1, 2, 3):
         found[f"{number} ranks"] = on_ranks(places, number, go(f"{number}"))
 
-    def die_on_one() -> None:
-        if ranks.rank() == 1:
+    def die_at(count: int) -> None:
+        """Rank 0 ends in its third file, rank 1 in its first."""
+        if count == 3 - 2 * ranks.rank():
             die()
 
-    found["killed"] = on_ranks(places, 2, go("killed", die_on_one))
+    found["killed"] = on_ranks(places, 2, go("killed", die_at))
     found["left"] = {
         path.name: path.stat().st_mtime_ns for path in (folder / "killed").glob("[!.]*.*")
     }
     found["again"] = on_ranks(places, 2, go("killed"))
     found["apart"] = launchers(places, go("apart"), go("apart"))
-    found["one dies"] = launchers(places, go("dies", lambda: time.sleep(0.5)), go("dies", die))
+    found["one dies"] = launchers(
+        places, go("dies", lambda count: time.sleep(0.2 * (count == 1))), go("dies", die)
+    )
     print(json.dumps(found))
 
 

@@ -48,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_processes_share_files(tmp_path: Path, inputs: Path, latent: Path) -> None:
-    """1, 2 and 3 ranks, one of 2 killed and all started again, two launchers, one of two killed:
+    """1, 2 and 3 ranks, 2 that are killed and started again, two launchers, one of two killed:
     the same bytes, each file scored once.
     """
     at = tmp_path / "scored"
@@ -76,10 +76,9 @@ def test_processes_share_files(tmp_path: Path, inputs: Path, latent: Path) -> No
             assert set(outcome["scored"]) == names and set(outcome["failed"]) == bad
         assert sum(len(outcome["told"]) for outcome in of_ranks) == 2
         assert sum(outcome["own"] for outcome in of_ranks) == 7
-    # rank 1 has died in its second file, which the other one says or has not noticed yet
-    assert len(found["killed"]) == 1 and "another process" in str(found["killed"][0])
+    assert found["killed"] == [] and 1 <= len(found["left"]) <= 2
     again = found["again"][0]
-    assert set(found["left"]) <= set(again["kept"]) and len(again["kept"]) < len(names)
+    assert set(again["kept"]) == set(found["left"])
     assert set(again["scored"]) == names - set(again["kept"])
     for name, written in found["left"].items():
         assert (at / "killed" / name).stat().st_mtime_ns == written
@@ -87,8 +86,9 @@ def test_processes_share_files(tmp_path: Path, inputs: Path, latent: Path) -> No
     assert set(first["scored"]) | set(first["kept"]) == names
     assert set(first["scored"]).isdisjoint(second["scored"])
     assert set(first["scored"]) | set(second["scored"]) == names
-    (survivor,) = found["one dies"]
-    assert set(survivor["scored"]) | set(survivor["kept"]) == names
+    assert found["one dies"]
+    for survivor in found["one dies"]:
+        assert set(survivor["scored"]) | set(survivor["kept"]) == names
 
 
 def test_figures_are_those_of_the_other_commands(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import shutil
@@ -21,6 +22,7 @@ from pyro_seq.music.data.sources import DEMO
 from pyro_seq.music.model.model import music_settings
 from pyro_seq.music.program import music_program
 from pyro_seq.scoring import Scorer
+from pyro_seq.scoring.files import FilesToScore, files_of, score_files
 from pyro_seq.text.program import text_program
 from pyro_seq.text.training import evaluate, score_symbols
 
@@ -189,7 +191,11 @@ def test_music_by_its_path_and_its_bytes(tmp_path: Path) -> None:
     by_path = scorer({"midi": paths})
     by_bytes = scorer({"midi": [Path(path).read_bytes() for path in paths]})
     run = music_program.scored_run(tmp_path / "run", torch.device("cpu"))
+    score_files(FilesToScore(scorer, files_of(paths), tmp_path / "out"))
     for row, path in enumerate(paths):
+        (line,) = (tmp_path / "out" / f"{Path(path).name}.jsonl").read_text().splitlines()
+        of_file = json.loads(line)["log_likelihood"]
+        assert by_path["log_likelihood"][row] == pytest.approx(of_file, rel=1e-6)
         options = {"lines": False, "top": 0, "by_step": False, "options": {}}
         (known,) = run.score_file(Path(path), **options)
         for found in (by_path, by_bytes):
