@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import click
@@ -48,9 +48,19 @@ def among_processes(run_dir: Path | None, device: str) -> Iterator[tuple[str, bo
         sys.exit(WRONG)
 
 
+def resumable(run_dir: Path, how: str) -> AbstractContextManager[None]:
+    """Say how to resume a training that Ctrl-C or SIGTERM has stopped inside."""
+
+    def words() -> str:
+        begun = (run_dir / "run.json").exists()
+        return f"the run is kept, go on with: {how}" if begun else ""
+
+    return stoppable(words, otherwise="stopped before the run had begun")
+
+
 @contextmanager
-def resumable(run_dir: Path, how: str) -> Iterator[None]:
-    """Say how to resume a training that Ctrl-C or SIGTERM has stopped inside.
+def stoppable(words: Callable[[], str], otherwise: str = "stopped") -> Iterator[None]:
+    """Say what is kept of work that Ctrl-C or SIGTERM has stopped inside.
 
     The exit code is that of the signal in a shell.
     """
@@ -58,12 +68,9 @@ def resumable(run_dir: Path, how: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
-        if not speaks():
-            pass
-        elif (run_dir / "run.json").exists():
-            click.echo(f"pyroseq: stopped; the run is kept, go on with: {how}", err=True)
-        else:
-            click.echo("pyroseq: stopped before the run had begun", err=True)
+        if speaks():
+            kept = words()
+            click.echo(f"pyroseq: {f'stopped; {kept}' if kept else otherwise}", err=True)
         raise click.exceptions.Exit(128 + number) from None
 
 

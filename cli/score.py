@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_seq.cli.among import among_processes, speaks, stoppable
 from pyro_seq.cli.common import (
     FILE,
     described,
     doubt,
+    from_command_line,
     on_one_line,
     pick_device,
     run_dir_option,
@@ -22,12 +23,33 @@ from pyro_seq.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from pyro_seq.programs.scored_run import ScoredRun, ScoredSequence, ScoredStep
+    from pyro_seq.programs.scored_run import ScoredSequence, ScoredStep
+
+
+TOGETHER = 16  # rows of a table, of a pair with latents, that are scored side by side
 
 
 @click.command()
 @run_dir_option()
-@click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE...")
+@click.argument("files", nargs=-1, type=FILE, metavar="FILE...")
+@click.option(
+    "--files",
+    "globs",
+    multiple=True,
+    metavar="GLOB",
+    help="More files, as 'in/*.txt', in quotes; as often as needed. With --out-dir.",
+)
+@click.option(
+    "--out-dir",
+    type=FILE,
+    metavar="DIR",
+    help="Write a file of results for each file; what is there already is not done again.",
+)
+@click.option(
+    "--column",
+    metavar="NAME",
+    help="The column of Parquet files to score, of texts or of MIDI files (text, midi).",
+)
 @scoring_options
 @click.option(
     "--lines", is_flag=True, help="Each line is a sequence of its own; else each file is."
@@ -52,6 +74,9 @@ if TYPE_CHECKING:
 def score(
     run_dir: Path,
     files: tuple[Path, ...],
+    globs: tuple[str, ...],
+    out_dir: Path | None,
+    column: str | None,
     lines: bool,
     top: int | None,
     by: str,
@@ -59,19 +84,30 @@ def score(
     seed: int,
     device: str,
     pair: str | None,
-    **options: object,
+    **options: Any,
 ) -> None:
-    """Learn how likely files are under a trained run, and which steps surprise it most."""
+    """Learn how likely files are under a trained run, and which steps surprise it most.
+
+    With --out-dir the figures go into a folder, a file (JSON lines, or of a Parquet file the same
+    rows) for each input; several such commands, or torchrun, share the files.
+    """
     import torch
 
     from pyro_seq._progress import Progress
+    from pyro_seq.programs.scored_run import as_document
+    from pyro_seq.scoring.opening import open_run
 
+    _check_together(files, globs, out_dir)
+    if out_dir is not None:
+        named = {"column": column, "seed": seed, "pair": pair, **options}
+        _into_folder(run_dir, [*files, *globs], out_dir, device, named, lines=lines)
+        return
     if by == "step" and top is not None:
         raise click.UsageError(
             "--by step shows all steps, and --top some: give one of them",
             click.get_current_context(),
         )
-    run = _open(run_dir, pick_device(device), pair)
+    run = open_run(run_dir, pick_device(device), pair)
     for path in files:
         run.check_file(path)
     torch.manual_seed(seed)
@@ -79,65 +115,97 @@ def score(
     if by == "step" and not as_json:
         click.echo("sequence\tstep\tsymbol\tnats")
     ranked: list[tuple[str, ScoredStep]] = []
-    count = 0
-    for path in files:
-        for found in run.score_file(
-            path, lines=lines, top=top or 0, by_step=by == "step", options=options
-        ):
-            count += 1
-            ranked = sorted(
-                [*ranked, *((found.name, step) for step in found.surprising)],
-                key=lambda both: -both[1].nats,
-            )[: top or 0]
-            if as_json:
-                click.echo(
-                    json.dumps(as_document(found, run.unit), allow_nan=False, ensure_ascii=False)
-                )
-            elif by == "step":
-                for step in found.surprising:
-                    click.echo(
-                        f"{found.name}\t{step.step}\t{json.dumps(step.shown, ensure_ascii=False)}\t"
-                        f"{step.nats:.9g}"
-                    )
-            else:
-                click.echo(("" if count == 1 else "\n") + report(found, run.unit))
+    asked: Any = {"lines": lines, "top": top or 0, "by_step": by == "step", "options": options}
+    scored = (found for path in files for found in run.score_file(path, **asked))
+    for count, found in enumerate(scored):
+        ranked = sorted(
+            [*ranked, *((found.name, step) for step in found.surprising)],
+            key=lambda both: -both[1].nats,
+        )[: top or 0]
+        if as_json:
+            shown = as_document(found, run.unit)
+            click.echo(json.dumps(shown, allow_nan=False, ensure_ascii=False))
+        elif by == "step":
+            _show_steps(found)
+        else:
+            click.echo("\n" * (count > 0) + report(found, run.unit))
     if ranked and not as_json:
-        click.echo(f"\nmost surprising {run.unit}s, in nats")
-        for name, step in ranked:
-            before, shown, after = map(on_one_line, (step.before, step.shown, step.after))
-            click.echo(
-                f"{step.nats:9.3f}  {name}, {run.unit} {step.step:,}: {before}[{shown}]{after}"
-            )
+        _show_most_surprising(ranked, run.unit)
 
 
-def _open(run_dir: Path, device: Any, pair: str | None) -> ScoredRun:
-    """Open the run of a folder, by the program that its kind names."""
+def _show_steps(found: ScoredSequence) -> None:
+    """Write a line for each step."""
+    for step in found.surprising:
+        symbol = json.dumps(step.shown, ensure_ascii=False)
+        click.echo(f"{found.name}\t{step.step}\t{symbol}\t{step.nats:.9g}")
+
+
+def _show_most_surprising(ranked: list[tuple[str, ScoredStep]], unit: str) -> None:
+    """Write a line for each step, with what is around it."""
+    click.echo(f"\nmost surprising {unit}s, in nats")
+    for name, step in ranked:
+        before, shown, after = map(on_one_line, (step.before, step.shown, step.after))
+        click.echo(f"{step.nats:9.3f}  {name}, {unit} {step.step:,}: {before}[{shown}]{after}")
+
+
+def _check_together(files: tuple[Path, ...], globs: tuple[str, ...], out_dir: Path | None) -> None:
+    """Refuse options that do not go together, or no file at all."""
+    context = click.get_current_context()
+    if not files and not globs:
+        raise click.UsageError("name files to score: FILE... or --files", context)
+    wrong = ("top", "by", "as_json") if out_dir is not None else ("globs", "column")
+    if given := from_command_line(*wrong):
+        option = {"as_json": "--json", "globs": "--files"}.get(given[0], f"--{given[0]}")
+        reason = (
+            "is for what is shown, and with --out-dir figures are written"
+            if out_dir is not None
+            else "needs --out-dir, the folder that figures are written to"
+        )
+        raise click.UsageError(f"{option} {reason}", context)
+
+
+def _into_folder(
+    run_dir: Path,
+    patterns: list[Path | str],
+    out_dir: Path,
+    device: str,
+    named: dict[str, Any],
+    *,
+    lines: bool,
+) -> None:
+    """Score files into a folder, by all processes that a launcher has started."""
+    import torch
+
+    from pyro_seq._progress import Progress
     from pyro_seq.errors import UserError
-    from pyro_seq.frames.program import frame_program
-    from pyro_seq.music.program import music_program
-    from pyro_seq.runs.folder import RunFolder
-    from pyro_seq.series.program import series_program
-    from pyro_seq.text.program import text_program
+    from pyro_seq.runs import ranks
+    from pyro_seq.scoring.files import FilesToScore, files_of, score_files
+    from pyro_seq.scoring.scorer import Scorer
 
-    kind = RunFolder.kind_of(run_dir)
-    programs = (frame_program, music_program, series_program, text_program)
-    for program in programs:
-        if program.kind == kind:
-            return program.scored_run(run_dir, device, pair)
-    raise UserError(
-        f"{run_dir} holds a run of kind {kind!r}, and only runs of kind "
-        f"{', '.join(program.kind for program in programs)} can be scored"
-    )
+    def tell(line: str) -> None:
+        click.echo(f"pyroseq: {on_one_line(line)}", err=True)
 
-
-def as_document(found: ScoredSequence, unit: str) -> dict[str, Any]:
-    """What --json writes of a sequence."""
-    nats = -found.log_likelihood / found.steps
-    return dataclasses.asdict(found) | {
-        "unit": unit,
-        "nats_per_unit": nats,
-        "bits_per_unit": nats / math.log(2),
-    }
+    kept = f"what is finished is kept in {out_dir}; the same command goes on with the rest"
+    with stoppable(lambda: kept), among_processes(run_dir, device) as (own, _):
+        files = ranks.from_first(lambda: files_of(patterns))
+        with ranks.agreed():
+            where, threads = str(pick_device(own)), torch.get_num_threads()
+            scorer = Scorer(run_dir, device=where, threads=threads, together=TOGETHER, **named)
+            work = FilesToScore(scorer, files, out_dir, lines=lines)
+        ranks.check_same({"run": scorer.opened.fingerprint})
+        progress = Progress(quiet=not speaks()).later()
+        outcome = score_files(work, told=tell, progress=progress)
+        done = f"{len(outcome.scored):,} scored, {len(outcome.kept):,} there already"
+        if speaks():
+            click.echo(f"{len(files):,} files: {done}")
+            for name, doubts in [*outcome.doubted.items()][:1]:
+                count = len(outcome.doubted)
+                tell(f"{count:,} files have figures to be doubted; {work.files[name]}: {doubts}")
+        if outcome.failed:
+            raise UserError(
+                f"{len(outcome.failed):,} of {len(files):,} files could not be scored: they are "
+                "named above"
+            )
 
 
 def report(found: ScoredSequence, unit: str) -> str:

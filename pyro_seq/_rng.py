@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,6 +53,15 @@ def fork_rng(seed: int) -> Iterator[None]:
     with preserve_rng_state():
         torch.manual_seed(seed)
         yield
+
+
+def seed_of(*parts: bytes | str | int) -> int:
+    """Return a seed that follows from these parts alone, in their order, by SHA-256."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode(errors="surrogatepass")
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
 def generator(seed: int) -> np.random.Generator:

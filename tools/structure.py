@@ -43,6 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("programs", "testing"),
     ("text", "music", "games", "series"),
     ("seqgan", "frames"),
+    ("scoring",),
     ("cli",),
     ("__main__",),
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, Unpack
+from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import pyro
 import torch
@@ -139,6 +139,16 @@ class ScoredSequence(Estimate):
     surprising: list[ScoredStep] = field(default_factory=list)
 
 
+def as_document(found: ScoredSequence, unit: str) -> dict[str, Any]:
+    """Return a sequence's figures by name, as JSON has them."""
+    nats = -found.log_likelihood / found.steps
+    return asdict(found) | {
+        "unit": unit,
+        "nats_per_unit": nats,
+        "bits_per_unit": nats / math.log(2),
+    }
+
+
 def scored_in_groups(
     pair: Pair,
     pieces: Sequence[Tensor],
@@ -195,4 +205,29 @@ class ScoredRun(Protocol):
         are `method`, `samples`, `proposal` and `refine`. Raises `UserError` for a file or line that
         is empty or cannot be scored.
         """
+        ...
+
+
+@runtime_checkable
+class ScoredRows(Protocol):
+    """A `ScoredRun` whose sequences also come as the rows of a table's column.
+
+    Attributes:
+        column: what the column is called, unless somebody says otherwise.
+    """
+
+    unit: str
+    column: str
+
+    def sequences_in(self, cell: str | bytes, where: str) -> list[Any]:
+        """Return the sequences that a row holds, none if there is nothing in it.
+
+        Raises `UserError`, which says where, for what cannot be scored.
+        """
+        ...
+
+    def score_sequences(
+        self, sequences: Sequence[Any], **options: Unpack[ScoringOptions]
+    ) -> list[tuple[int, Estimate]]:
+        """Return how many steps each sequence has, and its log-likelihood."""
         ...

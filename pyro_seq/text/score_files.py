@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from pyro_seq.errors import DIVERGED, UserError
-from pyro_seq.programs.scored_run import ScoredSequence, ScoredStep, shown_steps
+from pyro_seq.programs.scored_run import (
+    Estimate,
+    ScoredSequence,
+    ScoredStep,
+    ScoringOptions,
+    shown_steps,
+)
 from pyro_seq.text.model import TextModel
-from pyro_seq.text.reading import file_size, read_bytes, read_lines, read_text
+from pyro_seq.text.reading import (
+    decoded,
+    ended_lines,
+    file_size,
+    read_bytes,
+    read_lines,
+    read_text,
+)
 from pyro_seq.text.scoring import (
     AROUND,
     Block,
@@ -22,13 +35,16 @@ from pyro_seq.text.scoring import (
     ScoredBlock,
     evaluate,
     scored_sequences,
+    sequences_of,
     shown,
 )
 from pyro_seq.text.vocabulary import Piece
 
 
 class ScoredText:
-    """A text run that can score files."""
+    """A text run that can score files, and rows of a column of texts."""
+
+    column = "text"
 
     def __init__(self, text: TextModel) -> None:
         self.text = text
@@ -64,6 +80,38 @@ class ScoredText:
             unknown=found.unknown,
             surprising=steps if by_step else ranking.ranked(),
         )
+
+    def sequences_in(self, cell: str | bytes, where: str) -> list[Block]:
+        """Return the sequences of a text, as `ScoredRows` does: those that a file's would be."""
+        text, vocabulary = self.text, self.text.vocabulary
+        pieces: Any = self._as_read(cell, where)
+        if vocabulary.line_end:
+            pieces = ended_lines(pieces, vocabulary.level)
+        blocks = [(vocabulary.encode_known(piece, where), piece) for piece in pieces if piece]
+        apart = vocabulary.line_end or not text.carries
+        return [*sequences_of(text, blocks)] if apart else blocks
+
+    def _as_read(self, cell: str | bytes, where: str) -> list[Piece]:
+        """Return a text in at most one piece of the vocabulary's level."""
+        if self.text.vocabulary.level == "byte":
+            try:
+                return [cell.encode() if isinstance(cell, str) else cell]
+            except UnicodeEncodeError as error:
+                raise UserError(f"{where} is no text that bytes could be of: {error}") from None
+        if isinstance(cell, bytes):
+            return ["".join(decoded([cell] if cell else [], where, advice="decode it first"))]
+        return [cell]
+
+    def score_sequences(
+        self, sequences: Sequence[Block], **options: Unpack[ScoringOptions]
+    ) -> list[tuple[int, Estimate]]:
+        """Score sequences of any lengths side by side, as `ScoredRows` does."""
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
+        found: dict[int, tuple[int, Estimate]] = {}
+        scored = scored_sequences(self.text, [sequences[i] for i in order], **options)
+        for i, one in zip(order, scored, strict=True):
+            found[i] = len(one.symbols), one.so_far
+        return [found[i] for i in range(len(sequences))]
 
     def _lines(
         self, path: Path, top: int, by_step: bool, options: dict[str, Any]

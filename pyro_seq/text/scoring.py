@@ -137,7 +137,7 @@ def scored_windows(
     }
     apart = text.vocabulary.line_end or not text.carries
     found = (
-        scored_sequences(text, _sequences(text, blocks), **options)
+        scored_sequences(text, sequences_of(text, blocks), **options)
         if apart
         else _scored_document(text, blocks, **options)
     )
@@ -259,8 +259,8 @@ def _together(text: TextModel, n: int, shortest: int, longest: int) -> bool:
     return text.carries and alike and n * scoring_window(text) <= SIDE_BY_SIDE
 
 
-def _sequences(text: TextModel, blocks: Iterable[Block]) -> Iterator[Block]:
-    """The sequences that a text is scored as, where it is not one document."""
+def sequences_of(text: TextModel, blocks: Iterable[Block]) -> Iterator[Block]:
+    """Yield the sequences that a text is scored as, where it is not one document."""
     if text.vocabulary.line_end:
         for symbols, piece in blocks:
             for start, end in lines_of(symbols, text.vocabulary.end).tolist():

@@ -64,10 +64,7 @@ class Callback:
 
 
 class EveryNSteps(Callback):
-    """Calls an action every so many steps, 0 for never: samples, means of figures.
-
-    Of several ranks the first one acts.
-    """
+    """Calls an action every so many steps, 0 for never; of several ranks the first one acts."""
 
     def __init__(self, every: int, action: Callable[[], None]) -> None:
         self.every, self.action = every, action
@@ -101,10 +98,9 @@ class Checkpoint(Callback):
 
 
 class Measured(NamedTuple):
-    """Hold the figures of a validation.
+    """Hold figures of a validation: all, those shown, the one that decides, whether it is the best.
 
-    These are all by name, those shown, the one that decides, whether it is the best so far, and an
-    error to be raised once the best weights are kept.
+    An error is raised once the best weights are kept.
     """
 
     figures: dict[str, float]

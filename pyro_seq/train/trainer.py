@@ -1,7 +1,4 @@
-"""Train a pair by stochastic variational inference.
-
-It is the loop with one stage, updates by `pyro.infer.SVI`.
-"""
+"""Train a pair by stochastic variational inference: the loop with one stage, by `SVI`."""
 
 from __future__ import annotations
 

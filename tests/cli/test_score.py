@@ -125,7 +125,7 @@ def test_what_cannot_be_scored(
     assert "give one of them" in refused(
         "score", "--run-dir", trained, corpus, "--by", "step", "--top", 2
     )
-    assert "Missing argument" in refused("score", "--run-dir", trained)
+    assert "name files to score" in refused("score", "--run-dir", trained)
     run = json.loads((spoilt / "run.json").read_text())
     (spoilt / "run.json").write_text(json.dumps(run | {"kind": "weather"}))
     assert (

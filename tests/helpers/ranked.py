@@ -46,14 +46,14 @@ def on_ranks(folder: Path, number: int, work: Work) -> list[Any]:
     for rank in range(number):
         child = os.fork()
         if not child:
-            _be(rank, number, folder / name, work)
+            be(rank, number, folder / name, work)
         children.append(child)
     for child in children:
         os.waitpid(child, 0)
     return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-*.json"))]
 
 
-def _be(rank: int, number: int, place: Path, work: Work) -> None:
+def be(rank: int, number: int, place: Path, work: Work) -> None:
     torch.set_num_threads(1)
     try:
         store = torch.distributed.FileStore(f"{place}.store", number)

@@ -18,7 +18,14 @@ from torch import Tensor
 from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.cache import TuneCache
-from pyro_seq.music.data.midi_reader import find_files, read_contents, roll_of, to_common_key
+from pyro_seq.music.data.midi_reader import (
+    contents_of,
+    find_files,
+    midi_bytes,
+    read_contents,
+    roll_of,
+    to_common_key,
+)
 from pyro_seq.music.data.piano_rolls import KEYS, read_polyphonic
 from pyro_seq.music.data.rolls import read_rolls
 from pyro_seq.music.model.model import RollSettings, timing_of
@@ -109,6 +116,21 @@ def read_music(
         found.pieces.extend(_in_key(piece, rolls) for piece in pieces)
         found.names.extend(f"{path}, {split} piece {i}" for i in range(1, len(pieces) + 1))
     return found
+
+
+def pieces_of(midi: str | bytes, rolls: RollSettings, where: str) -> list[Tensor]:
+    """Return the rolls `[T, keys]` of a MIDI file, given by its path or by its bytes.
+
+    Raises `UserError`, which says where, if it cannot be read.
+    """
+    try:
+        contents = contents_of(midi if isinstance(midi, bytes) else midi_bytes(midi))
+        timing = timing_of(rolls)
+        found = [roll_of(tune, timing, rolls.keys) for tune in contents.tunes]
+    except UserError as error:
+        named = "" if isinstance(midi, bytes) else f", {midi}"
+        raise UserError(f"{where}{named}: {error}") from None
+    return [_in_key(roll, rolls) for roll in found]
 
 
 def arrays_among(patterns: Iterable[str | Path]) -> list[Path]:

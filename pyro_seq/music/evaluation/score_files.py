@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -12,17 +12,23 @@ from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.midi_reader import find_files
 from pyro_seq.music.data.midi_writer import lowest_pitch
-from pyro_seq.music.data.sources import read_music
+from pyro_seq.music.data.sources import pieces_of, read_music
 from pyro_seq.music.evaluation.scoring import score_pieces
 from pyro_seq.music.model.model import MusicModel
 from pyro_seq.music.render.plots import PITCH_CLASSES
-from pyro_seq.programs.scored_run import ScoredSequence, ScoredStep, shown_steps
+from pyro_seq.programs.scored_run import (
+    Estimate,
+    ScoredSequence,
+    ScoredStep,
+    ScoringOptions,
+    shown_steps,
+)
 
 
 class ScoredMusic:
-    """A music run that can score files."""
+    """A music run that can score files, and rows of a column of MIDI files."""
 
-    unit = "frame"
+    unit, column = "frame", "midi"
 
     def __init__(self, music: MusicModel) -> None:
         self.music = music
@@ -54,6 +60,19 @@ class ScoredMusic:
             yield ScoredSequence(
                 **found.figures(), name=read.names[i], steps=len(nats), surprising=steps
             )
+
+    def sequences_in(self, cell: str | bytes, where: str) -> list[Tensor]:
+        """Return the pieces of a MIDI file, by its path or its bytes, as `ScoredRows` does."""
+        return pieces_of(cell, self.music.settings.rolls, where)
+
+    def score_sequences(
+        self, sequences: Sequence[Tensor], **options: Unpack[ScoringOptions]
+    ) -> list[tuple[int, Estimate]]:
+        """Score pieces side by side, as `ScoredRows` does."""
+        found = {
+            i: (len(nats), one) for i, nats, one in score_pieces(self.music, sequences, **options)
+        }
+        return [found[i] for i in range(len(sequences))]
 
     def _step(self, roll: Tensor, t: int, nats: float) -> ScoredStep:
         before = f"{self.music.timing.seconds(t):.2f} s, " + (

@@ -19,11 +19,10 @@ import pyro_seq
 from pyro_seq import Pair, SequenceBatch, score, score_document
 from pyro_seq.cli.common import doubt
 from pyro_seq.cli.programs.text import report as text_report
-from pyro_seq.cli.score import as_document
 from pyro_seq.cli.score import report as sequence_report
 from pyro_seq.infer.likelihood.pareto import fitted_shape, k_hat
 from pyro_seq.infer.likelihood.score import UnreliableEstimate, warn_if_unreliable
-from pyro_seq.programs.scored_run import Estimate, ScoredSequence
+from pyro_seq.programs.scored_run import Estimate, ScoredSequence, as_document
 from pyro_seq.text.scoring import TextScore
 from pyro_seq.text.vocabulary import Vocabulary
 
