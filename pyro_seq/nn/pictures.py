@@ -1,4 +1,4 @@
-"""Convolutions over pictures of any size: to features, and back from features to maps."""
+"""Parts for pictures of any size: convolutions to features and back from these to maps, noise."""
 
 from __future__ import annotations
 
@@ -29,6 +29,33 @@ def halved(size: Sequence[int], times: int) -> list[tuple[int, int]]:
 def padding_of(wraps: bool) -> Literal["circular", "zeros"]:
     """Return torch's word for what stands around a picture: its other side, or zeros."""
     return "circular" if wraps else "zeros"
+
+
+class PixelNoise(nn.Module):
+    """Noise on the pixels of pictures, in training only.
+
+    A pixel that is 0 or 1 is turned into the other one with probability `rate`; to others normal
+    noise is added, whose standard deviation is `rate` of the picture's range.
+
+    Args:
+        rate: from 0 to 1.
+        binary: whether pixels are 0 and 1.
+        scale: a picture's range: 255 for whole numbers of 8 bits.
+    """
+
+    def __init__(self, rate: float, *, binary: bool, scale: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"the rate of noise must lie in [0, 1), got {rate}")
+        self.rate, self.binary, self.scale = rate, binary, scale
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return pictures `[..., C, H, W]` with noise on them."""
+        if not self.training or self.rate == 0:
+            return pictures
+        if self.binary:
+            return torch.where(torch.rand_like(pictures) < self.rate, 1 - pictures, pictures)
+        return pictures + self.rate * self.scale * torch.randn_like(pictures)
 
 
 class Downsampling(nn.Module):
