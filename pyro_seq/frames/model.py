@@ -67,12 +67,7 @@ def frame_parts(settings: PixelSettings, shape: Shape, kind: str) -> PairCompone
         seen: Context = PreviousObservation(encoder(0))
         if count:
             seen = SplitContext(seen, LastObservations(Flatten(shape), count))
-        if not settings.noise:
-            return seen
-        binary = pixel == "bernoulli"
-        return NoisyObservations(
-            seen, PixelNoise(settings.noise, binary=binary, scale=emission.scale)
-        )
+        return NoisyObservations(seen, PixelNoise(settings.noise)) if settings.noise else seen
 
     return PairComponents(emission, encoder, context)
 

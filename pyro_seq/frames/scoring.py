@@ -153,6 +153,7 @@ def valid_share(
     primer: int = 5,
     continuations: int = 100,
     samples: int = 16,
+    temperature: float = 1.0,
 ) -> float:
     """Return which share of the frames of continuations is valid by a rule.
 
@@ -165,10 +166,12 @@ def valid_share(
         primer: how many of a film's frames it goes on from.
         continuations: how many.
         samples: particles by which the latents are inferred.
+        temperature: of pixels given the latents (`drawing.continue_films`).
     """
     valid = rule_of(rule)
     primers = [films[i % len(films)][:primer] for i in range(continuations)]
-    return float(valid(continue_films(model, primers, num_frames, samples=samples)).mean())
+    drawn = continue_films(model, primers, num_frames, samples=samples, temperature=temperature)
+    return float(valid(drawn).mean())
 
 
 def evaluate(

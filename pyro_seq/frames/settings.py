@@ -39,8 +39,8 @@ class PixelSettings:
         0,
         0.99,
         0.0,
-        "noise on the frames that came before, in training: which share of pixels of 0 and 1 is "
-        "turned, of others a standard deviation, as a fraction of their range",
+        "noise on the frames that came before, in training: which share of their pixels is replaced "
+        "by others of the same frame, so that a model finds its way back from its own errors",
     )
     wraps: bool = described(False, "whether frames join at their edges, as on a torus")
     features: int = between(1, MOST_UNITS, 64, "features that a frame is drawn from")

@@ -32,30 +32,34 @@ def padding_of(wraps: bool) -> Literal["circular", "zeros"]:
 
 
 class PixelNoise(nn.Module):
-    """Noise on the pixels of pictures, in training only.
+    """Noise on pictures in training only: pixels are replaced by others of the same picture.
 
-    A pixel that is 0 or 1 is turned into the other one with probability `rate`; to others normal
-    noise is added, whose standard deviation is `rate` of the picture's range.
+    Each pixel is with probability `rate` that of another place, all channels of it, so that parts
+    of things are lost, and stray pixels appear, as often as is in keeping with the picture; pixels
+    of all kinds stay what they are.
 
     Args:
         rate: from 0 to 1.
-        binary: whether pixels are 0 and 1.
-        scale: a picture's range: 255 for whole numbers of 8 bits.
     """
 
-    def __init__(self, rate: float, *, binary: bool, scale: float = 1.0) -> None:
+    def __init__(self, rate: float) -> None:
         super().__init__()
         if not 0 <= rate < 1:
             raise ValueError(f"the rate of noise must lie in [0, 1), got {rate}")
-        self.rate, self.binary, self.scale = rate, binary, scale
+        self.rate = rate
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return pictures `[..., C, H, W]` with noise on them."""
         if not self.training or self.rate == 0:
             return pictures
-        if self.binary:
-            return torch.where(torch.rand_like(pictures) < self.rate, 1 - pictures, pictures)
-        return pictures + self.rate * self.scale * torch.randn_like(pictures)
+        pixels = pictures.flatten(-2)
+        places = torch.randperm(pixels.shape[-1], device=pixels.device)
+        replaced = torch.rand_like(pixels[..., :1, :], dtype=torch.float) < self.rate
+        return torch.where(replaced, pixels[..., places], pixels).view_as(pictures)
+
+    def extra_repr(self) -> str:
+        """Return the text that `repr` shows."""
+        return f"rate={self.rate}"
 
 
 class Downsampling(nn.Module):
