@@ -52,8 +52,8 @@ def learnt(name: str, preset: str, seed: int, folder: Path, options: Any) -> Fil
 
 def _words(found: FilmScore) -> str:
     parts = [
-        f"bound {found.bound.mean:.3f} ± {found.bound.standard_error:.3f} nats a frame",
-        f"importance-weighted ({found.samples}) {found.importance.mean:.3f}",
+        f"{found.method} {found.bound.mean:.3f} ± {found.bound.standard_error:.3f} nats a frame",
+        f"by {found.samples} particles {found.importance.mean:.3f}",
         f"one-step squared error {found.squared_error.mean:.2f}",
     ]
     if found.valid is not None:

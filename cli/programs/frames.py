@@ -238,10 +238,11 @@ def report_score(found: FilmScore) -> str:
     """The figures in words."""
     skipped = f", after the first {found.skip} of each" if found.skip else ""
     lines = [f"{'films':<22}{found.films:,}, {found.frames:,} frames{skipped}"]
-    bound = "exact" if found.bound == found.importance else "ELBO, a bound"
+    bound = {"exact": "exact", "elbo": "ELBO, a bound"}.get(found.method, "FIVO, a bound")
     figures = [("nats a frame", found.bound, bound)]
-    if found.bound != found.importance:
-        note = f"importance-weighted, {found.samples} samples, a tighter bound"
+    if found.method != "exact":
+        what = "importance-weighted" if found.method == "elbo" else "a particle filter"
+        note = f"{what}, {found.samples} samples, a tighter bound"
         figures.append(("nats a frame", found.importance, note))
     note = "of the mean of what may follow, summed over pixels; last frames"
     figures.append(("squared error", found.squared_error, note))

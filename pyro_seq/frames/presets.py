@@ -30,11 +30,11 @@ SQUARES: dict[str, Any] = (
     | {
         "frames.wraps": True,
         "frames.kernel_sizes": (7, 3),  # as far as a square's pixels and those around them move
-        "frames.noise": 0.1,
+        "frames.noise": 0.2,
         "frames.batch_size": 8,
         "model.hidden_size": 32,
         "training.learning_rate": 5e-3,
-        "training.kl_steps": 300,
+        "training.kl_steps": 500,
         "training.num_steps": 3_000,
         "training.valid_every": 100,
         "training.sample_every": 500,

@@ -39,7 +39,7 @@ class PixelSettings:
         0,
         0.99,
         0.0,
-        "noise on the frames that came before, in training: which share of their pixels is replaced "
+        "noise on half of the frames before, in training: which share of pixels is replaced "
         "by others of the same frame, so that a model finds its way back from its own errors",
     )
     wraps: bool = described(False, "whether frames join at their edges, as on a torus")

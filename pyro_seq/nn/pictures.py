@@ -36,7 +36,8 @@ class PixelNoise(nn.Module):
 
     Each pixel is with probability `rate` that of another place, all channels of it, so that parts
     of things are lost, and stray pixels appear, as often as is in keeping with the picture; pixels
-    of all kinds stay what they are.
+    of all kinds stay what they are. Half of the pictures, drawn anew each time, are left whole:
+    from these is learnt what there is to see.
 
     Args:
         rate: from 0 to 1.
@@ -54,7 +55,8 @@ class PixelNoise(nn.Module):
             return pictures
         pixels = pictures.flatten(-2)
         places = torch.randperm(pixels.shape[-1], device=pixels.device)
-        replaced = torch.rand_like(pixels[..., :1, :], dtype=torch.float) < self.rate
+        drawn = torch.rand_like(pixels[..., :1, :], dtype=torch.float)
+        replaced = (drawn < self.rate) & (torch.rand_like(drawn[..., :1]) < 0.5)
         return torch.where(replaced, pixels[..., places], pixels).view_as(pictures)
 
     def extra_repr(self) -> str:
