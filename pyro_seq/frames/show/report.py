@@ -80,7 +80,7 @@ def report_html(
         _filled(models, real, names),
         Part(
             "New films",
-            _note_of_new(models),
+            _begun(models[0], "Drawn from the beginning."),
             [
                 _shown(f"{name}: {DRAWS} new films", list(_new(model, real)), films.kind)
                 for name, model in zip(names, models, strict=True)
@@ -149,7 +149,7 @@ def _of_latents(model: FilmModel, real: Sequence[Film]) -> Part:
     shown.append(_shown(caption, list(ways), kind))
     return Part(
         "Reconstructed and interpolated",
-        "Latents are inferred from whole films, and films are drawn given these latents.",
+        _begun(model, "Latents are inferred from whole films, and films are drawn given them."),
         shown,
     )
 
@@ -168,9 +168,9 @@ def _filled(models: Sequence[FilmModel], real: Sequence[Film], names: Sequence[s
     return Part("Filled in", note, shown)
 
 
-def _note_of_new(models: Sequence[FilmModel]) -> str:
-    note = "Drawn from the beginning."
-    if all(model.settings.frames.map_channels for model in models):
+def _begun(model: FilmModel, note: str) -> str:
+    """Return a note on films that a model draws from the beginning, with what to expect of it."""
+    if model.settings.frames.map_channels:
         return note
     return (
         f"{note} Without maps (frames.map_channels) a first frame is drawn pixel by pixel, since "
