@@ -48,7 +48,7 @@ class NoisyObservations(Context):
     def observe(self, state: Any, observation: Values, seen: Values | None = None) -> Any:
         """Return the other context's state after observing x_t through noise."""
         if self.training:
-            assert isinstance(observation, Tensor)
+            assert isinstance(observation, Tensor) and not isinstance(seen, dict)
             noisy = self.noise(observation)
             observation = noisy if seen is None else torch.where(seen, noisy, observation)
         return self.context.observe(state, observation, *(() if seen is None else (seen,)))
