@@ -21,6 +21,7 @@ from pyro_seq.cli.common import (
     run_dir_option,
     run_options,
     samples_option,
+    temperature_option,
 )
 from pyro_seq.cli.programs.training import TrainCommand, Wanted
 from pyro_seq.cli.runs.tune import tuned
@@ -50,6 +51,7 @@ SKIP = click.option(
     metavar="N",
     help="The first frames of each film, which are not counted in nats.",
 )
+TEMPERATURE = temperature_option("pixels given the latents, of films of 0 and 1 alone")
 RULE = click.option(
     "--rule", metavar="NAME", help="A rule for valid frames: square, one 3 x 3 square on a torus."
 )
@@ -239,10 +241,11 @@ def report_score(found: FilmScore) -> str:
     """The figures in words."""
     skipped = f", after the first {found.skip} of each" if found.skip else ""
     lines = [f"{'films':<22}{found.films:,}, {found.frames:,} frames{skipped}"]
-    bound = "exact" if found.bound == found.importance else "ELBO, a bound"
+    bound = {"exact": "exact", "elbo": "ELBO, a bound"}.get(found.method, "FIVO, a bound")
     figures = [("nats a frame", found.bound, bound)]
-    if found.bound != found.importance:
-        note = f"importance-weighted, {found.samples} samples, a tighter bound"
+    if found.method != "exact":
+        what = "importance-weighted" if found.method == "elbo" else "a particle filter"
+        note = f"{what}, {found.samples} samples, a tighter bound"
         figures.append(("nats a frame", found.importance, note))
     note = "of the mean of what may follow, summed over pixels; last frames"
     figures.append(("squared error", found.squared_error, note))
@@ -262,14 +265,17 @@ def report_score(found: FilmScore) -> str:
 @OUT_DIR
 @frames_option(20, "Frames of each film.")
 @num_samples_option(4, "How many films.", most=MOST_SHOWN)
+@TEMPERATURE
 @run_options
-def generate(out_dir: Path, num_frames: int, num_samples: int, **where: Any) -> None:
+def generate(
+    out_dir: Path, num_frames: int, num_samples: int, temperature: float, **where: Any
+) -> None:
     """Draw new films, as GIFs, a contact sheet and an array; the paths are written."""
     from pyro_seq.frames.drawing import generate as draw
     from pyro_seq.frames.show.files import write_films
 
     model = load(**where)
-    drawn = draw(model, num_frames, num_films=num_samples)
+    drawn = draw(model, num_frames, num_films=num_samples, temperature=temperature)
     for path in write_films(out_dir, "generated", drawn, model.kind):
         click.echo(str(path))
 
@@ -291,6 +297,7 @@ def generate(out_dir: Path, num_frames: int, num_samples: int, **where: Any) -> 
 @frames_option(20, "Frames of each future.")
 @num_samples_option(4, "How many futures are drawn.", most=MOST_SHOWN)
 @SAMPLES
+@TEMPERATURE
 @run_options
 def continue_(
     out_dir: Path,
@@ -299,6 +306,7 @@ def continue_(
     num_frames: int,
     num_samples: int,
     samples: int,
+    temperature: float,
     **where: Any,
 ) -> None:
     """Draw several futures of a film's first frames, side by side."""
@@ -313,7 +321,8 @@ def continue_(
     if primer_frames > len(real):
         raise UserError(f"--primer-frames {primer_frames}: the film has {len(real)} frames")
     primer = real[:primer_frames]
-    drawn = continue_films(model, [primer], num_frames, draws=num_samples, samples=samples)[0]
+    how: dict[str, Any] = {"draws": num_samples, "samples": samples, "temperature": temperature}
+    drawn = continue_films(model, [primer], num_frames, **how)[0]
     whole = np.concatenate([np.broadcast_to(primer, (num_samples, *primer.shape)), drawn], 1)
     for path in write_films(out_dir, "continued", whole, model.kind):
         click.echo(str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,8 +14,7 @@ from pyro_seq.frames.model import FilmModel
 from pyro_seq.infer.continuations import continuation
 from pyro_seq.infer.infilling import infill
 from pyro_seq.infer.interpolation import interpolate
-from pyro_seq.infer.sampling import sample
-from pyro_seq.poutine.observation_sites import TransformDistribution, unchanged
+from pyro_seq.infer.sampling import sample, tempered
 
 MOST_FRAMES = 100_000  # of all films that are drawn at once
 
@@ -24,7 +24,7 @@ def generate(
     num_frames: int,
     *,
     num_films: int = 1,
-    transform_distribution: TransformDistribution = unchanged,
+    temperature: float = 1.0,
 ) -> Film:
     """Draw new films `[num_films, num_frames, C, H, W]`, from torch's global random state.
 
@@ -32,20 +32,30 @@ def generate(
         model: the model.
         num_frames: of each film.
         num_films: how many.
-        transform_distribution: what is done to each frame's distribution before it is drawn from.
+        temperature: of pixels given the latents, of films of 0 and 1: 0 for the likeliest ones.
 
-    Raises `UserError` for numbers below 1 or too large together.
+    Raises `UserError` for numbers below 1 or too large together, and for a temperature of pixels
+    that have none.
     """
     _check(num_frames, num_films)
     with finite_probabilities():
         values = sample(
-            model.pair, num_films, num_frames, transform_distribution=transform_distribution
+            model.pair,
+            num_films,
+            num_frames,
+            transform_distribution=partial(tempered, temperature=temperature),
         )
     return model.films_of(values)
 
 
 def continue_films(
-    model: FilmModel, films: Sequence[Film], num_frames: int, *, draws: int = 1, samples: int = 16
+    model: FilmModel,
+    films: Sequence[Film],
+    num_frames: int,
+    *,
+    draws: int = 1,
+    samples: int = 16,
+    temperature: float = 1.0,
 ) -> Film:
     """Draw `draws` futures of each film: `[N, draws, num_frames, C, H, W]`.
 
@@ -55,13 +65,19 @@ def continue_films(
         num_frames: of each future.
         draws: futures of each film.
         samples: particles by which the latents are inferred.
+        temperature: of pixels given the latents, of films of 0 and 1: 0 for the likeliest ones.
 
     Raises `UserError` for numbers below 1 or too large together.
     """
     _check(num_frames, draws * len(films))
     with finite_probabilities():
         values = continuation(
-            model.pair, model.batch_of(films), num_frames, samples=samples, draws=draws
+            model.pair,
+            model.batch_of(films),
+            num_frames,
+            samples=samples,
+            draws=draws,
+            transform_distribution=partial(tempered, temperature=temperature),
         )
     return model.films_of(values.unflatten(0, (len(films), draws)))
 

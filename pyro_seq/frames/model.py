@@ -13,11 +13,13 @@ from torch import Tensor
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.config.build import PairComponents, carries_state, make_pair
 from pyro_seq.contexts import Context, LastObservations, PreviousObservation, SplitContext
+from pyro_seq.contexts.noisy import NoisyObservations
 from pyro_seq.emissions.pictures import Pictures
 from pyro_seq.encoders import Conv2d, Encoder, Flatten
 from pyro_seq.errors import UserError
 from pyro_seq.frames.data.films import LEVELS, Film, Shape
 from pyro_seq.frames.settings import FilmSettings, PixelSettings
+from pyro_seq.nn.pictures import PixelNoise
 from pyro_seq.pairs.pair import Pair
 
 PIXEL_OF = {"binary": "bernoulli", "bytes": "logistic", "real": "normal"}
@@ -62,10 +64,10 @@ def frame_parts(settings: PixelSettings, shape: Shape, kind: str) -> PairCompone
         )
 
     def context(_: Encoder) -> Context:
-        seen = PreviousObservation(encoder(0))
-        if not count:
-            return seen
-        return SplitContext(seen, LastObservations(Flatten(shape), count))
+        seen: Context = PreviousObservation(encoder(0))
+        if count:
+            seen = SplitContext(seen, LastObservations(Flatten(shape), count))
+        return NoisyObservations(seen, PixelNoise(settings.noise)) if settings.noise else seen
 
     return PairComponents(emission, encoder, context)
 

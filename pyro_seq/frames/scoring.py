@@ -53,10 +53,12 @@ class FilmScore:
         films: how many films were scored.
         frames: how many frames were counted.
         skip: the first frames of each film, which are not.
-        bound: nats a frame by the bound (ELBO); of pairs without latents exact, and the same as
-            `importance`.
-        importance: nats a frame by importance weights of `samples` paths, a lower bound of the
-            likelihood that is nearer.
+        method: how: `elbo`; `filter` of pairs that were trained by a particle filter (fivo), whose
+            guide proposes to one; `exact` of pairs without latents.
+        bound: nats a frame by the bound that the pair was trained by, of as many particles; of
+            pairs without latents exact, and the same as `importance`.
+        importance: nats a frame by `samples` weighted paths, of fivo by a filter of as many
+            particles: a lower bound of the likelihood that is nearer.
         samples: K.
         squared_error: of a frame beside the mean of what follows the frames before it, summed over
             its pixels, in units of the range of a pixel; of each film's last frame.
@@ -67,6 +69,7 @@ class FilmScore:
     films: int
     frames: int
     skip: int
+    method: Method
     bound: MeanOfFilms
     importance: MeanOfFilms
     samples: int
@@ -153,6 +156,7 @@ def valid_share(
     primer: int = 5,
     continuations: int = 100,
     samples: int = 16,
+    temperature: float = 1.0,
 ) -> float:
     """Return which share of the frames of continuations is valid by a rule.
 
@@ -165,10 +169,12 @@ def valid_share(
         primer: how many of a film's frames it goes on from.
         continuations: how many.
         samples: particles by which the latents are inferred.
+        temperature: of pixels given the latents (`drawing.continue_films`).
     """
     valid = rule_of(rule)
     primers = [films[i % len(films)][:primer] for i in range(continuations)]
-    return float(valid(continue_films(model, primers, num_frames, samples=samples)).mean())
+    drawn = continue_films(model, primers, num_frames, samples=samples, temperature=temperature)
+    return float(valid(drawn).mean())
 
 
 def evaluate(
@@ -196,16 +202,14 @@ def evaluate(
     """
     if rule is not None:
         rule_of(rule)
-    how: Method = "elbo" if has_latents(model) else "exact"
-    bound = nats_per_frame(model, films.films, skip=skip, method=how, samples=1, progress=progress)
-    closer = bound
-    if how == "elbo":
-        options: ScoringOptions = {
-            "method": "importance",
-            "samples": samples,
-            "progress": progress,
-        }
-        closer = nats_per_frame(model, films.films, skip=skip, **options)
+    method, particles = model.settings.training.validation()
+    how: Method = method if has_latents(model) else "exact"
+    by: ScoringOptions = {"method": how, "samples": particles, "progress": progress}
+    bound = closer = nats_per_frame(model, films.films, skip=skip, **by)
+    if how != "exact":
+        nearer: Method = "importance" if how == "elbo" else how
+        by |= {"method": nearer, "samples": samples}
+        closer = nats_per_frame(model, films.films, skip=skip, **by)
     valid = None
     if rule is not None:
         valid = valid_share(model, films.films, rule, continuations=continuations, samples=samples)
@@ -213,6 +217,7 @@ def evaluate(
         films=len(films),
         frames=sum(max(0, len(film) - skip) for film in films.films),
         skip=skip,
+        method=how,
         bound=bound,
         importance=closer,
         samples=samples,

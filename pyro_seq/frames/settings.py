@@ -35,6 +35,13 @@ class PixelSettings:
     history: int = between(
         0, 64, 1, "how many of the last frames the emission and the guide see as pictures"
     )
+    noise: float = between(
+        0,
+        0.99,
+        0.0,
+        "noise on half of the frames before, in training: which share of pixels is replaced "
+        "by others of the same frame, so that a model finds its way back from its own errors",
+    )
     wraps: bool = described(False, "whether frames join at their edges, as on a torus")
     features: int = between(1, MOST_UNITS, 64, "features that a frame is drawn from")
     map_channels: tuple[int, ...] = between(

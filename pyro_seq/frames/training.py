@@ -17,14 +17,17 @@ FUTURES = 3
 
 
 def validation_nats(model: FilmModel, films: Films) -> dict[str, float]:
-    """Return the bound of films that were held out, in nats a frame, all frames counted."""
+    """Return the bound of films that were held out, in nats a frame, all frames counted.
+
+    The bound is the one that the pair was trained by (`TrainingSettings.validation`).
+    """
     chosen, left = [], VALIDATED
     for film in films.films:
         if left > 0:
             chosen.append(film[:left])
             left -= len(chosen[-1])
-    samples = model.settings.training.valid_particles
-    return {"loss": nats_per_frame(model, chosen, method="elbo", samples=samples).mean}
+    method, samples = model.settings.training.validation()
+    return {"loss": nats_per_frame(model, chosen, method=method, samples=samples).mean}
 
 
 def previews(model: FilmModel, films: Films | None) -> dict[str, Image]:

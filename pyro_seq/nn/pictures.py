@@ -1,4 +1,4 @@
-"""Convolutions over pictures of any size: to features, and back from features to maps."""
+"""Parts for pictures of any size: convolutions to features and back from these to maps, noise."""
 
 from __future__ import annotations
 
@@ -29,6 +29,39 @@ def halved(size: Sequence[int], times: int) -> list[tuple[int, int]]:
 def padding_of(wraps: bool) -> Literal["circular", "zeros"]:
     """Return torch's word for what stands around a picture: its other side, or zeros."""
     return "circular" if wraps else "zeros"
+
+
+class PixelNoise(nn.Module):
+    """Noise on pictures in training only: pixels are replaced by others of the same picture.
+
+    Each pixel is with probability `rate` that of another place, all channels of it, so that parts
+    of things are lost, and stray pixels appear, as often as is in keeping with the picture; pixels
+    of all kinds stay what they are. Half of the pictures, drawn anew each time, are left whole:
+    from these is learnt what there is to see.
+
+    Args:
+        rate: from 0 to 1.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"the rate of noise must lie in [0, 1), got {rate}")
+        self.rate = rate
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Return pictures `[..., C, H, W]` with noise on them."""
+        if not self.training or self.rate == 0:
+            return pictures
+        pixels = pictures.flatten(-2)
+        places = torch.randperm(pixels.shape[-1], device=pixels.device)
+        drawn = torch.rand_like(pixels[..., :1, :], dtype=torch.float)
+        replaced = (drawn < self.rate) & (torch.rand_like(drawn[..., :1]) < 0.5)
+        return torch.where(replaced, pixels[..., places], pixels).view_as(pictures)
+
+    def extra_repr(self) -> str:
+        """Return the text that `repr` shows."""
+        return f"rate={self.rate}"
 
 
 class Downsampling(nn.Module):

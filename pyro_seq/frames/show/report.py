@@ -80,7 +80,7 @@ def report_html(
         _filled(models, real, names),
         Part(
             "New films",
-            "Drawn from the beginning.",
+            _begun(models[0], "Drawn from the beginning."),
             [
                 _shown(f"{name}: {DRAWS} new films", list(_new(model, real)), films.kind)
                 for name, model in zip(names, models, strict=True)
@@ -91,7 +91,7 @@ def report_html(
     return template.render(
         title=f"Films by {' and '.join(names)}",
         summary=f"After {models[0].step:,} steps of training, beside {len(films):,} real films.",
-        head=["run", "nats a frame: bound", "importance-weighted", "squared error", "valid frames"],
+        head=["run", "nats a frame: bound", "nearer bound", "squared error", "valid frames"],
         rows=[
             _row(name, model, films, skip, rule) for name, model in zip(names, models, strict=True)
         ],
@@ -149,7 +149,7 @@ def _of_latents(model: FilmModel, real: Sequence[Film]) -> Part:
     shown.append(_shown(caption, list(ways), kind))
     return Part(
         "Reconstructed and interpolated",
-        "Latents are inferred from whole films, and films are drawn given these latents.",
+        _begun(model, "Latents are inferred from whole films, and films are drawn given them."),
         shown,
     )
 
@@ -166,6 +166,16 @@ def _filled(models: Sequence[FilmModel], real: Sequence[Film], names: Sequence[s
         "after them."
     )
     return Part("Filled in", note, shown)
+
+
+def _begun(model: FilmModel, note: str) -> str:
+    """Return a note on films that a model draws from the beginning, with what to expect of it."""
+    if model.settings.frames.map_channels:
+        return note
+    return (
+        f"{note} Without maps (frames.map_channels) a first frame is drawn pixel by pixel, since "
+        "nothing says where a thing may be before there is a frame: films begin with noise."
+    )
 
 
 def _new(model: FilmModel, real: Sequence[Film]) -> Film:
