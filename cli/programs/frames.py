@@ -87,16 +87,14 @@ def frames_option(default: int, what: str) -> Callable[[F], F]:
     )
 
 
-def film_option() -> Callable[[F], F]:
-    """Return --film, which of the films is meant."""
-    return click.option(
-        "--film",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        metavar="N",
-        help="Which of the films, counted from 1.",
-    )
+FILM = click.option(
+    "--film",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Which of the films, counted from 1.",
+)
 
 
 def program() -> FrameProgram:
@@ -214,10 +212,7 @@ def train(demo: bool, **source: object) -> Wanted:
 def evaluate(
     skip: int, samples: int, rule: str | None, continuations: int, as_json: bool, **where: Any
 ) -> None:
-    """Learn how likely films are, and how good what is drawn: nats a frame, errors, valid frames.
-
-    Nats are given by the bound and by importance weights, with standard errors over films.
-    """
+    """Learn how good a run is: nats a frame by bounds, with errors over films; valid frames."""
     from pyro_seq._progress import Progress
     from pyro_seq.frames.scoring import evaluate as evaluate_films
 
@@ -285,7 +280,7 @@ def generate(
 @OUT_DIR
 @eval_data_option("Films to go on from")
 @SPLIT
-@film_option()
+@FILM
 @click.option(
     "--primer-frames",
     type=click.IntRange(1),
@@ -333,7 +328,7 @@ def continue_(
 @OUT_DIR
 @eval_data_option("Films to hide frames of")
 @SPLIT
-@film_option()
+@FILM
 @click.option(
     "--hide",
     metavar="FROM-TO",
