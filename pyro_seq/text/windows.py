@@ -166,6 +166,7 @@ class LineBatches:
         self.ends = line_ends(symbols, end) if ends is None else ends
         if not len(self.ends):
             raise UserError("there are no lines to train on")
+        self.batches = -(-len(self.ends) // batch_size)  # of a pass
         self.random = generator(seed)
         self._begin_pass()
 
@@ -181,16 +182,22 @@ class LineBatches:
 
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Draw the next minibatch, shorter lines padded; it never continues the last one."""
-        if self.position == len(self._order):
+        if self.position == self.batches:
+            self._minibatches()  # which the generator is to have drawn
             self._begin_pass()
-        edges = edges_of(self.ends, self._order[self.position])
+        edges = edges_of(self.ends, self._minibatches()[self.position])
         self.position += 1
         return line_batch(self.symbols, edges, self.device), False
 
     def _begin_pass(self) -> None:
         self._before = generator_state(self.random)
         self.position = 0
-        self._order = ShuffledPass(self.random, len(self.ends), self.batch_size, self._lengths)
+        self._order: ShuffledPass | None = None
+
+    def _minibatches(self) -> ShuffledPass:
+        if self._order is None:
+            self._order = ShuffledPass(self.random, len(self.ends), self.batch_size, self._lengths)
+        return self._order
 
     def _lengths(self, lines: NDArray[np.int64]) -> NDArray[np.int64]:
         edges = edges_of(self.ends, lines)
@@ -208,7 +215,7 @@ class LineBatches:
             raise ValueError(f"it is no state of lines: {type(error).__name__} {error}") from None
         load_generator_state(self.random, state)
         self._begin_pass()
-        if not 0 <= position <= len(self._order):
+        if not 0 <= position <= self.batches:
             raise ValueError(
                 f"position {position} lies outside the pass, which is not one of the lines that "
                 "the run was trained on"
