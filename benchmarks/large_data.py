@@ -3,27 +3,42 @@
 - text: the command trains a few steps on it, and goes on with `--resume`; its anonymous memory
   (`RssAnon` of /proc) is looked at all the while, and how long `--resume` takes to its first step;
 - lines: the same text with each line a sequence;
-- music: the pieces are read from a cache, as at a second start; the memory of that, the place of the
-  stream in a checkpoint, and the processor's time for a minibatch of 32 stretches, and of 32 stretches
-  with the pieces in the order of before.
+- music: what the first start and the second take to read the pieces, the memory, the place of the
+  stream in a checkpoint, and the processor's time for a minibatch of 32 stretches of 128 frames,
+  and of 32 whole pieces. A hundred files are written by rule, and the others are further names of
+  these, each read and kept as a file of its own.
+
+Data and caches take 5 GB on the disk.
 """
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import common
 import numpy as np
+import torch
 
-from pyro_seq.runs.mapped import SETTLED
+from pyro_seq.music.data.midi_writer import to_midi
+from pyro_seq.music.data.piano_rolls import Timing
+from pyro_seq.music.data.sources import cache_beside, find_music
+from pyro_seq.music.model.training import music_settings
+from pyro_seq.runs.mapped import SETTLED, MappedCache
+from pyro_seq.train.minibatches import PieceBatches
 
-WORDS, MOST_LETTERS = 20_000, 9
+DISTINCT, FRAMES, BEAT = 100, 32 * 180, 16  # files; frames of a piece, and of a chord
+WORDS, MOST_LETTERS, MOST_WORDS = 20_000, 9, 24  # of a word, and of a line
 LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
 
 
@@ -36,11 +51,12 @@ def write_text(path: Path, size: int) -> None:
         for _ in range(WORDS)
     ]
     words[::50] = [word + "é" for word in words[::50]]
-    ends = [word + end for end in (*11 * [" "], ".\n") for word in words]
     with open(path, "wb") as file:
         while (left := size - file.tell()) > 0:
-            chosen = random.integers(0, len(ends), 2**18)
-            file.write("".join([ends[i] for i in chosen]).encode()[:left])
+            chosen = [words[i] for i in random.integers(0, WORDS, 2**18)]
+            edges = [0, *np.cumsum(random.integers(1, MOST_WORDS, len(chosen))).tolist()]
+            lines = [" ".join(chosen[a:b]) for a, b in pairwise(edges) if b <= len(chosen)]
+            file.write("\n".join([*lines, ""]).encode()[:left])
 
 
 class Watched:
@@ -101,11 +117,73 @@ def measure_text(folder: Path, text: Path, unit: str) -> None:
     common.report(f"{size}, --resume to the first step, seconds", again.first_step, at_most=5)
 
 
+def write_music(folder: Path, count: int) -> None:
+    """Write files of chords and a melody of three minutes, each of about a thousand notes."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"{i:06}.mid"
+        if i >= DISTINCT:
+            os.link(folder / f"{i % DISTINCT:06}.mid", path)
+            continue
+        roll = torch.zeros(FRAMES, 88, dtype=torch.uint8)
+        for start in range(0, FRAMES, BEAT):
+            for key in random.integers(15, 50, 2).tolist():
+                roll[start : start + BEAT - 1, key] = 1
+            roll[start : start + BEAT // 2 - 1, int(random.integers(40, 70))] = 1
+        to_midi(roll, Timing()).write(str(path))
+
+
+def measure_music(folder: Path, told: Connection) -> None:
+    """Read the pieces, and draw minibatches; in a process of its own."""
+    settings, started = music_settings(), time.process_time()
+    found = find_music(
+        [folder / "midi"],
+        "train",
+        settings.rolls,
+        cache=cache_beside(folder / "run"),
+        mapped=MappedCache.beside(folder / "run"),
+    )
+    figures = {"seconds": time.process_time() - started}
+    for name, window in (("stretches", settings.rolls.window), ("pieces", 0)):
+        batches = PieceBatches(found.pieces, batch_size=32, window=window, seed=0)
+        batches.draw()
+        spent = []
+        for _ in range(50):
+            before = time.process_time()
+            batches.draw()
+            spent.append(time.process_time() - before)
+        figures |= {name: 1e3 * statistics.median(spent), "place": len(json.dumps(batches.state()))}
+    told.send(figures | {"anonymous": anonymous_bytes() / 1e9, "count": len(found.pieces)})
+
+
+def report_music(folder: Path, count: int) -> None:
+    """Read, and read again, each in a new process."""
+    spawn = multiprocessing.get_context("spawn")
+    figures: list[dict[str, float]] = []
+    for _ in range(2):
+        told, tell = spawn.Pipe(duplex=False)
+        process = spawn.Process(target=measure_music, args=(folder, tell))
+        process.start()
+        tell.close()
+        figures.append(told.recv())
+        process.join()
+    first, second = figures
+    pieces = f"{count:,} pieces"
+    most = max(first["anonymous"], second["anonymous"])
+    common.report(f"{pieces}, first start, seconds of CPU", first["seconds"])
+    common.report(f"{pieces}, second start, seconds of CPU", second["seconds"])
+    common.report(f"{pieces}, anonymous memory, GB", most, at_most=1.5)
+    common.report(f"{pieces}, place in a checkpoint, bytes", second["place"], at_most=2_000)
+    common.report(f"{pieces}, 32 stretches, ms of CPU", second["stretches"], at_most=20)
+    common.report(f"{pieces}, 32 whole pieces, ms of CPU", second["pieces"], at_most=20)
+
+
 def main() -> None:
     """Make the data, and measure."""
     parser = common.parser_of(__doc__)
     parser.add_argument("--keep", type=Path, help="where data and caches are kept for the next time")
-    parser.add_argument("--only", choices=["text", "lines", "music"])
+    parser.add_argument("--only", choices=["text", "music"])
     options = common.parsed(parser)
     with common.kept_in(options.keep) as folder:
         if options.only != "music":
@@ -116,6 +194,12 @@ def main() -> None:
             for unit in ("document", "line"):
                 shutil.rmtree(folder / unit, ignore_errors=True)
                 measure_text(folder, text, unit)
+        if options.only != "text":
+            count = 1_000 if options.quick else 50_000
+            if not (folder / "midi").exists():
+                write_music(folder / "midi", count)
+                time.sleep(SETTLED)
+            report_music(folder, count)
 
 
 if __name__ == "__main__":
