@@ -102,8 +102,8 @@ def processor_seconds(process: int) -> float:
 def measure_text(folder: Path, text: Path, unit: str) -> None:
     """Train a few steps, and go on."""
     run = folder / unit
-    words = ["text", "train", "--train-corpus", str(text), "--run-dir", str(run), "--preset", "quick"]
-    words += ["--valid-fraction", "0.00001", "--threads", "1", "--num-steps"]
+    words = ["text", "train", "--train-corpus", str(text), "--run-dir", str(run)]
+    words += ["--preset", "quick", "--valid-fraction", "0.00001", "--threads", "1", "--num-steps"]
     settings = ["--set", f"text.unit={unit}", "--set", "training.log_every=1"]
     settings += ["--set", "training.sample_every=0"]
     first = Watched([*words, "4", *settings], run / "metrics.jsonl")
@@ -182,8 +182,8 @@ def report_music(folder: Path, count: int) -> None:
 def main() -> None:
     """Make the data, and measure."""
     parser = common.parser_of(__doc__)
-    parser.add_argument("--keep", type=Path, help="where data and caches are kept for the next time")
-    parser.add_argument("--only", choices=["text", "music"])
+    parser.add_argument("--keep", type=Path, help="where data and caches are kept")
+    parser.add_argument("--only", choices=["document", "line", "music"])
     options = common.parsed(parser)
     with common.kept_in(options.keep) as folder:
         if options.only != "music":
@@ -191,10 +191,10 @@ def main() -> None:
             if not text.exists():
                 write_text(text, 2 * 10**7 if options.quick else 10**9)
                 time.sleep(SETTLED)
-            for unit in ("document", "line"):
+            for unit in ("document", "line") if options.only is None else (options.only,):
                 shutil.rmtree(folder / unit, ignore_errors=True)
                 measure_text(folder, text, unit)
-        if options.only != "text":
+        if options.only in (None, "music"):
             count = 1_000 if options.quick else 50_000
             if not (folder / "midi").exists():
                 write_music(folder / "midi", count)

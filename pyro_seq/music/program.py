@@ -302,7 +302,8 @@ def _summary(
         digest = fingerprint([*pieces, *valid])
         columns.add("sha256", np.frombuffer(bytes.fromhex(digest), np.uint8))
 
-    kept = mapped.kept(key, make, what="what is to be known of all pieces", size=2**16) if key else None
+    what = f"what is known of all {len(pieces) + len(valid):,} pieces"
+    kept = mapped.kept(key, make, what=what, size=2**16) if key else None
     if kept is None:
         return fingerprint([*pieces, *valid]), key_counts(piece[:] for piece in pieces)
     counts = torch.from_numpy(kept["counts"].copy())

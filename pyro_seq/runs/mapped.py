@@ -122,8 +122,8 @@ class MappedCache:
                     found = _opened(entry) or self._made(entry, make, what, size)
         except OSError as error:
             self.progress.say(
-                f"nothing can be kept in {self.folder} ({error.strerror or error}): held in memory, "
-                f"and read anew at each start, is {what}"
+                f"nothing can be kept in {self.folder} ({error.strerror or error}): held in "
+                f"memory, and read anew at each start, is {what}"
             )
             self.folder = None
             return None

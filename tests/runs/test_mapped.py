@@ -1,4 +1,4 @@
-"""Arrays that are kept on the disk: made once, whole or not at all, and nothing else is believed."""
+"""Arrays that are kept on the disk: made once, whole or not at all; nothing else is believed."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ MAX_NOTES = 200_000
 MAX_SECONDS = 7_200.0
 MAX_BEATS = 72_000.0  # two hours at 600 beats a minute: what a beat grid's rolls are laid out for
 NO_BEATS = (
-    "its times are SMPTE frames, not beats: of such a file there are frames a second alone (--rate, "
-    "not --grid)"
+    "its times are SMPTE frames, not beats: of such a file there are frames a second alone "
+    "(--rate, not --grid)"
 )
 BLOCK = 2**20  # cells of a roll that are written at once
 

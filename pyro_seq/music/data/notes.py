@@ -185,7 +185,7 @@ def common_key_shifts(notes: Notes, timing: Timing, keys: int, mapped: MappedCac
 
 
 def _key(paths: Sequence[Path], mapped: MappedCache) -> tuple[str, int]:
-    """Return (what the notes of files depend on, the files' size); no words for what is not kept."""
+    """Return (what the notes of files depend on, the files' size); no words if not kept."""
     if mapped.folder is None:
         return "", 0
     stamps: list[list[int] | None] = []

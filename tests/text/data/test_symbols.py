@@ -1,4 +1,4 @@
-"""Symbols of large texts: the very ones of small texts, made once, and never those of another file."""
+"""Symbols of large texts: those that small texts have, made once, and never of another file."""
 
 from __future__ import annotations
 
