@@ -49,14 +49,15 @@ class Columns:
     """Arrays `[n]` of an entry that is made, each written as it grows."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._stack = folder, contextlib.ExitStack()
         self._files: dict[str, tuple[IO[bytes], np.dtype[Any]]] = {}
         self._rows: dict[str, int] = {}
 
     def add(self, name: str, values: NDArray[Any]) -> None:
         """Append entries to an array, which the first ones begin and give their type."""
         if name not in self._files:
-            self._files[name] = open(self._folder / f"{name}.npy", "xb"), values.dtype
+            file = self._stack.enter_context(open(self._folder / f"{name}.npy", "xb"))
+            self._files[name] = file, values.dtype
             self._rows[name] = 0
             self._write_header(name)
         file, dtype = self._files[name]
@@ -72,12 +73,11 @@ class Columns:
 
     def close(self, *, whole: bool) -> None:
         """Close the files, complete and flushed to the disk if they are `whole`."""
-        for name, (file, _) in self._files.items():
-            with file:
-                if whole:
-                    self._write_header(name)
-                    file.flush()
-                    os.fsync(file.fileno())
+        with self._stack:
+            for name, (file, _) in self._files.items() if whole else ():
+                self._write_header(name)
+                file.flush()
+                os.fsync(file.fileno())
 
 
 class MappedCache:

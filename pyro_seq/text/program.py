@@ -232,4 +232,3 @@ def _read_corpora_json(run: RunFolder) -> tuple[int, float, dict[str, tuple[Path
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise UserError(f"{run.path / CORPORA} is damaged") from None
     return seed, fraction, files
-

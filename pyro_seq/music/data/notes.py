@@ -129,9 +129,7 @@ class NotedPiece:
 
     __slots__ = ("_frames", "_layout", "_notes", "number", "shift")
 
-    def __init__(
-        self, notes: Notes, number: int, layout: tuple[Timing, int], frames: int
-    ) -> None:
+    def __init__(self, notes: Notes, number: int, layout: tuple[Timing, int], frames: int) -> None:
         self.number, self.shift = number, 0  # semitones by which its roll is moved
         self._notes, self._layout, self._frames = notes, layout, frames
 

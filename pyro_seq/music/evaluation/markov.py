@@ -92,9 +92,7 @@ def key_counts(rolls: Iterable[Tensor]) -> Tensor:
     if not shapes:
         raise UserError("there are no frames of music")
     if len(shapes) > 1 or counts is None:
-        raise UserError(
-            f"piano rolls of one keyboard are wanted, [T, keys], not {sorted(shapes)}"
-        )
+        raise UserError(f"piano rolls of one keyboard are wanted, [T, keys], not {sorted(shapes)}")
     return counts
 
 

@@ -92,9 +92,7 @@ def symbols_of_file(
     return symbols, line_ends(symbols, vocabulary.end) if vocabulary.line_end else None
 
 
-def _encode(
-    path: Path, vocabulary: Vocabulary, columns: Columns, before: os.stat_result
-) -> None:
+def _encode(path: Path, vocabulary: Vocabulary, columns: Columns, before: os.stat_result) -> None:
     """Write a file's symbols, and where its lines end, block by block."""
     length = 0
     columns.add("symbols", np.zeros(0, vocabulary.dtype))
