@@ -22,7 +22,6 @@ import subprocess
 import sys
 import threading
 import time
-from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -39,11 +38,12 @@ from pyro_seq.train.minibatches import PieceBatches
 
 DISTINCT, FRAMES, BEAT = 100, 32 * 180, 16  # files; frames of a piece, and of a chord
 WORDS, MOST_LETTERS, MOST_WORDS = 20_000, 9, 24  # of a word, and of a line
+BLOCK_LINES = 100_000  # which are said over and over
 LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
 
 
 def write_text(path: Path, size: int) -> None:
-    """Write so many bytes of lines of words, some of them with letters outside of ASCII."""
+    """Write so many bytes of lines of words, some with letters outside of ASCII."""
     random = np.random.default_rng(0)
     odds = 1 / np.arange(1, len(LETTERS) + 1)
     words = [
@@ -51,12 +51,13 @@ def write_text(path: Path, size: int) -> None:
         for _ in range(WORDS)
     ]
     words[::50] = [word + "é" for word in words[::50]]
+    block = "".join(
+        " ".join(words[i] for i in random.integers(0, WORDS, length)) + "\n"
+        for length in random.integers(1, MOST_WORDS, BLOCK_LINES)
+    ).encode()
     with open(path, "wb") as file:
         while (left := size - file.tell()) > 0:
-            chosen = [words[i] for i in random.integers(0, WORDS, 2**18)]
-            edges = [0, *np.cumsum(random.integers(1, MOST_WORDS, len(chosen))).tolist()]
-            lines = [" ".join(chosen[a:b]) for a, b in pairwise(edges) if b <= len(chosen)]
-            file.write("\n".join([*lines, ""]).encode()[:left])
+            file.write(block[:left])
 
 
 class Watched:

@@ -56,7 +56,7 @@ class Columns:
     def add(self, name: str, values: NDArray[Any]) -> None:
         """Append entries to an array, which the first ones begin and give their type."""
         if name not in self._files:
-            file = self._stack.enter_context(open(self._folder / f"{name}.npy", "xb"))
+            file = self._stack.enter_context((self._folder / f"{name}.npy").open("xb"))
             self._files[name] = file, values.dtype
             self._rows[name] = 0
             self._write_header(name)
