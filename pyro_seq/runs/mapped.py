@@ -56,12 +56,12 @@ class Columns:
     def add(self, name: str, values: NDArray[Any]) -> None:
         """Append entries to an array, which the first ones begin and give their type."""
         if name not in self._files:
-            file = self._stack.enter_context((self._folder / f"{name}.npy").open("xb"))
-            self._files[name] = file, values.dtype
+            path = self._folder / f"{name}.npy"
+            self._files[name] = self._stack.enter_context(path.open("xb")), values.dtype
             self._rows[name] = 0
             self._write_header(name)
         file, dtype = self._files[name]
-        file.write(np.ascontiguousarray(values, dtype))
+        file.write(np.ascontiguousarray(values, dtype).data)
         self._rows[name] += len(values)
 
     def _write_header(self, name: str) -> None:

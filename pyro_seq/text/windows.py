@@ -96,8 +96,9 @@ class TextWindows:
 
 
 def line_ends(symbols: NDArray[Any], end: int) -> NDArray[np.int64]:
-    """Return where the lines of a text `[length]` end, the place after each end; block by block,
-    since a text may be larger than memory.
+    """Return the places after the lines of a text `[length]`.
+
+    It is looked through block by block, since it may be larger than memory.
     """
     blocks = (
         np.flatnonzero(symbols[first : first + BLOCK] == end) + (first + 1)
