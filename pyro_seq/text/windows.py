@@ -122,8 +122,8 @@ def longest_line(ends: NDArray[np.int64]) -> tuple[int, int]:
     """Return (the number of the longest line, the first of them, and how long it is)."""
     line, longest = 0, 0
     for first in range(0, len(ends), BLOCK):
-        edges = edges_of(ends, np.arange(first, min(first + BLOCK, len(ends))))
-        lengths = edges[:, 1] - edges[:, 0]
+        before = int(ends[first - 1]) if first else 0
+        lengths = np.diff(ends[first : first + BLOCK], prepend=before)
         if lengths.max() > longest:
             line, longest = first + int(lengths.argmax()), int(lengths.max())
     return line, longest

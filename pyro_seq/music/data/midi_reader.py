@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,9 @@ BLOCK = 2**20  # cells of a roll that are written at once
 MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 A = 9  # A minor's tonic, counted from C
+
+
+Times = NDArray[np.float64] | float
 
 
 class Unreadable(UserError):
@@ -200,15 +204,11 @@ def _silence(track: TrackEvents) -> int:
     return max((tick for channel, tick in track.silences.items() if channel in played), default=0)
 
 
-def number_of_frames(
-    lengths: NDArray[np.float64],
-    starts: NDArray[np.float64],
-    ends: NDArray[np.float64],
-    timing: Timing,
-) -> NDArray[np.int64]:
+def number_of_frames(lengths: Times, starts: Times, ends: Times, timing: Timing) -> Any:
     """Return how many frames rolls of pieces have, by their lengths and latest starts and ends.
 
-    All are in seconds, or on the beat grid in quarter notes.
+    All are in seconds, or on the beat grid in quarter notes. What comes back is int64, an array or
+    a number as these are.
     """
     per_unit = float(timing.grid) or timing.rate
     whole, first, last = (np.floor(x * per_unit + 0.5) for x in (lengths, starts, ends))
@@ -245,7 +245,7 @@ def roll_of(
     key = tune.pitches.astype(np.int64) - LOWEST[keys]
     first = np.floor(starts * per_unit + 0.5).astype(np.int64)
     last = np.maximum(np.floor(ends * per_unit + 0.5).astype(np.int64), first + 1)
-    latest = (np.float64(length), starts.max(initial=0), ends.max(initial=0))
+    latest = (length, float(starts.max(initial=0)), float(ends.max(initial=0)))
     begin, stop, _ = slice(begin, stop).indices(int(number_of_frames(*latest, timing)))
     frames = max(0, stop - begin)
     on = np.flatnonzero((key >= 0) & (key < keys) & (first < stop) & (last > begin))

@@ -104,9 +104,14 @@ class Notes:
         of = self._columns
         notes = slice(int(of["stops"][piece - 1]) if piece else 0, int(of["stops"][piece]))
         return Tune(
-            *(of[name][notes] for name in ("pitches", "starts", "ends")),
-            *(of[name][notes] for name in ("start_beats", "end_beats")),
-            *(float(of[name][piece]) for name in ("lengths", "beats", "tempi")),
+            of["pitches"][notes],
+            of["starts"][notes],
+            of["ends"][notes],
+            of["start_beats"][notes],
+            of["end_beats"][notes],
+            float(of["lengths"][piece]),
+            float(of["beats"][piece]),
+            float(of["tempi"][piece]),
         )
 
     def frames(self, timing: Timing) -> NDArray[np.int64]:
@@ -114,7 +119,9 @@ class Notes:
         names = ("beats", "latest_start_beats", "latest_end_beats")
         if not timing.grid:
             names = ("lengths", "latest_start_seconds", "latest_end_seconds")
-        return number_of_frames(*(np.nan_to_num(self._columns[name]) for name in names), timing)
+        whole, starts, ends = (np.nan_to_num(self._columns[name]) for name in names)
+        frames: NDArray[np.int64] = number_of_frames(whole, starts, ends, timing)
+        return frames
 
 
 class NotedPiece:
