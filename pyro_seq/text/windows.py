@@ -214,8 +214,9 @@ class LineBatches:
             position = int(state["position"])
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"it is no state of lines: {type(error).__name__} {error}") from None
-        load_generator_state(self.random, state)
-        self._begin_pass()
+        if state | {"position": 0} != self._before | {"position": 0}:  # of another pass
+            load_generator_state(self.random, state)
+            self._begin_pass()
         if not 0 <= position <= self.batches:
             raise ValueError(
                 f"position {position} lies outside the pass, which is not one of the lines that "

@@ -193,7 +193,8 @@ class PieceBatches:
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a `state()`; raise `ValueError` if the stream could not stand there."""
         self.describe_state().check(state, "the stream of pieces")
-        self._begin_pass(state["seed"], state["pass"])
+        if (state["seed"], state["pass"]) != (self.seed, self.number):
+            self._begin_pass(state["seed"], state["pass"])
         if state["place"] > len(self._order):
             raise ValueError("it stands in pieces that are not those the run was trained on")
         self.place = state["place"]
