@@ -64,9 +64,12 @@ def seed_of(*parts: bytes | str | int) -> int:
     return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
-def generator(seed: int) -> np.random.Generator:
-    """Return a NumPy generator whose state `generator_state` can save."""
-    return np.random.Generator(np.random.PCG64(seed))
+def generator(seed: int, *branch: int) -> np.random.Generator:
+    """Return a NumPy generator whose state `generator_state` can save.
+
+    With a `branch` it is one of many of this seed, each known by its own numbers.
+    """
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=branch)))
 
 
 def generator_state(random: np.random.Generator) -> dict[str, Any]:

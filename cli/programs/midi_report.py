@@ -103,7 +103,7 @@ def _real_pieces(
         return read_pieces(music, patterns, run_dir, name_all=True).pieces, "the pieces given"
     instead = "name real music to compare with, by --eval-files"
     try:
-        pieces = list(program().pieces_of(run_dir, music.settings).valid)
+        pieces = [piece[:] for piece in program().pieces_of(run_dir, music.settings).valid]
     except UserError as error:
         raise UserError(f"{error}; {instead}") from None
     if not pieces:

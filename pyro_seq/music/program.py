@@ -6,29 +6,31 @@ It has pieces by their files, folders and globs, and what a run folder keeps of 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.cache import TuneCache
 from pyro_seq.music.data.sources import (
     REMARKS,
-    Found,
+    Music,
     arrays_among,
     cache_beside,
+    find_music,
     fingerprint,
     held_out,
     read_demo,
-    read_music,
     remarks,
 )
-from pyro_seq.music.evaluation.markov import MarkovKeys
+from pyro_seq.music.evaluation.markov import MarkovKeys, key_counts
 from pyro_seq.music.evaluation.score_files import ScoredMusic
 from pyro_seq.music.model.model import (
     DEFAULTS,
@@ -52,10 +54,14 @@ from pyro_seq.programs.pair_program import PairProgram
 from pyro_seq.programs.program import ContentsDiffer, Request
 from pyro_seq.programs.shared import Shared
 from pyro_seq.runs.folder import RunFolder
-from pyro_seq.train.minibatches import PieceBatches
+from pyro_seq.runs.mapped import Columns, MappedCache
+from pyro_seq.train.minibatches import Piece, PieceBatches
 from pyro_seq.train.trainer import Hooks
 
 PIECES = "pieces.json"
+HELD = 2**28  # bytes of rolls that are laid out at once: drawing from notes takes longer
+# settings of minibatches, on which rolls do not depend
+NOT_OF_ROLLS: dict[str, Any] = {"transpose": 0, "batch_size": 1, "window": 0}
 VALIDATED = 100_000  # frames of the validation pieces that are scored during training, at most
 
 
@@ -97,12 +103,15 @@ class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
         cache = cache_beside(request.run.path)
         request.stack.enter_context(cache.nothing_left_if_refused())
         source, quiet = request.source, request.quiet
-        pieces, noted = read_pieces(request.settings, source, cache, quiet=quiet)
+        mapped = MappedCache.beside(request.run.path, Progress(quiet=quiet))
+        pieces, noted = read_pieces(request.settings, source, cache, quiet=quiet, mapped=mapped)
         if noted:
             Progress(quiet=quiet).say(
                 f"which files were skipped or mended, and why, is in {request.run.path / REMARKS}"
             )
-        return MusicData(pieces, MarkovKeys.fit(pieces.train), source.get("start_from"), noted)
+        assert pieces.counts is not None
+        markov = MarkovKeys.of_counts(pieces.counts)
+        return MusicData(pieces, markov, source.get("start_from"), noted)
 
     def describe(self, data: MusicData, request: Request[MusicSettings]) -> dict[str, Any]:
         """See `Program`."""
@@ -116,7 +125,7 @@ class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
                 name: [os.path.abspath(pattern) for pattern in source.get(f"{name}_files") or ()]
                 for name in ("train", "valid")
             },
-            "sha256": fingerprint([*pieces.train, *pieces.valid]),
+            "sha256": pieces.sha256,
         }
         return {DOCUMENT: document(pieces.tempo, data.markov), PIECES: kept} | dict(data.noted)
 
@@ -133,9 +142,12 @@ class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
 
     def _pieces_again(self, request: Request[MusicSettings]) -> Pieces:
         run, source, cache = request.run, request.source, cache_beside(request.run.path)
+        mapped = MappedCache.beside(run.path, Progress(quiet=request.quiet))
         with cache.nothing_left_if_refused():
-            pieces, _ = read_pieces(request.settings, source, cache, quiet=request.quiet)
-        if fingerprint([*pieces.train, *pieces.valid]) != _read_pieces_json(run)[1]:
+            pieces, _ = read_pieces(
+                request.settings, source, cache, quiet=request.quiet, mapped=mapped
+            )
+        if pieces.sha256 != _read_pieces_json(run)[1]:
             where = ", ".join(source["train_files"]) or "the package's own tunes"
             raise ContentsDiffer(
                 f"{where}: these are not the pieces that the run in {run} was begun with: their "
@@ -144,10 +156,14 @@ class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
         return pieces
 
     def pieces_of(self, run_dir: Path, settings: MusicSettings) -> Pieces:
-        """Read the pieces of a run once more; raises `UserError` if they are others now."""
+        """Read the pieces of a run once more, those to validate on as rolls.
+
+        Raises `UserError` if they are others now.
+        """
         run = self.folder(run_dir)
         seed, source = self.stored_source(run)
-        return self._pieces_again(Request(settings, source, run, seed))
+        pieces = self._pieces_again(Request(settings, source, run, seed))
+        return replace(pieces, valid=[piece[:] for piece in pieces.valid])
 
     def is_same(self, name: str, own: Any, given: Any) -> bool:
         """See `Program`; folders are the same by their whole paths."""
@@ -166,7 +182,7 @@ class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
 
     def new_pair(self, settings: MusicSettings, data: MusicData) -> Pair:
         """See `PairProgram`."""
-        return new_pair(settings, data.pieces.train)
+        return new_pair(settings, data.pieces.train, data.pieces.counts)
 
     def model(
         self, pair: Pair, settings: MusicSettings, data: MusicData, device: torch.device, step: int
@@ -249,37 +265,69 @@ music_program = MusicProgram()
 
 
 def read_pieces(
-    settings: MusicSettings, source: Mapping[str, Any], cache: TuneCache, *, quiet: bool
+    settings: MusicSettings,
+    source: Mapping[str, Any],
+    cache: TuneCache,
+    *,
+    quiet: bool,
+    mapped: MappedCache | None = None,
 ) -> tuple[Pieces, dict[str, Any]]:
     """Return (what a run learns from and validates on, the document of skipped files, if any).
 
-    The document also names files that were mended; `source` is as `MusicProgram` says.
+    The document also names files that were mended; `source` is as `MusicProgram` says. Rolls that
+    together take more than `HELD` bytes are laid out as they are drawn, and the notes of many files
+    are kept by `mapped`.
 
     Raises `UserError` if there is nothing to learn from.
     """
-    rolls, progress = settings.rolls, Progress(quiet=quiet)
+    rolls, progress, mapped = settings.rolls, Progress(quiet=quiet), mapped or MappedCache()
     fraction, files = source.get("valid_fraction", 0.1), source.get("train_files") or ()
     if not 0 <= fraction < 1:
         raise UserError(f"the fraction kept for validation must lie in [0, 1), got {fraction}")
+    kept: dict[str, Any] = {"cache": cache, "mapped": mapped, "progress": progress}
+    found: Music[Any]
     if source.get("demo"):
-        found, held = read_demo(rolls), Found([])
+        found, held = read_demo(rolls), Music[Any]([])
     else:
-        found = read_music(files, "train", rolls, cache=cache, progress=progress)
+        found = find_music(files, "train", rolls, **kept)
         # arrays bring validation pieces of their own
         patterns = source.get("valid_files") or arrays_among(files)
-        held = (
-            read_music(patterns, "valid", rolls, cache=cache, progress=progress)
-            if patterns
-            else Found([])
-        )
+        held = find_music(patterns, "valid", rolls, **kept) if patterns else Music([])
     pieces, valid = found.pieces, held.pieces
+    if sum(map(len, [*pieces, *valid])) * rolls.keys <= HELD:
+        pieces, valid = [piece[:] for piece in pieces], [piece[:] for piece in valid]
     if not valid:
         chosen = set(held_out(len(pieces), fraction))
         valid = [piece for i, piece in enumerate(pieces) if i in chosen]
         pieces = [piece for i, piece in enumerate(pieces) if i not in chosen]
     if not any(map(len, pieces)):
         raise UserError("there are no frames of music to train on")
-    return Pieces(pieces, valid, found.tempo), remarks((found, held))
+    parts = {"train": found, "valid": held}
+    keys = {name: part.key for name, part in parts.items() if part.pieces}
+    key = f"summary 1 {keys} {fraction} {astuple(replace(rolls, **NOT_OF_ROLLS))}"
+    summary = _summary(pieces, valid, key if all(keys.values()) else "", mapped)
+    return Pieces(pieces, valid, found.tempo, *summary), remarks((found, held))
+
+
+def _summary(
+    pieces: Sequence[Piece], valid: Sequence[Piece], key: str, mapped: MappedCache
+) -> tuple[str, Tensor]:
+    """Return (the pieces' fingerprint, how often keys sound in those to train on), which take a
+    look at all rolls, from the cache if they have a key there.
+    """
+
+    def make(columns: Columns) -> None:
+        counts = key_counts(piece[:] for piece in pieces)
+        columns.add("counts", counts.view(-1).numpy())
+        digest = fingerprint([*pieces, *valid])
+        columns.add("sha256", np.frombuffer(bytes.fromhex(digest), np.uint8))
+
+    what = f"what is known of all {len(pieces) + len(valid):,} pieces"
+    kept = mapped.kept(key, make, what=what, size=2**16) if key else None
+    if kept is None:
+        return fingerprint([*pieces, *valid]), key_counts(piece[:] for piece in pieces)
+    counts = torch.from_numpy(kept["counts"].copy())
+    return kept["sha256"].tobytes().hex(), counts.view(3, -1, 2)
 
 
 def _read_pieces_json(run: RunFolder) -> tuple[int, str, dict[str, Any]]:

@@ -49,7 +49,7 @@ def replacing(
     try:
         if still is not None:
             still()
-        with _own_folder(path.parent) as folder:
+        with own_folder(path.parent) as folder:
             temporary = folder / path.name
             temporary.touch()
             # as the user's umask has it; safetensors would keep its files to their owner
@@ -85,7 +85,7 @@ def _check_replaceable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _own_folder(parent: Path) -> Iterator[Path]:
+def own_folder(parent: Path) -> Iterator[Path]:
     """Make a new folder in another one, locked until it is removed in the end."""
     for _ in range(ATTEMPTS):
         folder = Path(tempfile.mkdtemp(prefix=WRITING, dir=parent))
@@ -199,7 +199,7 @@ def whole_folder(folder: Path, option: str) -> Iterator[Path]:
         )
     make_folder(path.parent)
     try:
-        with _own_folder(path.parent) as own:
+        with own_folder(path.parent) as own:
             temporary = own / path.name
             temporary.mkdir()
             yield temporary

@@ -5,7 +5,6 @@ It has corpora by their files, a vocabulary in the run folder, and the bundled p
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from pyro_seq.programs.pair_program import PairProgram
 from pyro_seq.programs.program import ContentsDiffer, Request
 from pyro_seq.programs.shared import Shared
 from pyro_seq.runs.folder import RunFolder
+from pyro_seq.runs.mapped import MappedCache
+from pyro_seq.text.data.symbols import fingerprint
 from pyro_seq.text.model import DEFAULTS, TextModel, TextSettings, new_pair, stored_vocabulary
-from pyro_seq.text.reading import read_bytes
 from pyro_seq.text.score_files import ScoredText
 from pyro_seq.text.training import Corpora, previews, read_corpora, validate, vocabulary_of
 from pyro_seq.text.windows import LineBatches, TextWindows
@@ -77,6 +77,7 @@ class TextProgram(PairProgram[TextSettings, Corpora, TextModel]):
             valid=source.get("valid_corpus"),
             valid_fraction=source.get("valid_fraction", 0.1),
             vocabulary_from=source.get("vocab_corpus"),
+            cache=_cache(request),
         )
         length, window = len(corpora.train), settings.window
         if settings.unit != "line" and length < window:
@@ -90,11 +91,12 @@ class TextProgram(PairProgram[TextSettings, Corpora, TextModel]):
         """See `Program`."""
         source = request.source
         files = {name: Path(source[of]) for name, of in FILES.items() if source.get(of) is not None}
+        cache = MappedCache.beside(request.run.path)  # what is wrong with it was said
         corpora = {
             "seed": request.seed,
             "valid_fraction": source.get("valid_fraction", 0.1),
             "files": {
-                name: {"path": str(path.resolve()), "sha256": fingerprint(path)}
+                name: {"path": str(path.resolve()), "sha256": fingerprint(path, cache)}
                 for name, path in files.items()
             },
         }
@@ -117,22 +119,25 @@ class TextProgram(PairProgram[TextSettings, Corpora, TextModel]):
         """
         run, source, settings = request.run, request.source, request.settings
         paths = {name: source[of] for name, of in FILES.items() if source[of] is not None}
+        cache = _cache(request)
         for name, (_, digest) in _read_corpora_json(run)[2].items():
-            if fingerprint(paths[name]) != digest:
+            if fingerprint(Path(paths[name]), cache) != digest:
                 raise ContentsDiffer(
                     f"{paths[name]} is not the {name} corpus that the run in {run} was begun with: "
                     "its contents differ"
                 )
         vocabulary, corpus = stored_vocabulary(run, settings), source["vocab_corpus"]
         if corpus != run.path / VOCABULARY:
-            made = vocabulary_of(corpus, settings.text)
+            made = vocabulary_of(corpus, settings.text, cache)
             if made.to_json() != vocabulary.to_json():
                 raise ContentsDiffer(
                     f"{corpus} does not make the vocabulary that the run in {run} was begun with: "
                     "its characters differ"
                 )
         fraction = source["valid_fraction"]
-        return read_corpora(settings.text, **paths, valid_fraction=fraction, vocabulary=vocabulary)
+        return read_corpora(
+            settings.text, **paths, valid_fraction=fraction, vocabulary=vocabulary, cache=cache
+        )
 
     def stored_data(self, run: RunFolder, settings: TextSettings) -> Corpora:
         """See `PairProgram`: the vocabulary, and nothing to learn from."""
@@ -154,7 +159,9 @@ class TextProgram(PairProgram[TextSettings, Corpora, TextModel]):
         s, device = model.settings.text, model.device
         if data.vocabulary.line_end:
             end, size = data.vocabulary.end, s.batch_size
-            return LineBatches(data.train, end, batch_size=size, seed=seed, device=device)
+            return LineBatches(
+                data.train, end, batch_size=size, seed=seed, device=device, ends=data.ends
+            )
         return TextWindows(
             data.train,
             batch_size=s.batch_size,
@@ -217,6 +224,11 @@ class TextProgram(PairProgram[TextSettings, Corpora, TextModel]):
 text_program = TextProgram()
 
 
+def _cache(request: Request[TextSettings]) -> MappedCache:
+    """Return where what is made of large texts is kept."""
+    return MappedCache.beside(request.run.path, Progress(quiet=request.quiet))
+
+
 def _read_corpora_json(run: RunFolder) -> tuple[int, float, dict[str, tuple[Path, str]]]:
     """Return (seed, fraction kept for validation, path and fingerprint of each corpus) that a run
     was begun with.
@@ -237,11 +249,3 @@ def _read_corpora_json(run: RunFolder) -> tuple[int, float, dict[str, tuple[Path
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         raise UserError(f"{run.path / CORPORA} is damaged") from None
     return seed, fraction, files
-
-
-def fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    for chunk in read_bytes(Path(path)):
-        digest.update(chunk)
-    return digest.hexdigest()

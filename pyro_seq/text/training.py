@@ -22,6 +22,8 @@ from pyro_seq.infer.sampling import sample_steps, tempered, without
 from pyro_seq.infer.stepping.declared import stepper_of
 from pyro_seq.infer.stepping.replay import ReplayStepper
 from pyro_seq.poutine.observation_sites import TransformDistribution
+from pyro_seq.runs.mapped import MappedCache
+from pyro_seq.text.data.symbols import NOTHING_KEPT, symbols_of_file, vocabulary_of_file
 from pyro_seq.text.model import (
     CorpusSettings,
     TextModel,
@@ -34,7 +36,9 @@ from pyro_seq.text.scoring import NATS_TO_BITS, TextScore, evaluate, score_symbo
 from pyro_seq.text.vocabulary import Vocabulary, file_size, quoted
 from pyro_seq.text.windows import (
     document_windows,
-    lines_of,
+    edges_of,
+    line_ends,
+    longest_line,
     separate_lines,
     separate_windows,
 )
@@ -69,11 +73,20 @@ SAMPLED_ROWS, SAMPLED_SYMBOLS = 256, 2**26
 
 @dataclass(eq=False)
 class Corpora:
-    """Symbols to train on and to validate on, and their vocabulary."""
+    """Symbols to train on and to validate on, and their vocabulary.
+
+    Where each line is a sequence, `ends` are the places after the lines to train on. What comes
+    from a large file may be mapped.
+    """
 
     vocabulary: Vocabulary
     train: NDArray[Any]
     valid: NDArray[Any]
+    ends: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        if self.vocabulary.line_end and self.ends is None:
+            self.ends = line_ends(self.train, self.vocabulary.end)
 
 
 def read_corpora(
@@ -84,34 +97,40 @@ def read_corpora(
     valid_fraction: float = 0.1,
     vocabulary_from: Path | None = None,
     vocabulary: Vocabulary | None = None,
+    cache: MappedCache = NOTHING_KEPT,
 ) -> Corpora:
     """Read the corpora; validation is a file, or the end of the training file.
 
     That end is `valid_fraction` of it.
 
-    The vocabulary is counted from the training file or another one, or taken as given. Raises
-    `UserError` for files that are empty, too short for a window, or cannot be read.
+    The vocabulary is counted from the training file or another one, or taken as given. What is made
+    of large files is kept in the cache. Raises `UserError` for files that are empty, too short for
+    a window, or cannot be read.
     """
     if not 0 <= valid_fraction < 1:
         raise UserError(
             f"the fraction kept for validation must lie in [0, 1), got {valid_fraction}"
         )
     if vocabulary is None:
-        vocabulary = vocabulary_of(vocabulary_from or train, settings)
-    symbols = _symbols_of(train, vocabulary, settings, "train")
+        vocabulary = vocabulary_of(vocabulary_from or train, settings, cache)
+    symbols, ends = _symbols_of(train, vocabulary, settings, "train", cache)
     if valid is not None:
-        return Corpora(vocabulary, symbols, _symbols_of(valid, vocabulary, settings, "validate"))
+        held_out, _ = _symbols_of(valid, vocabulary, settings, "validate", cache)
+        return Corpora(vocabulary, symbols, held_out, ends)
     kept = len(symbols) - int(len(symbols) * valid_fraction)
-    if vocabulary.line_end:
-        edges = lines_of(symbols, vocabulary.end)
-        kept = int(edges[len(edges) - int(len(edges) * valid_fraction) - 1, 1])
-    return Corpora(vocabulary, symbols[:kept], symbols[kept:])
+    if ends is not None:
+        ends = ends[: len(ends) - int(len(ends) * valid_fraction)]
+        kept = int(ends[-1])
+    return Corpora(vocabulary, symbols[:kept], symbols[kept:], ends)
 
 
-def vocabulary_of(corpus: Path, settings: CorpusSettings) -> Vocabulary:
+def vocabulary_of(
+    corpus: Path, settings: CorpusSettings, cache: MappedCache = NOTHING_KEPT
+) -> Vocabulary:
     """Count the vocabulary of a corpus; errors as `Vocabulary.of_file`."""
-    return Vocabulary.of_file(
+    return vocabulary_of_file(
         corpus,
+        cache,
         level=settings.level,
         size=settings.vocabulary_size,
         oov_buckets=settings.oov_buckets,
@@ -120,10 +139,16 @@ def vocabulary_of(corpus: Path, settings: CorpusSettings) -> Vocabulary:
 
 
 def _symbols_of(
-    path: Path, vocabulary: Vocabulary, settings: CorpusSettings, purpose: str
-) -> NDArray[Any]:
-    """The symbols of a corpus; raises `UserError` if it has none, or a line that is too long."""
-    symbols, _ = vocabulary.encode_file(path)
+    path: Path,
+    vocabulary: Vocabulary,
+    settings: CorpusSettings,
+    purpose: str,
+    cache: MappedCache,
+) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    """The symbols of a corpus, and where its lines end if each is a sequence; raises `UserError` if
+    it has none, or a line that is too long.
+    """
+    symbols, ends = symbols_of_file(path, vocabulary, cache)
     if not len(symbols):
         what = (
             "has no line with anything in it"
@@ -131,11 +156,10 @@ def _symbols_of(
             else "is empty"
         )
         raise UserError(f"{path} {what}: there is nothing to {purpose} on")
-    if vocabulary.line_end:
-        edges = lines_of(symbols, vocabulary.end)
-        lengths = edges[:, 1] - edges[:, 0]
-        if (longest := int(lengths.max())) > settings.longest_line:
-            begins = vocabulary.decode(symbols[edges[lengths.argmax(), 0] :][:20])
+    if ends is not None:
+        line, longest = longest_line(ends)
+        if longest > settings.longest_line:
+            begins = vocabulary.decode(symbols[edges_of(ends, np.array([line]))[0, 0] :][:20])
             limit = (
                 f"and text.longest_line is {settings.longest_line:,}: raise it, break the "
                 "line, or take the text as text.unit=document"
@@ -144,7 +168,7 @@ def _symbols_of(
                 f"{path}: the line that begins with {begins!r} has {longest:,} symbols, its end "
                 f"among them, {limit}"
             )
-    return symbols
+    return symbols, ends
 
 
 def validate(
@@ -182,15 +206,15 @@ def validate(
 def previews(text: TextModel, corpora: Corpora) -> dict[str, str]:
     """A piece of the corpus and a piece of the model's own."""
     start = int(torch.randint(max(1, len(corpora.train) - PREVIEWED_SYMBOLS), ()))
-    if not corpora.vocabulary.line_end:
+    if corpora.ends is None:
         observed = corpora.vocabulary.decode(corpora.train[start : start + PREVIEWED_SYMBOLS])
         generated = next(generate(text, length=PREVIEWED_SYMBOLS, num_samples=1))
         return {"observed": observed, "generated": generated}
-    edges = lines_of(corpora.train, corpora.vocabulary.end)
-    first = int(np.searchsorted(edges[:, 0], start, side="right")) - 1
-    some = edges[first : first + PREVIEWED_LINES]
+    first = int(np.searchsorted(corpora.ends, start, side="right"))
+    lines = np.arange(first, min(first + PREVIEWED_LINES, len(corpora.ends)))
+    some = edges_of(corpora.ends, lines)
     observed = corpora.vocabulary.decode(corpora.train[some[0, 0] : some[-1, 1]]).removesuffix("\n")
-    longest = int((edges[:, 1] - edges[:, 0]).max())
+    _, longest = longest_line(corpora.ends)
     return {
         "observed": observed,
         "generated": "\n".join(generate(text, length=longest, num_samples=PREVIEWED_LINES)),

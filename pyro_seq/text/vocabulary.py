@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +76,18 @@ class Vocabulary:
         size: int = 10_000,
         oov_buckets: int = 1,
         line_end: bool = False,
+        count: Callable[[Path], NDArray[np.int64]] | None = None,
     ) -> Vocabulary:
         """Return the vocabulary of a file's `size` most frequent characters.
 
-        Of equally frequent ones the lower code point comes first.
+        Of equally frequent ones the lower code point comes first. They are counted by `count`, or
+        else by `count_characters`.
 
         Raises `UserError` if the file cannot be read, is empty, or is not UTF-8 at level `char`.
         """
         if level == "byte":
             return cls("byte", line_end=line_end)
-        counts = np.zeros(CODE_POINTS, dtype=np.int64)
-        for chunk in read_text(path):
-            counts += np.bincount(_code_points(chunk), minlength=CODE_POINTS)
+        counts = (count or count_characters)(path)
         if line_end:
             counts[[ord("\n"), ord("\r")]] = 0
         present = np.flatnonzero(counts)
@@ -262,6 +262,17 @@ class Vocabulary:
             if self.line_end:
                 self._lookup[ord("\n")] = self.end
         return self._lookup
+
+
+def count_characters(path: Path) -> NDArray[np.int64]:
+    """Return how often each code point stands in a file, `[CODE_POINTS]`.
+
+    Errors are those of `read_text`.
+    """
+    counts = np.zeros(CODE_POINTS, dtype=np.int64)
+    for chunk in read_text(path):
+        counts += np.bincount(_code_points(chunk), minlength=CODE_POINTS)
+    return counts
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:

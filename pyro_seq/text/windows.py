@@ -13,10 +13,11 @@ from pyro_seq._rng import describe_generator_state, generator, generator_state, 
 from pyro_seq._schema import Kind, Whole
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.errors import UserError
+from pyro_seq.train.minibatches import ShuffledPass
 
 SEPARATE_ROWS = 64  # sequences side by side, of a document that is cut into separate ones
 LINE_STEPS = 8_192  # steps of lines side by side, with padding
-POOL = 8  # minibatches among which lines are sorted by length
+BLOCK = 2**20  # symbols, or lines, that are looked through at once
 
 
 class TextWindows:
@@ -94,14 +95,38 @@ class TextWindows:
         self.position = state["position"]
 
 
+def line_ends(symbols: NDArray[Any], end: int) -> NDArray[np.int64]:
+    """Return the places after the lines of a text `[length]`.
+
+    It is looked through block by block, since it may be larger than memory.
+    """
+    blocks = (
+        np.flatnonzero(symbols[first : first + BLOCK] == end) + (first + 1)
+        for first in range(0, len(symbols), BLOCK)
+    )
+    return np.concatenate([np.zeros(0, np.int64), *blocks])
+
+
+def edges_of(ends: NDArray[np.int64], lines: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the places `[n, 2]` of lines by their numbers `[n]`, their ends included."""
+    return np.stack([np.where(lines > 0, ends[lines - 1], 0), ends[lines]], 1)
+
+
 def lines_of(symbols: NDArray[Any], end: int) -> NDArray[np.int64]:
     """Return the places `[n, 2]` of the lines of a text `[length]`, their ends included."""
-    ends = np.flatnonzero(symbols == end) + 1
-    return (
-        np.stack([np.concatenate([np.zeros(1, np.int64), ends[:-1]]), ends], 1)
-        if len(ends)
-        else np.zeros((0, 2), np.int64)
-    )
+    ends = line_ends(symbols, end)
+    return edges_of(ends, np.arange(len(ends)))
+
+
+def longest_line(ends: NDArray[np.int64]) -> tuple[int, int]:
+    """Return (the number of the longest line, the first of them, and how long it is)."""
+    line, longest = 0, 0
+    for first in range(0, len(ends), BLOCK):
+        before = int(ends[first - 1]) if first else 0
+        lengths = np.diff(ends[first : first + BLOCK], prepend=before)
+        if lengths.max() > longest:
+            line, longest = first + int(lengths.argmax()), int(lengths.max())
+    return line, longest
 
 
 def line_batch(
@@ -123,6 +148,7 @@ class LineBatches:
         batch_size: lines in a minibatch.
         seed: of the order.
         device: where the batches lie.
+        ends: the places after the lines (`line_ends`), if they are known.
 
     Raises `UserError` if there are no lines.
     """
@@ -135,49 +161,48 @@ class LineBatches:
         batch_size: int,
         seed: int,
         device: torch.device | str = "cpu",
+        ends: NDArray[np.int64] | None = None,
     ) -> None:
         self.symbols, self.batch_size, self.device = symbols, batch_size, device
-        self.edges = lines_of(symbols, end)
-        if not len(self.edges):
+        self.ends = line_ends(symbols, end) if ends is None else ends
+        if not len(self.ends):
             raise UserError("there are no lines to train on")
+        self.batches = -(-len(self.ends) // batch_size)  # of a pass
         self.random = generator(seed)
         self._begin_pass()
 
     @property
     def num_sequences(self) -> int:
         """How many lines there are."""
-        return len(self.edges)
+        return len(self.ends)
 
     @property
     def num_observations(self) -> int:
         """How many symbols the lines have."""
-        return int((self.edges[:, 1] - self.edges[:, 0]).sum())
+        return int(self.ends[-1])
 
     def draw(self) -> tuple[SequenceBatch, bool]:
         """Draw the next minibatch, shorter lines padded; it never continues the last one."""
-        if self.position == len(self._order):
+        if self.position == self.batches:
+            self._minibatches()  # which the generator is to have drawn
             self._begin_pass()
-        rows = self._order[self.position]
+        edges = edges_of(self.ends, self._minibatches()[self.position])
         self.position += 1
-        return line_batch(self.symbols, self.edges[rows], self.device), False
+        return line_batch(self.symbols, edges, self.device), False
 
     def _begin_pass(self) -> None:
         self._before = generator_state(self.random)
-        self.position, self._order = 0, self._pass()
+        self.position = 0
+        self._order: ShuffledPass | None = None
 
-    def _pass(self) -> list[NDArray[np.int64]]:
-        """The lines of each minibatch; within a pool, lines of similar length share one, which
-        saves steps on padding.
-        """
-        order = self.random.permutation(len(self.edges))
-        lengths, batches = self.edges[:, 1] - self.edges[:, 0], []
-        for first in range(0, len(order), POOL * self.batch_size):
-            pool = order[first : first + POOL * self.batch_size]
-            similar = pool[np.argsort(lengths[pool], kind="stable")]
-            batches += [
-                similar[i : i + self.batch_size] for i in range(0, len(similar), self.batch_size)
-            ]
-        return [batches[i] for i in self.random.permutation(len(batches))]
+    def _minibatches(self) -> ShuffledPass:
+        if self._order is None:
+            self._order = ShuffledPass(self.random, len(self.ends), self.batch_size, self._lengths)
+        return self._order
+
+    def _lengths(self, lines: NDArray[np.int64]) -> NDArray[np.int64]:
+        edges = edges_of(self.ends, lines)
+        return edges[:, 1] - edges[:, 0]
 
     def state(self) -> dict[str, Any]:
         """Return the place of the stream in a pass, and the pass's seed."""
@@ -189,9 +214,10 @@ class LineBatches:
             position = int(state["position"])
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"it is no state of lines: {type(error).__name__} {error}") from None
-        load_generator_state(self.random, state)
-        self._begin_pass()
-        if not 0 <= position <= len(self._order):
+        if state | {"position": 0} != self._before | {"position": 0}:  # of another pass
+            load_generator_state(self.random, state)
+            self._begin_pass()
+        if not 0 <= position <= self.batches:
             raise ValueError(
                 f"position {position} lies outside the pass, which is not one of the lines that "
                 "the run was trained on"
@@ -209,14 +235,14 @@ def separate_lines(
 
     A batch has at most `LINE_STEPS` steps with padding, or one line.
     """
-    edges = lines_of(symbols, end)
-    edges = edges[np.argsort(edges[:, 1] - edges[:, 0], kind="stable")]
+    ends = line_ends(symbols, end)
+    lengths = np.diff(ends, prepend=0)
+    order = np.argsort(lengths, kind="stable")
     first = 0
-    while first < len(edges):
-        lengths = edges[first:, 1] - edges[first:, 0]
-        lengths = lengths[:LINE_STEPS]  # a line has a symbol at least
-        fitting = max(1, int((lengths * np.arange(1, len(lengths) + 1) <= LINE_STEPS).sum()))
-        yield line_batch(symbols, edges[first : first + fitting], device)
+    while first < len(order):
+        some = lengths[order[first : first + LINE_STEPS]]  # a line has a symbol at least
+        fitting = max(1, int((some * np.arange(1, len(some) + 1) <= LINE_STEPS).sum()))
+        yield line_batch(symbols, edges_of(ends, order[first : first + fitting]), device)
         first += fitting
 
 

@@ -311,3 +311,30 @@ def test_from_a_file_to_lines(
         assert "has no line with anything in it: there is nothing to score" in refused(
             *command, tmp_path / "blank"
         )
+
+
+def test_lines_come_in_the_order_of_a_plain_shuffle() -> None:
+    """All shuffled, pools of eight minibatches sorted by length, these shuffled: as runs of earlier
+    versions drew them, whose places are gone on from.
+    """
+    lengths = np.random.default_rng(1).integers(1, 30, 301)
+    symbols = np.zeros(lengths.sum(), np.uint8)
+    symbols[lengths.cumsum() - 1] = 9
+    edges, size = lines_of(symbols, 9), 7
+    batches, random = LineBatches(symbols, 9, batch_size=size, seed=5), np.random.default_rng(5)
+    for _ in range(2):
+        order, plain = random.permutation(301), []
+        for first in range(0, 301, 8 * size):
+            pool = order[first : first + 8 * size]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            plain += [pool[i : i + size] for i in range(0, len(pool), size)]
+        state = batches.state()
+        for place in random.permutation(len(plain)):
+            batch, _ = batches.draw()
+            assert batch.lengths.tolist() == (edges[plain[place]] @ [-1, 1]).tolist()
+        other = LineBatches(symbols, 9, batch_size=size, seed=6)
+        other.load_state(batches.state())  # a pass that has come to its end
+        assert state["position"] in (0, len(plain))
+        follows = batches.draw()[0].lengths, other.draw()[0].lengths
+        assert follows[0].tolist() == follows[1].tolist()
+        batches.load_state(other.state() | {"position": 0})

@@ -43,7 +43,7 @@ def test_every_frame_comes_once_in_a_pass(window: int) -> None:
     batches = PieceBatches(numbered(), batch_size=2, window=window, seed=1)
     for _ in range(3):
         stretches = rows(batches, 1)
-        while batches.waiting:
+        while batches.left:
             stretches += rows(batches, 1)
         assert sorted(number for row in stretches for number in spelt(row)) == list(
             range(1, sum(LENGTHS) + 1)
@@ -93,11 +93,37 @@ def test_a_state_of_something_else_is_refused() -> None:
     batches.draw()
     state = batches.state()
     with pytest.raises(ValueError, match="pieces that are not those"):
-        PieceBatches(numbered((2, 2)), batch_size=2).load_state(state)
-    with pytest.raises(ValueError, match=r"the stream of pieces.words is missing"):
-        batches.load_state({"position": 3})
-    with pytest.raises(ValueError, match=r"the stream of pieces.words is missing"):
-        batches.load_state({"waiting": state["waiting"]})
+        PieceBatches(numbered((2, 2)), batch_size=2).load_state(state | {"place": 2})
+    with pytest.raises(ValueError, match=r"the stream of pieces.place is 9"):
+        batches.load_state(state | {"place": 9})
+    with pytest.raises(ValueError, match=r"the stream of pieces.seed is missing"):
+        batches.load_state({"pass": 3, "place": 0})
+    with pytest.raises(UserError, match=r"an earlier version .* begin it anew$"):
+        batches.load_state({"waiting": torch.zeros(2, 3, dtype=torch.long), "words": {}})
+
+
+@pytest.mark.parametrize("window", [0, 4])
+def test_a_place_is_three_numbers_and_any_place_is_gone_on_from(window: int) -> None:
+    options: dict[str, Any] = {"batch_size": 2, "window": window, "transpose": 3}
+    batches, states, drawn = PieceBatches(numbered(), seed=5, **options), [], []
+    for _ in range(20):  # over several passes
+        states.append(batches.state())
+        drawn.append(batches.draw()[0].values)
+    assert states[0] == {"seed": 5, "pass": 0, "place": 0} and states[-1]["pass"] > 1
+    for state, values in zip(states, drawn, strict=True):
+        other = PieceBatches(numbered(), seed=6, **options)
+        other.load_state(state)
+        assert torch.equal(other.draw()[0].values, values)
+
+
+def test_each_stretch_is_equally_often_everywhere() -> None:
+    """Of 6 stretches of one piece each place of a pass sees each as often, within 5 errors."""
+    batches = PieceBatches(numbered((6,)), batch_size=1, window=1, seed=1)
+    passes = 200
+    seen = torch.tensor([[spelt(row)[0] - 1 for row in rows(batches, 6)] for _ in range(passes)])
+    for place in range(6):
+        counts = torch.bincount(seen[:, place], minlength=6).double()
+        assert (counts - passes / 6).abs().max() < 5 * (passes / 6 * 5 / 6) ** 0.5
 
 
 def test_similar_lengths_share_a_minibatch() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,10 @@ SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
 MAX_NOTES = 200_000
 MAX_SECONDS = 7_200.0
 MAX_BEATS = 72_000.0  # two hours at 600 beats a minute: what a beat grid's rolls are laid out for
+NO_BEATS = (
+    "its times are SMPTE frames, not beats: of such a file there are frames a second alone "
+    "(--rate, not --grid)"
+)
 BLOCK = 2**20  # cells of a roll that are written at once
 
 # How well the twelve tones fit a key, tonic first: Krumhansl & Kessler, "Tracing the dynamic
@@ -35,6 +40,13 @@ BLOCK = 2**20  # cells of a roll that are written at once
 MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 A = 9  # A minor's tonic, counted from C
+
+
+Times = NDArray[np.float64] | float
+
+
+class Unreadable(UserError):
+    """A file's bytes could not be read, for a reason that may be gone the next time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +142,9 @@ def midi_bytes(path: str | Path) -> bytes:
     except FileNotFoundError:
         raise UserError("there is no such file") from None
     except OSError as error:
-        raise UserError(f"it cannot be read: {error.strerror or error}") from None
+        raise Unreadable(f"it cannot be read: {error.strerror or error}") from None
     except MemoryError:
-        raise UserError("it cannot be read: there is no memory left") from None
+        raise Unreadable("it cannot be read: there is no memory left") from None
     raise UserError(f"it is too large for a MIDI file: more than {MAX_BYTES // 2**20} MiB")
 
 
@@ -192,7 +204,20 @@ def _silence(track: TrackEvents) -> int:
     return max((tick for channel, tick in track.silences.items() if channel in played), default=0)
 
 
-def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
+def number_of_frames(lengths: Times, starts: Times, ends: Times, timing: Timing) -> Any:
+    """Return how many frames rolls of pieces have, by their lengths and latest starts and ends.
+
+    All are in seconds, or on the beat grid in quarter notes. What comes back is int64, an array or
+    a number as these are.
+    """
+    per_unit = float(timing.grid) or timing.rate
+    whole, first, last = (np.floor(x * per_unit + 0.5) for x in (lengths, starts, ends))
+    return np.maximum(np.maximum(whole, last), first + 1).astype(np.int64)
+
+
+def roll_of(
+    tune: Tune, timing: Timing, keys: int = KEYS, *, begin: int = 0, stop: int | None = None
+) -> Tensor:
     """Lay a tune out as a piano roll, uint8 `[T, keys]` of 0 and 1, all parts in one.
 
     A note that lasts from a to b, in seconds or on the beat grid in quarter notes, sounds from
@@ -205,15 +230,13 @@ def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
         timing: when frames sound; on the beat grid the tune's changes of tempo are followed, and
             `timing.tempo` does not matter.
         keys: 88, a piano's from A0 to C8, or all 128 of MIDI.
+        begin: the first frame of the stretch that is laid out.
+        stop: the frame after it; by default the end.
 
     Raises `UserError` on the beat grid for a tune that has no beats.
     """
     if timing.grid and not tune.has_beats:
-        raise UserError(
-            "its times are SMPTE frames, not beats: of such a file there are frames a second "
-            "alone "
-            "(--rate, not --grid)"
-        )
+        raise UserError(NO_BEATS)
     starts, ends, length, per_unit = (
         (tune.start_beats, tune.end_beats, tune.beats, float(timing.grid))
         if timing.grid
@@ -222,10 +245,12 @@ def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
     key = tune.pitches.astype(np.int64) - LOWEST[keys]
     first = np.floor(starts * per_unit + 0.5).astype(np.int64)
     last = np.maximum(np.floor(ends * per_unit + 0.5).astype(np.int64), first + 1)
-    frames = max(1, int(np.floor(length * per_unit + 0.5)), int(last.max(initial=0)))
-    on = (key >= 0) & (key < keys)
-    order = np.lexsort((first[on], key[on]))
-    key, first, last = key[on][order], first[on][order], last[on][order]
+    latest = (length, float(starts.max(initial=0)), float(ends.max(initial=0)))
+    begin, stop, _ = slice(begin, stop).indices(int(number_of_frames(*latest, timing)))
+    frames = max(0, stop - begin)
+    on = np.flatnonzero((key >= 0) & (key < keys) & (first < stop) & (last > begin))
+    on = on[np.lexsort((first[on], key[on]))]
+    key, first, last = key[on], np.maximum(first[on] - begin, 0), np.minimum(last[on], stop) - begin
     # Of notes that overlap on a key only what no earlier one covers is written, so that a frame is
     # written once, however many they are.
     reach = np.maximum.accumulate(key * frames + last)
@@ -245,16 +270,22 @@ def roll_of(tune: Tune, timing: Timing, keys: int = KEYS) -> Tensor:
 def to_common_key(roll: Tensor) -> Tensor:
     """Transpose a piece `[T, keys]` to C major or A minor, by -5 to 6 semitones.
 
-    A silent piece stays as it is.
+    A silent piece stays as it is. Notes that would leave the keyboard are moved an octave inwards.
+    """
+    return moved(common_key_shift(roll), roll)
+
+
+def common_key_shift(roll: Tensor) -> int:
+    """Return by how many semitones a piece `[T, keys]` is moved to C major or A minor.
 
     Its key is that whose profile (Krumhansl & Kessler 1982) correlates best with how long each of
-    the twelve tones sounds. Notes that would leave the keyboard are moved an octave inwards.
+    the twelve tones sounds.
     """
     keys = roll.shape[1]
     sounding = roll.numpy().sum(0, dtype=np.int64)
     tones = np.bincount((np.arange(keys) + LOWEST[keys]) % 12, sounding, minlength=12)
     if tones.max() == tones.min():  # silence, or all tones alike: no key fits better than another
-        return roll
+        return 0
     profiles = np.stack(
         [
             np.roll(profile, tonic)
@@ -265,22 +296,25 @@ def to_common_key(roll: Tensor) -> Tensor:
     profiles -= profiles.mean(1, keepdims=True)
     fit = profiles @ tones / np.linalg.norm(profiles, axis=1)
     minor, tonic = divmod(int(fit.argmax()), 12)
-    return _moved((A * minor - tonic + 5) % 12 - 5, roll)
+    return (A * minor - tonic + 5) % 12 - 5
 
 
-def _moved(shift: int, roll: Tensor) -> Tensor:
-    """The roll moved by less than an octave; keys that would leave it fall into the octave at its
-    edge.
+def moved(shift: int, roll: Tensor) -> Tensor:
+    """Return the roll moved by less than an octave.
+
+    Keys that would leave it fall into the octave at its edge.
     """
+    if not shift:
+        return roll
     keys, before = roll.shape[1], roll.numpy()
-    moved = np.roll(before, shift, axis=1)
+    changed = np.roll(before, shift, axis=1)
     if shift > 0:
-        moved[:, :shift] = 0
-        moved[:, keys - 12 : keys - 12 + shift] |= before[:, keys - shift :]
-    elif shift < 0:
-        moved[:, shift:] = 0
-        moved[:, 12 + shift : 12] |= before[:, :-shift]
-    return torch.from_numpy(moved)
+        changed[:, :shift] = 0
+        changed[:, keys - 12 : keys - 12 + shift] |= before[:, keys - shift :]
+    else:
+        changed[:, shift:] = 0
+        changed[:, 12 + shift : 12] |= before[:, :-shift]
+    return torch.from_numpy(changed)
 
 
 def find_files(patterns: Iterable[str | Path]) -> list[Path]:

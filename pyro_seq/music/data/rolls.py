@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from pyro_seq._progress import Progress
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.cache import Found, TuneCache
-from pyro_seq.music.data.midi_reader import contents_of, midi_bytes, roll_of, to_common_key
+from pyro_seq.music.data.midi_reader import NO_BEATS, contents_of, midi_bytes
+from pyro_seq.music.data.notes import NotedPiece, Notes, common_key_shifts, notes_of
 from pyro_seq.music.data.piano_rolls import KEYS, Timing
+from pyro_seq.runs.mapped import MappedCache
 
 NAMED = 3  # files that a line names
 Remarks = list[tuple[Path, str]]  # files, each with what is to be said of it
@@ -68,35 +72,101 @@ def read_rolls(
 
     Raises `UserError` if no file can be read.
     """
-    rolls, tempi = Rolls(), []
-    for i, path in enumerate(paths):
-        try:
-            found = _contents(path, cache or TuneCache(), progress, f"{i:,}/{len(paths):,} files")
-            if isinstance(found, str):
-                raise UserError(found)
-            pieces = [roll_of(tune, timing, keys) for tune in found.tunes]
-        except UserError as error:
-            rolls.skipped.append((path, str(error)))
-            continue
-        rolls.pieces += [to_common_key(roll) if common_key else roll for roll in pieces]
-        rolls.paths += [path] * len(pieces)
-        rolls.names += (
-            [f"{path}, piece {n}" for n in range(1, len(pieces) + 1)]
-            if len(pieces) > 1
-            else [str(path)]
-        )
-        rolls.mended += [(path, found.mended)] if found.mended else []
-        tempi += [tune.tempo for tune in found.tunes if tune.has_beats]
+    kept = cache or TuneCache()
+    found = read_notes(paths, timing, keys=keys, common_key=common_key, cache=kept,
+                       progress=progress, name_all=name_all)  # fmt: skip
+    rolls = [piece[:] for piece in found.pieces]
+    return Rolls(rolls, found.paths, found.names, found.skipped, found.mended, found.tempo)
+
+
+@dataclass(eq=False)
+class NotedFiles:
+    """Pieces of files as notes; attributes are those of `Rolls`, and what the pieces depend on.
+
+    Attributes:
+        pieces: of which stretches `[T, keys]` are laid out when they are asked for.
+        key: what the notes depend on, in words, where they are kept; else empty.
+    """
+
+    pieces: list[NotedPiece] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    skipped: Remarks = field(default_factory=list)
+    mended: Remarks = field(default_factory=list)
+    tempo: float = 120.0
+    key: str = ""
+
+
+def read_notes(
+    paths: Sequence[Path],
+    timing: Timing,
+    *,
+    keys: int = KEYS,
+    common_key: bool = False,
+    cache: TuneCache,
+    mapped: MappedCache | None = None,
+    progress: Progress | None = None,
+    name_all: bool = False,
+) -> NotedFiles:
+    """Read the pieces of MIDI files as notes; unreadable files are skipped.
+
+    Args:
+        paths: the files.
+        timing: when frames sound (`roll_of`).
+        keys: 88 or 128.
+        common_key: whether pieces are moved to C major or A minor (`to_common_key`).
+        cache: what keeps what was parsed, file by file.
+        mapped: what keeps the notes of many files together.
+        progress: where to show how far the parsing is, and then what was skipped and mended.
+        name_all: whether all of those files are named there, not the first ones alone.
+
+    Raises `UserError` if no file can be read.
+    """
+
+    def read(number: int, path: Path) -> Found:
+        return _contents(path, cache, progress, f"{number:,}/{len(paths):,} files")
+
+    mapped = mapped or MappedCache()
+    notes = notes_of(paths, read, mapped)
+    found = _laid_out(notes, paths, timing, keys)
+    if common_key:
+        shifts = common_key_shifts(notes, timing, keys, mapped)
+        for piece in found.pieces:
+            piece.shift = shifts[piece.number]
     if progress is not None:
         progress.end()
-    if not rolls.pieces:
-        raise UserError(_nothing_read(rolls.skipped))
+    if not found.pieces:
+        raise UserError(_nothing_read(found.skipped))
     if progress is not None:
-        for done, remarks in (("skipped", rolls.skipped), ("mended", rolls.mended)):
+        for done, remarks in (("skipped", found.skipped), ("mended", found.mended)):
             if remarks:
                 progress.say(_line(done, remarks, len(paths), len(remarks) if name_all else NAMED))
-    rolls.tempo = statistics.median(tempi) if tempi else rolls.tempo
-    return rolls
+    return found
+
+
+def _laid_out(notes: Notes, paths: Sequence[Path], timing: Timing, keys: int) -> NotedFiles:
+    """The pieces of files by the frames of a timing, where they have them."""
+    found = NotedFiles(key=notes.key)
+    skipped, files = dict(notes.skipped), notes.files.tolist()
+    frames, beats = notes.frames(timing).tolist(), ~np.isnan(notes.tempi)
+    if timing.grid:
+        skipped |= {files[i]: NO_BEATS for i in np.flatnonzero(~beats).tolist()}
+    several = {file: 0 for file, count in Counter(files).items() if count > 1}
+    for i, file in enumerate(files):
+        if file in skipped:
+            continue
+        found.pieces.append(NotedPiece(notes, i, (timing, keys), frames[i]))
+        found.paths.append(paths[file])
+        name = str(paths[file])
+        if file in several:
+            several[file] += 1
+            name += f", piece {several[file]}"
+        found.names.append(name)
+    found.skipped = [(paths[i], skipped[i]) for i in sorted(skipped)]
+    found.mended = [(paths[i], words) for i, words in notes.mended.items() if i not in skipped]
+    tempi = [float(notes.tempi[piece.number]) for piece in found.pieces if beats[piece.number]]
+    found.tempo = statistics.median(tempi) if tempi else found.tempo
+    return found
 
 
 def _contents(path: Path, cache: TuneCache, progress: Progress | None, line: str) -> Found:

@@ -7,10 +7,10 @@ with the package.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -27,8 +27,10 @@ from pyro_seq.music.data.midi_reader import (
     to_common_key,
 )
 from pyro_seq.music.data.piano_rolls import KEYS, read_polyphonic
-from pyro_seq.music.data.rolls import read_rolls
+from pyro_seq.music.data.rolls import read_notes
 from pyro_seq.music.model.model import RollSettings, timing_of
+from pyro_seq.runs.mapped import MappedCache
+from pyro_seq.train.minibatches import Piece
 
 ARRAYS = ".npz"
 CACHE = ".pyroseq-tunes"  # beside the run folders, so that the next run starts at once
@@ -37,28 +39,37 @@ DEMO = Path(__file__).with_name("demo")  # the tunes, made by tools/make_demo_tu
 REMARKS = "skipped.json"  # in a run folder, where files were skipped or mended
 
 
+P = TypeVar("P", bound=Piece)
+
+
 @dataclass(frozen=True, eq=False)
-class Found:
+class Music(Generic[P]):
     """Pieces that were read.
 
     Attributes:
-        pieces: rolls `[T, keys]`.
+        pieces: rolls `[T, keys]`, or what their stretches are laid out from.
         names: what each is called, by the file that it is from.
         tempo: the median tempo of the MIDI files among them, in beats a minute; 120 if there are
             none.
         skipped: the files that could not be read, each with the reason.
         mended: the files that were read though not all was as it should be, each with what was
             done.
+        key: what the pieces depend on, in words, where their notes are kept together; else empty.
     """
 
-    pieces: list[Tensor]
+    pieces: list[P]
     names: list[str] = field(default_factory=list)
     tempo: float = 120.0
     skipped: Mapping[str, str] = field(default_factory=dict)
     mended: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
 
 
-def remarks(found: Iterable[Found]) -> dict[str, Any]:
+class Found(Music[Tensor]):
+    """Pieces that were read, all as rolls; attributes are those of `Music`."""
+
+
+def remarks(found: Iterable[Music[Any]]) -> dict[str, Any]:
     """Return the document of skipped and repaired files, by its name; empty without any."""
     kept: dict[str, dict[str, str]] = {"skipped": {}, "mended": {}}
     for of in found:
@@ -92,23 +103,41 @@ def read_music(
     Files that cannot be read are skipped. Raises `UserError` if none is left, a pattern names
     nothing, or an `.npz` file cannot be read or has another keyboard.
     """
+    kept = cache or TuneCache()
+    found = find_music(patterns, split, rolls, cache=kept, progress=progress, name_all=name_all)
+    return Found(**vars(found) | {"pieces": [piece[:] for piece in found.pieces]})
+
+
+def find_music(
+    patterns: Iterable[str | Path],
+    split: str,
+    rolls: RollSettings,
+    *,
+    cache: TuneCache,
+    mapped: MappedCache | None = None,
+    progress: Progress | None = None,
+    name_all: bool = False,
+) -> Music[Piece]:
+    """Read pieces as `read_music`, those of MIDI files as notes that may be mapped."""
     paths = find_files(patterns)
     arrays = [path for path in paths if path.suffix.lower() == ARRAYS]
     midi = [path for path in paths if path.suffix.lower() != ARRAYS]
-    found = Found([])
+    found: Music[Piece] = Music([])
     if midi:
-        timing = timing_of(rolls)
         options: dict[str, Any] = {
             "keys": rolls.keys,
             "common_key": rolls.common_key,
             "name_all": name_all,
         }
-        read = read_rolls(midi, timing, cache=cache, progress=progress, **options)
+        read = read_notes(
+            midi, timing_of(rolls), cache=cache, mapped=mapped, progress=progress, **options
+        )
         skipped, mended = (
             {str(path): words for path, words in remarked}
             for remarked in (read.skipped, read.mended)
         )
-        found = Found(read.pieces, read.names, read.tempo, skipped, mended)
+        key = "" if arrays else read.key
+        found = Music([*read.pieces], read.names, read.tempo, skipped, mended, key)
     for path in arrays:
         if rolls.keys != KEYS:
             raise UserError(f"{path} holds rolls of {KEYS} keys, and rolls.keys is {rolls.keys}")
@@ -157,12 +186,13 @@ def held_out(count: int, fraction: float) -> list[int]:
     return [int((i + 0.5) * count / kept) for i in range(kept)]
 
 
-def fingerprint(pieces: Sequence[Tensor]) -> str:
+def fingerprint(pieces: Iterable[Piece]) -> str:
     """Return the SHA-256 of rolls."""
     digest = hashlib.sha256()
     for piece in pieces:
-        digest.update(np.array(piece.shape, np.int64).tobytes())
-        digest.update(np.packbits(piece.numpy()).tobytes())
+        roll = piece[:]
+        digest.update(np.array(roll.shape, np.int64).tobytes())
+        digest.update(np.packbits(roll.numpy()).tobytes())
     return digest.hexdigest()
 
 

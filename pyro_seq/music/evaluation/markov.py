@@ -34,8 +34,12 @@ class MarkovKeys:
 
         Raises `UserError` if there are no frames, or the rolls are of several keyboards.
         """
-        first, later = _counts(rolls)
-        counts = torch.cat([first[None], later]) + PSEUDO_COUNT  # [3, keys, 2]
+        return cls.of_counts(key_counts(rolls))
+
+    @classmethod
+    def of_counts(cls, counts: Tensor) -> MarkovKeys:
+        """Return the model of frequencies that were counted before (`key_counts`)."""
+        counts = counts.double() + PSEUDO_COUNT
         sounding = counts[..., 1] / counts.sum(-1)
         return cls(sounding[0], sounding[1:])
 
@@ -46,11 +50,8 @@ class MarkovKeys:
 
         Raises `UserError` if there are no frames or the rolls are of another keyboard.
         """
-        first, later = _counts(rolls)
-        counts, p = (
-            torch.cat([first[None], later]),
-            torch.cat([self.initial[None], self.transition]),
-        )
+        counts = key_counts(rolls).double()
+        p = torch.cat([self.initial[None], self.transition])
         if counts.shape[1] != p.shape[1]:
             raise UserError(
                 f"these rolls have {counts.shape[1]} keys, and the Markov model {p.shape[1]}"
@@ -72,25 +73,38 @@ class MarkovKeys:
         )
 
 
-def _counts(rolls: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """How often the keys are silent and sound, float64: in first frames `[keys, 2]`, and later by
-    the frame before `[2, keys, 2]`.
+def key_counts(rolls: Iterable[Tensor]) -> Tensor:
+    """Count how often keys are silent (0) and sound (1): `[3, keys, 2]`, long.
+
+    They are counted in first frames, after a frame in which the key was silent, and after one in
+    which it sounded.
+
+    Raises `UserError` if there are no frames, or the rolls are of several keyboards.
     """
-    pieces = [roll.detach().cpu().bool() for roll in rolls if len(roll)]
-    if not pieces:
+    counts: Tensor | None = None
+    shapes: set[tuple[int, ...]] = set()
+    for roll in rolls:
+        if len(roll):
+            shapes.add(tuple(roll.shape[1:]))
+            if len(shapes) == 1 and roll.dim() == 2:
+                of_roll = _counts(roll.detach().cpu().bool())
+                counts = of_roll if counts is None else counts + of_roll
+    if not shapes:
         raise UserError("there are no frames of music")
-    keys = {piece.shape[-1] for piece in pieces}
-    if len(keys) > 1 or any(piece.dim() != 2 for piece in pieces):
-        raise UserError(
-            "piano rolls of one keyboard are wanted, [T, keys], not "
-            f"{sorted({tuple(piece.shape[1:]) for piece in pieces})}"
-        )
-    first = torch.stack([piece[0] for piece in pieces])
-    before, after = (torch.cat([piece[s] for piece in pieces]) for s in (slice(-1), slice(1, None)))
+    if len(shapes) > 1 or counts is None:
+        raise UserError(f"piano rolls of one keyboard are wanted, [T, keys], not {sorted(shapes)}")
+    return counts
 
-    def both(sounding: Tensor, where: Tensor) -> Tensor:
-        return torch.stack([(where & ~sounding).sum(0), (where & sounding).sum(0)], -1).double()
 
-    return both(first, torch.ones_like(first)), torch.stack(
-        [both(after, ~before), both(after, before)]
+def _counts(roll: Tensor) -> Tensor:
+    """The counts of one roll `[T, keys]`, bool."""
+    before, after = roll[:-1], roll[1:]
+    sounded, sounds, both = (x.sum(0) for x in (before, after, before & after))
+    frames = len(after)
+    return torch.stack(
+        [
+            torch.stack([(~roll[0]).long(), roll[0].long()], -1),
+            torch.stack([frames - sounded - sounds + both, sounds - both], -1),
+            torch.stack([sounded - both, both], -1),
+        ]
     )

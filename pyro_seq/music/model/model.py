@@ -16,10 +16,11 @@ from pyro_seq.config.fields import at_least, between, described, one_of
 from pyro_seq.config.model_settings import Layer, resolve
 from pyro_seq.errors import UserError
 from pyro_seq.music.data.piano_rolls import KEYS, LOWEST, Timing
-from pyro_seq.music.evaluation.markov import MarkovKeys
+from pyro_seq.music.evaluation.markov import MarkovKeys, key_counts
 from pyro_seq.music.model.parts import FrameSettings, frame_parts, start_from_frequencies
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.runs.folder import RunFolder
+from pyro_seq.train.minibatches import Piece
 from pyro_seq.train.settings import TrainingSettings
 
 DOCUMENT = "music.json"
@@ -98,15 +99,20 @@ class MusicModel:
         )
 
 
-def new_pair(settings: MusicSettings, pieces: Sequence[Tensor] = ()) -> Pair:
+def new_pair(
+    settings: MusicSettings, pieces: Sequence[Piece] = (), counts: Tensor | None = None
+) -> Pair:
     """Make a pair over frames, with new weights.
 
-    It starts from how often each key sounds in the pieces, if there are any and it can.
+    It starts from how often each key sounds in the pieces, if there are any and it can. `counts`
+    says that where it was counted before (`key_counts`).
     """
     pair = make_pair(settings.model, frame_parts(settings.frames, settings.rolls.keys))
-    if frames := sum(map(len, pieces)):
-        counts = torch.stack([piece.sum(0, dtype=torch.long) for piece in pieces]).sum(0)
-        start_from_frequencies(pair.model, settings.frames, counts / frames)
+    if counts is None and any(map(len, pieces)):
+        counts = key_counts(piece[:] for piece in pieces)
+    if counts is not None:
+        frequencies = counts[..., 1].sum(0) / int(counts[:, 0].sum())
+        start_from_frequencies(pair.model, settings.frames, frequencies)
     return pair
 
 

@@ -23,6 +23,7 @@ from pyro_seq.music.model.model import (
 from pyro_seq.music.model.parts import decode_frames, encode_frames
 from pyro_seq.music.render.samples import Rendered
 from pyro_seq.runs.tensorboard import Audio, Image
+from pyro_seq.train.minibatches import Piece
 
 __all__ = [
     "MusicModel",
@@ -46,15 +47,19 @@ SAMPLED = 2**25  # entries of the rolls of samples drawn side by side: bounds me
 class Pieces:
     """Piano rolls `[T_n, keys]` to train and validate on, and the tempo of their grid.
 
-    The tempo is in beats a minute.
+    The tempo is in beats a minute. Of large data the pieces are what stretches of their rolls are
+    laid out from; what was found out of all of them is `sha256`, of training and validation pieces
+    (`fingerprint`), and `counts`, how often keys sound in those to train on (`key_counts`).
     """
 
-    train: Sequence[Tensor]
-    valid: Sequence[Tensor] = ()
+    train: Sequence[Piece]
+    valid: Sequence[Piece] = ()
     tempo: float = 120.0
+    sha256: str = ""
+    counts: Tensor | None = None
 
 
-def previews(music: MusicModel, pieces: Sequence[Tensor]) -> dict[str, Image | Audio]:
+def previews(music: MusicModel, pieces: Sequence[Piece]) -> dict[str, Image | Audio]:
     """Return a stretch of a piece and a sample, to see and hear in TensorBoard."""
     frames = max(1, round(PREVIEW_SECONDS * music.timing.frames_per_second))
     longest = [piece for piece in pieces if len(piece) >= frames] or [max(pieces, key=len)]

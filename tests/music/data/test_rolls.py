@@ -209,14 +209,15 @@ def test_side_by_side(tmp_path: Path) -> None:
 def test_an_interrupted_parsing_is_kept(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parsed: list[int]
 ) -> None:
-    def interrupted(*_: object) -> None:
+    read = roll_cache.midi_bytes
+
+    def interrupted(path: Path) -> bytes:
         if len(parsed) == 4:
             raise KeyboardInterrupt
+        return read(path)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(
-            roll_cache, "roll_of", lambda *_: interrupted() or torch.zeros(1, 88, dtype=torch.uint8)
-        )
+        patched.setattr(roll_cache, "midi_bytes", interrupted)
         read_rolls(files, GRID, cache=TuneCache(tmp_path / "cache"))
     read_rolls(files, GRID, cache=TuneCache(tmp_path / "cache"))
     assert len(parsed) == 7
