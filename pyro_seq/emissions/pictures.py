@@ -38,7 +38,7 @@ class Pictures(Emission):
     A pixel is, by `pixel`,
 
     - `bernoulli`: yes or no, 1 or 0, in each channel;
-    - `normal`: a real number in each channel, N(b_1, 0.01 + e^(b_2));
+    - `normal`: a real number in each channel, N(b_1, epsilon + e^(b_2));
     - `logistic`: a whole number from 0 to 255 in each channel, a mixture of `num_mixtures`
       discretised logistics (`distributions.numeric.logistic.PixelMixture`).
 
@@ -54,6 +54,7 @@ class Pictures(Emission):
         num_mixtures: K, logistics in a pixel's mixture.
         wraps: whether pictures join at their edges, as on a torus.
         activation: g.
+        epsilon: of a normal pixel, the smallest scale.
 
     Raises `ValueError` for sizes out of range.
     """
@@ -71,6 +72,7 @@ class Pictures(Emission):
         num_mixtures: int = 5,
         wraps: bool = False,
         activation: str = "relu",
+        epsilon: float = SHARPEST,
     ) -> None:
         super().__init__()
         colours, height, width = self.event_shape = _whole_shape(shape)
@@ -81,6 +83,7 @@ class Pictures(Emission):
                 f"kernel_sizes must be at least two odd numbers, got {list(kernel_sizes)}"
             )
         self.num_features = whole(num_features, "num_features", 1)
+        self.epsilon = epsilon
         self.pixel, self.count = pixel, whole(count, "count", 0)
         self.num_mixtures = whole(num_mixtures, "num_mixtures", 1)
         # what pixels are divided by where a network sees them
@@ -149,7 +152,7 @@ class Pictures(Emission):
             return dist.Bernoulli(logits=parameters).to_event(3)
         if self.pixel == "normal":
             loc, spread = parameters.split(colours, -3)
-            return dist.Normal(loc, SHARPEST + _exp(spread)).to_event(3)
+            return dist.Normal(loc, self.epsilon + _exp(spread)).to_event(3)
         k, middle = self.num_mixtures, (LEVELS - 1) / 2
         logits, loc, spread = parameters.split([k, k * colours, k * colours], -3)
         return PixelMixture(

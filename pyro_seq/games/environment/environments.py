@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyro_seq.errors import UserError
+from pyro_seq.games.environment.pictures import shows_pictures
 
 if TYPE_CHECKING:
     from gymnasium import Env, Space, spaces
 
 SUPPORTED = (
     "what is supported are observations of numbers (Box, Discrete, MultiDiscrete, MultiBinary, "
-    "Dict and Tuple of these; no pictures)"
+    "Dict and Tuple of these; pictures with --pixels)"
     " and actions that are Discrete, MultiDiscrete, MultiBinary or a Box"
 )
 MOST_OBSERVED = 4_096  # numbers of an observation; more are pictures, whatever their type
@@ -51,6 +52,7 @@ class Game:
         action_type: likewise, the type of its numbers.
         counts, firsts: of several choices at once, how many there are of each, and the number of
             the first.
+        picture: of observations that are pictures, (C, H, W); else empty.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Game:
     action_type: str = "float32"
     counts: tuple[int, ...] = ()
     firsts: tuple[int, ...] = ()
+    picture: tuple[int, ...] = ()
 
     def encode(self, action: Tensor) -> Tensor:
         """Encode drawn actions `[...]` or `[..., A]` for the world model, `[..., A]`.
@@ -159,9 +162,17 @@ def _limits(kind: np.dtype[Any]) -> tuple[float, float]:
 
 def game_of(environment: Env[Any, Any], name: str) -> Game:
     """Return the form of an environment; raise `UserError` for unsupported spaces."""
+    observed = environment.observation_space
+    if shows_pictures(environment):
+        shape = tuple(int(n) for n in observed.shape or ())
+        return replace(_by_actions(environment, name, math.prod(shape)), picture=shape)
+    return _by_actions(environment, name, _observation_size(observed, name))
+
+
+def _by_actions(environment: Env[Any, Any], name: str, size: int) -> Game:
+    """The form of a game of observations of some size, by its actions."""
     from gymnasium import spaces
 
-    size = _observation_size(environment.observation_space, name)
     actions = environment.action_space
     if isinstance(actions, spaces.Discrete):
         _check_actions(name, actions, int(actions.n))
@@ -318,6 +329,7 @@ class Playing:
 
     def __init__(self, environment: Env[Any, Any], name: str) -> None:
         self.environment, self.name, self.number = environment, name, 0
+        self.kind = np.uint8 if shows_pictures(environment) else np.float32
 
     def reset(self, seed: int, number: int = 0) -> np.ndarray:
         """Begin the game of a seed, and return its first observation.
@@ -327,7 +339,7 @@ class Playing:
         self.number = number
         try:
             observation, _ = self.environment.reset(seed=seed)
-            begun = np.asarray(observation, dtype=np.float32)
+            begun = np.asarray(observation, dtype=self.kind)
             space = self.environment.observation_space.shape
             if begun.shape != space:
                 raise ValueError(

@@ -28,7 +28,8 @@ class Episode:
     """A game of T moves.
 
     Attributes:
-        observations: as the environment gave them, float32 `[T + 1, D]`.
+        observations: as the environment gave them, float32 `[T + 1, D]`; of pictures bytes, D the
+            pixels of all channels.
         actions: encoded (`environments.Game`), float32 `[T, A]`.
         rewards: float32 `[T]`.
         ended: whether the environment said that the game is over (termination), and not only cut
@@ -180,6 +181,35 @@ class Normalisation:
         self._refresh()
 
 
+class PictureUnits(Normalisation):
+    """Pictures as a pair observes them, `[C, H, W]` in the units of its emission; rewards as ever.
+
+    Args:
+        shape: C, H and W.
+        unit: what a byte is divided by: 255, or 1 for an emission of whole numbers.
+    """
+
+    def __init__(self, shape: Sequence[int], unit: float) -> None:
+        super().__init__(0)
+        self.shape, self.unit = tuple(shape), unit
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        """Add the rewards of games."""
+        for episode in episodes:
+            self.rewards.add(episode.rewards[:, None])
+        self._refresh()
+
+    def normal(self, observations: Tensor) -> Tensor:
+        """Return bytes `[..., C H W]` as pictures `[..., C, H, W]`."""
+        pictures = observations.unflatten(-1, self.shape)
+        return pictures.to(torch.get_default_dtype()) / self.unit
+
+    def raw(self, observations: Tensor) -> Tensor:
+        """Return pictures `[..., C, H, W]` as bytes `[..., C H W]`; those out of range are clipped.
+        """
+        return (observations * self.unit).round().clamp(0, 255).flatten(-3).to(torch.uint8)
+
+
 class Stacked:
     """Games one after the other in few tensors, to look up many stretches at once.
 
@@ -192,7 +222,9 @@ class Stacked:
         lengths = torch.tensor([len(episode) + 1 for episode in episodes])
         # steps of each game, and where its step 0 stands
         self.lengths, self.begins = lengths, lengths.cumsum(0) - lengths
-        self.observations = normalisation.normal(_joined([e.observations for e in episodes]))
+        # of pictures these are bytes, a quarter of what they take as a pair observes them
+        self.observations = _joined([e.observations for e in episodes])
+        self.normalisation = normalisation
         steps, actions = len(self.observations), episodes[0].actions.shape[1]
         later = torch.ones(steps, dtype=torch.bool)
         later[self.begins] = False
@@ -221,7 +253,7 @@ class Stacked:
         inputs = self.inputs[index]
         inputs[:, 0] = joined(inputs[:, 0], starts > 0, self.num_actions)
         values = {
-            "observation": self.observations[index],
+            "observation": self.normalisation.normal(self.observations[index]),
             "reward": self.rewards[index],
             "end": self.ends[index],
         }
@@ -230,7 +262,8 @@ class Stacked:
 
 
 def _joined(parts: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts)).to(torch.get_default_dtype())
+    joined = torch.from_numpy(np.concatenate(parts))
+    return joined if joined.dtype == torch.uint8 else joined.to(torch.get_default_dtype())
 
 
 def joined(inputs: Tensor, under_way: Tensor, num_actions: int) -> Tensor:
