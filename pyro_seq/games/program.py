@@ -15,18 +15,16 @@ import torch
 
 from pyro_seq.config.model_settings import Layer
 from pyro_seq.errors import UserError
+from pyro_seq.games.document import DOCUMENT, document, read_document
 from pyro_seq.games.environment.environments import Game, Playing, game_of
 from pyro_seq.games.environment.making import Named, environment_arguments, make_environment
 from pyro_seq.games.environment.pictures import PictureForm
 from pyro_seq.games.loaded import (
-    DOCUMENT,
     LoadedAgent,
-    document,
     load_trained,
     open_environment,
     open_named,
     picture_form,
-    read_document,
 )
 from pyro_seq.games.plots.drawing import frames_per_second, write_gif
 from pyro_seq.games.plots.films import frames_of_pictures, sheet_png, side_by_side

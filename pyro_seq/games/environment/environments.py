@@ -127,7 +127,8 @@ class Game:
         )
         actions = np.clip(np.where(bounded, within, encoded), low, high)
         if self._whole:
-            actions = np.clip(np.rint(actions), *_limits(kind))
+            limits = (0.0, 1.0) if kind.kind == "b" else _limits(kind)
+            actions = np.clip(np.rint(actions), *limits)
         shaped = actions.astype(kind).reshape(-1, *self.action_shape)
         return [shaped[i, ...] for i in range(len(shaped))]  # arrays, also those of no dimension
 
@@ -154,8 +155,6 @@ class Game:
 
 def _limits(kind: np.dtype[Any]) -> tuple[float, float]:
     """The least and the greatest float64 that can be cast to a type of whole numbers."""
-    if kind.kind == "b":
-        return 0.0, 1.0
     low, high = float(np.iinfo(kind).min), float(np.iinfo(kind).max)
     return low, high if int(high) <= int(np.iinfo(kind).max) else float(np.nextafter(high, 0))
 
@@ -340,11 +339,10 @@ class Playing:
         try:
             observation, _ = self.environment.reset(seed=seed)
             begun = np.asarray(observation, dtype=self.kind)
-            space = self.environment.observation_space.shape
-            if begun.shape != space:
+            space = list(self.environment.observation_space.shape or ())
+            if list(begun.shape) != space:
                 raise ValueError(
-                    f"its observation has shape {list(begun.shape)}, and its space "
-                    f"{list(space or ())}"
+                    f"its observation has shape {list(begun.shape)}, and its space {space}"
                 )
             return begun
         except UserError:  # of what is done beside, such as filming

@@ -205,8 +205,7 @@ class PictureUnits(Normalisation):
         return pictures.to(torch.get_default_dtype()) / self.unit
 
     def raw(self, observations: Tensor) -> Tensor:
-        """Return pictures `[..., C, H, W]` as bytes `[..., C H W]`; those out of range are clipped.
-        """
+        """Return pictures `[..., C, H, W]` as bytes `[..., C H W]`, clipped to their range."""
         return (observations * self.unit).round().clamp(0, 255).flatten(-3).to(torch.uint8)
 
 

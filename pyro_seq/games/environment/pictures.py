@@ -144,12 +144,16 @@ def _planes(picture: np.ndarray) -> list[np.ndarray]:
 def _bytes(picture: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A picture of a space of this shape as bytes."""
     if picture.shape != shape:
-        raise ValueError(f"its picture has shape {list(picture.shape)}, and its space {list(shape)}")
+        raise ValueError(
+            f"its picture has shape {list(picture.shape)}, and its space {list(shape)}"
+        )
     if picture.dtype == np.uint8:
         return np.ascontiguousarray(picture)
     reals = np.issubdtype(picture.dtype, np.floating)
     top = 1 if reals else LEVELS
     # also false of what is no number
-    if not (np.issubdtype(picture.dtype, np.number) and bool(((picture >= 0) & (picture <= top)).all())):
+    if not (
+        np.issubdtype(picture.dtype, np.number) and bool(((picture >= 0) & (picture <= top)).all())
+    ):
         raise ValueError(f"its picture has values that are not from 0 to {top}")
     return np.round(picture * (LEVELS / top)).astype(np.uint8)

@@ -159,8 +159,7 @@ def _show_films(
     """Draw imagined games of pictures: what the model dreams, without an environment."""
     stack = trained.settings.picture.frame_stack
     films = [
-        frames_of_pictures(game.observations.numpy(), trained.game.picture, stack)
-        for game in games
+        frames_of_pictures(game.observations.numpy(), trained.game.picture, stack) for game in games
     ]
     make_folder(folder)
     if render == "picture":

@@ -29,7 +29,7 @@ from pyro_seq.pairs.pair import Pair
 HORIZONS = (1, 10, 50)  # steps ahead of which predictions are judged
 CHUNK_GAMES = 64  # games that are scored side by side
 STARTS = 256  # places in games from which predictions are made
-PICTURE_STARTS = 32  # likewise, where they are of pictures
+PICTURE_STARTS = 16  # likewise, where they are of pictures
 PICTURE_DRAWS = 4  # dreams that are shown beside a game of pictures
 
 

@@ -49,6 +49,7 @@ from pyro_seq.infer.stepping.declared import draw, stepper_of
 from pyro_seq.infer.stepping.replay import Prefix, ReplayStepper
 from pyro_seq.pairs.pair import Pair
 
+
 class WithObservation(Encoder):
     """Encode a step's named group, and append the observation as it is, `[..., F + D]`.
 
