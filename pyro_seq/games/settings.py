@@ -93,7 +93,7 @@ class PictureSettings:
     size: tuple[int, ...] = between(
         1,
         4_096,
-        (32, 48),
+        (16, 24),
         "height and width that larger pictures are averaged down to; none: as they are",
     )
     grey: bool = described(True, "whether three colours become one grey")
@@ -107,21 +107,24 @@ class PictureSettings:
         "logistic: 8 bits, a mixture of logistics",
     )
     scale: float = above(
-        0, 0.05, "of normal: the smallest scale of a pixel, in the range of the picture"
+        0,
+        0.25,
+        "of normal: the smallest scale of a pixel, in root mean squares of what pixels differ from "
+        "the mean picture",
     )
     num_mixtures: int = between(1, 64, 5, "of logistic: logistics in the mixture of a pixel")
     features: int = between(1, 4_096, 64, "features that a picture is drawn from")
     map_channels: tuple[int, ...] = between(
         1,
         4_096,
-        (16, 16),
+        (16,),
         "channels of the transposed convolutions from features to hidden units, each of stride 2, "
         "the coarsest first",
     )
     hidden_size: int = between(1, 4_096, 8, "hidden units at each place")
-    kernel_size: int = between(1, 63, 3, "of the convolution from hidden units to pixels, odd")
+    kernel_size: int = between(1, 63, 1, "of the convolution from hidden units to pixels, odd")
     encoder_channels: tuple[int, ...] = between(
-        1, 4_096, (8, 16, 16), "channels of the convolutions that see a picture"
+        1, 4_096, (8, 16), "channels of the convolutions that see a picture"
     )
     encoder_features: int = between(1, 4_096, 64, "features of a picture that they end in")
 

@@ -177,7 +177,7 @@ class Colours(Counting):
 
 
 class Greys(Counting):
-    """Observes reals, which are beyond 1 at move 3."""
+    """Observes reals, which are beyond 1 at move 4."""
 
     observation_space: Any = spaces.Box(0, 1, (3, 5), np.float32)
 

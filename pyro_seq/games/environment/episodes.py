@@ -5,6 +5,7 @@ Step 0 is what a game begins with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -182,31 +183,53 @@ class Normalisation:
 
 
 class PictureUnits(Normalisation):
-    """Pictures as a pair observes them, `[C, H, W]` in the units of its emission; rewards as ever.
+    """Pictures `[C, H, W]` in the units of a pair's emission; rewards as ever.
+
+    Of real pixels these are differences from the mean picture in units of their root mean square,
+    over all pixels: what stands still need not be learnt. Black or white is 0 or 1, and pixels of
+    8 bits stay as they are.
 
     Args:
         shape: C, H and W.
-        unit: what a byte is divided by: 255, or 1 for an emission of whole numbers.
+        pixel: what a pixel is (`emissions.Pictures`).
     """
 
-    def __init__(self, shape: Sequence[int], unit: float) -> None:
-        super().__init__(0)
-        self.shape, self.unit = tuple(shape), unit
+    def __init__(self, shape: Sequence[int], pixel: str) -> None:
+        self.shape, self.pixel = tuple(shape), pixel
+        super().__init__(math.prod(shape) if pixel == "normal" else 0)
+
+    def _refresh(self) -> None:
+        super()._refresh()
+        if self.pixel == "normal":
+            square = self.observations.squares.mean() / max(1, self.observations.count)
+            usual = float(np.sqrt(square)) if square > 0 else 1.0
+            self.deviation = torch.full_like(self.deviation, usual)
 
     def add(self, episodes: Sequence[Episode]) -> None:
-        """Add the rewards of games."""
+        """Add games."""
         for episode in episodes:
+            if self.pixel == "normal":
+                self.observations.add(episode.observations)
             self.rewards.add(episode.rewards[:, None])
         self._refresh()
 
     def normal(self, observations: Tensor) -> Tensor:
-        """Return bytes `[..., C H W]` as pictures `[..., C, H, W]`."""
-        pictures = observations.unflatten(-1, self.shape)
-        return pictures.to(torch.get_default_dtype()) / self.unit
+        """Convert bytes `[..., C H W]` to pictures `[..., C, H, W]`."""
+        pixels = observations.to(torch.get_default_dtype())
+        if self.pixel == "normal":
+            pixels = super().normal(pixels)
+        elif self.pixel == "bernoulli":
+            pixels = pixels / 255
+        return pixels.unflatten(-1, self.shape)
 
     def raw(self, observations: Tensor) -> Tensor:
-        """Return pictures `[..., C, H, W]` as bytes `[..., C H W]`, clipped to their range."""
-        return (observations * self.unit).round().clamp(0, 255).flatten(-3).to(torch.uint8)
+        """Convert pictures `[..., C, H, W]` to bytes `[..., C H W]`, clipped to their range."""
+        pixels = observations.flatten(-3)
+        if self.pixel == "normal":
+            pixels = super().raw(pixels)
+        elif self.pixel == "bernoulli":
+            pixels = pixels * 255
+        return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
 class Stacked:

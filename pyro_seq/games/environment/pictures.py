@@ -30,7 +30,7 @@ class PictureForm:
         frame_stack: how many of the last pictures are one observation.
     """
 
-    size: tuple[int, ...] = (32, 48)
+    size: tuple[int, ...] = (16, 24)
     grey: bool = True
     frame_stack: int = 1
 
@@ -67,7 +67,7 @@ def pictured(environment: Env[Any, Any], form: PictureForm, name: str) -> Env[An
         channels = colours * form.frame_stack
         if channels > MOST_CHANNELS:
             raise UserError(
-                f"play.frame_stack: {form.frame_stack} pictures of {colours} channels are "
+                f"picture.frame_stack: {form.frame_stack} pictures of {colours} channels are "
                 f"{channels} channels, and at most {MOST_CHANNELS} can be observed"
             )
         environment = ReshapeObservation(
@@ -111,7 +111,7 @@ class _Pictured(gymnasium.ObservationWrapper[Any, Any, Any]):
         if math.prod(shape) * form.frame_stack > MOST_PIXELS:
             raise UserError(
                 f"pictures of shape {list(shape)} are more than {MOST_PIXELS:,} numbers: lower "
-                "play.picture_size"
+                "picture.size"
             )
         self.observation_space = spaces.Box(0, LEVELS, shape, np.uint8)
 

@@ -26,6 +26,8 @@ from pyro_seq.pairs.pair import Pair
 
 # of what is predicted, in its own deviations: how exact a model may claim to be
 SMALLEST_SCALE = 0.01
+# of rewards beside a picture: a constant one is not to drown what is to be learnt of the picture
+REWARD_SCALE = 0.1
 
 
 class ObservationOf(Encoder):
@@ -61,7 +63,7 @@ class PictureStep(Joint):
     """
 
     def __init__(self, pictures: Pictures) -> None:
-        parts = {"observation": pictures, "reward": Normal(epsilon=SMALLEST_SCALE)}
+        parts = {"observation": pictures, "reward": Normal(epsilon=REWARD_SCALE)}
         super().__init__({**parts, "end": Bernoulli()})
         self._unseen = False
 

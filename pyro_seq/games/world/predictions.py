@@ -37,8 +37,8 @@ PICTURE_DRAWS = 4  # dreams that are shown beside a game of pictures
 def nats_per_step(pair: Pair, episodes: Sequence[Episode], normalisation: Normalisation) -> float:
     """Return -log p(o, r, e | a) of whole games per step, or its estimate, in nats.
 
-    It is a density in the environment's own units. Pictures are in those of their emission, and
-    their figure is the bound by one draw of the latents.
+    It is a density in the environment's own units. Pixels are in levels of 8 bits, or
+    black and white; their figure is the bound by one draw of the latents.
     """
     total, steps = 0.0, 0
     pictures = isinstance(normalisation, PictureUnits)

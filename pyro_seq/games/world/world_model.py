@@ -34,7 +34,6 @@ from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.errors import UserError
 from pyro_seq.games.environment.environments import Game
 from pyro_seq.games.environment.episodes import FLAGS, Normalisation, PictureUnits
-from pyro_seq.games.environment.pictures import LEVELS
 from pyro_seq.games.settings import GameSettings
 from pyro_seq.games.world.pictures import (
     SMALLEST_SCALE,
@@ -204,7 +203,7 @@ def units_of(settings: GameSettings, game: Game) -> Normalisation:
     """Return the units in which a game's world model observes it, of no games yet."""
     if not game.picture:
         return Normalisation(game.observation_size)
-    return PictureUnits(game.picture, 1.0 if settings.picture.pixel == "logistic" else LEVELS)
+    return PictureUnits(game.picture, settings.picture.pixel)
 
 
 def set_spread(pair: Pair, spread: Tensor) -> None:
@@ -321,8 +320,8 @@ class World:
             inputs: side inputs `[N, A + 2]`.
             differentiable: whether gradients go through the draws (reparameterised); `end` is then
                 its probability.
-            drawn: whether observations that are pictures `[N, C, H, W]` are drawn; else they may
-                be left out.
+            drawn: whether observations that are pictures `[N, C, H, W]` are asked for, the means
+                of their pixels given the latents; else they may be left out.
 
         Raises `UserError` for a pair that returns no state, and for a differentiable step of one
         that is not declared by its equations.
@@ -331,7 +330,8 @@ class World:
         with nullcontext() if drawn else without_pictures(self.pair):
             if not differentiable:
                 with self.pair.scope(), poutine.block():
-                    x, after = stepper.step(state, inputs, lambda prior: prior.sample(), draw)
+                    shown = draw if isinstance(stepper, ReplayStepper) else self._draw
+                    x, after = stepper.step(state, inputs, lambda prior: prior.sample(), shown)
                 return x, _kept(after)
             if isinstance(stepper, ReplayStepper):
                 raise UserError(
@@ -339,6 +339,15 @@ class World:
                     "(SequenceModel); agent.gradient=score needs none"
                 )
             return stepper.step(state, inputs, lambda prior: prior.rsample(), _soft)
+
+    def _draw(self, emission: dict[str, Any]) -> dict[str, Tensor]:
+        """Draws; of a picture, at which nothing looks but a person, the mean."""
+        if not self.pictures:
+            return draw(emission)
+        return {
+            name: part.mean if name == "observation" else part.sample()
+            for name, part in emission.items()
+        }
 
 
 def _kept(state: object) -> Any:
