@@ -117,8 +117,9 @@ def rest(episode: Episode) -> tuple[Any, ...]:
 
 def test_real_pixels_are_differences_from_the_mean_picture(toys: Any, float64: None) -> None:
     _, episodes = played("Toy/Caught-v0", PictureForm(), games=8)
-    units, seen = PictureUnits((1, 8, 8), "normal"), np.concatenate(
-        [e.observations for e in episodes]
+    units, seen = (
+        PictureUnits((1, 8, 8), "normal"),
+        np.concatenate([e.observations for e in episodes]),
     )
     for episode in episodes:
         units.add([episode])
@@ -130,4 +131,6 @@ def test_real_pixels_are_differences_from_the_mean_picture(toys: Any, float64: N
     again.load_state(units.state())
     for pixel in (again, PictureUnits((1, 8, 8), "bernoulli"), PictureUnits((1, 8, 8), "logistic")):
         assert np.array_equal(pixel.raw(pixel.normal(torch.from_numpy(seen))).numpy(), seen)
-    assert set(PictureUnits((1, 8, 8), "bernoulli").normal(torch.from_numpy(seen)).unique().tolist()) == {0, 1}
+    assert set(
+        PictureUnits((1, 8, 8), "bernoulli").normal(torch.from_numpy(seen)).unique().tolist()
+    ) == {0, 1}
