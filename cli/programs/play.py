@@ -111,7 +111,7 @@ def _program() -> GameProgram:
 @play.add_command
 @TrainCommand(
     _program,
-    "default, cartpole, acrobot, pendulum, quick",
+    "default, cartpole, cartpole-pixels, acrobot, pendulum, quick",
     DURATIONS,
     threads=1,
     device="cpu",  # small models step by step are quicker there
