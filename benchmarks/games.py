@@ -119,7 +119,9 @@ def main() -> None:
             )
         if game == "cartpole-pixels":
             common.report(
-                "real steps, the most of a seed", max(steps for *_, steps, _ in found), at_most=20_000
+                "real steps, the most of a seed",
+                max(steps for *_, steps, _ in found),
+                at_most=20_000,
             )
             common.report(
                 "minutes of the processor, the most of a seed",

@@ -271,7 +271,7 @@ def _draw_films(
     with run.replacing("predictions.png") as path:
         path.write_bytes(sheet_png(films))
     rate = frames_per_second(training.environments[0])
-    write_gif(run.path / "predictions.gif", side_by_side(films), rate)
+    write_gif(run.path / "predictions.gif", list(side_by_side(films)), rate)
 
 
 def _threshold(name: str) -> float | None:

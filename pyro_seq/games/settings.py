@@ -108,9 +108,9 @@ class PictureSettings:
     )
     scale: float = above(
         0,
-        0.25,
-        "of normal: the smallest scale of a pixel, in root mean squares of what pixels differ from "
-        "the mean picture",
+        0.5,
+        "of normal: the scale of all pixels, in root mean squares of what pixels differ from the "
+        "mean picture",
     )
     num_mixtures: int = between(1, 64, 5, "of logistic: logistics in the mixture of a pixel")
     features: int = between(1, 4_096, 64, "features that a picture is drawn from")

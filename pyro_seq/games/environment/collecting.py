@@ -82,8 +82,8 @@ class _Place:
     def __init__(self, playing: Playing) -> None:
         self.playing, self.step = playing, playing.environment.step
         self.player, self.number, self.moves, self.room = "", 0, 0, 0
-        self.observations: np.ndarray = np.zeros(0, np.float32)
-        self.actions = self.latest = self.observations
+        nothing: Any = np.zeros(0, np.float32)
+        self.observations = self.actions = self.latest = nothing
         self.rewards: list[float] = []
 
     def begin(

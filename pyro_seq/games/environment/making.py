@@ -166,7 +166,7 @@ def make_environment(
 
     def made(render_mode: str | None) -> Env[Any, Any]:
         # which not every environment takes
-        drawn = {} if render_mode is None else {"render_mode": render_mode}
+        drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         return gymnasium.make(name, disable_env_checker=True, **dict(arguments or {}), **drawn)
 
     try:

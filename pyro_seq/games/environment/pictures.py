@@ -63,7 +63,7 @@ def pictured(environment: Env[Any, Any], form: PictureForm, name: str) -> Env[An
     _check(environment.observation_space, name, drawn=drawn)
     environment = _Pictured(environment, form)
     if form.frame_stack > 1:
-        colours, *size = environment.observation_space.shape
+        colours, *size = environment.observation_space.shape or ()
         channels = colours * form.frame_stack
         if channels > MOST_CHANNELS:
             raise UserError(

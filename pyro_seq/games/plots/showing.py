@@ -169,5 +169,5 @@ def _show_films(
         return [path]
     paths = [folder / f"game-{number}.gif" for number in range(1, len(films) + 1)]
     for path, film in zip(paths, films, strict=True):
-        write_gif(path, film, DREAMT)
+        write_gif(path, list(film), DREAMT)
     return paths

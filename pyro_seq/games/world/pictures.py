@@ -99,7 +99,7 @@ def picture_parts(game: Game, settings: PictureSettings) -> PairComponents:
         hidden_size=s.hidden_size,
         kernel_sizes=(1, s.kernel_size),
         num_mixtures=s.num_mixtures,
-        epsilon=s.scale,
+        scale_of_all=s.scale,
     )
 
     def encoder() -> Encoder:
@@ -118,8 +118,9 @@ def picture_parts(game: Game, settings: PictureSettings) -> PairComponents:
 def without_pictures(pair: Pair) -> Any:
     """Return a context in which a pair's model draws no pictures, if it does not look at them."""
     emission, context = (getattr(pair.model, part, None) for part in ("emission", "context"))
-    blind = isinstance(emission, PictureStep) and isinstance(context, SideInputs)
-    return emission.unseen() if blind else nullcontext()
+    if isinstance(emission, PictureStep) and isinstance(context, SideInputs):
+        return emission.unseen()
+    return nullcontext()
 
 
 def remembered(state: ModelState | Prefix) -> Tensor:
