@@ -171,8 +171,7 @@ def collect(
     Raises `UserError` for an environment that fails.
     """
     places = [_Place(playing) for playing in environments]
-    kind = np.uint8 if game.picture else np.float32
-    latest = np.zeros((len(places), game.observation_size), kind)  # observations
+    latest = np.zeros((len(places), game.observation_size), environments[0].kind)  # observations
     everywhere = list(range(len(places)))
     under_way: dict[str, list[int]] = {name: [] for name in players}  # places by player
     episodes: dict[int, Episode] = {}
