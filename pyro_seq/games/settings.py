@@ -49,6 +49,9 @@ PIXEL_DEFAULTS: dict[str, Any] = {
     "agent.encoder_sizes": (64,),
     "agent.decoder_sizes": (64,),
     "world.batch_size": 16,
+    "training.kl_schedule": "linear",  # latents that cost less at first are used at all
+    "training.kl_start": 0.05,
+    "training.kl_steps": 300,
 }
 
 
