@@ -1,6 +1,4 @@
-"""Games that are learnt from pictures: what a run leaves, dreams, and that there is something to
-learn.
-"""
+"""Games that are learnt from pictures: what a run leaves, dreams, resumption."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ import pytest
 import torch
 
 from pyro_seq.errors import UserError
-from pyro_seq.games.loaded import dream, measured, play_real, returns_of
+from pyro_seq.games.loaded import dream, measured
 from pyro_seq.games.plots.showing import played_games, show_dreams
 from pyro_seq.games.program import game_program
 from pyro_seq.games.settings import game_settings
@@ -107,34 +105,3 @@ def test_pictures_are_not_observed_unless_that_is_said(tmp_path: Path) -> None:
         game_program.start(
             tmp_path / "run", game_settings({"play.env": "Toy/Caught-v0"}), seed=0, quiet=True
         )
-
-
-@pytest.mark.slow
-def test_a_square_is_caught_by_an_agent_that_was_trained_in_dreams(
-    tmp_path: Path, toys: Any
-) -> None:
-    settings = game_settings(
-        CAUGHT,
-        {
-            "play.env_steps": 1_200,
-            "play.first_games": 80,
-            "play.games_per_round": 15,
-            "world.first_updates": 300,
-            "world.updates": 60,
-            "world.window": 8,
-            "agent.first_updates": 60,
-            "agent.updates": 40,
-            "agent.horizon": 7,
-            "agent.entropy_bonus": 0.05,
-        },
-    )
-    game_program.start(tmp_path / "run", settings, seed=0, quiet=True)
-    trained = game_program.load(tmp_path / "run")
-    torch.manual_seed(0)
-    earned, by_chance = (
-        returns_of(play_real(trained, 100, agent=agent, seed=9)) for agent in ("trained", "random")
-    )
-    assert earned.standard_error is not None and by_chance.standard_error is not None
-    error = math.hypot(earned.standard_error, by_chance.standard_error)
-    assert earned.mean > by_chance.mean + 5 * error
-    assert by_chance.mean < 0.5 * toys.Caught.best and earned.highest <= 7
