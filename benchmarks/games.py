@@ -1,5 +1,5 @@
 """Games: an agent trained in imagination alone, and how well the model predicts; `--game cartpole`,
-`acrobot` or `pendulum`.
+`acrobot`, `pendulum` or `cartpole-pixels`, which sees the picture that the game draws.
 
 Each seed is a run by the preset of that name: real steps, what the last agent earns in 100 real
 games (always its likeliest action), and the model's errors of open-loop predictions of games that
@@ -27,22 +27,26 @@ ZOO = {
     "cartpole": "DQN 500 after 50,000",
     "acrobot": "DQN -77 after 100,000",
     "pendulum": "SAC -156 after 20,000",
+    "cartpole-pixels": "none from pictures; of numbers, DQN 500 after 50,000",
 }
 
 
 def run(
     game: str, seed: int, folder: Path, quick: bool
-) -> tuple[Returns, Returns, dict[str, float], int, float]:
-    """(what the agent earns, what a random one does, the model's figures, real steps, minutes)."""
+) -> tuple[Returns, Returns, dict[str, float], int, tuple[float, float]]:
+    """(what the agent earns, what a random one does, the model's figures, real steps, minutes by
+    the clock and of the processor).
+    """
     changes = (
         {"play.env_steps": 300, "agent.updates": 5, "world.updates": 20, "agent.first_updates": 5}
         if quick
         else {}
     )
     settings = game_settings(Layer(PRESETS[game], game), Layer(changes))
-    begun = time.monotonic()
+    begun, used = time.monotonic(), time.process_time()
     game_program.start(folder, settings, seed=seed, quiet=True)
-    minutes = (time.monotonic() - begun) / 60
+    # the latter does not count what other programs take of a machine that is shared
+    minutes = (time.monotonic() - begun) / 60, (time.process_time() - used) / 60
     trained = game_program.load(folder)
     torch.manual_seed(seed)
     earned, by_chance = (
@@ -75,7 +79,10 @@ def main() -> None:
                 ),
                 end="",
             )
-            print(f"{minutes:.1f} minutes; {shown}", flush=True)
+            by_clock, of_processor = minutes
+            print(
+                f"{by_clock:.1f} minutes, {of_processor:.1f} of the processor; {shown}", flush=True
+            )
             found.append((earned, by_chance, figures, steps, minutes))
     print(f"published: {ZOO[game]} steps (Stable-Baselines3 zoo)")
     if game == "cartpole":
@@ -89,7 +96,7 @@ def main() -> None:
             "real steps, the most of a seed", max(steps for *_, steps, _ in found), at_most=50_000
         )
         common.report(
-            "minutes, the most of a seed", max(minutes for *_, minutes in found), at_most=20
+            "minutes, the most of a seed", max(minutes[0] for *_, minutes in found), at_most=20
         )
         errors = [figures["error_10"] for _, _, figures, *_ in found if "error_10" in figures]
         if errors:
@@ -109,6 +116,17 @@ def main() -> None:
                 f"seed {number}: standard errors above the random agent",
                 above,
                 at_least=None if options.quick else 5,
+            )
+        if game == "cartpole-pixels":
+            common.report(
+                "real steps, the most of a seed",
+                max(steps for *_, steps, _ in found),
+                at_most=20_000,
+            )
+            common.report(
+                "minutes of the processor, the most of a seed",
+                max(minutes[1] for *_, minutes in found),
+                at_most=30,
             )
 
 

@@ -111,7 +111,7 @@ def _program() -> GameProgram:
 @play.add_command
 @TrainCommand(
     _program,
-    "default, cartpole, acrobot, pendulum, quick",
+    "default, cartpole, cartpole-pixels, acrobot, pendulum, quick",
     DURATIONS,
     threads=1,
     device="cpu",  # small models step by step are quicker there
@@ -133,7 +133,15 @@ def _program() -> GameProgram:
         "none]"
     ),
 )
-def train(env: str | None, env_kwargs: str | None) -> Wanted:
+@click.option(
+    "--pixels",
+    is_flag=True,
+    help=(
+        "Learn the game from pictures: what it observes if that is one, else what it draws "
+        "(play.pixels)."
+    ),
+)
+def train(env: str | None, env_kwargs: str | None, pixels: bool) -> Wanted:
     """Learn a game: play it, learn a model of it, train an agent in the model, and repeat.
 
     Rounds end when the real steps are used up.
@@ -145,7 +153,11 @@ def train(env: str | None, env_kwargs: str | None) -> Wanted:
     from pyro_seq.games.environment.making import options_again
 
     return Wanted(
-        settings=[("--env", "play.env", env), ("--env-kwargs", "play.env_kwargs", env_kwargs)],
+        settings=[
+            ("--env", "play.env", env),
+            ("--env-kwargs", "play.env_kwargs", env_kwargs),
+            ("--pixels", "play.pixels", pixels or None),
+        ],
         again=options_again(env or "", env_kwargs, "--env-kwargs"),
     )
 

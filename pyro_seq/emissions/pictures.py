@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from pyro_seq.distributions.base import Distribution
@@ -38,7 +39,8 @@ class Pictures(Emission):
     A pixel is, by `pixel`,
 
     - `bernoulli`: yes or no, 1 or 0, in each channel;
-    - `normal`: a real number in each channel, N(b_1, 0.01 + e^(b_2));
+    - `normal`: a real number in each channel, N(b_1, 0.01 + e^(b_2)), or
+      N(b_1, s) with one scale s for all;
     - `logistic`: a whole number from 0 to 255 in each channel, a mixture of `num_mixtures`
       discretised logistics (`distributions.numeric.logistic.PixelMixture`).
 
@@ -54,6 +56,7 @@ class Pictures(Emission):
         num_mixtures: K, logistics in a pixel's mixture.
         wraps: whether pictures join at their edges, as on a torus.
         activation: g.
+        scale_of_all: of normal pixels, one scale for all; `None`: learnt for each.
 
     Raises `ValueError` for sizes out of range.
     """
@@ -71,6 +74,7 @@ class Pictures(Emission):
         num_mixtures: int = 5,
         wraps: bool = False,
         activation: str = "relu",
+        scale_of_all: float | None = None,
     ) -> None:
         super().__init__()
         colours, height, width = self.event_shape = _whole_shape(shape)
@@ -81,6 +85,7 @@ class Pictures(Emission):
                 f"kernel_sizes must be at least two odd numbers, got {list(kernel_sizes)}"
             )
         self.num_features = whole(num_features, "num_features", 1)
+        self.scale_of_all = scale_of_all
         self.pixel, self.count = pixel, whole(count, "count", 0)
         self.num_mixtures = whole(num_mixtures, "num_mixtures", 1)
         # what pixels are divided by where a network sees them
@@ -97,7 +102,7 @@ class Pictures(Emission):
 
         outputs = {
             "bernoulli": colours,
-            "normal": 2 * colours,
+            "normal": colours * (2 if scale_of_all is None else 1),
             "logistic": num_mixtures * (1 + 2 * colours),
         }
 
@@ -148,6 +153,9 @@ class Pictures(Emission):
         if self.pixel == "bernoulli":
             return dist.Bernoulli(logits=parameters).to_event(3)
         if self.pixel == "normal":
+            if self.scale_of_all is not None:
+                scale = torch.full_like(parameters, self.scale_of_all)
+                return dist.Normal(parameters, scale).to_event(3)
             loc, spread = parameters.split(colours, -3)
             return dist.Normal(loc, SHARPEST + _exp(spread)).to_event(3)
         k, middle = self.num_mixtures, (LEVELS - 1) / 2

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_seq._schema import Fields, Whole, check
 from pyro_seq.errors import DIVERGED, UserError, finite_probabilities
 from pyro_seq.games.agent.agents import AgentPlayer, act, make_policy
+from pyro_seq.games.document import read_document
 from pyro_seq.games.environment.collecting import (
     EVALUATION_ROUND,
     Player,
@@ -26,17 +25,17 @@ from pyro_seq.games.environment.collecting import (
 from pyro_seq.games.environment.environments import Game, Playing, game_of
 from pyro_seq.games.environment.episodes import Episode, Normalisation
 from pyro_seq.games.environment.making import Named, environment_arguments, make_environment
+from pyro_seq.games.environment.pictures import PictureForm
 from pyro_seq.games.environment.replay import Replay, load_episodes
 from pyro_seq.games.settings import GameSettings
 from pyro_seq.games.world.predictions import nats_per_step, open_loop
-from pyro_seq.games.world.world_model import World, new_world
+from pyro_seq.games.world.world_model import World, new_world, units_of, world_of
 from pyro_seq.pairs.pair import Pair
 from pyro_seq.programs.restore import compare_shapes, load_pair
 from pyro_seq.runs.checkpoint import load_tree
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.runs.stateful import weights_of
 
-DOCUMENT = "game.json"
 AGENTS = ("trained", "random")
 
 
@@ -70,7 +69,7 @@ class LoadedAgent:
             raise UserError(f"the agent must be one of {', '.join(AGENTS)}, got {agent!r}")
         if agent == "random":
             return RandomPlayer(self.game, seed=seed)
-        return AgentPlayer(self.game, self.policy, self.normalisation, temperature)
+        return AgentPlayer(self.game, self.policy, self.normalisation, temperature, self.world)
 
     def environment(self, render_mode: str | None = None) -> Playing:
         """Open the real game.
@@ -102,14 +101,23 @@ def open_named(
     """
     kwargs = settings.play.env_kwargs
     named.check_allowed(game.name, kwargs, path)
-    return open_environment(game, environment_arguments(kwargs, f"{path}"), render_mode)
+    arguments, form = environment_arguments(kwargs, f"{path}"), picture_form(settings)
+    return open_environment(game, arguments, render_mode, form)
+
+
+def picture_form(settings: GameSettings) -> PictureForm | None:
+    """Return the form that observations are brought to where they are pictures, or `None`."""
+    return settings.picture.form if settings.play.pixels else None
 
 
 def open_environment(
-    game: Game, arguments: Mapping[str, Any] | None = None, render_mode: str | None = None
+    game: Game,
+    arguments: Mapping[str, Any] | None = None,
+    render_mode: str | None = None,
+    form: PictureForm | None = None,
 ) -> Playing:
     """Open the environment of a known game; raise `UserError` if its spaces have changed."""
-    environment = make_environment(game.name, render_mode, arguments)
+    environment = make_environment(game.name, render_mode, arguments, form)
     found = game_of(environment, game.name)
     if found != game:
         environment.close()
@@ -124,81 +132,6 @@ def open_environment(
             f"{differs} was {was}, and is {now}"
         )
     return Playing(environment, game.name)
-
-
-def document(game: Game, seed: int) -> dict[str, Any]:
-    """Return what a run folder keeps of its game, `game.json`; an infinite bound is null."""
-    fields = {f.name: getattr(game, f.name) for f in dataclasses.fields(Game)}
-    for name in ("low", "high"):
-        fields[name] = [x if math.isfinite(x) else None for x in fields[name]]
-    return {
-        "seed": seed,
-        "game": {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in fields.items()
-        },
-    }
-
-
-def read_document(run: RunFolder) -> tuple[Game, int]:
-    """Read (the game, the seed) of a run.
-
-    Raises `UserError` if the document is missing or damaged.
-    """
-    found = run.read_json(DOCUMENT)
-    try:
-        fields: dict[str, Any] = dict(found["game"])
-        seed = found["seed"]
-        for name, missing in (("low", -math.inf), ("high", math.inf)):
-            fields[name] = tuple(missing if x is None else float(x) for x in fields[name])
-        for name in ("action_shape", "counts", "firsts"):
-            # the latter two are missing in runs of older versions
-            fields[name] = tuple(fields.get(name, ()))
-        game = Game(**fields)
-        if not _is_sound(game) or type(seed) is not int or not 0 <= seed < 2**63:
-            raise ValueError
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-        raise UserError(f"{run.path / DOCUMENT} is damaged") from None
-    return game, seed
-
-
-def _is_sound(game: Game) -> bool:
-    """Whether the fields of a game from a file are of their types and go together."""
-    sizes, shape = (game.observation_size, game.action_size), game.action_shape
-    whole = [*sizes, game.first_action, *shape, *game.counts, *game.firsts]
-    if (
-        any(type(number) is not int or not -(2**63) <= number < 2**63 for number in whole)
-        or type(game.discrete) is not bool
-    ):
-        return False
-    words = (
-        isinstance(game.name, str)
-        and isinstance(game.action_type, str)
-        and game.action_type.isalnum()
-    )
-    if not words or not all(0 < size < 2**20 for size in sizes):
-        return False
-    kind = np.dtype(game.action_type).kind  # a TypeError for what is none
-    if game.discrete:
-        several = (
-            len(game.counts) == len(game.firsts) == math.prod(shape)
-            and math.prod(game.counts) == game.action_size
-        )
-        return (
-            game.low == game.high == ()
-            and (several if game.counts else not game.firsts)
-            and kind in "fiub"
-        )
-    ordered = len(game.low) == len(game.high) and all(
-        low <= high for low, high in zip(game.low, game.high, strict=True)
-    )
-    return (
-        ordered
-        and len(game.low) == game.action_size == math.prod(shape)
-        and not game.counts
-        and not game.firsts
-        and kind in "fiub"
-    )
 
 
 def load_trained(run: RunFolder, settings: GameSettings, named: Named) -> LoadedAgent:
@@ -217,11 +150,12 @@ def load_trained(run: RunFolder, settings: GameSettings, named: Named) -> Loaded
     world, _ = load_pair(
         run, lambda: new_world(settings, game), settings.model.name, "cpu", "run.json and game.json"
     )
-    policy, normalisation, real_steps = _load_agent(run, game, settings)
+    model = world_of(world, game)
+    policy, normalisation, real_steps = _load_agent(run, game, settings, model.size_seen)
     return LoadedAgent(
         settings,
         game,
-        World(world, game.action_size),
+        model,
         policy,
         normalisation,
         run.path,
@@ -231,17 +165,17 @@ def load_trained(run: RunFolder, settings: GameSettings, named: Named) -> Loaded
 
 
 def _load_agent(
-    run: RunFolder, game: Game, settings: GameSettings
+    run: RunFolder, game: Game, settings: GameSettings, size: int | None
 ) -> tuple[Pair, Normalisation, int]:
     """(the policy, what it sees observations by, the real steps) of a run's best checkpoint."""
     shapes = load_tree(run.best, shapes_only=True)
     if not isinstance(shapes.get("agent"), dict):
         raise UserError(f"{run.best} is damaged: it holds no agent")
     with torch.device("meta"):
-        expected = make_policy(game, settings.agent)
+        expected = make_policy(game, settings.agent, size)
     compare_shapes(expected, shapes["agent"], f"{run.best} does not fit run.json and game.json")
-    policy, saved = make_policy(game, settings.agent), load_tree(run.best)
-    normalisation = Normalisation(game.observation_size)
+    policy, saved = make_policy(game, settings.agent, size), load_tree(run.best)
+    normalisation = units_of(settings, game)
     kinds = {
         "agent": weights_of(policy, run.best).describe_state(),
         "normalisation": normalisation.describe_state(),
@@ -357,23 +291,24 @@ def dream(
     with world.pair.evaluating(), finite_probabilities():
         x, state = world.begin(num_games)
         remembered = policy.initial(num_games)
-        seen, earned = [x["observation"]], []
+        drawn, earned = [normalisation.raw(x["observation"])], []
         alive = torch.ones(num_games, dtype=torch.bool)
         lengths = torch.zeros(num_games, dtype=torch.long)
         for _ in range(most_moves):
             if agent == "random":
-                encoded = torch.from_numpy(by_chance.act(range(num_games), seen[-1].numpy()))
+                encoded = torch.from_numpy(by_chance.act(range(num_games), drawn[-1].numpy()))
             else:
-                action, remembered = act(policy, remembered, seen[-1], temperature)
+                seen = world.seen(x, state)
+                action, remembered = act(policy, remembered, seen, temperature)
                 encoded = game.encode(action)
-            x, state = world.step(state, world.inputs(encoded))
-            seen.append(x["observation"])
+            x, state = world.step(state, world.inputs(encoded), drawn=True)
+            drawn.append(normalisation.raw(x["observation"]))
             earned.append(x["reward"] * normalisation.reward_deviation + normalisation.reward_mean)
             lengths += alive
             alive = alive & (x["end"] < 0.5)
             if not alive.any():
                 break
-    observations, rewards = normalisation.raw(torch.stack(seen, 1)), torch.stack(earned, 1)
+    observations, rewards = torch.stack(drawn, 1), torch.stack(earned, 1)
     if not (observations.isfinite().all() and rewards.isfinite().all()):
         raise UserError(f"what the model of {trained.path} imagines is not finite: {DIVERGED}")
     games = zip(observations, rewards, lengths.tolist(), alive.tolist(), strict=True)
@@ -387,7 +322,7 @@ def dream(
 class ImaginedEpisode:
     """An imagined game: observations `[T + 1, D]`, rewards `[T]`, and whether it ended.
 
-    Both are in the environment's units.
+    Both are in the environment's units; pictures are bytes.
     """
 
     observations: Tensor

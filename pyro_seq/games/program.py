@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pyro_seq.config.model_settings import Layer
 from pyro_seq.errors import UserError
+from pyro_seq.games.document import DOCUMENT, document, read_document
 from pyro_seq.games.environment.environments import Game, Playing, game_of
 from pyro_seq.games.environment.making import (
     Named,
@@ -22,15 +24,16 @@ from pyro_seq.games.environment.making import (
     make_environment,
     options_again,
 )
+from pyro_seq.games.environment.pictures import PictureForm
 from pyro_seq.games.loaded import (
-    DOCUMENT,
     LoadedAgent,
-    document,
     load_trained,
     open_environment,
     open_named,
-    read_document,
+    picture_form,
 )
+from pyro_seq.games.plots.drawing import frames_per_second, write_gif
+from pyro_seq.games.plots.films import frames_of_pictures, sheet_png, side_by_side
 from pyro_seq.games.plots.pictures import predictions_png, returns_png
 from pyro_seq.games.settings import DEFAULTS, GameSettings, checked, game_settings
 from pyro_seq.games.training import GameTraining
@@ -46,6 +49,30 @@ ENV, ENV_KWARGS = "play.env", "play.env_kwargs"
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "cartpole": {"play.env": "CartPole-v1", "play.goal": 490.0, "play.action_repeat": 3},
+    "cartpole-pixels": {
+        "play.env": "CartPole-v1",
+        "play.pixels": True,
+        "play.env_steps": 12_000,
+        "play.first_games": 60,
+        "play.games_per_round": 6,
+        "play.random_ratio": 0.25,
+        "play.goal": 195.0,
+        "play.goal_games": 6,
+        "play.action_repeat": 3,
+        "picture.frame_stack": 2,
+        "world.batch_size": 20,
+        "world.window": 10,
+        "world.first_updates": 600,
+        "world.updates": 60,
+        "agent.first_updates": 80,
+        "agent.updates": 80,
+        "agent.num_games": 96,
+        "agent.horizon": 15,
+        "agent.prefix": 3,
+        "agent.discount": 0.97,
+        "agent.entropy_bonus": 0.3,
+        "training.learning_rate": 3e-3,
+    },
     "acrobot": {
         "play.env": "Acrobot-v1",
         "play.env_steps": 20_000,
@@ -122,8 +149,9 @@ class GameProgram(Program[GameSettings, GameTraining, GameTraining]):
         """See `Program`."""
         play = request.settings.play
         arguments = environment_arguments(play.env_kwargs, ENV_KWARGS)
-        game = _form(play.env, arguments)
-        return _training(request, game, lambda: open_environment(game, arguments))
+        form = picture_form(request.settings)
+        game = _form(play.env, arguments, form)
+        return _training(request, game, lambda: open_environment(game, arguments, None, form))
 
     def read_again(self, request: Request[GameSettings]) -> GameTraining:
         """See `Program`."""
@@ -198,9 +226,9 @@ class GameProgram(Program[GameSettings, GameTraining, GameTraining]):
 game_program = GameProgram()
 
 
-def _form(name: str, arguments: Mapping[str, Any]) -> Game:
+def _form(name: str, arguments: Mapping[str, Any], pictures: PictureForm | None) -> Game:
     """The form of a game that is about to be learnt."""
-    environment = make_environment(name, None, arguments)
+    environment = make_environment(name, None, arguments, pictures)
     try:
         return game_of(environment, name)
     finally:
@@ -228,7 +256,10 @@ def _training(
 
 
 def draw_pictures(training: GameTraining, run: RunFolder) -> None:
-    """Write `learning_curve.png`, and `predictions.png` of the longest held-out game."""
+    """Write `learning_curve.png`, and `predictions.png` of the longest held-out game.
+
+    Where observations are pictures, `predictions.gif` is that game as a film beside dreams of it.
+    """
     curve = training.at.curve
     games = {
         who: [(steps, total) for steps, total, player in curve if player == who]
@@ -243,6 +274,9 @@ def draw_pictures(training: GameTraining, run: RunFolder) -> None:
         game = max(held_out, key=len)
         with training.playing():
             real, imagined, prefix = shown_beside(training.world, game, training.normalisation)
+        if training.game.picture:
+            _draw_films(training, run, real, imagined, prefix)
+            return
         with run.replacing("predictions.png") as path:
             path.write_bytes(
                 predictions_png(
@@ -252,6 +286,19 @@ def draw_pictures(training: GameTraining, run: RunFolder) -> None:
                     title=f"{training.game.name}: a held-out game, imagined after {prefix} steps",
                 )
             )
+
+
+def _draw_films(
+    training: GameTraining, run: RunFolder, real: Any, imagined: Any, prefix: int
+) -> None:
+    """Write a real game of pictures beside dreams of it, as a sheet and as a film."""
+    picture, stack = training.game.picture, training.settings.picture.frame_stack
+    dreams = [np.concatenate([real[:prefix], dream]) for dream in imagined]
+    films = [frames_of_pictures(film, picture, stack) for film in (real, *dreams)]
+    with run.replacing("predictions.png") as path:
+        path.write_bytes(sheet_png(films))
+    rate = frames_per_second(training.environments[0])
+    write_gif(run.path / "predictions.gif", list(side_by_side(films)), rate)
 
 
 def _threshold(name: str) -> float | None:

@@ -9,8 +9,10 @@ from typing import Any
 from pyro_seq.config.build import model_settings
 from pyro_seq.config.fields import above, at_least, between, described, one_of
 from pyro_seq.config.model_settings import Layer, resolve
+from pyro_seq.emissions.pictures import MOST_CHANNELS, PIXELS
 from pyro_seq.errors import UserError
 from pyro_seq.games.environment.making import Named, environment_arguments
+from pyro_seq.games.environment.pictures import PictureForm
 from pyro_seq.nn.feedforward import ACTIVATIONS
 from pyro_seq.nn.recurrent import KINDS
 from pyro_seq.train.settings import TrainingSettings
@@ -33,6 +35,25 @@ DEFAULTS: dict[str, Any] = {
     "conditional": True,
 }
 
+# where observations are pictures: the state of a pair with latents says what is to be seen
+# (Hafner et al. 2019, arXiv 1811.04551), and an agent that sees all of it needs no memory
+PIXEL_DEFAULTS: dict[str, Any] = {
+    "model.name": "vrnn",
+    "model.hidden_size": 64,
+    "model.latent_size": 16,
+    "model.latent_sizes": (64,),
+    "model.feature_sizes": (32,),
+    "model.decoder_sizes": (64,),
+    "model.smoothing": False,
+    "agent.kind": "mlp",
+    "agent.encoder_sizes": (64,),
+    "agent.decoder_sizes": (64,),
+    "world.batch_size": 16,
+    "training.kl_schedule": "linear",  # latents that cost less at first are used at all
+    "training.kl_start": 0.05,
+    "training.kl_steps": 300,
+}
+
 
 @dataclass(frozen=True)
 class PlaySettings:
@@ -41,6 +62,10 @@ class PlaySettings:
     env: str = described("CartPole-v1", "gymnasium's id of the environment")
     env_kwargs: str | None = described(
         None, "arguments that the environment is made with, a JSON object; none for none"
+    )
+    pixels: bool = described(
+        False,
+        "whether it is observed by pictures: what it observes if that is one, else what it draws",
     )
     env_steps: int = between(
         1, MOST_STEPS, 5_000, "moves in the real game at most, over all resumptions"
@@ -62,6 +87,54 @@ class PlaySettings:
     held_out: float = between(
         0, 0.5, 0.1, "fraction of the games that is never learnt from, and measured on"
     )
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """Settings of observations that are pictures (`play.pixels`), and of how a pair sees them."""
+
+    size: tuple[int, ...] = between(
+        1,
+        4_096,
+        (16, 24),
+        "height and width that larger pictures are averaged down to; none: as they are",
+    )
+    grey: bool = described(True, "whether three colours become one grey")
+    frame_stack: int = between(
+        1, MOST_CHANNELS, 1, "how many of the last pictures are one observation"
+    )
+    pixel: str = one_of(
+        PIXELS,
+        "normal",
+        "what a pixel is given the features: normal: a real number; bernoulli: black or white; "
+        "logistic: 8 bits, a mixture of logistics",
+    )
+    scale: float = above(
+        0,
+        0.5,
+        "of normal: the scale of all pixels, in root mean squares of what pixels differ from the "
+        "mean picture",
+    )
+    num_mixtures: int = between(1, 64, 5, "of logistic: logistics in the mixture of a pixel")
+    features: int = between(1, 4_096, 64, "features that a picture is drawn from")
+    map_channels: tuple[int, ...] = between(
+        1,
+        4_096,
+        (16,),
+        "channels of the transposed convolutions from features to hidden units, each of stride 2, "
+        "the coarsest first",
+    )
+    hidden_size: int = between(1, 4_096, 8, "hidden units at each place")
+    kernel_size: int = between(1, 63, 1, "of the convolution from hidden units to pixels, odd")
+    encoder_channels: tuple[int, ...] = between(
+        1, 4_096, (8, 16), "channels of the convolutions that see a picture"
+    )
+    encoder_features: int = between(1, 4_096, 64, "features of a picture that they end in")
+
+    @property
+    def form(self) -> PictureForm:
+        """The form that pictures are brought to."""
+        return PictureForm(self.size, self.grey, self.frame_stack)
 
 
 @dataclass(frozen=True)
@@ -162,6 +235,7 @@ class GameSettings:
     """
 
     play: PlaySettings = field(default_factory=PlaySettings)
+    picture: PictureSettings = field(default_factory=PictureSettings)
     world: WorldSettings = field(default_factory=WorldSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
     model: Any = field(default_factory=lambda: model_settings("rnn", DEFAULTS))
@@ -171,9 +245,17 @@ class GameSettings:
 def game_settings(*layers: Layer | Mapping[str, Any]) -> GameSettings:
     """Return the defaults with settings by dotted name overridden, in order.
 
-    `model.name` is among them; errors are those of `text_settings`.
+    `model.name` is among them; errors are those of `text_settings`. With `play.pixels` the defaults
+    are those of pictures.
     """
-    settings = checked(resolve(GameSettings, layers, DEFAULTS))
+    pixels = [
+        changes["play.pixels"]
+        for changes in (layer.changes if isinstance(layer, Layer) else layer for layer in layers)
+        if "play.pixels" in changes
+    ]
+    # lenient, since another pair may be named, which does not take all of them
+    own = [Layer(PIXEL_DEFAULTS, lenient=True)] if pixels and pixels[-1] is True else []
+    settings = checked(resolve(GameSettings, [*own, *layers], DEFAULTS))
     last = {
         name: layer
         for layer in layers
@@ -210,4 +292,8 @@ def checked(settings: GameSettings) -> GameSettings:
                 f"{many} times {steps} is {count:,}, and an update is of at most {MOST_ROWS:,} "
                 "steps: lower one of them"
             )
+    if len(s.picture.size) not in (0, 2):
+        raise UserError(f"picture.size is a height and a width, got {list(s.picture.size)}")
+    if s.picture.kernel_size % 2 == 0:
+        raise UserError(f"picture.kernel_size must be odd, got {s.picture.kernel_size}")
     return settings

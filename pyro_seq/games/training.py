@@ -21,12 +21,11 @@ from pyro_seq.games.agent.imagination import Imagination
 from pyro_seq.games.agent.learners import AgentLearner, WorldLearner
 from pyro_seq.games.environment.collecting import Player, RandomPlayer, collect, game_seed
 from pyro_seq.games.environment.environments import Game, Playing
-from pyro_seq.games.environment.episodes import Normalisation
 from pyro_seq.games.environment.replay import Replay, load_episodes, save_episodes
 from pyro_seq.games.progress import PHASES, TrainingProgress, describe_progress, round_schedule
 from pyro_seq.games.settings import AgentSettings, GameSettings, WorldSettings
 from pyro_seq.games.world.predictions import nats_per_step, open_loop
-from pyro_seq.games.world.world_model import World, new_world, set_spread
+from pyro_seq.games.world.world_model import new_world, set_spread, units_of, world_of
 from pyro_seq.runs.folder import RunFolder
 from pyro_seq.runs.stateful import (
     RANDOM,
@@ -43,6 +42,7 @@ from pyro_seq.train.schedules import Budget, learning_rate_factor
 
 RANDOM_PLAYER = 1  # beside a round's number, what its random agent is seeded by
 MEASURED = 64  # held-out games that are measured on, the latest
+MEASURED_PICTURES = 4  # likewise, where each step is a picture
 
 
 class GameTraining(Loop):
@@ -88,12 +88,13 @@ class GameTraining(Loop):
             name="real step",
         )
         self.settings, self.game, self.environments, self.seed = s, game, environments, seed
-        self.normalisation = Normalisation(game.observation_size)
+        self.normalisation = units_of(s, game)
         sizes: dict[str, Any] = {"batch_size": s.world.batch_size, "window": s.world.window}
         self.replay = Replay(self.normalisation, held_out=s.play.held_out, seed=seed, **sizes)
-        self.pair, self.policy = new_world(s, game), make_policy(game, s.agent)
-        self.critic = make_critic(game, s.agent)
-        self.world = World(self.pair, game.action_size)
+        self.pair = new_world(s, game)
+        self.world = world_of(self.pair, game)
+        self.policy = make_policy(game, s.agent, self.world.size_seen)
+        self.critic = make_critic(game, s.agent, self.world.size_seen)
         imagination = Imagination(
             self.world, game, self.normalisation, self.replay, self.critic, s.agent
         )
@@ -214,7 +215,9 @@ class GameTraining(Loop):
                     action_repeat=s.action_repeat,
                     seed=game_seed(self.seed, at.round, RANDOM_PLAYER),
                 ),
-                "agent": AgentPlayer(self.game, self.policy, self.normalisation, s.temperature),
+                "agent": AgentPlayer(
+                    self.game, self.policy, self.normalisation, s.temperature, self.world
+                ),
             }
             limits = {"seed": self.seed, "first": at.games, "most_steps": s.env_steps - before}
             episodes = collect(self.environments, self.game, games, players, moved=moved, **limits)
@@ -289,7 +292,7 @@ class GameTraining(Loop):
 
         The figures are nats per step, and errors of open-loop predictions.
         """
-        games = self.replay.kept[-MEASURED:]
+        games = self.replay.kept[-(MEASURED_PICTURES if self.game.picture else MEASURED) :]
         if not games:
             return {}
         with self.playing(), self.pair.scope():

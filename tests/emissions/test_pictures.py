@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -33,6 +34,14 @@ def test_any_size(pixel: str, shape: tuple[int, int, int], count: int) -> None:
     assert law.log_prob(x).isfinite().all()
     if pixel == "logistic":
         assert set(x.unique().tolist()) <= set(range(256))
+
+
+def test_pixels_of_one_scale_are_least_squares(float64: None) -> None:
+    emission = Pictures((2, 3, 4), 5, pixel="normal", scale_of_all=0.5, **SMALL)
+    law, x = emission(torch.randn(6, 5)), torch.randn(6, 2, 3, 4)
+    squares = (x - law.mean).square().sum((1, 2, 3)) / (2 * 0.5**2)
+    constant = 24 * (math.log(0.5) + math.log(2 * math.pi) / 2)
+    torch.testing.assert_close(law.log_prob(x), -squares - constant)
 
 
 def test_particles_share_the_last_frames() -> None:

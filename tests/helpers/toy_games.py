@@ -135,6 +135,76 @@ class Pictures(Counting):
     observation_space: Any = spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
 
+class Caught(gymnasium.Env[Any, Any]):
+    """A white square falls through 8 x 8 pixels, in one of 8 columns, and is to be caught by a
+    catcher that begins in the fifth column and moves by one; each move under the square earns 1.
+
+    The best that can be earned in the 7 moves, of a square d columns away, is 7 - max(0, d - 1).
+    """
+
+    observation_space: Any = spaces.Box(0, 255, (8, 8), np.uint8)
+    action_space: Any = spaces.Discrete(3)
+    best = 7 - sum(max(0, abs(column - 4) - 1) for column in range(8)) / 8
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.move, self.catcher = 0, 4
+        self.column = int(self.np_random.integers(8))
+        return self.seen(), {}
+
+    def seen(self) -> Any:
+        picture = np.zeros((8, 8), np.uint8)
+        picture[7, self.catcher] = 255
+        picture[min(self.move, 6), self.column] = 255
+        return picture
+
+    def step(self, action: Any) -> Any:
+        self.move += 1
+        self.catcher = min(7, max(0, self.catcher + int(action) - 1))
+        under = self.catcher == self.column
+        return self.seen(), float(under), self.move == 7, False, {}
+
+
+class Colours(Counting):
+    """Observes two colours: red at first, more of green at each move."""
+
+    observation_space: Any = spaces.Box(0, 255, (4, 6, 3), np.uint8)
+
+    def seen(self) -> Any:
+        picture = np.zeros((4, 6, 3), np.uint8)
+        picture[:2, :, 0], picture[:, :3, 1] = 200, 10 * self.move
+        return picture
+
+
+class Greys(Counting):
+    """Observes reals, which are beyond 1 at move 4."""
+
+    observation_space: Any = spaces.Box(0, 1, (3, 5), np.float32)
+
+    def seen(self) -> Any:
+        return np.full((3, 5), 0.5 * (self.move - 1) if self.move else 0.2, np.float32)
+
+
+class Shrinking(Colours):
+    """Observes pictures of another height after the first move."""
+
+    def seen(self) -> Any:
+        return super().seen()[: 4 - (self.move > 1)]
+
+
+class ChannelsFirst(Counting):
+    observation_space: Any = spaces.Box(0, 255, (4, 20, 20), np.uint8)
+
+
+class Transparent(Counting):
+    """Draws pictures with an alpha channel."""
+
+    metadata: Any = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def render(self) -> Any:
+        return np.zeros((4, 6, 4), np.uint8)
+
+
 class Written(Counting):
     observation_space: Any = spaces.Text(4)
 
@@ -295,6 +365,12 @@ def register() -> None:
         Crash,
         CrashLate,
         Pictures,
+        Colours,
+        Greys,
+        Shrinking,
+        ChannelsFirst,
+        Transparent,
+        Caught,
         Written,
         NamedPictures,
         Scripted,

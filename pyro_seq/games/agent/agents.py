@@ -23,6 +23,8 @@ from pyro_seq.errors import DIVERGED, UserError, finite_probabilities
 from pyro_seq.games.environment.environments import Game
 from pyro_seq.games.environment.episodes import Normalisation
 from pyro_seq.games.settings import AgentSettings
+from pyro_seq.games.world.pictures import remembered
+from pyro_seq.games.world.world_model import World
 from pyro_seq.infer.sampling import draw, tempered
 from pyro_seq.models import RNN
 from pyro_seq.nn.feedforward import MLP
@@ -81,18 +83,17 @@ class Action(Emission):
         return dist.Normal(loc, LEAST_SCALE + raw_scale.sigmoid()).to_event(1)
 
 
-def make_policy(game: Game, settings: AgentSettings) -> Pair:
-    """Make an agent: actions given observations as side inputs.
+def make_policy(game: Game, settings: AgentSettings, size: int | None = None) -> Pair:
+    """Make an agent: actions given what it sees as side inputs.
+
+    That is `size` numbers of a world model's state (`World.size_seen`), or else an observation.
 
     All actions of a discrete game are about equally likely at first.
     """
     emission: Emission = (
         Categorical(game.action_size) if game.discrete else Action(game.action_size)
     )
-    context = SideInputs(
-        game.observation_size,
-        EncoderMLP(game.observation_size, settings.encoder_sizes, activation="tanh"),
-    )
+    context = _sees(game.observation_size if size is None else size, settings)
     if settings.kind == "mlp":
         model: SequenceModel = Feedforward(emission, context, hidden_sizes=settings.decoder_sizes)
     else:
@@ -112,10 +113,15 @@ def make_policy(game: Game, settings: AgentSettings) -> Pair:
     return Pair(model)
 
 
-def make_critic(game: Game, settings: AgentSettings) -> Critic:
-    """Make a critic of observations."""
-    encoder = EncoderMLP(game.observation_size, settings.encoder_sizes, activation="tanh")
-    return Critic(SideInputs(game.observation_size, encoder), hidden_size=settings.hidden_size)
+def make_critic(game: Game, settings: AgentSettings, size: int | None = None) -> Critic:
+    """Make a critic of what the agent sees; `size` is that of `make_policy`."""
+    seen = game.observation_size if size is None else size
+    return Critic(_sees(seen, settings), hidden_size=settings.hidden_size)
+
+
+def _sees(size: int, settings: AgentSettings) -> SideInputs:
+    """The side inputs that an agent and its critic see."""
+    return SideInputs(size, EncoderMLP(size, settings.encoder_sizes, activation="tanh"))
 
 
 @torch.no_grad()
@@ -169,32 +175,68 @@ class AgentPlayer:
         policy: the agent, used in evaluation mode.
         normalisation: of observations.
         temperature: of its choices; 0: always the likeliest action.
+        world: the model of a game that is observed by pictures, through which the agent sees them.
     """
 
     def __init__(
-        self, game: Game, policy: Pair, normalisation: Normalisation, temperature: float = 1.0
+        self,
+        game: Game,
+        policy: Pair,
+        normalisation: Normalisation,
+        temperature: float = 1.0,
+        world: World | None = None,
     ) -> None:
         self.game = game
         self.policy = policy
         self.normalisation = normalisation
         self.temperature = temperature
         self.model: Any = policy.model
+        self.world = world if game.picture else None
         self._states: dict[int, Any] = {}  # by place, each of one row
+        # likewise, what the world model knows of a game, and the side inputs of its next step
+        self._known: dict[int, Any] = {}
 
     def begin(self, place: int) -> None:
         """Forget the game at a place."""
         self._states[place] = self.model.initial(1)
+        self._known.pop(place, None)
 
     @torch.no_grad()
     def act(self, places: Sequence[int], observations: np.ndarray) -> np.ndarray:
         """Return encoded actions `[K, A]`."""
         state = tree_cat([self._states[place] for place in places])
-        normal = self.normalisation.normal(torch.from_numpy(observations))
+        seen = self._seen(places, self.normalisation.normal(torch.from_numpy(observations)))
         with self.policy.evaluating(), pyro.validation_enabled(False), finite_probabilities():
-            action, state = act(self.model, state, normal, self.temperature)
+            action, state = act(self.model, state, seen, self.temperature)
         encoded = self.game.encode(action)
         if not encoded.isfinite().all():
             raise UserError(f"the agent's actions are not finite: {DIVERGED}")
         for i, place in enumerate(places):
             self._states[place] = tree_map(lambda x, i=i: x[i : i + 1], state)
+            if self.world is not None:
+                before = self.world.inputs(encoded[i : i + 1])
+                self._known[place] = (self._known[place][0], before)
         return encoded.numpy()
+
+    def _seen(self, places: Sequence[int], observations: Tensor) -> Tensor:
+        """What the agent sees of the games at some places, `[K, F]`."""
+        world = self.world
+        if world is None:
+            return observations
+        begun = [place in self._known for place in places]
+        seen: dict[int, Tensor] = {}
+        for group in (False, True):
+            rows = [i for i, going in enumerate(begun) if going == group]
+            if not rows:
+                continue
+            known, inputs = None, world.first_inputs(len(rows))
+            if group:
+                known, inputs = tree_cat([self._known[places[i]] for i in rows])
+            zeros = torch.zeros(len(rows))
+            x = {"observation": observations[rows], "reward": zeros, "end": zeros}
+            known = world.watch(known, x, inputs)
+            shown = remembered(world.state_of(known))
+            for j, i in enumerate(rows):
+                row = tree_map(lambda part, j=j: part[j : j + 1], known)
+                self._known[places[i]], seen[i] = (row, None), shown[j]
+        return torch.stack([seen[i] for i in range(len(places))])

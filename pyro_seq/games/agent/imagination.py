@@ -54,13 +54,13 @@ class Imagination:
     ) -> None:
         self.world, self.game, self.normalisation, self.replay = world, game, normalisation, replay
         self.critic, self.settings = critic, settings
-        # of the latest games: [N, T], and the observation after the last move [N, D]
+        # of the latest games: [N, T], and what is seen after the last move [N, F]
         self.rewards = self.beyond = torch.zeros(0)
         # [N], those that were not over at the horizon
         self.running = torch.zeros(0, dtype=torch.bool)
 
     def starts(self, policy: SequenceModel, count: int) -> tuple[Any, Any, Tensor]:
-        """Return (the world's states, the agent's, observations `[N, D]`) of games to imagine."""
+        """Return (the world's states, the agent's, what it sees `[N, F]`) of games to imagine."""
         under_way = count - round(self.settings.initial_state_fraction * count)
         within = self.replay.prefixes(under_way, self.settings.prefix) if under_way else None
         anew = count - (0 if within is None else len(within))
@@ -69,10 +69,10 @@ class Imagination:
         )
         worlds, agents, seen = [], [], []
         for group in groups:
-            values: Any = group.values
-            worlds.append(self.world.states(group))
-            agents.append(state_after(policy, values["observation"][:, :-1]))
-            seen.append(values["observation"][:, -1])
+            after, shown = self.world.watched(group)
+            worlds.append(after)
+            agents.append(state_after(policy, shown[:, :-1]))
+            seen.append(shown[:, -1])
         return tree_cat(worlds), tree_cat(agents), torch.cat(seen)
 
     @torch.no_grad()
@@ -92,7 +92,7 @@ class Imagination:
                 actions.append(action)
                 inputs.append(seen)
                 x, world = self.world.step(world, self.world.inputs(self.game.encode(action)))
-                seen = x["observation"]
+                seen = self.world.seen(x, world)
                 rewards.append(x["reward"] * alive)
                 lengths += alive
                 alive = alive & (x["end"] < 0.5)
@@ -237,7 +237,7 @@ class Pathwise(ELBO):
                 x, world = imagination.world.step(
                     world, imagination.world.inputs(encoded), differentiable=True
                 )
-                seen = x["observation"]
+                seen = imagination.world.seen(x, world)
                 rewards.append(imagination.earned(x["reward"]))
                 entropies.append(entropy)
                 alive.append(alive[-1] * (1 - x["end"]))

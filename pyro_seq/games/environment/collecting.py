@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pyro_seq._rng import generator
 from pyro_seq.errors import UserError
@@ -83,7 +82,7 @@ class _Place:
     def __init__(self, playing: Playing) -> None:
         self.playing, self.step = playing, playing.environment.step
         self.player, self.number, self.moves, self.room = "", 0, 0, 0
-        nothing: NDArray[np.float32] = np.zeros(0, np.float32)
+        nothing: Any = np.zeros(0, np.float32)
         self.observations = self.actions = self.latest = nothing
         self.rewards: list[float] = []
 
@@ -103,7 +102,7 @@ class _Place:
         self.player, self.number, self.moves, self.rewards = player, number, 0, []
         if not self.room:
             self.room = FIRST_MOVES
-            self.observations = np.zeros((self.room + 1, *observation.shape), np.float32)
+            self.observations = np.zeros((self.room + 1, *observation.shape), observation.dtype)
             self.actions = np.zeros((self.room, num_actions), np.float32)
             self.latest = latest.reshape(observation.shape)
         self.observations[0] = observation
@@ -122,7 +121,8 @@ class _Place:
         n = self.moves
         observations = self.observations[: n + 1].copy()
         rewards = np.array(self.rewards, np.float32)
-        if not (surely_finite(observations) and surely_finite(rewards)):
+        numbers = observations.dtype != np.uint8
+        if not ((not numbers or surely_finite(observations)) and surely_finite(rewards)):
             self.playing.check(observations, rewards)
         return Episode(
             observations.reshape(n + 1, -1),
@@ -171,7 +171,7 @@ def collect(
     Raises `UserError` for an environment that fails.
     """
     places = [_Place(playing) for playing in environments]
-    latest = np.zeros((len(places), game.observation_size), np.float32)  # observations
+    latest = np.zeros((len(places), game.observation_size), environments[0].kind)  # observations
     everywhere = list(range(len(places)))
     under_way: dict[str, list[int]] = {name: [] for name in players}  # places by player
     episodes: dict[int, Episode] = {}
@@ -209,7 +209,7 @@ def collect(
 
 def _check_finite(places: Sequence[_Place], seen: np.ndarray) -> None:
     """Raise `UserError` where one of the latest observations is NaN or infinite."""
-    if not surely_finite(seen):
+    if seen.dtype != np.uint8 and not surely_finite(seen):
         for place in places:
             place.episode(ended=False, complete=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyro_seq.errors import UserError
+from pyro_seq.games.environment.pictures import shows_pictures
 
 if TYPE_CHECKING:
     from gymnasium import Env, Space, spaces
 
 SUPPORTED = (
     "what is supported are observations of numbers (Box, Discrete, MultiDiscrete, MultiBinary, "
-    "Dict and Tuple of these; no pictures)"
+    "Dict and Tuple of these; pictures with --pixels)"
     " and actions that are Discrete, MultiDiscrete, MultiBinary or a Box"
 )
 MOST_OBSERVED = 4_096  # numbers of an observation; more are pictures, whatever their type
@@ -51,6 +52,7 @@ class Game:
         action_type: likewise, the type of its numbers.
         counts, firsts: of several choices at once, how many there are of each, and the number of
             the first.
+        picture: of observations that are pictures, (C, H, W); else empty.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Game:
     action_type: str = "float32"
     counts: tuple[int, ...] = ()
     firsts: tuple[int, ...] = ()
+    picture: tuple[int, ...] = ()
 
     def encode(self, action: Tensor) -> Tensor:
         """Encode drawn actions `[...]` or `[..., A]` for the world model, `[..., A]`.
@@ -124,7 +127,8 @@ class Game:
         )
         actions = np.clip(np.where(bounded, within, encoded), low, high)
         if self._whole:
-            actions = np.clip(np.rint(actions), *_limits(kind))
+            limits = (0.0, 1.0) if kind.kind == "b" else _limits(kind)
+            actions = np.clip(np.rint(actions), *limits)
         shaped = actions.astype(kind).reshape(-1, *self.action_shape)
         return [shaped[i, ...] for i in range(len(shaped))]  # arrays, also those of no dimension
 
@@ -151,17 +155,23 @@ class Game:
 
 def _limits(kind: np.dtype[Any]) -> tuple[float, float]:
     """The least and the greatest float64 that can be cast to a type of whole numbers."""
-    if kind.kind == "b":
-        return 0.0, 1.0
     low, high = float(np.iinfo(kind).min), float(np.iinfo(kind).max)
     return low, high if int(high) <= int(np.iinfo(kind).max) else float(np.nextafter(high, 0))
 
 
 def game_of(environment: Env[Any, Any], name: str) -> Game:
     """Return the form of an environment; raise `UserError` for unsupported spaces."""
+    observed = environment.observation_space
+    if shows_pictures(environment):
+        shape = tuple(int(n) for n in observed.shape or ())
+        return replace(_by_actions(environment, name, math.prod(shape)), picture=shape)
+    return _by_actions(environment, name, _observation_size(observed, name))
+
+
+def _by_actions(environment: Env[Any, Any], name: str, size: int) -> Game:
+    """The form of a game of observations of some size, by its actions."""
     from gymnasium import spaces
 
-    size = _observation_size(environment.observation_space, name)
     actions = environment.action_space
     if isinstance(actions, spaces.Discrete):
         _check_actions(name, actions, int(actions.n))
@@ -318,6 +328,7 @@ class Playing:
 
     def __init__(self, environment: Env[Any, Any], name: str) -> None:
         self.environment, self.name, self.number = environment, name, 0
+        self.kind = np.uint8 if shows_pictures(environment) else np.float32
 
     def reset(self, seed: int, number: int = 0) -> np.ndarray:
         """Begin the game of a seed, and return its first observation.
@@ -327,12 +338,11 @@ class Playing:
         self.number = number
         try:
             observation, _ = self.environment.reset(seed=seed)
-            begun = np.asarray(observation, dtype=np.float32)
-            space = self.environment.observation_space.shape
-            if begun.shape != space:
+            begun = np.asarray(observation, dtype=self.kind)
+            space = list(self.environment.observation_space.shape or ())
+            if list(begun.shape) != space:
                 raise ValueError(
-                    f"its observation has shape {list(begun.shape)}, and its space "
-                    f"{list(space or ())}"
+                    f"its observation has shape {list(begun.shape)}, and its space {space}"
                 )
             return begun
         except UserError:  # of what is done beside, such as filming

@@ -5,6 +5,7 @@ Step 0 is what a game begins with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,8 @@ class Episode:
     """A game of T moves.
 
     Attributes:
-        observations: as the environment gave them, float32 `[T + 1, D]`.
+        observations: as the environment gave them, float32 `[T + 1, D]`; of pictures bytes, D the
+            pixels of all channels.
         actions: encoded (`environments.Game`), float32 `[T, A]`.
         rewards: float32 `[T]`.
         ended: whether the environment said that the game is over (termination), and not only cut
@@ -180,6 +182,56 @@ class Normalisation:
         self._refresh()
 
 
+class PictureUnits(Normalisation):
+    """Pictures `[C, H, W]` in the units of a pair's emission; rewards as ever.
+
+    Of real pixels these are differences from the mean picture in units of their root mean square,
+    over all pixels: what stands still need not be learnt. Black or white is 0 or 1, and pixels of
+    8 bits stay as they are.
+
+    Args:
+        shape: C, H and W.
+        pixel: what a pixel is (`emissions.Pictures`).
+    """
+
+    def __init__(self, shape: Sequence[int], pixel: str) -> None:
+        self.shape, self.pixel = tuple(shape), pixel
+        super().__init__(math.prod(shape) if pixel == "normal" else 0)
+
+    def _refresh(self) -> None:
+        super()._refresh()
+        if self.pixel == "normal":
+            square = self.observations.squares.mean() / max(1, self.observations.count)
+            usual = float(np.sqrt(square)) if square > 0 else 1.0
+            self.deviation = torch.full_like(self.deviation, usual)
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        """Add games."""
+        for episode in episodes:
+            if self.pixel == "normal":
+                self.observations.add(episode.observations)
+            self.rewards.add(episode.rewards[:, None])
+        self._refresh()
+
+    def normal(self, observations: Tensor) -> Tensor:
+        """Convert bytes `[..., C H W]` to pictures `[..., C, H, W]`."""
+        pixels = observations.to(torch.get_default_dtype())
+        if self.pixel == "normal":
+            pixels = super().normal(pixels)
+        elif self.pixel == "bernoulli":
+            pixels = pixels / 255
+        return pixels.unflatten(-1, self.shape)
+
+    def raw(self, observations: Tensor) -> Tensor:
+        """Convert pictures `[..., C, H, W]` to bytes `[..., C H W]`, clipped to their range."""
+        pixels = observations.flatten(-3)
+        if self.pixel == "normal":
+            pixels = super().raw(pixels)
+        elif self.pixel == "bernoulli":
+            pixels = pixels * 255
+        return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
 class Stacked:
     """Games one after the other in few tensors, to look up many stretches at once.
 
@@ -192,7 +244,9 @@ class Stacked:
         lengths = torch.tensor([len(episode) + 1 for episode in episodes])
         # steps of each game, and where its step 0 stands
         self.lengths, self.begins = lengths, lengths.cumsum(0) - lengths
-        self.observations = normalisation.normal(_joined([e.observations for e in episodes]))
+        # of pictures these are bytes, a quarter of what they take as a pair observes them
+        self.observations = _joined([e.observations for e in episodes])
+        self.normalisation = normalisation
         steps, actions = len(self.observations), episodes[0].actions.shape[1]
         later = torch.ones(steps, dtype=torch.bool)
         later[self.begins] = False
@@ -221,7 +275,7 @@ class Stacked:
         inputs = self.inputs[index]
         inputs[:, 0] = joined(inputs[:, 0], starts > 0, self.num_actions)
         values = {
-            "observation": self.observations[index],
+            "observation": self.normalisation.normal(self.observations[index]),
             "reward": self.rewards[index],
             "end": self.ends[index],
         }
@@ -230,7 +284,8 @@ class Stacked:
 
 
 def _joined(parts: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts)).to(torch.get_default_dtype())
+    joined = torch.from_numpy(np.concatenate(parts))
+    return joined if joined.dtype == torch.uint8 else joined.to(torch.get_default_dtype())
 
 
 def joined(inputs: Tensor, under_way: Tensor, num_actions: int) -> Tensor:

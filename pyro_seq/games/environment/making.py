@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pyro_seq.config.user_code import working_folder_importable
 from pyro_seq.errors import UserError, did_you_mean
 from pyro_seq.games.environment.environments import first_line, flattened, in_words
+from pyro_seq.games.environment.pictures import PictureForm, is_picture, pictured
 
 if TYPE_CHECKING:
     from gymnasium import Env
@@ -147,11 +148,15 @@ def _is_harmless(arguments: object) -> bool:
 
 
 def make_environment(
-    name: str, render_mode: str | None = None, arguments: Mapping[str, Any] | None = None
+    name: str,
+    render_mode: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    pictures: PictureForm | None = None,
 ) -> Env[Any, Any]:
     """Make the environment of an id with some arguments.
 
-    A module that the id names is also looked for in the working folder.
+    A module that the id names is also looked for in the working folder. With `pictures` it is
+    observed by pictures of that form, else by numbers.
 
     Raises `UserError` for an id that gymnasium does not know (with the nearest that it does, or the
     package that brings it), for one whose packages are missing (with the extra of pip that brings
@@ -159,12 +164,28 @@ def make_environment(
     """
     import gymnasium
 
-    # which not every environment takes
-    given = dict(arguments or {}) | ({} if render_mode is None else {"render_mode": render_mode})
+    def made(render_mode: str | None) -> Env[Any, Any]:
+        # which not every environment takes
+        drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+        return gymnasium.make(name, disable_env_checker=True, **dict(arguments or {}), **drawn)
+
     try:
         by_module = named_by_module(name)
         with _quiet(), working_folder_importable() if by_module else nullcontext():
-            return flattened(gymnasium.make(name, disable_env_checker=True, **given))
+            environment = made(render_mode)
+            if pictures is None:
+                return flattened(environment)
+            if render_mode != "rgb_array" and not is_picture(environment.observation_space):
+                environment.close()
+                if render_mode is not None:
+                    raise UserError(
+                        f"the environment {name!r} is observed by what it draws, so that it has no "
+                        "window: --render video shows it"
+                    )
+                environment = made("rgb_array")
+            return pictured(environment, pictures, name)
+    except UserError:
+        raise
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
         tried = f"; tried the installed packages and {Path.cwd()}" if named_by_module(name) else ""
         # which gymnasium goes on to advise of

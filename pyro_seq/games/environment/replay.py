@@ -143,11 +143,10 @@ def save_episodes(path: Path, episodes: Sequence[Episode]) -> None:
 
     def joined(name: str, *shape: int) -> Tensor:
         parts = [getattr(episode, name) for episode in episodes]
-        return (
-            torch.from_numpy(np.concatenate(parts).astype(np.float32))
-            if parts
-            else torch.zeros(0, *shape)
-        )
+        if not parts:
+            return torch.zeros(0, *shape)
+        whole = np.concatenate(parts)
+        return torch.from_numpy(whole if whole.dtype == np.uint8 else whole.astype(np.float32))
 
     kept = {
         "lengths": [len(episode) for episode in episodes],
@@ -164,6 +163,7 @@ def save_episodes(path: Path, episodes: Sequence[Episode]) -> None:
 def describe_episodes(game: Game | None = None) -> Kind:
     """Return the kind of what `save_episodes` writes, of games of a form."""
     sizes = (None, None) if game is None else (game.observation_size, game.action_size)
+    kind = torch.float32 if game is None or not game.picture else torch.uint8
     sides = {
         "lengths": Items(Whole()),
         "ended": Items(Flag()),
@@ -173,7 +173,7 @@ def describe_episodes(game: Game | None = None) -> Kind:
     return Fields(
         {
             **sides,
-            "observations": TensorOf(None, sizes[0]),
+            "observations": TensorOf(None, sizes[0], dtype=kind),
             "actions": TensorOf(None, sizes[1]),
             "rewards": TensorOf(None),
         }

@@ -22,9 +22,11 @@ from pyro_seq.games.plots.drawing import (
     picture_of,
     write_gif,
 )
+from pyro_seq.games.plots.films import frames_of_pictures, sheet_png
 from pyro_seq.games.plots.pictures import games_png
 from pyro_seq.runs.writing import make_folder, replacing
 
+DREAMT = 25.0  # frames of a dreamt film in a second, since no environment says how many
 MODES = {"none": None, "human": "human", "video": "rgb_array"}
 
 
@@ -120,6 +122,8 @@ def show_dreams(trained: LoadedAgent, games: Sequence[ImaginedEpisode], render: 
     Raises `UserError` for videos of an environment that cannot draw a state.
     """
     folder = trained.path / "imagined"
+    if trained.game.picture and render != "none":
+        return _show_films(trained, games, render, folder)
     if render == "picture":
         make_folder(folder)
         path = folder / "games.png"
@@ -147,3 +151,23 @@ def show_dreams(trained: LoadedAgent, games: Sequence[ImaginedEpisode], render: 
     finally:
         playing.close()
     return files
+
+
+def _show_films(
+    trained: LoadedAgent, games: Sequence[ImaginedEpisode], render: str, folder: Path
+) -> list[Path]:
+    """Draw imagined games of pictures: what the model dreams, without an environment."""
+    stack = trained.settings.picture.frame_stack
+    films = [
+        frames_of_pictures(game.observations.numpy(), trained.game.picture, stack) for game in games
+    ]
+    make_folder(folder)
+    if render == "picture":
+        path = folder / "games.png"
+        with replacing(path, follow=False) as temporary:
+            temporary.write_bytes(sheet_png(films))
+        return [path]
+    paths = [folder / f"game-{number}.gif" for number in range(1, len(films) + 1)]
+    for path, film in zip(paths, films, strict=True):
+        write_gif(path, list(film), DREAMT)
+    return paths

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import nullcontext
+from functools import cached_property
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -11,6 +13,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_seq._pytree import tree_leaves, tree_map
+from pyro_seq._rng import fork_rng
 from pyro_seq.batch import SequenceBatch
 from pyro_seq.config.build import PairComponents, make_pair
 from pyro_seq.contexts import (
@@ -29,40 +33,20 @@ from pyro_seq.encoders import Encoder, Flatten, MLPEncoder
 from pyro_seq.encoders import Joint as JointEncoder
 from pyro_seq.errors import UserError
 from pyro_seq.games.environment.environments import Game
-from pyro_seq.games.environment.episodes import FLAGS
+from pyro_seq.games.environment.episodes import FLAGS, Normalisation, PictureUnits
 from pyro_seq.games.settings import GameSettings
+from pyro_seq.games.world.pictures import (
+    SMALLEST_SCALE,
+    ObservationOf,
+    picture_parts,
+    remembered,
+    without_pictures,
+)
 from pyro_seq.infer.continuations import state_after
+from pyro_seq.infer.smc.particle_filter import particle_filter
 from pyro_seq.infer.stepping.declared import draw, stepper_of
 from pyro_seq.infer.stepping.replay import Prefix, ReplayStepper
 from pyro_seq.pairs.pair import Pair
-
-# of what is predicted, in its own deviations: how exact a model may claim to be
-SMALLEST_SCALE = 0.01
-
-
-class ObservationOf(Encoder):
-    """Encode a step's named group by its observation alone, as it is.
-
-    Args:
-        size: D.
-    """
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.num_features = size
-
-    def blank(self, *lead: int, device: torch.device | None = None) -> dict[str, Tensor]:
-        """Return a group of zeros."""
-        zeros = torch.zeros(*lead, device=device)
-        return {
-            "observation": torch.zeros(*lead, self.num_features, device=device),
-            "reward": zeros,
-            "end": zeros,
-        }
-
-    def forward(self, values: dict[str, Tensor]) -> Tensor:
-        """Return the observation `[..., D]`."""
-        return values["observation"]
 
 
 class WithObservation(Encoder):
@@ -107,7 +91,7 @@ class Before(Chain):
     def emission_only(self) -> Context:
         """Return a context of the observation that is passed on, and no other features."""
         return SplitContext(
-            NoContext(), LastObservations(ObservationOf(self.emission_context_size))
+            NoContext(), LastObservations(ObservationOf(Flatten(self.emission_context_size)))
         )
 
 
@@ -191,12 +175,35 @@ def game_parts(
 
 
 def new_world(settings: GameSettings, game: Game) -> Pair:
-    """Make the world model of a game, with new weights."""
+    """Make the world model of a game, with new weights.
+
+    Raises `UserError` for a pair without latents where observations are pictures.
+    """
     s = settings.world
+    if game.picture:
+        pair = make_pair(settings.model, picture_parts(game, settings.picture))
+        if getattr(pair.model, "latent_size", 1) == 0:
+            raise UserError(
+                f"the pair {settings.model.name!r} has no latents, and only latents remember what "
+                "was seen in pictures: vrnn, srnn or dmm would do"
+            )
+        return pair
     return make_pair(
         settings.model,
         game_parts(game, change=s.change, encoder_sizes=s.encoder_sizes, activation=s.activation),
     )
+
+
+def world_of(pair: Pair, game: Game) -> World:
+    """Return the world model of a game as it is stepped."""
+    return World(pair, game.action_size, pictures=bool(game.picture))
+
+
+def units_of(settings: GameSettings, game: Game) -> Normalisation:
+    """Return the units in which a game's world model observes it, of no games yet."""
+    if not game.picture:
+        return Normalisation(game.observation_size)
+    return PictureUnits(game.picture, settings.picture.pixel)
 
 
 def set_spread(pair: Pair, spread: Tensor) -> None:
@@ -210,64 +217,137 @@ def set_spread(pair: Pair, spread: Tensor) -> None:
 class World:
     """A trained world model that is stepped.
 
-    The pair declares its equations, or its model returns the state it ends in.
+    The pair declares its equations, or its model returns the state it ends in. What an agent sees
+    of a step is the observation, or where that is a picture what the model's state remembers of
+    the game (`pictures.remembered`): games are imagined without drawing pictures.
 
     Args:
-        pair: over games (`game_parts`); used in evaluation mode.
+        pair: over games (`game_parts`, `pictures.picture_parts`); used in evaluation mode.
         num_actions: A.
+        pictures: whether observations are pictures.
     """
 
-    def __init__(self, pair: Pair, num_actions: int) -> None:
-        self.pair, self.num_actions = pair, num_actions
+    def __init__(self, pair: Pair, num_actions: int, *, pictures: bool = False) -> None:
+        self.pair, self.num_actions, self.pictures = pair, num_actions, pictures
 
     def inputs(self, actions: Tensor) -> Tensor:
         """Return the side inputs `[N, A + 2]` of the step after encoded actions `[N, A]`."""
         return torch.cat([actions, actions.new_zeros(*actions.shape[:-1], FLAGS)], -1)
 
-    @torch.no_grad()
-    def begin(self, count: int) -> tuple[dict[str, Tensor], Any]:
-        """Draw (the first observations `[N, D]`, …, the states after) of `count` games."""
+    def first_inputs(self, count: int) -> Tensor:
+        """Return the side inputs `[count, A + 2]` of the first step of games."""
         inputs = torch.zeros(count, self.num_actions + FLAGS)
         inputs[:, self.num_actions] = 1.0
-        return self.step(stepper_of(self.pair).initial(count), inputs)
+        return inputs
 
     @torch.no_grad()
-    def states(self, prefix: SequenceBatch, *, samples: int = 8) -> Any:
-        """Return the model's states `[N, …]` after games that fill a batch.
+    def begin(self, count: int, *, drawn: bool = True) -> tuple[dict[str, Tensor], Any]:
+        """Draw (the first observations `[N, D]`, …, the states after) of `count` games.
 
-        Latents are drawn from their filtered distribution.
+        Args:
+            count: N.
+            drawn: see `step`.
+        """
+        return self.step(
+            stepper_of(self.pair).initial(count), self.first_inputs(count), drawn=drawn
+        )
+
+    @cached_property
+    def size_seen(self) -> int | None:
+        """How many numbers of a state an agent sees; `None` where it sees the observation."""
+        if not self.pictures:
+            return None
+        with fork_rng(0), self.pair.evaluating():
+            return remembered(self.begin(1, drawn=False)[1]).shape[1]
+
+    def seen(self, x: dict[str, Tensor], state: object) -> Tensor:
+        """Return what an agent sees of a step `[N, F]`, given the model's state after it."""
+        return remembered(cast(Any, state)) if self.pictures else x["observation"]
+
+    @torch.no_grad()
+    def watched(self, prefix: SequenceBatch, *, samples: int = 8) -> tuple[Any, Tensor]:
+        """Return (the model's states `[N, …]` after games that fill a batch, what an agent sees).
+
+        The latter is `[N, T, F]`. Latents are drawn from their filtered distribution, by `samples`
+        particles; of pictures, whose weights would leave one of them, as the guide proposes.
 
         Nobody around sees this: an agent's `SVI` would take the world's parameters for the agent's.
         """
-        with pyro.validation_enabled(False), poutine.block():
-            return _kept(state_after(self.pair, [prefix], samples=samples))
+        values: Any = prefix.values
+        if not self.pictures:
+            with pyro.validation_enabled(False), poutine.block():
+                after = _kept(state_after(self.pair, [prefix], samples=samples))
+            return after, values["observation"]
+        assert prefix.inputs is not None
+        known, states = None, list[Any]()
+        for t in range(prefix.num_steps):
+            x = tree_map(lambda part, t=t: part[:, t], values)
+            known = self.watch(known, x, prefix.inputs[:, t])
+            states.append(self.state_of(known))
+        return states[-1], torch.stack([remembered(state) for state in states], 1)
+
+    @torch.no_grad()
+    def watch(self, known: Any, x: dict[str, Tensor], inputs: Tensor) -> Any:
+        """Return what is known of N games after one more step of them was seen.
+
+        Latents are drawn from the guide's proposal.
+
+        Args:
+            known: before the step, `None` at the games' beginnings.
+            x: the step, `[N, …]`; a guide sees the picture alone.
+            inputs: side inputs `[N, A + 2]`.
+        """
+        step = tree_map(lambda part: part.unsqueeze(1), x)
+        batch = SequenceBatch(step, inputs=inputs.unsqueeze(1), state=known)
+        with pyro.validation_enabled(False), poutine.block(), without_pictures(self.pair):
+            if stepper_of(self.pair).proposes_by_step("guide"):
+                return particle_filter(self.pair, batch, samples=1, paths=False).state
+            after = _kept(state_after(self.pair, [batch], samples=1))
+        return {"model": after.state if isinstance(after, Prefix) else after, "guide": None}
+
+    def state_of(self, known: Any) -> Any:
+        """Return the model's states `[N, …]`, given what is known of games (`watch`)."""
+        count = len(tree_leaves(known)[0])
+        return stepper_of(self.pair).state_before(SequenceBatch(None, [1] * count, state=known))
 
     def step(
-        self, state: object, inputs: Tensor, *, differentiable: bool = False
+        self, state: object, inputs: Tensor, *, differentiable: bool = False, drawn: bool = False
     ) -> tuple[dict[str, Tensor], Any]:
         """Draw (observation `[N, D]`, reward `[N]`, end `[N]`) of one step, and the state after.
 
         Args:
-            state: as `states` or a step before has given it.
+            state: as `watched` or a step before has given it.
             inputs: side inputs `[N, A + 2]`.
             differentiable: whether gradients go through the draws (reparameterised); `end` is then
                 its probability.
+            drawn: whether observations that are pictures `[N, C, H, W]` are asked for, the means
+                of their pixels given the latents; else they may be left out.
 
         Raises `UserError` for a pair that returns no state, and for a differentiable step of one
         that is not declared by its equations.
         """
         stepper: Any = stepper_of(self.pair)
-        if not differentiable:
-            with self.pair.scope(), poutine.block():
-                x, after = stepper.step(state, inputs, lambda prior: prior.sample(), draw)
-            return x, _kept(after)
-        if isinstance(stepper, ReplayStepper):
-            raise UserError(
-                "gradients through a game need a world model declared by its equations "
-                "(SequenceModel); agent.gradient=score needs none"
-            )
-        x, after = stepper.step(state, inputs, lambda prior: prior.rsample(), _soft)
-        return x, after
+        with nullcontext() if drawn else without_pictures(self.pair):
+            if not differentiable:
+                with self.pair.scope(), poutine.block():
+                    shown = draw if isinstance(stepper, ReplayStepper) else self._draw
+                    x, after = stepper.step(state, inputs, lambda prior: prior.sample(), shown)
+                return x, _kept(after)
+            if isinstance(stepper, ReplayStepper):
+                raise UserError(
+                    "gradients through a game need a world model declared by its equations "
+                    "(SequenceModel); agent.gradient=score needs none"
+                )
+            return stepper.step(state, inputs, lambda prior: prior.rsample(), _soft)
+
+    def _draw(self, emission: dict[str, Any]) -> dict[str, Tensor]:
+        """Draws; of a picture, at which nothing looks but a person, the mean."""
+        if not self.pictures:
+            return draw(emission)
+        return {
+            name: part.mean if name == "observation" else part.sample()
+            for name, part in emission.items()
+        }
 
 
 def _kept(state: object) -> Any:

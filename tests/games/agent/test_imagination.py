@@ -44,9 +44,13 @@ class TwoSteps:
     def inputs(self, actions: Tensor) -> Tensor:
         return actions
 
-    def states(self, prefix: SequenceBatch) -> Tensor:
+    def watched(self, prefix: SequenceBatch) -> tuple[Tensor, Tensor]:
+        values: Any = prefix.values
         self.moves = 0
-        return torch.tensor([1.0, 0, 0]).expand(len(prefix), 3)
+        return torch.tensor([1.0, 0, 0]).expand(len(prefix), 3), values["observation"]
+
+    def seen(self, x: dict[str, Tensor], state: Tensor) -> Tensor:
+        return x["observation"]
 
     def step(self, state: Tensor, inputs: Tensor, *, differentiable: bool = False) -> Any:
         self.moves += 1
@@ -218,8 +222,12 @@ class Quadratic:
     def inputs(self, actions: Tensor) -> Tensor:
         return actions
 
-    def states(self, prefix: SequenceBatch) -> Tensor:
-        return torch.ones(len(prefix), 1)
+    def watched(self, prefix: SequenceBatch) -> tuple[Tensor, Tensor]:
+        values: Any = prefix.values
+        return torch.ones(len(prefix), 1), values["observation"]
+
+    def seen(self, x: dict[str, Tensor], state: Tensor) -> Tensor:
+        return x["observation"]
 
     def step(self, state: Tensor, inputs: Tensor, *, differentiable: bool = False) -> Any:
         seen = state + inputs

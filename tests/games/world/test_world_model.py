@@ -76,7 +76,7 @@ def test_every_shipped_pair_can_be_a_game(
         world = World(pair, 2)
         x, state = world.begin(4)
         assert x["observation"].shape == (4, 3)
-        state = world.states(batch.select(torch.tensor([0, 2])))
+        state, _ = world.watched(batch.select(torch.tensor([0, 2])))
         for _ in range(3):
             x, state = world.step(state, world.inputs(torch.eye(2)))
         assert x["observation"].shape == (2, 3) and x["reward"].shape == x["end"].shape == (2,)
@@ -99,7 +99,7 @@ def test_steps_have_the_density_that_is_trained(skip: bool, float64: None) -> No
         law = trace.nodes["x_observation"]["fn"]
         while not isinstance(law, torch.distributions.Normal):
             law = law.base_dist
-        state = world.states(
+        state, _ = world.watched(
             SequenceBatch(
                 {name: x[:, :5] for name, x in values.items()}, inputs=batch.inputs[:, :5]
             )
@@ -153,7 +153,7 @@ def test_a_pair_of_ones_own_is_stepped_by_the_state_it_returns() -> None:
     world = World(Pair(ByHand()), 2)
     batch = game_batch([6, 6])
     values: Any = batch.values
-    state = world.states(batch)
+    state, _ = world.watched(batch)
     assert torch.equal(state.state, values["observation"][:, -1])
     with torch.no_grad():
         x, after = world.step(state, world.inputs(torch.tensor([[1.0, 0.0], [0.0, 1.0]])))
@@ -167,7 +167,7 @@ def test_a_pair_of_ones_own_is_stepped_by_the_state_it_returns() -> None:
 def test_a_pair_that_carries_nothing_is_refused() -> None:
     world = World(Pair(ByHand(carries=False)), 2)
     with pytest.raises(UserError, match="must return a SequenceOutput"):
-        world.states(game_batch([6, 6]))
+        world.watched(game_batch([6, 6]))
     with pytest.raises(UserError, match="must return a SequenceOutput"), torch.no_grad():
         world.begin(2)
     with pytest.raises(UserError, match=r"agent.gradient=score"):
