@@ -131,7 +131,7 @@ def _open(run_dir: Path, device: Any, pair: str | None) -> ScoredRun:
 
 
 def as_document(found: ScoredSequence, unit: str) -> dict[str, Any]:
-    """What --json writes of a sequence."""
+    """Return what --json writes of a sequence."""
     nats = -found.log_likelihood / found.steps
     return dataclasses.asdict(found) | {
         "unit": unit,
@@ -141,7 +141,7 @@ def as_document(found: ScoredSequence, unit: str) -> dict[str, Any]:
 
 
 def report(found: ScoredSequence, unit: str) -> str:
-    """A sequence's score in words."""
+    """Return a sequence's score in words."""
     nats = -found.log_likelihood / found.steps
     lines = [
         found.name,

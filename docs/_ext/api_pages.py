@@ -17,7 +17,8 @@ def pages() -> dict[str, str]:
     """Return the pages by name: `api` lists the packages, `api/PACKAGE` the names of one."""
     found = {f"api/{package}": _page(package) for package in packages()}
     rows = "".join(
-        f"   * - :doc:`{package} <api/{package}>`\n     - {_first_line(importlib.import_module(package))}\n"
+        f"   * - :doc:`{package} <api/{package}>`\n"
+        f"     - {_first_line(importlib.import_module(package))}\n"
         for package in packages()
     )
     toctree = "".join(f"   api/{package}\n" for package in packages())
