@@ -121,7 +121,7 @@ VERBS = frozenset(
     support suppress swap synthesise take tell temper test tie time total trace track train
     transform translate transpose treat trim try tune turn unpack update use validate verify
     view visit wait walk warm warn watch weigh weight whiten wrap write yield
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 

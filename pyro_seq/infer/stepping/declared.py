@@ -69,7 +69,7 @@ class DeclaredStepper(Stepper[ModelState]):
         )
 
     def unshared(self, state: Any, k: int) -> Any:
-        """Return tensors `[k, N, …]` or, where all particles share one, `[N, …]`, as `[N, k, …]`."""
+        """Return tensors `[k, N, …]` or, where all share one, `[N, …]`, as `[N, k, …]`."""
         one, guide = self.model.initial(1), self.pair.guide
         like: dict[str, Any] = {"model": one, "guide": None}
         if isinstance(guide, SequenceGuide) and state["guide"] is not None:

@@ -121,7 +121,7 @@ class Stepper(ABC, Generic[State]):
 
     @abstractmethod
     def proposes_by_step(self, proposal: str) -> bool:
-        """Tell whether latents can be proposed step by step, from the `guide` or from the `prior`."""
+        """Tell whether latents can be proposed by step, from the `guide` or the `prior`."""
 
     @property
     def is_exact(self) -> bool:
