@@ -1,4 +1,6 @@
-"""Make the gallery's film and sound, which no training is needed for: `docs/pictures`, `docs/_static`.
+"""Make the film and the sound of the gallery, which no training is needed for.
+
+Writes `docs/pictures/frames-demo.gif` and `docs/_static/sounds/demo-tune.wav`.
 
 python tools/gallery.py
 """
