@@ -64,7 +64,7 @@ dist: $(installed_dev)
 	@$(python) -m twine check --strict dist/*
 	@$(PYTHON) -m venv build/clean
 	@build/clean/bin/python -m pip install -qq --disable-pip-version-check dist/*.whl
-	@cd build && clean/bin/pyroseq demo --max-minutes 0.1 --run-dir clean/demo
+	@cd build && clean/bin/pyroseq demo --minutes 0.1 --run-dir clean/demo
 
 test-lowest:
 	@rm -rf build/lowest && $(PYTHON) -m venv build/lowest

@@ -2,7 +2,7 @@
 
 Writes `docs/pictures/frames-demo.gif` and `docs/_static/sounds/demo-tune.wav`.
 
-python tools/gallery.py
+    python tools/gallery.py
 """
 
 from __future__ import annotations
