@@ -91,7 +91,7 @@ def has_verb(first: str) -> bool:
     noun with its article left out.
     """
     word = re.match(r"[A-Z][a-z]+(?=[ .,:;-]|$)", first)
-    return bool(word) and word[0].lower() in VERBS
+    return word is not None and word[0].lower() in VERBS
 
 
 VERBS = frozenset(
