@@ -3,7 +3,7 @@
     python tools/prose.py [N]     also prints the N worst of each; 0 if not given
 
 Sentences are those of README.md, the pages of docs/ and the docstrings; code, tables and headings
-are left out. The exit code is 1 where a share is above its bar.
+are left out. The exit code is 1 where the share of both, or that of first lines, is above its bar.
 """
 
 from __future__ import annotations
@@ -85,11 +85,7 @@ def is_property(node: ast.AST) -> bool:
 
 
 def has_verb(first: str) -> bool:
-    """Tell whether a first line begins with a verb in the imperative.
-
-    A verb is what is no article, preposition, number, pronoun or formula, and does not look like a
-    noun with its article left out.
-    """
+    """Tell whether a first line begins with a verb in the imperative, one of `VERBS`."""
     word = re.match(r"[A-Z][a-z]+(?=[ .,:;-]|$)", first)
     return word is not None and word[0].lower() in VERBS
 
@@ -125,6 +121,12 @@ VERBS = frozenset(
 )
 
 
+def too_long(read: list[tuple[int, str, str]]) -> list[str]:
+    """Return the sentences of too many words, the longest first, each with where it stands."""
+    long = sorted((one for one in read if one[0] > LONGEST), reverse=True)
+    return [f"{count} words, {where}: {line}" for count, where, line in long]
+
+
 def shown(title: str, bad: list[str], total: int, worst: int) -> bool:
     """Print one figure beside its bar, and the first of what is counted; tell whether it holds."""
     share = len(bad) / max(total, 1)
@@ -138,16 +140,17 @@ def main() -> int:
     """Print the shares, and the worst cases if asked for."""
     worst = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     found = [*docstrings()]
-    held = True
     texts = {
         "docs": list(pages()),
         "docstrings": [(where, prose(text)) for where, _, text in found],
     }
+    everything: list[tuple[int, str, str]] = []
     for name, each in texts.items():
         read = [(words(line), where, line) for where, text in each for line in sentences(text)]
-        long = sorted((one for one in read if one[0] > LONGEST), reverse=True)
-        bad = [f"{count} words, {where}: {line}" for count, where, line in long]
-        held &= shown(f"sentences over {LONGEST} words in {name}", bad, len(read), worst)
+        everything += read
+        shown(f"sentences over {LONGEST} words in {name}", too_long(read), len(read), worst)
+    title = f"sentences over {LONGEST} words in both"
+    held = shown(title, too_long(everything), len(everything), 0)
     firsts = [
         (where, text.split("\n")[0])
         for where, node, text in found
