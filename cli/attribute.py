@@ -114,7 +114,7 @@ def attribute(
 
 
 def report(found: Attribution, unit: str) -> str:
-    """The answer in words."""
+    """Return the answer in words."""
     width = max(len(model.name) for model in found.models)
     best, second = found.models[:2]
     error = "unknown" if found.standard_error is None else f"{found.standard_error:.2f}"

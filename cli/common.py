@@ -38,7 +38,7 @@ class _Named(click.Path):
     """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The path."""
+        """Return the path."""
         if not str(value):
             self.fail("an empty name names no file or folder", param, ctx)
         return super().convert(value, param, ctx)
@@ -49,7 +49,7 @@ MOST_SAMPLES = 10**6
 
 
 def run_dir_option(*, required: bool = True) -> Callable[[F], F]:
-    """The option of the run folder."""
+    """Return the option of the run folder."""
     return click.option(
         "--run-dir",
         required=required,
@@ -128,12 +128,12 @@ MOST_IN_TRAINING = 8
 
 
 def run_options(command: F) -> F:
-    """The options of every command that computes with a run."""
+    """Return the options of every command that computes with a run."""
     return SEED(DEVICE(THREADS(PAIR(command))))
 
 
 def temperature_option(what: str) -> Callable[[F], F]:
-    """The option of the temperature at which `what` are sampled."""
+    """Return the option of the temperature at which `what` are sampled."""
     return click.option(
         "--temperature",
         type=click.FloatRange(0),
@@ -147,7 +147,7 @@ def temperature_option(what: str) -> Callable[[F], F]:
 def num_samples_option(
     default: int, what: str, *, least: int = 1, most: int = MOST_SAMPLES
 ) -> Callable[[F], F]:
-    """The option of how many samples are drawn; `what` is its help."""
+    """Return the option of how many samples are drawn; `what` is its help."""
     return click.option(
         "--num-samples",
         type=click.IntRange(least, most),
@@ -171,7 +171,7 @@ def samples_option(default: int, more: str = "") -> Callable[[F], F]:
 
 
 def scoring_options(command: F) -> F:
-    """The options that say how a likelihood is estimated."""
+    """Return the options that say how a likelihood is estimated."""
     for option in reversed(
         [
             click.option(
@@ -248,7 +248,7 @@ DURATIONS = (
 def training_options(
     presets: str, durations: Sequence[Duration] = DURATIONS, *, threads: int = MOST_IN_TRAINING
 ) -> Callable[[F], F]:
-    """The options of every program's `train`.
+    """Return the options of every program's `train`.
 
     Args:
         presets: the names of its bundled settings.
@@ -311,12 +311,12 @@ def from_command_line(*names: str) -> list[str]:
 
 
 def pair_words(pair: str | None) -> str:
-    """The option --pair as a shell takes it, after a space; empty if it was not given."""
+    """Return the option --pair as a shell takes it, after a space; empty if it was not given."""
     return "" if pair is None else f" --pair {shlex.quote(pair)}"
 
 
 def on_one_line(text: str) -> str:
-    """Text on one line, line ends and control characters visible."""
+    """Return text on one line, line ends and control characters visible."""
     return "".join("⏎" if c == "\n" else c if c.isprintable() else "·" for c in text)
 
 
@@ -337,12 +337,12 @@ def keep_apart(option: str, out: Path, run_dir: Path, *inputs: Path | None) -> N
 
 
 def quoted(path: Path) -> str:
-    """A path as a shell takes it."""
+    """Return a path as a shell takes it."""
     return shlex.quote(str(path))
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; raises `UserError` if there is none."""
+    """Return the device of that name; raises `UserError` if there is none."""
     import torch
 
     from pyro_seq.errors import UserError
@@ -365,7 +365,7 @@ METHODS = {"elbo": "ELBO", "importance": "importance-weighted", "filter": "parti
 
 
 def described(score: Any) -> str:
-    """How a figure was made, its error and its effective number of particles, in words."""
+    """Return how a figure was made, its error and its effective number of particles, in words."""
     if score.method == "exact":
         return "exact"
     made, n, error = METHODS[score.method], score.samples, score.standard_error
@@ -382,5 +382,5 @@ def described(score: Any) -> str:
 
 
 def doubt(score: Any, width: int) -> list[str]:
-    """A line that says why a figure and its error cannot be relied on, if so."""
+    """Return a line that says why a figure and its error cannot be relied on, if so."""
     return [f"{'warning':<{width}}{score.warning}"] if score.warning is not None else []

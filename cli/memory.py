@@ -26,7 +26,7 @@ def check_limit() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error that is no `MemoryError` says the same."""
+    """Tell whether an error that is no `MemoryError` says the same."""
     if isinstance(error, RuntimeError):
         return (
             type(error).__name__ == "OutOfMemoryError"

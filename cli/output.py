@@ -51,7 +51,7 @@ class Output:
             stream.reconfigure(encoding=ASCII if is_ascii else None, errors=HANDLER)
 
     def words(self) -> str:
-        """What was escaped, and what to do about it."""
+        """Return what was escaped, and what to do about it."""
         which = (
             "1 character of the output is"
             if self.lost == 1

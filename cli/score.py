@@ -209,7 +209,7 @@ def _into_folder(
 
 
 def report(found: ScoredSequence, unit: str) -> str:
-    """A sequence's score in words."""
+    """Return a sequence's score in words."""
     nats = -found.log_likelihood / found.steps
     lines = [
         found.name,

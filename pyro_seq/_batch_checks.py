@@ -105,7 +105,7 @@ def common_shape(
 
 
 def whole_numbers(size: int, steps: int | None, device: torch.device, lengths: object) -> Tensor:
-    """The lengths `[N]` as a tensor on the device."""
+    """Return the lengths `[N]` as a tensor on the device."""
     if lengths is None:
         return torch.full((size,), steps or 0, device=device)
     if isinstance(lengths, (list, tuple)):

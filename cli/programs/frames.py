@@ -233,7 +233,7 @@ def evaluate(
 
 
 def report_score(found: FilmScore) -> str:
-    """The figures in words."""
+    """Return the figures in words."""
     skipped = f", after the first {found.skip} of each" if found.skip else ""
     lines = [f"{'films':<22}{found.films:,}, {found.frames:,} frames{skipped}"]
     bound = {"exact": "exact", "elbo": "ELBO, a bound"}.get(found.method, "FIVO, a bound")

@@ -195,7 +195,7 @@ def evaluate(
 
 
 def report_score(scored: MusicScore, music: MusicModel, skipped: int) -> str:
-    """The figures in words."""
+    """Return the figures in words."""
     beta = music.settings.frames.emission == "beta"
     lines = [
         f"{'pieces':<22}{scored.pieces:,}"

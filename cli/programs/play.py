@@ -45,7 +45,7 @@ AGENT = click.option(
 
 
 def games_option(default: int) -> Callable[[F], F]:
-    """The option of how many games are played."""
+    """Return the option of how many games are played."""
     return click.option(
         "--num-games",
         type=click.IntRange(1, MOST_GAMES),
@@ -57,7 +57,7 @@ def games_option(default: int) -> Callable[[F], F]:
 
 
 def temperature_option(default: float) -> Callable[[F], F]:
-    """The option of the agent's temperature."""
+    """Return the option of the agent's temperature."""
     return click.option(
         "--temperature",
         type=click.FloatRange(0),
@@ -71,7 +71,7 @@ def temperature_option(default: float) -> Callable[[F], F]:
 
 
 def max_moves_option() -> Callable[[F], F]:
-    """The option of how long a real game is played."""
+    """Return the option of how long a real game is played."""
     return click.option(
         "--max-moves",
         type=click.IntRange(1),
@@ -361,7 +361,7 @@ def evaluate(
 
 
 def report(found: Returns, figures: dict[str, float], trained: LoadedAgent, agent: str) -> str:
-    """The figures in words."""
+    """Return the figures in words."""
     error = "" if found.standard_error is None else f" (standard error {found.standard_error:,.4g})"
     left = f"; {found.left:,} left at --max-moves, not being over" if found.left else ""
     lines = [

@@ -58,7 +58,7 @@ WIDTH = 26  # of a column of figures
 
 
 def data_options(command: F) -> F:
-    """The options that say where the data lies."""
+    """Return the options that say where the data lies."""
     for option in reversed(
         [
             click.option(
@@ -255,7 +255,7 @@ def evaluate(
 
 
 def report(found: Evaluation) -> str:
-    """The figures in words."""
+    """Return the figures in words."""
     from pyro_seq.seqgan.metrics.figure_names import better, named_with_unit
 
     title = {name: f"{TITLES[name]}, step {step:,}" for name, step in found.steps.items()} | {
@@ -367,7 +367,7 @@ def _numbers(words: str) -> list[float]:
 
 
 def table(found: Sweep) -> str:
-    """The curves in rows."""
+    """Return the curves in rows."""
     from pyro_seq.seqgan.metrics.figure_names import figure_name
 
     columns: Sequence[str] = [figure_name(name, found.split) for name in ("nll", found.criterion)]

@@ -252,7 +252,7 @@ def _opened(path: Path) -> Iterator[IO[str]]:
 
 
 def report(score: TextScore, vocabulary: Vocabulary) -> str:
-    """The figures in words."""
+    """Return the figures in words."""
     unit = "character" if vocabulary.level == "char" else "byte"
     among = ", each line's end among them" if vocabulary.line_end else ""
     lines = [

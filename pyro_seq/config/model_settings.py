@@ -139,7 +139,7 @@ class OwnSettings(ModelSettings):
 
 
 def recipe_of(settings: ModelSettings) -> PairEntry:
-    """The recipe of the pair whose settings these are."""
+    """Return the recipe of the pair whose settings these are."""
     return settings.entry if isinstance(settings, OwnSettings) else SHIPPED[settings.name]
 
 

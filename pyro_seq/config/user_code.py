@@ -156,7 +156,7 @@ def working_folder_importable() -> Iterator[None]:
 
 
 def source_file(maker: Callable[..., object]) -> str | None:
-    """The file that a class or function is written in, if that is known."""
+    """Return the file that a class or function is written in, if that is known."""
     try:
         return inspect.getsourcefile(maker)
     except TypeError:

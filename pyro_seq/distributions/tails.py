@@ -86,7 +86,7 @@ def quantile(distribution: Distribution, q: Tensor | float) -> Tensor:
     q = q.expand(shape)
 
     def height(x: Tensor) -> Tensor:
-        """How far P(X <= x) is above q, in logarithms of the smaller side."""
+        """Return how far P(X <= x) is above q, in logarithms of the smaller side."""
         below, at, above = tails(distribution, x)
         up = (below + at).clamp(min=1e-320).log() - q.log()
         return torch.where(q <= 0.5, up, torch.log1p(-q) - above.clamp(min=1e-320).log())

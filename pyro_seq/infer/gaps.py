@@ -73,7 +73,7 @@ class _Chain:
     def groups(
         pair: Pair, batch: SequenceBatch, missing: Any, k: int, every_row: bool
     ) -> Iterator[Tensor]:
-        """Rows that are worked on together: such as miss the same steps."""
+        """Return rows that are worked on together: such as miss the same steps."""
         patterns, which = any_cell(missing).unique(dim=0, return_inverse=True)
         size = max(1, stepper_of(pair).steps_at_once // (k * batch.num_steps))
         for index, pattern in enumerate(patterns):
@@ -127,7 +127,7 @@ class _DeclaredChain(_Chain):
     def groups(
         pair: Pair, batch: SequenceBatch, missing: Any, k: int, every_row: bool
     ) -> Iterator[Tensor]:
-        """Any rows, as many as the memory takes paths of."""
+        """Return any rows, as many as the memory takes paths of."""
         model: Any = pair.model
         numbers = batch.num_steps * model.latent_size
         numbers += sum(x[0].numel() for x in tree_leaves(batch.values))

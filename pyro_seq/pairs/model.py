@@ -166,7 +166,7 @@ class SequenceModel(nn.Module):
         )
 
     def forward(self, batch: SequenceBatch, layout: Layout | None = None) -> SequenceOutput:
-        """The Pyro model p(x, z) of the batch, in its own layout or in another one."""
+        """Return the Pyro model p(x, z) of the batch, in its own layout or in another one."""
         whole = in_one_path(self, batch, layout)
         if register(self) and whole and (self.latent_size or self.computes_later):
             raise UserError(
@@ -353,7 +353,7 @@ def in_one_path(model: SequenceModel, batch: SequenceBatch, layout: Layout | Non
 
 
 def path_by_steps(model: Callable[[SequenceBatch], Any], batch: SequenceBatch) -> bool:
-    """Whether a model in layout `path` runs this batch in steps."""
+    """Tell whether a model in layout `path` runs this batch in steps."""
     if not isinstance(model, SequenceModel):
         return False
     return model.layout == "path" and not in_one_path(model, batch)

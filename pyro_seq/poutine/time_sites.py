@@ -34,7 +34,7 @@ def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
 
 
 def is_subsample(site: Site) -> bool:
-    """Whether a site is that of a plate, which says what is taken of its sequences."""
+    """Tell whether a site is that of a plate, which says what is taken of its sequences."""
     return type(site["fn"]).__name__ == "_Subsample"
 
 

@@ -223,7 +223,7 @@ class _Simulations:
         self.places: Places = {}  # of the model's sites, once they have been simulated
 
     def of_sequences(self, batch: SequenceBatch) -> tuple[Draws, Draws]:
-        """(truth, draws) of sequences that share nothing, one simulation each."""
+        """Return (truth, draws) of sequences that share nothing, one simulation each."""
         trace, data = self._simulate(batch)
         n, k = len(batch), self.draws
         truth = {
@@ -242,7 +242,7 @@ class _Simulations:
         return truth, found
 
     def of_shared(self, batch: SequenceBatch, names: list[str]) -> tuple[Draws, Draws]:
-        """(truth, draws) of a data set whose sequences share latents: one simulation."""
+        """Return (truth, draws) of a data set whose sequences share latents: one simulation."""
         trace, data = self._simulate(batch)
         sites = self._latents(trace)
         assert self.posterior is not None

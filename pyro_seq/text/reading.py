@@ -41,7 +41,7 @@ def read_lines(chunks: Iterable[Any], level: str) -> Iterator[Any]:
 
 
 def ended_lines(chunks: Iterable[Any], level: str) -> Iterator[Any]:
-    """Lines that are not empty, each with a line feed, about a chunk of them at a time."""
+    """Yield lines that are not empty, each with a line feed, about a chunk of them at a time."""
     feed: Any = b"\n" if level == "byte" else "\n"
     kept, size = [], 0
     for line in read_lines(chunks, level):

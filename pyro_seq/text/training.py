@@ -204,7 +204,7 @@ def validate(
 
 
 def previews(text: TextModel, corpora: Corpora) -> dict[str, str]:
-    """A piece of the corpus and a piece of the model's own."""
+    """Return a piece of the corpus and a piece of the model's own."""
     start = int(torch.randint(max(1, len(corpora.train) - PREVIEWED_SYMBOLS), ()))
     if corpora.ends is None:
         observed = corpora.vocabulary.decode(corpora.train[start : start + PREVIEWED_SYMBOLS])

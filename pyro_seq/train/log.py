@@ -111,7 +111,7 @@ class TrainingLog:
         )
 
     def show(self, step: int, num_steps: int, figures: dict[str, float], left: str) -> None:
-        """The line of progress; `left` says for how long it goes on."""
+        """Return the line of progress; `left` says for how long it goes on."""
         now = time.monotonic()
         speed = self._units_shown / max(now - self._shown_at, 1e-9)
         self._units_shown, self._shown_at = 0, now

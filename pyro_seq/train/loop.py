@@ -51,16 +51,16 @@ class Callback:
     """Called by a loop on its way; a subclass defines what it needs."""
 
     def on_train_start(self, loop: Loop) -> None:
-        """Called before the first step, also of a resumed training."""
+        """Act before the first step, also of a resumed training."""
 
     def on_step_end(self, loop: Loop) -> None:
-        """Called after each step of any stage."""
+        """Act after each step of any stage."""
 
     def on_validation(self, loop: Loop, found: Measured) -> None:
         """Called after each validation, once the weights are kept if they are the best."""
 
     def on_train_end(self, loop: Loop) -> None:
-        """Called after the last step, unless the training was interrupted."""
+        """Act after the last step, unless the training was interrupted."""
 
 
 class EveryNSteps(Callback):

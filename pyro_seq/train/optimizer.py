@@ -166,7 +166,7 @@ class JointOptimiser(PyroOptim):
                 p.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, as a tree of tensors and numbers."""
+        """Return all that a resumed run needs, as a tree of tensors and numbers."""
         moments = self.optimiser.state_dict()["state"]
         return {"steps": self.steps, "moments": moments, "averages": list(self.averages)}
 

@@ -66,7 +66,7 @@ class WorldLearner:
         )
 
     def states(self) -> States:
-        """All that a resumed run needs besides the weights and the replay."""
+        """Return all that a resumed run needs besides the weights and the replay."""
         return States({**attributes(self, step=Whole()), "optimiser": self.optimiser})
 
 
@@ -151,7 +151,7 @@ class AgentLearner:
         return figures | norm
 
     def states(self, where: str | Path) -> States:
-        """All that a resumed run needs; `where` it is read from is for messages."""
+        """Return all that a resumed run needs; `where` it is read from is for messages."""
         return States(
             {
                 **attributes(self, step=Whole()),

@@ -109,7 +109,7 @@ class _Place:
         self.latest[...] = observation
 
     def grow(self) -> None:
-        """Room for twice as many moves."""
+        """Make room for twice as many moves."""
         self.observations = np.concatenate(
             [self.observations, np.zeros_like(self.observations[1:])]
         )
@@ -117,7 +117,7 @@ class _Place:
         self.room = 2 * self.room
 
     def episode(self, *, ended: bool, complete: bool) -> Episode:
-        """The game so far; raises `UserError` if anything in it is not finite."""
+        """Return the game so far; raises `UserError` if anything in it is not finite."""
         n = self.moves
         observations = self.observations[: n + 1].copy()
         rewards = np.array(self.rewards, np.float32)

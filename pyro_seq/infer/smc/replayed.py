@@ -121,7 +121,7 @@ class ReplayedSteps:
         return self.by_step[..., t].t(), None, None
 
     def carried(self) -> Any:
-        """The state after the last step, `[N * K, …]` unless it is `wrong_batch_dim`."""
+        """Return the state after the last step, `[N * K, …]` unless it is `wrong_batch_dim`."""
         return self.after
 
 

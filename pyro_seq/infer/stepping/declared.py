@@ -69,7 +69,7 @@ class DeclaredStepper(Stepper[ModelState]):
         )
 
     def unshared(self, state: Any, k: int) -> Any:
-        """Tensors `[k, N, …]` or, where all particles share one, `[N, …]`, as `[N, k, …]`."""
+        """Return tensors `[k, N, …]` or, where all share one, `[N, …]`, as `[N, k, …]`."""
         one, guide = self.model.initial(1), self.pair.guide
         like: dict[str, Any] = {"model": one, "guide": None}
         if isinstance(guide, SequenceGuide) and state["guide"] is not None:
@@ -81,17 +81,17 @@ class DeclaredStepper(Stepper[ModelState]):
         )
 
     def initial(self, n: int) -> ModelState:
-        """What the context remembers, z_0 and the recurrences' state."""
+        """Return what the context remembers, z_0 and the recurrences' state."""
         return self.model.initial(n)
 
     def state_before(self, batch: SequenceBatch) -> ModelState:
-        """The batch's own, or the initial one."""
+        """Return the batch's own, or the initial one."""
         return self.model.state_before(batch)
 
     def step(
         self, state: ModelState, inputs: Tensor | None, draw_latent: DrawLatent, observe: Observe
     ) -> tuple[Any, ModelState]:
-        """(x_t, the state after it)."""
+        """Return (x_t, the state after it)."""
         x, _, after = self.model.advance(state, inputs, draw_latent, observe)
         return x, after
 
@@ -125,7 +125,7 @@ class DeclaredStepper(Stepper[ModelState]):
             start = end
 
     def stack(self, steps: list[Any]) -> Any:
-        """As the emission has them."""
+        """Return as the emission has them."""
         return self.model.emission.stack(steps)
 
     def rows_at_once(self, num_steps: int) -> int:
@@ -142,7 +142,7 @@ class DeclaredStepper(Stepper[ModelState]):
         return max(1, sum(x.numel() for x in tree_leaves(self.model.initial(1))))
 
     def by_step(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A path's site `z` `[…, T, Z]` as the sites `z_0, z_1, …`."""
+        """Return a path's site `z` `[…, T, Z]` as the sites `z_0, z_1, …`."""
         path = latents["z"].unbind(-2) if "z" in latents else ()
         rest = {name: value for name, value in latents.items() if name != "z"}
         return rest | {f"z_{t}": z for t, z in enumerate(path)}
@@ -173,6 +173,6 @@ def draw(distribution: Distribution) -> Any:
 
 
 def stepper_of(pair: Pair) -> DeclaredStepper | ReplayStepper:
-    """How a pair is run step after step."""
+    """Return how a pair is run step after step."""
     model = pair.model
     return DeclaredStepper(pair, model) if isinstance(model, SequenceModel) else ReplayStepper(pair)

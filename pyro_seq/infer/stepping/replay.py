@@ -62,7 +62,7 @@ class Prefix(NamedTuple):
     missing: Any = None
 
     def followed_by(self, num_steps: int, inputs: Tensor | None) -> SequenceBatch:
-        """The batch of these steps and of so many to be sampled."""
+        """Return the batch of these steps and of so many to be sampled."""
         state = None if self.state is None else {"model": self.state, "guide": None}
         if self.values is not None:
             batch = SequenceBatch(
@@ -74,7 +74,7 @@ class Prefix(NamedTuple):
         return batch.to(self.lengths.device)
 
     def is_observation(self, stem: Stem) -> bool:
-        """Whether sites of this stem are observations."""
+        """Tell whether sites of this stem are observations."""
         return stem in self.stems if self.stems else stem.before == "x_"
 
 
@@ -82,11 +82,11 @@ class ReplayStepper(Stepper[Prefix]):
     """Run any Pyro function step after step (see `Prefix`)."""
 
     def initial(self, n: int) -> Prefix:
-        """No steps."""
+        """Return no steps."""
         return Prefix(torch.zeros(n, dtype=torch.long, device=self.pair.device), {})
 
     def state_before(self, batch: SequenceBatch) -> Prefix:
-        """No steps, preceded by what led to the batch's state."""
+        """Return no steps, preceded by what led to the batch's state."""
         before = None if batch.state is None else batch.state["model"]
         return Prefix(torch.zeros_like(batch.lengths), {}, state=before)
 
@@ -140,7 +140,7 @@ class ReplayStepper(Stepper[Prefix]):
         return stacked(steps)
 
     def rows_at_once(self, num_steps: int) -> int:
-        """As many as have so many steps in all, since a run holds all of them."""
+        """Return as many as have so many steps in all, since a run holds all of them."""
         return max(1, self.steps_at_once // max(1, num_steps))
 
     def proposes_by_step(self, proposal: str) -> bool:
@@ -149,7 +149,7 @@ class ReplayStepper(Stepper[Prefix]):
 
 
 def prefix_of(trace: Trace, batch: SequenceBatch, stems: list[Stem]) -> Prefix:
-    """The state after a run of a function on observed sequences that fill their batch.
+    """Return the state after a run of a function on observed sequences that fill their batch.
 
     Raises `UserError` for a latent site that has not one entry for each sequence.
     """

@@ -47,17 +47,17 @@ class Stepper(ABC, Generic[State]):
 
     @abstractmethod
     def initial(self, n: int) -> State:
-        """The state before the first step of n sequences."""
+        """Return the state before the first step of n sequences."""
 
     @abstractmethod
     def state_before(self, batch: SequenceBatch) -> State:
-        """The state that the first step of a batch starts from."""
+        """Return the state that the first step of a batch starts from."""
 
     @abstractmethod
     def step(
         self, state: State, inputs: Tensor | None, draw_latent: DrawLatent, observe: Observe
     ) -> tuple[Any, State]:
-        """(x_t `[N, *event]`, the state after it).
+        """Return (x_t `[N, *event]`, the state after it).
 
         Args:
             state: of N sequences.
@@ -89,11 +89,11 @@ class Stepper(ABC, Generic[State]):
 
     @abstractmethod
     def stack(self, steps: list[Any]) -> Any:
-        """Observations of T steps `[N, *event]` as `[N, T, *event]`."""
+        """Return observations of T steps `[N, *event]` as `[N, T, *event]`."""
 
     @abstractmethod
     def rows_at_once(self, num_steps: int) -> int:
-        """How many sequences are sampled side by side, which bounds the memory."""
+        """Return how many sequences are sampled side by side, which bounds the memory."""
 
     @property
     def state_size(self) -> int:
@@ -121,7 +121,7 @@ class Stepper(ABC, Generic[State]):
 
     @abstractmethod
     def proposes_by_step(self, proposal: str) -> bool:
-        """Whether latents can be proposed step by step, from the `guide` or from the `prior`."""
+        """Tell whether latents can be proposed by step, from the `guide` or the `prior`."""
 
     @property
     def is_exact(self) -> bool:
@@ -129,7 +129,7 @@ class Stepper(ABC, Generic[State]):
         return False
 
     def summing_out(self) -> Stepper[State]:
-        """The same with the latents summed out of the model that are none to the tools."""
+        """Return the same with the latents summed out of the model that are none to the tools."""
         return self
 
     def unshared(self, state: object, k: int) -> Any:

@@ -150,7 +150,7 @@ class DiscriminatorTraining:
         return {"optimiser": self.optimiser.state_dict(), "random": generator_state(self.random)}
 
     def describe_state(self) -> Kind:
-        """The kind of a `state_dict()`."""
+        """Return the kind of a `state_dict()`."""
         return Fields(
             {"optimiser": self.optimiser.describe_state(), "random": describe_generator_state()}
         )
