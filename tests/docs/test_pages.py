@@ -17,7 +17,6 @@ TRAINING = (
     "README.md",
     "plain-pyro.md",
     "series.md",
-    "series-tutorial.md",
     "start.md",
 )  # for seconds
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
