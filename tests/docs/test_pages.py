@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TRAINING = (
     "README.md",
+    "globals.md",
     "plain-pyro.md",
     "series.md",
     "start.md",

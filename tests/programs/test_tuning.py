@@ -99,6 +99,7 @@ def test_a_study_that_was_stopped_ends_as_an_unbroken_one(
     assert [one.settings for one in found.trials] == [one.settings for one in whole.trials]
 
 
+@pytest.mark.slow
 def test_trials_of_other_processes_are_left_alone(search: Callable[..., Search]) -> None:
     import optuna
 
@@ -118,6 +119,7 @@ def test_trials_of_other_processes_are_left_alone(search: Callable[..., Search])
     assert states == [optuna.trial.TrialState.COMPLETE] * 3
 
 
+@pytest.mark.slow
 def test_runs_of_another_study_are_neither_gone_on_with_nor_removed(
     search: Callable[..., Search], tmp_path: Path
 ) -> None:
@@ -131,6 +133,7 @@ def test_runs_of_another_study_are_neither_gone_on_with_nor_removed(
     assert (found.run_dir / "run.json").read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_pruned_trials(search: Callable[..., Search], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_seq.programs.tuning.UNPRUNED", 1)
     space = ["training.learning_rate=1e-9,1e-2"]

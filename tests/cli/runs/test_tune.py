@@ -26,6 +26,7 @@ def line(tmp_path: Path, corpus: Path, tiny: list[str]) -> list[Any]:
     return [*line, "--seed", 5, "--storage", tmp_path / "a study.db"]
 
 
+@pytest.mark.slow
 def test_what_is_printed_trains_the_best_run_again(
     line: list[Any],
     tmp_path: Path,

@@ -98,7 +98,7 @@ def test_whole_paths_are_weighed_as_if_all_had_been_drawn_at_once(
         torch.testing.assert_close(pooled.effective_samples, 1 / (weights**2 / numbers).sum(0))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["importance", "filter", "elbo"])
 def test_figures_over_windows_and_their_errors_are_right(
     few: None, linear_gaussian: Callable[..., Pair], method: Any

@@ -55,6 +55,7 @@ def test_what_comes_later_changes_nothing(series_model: SeriesModel, table: Seri
     assert before.surprise[:50] == pytest.approx(after.surprise[:50], nan_ok=True, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_series_side_by_side_are_looked_through_as_each_by_itself(
     series_model: SeriesModel, table: SeriesTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
