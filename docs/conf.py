@@ -48,6 +48,7 @@ nb_execution_cache_path = str(HERE.parent / "build" / "notebooks")
 nb_execution_timeout = 180  # seconds a cell
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress, and warnings that bars of progress have no widgets
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # would be loaded from a network
 
 # the reference

@@ -45,7 +45,7 @@ A = 9  # A minor's tonic, counted from C
 Times = NDArray[np.float64] | float
 
 
-class Unreadable(UserError):
+class UnreadableFile(UserError):
     """A file's bytes could not be read, for a reason that may be gone the next time."""
 
 
@@ -142,9 +142,9 @@ def midi_bytes(path: str | Path) -> bytes:
     except FileNotFoundError:
         raise UserError("there is no such file") from None
     except OSError as error:
-        raise Unreadable(f"it cannot be read: {error.strerror or error}") from None
+        raise UnreadableFile(f"it cannot be read: {error.strerror or error}") from None
     except MemoryError:
-        raise Unreadable("it cannot be read: there is no memory left") from None
+        raise UnreadableFile("it cannot be read: there is no memory left") from None
     raise UserError(f"it is too large for a MIDI file: more than {MAX_BYTES // 2**20} MiB")
 
 

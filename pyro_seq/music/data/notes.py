@@ -30,7 +30,7 @@ from pyro_seq.errors import UserError
 from pyro_seq.music.data.midi_reader import (
     Contents,
     Tune,
-    Unreadable,
+    UnreadableFile,
     common_key_shift,
     moved,
     number_of_frames,
@@ -221,7 +221,7 @@ def _read_all(paths: Sequence[Path], read: Read, columns: Adds, *, kept: bool) -
     for i, path in enumerate(paths):
         try:
             found = read(i, path)
-        except Unreadable as error:
+        except UnreadableFile as error:
             if kept and os.access(path, os.R_OK):  # it may be otherwise the next time
                 raise OSError(errno.EIO, f"{path}: {error}") from None
             found = str(error)

@@ -17,7 +17,7 @@ from pyro_seq.music import program as music_runs
 from pyro_seq.music.data import notes as noted
 from pyro_seq.music.data import rolls as roll_files
 from pyro_seq.music.data.cache import TuneCache
-from pyro_seq.music.data.midi_reader import Unreadable, read_contents, roll_of, to_common_key
+from pyro_seq.music.data.midi_reader import UnreadableFile, read_contents, roll_of, to_common_key
 from pyro_seq.music.data.piano_rolls import Timing
 from pyro_seq.music.data.rolls import NotedFiles, read_notes, read_rolls
 from pyro_seq.music.data.sources import DEMO
@@ -137,7 +137,7 @@ def test_what_may_be_readable_the_next_time_is_not_kept(
 ) -> None:
     def broken(path: Path) -> bytes:
         if path == files[0]:
-            raise Unreadable("it cannot be read: Input/output error")
+            raise UnreadableFile("it cannot be read: Input/output error")
         return path.read_bytes()
 
     stream = io.StringIO()
