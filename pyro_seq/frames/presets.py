@@ -35,7 +35,7 @@ SQUARES: dict[str, Any] = (
         "model.hidden_size": 32,
         "training.learning_rate": 5e-3,
         "training.kl_steps": 500,
-        "training.num_steps": 3_000,
+        "training.num_steps": 4_500,
         "training.valid_every": 100,
         "training.sample_every": 500,
     }
@@ -76,7 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.hidden_size": 64,
         "training.learning_rate": 5e-3,
         "training.kl_steps": 300,
-        "training.num_steps": 4_500,
+        "training.num_steps": 3_000,
         "training.valid_every": 100,
         "training.sample_every": 500,
     },
