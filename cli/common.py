@@ -144,30 +144,31 @@ def temperature_option(what: str) -> Callable[[F], F]:
     )
 
 
-def num_samples_option(
-    default: int, what: str, *, least: int = 1, most: int = MOST_SAMPLES
+def count_option(
+    name: str, default: int, metavar: str, what: str, *, least: int = 1, most: int | None = None
 ) -> Callable[[F], F]:
-    """Return the option of how many samples are drawn; `what` is its help."""
+    """Return an option of a whole number, whose default is shown; `what` is its help."""
     return click.option(
-        "--num-samples",
+        name,
         type=click.IntRange(least, most),
         default=default,
         show_default=True,
-        metavar="N",
+        metavar=metavar,
         help=what,
     )
 
 
+def num_samples_option(
+    default: int, what: str, *, least: int = 1, most: int = MOST_SAMPLES
+) -> Callable[[F], F]:
+    """Return the option of how many samples are drawn; `what` is its help."""
+    return count_option("--num-samples", default, "N", what, least=least, most=most)
+
+
 def samples_option(default: int, more: str = "") -> Callable[[F], F]:
     """Return the option of the number of particles; what more of them do is said if need be."""
-    return click.option(
-        "--samples",
-        type=click.IntRange(1, MOST_SAMPLES),
-        default=default,
-        show_default=True,
-        metavar="K",
-        help=f"Particles, for pairs with latents{more}.",
-    )
+    what = f"Particles, for pairs with latents{more}."
+    return count_option("--samples", default, "K", what, most=MOST_SAMPLES)
 
 
 def scoring_options(command: F) -> F:

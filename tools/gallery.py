@@ -12,9 +12,10 @@ from pathlib import Path
 import pretty_midi
 
 from pyro_seq.frames.data.demo import moving_squares
-from pyro_seq.frames.show.render import as_rgb, enlarged, gif_bytes, side_by_side
+from pyro_seq.frames.show.render import as_rgb, gif_bytes
 from pyro_seq.music import synthesise
 from pyro_seq.music.render.audio import wav_bytes
+from pyro_seq.programs.plotting import enlarged, side_by_side
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -15,6 +15,7 @@ from pyro_seq.cli.common import (
     MOST_SAMPLES,
     F,
     Programs,
+    count_option,
     keep_apart,
     num_samples_option,
     pick_device,
@@ -43,13 +44,8 @@ OUT_DIR = click.option(
     metavar="DIR",
     help="Where films are written, as GIFs, a contact sheet (PNG) and an array (npz).",
 )
-SKIP = click.option(
-    "--skip",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="The first frames of each film, which are not counted in nats.",
+SKIP = count_option(
+    "--skip", 0, "N", "The first frames of each film, which are not counted in nats.", least=0
 )
 TEMPERATURE = temperature_option("pixels given the latents, of films of 0 and 1 alone")
 RULE = click.option(
@@ -77,24 +73,10 @@ def eval_data_option(what: str) -> Callable[[F], F]:
 
 def frames_option(default: int, what: str) -> Callable[[F], F]:
     """Return --num-frames."""
-    return click.option(
-        "--num-frames",
-        type=click.IntRange(1, MOST_FRAMES),
-        default=default,
-        show_default=True,
-        metavar="T",
-        help=what,
-    )
+    return count_option("--num-frames", default, "T", what, most=MOST_FRAMES)
 
 
-FILM = click.option(
-    "--film",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Which of the films, counted from 1.",
-)
+FILM = count_option("--film", 1, "N", "Which of the films, counted from 1.")
 
 
 def program() -> FrameProgram:

@@ -19,6 +19,7 @@ from pyro_seq.cli.common import (
     Duration,
     F,
     Programs,
+    count_option,
     run_dir_option,
 )
 from pyro_seq.cli.programs.training import TrainCommand, Wanted
@@ -46,14 +47,7 @@ AGENT = click.option(
 
 def games_option(default: int) -> Callable[[F], F]:
     """Return the option of how many games are played."""
-    return click.option(
-        "--num-games",
-        type=click.IntRange(1, MOST_GAMES),
-        default=default,
-        show_default=True,
-        metavar="N",
-        help="How many games.",
-    )
+    return count_option("--num-games", default, "N", "How many games.", most=MOST_GAMES)
 
 
 def temperature_option(default: float) -> Callable[[F], F]:
@@ -234,14 +228,7 @@ def _in_words(episode: Episode) -> str:
 @run_dir_option()
 @AGENT
 @games_option(4)
-@click.option(
-    "--max-moves",
-    type=click.IntRange(1, 10**5),
-    default=200,
-    show_default=True,
-    metavar="N",
-    help="Moves of an imagined game at most.",
-)
+@count_option("--max-moves", 200, "N", "Moves of an imagined game at most.", most=10**5)
 @click.option(
     "--render",
     type=click.Choice(["none", "picture", "video"]),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_seq.cli.common import FILE, keep_apart, run_dir_option
+from pyro_seq.cli.common import FILE, count_option, keep_apart, run_dir_option
 from pyro_seq.cli.programs.series_judging import computing, samples_option
 from pyro_seq.cli.programs.series_options import (
     DATA,
@@ -43,13 +43,11 @@ if TYPE_CHECKING:
     metavar="X",
     help="Mark steps whose surprise is so many nats, in place of a rate.",
 )
-@click.option(
+@count_option(
     "--window",
-    type=click.IntRange(1),
-    default=100,
-    show_default=True,
-    metavar="W",
-    help="Steps whose mean surprise is watched too, and of which the first is marked.",
+    100,
+    "W",
+    "Steps whose mean surprise is watched too, and of which the first is marked.",
 )
 @click.option(
     "--labels",

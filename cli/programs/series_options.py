@@ -15,6 +15,7 @@ from pyro_seq.cli.common import (
     PAIR,
     SEED,
     F,
+    count_option,
     from_command_line,
     pick_device,
     threads_option,
@@ -91,14 +92,7 @@ def paths_option(
     default: int, what: str = "How many paths are drawn of each series."
 ) -> Callable[[F], F]:
     """Return the option of the number of paths; `what` is its help."""
-    return click.option(
-        "--paths",
-        type=click.IntRange(1, MOST_PATHS),
-        default=default,
-        show_default=True,
-        metavar="P",
-        help=what,
-    )
+    return count_option("--paths", default, "P", what, most=MOST_PATHS)
 
 
 def horizon_option(help: str) -> Callable[[F], F]:

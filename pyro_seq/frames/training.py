@@ -8,7 +8,8 @@ from pyro_seq.frames.data.films import Films
 from pyro_seq.frames.drawing import continue_films, generate
 from pyro_seq.frames.model import FilmModel
 from pyro_seq.frames.scoring import nats_per_frame
-from pyro_seq.frames.show.render import as_rgb, contact_sheet, enlarged, gif_bytes, side_by_side
+from pyro_seq.frames.show.render import as_rgb, contact_sheet, gif_bytes
+from pyro_seq.programs.plotting import enlarged, side_by_side
 from pyro_seq.runs.tensorboard import Image
 
 VALIDATED = 4_000  # frames that are scored at a validation, at most

@@ -33,11 +33,12 @@ from pyro_seq.games.loaded import (
     picture_form,
 )
 from pyro_seq.games.plots.drawing import frames_per_second, write_gif
-from pyro_seq.games.plots.films import frames_of_pictures, sheet_png, side_by_side
+from pyro_seq.games.plots.films import frames_of_pictures, sheet_png
 from pyro_seq.games.plots.pictures import predictions_png, returns_png
 from pyro_seq.games.settings import DEFAULTS, GameSettings, checked, game_settings
 from pyro_seq.games.training import GameTraining
 from pyro_seq.games.world.predictions import shown_beside
+from pyro_seq.programs.plotting import side_by_side
 from pyro_seq.programs.program import Names, Program, Request
 from pyro_seq.programs.shared import WEIGHTS, Shared
 from pyro_seq.runs.folder import RunFolder

@@ -1,13 +1,20 @@
-"""The look of all plots: colours, a figure with its axes, and a PNG of it."""
+"""The look of all plots, a figure with its axes, and a PNG of it; frames of films in colour."""
 
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Pixels = NDArray[np.uint8]
 
 DPI = 144
 INK, FAINT, PAPER = "#333a45", "#6f7885", "#ffffff"
@@ -15,6 +22,9 @@ INK, FAINT, PAPER = "#333a45", "#6f7885", "#ffffff"
 GRID, MARK = "#e4e7ec", "#c2410c"
 # told apart without colour vision too, by their lightness
 SERIES = ("#333a45", "#1767a8", "#e0851b", "#4b9b5f", "#a65aa3")
+GAP = 4  # pixels between films
+BETWEEN = (111, 120, 133)  # their colour
+SMALLEST = 96  # pixels of the longer side of a frame as it is shown, at least
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -50,3 +60,36 @@ def png_bytes(figure: Figure) -> bytes:
     opened = io.BytesIO()
     figure.savefig(opened, format="png", facecolor=PAPER, metadata={"Software": None})
     return opened.getvalue()
+
+
+def in_colour(frames: Pixels) -> Pixels:
+    """Return frames `[..., C, H, W]` of 8 bits as `[..., H, W, 3]`.
+
+    One channel is grey; of two the second is blue and green is none; a fourth is left out.
+    """
+    shown = np.moveaxis(frames, -3, -1)
+    if shown.shape[-1] == 1:
+        return np.repeat(shown, 3, -1)
+    if shown.shape[-1] == 2:
+        return np.stack([shown[..., 0], np.zeros_like(shown[..., 0]), shown[..., 1]], -1)
+    return shown[..., :3]
+
+
+def enlarged(frames: Pixels, smallest: int = SMALLEST) -> Pixels:
+    """Return frames `[..., H, W, 3]` whose pixels are squares of so many pixels as are needed.
+
+    The longer side then has at least `smallest` pixels.
+    """
+    times = max(1, math.ceil(smallest / max(frames.shape[-3:-1])))
+    return frames.repeat(times, -3).repeat(times, -2)
+
+
+def side_by_side(films: Sequence[Pixels]) -> Pixels:
+    """Return films `[T, H, W, 3]` of one height as one film; shorter ones hold their last frame."""
+    longest = max(map(len, films))
+    parts: list[Pixels] = []
+    for film in films:
+        held = np.concatenate([film, np.repeat(film[-1:], longest - len(film), 0)])
+        gap = np.full((longest, film.shape[1], GAP, 3), BETWEEN, np.uint8)
+        parts += [gap, held]
+    return np.concatenate(parts[1:], 2)

@@ -207,7 +207,7 @@ class Search:
 
         pruner = optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED, n_warmup_steps=1)
         with self._alone():
-            storage = optuna.storages.RDBStorage(
+            self._storage = storage = optuna.storages.RDBStorage(
                 "sqlite:///study", engine_kwargs={"creator": connect}
             )
             study = optuna.create_study(
@@ -261,7 +261,7 @@ class Search:
             for left in under_way:
                 self.folder(left.number).mkdir(exist_ok=True)
                 if stack.enter_context(held(self.folder(left.number), without_locks=False)):
-                    storage = study._storage
+                    storage = self._storage
                     of = storage.get_study_id_from_name(STUDY)
                     number = storage.get_trial_id_from_study_id_trial_number(of, left.number)
                     return optuna.Trial(study, number)

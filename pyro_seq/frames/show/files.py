@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from pyro_seq.frames.data.films import Film
-from pyro_seq.frames.show.render import as_rgb, contact_sheet, enlarged, gif_bytes, side_by_side
+from pyro_seq.frames.show.render import as_rgb, contact_sheet, gif_bytes
+from pyro_seq.programs.plotting import enlarged, side_by_side
 from pyro_seq.runs.writing import make_folder, replacing
 
 MOST_COLUMNS = 20  # frames in a row of a contact sheet

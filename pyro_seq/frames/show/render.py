@@ -3,56 +3,28 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pyro_seq.frames.data.films import LEVELS, Film
+from pyro_seq.programs.plotting import GAP, Pixels, in_colour, side_by_side
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Pixels = NDArray[np.uint8]
-
-SMALLEST = 96  # pixels of a frame's side as it is shown, at least
-GAP = 4  # pixels between films
-BETWEEN = (111, 120, 133)  # their colour
 MILLISECONDS = 120  # a frame is shown for
 
 
 def as_rgb(film: Film, kind: str) -> Pixels:
     """Return frames `[..., C, H, W]` of a kind of pixels as `[..., H, W, 3]` of 8 bits.
 
-    One channel is grey; of two the second is blue and green is none; a fourth is left out.
+    Channels become colours as by `in_colour`.
     """
     top = 1 if kind in ("binary", "real") else LEVELS
-    shown = np.moveaxis(np.round(film.astype(np.float32) / top * LEVELS), -3, -1).astype(np.uint8)
-    colours = shown.shape[-1]
-    if colours == 1:
-        return np.repeat(shown, 3, -1)
-    if colours == 2:
-        return np.stack([shown[..., 0], np.zeros_like(shown[..., 0]), shown[..., 1]], -1)
-    return shown[..., :3]
-
-
-def enlarged(frames: Pixels, smallest: int = SMALLEST) -> Pixels:
-    """Return frames `[..., H, W, 3]` whose pixels are squares of so many pixels as are needed."""
-    times = max(1, math.ceil(smallest / max(frames.shape[-3:-1])))
-    return frames.repeat(times, -3).repeat(times, -2)
-
-
-def side_by_side(films: Sequence[Pixels]) -> Pixels:
-    """Return films `[T, H, W, 3]` of one height as one film; shorter ones hold their last frame."""
-    longest = max(map(len, films))
-    parts: list[Pixels] = []
-    for film in films:
-        held = np.concatenate([film, np.repeat(film[-1:], longest - len(film), 0)])
-        gap = np.full((longest, film.shape[1], GAP, 3), BETWEEN, np.uint8)
-        parts += [gap, held]
-    return np.concatenate(parts[1:], 2)
+    eight_bits = np.round(film.astype(np.float32) / top * LEVELS).astype(np.uint8)
+    return in_colour(eight_bits)
 
 
 def gif_bytes(frames: Pixels) -> bytes:

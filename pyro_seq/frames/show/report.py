@@ -19,8 +19,9 @@ from pyro_seq.frames.data.films import Film, Films
 from pyro_seq.frames.drawing import between, continue_films, fill, generate, hidden_frames
 from pyro_seq.frames.model import FilmModel
 from pyro_seq.frames.scoring import MeanOfFilms, evaluate, has_latents
-from pyro_seq.frames.show.render import as_rgb, contact_sheet, enlarged, gif_bytes, side_by_side
+from pyro_seq.frames.show.render import as_rgb, contact_sheet, gif_bytes
 from pyro_seq.programs.page import page_templates
+from pyro_seq.programs.plotting import enlarged, side_by_side
 
 PRIMER = 5  # frames that are gone on from
 LONGEST = 25  # frames of a film that are shown

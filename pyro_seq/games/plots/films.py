@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from pyro_seq.programs.plotting import BETWEEN, GAP, enlarged, in_colour
+
 SMALLEST = 128  # pixels of a frame's longer side as it is shown, at least
-GAP = 4  # pixels between frames
-BETWEEN = (111, 120, 133)  # their colour
 COLUMNS = 12  # frames of a game on a sheet
 
 
@@ -30,24 +29,7 @@ def frames_of_pictures(
     channels, height, width = picture
     own = channels // frame_stack
     latest = observations.reshape(-1, channels, height, width)[:, -own:]
-    shown = np.moveaxis(latest, 1, -1)
-    if own == 1:
-        shown = np.repeat(shown, 3, -1)
-    elif own == 2:
-        shown = np.stack([shown[..., 0], np.zeros_like(shown[..., 0]), shown[..., 1]], -1)
-    times = max(1, math.ceil(SMALLEST / max(height, width)))
-    return shown[..., :3].repeat(times, 1).repeat(times, 2)
-
-
-def side_by_side(films: Sequence[np.ndarray]) -> np.ndarray:
-    """Return films `[T, H, W, 3]` of one size as one; shorter ones hold their last frame."""
-    longest = max(map(len, films))
-    gap = np.full((longest, films[0].shape[1], GAP, 3), BETWEEN, np.uint8)
-    parts: list[np.ndarray] = []
-    for film in films:
-        held = np.repeat(film[-1:], longest - len(film), 0)
-        parts += [gap, np.concatenate([film, held])]
-    return np.concatenate(parts[1:], 2)
+    return enlarged(in_colour(latest), SMALLEST)
 
 
 def sheet_png(films: Sequence[np.ndarray]) -> bytes:

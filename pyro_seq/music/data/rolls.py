@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -23,30 +24,36 @@ from pyro_seq.music.data.midi_reader import NO_BEATS, contents_of, midi_bytes
 from pyro_seq.music.data.notes import NotedPiece, Notes, common_key_shifts, notes_of
 from pyro_seq.music.data.piano_rolls import KEYS, Timing
 from pyro_seq.runs.mapped import MappedCache
+from pyro_seq.train.minibatches import Piece
 
 NAMED = 3  # files that a line names
 Remarks = list[tuple[Path, str]]  # files, each with what is to be said of it
 
 
+P = TypeVar("P", bound=Piece)
+
+
 @dataclass(eq=False)
-class Rolls:
+class Rolls(Generic[P]):
     """Piano rolls of files, with what was skipped and repaired.
 
     Attributes:
-        pieces: `[T_n, keys]` each, uint8 of 0 and 1.
+        pieces: `[T_n, keys]` each, uint8 of 0 and 1; as notes, what lays out such stretches.
         paths: the files they are from, in the same order; one of type 2 has several pieces.
         names: what to call them, in the same order.
         skipped: files that could not be read, each with the reason.
         mended: files that were read though not all was as it should be, each with what was done.
         tempo: the median of the pieces' tempos, in beats a minute; 120 where none counts beats.
+        key: what notes depend on, in words, where they are kept; else empty.
     """
 
-    pieces: list[Tensor] = field(default_factory=list)
+    pieces: list[P] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     skipped: Remarks = field(default_factory=list)
     mended: Remarks = field(default_factory=list)
     tempo: float = 120.0
+    key: str = ""
 
 
 def read_rolls(
@@ -58,7 +65,7 @@ def read_rolls(
     cache: TuneCache | None = None,
     progress: Progress | None = None,
     name_all: bool = False,
-) -> Rolls:
+) -> Rolls[Tensor]:
     """Read the piano rolls of MIDI files; unreadable ones are skipped.
 
     Args:
@@ -79,24 +86,6 @@ def read_rolls(
     return Rolls(rolls, found.paths, found.names, found.skipped, found.mended, found.tempo)
 
 
-@dataclass(eq=False)
-class NotedFiles:
-    """Pieces of files as notes; attributes are those of `Rolls`, and what the pieces depend on.
-
-    Attributes:
-        pieces: of which stretches `[T, keys]` are laid out when they are asked for.
-        key: what the notes depend on, in words, where they are kept; else empty.
-    """
-
-    pieces: list[NotedPiece] = field(default_factory=list)
-    paths: list[Path] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    skipped: Remarks = field(default_factory=list)
-    mended: Remarks = field(default_factory=list)
-    tempo: float = 120.0
-    key: str = ""
-
-
 def read_notes(
     paths: Sequence[Path],
     timing: Timing,
@@ -107,7 +96,7 @@ def read_notes(
     mapped: MappedCache | None = None,
     progress: Progress | None = None,
     name_all: bool = False,
-) -> NotedFiles:
+) -> Rolls[NotedPiece]:
     """Read the pieces of MIDI files as notes; unreadable files are skipped.
 
     Args:
@@ -144,9 +133,9 @@ def read_notes(
     return found
 
 
-def _laid_out(notes: Notes, paths: Sequence[Path], timing: Timing, keys: int) -> NotedFiles:
+def _laid_out(notes: Notes, paths: Sequence[Path], timing: Timing, keys: int) -> Rolls[NotedPiece]:
     """The pieces of files by the frames of a timing, where they have them."""
-    found = NotedFiles(key=notes.key)
+    found = Rolls[NotedPiece](key=notes.key)
     skipped, files = dict(notes.skipped), notes.files.tolist()
     frames, beats = notes.frames(timing).tolist(), ~np.isnan(notes.tempi)
     if timing.grid:

@@ -17,7 +17,8 @@ from pyro_seq.frames.data.demo import moving_squares
 from pyro_seq.frames.data.films import fingerprint
 from pyro_seq.frames.data.reading import has_splits, read_films
 from pyro_seq.frames.data.rules import is_one_square, rule_of
-from pyro_seq.frames.show.render import as_rgb, contact_sheet, enlarged, gif_bytes, side_by_side
+from pyro_seq.frames.show.render import as_rgb, contact_sheet, gif_bytes
+from pyro_seq.programs.plotting import enlarged, side_by_side
 
 RANDOM = np.random.default_rng(0)
 BITS = RANDOM.integers(0, 2, (3, 4, 5, 6), dtype=np.uint8)

@@ -18,8 +18,9 @@ from pyro_seq.music.data import notes as noted
 from pyro_seq.music.data import rolls as roll_files
 from pyro_seq.music.data.cache import TuneCache
 from pyro_seq.music.data.midi_reader import UnreadableFile, read_contents, roll_of, to_common_key
+from pyro_seq.music.data.notes import NotedPiece
 from pyro_seq.music.data.piano_rolls import Timing
-from pyro_seq.music.data.rolls import NotedFiles, read_notes, read_rolls
+from pyro_seq.music.data.rolls import Rolls, read_notes, read_rolls
 from pyro_seq.music.data.sources import DEMO
 from pyro_seq.music.model.training import music_settings
 from pyro_seq.music.program import music_program
@@ -54,7 +55,9 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped, "SETTLED", -1.0)
 
 
-def read(files: list[Path], cache: MappedCache, timing: Timing = GRID, **more: Any) -> NotedFiles:
+def read(
+    files: list[Path], cache: MappedCache, timing: Timing = GRID, **more: Any
+) -> Rolls[NotedPiece]:
     return read_notes(files, timing, cache=TuneCache(), mapped=cache, **more)
 
 
