@@ -33,7 +33,7 @@ from pyro_seq.emissions.elementary import Categorical
 from pyro_seq.encoders import Embedding
 from pyro_seq.models import RNN
 from pyro_seq.runs import ranks
-from pyro_seq.train.ranks import Rows
+from pyro_seq.train.ranks import RowsOfRank
 from pyro_seq.train.svi import SVIUpdates
 
 SEQUENCES, STEPS, SYMBOLS, KEYS = 64, 100, 64, 88
@@ -90,7 +90,7 @@ def work(conversation: Connection, kind: str, threads: int, rank: int, size: int
     updates = SVIUpdates(pair, TrainingSettings(precision="float32", clip_norm=1.0))
     with pair.scope(), pyro.validation_enabled(False):
         updates.prepare(stream)
-        batches = Rows(stream) if ranks.size() > 1 else stream
+        batches = RowsOfRank(stream) if ranks.size() > 1 else stream
         made = 0
         while steps := conversation.recv():
             began, used = time.perf_counter(), time.process_time()
