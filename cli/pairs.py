@@ -12,7 +12,7 @@ EMISSIONS = ("categorical", "bernoulli", "normal")
 
 @click.group(cls=Programs)
 def pairs() -> None:
-    """Pairs of a model and a guide: show all, check one of your own."""
+    """Show all pairs of a model and a guide, or check one of your own."""
 
 
 @pairs.command("list")

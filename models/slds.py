@@ -133,7 +133,7 @@ class SLDS(SequenceModel):
         num_regressors = plain if regressors is None else regressors.num_features
 
         def noise(size: int, scale: float) -> nn.Parameter:
-            """Cholesky factors, their diagonals as logarithms."""
+            """Return Cholesky factors, their diagonals as logarithms."""
             return nn.Parameter((scale * torch.ones(num_states, size)).log().diag_embed())
 
         staying = torch.full((num_states,), STAYING).logit()

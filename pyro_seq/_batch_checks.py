@@ -25,7 +25,7 @@ def named_values(values: Values | None) -> dict[str, Tensor]:
 def padded(
     name: str, sequences: Iterable[Tensor], expected: list[int] | None = None
 ) -> tuple[Tensor, list[int]]:
-    """(sequences `[T_n, *event]` as one tensor `[N, T, *event]`, their lengths, as expected)."""
+    """Return sequences `[T_n, *event]` as one `[N, T, *event]`, with lengths as expected."""
     sequences = list(sequences)
     if not sequences:
         raise UserError(f"a SequenceBatch needs at least one sequence, got no {name}")
@@ -64,7 +64,7 @@ def cleaned(name: str, tensor: Tensor, mask: Tensor, full: bool) -> Tensor:
 def common_shape(
     values: dict[str, Tensor], inputs: Tensor | None, lengths: Tensor | Sequence[int] | None
 ) -> tuple[int, int | None, torch.device]:
-    """(N, T, device) that all tensors share; T is `None` where only the lengths are given."""
+    """Return the (N, T, device) of all tensors; T is `None` where only the lengths are given."""
     given = [*values.items(), *([] if inputs is None else [("inputs", inputs)])]
     for name, tensor in given:
         if not isinstance(tensor, Tensor):
@@ -123,7 +123,7 @@ def whole_numbers(size: int, steps: int | None, device: torch.device, lengths: o
 
 
 def steps_in_all(lengths: Tensor, steps: int | None, num_steps: int | None) -> int:
-    """T, as tensors (`steps`) or the caller (`num_steps`) say, else the longest of `lengths`."""
+    """Return T, as tensors (`steps`) or the caller (`num_steps`) say, else the longest length."""
     if num_steps is not None:
         num_steps = whole(num_steps, "num_steps of a SequenceBatch", 0)
         if steps not in (None, num_steps):

@@ -177,7 +177,7 @@ def fault_of_own_code(error: BaseException) -> str | None:
 
 
 def in_words(error: BaseException, file: str | None = None) -> str:
-    """An error in one line, with the last line of `file` that led to it, if any did."""
+    """Say an error in one line, with the last line of `file` that led to it, if any did."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno} of {error.filename}: {error.msg}"
     lines = [

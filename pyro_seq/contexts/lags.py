@@ -280,7 +280,7 @@ class Lags(Context):
         blocks = -(-steps // season)
 
         def by_phase(tensor: Tensor) -> Tensor:
-            """`[N, T, …]` as `[N s, blocks, …]`."""
+            """Return `[N, T, …]` as `[N s, blocks, …]`."""
             padding = tensor.new_zeros(n, blocks * season - steps, *tensor.shape[2:])
             padded = torch.cat([tensor, padding], 1)
             folded = padded.view(n, blocks, season, *tensor.shape[2:]).transpose(1, 2)

@@ -136,7 +136,7 @@ class KeyConvolution(Emission):
         flat, size = lead[: len(lead) - common].numel(), shared.numel()
 
         def rows(x: Tensor | None, *leading: int) -> Any:
-            """`[*leading, F]` in chunks of frames."""
+            """Split `[*leading, F]` into chunks of frames."""
             return (
                 itertools.repeat(None)
                 if x is None

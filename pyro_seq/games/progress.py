@@ -32,7 +32,7 @@ class TrainingProgress:
 
 
 def describe_progress() -> Kind:
-    """The kind of a `TrainingProgress`'s fields, with the minutes of training beside them."""
+    """Return the kind of a `TrainingProgress`'s fields, with the minutes of training beside."""
     game = Row(Whole(), Number(-MOST_RETURN, MOST_RETURN), Word(*PLAYERS))
     counters = {name: Whole() for name in ("round", "done", "games")}
     return Fields(

@@ -14,7 +14,7 @@ from pyro_seq.poutine.time_sites import Site
 
 
 def rows_first(name: str, site: Site, size: int, otherwise: str) -> Tensor:
-    """The values of a site `[size, …]`, sequences first: the dimension before the event's.
+    """Return a site's values `[size, …]`, sequences (the dimension before the event's) first.
 
     Raises `UserError`, which ends with `otherwise`, where there is not one for each sequence.
     """

@@ -57,7 +57,7 @@ class Callback:
         """Act after each step of any stage."""
 
     def on_validation(self, loop: Loop, found: Measured) -> None:
-        """Called after each validation, once the weights are kept if they are the best."""
+        """Act after each validation, once the weights are kept if they are the best."""
 
     def on_train_end(self, loop: Loop) -> None:
         """Act after the last step, unless the training was interrupted."""

@@ -171,7 +171,7 @@ class JointOptimiser(PyroOptim):
         return {"steps": self.steps, "moments": moments, "averages": list(self.averages)}
 
     def describe_state(self) -> Kind:
-        """The kind of a `state_dict()` of these parameters, such as a step can be made with."""
+        """Return the kind of a `state_dict()` of these parameters that a step can be made with."""
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         moments = {i: _moments_of(parameter) for i, parameter in enumerate(parameters)}
         averages = Row(*(Like(average) for average in self.averages))

@@ -104,7 +104,7 @@ class DeclaredStepper(Stepper[ModelState]):
         transform_distribution: TransformDistribution = unchanged,
         latents: dict[str, Tensor] | None = None,
     ) -> Iterator[Any]:
-        """x_t step after step, drawn a few steps ahead."""
+        """Yield x_t step after step, drawn a few steps ahead."""
         start = 0
         while start < num_steps:
             end = min(num_steps, start + AHEAD) if start else 1
@@ -129,7 +129,7 @@ class DeclaredStepper(Stepper[ModelState]):
         return self.model.emission.stack(steps)
 
     def rows_at_once(self, num_steps: int) -> int:
-        """As many as take their steps together fastest: large vocabularies leave room for few.
+        """Return how many take steps together fastest: large vocabularies leave room for few.
 
         So do large states, such as the covariances of a Kalman filter.
         """
@@ -148,7 +148,7 @@ class DeclaredStepper(Stepper[ModelState]):
         return rest | {f"z_{t}": z for t, z in enumerate(path)}
 
     def check(self, batch: SequenceBatch) -> None:
-        """All observations, before a table of embeddings is asked for symbols that it lacks."""
+        """Check all observations before embeddings are asked for symbols that they lack."""
         if batch.values is None:
             return
         emission = self.model.emission
@@ -160,7 +160,7 @@ class DeclaredStepper(Stepper[ModelState]):
             check_support(f"x_{name}" if name else "x", fn, values, observed, None)
 
     def to_check(self, batch: SequenceBatch, rows: Tensor) -> None:
-        """None of them: all were checked before."""
+        """Return `None`: all were checked before."""
 
 
 def draw(distribution: Distribution) -> Any:

@@ -93,7 +93,7 @@ class ReplayStepper(Stepper[Prefix]):
     def step(
         self, state: Prefix, inputs: Tensor | None, draw_latent: DrawLatent, observe: Observe
     ) -> tuple[Any, Prefix]:
-        """(x_t, the state after it): the sites of the step that comes next take what is drawn."""
+        """Return (x_t, the state after it): the sites of the next step take what is drawn."""
         batch = state.followed_by(1, None if inputs is None else inputs.unsqueeze(1))
         with _Drawn(state, draw_latent, observe):
             trace, values = self._run(state, batch)
@@ -111,7 +111,7 @@ class ReplayStepper(Stepper[Prefix]):
         transform_distribution: TransformDistribution = unchanged,
         latents: dict[str, Tensor] | None = None,
     ) -> Iterator[Any]:
-        """x_t of all steps, drawn in one run."""
+        """Yield x_t of all steps, drawn in one run."""
         state = state if latents is None else state._replace(latents=latents)
         with TransformedObservations(transform_distribution, state.is_observation):
             _, values = self._run(state, state.followed_by(num_steps, inputs))
@@ -136,7 +136,7 @@ class ReplayStepper(Stepper[Prefix]):
         return list(state.stems) or sampled_stems(trace)
 
     def stack(self, steps: list[Any]) -> Any:
-        """Member by member."""
+        """Stack observations member by member."""
         return stacked(steps)
 
     def rows_at_once(self, num_steps: int) -> int:
@@ -144,7 +144,7 @@ class ReplayStepper(Stepper[Prefix]):
         return max(1, self.steps_at_once // max(1, num_steps))
 
     def proposes_by_step(self, proposal: str) -> bool:
-        """No: a run draws the latents of all steps."""
+        """Answer no: a run draws the latents of all steps."""
         return False
 
 

@@ -116,7 +116,7 @@ class Stepper(ABC, Generic[State]):
         return CHUNK_STEPS * CHUNK_FEATURES // features
 
     def by_step(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Latents that the guide has drawn, by the names of the sites of a model that samples."""
+        """Return the guide's latents by the names of the sites of a model that samples."""
         return latents
 
     @abstractmethod
