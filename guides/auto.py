@@ -35,7 +35,7 @@ class AutoSequenceGuide(nn.Module):
     (f_t, b_t) = bidirectional RNN over [enc(x_t), u_t]; q(w | f_T, b_1), q(z_t | f_t, b_t, w,
     z_{t-1}).
 
-    A run of the model on the first batch finds its latents, which are of three kinds: of a step
+    A run of the model on the first batch finds its latents. Latents are of three kinds: of a step
     (sites `z_0, z_1, …`, of any name), of all steps at once (a site whose event has T as its first
     dimension, such as `MarkovPath`), and of a whole sequence (w above). Each is a diagonal normal
     in unconstrained space, z_t given everything at t-1, and is carried into its support by

@@ -37,7 +37,7 @@ class SLDSGuide(SequenceGuide):
     (Doucet, de Freitas, Murphy & Russell 2000). The third is what the observations after step t
     say of z_t, approximately: the backward recursion of a hidden Markov model whose likelihoods are
     those of interacting filters (Blom & Bar-Shalom 1988). Everything is the model's own equations,
-    at its weights of the moment: the ELBO is a bound whatever the approximation is worth, its
+    at its weights of the moment. The ELBO is a bound whatever the approximation is worth, its
     gradient is that of log p(x, z) at draws of z, a step of variational EM, and there is nothing to
     amortise.
 

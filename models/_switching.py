@@ -161,8 +161,9 @@ def looked_ahead(
     """Return log p~(x_{t+1:T} | z_t, x_{<=t}) `[N, T, K]`, an approximation, up to constants.
 
     It is the backward recursion of a hidden Markov model, whose log p(x_t | z_t) are those of
-    interacting filters: one for each regime, the K beliefs before a step being merged to one normal
-    for each regime at it (Blom & Bar-Shalom 1988, IEEE Transactions on Automatic Control 33).
+    interacting filters. There is one filter for each regime, the K beliefs before a step being
+    merged to one normal for each regime at it (Blom & Bar-Shalom 1988, IEEE Transactions on
+    Automatic Control 33).
 
     Args:
         regimes: the K regimes.

@@ -59,9 +59,9 @@ class LGSSM(SequenceModel):
         level_{t+1} = level_t + slope_t + N(0, sigma_level^2)
         slope_{t+1} = phi slope_t + N(0, sigma_slope^2)
 
-    A season of s steps is a sum of harmonics j (Harvey 1989, section 2.3.4): each is a pair
-    (g, g*) that a rotation by 2 pi j / s turns at each step, plus N(0, sigma_season^2) on both;
-    season_t is the sum of the g. So seasons may change, and a long one takes few states. The
+    A season of s steps is a sum of harmonics j (Harvey 1989, section 2.3.4). Each harmonic is a
+    pair (g, g*) that a rotation by 2 pi j / s turns at each step, plus N(0, sigma_season^2) on
+    both; season_t is the sum of the g. So seasons may change, and a long one takes few states. The
     factors f_t are stationary, with identity covariance at all steps:
 
         f_{t+1} = A f_t + N(0, I - A A'),    A = exp(K - K' - diag(r)), r > 0

@@ -1,9 +1,9 @@
 """Choose how many threads compute, and how they wait for each other.
 
 Both are read from the environment when torch is loaded. Threads that wait for each other by
-spinning keep each other from running as soon as something else wants a core: on two cores beside
+spinning keep each other from running as soon as something else wants a core. On two cores beside
 two other processes, a training of small matrices is tens of times slower. Threads that sleep at
-once lose a third on a quiet machine, where they are woken thousands of times a second; those that
+once lose a third on a quiet machine, where they are woken thousands of times a second. Threads that
 spin for a moment and then sleep lose a tenth to a sixth. So a training of the command spins, and a
 watcher lets it sleep as long as its threads have to wait for a core. This module loads nothing, so
 that it can come before everything else.
@@ -53,8 +53,9 @@ def choose_threads(number: int | None, *, useful: int) -> None:
 
     Without `number`, what the environment says (OMP_NUM_THREADS, MKL_NUM_THREADS) or a program that
     has loaded torch has chosen stands; else a training finds out how many of these it can use
-    (`find_useful`). The number does not depend on how busy the machine is: sums are rounded by it,
-    and a run that is gone on with is to end with the very weights of one that was not interrupted.
+    (`find_useful`). The number does not depend on how busy the machine is. Sums are rounded by that
+    number, and a run that is gone on with is to end with the very weights of one that was not
+    interrupted.
 
     Args:
         number: asked for by the user; `None`: not asked for.

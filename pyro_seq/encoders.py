@@ -118,7 +118,7 @@ class Conv2d(Encoder):
 
     Any size will do: odd extents are padded. With `takes_seen`, pixels that were not seen are shown
     as zero, and which ones were is shown as C further channels. With a `count`, a guide's encoder
-    sees the last frames beside a picture, as further channels: what has moved, and where to, can be
+    sees the last frames beside a picture, as further channels. What has moved, and where to, can be
     found at each place, and is what the latents of a film are about. These frames are what the
     model's context passes on to its emission (`emissions.Pictures` with as large a `count`); where
     there are none, as in a context, they are zero.

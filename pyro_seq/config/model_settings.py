@@ -148,9 +148,9 @@ def model_settings(
 ) -> ModelSettings:
     """Return the settings of a pair.
 
-    Those of a shipped pair are its dataclass, with those of the program's defaults that it has; of
-    another pair one field for each parameter of its maker that is not a part (`PARTS`), with the
-    maker's own default and no bounds but those of its annotation.
+    The settings of a shipped pair are its dataclass, with those of the program's defaults that it
+    has. The settings of another pair are one field for each parameter of its maker that is not a
+    part (`PARTS`), with the maker's own default and no bounds but those of its annotation.
 
     Raises `UserError` for a parameter that nothing gives a value.
     """

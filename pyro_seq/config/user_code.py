@@ -28,7 +28,7 @@ def import_file(path: Path, spec: str) -> ModuleType:
     """Import a user's file; once for the same contents.
 
     The file's folder stands in `sys.modules` as a package of a name of its own, and so does
-    whatever the file imports from there, at once or when it is called: two pairs may each have a
+    whatever the file imports from there, at once or when it is called. So two pairs may each have a
     helper of one name. What is installed goes before what lies in the folder.
 
     Args:

@@ -16,10 +16,10 @@ class NoisyObservations(Context):
     """Show another context each observation with noise, in training only.
 
     A model that is trained on real pasts alone goes on from its own draws as soon as it draws by
-    itself: an error in a draw is a past that it has never seen, and further errors follow. One that
-    has learnt p(x_t | what noise made of x_{<t}) finds its way back. The noise is drawn anew at
-    each evaluation, and is the same for all that sees a context in it: a model's networks, its
-    emission, its guide. Nothing is changed where a pair is scored or drawn from.
+    itself. An error in a draw is a past that the model has never seen, and further errors follow. A
+    model that has learnt p(x_t | what noise made of x_{<t}) finds its way back. The noise is drawn
+    anew at each evaluation, and is the same for all that sees a context in it: a model's networks,
+    its emission, its guide. Nothing is changed where a pair is scored or drawn from.
 
     Args:
         context: the other context.

@@ -16,8 +16,8 @@ def mask_cells(distribution: Distribution, seen: Any) -> Distribution:
     """Return the distribution whose density is that of the cells seen, the others left out.
 
     The entries of an `Independent` are masked one by one, a mixture's in each component, and a
-    distribution with a method `marginal(seen)` is asked for the law of the cells seen; of any other
-    an observation is seen as a whole or not at all.
+    distribution with a method `marginal(seen)` is asked for the law of the cells seen. An
+    observation of any other distribution is seen as a whole or not at all.
 
     Args:
         distribution: p(x), of batch shape `[...]`; of a named group a dict.

@@ -4,7 +4,7 @@
 
 Durbin & Koopman, *Time Series Analysis by State Space Methods* (2012); Harvey, *Forecasting,
 Structural Time Series Models and the Kalman Filter* (1989). Everything is computed in the type that
-is given, which `LinearGaussian` makes float64: a covariance is updated as P - G' G, symmetric by
+is given, which `LinearGaussian` makes float64. A covariance is updated as P - G' G, symmetric by
 construction, and loses a digit for each power of ten between the first covariance and R.
 
 Covariances do not depend on what was observed, but on which cells were. So B of them serve B M

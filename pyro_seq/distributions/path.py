@@ -26,7 +26,7 @@ class MarkovPath(TorchDistribution):
 
     The density of a given path needs no loop: every conditional is computed at once from the path
     shifted by one step. Only sampling is sequential. The conditionals of the last path are cached,
-    so that a density and a divergence at the same path share them: make a new MarkovPath when
+    so that a density and a divergence at the same path share them. Make a new MarkovPath when
     parameters have changed, as every call of a model does.
 
     Args:

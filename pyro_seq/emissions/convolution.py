@@ -29,10 +29,10 @@ class KeyConvolution(Emission):
         x_j (W_j + B_{k-j})))
 
     the second if `autoregressive`. The features are biases of the keys b `[K]` and of the hidden
-    units c `[H]`, which a model computes; the last n frames y `[n, K]` are passed on to it from the
-    context (`contexts.SplitContext`, `contexts.LastObservations` of `encoders.Flatten`). A_{i,d}
-    and B_d are zero beyond a reach; e_k and W_j are learnt for each key. v is small at first, so
-    that a new emission's keys are all but independent.
+    units c `[H]`, which a model computes. The last n frames y `[n, K]` are passed on to the
+    emission from the context (`contexts.SplitContext`, `contexts.LastObservations` of
+    `encoders.Flatten`). A_{i,d} and B_d are zero beyond a reach; e_k and W_j are learnt for each
+    key. v is small at first, so that a new emission's keys are all but independent.
 
     Args:
         size: K, entries of a vector.

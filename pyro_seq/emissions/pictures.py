@@ -30,8 +30,8 @@ class Pictures(Emission):
         p(x | f, y) = prod_hw p(x_hw | (B * a)_hw)
 
     U are transposed convolutions from the features f to maps of hidden units, V gives each hidden
-    unit a bias that is the same at all places, and A, B are convolutions: what has been learnt of
-    a motion at one place holds at all places. The last n frames y `[n, C, H, W]` are passed on
+    unit a bias that is the same at all places, and A, B are convolutions. So what has been learnt
+    of a motion at one place holds at all places. The last n frames y `[n, C, H, W]` are passed on
     from the context (`contexts.SplitContext`, `contexts.LastObservations` of `encoders.Flatten`);
     without them (`count` 0) a picture is drawn from its features alone. Any size will do: what
     transposed convolutions make beyond H and W is cropped.

@@ -52,8 +52,8 @@ class FrameProgram(PairProgram[FilmSettings, FilmData, FilmModel]):
     """Train pairs on films.
 
     What is learnt from is `train_data`, files and folders (`data.reading.read_films`), and perhaps
-    `valid_data`; `valid_fraction`, how many of the films are kept for validation where no others
-    are given; or `demo`, films of moving squares that the program makes itself.
+    `valid_data`; or `demo`, films of moving squares that the program makes itself. `valid_fraction`
+    says how many of the films are kept for validation where no others are given.
     """
 
     kind = "frames"

@@ -47,8 +47,8 @@ class FreeBits_ELBO(Trace_ELBO):
     integrated out, as `TraceMeanField_ELBO` does. Without a closed form, as after flows, KL_l is
     the Monte Carlo estimate log q - log p. Either is averaged over the sequences and all particles
     before it is compared with the threshold. The noise that is left makes the maximum too large,
-    since E max(nats, KL) is at least max(nats, E KL): not at all where the closed form is exact, a
-    lot for an estimate from few sequences and particles.
+    since E max(nats, KL) is at least max(nats, E KL). The excess is nothing where the closed form
+    is exact, and a lot for an estimate from few sequences and particles.
 
     Latents that all sequences share (`GlobalGuide`) have no free bits.
 

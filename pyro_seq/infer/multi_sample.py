@@ -44,9 +44,9 @@ class LogDensities(NamedTuple):
 class WeightedELBO(ELBO):
     """Base of objectives made of K weighted draws z_k ~ q(z | x) for each sequence.
 
-    The weights w_k = p(x, z_k) / q(z_k | x) are each sequence's own: a bound of a minibatch is the
-    sum of its sequences' bounds (`pyro.infer.RenyiELBO` weighs a minibatch as a whole, which is a
-    bound as well, and a loose one). Latents are scaled by what is around the pair, such as an
+    The weights w_k = p(x, z_k) / q(z_k | x) are each sequence's own. So a bound of a minibatch is
+    the sum of its sequences' bounds (`pyro.infer.RenyiELBO` weighs a minibatch as a whole, which is
+    a bound as well, and a loose one). Latents are scaled by what is around the pair, such as an
     annealed divergence.
 
     The draws of a pair declared by its equations are a plate to the left of the batch's, so that

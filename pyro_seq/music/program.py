@@ -82,10 +82,10 @@ class MusicData:
 class MusicProgram(PairProgram[MusicSettings, MusicData, MusicModel]):
     """Train pairs on music.
 
-    What is learnt from is `train_files` and perhaps `valid_files`, files, folders and globs;
-    `valid_fraction`, how many of the training pieces are kept for validation where no others are
-    given; `demo`, whether the package's own tunes take the place of files; `start_from`, the folder
-    of another run, if the first weights are to be the best of that.
+    What is learnt from is `train_files` and perhaps `valid_files`: files, folders and globs.
+    `valid_fraction` says how many of the training pieces are kept for validation where no others
+    are given. `demo` says whether the package's own tunes take the place of files; `start_from` is
+    the folder of another run, if the first weights are to be the best of that.
 
     Beside a run folder lies the cache of parsed files; what a run that is refused has brought to
     that is taken back.

@@ -5,7 +5,7 @@
 
 Each step needs the last one, so a path is a loop; under autograd the loop records some fifteen
 operations a step, whose bookkeeping costs more than their arithmetic. For networks of linear layers
-and elementwise activations, `scan_latents` runs the loop as one autograd function: everything that
+and elementwise activations, `scan_latents` runs the loop as one autograd function. Everything that
 does not depend on z is computed for all steps before the loop, and everything that does not feed
 back is computed after the loop.
 """
@@ -201,9 +201,9 @@ class _SamplePath(torch.autograd.Function):
     """The path and scales `[T, N, Z]` of one network with the given layers, as in `_Network`.
 
     The forward pass keeps the values before each activation. The backward pass takes from them, for
-    all steps at once, every elementwise derivative; its loop holds nothing but the adjoint of z,
-    carried back through the weights; the gradients of the weights are then one product over steps
-    and batch for each layer.
+    all steps at once, every elementwise derivative. The loop of that pass holds nothing but the
+    adjoint of z, carried back through the weights. The gradients of the weights are then one
+    product over steps and batch for each layer.
     """
 
     @staticmethod

@@ -16,7 +16,7 @@ class NormalNet(nn.Module):
     """A diagonal normal computed from features: N(loc(f), scale(f)), f the inputs side by side.
 
     Called with tensors `[..., F_i]` (their sizes adding up to `input_size`), it returns a `Normal`
-    of batch shape `[..., size]`; the last dimension is left as a batch dimension, so that
+    of batch shape `[..., size]`. The last dimension is left as a batch dimension, so that
     per-dimension densities stay visible (`.to_event(1)` makes it a vector). `shift`, if given, is
     added to the location: the residual posterior mean of SRNN (arXiv 1605.07571, eq. 11).
     """

@@ -35,7 +35,7 @@ class PixelNoise(nn.Module):
     """Noise on pictures in training only: pixels are replaced by others of the same picture.
 
     Each pixel is with probability `rate` that of another place, all channels of it, so that parts
-    of things are lost, and stray pixels appear, as often as is in keeping with the picture; pixels
+    of things are lost, and stray pixels appear, as often as is in keeping with the picture. Pixels
     of all kinds stay what they are. Half of the pictures, drawn anew each time, are left whole:
     from these is learnt what there is to see.
 
@@ -69,8 +69,8 @@ class Downsampling(nn.Module):
 
     The first has a kernel of 5 x 5, the others of 3 x 3, and the activation follows each; any size
     will do. The linear layer at the end sees what each channel of the last convolution says at each
-    place, and the most that each channel of all of them says anywhere, so that what matters
-    wherever it is need not be learnt for each place.
+    place, and the most that each channel of all of them says anywhere. So what matters wherever it
+    is need not be learnt for each place.
 
     Args:
         shape: C, H and W of a picture.

@@ -1,9 +1,9 @@
 """Recurrent networks over sequences and single steps, states with batch dimensions first.
 
-Three kernels give the same numbers, and `Recurrence` picks the fastest one that a call allows: a
-fused cell for a single step (generation), PyTorch's own kernel for a whole sequence, and, for
-training on a CPU anything but an LSTM, where PyTorch records every small operation of every step,
-one autograd function per layer (`_GRULayer`, `_ElmanLayer`).
+Three kernels give the same numbers, and `Recurrence` picks the fastest one that a call allows. A
+single step (generation) has a fused cell, a whole sequence PyTorch's own kernel. Training anything
+but an LSTM on a CPU, where PyTorch records every small operation of every step, has one autograd
+function per layer (`_GRULayer`, `_ElmanLayer`).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Recurrence(nn.Module):
 
     `kind` is `lstm`, `gru`, or an Elman network's activation: `tanh` or `relu`. The equations and
     the parameters are those of `torch.nn.LSTM`, `torch.nn.GRU` and `torch.nn.RNN` (one of which is
-    the submodule `rnn`), initialised as theirs, but for the LSTM's forget gate: its total bias
-    starts at `forget_bias`, so that a new network remembers (`None` leaves PyTorch's
+    the submodule `rnn`), initialised as theirs, but for the LSTM's forget gate. The total bias of
+    that gate starts at `forget_bias`, so that a new network remembers (`None` leaves PyTorch's
     initialisation; the others ignore it). `dropout` acts between layers, in training only.
 
     A state is `(h, c)` for an LSTM and `(h,)` for the others, each

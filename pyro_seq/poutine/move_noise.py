@@ -55,7 +55,7 @@ class MoveNoise(Messenger):
         rows: `[N]`, the corrections' rows for the sequences inside.
         draw: draws the latents from the noise of this number, the same for all sequences, in place
             of torch's, and gives densities no gradient for the corrections, which stand in the
-            draws: where the guide is the exact posterior, no noise is left in the gradient of the
+            draws. Where the guide is the exact posterior, no noise is left in the gradient of the
             bound (Roeder, Wu & Duvenaud 2017, arXiv 1703.09194).
     """
 

@@ -29,7 +29,7 @@ class Rollouts:
 
     The policy is a copy of the generator that lags behind it: `follow` moves its weights, w <- rate
     w + (1 - rate) w_generator. The completions of all prefixes are drawn in one batch that grows by
-    those of one prefix at each step, each going on from the state that its prefix has left; so T
+    those of one prefix at each step, each going on from the state that its prefix has left. So T
     prefixes take T steps, not T^2 / 2. Functions that return no state are run again on all that
     came before, at each step.
 

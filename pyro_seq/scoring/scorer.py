@@ -37,15 +37,15 @@ class Scorer:
     r"""Map columns to the same columns with log p(x) of each row, by a trained run.
 
     A run of texts scores a column of texts (str or bytes), each as one document, or by a model of
-    lines as its lines; one of music a column of MIDI files, by their paths (str) or their bytes.
-    Added are `log_likelihood` in nats, its Monte Carlo `standard_error` (0 for exact figures, NaN
-    where one sample cannot tell), and how many `characters`, `bytes` or `frames` the row has. A
-    missing cell (None, NaN) has NaN and 0 of them; an empty one 0.
+    lines as its lines. A run of music scores a column of MIDI files, by their paths (str) or their
+    bytes. Added are `log_likelihood` in nats, its Monte Carlo `standard_error` (0 for exact
+    figures, NaN where one sample cannot tell), and how many `characters`, `bytes` or `frames` the
+    row has. A missing cell (None, NaN) has NaN and 0 of them; an empty one 0.
 
     What a row's figure follows from is the row, the run and these settings: not the process, and
     not the rows beside it, up to rounding. Of a pair with latents the noise is seeded by `seed`
     and the row's own contents, so equal rows have equal figures. With `together` > 1 so many rows
-    of a batch share a computation and its noise, which is several times as fast; a figure then
+    of a batch share a computation and its noise, which is several times as fast. A figure then
     follows from the rows of its block, and so from how an engine cuts its batches.
 
     The run is loaded at the first call. A pickled scorer is its settings: wherever it is unpickled,
@@ -64,8 +64,9 @@ class Scorer:
         pair: the run's pair, where it is code of the user's own.
 
     Raises `UserError` for a folder without a run or of a kind without rows (series, films), a
-    missing column, one of the added ones that is there already, a cell of another type, one that
-    the model has no symbol for or that is no MIDI file, and a log-likelihood that is not finite.
+    missing column, and one of the added columns that is there already. Raises `UserError` too for a
+    cell of another type, one that the model has no symbol for or that is no MIDI file, and a
+    log-likelihood that is not finite.
     """
 
     def __init__(

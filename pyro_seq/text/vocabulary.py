@@ -24,11 +24,11 @@ class Vocabulary:
     """The symbols of a text model, numbered from 0.
 
     At level `char` they are characters (Unicode code points), the most frequent first, followed by
-    `oov_buckets` buckets that all other characters share by their code point; at level `byte` the
-    256 bytes, so that any file can be read.
+    `oov_buckets` buckets that all other characters share by their code point. At level `byte` the
+    symbols are the 256 bytes, so that any file can be read.
 
-    Where a text is a sequence for each line, `line_end` is true: the last symbol is the end of a
-    line, whichever of LF, CRLF and CR it is in a file (`pieces`), and lines without anything in
+    Where a text is a sequence for each line, `line_end` is true. The last symbol is then the end of
+    a line, whichever of LF, CRLF and CR it is in a file (`pieces`), and lines without anything in
     them are left out.
     """
 

@@ -25,7 +25,7 @@ class TextWindows:
 
     With `carry` the corpus is cut into `batch_size` streams read side by side, each window going on
     where the one before ended, so that recurrent states can be carried over (truncated
-    back-propagation through time); every pass begins at another offset within a window, so that
+    back-propagation through time). Every pass begins at another offset within a window, so that
     windows end elsewhere. Without, each window begins at a random place.
     """
 

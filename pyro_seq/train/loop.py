@@ -173,13 +173,13 @@ class Validate(Callback):
 class Loop:
     """Trains by steps of stages that take turns, and goes on exactly where it was stopped.
 
-    What a checkpoint holds are the `states`: a training that was killed and resumed is that of an
+    What a checkpoint holds are the `states`. A training that was killed and resumed is that of an
     unbroken one, bit by bit on a CPU, if all that changes from step to step is among them. A
     subclass may make them in `prepare`, where its parameters are known.
 
     Several processes (`runs.ranks`) run the loop side by side, if its stages add up over the ranks
-    what they compute, and the `wishes` with it: what ends a step, and whether it was the last, is
-    the same on all of them.
+    what they compute, and the `wishes` with it. So what ends a step, and whether it was the last,
+    is the same on all of them.
 
     Args:
         stages: by name.

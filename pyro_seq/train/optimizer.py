@@ -25,14 +25,15 @@ class JointOptimiser(PyroOptim):
     """AdamW over all parameters, with a global gradient norm, penalties, averaged weights.
 
     `SVI` calls it with the set of parameters that a step touched, as it does with Pyro's own
-    optimisers, of which there would be one for each parameter. A step is: the gradients that stand
-    on the parameters times `gradient_scale` (1/n turns those of a sum into those of a mean); the
-    gradient of the penalties added, `r (l1 |w|_1 + l2/2 |w|_2^2)` over weight matrices (parameters
-    of at least two dimensions), where r rises from 0 to 1 over the first `penalty_steps`; the
-    gradient rescaled so that its norm over all parameters is at most `clip_norm`; AdamW (decoupled
-    `weight_decay`, on weight matrices); then the average a <- decay * a + (1 - decay) * w, with
-    decay min(ema_decay, (1 + n)/(10 + n)) at the n-th step, so that it forgets the beginning.
-    Gradients are gone after a step, and before the first.
+    optimisers, of which there would be one for each parameter. A step begins with the gradients
+    that stand on the parameters times `gradient_scale` (1/n turns those of a sum into those of a
+    mean). The gradient of the penalties is added, `r (l1 |w|_1 + l2/2 |w|_2^2)` over weight
+    matrices (parameters of at least two dimensions), where r rises from 0 to 1 over the first
+    `penalty_steps`. The gradient is rescaled so that its norm over all parameters is at most
+    `clip_norm`. AdamW follows (decoupled `weight_decay`, on weight matrices). Then comes the
+    average a <- decay * a + (1 - decay) * w, with decay min(ema_decay, (1 + n)/(10 + n)) at the
+    n-th step, so that it forgets the beginning. Gradients are gone after a step, and before the
+    first.
 
     Args:
         parameters: unconstrained parameters by name, in a fixed order.

@@ -74,10 +74,10 @@ class Trainer(Loop):
     """Train a pair on a stream of batches.
 
     A step maximises the ELBO per step of a sequence, (1/n) sum (E_q[log p(x | z)] - beta KL), over
-    the n observations of the batch, through `pyro.infer.SVI` with the objective of the settings, or
-    any Pyro `ELBO` given. What it writes to `run` lets a killed training go on; on a CPU the
-    resumed run ends with the very weights of one that was never interrupted (unless minutes, which
-    no two runs share, decide its length).
+    the n observations of the batch. A step works through `pyro.infer.SVI` with the objective of the
+    settings, or any Pyro `ELBO` given. What it writes to `run` lets a killed training go on. On a
+    CPU the resumed run ends with the very weights of one that was never interrupted (unless
+    minutes, which no two runs share, decide its length).
 
     In a `torch.distributed` group of R processes each batch is dealt out, rows r, r + R, … to rank
     r, and a step is that of the whole batch. All ranks make the trainer alike; rank 0 alone

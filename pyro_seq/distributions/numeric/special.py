@@ -85,7 +85,8 @@ def incomplete_beta(a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor,
 
     I_x(a, b) = int_0^x t^(a - 1) (1 - t)^(b - 1) dt / B(a, b), by the continued fraction of DLMF
     8.17.22, evaluated by Lentz's algorithm (Numerical Recipes, sec. 6.4), on the side of the mean
-    where it converges fast; what it gives is the smaller tail, and the other one is the rest.
+    where the fraction converges fast. What the fraction gives is the smaller tail, and the other
+    tail is the rest.
 
     Where both concentrations are so large (above 10^10) that the fraction does not end, NaN.
 

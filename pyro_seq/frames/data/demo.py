@@ -15,9 +15,9 @@ def moving_squares(
 ) -> Films:
     """Draw films of a 3 x 3 square that moves 2 pixels a frame, in a direction drawn anew.
 
-    What leaves on one side comes in on the other. Where the square goes is one of four things, so
-    that no model can be better than log 4 = 1.386 nats a frame after the first, and none whose
-    pixels are independent given the past can be better than 18.5: the average of four squares.
+    What leaves on one side comes in on the other. Where the square goes is one of four things. So
+    no model can be better than log 4 = 1.386 nats a frame after the first. No model whose pixels
+    are independent given the past can be better than 18.5: the average of four squares.
     """
     random = np.random.default_rng(seed)
     moves = np.array(WAYS)[random.integers(len(WAYS), size=(num_films, num_frames - 1))]

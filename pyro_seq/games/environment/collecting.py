@@ -1,10 +1,10 @@
 """Play the real game in several environments side by side, one call of a player a move.
 
-Environments are stepped one by one, and not by gymnasium's vector environment, for three reasons: a
+Environments are stepped one by one, and not by gymnasium's vector environment, for three reasons. A
 game can begin with a seed of its own, so that it does not matter what was played before (a resumed
-run plays the very same games); one that is over costs no further steps of the environment, so that
-real steps are counted as they are; and a failure is of one game and one move, which can be named.
-It is nearly as fast (`benchmarks/games_speed.py`).
+run plays the very same games). A game that is over costs no further steps of the environment, so
+that real steps are counted as they are. And a failure is of one game and one move, which can be
+named. Stepping one by one is nearly as fast (`benchmarks/games_speed.py`).
 """
 
 from __future__ import annotations

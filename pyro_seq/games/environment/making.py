@@ -159,8 +159,8 @@ def make_environment(
     observed by pictures of that form, else by numbers.
 
     Raises `UserError` for an id that gymnasium does not know (with the nearest that it does, or the
-    package that brings it), for one whose packages are missing (with the extra of pip that brings
-    them), and for one that cannot be made.
+    package that brings it), and for one whose packages are missing (with the extra of pip that
+    brings them). Raises `UserError` too for an environment that cannot be made.
     """
     import gymnasium
 

@@ -37,7 +37,7 @@ def score_document(
     """Score a document window by window, states carried over, in memory of one window.
 
     Where the figures of all particles would fill the memory, portions of the particles read the
-    whole document one after the other (`pooling`): memory does not grow with the number of
+    whole document one after the other (`pooling`). Then memory does not grow with the number of
     particles, and the scores have no state. The document is then read several times; if `windows`
     is an iterator, its observations are kept.
 

@@ -1,9 +1,9 @@
 """Pool the scores of portions of particles that are worked on one after the other.
 
 Portions of k_i particles, sum_i k_i = K, are independent of each other. Each makes an estimate p_i
-of the same likelihood, and so does sum_i k_i / K p_i: for whole paths it is the very estimate of
-all K, and where particles are resampled it is unbiased all the same, the resampling then being
-within portions.
+of the same likelihood, and so does sum_i k_i / K p_i. For whole paths that sum is the very estimate
+of all K, and where particles are resampled the sum is unbiased all the same, the resampling then
+being within portions.
 """
 
 from __future__ import annotations

@@ -104,8 +104,8 @@ def score(
 
     Raises `UserError` for a sequence without a step, a window after one that left no state,
     observations outside the support, a site that only one of model and guide samples (unless the
-    guide's is `is_auxiliary`), an observed site of no step or that all sequences share, densities
-    that are not a number, and a guide that cannot be refined.
+    guide's is `is_auxiliary`). Raises `UserError` too for an observed site of no step or that all
+    sequences share, densities that are not a number, and a guide that cannot be refined.
     """
     _check(batch, method, samples, proposal, refine, first=state is None)
 

@@ -50,8 +50,8 @@ def refine(pair: Pair, batch: SequenceBatch, steps: int, states: object = None) 
     where q_{m,s} is the guide with the noise of its latents moved, noise -> m + exp(s) noise, one m
     and s for each number of noise (`poutine.move_noise.MoveNoise`): q_{0,0} is the guide, and where
     it is normal given what was drawn before, so is q_{m,s}, with any location and scale. The steps
-    are Adam's, by gradients through the draws alone; the mean of the last quarter of them is kept
-    for each sequence whose bound it raises, by draws of its own, and (0, 0) for the others.
+    are Adam's, by gradients through the draws alone. The mean of the last quarter of the steps is
+    kept for each sequence whose bound it raises, by draws of its own, and (0, 0) for the others.
 
     All sequences are given the same noise, in all calls: what is found for a sequence depends on
     nothing but the sequence (and the states before it). No weight is changed. A pair whose guide

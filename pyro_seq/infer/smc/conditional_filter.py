@@ -97,7 +97,7 @@ def moved(
     r"""Draw paths of latents and missing observations by one conditional particle filter.
 
     Where a `path` is given, it is one of the particles and survives each resampling (Andrieu,
-    Doucet & Holenstein 2010, particle Gibbs): then the posterior of what the move draws is left as
+    Doucet & Holenstein 2010, particle Gibbs). Then the posterior of what the move draws is left as
     it is, however few particles there are. What moves:
 
     - `prior`: latents, drawn from the prior, and missing observations, drawn from the emission;

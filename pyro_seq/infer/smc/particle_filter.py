@@ -92,7 +92,7 @@ def particle_filter(
             values by step or cell. It is drawn from the emission, given the step's seen cells, and
             counts nothing; what follows sees what was drawn. A guide sees a guess and proposes half
             of the particles at observed steps, and none where nothing was seen and the guess would
-            make it too sure; the weights are of the mixture with the prior (Hesterberg 1995). Cells
+            make it too sure. The weights are of the mixture with the prior (Hesterberg 1995). Cells
             that the batch itself lacks are not drawn: they count nothing, and what follows sees
             that. So does a guide whose encoder `takes_seen`; any other sees a guess of them.
         paths: whether to keep the latents and values of all steps.

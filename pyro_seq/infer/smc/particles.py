@@ -142,7 +142,7 @@ class Particles(NamedTuple):
         """Return (indices `[N, K]` of the survivors, equal particles), where `rows` `[N]` is true.
 
         Each of the K is drawn by the weights and independently of the others (multinomial
-        resampling): schemes of lower variance gained nothing that could be measured on a
+        resampling). Schemes of lower variance gained nothing that could be measured on a
         linear-Gaussian model, and leave no estimate of the variance.
         """
         n, k = self.log_weights.shape

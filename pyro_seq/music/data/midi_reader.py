@@ -320,10 +320,10 @@ def moved(shift: int, roll: Tensor) -> Tensor:
 def find_files(patterns: Iterable[str | Path]) -> list[Path]:
     """Return the MIDI files that patterns name, in order, each once.
 
-    A pattern is a file, whatever its suffix; a folder, searched with all that is below it for files
-    of `SUFFIXES` (in either case); or a glob, `**` for any folders, whose matches are such files or
-    folders. What a folder or a glob gives is sorted. Hidden files and folders are passed over,
-    and a link to a folder is followed, once.
+    A pattern is a file, whatever its suffix, or a folder, searched with all that is below it for
+    files of `SUFFIXES` (in either case). Or a pattern is a glob, `**` for any folders, whose
+    matches are such files or folders. What a folder or a glob gives is sorted. Hidden files and
+    folders are passed over, and a link to a folder is followed, once.
 
     Raises `UserError` for a pattern that names nothing.
     """

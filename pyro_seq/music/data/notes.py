@@ -1,8 +1,8 @@
 """Hold pieces as notes, of which a stretch's roll is laid out when it is asked for.
 
 A roll takes 500 kB for three minutes, and its thousand notes 33 kB, 33 bytes each. Of many files
-the notes stand in one entry of a `MappedCache`, so that they are found again at the next start
-without a look into the files, for as long as nobody has touched one of these.
+the notes stand in one entry of a `MappedCache`. So they are found again at the next start without a
+look into the files, for as long as nobody has touched one of these.
 
     pitches, starts, ends, start_beats, end_beats    of the notes, piece after piece (`Tune`)
     stops                                            where each piece's notes end among all

@@ -1,7 +1,8 @@
 """Read many MIDI files as piano rolls, each parsed once, with reasons for skipped ones.
 
 What the cache keeps are the notes, not the rolls, so that any rate, grid or range of keys is
-served; and the reasons why files are no music, so that a bad file costs its time once.
+served. The cache also keeps the reasons why files are no music, so that a bad file costs its time
+once.
 """
 
 from __future__ import annotations

@@ -104,10 +104,10 @@ class _WindowMaxima(torch.autograd.Function):
     """The maxima `[n, F]` of one size of filters `[F, k, E]` over the windows of `[n, T, E]`, on a
     CPU.
 
-    With a(n, f) the window that is filter f's strongest, and g the gradient of its answer, the
-    gradient of w_f is the sum over n of g(n, f) times that window, and the gradient of a window the
-    sum over the filters whose strongest it is of g(n, f) w_f: 2 n F k E products, where those of
-    the convolution are T - k + 1 times as many.
+    Let a(n, f) be the window that is filter f's strongest, and g the gradient of its answer. The
+    gradient of w_f is the sum over n of g(n, f) times that window. The gradient of a window is the
+    sum over the filters whose strongest it is of g(n, f) w_f. Both gradients take 2 n F k E
+    products, where those of the convolution are T - k + 1 times as many.
     """
 
     @staticmethod

@@ -10,11 +10,10 @@ single reference of R symbols:
 length closest to S among the references, the shorter of two, and S - n + 1 is counted as 1 where it
 is less). Sequences that end by themselves have the symbols before their end symbol; one without any
 scores 0. Where no n-gram of some order matches, the product would be 0, so its matches are counted
-as `SMOOTHING`, 0.1: method 1 of Chen and Cherry 2014, "A systematic comparison of smoothing
-techniques for sentence-level BLEU", as Texygen and the papers after SeqGAN
-compute it (by nltk's `sentence_bleu` with `SmoothingFunction().method1`). A sequence that shares no
-symbol with any reference scores 0 all the same. With `smoothing=0` it is the definition to the
-letter.
+as `SMOOTHING`, 0.1. Such counting is method 1 of Chen and Cherry 2014, "A systematic comparison of
+smoothing techniques for sentence-level BLEU", as Texygen and the papers after SeqGAN compute it (by
+nltk's `sentence_bleu` with `SmoothingFunction().method1`). A sequence that shares no symbol with
+any reference scores 0 all the same. With `smoothing=0` it is the definition to the letter.
 
 Every figure rises with the number of sequences that are compared with, so only figures made with
 equally many can be compared.

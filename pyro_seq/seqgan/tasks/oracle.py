@@ -84,8 +84,8 @@ def oracle_from_seed(
     It is in evaluation mode and without gradients.
 
     They are drawn one after the other, as `parameter_shapes` has them, by `torch.randn` in float32
-    from a generator of their own, so that a seed gives the same oracle on any machine, and nothing
-    is taken from the global random state.
+    from a generator of their own. So a seed gives the same oracle on any machine, and nothing is
+    taken from the global random state.
 
     Args:
         seed: of the generator.

@@ -137,8 +137,8 @@ def make_oracle_task(
 
     The global random state is not changed.
 
-    Each of the three bodies of sentences has a seed of its own that is drawn by the one given: the
-    sentences to test on do not depend on how many there are to train on.
+    Each of the three bodies of sentences has a seed of its own that is drawn by the one given. So
+    the sentences to test on do not depend on how many there are to train on.
 
     Args:
         oracle: what draws them, where it lies; they themselves lie on the CPU.

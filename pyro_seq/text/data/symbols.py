@@ -1,10 +1,10 @@
 """Number the symbols of large texts once: what a start needs of a text is kept, and mapped then.
 
-Of a text that is `WORTH_KEEPING` there are three entries (`MappedCache`): its SHA-256 by its path,
-inode, size and times of change, so that its bytes are hashed once for as long as nobody touches the
-file; how often each character stands in it by that hash; and its symbols by the hash and the
-vocabulary, with the ends of its lines where each is a sequence. A file that was moved or copied is
-hashed once more, and its symbols are there.
+Of a text that is `WORTH_KEEPING` there are three entries (`MappedCache`). The first is the text's
+SHA-256 by its path, inode, size and times of change, so that its bytes are hashed once for as long
+as nobody touches the file. The second is how often each character stands in the text, by that hash.
+The third is the text's symbols by the hash and the vocabulary, with the ends of lines where each
+line is a sequence. A file that was moved or copied is hashed once more, and its symbols are there.
 """
 
 from __future__ import annotations
