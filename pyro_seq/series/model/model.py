@@ -171,8 +171,9 @@ def new_pair(
                 horizon=horizon_of(settings.series, schema.seasons),
             )  # fmt: skip
             batch = windows.draw()[0]
-            start_from_anchors(model, batch)
-            model.start_from(batch)
+            with pair.evaluating():  # dropout would hide what the output layer sees
+                start_from_anchors(model, batch)
+                model.start_from(batch)
     return pair
 
 

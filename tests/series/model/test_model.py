@@ -234,7 +234,10 @@ def test_context_fits_into_a_window() -> None:
     assert context_of(series_settings({"series.horizon": 400}).series, ()) == 400
 
 
-def test_a_new_pair_follows_chains_of_its_words_and_truth_values(clean_pyro: None) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_new_pair_follows_chains_of_its_words_and_truth_values(
+    dropout: float, clean_pyro: None
+) -> None:
     draw, stay = np.random.default_rng(0), {"sky": 0.9, "open": 0.8}
     cells: dict[str, list[int]] = {"sky": [0], "open": [1]}
     for name, share in stay.items():
@@ -244,12 +247,14 @@ def test_a_new_pair_follows_chains_of_its_words_and_truth_values(clean_pyro: Non
     frame = pd.DataFrame({"day": pd.date_range("2024-01-01", periods=400), "open": cells["open"]})
     frame["sky"] = np.array(["dry", "fog", "rain"])[cells["sky"]]
     data = from_frame(frame)
-    settings = series_settings({"series.horizon": 5, "model.hidden_size": 8})
+    changes = {f"model.{part}_dropout": dropout for part in ("input", "output")}
+    settings = series_settings({"series.horizon": 5, "model.hidden_size": 8} | changes)
     arrays = SeriesArrays(Inputs(data.schema, 0), data.series, {})
     pair = new_pair(data.schema, settings, (), arrays)
     learnt = 400 - int(held_out_steps([400], 5)[0])
     batch = arrays.batch(np.array([0]), np.array([0]), np.array([400]))
-    with torch.no_grad():
+    assert all(part.training for part in pair.model.modules())
+    with torch.no_grad(), pair.evaluating():
         h, carried = pair.model.hidden_states(batch)
         law = pair.model.emission(pair.model.decode(h, None, carried)[0])
     for name, found, symbols in (
