@@ -59,7 +59,7 @@ screenshots: docs
 
 # In an environment of its own, into which only what a user installs goes, without constraints.
 dist: $(installed_dev)
-	@rm -rf dist build/lib build/bdist.* build/clean
+	@rm -rf dist build/lib build/bdist.* build/clean && mkdir -p build
 	@$(python) -m build --no-isolation --outdir dist . > build/dist.log 2>&1 || { cat build/dist.log; exit 1; }
 	@$(python) -m twine check --strict dist/*
 	@$(PYTHON) -m venv build/clean
