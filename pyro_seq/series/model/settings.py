@@ -13,8 +13,15 @@ from pyro_seq.train.settings import TrainingSettings
 
 LONGEST_WINDOW = 512  # steps that a window has where the settings leave it open
 WITHOUT_SEASON = 24  # steps to forecast where neither the settings nor a season say how many
-# of a pair, where series have their own
-DEFAULTS: dict[str, Any] = {"hidden_size": 64, "skip": True, "scaled": True}
+# of a pair, where series have their own; most series are short for a network, and what it has
+# learnt by heart makes forecasts too narrow
+DEFAULTS: dict[str, Any] = {
+    "hidden_size": 64,
+    "skip": True,
+    "scaled": True,
+    "input_dropout": 0.2,
+    "output_dropout": 0.3,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "quick": {"training.max_minutes": 1.0, "training.num_steps": 500},
