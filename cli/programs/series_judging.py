@@ -84,8 +84,9 @@ def evaluate(
 ) -> None:
     """Score forecasts of the last windows of series, beside forecasts without a model.
 
-    Those are the last value, the value of a season ago and climatology, each with its own errors
-    of the past. Coverage is the share of cells in the central interval, with its standard error.
+    Those are the last value and the value of a season ago, each with its own errors of the past,
+    climatology, and analogues (what followed the nearest values of the past). Coverage is the share
+    of cells in the central interval, with its standard error.
     """
     import torch
 

@@ -76,7 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.hidden_size": 64,
         "training.learning_rate": 5e-3,
         "training.kl_steps": 300,
-        "training.num_steps": 3_000,
+        "training.num_steps": 6_500,
         "training.valid_every": 100,
         "training.sample_every": 500,
     },

@@ -1,8 +1,10 @@
-"""Forecast without a model: the last value, the value of a season ago, climatology.
+"""Forecast without a model: the last value, the value of a season ago, climatology, analogues.
 
-Each draws what it adds to its point forecast from its own errors in the past: the error of a path
-is that of the same forecast from an origin in the history, all steps and columns together, so that
-paths have the history's dependence between steps and between columns.
+Each of the first three draws what it adds to its point forecast from its own errors in the past:
+the error of a path is that of the same forecast from an origin in the history, all steps and
+columns together, so that paths have the history's dependence between steps and between columns.
+Analogues (Lorenz, 1969) are what came, column by column, after the steps whose values were nearest
+to the last one: what a series does that returns to its mean, or stays within bounds.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Baseline = Literal["last value", "seasonal naive", "climatology"]
-BASELINES: tuple[Baseline, ...] = ("last value", "seasonal naive", "climatology")
+Baseline = Literal["last value", "seasonal naive", "climatology", "analogues"]
+BASELINES: tuple[Baseline, ...] = ("last value", "seasonal naive", "climatology", "analogues")
+NEAREST = 0.1  # share of the past that is near, at most: one analogue a path if these are fewer
 LEAST_CYCLES = 4  # of a season that is to be told from a shorter one by climatology
 # of kinds without differences; of the others the bounds of what can be
 WORDS = ("yes", "category")
@@ -40,7 +43,8 @@ def baseline_paths(
     are kept within what the column's kind allows. Of categories and truth
     values, a path is what followed the same point forecast in the past. Climatology's paths are
     stretches of the past from the same phase of the season, of the longest one that the history
-    holds four times.
+    holds four times. Analogues are as many as there are paths, but no more than a tenth of the
+    past.
 
     Args:
         name: which.
@@ -50,10 +54,12 @@ def baseline_paths(
         seasons: lengths of seasons; the shortest is the seasonal naive's. Without one the seasonal
             naive is the last value.
         paths: S.
-        recent: errors of so many last origins only; of all if not given.
+        recent: errors of so many last origins only; of all if not given. Analogues are of all.
         generator: of the origins.
     """
     steps = len(history)
+    if name == "analogues":
+        return _analogues(history, horizon, kinds, paths, generator)
     season = next((s for s in sorted(seasons) if s <= steps), 1)
     lag = season if name == "seasonal naive" else 1
     cycle = 1
@@ -80,6 +86,26 @@ def baseline_paths(
             errors = _picked(errors, which[::2], generator, np.zeros(horizon))
             both = np.stack([errors, -errors], 1).reshape(-1, horizon)[:paths]
             drawn[..., c] = np.clip(point[:, c] + both, *BOUNDS.get(kind, (0.0, np.inf)))
+    return drawn
+
+
+def _analogues(
+    history: Array, horizon: int, kinds: Sequence[str], paths: int, generator: np.random.Generator
+) -> Array:
+    """Return what came after the steps with the values nearest to each column's last one."""
+    ahead = np.arange(1, horizon + 1)
+    whole = max(len(history) - horizon, min(len(history) - 1, 1))  # origins that all steps follow
+    number = min(paths, int(np.ceil(NEAREST * whole)))
+    drawn = np.empty((paths, horizon, history.shape[1]))
+    for c, kind in enumerate(kinds):
+        seen = history[~np.isnan(history[:, c]), c]
+        column, last = history[:whole, c], seen[-1] if len(seen) else 0.0
+        distance = (column != last).astype(float) if kind in WORDS else np.abs(column - last)
+        # one that was not seen is the farthest; those as near are as likely to be taken
+        order = np.lexsort((generator.random(whole), np.nan_to_num(distance, nan=np.inf)))
+        came = _at_steps(history[:, c : c + 1], order[:number, None] + ahead)
+        which = _origins_of_paths(came, paths, generator)
+        drawn[..., c] = _picked(came[..., 0], which, generator, np.full(horizon, last))
     return drawn
 
 

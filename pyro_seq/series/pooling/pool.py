@@ -119,8 +119,13 @@ class Pool:
 
     @classmethod
     def from_json(cls, document: dict[str, Any], schema: Schema, path: Path) -> Pool:
-        """Return the pool of a document; raises `UserError` for one that is damaged."""
-        check(document, _described(), path, otherwise="is damaged")
+        """Return the pool of a document; raises `UserError` for one that is damaged.
+
+        In one without analogues, as they were written first, these have no weight.
+        """
+        older = document.get("members") == ["pair", *BASELINES[:-1]]
+        members = BASELINES[:-1] if older else BASELINES
+        check(document, _described(members), path, otherwise="is damaged")
         names = [column.name for column in pooled_columns(schema)]
         found = {}
         for name, kept in document["columns"].items():
@@ -128,6 +133,7 @@ class Pool:
             if len(lengths) != 1:
                 raise UserError(f"{path} is damaged: column {name!r} has leads of several numbers")
             weights = np.array(kept["weights"], np.float64)
+            weights = np.pad(weights, ((0, len(BASELINES) - len(members)), (0, 0)))
             found[name] = ColumnPool(weights, np.array(kept["spread"], np.float64))
         if sorted(found) != sorted(names):
             raise UserError(f"{path} is damaged: it is about columns that the run has not")
@@ -167,9 +173,9 @@ def members_of(
     return [{column.name: one[..., c] for c, column in enumerate(columns)} for one in found]
 
 
-def _described() -> Fields:
-    """Return the kind of the document of a pool."""
-    members = ("pair", *BASELINES)
+def _described(baselines: Sequence[Baseline]) -> Fields:
+    """Return the kind of the document of a pool with some forecasts that need no model."""
+    members = ("pair", *baselines)
     rows = Row(*(Items(Number(0, 1), least=1) for _ in members))
     column = Fields({"weights": rows, "spread": Items(Number(1e-3, 1e3), least=1)})
     return Fields(

@@ -42,6 +42,29 @@ def test_a_random_walk_spreads_as_it_moved() -> None:
     assert recent.std() == pytest.approx(0.1, rel=0.2)
 
 
+def test_analogues_follow_the_nearest_values() -> None:
+    generator, x = np.random.default_rng(3), np.zeros(20_000)
+    for t in range(1, len(x)):
+        x[t] = 0.9 * x[t - 1] + generator.normal()
+    x[-1] = 3.0
+    found = paths_of("analogues", x, 12, "real", paths=500)[..., 0]
+    # of a first-order autoregression the exact forecast is known
+    ahead = np.arange(1, 13)
+    mean, spread = 3 * 0.9**ahead, np.sqrt((1 - 0.81**ahead) / (1 - 0.81))
+    assert (np.abs(found.mean(0) - mean) < 4 * spread / np.sqrt(500) + 0.1).all()
+    assert found.std(0) == pytest.approx(spread, rel=0.15)
+    # each is a stretch of the past, that of a word begins after the same word
+    words = np.tile([0.0, 1.0, 2.0], 200)
+    after = paths_of("analogues", words, 3, "category", paths=20)[..., 0]
+    assert (after == [0, 1, 2]).all()
+
+
+@pytest.mark.parametrize("history", [[2.0], [1.0, 2.0], [np.nan, 4.0, np.nan]])
+def test_analogues_of_a_short_past_are_what_there_is(history: list[float]) -> None:
+    found = paths_of("analogues", history, 5, "real", paths=3)
+    assert np.isfinite(found).all() and found.shape == (3, 5, 1)
+
+
 def test_columns_keep_their_dependence() -> None:
     moves = np.random.default_rng(2).normal(size=(800, 1)).cumsum(0)
     both = np.concatenate([moves, 10 - moves], 1)

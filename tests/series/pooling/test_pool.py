@@ -79,7 +79,8 @@ def test_loss_is_the_crps_of_a_normal() -> None:
 def test_weights_follow_losses_and_spread_follows_errors() -> None:
     generator = np.random.default_rng(0)
     came = generator.normal(0, 1, (200, HORIZON))
-    members = np.sort([generator.normal(m, 0.5, (200, 100, HORIZON)) for m in (0, 0, 9, 9)], 2)
+    drawn = [generator.normal(m, 0.5, (200, 100, HORIZON)) for m in (0, 0, 9, 9, 9)]
+    members = np.sort(drawn, 2)
     found = _fitted(members, came, np.ones(200), 200)
     np.testing.assert_allclose(found.weights.sum(0), 1)
     np.testing.assert_allclose(found.weights[:2].T, [[0.75, 0.25]] * HORIZON, atol=0.02)
@@ -88,9 +89,9 @@ def test_weights_follow_losses_and_spread_follows_errors() -> None:
 
 
 def test_nothing_seen_leaves_the_pair_alone() -> None:
-    members = np.zeros((4, 1, 10, HORIZON))
+    members = np.zeros((5, 1, 10, HORIZON))
     found = _fitted(members, np.full((1, HORIZON), np.nan), np.ones(1), 1)
-    assert found.weights.tolist() == [[1.0] * HORIZON] + [[0.0] * HORIZON] * 3
+    assert found.weights.tolist() == [[1.0] * HORIZON] + [[0.0] * HORIZON] * 4
     assert found.spread.tolist() == [1.0] * HORIZON
 
 
@@ -99,7 +100,7 @@ def schema() -> Schema:
 
 
 def test_a_pool_is_written_and_read(tmp_path: Path) -> None:
-    pool = Pool(3, {"a": flat(0.7, 0.1, 0.1, 0.1)})
+    pool = Pool(3, {"a": flat(0.6, 0.1, 0.1, 0.1, 0.1)})
     found = Pool.from_json(pool.to_json(), schema(), tmp_path)
     np.testing.assert_allclose(found.columns["a"].weights, pool.columns["a"].weights)
     document = pool.to_json()
@@ -107,12 +108,21 @@ def test_a_pool_is_written_and_read(tmp_path: Path) -> None:
         document | {"columns": {}},
         document | {"windows": 0},
         document | {"members": ["pair", *BASELINES[::-1]]},
-        document | {"columns": {"a": {"weights": [[1.0]] * 4, "spread": [1.0, 1.0]}}},
-        document | {"columns": {"a": {"weights": [[2.0]] * 4, "spread": [1.0]}}},
+        document | {"columns": {"a": {"weights": [[1.0]] * 5, "spread": [1.0, 1.0]}}},
+        document | {"columns": {"a": {"weights": [[2.0]] * 5, "spread": [1.0]}}},
     ]
     for one in wrong:
         with pytest.raises(UserError, match="is damaged"):
             Pool.from_json(one, schema(), tmp_path)
+
+
+def test_a_pool_from_before_there_were_analogues_gives_them_no_weight(tmp_path: Path) -> None:
+    document = Pool(3, {"a": flat(0.7, 0.1, 0.1, 0.1)}).to_json()
+    document["members"] = ["pair", "last value", "seasonal naive", "climatology"]
+    found = Pool.from_json(document, schema(), tmp_path).columns["a"]
+    np.testing.assert_allclose(found.weights, flat(0.7, 0.1, 0.1, 0.1, 0).weights)
+    with pytest.raises(UserError, match="is damaged"):
+        Pool.from_json(document | {"members": ["pair", *BASELINES]}, schema(), tmp_path)
 
 
 def test_only_numbers_are_pooled() -> None:
@@ -122,5 +132,5 @@ def test_only_numbers_are_pooled() -> None:
     drawn = {name: generator.integers(0, 2, (1, 20, HORIZON)) * 1.0 for name in "ab"}
     others = members_of(drawn, past, schema(), generator)
     assert [sorted(one) for one in others] == [["a"]] * len(BASELINES)
-    found = Pool(1, {"a": flat(0.25, 0.25, 0.25, 0.25)}).pooled(drawn, past, schema(), generator)
+    found = Pool(1, {"a": flat(0.2, 0.2, 0.2, 0.2, 0.2)}).pooled(drawn, past, schema(), generator)
     assert found["b"] is drawn["b"] and found["a"].shape == (1, 20, HORIZON)
