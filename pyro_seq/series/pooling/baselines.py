@@ -40,11 +40,10 @@ def baseline_paths(
 
     Of numbers, a path is the point forecast plus or minus the errors of the same forecast from an
     origin in the past, drawn at random: both signs, so that the median is the point forecast. Paths
-    are kept within what the column's kind allows. Of categories and truth
-    values, a path is what followed the same point forecast in the past. Climatology's paths are
-    stretches of the past from the same phase of the season, of the longest one that the history
-    holds four times. Analogues are as many as there are paths, but no more than a tenth of the
-    past.
+    are kept within what the column's kind allows. Of categories and truth values, a path is what
+    followed the same point forecast in the past. Climatology's paths are stretches of the past from
+    the same phase of the season, of the longest one that the history holds four times. Analogues
+    are as many as there are paths, but at most a tenth of the past.
 
     Args:
         name: which.
